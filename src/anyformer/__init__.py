@@ -1,0 +1,68 @@
+"""Every transformer from the same few blocks: train, load, prove, save and generate.
+
+::
+
+    import anyformer as af
+    model, tokenizer = af.load("openai-community/gpt2")
+    print(af.generate(model, tokenizer, ["Once upon a time"], max_new_tokens=20))
+
+Names are imported when they are first used, so that `import anyformer` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anyformer.checkpoint import load, save
+    from anyformer.config import ModelConfig, diff
+    from anyformer.errors import UserError
+    from anyformer.families import preset
+    from anyformer.generation import embed, fill, generate, generate_ids
+    from anyformer.model import ModelOutput, Transformer, build
+    from anyformer.tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "build": "model",
+    "load": "checkpoint",
+    "save": "checkpoint",
+    "ModelConfig": "config",
+    "diff": "config",
+    "UserError": "errors",
+    "preset": "families",
+    "embed": "generation",
+    "fill": "generation",
+    "generate": "generation",
+    "generate_ids": "generation",
+    "ModelOutput": "model",
+    "Transformer": "model",
+    "Tokenizer": "tokenizer",
+}
+
+__all__ = [
+    "ModelConfig",
+    "ModelOutput",
+    "Tokenizer",
+    "Transformer",
+    "UserError",
+    "build",
+    "diff",
+    "embed",
+    "fill",
+    "generate",
+    "generate_ids",
+    "load",
+    "preset",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,96 @@
+"""Keys and values of the tokens read so far, so that each new token costs one step and not a whole pass."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class KeysValues(NamedTuple):
+    """What one attention layer looks at."""
+
+    keys: Float[Tensor, "batch kv_heads time head_dim"]
+    values: Float[Tensor, "batch kv_heads time head_dim"]
+
+
+class LayerCache:
+    """One layer's keys and values: its own, and those that its cross-attention made of the source once."""
+
+    def __init__(self, keys: Float[Tensor, "batch kv_heads capacity head_dim"], values: Tensor) -> None:
+        self.keys = keys
+        self.values = values
+        self.length = 0
+        self.source: KeysValues | None = None
+
+    def append(
+        self, keys: Float[Tensor, "batch kv_heads new head_dim"], values: Float[Tensor, "batch kv_heads new head_dim"]
+    ) -> KeysValues:
+        """Write the new keys and values behind the old, and return all of them."""
+        end = self.length + keys.shape[2]
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+        return KeysValues(self.keys[:, :, :end], self.values[:, :, :end])
+
+
+class KeyValueCache:
+    """The memory of a batch of texts that grow together; pass it to the model with each new piece of them.
+
+    Args:
+        layers: Decoder layers.
+        batch: Texts.
+        kv_heads: Key/value heads.
+        capacity: Longest text in tokens; the memory for it is reserved at once.
+        head_dim: Width of one head.
+        device: Where the model is.
+        dtype: The model's number format.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        batch: int,
+        kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        shape = (batch, kv_heads, capacity, head_dim)
+        self.layers = [
+            LayerCache(torch.empty(shape, device=device, dtype=dtype), torch.empty(shape, device=device, dtype=dtype))
+            for _ in range(layers)
+        ]
+        self.capacity = capacity
+        self.length = 0
+        """Tokens read so far, padding included."""
+        self.source_mask: Bool[Tensor, "batch source"] | None = None
+        self._real = torch.ones((batch, capacity), dtype=torch.bool, device=device)
+        self._ragged = False
+
+    def extend(self, new: int, mask: Bool[Tensor, "batch new"] | None) -> Bool[Tensor, "batch all"] | None:
+        """Make room for `new` tokens; returns which of all tokens are real, or None while none is padding.
+
+        Raises:
+            ValueError: the cache is full.
+        """
+        end = self.length + new
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, and {end} are needed")
+        if mask is not None:
+            self._real[:, self.length : end] = mask
+            self._ragged = self._ragged or not bool(mask.all())
+        self.length = end
+        return self._real[:, :end] if self._ragged else None
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows of the batch, in this order (a row may be taken more than once)."""
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+            if layer.source is not None:
+                layer.source = KeysValues(layer.source.keys[rows], layer.source.values[rows])
+        self._real = self._real[rows]
+        if self.source_mask is not None:
+            self.source_mask = self.source_mask[rows]

@@ -1,0 +1,52 @@
+"""From token ids to the vectors that enter the first block."""
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from anyformer.blocks.block import norm
+from anyformer.config import EmbeddingConfig, NormConfig
+
+
+class TokenEmbedding(nn.Module):
+    """A table with one vector a token, times `scale` (sqrt(d_model) in Vaswani et al. 2017, section 3.4)."""
+
+    def __init__(self, config: EmbeddingConfig, vocab_size: int, d_model: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(vocab_size, d_model, padding_idx=config.padding)
+        self.scale = config.scale
+
+    def forward(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
+        """Look the tokens up."""
+        vectors = self.table(tokens)
+        return vectors if self.scale == 1.0 else vectors * self.scale
+
+
+class InputEmbedding(nn.Module):
+    """``dropout(norm(token + segment + position))``, of which a config may leave out all but the first."""
+
+    def __init__(self, config: EmbeddingConfig, norm_config: NormConfig, d_model: int) -> None:
+        super().__init__()
+        self.segments = nn.Embedding(config.segments, d_model) if config.segments else None
+        self.norm = norm(norm_config, d_model) if config.norm else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        vectors: Float[Tensor, "batch time d_model"],
+        positions: Float[Tensor, "#batch time d_model"] | None = None,
+        segments: Int[Tensor, "batch time"] | None = None,
+    ) -> Float[Tensor, "batch time d_model"]:
+        """Sum up what is known of each token.
+
+        Args:
+            vectors: The token vectors.
+            positions: What a positional encoding adds.
+            segments: Which part of the text each token belongs to; None: all to the first.
+        """
+        if self.segments is not None:
+            vectors = vectors + (self.segments.weight[0] if segments is None else self.segments(segments))
+        if positions is not None:
+            vectors = vectors + positions.to(vectors.dtype)
+        if self.norm is not None:
+            vectors = self.norm(vectors)
+        return self.dropout(vectors)

@@ -1,0 +1,49 @@
+"""The feed-forward block: the same small network for every token."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from anyformer.config import ConfigError, FeedForwardConfig
+from anyformer.errors import nearest
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu_squared": lambda x: F.relu(x).square(),  # So et al. 2021 (Primer)
+    "gelu": F.gelu,  # Hendrycks & Gimpel 2016, with the exact error function
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # and its approximation, which GPT-2 and T5 v1.1 trained with
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation of this name. Raises ConfigError for an unknown one."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"activation: {name!r} is unknown ({nearest(name, ACTIVATIONS)}).")
+    return ACTIVATIONS[name]
+
+
+class FeedForward(nn.Module):
+    """``down(act(up(x)))`` (Vaswani et al. 2017, equation 2), or gated: ``down(act(gate(x)) * up(x))``.
+
+    The gated form with SiLU is LLaMA's SwiGLU, with GELU it is T5 v1.1's GEGLU (Shazeer 2020, equation 6).
+    """
+
+    def __init__(self, config: FeedForwardConfig, d_model: int) -> None:
+        super().__init__()
+        self.activation = activation(config.activation)
+        self.up = nn.Linear(d_model, config.width, bias=config.bias)
+        self.gate = nn.Linear(d_model, config.width, bias=config.bias) if config.gated else None
+        self.down = nn.Linear(config.width, d_model, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Transform each vector by itself."""
+        if self.gate is None:
+            return self.down(self.dropout(self.activation(self.up(x))))
+        return self.down(self.dropout(self.activation(self.gate(x)) * self.up(x)))

@@ -1,0 +1,100 @@
+"""From hidden states to answers."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Num
+from torch import Tensor, nn
+
+from anyformer.blocks.block import norm
+from anyformer.blocks.feedforward import activation
+from anyformer.config import HeadConfig, NormConfig
+
+
+class LanguageModelHead(nn.Module):
+    """Logits over the vocabulary: ``scale * transform(x) @ matrix.T + bias``.
+
+    Args:
+        config: The transform, scale and bias.
+        norm_config: The norm that ends the transform.
+        d_model: Width of the hidden states.
+        vocab_size: Number of tokens.
+        tied: Use the token table, given at each call, as the matrix (Press & Wolf 2017).
+    """
+
+    def __init__(self, config: HeadConfig, norm_config: NormConfig, d_model: int, vocab_size: int, *, tied: bool) -> None:
+        super().__init__()
+        self.scale = config.scale
+        self.transform = Transform(config.transform, norm_config, d_model) if config.transform else None
+        self.projection = None if tied else nn.Linear(d_model, vocab_size, bias=False)
+        bias = torch.zeros(vocab_size)
+        if config.bias == "learned":
+            self.bias: Tensor | None = nn.Parameter(bias)
+        elif config.bias == "fixed":
+            self.register_buffer("bias", bias)
+        else:
+            self.bias = None
+
+    def forward(
+        self, x: Float[Tensor, "*batch d_model"], table: Float[Tensor, "vocab d_model"] | None = None
+    ) -> Float[Tensor, "*batch vocab"]:
+        """Score every token of the vocabulary; `table` is the token table of a tied head."""
+        if self.transform is not None:
+            x = self.transform(x)
+        if self.scale != 1.0:
+            x = x * self.scale
+        matrix = table if self.projection is None else self.projection.weight
+        if matrix is None:
+            raise ValueError("a tied head needs the token table")
+        return F.linear(x, matrix, self.bias)
+
+
+class Transform(nn.Module):
+    """``norm(act(dense(x)))``: the last step before BERT's masked-word logits (its code, get_masked_lm_output)."""
+
+    def __init__(self, name: str, norm_config: NormConfig, d_model: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(d_model, d_model)
+        self.activation = activation(name)
+        self.norm = norm(norm_config, d_model)
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Transform each vector by itself."""
+        return self.norm(self.activation(self.dense(x)))
+
+
+class Pooler(nn.Module):
+    """``act(dense(first token))``: one vector for the whole text (Devlin et al. 2019, section 3)."""
+
+    def __init__(self, name: str, d_model: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(d_model, d_model)
+        self.activation = activation(name)
+
+    def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch d_model"]:
+        """Pool each text."""
+        return self.activation(self.dense(x[:, 0]))
+
+
+class Classifier(nn.Module):
+    """Logits over labels: of a pooled text, or of every token."""
+
+    def __init__(self, config: HeadConfig, d_model: int) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(config.dropout)
+        self.labels = nn.Linear(d_model, config.labels)
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch labels"]:
+        """Score every label."""
+        return self.labels(self.dropout(x))
+
+
+IGNORED = -100
+"""Targets of this value count for nothing."""
+
+
+def loss(logits: Float[Tensor, "*batch classes"], targets: Num[Tensor, "*batch"]) -> Float[Tensor, ""]:
+    """Mean cross-entropy in nats over the targets that are not -100; mean squared error if there is one class."""
+    logits = logits.float().flatten(0, -2)
+    if logits.shape[-1] == 1:
+        return F.mse_loss(logits[:, 0], targets.flatten().float())
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED)

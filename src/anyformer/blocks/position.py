@@ -1,0 +1,169 @@
+"""How the order of the tokens enters a transformer.
+
+A kind of position can act in three places, and each kind uses one of them::
+
+    embed      a vector added to the token's embedding      sinusoidal, learned
+    rotation   a turn of every query and key                rotary
+    bias       a number added to every attention score      relative
+
+A kind of one's own is a subclass of `PositionalEncoding` and an entry in `POSITIONS`.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from anyformer.blocks import rotary
+from anyformer.config import ConfigError, PositionConfig
+from anyformer.errors import nearest
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines by which queries and keys turn."""
+
+    cos: Float[Tensor, "#batch 1 time head_dim"]
+    sin: Float[Tensor, "#batch 1 time head_dim"]
+
+    def __call__(self, x: Float[Tensor, "batch heads time head_dim"]) -> Float[Tensor, "batch heads time head_dim"]:
+        """Turn pair (i, i + head_dim / 2) of each vector by its angle: RoFormer's equation 34, halves instead of pairs."""
+        first, second = x.chunk(2, dim=-1)
+        return x * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+
+    def last(self, count: int) -> "Rotation":
+        """That of the last tokens only."""
+        return self if count == self.cos.shape[2] else Rotation(self.cos[:, :, -count:], self.sin[:, :, -count:])
+
+
+class PositionSize(NamedTuple):
+    """The sizes that positions depend on."""
+
+    d_model: int
+    heads: int
+    """Query heads."""
+    head_dim: int
+    max_length: int
+    """Longest sequence, in tokens."""
+    causal: bool
+    """Whether tokens see only what came before."""
+
+
+class PositionalEncoding(nn.Module):
+    """No position at all, and the three places that its subclasses fill.
+
+    Args:
+        config: The kind and its parameters.
+        size: What the stack around it looks like.
+    """
+
+    rotates_late = False
+    """Keys are cached as they are and turned anew at every step, since their angles change as the text grows."""
+
+    def __init__(self, config: PositionConfig, size: PositionSize) -> None:
+        super().__init__()
+        self.config = config
+        self.size = size
+
+    def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"] | None:
+        """What is added to the embeddings; position -1 marks a token that does not count."""
+        return None
+
+    def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch 1"]) -> Rotation | None:
+        """How queries and keys at these positions turn in a text of this many tokens."""
+        return None
+
+    def bias(self, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]) -> Float[Tensor, "1 heads queries keys"] | None:
+        """What is added to the scores between tokens at these places."""
+        return None
+
+
+class SinusoidalPosition(PositionalEncoding):
+    """``PE(pos, 2i) = sin(pos / 10000^(2i/d))``, ``PE(pos, 2i+1) = cos(same)`` (Vaswani et al. 2017, section 3.5).
+
+    The paper's text interleaves sines and cosines; its code (tensor2tensor) and Marian put all sines first.
+    """
+
+    def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
+        """Sines and cosines, computed in float64 since an angle can be thousands of radians."""
+        d_model = self.size.d_model
+        evens = torch.arange(0, d_model, 2, device=positions.device, dtype=torch.float64)
+        angles = positions.clamp(min=0)[..., None] / 10_000.0 ** (evens / d_model)
+        sines, cosines = angles.sin(), angles.cos()[..., : d_model // 2]
+        if self.config.layout == "interleaved":
+            return torch.stack((sines, cosines), dim=-1).flatten(-2).float()
+        return torch.cat((sines, cosines), dim=-1).float()
+
+
+class LearnedPosition(PositionalEncoding):
+    """One learned vector for each position (GPT-2, BERT); `offset` rows of the table come before position 0."""
+
+    def __init__(self, config: PositionConfig, size: PositionSize) -> None:
+        super().__init__(config, size)
+        self.table = nn.Embedding(
+            size.max_length + config.offset, size.d_model, padding_idx=config.offset - 1 if config.skip_padding else None
+        )
+
+    def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
+        """Look the positions up."""
+        return self.table((positions + self.config.offset).clamp(min=0))
+
+
+class RotaryPosition(PositionalEncoding):
+    """Queries and keys turn by their position, so a score depends on their distance (RoFormer, Su et al. 2021)."""
+
+    def __init__(self, config: PositionConfig, size: PositionSize) -> None:
+        super().__init__(config, size)
+        self.rotates_late = config.scaling is not None and config.scaling.kind == "dynamic"
+
+    def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch 1"]) -> Rotation:
+        """Angles ``position * frequency``, once for each half of a head."""
+        frequencies, sharpness = rotary.frequencies(self.config, self.size.head_dim, self.size.max_length, length)
+        angles = (positions.float()[..., None] * frequencies)[:, None]
+        angles = torch.cat((angles, angles), dim=-1)
+        return Rotation(angles.cos() * sharpness, angles.sin() * sharpness)
+
+
+class RelativePosition(PositionalEncoding):
+    """A learned bias for each (bucketed) distance and head, shared by a stack's layers (Raffel et al. 2020, section 2.1).
+
+    Near distances have a bucket each, farther ones share logarithmically wider buckets.
+    """
+
+    def __init__(self, config: PositionConfig, size: PositionSize) -> None:
+        super().__init__(config, size)
+        self.table = nn.Embedding(config.buckets, size.heads)
+
+    def bucket(self, distance: Int[Tensor, "queries keys"]) -> Int[Tensor, "queries keys"]:
+        """The bucket of ``key - query``. Where both directions are seen, half of the buckets are for each."""
+        buckets = self.config.buckets
+        if self.size.causal:
+            side, distance = 0, (-distance).clamp(min=0)
+        else:
+            buckets //= 2
+            side, distance = (distance > 0) * buckets, distance.abs()
+        exact = buckets // 2
+        scale = torch.log(distance.float() / exact) / math.log(self.config.max_distance / exact)
+        far = (exact + (scale * (buckets - exact)).long()).clamp(max=buckets - 1)
+        return side + torch.where(distance < exact, distance, far)
+
+    def bias(self, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]) -> Float[Tensor, "1 heads queries keys"]:
+        """The bias between every query and key."""
+        return self.table(self.bucket(keys[None, :] - queries[:, None])).permute(2, 0, 1)[None]
+
+
+POSITIONS: dict[str, type[PositionalEncoding]] = {
+    "none": PositionalEncoding,
+    "sinusoidal": SinusoidalPosition,
+    "learned": LearnedPosition,
+    "rotary": RotaryPosition,
+    "relative": RelativePosition,
+}
+
+
+def positional_encoding(config: PositionConfig, size: PositionSize) -> PositionalEncoding:
+    """The positional encoding that the config names. Raises ConfigError for an unknown kind."""
+    if config.kind not in POSITIONS:
+        raise ConfigError(f"position.kind: {config.kind!r} is unknown ({nearest(config.kind, POSITIONS)}).")
+    return POSITIONS[config.kind](config, size)

@@ -1,0 +1,86 @@
+"""The frequencies of rotary positions, and the ways to stretch them over longer texts."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anyformer.config import PositionConfig, RotaryScaling
+
+
+def frequencies(
+    config: PositionConfig, head_dim: int, max_length: int, length: Int[Tensor, "batch 1"]
+) -> tuple[Float[Tensor, "*batch half"], float]:
+    """Radians per position for each pair of a head: ``theta^(-2i / head_dim)``, scaled.
+
+    Args:
+        config: theta and the scaling.
+        head_dim: Width of one head.
+        max_length: Tokens that the model was trained on.
+        length: Tokens in each text, which only dynamic scaling looks at.
+
+    Returns:
+        The frequencies, of shape [head_dim / 2] or, when they depend on the text, [batch, 1, head_dim / 2];
+        and the factor on cosines and sines that goes with them.
+    """
+    pairs = torch.arange(0, head_dim, 2, device=length.device, dtype=torch.float32) / head_dim
+    scaling = config.scaling
+    if scaling is None:
+        return 1.0 / config.theta**pairs, 1.0
+    if scaling.kind == "dynamic":
+        return _dynamic(config.theta, pairs, scaling, head_dim, max_length, length), 1.0
+    plain = 1.0 / config.theta**pairs
+    if scaling.kind == "linear":
+        return plain / scaling.factor, 1.0
+    if scaling.kind == "llama3":
+        return _llama3(plain, scaling), 1.0
+    sharpness = scaling.attention_factor
+    if sharpness is None:
+        sharpness = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+    return _yarn(plain, scaling, config.theta, head_dim), sharpness
+
+
+def _dynamic(
+    theta: float,
+    pairs: Float[Tensor, " half"],
+    scaling: RotaryScaling,
+    head_dim: int,
+    max_length: int,
+    length: Int[Tensor, "batch 1"],
+) -> Float[Tensor, "batch 1 half"]:
+    """NTK-aware scaling that sets in where the text outgrows `max_length`: theta rises with the overshoot."""
+    overshoot = scaling.factor * length.clamp(min=max_length) / max_length - (scaling.factor - 1)
+    base = theta * overshoot ** (head_dim / (head_dim - 2))
+    return (1.0 / base**pairs)[:, None]
+
+
+def _original_length(scaling: RotaryScaling) -> int:
+    if scaling.original_length is None:
+        raise ValueError(f"{scaling.kind} scaling needs original_length")
+    return scaling.original_length
+
+
+def _llama3(plain: Float[Tensor, " half"], scaling: RotaryScaling) -> Float[Tensor, " half"]:
+    """Long wavelengths are divided by the factor, short ones kept, those between blended (LLaMA 3.1's code)."""
+    low, high = scaling.low_frequency, scaling.high_frequency
+    rotations = _original_length(scaling) / (2 * math.pi / plain)
+    keep = ((rotations - low) / (high - low)).clamp(0, 1)
+    return (1 - keep) * plain / scaling.factor + keep * plain
+
+
+def _yarn(plain: Float[Tensor, " half"], scaling: RotaryScaling, theta: float, head_dim: int) -> Float[Tensor, " half"]:
+    """NTK-by-parts: pairs that turn often are kept, those that turn seldom are divided (Peng et al. 2023, section 3.2)."""
+
+    def pair_that_turns(rotations: float) -> float:
+        return head_dim * math.log(_original_length(scaling) / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    index = torch.arange(len(plain), device=plain.device, dtype=torch.float32)
+    keep = 1 - ((index - low) / (high - low)).clamp(0, 1)
+    return plain / scaling.factor * (1 - keep) + plain * keep

@@ -1,0 +1,45 @@
+"""Where a model lies: a directory, or a repository on the Hugging Face hub that becomes one."""
+
+import re
+from pathlib import Path
+
+from anyformer.errors import UserError
+
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.spm", "*.txt"]
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
+    """The directory of a model, downloaded into the hub's cache if need be.
+
+    Raises:
+        UserError: neither a directory nor a hub id, no such repository, or no network.
+    """
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        return path
+    name = str(path_or_hub_id)
+    if path.exists():
+        raise UserError(f"{name} is a file, not a model directory.")
+    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise UserError(f"There is no directory {name}.")
+    return _download(name, [*_WANTED, "*.bin"] if allow_pickle else _WANTED)
+
+
+def _download(name: str, wanted: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except GatedRepoError as error:
+        raise UserError(f"The model {name} on the hub is gated: ask for access there, then log in with `hf auth login`.") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"There is no directory {name}, and no model of that name on the hub.") from error
+    except HFValidationError as error:
+        raise UserError(f"There is no directory {name}, and it can't be the name of a model on the hub.") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"There is no directory {name}, and the hub can't be reached to look for a model of that name; "
+            "check the path, or the network."
+        ) from error

@@ -1,0 +1,150 @@
+"""From a model directory to a model."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyformer.checkpoint import hub, pooling
+from anyformer.checkpoint.weights import Weights, read_json
+from anyformer.config import ModelConfig
+from anyformer.errors import UserError
+from anyformer.families import FAMILIES, from_huggingface
+from anyformer.families.base import Family
+from anyformer.families.rows import Row
+from anyformer.model import Origin, Transformer
+from anyformer.tokenizer import Tokenizer
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load(
+    path_or_hub_id: str | Path,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    *,
+    allow_pickle: bool = False,
+) -> tuple[Transformer, Tokenizer | None]:
+    """Read a model directory in Hugging Face's format, or a repository of the hub.
+
+    Args:
+        path_or_hub_id: A directory, or a name such as ``openai-community/gpt2``.
+        dtype: The number format of the weights; None: as stored.
+        device: Where to put them; None: the CPU.
+        allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors (tensors only, no code).
+
+    Returns:
+        The model, in evaluation mode, with the head that config.json's `architectures` names; and its tokenizer, or
+        None where there is none.
+
+    Raises:
+        UserError: no such model, an unsupported one, or weights that are damaged, unknown, missing or misshapen.
+    """
+    directory = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
+    raw = read_json(directory / "config.json")
+    family = FAMILIES.get(raw.get("model_type", ""))
+    config = _read_config(raw, directory)
+    if family is None:
+        raise AssertionError("a config was read, so its family is known")
+    weights = Weights(directory, allow_pickle=allow_pickle)
+    config = replace(_settle_head(config, family, weights), pooling=pooling.read(directory))
+    with torch.device("meta"):
+        model = Transformer(config)
+    _fill(model, family, weights, torch_dtype(dtype), device)
+    generation = directory / "generation_config.json"
+    model.origin = Origin(config=raw, generation=read_json(generation) if generation.is_file() else {})
+    return model.eval(), Tokenizer.find(directory)
+
+
+def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The format of this name. Raises UserError for one that weights can't have."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in _DTYPES:
+        raise UserError(f"There is no dtype {dtype!r}: choose one of {', '.join(_DTYPES)}.")
+    return _DTYPES[dtype]
+
+
+def _read_config(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
+    try:
+        return from_huggingface(raw)
+    except UserError as error:
+        raise UserError(f"{directory}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{directory / 'config.json'} has a field that is missing or misshapen: {error}.") from error
+
+
+def _settle_head(config: ModelConfig, family: Family, weights: Weights) -> ModelConfig:
+    """Tied or not, the file has the last word: a head that differs from the token table is a head of its own."""
+    names = {line.ours[0]: line.theirs for line in reversed(family.rows) if not line.alias}
+    head, table = names.get("head.projection.weight"), names.get("tokens.table.weight")
+    if config.head.kind != "language_model" or head is None or table is None:
+        return config
+    if config.embedding.tied and head in weights and table in weights:
+        tied = torch.equal(weights.read(head), weights.read(table))
+    elif not config.embedding.tied and head not in weights and family.ties_missing_head:
+        tied = True
+    else:
+        return config
+    return replace(config, embedding=replace(config.embedding, tied=tied))
+
+
+def _fill(
+    model: Transformer, family: Family, weights: Weights, dtype: torch.dtype | None, device: torch.device | str | None
+) -> None:
+    """Give every weight of a model without storage its tensor from the file, one at a time."""
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    table = family.table(shapes)
+    found = _match(table, family, weights)
+    state: dict[str, Tensor] = {}
+    for theirs, line in sorted(table.items(), key=lambda item: item[1].alias):
+        if theirs not in found:
+            continue
+        stored = weights.read(found[theirs])
+        if line.alias and line.ours[0] in state:
+            if not torch.equal(stored.flatten().to(state[line.ours[0]]), state[line.ours[0]].flatten()):
+                raise UserError(f"{weights.directory}: {theirs} should equal the weight it is tied to, and does not.")
+            continue
+        for name, tensor in zip(line.ours, line.operation.read(stored, len(line.ours)), strict=True):
+            if tensor.shape != shapes[name]:
+                raise UserError(
+                    f"{weights.directory}: the weight {theirs} has shape {list(stored.shape)}, which does not fit "
+                    f"config.json: {name} wants {list(shapes[name])}."
+                )
+            state[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+    missing = [theirs for theirs, line in table.items() if not line.alias and not set(line.ours) <= set(state)]
+    if missing:
+        raise UserError(f"{weights.directory}: the weight {missing[0]} is missing{_more(missing)}.")
+    model.load_state_dict(state, assign=True)
+
+
+def _match(table: Mapping[str, Row], family: Family, weights: Weights) -> dict[str, str]:
+    """The name in the file for each name in the table: files of bare models leave the prefix out."""
+    found: dict[str, str] = {}
+    unknown: list[str] = []
+    for name in weights.names:
+        modern = re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + _TENSORFLOW[m[1]], name)
+        for candidate in (modern, family.prefix + modern):
+            if candidate in table:
+                found[candidate] = name
+                break
+        else:
+            if not any(re.fullmatch(pattern, name) for pattern in family.ignored):
+                unknown.append(name)
+    if unknown:
+        raise UserError(
+            f"{weights.directory}: the weight {unknown[0]} is unknown to a {family.model_type} model of this "
+            f"config.json{_more(unknown)}."
+        )
+    return found
+
+
+_TENSORFLOW = {"gamma": "weight", "beta": "bias"}
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -1,0 +1,69 @@
+"""The files in which sentence-transformers says how a text becomes one vector."""
+
+from pathlib import Path
+from typing import Any
+
+from anyformer.checkpoint.weights import inside, read_json
+from anyformer.config import PoolingConfig
+from anyformer.errors import UserError
+
+_MODES = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "first",
+    "pooling_mode_lasttoken": "last",
+    "pooling_mode_max_tokens": "max",
+}
+_PACKAGE = "sentence_transformers.models"
+
+
+def read(directory: Path) -> PoolingConfig:
+    """The pooling of a model directory; plain means where it says nothing. Raises UserError for one we do not know."""
+    modules = directory / "modules.json"
+    if not modules.is_file():
+        return PoolingConfig()
+    kind, normalise, max_tokens = "mean", False, None
+    for module in _modules(modules):
+        name = str(module.get("type", "")).rsplit(".", 1)[-1]
+        path = inside(directory, str(module.get("path", "")))
+        if name == "Transformer" and (path / "sentence_bert_config.json").is_file():
+            max_tokens = read_json(path / "sentence_bert_config.json").get("max_seq_length")
+        elif name == "Pooling":
+            kind = _kind(path / "config.json")
+        elif name == "Normalize":
+            normalise = True
+        elif name != "Transformer":
+            raise UserError(f"{modules} asks for a module {name!r}, which is not supported.")
+    return PoolingConfig(kind=kind, normalise=normalise, max_tokens=max_tokens)
+
+
+def _modules(path: Path) -> list[dict[str, Any]]:
+    import json
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as JSON: {error}.") from error
+
+
+def _kind(path: Path) -> Any:
+    modes = [name for name, value in read_json(path).items() if name.startswith("pooling_mode_") and value is True]
+    if len(modes) != 1 or modes[0] not in _MODES:
+        raise UserError(f"{path} asks for the pooling {' and '.join(modes) or 'of nothing'}, which is not supported.")
+    return _MODES[modes[0]]
+
+
+def files(pooling: PoolingConfig, d_model: int) -> dict[str, Any]:
+    """What to write for this pooling: file name -> JSON value; nothing for plain means, which need no saying."""
+    if pooling == PoolingConfig():
+        return {}
+    chain = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if pooling.normalise else [])]
+    return {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"{_PACKAGE}.{name}"} for i, (path, name) in enumerate(chain)
+        ],
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": d_model,
+            **{name: kind == pooling.kind for name, kind in _MODES.items()},
+        },
+        "sentence_bert_config.json": {"max_seq_length": pooling.max_tokens, "do_lower_case": False},
+    }

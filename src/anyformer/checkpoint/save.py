@@ -1,0 +1,172 @@
+"""From a model to a model directory."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from anyformer.checkpoint import pooling
+from anyformer.checkpoint.weights import INDEX, SINGLE
+from anyformer.config import ModelConfig
+from anyformer.errors import UserError
+from anyformer.families import FAMILIES, from_huggingface, to_huggingface
+from anyformer.families.base import Family
+from anyformer.model import Transformer
+from anyformer.tokenizer import Tokenizer
+
+GIGABYTE = 10**9
+
+
+def save(
+    model: Transformer,
+    directory: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    max_shard_size: int = 5 * GIGABYTE,
+) -> str:
+    """Write a model directory in Hugging Face's format, whole or not at all.
+
+    Args:
+        model: What to write.
+        directory: Where; files of an earlier model there are replaced once the new ones are complete.
+        tokenizer: Its tokenizer, written beside it.
+        max_shard_size: Bytes of weights in one file, beyond which they are spread over several.
+
+    Returns:
+        The `model_type` that it was written as: "anyformer" where no Hugging Face class can express the model.
+
+    Raises:
+        UserError: the tokenizer has more tokens than the model, or the files can't be written.
+    """
+    config = model.config
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"The tokenizer has {tokenizer.vocab_size} tokens and the model only {config.vocab_size}: "
+            "they do not belong together."
+        )
+    family, raw = _config_json(model)
+    with writing(Path(directory)) as target:
+        _write_weights(_weights(model, family, bare=config.head.kind == "none"), target, max_shard_size)
+        for name, value in pooling.files(config.pooling, config.d_model).items():
+            _write_json(target / name, value)
+        _write_json(target / "generation_config.json", _generation(model))
+        if tokenizer is not None:
+            tokenizer.save(target)
+        _write_json(target / "config.json", raw)
+    return family.model_type
+
+
+def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
+    """What was loaded is written as it was; what was changed since, or is new, in the family's own words."""
+    origin, config = model.origin.config, model.config
+    dtype = str(model.tokens.table.weight.dtype).removeprefix("torch.")
+    if origin and _says(origin, config):
+        return FAMILIES[origin["model_type"]], {**origin, "dtype" if "torch_dtype" not in origin else "torch_dtype": dtype}
+    family, written = to_huggingface(config)
+    kept = {k: v for k, v in origin.items() if k != "torch_dtype"} if origin.get("model_type") == family.model_type else {}
+    return family, {**kept, **written, "dtype": dtype}
+
+
+def _says(raw: Mapping[str, Any], config: ModelConfig) -> bool:
+    """Whether this config.json describes this model. A head that is not tied shows in the weights alone."""
+    said = from_huggingface(raw)
+    return said == replace(config, embedding=replace(config.embedding, tied=said.embedding.tied), pooling=said.pooling)
+
+
+def _generation(model: Transformer) -> dict[str, Any]:
+    if model.origin.generation:
+        return dict(model.origin.generation)
+    tokens = model.config.tokens
+    ids: dict[str, Any] = {
+        "bos_token_id": tokens.bos,
+        "eos_token_id": tokens.eos[0] if len(tokens.eos) == 1 else list(tokens.eos),
+        "pad_token_id": tokens.pad,
+        "decoder_start_token_id": tokens.decoder_start,
+    }
+    forced = {k: v for k, v in model.origin.config.items() if k.startswith("forced_")}
+    return {"_from_model_config": True, **{k: v for k, v in {**ids, **forced}.items() if v not in (None, [])}}
+
+
+def _weights(model: Transformer, family: Family, *, bare: bool) -> dict[str, Tensor]:
+    """Name on disk -> tensor. Files of bare models have no prefix."""
+    state = model.state_dict()
+    stored: dict[str, Tensor] = {}
+    for theirs, line in family.table(state).items():
+        if not line.alias:
+            tensor = line.operation.write([state[name].detach() for name in line.ours])
+            stored[theirs.removeprefix(family.prefix) if bare else theirs] = tensor.contiguous().cpu()
+    return stored
+
+
+def _write_weights(tensors: Mapping[str, Tensor], directory: Path, max_shard_size: int) -> None:
+    shards: list[dict[str, Tensor]] = [{}]
+    room = max_shard_size
+    for name, tensor in tensors.items():
+        if tensor.nbytes > room and shards[-1]:
+            shards.append({})
+            room = max_shard_size
+        shards[-1][name] = tensor
+        room -= tensor.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], directory / SINGLE, metadata={"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file(shard, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[Path]:
+    """A fresh directory to write into, whose files are moved into place when all of them are whole.
+
+    Raises:
+        UserError: the disk is full or the place can't be written to; what was there before is untouched.
+    """
+    directory = directory.absolute()
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    except OSError as error:
+        raise UserError(f"{directory} can't be written: {error.strerror}.") from error
+    try:
+        yield fresh
+        _move(fresh, directory)
+    except OSError as error:
+        raise UserError(f"{directory} can't be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _move(fresh: Path, directory: Path) -> None:
+    """Put complete files in place of old ones, config.json last, and remove shards of an earlier model."""
+    files = sorted(
+        (path.relative_to(fresh) for path in fresh.rglob("*") if path.is_file()), key=lambda p: p.name == "config.json"
+    )
+    if not directory.exists():
+        fresh.chmod(0o755)
+        fresh.rename(directory)
+        return
+    for name in files:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(fresh / name, directory / name)
+    for old in (*directory.glob("model*.safetensors"), directory / INDEX):
+        if old.relative_to(directory) not in files:
+            old.unlink(missing_ok=True)
+

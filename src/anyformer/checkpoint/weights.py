@@ -1,0 +1,116 @@
+"""The tensors of a model directory, read one by one: safetensors, sharded or not, or pickles if they are allowed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from anyformer.errors import UserError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises UserError if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} has no {path.name}.") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} can't be read as JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} should hold a JSON object, not {type(value).__name__}.")
+    return cast("dict[str, Any]", value)
+
+
+def inside(directory: Path, name: str) -> Path:
+    """The path of a file that another file names. Raises UserError if it leads out of the directory."""
+    path = (directory / name).resolve()
+    # A hub download links into its cache, so the folder of the unresolved path counts as well.
+    lexical = Path(name)
+    if lexical.is_absolute() or ".." in lexical.parts:
+        raise UserError(f"{directory} names a file outside itself: {name!r}.")
+    return path
+
+
+class Weights:
+    """The tensors of a model directory by name. Nothing is read before it is asked for.
+
+    Raises:
+        UserError: no weights, a damaged file, an index that points elsewhere, or pickles that are not allowed.
+    """
+
+    def __init__(self, directory: Path, *, allow_pickle: bool = False) -> None:
+        self.directory = directory
+        self._readers: dict[str, Callable[[], Tensor]] = {}
+        if (directory / INDEX).is_file():
+            for name in self._shards(INDEX):
+                self._open_safetensors(inside(directory, name))
+        elif (directory / SINGLE).is_file():
+            self._open_safetensors(directory / SINGLE)
+        else:
+            self._open_pickles(allow_pickle)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._readers
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors."""
+        return list(self._readers)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, in the format that it is stored in."""
+        return self._readers[name]()
+
+    def _shards(self, index: str) -> list[str]:
+        weight_map = read_json(self.directory / index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError(f"{self.directory / index} has no weight_map.")
+        return sorted({str(name) for name in cast("dict[str, Any]", weight_map).values()})
+
+    def _open_safetensors(self, path: Path) -> None:
+        try:
+            file = safe_open(path, framework="pt", device="cpu")
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is missing, though the index names it.") from error
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again.") from error
+        for name in cast("list[str]", file.keys()):  # noqa: SIM118
+            self._readers[name] = lambda name=name: cast("Tensor", file.get_tensor(name))
+
+    def _open_pickles(self, allow_pickle: bool) -> None:
+        directory = self.directory
+        if (directory / PICKLE_INDEX).is_file():
+            files = [inside(directory, name) for name in self._shards(PICKLE_INDEX)]
+        elif (directory / PICKLE).is_file():
+            files = [directory / PICKLE]
+        else:
+            raise UserError(f"{directory} has no {SINGLE} and no {INDEX}: there are no weights to read.")
+        if not allow_pickle:
+            raise UserError(
+                f"{directory} has only {files[0].name}, a pickle; if you trust its author, allow it with --allow-pickle."
+            )
+        for path in files:
+            for name, tensor in _unpickle(path).items():
+                self._readers[name] = lambda tensor=tensor: tensor
+
+
+def _unpickle(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing, though the index names it.") from error
+    except Exception as error:
+        # torch.load raises whatever the pickle machine met: the file is bad in some way, or has more than tensors in it.
+        raise UserError(f"{path} can't be read as a file of tensors ({str(error).splitlines()[0]}).") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} should hold a dict of tensors, not {type(state).__name__}.")
+    return {name: value for name, value in cast("dict[str, Any]", state).items() if isinstance(value, Tensor)}

@@ -1,0 +1,495 @@
+"""The description of any transformer, as data.
+
+A :class:`ModelConfig` is a handful of small frozen dataclasses, each named after the block that it configures.
+Decoder-only, encoder-only and encoder-decoder are not three classes but two numbers::
+
+    encoder_layers  decoder_layers
+          0               12          GPT-2, LLaMA   (generates)
+         12                0          BERT           (understands)
+          6                6          T5, the 2017 Transformer (rewrites one sequence as another)
+
+This module imports no torch, so that the command line can show, compare and check configs at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from anyformer.errors import UserError, nearest
+
+T = TypeVar("T")
+Scaling = Literal["linear", "dynamic", "llama3", "yarn"]
+
+
+class ConfigError(UserError, ValueError):
+    """A config that describes no transformer: the message names the field and the reason."""
+
+
+def _require(condition: bool, name: str, reason: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name}: {reason}.")
+
+
+def _require_rate(rate: float, name: str) -> None:
+    _require(0.0 <= rate < 1.0, name, f"a dropout rate lies in [0, 1), not {rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Multi-head attention (Vaswani et al. 2017, section 3.2), and what later models changed in it.
+
+    ::
+
+        heads    8 8 8 8 8 8 8 8      queries
+        kv_heads 8 8 8 8 8 8 8 8      MHA: one key/value head for each query head
+                 2 2 2 2              GQA: a group of query heads shares one
+                 1                    MQA: all share one
+    """
+
+    heads: int
+    kv_heads: int | None = None
+    """Key/value heads; None: as many as `heads` (Ainslie et al. 2023)."""
+    head_dim: int | None = None
+    """Width of one head; None: d_model / heads."""
+    bias: bool = True
+    """Bias on the query, key and value projections."""
+    output_bias: bool = True
+    """Bias on the output projection (Qwen2 has it only on the three others)."""
+    scale: float | None = None
+    """Factor on the scores; None: 1 / sqrt(head_dim). T5 uses 1 and folds it into the initialisation."""
+    scale_by_layer: bool = False
+    """Divide the scores of layer i by i + 1 as well (the Mistral project's GPT-2s)."""
+    window: int | None = None
+    """A token sees this many tokens, itself included (Mistral's sliding window); None: all of them."""
+    window_from: int = 0
+    """The first layer that has the window (Qwen2's max_window_layers)."""
+    qk_norm: bool = False
+    """Normalise each head's queries and keys (Qwen3)."""
+    dropout: float = 0.0
+    """Dropout on the attention weights."""
+
+    def __post_init__(self) -> None:
+        _require(self.heads >= 1, "attention.heads", f"at least one head is needed, not {self.heads}")
+        kv_heads = self.kv_heads if self.kv_heads is not None else self.heads
+        _require(
+            kv_heads >= 1 and self.heads % kv_heads == 0,
+            "attention.kv_heads",
+            f"{self.heads} query heads can't be shared out evenly among {kv_heads} key/value heads",
+        )
+        _require(self.head_dim is None or self.head_dim >= 1, "attention.head_dim", "must be positive")
+        _require(self.window is None or self.window >= 1, "attention.window", "a token must see itself")
+        _require(self.window_from >= 0, "attention.window_from", "is a layer number, 0 or more")
+        _require_rate(self.dropout, "attention.dropout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForwardConfig:
+    """The feed-forward block: ``down(act(up(x)))``, or gated ``down(act(gate(x)) * up(x))`` (Shazeer 2020)."""
+
+    width: int
+    activation: str = "gelu"
+    """A name in `anyformer.blocks.feedforward.ACTIVATIONS`: relu, gelu, gelu_tanh, silu, ..."""
+    gated: bool = False
+    bias: bool = True
+    dropout: float = 0.0
+    """Dropout on the inner activations."""
+
+    def __post_init__(self) -> None:
+        _require(self.width >= 1, "feed_forward.width", f"must be positive, not {self.width}")
+        _require_rate(self.dropout, "feed_forward.dropout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryScaling:
+    """How a rotary model is stretched past the length it was trained on.
+
+    `linear` divides every frequency by `factor`; `dynamic` raises theta as the sequence outgrows `max_length`
+    (NTK); `llama3` divides only the long wavelengths; `yarn` blends both and sharpens the attention
+    (Peng et al. 2023).
+    """
+
+    kind: Scaling
+    factor: float
+    original_length: int | None = None
+    """The length of the first training (llama3, yarn)."""
+    low_frequency: float = 1.0
+    high_frequency: float = 4.0
+    """llama3: wavelengths beyond original_length / low_frequency are divided, those within / high_frequency kept."""
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    """yarn: rotations over the original length between which the two are blended."""
+    attention_factor: float | None = None
+    """yarn: factor on cosines and sines; None: 0.1 ln(factor) + 1."""
+    truncate: bool = True
+    """yarn: round the blending range outwards to whole dimensions."""
+
+    def __post_init__(self) -> None:
+        name = "position.scaling"
+        _require(self.kind in get_args(Scaling), name, f"unknown kind {self.kind!r} ({nearest(self.kind, get_args(Scaling))})")
+        _require(self.factor > 0, f"{name}.factor", f"must be positive, not {self.factor}")
+        if self.kind in ("llama3", "yarn"):
+            _require(self.original_length is not None, f"{name}.original_length", f"{self.kind} scaling needs it")
+        if self.kind == "llama3":
+            _require(
+                self.low_frequency < self.high_frequency,
+                f"{name}.low_frequency",
+                f"must be below high_frequency, {self.low_frequency} is not below {self.high_frequency}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionConfig:
+    """How the order of the tokens enters.
+
+    ========== =================================================== ==========================================
+    kind       what it does                                        source
+    ========== =================================================== ==========================================
+    none       nothing (a causal decoder can still learn order)    Haviv et al. 2022
+    sinusoidal adds fixed sines and cosines to the embeddings      Vaswani et al. 2017, section 3.5
+    learned    adds a learned vector for each position             GPT-2, BERT
+    rotary     rotates queries and keys by their position          Su et al. 2021
+    relative   adds a learned bias for each distance to the scores T5: Raffel et al. 2020, section 2.1
+    ========== =================================================== ==========================================
+    """
+
+    kind: str = "learned"
+    """A name in `anyformer.blocks.position.POSITIONS`."""
+    layout: Literal["interleaved", "halves"] = "halves"
+    """sinusoidal: sine and cosine alternate (the paper's text), or all sines come first (its code, Marian)."""
+    offset: int = 0
+    """learned: rows of the table before position 0 (2 in RoBERTa and BART)."""
+    skip_padding: bool = False
+    """learned: tokens equal to `embedding.padding` do not count as positions (RoBERTa)."""
+    theta: float = 10_000.0
+    """rotary: the base of the wavelengths."""
+    scaling: RotaryScaling | None = None
+    buckets: int = 32
+    """relative: number of distances told apart."""
+    max_distance: int = 128
+    """relative: distances from here on share one bucket."""
+
+    def __post_init__(self) -> None:
+        _require(self.layout in ("interleaved", "halves"), "position.layout", f"is interleaved or halves, not {self.layout!r}")
+        _require(self.offset >= 0, "position.offset", "can't be negative")
+        _require(self.theta > 0, "position.theta", "must be positive")
+        _require(self.buckets >= 4 and self.buckets % 2 == 0, "position.buckets", f"an even number of at least 4, not {self.buckets}")
+        _require(self.max_distance > self.buckets // 2, "position.max_distance", f"must exceed half of the {self.buckets} buckets")
+        if self.scaling is not None:
+            _require(self.kind == "rotary", "position.scaling", f"only rotary positions are scaled, not {self.kind}")
+        if self.skip_padding:
+            _require(self.kind == "learned", "position.skip_padding", "only learned positions know it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormConfig:
+    """Normalisation, and where it sits.
+
+    ::
+
+        post (2017, BERT)   x = norm(x + f(x))
+        pre  (GPT-2, LLaMA) x = x + f(norm(x)), and one more norm after the last block
+    """
+
+    kind: str = "layer"
+    """A name in `anyformer.blocks.norm.NORMS`: layer (Ba et al. 2016) or rms (Zhang & Sennrich 2019)."""
+    eps: float = 1e-5
+    placement: Literal["pre", "post"] = "pre"
+
+    def __post_init__(self) -> None:
+        _require(self.eps > 0, "norm.eps", f"must be positive, not {self.eps}")
+        _require(self.placement in ("pre", "post"), "norm.placement", f"is pre or post, not {self.placement!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """From token ids to vectors."""
+
+    tied: bool = True
+    """The language-model head uses the token table as its matrix (Press & Wolf 2017)."""
+    scale: float = 1.0
+    """Factor on the token vectors: sqrt(d_model) in the 2017 paper, section 3.4."""
+    segments: int = 0
+    """Number of segment (token type) vectors: BERT's sentence A and B."""
+    norm: bool = False
+    """Normalise the sum (BERT, BART)."""
+    padding: int | None = None
+    """Token id whose row learns nothing from being read."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.segments >= 0, "embedding.segments", "can't be negative")
+        _require_rate(self.dropout, "embedding.dropout")
+
+
+HeadKind = Literal["none", "language_model", "classification", "token_classification"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """From hidden states to answers."""
+
+    kind: HeadKind = "language_model"
+    """none: hidden states only; language_model: logits over the vocabulary (next token, or the masked one);
+    classification: one answer a sequence; token_classification: one a token."""
+    transform: str | None = None
+    """language_model: an activation name; a dense layer, it and a norm come first (BERT)."""
+    bias: Literal["none", "learned", "fixed"] = "none"
+    """language_model: a bias over the vocabulary; fixed: stored and added but not trained (Marian, BART)."""
+    scale: float = 1.0
+    """language_model: factor on the hidden states (T5 v1.0: 1 / sqrt(d_model))."""
+    pooler: str | None = None
+    """none, classification: an activation name; a dense layer and it on the first token (BERT's pooler)."""
+    labels: int = 2
+    """classification, token_classification: number of labels."""
+    dropout: float = 0.0
+    """Dropout before the classifier."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.kind in get_args(HeadKind), "head.kind", f"{self.kind!r} is unknown ({nearest(self.kind, get_args(HeadKind))})"
+        )
+        _require(self.bias in ("none", "learned", "fixed"), "head.bias", f"is none, learned or fixed, not {self.bias!r}")
+        _require(self.labels >= 1, "head.labels", "at least one label is needed")
+        _require_rate(self.dropout, "head.dropout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolingConfig:
+    """How `anyformer.embed` makes one vector of a text (the pooling files of sentence-transformers)."""
+
+    kind: Literal["mean", "first", "last", "max"] = "mean"
+    normalise: bool = False
+    max_tokens: int | None = None
+    """Texts are cut to this many tokens; None: to the model's `max_length`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """How fresh weights are drawn; docs/initialisation.md gives each family's source."""
+
+    kind: str = "normal"
+    """A name in `anyformer.blocks.initialisation.INITIALISERS`: normal, truncated_normal, xavier or t5."""
+    std: float = 0.02
+    scale_residual: bool = False
+    """Divide the std of the projections that write to the residual stream by sqrt(2 * layers) (GPT-2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+    """Ids that generation and batching need. They describe the tokenizer that the weights were trained with."""
+
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    """Generation stops at any of these."""
+    pad: int | None = None
+    decoder_start: int | None = None
+    """Encoder-decoders: the first token that the decoder reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """One transformer.
+
+    Raises:
+        ConfigError: a field, or a combination of fields, that describes no transformer; it names the field.
+    """
+
+    vocab_size: int
+    d_model: int
+    encoder_layers: int = 0
+    decoder_layers: int = 0
+    max_length: int = 1024
+    """Longest sequence in tokens: rows of the position table, or the length that the model was trained on."""
+    source_vocab_size: int | None = None
+    """Encoder-decoders: the size of a table of the encoder's own; None: one table serves both stacks."""
+    attention: AttentionConfig
+    feed_forward: FeedForwardConfig
+    decoder_attention: AttentionConfig | None = None
+    decoder_feed_forward: FeedForwardConfig | None = None
+    """Encoder-decoders: the decoder's own blocks; None: as the encoder's."""
+    position: PositionConfig = field(default_factory=PositionConfig)
+    norm: NormConfig = field(default_factory=NormConfig)
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    dropout: float = 0.0
+    """Dropout on what each block adds to the residual stream."""
+    tokens: SpecialTokens = field(default_factory=SpecialTokens)
+    model_type: str = "anyformer"
+    """The Hugging Face `model_type` that it is written as, where that can express it. No block reads this."""
+
+    def __post_init__(self) -> None:
+        _require(self.vocab_size >= 1, "vocab_size", f"must be positive, not {self.vocab_size}")
+        _require(self.d_model >= 1, "d_model", f"must be positive, not {self.d_model}")
+        _require(self.encoder_layers >= 0, "encoder_layers", "can't be negative")
+        _require(self.decoder_layers >= 0, "decoder_layers", "can't be negative")
+        _require(
+            self.encoder_layers + self.decoder_layers > 0,
+            "encoder_layers, decoder_layers",
+            "both are 0, and a model needs at least one stack",
+        )
+        _require(self.max_length >= 1, "max_length", f"must be positive, not {self.max_length}")
+        _require_rate(self.dropout, "dropout")
+        for name in ("attention", "decoder_attention"):
+            self._check_attention(cast("AttentionConfig | None", getattr(self, name)), name)
+        if self.position.kind == "sinusoidal" and self.position.layout == "interleaved":
+            _require(self.d_model % 2 == 0, "d_model", "sines and cosines interleave only over an even width")
+        if not (self.encoder_layers and self.decoder_layers):
+            for name in ("source_vocab_size", "decoder_attention", "decoder_feed_forward"):
+                _require(getattr(self, name) is None, name, "only an encoder-decoder has it")
+        if self.embedding.padding is not None:
+            _require(
+                0 <= self.embedding.padding < self.vocab_size,
+                "embedding.padding",
+                f"token {self.embedding.padding} is outside the vocabulary of {self.vocab_size}",
+            )
+        if self.position.skip_padding:
+            _require(self.embedding.padding is not None, "position.skip_padding", "needs embedding.padding, the token to skip")
+        if self.head.kind == "classification" or self.head.pooler is not None:
+            _require(self.decoder_layers == 0, "head.kind", "the pooled first token sees the whole text only in an encoder")
+
+    def _check_attention(self, attention: AttentionConfig | None, name: str) -> None:
+        if attention is None:
+            return
+        if attention.head_dim is None:
+            _require(
+                self.d_model % attention.heads == 0,
+                f"{name}.heads",
+                f"d_model {self.d_model} can't be split evenly into {attention.heads} heads (give head_dim to allow it)",
+            )
+        if self.position.kind == "rotary":
+            width = attention.head_dim or self.d_model // attention.heads
+            _require(width % 2 == 0, f"{name}.head_dim", f"rotary positions turn pairs, so it must be even, not {width}")
+
+    @property
+    def is_decoder_only(self) -> bool:
+        """Generates a text token by token."""
+        return self.encoder_layers == 0
+
+    @property
+    def is_encoder_only(self) -> bool:
+        """Reads a text as a whole."""
+        return self.decoder_layers == 0
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Reads one text and writes another."""
+        return self.encoder_layers > 0 and self.decoder_layers > 0
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence in tokens that the model can take; None: positions set no limit (relative, none)."""
+        if self.position.kind in ("relative", "none"):
+            return None
+        scaling = self.position.scaling
+        if scaling is not None and scaling.kind in ("linear", "dynamic"):
+            return int(self.max_length * scaling.factor)
+        return self.max_length
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values; nested fields by dict, config or dotted name.
+
+        ``config.replace(d_model=64, attention={"heads": 2}, **{"norm.eps": 1e-6})``
+
+        Raises:
+            ConfigError: an unknown field (with the nearest valid name), or a value that does not fit.
+        """
+        nested: dict[str, Any] = {}
+        for name, value in changes.items():
+            head, _, rest = name.partition(".")
+            if rest:
+                nested.setdefault(head, {})[rest] = value
+            else:
+                nested[head] = {**nested.get(head, {}), **cast("dict[str, Any]", value)} if isinstance(value, Mapping) else value
+        return _replace(self, nested, "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dicts, for YAML and JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`. Raises ConfigError for unknown, missing or misshapen fields."""
+        return _from_dict(cls, values, "")
+
+
+def _replace(config: T, changes: Mapping[str, Any], prefix: str) -> T:
+    hints = get_type_hints(type(config))
+    values: dict[str, Any] = {}
+    for name, value in changes.items():
+        head, _, rest = name.partition(".")
+        if head not in hints:
+            raise ConfigError(f"{prefix}{head}: no such field ({nearest(head, list(hints))}).")
+        if rest:
+            value = {rest: value}
+        values[head] = _coerce(value, hints[head], f"{prefix}{head}", getattr(config, head))
+    return dataclasses.replace(cast("Any", config), **values)
+
+
+def _from_dict(kind: type[T], values: Mapping[str, Any], prefix: str) -> T:
+    hints = get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            raise ConfigError(f"{prefix}{name}: no such field ({nearest(name, list(hints))}).")
+    made = {name: _coerce(value, hints[name], f"{prefix}{name}", None) for name, value in values.items()}
+    required = [f.name for f in dataclasses.fields(cast("Any", kind)) if f.default is f.default_factory]
+    missing = [name for name in required if name not in made]
+    if missing:
+        raise ConfigError(f"{prefix}{missing[0]}: is missing.")
+    return kind(**made)
+
+
+def _coerce(value: Any, hint: Any, name: str, current: Any) -> Any:
+    """The value as the field's type wants it; `current` is what a partial dict changes."""
+    if get_origin(hint) in (Union, UnionType):
+        options = get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        hint = next(option for option in options if option is not type(None))
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, cast("type", hint)):
+            return value
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name}: wants fields of its own (such as {name}.{next(iter(get_type_hints(hint)))}), not {value!r}.")
+        fields = cast("Mapping[str, Any]", value)
+        if current is None:
+            return _from_dict(cast("type[Any]", hint), fields, f"{name}.")
+        return _replace(current, fields, f"{name}.")
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ConfigError(f"{name}: {value!r} is unknown ({nearest(str(value), get_args(hint))}).")
+        return value
+    if get_origin(hint) is tuple:
+        return tuple(cast("list[int]", value)) if isinstance(value, list | tuple) else (value,)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{name}: wants {hint.__name__}, not {value!r}.")
+    return value
+
+
+def diff(a: ModelConfig, b: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """What separates two models: ``{"norm.kind": ("layer", "rms"), ...}``, in the config's own order.
+
+    A part that only one of them has is compared as a whole (against None). `model_type` names a file format,
+    not an architecture, and is left out.
+    """
+    return {name: pair for name, pair in _differences(a, b, "") if name != "model_type"}
+
+
+def _differences(a: Any, b: Any, prefix: str) -> list[tuple[str, tuple[Any, Any]]]:
+    found: list[tuple[str, tuple[Any, Any]]] = []
+    for f in dataclasses.fields(a):
+        left, right = getattr(a, f.name), getattr(b, f.name)
+        if left == right:
+            continue
+        if dataclasses.is_dataclass(left) and dataclasses.is_dataclass(right):
+            found += _differences(left, right, f"{prefix}{f.name}.")
+        else:
+            found.append((f"{prefix}{f.name}", (left, right)))
+    return found

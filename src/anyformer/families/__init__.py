@@ -1,0 +1,101 @@
+"""Model families: what Hugging Face calls them, and the sizes that were published.
+
+`FAMILIES` maps each `model_type` to its `Family`, `PRESETS` each preset to its config, `ALIASES` a family's short name
+to the preset meant by it.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from anyformer.config import AttentionConfig, InitConfig, ModelConfig, PoolingConfig
+from anyformer.errors import UserError, nearest
+from anyformer.families import bart, bert, gpt2, llama, own, t5
+from anyformer.families.base import Family, Raw
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (gpt2.FAMILY, *llama.FAMILIES, *bert.FAMILIES, *t5.FAMILIES, *bart.FAMILIES, own.FAMILY)
+}
+
+PRESETS: dict[str, ModelConfig] = {
+    name: config for family in FAMILIES.values() for name, config in family.presets.items()
+}
+
+ALIASES = {
+    "llama": "llama-3.2-1b",
+    "mistral": "mistral-7b",
+    "qwen2": "qwen2.5-0.5b",
+    "qwen3": "qwen3-0.6b",
+    "bert": "bert-base",
+    "roberta": "roberta-base",
+    "distilbert": "distilbert-base",
+    "t5": "t5-small",
+    "mt5": "mt5-small",
+    "marian": "opus-mt",
+    "bart": "bart-base",
+    "transformer": "transformer-base",
+}
+
+
+def preset(name: str, **changes: Any) -> ModelConfig:
+    """The config of a published model, with some fields changed.
+
+    ``preset("gpt2", decoder_layers=4, attention={"heads": 4})``
+
+    Raises:
+        UserError: an unknown preset or field; the message names the nearest valid one.
+    """
+    known = ALIASES.get(name, name)
+    if known not in PRESETS:
+        raise UserError(f"There is no preset {name!r} ({nearest(name, [*PRESETS, *ALIASES])}).")
+    return PRESETS[known].replace(**changes)
+
+
+def from_huggingface(raw: Raw) -> ModelConfig:
+    """The model that a config.json describes. Raises UserError for what is not supported, naming it."""
+    name = raw.get("model_type")
+    if name is None:
+        raise UserError("config.json has no model_type, so it does not say which family the model is of.")
+    if name not in FAMILIES:
+        raise UserError(f"The model type {name!r} is not supported ({nearest(str(name), FAMILIES)}).")
+    family = FAMILIES[name]
+    return family.read(raw, family.head(raw))
+
+
+def to_huggingface(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
+    """The family whose files can hold this model, and its config.json.
+
+    The config's own `model_type` is tried first, then every other; what no class of Hugging Face's can express is
+    written as our own type. A family can express a config if reading back what it wrote gives the same config.
+    """
+    preferred = FAMILIES.get(config.model_type, own.FAMILY)
+    for family in (preferred, *FAMILIES.values()):
+        written = _try(family, config)
+        if written is not None:
+            return family, written
+    raise AssertionError("our own model type can express every config")
+
+
+def _try(family: Family, config: ModelConfig) -> dict[str, Any] | None:
+    try:
+        written = {"model_type": family.model_type, "architectures": [family.architecture(config)], **family.write(config)}
+        back = family.read(written, config.head.kind)
+    except UserError:
+        return None
+    return written if _essence(back) == _essence(config) else None
+
+
+def _essence(config: ModelConfig) -> ModelConfig:
+    """The config without what files of a family need not say, and with every default written out."""
+    def full(attention: AttentionConfig) -> AttentionConfig:
+        head_dim = attention.head_dim or config.d_model // attention.heads
+        return replace(attention, kv_heads=attention.kv_heads or attention.heads, head_dim=head_dim)
+
+    return replace(
+        config,
+        attention=full(config.attention),
+        decoder_attention=None if config.decoder_attention is None else full(config.decoder_attention),
+        init=InitConfig(),
+        pooling=PoolingConfig(),
+        model_type="",
+    )

@@ -1,0 +1,224 @@
+"""The 2017 Transformer (Vaswani et al., 1706.03762) as Marian writes it, and BART (Lewis et al. 2020, 1910.13461).
+
+Both are the paper's post-norm encoder-decoder. Marian keeps the paper's sinusoids, halves instead of interleaved;
+BART learns its positions and normalises the embeddings.
+"""
+
+import math
+from typing import Any
+
+from anyformer.config import (
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    HeadConfig,
+    HeadKind,
+    InitConfig,
+    ModelConfig,
+    NormConfig,
+    PositionConfig,
+    SpecialTokens,
+)
+from anyformer.families.base import (
+    Family,
+    Raw,
+    activation,
+    refuse,
+    special_tokens,
+    their_activation,
+    their_special_tokens,
+)
+from anyformer.families.rows import ROW, Row, alias, linear, row
+
+_TOKENS = {
+    "marian": {"pad_token_id": 58100, "eos_token_id": 0, "decoder_start_token_id": 58100},
+    "bart": {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2},
+}
+_VOCAB = {"marian": 58101, "bart": 50265}
+
+
+def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
+    refuse(raw, is_encoder_decoder=False, normalize_before=True, add_final_layer_norm=True)
+    bart = model_type == "bart"
+    d_model, dropout = raw.get("d_model", 1024), raw.get("dropout", 0.1)
+    tokens = special_tokens(raw, _TOKENS[model_type])
+
+    def attention(stack: str) -> AttentionConfig:
+        return AttentionConfig(
+            heads=raw.get(f"{stack}_attention_heads", 16), dropout=raw.get("attention_dropout", 0.0)
+        )
+
+    def feed_forward(stack: str) -> FeedForwardConfig:
+        return FeedForwardConfig(
+            width=raw.get(f"{stack}_ffn_dim", 4096),
+            activation=activation(raw.get("activation_function", "gelu")),
+            dropout=raw.get("activation_dropout", 0.0),
+        )
+
+    vocab_size = raw.get("vocab_size", _VOCAB[model_type])
+    shared = raw.get("share_encoder_decoder_embeddings", True)
+    same_attention = attention("encoder") == attention("decoder")
+    same_feed_forward = feed_forward("encoder") == feed_forward("decoder")
+    return ModelConfig(
+        vocab_size=vocab_size if shared else raw.get("decoder_vocab_size") or vocab_size,
+        source_vocab_size=None if shared else vocab_size,
+        d_model=d_model,
+        encoder_layers=raw.get("encoder_layers", 12),
+        decoder_layers=raw.get("decoder_layers", 12),
+        max_length=raw.get("max_position_embeddings", 1024),
+        attention=attention("encoder"),
+        feed_forward=feed_forward("encoder"),
+        decoder_attention=None if same_attention else attention("decoder"),
+        decoder_feed_forward=None if same_feed_forward else feed_forward("decoder"),
+        position=PositionConfig(kind="learned", offset=2)
+        if bart
+        else PositionConfig(kind="sinusoidal", layout="halves"),
+        norm=NormConfig(kind="layer", eps=1e-5, placement="post"),
+        embedding=EmbeddingConfig(
+            tied=raw.get("tie_word_embeddings", True),
+            scale=math.sqrt(d_model) if raw.get("scale_embedding", False) else 1.0,
+            norm=bart,
+            padding=tokens.pad,
+            dropout=dropout,
+        ),
+        head=HeadConfig(kind=head, bias="fixed" if head == "language_model" else "none"),
+        init=InitConfig(kind="normal", std=raw.get("init_std", 0.02)) if bart else InitConfig(kind="xavier"),
+        dropout=dropout,
+        tokens=tokens,
+        model_type=model_type,
+    )
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    decoder_attention = config.decoder_attention or config.attention
+    decoder_feed_forward = config.decoder_feed_forward or config.feed_forward
+    return {
+        "vocab_size": config.vocab_size if config.source_vocab_size is None else config.source_vocab_size,
+        "d_model": config.d_model,
+        "encoder_layers": config.encoder_layers,
+        "decoder_layers": config.decoder_layers,
+        "max_position_embeddings": config.max_length,
+        "encoder_attention_heads": config.attention.heads,
+        "decoder_attention_heads": decoder_attention.heads,
+        "encoder_ffn_dim": config.feed_forward.width,
+        "decoder_ffn_dim": decoder_feed_forward.width,
+        "activation_function": their_activation(config.feed_forward.activation),
+        "activation_dropout": config.feed_forward.dropout,
+        "attention_dropout": config.attention.dropout,
+        "dropout": config.dropout,
+        "scale_embedding": config.embedding.scale != 1.0,
+        "tie_word_embeddings": config.embedding.tied,
+        "is_encoder_decoder": True,
+        **their_special_tokens(config.tokens),
+        "forced_eos_token_id": config.tokens.eos[0] if config.tokens.eos else None,
+    }
+
+
+def _write_marian(config: ModelConfig) -> dict[str, Any]:
+    shared = config.source_vocab_size is None
+    vocabularies = {"decoder_vocab_size": config.vocab_size, "share_encoder_decoder_embeddings": shared}
+    return {**_write(config), **vocabularies}
+
+
+def _write_bart(config: ModelConfig) -> dict[str, Any]:
+    return {**_write(config), "init_std": config.init.std}
+
+
+def _attention(theirs: str, ours: str) -> list[Row]:
+    names = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}
+    return [line for short, name in names.items() for line in linear(f"{theirs}.{short}", f"{ours}.{name}")]
+
+
+def _stack(stack: str) -> list[Row]:
+    """The rows of the encoder or decoder, which they and we call the same."""
+    layer, block = f"model.{stack}.layers.{{i}}", f"{stack}.blocks.{{i}}"
+    return [
+        row(f"model.{stack}.embed_positions.weight", f"{stack}.position.table.weight"),
+        *linear(f"model.{stack}.layernorm_embedding", f"{stack}.embedding.norm"),
+        *_attention(f"{layer}.self_attn", f"{block}.attention"),
+        *linear(f"{layer}.self_attn_layer_norm", f"{block}.attention_norm"),
+        *_attention(f"{layer}.encoder_attn", f"{block}.cross_attention"),
+        *linear(f"{layer}.encoder_attn_layer_norm", f"{block}.cross_attention_norm"),
+        *linear(f"{layer}.fc1", f"{block}.feed_forward.up"),
+        *linear(f"{layer}.fc2", f"{block}.feed_forward.down"),
+        *linear(f"{layer}.final_layer_norm", f"{block}.feed_forward_norm"),
+    ]
+
+
+ROWS = [
+    # Two vocabularies have a table each, one vocabulary has one table under three names.
+    row("model.encoder.embed_tokens.weight", "source_tokens.table.weight"),
+    row("model.decoder.embed_tokens.weight", "tokens.table.weight", beside="source_tokens.table.weight"),
+    row("model.shared.weight", "tokens.table.weight"),
+    alias("model.encoder.embed_tokens.weight", "tokens.table.weight"),
+    alias("model.decoder.embed_tokens.weight", "tokens.table.weight"),
+    *_stack("encoder"),
+    *_stack("decoder"),
+    row("final_logits_bias", "head.bias", ROW),
+    row("lm_head.weight", "head.projection.weight"),
+    alias("lm_head.weight", "tokens.table.weight"),
+]
+
+
+def _paper(d_model: int, heads: int, dropout: float) -> ModelConfig:
+    """Table 3 of the 2017 paper: 6 + 6 layers over one vocabulary of 37,000 byte pairs, sinusoids as section 3.5 has them.
+
+    Projections have biases and the head a zero bias that is not trained, so that with ``layout="halves"`` (as in the
+    paper's code) it is a Marian model to the letter.
+    """
+    return ModelConfig(
+        vocab_size=37_000,
+        d_model=d_model,
+        encoder_layers=6,
+        decoder_layers=6,
+        max_length=1024,
+        attention=AttentionConfig(heads=heads),
+        feed_forward=FeedForwardConfig(width=4 * d_model, activation="relu"),
+        position=PositionConfig(kind="sinusoidal", layout="interleaved"),
+        norm=NormConfig(kind="layer", placement="post"),
+        embedding=EmbeddingConfig(tied=True, scale=math.sqrt(d_model), padding=0, dropout=dropout),
+        head=HeadConfig(kind="language_model", bias="fixed"),
+        init=InitConfig(kind="xavier"),
+        dropout=dropout,
+        tokens=SpecialTokens(eos=(1,), pad=0, decoder_start=0),
+        model_type="marian",
+    )
+
+
+def _sizes(d_model: int, layers: int, heads: int, width: int) -> dict[str, Any]:
+    sizes: dict[str, Any] = {"d_model": d_model}
+    for stack in ("encoder", "decoder"):
+        sizes |= {f"{stack}_layers": layers, f"{stack}_attention_heads": heads, f"{stack}_ffn_dim": width}
+    return sizes
+
+
+_OPUS = {**_sizes(512, 6, 8, 2048), "activation_function": "swish", "max_position_embeddings": 512}
+
+FAMILIES = [
+    Family(
+        model_type="marian",
+        architectures={"MarianMTModel": "language_model", "MarianModel": "none"},
+        read=lambda raw, head: _read(raw, head, "marian"),
+        write=_write_marian,
+        rows=ROWS,
+        prefix="model.",
+        ignored=(r"(model\.)?(encoder|decoder)\.embed_positions\.weight",),  # sinusoids, which need no file
+        presets={
+            "opus-mt": _read({**_OPUS, "scale_embedding": True}, "language_model", "marian"),
+            "transformer-base": _paper(512, 8, 0.1),
+            "transformer-big": _paper(1024, 16, 0.3),
+        },
+    ),
+    Family(
+        model_type="bart",
+        architectures={"BartForConditionalGeneration": "language_model", "BartModel": "none"},
+        read=lambda raw, head: _read(raw, head, "bart"),
+        write=_write_bart,
+        rows=ROWS,
+        prefix="model.",
+        presets={
+            "bart-base": _read(_sizes(768, 6, 12, 3072), "language_model", "bart"),
+            "bart-large": _read(_sizes(1024, 12, 16, 4096), "language_model", "bart"),
+        },
+    ),
+]

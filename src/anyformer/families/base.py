@@ -1,0 +1,134 @@
+"""What a family is: presets, a two-way translation of its config.json, and one table of weight names."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from anyformer.config import HeadConfig, HeadKind, ModelConfig, SpecialTokens
+from anyformer.errors import UserError, nearest
+from anyformer.families.rows import Row, resolve, row
+
+Raw = Mapping[str, Any]
+"""A config.json as it was read."""
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu_squared",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""Hugging Face's names and ours; the first of several is the one that is written."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One `model_type` of Hugging Face's.
+
+    A reader may leave out what it can't express, for `translate` checks that every config survives the way there
+    and back.
+    """
+
+    model_type: str
+    architectures: Mapping[str, HeadKind]
+    """Class names in config.json and their heads; the first is meant where config.json names none."""
+    read: Callable[[Raw, HeadKind], ModelConfig]
+    """From a config.json and the head that its architecture has."""
+    write: Callable[[ModelConfig], dict[str, Any]]
+    """The fields of config.json that describe the architecture."""
+    rows: Sequence[Row]
+    prefix: str = ""
+    """Before the body's names in files of models with a head."""
+    ignored: Sequence[str] = ()
+    """Regular expressions of names on disk that can be left aside: buffers, and heads nobody asked for."""
+    presets: Mapping[str, ModelConfig] = field(default_factory=dict[str, ModelConfig])
+    ties_missing_head: bool = False
+    """A head that the file lacks is the token table, whatever config.json says."""
+
+    def table(self, ours: Collection[str]) -> dict[str, Row]:
+        """The row for every name on disk of a model with these weights; without rows of its own, names stay as they are.
+
+        Raises UserError for a weight that the family's format has no place for.
+        """
+        return resolve(self.rows, ours) if self.rows else {name: row(name, name) for name in ours}
+
+    def head(self, raw: Raw) -> HeadKind:
+        """The head that config.json's `architectures` ask for. Raises UserError for one that is not known."""
+        named = raw.get("architectures") or [next(iter(self.architectures))]
+        if named[0] not in self.architectures:
+            raise UserError(
+                f"config.json: the architecture {named[0]} is not supported for model type {self.model_type!r} "
+                f"({nearest(named[0], self.architectures)})."
+            )
+        return self.architectures[named[0]]
+
+    def architecture(self, config: ModelConfig) -> str:
+        """The class name for this config's head."""
+        for name, kind in self.architectures.items():
+            if kind == config.head.kind:
+                return name
+        raise UserError(f"Model type {self.model_type!r} has no architecture with the head {config.head.kind!r}.")
+
+
+def activation(name: str) -> str:
+    """Our name of Hugging Face's activation. Raises UserError for one that is not known."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"config.json: the activation {name!r} is not supported ({nearest(name, ACTIVATIONS)}).")
+    return ACTIVATIONS[name]
+
+
+def their_activation(name: str) -> str:
+    """Hugging Face's name of our activation. Raises UserError where it has none."""
+    for theirs, ours in ACTIVATIONS.items():
+        if ours == name:
+            return theirs
+    raise UserError(f"Hugging Face has no name for the activation {name!r}.")
+
+
+def refuse(raw: Raw, **unsupported: Any) -> None:
+    """Raise UserError where config.json has a switch on that no model here can follow: refuse(raw, is_decoder=True)."""
+    for name, value in unsupported.items():
+        if raw.get(name) == value:
+            raise UserError(f"config.json: {name} = {value} is not supported for model type {raw.get('model_type')!r}.")
+
+
+def special_tokens(raw: Raw, defaults: Raw) -> SpecialTokens:
+    """The special token ids of a config.json, those it leaves out from the family's defaults."""
+    eos = raw.get("eos_token_id", defaults.get("eos_token_id"))
+    return SpecialTokens(
+        bos=raw.get("bos_token_id", defaults.get("bos_token_id")),
+        eos=() if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,),
+        pad=raw.get("pad_token_id", defaults.get("pad_token_id")),
+        decoder_start=raw.get("decoder_start_token_id", defaults.get("decoder_start_token_id")),
+    )
+
+
+def their_special_tokens(tokens: SpecialTokens) -> dict[str, Any]:
+    """The same, for config.json."""
+    written: dict[str, Any] = {
+        "bos_token_id": tokens.bos,
+        "eos_token_id": None if not tokens.eos else tokens.eos[0] if len(tokens.eos) == 1 else list(tokens.eos),
+        "pad_token_id": tokens.pad,
+    }
+    if tokens.decoder_start is not None:
+        written["decoder_start_token_id"] = tokens.decoder_start
+    return written
+
+
+def labels(raw: Raw) -> int:
+    """The number of labels that a classifier's config.json speaks of."""
+    names: Collection[Any] | None = raw.get("id2label")
+    return len(names) if names else raw.get("num_labels", 2)
+
+
+def their_labels(head: HeadConfig) -> dict[str, Any]:
+    """`id2label` and `label2id` with Hugging Face's placeholder names, for heads that classify."""
+    if head.kind not in ("classification", "token_classification"):
+        return {}
+    return {
+        "id2label": {str(i): f"LABEL_{i}" for i in range(head.labels)},
+        "label2id": {f"LABEL_{i}": i for i in range(head.labels)},
+    }

@@ -1,0 +1,313 @@
+"""BERT (Devlin et al. 2019, 1810.04805), RoBERTa (Liu et al. 2019, 1907.11692), DistilBERT (Sanh et al. 2019, 1910.01108).
+
+RoBERTa is BERT with positions counted from `padding + 1`; DistilBERT is BERT without segments, under other names.
+"""
+
+from typing import Any
+
+from anyformer.config import (
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    HeadConfig,
+    HeadKind,
+    InitConfig,
+    ModelConfig,
+    NormConfig,
+    PositionConfig,
+)
+from anyformer.families.base import (
+    Family,
+    Raw,
+    activation,
+    labels,
+    refuse,
+    special_tokens,
+    their_activation,
+    their_labels,
+    their_special_tokens,
+)
+from anyformer.families.rows import Row, alias, linear, row
+
+_FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "width": "intermediate_size",
+    "activation": "hidden_act",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+}
+_DISTIL_FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "dim",
+    "layers": "n_layers",
+    "heads": "n_heads",
+    "width": "hidden_dim",
+    "activation": "activation",
+    "dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+}
+_BERT_DEFAULTS = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "layers": 12,
+    "heads": 12,
+    "width": 3072,
+    "activation": "gelu",
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+}
+
+
+def _read(
+    raw: Raw,
+    head: HeadConfig,
+    names: dict[str, str],
+    defaults: dict[str, Any],
+    *,
+    embedding: dict[str, Any],
+    position: dict[str, Any],
+    eps: float,
+    model_type: str,
+    token_defaults: dict[str, int],
+) -> ModelConfig:
+    refuse(raw, is_decoder=True, add_cross_attention=True)
+    given = {name: raw.get(theirs, defaults[name]) for name, theirs in names.items()}
+    return ModelConfig(
+        vocab_size=given["vocab_size"],
+        d_model=given["hidden_size"],
+        encoder_layers=given["layers"],
+        max_length=raw.get("max_position_embeddings", 512) - position.get("offset", 0),
+        attention=AttentionConfig(heads=given["heads"], dropout=given["attention_dropout"]),
+        feed_forward=FeedForwardConfig(width=given["width"], activation=activation(given["activation"])),
+        position=PositionConfig(kind="learned", **position),
+        norm=NormConfig(kind="layer", eps=eps, placement="post"),
+        embedding=EmbeddingConfig(
+            tied=raw.get("tie_word_embeddings", True), norm=True, dropout=given["dropout"], **embedding
+        ),
+        head=head,
+        init=InitConfig(kind="truncated_normal", std=raw.get("initializer_range", 0.02)),
+        dropout=given["dropout"],
+        tokens=special_tokens(raw, token_defaults),
+        model_type=model_type,
+    )
+
+
+def _write(config: ModelConfig, names: dict[str, str]) -> dict[str, Any]:
+    values = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "layers": config.encoder_layers,
+        "heads": config.attention.heads,
+        "width": config.feed_forward.width,
+        "activation": their_activation(config.feed_forward.activation),
+        "dropout": config.dropout,
+        "attention_dropout": config.attention.dropout,
+    }
+    return {
+        **{theirs: values[name] for name, theirs in names.items()},
+        "max_position_embeddings": config.max_length + config.position.offset,
+        "tie_word_embeddings": config.embedding.tied,
+        "initializer_range": config.init.std,
+        **their_labels(config.head),
+        **their_special_tokens(config.tokens),
+    }
+
+
+def _head(raw: Raw, kind: HeadKind, transform: str, pooler: str | None, dropout: float) -> HeadConfig:
+    """The head with the parts that its kind has; `pooler` is what pools before a classifier or in a bare model."""
+    if kind == "language_model":
+        return HeadConfig(kind=kind, transform=transform, bias="learned")
+    if kind == "token_classification":
+        return HeadConfig(kind=kind, labels=labels(raw), dropout=dropout)
+    if kind == "classification":
+        return HeadConfig(kind=kind, labels=labels(raw), pooler=pooler, dropout=dropout)
+    return HeadConfig(kind="none", pooler=pooler)
+
+
+def read_bert(raw: Raw, kind: HeadKind, model_type: str = "bert") -> ModelConfig:
+    """BERT's config.json, and RoBERTa's, which has the same fields."""
+    roberta = model_type == "roberta"
+    pad = raw.get("pad_token_id", 1 if roberta else 0)
+    dropout = raw.get("classifier_dropout")
+    transform = "gelu" if roberta else activation(raw.get("hidden_act", "gelu"))
+    dropout = raw.get("hidden_dropout_prob", 0.1) if dropout is None else dropout
+    return _read(
+        raw,
+        _head(raw, kind, transform, "tanh", dropout),
+        _FIELDS,
+        {**_BERT_DEFAULTS, **({"vocab_size": 50265} if roberta else {})},
+        embedding={"segments": raw.get("type_vocab_size", 2), "padding": pad},
+        position={"offset": pad + 1, "skip_padding": True} if roberta else {},
+        eps=raw.get("layer_norm_eps", 1e-12),
+        model_type=model_type,
+        token_defaults={"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2} if roberta else {"pad_token_id": 0},
+    )
+
+
+def write_bert(config: ModelConfig) -> dict[str, Any]:
+    """The way back of `read_bert`."""
+    classifies = config.head.kind in ("classification", "token_classification")
+    return {
+        **_write(config, _FIELDS),
+        "layer_norm_eps": config.norm.eps,
+        "type_vocab_size": config.embedding.segments,
+        "classifier_dropout": config.head.dropout if classifies else None,
+    }
+
+
+def read_distilbert(raw: Raw, kind: HeadKind) -> ModelConfig:
+    """DistilBERT's config.json."""
+    dropout = raw.get("seq_classif_dropout", 0.2) if kind == "classification" else raw.get("dropout", 0.1)
+    pooler = "relu" if kind == "classification" else None
+    return _read(
+        raw,
+        _head(raw, kind, activation(raw.get("activation", "gelu")), pooler, dropout),
+        _DISTIL_FIELDS,
+        {**_BERT_DEFAULTS, "layers": 6},
+        embedding={"padding": raw.get("pad_token_id", 0)},
+        position={},
+        eps=1e-12,
+        model_type="distilbert",
+        token_defaults={"pad_token_id": 0},
+    )
+
+
+def write_distilbert(config: ModelConfig) -> dict[str, Any]:
+    """The way back of `read_distilbert`."""
+    written = _write(config, _DISTIL_FIELDS)
+    return {**written, "seq_classif_dropout": config.head.dropout} if config.head.kind == "classification" else written
+
+
+_BLOCK = "encoder.blocks.{i}"
+
+
+def _body(prefix: str) -> list[Row]:
+    layer = f"{prefix}encoder.layer.{{i}}"
+    return [
+        row(f"{prefix}embeddings.word_embeddings.weight", "tokens.table.weight"),
+        row(f"{prefix}embeddings.position_embeddings.weight", "encoder.position.table.weight"),
+        row(f"{prefix}embeddings.token_type_embeddings.weight", "encoder.embedding.segments.weight"),
+        *linear(f"{prefix}embeddings.LayerNorm", "encoder.embedding.norm"),
+        *linear(f"{layer}.attention.self.query", f"{_BLOCK}.attention.query"),
+        *linear(f"{layer}.attention.self.key", f"{_BLOCK}.attention.key"),
+        *linear(f"{layer}.attention.self.value", f"{_BLOCK}.attention.value"),
+        *linear(f"{layer}.attention.output.dense", f"{_BLOCK}.attention.output"),
+        *linear(f"{layer}.attention.output.LayerNorm", f"{_BLOCK}.attention_norm"),
+        *linear(f"{layer}.intermediate.dense", f"{_BLOCK}.feed_forward.up"),
+        *linear(f"{layer}.output.dense", f"{_BLOCK}.feed_forward.down"),
+        *linear(f"{layer}.output.LayerNorm", f"{_BLOCK}.feed_forward_norm"),
+    ]
+
+
+BERT_ROWS = [
+    *_body("bert."),
+    *linear("bert.pooler.dense", "pooler.dense"),
+    *linear("cls.predictions.transform.dense", "head.transform.dense"),
+    *linear("cls.predictions.transform.LayerNorm", "head.transform.norm"),
+    row("cls.predictions.bias", "head.bias"),
+    alias("cls.predictions.decoder.bias", "head.bias"),
+    row("cls.predictions.decoder.weight", "head.projection.weight"),
+    alias("cls.predictions.decoder.weight", "tokens.table.weight"),
+    *linear("classifier", "head.labels"),
+]
+
+ROBERTA_ROWS = [
+    *_body("roberta."),
+    *linear("lm_head.dense", "head.transform.dense"),
+    *linear("lm_head.layer_norm", "head.transform.norm"),
+    row("lm_head.bias", "head.bias"),
+    alias("lm_head.decoder.bias", "head.bias"),
+    row("lm_head.decoder.weight", "head.projection.weight"),
+    alias("lm_head.decoder.weight", "tokens.table.weight"),
+    # The pooler of a bare RoBERTa and the dense layer of its classifier are one thing to us and two names to them.
+    *linear("classifier.dense", "pooler.dense", beside="head.labels.weight"),
+    *linear("classifier.out_proj", "head.labels", beside="pooler.dense.weight"),
+    *linear("roberta.pooler.dense", "pooler.dense"),
+    *linear("classifier", "head.labels"),
+]
+
+_LAYER = "distilbert.transformer.layer.{i}"
+DISTILBERT_ROWS = [
+    row("distilbert.embeddings.word_embeddings.weight", "tokens.table.weight"),
+    row("distilbert.embeddings.position_embeddings.weight", "encoder.position.table.weight"),
+    *linear("distilbert.embeddings.LayerNorm", "encoder.embedding.norm"),
+    *linear(f"{_LAYER}.attention.q_lin", f"{_BLOCK}.attention.query"),
+    *linear(f"{_LAYER}.attention.k_lin", f"{_BLOCK}.attention.key"),
+    *linear(f"{_LAYER}.attention.v_lin", f"{_BLOCK}.attention.value"),
+    *linear(f"{_LAYER}.attention.out_lin", f"{_BLOCK}.attention.output"),
+    *linear(f"{_LAYER}.sa_layer_norm", f"{_BLOCK}.attention_norm"),
+    *linear(f"{_LAYER}.ffn.lin1", f"{_BLOCK}.feed_forward.up"),
+    *linear(f"{_LAYER}.ffn.lin2", f"{_BLOCK}.feed_forward.down"),
+    *linear(f"{_LAYER}.output_layer_norm", f"{_BLOCK}.feed_forward_norm"),
+    *linear("pre_classifier", "pooler.dense"),
+    *linear("classifier", "head.labels"),
+    *linear("vocab_transform", "head.transform.dense"),
+    *linear("vocab_layer_norm", "head.transform.norm"),
+    row("vocab_projector.bias", "head.bias"),
+    row("vocab_projector.weight", "head.projection.weight"),
+    alias("vocab_projector.weight", "tokens.table.weight"),
+]
+
+_LEGACY = (r"(.*\.)?embeddings\.position_ids", r"cls\.seq_relationship\.(weight|bias)", r"(.*\.)?pooler\.dense\.(weight|bias)")
+
+
+def _architectures(name: str) -> dict[str, HeadKind]:
+    return {
+        f"{name}ForMaskedLM": "language_model",
+        f"{name}Model": "none",
+        f"{name}ForSequenceClassification": "classification",
+        f"{name}ForTokenClassification": "token_classification",
+    }
+
+
+def _bert(d_model: int, layers: int, heads: int) -> ModelConfig:
+    sizes = {"hidden_size": d_model, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return read_bert({**sizes, "intermediate_size": 4 * d_model}, "language_model")
+
+
+def _roberta(d_model: int, layers: int, heads: int) -> ModelConfig:
+    sizes = {"hidden_size": d_model, "num_hidden_layers": layers, "num_attention_heads": heads}
+    rest = {"intermediate_size": 4 * d_model, "max_position_embeddings": 514, "type_vocab_size": 1}
+    return read_bert({**sizes, **rest, "layer_norm_eps": 1e-5}, "language_model", "roberta")
+
+
+FAMILIES = [
+    Family(
+        model_type="bert",
+        architectures=_architectures("Bert"),
+        read=read_bert,
+        write=write_bert,
+        rows=BERT_ROWS,
+        prefix="bert.",
+        ignored=_LEGACY,
+        presets={
+            "bert-base": _bert(768, 12, 12),
+            "bert-large": _bert(1024, 24, 16),
+            "bert-tiny": _bert(128, 2, 2),
+            "bert-mini": _bert(256, 4, 4),
+        },
+    ),
+    Family(
+        model_type="roberta",
+        architectures=_architectures("Roberta"),
+        read=lambda raw, kind: read_bert(raw, kind, "roberta"),
+        write=write_bert,
+        rows=ROBERTA_ROWS,
+        prefix="roberta.",
+        ignored=_LEGACY,
+        presets={"roberta-base": _roberta(768, 12, 12), "roberta-large": _roberta(1024, 24, 16)},
+    ),
+    Family(
+        model_type="distilbert",
+        architectures=_architectures("DistilBert"),
+        read=read_distilbert,
+        write=write_distilbert,
+        rows=DISTILBERT_ROWS,
+        prefix="distilbert.",
+        ignored=_LEGACY,
+        presets={"distilbert-base": read_distilbert({}, "language_model")},
+    ),
+]

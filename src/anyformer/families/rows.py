@@ -1,0 +1,110 @@
+"""Weight-name tables that are read in both directions.
+
+A family's table is a list of rows ``(Hugging Face's name, our name, operation)``. The direction back is derived from
+the operation's inverse, never written twice. ``{i}`` stands for a layer. A row whose target the model at hand does
+not have (a bias, a gate, a second stack) simply does not apply, and of two rows for one target the first that applies
+is taken, so one table serves every config of the family.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from anyformer.errors import UserError
+
+
+@dataclass(frozen=True)
+class Operation:
+    """How one tensor on disk becomes one or several of ours, and back."""
+
+    read: Callable[[Tensor, int], Sequence[Tensor]]
+    """From the tensor on disk and the number of our tensors that it holds."""
+    write: Callable[[Sequence[Tensor]], Tensor]
+
+
+def _parts(tensor: Tensor, count: int) -> Sequence[Tensor]:
+    return [part.contiguous() for part in tensor.chunk(count)]
+
+
+def _columns(tensor: Tensor, count: int) -> Sequence[Tensor]:
+    return _parts(tensor.t(), count)
+
+
+COPY = Operation(lambda tensor, _: [tensor], lambda tensors: tensors[0])
+TRANSPOSE = Operation(_columns, lambda tensors: torch.cat(list(tensors)).t().contiguous())
+"""GPT-2 stores matrices as [in, out]; several of ours may stand side by side in one of them."""
+SPLIT = Operation(_parts, lambda tensors: torch.cat(list(tensors)))
+ROW = Operation(lambda tensor, _: [tensor.flatten()], lambda tensors: tensors[0][None])
+"""A vector stored as a matrix of one row."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    operation: Operation = COPY
+    alias: bool = False
+    """A second name of a tensor that has a row of its own: read if that is missing, compared if not, never written."""
+    beside: str | None = None
+    """The row applies only to models that have this weight of ours as well."""
+
+
+def row(theirs: str, ours: str | Sequence[str], operation: Operation = COPY, beside: str | None = None) -> Row:
+    """A line of a table."""
+    return Row(theirs, (ours,) if isinstance(ours, str) else tuple(ours), operation, beside=beside)
+
+
+def alias(theirs: str, ours: str) -> Row:
+    """A second name on disk for one of our tensors."""
+    return Row(theirs, (ours,), alias=True)
+
+
+def linear(theirs: str, ours: str, operation: Operation = COPY, beside: str | None = None) -> list[Row]:
+    """A layer's weight and, where it has one, its bias."""
+    return [
+        row(f"{theirs}.weight", f"{ours}.weight", operation, beside),
+        row(f"{theirs}.bias", f"{ours}.bias", beside=beside),
+    ]
+
+
+def resolve(rows: Iterable[Row], ours: Collection[str]) -> dict[str, Row]:
+    """The table for one model: its name on disk for every row that applies, layers counted out.
+
+    Args:
+        rows: The family's table.
+        ours: The names in the model's state dict.
+
+    Raises:
+        UserError: one of our names has no row, so the family's format can't hold it.
+    """
+    names = set(ours)
+    layers = 1 + max((int(n) for name in names for n in re.findall(r"\.blocks\.(\d+)\.", name)), default=-1)
+    table: dict[str, Row] = {}
+    claimed: set[str] = set()
+    for line in rows:
+        for layer in range(layers) if "{i}" in line.theirs else (0,):
+            filled = _fill(line, layer)
+            if filled.theirs in table or not names.issuperset((*filled.ours, filled.beside or filled.ours[0])):
+                continue
+            if filled.alias:
+                table[filled.theirs] = filled
+            elif claimed.isdisjoint(filled.ours):
+                table[filled.theirs] = filled
+                claimed.update(filled.ours)
+    for name in ours:
+        if name not in claimed:
+            raise UserError(f"This model type has no place for the weight {name}.")
+    return table
+
+
+def _fill(line: Row, layer: int) -> Row:
+    def number(name: str) -> str:
+        return name.replace("{i}", str(layer))
+
+    beside = None if line.beside is None else number(line.beside)
+    return replace(line, theirs=number(line.theirs), ours=tuple(map(number, line.ours)), beside=beside)

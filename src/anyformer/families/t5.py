@@ -1,0 +1,178 @@
+"""T5 (Raffel et al. 2020, 1910.10683), its version 1.1 (Shazeer 2020, 2002.05202) and mT5 (Xue et al. 2021, 2010.11934).
+
+Version 1.0 ties the head to the token table and scales its input; version 1.1 does neither and gates the feed-forward.
+"""
+
+from typing import Any
+
+from anyformer.config import (
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    HeadConfig,
+    HeadKind,
+    InitConfig,
+    ModelConfig,
+    NormConfig,
+    PositionConfig,
+)
+from anyformer.families.base import (
+    Family,
+    Raw,
+    activation,
+    refuse,
+    special_tokens,
+    their_activation,
+    their_special_tokens,
+)
+from anyformer.families.rows import Row, alias, linear, row
+
+_TOKENS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+
+
+def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
+    refuse(raw, is_encoder_decoder=False)
+    projection: str = raw.get("feed_forward_proj", "relu")
+    tied = raw.get("tie_word_embeddings", True)
+    d_model, dropout = raw.get("d_model", 512), raw.get("dropout_rate", 0.1)
+    scaled = raw.get("scale_decoder_outputs", tied) and model_type == "t5"
+    return ModelConfig(
+        vocab_size=raw.get("vocab_size", 32128),
+        d_model=d_model,
+        encoder_layers=raw.get("num_layers", 6),
+        decoder_layers=raw.get("num_decoder_layers") or raw.get("num_layers", 6),
+        max_length=raw.get("n_positions", 512),
+        attention=AttentionConfig(
+            heads=raw.get("num_heads", 8),
+            head_dim=raw.get("d_kv", 64),
+            bias=False,
+            output_bias=False,
+            scale=1.0,
+            dropout=dropout,
+        ),
+        feed_forward=FeedForwardConfig(
+            width=raw.get("d_ff", 2048),
+            # "gated-gelu" means the tanh approximation, as in Mesh TensorFlow.
+            activation="gelu_tanh" if projection == "gated-gelu" else activation(projection.removeprefix("gated-")),
+            gated=projection.startswith("gated-"),
+            bias=False,
+            dropout=dropout,
+        ),
+        position=PositionConfig(
+            kind="relative",
+            buckets=raw.get("relative_attention_num_buckets", 32),
+            max_distance=raw.get("relative_attention_max_distance", 128),
+        ),
+        norm=NormConfig(kind="rms", eps=raw.get("layer_norm_epsilon", 1e-6), placement="pre"),
+        embedding=EmbeddingConfig(tied=tied, dropout=dropout),
+        head=HeadConfig(kind=head, scale=d_model**-0.5 if scaled and head == "language_model" else 1.0),
+        init=InitConfig(kind="t5"),
+        dropout=dropout,
+        tokens=special_tokens(raw, _TOKENS),
+        model_type=model_type,
+    )
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    inner = config.feed_forward
+    name = "gelu" if inner.gated and inner.activation == "gelu_tanh" else their_activation(inner.activation)
+    scaled = config.head.scale != 1.0
+    return {
+        "vocab_size": config.vocab_size,
+        "d_model": config.d_model,
+        "num_layers": config.encoder_layers,
+        "num_decoder_layers": config.decoder_layers,
+        "n_positions": config.max_length,
+        "num_heads": config.attention.heads,
+        "d_kv": config.attention.head_dim or config.d_model // config.attention.heads,
+        "d_ff": inner.width,
+        "feed_forward_proj": f"gated-{name}" if inner.gated else name,
+        "dropout_rate": config.dropout,
+        "relative_attention_num_buckets": config.position.buckets,
+        "relative_attention_max_distance": config.position.max_distance,
+        "layer_norm_epsilon": config.norm.eps,
+        "tie_word_embeddings": config.embedding.tied,
+        **({"scale_decoder_outputs": scaled} if scaled != config.embedding.tied else {}),
+        "is_encoder_decoder": True,
+        **their_special_tokens(config.tokens),
+    }
+
+
+def _attention(theirs: str, ours: str) -> list[Row]:
+    names = {"q": "query", "k": "key", "v": "value", "o": "output"}
+    return [line for short, name in names.items() for line in linear(f"{theirs}.{short}", f"{ours}.{name}")]
+
+
+def _stack(stack: str, feed_forward_place: int) -> list[Row]:
+    """The rows of the encoder or decoder, which T5 and we call the same."""
+    theirs, ours = f"{stack}.block.{{i}}.layer", f"{stack}.blocks.{{i}}"
+    dense, feed_forward = f"{theirs}.{feed_forward_place}.DenseReluDense", f"{ours}.feed_forward"
+    bias = "layer.0.SelfAttention.relative_attention_bias"
+    return [
+        row(f"{stack}.block.0.{bias}.weight", f"{stack}.position.table.weight"),
+        *_attention(f"{theirs}.0.SelfAttention", f"{ours}.attention"),
+        *linear(f"{theirs}.0.layer_norm", f"{ours}.attention_norm"),
+        *linear(f"{dense}.wi_0", f"{feed_forward}.gate"),
+        *linear(f"{dense}.wi_1", f"{feed_forward}.up", beside=f"{feed_forward}.gate.weight"),
+        *linear(f"{dense}.wi", f"{feed_forward}.up"),
+        *linear(f"{dense}.wo", f"{feed_forward}.down"),
+        *linear(f"{theirs}.{feed_forward_place}.layer_norm", f"{ours}.feed_forward_norm"),
+        *linear(f"{stack}.final_layer_norm", f"{stack}.final_norm"),
+        alias(f"{stack}.embed_tokens.weight", "tokens.table.weight"),
+    ]
+
+
+ROWS = [
+    row("shared.weight", "tokens.table.weight"),
+    *_stack("encoder", 1),
+    *_stack("decoder", 2),
+    *_attention("decoder.block.{i}.layer.1.EncDecAttention", "decoder.blocks.{i}.cross_attention"),
+    *linear("decoder.block.{i}.layer.1.layer_norm", "decoder.blocks.{i}.cross_attention_norm"),
+    row("lm_head.weight", "head.projection.weight"),
+    alias("lm_head.weight", "tokens.table.weight"),
+]
+
+
+def _sizes(d_model: int, layers: int, heads: int, width: int, **rest: Any) -> dict[str, Any]:
+    return {"d_model": d_model, "num_layers": layers, "num_heads": heads, "d_ff": width, **rest}
+
+
+_V1 = {
+    "t5-small": _sizes(512, 6, 8, 2048),
+    "t5-base": _sizes(768, 12, 12, 3072),
+    "t5-large": _sizes(1024, 24, 16, 4096),
+    "t5-3b": _sizes(1024, 24, 32, 16384, d_kv=128),
+}
+_V11 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+_V1_1 = {
+    "t5-v1.1-small": _sizes(512, 8, 6, 1024, **_V11),
+    "t5-v1.1-base": _sizes(768, 12, 12, 2048, **_V11),
+    "t5-v1.1-large": _sizes(1024, 24, 16, 2816, **_V11),
+    "flan-t5-small": _sizes(512, 8, 6, 1024, **_V11),
+    "flan-t5-base": _sizes(768, 12, 12, 2048, **_V11),
+}
+_MT5 = {
+    "mt5-small": _sizes(512, 8, 6, 1024, vocab_size=250112, **_V11),
+    "mt5-base": _sizes(768, 12, 12, 2048, vocab_size=250112, **_V11),
+}
+
+
+def _family(model_type: str, name: str, presets: dict[str, dict[str, Any]]) -> Family:
+    return Family(
+        model_type=model_type,
+        architectures={
+            f"{name}ForConditionalGeneration": "language_model",
+            f"{name}WithLMHeadModel": "language_model",
+            f"{name}Model": "none",
+        },
+        read=lambda raw, head: _read(raw, head, model_type),
+        write=_write,
+        rows=ROWS,
+        # Old files have a bias for cross-attention, which the model never had.
+        ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+        presets={preset: _read(fields, "language_model", model_type) for preset, fields in presets.items()},
+        ties_missing_head=True,
+    )
+
+
+FAMILIES = [_family("t5", "T5", {**_V1, **_V1_1}), _family("mt5", "MT5", _MT5)]

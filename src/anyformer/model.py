@@ -1,0 +1,284 @@
+"""The transformer: embeddings, an encoder or none, a decoder or none, a head.
+
+Shapes, here and everywhere::
+
+    batch    texts                          d_model  width of the residual stream
+    time     tokens of each text            heads, kv_heads, head_dim
+    source   tokens of each source text     vocab    number of tokens known
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Num
+from torch import Tensor, nn
+
+from anyformer.blocks.block import TransformerBlock, norm
+from anyformer.blocks.cache import KeyValueCache
+from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding
+from anyformer.blocks.head import Classifier, LanguageModelHead, Pooler, loss
+from anyformer.blocks.initialisation import initialise
+from anyformer.blocks.mask import Mask, attention_mask
+from anyformer.blocks.position import PositionSize, Rotation, positional_encoding
+from anyformer.config import ModelConfig
+
+
+@dataclass
+class ModelOutput:
+    """What a model says about a batch."""
+
+    logits: Float[Tensor, "batch time vocab"] | Float[Tensor, "batch labels"] | None
+    """The head's scores; None where the model has no head."""
+    hidden: Float[Tensor, "batch time d_model"]
+    """The last hidden states: after the final norm, before the head."""
+    loss: Float[Tensor, ""] | None = None
+    """Mean loss in nats over the targets, where there are any."""
+    pooled: Float[Tensor, "batch d_model"] | None = None
+    """The pooler's output, where the model has one."""
+    hidden_states: tuple[Float[Tensor, "batch time d_model"], ...] | None = None
+    """If asked for: the embeddings, then every block's output, the last one after the final norm."""
+    source_hidden_states: tuple[Float[Tensor, "batch source d_model"], ...] | None = None
+    """The same of an encoder-decoder's encoder."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a loaded model came with that no block needs, kept so that it can be written back."""
+
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Its config.json, as it was."""
+    generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Its generation_config.json: forced tokens, banned tokens, lengths."""
+
+
+class Stack(nn.Module):
+    """A column of blocks over one sequence: the encoder, or the decoder.
+
+    Args:
+        config: The model's config.
+        causal: Tokens see only what came before: a decoder.
+        cross: Each block looks at the encoder's output as well.
+    """
+
+    def __init__(self, config: ModelConfig, *, causal: bool, cross: bool) -> None:
+        super().__init__()
+        own = (config.decoder_attention, config.decoder_feed_forward) if cross else (None, None)
+        attention, feed_forward = own[0] or config.attention, own[1] or config.feed_forward
+        layers = config.decoder_layers if causal else config.encoder_layers
+        head_dim = attention.head_dim or config.d_model // attention.heads
+        self.causal = causal
+        self.windows = [attention.window if layer >= attention.window_from else None for layer in range(layers)]
+        self.kv_heads, self.head_dim = attention.kv_heads or attention.heads, head_dim
+        self.context_length = config.context_length if config.position.kind in ("learned", "sinusoidal") else None
+        self.skipped = config.embedding.padding if config.position.skip_padding else None
+        self.embedding = InputEmbedding(config.embedding, config.norm, config.d_model)
+        self.position = positional_encoding(
+            config.position, PositionSize(config.d_model, attention.heads, head_dim, config.max_length, causal)
+        )
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                attention,
+                feed_forward,
+                config.norm,
+                config.d_model,
+                layer=layer,
+                cross=cross,
+                dropout=config.dropout,
+                rotates_late=self.position.rotates_late,
+            )
+            for layer in range(layers)
+        )
+        self.final_norm = norm(config.norm, config.d_model) if config.norm.placement == "pre" else nn.Identity()
+
+    def forward(
+        self,
+        vectors: Float[Tensor, "batch time d_model"],
+        tokens: Int[Tensor, "batch time"],
+        *,
+        mask: Bool[Tensor, "batch time"] | None = None,
+        segments: Int[Tensor, "batch time"] | None = None,
+        source: Float[Tensor, "batch source d_model"] | None = None,
+        source_mask: Bool[Tensor, "batch source"] | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> list[Float[Tensor, "batch time d_model"]]:
+        """Pass a batch through all blocks.
+
+        Returns:
+            The embeddings and every block's output; the last one after the final norm.
+        """
+        new = tokens.shape[1]
+        first = 0 if cache is None else cache.length
+        real = mask if cache is None else cache.extend(new, mask)
+        where = torch.arange(first + new, device=tokens.device)
+        positions = self._positions(tokens, real, where)
+        added = self.position.embed(positions[:, first:])
+        x = self.embedding(vectors, added, segments)
+        rotation = self._rotation(positions, first, x.dtype)
+        bias = self.position.bias(where[first:], where)
+        seen = {
+            window: attention_mask(where[first:], where, causal=self.causal, window=window, real=real, bias=bias)
+            for window in set(self.windows)
+        }
+        seen_source = Mask() if source_mask is None else Mask(source_mask[:, None, None, :])
+        states = [x]
+        for layer, (block, window) in enumerate(zip(self.blocks, self.windows, strict=True)):
+            x = block(
+                x,
+                source,
+                mask=seen[window],
+                source_mask=seen_source,
+                rotation=rotation,
+                cache=None if cache is None else cache.layers[layer],
+            )
+            states.append(x)
+        states[-1] = self.final_norm(states[-1])
+        return states
+
+    def _positions(self, tokens: Tensor, real: Tensor | None, where: Tensor) -> Tensor:
+        """The place of every token read so far among the real ones of its text; -1 for those that do not count."""
+        if self.skipped is not None:
+            counts = tokens != self.skipped
+        elif real is not None:
+            counts = real
+        else:
+            counts = None
+        positions = where[None] if counts is None else (counts.cumsum(dim=1) * counts) - 1
+        longest = int(positions.shape[1]) if counts is None or self.context_length is None else int(positions.max()) + 1
+        if self.context_length is not None and longest > self.context_length:
+            raise ValueError(f"the text has {longest} tokens, and the model has positions for {self.context_length}")
+        return positions
+
+    def _rotation(self, positions: Tensor, first: int, dtype: torch.dtype) -> Rotation | None:
+        """The turn of the new tokens, or of all that were read where keys turn late."""
+        length = positions.amax(dim=1, keepdim=True) + 1
+        rotation = self.position.rotation(positions if self.position.rotates_late else positions[:, first:], length)
+        return None if rotation is None else Rotation(rotation.cos.to(dtype), rotation.sin.to(dtype))
+
+
+class Transformer(nn.Module):
+    """Any transformer: decoder-only, encoder-only or encoder-decoder, as its config says.
+
+    Fresh weights are drawn as the family's paper does (see docs/initialisation.md).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.origin = Origin()
+        self.tokens = TokenEmbedding(config.embedding, config.vocab_size, config.d_model)
+        self.source_tokens = (
+            TokenEmbedding(config.embedding, config.source_vocab_size, config.d_model)
+            if config.source_vocab_size is not None
+            else None
+        )
+        self.encoder = Stack(config, causal=False, cross=False) if config.encoder_layers else None
+        self.decoder = Stack(config, causal=True, cross=config.encoder_layers > 0) if config.decoder_layers else None
+        head = config.head
+        self.pooler = Pooler(head.pooler, config.d_model) if head.pooler else None
+        self.head = (
+            LanguageModelHead(head, config.norm, config.d_model, config.vocab_size, tied=config.embedding.tied)
+            if head.kind == "language_model"
+            else Classifier(head, config.d_model)
+            if head.kind in ("classification", "token_classification")
+            else None
+        )
+        initialise(self, config)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch time"],
+        source: Int[Tensor, "batch source"] | None = None,
+        segments: Int[Tensor, "batch time"] | None = None,
+        mask: Bool[Tensor, "batch time"] | None = None,
+        source_mask: Bool[Tensor, "batch source"] | None = None,
+        targets: Num[Tensor, "batch time"] | Num[Tensor, " batch"] | None = None,
+        return_hidden: bool = False,
+        cache: KeyValueCache | None = None,
+    ) -> ModelOutput:
+        """Read a batch of texts.
+
+        Args:
+            tokens: Token ids: what an encoder reads, or what a decoder has written so far.
+            source: Encoder-decoders: token ids of what the encoder reads. May be left out once the cache knows it.
+            segments: Segment ids, where the model has segments; None: all 0.
+            mask: True for a real token, False for padding (on the left or the right); None: all are real.
+            source_mask: The same for the source.
+            targets: What each position should answer (for a language model the token that comes next), aligned with
+                the logits; -100 is ignored.
+            return_hidden: Keep the hidden states of every layer.
+            cache: Memory of what the decoder has read; `tokens` go on from there.
+
+        Raises:
+            ValueError: a text longer than the model's positions, a missing source, a full cache.
+        """
+        source_states = None
+        if self.encoder is not None and self.decoder is not None:
+            if source is not None:
+                source_states = self.encode(source, source_mask)
+                if cache is not None:
+                    cache.source_mask = source_mask
+            elif cache is None or cache.layers[0].source is None:
+                raise ValueError("an encoder-decoder needs a source: model(tokens, source=...)")
+            states = self.decoder(
+                self.tokens(tokens),
+                tokens,
+                mask=mask,
+                segments=segments,
+                source=None if source_states is None else source_states[-1],
+                source_mask=source_mask if cache is None else cache.source_mask,
+                cache=cache,
+            )
+        else:
+            stack = self.encoder or self.decoder
+            if stack is None or source is not None:
+                raise ValueError("only an encoder-decoder reads a source")
+            states = stack(self.tokens(tokens), tokens, mask=mask, segments=segments, cache=cache)
+        hidden = states[-1]
+        pooled = None if self.pooler is None else self.pooler(hidden)
+        logits = self._logits(hidden, pooled)
+        return ModelOutput(
+            logits=logits,
+            hidden=hidden,
+            loss=None if targets is None or logits is None else loss(logits, targets),
+            pooled=pooled,
+            hidden_states=tuple(states) if return_hidden else None,
+            source_hidden_states=tuple(source_states) if return_hidden and source_states is not None else None,
+        )
+
+    def encode(
+        self, source: Int[Tensor, "batch source"], source_mask: Bool[Tensor, "batch source"] | None = None
+    ) -> list[Float[Tensor, "batch source d_model"]]:
+        """The hidden states of an encoder-decoder's encoder: embeddings first, the last one after the final norm."""
+        if self.encoder is None:
+            raise ValueError("the model has no encoder")
+        table = self.tokens if self.source_tokens is None else self.source_tokens
+        return self.encoder(table(source), source, mask=source_mask)
+
+    def make_cache(self, batch: int, capacity: int) -> KeyValueCache:
+        """An empty memory for a batch of texts of at most `capacity` tokens, where the model is and in its format."""
+        if self.decoder is None:
+            raise ValueError("only a decoder reads token by token")
+        weight = self.tokens.table.weight
+        return KeyValueCache(
+            layers=len(self.decoder.blocks),
+            batch=batch,
+            kv_heads=self.decoder.kv_heads,
+            capacity=capacity,
+            head_dim=self.decoder.head_dim,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+
+    def _logits(self, hidden: Tensor, pooled: Tensor | None) -> Tensor | None:
+        if isinstance(self.head, LanguageModelHead):
+            return self.head(hidden, self.tokens.table.weight)
+        if isinstance(self.head, Classifier):
+            return self.head(hidden if pooled is None else pooled)
+        return None
+
+
+def build(config: ModelConfig) -> Transformer:
+    """A fresh model: weights drawn as the family's paper does, in training mode. Seed them with `torch.manual_seed`."""
+    return Transformer(config)
