@@ -129,7 +129,11 @@ class RotaryScaling:
 
     def __post_init__(self) -> None:
         name = "position.scaling"
-        _require(self.kind in get_args(Scaling), name, f"unknown kind {self.kind!r} ({nearest(self.kind, get_args(Scaling))})")
+        _require(
+            self.kind in get_args(Scaling),
+            name,
+            f"unknown kind {self.kind!r} ({nearest(self.kind, get_args(Scaling))})",
+        )
         _require(self.factor > 0, f"{name}.factor", f"must be positive, not {self.factor}")
         if self.kind in ("llama3", "yarn"):
             _require(self.original_length is not None, f"{name}.original_length", f"{self.kind} scaling needs it")
@@ -173,11 +177,23 @@ class PositionConfig:
     """relative: distances from here on share one bucket."""
 
     def __post_init__(self) -> None:
-        _require(self.layout in ("interleaved", "halves"), "position.layout", f"is interleaved or halves, not {self.layout!r}")
+        _require(
+            self.layout in ("interleaved", "halves"),
+            "position.layout",
+            f"is interleaved or halves, not {self.layout!r}",
+        )
         _require(self.offset >= 0, "position.offset", "can't be negative")
         _require(self.theta > 0, "position.theta", "must be positive")
-        _require(self.buckets >= 4 and self.buckets % 2 == 0, "position.buckets", f"an even number of at least 4, not {self.buckets}")
-        _require(self.max_distance > self.buckets // 2, "position.max_distance", f"must exceed half of the {self.buckets} buckets")
+        _require(
+            self.buckets >= 4 and self.buckets % 2 == 0,
+            "position.buckets",
+            f"an even number of at least 4, not {self.buckets}",
+        )
+        _require(
+            self.max_distance > self.buckets // 2,
+            "position.max_distance",
+            f"must exceed half of the {self.buckets} buckets",
+        )
         if self.scaling is not None:
             _require(self.kind == "rotary", "position.scaling", f"only rotary positions are scaled, not {self.kind}")
         if self.skip_padding:
@@ -250,9 +266,13 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         _require(
-            self.kind in get_args(HeadKind), "head.kind", f"{self.kind!r} is unknown ({nearest(self.kind, get_args(HeadKind))})"
+            self.kind in get_args(HeadKind),
+            "head.kind",
+            f"{self.kind!r} is unknown ({nearest(self.kind, get_args(HeadKind))})",
         )
-        _require(self.bias in ("none", "learned", "fixed"), "head.bias", f"is none, learned or fixed, not {self.bias!r}")
+        _require(
+            self.bias in ("none", "learned", "fixed"), "head.bias", f"is none, learned or fixed, not {self.bias!r}"
+        )
         _require(self.labels >= 1, "head.labels", "at least one label is needed")
         _require_rate(self.dropout, "head.dropout")
 
@@ -349,9 +369,15 @@ class ModelConfig:
                 f"token {self.embedding.padding} is outside the vocabulary of {self.vocab_size}",
             )
         if self.position.skip_padding:
-            _require(self.embedding.padding is not None, "position.skip_padding", "needs embedding.padding, the token to skip")
+            _require(
+                self.embedding.padding is not None,
+                "position.skip_padding",
+                "needs embedding.padding, the token to skip",
+            )
         if self.head.kind == "classification" or self.head.pooler is not None:
-            _require(self.decoder_layers == 0, "head.kind", "the pooled first token sees the whole text only in an encoder")
+            _require(
+                self.decoder_layers == 0, "head.kind", "the pooled first token sees the whole text only in an encoder"
+            )
 
     def _check_attention(self, attention: AttentionConfig | None, name: str) -> None:
         if attention is None:
@@ -360,11 +386,13 @@ class ModelConfig:
             _require(
                 self.d_model % attention.heads == 0,
                 f"{name}.heads",
-                f"d_model {self.d_model} can't be split evenly into {attention.heads} heads (give head_dim to allow it)",
+                f"{attention.heads} heads can't share d_model {self.d_model} evenly (give head_dim to allow it)",
             )
         if self.position.kind == "rotary":
             width = attention.head_dim or self.d_model // attention.heads
-            _require(width % 2 == 0, f"{name}.head_dim", f"rotary positions turn pairs, so it must be even, not {width}")
+            _require(
+                width % 2 == 0, f"{name}.head_dim", f"rotary positions turn pairs, so it must be even, not {width}"
+            )
 
     @property
     def is_decoder_only(self) -> bool:
@@ -405,7 +433,9 @@ class ModelConfig:
             if rest:
                 nested.setdefault(head, {})[rest] = value
             else:
-                nested[head] = {**nested.get(head, {}), **cast("dict[str, Any]", value)} if isinstance(value, Mapping) else value
+                nested[head] = (
+                    {**nested.get(head, {}), **cast("dict[str, Any]", value)} if isinstance(value, Mapping) else value
+                )
         return _replace(self, nested, "")
 
     def to_dict(self) -> dict[str, Any]:
@@ -455,7 +485,9 @@ def _coerce(value: Any, hint: Any, name: str, current: Any) -> Any:
         if isinstance(value, cast("type", hint)):
             return value
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{name}: wants fields of its own (such as {name}.{next(iter(get_type_hints(hint)))}), not {value!r}.")
+            raise ConfigError(
+                f"{name}: wants fields of its own (such as {name}.{next(iter(get_type_hints(hint)))}), not {value!r}."
+            )
         fields = cast("Mapping[str, Any]", value)
         if current is None:
             return _from_dict(cast("type[Any]", hint), fields, f"{name}.")

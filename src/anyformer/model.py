@@ -236,7 +236,7 @@ class Transformer(nn.Module):
                 raise ValueError("only an encoder-decoder reads a source")
             states = stack(self.tokens(tokens), tokens, mask=mask, segments=segments, cache=cache)
         hidden = states[-1]
-        pooled = None if self.pooler is None else self.pooler(hidden)
+        pooled = None if self.pooler is None else self.pooler(hidden, mask)
         logits = self._logits(hidden, pooled)
         return ModelOutput(
             logits=logits,

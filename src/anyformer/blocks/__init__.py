@@ -1,1 +1,4 @@
-"""The parts that every transformer is made of. Each stands alone: made from its own small config, usable without the rest."""
+"""The parts that every transformer is made of. 
+
+Each stands alone: made from its own small config, usable without the rest.
+"""

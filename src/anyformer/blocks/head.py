@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from anyformer.blocks.block import norm
@@ -21,7 +21,9 @@ class LanguageModelHead(nn.Module):
         tied: Use the token table, given at each call, as the matrix (Press & Wolf 2017).
     """
 
-    def __init__(self, config: HeadConfig, norm_config: NormConfig, d_model: int, vocab_size: int, *, tied: bool) -> None:
+    def __init__(
+        self, config: HeadConfig, norm_config: NormConfig, d_model: int, vocab_size: int, *, tied: bool
+    ) -> None:
         super().__init__()
         self.scale = config.scale
         self.transform = Transform(config.transform, norm_config, d_model) if config.transform else None
@@ -70,9 +72,13 @@ class Pooler(nn.Module):
         self.dense = nn.Linear(d_model, d_model)
         self.activation = activation(name)
 
-    def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch d_model"]:
-        """Pool each text."""
-        return self.activation(self.dense(x[:, 0]))
+    def forward(
+        self, x: Float[Tensor, "batch time d_model"], mask: Bool[Tensor, "batch time"] | None = None
+    ) -> Float[Tensor, "batch d_model"]:
+        """Pool each text; the mask says where it begins, if some have padding before them."""
+        begins = 0 if mask is None else mask.int().argmax(dim=1)
+        first = x[torch.arange(len(x), device=x.device), begins]
+        return self.activation(self.dense(first))
 
 
 class Classifier(nn.Module):

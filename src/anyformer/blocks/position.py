@@ -28,7 +28,7 @@ class Rotation(NamedTuple):
     sin: Float[Tensor, "#batch 1 time head_dim"]
 
     def __call__(self, x: Float[Tensor, "batch heads time head_dim"]) -> Float[Tensor, "batch heads time head_dim"]:
-        """Turn pair (i, i + head_dim / 2) of each vector by its angle: RoFormer's equation 34, halves instead of pairs."""
+        """Turn pair (i, i + head_dim / 2) of each vector by its angle (RoFormer, equation 34, in halves)."""
         first, second = x.chunk(2, dim=-1)
         return x * self.cos + torch.cat((-second, first), dim=-1) * self.sin
 
@@ -74,7 +74,9 @@ class PositionalEncoding(nn.Module):
         """How queries and keys at these positions turn in a text of this many tokens."""
         return None
 
-    def bias(self, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]) -> Float[Tensor, "1 heads queries keys"] | None:
+    def bias(
+        self, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]
+    ) -> Float[Tensor, "1 heads queries keys"] | None:
         """What is added to the scores between tokens at these places."""
         return None
 
@@ -102,7 +104,9 @@ class LearnedPosition(PositionalEncoding):
     def __init__(self, config: PositionConfig, size: PositionSize) -> None:
         super().__init__(config, size)
         self.table = nn.Embedding(
-            size.max_length + config.offset, size.d_model, padding_idx=config.offset - 1 if config.skip_padding else None
+            size.max_length + config.offset,
+            size.d_model,
+            padding_idx=config.offset - 1 if config.skip_padding else None,
         )
 
     def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
@@ -126,7 +130,7 @@ class RotaryPosition(PositionalEncoding):
 
 
 class RelativePosition(PositionalEncoding):
-    """A learned bias for each (bucketed) distance and head, shared by a stack's layers (Raffel et al. 2020, section 2.1).
+    """A learned bias for each (bucketed) distance and head, shared by all layers (Raffel et al. 2020, section 2.1).
 
     Near distances have a bucket each, farther ones share logarithmically wider buckets.
     """
@@ -148,7 +152,9 @@ class RelativePosition(PositionalEncoding):
         far = (exact + (scale * (buckets - exact)).long()).clamp(max=buckets - 1)
         return side + torch.where(distance < exact, distance, far)
 
-    def bias(self, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]) -> Float[Tensor, "1 heads queries keys"]:
+    def bias(
+        self, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]
+    ) -> Float[Tensor, "1 heads queries keys"]:
         """The bias between every query and key."""
         return self.table(self.bucket(keys[None, :] - queries[:, None])).permute(2, 0, 1)[None]
 

@@ -70,7 +70,7 @@ def _llama3(plain: Float[Tensor, " half"], scaling: RotaryScaling) -> Float[Tens
 
 
 def _yarn(plain: Float[Tensor, " half"], scaling: RotaryScaling, theta: float, head_dim: int) -> Float[Tensor, " half"]:
-    """NTK-by-parts: pairs that turn often are kept, those that turn seldom are divided (Peng et al. 2023, section 3.2)."""
+    """NTK-by-parts: pairs that turn often are kept, the others divided (Peng et al. 2023, section 3.2)."""
 
     def pair_that_turns(rotations: float) -> float:
         return head_dim * math.log(_original_length(scaling) / (rotations * 2 * math.pi)) / (2 * math.log(theta))

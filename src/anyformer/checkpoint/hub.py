@@ -33,7 +33,9 @@ def _download(name: str, wanted: list[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except GatedRepoError as error:
-        raise UserError(f"The model {name} on the hub is gated: ask for access there, then log in with `hf auth login`.") from error
+        raise UserError(
+            f"The model {name} on the hub is gated: ask for access there, then log in with `hf auth login`."
+        ) from error
     except RepositoryNotFoundError as error:
         raise UserError(f"There is no directory {name}, and no model of that name on the hub.") from error
     except HFValidationError as error:

@@ -56,10 +56,15 @@ def files(pooling: PoolingConfig, d_model: int) -> dict[str, Any]:
     """What to write for this pooling: file name -> JSON value; nothing for plain means, which need no saying."""
     if pooling == PoolingConfig():
         return {}
-    chain = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if pooling.normalise else [])]
+    chain = [
+        ("", "Transformer"),
+        ("1_Pooling", "Pooling"),
+        *([("2_Normalize", "Normalize")] if pooling.normalise else []),
+    ]
     return {
         "modules.json": [
-            {"idx": i, "name": str(i), "path": path, "type": f"{_PACKAGE}.{name}"} for i, (path, name) in enumerate(chain)
+            {"idx": i, "name": str(i), "path": path, "type": f"{_PACKAGE}.{name}"}
+            for i, (path, name) in enumerate(chain)
         ],
         "1_Pooling/config.json": {
             "word_embedding_dimension": d_model,

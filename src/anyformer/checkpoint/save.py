@@ -1,10 +1,9 @@
 """From a model to a model directory."""
 
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -69,9 +68,14 @@ def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
     origin, config = model.origin.config, model.config
     dtype = str(model.tokens.table.weight.dtype).removeprefix("torch.")
     if origin and _says(origin, config):
-        return FAMILIES[origin["model_type"]], {**origin, "dtype" if "torch_dtype" not in origin else "torch_dtype": dtype}
+        return FAMILIES[origin["model_type"]], {
+            **origin,
+            "dtype" if "torch_dtype" not in origin else "torch_dtype": dtype,
+        }
     family, written = to_huggingface(config)
-    kept = {k: v for k, v in origin.items() if k != "torch_dtype"} if origin.get("model_type") == family.model_type else {}
+    kept = (
+        {k: v for k, v in origin.items() if k != "torch_dtype"} if origin.get("model_type") == family.model_type else {}
+    )
     return family, {**kept, **written, "dtype": dtype}
 
 
@@ -133,7 +137,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def writing(directory: Path) -> Iterator[Path]:
+def writing(directory: Path) -> Generator[Path]:
     """A fresh directory to write into, whose files are moved into place when all of them are whole.
 
     Raises:
@@ -165,8 +169,7 @@ def _move(fresh: Path, directory: Path) -> None:
         return
     for name in files:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(fresh / name, directory / name)
+        (fresh / name).replace(directory / name)
     for old in (*directory.glob("model*.safetensors"), directory / INDEX):
         if old.relative_to(directory) not in files:
             old.unlink(missing_ok=True)
-

@@ -83,7 +83,7 @@ class Weights:
             raise UserError(f"{path} is missing, though the index names it.") from error
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again.") from error
-        for name in cast("list[str]", file.keys()):  # noqa: SIM118
+        for name in cast("list[str]", file.keys()):
             self._readers[name] = lambda name=name: cast("Tensor", file.get_tensor(name))
 
     def _open_pickles(self, allow_pickle: bool) -> None:
@@ -96,7 +96,7 @@ class Weights:
             raise UserError(f"{directory} has no {SINGLE} and no {INDEX}: there are no weights to read.")
         if not allow_pickle:
             raise UserError(
-                f"{directory} has only {files[0].name}, a pickle; if you trust its author, allow it with --allow-pickle."
+                f"{directory} has only {files[0].name}, a pickle; if you trust its author, add --allow-pickle."
             )
         for path in files:
             for name, tensor in _unpickle(path).items():
@@ -109,7 +109,7 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing, though the index names it.") from error
     except Exception as error:
-        # torch.load raises whatever the pickle machine met: the file is bad in some way, or has more than tensors in it.
+        # torch.load raises whatever the pickle machine met: a damaged file, or more than tensors in it.
         raise UserError(f"{path} can't be read as a file of tensors ({str(error).splitlines()[0]}).") from error
     if not isinstance(state, dict):
         raise UserError(f"{path} should hold a dict of tensors, not {type(state).__name__}.")

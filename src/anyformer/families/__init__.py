@@ -78,7 +78,11 @@ def to_huggingface(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
 
 def _try(family: Family, config: ModelConfig) -> dict[str, Any] | None:
     try:
-        written = {"model_type": family.model_type, "architectures": [family.architecture(config)], **family.write(config)}
+        written = {
+            "model_type": family.model_type,
+            "architectures": [family.architecture(config)],
+            **family.write(config),
+        }
         back = family.read(written, config.head.kind)
     except UserError:
         return None
@@ -87,6 +91,7 @@ def _try(family: Family, config: ModelConfig) -> dict[str, Any] | None:
 
 def _essence(config: ModelConfig) -> ModelConfig:
     """The config without what files of a family need not say, and with every default written out."""
+
     def full(attention: AttentionConfig) -> AttentionConfig:
         head_dim = attention.head_dim or config.d_model // attention.heads
         return replace(attention, kv_heads=attention.kv_heads or attention.heads, head_dim=head_dim)

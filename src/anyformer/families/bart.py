@@ -44,9 +44,7 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
     tokens = special_tokens(raw, _TOKENS[model_type])
 
     def attention(stack: str) -> AttentionConfig:
-        return AttentionConfig(
-            heads=raw.get(f"{stack}_attention_heads", 16), dropout=raw.get("attention_dropout", 0.0)
-        )
+        return AttentionConfig(heads=raw.get(f"{stack}_attention_heads", 16), dropout=raw.get("attention_dropout", 0.0))
 
     def feed_forward(stack: str) -> FeedForwardConfig:
         return FeedForwardConfig(
@@ -161,7 +159,7 @@ ROWS = [
 
 
 def _paper(d_model: int, heads: int, dropout: float) -> ModelConfig:
-    """Table 3 of the 2017 paper: 6 + 6 layers over one vocabulary of 37,000 byte pairs, sinusoids as section 3.5 has them.
+    """Table 3 of the 2017 paper: 6 + 6 layers, one vocabulary of 37,000 byte pairs, sinusoids as in section 3.5.
 
     Projections have biases and the head a zero bias that is not trained, so that with ``layout="halves"`` (as in the
     paper's code) it is a Marian model to the letter.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from anyformer.config import HeadConfig, HeadKind, ModelConfig, SpecialTokens
 from anyformer.errors import UserError, nearest
@@ -49,7 +49,7 @@ class Family:
     """A head that the file lacks is the token table, whatever config.json says."""
 
     def table(self, ours: Collection[str]) -> dict[str, Row]:
-        """The row for every name on disk of a model with these weights; without rows of its own, names stay as they are.
+        """The row for every name on disk of a model with these weights; a family without rows keeps the names.
 
         Raises UserError for a weight that the family's format has no place for.
         """
@@ -98,9 +98,10 @@ def refuse(raw: Raw, **unsupported: Any) -> None:
 def special_tokens(raw: Raw, defaults: Raw) -> SpecialTokens:
     """The special token ids of a config.json, those it leaves out from the family's defaults."""
     eos = raw.get("eos_token_id", defaults.get("eos_token_id"))
+    ids = () if eos is None else cast("list[int] | tuple[int, ...]", eos) if isinstance(eos, list | tuple) else (eos,)
     return SpecialTokens(
         bos=raw.get("bos_token_id", defaults.get("bos_token_id")),
-        eos=() if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,),
+        eos=tuple(ids),
         pad=raw.get("pad_token_id", defaults.get("pad_token_id")),
         decoder_start=raw.get("decoder_start_token_id", defaults.get("decoder_start_token_id")),
     )

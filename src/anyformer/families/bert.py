@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019, 1810.04805), RoBERTa (Liu et al. 2019, 1907.11692), DistilBERT (Sanh et al. 2019, 1910.01108).
+"""BERT (Devlin et al. 2019, 1810.04805), RoBERTa (Liu et al. 2019, 1907.11692) and DistilBERT (Sanh et al. 2019).
 
 RoBERTa is BERT with positions counted from `padding + 1`; DistilBERT is BERT without segments, under other names.
 """
@@ -251,7 +251,11 @@ DISTILBERT_ROWS = [
     alias("vocab_projector.weight", "tokens.table.weight"),
 ]
 
-_LEGACY = (r"(.*\.)?embeddings\.position_ids", r"cls\.seq_relationship\.(weight|bias)", r"(.*\.)?pooler\.dense\.(weight|bias)")
+_LEGACY = (
+    r"(.*\.)?embeddings\.position_ids",
+    r"cls\.seq_relationship\.(weight|bias)",
+    r"(.*\.)?pooler\.dense\.(weight|bias)",
+)
 
 
 def _architectures(name: str) -> dict[str, HeadKind]:

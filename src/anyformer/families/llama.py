@@ -69,7 +69,9 @@ def _qwen_window(raw: Raw, layers: int) -> dict[str, Any]:
     else:
         first = types.index("sliding_attention") if "sliding_attention" in types else layers
         if types[first:] != ["sliding_attention"] * (layers - first):
-            raise UserError("config.json: layer_types must have all sliding_attention layers above the full_attention ones.")
+            raise UserError(
+                "config.json: layer_types must have all sliding_attention layers above the full_attention ones."
+            )
     return {"window": raw.get("sliding_window", 4096), "window_from": first} if first < layers else {}
 
 

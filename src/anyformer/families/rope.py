@@ -16,9 +16,13 @@ def read(raw: Raw, max_length: int) -> PositionConfig:
     if kind == "default":
         return PositionConfig(kind="rotary", theta=theta)
     if kind not in ("linear", "dynamic", "llama3", "yarn"):
-        raise UserError(f"config.json: the rope scaling {kind!r} is not supported (linear, dynamic, llama3 and yarn are).")
+        raise UserError(
+            f"config.json: the rope scaling {kind!r} is not supported (linear, dynamic, llama3 and yarn are)."
+        )
     if kind in ("linear", "dynamic"):
-        return PositionConfig(kind="rotary", theta=theta, scaling=RotaryScaling(kind=kind, factor=float(rope["factor"])))
+        return PositionConfig(
+            kind="rotary", theta=theta, scaling=RotaryScaling(kind=kind, factor=float(rope["factor"]))
+        )
     original = raw.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or max_length
     factor = rope.get("factor") or max_length / original
     if kind == "llama3":

@@ -6,14 +6,18 @@ not have (a bias, a gate, a second stack) simply does not apply, and of two rows
 is taken, so one table serves every config of the family.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from anyformer.errors import UserError
+
+if TYPE_CHECKING:
+    # Presets and diffs need the tables but no tensors, and importing torch takes seconds.
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,16 @@ def _columns(tensor: Tensor, count: int) -> Sequence[Tensor]:
     return _parts(tensor.t(), count)
 
 
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    import torch
+
+    return torch.cat(list(tensors))
+
+
 COPY = Operation(lambda tensor, _: [tensor], lambda tensors: tensors[0])
-TRANSPOSE = Operation(_columns, lambda tensors: torch.cat(list(tensors)).t().contiguous())
+TRANSPOSE = Operation(_columns, lambda tensors: _join(tensors).t().contiguous())
 """GPT-2 stores matrices as [in, out]; several of ours may stand side by side in one of them."""
-SPLIT = Operation(_parts, lambda tensors: torch.cat(list(tensors)))
+SPLIT = Operation(_parts, _join)
 ROW = Operation(lambda tensor, _: [tensor.flatten()], lambda tensors: tensors[0][None])
 """A vector stored as a matrix of one row."""
 

@@ -1,4 +1,4 @@
-"""T5 (Raffel et al. 2020, 1910.10683), its version 1.1 (Shazeer 2020, 2002.05202) and mT5 (Xue et al. 2021, 2010.11934).
+"""T5 (Raffel et al. 2020, 1910.10683), its version 1.1 (Shazeer 2020, 2002.05202) and mT5 (Xue et al. 2021).
 
 Version 1.0 ties the head to the token table and scales its input; version 1.1 does neither and gates the feed-forward.
 """

@@ -1,0 +1,54 @@
+"""`anyformer embed MODEL "a" "b"`: texts as vectors, or how alike they are."""
+
+import json
+from dataclasses import dataclass
+
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from anyformer.cli.parsing import parse
+from anyformer.errors import UserError
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """Turn each text into one vector, as the model's pooling files say, and show how alike the texts are."""
+
+    model: Positional[str]
+    """A model directory, a run directory, or a hub id."""
+    texts: Positional[tuple[str, ...]]
+    """The texts."""
+    json: FlagCreatePairsOff[bool] = False
+    """Print the vectors, one JSON list a line."""
+    device: str | None = None
+    """Where to compute, such as cuda; default: the CPU."""
+
+
+def run(argv: list[str]) -> int:
+    """Print the vectors, or the cosines between them."""
+    options = parse(EmbedOptions, argv, prog="anyformer embed")
+    if not options.texts:
+        raise UserError('there is no text to embed: anyformer embed MODEL "one text" "another"')
+
+    from anyformer.checkpoint import load
+    from anyformer.generation import embed
+    from anyformer.training.run_directory import model_directory
+
+    model, tokenizer = load(model_directory(options.model), device=options.device)
+    vectors = embed(model, tokenizer, options.texts).cpu()
+    if options.json:
+        for vector in vectors:
+            print(json.dumps([float(number) for number in vector]))
+        return 0
+
+    from rich.console import Console
+    from rich.table import Table
+    from torch.nn.functional import normalize
+
+    directions = normalize(vectors, dim=1)
+    table = Table("cosine", *map(str, range(1, len(options.texts) + 1)), box=None, header_style="bold", pad_edge=False)
+    for number, (text, row) in enumerate(zip(options.texts, directions @ directions.T, strict=True), 1):
+        table.add_row(f"{number}  {text}", *(f"{float(value):.3f}" for value in row))
+    console = Console()
+    console.print(f"{len(options.texts)} vectors of {vectors.shape[1]} numbers (--json prints them)")
+    console.print(table)
+    return 0

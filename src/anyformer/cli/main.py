@@ -1,0 +1,70 @@
+"""`anyformer COMMAND ...`: finds the command's file and turns what goes wrong into one sentence."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from anyformer import __version__
+from anyformer.errors import UserError, nearest
+
+COMMANDS = {
+    "train": "train a model from scratch on your own text",
+    "generate": "continue a prompt, or rewrite a source",
+    "embed": "turn texts into vectors",
+    "fill": "fill in masked words",
+    "show": "what a model is made of and what it costs",
+    "diff": "what separates two models",
+    "verify": "compare a model directory with transformers",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(argv)
+    except UserError as error:
+        print(f"anyformer: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("anyformer: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left (as in `| head`): nothing more to say, not even when Python shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"anyformer {__version__}")
+        return 0
+    command, *rest = argv
+    if command not in COMMANDS:
+        raise UserError(f"there is no command {command!r} ({nearest(command, COMMANDS)}).")
+    return import_module(f"anyformer.cli.{command}").run(rest)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "anyformer: every transformer from the same few blocks",
+            "",
+            "usage: anyformer COMMAND ...   (anyformer COMMAND --help explains one)",
+            "",
+            *lines,
+            "",
+            "Start with `anyformer train`: it trains a small model on Python's own source in two minutes.",
+        ]
+    )
+
+
+def script() -> None:
+    """The console script."""
+    sys.exit(main())

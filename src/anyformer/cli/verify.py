@@ -1,0 +1,36 @@
+"""`anyformer verify DIR`: the same numbers, tokens and words as transformers?"""
+
+from dataclasses import dataclass
+
+from anyformer.cli.models import positional
+from anyformer.cli.parsing import parse
+
+_USAGE = "anyformer verify MODEL [--tolerance 1e-4], where MODEL is a directory or a hub id"
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Compare a model with the same in transformers; exit status 0 only if they are equal, 1 if not."""
+
+    tolerance: float = 1e-4
+    """Largest difference allowed in logits and hidden states, relative to their largest value."""
+
+
+def run(argv: list[str]) -> int:
+    """Print each comparison."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: {_USAGE}")
+        return 0
+    (name,), rest = positional(argv, 1, _USAGE)
+    options = parse(VerifyOptions, rest, default=VerifyOptions(), prog="anyformer verify")
+
+    from rich.console import Console
+
+    from anyformer.compare.verify import verify
+    from anyformer.training.run_directory import model_directory
+
+    console = Console(highlight=False)
+    checks = verify(str(model_directory(name)), tolerance=options.tolerance)
+    for check in checks:
+        console.print("[green]equal    [/]" if check.equal else "[red]different[/]", f"{check.name}: {check.detail}")
+    return 0 if all(check.equal for check in checks) else 1

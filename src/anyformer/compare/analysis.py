@@ -1,0 +1,87 @@
+"""What a model costs: parameters, arithmetic and memory of each of its parts."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+
+from anyformer.blocks.block import TransformerBlock
+from anyformer.config import ModelConfig
+from anyformer.model import Stack, Transformer
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the account."""
+
+    name: str
+    layers: int
+    """How often it occurs."""
+    parameters: int
+    """Weights of all its occurrences; what is shared counts once, where it is first used."""
+    flops: int
+    """Floating-point operations of a forward pass for one token (of its stack), a multiply-add being two."""
+
+
+def parts(config: ModelConfig, context: int) -> list[Part]:
+    """The account of a model.
+
+    Matrix products count 2 for each weight, attention 4 * heads * head_dim for each token that is looked at
+    (Chowdhery et al. 2022, appendix B); norms, softmax and lookups are left out, as is usual. Each token is taken to
+    look at `context` tokens, or at its window.
+
+    Args:
+        config: The model. Nothing is allocated for it.
+        context: Tokens in the text (and in the source).
+    """
+    with torch.device("meta"):
+        model = Transformer(config)
+    rows = [Part("token embedding", 1, _parameters(model.tokens, model.source_tokens), 0)]
+    for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
+        if stack is not None:
+            rows += _stack(name, stack, context)
+    tied = model.tokens.table.weight.numel() if config.head.kind == "language_model" and config.embedding.tied else 0
+    answers = _parameters(model.pooler, model.head)
+    if answers or tied:
+        rows.append(Part("head", 1, answers, _products(model.pooler, model.head) + 2 * tied))
+    return [part for part in rows if part.parameters or part.flops]
+
+
+def _stack(name: str, stack: Stack, context: int) -> list[Part]:
+    blocks = cast("list[TransformerBlock]", list(stack.blocks))
+    layers = len(blocks)
+    attention = [block.attention for block in blocks]
+    cross = [block.cross_attention for block in blocks]
+    feed_forward = [block.feed_forward for block in blocks]
+    norms = [n for block in blocks for n in (block.attention_norm, block.cross_attention_norm, block.feed_forward_norm)]
+    heads = attention[0].heads * stack.head_dim
+    seen = sum(min(context, window or context) for window in stack.windows)
+    rows = [
+        # with the segment vectors and the norm of the embeddings, where there are any
+        Part(f"{name} positions", 1, _parameters(stack.position, stack.embedding), 0),
+        Part(f"{name} attention", layers, _parameters(*attention), _products(*attention) + 4 * heads * seen),
+    ]
+    if cross[0] is not None:
+        looks = 4 * heads * context * layers
+        rows.append(Part(f"{name} cross-attention", layers, _parameters(*cross), _products(*cross) + looks))
+    rows.append(Part(f"{name} feed-forward", layers, _parameters(*feed_forward), _products(*feed_forward)))
+    rows.append(Part(f"{name} norms", layers, _parameters(*norms, stack.final_norm), 0))
+    return rows
+
+
+def _parameters(*modules: nn.Module | None) -> int:
+    return sum(weight.numel() for module in modules if module is not None for weight in module.parameters())
+
+
+def _products(*modules: nn.Module | None) -> int:
+    """Operations of all matrix products in these modules, for one token."""
+    linear = [m for module in modules if module is not None for m in module.modules() if isinstance(m, nn.Linear)]
+    return sum(2 * layer.weight.numel() for layer in linear)
+
+
+def cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int:
+    """Memory that the keys and values of one token take while a decoder generates; a window keeps it from growing."""
+    attention = config.decoder_attention or config.attention
+    head_dim = attention.head_dim or config.d_model // attention.heads
+    return 2 * config.decoder_layers * (attention.kv_heads or attention.heads) * head_dim * bytes_per_number

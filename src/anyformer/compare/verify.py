@@ -1,0 +1,145 @@
+"""Is a model here the same as in Hugging Face's transformers? Numbers, tokens and words, side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from anyformer.checkpoint import hub, load
+from anyformer.checkpoint.weights import read_json
+from anyformer.errors import UserError
+from anyformer.generation import generate_ids
+from anyformer.model import ModelOutput, Transformer
+from anyformer.tokenizer import Tokenizer
+
+SAMPLES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "def add(a, b):\n    return a + b  # 1, 2, 3\n",
+    "Grüße aus Köln: 12,50 € kosten 3 Stück.",
+    "   Spaces,\ttabs and\n\nnew lines   ",
+    "日本語のテキスト 🙂",
+)
+NEW_TOKENS = 20
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison and its outcome."""
+
+    name: str
+    equal: bool
+    detail: str
+
+
+def verify(path_or_hub_id: str, *, tolerance: float = 1e-4) -> list[Check]:
+    """Compare a model directory as read here and by transformers, both in float32 on the CPU.
+
+    Args:
+        path_or_hub_id: The model.
+        tolerance: Largest difference allowed, relative to the largest magnitude.
+
+    Raises:
+        UserError: transformers is not installed, or has no class for the model.
+    """
+    transformers = _transformers()
+    directory = hub.find(path_or_hub_id)
+    name = _architecture(directory)
+    kind = getattr(transformers, name, None)
+    if kind is None:
+        raise UserError(f"transformers has no class {name}, so there is nothing to compare {path_or_hub_id} with.")
+    theirs = kind.from_pretrained(str(directory), dtype=torch.float32, use_safetensors=True).eval()
+    model, tokenizer = load(directory, dtype=torch.float32)
+    checks: list[Check] = []
+    if tokenizer is not None:
+        checks.append(_tokens(transformers.AutoTokenizer.from_pretrained(str(directory)), tokenizer))
+    with torch.inference_mode():
+        checks += _numbers(theirs, model, tokenizer, tolerance)
+        if model.decoder is not None and model.config.head.kind == "language_model":
+            checks.append(_greedy(theirs, model, tokenizer))
+    return checks
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            "verify compares with transformers, which is not installed: pip install 'anyformer[verify]'."
+        ) from error
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _architecture(directory: Path) -> str:
+    named = cast("list[str] | None", read_json(directory / "config.json").get("architectures"))
+    if not named:
+        raise UserError(f"{directory / 'config.json'} names no architecture, so transformers can't be asked for one.")
+    return named[0]
+
+
+def _tokens(theirs: Any, ours: Tokenizer) -> Check:
+    for text in SAMPLES:
+        expected, got = theirs(text)["input_ids"], ours.encode(text)
+        if expected != got:
+            return Check("token ids", False, f"{text!r} is {expected} there and {got} here")
+    return Check("token ids", True, f"{len(SAMPLES)} texts, {ours.vocab_size} tokens")
+
+
+def _numbers(theirs: Any, model: Transformer, tokenizer: Tokenizer | None, tolerance: float) -> list[Check]:
+    """Logits and hidden states of a batch of one text."""
+    ids, source = _inputs(model, tokenizer)
+    if source is None:
+        expected = theirs(input_ids=ids, output_hidden_states=True)
+        states = expected.hidden_states
+    else:
+        expected = theirs(input_ids=source, decoder_input_ids=ids, output_hidden_states=True)
+        states = (*expected.encoder_hidden_states, *expected.decoder_hidden_states)
+    got: ModelOutput = model(ids, source=source, return_hidden=True)
+    ours = (*(got.source_hidden_states or ()), *(got.hidden_states or ()))
+    checks = [_close("hidden states", states, ours, tolerance)]
+    if got.logits is not None:
+        checks.insert(0, _close("logits", [expected.logits], [got.logits], tolerance))
+    return checks
+
+
+def _inputs(model: Transformer, tokenizer: Tokenizer | None) -> tuple[Tensor, Tensor | None]:
+    """Tokens of the first sample, or drawn ones where there is no tokenizer; and a source, if the model wants one."""
+    config = model.config
+    limit = min(config.context_length or 64, 64)
+    if tokenizer is None:
+        generator = torch.Generator().manual_seed(0)
+        smallest = min(config.vocab_size, config.source_vocab_size or config.vocab_size)
+        ids = torch.randint(smallest, (1, min(limit, 16)), generator=generator)
+    else:
+        ids = torch.tensor([tokenizer.encode(SAMPLES[0])[:limit]])
+    return ids.clamp(max=config.vocab_size - 1), ids if config.is_encoder_decoder else None
+
+
+def _close(name: str, expected: Sequence[Tensor], got: Sequence[Tensor], tolerance: float) -> Check:
+    if len(expected) != len(got):
+        return Check(name, False, f"{len(expected)} there and {len(got)} here")
+    worst = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in zip(expected, got, strict=True))
+    return Check(name, worst <= tolerance, f"largest difference {worst:.1e} of the largest value")
+
+
+def _greedy(theirs: Any, model: Transformer, tokenizer: Tokenizer | None) -> Check:
+    ids, source = _inputs(model, tokenizer)
+    prompt = ids if source is None else source
+    room = (
+        NEW_TOKENS
+        if model.config.context_length is None
+        else min(NEW_TOKENS, model.config.context_length - ids.shape[1])
+    )
+    expected = theirs.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=room, do_sample=False, num_beams=1
+    )
+    expected = expected[:, prompt.shape[1] :] if source is None else expected[:, 1:]
+    got = generate_ids(model, prompt, max_new_tokens=room)
+    if torch.equal(expected, got):
+        return Check("greedy continuation", True, f"{got.shape[1]} tokens")
+    there, here = (" ".join(str(int(token)) for token in row[0]) for row in (expected, got))
+    return Check("greedy continuation", False, f"{there} there and {here} here")

@@ -1,0 +1,26 @@
+"""The one exception that is meant for people, and the hint that goes with a misspelt name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one clear sentence on what is wrong, where, and what to do.
+
+    The command line prints it without a traceback and exits with status 2.
+    """
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return a hint for a `name` that is not in `valid`.
+
+    `did you mean 'gpt2'?` when one of the valid names is close, else `choose from 'a', 'b'`.
+    """
+    names = sorted(set(valid))
+    close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.6)
+    for candidate in names:
+        if close and candidate.lower() == close[0]:
+            return f"did you mean {candidate!r}?"
+    return "choose from " + ", ".join(repr(n) for n in names) if names else "there are none to choose from"

@@ -1,0 +1,93 @@
+"""From logits to the next token: greedy, or drawn from what temperature, top-k and top-p leave.
+
+The filters are those of Hugging Face's sampling, in its order (temperature, top-k, top-p) and with its treatment
+of ties, so the same settings leave the same tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anyformer.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Raises:
+        UserError: a value that describes no distribution.
+    """
+
+    temperature: float = 0.0
+    """Logits are divided by it: below 1 sharper, above 1 flatter. 0: always the likeliest token (greedy)."""
+    top_k: int | None = None
+    """Only the k likeliest tokens can be drawn; None: all."""
+    top_p: float | None = None
+    """Only the likeliest tokens that together have this probability can be drawn (Holtzman et al. 2020);
+    None: all."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature is 0 (always the likeliest token) or more, not {self.temperature}.")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(
+                f"top_k is a number of tokens, at least 1, not {self.top_k}: leave it out to keep them all."
+            )
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise UserError(
+                f"top_p is a probability above 0 and up to 1, not {self.top_p}: leave it out to keep all tokens."
+            )
+
+    def filter(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+        """The logits that are drawn from: -inf for every token that can't be."""
+        logits = apply_temperature(logits, self.temperature)
+        if self.top_k is not None:
+            logits = keep_top_k(logits, self.top_k)
+        if self.top_p is not None:
+            logits = keep_top_p(logits, self.top_p)
+        return logits
+
+    def choose(
+        self, logits: Float[Tensor, "batch vocab"], generator: torch.Generator | None = None
+    ) -> Int[Tensor, " batch"]:
+        """The next token of each text; `generator` None draws from torch's global one."""
+        if self.temperature == 0.0:
+            return greedy(logits)
+        return draw(self.filter(logits), generator)
+
+
+def greedy(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:
+    """The likeliest token; of equals the one with the lowest id."""
+    return logits.argmax(dim=-1)
+
+
+def apply_temperature(logits: Float[Tensor, "batch vocab"], temperature: float) -> Float[Tensor, "batch vocab"]:
+    """``logits / temperature``, which must be positive."""
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def keep_top_k(logits: Float[Tensor, "batch vocab"], k: int) -> Float[Tensor, "batch vocab"]:
+    """Hide all but the k largest; whatever equals the k-th stays too."""
+    smallest = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < smallest, -torch.inf)
+
+
+def keep_top_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, "batch vocab"]:
+    """Hide the unlikeliest tokens, as many as have at most 1 - p of the probability together; the likeliest
+    stays."""
+    if p >= 1.0:
+        return logits
+    ascending, order = logits.sort(dim=-1)
+    hidden = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
+    hidden[:, -1] = False
+    return logits.masked_fill(hidden.scatter(-1, order, hidden), -torch.inf)
+
+
+def draw(logits: Float[Tensor, "batch vocab"], generator: torch.Generator | None = None) -> Int[Tensor, " batch"]:
+    """Draw a token from ``softmax(logits)`` by the Gumbel-max trick: no probabilities, and no wait for the
+    device."""
+    noise = torch.empty_like(logits).exponential_(generator=generator)
+    return (logits - noise.log()).argmax(dim=-1)

@@ -1,0 +1,268 @@
+"""Tokenizer: text to ids and back, for any tokenizer that Hugging Face's `tokenizers` library expresses."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import tokenizers
+from tokenizers import models
+
+from anyformer.errors import UserError
+from anyformer.tokenizer import chat, files, special, training
+from anyformer.tokenizer.chat import Message
+
+_UNLIMITED = 10**9
+"""`transformers` writes 1e30 for a tokenizer that knows no longest text."""
+
+
+class Tokenizer:
+    """A tokenizer and what its directory says about it. It gives the ids and the text that `AutoTokenizer`
+    gives.
+
+    Attributes:
+        backend: the `tokenizers.Tokenizer` underneath.
+        config: the content of tokenizer_config.json.
+        bos, eos, pad, mask, unk, cls, sep: the id of the token in that role, None where there is none.
+        chat_template: Jinja source, None where there is none.
+        model_max_length: the longest text in tokens that the directory declares, None where it declares none.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        config: Mapping[str, Any],
+        companions: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Wrap a backend.
+
+        Args:
+            backend: taken over, not copied: tokens that only `config` names are added to it.
+            config: tokenizer_config.json.
+            companions: the files of the directory it was read from, by name; `save` writes them back
+                unchanged.
+        """
+        self.backend = backend
+        self.config = dict(config)
+        self._files = dict(companions or {})
+        extra = {name: files.parse_object(self._files[name], Path(name)) for name in _JSON if name in self._files}
+        declared = special.declared(config, extra.get(files.SPECIAL_MAP))
+        padding: dict[str, Any] | None = cast("Any", backend).padding
+        self._roles = special.roles_of(declared, backend.get_vocab(with_added_tokens=True), padding)
+        special.add_declared(backend, declared, self._roles, extra.get(files.ADDED))
+        # Settings of a saved pipeline, not of the text: `transformers` pads and cuts only when asked to.
+        backend.no_padding()
+        backend.no_truncation()
+
+        self.bos = self._id("bos")
+        self.eos = self._id("eos")
+        self.pad = self._id("pad")
+        self.mask = self._id("mask")
+        self.unk = self._id("unk")
+        self.cls = self._id("cls")
+        self.sep = self._id("sep")
+        self.chat_template = self._template()
+        longest = config.get("model_max_length")
+        known = isinstance(longest, int | float) and longest < _UNLIMITED
+        self.model_max_length = int(longest) if known and longest is not None else None
+        self.cleans_up = bool(config.get("clean_up_tokenization_spaces")) and not isinstance(backend.model, models.BPE)
+        self._alphabet = _closed_alphabet(backend)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Load from a model's directory, or from one file of it (tokenizer.json, vocab.txt, spiece.model).
+
+        Raises:
+            UserError: there is no tokenizer, or one of its files is damaged.
+        """
+        from anyformer.tokenizer.loading import load  # it makes Tokenizers, so it stands above this file
+
+        return load(Path(path))
+
+    @classmethod
+    def find(cls, directory: str | os.PathLike[str]) -> Tokenizer | None:
+        """Load the directory's tokenizer, None where it has none; raises UserError for a damaged one."""
+        return cls.load(directory) if files.has_tokenizer(directory) else None
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str | training.Piece],
+        spec: str,
+        *,
+        special: str = "causal",
+        lowercase: bool = False,
+        model_max_length: int | None = None,
+    ) -> Tokenizer:
+        """Train a tokenizer on text.
+
+        Args:
+            texts: the documents, read once; those of `anyformer.data` as they are, since they may come in pieces.
+            spec: `char`, `bpe:N`, `wordpiece:N` or `unigram:N`, with N tokens in all, special ones included.
+            special: which special tokens the objective needs: `causal`, `masked` or `seq2seq` (see
+                `training`).
+            lowercase: WordPiece only: fold to lower case and strip accents, as BERT's uncased models do.
+            model_max_length: written into the config, in tokens.
+
+        Raises:
+            UserError: an unknown spec, a size too small for the alphabet, or no text at all.
+        """
+        backend, config = training.train(texts, spec, special=special, lowercase=lowercase)
+        if model_max_length is not None:
+            config["model_max_length"] = model_max_length
+        return Tokenizer(backend, config)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def mask_token(self) -> str | None:
+        """The text that stands for a word to be filled in, such as [MASK]."""
+        return self._roles["mask"].content if "mask" in self._roles else None
+
+    @property
+    def separator(self) -> int | None:
+        """The id put between documents: end-of-text, else the separator of a masked model, else None."""
+        return self.eos if self.eos is not None else self.sep
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that are not text: every token in a role, and every other token marked as special."""
+        marked = {id_ for id_, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        return frozenset(marked | {id_ for role in self._roles if (id_ := self._id(role)) is not None})
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes whenever some text could get other ids."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+
+    def id(self, token: str) -> int | None:
+        """Return the id of a token of the vocabulary, None where it is not one."""
+        return self.backend.token_to_id(token)
+
+    def token(self, index: int) -> str | None:
+        """Return the token of an id as the vocabulary spells it, None where there is none."""
+        return self.backend.id_to_token(index)
+
+    def encode(self, text: str, special: bool = True, second: str | None = None) -> list[int]:
+        """Return the ids of a text, or of a pair of texts.
+
+        Args:
+            text: any text; special tokens written out in it are recognised.
+            special: add what the tokenizer puts around a text ([CLS] and [SEP], a beginning of text ...).
+            second: a second text, encoded into the same ids after the first.
+
+        Raises:
+            UserError: a character-level tokenizer without an unknown token meets a new character, or the text
+                is not Unicode text (it holds half of a surrogate pair).
+        """
+        self._check_alphabet((text,) if second is None else (text, second))
+        try:
+            return list(self.backend.encode(text, second, add_special_tokens=special).ids)
+        except TypeError as error:
+            raise UserError("The text can't be encoded: it holds half of a surrogate pair.") from error
+
+    def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        """Return the ids of each text, in parallel. Raises UserError as `encode` does."""
+        self._check_alphabet(texts)
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Return the text of ids, without the special tokens unless asked for them."""
+        text = self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        return clean_up(text) if self.cleans_up else text
+
+    def chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """Render a conversation, `[{"role": "user", "content": "..."}]`, as the text its model was tuned on.
+
+        Encode the result with `special=False`: a template writes its special tokens itself.
+
+        Raises:
+            UserError: there is no chat template, or it refuses the messages.
+        """
+        if self.chat_template is None:
+            raise UserError(
+                "This tokenizer has no chat template, so its model wasn't tuned for chat: give it a plain prompt."
+            )
+        variables = {f"{role}_token": token.content for role, token in self._roles.items()}
+        return chat.render(
+            self.chat_template, messages, add_generation_prompt=add_generation_prompt, variables=variables
+        )
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the tokenizer into a directory so that `AutoTokenizer.from_pretrained` gives the same ids.
+
+        Files that were read when it was loaded are written as they were read.
+
+        Raises:
+            UserError: the directory can't be written.
+        """
+        files.write_all(Path(directory), self.serialised())
+
+    def serialised(self) -> dict[str, bytes]:
+        """Return the files that `save` writes, by name."""
+        pipeline = (self.backend.to_str(pretty=True) + "\n").encode("utf-8")
+        made = {files.TOKENIZER: pipeline, files.CONFIG: files.to_json(self.complete_config())}
+        return {**made, **self._files}
+
+    def complete_config(self) -> dict[str, Any]:
+        """Return the config with every role spelt out, for a reader that knows no conventions."""
+        roles = {f"{role}_token": token.content for role, token in self._roles.items()}
+        return {"tokenizer_class": "PreTrainedTokenizerFast", **roles, **self.config}
+
+    def _id(self, role: str) -> int | None:
+        token = self._roles.get(role)
+        return self.backend.token_to_id(token.content) if token is not None else None
+
+    def _template(self) -> str | None:
+        if files.CHAT_TEMPLATE in self._files:
+            return self._files[files.CHAT_TEMPLATE].decode("utf-8")
+        template: object = self.config.get("chat_template")
+        if isinstance(template, list):
+            named = {str(entry["name"]): str(entry["template"]) for entry in cast("list[dict[str, Any]]", template)}
+            return named.get("default")
+        return template if isinstance(template, str) else None
+
+    def _check_alphabet(self, texts: Iterable[str]) -> None:
+        if self._alphabet is None:
+            return
+        for text in texts:
+            unknown = set(text) - self._alphabet
+            if not unknown:
+                continue
+            for token in self.backend.get_added_tokens_decoder().values():
+                text = text.replace(token.content, "")
+            for character in text:
+                if character in unknown:
+                    raise UserError(
+                        f"The character {character!r} (U+{ord(character):04X}) is not in this "
+                        "character-level tokenizer: it knows only those of the text it was trained on."
+                    )
+
+
+def clean_up(text: str) -> str:
+    """Undo the spaces that splitting on punctuation puts in, as `clean_up_tokenization_spaces` asks."""
+    for spaced in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
+        text = text.replace(spaced, spaced.strip())
+    return text
+
+
+def _closed_alphabet(backend: tokenizers.Tokenizer) -> frozenset[str] | None:
+    """The characters of a character-level model without an unknown token: BPE drops all others silently."""
+    model = backend.model
+    if not isinstance(model, models.BPE) or model.unk_token is not None or model.byte_fallback:
+        return None
+    if backend.pre_tokenizer is not None or backend.normalizer is not None:
+        return None
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    words = set(vocabulary) - {token.content for token in backend.get_added_tokens_decoder().values()}
+    return frozenset(words) if all(len(word) == 1 for word in words) else None
+
+
+_JSON = (files.SPECIAL_MAP, files.ADDED)

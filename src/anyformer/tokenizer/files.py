@@ -1,0 +1,97 @@
+"""A tokenizer's directory: reading its files with one clear sentence for each fault, and writing them
+safely."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import tokenizers
+
+from anyformer.errors import UserError
+
+TOKENIZER = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+SPECIAL_MAP = "special_tokens_map.json"
+ADDED = "added_tokens.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+COMPANIONS = (CONFIG, SPECIAL_MAP, ADDED, CHAT_TEMPLATE)
+
+_ALONE = (TOKENIZER, "vocab.txt", "spiece.model", "tokenizer.model", "source.spm")
+
+
+def has_tokenizer(directory: str | os.PathLike[str]) -> bool:
+    """Whether a directory (or file) holds a tokenizer in any form known here, readable or not."""
+    path = Path(directory)
+    if path.is_file():
+        return path.suffix in {".json", ".txt", ".model"}
+    if any((path / name).is_file() for name in _ALONE):
+        return True
+    return (path / "vocab.json").is_file() and (path / "merges.txt").is_file()
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file, or raise UserError naming it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
+
+
+def parse_object(content: bytes, path: Path) -> dict[str, Any]:
+    """Parse a JSON object, or raise UserError with the file and the line."""
+    try:
+        value: object = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a JSON file: byte {error.start} is not UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error.msg} in line {error.lineno}.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} should hold a JSON object, but holds a {type(value).__name__}.")
+    return cast("dict[str, Any]", value)
+
+
+def read_companions(directory: Path) -> dict[str, bytes]:
+    """Read the files beside `tokenizer.json` that exist, as they are, so that a save can give them back."""
+    return {name: read_bytes(directory / name) for name in COMPANIONS if (directory / name).is_file()}
+
+
+def parse_backend(content: bytes, path: Path) -> tokenizers.Tokenizer:
+    """Make the `tokenizers` object of a `tokenizer.json`, or raise UserError."""
+    parse_object(content, path)
+    try:
+        return tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(f"{path} is not a tokenizer that the tokenizers library can read: {error}.") from error
+
+
+def to_json(value: Mapping[str, Any]) -> bytes:
+    """Write JSON as Hugging Face does: indented, UTF-8, a newline at the end."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def write_all(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write several files, each beside its place and renamed into it; raises UserError when the disk
+    refuses."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            _replace(directory / name, content)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"The tokenizer can't be written to {directory}: {reason}.") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,140 @@
+"""Directories from before `tokenizer.json`: the pipeline is built from the vocabulary files by convention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from anyformer.errors import UserError
+from anyformer.tokenizer.special import roles_of
+
+WORD_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How text is cut into words before byte-level BPE: the published pattern of Qwen2, which is that of
+OpenAI's cl100k_base with single digits. Unlike GPT-2's it keeps indentation together, which suits code."""
+
+
+def word_piece(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """BERT's tokenizer from `vocab.txt` (Devlin et al. 2018): clean, split on space and punctuation,
+    WordPiece."""
+    path = directory / "vocab.txt"
+    try:
+        vocabulary = models.WordPiece.read_file(str(path))
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(f"{path} can't be read as a WordPiece vocabulary: {error}.") from error
+    roles = roles_of(config, vocabulary)
+    missing = [role for role in ("unk", "cls", "sep") if role not in roles]
+    if missing or any(roles[role].content not in vocabulary for role in ("unk", "cls", "sep")):
+        raise UserError(f"{path} has no [UNK], [CLS] and [SEP], so it is not a BERT vocabulary.")
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocabulary, unk_token=roles["unk"].content))
+    backend.normalizer = bert_normalizer(config)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    cls, sep = roles["cls"].content, roles["sep"].content
+    backend.post_processor = sentence_template((cls, vocabulary[cls]), (sep, vocabulary[sep]))
+    return backend
+
+
+def bert_normalizer(config: Mapping[str, Any]) -> normalizers.BertNormalizer:
+    """BERT's text cleaning, as the config asks: lower case unless it says otherwise."""
+    return normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
+        strip_accents=config.get("strip_accents"),
+        lowercase=bool(config.get("do_lower_case", True)),
+    )
+
+
+def sentence_template(cls: tuple[str, int], sep: tuple[str, int]) -> processors.TemplateProcessing:
+    """`[CLS] a [SEP]`, and `[CLS] a [SEP] b [SEP]` with segment 1 for the second text."""
+    return processors.TemplateProcessing(
+        single=f"{cls[0]}:0 $A:0 {sep[0]}:0",
+        pair=f"{cls[0]}:0 $A:0 {sep[0]}:0 $B:1 {sep[0]}:1",
+        special_tokens=[cls, sep],
+    )
+
+
+def byte_level(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """GPT-2's or RoBERTa's byte-level BPE from `vocab.json` and `merges.txt` (Radford et al. 2019).
+
+    The two differ in what surrounds a text: RoBERTa's vocabulary has <s>, </s> and <mask> and puts the first
+        two
+    around it. Qwen2's cuts words by another pattern. Any other class is refused, since its rules can't be
+    known.
+    """
+    build = _BYTE_LEVEL.get(str(config.get("tokenizer_class") or "").removesuffix("Fast"))
+    if build is None:
+        raise UserError(
+            f"{directory} has no tokenizer.json, and {config['tokenizer_class']} can't be built from its "
+            "vocab.json and merges.txt here: open it once with transformers' AutoTokenizer and "
+            "save_pretrained it."
+        )
+    try:
+        vocabulary, merges = models.BPE.read_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
+        model = models.BPE(
+            vocab=vocabulary,
+            merges=merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix="",
+            fuse_unk=False,
+        )
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(f"{directory} holds a vocab.json and merges.txt that can't be read: {error}.") from error
+    backend = tokenizers.Tokenizer(model)
+    backend.decoder = decoders.ByteLevel()
+    build(backend, vocabulary, config)
+    return backend
+
+
+def _bpe_words(backend: tokenizers.Tokenizer, vocabulary: Mapping[str, int], config: Mapping[str, Any]) -> None:
+    space = bool(config.get("add_prefix_space", False))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    roles = roles_of(config, vocabulary)
+    if "cls" in roles and "sep" in roles:
+        cls, sep = roles["cls"].content, roles["sep"].content
+        backend.post_processor = processors.RobertaProcessing(
+            (sep, vocabulary[sep]), (cls, vocabulary[cls]), bool(config.get("trim_offsets", True)), space
+        )
+        return
+    before = roles.get("bos") if config.get("add_bos_token") else None
+    after = roles.get("eos") if config.get("add_eos_token") else None
+    around = [token.content for token in (before, after) if token is not None]
+    if around:
+        first = f"{before.content}:0 " if before else ""
+        last = f" {after.content}:0" if after else ""
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{first}$A:0{last}",
+            pair=f"{first}$A:0{last} {first.replace(':0', ':1')}$B:1{last.replace(':0', ':1')}",
+            special_tokens=[(token, vocabulary[token]) for token in dict.fromkeys(around)],
+        )
+
+
+def _pattern_words(backend: tokenizers.Tokenizer, vocabulary: Mapping[str, int], config: Mapping[str, Any]) -> None:
+    del vocabulary
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = byte_words(add_prefix_space=bool(config.get("add_prefix_space") or False))
+
+
+def byte_words(*, add_prefix_space: bool = False) -> pre_tokenizers.PreTokenizer:
+    """Cut text by WORD_PATTERN and write each word in the 256 printable characters that stand for bytes."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False),
+        ]
+    )
+
+
+_BYTE_LEVEL = {
+    "": _bpe_words,
+    "GPT2Tokenizer": _bpe_words,
+    "RobertaTokenizer": _bpe_words,
+    "BartTokenizer": _bpe_words,
+    "Qwen2Tokenizer": _pattern_words,
+}

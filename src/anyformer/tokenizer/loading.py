@@ -1,0 +1,64 @@
+"""Loading a Tokenizer from a directory, whichever files it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import normalizers
+
+from anyformer.errors import UserError
+from anyformer.tokenizer import files, legacy, sentencepiece, special
+from anyformer.tokenizer.core import Tokenizer
+from anyformer.tokenizer.pair import PairTokenizer
+
+_LEGACY: dict[tuple[str, ...], Callable[[Path, Mapping[str, Any]], tokenizers.Tokenizer]] = {
+    ("vocab.json", "merges.txt"): legacy.byte_level,
+    ("vocab.txt",): legacy.word_piece,
+    ("spiece.model",): sentencepiece.unigram,
+}
+
+
+def load(path: Path) -> Tokenizer:
+    """Load from a directory or from one of its files. See `Tokenizer.load`."""
+    if not path.exists():
+        raise UserError(f"There is no tokenizer at {path}: no such file or directory.")
+    directory = path if path.is_dir() else path.parent
+    companions = files.read_companions(directory)
+    parsed = {
+        name: files.parse_object(content, directory / name)
+        for name, content in companions.items()
+        if name.endswith(".json")
+    }
+    config = parsed.get(files.CONFIG, {})
+    chosen = path / files.TOKENIZER if path.is_dir() else path
+    if chosen.suffix == ".json" and chosen.is_file() and chosen.name != "vocab.json":
+        content = files.read_bytes(chosen)
+        backend = files.parse_backend(content, chosen)
+        _follow_config(backend, config)
+        return Tokenizer(backend, config, {**companions, files.TOKENIZER: content})
+    if all((directory / name).is_file() for name in sentencepiece.PAIR):
+        return PairTokenizer(directory, config, companions)
+    declared = special.declared(config, parsed.get(files.SPECIAL_MAP))
+    for names, build in _LEGACY.items():
+        if all((directory / name).is_file() for name in names):
+            return Tokenizer(build(directory, declared), config, companions)
+    if (directory / "tokenizer.model").is_file():
+        raise UserError(
+            f"{directory} has only a SentencePiece tokenizer.model: open it once with transformers' "
+            "AutoTokenizer and save_pretrained it, which writes the tokenizer.json that is read here."
+        )
+    raise UserError(
+        f"There is no tokenizer in {directory}: none of tokenizer.json, vocab.txt, vocab.json with "
+        "merges.txt, spiece.model, or source.spm with target.spm and vocab.json."
+    )
+
+
+def _follow_config(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Let an explicit `do_lower_case` and its like win over tokenizer.json, as BERT's own class does."""
+    if config.get("tokenizer_class") in special.GENERIC_CLASSES:
+        return
+    if isinstance(backend.normalizer, normalizers.BertNormalizer) and "do_lower_case" in config:
+        backend.normalizer = legacy.bert_normalizer(config)

@@ -1,0 +1,93 @@
+"""Marian's tokenizer: two SentencePiece models over one vocabulary."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import tokenizers
+from tokenizers import models
+
+from anyformer.errors import UserError
+from anyformer.tokenizer import files, sentencepiece
+from anyformer.tokenizer.core import Tokenizer, clean_up
+
+
+class PairTokenizer(Tokenizer):
+    """Marian's: one SentencePiece model for the source, one for the target, one vocabulary for both.
+
+    The pieces are the source model's and their ids the vocabulary's, which no tokenizer.json can express, so
+    it is kept in Marian's own three files.
+    """
+
+    def __init__(self, directory: Path, config: Mapping[str, Any], companions: Mapping[str, bytes]) -> None:
+        """Read source.spm, target.spm and vocab.json; raises UserError when one is damaged."""
+        if config.get("separate_vocabs"):
+            raise UserError(f"{directory} has separate source and target vocabularies, which are not supported.")
+        kept = {name: files.read_bytes(directory / name) for name in sentencepiece.PAIR}
+        self._source = sentencepiece.read_model(directory / "source.spm")
+        self._segmenter = sentencepiece.segmenter(sentencepiece.read_model(directory / "source.spm"))
+        try:
+            vocabulary = cast("dict[str, int]", files.parse_object(kept["vocab.json"], directory / "vocab.json"))
+            words = models.WordLevel(vocab=vocabulary, unk_token="<unk>")
+        except (TypeError, OverflowError) as error:
+            raise UserError(f"{directory / 'vocab.json'} is not a vocabulary: {error}.") from error
+        super().__init__(tokenizers.Tokenizer(words), config, {**companions, **kept})
+        if self.unk is None or self.eos is None:
+            raise UserError(f"{directory / 'vocab.json'} has no <unk> and </s>, so it is not a Marian vocabulary.")
+        self._unknown: int = self.unk
+        self._end: int = self.eos
+        added = self.backend.get_added_tokens_decoder().values()
+        self._splitter = re.compile("(" + "|".join(re.escape(token.content) for token in added) + ")")
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes whenever some text could get other ids."""
+        files_ = self.serialised()
+        return hashlib.sha256(b"".join(files_[name] for name in sentencepiece.PAIR)).hexdigest()
+
+    def encode(self, text: str, special: bool = True, second: str | None = None) -> list[int]:
+        """Return the ids of a source text; a leading `>>xx<<` names the target language."""
+        ids = self._encode(text) + (self._encode(second) if second is not None else [])
+        return [*ids, self._end] if special else ids
+
+    def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        """Return the ids of each text."""
+        return [self.encode(text, special) for text in texts]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Return the text of ids."""
+        hidden = self.special_ids
+        parts: list[str] = []
+        pieces = ""
+        for id_ in ids:
+            token = self.token(id_)
+            if token is None or (id_ in hidden and skip_special):
+                continue
+            if id_ in hidden:
+                parts += [sentencepiece.join(pieces), token, " "]
+                pieces = ""
+            else:
+                pieces += token
+        text = "".join([*parts, sentencepiece.join(pieces)]).strip()
+        return clean_up(text) if self.cleans_up else text
+
+    def serialised(self) -> dict[str, bytes]:
+        """Return the files that `save` writes: those that were read."""
+        config = {**self.complete_config(), "tokenizer_class": "MarianTokenizer", **self.config}
+        return {files.CONFIG: files.to_json(config), **self._files}
+
+    def _encode(self, text: str) -> list[int]:
+        # a piece is looked up by its text also where the source model doesn't know it: the target's vocabulary may
+        tokens = [token for part in self._splitter.split(text) for token in self._pieces(part)]
+        return [self._unknown if (found := self.id(token)) is None else found for token in tokens]
+
+    def _pieces(self, part: str) -> list[str]:
+        if self._splitter.fullmatch(part):
+            return [part]
+        start = part.find("<<") + 2 if part.startswith(">>") and "<<" in part else 0
+        code = [part[:start]] if start else []
+        return code + self._segmenter.encode(part[start:], add_special_tokens=False).tokens

@@ -1,0 +1,168 @@
+"""SentencePiece models (Kudo & Richardson 2018) read without the sentencepiece library: T5's and Marian's.
+
+A model file is a protocol buffer. Only the few fields that segmentation needs are read here:
+pieces = 1 {piece = 1, score = 2, type = 3}, trainer_spec = 2 {model_type = 3}, normalizer_spec = 3 {charsmap
+= 2}.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from anyformer.errors import UserError
+from anyformer.tokenizer.files import read_bytes
+from anyformer.tokenizer.special import add
+
+PAIR = ("source.spm", "target.spm", "vocab.json")
+
+SPACE = "\u2581"
+_UNIGRAM = 1
+_UNKNOWN, _CONTROL, _USER = 2, 3, 4
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A unigram SentencePiece model: pieces with their log probabilities and kinds, and the character map."""
+
+    pieces: list[str]
+    scores: list[float]
+    types: list[int]
+    charsmap: bytes
+
+
+def read_model(path: Path) -> Model:
+    """Read a SentencePiece model; raises UserError when it is damaged or not a unigram model."""
+    content = read_bytes(path)
+    pieces: list[str] = []
+    scores: list[float] = []
+    types: list[int] = []
+    charsmap = b""
+    kind = _UNIGRAM
+    try:
+        for field, value in _fields(content):
+            if field == 1:
+                piece = dict(_fields(_bytes(value)))
+                pieces.append(_bytes(piece[1]).decode("utf-8"))
+                scores.append(struct.unpack("<f", _bytes(piece.get(2, bytes(4))))[0])
+                types.append(_int(piece.get(3, 1)))
+            elif field == 2:
+                kind = _int(dict(_fields(_bytes(value))).get(3, _UNIGRAM))
+            elif field == 3:
+                charsmap = _bytes(dict(_fields(_bytes(value))).get(2, b""))
+    except (ValueError, KeyError, IndexError, struct.error) as error:
+        raise UserError(f"{path} is not a whole SentencePiece model.") from error
+    if kind != _UNIGRAM:
+        raise UserError(f"{path} is not a unigram SentencePiece model, the only kind that T5 and Marian use.")
+    if _UNKNOWN not in types:
+        raise UserError(f"{path} is not a whole SentencePiece model: it has no unknown piece.")
+    return Model(pieces, scores, types, charsmap)
+
+
+def segmenter(model: Model) -> tokenizers.Tokenizer:
+    """A tokenizer that gives the ids of the pieces that SentencePiece cuts a text into.
+
+    Control pieces such as </s> are never cut out of a text, so they are renamed to what no text contains.
+    """
+    names = [f"\0{p}" if t == _CONTROL else p for p, t in zip(model.pieces, model.types, strict=True)]
+    return _pipeline(names, model.scores, model.types.index(_UNKNOWN), model.charsmap)
+
+
+def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """T5's tokenizer from `spiece.model` (Raffel et al. 2020): its pieces, the sentinels, </s> after a
+    text."""
+    path = directory / "spiece.model"
+    model = read_model(path)
+    if "</s>" not in model.pieces:
+        raise UserError(f"{path} has no </s>, so it is not a T5 vocabulary.")
+    extra = int(config.get("extra_ids", 100))
+    sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra))]
+    backend = _pipeline(
+        model.pieces + sentinels,
+        model.scores + [0.0] * extra,
+        model.types.index(_UNKNOWN),
+        model.charsmap,
+    )
+    end = model.pieces.index("</s>")
+    backend.post_processor = processors.TemplateProcessing(
+        single=["$A", "</s>"], pair=["$A", "</s>", "$B", "</s>"], special_tokens=[("</s>", end)]
+    )
+    kept = [
+        AddedToken(piece, normalized=False, special=kind == _CONTROL)
+        for piece, kind in zip(model.pieces, model.types, strict=True)
+        if kind in (_CONTROL, _USER)
+    ]
+    add(backend, kept + [AddedToken(s, normalized=False, special=True) for s in reversed(sentinels)])
+    return backend
+
+
+def join(pieces: str) -> str:
+    """Turn joined pieces back into text."""
+    return pieces.replace(SPACE, " ").removeprefix(" ")
+
+
+def _pipeline(pieces: list[str], scores: list[float], unknown: int, charsmap: bytes) -> tokenizers.Tokenizer:
+    vocabulary = list(zip(pieces, scores, strict=True))
+    backend = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=unknown, byte_fallback=False))
+    if charsmap:
+        backend.normalizer = normalizers.Precompiled(charsmap)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always", split=True),
+        ]
+    )
+    backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always", split=True)
+    return backend
+
+
+def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Walk a protocol buffer: (field number, integer or bytes); fixed-width values are left as bytes."""
+    position = 0
+    while position < len(content):
+        key, position = _varint(content, position)
+        wire = key & 7
+        if wire == _VARINT:
+            value, position = _varint(content, position)
+            yield key >> 3, value
+            continue
+        if wire == _BYTES:
+            size, position = _varint(content, position)
+        elif wire in (_FIXED64, _FIXED32):
+            size = 8 if wire == _FIXED64 else 4
+        else:
+            raise ValueError(f"unknown wire type {wire}")
+        if position + size > len(content):
+            raise ValueError("cut off")
+        yield key >> 3, content[position : position + size]
+        position += size
+
+
+def _varint(content: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = content[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a number where bytes belong")
+    return value
+
+
+def _int(value: int | bytes) -> int:
+    if isinstance(value, bytes):
+        raise ValueError("bytes where a number belongs")
+    return value

@@ -1,0 +1,124 @@
+"""Which token plays which role (beginning, end, padding, mask ...), read from what a directory declares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import tokenizers
+from tokenizers import AddedToken
+
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+GENERIC_CLASSES = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer"})
+"""Classes that declare nothing by themselves: a role that the files leave out does not exist."""
+
+CONVENTIONS: tuple[dict[str, str], ...] = (
+    {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"},
+    {
+        "bos": "<s>",
+        "eos": "</s>",
+        "sep": "</s>",
+        "cls": "<s>",
+        "unk": "<unk>",
+        "pad": "<pad>",
+        "mask": "<mask>",
+    },
+    {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
+    {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
+    {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "unk": "<|endoftext|>"},
+)
+"""What older directories leave to their tokenizer class: the first line whose tokens are all in the
+vocabulary."""
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def as_token(value: object, *, special: bool = True) -> AddedToken | None:
+    """Read a token as the files write it: a string, or a dict with its content and flags; None for null."""
+    if isinstance(value, str):
+        return AddedToken(value, special=special, normalized=not special)
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        flags = {flag: bool(fields[flag]) for flag in _FLAGS if flag in fields}
+        return AddedToken(str(fields["content"]), **{"special": special, **flags})
+    return None
+
+
+def convention(vocabulary: Mapping[str, int]) -> dict[str, str]:
+    """Return the usual roles for a vocabulary, or {} when it follows no convention known here."""
+    for roles in CONVENTIONS:
+        if all(token in vocabulary for token in roles.values()):
+            return roles
+    return {}
+
+
+def declared(config: Mapping[str, Any], special_map: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Merge `special_tokens_map.json` into the config, where the config has no `added_tokens_decoder`.
+
+    That is the rule of `transformers` 5: the map is the older place, and wins only in older directories.
+    """
+    merged = dict(config)
+    if special_map is not None and "added_tokens_decoder" not in config:
+        merged.update(special_map)
+    return merged
+
+
+def roles_of(
+    config: Mapping[str, Any], vocabulary: Mapping[str, int], padding: Mapping[str, Any] | None = None
+) -> dict[str, AddedToken]:
+    """Return the token of every role: the declared ones, completed by convention for non-generic classes.
+
+    The padding set up in a `tokenizer.json`, where there is one, names the padding token as a last resort.
+    """
+    usual: Mapping[str, str] = {}
+    if config.get("tokenizer_class") not in GENERIC_CLASSES:
+        usual = convention(vocabulary)
+    found: dict[str, AddedToken] = {}
+    for role in ROLES:
+        token = as_token(config.get(f"{role}_token", usual.get(role)))
+        if token is not None:
+            found[role] = token
+    if padding is not None and "pad" not in found and "pad_token" not in config:
+        found["pad"] = AddedToken(str(padding["pad_token"]), special=True, normalized=False)
+    return found
+
+
+def add_declared(
+    backend: tokenizers.Tokenizer,
+    config: Mapping[str, Any],
+    roles: Mapping[str, AddedToken],
+    added: Mapping[str, int] | None = None,
+) -> None:
+    """Give the backend the tokens that only the config names, in the order that `transformers` adds them.
+
+    `added` is the content of a legacy `added_tokens.json`: token -> id.
+    """
+    known = {repr(token) for token in backend.get_added_tokens_decoder().values()}
+    decoder = cast("Mapping[str, Any]", config.get("added_tokens_decoder") or {})
+    wanted = [as_token(decoder[key], special=False) for key in sorted(decoder, key=int)]
+    if not decoder and added:
+        specials = {token.content for token in roles.values()}
+        wanted += [as_token(t, special=t in specials) for t in sorted(added, key=lambda t: added[t])]
+    tokens = [token for token in wanted if token is not None and repr(token) not in known]
+
+    contents = {token.content for token in backend.get_added_tokens_decoder().values()}
+    contents |= {token.content for token in tokens}
+    extra: object = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    values = cast("dict[str, Any]", extra).values() if isinstance(extra, dict) else cast("list[Any]", extra)
+    named = [*roles.values(), *(as_token(value) for value in values)]
+    for token in named:
+        if token is not None and token.content not in contents:
+            contents.add(token.content)
+            tokens.append(token)
+    add(backend, tokens)
+
+
+def add(backend: tokenizers.Tokenizer, tokens: Iterable[AddedToken]) -> None:
+    """Add tokens to a backend in order, each as the kind that it says it is."""
+    untyped = cast("Any", backend)  # the library's own types leave the element out
+    for token in tokens:
+        if token.special:
+            untyped.add_special_tokens([token])
+        else:
+            untyped.add_tokens([token])

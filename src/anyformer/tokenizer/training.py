@@ -1,0 +1,208 @@
+"""Training a tokenizer on text: characters, byte-level BPE, WordPiece, Unigram.
+
+The special tokens follow the objective:
+    causal   <|endoftext|> between documents; for characters only if there is more than one document, so that
+    a single text has a
+             vocabulary of exactly its distinct characters
+    masked   [PAD] [UNK] [CLS] [SEP] [MASK] as the first five, and `[CLS] text [SEP]` around a text, as BERT
+    has it seq2seq  <pad> </s> <unk> as the first three, and </s> after a text, as T5 has it
+WordPiece and Unigram always have an unknown token. For characters it exists only where the objective has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from anyformer.errors import UserError, nearest
+from anyformer.tokenizer.legacy import byte_words, sentence_template
+from anyformer.tokenizer.special import add
+
+END_OF_TEXT = "<|endoftext|>"
+
+SPECIAL: dict[str, dict[str, str]] = {
+    "causal": {"eos": END_OF_TEXT},
+    "masked": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
+    "seq2seq": {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
+}
+
+_BYTES = 256
+
+
+def train(
+    texts: Iterable[str | Piece], spec: str, *, special: str = "causal", lowercase: bool = False
+) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """Train, and return the backend and its tokenizer_config. See `Tokenizer.train`."""
+    kind, size = parse_spec(spec)
+    if special not in SPECIAL:
+        raise UserError(f"There is no set of special tokens called {special!r}: {nearest(special, SPECIAL)}")
+    roles = dict(SPECIAL[special])
+    counted = _Counted(texts)
+    backend = _subword(kind, counted, roles, size, lowercase) if size else _char(counted, roles, special)
+    if not counted.characters:
+        raise UserError("There is no text to train a tokenizer on: all documents are empty.")
+    if "cls" in roles:
+        backend.post_processor = sentence_template(_with_id(backend, "[CLS]"), _with_id(backend, "[SEP]"))
+    elif special == "seq2seq":
+        backend.post_processor = processors.TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[_with_id(backend, "</s>")]
+        )
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{f"{role}_token": token for role, token in roles.items()},
+        "clean_up_tokenization_spaces": False,
+    }
+    if special != "masked":
+        # transformers would otherwise hand segment ids to models that have no use for them
+        config["model_input_names"] = ["input_ids", "attention_mask"]
+    return backend, config
+
+
+def parse_spec(spec: str) -> tuple[str, int | None]:
+    """Read `char` or `kind:N` into (kind, size); raises UserError for anything else."""
+    kind, colon, number = spec.partition(":")
+    if kind == "char":
+        if colon:
+            raise UserError(f"The tokenizer {spec!r} can't have a size: write 'char'.")
+        return kind, None
+    if kind not in _TRAINERS:
+        raise UserError(
+            f"There is no kind of tokenizer called {spec!r}: {nearest(kind, ['char', *_TRAINERS])} "
+            "Write char, bpe:8192, wordpiece:N or unigram:N, or give the path of a tokenizer."
+        )
+    if not number.isascii() or not number.isdigit() or int(number) == 0:
+        raise UserError(f"The tokenizer {spec!r} needs the size of its vocabulary, for example {kind}:8192.")
+    return kind, int(number)
+
+
+class Piece(Protocol):
+    """A document or a part of one, such as `anyformer.data.sources.Document`."""
+
+    @property
+    def text(self) -> str:
+        """The text."""
+        ...
+
+    @property
+    def last(self) -> bool:
+        """False when the next piece continues this text."""
+        ...
+
+
+class _Counted:
+    """Passes texts on, counting the documents, and remembers their distinct characters."""
+
+    def __init__(self, texts: Iterable[str | Piece]) -> None:
+        self._texts = texts
+        self.documents = 0
+        self.characters: set[str] = set()
+
+    def __iter__(self) -> Iterator[str]:
+        for item in self._texts:
+            text = item if isinstance(item, str) else item.text
+            if text:
+                self.documents += isinstance(item, str) or item.last
+                self.characters.update(text)
+                yield text
+
+
+def _char(texts: _Counted, roles: dict[str, str], special: str) -> tokenizers.Tokenizer:
+    for _ in texts:
+        pass
+    if special == "causal" and texts.documents < 2:
+        roles.clear()
+    first = [] if special == "causal" else list(roles.values())
+    last = list(roles.values()) if special == "causal" else []
+    vocabulary = {token: id_ for id_, token in enumerate([*first, *sorted(texts.characters), *last])}
+    # BPE without merges is a character tokenizer that needs no splitting beforehand, which makes it fast
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=roles.get("unk")))
+    backend.decoder = decoders.Fuse()
+    add(backend, _added(roles))
+    return backend
+
+
+def _subword(kind: str, texts: _Counted, roles: dict[str, str], size: int, lowercase: bool) -> tokenizers.Tokenizer:
+    if "unk" not in roles and kind != "bpe":
+        roles["unk"] = "[UNK]" if kind == "wordpiece" else "<unk>"
+    least = len(roles) + _TRAINERS[kind][1]
+    if size < least:
+        raise UserError(f"A {kind} vocabulary of {size} is too small: it needs at least {least} tokens.")
+    return _TRAINERS[kind][0](texts, roles, size, lowercase)
+
+
+def _bpe(texts: _Counted, roles: dict[str, str], size: int, lowercase: bool) -> tokenizers.Tokenizer:
+    """Byte-level BPE (Radford et al. 2019): every text has an encoding, and decoding gives it back
+    exactly."""
+    del lowercase
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = byte_words()
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=_added(roles),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def _wordpiece(texts: _Counted, roles: dict[str, str], size: int, lowercase: bool) -> tokenizers.Tokenizer:
+    """WordPiece with BERT's splitting (Devlin et al. 2018). It forgets spacing, so decoding is
+    approximate."""
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token=roles["unk"]))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        show_progress=False,
+        special_tokens=_added(roles),
+        # each letter takes two tokens, at the start of a word and inside it
+        limit_alphabet=min(1000, (size - len(roles)) // 2),
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def _unigram(texts: _Counted, roles: dict[str, str], size: int, lowercase: bool) -> tokenizers.Tokenizer:
+    """Unigram (Kudo 2018) on NFKC text, as SentencePiece has it, but with line ends kept as tokens."""
+    del lowercase
+    backend = tokenizers.Tokenizer(models.Unigram())
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", behavior="isolated"),
+            pre_tokenizers.Metaspace(prepend_scheme="first", split=True),
+        ]
+    )
+    backend.decoder = decoders.Metaspace(prepend_scheme="first", split=True)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size, show_progress=False, special_tokens=_added(roles), unk_token=roles["unk"]
+    )
+    try:
+        backend.train_from_iterator(texts, trainer)
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(
+            f"A unigram vocabulary of {size} can't be trained on this text of {len(texts.characters)} "
+            f"distinct characters: {error}."
+        ) from error
+    return backend
+
+
+def _added(roles: dict[str, str]) -> list[AddedToken]:
+    return [AddedToken(token, normalized=False, special=True) for token in dict.fromkeys(roles.values())]
+
+
+def _with_id(backend: tokenizers.Tokenizer, token: str) -> tuple[str, int]:
+    id_ = backend.token_to_id(token)
+    if id_ is None:
+        raise UserError(f"The trained vocabulary lost its special token {token}.")
+    return token, id_
+
+
+_TRAINERS = {"bpe": (_bpe, _BYTES), "wordpiece": (_wordpiece, 2), "unigram": (_unigram, 1)}
