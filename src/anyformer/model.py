@@ -116,9 +116,11 @@ class Stack(nn.Module):
         added = self.position.embed(positions[:, first:])
         x = self.embedding(vectors, added, segments)
         rotation = self._rotation(positions, first, x.dtype)
-        bias = self.position.bias(where[first:], where)
+        # Padding on the sides leaves distances as they are; pieces that were padded one by one leave gaps between them.
+        places = where[None] if cache is None or real is None else positions
+        bias = self.position.bias(places[:, first:], places)
         seen = {
-            window: attention_mask(where[first:], where, causal=self.causal, window=window, real=real, bias=bias)
+            window: attention_mask(places[:, first:], places, causal=self.causal, window=window, real=real, bias=bias)
             for window in set(self.windows)
         }
         seen_source = Mask() if source_mask is None else Mask(source_mask[:, None, None, :])

@@ -19,19 +19,19 @@ class Mask(NamedTuple):
 
 
 def attention_mask(
-    queries: Int[Tensor, " queries"],
-    keys: Int[Tensor, " keys"],
+    queries: Int[Tensor, "#batch queries"],
+    keys: Int[Tensor, "#batch keys"],
     *,
     causal: bool,
     window: int | None = None,
     real: Bool[Tensor, "batch keys"] | None = None,
-    bias: Float[Tensor, "1 heads queries keys"] | None = None,
+    bias: Float[Tensor, "#batch heads queries keys"] | None = None,
 ) -> Mask:
     """The mask between queries and keys at these places in the text.
 
     Args:
-        queries: Where the queries stand; consecutive, and the last ones of the keys.
-        keys: Where the keys stand.
+        queries: Where the queries stand; they are the last of the keys.
+        keys: Where the keys stand, in order but for padding.
         causal: Hide the keys after a query.
         window: A query sees this many keys, its own included (Mistral 7B, section 2); on both sides if not causal.
         real: False hides a padding key.
@@ -39,22 +39,22 @@ def attention_mask(
 
     Every query keeps sight of its own key, even if that is padding: the softmax of nothing would be NaN.
     """
-    if window is not None and len(keys) <= window:
+    asked, known = queries.shape[1], keys.shape[1]
+    if window is not None and known <= window:
         window = None
     # One query, the newest, looks back on everything: nothing is hidden from it.
-    if causal and len(queries) == 1 and window is None:
+    if causal and asked == 1 and window is None:
         causal = False
-    if real is None and window is None and bias is None and (not causal or len(queries) == len(keys)):
+    if real is None and window is None and bias is None and (not causal or asked == known):
         return Mask(causal=causal)
-    distance = queries[:, None] - keys[None, :]
+    distance = queries[:, :, None] - keys[:, None, :]
     visible = torch.ones_like(distance, dtype=torch.bool)
     if causal:
         visible = distance >= 0
     if window is not None:
         visible = visible & (distance.abs() < window)
-    visible = visible[None, None]
     if real is not None:
-        visible = visible & real[:, None, None, :] | (distance == 0)
-    if bias is None:
-        return Mask(visible)
-    return Mask(bias.masked_fill(~visible, -torch.inf))
+        itself = torch.ones_like(distance[0], dtype=torch.bool).triu(known - asked).tril(known - asked)
+        visible = visible & real[:, None, :] | itself
+    visible = visible[:, None]
+    return Mask(visible if bias is None else bias.masked_fill(~visible, -torch.inf))

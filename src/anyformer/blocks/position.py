@@ -75,8 +75,8 @@ class PositionalEncoding(nn.Module):
         return None
 
     def bias(
-        self, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]
-    ) -> Float[Tensor, "1 heads queries keys"] | None:
+        self, queries: Int[Tensor, "batch queries"], keys: Int[Tensor, "batch keys"]
+    ) -> Float[Tensor, "batch heads queries keys"] | None:
         """What is added to the scores between tokens at these places."""
         return None
 
@@ -139,7 +139,7 @@ class RelativePosition(PositionalEncoding):
         super().__init__(config, size)
         self.table = nn.Embedding(config.buckets, size.heads)
 
-    def bucket(self, distance: Int[Tensor, "queries keys"]) -> Int[Tensor, "queries keys"]:
+    def bucket(self, distance: Int[Tensor, "*batch queries keys"]) -> Int[Tensor, "*batch queries keys"]:
         """The bucket of ``key - query``. Where both directions are seen, half of the buckets are for each."""
         buckets = self.config.buckets
         if self.size.causal:
@@ -153,10 +153,10 @@ class RelativePosition(PositionalEncoding):
         return side + torch.where(distance < exact, distance, far)
 
     def bias(
-        self, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]
-    ) -> Float[Tensor, "1 heads queries keys"]:
+        self, queries: Int[Tensor, "batch queries"], keys: Int[Tensor, "batch keys"]
+    ) -> Float[Tensor, "batch heads queries keys"]:
         """The bias between every query and key."""
-        return self.table(self.bucket(keys[None, :] - queries[:, None])).permute(2, 0, 1)[None]
+        return self.table(self.bucket(keys[:, None, :] - queries[:, :, None])).permute(0, 3, 1, 2)
 
 
 POSITIONS: dict[str, type[PositionalEncoding]] = {

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -152,8 +153,8 @@ def writing(directory: Path) -> Generator[Path]:
     try:
         yield fresh
         _move(fresh, directory)
-    except OSError as error:
-        raise UserError(f"{directory} can't be written: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{directory} can't be written: {getattr(error, 'strerror', None) or error}.") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 

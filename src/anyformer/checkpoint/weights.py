@@ -15,6 +15,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
+_MOST_MAPPED = 64 * 2**20
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -50,6 +51,8 @@ class Weights:
     def __init__(self, directory: Path, *, allow_pickle: bool = False) -> None:
         self.directory = directory
         self._readers: dict[str, Callable[[], Tensor]] = {}
+        self._files: dict[Path, Any] = {}
+        self._mapped = 0
         if (directory / INDEX).is_file():
             for name in self._shards(INDEX):
                 self._open_safetensors(inside(directory, name))
@@ -68,7 +71,14 @@ class Weights:
 
     def read(self, name: str) -> Tensor:
         """One tensor, on the CPU, in the format that it is stored in."""
-        return self._readers[name]()
+        tensor = self._readers[name]()
+        # Pages of a mapped file stay in memory for as long as it is open, so it is opened anew now and then; a tensor
+        # that is still in use keeps its own mapping.
+        self._mapped += tensor.nbytes
+        if self._mapped > _MOST_MAPPED:
+            self._files.clear()
+            self._mapped = 0
+        return tensor
 
     def _shards(self, index: str) -> list[str]:
         weight_map = read_json(self.directory / index).get("weight_map")
@@ -77,14 +87,20 @@ class Weights:
         return sorted({str(name) for name in cast("dict[str, Any]", weight_map).values()})
 
     def _open_safetensors(self, path: Path) -> None:
+        for name in cast("list[str]", self._file(path).keys()):
+            self._readers[name] = lambda name=name: cast("Tensor", self._file(path).get_tensor(name))
+
+    def _file(self, path: Path) -> Any:
+        """The file, opened if it is not. Raises UserError for one that is not whole."""
+        if path in self._files:
+            return self._files[path]
         try:
-            file = safe_open(path, framework="pt", device="cpu")
+            self._files[path] = safe_open(path, framework="pt", device="cpu")
         except FileNotFoundError as error:
             raise UserError(f"{path} is missing, though the index names it.") from error
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again.") from error
-        for name in cast("list[str]", file.keys()):
-            self._readers[name] = lambda name=name: cast("Tensor", file.get_tensor(name))
+        return self._files[path]
 
     def _open_pickles(self, allow_pickle: bool) -> None:
         directory = self.directory

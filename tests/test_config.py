@@ -1,0 +1,118 @@
+"""The config: what it accepts, what it refuses and how it says so, and what separates two of them."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import anyformer as af
+from anyformer.config import AttentionConfig, ConfigError, FeedForwardConfig, ModelConfig, RotaryScaling, diff
+from anyformer.families import ALIASES, PRESETS
+
+
+def tiny(**changes: Any) -> ModelConfig:
+    base = ModelConfig(
+        vocab_size=11,
+        d_model=8,
+        decoder_layers=1,
+        attention=AttentionConfig(heads=2),
+        feed_forward=FeedForwardConfig(width=16),
+    )
+    return base.replace(**changes)
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *ALIASES])
+def test_every_preset_survives_the_way_through_plain_dicts(name: str) -> None:
+    config = af.preset(name)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+@given(layers=st.integers(1, 9), heads=st.sampled_from([1, 2, 4]), eps=st.floats(1e-9, 1e-2), gated=st.booleans())
+def test_replace_reaches_nested_fields(layers: int, heads: int, eps: float, gated: bool) -> None:
+    config = af.preset("gpt2", decoder_layers=layers, attention={"heads": heads}, **{"norm.eps": eps})
+    config = config.replace(feed_forward={"gated": gated})
+    assert (config.decoder_layers, config.attention.heads, config.norm.eps) == (layers, heads, eps)
+    assert config.feed_forward.gated == gated
+    assert config.attention.dropout == af.preset("gpt2").attention.dropout
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "hint"),
+    [
+        ({"decoder_layer": 2}, "decoder_layer", "decoder_layers"),
+        ({"attention.head": 2}, "attention.head", "heads"),
+        ({"position": {"knd": "rotary"}}, "position.knd", "kind"),
+        ({"d_model": "wide"}, "d_model", "int"),
+        ({"attention": 4}, "attention", "attention.heads"),
+        ({"norm.placement": "middle"}, "norm.placement", "pre"),
+        ({"embedding.tied": 1}, "embedding.tied", "bool"),
+    ],
+)
+def test_a_wrong_field_is_named_with_a_hint(changes: dict[str, Any], field: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s)^{field}: .*{hint}"):
+        tiny(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"decoder_layers": 0}, "encoder_layers, decoder_layers"),
+        ({"attention.heads": 3}, "attention.heads"),
+        ({"attention.kv_heads": 3}, "attention.kv_heads"),
+        ({"attention.window": 0}, "attention.window"),
+        ({"attention.dropout": 1.0}, "attention.dropout"),
+        ({"feed_forward.width": 0}, "feed_forward.width"),
+        ({"position.kind": "rotary", "attention.head_dim": 3}, "attention.head_dim"),
+        ({"position": {"scaling": {"kind": "linear", "factor": 2.0}}}, "position.scaling"),
+        ({"position": {"kind": "rotary", "scaling": {"kind": "yarn", "factor": 2.0}}}, "position.scaling.original_length"),
+        ({"position": {"kind": "rotary", "scaling": {"kind": "linear", "factor": -1.0}}}, "position.scaling.factor"),
+        ({"position.skip_padding": True}, "position.skip_padding"),
+        ({"position.buckets": 5}, "position.buckets"),
+        ({"source_vocab_size": 5}, "source_vocab_size"),
+        ({"embedding.padding": 11}, "embedding.padding"),
+        ({"head.pooler": "tanh"}, "head.kind"),
+        ({"norm.eps": 0.0}, "norm.eps"),
+    ],
+)
+def test_what_is_no_transformer_is_refused(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{field}: "):
+        tiny(**changes)
+
+
+def test_missing_fields_are_named() -> None:
+    with pytest.raises(ConfigError, match="d_model: is missing"):
+        ModelConfig.from_dict({"vocab_size": 3, "attention": {"heads": 1}, "feed_forward": {"width": 1}})
+
+
+def test_diff_lists_only_what_differs() -> None:
+    a, b = af.preset("gpt2"), af.preset("llama-3.2-1b")
+    differences = af.diff(a, b)
+    assert differences["norm.kind"] == ("layer", "rms")
+    assert differences["position.kind"] == ("learned", "rotary")
+    assert isinstance(differences["position.scaling"][1], RotaryScaling)
+    assert "model_type" not in differences
+    assert diff(a, a) == {}
+    assert {name: (y, x) for name, (x, y) in differences.items()} == diff(b, a)
+
+
+@given(st.sampled_from(sorted(PRESETS)), st.sampled_from(sorted(PRESETS)))
+def test_diff_is_enough_to_turn_one_into_the_other(left: str, right: str) -> None:
+    a, b = PRESETS[left], PRESETS[right]
+    changes = {name: new for name, (_, new) in diff(a, b).items()}
+    # A stack appears or goes together with what only it has, so all is changed at once.
+    assert diff(a.replace(**changes), b) == {}
+
+
+def test_unknown_presets_get_a_hint() -> None:
+    with pytest.raises(af.UserError, match="did you mean 'gpt2'"):
+        af.preset("gtp2")
+
+
+@pytest.mark.parametrize("code", ["import anyformer.families", "import anyformer; anyformer.preset('gpt2')"])
+def test_configs_need_no_torch(code: str) -> None:
+    script = f"import sys; {code}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

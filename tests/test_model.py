@@ -1,0 +1,126 @@
+"""A model is an ordinary nn.Module, and what it is asked for wrongly it refuses."""
+
+import copy
+
+import jaxtyping
+import pytest
+import torch
+from torch.nn import functional as F
+
+import anyformer as af
+from anyformer.config import ModelConfig
+
+SMALL = {"d_model": 16, "vocab_size": 20, "attention": {"heads": 2, "head_dim": 8}, "feed_forward": {"width": 24}}
+
+
+def small(name: str, **changes: object) -> ModelConfig:
+    layers = {f"{stack}_layers": 2 for stack in ("encoder", "decoder") if getattr(af.preset(name), f"{stack}_layers")}
+    grouped = {"attention.kv_heads": None} if af.preset(name).attention.kv_heads else {}
+    tokens = {"bos": 1, "eos": (2,), "pad": 0}
+    padding = {} if af.preset(name).embedding.padding is None else {"embedding.padding": 0}
+    config = af.preset(name).replace(**{**SMALL, **layers, **grouped, **padding, "tokens": tokens, **changes})
+    return config
+
+
+FAMILIES = ["gpt2", "llama", "mistral", "qwen3", "bert", "roberta", "distilbert", "t5", "mt5", "transformer", "bart"]
+
+
+def _arguments(config: ModelConfig) -> dict[str, torch.Tensor]:
+    tokens = torch.randint(3, 20, (2, 7))
+    return {"tokens": tokens, "targets": tokens, **({"source": tokens} if config.is_encoder_decoder else {})}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ordinary_module(name: str) -> None:
+    """Hooks, copies, state dicts and optimisers do what they do everywhere."""
+    torch.manual_seed(0)
+    config = small(name)
+    model = af.build(config).eval()
+    arguments = _arguments(config)
+    out = model(**arguments)
+    seen: list[torch.Tensor] = []
+    stack = model.decoder or model.encoder
+    assert stack is not None
+    stack.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    twin = af.build(config).eval()
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(twin(**arguments).logits, out.logits)
+    assert torch.equal(copy.deepcopy(model)(**arguments).logits, out.logits)
+    assert seen[0].shape == (2, 7, 16)
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    out.loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+    optimiser.step()
+    assert model(**arguments).loss < out.loss
+
+
+def test_losses_ignore_what_they_are_told_to() -> None:
+    model = af.build(small("gpt2")).eval()
+    tokens = torch.randint(20, (2, 6))
+    targets = tokens.clone()
+    targets[0] = -100
+    out = model(tokens, targets=targets)
+    torch.testing.assert_close(out.loss, F.cross_entropy(out.logits[1], tokens[1]))
+
+
+def test_wrong_shapes_are_caught_by_their_annotations() -> None:
+    model = af.build(small("gpt2"))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        model(torch.zeros(3, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("gpt2", {"tokens": torch.zeros(1, 70, dtype=torch.long)}, "70 tokens.*positions for 64"),
+        ("t5", {"tokens": torch.zeros(1, 3, dtype=torch.long)}, "needs a source"),
+        ("bert", {k: torch.zeros(1, 3, dtype=torch.long) for k in ("tokens", "source")}, "only an encoder-decoder"),
+    ],
+)
+def test_refusals(name: str, arguments: dict[str, torch.Tensor], message: str) -> None:
+    model = af.build(small(name, max_length=64))
+    with pytest.raises(ValueError, match=message):
+        model(**arguments)
+
+
+def test_a_full_cache_says_so() -> None:
+    model = af.build(small("llama")).eval()
+    cache = model.make_cache(batch=1, capacity=4)
+    tokens = torch.zeros(1, 3, dtype=torch.long)
+    model(tokens, cache=cache)
+    with pytest.raises(ValueError, match="holds 4 tokens, and 6 are needed"):
+        model(tokens, cache=cache)
+    with pytest.raises(ValueError, match="only a decoder"):
+        af.build(small("bert")).make_cache(1, 4)
+
+
+def test_hidden_states_are_only_kept_if_asked_for() -> None:
+    config = small("t5")
+    model = af.build(config).eval()
+    arguments = _arguments(config)
+    assert model(**arguments).hidden_states is None
+    out = model(**arguments, return_hidden=True)
+    assert len(out.hidden_states) == len(out.source_hidden_states) == 3
+    assert torch.equal(out.hidden_states[-1], out.hidden)
+
+
+def test_bfloat16_stays_bfloat16() -> None:
+    for name in ("gpt2", "llama", "t5", "transformer", "bert"):
+        config = small(name)
+        model = af.build(config).eval().bfloat16()
+        arguments = _arguments(config)
+        out = model(**arguments)
+        assert out.logits.dtype == torch.bfloat16, name
+        assert torch.isfinite(out.loss)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5"])
+def test_compiles(name: str) -> None:
+    torch.manual_seed(0)
+    config = small(name)
+    model = af.build(config).eval()
+    arguments = _arguments(config)
+    expected = model(**arguments)
+    out = torch.compile(model)(**arguments)
+    torch.testing.assert_close(out.logits, expected.logits, atol=1e-5, rtol=1e-5)
