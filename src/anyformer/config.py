@@ -226,8 +226,8 @@ class EmbeddingConfig:
 
     tied: bool = True
     """The language-model head uses the token table as its matrix (Press & Wolf 2017)."""
-    scale: float = 1.0
-    """Factor on the token vectors: sqrt(d_model) in the 2017 paper, section 3.4."""
+    scaled: bool = False
+    """Multiply the token vectors by sqrt(d_model) (the 2017 paper, section 3.4)."""
     segments: int = 0
     """Number of segment (token type) vectors: BERT's sentence A and B."""
     norm: bool = False
@@ -255,8 +255,8 @@ class HeadConfig:
     """language_model: an activation name; a dense layer, it and a norm come first (BERT)."""
     bias: Literal["none", "learned", "fixed"] = "none"
     """language_model: a bias over the vocabulary; fixed: stored and added but not trained (Marian, BART)."""
-    scale: float = 1.0
-    """language_model: factor on the hidden states (T5 v1.0: 1 / sqrt(d_model))."""
+    scaled: bool = False
+    """language_model: divide the hidden states by sqrt(d_model) (T5 v1.0)."""
     pooler: str | None = None
     """none, classification: an activation name; a dense layer and it on the first token (BERT's pooler)."""
     labels: int = 2

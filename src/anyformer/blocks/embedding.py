@@ -8,12 +8,12 @@ from anyformer.config import EmbeddingConfig, NormConfig
 
 
 class TokenEmbedding(nn.Module):
-    """A table with one vector a token, times `scale` (sqrt(d_model) in Vaswani et al. 2017, section 3.4)."""
+    """A table with one vector a token, times sqrt(d_model) if asked for (Vaswani et al. 2017, section 3.4)."""
 
     def __init__(self, config: EmbeddingConfig, vocab_size: int, d_model: int) -> None:
         super().__init__()
         self.table = nn.Embedding(vocab_size, d_model, padding_idx=config.padding)
-        self.scale = config.scale
+        self.scale = d_model**0.5 if config.scaled else 1.0
 
     def forward(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
         """Look the tokens up."""

@@ -25,7 +25,7 @@ class LanguageModelHead(nn.Module):
         self, config: HeadConfig, norm_config: NormConfig, d_model: int, vocab_size: int, *, tied: bool
     ) -> None:
         super().__init__()
-        self.scale = config.scale
+        self.scale = d_model**-0.5 if config.scaled else 1.0
         self.transform = Transform(config.transform, norm_config, d_model) if config.transform else None
         self.projection = None if tied else nn.Linear(d_model, vocab_size, bias=False)
         bias = torch.zeros(vocab_size)

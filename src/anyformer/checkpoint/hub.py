@@ -10,14 +10,16 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
-    """The directory of a model, downloaded into the hub's cache if need be.
+    """The directory of a model, that of a training run's model, or a repository downloaded into the hub's cache.
 
     Raises:
         UserError: neither a directory nor a hub id, no such repository, or no network.
     """
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
-        return path
+        # A training run keeps its model in a folder of its own.
+        model = path / "model"
+        return model if (model / "config.json").is_file() and not (path / "config.json").is_file() else path
     name = str(path_or_hub_id)
     if path.exists():
         raise UserError(f"{name} is a file, not a model directory.")

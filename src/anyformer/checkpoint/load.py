@@ -32,7 +32,7 @@ def load(
     """Read a model directory in Hugging Face's format, or a repository of the hub.
 
     Args:
-        path_or_hub_id: A directory, or a name such as ``openai-community/gpt2``.
+        path_or_hub_id: A model or run directory, or a name such as ``openai-community/gpt2``.
         dtype: The number format of the weights; None: as stored.
         device: Where to put them; None: the CPU.
         allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors (tensors only, no code).

@@ -31,9 +31,8 @@ def run(argv: list[str]) -> int:
 
     from anyformer.checkpoint import load
     from anyformer.generation import embed
-    from anyformer.training.run_directory import model_directory
 
-    model, tokenizer = load(model_directory(options.model), device=options.device)
+    model, tokenizer = load(options.model, device=options.device)
     vectors = embed(model, tokenizer, options.texts).cpu()
     if options.json:
         for vector in vectors:

@@ -30,9 +30,8 @@ def run(argv: list[str]) -> int:
 
     from anyformer.checkpoint import load
     from anyformer.generation import fill
-    from anyformer.training.run_directory import model_directory
 
-    model, tokenizer = load(model_directory(options.model), device=options.device)
+    model, tokenizer = load(options.model, device=options.device)
     masks = fill(model, tokenizer, options.text, top=options.top)
     for number, candidates in enumerate(masks, 1):
         if len(masks) > 1:

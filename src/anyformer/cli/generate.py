@@ -41,10 +41,9 @@ def run(argv: list[str]) -> int:
 
     from anyformer.checkpoint import load
     from anyformer.generation import generate_stream
-    from anyformer.training.run_directory import model_directory
 
     model, tokenizer = load(
-        model_directory(options.model), options.dtype, options.device, allow_pickle=options.allow_pickle
+        options.model, options.dtype, options.device, allow_pickle=options.allow_pickle
     )
     pieces = generate_stream(
         model,

@@ -27,10 +27,9 @@ def run(argv: list[str]) -> int:
     from rich.console import Console
 
     from anyformer.compare.verify import verify
-    from anyformer.training.run_directory import model_directory
 
     console = Console(highlight=False)
-    checks = verify(str(model_directory(name)), tolerance=options.tolerance)
+    checks = verify(name, tolerance=options.tolerance)
     for check in checks:
         console.print("[green]equal    [/]" if check.equal else "[red]different[/]", f"{check.name}: {check.detail}")
     return 0 if all(check.equal for check in checks) else 1

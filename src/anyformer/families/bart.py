@@ -4,7 +4,6 @@ Both are the paper's post-norm encoder-decoder. Marian keeps the paper's sinusoi
 BART learns its positions and normalises the embeddings.
 """
 
-import math
 from typing import Any
 
 from anyformer.config import (
@@ -74,7 +73,7 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
         norm=NormConfig(kind="layer", eps=1e-5, placement="post"),
         embedding=EmbeddingConfig(
             tied=raw.get("tie_word_embeddings", True),
-            scale=math.sqrt(d_model) if raw.get("scale_embedding", False) else 1.0,
+            scaled=raw.get("scale_embedding", False),
             norm=bart,
             padding=tokens.pad,
             dropout=dropout,
@@ -104,7 +103,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "activation_dropout": config.feed_forward.dropout,
         "attention_dropout": config.attention.dropout,
         "dropout": config.dropout,
-        "scale_embedding": config.embedding.scale != 1.0,
+        "scale_embedding": config.embedding.scaled,
         "tie_word_embeddings": config.embedding.tied,
         "is_encoder_decoder": True,
         **their_special_tokens(config.tokens),
@@ -174,7 +173,7 @@ def _paper(d_model: int, heads: int, dropout: float) -> ModelConfig:
         feed_forward=FeedForwardConfig(width=4 * d_model, activation="relu"),
         position=PositionConfig(kind="sinusoidal", layout="interleaved"),
         norm=NormConfig(kind="layer", placement="post"),
-        embedding=EmbeddingConfig(tied=True, scale=math.sqrt(d_model), padding=0, dropout=dropout),
+        embedding=EmbeddingConfig(tied=True, scaled=True, padding=0, dropout=dropout),
         head=HeadConfig(kind="language_model", bias="fixed"),
         init=InitConfig(kind="xavier"),
         dropout=dropout,

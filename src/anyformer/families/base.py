@@ -95,6 +95,11 @@ def refuse(raw: Raw, **unsupported: Any) -> None:
             raise UserError(f"config.json: {name} = {value} is not supported for model type {raw.get('model_type')!r}.")
 
 
+def unless(value: int | None, usual: float) -> int | None:
+    """The value, or None where it is what a config without it would mean: so that a changed width carries over."""
+    return None if value == usual else value
+
+
 def special_tokens(raw: Raw, defaults: Raw) -> SpecialTokens:
     """The special token ids of a config.json, those it leaves out from the family's defaults."""
     eos = raw.get("eos_token_id", defaults.get("eos_token_id"))

@@ -20,7 +20,15 @@ from anyformer.config import (
 )
 from anyformer.errors import UserError
 from anyformer.families import rope
-from anyformer.families.base import Family, Raw, activation, special_tokens, their_activation, their_special_tokens
+from anyformer.families.base import (
+    Family,
+    Raw,
+    activation,
+    special_tokens,
+    their_activation,
+    their_special_tokens,
+    unless,
+)
 from anyformer.families.rows import alias, linear, row
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -109,8 +117,8 @@ def _read(traits: _Traits, given: Raw, head: HeadKind) -> ModelConfig:
         max_length=max_length,
         attention=AttentionConfig(
             heads=heads,
-            kv_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or raw.get("hidden_size", 4096) // heads,
+            kv_heads=unless(raw.get("num_key_value_heads"), heads),
+            head_dim=unless(raw.get("head_dim"), raw.get("hidden_size", 4096) / heads),
             dropout=raw.get("attention_dropout", 0.0),
             **traits.attention(raw, layers),
         ),

@@ -24,6 +24,7 @@ from anyformer.families.base import (
     special_tokens,
     their_activation,
     their_special_tokens,
+    unless,
 )
 from anyformer.families.rows import Row, alias, linear, row
 
@@ -34,7 +35,7 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
     refuse(raw, is_encoder_decoder=False)
     projection: str = raw.get("feed_forward_proj", "relu")
     tied = raw.get("tie_word_embeddings", True)
-    d_model, dropout = raw.get("d_model", 512), raw.get("dropout_rate", 0.1)
+    d_model, heads, dropout = raw.get("d_model", 512), raw.get("num_heads", 8), raw.get("dropout_rate", 0.1)
     scaled = raw.get("scale_decoder_outputs", tied) and model_type == "t5"
     return ModelConfig(
         vocab_size=raw.get("vocab_size", 32128),
@@ -43,8 +44,8 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
         decoder_layers=raw.get("num_decoder_layers") or raw.get("num_layers", 6),
         max_length=raw.get("n_positions", 512),
         attention=AttentionConfig(
-            heads=raw.get("num_heads", 8),
-            head_dim=raw.get("d_kv", 64),
+            heads=heads,
+            head_dim=unless(raw.get("d_kv", 64), d_model / heads),
             bias=False,
             output_bias=False,
             scale=1.0,
@@ -65,7 +66,7 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
         ),
         norm=NormConfig(kind="rms", eps=raw.get("layer_norm_epsilon", 1e-6), placement="pre"),
         embedding=EmbeddingConfig(tied=tied, dropout=dropout),
-        head=HeadConfig(kind=head, scale=d_model**-0.5 if scaled and head == "language_model" else 1.0),
+        head=HeadConfig(kind=head, scaled=scaled and head == "language_model"),
         init=InitConfig(kind="t5"),
         dropout=dropout,
         tokens=special_tokens(raw, _TOKENS),
@@ -76,7 +77,7 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
 def _write(config: ModelConfig) -> dict[str, Any]:
     inner = config.feed_forward
     name = "gelu" if inner.gated and inner.activation == "gelu_tanh" else their_activation(inner.activation)
-    scaled = config.head.scale != 1.0
+    scaled = config.head.scaled
     return {
         "vocab_size": config.vocab_size,
         "d_model": config.d_model,

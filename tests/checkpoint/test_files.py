@@ -1,0 +1,226 @@
+"""Files that are damaged, hostile, missing or too large: one sentence each, and nothing lost."""
+
+import errno
+import json
+import shutil
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import anyformer as af
+from anyformer.config import PoolingConfig
+from anyformer.model import Transformer
+
+
+@pytest.fixture
+def model() -> Transformer:
+    torch.manual_seed(0)
+    return af.build(af.preset("gpt2-nano", vocab_size=30, d_model=16, decoder_layers=2, feed_forward={"width": 32})).eval()
+
+
+@pytest.fixture
+def directory(model: Transformer, tmp_path: Path) -> Path:
+    af.save(model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def _same(a: Transformer, b: Transformer) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_saving_and_loading_changes_nothing(model: Transformer, directory: Path) -> None:
+    again, tokenizer = af.load(directory)
+    assert tokenizer is None
+    assert _same(model, again)
+    assert again.config == model.config
+    assert not again.training
+    assert {path.name for path in directory.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
+
+
+def test_a_run_directory_is_as_good_as_its_model(model: Transformer, directory: Path) -> None:
+    again, _ = af.load(directory.parent)
+    assert _same(model, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, "bfloat16", "float32"])
+def test_the_format_can_be_chosen(directory: Path, dtype: Any) -> None:
+    model, _ = af.load(directory, dtype=dtype)
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    assert {weight.dtype for weight in model.parameters()} == {wanted}
+    af.save(model, directory.parent / "other")
+    stored, _ = af.load(directory.parent / "other")
+    assert _same(model, stored)
+    assert json.loads((directory.parent / "other" / "config.json").read_text())["dtype"] == str(wanted)[6:]
+
+
+def test_unknown_formats_are_refused(directory: Path) -> None:
+    with pytest.raises(af.UserError, match="no dtype 'int3'.*float32"):
+        af.load(directory, dtype="int3")
+
+
+def test_shards(model: Transformer, tmp_path: Path) -> None:
+    af.save(model, tmp_path / "m", max_shard_size=5_000)
+    shards = sorted((tmp_path / "m").glob("*.safetensors"))
+    assert len(shards) > 2
+    assert all(path.stat().st_size < 12_000 for path in shards)
+    again, _ = af.load(tmp_path / "m")
+    assert _same(model, again)
+    af.save(model, tmp_path / "m")
+    assert [path.name for path in (tmp_path / "m").glob("*.safetensors")] == ["model.safetensors"]
+    assert not (tmp_path / "m" / "model.safetensors.index.json").exists()
+    assert _same(model, af.load(tmp_path / "m")[0])
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, 3_000])
+def test_truncated_weights(directory: Path, keep: int) -> None:
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(af.UserError, match=r"model\.safetensors is not a whole safetensors file"):
+        af.load(directory)
+
+
+def test_an_index_may_not_lead_out_of_its_folder(directory: Path, tmp_path: Path) -> None:
+    shutil.copy(directory / "model.safetensors", tmp_path / "elsewhere.safetensors")
+    for name in ("../elsewhere.safetensors", str(tmp_path / "elsewhere.safetensors")):
+        index = {"weight_map": dict.fromkeys(load_file(directory / "model.safetensors"), name)}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(af.UserError, match="names a file outside itself"):
+            af.load(directory)
+
+
+def test_a_shard_that_is_missing_is_named(model: Transformer, tmp_path: Path) -> None:
+    af.save(model, tmp_path / "m", max_shard_size=5_000)
+    (tmp_path / "m" / "model-00002-of-00005.safetensors").unlink(missing_ok=True)
+    next((tmp_path / "m").glob("model-00001*")).unlink()
+    with pytest.raises(af.UserError, match=r"model-0000\d.* is missing, though the index names it"):
+        af.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", "{", "can't be read as JSON"),
+        ("config.json", "[]", "should hold a JSON object"),
+        ("config.json", "{}", "no model_type"),
+        ("config.json", '{"model_type": "gpt3"}', "'gpt3' is not supported.*did you mean 'gpt2'"),
+        ("config.json", '{"model_type": "gpt2", "architectures": ["GPT2ForHats"]}', "GPT2ForHats is not supported"),
+        ("config.json", '{"model_type": "gpt2", "n_head": 5}', "attention.heads"),
+        ("config.json", '{"model_type": "gpt2", "n_head": "many"}', "misshapen"),
+        ("config.json", '{"model_type": "gpt2", "activation_function": "hat"}', "'hat' is not supported"),
+        ("config.json", '{"model_type": "llama", "rope_scaling": {"rope_type": "longrope"}}', "'longrope' is not"),
+        ("model.safetensors.index.json", '{"weight_map": 3}', "no weight_map"),
+        ("modules.json", '[{"type": "x.Dense", "path": ""}]', "'Dense', which is not supported"),
+    ],
+)
+def test_damaged_json(directory: Path, name: str, text: str, message: str) -> None:
+    (directory / name).write_text(text)
+    with pytest.raises(af.UserError, match=rf"(?s){message}"):
+        af.load(directory)
+
+
+def test_missing_files_are_named(directory: Path, tmp_path: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(af.UserError, match=r"has no model\.safetensors"):
+        af.load(directory)
+    (directory / "config.json").unlink()
+    with pytest.raises(af.UserError, match=r"has no config\.json"):
+        af.load(directory)
+    with pytest.raises(af.UserError, match="There is no directory"):
+        af.load(tmp_path / "nowhere" / "at" / "all")
+    with pytest.raises(af.UserError, match="is a file"):
+        af.load(directory / "generation_config.json")
+
+
+def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(af.UserError, match="no directory someone/something, and the hub can't be reached"):
+        af.load("someone/something")
+
+
+def test_pickles_only_if_they_are_allowed(model: Transformer, directory: Path) -> None:
+    state = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    torch.save(state, directory / "pytorch_model.bin")
+    with pytest.raises(af.UserError, match="a pickle; if you trust its author, add --allow-pickle"):
+        af.load(directory)
+    again, _ = af.load(directory, allow_pickle=True)
+    assert _same(model, again)
+
+
+def test_a_pickle_that_runs_code_does_not_run_it(directory: Path, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    (directory / "model.safetensors").unlink()
+    torch.save({"trap": Trap()}, directory / "pytorch_model.bin")
+    with pytest.raises(af.UserError, match="can't be read as a file of tensors"):
+        af.load(directory, allow_pickle=True)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_full_disk_leaves_the_old_model(
+    model: Transformer, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    other = af.build(model.config)
+    monkeypatch.setattr(import_module("anyformer.checkpoint.save"), "save_file", full)
+    with pytest.raises(af.UserError, match="can't be written: No space left on device"):
+        af.save(other, directory)
+    with pytest.raises(af.UserError, match="can't be written"):
+        af.save(other, directory.parent / "new")
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    assert [path.name for path in directory.parent.iterdir()] == ["model"]
+
+
+def test_a_place_that_is_a_file(model: Transformer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(af.UserError, match="can't be written"):
+        af.save(model, tmp_path / "file" / "model")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_tokenizer_that_is_too_large(model: Transformer, tmp_path: Path) -> None:
+    tokenizer = af.Tokenizer.train(["".join(map(chr, range(33, 100)))], "char")
+    with pytest.raises(af.UserError, match="67 tokens and the model only 30"):
+        af.save(model, tmp_path / "m", tokenizer=tokenizer)
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_papers_own_layout_is_written_as_our_own_type(tmp_path: Path) -> None:
+    small = {"vocab_size": 20, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "attention": {"heads": 2}}
+    config = af.preset("transformer-base", **small)
+    assert af.save(af.build(config), tmp_path / "paper") == "anyformer"
+    assert af.load(tmp_path / "paper")[0].config == config
+    assert af.save(af.build(config.replace(**{"position.layout": "halves"})), tmp_path / "code") == "marian"
+
+
+def test_pooling_files_are_written_and_read(tmp_path: Path) -> None:
+    config = af.preset("bert-tiny", vocab_size=20).replace(
+        head={"kind": "none", "pooler": "tanh", "transform": None, "bias": "none"},
+        pooling={"kind": "first", "normalise": True, "max_tokens": 12},
+    )
+    af.save(af.build(config), tmp_path / "m")
+    assert af.load(tmp_path / "m")[0].config.pooling == PoolingConfig(kind="first", normalise=True, max_tokens=12)
+
+
+def test_names_that_tensorflow_gave(tmp_path: Path) -> None:
+    config = af.preset("bert-tiny", vocab_size=20, encoder_layers=1)
+    model = af.build(config)
+    af.save(model, tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in load_file(file).items()
+    }
+    save_file(renamed, file, metadata={"format": "pt"})
+    assert _same(model, af.load(tmp_path / "m")[0])
