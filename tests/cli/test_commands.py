@@ -1,0 +1,221 @@
+"""The commands that look, write and fill, as a user calls them: what they print and how they end."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import anyformer as af
+from anyformer.cli.main import COMMANDS, main
+
+TEXT = ["the cat sat on the mat", "a dog and a cat", "Paris is the capital of France."]
+
+
+@pytest.fixture(scope="module")
+def gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    tokenizer = af.Tokenizer.train(TEXT, "bpe:300")
+    config = af.preset("gpt2-nano", vocab_size=tokenizer.vocab_size, d_model=32, decoder_layers=2)
+    model = af.build(config.replace(tokens={"bos": None, "eos": (), "pad": None}))
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    path = tmp_path_factory.mktemp("run") / "model"
+    af.save(model, path, tokenizer=tokenizer)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    tokenizer = af.Tokenizer.train(TEXT, "wordpiece:120", special="masked")
+    config = af.preset("bert-tiny", vocab_size=tokenizer.vocab_size, **{"embedding.padding": tokenizer.pad})
+    path = tmp_path_factory.mktemp("bert")
+    af.save(af.build(config.replace(tokens={"pad": tokenizer.pad})), path, tokenizer=tokenizer)
+    return path
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    tokenizer = af.Tokenizer.train(TEXT, "unigram:90", special="seq2seq")
+    tokens = {"eos": (tokenizer.eos,), "pad": tokenizer.pad, "decoder_start": tokenizer.pad}
+    layers = {"encoder_layers": 1, "decoder_layers": 1}
+    config = af.preset("t5-small", vocab_size=tokenizer.vocab_size, d_model=32, tokens=tokens, **layers)
+    path = tmp_path_factory.mktemp("t5")
+    af.save(af.build(config.replace(attention={"heads": 2})), path, tokenizer=tokenizer)
+    return path
+
+
+def _fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one sentence of a command that ends with status 2."""
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("anyformer: ")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    start = time.perf_counter()
+    code = "import sys; from anyformer.cli.main import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in COMMANDS)
+    assert time.perf_counter() - start < 0.5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_without_torch(command: str) -> None:
+    code = f"""
+import sys
+from anyformer.cli.main import main
+try:
+    main([{command!r}, "--help"])
+finally:
+    assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"anyformer {command}" in done.stdout
+
+
+def test_no_arguments_and_wrong_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert main(["--version"]) == 0
+    assert af.__version__ in capsys.readouterr().out
+    assert "did you mean 'train'" in _fails(capsys, "trian")
+
+
+def test_show(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "gpt2"]) == 0
+    out = capsys.readouterr().out
+    for expected in ("124,439,808", "decoder attention", "284,812,800", "36,864 bytes per token", "gelu_tanh"):
+        assert expected in out
+    assert main(["show", "gpt2", "--json", "--context", "10", "--model.decoder-layers", "2"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["config"]["decoder_layers"] == 2
+    assert told["parameters"] == sum(part["parameters"] for part in told["parts"]) == 53_561_088
+    assert told["context"] == 10
+
+
+def test_show_directory(gpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (gpt, gpt.parent):
+        assert main(["show", str(path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["config"]["d_model"] == 32
+
+
+def test_diff(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", "gpt2", "llama"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split() for line in out.splitlines() if line.startswith("norm.kind")] == [["norm.kind", "layer", "rms"]]
+    assert "norm.placement" not in out
+    assert main(["diff", "gpt2", "gpt2"]) == 0
+    assert "the same architecture" in capsys.readouterr().out
+
+
+def test_looking_wrongly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean 'gpt2'" in _fails(capsys, "show", "gtp2")
+    assert "usage: anyformer diff A B" in _fails(capsys, "diff", "gpt2")
+    assert "has no config.json" in _fails(capsys, "diff", "gpt2", str(tmp_path))
+    assert "--context is a number of tokens" in _fails(capsys, "show", "gpt2", "--context", "0")
+    with pytest.raises(SystemExit) as stop:
+        main(["show", "gpt2", "--model.decoder-layer", "3"])
+    assert stop.value.code == 2
+    assert "--model.decoder-layers" in capsys.readouterr().err
+
+
+def test_generate(gpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = af.load(gpt)
+    expected = af.generate(model, tokenizer, "the cat", max_new_tokens=8)[0]
+    for path in (gpt, gpt.parent):
+        assert main(["generate", str(path), "the cat", "--max-new-tokens", "8"]) == 0
+        assert capsys.readouterr().out == f"the cat{expected}\n"
+    drawn = []
+    for _ in range(2):
+        arguments = ["--temperature", "1.5", "--top-k", "50", "--top-p", "0.99", "--seed", "3", "--max-new-tokens", "8"]
+        assert main(["generate", str(gpt), "a dog", *arguments]) == 0
+        drawn.append(capsys.readouterr().out)
+    assert drawn[0] == drawn[1]
+
+
+def test_generate_from_a_source(t5: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = af.load(t5)
+    expected = af.generate(model, tokenizer, "a dog and a cat", max_new_tokens=5)[0]
+    assert main(["generate", str(t5), "a dog and a cat", "--max-new-tokens", "5"]) == 0
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_embed(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["embed", str(bert), "a cat", "a dog", "--json"]) == 0
+    vectors = torch.tensor([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    model, tokenizer = af.load(bert)
+    torch.testing.assert_close(vectors, af.embed(model, tokenizer, ["a cat", "a dog"]))
+    assert main(["embed", str(bert), "a cat", "a cat"]) == 0
+    assert capsys.readouterr().out.count("1.000") == 4
+
+
+def test_fill(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fill", str(bert), "the [MASK] sat on the [MASK]", "--top", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("mask")] == ["mask 1", "mask 2"]
+    assert len([line for line in lines if "%" in line]) == 6
+
+
+def test_writing_wrongly(gpt: Path, bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    too_long = _fails(capsys, "generate", str(gpt), "the cat " * 100)
+    assert "64" in too_long
+    assert "--top is a number" in _fails(capsys, "fill", str(bert), "a [MASK]", "--top", "0")
+    assert "[MASK]" in _fails(capsys, "fill", str(bert), "no mask here")
+    assert "fill" in _fails(capsys, "generate", str(bert), "a cat")
+    assert "no text to embed" in _fails(capsys, "embed", str(bert))
+    assert "no directory" in _fails(capsys, "generate", str(tmp_path / "a" / "b" / "c"), "x")
+    assert "temperature" in _fails(capsys, "generate", str(gpt), "the", "--temperature", "-1")
+
+
+@pytest.mark.parametrize("fixture", ["gpt", "bert", "t5"])
+def test_verify(fixture: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
+    path = request.getfixturevalue(fixture)
+    assert main(["verify", str(path)]) == 0, capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "token ids" in out
+    assert "logits: largest difference" in out
+    assert "different" not in out
+    assert ("greedy continuation" in out) == (fixture != "bert")
+
+
+def test_verify_notices_a_difference(gpt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def bent(*arguments: object, **options: object) -> object:
+        model, tokenizer = original(*arguments, **options)
+        model.tokens.table.weight.data[:, 0] += 0.1
+        return model, tokenizer
+
+    original = af.load
+    monkeypatch.setattr("anyformer.compare.verify.load", bent)
+    assert main(["verify", str(gpt)]) == 1
+    assert "different logits" in capsys.readouterr().out
+
+
+def test_verify_wrongly(gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "own"
+    small = {"vocab_size": 20, "encoder_layers": 1, "decoder_layers": 1}
+    af.save(af.build(af.preset("transformer-base", **small)), own)
+    assert "no class Transformer" in _fails(capsys, "verify", str(own))
+    bad = tmp_path / "bad"
+    af.save(af.load(gpt)[0], bad)
+    weights = load_file(bad / "model.safetensors")
+    weights.pop("transformer.ln_f.weight")
+    save_file(weights, bad / "model.safetensors")
+    assert "transformer.ln_f.weight is missing" in _fails(capsys, "verify", str(bad))
+
+
+def test_a_reader_that_leaves_is_no_error(gpt: Path) -> None:
+    command = f"{sys.executable} -m anyformer show gpt2 | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
