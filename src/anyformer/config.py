@@ -369,6 +369,7 @@ class ModelConfig:
                 f"token {self.embedding.padding} is outside the vocabulary of {self.vocab_size}",
             )
         if self.position.skip_padding:
+            _require(self.decoder_layers == 0, "position.skip_padding", "only an encoder sees all its padding at once")
             _require(
                 self.embedding.padding is not None,
                 "position.skip_padding",

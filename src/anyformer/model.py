@@ -198,6 +198,7 @@ class Transformer(nn.Module):
         targets: Num[Tensor, "batch time"] | Num[Tensor, " batch"] | None = None,
         return_hidden: bool = False,
         cache: KeyValueCache | None = None,
+        last_only: bool = False,
     ) -> ModelOutput:
         """Read a batch of texts.
 
@@ -211,6 +212,7 @@ class Transformer(nn.Module):
                 the logits; -100 is ignored.
             return_hidden: Keep the hidden states of every layer.
             cache: Memory of what the decoder has read; `tokens` go on from there.
+            last_only: Compute the logits of each text's last place alone, which is all that generation needs.
 
         Raises:
             ValueError: a text longer than the model's positions, a missing source, a full cache.
@@ -239,7 +241,7 @@ class Transformer(nn.Module):
             states = stack(self.tokens(tokens), tokens, mask=mask, segments=segments, cache=cache)
         hidden = states[-1]
         pooled = None if self.pooler is None else self.pooler(hidden, mask)
-        logits = self._logits(hidden, pooled)
+        logits = self._logits(hidden[:, -1:] if last_only else hidden, pooled)
         return ModelOutput(
             logits=logits,
             hidden=hidden,

@@ -24,6 +24,26 @@ from anyformer.tokenizer import Tokenizer
 
 GIGABYTE = 10**9
 
+_GENERATION_FIELDS = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "repetition_penalty",
+    "sequence_bias",
+    "suppress_tokens",
+)
+"""What older models say about generation in their config.json; generation_config.json is where it belongs now."""
+
 
 def save(
     model: Transformer,
@@ -96,8 +116,8 @@ def _generation(model: Transformer) -> dict[str, Any]:
         "pad_token_id": tokens.pad,
         "decoder_start_token_id": tokens.decoder_start,
     }
-    forced = {k: v for k, v in model.origin.config.items() if k.startswith("forced_")}
-    return {"_from_model_config": True, **{k: v for k, v in {**ids, **forced}.items() if v not in (None, [])}}
+    settings = {name: model.origin.config.get(name) for name in _GENERATION_FIELDS}
+    return {"_from_model_config": True, **{k: v for k, v in {**settings, **ids}.items() if v not in (None, [])}}
 
 
 def _weights(model: Transformer, family: Family, *, bare: bool) -> dict[str, Tensor]:

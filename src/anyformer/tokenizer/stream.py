@@ -47,7 +47,7 @@ class StreamDecoder:
         self._window.append(token)
         text = self._decode(self._window)
         held = len(text) - len(text.rstrip(_INCOMPLETE))
-        end = len(text) - max(min(held, _LONGEST_HELD), self._clean_up_reach)
+        end = max(self._sent, len(text) - max(min(held, _LONGEST_HELD), self._clean_up_reach))
         new = text[self._sent : end]
         self._sent = max(self._sent, end)
         if len(self._window) >= _WINDOW and not held and not self._clean_up_reach:
