@@ -29,8 +29,8 @@ from anyformer.config import ModelConfig
 class ModelOutput:
     """What a model says about a batch."""
 
-    logits: Float[Tensor, "batch time vocab"] | Float[Tensor, "batch labels"] | None
-    """The head's scores; None where the model has no head."""
+    logits: Float[Tensor, "batch scored vocab"] | Float[Tensor, "batch labels"] | None
+    """The head's scores, of every place or the last alone; None where the model has no head."""
     hidden: Float[Tensor, "batch time d_model"]
     """The last hidden states: after the final norm, before the head."""
     loss: Float[Tensor, ""] | None = None
@@ -86,7 +86,6 @@ class Stack(nn.Module):
                 layer=layer,
                 cross=cross,
                 dropout=config.dropout,
-                rotates_late=self.position.rotates_late,
             )
             for layer in range(layers)
         )
@@ -153,9 +152,8 @@ class Stack(nn.Module):
         return positions
 
     def _rotation(self, positions: Tensor, first: int, dtype: torch.dtype) -> Rotation | None:
-        """The turn of the new tokens, or of all that were read where keys turn late."""
-        length = positions.amax(dim=1, keepdim=True) + 1
-        rotation = self.position.rotation(positions if self.position.rotates_late else positions[:, first:], length)
+        """The turn of the new tokens."""
+        rotation = self.position.rotation(positions[:, first:], positions.amax(dim=1, keepdim=True) + 1)
         return None if rotation is None else Rotation(rotation.cos.to(dtype), rotation.sin.to(dtype))
 
 

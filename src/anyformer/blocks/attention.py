@@ -24,7 +24,6 @@ class MultiHeadAttention(nn.Module):
         d_model: Width of what comes in and goes out.
         layer: The number of this layer, for what varies with it.
         norm_eps: Epsilon of the norms on queries and keys, where the config wants them.
-        rotates_late: Turn the keys after they are cached, not before.
     """
 
     def __init__(
@@ -34,7 +33,6 @@ class MultiHeadAttention(nn.Module):
         *,
         layer: int = 0,
         norm_eps: float = 1e-6,
-        rotates_late: bool = False,
     ) -> None:
         super().__init__()
         self.heads = config.heads
@@ -44,7 +42,6 @@ class MultiHeadAttention(nn.Module):
         if config.scale_by_layer:
             self.scale /= layer + 1
         self.dropout = config.dropout
-        self.rotates_late = rotates_late
         self.query = nn.Linear(d_model, self.heads * self.head_dim, bias=config.bias)
         self.key = nn.Linear(d_model, self.kv_heads * self.head_dim, bias=config.bias)
         self.value = nn.Linear(d_model, self.kv_heads * self.head_dim, bias=config.bias)
@@ -67,7 +64,7 @@ class MultiHeadAttention(nn.Module):
             x: What asks.
             source: What is looked at in cross-attention (or its keys and values, made earlier); None: x itself.
             mask: Who may look at whom.
-            rotation: How keys turn; the queries are the last of them.
+            rotation: How queries and keys turn.
             cache: What x's stack has read before, to which the keys and values of x are added.
         """
         query, key, value = self._operands(x, source, rotation, cache)
@@ -117,12 +114,7 @@ class MultiHeadAttention(nn.Module):
             return query, source.keys, source.values
         key, value = self.keys_values(x if source is None else source)
         if rotation is not None:
-            newest = rotation.last(query.shape[2])
-            query = newest(query)
-            if not self.rotates_late:
-                key = newest(key)
+            query, key = rotation(query), rotation(key)
         if cache is not None:
             key, value = cache.append(key, value)
-        if rotation is not None and self.rotates_late:
-            key = rotation(key)
         return query, key, value

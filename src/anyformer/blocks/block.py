@@ -37,7 +37,6 @@ class TransformerBlock(nn.Module):
         layer: The number of this block in its stack.
         cross: Whether it looks at a source as well.
         dropout: Dropout on what is added to the stream.
-        rotates_late: See `MultiHeadAttention`.
     """
 
     def __init__(
@@ -50,15 +49,12 @@ class TransformerBlock(nn.Module):
         layer: int = 0,
         cross: bool = False,
         dropout: float = 0.0,
-        rotates_late: bool = False,
     ) -> None:
         super().__init__()
         self.pre_norm = norm_config.placement == "pre"
 
         def attend() -> MultiHeadAttention:
-            return MultiHeadAttention(
-                attention, d_model, layer=layer, norm_eps=norm_config.eps, rotates_late=rotates_late
-            )
+            return MultiHeadAttention(attention, d_model, layer=layer, norm_eps=norm_config.eps)
 
         self.attention = attend()
         self.attention_norm = norm(norm_config, d_model)

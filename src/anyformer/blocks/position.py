@@ -32,10 +32,6 @@ class Rotation(NamedTuple):
         first, second = x.chunk(2, dim=-1)
         return x * self.cos + torch.cat((-second, first), dim=-1) * self.sin
 
-    def last(self, count: int) -> "Rotation":
-        """That of the last tokens only."""
-        return self if count == self.cos.shape[2] else Rotation(self.cos[:, :, -count:], self.sin[:, :, -count:])
-
 
 class PositionSize(NamedTuple):
     """The sizes that positions depend on."""
@@ -57,9 +53,6 @@ class PositionalEncoding(nn.Module):
         config: The kind and its parameters.
         size: What the stack around it looks like.
     """
-
-    rotates_late = False
-    """Keys are cached as they are and turned anew at every step, since their angles change as the text grows."""
 
     def __init__(self, config: PositionConfig, size: PositionSize) -> None:
         super().__init__()
@@ -116,10 +109,6 @@ class LearnedPosition(PositionalEncoding):
 
 class RotaryPosition(PositionalEncoding):
     """Queries and keys turn by their position, so a score depends on their distance (RoFormer, Su et al. 2021)."""
-
-    def __init__(self, config: PositionConfig, size: PositionSize) -> None:
-        super().__init__(config, size)
-        self.rotates_late = config.scaling is not None and config.scaling.kind == "dynamic"
 
     def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch 1"]) -> Rotation:
         """Angles ``position * frequency``, once for each half of a head."""

@@ -100,6 +100,8 @@ def _essence(config: ModelConfig) -> ModelConfig:
         config,
         attention=full(config.attention),
         decoder_attention=None if config.decoder_attention is None else full(config.decoder_attention),
+        # Which row learns nothing from being read matters to training alone, unless positions skip that token.
+        embedding=config.embedding if config.position.skip_padding else replace(config.embedding, padding=None),
         init=InitConfig(),
         pooling=PoolingConfig(),
         model_type="",

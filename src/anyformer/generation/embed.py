@@ -83,8 +83,8 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[li
             room = longest - len(before) - len(after)
             if room < 1:
                 raise UserError(
-                    f"The model takes {longest} tokens, which the special ones around a text fill up: raise "
-                    "pooling.max_tokens."
+                    f"The model takes {longest} tokens, which the special ones around a text fill up: "
+                    "raise pooling.max_tokens."
                 )
             rows[index] = before + text[:room] + after
     return rows

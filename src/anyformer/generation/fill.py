@@ -43,8 +43,7 @@ def fill(model: Transformer, tokenizer: Tokenizer | None, text: str, top: int = 
     if config.head.kind != "language_model":
         raise UserError(
             f"This encoder has no masked-language-model head (its head is {config.head.kind!r}), so it can't "
-            "fill masks: "
-            "load one that was saved with it, or use `embed`."
+            "fill masks: load one that was saved with it, or use `embed`."
         )
     if tokenizer.mask is None or tokenizer.mask_token is None:
         raise UserError("This model's tokenizer has no mask token, so there is nothing to fill.")

@@ -114,7 +114,14 @@ def _steps(
         # Inference mode must not be left on while the caller is at work between two steps.
         with torch.inference_mode():
             cache = model.make_cache(batch, read + max_new_tokens)
-            out = model(prompt.start, prompt.source, mask=prompt.mask, source_mask=prompt.source_mask, cache=cache)
+            out = model(
+                prompt.start,
+                prompt.source,
+                mask=prompt.mask,
+                source_mask=prompt.source_mask,
+                cache=cache,
+                last_only=True,
+            )
             scores = _next_scores(out)
             if bool(scores.isnan().any()):
                 raise UserError("The model answers with NaN: its weights are damaged, or its training diverged.")
@@ -123,9 +130,11 @@ def _steps(
             padding = prompt.padding
         for new in range(max_new_tokens):
             with torch.inference_mode():
-                if new > 0:
-                    scores = _next_scores(model(texts[:, read + new - 1, None], cache=cache))
                 history = History(ids=texts[:, : read + new], padding=padding, new=new)
+                if new > 0 and _cache_is_stale(model, read + new):
+                    scores = _reread(model, prompt, history)
+                elif new > 0:
+                    scores = _next_scores(model(texts[:, read + new - 1, None], cache=cache, last_only=True))
                 for rule in rules:
                     scores = rule(scores, history)
                 token = sampling.choose(scores, generator)
@@ -137,6 +146,18 @@ def _steps(
             yield token.clone()
             if stop is not None and bool(ended.all()):
                 return
+
+
+def _cache_is_stale(model: Transformer, length: int) -> bool:
+    """Whether the latest tokens change what earlier ones mean, as with dynamic scaling beyond the trained length."""
+    scaling = model.config.position.scaling
+    return scaling is not None and scaling.kind == "dynamic" and length > model.config.max_length
+
+
+def _reread(model: Transformer, prompt: Prompt, history: History) -> Float[Tensor, "batch vocab"]:
+    """The scores of the next token, from reading everything anew."""
+    mask = None if prompt.mask is None else history.real
+    return _next_scores(model(history.ids, prompt.source, mask=mask, source_mask=prompt.source_mask))
 
 
 def _next_scores(out: ModelOutput) -> Float[Tensor, "batch vocab"]:
@@ -262,6 +283,5 @@ def require_writing(model: Transformer) -> None:
     if model.config.head.kind != "language_model":
         raise UserError(
             f"This model has no language-model head (its head is {model.config.head.kind!r}), so it can't "
-            "write text: "
-            "load one that was saved with it."
+            "write text: load one that was saved with it."
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from anyformer.errors import UserError
 from anyformer.tokenizer.files import read_bytes
@@ -72,7 +72,9 @@ def segmenter(model: Model) -> tokenizers.Tokenizer:
     Control pieces such as </s> are never cut out of a text, so they are renamed to what no text contains.
     """
     names = [f"\0{p}" if t == _CONTROL else p for p, t in zip(model.pieces, model.types, strict=True)]
-    return _pipeline(names, model.scores, model.types.index(_UNKNOWN), model.charsmap)
+    # SentencePiece parts words at spaces alone, to which its table of characters has turned other white space already.
+    spaces = pre_tokenizers.Split(Regex(" +"), "removed")
+    return _pipeline(names, model.scores, model.types.index(_UNKNOWN), model.charsmap, spaces)
 
 
 def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -108,14 +110,20 @@ def join(pieces: str) -> str:
     return pieces.replace(SPACE, " ").removeprefix(" ")
 
 
-def _pipeline(pieces: list[str], scores: list[float], unknown: int, charsmap: bytes) -> tokenizers.Tokenizer:
+def _pipeline(
+    pieces: list[str],
+    scores: list[float],
+    unknown: int,
+    charsmap: bytes,
+    words: pre_tokenizers.PreTokenizer | None = None,
+) -> tokenizers.Tokenizer:
     vocabulary = list(zip(pieces, scores, strict=True))
     backend = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=unknown, byte_fallback=False))
     if charsmap:
         backend.normalizer = normalizers.Precompiled(charsmap)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.WhitespaceSplit(),
+            words or pre_tokenizers.WhitespaceSplit(),
             pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always", split=True),
         ]
     )

@@ -1,0 +1,134 @@
+"""Tiny models of every shape, straight from configs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from anyformer.config import (
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    HeadConfig,
+    ModelConfig,
+    NormConfig,
+    PositionConfig,
+    RotaryScaling,
+    SpecialTokens,
+)
+from anyformer.model import Origin, Transformer
+
+VOCAB = 23
+EOS, PAD, BOS = 1, 0, 2
+
+
+def config(**changes: Any) -> ModelConfig:
+    plain: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "d_model": 16,
+        "decoder_layers": 2,
+        "max_length": 48,
+        "attention": AttentionConfig(heads=4),
+        "feed_forward": FeedForwardConfig(width=24),
+        # A tied head makes a random model repeat itself.
+        "embedding": EmbeddingConfig(tied=False),
+        "tokens": SpecialTokens(pad=PAD, decoder_start=BOS),
+    }
+    return ModelConfig(**{**plain, **changes})
+
+
+BOTH = {"encoder_layers": 1, "decoder_layers": 2}
+ROTARY, RMS = PositionConfig(kind="rotary"), NormConfig(kind="rms", eps=1e-6)
+GATED = FeedForwardConfig(width=24, activation="silu", gated=True, bias=False)
+
+WRITERS = {
+    "learned": config(embedding=EmbeddingConfig()),
+    "rotary": config(position=ROTARY, norm=RMS, feed_forward=GATED),
+    "grouped": config(
+        position=ROTARY, norm=RMS, attention=AttentionConfig(heads=4, kv_heads=2, head_dim=6, bias=False, qk_norm=True)
+    ),
+    "windowed": config(position=ROTARY, norm=RMS, attention=AttentionConfig(heads=4, kv_heads=1, window=3)),
+    "half windowed": config(position=ROTARY, norm=RMS, attention=AttentionConfig(heads=2, window=4, window_from=1)),
+    "sinusoidal": config(
+        position=PositionConfig(kind="sinusoidal", layout="interleaved"), norm=NormConfig(placement="post")
+    ),
+    "no position": config(position=PositionConfig(kind="none")),
+    "yarn": config(
+        position=PositionConfig(kind="rotary", scaling=RotaryScaling(kind="yarn", factor=2.0, original_length=24)),
+        norm=RMS,
+    ),
+    "dynamic": config(
+        position=PositionConfig(kind="rotary", scaling=RotaryScaling(kind="dynamic", factor=4.0)),
+        norm=RMS,
+        max_length=6,
+    ),
+    "relative both": config(
+        **BOTH,
+        position=PositionConfig(kind="relative", buckets=8, max_distance=16),
+        norm=RMS,
+        attention=AttentionConfig(heads=4, scale=1.0, bias=False, output_bias=False),
+    ),
+    "sinusoidal both": config(
+        **BOTH,
+        position=PositionConfig(kind="sinusoidal"),
+        norm=NormConfig(placement="post"),
+        embedding=EmbeddingConfig(scaled=True),
+        head=HeadConfig(bias="fixed"),
+    ),
+    "learned both": config(
+        **BOTH,
+        position=PositionConfig(kind="learned", offset=2),
+        norm=NormConfig(placement="post"),
+        embedding=EmbeddingConfig(norm=True, tied=False),
+        decoder_attention=AttentionConfig(heads=2),
+        source_vocab_size=31,
+    ),
+}
+DECODERS = [name for name, made in WRITERS.items() if made.is_decoder_only]
+
+
+def build(made: ModelConfig, seed: int = 0, settings: dict[str, Any] | None = None) -> Transformer:
+    """A model whose answers differ from each other by more than rounding."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    model = Transformer(made)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.3)
+    torch.random.set_rng_state(state)
+    model.origin = Origin(generation=settings or {})
+    return model.eval()
+
+
+@st.composite
+def rows(draw: st.DrawFn, texts: int = 4, longest: int = 9) -> list[list[int]]:
+    return draw(st.lists(st.lists(st.integers(3, VOCAB - 1), min_size=1, max_size=longest), min_size=1, max_size=texts))
+
+
+def batch(texts: list[list[int]], side: str, filler: int = PAD) -> tuple[Tensor, Tensor]:
+    """Ids padded on one side, and their mask."""
+    longest = max(map(len, texts)) + 1
+    gaps = [longest - len(text) for text in texts]
+    fills = [([filler] * gap, [False] * gap) for gap in gaps]
+    left = side == "left"
+    ids = [fill + text if left else text + fill for (fill, _), text in zip(fills, texts, strict=True)]
+    mask = [
+        off + [True] * len(text) if left else [True] * len(text) + off
+        for (_, off), text in zip(fills, texts, strict=True)
+    ]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def recompute(model: Transformer, text: list[int], new: int, ends: tuple[int, ...] = ()) -> list[int]:
+    """What greedy search says, each token from a whole pass over everything before it."""
+    both = model.config.is_encoder_decoder
+    source = torch.tensor([text]) if both else None
+    said = [model.config.tokens.decoder_start] if both else list(text)
+    start = len(said)
+    with torch.no_grad():
+        while len(said) < start + new and not (len(said) > start and said[-1] in ends):
+            said.append(int(model(torch.tensor([said]), source).logits[0, -1].argmax()))
+    return said[start:]

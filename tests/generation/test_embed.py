@@ -1,0 +1,108 @@
+"""One vector a text: pooled as the model says, whatever else is in the batch."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from anyformer.config import EmbeddingConfig, HeadConfig, ModelConfig, PoolingConfig, PositionConfig
+from anyformer.errors import UserError
+from anyformer.generation import embed
+from anyformer.model import Transformer
+from anyformer.tokenizer import Tokenizer
+from tests.generation.models import BOTH, build, config
+
+TEXTS = ["the cat sat on the mat", "a", "dogs", "", "the dog ran to the cat and the cat ran to the mat", "cat, dog"]
+KINDS = {
+    "encoder": config(encoder_layers=2, decoder_layers=0),
+    "bare encoder": config(encoder_layers=2, decoder_layers=0, head=HeadConfig(kind="none", pooler="tanh")),
+    "skips padding": config(
+        encoder_layers=2,
+        decoder_layers=0,
+        position=PositionConfig(offset=2, skip_padding=True),
+        embedding=EmbeddingConfig(padding=0),
+    ),
+    "decoder": config(position=PositionConfig(kind="rotary")),
+    "both": config(**BOTH, position=PositionConfig(kind="relative")),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(TEXTS, "wordpiece:60", special="masked")
+
+
+def make(tokenizer: Tokenizer, made: ModelConfig, pooling: PoolingConfig) -> Transformer:
+    return build(made.replace(vocab_size=tokenizer.vocab_size, pooling=pooling))
+
+
+def alone(model: Transformer, ids: list[int]) -> Tensor:
+    tokens = torch.tensor([ids])
+    with torch.no_grad():
+        if model.config.is_encoder_decoder:
+            return model.encode(tokens)[-1][0]
+        return model(tokens).hidden[0]
+
+
+def pool(hidden: Tensor, pooling: PoolingConfig) -> Tensor:
+    vector = {"mean": hidden.mean(0), "first": hidden[0], "last": hidden[-1], "max": hidden.max(0).values}[pooling.kind]
+    return vector / vector.norm() if pooling.normalise else vector
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 32])
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("kind", ["mean", "first", "last", "max"])
+def test_vectors(tokenizer: Tokenizer, name: str, kind: str, batch_size: int) -> None:
+    pooling = PoolingConfig(kind=kind, normalise=batch_size == 4)
+    model = make(tokenizer, KINDS[name], pooling).train()
+    vectors = embed(model, tokenizer, TEXTS, batch_size=batch_size)
+    assert model.training
+    assert vectors.shape == (len(TEXTS), 16)
+    assert vectors.dtype == torch.float32
+    model.eval()
+    expected = torch.stack([pool(alone(model, tokenizer.encode(text)), pooling) for text in TEXTS])
+    torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_long_texts_keep_their_special_tokens(tokenizer: Tokenizer) -> None:
+    pooling = PoolingConfig(max_tokens=6)
+    model = make(tokenizer, KINDS["encoder"], pooling)
+    text = TEXTS[4]
+    ids = tokenizer.encode(text)
+    cut = [*ids[:5], ids[-1]]
+    assert ids[-1] == tokenizer.sep
+    vectors = embed(model, tokenizer, [text, "a"])
+    torch.testing.assert_close(vectors[0], alone(model, cut).mean(0), rtol=1e-4, atol=1e-5)
+    # The context is a limit too, where there is one.
+    model = make(tokenizer, KINDS["encoder"].replace(max_length=6), PoolingConfig(max_tokens=99))
+    torch.testing.assert_close(embed(model, tokenizer, text)[0], alone(model, cut).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_vectors_are_float32(tokenizer: Tokenizer) -> None:
+    model = make(tokenizer, KINDS["encoder"], PoolingConfig(normalise=True)).bfloat16()
+    vectors = embed(model, tokenizer, TEXTS)
+    assert vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(TEXTS)))
+
+
+def test_vectors_can_be_trained_on(tokenizer: Tokenizer) -> None:
+    model = make(tokenizer, KINDS["encoder"], PoolingConfig())
+    vectors = embed(model, tokenizer, ["a"])
+    assert not vectors.is_inference()
+    assert not vectors.requires_grad
+    assert torch.nn.Linear(16, 2)(vectors).requires_grad
+
+
+def test_mistakes(tokenizer: Tokenizer) -> None:
+    model = make(tokenizer, KINDS["encoder"], PoolingConfig())
+    assert embed(model, tokenizer, []).shape == (0, 16)
+    with pytest.raises(UserError, match="without a tokenizer"):
+        embed(model, None, ["a"])
+    with pytest.raises(UserError, match="batch_size"):
+        embed(model, tokenizer, ["a"], batch_size=0)
+    with pytest.raises(UserError, match="vocabulary of 5"):
+        embed(build(config(vocab_size=5, encoder_layers=1, decoder_layers=0)), tokenizer, ["the cat"])
+    with pytest.raises(UserError, match=r"raise pooling\.max_tokens"):
+        embed(make(tokenizer, KINDS["encoder"], PoolingConfig(max_tokens=2)), tokenizer, ["the cat"])
+    plain = Tokenizer.train(["ab"], "char")
+    with pytest.raises(UserError, match="Text 2 of 2 is empty"):
+        embed(model, plain, ["a", ""])
