@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from anyformer.blocks.block import TransformerBlock, norm
 from anyformer.blocks.cache import KeyValueCache
@@ -284,3 +285,21 @@ class Transformer(nn.Module):
 def build(config: ModelConfig) -> Transformer:
     """A fresh model: weights drawn as the family's paper does, in training mode. Seed them with `torch.manual_seed`."""
     return Transformer(config)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights as they are. On the meta device drawing them would do nothing but import the compiler for it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_", "trunc_normal_"):
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+def skeleton(config: ModelConfig) -> Transformer:
+    """A model whose weights have shapes but no storage: to be counted, or filled from a file."""
+    with torch.device("meta"), _Undrawn():
+        return Transformer(config)

@@ -19,7 +19,9 @@ from anyformer.model import Transformer
 @pytest.fixture
 def model() -> Transformer:
     torch.manual_seed(0)
-    return af.build(af.preset("gpt2-nano", vocab_size=30, d_model=16, decoder_layers=2, feed_forward={"width": 32})).eval()
+    return af.build(
+        af.preset("gpt2-nano", vocab_size=30, d_model=16, decoder_layers=2, feed_forward={"width": 32})
+    ).eval()
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_the_format_can_be_chosen(directory: Path, dtype: Any) -> None:
 
 
 def test_unknown_formats_are_refused(directory: Path) -> None:
-    with pytest.raises(af.UserError, match="no dtype 'int3'.*float32"):
+    with pytest.raises(af.UserError, match=r"no dtype 'int3'.*float32"):
         af.load(directory, dtype="int3")
 
 
@@ -165,9 +167,7 @@ def test_a_pickle_that_runs_code_does_not_run_it(directory: Path, tmp_path: Path
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_full_disk_leaves_the_old_model(
-    model: Transformer, directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_model(model: Transformer, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -114,7 +114,9 @@ def test_show_directory(gpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_diff(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diff", "gpt2", "llama"]) == 0
     out = capsys.readouterr().out
-    assert [line.split() for line in out.splitlines() if line.startswith("norm.kind")] == [["norm.kind", "layer", "rms"]]
+    assert [line.split() for line in out.splitlines() if line.startswith("norm.kind")] == [
+        ["norm.kind", "layer", "rms"]
+    ]
     assert "norm.placement" not in out
     assert main(["diff", "gpt2", "gpt2"]) == 0
     assert "the same architecture" in capsys.readouterr().out
@@ -190,7 +192,9 @@ def test_verify(fixture: str, request: pytest.FixtureRequest, capsys: pytest.Cap
     assert ("greedy continuation" in out) == (fixture != "bert")
 
 
-def test_verify_notices_a_difference(gpt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_notices_a_difference(
+    gpt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def bent(*arguments: object, **options: object) -> object:
         model, tokenizer = original(*arguments, **options)
         model.tokens.table.weight.data[:, 0] += 0.1

@@ -17,7 +17,7 @@ from anyformer.errors import UserError
 from anyformer.families import FAMILIES, from_huggingface
 from anyformer.families.base import Family
 from anyformer.families.rows import Row
-from anyformer.model import Origin, Transformer
+from anyformer.model import Origin, Transformer, skeleton
 from anyformer.tokenizer import Tokenizer
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -53,8 +53,7 @@ def load(
         raise AssertionError("a config was read, so its family is known")
     weights = Weights(directory, allow_pickle=allow_pickle)
     config = replace(_settle_head(config, family, weights), pooling=pooling.read(directory))
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = skeleton(config)
     _fill(model, family, weights, torch_dtype(dtype), device)
     generation = directory / "generation_config.json"
     model.origin = Origin(config=raw, generation=read_json(generation) if generation.is_file() else {})

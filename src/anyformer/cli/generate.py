@@ -42,9 +42,7 @@ def run(argv: list[str]) -> int:
     from anyformer.checkpoint import load
     from anyformer.generation import generate_stream
 
-    model, tokenizer = load(
-        options.model, options.dtype, options.device, allow_pickle=options.allow_pickle
-    )
+    model, tokenizer = load(options.model, options.dtype, options.device, allow_pickle=options.allow_pickle)
     pieces = generate_stream(
         model,
         tokenizer,

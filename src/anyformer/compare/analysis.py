@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import nn
 
 from anyformer.blocks.block import TransformerBlock
 from anyformer.config import ModelConfig
-from anyformer.model import Stack, Transformer
+from anyformer.model import Stack, skeleton
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,7 @@ def parts(config: ModelConfig, context: int) -> list[Part]:
         config: The model. Nothing is allocated for it.
         context: Tokens in the text (and in the source).
     """
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = skeleton(config)
     rows = [Part("token embedding", 1, _parameters(model.tokens, model.source_tokens), 0)]
     for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
         if stack is not None:

@@ -88,7 +88,9 @@ def _read(
             tied=raw.get("tie_word_embeddings", True), norm=True, dropout=given["dropout"], **embedding
         ),
         head=head,
-        init=InitConfig(kind="truncated_normal" if model_type == "bert" else "normal", std=raw.get("initializer_range", 0.02)),
+        init=InitConfig(
+            kind="truncated_normal" if model_type == "bert" else "normal", std=raw.get("initializer_range", 0.02)
+        ),
         dropout=given["dropout"],
         tokens=special_tokens(raw, token_defaults),
         model_type=model_type,

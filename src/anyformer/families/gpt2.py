@@ -116,7 +116,8 @@ FAMILY = Family(
         "gpt2-medium": _size(24, 1024, 16),
         "gpt2-large": _size(36, 1280, 20),
         "gpt2-xl": _size(48, 1600, 25),
-        # nanoGPT's README recipe for a laptop: characters of Shakespeare.
+        # The size of nanoGPT's README recipe for a laptop. GPT-2's 0.02 suits its width of 768; a narrower model wants
+        # the same share of 1 / sqrt(d_model).
         "gpt2-nano": _BASE.replace(
             decoder_layers=4,
             d_model=128,
@@ -125,6 +126,7 @@ FAMILY = Family(
             feed_forward={"width": 512},
             embedding={"dropout": 0.0},
             dropout=0.0,
+            init={"std": 0.05},
             tokens=SpecialTokens(),
         ),
     },

@@ -1,0 +1,68 @@
+"""`anyformer train [PRESET] ...`: a model from scratch, on your own text."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+from anyformer.cli.parsing import parse
+from anyformer.errors import UserError
+from anyformer.families import preset as find_preset
+from anyformer.training.config import DEFAULT_PRESET, TrainConfig
+from anyformer.training.config_file import read_yaml
+
+_CONFIG = "--config"
+_ENDS = {"--steps": "minutes", "--minutes": "steps"}
+_FOLLOWING = {"vocab_size": ("--data", "--tokenizer"), "max_length": ("--context",)}
+"""Fields of the model that follow from these flags unless they are given as well."""
+
+
+def run(argv: list[str]) -> int:
+    """Train a model; returns the exit status."""
+    started = time.monotonic()
+    config, given = read_arguments(argv)
+
+    from anyformer.training.run import run as train
+
+    return train(config, given, started=started)
+
+
+def read_arguments(argv: list[str]) -> tuple[TrainConfig, frozenset[str]]:
+    """The run that the arguments ask for, and the fields of the model that they set.
+
+    Raises:
+        UserError: an unknown preset, a config file that can't be read.
+        SystemExit: as `parse`.
+    """
+    name = argv[0] if argv and not argv[0].startswith("-") else None
+    path, flags = _take_config(argv[1:] if name is not None else list(argv))
+    if path is not None:
+        base, given = read_yaml(path, name)
+    else:
+        known = name or DEFAULT_PRESET
+        base, given = TrainConfig(preset=known, model=find_preset(known)), frozenset[str]()
+    used = {flag.partition("=")[0].replace("_", "-") for flag in flags}
+    # A base that ends by the clock may be told to end by steps, and the other way round.
+    dropped = {other: None for flag, other in _ENDS.items() if flag in used}
+    if len(dropped) == 1:
+        base = dataclasses.replace(base, **dropped)
+    config = parse(TrainConfig, flags, default=base, prog=f"anyformer train {name or '[PRESET]'}")
+    for field, causes in _FOLLOWING.items():
+        if f"--model.{field.replace('_', '-')}" in used:
+            given |= {field}
+        elif used.intersection(causes):
+            given -= {field}
+    return config, given
+
+
+def _take_config(argv: list[str]) -> tuple[Path | None, list[str]]:
+    """The value of --config, and the other arguments."""
+    for place, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag != _CONFIG:
+            continue
+        if equals:
+            return Path(value), argv[:place] + argv[place + 1 :]
+        if place + 1 == len(argv):
+            raise UserError("--config wants the path of a config.yaml.")
+        return Path(argv[place + 1]), argv[:place] + argv[place + 2 :]
+    return None, argv

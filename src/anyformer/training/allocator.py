@@ -1,0 +1,25 @@
+"""Memory that is freed is kept for the next step.
+
+glibc hands large blocks back to the system as soon as they are freed, and gets them again, zeroed page by page, a
+moment later. A training step allocates the same large tensors every time, so this is pure loss: on two cores a step of
+GPT-2 took 3.03 s with it and 1.91 s without.
+"""
+
+import ctypes
+import platform
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_SIZES = (1 << 30, 1 << 25)
+"""Bytes; older versions refuse all above 32 MB."""
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed memory; returns whether it will. Does nothing elsewhere."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in _SIZES)
+    return kept and bool(mallopt(_M_TRIM_THRESHOLD, _SIZES[0]))

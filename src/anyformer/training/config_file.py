@@ -1,0 +1,105 @@
+"""config.yaml: a TrainConfig on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast, get_args, get_type_hints
+
+import yaml
+
+from anyformer.config import ConfigError
+from anyformer.errors import UserError, nearest
+from anyformer.families import preset as find_preset
+from anyformer.training.config import DEFAULT_PRESET, TrainConfig
+
+_NOT_REPEATED = ("name",)
+
+
+def to_yaml(config: TrainConfig, **settled: str) -> str:
+    """The file that repeats this run, with some fields settled. Paths are absolute, so that it works from anywhere."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value: Any = getattr(config, field.name)
+        if field.name == "model":
+            value = config.model.to_dict()
+        elif isinstance(value, tuple):
+            value = [str(Path(path).absolute()) for path in cast("tuple[Path, ...]", value)]
+        elif isinstance(value, Path):
+            value = str(value.absolute())
+        if field.name not in _NOT_REPEATED:
+            values[field.name] = settled.get(field.name, value)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path, preset: str | None = None) -> tuple[TrainConfig, frozenset[str]]:
+    """Read a file such as `to_yaml` writes; fields may be left out, of the model as well.
+
+    Args:
+        path: the file.
+        preset: a preset to take instead of the file's, and of its model.
+
+    Returns:
+        The config, and the fields of the model that it sets.
+
+    Raises:
+        UserError: no such file, not YAML, or a field that is unknown (with the nearest valid name) or misshapen.
+    """
+    values = _mapping(path)
+    hints = get_type_hints(TrainConfig)
+    for name in values:
+        if name not in hints:
+            raise UserError(f"{path}: there is no field {name!r} ({nearest(str(name), hints)}).")
+    changes: Any = values.pop("model", None) or {}
+    name = preset or values.get("preset") or DEFAULT_PRESET
+    if not isinstance(changes, dict) or not isinstance(name, str):
+        raise UserError(f"{path}: model wants fields of its own, and preset a name.")
+    if preset is not None:
+        changes = {}
+    try:
+        model = find_preset(name).replace(**cast("dict[str, Any]", changes))
+    except ConfigError as error:
+        raise UserError(f"{path}: model.{error}") from error
+    made: dict[str, Any] = {"preset": name, "model": model}
+    for field, value in values.items():
+        if field != "preset":
+            made[field] = _coerce(value, hints[field], f"{path}: {field}")
+    return TrainConfig(**made), frozenset(map(str, changes))
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        values: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"The config file {path} can't be read: {error.strerror or error}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"The config file {path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"The config file {path} should hold fields, such as `steps: 100`.")
+    return dict(cast("Mapping[str, Any]", values))
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    """The value as the field's type wants it: YAML knows no paths, and reads 1e-3 as text."""
+    options: tuple[Any, ...] = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    kind = options[0]
+    if get_args(kind):
+        listed = cast("list[Any]", value) if isinstance(value, list) else [value]
+        return tuple(_coerce(item, get_args(kind)[0], where) for item in listed)
+    if isinstance(value, str) and kind in (Path, float):
+        try:
+            return kind(value)
+        except ValueError as error:
+            raise UserError(f"{where} can't be {value!r}.") from error
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UserError(f"{where} wants {_KINDS[kind]}, not {value!r}.")
+    return value
+
+
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", Path: "a path"}

@@ -1,0 +1,103 @@
+"""What a model has learnt, in its own words."""
+
+from __future__ import annotations
+
+import random
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from anyformer.generation import fill, generate
+from anyformer.model import Transformer
+from anyformer.tokenizer import Tokenizer
+from anyformer.training.prepare import Prepared
+
+_NEW_TOKENS = 160
+_EXAMPLES = 3
+_WINDOW = 24
+_LIBRARY_PROMPT = "def "
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A text, a part of which the model wrote."""
+
+    before: str
+    written: str
+    after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Passages to show, and what to type for more.
+
+    Attributes:
+        command: the subcommand.
+        prompt: its text, as a shell wants it.
+    """
+
+    passages: Sequence[Passage]
+    command: str
+    prompt: str
+
+
+def take_sample(model: Transformer, prepared: Prepared) -> Sample:
+    """Continue a prompt, or fill in masked tokens of the validation text, as the model's kind has it."""
+    tokenizer, seed = prepared.tokenizer, prepared.config.seed
+    if model.config.is_encoder_only:
+        ids: list[int] = prepared.validation.ids.tolist()
+        return _filled(model, tokenizer, ids, min(_WINDOW, prepared.config.context - 2), seed)
+    prompt = _LIBRARY_PROMPT if not prepared.config.data else _opening(tokenizer, prepared.validation.ids[:64].tolist())
+    return _continued(model, tokenizer, prompt, seed)
+
+
+def _continued(model: Transformer, tokenizer: Tokenizer, prompt: str, seed: int) -> Sample:
+    room, limit = _NEW_TOKENS, model.config.context_length
+    if limit is not None:
+        room = min(room, limit - len(tokenizer.encode(prompt, special=False)))
+    text = ""
+    if prompt and room > 0:
+        text = generate(model, tokenizer, [prompt], max_new_tokens=room, temperature=0.8, top_k=40, seed=seed)[0]
+    return Sample([Passage(prompt, text)], "generate", shlex.quote(prompt))
+
+
+def _opening(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """The first word of a text that is one."""
+    text = tokenizer.decode(ids)
+    return next((word for word in text.split() if any(character.isalpha() for character in word)), text)
+
+
+def _filled(model: Transformer, tokenizer: Tokenizer, ids: list[int], length: int, seed: int) -> Sample:
+    chance = random.Random(seed)
+    passages: list[Passage] = []
+    prompt = str(tokenizer.mask_token)
+    for _ in range(10 * _EXAMPLES):
+        start = chance.randrange(max(1, len(ids) - length))
+        masked = _mask_one(tokenizer, ids[start : start + length], chance)
+        if masked is None:
+            continue
+        before, hidden, after = masked
+        prompt = f"{before}{tokenizer.mask_token}{after}"
+        best = fill(model, tokenizer, prompt, 3)[0]
+        guesses = ", ".join(f"{guess.text.strip()} {guess.probability:.0%}" for guess in best)
+        passages.append(Passage(before, f"[{hidden}? {guesses}]", after))
+        if len(passages) == _EXAMPLES:
+            break
+    return Sample(passages, "fill", shlex.quote(prompt))
+
+
+def _mask_one(tokenizer: Tokenizer, ids: list[int], chance: random.Random) -> tuple[str, str, str] | None:
+    """The text before a token, the token, and the text after it; None where that would not be read as these tokens."""
+    if tokenizer.mask is None or tokenizer.mask_token is None or not ids:
+        return None
+    place = chance.randrange(len(ids))
+    hidden = tokenizer.decode([ids[place]])
+    if not any(character.isalnum() for character in hidden):
+        return None
+    before, after = tokenizer.decode(ids[:place]), tokenizer.decode(ids[place + 1 :])
+    wanted = [*ids[:place], tokenizer.mask, *ids[place + 1 :]]
+    for gap in (" ", ""):
+        left, right = f"{before}{gap}" if before else "", f"{gap}{after}" if after else ""
+        if tokenizer.encode(f"{left}{tokenizer.mask_token}{right}", special=False) == wanted:
+            return left, hidden, right
+    return None

@@ -1,0 +1,189 @@
+"""The command line of `anyformer train`: what the arguments mean, before any work is done."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from anyformer.cli.train import read_arguments, run
+from anyformer.errors import UserError
+from anyformer.families import PRESETS
+from anyformer.training.config import MINUTES, default_learning_rate, default_tokenizer
+from anyformer.training.config_file import read_yaml, to_yaml
+
+
+def test_without_arguments_it_is_the_small_llama():
+    config, given = read_arguments([])
+    assert config.preset == "llama-nano"
+    assert config.model == PRESETS["llama-nano"]
+    assert given == frozenset()
+    assert config.complete(given).minutes == MINUTES
+
+
+def test_every_flag_arrives():
+    line = (
+        "gpt2 --data a.txt more/ --tokenizer bpe:300 --steps 7 --batch-size 3 --learning-rate 2e-3 --seed 5 "
+        "--context 32 --validation v.txt --name n --runs r --device cpu --dtype float32 "
+        "--model.decoder-layers 4 --model.attention.heads 2 --model.vocab-size 999"
+    )
+    config, given = read_arguments(line.split())
+    assert config.data == (Path("a.txt"), Path("more"))
+    assert (config.tokenizer, config.steps, config.batch_size, config.learning_rate) == ("bpe:300", 7, 3, 2e-3)
+    assert (config.seed, config.context, config.validation) == (5, 32, (Path("v.txt"),))
+    assert (config.name, config.runs, config.device, config.dtype) == ("n", Path("r"), "cpu", "float32")
+    assert (config.model.decoder_layers, config.model.attention.heads, config.model.vocab_size) == (4, 2, 999)
+    assert config.model.d_model == PRESETS["gpt2"].d_model
+    assert given == {"vocab_size"}
+
+
+@pytest.mark.parametrize("flag", ["--model.vocab-size=50257", "--model.vocab_size=50257"])
+def test_a_vocabulary_is_given_even_if_it_is_the_presets(flag: str):
+    assert read_arguments(["gpt2", flag])[1] == {"vocab_size"}
+
+
+def test_help_shows_the_presets_values_and_no_torch_is_needed(capsys: pytest.CaptureFixture[str]):
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as end:
+        run(["llama-3.2-1b", "--help"])
+    assert time.monotonic() - start < 5
+    assert end.value.code == 0
+    shown = " ".join(re.sub(r"[│─╭╮╰╯]", " ", capsys.readouterr().out).split())
+    assert "--model.d-model INT (required)" not in shown
+    assert "(default: 2048)" in shown
+    assert "--batch-size" in shown
+
+
+def test_context_is_the_models_and_256_at_most():
+    assert read_arguments(["gpt2"])[0].complete(frozenset()).context == 256
+    nano = read_arguments(["gpt2-nano"])[0].complete(frozenset())
+    assert nano.context == nano.model.max_length == 64
+
+
+def test_max_length_follows_the_context_unless_it_is_given():
+    config, given = read_arguments(["gpt2", "--context", "32"])
+    assert config.complete(given).model.max_length == 32
+    config, given = read_arguments(["gpt2", "--context", "32", "--model.max-length", "128"])
+    assert config.complete(given).model.max_length == 128
+    config, given = read_arguments(["gpt2", "--model.max-length", "512"])
+    assert config.complete(given).context == 512
+
+
+def test_context_beyond_the_given_max_length():
+    config, given = read_arguments(["gpt2", "--context", "64", "--model.max-length", "32"])
+    with pytest.raises(UserError, match="--context 64 is longer than the model's max_length of 32"):
+        config.complete(given)
+
+
+def test_choices_suit_the_model():
+    rates = [default_learning_rate(PRESETS[name]) for name in ("gpt2-nano", "gpt2", "gpt2-xl")]
+    assert rates[0] > rates[1] > rates[2]
+    assert default_learning_rate(PRESETS["bert-base"]) < default_learning_rate(PRESETS["gpt2"])
+    assert default_tokenizer(PRESETS["llama-nano"], 10_000_000) == "bpe:4096"
+    assert default_tokenizer(PRESETS["bert-tiny"], 1_000) == "wordpiece:512"
+    assert default_tokenizer(PRESETS["gpt2"], 10**12) == "bpe:32768"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["gpt3"], r"no preset 'gpt3' \(did you mean 'gpt2'\?\)"),
+        (["--steps", "0"], "--steps 0 is too small"),
+        (["--minutes", "0"], "--minutes 0.0 must be positive"),
+        (["--minutes", "1", "--steps", "1"], "give one of the two"),
+        (["--learning-rate", "-1"], "--learning-rate -1.0 must be positive"),
+        (["--warmup", "1"], "--warmup 1.0 is a share"),
+        (["--seed", "-3"], "--seed -3 can't be negative"),
+        (["--dtype", "float8"], r"dtype 'float8' \(did you mean 'float32'\?\)"),
+        (["--name", "../x"], "name of a folder"),
+        (["--config"], "--config wants the path"),
+        (["--config", "missing.yaml"], "missing.yaml can't be read: No such file"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(argv: list[str], message: str):
+    with pytest.raises(UserError, match=message):
+        read_arguments(argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--stepz", "3"], "--steps"),
+        (["--steps", "many"], "many"),
+        (["--model.decoder-layer", "3"], "--model.decoder-layers"),
+        (["gpt2", "--model.attention.heads", "7"], "attention.heads"),
+    ],
+)
+def test_unknown_flags_name_the_nearest(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises((SystemExit, UserError)) as error:
+        read_arguments(argv)
+    assert message in capsys.readouterr().err + str(error.value)
+    assert isinstance(error.value, UserError) or error.value.code == 2
+
+
+def test_a_config_file_is_the_base_and_flags_override_it(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text("preset: gpt2-nano\nsteps: 50\nlearning_rate: 1e-3\ndata: a.txt\nmodel: {decoder_layers: 2}\n")
+    config, given = read_arguments(["--config", str(path), "--batch-size", "2", "--model.attention.heads=2"])
+    assert (config.preset, config.steps, config.learning_rate, config.batch_size) == ("gpt2-nano", 50, 1e-3, 2)
+    assert config.data == (Path("a.txt"),)
+    assert (config.model.decoder_layers, config.model.attention.heads, config.model.d_model) == (2, 2, 128)
+    assert given == {"decoder_layers"}
+    assert read_arguments([f"--config={path}", "--minutes", "3"])[0].steps is None
+    assert read_arguments(["gpt2", "--config", str(path)])[0].model == PRESETS["gpt2"]
+
+
+def test_a_written_config_reads_back(tmp_path: Path):
+    config, given = read_arguments(["qwen3", "--steps", "3", "--data", "a.txt", "--tokenizer", "char", "--name", "x"])
+    complete = config.complete(given)
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(complete, device="cpu"), encoding="utf-8")
+    back, given = read_yaml(path)
+    assert back.model == complete.model
+    assert back.name is None
+    assert back.device == "cpu"
+    assert back.data == (Path("a.txt").absolute(),)
+    assert back.complete(given).learning_rate == complete.learning_rate
+    assert given >= {"vocab_size", "max_length"}
+    # another tokenizer or context makes these follow again
+    _, given = read_arguments(["--config", str(path), "--tokenizer", "bpe:300", "--context", "8"])
+    assert not given & {"vocab_size", "max_length"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("stepz: 3", r"no field 'stepz' \(did you mean 'steps'\?\)"),
+        ("model: {decoder_layer: 3}", r"model.decoder_layer: no such field \(did you mean 'decoder_layers'\?\)"),
+        ("model: {attention: {head: 3}}", r"model.attention.head: no such field \(did you mean 'heads'\?\)"),
+        ("model: 3", "model wants fields of its own"),
+        ("preset: gpt3", "did you mean 'gpt2'"),
+        ("steps: many", "steps wants a whole number, not 'many'"),
+        ("steps: true", "steps wants a whole number, not True"),
+        ("learning_rate: fast", "learning_rate can't be 'fast'"),
+        ("- 3", "should hold fields"),
+        ("a: [", "is not YAML"),
+        ("seed: -1", "--seed -1 can't be negative"),
+    ],
+)
+def test_a_bad_config_file_is_one_sentence(content: str, message: str, tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_arguments(["--config", str(path)])
+
+
+def test_every_encoder_decoder_is_told_what_can_be_trained(tmp_path: Path):
+    for name in ("t5-small", "bart-base", "transformer-base"):
+        with pytest.raises(UserError, match=r"isn't available yet: choose .*llama-nano") as error:
+            run([name, "--runs", str(tmp_path / "runs")])
+        assert "t5" not in str(error.value).split("such as")[1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_yaml_file_holds_plain_values():
+    config, given = read_arguments(["bert"])
+    assert yaml.safe_load(to_yaml(config.complete(given)))["model"]["tokens"]["eos"] == []
