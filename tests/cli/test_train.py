@@ -82,7 +82,7 @@ def test_choices_suit_the_model():
     rates = [default_learning_rate(PRESETS[name]) for name in ("gpt2-nano", "gpt2", "gpt2-xl")]
     assert rates[0] > rates[1] > rates[2]
     assert default_learning_rate(PRESETS["bert-base"]) < default_learning_rate(PRESETS["gpt2"])
-    assert default_tokenizer(PRESETS["llama-nano"], 10_000_000) == "bpe:4096"
+    assert default_tokenizer(PRESETS["llama-nano"], 10_000_000) == "bpe:2048"
     assert default_tokenizer(PRESETS["bert-tiny"], 1_000) == "wordpiece:512"
     assert default_tokenizer(PRESETS["gpt2"], 10**12) == "bpe:32768"
 

@@ -36,6 +36,11 @@ def _divisors(number: int) -> st.SearchStrategy[int]:
     return st.sampled_from([n for n in range(1, number + 1) if number % n == 0])
 
 
+def _width(draw: st.DrawFn, multiple: int, fewest: int = 1) -> int:
+    """A width of 8 to 36 or so: over fewer numbers a norm magnifies rounding without bounds."""
+    return multiple * draw(st.integers(max(fewest, -(-8 // multiple)), max(fewest, -(-36 // multiple))))
+
+
 _SEEDS = st.integers(0, 2**20)
 _WIDTHS = st.integers(4, 40)
 _RATES = st.sampled_from((0.0, 0.1))
@@ -49,7 +54,7 @@ def gpt2(draw: st.DrawFn, architecture: str) -> Drawn:
     options = {
         "vocab_size": draw(st.integers(20, 90)),
         "n_positions": CONTEXT,
-        "n_embd": heads * draw(st.integers(2, 9)),
+        "n_embd": _width(draw, heads),
         "n_layer": layers,
         "n_head": heads,
         "n_inner": draw(st.none() | _WIDTHS),
@@ -107,7 +112,7 @@ def rotary(draw: st.DrawFn, family: str, architecture: str, **more: Any) -> Draw
     length, parameters = draw(rope())
     options = {
         "vocab_size": draw(st.integers(20, 90)),
-        "hidden_size": heads * 2 * draw(st.integers(2, 6)),
+        "hidden_size": _width(draw, 2 * heads, fewest=2),
         "intermediate_size": draw(_WIDTHS),
         "num_hidden_layers": draw(st.integers(1, 3)),
         "num_attention_heads": heads,
@@ -165,7 +170,7 @@ def bert(draw: st.DrawFn, architecture: str, family: str = "bert", pad: int = 0)
     heads = draw(st.integers(1, 4))
     options = {
         "vocab_size": draw(st.integers(20, 90)),
-        "hidden_size": heads * draw(st.integers(2, 9)),
+        "hidden_size": _width(draw, heads),
         "num_hidden_layers": draw(st.integers(1, 3)),
         "num_attention_heads": heads,
         "intermediate_size": draw(_WIDTHS),
@@ -199,7 +204,7 @@ def distilbert(draw: st.DrawFn, architecture: str) -> Drawn:
     heads = draw(st.integers(1, 4))
     options = {
         "vocab_size": draw(st.integers(20, 90)),
-        "dim": heads * 2 * draw(st.integers(1, 5)),
+        "dim": _width(draw, 2 * heads),
         "n_layers": draw(st.integers(1, 3)),
         "n_heads": heads,
         "hidden_dim": draw(_WIDTHS),
@@ -218,7 +223,7 @@ def t5(draw: st.DrawFn, architecture: str, family: str = "t5") -> Drawn:
     buckets = 2 * draw(st.integers(2, 8))
     options = {
         "vocab_size": draw(st.integers(20, 90)),
-        "d_model": draw(st.integers(4, 32)),
+        "d_model": _width(draw, 1),
         "d_kv": draw(st.integers(2, 9)),
         "d_ff": draw(_WIDTHS),
         "num_layers": draw(st.integers(1, 3)),
@@ -247,7 +252,7 @@ def _columns(draw: st.DrawFn) -> dict[str, Any]:
     heads = [draw(st.sampled_from((1, 2, 4))) for _ in range(2)]
     return {
         "max_position_embeddings": CONTEXT,
-        "d_model": 4 * draw(st.integers(1, 9)),
+        "d_model": _width(draw, 4),
         "encoder_layers": draw(st.integers(1, 3)),
         "encoder_ffn_dim": draw(_WIDTHS),
         "encoder_attention_heads": heads[0],

@@ -1,57 +1,28 @@
 """Logits, every hidden state, loss and every gradient equal Hugging Face's, for every class that can be loaded."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from tests.parity import hf
-from tests.parity.ours import assert_close, assert_same_gradients, ours_of
-
-
-def _states(out: Any, *names: str) -> list[Tensor]:
-    return next(list(out[name]) for name in names if out.get(name) is not None)
+from tests.parity import hf, trace
+from tests.parity.ours import ours_of
 
 
-def assert_same(data: st.DataObject, drawn: hf.Drawn, **load: Any) -> None:
-    """One drawn model and one drawn batch, through both."""
+def assert_same(data: st.DataObject, drawn: hf.Drawn, edit: Callable[[Path], None] = lambda _: None) -> None:
+    """One drawn model and one drawn batch, through both; `edit` changes the directory in between."""
     inputs = data.draw(hf.draw_inputs(drawn))
     theirs = drawn.build()
-    ours = ours_of(theirs, **load)
-    labels = hf.labels(drawn, inputs)
-    expected: Any = theirs(**inputs.theirs, output_hidden_states=True, **({} if labels is None else {"labels": labels}))
-    out = ours(**inputs.ours, return_hidden=True)
-
-    def real(states: Tensor, mask: Tensor | None) -> Tensor:
-        return states if mask is None else states[mask]
-
-    theirs_states = _states(expected, "decoder_hidden_states", "hidden_states")
-    assert len(out.hidden_states) == len(theirs_states)
-    for layer, (a, b) in enumerate(zip(out.hidden_states, theirs_states, strict=True)):
-        assert_close(real(a, inputs.mask), real(b, inputs.mask), f"hidden state {layer}")
-    if drawn.kind == "seq2seq":
-        assert len(out.source_hidden_states) == len(expected.encoder_hidden_states)
-        for layer, (a, b) in enumerate(zip(out.source_hidden_states, expected.encoder_hidden_states, strict=True)):
-            assert_close(real(a, inputs.source_mask), real(b, inputs.source_mask), f"source hidden state {layer}")
-    else:
-        assert out.source_hidden_states is None
-    if expected.get("pooler_output") is not None:
-        assert_close(out.pooled, expected.pooler_output, "pooled")
-    if not drawn.has_head:
-        assert out.logits is None
-        assert out.loss is None
-        return
-    mask = None if "SequenceClassification" in drawn.architecture else inputs.mask
-    assert_close(real(out.logits, mask), real(expected.logits, mask), "logits")
-    assert_close(out.loss, expected.loss, "loss")
-    out.loss.backward()
-    expected.loss.backward()
-    assert_same_gradients(ours, theirs)
+    ours = ours_of(theirs, edit)
+    trace.assert_same(
+        trace.of_ours(ours, drawn, inputs),
+        trace.of_theirs(theirs, drawn, inputs),
+        exact=lambda: trace.of_theirs(drawn.build().double(), drawn, inputs),
+    )
 
 
 @pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
