@@ -394,6 +394,8 @@ class ModelConfig:
             _require(
                 width % 2 == 0, f"{name}.head_dim", f"rotary positions turn pairs, so it must be even, not {width}"
             )
+            if self.position.scaling is not None and self.position.scaling.kind == "dynamic":
+                _require(width > 2, f"{name}.head_dim", "dynamic scaling needs heads wider than 2")
 
     @property
     def is_decoder_only(self) -> bool:
