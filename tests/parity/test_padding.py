@@ -79,8 +79,9 @@ def assert_padding(data: st.DataObject, architecture: str, side: str) -> None:
                 continue
             logits = batch.logits[index]
             logits = logits if "SequenceClassification" in architecture else logits[real]
-            assert_close(logits, alone.logits[0], f"row {index}, logits")
-            assert_close(logits, expected.logits[0], f"row {index}, logits, theirs")
+            # Where a text has only a label or two, their scores may happen to be near zero.
+            assert_close(logits, alone.logits[0], f"row {index}, logits", floor=0.2)
+            assert_close(logits, expected.logits[0], f"row {index}, logits, theirs", floor=0.2)
 
 
 def _batch(data: st.DataObject, drawn: hf.Drawn, rows: list[Tensor], side: str) -> dict[str, Tensor]:

@@ -1,0 +1,147 @@
+"""Everything that one pass forward and back leaves behind, under names that both sides share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from anyformer.families import FAMILIES
+from anyformer.families.rows import resolve
+from anyformer.model import Transformer
+from tests.parity.drawn import Drawn, Inputs, labels
+from tests.parity.ours import TOLERANCE
+
+Trace = dict[str, Tensor]
+GRADIENT = "gradient of "
+
+
+def of_theirs(model: PreTrainedModel, drawn: Drawn, inputs: Inputs) -> Trace:
+    """What Hugging Face's model makes of a batch; padding is left out."""
+    answers = labels(drawn, inputs)
+    if answers is not None and answers.is_floating_point():
+        answers = answers.to(model.dtype)
+    given = inputs.theirs if answers is None else {**inputs.theirs, "labels": answers}
+    out: Any = model(**given, output_hidden_states=True)
+    states = out.get("decoder_hidden_states") or out.hidden_states
+    trace = _trace(drawn, inputs, states, out.get("encoder_hidden_states"), out.get("pooler_output"), out.get("logits"))
+    _backward(trace, out.get("loss"))
+    return trace | _their_gradients(model)
+
+
+def of_ours(model: Transformer, drawn: Drawn, inputs: Inputs) -> Trace:
+    """What our model makes of it, the gradients under the names and in the layout of Hugging Face's files."""
+    out = model(**inputs.ours, return_hidden=True)
+    trace = _trace(drawn, inputs, out.hidden_states, out.source_hidden_states, out.pooled, out.logits)
+    if drawn.has_head:
+        # Where a model has a head, what its pooler says is a step on the way, and Hugging Face keeps it to itself.
+        trace.pop("pooled", None)
+    _backward(trace, out.loss)
+    return trace | _our_gradients(model)
+
+
+def assert_same(ours: Trace, theirs: Trace, exact: Callable[[], Trace]) -> None:
+    """Raise unless both have the same tensors, each within 1e-5 of its largest magnitude.
+
+    Args:
+        ours: From our model.
+        theirs: From Hugging Face's.
+        exact: Makes theirs in float64, to tell how much of a larger difference is rounding: a few draws are so badly
+            conditioned that Hugging Face itself is not within 1e-5 of the truth.
+    """
+    assert ours.keys() == theirs.keys()
+    off = {name: _difference(ours[name], theirs[name]) / _scale(name, theirs) for name in theirs}
+    off = {name: share for name, share in off.items() if share > TOLERANCE}
+    if not off:
+        return
+    truth = exact()
+    for name, share in off.items():
+        rounding = _difference(theirs[name], truth[name]) / _scale(name, theirs)
+        assert share <= 4 * rounding, (
+            f"{name}: off by {share:.2e} relative (and Hugging Face's rounding is {rounding:.2e})"
+        )
+
+
+def _trace(
+    drawn: Drawn,
+    inputs: Inputs,
+    states: tuple[Tensor, ...],
+    source_states: tuple[Tensor, ...] | None,
+    pooled: Tensor | None,
+    logits: Tensor | None,
+) -> Trace:
+    trace = {f"hidden state {layer}": _real(state, inputs.mask) for layer, state in enumerate(states)}
+    for layer, state in enumerate(source_states or ()):
+        trace[f"source hidden state {layer}"] = _real(state, inputs.source_mask)
+    if pooled is not None:
+        trace["pooled"] = pooled
+    if logits is not None:
+        trace["logits"] = _real(logits, None if "SequenceClassification" in drawn.architecture else inputs.mask)
+    return trace
+
+
+def _real(state: Tensor, mask: Tensor | None) -> Tensor:
+    return state if mask is None else state[mask]
+
+
+def _backward(trace: Trace, loss: Tensor | None) -> None:
+    """Differentiate the loss, or for a model without a head some number that depends on all that it says."""
+    if loss is None:
+        last = max((name for name in trace if name.startswith("hidden")), key=lambda name: int(name.split()[-1]))
+        said = [trace[name] for name in (last, "pooled") if name in trace]
+        generator = torch.Generator().manual_seed(0)
+        loss = torch.stack([(part * torch.randn(part.shape, generator=generator)).mean() for part in said]).sum()
+    loss.backward()
+    trace["loss"] = loss.detach()
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad
+
+
+def _their_gradients(model: PreTrainedModel) -> Trace:
+    """By the names of files of models with a head; of two names for one weight the one that our tables write."""
+    prefix = FAMILIES[model.config.model_type].prefix
+    heads = tuple(name for name, _ in model.named_children())
+    bare = f"{model.base_model_prefix}" not in heads
+    names: dict[int, list[str]] = {}
+    weights: dict[int, Tensor] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if weight.requires_grad:
+            names.setdefault(id(weight), []).append(prefix + name if bare else name)
+            weights[id(weight)] = weight
+    written = {line.theirs for line in FAMILIES[model.config.model_type].rows if not line.alias}
+    chosen = {key: next((n for n in many if n in written), many[0]) for key, many in names.items()}
+    return {GRADIENT + chosen[key]: _gradient(weight) for key, weight in weights.items()}
+
+
+def _our_gradients(model: Transformer) -> Trace:
+    weights = dict(model.named_parameters())
+    table = resolve(FAMILIES[model.config.model_type].rows, list(model.state_dict()))
+    return {
+        GRADIENT + theirs: line.operation.write([_gradient(weights[name]) for name in line.ours])
+        for theirs, line in table.items()
+        if not line.alias and all(name in weights for name in line.ours)
+    }
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape, f"shape {tuple(a.shape)} is not {tuple(b.shape)}"
+    assert torch.isfinite(a).all()
+    return (a.double() - b.double()).abs().max().item() if a.numel() else 0.0
+
+
+def _scale(name: str, trace: Trace) -> float:
+    """The largest magnitude in a tensor.
+
+    Some gradients are zero but for rounding (a bias on all keys moves no softmax), so there is nothing to be relative
+    to: a gradient counts as no smaller than a hundredth of the largest in the model.
+    """
+    largest = trace[name].abs().max().item() if trace[name].numel() else 0.0
+    if name.startswith(GRADIENT):
+        floor = max(part.abs().max().item() for other, part in trace.items() if other.startswith(GRADIENT)) / 100
+        largest = max(largest, floor)
+    return max(largest, 1e-30)
