@@ -213,6 +213,7 @@ FAMILIES = [
         write=_write_bart,
         rows=ROWS,
         prefix="model.",
+        ignored=(r"(model\.)?(encoder|decoder)\.version",),  # fairseq's own
         presets={
             "bart-base": _read(_sizes(768, 6, 12, 3072), "language_model", "bart"),
             "bart-large": _read(_sizes(1024, 12, 16, 4096), "language_model", "bart"),

@@ -1,0 +1,98 @@
+"""Files as they lie on the hub: names without a prefix, old buffers, heads that nobody asked for, tied heads twice."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import anyformer as af
+from anyformer.config import ModelConfig
+
+SMALL = {"vocab_size": 20, "d_model": 16, "attention": {"heads": 2, "kv_heads": None}, "feed_forward": {"width": 24}}
+State = dict[str, Tensor]
+
+
+def _small(name: str) -> ModelConfig:
+    layers = {f"{stack}_layers": 2 for stack in ("encoder", "decoder") if getattr(af.preset(name), f"{stack}_layers")}
+    padding = 1 if af.preset(name).position.skip_padding else None
+    tokens = {"bos": None, "eos": (2,), "pad": 1}
+    return af.preset(name, **SMALL, **layers, tokens=tokens, embedding={"padding": padding})
+
+
+def _gpt2(state: State) -> State:
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    return {**bare, "h.0.attn.bias": torch.ones(1, 1, 4, 4), "h.1.attn.masked_bias": torch.tensor(-1e4)}
+
+
+def _bert(state: State) -> State:
+    pooler = {"bert.pooler.dense.weight": torch.ones(16, 16), "bert.pooler.dense.bias": torch.ones(16)}
+    relation = {"cls.seq_relationship.weight": torch.ones(2, 16), "cls.seq_relationship.bias": torch.ones(2)}
+    tied = {
+        "cls.predictions.decoder.weight": state["bert.embeddings.word_embeddings.weight"].clone(),
+        "cls.predictions.decoder.bias": state["cls.predictions.bias"].clone(),
+    }
+    return {**state, **pooler, **relation, **tied, "bert.embeddings.position_ids": torch.arange(5)[None]}
+
+
+def _llama(state: State) -> State:
+    return {**state, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+
+
+def _bart(state: State) -> State:
+    renamed = {name: tensor for name, tensor in state.items() if name != "model.shared.weight"}
+    table = state["model.shared.weight"]
+    copies = {f"model.{stack}.embed_tokens.weight": table.clone() for stack in ("encoder", "decoder")}
+    return {**renamed, **copies, "lm_head.weight": table.clone(), "model.encoder.version": torch.tensor([2.0])}
+
+
+def _t5(state: State) -> State:
+    bias = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    return {**state, bias: torch.ones(32, 2), "lm_head.weight": state["shared.weight"].clone()}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), [("gpt2", _gpt2), ("bert", _bert), ("llama", _llama), ("bart", _bart), ("t5", _t5)]
+)
+def test_reads_what_the_hub_has(name: str, change: Callable[[State], State], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = af.build(_small(name))
+    assert af.save(model, tmp_path) != "anyformer"
+    file = tmp_path / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    again, _ = af.load(tmp_path)
+    expected, got = model.state_dict(), again.state_dict()
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def test_a_head_that_differs_from_the_table_is_a_head_of_its_own(tmp_path: Path) -> None:
+    model = af.build(_small("t5"))
+    af.save(model, tmp_path)
+    file = tmp_path / "model.safetensors"
+    own = torch.randn(20, 16)
+    save_file({**load_file(file), "lm_head.weight": own}, file, metadata={"format": "pt"})
+    again, _ = af.load(tmp_path)
+    assert not again.config.embedding.tied
+    assert again.config.head.scaled
+    head: Any = again.head
+    assert torch.equal(head.projection.weight, own)
+
+
+def test_two_names_of_one_weight_must_agree(tmp_path: Path) -> None:
+    af.save(af.build(_small("bart")), tmp_path)
+    file = tmp_path / "model.safetensors"
+    bad = {**load_file(file), "model.encoder.embed_tokens.weight": torch.randn(20, 16)}
+    save_file(bad, file, metadata={"format": "pt"})
+    with pytest.raises(af.UserError, match=r"model\.encoder\.embed_tokens\.weight should equal the weight it is tied to"):
+        af.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "bert", "roberta", "t5", "opus-mt", "bart"])
+def test_a_changed_width_is_still_a_model_of_its_family(name: str, tmp_path: Path) -> None:
+    """What a user changes by flags must not turn the family's files into our own."""
+    config = _small(name)
+    assert af.save(af.build(config), tmp_path) == config.model_type
