@@ -16,17 +16,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import UnionType
-from typing import Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, cast, get_args
 
-from anyformer.errors import UserError, nearest
+from anyformer.errors import nearest
+from anyformer.schema import ConfigError, change, differences, make
 
-T = TypeVar("T")
 Scaling = Literal["linear", "dynamic", "llama3", "yarn"]
-
-
-class ConfigError(UserError, ValueError):
-    """A config that describes no transformer: the message names the field and the reason."""
 
 
 def _require(condition: bool, name: str, reason: str) -> None:
@@ -439,7 +434,7 @@ class ModelConfig:
                 nested[head] = (
                     {**nested.get(head, {}), **cast("dict[str, Any]", value)} if isinstance(value, Mapping) else value
                 )
-        return _replace(self, nested, "")
+        return change(self, nested, "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dicts, for YAML and JSON."""
@@ -448,64 +443,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`. Raises ConfigError for unknown, missing or misshapen fields."""
-        return _from_dict(cls, values, "")
-
-
-def _replace(config: T, changes: Mapping[str, Any], prefix: str) -> T:
-    hints = get_type_hints(type(config))
-    values: dict[str, Any] = {}
-    for name, value in changes.items():
-        head, _, rest = name.partition(".")
-        if head not in hints:
-            raise ConfigError(f"{prefix}{head}: no such field ({nearest(head, list(hints))}).")
-        if rest:
-            value = {rest: value}
-        values[head] = _coerce(value, hints[head], f"{prefix}{head}", getattr(config, head))
-    return dataclasses.replace(cast("Any", config), **values)
-
-
-def _from_dict(kind: type[T], values: Mapping[str, Any], prefix: str) -> T:
-    hints = get_type_hints(kind)
-    for name in values:
-        if name not in hints:
-            raise ConfigError(f"{prefix}{name}: no such field ({nearest(name, list(hints))}).")
-    made = {name: _coerce(value, hints[name], f"{prefix}{name}", None) for name, value in values.items()}
-    required = [f.name for f in dataclasses.fields(cast("Any", kind)) if f.default is f.default_factory]
-    missing = [name for name in required if name not in made]
-    if missing:
-        raise ConfigError(f"{prefix}{missing[0]}: is missing.")
-    return kind(**made)
-
-
-def _coerce(value: Any, hint: Any, name: str, current: Any) -> Any:
-    """The value as the field's type wants it; `current` is what a partial dict changes."""
-    if get_origin(hint) in (Union, UnionType):
-        options = get_args(hint)
-        if value is None and type(None) in options:
-            return None
-        hint = next(option for option in options if option is not type(None))
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, cast("type", hint)):
-            return value
-        if not isinstance(value, Mapping):
-            raise ConfigError(
-                f"{name}: wants fields of its own (such as {name}.{next(iter(get_type_hints(hint)))}), not {value!r}."
-            )
-        fields = cast("Mapping[str, Any]", value)
-        if current is None:
-            return _from_dict(cast("type[Any]", hint), fields, f"{name}.")
-        return _replace(current, fields, f"{name}.")
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise ConfigError(f"{name}: {value!r} is unknown ({nearest(str(value), get_args(hint))}).")
-        return value
-    if get_origin(hint) is tuple:
-        return tuple(cast("list[int]", value)) if isinstance(value, list | tuple) else (value,)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{name}: wants {hint.__name__}, not {value!r}.")
-    return value
+        return make(cls, values, "")
 
 
 def diff(a: ModelConfig, b: ModelConfig) -> dict[str, tuple[Any, Any]]:
@@ -514,17 +452,4 @@ def diff(a: ModelConfig, b: ModelConfig) -> dict[str, tuple[Any, Any]]:
     A part that only one of them has is compared as a whole (against None). `model_type` names a file format,
     not an architecture, and is left out.
     """
-    return {name: pair for name, pair in _differences(a, b, "") if name != "model_type"}
-
-
-def _differences(a: Any, b: Any, prefix: str) -> list[tuple[str, tuple[Any, Any]]]:
-    found: list[tuple[str, tuple[Any, Any]]] = []
-    for f in dataclasses.fields(a):
-        left, right = getattr(a, f.name), getattr(b, f.name)
-        if left == right:
-            continue
-        if dataclasses.is_dataclass(left) and dataclasses.is_dataclass(right):
-            found += _differences(left, right, f"{prefix}{f.name}.")
-        else:
-            found.append((f"{prefix}{f.name}", (left, right)))
-    return found
+    return {name: pair for name, pair in differences(a, b, "") if name != "model_type"}

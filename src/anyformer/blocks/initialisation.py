@@ -5,8 +5,9 @@ Norms start as the identity and are not touched. docs/initialisation.md says whi
 """
 
 from collections.abc import Callable
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.embedding import TokenEmbedding
@@ -86,7 +87,7 @@ def initialise(model: nn.Module, config: ModelConfig) -> None:
 
 def _zero(module: nn.Module) -> None:
     """Biases start at zero, and so does a row that is never to be read."""
-    if isinstance(module, nn.Linear) and module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
-        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Linear) and (bias := cast("Tensor | None", module.bias)) is not None:
+        nn.init.zeros_(bias)
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
         nn.init.zeros_(module.weight[module.padding_idx].detach())

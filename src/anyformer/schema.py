@@ -1,0 +1,92 @@
+"""Frozen dataclasses within dataclasses: made from plain values, changed field by field, and compared.
+
+What does not fit is refused with the field's dotted name and, for a name that is not known, the nearest one that is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from anyformer.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+class ConfigError(UserError, ValueError):
+    """A config that describes no transformer: the message names the field and the reason."""
+
+
+def change(config: T, changes: Mapping[str, Any], prefix: str) -> T:
+    """A copy with other values; nested fields by dict or dotted name. `prefix` is the name of the config itself."""
+    hints = get_type_hints(type(config))
+    values: dict[str, Any] = {}
+    for name, value in changes.items():
+        head, _, rest = name.partition(".")
+        if head not in hints:
+            raise ConfigError(f"{prefix}{head}: no such field ({nearest(head, list(hints))}).")
+        if rest:
+            value = {rest: value}
+        values[head] = _coerce(value, hints[head], f"{prefix}{head}", getattr(config, head))
+    return dataclasses.replace(cast("Any", config), **values)
+
+
+def make(kind: type[T], values: Mapping[str, Any], prefix: str) -> T:
+    """A config from nested dicts."""
+    hints = get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            raise ConfigError(f"{prefix}{name}: no such field ({nearest(name, list(hints))}).")
+    made = {name: _coerce(value, hints[name], f"{prefix}{name}", None) for name, value in values.items()}
+    required = [f.name for f in dataclasses.fields(cast("Any", kind)) if f.default is f.default_factory]
+    missing = [name for name in required if name not in made]
+    if missing:
+        raise ConfigError(f"{prefix}{missing[0]}: is missing.")
+    return kind(**made)
+
+
+def _coerce(value: Any, hint: Any, name: str, current: Any) -> Any:
+    """The value as the field's type wants it; `current` is what a partial dict changes."""
+    if get_origin(hint) in (Union, UnionType):
+        options = get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        hint = next(option for option in options if option is not type(None))
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, cast("type", hint)):
+            return value
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"{name}: wants fields of its own (such as {name}.{next(iter(get_type_hints(hint)))}), not {value!r}."
+            )
+        fields = cast("Mapping[str, Any]", value)
+        if current is None:
+            return make(cast("type[Any]", hint), fields, f"{name}.")
+        return change(current, fields, f"{name}.")
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ConfigError(f"{name}: {value!r} is unknown ({nearest(str(value), get_args(hint))}).")
+        return value
+    if get_origin(hint) is tuple:
+        return tuple(cast("list[int]", value)) if isinstance(value, list | tuple) else (value,)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{name}: wants {hint.__name__}, not {value!r}.")
+    return value
+
+
+def differences(a: Any, b: Any, prefix: str) -> list[tuple[str, tuple[Any, Any]]]:
+    """The fields in which two configs of one kind differ, by dotted name, in the order that they are declared in."""
+    found: list[tuple[str, tuple[Any, Any]]] = []
+    for f in dataclasses.fields(a):
+        left, right = getattr(a, f.name), getattr(b, f.name)
+        if left == right:
+            continue
+        if dataclasses.is_dataclass(left) and dataclasses.is_dataclass(right):
+            found += differences(left, right, f"{prefix}{f.name}.")
+        else:
+            found.append((f"{prefix}{f.name}", (left, right)))
+    return found
