@@ -87,9 +87,7 @@ def test_two_names_of_one_weight_must_agree(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     bad = {**load_file(file), "model.encoder.embed_tokens.weight": torch.randn(20, 16)}
     save_file(bad, file, metadata={"format": "pt"})
-    with pytest.raises(
-        af.UserError, match=r"model\.encoder\.embed_tokens\.weight should equal"
-    ):
+    with pytest.raises(af.UserError, match=r"model\.encoder\.embed_tokens\.weight should equal"):
         af.load(tmp_path)
 
 

@@ -62,23 +62,28 @@ class PairTokenizer(Tokenizer):
         """Return the text of ids."""
         hidden = self.special_ids
         parts: list[str] = []
-        pieces = ""
+        pieces: list[str] = []
         for id_ in ids:
             token = self.token(id_)
             if token is None or (id_ in hidden and skip_special):
                 continue
             if id_ in hidden:
-                parts += [sentencepiece.join(pieces), token, " "]
-                pieces = ""
+                parts += [self._join(pieces), token, " "]
+                pieces = []
             else:
-                pieces += token
-        text = "".join([*parts, sentencepiece.join(pieces)]).strip()
+                pieces.append(token)
+        text = "".join([*parts, self._join(pieces)]).strip()
         return clean_up(text) if self.cleans_up else text
 
     def serialised(self) -> dict[str, bytes]:
         """Return the files that `save` writes: those that were read."""
         config = {**self.complete_config(), "tokenizer_class": "MarianTokenizer", **self.config}
         return {files.CONFIG: files.to_json(config), **self._files}
+
+    def _join(self, pieces: Sequence[str]) -> str:
+        """The text of pieces. The space before it is the source model's own, which a piece only the target has keeps."""
+        text = "".join(pieces).replace(sentencepiece.SPACE, " ")
+        return text.removeprefix(" ") if pieces and pieces[0] in self._source.pieces else text
 
     def _encode(self, text: str) -> list[int]:
         # a piece is looked up by its text also where the source model doesn't know it: the target's vocabulary may

@@ -105,11 +105,6 @@ def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     return backend
 
 
-def join(pieces: str) -> str:
-    """Turn joined pieces back into text."""
-    return pieces.replace(SPACE, " ").removeprefix(" ")
-
-
 def _pipeline(
     pieces: list[str],
     scores: list[float],
