@@ -28,8 +28,9 @@ class PairTokenizer(Tokenizer):
         if config.get("separate_vocabs"):
             raise UserError(f"{directory} has separate source and target vocabularies, which are not supported.")
         kept = {name: files.read_bytes(directory / name) for name in sentencepiece.PAIR}
-        self._source = sentencepiece.read_model(directory / "source.spm")
-        self._segmenter = sentencepiece.segmenter(sentencepiece.read_model(directory / "source.spm"))
+        source = sentencepiece.read_model(directory / "source.spm")
+        self._known = frozenset(source.pieces)
+        self._segmenter = sentencepiece.segmenter(source)
         try:
             vocabulary = cast("dict[str, int]", files.parse_object(kept["vocab.json"], directory / "vocab.json"))
             words = models.WordLevel(vocab=vocabulary, unk_token="<unk>")
@@ -81,9 +82,9 @@ class PairTokenizer(Tokenizer):
         return {files.CONFIG: files.to_json(config), **self._files}
 
     def _join(self, pieces: Sequence[str]) -> str:
-        """The text of pieces. The space before it is the source model's own, which a piece only the target has keeps."""
+        """The text of pieces; the space at its start goes, unless the source model doesn't know that piece."""
         text = "".join(pieces).replace(sentencepiece.SPACE, " ")
-        return text.removeprefix(" ") if pieces and pieces[0] in self._source.pieces else text
+        return text.removeprefix(" ") if pieces and pieces[0] in self._known else text
 
     def _encode(self, text: str) -> list[int]:
         # a piece is looked up by its text also where the source model doesn't know it: the target's vocabulary may
