@@ -147,6 +147,15 @@ def test_generate(gpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert drawn[0] == drawn[1]
 
 
+def test_without_a_number_generate_fills_what_room_there_is(gpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = af.load(gpt)
+    assert tokenizer is not None
+    room = 64 - len(tokenizer.encode("the cat"))
+    expected = af.generate(model, tokenizer, "the cat", max_new_tokens=room)[0]
+    assert main(["generate", str(gpt), "the cat"]) == 0
+    assert capsys.readouterr().out == f"the cat{expected}\n"
+
+
 def test_generate_from_a_source(t5: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = af.load(t5)
     expected = af.generate(model, tokenizer, "a dog and a cat", max_new_tokens=5)[0]

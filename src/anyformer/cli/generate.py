@@ -8,6 +8,8 @@ from tyro.conf import Positional
 
 from anyformer.cli.parsing import parse
 
+_USUAL = 200
+
 
 @dataclass(frozen=True)
 class GenerateOptions:
@@ -17,8 +19,8 @@ class GenerateOptions:
     """A model directory, a run directory, or a hub id."""
     prompt: Positional[str] = ""
     """The text to go on from; for an encoder-decoder the source."""
-    max_new_tokens: int = 200
-    """Stop after this many tokens; sooner at end-of-text."""
+    max_new_tokens: int | None = None
+    """Stop after this many tokens, sooner at end-of-text; default: 200, or as many as the context has room for."""
     temperature: float = 0.0
     """0: always the likeliest token; above: draw, the bolder the higher."""
     top_k: int | None = None
@@ -40,14 +42,19 @@ def run(argv: list[str]) -> int:
     options = parse(GenerateOptions, argv, prog="anyformer generate")
 
     from anyformer.checkpoint import load
-    from anyformer.generation import generate_stream
+    from anyformer.generation import generate_stream, room
 
     model, tokenizer = load(options.model, options.dtype, options.device, allow_pickle=options.allow_pickle)
+    wanted = options.max_new_tokens
+    if wanted is None:
+        left = room(model, tokenizer, options.prompt)
+        # A prompt that leaves no room is refused in the same words as one that leaves too little.
+        wanted = _USUAL if left is None else max(1, min(_USUAL, left))
     pieces = generate_stream(
         model,
         tokenizer,
         options.prompt,
-        max_new_tokens=options.max_new_tokens,
+        max_new_tokens=wanted,
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,

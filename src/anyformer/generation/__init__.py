@@ -11,6 +11,7 @@ fill       the words behind masks
 from anyformer.generation.embed import embed
 from anyformer.generation.fill import Candidate, fill
 from anyformer.generation.generate import generate, generate_ids, generate_stream, stream_ids
+from anyformer.generation.prompt import room
 from anyformer.generation.sampling import Sampling
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "generate",
     "generate_ids",
     "generate_stream",
+    "room",
     "stream_ids",
 ]

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from anyformer.errors import UserError
-from anyformer.generation.inference import check_ids, device_of
+from anyformer.generation.inference import check_ids, device_of, require_tokenizer
 from anyformer.generation.rules import generation_settings
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -132,6 +132,21 @@ def _check_length(length: int, new: int, context: int | None, what: str) -> None
         f"{what} has {length} token{'s' if length > 1 else ''}, and with {new} new ones (max_new_tokens) that is "
         f"more than the model's context of {context}: {advice}."
     )
+
+
+def room(model: Transformer, tokenizer: Tokenizer | None, text: str) -> int | None:
+    """How many tokens the context has left after this prompt; None where nothing limits it.
+
+    Raises:
+        UserError: as `encode_prompt`, and where there is no tokenizer.
+    """
+    context = model.config.context_length
+    if context is None:
+        return None
+    if model.config.is_encoder_decoder:
+        return context - 1
+    tokenizer = require_tokenizer(tokenizer, "give generate_ids token ids")
+    return context - len(encode_prompt(model, tokenizer, text))
 
 
 def split_special(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[int], list[int]]:

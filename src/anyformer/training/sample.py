@@ -7,13 +7,14 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from anyformer.generation import fill, generate
+from anyformer.generation import fill, generate, room
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.prepare import Prepared
 
 _NEW_TOKENS = 160
 _EXAMPLES = 3
+_TEMPERATURE = 0.8
 _WINDOW = 24
 _LIBRARY_PROMPT = "def "
 
@@ -33,12 +34,12 @@ class Sample:
 
     Attributes:
         command: the subcommand.
-        prompt: its text, as a shell wants it.
+        arguments: what comes after the run directory, as a shell wants it.
     """
 
     passages: Sequence[Passage]
     command: str
-    prompt: str
+    arguments: str
 
 
 def take_sample(model: Transformer, prepared: Prepared) -> Sample:
@@ -52,13 +53,12 @@ def take_sample(model: Transformer, prepared: Prepared) -> Sample:
 
 
 def _continued(model: Transformer, tokenizer: Tokenizer, prompt: str, seed: int) -> Sample:
-    room, limit = _NEW_TOKENS, model.config.context_length
-    if limit is not None:
-        room = min(room, limit - len(tokenizer.encode(prompt, special=False)))
+    left = room(model, tokenizer, prompt) if prompt else 0
+    new = _NEW_TOKENS if left is None else min(_NEW_TOKENS, left)
     text = ""
-    if prompt and room > 0:
-        text = generate(model, tokenizer, [prompt], max_new_tokens=room, temperature=0.8, top_k=40, seed=seed)[0]
-    return Sample([Passage(prompt, text)], "generate", shlex.quote(prompt))
+    if new > 0:
+        text = generate(model, tokenizer, prompt, new, temperature=_TEMPERATURE, top_k=40, seed=seed)[0]
+    return Sample([Passage(prompt, text)], "generate", f"{shlex.quote(prompt)} --temperature {_TEMPERATURE}")
 
 
 def _opening(tokenizer: Tokenizer, ids: list[int]) -> str:

@@ -213,7 +213,7 @@ class Trainer:
             passage = Text.assemble(part.before, (part.written, "bold green"), part.after)
             self.console.print(passage, soft_wrap=True)
         self._say(f"model      {self.directory.model}, a Hugging Face directory")
-        self._say(f"next       anyformer {sample.command} {self.directory.path} {sample.prompt}")
+        self._say(f"next       anyformer {sample.command} {self.directory.path} {sample.arguments}")
 
     def _say(self, text: str) -> None:
         say(self.console, text)
