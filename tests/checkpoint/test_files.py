@@ -196,12 +196,15 @@ def test_a_tokenizer_that_is_too_large(model: Transformer, tmp_path: Path) -> No
     assert not (tmp_path / "m").exists()
 
 
-def test_the_papers_own_layout_is_written_as_our_own_type(tmp_path: Path) -> None:
+def test_the_papers_own_layout_is_written_as_our_own_type(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     small = {"vocab_size": 20, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "attention": {"heads": 2}}
     config = af.preset("transformer-base", **small)
     assert af.save(af.build(config), tmp_path / "paper") == "anyformer"
+    assert "no Hugging Face class can express this model" in caplog.text
+    caplog.clear()
     assert af.load(tmp_path / "paper")[0].config == config
     assert af.save(af.build(config.replace(**{"position.layout": "halves"})), tmp_path / "code") == "marian"
+    assert caplog.text == ""
 
 
 def test_pooling_files_are_written_and_read(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """From a model to a model directory."""
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
@@ -17,12 +18,14 @@ from anyformer.checkpoint import pooling
 from anyformer.checkpoint.weights import INDEX, SINGLE
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
-from anyformer.families import FAMILIES, from_huggingface, to_huggingface
+from anyformer.families import FAMILIES, from_huggingface, own, to_huggingface
 from anyformer.families.base import Family
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
 GIGABYTE = 10**9
+OWN = "no Hugging Face class can express this model, so only anyformer opens it."
+_LOG = logging.getLogger(__name__)
 
 _GENERATION_FIELDS = (
     "bad_words_ids",
@@ -73,6 +76,8 @@ def save(
             "they do not belong together."
         )
     family, raw = _config_json(model)
+    if family is own.FAMILY and not (Path(directory) / "config.json").exists():
+        _LOG.warning("%s is written as our own model type, %r: %s", directory, family.model_type, OWN)
     with writing(Path(directory)) as target:
         _write_weights(_weights(model, family, bare=config.head.kind == "none"), target, max_shard_size)
         for name, value in pooling.files(config.pooling, config.d_model).items():

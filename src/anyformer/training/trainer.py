@@ -15,6 +15,7 @@ from anyformer.checkpoint import save
 from anyformer.data.batches import Batches, validation_batches
 from anyformer.data.objectives import Batch
 from anyformer.errors import UserError
+from anyformer.families.own import FAMILY as OWN_FAMILY
 from anyformer.model import build
 from anyformer.training.evaluate import Evaluation, evaluate
 from anyformer.training.interrupt import Interrupt, interruptible
@@ -58,6 +59,7 @@ class Trainer:
         self.model = build(config.model).to(precision.device)
         self._every = 1
         self._saved = 0
+        self._model_type = ""
 
     def run(self, started: float) -> int:
         """Do all of it.
@@ -197,7 +199,7 @@ class Trainer:
         """Write model/, unless its weights are no longer numbers."""
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise DivergedError.after(step, "the weights are no longer finite")
-        save(self.model, self.directory.model, tokenizer=self.prepared.tokenizer)
+        self._model_type = save(self.model, self.directory.model, tokenizer=self.prepared.tokenizer)
         self._saved = step
 
     def _stopped(self, last: StepReport, interrupt: Interrupt) -> int:
@@ -212,7 +214,8 @@ class Trainer:
         for part in sample.passages:
             passage = Text.assemble(part.before, (part.written, "bold green"), part.after)
             self.console.print(passage, soft_wrap=True)
-        self._say(f"model      {self.directory.model}, a Hugging Face directory")
+        own = self._model_type == OWN_FAMILY.model_type
+        self._say(f"model      {self.directory.model}, {'in our own format' if own else 'a Hugging Face directory'}")
         self._say(f"next       anyformer {sample.command} {self.directory.path} {sample.arguments}")
 
     def _say(self, text: str) -> None:
