@@ -11,6 +11,7 @@ from torch import Tensor
 
 import anyformer as af
 from anyformer.config import ModelConfig
+from anyformer.families import PRESETS, to_huggingface
 
 SMALL = {"vocab_size": 20, "d_model": 16, "attention": {"heads": 2, "kv_heads": None}, "feed_forward": {"width": 24}}
 State = dict[str, Tensor]
@@ -96,3 +97,26 @@ def test_a_changed_width_is_still_a_model_of_its_family(name: str, tmp_path: Pat
     """What a user changes by flags must not turn the family's files into our own."""
     config = _small(name)
     assert af.save(af.build(config), tmp_path) == config.model_type
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_change_of_a_preset_finds_a_format(name: str) -> None:
+    """Families are asked in turn whether they can hold a config, and must decline what they can't without a fall."""
+    base = PRESETS[name].replace(tokens={"bos": None, "eos": (), "pad": None, "decoder_start": None})
+    changes: list[dict[str, Any]] = [
+        {},
+        {"norm.placement": "post"},
+        {"norm.placement": "pre"},
+        {"norm.kind": "rms"},
+        {"position": {"kind": "none", "skip_padding": False, "scaling": None}},
+        {"position": {"kind": "rotary", "skip_padding": False, "scaling": None}},
+        {"position": {"kind": "relative", "skip_padding": False, "scaling": None}},
+        {"feed_forward": {"gated": True, "activation": "relu_squared"}},
+        {"feed_forward": {"gated": True, "activation": "tanh"}},
+        {"attention": {"qk_norm": True, "window": 3}},
+        {"head": {"kind": "none", "pooler": None}},
+        {"head": {"kind": "token_classification", "pooler": None, "labels": 3}},
+    ]
+    for change in changes:
+        family, written = to_huggingface(base.replace(**change))
+        assert written["model_type"] == family.model_type

@@ -16,6 +16,7 @@ from anyformer.config import (
     NormConfig,
     PositionConfig,
 )
+from anyformer.errors import UserError
 from anyformer.families.base import (
     Family,
     Raw,
@@ -133,6 +134,8 @@ def read_bert(raw: Raw, kind: HeadKind, model_type: str = "bert") -> ModelConfig
     """BERT's config.json, and RoBERTa's, which has the same fields."""
     roberta = model_type == "roberta"
     pad = raw.get("pad_token_id", 1 if roberta else 0)
+    if roberta and pad is None:
+        raise UserError("config.json: RoBERTa counts its positions from pad_token_id, which is missing.")
     dropout = raw.get("classifier_dropout")
     transform = "gelu" if roberta else activation(raw.get("hidden_act", "gelu"))
     dropout = raw.get("hidden_dropout_prob", 0.1) if dropout is None else dropout
