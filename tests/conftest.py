@@ -1,10 +1,13 @@
 """Every shape that an annotation promises is checked while the tests run."""
 
 import os
+import tempfile
 
 from jaxtyping import install_import_hook
 
 # As the command line does: tests share their cores with whatever else runs.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+# And tokens are not put into the user's own cache.
+os.environ["ANYFORMER_CACHE"] = tempfile.mkdtemp(prefix="anyformer-cache-")
 
 install_import_hook(["anyformer.blocks", "anyformer.model", "anyformer.generation"], "beartype.beartype")

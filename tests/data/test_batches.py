@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyformer.data.batches import Batches, validation_batches
-from anyformer.data.objectives import IGNORED, Masked, Objective
+from anyformer.data.batches import Batches, count_validation_batches, validation_batches
+from anyformer.data.objectives import IGNORED, Causal, Masked, Objective, SpanCorruption
 from anyformer.data.permutation import derive, permute
 from anyformer.errors import UserError
 
@@ -112,6 +112,65 @@ def test_too_short_data(n: int):
     Batches(np.zeros(9, dtype=np.uint16), 8, 2, 0).batch(0)
 
 
+@quick
+@given(shape=shapes, seed=seeds, step=st.integers(0, 30), every=st.integers(2, 20))
+def test_documents_begin_after_a_separator_and_with_the_stream(
+    shape: tuple[int, int, int], seed: int, step: int, every: int
+):
+    context, batch_size, n = shape
+    stream = np.arange(1, n + 1, dtype=np.uint16)
+    stream[::every] = 0
+    stream[0] = 1
+    plain = Batches(stream, context, batch_size, seed).batch(step)
+    batch = Batches(stream, context, batch_size, seed, Causal(reset=True, separator=0)).batch(step)
+    assert plain.documents is None
+    assert (batch.tokens == plain.tokens).all()
+    assert (batch.targets == plain.targets).all()
+    assert batch.documents is not None
+    assert batch.documents.shape == batch.tokens.shape
+    begins = np.diff(batch.documents, axis=1)
+    assert set(np.unique(begins).tolist()) <= {0, 1}
+    assert ((begins == 1) == np.isin(batch.tokens[:, 1:], (0, 1))).all()
+
+
+@quick
+@given(context=st.integers(3, 40), batch_size=st.integers(1, 5), n=st.integers(2, 150), seed=seeds)
+def test_span_corruption_predicts_no_token_twice(context: int, batch_size: int, n: int, seed: int):
+    spans = SpanCorruption(tuple(range(99, 49, -1)), eos=1, start=0, pad=0)
+    stream = np.arange(100, 100 + n, dtype=np.uint16)
+    predicted: list[int] = []
+    for batch in validation_batches(stream, context, batch_size, spans, seed):
+        assert batch.source is not None
+        assert batch.source.shape == (batch_size, spans.lengths(spans.stride(context))[0])
+        predicted += batch.targets[batch.targets >= 100].tolist()
+    assert len(set(predicted)) == len(predicted)
+    if n >= spans.stride(context):
+        batches = Batches(stream, context, 3, seed, spans)
+        predicted.clear()
+        first = batches.windows_per_epoch
+        for step in range(2 * first):  # a row at a time would be all the same
+            batch = batches.batch(step)
+            for row in range(3):
+                if first <= 3 * step + row < 2 * first:
+                    own = batch.targets[row]
+                    predicted += own[own >= 100].tolist()
+        assert len(set(predicted)) == len(predicted)
+
+
+@quick
+@given(context=st.integers(2, 12), batch_size=st.integers(1, 5), n=st.integers(2, 150), every=st.integers(1, 5))
+def test_every_so_many_batches_of_validation(context: int, batch_size: int, n: int, every: int):
+    stream = np.arange(10, 10 + n, dtype=np.uint16)
+    for objective in (None, masked(None, None)):
+        all_ = list(validation_batches(stream, context, batch_size, objective))
+        some = list(validation_batches(stream, context, batch_size, objective, every=every))
+        assert count_validation_batches(n, context, batch_size, objective) == len(all_)
+        assert len(some) == len(all_[::every])
+        for a, b in zip(some, all_[::every], strict=True):
+            assert (a.tokens == b.tokens).all()
+            assert (a.targets == b.targets).all()
+
+
 def masked(before: int | None = 1, after: int | None = 2) -> Masked:
     return Masked(0, np.arange(3, 5000), np.array([0, 1, 2]), before, after)
 
@@ -134,12 +193,12 @@ def test_validation_is_everything_once_in_order(context: int, batch_size: int, n
 @quick
 @given(context=st.integers(3, 12), batch_size=st.integers(1, 5), n=st.integers(2, 150), seed=seeds)
 def test_masked_windows_own_every_token_once(context: int, batch_size: int, n: int, seed: int):
-    owned: list[int] = []
+    seen: list[int] = []
 
     class Spy(Masked):
-        def __call__(self, windows, owns, present, rng):
-            owned.extend(windows[owns].tolist())
-            return Masked.__call__(self, windows, owns, present, rng)
+        def __call__(self, windows, owned, present, rng, begins=None):
+            seen.extend(windows[owned].tolist())
+            return Masked.__call__(self, windows, owned, present, rng, begins)
 
     spy: Objective = Spy(0, np.arange(3, 5000), np.array([0, 1, 2]), 1, 2)
     stream = np.arange(10, 10 + n, dtype=np.uint16)
@@ -147,12 +206,12 @@ def test_masked_windows_own_every_token_once(context: int, batch_size: int, n: i
         assert batch.tokens.shape == (batch_size, context)
         assert (batch.tokens[:, 0] == 1).all()
         assert (batch.tokens[:, -1] == 2).all()
-    assert owned == stream.tolist()
+    assert seen == stream.tolist()
     if n >= context - 2:
-        owned.clear()
+        seen.clear()
         batches = Batches(stream, context, batches_per_epoch(n, context), seed, spy)
         batches.batch(3)
-        assert sorted(owned) == stream.tolist()
+        assert sorted(seen) == stream.tolist()
 
 
 def batches_per_epoch(n: int, context: int) -> int:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import sys
 import sysconfig
@@ -12,9 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anyformer.data import sources
+from anyformer.data import files, sources
 from anyformer.data.sources import documents, find_files, standard_library
-from anyformer.data.split import MANY, Corpus
 from anyformer.errors import UserError
 
 here = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -54,6 +52,41 @@ def test_a_folder_is_read_sorted_and_without_hidden_files(tmp_path: Path):
         ("c", "c.py.gz", None),
     ]
     assert [d.text for d in documents(str(tmp_path / "b.txt"))] == ["b"]
+
+
+def test_globs_name_what_the_shell_would(tmp_path: Path):
+    for name in ("a.txt", "b.md", "x/c.txt", "x/y/d.txt.gz", "x/image.png", ".hidden.txt", "x/.git/e.txt", "x/f.json"):
+        write(tmp_path / name, "text" if not name.endswith("json") else '{"text": "text"}')
+
+    def found(pattern: str) -> list[str]:
+        return [path.relative_to(tmp_path).as_posix() for path in find_files(f"{tmp_path}/{pattern}")]
+
+    assert found("*.txt") == ["a.txt"]
+    assert found("?.*") == ["a.txt", "b.md"]
+    assert found("[b]*") == ["b.md"]
+    assert found("**/*.txt*") == ["a.txt", "x/c.txt", "x/y/d.txt.gz"]
+    assert found("*") == ["a.txt", "b.md", "x/c.txt", "x/y/d.txt.gz"]
+    assert found("x/*.json") == ["x/f.json"]
+    assert found(".hidden*") == [".hidden.txt"]
+    for nothing in ("*.csv", "x/*.png", "none/**"):
+        with pytest.raises(UserError, match="Nothing that can be read matches"):
+            found(nothing)
+    write(tmp_path / "[1].txt", "a name that looks like a glob")
+    assert found("[1].txt") == ["[1].txt"]
+
+
+def test_each_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path / "a.txt", "a")
+    monkeypatch.chdir(tmp_path)
+    assert find_files(["a.txt", "./a.txt", str(tmp_path / "a.txt"), "*.txt", "."]) == [Path("a.txt")]
+
+
+def test_a_folder_leaves_json_files_to_be_named(tmp_path: Path):
+    write(tmp_path / "package.json", "{\n}")
+    write(tmp_path / "a.txt", "a")
+    assert read(tmp_path) == [("a", "a.txt", None)]
+    write(tmp_path / "b.json", '{"text": "b"}\n{"text": "c"}\n')
+    assert read(tmp_path / "b.json") == [("b", "b.json", 1), ("c", "b.json", 2)]
 
 
 @here
@@ -116,10 +149,15 @@ def test_a_file_that_ends_in_half_a_character(tmp_path: Path):
         (lambda d: [write(d / "a.txt", ""), write(d / "b.txt", "")], "all 2 files"),
         (lambda d: [], "No data was given"),
         (lambda d: write(d / "a.jsonl", '{"text": "a"}\n{"text": \n'), r"a\.jsonl, line 2, is not JSON"),
-        (lambda d: write(d / "a.jsonl", '{"text": "a"}\n\n{"txt": "a"}\n'), r"a\.jsonl, line 3, has no text"),
+        (
+            lambda d: write(d / "a.jsonl", '{"text": "a"}\n\n{"txt": "a"}\n'),
+            r"line 3, has no field 'text': did you mean 'txt'",
+        ),
         (lambda d: write(d / "a.jsonl", '{"text": 3}\n'), "line 1, has no text"),
-        (lambda d: write(d / "a.jsonl", '["text"]\n'), "line 1, has no text"),
-        (lambda d: write(d / "a.jsonl", "null\n"), "line 1, has no text"),
+        (lambda d: write(d / "a.jsonl", '["text"]\n'), "line 1, is no record"),
+        (lambda d: write(d / "a.jsonl", "null\n"), "line 1, is no record"),
+        (lambda d: write(d / "a.jsonl", '{"a": 1, "b": 2}\n'), "has no field 'text': choose from 'a', 'b'"),
+        (lambda d: write(d / "a.jsonl", '{"text": null}\n'), r"a\.jsonl is empty"),
         (lambda d: write(d / "a.jsonl", '{"text": "\\ud83d"}\n'), "line 1, holds half a character"),
         (lambda d: write(d / "a.jsonl", b'{"text": "a"}\n{"text": "\xff"}'), "byte 24"),
     ],
@@ -145,6 +183,46 @@ def test_an_unreadable_file_is_named(tmp_path: Path):
         list(documents(path))
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+def test_zstandard_files(tmp_path: Path, frames: int):
+    zstandard = pytest.importorskip("zstandard")
+    texts = [os.urandom(3000).hex() + "\n" for _ in range(frames)]
+    packed = b"".join(zstandard.ZstdCompressor().compress(text.encode()) for text in texts)
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(packed)
+    assert "".join(d.text for d in documents(path)) == "".join(texts)
+    for broken in (packed[:-100], packed[: len(packed) // 2], b"plain text", packed + b"rubbish"):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match=r"a\.txt\.zst is not a whole zstandard file"):
+            list(documents(path))
+
+
+@here
+@given(
+    content=st.binary(max_size=300), sizes=st.lists(st.integers(1, 50), min_size=1, max_size=9), block=st.integers(2, 9)
+)
+def test_zstandard_frames_join(tmp_path: Path, content: bytes, sizes: list[int], block: int):
+    zstandard = pytest.importorskip("zstandard")
+    packed, rest = b"", content
+    for size in [*sizes, len(content)]:
+        packed += zstandard.ZstdCompressor().compress(rest[:size])
+        rest = rest[size:]
+    (tmp_path / "a.zst").write_bytes(packed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_BUFFER", block)
+        with files.opened(tmp_path / "a.zst") as file:
+            assert file.read() == content
+
+
+def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a.txt.zst").write_bytes(b"")
+    (tmp_path / "a.parquet").write_bytes(b"")
+    for library, name in (("zstandard", "a.txt.zst"), ("pyarrow", "a.parquet")):
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(UserError, match=rf"{library}: pip install 'anyformer\[data\]'"):
+            list(documents(tmp_path / name))
+
+
 def test_the_standard_library_is_a_corpus():
     found = standard_library()
     assert found == standard_library()
@@ -155,59 +233,3 @@ def test_the_standard_library_is_a_corpus():
     assert not parts & {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     assert sum(path.stat().st_size for path in found) > 3_000_000
     assert find_files(found) == found
-
-
-def parts(paths: Path | list[Path]) -> tuple[str, str]:
-    corpus = Corpus(paths)
-    return "|".join(d.text for d in corpus.training()), "|".join(d.text for d in corpus.validation())
-
-
-@here
-@given(texts=st.lists(printable, min_size=1, max_size=MANY - 1), piece=st.integers(1, 9))
-def test_few_documents_are_split_by_position(tmp_path: Path, texts: list[str], piece: int):
-    path = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in texts))
-    whole = "".join(texts)
-    corpus = Corpus(path)
-    training, validation = list(corpus.training()), list(corpus.validation())
-    assert "".join(d.text for d in training) == whole[: int(0.9 * len(whole))]
-    assert "".join(d.text for d in validation) == whole[int(0.9 * len(whole)) :]
-    assert all(d.last for d in training + validation)
-    assert (corpus.count, corpus.characters) == (len(texts), len(whole))
-    single = write(tmp_path / "b.txt", whole)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "PIECE", piece)
-        corpus = Corpus(single)
-        training, validation = list(corpus.training()), list(corpus.validation())
-    assert "".join(d.text for d in training) == whole[: int(0.9 * len(whole))]
-    assert "".join(d.text for d in validation) == whole[int(0.9 * len(whole)) :]
-    assert [d.last for d in training] == [False] * (len(training) - 1) + [True] * bool(training)
-    assert [d.last for d in validation] == [False] * (len(validation) - 1) + [True] * bool(validation)
-
-
-@here
-@given(lengths=st.lists(st.integers(1, 2000), min_size=MANY, max_size=60))
-def test_many_documents_are_split_by_document(tmp_path: Path, lengths: list[int]):
-    path = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": "x" * n}) + "\n" for n in lengths))
-    corpus = Corpus(path)
-    training, validation = list(corpus.training()), list(corpus.validation())
-    assert sorted(d.line or 0 for d in training + validation) == list(range(1, len(lengths) + 1))
-    assert validation
-    assert sum(len(d.text) for d in validation) <= 0.1 * sum(lengths)
-
-
-def test_the_split_does_not_depend_on_where_the_data_is(tmp_path: Path):
-    for place in ("one", "two/deep"):
-        for i in range(60):
-            write(tmp_path / place / f"d{i % 7}" / f"{i}.txt", f"{i} text {'x' * (i % 5)}")
-    first, second = parts(tmp_path / "one"), parts(tmp_path / "two/deep")
-    assert first == second
-    assert 0.05 < len(first[1]) / (len(first[0]) + len(first[1])) <= 0.1
-
-
-def test_data_that_grows_while_it_is_read(tmp_path: Path):
-    for i in range(MANY):
-        write(tmp_path / f"{i}.jsonl", '{"text": "x"}\n')
-    corpus = Corpus(tmp_path)
-    write(tmp_path / "3.jsonl", '{"text": "x"}\n' * 3)
-    with pytest.raises(UserError, match="changed while"):
-        list(corpus.training())

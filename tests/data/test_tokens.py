@@ -1,8 +1,16 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +18,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from anyformer.data import encode, worker
 from anyformer.data import tokens as module
 from anyformer.data.sources import Document, documents
-from anyformer.data.tokens import HEADER, TokenFile, fingerprint, tokenise
+from anyformer.data.tokens import HEADER, TokenFile, tokenise, tokenise_parts
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
 here = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @dataclass
@@ -36,7 +46,21 @@ def docs(*texts: str) -> list[Document]:
     return [Document(text, Path("a")) for text in texts]
 
 
+@lru_cache
+def trained(spec: str) -> Tokenizer:
+    return Tokenizer.train(["one two three, two and one.\n" * 5, "def f(x):\n    return x\n"], spec)
+
+
 pieces = st.lists(st.tuples(st.text(min_size=1, max_size=5), st.booleans()), max_size=20)
+
+
+def joined(parts: list[tuple[str, bool]], separator: int | None) -> list[int]:
+    expected: list[int] = []
+    for index, (text, _) in enumerate(parts):
+        if index and parts[index - 1][1] and separator is not None:
+            expected.append(separator)
+        expected += map(ord, text)
+    return expected
 
 
 @here
@@ -45,19 +69,105 @@ def test_ids_and_separators(tmp_path: Path, parts: list[tuple[str, bool]], separ
     given_documents = [Document(text, Path("a"), last=last) for text, last in parts]
     done: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_CHARACTERS_AT_ONCE", at_once)
+        patch.setattr(encode, "CHUNK", at_once)
         file = tokenise(given_documents, Points(separator=separator), tmp_path / "t", progress=done.append)
-    expected: list[int] = []
-    for index, (text, _) in enumerate(parts):
-        if index and parts[index - 1][1] and separator is not None:
-            expected.append(separator)
-        expected += map(ord, text)
+    expected = joined(parts, separator)
     assert file.ids.dtype == np.uint32
     assert file.ids.tolist() == expected
     assert len(file) == len(expected) == file.header.tokens
     assert file.header.bytes == sum(len(text.encode()) for text, _ in parts)
     assert file.header.documents == sum(last for _, last in parts)
     assert sum(done) == sum(len(text) for text, _ in parts)
+
+
+@here
+@given(parts=st.lists(st.tuples(st.sampled_from("ab"), pieces)), at_once=st.integers(1, 30))
+def test_parts_are_files_of_their_own(tmp_path: Path, parts: list[tuple[str, list[tuple[str, bool]]]], at_once: int):
+    labelled = [(name, text, last) for name, group in parts for text, last in group]
+    both = [(name, Document(text, Path("a"), last=last)) for name, text, last in labelled]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "CHUNK", at_once)
+        tokenise_parts(both, Points(), {name: tmp_path / name for name in "ab"})
+    for name in "ab":
+        own = [(text, last) for label, text, last in labelled if label == name]
+        assert TokenFile.open(tmp_path / name).ids.tolist() == joined(own, 0)
+
+
+@few
+@given(
+    texts=st.lists(st.text(st.sampled_from("one two,.\n<|endoftext|>éß")), min_size=1, max_size=12),
+    at_once=st.integers(1, 20),
+    workers=st.integers(2, 3),
+    spec=st.sampled_from(["bpe:300", "wordpiece:60", "unigram:40"]),
+)
+def test_workers_change_nothing(tmp_path: Path, texts: list[str], at_once: int, workers: int, spec: str):
+    parts = [Document(text, Path("a"), last=index % 3 != 0) for index, text in enumerate(texts) if text]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "CHUNK", at_once)
+        patch.setattr(encode, "_INLINE", 0)
+        one = tokenise(parts, trained(spec), tmp_path / "one", workers=1)
+        many = tokenise(parts, trained(spec), tmp_path / "many", workers=workers)
+    assert one.path.read_bytes() == many.path.read_bytes()
+    assert one.header.digest == many.header.digest
+
+
+def test_no_more_is_read_ahead_than_the_workers_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(encode, "CHUNK", 10)
+    read, written, ahead = 0, 0, 0
+
+    def source() -> Iterator[list[str]]:
+        nonlocal read
+        for _ in range(60):
+            read += 1
+            yield ["one two three"]
+
+    for _ in encode.encoded(source(), list, trained("bpe:300"), 2):
+        written += 1
+        ahead = max(ahead, read - written)
+    assert written == 60
+    assert ahead <= max(2 * 2 + 1, encode._INLINE + 1)
+
+
+def test_processes_end_with_the_work(monkeypatch: pytest.MonkeyPatch):
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Kept(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr(encode.subprocess, "Popen", Kept)
+    groups = (["one two"] for _ in range(20))
+    results = encode.encoded(groups, list, trained("bpe:300"), 2)
+    next(results)
+    assert [process.poll() for process in started] == [None, None]
+    results.close()  # as an exception in the loop that uses them does
+    assert all(process.poll() is not None for process in started)
+
+
+def test_a_killed_process_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    started: list[int] = []
+    start = encode._Worker.__init__
+
+    def kept(self: encode._Worker, greeting: bytes) -> None:
+        start(self, greeting)
+        started.append(self._process.pid)
+
+    monkeypatch.setattr(encode._Worker, "__init__", kept)
+    results = encode.encoded((["one two"] for _ in range(2000)), list, trained("bpe:300"), 2)
+    next(results)
+    os.kill(started[0], signal.SIGKILL)
+    with pytest.raises(UserError, match=r"ended with status -9\. If memory ran out, try fewer --workers"):
+        list(results)
+
+
+def test_what_a_process_can_not_encode(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(encode, "_INLINE", 0)
+    with pytest.raises(UserError, match="The text can't be encoded: "):
+        list(encode.encoded([["\ud800"]], list, trained("bpe:300"), 2))
+    characters = Tokenizer.train(["abc"], "char")
+    with pytest.raises(UserError, match="The character 'd'"):
+        list(encode.encoded([["abcd"]], list, characters, 2))
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(65536, np.uint16), (65537, np.uint32)])
@@ -90,20 +200,18 @@ def test_pieces_give_the_ids_of_the_whole(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("anyformer.data.sources.PIECE", 100)
     assert len(list(documents(tmp_path / "a.py"))) > 10
     assert tokenise(documents(tmp_path), tokenizer, tmp_path / "t").ids.tolist() == tokenizer.encode(text)
+    (tmp_path / "a.py").unlink()
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
+    assert len(list(documents(tmp_path / "a.jsonl"))) > 10
+    assert tokenise(documents(tmp_path), tokenizer, tmp_path / "t").ids.tolist() == tokenizer.encode(text)
     characters = Tokenizer.train(documents(tmp_path), "char")
     assert (characters.vocab_size, characters.eos) == (len(set(text)), None)
 
 
-def test_the_fingerprint_follows_sources_and_tokenizer(tmp_path: Path):
-    path = tmp_path / "a.txt"
-    path.write_text("hello")
-    first = fingerprint([path], Points(), "training")
-    assert first == fingerprint([path], Points(), "training")
-    assert first != fingerprint([path], Points(), "validation")
-    assert first != fingerprint([path], Points(fingerprint="other"), "training")
-    path.write_text("hello!")
-    assert first != fingerprint([path], Points(), "training")
-    assert tokenise(docs("a"), Points(), tmp_path / "t", fingerprint=first).header.fingerprint == first
+def test_the_digest_follows_the_ids(tmp_path: Path):
+    first = tokenise(docs("hello"), Points(), tmp_path / "a").header.digest
+    assert tokenise(docs("hello"), Points(), tmp_path / "b").header.digest == first
+    assert tokenise(docs("hellp"), Points(), tmp_path / "b").header.digest != first
 
 
 def test_a_failure_leaves_what_was_there(tmp_path: Path):
@@ -143,3 +251,73 @@ def test_missing_and_cut_off_files_are_refused(tmp_path: Path):
     (tmp_path / "t").write_bytes((tmp_path / "t").read_bytes()[:-1])
     with pytest.raises(UserError, match="cut off"):
         TokenFile.open(tmp_path / "t")
+
+
+@pytest.mark.parametrize("cut", [0, 5])
+def test_a_process_whose_program_is_gone_says_nothing(cut: int):
+    """The program ends while an answer is under way, or in the middle of a request."""
+    greeting = pickle.dumps((sys.path, trained("bpe:300").backend.to_str(), "H"))
+    request = pickle.dumps(["one two " * 100_000])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-P", str(worker.__file__)], **pipes)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stdin.write(greeting + request[: len(request) - cut])
+    process.stdin.close()
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait() == 1
+
+
+_SLOW = """
+import sys
+from pathlib import Path
+from anyformer.data import encode
+from anyformer.data.sources import Document
+from anyformer.data.tokens import tokenise
+from anyformer.tokenizer import Tokenizer
+
+encode.CHUNK = 1000
+text = "one two three, two and one.\\n" * 50
+documents = (Document(text, Path("a")) for _ in range(10**9))
+print("begun", flush=True)
+tokenise(documents, Tokenizer.train([text], "bpe:300"), sys.argv[1], workers=2, progress=lambda n: print(n, flush=True))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_the_workers_too(number: signal.Signals, tmp_path: Path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SLOW, str(tmp_path / "t")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        assert process.stdout is not None
+        for _ in range(4):
+            assert process.stdout.readline()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        workers = [int(child) for child in children.read_text().split()] if children.exists() else []
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "worker.py" not in err
+    deadline = time.monotonic() + 20
+    while any(_runs(worker) for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlived the program"
+        time.sleep(0.05)
+    assert not (tmp_path / "t").exists()
+
+
+def _runs(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

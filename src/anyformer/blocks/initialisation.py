@@ -47,9 +47,10 @@ def xavier(module: nn.Module, config: ModelConfig) -> None:
 def t5(module: nn.Module, config: ModelConfig) -> None:
     """Matrices from ``N(0, 1 / fan_in)``, queries with the 1 / sqrt(head_dim) that T5's scores leave out as well.
 
-    Raffel et al. 2020 do not print it; it is Mesh TensorFlow's rule (Shazeer et al. 2018), as in the T5 code.
+    Raffel et al. 2020 do not print it; it is Mesh TensorFlow's rule (Shazeer et al. 2018), as in the T5 code. Token
+    vectors, and the rows of an untied head, come from ``N(0, std)``: 1 in T5.
     """
-    d_model = config.d_model
+    d_model, std = config.d_model, config.init.std
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=module.in_features**-0.5)
     if isinstance(module, MultiHeadAttention):
@@ -57,9 +58,9 @@ def t5(module: nn.Module, config: ModelConfig) -> None:
     if isinstance(module, RelativePosition):
         nn.init.normal_(module.table.weight, std=d_model**-0.5)
     if isinstance(module, TokenEmbedding):
-        nn.init.normal_(module.table.weight)
+        nn.init.normal_(module.table.weight, std=std)
     if isinstance(module, LanguageModelHead) and module.projection is not None:
-        nn.init.normal_(module.projection.weight)
+        nn.init.normal_(module.projection.weight, std=std)
 
 
 def _writes_to_stream(module: nn.Module) -> list[nn.Linear]:

@@ -26,6 +26,7 @@ def attention_mask(
     window: int | None = None,
     real: Bool[Tensor, "batch keys"] | None = None,
     bias: Float[Tensor, "#batch heads queries keys"] | None = None,
+    documents: Int[Tensor, "batch keys"] | None = None,
 ) -> Mask:
     """The mask between queries and keys at these places in the text.
 
@@ -36,6 +37,7 @@ def attention_mask(
         window: A query sees this many keys, its own included (Mistral 7B, section 2); on both sides if not causal.
         real: False hides a padding key.
         bias: A relative position bias to be added to the scores.
+        documents: The document that each key belongs to, whose tokens see no others. Queries and keys are the same.
 
     Every query keeps sight of its own key, even if that is padding: the softmax of nothing would be NaN.
     """
@@ -45,7 +47,8 @@ def attention_mask(
     # One query, the newest, looks back on everything: nothing is hidden from it.
     if causal and asked == 1 and window is None:
         causal = False
-    if real is None and window is None and bias is None and (not causal or asked == known):
+    plain = real is None and window is None and bias is None and documents is None
+    if plain and (not causal or asked == known):
         return Mask(causal=causal)
     distance = queries[:, :, None] - keys[:, None, :]
     visible = torch.ones_like(distance, dtype=torch.bool)
@@ -53,6 +56,8 @@ def attention_mask(
         visible = distance >= 0
     if window is not None:
         visible = visible & (distance.abs() < window)
+    if documents is not None:
+        visible = visible & (documents[:, :, None] == documents[:, None, :])
     if real is not None:
         itself = torch.ones_like(distance[0], dtype=torch.bool).triu(known - asked).tril(known - asked)
         visible = visible & real[:, None, :] | itself

@@ -63,8 +63,8 @@ class PositionalEncoding(nn.Module):
         """What is added to the embeddings; position -1 marks a token that does not count."""
         return None
 
-    def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch 1"]) -> Rotation | None:
-        """How queries and keys at these positions turn in a text of this many tokens."""
+    def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch #time"]) -> Rotation | None:
+        """How queries and keys at these positions turn in a text (or, one by one, documents) of this many tokens."""
         return None
 
     def bias(
@@ -110,7 +110,7 @@ class LearnedPosition(PositionalEncoding):
 class RotaryPosition(PositionalEncoding):
     """Queries and keys turn by their position, so a score depends on their distance (RoFormer, Su et al. 2021)."""
 
-    def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch 1"]) -> Rotation:
+    def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch #time"]) -> Rotation:
         """Angles ``position * frequency``, once for each half of a head."""
         frequencies, sharpness = rotary.frequencies(self.config, self.size.head_dim, self.size.max_length, length)
         angles = (positions.float()[..., None] * frequencies)[:, None]

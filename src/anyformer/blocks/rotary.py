@@ -10,7 +10,7 @@ from anyformer.config import PositionConfig, RotaryScaling
 
 
 def frequencies(
-    config: PositionConfig, head_dim: int, max_length: int, length: Int[Tensor, "batch 1"]
+    config: PositionConfig, head_dim: int, max_length: int, length: Int[Tensor, "batch #time"]
 ) -> tuple[Float[Tensor, "*batch half"], float]:
     """Radians per position for each pair of a head: ``theta^(-2i / head_dim)``, scaled.
 
@@ -18,10 +18,10 @@ def frequencies(
         config: theta and the scaling.
         head_dim: Width of one head.
         max_length: Tokens that the model was trained on.
-        length: Tokens in each text, which only dynamic scaling looks at.
+        length: Tokens in each text, or in the document around each token, which only dynamic scaling looks at.
 
     Returns:
-        The frequencies, of shape [head_dim / 2] or, when they depend on the text, [batch, 1, head_dim / 2];
+        The frequencies, of shape [head_dim / 2] or, when they depend on the text, [batch, 1 or time, head_dim / 2];
         and the factor on cosines and sines that goes with them.
     """
     pairs = torch.arange(0, head_dim, 2, device=length.device, dtype=torch.float32) / head_dim
@@ -47,12 +47,12 @@ def _dynamic(
     scaling: RotaryScaling,
     head_dim: int,
     max_length: int,
-    length: Int[Tensor, "batch 1"],
-) -> Float[Tensor, "batch 1 half"]:
+    length: Int[Tensor, "batch #time"],
+) -> Float[Tensor, "batch #time half"]:
     """NTK-aware scaling that sets in where the text outgrows `max_length`: theta rises with the overshoot."""
     overshoot = scaling.factor * length.clamp(min=max_length) / max_length - (scaling.factor - 1)
     base = theta * overshoot ** (head_dim / (head_dim - 2))
-    return (1.0 / base**pairs)[:, None]
+    return 1.0 / base[..., None] ** pairs
 
 
 def _original_length(scaling: RotaryScaling) -> int:

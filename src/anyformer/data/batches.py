@@ -14,7 +14,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from anyformer.data.objectives import Batch, Bool, Causal, Int64, Objective
+from anyformer.data.batch import Batch, Bool, Int64
+from anyformer.data.causal import Causal
+from anyformer.data.objectives import Objective
 from anyformer.data.permutation import derive, permute
 from anyformer.errors import UserError
 
@@ -64,15 +66,23 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0: the same whenever and wherever it is asked for."""
-        windows, owned = self.windows(step)
+        positions, owned = self._places(step)
         rng = np.random.default_rng((self.seed, _NOISE, step))
-        return self._objective(windows, owned, None, rng)
+        return self._objective(self._read(positions), owned, None, rng, positions == 0)
 
     def windows(self, step: int) -> tuple[Int64, Bool]:
         """Return a step's windows, and which of their tokens they are responsible for.
 
         Both are [batch, stride + overlap].
         """
+        positions, owned = self._places(step)
+        return self._read(positions), owned
+
+    def _read(self, positions: Int64) -> Int64:
+        return self._tokens[positions].astype(np.int64)
+
+    def _places(self, step: int) -> tuple[Int64, Bool]:
+        """Where the tokens of a step's windows stand in the stream, and which the windows are responsible for."""
         samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
         starts = np.empty_like(samples)
         sizes = np.empty_like(samples)
@@ -91,16 +101,20 @@ class Batches:
         owned = (offsets >= overlap) & (offsets < sizes[:, None] + overlap)
         if overlap:
             owned &= positions != 0
-        return self._tokens[positions].astype(np.int64), owned
+        return positions, owned
 
 
 def validation_batches(
-    tokens: Stream, context: int, batch_size: int, objective: Objective | None = None, seed: int = 0
+    tokens: Stream,
+    context: int,
+    batch_size: int,
+    objective: Objective | None = None,
+    seed: int = 0,
+    every: int = 1,
 ) -> Iterator[Batch]:
     """Yield the whole of a stream once and in order, nothing dropped; every batch has the same shape.
 
-    The last window reaches back to fill its context, and the last batch repeats windows to be full: their
-        targets
+    The last window reaches back to fill its context, and the last batch repeats windows to be full: their targets
     that were counted already are ignored. A stream shorter than one window is padded, with a mask.
 
     Args:
@@ -109,6 +123,7 @@ def validation_batches(
         batch_size: rows of a batch.
         objective: what is to be predicted; the next token by default.
         seed: decides the objective's randomness, the same at every evaluation.
+        every: yield only every so many-th batch.
 
     Raises:
         UserError: there are fewer than two tokens.
@@ -118,16 +133,26 @@ def validation_batches(
         raise UserError(
             f"The validation data is too short: {len(tokens)} tokens, at least 2 are needed. Give more text."
         )
-    return _validation(tokens, _stride(objective, context), batch_size, objective, seed)
+    return _validation(tokens, _stride(objective, context), batch_size, objective, seed, every)
 
 
-def _validation(tokens: Stream, stride: int, batch_size: int, objective: Objective, seed: int) -> Iterator[Batch]:
+def count_validation_batches(tokens: int, context: int, batch_size: int, objective: Objective | None = None) -> int:
+    """Return how many batches `validation_batches` makes of so many tokens. Raises UserError as it does."""
+    objective = Causal() if objective is None else objective
+    windows = -(-(tokens - objective.overlap) // _stride(objective, context))
+    return -(-windows // batch_size)
+
+
+def _validation(
+    tokens: Stream, stride: int, batch_size: int, objective: Objective, seed: int, every: int
+) -> Iterator[Batch]:
     overlap = objective.overlap
     length = stride + overlap
     total = len(tokens)
     count = -(-(total - overlap) // stride)
     offsets = np.arange(length)
-    for number, first in enumerate(range(0, count, batch_size)):
+    for first in range(0, count, batch_size * every):
+        number = first // batch_size
         window = np.arange(first, first + batch_size)
         begin = np.minimum(window, count - 1) * stride
         starts = np.maximum(np.minimum(begin, total - length), 0)

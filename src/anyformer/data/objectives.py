@@ -1,52 +1,41 @@
 """Objectives: what a window of tokens is trained to predict.
 
 An objective turns windows into a Batch. It is a pure function: its randomness comes only from the generator
-it is given. A further objective is one class and one entry in OBJECTIVES.
+it is given. A further objective is one class and one entry in OBJECTIVES. (Sequence to sequence has no windows:
+its batches are made of pairs, see `pair_batches`.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from anyformer.config import SpecialTokens
+from anyformer.data.batch import IGNORED, Batch, Bool, Int64
+from anyformer.data.causal import Causal
+from anyformer.data.masked import Joints, Masked
+from anyformer.data.span_corruption import SpanCorruption
 from anyformer.errors import UserError, nearest
+from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.words import joints
 
-IGNORED = -100
-"""A target that counts for nothing in the loss."""
-
-Int64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
-_T = TypeVar("_T", np.int64, np.bool_)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What a model is trained on in one step.
-
-    Attributes:
-        tokens: [batch, time] ids, for an encoder-decoder those that the decoder reads.
-        targets: [batch, time] ids to predict, IGNORED where there is nothing to predict.
-        mask: [batch, time], True for a real token; None where all are.
-        segments: [batch, time] segment ids; None for all zero.
-        source: [batch, source] ids that an encoder reads; None for a single stack.
-        source_mask: [batch, source], True for a real token; None where all are.
-    """
-
-    tokens: Int64
-    targets: Int64
-    mask: Bool | None = None
-    segments: Int64 | None = None
-    source: Int64 | None = None
-    source_mask: Bool | None = None
-
-    @property
-    def predicted(self) -> int:
-        """Number of targets that count."""
-        return int((self.targets != IGNORED).sum())
+__all__ = [
+    "IGNORED",
+    "OBJECTIVES",
+    "Batch",
+    "Bool",
+    "Causal",
+    "Int64",
+    "Masked",
+    "Objective",
+    "SpanCorruption",
+    "decoder_start",
+    "objective",
+]
 
 
 class Objective(Protocol):
@@ -58,125 +47,59 @@ class Objective(Protocol):
         ...
 
     def stride(self, context: int) -> int:
-        """How many new tokens a window of a model's context holds."""
+        """How many new tokens a window of a model's context holds; less than 1 where the context is too short."""
         ...
 
-    def __call__(self, windows: Int64, owned: Bool, present: Bool | None, rng: np.random.Generator) -> Batch:
+    def __call__(
+        self,
+        windows: Int64,
+        owned: Bool,
+        present: Bool | None,
+        rng: np.random.Generator,
+        begins: Bool | None = None,
+    ) -> Batch:
         """Make a batch.
 
         Args:
             windows: [batch, stride + overlap] tokens.
             owned: [batch, stride + overlap], True for the tokens that this window has to predict. Each token
                 of the stream is owned once an epoch.
-            present: [batch, stride + overlap], True for a real token; None where all are.
+            present: [batch, stride + overlap], True for a real token; None where all are. Others come last.
             rng: the only source of randomness.
+            begins: [batch, stride + overlap], True for the first token of the whole stream, which follows on
+                nothing, whatever stands before it in a window; None where it opens a window if it is in one.
         """
         ...
 
 
-class HasSpecialTokens(Protocol):
-    """What objectives need of a tokenizer."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens."""
-        ...
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """Ids that are not text."""
-        ...
-
-    cls: int | None
-    sep: int | None
-    mask: int | None
-
-
 @dataclass(frozen=True, slots=True)
-class Causal:
-    """Predict each token from those before it: targets are the tokens shifted by one."""
-
-    @property
-    def overlap(self) -> int:
-        """The first token of a window is only read, the last only predicted."""
-        return 1
-
-    def stride(self, context: int) -> int:
-        """All of the context."""
-        return context
-
-    def __call__(self, windows: Int64, owned: Bool, present: Bool | None, rng: np.random.Generator) -> Batch:
-        """Make a batch of [batch, context]."""
-        del rng
-        targets = np.where(owned[:, 1:], windows[:, 1:], IGNORED)
-        mask = None if present is None else present[:, :-1]
-        return Batch(np.ascontiguousarray(windows[:, :-1]), targets, mask)
-
-
-@dataclass(frozen=True, slots=True)
-class Masked:
-    """Predict hidden tokens from both sides, as BERT does (Devlin et al. 2018, section 3.1 and appendix A.1).
-
-    Of a window's tokens that are text, 15% are to be predicted (rounded, at least one); of those 80% are
-    replaced by the mask token, 10% by a random token, and 10% stay.
+class Choices:
+    """What the user may choose about an objective.
 
     Attributes:
-        mask_id: the mask token.
-        ordinary: [n] the ids that a random replacement is drawn from: all that are not special.
-        special: [m] the ids that are never to be predicted.
-        before, after: what stands around each window, such as [CLS] and [SEP]; None for nothing.
-        share: which share of the tokens is to be predicted.
+        reset_documents: causal: attention and positions begin anew with each document.
+        whole_words: masked: hide whole words.
+        tokens: encoder-decoders: the model's special tokens, which say with what its decoder starts.
     """
 
-    mask_id: int
-    ordinary: Int64
-    special: Int64
-    before: int | None = None
-    after: int | None = None
-    share: float = 0.15
-
-    @property
-    def overlap(self) -> int:
-        """Windows stand side by side."""
-        return 0
-
-    def stride(self, context: int) -> int:
-        """The context less what stands around a window."""
-        return context - (self.before is not None) - (self.after is not None)
-
-    def __call__(self, windows: Int64, owned: Bool, present: Bool | None, rng: np.random.Generator) -> Batch:
-        """Make a batch of [batch, context]."""
-        candidates = owned & ~np.isin(windows, self.special)
-        count = candidates.sum(axis=1)
-        wanted = np.where(count > 0, np.maximum(1, np.rint(self.share * count)), 0)
-        draw = np.where(candidates, rng.random(windows.shape), np.inf)
-        rank = draw.argsort(axis=1).argsort(axis=1)
-        chosen = rank < wanted[:, None]
-
-        fate = rng.random(windows.shape)
-        random = rng.choice(self.ordinary, windows.shape)
-        changed = np.where(fate < 0.8, self.mask_id, np.where(fate < 0.9, random, windows))
-        tokens = np.where(chosen, changed, windows)
-        targets = np.where(chosen, windows, IGNORED)
-        mask = None if present is None else self._surround(present, True, True)
-        return Batch(self._surround(tokens, self.before, self.after), self._surround(targets, IGNORED, IGNORED), mask)
-
-    def _surround(self, rows: npt.NDArray[_T], before: int | None, after: int | None) -> npt.NDArray[_T]:
-        parts = [rows]
-        if self.before is not None:
-            parts.insert(0, np.full((len(rows), 1), before, dtype=rows.dtype))
-        if self.after is not None:
-            parts.append(np.full((len(rows), 1), after, dtype=rows.dtype))
-        return np.concatenate(parts, axis=1)
+    reset_documents: bool = False
+    whole_words: bool = False
+    tokens: SpecialTokens = field(default_factory=SpecialTokens)
 
 
-def causal(tokenizer: HasSpecialTokens) -> Causal:
-    """The causal objective; it needs nothing of the tokenizer."""
-    del tokenizer
-    return Causal()
+def causal(tokenizer: Tokenizer, choices: Choices) -> Causal:
+    """The causal objective. Raises UserError when documents are to be kept apart and no token does."""
+    if not choices.reset_documents:
+        return Causal()
+    if tokenizer.separator is None:
+        raise UserError(
+            "--reset-documents needs a token between documents, and this tokenizer has none: the data is a single "
+            "document, or the tokenizer was made for one. Leave it out or choose another tokenizer."
+        )
+    return Causal(reset=True, separator=tokenizer.separator)
 
 
-def masked(tokenizer: HasSpecialTokens) -> Masked:
+def masked(tokenizer: Tokenizer, choices: Choices) -> Masked:
     """The masked objective for a tokenizer. Raises UserError when it has no mask token."""
     if tokenizer.mask is None:
         raise UserError(
@@ -187,14 +110,82 @@ def masked(tokenizer: HasSpecialTokens) -> Masked:
     ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size, dtype=np.int64), special)
     if not ordinary.size:
         raise UserError("Masked training needs a tokenizer with ordinary tokens, and all of this one's are special.")
-    return Masked(tokenizer.mask, ordinary, special, tokenizer.cls, tokenizer.sep)
+    words = None
+    if choices.whole_words:
+        left, right = joints(tokenizer.backend)
+        left, right = np.array(left), np.array(right)
+        left[special] = right[special] = False
+        words = Joints(left, right)
+    return Masked(tokenizer.mask, ordinary, special, tokenizer.cls, tokenizer.sep, words=words)
 
 
-OBJECTIVES: dict[str, Callable[[HasSpecialTokens], Objective]] = {"causal": causal, "masked": masked}
+def span_corruption(tokenizer: Tokenizer, choices: Choices) -> SpanCorruption:
+    """Span corruption for a tokenizer. Raises UserError when it has no sentinels, no end or no padding token."""
+    sentinels: list[int] = []
+    for number in count():
+        id_ = tokenizer.id(f"<extra_id_{number}>")
+        if id_ is None:
+            break
+        sentinels.append(id_)
+    if not sentinels or tokenizer.eos is None or tokenizer.pad is None:
+        raise UserError(
+            "Span corruption needs a tokenizer with sentinels (<extra_id_0> ...), an end and a padding token, and this "
+            "one lacks some: train one with --tokenizer unigram:N or bpe:N, or choose another objective."
+        )
+    start = decoder_start(choices.tokens, tokenizer)
+    return SpanCorruption(tuple(sentinels), tokenizer.eos, start, tokenizer.pad)
 
 
-def objective(name: str, tokenizer: HasSpecialTokens) -> Objective:
-    """Return the objective of a name for a tokenizer; raises UserError when there is no such objective."""
+def decoder_start(tokens: SpecialTokens, tokenizer: Tokenizer) -> int:
+    """The id that a model's decoder reads first, in this tokenizer: of the token that plays the same role.
+
+    Args:
+        tokens: the special tokens of the model's preset, in the ids of its own tokenizer: which role they give to
+            `decoder_start` is what counts (T5, Marian: padding; BART: end).
+        tokenizer: the one that the model will be trained with.
+
+    Raises:
+        UserError: the tokenizer has no token in any role that would do.
+    """
+    usual = (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.cls)
+    roles = ((tokens.pad, tokenizer.pad), (tokens.bos, tokenizer.bos), *((id_, tokenizer.eos) for id_ in tokens.eos))
+    same = [ours for theirs, ours in roles if theirs is not None and theirs == tokens.decoder_start]
+    for id_ in (*same, *usual):
+        if id_ is not None:
+            return id_
+    raise UserError(
+        "An encoder-decoder needs a tokenizer with a padding, a beginning or an end token for its decoder to start "
+        "with, and this one has none: train one with --tokenizer bpe:N."
+    )
+
+
+OBJECTIVES: dict[str, Callable[[Tokenizer, Choices], Objective]] = {
+    "causal": causal,
+    "masked": masked,
+    "span_corruption": span_corruption,
+}
+
+
+def objective(
+    name: str,
+    tokenizer: Tokenizer,
+    *,
+    reset_documents: bool = False,
+    whole_words: bool = False,
+    tokens: SpecialTokens | None = None,
+) -> Objective:
+    """Return the objective of a name for a tokenizer.
+
+    Args:
+        name: a key of OBJECTIVES.
+        tokenizer: whose ids the windows hold.
+        reset_documents: causal: attention and positions begin anew with each document.
+        whole_words: masked: hide whole words.
+        tokens: encoder-decoders: the special tokens of the model's preset, see `decoder_start`.
+
+    Raises:
+        UserError: there is no such objective, or the tokenizer lacks a token that it needs.
+    """
     if name not in OBJECTIVES:
         raise UserError(f"There is no objective called {name!r}: {nearest(name, OBJECTIVES)}")
-    return OBJECTIVES[name](tokenizer)
+    return OBJECTIVES[name](tokenizer, Choices(reset_documents, whole_words, tokens or SpecialTokens()))

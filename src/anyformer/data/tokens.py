@@ -1,10 +1,7 @@
 """Token files: the ids of a corpus, memory-mapped, in a file that explains itself.
 
-    bytes 0..4095   a JSON header, padded with spaces: format, dtype, tokens, bytes, documents, vocab_size,
-    fingerprint then            the ids, uint16 for vocabularies of at most 65,536 tokens, else uint32,
-    little-endian
-
-One file, written beside its place and renamed into it, so it is whole or absent.
+bytes 0..4095   a JSON header, padded with spaces (see `Header`)
+then            the ids, uint16 for vocabularies of at most 65,536 tokens, else uint32, little-endian
 """
 
 from __future__ import annotations
@@ -12,45 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from types import TracebackType
+from typing import Any, BinaryIO, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from anyformer.data.encode import Encodes, Ids, Lengths, chunks, encoded, narrowest
 from anyformer.data.sources import Document
 from anyformer.errors import UserError
 
-FORMAT = "anyformer-tokens-1"
+FORMAT = "anyformer-tokens-2"
 HEADER = 4096
-Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
-_CHARACTERS_AT_ONCE = 1 << 20
-
-
-class Encodes(Protocol):
-    """What tokenising needs of a tokenizer."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens."""
-        ...
-
-    @property
-    def separator(self) -> int | None:
-        """The id between documents, None for none."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash that changes whenever the ids could."""
-        ...
-
-    def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
-        """Return the ids of each text."""
-        ...
+_TYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +39,7 @@ class Header:
         bytes: length of the text in UTF-8, which turns a loss per token into bits per byte.
         documents: number of documents.
         vocab_size: of the tokenizer that wrote it.
-        fingerprint: of the sources and the tokenizer, "" where the writer gave none.
+        digest: SHA-256 of the ids, which names the content wherever the file is.
     """
 
     dtype: str
@@ -71,7 +47,7 @@ class Header:
     bytes: int
     documents: int
     vocab_size: int
-    fingerprint: str
+    digest: str
     format: str = FORMAT
 
 
@@ -103,7 +79,7 @@ class TokenFile:
             raise UserError(f"{where} is not a token file of this version: delete it to have it made anew.") from error
         except OSError as error:
             raise UserError(f"The token file {where} can't be read: {error.strerror or error}.") from error
-        dtype = np.dtype(header.dtype).newbyteorder("<")
+        dtype = _TYPES[header.dtype]
         if size != HEADER + header.tokens * dtype.itemsize:
             raise UserError(f"The token file {where} is cut off or damaged: delete it to have it made anew.")
         if header.tokens == 0:
@@ -111,19 +87,49 @@ class TokenFile:
         return cls(where, header, np.memmap(where, dtype=dtype, mode="r", offset=HEADER))
 
 
-def fingerprint(files: Iterable[Path], tokenizer: Encodes, part: str = "") -> str:
-    """Return a hash of what decides a token file's content, without reading the sources.
+class TokenWriter:
+    """Writes a token file bit by bit. A context manager: it is whole once the context has ended without an error."""
 
-    Args:
-        files: the sources; their names, sizes and times of change count.
-        tokenizer: its own fingerprint counts.
-        part: which part of the sources it is, such as "training".
-    """
-    facts = [FORMAT, part, tokenizer.fingerprint]
-    for path in files:
-        status = path.stat()
-        facts.append(f"{path.absolute()}:{status.st_size}:{status.st_mtime_ns}")
-    return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()
+    def __init__(self, path: Path, vocab_size: int) -> None:
+        self._path = path
+        self._vocab_size = vocab_size
+        self.dtype = narrowest(vocab_size)
+        self._tokens = self._bytes = self._documents = 0
+        self._hash = hashlib.sha256()
+
+    def __enter__(self) -> Self:
+        self._file: BinaryIO = self._path.open("wb")
+        self._file.write(bytes(HEADER))
+        return self
+
+    def write(self, ids: Ids, *, size: int, documents: int) -> None:
+        """Add ids.
+
+        Args:
+            ids: [tokens] of `dtype`.
+            size: number of bytes of their text.
+            documents: number of documents that end in it.
+        """
+        content = np.ascontiguousarray(ids, dtype=self.dtype).tobytes()
+        self._file.write(content)
+        self._hash.update(content)
+        self._tokens += len(ids)
+        self._bytes += size
+        self._documents += documents
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is None:
+                name = self.dtype.newbyteorder("=").name
+                header = Header(
+                    name, self._tokens, self._bytes, self._documents, self._vocab_size, self._hash.hexdigest()
+                )
+                self._file.seek(0)
+                self._file.write(_render(header))
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
 
 def tokenise(
@@ -131,18 +137,18 @@ def tokenise(
     tokenizer: Encodes,
     path: str | os.PathLike[str],
     *,
-    fingerprint: str = "",
+    workers: int | None = 1,
     progress: Callable[[int], None] | None = None,
 ) -> TokenFile:
     """Write the ids of documents to a token file, the tokenizer's separator between documents.
 
-    Memory stays bounded: about a million characters are encoded at a time.
+    Memory stays bounded: each worker holds about a quarter of a million characters at a time.
 
     Args:
         documents: read once, in order.
         tokenizer: texts are encoded without the special tokens around them.
         path: the file to make; what was there stays until the new one is whole.
-        fingerprint: kept in the header (see `fingerprint`).
+        workers: processes, None for one per core. The file does not depend on it.
         progress: called with the number of characters done since its last call.
 
     Raises:
@@ -150,14 +156,10 @@ def tokenise(
     """
     where = Path(path)
     beside = where.with_name(f".{where.name}.{os.getpid()}.tmp")
+    labelled = (("", document) for document in documents)
     try:
         where.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            header = _write(file, documents, tokenizer, fingerprint, progress or _silent)
-            file.seek(0)
-            file.write(_render(header))
-            file.flush()
-            os.fsync(file.fileno())
+        tokenise_parts(labelled, tokenizer, {"": beside}, workers=workers, progress=progress)
         beside.replace(where)
     except OSError as error:
         raise UserError(f"The token file {where} can't be written: {error.strerror or error}.") from error
@@ -166,62 +168,71 @@ def tokenise(
     return TokenFile.open(where)
 
 
-def _write(
-    file: BinaryIO,
-    documents: Iterable[Document],
+def tokenise_parts(
+    documents: Iterable[tuple[str, Document]],
     tokenizer: Encodes,
-    fingerprint: str,
-    progress: Callable[[int], None],
-) -> Header:
-    narrow = tokenizer.vocab_size <= np.iinfo(np.uint16).max + 1
-    dtype = np.dtype("<u2" if narrow else "<u4")
-    separator = tokenizer.separator
-    tokens = size = count = 0
-    between = False
-    file.write(bytes(HEADER))
-    for batch in _batches(documents):
-        encoded = tokenizer.encode_batch([document.text for document in batch], special=False)
-        ids: list[int] = []
-        for document, own in zip(batch, encoded, strict=True):
-            if between and separator is not None:
-                ids.append(separator)
-            ids += own
-            between = document.last
-            size += len(document.text.encode("utf-8"))
-            count += document.last
-        file.write(np.asarray(ids, dtype=dtype).tobytes())
-        tokens += len(ids)
-        progress(sum(len(document.text) for document in batch))
-    name = "uint16" if narrow else "uint32"
-    return Header(name, tokens, size, count, tokenizer.vocab_size, fingerprint)
+    paths: Mapping[str, Path],
+    *,
+    workers: int | None = 1,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write documents, each with the name of the part it belongs to, to the token file of that part.
+
+    Args:
+        documents: read once, in order.
+        tokenizer: texts are encoded without the special tokens around them.
+        paths: the token file of each part.
+        workers: processes, None for one per core.
+        progress: called with the number of characters done since its last call.
+
+    Raises:
+        UserError: a document can't be read or encoded.
+        OSError: a file can't be written.
+    """
+    between = dict.fromkeys(paths, False)
+    with ExitStack() as stack:
+        writers = {name: stack.enter_context(TokenWriter(path, tokenizer.vocab_size)) for name, path in paths.items()}
+        groups = chunks(documents, lambda item: len(item[1].text))
+        for group, (lengths, ids) in encoded(groups, _texts, tokenizer, workers):
+            for name, writer in writers.items():
+                mine = [document for part, document in group if part == name]
+                if mine:
+                    chosen = np.fromiter((part == name for part, _ in group), np.bool_, len(group))
+                    last = np.fromiter((document.last for document in mine), np.bool_, len(mine))
+                    own = ids if len(mine) == len(group) else ids[np.repeat(chosen, lengths)]
+                    own = _separated(own, lengths[chosen], last, between[name], tokenizer.separator)
+                    between[name] = bool(last[-1])
+                    size = sum(size_of(document.text) for document in mine)
+                    writer.write(own, size=size, documents=int(last.sum()))
+            if progress is not None:
+                progress(sum(len(document.text) for _, document in group))
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= _CHARACTERS_AT_ONCE:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _texts(group: list[tuple[str, Document]]) -> list[str]:
+    return [document.text for _, document in group]
+
+
+def _separated(ids: Ids, lengths: Lengths, last: npt.NDArray[np.bool_], between: bool, separator: int | None) -> Ids:
+    """Put the separator before each text whose predecessor ended; `between` says it of the one before the first."""
+    if separator is None:
+        return ids
+    begins = np.concatenate(([0], np.cumsum(lengths[:-1], dtype=np.int64)))
+    ended = np.concatenate(([between], last[:-1]))
+    return np.insert(ids, begins[ended], separator)
+
+
+def size_of(text: str) -> int:
+    """The length of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8"))
 
 
 def _render(header: Header) -> bytes:
     content = json.dumps(asdict(header)).encode()
-    if len(content) >= HEADER:
-        raise ValueError(f"a token file's header has {len(content)} bytes, {HEADER} at most")
     return content.ljust(HEADER - 1) + b"\n"
 
 
 def _parse(content: bytes) -> Header:
     header = Header(**cast("dict[str, Any]", json.loads(content)))
-    if header.format != FORMAT or header.dtype not in ("uint16", "uint32"):
+    if header.format != FORMAT or header.dtype not in _TYPES:
         raise ValueError("another format")
     return header
-
-
-def _silent(characters: int) -> None:
-    del characters

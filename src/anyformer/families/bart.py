@@ -204,6 +204,17 @@ FAMILIES = [
             "opus-mt": _read({**_OPUS, "scale_embedding": True}, "language_model", "marian"),
             "transformer-base": _paper(512, 8, 0.1),
             "transformer-big": _paper(1024, 16, 0.3),
+            # For small parallel corpora such as Multi30k: fairseq's post-norm model with all embeddings shared, at the
+            # size of Wu et al. 2021 ("Good for Misconceived Reasons", Transformer-Tiny; in the code of
+            # LividWo/Revisit-MMT: 4 + 4 layers, width 128, feed-forward 256, 4 heads, dropout 0.3). Sines come first
+            # as in fairseq, so Hugging Face opens it as a Marian model.
+            "transformer-tiny": _paper(128, 4, 0.3).replace(
+                vocab_size=10_000,
+                encoder_layers=4,
+                decoder_layers=4,
+                feed_forward={"width": 256},
+                position={"layout": "halves"},
+            ),
         },
     ),
     Family(

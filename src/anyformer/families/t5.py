@@ -67,7 +67,7 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
         norm=NormConfig(kind="rms", eps=raw.get("layer_norm_epsilon", 1e-6), placement="pre"),
         embedding=EmbeddingConfig(tied=tied, dropout=dropout),
         head=HeadConfig(kind=head, scaled=scaled and head == "language_model"),
-        init=InitConfig(kind="t5"),
+        init=InitConfig(kind="t5", std=1.0),
         dropout=dropout,
         tokens=special_tokens(raw, _TOKENS),
         model_type=model_type,
@@ -152,13 +152,19 @@ _V1_1 = {
     "flan-t5-small": _sizes(512, 8, 6, 1024, **_V11),
     "flan-t5-base": _sizes(768, 12, 12, 2048, **_V11),
 }
+# To be trained on a laptop in minutes, at llama-nano's size; a run as short as that has no use for dropout. T5's token
+# vectors of N(0, 1) want an optimiser whose steps are in proportion to them (Adafactor); AdamW hardly moves them, so
+# these start at 1 / sqrt(d_model).
+_NANO = _read(
+    _sizes(128, 4, 4, 256, d_kv=32, vocab_size=2048, n_positions=128, dropout_rate=0.0, **_V11), "language_model", "t5"
+).replace(init={"std": 0.09})
 _MT5 = {
     "mt5-small": _sizes(512, 8, 6, 1024, vocab_size=250112, **_V11),
     "mt5-base": _sizes(768, 12, 12, 2048, vocab_size=250112, **_V11),
 }
 
 
-def _family(model_type: str, name: str, presets: dict[str, dict[str, Any]]) -> Family:
+def _family(model_type: str, name: str, presets: dict[str, dict[str, Any]], **more: ModelConfig) -> Family:
     return Family(
         model_type=model_type,
         architectures={
@@ -171,9 +177,9 @@ def _family(model_type: str, name: str, presets: dict[str, dict[str, Any]]) -> F
         rows=ROWS,
         # Old files have a bias for cross-attention, which the model never had.
         ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
-        presets={preset: _read(fields, "language_model", model_type) for preset, fields in presets.items()},
+        presets={preset: _read(fields, "language_model", model_type) for preset, fields in presets.items()} | more,
         ties_missing_head=True,
     )
 
 
-FAMILIES = [_family("t5", "T5", {**_V1, **_V1_1}), _family("mt5", "MT5", _MT5)]
+FAMILIES = [_family("t5", "T5", {**_V1, **_V1_1}, **{"t5-nano": _NANO}), _family("mt5", "MT5", _MT5)]

@@ -5,6 +5,7 @@ files          a directory on disk -> the pieces of a Tokenizer, and safe writes
 legacy         directories from before tokenizer.json: vocab.txt, vocab.json + merges.txt
 sentencepiece  spiece.model, and Marian's pair of models
 training       char, byte-level BPE, WordPiece and Unigram from one's own text
+words          which tokens make up a word
 chat           sandboxed chat templates
 stream         decoding one token at a time
 """

@@ -102,8 +102,8 @@ class Tokenizer:
         Args:
             texts: the documents, read once; those of `anyformer.data` as they are, since they may come in pieces.
             spec: `char`, `bpe:N`, `wordpiece:N` or `unigram:N`, with N tokens in all, special ones included.
-            special: which special tokens the objective needs: `causal`, `masked` or `seq2seq` (see
-                `training`).
+            special: which special tokens the objective needs: `causal`, `masked`, `span_corruption` or `seq2seq`
+                (see `training`).
             lowercase: WordPiece only: fold to lower case and strip accents, as BERT's uncased models do.
             model_max_length: written into the config, in tokens.
 
@@ -161,7 +161,7 @@ class Tokenizer:
             UserError: a character-level tokenizer without an unknown token meets a new character, or the text
                 is not Unicode text (it holds half of a surrogate pair).
         """
-        self._check_alphabet((text,) if second is None else (text, second))
+        self.check((text,) if second is None else (text, second))
         try:
             return list(self.backend.encode(text, second, add_special_tokens=special).ids)
         except TypeError as error:
@@ -169,7 +169,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Return the ids of each text, in parallel. Raises UserError as `encode` does."""
-        self._check_alphabet(texts)
+        self.check(texts)
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special)
         return [encoding.ids for encoding in encodings]
 
@@ -229,7 +229,8 @@ class Tokenizer:
             return named.get("default")
         return template if isinstance(template, str) else None
 
-    def _check_alphabet(self, texts: Iterable[str]) -> None:
+    def check(self, texts: Iterable[str]) -> None:
+        """Raise UserError when a character-level tokenizer without an unknown token would drop a character."""
         if self._alphabet is None:
             return
         for text in texts:

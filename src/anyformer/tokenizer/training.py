@@ -1,11 +1,13 @@
 """Training a tokenizer on text: characters, byte-level BPE, WordPiece, Unigram.
 
 The special tokens follow the objective:
-    causal   <|endoftext|> between documents; for characters only if there is more than one document, so that
-    a single text has a
-             vocabulary of exactly its distinct characters
-    masked   [PAD] [UNK] [CLS] [SEP] [MASK] as the first five, and `[CLS] text [SEP]` around a text, as BERT
-    has it seq2seq  <pad> </s> <unk> as the first three, and </s> after a text, as T5 has it
+    causal           <|endoftext|> between documents; for characters only if there is more than one document, so that
+                     a single text has a vocabulary of exactly its distinct characters
+    masked           [PAD] [UNK] [CLS] [SEP] [MASK] as the first five, and `[CLS] text [SEP]` around a text, as BERT
+                     has it
+    seq2seq          <pad> </s> <unk> as the first three, and </s> after a text, as T5 has it
+    span_corruption  the same, and the sentinels <extra_id_99> ... <extra_id_0> as the last hundred, as T5 has them;
+                     of a small vocabulary they are no more than a tenth
 WordPiece and Unigram always have an unknown token. For characters it exists only where the objective has one.
 """
 
@@ -27,7 +29,11 @@ SPECIAL: dict[str, dict[str, str]] = {
     "causal": {"eos": END_OF_TEXT},
     "masked": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     "seq2seq": {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
+    "span_corruption": {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
 }
+
+SENTINELS = 100
+"""As many as T5's vocabulary has: enough for a context of 2,000 tokens."""
 
 _BYTES = 256
 
@@ -41,20 +47,27 @@ def train(
         raise UserError(f"There is no set of special tokens called {special!r}: {nearest(special, SPECIAL)}")
     roles = dict(SPECIAL[special])
     counted = _Counted(texts)
-    backend = _subword(kind, counted, roles, size, lowercase) if size else _char(counted, roles, special)
+    sentinels = _sentinels(size) if special == "span_corruption" else []
+    if size:
+        backend = _subword(kind, counted, roles, size, len(sentinels), lowercase)
+    else:
+        backend = _char(counted, roles, special)
     if not counted.characters:
         raise UserError("There is no text to train a tokenizer on: all documents are empty.")
     if "cls" in roles:
         backend.post_processor = sentence_template(_with_id(backend, "[CLS]"), _with_id(backend, "[SEP]"))
-    elif special == "seq2seq":
+    elif special in ("seq2seq", "span_corruption"):
         backend.post_processor = processors.TemplateProcessing(
             single="$A </s>", pair="$A </s> $B </s>", special_tokens=[_with_id(backend, "</s>")]
         )
+    add(backend, [AddedToken(token, normalized=False, special=True) for token in sentinels])
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{f"{role}_token": token for role, token in roles.items()},
         "clean_up_tokenization_spaces": False,
     }
+    if sentinels:
+        config["additional_special_tokens"] = sentinels[::-1]
     if special != "masked":
         # transformers would otherwise hand segment ids to models that have no use for them
         config["model_input_names"] = ["input_ids", "attention_mask"]
@@ -76,6 +89,12 @@ def parse_spec(spec: str) -> tuple[str, int | None]:
     if not number.isascii() or not number.isdigit() or int(number) == 0:
         raise UserError(f"The tokenizer {spec!r} needs the size of its vocabulary, for example {kind}:8192.")
     return kind, int(number)
+
+
+def _sentinels(size: int | None) -> list[str]:
+    """The sentinels of a vocabulary of this size (None: of characters), in the order of their ids."""
+    number = SENTINELS if size is None else max(1, min(SENTINELS, size // 10))
+    return [f"<extra_id_{index}>" for index in reversed(range(number))]
 
 
 class Piece(Protocol):
@@ -124,18 +143,21 @@ def _char(texts: _Counted, roles: dict[str, str], special: str) -> tokenizers.To
     return backend
 
 
-def _subword(kind: str, texts: _Counted, roles: dict[str, str], size: int, lowercase: bool) -> tokenizers.Tokenizer:
+def _subword(
+    kind: str, texts: _Counted, roles: dict[str, str], size: int, sentinels: int, lowercase: bool
+) -> tokenizers.Tokenizer:
+    """A subword tokenizer that has room for so many sentinels."""
     if "unk" not in roles and kind != "bpe":
         roles["unk"] = "[UNK]" if kind == "wordpiece" else "<unk>"
     least = len(roles) + _TRAINERS[kind][1]
-    if size < least:
+    if size - sentinels < least:
+        least += max(1, min(SENTINELS, (least - 1) // 9)) if sentinels else 0
         raise UserError(f"A {kind} vocabulary of {size} is too small: it needs at least {least} tokens.")
-    return _TRAINERS[kind][0](texts, roles, size, lowercase)
+    return _TRAINERS[kind][0](texts, roles, size - sentinels, lowercase)
 
 
 def _bpe(texts: _Counted, roles: dict[str, str], size: int, lowercase: bool) -> tokenizers.Tokenizer:
-    """Byte-level BPE (Radford et al. 2019): every text has an encoding, and decoding gives it back
-    exactly."""
+    """Byte-level BPE (Radford et al. 2019): every text has an encoding, and decoding gives it back exactly."""
     del lowercase
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = byte_words()

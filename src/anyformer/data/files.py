@@ -1,0 +1,177 @@
+"""Files of data: finding them by name, folder or glob, and opening them whatever they are compressed with."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from anyformer.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+TEXT_SUFFIXES = (".txt", ".md", ".py")
+RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (*TEXT_SUFFIXES, *RECORD_SUFFIXES)
+COMPRESSED = (".gz", ".zst")
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+_BUFFER = 1 << 18
+
+
+def supported() -> str:
+    """The file kinds that can be read, as people write them."""
+    return f"{', '.join(SUFFIXES)} (each also as {' or '.join(COMPRESSED)})"
+
+
+def suffix_of(path: Path) -> str | None:
+    """Return the supported suffix of a file, looking through a final .gz or .zst; None where it has none."""
+    name = path.name.lower()
+    for compressed in COMPRESSED:
+        name = name.removesuffix(compressed)
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def find_files(paths: Paths) -> list[Path]:
+    """Return the files that `paths` name, each once: files as given, folders with everything readable in them, sorted,
+    and globs such as `data/*.txt` or `data/**/*.md` with all that they match, sorted.
+
+    Hidden files and folders are passed over, and so are files of other kinds inside a folder or under a glob. A .json
+    file inside a folder is passed over, too, since most are settings and not data: name it, or use a glob.
+
+    Raises:
+        UserError: a path is missing, a named file is of a kind that can't be read, a folder or glob has nothing to
+            read.
+    """
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not given:
+        raise UserError("No data was given: name a file or a folder of text.")
+    found: list[Path] = []
+    for item in given:
+        path = Path(item)
+        is_glob = any(character in "*?[" for character in str(path))
+        found += _matching(path) if is_glob and not path.exists() else _named(path)
+    once: dict[Path, Path] = {}
+    for path in found:
+        once.setdefault(path.absolute(), path)
+    return list(once.values())
+
+
+def _named(path: Path) -> list[Path]:
+    if path.is_dir():
+        inside = list(walk(path))
+        if not inside:
+            raise UserError(f"The folder {path} has no file to read: looked for {supported()}.")
+        return inside
+    if not path.exists():
+        raise UserError(f"There is no data at {path}: no such file or folder.")
+    if suffix_of(path) is None:
+        raise UserError(f"{path} is not a kind of file that can be read: use {supported()}.")
+    return [path]
+
+
+def _matching(pattern: Path) -> list[Path]:
+    found: list[Path] = []
+    named = [part for part in pattern.parts if part.startswith(".")]
+    for path in sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))):
+        if any(part.startswith(".") and not any(PurePath(part).match(own) for own in named) for part in path.parts):
+            continue
+        if path.is_dir():
+            found += walk(path)
+        elif suffix_of(path) is not None:
+            found.append(path)
+    if not found:
+        raise UserError(f"Nothing that can be read matches {pattern}: looked for {supported()}.")
+    return found
+
+
+def walk(root: Path, leave_out: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Yield all supported files under a folder in an order that depends on nothing but their names."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"The folder {error.filename} can't be read: {error.strerror}.") from error
+
+    for folder, folders, files in os.walk(root, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in leave_out)
+        for name in sorted(files):
+            path = Path(folder, name)
+            if not name.startswith(".") and suffix_of(path) not in (None, ".json") and path.is_file():
+                yield path
+
+
+@contextmanager
+def opened(path: Path) -> Generator[BinaryIO, None, None]:
+    """Open a file for reading, decompressed.
+
+    Raises:
+        UserError: it can't be read, now or later inside the `with`, or is not whole.
+    """
+    kind = path.suffix.lower()
+    try:
+        with path.open("rb", buffering=_BUFFER) as file:
+            if kind == ".gz":
+                with gzip.open(file) as unpacked:
+                    yield cast("BinaryIO", io.BufferedReader(cast("Any", unpacked), _BUFFER))
+            elif kind == ".zst":
+                yield cast("BinaryIO", io.BufferedReader(_Zstandard(file, path), _BUFFER))
+            else:
+                yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        name = {".gz": "gzip", ".zst": "zstandard"}.get(kind, "complete")
+        raise UserError(f"{path} is not a whole {name} file: {error}.") from error
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or str(error).splitlines()[0]}.") from error
+
+
+class _Zstandard(io.RawIOBase):
+    """Decompresses a file of one or more frames, and tells one that is cut off, which the library's reader does not."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        try:
+            import zstandard
+        except ImportError as error:
+            raise UserError(f"Reading {path} needs zstandard: pip install 'anyformer[data]'.") from error
+        self._file = file
+        self._error: type[Exception] = zstandard.ZstdError
+        self._begin = zstandard.ZstdDecompressor().decompressobj
+        self._frame: Any = None
+        self._packed = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        room = memoryview(buffer).cast("B")
+        while not self._ready and self._advance():
+            pass
+        count = min(len(room), len(self._ready))
+        room[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _advance(self) -> bool:
+        """Decompress a block; False at the end of the file."""
+        block = self._packed or self._file.read(_BUFFER)
+        self._packed = b""
+        if not block:
+            if self._frame is not None:
+                raise EOFError("it ends in the middle of a frame")
+            return False
+        if self._frame is None:
+            self._frame = self._begin()
+        try:
+            self._ready = memoryview(cast("bytes", self._frame.decompress(block)))
+        except self._error as error:
+            raise EOFError(str(error)) from error
+        if self._frame.eof:
+            self._packed = cast("bytes", self._frame.unused_data)
+            self._frame = None
+        return True

@@ -1,0 +1,156 @@
+"""Batches of pairs for sequence to sequence: batch(step) is a pure function of (data, seed, step), as in `batches`.
+
+Pairs of about equal length stand together, so that little is padding (Vaswani et al. 2017, section 5.1). They are
+sorted by length once and cut into batches of at most so many tokens, padding included. An epoch is a shuffle of these
+batches, and pairs of exactly the same lengths are shuffled among themselves: so each epoch has every pair once, and
+the same number of batches of the same shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from anyformer.data.batch import IGNORED, Batch, Int64
+from anyformer.data.permutation import derive, permute
+from anyformer.errors import UserError
+
+Ids = npt.NDArray[np.integer]
+_ORDER, _TIES = 4, 5  # other draws than those of `batches`
+
+
+class Pairs(Protocol):
+    """Where pairs come from, such as a `PairFile`: ids of the texts alone, without special tokens."""
+
+    @property
+    def source_lengths(self) -> Int64:
+        """[pairs] number of ids of each source."""
+        ...
+
+    @property
+    def target_lengths(self) -> Int64:
+        """[pairs] number of ids of each target."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        ...
+
+    def source(self, index: int) -> Ids:
+        """Return the ids of a source, [length]."""
+        ...
+
+    def target(self, index: int) -> Ids:
+        """Return the ids of a target, [length]."""
+        ...
+
+
+class PairBatches:
+    """Batches of pairs. A source ends with `eos`, and so does a target; what the decoder reads begins with `start`.
+
+    Attributes:
+        steps_per_epoch: number of batches in an epoch.
+        truncated: number of pairs with a side that was too long and is cut.
+        tokens_per_epoch: number of targets in an epoch.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        batch_tokens: int,
+        seed: int = 0,
+        *,
+        eos: int,
+        pad: int,
+        start: int,
+        context: int | None = None,
+    ) -> None:
+        """Sort the pairs by length; their ids are read as they are needed.
+
+        Args:
+            pairs: what to batch.
+            batch_tokens: tokens that a batch has at most: rows times the longest row, of the larger of its two sides.
+            seed: decides the order.
+            eos: ends every source and target.
+            pad: fills rows up.
+            start: what the decoder reads first.
+            context: longest source and target in tokens, `eos` included; longer ones are cut, and counted in
+                `truncated`. None: only a side longer than a whole batch is.
+
+        Raises:
+            UserError: there are no pairs, or no room for one.
+        """
+        longest = batch_tokens if context is None else min(context, batch_tokens)
+        if not len(pairs):
+            raise UserError("There are no pairs of source and target in the data: is it empty?")
+        if longest < 2:
+            raise UserError(f"A batch of {batch_tokens} tokens has no room for a text and its end: give more.")
+        self.seed = seed
+        self._pairs = pairs
+        self._longest = longest
+        self._eos, self._pad, self._start = eos, pad, start
+        source, target = pairs.source_lengths + 1, pairs.target_lengths + 1
+        self.truncated = int(((source > longest) | (target > longest)).sum())
+        source, target = np.minimum(source, longest), np.minimum(target, longest)
+        self.tokens_per_epoch = int(target.sum())
+        # Back and forth: where the source gets longer, the target stays about as it was.
+        self._sorted = np.lexsort((np.where(source % 2 == 0, target, -target), source))
+        source, target = source[self._sorted], target[self._sorted]
+        new = np.flatnonzero((np.diff(source) != 0) | (np.diff(target) != 0)) + 1
+        self._ties = np.concatenate(([0], new, [len(source)]))
+        self._edges = _cut(np.maximum(source, target), batch_tokens)
+        self.steps_per_epoch = len(self._edges) - 1
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step, counted from 0: the same whenever and wherever it is asked for."""
+        return self._collate(self.members(step))
+
+    def members(self, step: int) -> Int64:
+        """Return the numbers of a step's pairs, [rows]."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = derive(self.seed, _ORDER, epoch)
+        number = int(permute(np.array([place]), self.steps_per_epoch, order)[0])
+        places = np.arange(self._edges[number], self._edges[number + 1])
+        tie = np.searchsorted(self._ties, places, side="right") - 1
+        for group in np.unique(tie).tolist():
+            first, end = self._ties[group : group + 2].tolist()
+            rows = tie == group
+            if end - first > 1:
+                key = derive(self.seed, _TIES, epoch, group)
+                places[rows] = first + permute(places[rows] - first, end - first, key)
+        return self._sorted[places]
+
+    def validation(self, every: int = 1) -> Iterator[Batch]:
+        """Yield every so many-th batch in order of length, the same at each call; with every=1 each pair once."""
+        for begin, end in zip(self._edges[:-1:every], self._edges[1::every], strict=True):
+            yield self._collate(self._sorted[begin:end])
+
+    def _collate(self, members: Int64) -> Batch:
+        text = self._longest - 1
+        sources = [self._pairs.source(index)[:text] for index in members.tolist()]
+        targets = [self._pairs.target(index)[:text] for index in members.tolist()]
+        rows = len(members)
+        source = np.full((rows, max(map(len, sources)) + 1), self._pad, dtype=np.int64)
+        wanted = np.full((rows, max(map(len, targets)) + 1), IGNORED, dtype=np.int64)
+        tokens = np.full_like(wanted, self._pad)
+        tokens[:, 0] = self._start
+        for row, (read, write) in enumerate(zip(sources, targets, strict=True)):
+            source[row, : len(read)], source[row, len(read)] = read, self._eos
+            wanted[row, : len(write)], wanted[row, len(write)] = write, self._eos
+            tokens[row, 1 : len(write) + 1] = write
+        real = np.arange(source.shape[1]) <= np.array([[len(read)] for read in sources])
+        return Batch(tokens, wanted, source=source, source_mask=None if real.all() else real)
+
+
+def _cut(lengths: Int64, batch_tokens: int) -> Int64:
+    """Edges of the longest stretches whose number of rows times longest row is at most `batch_tokens`."""
+    edges = [0]
+    while edges[-1] < len(lengths):
+        begin = edges[-1]
+        ahead = lengths[begin : begin + batch_tokens // int(lengths[begin])]
+        cost = np.maximum.accumulate(ahead) * np.arange(1, len(ahead) + 1)
+        edges.append(begin + int(np.searchsorted(cost, batch_tokens, side="right")))
+    return np.array(edges)

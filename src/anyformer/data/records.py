@@ -1,0 +1,175 @@
+"""Records: the lines of jsonl, the rows of csv, tsv and parquet, and the fields in them that hold text."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from anyformer.data.files import opened, suffix_of
+from anyformer.errors import UserError, nearest
+
+Record = tuple[int, tuple[str, ...]]
+"""The line or row it begins at, counted from 1, and the text of each wanted field, "" for null."""
+
+_ROWS = 1024
+_MISSING = object()
+
+
+def records(path: Path, fields: Sequence[str]) -> Iterator[Record]:
+    """Read some fields of a file's records, in order.
+
+    A field inside another is written with a dot: `translation.de`.
+
+    Args:
+        path: .jsonl, .json (one object a line), .csv or .tsv (with a header) or .parquet, compressed or not.
+        fields: their names.
+
+    Raises:
+        UserError: the file can't be read; a line or row is faulty, or a field is missing or no text (with the number).
+    """
+    kind = suffix_of(path)
+    with opened(path) as file:
+        if kind == ".parquet":
+            yield from _parquet(file, path, fields)
+        elif kind in (".csv", ".tsv"):
+            yield from _table(file, path, fields, "," if kind == ".csv" else "\t")
+        else:
+            yield from _lines(file, path, fields)
+
+
+def not_text(path: Path, offset: int) -> UserError:
+    """What to raise for a byte that can't be part of a text."""
+    return UserError(f"{path} is not UTF-8 text: byte {offset} can't be part of a text.")
+
+
+def text_of(record: Mapping[str, Any], field: str, where: str) -> str:
+    """Return the text of a field, "" for null; raises UserError where there is none."""
+    value = _find(record, field)
+    if value is _MISSING:
+        raise UserError(f"{where} {unknown_field(field, record)}")
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise UserError(f"{where} has no text in its field {field!r}: that is of type {kind}. Name another field.")
+    if _has_half_characters(value):
+        raise UserError(f"{where} holds half a character: a \\ud800 without its other half.")
+    return value
+
+
+def unknown_field(field: str, names: Iterable[str]) -> str:
+    """Say that there is no such field, and which ones there are."""
+    known = [str(name) for name in names]
+    hint = nearest(field, known)
+    others = "" if hint.startswith("choose") or not known else f" It has {', '.join(map(repr, known))}."
+    return f"has no field {field!r}: {hint}{others}" + ("" if hint.endswith("?") else ".")
+
+
+def _find(record: Mapping[str, Any], field: str) -> object:
+    if field in record:
+        return record[field]
+    first, dot, rest = field.partition(".")
+    inner: object = record.get(first) if dot else None
+    return _find(cast("Mapping[str, Any]", inner), rest) if isinstance(inner, Mapping) else _MISSING
+
+
+def _lines(file: BinaryIO, path: Path, fields: Sequence[str]) -> Iterator[Record]:
+    offset = 0
+    for number, line in enumerate(file, start=1):
+        content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        try:
+            record: object = json.loads(content.decode("utf-8")) if content.strip() else None
+        except UnicodeDecodeError as error:
+            raise not_text(path, offset + len(line) - len(content) + error.start) from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}, is not JSON: {error}.") from error
+        offset += len(line)
+        if not content.strip():
+            continue
+        if not isinstance(record, dict):
+            raise UserError(f'{path}, line {number}, is no record: each line must be like {{"{fields[0]}": "..."}}.')
+        found = cast("dict[str, Any]", record)
+        yield number, tuple(text_of(found, field, f"{path}, line {number},") for field in fields)
+
+
+def _table(file: BinaryIO, path: Path, fields: Sequence[str], delimiter: str) -> Iterator[Record]:
+    limit = csv.field_size_limit()
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
+    begin = 1
+    columns: list[int] | None = None
+    width = 0
+    try:
+        while True:
+            # The limit is one for all readers of the process, and 131,072 characters are too few for a document.
+            csv.field_size_limit(min(sys.maxsize, (1 << 31) - 1))
+            row = next(rows, None)
+            csv.field_size_limit(limit)
+            if row is None:
+                break
+            if row and columns is None:
+                columns, width = [_column(path, row, field) for field in fields], len(row)
+            elif row and columns is not None:
+                if len(row) != width:
+                    raise UserError(f"{path}, line {begin}, has {len(row)} fields, and the header has {width}.")
+                yield begin, tuple(row[column] for column in columns)
+            begin = rows.line_num + 1
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text, from line {begin} on: {error.reason}.") from error
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {begin}, can't be read: {error} (a quote inside a quoted field must be doubled)."
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
+        text.detach()
+
+
+def _column(path: Path, header: Sequence[str], field: str) -> int:
+    if header.count(field) > 1:
+        raise UserError(f"{path} has {header.count(field)} fields called {field!r}: give them different names.")
+    if field not in header:
+        raise UserError(f"{path} {unknown_field(field, header)}")
+    return header.index(field)
+
+
+def _parquet(file: BinaryIO, path: Path, fields: Sequence[str]) -> Iterator[Record]:
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError(f"Reading {path} needs pyarrow: pip install 'anyformer[data]'.") from error
+    number = 0
+    try:
+        with tempfile.TemporaryFile() as unpacked:
+            source: Any = path
+            if path.suffix.lower() != ".parquet":
+                # The index of a parquet file is at its end, so it can't be read as a stream.
+                shutil.copyfileobj(file, unpacked)
+                source = unpacked
+            table = parquet.ParquetFile(source)
+            names: list[str] = table.schema_arrow.names
+            for field in fields:
+                if field not in names and field.partition(".")[0] not in names:
+                    raise UserError(f"{path} {unknown_field(field, names)}")
+            columns = [field if field in names else field.partition(".")[0] for field in fields]
+            for batch in table.iter_batches(_ROWS, columns=list(dict.fromkeys(columns)), use_threads=False):
+                for row in cast("list[dict[str, Any]]", batch.to_pylist()):
+                    number += 1
+                    yield number, tuple(text_of(row, field, f"{path}, row {number},") for field in fields)
+    except pa.ArrowException as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"{path} is not a whole parquet file: {line}.") from error
+
+
+def _has_half_characters(text: str) -> bool:
+    """Whether a text has lone surrogates, which JSON can spell and UTF-8 cannot."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in set(text))

@@ -1,0 +1,129 @@
+"""What can be read only once, or from afar, kept in the cache as a file: standard input, and data sets of the hub.
+
+A data set is written `hf:NAME[:CONFIG][:SPLIT]`, such as `hf:roneneldan/TinyStories`, `hf:opus_books:de-en` or
+`hf:Salesforce/wikitext:wikitext-2-v1:test`. NAME may be a folder, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from anyformer.data.cache import Cache, key
+from anyformer.data.records import text_of, unknown_field
+from anyformer.errors import UserError
+
+STANDARD_INPUT = "-"
+HUB = "hf:"
+
+_BLOCK = 1 << 20
+_LEVEL = 3
+
+
+def spooled(
+    paths: Iterable[str],
+    fields: Sequence[str],
+    cache: Cache,
+    *,
+    stdin: BinaryIO | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[str]:
+    """Return the paths, with a file of the cache in place of `-` and of each `hf:` data set.
+
+    A data set is read over the network once; from then on it is the file. Standard input is read at each call.
+
+    Args:
+        paths: what the user named.
+        fields: the fields of a data set that are wanted.
+        cache: where to keep the files.
+        stdin: what to read for `-`; None: standard input.
+        progress: called with a line on what is being read.
+
+    Raises:
+        UserError: there is nothing on standard input, or a data set can't be had or lacks a field.
+    """
+    say = progress or _silent
+    found: list[str] = []
+    for path in paths:
+        if path == STANDARD_INPUT:
+            say("reading standard input")
+            found.append(str(_standard_input(cache, sys.stdin.buffer if stdin is None else stdin)))
+        elif path.startswith(HUB):
+            say(f"reading {path}")
+            found.append(str(_hub(path, fields, cache)))
+        else:
+            found.append(path)
+    return found
+
+
+def _standard_input(cache: Cache, stdin: BinaryIO) -> Path:
+    if stdin.isatty():
+        raise UserError("--data - reads standard input, and that is a terminal: pipe a text into the command.")
+
+    def write(place: Path) -> str:
+        digest = hashlib.sha256()
+        with place.open("wb") as file:
+            while block := stdin.read(_BLOCK):
+                digest.update(block)
+                file.write(block)
+        if not place.stat().st_size:
+            raise UserError("There is no text to read: standard input is empty.")
+        return f"stdin-{digest.hexdigest()[:32]}.txt"
+
+    return cache.keep("sources", write)
+
+
+def _hub(spec: str, fields: Sequence[str], cache: Cache) -> Path:
+    def write(place: Path) -> None:
+        try:
+            import zstandard
+        except ImportError as error:
+            raise UserError(f"Reading {spec} needs datasets and zstandard: pip install 'anyformer[data]'.") from error
+        rows = _rows(spec, fields)
+        with place.open("wb") as file, zstandard.ZstdCompressor(level=_LEVEL).stream_writer(file) as packed:
+            for values in rows:
+                line = json.dumps(dict(zip(fields, values, strict=True)), ensure_ascii=False)
+                packed.write(line.encode("utf-8") + b"\n")
+
+    name = "".join(character if character.isalnum() else "-" for character in spec.removeprefix(HUB))
+    return cache.file("sources", f"{name[:80]}-{key(spec, tuple(fields))[:12]}.jsonl.zst", write)
+
+
+def _rows(spec: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    try:
+        import datasets
+        from datasets.exceptions import DatasetsError
+    except ImportError as error:
+        raise UserError(f"Reading {spec} needs datasets: pip install 'anyformer[data]'.") from error
+    name, config, split = _parts(spec)
+    untyped = cast("Any", datasets)
+    try:
+        if split is None and config is not None and config not in untyped.get_dataset_config_names(name):
+            config, split = None, config
+        stream = untyped.load_dataset(name, config, split=split or "train", streaming=True)
+        for number, row in enumerate(cast("Iterable[Mapping[str, Any]]", stream), start=1):
+            if number == 1:
+                for field in fields:
+                    if field.partition(".")[0] not in row and field not in row:
+                        raise UserError(f"{spec} {unknown_field(field, row)}")
+            yield tuple(text_of(row, field, f"{spec}, row {number},") for field in fields)
+    except (DatasetsError, OSError, ValueError, LookupError) as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise UserError(f"The data set {spec} can't be read: {line}.") from error
+
+
+def _parts(spec: str) -> tuple[str, str | None, str | None]:
+    """Name, config and split; with one part after the name that is the config, unless there is no such config."""
+    name, *rest = spec.removeprefix(HUB).split(":")
+    if not name or len(rest) > 2:
+        raise UserError(f"{spec} is not a data set's name: write hf:NAME, hf:NAME:CONFIG, or hf:NAME:CONFIG:SPLIT.")
+    config, split = (*(part or None for part in rest), None, None)[:2]
+    return name, config, split
+
+
+def _silent(line: str) -> None:
+    del line

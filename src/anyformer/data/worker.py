@@ -1,0 +1,56 @@
+"""A process that encodes texts. It is run as a file, and imports nothing of anyformer, so that it starts at once.
+
+It reads from standard input, and answers each request on standard output, until the input ends; it thus ends with the
+process that started it, however that ends. All are pickled, by and for processes of the same program:
+
+    first      (sys.path, the tokenizer as JSON, the typecode of ids)
+    request    [text, ...]
+    answer     (lengths, ids) as the bytes of an array of uint32 and of one of that typecode, or a string: what is wrong
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from array import array
+from typing import Literal
+
+LENGTHS = "I"
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever else is printed must not come between the answers
+    greeting: tuple[list[str], str, Literal["H", "I"]] = pickle.load(requests)
+    path, pipeline, typecode = greeting
+    sys.path[:] = path
+    import tokenizers
+
+    backend = tokenizers.Tokenizer.from_str(pipeline)
+    while True:
+        try:
+            texts: list[str] = pickle.load(requests)
+        except EOFError:
+            return
+        answer: tuple[bytes, bytes] | str
+        try:
+            lengths, ids = array(LENGTHS), array(typecode)
+            for encoding in backend.encode_batch_fast(texts, add_special_tokens=False):
+                own = encoding.ids
+                lengths.append(len(own))
+                ids.extend(own)
+            answer = lengths.tobytes(), ids.tobytes()
+        except Exception as error:
+            answer = str(error) or type(error).__name__
+        pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+        # The program that asked is gone, in the middle of it. Nobody is there to tell, nor to flush anything for.
+        os._exit(1)

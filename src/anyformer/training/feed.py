@@ -1,0 +1,134 @@
+"""What a model is fed with: batches for training, a pure function of the step, and batches for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Protocol
+
+from anyformer.data.batch import Batch
+from anyformer.data.batches import Batches, validation_batches
+from anyformer.data.cache import key
+from anyformer.data.objectives import decoder_start, objective
+from anyformer.data.pair_batches import PairBatches
+from anyformer.data.pairs import PairFile
+from anyformer.data.tokens import TokenFile
+from anyformer.errors import UserError
+from anyformer.tokenizer import Tokenizer
+from anyformer.training.config import CompleteConfig
+
+
+class Feed(Protocol):
+    """Batches, and how many there are.
+
+    Attributes:
+        steps_per_epoch: steps after which all of the data was seen once.
+        validation_batches: how many batches the validation text has.
+        digest: a hash of the ids, for training and validation.
+    """
+
+    steps_per_epoch: int
+    validation_batches: int
+    digest: str
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step, counted from 0: the same whenever and wherever it is asked for."""
+        ...
+
+    def validation(self, every: int = 1) -> Iterator[Batch]:
+        """Yield every so many-th batch of the validation text, the same at every call."""
+        ...
+
+    def in_words(self) -> str:
+        """How much there is, for people."""
+        ...
+
+
+class TextFeed:
+    """Windows of a stream of tokens. See `Feed`."""
+
+    def __init__(self, config: CompleteConfig, tokenizer: Tokenizer, training: TokenFile, held_out: TokenFile) -> None:
+        """Describe the batches; nothing is read yet.
+
+        Raises:
+            UserError: a text is too short, or the tokenizer has no token that the objective needs.
+        """
+        self._config = config
+        self._objective = objective(
+            config.objective,
+            tokenizer,
+            reset_documents=config.reset_documents,
+            whole_words=config.whole_words,
+            tokens=config.model.tokens,
+        )
+        self._training, self._held_out = training, held_out
+        self._batches = Batches(training.ids, config.context, config.batch_size, config.seed, self._objective)
+        self.steps_per_epoch = -(-self._batches.windows_per_epoch // config.batch_size)
+        self._validation()
+        stride = self._objective.stride(config.context)
+        windows = -(-(len(held_out) - self._objective.overlap) // stride)
+        self.validation_batches = -(-windows // config.batch_size)
+        self.digest = key(training.header.digest, held_out.header.digest)
+
+    def batch(self, step: int) -> Batch:
+        """See `Feed`."""
+        return self._batches.batch(step)
+
+    def validation(self, every: int = 1) -> Iterator[Batch]:
+        """See `Feed`."""
+        return islice(self._validation(), 0, None, every)
+
+    def in_words(self) -> str:
+        """See `Feed`."""
+        return f"tokens     {len(self._training):,} to train on, {len(self._held_out):,} to validate on"
+
+    def _validation(self) -> Iterator[Batch]:
+        config = self._config
+        return validation_batches(self._held_out.ids, config.context, config.batch_size, self._objective, config.seed)
+
+
+class PairFeed:
+    """Pairs of about equal length. See `Feed`."""
+
+    def __init__(self, config: CompleteConfig, tokenizer: Tokenizer, training: PairFile, held_out: PairFile) -> None:
+        """Sort the pairs by length.
+
+        Raises:
+            UserError: there are no pairs to train on or none to validate on, or the tokenizer has no end or no padding.
+        """
+        if tokenizer.eos is None or tokenizer.pad is None:
+            raise UserError(
+                "Sequence to sequence needs a tokenizer with an end and a padding token, and this one lacks "
+                f"{'an end' if tokenizer.eos is None else 'padding'}: train one with --tokenizer bpe:N."
+            )
+        if not len(held_out):
+            raise UserError(f"There are {len(training)} pairs, too few to hold some out: give more, or --validation.")
+        eos, pad = tokenizer.eos, tokenizer.pad
+        start = decoder_start(config.model.tokens, tokenizer)
+
+        def batches(pairs: PairFile) -> PairBatches:
+            return PairBatches(
+                pairs, config.batch_tokens, config.seed, eos=eos, pad=pad, start=start, context=config.context
+            )
+
+        self._context = config.context
+        self._batches, self._held_out = batches(training), batches(held_out)
+        self._pairs = len(training), len(held_out)
+        self.steps_per_epoch = self._batches.steps_per_epoch
+        self.validation_batches = self._held_out.steps_per_epoch
+        self.digest = key(training.digest, held_out.digest)
+
+    def batch(self, step: int) -> Batch:
+        """See `Feed`."""
+        return self._batches.batch(step)
+
+    def validation(self, every: int = 1) -> Iterator[Batch]:
+        """See `Feed`."""
+        return self._held_out.validation(every)
+
+    def in_words(self) -> str:
+        """See `Feed`."""
+        training, held_out = self._pairs
+        cut = self._batches.truncated + self._held_out.truncated
+        told = f"; {cut:,} are longer than {self._context} tokens and cut" if cut else ""
+        return f"pairs      {training:,} to train on, {held_out:,} to validate on{told}"
