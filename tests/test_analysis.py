@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import anyformer as af
-from anyformer.compare.analysis import cache_bytes_per_token, parts
+from anyformer.analysis import cache_bytes_per_token, parts
 from anyformer.config import ModelConfig
 
 PUBLISHED = {

@@ -83,3 +83,23 @@ def cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int
     attention = config.decoder_attention or config.attention
     head_dim = attention.head_dim or config.d_model // attention.heads
     return 2 * config.decoder_layers * (attention.kv_heads or attention.heads) * head_dim * bytes_per_number
+
+
+@dataclass(frozen=True)
+class TrainingFlops:
+    """Floating-point operations of a training step for each token, by what it is read by."""
+
+    source: int
+    """For a token that an encoder-decoder's encoder reads."""
+    token: int
+    """For any other."""
+
+
+def training_flops(config: ModelConfig, context: int) -> TrainingFlops:
+    """A step costs three forward passes: the way back takes two products for each one (Kaplan et al. 2020, 2.1)."""
+    account = parts(config, context)
+    encoder = sum(part.flops for part in account if part.name.startswith("encoder"))
+    everything = sum(part.flops for part in account)
+    if config.is_encoder_decoder:
+        return TrainingFlops(3 * encoder, 3 * (everything - encoder))
+    return TrainingFlops(0, 3 * everything)

@@ -9,15 +9,18 @@ Shapes, here and everywhere::
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from anyformer.blocks.block import TransformerBlock, norm
 from anyformer.blocks.cache import KeyValueCache
+from anyformer.blocks.documents import lengths_of_documents, positions_in_documents
 from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding
 from anyformer.blocks.head import Classifier, LanguageModelHead, Pooler, loss
 from anyformer.blocks.initialisation import initialise
@@ -31,7 +34,7 @@ class ModelOutput:
     """What a model says about a batch."""
 
     logits: Float[Tensor, "batch scored vocab"] | Float[Tensor, "batch labels"] | None
-    """The head's scores, of every place or the last alone; None where the model has no head."""
+    """The head's scores, of every place or the last alone; None where the model has no head, or they are left out."""
     hidden: Float[Tensor, "batch time d_model"]
     """The last hidden states: after the final norm, before the head."""
     loss: Float[Tensor, ""] | None = None
@@ -91,6 +94,8 @@ class Stack(nn.Module):
             for layer in range(layers)
         )
         self.final_norm = norm(config.norm, config.d_model) if config.norm.placement == "pre" else nn.Identity()
+        self.checkpoint_gradients = False
+        """Compute what is inside a block again on the way back, instead of keeping it (Chen et al. 2016)."""
 
     def forward(
         self,
@@ -98,6 +103,7 @@ class Stack(nn.Module):
         tokens: Int[Tensor, "batch time"],
         *,
         mask: Bool[Tensor, "batch time"] | None = None,
+        documents: Int[Tensor, "batch time"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
         source: Float[Tensor, "batch source d_model"] | None = None,
         source_mask: Bool[Tensor, "batch source"] | None = None,
@@ -112,49 +118,73 @@ class Stack(nn.Module):
         first = 0 if cache is None else cache.length
         real = mask if cache is None else cache.extend(new, mask)
         where = torch.arange(first + new, device=tokens.device)
-        positions = self._positions(tokens, real, where)
+        positions = self._positions(tokens, real, where, documents)
         added = self.position.embed(positions[:, first:])
         x = self.embedding(vectors, added, segments)
-        rotation = self._rotation(positions, first, x.dtype)
+        rotation = self._rotation(positions, first, x.dtype, documents)
         # Padding on the sides leaves distances as they are; pieces that were padded one by one leave gaps between them.
         places = where[None] if cache is None or real is None else positions
         bias = self.position.bias(places[:, first:], places)
         seen = {
-            window: attention_mask(places[:, first:], places, causal=self.causal, window=window, real=real, bias=bias)
+            window: attention_mask(
+                places[:, first:],
+                places,
+                causal=self.causal,
+                window=window,
+                real=real,
+                bias=bias,
+                documents=documents,
+            )
             for window in set(self.windows)
         }
         seen_source = Mask() if source_mask is None else Mask(source_mask[:, None, None, :])
         states = [x]
         for layer, (block, window) in enumerate(zip(self.blocks, self.windows, strict=True)):
-            x = block(
-                x,
-                source,
+            pass_through = partial(
+                block,
                 mask=seen[window],
                 source_mask=seen_source,
                 rotation=rotation,
                 cache=None if cache is None else cache.layers[layer],
             )
+            if self.checkpoint_gradients and torch.is_grad_enabled():
+                x = checkpoint(pass_through, x, source, use_reentrant=False)
+            else:
+                x = pass_through(x, source)
             states.append(x)
         states[-1] = self.final_norm(states[-1])
         return states
 
-    def _positions(self, tokens: Tensor, real: Tensor | None, where: Tensor) -> Tensor:
-        """The place of every token read so far among the real ones of its text; -1 for those that do not count."""
+    def _positions(self, tokens: Tensor, real: Tensor | None, where: Tensor, documents: Tensor | None) -> Tensor:
+        """The place of every token read so far among the real ones of its document; -1 for those that do not count."""
         if self.skipped is not None:
             counts = tokens != self.skipped
         elif real is not None:
             counts = real
         else:
             counts = None
-        positions = where[None] if counts is None else (counts.cumsum(dim=1) * counts) - 1
-        longest = int(positions.shape[1]) if counts is None or self.context_length is None else int(positions.max()) + 1
-        if self.context_length is not None and longest > self.context_length:
-            raise ValueError(f"the text has {longest} tokens, and the model has positions for {self.context_length}")
+        if documents is not None:
+            positions = positions_in_documents(documents, counts)
+        elif counts is not None:
+            positions = (counts.cumsum(dim=1) * counts) - 1
+        else:
+            positions = where[None]
+        # Asking a tensor makes an accelerator wait, and most texts are short enough with all their padding.
+        if self.context_length is not None and positions.shape[1] > self.context_length:
+            longest = int(positions.max()) + 1
+            if longest > self.context_length:
+                raise ValueError(
+                    f"the text has {longest} tokens, and the model has positions for {self.context_length}"
+                )
         return positions
 
-    def _rotation(self, positions: Tensor, first: int, dtype: torch.dtype) -> Rotation | None:
+    def _rotation(self, positions: Tensor, first: int, dtype: torch.dtype, documents: Tensor | None) -> Rotation | None:
         """The turn of the new tokens."""
-        rotation = self.position.rotation(positions[:, first:], positions.amax(dim=1, keepdim=True) + 1)
+        if documents is None:
+            length = positions.amax(dim=1, keepdim=True) + 1
+        else:
+            length = lengths_of_documents(documents, positions)
+        rotation = self.position.rotation(positions[:, first:], length)
         return None if rotation is None else Rotation(rotation.cos.to(dtype), rotation.sin.to(dtype))
 
 
@@ -194,10 +224,13 @@ class Transformer(nn.Module):
         segments: Int[Tensor, "batch time"] | None = None,
         mask: Bool[Tensor, "batch time"] | None = None,
         source_mask: Bool[Tensor, "batch source"] | None = None,
+        documents: Int[Tensor, "batch time"] | None = None,
         targets: Num[Tensor, "batch time"] | Num[Tensor, " batch"] | None = None,
         return_hidden: bool = False,
         cache: KeyValueCache | None = None,
         last_only: bool = False,
+        return_logits: bool = True,
+        label_smoothing: float = 0.0,
     ) -> ModelOutput:
         """Read a batch of texts.
 
@@ -207,15 +240,23 @@ class Transformer(nn.Module):
             segments: Segment ids, where the model has segments; None: all 0.
             mask: True for a real token, False for padding (on the left or the right); None: all are real.
             source_mask: The same for the source.
+            documents: Single stacks: which document of its row each token belongs to, a number for each stretch of
+                tokens. Attention and positions begin anew with each. None: a row is one text.
             targets: What each position should answer (for a language model the token that comes next), aligned with
                 the logits; -100 is ignored.
             return_hidden: Keep the hidden states of every layer.
             cache: Memory of what the decoder has read; `tokens` go on from there.
             last_only: Compute the logits of each text's last place alone, which is all that generation needs.
+            return_logits: False leaves them out, and the loss of a language model is then computed without ever
+                holding all of them (see `blocks.vocabulary_loss`).
+            label_smoothing: Share of each target that is spread over the vocabulary.
 
         Raises:
-            ValueError: a text longer than the model's positions, a missing source, a full cache.
+            ValueError: a text longer than the model's positions, a missing source, a full cache, documents in a
+                cache or beside a source.
         """
+        if documents is not None and (cache is not None or (self.encoder is not None and self.decoder is not None)):
+            raise ValueError("documents are told apart only in a single stack without a cache")
         source_states = None
         if self.encoder is not None and self.decoder is not None:
             if source is not None:
@@ -237,14 +278,19 @@ class Transformer(nn.Module):
             stack = self.encoder or self.decoder
             if stack is None or source is not None:
                 raise ValueError("only an encoder-decoder reads a source")
-            states = stack(self.tokens(tokens), tokens, mask=mask, segments=segments, cache=cache)
+            states = stack(self.tokens(tokens), tokens, mask=mask, documents=documents, segments=segments, cache=cache)
         hidden = states[-1]
         pooled = None if self.pooler is None else self.pooler(hidden, mask)
-        logits = self._logits(hidden[:, -1:] if last_only else hidden, pooled)
+        if not return_logits and targets is not None and isinstance(self.head, LanguageModelHead):
+            logits = None
+            mean = self.head.loss(hidden, targets, self.tokens.table.weight, label_smoothing=label_smoothing)
+        else:
+            logits = self._logits(hidden[:, -1:] if last_only else hidden, pooled)
+            mean = None if targets is None or logits is None else loss(logits, targets, label_smoothing)
         return ModelOutput(
             logits=logits,
             hidden=hidden,
-            loss=None if targets is None or logits is None else loss(logits, targets),
+            loss=mean,
             pooled=pooled,
             hidden_states=tuple(states) if return_hidden else None,
             source_hidden_states=tuple(source_states) if return_hidden and source_states is not None else None,

@@ -142,6 +142,9 @@ def test_t5_initialisation() -> None:
     assert _std(block.attention.output.weight) == pytest.approx((6 * 64) ** -0.5, rel=0.02)
     assert _std(block.feed_forward.down.weight) == pytest.approx(1024**-0.5, rel=0.02)
     assert _std(model.decoder.position.table.weight) == pytest.approx(512**-0.5, rel=0.1)
+    small = af.build(af.preset("t5-nano"))
+    assert _std(small.tokens.table.weight) == pytest.approx(0.09, rel=0.02)
+    assert _std(small.head.projection.weight) == pytest.approx(0.09, rel=0.02)
 
 
 def test_the_papers_initialisation_is_glorots() -> None:

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyformer.blocks.cache import KeysValues, LayerCache
+from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.mask import Mask
 from anyformer.blocks.norm import RMSNorm
 from anyformer.blocks.position import Rotation
@@ -41,7 +42,7 @@ class MultiHeadAttention(nn.Module):
         self.scale = self.head_dim**-0.5 if config.scale is None else config.scale
         if config.scale_by_layer:
             self.scale /= layer + 1
-        self.dropout = config.dropout
+        self.dropout = Dropout(config.dropout)
         self.query = nn.Linear(d_model, self.heads * self.head_dim, bias=config.bias)
         self.key = nn.Linear(d_model, self.kv_heads * self.head_dim, bias=config.bias)
         self.value = nn.Linear(d_model, self.kv_heads * self.head_dim, bias=config.bias)
@@ -68,16 +69,19 @@ class MultiHeadAttention(nn.Module):
             cache: What x's stack has read before, to which the keys and values of x are added.
         """
         query, key, value = self._operands(x, source, rotation, cache)
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask.scores,
-            is_causal=mask.causal,
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=self.scale,
-            enable_gqa=self.heads != self.kv_heads,
-        )
+        if self._is_slow_when_fused(mask):
+            mixed = self.dropout(self._weights(query, key, mask)) @ self._for_each_head(value)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask.scores,
+                is_causal=mask.causal,
+                dropout_p=self.dropout.p if self.training else 0.0,
+                scale=self.scale,
+                enable_gqa=self.heads != self.kv_heads,
+            )
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def weights(
@@ -90,15 +94,31 @@ class MultiHeadAttention(nn.Module):
     ) -> Float[Tensor, "batch heads queries keys"]:
         """How much each token looks at each other one, written out for pictures; every row sums to 1."""
         query, key, _ = self._operands(x, source, rotation, None)
-        key = key.repeat_interleave(self.heads // self.kv_heads, dim=1)
-        scores = query @ key.transpose(2, 3) * self.scale
+        return self._weights(query, key, mask)
+
+    def _is_slow_when_fused(self, mask: Mask) -> bool:
+        """Whether attention is faster written out.
+
+        On CPUs the fused kernel knows neither dropout nor a gradient of what is added to the scores, and what torch
+        takes instead is slower.
+        """
+        dropped = self.training and self.dropout.p > 0
+        learned = mask.scores is not None and mask.scores.requires_grad
+        return (dropped or learned) and self.query.weight.device.type == "cpu"
+
+    def _weights(self, query: Tensor, key: Tensor, mask: Mask) -> Tensor:
+        scores = (query * self.scale) @ self._for_each_head(key).transpose(2, 3)
         if mask.causal:
-            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(future, -torch.inf)
         if mask.scores is not None:
             hides = mask.scores.dtype == torch.bool
             scores = scores.masked_fill(~mask.scores, -torch.inf) if hides else scores + mask.scores
         return scores.softmax(dim=-1)
+
+    def _for_each_head(self, keys: Tensor) -> Tensor:
+        """Keys or values for each query head, where several share one."""
+        return keys if self.kv_heads == self.heads else keys.repeat_interleave(self.heads // self.kv_heads, dim=1)
 
     def keys_values(self, source: Float[Tensor, "batch keys d_model"]) -> KeysValues:
         """What there is to look at in a source, and what is seen there."""

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from anyformer.blocks.attention import ALL_VISIBLE, MultiHeadAttention
 from anyformer.blocks.cache import KeysValues, LayerCache
+from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.feedforward import FeedForward
 from anyformer.blocks.mask import Mask
 from anyformer.blocks.norm import NORMS
@@ -62,7 +63,7 @@ class TransformerBlock(nn.Module):
         self.cross_attention_norm = norm(norm_config, d_model) if cross else None
         self.feed_forward = FeedForward(feed_forward, d_model)
         self.feed_forward_norm = norm(norm_config, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

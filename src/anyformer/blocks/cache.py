@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -32,6 +32,15 @@ class LayerCache:
         self.values[:, :, self.length : end] = values
         self.length = end
         return KeysValues(self.keys[:, :, :end], self.values[:, :, :end])
+
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
+        """Keep these rows, as far as they are filled: most of the memory is still empty, and copying it takes long."""
+        self.keys, self.values = self._taken(self.keys, rows), self._taken(self.values, rows)
+
+    def _taken(self, old: Tensor, rows: Tensor) -> Tensor:
+        new = old.new_empty((len(rows), *old.shape[1:]))
+        new[:, :, : self.length] = old[:, :, : self.length][rows]
+        return new
 
 
 class KeyValueCache:
@@ -85,12 +94,18 @@ class KeyValueCache:
         self.length = end
         return self._real[:, :end] if self._ragged else None
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order (a row may be taken more than once)."""
+    def select(self, rows: Int[Tensor, " kept"], *, sources: bool = True) -> None:
+        """Keep these rows of the batch, in this order (a row may be taken more than once).
+
+        Args:
+            rows: Their numbers.
+            sources: False: every row keeps its place or takes that of a row with the same source, such as another
+                beam of the same search, so what was made of the sources stays where it is.
+        """
         for layer in self.layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-            if layer.source is not None:
+            layer.select(rows)
+            if layer.source is not None and sources:
                 layer.source = KeysValues(layer.source.keys[rows], layer.source.values[rows])
         self._real = self._real[rows]
-        if self.source_mask is not None:
+        if self.source_mask is not None and sources:
             self.source_mask = self.source_mask[rows]

@@ -4,6 +4,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anyformer.blocks.block import norm
+from anyformer.blocks.dropout import Dropout
 from anyformer.config import EmbeddingConfig, NormConfig
 
 
@@ -28,7 +29,7 @@ class InputEmbedding(nn.Module):
         super().__init__()
         self.segments = nn.Embedding(config.segments, d_model) if config.segments else None
         self.norm = norm(norm_config, d_model) if config.norm else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self,

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anyformer.blocks.dropout import Dropout
 from anyformer.config import ConfigError, FeedForwardConfig
 from anyformer.errors import nearest
 
@@ -40,7 +41,7 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(d_model, config.width, bias=config.bias)
         self.gate = nn.Linear(d_model, config.width, bias=config.bias) if config.gated else None
         self.down = nn.Linear(config.width, d_model, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Transform each vector by itself."""

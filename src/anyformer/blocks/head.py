@@ -2,11 +2,13 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from anyformer.blocks.block import norm
+from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.feedforward import activation
+from anyformer.blocks.vocabulary_loss import vocabulary_loss
 from anyformer.config import HeadConfig, NormConfig
 
 
@@ -40,14 +42,33 @@ class LanguageModelHead(nn.Module):
         self, x: Float[Tensor, "*batch d_model"], table: Float[Tensor, "vocab d_model"] | None = None
     ) -> Float[Tensor, "*batch vocab"]:
         """Score every token of the vocabulary; `table` is the token table of a tied head."""
+        return F.linear(self._transformed(x), self._matrix(table), self.bias)
+
+    def loss(
+        self,
+        x: Float[Tensor, "*batch d_model"],
+        targets: Int[Tensor, "*batch"],
+        table: Float[Tensor, "vocab d_model"] | None = None,
+        *,
+        label_smoothing: float = 0.0,
+    ) -> Float[Tensor, ""]:
+        """The same as `loss` of the logits, without making them all at once, nor any for targets that are ignored."""
+        x, targets = x.flatten(0, -2), targets.flatten()
+        counts = targets != IGNORED
+        if not counts.all():
+            x, targets = x[counts], targets[counts]
+        return vocabulary_loss(self._transformed(x), self._matrix(table), self.bias, targets, label_smoothing)
+
+    def _transformed(self, x: Tensor) -> Tensor:
         if self.transform is not None:
             x = self.transform(x)
-        if self.scale != 1.0:
-            x = x * self.scale
+        return x * self.scale if self.scale != 1.0 else x
+
+    def _matrix(self, table: Tensor | None) -> Tensor:
         matrix = table if self.projection is None else self.projection.weight
         if matrix is None:
             raise ValueError("a tied head needs the token table")
-        return F.linear(x, matrix, self.bias)
+        return matrix
 
 
 class Transform(nn.Module):
@@ -86,7 +107,7 @@ class Classifier(nn.Module):
 
     def __init__(self, config: HeadConfig, d_model: int) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.labels = nn.Linear(d_model, config.labels)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch labels"]:
@@ -98,9 +119,11 @@ IGNORED = -100
 """Targets of this value count for nothing."""
 
 
-def loss(logits: Float[Tensor, "*batch classes"], targets: Num[Tensor, "*batch"]) -> Float[Tensor, ""]:
+def loss(
+    logits: Float[Tensor, "*batch classes"], targets: Num[Tensor, "*batch"], label_smoothing: float = 0.0
+) -> Float[Tensor, ""]:
     """Mean cross-entropy in nats over the targets that are not -100; mean squared error if there is one class."""
     logits = logits.float().flatten(0, -2)
     if logits.shape[-1] == 1:
         return F.mse_loss(logits[:, 0], targets.flatten().float())
-    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED)
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing)

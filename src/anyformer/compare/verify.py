@@ -138,7 +138,7 @@ def _greedy(theirs: Any, model: Transformer, tokenizer: Tokenizer | None) -> Che
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=room, do_sample=False, num_beams=1
     )
     expected = expected[:, prompt.shape[1] :] if source is None else expected[:, 1:]
-    got = generate_ids(model, prompt, max_new_tokens=room)
+    got = generate_ids(model, prompt, max_new_tokens=room, beams=1)
     if torch.equal(expected, got):
         return Check("greedy continuation", True, f"{got.shape[1]} tokens")
     there, here = (" ".join(str(int(token)) for token in row[0]) for row in (expected, got))
