@@ -1,0 +1,48 @@
+"""A copy of the model on each process, whose gradients are added up: PyTorch's DistributedDataParallel."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from anyformer.training.engines.loss import LossAlone
+from anyformer.training.engines.single import Single
+
+
+class DDP(Single):
+    """Trains on several processes, each of which has the whole model (Li et al. 2020, PyTorch Distributed)."""
+
+    _copies: DistributedDataParallel
+
+    def save(self, folder: Path) -> None:
+        """See `Engine`. All processes have the same, and the first one writes it."""
+        if self.group.leads:
+            super().save(folder)
+
+    def close(self) -> None:
+        """See `Engine`. What adds up the gradients must be gone before the group is."""
+        del self._copies, self.spread
+
+    def __str__(self) -> str:
+        return f"ddp, {self.group.processes} processes ({self.group.backend})"
+
+    def _spread(self) -> nn.Module:
+        device = self.plan.precision.device
+        self._copies = DistributedDataParallel(
+            LossAlone(self.model),
+            device_ids=None if device.type == "cpu" else [device],
+            # A pooler is no part of a language model's loss. Looking for such parts takes time, so only where one is.
+            find_unused_parameters=self.model.pooler is not None,
+            gradient_as_bucket_view=True,
+        )
+        return self._copies
+
+    def _forward(self, **inputs: Any) -> Tensor:
+        return self.spread(**inputs)
+
+    def _last(self, last: bool) -> AbstractContextManager[object]:
+        return nullcontext() if last else self._copies.no_sync()

@@ -1,0 +1,320 @@
+"""DeepSpeed's ZeRO: stage 1 cuts up the optimiser's state, 2 the gradients as well, 3 the weights as well.
+
+Rajbhandari et al. 2020, ZeRO: Memory Optimizations Toward Training Trillion Parameter Models. Everything goes through
+DeepSpeed's own engine: backward, reduction, clipping, the step. Weights stay in float32, and products are computed in
+the plan's format by its torch_autocast.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Collection, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from anyformer.blocks.block import TransformerBlock
+from anyformer.blocks.head import LanguageModelHead
+from anyformer.data.batch import Batch
+from anyformer.errors import UserError
+from anyformer.model import Transformer, build
+from anyformer.training.engines.base import Plan, Step
+from anyformer.training.engines.group import Group
+from anyformer.training.engines.loss import LossAlone
+from anyformer.training.engines.sharded import names, read_shards
+from anyformer.training.engines.single import Single
+from anyformer.training.engines.state import write_state
+from anyformer.training.optimizer import set_learning_rate
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_KEPT_WHOLE = 100_000
+"""Stage 3 leaves smaller weights whole on every process (DeepSpeed's own default)."""
+
+
+class DeepSpeed(Single):
+    """Trains on several processes through DeepSpeed.
+
+    Args:
+        model: with its first weights; is trained in place.
+        plan: how. Its optimiser must be AdamW, for the weights are cut without regard to rows and columns.
+        group: the processes.
+        stage: of ZeRO, 1 to 3.
+
+    Raises:
+        UserError: another optimiser.
+    """
+
+    _gathered: Transformer | None = None
+
+    def __init__(self, model: Transformer, plan: Plan, group: Group, stage: int) -> None:
+        self.stage = stage
+        if model.pooler is not None and isinstance(model.head, LanguageModelHead):
+            # No loss reaches it, but DeepSpeed would give it gradients of zeros, and the optimiser decay it.
+            model.pooler.requires_grad_(False)
+        super().__init__(model, plan, group)
+        if not isinstance(self.optimizer, torch.optim.AdamW):
+            raise UserError(
+                "--engine deepspeed trains with --optimizer adamw alone, for ZeRO cuts matrices into flat pieces: "
+                "leave --optimizer out, or use --engine ddp or fsdp."
+            )
+        self._trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._engine: Any = self._initialise(LossAlone(model))
+        self.spread = self._engine
+        self._remember()
+
+    def step(self, number: int, batch: Batch, learning_rate: float) -> Step:
+        """See `Engine`. A gradient that is not finite is noticed only after the step."""
+        engine, plan = self._engine, self.plan
+        set_learning_rate(engine.optimizer, learning_rate)
+        engine.train()
+        total = torch.zeros((), device=plan.precision.device)
+        parts = batch.split(plan.accumulate)
+        for place, part in enumerate(parts):
+            mine, last = self._mine(part), place == len(parts) - 1
+            self._seed_dropout(number, place)
+            share = self._loss(mine) * (mine.predicted / max(batch.predicted, 1))
+            total += share.detach()
+            # DeepSpeed takes the mean over the processes.
+            engine.set_gradient_accumulation_boundary(is_boundary=last)
+            engine.backward(share * self.group.processes)
+            if not last:
+                engine.step()
+        loss = self.group.sum(total).item()
+        if not math.isfinite(loss):
+            return Step(loss, math.nan)
+        engine.step()
+        norm = float(engine.get_global_grad_norm() or 0.0)
+        if math.isfinite(norm) and plan.average is not None:
+            plan.average.update(self._weights())
+        return Step(loss, norm)
+
+    @contextmanager
+    def averaged(self) -> Generator[None]:
+        """See `Engine`."""
+        try:
+            with super().averaged():
+                self._forget()
+                yield
+        finally:
+            self._forget()
+
+    @contextmanager
+    def gathered(self) -> Generator[Transformer | None]:
+        """See `Engine`. The whole weights come to the first process's memory one by one."""
+        with self.averaged():
+            if self._gathered is None and self.group.leads:
+                self._gathered = build(self.model.config)
+                self._gathered.origin = self.model.origin
+            targets = {} if self._gathered is None else self._gathered.state_dict()
+            with torch.no_grad():
+                for name, parameter in self.model.named_parameters():
+                    full = self._whole(parameter, self._local(parameter))
+                    if name in targets:
+                        targets[name].copy_(full)
+        yield self._gathered
+
+    def save(self, folder: Path) -> None:
+        """See `Engine`. Each process keeps some of the whole tensors, about as many bytes each, and writes them."""
+        mine: dict[str, Tensor] = {}
+        sizes = [0] * self.group.processes
+        for name, tensor in self._whole_state():
+            writer = sizes.index(min(sizes))
+            sizes[writer] += tensor.nbytes
+            if writer == self.group.rank:
+                mine[name] = tensor.detach().to("cpu", copy=True)
+        write_state(folder, mine, f"shard-{self.group.rank + 1:05}.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """See `Engine`. Each process reads one whole tensor after the other and keeps its piece."""
+        utils = self._deepspeed.utils
+        found = names(folder)
+        parameters = dict(self.model.named_parameters())
+        self._check(folder, found, parameters)
+        steps = 0.0
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                keys = [f"optimizer.{key}.{name}" for key in (*_MOMENTS, "step")]
+                state = read_shards(folder, only={f"model.{name}", *keys})
+                value = state[f"model.{name}"].to(self.plan.precision.device)
+                if value.shape != self._shape(parameter):
+                    raise _misfit(folder, f"{name!r} has the shape {tuple(value.shape)}")
+                self._local(parameter).copy_(self._piece(parameter, value))
+                if name not in self._trained:
+                    continue
+                moments = [state.get(key, torch.zeros_like(value)).to(value.device) for key in keys[:-1]]
+                steps = max(steps, float(state.get(keys[-1], torch.zeros(()))))
+                if self.stage == 3:
+                    utils.safe_set_local_fp32_param(parameter, self._piece(parameter, value))
+                    for key, moment in zip(_MOMENTS, moments, strict=True):
+                        utils.safe_set_local_optimizer_state(parameter, self._piece(parameter, moment), key)
+                else:
+                    utils.safe_set_full_fp32_param(parameter, value)
+                    for key, moment in zip(_MOMENTS, moments, strict=True):
+                        utils.safe_set_full_optimizer_state(parameter, moment, key)
+        for flat in self._flat():
+            self.optimizer.state[flat]["step"].fill_(steps)
+        self._forget()
+        self._load_average(folder, found, parameters)
+
+    def close(self) -> None:
+        """See `Engine`."""
+        self._engine.destroy()
+        del self._engine, self.spread, self.optimizer, self.model
+
+    def __str__(self) -> str:
+        return f"deepspeed ZeRO-{self.stage}, {self.group.processes} processes ({self.group.backend})"
+
+    def _initialise(self, module: LossAlone) -> Any:
+        precision = self.plan.precision
+        if precision.device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            os.environ.setdefault("LOCAL_SIZE", str(self.group.processes))
+        # Its import compiles kernels for the accelerator that it finds, so it has to be told first.
+        deepspeed: Any = import_module("deepspeed")
+        self._deepspeed = deepspeed
+        # For inference on CPUs DeepSpeed compiles a kernel when it starts; nothing here calls it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # It calls collectives by names that torch 2.13 is about to drop.
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        settings: dict[str, Any] = {
+            # Batches have any number of rows, and step() says where one ends, so neither of these counts.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": self.plan.clip,
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": {"stage": self.stage, "stage3_param_persistence_threshold": _KEPT_WHOLE},
+            "steps_per_print": 2**62,
+        }
+        if precision.dtype != torch.float32:
+            settings["torch_autocast"] = {"enabled": True, "dtype": precision.name}
+        engine, *_ = deepspeed.initialize(
+            model=module, optimizer=self.optimizer, config=settings, dist_init_required=False
+        )
+        if self.stage == 3:
+            inside = {
+                id(p)
+                for block in self.model.modules()
+                if isinstance(block, TransformerBlock)
+                for p in block.parameters()
+            }
+            for parameter in self.model.parameters():
+                if id(parameter) not in inside:
+                    # Tied tables and heads are used outside their own module's forward, which is all DeepSpeed watches.
+                    deepspeed.zero.register_external_parameter(module, parameter)
+        return engine
+
+    def _remember(self) -> None:
+        """Make AdamW's state now, for DeepSpeed looks for all of it after the step of the first group alone."""
+        fused = bool(self.optimizer.defaults["fused"])
+        for flat in self._flat():
+            where = flat.device if fused else torch.device("cpu")
+            self.optimizer.state[flat] = {
+                "step": torch.zeros((), device=where),
+                **{key: torch.zeros_like(flat) for key in _MOMENTS},
+            }
+        zero = self._engine.optimizer
+        if self.stage < 3:
+            for group, flat in zip(zero.bit16_groups, self._flat(), strict=True):
+                self._deepspeed.utils.lazy_init_hp_params_optimizer_state(group, flat, self.optimizer.state)
+
+    def _forget(self) -> None:
+        """Stage 3 keeps weights that it has put together for later use: not after their pieces were changed."""
+        if self.stage == 3:
+            self._engine.empty_partition_cache()
+
+    def _flat(self) -> list[Tensor]:
+        """This process's pieces of all weights, end to end, as the optimiser has them."""
+        zero = self._engine.optimizer
+        return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+
+    def _forward(self, **inputs: Any) -> Tensor:
+        return self.spread(**inputs)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: self._local(parameter) for name, parameter in self.model.named_parameters()}
+
+    def _local(self, parameter: Tensor) -> Tensor:
+        """What this process computes with: in stage 3 an equal share of the weights end to end, padded with zeros."""
+        piece: Tensor = getattr(parameter, "ds_tensor", parameter).data
+        return piece
+
+    def _shape(self, parameter: Tensor) -> torch.Size:
+        shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+        return shape
+
+    def _whole(self, parameter: Tensor, piece: Tensor) -> Tensor:
+        """Put the processes' pieces together; all of them must ask for it."""
+        if self.stage < 3:
+            return piece
+        pieces = [torch.empty_like(piece) for _ in range(self.group.processes)]
+        dist.all_gather(pieces, piece)
+        shape = self._shape(parameter)
+        return torch.cat(pieces)[: shape.numel()].view(shape)
+
+    def _piece(self, parameter: Tensor, value: Tensor) -> Tensor:
+        """This process's piece of whole weights, or of something that is laid out as they are."""
+        if self.stage < 3:
+            return value
+        size = self._local(parameter).numel()
+        padded = value.new_zeros(size * self.group.processes)
+        padded[: value.numel()] = value.flatten()
+        return padded[size * self.group.rank : size * (self.group.rank + 1)]
+
+    def _whole_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything that the next step depends on, whole and one after the other, in the same order everywhere."""
+        utils = self._deepspeed.utils
+        step: Tensor = self.optimizer.state[self._flat()[0]]["step"]
+        for name, parameter in self.model.named_parameters():
+            if name not in self._trained:
+                yield f"model.{name}", self._whole(parameter, self._local(parameter))
+                continue
+            yield f"model.{name}", utils.safe_get_full_fp32_param(parameter)
+            if step:
+                yield f"optimizer.step.{name}", step
+                for key in _MOMENTS:
+                    yield f"optimizer.{key}.{name}", utils.safe_get_full_optimizer_state(parameter, key)
+        for name, buffer in self.model.named_buffers():
+            if f"{name}" in self.model.state_dict():
+                yield f"model.{name}", buffer
+        if self.plan.average is not None:
+            parameters = dict(self.model.named_parameters())
+            for name, piece in self.plan.average.state().items():
+                parameter = parameters.get(name.partition(".")[2])
+                yield f"average.{name}", piece if parameter is None else self._whole(parameter, piece)
+
+    def _load_average(self, folder: Path, found: Collection[str], parameters: Mapping[str, Tensor]) -> None:
+        if self.plan.average is None:
+            return
+        pieces: dict[str, Tensor] = {}
+        for name in sorted(key for key in found if key.startswith("average.")):
+            value = read_shards(folder, only={name})[name]
+            key = name.removeprefix("average.")
+            parameter = parameters.get(key.partition(".")[2])
+            pieces[key] = value if parameter is None else self._piece(parameter, value).clone()
+        self.plan.average.load_state(pieces)
+
+    def _check(self, folder: Path, found: Collection[str], parameters: Mapping[str, Tensor]) -> None:
+        """Raise UserError where a checkpoint is of another model or another optimiser."""
+        missing = sorted(name for name in parameters if f"model.{name}" not in found)
+        if missing:
+            raise _misfit(folder, f"it has no {missing[0]!r}")
+        for name in found:
+            kind, _, key = name.partition(".")
+            if kind == "optimizer" and key.partition(".")[0] not in (*_MOMENTS, "step"):
+                raise _misfit(folder, f"its optimizer remembers {key.partition('.')[0]}, which AdamW does not")
+
+
+def _misfit(folder: Path, what: str) -> UserError:
+    return UserError(
+        f"The checkpoint {folder} doesn't fit this run: {what}. Resume it with the model and the --optimizer that it "
+        "was saved with."
+    )

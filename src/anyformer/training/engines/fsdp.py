@@ -1,0 +1,90 @@
+"""A shard of everything on each process: PyTorch's FSDP2 (`fully_shard`; Zhao et al. 2023, PyTorch FSDP).
+
+Weights, gradients and the optimiser's state are cut along their first dimension (DTensors). A block's whole weights
+exist only while it computes. Embeddings, final norm and head are one group with the root, so tied weights are together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from anyformer.data.objectives import Batch
+from anyformer.model import Transformer, build
+from anyformer.training.engines.sharded import read_shards, write_shards
+from anyformer.training.engines.single import Single
+from anyformer.training.spread import whole
+
+
+class FSDP(Single):
+    """Trains on several processes, each of which holds a share of weights, gradients and the optimiser's state."""
+
+    _gathered: Transformer | None = None
+
+    def evaluate(self, batch: Batch) -> float:
+        """See `Engine`."""
+        nats = super().evaluate(batch)
+        # Without a way back nothing would take the root's whole weights away again, and they would be mistaken for it.
+        self._sharded.reshard()
+        return nats
+
+    @contextmanager
+    def gathered(self) -> Generator[Transformer | None]:
+        """See `Engine`. The whole weights come to the first process's memory one by one."""
+        with self.averaged():
+            if self._gathered is None and self.group.leads:
+                self._gathered = build(self.model.config)
+                self._gathered.origin = self.model.origin
+            targets = {} if self._gathered is None else self._gathered.state_dict()
+            with torch.no_grad():
+                for name, tensor in self.model.state_dict().items():
+                    full = whole(tensor)
+                    if name in targets:
+                        targets[name].copy_(full)
+        yield self._gathered
+
+    def save(self, folder: Path) -> None:
+        """See `Engine`."""
+        write_shards(folder, self._state())
+
+    def load(self, folder: Path) -> None:
+        """See `Engine`."""
+        self._load_state(read_shards(folder, dict(self.model.named_parameters())))
+
+    def close(self) -> None:
+        """See `Engine`. Sharded tensors must be gone before the group is."""
+        del self.optimizer, self.spread, self.model
+
+    def __str__(self) -> str:
+        return f"fsdp, {self.group.processes} processes ({self.group.backend})"
+
+    @property
+    def _sharded(self) -> FSDPModule:
+        return cast("FSDPModule", self.spread)
+
+    def _placed(self, model: Transformer) -> Transformer:
+        # Sharding moves it, a block at a time: the whole model may not fit on one device.
+        return model
+
+    def _spread(self) -> nn.Module:
+        precision = self.plan.precision
+        mesh = init_device_mesh(precision.device.type, (self.group.processes,))
+        narrow = None if precision.dtype == torch.float32 else precision.dtype
+        policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32)
+        for stack in (self.model.encoder, self.model.decoder):
+            for block in () if stack is None else stack.blocks:
+                fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(self.model, mesh=mesh, mp_policy=policy)
+        return self.model
+
+    def _clip(self) -> float:
+        norm: Tensor = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
+        # All processes must ask for it.
+        return whole(norm).item()

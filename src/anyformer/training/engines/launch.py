@@ -1,0 +1,258 @@
+"""Starting the processes of a run on this machine, and ending them together.
+
+torchrun does this for a cluster. Here a run is one command with one voice: process 0 speaks as a single process would,
+whatever happens is said once, and Ctrl-C, an error or the end of the terminal leaves no process behind.
+
+Nothing here imports torch: the process that watches needs no gigabyte of libraries.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+
+from anyformer.errors import UserError, nearest
+from anyformer.training.config import ENGINES
+
+_PROGRAM = ("-m", "anyformer")
+
+_LIFELINE = "ANYFORMER_LIFELINE"
+"""Number of a pipe that is closed when the launcher is gone."""
+
+_LOST = 75
+"""Exit status of a process that stops because another one has."""
+
+_GRACE = 5.0
+"""Seconds that the others have to end by themselves, once one has failed."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def check_engine(name: str | None, processes: int) -> None:
+    """Decline an engine that can't run with this many processes, before anything is started.
+
+    Raises:
+        UserError: there is no such engine, it isn't installed, or it does not fit the number of processes.
+    """
+    if name is None:
+        if processes > 1:
+            raise UserError(f"{processes} processes train together, and nothing says how: add --engine ddp or fsdp.")
+        return
+    if name not in ENGINES:
+        raise UserError(f"There is no engine {name!r} ({nearest(name, ENGINES)}).")
+    if processes < 2:
+        raise UserError(
+            f"--engine {name} is for several processes, and this is one: add --processes 2, start with torchrun, or "
+            "leave --engine out."
+        )
+    if name == "deepspeed" and find_spec("deepspeed") is None:
+        raise UserError("--engine deepspeed needs DeepSpeed: pip install 'anyformer[deepspeed]'")
+
+
+def started_by_launcher() -> bool:
+    """Whether torchrun, deepspeed or `launch` started this process as one of several."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def needs_launch(processes: int) -> bool:
+    """Whether this process has to start the ones that train."""
+    return processes > 1 and not started_by_launcher()
+
+
+def launch(argv: Sequence[str], processes: int) -> int:
+    """Run `anyformer ARGV...` in several processes on this machine.
+
+    Args:
+        argv: the command line after the program's name, the same for all.
+        processes: how many.
+
+    Returns:
+        The exit status: 0, or that of the process that failed first. The others are ended then.
+
+    Raises:
+        UserError: a process was killed.
+        KeyboardInterrupt: Ctrl-C came before the processes were ready for it, or twice.
+    """
+    if os.name != "posix":
+        raise UserError("--processes starts processes on Linux and macOS alone: start them with torchrun here.")
+    reading, writing = os.pipe()
+    with tempfile.TemporaryDirectory() as folder:
+        crew = _Crew(Path(folder))
+        try:
+            common = _environment(processes, reading)
+            with _forwarded(crew):
+                for rank in range(processes):
+                    crew.start(argv, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, reading)
+                crew.watch()
+        finally:
+            crew.end()
+            os.close(reading)
+            os.close(writing)
+        return crew.verdict()
+
+
+@contextmanager
+def one_of_many() -> Generator[None]:
+    """What a process that may be one of several does its work in: it ends when its launcher or another one does.
+
+    Raises:
+        UserError: another process has ended, and whoever started this one won't say why.
+        SystemExit: another process has ended, and `launch` says why.
+    """
+    if not started_by_launcher():
+        yield
+        return
+    line = os.environ.get(_LIFELINE)
+    if line is not None:
+        threading.Thread(target=_end_with_launcher, args=(int(line),), daemon=True).start()
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        if line is not None:
+            raise SystemExit(_LOST) from error
+        raise UserError(
+            "Another process of this run has ended, so this one stops: its own message says why."
+        ) from error
+
+
+class _Crew:
+    """The processes that were started, by rank, and what those say that nobody listens to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.failed: list[int] = []
+        self.interrupts = 0
+        self._folder = folder
+
+    def start(self, argv: Sequence[str], environment: dict[str, str], lifeline: int) -> None:
+        """Start one. Only the first reads our input and speaks; what the others say is kept in case they fail."""
+        first = not self.processes
+        with self._errors(len(self.processes)).open("wb") as errors:
+            process = subprocess.Popen(
+                [sys.executable, *_PROGRAM, *argv],
+                env=environment,
+                stdin=None if first else subprocess.DEVNULL,
+                stdout=None if first else subprocess.DEVNULL,
+                stderr=None if first else errors,
+                pass_fds=[lifeline],
+                # Ctrl-C in a terminal goes to all processes of a session: these get it from us alone, and once.
+                start_new_session=True,
+            )
+        self.processes.append(process)
+
+    def signal(self, number: int) -> None:
+        """Pass a signal on."""
+        self.interrupts += 1
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def watch(self) -> None:
+        """Wait until all have ended, or one has failed and the others had time to end."""
+        deadline = float("inf")
+        while time.monotonic() < deadline:
+            for rank, process in enumerate(self.processes):
+                if process.poll() and rank not in self.failed:
+                    self.failed.append(rank)
+            if all(process.returncode is not None for process in self.processes):
+                return
+            if (self.failed or self.interrupts > 1) and deadline == float("inf"):
+                deadline = time.monotonic() + _GRACE
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        """End whatever still runs, with the processes that it has started."""
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def verdict(self) -> int:
+        """The exit status of all together; says what a process other than the first had to say about it."""
+        causes = [rank for rank in self.failed if self.processes[rank].returncode != _LOST]
+        if not causes:
+            if self.interrupts > 1:
+                raise KeyboardInterrupt
+            return _LOST if self.failed else 0
+        rank = causes[0]
+        status = self.processes[rank].returncode
+        if status < 0:
+            if self.interrupts:
+                raise KeyboardInterrupt
+            raise UserError(
+                f"Process {rank} of {len(self.processes)} was killed by {signal.Signals(-status).name}, as happens "
+                "when memory runs out, and the others were ended."
+            )
+        if 0 not in causes:
+            sys.stderr.write(self._errors(rank).read_text(encoding="utf-8", errors="replace"))
+            sys.stderr.flush()
+        return status
+
+    def _errors(self, rank: int) -> Path:
+        return self._folder / f"{rank}.txt"
+
+
+@contextmanager
+def _forwarded(crew: _Crew) -> Generator[None]:
+    """Signals go on to the processes, which end by themselves."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        del frame
+        crew.signal(number)
+
+    before = {number: signal.signal(number, forward) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _environment(processes: int, lifeline: int) -> dict[str, str]:
+    """What torchrun would tell the processes, and how to share the machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    chosen = {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    loop = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    if loop is not None:
+        chosen["GLOO_SOCKET_IFNAME"] = loop
+    told = {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        _LIFELINE: str(lifeline),
+    }
+    return chosen | os.environ | told
+
+
+def _end_with_launcher(lifeline: int) -> None:
+    os.read(lifeline, 1)
+    os._exit(_LOST)
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether it says that another process is gone. gloo has no class of its own for that."""
+    if "torch" not in sys.modules:
+        return False
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo" in str(error)

@@ -1,0 +1,147 @@
+"""Trains in several processes what test_engines.py asks for: `python engines_worker.py JOBS.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from anyformer.config import ModelConfig
+from anyformer.data.batch import IGNORED, Batch
+from anyformer.families import preset
+from anyformer.model import build
+from anyformer.training.averaging import make_average
+from anyformer.training.engines.base import Plan
+from anyformer.training.engines.group import Group, join
+from anyformer.training.engines.registry import make_engine
+from anyformer.training.optimizer import make_optimizer
+from anyformer.training.precision import Precision
+
+STEPS = 8
+
+# GPT-2 and BERT have a bias of keys, whose gradient is nothing but rounding; Adam makes steps of full length of it.
+CASES: dict[str, dict[str, Any]] = {
+    "tied": {"preset": "gpt2-nano", "layers": {"decoder_layers": 2}, "average": "ema:0.9"},
+    "masked": {"preset": "bert-tiny", "layers": {"encoder_layers": 2}, "accumulate": 3, "average": "last:2"},
+    "pairs": {"preset": "t5-small", "layers": {"encoder_layers": 2, "decoder_layers": 1}, "label_smoothing": 0.1},
+    "muon": {"preset": "llama-nano", "layers": {"decoder_layers": 2}, "optimizer": "muon", "recompute": True},
+}
+
+
+def config(case: str) -> ModelConfig:
+    model = preset(CASES[case]["preset"]).replace(vocab_size=53, d_model=32, max_length=16, **CASES[case]["layers"])
+    attention = dataclasses.replace(model.attention, heads=2, kv_heads=None, head_dim=None)
+    feed_forward = dataclasses.replace(model.feed_forward, width=48)
+    return _without_dropout(model.replace(attention=attention, feed_forward=feed_forward))
+
+
+def batch(case: str, step: int, rows: int = 7, time: int = 12) -> Batch:
+    """Rows of which some have many targets, some few, and the first of several none."""
+    chance = np.random.default_rng(step)
+    tokens, targets = (chance.integers(5, 53, (rows, time)) for _ in range(2))
+    for row in range(1, rows):
+        targets[row, chance.integers(1, time) :] = IGNORED
+    if case == "masked":
+        targets[chance.random(targets.shape) < 0.7] = IGNORED
+    if rows > 1:
+        targets[0] = IGNORED
+    if case != "pairs":
+        return Batch(tokens, targets)
+    source = chance.integers(5, 53, (rows, 9))
+    return Batch(tokens, targets, source=source, source_mask=np.arange(9) < chance.integers(3, 10, (rows, 1)))
+
+
+def train(
+    group: Group,
+    case: str,
+    *,
+    engine: str | None = None,
+    zero: int = 2,
+    load: str | None = None,
+    save: str | None = None,
+    end: int = STEPS,
+    dtype: str = "float32",
+) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
+    """Train from the start, or from the middle where a checkpoint is loaded.
+
+    Returns:
+        Which engine was active; of each step the loss and the gradient's length, and two evaluations at the end; the
+        averaged weights (on the first process).
+    """
+    options = CASES[case]
+    torch.manual_seed(0)
+    plan = Plan(
+        Precision(torch.device("cpu"), getattr(torch, dtype), "for a test"),
+        lambda model: make_optimizer(options.get("optimizer", "adamw"), model, 1.0),
+        average=make_average(options.get("average")),
+        clip=0.5,
+        accumulate=options.get("accumulate", 2),
+        label_smoothing=options.get("label_smoothing", 0.0),
+        checkpoint_gradients=options.get("recompute", False),
+    )
+    made = make_engine(engine, build(config(case)), plan, group, zero_stage=zero)
+    said, figures = str(made), {}
+    if load is not None:
+        made.load(Path(load))
+    else:
+        # Nothing that a step does may be disturbed by it.
+        made.evaluate(batch(case, 1000))
+    for step in range(STEPS // 2 if load else 0, end):
+        done = made.step(step, batch(case, step), 1e-3 * (1 + step % 3))
+        figures[str(step)] = [done.loss, done.gradient_norm]
+        if step % 2:
+            made.snapshot()
+    if save is not None:
+        if group.leads:
+            Path(save).mkdir()
+        group.any(False)
+        made.save(Path(save))
+    with made.averaged():
+        figures["averaged"] = [made.evaluate(batch(case, 1001))]
+    # One row for two processes: one of them has none.
+    figures["latest"] = [made.evaluate(batch(case, 1002, rows=1)), made.evaluate(batch(case, 1003))]
+    with made.gathered() as model:
+        weights = {} if model is None else {name: value.clone() for name, value in model.state_dict().items()}
+    made.close()
+    return said, figures, weights
+
+
+def main() -> None:
+    warnings.simplefilter("error", UserWarning)
+    torch.set_num_threads(1)
+    jobs: list[dict[str, Any]] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    group = join(jobs[0]["engine"], "cpu")
+    for job in jobs:
+        if job["engine"] == "deepspeed":
+            from anyformer.training.engines import deepspeed
+
+            # All of these weights are so small that ZeRO-3 would leave them whole, which one case shall do.
+            deepspeed._KEPT_WHOLE = 100_000 if job["case"] == "masked" else 0
+        out = Path(job.pop("out"))
+        said, figures, weights = train(group, **job)
+        if group.leads:
+            save_file(weights, out.with_suffix(".safetensors"))
+            out.with_suffix(".json").write_text(json.dumps({"said": said, "figures": figures}), encoding="utf-8")
+    group.close()
+
+
+def _without_dropout(part: Any) -> Any:
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if field.name == "dropout":
+            changes[field.name] = 0.0
+        elif dataclasses.is_dataclass(value):
+            changes[field.name] = _without_dropout(value)
+    return dataclasses.replace(part, **changes)
+
+
+if __name__ == "__main__":
+    main()
