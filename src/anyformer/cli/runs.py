@@ -1,0 +1,156 @@
+"""`anyformer runs`: what has been trained here, and how runs compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from anyformer.cli.parsing import parse
+from anyformer.errors import UserError
+from anyformer.training.report import write_comparison, write_report
+from anyformer.training.report.comparison import COLUMNS, TEXTS, best_scores, broken_lines, differing
+from anyformer.training.report.words import setting
+from anyformer.training.runs import Run, differences, is_run, read_run, read_runs
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_DIRECTORY = Path("runs")
+_SPARE = ("tokens", "preset", "time", "parameters", "tokens/s")
+"""What a narrow terminal does without, the least missed first."""
+
+_ENDLESS = 10_000
+
+_STYLES = {"running": "blue", "finished": "green", "stopped": "yellow", "diverged": "red"}
+
+
+@dataclass(frozen=True)
+class RunsOptions:
+    """List the runs in a directory, newest first; of runs that are named one by one say what differs in their configs.
+
+    The losses are those of the latest evaluation, in nats per token.
+    """
+
+    paths: tyro.conf.Positional[tuple[str, ...]] = ()
+    """A directory of runs; or runs, by path or by their name in runs/. None: runs/."""
+    html: Path | None = None
+    """Write a page with their curves to this file: of several runs over each other."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON instead of tables."""
+
+
+def run(argv: list[str]) -> int:
+    """Print a table of runs."""
+    options = parse(RunsOptions, argv, prog="anyformer runs")
+    runs, compared = _chosen(options.paths)
+    if options.html is not None:
+        _write(runs, options.html)
+    if options.json:
+        differing_settings = {"differences": differences(runs)} if compared else {}
+        print(json.dumps({"runs": [each.summary() for each in runs], **differing_settings}, indent=2, default=str))
+        return 0
+    _print(runs, compared)
+    if options.html is not None:
+        print(f"\ncurves     {options.html}")
+    return 0
+
+
+def _chosen(paths: Sequence[str]) -> tuple[list[Run], bool]:
+    """The runs that are named, and whether to compare them. Raises UserError for one that isn't there."""
+    if not paths:
+        if not _DIRECTORY.is_dir():
+            raise UserError("There are no runs here yet: `anyformer train` makes one, in runs/. Or name a directory.")
+        return read_runs(_DIRECTORY), False
+    if len(paths) == 1 and Path(paths[0]).is_dir() and not is_run(_place(paths[0])):
+        return read_runs(Path(paths[0])), False
+    return [read_run(_place(path)) for path in paths], len(paths) > 1
+
+
+def _place(name: str) -> Path:
+    """A run's directory: the path, or else the name in runs/."""
+    path = Path(name)
+    return _DIRECTORY / name if path.name == name and _DIRECTORY.is_dir() and not path.is_dir() else path
+
+
+def _write(runs: Sequence[Run], file: Path) -> None:
+    if file.is_dir():
+        raise UserError(f"--html {file} is a directory: name the file in it.")
+    if len(runs) == 1:
+        write_report(runs[0].path, file)
+    else:
+        write_comparison(runs, file)
+
+
+def _print(runs: Sequence[Run], compared: bool) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    best = best_scores(runs) if compared else set[tuple[str, str]]()
+    columns = list(COLUMNS)
+    table = _table(runs, columns, best)
+    spare = list(_SPARE)
+    while console.is_terminal and spare and _width(console, table) > console.width:
+        columns.remove(spare.pop(0))
+        table = _table(runs, columns, best)
+    _show(console, table)
+    for each in runs:
+        if each.broken:
+            console.print(Text(f"{each.name}: {broken_lines(each)}."), soft_wrap=True)
+    if compared:
+        console.print()
+        _print_differences(console, runs)
+
+
+def _table(runs: Sequence[Run], columns: Sequence[str], best: set[tuple[str, str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="left" if column in TEXTS else "right", no_wrap=True)
+    for each in runs:
+        cells: list[Text] = []
+        for column in columns:
+            bold = "bold green" if (column, each.name) in best else ""
+            cells.append(Text(COLUMNS[column](each), style=_STYLES[each.state] if column == "state" else bold))
+        table.add_row(*cells)
+    return table
+
+
+def _print_differences(console: Console, runs: Sequence[Run]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    changes = differences(runs)
+    if not changes:
+        console.print("Their configs are the same.")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("")
+    for each in runs:
+        table.add_column(Text(each.name), overflow="fold")
+    for name, values in changes.items():
+        table.add_row(Text(name), *(Text(setting(value)) for value in values))
+    _show(console, table)
+    if differing(runs):
+        console.print("\nTheir losses are of different texts or tokens and don't compare; bits per byte may.")
+
+
+def _show(console: Console, table: Table) -> None:
+    """Print a table; where there is no terminal, but a file or another program, as wide as it is."""
+    if not console.is_terminal:
+        console.width = max(console.width, _width(console, table))
+    console.print(table)
+
+
+def _width(console: Console, table: Table) -> int:
+    from rich.measure import Measurement
+
+    return Measurement.get(console, console.options.update(max_width=_ENDLESS), table).maximum

@@ -1,0 +1,90 @@
+"""Pages on runs: report.html in a run directory, and a page on several runs.
+
+page         what the page on one run says
+comparison   what the page on several runs says
+charts       their curves, as numbers
+words        numbers as a person would write them
+*.html, style.css, charts.js   the page itself
+
+A page is one file that asks nothing of a network: style, script and numbers are in it. Every text comes from outside (a
+sample, a path, a name) and is escaped by Jinja; a policy in the page forbids it to load anything.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from anyformer import __version__
+from anyformer.errors import UserError
+from anyformer.training.report.comparison import comparison
+from anyformer.training.report.page import page
+from anyformer.training.runs import Run, read_run
+
+REPORT = "report.html"
+
+
+def write_report(directory: Path, file: Path | None = None) -> Path:
+    """Write a run's page anew.
+
+    Args:
+        directory: the run directory.
+        file: where to; None: report.html in the run directory.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        UserError: no such run directory, or the disk refuses. The page that was there before stays as it was.
+    """
+    run = read_run(directory)
+    place = file or directory / REPORT
+    _write(place, _render("page.html", page(run)))
+    return place
+
+
+def write_comparison(runs: Sequence[Run], file: Path) -> Path:
+    """Write a page with the curves of runs over each other. Raises UserError where the disk refuses."""
+    _write(file, _render("comparison.html", comparison(runs)))
+    return file
+
+
+def _render(template: str, values: Mapping[str, Any]) -> str:
+    here = files(__name__)
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (here / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    now = time.time()
+    return environment.get_template(template).render(
+        **values,
+        version=__version__,
+        written=round(now),
+        when=time.strftime("%Y-%m-%d %H:%M", time.localtime(now)),
+        style=Markup((here / "style.css").read_text(encoding="utf-8")),
+        script=Markup((here / "charts.js").read_text(encoding="utf-8")),
+    )
+
+
+def _write(place: Path, text: str) -> None:
+    beside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with beside.open("w", encoding="utf-8", errors="replace") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(place)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{place} can't be written: {error.strerror or error}.") from error

@@ -1,0 +1,186 @@
+"""The curves of runs, as the page's script draws them: plain numbers, few enough for a browser.
+
+A chart's data is ``{"axes": [{"step", "time", "tokens"}], "charts": [{"title", "series": [...], ...}]}``: each series
+names the axis that its values stand over. What is not a finite number is None, and leaves a gap.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from anyformer.training.runs import Line, Run, flops_per_second, number
+
+Values = list[float | None]
+
+_BUCKETS = 300
+_FEW = 25
+"""Lines below which a smoothed curve would say nothing that the raw one doesn't."""
+
+_WINDOW = 40
+"""A smoothed value is the mean over this part of the run's lines on either side."""
+
+
+def report_data(run: Run) -> dict[str, Any]:
+    """The charts of one run's page."""
+    names = ("loss", "tokens_per_second", "gradient_norm", "learning_rate")
+    loss, speed, norm, rate = (_column(run.steps, name) for name in names)
+    reached = [flops_per_second(run.header, line) for line in run.steps]
+    kept = thin([loss, speed, norm])
+    axes = [_axis(run, [run.steps[index] for index in kept]), _axis(run, run.evaluations)]
+    validation = _series("validation", 1, 1, _column(run.evaluations, "validation_loss"), "points")
+    peak = _short(number(run.header, "peak_flops_per_second"))
+    marks = [] if peak is None else [{"y": peak, "label": "measured peak"}]
+    charts = [
+        _chart("Loss", "loss", [*_curve("training", loss, kept), validation], note="nats per token", scaled=True),
+        _chart("Learning rate", "rate", [_series("rate", 0, 0, _at(rate, kept))], zero=True),
+        _chart("Speed", "count", _curve("tokens/s", speed, kept), note="tokens per second", zero=True),
+        _chart("Gradient norm", "number", _curve("norm", norm, kept), note="before clipping", scaled=True),
+        _chart("Arithmetic", "flops", _curve("reached", reached, kept), note="FLOP/s", zero=True, marks=marks),
+    ]
+    return {"axes": axes, "charts": [chart for chart in charts if chart["series"]]}
+
+
+def comparison_data(runs: Sequence[Run]) -> dict[str, Any]:
+    """The charts of a page on several runs: their curves over each other."""
+    axes: list[dict[str, Values]] = []
+    validation: list[dict[str, Any]] = []
+    training: list[dict[str, Any]] = []
+    speed: list[dict[str, Any]] = []
+    for colour, run in enumerate(runs):
+        kept = thin([_column(run.steps, name) for name in ("loss", "tokens_per_second")])
+        place = len(axes)
+        axes += [_axis(run, [run.steps[index] for index in kept]), _axis(run, run.evaluations)]
+        scores = _column(run.evaluations, "validation_loss")
+        validation.append(_series(run.name, place + 1, colour, scores, "points"))
+        for series, name in ((training, "loss"), (speed, "tokens_per_second")):
+            smooth = smoothed(_column(run.steps, name)) if len(run.steps) >= _FEW else _column(run.steps, name)
+            series.append(_series(run.name, place, colour, _at(smooth, kept)))
+    charts = [
+        _chart("Validation loss", "loss", validation, note="nats per token", scaled=True),
+        _chart("Training loss", "loss", training, note="smoothed", scaled=True),
+        _chart("Speed", "count", speed, note="tokens per second", zero=True),
+    ]
+    return {"axes": axes, "charts": [chart for chart in charts if chart["series"]]}
+
+
+def thin(columns: Sequence[Values], buckets: int = _BUCKETS) -> list[int]:
+    """Places that show the same curves: of each stretch and column the lowest and the highest, and both ends.
+
+    Args:
+        columns: series of equal length, over the same lines.
+        buckets: stretches that the lines are divided into.
+    """
+    count = len(columns[0]) if columns else 0
+    if count <= 2 * buckets:
+        return list(range(count))
+    kept = {0, count - 1}
+    for bucket in range(buckets):
+        stretch = range(bucket * count // buckets, (bucket + 1) * count // buckets)
+        for column in columns:
+            known = [(value, index) for index in stretch if (value := column[index]) is not None]
+            kept |= {min(known)[1], max(known)[1]} if known else {stretch[0]}
+    return sorted(kept)
+
+
+def smoothed(values: Values, window: int | None = None) -> Values:
+    """A weighted mean over neighbours on both sides, over fewer at the start, where a steep fall is to stay in place.
+
+    Args:
+        values: a series; None is left out of the means.
+        window: neighbours on either side; None: a fortieth of the series.
+    """
+    reach = max(1, len(values) // _WINDOW) if window is None else window
+    # The mean of means weighs near neighbours more, so that a single spike makes no plateau.
+    return _means(_means(values, reach), reach)
+
+
+def _means(values: Values, reach: int) -> Values:
+    count = len(values)
+    sums = [0.0, *accumulate(0.0 if value is None else value for value in values)]
+    known = [0, *accumulate(0 if value is None else 1 for value in values)]
+    means: Values = []
+    for index, value in enumerate(values):
+        near = min(reach, index)
+        low, high = index - near, min(count, index + near + 1)
+        # A place without a value has no mean either: the curve shows the gap.
+        means.append(None if value is None else (sums[high] - sums[low]) / (known[high] - known[low]))
+    return means
+
+
+def _curve(name: str, values: Values, kept: Sequence[int]) -> list[dict[str, Any]]:
+    """A raw series, and over it the smoothed one where there is something to smooth."""
+    if len(values) < _FEW:
+        return [_series(name, 0, 0, values)]
+    return [_series(name, 0, 0, _at(values, kept), "faint"), _series(name, 0, 0, _at(smoothed(values), kept))]
+
+
+def _series(name: str, axis: int, colour: int, values: Values, style: str = "line") -> dict[str, Any]:
+    return {"name": name, "axis": axis, "colour": colour, "style": style, "y": [_short(value) for value in values]}
+
+
+def _chart(
+    title: str,
+    form: str,
+    series: list[dict[str, Any]],
+    *,
+    note: str = "",
+    zero: bool = False,
+    scaled: bool = False,
+    marks: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """A chart; `zero`: its axis begins there; `scaled`: it follows the choice of scale."""
+    drawn = [each for each in series if any(value is not None for value in each["y"])]
+    return {
+        "title": title,
+        "note": note,
+        "format": form,
+        "zero": zero,
+        "scaled": scaled,
+        "series": drawn,
+        "marks": list(marks),
+    }
+
+
+def _axis(run: Run, lines: Sequence[Line]) -> dict[str, Values]:
+    """Where lines stand, by step, by time in seconds and by tokens."""
+    steps: Values = [float(line["step"]) for line in lines]
+    return {
+        "step": steps,
+        "time": [_short(value) for value in _column(lines, "elapsed")],
+        "tokens": [_short(value, 9) for value in tokens_at(run, lines)],
+    }
+
+
+def tokens_at(run: Run, lines: Sequence[Line]) -> Values:
+    """The tokens that each line stands at: an evaluation says nothing of them, and lies between two steps."""
+    own = _column(lines, "tokens")
+    if None not in own:
+        return own
+    known = [(line["step"], tokens) for line in run.steps if (tokens := number(line, "tokens")) is not None]
+    return [_between(known, line["step"]) if value is None else value for line, value in zip(lines, own, strict=True)]
+
+
+def _between(known: Sequence[tuple[int, float]], step: int) -> float | None:
+    """The tokens at a step, between those of its neighbours; at step 0 none."""
+    if not known:
+        return 0.0 if step == 0 else None
+    place = bisect_left(known, step, key=lambda pair: pair[0])
+    if place == len(known):
+        return known[-1][1]
+    (before, low), (after, high) = known[place - 1] if place else (0, 0.0), known[place]
+    return low + (high - low) * (step - before) / (after - before) if after > before else high
+
+
+def _column(lines: Sequence[Line], name: str) -> Values:
+    return [number(line, name) for line in lines]
+
+
+def _at(values: Values, kept: Sequence[int]) -> Values:
+    return [values[index] for index in kept]
+
+
+def _short(value: float | None, digits: int = 6) -> float | None:
+    return None if value is None else float(f"{value:.{digits}g}")

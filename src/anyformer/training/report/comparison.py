@@ -1,0 +1,103 @@
+"""What the page on several runs says, beside their curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from anyformer.training.report import words
+from anyformer.training.report.charts import comparison_data
+from anyformer.training.report.page import passages
+from anyformer.training.runs import Run, differences
+
+Show = Callable[[Run], str]
+
+COLUMNS: dict[str, Show] = {
+    "name": lambda run: run.name,
+    "preset": lambda run: run.preset or "–",
+    "parameters": lambda run: words.count(run.parameters),
+    "state": lambda run: run.state,
+    "steps": lambda run: words.whole(run.step),
+    "tokens": lambda run: words.count(run.tokens),
+    "time": lambda run: words.clock(run.seconds),
+    "tokens/s": lambda run: words.count(run.tokens_per_second),
+    "loss": lambda run: words.loss(run.validation_loss),
+    "bits/byte": lambda run: words.loss(run.bits_per_byte),
+}
+"""What a table of runs says of each; `loss` is that of the validation text."""
+
+TEXTS = ("name", "preset", "state")
+"""The columns that hold no number."""
+
+
+def comparison(runs: Sequence[Run]) -> dict[str, Any]:
+    """The values of comparison.html."""
+    names = [run.name for run in runs]
+    best = best_scores(runs)
+    rows = [
+        {
+            "name": run.name,
+            "cells": [
+                {"text": show(run), "best": (column, run.name) in best}
+                for column, show in COLUMNS.items()
+                if column != "name"
+            ],
+        }
+        for run in runs
+    ]
+    return {
+        "title": f"{', '.join(names[:4])} · anyformer",
+        "heading": " vs ".join(names) if len(names) <= 3 else f"{len(names)} runs",
+        "about": "losses are in nats per token, and comparable only where tokenizer and validation text are the same"
+        if differing(runs)
+        else "same tokenizer and data: losses are comparable",
+        "notes": [f"{run.name}: {broken_lines(run)}" for run in runs if run.broken],
+        "state": "",
+        "runs": runs,
+        "columns": list(COLUMNS),
+        "rows": rows,
+        "data": comparison_data(runs),
+        "differences": [
+            {"name": name, "cells": [words.setting(value) for value in values]}
+            for name, values in differences(runs).items()
+        ],
+        "samples": [
+            {
+                "name": run.name,
+                "colour": colour,
+                "step": f"{run.samples[-1]['step']:,}",
+                "passages": passages(run.samples[-1]),
+            }
+            for colour, run in enumerate(runs)
+            if run.samples
+        ],
+    }
+
+
+def best_scores(runs: Sequence[Run]) -> set[tuple[str, str]]:
+    """The columns and names of the runs with the lowest scores, where there is something to compare."""
+    found: set[tuple[str, str]] = set()
+    scores: dict[str, Callable[[Run], float | None]] = {
+        "loss": lambda run: run.validation_loss,
+        "bits/byte": lambda run: run.bits_per_byte,
+    }
+    for column, score in scores.items():
+        if column == "loss" and differing(runs):
+            continue
+        known = [(value, run.name) for run in runs if (value := score(run)) is not None]
+        if len(known) > 1:
+            found |= {(column, name) for value, name in known if value == min(known)[0]}
+    return found
+
+
+def differing(runs: Sequence[Run]) -> bool:
+    """Whether the runs' losses are of different texts or tokens, and so can't be compared."""
+    return bool(
+        {"tokenizer", "data", "validation", "field", "source", "target", "objective"} & differences(runs).keys()
+    )
+
+
+def broken_lines(run: Run) -> str:
+    """What to say of lines of metrics.jsonl that can't be read."""
+    lines = "line of metrics.jsonl" if run.broken == 1 else "lines of metrics.jsonl"
+    return f"{run.broken:,} {lines} can't be read, and {'is' if run.broken == 1 else 'are'} left out"

@@ -1,0 +1,255 @@
+"""What the page on one run says, beside its curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from anyformer.training.report import words
+from anyformer.training.report.charts import report_data, tokens_at
+from anyformer.training.runs import Line, Run, flatten, number, usual
+
+_SAMPLES = 6
+_FURTHER = 60
+_ROWS = 200
+
+_LIBRARY = "Python's standard library"
+"""The data of a run that was given none."""
+
+_SHAPE = (
+    "vocab_size",
+    "d_model",
+    "encoder_layers",
+    "decoder_layers",
+    "max_length",
+    "attention.heads",
+    "attention.kv_heads",
+    "feed_forward.width",
+    "feed_forward.activation",
+    "position.kind",
+    "norm.kind",
+    "norm.placement",
+    "embedding.tied",
+    "head.kind",
+    "dropout",
+)
+"""Of the model's many settings those that are shown whatever they are."""
+
+_SELDOM = (
+    "field",
+    "source",
+    "target",
+    "reset_documents",
+    "whole_words",
+    "label_smoothing",
+    "workers",
+    "cache",
+    "batch_tokens",
+    "accumulate",
+    "beta2",
+    "average",
+    "checkpoint_gradients",
+    "compile",
+    "engine",
+    "processes",
+    "zero_stage",
+    "save_every",
+    "keep",
+    "log_every",
+    "track",
+    "validation",
+)
+"""Settings of a run that are folded away where they are as usual."""
+
+_OWN = (
+    "preset",
+    "data",
+    "tokenizer",
+    "steps",
+    "minutes",
+    "evaluate_every",
+    "track",
+    "model.model_type",
+    "model.embedding.padding",
+)
+"""Settings that every run has its own of: a difference would say nothing. So have the tokenizer's own tokens."""
+
+
+def page(run: Run) -> dict[str, Any]:
+    """The values of page.html."""
+    samples, further = _samples(run)
+    return {
+        "title": f"{run.name} · anyformer",
+        "run": run,
+        "state": run.state,
+        "facts": _facts(run),
+        "notes": notes(run),
+        "figures": _figures(run),
+        "data": report_data(run),
+        "evaluations": _evaluations(run),
+        "samples": samples,
+        "further": further,
+        "settings": _settings(run),
+        "commands": _commands(run),
+    }
+
+
+def notes(run: Run) -> list[str]:
+    """What a reader should know before the numbers."""
+    said: list[str] = []
+    if run.state == "diverged":
+        at = "" if run.step is None else f" after step {run.step:,}"
+        said.append(f"The loss is no longer a number{at}." if not run.reason else run.reason)
+    elif run.reason:
+        said.append(run.reason)
+    if not run.steps and not run.evaluations:
+        said.append("Nothing has been measured yet.")
+    if run.resumed:
+        said.append("Taken up again once." if run.resumed == 1 else f"Taken up again {run.resumed} times.")
+    if run.broken:
+        lines = "line of metrics.jsonl is" if run.broken == 1 else "lines of metrics.jsonl are"
+        said.append(f"{run.broken:,} {lines} not readable and left out: a run that is killed may leave half a line.")
+    if not run.config:
+        said.append("There is no config.yaml that can be read.")
+    return said
+
+
+def passages(line: Line) -> list[dict[str, str]]:
+    """The passages of a sample's line: one, or a list of them."""
+    sample: object = line.get("sample")
+    listed = cast("list[object]", sample) if isinstance(sample, list) else [sample]
+    found: list[dict[str, str]] = []
+    for each in listed:
+        if isinstance(each, str):
+            each = {"written": each}
+        if isinstance(each, Mapping):
+            parts = cast("Mapping[str, Any]", each)
+            texts = {part: str(parts.get(part) or "") for part in ("before", "written", "after")}
+            # Runs often begin from a line break, which would only show as a gap.
+            found.append({**texts, "before": texts["before"].lstrip("\n")})
+    return found
+
+
+def _facts(run: Run) -> list[str]:
+    config, header = run.config, run.header
+    dtype, device = (header.get(name) or config.get(name) for name in ("dtype", "device"))
+    engine = header.get("engine") or config.get("engine")
+    facts = [
+        run.preset,
+        None if run.parameters is None else f"{words.count(run.parameters)} parameters",
+        config.get("objective"),
+        config.get("tokenizer"),
+        f"{config['batch_size']} × {config['context']} tokens a step"
+        if {"batch_size", "context"} <= config.keys() and None not in (config["batch_size"], config["context"])
+        else None,
+        " on ".join(str(each) for each in (dtype, device) if each) or None,
+        engine,
+    ]
+    return [str(fact) for fact in facts if fact]
+
+
+def _figures(run: Run) -> list[dict[str, str]]:
+    figures: list[dict[str, str]] = []
+
+    def add(label: str, value: str, note: str = "") -> None:
+        if value != "–":
+            figures.append({"label": label, "value": value, "note": note})
+
+    first = number(run.evaluations[0], "validation_loss") if len(run.evaluations) > 1 else None
+    came = "" if first is None else f"from {words.loss(first)}"
+    best = run.best
+    if best is not None and run.validation_loss is not None and best["validation_loss"] < run.validation_loss - 5e-3:
+        came = f"best {words.loss(best['validation_loss'])} at step {best['step']:,}"
+    add("Validation loss", words.loss(run.validation_loss), came or "nats per token")
+    add("Perplexity", words.perplexity(run.validation_loss), "per token")
+    add("Bits per byte", words.loss(run.bits_per_byte))
+    if not run.evaluations and run.steps:
+        add("Training loss", words.loss(number(run.steps[-1], "loss")), "nats per token")
+    add("Tokens", words.count(run.tokens), "" if run.step is None else f"{run.step:,} step{'s' * (run.step != 1)}")
+    add("Time", words.clock(run.seconds))
+    add("Tokens/s", words.count(run.tokens_per_second), "while training")
+    peak, reached = number(run.header, "peak_flops_per_second"), run.flops_per_second
+    if peak and reached is not None:
+        add("Share of peak", words.share(reached / peak), f"{words.flops(reached)} of {words.si(peak)} measured")
+    else:
+        add("Arithmetic", words.flops(reached))
+    return figures
+
+
+def _evaluations(run: Run) -> list[list[str]]:
+    lines = evenly(run.evaluations, _ROWS)
+    return [
+        [
+            f"{line['step']:,}",
+            words.clock(number(line, "elapsed")),
+            words.count(tokens),
+            words.loss(number(line, "validation_loss")),
+            words.perplexity(number(line, "validation_loss")),
+            words.loss(number(line, "bits_per_byte")),
+        ]
+        for line, tokens in zip(lines, tokens_at(run, lines), strict=True)
+    ]
+
+
+def _samples(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Those that are shown, over the whole run, and those that are folded away."""
+    lines = [line for line in run.samples if passages(line)]
+    shown = evenly(lines, _SAMPLES)
+    folded = [line for line in lines if all(line is not each for each in shown)]
+    scores = {line["step"]: number(line, "validation_loss") for line in run.evaluations}
+
+    def told(line: Line) -> dict[str, Any]:
+        score = scores.get(line["step"])
+        note = "" if score is None else f"loss {words.loss(score)}"
+        return {"step": f"{line['step']:,}", "note": note, "passages": passages(line)}
+
+    return [told(line) for line in shown], [told(line) for line in evenly(folded, _FURTHER)]
+
+
+def evenly(lines: Sequence[Line], most: int) -> list[Line]:
+    """At most so many, spread over all of them, the first and the last included."""
+    if len(lines) <= most:
+        return list(lines)
+    return [lines[round(place * (len(lines) - 1) / (most - 1))] for place in range(most)]
+
+
+def _settings(run: Run) -> list[dict[str, Any]]:
+    """Two tables: the run's own settings, and the model's, with what was changed first to be seen."""
+    if not run.config:
+        return []
+    standard = usual(run.preset)
+    settings = {name: value for name, value in flatten(run.config).items() if name not in ("runs", "name")}
+    groups: list[dict[str, Any]] = []
+    for title, prefix in (("Run", ""), (f"Model: {run.preset}" if run.preset else "Model", "model.")):
+        rows: list[dict[str, str]] = []
+        rest: list[dict[str, str]] = []
+        for name, value in settings.items():
+            if name.startswith("model.") != bool(prefix):
+                continue
+            short = name.removeprefix(prefix)
+            told = _LIBRARY if name == "data" and not value and not run.config.get("source") else words.setting(value)
+            row = {"name": short, "value": told, "changed": _changed(name, value, standard)}
+            seen = short in _SHAPE if prefix else short not in _SELDOM
+            (rows if row["changed"] or (seen and value is not None) else rest).append(row)
+        if rows or rest:
+            groups.append({"title": title, "rows": rows, "rest": rest})
+    return groups
+
+
+def _changed(name: str, value: Any, standard: Mapping[str, Any]) -> str:
+    """What the setting usually is, if this differs; a setting that is chosen to suit the run is never a difference."""
+    if name in _OWN or name.startswith("model.tokens."):
+        return ""
+    if name not in standard or value == standard[name]:
+        return ""
+    if standard[name] is None and not name.startswith("model."):
+        return ""
+    return f"{'preset' if name.startswith('model.') else 'usually'} {words.setting(standard[name])}"
+
+
+def _commands(run: Run) -> list[dict[str, str]]:
+    place = f"{run.path.resolve().parent.name}/{run.name}"
+    commands = [{"what": "Repeat", "line": f"anyformer train --config {place}/config.yaml"}] if run.config else []
+    if run.state in ("stopped", "diverged"):
+        commands.insert(0, {"what": "Go on", "line": f"anyformer train --resume {place}"})
+    return commands

@@ -1,0 +1,291 @@
+"""`--track`: metrics to a tracker as well, while a run goes on.
+
+Nothing leaves the machine unless the tracker that was asked for sends it: TensorBoard and trackio write files here, and
+Weights & Biases sends the metrics, the samples and the config, or nothing where its `WANDB_MODE` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from anyformer.errors import UserError, nearest
+from anyformer.training.config import TrainConfig
+
+PROJECT = "anyformer"
+"""The project that runs are filed under, where the tracker's own environment variable names no other."""
+
+_NAMES = {
+    "loss": "training/loss",
+    "learning_rate": "training/learning_rate",
+    "gradient_norm": "training/gradient_norm",
+    "tokens": "progress/tokens",
+    "elapsed": "progress/elapsed",
+    "tokens_per_second": "speed/tokens_per_second",
+    "flops_per_second": "speed/flops_per_second",
+    "validation_loss": "validation/loss",
+    "bits_per_byte": "validation/bits_per_byte",
+}
+"""What a field of metrics.jsonl is called in a tracker; a field that isn't here keeps its name."""
+
+
+class Tracker(Protocol):
+    """What a tracker must do. One of your own is a class with these methods, and an entry in TRACKERS."""
+
+    def log(self, step: int, numbers: Mapping[str, float], texts: Mapping[str, str]) -> None:
+        """Take the numbers and texts of a step."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a tracker is opened with.
+
+    Attributes:
+        name: of the run.
+        directory: the run directory.
+        config: every setting of the run.
+        resumed: whether the run is taken up again, and what was tracked is to be continued.
+    """
+
+    name: str
+    directory: Path
+    config: Mapping[str, Any]
+    resumed: bool = False
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard: `tensorboard --logdir runs` shows all runs."""
+
+    def __init__(self, opening: Opening) -> None:
+        _library("tensorboard")
+        self._writer = _library("torch.utils.tensorboard").SummaryWriter(
+            str(opening.directory / "tensorboard"), flush_secs=10
+        )
+        settings = "\n".join(f"    {name}: {value}" for name, value in opening.config.items())
+        self._writer.add_text("config", settings, 0)
+
+    def log(self, step: int, numbers: Mapping[str, float], texts: Mapping[str, str]) -> None:
+        """As scalars, and texts as code (four spaces, in its Markdown)."""
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        for name, text in texts.items():
+            self._writer.add_text(name, "\n".join(f"    {line}" for line in text.split("\n")), step)
+
+    def close(self) -> None:
+        """Flush the event file."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases. `WANDB_PROJECT`, `WANDB_ENTITY` and `WANDB_MODE` (online, offline) hold as always."""
+
+    _SETTINGS: Mapping[str, Any] = {
+        "finish_timeout": 120.0,
+        "finish_timeout_raises": True,
+        "disable_git": True,
+        "save_code": False,
+        "disable_job_creation": True,
+        "console": "off",
+        "quiet": True,
+        "x_disable_meta": True,
+        "x_disable_stats": True,
+        "x_disable_machine_info": True,
+        "x_save_requirements": False,
+    }
+    """Program, repository, machine and console stay here: what was asked for is metrics. And at the end of a run
+    nobody waits for a network that is down: what could not be sent lies in the run directory."""
+
+    def __init__(self, opening: Opening) -> None:
+        library = _library("wandb")
+        place = opening.directory / "wandb"
+        place.mkdir(parents=True, exist_ok=True)
+        known = place / "run-id"
+        resumed = {"id": known.read_text(), "resume": "allow"} if opening.resumed and known.is_file() else {}
+        settings = {name: value for name, value in self._SETTINGS.items() if name in library.Settings.model_fields}
+        self._run = library.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=opening.name,
+            config=dict(opening.config),
+            dir=str(opening.directory),
+            settings=library.Settings(**settings),
+            **resumed,
+        )
+        known.write_text(self._run.id)
+        # Its own step only counts up, which that of a run taken up again does not.
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, numbers: Mapping[str, float], texts: Mapping[str, str]) -> None:
+        """As one row, over its step."""
+        self._run.log({**numbers, **texts, "step": step})
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._run.finish()
+
+
+class Trackio:
+    """A run of trackio, on this machine: `trackio show --project anyformer`. `TRACKIO_DIR` says where."""
+
+    def __init__(self, opening: Opening) -> None:
+        self._library = _library("trackio")
+        # It prints a few lines at both ends, which would tear the progress bar.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._run = self._library.init(
+                project=os.environ.get("TRACKIO_PROJECT", PROJECT),
+                name=opening.name,
+                config=dict(opening.config),
+                resume="allow" if opening.resumed else "never",
+                **dict.fromkeys(("embed", "auto_log_gpu", "auto_log_cpu"), False),
+            )
+
+    def log(self, step: int, numbers: Mapping[str, float], texts: Mapping[str, str]) -> None:
+        """As one row."""
+        self._run.log({**numbers, **texts}, step=step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._library.finish()
+
+
+TRACKERS: dict[str, Callable[[Opening], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "trackio": Trackio,
+    "wandb": WeightsAndBiases,
+}
+
+
+class Trackers:
+    """The trackers of a run, as one. What goes wrong in one of them is said once, and never stops training.
+
+    Args:
+        names: of TRACKERS.
+        run_name: the run's.
+        config: the run's; event files go to `config.runs / run_name`.
+        resumed: whether the run is taken up again: what was tracked is continued.
+        warn: says a sentence.
+
+    Raises:
+        UserError: a name is unknown, its library is not installed, or it can't begin (it wants a login, say).
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        run_name: str,
+        config: TrainConfig,
+        *,
+        resumed: bool = False,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        check(names)
+        self._warn = _to_stderr if warn is None else warn
+        self._failed: set[str] = set()
+        self._open: dict[str, Tracker] = {}
+        opening = Opening(run_name, config.runs / run_name, _settings(config), resumed)
+        for name in dict.fromkeys(names):
+            try:
+                self._open[name] = TRACKERS[name](opening)
+            except UserError:
+                self.close()
+                raise
+            except Exception as error:
+                self.close()
+                hint = " WANDB_MODE=offline sends nothing." if name == "wandb" else ""
+                raise UserError(f"--track {name} can't begin: {_sentence(error)}.{hint}") from error
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Pass on a line of metrics.jsonl, but for its first, and for what is not a finite number."""
+        step = record.get("step")
+        if not isinstance(step, int) or "started" in record:
+            return
+        numbers = {
+            _NAMES.get(name, name): float(value)
+            for name, value in record.items()
+            if name != "step" and isinstance(value, (int, float)) and math.isfinite(value)
+        }
+        texts = {"sample": text} if (text := _sample(record.get("sample"))) else {}
+        if numbers or texts:
+            for name, tracker in self._open.items():
+                self._try(name, lambda tracker=tracker: tracker.log(step, numbers, texts))
+
+    def close(self) -> None:
+        """Write or send what is left."""
+        while self._open:
+            name, tracker = self._open.popitem()
+            self._try(name, tracker.close)
+
+    def _try(self, name: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            # Whatever a tracker's library raises, the run is worth more than its diary.
+            if name not in self._failed:
+                self._failed.add(name)
+                self._warn(f"--track {name} fails, training goes on: {_sentence(error)}")
+
+
+def check(names: Sequence[str]) -> None:
+    """Raises UserError for a tracker that there is none of."""
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"--track: there is no tracker {name!r} ({nearest(name, TRACKERS)}).")
+
+
+def _library(name: str) -> Any:
+    """A tracker's library. Raises UserError where it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        package = name.rpartition(".")[2]
+        raise UserError(f"--track {package} needs {package}: pip install 'anyformer[track]'.") from error
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """Every setting, by dotted name, as plain values."""
+    flat: dict[str, Any] = {}
+
+    def add(name: str, value: Any) -> None:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            for field in dataclasses.fields(value):
+                add(f"{name}.{field.name}" if name else field.name, getattr(value, field.name))
+        elif isinstance(value, tuple):
+            flat[name] = [str(each) for each in cast("tuple[Any, ...]", value)]
+        else:
+            flat[name] = value if isinstance(value, bool | int | float | str | None) else str(value)
+
+    add("", config)
+    return flat
+
+
+def _sample(sample: object) -> str:
+    """A sample as one text: the passages that the model wrote, with what stood before and after."""
+    listed = cast("list[object]", sample) if isinstance(sample, list) else [sample]
+    texts: list[str] = []
+    for each in listed:
+        if isinstance(each, Mapping):
+            parts = cast("Mapping[str, Any]", each)
+            texts.append("".join(str(parts.get(part) or "") for part in ("before", "written", "after")))
+    return "\n\n".join(texts)
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def _to_stderr(sentence: str) -> None:
+    print(f"anyformer: {sentence}", file=sys.stderr)

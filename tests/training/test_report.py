@@ -1,0 +1,272 @@
+"""report.html: what it says, what it never does, and that it is whole at every moment."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyformer.errors import UserError
+from anyformer.training.report import words, write_comparison, write_report
+from anyformer.training.report.charts import smoothed, thin
+from anyformer.training.runs import read_run
+from tests.training.written import HEADER, config, evaluation, sample, short_run, step, write_run
+
+Values = list[float | None]
+
+
+class _Page(HTMLParser):
+    """A page's elements, its text by element, and what it would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.texts: list[str] = []
+        self.data: dict[str, Any] = {}
+        self._inside = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._inside = "data" if ("id", "data") in attrs else tag
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "data":
+            self.data = json.loads(data, parse_constant=pytest.fail)
+        elif self._inside not in ("script", "style"):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        """What a reader sees."""
+        return " ".join(" ".join(self.texts).split())
+
+
+def _page(run: Path) -> _Page:
+    return _Page(write_report(run).read_text(encoding="utf-8"))
+
+
+def _chart(page: _Page, title: str) -> dict[str, Any]:
+    return next(chart for chart in page.data["charts"] if chart["title"] == title)
+
+
+def test_the_page_says_what_the_run_was(tmp_path: Path):
+    page = _page(write_run(tmp_path / "good", short_run()))
+    for said in ("good", "finished", "1.12M parameters", "bfloat16 on cpu", "8 × 128 tokens a step"):
+        assert said in page.text
+    assert "Validation loss 3.1000 from 5.0000" in page.text
+    assert "Perplexity 22.20 per token" in page.text
+    assert "Share of peak 25% 60 GFLOP/s of 240G measured" in page.text
+    assert "after 100" in page.text
+    assert "anyformer train --config" in page.text
+    assert "--resume" not in page.text
+
+
+def test_the_curves_are_those_of_the_log(tmp_path: Path):
+    page = _page(write_run(tmp_path / "good", short_run()))
+    training, validation = _chart(page, "Loss")["series"]
+    assert training["y"] == [round(5 - number / 50, 6) for number in range(10, 101, 10)]
+    assert validation["y"] == [5.0, 4.1, 3.1]
+    axis = page.data["axes"][validation["axis"]]
+    assert axis == {"step": [0, 50, 100], "time": [0.0, 0.5, 1.0], "tokens": [0, 5000, 10_000]}
+    assert _chart(page, "Arithmetic")["marks"] == [{"y": 2.4e11, "label": "measured peak"}]
+    assert [chart["title"] for chart in page.data["charts"]] == [
+        "Loss",
+        "Learning rate",
+        "Speed",
+        "Gradient norm",
+        "Arithmetic",
+    ]
+
+
+def test_nothing_is_loaded_from_anywhere(tmp_path: Path):
+    run = write_run(tmp_path / "good", short_run())
+    page = _page(run)
+    assert page.loads == []
+    text = (run / "report.html").read_text()
+    assert "default-src 'none'" in text
+    assert not re.search(r"@import|url\((?!#)|https?://(?!www\.w3\.org/2000/svg)", text)
+
+
+@pytest.mark.parametrize(
+    "evil", ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "{{ 7 * 7 }}", "<!--"]
+)
+def test_texts_of_others_stay_texts(tmp_path: Path, evil: str):
+    name = evil.replace("/", "\u2044")
+    settings = config(tokenizer=evil, data=[evil])
+    lines = [
+        {**HEADER, "device": evil},
+        step(10),
+        evaluation(10, 2.0),
+        sample(10, evil, evil, evil),
+        {"step": 10, "state": "stopped", "reason": evil},
+    ]
+    run = write_run(tmp_path / name, lines, settings)
+    plain = write_run(tmp_path / "plain", [*lines[:3], sample(10), {"step": 10, "state": "stopped", "reason": "."}])
+    page = _page(run)
+    assert page.tags == _page(plain).tags
+    assert page.text.count(" ".join(evil.split())) >= 5
+    both = write_comparison([read_run(run), read_run(plain)], tmp_path / "both.html")
+    assert _Page(both.read_text()).tags.count("script") == 2
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, None, "?"])
+def test_what_is_no_number_is_a_gap(tmp_path: Path, loss: Any):
+    lines = [step(10, 3.0), json.dumps(step(20, loss)), step(30, 2.0)]
+    lines.append(json.dumps({"step": 30, "validation_loss": loss}))
+    page = _page(write_run(tmp_path / "r", lines))
+    assert _chart(page, "Loss")["series"][0]["y"] == [3.0, None, 2.0]
+    assert "diverged" in page.text
+
+
+@pytest.mark.parametrize(
+    "lines", [[], [HEADER], [evaluation(0, 3.0)], [step(1)], [{"step": 1, "loss": 1.0}], [sample(3)]]
+)
+def test_however_little_there_is(tmp_path: Path, lines: list[Any]):
+    run = write_run(tmp_path / "r", lines)
+    assert "r" in _page(run).text
+    (run / "config.yaml").unlink()
+    assert "There is no config.yaml" in _page(run).text
+    write_comparison([read_run(run), read_run(run)], tmp_path / "both.html")
+
+
+def test_odd_samples(tmp_path: Path):
+    passages = [{"before": "one", "written": "two"}, {"written": None}, "three", 4]
+    lines = [step(10), {"step": 10, "sample": passages}, {"step": 10, "sample": None}, json.dumps(sample(10, "\ud800"))]
+    text = _page(write_run(tmp_path / "r", lines)).text
+    assert "onetwo" in text.replace(" ", "")
+    assert "three" in text
+
+
+def test_the_first_and_the_last_sample_are_shown(tmp_path: Path):
+    lines = [line for number in range(0, 500, 10) for line in (step(number + 1), sample(number, f"words{number}."))]
+    text = write_report(write_run(tmp_path / "r", lines)).read_text()
+    shown, folded = text.split("44 more samples</summary>")
+    assert "words0." in shown
+    assert "words490." in shown
+    assert "words480." in folded
+    assert len(re.findall(r"words\d+\.", text)) == 50
+
+
+def test_a_long_log_makes_a_small_page_and_keeps_its_spikes(tmp_path: Path):
+    lines = [step(number, 2 + (number % 7) / 100) for number in range(1, 20_001)]
+    lines[12_345]["loss"] = 9.0
+    run = write_run(tmp_path / "long", lines)
+    page = _page(run)
+    raw, smooth = _chart(page, "Loss")["series"]
+    assert max(raw["y"]) == 9.0
+    assert (raw["style"], smooth["style"]) == ("faint", "line")
+    assert 2.0 < min(smooth["y"]) < max(smooth["y"]) < 2.1
+    assert page.data["axes"][0]["step"][-1] == 20_000
+    assert (run / "report.html").stat().st_size < 400_000
+
+
+def test_what_was_changed_is_marked(tmp_path: Path):
+    settings = config(clip=0.5, model={"norm.kind": "layer"})
+    text = write_report(write_run(tmp_path / "r", short_run(), settings)).read_text()
+    changed = re.findall(r'<tr class="changed"><th scope="row">(.*?)</th><td>(.*?)</td>', text)
+    assert changed == [("clip", "0.5 <small>usually 1</small>"), ("norm.kind", "layer <small>preset rms</small>")]
+
+
+def test_broken_lines_and_resumptions_are_said(tmp_path: Path):
+    text = _page(write_run(tmp_path / "r", [HEADER, step(10), HEADER, step(20), '{"step": 3'])).text
+    assert "Taken up again once." in text
+    assert "1 line of metrics.jsonl is not readable" in text
+
+
+def test_the_old_page_stays_where_the_new_one_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = write_run(tmp_path / "r", short_run())
+    before = write_report(run).read_text()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"report\.html can't be written: No space left on device\."):
+        write_report(run)
+    assert (run / "report.html").read_text() == before
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "metrics.jsonl", "report.html"]
+    assert stat.S_IMODE((run / "report.html").stat().st_mode) & 0o444
+
+
+def test_runs_are_laid_over_each_other(tmp_path: Path):
+    runs = [
+        read_run(write_run(tmp_path / "a", short_run())),
+        read_run(write_run(tmp_path / "b", [HEADER, step(10), evaluation(10, 2.5)], config(learning_rate=2e-3))),
+    ]
+    page = _Page(write_comparison(runs, tmp_path / "both.html").read_text())
+    validation = _chart(page, "Validation loss")["series"]
+    assert [(series["name"], series["colour"]) for series in validation] == [("a", 0), ("b", 1)]
+    assert validation[1]["y"] == [2.5]
+    assert "learning_rate 0.001 0.002" in page.text
+    assert '<td class="best">2.5000</td>' in (tmp_path / "both.html").read_text()
+
+
+_NUMBERS = st.one_of(st.none(), st.floats(-1e6, 1e6))
+
+
+@given(st.lists(st.tuples(_NUMBERS, _NUMBERS), max_size=300), st.integers(1, 20))
+def test_thinning_keeps_the_ends_and_the_extremes(rows: list[tuple[float | None, float | None]], buckets: int):
+    columns: list[Values] = [[row[0] for row in rows], [row[1] for row in rows]]
+    kept = thin(columns, buckets)
+    assert kept == sorted(set(kept))
+    assert len(kept) <= max(2 * buckets, 4 * buckets + 2)
+    if rows:
+        assert {0, len(rows) - 1} <= set(kept)
+    for column in columns:
+        known = [value for value in column if value is not None]
+        seen = [value for index in kept if (value := column[index]) is not None]
+        if known:
+            assert (min(seen), max(seen)) == (min(known), max(known))
+
+
+@given(st.lists(_NUMBERS, max_size=80), st.integers(1, 10))
+def test_a_smoothed_curve_stays_within_the_raw_one(values: Values, window: int):
+    curve = smoothed(values, window)
+    known = [value for value in values if value is not None]
+    assert [value is None for value in curve] == [value is None for value in values]
+    assert all(min(known) - 1e-3 <= value <= max(known) + 1e-3 for value in curve if value is not None)
+
+
+def test_a_straight_line_is_smooth_already():
+    line: Values = [float(value) for value in range(50)]
+    assert smoothed(line, 5)[:40] == pytest.approx(line[:40])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (words.count(124_439_808), "124M"),
+        (words.count(999_999), "1M"),
+        (words.count(1_235_814_400), "1.24B"),
+        (words.count(12), "12"),
+        (words.flops(2.4e12), "2.4 TFLOP/s"),
+        (words.flops(12.0), "12 FLOP/s"),
+        (words.clock(59.6), "1:00"),
+        (words.clock(7384), "2:03:04"),
+        (words.clock(360_000), "4d 4h"),
+        (words.perplexity(1e9), "1e+304"),
+        (words.share(0.412), "41%"),
+        (words.share(0.0412), "4.1%"),
+        (words.setting([1, 2.50]), "1, 2.5"),
+        (words.setting(True), "yes"),
+        (words.setting(None), "–"),
+    ],
+)
+def test_words(text: str, said: str):
+    assert text == said

@@ -1,0 +1,159 @@
+"""Runs, read back from what they wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyformer.errors import UserError
+from anyformer.training.runs import differences, read_run, read_runs, usual
+from tests.training.written import HEADER, config, evaluation, sample, short_run, step, write_run
+
+
+def test_a_run_is_summed_up(tmp_path: Path):
+    run = read_run(write_run(tmp_path / "good", short_run()))
+    assert (run.name, run.preset, run.state, run.parameters) == ("good", "llama-nano", "finished", 1_115_264)
+    assert (run.step, run.tokens, run.seconds, run.broken) == (100, 10_000, 1.0, 0)
+    assert run.validation_loss == pytest.approx(3.1)
+    assert run.bits_per_byte == pytest.approx(1.55)
+    assert run.tokens_per_second == pytest.approx(10_000)
+    assert run.peak_share == pytest.approx(10_000 * 6e6 / 2.4e11)
+    json.dumps(run.summary(), allow_nan=False)
+
+
+def test_speed_is_that_of_the_tokens_not_of_the_lines(tmp_path: Path):
+    # 100 tokens at 100/s take 1 s, 900 at 900/s as well: 500/s.
+    lines = [
+        step(1, tokens=100, tokens_per_second=100.0, flops_per_second=1e9),
+        step(2, tokens=1000, tokens_per_second=900.0, flops_per_second=3e9),
+    ]
+    run = read_run(write_run(tmp_path / "r", lines))
+    assert run.tokens_per_second == pytest.approx(500)
+    assert run.flops_per_second == 2e9
+    assert run.peak_share is None
+
+
+def test_the_best_evaluation_is_not_the_latest(tmp_path: Path):
+    run = read_run(write_run(tmp_path / "r", [evaluation(1, 3.0), evaluation(2, 2.0), evaluation(3, 2.5)]))
+    assert run.validation_loss == 2.5
+    assert run.best is not None
+    assert run.best["step"] == 2
+
+
+def test_what_a_resumed_run_does_again_counts_once(tmp_path: Path):
+    lines = [HEADER, step(10, 4.0), evaluation(10, 4.0), sample(10), step(20, 3.0), evaluation(20, 3.0), sample(20)]
+    again = [{**HEADER, "started": "2026-11-26T10:00:00+00:00"}, step(20, 2.9), evaluation(20, 2.9), step(30, 2.0)]
+    run = read_run(write_run(tmp_path / "r", [*lines, {"step": 20, "state": "stopped"}, *again]))
+    assert [(line["step"], line["loss"]) for line in run.steps] == [(10, 4.0), (20, 2.9), (30, 2.0)]
+    assert [line["validation_loss"] for line in run.evaluations] == [4.0, 2.9]
+    assert [line["step"] for line in run.samples] == [10]
+    assert run.resumed == 1
+    assert run.header["started"] == HEADER["started"]
+    assert run.state == "running"
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped", "diverged"])
+def test_a_run_says_how_it_ended(tmp_path: Path, state: str):
+    run = read_run(write_run(tmp_path / "r", [step(10), {"step": 10, "state": state, "reason": "It was late."}]))
+    assert (run.state, run.reason) == (state, "It was late.")
+
+
+def test_a_run_that_does_not_say_so_is_judged_by_its_lines(tmp_path: Path):
+    steps = [step(number) for number in range(10, 101, 10)]
+    done = write_run(tmp_path / "done", [*steps, evaluation(100, 2.0)])
+    assert read_run(done).state == "finished"
+    assert read_run(write_run(tmp_path / "burst", ['{"step": 10, "loss": NaN}'])).state == "diverged"
+    silent = write_run(tmp_path / "silent", steps[:3])
+    assert read_run(silent).state == "running"
+    hour = time.time() - 3600
+    os.utime(silent / "metrics.jsonl", (hour, hour))
+    assert read_run(silent).state == "stopped"
+
+
+@given(st.integers(0, 400))
+def test_a_run_that_was_killed_anywhere_is_read(tmp_path_factory: pytest.TempPathFactory, cut: int):
+    path = write_run(tmp_path_factory.mktemp("runs") / "r", short_run())
+    whole = (path / "metrics.jsonl").read_bytes()
+    (path / "metrics.jsonl").write_bytes(whole[: len(whole) - cut])
+    run = read_run(path)
+    before = whole[: len(whole) - cut].split(b"\n")
+    assert run.broken == (before[-1] != b"" and before[-1] not in whole.split(b"\n"))
+    assert len(run.steps) == sum(b'"loss"' in line for line in before[:-1]) + (
+        b'"loss"' in before[-1] and run.broken == 0
+    )
+
+
+@pytest.mark.parametrize("line", ['{"step": 12, "lo', "\x00\x00\x00", "[1, 2]", "7", "[" * 100_000])
+def test_lines_that_are_no_objects_are_counted(tmp_path: Path, line: str):
+    run = read_run(write_run(tmp_path / "r", [step(10), line, step(20)]))
+    assert run.broken == 1
+    assert len(run.steps) == 2
+
+
+@pytest.mark.parametrize(
+    "line", [{"step": "3", "loss": 1.0}, {"step": True, "loss": 1.0}, {"step": 10**400, "loss": 1.0}, {"loss": 1.0}, {}]
+)
+def test_lines_of_another_kind_are_passed_over(tmp_path: Path, line: dict[str, object]):
+    run = read_run(write_run(tmp_path / "r", [step(10), line]))
+    assert (len(run.steps), run.broken, run.step) == (1, 0, 10)
+
+
+def test_numbers_that_are_none(tmp_path: Path):
+    odd = [step(20, tokens=10**400), step(30, tokens="many", tokens_per_second=None, elapsed=True)]
+    run = read_run(write_run(tmp_path / "r", [step(10), *odd]))
+    assert (run.tokens, run.seconds) == (1000, None)
+    assert run.tokens_per_second == pytest.approx(10_000)
+
+
+def test_a_run_without_metrics_or_config_is_read(tmp_path: Path):
+    path = write_run(tmp_path / "r", [])
+    (path / "metrics.jsonl").unlink()
+    assert read_run(path).step is None
+    (path / "config.yaml").write_text("a: [")
+    assert read_run(path).config == {}
+
+
+def test_what_is_not_there_is_said(tmp_path: Path):
+    write_run(tmp_path / "shakespeare", short_run())
+    with pytest.raises(UserError, match=r"no run directory .*shakespear \(did you mean 'shakespeare'\?\)\.$"):
+        read_run(tmp_path / "shakespear")
+    with pytest.raises(UserError, match=r"neither metrics\.jsonl nor config\.yaml"):
+        read_run(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="There are no runs in"):
+        read_runs(tmp_path / "empty")
+
+
+def test_the_newest_run_comes_first(tmp_path: Path):
+    for name, day in (("a", 2), ("b", 3), ("c", 1)):
+        write_run(tmp_path / name, [{**HEADER, "started": f"2026-11-0{day}T10:00:00+00:00"}])
+    (tmp_path / "notes").mkdir()
+    assert [run.name for run in read_runs(tmp_path)] == ["b", "a", "c"]
+
+
+def test_only_what_differs(tmp_path: Path):
+    a = read_run(write_run(tmp_path / "a", short_run()))
+    b = read_run(write_run(tmp_path / "b", short_run(), config(clip=0.5, model={"norm.kind": "layer"})))
+    assert differences([a, b]) == {"clip": [1.0, 0.5], "model.norm.kind": ["rms", "layer"]}
+    assert differences([a, a]) == {}
+
+
+def test_the_usual_settings_of_a_preset():
+    settings = usual("gpt2")
+    assert settings["model.attention.heads"] == 12
+    assert settings["clip"] == 1.0
+    assert settings["learning_rate"] is None
+    assert "model.attention.heads" not in usual("of another version")
+
+
+def test_reading_runs_imports_no_torch():
+    code = "import sys, anyformer.cli.runs, anyformer.training.report; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
