@@ -1,12 +1,18 @@
 """`anyformer generate MODEL "text"`: continue a prompt, or rewrite a source."""
 
+from __future__ import annotations
+
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
 from anyformer.cli.parsing import parse
+from anyformer.errors import UserError
+
+if TYPE_CHECKING:
+    from anyformer.generation.beam import EarlyStopping
 
 _USUAL = 200
 
@@ -29,6 +35,16 @@ class GenerateOptions:
     """Draw from the likeliest tokens that have this probability together."""
     seed: int | None = None
     """Makes drawing repeatable."""
+    beams: int | None = None
+    """Search for the likeliest text with this many side by side; 1: greedy. Default: as many as the model's own
+    settings ask for (translation models do), and 1 if tokens are drawn."""
+    length_penalty: float | None = None
+    """Beams: 0 favours short texts, 1 compares means a token, more favours long ones. Default: the model's, or 1."""
+    early_stopping: Literal["true", "false", "never"] | None = None
+    """Beams: stop when as many texts have ended (true), when the rest look worse (false), or when they can't get better
+    at any length (never). Default: the model's own, or false."""
+    n_best: int = 1
+    """Show this many of the texts that the search found, each behind its score."""
     device: str | None = None
     """Where to compute, such as cuda; default: the CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -38,18 +54,41 @@ class GenerateOptions:
 
 
 def run(argv: list[str]) -> int:
-    """Write the continuation as it comes."""
+    """Write the continuation as it comes; what is searched for with beams comes when the search is over."""
     options = parse(GenerateOptions, argv, prog="anyformer generate")
 
     from anyformer.checkpoint import load
-    from anyformer.generation import generate_stream, room
+    from anyformer.generation import generate_n_best, generate_stream, room
+    from anyformer.generation.generate import choose_search
 
+    if options.n_best != 1 and options.temperature != 0.0:
+        raise UserError("--n-best shows what a search for the likeliest texts found: leave out --temperature.")
     model, tokenizer = load(options.model, options.dtype, options.device, allow_pickle=options.allow_pickle)
+    early: EarlyStopping | None = None
+    if options.early_stopping is not None:
+        early = "never" if options.early_stopping == "never" else options.early_stopping == "true"
+    search = choose_search(model, options.temperature, options.beams, options.length_penalty, early)
     wanted = options.max_new_tokens
     if wanted is None:
         left = room(model, tokenizer, options.prompt)
         # A prompt that leaves no room is refused in the same words as one that leaves too little.
         wanted = _USUAL if left is None else max(1, min(_USUAL, left))
+    before = options.prompt if model.config.is_decoder_only else ""
+    if search.beams > 1 or options.n_best != 1:
+        found = generate_n_best(
+            model,
+            tokenizer,
+            options.prompt,
+            options.n_best,
+            max_new_tokens=wanted,
+            beams=options.beams,
+            length_penalty=options.length_penalty,
+            early_stopping=early,
+        )[0]
+        for best in found:
+            _say(f"{best.score:.4f}  " if len(found) > 1 else "")
+            _say(f"{before}{best.text}\n")
+        return 0
     pieces = generate_stream(
         model,
         tokenizer,
@@ -60,8 +99,7 @@ def run(argv: list[str]) -> int:
         top_p=options.top_p,
         seed=options.seed,
     )
-    if model.config.is_decoder_only:
-        _say(options.prompt)
+    _say(before)
     for piece in pieces:
         _say(piece)
     _say("\n")

@@ -3,25 +3,35 @@
 sampling   logits -> the next token
 rules      what a model's generation settings force and ban
 prompt     texts -> ids -> one batch
-generate   the loop over tokens, and texts in and out of it
+generate   the loop over tokens
+beam       the search for the likeliest text
+texts      texts in and out of both
 embed      one vector a text
 fill       the words behind masks
 """
 
+from anyformer.generation.beam import BeamSearch, Hypotheses, beam_search_ids, search_for
 from anyformer.generation.embed import embed
 from anyformer.generation.fill import Candidate, fill
-from anyformer.generation.generate import generate, generate_ids, generate_stream, stream_ids
+from anyformer.generation.generate import generate_ids, stream_ids
 from anyformer.generation.prompt import room
 from anyformer.generation.sampling import Sampling
+from anyformer.generation.texts import Hypothesis, generate, generate_n_best, generate_stream
 
 __all__ = [
+    "BeamSearch",
     "Candidate",
+    "Hypotheses",
+    "Hypothesis",
     "Sampling",
+    "beam_search_ids",
     "embed",
     "fill",
     "generate",
     "generate_ids",
+    "generate_n_best",
     "generate_stream",
     "room",
+    "search_for",
     "stream_ids",
 ]

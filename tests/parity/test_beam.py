@@ -1,0 +1,152 @@
+"""Beam search equals Hugging Face's: the same texts in the same order, with the same scores."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import GenerationConfig
+
+import anyformer as af
+from anyformer.generation import BeamSearch, beam_search_ids, search_for
+from tests.parity import hf
+from tests.parity.ours import ours_of
+from tests.parity.test_padding import draw_filler, draw_rows, pad
+
+NEW = 16
+SEARCHES = st.builds(
+    BeamSearch,
+    beams=st.integers(2, 5),
+    length_penalty=st.sampled_from((0.0, 1.0, 0.6, 2.0, -1.0)),
+    early_stopping=st.sampled_from((True, False, "never")),
+)
+
+
+def _comparable(drawn: hf.Drawn) -> bool:
+    """Whether transformers' cache is right: it keeps stale keys of dynamic angles, and all keys for a window of 1."""
+    return not drawn.is_dynamic and drawn.options.get("sliding_window") != 1
+
+
+def _theirs(theirs: Any, row: Tensor, search: BeamSearch, n_best: int, new: int) -> tuple[list[list[int]], Tensor]:
+    """The new tokens of the best texts, their padding cut off, and their scores."""
+    # transformers makes a T5 decoder's cache as deep as the encoder.
+    cached = getattr(theirs.config, "num_decoder_layers", 0) <= theirs.config.num_hidden_layers
+    out = theirs.generate(
+        row[None],
+        attention_mask=torch.ones_like(row[None]),
+        num_beams=search.beams,
+        num_return_sequences=n_best,
+        length_penalty=search.length_penalty,
+        early_stopping=search.early_stopping,
+        max_new_tokens=new,
+        do_sample=False,
+        use_cache=cached,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    before = 1 if theirs.config.is_encoder_decoder else len(row)
+    return _cut(out.sequences[:, before:], theirs.generation_config), out.sequences_scores
+
+
+def _cut(ids: Tensor, config: GenerationConfig) -> list[list[int]]:
+    """Texts up to their end: how much padding follows depends on the other texts."""
+    ends = config.eos_token_id
+    known = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+    texts = []
+    for row in ids.tolist():
+        end = next((place for place, token in enumerate(row) if token in known), len(row) - 1)
+        texts.append(row[: end + 1])
+    return texts
+
+
+def _draw_settings(data: st.DataObject, drawn: hf.Drawn) -> GenerationConfig:
+    """Ends, of which a random model says one now and then, and rules that bend the scores."""
+    token = st.integers(5, 18)
+    config = GenerationConfig(
+        pad_token_id=0,
+        eos_token_id=data.draw(st.none() | token | st.lists(token, min_size=1, max_size=3, unique=True)),
+        decoder_start_token_id=0 if drawn.kind == "seq2seq" else None,
+    )
+    rules = {
+        "repetition_penalty": st.sampled_from((0.8, 1.5)),
+        "no_repeat_ngram_size": st.integers(1, 3),
+        "bad_words_ids": st.lists(st.lists(token, min_size=1, max_size=2), min_size=1, max_size=3),
+        "suppress_tokens": st.lists(token, min_size=1, max_size=2),
+        "min_new_tokens": st.integers(1, 6),
+    }
+    if drawn.kind == "seq2seq":
+        rules |= {"forced_bos_token_id": token}
+    if config.eos_token_id is not None:
+        rules |= {"forced_eos_token_id": st.just(config.eos_token_id)}
+    for name in data.draw(st.lists(st.sampled_from(sorted(rules)), max_size=2, unique=True)):
+        setattr(config, name, data.draw(rules[name]))
+    return config
+
+
+def assert_same_search(data: st.DataObject, architecture: str) -> None:
+    """Ragged prompts in one batch, padded on either side, against Hugging Face row by row."""
+    drawn = data.draw(hf.models(architecture).filter(_comparable))
+    theirs: Any = drawn.build()
+    theirs.generation_config = _draw_settings(data, drawn)
+    ours = ours_of(theirs)
+    search, new = data.draw(SEARCHES), data.draw(st.integers(theirs.generation_config.min_new_tokens or 1, NEW))
+    n_best = data.draw(st.integers(1, search.beams))
+    vocab, side = drawn.options["vocab_size"], data.draw(st.sampled_from(("left", "right")))
+    rows = draw_rows(data, vocab, data.draw(st.integers(1, 3)), 12)
+    ids, mask = pad(rows, side, draw_filler(data, drawn, vocab)), hf.ragged(list(map(len, rows)), side)
+    ends = theirs.generation_config.eos_token_id is not None
+    found = beam_search_ids(ours, ids, mask, new, search, n_best, stop_at_end=ends)
+    assert found.ids.shape[:2] == found.scores.shape == (len(rows), n_best)
+    for index, row in enumerate(rows):
+        texts, scores = _theirs(theirs, row, search, n_best, new)
+        assert _cut(found.ids[index], theirs.generation_config) == texts, f"row {index}"
+        torch.testing.assert_close(found.scores[index], scores, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", hf.GENERATORS)
+@settings(max_examples=5)
+@given(data=st.data())
+def test_beam_search_equals(architecture: str, data: st.DataObject) -> None:
+    assert_same_search(data, architecture)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", hf.GENERATORS)
+@settings(max_examples=120)
+@given(data=st.data())
+def test_beam_search_equals_over_many_configs(architecture: str, data: st.DataObject) -> None:
+    assert_same_search(data, architecture)
+
+
+@pytest.mark.parametrize("architecture", [name for name in hf.GENERATORS if name.endswith("ForCausalLM")])
+@settings(max_examples=2)
+@given(data=st.data())
+def test_dynamic_scaling(architecture: str, data: st.DataObject) -> None:
+    """Angles that depend on the length: Hugging Face is right without its cache only, which keeps stale keys."""
+    drawn = data.draw(hf.models(architecture))
+    drawn.options["max_position_embeddings"], drawn.options["rope_parameters"] = data.draw(hf.rope(("dynamic",)))
+    theirs: Any = drawn.build()
+    theirs.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=7, use_cache=False)
+    row = draw_rows(data, drawn.options["vocab_size"], 1, 12)[0]
+    expected = theirs.generate(row[None], attention_mask=torch.ones_like(row[None]), num_beams=3, max_new_tokens=40)
+    found = beam_search_ids(ours_of(theirs), row[None], max_new_tokens=40, search=BeamSearch(beams=3))
+    assert _cut(found.ids[0], theirs.generation_config) == _cut(expected[:, len(row) :], theirs.generation_config)
+
+
+def test_the_settings_of_a_model_are_followed() -> None:
+    """As `generate` of transformers, which is told nothing but the length."""
+    options = {"vocab_size": 40, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "pad_token_id": 39}
+    sizes = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    ends = {"decoder_start_token_id": 39, "eos_token_id": 0, "forced_eos_token_id": 0}
+    theirs: Any = hf.Drawn("marian", "MarianMTModel", options | sizes | ends, seed=3).build()
+    theirs.generation_config.update(num_beams=4, length_penalty=0.5, early_stopping=True)
+    ours = ours_of(theirs)
+    assert search_for(ours) == BeamSearch(beams=4, length_penalty=0.5, early_stopping=True)
+    source = torch.tensor([[5, 6, 7, 8, 0]])
+    expected = theirs.generate(source, attention_mask=torch.ones_like(source), max_new_tokens=12)
+    assert af.generate_ids(ours, source, max_new_tokens=12).tolist() == expected[:, 1:].tolist()
+    greedy = theirs.generate(source, attention_mask=torch.ones_like(source), max_new_tokens=12, num_beams=1)
+    assert af.generate_ids(ours, source, max_new_tokens=12, beams=1).tolist() == greedy[:, 1:].tolist()
+    assert expected.tolist() != greedy.tolist()
