@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import anyformer as af
+from anyformer.analysis import parts
 from anyformer.cli.main import COMMANDS
 from anyformer.cli.models import config_of
-from anyformer.compare.analysis import parts
 from anyformer.families import ALIASES, FAMILIES, PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -188,7 +188,7 @@ def _command_lines() -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for page in PAGES:
         text = _read(page)
-        lines = [line for fence in _fences(text, "sh") for line in fence.splitlines()]
+        lines = [line for fence in _fences(text, "sh") for line in fence.replace("\\\n", " ").splitlines()]
         lines = [part for line in lines for part in line.split("&&")] + re.findall(r"`(anyformer [^`]+)`", _prose(text))
         for line in lines:
             words = shlex.split(line, comments=True)
@@ -229,6 +229,8 @@ def test_command_lines_parse(line: str, page: str, monkeypatch: pytest.MonkeyPat
             return config, frozenset()
 
         monkeypatch.setattr(module, "read_yaml", read_yaml)
+    if "check_run_directory" in vars(module):
+        monkeypatch.setattr(module, "check_run_directory", lambda path: None)
     if arguments == ["--help"] or arguments[-1:] == ["--help"]:
         with pytest.raises(SystemExit) as stopped:
             module.run(arguments)

@@ -12,6 +12,13 @@ import pytest
 import torch
 
 from anyformer.cli import train
+from anyformer.model import Transformer
+from anyformer.training.averaging import make_average
+from anyformer.training.engines.base import Plan
+from anyformer.training.engines.group import Group
+from anyformer.training.engines.single import Single
+from anyformer.training.optimizer import make_optimizer
+from anyformer.training.precision import Precision
 
 TINY = [
     "--model.d-model=32",
@@ -66,3 +73,27 @@ def losses(run: Path) -> list[float]:
     """Every figure of a run that must be the same when it is repeated."""
     kept = ("loss", "validation_loss", "bits_per_byte", "gradient_norm", "learning_rate")
     return [line[key] for line in metrics(run) for key in kept if key in line]
+
+
+FLOAT = Precision(torch.device("cpu"), torch.float32, "as asked")
+
+
+def plan(
+    precision: Precision = FLOAT,
+    *,
+    optimizer: str = "adamw",
+    betas: tuple[float, float] = (0.9, 0.95),
+    average: str | None = None,
+    **changes: Any,
+) -> Plan:
+    """A plan with the fields that tests care about."""
+
+    def make(model: Transformer) -> torch.optim.Optimizer:
+        return make_optimizer(optimizer, model, 1e-3, betas=betas)
+
+    return Plan(precision, make, make_average(average), **changes)
+
+
+def single(model: Transformer, precision: Precision = FLOAT, **changes: Any) -> Single:
+    """An engine of one process."""
+    return Single(model, plan(precision, **changes), Group())

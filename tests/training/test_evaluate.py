@@ -11,9 +11,8 @@ import anyformer as af
 from anyformer.data.batches import validation_batches
 from anyformer.data.objectives import Masked
 from anyformer.training.evaluate import evaluate
-from anyformer.training.precision import Precision
+from tests.training.conftest import single
 
-FLOAT = Precision(torch.device("cpu"), torch.float32, "as asked")
 VOCAB, CONTEXT = 30, 12
 
 
@@ -29,7 +28,7 @@ def test_equals_every_token_predicted_one_by_one(tokens: int):
     """Each token once, from those before it in its window; windows stand side by side, the last reaches back."""
     model = _model(dropout=0.5, init={"std": 0.3})
     ids = np.random.default_rng(0).integers(0, VOCAB, tokens).astype(np.uint16)
-    found = evaluate(model, validation_batches(ids, CONTEXT, 4), FLOAT)
+    found = evaluate(single(model).evaluate, validation_batches(ids, CONTEXT, 4))
     model.eval()
     nats = 0.0
     for place in range(1, tokens):
@@ -48,10 +47,10 @@ def test_a_uniform_model_needs_log2_of_the_vocabulary_for_each_token():
         for parameter in model.parameters():
             parameter.zero_()
     ids, size = np.arange(1001, dtype=np.uint16) % VOCAB, 4321
-    found = evaluate(model, validation_batches(ids, CONTEXT, 8), FLOAT)
+    found = evaluate(single(model).evaluate, validation_batches(ids, CONTEXT, 8))
     assert found.loss == pytest.approx(math.log(VOCAB), rel=1e-6)
     assert found.bits_per_byte(len(ids), size) == pytest.approx(math.log2(VOCAB) * 1000 / size, rel=1e-6)
-    part = evaluate(model, islice(validation_batches(ids, CONTEXT, 8), 0, None, 3), FLOAT)
+    part = evaluate(single(model).evaluate, islice(validation_batches(ids, CONTEXT, 8), 0, None, 3))
     assert part.predicted < found.predicted
     assert part.bits_per_byte(len(ids), size) == pytest.approx(math.log2(VOCAB) * 1000 / size, rel=1e-6)
 
@@ -61,17 +60,17 @@ def test_masked_counts_what_is_masked():
     objective = Masked(4, np.arange(5, VOCAB), np.arange(5))
     ids = np.random.default_rng(0).integers(5, VOCAB, 200).astype(np.uint16)
     batches = list(validation_batches(ids, CONTEXT, 4, objective))
-    found = evaluate(model, batches, FLOAT)
+    found = evaluate(single(model).evaluate, batches)
     assert found.predicted == sum(batch.predicted for batch in batches)
     assert 0.1 < found.predicted / 200 < 0.2
-    assert found.loss == evaluate(model, validation_batches(ids, CONTEXT, 4, objective), FLOAT).loss
+    assert found.loss == evaluate(single(model).evaluate, validation_batches(ids, CONTEXT, 4, objective)).loss
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_leaves_the_model_as_it_was(training: bool):
     model = _model(dropout=0.5).train(training)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    evaluate(model, validation_batches(np.arange(50, dtype=np.uint16) % VOCAB, CONTEXT, 4), FLOAT)
+    evaluate(single(model).evaluate, validation_batches(np.arange(50, dtype=np.uint16) % VOCAB, CONTEXT, 4))
     assert model.training is training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -79,5 +78,5 @@ def test_leaves_the_model_as_it_was(training: bool):
 
 def test_stops_when_it_is_asked_to():
     ids = np.arange(500, dtype=np.uint16) % VOCAB
-    found = evaluate(_model(), validation_batches(ids, CONTEXT, 4), FLOAT, stop=lambda: True)
+    found = evaluate(single(_model()).evaluate, validation_batches(ids, CONTEXT, 4), stop=lambda: True)
     assert found.predicted == 4 * CONTEXT

@@ -10,6 +10,7 @@ from anyformer.errors import UserError, nearest
 
 COMMANDS = {
     "train": "train a model from scratch on your own text",
+    "runs": "list and compare training runs",
     "generate": "continue a prompt, or rewrite a source",
     "embed": "turn texts into vectors",
     "fill": "fill in masked words",

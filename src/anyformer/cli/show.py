@@ -43,7 +43,7 @@ def _print(name: str, options: ShowOptions) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from anyformer.compare.analysis import cache_bytes_per_token, parts
+    from anyformer.analysis import cache_bytes_per_token, parts
 
     config = options.model
     context = options.context or config.max_length

@@ -9,21 +9,32 @@ from anyformer.errors import UserError
 from anyformer.families import preset as find_preset
 from anyformer.training.config import DEFAULT_PRESET, TrainConfig
 from anyformer.training.config_file import read_yaml
+from anyformer.training.engines.launch import check_engine, launch, needs_launch, one_of_many
+from anyformer.training.run_directory import CONFIG, check_run_directory
 
 _CONFIG = "--config"
+_RESUME = "--resume"
 _ENDS = {"--steps": "minutes", "--minutes": "steps"}
-_FOLLOWING = {"vocab_size": ("--data", "--tokenizer"), "max_length": ("--context",)}
+_FOLLOWING = {"vocab_size": ("--data", "--tokenizer", "--source", "--target"), "max_length": ("--context",)}
 """Fields of the model that follow from these flags unless they are given as well."""
 
 
 def run(argv: list[str]) -> int:
     """Train a model; returns the exit status."""
     started = time.monotonic()
-    config, given = read_arguments(argv)
+    resume, rest = _take(_RESUME, "the path of a run directory", argv)
+    if resume is not None:
+        check_run_directory(resume)
+        rest = [*rest, f"{_CONFIG}={resume / CONFIG}"]
+    config, given = read_arguments(rest)
 
-    from anyformer.training.run import run as train
+    if needs_launch(config.processes):
+        check_engine(config.engine, config.processes)
+        return launch(["train", *argv], config.processes)
+    with one_of_many():
+        from anyformer.training.run import run as train
 
-    return train(config, given, started=started)
+        return train(config, given, resume=resume, started=started)
 
 
 def read_arguments(argv: list[str]) -> tuple[TrainConfig, frozenset[str]]:
@@ -34,7 +45,7 @@ def read_arguments(argv: list[str]) -> tuple[TrainConfig, frozenset[str]]:
         SystemExit: as `parse`.
     """
     name = argv[0] if argv and not argv[0].startswith("-") else None
-    path, flags = _take_config(argv[1:] if name is not None else list(argv))
+    path, flags = _take(_CONFIG, "the path of a config.yaml", argv[1:] if name is not None else list(argv))
     if path is not None:
         base, given = read_yaml(path, name)
     else:
@@ -54,15 +65,15 @@ def read_arguments(argv: list[str]) -> tuple[TrainConfig, frozenset[str]]:
     return config, given
 
 
-def _take_config(argv: list[str]) -> tuple[Path | None, list[str]]:
-    """The value of --config, and the other arguments."""
+def _take(name: str, wanted: str, argv: list[str]) -> tuple[Path | None, list[str]]:
+    """The value of a flag that is not a setting, and the other arguments."""
     for place, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
-        if flag != _CONFIG:
+        if flag != name:
             continue
         if equals:
             return Path(value), argv[:place] + argv[place + 1 :]
         if place + 1 == len(argv):
-            raise UserError("--config wants the path of a config.yaml.")
+            raise UserError(f"{name} wants {wanted}.")
         return Path(argv[place + 1]), argv[:place] + argv[place + 2 :]
     return None, argv

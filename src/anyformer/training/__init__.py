@@ -2,7 +2,7 @@
 
 config         TrainConfig: everything that a run needs to know, and its YAML file
 prepare        text -> tokenizer -> token files, and the model's config to match
-optimiser      AdamW, decay on matrices only
+optimizer      AdamW, decay on matrices only
 schedule       how far a run is, and its learning rate there
 loop           the training loop
 evaluate       the loss over a validation text

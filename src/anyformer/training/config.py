@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,15 +12,28 @@ import tyro
 
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, nearest
-from anyformer.families import PRESETS
+from anyformer.training.schedule import check_schedule
 
 DEFAULT_PRESET = "llama-nano"
 MINUTES = 2.0
 """How long a run takes that was given neither steps nor minutes."""
 
+OBJECTIVES = {
+    "causal": "a decoder-only model",
+    "masked": "an encoder-only model",
+    "span_corruption": "an encoder-decoder",
+    "seq2seq": "an encoder-decoder",
+}
+"""What each of them trains."""
+
+OPTIMIZERS = ("adamw", "muon")
+ENGINES = ("ddp", "fsdp", "deepspeed")
+
 _CONTEXT = 256
 _TOKENS_PER_BATCH = 1024
-_DTYPES = ("float32", "bfloat16")
+_PAIR_TOKENS = 4096
+_SMOOTHING = 0.1
+_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,36 +45,84 @@ class TrainConfig:
     """
 
     preset: Annotated[str, tyro.conf.Suppress] = DEFAULT_PRESET
-    data: tuple[Path, ...] = ()
-    """Files and folders of text (.txt .md .py .jsonl, also .gz); none: the standard library of the running Python."""
-    validation: tuple[Path, ...] = ()
-    """Text to validate on; none: a tenth of the data is held out."""
+    data: tuple[str, ...] = ()
+    """Files, folders and globs of text (.txt .md .py .jsonl .csv .tsv .parquet, also .gz .zst), - for standard input,
+    hf:NAME for a data set of the Hugging Face hub; none: the standard library of the running Python."""
+    validation: tuple[str, ...] = ()
+    """Text to validate on (of parallel files the source, then the target); none: a tenth of the data is held out."""
+    field: str = "text"
+    """The field that holds the text, in records such as lines of jsonl, csv or parquet."""
+    source: str | None = None
+    """For sequence to sequence: the file to read from; with --data the name of the field."""
+    target: str | None = None
+    """The file to write to, line by line parallel to the source; with --data the name of the field."""
+    objective: str | None = None
+    """causal, masked, span_corruption or seq2seq; none: what the model's paper does."""
+    reset_documents: bool = False
+    """Causal: attention and positions begin anew with each document of a window."""
+    whole_words: bool = False
+    """Masked: hide whole words instead of single tokens."""
+    label_smoothing: float | None = None
+    """Share of the target's probability that is spread over the vocabulary; none: 0.1 for seq2seq, else 0."""
     tokenizer: str | None = None
-    """char, bpe:N, wordpiece:N or unigram:N to train one of N tokens, or the path of one; none: bpe for decoders,
-    wordpiece for encoders, N to suit the data."""
+    """char, bpe:N, wordpiece:N or unigram:N to train one of N tokens, or the path of one; none: what the model's paper
+    has (bpe, wordpiece or unigram), N to suit the data."""
+    workers: int | None = None
+    """Processes that tokenise; none: one for each core."""
+    cache: Path | None = None
+    """Folder of the token files, which a second run on the same data finds there; none: the user's cache folder."""
     context: int | None = None
     """Tokens that the model reads at a time, and its max_length; none: the model's own max_length, 256 at most."""
     batch_size: int | None = None
-    """Texts in a batch; none: as many as have about 1024 tokens together."""
+    """Texts in a batch, of all processes together; none: as many as have about 1024 tokens together."""
+    batch_tokens: int | None = None
+    """For pairs, which come in batches of about equal length: tokens in a batch, padding included; none: 4096."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other. Saves memory, changes nothing else."""
     steps: int | None = None
     """Batches to train on."""
     minutes: float | None = None
     """How long the run may take in all, from reading the data to the sample, instead of --steps; if neither is given,
     2. Training gets at least half of it, however long the data takes to read."""
+    optimizer: str = "adamw"
+    """adamw, or muon: Muon for the matrices inside the blocks and AdamW for everything else."""
     learning_rate: float | None = None
-    """Its peak, after which it falls along a cosine to a tenth; none: chosen by the model's width."""
+    """Its peak; none: chosen by the model's width."""
+    schedule: str = "cosine"
+    """How the learning rate falls after its peak: cosine, linear, inverse_sqrt, or wsd (warmup, stable, decay)."""
     warmup: float = 0.05
     """Share of the run in which the learning rate rises to its peak."""
+    decay: float = 0.2
+    """Share of the run in which wsd's learning rate falls."""
     weight_decay: float = 0.1
-    """AdamW's decay of matrices; vectors are not decayed."""
+    """Decay of matrices; vectors are not decayed."""
     beta2: float = 0.99
     """AdamW's memory of squared gradients; large batches are content with 0.95."""
     clip: float = 1.0
     """Longest gradient: longer ones are shortened to it."""
+    average: str | None = None
+    """What is evaluated and saved instead of the latest weights: ema:0.999 for a moving average, last:5 for the mean of
+    the latest five checkpoints (Vaswani et al. 2017, section 6.1)."""
+    checkpoint_gradients: bool = False
+    """Compute the activations of each block again on the way back, instead of keeping them: less memory, more time."""
+    compile: bool | None = None
+    """Compile the model; none: where it pays and a compiler exists."""
+    engine: str | None = None
+    """ddp, fsdp or deepspeed, for more than one process; none: a single process."""
+    processes: int = 1
+    """How many to start on this machine; torchrun and deepspeed start them themselves."""
+    zero_stage: int = 2
+    """DeepSpeed: 1 shards the optimiser's state, 2 the gradients as well, 3 the weights as well."""
+    save_every: int | None = None
+    """Steps between two checkpoints to resume from; none: every five minutes, and at the end."""
+    keep: int = 2
+    """Checkpoints that are kept."""
     evaluate_every: int | None = None
     """Steps between evaluations, each of which saves the model as well; none: before and after training only."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
+    track: tuple[str, ...] = ()
+    """tensorboard, wandb or trackio, to send the metrics there as well."""
     seed: int = 0
     """Decides the first weights, the order of the data, and dropout."""
     name: str | None = None
@@ -70,28 +132,54 @@ class TrainConfig:
     device: str | None = None
     """cpu, cuda, mps ...; none: an accelerator if there is one."""
     dtype: str | None = None
-    """float32 or bfloat16, of the products (weights are always kept in float32); none: whichever is faster here."""
+    """float32, bfloat16 or float16, of the products (weights are always kept in float32); none: whichever is faster
+    here. int8 is the fastest on CPUs with VNNI but without AMX, at a little noise in what is learnt."""
     model: ModelConfig
     """The model: the preset's fields, to be changed one by one. vocab_size follows the tokenizer and max_length the
     context unless they are given."""
 
     def __post_init__(self) -> None:
-        for name in ("context", "batch_size", "steps", "evaluate_every", "log_every"):
-            value: int | None = getattr(self, name)
-            _require(value is None or value >= (2 if name == "context" else 1), name, value, "is too small")
+        for name in ("context", "batch_size", "batch_tokens", "steps", "evaluate_every", "save_every", "workers"):
+            count: int | None = getattr(self, name)
+            _require(count is None or count >= (2 if name == "context" else 1), name, count, "is too small")
+        for name in ("log_every", "accumulate", "processes", "keep"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "is too small")
         for name in ("minutes", "learning_rate", "clip"):
             rate: float | None = getattr(self, name)
             _require(rate is None or 0 < rate < float("inf"), name, rate, "must be positive")
         _require(0 <= self.warmup < 1, "warmup", self.warmup, "is a share of the run, in [0, 1)")
+        _require(0 < self.decay <= 1, "decay", self.decay, "is a share of the run, in (0, 1]")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "can't be negative")
         _require(0 < self.beta2 < 1, "beta2", self.beta2, "must lie between 0 and 1")
         _require(self.seed >= 0, "seed", self.seed, "can't be negative")
+        smoothing = self.label_smoothing
+        _require(smoothing is None or 0 <= smoothing < 1, "label_smoothing", smoothing, "is a share, in [0, 1)")
+        _require(self.zero_stage in (1, 2, 3), "zero_stage", self.zero_stage, "must be 1, 2 or 3")
         if self.steps is not None and self.minutes is not None:
             raise UserError("A run ends after --steps or after --minutes: give one of the two.")
-        if self.dtype is not None and self.dtype not in _DTYPES:
-            raise UserError(f"There is no training in dtype {self.dtype!r} ({nearest(self.dtype, _DTYPES)}).")
+        kinds: dict[str, Iterable[str]] = {
+            "dtype": _DTYPES,
+            "objective": OBJECTIVES,
+            "optimizer": OPTIMIZERS,
+            "engine": ENGINES,
+        }
+        for name, known in kinds.items():
+            asked: str | None = getattr(self, name)
+            if asked is not None and asked not in known:
+                raise UserError(f"--{name} {asked}: there is no such {name} ({nearest(asked, known)}).")
+        check_schedule(self.schedule, self.warmup, self.decay)
         if self.name is not None and (Path(self.name).name != self.name or self.name in (".", "..")):
             raise UserError(f"--name {self.name!r} must be the name of a folder, without a path (see --runs).")
+        if (self.source is None) != (self.target is None):
+            raise UserError("Pairs need both --source and --target.")
+        if self.processes > 1 and self.engine is None:
+            raise UserError(f"--processes {self.processes} needs an --engine: ddp, fsdp or deepspeed.")
+        if self.dtype == "int8" and self.engine not in (None, "ddp"):
+            raise UserError(f"--dtype int8 does not work with --engine {self.engine}: use ddp, or another --dtype.")
+        if self.dtype == "int8" and self.compile:
+            raise UserError("--dtype int8 compiles its own products: leave --compile out, or use another --dtype.")
+        if self.average is not None and self.average.startswith("last:") and self.save_every is None:
+            raise UserError(f"--average {self.average} is the mean of checkpoints: say how often by --save-every.")
 
     def complete(self, given: frozenset[str]) -> CompleteConfig:
         """Fill in what was left open and depends on the model alone.
@@ -100,8 +188,9 @@ class TrainConfig:
             given: the fields of the model that the user has set, which nothing may change.
 
         Raises:
-            UserError: the context and the model's max_length contradict each other.
+            UserError: the context and the model's max_length contradict each other, or the objective and the model.
         """
+        objective = self._objective()
         model = self.model
         limit = model.max_length if "max_length" in given else min(model.max_length, _CONTEXT)
         context = self.context or limit
@@ -114,20 +203,47 @@ class TrainConfig:
             )
         chosen: dict[str, Any] = {
             "model": model,
+            "objective": objective,
             "context": context,
             "batch_size": self.batch_size or max(1, _TOKENS_PER_BATCH // context),
+            "batch_tokens": self.batch_tokens or _PAIR_TOKENS,
+            "label_smoothing": _smoothing(self.label_smoothing, objective),
             "learning_rate": self.learning_rate or default_learning_rate(model),
             "minutes": self.minutes if self.minutes or self.steps else MINUTES,
         }
         return CompleteConfig(**{**{field.name: getattr(self, field.name) for field in fields(self)}, **chosen})
+
+    def _objective(self) -> str:
+        """What was asked for, or what suits the model: an encoder-decoder without pairs restores corrupted spans."""
+        model = self.model
+        if model.head.kind != "language_model":
+            raise UserError(
+                f"model.head.kind: training from scratch needs a language_model head, not {model.head.kind!r}."
+            )
+        if model.is_encoder_decoder:
+            kind, fitting = "an encoder-decoder", "seq2seq" if self.source is not None else "span_corruption"
+        elif model.is_encoder_only:
+            kind, fitting = "an encoder-only model", "masked"
+        else:
+            kind, fitting = "a decoder-only model", "causal"
+        chosen = self.objective or fitting
+        if OBJECTIVES[chosen] != kind:
+            raise UserError(f"--objective {chosen} trains {OBJECTIVES[chosen]}, and {self.preset} is {kind}.")
+        if (chosen == "seq2seq") != (self.source is not None):
+            pairs = "needs pairs: give --source and --target" if chosen == "seq2seq" else "has no use for --source"
+            raise UserError(f"The objective {chosen} {pairs}.")
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompleteConfig(TrainConfig):
     """A TrainConfig that leaves nothing open but the tokenizer."""
 
+    objective: str = "causal"
     context: int = _CONTEXT
     batch_size: int = 1
+    batch_tokens: int = _PAIR_TOKENS
+    label_smoothing: float = 0.0
     learning_rate: float = 1e-3
 
 
@@ -140,28 +256,19 @@ def default_learning_rate(model: ModelConfig) -> float:
     return rate if model.norm.placement == "pre" else rate / 4
 
 
-def default_tokenizer(model: ModelConfig, characters: int) -> str:
+_TOKENIZERS = {"causal": "bpe", "masked": "wordpiece", "span_corruption": "unigram", "seq2seq": "bpe"}
+
+
+def default_tokenizer(objective: str, characters: int) -> str:
     """A vocabulary that grows with the square root of the text (Heaps' law), as a power of two."""
     size = 2 ** round(math.log2(0.6 * math.sqrt(max(characters, 1))))
-    size = min(max(size, 512), 32768)
-    return f"{'wordpiece' if model.is_encoder_only else 'bpe'}:{size}"
+    return f"{_TOKENIZERS[objective]}:{min(max(size, 512), 32768)}"
 
 
-def objective_name(model: ModelConfig, preset: str) -> str:
-    """What this model is trained to do: `causal` or `masked`.
-
-    Raises:
-        UserError: it is an encoder-decoder, or has no language-model head.
-    """
-    if model.is_encoder_decoder:
-        ready = sorted(name for name, config in PRESETS.items() if not config.is_encoder_decoder)
-        raise UserError(
-            f"{preset} is an encoder-decoder, and training one (span corruption, sequence to sequence) isn't "
-            f"available yet: choose a decoder-only or an encoder-only preset, such as {', '.join(ready)}."
-        )
-    if model.head.kind != "language_model":
-        raise UserError(f"model.head.kind: training from scratch needs a language_model head, not {model.head.kind!r}.")
-    return "causal" if model.is_decoder_only else "masked"
+def _smoothing(given: float | None, objective: str) -> float:
+    if given is not None:
+        return given
+    return _SMOOTHING if objective == "seq2seq" else 0.0
 
 
 def _require(condition: bool, name: str, value: object, reason: str) -> None:

@@ -18,20 +18,45 @@ from anyformer.training.config import DEFAULT_PRESET, TrainConfig
 _NOT_REPEATED = ("name",)
 
 
-def to_yaml(config: TrainConfig, **settled: str) -> str:
-    """The file that repeats this run, with some fields settled. Paths are absolute, so that it works from anywhere."""
+_FOLLOWS = "vocab_size"
+"""The field of the model that follows from a tokenizer."""
+
+
+def settings(config: TrainConfig) -> dict[str, Any]:
+    """All that decides a run, as plain values. Paths are absolute, so that they work from anywhere."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value: Any = getattr(config, field.name)
         if field.name == "model":
             value = config.model.to_dict()
         elif isinstance(value, tuple):
-            value = [str(Path(path).absolute()) for path in cast("tuple[Path, ...]", value)]
-        elif isinstance(value, Path):
-            value = str(value.absolute())
+            value = list(cast("tuple[str, ...]", value))
+        if field.name in ("data", "validation"):
+            value = [_absolute(source) for source in value]
+        elif isinstance(value, Path) or (field.name in ("source", "target") and value and not config.data):
+            value = _absolute(value)
         if field.name not in _NOT_REPEATED:
-            values[field.name] = settled.get(field.name, value)
+            values[field.name] = value
+    return values
+
+
+def to_yaml(config: TrainConfig, given: frozenset[str] | None = None) -> str:
+    """The file that repeats this run.
+
+    Args:
+        config: the run's.
+        given: the fields of the model that the user has set, before the tokenizer is known; None: it is, and the
+            model is settled.
+    """
+    values = settings(config)
+    if given is not None and _FOLLOWS not in given:
+        values["model"] = {name: value for name, value in values["model"].items() if name != _FOLLOWS}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _absolute(source: str | Path) -> str:
+    """The path from anywhere; standard input and data sets of the hub are no paths."""
+    return str(source) if str(source) == "-" or str(source).startswith("hf:") else str(Path(source).absolute())
 
 
 def read_yaml(path: Path, preset: str | None = None) -> tuple[TrainConfig, frozenset[str]]:
@@ -97,9 +122,9 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             raise UserError(f"{where} can't be {value!r}.") from error
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{where} wants {_KINDS[kind]}, not {value!r}.")
     return value
 
 
-_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
+_KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}

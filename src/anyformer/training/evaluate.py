@@ -7,12 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
-
 from anyformer.data.objectives import Batch
-from anyformer.model import Transformer
-from anyformer.training.loop import model_inputs
-from anyformer.training.precision import Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,32 +40,22 @@ class Evaluation:
 
 
 def evaluate(
-    model: Transformer,
-    batches: Iterable[Batch],
-    precision: Precision,
-    stop: Callable[[], bool] = lambda: False,
+    nats: Callable[[Batch], float], batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False
 ) -> Evaluation:
-    """Evaluate a model without changing it; it is in training mode afterwards if it was before.
+    """Evaluate a model.
 
     Args:
-        model: any that learns from targets.
+        nats: the summed loss of a batch, such as `Engine.evaluate`.
         batches: such as `validation_batches` makes, of at least one target in all.
-        precision: where and how to compute.
         stop: asked after every batch whether to end early.
     """
     start = time.monotonic()
-    training = model.training
-    model.eval()
-    nats, predicted = 0.0, 0
-    with torch.inference_mode():
-        for batch in batches:
-            count = batch.predicted
-            if count:
-                with precision.autocast():
-                    loss = model(**model_inputs(batch, precision.device)).loss
-                nats += float(loss) * count
-                predicted += count
-            if predicted and stop():
-                break
-    model.train(training)
-    return Evaluation(nats, predicted, time.monotonic() - start)
+    total, predicted = 0.0, 0
+    for batch in batches:
+        count = batch.predicted
+        if count:
+            total += nats(batch)
+            predicted += count
+        if stop() and predicted:
+            break
+    return Evaluation(total, predicted, time.monotonic() - start)

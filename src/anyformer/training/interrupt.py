@@ -28,7 +28,7 @@ class Interrupt:
     @property
     def exit_status(self) -> int:
         """128 and the signal's number, as shells have it: 130 for Ctrl-C."""
-        return 128 + (self.signal or 0)
+        return 128 + (self.signal or signal.SIGINT)
 
 
 @contextmanager

@@ -1,36 +1,230 @@
-"""AdamW (Loshchilov & Hutter 2019), with weight decay on matrices only."""
+"""The optimisers by name: AdamW, and Muon for the matrices inside the blocks with AdamW for everything else."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from anyformer.blocks.block import TransformerBlock
+from anyformer.errors import UserError, nearest
+from anyformer.training.muon import Muon
+from anyformer.training.spread import copy_like
+
+Optimizer: TypeAlias = torch.optim.Optimizer
+"""What every entry of `OPTIMIZERS` makes."""
 
 _FUSED = ("cpu", "cuda", "mps")
-"""Devices for which torch has one kernel for the whole update."""
+"""Devices for which torch has one kernel for the whole update of AdamW."""
+
+
+class OptimizerMaker(Protocol):
+    """Makes the optimiser of a model; see `make_optimizer` for the arguments."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        learning_rate: float,
+        *,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.95),
+        dtype: torch.dtype = torch.float32,
+    ) -> Optimizer:
+        """Make it."""
+        ...
 
 
 def adamw(
-    model: nn.Module, learning_rate: float, *, weight_decay: float = 0.1, betas: tuple[float, float] = (0.9, 0.95)
+    model: nn.Module,
+    learning_rate: float,
+    *,
+    weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.95),
+    dtype: torch.dtype = torch.float32,
 ) -> torch.optim.AdamW:
-    """The optimiser of a model.
+    """AdamW (Loshchilov & Hutter 2019), with weight decay on matrices only. See `make_optimizer`.
 
     Matrices (embedding tables among them) are decayed; biases and the weights of norms are not, for pulling those to
     zero keeps nothing from overfitting.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
-    vectors = [parameter for parameter in parameters if parameter.dim() < 2]
+    return _adamw(_trained(model), learning_rate, weight_decay, betas)
+
+
+def muon(
+    model: nn.Module,
+    learning_rate: float,
+    *,
+    weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.95),
+    dtype: torch.dtype = torch.float32,
+) -> Optimizer:
+    """Muon for the matrices inside the blocks, AdamW for everything else. See `make_optimizer`.
+
+    A row of an embedding table, of a head or of a table of relative positions belongs to one token or distance, so
+    such a table is not a linear map, whose directions Muon would balance.
+    """
+    parameters = _trained(model)
+    inside = _matrices_of_blocks(model)
+    matrices = [parameter for parameter in parameters if id(parameter) in inside]
+    rest = [parameter for parameter in parameters if id(parameter) not in inside]
+    others = _adamw(rest, learning_rate, weight_decay, betas)
+    return Muon(matrices, others, learning_rate, weight_decay=weight_decay, dtype=dtype)
+
+
+OPTIMIZERS: dict[str, OptimizerMaker] = {"adamw": adamw, "muon": muon}
+
+
+def make_optimizer(
+    name: str,
+    model: nn.Module,
+    learning_rate: float,
+    *,
+    weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.95),
+    dtype: torch.dtype = torch.float32,
+) -> Optimizer:
+    """The optimiser of that name, for all parameters of a model that are trained.
+
+    Args:
+        name: one of `OPTIMIZERS`.
+        model: in its place already: on its device, and sharded where it is sharded.
+        learning_rate: one for all; `set_learning_rate` changes it.
+        weight_decay: of matrices. Vectors are not decayed.
+        betas: AdamW's memory of gradients and of squared gradients.
+        dtype: the format of Muon's matrix products: the one in which products are fastest. Weights and state keep
+            their own.
+
+    Raises:
+        UserError: there is no such optimiser.
+    """
+    if name not in OPTIMIZERS:
+        raise UserError(f"There is no optimizer {name!r} ({nearest(name, OPTIMIZERS)}).")
+    return OPTIMIZERS[name](model, learning_rate, weight_decay=weight_decay, betas=betas, dtype=dtype)
+
+
+def set_learning_rate(optimiser: Optimizer, rate: float) -> None:
+    """Use this learning rate from the next step on."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def supports_sharded(name: str, *, flattened: bool = False) -> None:
+    """Accept or decline an optimiser for weights that are spread over processes.
+
+    FSDP2 leaves every matrix a matrix (a DTensor), which both optimisers can update: AdamW each process its shard;
+    Muon gathers one matrix at a time, and every process orthogonalises all of it. DeepSpeed's ZeRO lays all weights
+    end to end and cuts the row wherever a share ends: nothing is left for Muon to orthogonalise.
+
+    Args:
+        name: one of `OPTIMIZERS`.
+        flattened: the weights become one long vector.
+
+    Raises:
+        UserError: the optimiser needs whole matrices.
+    """
+    if flattened and OPTIMIZERS.get(name) is muon:
+        raise UserError(
+            f"--optimizer {name} needs whole matrices, and DeepSpeed's ZeRO cuts the weights into flat pieces: "
+            "use --optimizer adamw, or --engine ddp or fsdp."
+        )
+
+
+def flatten_state(optimiser: Optimizer, names: Mapping[Any, str]) -> dict[str, Tensor]:
+    """What an optimiser remembers, as one flat dict that doesn't depend on the order of the parameters.
+
+    Args:
+        optimiser: of some or all of the parameters.
+        names: of the parameters: `{parameter: name for name, parameter in model.named_parameters()}`.
+
+    Returns:
+        Tensors by `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME` and `momentum_buffer.NAME`; not copies. Empty
+        before the first step. Parameters that never had a gradient have no entry.
+    """
+    return {
+        f"{key}.{name}": value
+        for parameter, name in names.items()
+        for key, value in optimiser.state.get(parameter, {}).items()
+    }
+
+
+def load_flat_state(optimiser: Optimizer, names: Mapping[Any, str], state: Mapping[str, Tensor]) -> None:
+    """Put copies of what `flatten_state` gave in the place of what an optimiser remembers.
+
+    Args:
+        optimiser: made as the one that the state is of; it need not have taken a step.
+        names: of the parameters. Where one is a DTensor, each process takes its share of a whole tensor in the state.
+        state: of whole tensors, or of DTensors spread like the parameters.
+
+    Raises:
+        UserError: the state is of another optimiser or another model; nothing has been changed.
+    """
+    found: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for entry, value in state.items():
+        key, _, name = entry.partition(".")
+        found[name][key] = value
+    parameters: dict[str, Tensor] = {name: parameter for parameter, name in names.items()}
+    expected = _state_keys(optimiser)
+    for name, values in found.items():
+        parameter = parameters.get(name)
+        if parameter is None or set(values) != expected.get(id(parameter), set()):
+            raise UserError(
+                f"The checkpoint's optimizer state has {', '.join(sorted(values))} for {name!r}, which doesn't fit "
+                "this run: resume it with the --optimizer and the model that it was saved with."
+            )
+        for key, value in values.items():
+            if key != "step" and value.shape != parameter.shape:
+                raise UserError(
+                    f"The checkpoint's {key} of {name!r} has the shape {tuple(value.shape)}, and the model's is "
+                    f"{tuple(parameter.shape)}: resume it with the model that it was saved with."
+                )
+    placed = {
+        parameters[name]: {
+            key: _counter(value, optimiser, parameters[name]) if key == "step" else copy_like(value, parameters[name])
+            for key, value in values.items()
+        }
+        for name, values in found.items()
+    }
+    optimiser.state.clear()
+    optimiser.state.update(placed)
+
+
+def _counter(value: Tensor, optimiser: Optimizer, parameter: Tensor) -> Tensor:
+    """A copy of AdamW's count of steps where it expects it: beside the weights if it is fused, else on the CPU."""
+    fused = any(group.get("fused") for group in optimiser.param_groups)
+    return value.detach().to(parameter.device if fused else "cpu", copy=True)
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _adamw(
+    parameters: list[nn.Parameter], learning_rate: float, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.AdamW:
     groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [parameter for parameter in parameters if parameter.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.dim() < 2], "weight_decay": 0.0},
     ]
     fused = all(parameter.device.type in _FUSED for parameter in parameters)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Use this learning rate from the next step on."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
+def _matrices_of_blocks(model: nn.Module) -> set[int]:
+    """Ids of the matrices inside transformer blocks, lookup tables aside."""
+    inside = [part for block in model.modules() if isinstance(block, TransformerBlock) for part in block.modules()]
+    tables = {id(part.weight) for part in inside if isinstance(part, nn.Embedding)}
+    matrices = {id(p) for part in inside for p in part.parameters(recurse=False) if p.dim() == 2}
+    return matrices - tables
+
+
+def _state_keys(optimiser: Optimizer) -> dict[int, set[str]]:
+    """What is remembered of each parameter, by the parameter's id."""
+    adam = {"step", "exp_avg", "exp_avg_sq"}
+    return {
+        id(parameter): {"momentum_buffer"} if "momentum" in group else adam
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+    }

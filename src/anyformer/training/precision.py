@@ -1,10 +1,13 @@
-"""The number format of a run's products. Weights and the optimiser's state are always kept in float32."""
+"""The number format of a run's products, and whether to compile. Weights and the optimiser's state stay in float32."""
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +19,24 @@ _WORTH_IT = 1.5
 
 _REPEATS = 16
 
+INT8 = "int8"
+"""The name of a format that is never chosen unasked, for it changes what is learnt."""
+
 
 @dataclass(frozen=True, slots=True)
 class Precision:
     """Where a run computes and in which format.
 
     Attributes:
+        dtype: of what products read; float32 where they are int8, for only linear layers turn it into integers.
         reason: why this format, for people.
+        int8: linear layers learn by products of 8-bit integers (see `int8`).
     """
 
     device: torch.device
     dtype: torch.dtype
     reason: str
+    int8: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
         """Computes in the format what gains by it, as torch's autocast does."""
@@ -37,34 +46,90 @@ class Precision:
 
     @property
     def name(self) -> str:
-        """The format's name, such as float32."""
-        return str(self.dtype).removeprefix("torch.")
+        """The format's name, such as float32 or int8."""
+        return INT8 if self.int8 else str(self.dtype).removeprefix("torch.")
 
     def __str__(self) -> str:
         return f"{self.name} on {self.device} ({self.reason})"
 
 
-def choose_precision(device: str | None, dtype: str | None) -> Precision:
+def choose_precision(device: str | None, dtype: str | None, local_rank: int = 0) -> Precision:
     """The device and format that were asked for, or those that are fastest here.
 
     Whether a CPU gains by bfloat16 is measured, because its feature flags don't tell: AMX gains five times, some CPUs
     with AVX512-BF16 lose half.
 
+    Args:
+        device: such as cpu or cuda; None: an accelerator if there is one.
+        dtype: the format's name; None: the fastest.
+        local_rank: which accelerator, where several processes share a machine.
+
     Raises:
-        UserError: there is no such device.
+        UserError: there is no such device, or it gains nothing by int8.
     """
     where = _device(device)
+    if where == torch.device("cuda"):
+        where = torch.device("cuda", local_rank)
+    if dtype == INT8:
+        _check_int8(where)
+        return Precision(where, torch.float32, "as asked", int8=True)
     if dtype is not None:
-        return Precision(where, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype], "as asked")
+        return Precision(where, getattr(torch, dtype), "as asked")
     if where.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-        chosen = torch.bfloat16 if native else torch.float32
+        chosen = torch.bfloat16 if native else torch.float16
         return Precision(where, chosen, "the GPU has bfloat16" if native else "the GPU has no bfloat16")
     if where.type != "cpu":
         return Precision(where, torch.float32, f"the safe choice on {where.type}")
     gain = _gain()
     chosen = torch.bfloat16 if gain >= _WORTH_IT else torch.float32
     return Precision(where, chosen, f"bfloat16 products run {gain:.1f} times as fast on this CPU")
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs: a C++ compiler for CPUs, Triton for GPUs."""
+    if device.type == "cuda":
+        return find_spec("triton") is not None
+    return sys.platform != "win32" and any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def choose_compilation(asked: bool | None, device: torch.device, *, spread: bool = False) -> tuple[bool, str]:
+    """Whether to compile the model, and why, for people.
+
+    Args:
+        asked: what the user wants; None: whatever pays.
+        device: where it computes.
+        spread: over several processes.
+
+    Raises:
+        UserError: it was asked for and can't be done.
+    """
+    able = can_compile(device)
+    missing = "Triton" if device.type == "cuda" else "C++ compiler"
+    if asked and not able:
+        raise UserError(f"--compile needs a {missing}, and none was found here: install one, or leave it out.")
+    if asked is not None:
+        return asked, "compiled, as asked" if asked else "not compiled, as asked"
+    if spread:
+        return False, "not compiled: no gain is proved for several processes"
+    if device.type == "cuda" and able:
+        return True, "compiled"
+    return False, "not compiled: it gains little on a CPU" if able else f"not compiled: there is no {missing}"
+
+
+def peak_flops_per_second(precision: Precision) -> float:
+    """What this machine's matrix products reach in the run's format, measured: the best of several."""
+    size = 4096 if precision.device.type == "cuda" else 1024
+    x = torch.ones(size, size, dtype=torch.int8 if precision.int8 else precision.dtype, device=precision.device)
+    product = torch.ops.aten._int_mm if precision.int8 else torch.mm
+    best = float("inf")
+    for _ in range(_REPEATS // 2):
+        start = time.perf_counter()
+        product(x, x)
+        if precision.device.type == "cuda":
+            torch.cuda.synchronize(precision.device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
 
 
 def _device(name: str | None) -> torch.device:
@@ -77,6 +142,17 @@ def _device(name: str | None) -> torch.device:
         reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(f"--device {name} can't be used: {reason}.") from error
     return device
+
+
+def _check_int8(device: torch.device) -> None:
+    """Raises UserError where products of 8-bit integers gain nothing, or can't be computed exactly."""
+    if device.type != "cpu":
+        raise UserError(f"--dtype int8 is for CPUs, and this run is on {device}: use bfloat16, or leave it out.")
+    found = torch.cpu.get_capabilities()
+    if not (found.get("avx512_vnni") or found.get("avx_vnni")):
+        raise UserError("--dtype int8 needs a CPU with VNNI instructions, and this one has none: leave it out.")
+    if not can_compile(device):
+        raise UserError("--dtype int8 needs a C++ compiler, and none was found here: install one, or leave it out.")
 
 
 def _gain() -> float:

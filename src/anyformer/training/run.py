@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-import shutil
 import time
+from dataclasses import replace
+from pathlib import Path
 
+import torch
 from rich.console import Console
 
+from anyformer.errors import UserError
+from anyformer.model import Transformer, build
 from anyformer.training.allocator import keep_freed_memory
-from anyformer.training.config import TrainConfig, objective_name
+from anyformer.training.averaging import make_average
+from anyformer.training.checkpoints import Checkpoints, read_facts
+from anyformer.training.config import CompleteConfig, TrainConfig
 from anyformer.training.config_file import to_yaml
-from anyformer.training.precision import choose_precision
-from anyformer.training.prepare import prepare
+from anyformer.training.engines.base import Plan
+from anyformer.training.engines.group import Group, join, started_by_launcher
+from anyformer.training.engines.registry import make_engine
+from anyformer.training.optimizer import make_optimizer, supports_sharded
+from anyformer.training.precision import Precision, choose_compilation, choose_precision
+from anyformer.training.prepare import Prepared, keep_standard_input, prepare
+from anyformer.training.progress import say
+from anyformer.training.resume import check as check_unchanged
 from anyformer.training.run_directory import RunDirectory
+from anyformer.training.tracking import Trackers
+from anyformer.training.tracking import check as check_trackers
 from anyformer.training.trainer import Trainer
 
 
@@ -20,6 +34,7 @@ def run(
     config: TrainConfig,
     given: frozenset[str] = frozenset(),
     *,
+    resume: Path | None = None,
     console: Console | None = None,
     started: float | None = None,
 ) -> int:
@@ -28,6 +43,7 @@ def run(
     Args:
         config: what to do.
         given: the fields of the model that the user has set, and that neither tokenizer nor context may change.
+        resume: the run directory to go on in; None: a new one.
         console: where to show it; None: standard output.
         started: when the run began, on the monotonic clock; None: now.
 
@@ -39,19 +55,114 @@ def run(
             leaves no directory.
     """
     started = time.monotonic() if started is None else started
-    console = Console() if console is None else console
-    objective_name(config.model, config.preset)
     complete = config.complete(given)
+    if started_by_launcher() and "-" in (*complete.data, *complete.validation):
+        raise UserError("Several processes can't share standard input: write it to a file and give --data that.")
+    complete = keep_standard_input(complete)
+    make_average(complete.average)
+    check_trackers(complete.track)
+    supports_sharded(complete.optimizer, flattened=complete.engine == "deepspeed")
     keep_freed_memory()
-    precision = choose_precision(complete.device, complete.dtype)
-    directory = RunDirectory.create(complete.runs, complete.name, complete.preset)
-    tokens = directory.path / ".tokens"
+    group = join(complete.engine, complete.device)
     try:
-        prepared = prepare(complete, given, tokens, console)
-        trainer = Trainer(prepared, directory, precision, console)
-        directory.write_config(to_yaml(prepared.config, device=precision.device.type, dtype=precision.name))
-        return trainer.run(started)
+        shown = (Console() if console is None else console) if group.leads else Console(quiet=True)
+        directory = _directory(complete, resume, group)
+        try:
+            return _run(complete, given, directory, group, shown, started, resumed=resume is not None)
+        finally:
+            directory.unlock()
+            if group.leads and resume is None and not directory.model.exists():
+                directory.discard()
     finally:
-        shutil.rmtree(tokens, ignore_errors=True)
-        if not directory.model.exists():
-            directory.discard()
+        group.close()
+
+
+def _run(
+    config: CompleteConfig,
+    given: frozenset[str],
+    directory: RunDirectory,
+    group: Group,
+    console: Console,
+    started: float,
+    *,
+    resumed: bool,
+) -> int:
+    found = choose_precision(config.device, config.dtype, group.local_rank)
+    dtype, reason = group.share((found.dtype, found.reason))
+    precision = replace(found, dtype=dtype, reason=reason)
+    compiles, why = choose_compilation(config.compile, precision.device, spread=group.processes > 1)
+    if not resumed:
+        # What is needed to begin again, should preparation be cut short.
+        directory.write_config(to_yaml(config, given))
+    prepared = group.first_one_then_all(lambda: prepare(config, given, console))
+    config = replace(prepared.config, device=precision.device.type, dtype=precision.name)
+    prepared = replace(prepared, config=config)
+    latest = group.share(Checkpoints(directory.checkpoints, config.keep).latest() if resumed else None)
+    facts = None if latest is None else read_facts(latest)
+    if latest is not None and facts is not None:
+        check_unchanged(latest, facts, config, prepared.fingerprint, console)
+    directory.write_config(to_yaml(config, None))
+    torch.manual_seed(config.seed)
+    model = build(config.model)
+    plan = Plan(
+        precision=precision,
+        optimizer=lambda model: make_optimizer(
+            config.optimizer,
+            model,
+            config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, config.beta2),
+            dtype=precision.dtype,
+        ),
+        average=make_average(config.average),
+        clip=config.clip,
+        accumulate=config.accumulate,
+        label_smoothing=config.label_smoothing,
+        seed=config.seed,
+        compile=compiles,
+        checkpoint_gradients=config.checkpoint_gradients,
+    )
+    engine = make_engine(config.engine, model, plan, group, zero_stage=config.zero_stage)
+    _introduce(console, prepared, model, directory, precision, f"{engine}, {why}")
+    if latest is not None:
+        engine.load(latest)
+    if resumed:
+        step = 0 if facts is None else facts["step"]
+        directory.rewind(step if facts is not None else -1)
+        say(console, f"resumed    after step {step:,}" if step else "resumed    from the beginning: no checkpoint yet")
+    names = config.track if group.leads else ()
+    trackers = Trackers(names, directory.path.name, config, resumed=resumed, warn=lambda text: say(console, text))
+    try:
+        return Trainer(prepared, directory, engine, precision, trackers, console, facts).run(started)
+    finally:
+        trackers.close()
+        engine.close()
+
+
+def _directory(config: CompleteConfig, resume: Path | None, group: Group) -> RunDirectory:
+    """The run's directory, made or entered by the first process."""
+    made = None
+    if group.leads and resume is None:
+        made = RunDirectory.create(config.runs, config.name, config.preset)
+    elif group.leads and resume is not None:
+        made = RunDirectory(resume)
+        made.lock()
+    path = group.share(None if made is None else made.path)
+    if made is not None:
+        return made
+    if path is None:
+        raise ValueError("the first process has made no run directory")
+    return RunDirectory(path, writes=False)
+
+
+def _introduce(
+    console: Console, prepared: Prepared, model: Transformer, directory: RunDirectory, precision: Precision, engine: str
+) -> None:
+    config = prepared.config
+    size = sum(parameter.numel() for parameter in model.parameters())
+    length = f"{config.steps:,} steps" if config.steps is not None else f"{config.minutes:g} minutes in all"
+    say(console, f"model      {config.preset}, {size:,} parameters; {precision}")
+    say(console, f"engine     {engine}")
+    for line in prepared.summary():
+        say(console, line)
+    say(console, f"run        {directory.path}: {length}")

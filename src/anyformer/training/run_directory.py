@@ -3,13 +3,16 @@
 ::
 
     runs/NAME/config.yaml     repeats the run: anyformer train --config runs/NAME/config.yaml
-              metrics.jsonl   one JSON object a line: losses and evaluations
+              metrics.jsonl   one JSON object a line: losses, evaluations, samples
               model/          a Hugging Face directory, loadable at any moment
+              checkpoints/    what `anyformer train --resume runs/NAME` needs
+              report.html     curves and samples, to be looked at
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,11 +20,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
+from filelock import FileLock, Timeout
+
 from anyformer.errors import UserError
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 MODEL = "model"
+_LOCK = ".lock"
 
 
 def model_directory(path: str | os.PathLike[str]) -> Path:
@@ -31,15 +38,23 @@ def model_directory(path: str | os.PathLike[str]) -> Path:
     return inside if (inside / "config.json").is_file() and not (where / "config.json").is_file() else where
 
 
+def check_run_directory(path: Path) -> None:
+    """Raises UserError where there is no run."""
+    if not (path / CONFIG).is_file():
+        raise UserError(f"There is no run in {path}: it has no {CONFIG}. --resume wants a folder such as runs/gpt2-1.")
+
+
 class RunDirectory:
     """A run's own directory, which nothing else writes to.
 
-    Attributes:
+    Args:
         path: where it is.
+        writes: False for the processes that only look on.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
+        self._lock = FileLock(path / _LOCK)
 
     @classmethod
     def create(cls, runs: Path, name: str | None, preset: str) -> Self:
@@ -56,28 +71,48 @@ class RunDirectory:
                     (runs / candidate).mkdir()
                 except FileExistsError:
                     continue
-                return cls(runs / candidate)
+                made = cls(runs / candidate)
+                made.lock()
+                return made
         except OSError as error:
             raise UserError(f"The run directory can't be made in {runs}: {error.strerror or error}.") from error
-        raise UserError(f"The run directory {runs / str(name)} exists already: choose another --name.")
+        taken = runs / str(name)
+        raise UserError(
+            f"The run directory {taken} exists already: choose another --name, or go on with it by --resume {taken}."
+        )
+
+    def lock(self) -> None:
+        """Keep others out until this process ends, however it ends. Raises UserError where somebody is in."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"{self.path} is being trained by another process: wait for it, or end it.") from error
+        except OSError as error:
+            raise UserError(f"{self.path} can't be written to: {error.strerror or error}.") from error
+
+    def unlock(self) -> None:
+        """Let others in."""
+        self._lock.release()
 
     @property
     def model(self) -> Path:
         """Where the model is."""
         return self.path / MODEL
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / CHECKPOINTS
+
     def write_config(self, text: str) -> None:
         """Write config.yaml. Raises UserError when the disk refuses."""
-        place = self.path / CONFIG
-        beside = place.with_name(f".{CONFIG}.tmp")
-        try:
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(place)
-        except OSError as error:
-            raise UserError(f"{place} can't be written: {error.strerror or error}.") from error
+        if self.writes:
+            self._replace(self.path / CONFIG, text)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl. Raises UserError when the disk refuses."""
+        if not self.writes:
+            return
         place = self.path / METRICS
         try:
             with place.open("a", encoding="utf-8") as file:
@@ -85,6 +120,31 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"{place} can't be written: {error.strerror or error}.") from error
 
+    def rewind(self, step: int) -> None:
+        """Take out of metrics.jsonl what came after a step, for it will come again."""
+        place = self.path / METRICS
+        if not self.writes or not place.exists():
+            return
+        kept = [line for line in place.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+        self._replace(place, "".join(f"{line}\n" for line in kept))
+
+    def _replace(self, place: Path, text: str) -> None:
+        beside = place.with_name(f".{place.name}.tmp")
+        try:
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(place)
+        except OSError as error:
+            raise UserError(f"{place} can't be written: {error.strerror or error}.") from error
+
     def discard(self) -> None:
         """Remove the directory of a run that never began."""
+        self.unlock()
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _step(line: str) -> float:
+    """The step of a line of metrics.jsonl; beyond all for one that was cut off."""
+    try:
+        return float(json.loads(line).get("step", 0))
+    except (ValueError, AttributeError):
+        return math.inf

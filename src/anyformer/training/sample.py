@@ -7,6 +7,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from anyformer.data.batch import IGNORED
 from anyformer.generation import fill, generate, room
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -43,13 +46,32 @@ class Sample:
 
 
 def take_sample(model: Transformer, prepared: Prepared) -> Sample:
-    """Continue a prompt, or fill in masked tokens of the validation text, as the model's kind has it."""
-    tokenizer, seed = prepared.tokenizer, prepared.config.seed
+    """Continue a prompt, rewrite a source, or fill in masked tokens of the validation text: what the model is for."""
+    tokenizer, config = prepared.tokenizer, prepared.config
+    if model.config.is_encoder_decoder:
+        return _rewritten(model, prepared)
+    first = next(iter(prepared.validation()))
     if model.config.is_encoder_only:
-        ids: list[int] = prepared.validation.ids.tolist()
-        return _filled(model, tokenizer, ids, min(_WINDOW, prepared.config.context - 2), seed)
-    prompt = _LIBRARY_PROMPT if not prepared.config.data else _opening(tokenizer, prepared.validation.ids[:64].tolist())
-    return _continued(model, tokenizer, prompt, seed)
+        text = np.where(first.targets == IGNORED, first.tokens, first.targets)
+        ids: list[int] = text[~np.isin(text, sorted(tokenizer.special_ids))].tolist()
+        return _filled(model, tokenizer, ids, min(_WINDOW, config.context - 2), config.seed)
+    prompt = _LIBRARY_PROMPT if not config.data else _opening(tokenizer, first.tokens[0, :64].tolist())
+    return _continued(model, tokenizer, prompt, config.seed)
+
+
+def _rewritten(model: Transformer, prepared: Prepared) -> Sample:
+    """The first sources of the validation data, with what the model makes of them."""
+    tokenizer, batch = prepared.tokenizer, next(iter(prepared.validation()))
+    passages: list[Passage] = []
+    prompt = ""
+    if batch.source is None:
+        raise ValueError("an encoder-decoder is trained on sources")
+    for row in batch.source[:_EXAMPLES].tolist():
+        ends = {tokenizer.pad, *model.config.tokens.eos}
+        prompt = tokenizer.decode([token for token in row if token not in ends], skip_special=False).strip()
+        text = generate(model, tokenizer, prompt, _NEW_TOKENS)[0]
+        passages.append(Passage(f"{prompt}\n    ", text))
+    return Sample(passages, "generate", shlex.quote(prompt))
 
 
 def _continued(model: Transformer, tokenizer: Tokenizer, prompt: str, seed: int) -> Sample:

@@ -7,12 +7,19 @@ learning rate is a function of it, so a run that ends by the clock anneals like 
 from __future__ import annotations
 
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from anyformer.errors import UserError, nearest
+
 FLOOR = 0.1
-"""The last learning rate, as a share of the peak."""
+"""The last learning rate of a cosine, as a share of the peak."""
+
+_RECENT = 15
+"""Steps whose median length is expected of the next one."""
 
 
 class Horizon(Protocol):
@@ -37,34 +44,119 @@ class Steps:
 class Clock:
     """A run of a number of seconds, from its first step on. A step that would end too late is not begun.
 
+    Everything between the steps counts as well. The next step is expected to take the median of the latest ones, so
+    a pause, for an evaluation or a checkpoint, doesn't end the run early; neither does the first step, which compiles.
+
     Args:
-        seconds: how long the steps may take in all; there is always one.
+        seconds: how long the steps may take in all; a new run always has one.
+        elapsed: seconds that the run had taken when it was stopped, of one that is resumed.
         now: the clock.
     """
 
-    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: float, elapsed: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
+        self._before = elapsed
         self._now = now
-        self._start = self._latest = 0.0
+        self._start: float | None = None
+        self._latest = 0.0
+        self._took = deque[float](maxlen=_RECENT)
+        self._warm = False
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the run has taken until now: what a checkpoint keeps."""
+        return self._before if self._start is None else self._before + self._now() - self._start
 
     def progress(self, step: int) -> float:
-        """See `Horizon`. The step is expected to take as long as the one before."""
+        """See `Horizon`. Call it once a step."""
         now = self._now()
-        if step == 0:
+        if self._start is None:
             self._start = self._latest = now
-            return 0.0
-        took, self._latest = now - self._latest, now
-        return (now - self._start + took) / self.seconds
+            return self._before / self.seconds
+        if self._warm:
+            self._took.append(now - self._latest)
+        self._warm, self._latest = True, now
+        expected = statistics.median(self._took) if self._took else 0.0
+        return (self._before + now - self._start + expected) / self.seconds
 
 
-def learning_rate_factor(progress: float, warmup: float) -> float:
-    """The learning rate as a share of its peak: a linear rise, then a cosine down to `FLOOR`.
+class Shared:
+    """The same progress on all processes, whose clocks differ.
 
     Args:
+        horizon: asked on every process.
+        share: gives all of them what the first one says.
+    """
+
+    def __init__(self, horizon: Horizon, share: Callable[[float], float]) -> None:
+        self._horizon, self._share = horizon, share
+
+    def progress(self, step: int) -> float:
+        """See `Horizon`."""
+        return self._share(self._horizon.progress(step))
+
+
+def _cosine(falling: float, warmup: float, decay: float) -> float:
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * falling))
+
+
+def _linear(falling: float, warmup: float, decay: float) -> float:
+    return 1 - falling
+
+
+def _inverse_sqrt(falling: float, warmup: float, decay: float) -> float:
+    """Vaswani et al. 2017, section 5.3, as a share of the peak."""
+    return math.sqrt(warmup / (warmup + falling * (1 - warmup)))
+
+
+def _wsd(falling: float, warmup: float, decay: float) -> float:
+    """Warmup, stable, decay: the peak, then ``1 - sqrt`` to zero (Hägele et al. 2024, the 1-sqrt cooldown)."""
+    left = (1 - falling) * (1 - warmup)
+    return 1.0 if left >= decay else 1 - math.sqrt(1 - left / decay)
+
+
+SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
+    "cosine": _cosine,
+    "linear": _linear,
+    "inverse_sqrt": _inverse_sqrt,
+    "wsd": _wsd,
+}
+"""What comes after the rise: functions of the share of the way down (0 to 1), the warmup and the decay."""
+
+
+def learning_rate_factor(name: str, progress: float, *, warmup: float, decay: float = 0.2) -> float:
+    """The learning rate as a share of its peak: a linear rise, then what the schedule says.
+
+    Args:
+        name: one of `SCHEDULES`: `cosine` falls to `FLOOR`, `linear` and `wsd` to 0, `inverse_sqrt` with one over
+            the root of the steps.
         progress: in [0, 1].
         warmup: the share of the run in which it rises.
+        decay: the share of the run, at its end, in which `wsd` falls.
+
+    Raises:
+        UserError: see `check_schedule`.
     """
+    check_schedule(name, warmup, decay)
     if progress < warmup:
         return progress / warmup
-    falling = (progress - warmup) / (1 - warmup)
-    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * falling))
+    return SCHEDULES[name]((progress - warmup) / (1 - warmup), warmup, decay)
+
+
+def check_schedule(name: str, warmup: float, decay: float = 0.2) -> None:
+    """Decline a schedule that can't be followed.
+
+    Raises:
+        UserError: there is none of that name, or its parts don't fit into the run.
+    """
+    if name not in SCHEDULES:
+        raise UserError(f"There is no schedule {name!r} ({nearest(name, SCHEDULES)}).")
+    if not 0 <= warmup < 1:
+        raise UserError(f"--warmup {warmup} is a share of the run, in [0, 1).")
+    if name == "inverse_sqrt" and warmup == 0:
+        raise UserError("--schedule inverse_sqrt falls from where the rise ends: give it a --warmup above 0.")
+    if name == "wsd" and not (decay >= 0 and warmup + decay <= 1):
+        raise UserError(
+            f"--decay {decay} is a share of the run, and with --warmup {warmup} there is none left: "
+            "together they can be 1 at most."
+        )

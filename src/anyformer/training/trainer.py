@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
 
-import torch
 from rich.console import Console
 from rich.text import Text
 
+from anyformer.analysis import parts, training_flops
 from anyformer.checkpoint import save
-from anyformer.data.batches import Batches, validation_batches
-from anyformer.data.objectives import Batch
 from anyformer.errors import UserError
 from anyformer.families.own import FAMILY as OWN_FAMILY
-from anyformer.model import build
+from anyformer.training.checkpoints import Checkpoints
+from anyformer.training.config_file import settings
+from anyformer.training.engines.base import Engine
 from anyformer.training.evaluate import Evaluation, evaluate
 from anyformer.training.interrupt import Interrupt, interruptible
 from anyformer.training.loop import DivergedError, StepReport, train_steps
 from anyformer.training.metrics import Meter
-from anyformer.training.optimiser import adamw
-from anyformer.training.precision import Precision
+from anyformer.training.precision import Precision, peak_flops_per_second
 from anyformer.training.prepare import Prepared
 from anyformer.training.progress import TrainingProgress, say
+from anyformer.training.report import write_report
 from anyformer.training.run_directory import RunDirectory
-from anyformer.training.sample import take_sample
-from anyformer.training.schedule import Clock, Horizon, Steps
+from anyformer.training.sample import Sample, take_sample
+from anyformer.training.schedule import Clock, Horizon, Shared, Steps, learning_rate_factor
+from anyformer.training.tracking import Trackers
 
 _SAVE_EVERY = 300.0
-"""Seconds between two saves of the model."""
+"""Seconds between two checkpoints, unless they are counted in steps."""
 
 _EVALUATION_SHARE = 0.05
 _SAMPLE_SHARE = 0.03
@@ -38,27 +41,41 @@ _SAMPLE_SHARE = 0.03
 
 
 class Trainer:
-    """A model, its data, and the directory that it is saved to.
+    """A model that is being trained, its data, and the directory that it is saved to.
 
     Args:
         prepared: the data, and the run's config.
         directory: the run's own.
-        precision: where and how to compute.
+        engine: has the model.
+        precision: where and how it computes.
+        trackers: who else wants the metrics.
         console: where to show progress.
+        resumed: what the checkpoint says whose state the engine has loaded; None for a new run.
     """
 
-    def __init__(self, prepared: Prepared, directory: RunDirectory, precision: Precision, console: Console) -> None:
-        """Build the model, with the weights that the seed gives. Raises UserError for data that is too short."""
-        config = prepared.config
-        self.config, self.prepared = config, prepared
-        self.directory, self.precision, self.console = directory, precision, console
-        self.batches = Batches(
-            prepared.training.ids, config.context, config.batch_size, config.seed, prepared.objective
-        )
-        torch.manual_seed(config.seed)
-        self.model = build(config.model).to(precision.device)
-        self._every = 1
-        self._saved = 0
+    def __init__(
+        self,
+        prepared: Prepared,
+        directory: RunDirectory,
+        engine: Engine,
+        precision: Precision,
+        trackers: Trackers,
+        console: Console,
+        resumed: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.prepared, self.config = prepared, prepared.config
+        self.directory, self.engine, self.precision = directory, engine, precision
+        self.trackers, self.console = trackers, console
+        self.checkpoints = Checkpoints(directory.checkpoints, self.config.keep)
+        self.flops = training_flops(self.config.model, self.config.context)
+        self.parameters = sum(part.parameters for part in parts(self.config.model, self.config.context))
+        facts = resumed or {}
+        self.resumed = resumed is not None
+        self.meter = Meter(self.flops, facts.get("meter"))
+        self.start: int = facts.get("step", 0)
+        self._saved = self.start
+        self._every: int = facts.get("every", 1)
+        self._latest: tuple[int, Evaluation] | None = None
         self._model_type = ""
 
     def run(self, started: float) -> int:
@@ -73,150 +90,217 @@ class Trainer:
         Raises:
             UserError: the loss is no longer a number, or the disk is full; it says which model was saved last.
         """
-        self._introduce()
-        self._thin_validation()
+        if not self.resumed:
+            self._thin_validation()
         with interruptible() as interrupt:
-            before = self._evaluate(0, 0.0, interrupt.asked)
-            if interrupt.asked():
-                self._say("Stopped before training began; nothing was saved.")
-                return interrupt.exit_status
-            self._say(f"before     {self._in_words(before)}")
-            self._save(0)
+            evaluation_seconds = 0.0
+            if not self.resumed:
+                self._log(self._about())
+                before = self._evaluate(0, interrupt.asked)
+                evaluation_seconds = before.seconds
+                if self._asked(interrupt):
+                    self._say("Stopped before training began; nothing was saved.")
+                    return interrupt.exit_status
+                self._say(f"before     {self._in_words(before)}")
+                self._save_model(0)
             try:
-                last, meter = self._train(self._horizon(before.seconds, started), interrupt)
-                if not interrupt.asked():
-                    after = self._evaluate(last.step, meter.elapsed, interrupt.asked)
-                    if not interrupt.asked():
-                        speed = meter.tokens / meter.elapsed
+                last = self._train(self._horizon(evaluation_seconds, started), interrupt)
+                if last is None:
+                    self._say(f"This run had ended after step {self.start:,}: give more --steps or --minutes.")
+                    return 0
+                stopped = self._asked(interrupt)
+                if not stopped:
+                    after = self._evaluate(last.step, interrupt.asked)
+                    stopped = self._asked(interrupt)
+                    if not stopped:
+                        speed = self.meter.tokens / self.meter.elapsed
                         self._say(f"after      {self._in_words(after)}; {last.step:,} steps, {speed:,.0f} tokens/s")
                 self._save(last.step)
             except UserError as error:
+                state = "diverged" if isinstance(error, DivergedError) else "stopped"
+                self._log({"step": self._saved, "state": state, "reason": str(error)})
+                self._report()
                 raise UserError(
                     f"{error} The model in {self.directory.model} is that of step {self._saved}."
                 ) from error
-            if interrupt.asked():
+            if stopped:
                 return self._stopped(last, interrupt)
         try:
-            self._conclude()
+            self._conclude(last)
         except KeyboardInterrupt:
             return self._stopped(last, interrupt)
         return 0
 
-    def _introduce(self) -> None:
-        config, prepared = self.config, self.prepared
-        size = sum(parameter.numel() for parameter in self.model.parameters())
-        files = f"{prepared.files:,} file" + "s" * (prepared.files != 1)
-        training, validation = len(prepared.training), len(prepared.validation)
-        length = f"{config.steps:,} steps" if config.steps is not None else f"{config.minutes:g} minutes in all"
-        self._say(f"model      {config.preset}, {size:,} parameters; {self.precision}")
-        self._say(f"data       {prepared.characters:,} characters in {files}")
-        self._say(f"tokens     {training:,} to train on, {validation:,} to validate on ({config.tokenizer})")
-        self._say(f"run        {self.directory.path}: {length}, {config.batch_size} x {config.context} tokens a step")
+    def _train(self, horizon: Horizon, interrupt: Interrupt) -> StepReport | None:
+        config, meter = self.config, self.meter
 
-    def _train(self, horizon: Horizon, interrupt: Interrupt) -> tuple[StepReport, Meter]:
-        config, meter = self.config, Meter()
-        optimiser = adamw(self.model, config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, config.beta2))
-        steps = train_steps(
-            self.model,
-            self.batches.batch,
-            optimiser,
-            horizon,
-            self.precision,
-            learning_rate=config.learning_rate,
-            warmup=config.warmup,
-            clip=config.clip,
-        )
-        report, logged, saved = None, 0, time.monotonic()
+        def rate(progress: float) -> float:
+            factor = learning_rate_factor(config.schedule, progress, warmup=config.warmup, decay=config.decay)
+            return config.learning_rate * factor
+
+        report, logged, saved = None, self.start, time.monotonic()
         with TrainingProgress(self.console) as progress:
-            for report in steps:
+            for report in train_steps(self.engine, self.prepared.batch, horizon, rate, start=self.start):
+                step = report.step
                 meter.add(report)
                 progress.show(report, meter)
-                if report.step % config.log_every == 0:
-                    self.directory.log(meter.line(report))
-                    logged = report.step
-                if config.evaluate_every is not None and report.step % config.evaluate_every == 0:
-                    found = self._evaluate(report.step, meter.elapsed, interrupt.asked)
-                    self._say(f"step {report.step:<5} {self._in_words(found)}")
-                    saved = -math.inf
-                if time.monotonic() - saved > _SAVE_EVERY:
-                    self._save(report.step)
+                if step % config.log_every == 0:
+                    self._log(meter.line(report))
+                    logged = step
+                evaluates = config.evaluate_every is not None and step % config.evaluate_every == 0
+                if evaluates:
+                    found = self._evaluate(step, interrupt.asked)
+                    self._say(f"step {step:<5} {self._in_words(found)}")
+                    self._sample(step)
+                if config.save_every is not None:
+                    due = step % config.save_every == 0
+                    if due:
+                        self.engine.snapshot()
+                else:
+                    due = time.monotonic() - saved > _SAVE_EVERY
+                if self.engine.group.share(evaluates or due):
+                    self._save(step)
                     saved = time.monotonic()
+                if evaluates or due:
                     meter.resume()
-                if interrupt.asked():
+                if self._asked(interrupt):
                     break
-        if report is None:
-            raise ValueError("a run has at least one step")
-        if logged < report.step:
-            self.directory.log(meter.line(report))
-        return report, meter
+        if report is not None and logged < report.step:
+            self._log(meter.line(report))
+        return report
 
     def _horizon(self, evaluation_seconds: float, started: float) -> Horizon:
-        if self.config.steps is not None:
-            return Steps(self.config.steps)
-        if self.config.minutes is None:
+        config = self.config
+        if config.steps is not None:
+            return Steps(config.steps)
+        if config.minutes is None:
             raise ValueError("a complete config has steps or minutes")
-        seconds = 60 * self.config.minutes
+        seconds = 60 * config.minutes
+        elapsed = self.meter.elapsed if self.resumed else 0.0
         left = started + seconds - time.monotonic() - evaluation_seconds - _SAMPLE_SHARE * seconds
-        return Clock(max(left, seconds / 2))
-
-    def _validation(self) -> Iterator[Batch]:
-        config, prepared = self.config, self.prepared
-        ids, objective = prepared.validation.ids, prepared.objective
-        return islice(
-            validation_batches(ids, config.context, config.batch_size, objective, config.seed), 0, None, self._every
-        )
+        return Shared(Clock(max(left, seconds / 2), elapsed), self.engine.group.share)
 
     def _thin_validation(self) -> None:
         """Where time is short, evaluate only every so many-th batch."""
         if self.config.minutes is None:
             return
-        once = [evaluate(self.model, islice(self._validation(), 1), self.precision).seconds for _ in range(2)]
-        batches = len(self.prepared.validation) / (self.config.context * self.config.batch_size)
-        self._every = math.ceil(max(1.0, min(once) * batches / (_EVALUATION_SHARE * 60 * self.config.minutes)))
+        once = [self._evaluation(lambda: False, self.prepared.validation_batches).seconds for _ in range(2)]
+        batches = self.prepared.validation_batches
+        wanted = math.ceil(max(1.0, min(once) * batches / (_EVALUATION_SHARE * 60 * self.config.minutes)))
+        self._every = self.engine.group.share(wanted)
         if self._every > 1:
             self._say(f"           time is short: one in {self._every} batches of the validation text is evaluated")
 
-    def _evaluate(self, step: int, elapsed: float, stop: Callable[[], bool]) -> Evaluation:
-        """Evaluate and log. Raises DivergedError where the model answers with NaN."""
-        evaluation = evaluate(self.model, self._validation(), self.precision, stop)
+    def _evaluation(self, stop: Callable[[], bool], every: int) -> Evaluation:
+        group = self.engine.group
+        with self.engine.averaged():
+            return evaluate(self.engine.evaluate, self.prepared.validation(every), lambda: group.any(stop()))
+
+    def _evaluate(self, step: int, stop: Callable[[], bool]) -> Evaluation:
+        """Evaluate and log, once a step. Raises DivergedError where the model answers with NaN."""
+        if self._latest is not None and self._latest[0] == step:
+            return self._latest[1]
+        evaluation = self._evaluation(stop, self._every)
         if not math.isfinite(evaluation.loss):
             raise DivergedError.after(step, f"the validation loss is {evaluation.loss}")
         if not stop():
-            self.directory.log({"step": step, **self._scores(evaluation), "elapsed": elapsed})
+            self._latest = step, evaluation
+            self._log({"step": step, **self._scores(evaluation), "elapsed": self.meter.elapsed if step else 0.0})
         return evaluation
 
     def _scores(self, evaluation: Evaluation) -> dict[str, float]:
         scores = {"validation_loss": evaluation.loss}
-        if self.config.model.is_decoder_only:
-            header = self.prepared.validation.header
-            scores["bits_per_byte"] = evaluation.bits_per_byte(header.tokens, header.bytes)
+        tokens, size = self.prepared.validation_tokens, self.prepared.validation_bytes
+        if tokens is not None and size is not None:
+            scores["bits_per_byte"] = evaluation.bits_per_byte(tokens, size)
         return scores
 
     def _in_words(self, evaluation: Evaluation) -> str:
         return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in self._scores(evaluation).items())
 
     def _save(self, step: int) -> None:
+        """Write model/ and a checkpoint."""
+        self._save_model(step)
+        facts = {
+            "meter": self.meter.state(),
+            "every": self._every,
+            "fingerprint": self.prepared.fingerprint,
+            "config": settings(self.config),
+        }
+        self.checkpoints.save(self.engine, step, facts)
+        self._report()
+
+    def _save_model(self, step: int) -> None:
         """Write model/, unless its weights are no longer numbers."""
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+        finite = True
+        with self.engine.gathered() as model:
+            if model is not None:
+                finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+                if finite:
+                    self._model_type = save(model, self.directory.model, tokenizer=self.prepared.tokenizer)
+        if self.engine.group.any(not finite):
             raise DivergedError.after(step, "the weights are no longer finite")
-        self._model_type = save(self.model, self.directory.model, tokenizer=self.prepared.tokenizer)
         self._saved = step
 
+    def _sample(self, step: int) -> Sample | None:
+        """What the model has learnt; None on the processes that don't speak."""
+        with self.engine.gathered() as model:
+            if model is None:
+                return None
+            training = model.training
+            sample = take_sample(model, self.prepared)
+            model.train(training)
+        self._log({"step": step, "sample": [dataclasses.asdict(passage) for passage in sample.passages]})
+        return sample
+
+    def _about(self) -> dict[str, Any]:
+        """The first line of metrics.jsonl."""
+        return {
+            "step": 0,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "parameters": self.parameters,
+            "flops_per_token": self.flops.token,
+            "peak_flops_per_second": peak_flops_per_second(self.precision),
+            "device": str(self.precision.device),
+            "dtype": self.precision.name,
+            "engine": str(self.engine),
+        }
+
+    def _log(self, record: Mapping[str, Any]) -> None:
+        self.directory.log(record)
+        if self.engine.group.leads:
+            self.trackers.log(record)
+
+    def _report(self) -> None:
+        if self.engine.group.leads:
+            write_report(self.directory.path)
+
+    def _asked(self, interrupt: Interrupt) -> bool:
+        return self.engine.group.any(interrupt.asked())
+
     def _stopped(self, last: StepReport, interrupt: Interrupt) -> int:
-        self._say(
-            f"Stopped after step {last.step:,}, {last.progress:.0%} of the way. The model is in {self.directory.model}."
-        )
+        self._log({"step": last.step, "state": "stopped"})
+        self._report()
+        done = f"Stopped after step {last.step:,}, {last.progress:.0%} of the way."
+        self._say(f"{done} The model is in {self.directory.model}.")
+        self._say(f"next       anyformer train --resume {self.directory.path}")
         return interrupt.exit_status
 
-    def _conclude(self) -> None:
-        sample = take_sample(self.model, self.prepared)
+    def _conclude(self, last: StepReport) -> None:
+        sample = self._sample(last.step)
+        self._log({"step": last.step, "state": "finished"})
+        self._report()
+        if sample is None:
+            return
         self._say("sample")
         for part in sample.passages:
             passage = Text.assemble(part.before, (part.written, "bold green"), part.after)
             self.console.print(passage, soft_wrap=True)
         own = self._model_type == OWN_FAMILY.model_type
         self._say(f"model      {self.directory.model}, {'in our own format' if own else 'a Hugging Face directory'}")
+        self._say(f"report     {self.directory.path / 'report.html'}")
         self._say(f"next       anyformer {sample.command} {self.directory.path} {sample.arguments}")
 
     def _say(self, text: str) -> None:
-        say(self.console, text)
+        if self.engine.group.leads:
+            say(self.console, text)

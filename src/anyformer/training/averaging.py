@@ -1,0 +1,212 @@
+"""Averages of the weights of a run, which are often better than the latest ones."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from anyformer.errors import UserError
+from anyformer.training.spread import spread_like
+
+
+class Average(Protocol):
+    """A mean of the weights along a run.
+
+    Weights are given by name, as the live tensors of a model: `{name: parameter.data for ...}`.
+    """
+
+    def update(self, weights: Mapping[str, Tensor]) -> None:
+        """A step has been taken."""
+        ...
+
+    def snapshot(self, weights: Mapping[str, Tensor]) -> None:
+        """A checkpoint is being made."""
+        ...
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """The mean, in float32, to be read only; None: there is nothing to average yet."""
+        ...
+
+    def applied(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """In here these weights are the averaged ones; afterwards their own again, bit for bit.
+
+        It takes the memory of one more copy of them, and does nothing while there is no average.
+        """
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a resumed run needs, flat; not copies."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from copies of such a state. Raises UserError: it is of another average."""
+        ...
+
+
+class MovingAverage:
+    """An exponential moving average: ``mean <- d mean + (1 - d) weights`` after each step, from the first one on.
+
+    ``d = min(decay, (1 + t) / (10 + t))`` after t updates, so that it forgets the first weights soon.
+
+    Args:
+        decay: in [0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self._updates = 0
+        self._mean: dict[str, Tensor] = {}
+
+    def update(self, weights: Mapping[str, Tensor]) -> None:
+        """See `Average`."""
+        if not self._mean:
+            self._mean = _copies(weights)
+        else:
+            self._mean = _beside(self._mean, weights)
+            decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
+            latest = [weights[name].detach().float() for name in self._mean]
+            get_ema_multi_avg_fn(decay)(list(self._mean.values()), latest, self._updates)
+        self._updates += 1
+
+    def snapshot(self, weights: Mapping[str, Tensor]) -> None:
+        """See `Average`. It makes no difference here."""
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """See `Average`."""
+        return dict(self._mean) or None
+
+    def applied(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """See `Average`."""
+        return _swapped(weights, self.weights())
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Average`: `mean.NAME` and `updates`."""
+        return {"updates": torch.tensor(self._updates)} | {f"mean.{name}": mean for name, mean in self._mean.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `Average`."""
+        if "updates" not in state or any(key != "updates" and not key.startswith("mean.") for key in state):
+            raise _misfit("ema")
+        self._updates = int(state["updates"])
+        self._mean = _part(state, "mean.")
+
+
+class LatestAverage:
+    """The mean of the latest checkpoints (Vaswani et al. 2017, section 6.1).
+
+    It keeps a copy of the weights, in float32, for each of them, beside the model and in every checkpoint.
+
+    Args:
+        number: of checkpoints, at least 1.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._latest = deque[dict[str, Tensor]](maxlen=number)
+
+    def update(self, weights: Mapping[str, Tensor]) -> None:
+        """See `Average`. It makes no difference here."""
+
+    def snapshot(self, weights: Mapping[str, Tensor]) -> None:
+        """See `Average`."""
+        earlier = [_beside(copy, weights) for copy in self._latest]
+        self._latest = deque([*earlier, _copies(weights)], maxlen=self.number)
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """See `Average`; the mean of those that there are."""
+        if not self._latest:
+            return None
+        first, *others = self._latest
+        mean = _copies(first)
+        for other in others:
+            for name, total in mean.items():
+                total.add_(other[name])
+        return {name: total.div_(len(self._latest)) for name, total in mean.items()}
+
+    def applied(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """See `Average`."""
+        return _swapped(weights, self.weights())
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Average`: `0.NAME` of the oldest checkpoint, `1.NAME` and so on."""
+        return {f"{age}.{name}": value for age, copy in enumerate(self._latest) for name, value in copy.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `Average`."""
+        ages = {key.partition(".")[0] for key in state}
+        if ages != {str(age) for age in range(len(ages))} or len(ages) > self.number:
+            raise _misfit("last")
+        self._latest = deque((_part(state, f"{age}.") for age in range(len(ages))), maxlen=self.number)
+
+
+def make_average(text: str | None) -> Average | None:
+    """The average that `ema:0.999` or `last:5` stands for; None for None.
+
+    Raises:
+        UserError: it is neither of them.
+    """
+    if text is None:
+        return None
+    kind, _, number = text.partition(":")
+    try:
+        if kind == "ema" and 0 <= float(number) < 1:
+            return MovingAverage(float(number))
+        if kind == "last" and int(number) >= 1:
+            return LatestAverage(int(number))
+    except ValueError as error:
+        raise _nonsense(text) from error
+    raise _nonsense(text)
+
+
+@contextmanager
+def _swapped(weights: Mapping[str, Tensor], mean: Mapping[str, Tensor] | None) -> Generator[None]:
+    if mean is None:
+        yield
+        return
+    live = {name: weight.detach().clone() for name, weight in weights.items()}
+    _fill(weights, _beside(mean, weights))
+    try:
+        yield
+    finally:
+        _fill(weights, live)
+
+
+@torch.no_grad()
+def _fill(weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        weight.copy_(values[name])
+
+
+def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight.detach().to(torch.float32, copy=True) for name, weight in weights.items()}
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return _copies({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+
+
+def _beside(mean: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean on the devices of the weights, and spread over the processes as they are: a loaded one isn't yet."""
+    if {name: tensor.shape for name, tensor in mean.items()} != {name: w.shape for name, w in weights.items()}:
+        raise UserError("The checkpoint's average is of another model: resume it with the one that it was saved with.")
+    return {name: spread_like(mean[name].to(weight.device), weight) for name, weight in weights.items()}
+
+
+def _misfit(kind: str) -> UserError:
+    return UserError(
+        f"The checkpoint has no average that --average {kind}:... can go on from: resume it with the --average that it "
+        "was saved with."
+    )
+
+
+def _nonsense(text: str) -> UserError:
+    return UserError(
+        f"--average {text!r} is not an average: give ema:DECAY with a decay from 0 to below 1, such as ema:0.999, or "
+        "last:NUMBER with a number of checkpoints, such as last:5."
+    )

@@ -1,0 +1,99 @@
+"""Checkpoints: what a run needs to go on as if it had never stopped.
+
+::
+
+    checkpoints/step-00000500/state.safetensors   weights, the optimiser's state, averages (or shards of them)
+                              run.json            the step, the log's running sums, the config
+
+A checkpoint is written beside its place and renamed into it, so it is whole or absent whenever the power fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+
+from anyformer.errors import UserError
+from anyformer.training.engines.base import Engine
+
+FACTS = "run.json"
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        folder: where they are.
+        keep: how many; older ones are removed once a newer one is complete.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def latest(self) -> Path | None:
+        """The newest one that is complete."""
+        return max(self._complete(), default=None)
+
+    def save(self, engine: Engine, step: int, facts: Mapping[str, Any]) -> None:
+        """Write a checkpoint, on all processes. Raises UserError where the disk refuses; older ones then stay."""
+        place = self.folder / f"step-{step:08}"
+        beside = self.folder / f".{place.name}.tmp"
+        leads = engine.group.leads
+        if engine.group.share(place.exists()):
+            return
+        try:
+            if leads:
+                shutil.rmtree(beside, ignore_errors=True)
+                beside.mkdir(parents=True)
+            engine.group.any(False)
+            engine.save(beside)
+            engine.group.any(False)
+            if leads:
+                _write(beside / FACTS, json.dumps({"step": step, **facts}))
+                beside.rename(place)
+                _sync(self.folder)
+                for old in sorted(self._complete())[: -self.keep]:
+                    shutil.rmtree(old, ignore_errors=True)
+        except (OSError, SafetensorError) as error:
+            if leads:
+                shutil.rmtree(beside, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"The checkpoint {place} can't be written: {reason}.") from error
+
+    def _complete(self) -> list[Path]:
+        return [path.parent for path in self.folder.glob(f"step-*/{FACTS}")]
+
+
+def read_facts(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says about the run. Raises UserError where it can't be read."""
+    try:
+        facts: object = json.loads((checkpoint / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"The checkpoint {checkpoint} can't be read: {error}.") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"The checkpoint {checkpoint} can't be read: {FACTS} holds no fields.")
+    return cast("dict[str, Any]", facts)
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Make sure that the names in a folder are on the disk, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,42 @@
+"""Tensors that are spread over processes (DTensors, as FSDP2 makes of weights), and whole ones.
+
+torch.distributed.tensor is imported where there is such a tensor only: it takes most of a second.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeGuard
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def is_spread(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether each process has but a share of it."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of it, in every process; all processes must ask for it."""
+    return tensor.full_tensor() if is_spread(tensor) else tensor
+
+
+def spread_like(tensor: Tensor, reference: Tensor) -> Tensor:
+    """This process's view of a whole tensor, cut as the reference is; nothing is sent.
+
+    Args:
+        tensor: whole, the same in every process, on the reference's device; or spread like the reference already.
+        reference: of the same shape.
+    """
+    if not is_spread(reference) or is_spread(tensor):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, reference.device_mesh, reference.placements, src_data_rank=None)
+
+
+def copy_like(tensor: Tensor, reference: Tensor) -> Tensor:
+    """A copy of a whole tensor on the reference's device, spread over the processes as that is."""
+    return spread_like(tensor.detach().to(reference.device, copy=True), reference)
