@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anyformer import diff, preset
-from anyformer.compare.analysis import cache_bytes_per_token, parts
+from anyformer.analysis import cache_bytes_per_token, parts
 
 FAMILIES = Path(__file__).parent / "families"
 BEGIN, END = "<!-- diff -->", "<!-- /diff -->"
