@@ -221,7 +221,9 @@ def test_killed_while_tokenising(text: Path, tmp_path: Path):
         process = start()
         assert process.stdout is not None
         for _ in range(lines):
-            assert process.stdout.readline()
+            # Nothing more comes where the first one was done before it was killed.
+            if not process.stdout.readline():
+                break
         time.sleep(0.05 * lines)
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)

@@ -78,7 +78,7 @@ class TrainConfig:
     batch_tokens: int | None = None
     """For pairs, which come in batches of about equal length: tokens in a batch, padding included; none: 4096."""
     accumulate: int = 1
-    """Parts that a batch is computed in, one after the other. Saves memory, changes nothing else."""
+    """Parts that a batch is computed in, one after the other. Saves memory, changes nothing beyond rounding."""
     steps: int | None = None
     """Batches to train on."""
     minutes: float | None = None
