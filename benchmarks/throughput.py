@@ -43,6 +43,7 @@ Arrays = dict[str, npt.NDArray[np.int64]]
 Step = Callable[[Arrays], float]
 
 IGNORED = -100
+DTYPES = {"bf16": "bfloat16", "fp32": "float32", "int8": "int8"}
 LEARNING_RATE, DECAY, BETAS, CLIP = 3e-4, 0.1, (0.9, 0.95), 1.0
 
 
@@ -123,7 +124,7 @@ def anyformer_step(row: Row, setting: str, dropout: str, layers: int | None) -> 
     from anyformer.training.precision import choose_compilation, choose_precision
 
     keep_freed_memory()
-    precision = choose_precision("cpu", "bfloat16" if "bf16" in setting else "float32" if "fp32" in setting else None)
+    precision = choose_precision("cpu", next((name for word, name in DTYPES.items() if word in setting), None))
     asked = True if "compiled" in setting else False if "eager" in setting else None
     torch.manual_seed(0)
     optimizer = partial(adamw, learning_rate=LEARNING_RATE, weight_decay=DECAY, betas=BETAS)
@@ -430,7 +431,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2, help="steps before them (compilation happens here)")
     parser.add_argument("--only", default="", help="run only peers whose name holds one of these, e.g. 'hf compiled'")
     parser.add_argument(
-        "--ours", default="", help="our setting: words of fp32, bf16, eager, compiled; none: our own choice"
+        "--ours", default="", help="our setting: words of fp32, bf16, int8, eager, compiled; none: our own choice"
     )
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--layers", type=int, help="fewer blocks in each stack, for a quick look")

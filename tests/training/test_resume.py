@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,28 +104,30 @@ def _survives(text: Path, tmp_path: Path, starts: Starts, kills: int, seed: int)
     length = time.monotonic() - begun
     whole, cut = tmp_path / "runs" / "whole", tmp_path / "runs" / "cut"
     chance = random.Random(seed)
-    done = 0
-    while done < kills:
-        again = ["--resume", str(cut)] if (cut / "config.yaml").exists() else [*FLAGS, *data]
-        places = [] if again[0] == "--resume" else _places(tmp_path, "cut")
-        if cut.exists() and places:
-            cut.rmdir() if not any(cut.iterdir()) else (cut / ".lock").unlink(missing_ok=True)
-            if cut.exists():
-                cut.rmdir()
-        pid, status = starts(*again, *places)
+
+    def go() -> tuple[int, Callable[[], int]]:
+        if (cut / "config.yaml").exists():
+            return starts("--resume", str(cut))
+        # It was killed before it had said what to do.
+        shutil.rmtree(cut, ignore_errors=True)
+        return starts(*FLAGS, *data, *_places(tmp_path, "cut"))
+
+    for _ in range(kills):
+        pid, status = go()
         _wait_for_a_moment(chance, cut, tmp_path / "cache-cut", length / 2)
-        os.kill(pid, signal.SIGKILL)
-        if status() == 0:
-            break
-        done += 1
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        ended = status() == 0
         if (cut / "model" / "config.json").exists():
             model, tokenizer = af.load(cut / "model")
             assert tokenizer is not None
             assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
-    if (cut / "config.yaml").exists():
-        _, status = starts("--resume", str(cut))
-    else:
-        _, status = starts(*FLAGS, *data, *_places(tmp_path, "cut"))
+        if ended:
+            # It was done before it could be killed: begin another.
+            _same(cut, whole)
+            for place in (cut, tmp_path / "cache-cut"):
+                shutil.rmtree(place, ignore_errors=True)
+    _, status = go()
     assert status() == 0
     _same(cut, whole)
 

@@ -208,7 +208,7 @@ class TrainConfig:
             "batch_size": self.batch_size or max(1, _TOKENS_PER_BATCH // context),
             "batch_tokens": self.batch_tokens or _PAIR_TOKENS,
             "label_smoothing": _smoothing(self.label_smoothing, objective),
-            "learning_rate": self.learning_rate or default_learning_rate(model),
+            "learning_rate": self.learning_rate or default_learning_rate(model, self.optimizer),
             "minutes": self.minutes if self.minutes or self.steps else MINUTES,
         }
         return CompleteConfig(**{**{field.name: getattr(self, field.name) for field in fields(self)}, **chosen})
@@ -247,12 +247,12 @@ class CompleteConfig(TrainConfig):
     learning_rate: float = 1e-3
 
 
-def default_learning_rate(model: ModelConfig) -> float:
+def default_learning_rate(model: ModelConfig, optimizer: str = "adamw") -> float:
     """Inversely proportional to the width, as GPT-3's table has it (Brown et al. 2020, table 2.1), up to 4e-3.
 
-    Post-norm models bear less (Xiong et al. 2020).
+    Muon's updates bear more (docs/log.md). Post-norm models bear less (Xiong et al. 2020).
     """
-    rate = min(4e-3, 0.5 / model.d_model)
+    rate = min(1e-2, 2.5 / model.d_model) if optimizer == "muon" else min(4e-3, 0.5 / model.d_model)
     return rate if model.norm.placement == "pre" else rate / 4
 
 
