@@ -92,7 +92,8 @@ def test_a_config_in_our_own_words_says_the_same(architecture: str, data: st.Dat
     for name in ("logits", "last_hidden_state", "pooler_output"):
         if a.get(name) is not None:
             # Where memory is aligned in another way the same sums may round in another way.
-            assert_close(b[name], a[name], name)
+            # A lone score can be next to nothing, when all that was added up for it was not.
+            assert_close(b[name], a[name], name, floor=0.01)
 
 
 @pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
@@ -186,7 +187,11 @@ def shrunk(name: str) -> ModelConfig:
     return big.replace(**changes)
 
 
-OWN = {name for name, config in PRESETS.items() if config.position.layout == "interleaved"}
+OWN = {
+    name
+    for name, config in PRESETS.items()
+    if config.model_type == "anyformer" or config.position.layout == "interleaved"
+}
 """What no Hugging Face class can express."""
 
 
@@ -220,7 +225,7 @@ def test_what_hugging_face_lacks_comes_back_to_us(name: str, tmp_path: Path) -> 
     assert af.save(ours, tmp_path) == "anyformer"
     again, _ = af.load(tmp_path)
     assert again.config == replace(config, model_type=again.config.model_type)
-    inputs = hf.Inputs(torch.randint(60, (2, 20)), torch.randint(60, (2, 15)))
+    inputs = hf.Inputs(torch.randint(60, (2, 20)), torch.randint(60, (2, 15)) if config.is_encoder_decoder else None)
     with torch.no_grad():
         assert torch.equal(ours(**inputs.ours).logits, again(**inputs.ours).logits)
 
