@@ -1,11 +1,13 @@
 """Attention against its equation, and the properties that masks, groups, windows and rotations must have."""
 
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from anyformer.blocks.attention import MultiHeadAttention
+from anyformer.blocks.causal_attention import causal_attention
 from anyformer.blocks.mask import Mask, attention_mask
 from anyformer.blocks.position import PositionSize, RotaryPosition
 from anyformer.config import AttentionConfig, PositionConfig, RotaryScaling
@@ -42,6 +44,22 @@ def test_equals_the_equation(drawn: tuple[int, int, int, int], causal: bool, win
     distance = where.T - where
     visible = (distance.abs() < window) & ((distance >= 0) | (not causal))
     torch.testing.assert_close(attention(x, mask=mask), _by_hand(attention, x, x, visible), atol=1e-5, rtol=1e-5)
+
+
+@given(st.integers(1, 200), st.sampled_from([torch.float32, torch.bfloat16]), st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None)
+def test_in_pieces_equals_the_fused_kernel(time: int, dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    inputs = [torch.randn(2, time, 3, 8, dtype=torch.float64).transpose(1, 2).requires_grad_() for _ in range(3)]
+    gradient = torch.randn(2, 3, time, 8, dtype=torch.float64)
+    exact = F.scaled_dot_product_attention(*inputs, is_causal=True, scale=0.3)
+    narrow = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
+    found = causal_attention(*narrow, 0.3)
+    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.05}
+    torch.testing.assert_close(found.double(), exact, **tolerance)
+    expected = torch.autograd.grad(exact, inputs, gradient)
+    for mine, right in zip(torch.autograd.grad(found, narrow, gradient.to(dtype)), expected, strict=True):
+        torch.testing.assert_close(mine.double(), right, **tolerance)
 
 
 @given(sizes, st.integers(1, 7), st.integers(0, 2**32))

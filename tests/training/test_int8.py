@@ -45,14 +45,13 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ones are computed in 8 bits too."""
-    monkeypatch.setattr(int8, "_WORTH_IT", 1)
+    monkeypatch.setattr(int8, "_WORTH_IT", {})
 
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling for one shape after the other would take long; `test_compiled_equals_eager` holds the two together."""
-    kernels = int8._Kernels(int8._forward, int8._grad_x, int8._grad_weight)
-    monkeypatch.setattr(int8, "_kernels", lambda: kernels)
+    monkeypatch.setattr(int8, "_kernels", lambda: int8._PLAIN)
 
 
 def _products(
@@ -139,6 +138,24 @@ def test_integers_that_fit_are_exact(eager: None, sizes: tuple[int, int, int], p
         assert torch.equal(one.double(), other)
 
 
+def test_under_autocast_all_but_weights_is_bfloat16(eager: None):
+    chance = torch.Generator().manual_seed(2)
+    x, weight, bias, gradient = (torch.randn(n, generator=chance) for n in ((64, 48), (32, 48), (32,), (64, 32)))
+    plain = _products(x, weight, bias, gradient)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        product = int8_linear(x, weight, bias)
+    assert product.dtype == torch.bfloat16
+    narrow = _products(x, weight, bias, gradient, lambda *given: _autocast(*given).float())
+    for one, other in zip(narrow, plain, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.02 * other.norm()
+
+
+def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return int8_linear(x, weight, bias)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch, bias: bool):
     chance = torch.Generator().manual_seed(1)
@@ -151,8 +168,7 @@ def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch, bias: bool):
         given[0][3], given[3][5] = 0.0, 0.0
         compiled = _products(*given)
         with monkeypatch.context() as patch:
-            kernels = int8._Kernels(int8._forward, int8._grad_x, int8._grad_weight)
-            patch.setattr(int8, "_kernels", lambda kernels=kernels: kernels)
+            patch.setattr(int8, "_kernels", lambda: int8._PLAIN)
             plain = _products(*given)
         for one, other in zip(compiled, plain, strict=True):
             assert torch.equal(one, other)
@@ -202,7 +218,7 @@ def test_small_and_very_long_products_stay_in_float32(monkeypatch: pytest.Monkey
     monkeypatch.setattr(int8, "_LONGEST", 15)
     assert same()
     monkeypatch.setattr(int8, "_LONGEST", 16)
-    monkeypatch.setattr(int8, "_WORTH_IT", 16 * 8 * 4 + 1)
+    monkeypatch.setattr(int8, "_WORTH_IT", {torch.float32: 16 * 8 * 4 + 1})
     assert same()
     assert int8_linear(torch.empty(0, 8), weight, None).shape == (0, 4)
 
@@ -287,8 +303,7 @@ def test_the_command_trains_and_saves_an_ordinary_model(text: Path, trains: Trai
 
 def test_precision_says_what_it_is():
     chosen = choose_precision("cpu", "int8")
-    assert str(chosen) == "int8 on cpu (as asked)"
-    assert chosen.dtype == torch.float32
+    assert str(chosen).startswith("int8 on cpu (as asked; bfloat16 products run ")
     assert peak_flops_per_second(chosen) > 1e9
     assert choose_precision("cpu", None).name != "int8"
 
@@ -309,5 +324,3 @@ def test_it_is_refused_where_it_gains_nothing(monkeypatch: pytest.MonkeyPatch):
 def test_engines_that_it_does_not_know_are_refused(engine: str):
     with pytest.raises(UserError, match=f"--dtype int8 does not work with --engine {engine}"):
         TrainConfig(model=af.preset("gpt2-nano"), dtype="int8", engine=engine, processes=2)
-    with pytest.raises(UserError, match="leave --compile out"):
-        TrainConfig(model=af.preset("gpt2-nano"), dtype="int8", compile=True)

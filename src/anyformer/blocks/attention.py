@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyformer.blocks.cache import KeysValues, LayerCache
+from anyformer.blocks.causal_attention import causal_attention, pays
 from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.mask import Mask
 from anyformer.blocks.norm import RMSNorm
@@ -69,7 +70,9 @@ class MultiHeadAttention(nn.Module):
             cache: What x's stack has read before, to which the keys and values of x are added.
         """
         query, key, value = self._operands(x, source, rotation, cache)
-        if self._is_slow_when_fused(mask):
+        if mask.causal and pays(query) and not (self.training and self.dropout.p > 0):
+            mixed = causal_attention(query, self._for_each_head(key), self._for_each_head(value), self.scale)
+        elif self._is_slow_when_fused(mask):
             mixed = self.dropout(self._weights(query, key, mask)) @ self._for_each_head(value)
         else:
             mixed = F.scaled_dot_product_attention(

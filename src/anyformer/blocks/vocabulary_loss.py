@@ -67,9 +67,8 @@ class _VocabularyLoss(torch.autograd.Function):
             scores = torch.mm(piece, words.t()) if bias is None else torch.addmm(bias.to(dtype), piece, words.t())
             scores = scores.float()
             # One exponential of each score: the largest probability, at least 1 / vocab, gives the sum of all.
-            best, place = scores.max(dim=-1, keepdim=True)
             gradient = scores.softmax(dim=-1)
-            level = best - gradient.gather(1, place).log()
+            level = scores.amax(dim=-1, keepdim=True) - gradient.amax(dim=-1, keepdim=True).log()
             total += (level - (1 - smoothing) * scores.gather(1, right)).sum()
             if smoothing:
                 total -= smoothing * scores.mean(dim=-1).sum()

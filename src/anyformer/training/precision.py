@@ -28,7 +28,7 @@ class Precision:
     """Where a run computes and in which format.
 
     Attributes:
-        dtype: of what products read; float32 where they are int8, for only linear layers turn it into integers.
+        dtype: of what products read, but for those that are int8.
         reason: why this format, for people.
         int8: linear layers learn by products of 8-bit integers (see `int8`).
     """
@@ -72,7 +72,8 @@ def choose_precision(device: str | None, dtype: str | None, local_rank: int = 0)
         where = torch.device("cuda", local_rank)
     if dtype == INT8:
         _check_int8(where)
-        return Precision(where, torch.float32, "as asked", int8=True)
+        rest, reason = _fastest_on_cpu()
+        return Precision(where, rest, f"as asked; {reason}", int8=True)
     if dtype is not None:
         return Precision(where, getattr(torch, dtype), "as asked")
     if where.type == "cuda":
@@ -81,9 +82,7 @@ def choose_precision(device: str | None, dtype: str | None, local_rank: int = 0)
         return Precision(where, chosen, "the GPU has bfloat16" if native else "the GPU has no bfloat16")
     if where.type != "cpu":
         return Precision(where, torch.float32, f"the safe choice on {where.type}")
-    gain = _gain()
-    chosen = torch.bfloat16 if gain >= _WORTH_IT else torch.float32
-    return Precision(where, chosen, f"bfloat16 products run {gain:.1f} times as fast on this CPU")
+    return Precision(where, *_fastest_on_cpu())
 
 
 def can_compile(device: torch.device) -> bool:
@@ -153,6 +152,13 @@ def _check_int8(device: torch.device) -> None:
         raise UserError("--dtype int8 needs a CPU with VNNI instructions, and this one has none: leave it out.")
     if not can_compile(device):
         raise UserError("--dtype int8 needs a C++ compiler, and none was found here: install one, or leave it out.")
+
+
+def _fastest_on_cpu() -> tuple[torch.dtype, str]:
+    """The format, and why."""
+    gain = _gain()
+    chosen = torch.bfloat16 if gain >= _WORTH_IT else torch.float32
+    return chosen, f"bfloat16 products run {gain:.1f} times as fast on this CPU"
 
 
 def _gain() -> float:
