@@ -66,12 +66,13 @@ class _VocabularyLoss(torch.autograd.Function):
             piece, right = x[start : start + rows].to(dtype), targets[start : start + rows, None]
             scores = torch.mm(piece, words.t()) if bias is None else torch.addmm(bias.to(dtype), piece, words.t())
             scores = scores.float()
-            # One exponential of each score: the largest probability, at least 1 / vocab, gives the sum of all.
-            gradient = scores.softmax(dim=-1)
-            level = scores.amax(dim=-1, keepdim=True) - gradient.amax(dim=-1, keepdim=True).log()
-            total += (level - (1 - smoothing) * scores.gather(1, right)).sum()
+            answer, best = scores.gather(1, right), scores.amax(dim=-1, keepdim=True)
             if smoothing:
                 total -= smoothing * scores.mean(dim=-1).sum()
+            # One exponential of each score: the largest probability, at least 1 / vocab, gives the sum of all.
+            gradient = torch.softmax(scores, dim=-1, out=scores)
+            level = best - gradient.amax(dim=-1, keepdim=True).log()
+            total += (level - (1 - smoothing) * answer).sum()
             if not backward:
                 continue
             if smoothing:
