@@ -69,13 +69,13 @@ def _sampling(options: ChatOptions, model: Transformer) -> Sampling:
 
     own = model.origin.generation
 
-    def chosen(given: Any, name: str, otherwise: Any) -> Any:
-        return given if given is not None else own.get(name) if own.get(name) is not None else otherwise
+    def chosen(given: float | None, name: str) -> Any:
+        return own.get(name) if given is None else given
 
-    greedy = 0.0 if own.get("do_sample") is False else _USUAL_TEMPERATURE
-    return Sampling(
-        temperature=float(chosen(options.temperature, "temperature", greedy)),
-        # A model's own 0 means that all are kept.
-        top_k=chosen(options.top_k, "top_k", None) if options.top_k is not None or own.get("top_k") != 0 else None,
-        top_p=chosen(options.top_p, "top_p", None),
-    )
+    temperature = chosen(options.temperature, "temperature")
+    if temperature is None:
+        temperature = 0.0 if own.get("do_sample") is False else _USUAL_TEMPERATURE
+    # A model's own 0 tokens mean that none is left out.
+    top_k = None if options.top_k is None and own.get("top_k") == 0 else chosen(options.top_k, "top_k")
+    top_p = chosen(options.top_p, "top_p")
+    return Sampling(temperature=float(temperature), top_k=top_k, top_p=None if top_p is None else float(top_p))

@@ -63,5 +63,6 @@ class PrefixCache:
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
     """How many ids two texts have in common at their beginnings."""
     if second[: len(first)] == first:
-        return len(first)
-    return next((place for place, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), len(second))
+        return len(first)  # the usual case, and quicker so
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), len(second))
