@@ -221,7 +221,7 @@ def _whole_lines(path: Path, prompts: Sequence[str]) -> tuple[int, int | None]:
 def _prompt_of(line: bytes, index: int) -> str | None:
     """The prompt in the line of an answer, None where it is none or not the one with this index."""
     try:
-        record = cast("Any", json.loads(line))
+        record = json.loads(line)
         return str(record["prompt"]) if record["index"] == index and isinstance(record["text"], str) else None
     except (ValueError, TypeError, KeyError):
         return None
