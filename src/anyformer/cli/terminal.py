@@ -8,7 +8,8 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,9 +58,8 @@ class Terminal:
             "quit": self._quit,
         }
         if self._asks:
-            import readline  # gives input() its editing and its history
-
-            del readline
+            with suppress(ImportError):
+                import_module("readline")  # gives input() its editing and its history, where there is one
         elif isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")
 
