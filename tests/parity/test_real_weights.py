@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import anyformer as af
+from anyformer.generation import Conversation, Sampling
 from tests.parity.ours import assert_close
 
 TEXTS = [
@@ -77,6 +78,27 @@ def test_smollm2_answers_as_in_hugging_face(smollm2: tuple[Path, transformers.Pr
     theirs.generation_config.eos_token_id = None
     assert new[0].tolist() == theirs.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :].tolist()
     assert "Paris" in af.generate(model, tokenizer, [text], max_new_tokens=20)[0]
+
+
+@pytest.mark.slow
+def test_smollm2_holds_a_conversation(smollm2: tuple[Path, transformers.PreTrainedModel]) -> None:
+    path, theirs = smollm2
+    model, tokenizer = af.load(path)
+    assert tokenizer is not None
+    conversation = Conversation(model, tokenizer)
+    read: list[int] = []
+    model.register_forward_pre_hook(lambda module, given: read.append(given[0].shape[1]))
+    reference = transformers.AutoTokenizer.from_pretrained(path)
+    for question, word in {"What is the capital of France?": "Paris", "And of Italy?": "Rome"}.items():
+        asked = [*conversation.messages, {"role": "user", "content": question}]
+        ids = reference.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+        read.clear()
+        answer = "".join(conversation.answer(question, Sampling(), max_new_tokens=30))
+        new = theirs.generate(ids, max_new_tokens=30, do_sample=False, eos_token_id=tokenizer.eos)
+        assert answer == reference.decode(new[0, ids.shape[1] :], skip_special_tokens=True)
+        assert word in answer
+    assert read[0] < ids.shape[1] // 2
+    assert set(read[1:]) == {1}
 
 
 _MEASURE = """

@@ -94,6 +94,13 @@ class KeyValueCache:
         self.length = end
         return self._real[:, :end] if self._ragged else None
 
+    def truncate(self, length: int) -> None:
+        """Forget all tokens but the first `length`, so that the text can go on otherwise from there."""
+        for layer in self.layers:
+            layer.length = length
+        self._real[:, length:] = True
+        self.length = length
+
     def select(self, rows: Int[Tensor, " kept"], *, sources: bool = True) -> None:
         """Keep these rows of the batch, in this order (a row may be taken more than once).
 

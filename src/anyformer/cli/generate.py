@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from anyformer.generation.beam import EarlyStopping
 
 _USUAL = 200
+_NOT_OF_THE_TEXT = ("model", "prompt", "file", "out", "field", "device", "allow_pickle", "n_best")
+"""Options that change nothing of what is written."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,14 @@ class GenerateOptions:
     """A model directory, a run directory, or a hub id."""
     prompt: Positional[str] = ""
     """The text to go on from; for an encoder-decoder the source."""
+    file: Path | None = None
+    """Answer all prompts of this file instead: one a line, or a field of a .jsonl, .csv, .tsv or .parquet."""
+    out: Path | None = None
+    """Where the answers to --file go, one JSON object a line. Started again, the command goes on with what is there."""
+    field: str = "prompt"
+    """The field of --file's records that holds the prompt."""
+    batch_size: int = 8
+    """Prompts of --file that are answered at a time."""
     max_new_tokens: int | None = None
     """Stop after this many tokens, sooner at end-of-text; default: 200, or as many as the context has room for."""
     temperature: float = 0.0
@@ -58,9 +70,10 @@ def run(argv: list[str]) -> int:
     options = parse(GenerateOptions, argv, prog="anyformer generate")
 
     from anyformer.checkpoint import load
-    from anyformer.generation import generate_n_best, generate_stream, room
+    from anyformer.generation import generate, generate_n_best, generate_stream, room
     from anyformer.generation.generate import choose_search
 
+    _check_files(options)
     if options.n_best != 1 and options.temperature != 0.0:
         raise UserError("--n-best shows what a search for the likeliest texts found: leave out --temperature.")
     model, tokenizer = load(options.model, options.dtype, options.device, allow_pickle=options.allow_pickle)
@@ -68,6 +81,27 @@ def run(argv: list[str]) -> int:
     if options.early_stopping is not None:
         early = "never" if options.early_stopping == "never" else options.early_stopping == "true"
     search = choose_search(model, options.temperature, options.beams, options.length_penalty, early)
+    if options.file is not None and options.out is not None:
+        from anyformer.cli.answers import answer_file
+
+        def write(prompts: Sequence[str], first: int, max_new_tokens: int) -> list[str]:
+            return generate(
+                model,
+                tokenizer,
+                prompts,
+                max_new_tokens=max_new_tokens,
+                temperature=options.temperature,
+                top_k=options.top_k,
+                top_p=options.top_p,
+                # One seed for all batches would draw the same for the same prompt in each.
+                seed=None if options.seed is None else options.seed + first,
+                beams=options.beams,
+                length_penalty=options.length_penalty,
+                early_stopping=early,
+            )
+
+        settings = {name: value for name, value in asdict(options).items() if name not in _NOT_OF_THE_TEXT}
+        return answer_file(model, tokenizer, options.file, options.out, options.field, settings, write)
     wanted = options.max_new_tokens
     if wanted is None:
         left = room(model, tokenizer, options.prompt)
@@ -104,6 +138,19 @@ def run(argv: list[str]) -> int:
         _say(piece)
     _say("\n")
     return 0
+
+
+def _check_files(options: GenerateOptions) -> None:
+    if (options.file is None) != (options.out is None):
+        raise UserError("--file and --out belong together: --file prompts.txt --out answers.jsonl.")
+    if options.file is None:
+        return
+    if options.prompt:
+        raise UserError("Give a prompt or a --file of prompts, not both.")
+    if options.n_best != 1:
+        raise UserError("--n-best is for a single prompt: a --file gets one answer a prompt.")
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size is a number of prompts, at least 1, not {options.batch_size}.")
 
 
 def _say(text: str) -> None:

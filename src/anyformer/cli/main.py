@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a model from scratch on your own text",
     "runs": "list and compare training runs",
     "generate": "continue a prompt, or rewrite a source",
+    "chat": "talk with a model in the terminal",
     "embed": "turn texts into vectors",
     "fill": "fill in masked words",
     "show": "what a model is made of and what it costs",

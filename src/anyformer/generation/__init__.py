@@ -6,11 +6,14 @@ prompt     texts -> ids -> one batch
 generate   the loop over tokens
 beam       the search for the likeliest text
 texts      texts in and out of both
+prefix     what of a text is known already
+conversation  turns in the words of a chat template
 embed      one vector a text
 fill       the words behind masks
 """
 
 from anyformer.generation.beam import BeamSearch, Hypotheses, beam_search_ids, search_for
+from anyformer.generation.conversation import Conversation
 from anyformer.generation.embed import embed
 from anyformer.generation.fill import Candidate, fill
 from anyformer.generation.generate import generate_ids, stream_ids
@@ -21,6 +24,7 @@ from anyformer.generation.texts import Hypothesis, generate, generate_n_best, ge
 __all__ = [
     "BeamSearch",
     "Candidate",
+    "Conversation",
     "Hypotheses",
     "Hypothesis",
     "Sampling",

@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import models
 
 from anyformer.errors import UserError
-from anyformer.tokenizer import chat, files, special, training
+from anyformer.tokenizer import chat, files, legacy, special, training
 from anyformer.tokenizer.chat import Message
 
 _UNLIMITED = 10**9
@@ -209,7 +209,7 @@ class Tokenizer:
         """Return the files that `save` writes, by name."""
         pipeline = (self.backend.to_str(pretty=True) + "\n").encode("utf-8")
         made = {files.TOKENIZER: pipeline, files.CONFIG: files.to_json(self.complete_config())}
-        return {**made, **self._files}
+        return {**legacy.vocabulary_files(self.backend), **made, **self._files}
 
     def complete_config(self) -> dict[str, Any]:
         """Return the config with every role spelt out, for a reader that knows no conventions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,27 @@ _BYTE_LEVEL = {
     "BartTokenizer": _bpe_words,
     "Qwen2Tokenizer": _pattern_words,
 }
+
+
+def vocabulary_files(backend: tokenizers.Tokenizer) -> dict[str, bytes]:
+    """The files of BERT's and GPT-2's pipelines in such a directory, by name, for readers that ask for them (KerasHub).
+
+    Returns {} for every other pipeline: its vocabulary alone would give other ids.
+    """
+    pipeline: dict[str, Any] = json.loads(backend.to_str())
+    model = pipeline["model"]
+    words: dict[str, Any] = pipeline["pre_tokenizer"] or {}
+    cleaning: dict[str, Any] = pipeline["normalizer"] or {}
+    if model["type"] == "WordPiece" and words.get("type") == "BertPreTokenizer":
+        if cleaning.get("type") != "BertNormalizer" or model["continuing_subword_prefix"] != "##":
+            return {}
+        return {"vocab.txt": "".join(f"{token}\n" for token in sorted(model["vocab"], key=model["vocab"].get)).encode()}
+    if model["type"] == "BPE" and words.get("type") == "ByteLevel" and not cleaning:
+        if words["add_prefix_space"] or not words.get("use_regex", True):
+            return {}
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        return {
+            "vocab.json": json.dumps(model["vocab"], ensure_ascii=False).encode(),
+            "merges.txt": "".join(f"{line}\n" for line in ("#version: 0.2", *merges)).encode(),
+        }
+    return {}

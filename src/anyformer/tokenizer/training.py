@@ -66,6 +66,8 @@ def train(
         **{f"{role}_token": token for role, token in roles.items()},
         "clean_up_tokenization_spaces": False,
     }
+    if kind == "wordpiece":
+        config["do_lower_case"] = lowercase  # KerasHub asks for it
     if sentinels:
         config["additional_special_tokens"] = sentinels[::-1]
     if special != "masked":

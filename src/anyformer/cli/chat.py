@@ -1,0 +1,81 @@
+"""`anyformer chat MODEL`: talk with a model in the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
+
+from anyformer.cli.parsing import parse
+from anyformer.errors import UserError
+
+if TYPE_CHECKING:
+    from anyformer.generation import Sampling
+    from anyformer.model import Transformer
+
+_USUAL_TOKENS = 1024
+_USUAL_TEMPERATURE = 0.7
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """Talk with a model, in the words of its own chat template.
+
+    Ctrl-C stops an answer; at the prompt, Ctrl-D leaves. Questions can also be piped in, one a line.
+    """
+
+    model: Positional[str]
+    """A model directory, a run directory, or a hub id."""
+    system: str | None = None
+    """How the model is to behave; default: what its template says."""
+    temperature: float | None = None
+    """0: always the likeliest token; above: draw, the bolder the higher. Default: the model's own, or 0.7."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens that have this probability together. Default: the model's own, or all."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens only. Default: the model's own, or all."""
+    seed: int | None = None
+    """Makes the answers repeatable."""
+    max_new_tokens: int = _USUAL_TOKENS
+    """Stop an answer after this many tokens."""
+    device: str | None = None
+    """Where to compute, such as cuda; default: the CPU."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Number format of the weights; default: as stored."""
+
+
+def run(argv: list[str]) -> int:
+    """Load the model and talk."""
+    options = parse(ChatOptions, argv, prog="anyformer chat")
+    if options.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens is at least 1, not {options.max_new_tokens}.")
+
+    from anyformer.checkpoint import load
+    from anyformer.cli.terminal import Terminal
+    from anyformer.generation import Conversation
+
+    model, tokenizer = load(options.model, options.dtype, options.device)
+    sampling = _sampling(options, model)
+    conversation = Conversation(model, tokenizer, options.system, options.seed)
+    terminal = Terminal(conversation, sampling, options.max_new_tokens)
+    terminal.greet(options.model, model)
+    return terminal.talk()
+
+
+def _sampling(options: ChatOptions, model: Transformer) -> Sampling:
+    """What the user asks for, else what the model's generation_config.json recommends."""
+    from anyformer.generation import Sampling
+
+    own = model.origin.generation
+
+    def chosen(given: float | None, name: str) -> Any:
+        return own.get(name) if given is None else given
+
+    temperature = chosen(options.temperature, "temperature")
+    if temperature is None:
+        temperature = 0.0 if own.get("do_sample") is False else _USUAL_TEMPERATURE
+    # A model's own 0 tokens mean that none is left out.
+    top_k = None if options.top_k is None and own.get("top_k") == 0 else chosen(options.top_k, "top_k")
+    top_p = chosen(options.top_p, "top_p")
+    return Sampling(temperature=float(temperature), top_k=top_k, top_p=None if top_p is None else float(top_p))

@@ -1,0 +1,197 @@
+"""The terminal's side of a chat: prompt, commands, and answers as they come."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from contextlib import closing, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anyformer.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from anyformer.generation import Conversation, Sampling
+    from anyformer.model import Transformer
+
+_HELP = """\
+/reset          forget the conversation
+/system TEXT    tell the model how to behave, from here on; without TEXT: show it
+/save FILE      write the conversation to a JSON file
+/help           this list
+/quit           leave, as Ctrl-D does
+Ctrl-C stops an answer. A line that begins with a space is never a command."""
+
+# What a terminal would obey instead of showing it: all control characters but tab and line end.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Terminal:
+    """Asks the user, answers, and obeys commands.
+
+    Answers go to standard output; everything else to standard error, so that a pipe gets answers alone. Where standard
+    input is no terminal, each of its lines is a question or a command, and a mistake ends the chat.
+
+    Args:
+        conversation: The model's side.
+        sampling: How tokens are chosen.
+        max_new_tokens: Length of an answer at most.
+    """
+
+    def __init__(self, conversation: Conversation, sampling: Sampling, max_new_tokens: int) -> None:
+        from rich.console import Console
+
+        self._conversation, self._sampling, self._max_new_tokens = conversation, sampling, max_new_tokens
+        self._notes = Console(stderr=True)
+        self._asks, self._shows = sys.stdin.isatty(), sys.stdout.isatty()
+        self._saved: set[Path] = set()
+        self._commands: dict[str, Callable[[str], bool]] = {
+            "reset": self._reset,
+            "system": self._system,
+            "save": self._save,
+            "help": self._help,
+            "quit": self._quit,
+        }
+        if self._asks:
+            with suppress(ImportError):
+                import_module("readline")  # gives input() its editing and its history, where there is one
+        elif isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")
+
+    def greet(self, name: str, model: Transformer) -> None:
+        """Say who is there, and what the user should know of a model that wasn't tuned for chat."""
+        if self._asks:
+            size = sum(weight.numel() for weight in model.parameters())
+            context = self._conversation.context
+            self._note(
+                f"{Path(name).name}  {model.config.model_type}, {size / 1e6:,.1f}M parameters, "
+                + ("a context without end" if context is None else f"a context of {context:,} tokens"),
+                style="bold",
+            )
+        if not self._conversation.has_template:
+            self._note(
+                "This model has no chat template, so it is probably a base model: it continues text and was not tuned "
+                'to answer. It is shown plain lines, "User: ..." and "Assistant: ...".',
+                style="yellow",
+            )
+        if self._asks:
+            self._note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.\n")
+
+    def talk(self) -> int:
+        """Question and answer until the user leaves; returns the exit status."""
+        while (line := self._question()) is not None:
+            try:
+                if line.startswith("/"):
+                    if not self._obey(line):
+                        break
+                elif line.strip():
+                    self._answer(line.strip())
+            except UserError as error:
+                if not self._asks:
+                    raise
+                self._note(f"{error}\n", style="red")
+            except KeyboardInterrupt:
+                self._note("(stopped)\n")
+        return 0
+
+    def _question(self) -> str | None:
+        """The user's next line, None when there are no more."""
+        if not self._asks:
+            line = sys.stdin.readline()
+            return line.rstrip("\r\n") if line else None
+        interrupted = False
+        while True:
+            try:
+                return input(self._prompt())
+            except EOFError:
+                print()
+                return None
+            except KeyboardInterrupt:
+                print()
+                if interrupted:
+                    return None
+                interrupted = True
+                self._note("Once more, or Ctrl-D, leaves.")
+
+    def _prompt(self) -> str:
+        # The line editor counts what stands between \001 and \002 as no width.
+        return "\001\033[1;32m\002>\001\033[0m\002 " if self._shows and "NO_COLOR" not in os.environ else "> "
+
+    def _answer(self, question: str) -> None:
+        known = self._conversation.forgotten
+        pieces = self._conversation.answer(question, self._sampling, self._max_new_tokens)
+        try:
+            with closing(pieces):
+                for piece in pieces:
+                    self._say(piece)
+        finally:
+            self._say("\n")
+        if (lost := self._conversation.forgotten - known) > 0:
+            turns = "the oldest turn" if lost == 2 else f"the oldest {lost // 2} turns"
+            self._note(f"(the context is full: {turns} had to be forgotten)")
+        if self._conversation.unfinished:
+            self._note("(stopped: the answer is as long as it may be)")
+        if self._asks:
+            self._say("\n")
+
+    def _say(self, text: str) -> None:
+        sys.stdout.write(_CONTROL.sub("", text) if self._shows else text)
+        sys.stdout.flush()
+
+    def _note(self, text: str, style: str = "dim") -> None:
+        self._notes.print(text, style=style, markup=False, highlight=False, soft_wrap=not self._notes.is_terminal)
+
+    def _obey(self, line: str) -> bool:
+        """Do what a command says; False to leave."""
+        name, _, argument = line[1:].partition(" ")
+        command = self._commands.get(name)
+        if command is None:
+            commands = {f"/{known}" for known in self._commands}
+            raise UserError(f"There is no command /{name}: {nearest(f'/{name}', commands)}")
+        return command(argument.strip())
+
+    def _reset(self, argument: str) -> bool:
+        self._conversation.reset()
+        self._note("(a new conversation)\n")
+        return True
+
+    def _system(self, text: str) -> bool:
+        if text:
+            self._conversation.system = text
+            self._note("(noted, from the next answer on)\n")
+        elif self._conversation.system is None:
+            self._note("(no system message but the template's own, if it has one)\n")
+        else:
+            self._note(f"{self._conversation.system}\n")
+        return True
+
+    def _save(self, name: str) -> bool:
+        if not name:
+            raise UserError("/save wants a file to write to: /save chat.json")
+        path = Path(name).expanduser()
+        if path.exists() and path.absolute() not in self._saved:
+            raise UserError(f"{path} exists already: save to another file.")
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        text = json.dumps(self._conversation.messages, indent=2, ensure_ascii=False) + "\n"
+        try:
+            beside.write_text(text, encoding="utf-8", errors="replace")
+            beside.replace(path)
+        except OSError as error:
+            raise UserError(f"{path} can't be written: {error.strerror or error}.") from error
+        finally:
+            beside.unlink(missing_ok=True)
+        self._saved.add(path.absolute())
+        self._note(f"({len(self._conversation.messages)} messages in {path})\n")
+        return True
+
+    def _help(self, argument: str) -> bool:
+        self._note(f"{_HELP}\n")
+        return True
+
+    def _quit(self, argument: str) -> bool:
+        return False

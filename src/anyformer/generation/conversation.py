@@ -1,0 +1,218 @@
+"""A conversation with a model: turns, in the words of the model's own chat template."""
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+
+import torch
+
+from anyformer.errors import UserError
+from anyformer.generation.inference import device_of, evaluating, require_tokenizer
+from anyformer.generation.prefix import PrefixCache
+from anyformer.generation.prompt import Prompt, encode_prompt
+from anyformer.generation.rules import History
+from anyformer.generation.sampling import Sampling
+from anyformer.generation.writing import end_tokens, require_writing, rules_of
+from anyformer.model import Transformer
+from anyformer.tokenizer import StreamDecoder, Tokenizer
+
+Message = dict[str, str]
+"""``{"role": "system" | "user" | "assistant", "content": "..."}``"""
+
+_NEXT_TURN = "\nUser:"
+
+
+class Conversation:
+    """Question and answer in turns. Each costs only the tokens that are new: see `PrefixCache`.
+
+    A model without a chat template is shown lines that begin with ``User:`` and ``Assistant:``.
+
+    Args:
+        model: A decoder-only model.
+        tokenizer: Its tokenizer.
+        system: How the model is to behave, before the first turn.
+        seed: Makes drawing repeatable; None: torch's global generator.
+
+    Attributes:
+        forgotten: How many of the oldest messages the model no longer sees, since its context is full.
+        unfinished: Whether the latest answer ended for want of tokens.
+
+    Raises:
+        UserError: a model that doesn't write or has no tokenizer, or a template that takes no system message.
+    """
+
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer | None, system: str | None = None, seed: int | None = None
+    ) -> None:
+        require_writing(model)
+        if not model.config.is_decoder_only:
+            raise UserError(
+                "An encoder-decoder rewrites a source and holds no conversation: give `anyformer generate` the source."
+            )
+        self._model = model
+        self._tokenizer = require_tokenizer(tokenizer, "give generate_ids token ids")
+        self._turns: list[Message] = []
+        self._cache = PrefixCache(model)
+        self._generator = None if seed is None else torch.Generator(device=device_of(model)).manual_seed(seed)
+        self.forgotten = 0
+        self.unfinished = False
+        self.system = system
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model came with a chat template, and so was tuned for chat."""
+        return self._tokenizer.chat_template is not None
+
+    @property
+    def context(self) -> int | None:
+        """The longest conversation in tokens that the model sees; None: any."""
+        config = self._model.config
+        scaling = config.position.scaling
+        # Beyond the trained length a dynamic scaling gives every token another place, and nothing could be kept.
+        return config.max_length if scaling is not None and scaling.kind == "dynamic" else config.context_length
+
+    @property
+    def messages(self) -> list[Message]:
+        """The whole conversation, with what the model no longer sees."""
+        return [*self._before(), *(dict(message) for message in self._turns)]
+
+    @property
+    def system(self) -> str | None:
+        """How the model is to behave. A new one holds for the whole conversation; None: the template's own, if any."""
+        return self._system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        self._render([*_system(text), {"role": "user", "content": "?"}])
+        self._system = text
+
+    def reset(self) -> None:
+        """Begin anew, with the same system message."""
+        self._turns.clear()
+        self.forgotten, self.unfinished = 0, False
+
+    def answer(self, question: str, sampling: Sampling, max_new_tokens: int) -> Generator[str, None, None]:
+        """The answer in pieces, as soon as they are certain.
+
+        When the iterator ends or is closed, the turn is over: the question and what there is of the answer belong to
+        the conversation, unless there is nothing. If the context is full the oldest turns are left out until the answer
+        has room for `max_new_tokens`, or at least for a quarter of the context.
+
+        Raises:
+            UserError: at once, where the question alone is too long, or the template refuses it.
+        """
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is at least 1, not {max_new_tokens}.")
+        asked: Message = {"role": "user", "content": question}
+        forgotten, ids = self._fit(asked, max_new_tokens)
+        room = max_new_tokens if self.context is None else min(max_new_tokens, self.context - len(ids))
+        return self._answer(asked, forgotten, self._tokens(ids, room, sampling))
+
+    def _answer(self, asked: Message, forgotten: int, tokens: Iterator[int]) -> Generator[str, None, None]:
+        pieces = _text(self._tokenizer, tokens)
+        if not self.has_template:
+            pieces = _stripped(_until(pieces, _NEXT_TURN))
+        self.forgotten = forgotten
+        said = ""
+        try:
+            for piece in pieces:
+                said += piece
+                yield piece
+        finally:
+            if said.strip():
+                self._turns += [asked, {"role": "assistant", "content": said}]
+
+    def _fit(self, asked: Message, max_new_tokens: int) -> tuple[int, list[int]]:
+        """How many messages to leave out, and the ids of the others."""
+        context, forgotten = self.context, self.forgotten
+        while True:
+            ids = self._encode([*self._before(), *self._turns[forgotten:], asked])
+            if context is None or len(ids) + min(max_new_tokens, context // 4) <= context:
+                return forgotten, ids
+            if forgotten < len(self._turns):
+                forgotten += 2
+            elif len(ids) < context:
+                return forgotten, ids
+            else:
+                raise UserError(
+                    f"The question alone has {len(ids)} tokens, and the model's context is {context}: shorten it."
+                )
+
+    def _tokens(self, ids: Sequence[int], room: int, sampling: Sampling) -> Iterator[int]:
+        """The tokens of the answer, without the one that ends it."""
+        model, text = self._model, list(ids)
+        ends = end_tokens(model)
+        if self._tokenizer.eos is not None and self._tokenizer.eos not in ends:
+            ends = (*ends, self._tokenizer.eos)
+        start = torch.tensor([text], device=device_of(model))
+        rules = rules_of(model, Prompt(start=start, mask=None), room, ends)
+        padding = start.new_zeros(1)
+        self.unfinished = False
+        with evaluating(model):
+            for new in range(room):
+                scores = self._cache.scores(text)
+                with torch.inference_mode():
+                    if rules:
+                        history = History(ids=torch.tensor([text], device=start.device), padding=padding, new=new)
+                        for rule in rules:
+                            scores = rule(scores, history)
+                    token = int(sampling.choose(scores, self._generator))
+                if token in ends:
+                    return
+                text.append(token)
+                yield token
+        self.unfinished = True
+
+    def _before(self) -> list[Message]:
+        return _system(self._system)
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        if self.has_template:
+            return self._tokenizer.chat(messages)
+        names = {"system": "", "user": "User: ", "assistant": "Assistant: "}
+        lines = [f"{names[message['role']]}{message['content'].strip()}\n" for message in messages]
+        return "".join(lines) + "Assistant:"
+
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
+        text = self._render(messages)
+        if self.has_template:
+            return self._tokenizer.encode(text, special=False)
+        return encode_prompt(self._model, self._tokenizer, text)
+
+
+def _system(text: str | None) -> list[Message]:
+    return [] if text is None else [{"role": "system", "content": text}]
+
+
+def _text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    decoder = StreamDecoder(tokenizer)
+    for token in tokens:
+        if piece := decoder.push(token):
+            yield piece
+    if rest := decoder.flush():
+        yield rest
+
+
+def _until(pieces: Iterable[str], stop: str) -> Iterator[str]:
+    """The text before `stop`; what may be its beginning is held back."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        if stop in held:
+            yield held[: held.index(stop)]
+            return
+        possible = next((size for size in range(len(stop) - 1, 0, -1) if held.endswith(stop[:size])), 0)
+        cut = len(held) - possible
+        if cut:
+            yield held[:cut]
+        held = held[cut:]
+    if held:
+        yield held
+
+
+def _stripped(pieces: Iterable[str]) -> Iterator[str]:
+    """The text without the space that it begins with."""
+    begun = False
+    for piece in pieces:
+        shown = piece if begun else piece.lstrip()
+        begun = begun or bool(shown)
+        if shown:
+            yield shown
