@@ -86,6 +86,9 @@ def _try(family: Family, config: ModelConfig) -> dict[str, Any] | None:
         back = family.read(written, config.head.kind)
     except UserError:
         return None
+    if config.head.kind == "none" and config.head.pooler is None:
+        # A bare BERT may come without its pooler, which no config.json says: the file has the last word.
+        back = back.replace(head={"pooler": None})
     return written if _essence(back) == _essence(config) else None
 
 
