@@ -54,8 +54,6 @@ _SIZES = [
 ]
 
 TYPES: Mapping[int, TensorType] = {row[0]: TensorType(*row) for row in _SIZES}
-    number: TensorType(number, name, block, size) for number, name, block, size in _SIZES
-}
 """By number."""
 NAMED: Mapping[str, TensorType] = {kind.name: kind for kind in TYPES.values()}
 """By name."""
