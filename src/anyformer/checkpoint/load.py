@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from anyformer.checkpoint import hub, pooling
+from anyformer.checkpoint.gguf.read import GGUFWeights, open_model
 from anyformer.checkpoint.weights import Weights, read_json
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
@@ -30,11 +31,12 @@ def load(
     *,
     allow_pickle: bool = False,
 ) -> tuple[Transformer, Tokenizer | None]:
-    """Read a model directory in Hugging Face's format, or a repository of the hub.
+    """Read a model directory in Hugging Face's format, a GGUF file, or a repository of the hub.
 
     Args:
-        path_or_hub_id: A model or run directory, or a name such as ``openai-community/gpt2``.
-        dtype: The number format of the weights; None: as stored (the widest, where the file has several).
+        path_or_hub_id: A model or run directory, a .gguf file, or a name such as ``openai-community/gpt2``.
+        dtype: The number format of the weights; None: as stored (the widest, where the file has several; float32,
+            where a GGUF file has quantised ones).
         device: Where to put them; None: the CPU.
         allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors (tensors only, no code).
 
@@ -46,6 +48,8 @@ def load(
         UserError: no such model, an unsupported one, or weights that are damaged, unknown, missing or misshapen.
     """
     directory = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
+    if directory.is_file():
+        return _load_gguf(directory, torch_dtype(dtype), device)
     raw = read_json(directory / "config.json")
     family = FAMILIES.get(raw.get("model_type", ""))
     config = _read_config(raw, directory)
@@ -58,6 +62,15 @@ def load(
     generation = directory / "generation_config.json"
     model.origin = Origin(config=raw, generation=read_json(generation) if generation.is_file() else {})
     return model.eval(), Tokenizer.find(directory)
+
+
+def _load_gguf(
+    path: Path, dtype: torch.dtype | None, device: torch.device | str | None
+) -> tuple[Transformer, Tokenizer | None]:
+    config, family, weights, tokenizer = open_model(path)
+    model = skeleton(config)
+    _fill(model, family, weights, dtype, device)
+    return model.eval(), tokenizer
 
 
 def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -99,7 +112,11 @@ def _settle_head(config: ModelConfig, family: Family, weights: Weights) -> Model
 
 
 def _fill(
-    model: Transformer, family: Family, weights: Weights, dtype: torch.dtype | None, device: torch.device | str | None
+    model: Transformer,
+    family: Family,
+    weights: Weights | GGUFWeights,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
 ) -> None:
     """Give every weight of a model without storage its tensor from the file, one at a time."""
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -118,7 +135,7 @@ def _fill(
             if tensor.shape != shapes[name]:
                 raise UserError(
                     f"{weights.directory}: the weight {theirs} has shape {list(stored.shape)}, which does not fit "
-                    f"config.json: {name} wants {list(shapes[name])}."
+                    f"{weights.described_by}: {name} wants {list(shapes[name])}."
                 )
             state[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
     missing = [theirs for theirs, line in table.items() if not line.alias and not set(line.ours) <= set(state)]
@@ -132,7 +149,7 @@ def _fill(
     model.load_state_dict(state, assign=True)
 
 
-def _match(table: Mapping[str, Row], family: Family, weights: Weights) -> dict[str, str]:
+def _match(table: Mapping[str, Row], family: Family, weights: Weights | GGUFWeights) -> dict[str, str]:
     """The name in the file for each name in the table: files of bare models leave the prefix out."""
     found: dict[str, str] = {}
     unknown: list[str] = []
@@ -147,8 +164,8 @@ def _match(table: Mapping[str, Row], family: Family, weights: Weights) -> dict[s
                 unknown.append(name)
     if unknown:
         raise UserError(
-            f"{weights.directory}: the weight {unknown[0]} is unknown to a {family.model_type} model of this "
-            f"config.json{_more(unknown)}."
+            f"{weights.directory}: the weight {unknown[0]} is unknown to a {family.model_type} model of "
+            f"{weights.described_by}{_more(unknown)}."
         )
     return found
 

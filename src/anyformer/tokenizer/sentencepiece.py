@@ -74,7 +74,7 @@ def segmenter(model: Model) -> tokenizers.Tokenizer:
     names = [f"\0{p}" if t == _CONTROL else p for p, t in zip(model.pieces, model.types, strict=True)]
     # SentencePiece parts words at spaces alone, to which its table of characters has turned other white space already.
     spaces = pre_tokenizers.Split(Regex(" +"), "removed")
-    return _pipeline(names, model.scores, model.types.index(_UNKNOWN), model.charsmap, spaces)
+    return pipeline(names, model.scores, model.types.index(_UNKNOWN), model.charsmap, spaces)
 
 
 def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -86,7 +86,7 @@ def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
         raise UserError(f"{path} has no </s>, so it is not a T5 vocabulary.")
     extra = int(config.get("extra_ids", 100))
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra))]
-    backend = _pipeline(
+    backend = pipeline(
         model.pieces + sentinels,
         model.scores + [0.0] * extra,
         model.types.index(_UNKNOWN),
@@ -105,13 +105,14 @@ def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     return backend
 
 
-def _pipeline(
+def pipeline(
     pieces: list[str],
     scores: list[float],
     unknown: int,
     charsmap: bytes,
     words: pre_tokenizers.PreTokenizer | None = None,
 ) -> tokenizers.Tokenizer:
+    """The pipeline of a unigram model: its map of characters, words at white space, the likeliest pieces."""
     vocabulary = list(zip(pieces, scores, strict=True))
     backend = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=unknown, byte_fallback=False))
     if charsmap:

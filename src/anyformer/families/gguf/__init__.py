@@ -58,7 +58,11 @@ def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
         raise UserError(f"GGUF's {kind.name} architecture has no place for a head of kind {config.head.kind!r}.")
     metadata = kind.write(config, FAMILIES[kind.model_types[0]].write(config))
     for field, (said, meant) in diff(from_gguf(_contents(config, kind, metadata)), config).items():
-        if field not in _UNSAID and field.rsplit(".", 1)[-1] != "dropout" and not _by_default(config, field, said):
+        if (
+            field not in _UNSAID
+            and field.rsplit(".", 1)[-1] != "dropout"
+            and not _by_default(config, field, said, meant)
+        ):
             raise UserError(
                 f"GGUF's {kind.name} architecture can't express {field} = {meant!r} (llama.cpp would compute with "
                 f"{said!r})."
@@ -70,14 +74,14 @@ _UNSAID = {"head.dropout", "pooling.normalise", "pooling.max_tokens", "embedding
 """Fields that change nothing in what llama.cpp computes, or that the tokenizer's metadata says."""
 
 
-def _by_default(config: ModelConfig, field: str, said: Any) -> bool:
+def _by_default(config: ModelConfig, field: str, said: Any, meant: Any) -> bool:
     """Whether the field is one of training or tokens, or what the config leaves to a rule."""
     attention = config.attention
     rules = {
         "attention.kv_heads": attention.heads,
         "attention.head_dim": config.d_model // attention.heads,
     }
-    return field.startswith(("init.", "tokens.")) or rules.get(field, config) == said
+    return field.startswith(("init.", "tokens.")) or {said, meant} == {None, rules.get(field)}
 
 
 def _contents(config: ModelConfig, kind: Architecture, metadata: dict[str, Any]) -> Contents:
