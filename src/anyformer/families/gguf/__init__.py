@@ -7,9 +7,9 @@ llama, gpt2, bert, t5    the architectures themselves
 
 from typing import Any
 
-from anyformer.config import ModelConfig, diff
+from anyformer.config import ModelConfig, SpecialTokens, diff
 from anyformer.errors import UserError, nearest
-from anyformer.families import FAMILIES, to_huggingface
+from anyformer.families import FAMILIES, essence, to_huggingface
 from anyformer.families.gguf import bert, gpt2, llama, scaling, t5
 from anyformer.families.gguf.base import Architecture, Contents, layers
 from anyformer.families.rows import Row, resolve
@@ -36,12 +36,16 @@ def from_gguf(contents: Contents) -> ModelConfig:
     kind = architecture(contents.architecture)
     raw = kind.read(contents)
     family = FAMILIES[kind.model_types[0]]
-    # Before anything is built: a number in a header costs nothing to write.
-    for key, prefix in (("block_count", "enc."), ("decoder_block_count", "dec."), ("block_count", "")):
-        said, found = contents.get(key), layers(contents, prefix)
-        if found and said is not None and said != found:
-            raise UserError(f"The key {kind.name}.{key} says {said}, but the file has tensors of {found} layers.")
-    return kind.adjust(family.read(raw, kind.head), contents)
+    config = kind.adjust(family.read(raw, kind.head), contents)
+    # Before anything is built: a number of layers costs nothing to write.
+    both = config.is_encoder_decoder
+    for said, prefix in (
+        (config.encoder_layers, "enc." if both else ""),
+        (config.decoder_layers, "dec." if both else ""),
+    ):
+        if said and said != (found := layers(contents, prefix)):
+            raise UserError(f"The metadata says {said} layers, and there are {prefix}blk tensors of {found}.")
+    return config
 
 
 def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
@@ -57,12 +61,12 @@ def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
     if config.head.kind != kind.head:
         raise UserError(f"GGUF's {kind.name} architecture has no place for a head of kind {config.head.kind!r}.")
     metadata = kind.write(config, FAMILIES[kind.model_types[0]].write(config))
-    for field, (said, meant) in diff(from_gguf(_contents(config, kind, metadata)), config).items():
-        if (
-            field not in _UNSAID
-            and field.rsplit(".", 1)[-1] != "dropout"
-            and not _by_default(config, field, said, meant)
-        ):
+    back = from_gguf(_contents(config, kind, metadata))
+    # LLaMA 3's scaling is its factors, which different lengths and frequencies can have in common.
+    factors = rope_factors(config)
+    same_factors = factors is not None and scaling.alike(rope_factors(back), factors)
+    for field, (said, meant) in diff(_computed(back), _computed(config)).items():
+        if not (same_factors and field.startswith("position.scaling.")):
             raise UserError(
                 f"GGUF's {kind.name} architecture can't express {field} = {meant!r} (llama.cpp would compute with "
                 f"{said!r})."
@@ -70,18 +74,11 @@ def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
     return kind, metadata
 
 
-_UNSAID = {"head.dropout", "pooling.normalise", "pooling.max_tokens", "embedding.padding", "tokens.decoder_start"}
-"""Fields that change nothing in what llama.cpp computes, or that the tokenizer's metadata says."""
-
-
-def _by_default(config: ModelConfig, field: str, said: Any, meant: Any) -> bool:
-    """Whether the field is one of training or tokens, or what the config leaves to a rule."""
-    attention = config.attention
-    rules = {
-        "attention.kv_heads": attention.heads,
-        "attention.head_dim": config.d_model // attention.heads,
-    }
-    return field.startswith(("init.", "tokens.")) or {said, meant} == {None, rules.get(field)}
+def _computed(config: ModelConfig) -> ModelConfig:
+    """What llama.cpp computes by: without training's settings, token ids, and other words for the same thing."""
+    pooling = {"kind": config.pooling.kind} if config.is_encoder_only else {}
+    rates = {part: {"dropout": 0.0} for part in ("attention", "feed_forward", "embedding", "head")}
+    return essence(config).replace(dropout=0.0, tokens=SpecialTokens(), pooling=pooling, **rates)
 
 
 def _contents(config: ModelConfig, kind: Architecture, metadata: dict[str, Any]) -> Contents:

@@ -71,26 +71,27 @@ def _divisor(turns: float, factor: float, low: float, high: float) -> float:
 def _llama3(divisors: Sequence[float], theta: float) -> dict[str, Any]:
     """The scaling whose factors these are.
 
-    How much of a frequency is kept is linear in how often it turns, which gives the length and the lower frequency for
-    a band of the usual width; three numbers can't be told apart by a line, and models with equal factors are equal.
+    How much of a frequency is kept is linear in how often it turns over the original length. Where the factors leave
+    that line open, the band is as wide as usual; the length is always the usual one, since only its ratios to the
+    frequencies matter: models with equal factors are equal.
     """
-    factor, pairs = max(divisors), len(divisors)
-    usual = _scaling(factor, *LLAMA3)
-    if factor <= 1 or _fits(usual, divisors, theta):
-        return usual
-    turns = _turns(1.0, theta, pairs)
-    blended = [
-        (turn, (1 / d - 1 / factor) / (1 - 1 / factor))
-        for turn, d in zip(turns, divisors, strict=True)
-        if 1.0001 < d < factor * 0.9999
-    ]
-    if len(blended) >= 2:
-        (x0, y0), (x1, y1) = blended[0], blended[-1]
-        slope = (y1 - y0) / (x1 - x0)
-        low = 3 * (slope * x0 - y0)
-        found = _scaling(factor, round(3 * slope), low, low + 3)
-        if low > 0 and _fits(found, divisors, theta):
-            return found
+    factor = max(divisors)
+    length, low, high = LLAMA3
+    turns = _turns(length, theta, len(divisors))
+    shares = [(1 / d - 1 / factor) / (1 - 1 / factor) if factor > 1 else 1.0 for d in divisors]
+    points = list(zip(turns, shares, strict=True))
+    blended = [(turn, share) for turn, share in points if 1e-4 < share < 1 - 1e-4]
+    divided = [(turn, 0.0) for turn, share in points if share <= 1e-4]
+    bands = [(low, high)]
+    bands += [(turn / (1 + 3 * share), 4 * turn / (1 + 3 * share)) for turn, share in blended[:1] + divided[:1]]
+    bands += [(turn / 4, turn) for turn, share in points if share >= 1 - 1e-4]
+    for (x0, y0), (x1, y1) in ((blended[0], other) for other in (blended[1:][-1:] + divided[:1])):
+        width = (x0 - x1) / (y0 - y1)
+        bands.append((x0 - y0 * width, x0 + (1 - y0) * width))
+    for bottom, top in bands:
+        rope = _scaling(factor, length, bottom, top)
+        if 0 < bottom < top and _fits(rope, divisors, theta):
+            return rope
     raise UserError("The factors in rope_freqs.weight are not those of LLaMA 3's scaling, the only one supported.")
 
 
@@ -102,5 +103,11 @@ def _scaling(factor: float, length: int, low: float, high: float) -> dict[str, A
 def _fits(rope: dict[str, Any], divisors: Sequence[float], theta: float) -> bool:
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
     turns = _turns(rope["original_max_position_embeddings"], theta, len(divisors))
-    made = [_divisor(turn, factor, low, high) for turn in turns]
-    return all(abs(a - b) <= 1e-3 * b for a, b in zip(made, divisors, strict=True))
+    return alike([_divisor(turn, factor, low, high) for turn in turns], divisors)
+
+
+def alike(a: Sequence[float] | None, b: Sequence[float] | None) -> bool:
+    """Whether two lists of factors are the same but for rounding."""
+    if a is None or b is None:
+        return a is b
+    return len(a) == len(b) and all(abs(x - y) <= 1e-5 * y for x, y in zip(a, b, strict=True))
