@@ -51,12 +51,11 @@ def run(argv: list[str]) -> int:
 
 
 def _to_gguf(options: ConvertOptions) -> list[Check]:
-    from anyformer.checkpoint import load
-    from anyformer.checkpoint.gguf.write import write
+    from anyformer.checkpoint import load, save_gguf
 
     path = Path(options.target)
     model, tokenizer = load(options.source, allow_pickle=options.allow_pickle)
-    written = write(model, path, tokenizer=tokenizer, kind=options.type or "f16")
+    written = save_gguf(model, path, tokenizer=tokenizer, kind=options.type or "f16")
     for note in written.notes:
         print(f"note: {note}")
     formats = ", ".join(f"{count} {name}" for name, count in written.formats.items())

@@ -188,9 +188,13 @@ def _word_piece(source: _Source) -> tokenizers.Tokenizer:
         raise UserError(f"The vocabulary has no token for the role {missing[0]!r}, so it is not BERT's.")
     cls, sep = source.roles["cls"], source.roles["sep"]
     backend = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=source.roles["unk"], max_input_chars_per_word=100))
-    # The file does not say whether text is folded to lower case, but if it is, no word has a capital.
+    # Older files do not say whether text is folded to lower case, but if it is, no word has a capital.
     words = (name for name, kind in zip(names, source.types, strict=True) if kind == 1 and not name.startswith("["))
-    backend.normalizer = bert_normalizer({"do_lower_case": all(word == word.lower() for word in words)})
+    lower = source.flag("normalizer.lowercase", all(word == word.lower() for word in words))
+    accents = source.flag("normalizer.strip_accents", lower)
+    backend.normalizer = bert_normalizer(
+        {"do_lower_case": lower, "strip_accents": None if accents == lower else accents}
+    )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     backend.post_processor = sentence_template((cls, ids[cls]), (sep, ids[sep]))

@@ -18,7 +18,7 @@ FORMATS = {name.lower(): NAMED[name] for name in ("F32", "F16", "BF16", "Q8_0", 
 _EXACT = ("position_embd.weight", "token_types.weight", "attn_rel_b.weight")
 """Small tables that llama.cpp adds or reads as they are."""
 _OUTER = ("token_embd.weight", "output.weight")
-_ROWS_AT_ONCE = 2**22
+_AT_ONCE = 2**22
 """Weights that are quantised at once: the quantiser needs several times their room."""
 _LARGEST_F16 = 65504.0
 
@@ -68,7 +68,7 @@ def encode(name: str, tensor: Tensor, kind: TensorType) -> NDArray[Any]:
 
     rows = tensor.reshape(-1, tensor.shape[-1])
     quantised = np.empty((rows.shape[0], rows.shape[1] // kind.block * kind.bytes), dtype=np.uint8)
-    step = max(1, _ROWS_AT_ONCE // rows.shape[1])
+    step = max(1, _AT_ONCE // rows.shape[1])
     for start in range(0, rows.shape[0], step):
         part = rows[start : start + step].float().numpy()
         quantised[start : start + step] = gguf.quantize(part, gguf.GGMLQuantizationType(kind.number))

@@ -63,6 +63,8 @@ def _refuse(config: ModelConfig, kind: Architecture) -> None:
             f"llama.cpp computes a qwen2 model only where its heads are as wide as the model: {attention.heads} heads "
             f"of {head_dim} make {head_dim * attention.heads}, not {config.d_model}."
         )
+    if kind.name == "qwen3" and (attention.bias or attention.output_bias):
+        raise UserError("llama.cpp knows no biases in a qwen3 model's attention.")
     if config.encoder_layers and config.decoder_layers > config.encoder_layers:
         raise UserError(
             f"llama.cpp computes no {kind.name} model whose decoder has more layers ({config.decoder_layers}) than its "

@@ -41,7 +41,9 @@ class Written:
     """Sentences about what the file, or llama.cpp, leaves out or does in another way."""
 
 
-def write(model: Transformer, path: str | Path, *, tokenizer: Tokenizer | None = None, kind: str = "f16") -> Written:
+def save_gguf(
+    model: Transformer, path: str | Path, *, tokenizer: Tokenizer | None = None, kind: str = "f16"
+) -> Written:
     """Write a GGUF file, whole or not at all.
 
     Args:
