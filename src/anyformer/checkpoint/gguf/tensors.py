@@ -44,7 +44,8 @@ def dense(container: Container, name: str) -> Tensor:
         return torch.from_numpy(blocks.reshape(-1).copy()).view(_PLAIN[info.type.name]).reshape(info.shape)
     gguf = _package(container)
     try:
-        values = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(info.type.number))
+        with np.errstate(all="ignore"):  # scales that are no numbers make weights that are none
+            values = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(info.type.number))
     except (NotImplementedError, ValueError) as error:
         raise UserError(
             f"{container.path}: {name} is stored as {info.type.name}, which can't be turned into floating point."
