@@ -1,7 +1,7 @@
 """From a model directory to a model."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -131,12 +131,14 @@ def _fill(
             if not torch.equal(stored.flatten().to(state[line.ours[0]]), state[line.ours[0]].flatten()):
                 raise UserError(f"{weights.directory}: {theirs} should equal the weight it is tied to, and does not.")
             continue
-        for name, tensor in zip(line.ours, line.operation.read(stored, len(line.ours)), strict=True):
-            if tensor.shape != shapes[name]:
-                raise UserError(
-                    f"{weights.directory}: the weight {theirs} has shape {list(stored.shape)}, which does not fit "
-                    f"{weights.described_by}: {name} wants {list(shapes[name])}."
-                )
+        parts = _parts(stored, line, shapes)
+        if parts is None:
+            name = line.ours[0]
+            raise UserError(
+                f"{weights.directory}: the weight {theirs} has shape {list(stored.shape)}, which does not fit "
+                f"{weights.described_by}: {name} wants {list(shapes[name])}."
+            )
+        for name, tensor in zip(line.ours, parts, strict=True):
             state[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
     missing = [theirs for theirs, line in table.items() if not line.alias and not set(line.ours) <= set(state)]
     if missing:
@@ -147,6 +149,15 @@ def _fill(
         widest = reduce(torch.promote_types, formats)
         state = {name: tensor.to(widest) for name, tensor in state.items()}
     model.load_state_dict(state, assign=True)
+
+
+def _parts(stored: Tensor, line: Row, shapes: Mapping[str, torch.Size]) -> Sequence[Tensor] | None:
+    """Our tensors in one on disk, None where its shape is not that of what holds them."""
+    try:
+        parts = line.operation.read(stored, len(line.ours))
+    except RuntimeError:
+        return None
+    return parts if [part.shape for part in parts] == [shapes[name] for name in line.ours] else None
 
 
 def _match(table: Mapping[str, Row], family: Family, weights: Weights | GGUFWeights) -> dict[str, str]:
