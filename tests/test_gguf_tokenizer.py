@@ -2,20 +2,24 @@
 
 import io
 import json
+import random
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import models, pre_tokenizers, trainers
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer, gguf
 from anyformer.tokenizer.pretokenizers import CUTS
+from anyformer.tokenizer.sentencepiece import check_charsmap
 
 WORDS = (
     *("the", "cat", "sat", "on", "the", "mat", "and", "the", "dog", "ran", "after", "it", "in", "1984", ",", "naïve"),
@@ -94,6 +98,11 @@ def trained(kind: str) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
+def charsmap(trained: sentencepiece.SentencePieceProcessor) -> bytes:
+    model = sentencepiece_model_pb2.ModelProto.FromString(trained.serialized_model_proto())
+    return model.normalizer_spec.precompiled_charsmap
+
+
 @cache
 def sentence_pieces(kind: str) -> tuple[Tokenizer, sentencepiece.SentencePieceProcessor]:
     theirs = trained(kind)
@@ -106,6 +115,7 @@ def sentence_pieces(kind: str) -> tuple[Tokenizer, sentencepiece.SentencePiecePr
         [theirs.id_to_piece(i) for i in range(size)],
         scores=[theirs.get_score(i) for i in range(size)],
         token_type=types,
+        **({} if kind == "bpe" else {"precompiled_charsmap": np.frombuffer(charsmap(theirs), np.uint8)}),
         bos_token_id=theirs.bos_id(),
         eos_token_id=theirs.eos_id(),
         unknown_token_id=theirs.unk_id(),
@@ -128,12 +138,32 @@ def test_sentencepiece_bpe(text: str) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(words=st.lists(st.sampled_from(WORDS), max_size=9))
+@given(words=st.lists(st.sampled_from((*WORDS, "ﬁt", "１２")), max_size=9))
 def test_unigram(words: list[str]) -> None:
     ours, theirs = sentence_pieces("unigram")
     text = " ".join(words)
     assert ours.encode(text) == [*theirs.encode(text), theirs.eos_id()]
     assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text))
+
+
+def test_spoilt_tables_of_characters() -> None:
+    """Either the table is refused, or it leads nowhere that the library can't follow."""
+    good, refused = charsmap(sentence_pieces("unigram")[1]), 0
+    for seed in range(200):
+        generator = random.Random(seed)
+        spoilt = bytearray(good if seed % 2 else good[: generator.randrange(len(good))])
+        for _ in range(50 * (seed % 2)):
+            spoilt[generator.randrange(len(spoilt))] = generator.randrange(256)
+        try:
+            check_charsmap(bytes(spoilt))
+            normalizer = normalizers.Precompiled(bytes(spoilt))
+        except UserError:
+            refused += 1
+        except Exception:  # the library's own, which loading turns into a sentence
+            continue
+        else:
+            normalizer.normalize_str("".join(map(chr, range(1, 2000))))
+    assert refused > 100
 
 
 @cache
