@@ -179,6 +179,18 @@ def test_heads_of_encoders_are_left_out_and_said(tmp_path: Path) -> None:
     assert again.encode("The CAT") == tokenizer.encode("The CAT")
 
 
+@pytest.mark.parametrize("special", ["span_corruption", "seq2seq"])
+def test_line_ends_of_a_unigram_tokenizer_stay_tokens(special: str, tmp_path: Path) -> None:
+    tokenizer = af.Tokenizer.train(["the cat\n  sat on the mat\n"] * 5, "unigram:40", special=special)
+    written = af.save_gguf(tiny("t5-small", tokenizer), tmp_path / "model.gguf", tokenizer=tokenizer)
+    assert any("NFKC" in note for note in written.notes)
+    _, again = af.load(tmp_path / "model.gguf")
+    assert again is not None
+    for text in ("the mat\n  sat", "a  cat\n\n", "\nmat"):
+        assert again.encode(text) == tokenizer.encode(text)
+        assert again.decode(again.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+
+
 def test_a_window_becomes_the_length_of_the_context(tmp_path: Path) -> None:
     model = tiny("llama-nano", model_type="mistral", attention={"window": 16})
     written = af.save_gguf(model, tmp_path / "model.gguf")

@@ -222,6 +222,9 @@ def _unigram(source: _Source) -> tokenizers.Tokenizer:
         source.ids[unknown],
         b"" if charsmap is None else bytes(charsmap.astype("u1")),
     )
+    if not source.flag("remove_extra_whitespaces", True):
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=True)
+        backend.decoder = decoders.Metaspace(SPACE, prepend_scheme="first", split=True)
     _mark(backend, source)
     _surround(backend, source, bos=False, eos=True)
     return backend
