@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anyformer.checkpoint.gguf.container import Container
-from anyformer.checkpoint.gguf.tensors import dense, stored_format
+from anyformer.checkpoint.gguf.tensors import GROUPED, Grouped, dense, grouped, stored_format
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families.base import Family
@@ -42,6 +42,10 @@ class GGUFWeights:
     def read(self, name: str) -> Tensor:
         """One tensor, on the CPU."""
         return dense(self.container, name).to(self.format)
+
+    def grouped(self, name: str) -> Grouped | None:
+        """A matrix as integers, scales and minima, as it is stored; None where it is stored in another way."""
+        return grouped(self.container, name) if self.container.tensors[name].type.name in GROUPED else None
 
 
 class Opened(NamedTuple):

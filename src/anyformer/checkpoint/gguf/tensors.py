@@ -17,14 +17,14 @@ GROUP = 32
 
 
 class Grouped(NamedTuple):
-    """A quantised matrix: ``weight = value * scale + minimum``, with a scale for every group of 32 along a row."""
+    """A quantised matrix: ``weight = code * scale + minimum``, with a scale for every 32 neighbours in a row."""
 
-    values: NDArray[np.int8]
-    """[rows, columns]: -128..127 in Q8_0, -8..7 in Q4_0, 0..15 in Q4_1."""
-    scales: NDArray[np.float16]
-    """[rows, columns / 32]."""
-    minima: NDArray[np.float16] | None
-    """[rows, columns / 32]; None, where all are 0."""
+    codes: Tensor
+    """[rows, columns]: int8 in Q8_0, uint8 of 0 to 15 in Q4_0 and Q4_1."""
+    scales: Tensor
+    """[rows, columns / 32], float16."""
+    minima: Tensor | None
+    """[rows, columns / 32], float16; None in Q8_0, where all are 0."""
 
 
 def stored_format(container: Container, name: str) -> torch.dtype:
@@ -54,10 +54,10 @@ def dense(container: Container, name: str) -> Tensor:
 
 
 def grouped(container: Container, name: str) -> Grouped:
-    """The integers, scales and minima of a matrix in one of the `GROUPED` formats, rows as in the file.
+    """The integers, scales and minima of a matrix in one of the `GROUPED` formats; copies, rows as in the file.
 
     The rows of a `llama` file's queries and keys are in its own order: the operation of the tensor's row in the table
-    of names moves the rows of all three arrays as it does those of the weight.
+    of names moves the rows of all three as it does those of the weight.
 
     Raises:
         UserError: the tensor is in another format.
@@ -66,18 +66,15 @@ def grouped(container: Container, name: str) -> Grouped:
     kind = info.type.name
     if kind not in GROUPED:
         raise UserError(f"{container.path}: {name} is stored as {kind}, not as one of {', '.join(GROUPED)}.")
-    blocks = container.blocks(name).reshape(-1, info.shape[-1] // GROUP, info.type.bytes)
-    heads = 2 if kind == "Q4_1" else 1
-    halves = blocks[..., : 2 * heads].copy().view("<f2")
-    rest = blocks[..., 2 * heads :]
+    blocks = torch.from_numpy(container.blocks(name).copy()).view(-1, info.shape[-1] // GROUP, info.type.bytes)
+    heads = 4 if kind == "Q4_1" else 2
+    halves, packed = blocks[..., :heads].contiguous().view(torch.float16), blocks[..., heads:]
+    scales = halves[..., 0].contiguous()
     if kind == "Q8_0":
-        values = rest.copy().view(np.int8)
-    else:
-        # A byte holds the weight of its own place in the low bits, and that 16 places further in the high ones.
-        values = np.concatenate([rest & 15, rest >> 4], axis=-1).view(np.int8)
-    if kind == "Q4_0":
-        values -= 8
-    return Grouped(values.reshape(-1, info.shape[-1]), halves[..., 0], halves[..., 1] if kind == "Q4_1" else None)
+        return Grouped(packed.contiguous().view(torch.int8).flatten(1), scales, None)
+    # A byte holds the weight of its own place in the low bits, and that 16 places further in the high ones.
+    codes = torch.cat([packed & 15, packed >> 4], dim=-1).flatten(1)
+    return Grouped(codes, scales, halves[..., 1].contiguous() if kind == "Q4_1" else -8 * scales)
 
 
 def _package(container: Container) -> Any:
