@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from anyformer.checkpoint import hub, load
+from anyformer.checkpoint.gguf.container import Container
 from anyformer.checkpoint.weights import read_json
 from anyformer.errors import UserError
 from anyformer.families import to_huggingface
@@ -27,6 +28,9 @@ SAMPLES = (
     "日本語のテキスト 🙂",
 )
 NEW_TOKENS = 20
+_WHOLE_IN_TRANSFORMERS = ("llama", "qwen2", "qwen3")
+"""Architectures of GGUF's that transformers reads as they are. It has none of BERT's, passes over the width and the
+positions of a GPT-2, and computes every T5 by one activation."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,24 @@ class Check:
 
 
 def verify(path_or_hub_id: str, *, tolerance: float = 1e-4) -> list[Check]:
-    """Compare a model directory as read here and by transformers, both in float32 on the CPU.
+    """Compare a model directory or GGUF file as read here and by transformers, both in float32 on the CPU.
+
+    GGUF files that transformers does not read, or not faithfully, are compared with llama.cpp.
 
     Args:
         path_or_hub_id: The model.
         tolerance: Largest difference allowed, relative to the largest magnitude.
 
     Raises:
-        UserError: transformers is not installed, or has no class for the model.
+        UserError: transformers (or llama.cpp) is not installed, or can't open the model.
     """
-    transformers = _transformers()
     path = hub.find(path_or_hub_id)
     model, tokenizer = load(path, dtype=torch.float32)
+    if path.is_file() and Container(path).metadata.get("general.architecture") not in _WHOLE_IN_TRANSFORMERS:
+        from anyformer.compare.verify_gguf import verify_gguf  # which has parts of this file
+
+        return verify_gguf(path, model, tokenizer)[:-1]  # the last compares with what the file was made from
+    transformers = _transformers()
     name = to_huggingface(model.config)[1]["architectures"][0] if path.is_file() else _architecture(path)
     kind = getattr(transformers, name, None)
     if kind is None:
@@ -60,7 +70,7 @@ def verify(path_or_hub_id: str, *, tolerance: float = 1e-4) -> list[Check]:
     try:
         with contextlib.redirect_stderr(io.StringIO() if where else sys.stderr):  # a progress bar
             theirs = kind.from_pretrained(directory, dtype=torch.float32, use_safetensors=True, **where).eval()
-    except (NotImplementedError, ValueError) as error:
+    except (NotImplementedError, RuntimeError, ValueError) as error:
         if not where:
             raise
         raise UserError(f"transformers can't read {path}: {str(error).splitlines()[0]}") from error
