@@ -95,8 +95,9 @@ def _settle_head(config: ModelConfig, family: Family, weights: Weights) -> Model
     """The file has the last word: a head that differs from the token table is a head of its own, and a bare model
     without the weights of a pooler has none."""
     if config.head.kind == "none" and config.head.pooler is not None:
-        rows = [line.theirs for line in family.rows if line.ours == ("pooler.dense.weight",) and not line.beside]
-        if rows and rows[0] not in weights and rows[0].removeprefix(family.prefix) not in weights:
+        rows = [line for line in family.rows if line.ours[0].startswith("pooler.") and not line.beside]
+        poolers = {name for line in rows for name in (line.theirs, line.theirs.removeprefix(family.prefix))}
+        if rows and poolers.isdisjoint(weights.names):
             return replace(config, head=replace(config.head, pooler=None))
     names = {line.ours[0]: line.theirs for line in reversed(family.rows) if not line.alias}
     head, table = names.get("head.projection.weight"), names.get("tokens.table.weight")

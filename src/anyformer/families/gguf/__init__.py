@@ -98,4 +98,7 @@ def _contents(config: ModelConfig, kind: Architecture, metadata: dict[str, Any])
 
 def table(kind: Architecture, config: ModelConfig, ours: Any) -> dict[str, Row]:
     """The row for every tensor name of a model with these weights. Raises UserError for one that has no place."""
-    return resolve(kind.rows(config), ours)
+    try:
+        return resolve(kind.rows(config), ours)
+    except UserError as error:
+        raise UserError(str(error).replace("This model type", f"GGUF's {kind.name} architecture")) from error
