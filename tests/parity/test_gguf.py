@@ -138,7 +138,7 @@ REFUSED = {
     "a masked-LM head": (preset("bert-base"), "a head of kind 'language_model'"),
     "a pooler": (
         preset("bert-base", head={"kind": "none", "pooler": "tanh", "bias": "none", "transform": None}),
-        "head.pooler",
+        "no place for the weight pooler",
     ),
     "distances": (preset("t5-small", position={"max_distance": 64}), "position.max_distance = 64"),
     "the 2017 model": (preset("transformer-base"), "no architecture"),
