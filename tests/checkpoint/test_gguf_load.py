@@ -70,19 +70,22 @@ def test_tensors_go_one_by_one(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_groups_move_with_their_rows(name: str, tiny: Path) -> None:
     """Integers, scales and minima through the table of names are the model's weight, without ever being floats."""
     model, _ = af.load(tiny)
-    parts = GGUFWeights(Container(tiny)).grouped(name)
-    assert parts is not None
+    weights = GGUFWeights(Container(tiny))
+    parts = weights.grouped(name)
     line = next(
         line for line in ARCHITECTURES["llama"].rows(model.config) if line.theirs == name.replace("blk.0", "blk.{i}")
     )
     codes, scales, minima = (None if part is None else line.operation.read(part, 1)[0] for part in parts)
     assert codes is not None
     assert scales is not None
+    assert weights.bits(name) == (8 if codes.dtype == torch.int8 else 4)
     made = codes.unflatten(1, (-1, 32)) * scales.float()[..., None]
     made = made if minima is None else made + minima.float()[..., None]
     expected = model.state_dict()[line.ours[0].replace("{i}", "0")]
     assert torch.allclose(made.flatten(1), expected, rtol=1e-6, atol=1e-6)
-    assert GGUFWeights(Container(tiny)).grouped("blk.0.ffn_down.weight") is None
+    assert weights.bits("blk.0.ffn_down.weight") is None
+    with pytest.raises(af.UserError, match="stored as Q5_1, not as one of Q8_0, Q4_0, Q4_1"):
+        weights.grouped("blk.0.ffn_down.weight")
 
 
 def test_a_directory_with_several(tiny: Path) -> None:

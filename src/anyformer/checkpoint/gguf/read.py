@@ -43,9 +43,13 @@ class GGUFWeights:
         """One tensor, on the CPU."""
         return dense(self.container, name).to(self.format)
 
-    def grouped(self, name: str) -> Grouped | None:
-        """A matrix as integers, scales and minima, as it is stored; None where it is stored in another way."""
-        return grouped(self.container, name) if self.container.tensors[name].type.name in GROUPED else None
+    def bits(self, name: str) -> int | None:
+        """8 or 4 where `grouped` can give a tensor as integers, else None."""
+        return GROUPED.get(self.container.tensors[name].type.name)
+
+    def grouped(self, name: str) -> Grouped:
+        """A matrix as integers, scales and minima, as it is stored. Raises UserError where it is stored otherwise."""
+        return grouped(self.container, name)
 
 
 class Opened(NamedTuple):

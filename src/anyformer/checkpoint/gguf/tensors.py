@@ -11,8 +11,8 @@ from anyformer.checkpoint.gguf.container import Container
 from anyformer.errors import UserError
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-GROUPED = ("Q8_0", "Q4_0", "Q4_1")
-"""Formats that `grouped` reads."""
+GROUPED = {"Q8_0": 8, "Q4_0": 4, "Q4_1": 4}
+"""Formats that `grouped` reads, and the bits of their integers."""
 GROUP = 32
 
 
