@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,12 @@ def assert_equal(checks: Sequence[Check]) -> None:
     assert all(check.equal for check in checks), [check for check in checks if not check.equal]
 
 
+def _difference(check: Check) -> float:
+    found = re.search(r"difference (\S+)", check.detail)
+    assert found is not None
+    return float(found[1])
+
+
 @pytest.mark.parametrize("family", EXPRESSIBLE)
 def test_llama_cpp_computes_the_same(family: str) -> None:
     """Logits within 1e-3 and the same greedy tokens; of encoders the hidden states."""
@@ -55,6 +62,8 @@ def test_llama_cpp_computes_the_same(family: str) -> None:
         checks = written(ours_of(drawn.build()))
         if checks is not None:
             assert_equal(checks)
+            # Where it looks GELU up in a table, `verify` allows llama.cpp more than models of this depth need.
+            assert _difference(checks[0]) <= 1e-3
             equal += 1
 
     check()
@@ -95,7 +104,7 @@ def test_a_difference_is_found(llama: af.Transformer, tmp_path: Path) -> None:
     torch.manual_seed(1)
     other = af.build(llama.config).eval()
     found = {check.name: check.equal for check in verify_gguf(tmp_path / "model.gguf", other, None)}
-    assert found == {"logits": True, "greedy continuation": True, "model and file": False}
+    assert found == {"logits": True, "greedy continuation": True, "the model itself": False}
 
 
 CORPUS = [
