@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+from tokenizers import models, normalizers, processors
 
 import anyformer as af
 from anyformer.checkpoint.gguf import encode
@@ -179,6 +181,20 @@ def test_heads_of_encoders_are_left_out_and_said(tmp_path: Path) -> None:
     assert again.encode("The CAT") == tokenizer.encode("The CAT")
 
 
+@pytest.mark.parametrize("kind", ["classification", "token_classification"])
+def test_classifiers_are_left_out_and_said(kind: str, tmp_path: Path) -> None:
+    pooler = "tanh" if kind == "classification" else None
+    head = {"kind": kind, "labels": 5, "transform": None, "bias": "none", "pooler": pooler}
+    written = af.save_gguf(tiny("bert-tiny", head=head), tmp_path / "model.gguf")
+    assert "llama.cpp has no classifier, so it is left out" in written.notes[0]
+
+
+def test_ends_of_a_text_that_have_no_room_are_said(tmp_path: Path) -> None:
+    written = af.save_gguf(tiny("llama-nano", tokens={"eos": (1, 2, 3, 4)}), tmp_path / "model.gguf")
+    assert written.notes[0] == "A GGUF file has 3 tokens that end a text, of the model's 4."
+    assert af.load(tmp_path / "model.gguf")[0].config.tokens.eos == (1, 2, 3)
+
+
 @pytest.mark.parametrize("special", ["span_corruption", "seq2seq"])
 def test_line_ends_of_a_unigram_tokenizer_stay_tokens(special: str, tmp_path: Path) -> None:
     tokenizer = af.Tokenizer.train(["the cat\n  sat on the mat\n"] * 5, "unigram:40", special=special)
@@ -202,6 +218,46 @@ def test_a_character_tokenizer_is_refused(tmp_path: Path) -> None:
     tokenizer = af.Tokenizer.train(TEXT, "char")
     with pytest.raises(af.UserError, match="no character-level tokenizer"):
         af.save_gguf(tiny("llama-nano", tokenizer), tmp_path / "model.gguf", tokenizer=tokenizer)
+
+
+def _sentence_bpe(merges: list[tuple[str, str]], first: str) -> af.Tokenizer:
+    """SentencePiece's kind of BPE over a few letters."""
+    tokens = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abc"]
+    tokens += dict.fromkeys(left + right for left, right in merges)
+    ids = {token: i for i, token in enumerate(tokens)}
+    backend = tokenizers.Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.post_processor = processors.TemplateProcessing(single=f"{first} $A", special_tokens=[("<s>", 1)])
+    return af.Tokenizer(backend, {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"})
+
+
+@pytest.mark.parametrize(
+    ("merges", "first", "reason"),
+    [
+        ([("a", "b"), ("b", "c"), ("ab", "c")], "<s>", "these merges are not in such an order"),
+        (
+            [("a", "b"), ("b", "c"), ("a", "bc"), ("a", "a"), ("ab", "c")],
+            "<s>",
+            "these merges are not in such an order",
+        ),
+        ([("a", "b")], "<s> <s>", "puts 2 tokens before a text"),
+    ],
+)
+def test_sentence_pieces_that_scores_cannot_stand_for_are_refused(
+    merges: list[tuple[str, str]], first: str, reason: str, tmp_path: Path
+) -> None:
+    tokenizer = _sentence_bpe(merges, first)
+    with pytest.raises(af.UserError, match=reason):
+        af.save_gguf(tiny("llama-nano", tokenizer), tmp_path / "model.gguf", tokenizer=tokenizer)
+
+
+def test_sentence_pieces_get_scores_for_their_merges(tmp_path: Path) -> None:
+    tokenizer = _sentence_bpe([("a", "b"), ("b", "c"), ("a", "bc"), ("ab", "c")], "<s>")
+    af.save_gguf(tiny("llama-nano", tokenizer), tmp_path / "model.gguf", tokenizer=tokenizer)
+    assert Container(tmp_path / "model.gguf").metadata["tokenizer.ggml.scores"][-3:].tolist() == [0, -1, -2]
+    _, again = af.load(tmp_path / "model.gguf")
+    assert again is not None
+    assert again.encode("abc é") == tokenizer.encode("abc é")
 
 
 def test_a_tokenizer_of_another_model_is_refused(tokenizer: af.Tokenizer, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """What llama.cpp can compute of a model: the part that a GGUF file holds, and sentences about what it does not."""
 
+from dataclasses import replace
 from typing import Any
 
-from anyformer.config import ModelConfig
+from anyformer.config import HeadConfig, ModelConfig
 from anyformer.errors import UserError
 from anyformer.families.gguf import Architecture, to_gguf
 
@@ -34,11 +35,9 @@ def _without_head(config: ModelConfig, notes: list[str]) -> ModelConfig:
     if config.head.kind != "none":
         what = "masked-LM head" if config.head.kind == "language_model" else "classifier"
         notes.append(f"llama.cpp has no {what}, so it is left out: the file gives hidden states and embeddings.")
-        config = config.replace(head={"kind": "none", "transform": None, "bias": "none"}, embedding={"tied": True})
-    if config.head.pooler is not None:
+    elif config.head.pooler is not None:
         notes.append("The pooler, a layer over the first token that embeddings do not use, is left out.")
-        config = config.replace(head={"pooler": None})
-    return config
+    return replace(config, head=HeadConfig(kind="none"), embedding=replace(config.embedding, tied=True))
 
 
 def _within_window(config: ModelConfig, notes: list[str]) -> ModelConfig:

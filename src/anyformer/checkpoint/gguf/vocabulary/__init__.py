@@ -13,7 +13,7 @@ import json
 from typing import Any
 
 from anyformer.checkpoint.gguf.vocabulary import byte_bpe, sentence_bpe, unigram, word_piece
-from anyformer.checkpoint.gguf.vocabulary.entries import Entries, roles
+from anyformer.checkpoint.gguf.vocabulary.entries import ENDS, Entries, roles
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
@@ -26,12 +26,14 @@ def vocabulary(tokenizer: Tokenizer | None, config: ModelConfig) -> tuple[dict[s
     Raises:
         UserError: a tokenizer that llama.cpp can't follow, and why.
     """
+    notes: list[str] = []
+    if len(config.tokens.eos) > len(ENDS):
+        notes.append(f"A GGUF file has {len(ENDS)} tokens that end a text, of the model's {len(config.tokens.eos)}.")
     # The tokenizer's keys are where llama.cpp looks for the number of segments.
     segments = {} if config.decoder_layers else {"token_type_count": max(1, config.embedding.segments)}
     if tokenizer is None:
-        note = "The model has no tokenizer, so llama.cpp can be given token ids but no text."
-        return _prefixed({"model": "none", **roles(None, config), **segments}), [note]
-    notes: list[str] = []
+        notes.append("The model has no tokenizer, so llama.cpp can be given token ids but no text.")
+        return _prefixed({"model": "none", **roles(None, config), **segments}), notes
     entries = Entries.of(tokenizer, config.vocab_size, notes)
     pipeline = json.loads(tokenizer.backend.to_str())
     model = pipeline["model"]

@@ -10,6 +10,8 @@ from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.gguf import CONTROL, ROLES, UNUSED, USER
 
+ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+"""Ends of a text, a turn and a message; generation stops at each."""
 NORMAL = 1
 """The kind of ordinary tokens; the other kinds are in `anyformer.tokenizer.gguf`."""
 
@@ -88,7 +90,7 @@ def roles(tokenizer: Tokenizer | None, config: ModelConfig) -> dict[str, Any]:
     ids = {
         "bos_token_id": tokens.bos,
         "padding_token_id": tokens.pad,
-        **dict(zip(("eos_token_id", "eot_token_id", "eom_token_id"), tokens.eos, strict=False)),
+        **dict(zip(ENDS, tokens.eos, strict=False)),
     }
     if tokenizer is not None:
         usual: dict[str, int | None] = {key: getattr(tokenizer, role) for role, key in ROLES.items()}
