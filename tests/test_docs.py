@@ -151,7 +151,7 @@ def test_the_picture_is_true() -> None:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the examples speak of: a trained run, a sentence encoder, a text."""
+    """A folder with what the examples speak of: a trained run, a GGUF file, a sentence encoder, a text."""
     monkeypatch.chdir(tmp_path)
     text = "def main(): return x\nclass A: pass\nOnce upon a time there was a cat and a kitten.\n" * 3
     (tmp_path / "notes.txt").write_text(text)
@@ -160,6 +160,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     decoder = af.preset("llama-nano", **sizes, decoder_layers=2, attention={"heads": 2, "kv_heads": 2, "head_dim": 16})
     torch.manual_seed(0)
     af.save(af.build(decoder), tmp_path / "runs" / "llama-nano-1" / "model", tokenizer=tokenizer)
+    af.save_gguf(af.build(decoder), tmp_path / "model.gguf", tokenizer=tokenizer)
     tokenizer = af.Tokenizer.train([text], "wordpiece:200", special="masked")
     sizes["vocab_size"] = tokenizer.vocab_size
     encoder = af.preset("bert-tiny", **sizes, pooling={"kind": "mean", "normalise": True}, attention={"heads": 2})
@@ -242,7 +243,7 @@ def test_command_lines_parse(line: str, page: str, monkeypatch: pytest.MonkeyPat
 
 def _config(name: str) -> af.ModelConfig:
     """A preset's config; any path stands for some model."""
-    return af.preset("gpt2") if "/" in name or name.isupper() else config_of(name)
+    return af.preset("gpt2") if "/" in name or name.isupper() or name.endswith(".gguf") else config_of(name)
 
 
 def test_command_lines_are_found() -> None:

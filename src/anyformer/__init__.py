@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from anyformer.checkpoint import load, save
+    from anyformer.checkpoint import load, save, save_gguf
     from anyformer.config import ModelConfig, diff
     from anyformer.errors import UserError
     from anyformer.families import preset
@@ -27,6 +27,7 @@ _HOMES = {
     "build": "model",
     "load": "checkpoint",
     "save": "checkpoint",
+    "save_gguf": "checkpoint",
     "ModelConfig": "config",
     "diff": "config",
     "UserError": "errors",
@@ -55,6 +56,7 @@ __all__ = [
     "load",
     "preset",
     "save",
+    "save_gguf",
 ]
 
 

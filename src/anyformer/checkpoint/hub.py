@@ -1,10 +1,11 @@
-"""Where a model lies: a directory, or a repository on the Hugging Face hub that becomes one."""
+"""Where a model lies: a directory, a GGUF file, or a repository on the Hugging Face hub that becomes a directory."""
 
 import re
 from pathlib import Path
 
 from anyformer.errors import UserError
 
+GGUF = ".gguf"
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.spm", "*.txt"]
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -12,20 +13,33 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
     """The directory of a model, that of a training run's model, or a repository downloaded into the hub's cache.
 
+    A .gguf file is a whole model, and a directory without a config.json may stand for the one that it has.
+
     Raises:
-        UserError: neither a directory nor a hub id, no such repository, or no network.
+        UserError: neither a directory nor a hub id, several GGUF files, no such repository, or no network.
     """
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         # A training run keeps its model in a folder of its own.
         model = path / "model"
-        return model if (model / "config.json").is_file() and not (path / "config.json").is_file() else path
+        if (path / "config.json").is_file():
+            return path
+        return model if (model / "config.json").is_file() else _only_gguf(path) or path
     name = str(path_or_hub_id)
+    if path.is_file() and path.suffix == GGUF:
+        return path
     if path.exists():
-        raise UserError(f"{name} is a file, not a model directory.")
+        raise UserError(f"{name} is a file, but neither a model directory nor a {GGUF} file.")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise UserError(f"There is no directory {name}.")
     return _download(name, [*_WANTED, "*.bin"] if allow_pickle else _WANTED)
+
+
+def _only_gguf(directory: Path) -> Path | None:
+    files = sorted(directory.glob(f"*{GGUF}"))
+    if len(files) > 1:
+        raise UserError(f"{directory} has {len(files)} GGUF files: name one of them, such as {files[0]}.")
+    return files[0] if files else None
 
 
 def _download(name: str, wanted: list[str]) -> Path:

@@ -1,7 +1,7 @@
 """From a model directory to a model."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from anyformer.checkpoint import hub, pooling
+from anyformer.checkpoint.gguf.read import GGUFWeights, open_model
 from anyformer.checkpoint.weights import Weights, read_json
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
@@ -30,11 +31,12 @@ def load(
     *,
     allow_pickle: bool = False,
 ) -> tuple[Transformer, Tokenizer | None]:
-    """Read a model directory in Hugging Face's format, or a repository of the hub.
+    """Read a model directory in Hugging Face's format, a GGUF file, or a repository of the hub.
 
     Args:
-        path_or_hub_id: A model or run directory, or a name such as ``openai-community/gpt2``.
-        dtype: The number format of the weights; None: as stored (the widest, where the file has several).
+        path_or_hub_id: A model or run directory, a .gguf file, or a name such as ``openai-community/gpt2``.
+        dtype: The number format of the weights; None: as stored (the widest, where the file has several; float32,
+            where a GGUF file has quantised ones).
         device: Where to put them; None: the CPU.
         allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors (tensors only, no code).
 
@@ -46,6 +48,8 @@ def load(
         UserError: no such model, an unsupported one, or weights that are damaged, unknown, missing or misshapen.
     """
     directory = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
+    if directory.is_file():
+        return _load_gguf(directory, torch_dtype(dtype), device)
     raw = read_json(directory / "config.json")
     family = FAMILIES.get(raw.get("model_type", ""))
     config = _read_config(raw, directory)
@@ -58,6 +62,15 @@ def load(
     generation = directory / "generation_config.json"
     model.origin = Origin(config=raw, generation=read_json(generation) if generation.is_file() else {})
     return model.eval(), Tokenizer.find(directory)
+
+
+def _load_gguf(
+    path: Path, dtype: torch.dtype | None, device: torch.device | str | None
+) -> tuple[Transformer, Tokenizer | None]:
+    config, family, weights, tokenizer = open_model(path)
+    model = skeleton(config)
+    _fill(model, family, weights, dtype, device)
+    return model.eval(), tokenizer
 
 
 def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -79,7 +92,13 @@ def _read_config(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
 
 
 def _settle_head(config: ModelConfig, family: Family, weights: Weights) -> ModelConfig:
-    """Tied or not, the file has the last word: a head that differs from the token table is a head of its own."""
+    """The file has the last word: a head that differs from the token table is a head of its own, and a bare model
+    without the weights of a pooler has none."""
+    if config.head.kind == "none" and config.head.pooler is not None:
+        rows = [line for line in family.rows if line.ours[0].startswith("pooler.") and not line.beside]
+        poolers = {name for line in rows for name in (line.theirs, line.theirs.removeprefix(family.prefix))}
+        if rows and poolers.isdisjoint(weights.names):
+            return replace(config, head=replace(config.head, pooler=None))
     names = {line.ours[0]: line.theirs for line in reversed(family.rows) if not line.alias}
     head, table = names.get("head.projection.weight"), names.get("tokens.table.weight")
     if config.head.kind != "language_model" or head is None or table is None:
@@ -94,7 +113,11 @@ def _settle_head(config: ModelConfig, family: Family, weights: Weights) -> Model
 
 
 def _fill(
-    model: Transformer, family: Family, weights: Weights, dtype: torch.dtype | None, device: torch.device | str | None
+    model: Transformer,
+    family: Family,
+    weights: Weights | GGUFWeights,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
 ) -> None:
     """Give every weight of a model without storage its tensor from the file, one at a time."""
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -109,12 +132,14 @@ def _fill(
             if not torch.equal(stored.flatten().to(state[line.ours[0]]), state[line.ours[0]].flatten()):
                 raise UserError(f"{weights.directory}: {theirs} should equal the weight it is tied to, and does not.")
             continue
-        for name, tensor in zip(line.ours, line.operation.read(stored, len(line.ours)), strict=True):
-            if tensor.shape != shapes[name]:
-                raise UserError(
-                    f"{weights.directory}: the weight {theirs} has shape {list(stored.shape)}, which does not fit "
-                    f"config.json: {name} wants {list(shapes[name])}."
-                )
+        parts = _parts(stored, line, shapes)
+        if parts is None:
+            name = line.ours[0]
+            raise UserError(
+                f"{weights.directory}: the weight {theirs} has shape {list(stored.shape)}, which does not fit "
+                f"{weights.described_by}: {name} wants {list(shapes[name])}."
+            )
+        for name, tensor in zip(line.ours, parts, strict=True):
             state[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
     missing = [theirs for theirs, line in table.items() if not line.alias and not set(line.ours) <= set(state)]
     if missing:
@@ -127,7 +152,16 @@ def _fill(
     model.load_state_dict(state, assign=True)
 
 
-def _match(table: Mapping[str, Row], family: Family, weights: Weights) -> dict[str, str]:
+def _parts(stored: Tensor, line: Row, shapes: Mapping[str, torch.Size]) -> Sequence[Tensor] | None:
+    """Our tensors in one on disk, None where its shape is not that of what holds them."""
+    try:
+        parts = line.operation.read(stored, len(line.ours))
+    except RuntimeError:
+        return None
+    return parts if [part.shape for part in parts] == [shapes[name] for name in line.ours] else None
+
+
+def _match(table: Mapping[str, Row], family: Family, weights: Weights | GGUFWeights) -> dict[str, str]:
     """The name in the file for each name in the table: files of bare models leave the prefix out."""
     found: dict[str, str] = {}
     unknown: list[str] = []
@@ -142,8 +176,8 @@ def _match(table: Mapping[str, Row], family: Family, weights: Weights) -> dict[s
                 unknown.append(name)
     if unknown:
         raise UserError(
-            f"{weights.directory}: the weight {unknown[0]} is unknown to a {family.model_type} model of this "
-            f"config.json{_more(unknown)}."
+            f"{weights.directory}: the weight {unknown[0]} is unknown to a {family.model_type} model of "
+            f"{weights.described_by}{_more(unknown)}."
         )
     return found
 

@@ -48,6 +48,9 @@ class Weights:
         UserError: no weights, a damaged file, an index that points elsewhere, or pickles that are not allowed.
     """
 
+    described_by = "this config.json"
+    """What the shapes of the weights have to fit."""
+
     def __init__(self, directory: Path, *, allow_pickle: bool = False) -> None:
         self.directory = directory
         self._readers: dict[str, Callable[[], Tensor]] = {}

@@ -18,6 +18,7 @@ COMMANDS = {
     "show": "what a model is made of and what it costs",
     "diff": "what separates two models",
     "verify": "compare a model directory with transformers",
+    "convert": "write a GGUF file for llama.cpp, or read one into a directory",
 }
 
 

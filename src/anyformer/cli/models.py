@@ -12,8 +12,13 @@ from anyformer.families import from_huggingface, preset
 
 
 def config_of(name: str) -> ModelConfig:
-    """The config of a preset, or of a model or run directory. Raises UserError if it is neither."""
+    """The config of a preset, of a model or run directory, or of a GGUF file. Raises UserError if it is none."""
     path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        from anyformer.checkpoint.gguf.container import Container
+        from anyformer.checkpoint.gguf.read import read_config
+
+        return read_config(Container(path))
     if not path.is_dir():
         return preset(name)
     for file in (path / "config.json", path / "model" / "config.json"):

@@ -1,9 +1,16 @@
 """`anyformer verify DIR`: the same numbers, tokens and words as transformers?"""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from anyformer.cli.models import positional
 from anyformer.cli.parsing import parse
+
+if TYPE_CHECKING:
+    from anyformer.compare.verify import Check
 
 _USAGE = "anyformer verify MODEL [--tolerance 1e-4], where MODEL is a directory or a hub id"
 
@@ -24,12 +31,16 @@ def run(argv: list[str]) -> int:
     (name,), rest = positional(argv, 1, _USAGE)
     options = parse(VerifyOptions, rest, default=VerifyOptions(), prog="anyformer verify")
 
-    from rich.console import Console
-
     from anyformer.compare.verify import verify
 
+    return show(verify(name, tolerance=options.tolerance))
+
+
+def show(checks: Sequence[Check]) -> int:
+    """Print comparisons; returns 0 if all are equal, else 1."""
+    from rich.console import Console
+
     console = Console(highlight=False)
-    checks = verify(name, tolerance=options.tolerance)
     for check in checks:
         console.print("[green]equal    [/]" if check.equal else "[red]different[/]", f"{check.name}: {check.detail}")
     return 0 if all(check.equal for check in checks) else 1

@@ -1,5 +1,8 @@
 """Is a model here the same as in Hugging Face's transformers? Numbers, tokens and words, side by side."""
 
+import contextlib
+import io
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +12,10 @@ import torch
 from torch import Tensor
 
 from anyformer.checkpoint import hub, load
+from anyformer.checkpoint.gguf.container import Container
 from anyformer.checkpoint.weights import read_json
 from anyformer.errors import UserError
+from anyformer.families import to_huggingface
 from anyformer.generation import generate_ids
 from anyformer.model import ModelOutput, Transformer
 from anyformer.tokenizer import Tokenizer
@@ -23,6 +28,9 @@ SAMPLES = (
     "日本語のテキスト 🙂",
 )
 NEW_TOKENS = 20
+_WHOLE_IN_TRANSFORMERS = ("llama", "qwen2", "qwen3")
+"""Architectures of GGUF's that transformers reads as they are. It has none of BERT's, passes over the width and the
+positions of a GPT-2, and computes every T5 by one activation."""
 
 
 @dataclass(frozen=True)
@@ -35,26 +43,40 @@ class Check:
 
 
 def verify(path_or_hub_id: str, *, tolerance: float = 1e-4) -> list[Check]:
-    """Compare a model directory as read here and by transformers, both in float32 on the CPU.
+    """Compare a model directory or GGUF file as read here and by transformers, both in float32 on the CPU.
+
+    GGUF files that transformers does not read, or not faithfully, are compared with llama.cpp.
 
     Args:
         path_or_hub_id: The model.
         tolerance: Largest difference allowed, relative to the largest magnitude.
 
     Raises:
-        UserError: transformers is not installed, or has no class for the model.
+        UserError: transformers (or llama.cpp) is not installed, or can't open the model.
     """
+    path = hub.find(path_or_hub_id)
+    model, tokenizer = load(path, dtype=torch.float32)
+    if path.is_file() and Container(path).metadata.get("general.architecture") not in _WHOLE_IN_TRANSFORMERS:
+        from anyformer.compare.verify_gguf import verify_gguf  # which has parts of this file
+
+        return verify_gguf(path, model, tokenizer)[:-1]  # the last compares with what the file was made from
     transformers = _transformers()
-    directory = hub.find(path_or_hub_id)
-    name = _architecture(directory)
+    name = to_huggingface(model.config)[1]["architectures"][0] if path.is_file() else _architecture(path)
     kind = getattr(transformers, name, None)
     if kind is None:
         raise UserError(f"transformers has no class {name}, so there is nothing to compare {path_or_hub_id} with.")
-    theirs = kind.from_pretrained(str(directory), dtype=torch.float32, use_safetensors=True).eval()
-    model, tokenizer = load(directory, dtype=torch.float32)
+    where: dict[str, str] = {"gguf_file": path.name} if path.is_file() else {}
+    directory = str(path.parent if path.is_file() else path)
+    try:
+        with contextlib.redirect_stderr(io.StringIO() if where else sys.stderr):  # a progress bar
+            theirs = kind.from_pretrained(directory, dtype=torch.float32, use_safetensors=True, **where).eval()
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        if not where:
+            raise
+        raise UserError(f"transformers can't read {path}: {str(error).splitlines()[0]}") from error
     checks: list[Check] = []
     if tokenizer is not None:
-        checks.append(_tokens(transformers.AutoTokenizer.from_pretrained(str(directory)), tokenizer))
+        checks.append(_tokens(transformers.AutoTokenizer.from_pretrained(directory, **where), tokenizer))
     with torch.inference_mode():
         checks += _numbers(theirs, model, tokenizer, tolerance)
         if model.decoder is not None and model.config.head.kind == "language_model":

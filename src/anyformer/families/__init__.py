@@ -86,10 +86,13 @@ def _try(family: Family, config: ModelConfig) -> dict[str, Any] | None:
         back = family.read(written, config.head.kind)
     except UserError:
         return None
-    return written if _essence(back) == _essence(config) else None
+    if config.head.kind == "none" and config.head.pooler is None:
+        # A bare BERT may come without its pooler, which no config.json says: the file has the last word.
+        back = back.replace(head={"pooler": None})
+    return written if essence(back) == essence(config) else None
 
 
-def _essence(config: ModelConfig) -> ModelConfig:
+def essence(config: ModelConfig) -> ModelConfig:
     """The config without what files of a family need not say, and with every default written out."""
 
     def full(attention: AttentionConfig) -> AttentionConfig:

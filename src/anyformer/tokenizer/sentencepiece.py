@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -74,7 +75,7 @@ def segmenter(model: Model) -> tokenizers.Tokenizer:
     names = [f"\0{p}" if t == _CONTROL else p for p, t in zip(model.pieces, model.types, strict=True)]
     # SentencePiece parts words at spaces alone, to which its table of characters has turned other white space already.
     spaces = pre_tokenizers.Split(Regex(" +"), "removed")
-    return _pipeline(names, model.scores, model.types.index(_UNKNOWN), model.charsmap, spaces)
+    return pipeline(names, model.scores, model.types.index(_UNKNOWN), model.charsmap, spaces)
 
 
 def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -86,7 +87,7 @@ def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
         raise UserError(f"{path} has no </s>, so it is not a T5 vocabulary.")
     extra = int(config.get("extra_ids", 100))
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra))]
-    backend = _pipeline(
+    backend = pipeline(
         model.pieces + sentinels,
         model.scores + [0.0] * extra,
         model.types.index(_UNKNOWN),
@@ -105,16 +106,18 @@ def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     return backend
 
 
-def _pipeline(
+def pipeline(
     pieces: list[str],
     scores: list[float],
     unknown: int,
     charsmap: bytes,
     words: pre_tokenizers.PreTokenizer | None = None,
 ) -> tokenizers.Tokenizer:
+    """The pipeline of a unigram model: its map of characters, words at white space, the likeliest pieces."""
     vocabulary = list(zip(pieces, scores, strict=True))
     backend = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=unknown, byte_fallback=False))
     if charsmap:
+        check_charsmap(charsmap)
         backend.normalizer = normalizers.Precompiled(charsmap)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -124,6 +127,26 @@ def _pipeline(
     )
     backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always", split=True)
     return backend
+
+
+def check_charsmap(charsmap: bytes) -> None:
+    """Raise UserError for a table of characters that leads out of itself, on which `tokenizers` would panic.
+
+    Layout: length of a trie, the trie (a double array of 32-bit units, Yata et al. 2007), and the texts that its leaves
+    point to. A unit's children lie in the 256 places around its own number xor its offset.
+    """
+    size = int.from_bytes(charsmap[:4], "little")
+    if len(charsmap) < 4 or size % 4 or size > len(charsmap) - 4:
+        raise UserError("The vocabulary's table of characters (precompiled_charsmap) is damaged.")
+    units = np.frombuffer(charsmap, "<u4", count=size // 4, offset=4)
+    boundaries = np.append((np.frombuffer(charsmap, np.uint8, offset=4 + size) & 0xC0) != 0x80, True)
+    nodes = np.flatnonzero(units < 2**31)
+    unit = units[nodes].astype(np.int64)
+    children = nodes ^ ((unit >> 10) << ((unit & 512) >> 6))
+    inside = (children | 255) < len(units)
+    leaves = units[children[inside & (unit & 256 > 0)]].astype(np.int64) & (2**31 - 1)
+    if not inside.all() or (leaves >= len(boundaries)).any() or not boundaries[leaves].all():
+        raise UserError("The vocabulary's table of characters (precompiled_charsmap) is damaged.")
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -1,0 +1,112 @@
+"""The tokens of a vocabulary and their kinds, the roles some of them have, and what stands around a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from anyformer.config import ModelConfig
+from anyformer.errors import UserError
+from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.gguf import CONTROL, ROLES, UNUSED, USER
+
+ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+"""Ends of a text, a turn and a message; generation stops at each."""
+NORMAL = 1
+"""The kind of ordinary tokens; the other kinds are in `anyformer.tokenizer.gguf`."""
+
+
+@dataclass
+class Entries:
+    """What llama.cpp knows of each token, by id.
+
+    Attributes:
+        tokens: their texts; no two are alike.
+        kinds: NORMAL, or one of the kinds in `anyformer.tokenizer.gguf`. llama.cpp finds control tokens in a text
+            where it is asked to, and users' tokens always.
+        scores: what the tokenizer goes by, where it goes by scores.
+        before, after: the ids around every text.
+    """
+
+    tokens: list[str]
+    kinds: list[int]
+    before: list[int]
+    after: list[int]
+    scores: list[float] | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, size: int, notes: list[str]) -> Entries:
+        """The entries of a tokenizer, filled up to the size of the model's token table.
+
+        Raises:
+            UserError: more tokens than the model has.
+        """
+        named = {id_: token for token, id_ in tokenizer.backend.get_vocab(with_added_tokens=True).items()}
+        if named and max(named) >= size:
+            raise UserError(
+                f"The tokenizer has ids up to {max(named)} and the model only {size} tokens: they do not belong "
+                "together."
+            )
+        added = tokenizer.backend.get_added_tokens_decoder()
+        tokens = [named.get(i, f"[PAD{i}]") for i in range(size)]
+        kinds = [NORMAL if i in named else UNUSED for i in range(size)]
+        for i, token in added.items():
+            kinds[i] = CONTROL if token.special else USER
+        if moody := [token.content for token in added.values() if token.lstrip or token.rstrip or token.single_word]:
+            notes.append(
+                f"llama.cpp takes special tokens as they are written, and leaves the spaces around {moody[0]!r}"
+                f"{_more(moody)} which this tokenizer swallows, or finds it inside words where this one does not."
+            )
+        before, after = _around(tokenizer)
+        return cls(tokens, kinds, before, after)
+
+    def metadata(self) -> dict[str, Any]:
+        """The keys for all this. Raises UserError for two tokens alike, of which llama.cpp would know but one."""
+        if len(set(self.tokens)) < len(self.tokens):
+            seen: set[str] = set()
+            twice = next(token for token in self.tokens if token in seen or seen.add(token))
+            raise UserError(f"Two tokens of this vocabulary would both be {twice!r} to llama.cpp.")
+        said = {"tokens": self.tokens, "token_type": self.kinds}
+        return said if self.scores is None else {**said, "scores": self.scores}
+
+    def around(self) -> dict[str, Any]:
+        """The keys for at most one token before every text and one after it. Raises UserError for more."""
+        if len(self.before) > 1 or len(self.after) > 1:
+            raise UserError(
+                f"This tokenizer puts {len(self.before)} tokens before a text and {len(self.after)} after it; "
+                "llama.cpp puts at most one at each end."
+            )
+        said: dict[str, Any] = {"add_bos_token": bool(self.before), "add_eos_token": bool(self.after)}
+        if self.before:
+            said["bos_token_id"] = self.before[0]
+        if self.after:
+            said["eos_token_id"] = self.after[0]
+        return said
+
+
+def roles(tokenizer: Tokenizer | None, config: ModelConfig) -> dict[str, Any]:
+    """The ids of tokens with a role; the model's own word on where a text begins and ends counts first."""
+    tokens = config.tokens
+    ids = {
+        "bos_token_id": tokens.bos,
+        "padding_token_id": tokens.pad,
+        **dict(zip(ENDS, tokens.eos, strict=False)),
+    }
+    if tokenizer is not None:
+        usual: dict[str, int | None] = {key: getattr(tokenizer, role) for role, key in ROLES.items()}
+        ids = {**usual, **{key: id_ for key, id_ in ids.items() if id_ is not None}}
+    return {key: id_ for key, id_ in ids.items() if id_ is not None and id_ < config.vocab_size}
+
+
+def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and after a text."""
+    for text in ("a", "0", "."):
+        plain, whole = tokenizer.backend.encode(text, add_special_tokens=False).ids, tokenizer.backend.encode(text).ids
+        for start in range(len(whole) - len(plain) + 1):
+            if plain and whole[start : start + len(plain)] == plain:
+                return whole[:start], whole[start + len(plain) :]
+    raise UserError("What this tokenizer puts around a text can't be told, so llama.cpp can't be told either.")
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

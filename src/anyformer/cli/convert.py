@@ -1,0 +1,82 @@
+"""`anyformer convert DIR FILE.gguf`, and the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from anyformer.cli.parsing import parse
+from anyformer.errors import UserError
+
+if TYPE_CHECKING:
+    from anyformer.compare.verify import Check
+
+_DTYPES = {None: None, "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Write a model directory as a GGUF file for llama.cpp, or a GGUF file as a model directory."""
+
+    source: Positional[str]
+    """A model directory, a run directory, a hub id, or a file that ends in .gguf."""
+    target: Positional[str]
+    """What to write: a file that ends in .gguf, or a directory."""
+    type: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] | None = None
+    """The format of the weights; default: f16 in a GGUF file, as stored in a directory (which has no q types)."""
+    verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Compare what was written with what llama.cpp reads (transformers, for a directory): tokens, numbers and words."""
+    allow_pickle: bool = False
+    """Read pytorch_model.bin where there is no safetensors file."""
+
+
+def run(argv: list[str]) -> int:
+    """Convert, and say what could not be carried over; exit status 1 if a comparison finds a difference."""
+    options = parse(ConvertOptions, argv, prog="anyformer convert")
+    if options.target.endswith(".gguf"):
+        checks = _to_gguf(options)
+    elif options.source.endswith(".gguf"):
+        checks = _to_directory(options)
+    else:
+        raise UserError("convert makes a GGUF file or reads one: one of the two names has to end in .gguf.")
+    if checks:
+        from anyformer.cli.verify import show
+
+        return show(checks)
+    return 0
+
+
+def _to_gguf(options: ConvertOptions) -> list[Check]:
+    from anyformer.checkpoint import load, save_gguf
+
+    path = Path(options.target)
+    model, tokenizer = load(options.source, allow_pickle=options.allow_pickle)
+    written = save_gguf(model, path, tokenizer=tokenizer, kind=options.type or "f16")
+    for note in written.notes:
+        print(f"note: {note}")
+    formats = ", ".join(f"{count} {name}" for name, count in written.formats.items())
+    print(f"{path}: {written.architecture}, tensors {formats}, {written.size / 1e6:,.1f} MB")
+    if not options.verify:
+        return []
+    from anyformer.compare.verify_gguf import verify_gguf
+
+    return verify_gguf(path, model.float(), tokenizer)
+
+
+def _to_directory(options: ConvertOptions) -> list[Check]:
+    from anyformer.checkpoint import load, save
+
+    if options.type not in _DTYPES:
+        raise UserError(f"A model directory has no weights of type {options.type}: choose f32, f16 or bf16.")
+    model, tokenizer = load(options.source, _DTYPES[options.type])
+    model_type = save(model, options.target, tokenizer=tokenizer)
+    print(f"{options.target}: {model_type}{'' if tokenizer else ', without a tokenizer'}")
+    if not options.verify:
+        return []
+    from anyformer.compare.verify import verify
+
+    return verify(options.target)

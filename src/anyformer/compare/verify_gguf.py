@@ -1,0 +1,128 @@
+"""Does llama.cpp compute from a GGUF file what we do? Tokens, numbers and words, side by side."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from anyformer.checkpoint import load
+from anyformer.checkpoint.gguf.container import Container
+from anyformer.compare.llama_cpp import LlamaCpp
+from anyformer.compare.verify import NEW_TOKENS, SAMPLES, Check
+from anyformer.generation import embed
+from anyformer.model import Transformer
+from anyformer.tokenizer import Tokenizer
+
+_TOLERANCES = {"F32": 1e-3, "F16": 5e-3, "BF16": 2e-2}
+"""llama.cpp rounds what it multiplies to the precision of the weights."""
+_QUANTISED = 1e-1
+_GELU = 5e-3
+"""llama.cpp looks GELU up in a table of F16, made by the tanh formula."""
+_CONTEXT = 64
+
+
+def verify_gguf(path: Path, original: Transformer, tokenizer: Tokenizer | None) -> list[Check]:
+    """Compare a GGUF file as read here, in float32, and by llama.cpp; and what it says with the model it was made from.
+
+    The difference that is allowed, relative to the largest value, follows from what llama.cpp rounds: 1e-3 in F32.
+
+    Args:
+        path: The file.
+        original: The model that it was made from, in float32.
+        tokenizer: The tokenizer of that.
+
+    Raises:
+        UserError: llama.cpp is not installed, or does not open the file.
+    """
+    model, _ = load(path, dtype=torch.float32)
+    tolerance = _tolerance(path, model)
+    ids, source = _inputs(model, tokenizer)
+    checks: list[Check] = []
+    with LlamaCpp(path, gives="logits" if model.decoder is not None else "hidden") as theirs, torch.inference_mode():
+        if tokenizer is not None:
+            checks.append(_tokens(theirs, tokenizer))
+        if model.decoder is not None:
+            said = theirs.logits(ids, source)
+            checks.append(_close("logits", said, _answer(model, ids, source), tolerance))
+            checks.append(_greedy(theirs, model, ids, source, tolerance))
+        else:
+            said = theirs.hidden(ids)
+            checks.append(_close("hidden states", said, _answer(model, ids, source), tolerance))
+        cost = _close("the model itself", _answer(original, ids, source), said, tolerance)
+    if tokenizer is not None and model.decoder is None:
+        with LlamaCpp(path, gives="embedding") as theirs:
+            vector = normalize(theirs.embedding(tokenizer.encode(SAMPLES[0])), dim=0)
+        checks.append(_close("embedding", vector, normalize(embed(model, tokenizer, SAMPLES[:1])[0], dim=0), tolerance))
+    return [*checks, replace(cost, equal=_kept(original, path))]
+
+
+def _tolerance(path: Path, model: Transformer) -> float:
+    formats = {info.type.name for info in Container(path).tensors.values()}
+    gelu = _GELU if model.config.feed_forward.activation.startswith("gelu") else 0.0
+    return max(gelu, *(_TOLERANCES.get(name, _QUANTISED) for name in formats))
+
+
+def _inputs(model: Transformer, tokenizer: Tokenizer | None) -> tuple[list[int], list[int] | None]:
+    """Tokens of a text, or drawn ones where there is no tokenizer; for an encoder-decoder they are the source."""
+    config = model.config
+    if tokenizer is None:
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(config.vocab_size, (16,), generator=generator).tolist()
+    else:
+        ids = tokenizer.encode(SAMPLES[0])
+    ids = ids[: max(1, min(_CONTEXT, config.max_length - NEW_TOKENS))]
+    return ([config.tokens.decoder_start or 0, *ids[:4]], ids) if config.is_encoder_decoder else (ids, None)
+
+
+def _answer(model: Transformer, ids: Sequence[int], source: Sequence[int] | None) -> Tensor:
+    """Logits [time, vocabulary] of a decoder, hidden states [time, d_model] of an encoder."""
+    output = model(torch.tensor([ids]), source=None if source is None else torch.tensor([source]))
+    return output.hidden[0] if model.decoder is None or output.logits is None else output.logits[0]
+
+
+def _tokens(theirs: LlamaCpp, ours: Tokenizer) -> Check:
+    for text in SAMPLES:
+        expected, got = ours.encode(text), theirs.tokens(text)
+        if expected != got:
+            return Check("token ids", False, f"{text!r} is {got} there and {expected} here")
+    return Check("token ids", True, f"{len(SAMPLES)} texts, {ours.vocab_size} tokens")
+
+
+def _close(name: str, expected: Tensor, got: Tensor, tolerance: float) -> Check:
+    worst = float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-30))
+    return Check(name, worst <= tolerance, f"largest difference {worst:.1e} of the largest value")
+
+
+def _greedy(
+    theirs: LlamaCpp, model: Transformer, ids: Sequence[int], source: Sequence[int] | None, tolerance: float
+) -> Check:
+    """The same words, or a parting at two tokens that are nearer to each other than the numbers are equal."""
+    room = min(NEW_TOKENS, model.config.max_length - len(ids))
+    there = theirs.greedy(ids, room, source)
+    here = _ours(model, ids, source, room)
+    common = next((i for i in range(room) if there[i] != here[i]), room)
+    if common == room:
+        return Check("greedy continuation", True, f"{room} tokens")
+    last = _answer(model, [*ids, *here[:common]], source)[-1]
+    close = float(last[here[common]] - last[there[common]]) <= 2 * tolerance * float(last.abs().max())
+    parting = "where two tokens are as likely" if close else f"{there[common]} there and {here[common]} here"
+    return Check("greedy continuation", close, f"{common} tokens, then {parting}")
+
+
+def _ours(model: Transformer, ids: Sequence[int], source: Sequence[int] | None, count: int) -> list[int]:
+    """Our likeliest tokens, past the end of a text as well."""
+    written: list[int] = []
+    while len(written) < count:
+        written.append(int(_answer(model, [*ids, *written], source)[-1].argmax()))
+    return written
+
+
+def _kept(original: Transformer, path: Path) -> bool:
+    """Whether the file has the model's weights to the bit, where its type is F32 and that can be asked."""
+    if {info.type.name for info in Container(path).tensors.values()} != {"F32"}:
+        return True
+    file, model = load(path)[0].state_dict(), original.state_dict()
+    return all(torch.equal(weight, model[name]) for name, weight in file.items())

@@ -1,0 +1,263 @@
+"""The tokenizer in a GGUF file's metadata (`tokenizer.ggml.*`), as the `tokenizers` pipeline that gives its ids.
+
+model   what it is                         rebuilt as
+gpt2    byte-level BPE                     BPE, the words cut as `tokenizer.ggml.pre` says
+llama   SentencePiece BPE, with scores     BPE whose merges follow from the scores, bytes for what is unknown
+bert    WordPiece; `##` is left out there, and words begin with ▁
+t5      SentencePiece Unigram
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from anyformer.errors import UserError, nearest
+from anyformer.tokenizer.core import Tokenizer
+from anyformer.tokenizer.legacy import bert_normalizer, sentence_template
+from anyformer.tokenizer.pretokenizers import cut_of
+from anyformer.tokenizer.sentencepiece import SPACE, pipeline
+from anyformer.tokenizer.special import CONVENTIONS, add
+
+KEY = "tokenizer.ggml."
+UNKNOWN, CONTROL, USER, UNUSED, BYTE = 2, 3, 4, 5, 6
+"""Values of token_type; 1 is an ordinary token."""
+ROLES = {
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "unk": "unknown_token_id",
+    "sep": "seperator_token_id",  # so misspelt in the format
+    "pad": "padding_token_id",
+    "mask": "mask_token_id",
+    "cls": "cls_token_id",
+}
+_LONGEST = 1024
+
+
+class _Source:
+    """The metadata, with a sentence for whatever is missing or misshapen in it."""
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self.metadata = metadata
+        self.tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(self.texts("tokens"))]
+        self.ids = {token: i for i, token in enumerate(self.tokens)}
+        if len(self.ids) < len(self.tokens):
+            twice = next(token for i, token in enumerate(self.tokens) if self.ids[token] != i)
+            raise UserError(f"The vocabulary has the token {twice[:40]!r} twice.")
+        if any(len(token) > _LONGEST for token in self.tokens):
+            raise UserError(f"The vocabulary has a token of more than {_LONGEST} characters.")
+        self.types = [int(value) for value in self.numbers("token_type")] or [1] * len(self.tokens)
+        self.roles = {role: token for role, key in ROLES.items() if (token := self._token(key)) is not None}
+
+    def get(self, key: str) -> Any:
+        return self.metadata.get(KEY + key)
+
+    def flag(self, key: str, usual: bool) -> bool:
+        value = self.get(key)
+        return value if isinstance(value, bool) else usual
+
+    def texts(self, key: str) -> list[str]:
+        value: object = self.get(key)
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in cast("list[object]", value)):
+            raise UserError(f"{KEY}{key} should be a list of texts.")
+        return cast("list[str]", value)
+
+    def numbers(self, key: str) -> Sequence[float]:
+        """One number for each token, or none at all."""
+        value: Any = self.get(key)
+        if value is None:
+            return []
+        if isinstance(value, str | int | float) or len(value) != len(self.tokens):
+            raise UserError(f"{KEY}{key} should have a number for each of the {len(self.tokens)} tokens.")
+        try:
+            return [float(number) for number in value]
+        except ValueError as error:
+            raise UserError(f"{KEY}{key} should be a list of numbers.") from error
+
+    def scores(self) -> list[float]:
+        scores = list(self.numbers("scores"))
+        if not scores:
+            raise UserError(f"{KEY}scores is missing, so texts can't be cut into tokens.")
+        return scores
+
+    def _token(self, key: str) -> str | None:
+        index = self.get(key)
+        known = isinstance(index, int) and 0 <= index < len(self.tokens)
+        return self.tokens[index] if known else None
+
+    def unknown(self) -> str | None:
+        """The unknown token: the one declared, or marked."""
+        marked = [token for token, kind in zip(self.tokens, self.types, strict=True) if kind == UNKNOWN]
+        return self.roles.get("unk") or (marked[0] if marked else None)
+
+
+def read(metadata: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer of a GGUF file; None where it has none.
+
+    Raises:
+        UserError: a kind of tokenizer or a pre-tokenizer that is not supported, or metadata that is damaged.
+    """
+    kind = metadata.get(KEY + "model")
+    if kind in (None, "none", "no_vocab"):
+        return None
+    if kind not in _KINDS:
+        raise UserError(f"The tokenizer model {str(kind)[:40]!r} is not supported ({nearest(str(kind), _KINDS)}).")
+    source = _Source(metadata)
+    try:
+        backend = _KINDS[kind](source)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(f"The tokenizer's metadata does not fit together: {str(error)[:200]}.") from error
+    return Tokenizer(backend, _config(source))
+
+
+def _config(source: _Source) -> dict[str, Any]:
+    """tokenizer_config.json."""
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **{f"{role}_token": token for role, token in source.roles.items()},
+    }
+    length = source.metadata.get(f"{source.metadata.get('general.architecture')}.context_length")
+    if isinstance(length, int) and length > 0:
+        config["model_max_length"] = length
+    template = source.metadata.get("tokenizer.chat_template")
+    return {**config, "chat_template": template} if isinstance(template, str) else config
+
+
+def _byte_level(source: _Source) -> tokenizers.Tokenizer:
+    cut = cut_of(source.get("pre") or "default")
+    merges = [(merge[:at], merge[at + 1 :]) for merge in source.texts("merges") if (at := merge.find(" ", 1)) > 0]
+    backend = tokenizers.Tokenizer(
+        models.BPE(source.ids, merges, fuse_unk=False, byte_fallback=False, ignore_merges=cut.ignores_merges)
+    )
+    if cut.composes:
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = cut.build()
+    backend.decoder = decoders.ByteLevel()
+    _mark(backend, source)
+    _surround(backend, source, bos=cut.adds_bos, eos=False)
+    return backend
+
+
+def _sentencepiece(source: _Source) -> tokenizers.Tokenizer:
+    """SentencePiece's BPE joins the neighbours whose union has the highest score (Kudo & Richardson 2018)."""
+    unknown = source.unknown()
+    model = models.BPE(
+        source.ids, _merges(source), unk_token=unknown, fuse_unk=True, byte_fallback=BYTE in source.types
+    )
+    backend = tokenizers.Tokenizer(model)
+    spaces = normalizers.Replace(" ", SPACE)
+    prefixed = source.flag("add_space_prefix", True)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefixed else spaces
+    parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if prefixed else parts)
+    _mark(backend, source)
+    _surround(backend, source, bos=True, eos=False)
+    return backend
+
+
+def _merges(source: _Source) -> list[tuple[str, str]]:
+    """All pairs of tokens whose union is a token, the best first."""
+    scored: list[tuple[float, int, int, str, str]] = []
+    ids, types = source.ids, source.types
+    for token, score, kind in zip(source.tokens, source.scores(), types, strict=True):
+        if kind in (UNKNOWN, CONTROL, BYTE):
+            continue
+        for at in range(1, len(token)):
+            left, right = ids.get(token[:at]), ids.get(token[at:])
+            if left is not None and right is not None:
+                scored.append((-score, left, right, token[:at], token[at:]))
+    return [(left, right) for *_, left, right in sorted(scored)]
+
+
+def _word_piece(source: _Source) -> tokenizers.Tokenizer:
+    names = [_word_piece_name(token, kind) for token, kind in zip(source.tokens, source.types, strict=True)]
+    ids = {name: i for i, name in enumerate(names)}
+    declared = {role: names[source.ids[token]] for role, token in source.roles.items()}
+    usual = {role: token for role, token in CONVENTIONS[0].items() if token in ids}
+    if "bos" in declared:  # [CLS] goes by both names
+        usual["cls"] = declared["bos"]
+    source.roles = {role: token for role, token in {**usual, **declared}.items() if role not in ("bos", "eos")}
+    missing = [role for role in ("unk", "cls", "sep") if role not in source.roles]
+    if missing:
+        raise UserError(f"The vocabulary has no token for the role {missing[0]!r}, so it is not BERT's.")
+    cls, sep = source.roles["cls"], source.roles["sep"]
+    backend = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=source.roles["unk"], max_input_chars_per_word=100))
+    # Older files do not say whether text is folded to lower case, but if it is, no word has a capital.
+    words = (name for name, kind in zip(names, source.types, strict=True) if kind == 1 and not name.startswith("["))
+    lower = source.flag("normalizer.lowercase", all(word == word.lower() for word in words))
+    accents = source.flag("normalizer.strip_accents", lower)
+    backend.normalizer = bert_normalizer(
+        {"do_lower_case": lower, "strip_accents": None if accents == lower else accents}
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.post_processor = sentence_template((cls, ids[cls]), (sep, ids[sep]))
+    source.tokens, source.ids = names, ids
+    _mark(backend, source)
+    return backend
+
+
+def _word_piece_name(token: str, kind: int) -> str:
+    """BERT's own spelling."""
+    if token.startswith(SPACE) and len(token) > 1:
+        return token[1:]
+    bracketed = token.startswith("[") and token.endswith("]") and len(token) > 2
+    return token if kind in (UNKNOWN, CONTROL, USER, UNUSED) or bracketed else f"##{token}"
+
+
+def _unigram(source: _Source) -> tokenizers.Tokenizer:
+    unknown = source.unknown()
+    if unknown is None:
+        raise UserError("The vocabulary has no unknown token.")
+    charsmap: Any = source.get("precompiled_charsmap")
+    backend = pipeline(
+        source.tokens,
+        source.scores(),
+        source.ids[unknown],
+        b"" if charsmap is None else bytes(charsmap.astype("u1")),
+    )
+    if not source.flag("remove_extra_whitespaces", True):
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=True)
+        backend.decoder = decoders.Metaspace(SPACE, prepend_scheme="first", split=True)
+    _mark(backend, source)
+    _surround(backend, source, bos=False, eos=True)
+    return backend
+
+
+def _mark(backend: tokenizers.Tokenizer, source: _Source) -> None:
+    """Let control tokens, and those that users defined, be found in a text as they are."""
+    roles = set(source.roles.values())
+    marked: Iterable[AddedToken] = (
+        AddedToken(token, normalized=False, special=kind != USER)
+        for token, kind in zip(source.tokens, source.types, strict=True)
+        if kind in (CONTROL, USER) or token in roles
+    )
+    add(backend, marked)
+
+
+def _surround(backend: tokenizers.Tokenizer, source: _Source, *, bos: bool, eos: bool) -> None:
+    """What goes around a text; the arguments are what is usual."""
+    first = source.roles.get("bos") if source.flag("add_bos_token", bos) else None
+    last = source.roles.get("eos") if source.flag("add_eos_token", eos) else None
+    around = [token for token in (first, last) if token is not None]
+    if around:
+        single = [*([first] if first else []), "$A", *([last] if last else [])]
+        backend.post_processor = processors.TemplateProcessing(
+            single=single,
+            pair=[*single, *(part.replace("$A", "$B") for part in single)],
+            special_tokens=[(token, source.ids[token]) for token in dict.fromkeys(around)],
+        )
+
+
+_KINDS: dict[str, Callable[[_Source], tokenizers.Tokenizer]] = {
+    "gpt2": _byte_level,
+    "llama": _sentencepiece,
+    "bert": _word_piece,
+    "t5": _unigram,
+}

