@@ -35,7 +35,10 @@ COMMON = [
 QUICK = ["--model.d-model", "128", "--model.feed-forward.width", "512", "--model.init.std", "0.09", "--context", "64"]
 RECIPES: dict[str, tuple[float, list[str]]] = {
     "quick": (1.88, [*QUICK, "--batch-size", "12", "--steps", "300", "--warmup", "0.05"]),
-    "ten": (1.4697, ["--batch-size", "8", "--minutes", "10", "--warmup", "0.02", "--dtype", "int8", "--compile", "True"]),
+    "ten": (
+        1.4697,
+        ["--batch-size", "8", "--minutes", "10", "--warmup", "0.02", "--dtype", "int8", "--compile", "True"],
+    ),
 }
 NANOGPT = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 "
