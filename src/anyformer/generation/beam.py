@@ -26,12 +26,12 @@ from anyformer.errors import UserError
 from anyformer.generation.inference import evaluating
 from anyformer.generation.prompt import Prompt, read_prompt
 from anyformer.generation.rules import History, Rule, generation_settings
+from anyformer.generation.step import step_of
 from anyformer.generation.writing import (
     cache_is_stale,
     end_tokens,
     filler,
     first_scores,
-    next_scores,
     require_writing,
     reread,
     rules_of,
@@ -213,13 +213,14 @@ class _Beams:
 
     def run(self) -> _Found:
         """Search until every row is done; returns what was found for each."""
+        step = step_of(self.model)
         cache, log_p = self._begin()
         for new in range(self.max_new_tokens):
             history = self._history(new)
             if new > 0 and cache_is_stale(self.model, self.read + new):
                 scores = reread(self.model, self.prompt, history)
             elif new > 0:
-                scores = next_scores(self.model(history.ids[:, -1:], cache=cache, last_only=True))
+                scores = step(history.ids[:, -1:], cache)
             else:
                 scores = log_p
             origin = self._grow(self._judged(scores, history, self.rules), new)

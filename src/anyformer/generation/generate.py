@@ -16,12 +16,12 @@ from anyformer.generation.inference import device_of, evaluating
 from anyformer.generation.prompt import Prompt, read_prompt
 from anyformer.generation.rules import History, Rule
 from anyformer.generation.sampling import Sampling
+from anyformer.generation.step import step_of
 from anyformer.generation.writing import (
     cache_is_stale,
     end_tokens,
     filler,
     first_scores,
-    next_scores,
     require_writing,
     reread,
     rules_of,
@@ -138,7 +138,7 @@ def _steps(
 ) -> Iterator[Tensor]:
     batch, read = prompt.start.shape
     stop = torch.tensor(ends, device=prompt.start.device) if ends else None
-    fill = filler(model, ends)
+    fill, step = filler(model, ends), step_of(model)
     with evaluating(model):
         # Inference mode must not be left on while the caller is at work between two steps.
         with torch.inference_mode():
@@ -161,7 +161,7 @@ def _steps(
                 if new > 0 and cache_is_stale(model, read + new):
                     scores = reread(model, prompt, history)
                 elif new > 0:
-                    scores = next_scores(model(texts[:, read + new - 1, None], cache=cache, last_only=True))
+                    scores = step(texts[:, read + new - 1, None], cache)
                 for rule in rules:
                     scores = rule(scores, history)
                 token = sampling.choose(scores, generator)
