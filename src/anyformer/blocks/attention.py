@@ -6,10 +6,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyformer.blocks.cache import KeysValues, LayerCache
-from anyformer.blocks.causal_attention import causal_attention, pays
 from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.mask import Mask
 from anyformer.blocks.norm import RMSNorm
+from anyformer.blocks.piecewise_attention import pays, piecewise_attention
 from anyformer.blocks.position import Rotation
 from anyformer.config import AttentionConfig
 
@@ -70,10 +70,11 @@ class MultiHeadAttention(nn.Module):
             cache: What x's stack has read before, to which the keys and values of x are added.
         """
         query, key, value = self._operands(x, source, rotation, cache)
-        if mask.causal and pays(query) and not (self.training and self.dropout.p > 0):
-            mixed = causal_attention(query, self._for_each_head(key), self._for_each_head(value), self.scale)
-        elif self._is_slow_when_fused(mask):
+        if self.training and self.dropout.p > 0 and query.device.type == "cpu":
+            # On CPUs the fused kernel knows no dropout, and what torch takes instead is slower than this.
             mixed = self.dropout(self._weights(query, key, mask)) @ self._for_each_head(value)
+        elif pays(query, key, mask):
+            mixed = piecewise_attention(query, self._for_each_head(key), self._for_each_head(value), self.scale, mask)
         else:
             mixed = F.scaled_dot_product_attention(
                 query,
@@ -98,16 +99,6 @@ class MultiHeadAttention(nn.Module):
         """How much each token looks at each other one, written out for pictures; every row sums to 1."""
         query, key, _ = self._operands(x, source, rotation, None)
         return self._weights(query, key, mask)
-
-    def _is_slow_when_fused(self, mask: Mask) -> bool:
-        """Whether attention is faster written out.
-
-        On CPUs the fused kernel knows neither dropout nor a gradient of what is added to the scores, and what torch
-        takes instead is slower.
-        """
-        dropped = self.training and self.dropout.p > 0
-        learned = mask.scores is not None and mask.scores.requires_grad
-        return (dropped or learned) and self.query.weight.device.type == "cpu"
 
     def _weights(self, query: Tensor, key: Tensor, mask: Mask) -> Tensor:
         scores = (query * self.scale) @ self._for_each_head(key).transpose(2, 3)

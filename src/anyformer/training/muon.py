@@ -7,6 +7,7 @@ bfloat16 instructions but no matrix unit for them. Here the format is chosen; th
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from anyformer.training.spread import spread_like, whole
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
+_STACK = 1 << 20
+"""Numbers that are orthogonalised at a time, but at least one matrix: larger products fill the cores alone."""
+
 _SMALLEST = 1e-7
 """As in https://kellerjordan.github.io/posts/muon/ and torch.optim.Muon."""
 
@@ -28,7 +32,8 @@ class Muon(torch.optim.Optimizer):
     are content with the same learning rate and weight decay (Liu et al. 2025, Muon is scalable for LLM training,
     section 2.2).
 
-    Matrices may be DTensors (FSDP2): one at a time is gathered and orthogonalised in every process.
+    Small matrices of one shape are orthogonalised as one stack: with many tiny products, starting them is what takes
+    time. Matrices may be DTensors (FSDP2): a stack of them at a time is gathered, and orthogonalised in every process.
 
     Args:
         matrices: what Muon updates.
@@ -68,30 +73,55 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         own, *others = self.param_groups
-        for matrix in own["params"]:
-            if matrix.grad is not None:
-                self._update(matrix, matrix.grad, own)
+        for stack in _stacks([matrix for matrix in own["params"] if matrix.grad is not None]):
+            self._update(stack, own)
         # One state and one set of groups, wherever they were loaded from.
         self._rest.param_groups, self._rest.state = others, self.state
         self._rest.step()
         return loss
 
-    def _update(self, matrix: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[matrix]
+    def _update(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
+        ahead = [whole(self._ahead(matrix, group["momentum"])) for matrix in matrices]
+        wide = torch.stack([_wide(matrix) for matrix in ahead])
+        for matrix, update in zip(matrices, orthogonalise(wide, self.dtype), strict=True):
+            mine = update if _is_wide(matrix) else update.T
+            matrix.mul_(1 - group["lr"] * group["weight_decay"])
+            matrix.add_(spread_like(mine, matrix), alpha=-0.2 * group["lr"] * math.sqrt(max(matrix.shape)))
+
+    def _ahead(self, matrix: nn.Parameter, share: float) -> Tensor:
+        """The gradient, seen from where the momentum leads."""
+        gradient, state = matrix.grad, self.state[matrix]
+        assert gradient is not None
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         momentum: Tensor = state["momentum_buffer"]
-        momentum.lerp_(gradient, 1 - group["momentum"])
-        ahead = whole(gradient.lerp(momentum, group["momentum"]))
-        update = spread_like(orthogonalise(ahead, self.dtype), matrix)
-        matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        matrix.add_(update, alpha=-0.2 * group["lr"] * math.sqrt(max(matrix.shape)))
+        momentum.lerp_(gradient, 1 - share)
+        return gradient.lerp(momentum, share)
+
+
+def _is_wide(matrix: Tensor) -> bool:
+    return matrix.shape[0] <= matrix.shape[1]
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    return matrix if _is_wide(matrix) else matrix.T
+
+
+def _stacks(matrices: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Matrices of one shape, lying or standing, a few at a time."""
+    alike: dict[tuple[int, ...], list[nn.Parameter]] = {}
+    for matrix in matrices:
+        alike.setdefault(tuple(sorted(matrix.shape)), []).append(matrix)
+    for (rows, columns), members in alike.items():
+        count = max(1, _STACK // (rows * columns))
+        for first in range(0, len(members), count):
+            yield members[first : first + count]
 
 
 def orthogonalise(
-    matrix: Float[Tensor, "rows columns"], dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "rows columns"]:
-    """About ``U V^T`` of the matrix ``U S V^T``: singular values between 0.7 and 1.2, by a Newton-Schulz iteration.
+    matrix: Float[Tensor, "*stack rows columns"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "*stack rows columns"]:
+    """About ``U V^T`` of each matrix ``U S V^T``: singular values between 0.7 and 1.2, by a Newton-Schulz iteration.
 
     Each iteration is ``X <- a X + b (X X^T) X + c (X X^T)^2 X``. In float32 and for long matrices it runs on the
     small Gram matrix ``X X^T`` alone, of which each iteration is a polynomial, and X comes in at the end: 1.8 times
@@ -102,10 +132,10 @@ def orthogonalise(
         matrix: is scaled in its own format first, for a gradient can be too small or too large for float16.
         dtype: the format of the products.
     """
-    if matrix.shape[0] > matrix.shape[1]:
-        return orthogonalise(matrix.T, dtype).T
-    x = (matrix / matrix.norm().clamp(min=_SMALLEST)).to(dtype)
-    rows, columns = x.shape
+    if matrix.shape[-2] > matrix.shape[-1]:
+        return orthogonalise(matrix.mT, dtype).mT
+    x = (matrix / matrix.norm(dim=(-2, -1), keepdim=True).clamp(min=_SMALLEST)).to(dtype)
+    rows, columns = x.shape[-2:]
     found = _by_gram(x) if columns >= 2 * rows and torch.finfo(dtype).bits >= 32 else _directly(x)
     return found.to(matrix.dtype)
 
@@ -113,20 +143,26 @@ def orthogonalise(
 def _directly(x: Tensor) -> Tensor:
     a, b, c = _COEFFICIENTS
     for _ in range(_ITERATIONS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = x @ x.mT
+        x = _sum(x, _sum(gram, gram, gram, b, c), x, a, 1.0)
     return x
 
 
 def _by_gram(x: Tensor) -> Tensor:
     a, b, c = _COEFFICIENTS
-    gram = x @ x.T
+    gram = x @ x.mT
     product = None
     for iteration in range(_ITERATIONS):
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal().add_(a)
+        factor = _sum(gram, gram, gram, b, c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
         product = factor if product is None else factor @ product
         if iteration < _ITERATIONS - 1:
             gram = factor @ gram @ factor
     assert product is not None
     return product @ x
+
+
+def _sum(added: Tensor, left: Tensor, right: Tensor, beta: float, alpha: float) -> Tensor:
+    """``beta added + alpha left @ right``."""
+    fused = torch.addmm if added.dim() == 2 else torch.baddbmm
+    return fused(added, left, right, beta=beta, alpha=alpha)
