@@ -60,7 +60,7 @@ def test_text_for_each_objective(name: str, prepares: Any, text: Path):
     assert (batch.source is not None) is (name == "t5-small")
     assert batch.predicted > 0
     assert batch.tokens.max() < found.config.model.vocab_size == found.tokenizer.vocab_size
-    assert len(list(found.validation())) == found.validation_batches > 1
+    assert len(list(found.validation())) == found.validation_batches > 0
     assert len(list(found.validation(3))) == -(-found.validation_batches // 3)
     causal = name == "gpt2-nano"
     assert (found.validation_tokens is not None) is (found.validation_bytes is not None) is causal

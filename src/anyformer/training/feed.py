@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Protocol
 
 from anyformer.data.batch import Batch
-from anyformer.data.batches import Batches, validation_batches
+from anyformer.data.batches import Batches, count_validation_batches, validation_batches
 from anyformer.data.cache import key
 from anyformer.data.objectives import decoder_start, objective
 from anyformer.data.pair_batches import PairBatches
@@ -16,6 +15,9 @@ from anyformer.data.tokens import TokenFile
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.config import CompleteConfig
+
+_TOKENS_AT_ONCE = 4096
+"""Of a validation text, at least: without gradients there is memory for more than in training, and it is faster."""
 
 
 class Feed(Protocol):
@@ -64,10 +66,11 @@ class TextFeed:
         self._training, self._held_out = training, held_out
         self._batches = Batches(training.ids, config.context, config.batch_size, config.seed, self._objective)
         self.steps_per_epoch = -(-self._batches.windows_per_epoch // config.batch_size)
-        self._validation()
-        stride = self._objective.stride(config.context)
-        windows = -(-(len(held_out) - self._objective.overlap) // stride)
-        self.validation_batches = -(-windows // config.batch_size)
+        tokens, context = len(held_out), config.context
+        windows = count_validation_batches(tokens, context, 1, self._objective)
+        self._rows = max(config.batch_size, min(_TOKENS_AT_ONCE // context, windows))
+        self.validation_batches = count_validation_batches(tokens, context, self._rows, self._objective)
+        self.validation()
         self.digest = key(training.header.digest, held_out.header.digest)
 
     def batch(self, step: int) -> Batch:
@@ -76,15 +79,12 @@ class TextFeed:
 
     def validation(self, every: int = 1) -> Iterator[Batch]:
         """See `Feed`."""
-        return islice(self._validation(), 0, None, every)
+        config = self._config
+        return validation_batches(self._held_out.ids, config.context, self._rows, self._objective, config.seed, every)
 
     def in_words(self) -> str:
         """See `Feed`."""
         return f"tokens     {len(self._training):,} to train on, {len(self._held_out):,} to validate on"
-
-    def _validation(self) -> Iterator[Batch]:
-        config = self._config
-        return validation_batches(self._held_out.ids, config.context, config.batch_size, self._objective, config.seed)
 
 
 class PairFeed:
