@@ -1,0 +1,162 @@
+"""Matrices whose weights are integers of 8 or 4 bits: a linear layer, and a table of vectors.
+
+They take an eighth to a quarter of float32's memory, and are multiplied out again when they are used: what comes in and
+goes out has the format of the activations.
+"""
+
+from collections.abc import Callable
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from anyformer.blocks.rounding import GROUP, Rounded, round_int4, round_int8
+
+Quantisation = Literal["int8", "int4"]
+ROUNDINGS: dict[Quantisation, Callable[[Tensor], Rounded]] = {"int8": round_int8, "int4": round_int4}
+_AT_ONCE = 1 << 18
+"""Weights that are multiplied out at a time: they stay in the cache of a core until they are used."""
+
+
+class QuantisedMatrix(nn.Module):
+    """A matrix in integers, with a scale for every 32 neighbours in a row (see `rounding.Rounded`).
+
+    Args:
+        rounded: The integers, scales and minima.
+        dtype: The format of the activations.
+    """
+
+    integers: Tensor
+    scales: Tensor
+    minima: Tensor | None
+    activations: Tensor
+    """Holds nothing; it has the format of the activations, and changes it as parameters do."""
+
+    def __init__(self, rounded: Rounded, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.register_buffer("integers", rounded.integers)
+        self.register_buffer("scales", rounded.scales)
+        self.register_buffer("minima", rounded.minima)
+        empty = torch.empty(0, dtype=dtype, device=rounded.integers.device)
+        self.register_buffer("activations", empty, persistent=False)
+
+    @property
+    def bits(self) -> int:
+        """8 or 4."""
+        return 8 if self.minima is None else 4
+
+    @property
+    def shape(self) -> torch.Size:
+        """[rows, columns] of the matrix."""
+        return torch.Size((self.scales.shape[0], self.scales.shape[1] * GROUP))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format of the activations."""
+        return self.activations.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.integers.device
+
+    @property
+    def rounded(self) -> Rounded:
+        """What it is made of."""
+        return Rounded(self.integers, self.scales, self.minima)
+
+    def dequantised(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows columns"]:
+        """The matrix in floating point; None: in the format of the activations."""
+        return dequantise(self.rounded, dtype or self.dtype)
+
+    def multiply(
+        self, x: Float[Tensor, "*batch columns"], bias: Float[Tensor, " rows"] | None = None
+    ) -> Float[Tensor, "*batch rows"]:
+        """``x @ matrix.T + bias``, in the format of x; some rows of the matrix are multiplied out at a time."""
+        rows, columns = self.shape
+        step = max(1, _AT_ONCE // columns)
+        if torch.compiler.is_compiling() or rows <= step:
+            return F.linear(x, self.dequantised(x.dtype), bias)
+        out = torch.empty(*x.shape[:-1], rows, dtype=x.dtype, device=x.device)
+        for start in range(0, rows, step):
+            some = slice(start, start + step)
+            part = dequantise(_rows(self.rounded, some), x.dtype)
+            out[..., some] = F.linear(x, part, None if bias is None else bias[some])
+        return out
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Scales keep their format whatever becomes of the activations: bfloat16 would round them."""
+        kept = self.scales, self.minima
+        super()._apply(fn, recurse)
+        for name, before in zip(("scales", "minima"), kept, strict=True):
+            if before is not None and getattr(self, name).dtype != before.dtype:
+                setattr(self, name, before.to(self.integers.device))
+        return self
+
+    def extra_repr(self) -> str:
+        """Its size, as in the repr of other layers."""
+        rows, columns = self.shape
+        return f"in_features={columns}, out_features={rows}, bits={self.bits}"
+
+
+class QuantisedLinear(QuantisedMatrix):
+    """``x @ matrix.T + bias``, like `nn.Linear`."""
+
+    bias: Tensor | None
+
+    def __init__(self, rounded: Rounded, bias: Tensor | None = None, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(rounded, dtype)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """Transform each vector by itself."""
+        return self.multiply(x, self.bias)
+
+
+class QuantisedEmbedding(QuantisedMatrix):
+    """A row for each id, like `nn.Embedding`."""
+
+    def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch columns"]:
+        """Look the rows up."""
+        rows = dequantise(_rows(self.rounded, ids.flatten()), self.dtype)
+        return rows.view(*ids.shape, -1)
+
+
+def dequantise(rounded: Rounded, dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
+    """The matrix in floating point: computed in float32, and rounded once."""
+    scales = rounded.scales.float()[..., None]
+    if rounded.minima is None:
+        codes = rounded.integers.unflatten(1, (-1, GROUP))
+        return (codes.float() * scales).to(dtype).flatten(1)
+    minima, groups = rounded.minima.float()[..., None], rounded.integers.unflatten(1, (-1, GROUP // 2))
+    matrix = torch.empty(*groups.shape[:2], GROUP, dtype=dtype, device=groups.device)
+    matrix[..., : GROUP // 2] = torch.addcmul(minima, (groups & 15).float(), scales)
+    matrix[..., GROUP // 2 :] = torch.addcmul(minima, (groups >> 4).float(), scales)
+    return matrix.flatten(1)
+
+
+def linear(
+    x: Float[Tensor, "*batch columns"], matrix: Tensor | QuantisedMatrix, bias: Float[Tensor, " rows"] | None = None
+) -> Float[Tensor, "*batch rows"]:
+    """``x @ matrix.T + bias`` of a matrix in floating point or in integers."""
+    return matrix.multiply(x, bias) if isinstance(matrix, QuantisedMatrix) else F.linear(x, matrix, bias)
+
+
+def _rows(rounded: Rounded, some: slice | Tensor) -> Rounded:
+    integers, scales, minima = rounded
+    return Rounded(integers[some], scales[some], None if minima is None else minima[some])
+
+
+def fits(rows: int, columns: int) -> bool:
+    """Whether a matrix can be made of whole groups, and is large enough to gain by it."""
+    return columns % GROUP == 0 and rows >= GROUP
+
+
+def quantised(module: nn.Linear | nn.Embedding, rounded: Rounded, dtype: torch.dtype) -> QuantisedMatrix:
+    """What takes the place of a module whose matrix was rounded."""
+    if isinstance(module, nn.Embedding):
+        return QuantisedEmbedding(rounded, dtype)
+    bias = cast("Tensor | None", module.bias)
+    return QuantisedLinear(rounded, None if bias is None else bias.detach(), dtype)

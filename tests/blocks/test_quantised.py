@@ -1,0 +1,165 @@
+"""Matrices in integers: what rounding may cost, the order of the bits, and layers made of them."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from anyformer.blocks.quantised import (
+    ROUNDINGS,
+    QuantisedEmbedding,
+    QuantisedLinear,
+    QuantisedMatrix,
+    dequantise,
+    quantised,
+)
+from anyformer.blocks.rounding import GROUP, Rounded, pack, round_int4, round_int8, unpack
+
+_HALF_STEP = 2.0**-11
+"""Relative error of a float16."""
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> Tensor:
+    rows, groups = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    seed = draw(st.integers(0, 2**31))
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(rows, groups, GROUP, generator=generator) * 10.0 ** draw(st.integers(-2, 2))
+    matrix += draw(st.sampled_from([0.0, 0.5, -3.0]))
+    if draw(st.booleans()):
+        matrix[0, 0] = draw(st.sampled_from([0.0, 1.0, -7.0]))  # a group without any spread
+    if draw(st.booleans()):
+        matrix[-1, -1, 3] *= 50  # an outlier
+    return matrix.flatten(1)
+
+
+def _groups(matrix: Tensor) -> Tensor:
+    return matrix.unflatten(1, (-1, GROUP))
+
+
+@given(matrices())
+def test_int8_is_within_half_a_step(matrix: Tensor) -> None:
+    rounded = round_int8(matrix)
+    assert rounded.integers.dtype == torch.int8
+    error = _groups(dequantise(rounded, torch.float32) - matrix).abs().amax(dim=-1)
+    largest = _groups(matrix).abs().amax(dim=-1)
+    # Half a step, and what the scale lost when it became a float16 (very small ones lose more).
+    assert bool((error <= largest * (0.5 / 127 + _HALF_STEP) + 127 * 2.0**-25).all())
+
+
+@given(matrices())
+def test_int4_is_no_worse_than_from_end_to_end(matrix: Tensor) -> None:
+    rounded = round_int4(matrix)
+    lowest, highest = _groups(matrix).aminmax(dim=-1)
+    scale, minimum = ((highest - lowest) / 15).half().float(), lowest.half().float()
+    inverse = torch.where(scale == 0, 0, 1 / scale)
+    codes = ((_groups(matrix) - minimum[..., None]) * inverse[..., None]).round().clamp(0, 15)
+    plain = (codes * scale[..., None] + minimum[..., None] - _groups(matrix)).square().sum(dim=-1)
+    searched = _groups(dequantise(rounded, torch.float32) - matrix).square().sum(dim=-1)
+    assert bool((searched <= plain * (1 + 1e-4) + 1e-9).all())
+
+
+def test_int4_finds_smaller_errors() -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(256, 256)
+    rounded = round_int4(matrix)
+    lowest, highest = _groups(matrix).aminmax(dim=-1)
+    scale = ((highest - lowest) / 15)[..., None]
+    plain = ((_groups(matrix) - lowest[..., None]) / scale).round() * scale + lowest[..., None] - _groups(matrix)
+    assert float((dequantise(rounded, torch.float32) - matrix).square().mean()) < 0.9 * float(plain.square().mean())
+
+
+@given(matrices())
+def test_what_is_on_the_grid_already_stays(matrix: Tensor) -> None:
+    for rounding in ROUNDINGS.values():
+        once = dequantise(rounding(matrix), torch.float32)
+        error = _groups(dequantise(rounding(once), torch.float32) - once).abs().amax(dim=-1)
+        assert bool((error <= 2 * _HALF_STEP * _groups(once).abs().amax(dim=-1) + 1e-5).all())
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 1000))
+def test_packing_loses_nothing(rows: int, groups: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 16, (rows, groups * GROUP), dtype=torch.uint8, generator=generator)
+    assert torch.equal(unpack(pack(codes)), codes)
+
+
+@given(matrices())
+@settings(deadline=None)  # the first call imports
+def test_the_layout_is_that_of_gguf(matrix: Tensor) -> None:
+    """The same numbers as the package gguf makes of the same bytes."""
+    kinds = {round_int8: gguf.GGMLQuantizationType.Q8_0, round_int4: gguf.GGMLQuantizationType.Q4_1}
+    for rounding, kind in kinds.items():
+        integers, scales, minima = rounding(matrix)
+        heads = [scales] if minima is None else [scales, minima]
+        head = torch.stack(heads, dim=-1).contiguous().view(torch.uint8)
+        body = integers.view(torch.uint8).unflatten(1, (scales.shape[1], -1))
+        blocks = torch.cat([head.unflatten(1, (scales.shape[1], -1)).flatten(2), body], dim=2).flatten(1).numpy()
+        theirs = gguf.quants.dequantize(np.ascontiguousarray(blocks), kind)
+        torch.testing.assert_close(
+            dequantise(Rounded(integers, scales, minima), torch.float32), torch.from_numpy(theirs), rtol=1e-6, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(
+    st.integers(1, 5),
+    st.sampled_from([(), (1,), (3,), (2, 3)]),
+    st.sampled_from([32, 1000]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+@settings(max_examples=20)
+def test_layers_multiply_like_their_matrix(
+    kind: str, dtype: torch.dtype, groups: int, batch: tuple[int, ...], rows: int, bias: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    ordinary = nn.Linear(groups * GROUP, rows, bias=bias).requires_grad_(False)
+    layer = quantised(ordinary, ROUNDINGS[kind](ordinary.weight.detach()), torch.float32).to(dtype)
+    assert isinstance(layer, QuantisedLinear)
+    assert layer.bits == int(kind[3:])
+    assert layer.shape == ordinary.weight.shape
+    assert layer.scales.dtype == torch.float16
+    x = torch.randn(*batch, groups * GROUP)
+    out = layer(x.to(dtype))
+    assert out.dtype == dtype
+    wanted = nn.functional.linear(x.to(dtype).float(), layer.dequantised(torch.float32), ordinary.bias)
+    bound = 1e-5 if dtype == torch.float32 else 2e-2
+    assert float((out.float() - wanted).norm() / wanted.norm()) < bound
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_large_matrices_are_multiplied_in_parts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    ordinary = nn.Linear(64, 100)
+    layer = quantised(ordinary, ROUNDINGS[kind](ordinary.weight.detach()), torch.float32)
+    x = torch.randn(2, 3, 64)
+    whole = layer(x)
+    monkeypatch.setattr("anyformer.blocks.quantised._AT_ONCE", 64 * 7)
+    torch.testing.assert_close(layer(x), whole)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_tables_look_up_their_rows(kind: str) -> None:
+    torch.manual_seed(0)
+    ordinary = nn.Embedding(50, 64)
+    table = quantised(ordinary, ROUNDINGS[kind](ordinary.weight.detach()), torch.bfloat16)
+    assert isinstance(table, QuantisedEmbedding)
+    ids = torch.randint(50, (2, 7))
+    assert torch.equal(table(ids), table.dequantised(torch.bfloat16)[ids])
+    assert table(ids).dtype == torch.bfloat16
+    assert table.float()(ids).dtype == torch.float32
+
+
+def test_scales_keep_their_format_and_follow_the_device() -> None:
+    layer = QuantisedMatrix(round_int4(torch.randn(32, 64)))
+    before = layer.scales.clone(), layer.integers.clone()
+    layer = layer.bfloat16().float()
+    assert torch.equal(layer.scales, before[0])
+    assert torch.equal(layer.integers, before[1])
+    assert layer.to("meta").scales.device.type == "meta"
+    assert layer.bfloat16().scales.device.type == "meta"
