@@ -114,21 +114,28 @@ class Stack(nn.Module):
         Returns:
             The embeddings and every block's output; the last one after the final norm.
         """
-        new = tokens.shape[1]
-        first = 0 if cache is None else cache.length
-        real = mask if cache is None else cache.extend(new, mask)
-        where = torch.arange(first + new, device=tokens.device)
-        positions = self._positions(tokens, real, where, documents)
-        added = self.position.embed(positions[:, first:])
+        if cache is None:
+            keys = new = torch.arange(tokens.shape[1], device=tokens.device)[None]
+            positions, real = self._positions(tokens, mask, new, documents), mask
+            if documents is None:
+                lengths = positions.amax(dim=1, keepdim=True) + 1
+            else:
+                lengths = lengths_of_documents(documents, positions)
+        else:
+            new, lengths, real = cache.extend(tokens.shape[1], mask)
+            keys = torch.arange(cache.length, device=tokens.device)[None]
+            positions = new if mask is None or real is None else new.masked_fill(~mask, -1)
+            self._require_positions(cache.length)
+        added = self.position.embed(positions)
         x = self.embedding(vectors, added, segments)
-        rotation = self._rotation(positions, first, x.dtype, documents)
-        # Padding on the sides leaves distances as they are; pieces that were padded one by one leave gaps between them.
-        places = where[None] if cache is None or real is None else positions
-        bias = self.position.bias(places[:, first:], places)
+        rotation = self.position.rotation(positions, lengths)
+        if rotation is not None:
+            rotation = Rotation(rotation.cos.to(x.dtype), rotation.sin.to(x.dtype))
+        bias = self.position.bias(new, keys)
         seen = {
             window: attention_mask(
-                places[:, first:],
-                places,
+                new,
+                keys,
                 causal=self.causal,
                 window=window,
                 real=real,
@@ -155,37 +162,23 @@ class Stack(nn.Module):
         states[-1] = self.final_norm(states[-1])
         return states
 
-    def _positions(self, tokens: Tensor, real: Tensor | None, where: Tensor, documents: Tensor | None) -> Tensor:
-        """The place of every token read so far among the real ones of its document; -1 for those that do not count."""
-        if self.skipped is not None:
-            counts = tokens != self.skipped
-        elif real is not None:
-            counts = real
-        else:
-            counts = None
+    def _positions(self, tokens: Tensor, mask: Tensor | None, where: Tensor, documents: Tensor | None) -> Tensor:
+        """The place of every token among the real ones of its document; -1 for those that do not count."""
+        counts = mask if self.skipped is None else tokens != self.skipped
         if documents is not None:
             positions = positions_in_documents(documents, counts)
         elif counts is not None:
             positions = (counts.cumsum(dim=1) * counts) - 1
         else:
-            positions = where[None]
+            positions = where
         # Asking a tensor makes an accelerator wait, and most texts are short enough with all their padding.
         if self.context_length is not None and positions.shape[1] > self.context_length:
-            longest = int(positions.max()) + 1
-            if longest > self.context_length:
-                raise ValueError(
-                    f"the text has {longest} tokens, and the model has positions for {self.context_length}"
-                )
+            self._require_positions(int(positions.max()) + 1)
         return positions
 
-    def _rotation(self, positions: Tensor, first: int, dtype: torch.dtype, documents: Tensor | None) -> Rotation | None:
-        """The turn of the new tokens."""
-        if documents is None:
-            length = positions.amax(dim=1, keepdim=True) + 1
-        else:
-            length = lengths_of_documents(documents, positions)
-        rotation = self.position.rotation(positions[:, first:], length)
-        return None if rotation is None else Rotation(rotation.cos.to(dtype), rotation.sin.to(dtype))
+    def _require_positions(self, length: int) -> None:
+        if self.context_length is not None and length > self.context_length:
+            raise ValueError(f"the text has {length} tokens, and the model has positions for {self.context_length}")
 
 
 class Transformer(nn.Module):

@@ -31,8 +31,8 @@ def attention_mask(
     """The mask between queries and keys at these places in the text.
 
     Args:
-        queries: Where the queries stand; they are the last of the keys.
-        keys: Where the keys stand, in order but for padding.
+        queries: Where the queries stand. Without `real` they are the last of the keys.
+        keys: Where the keys stand.
         causal: Hide the keys after a query.
         window: A query sees this many keys, its own included (Mistral 7B, section 2); on both sides if not causal.
         real: False hides a padding key.
@@ -59,7 +59,6 @@ def attention_mask(
     if documents is not None:
         visible = visible & (documents[:, :, None] == documents[:, None, :])
     if real is not None:
-        itself = torch.ones_like(distance[0], dtype=torch.bool).triu(known - asked).tril(known - asked)
-        visible = visible & real[:, None, :] | itself
+        visible = visible & real[:, None, :] | (distance == 0)
     visible = visible[:, None]
     return Mask(visible if bias is None else bias.masked_fill(~visible, -torch.inf))

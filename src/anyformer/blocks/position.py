@@ -68,7 +68,7 @@ class PositionalEncoding(nn.Module):
         return None
 
     def bias(
-        self, queries: Int[Tensor, "batch queries"], keys: Int[Tensor, "batch keys"]
+        self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]
     ) -> Float[Tensor, "batch heads queries keys"] | None:
         """What is added to the scores between tokens at these places."""
         return None
@@ -142,7 +142,7 @@ class RelativePosition(PositionalEncoding):
         return side + torch.where(distance < exact, distance, far)
 
     def bias(
-        self, queries: Int[Tensor, "batch queries"], keys: Int[Tensor, "batch keys"]
+        self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]
     ) -> Float[Tensor, "batch heads queries keys"]:
         """The bias between every query and key."""
         return self.table(self.bucket(keys[:, None, :] - queries[:, :, None])).permute(0, 3, 1, 2)

@@ -1,0 +1,74 @@
+"""Texts that enter, leave and are cut off while others go on say what they say alone."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.generation.models import BOS, VOCAB, WRITERS, build
+from torch import Tensor
+
+from anyformer.model import Transformer
+
+few = settings(max_examples=6, deadline=None, derandomize=True, database=None)
+token = st.integers(3, VOCAB - 1)
+UNCUT = [name for name in WRITERS if name != "dynamic"]
+
+
+def _scores(model: Transformer, text: list[int], source: list[int] | None) -> Tensor:
+    return model(torch.tensor([text]), None if source is None else torch.tensor([source])).logits[0, -1]
+
+
+@pytest.mark.parametrize("name", UNCUT)
+@few
+@given(data=st.data())
+def test_rows_come_and_go(name: str, data: st.DataObject) -> None:
+    model = build(WRITERS[name])
+    both = model.config.is_encoder_decoder
+    cache = model.make_cache(batch=3, capacity=40)
+    cache.clear()
+    texts: list[tuple[list[int], list[int] | None]] = []
+    with torch.no_grad():
+        for _ in range(data.draw(st.integers(3, 8))):
+            action = data.draw(st.sampled_from(["put", "put", "step", "step", "cut", "remove"]))
+            if action == "put":
+                source = data.draw(st.lists(token, min_size=1, max_size=6)) if both else None
+                text = [BOS] if both else data.draw(st.lists(token, min_size=1, max_size=7))
+                given_: Any = {} if source is None else {"source": torch.tensor([source])}
+                alone = model.make_cache(batch=1, capacity=len(text))
+                model(torch.tensor([text]), cache=alone, **given_)
+                row = data.draw(st.integers(0, min(len(texts), 2)))
+                cache.put(row, alone)
+                texts[row : row + 1] = [(text, source)]
+            elif not texts:
+                continue
+            elif action == "remove":
+                row = data.draw(st.integers(0, len(texts) - 1))
+                cache.remove(row)
+                texts[row] = texts[-1]
+                texts.pop()
+            elif action == "cut":
+                kept = [data.draw(st.integers(1, len(text))) for text, _ in texts]
+                cache.truncate(torch.tensor(kept))
+                texts = [(text[:size], source) for (text, source), size in zip(texts, kept, strict=True)]
+            else:
+                new = data.draw(st.integers(1, 3))
+                more = [[data.draw(token) for _ in range(new)] for _ in texts]
+                said = model(torch.tensor(more), cache=cache).logits[:, -1]
+                texts = [(text + added, source) for (text, source), added in zip(texts, more, strict=True)]
+                for row, (text, source) in enumerate(texts):
+                    torch.testing.assert_close(said[row], _scores(model, text, source), atol=1e-4, rtol=1e-4)
+            assert cache.batch == len(texts)
+            assert cache.ends.tolist() == [len(text) for text, _ in texts]
+            assert cache.length == max((len(text) for text, _ in texts), default=0)
+
+
+def test_a_full_cache_is_an_error_and_changes_nothing() -> None:
+    model = build(WRITERS["rotary"])
+    cache = model.make_cache(batch=2, capacity=4)
+    with torch.no_grad():
+        model(torch.tensor([[3, 4, 5], [6, 0, 0]]), mask=torch.tensor([[True] * 3, [True, False, False]]), cache=cache)
+        with pytest.raises(ValueError, match="4 tokens, and 5"):
+            model(torch.tensor([[3, 4], [6, 7]]), cache=cache)
+    assert cache.ends.tolist() == [3, 1]
