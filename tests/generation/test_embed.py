@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from anyformer.config import EmbeddingConfig, HeadConfig, ModelConfig, PoolingConfig, PositionConfig
 from anyformer.errors import UserError
 from anyformer.generation import embed
+from anyformer.generation.embed import _ENOUGH, _MOST, _batches  # pyright: ignore[reportPrivateUsage]
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 from tests.generation.models import BOTH, build, config
@@ -48,10 +51,10 @@ def pool(hidden: Tensor, pooling: PoolingConfig) -> Tensor:
     return vector / vector.norm() if pooling.normalise else vector
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 32])
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 4])
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("kind", ["mean", "first", "last", "max"])
-def test_vectors(tokenizer: Tokenizer, name: str, kind: str, batch_size: int) -> None:
+def test_vectors(tokenizer: Tokenizer, name: str, kind: str, batch_size: int | None) -> None:
     pooling = PoolingConfig(kind=kind, normalise=batch_size == 4)
     model = make(tokenizer, KINDS[name], pooling).train()
     vectors = embed(model, tokenizer, TEXTS, batch_size=batch_size)
@@ -82,6 +85,29 @@ def test_bfloat16_vectors_are_float32(tokenizer: Tokenizer) -> None:
     vectors = embed(model, tokenizer, TEXTS)
     assert vectors.dtype == torch.float32
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(TEXTS)))
+
+
+def test_bfloat16_products_of_a_float32_model(tokenizer: Tokenizer) -> None:
+    model = make(tokenizer, KINDS["encoder"], PoolingConfig(normalise=True))
+    exact, vectors = embed(model, tokenizer, TEXTS), embed(model, tokenizer, TEXTS, dtype=torch.bfloat16)
+    assert vectors.dtype == torch.float32
+    assert not torch.equal(vectors, exact)
+    torch.testing.assert_close(vectors, exact, rtol=0, atol=2e-2)
+    assert torch.equal(embed(model, tokenizer, TEXTS), exact)
+
+
+@given(st.lists(st.integers(1, 600), max_size=80), st.none() | st.integers(1, 50))
+def test_batches(lengths: list[int], most: int | None) -> None:
+    """Every text is in one batch, and a batch with enough tokens of its longest text has no padding."""
+    batches = list(_batches(lengths, most or len(lengths)))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(1 <= len(batch) <= (most or len(lengths)) for batch in batches)
+    for batch in batches:
+        mine = [lengths[index] for index in batch]
+        assert mine == sorted(mine, reverse=True)
+        different = sum(length < mine[0] for length in mine)
+        assert different == 0 or mine[0] * (len(mine) - 1) < _ENOUGH
+        assert mine[0] * (len(mine) - 1) < _MOST
 
 
 def test_vectors_can_be_trained_on(tokenizer: Tokenizer) -> None:

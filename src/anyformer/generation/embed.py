@@ -1,6 +1,7 @@
 """One vector a text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,16 @@ from anyformer.generation.prompt import pad, padding_id, split_special
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
+_ENOUGH, _MOST = 512, 4096
+"""Tokens of a batch that keep the cores busy, and tokens whose activations still fit the cache of a CPU."""
+
 
 def embed(
-    model: Transformer, tokenizer: Tokenizer | None, texts: str | Sequence[str], batch_size: int = 32
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    texts: str | Sequence[str],
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "n d_model"]:
     """Turn texts into vectors, as the model's `pooling` says.
 
@@ -26,7 +34,11 @@ def embed(
         model: Any model; of an encoder-decoder the encoder is used.
         tokenizer: Its tokenizer.
         texts: Texts of any lengths; one string is a list of one.
-        batch_size: Texts that are read at once. Texts of like length go together, which changes no vector.
+        batch_size: The most texts that are read at once; None: as many as pay. Texts of the same length go together,
+            which changes no vector and leaves next to no padding.
+        dtype: The format in which products are computed, such as bfloat16, while the residual stream and the norms stay
+            in the model's (which is closer to float32 than a model loaded in that format, and about as fast); None:
+            the model's.
 
     Returns:
         A vector a text in the order of the texts, where the model is, in float32.
@@ -35,16 +47,15 @@ def embed(
         UserError: no tokenizer, a text without any token, an id that the model doesn't know.
     """
     tokenizer = require_tokenizer(tokenizer, "give the model token ids and pool its hidden states")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size is at least 1, not {batch_size}.")
     texts = [texts] if isinstance(texts, str) else list(texts)
     rows = _encode(tokenizer, texts, longest_text(model))
     pooling = model.config.pooling
     vectors = torch.empty((len(rows), model.config.d_model), device=device_of(model))
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
-    with evaluating(model), torch.inference_mode():
-        for first in range(0, len(order), batch_size):
-            chosen = order[first : first + batch_size]
+    products = nullcontext() if dtype is None else torch.autocast(vectors.device.type, dtype=dtype)
+    with evaluating(model), torch.inference_mode(), products:
+        for chosen in _batches([len(row) for row in rows], batch_size or len(rows)):
             ids, mask = (
                 part.to(vectors.device) for part in pad([rows[i] for i in chosen], padding_id(model, tokenizer))
             )
@@ -52,6 +63,23 @@ def embed(
             pooled = POOLINGS[pooling.kind](last_hidden(model, ids, mask).float(), mask)
             vectors[chosen] = F.normalize(pooled, dim=-1) if pooling.normalise else pooled
     return vectors
+
+
+def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of texts to read together, the longest first: if those fit into memory, so do all others.
+
+    A batch that has enough tokens goes on with texts of the same length only.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True):
+        longest = lengths[batch[0]] if batch else 0
+        tokens = longest * len(batch)
+        if len(batch) == batch_size or tokens >= _MOST or (tokens >= _ENOUGH and lengths[index] < longest):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def longest_text(model: Transformer) -> int:
