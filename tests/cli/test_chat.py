@@ -22,8 +22,9 @@ from anyformer.cli.main import main
 from anyformer.cli.terminal import Terminal
 from anyformer.errors import UserError
 from anyformer.generation import Conversation, Sampling
-from anyformer.generation.conversation import _stripped, _until
+from anyformer.generation.conversation import _stripped
 from anyformer.generation.prefix import PrefixCache
+from anyformer.generation.stop import until
 from anyformer.model import Origin
 
 TEXT = ["the cat sat on the mat", "a dog and a cat", "Paris is the capital of France.", "User: a\nAssistant: b\n"]
@@ -195,7 +196,7 @@ def test_models_that_cannot_chat() -> None:
 def test_a_stop_string_is_never_shown_however_it_is_cut(text: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    assert "".join(_until(pieces, "\nUser:")) == text.partition("\nUser:")[0]
+    assert "".join(until(pieces, "\nUser:")) == text.partition("\nUser:")[0]
     assert "".join(_stripped(pieces)) == text.lstrip()
 
 

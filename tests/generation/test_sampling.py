@@ -7,10 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from anyformer.errors import UserError
-from anyformer.generation.sampling import Sampling, draw, greedy, keep_top_k, keep_top_p
+from anyformer.generation.penalties import penalties_of
+from anyformer.generation.rules import History
+from anyformer.generation.sampling import Sampling, draw, greedy, keep_min_p, keep_top_k, keep_top_p
 
 few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 # Few distinct values, so that there are ties; banned tokens too.
@@ -35,6 +43,31 @@ def test_top_k_is_theirs(drawn: Tensor, k: int) -> None:
 def test_top_p_is_theirs(drawn: Tensor, p: float) -> None:
     expected = TopPLogitsWarper(p)(None, drawn) if p < 1.0 else drawn
     assert torch.equal(keep_top_p(drawn, p), expected)
+
+
+@few
+@given(logits(), st.floats(0.0, 1.0))
+def test_min_p_is_theirs(drawn: Tensor, share: float) -> None:
+    assert torch.equal(keep_min_p(drawn, share), MinPLogitsWarper(share)(None, drawn))
+
+
+@few
+@given(logits(), st.floats(0.1, 3.0), st.floats(-2, 2), st.floats(-2, 2), st.lists(st.integers(0, 11), max_size=8))
+def test_penalties_are_their_formulae(
+    drawn: Tensor, repetition: float, presence: float, frequency: float, said: list[int]
+) -> None:
+    vocab = drawn.shape[1]
+    ids = torch.tensor([[0] + [token % vocab for token in said]]).expand(len(drawn), -1)
+    sampling = Sampling(repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency)
+    history = History(ids=ids, padding=torch.zeros(len(drawn), dtype=torch.long), new=len(said))
+    judged = drawn
+    for rule in penalties_of(sampling, vocab):
+        judged = rule(judged, history)
+    expected = RepetitionPenaltyLogitsProcessor(repetition)(ids, drawn)
+    for token in range(vocab):
+        count = ids[0, 1:].tolist().count(token)
+        expected[:, token] -= count * frequency + (count > 0) * presence
+    torch.testing.assert_close(judged, expected)
 
 
 @few
@@ -105,6 +138,9 @@ def test_temperature_0_is_greedy() -> None:
         ({"top_k": 0}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"presence_penalty": math.nan}, "presence_penalty"),
     ],
 )
 def test_impossible_values(values: dict[str, float], named: str) -> None:

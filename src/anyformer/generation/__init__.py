@@ -6,6 +6,9 @@ prompt     texts -> ids -> one batch
 generate   the loop over tokens
 beam       the search for the likeliest text
 texts      texts in and out of both
+engine     texts that enter and leave a running batch
+penalties  what was said is said less
+stop       the text before a stop string
 prefix     what of a text is known already
 conversation  turns in the words of a chat template
 embed      one vector a text
@@ -15,6 +18,7 @@ fill       the words behind masks
 from anyformer.generation.beam import BeamSearch, Hypotheses, beam_search_ids, search_for
 from anyformer.generation.conversation import Conversation
 from anyformer.generation.embed import embed
+from anyformer.generation.engine import Engine, Request, TokenLogprob
 from anyformer.generation.fill import Candidate, fill
 from anyformer.generation.generate import generate_ids, stream_ids
 from anyformer.generation.prompt import room
@@ -25,9 +29,12 @@ __all__ = [
     "BeamSearch",
     "Candidate",
     "Conversation",
+    "Engine",
     "Hypotheses",
     "Hypothesis",
+    "Request",
     "Sampling",
+    "TokenLogprob",
     "beam_search_ids",
     "embed",
     "fill",

@@ -10,6 +10,7 @@ from anyformer.generation.prefix import PrefixCache
 from anyformer.generation.prompt import Prompt, encode_prompt
 from anyformer.generation.rules import History
 from anyformer.generation.sampling import Sampling
+from anyformer.generation.stop import until
 from anyformer.generation.writing import end_tokens, require_writing, rules_of
 from anyformer.model import Transformer
 from anyformer.tokenizer import StreamDecoder, Tokenizer
@@ -109,7 +110,7 @@ class Conversation:
     def _answer(self, asked: Message, forgotten: int, tokens: Iterator[int]) -> Generator[str, None, None]:
         pieces = _text(self._tokenizer, tokens)
         if not self.has_template:
-            pieces = _stripped(_until(pieces, _NEXT_TURN))
+            pieces = _stripped(until(pieces, _NEXT_TURN))
         self.forgotten = forgotten
         said = ""
         try:
@@ -189,23 +190,6 @@ def _text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
             yield piece
     if rest := decoder.flush():
         yield rest
-
-
-def _until(pieces: Iterable[str], stop: str) -> Iterator[str]:
-    """The text before `stop`; what may be its beginning is held back."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        if stop in held:
-            yield held[: held.index(stop)]
-            return
-        possible = next((size for size in range(len(stop) - 1, 0, -1) if held.endswith(stop[:size])), 0)
-        cut = len(held) - possible
-        if cut:
-            yield held[:cut]
-        held = held[cut:]
-    if held:
-        yield held
 
 
 def _stripped(pieces: Iterable[str]) -> Iterator[str]:

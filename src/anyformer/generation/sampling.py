@@ -1,9 +1,10 @@
-"""From logits to the next token: greedy, or drawn from what temperature, top-k and top-p leave.
+"""From logits to the next token: greedy, or drawn from what temperature, top-k, top-p and min-p leave.
 
-The filters are those of Hugging Face's sampling, in its order (temperature, top-k, top-p) and with its treatment
+The filters are those of Hugging Face's sampling, in its order (temperature, top-k, top-p, min-p) and with its treatment
 of ties, so the same settings leave the same tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,16 @@ class Sampling:
     top_p: float | None = None
     """Only the likeliest tokens that together have this probability can be drawn (Holtzman et al. 2020);
     None: all."""
+    min_p: float | None = None
+    """Only tokens at least this share as likely as the likeliest can be drawn (Nguyen et al. 2024); None: all."""
+    repetition_penalty: float = 1.0
+    """Above 1 lowers the scores of what prompt and text have already (Keskar et al. 2019)."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of a token that is among the new ones already."""
+    frequency_penalty: float = 0.0
+    """Taken from the logit of a token once for each time it is among the new ones."""
+    logit_bias: Mapping[int, float] | None = None
+    """Added to the logits of these tokens."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < float("inf"):
@@ -40,6 +51,13 @@ class Sampling:
             raise UserError(
                 f"top_p is a probability above 0 and up to 1, not {self.top_p}: leave it out to keep all tokens."
             )
+        if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
+            raise UserError(f"min_p is a share between 0 and 1, not {self.min_p}.")
+        if not 0.0 < self.repetition_penalty < float("inf"):
+            raise UserError(f"repetition_penalty is a positive number, 1 for none, not {self.repetition_penalty}.")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not abs(getattr(self, name)) < float("inf"):
+                raise UserError(f"{name} is a finite number, 0 for none, not {getattr(self, name)}.")
 
     def filter(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
         """The logits that are drawn from: -inf for every token that can't be."""
@@ -48,6 +66,8 @@ class Sampling:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None:
             logits = keep_top_p(logits, self.top_p)
+        if self.min_p is not None:
+            logits = keep_min_p(logits, self.min_p)
         return logits
 
     def choose(
@@ -84,6 +104,12 @@ def keep_top_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, 
     hidden = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
     hidden[:, -1] = False
     return logits.masked_fill(hidden.scatter(-1, order, hidden), -torch.inf)
+
+
+def keep_min_p(logits: Float[Tensor, "batch vocab"], share: float) -> Float[Tensor, "batch vocab"]:
+    """Hide tokens that are less likely than this share of the likeliest."""
+    likely = logits.softmax(dim=-1)
+    return logits.masked_fill(likely < share * likely.amax(dim=-1, keepdim=True), -torch.inf)
 
 
 def draw(logits: Float[Tensor, "batch vocab"], generator: torch.Generator | None = None) -> Int[Tensor, " batch"]:

@@ -17,13 +17,10 @@ from anyformer.generation.beam import EarlyStopping, Hypotheses, beam_search_ids
 from anyformer.generation.generate import choose_search, generate_ids, stream_ids
 from anyformer.generation.inference import require_tokenizer
 from anyformer.generation.prompt import encode_prompt, pad, padding_id
+from anyformer.generation.stop import CONTEXT, Continuation
 from anyformer.generation.writing import end_tokens, require_writing
 from anyformer.model import Transformer
-from anyformer.tokenizer import StreamDecoder, Tokenizer
-
-_CONTEXT = 32
-"""Tokens of the prompt that the new ones are decoded behind: whether a word starts with a space depends on
-them."""
+from anyformer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -190,29 +187,24 @@ def generate_stream(
     ids = torch.tensor([row], dtype=torch.long)
     steps = stream_ids(model, ids, None, max_new_tokens, stop_at_end, temperature, top_k, top_p, seed)
     ends = frozenset(end_tokens(model)) if stop_at_end else frozenset[int]()
-    return _pieces(tokenizer, [] if model.config.is_encoder_decoder else row[-_CONTEXT:], steps, ends)
+    return _pieces(tokenizer, [] if model.config.is_encoder_decoder else row[-CONTEXT:], steps, ends)
 
 
 def _pieces(
     tokenizer: Tokenizer, before: Sequence[int], steps: Iterator[Tensor], ends: frozenset[int]
 ) -> Iterator[str]:
-    decoder = StreamDecoder(tokenizer)
-    shown = sum(len(decoder.push(token)) for token in before)
-    # What the decoder still holds back of the prompt is no new text.
-    held = len(tokenizer.decode(before)) - shown if before else 0
+    text = Continuation(tokenizer, before)
     for step in steps:
         token = int(step)
-        piece = "" if token in ends else decoder.push(token)
-        if piece[held:]:
-            yield piece[held:]
-        held = max(0, held - len(piece))
-    if rest := decoder.flush()[held:]:
+        if token not in ends and (piece := text.push(token)):
+            yield piece
+    if rest := text.flush():
         yield rest
 
 
 def _continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
     """The text of new tokens behind a prompt, which an encoder-decoder's answers don't have."""
-    before = list(prompt[-_CONTEXT:])
+    before = list(prompt[-CONTEXT:])
     known = tokenizer.decode(before) if before else ""
     return tokenizer.decode([*before, *new])[len(known) :]
 

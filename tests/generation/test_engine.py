@@ -1,0 +1,107 @@
+"""Texts in a running batch say what they say alone, whoever comes and goes."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anyformer.errors import UserError
+from anyformer.generation import Engine, Sampling, generate_ids
+from anyformer.generation.stop import StopStrings, until
+from tests.generation.models import VOCAB, WRITERS, build, recompute
+
+few = settings(max_examples=5, deadline=None, derandomize=True, database=None)
+UNCUT = [name for name in WRITERS if name != "dynamic"]
+
+
+@pytest.mark.parametrize("name", UNCUT)
+@few
+@given(data=st.data())
+def test_drawn_requests(name: str, data: st.DataObject) -> None:
+    model = build(WRITERS[name])
+    engine = Engine(model, slots=data.draw(st.integers(1, 3)), capacity=24, chunk=data.draw(st.integers(1, 9)))
+    texts = data.draw(st.lists(st.lists(st.integers(3, VOCAB - 1), min_size=1, max_size=9), min_size=1, max_size=6))
+    requests, cancelled = [], set()
+    for text in texts:
+        new = data.draw(st.integers(1, 8))
+        requests.append((text, new, engine.submit(text, new)))
+        for _ in range(data.draw(st.integers(0, 3))):
+            engine.step()
+        if data.draw(st.integers(0, 4)) == 0:
+            victim = data.draw(st.integers(0, len(requests) - 1))
+            if not requests[victim][2].finished:
+                before = engine.running + engine.waiting
+                engine.cancel(requests[victim][2])
+                assert engine.running + engine.waiting == before - 1
+                cancelled.add(victim)
+        assert engine.running <= engine.slots
+    engine.run()
+    assert engine.running == engine.waiting == 0
+    for index, (text, new, request) in enumerate(requests):
+        expected = recompute(model, text, new)
+        if index in cancelled:
+            assert request.finish_reason == "cancelled"
+            assert request.tokens == expected[: len(request.tokens)]
+        else:
+            assert request.finish_reason == "length"
+            assert request.tokens == expected
+
+
+def test_a_seed_draws_the_same_in_any_company() -> None:
+    model = build(WRITERS["grouped"])
+    sampling = Sampling(temperature=1.5, min_p=0.01, presence_penalty=0.5, frequency_penalty=0.2)
+    alone = Engine(model, slots=1)
+    first = alone.submit([3, 4, 5], 10, sampling, seed=4)
+    alone.run()
+    together = Engine(model, slots=3)
+    requests = [together.submit([7, 8], 12, sampling, seed=1), together.submit([3, 4, 5], 10, sampling, seed=4)]
+    together.run()
+    assert requests[1].tokens == first.tokens
+
+
+def test_log_probabilities_are_the_models() -> None:
+    model = build(WRITERS["rotary"])
+    engine = Engine(model)
+    request = engine.submit([3, 4], 5, logprobs=3)
+    engine.run()
+    with torch.no_grad():
+        log_p = model(torch.tensor([[3, 4, *request.tokens]])).logits[0, 1:-1].log_softmax(-1)
+    for row, said in zip(log_p, request.logprobs, strict=True):
+        assert abs(float(row[said.token]) - said.logprob) < 1e-4
+        assert list(said.top) == row.topk(3).indices.tolist()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "new", "named"), [([], 3, "empty"), ([3] * 40, 20, "context|room"), ([3], 0, "max_new"), ("a", 3, "ids")]
+)
+def test_what_cannot_be_written_is_refused_at_once(prompt: list[int] | str, new: int, named: str) -> None:
+    engine = Engine(build(WRITERS["learned"]))
+    with pytest.raises(UserError, match=named):
+        engine.submit(prompt, new)
+    assert engine.waiting == 0
+
+
+def test_it_says_what_generate_says() -> None:
+    model = build(WRITERS["learned both"])
+    engine = Engine(model)
+    request = engine.submit([5, 6, 7], 9)
+    engine.run()
+    assert request.tokens == generate_ids(model, torch.tensor([[5, 6, 7]]), max_new_tokens=9)[0].tolist()
+
+
+@few
+@given(st.text("ab", max_size=20), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
+def test_stop_strings(text: str, stops: list[str], data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=5)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    said = "".join(until(pieces, stops))
+    places = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
+    # In pieces the stop that is complete first ends the text; in one piece that which begins first.
+    allowed = {text[:begin] for _, begin in places} or {text}
+    assert said in allowed
+
+
+def test_half_a_stop_string_is_held_back() -> None:
+    stops = StopStrings(["<end>"])
+    assert [stops.push(piece) for piece in ("one <", "e", "x", "<end", ">two")] == ["one ", "", "<ex", "", ""]
+    assert stops.found
