@@ -240,3 +240,10 @@ def test_prompts_of_any_kind_of_file(tmp_path: Path) -> None:
     ]
     (tmp_path / "prompts").write_bytes(b"\xef\xbb\xbfa\r\nb")
     assert [prompt.text for prompt in read_prompts(tmp_path / "prompts")] == ["a", "b"]
+
+
+def test_stop_and_penalties(gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(gpt), "a", "--max-new-tokens", "6", "--stop", "b", "--min-p", "0.1"]) == 0
+    assert "b" not in capsys.readouterr().out[1:]
+    assert main(["generate", str(gpt), "a", "--beams", "2", "--frequency-penalty", "0.5"]) == 2
+    assert "without beams" in capsys.readouterr().err

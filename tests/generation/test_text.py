@@ -120,3 +120,12 @@ def test_mistakes() -> None:
         generate(small, tokenizer, "the cat")
     with pytest.raises(UserError, match="`embed`"):
         generate(model_for(tokenizer, encoder_layers=1, decoder_layers=0), tokenizer, "the cat")
+
+
+def test_a_stream_ends_before_a_stop_string(tokenizer: Tokenizer) -> None:
+    model = model_for(tokenizer)
+    whole = "".join(generate_stream(model, tokenizer, "the cat", max_new_tokens=20))
+    stop = whole[3:5]
+    assert stop
+    said = "".join(generate_stream(model, tokenizer, "the cat", max_new_tokens=20, stop=stop))
+    assert said == whole.partition(stop)[0]

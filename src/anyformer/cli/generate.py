@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from anyformer.generation.beam import EarlyStopping
 
 _USUAL = 200
-_NOT_OF_THE_TEXT = ("model", "prompt", "file", "out", "field", "device", "allow_pickle", "n_best")
-"""Options that change nothing of what is written."""
+_FINER = {"min_p": None, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""Options for a single text without beams, and what leaves it as it is."""
+_NOT_OF_THE_TEXT = ("model", "prompt", "file", "out", "field", "device", "allow_pickle", "n_best", "stop", *_FINER)
+"""Options that change nothing of what is written to a file."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,16 @@ class GenerateOptions:
     """Draw from the k likeliest tokens only."""
     top_p: float | None = None
     """Draw from the likeliest tokens that have this probability together."""
+    min_p: float | None = None
+    """Draw from tokens only that are at least this share as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1: what prompt and text have already becomes less likely."""
+    presence_penalty: float = 0.0
+    """Above 0: what the new text has already becomes less likely."""
+    frequency_penalty: float = 0.0
+    """Above 0: the more often the new text has something, the less likely it becomes."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text, and are no part of it."""
     seed: int | None = None
     """Makes drawing repeatable."""
     beams: int | None = None
@@ -70,7 +82,7 @@ def run(argv: list[str]) -> int:
     options = parse(GenerateOptions, argv, prog="anyformer generate")
 
     from anyformer.checkpoint import load
-    from anyformer.generation import generate, generate_n_best, generate_stream, room
+    from anyformer.generation import Sampling, generate, generate_n_best, generate_stream, room
     from anyformer.generation.generate import choose_search
 
     _check_files(options)
@@ -80,7 +92,13 @@ def run(argv: list[str]) -> int:
     early: EarlyStopping | None = None
     if options.early_stopping is not None:
         early = "never" if options.early_stopping == "never" else options.early_stopping == "true"
+    finer = bool(options.stop) or any(getattr(options, name) != usual for name, usual in _FINER.items())
     search = choose_search(model, options.temperature, options.beams, options.length_penalty, early)
+    if finer and (search.beams > 1 or options.n_best != 1 or options.file is not None):
+        raise UserError(
+            "--min-p, --stop and the penalties are for a single text without beams: leave them out, or give a prompt "
+            "and --beams 1."
+        )
     if options.file is not None and options.out is not None:
         from anyformer.cli.answers import answer_file
 
@@ -128,10 +146,17 @@ def run(argv: list[str]) -> int:
         tokenizer,
         options.prompt,
         max_new_tokens=wanted,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
         seed=options.seed,
+        sampling=Sampling(
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
+            presence_penalty=options.presence_penalty,
+            frequency_penalty=options.frequency_penalty,
+        ),
+        stop=options.stop,
     )
     _say(before)
     for piece in pieces:

@@ -13,6 +13,7 @@ from torch import Tensor
 from anyformer.errors import UserError
 from anyformer.generation.beam import BeamSearch, EarlyStopping, beam_search_ids, search_for
 from anyformer.generation.inference import device_of, evaluating
+from anyformer.generation.penalties import penalties_of
 from anyformer.generation.prompt import Prompt, read_prompt
 from anyformer.generation.rules import History, Rule
 from anyformer.generation.sampling import Sampling
@@ -112,17 +113,22 @@ def stream_ids(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    sampling: Sampling | None = None,
 ) -> Iterator[Int[Tensor, " batch"]]:
     """The tokens of `generate_ids` with one beam, one step at a time: each item is the next token of every text.
 
+    `sampling` takes the place of temperature, top_k and top_p, and knows penalties and biases as well.
     Mistakes in the arguments are raised at once. While the steps are being taken the model is in evaluation
     mode; its mode comes back when they end or the iterator is closed.
     """
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    sampling = sampling or Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     require_writing(model)
     prompt = read_prompt(model, ids, mask, max_new_tokens)
     ends = end_tokens(model) if stop_at_end else ()
-    rules = rules_of(model, prompt, max_new_tokens, ends)
+    rules = [
+        *rules_of(model, prompt, max_new_tokens, ends),
+        *penalties_of(sampling, model.config.vocab_size),
+    ]
     generator = None if seed is None else torch.Generator(device=device_of(model)).manual_seed(seed)
     return _steps(model, prompt, max_new_tokens, ends, rules, sampling, generator)
 

@@ -17,6 +17,7 @@ from anyformer.generation.beam import EarlyStopping, Hypotheses, beam_search_ids
 from anyformer.generation.generate import choose_search, generate_ids, stream_ids
 from anyformer.generation.inference import require_tokenizer
 from anyformer.generation.prompt import encode_prompt, pad, padding_id
+from anyformer.generation.sampling import Sampling
 from anyformer.generation.stop import CONTEXT, Continuation
 from anyformer.generation.writing import end_tokens, require_writing
 from anyformer.model import Transformer
@@ -174,9 +175,16 @@ def generate_stream(
     top_p: float | None = None,
     seed: int | None = None,
     stop_at_end: bool = True,
+    sampling: Sampling | None = None,
+    stop: str | Sequence[str] | None = None,
 ) -> Iterator[str]:
     """The text of `generate` with one beam for one prompt, in pieces as soon as they are certain; joined they are that
     text.
+
+    Args:
+        sampling: In the place of temperature, top_k and top_p; it knows min_p, penalties and biases as well.
+        stop: Strings that end the text, and are no part of it.
+        model, tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed, stop_at_end: as in `generate`.
 
     Raises:
         UserError: at once, as `generate`.
@@ -185,19 +193,19 @@ def generate_stream(
     require_writing(model)
     row = encode_prompt(model, tokenizer, prompt)
     ids = torch.tensor([row], dtype=torch.long)
-    steps = stream_ids(model, ids, None, max_new_tokens, stop_at_end, temperature, top_k, top_p, seed)
+    steps = stream_ids(model, ids, None, max_new_tokens, stop_at_end, temperature, top_k, top_p, seed, sampling)
     ends = frozenset(end_tokens(model)) if stop_at_end else frozenset[int]()
-    return _pieces(tokenizer, [] if model.config.is_encoder_decoder else row[-CONTEXT:], steps, ends)
+    text = Continuation(tokenizer, [] if model.config.is_encoder_decoder else row, stop)
+    return _pieces(text, steps, ends)
 
 
-def _pieces(
-    tokenizer: Tokenizer, before: Sequence[int], steps: Iterator[Tensor], ends: frozenset[int]
-) -> Iterator[str]:
-    text = Continuation(tokenizer, before)
+def _pieces(text: Continuation, steps: Iterator[Tensor], ends: frozenset[int]) -> Iterator[str]:
     for step in steps:
         token = int(step)
         if token not in ends and (piece := text.push(token)):
             yield piece
+        if text.stopped:
+            return
     if rest := text.flush():
         yield rest
 
