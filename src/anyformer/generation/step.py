@@ -1,11 +1,22 @@
-"""One token more of every text: what a search or a stream does again and again."""
+"""One token more of every text: what a search or a stream does again and again.
 
+On a CPU the whole token is one call of compiled code (`blocks/native`), where there is a compiler and the model has
+nothing of its own; otherwise, and until the compiler is done, it is the model itself.
+"""
+
+import ctypes
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from anyformer.blocks.cache import KeyValueCache
+from anyformer.blocks.native import table
+from anyformer.blocks.native.build import library, wanted
+from anyformer.generation.inference import device_of
+from anyformer.generation.native import Inexpressible, NativeDecoder, memories
 from anyformer.generation.writing import next_scores
 from anyformer.model import Transformer
 
@@ -13,10 +24,91 @@ Step = Callable[[Int[Tensor, "batch 1"], KeyValueCache], Float[Tensor, "batch vo
 """Reads a token of each text into the cache and returns the scores of the next, in float32."""
 
 
-def step_of(model: Transformer) -> Step:
-    """The way to take such steps with this model."""
+def step_of(model: Transformer, *, wait: bool = False) -> Step:
+    """The way to take such steps with this model.
 
+    Args:
+        model: In evaluation mode. Its weights may not change between two steps.
+        wait: Wait for the compiler, instead of stepping with torch until it is done.
+    """
+    plain = _plain_step(model)
+    if device_of(model).type != "cpu" or not wanted():
+        return plain
+    try:
+        native = _NativeStep(model)
+    except Inexpressible:
+        return plain
+    library().get(wait=wait)
+
+    def step(tokens: Tensor, cache: KeyValueCache) -> Tensor:
+        compiled = library().get()
+        if compiled is None or torch.is_grad_enabled() or model.training or torch.is_autocast_enabled("cpu"):
+            return plain(tokens, cache)
+        return native(compiled, tokens, cache) if native.knows(cache) else plain(tokens, cache)
+
+    return step
+
+
+def _plain_step(model: Transformer) -> Step:
     def step(tokens: Tensor, cache: KeyValueCache) -> Tensor:
         return next_scores(model(tokens, cache=cache, last_only=True))
 
     return step
+
+
+class _NativeStep:
+    def __init__(self, model: Transformer) -> None:
+        self._decoder = NativeDecoder(model)
+        self._workspace = torch.empty(0, dtype=torch.uint8)
+        scaling = model.config.position.scaling
+        self._longest = model.config.context_length
+        if scaling is not None and scaling.kind == "dynamic":
+            # Beyond the trained length every token turns anew with each that follows.
+            self._longest = model.config.max_length
+
+    def knows(self, cache: KeyValueCache) -> bool:
+        """Whether this cache, one token longer, is one that the compiled code can read."""
+        if self._longest is not None and cache.length >= self._longest:
+            return False
+        if cache.layers[0].keys.dtype not in (torch.float32, torch.bfloat16):
+            return False
+        return cache.source_mask is None or cache.layers[0].source is not None
+
+    def __call__(self, compiled: Any, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+        """The step."""
+        decoder, batch = self._decoder, tokens.shape[0]
+        places = cache.ends.clone()
+        starts = cache.starts
+        cache.extend(1, None)
+        vectors = decoder.vectors(tokens, places - starts)
+        cos, sin, bias = decoder.tables(cache.capacity)
+        source = cache.layers[0].source
+        mask = cache.source_mask
+        if mask is not None:
+            mask = mask.to(torch.uint8).contiguous()
+        scores = torch.empty(batch, decoder.vocab)
+        layers = memories(cache)
+        longest = max(cache.length, 0 if source is None else source.keys.shape[2])
+        threads = torch.get_num_threads()
+        needed = compiled.workspace_bytes(decoder.address, batch, longest, threads)
+        if self._workspace.numel() < needed:
+            self._workspace = torch.empty(needed, dtype=torch.uint8)
+        described = table.Batch(
+            rows=batch,
+            vectors=vectors.data_ptr(),
+            starts=starts.data_ptr(),
+            places=places.data_ptr(),
+            cos=None if cos is None else cos.data_ptr(),
+            sin=None if sin is None else sin.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+            distances=0 if bias is None else bias.shape[1],
+            layers=ctypes.addressof(layers),
+            memory_format=table.FLOAT32 if cache.layers[0].keys.dtype == torch.float32 else table.BFLOAT16,
+            source=0 if source is None else source.keys.shape[2],
+            source_mask=None if mask is None else mask.data_ptr(),
+            scores=scores.data_ptr(),
+            workspace=self._workspace.data_ptr(),
+            threads=threads,
+        )
+        compiled.step(decoder.address, ctypes.addressof(described), longest)
+        return scores

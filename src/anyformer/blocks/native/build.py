@@ -1,0 +1,123 @@
+"""The compiled library: made by the system's C++ compiler on first use, and kept for every later one.
+
+A library is keyed by its source, the compiler and the processor, made beside its place and renamed into it. Programs
+that want it at the same time wait for the one that makes it. Making it takes some seconds, in the background.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
+
+_log = logging.getLogger("anyformer")
+_HERE = Path(__file__).parent
+_FLAGS = [
+    *("-O2", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fvisibility=hidden"),
+    *("-fno-math-errno", "-fno-trapping-math"),
+]
+SWITCH = "ANYFORMER_NATIVE"
+"""An environment variable that, set to 0, leaves all work to torch."""
+
+
+class Library:
+    """What will be the compiled library, once the compiler is done."""
+
+    def __init__(self) -> None:
+        self._loaded: ctypes.CDLL | None = None
+        self._worker = threading.Thread(target=self._make, name="compiler", daemon=True)
+        self._worker.start()
+
+    def get(self, *, wait: bool = False) -> ctypes.CDLL | None:
+        """The library; None while it is being made (unless one waits for it), and where it can't be made."""
+        if wait:
+            self._worker.join()
+        return self._loaded
+
+    def _make(self) -> None:
+        try:
+            self._loaded = _load(_build())
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = _last_line(error)
+            _log.warning("decoding runs on torch alone, at a part of its speed: %s", reason)
+
+
+@cache
+def library() -> Library:
+    """The library of this process, whose making starts with the first call."""
+    return Library()
+
+
+def wanted() -> bool:
+    """Whether the library is to be used at all."""
+    return os.environ.get(SWITCH, "1") != "0"
+
+
+def _build() -> Path:
+    compiler = next((found for name in _compilers() if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise OSError("there is no C++ compiler (g++ or clang++)")
+    sources = sorted([*_HERE.glob("*.h"), *_HERE.glob("*.cpp")])
+    facts = [_version(compiler), platform.machine(), _processor(), *_FLAGS, *(path.read_text() for path in sources)]
+    name = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
+    folder = _folder()
+    made = folder / f"{name}.so"
+    if made.exists():
+        return made
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{name}.lock"):
+        if not made.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as beside:
+                new = Path(beside) / "new.so"
+                command = [compiler, *_FLAGS, str(_HERE / "step.cpp"), "-o", str(new)]
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+                new.rename(made)
+    return made
+
+
+def _compilers() -> list[str]:
+    return [name for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name]
+
+
+def _version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def _processor() -> str:
+    """What the processor can do: a library made for another one with the same home directory may not run here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(next((line for line in lines if line.startswith(name)), "") for name in ("flags", "Features"))
+
+
+def _folder() -> Path:
+    given = os.environ.get("ANYFORMER_CACHE")
+    base = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anyformer"
+    return base / "native"
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    made = ctypes.CDLL(str(path))
+    made.workspace_bytes.restype = ctypes.c_int64
+    made.workspace_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]
+    made.step.restype = None
+    made.step.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    return made
+
+
+def _last_line(error: Exception) -> str:
+    said = getattr(error, "stderr", None)
+    lines = str(said or error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

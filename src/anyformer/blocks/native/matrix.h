@@ -1,0 +1,243 @@
+// Products of a matrix with a few vectors, sixteen outputs (a tile) at a time.
+//
+// Packed weights are stored tile by tile, and within a tile by groups of 32 inputs:
+//
+//     INT8          [tile][group][8][16][4] bytes, 128 more than the integer   [16] scales
+//     INT4          [tile][group][4][16][4] bytes                              [16] scales, [16] minima
+//     INT4_CENTRED  [tile][group][4][16][4] bytes                              [16] scales; the minimum is -8 scales
+//
+// A byte of INT4 has input 4k + i in its low and 16 + 4k + i in its high half, k and i being its indices; scales and
+// minima are in half precision. So every byte is read once, in order, and sixteen outputs stand side by side.
+//
+// The inputs of packed products are rounded to 8 bits, with a scale for each 32 of them, as llama.cpp's are (Q8).
+#pragma once
+#include "table.h"
+#include "team.h"
+#include "vectors.h"
+
+constexpr int GROUP = 32;
+constexpr int QUADS = GROUP / 4;
+
+inline int64_t padded(int64_t width) { return (width + 63) / 64 * 64; }
+inline int64_t tiles_of(const Matrix& matrix) { return (matrix.outputs + LANES - 1) / LANES; }
+inline bool packed(Format format) { return format >= INT8; }
+
+// Vectors that are to be multiplied, in each of the formats that matrices want.
+struct Inputs {
+    int64_t width;  // of a row in memory: padded with zeros
+    float* values;
+    BFloat16* halves;
+    int8_t* bytes;
+    float *scales, *sums;  // of each group: its scale, and scale times the sum of its bytes
+
+    static int64_t size(int64_t rows, int64_t inputs) {
+        return rows * padded(inputs) * 8;  // 4 + 2 + 1 bytes, and two numbers for 32
+    }
+
+    Inputs() = default;
+
+    Inputs(void* memory, int64_t rows, int64_t inputs) : width(padded(inputs)) {
+        values = static_cast<float*>(memory);
+        halves = reinterpret_cast<BFloat16*>(values + rows * width);
+        bytes = reinterpret_cast<int8_t*>(halves + rows * width);
+        scales = reinterpret_cast<float*>(bytes + rows * width);
+        sums = scales + rows * width / GROUP;
+    }
+
+    // Make what this format needs of a row whose values are set.
+    void prepare(int64_t row, Format format) {
+        const float* from = values + row * width;
+        if (format == BFLOAT16)
+            for (int64_t i = 0; i < width; i += LANES) store(halves + row * width + i, load(from + i));
+        if (!packed(format)) return;
+        for (int64_t group = 0; group < width / GROUP; group++) {
+            Floats first = load(from + group * GROUP), second = load(from + group * GROUP + LANES);
+            float most = largest(larger(size_of(first), size_of(second)));
+            float scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0.0f;
+            // Adding 1.5 * 2^23 rounds to whole numbers; they then are the lowest bits.
+            Integers one = bits_of<Integers>(first * inverse + 12582912.0f) - 0x4b400000;
+            Integers two = bits_of<Integers>(second * inverse + 12582912.0f) - 0x4b400000;
+            typedef int8_t Bytes __attribute__((vector_size(16)));
+            Bytes low = __builtin_convertvector(one, Bytes), high = __builtin_convertvector(two, Bytes);
+            memcpy(bytes + row * width + group * GROUP, &low, sizeof low);
+            memcpy(bytes + row * width + group * GROUP + LANES, &high, sizeof high);
+            scales[row * width / GROUP + group] = scale;
+            sums[row * width / GROUP + group] = scale * sum(__builtin_convertvector(one + two, Floats));
+        }
+    }
+};
+
+// total + the products of four unsigned and four signed bytes in each lane; the signed ones are the same in all.
+inline Integers add_quads(Integers total, Integers weights, const int8_t* inputs) {
+    int32_t four;
+    memcpy(&four, inputs, sizeof four);
+#if defined(__AVX512VNNI__)
+    return bits_of<Integers>(
+        _mm512_dpbusd_epi32(bits_of<__m512i>(total), bits_of<__m512i>(weights), _mm512_set1_epi32(four)));
+#else
+    auto words = bits_of<Words>(weights);
+    for (int i = 0; i < 4; i++) total += bits_of<Integers>((words >> (8 * i)) & 0xff) * int32_t(inputs[i]);
+    return total;
+#endif
+}
+
+template <Format FORMAT>
+constexpr int64_t group_bytes() {
+    return FORMAT == INT8 ? 512 + 32 : FORMAT == INT4 ? 256 + 64 : 256 + 32;
+}
+
+inline Integers load_bytes(const uint8_t* from) {
+    Integers to;
+    memcpy(&to, from, sizeof to);
+    return to;
+}
+
+template <Format FORMAT, int ROWS>
+inline void packed_tile(const uint8_t* weights, int64_t groups, const Inputs& x, int64_t row, Floats* y) {
+    Floats total[ROWS] = {};
+    for (int64_t group = 0; group < groups; group++, weights += group_bytes<FORMAT>()) {
+        Integers quads[QUADS];
+        for (int k = 0; k < QUADS / 2; k++) {
+            Integers both = load_bytes(weights + 64 * k);
+            quads[k] = FORMAT == INT8 ? both : both & 0x0f0f0f0f;
+            quads[k + 4] = FORMAT == INT8 ? load_bytes(weights + 64 * (k + 4)) : (both >> 4) & 0x0f0f0f0f;
+        }
+        auto numbers = reinterpret_cast<const uint16_t*>(weights + (FORMAT == INT8 ? 512 : 256));
+        Floats scale = load_halves(numbers);
+        Floats minimum = FORMAT == INT4 ? load_halves(numbers + LANES) : scale * (FORMAT == INT8 ? -128.0f : -8.0f);
+        for (int r = 0; r < ROWS; r++) {
+            const int8_t* inputs = x.bytes + (row + r) * x.width + group * GROUP;
+            int64_t which = (row + r) * (x.width / GROUP) + group;
+            Integers even{}, odd{};
+            for (int k = 0; k < QUADS; k += 2) {
+                even = add_quads(even, quads[k], inputs + 4 * k);
+                odd = add_quads(odd, quads[k + 1], inputs + 4 * k + 4);
+            }
+            total[r] += __builtin_convertvector(even + odd, Floats) * (scale * x.scales[which]);
+            total[r] += minimum * x.sums[which];
+        }
+    }
+    for (int r = 0; r < ROWS; r++) y[r] = total[r];
+}
+
+// Four dot products of each of some rows with floating weights.
+template <int ROWS>
+inline void dense_dots(const float* const* weights, int64_t inputs, const Inputs& x, int64_t row, float (*dots)[4]) {
+    Floats total[ROWS][4] = {};
+    int64_t i = 0;
+    for (; i + LANES <= inputs; i += LANES)
+        for (int o = 0; o < 4; o++) {
+            Floats w = load(weights[o] + i);
+            for (int r = 0; r < ROWS; r++) total[r][o] += w * load(x.values + (row + r) * x.width + i);
+        }
+    if (i < inputs)
+        for (int o = 0; o < 4; o++) {
+            Floats w = load(weights[o] + i, inputs - i);
+            for (int r = 0; r < ROWS; r++) total[r][o] += w * load(x.values + (row + r) * x.width + i);
+        }
+    for (int r = 0; r < ROWS; r++)
+        for (int o = 0; o < 4; o++) dots[r][o] = sum(total[r][o]);
+}
+
+template <int ROWS>
+inline void dense_dots(const BFloat16* const* weights, int64_t inputs, const Inputs& x, int64_t row, float (*dots)[4]) {
+    Floats total[ROWS][4] = {};
+    int64_t i = 0;
+#if defined(__AVX512BF16__)
+    for (; i < inputs; i += 2 * LANES)
+        for (int o = 0; o < 4; o++) {
+            __mmask32 there = inputs - i >= 32 ? ~0u : (1u << (inputs - i)) - 1;
+            __m512i w = _mm512_maskz_loadu_epi16(there, weights[o] + i);
+            for (int r = 0; r < ROWS; r++) {
+                __m512i values = _mm512_loadu_si512(x.halves + (row + r) * x.width + i);
+                total[r][o] = bits_of<Floats>(
+                    _mm512_dpbf16_ps(bits_of<__m512>(total[r][o]), (__m512bh)values, (__m512bh)w));
+            }
+        }
+#else
+    for (; i < inputs; i += LANES)
+        for (int o = 0; o < 4; o++) {
+            Floats w = inputs - i >= LANES ? load(weights[o] + i) : load(weights[o] + i, inputs - i);
+            for (int r = 0; r < ROWS; r++) total[r][o] += w * load(x.halves + (row + r) * x.width + i);
+        }
+#endif
+    for (int r = 0; r < ROWS; r++)
+        for (int o = 0; o < 4; o++) dots[r][o] = sum(total[r][o]);
+}
+
+template <class T, int ROWS>
+inline void dense_tile(const Matrix& matrix, int64_t first, const Inputs& x, int64_t row, Floats* y) {
+    auto weights = static_cast<const T*>(matrix.weights);
+    for (int o = 0; o < LANES; o += 4) {
+        const T* lines[4];
+        for (int i = 0; i < 4; i++) {
+            int64_t line = first + o + i;
+            lines[i] = weights + (line < matrix.outputs ? line : matrix.outputs - 1) * matrix.inputs;
+        }
+        float dots[ROWS][4];
+        dense_dots<ROWS>(lines, matrix.inputs, x, row, dots);
+        for (int r = 0; r < ROWS; r++)
+            for (int i = 0; i < 4; i++) y[r][o + i] = dots[r][i];
+    }
+}
+
+template <int ROWS>
+inline void tile_rows(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t row, Floats* y) {
+    int64_t groups = matrix.inputs / GROUP;
+    auto bytes = static_cast<const uint8_t*>(matrix.weights);
+    if (matrix.format == INT4)
+        packed_tile<INT4, ROWS>(bytes + tile * groups * group_bytes<INT4>(), groups, x, row, y);
+    else if (matrix.format == INT4_CENTRED)
+        packed_tile<INT4_CENTRED, ROWS>(bytes + tile * groups * group_bytes<INT4_CENTRED>(), groups, x, row, y);
+    else if (matrix.format == INT8)
+        packed_tile<INT8, ROWS>(bytes + tile * groups * group_bytes<INT8>(), groups, x, row, y);
+    else
+        for (int r = 0; r < ROWS; r += ROWS < 4 ? ROWS : 4)
+            if (matrix.format == FLOAT32)
+                dense_tile<float, (ROWS < 4 ? ROWS : 4)>(matrix, tile * LANES, x, row + r, y + r);
+            else
+                dense_tile<BFloat16, (ROWS < 4 ? ROWS : 4)>(matrix, tile * LANES, x, row + r, y + r);
+    if (matrix.bias) {
+        int64_t left = matrix.outputs - tile * LANES;
+        Floats bias = left >= LANES ? load(matrix.bias + tile * LANES) : load(matrix.bias + tile * LANES, left);
+        for (int r = 0; r < ROWS; r++) y[r] += bias;
+    }
+}
+
+// Rows that are multiplied at a time: as many sums as there are registers.
+constexpr int BLOCK = 16;
+
+// Sixteen outputs of up to BLOCK rows.
+inline void tile_of(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t row, int64_t rows, Floats* y) {
+    if (rows == BLOCK) return tile_rows<BLOCK>(matrix, tile, x, row, y);
+    if (rows & 8) tile_rows<8>(matrix, tile, x, row, y), row += 8, y += 8;
+    if (rows & 4) tile_rows<4>(matrix, tile, x, row, y), row += 4, y += 4;
+    if (rows & 2) tile_rows<2>(matrix, tile, x, row, y), row += 2, y += 2;
+    if (rows & 1) tile_rows<1>(matrix, tile, x, row, y);
+}
+
+// Multiply rows by a matrix: `write(row, first output, sixteen sums, how many of them count)`, for all of both.
+template <class Write>
+inline void multiply(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t rows, const Write& write) {
+    int64_t first = tile * LANES, count = matrix.outputs - first < LANES ? matrix.outputs - first : LANES;
+    for (int64_t row = 0; row < rows; row += BLOCK) {
+        int64_t some = rows - row < BLOCK ? rows - row : BLOCK;
+        Floats y[BLOCK];
+        tile_of(matrix, tile, x, row, some, y);
+        for (int64_t r = 0; r < some; r++) write(row + r, first, y[r], count);
+    }
+}
+
+// Tiles that a thread takes at a time: in a row, for the memory's sake, but so that all threads have enough to do.
+inline int64_t run_length(int64_t tiles, int threads) {
+    int64_t length = tiles / (threads * 8);
+    return length < 1 ? 1 : length > 16 ? 16 : length;
+}
+
+template <class Work>
+inline void share_tiles(Team& team, int64_t tiles, const Work& work) {
+    int64_t length = run_length(tiles, team.size);
+    team.share((tiles + length - 1) / length, [&](int64_t run) {
+        for (int64_t tile = run * length; tile < tiles && tile < (run + 1) * length; tile++) work(tile);
+    });
+}

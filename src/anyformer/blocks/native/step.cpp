@@ -1,0 +1,328 @@
+// A token of every text, through the whole decoder in one call.
+#include <omp.h>
+
+#include <initializer_list>
+#include <type_traits>
+
+#include "matrix.h"
+#include "parts.h"
+#include "table.h"
+#include "team.h"
+
+namespace {
+
+template <class Visit>
+void each_matrix(const Decoder& decoder, const Visit& visit) {
+    for (int64_t i = 0; i < decoder.depth; i++) {
+        const Layer& layer = decoder.layers[i];
+        for (auto attention : {&layer.attention, &layer.cross})
+            for (auto matrix : {&attention->query, &attention->key, &attention->value, &attention->output})
+                if (matrix->weights) visit(*matrix);
+        for (auto matrix : {&layer.feed_forward.up, &layer.feed_forward.gate, &layer.feed_forward.down})
+            if (matrix->weights) visit(*matrix);
+    }
+    if (decoder.head.weights) visit(decoder.head);
+}
+
+struct Widths {
+    int64_t in = 0, out = 0;  // the widest vectors that enter and leave a product; the head's do not count
+    int64_t queries = 0;
+
+    explicit Widths(const Decoder& decoder) {
+        each_matrix(decoder, [&](const Matrix& matrix) {
+            in = padded(matrix.inputs) > in ? padded(matrix.inputs) : in;
+            if (&matrix != &decoder.head && padded(matrix.outputs) > out) out = padded(matrix.outputs);
+        });
+        if (padded(decoder.d_model) > in) in = padded(decoder.d_model);
+    }
+};
+
+// Where things are kept in the workspace.
+struct Space {
+    int64_t inputs_size, rows_size, scores_size;
+
+    Space(const Decoder& decoder, int64_t rows, int64_t longest) {
+        Widths widths(decoder);
+        inputs_size = Inputs::size(rows, widths.in);
+        rows_size = rows * widths.out;
+        scores_size = padded(longest) + LANES;
+    }
+    // One set of inputs for all, one for each thread when there is one row; queries, keys, values; a thread's scores.
+    int64_t bytes(int64_t threads) const {
+        return inputs_size * (threads + 1) + (3 * rows_size + threads * scores_size) * 4 + 4096;
+    }
+};
+
+class Stepper {
+   public:
+    Stepper(const Decoder& decoder, const Batch& batch, int64_t longest, Team team)
+        : decoder(decoder), batch(batch), team(team), rows(batch.rows) {
+        Space space(decoder, rows, longest);
+        auto memory = static_cast<char*>(batch.workspace);
+        // A thread prepares the inputs of a single row itself, which takes less time than waiting for another.
+        alone = rows == 1;
+        inputs_memory = memory + space.inputs_size * (alone ? team.me : 0);
+        auto numbers = reinterpret_cast<float*>(memory + space.inputs_size * (team.size + 1));
+        queries = numbers;
+        keys = queries + space.rows_size;
+        values = keys + space.rows_size;
+        weights = values + space.rows_size + team.me * space.scores_size;
+    }
+
+    void run() {
+        for (int64_t i = 0; i < decoder.depth; i++) {
+            layer(decoder.layers[i], batch.layers[i]);
+        }
+        finish();
+    }
+
+   private:
+    const Decoder& decoder;
+    const Batch& batch;
+    Team team;
+    const int64_t rows;
+    bool alone;
+    void* inputs_memory;
+    float *queries, *keys, *values, *weights;
+
+    float* residual(int64_t row) const { return batch.vectors + row * decoder.d_model; }
+    int64_t text(int64_t row) const { return batch.texts ? batch.texts[row] : row; }
+
+    // Inputs for some products, made row by row: `fill(row, values)`.
+    template <class Fill>
+    Inputs prepared(int64_t count, int64_t width, std::initializer_list<const Matrix*> matrices, const Fill& fill) {
+        Inputs inputs(inputs_memory, count, width);
+        auto one = [&](int64_t row) {
+            float* to = inputs.values + row * inputs.width;
+            fill(row, to);
+            for (int64_t i = width; i < inputs.width; i++) to[i] = 0;
+            for (auto matrix : matrices)
+                if (matrix->weights) inputs.prepare(row, matrix->format);
+        };
+        if (alone)
+            one(0);
+        else
+            team.share(count, one);
+        return inputs;
+    }
+
+    // The residual stream, normed where norms come first.
+    Inputs read(const Norm& norm, std::initializer_list<const Matrix*> matrices) {
+        static const Norm none{};
+        const Norm& first = decoder.pre_norm ? norm : none;
+        return prepared(rows, decoder.d_model, matrices,
+                        [&](int64_t row, float* to) { normalise(first, residual(row), decoder.d_model, to); });
+    }
+
+    // x = x + W inputs, normed where norms come last.
+    void add(const Matrix& matrix, const Inputs& inputs, const Norm& norm) {
+        share_tiles(team, tiles_of(matrix), [&](int64_t tile) {
+            multiply(matrix, tile, inputs, rows, [&](int64_t row, int64_t first, Floats y, int64_t count) {
+                float* to = residual(row) + first;
+                if (count == LANES)
+                    store(to, load(to) + y);
+                else
+                    store(to, load(to, count) + y, count);
+            });
+        });
+        if (decoder.pre_norm) return;
+        team.share(rows, [&](int64_t row) { normalise_in_place(norm, residual(row)); });
+    }
+
+    void normalise_in_place(const Norm& norm, float* x) {
+        constexpr int64_t MOST = 1 << 14;
+        float made[MOST + LANES];
+        normalise(norm, x, decoder.d_model, made);
+        memcpy(x, made, decoder.d_model * sizeof(float));
+    }
+
+    void layer(const Layer& layer, const LayerMemory& memory) {
+        attention(layer.attention, memory);
+        if (layer.cross.query.weights) cross_attention(layer.cross, memory);
+        feed_forward(layer.feed_forward);
+    }
+
+    void attention(const Attention& a, const LayerMemory& memory) {
+        Inputs x = read(a.norm, {&a.query, &a.key, &a.value});
+        int64_t query_tiles = tiles_of(a.query), key_tiles = tiles_of(a.key);
+        int64_t query_width = padded(a.query.outputs), key_width = padded(a.key.outputs);
+        share_tiles(team, query_tiles + 2 * key_tiles, [&](int64_t tile) {
+            const Matrix* matrix = &a.query;
+            float* to = queries;
+            int64_t width = query_width;
+            if (tile >= query_tiles) {
+                bool is_key = tile < query_tiles + key_tiles;
+                tile -= query_tiles + (is_key ? 0 : key_tiles);
+                matrix = is_key ? &a.key : &a.value, to = is_key ? keys : values, width = key_width;
+            }
+            multiply(*matrix, tile, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
+                store(to + row * width + first, y);
+            });
+        });
+        team.share(rows, [&](int64_t row) {
+            if (batch.memory_format == BFLOAT16)
+                remember<BFloat16>(a, memory, row, query_width, key_width);
+            else
+                remember<float>(a, memory, row, query_width, key_width);
+        });
+        look(a, memory.keys, memory.values, false);
+    }
+
+    // Norm and turn the new queries and keys, and write keys and values where later tokens find them.
+    template <class T>
+    void remember(const Attention& a, const LayerMemory& memory, int64_t row, int64_t query_width, int64_t key_width) {
+        int64_t place = batch.places[row], position = place - batch.starts[row];
+        auto turned = [&](const Norm& norm, float* head) {
+            norm_head(norm, head, a.head_dim);
+            if (batch.cos) turn(head, a.head_dim, batch.cos + position * a.head_dim, batch.sin + position * a.head_dim);
+        };
+        for (int64_t head = 0; head < a.heads; head++)
+            turned(a.query_norm, queries + row * query_width + head * a.head_dim);
+        for (int64_t head = 0; head < a.kv_heads; head++) {
+            float* key = keys + row * key_width + head * a.head_dim;
+            turned(a.key_norm, key);
+            auto at = [&](const Memory& m) {
+                return static_cast<T*>(m.data) + text(row) * m.row + head * m.head + place * m.time;
+            };
+            const float* value = values + row * key_width + head * a.head_dim;
+            T *key_to = at(memory.keys), *value_to = at(memory.values);
+            for (int64_t i = 0; i < a.head_dim; i++) store(key_to + i, key[i]), store(value_to + i, value[i]);
+        }
+    }
+
+    void norm_head(const Norm& norm, float* head, int64_t head_dim) const {
+        if (norm.kind == NO_NORM) return;
+        float made[512];
+        normalise(norm, head, head_dim, made);
+        memcpy(head, made, head_dim * sizeof(float));
+    }
+
+    void cross_attention(const Attention& a, const LayerMemory& memory) {
+        Inputs x = read(a.norm, {&a.query});
+        int64_t width = padded(a.query.outputs);
+        share_tiles(team, tiles_of(a.query), [&](int64_t tile) {
+            multiply(a.query, tile, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
+                store(queries + row * width + first, y);
+            });
+        });
+        if (a.query_norm.kind != NO_NORM)
+            team.share(rows, [&](int64_t row) {
+                for (int64_t head = 0; head < a.heads; head++)
+                    norm_head(a.query_norm, queries + row * width + head * a.head_dim, a.head_dim);
+            });
+        look(a, memory.source_keys, memory.source_values, true);
+    }
+
+    // Attention of every row, and its output.
+    void look(const Attention& a, const Memory& key_memory, const Memory& value_memory, bool source) {
+        int64_t width = padded(a.query.outputs), group = a.heads / a.kv_heads;
+        // Heads that share keys go together where there is enough to do for all threads.
+        int64_t parts = rows * a.kv_heads >= 2 * team.size ? 1 : group;
+        team.share(rows * a.kv_heads * parts, [&](int64_t item) {
+            int64_t part = item % parts, kv_head = item / parts % a.kv_heads, row = item / parts / a.kv_heads;
+            for (int64_t i = part * group / parts; i < (part + 1) * group / parts; i++) {
+                int64_t head = kv_head * group + i;
+                float* query = queries + row * width + head * a.head_dim;
+                if (batch.memory_format == BFLOAT16)
+                    look_from<BFloat16>(a, key_memory, value_memory, source, row, head, kv_head, query);
+                else
+                    look_from<float>(a, key_memory, value_memory, source, row, head, kv_head, query);
+            }
+        });
+        Inputs x = prepared(rows, a.output.inputs, {&a.output}, [&](int64_t row, float* to) {
+            memcpy(to, queries + row * width, a.output.inputs * sizeof(float));
+        });
+        add(a.output, x, a.norm);
+    }
+
+    // What a head sees takes the place of its query.
+    template <class T>
+    void look_from(const Attention& a, const Memory& key_memory, const Memory& value_memory, bool source, int64_t row,
+                   int64_t head, int64_t kv_head, float* query) {
+        int64_t first = 0, end = batch.source;
+        const float* bias = nullptr;
+        const uint8_t* mask = nullptr;
+        if (source) {
+            mask = batch.source_mask ? batch.source_mask + text(row) * batch.source : nullptr;
+        } else {
+            first = batch.starts[row], end = batch.places[row] + 1;
+            if (a.window && end - first > a.window) first = end - a.window;
+            bias = batch.bias ? batch.bias + head * batch.distances : nullptr;
+        }
+        auto at = [&](const Memory& m) { return static_cast<const T*>(m.data) + text(row) * m.row + kv_head * m.head; };
+        float padded_query[512] = {};
+        memcpy(padded_query, query, a.head_dim * sizeof(float));
+        auto with = [&](auto vectors) {
+            attend<decltype(vectors)::value, T>(padded_query, float(a.scale), at(key_memory), at(value_memory),
+                                                key_memory.time, value_memory.time, first, end, a.head_dim, bias, mask,
+                                                weights, query);
+        };
+        if (a.head_dim == 64)
+            with(std::integral_constant<int, 4>{});
+        else if (a.head_dim == 128)
+            with(std::integral_constant<int, 8>{});
+        else
+            with(std::integral_constant<int, 0>{});
+    }
+
+    void feed_forward(const FeedForward& f) {
+        Inputs x = read(f.norm, {&f.up, &f.gate});
+        int64_t width = padded(f.up.outputs);
+        float* inner = queries;
+        share_tiles(team, tiles_of(f.up), [&](int64_t tile) {
+            multiply(f.up, tile, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
+                store(inner + row * width + first, f.gate.weights ? y : activate(f.activation, y));
+            });
+            if (f.gate.weights)
+                multiply(f.gate, tile, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
+                    float* to = inner + row * width + first;
+                    store(to, load(to) * activate(f.activation, y));
+                });
+        });
+        Inputs h = prepared(rows, f.down.inputs, {&f.down}, [&](int64_t row, float* to) {
+            memcpy(to, inner + row * width, f.down.inputs * sizeof(float));
+        });
+        add(f.down, h, f.norm);
+    }
+
+    void finish() {
+        int64_t count = batch.scored ? batch.scored_rows : rows, d_model = decoder.d_model;
+        auto last = [&](int64_t row, float* to) {
+            normalise(decoder.final_norm, residual(batch.scored ? batch.scored[row] : row), d_model, to);
+            if (decoder.head_scale != 1.0)
+                for (int64_t i = 0; i < d_model; i++) to[i] *= float(decoder.head_scale);
+        };
+        Inputs x = prepared(count, d_model, {&decoder.head}, last);
+        if (!decoder.head.weights) {
+            team.share(count, [&](int64_t row) {
+                memcpy(batch.scores + row * d_model, x.values + row * x.width, d_model * sizeof(float));
+            });
+            return;
+        }
+        share_tiles(team, tiles_of(decoder.head), [&](int64_t tile) {
+            multiply(decoder.head, tile, x, count, [&](int64_t row, int64_t first, Floats y, int64_t outputs) {
+                float* to = batch.scores + row * decoder.head.outputs + first;
+                if (outputs == LANES)
+                    store(to, y);
+                else
+                    store(to, y, outputs);
+            });
+        });
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+__attribute__((visibility("default"))) int64_t workspace_bytes(const Decoder* decoder, int64_t rows, int64_t longest, int64_t threads) {
+    return Space(*decoder, rows, longest).bytes(threads);
+}
+
+// `longest`: as many keys as any query can see.
+__attribute__((visibility("default"))) void step(const Decoder* decoder, const Batch* batch, int64_t longest) {
+    Meeting meeting;
+#pragma omp parallel num_threads(int(batch->threads))
+    Stepper(*decoder, *batch, longest, Team(meeting, omp_get_num_threads(), omp_get_thread_num())).run();
+}
+}

@@ -1,0 +1,81 @@
+// The table of pointers that describes a decoder, and the batch of texts that is to grow by a token each.
+//
+// Mirrored field by field in table.py: all numbers are 64 bits wide, so that no padding can differ.
+#pragma once
+#include <cstdint>
+
+enum Format : int64_t { FLOAT32, BFLOAT16, INT8, INT4, INT4_CENTRED };
+enum NormKind : int64_t { NO_NORM, LAYER_NORM, RMS_NORM };
+enum Activation : int64_t { RELU, RELU_SQUARED, GELU, GELU_TANH, SILU, TANH };
+
+// y = W x + bias. Floating weights are [outputs, inputs]; packed ones lie in tiles, see matrix.h.
+struct Matrix {
+    const void* weights;  // null: there is no such matrix
+    const float* bias;    // null: none
+    int64_t outputs, inputs;
+    Format format;
+};
+
+struct Norm {
+    NormKind kind;
+    const float *weight, *bias;
+    double eps;
+};
+
+struct Attention {
+    Norm norm, query_norm, key_norm;
+    Matrix query, key, value, output;  // cross-attention has no use for key and value: the cache has them
+    int64_t heads, kv_heads, head_dim;
+    int64_t window;  // tokens that are seen, the newest included; 0: all
+    double scale;
+};
+
+struct FeedForward {
+    Norm norm;
+    Matrix up, gate, down;
+    Activation activation;
+};
+
+struct Layer {
+    Attention attention, cross;  // cross.query.weights is null in a decoder that has no source
+    FeedForward feed_forward;
+};
+
+struct Decoder {
+    const Layer* layers;
+    int64_t depth, d_model, pre_norm;
+    Norm final_norm;
+    double head_scale;
+    Matrix head;
+};
+
+// Keys or values [batch, kv_heads, time, head_dim] with these distances between elements; a head lies in one piece.
+struct Memory {
+    void* data;
+    int64_t row, head, time;
+};
+
+struct LayerMemory {
+    Memory keys, values, source_keys, source_values;
+};
+
+// One new token a row. `row` says which text it belongs to, so that a text may have several, one after the other.
+struct Batch {
+    int64_t rows;
+    float* vectors;           // [rows, d_model]: embeddings; overwritten
+    const int64_t* texts;     // [rows]: row of the cache; null: row i is text i
+    const int64_t* starts;    // [rows]: first real token in the cache
+    const int64_t* places;    // [rows]: where the new token is written, behind all that it sees
+    const float *cos, *sin;   // [positions, head_dim]; null: nothing turns
+    const float* bias;        // [heads, distances], added to the scores; null: none
+    int64_t distances;
+    const LayerMemory* layers;
+    Format memory_format;     // FLOAT32 or BFLOAT16
+    int64_t source;           // source tokens
+    const uint8_t* source_mask;  // [batch, source]: 0 hides; null: all are seen
+    const int64_t* scored;    // [scored_rows]: rows whose scores are wanted; null: all
+    int64_t scored_rows;
+    float* scores;            // [scored_rows, vocab], or [scored_rows, d_model] hidden states where there is no head
+    void* workspace;
+    int64_t threads;
+};

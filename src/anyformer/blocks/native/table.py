@@ -1,0 +1,93 @@
+"""The structures of table.h, field by field."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_double, c_int64, c_void_p
+from typing import Any
+
+FLOAT32, BFLOAT16, INT8, INT4, INT4_CENTRED = range(5)
+NO_NORM, LAYER_NORM, RMS_NORM = range(3)
+ACTIVATIONS = ("relu", "relu_squared", "gelu", "gelu_tanh", "silu", "tanh")
+
+
+def _integers(names: str) -> list[tuple[str, Any]]:
+    return [(name, c_int64) for name in names.split()]
+
+
+def _pointers(names: str) -> list[tuple[str, Any]]:
+    return [(name, c_void_p) for name in names.split()]
+
+
+class Matrix(Structure):
+    """``y = W x + bias``."""
+
+    _fields_ = [*_pointers("weights bias"), *_integers("outputs inputs format")]
+
+
+class Norm(Structure):
+    """A norm of one vector."""
+
+    _fields_ = [*_integers("kind"), *_pointers("weight bias"), ("eps", c_double)]
+
+
+class Attention(Structure):
+    """Attention, to itself or to a source."""
+
+    _fields_ = [
+        *((name, Norm) for name in ("norm", "query_norm", "key_norm")),
+        *((name, Matrix) for name in ("query", "key", "value", "output")),
+        *_integers("heads kv_heads head_dim window"),
+        ("scale", c_double),
+    ]
+
+
+class FeedForward(Structure):
+    """The feed-forward block."""
+
+    _fields_ = [("norm", Norm), *((name, Matrix) for name in ("up", "gate", "down")), *_integers("activation")]
+
+
+class Layer(Structure):
+    """One block of the decoder."""
+
+    _fields_ = [("attention", Attention), ("cross", Attention), ("feed_forward", FeedForward)]
+
+
+class Decoder(Structure):
+    """All blocks, and what follows them."""
+
+    _fields_ = [
+        *_pointers("layers"),
+        *_integers("depth d_model pre_norm"),
+        ("final_norm", Norm),
+        ("head_scale", c_double),
+        ("head", Matrix),
+    ]
+
+
+class Memory(Structure):
+    """Keys or values, and the distances between their elements."""
+
+    _fields_ = [*_pointers("data"), *_integers("row head time")]
+
+
+class LayerMemory(Structure):
+    """What a layer remembers."""
+
+    _fields_ = [(name, Memory) for name in ("keys", "values", "source_keys", "source_values")]
+
+
+class Batch(Structure):
+    """The texts that are to grow."""
+
+    _fields_ = [
+        *_integers("rows"),
+        *_pointers("vectors texts starts places cos sin bias"),
+        *_integers("distances"),
+        *_pointers("layers"),
+        *_integers("memory_format source"),
+        *_pointers("source_mask scored"),
+        *_integers("scored_rows"),
+        *_pointers("scores workspace"),
+        *_integers("threads"),
+    ]

@@ -1,0 +1,205 @@
+"""A decoder as a table of pointers for the compiled step; None for what the table has no words for.
+
+Whatever this file does not know for certain is left to torch: modules of other classes, hooks, activations and norms of
+one's own, weights that are neither float32 nor bfloat16.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.blocks import feedforward
+from anyformer.blocks.attention import MultiHeadAttention
+from anyformer.blocks.block import TransformerBlock
+from anyformer.blocks.cache import KeyValueCache
+from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding
+from anyformer.blocks.feedforward import FeedForward
+from anyformer.blocks.head import LanguageModelHead
+from anyformer.blocks.native import table
+from anyformer.blocks.norm import LayerNorm, RMSNorm
+from anyformer.blocks.position import (
+    LearnedPosition,
+    PositionalEncoding,
+    RelativePosition,
+    RotaryPosition,
+    SinusoidalPosition,
+)
+from anyformer.model import Stack, Transformer
+
+_FORMATS = {torch.float32: table.FLOAT32, torch.bfloat16: table.BFLOAT16}
+_ACTIVATIONS = {feedforward.ACTIVATIONS[name]: number for number, name in enumerate(table.ACTIVATIONS)}
+_POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
+_PARTS = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
+_WIDEST, _WIDEST_HEAD = 1 << 14, 512
+"""Vectors that step.cpp has room for."""
+
+
+class Inexpressible(Exception):  # noqa: N818
+    """The model has something that the table has no words for."""
+
+
+class NativeDecoder:
+    """The table of a model's decoder; it keeps alive what its pointers point to.
+
+    Raises:
+        Inexpressible: see above.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        decoder, head = model.decoder, model.head
+        if decoder is None or type(head) is not LanguageModelHead or head.transform is not None:
+            raise Inexpressible("no plain language-model head")
+        _check(model, decoder)
+        self._kept: list[Any] = []
+        self.model, self.decoder = model, decoder
+        self.dtype = model.tokens.table.weight.dtype
+        blocks = [cast("TransformerBlock", block) for block in decoder.blocks]
+        layers = (table.Layer * len(blocks))(
+            *(self._layer(block, window) for block, window in zip(blocks, decoder.windows, strict=True))
+        )
+        self._kept.append(layers)
+        projection = model.tokens.table.weight if head.projection is None else head.projection.weight
+        self.vocab = projection.shape[0]
+        self.table = table.Decoder(
+            layers=ctypes.addressof(layers),
+            depth=len(blocks),
+            d_model=model.config.d_model,
+            pre_norm=int(blocks[0].pre_norm),
+            final_norm=self._norm(decoder.final_norm),
+            head_scale=head.scale,
+            head=self._matrix(projection, head.bias),
+        )
+        self._tables: tuple[int, Tensor | None, Tensor | None, Tensor | None] = (0, None, None, None)
+
+    @property
+    def address(self) -> int:
+        """Where the table is."""
+        return ctypes.addressof(self.table)
+
+    def _pointer(self, tensor: Tensor | None) -> int | None:
+        """Where float32 numbers are."""
+        if tensor is None:
+            return None
+        plain = tensor.detach().float().contiguous()
+        self._kept.append(plain)
+        return plain.data_ptr()
+
+    def _matrix(self, weight: Tensor, bias: Tensor | None) -> table.Matrix:
+        if weight.dtype not in _FORMATS or not weight.is_contiguous() or weight.device.type != "cpu":
+            raise Inexpressible("weights in another format")
+        self._kept.append(weight)
+        outputs, inputs = weight.shape
+        if max(outputs if outputs != self.model.config.vocab_size else 0, inputs) > _WIDEST:
+            raise Inexpressible("wider than there is room for")
+        return table.Matrix(weight.data_ptr(), self._pointer(bias), outputs, inputs, _FORMATS[weight.dtype])
+
+    def _linear(self, module: nn.Module | None) -> table.Matrix:
+        if module is None:
+            return table.Matrix()
+        if type(module) is not nn.Linear:
+            raise Inexpressible(f"a layer of class {type(module).__name__}")
+        return self._matrix(module.weight, cast("Tensor | None", module.bias))
+
+    def _norm(self, module: nn.Module | None) -> table.Norm:
+        if type(module) is LayerNorm:
+            return table.Norm(table.LAYER_NORM, self._pointer(module.weight), self._pointer(module.bias), module.eps)
+        if type(module) is RMSNorm:
+            return table.Norm(table.RMS_NORM, self._pointer(module.weight), None, module.eps)
+        if module is None or type(module) is nn.Identity:
+            return table.Norm()
+        raise Inexpressible(f"a norm of class {type(module).__name__}")
+
+    def _attention(
+        self, attention: MultiHeadAttention | None, norm: nn.Module | None, window: int | None
+    ) -> table.Attention:
+        if attention is None:
+            return table.Attention()
+        if attention.head_dim > _WIDEST_HEAD:
+            raise Inexpressible("a wider head than there is room for")
+        return table.Attention(
+            norm=self._norm(norm),
+            query_norm=self._norm(attention.query_norm),
+            key_norm=self._norm(attention.key_norm),
+            query=self._linear(attention.query),
+            key=self._linear(attention.key),
+            value=self._linear(attention.value),
+            output=self._linear(attention.output),
+            heads=attention.heads,
+            kv_heads=attention.kv_heads,
+            head_dim=attention.head_dim,
+            window=window or 0,
+            scale=attention.scale,
+        )
+
+    def _layer(self, block: TransformerBlock, window: int | None) -> table.Layer:
+        forward = block.feed_forward
+        if forward.activation not in _ACTIVATIONS:
+            raise Inexpressible("an activation of one's own")
+        return table.Layer(
+            attention=self._attention(block.attention, block.attention_norm, window),
+            cross=self._attention(block.cross_attention, block.cross_attention_norm, None),
+            feed_forward=table.FeedForward(
+                norm=self._norm(block.feed_forward_norm),
+                up=self._linear(forward.up),
+                gate=self._linear(forward.gate),
+                down=self._linear(forward.down),
+                activation=_ACTIVATIONS[forward.activation],
+            ),
+        )
+
+    def tables(self, capacity: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Cosines and sines [capacity, head_dim] of every position, and the bias [heads, capacity] of every distance.
+
+        They are the model's own, rounded as it rounds them.
+        """
+        if self._tables[0] < capacity:
+            where, position = torch.arange(capacity)[None], self.decoder.position
+            rotation = position.rotation(where, torch.tensor([[1]]))
+            turns = (None, None)
+            if rotation is not None:
+                turns = tuple(part.to(self.dtype).float().flatten(0, -2).contiguous() for part in rotation)
+            bias = position.bias(where[:, -1:], where)
+            if bias is not None:
+                bias = bias[0, :, 0].flip(-1).float().contiguous()
+            self._tables = (capacity, turns[0], turns[1], bias)
+        return self._tables[1:]
+
+    def vectors(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """What enters the first block, [batch, d_model]."""
+        added = self.decoder.position.embed(positions[:, None])
+        return self.decoder.embedding(self.model.tokens(tokens), added)[:, 0].float().contiguous()
+
+
+def memories(cache: KeyValueCache) -> ctypes.Array[table.LayerMemory]:
+    """Where the layers' keys and values are."""
+    made = (table.LayerMemory * len(cache.layers))()
+    for memory, layer in zip(made, cache.layers, strict=True):
+        source = layer.source
+        kinds = [("keys", layer.keys), ("values", layer.values)]
+        if source is not None:
+            kinds += [("source_keys", source.keys), ("source_values", source.values)]
+        for name, tensor in kinds:
+            row, head, time, element = tensor.stride()
+            if element != 1 and tensor.shape[3] != 1:
+                raise Inexpressible("keys that are not in one piece")
+            setattr(memory, name, table.Memory(tensor.data_ptr(), row, head, time))
+    return made
+
+
+def _check(model: Transformer, decoder: Stack) -> None:
+    """Raise Inexpressible for a model that does anything of its own."""
+    if type(model) is not Transformer or type(decoder) is not Stack or type(decoder.position) not in _POSITIONS:
+        raise Inexpressible("a class of one's own")
+    if decoder.skipped is not None:
+        raise Inexpressible("positions that skip padding")
+    for module in [model.tokens, model.head, *decoder.modules()]:
+        if module is None:
+            continue
+        if module._forward_hooks or module._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
+            raise Inexpressible("hooks")
+        if isinstance(module, _PARTS) and type(module) not in _PARTS:
+            raise Inexpressible("a class of one's own")

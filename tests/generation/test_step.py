@@ -1,0 +1,80 @@
+"""A step in compiled code says what the model says."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from anyformer.blocks.cache import KeyValueCache
+from anyformer.blocks.native.build import library
+from anyformer.generation import step as steps
+from anyformer.generation.native import NativeDecoder
+from anyformer.generation.step import step_of
+from anyformer.model import Transformer
+from tests.generation.models import VOCAB, WRITERS, batch, build, rows
+
+pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a compiler")
+NEW = 5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled() -> None:
+    assert library().get(wait=True) is not None
+
+
+def read(model: Transformer, texts: list[list[int]], side: str) -> tuple[KeyValueCache, Tensor]:
+    """A cache that has read the texts, or the sources of the texts."""
+    ids, mask = batch(texts, side)
+    cache = model.make_cache(len(texts), ids.shape[1] + NEW)
+    if model.config.is_encoder_decoder:
+        start = torch.full((len(texts), 1), 2)
+        model(start, ids, source_mask=mask, cache=cache)
+        return cache, start
+    model(ids, mask=mask, cache=cache)
+    return cache, ids
+
+
+def compare(model: Transformer, texts: list[list[int]], side: str, tolerance: float, select: bool = False) -> None:
+    native, plain = step_of(model, wait=True), steps._plain_step(model)
+    generator = torch.Generator().manual_seed(len(texts))
+    with torch.inference_mode():
+        caches = [read(model, texts, side)[0] for _ in range(2)]
+        for new in range(NEW):
+            tokens = torch.randint(VOCAB, (caches[0].layers[0].keys.shape[0], 1), generator=generator)
+            ours, theirs = native(tokens, caches[0]), plain(tokens, caches[1])
+            scale = theirs.abs().max()
+            torch.testing.assert_close(ours / scale, theirs / scale, atol=tolerance, rtol=0)
+            if select and new == 1:
+                kept = torch.randint(len(texts), (len(texts) + 1,), generator=generator)
+                for cache in caches:
+                    cache.select(kept)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@settings(deadline=None, max_examples=6)
+@given(texts=rows(), side=st.just("left"), select=st.booleans())
+def test_a_step_equals_the_model(name: str, texts: list[list[int]], side: str, select: bool) -> None:
+    model = build(WRITERS[name])
+    NativeDecoder(model)  # the table has words for it
+    compare(model, texts, side, 1e-5, select)
+
+
+@pytest.mark.parametrize("name", ["grouped", "relative both", "learned both"])
+def test_bfloat16_stays_within_its_rounding(name: str) -> None:
+    model = build(WRITERS[name]).bfloat16()
+    compare(model, [[5, 6, 7], [3, 4, 5, 6]], "left", 0.05)
+
+
+def test_what_the_table_has_no_words_for_is_left_to_torch() -> None:
+    model = build(WRITERS["rotary"])
+    seen: list[int] = []
+    model.decoder.blocks[0].register_forward_hook(lambda *_: seen.append(1))  # pyright: ignore[reportOptionalMemberAccess]
+    with torch.inference_mode():
+        cache, _ = read(model, [[5, 6]], "left")
+        step_of(model, wait=True)(torch.tensor([[3]]), cache)
+    assert len(seen) == 2
