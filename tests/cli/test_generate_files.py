@@ -70,7 +70,14 @@ def test_each_prompt_gets_its_answer(gpt: Path, tmp_path: Path, capsys: pytest.C
     assert "5 of them were there already" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [["--batch-size", "2"], ["--temperature", "1", "--seed", "3", "--batch-size", "3"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--batch-size", "2"],
+        ["--temperature", "1", "--seed", "3", "--batch-size", "3"],
+        ["--stop", "b", "--frequency-penalty", "0.5", "--batch-size", "2"],
+    ],
+)
 def test_wherever_the_file_was_cut_the_answers_are_the_same(gpt: Path, tmp_path: Path, flags: list[str]) -> None:
     file, out = _write(tmp_path / "prompts.txt", PROMPTS), tmp_path / "answers.jsonl"
     assert _generate(gpt, file, out, *flags) == 0

@@ -10,6 +10,7 @@ from anyformer.config import SpecialTokens
 from anyformer.errors import UserError
 from anyformer.generation import generate, generate_ids, generate_stream
 from anyformer.generation.prompt import encode_prompt
+from anyformer.generation.sampling import Sampling
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 from tests.generation.models import BOTH, build, config
@@ -129,3 +130,18 @@ def test_a_stream_ends_before_a_stop_string(tokenizer: Tokenizer) -> None:
     assert stop
     said = "".join(generate_stream(model, tokenizer, "the cat", max_new_tokens=20, stop=stop))
     assert said == whole.partition(stop)[0]
+
+
+def test_a_batch_is_penalised_and_stopped_like_a_stream(tokenizer: Tokenizer) -> None:
+    model = model_for(tokenizer)
+    sampling = Sampling(frequency_penalty=0.7, repetition_penalty=1.2)
+    free = generate(model, tokenizer, PROMPTS, max_new_tokens=20, sampling=sampling)
+    assert free != generate(model, tokenizer, PROMPTS, max_new_tokens=20)
+    stop = [part for part in (free[0][2:4], free[1][5:6]) if part]
+    said = generate(model, tokenizer, PROMPTS, max_new_tokens=20, sampling=sampling, stop=stop)
+    assert said != free
+    for prompt, text in zip(PROMPTS, said, strict=True):
+        streamed = generate_stream(model, tokenizer, prompt, max_new_tokens=20, sampling=sampling, stop=stop)
+        assert "".join(streamed) == text
+    with pytest.raises(UserError, match="without beams"):
+        generate(model, tokenizer, PROMPTS, sampling=sampling, beams=2)

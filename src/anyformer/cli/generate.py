@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _USUAL = 200
 _FINER = {"min_p": None, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-"""Options for a single text without beams, and what leaves it as it is."""
-_NOT_OF_THE_TEXT = ("model", "prompt", "file", "out", "field", "device", "allow_pickle", "n_best", "stop", *_FINER)
+"""Options for texts without beams, and what leaves it as it is."""
+_NOT_OF_THE_TEXT = ("model", "prompt", "file", "out", "field", "device", "allow_pickle", "n_best")
 """Options that change nothing of what is written to a file."""
 
 
@@ -94,11 +94,17 @@ def run(argv: list[str]) -> int:
         early = "never" if options.early_stopping == "never" else options.early_stopping == "true"
     finer = bool(options.stop) or any(getattr(options, name) != usual for name, usual in _FINER.items())
     search = choose_search(model, options.temperature, options.beams, options.length_penalty, early)
-    if finer and (search.beams > 1 or options.n_best != 1 or options.file is not None):
-        raise UserError(
-            "--min-p, --stop and the penalties are for a single text without beams: leave them out, or give a prompt "
-            "and --beams 1."
-        )
+    if finer and (search.beams > 1 or options.n_best != 1):
+        raise UserError("--min-p, --stop and the penalties are for texts without beams: leave them out, or --beams 1.")
+    sampling = Sampling(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+    )
     if options.file is not None and options.out is not None:
         from anyformer.cli.answers import answer_file
 
@@ -108,17 +114,17 @@ def run(argv: list[str]) -> int:
                 tokenizer,
                 prompts,
                 max_new_tokens=max_new_tokens,
-                temperature=options.temperature,
-                top_k=options.top_k,
-                top_p=options.top_p,
                 # One seed for all batches would draw the same for the same prompt in each.
                 seed=None if options.seed is None else options.seed + first,
                 beams=options.beams,
                 length_penalty=options.length_penalty,
                 early_stopping=early,
+                sampling=sampling,
+                stop=options.stop,
             )
 
         settings = {name: value for name, value in asdict(options).items() if name not in _NOT_OF_THE_TEXT}
+        settings["stop"] = list(options.stop)
         return answer_file(model, tokenizer, options.file, options.out, options.field, settings, write)
     wanted = options.max_new_tokens
     if wanted is None:
@@ -147,15 +153,7 @@ def run(argv: list[str]) -> int:
         options.prompt,
         max_new_tokens=wanted,
         seed=options.seed,
-        sampling=Sampling(
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            repetition_penalty=options.repetition_penalty,
-            presence_penalty=options.presence_penalty,
-            frequency_penalty=options.frequency_penalty,
-        ),
+        sampling=sampling,
         stop=options.stop,
     )
     _say(before)

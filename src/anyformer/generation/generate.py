@@ -43,6 +43,7 @@ def generate_ids(
     beams: int | None = None,
     length_penalty: float | None = None,
     early_stopping: EarlyStopping | None = None,
+    sampling: Sampling | None = None,
 ) -> Int[Tensor, "batch new"]:
     """Continue prompts, or rewrite sources, and return the new tokens only.
 
@@ -65,19 +66,22 @@ def generate_ids(
             1: greedy. None: as the model's generation settings say, and 1 if tokens are drawn.
         length_penalty: What the search thinks of long texts, see `BeamSearch`; None: as the model's settings say.
         early_stopping: When the search is over; likewise.
+        sampling: In the place of temperature, top_k and top_p; it knows min_p, penalties and biases as well.
 
     Returns:
         The new ids, where the model is.
 
     Raises:
         UserError: an empty prompt, one beyond the context, a model that doesn't write, a sampling value out of
-            range, beams together with a temperature.
+            range, beams together with a temperature or penalties.
     """
-    search = choose_search(model, temperature, beams, length_penalty, early_stopping)
+    sampling = sampling or Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    search = choose_search(model, sampling.temperature, beams, length_penalty, early_stopping)
     if search.beams > 1:
-        Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        if penalties_of(sampling, model.config.vocab_size):
+            raise UserError("Penalties and biases are for texts without beams: leave them out, or ask for one beam.")
         return beam_search_ids(model, ids, mask, max_new_tokens, search, stop_at_end=stop_at_end).ids[:, 0]
-    steps = stream_ids(model, ids, mask, max_new_tokens, stop_at_end, temperature, top_k, top_p, seed)
+    steps = stream_ids(model, ids, mask, max_new_tokens, stop_at_end, seed=seed, sampling=sampling)
     return torch.stack(list(steps), dim=1)
 
 

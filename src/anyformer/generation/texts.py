@@ -18,7 +18,7 @@ from anyformer.generation.generate import choose_search, generate_ids, stream_id
 from anyformer.generation.inference import require_tokenizer
 from anyformer.generation.prompt import encode_prompt, pad, padding_id
 from anyformer.generation.sampling import Sampling
-from anyformer.generation.stop import CONTEXT, Continuation
+from anyformer.generation.stop import CONTEXT, Continuation, StopStrings, until
 from anyformer.generation.writing import end_tokens, require_writing
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -49,6 +49,8 @@ def generate(
     early_stopping: EarlyStopping | None = None,
     batch_size: int | None = None,
     progress: Callable[[int], None] | None = None,
+    sampling: Sampling | None = None,
+    stop: str | Sequence[str] | None = None,
 ) -> list[str]:
     """Continue prompts, or rewrite sources.
 
@@ -58,10 +60,11 @@ def generate(
         prompts: Texts of any lengths; one string is a list of one. A decoder-only model gets them without the
             end-of-text that a tokenizer may put after a text.
         max_new_tokens, temperature, top_k, top_p, seed, stop_at_end, beams, length_penalty, early_stopping: as in
-            `generate_ids`.
+            `generate_ids`; so is sampling.
         batch_size: Prompts that are read at a time, those of about equal length together; None: all at once. Each
             batch draws with the seed anew.
         progress: Called after each batch with the number of its prompts.
+        stop: Strings that end a text, and are no part of it.
 
     Returns:
         The new text of each prompt, in the order of the prompts, without the prompt and without special tokens;
@@ -73,7 +76,9 @@ def generate(
     tokenizer = require_tokenizer(tokenizer, "give generate_ids token ids")
     require_writing(model)
     # Wrong values are refused before the first of many batches, and where there are no prompts too.
-    search = choose_search(model, temperature, beams, length_penalty, early_stopping)
+    sampling = sampling or Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    search = choose_search(model, sampling.temperature, beams, length_penalty, early_stopping)
+    StopStrings(stop)
 
     def write(ids: Tensor, mask: Tensor) -> Hypotheses:
         new = generate_ids(
@@ -82,18 +87,17 @@ def generate(
             mask,
             max_new_tokens,
             stop_at_end,
-            temperature,
-            top_k,
-            top_p,
-            seed,
-            search.beams,
-            search.length_penalty,
-            search.early_stopping,
+            seed=seed,
+            beams=search.beams,
+            length_penalty=search.length_penalty,
+            early_stopping=search.early_stopping,
+            sampling=sampling,
         )
         return Hypotheses(new[:, None], torch.zeros(len(new), 1, device=new.device))  # nobody asks for the scores
 
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    return [best[0].text for best in _answers(model, tokenizer, texts, write, stop_at_end, batch_size, progress)]
+    answers = _answers(model, tokenizer, texts, write, stop_at_end, batch_size, progress)
+    return ["".join(until([best[0].text], stop)) for best in answers]
 
 
 def generate_n_best(
