@@ -201,5 +201,7 @@ def _check(model: Transformer, decoder: Stack) -> None:
             continue
         if module._forward_hooks or module._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
             raise Inexpressible("hooks")
+        if "forward" in vars(module):
+            raise Inexpressible("a forward pass of one's own")
         if isinstance(module, _PARTS) and type(module) not in _PARTS:
             raise Inexpressible("a class of one's own")
