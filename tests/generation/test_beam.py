@@ -23,6 +23,7 @@ from anyformer.generation import (
     generate_n_best,
     search_for,
 )
+from anyformer.generation.beam import largest
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 from tests.generation.models import BOS, BOTH, EOS, PAD, VOCAB, WRITERS, batch, build, config, rows
@@ -35,6 +36,20 @@ SEARCHES = st.builds(
     length_penalty=st.sampled_from((0.0, 1.0, 1.5)),
     early_stopping=st.sampled_from((True, False, "never")),
 )
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(st.integers(1, 5), st.integers(1, 10), st.integers(1, 40), st.integers(0, 99), st.booleans())
+def test_the_largest_of_very_many(rows: int, count: int, blocks: int, seed: int, banned: bool) -> None:
+    places = blocks * 128 if seed % 4 else max(blocks * 100, count)
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(rows, places, generator=generator)
+    if banned:
+        scores[torch.rand(rows, places, generator=generator) < 0.9] = -torch.inf
+    values, order = largest(scores, count)
+    torch.testing.assert_close(values, scores.topk(count, dim=1).values, rtol=0, atol=0)
+    torch.testing.assert_close(scores.gather(1, order), values, rtol=0, atol=0)
+    assert all(len(set(row)) == count for row in order.tolist())
 
 
 def ending(name: str, seed: int = 0, settings: dict[str, Any] | None = None) -> Transformer:

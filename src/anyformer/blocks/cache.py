@@ -81,7 +81,7 @@ class LayerCache:
 
         def taken(old: Tensor) -> Tensor:
             new = old.new_empty((len(rows), *old.shape[1:]))
-            new[:, :, :length] = old[:, :, :length][rows]
+            new[:, :, :length] = old[:, :, :length].index_select(0, rows)
             return new
 
         self._rows = KeysValues(taken(self.keys), taken(self.values))

@@ -41,6 +41,9 @@ from anyformer.model import Transformer
 _NEVER = -1e9
 """The score of what there is not yet. Hugging Face's, for a ban within the rules is worse still: -inf."""
 
+_BLOCK = 128
+"""Scores in a block of `largest`."""
+
 EarlyStopping = bool | Literal["never"]
 
 
@@ -272,7 +275,7 @@ class _Beams:
         rows, beams, vocab = totals.shape
         # Enough that `beams` of them go on even if all others end.
         candidates = min(max(2, 1 + len(self.ends)) * beams, beams * vocab)
-        totals, order = totals.flatten(1).topk(candidates, dim=1)
+        totals, order = largest(totals.flatten(1), candidates)
         source, token = order // vocab, order % vocab
         ending = torch.isin(token, self.stop)
         if new + 1 == self.max_new_tokens:
@@ -313,6 +316,24 @@ class _Beams:
         self.prompt = _select_prompt(self.prompt, rows.repeat_interleave(beams))
         self.rules = rules_of(self.model, self.prompt, self.max_new_tokens, self.ends)
         return origin[rows]
+
+
+def largest(
+    scores: Float[Tensor, "rows places"], count: int
+) -> tuple[Float[Tensor, "rows count"], Int[Tensor, "rows count"]]:
+    """The largest scores of each row and their places, as `topk` gives them.
+
+    A few of very many are found sooner among the blocks with the largest maxima, which hold them all.
+    """
+    rows, places = scores.shape
+    if places % _BLOCK or places < 2 * count * _BLOCK:
+        best = scores.topk(count, dim=1)
+        return best.values, best.indices
+    blocks = scores.unflatten(1, (-1, _BLOCK))
+    # In order, so that the first of equal scores comes first, as without blocks.
+    chosen = blocks.amax(dim=2).topk(count, dim=1).indices.sort(dim=1).values
+    found, within = blocks.gather(1, chosen[:, :, None].expand(rows, count, _BLOCK)).flatten(1).topk(count, dim=1)
+    return found, chosen.gather(1, within // _BLOCK) * _BLOCK + within % _BLOCK
 
 
 def _take(texts: Tensor, order: Tensor) -> Tensor:
