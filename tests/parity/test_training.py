@@ -208,8 +208,10 @@ def test_padding_that_no_token_sees_needs_no_mask() -> None:
     losses = [model(**{**inputs.ours, "mask": mask}).loss for mask in (inputs.mask, None)]
     gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in losses]
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+    # A bias on keys changes no attention: its gradient is rounding alone, and is held against those of the others.
+    floor = max(gradient.abs().max().item() for gradient in gradients[1]) / 100
     for name, a, b in zip(dict(model.named_parameters()), *gradients, strict=True):
-        assert_close(a, b, name)
+        assert_close(a, b, name, floor=floor)
 
 
 EVERY_KIND = ("gpt2", "llama-3.2-1b", "qwen3-0.6b", "bert-base", "t5-small", "bart-base", "transformer-base")
