@@ -5,7 +5,8 @@
 
 The texts are 2,000 different sentences from the docstrings of Python's standard library, 3 to 100 words long. Each
 contender runs at float32 and bfloat16, sentence-transformers at several batch sizes; seconds include the tokenizer. A
-ratio is the median over the rounds, and the vectors are compared with those of sentence-transformers in float32.
+ratio is the median over the rounds ("CPU": of processor time, which other programs on shared cores hardly touch), and
+the vectors are compared with those of sentence-transformers in float32.
 
 Needs `pip install 'anyformer[bench]' sentence-transformers`.
 """
@@ -61,32 +62,44 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--only", default="", help="contenders with one of these names, such as 'bfloat16'")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     texts = sentences(options.count)
-    contenders: dict[str, Encode] = {
-        f"anyformer {dtype}": ours(options.model, dtype) for dtype in ("float32", "bfloat16")
+    made: dict[str, Callable[[], Encode]] = {
+        f"anyformer {dtype}": lambda dtype=dtype: ours(options.model, dtype) for dtype in ("float32", "bfloat16")
     }
     for dtype in ("float32", "bfloat16"):
         for size in (16, 32, 64, 128):
-            contenders[f"sentence-transformers {dtype}, batch {size}"] = theirs(options.model, dtype, size)
-    exact = contenders["sentence-transformers float32, batch 32"](texts)
+            name = f"sentence-transformers {dtype}, batch {size}"
+            made[name] = lambda dtype=dtype, size=size: theirs(options.model, dtype, size)
+    wanted = options.only.split(",")
+    contenders = {name: make() for name, make in made.items() if any(part in name for part in wanted)}
+    exact = theirs(options.model, "float32", 32)(texts)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    cpu: dict[str, list[float]] = {name: [] for name in contenders}
     apart: dict[str, float] = {}
     for _ in range(options.rounds):
         for name, encode in contenders.items():
-            begun = time.perf_counter()
+            begun, cpu_begun = time.perf_counter(), time.process_time()
             vectors = encode(texts)
             seconds[name].append(time.perf_counter() - begun)
+            cpu[name].append(time.process_time() - cpu_begun)
             apart[name] = (vectors - exact).abs().max().item()
-    best = min((statistics.median(spent), name) for name, spent in seconds.items() if "sentence" in name)[1]
+
+    def ratios(spent: dict[str, list[float]]) -> dict[str, float]:
+        """How many times as fast as the best of theirs."""
+        best = min((statistics.median(spent[name]), name) for name in spent if "sentence" in name)[1]
+        pairs = {name: zip(mine, spent[best], strict=True) for name, mine in spent.items()}
+        return {name: statistics.median(b / a for a, b in pair) for name, pair in pairs.items()}
+
+    wall, processor = ratios(seconds), ratios(cpu)
     print(f"{len(texts)} sentences, {options.threads} threads\n")
-    print(
-        "| contender | sentences/s | times as fast as their best | largest difference |\n| --- | ---: | ---: | ---: |"
-    )
+    print("| contender | sentences/s | times as fast as their best | CPU | largest difference |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     for name, spent in seconds.items():
-        ratio = statistics.median(b / a for a, b in zip(spent, seconds[best], strict=True))
-        print(f"| {name} | {len(texts) / min(spent):,.0f} | {ratio:.2f} | {apart[name]:.1e} |")
+        speed = f"{len(texts) / min(spent):,.0f} | {wall[name]:.2f} | {processor[name]:.2f}"
+        print(f"| {name} | {speed} | {apart[name]:.1e} |")
 
 
 if __name__ == "__main__":

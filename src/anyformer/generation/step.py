@@ -24,6 +24,11 @@ Step = Callable[[Int[Tensor, "batch 1"], KeyValueCache], Float[Tensor, "batch vo
 """Reads a token of each text into the cache and returns the scores of the next, in float32."""
 
 
+_WIDEST = 8
+"""Rows up to which the compiled step is faster: it reads the weights once for all rows, but multiplies row by row, and
+torch's products of matrices win from about here (docs/log.md)."""
+
+
 def step_of(model: Transformer, *, wait: bool = False) -> Step:
     """The way to take such steps with this model.
 
@@ -41,7 +46,7 @@ def step_of(model: Transformer, *, wait: bool = False) -> Step:
     library().get(wait=wait)
 
     def step(tokens: Tensor, cache: KeyValueCache) -> Tensor:
-        compiled = library().get()
+        compiled = library().get() if tokens.shape[0] <= _WIDEST else None
         if compiled is None or torch.is_grad_enabled() or model.training or torch.is_autocast_enabled("cpu"):
             return plain(tokens, cache)
         return native(compiled, tokens, cache) if native.knows(cache) else plain(tokens, cache)
