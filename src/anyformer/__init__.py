@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from anyformer.families import preset
     from anyformer.generation import embed, fill, generate, generate_ids
     from anyformer.model import ModelOutput, Transformer, build
+    from anyformer.quantising import quantise
     from anyformer.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ _HOMES = {
     "diff": "config",
     "UserError": "errors",
     "preset": "families",
+    "quantise": "quantising",
     "embed": "generation",
     "fill": "generation",
     "generate": "generation",
@@ -55,6 +57,7 @@ __all__ = [
     "generate_ids",
     "load",
     "preset",
+    "quantise",
     "save",
     "save_gguf",
 ]

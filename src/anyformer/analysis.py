@@ -39,7 +39,7 @@ def parts(config: ModelConfig, context: int) -> list[Part]:
     for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
         if stack is not None:
             rows += _stack(name, stack, context)
-    tied = model.tokens.table.weight.numel() if config.head.kind == "language_model" and config.embedding.tied else 0
+    tied = model.tokens.matrix.shape.numel() if config.head.kind == "language_model" and config.embedding.tied else 0
     answers = _parameters(model.pooler, model.head)
     if answers or tied:
         rows.append(Part("head", 1, answers, _products(model.pooler, model.head) + 2 * tied))

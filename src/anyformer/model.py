@@ -276,7 +276,7 @@ class Transformer(nn.Module):
         pooled = None if self.pooler is None else self.pooler(hidden, mask)
         if not return_logits and targets is not None and isinstance(self.head, LanguageModelHead):
             logits = None
-            mean = self.head.loss(hidden, targets, self.tokens.table.weight, label_smoothing=label_smoothing)
+            mean = self.head.loss(hidden, targets, self.tokens.matrix, label_smoothing=label_smoothing)
         else:
             logits = self._logits(hidden[:, -1:] if last_only else hidden, pooled)
             mean = None if targets is None or logits is None else loss(logits, targets, label_smoothing)
@@ -298,24 +298,33 @@ class Transformer(nn.Module):
         table = self.tokens if self.source_tokens is None else self.source_tokens
         return self.encoder(table(source), source, mask=source_mask)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format that it computes in, which is that of the weights unless they are integers."""
+        return self.tokens.matrix.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.tokens.matrix.device
+
     def make_cache(self, batch: int, capacity: int) -> KeyValueCache:
         """An empty memory for a batch of texts of at most `capacity` tokens, where the model is and in its format."""
         if self.decoder is None:
             raise ValueError("only a decoder reads token by token")
-        weight = self.tokens.table.weight
         return KeyValueCache(
             layers=len(self.decoder.blocks),
             batch=batch,
             kv_heads=self.decoder.kv_heads,
             capacity=capacity,
             head_dim=self.decoder.head_dim,
-            device=weight.device,
-            dtype=weight.dtype,
+            device=self.device,
+            dtype=self.dtype,
         )
 
     def _logits(self, hidden: Tensor, pooled: Tensor | None) -> Tensor | None:
         if isinstance(self.head, LanguageModelHead):
-            return self.head(hidden, self.tokens.table.weight)
+            return self.head(hidden, self.tokens.matrix)
         if isinstance(self.head, Classifier):
             return self.head(hidden if pooled is None else pooled)
         return None

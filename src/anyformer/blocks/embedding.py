@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from anyformer.blocks.block import norm
 from anyformer.blocks.dropout import Dropout
+from anyformer.blocks.quantised import QuantisedEmbedding, QuantisedMatrix
 from anyformer.config import EmbeddingConfig, NormConfig
 
 
@@ -13,8 +14,13 @@ class TokenEmbedding(nn.Module):
 
     def __init__(self, config: EmbeddingConfig, vocab_size: int, d_model: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(vocab_size, d_model, padding_idx=config.padding)
+        self.table: nn.Embedding | QuantisedEmbedding = nn.Embedding(vocab_size, d_model, padding_idx=config.padding)
         self.scale = d_model**0.5 if config.scaled else 1.0
+
+    @property
+    def matrix(self) -> Tensor | QuantisedMatrix:
+        """The table as a matrix, which a tied head multiplies by."""
+        return self.table.weight if isinstance(self.table, nn.Embedding) else self.table
 
     def forward(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
         """Look the tokens up."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from anyformer.blocks.block import norm
 from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.feedforward import activation
+from anyformer.blocks.quantised import QuantisedLinear, QuantisedMatrix, linear
 from anyformer.blocks.vocabulary_loss import vocabulary_loss
 from anyformer.config import HeadConfig, NormConfig
 
@@ -29,7 +30,9 @@ class LanguageModelHead(nn.Module):
         super().__init__()
         self.scale = d_model**-0.5 if config.scaled else 1.0
         self.transform = Transform(config.transform, norm_config, d_model) if config.transform else None
-        self.projection = None if tied else nn.Linear(d_model, vocab_size, bias=False)
+        self.projection: nn.Linear | QuantisedLinear | None = (
+            None if tied else nn.Linear(d_model, vocab_size, bias=False)
+        )
         bias = torch.zeros(vocab_size)
         if config.bias == "learned":
             self.bias: Tensor | None = nn.Parameter(bias)
@@ -39,16 +42,18 @@ class LanguageModelHead(nn.Module):
             self.bias = None
 
     def forward(
-        self, x: Float[Tensor, "*batch d_model"], table: Float[Tensor, "vocab d_model"] | None = None
+        self,
+        x: Float[Tensor, "*batch d_model"],
+        table: Float[Tensor, "vocab d_model"] | QuantisedMatrix | None = None,
     ) -> Float[Tensor, "*batch vocab"]:
         """Score every token of the vocabulary; `table` is the token table of a tied head."""
-        return F.linear(self._transformed(x), self._matrix(table), self.bias)
+        return linear(self._transformed(x), self._matrix(table), self.bias)
 
     def loss(
         self,
         x: Float[Tensor, "*batch d_model"],
         targets: Int[Tensor, "*batch"],
-        table: Float[Tensor, "vocab d_model"] | None = None,
+        table: Float[Tensor, "vocab d_model"] | QuantisedMatrix | None = None,
         *,
         label_smoothing: float = 0.0,
     ) -> Float[Tensor, ""]:
@@ -57,15 +62,19 @@ class LanguageModelHead(nn.Module):
         counts = targets != IGNORED
         if not counts.all():
             x, targets = x[counts], targets[counts]
-        return vocabulary_loss(self._transformed(x), self._matrix(table), self.bias, targets, label_smoothing)
+        matrix = self._matrix(table)
+        if isinstance(matrix, QuantisedMatrix):
+            matrix = matrix.dequantised(x.dtype)
+        return vocabulary_loss(self._transformed(x), matrix, self.bias, targets, label_smoothing)
 
     def _transformed(self, x: Tensor) -> Tensor:
         if self.transform is not None:
             x = self.transform(x)
         return x * self.scale if self.scale != 1.0 else x
 
-    def _matrix(self, table: Tensor | None) -> Tensor:
-        matrix = table if self.projection is None else self.projection.weight
+    def _matrix(self, table: Tensor | QuantisedMatrix | None) -> Tensor | QuantisedMatrix:
+        own = self.projection
+        matrix = table if own is None else own.weight if isinstance(own, nn.Linear) else own
         if matrix is None:
             raise ValueError("a tied head needs the token table")
         return matrix

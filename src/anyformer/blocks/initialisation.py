@@ -57,9 +57,9 @@ def t5(module: nn.Module, config: ModelConfig) -> None:
         nn.init.normal_(module.query.weight, std=(d_model * module.head_dim) ** -0.5)
     if isinstance(module, RelativePosition):
         nn.init.normal_(module.table.weight, std=d_model**-0.5)
-    if isinstance(module, TokenEmbedding):
+    if isinstance(module, TokenEmbedding) and isinstance(module.table, nn.Embedding):
         nn.init.normal_(module.table.weight, std=std)
-    if isinstance(module, LanguageModelHead) and module.projection is not None:
+    if isinstance(module, LanguageModelHead) and isinstance(module.projection, nn.Linear):
         nn.init.normal_(module.projection.weight, std=std)
 
 

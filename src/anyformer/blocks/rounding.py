@@ -3,6 +3,7 @@
 Sources: the groups and their order are those of llama.cpp's Q8_0 and Q4_1 (ggml-quants.c).
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 GROUP = 32
 """Neighbours in a row that share a scale."""
 _HALF = GROUP // 2
+_LARGEST = 32_000.0
+"""The scales and minima are float16, which ends at 65,504, and the ends of a group may be this far apart twice."""
 _AT_ONCE = 1 << 20
 """Weights that are rounded at a time: the search needs several times their room."""
 
@@ -27,6 +30,11 @@ class Rounded(NamedTuple):
     minima: Float16[Tensor, "rows groups"] | None
     """[rows, columns / 32] of 4 bits; None of 8, where all are 0."""
 
+    def to(self, device: torch.device | str | None) -> "Rounded":
+        """The same on a device."""
+        minima = None if self.minima is None else self.minima.to(device)
+        return Rounded(self.integers.to(device), self.scales.to(device), minima)
+
 
 def pack(codes: UInt8[Tensor, "rows columns"]) -> UInt8[Tensor, "rows half"]:
     """Codes of 0 to 15, two a byte."""
@@ -41,21 +49,33 @@ def unpack(packed: UInt8[Tensor, "rows half"]) -> UInt8[Tensor, "rows columns"]:
 
 
 def round_int8(matrix: Float[Tensor, "rows columns"]) -> Rounded:
-    """To -127 ... 127 by the largest absolute value of each group."""
-    parts = [_int8(part) for part in _pieces(matrix)]
+    """To -127 ... 127 by the largest absolute value of each group.
+
+    Raises:
+        ValueError: numbers that are not finite, or too large for the scales.
+    """
+    parts = list(map(_int8, _pieces(matrix)))
     return Rounded(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), None)
 
 
 def round_int4(matrix: Float[Tensor, "rows columns"]) -> Rounded:
-    """To 0 ... 15 between each group's ends, then drawn in or out to where the squared error is least."""
-    parts = [_int4(part) for part in _pieces(matrix)]
+    """To 0 ... 15 between each group's ends, then drawn in to where the squared error is least.
+
+    Raises:
+        ValueError: numbers that are not finite, or too large for the scales.
+    """
+    parts = map(_int4, _pieces(matrix))
     integers, scales, minima = (torch.cat(column) for column in zip(*parts, strict=True))
     return Rounded(integers, scales, minima)
 
 
-def _pieces(matrix: Tensor) -> list[Tensor]:
+def _pieces(matrix: Tensor) -> Iterator[Tensor]:
     rows = max(1, _AT_ONCE // max(1, matrix.shape[1]))
-    return [part.float().unflatten(1, (-1, GROUP)) for part in matrix.split(rows)]
+    for part in matrix.split(rows):
+        # A NaN is not below the bound either.
+        if part.numel() and not float(part.abs().max()) < _LARGEST:
+            raise ValueError("has numbers that are not finite or too large")
+        yield part.float().unflatten(1, (-1, GROUP))
 
 
 def _int8(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.checkpoint import hub, pooling
+from anyformer.blocks.quantised import ROUNDINGS, Quantisation
+from anyformer.blocks.rounding import Rounded, pack
+from anyformer.checkpoint import hub, integers, pooling
 from anyformer.checkpoint.gguf.read import GGUFWeights, open_model
+from anyformer.checkpoint.gguf.tensors import Grouped
 from anyformer.checkpoint.weights import Weights, read_json
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
@@ -19,6 +22,7 @@ from anyformer.families import FAMILIES, from_huggingface
 from anyformer.families.base import Family
 from anyformer.families.rows import Row
 from anyformer.model import Origin, Transformer, skeleton
+from anyformer.quantising import bits_of, put, quantisable, quantisation
 from anyformer.tokenizer import Tokenizer
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -29,6 +33,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     *,
+    quantize: str | None = None,
     allow_pickle: bool = False,
 ) -> tuple[Transformer, Tokenizer | None]:
     """Read a model directory in Hugging Face's format, a GGUF file, or a repository of the hub.
@@ -38,6 +43,9 @@ def load(
         dtype: The number format of the weights; None: as stored (the widest, where the file has several; float32,
             where a GGUF file has quantised ones).
         device: Where to put them; None: the CPU.
+        quantize: "int8" or "int4" rounds the matrices to integers while they are read, one at a time; `dtype` is then
+            the format of the activations. A GGUF file's own integers of as few bits go in as they are. None: as
+            stored, and a directory that was saved with integers has them.
         allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors (tensors only, no code).
 
     Returns:
@@ -47,10 +55,21 @@ def load(
     Raises:
         UserError: no such model, an unsupported one, or weights that are damaged, unknown, missing or misshapen.
     """
+    kind = None if quantize is None else quantisation(quantize)
     directory = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
     if directory.is_file():
-        return _load_gguf(directory, torch_dtype(dtype), device)
+        return _load_gguf(directory, torch_dtype(dtype), device, kind)
     raw = read_json(directory / "config.json")
+    generation = directory / "generation_config.json"
+    origin = Origin(config=raw, generation=read_json(generation) if generation.is_file() else {})
+    if integers.described(raw, directory):
+        model = integers.load(directory, _read_config(raw, directory), torch_dtype(dtype), device)
+        if kind is not None and f"int{bits_of(model)}" != kind:
+            raise UserError(
+                f"{directory} holds integers of {bits_of(model)} bits already: quantise the model that it was made of."
+            )
+        model.origin = replace(origin, config={k: v for k, v in raw.items() if k != integers.KEY})
+        return model.eval(), Tokenizer.find(directory)
     family = FAMILIES.get(raw.get("model_type", ""))
     config = _read_config(raw, directory)
     if family is None:
@@ -58,18 +77,17 @@ def load(
     weights = Weights(directory, allow_pickle=allow_pickle)
     config = replace(_settle_head(config, family, weights), pooling=pooling.read(directory))
     model = skeleton(config)
-    _fill(model, family, weights, torch_dtype(dtype), device)
-    generation = directory / "generation_config.json"
-    model.origin = Origin(config=raw, generation=read_json(generation) if generation.is_file() else {})
+    _fill(model, family, weights, torch_dtype(dtype), device, kind)
+    model.origin = origin
     return model.eval(), Tokenizer.find(directory)
 
 
 def _load_gguf(
-    path: Path, dtype: torch.dtype | None, device: torch.device | str | None
+    path: Path, dtype: torch.dtype | None, device: torch.device | str | None, kind: Quantisation | None
 ) -> tuple[Transformer, Tokenizer | None]:
     config, family, weights, tokenizer = open_model(path)
     model = skeleton(config)
-    _fill(model, family, weights, dtype, device)
+    _fill(model, family, weights, dtype, device, kind)
     return model.eval(), tokenizer
 
 
@@ -118,38 +136,83 @@ def _fill(
     weights: Weights | GGUFWeights,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
+    kind: Quantisation | None = None,
 ) -> None:
     """Give every weight of a model without storage its tensor from the file, one at a time."""
+    wanted: dict[str, str] = {} if kind is None else {f"{name}.weight": name for name in quantisable(model)}
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     table = family.table(shapes)
     found = _match(table, family, weights)
     state: dict[str, Tensor] = {}
+    rounded: dict[str, Rounded] = {}
+    formats: set[torch.dtype] = set()
     for theirs, line in sorted(table.items(), key=lambda item: item[1].alias):
         if theirs not in found:
             continue
+        ours = line.ours[0]
+        as_integers = kind is not None and wanted.keys() >= set(line.ours)
+        if as_integers and isinstance(weights, GGUFWeights) and weights.bits(found[theirs]) in _AT_MOST[kind]:
+            parts = _grouped(weights.grouped(found[theirs]), line)
+            rounded |= dict(zip(line.ours, (part.to(device) for part in parts), strict=True))
+            formats.add(weights.format)
+            continue
         stored = weights.read(found[theirs])
-        if line.alias and line.ours[0] in state:
-            if not torch.equal(stored.flatten().to(state[line.ours[0]]), state[line.ours[0]].flatten()):
+        if line.alias and as_integers and ours in rounded:
+            if not torch.equal(_round(stored, kind, theirs).integers.to(device), rounded[ours].integers):
+                raise UserError(f"{weights.directory}: {theirs} should equal the weight it is tied to, and does not.")
+            continue
+        if line.alias and ours in state:
+            if not torch.equal(stored.flatten().to(state[ours]), state[ours].flatten()):
                 raise UserError(f"{weights.directory}: {theirs} should equal the weight it is tied to, and does not.")
             continue
         parts = _parts(stored, line, shapes)
         if parts is None:
-            name = line.ours[0]
             raise UserError(
                 f"{weights.directory}: the weight {theirs} has shape {list(stored.shape)}, which does not fit "
-                f"{weights.described_by}: {name} wants {list(shapes[name])}."
+                f"{weights.described_by}: {ours} wants {list(shapes[ours])}."
             )
         for name, tensor in zip(line.ours, parts, strict=True):
-            state[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-    missing = [theirs for theirs, line in table.items() if not line.alias and not set(line.ours) <= set(state)]
+            if as_integers:
+                formats.add(tensor.dtype)
+                rounded[name] = _round(tensor, kind, theirs).to(device)
+            else:
+                state[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+    known = {*state, *rounded}
+    missing = [theirs for theirs, line in table.items() if not line.alias and not set(line.ours) <= known]
     if missing:
         raise UserError(f"{weights.directory}: the weight {missing[0]} is missing{_more(missing)}.")
-    formats = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-    if len(formats) > 1:
-        # Layers can't multiply across formats; the widest loses nothing (T5 files in fp16 have a few fp32 matrices).
-        widest = reduce(torch.promote_types, formats)
-        state = {name: tensor.to(widest) for name, tensor in state.items()}
-    model.load_state_dict(state, assign=True)
+    formats = {dtype} if dtype else formats | {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    # Layers can't multiply across formats; the widest loses nothing (T5 files in fp16 have a few fp32 matrices).
+    widest = reduce(torch.promote_types, formats)
+    for name, tensor in state.items():
+        state[name] = tensor.to(widest) if tensor.is_floating_point() else tensor
+    for name, matrix in rounded.items():
+        put(model, wanted[name], matrix, widest)
+    # That nothing is missing has been seen above; the integers are in their place.
+    model.load_state_dict(state, assign=True, strict=not rounded)
+    if rounded:
+        model.requires_grad_(False)
+
+
+_AT_MOST: Mapping[Quantisation | None, Sequence[int]] = {"int8": (8, 4), "int4": (4,), None: ()}
+"""The bits of a file's own integers that go in as they are."""
+
+
+def _grouped(stored: Grouped, line: Row) -> list[Rounded]:
+    """Our matrices in one of a GGUF file's: its operation moves whole rows, of the scales as of the integers."""
+    count = len(line.ours)
+    codes, scales = line.operation.read(stored.codes, count), line.operation.read(stored.scales, count)
+    if stored.minima is None:
+        return [Rounded(*both, None) for both in zip(codes, scales, strict=True)]
+    minima = line.operation.read(stored.minima, count)
+    return [Rounded(pack(c), s, m) for c, s, m in zip(codes, scales, minima, strict=True)]
+
+
+def _round(matrix: Tensor, kind: Quantisation | None, name: str) -> Rounded:
+    try:
+        return ROUNDINGS[kind or "int8"](matrix)
+    except ValueError as error:
+        raise UserError(f"The weight {name} {error}, so it can't be rounded.") from error
 
 
 def _parts(stored: Tensor, line: Row, shapes: Mapping[str, torch.Size]) -> Sequence[Tensor] | None:

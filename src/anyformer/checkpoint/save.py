@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anyformer.checkpoint import pooling
+from anyformer.checkpoint import integers, pooling
 from anyformer.checkpoint.weights import INDEX, SINGLE
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
@@ -57,6 +57,8 @@ def save(
 ) -> str:
     """Write a model directory in Hugging Face's format, whole or not at all.
 
+    Matrices in integers stay integers, and only anyformer opens those (see `checkpoint.integers`).
+
     Args:
         model: What to write.
         directory: Where; files of an earlier model there are replaced once the new ones are complete.
@@ -79,20 +81,24 @@ def save(
     if family is own.FAMILY and not (Path(directory) / "config.json").exists():
         _LOG.warning("%s is written as our own model type, %r: %s", directory, family.model_type, OWN)
     with writing(Path(directory)) as target:
-        _write_weights(_weights(model, family, bare=config.head.kind == "none"), target, max_shard_size)
+        if quantised := integers.description(model):
+            state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+        else:
+            state = _weights(model, family, bare=config.head.kind == "none")
+        _write_weights(state, target, max_shard_size)
         for name, value in pooling.files(config.pooling, config.d_model).items():
             _write_json(target / name, value)
         _write_json(target / "generation_config.json", _generation(model))
         if tokenizer is not None:
             tokenizer.save(target)
-        _write_json(target / "config.json", raw)
+        _write_json(target / "config.json", {**raw, **quantised})
     return family.model_type
 
 
 def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
     """What was loaded is written as it was; what was changed since, or is new, in the family's own words."""
     origin, config = model.origin.config, model.config
-    dtype = str(model.tokens.table.weight.dtype).removeprefix("torch.")
+    dtype = str(model.dtype).removeprefix("torch.")
     if origin and _says(origin, config):
         return FAMILIES[origin["model_type"]], {
             **origin,

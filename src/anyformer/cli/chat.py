@@ -43,6 +43,8 @@ class ChatOptions:
     """Where to compute, such as cuda; default: the CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Number format of the weights; default: as stored."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Round the matrices to integers of 8 or 4 bits while they are read."""
 
 
 def run(argv: list[str]) -> int:
@@ -55,7 +57,7 @@ def run(argv: list[str]) -> int:
     from anyformer.cli.terminal import Terminal
     from anyformer.generation import Conversation
 
-    model, tokenizer = load(options.model, options.dtype, options.device)
+    model, tokenizer = load(options.model, options.dtype, options.device, quantize=options.quantize)
     sampling = _sampling(options, model)
     conversation = Conversation(model, tokenizer, options.system, options.seed)
     terminal = Terminal(conversation, sampling, options.max_new_tokens)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from typing import Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
@@ -21,6 +22,8 @@ class EmbedOptions:
     """Print the vectors, one JSON list a line."""
     device: str | None = None
     """Where to compute, such as cuda; default: the CPU."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Round the matrices to integers of 8 or 4 bits while they are read."""
 
 
 def run(argv: list[str]) -> int:
@@ -32,7 +35,7 @@ def run(argv: list[str]) -> int:
     from anyformer.checkpoint import load
     from anyformer.generation import embed
 
-    model, tokenizer = load(options.model, device=options.device)
+    model, tokenizer = load(options.model, device=options.device, quantize=options.quantize)
     vectors = embed(model, tokenizer, options.texts).cpu()
     if options.json:
         for vector in vectors:

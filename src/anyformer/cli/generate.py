@@ -73,6 +73,8 @@ class GenerateOptions:
     """Where to compute, such as cuda; default: the CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Number format of the weights; default: as stored."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Round the matrices to integers of 8 or 4 bits while they are read."""
     allow_pickle: bool = False
     """Read pytorch_model.bin where there is no safetensors file."""
 
@@ -88,7 +90,13 @@ def run(argv: list[str]) -> int:
     _check_files(options)
     if options.n_best != 1 and options.temperature != 0.0:
         raise UserError("--n-best shows what a search for the likeliest texts found: leave out --temperature.")
-    model, tokenizer = load(options.model, options.dtype, options.device, allow_pickle=options.allow_pickle)
+    model, tokenizer = load(
+        options.model,
+        options.dtype,
+        options.device,
+        quantize=options.quantize,
+        allow_pickle=options.allow_pickle,
+    )
     early: EarlyStopping | None = None
     if options.early_stopping is not None:
         early = "never" if options.early_stopping == "never" else options.early_stopping == "true"

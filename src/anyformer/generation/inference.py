@@ -24,7 +24,7 @@ def evaluating(model: Transformer) -> Generator[None, None, None]:
 
 def device_of(model: Transformer) -> torch.device:
     """Where the model is."""
-    return model.tokens.table.weight.device
+    return model.device
 
 
 def require_tokenizer(tokenizer: Tokenizer | None, instead: str) -> Tokenizer:

@@ -1,0 +1,123 @@
+"""Directories of models whose matrices are integers: how config.json says so, and what the files hold.
+
+`config.json` is that of the family, with `"quantization_config": {"quant_method": "anyformer", "bits": 4,
+"group_size": 32}` beside it. The safetensors hold our own names: `X.integers`, `X.scales` and, of 4 bits, `X.minima`
+for a matrix X (see `blocks.rounding`), and all else as it is. `transformers` does not know the method, and says so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from anyformer.blocks.rounding import GROUP, Rounded
+from anyformer.checkpoint import pooling
+from anyformer.checkpoint.weights import Weights
+from anyformer.config import ModelConfig
+from anyformer.errors import UserError
+from anyformer.model import Transformer, skeleton
+from anyformer.quantising import bits_of, put, quantisable
+
+KEY = "quantization_config"
+METHOD = "anyformer"
+_PARTS = ("scales", "minima")
+
+
+def description(model: Transformer) -> dict[str, Any]:
+    """What config.json says of a model with integers; nothing of one without."""
+    bits = bits_of(model)
+    return {} if bits is None else {KEY: {"quant_method": METHOD, "bits": bits, "group_size": GROUP}}
+
+
+def described(raw: Mapping[str, Any], directory: Path) -> bool:
+    """Whether a config.json speaks of integers. Raises UserError for those of other programs."""
+    said = raw.get(KEY)
+    if said is None:
+        return False
+    method = cast("dict[str, Any]", said).get("quant_method") if isinstance(said, dict) else said
+    if method != METHOD:
+        raise UserError(
+            f"{directory} holds weights that were quantised by {method!r}, which is not supported: load the model that "
+            "they were made of, with `quantize` if they should be integers."
+        )
+    return True
+
+
+def load(
+    directory: Path, config: ModelConfig, dtype: torch.dtype | None, device: torch.device | str | None
+) -> Transformer:
+    """The model in such a directory, just as it was saved.
+
+    Raises:
+        UserError: weights that are damaged, unknown, missing or misshapen.
+    """
+    weights = Weights(directory)
+    names = set(weights.names)
+    config = replace(_settle_head(config, names), pooling=pooling.read(directory))
+    model = skeleton(config)
+    others = {name: weights.read(name) for name in names if name.rpartition(".")[2] not in (*_PARTS, "integers")}
+    floats = {tensor.dtype for tensor in others.values() if tensor.is_floating_point()}
+    activations = dtype or reduce(torch.promote_types, floats, torch.float16 if floats else torch.float32)
+    if dtype is None and floats == {torch.bfloat16}:
+        activations = torch.bfloat16
+    modules = quantisable(model)
+    for name in sorted(names):
+        module, _, part = name.rpartition(".")
+        if part == "integers" and module in modules:
+            matrix = _matrix(weights, module, modules[module].weight.shape)
+            put(model, module, matrix.to(device), activations)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name in sorted(wanted.keys() ^ names):
+        raise UserError(f"{directory}: the weight {name} is {'missing' if name in wanted else 'unknown'}.")
+    for name, tensor in others.items():
+        if tensor.shape != wanted[name]:
+            raise _misshapen(directory, name, tensor)
+        others[name] = tensor.to(device=device, dtype=activations if tensor.is_floating_point() else None)
+    model.load_state_dict(others, assign=True, strict=False)
+    return model.requires_grad_(False)
+
+
+def _matrix(weights: Weights, name: str, shape: torch.Size) -> Rounded:
+    rows, columns = shape
+    integers = weights.read(f"{name}.integers")
+    missing = [part for part in _PARTS if f"{name}.{part}" not in weights]
+    if "scales" in missing:
+        raise UserError(f"{weights.directory}: the weight {name}.scales is missing.")
+    scales = weights.read(f"{name}.scales")
+    minima = None if "minima" in missing else weights.read(f"{name}.minima")
+    wide = minima is None
+    _check(weights, f"{name}.integers", integers, (rows, columns if wide else columns // 2), _FORMATS[wide])
+    for part, tensor in (("scales", scales), ("minima", minima)):
+        if tensor is not None:
+            _check(weights, f"{name}.{part}", tensor, (rows, columns // GROUP), torch.float16)
+    return Rounded(integers, scales, minima)
+
+
+_FORMATS = {True: torch.int8, False: torch.uint8}
+
+
+def _check(weights: Weights, name: str, tensor: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise _misshapen(weights.directory, name, tensor)
+
+
+def _misshapen(directory: Path, name: str, tensor: Tensor) -> UserError:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return UserError(f"{directory}: the weight {name}, {kind} {list(tensor.shape)}, does not fit this config.json.")
+
+
+def _settle_head(config: ModelConfig, names: set[str]) -> ModelConfig:
+    """The file has the last word on whether there is a head, and a pooler, of the model's own."""
+
+    def has(part: str) -> bool:
+        return any(name.startswith(part) for name in names)
+
+    if config.head.kind == "language_model":
+        config = replace(config, embedding=replace(config.embedding, tied=not has("head.projection.")))
+    if config.head.kind == "none" and not has("pooler."):
+        config = replace(config, head=replace(config.head, pooler=None))
+    return config
