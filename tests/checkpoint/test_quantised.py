@@ -73,7 +73,9 @@ def test_saved_and_read_again_nothing_changes(preset: str, kind: str, tmp_path: 
     model = af.quantise(_model(preset), kind)
     af.save(model, tmp_path / "small")
     said = json.loads((tmp_path / "small" / "config.json").read_text())
-    assert said["quantization_config"] == {"quant_method": "anyformer", "bits": int(kind[3:]), "group_size": 32}
+    expected = {"quant_method": "anyformer", "bits": int(kind[3:]), "group_size": 32}
+    assert said["model_type"] == "anyformer"
+    assert said["quantization_config"].items() >= expected.items()
     again, _ = af.load(tmp_path / "small")
     before, after = model.state_dict(), again.state_dict()
     assert before.keys() == after.keys()
@@ -173,16 +175,21 @@ def test_transformers_says_that_it_can_not_read_them(tmp_path: Path) -> None:
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
-_PEAK = """
-import sys, anyformer as af
+_WATCHED = """
+import sys, threading, time, anyformer as af
 from pathlib import Path
-def peak():
-    return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM")).split()[1])
-af.load(sys.argv[1], quantize="int4")
-Path("/proc/self/clear_refs").write_text("5")
-before = peak()
+def own():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+af.load(sys.argv[1], quantize=sys.argv[3])
+seen = [own()]
+def watch():
+    while True:
+        seen.append(own())
+        time.sleep(0.002)
+threading.Thread(target=watch, daemon=True).start()
 model, _ = af.load(sys.argv[2], quantize=sys.argv[3])
-print(peak() - before)
+print(max(seen) - seen[0], len(seen))
 """
 
 
@@ -193,12 +200,9 @@ def test_the_floats_are_never_in_memory_together(kind: str, tmp_path: Path) -> N
     large = _model("llama-nano", vocab_size=2000, d_model=1024, feed_forward={"width": 4096}, decoder_layers=4)
     size = sum(weight.numel() for weight in large.parameters())
     af.save(large, tmp_path / "large")
-    del large
-    done = subprocess.run(
-        [sys.executable, "-c", _PEAK, str(tmp_path / "little"), str(tmp_path / "large"), kind],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    # In float32 the weights take 4 bytes each; mapped pages of the file (64 MB at most) count as well.
-    assert int(done.stdout) * 1024 < size * (1.1 if kind == "int8" else 0.7) + 130e6 < 4 * size
+    folders = [str(tmp_path / "little"), str(tmp_path / "large")]
+    done = subprocess.run([sys.executable, "-c", _WATCHED, *folders, kind], capture_output=True, text=True, check=True)
+    grown, looks = map(int, done.stdout.split())
+    assert looks > 20
+    # The file is mapped, which is no memory of the process's own. In float32 the weights would take 4 bytes each.
+    assert grown * 1024 < size * (1.1 if kind == "int8" else 0.7) + 80e6 < 3 * size

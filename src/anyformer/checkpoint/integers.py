@@ -1,8 +1,9 @@
 """Directories of models whose matrices are integers: how config.json says so, and what the files hold.
 
-`config.json` is that of the family, with `"quantization_config": {"quant_method": "anyformer", "bits": 4,
-"group_size": 32}` beside it. The safetensors hold our own names: `X.integers`, `X.scales` and, of 4 bits, `X.minima`
-for a matrix X (see `blocks.rounding`), and all else as it is. `transformers` does not know the method, and says so.
+`config.json` is that of the family, with `"quantization_config": {"quant_method": "anyformer", "bits": 4, "group_size":
+32, "model_type": "llama"}` beside it, and "anyformer" as its own model_type: `transformers` would pass over a method
+that it does not know, and read weights that aren't there. The safetensors hold our own names: `X.integers`, `X.scales`
+and, of 4 bits, `X.minima` for a matrix X (see `blocks.rounding`), and all else as it is.
 """
 
 from collections.abc import Mapping
@@ -27,10 +28,18 @@ METHOD = "anyformer"
 _PARTS = ("scales", "minima")
 
 
-def description(model: Transformer) -> dict[str, Any]:
-    """What config.json says of a model with integers; nothing of one without."""
+def mark(raw: Mapping[str, Any], model: Transformer) -> dict[str, Any]:
+    """The config.json of a model, which says so if it has integers."""
     bits = bits_of(model)
-    return {} if bits is None else {KEY: {"quant_method": METHOD, "bits": bits, "group_size": GROUP}}
+    if bits is None:
+        return dict(raw)
+    said = {"quant_method": METHOD, "bits": bits, "group_size": GROUP, "model_type": raw["model_type"]}
+    return {**raw, "model_type": METHOD, KEY: said}
+
+
+def unmark(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of the family."""
+    return {**{key: value for key, value in raw.items() if key != KEY}, "model_type": raw[KEY].get("model_type", "")}
 
 
 def described(raw: Mapping[str, Any], directory: Path) -> bool:

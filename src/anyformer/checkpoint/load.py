@@ -61,14 +61,15 @@ def load(
         return _load_gguf(directory, torch_dtype(dtype), device, kind)
     raw = read_json(directory / "config.json")
     generation = directory / "generation_config.json"
-    origin = Origin(config=raw, generation=read_json(generation) if generation.is_file() else {})
+    settings = read_json(generation) if generation.is_file() else {}
     if integers.described(raw, directory):
+        raw = integers.unmark(raw)
         model = integers.load(directory, _read_config(raw, directory), torch_dtype(dtype), device)
         if kind is not None and f"int{bits_of(model)}" != kind:
             raise UserError(
                 f"{directory} holds integers of {bits_of(model)} bits already: quantise the model that it was made of."
             )
-        model.origin = replace(origin, config={k: v for k, v in raw.items() if k != integers.KEY})
+        model.origin = Origin(config=raw, generation=settings)
         return model.eval(), Tokenizer.find(directory)
     family = FAMILIES.get(raw.get("model_type", ""))
     config = _read_config(raw, directory)
@@ -78,7 +79,7 @@ def load(
     config = replace(_settle_head(config, family, weights), pooling=pooling.read(directory))
     model = skeleton(config)
     _fill(model, family, weights, torch_dtype(dtype), device, kind)
-    model.origin = origin
+    model.origin = Origin(config=raw, generation=settings)
     return model.eval(), Tokenizer.find(directory)
 
 

@@ -21,6 +21,7 @@ from anyformer.errors import UserError
 from anyformer.families import FAMILIES, from_huggingface, own, to_huggingface
 from anyformer.families.base import Family
 from anyformer.model import Transformer
+from anyformer.quantising import bits_of
 from anyformer.tokenizer import Tokenizer
 
 GIGABYTE = 10**9
@@ -81,7 +82,7 @@ def save(
     if family is own.FAMILY and not (Path(directory) / "config.json").exists():
         _LOG.warning("%s is written as our own model type, %r: %s", directory, family.model_type, OWN)
     with writing(Path(directory)) as target:
-        if quantised := integers.description(model):
+        if bits_of(model) is not None:
             state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
         else:
             state = _weights(model, family, bare=config.head.kind == "none")
@@ -91,7 +92,7 @@ def save(
         _write_json(target / "generation_config.json", _generation(model))
         if tokenizer is not None:
             tokenizer.save(target)
-        _write_json(target / "config.json", {**raw, **quantised})
+        _write_json(target / "config.json", integers.mark(raw, model))
     return family.model_type
 
 

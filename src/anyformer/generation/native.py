@@ -56,13 +56,16 @@ class NativeDecoder:
         _check(model, decoder)
         self._kept: list[Any] = []
         self.model, self.decoder = model, decoder
-        self.dtype = model.tokens.table.weight.dtype
+        embedding, last = model.tokens.table, head.projection
+        if type(embedding) is not nn.Embedding or type(last) not in (nn.Linear, type(None)):
+            raise Inexpressible("a vocabulary in another format")
+        self.dtype = embedding.weight.dtype
         blocks = [cast("TransformerBlock", block) for block in decoder.blocks]
         layers = (table.Layer * len(blocks))(
             *(self._layer(block, window) for block, window in zip(blocks, decoder.windows, strict=True))
         )
         self._kept.append(layers)
-        projection = model.tokens.table.weight if head.projection is None else head.projection.weight
+        projection = embedding.weight if last is None else cast("nn.Linear", last).weight
         self.vocab = projection.shape[0]
         self.table = table.Decoder(
             layers=ctypes.addressof(layers),

@@ -95,7 +95,7 @@ class _NativeStep:
         layers = memories(cache)
         longest = max(cache.length, 0 if source is None else source.keys.shape[2])
         threads = torch.get_num_threads()
-        needed = compiled.workspace_bytes(decoder.address, batch, longest, threads)
+        needed: int = compiled.workspace_bytes(decoder.address, batch, longest, threads)
         if self._workspace.numel() < needed:
             self._workspace = torch.empty(needed, dtype=torch.uint8)
         described = table.Batch(
