@@ -6,7 +6,8 @@
 Two models: the 2017 paper's base size as Marian has it (6 + 6 layers, width 512, 32,000 words), and T5-small's. Sources
 of 32 tokens, answers of exactly 32 (nobody has an end-of-text token), one and sixteen at a time, greedy and with 4
 beams. Contenders take turns, round by round, in one process; a ratio is the median over the rounds, tokens a second are
-of the fastest round. "same" is the share of the greedy or best answers' tokens that are those of Hugging Face's in
+of the fastest round. Behind a stroke stands the ratio of processor time, which other programs on shared cores hardly
+touch. "same" is the share of the greedy or best answers' tokens that are those of Hugging Face's in
 float32: weights are random, so scores are close to one another and formats with fewer bits part soon.
 
 Needs `pip install 'anyformer[bench]' ctranslate2`.
@@ -163,26 +164,33 @@ def measure(translators: dict[str, Translate], batch: int, beams: int, rounds: i
     sources = torch.randint(3, VOCABULARY - 1, (batch, LENGTH), generator=torch.Generator().manual_seed(batch))
     answers = {name: translate(sources, beams) for name, translate in translators.items()}
     seconds: dict[str, list[float]] = {name: [] for name in translators}
+    cpu: dict[str, list[float]] = {name: [] for name in translators}
     for _ in range(rounds):
         for name, translate in translators.items():
-            begun = time.perf_counter()
+            begun, cpu_begun = time.perf_counter(), time.process_time()
             translate(sources, beams)
             seconds[name].append(time.perf_counter() - begun)
+            cpu[name].append(time.process_time() - cpu_begun)
     exact = answers[next(iter(translators))]
     theirs = [name for name in translators if name.startswith("ctranslate2")]
     best = min(theirs, key=lambda name: statistics.median(seconds[name]), default=None)
+
+    def ratio(name: str, other: str | None) -> str:
+        if other not in seconds:
+            return ""
+        parts = (
+            statistics.median(b / a for a, b in zip(spent[name], spent[other], strict=True)) for spent in (seconds, cpu)
+        )
+        return " / ".join(f"{part:.2f}" for part in parts)
+
     for name, spent in seconds.items():
-
-        def ratio(other: str, spent: list[float] = spent) -> str:
-            return f"{statistics.median(b / a for a, b in zip(spent, seconds[other], strict=True)):.2f}"
-
         same = sum(a == b for x, y in zip(exact, answers[name], strict=True) for a, b in zip(x, y, strict=True))
         cells = [
             f"{batch} x {beams}",
             name,
             f"{batch * LENGTH / min(spent):,.0f}",
-            ratio("hf float32") if "hf float32" in seconds else "",
-            ratio(best) if best else "",
+            ratio(name, "hf float32"),
+            ratio(name, best),
             f"{same / (batch * LENGTH):.0%}",
         ]
         print(f"| {' | '.join(cells)} |", flush=True)
