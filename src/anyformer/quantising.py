@@ -43,6 +43,18 @@ def quantisable(model: Transformer) -> dict[str, nn.Linear | nn.Embedding]:
     return found
 
 
+def kinds(model: Transformer, kind: Quantisation) -> dict[str, Quantisation]:
+    """The kind of each of them, by name: what touches the vocabulary keeps 8 bits.
+
+    Every text passes through the few rows of its own words, so their errors cost the most (docs/log.md).
+    """
+    head = "head.projection"
+    return {
+        name: "int8" if isinstance(module, nn.Embedding) or name == head else kind
+        for name, module in quantisable(model).items()
+    }
+
+
 def quantised_parts(model: nn.Module) -> Iterator[tuple[str, QuantisedMatrix]]:
     """The matrices in integers, and their names."""
     return ((name, part) for name, part in model.named_modules() if isinstance(part, QuantisedMatrix))
@@ -72,11 +84,10 @@ def quantise(model: Transformer, kind: str) -> Transformer:
     Raises:
         UserError: an unknown kind, or a matrix with numbers that are not finite.
     """
-    rounding = ROUNDINGS[quantisation(kind)]
-    dtype = model.dtype
-    for name, module in quantisable(model).items():
+    modules, dtype = quantisable(model), model.dtype
+    for name, mine in kinds(model, quantisation(kind)).items():
         try:
-            rounded = rounding(module.weight.detach())
+            rounded = ROUNDINGS[mine](modules[name].weight.detach())
         except ValueError as error:
             raise UserError(f"The weight {name} {error}, so it can't be rounded.") from error
         put(model, name, rounded, dtype)

@@ -22,7 +22,7 @@ from anyformer.families import FAMILIES, from_huggingface
 from anyformer.families.base import Family
 from anyformer.families.rows import Row
 from anyformer.model import Origin, Transformer, skeleton
-from anyformer.quantising import bits_of, put, quantisable, quantisation
+from anyformer.quantising import bits_of, kinds, put, quantisation
 from anyformer.tokenizer import Tokenizer
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -140,7 +140,9 @@ def _fill(
     kind: Quantisation | None = None,
 ) -> None:
     """Give every weight of a model without storage its tensor from the file, one at a time."""
-    wanted: dict[str, str] = {} if kind is None else {f"{name}.weight": name for name in quantisable(model)}
+    wanted: dict[str, Quantisation] = (
+        {} if kind is None else {f"{name}.weight": mine for name, mine in kinds(model, kind).items()}
+    )
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     table = family.table(shapes)
     found = _match(table, family, weights)
@@ -151,15 +153,15 @@ def _fill(
         if theirs not in found:
             continue
         ours = line.ours[0]
-        as_integers = kind is not None and wanted.keys() >= set(line.ours)
-        if as_integers and isinstance(weights, GGUFWeights) and weights.bits(found[theirs]) in _AT_MOST[kind]:
+        mine = wanted.get(ours) if wanted.keys() >= set(line.ours) else None
+        if mine and isinstance(weights, GGUFWeights) and weights.bits(found[theirs]) in _AT_MOST[mine]:
             parts = _grouped(weights.grouped(found[theirs]), line)
             rounded |= dict(zip(line.ours, (part.to(device) for part in parts), strict=True))
             formats.add(weights.format)
             continue
         stored = weights.read(found[theirs])
-        if line.alias and as_integers and ours in rounded:
-            if not torch.equal(_round(stored, kind, theirs).integers.to(device), rounded[ours].integers):
+        if line.alias and mine and ours in rounded:
+            if not torch.equal(_round(stored, mine, theirs).integers.to(device), rounded[ours].integers):
                 raise UserError(f"{weights.directory}: {theirs} should equal the weight it is tied to, and does not.")
             continue
         if line.alias and ours in state:
@@ -173,9 +175,9 @@ def _fill(
                 f"{weights.described_by}: {ours} wants {list(shapes[ours])}."
             )
         for name, tensor in zip(line.ours, parts, strict=True):
-            if as_integers:
+            if mine:
                 formats.add(tensor.dtype)
-                rounded[name] = _round(tensor, kind, theirs).to(device)
+                rounded[name] = _round(tensor, mine, theirs).to(device)
             else:
                 state[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
     known = {*state, *rounded}
@@ -188,14 +190,14 @@ def _fill(
     for name, tensor in state.items():
         state[name] = tensor.to(widest) if tensor.is_floating_point() else tensor
     for name, matrix in rounded.items():
-        put(model, wanted[name], matrix, widest)
+        put(model, name.removesuffix(".weight"), matrix, widest)
     # That nothing is missing has been seen above; the integers are in their place.
     model.load_state_dict(state, assign=True, strict=not rounded)
     if rounded:
         model.requires_grad_(False)
 
 
-_AT_MOST: Mapping[Quantisation | None, Sequence[int]] = {"int8": (8, 4), "int4": (4,), None: ()}
+_AT_MOST: Mapping[Quantisation, Sequence[int]] = {"int8": (8, 4), "int4": (4,)}
 """The bits of a file's own integers that go in as they are."""
 
 
@@ -209,9 +211,9 @@ def _grouped(stored: Grouped, line: Row) -> list[Rounded]:
     return [Rounded(pack(c), s, m) for c, s, m in zip(codes, scales, minima, strict=True)]
 
 
-def _round(matrix: Tensor, kind: Quantisation | None, name: str) -> Rounded:
+def _round(matrix: Tensor, kind: Quantisation, name: str) -> Rounded:
     try:
-        return ROUNDINGS[kind or "int8"](matrix)
+        return ROUNDINGS[kind](matrix)
     except ValueError as error:
         raise UserError(f"The weight {name} {error}, so it can't be rounded.") from error
 
