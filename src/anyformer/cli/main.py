@@ -15,6 +15,7 @@ COMMANDS = {
     "chat": "talk with a model in the terminal",
     "embed": "turn texts into vectors",
     "fill": "fill in masked words",
+    "evaluate": "how well a model predicts a text, and what rounding it costs",
     "show": "what a model is made of and what it costs",
     "diff": "what separates two models",
     "verify": "compare a model directory with transformers",

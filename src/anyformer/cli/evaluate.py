@@ -1,0 +1,143 @@
+"""`anyformer evaluate MODEL --data text`: how well a model predicts a text, and what rounding it costs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from anyformer.cli.parsing import parse
+from anyformer.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from anyformer.compare.quality import Quality, Text
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How well a decoder predicts a text: perplexity, bits per byte, and what it takes.
+
+    The text is cut into windows of --context tokens, and each token is predicted from those before it in its window.
+    """
+
+    model: Positional[str]
+    """A model directory, a run directory, a GGUF file, or a hub id."""
+    data: tuple[str, ...]
+    """The text: files, folders and globs, as for training."""
+    field: str = "text"
+    """The field that holds the text of a record."""
+    context: int | None = None
+    """Tokens of a window; default: as many as the model was trained on, at most 1,024."""
+    limit: int | None = None
+    """Read this many tokens of the text; default: all."""
+    batch_size: int = 4
+    """Windows that are read at a time."""
+    compare: FlagCreatePairsOff[bool] = False
+    """Evaluate it as stored, with int8 and with int4, and show what each costs."""
+    json: FlagCreatePairsOff[bool] = False
+    """Print the figures as JSON, one object a line."""
+    device: str | None = None
+    """Where to compute, such as cuda; default: the CPU."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Number format of weights and activations; default: as stored."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Round the matrices to integers of 8 or 4 bits while they are read."""
+    allow_pickle: bool = False
+    """Read pytorch_model.bin where there is no safetensors file."""
+
+
+def run(argv: list[str]) -> int:
+    """Print the figures."""
+    options = parse(EvaluateOptions, argv, prog="anyformer evaluate")
+    if options.compare and options.quantize is not None:
+        raise UserError("--compare evaluates all of them: leave out --quantize.")
+    for name in ("limit", "batch_size"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is at least 1, not {value}.")
+
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    text: Text | None = None
+    found: dict[str, Quality] = {}
+    for kind in (None, "int8", "int4") if options.compare else (options.quantize,):
+        name, found_text, quality = _evaluate(options, kind, text, console)
+        text = found_text
+        found[name] = quality
+        if options.json:
+            print(json.dumps(_figures(name, quality)), flush=True)
+    if not options.json and text is not None:
+        _show(found, text)
+    return 0
+
+
+def _evaluate(
+    options: EvaluateOptions, kind: str | None, text: Text | None, console: Console
+) -> tuple[str, Text, Quality]:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from anyformer.checkpoint import load
+    from anyformer.compare.quality import integers, measure, predictions, read_text
+
+    model, tokenizer = load(
+        options.model, options.dtype, options.device, quantize=kind, allow_pickle=options.allow_pickle
+    )
+    if text is None:
+        text = read_text(tokenizer, options.data, options.field, options.limit)
+    name = integers(model)
+    bar = Progress(
+        TextColumn(name),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(name, total=predictions(text))
+        quality = measure(
+            model, text, options.context, options.batch_size, lambda count: bar.update(task, advance=count)
+        )
+    return name if kind is None else kind, text, quality
+
+
+def _figures(name: str, quality: Quality) -> dict[str, Any]:
+    return {
+        "weights": name,
+        "perplexity": quality.perplexity,
+        "bits_per_byte": quality.bits_per_byte,
+        "loss": quality.evaluation.loss,
+        "tokens": quality.evaluation.predicted,
+        "bytes_of_weights": quality.size,
+        "read_tokens_per_second": quality.reading,
+        "written_tokens_per_second": quality.writing,
+    }
+
+
+def _show(found: dict[str, Quality], text: Text) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    first = next(iter(found.values()))
+    console.print(f"{first.evaluation.predicted:,} tokens, {text.size:,} bytes of text", highlight=False)
+    columns = ["weights", "perplexity", "cost", "bits per byte", "memory", "reads", "writes"]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column == "weights" else "right", no_wrap=True)
+    for name, quality in found.items():
+        cost = quality.perplexity / first.perplexity - 1
+        table.add_row(
+            name,
+            f"{quality.perplexity:.3f}",
+            "" if quality is first else f"{cost:+.2%}",
+            f"{quality.bits_per_byte:.4f}",
+            f"{quality.size / 1e6:,.1f} MB",
+            f"{quality.reading:,.0f} tokens/s",
+            f"{quality.writing:,.0f} tokens/s",
+        )
+    console.print(table)

@@ -1,0 +1,199 @@
+"""How well a model predicts a text, and what rounding its matrices costs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anyformer.data.sources import Paths, documents
+from anyformer.data.tokens import size_of
+from anyformer.errors import UserError
+from anyformer.generation import generate_ids
+from anyformer.generation.inference import evaluating, require_tokenizer
+from anyformer.generation.step import step_of
+from anyformer.generation.writing import require_writing
+from anyformer.model import Transformer
+from anyformer.quantising import quantised_parts
+from anyformer.tokenizer import Tokenizer
+from anyformer.training.evaluate import Evaluation
+
+USUAL_CONTEXT = 1024
+_WRITTEN = 48
+
+
+@dataclass(frozen=True)
+class Text:
+    """The tokens of a text.
+
+    Attributes:
+        ids: One after the other; where there are several documents, with the token between them that training puts
+            there.
+        size: Bytes of UTF-8 that they stand for.
+        start: The token that every window begins with, where the tokenizer begins texts with one.
+    """
+
+    ids: Sequence[int]
+    size: int
+    start: int | None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a model makes of a text, and what it takes.
+
+    Attributes:
+        evaluation: The loss of all predictions.
+        bits_per_byte: The bits that a compressor with this model would need for a byte of the text.
+        size: Bytes of the weights in memory.
+        writing: Tokens a second that it writes, one text at a time.
+    """
+
+    evaluation: Evaluation
+    bits_per_byte: float
+    size: int
+    writing: float
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the mean loss of a token."""
+        return math.exp(min(self.evaluation.loss, 700.0))
+
+    @property
+    def reading(self) -> float:
+        """Tokens a second that it read."""
+        return self.evaluation.predicted / max(self.evaluation.seconds, 1e-9)
+
+
+def read_text(tokenizer: Tokenizer | None, paths: Paths, field: str = "text", limit: int | None = None) -> Text:
+    """The tokens of files, as training would see them, at most `limit` of them.
+
+    Raises:
+        UserError: no tokenizer, files that can't be read, or fewer than two tokens in them.
+    """
+    tokenizer = require_tokenizer(tokenizer, "its text can't be read")
+    ids: list[int] = []
+    size, waiting = 0, False
+    for document in documents(paths, field):
+        if waiting and tokenizer.separator is not None:
+            ids.append(tokenizer.separator)
+        ids += tokenizer.encode_batch([document.text], special=False)[0]
+        size += size_of(document.text)
+        waiting = document.last
+        if limit is not None and len(ids) > limit:
+            size = round(size * (limit + 1) / len(ids))
+            ids = ids[: limit + 1]
+            break
+    if len(ids) < 2:
+        raise UserError("The text has fewer than two tokens: there is nothing to predict.")
+    return Text(ids, size, _start(tokenizer))
+
+
+def measure(
+    model: Transformer,
+    text: Text,
+    context: int | None = None,
+    batch_size: int = 4,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Quality:
+    """Predict each token of a text from those before it in its window.
+
+    Args:
+        model: A decoder-only model.
+        text: See `read_text`.
+        context: Tokens of a window; None: as many as the model has positions for, at most 1,024.
+        batch_size: Windows that are read at a time.
+        progress: Called after each batch with the number of its predictions.
+
+    Raises:
+        UserError: a model that doesn't predict next tokens, or a window that it has no positions for.
+    """
+    require_writing(model)
+    if not model.config.is_decoder_only:
+        raise UserError("evaluate measures how well a decoder predicts a text, and this model reads a source first.")
+    longest = model.config.context_length
+    usual = min(USUAL_CONTEXT, model.config.max_length, longest or USUAL_CONTEXT)
+    context = context or usual
+    if context < 2 or (longest is not None and context > longest):
+        raise UserError(f"The context is a number of tokens from 2 to {longest or 'any'}, not {context}.")
+    nats, predicted, seconds = 0.0, 0, 0.0
+    with evaluating(model), torch.inference_mode():
+        for tokens, targets in _batches(text, context, batch_size):
+            begin = time.perf_counter()
+            out = model(tokens.to(model.device), targets=targets.to(model.device), return_logits=False)
+            if out.loss is None:
+                raise AssertionError("targets were given, so there is a loss")
+            nats += float(out.loss) * targets.numel()
+            seconds += time.perf_counter() - begin
+            predicted += targets.numel()
+            progress(targets.numel())
+    evaluation = Evaluation(nats, predicted, seconds)
+    first = 0 if text.start is not None else 1
+    bits = evaluation.bits_per_byte(len(text.ids) + 1 - first, text.size)
+    return Quality(evaluation, bits, size_in_memory(model), _writing(model, text, context))
+
+
+def predictions(text: Text) -> int:
+    """How many tokens of a text are predicted."""
+    return len(text.ids) - (text.start is None)
+
+
+def size_in_memory(model: Transformer) -> int:
+    """Bytes of the weights."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def integers(model: Transformer) -> str:
+    """What its matrices are made of, in words."""
+    bits = sorted({part.bits for _, part in quantised_parts(model)})
+    return " and ".join(f"int{number}" for number in bits) or str(model.dtype).removeprefix("torch.")
+
+
+def _batches(text: Text, context: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """What is read and what comes next: windows that begin where the last one ended, the short one at the end alone."""
+    ids = torch.tensor(text.ids)
+    if text.start is None:
+        read, targets = ids[:-1], ids[1:]
+    else:
+        read, targets = torch.cat([torch.tensor([text.start]), ids[:-1]]), ids
+    whole = len(targets) // context
+    for begin in range(0, whole, batch_size):
+        some = slice(begin * context, min(whole, begin + batch_size) * context)
+        tokens = read[some].view(-1, context).clone()
+        if text.start is not None:
+            tokens[:, 0] = text.start
+        yield tokens, targets[some].view(-1, context)
+    if len(targets) % context:
+        tokens = read[whole * context :][None].clone()
+        if text.start is not None:
+            tokens[:, 0] = text.start
+        yield tokens, targets[whole * context :][None]
+
+
+def _writing(model: Transformer, text: Text, context: int) -> float:
+    """Tokens a second of greedy writing behind a short prompt, once the compiled step is there."""
+    step_of(model, wait=True)
+    room = min(_WRITTEN, context - 8)
+    if room < 2:
+        return math.nan
+    prompt = torch.tensor([text.ids[:8]])
+
+    def seconds(count: int) -> float:
+        begin = time.perf_counter()
+        generate_ids(model, prompt, max_new_tokens=count, stop_at_end=False)
+        return time.perf_counter() - begin
+
+    seconds(2)
+    return (room - 1) / max(1e-9, seconds(room) - seconds(1))
+
+
+def _start(tokenizer: Tokenizer) -> int | None:
+    """The token before a text, where the tokenizer puts one there."""
+    with_special, without = tokenizer.encode_batch(["a"])[0], tokenizer.encode_batch(["a"], special=False)[0]
+    if with_special[: len(without)] == without or len(with_special) <= len(without):
+        return None
+    return with_special[0]

@@ -1,0 +1,158 @@
+"""`anyformer evaluate`, and directories of integers made by `anyformer convert`."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import anyformer as af
+from anyformer.cli.main import main
+from anyformer.compare.quality import Text, measure, read_text
+from anyformer.model import Transformer
+from anyformer.tokenizer import Tokenizer
+
+WORDS = "the cat sat on the mat and the dog ran after the cat because it was a dog. " * 20
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text(WORDS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def directory(text: Path) -> Path:
+
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train([WORDS], "bpe:300")
+    model = af.build(
+        af.preset(
+            "llama-nano",
+            vocab_size=tokenizer.vocab_size,
+            d_model=64,
+            decoder_layers=2,
+            attention={"heads": 4, "kv_heads": 2},
+            feed_forward={"width": 96},
+            max_length=64,
+        )
+    )
+    af.save(model, text.parent / "model", tokenizer=tokenizer)
+    return text.parent / "model"
+
+
+def _loss_by_hand(model: Transformer, text: Text, context: int) -> float:
+    ids, total = torch.tensor(text.ids), 0.0
+    for begin in range(0, len(ids) - 1, context):
+        window = ids[begin : begin + context + 1]
+        with torch.no_grad():
+            logits = model(window[None, :-1]).logits
+        assert logits is not None
+        total += float(cross_entropy(logits[0], window[1:], reduction="sum"))
+    return total / (len(ids) - 1)
+
+
+@pytest.mark.parametrize("context", [7, 64])
+def test_every_token_is_predicted_once(directory: Path, text: Path, context: int) -> None:
+    model, tokenizer = af.load(directory)
+    read = read_text(tokenizer, [text], limit=150)
+    assert len(read.ids) == 151
+    counts: list[int] = []
+    quality = measure(model, read, context, batch_size=3, progress=counts.append)
+    assert sum(counts) == quality.evaluation.predicted == 150
+    wanted = _loss_by_hand(model, read, context)
+    assert quality.evaluation.loss == pytest.approx(wanted, rel=1e-5)
+    assert quality.perplexity == pytest.approx(math.exp(wanted), rel=1e-4)
+    nats_per_byte = wanted * 150 / (read.size * 150 / 150)
+    assert quality.bits_per_byte == pytest.approx(nats_per_byte / math.log(2), rel=0.02)
+
+
+def test_windows_begin_as_the_tokenizer_begins_texts(directory: Path) -> None:
+    model, _ = af.load(directory)
+    ids = torch.randint(5, 200, (20,)).tolist()
+    quality = measure(model, Text(ids, 20, start=3), context=8)
+    assert quality.evaluation.predicted == 20
+    total = 0.0
+    for begin in range(0, 20, 8):
+        window = torch.tensor(ids[begin : begin + 8])
+        with torch.no_grad():
+            logits = model(torch.cat([torch.tensor([3]), window[:-1]])[None]).logits
+        assert logits is not None
+        total += float(cross_entropy(logits[0], window, reduction="sum"))
+    assert quality.evaluation.nats == pytest.approx(total, rel=1e-5)
+
+
+def test_the_table_and_the_figures(directory: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", str(directory), "--data", str(text), "--limit", "100"]
+    assert main([*command, "--compare", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["weights"] for row in rows] == ["float32", "int8", "int4"]
+    assert rows[0]["bytes_of_weights"] > 3 * rows[1]["bytes_of_weights"] > 3 * rows[2]["bytes_of_weights"]
+    assert rows[1]["perplexity"] == pytest.approx(rows[0]["perplexity"], rel=0.01)
+    assert all(row["tokens"] == 100 for row in rows)
+    assert main([*command, "--quantize", "int4"]) == 0
+    out = capsys.readouterr().out
+    assert "100 tokens" in out
+    assert f"{rows[2]['perplexity']:.3f}" in out
+
+
+def test_convert_makes_a_directory_of_integers(
+    directory: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(directory), str(tmp_path / "small"), "--type", "int4"]) == 0
+    assert "int4" in capsys.readouterr().out
+    converted, tokenizer = af.load(tmp_path / "small")
+    loaded, _ = af.load(directory, quantize="int4")
+    assert tokenizer is not None
+    a, b = converted.state_dict(), loaded.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert main(["generate", str(tmp_path / "small"), "the", "--max-new-tokens", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--compare", "--quantize", "int8"], "leave out --quantize"),
+        (["--limit", "0"], "--limit is at least 1"),
+        (["--context", "65"], "from 2 to 64, not 65"),
+    ],
+)
+def test_what_evaluate_refuses(
+    directory: Path, text: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(directory), "--data", str(text), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_convert_refuses_what_makes_no_sense(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(directory), "x.gguf", "--type", "int8"]) == 2
+    assert "q8_0" in capsys.readouterr().err
+    assert main(["convert", str(directory), "x", "--type", "int8", "--verify"]) == 2
+    assert "evaluate" in capsys.readouterr().err
+
+
+def test_only_decoders_are_evaluated(directory: Path) -> None:
+    encoder = af.build(af.preset("bert-tiny", vocab_size=50)).eval()
+    with pytest.raises(af.UserError, match="doesn't write"):
+        measure(encoder, Text([1, 2, 3], 3, None))
+    both = af.build(af.preset("t5-nano", vocab_size=50)).eval()
+    with pytest.raises(af.UserError, match="reads a source first"):
+        measure(both, Text([1, 2, 3], 3, None))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_convert_writes_a_directory_of_integers(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = af.preset("llama-nano", vocab_size=96)
+    af.save(af.build(config), tmp_path / "model")
+    assert main(["convert", str(tmp_path / "model"), str(tmp_path / "small"), "--type", kind]) == 0
+    assert kind in capsys.readouterr().out
+    small, _ = af.load(tmp_path / "small")
+    rounded, _ = af.load(tmp_path / "model", quantize=kind)
+    assert all(
+        torch.equal(a, b) for a, b in zip(small.state_dict().values(), rounded.state_dict().values(), strict=True)
+    )
+    assert main(["convert", str(tmp_path / "model"), str(tmp_path / "small.gguf"), "--type", kind]) == 2
