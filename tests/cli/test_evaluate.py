@@ -156,3 +156,10 @@ def test_convert_writes_a_directory_of_integers(tmp_path: Path, kind: str, capsy
         torch.equal(a, b) for a, b in zip(small.state_dict().values(), rounded.state_dict().values(), strict=True)
     )
     assert main(["convert", str(tmp_path / "model"), str(tmp_path / "small.gguf"), "--type", kind]) == 2
+    assert "integers" in capsys.readouterr().err
+    for argv in (["convert", "SMALL", str(tmp_path / "small.gguf")], ["verify", "SMALL"]):
+        assert main([part.replace("SMALL", str(tmp_path / "small")) for part in argv]) == 2
+        assert "made of" in capsys.readouterr().err
+    assert not (tmp_path / "small.gguf").exists()
+    assert main(["diff", str(tmp_path / "small"), str(tmp_path / "model")]) == 0
+    assert main(["show", str(tmp_path / "small")]) == 0

@@ -1,16 +1,14 @@
-"""Directories of models whose matrices are integers: how config.json says so, and what the files hold.
+"""Directories of models whose matrices are integers.
 
-`config.json` is that of the family, with `"quantization_config": {"quant_method": "anyformer", "bits": 4, "group_size":
-32, "model_type": "llama"}` beside it, and "anyformer" as its own model_type: `transformers` would pass over a method
-that it does not know, and read weights that aren't there. The safetensors hold our own names: `X.integers`, `X.scales`
-and, of 4 bits, `X.minima` for a matrix X (see `blocks.rounding`), and all else as it is.
+Their config.json says so (see `families.integers`). The safetensors hold our own names: `X.integers`, `X.scales` and,
+of 4 bits, `X.minima` for a matrix X (see `blocks.rounding`), and all else as it is.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,40 +18,28 @@ from anyformer.checkpoint import pooling
 from anyformer.checkpoint.weights import Weights
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
+from anyformer.families.integers import METHOD, marked, method
 from anyformer.model import Transformer, skeleton
 from anyformer.quantising import bits_of, put, quantisable
 
-KEY = "quantization_config"
-METHOD = "anyformer"
 _PARTS = ("scales", "minima")
 
 
-def mark(raw: Mapping[str, Any], model: Transformer) -> dict[str, Any]:
+def config_json(raw: Mapping[str, Any], model: Transformer) -> Mapping[str, Any]:
     """The config.json of a model, which says so if it has integers."""
     bits = bits_of(model)
-    if bits is None:
-        return dict(raw)
-    said = {"quant_method": METHOD, "bits": bits, "group_size": GROUP, "model_type": raw["model_type"]}
-    return {**raw, "model_type": METHOD, KEY: said}
-
-
-def unmark(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of the family."""
-    return {**{key: value for key, value in raw.items() if key != KEY}, "model_type": raw[KEY].get("model_type", "")}
+    return raw if bits is None else marked(raw, bits, GROUP)
 
 
 def described(raw: Mapping[str, Any], directory: Path) -> bool:
     """Whether a config.json speaks of integers. Raises UserError for those of other programs."""
-    said = raw.get(KEY)
-    if said is None:
-        return False
-    method = cast("dict[str, Any]", said).get("quant_method") if isinstance(said, dict) else said
-    if method != METHOD:
+    whose = method(raw)
+    if whose not in (None, METHOD):
         raise UserError(
-            f"{directory} holds weights that were quantised by {method!r}, which is not supported: load the model that "
+            f"{directory} holds weights that were quantised by {whose!r}, which is not supported: load the model that "
             "they were made of, with `quantize` if they should be integers."
         )
-    return True
+    return whose is not None
 
 
 def load(

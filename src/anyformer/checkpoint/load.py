@@ -20,6 +20,7 @@ from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import FAMILIES, from_huggingface
 from anyformer.families.base import Family
+from anyformer.families.integers import plain
 from anyformer.families.rows import Row
 from anyformer.model import Origin, Transformer, skeleton
 from anyformer.quantising import bits_of, kinds, put, quantisation
@@ -63,7 +64,7 @@ def load(
     generation = directory / "generation_config.json"
     settings = read_json(generation) if generation.is_file() else {}
     if integers.described(raw, directory):
-        raw = integers.unmark(raw)
+        raw = plain(raw)
         model = integers.load(directory, _read_config(raw, directory), torch_dtype(dtype), device)
         if kind is not None and f"int{bits_of(model)}" != kind:
             raise UserError(

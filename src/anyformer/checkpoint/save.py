@@ -92,7 +92,7 @@ def save(
         _write_json(target / "generation_config.json", _generation(model))
         if tokenizer is not None:
             tokenizer.save(target)
-        _write_json(target / "config.json", integers.mark(raw, model))
+        _write_json(target / "config.json", integers.config_json(raw, model))
     return family.model_type
 
 

@@ -16,6 +16,7 @@ from anyformer.checkpoint.gguf.container import Container
 from anyformer.checkpoint.weights import read_json
 from anyformer.errors import UserError
 from anyformer.families import to_huggingface
+from anyformer.families.integers import method
 from anyformer.generation import generate_ids
 from anyformer.model import ModelOutput, Transformer
 from anyformer.tokenizer import Tokenizer
@@ -55,6 +56,10 @@ def verify(path_or_hub_id: str, *, tolerance: float = 1e-4) -> list[Check]:
         UserError: transformers (or llama.cpp) is not installed, or can't open the model.
     """
     path = hub.find(path_or_hub_id)
+    if path.is_dir() and method(read_json(path / "config.json")) is not None:
+        raise UserError(
+            f"{path_or_hub_id} holds integers, which transformers can't read: verify the model that they were made of."
+        )
     model, tokenizer = load(path, dtype=torch.float32)
     if path.is_file() and Container(path).metadata.get("general.architecture") not in _WHOLE_IN_TRANSFORMERS:
         from anyformer.compare.verify_gguf import verify_gguf  # which has parts of this file

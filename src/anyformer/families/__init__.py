@@ -9,7 +9,7 @@ from typing import Any
 
 from anyformer.config import AttentionConfig, InitConfig, ModelConfig, PoolingConfig
 from anyformer.errors import UserError, nearest
-from anyformer.families import bart, bert, gpt2, llama, own, t5
+from anyformer.families import bart, bert, gpt2, integers, llama, own, t5
 from anyformer.families.base import Family, Raw
 
 FAMILIES: dict[str, Family] = {
@@ -53,6 +53,7 @@ def preset(name: str, **changes: Any) -> ModelConfig:
 
 def from_huggingface(raw: Raw) -> ModelConfig:
     """The model that a config.json describes. Raises UserError for what is not supported, naming it."""
+    raw = integers.plain(raw)
     name = raw.get("model_type")
     if name is None:
         raise UserError("config.json has no model_type, so it does not say which family the model is of.")

@@ -21,6 +21,7 @@ from anyformer.errors import UserError
 from anyformer.families.gguf import rope_factors, table
 from anyformer.families.rows import COPY, Row
 from anyformer.model import Transformer, skeleton
+from anyformer.quantising import bits_of
 from anyformer.tokenizer import Tokenizer
 
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
@@ -53,10 +54,14 @@ def save_gguf(
         kind: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0: the format of the matrices.
 
     Raises:
-        UserError: llama.cpp can't compute the model or its tokenizer, a type that is not known, the package gguf is
-            missing, or the disk is full.
+        UserError: the matrices are integers, llama.cpp can't compute the model or its tokenizer, a type that is not
+            known, the package gguf is missing, or the disk is full.
     """
     gguf = _package()
+    if bits_of(model) is not None:
+        raise UserError(
+            "This model's matrices are integers already: write the model that they were made of, as q8_0 or q4_1."
+        )
     wanted = format_named(kind)
     path = Path(path)
     config, architecture, metadata, notes = expressible(model.config)
