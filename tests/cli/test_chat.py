@@ -319,9 +319,12 @@ def test_control_c_stops_the_answer_and_then_the_program(tuned: Path, tmp_path: 
         os.write(ours, b"/sav\n")
         _expect(ours, "no command", seen)
         _expect(ours, ">", seen)
+        # The line editor shows its prompt a moment before it listens, and loses what comes in between.
+        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         _expect(ours, "Once more", seen)
         _expect(ours, ">", seen)
+        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     finally:
