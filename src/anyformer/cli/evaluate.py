@@ -125,7 +125,7 @@ def _show(found: dict[str, Quality], text: Text) -> None:
     console = Console()
     first = next(iter(found.values()))
     console.print(f"{first.evaluation.predicted:,} tokens, {text.size:,} bytes of text", highlight=False)
-    columns = ["weights", "perplexity", "cost", "bits per byte", "memory", "reads", "writes"]
+    columns = ["weights", "perplexity", "cost", "bits per byte", "MB", "tokens/s read", "written"]
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, justify="left" if column == "weights" else "right", no_wrap=True)
@@ -136,8 +136,8 @@ def _show(found: dict[str, Quality], text: Text) -> None:
             f"{quality.perplexity:.3f}",
             "" if quality is first else f"{cost:+.2%}",
             f"{quality.bits_per_byte:.4f}",
-            f"{quality.size / 1e6:,.1f} MB",
-            f"{quality.reading:,.0f} tokens/s",
-            f"{quality.writing:,.0f} tokens/s",
+            f"{quality.size / 1e6:,.1f}",
+            f"{quality.reading:,.0f}",
+            f"{quality.writing:,.0f}",
         )
     console.print(table)
