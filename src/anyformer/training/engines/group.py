@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -112,6 +113,9 @@ class ProcessGroup(Group):
         if sys.exc_info()[0] is None:
             self.any(False)
         dist.destroy_process_group()
+        # Threads of gloo's let go of the last tensors after the others have gone on. One that does so while Python ends
+        # takes the process down with it: "terminate called without an active exception".
+        time.sleep(0.2)
 
     @property
     def _device(self) -> torch.device:
