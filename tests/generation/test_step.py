@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anyformer.blocks.cache import KeyValueCache
+from anyformer.blocks.native import table
 from anyformer.blocks.native.build import library
 from anyformer.generation import step as steps
 from anyformer.generation.native import NativeDecoder
 from anyformer.generation.step import step_of
 from anyformer.model import Transformer
+from anyformer.quantising import quantise
 from tests.generation.models import VOCAB, WRITERS, batch, build, rows
 
 pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a compiler")
@@ -68,6 +71,21 @@ def test_a_step_equals_the_model(name: str, texts: list[list[int]], side: str, s
 def test_bfloat16_stays_within_its_rounding(name: str) -> None:
     model = build(WRITERS[name]).bfloat16()
     compare(model, [[5, 6, 7], [3, 4, 5, 6]], "left", 0.05)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("name", WRITERS)
+@settings(deadline=None, max_examples=3)
+@given(texts=rows(texts=12), select=st.booleans())
+def test_integers_stay_within_the_rounding_of_their_inputs(
+    kind: str, name: str, texts: list[list[int]], select: bool
+) -> None:
+    made = WRITERS[name]
+    wide = replace(made, d_model=64, vocab_size=45, feed_forward=replace(made.feed_forward, width=96))
+    model = quantise(build(wide), kind)
+    assert NativeDecoder(model).table.head.format == table.INT8
+    assert NativeDecoder(model).table.layers
+    compare(model, texts, "left", 0.02, select)
 
 
 def test_what_the_table_has_no_words_for_is_left_to_torch() -> None:

@@ -1,18 +1,19 @@
 """Matrices whose weights are integers of 8 or 4 bits: a linear layer, and a table of vectors.
 
-They take an eighth to a quarter of float32's memory, and are multiplied out again when they are used: what comes in and
-goes out has the format of the activations.
+They take an eighth to a quarter of float32's memory. What comes in and goes out has the format of the activations.
 """
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from anyformer.blocks.native.product import can_multiply, multiply
 from anyformer.blocks.rounding import GROUP, Rounded, round_int4, round_int8
+from anyformer.blocks.tiling import TILE, Tiles, pick, tile, untile
 
 Quantisation = Literal["int8", "int4"]
 ROUNDINGS: dict[Quantisation, Callable[[Tensor], Rounded]] = {"int8": round_int8, "int4": round_int4}
@@ -36,9 +37,10 @@ class QuantisedMatrix(nn.Module):
 
     def __init__(self, rounded: Rounded, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.register_buffer("integers", rounded.integers)
-        self.register_buffer("scales", rounded.scales)
-        self.register_buffer("minima", rounded.minima)
+        rows, groups = rounded.scales.shape
+        self.shape = torch.Size((rows, groups * GROUP))
+        for name, part in tile(rounded)._asdict().items():
+            self.register_buffer(name, part, persistent=False)
         empty = torch.empty(0, dtype=dtype, device=rounded.integers.device)
         self.register_buffer("activations", empty, persistent=False)
 
@@ -46,11 +48,6 @@ class QuantisedMatrix(nn.Module):
     def bits(self) -> int:
         """8 or 4."""
         return 8 if self.minima is None else 4
-
-    @property
-    def shape(self) -> torch.Size:
-        """[rows, columns] of the matrix."""
-        return torch.Size((self.scales.shape[0], self.scales.shape[1] * GROUP))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,9 +60,14 @@ class QuantisedMatrix(nn.Module):
         return self.integers.device
 
     @property
+    def tiles(self) -> Tiles:
+        """What it is made of, as it lies in memory."""
+        return Tiles(self.integers, self.scales, self.minima)
+
+    @property
     def rounded(self) -> Rounded:
-        """What it is made of."""
-        return Rounded(self.integers, self.scales, self.minima)
+        """What it is made of, as it is saved: a copy."""
+        return untile(self.tiles, self.shape[0])
 
     def dequantised(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows columns"]:
         """The matrix in floating point; None: in the format of the activations."""
@@ -74,17 +76,31 @@ class QuantisedMatrix(nn.Module):
     def multiply(
         self, x: Float[Tensor, "*batch columns"], bias: Float[Tensor, " rows"] | None = None
     ) -> Float[Tensor, "*batch rows"]:
-        """``x @ matrix.T + bias``, in the format of x; some rows of the matrix are multiplied out at a time."""
+        """``x @ matrix.T + bias``, in the format of x.
+
+        In compiled code x is rounded to 8 bits as well; torch multiplies some rows of the matrix out at a time.
+        """
         rows, columns = self.shape
-        step = max(1, _AT_ONCE // columns)
-        if torch.compiler.is_compiling() or rows <= step:
+        if can_multiply(x):
+            return multiply(self.tiles, rows, x, bias)
+        step = max(1, _AT_ONCE // (columns * TILE))
+        if torch.compiler.is_compiling() or rows <= step * TILE:
             return F.linear(x, self.dequantised(x.dtype), bias)
         out = torch.empty(*x.shape[:-1], rows, dtype=x.dtype, device=x.device)
-        for start in range(0, rows, step):
-            some = slice(start, start + step)
-            part = dequantise(_rows(self.rounded, some), x.dtype)
+        for first in range(0, len(self.integers), step):
+            here = slice(first, first + step)
+            some = slice(first * TILE, (first + step) * TILE)
+            tiles = Tiles(self.integers[here], self.scales[here], None if self.minima is None else self.minima[here])
+            part = dequantise(untile(tiles, rows - some.start), x.dtype)
             out[..., some] = F.linear(x, part, None if bias is None else bias[some])
         return out
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """As it is saved (see `rounded`), and not as it lies in memory."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, part in self.rounded._asdict().items():
+            if part is not None:
+                destination[prefix + name] = part
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Scales keep their format whatever becomes of the activations: bfloat16 would round them."""
@@ -120,7 +136,7 @@ class QuantisedEmbedding(QuantisedMatrix):
 
     def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch columns"]:
         """Look the rows up."""
-        rows = dequantise(_rows(self.rounded, ids.flatten()), self.dtype)
+        rows = dequantise(pick(self.tiles, ids.flatten()), self.dtype)
         return rows.view(*ids.shape, -1)
 
 
@@ -142,11 +158,6 @@ def linear(
 ) -> Float[Tensor, "*batch rows"]:
     """``x @ matrix.T + bias`` of a matrix in floating point or in integers."""
     return matrix.multiply(x, bias) if isinstance(matrix, QuantisedMatrix) else F.linear(x, matrix, bias)
-
-
-def _rows(rounded: Rounded, some: slice | Tensor) -> Rounded:
-    integers, scales, minima = rounded
-    return Rounded(integers[some], scales[some], None if minima is None else minima[some])
 
 
 def fits(rows: int, columns: int) -> bool:

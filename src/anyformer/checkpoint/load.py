@@ -190,11 +190,13 @@ def _fill(
     widest = reduce(torch.promote_types, formats)
     for name, tensor in state.items():
         state[name] = tensor.to(widest) if tensor.is_floating_point() else tensor
-    for name, matrix in rounded.items():
+    has_integers = bool(rounded)
+    while rounded:  # one by one, for a module lays its integers out anew
+        name, matrix = rounded.popitem()
         put(model, name.removesuffix(".weight"), matrix, widest)
     # That nothing is missing has been seen above; the integers are in their place.
-    model.load_state_dict(state, assign=True, strict=not rounded)
-    if rounded:
+    model.load_state_dict(state, assign=True, strict=not has_integers)
+    if has_integers:
         model.requires_grad_(False)
 
 

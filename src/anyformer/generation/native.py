@@ -1,7 +1,7 @@
 """A decoder as a table of pointers for the compiled step; None for what the table has no words for.
 
 Whatever this file does not know for certain is left to torch: modules of other classes, hooks, activations and norms of
-one's own, weights that are neither float32 nor bfloat16.
+one's own, weights that are neither float32 nor bfloat16 nor integers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding
 from anyformer.blocks.feedforward import FeedForward
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.native import table
+from anyformer.blocks.native.product import described
 from anyformer.blocks.norm import LayerNorm, RMSNorm
 from anyformer.blocks.position import (
     LearnedPosition,
@@ -28,10 +29,12 @@ from anyformer.blocks.position import (
     RotaryPosition,
     SinusoidalPosition,
 )
+from anyformer.blocks.quantised import QuantisedEmbedding, QuantisedLinear, QuantisedMatrix
 from anyformer.model import Stack, Transformer
 
 _FORMATS = {torch.float32: table.FLOAT32, torch.bfloat16: table.BFLOAT16}
 _ACTIVATIONS = {feedforward.ACTIVATIONS[name]: number for number, name in enumerate(table.ACTIVATIONS)}
+_INTEGERS = (QuantisedLinear, QuantisedEmbedding)
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
 _PARTS = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
 _WIDEST, _WIDEST_HEAD = 1 << 14, 512
@@ -56,17 +59,14 @@ class NativeDecoder:
         _check(model, decoder)
         self._kept: list[Any] = []
         self.model, self.decoder = model, decoder
-        embedding, last = model.tokens.table, head.projection
-        if type(embedding) is not nn.Embedding or type(last) not in (nn.Linear, type(None)):
-            raise Inexpressible("a vocabulary in another format")
-        self.dtype = embedding.weight.dtype
+        self.dtype = model.dtype
         blocks = [cast("TransformerBlock", block) for block in decoder.blocks]
         layers = (table.Layer * len(blocks))(
             *(self._layer(block, window) for block, window in zip(blocks, decoder.windows, strict=True))
         )
         self._kept.append(layers)
-        projection = embedding.weight if last is None else cast("nn.Linear", last).weight
-        self.vocab = projection.shape[0]
+        last = self._matrix(model.tokens.table if head.projection is None else head.projection, head.bias)
+        self.vocab = last.outputs
         self.table = table.Decoder(
             layers=ctypes.addressof(layers),
             depth=len(blocks),
@@ -74,7 +74,7 @@ class NativeDecoder:
             pre_norm=int(blocks[0].pre_norm),
             final_norm=self._norm(decoder.final_norm),
             head_scale=head.scale,
-            head=self._matrix(projection, head.bias),
+            head=last,
         )
         self._tables: tuple[int, Tensor | None, Tensor | None, Tensor | None] = (0, None, None, None)
 
@@ -91,21 +91,32 @@ class NativeDecoder:
         self._kept.append(plain)
         return plain.data_ptr()
 
-    def _matrix(self, weight: Tensor, bias: Tensor | None) -> table.Matrix:
-        if weight.dtype not in _FORMATS or not weight.is_contiguous() or weight.device.type != "cpu":
-            raise Inexpressible("weights in another format")
-        self._kept.append(weight)
-        outputs, inputs = weight.shape
+    def _matrix(self, module: nn.Module | None, bias: Tensor | None) -> table.Matrix:
+        """The matrix of a linear layer, or of a table of vectors."""
+        if isinstance(module, QuantisedMatrix) and type(module) in _INTEGERS:
+            outputs, inputs = module.shape
+            self._kept.append(module.tiles)
+            made = described(module.tiles, outputs, None)
+        elif type(module) in (nn.Linear, nn.Embedding):
+            weight = cast("nn.Linear", module).weight
+            if weight.dtype not in _FORMATS or not weight.is_contiguous():
+                raise Inexpressible("weights in another format")
+            self._kept.append(weight)
+            outputs, inputs = weight.shape
+            made = table.Matrix(
+                weights=weight.data_ptr(), outputs=outputs, inputs=inputs, format=_FORMATS[weight.dtype]
+            )
+        else:
+            raise Inexpressible(f"a layer of class {type(module).__name__}")
         if max(outputs if outputs != self.model.config.vocab_size else 0, inputs) > _WIDEST:
             raise Inexpressible("wider than there is room for")
-        return table.Matrix(weight.data_ptr(), self._pointer(bias), outputs, inputs, _FORMATS[weight.dtype])
+        made.bias = self._pointer(bias)
+        return made
 
     def _linear(self, module: nn.Module | None) -> table.Matrix:
         if module is None:
             return table.Matrix()
-        if type(module) is not nn.Linear:
-            raise Inexpressible(f"a layer of class {type(module).__name__}")
-        return self._matrix(module.weight, cast("Tensor | None", module.bias))
+        return self._matrix(module, cast("Tensor | None", getattr(module, "bias", None)))
 
     def _norm(self, module: nn.Module | None) -> table.Norm:
         if type(module) is LayerNorm:

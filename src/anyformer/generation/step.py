@@ -19,14 +19,15 @@ from anyformer.generation.inference import device_of
 from anyformer.generation.native import Inexpressible, NativeDecoder, memories
 from anyformer.generation.writing import next_scores
 from anyformer.model import Transformer
+from anyformer.quantising import bits_of
 
 Step = Callable[[Int[Tensor, "batch 1"], KeyValueCache], Float[Tensor, "batch vocab"]]
 """Reads a token of each text into the cache and returns the scores of the next, in float32."""
 
 
 _WIDEST = 8
-"""Rows up to which the compiled step is faster: it reads the weights once for all rows, but multiplies row by row, and
-torch's products of matrices win from about here (docs/log.md)."""
+"""Rows up to which the compiled step is faster with weights in floating point: it reads them once for all rows, but
+multiplies row by row, and torch's products of matrices win from about here (docs/log.md)."""
 
 
 def step_of(model: Transformer, *, wait: bool = False) -> Step:
@@ -46,7 +47,7 @@ def step_of(model: Transformer, *, wait: bool = False) -> Step:
     library().get(wait=wait)
 
     def step(tokens: Tensor, cache: KeyValueCache) -> Tensor:
-        compiled = library().get() if tokens.shape[0] <= _WIDEST else None
+        compiled = library().get() if native.integers or tokens.shape[0] <= _WIDEST else None
         if compiled is None or torch.is_grad_enabled() or model.training or torch.is_autocast_enabled("cpu"):
             return plain(tokens, cache)
         return native(compiled, tokens, cache) if native.knows(cache) else plain(tokens, cache)
@@ -64,6 +65,7 @@ def _plain_step(model: Transformer) -> Step:
 class _NativeStep:
     def __init__(self, model: Transformer) -> None:
         self._decoder = NativeDecoder(model)
+        self.integers = bits_of(model) is not None
         self._workspace = torch.empty(0, dtype=torch.uint8)
         scaling = model.config.position.scaling
         self._longest = model.config.context_length

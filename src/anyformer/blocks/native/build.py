@@ -79,7 +79,7 @@ def _build() -> Path:
         if not made.exists():
             with tempfile.TemporaryDirectory(dir=folder) as beside:
                 new = Path(beside) / "new.so"
-                command = [compiler, *_FLAGS, str(_HERE / "step.cpp"), "-o", str(new)]
+                command = [compiler, *_FLAGS, *(str(path) for path in sources if path.suffix == ".cpp"), "-o", str(new)]
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
                 new.rename(made)
     return made
@@ -114,6 +114,10 @@ def _load(path: Path) -> ctypes.CDLL:
     made.workspace_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]
     made.step.restype = None
     made.step.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    made.product_bytes.restype = ctypes.c_int64
+    made.product_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    made.product.restype = None
+    made.product.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int64, *[ctypes.c_void_p] * 2, ctypes.c_int64]
     return made
 
 

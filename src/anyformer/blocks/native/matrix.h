@@ -1,26 +1,21 @@
 // Products of a matrix with a few vectors, sixteen outputs (a tile) at a time.
 //
-// Packed weights are stored tile by tile, and within a tile by groups of 32 inputs:
-//
-//     INT8          [tile][group][8][16][4] bytes, 128 more than the integer   [16] scales
-//     INT4          [tile][group][4][16][4] bytes                              [16] scales, [16] minima
-//     INT4_CENTRED  [tile][group][4][16][4] bytes                              [16] scales; the minimum is -8 scales
-//
-// A byte of INT4 has input 4k + i in its low and 16 + 4k + i in its high half, k and i being its indices; scales and
-// minima are in half precision. So every byte is read once, in order, and sixteen outputs stand side by side.
-//
-// The inputs of packed products are rounded to 8 bits, with a scale for each 32 of them, as llama.cpp's are (Q8).
+// Integers lie as tiling.py says. The inputs of their products are rounded to 8 bits, with a scale for each 32 of them,
+// as llama.cpp's are (Q8).
 #pragma once
 #include "table.h"
 #include "team.h"
 #include "vectors.h"
+
+// Sums stay in registers only where their loops are written out, which -O2 alone doesn't do.
+#define UNROLLED _Pragma("GCC unroll 16")
 
 constexpr int GROUP = 32;
 constexpr int QUADS = GROUP / 4;
 
 inline int64_t padded(int64_t width) { return (width + 63) / 64 * 64; }
 inline int64_t tiles_of(const Matrix& matrix) { return (matrix.outputs + LANES - 1) / LANES; }
-inline bool packed(Format format) { return format >= INT8; }
+inline bool integers(Format format) { return format >= INT8; }
 
 // Vectors that are to be multiplied, in each of the formats that matrices want.
 struct Inputs {
@@ -29,9 +24,10 @@ struct Inputs {
     BFloat16* halves;
     int8_t* bytes;
     float *scales, *sums;  // of each group: its scale, and scale times the sum of its bytes
+    int32_t* offsets;      // of each group: -128 times that sum, for bytes of 8 bits are 128 too large
 
     static int64_t size(int64_t rows, int64_t inputs) {
-        return rows * padded(inputs) * 8;  // 4 + 2 + 1 bytes, and two numbers for 32
+        return rows * padded(inputs) * 8;  // 4 + 2 + 1 bytes, and three numbers for 32
     }
 
     Inputs() = default;
@@ -42,6 +38,7 @@ struct Inputs {
         bytes = reinterpret_cast<int8_t*>(halves + rows * width);
         scales = reinterpret_cast<float*>(bytes + rows * width);
         sums = scales + rows * width / GROUP;
+        offsets = reinterpret_cast<int32_t*>(sums + rows * width / GROUP);
     }
 
     // Make what this format needs of a row whose values are set.
@@ -49,8 +46,11 @@ struct Inputs {
         const float* from = values + row * width;
         if (format == BFLOAT16)
             for (int64_t i = 0; i < width; i += LANES) store(halves + row * width + i, load(from + i));
-        if (!packed(format)) return;
-        for (int64_t group = 0; group < width / GROUP; group++) {
+        if (integers(format)) round(row, from, width / GROUP);
+    }
+
+    void round(int64_t row, const float* from, int64_t groups) {
+        for (int64_t group = 0; group < groups; group++) {
             Floats first = load(from + group * GROUP), second = load(from + group * GROUP + LANES);
             float most = largest(larger(size_of(first), size_of(second)));
             float scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0.0f;
@@ -59,10 +59,12 @@ struct Inputs {
             Integers two = bits_of<Integers>(second * inverse + 12582912.0f) - 0x4b400000;
             typedef int8_t Bytes __attribute__((vector_size(16)));
             Bytes low = __builtin_convertvector(one, Bytes), high = __builtin_convertvector(two, Bytes);
-            memcpy(bytes + row * width + group * GROUP, &low, sizeof low);
-            memcpy(bytes + row * width + group * GROUP + LANES, &high, sizeof high);
-            scales[row * width / GROUP + group] = scale;
-            sums[row * width / GROUP + group] = scale * sum(__builtin_convertvector(one + two, Floats));
+            int8_t* to = bytes + row * width + group * GROUP;
+            memcpy(to, &low, sizeof low);
+            memcpy(to + LANES, &high, sizeof high);
+            int64_t which = row * (width / GROUP) + group;
+            int32_t total = sum(one + two);
+            scales[which] = scale, sums[which] = scale * total, offsets[which] = -128 * total;
         }
     }
 };
@@ -81,11 +83,6 @@ inline Integers add_quads(Integers total, Integers weights, const int8_t* inputs
 #endif
 }
 
-template <Format FORMAT>
-constexpr int64_t group_bytes() {
-    return FORMAT == INT8 ? 512 + 32 : FORMAT == INT4 ? 256 + 64 : 256 + 32;
-}
-
 inline Integers load_bytes(const uint8_t* from) {
     Integers to;
     memcpy(&to, from, sizeof to);
@@ -93,30 +90,38 @@ inline Integers load_bytes(const uint8_t* from) {
 }
 
 template <Format FORMAT, int ROWS>
-inline void packed_tile(const uint8_t* weights, int64_t groups, const Inputs& x, int64_t row, Floats* y) {
+inline void integer_tile(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t row, Floats* y) {
+    constexpr int64_t SIZE = FORMAT == INT8 ? 512 : 256;
+    const int64_t groups = matrix.inputs / GROUP, numbers = x.width / GROUP;
+    auto weights = static_cast<const uint8_t*>(matrix.weights) + tile * groups * SIZE;
+    const uint16_t* scales = matrix.scales + tile * groups * LANES;
+    const uint16_t* minima = FORMAT == INT8 ? nullptr : matrix.minima + tile * groups * LANES;
     Floats total[ROWS] = {};
-    for (int64_t group = 0; group < groups; group++, weights += group_bytes<FORMAT>()) {
+    for (int64_t group = 0; group < groups; group++, weights += SIZE) {
         Integers quads[QUADS];
+        UNROLLED
         for (int k = 0; k < QUADS / 2; k++) {
             Integers both = load_bytes(weights + 64 * k);
             quads[k] = FORMAT == INT8 ? both : both & 0x0f0f0f0f;
             quads[k + 4] = FORMAT == INT8 ? load_bytes(weights + 64 * (k + 4)) : (both >> 4) & 0x0f0f0f0f;
         }
-        auto numbers = reinterpret_cast<const uint16_t*>(weights + (FORMAT == INT8 ? 512 : 256));
-        Floats scale = load_halves(numbers);
-        Floats minimum = FORMAT == INT4 ? load_halves(numbers + LANES) : scale * (FORMAT == INT8 ? -128.0f : -8.0f);
+        Floats scale = load_halves(scales + group * LANES);
+        Floats minimum = FORMAT == INT8 ? Floats{} : load_halves(minima + group * LANES);
+        UNROLLED
         for (int r = 0; r < ROWS; r++) {
             const int8_t* inputs = x.bytes + (row + r) * x.width + group * GROUP;
-            int64_t which = (row + r) * (x.width / GROUP) + group;
-            Integers even{}, odd{};
+            int64_t which = (row + r) * numbers + group;
+            Integers even = Integers{} + (FORMAT == INT8 ? x.offsets[which] : 0), odd{};
+            UNROLLED
             for (int k = 0; k < QUADS; k += 2) {
                 even = add_quads(even, quads[k], inputs + 4 * k);
                 odd = add_quads(odd, quads[k + 1], inputs + 4 * k + 4);
             }
             total[r] += __builtin_convertvector(even + odd, Floats) * (scale * x.scales[which]);
-            total[r] += minimum * x.sums[which];
+            if (FORMAT == INT4) total[r] += minimum * x.sums[which];
         }
     }
+    UNROLLED
     for (int r = 0; r < ROWS; r++) y[r] = total[r];
 }
 
@@ -183,14 +188,10 @@ inline void dense_tile(const Matrix& matrix, int64_t first, const Inputs& x, int
 
 template <int ROWS>
 inline void tile_rows(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t row, Floats* y) {
-    int64_t groups = matrix.inputs / GROUP;
-    auto bytes = static_cast<const uint8_t*>(matrix.weights);
     if (matrix.format == INT4)
-        packed_tile<INT4, ROWS>(bytes + tile * groups * group_bytes<INT4>(), groups, x, row, y);
-    else if (matrix.format == INT4_CENTRED)
-        packed_tile<INT4_CENTRED, ROWS>(bytes + tile * groups * group_bytes<INT4_CENTRED>(), groups, x, row, y);
+        integer_tile<INT4, ROWS>(matrix, tile, x, row, y);
     else if (matrix.format == INT8)
-        packed_tile<INT8, ROWS>(bytes + tile * groups * group_bytes<INT8>(), groups, x, row, y);
+        integer_tile<INT8, ROWS>(matrix, tile, x, row, y);
     else
         for (int r = 0; r < ROWS; r += ROWS < 4 ? ROWS : 4)
             if (matrix.format == FLOAT32)

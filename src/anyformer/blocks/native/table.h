@@ -4,13 +4,14 @@
 #pragma once
 #include <cstdint>
 
-enum Format : int64_t { FLOAT32, BFLOAT16, INT8, INT4, INT4_CENTRED };
+enum Format : int64_t { FLOAT32, BFLOAT16, INT8, INT4 };
 enum NormKind : int64_t { NO_NORM, LAYER_NORM, RMS_NORM };
 enum Activation : int64_t { RELU, RELU_SQUARED, GELU, GELU_TANH, SILU, TANH };
 
-// y = W x + bias. Floating weights are [outputs, inputs]; packed ones lie in tiles, see matrix.h.
+// y = W x + bias. Floating weights are [outputs, inputs]; integers lie in tiles, see tiling.py.
 struct Matrix {
-    const void* weights;  // null: there is no such matrix
+    const void* weights;             // null: there is no such matrix
+    const uint16_t *scales, *minima;  // of integers, in half precision; null: there are none
     const float* bias;    // null: none
     int64_t outputs, inputs;
     Format format;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import Structure, c_double, c_int64, c_void_p
 from typing import Any
 
-FLOAT32, BFLOAT16, INT8, INT4, INT4_CENTRED = range(5)
+FLOAT32, BFLOAT16, INT8, INT4 = range(4)
 NO_NORM, LAYER_NORM, RMS_NORM = range(3)
 ACTIVATIONS = ("relu", "relu_squared", "gelu", "gelu_tanh", "silu", "tanh")
 
@@ -21,7 +21,7 @@ def _pointers(names: str) -> list[tuple[str, Any]]:
 class Matrix(Structure):
     """``y = W x + bias``."""
 
-    _fields_ = [*_pointers("weights bias"), *_integers("outputs inputs format")]
+    _fields_ = [*_pointers("weights scales minima bias"), *_integers("outputs inputs format")]
 
 
 class Norm(Structure):

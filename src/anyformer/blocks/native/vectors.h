@@ -98,6 +98,16 @@ inline float sum(Floats v) {
 #endif
 }
 
+inline int32_t sum(Integers v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32(bits_of<__m512i>(v));
+#else
+    int32_t total = 0;
+    for (int i = 0; i < LANES; i++) total += v[i];
+    return total;
+#endif
+}
+
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats size_of(Floats v) { return bits_of<Floats>(bits_of<Words>(v) & 0x7fffffff); }

@@ -1,0 +1,52 @@
+"""Products of matrices in integers, in compiled code."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anyformer.blocks.native import table
+from anyformer.blocks.native.build import library, wanted
+from anyformer.blocks.rounding import GROUP
+from anyformer.blocks.tiling import Tiles
+
+
+def can_multiply(x: Tensor) -> bool:
+    """Whether `multiply` may be used here; it waits for the compiler, for torch would take far longer meanwhile."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() and x.requires_grad:
+        return False
+    return x.device.type == "cpu" and wanted() and library().get(wait=True) is not None
+
+
+def multiply(
+    tiles: Tiles, outputs: int, x: Float[Tensor, "*batch inputs"], bias: Float[Tensor, " outputs"] | None
+) -> Float[Tensor, "*batch outputs"]:
+    """``x @ matrix.T + bias``, where x is rounded to 8 bits with a scale for every 32 neighbours."""
+    compiled: Any = library().get(wait=True)
+    inputs = x.reshape(-1, x.shape[-1]).float().contiguous()
+    out = torch.empty(*x.shape[:-1], outputs, dtype=torch.float32)
+    added = None if bias is None else bias.float().contiguous()
+    matrix = described(tiles, outputs, added)
+    rows = inputs.shape[0]
+    workspace = torch.empty(compiled.product_bytes(ctypes.addressof(matrix), rows), dtype=torch.uint8)
+    compiled.product(
+        ctypes.addressof(matrix), inputs.data_ptr(), rows, out.data_ptr(), workspace.data_ptr(), torch.get_num_threads()
+    )
+    return out.to(x.dtype)
+
+
+def described(tiles: Tiles, outputs: int, bias: Float[Tensor, " outputs"] | None) -> table.Matrix:
+    """Where a matrix lies; whoever uses it keeps the tensors."""
+    return table.Matrix(
+        weights=tiles.integers.data_ptr(),
+        scales=tiles.scales.data_ptr(),
+        minima=None if tiles.minima is None else tiles.minima.data_ptr(),
+        bias=None if bias is None else bias.data_ptr(),
+        outputs=outputs,
+        inputs=tiles.scales.shape[1] * GROUP,
+        format=table.INT8 if tiles.minima is None else table.INT4,
+    )
