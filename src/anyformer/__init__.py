@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from anyformer.config import ModelConfig, diff
     from anyformer.errors import UserError
     from anyformer.families import preset
-    from anyformer.generation import embed, fill, generate, generate_ids
+    from anyformer.generation import (
+        Engine,
+        Sampling,
+        embed,
+        fill,
+        generate,
+        generate_ids,
+        generate_samples,
+        generate_stream,
+        score,
+    )
     from anyformer.model import ModelOutput, Transformer, build
     from anyformer.quantising import quantise
     from anyformer.tokenizer import Tokenizer
@@ -34,18 +44,25 @@ _HOMES = {
     "UserError": "errors",
     "preset": "families",
     "quantise": "quantising",
+    "Engine": "generation",
+    "Sampling": "generation",
     "embed": "generation",
     "fill": "generation",
     "generate": "generation",
     "generate_ids": "generation",
+    "generate_samples": "generation",
+    "generate_stream": "generation",
+    "score": "generation",
     "ModelOutput": "model",
     "Transformer": "model",
     "Tokenizer": "tokenizer",
 }
 
 __all__ = [
+    "Engine",
     "ModelConfig",
     "ModelOutput",
+    "Sampling",
     "Tokenizer",
     "Transformer",
     "UserError",
@@ -55,11 +72,14 @@ __all__ = [
     "fill",
     "generate",
     "generate_ids",
+    "generate_samples",
+    "generate_stream",
     "load",
     "preset",
     "quantise",
     "save",
     "save_gguf",
+    "score",
 ]
 
 

@@ -100,7 +100,7 @@ def test_an_answer_is_what_the_template_and_greedy_decoding_give() -> None:
 @given(st.lists(st.tuples(st.integers(0, 40), st.lists(st.integers(0, 200), min_size=1, max_size=30)), max_size=6))
 def test_what_is_known_is_not_read_again_and_changes_nothing(edits: list[tuple[int, list[int]]]) -> None:
     model = _DRAWN
-    cache, read = PrefixCache(model), _count_read(model)
+    read, cache = _count_read(model), PrefixCache(model)
     before: list[int] = []
     for keep, new in edits:
         ids = [*before[:keep], *new]
@@ -119,7 +119,7 @@ def test_what_is_known_is_not_read_again_and_changes_nothing(edits: list[tuple[i
 def test_the_memory_grows_and_an_interrupted_reading_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anyformer.generation.prefix._SMALLEST", 4)
     model, _ = _model()
-    cache, read = PrefixCache(model), _count_read(model)
+    read, cache = _count_read(model), PrefixCache(model)
     ids = torch.randint(200, (40,)).tolist()
 
     def interrupt(module: object, given: object) -> None:
@@ -282,7 +282,7 @@ _ENDLESS = """
 import sys, time
 from anyformer.cli.main import main
 from anyformer.generation import Conversation
-def answer(self, question, sampling, max_new_tokens):
+def answer(self, question, sampling, max_new_tokens, stop=None):
     try:
         yield "slow\\x1b[2J words"
         time.sleep(200)

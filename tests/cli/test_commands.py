@@ -147,6 +147,43 @@ def test_generate(gpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert drawn[0] == drawn[1]
 
 
+def test_generate_shows_samples_and_probabilities(gpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = af.load(gpt)
+    command, short = ["generate", str(gpt), "the cat"], ["--max-new-tokens", "6"]
+    plain = af.generate(model, tokenizer, "the cat", max_new_tokens=6)[0]
+    for draft in ("prompt", str(gpt)):
+        assert main([*command, *short, "--draft", draft]) == 0
+        assert capsys.readouterr().out == f"the cat{plain}\n"
+
+    drawn = af.generate_samples(
+        model, tokenizer, "the cat", 3, max_new_tokens=6, seed=1, sampling=af.Sampling(temperature=1.0)
+    )[0]
+    assert main([*command, *short, "--samples", "3", "--temperature", "1", "--seed", "1"]) == 0
+    assert capsys.readouterr().out == "".join(f"[{number}] the cat{text}\n" for number, text in enumerate(drawn, 1))
+    assert len(set(drawn)) > 1
+
+    first = int(af.generate_ids(model, torch.tensor([tokenizer.encode("the cat", special=False)]), max_new_tokens=1))
+    assert main([*command, *short, "--logit-bias", f"{first}:-1000"]) == 0
+    assert capsys.readouterr().out != f"the cat{plain}\n"
+
+    assert main([*command, *short, "--logprobs", "2"]) == 0
+    shown = capsys.readouterr().out
+    prompt = torch.tensor([tokenizer.encode("the cat", special=False)])
+    new = af.generate_ids(model, prompt, max_new_tokens=6)
+    with torch.no_grad():
+        log_p = model(torch.cat((prompt, new), dim=1)).logits[0, -7:-1].log_softmax(-1)
+    logprob = float(log_p.gather(1, new.T).sum())
+    assert shown.startswith(f"the cat{plain}\n")
+    assert f"log-probability {logprob:.3f} nats, 6 tokens" in shown
+    assert shown.count("%") == 3 * 6
+
+    assert "TOKEN:BIAS" in _fails(capsys, *command, "--logit-bias", "a:1")
+    assert "names token 99999" in _fails(capsys, *command, "--logit-bias", "99999:1")
+    assert "without beams" in _fails(capsys, *command, "--samples", "2", "--beams", "2")
+    assert "leave out" in _fails(capsys, *command, "--samples", "2", "--logprobs", "1")
+    assert "at least 1, not 0" in _fails(capsys, *command, "--samples", "0")
+
+
 def test_without_a_number_generate_fills_what_room_there_is(gpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = af.load(gpt)
     assert tokenizer is not None

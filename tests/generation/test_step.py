@@ -33,7 +33,7 @@ def compiled() -> None:
 def read(model: Transformer, texts: list[list[int]], side: str) -> tuple[KeyValueCache, Tensor]:
     """A cache that has read the texts, or the sources of the texts."""
     ids, mask = batch(texts, side)
-    cache = model.make_cache(len(texts), ids.shape[1] + NEW)
+    cache = model.make_cache(len(texts), ids.shape[1] + 2 * NEW)
     if model.config.is_encoder_decoder:
         start = torch.full((len(texts), 1), 2)
         model(start, ids, source_mask=mask, cache=cache)
@@ -48,7 +48,8 @@ def compare(model: Transformer, texts: list[list[int]], side: str, tolerance: fl
     with torch.inference_mode():
         caches = [read(model, texts, side)[0] for _ in range(2)]
         for new in range(NEW):
-            tokens = torch.randint(VOCAB, (caches[0].layers[0].keys.shape[0], 1), generator=generator)
+            rows = caches[0].layers[0].keys.shape[0]
+            tokens = torch.randint(VOCAB, (rows, 1 + new % 2), generator=generator)
             ours, theirs = native(tokens, caches[0]), plain(tokens, caches[1])
             scale = theirs.abs().max()
             torch.testing.assert_close(ours / scale, theirs / scale, atol=tolerance, rtol=0)
@@ -85,7 +86,8 @@ def test_integers_stay_within_the_rounding_of_their_inputs(
     model = quantise(build(wide), kind)
     assert NativeDecoder(model).table.head.format == table.INT8
     assert NativeDecoder(model).table.layers
-    compare(model, texts, "left", 0.02, select)
+    # A number near the middle of two integers may go to either, and what follows differs then as by any rounding.
+    compare(model, texts, "left", 0.1, select)
 
 
 def test_what_the_table_has_no_words_for_is_left_to_torch() -> None:

@@ -35,6 +35,16 @@ class ChatOptions:
     """Draw from the likeliest tokens that have this probability together. Default: the model's own, or all."""
     top_k: int | None = None
     """Draw from the k likeliest tokens only. Default: the model's own, or all."""
+    min_p: float | None = None
+    """Draw from tokens only that are at least this share as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1: what the conversation has already becomes less likely."""
+    presence_penalty: float = 0.0
+    """Above 0: what the answer has already becomes less likely."""
+    frequency_penalty: float = 0.0
+    """Above 0: the more often the answer has something, the less likely it becomes."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer, and are no part of it."""
     seed: int | None = None
     """Makes the answers repeatable."""
     max_new_tokens: int = _USUAL_TOKENS
@@ -56,11 +66,13 @@ def run(argv: list[str]) -> int:
     from anyformer.checkpoint import load
     from anyformer.cli.terminal import Terminal
     from anyformer.generation import Conversation
+    from anyformer.generation.stop import StopStrings
 
     model, tokenizer = load(options.model, options.dtype, options.device, quantize=options.quantize)
     sampling = _sampling(options, model)
     conversation = Conversation(model, tokenizer, options.system, options.seed)
-    terminal = Terminal(conversation, sampling, options.max_new_tokens)
+    StopStrings(options.stop)  # refused before the first question
+    terminal = Terminal(conversation, sampling, options.max_new_tokens, options.stop)
     terminal.greet(options.model, model)
     return terminal.talk()
 
@@ -80,4 +92,12 @@ def _sampling(options: ChatOptions, model: Transformer) -> Sampling:
     # A model's own 0 tokens mean that none is left out.
     top_k = None if options.top_k is None and own.get("top_k") == 0 else chosen(options.top_k, "top_k")
     top_p = chosen(options.top_p, "top_p")
-    return Sampling(temperature=float(temperature), top_k=top_k, top_p=None if top_p is None else float(top_p))
+    return Sampling(
+        temperature=float(temperature),
+        top_k=top_k,
+        top_p=None if top_p is None else float(top_p),
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+    )

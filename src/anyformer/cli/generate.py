@@ -15,11 +15,24 @@ from anyformer.errors import UserError
 
 if TYPE_CHECKING:
     from anyformer.generation.beam import EarlyStopping
+    from anyformer.generation.speculation import Draft
 
 _USUAL = 200
-_FINER = {"min_p": None, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+_FINER = {
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logit_bias": (),
+    "stop": (),
+    "draft": None,
+    "samples": 1,
+    "logprobs": None,
+}
 """Options for texts without beams, and what leaves it as it is."""
-_NOT_OF_THE_TEXT = ("model", "prompt", "file", "out", "field", "device", "allow_pickle", "n_best")
+_SINGLE = {"n_best": 1, "samples": 1, "logprobs": None}
+"""Options for a single prompt."""
+_NOT_OF_THE_TEXT = ("model", "prompt", "file", "out", "field", "device", "allow_pickle", *_SINGLE)
 """Options that change nothing of what is written to a file."""
 
 
@@ -55,8 +68,17 @@ class GenerateOptions:
     """Above 0: what the new text has already becomes less likely."""
     frequency_penalty: float = 0.0
     """Above 0: the more often the new text has something, the less likely it becomes."""
+    logit_bias: tuple[str, ...] = ()
+    """TOKEN:BIAS, such as 11:-100: added to the logit of the token with this id."""
     stop: tuple[str, ...] = ()
     """Strings that end the text, and are no part of it."""
+    samples: int = 1
+    """Write so many texts, each drawn by itself."""
+    logprobs: int | None = None
+    """Show how likely each new token was, and so many of the likeliest in its place."""
+    draft: str | None = None
+    """Who guesses tokens ahead, so that the model needs fewer steps for the same text: "prompt" looks for what followed
+    the same words before; or a smaller model of the same vocabulary."""
     seed: int | None = None
     """Makes drawing repeatable."""
     beams: int | None = None
@@ -84,7 +106,8 @@ def run(argv: list[str]) -> int:
     options = parse(GenerateOptions, argv, prog="anyformer generate")
 
     from anyformer.checkpoint import load
-    from anyformer.generation import Sampling, generate, generate_n_best, generate_stream, room
+    from anyformer.cli.tokens import show_tokens
+    from anyformer.generation import Sampling, generate, generate_n_best, generate_samples, generate_stream, room
     from anyformer.generation.generate import choose_search
 
     _check_files(options)
@@ -100,10 +123,14 @@ def run(argv: list[str]) -> int:
     early: EarlyStopping | None = None
     if options.early_stopping is not None:
         early = "never" if options.early_stopping == "never" else options.early_stopping == "true"
-    finer = bool(options.stop) or any(getattr(options, name) != usual for name, usual in _FINER.items())
+    finer = any(getattr(options, name) != usual for name, usual in _FINER.items())
     search = choose_search(model, options.temperature, options.beams, options.length_penalty, early)
     if finer and (search.beams > 1 or options.n_best != 1):
-        raise UserError("--min-p, --stop and the penalties are for texts without beams: leave them out, or --beams 1.")
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in _FINER)
+        raise UserError(f"{names} are for texts without beams: leave them out, or --beams 1.")
+    draft: Draft | None = None
+    if options.draft is not None:
+        draft = "prompt" if options.draft == "prompt" else load(options.draft, options.dtype, options.device)[0]
     sampling = Sampling(
         temperature=options.temperature,
         top_k=options.top_k,
@@ -112,6 +139,7 @@ def run(argv: list[str]) -> int:
         repetition_penalty=options.repetition_penalty,
         presence_penalty=options.presence_penalty,
         frequency_penalty=options.frequency_penalty,
+        logit_bias=_biases(options.logit_bias),
     )
     if options.file is not None and options.out is not None:
         from anyformer.cli.answers import answer_file
@@ -129,10 +157,11 @@ def run(argv: list[str]) -> int:
                 early_stopping=early,
                 sampling=sampling,
                 stop=options.stop,
+                draft=draft,
             )
 
         settings = {name: value for name, value in asdict(options).items() if name not in _NOT_OF_THE_TEXT}
-        settings["stop"] = list(options.stop)
+        settings |= {"stop": list(options.stop), "logit_bias": list(options.logit_bias)}
         return answer_file(model, tokenizer, options.file, options.out, options.field, settings, write)
     wanted = options.max_new_tokens
     if wanted is None:
@@ -155,6 +184,27 @@ def run(argv: list[str]) -> int:
             _say(f"{best.score:.4f}  " if len(found) > 1 else "")
             _say(f"{before}{best.text}\n")
         return 0
+    if options.logprobs is not None:
+        if options.samples != 1 or draft is not None:
+            raise UserError("--logprobs shows the tokens of one text: leave out --samples and --draft.")
+        return show_tokens(
+            model, tokenizer, options.prompt, wanted, sampling, options.stop, options.seed, options.logprobs
+        )
+    if options.samples != 1:
+        drawn = generate_samples(
+            model,
+            tokenizer,
+            options.prompt,
+            options.samples,
+            max_new_tokens=wanted,
+            seed=options.seed,
+            sampling=sampling,
+            stop=options.stop,
+            draft=draft,
+        )[0]
+        for number, text in enumerate(drawn, start=1):
+            _say(f"[{number}] {before}{text}\n")
+        return 0
     pieces = generate_stream(
         model,
         tokenizer,
@@ -163,6 +213,7 @@ def run(argv: list[str]) -> int:
         seed=options.seed,
         sampling=sampling,
         stop=options.stop,
+        draft=draft,
     )
     _say(before)
     for piece in pieces:
@@ -178,10 +229,23 @@ def _check_files(options: GenerateOptions) -> None:
         return
     if options.prompt:
         raise UserError("Give a prompt or a --file of prompts, not both.")
-    if options.n_best != 1:
-        raise UserError("--n-best is for a single prompt: a --file gets one answer a prompt.")
+    for name, usual in _SINGLE.items():
+        if getattr(options, name) != usual:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is for a single prompt: a --file gets one answer a prompt.")
     if options.batch_size < 1:
         raise UserError(f"--batch-size is a number of prompts, at least 1, not {options.batch_size}.")
+
+
+def _biases(given: Sequence[str]) -> dict[int, float] | None:
+    found: dict[int, float] = {}
+    for item in given:
+        token, _, bias = item.partition(":")
+        try:
+            found[int(token)] = float(bias)
+        except ValueError:
+            raise UserError(f"--logit-bias {item!r} is no TOKEN:BIAS, such as 11:-100 or 198:2.5.") from None
+    return found or None
 
 
 def _say(text: str) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from importlib import import_module
 from pathlib import Path
@@ -41,12 +41,16 @@ class Terminal:
         conversation: The model's side.
         sampling: How tokens are chosen.
         max_new_tokens: Length of an answer at most.
+        stop: Strings that end an answer.
     """
 
-    def __init__(self, conversation: Conversation, sampling: Sampling, max_new_tokens: int) -> None:
+    def __init__(
+        self, conversation: Conversation, sampling: Sampling, max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> None:
         from rich.console import Console
 
         self._conversation, self._sampling, self._max_new_tokens = conversation, sampling, max_new_tokens
+        self._stop = stop
         self._notes = Console(stderr=True)
         self._asks, self._shows = sys.stdin.isatty(), sys.stdout.isatty()
         self._saved: set[Path] = set()
@@ -124,7 +128,7 @@ class Terminal:
 
     def _answer(self, question: str) -> None:
         known = self._conversation.forgotten
-        pieces = self._conversation.answer(question, self._sampling, self._max_new_tokens)
+        pieces = self._conversation.answer(question, self._sampling, self._max_new_tokens, self._stop)
         try:
             with closing(pieces):
                 for piece in pieces:

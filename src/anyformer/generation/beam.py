@@ -13,7 +13,7 @@ Shapes::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -24,14 +24,14 @@ from torch import Tensor
 from anyformer.blocks.cache import KeyValueCache
 from anyformer.errors import UserError
 from anyformer.generation.inference import evaluating
-from anyformer.generation.prompt import Prompt, read_prompt
+from anyformer.generation.prompt import Prompt, chosen, read_prompt, repeated
 from anyformer.generation.rules import History, Rule, generation_settings
 from anyformer.generation.step import step_of
 from anyformer.generation.writing import (
     cache_is_stale,
     end_tokens,
     filler,
-    first_scores,
+    read_once,
     require_writing,
     reread,
     rules_of,
@@ -199,7 +199,7 @@ class _Beams:
         rows, self.read = prompt.start.shape
         device, beams = prompt.start.device, search.beams
         self.model, self.search, self.ends, self.max_new_tokens = model, search, ends, max_new_tokens
-        self.prompt = _select_prompt(prompt, torch.arange(rows, device=device).repeat_interleave(beams))
+        self.prompt = repeated(prompt, beams)
         self.first = prompt
         self.rules = rules_of(model, self.prompt, max_new_tokens, ends)
         self.stop = torch.tensor(ends, dtype=torch.long, device=device)
@@ -223,7 +223,7 @@ class _Beams:
             if new > 0 and cache_is_stale(self.model, self.read + new):
                 scores = reread(self.model, self.prompt, history)
             elif new > 0:
-                scores = step(history.ids[:, -1:], cache)
+                scores = step(history.ids[:, -1:], cache)[:, 0]
             else:
                 scores = log_p
             origin = self._grow(self._judged(scores, history, self.rules), new)
@@ -242,19 +242,7 @@ class _Beams:
 
     def _begin(self) -> tuple[KeyValueCache, Tensor]:
         """Read each prompt and source once; returns the memory of all beams, and the scores of their first token."""
-        rows, beams = self.scores.shape
-        cache = self.model.make_cache(rows, self.read + self.max_new_tokens)
-        out = self.model(
-            self.first.start,
-            self.first.source,
-            mask=self.first.mask,
-            source_mask=self.first.source_mask,
-            cache=cache,
-            last_only=True,
-        )
-        every = torch.arange(rows, device=self.texts.device).repeat_interleave(beams)
-        cache.select(every)
-        return cache, first_scores(out)[every]
+        return read_once(self.model, self.first, self.search.beams, self.read + self.max_new_tokens)
 
     def _history(self, new: int) -> History:
         return History(ids=self.texts[:, :, : self.read + new].flatten(0, 1), padding=self.prompt.padding, new=new)
@@ -313,7 +301,7 @@ class _Beams:
         beams = self.search.beams
         self.texts, self.scores, self.places = self.texts[rows], self.scores[rows], self.places[rows]
         self.found = self.found.select(rows)
-        self.prompt = _select_prompt(self.prompt, rows.repeat_interleave(beams))
+        self.prompt = chosen(self.prompt, rows.repeat_interleave(beams))
         self.rules = rules_of(self.model, self.prompt, self.max_new_tokens, self.ends)
         return origin[rows]
 
@@ -339,14 +327,3 @@ def largest(
 def _take(texts: Tensor, order: Tensor) -> Tensor:
     """[rows, places, length] texts at these places of their rows, [rows, taken]."""
     return texts.gather(1, order[:, :, None].expand(-1, -1, texts.shape[2]))
-
-
-def _select_prompt(prompt: Prompt, rows: Tensor) -> Prompt:
-    """These rows of a prompt, by number (repeated, perhaps) or by truth."""
-    return replace(
-        prompt,
-        start=prompt.start[rows],
-        mask=None if prompt.mask is None else prompt.mask[rows],
-        source=None if prompt.source is None else prompt.source[rows],
-        source_mask=None if prompt.source_mask is None else prompt.source_mask[rows],
-    )

@@ -6,6 +6,7 @@ import torch
 
 from anyformer.errors import UserError
 from anyformer.generation.inference import device_of, evaluating, require_tokenizer
+from anyformer.generation.penalties import penalties_of
 from anyformer.generation.prefix import PrefixCache
 from anyformer.generation.prompt import Prompt, encode_prompt
 from anyformer.generation.rules import History
@@ -90,8 +91,10 @@ class Conversation:
         self._turns.clear()
         self.forgotten, self.unfinished = 0, False
 
-    def answer(self, question: str, sampling: Sampling, max_new_tokens: int) -> Generator[str, None, None]:
-        """The answer in pieces, as soon as they are certain.
+    def answer(
+        self, question: str, sampling: Sampling, max_new_tokens: int, stop: str | Sequence[str] | None = None
+    ) -> Generator[str, None, None]:
+        """The answer in pieces, as soon as they are certain; it ends before a stop string.
 
         When the iterator ends or is closed, the turn is over: the question and what there is of the answer belong to
         the conversation, unless there is nothing. If the context is full the oldest turns are left out until the answer
@@ -105,10 +108,10 @@ class Conversation:
         asked: Message = {"role": "user", "content": question}
         forgotten, ids = self._fit(asked, max_new_tokens)
         room = max_new_tokens if self.context is None else min(max_new_tokens, self.context - len(ids))
-        return self._answer(asked, forgotten, self._tokens(ids, room, sampling))
+        pieces = until(_text(self._tokenizer, self._tokens(ids, room, sampling)), stop)
+        return self._answer(asked, forgotten, pieces)
 
-    def _answer(self, asked: Message, forgotten: int, tokens: Iterator[int]) -> Generator[str, None, None]:
-        pieces = _text(self._tokenizer, tokens)
+    def _answer(self, asked: Message, forgotten: int, pieces: Iterator[str]) -> Generator[str, None, None]:
         if not self.has_template:
             pieces = _stripped(until(pieces, _NEXT_TURN))
         self.forgotten = forgotten
@@ -144,7 +147,10 @@ class Conversation:
         if self._tokenizer.eos is not None and self._tokenizer.eos not in ends:
             ends = (*ends, self._tokenizer.eos)
         start = torch.tensor([text], device=device_of(model))
-        rules = rules_of(model, Prompt(start=start, mask=None), room, ends)
+        rules = [
+            *rules_of(model, Prompt(start=start, mask=None), room, ends),
+            *penalties_of(sampling, model.config.vocab_size),
+        ]
         padding = start.new_zeros(1)
         self.unfinished = False
         with evaluating(model):

@@ -250,7 +250,7 @@ class Engine:
             writing = bool(self._running)
             if writing:
                 latest = torch.tensor([[request.tokens[-1]] for request in self._running], device=self._device())
-                scores = self._step(latest, self._cache)
+                scores = self._step(latest, self._cache)[:, 0]
                 for request, row in zip(list(self._running), scores.split(1), strict=True):
                     request.take(row)
                 for row in range(len(self._running) - 1, -1, -1):

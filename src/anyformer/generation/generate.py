@@ -9,20 +9,22 @@ from collections.abc import Iterator, Sequence
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from anyformer.errors import UserError
 from anyformer.generation.beam import BeamSearch, EarlyStopping, beam_search_ids, search_for
 from anyformer.generation.inference import device_of, evaluating
 from anyformer.generation.penalties import penalties_of
-from anyformer.generation.prompt import Prompt, read_prompt
+from anyformer.generation.prompt import Prompt, read_prompt, repeated
 from anyformer.generation.rules import History, Rule
 from anyformer.generation.sampling import Sampling
+from anyformer.generation.speculation import Draft, check_draft, speculate
 from anyformer.generation.step import step_of
 from anyformer.generation.writing import (
     cache_is_stale,
     end_tokens,
     filler,
-    first_scores,
+    read_once,
     require_writing,
     reread,
     rules_of,
@@ -44,7 +46,9 @@ def generate_ids(
     length_penalty: float | None = None,
     early_stopping: EarlyStopping | None = None,
     sampling: Sampling | None = None,
-) -> Int[Tensor, "batch new"]:
+    samples: int = 1,
+    draft: Draft | None = None,
+) -> Int[Tensor, "texts new"]:
     """Continue prompts, or rewrite sources, and return the new tokens only.
 
     What the model's generation settings force or ban is obeyed (see `rules`), and so is the number of beams that they
@@ -67,22 +71,65 @@ def generate_ids(
         length_penalty: What the search thinks of long texts, see `BeamSearch`; None: as the model's settings say.
         early_stopping: When the search is over; likewise.
         sampling: In the place of temperature, top_k and top_p; it knows min_p, penalties and biases as well.
+        samples: Texts for each prompt, which stand one after the other; a prompt is read once for all of them.
+        draft: Who guesses tokens ahead, so that the model needs fewer steps: a smaller model with the same vocabulary,
+            or "prompt" for what followed the same words before. Texts are the same as without, drawn ones in their
+            distribution; they are written one after the other.
 
     Returns:
         The new ids, where the model is.
 
     Raises:
         UserError: an empty prompt, one beyond the context, a model that doesn't write, a sampling value out of
-            range, beams together with a temperature or penalties.
+            range, beams together with a temperature, penalties, samples or a draft.
     """
     sampling = sampling or Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     search = choose_search(model, sampling.temperature, beams, length_penalty, early_stopping)
     if search.beams > 1:
         if penalties_of(sampling, model.config.vocab_size):
             raise UserError("Penalties and biases are for texts without beams: leave them out, or ask for one beam.")
+        if samples != 1 or draft is not None:
+            raise UserError("Samples and drafts are for texts without beams: leave them out, or ask for one beam.")
         return beam_search_ids(model, ids, mask, max_new_tokens, search, stop_at_end=stop_at_end).ids[:, 0]
-    steps = stream_ids(model, ids, mask, max_new_tokens, stop_at_end, seed=seed, sampling=sampling)
+    if draft is not None and samples * len(ids) > 1:
+        return _one_by_one(model, ids, mask, max_new_tokens, stop_at_end, seed, sampling, samples, draft)
+    steps = stream_ids(
+        model, ids, mask, max_new_tokens, stop_at_end, seed=seed, sampling=sampling, samples=samples, draft=draft
+    )
     return torch.stack(list(steps), dim=1)
+
+
+def _one_by_one(
+    model: Transformer,
+    ids: Tensor,
+    mask: Tensor | None,
+    max_new_tokens: int,
+    stop_at_end: bool,
+    seed: int | None,
+    sampling: Sampling,
+    samples: int,
+    draft: Draft,
+) -> Tensor:
+    """The texts of `generate_ids` with a draft: each row alone, and all as long as the longest."""
+    read_prompt(model, ids, mask, max_new_tokens)  # all are right before the first is written
+    rows = list[Tensor]()
+    for row in range(len(ids)):
+        here = slice(row, row + 1)
+        for sample in range(samples):
+            # One seed for all would draw the same text for the same prompt.
+            drawn = None if seed is None else seed + row * samples + sample
+            steps = stream_ids(
+                model,
+                ids[here],
+                None if mask is None else mask[here],
+                max_new_tokens,
+                stop_at_end,
+                seed=drawn,
+                sampling=sampling,
+                draft=draft,
+            )
+            rows.append(torch.cat(list(steps)))
+    return pad_sequence(rows, batch_first=True, padding_value=filler(model, end_tokens(model) if stop_at_end else ()))
 
 
 def choose_search(
@@ -118,27 +165,39 @@ def stream_ids(
     top_p: float | None = None,
     seed: int | None = None,
     sampling: Sampling | None = None,
-) -> Iterator[Int[Tensor, " batch"]]:
+    samples: int = 1,
+    draft: Draft | None = None,
+) -> Iterator[Int[Tensor, " texts"]]:
     """The tokens of `generate_ids` with one beam, one step at a time: each item is the next token of every text.
 
-    `sampling` takes the place of temperature, top_k and top_p, and knows penalties and biases as well.
+    `sampling` takes the place of temperature, top_k and top_p, and knows penalties and biases as well. A draft wants a
+    single text.
     Mistakes in the arguments are raised at once. While the steps are being taken the model is in evaluation
     mode; its mode comes back when they end or the iterator is closed.
     """
     sampling = sampling or Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     require_writing(model)
+    if samples < 1:
+        raise UserError(f"samples is a number of texts, at least 1, not {samples}.")
     prompt = read_prompt(model, ids, mask, max_new_tokens)
     ends = end_tokens(model) if stop_at_end else ()
+    every = repeated(prompt, samples)
     rules = [
-        *rules_of(model, prompt, max_new_tokens, ends),
+        *rules_of(model, every, max_new_tokens, ends),
         *penalties_of(sampling, model.config.vocab_size),
     ]
     generator = None if seed is None else torch.Generator(device=device_of(model)).manual_seed(seed)
-    return _steps(model, prompt, max_new_tokens, ends, rules, sampling, generator)
+    if draft is not None:
+        check_draft(model, draft)
+        if len(every.start) > 1:
+            raise UserError("With a draft, stream_ids writes one text: give it one prompt, or use generate_ids.")
+        return speculate(model, draft, prompt, max_new_tokens, ends, rules, sampling, generator)
+    return _steps(model, prompt, every, max_new_tokens, ends, rules, sampling, generator)
 
 
 def _steps(
     model: Transformer,
+    first: Prompt,
     prompt: Prompt,
     max_new_tokens: int,
     ends: Sequence[int],
@@ -152,16 +211,7 @@ def _steps(
     with evaluating(model):
         # Inference mode must not be left on while the caller is at work between two steps.
         with torch.inference_mode():
-            cache = model.make_cache(batch, read + max_new_tokens)
-            out = model(
-                prompt.start,
-                prompt.source,
-                mask=prompt.mask,
-                source_mask=prompt.source_mask,
-                cache=cache,
-                last_only=True,
-            )
-            scores = first_scores(out)
+            cache, scores = read_once(model, first, batch // len(first.start), read + max_new_tokens)
             ended = torch.zeros(batch, dtype=torch.bool, device=scores.device)
             texts = torch.cat((prompt.start, prompt.start.new_zeros(batch, max_new_tokens)), dim=1)
             padding = prompt.padding
@@ -171,7 +221,7 @@ def _steps(
                 if new > 0 and cache_is_stale(model, read + new):
                     scores = reread(model, prompt, history)
                 elif new > 0:
-                    scores = step(texts[:, read + new - 1, None], cache)
+                    scores = step(texts[:, read + new - 1, None], cache)[:, 0]
                 for rule in rules:
                     scores = rule(scores, history)
                 token = sampling.choose(scores, generator)

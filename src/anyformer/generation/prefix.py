@@ -8,6 +8,7 @@ from torch import Tensor
 
 from anyformer.blocks.cache import KeyValueCache
 from anyformer.generation.inference import device_of
+from anyformer.generation.step import step_of
 from anyformer.generation.writing import first_scores
 from anyformer.model import Transformer
 
@@ -21,7 +22,7 @@ class PrefixCache:
     """
 
     def __init__(self, model: Transformer) -> None:
-        self._model = model
+        self._model, self._step = model, step_of(model)
         self._ids: list[int] = []
         self._cache: KeyValueCache | None = None
 
@@ -35,14 +36,17 @@ class PrefixCache:
             UserError: the model answers with NaN.
         """
         # The last one is always read: its scores are not kept.
-        known = min(_common(self._ids, ids), len(ids) - 1)
+        known = min(common_start(self._ids, ids), len(ids) - 1)
         with torch.inference_mode():
             cache = self._reserve(len(ids))
             # An interrupted reading may have left the layers with different lengths.
             cache.truncate(known)
             del self._ids[known:]
             rest = torch.tensor([ids[known:]], device=device_of(self._model))
-            scores = first_scores(self._model(rest, cache=cache, last_only=True))
+            if rest.shape[1] == 1:
+                scores = self._step(rest, cache)[:, 0]
+            else:
+                scores = first_scores(self._model(rest, cache=cache, last_only=True))
         self._ids.extend(ids[known:])
         return scores
 
@@ -60,7 +64,7 @@ class PrefixCache:
         return new
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
+def common_start(first: Sequence[int], second: Sequence[int]) -> int:
     """How many ids two texts have in common at their beginnings."""
     if second[: len(first)] == first:
         return len(first)  # the usual case, and quicker so

@@ -36,6 +36,23 @@ class Prompt:
         return (~self.mask).sum(dim=1)
 
 
+def chosen(prompt: Prompt, rows: Int[Tensor, " kept"] | Bool[Tensor, " batch"]) -> Prompt:
+    """These rows of a prompt, by number (repeated, perhaps) or by truth."""
+    return Prompt(
+        start=prompt.start[rows],
+        mask=None if prompt.mask is None else prompt.mask[rows],
+        source=None if prompt.source is None else prompt.source[rows],
+        source_mask=None if prompt.source_mask is None else prompt.source_mask[rows],
+    )
+
+
+def repeated(prompt: Prompt, count: int) -> Prompt:
+    """Each row so many times, one after the other."""
+    if count == 1:
+        return prompt
+    return chosen(prompt, torch.arange(len(prompt.start), device=prompt.start.device).repeat_interleave(count))
+
+
 def read_prompt(
     model: Transformer,
     ids: Int[Tensor, "batch time"],

@@ -1,6 +1,6 @@
-"""One token more of every text: what a search or a stream does again and again.
+"""A token more of every text, or a few: what a search or a stream does again and again.
 
-On a CPU the whole token is one call of compiled code (`blocks/native`), where there is a compiler and the model has
+On a CPU the whole step is one call of compiled code (`blocks/native`), where there is a compiler and the model has
 nothing of its own; otherwise, and until the compiler is done, it is the model itself.
 """
 
@@ -17,12 +17,12 @@ from anyformer.blocks.native import table
 from anyformer.blocks.native.build import library, wanted
 from anyformer.generation.inference import device_of
 from anyformer.generation.native import Inexpressible, NativeDecoder, memories
-from anyformer.generation.writing import next_scores
+from anyformer.generation.writing import all_scores
 from anyformer.model import Transformer
 from anyformer.quantising import bits_of
 
-Step = Callable[[Int[Tensor, "batch 1"], KeyValueCache], Float[Tensor, "batch vocab"]]
-"""Reads a token of each text into the cache and returns the scores of the next, in float32."""
+Step = Callable[[Int[Tensor, "batch new"], KeyValueCache], Float[Tensor, "batch new vocab"]]
+"""Reads new tokens of each text into the cache and returns the scores of what follows each, in float32."""
 
 
 _WIDEST = 8
@@ -47,17 +47,17 @@ def step_of(model: Transformer, *, wait: bool = False) -> Step:
     library().get(wait=wait)
 
     def step(tokens: Tensor, cache: KeyValueCache) -> Tensor:
-        compiled = library().get() if native.integers or tokens.shape[0] <= _WIDEST else None
+        compiled = library().get() if native.integers or tokens.numel() <= _WIDEST else None
         if compiled is None or torch.is_grad_enabled() or model.training or torch.is_autocast_enabled("cpu"):
             return plain(tokens, cache)
-        return native(compiled, tokens, cache) if native.knows(cache) else plain(tokens, cache)
+        return native(compiled, tokens, cache) if native.knows(cache, tokens.shape[1]) else plain(tokens, cache)
 
     return step
 
 
 def _plain_step(model: Transformer) -> Step:
     def step(tokens: Tensor, cache: KeyValueCache) -> Tensor:
-        return next_scores(model(tokens, cache=cache, last_only=True))
+        return all_scores(model(tokens, cache=cache))
 
     return step
 
@@ -73,9 +73,9 @@ class _NativeStep:
             # Beyond the trained length every token turns anew with each that follows.
             self._longest = model.config.max_length
 
-    def knows(self, cache: KeyValueCache) -> bool:
-        """Whether this cache, one token longer, is one that the compiled code can read."""
-        if self._longest is not None and cache.length >= self._longest:
+    def knows(self, cache: KeyValueCache, new: int) -> bool:
+        """Whether this cache, so many tokens longer, is one that the compiled code can read."""
+        if self._longest is not None and cache.length + new > self._longest:
             return False
         if cache.layers[0].keys.dtype not in (torch.float32, torch.bfloat16):
             return False
@@ -83,26 +83,29 @@ class _NativeStep:
 
     def __call__(self, compiled: Any, tokens: Tensor, cache: KeyValueCache) -> Tensor:
         """The step."""
-        decoder, batch = self._decoder, tokens.shape[0]
-        places = cache.ends.clone()
-        starts = cache.starts
-        cache.extend(1, None)
-        vectors = decoder.vectors(tokens, places - starts)
+        decoder, (batch, new) = self._decoder, tokens.shape
+        # A row for each new token; those of a text see each other, for all keys are written before any is looked at.
+        texts = torch.arange(batch).repeat_interleave(new)
+        places = (cache.ends[:, None] + torch.arange(new)).flatten()
+        starts = cache.starts[texts]
+        cache.extend(new, None)
+        vectors = decoder.vectors(tokens.reshape(-1, 1), places - starts)
         cos, sin, bias = decoder.tables(cache.capacity)
         source = cache.layers[0].source
         mask = cache.source_mask
         if mask is not None:
             mask = mask.to(torch.uint8).contiguous()
-        scores = torch.empty(batch, decoder.vocab)
+        scores = torch.empty(batch, new, decoder.vocab)
         layers = memories(cache)
         longest = max(cache.length, 0 if source is None else source.keys.shape[2])
         threads = torch.get_num_threads()
-        needed: int = compiled.workspace_bytes(decoder.address, batch, longest, threads)
+        needed: int = compiled.workspace_bytes(decoder.address, batch * new, longest, threads)
         if self._workspace.numel() < needed:
             self._workspace = torch.empty(needed, dtype=torch.uint8)
         described = table.Batch(
-            rows=batch,
+            rows=batch * new,
             vectors=vectors.data_ptr(),
+            texts=texts.data_ptr(),
             starts=starts.data_ptr(),
             places=places.data_ptr(),
             cos=None if cos is None else cos.data_ptr(),

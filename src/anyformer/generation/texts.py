@@ -1,8 +1,9 @@
 """Texts in, texts out.
 
-generate         as one batch, or as many
-generate_n_best  several texts a prompt, with their scores
-generate_stream  one text in, pieces of text out as they come
+generate          as one batch, or as many
+generate_samples  several texts a prompt
+generate_n_best   several texts a prompt, with their scores, from a search
+generate_stream   one text in, pieces of text out as they come
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 
 from anyformer.errors import UserError
-from anyformer.generation.beam import EarlyStopping, Hypotheses, beam_search_ids, search_for
+from anyformer.generation.beam import BeamSearch, EarlyStopping, Hypotheses, beam_search_ids, search_for
 from anyformer.generation.generate import choose_search, generate_ids, stream_ids
 from anyformer.generation.inference import require_tokenizer
 from anyformer.generation.prompt import encode_prompt, pad, padding_id
 from anyformer.generation.sampling import Sampling
+from anyformer.generation.speculation import Draft
 from anyformer.generation.stop import CONTEXT, Continuation, StopStrings, until
 from anyformer.generation.writing import end_tokens, require_writing
 from anyformer.model import Transformer
@@ -51,6 +53,7 @@ def generate(
     progress: Callable[[int], None] | None = None,
     sampling: Sampling | None = None,
     stop: str | Sequence[str] | None = None,
+    draft: Draft | None = None,
 ) -> list[str]:
     """Continue prompts, or rewrite sources.
 
@@ -60,7 +63,7 @@ def generate(
         prompts: Texts of any lengths; one string is a list of one. A decoder-only model gets them without the
             end-of-text that a tokenizer may put after a text.
         max_new_tokens, temperature, top_k, top_p, seed, stop_at_end, beams, length_penalty, early_stopping: as in
-            `generate_ids`; so is sampling.
+            `generate_ids`; so are sampling and draft.
         batch_size: Prompts that are read at a time, those of about equal length together; None: all at once. Each
             batch draws with the seed anew.
         progress: Called after each batch with the number of its prompts.
@@ -73,12 +76,53 @@ def generate(
     Raises:
         UserError: as `generate_ids`, where there is no tokenizer, and for a batch size below 1.
     """
-    tokenizer = require_tokenizer(tokenizer, "give generate_ids token ids")
-    require_writing(model)
-    # Wrong values are refused before the first of many batches, and where there are no prompts too.
     sampling = sampling or Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     search = choose_search(model, sampling.temperature, beams, length_penalty, early_stopping)
-    StopStrings(stop)
+    write = _writer(model, max_new_tokens, seed, stop_at_end, sampling, draft, search=search)
+    return [text for (text,) in _texts(model, tokenizer, prompts, write, stop_at_end, batch_size, progress, stop)]
+
+
+def generate_samples(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    prompts: str | Sequence[str],
+    samples: int,
+    max_new_tokens: int = 20,
+    seed: int | None = None,
+    stop_at_end: bool = True,
+    batch_size: int | None = None,
+    progress: Callable[[int], None] | None = None,
+    sampling: Sampling | None = None,
+    stop: str | Sequence[str] | None = None,
+    draft: Draft | None = None,
+) -> list[list[str]]:
+    """Several texts for each prompt, each drawn by itself; the prompt is read once for all of them.
+
+    Args:
+        samples: How many.
+        model, tokenizer, prompts, max_new_tokens, seed, stop_at_end, batch_size, progress, sampling, stop, draft: as in
+            `generate`.
+
+    Raises:
+        UserError: as `generate`, and for fewer than one sample.
+    """
+    sampling = sampling or Sampling(temperature=1.0)
+    write = _writer(model, max_new_tokens, seed, stop_at_end, sampling, draft, samples=samples)
+    return _texts(model, tokenizer, prompts, write, stop_at_end, batch_size, progress, stop)
+
+
+def _writer(
+    model: Transformer,
+    max_new_tokens: int,
+    seed: int | None,
+    stop_at_end: bool,
+    sampling: Sampling,
+    draft: Draft | None,
+    *,
+    samples: int = 1,
+    search: BeamSearch | None = None,
+) -> Callable[[Tensor, Tensor], Hypotheses]:
+    search = search or BeamSearch(beams=1)
 
     def write(ids: Tensor, mask: Tensor) -> Hypotheses:
         new = generate_ids(
@@ -92,12 +136,30 @@ def generate(
             length_penalty=search.length_penalty,
             early_stopping=search.early_stopping,
             sampling=sampling,
-        )
-        return Hypotheses(new[:, None], torch.zeros(len(new), 1, device=new.device))  # nobody asks for the scores
+            samples=samples,
+            draft=draft,
+        ).unflatten(0, (len(ids), -1))
+        return Hypotheses(new, torch.zeros(new.shape[:2], device=new.device))  # nobody asks for the scores
 
+    return write
+
+
+def _texts(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    prompts: str | Sequence[str],
+    write: Callable[[Tensor, Tensor], Hypotheses],
+    stop_at_end: bool,
+    batch_size: int | None,
+    progress: Callable[[int], None] | None,
+    stop: str | Sequence[str] | None,
+) -> list[list[str]]:
+    tokenizer = require_tokenizer(tokenizer, "give generate_ids token ids")
+    require_writing(model)
+    StopStrings(stop)  # wrong ones are refused before the first of many batches
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     answers = _answers(model, tokenizer, texts, write, stop_at_end, batch_size, progress)
-    return ["".join(until([best[0].text], stop)) for best in answers]
+    return [["".join(until([one.text], stop)) for one in answer] for answer in answers]
 
 
 def generate_n_best(
@@ -181,6 +243,7 @@ def generate_stream(
     stop_at_end: bool = True,
     sampling: Sampling | None = None,
     stop: str | Sequence[str] | None = None,
+    draft: Draft | None = None,
 ) -> Iterator[str]:
     """The text of `generate` with one beam for one prompt, in pieces as soon as they are certain; joined they are that
     text.
@@ -188,7 +251,7 @@ def generate_stream(
     Args:
         sampling: In the place of temperature, top_k and top_p; it knows min_p, penalties and biases as well.
         stop: Strings that end the text, and are no part of it.
-        model, tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed, stop_at_end: as in `generate`.
+        model, tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed, stop_at_end, draft: as in `generate`.
 
     Raises:
         UserError: at once, as `generate`.
@@ -197,7 +260,8 @@ def generate_stream(
     require_writing(model)
     row = encode_prompt(model, tokenizer, prompt)
     ids = torch.tensor([row], dtype=torch.long)
-    steps = stream_ids(model, ids, None, max_new_tokens, stop_at_end, temperature, top_k, top_p, seed, sampling)
+    sampling = sampling or Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    steps = stream_ids(model, ids, None, max_new_tokens, stop_at_end, seed=seed, sampling=sampling, draft=draft)
     ends = frozenset(end_tokens(model)) if stop_at_end else frozenset[int]()
     text = Continuation(tokenizer, [] if model.config.is_encoder_decoder else row, stop)
     return _pieces(text, steps, ends)

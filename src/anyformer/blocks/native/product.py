@@ -17,7 +17,7 @@ from anyformer.blocks.tiling import Tiles
 
 def can_multiply(x: Tensor) -> bool:
     """Whether `multiply` may be used here; it waits for the compiler, for torch would take far longer meanwhile."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() and x.requires_grad:
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
         return False
     return x.device.type == "cpu" and wanted() and library().get(wait=True) is not None
 

@@ -1,0 +1,60 @@
+"""`anyformer generate MODEL "text" --logprobs N`: each token, how likely it was, and what else was likely."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from anyformer.generation.engine import Engine
+from anyformer.generation.inference import require_tokenizer
+from anyformer.generation.sampling import Sampling
+from anyformer.model import Transformer
+from anyformer.tokenizer import Tokenizer
+
+
+def show_tokens(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    prompt: str,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[str],
+    seed: int | None,
+    top: int,
+) -> int:
+    """Write a text and show its tokens; returns the exit status.
+
+    Args:
+        model, tokenizer, prompt, max_new_tokens, sampling, stop, seed: As for `Engine.submit`.
+        top: How many of the likeliest tokens are shown in the place of each.
+    """
+    tokenizer = require_tokenizer(tokenizer, "give Engine.submit token ids")
+    engine = Engine(model, tokenizer, slots=1)
+    request = engine.submit(prompt, max_new_tokens, sampling=sampling, stop=stop, seed=seed, logprobs=top)
+    engine.run()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("token")
+    table.add_column("probability", justify="right")
+    if top:
+        table.add_column("likeliest")
+    for one in request.logprobs:
+        others = [f"{_shown(tokenizer, token)} {_percent(logprob)}" for token, logprob in one.top.items()]
+        cells = [_shown(tokenizer, one.token), _percent(one.logprob), "  ".join(others)]
+        table.add_row(*(Text(cell) for cell in cells[: len(table.columns)]))
+    console = Console(soft_wrap=True)
+    print(f"{prompt if model.config.is_decoder_only else ''}{request.text}\n")
+    console.print(table)
+    print(f"\nlog-probability {sum(one.logprob for one in request.logprobs):.3f} nats, {len(request.tokens)} tokens")
+    return 0
+
+
+def _shown(tokenizer: Tokenizer, token: int) -> str:
+    return repr(tokenizer.decode([token], skip_special=False))
+
+
+def _percent(logprob: float) -> str:
+    return f"{100 * math.exp(logprob):.1f}%"
