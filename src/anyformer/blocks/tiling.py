@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float16, UInt8
 from torch import Tensor
 
+from anyformer.blocks.pages import kept
 from anyformer.blocks.rounding import Rounded
 
 TILE = 16
@@ -31,7 +32,7 @@ class Tiles(NamedTuple):
 
 
 def tile(rounded: Rounded) -> Tiles:
-    """Lay rows out in tiles."""
+    """Lay rows out in tiles: a copy."""
     scales, minima = (None if part is None else _lying(part) for part in rounded[1:])
     assert scales is not None
     rows, groups = rounded.scales.shape
@@ -40,7 +41,7 @@ def tile(rounded: Rounded) -> Tiles:
         byte = byte ^ _OFFSET
     whole = F.pad(byte, (0, 0, 0, -rows % TILE))
     quads = whole.view(-1, TILE, groups, whole.shape[1] // groups // _QUAD, _QUAD)
-    return Tiles(quads.permute(0, 2, 3, 1, 4).contiguous(), scales, minima)
+    return Tiles(kept(quads.permute(0, 2, 3, 1, 4)), scales, minima)
 
 
 def untile(tiles: Tiles, rows: int) -> Rounded:
@@ -63,7 +64,7 @@ def pick(tiles: Tiles, rows: Tensor) -> Rounded:
 def _lying(part: Tensor) -> Tensor:
     """[rows, groups] as [tiles, groups, 16]."""
     whole = F.pad(part, (0, 0, 0, -len(part) % TILE))
-    return whole.view(-1, TILE, part.shape[1]).mT.contiguous()
+    return kept(whole.view(-1, TILE, part.shape[1]).mT)
 
 
 def _standing(part: Tensor, rows: int) -> Tensor:

@@ -7,9 +7,6 @@
 #include "team.h"
 #include "vectors.h"
 
-// Sums stay in registers only where their loops are written out, which -O2 alone doesn't do.
-#define UNROLLED _Pragma("GCC unroll 16")
-
 constexpr int GROUP = 32;
 constexpr int QUADS = GROUP / 4;
 
@@ -125,64 +122,88 @@ inline void integer_tile(const Matrix& matrix, int64_t tile, const Inputs& x, in
     for (int r = 0; r < ROWS; r++) y[r] = total[r];
 }
 
-// Four dot products of each of some rows with floating weights.
+// Products with floating weights: how many lines of the matrix are read side by side, and how many pieces of each at a
+// time. One row waits for memory, which is fastest line by line; several rows are to share what is loaded.
 template <int ROWS>
-inline void dense_dots(const float* const* weights, int64_t inputs, const Inputs& x, int64_t row, float (*dots)[4]) {
-    Floats total[ROWS][4] = {};
-    int64_t i = 0;
-    for (; i + LANES <= inputs; i += LANES)
-        for (int o = 0; o < 4; o++) {
-            Floats w = load(weights[o] + i);
-            for (int r = 0; r < ROWS; r++) total[r][o] += w * load(x.values + (row + r) * x.width + i);
-        }
-    if (i < inputs)
-        for (int o = 0; o < 4; o++) {
-            Floats w = load(weights[o] + i, inputs - i);
-            for (int r = 0; r < ROWS; r++) total[r][o] += w * load(x.values + (row + r) * x.width + i);
-        }
-    for (int r = 0; r < ROWS; r++)
-        for (int o = 0; o < 4; o++) dots[r][o] = sum(total[r][o]);
-}
+struct Dense {
+    static constexpr int LINES = ROWS < 4 ? 1 : 4, PIECES = ROWS == 1 ? 4 : ROWS == 2 ? 2 : 1;
+    Floats total[PIECES][ROWS][LINES] = {};
 
-template <int ROWS>
-inline void dense_dots(const BFloat16* const* weights, int64_t inputs, const Inputs& x, int64_t row, float (*dots)[4]) {
-    Floats total[ROWS][4] = {};
-    int64_t i = 0;
+    void add(const float* const* lines, int64_t i, const Inputs& x, int64_t row, int piece, int64_t left = LANES) {
+        UNROLLED
+        for (int o = 0; o < LINES; o++) {
+            Floats w = left >= LANES ? load(lines[o] + i) : load(lines[o] + i, left);
+            UNROLLED
+            for (int r = 0; r < ROWS; r++) total[piece][r][o] += w * load(x.values + (row + r) * x.width + i);
+        }
+    }
+
 #if defined(__AVX512BF16__)
-    for (; i < inputs; i += 2 * LANES)
-        for (int o = 0; o < 4; o++) {
-            __mmask32 there = inputs - i >= 32 ? ~0u : (1u << (inputs - i)) - 1;
-            __m512i w = _mm512_maskz_loadu_epi16(there, weights[o] + i);
+    static constexpr int64_t WIDTH = 2 * LANES;
+
+    void add(const BFloat16* const* lines, int64_t i, const Inputs& x, int64_t row, int piece, int64_t left = WIDTH) {
+        __mmask32 there = left >= WIDTH ? ~0u : (1u << left) - 1;
+        UNROLLED
+        for (int o = 0; o < LINES; o++) {
+            __m512i w = _mm512_maskz_loadu_epi16(there, lines[o] + i);
+            UNROLLED
             for (int r = 0; r < ROWS; r++) {
                 __m512i values = _mm512_loadu_si512(x.halves + (row + r) * x.width + i);
-                total[r][o] = bits_of<Floats>(
-                    _mm512_dpbf16_ps(bits_of<__m512>(total[r][o]), (__m512bh)values, (__m512bh)w));
+                total[piece][r][o] = bits_of<Floats>(
+                    _mm512_dpbf16_ps(bits_of<__m512>(total[piece][r][o]), (__m512bh)values, (__m512bh)w));
             }
         }
+    }
 #else
-    for (; i < inputs; i += LANES)
-        for (int o = 0; o < 4; o++) {
-            Floats w = inputs - i >= LANES ? load(weights[o] + i) : load(weights[o] + i, inputs - i);
-            for (int r = 0; r < ROWS; r++) total[r][o] += w * load(x.halves + (row + r) * x.width + i);
+    static constexpr int64_t WIDTH = LANES;
+
+    void add(const BFloat16* const* lines, int64_t i, const Inputs& x, int64_t row, int piece, int64_t left = WIDTH) {
+        UNROLLED
+        for (int o = 0; o < LINES; o++) {
+            Floats w = left >= LANES ? load(lines[o] + i) : load(lines[o] + i, left);
+            UNROLLED
+            for (int r = 0; r < ROWS; r++) total[piece][r][o] += w * load(x.halves + (row + r) * x.width + i);
         }
+    }
 #endif
-    for (int r = 0; r < ROWS; r++)
-        for (int o = 0; o < 4; o++) dots[r][o] = sum(total[r][o]);
-}
+
+    template <class T>
+    void run(const T* const* lines, int64_t inputs, const Inputs& x, int64_t row) {
+        constexpr int64_t STEP = sizeof(T) == 4 ? LANES : WIDTH;
+        int64_t i = 0;
+        for (; i + PIECES * STEP <= inputs; i += PIECES * STEP) {
+            UNROLLED
+            for (int piece = 0; piece < PIECES; piece++) add(lines, i + piece * STEP, x, row, piece);
+        }
+        for (; i + STEP <= inputs; i += STEP) add(lines, i, x, row, 0);
+        if (i < inputs) add(lines, i, x, row, 0, inputs - i);
+    }
+
+    float sum_of(int r, int o) const {
+        Floats all = total[0][r][o];
+        UNROLLED
+        for (int piece = 1; piece < PIECES; piece++) all += total[piece][r][o];
+        return sum(all);
+    }
+};
 
 template <class T, int ROWS>
 inline void dense_tile(const Matrix& matrix, int64_t first, const Inputs& x, int64_t row, Floats* y) {
+    constexpr int LINES = Dense<ROWS>::LINES;
     auto weights = static_cast<const T*>(matrix.weights);
-    for (int o = 0; o < LANES; o += 4) {
-        const T* lines[4];
-        for (int i = 0; i < 4; i++) {
+    for (int o = 0; o < LANES; o += LINES) {
+        const T* lines[LINES];
+        UNROLLED
+        for (int i = 0; i < LINES; i++) {
             int64_t line = first + o + i;
             lines[i] = weights + (line < matrix.outputs ? line : matrix.outputs - 1) * matrix.inputs;
         }
-        float dots[ROWS][4];
-        dense_dots<ROWS>(lines, matrix.inputs, x, row, dots);
+        Dense<ROWS> dense;
+        dense.run(lines, matrix.inputs, x, row);
+        UNROLLED
         for (int r = 0; r < ROWS; r++)
-            for (int i = 0; i < 4; i++) y[r][o + i] = dots[r][i];
+            UNROLLED
+            for (int i = 0; i < LINES; i++) y[r][o + i] = dense.sum_of(r, i);
     }
 }
 

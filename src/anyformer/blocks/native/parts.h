@@ -54,32 +54,83 @@ inline void turn(float* head, int64_t head_dim, const float* cos, const float* s
     }
 }
 
-// Widths of a head in vectors that are unrolled; 0 stands for any other.
-template <int VECTORS, class T>
-inline float dot(const Floats* query, const T* key, int64_t head_dim) {
-    Floats total{};
-    if (VECTORS) {
-        for (int v = 0; v < VECTORS; v++) total += query[v] * load(key + v * LANES);
-        return sum(total);
-    }
-    for (int64_t i = 0; i < head_dim; i += LANES)
-        total += query[i / LANES] * (head_dim - i >= LANES ? load(key + i) : load(key + i, head_dim - i));
-    return sum(total);
+// Sums of four vectors at once: adding halves of two vectors side by side takes fewer steps than four sums.
+inline void sums_of_four(const Floats* v, float* to) {
+#if defined(__AVX512F__)
+    auto both = [](__m512 a, __m512 b, auto low, auto high) { return _mm512_add_ps(low(a, b), high(a, b)); };
+    auto pairs = [&](const Floats& a, const Floats& b) {
+        return both(bits_of<__m512>(a), bits_of<__m512>(b), [](auto x, auto y) { return _mm512_unpacklo_ps(x, y); },
+                    [](auto x, auto y) { return _mm512_unpackhi_ps(x, y); });
+    };
+    __m512 first = pairs(v[0], v[1]), second = pairs(v[2], v[3]);
+    __m512 all = _mm512_add_ps(_mm512_shuffle_ps(first, second, 0x44), _mm512_shuffle_ps(first, second, 0xee));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#else
+    for (int i = 0; i < 4; i++) to[i] = sum(v[i]);
+#endif
 }
+
+// One head of one query. VECTORS is the head's width in vectors, so that its loops are written out; 0: any width.
+template <int VECTORS, class T>
+struct Head {
+    static constexpr int MOST = VECTORS ? VECTORS : 32;
+    int64_t width, vectors;
+    Floats query[MOST], total[MOST] = {};
+
+    Head(const float* from, float scale, int64_t width) : width(width), vectors((width + LANES - 1) / LANES) {
+        each([&](int v) { query[v] = load(from + v * LANES) * scale; });
+    }
+
+    template <class Visit>
+    void each(const Visit& visit) const {
+        if constexpr (VECTORS > 0) {
+            UNROLLED
+            for (int v = 0; v < VECTORS; v++) visit(v);
+        } else {
+            for (int v = 0; v < vectors; v++) visit(v);
+        }
+    }
+
+    Floats part(const T* from, int v) const {
+        return VECTORS || width - v * LANES >= LANES ? load(from + v * LANES) : load(from + v * LANES, width - v * LANES);
+    }
+
+    Floats products(const T* key) const {
+        Floats sums{};
+        each([&](int v) { sums += query[v] * part(key, v); });
+        return sums;
+    }
+
+    void add(float weight, const T* value) {
+        each([&](int v) { total[v] += weight * part(value, v); });
+    }
+
+    void write(float factor, float* to) const {
+        each([&](int v) {
+            int64_t left = width - v * LANES;
+            if (VECTORS || left >= LANES)
+                store(to + v * LANES, total[v] * factor);
+            else
+                store(to + v * LANES, total[v] * factor, left);
+        });
+    }
+};
 
 // mixed = softmax(scale query keys^T + bias) values over keys [first, end); `query` is padded with zeros.
 template <int VECTORS, class T>
 inline void attend(const float* query, float scale, const T* keys, const T* values, int64_t key_step,
                    int64_t value_step, int64_t first, int64_t end, int64_t head_dim, const float* bias,
                    const uint8_t* mask, float* weights, float* mixed) {
-    constexpr int MOST = 32;
-    Floats scaled[MOST], total[MOST] = {};
-    int64_t vectors = VECTORS ? VECTORS : (head_dim + LANES - 1) / LANES;
-    for (int64_t v = 0; v < vectors; v++) scaled[v] = load(query + v * LANES) * scale;
-    int64_t count = end - first;
-    for (int64_t t = 0; t < count; t++) {
-        weights[t] = dot<VECTORS>(scaled, keys + (first + t) * key_step, head_dim);
+    Head<VECTORS, T> head(query, scale, head_dim);
+    int64_t count = end - first, t = 0;
+    for (; t + 4 <= count; t += 4) {
+        Floats products[4];
+        UNROLLED
+        for (int i = 0; i < 4; i++) products[i] = head.products(keys + (first + t + i) * key_step);
+        sums_of_four(products, weights + t);
     }
+    for (; t < count; t++) weights[t] = sum(head.products(keys + (first + t) * key_step));
     if (bias)
         for (int64_t t = 0; t < count; t++) weights[t] += bias[count - 1 - t];
     if (mask)
@@ -98,16 +149,6 @@ inline void attend(const float* query, float scale, const T* keys, const T* valu
         store(weights + t, weight);
     }
     float inverse = 1.0f / sum(sums);
-    for (int64_t t = 0; t < count; t++) {
-        const T* value = values + (first + t) * value_step;
-        for (int64_t v = 0; v < vectors; v++)
-            total[v] += weights[t] * (VECTORS || head_dim - v * LANES >= LANES
-                                          ? load(value + v * LANES)
-                                          : load(value + v * LANES, head_dim - v * LANES));
-    }
-    for (int64_t v = 0; v < vectors; v++)
-        if (head_dim - v * LANES >= LANES)
-            store(mixed + v * LANES, total[v] * inverse);
-        else
-            store(mixed + v * LANES, total[v] * inverse, head_dim - v * LANES);
+    for (int64_t t = 0; t < count; t++) head.add(weights[t], values + (first + t) * value_step);
+    head.write(inverse, mixed);
 }
