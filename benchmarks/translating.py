@@ -129,8 +129,11 @@ def ctranslate2(directory: Path, compute_type: str, threads: int) -> Translate:
     return translate
 
 
-def ours(directory: Path, dtype: str) -> Translate:
-    model, _ = af.load(directory, dtype)
+def ours(directory: Path, kind: str) -> Translate:
+    from anyformer.blocks.native.build import library
+
+    library().get(wait=True)
+    model, _ = af.load(directory, quantize=kind) if kind.startswith("int") else af.load(directory, kind)
 
     def translate(sources: torch.Tensor, beams: int) -> list[list[int]]:
         return af.generate_ids(model, sources, max_new_tokens=LENGTH, beams=beams, stop_at_end=False).tolist()
@@ -156,7 +159,7 @@ def contenders(directory: Path, threads: int, only: list[str]) -> dict[str, Tran
 
 
 CT2_KINDS = ("float32", "int8", "int16", "bfloat16")
-OUR_KINDS = ("float32", "bfloat16")
+OUR_KINDS = ("float32", "bfloat16", "int8", "int4")
 
 
 def measure(translators: dict[str, Translate], batch: int, beams: int, rounds: int) -> None:

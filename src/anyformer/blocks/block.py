@@ -107,5 +107,5 @@ def _keys_values(attention: MultiHeadAttention, source: Tensor | None, cache: La
         raise ValueError("a block with cross-attention needs a source")
     made = attention.keys_values(source)
     if cache is not None:
-        cache.source = made
+        cache.read(made)
     return made

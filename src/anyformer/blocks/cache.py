@@ -51,7 +51,8 @@ class LayerCache:
 
     Attributes:
         keys, values: [batch, kv_heads, capacity, head_dim]
-        source: those of the source, [batch, kv_heads, source, head_dim].
+        sources: those of the sources, each once, [sources, kv_heads, source, head_dim].
+        whose: the source of each text, [batch]; None: each text has its own.
     """
 
     def __init__(
@@ -60,7 +61,22 @@ class LayerCache:
         self._rows, self._sources = KeysValues(keys, values), None
         self._target = target or _Target()
         self.keys, self.values = keys, values
-        self.source: KeysValues | None = None
+        self.sources: KeysValues | None = None
+        self.whose: Tensor | None = None
+        self._expanded: KeysValues | None = None
+
+    @property
+    def source(self) -> KeysValues | None:
+        """Those of each text's source, [batch, kv_heads, source, head_dim]."""
+        if self.sources is None or self.whose is None:
+            return self.sources
+        if self._expanded is None:
+            self._expanded = KeysValues(*(memory[self.whose] for memory in self.sources))
+        return self._expanded
+
+    def read(self, source: KeysValues, whose: Int[Tensor, " batch"] | None = None) -> None:
+        """Take these for the sources of the texts."""
+        self.sources, self.whose, self._expanded = source, whose, None
 
     def append(
         self, keys: Float[Tensor, "batch kv_heads new head_dim"], values: Float[Tensor, "batch kv_heads new head_dim"]
@@ -81,18 +97,19 @@ class LayerCache:
 
         def taken(old: Tensor) -> Tensor:
             new = old.new_empty((len(rows), *old.shape[1:]))
-            new[:, :, :length] = old[:, :, :length].index_select(0, rows)
+            torch.index_select(old[:, :, :length], 0, rows, out=new[:, :, :length])
             return new
 
         self._rows = KeysValues(taken(self.keys), taken(self.values))
         self.keys, self.values = self._rows
-        if self.source is not None and sources:
-            self.source = KeysValues(self.source.keys[rows], self.source.values[rows])
+        if self.sources is not None and sources:
+            self.read(self.sources, rows if self.whose is None else self.whose[rows])
 
     def use(self, batch: int) -> None:
         """Let the first `batch` rows of the memory be the batch."""
         self.keys, self.values = (memory[:batch] for memory in self._rows)
-        self.source = None if self._sources is None else KeysValues(*(memory[:batch] for memory in self._sources))
+        self.whose = self._expanded = None
+        self.sources = None if self._sources is None else KeysValues(*(memory[:batch] for memory in self._sources))
 
     def clear(self, first: int, end: int, filled: Int[Tensor, " rows"]) -> None:
         """Write zeros into cells that no token has: what isn't a number spoils even what isn't looked at."""

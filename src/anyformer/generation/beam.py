@@ -252,7 +252,7 @@ class _Beams:
         log_p = scores.log_softmax(dim=-1)
         for rule in rules:
             log_p = rule(log_p, history)
-        return log_p.unflatten(0, self.scores.shape) + self.scores[:, :, None]
+        return log_p.unflatten(0, self.scores.shape).add_(self.scores[:, :, None])
 
     def _grow(self, totals: Float[Tensor, "rows beams vocab"], new: int) -> Int[Tensor, "rows beams"]:
         """Put the best continuations in the place of the beams, and those that end among the found.

@@ -192,7 +192,7 @@ def memories(cache: KeyValueCache) -> ctypes.Array[table.LayerMemory]:
     """Where the layers' keys and values are."""
     made = (table.LayerMemory * len(cache.layers))()
     for memory, layer in zip(made, cache.layers, strict=True):
-        source = layer.source
+        source = layer.sources
         kinds = [("keys", layer.keys), ("values", layer.values)]
         if source is not None:
             kinds += [("source_keys", source.keys), ("source_values", source.values)]

@@ -79,7 +79,7 @@ class _NativeStep:
             return False
         if cache.layers[0].keys.dtype not in (torch.float32, torch.bfloat16):
             return False
-        return cache.source_mask is None or cache.layers[0].source is not None
+        return cache.source_mask is None or cache.layers[0].sources is not None
 
     def __call__(self, compiled: Any, tokens: Tensor, cache: KeyValueCache) -> Tensor:
         """The step."""
@@ -91,7 +91,7 @@ class _NativeStep:
         cache.extend(new, None)
         vectors = decoder.vectors(tokens.reshape(-1, 1), places - starts)
         cos, sin, bias = decoder.tables(cache.capacity)
-        source = cache.layers[0].source
+        source, whose = cache.layers[0].sources, cache.layers[0].whose
         mask = cache.source_mask
         if mask is not None:
             mask = mask.to(torch.uint8).contiguous()
@@ -115,6 +115,7 @@ class _NativeStep:
             layers=ctypes.addressof(layers),
             memory_format=table.FLOAT32 if cache.layers[0].keys.dtype == torch.float32 else table.BFLOAT16,
             source=0 if source is None else source.keys.shape[2],
+            sources=None if whose is None else whose.data_ptr(),
             source_mask=None if mask is None else mask.data_ptr(),
             scores=scores.data_ptr(),
             workspace=self._workspace.data_ptr(),

@@ -249,7 +249,9 @@ class Stepper {
             if (a.window && end - first > a.window) first = end - a.window;
             bias = batch.bias ? batch.bias + head * batch.distances : nullptr;
         }
-        auto at = [&](const Memory& m) { return static_cast<const T*>(m.data) + text(row) * m.row + kv_head * m.head; };
+        int64_t place = text(row);
+        if (source && batch.sources) place = batch.sources[place];
+        auto at = [&](const Memory& m) { return static_cast<const T*>(m.data) + place * m.row + kv_head * m.head; };
         float padded_query[512] = {};
         memcpy(padded_query, query, a.head_dim * sizeof(float));
         auto with = [&](auto vectors) {

@@ -73,7 +73,8 @@ struct Batch {
     const LayerMemory* layers;
     Format memory_format;     // FLOAT32 or BFLOAT16
     int64_t source;           // source tokens
-    const uint8_t* source_mask;  // [batch, source]: 0 hides; null: all are seen
+    const int64_t* sources;   // [texts]: which source is a text's; null: text i has source i
+    const uint8_t* source_mask;  // [texts, source]: 0 hides; null: all are seen
     const int64_t* scored;    // [scored_rows]: rows whose scores are wanted; null: all
     int64_t scored_rows;
     float* scores;            // [scored_rows, vocab], or [scored_rows, d_model] hidden states where there is no head

@@ -86,7 +86,7 @@ class Batch(Structure):
         *_integers("distances"),
         *_pointers("layers"),
         *_integers("memory_format source"),
-        *_pointers("source_mask scored"),
+        *_pointers("sources source_mask scored"),
         *_integers("scored_rows"),
         *_pointers("scores workspace"),
         *_integers("threads"),
