@@ -178,7 +178,8 @@ def test_python_runs(page: Path, workplace: Path, capsys: pytest.CaptureFixture[
         for number, code in enumerate(_fences(_read(page), "python")):
             exec(compile(code, f"{_name(page)}, block {number + 1}", "exec"), namespace)
     capsys.readouterr()
-    assert json.loads((workplace / "copy" / "config.json").read_text())["model_type"] == "llama"
+    if '"copy"' in _read(page):
+        assert json.loads((workplace / "copy" / "config.json").read_text())["model_type"] == "llama"
 
 
 class _UnderstoodError(Exception):
