@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -133,7 +134,7 @@ def test_byte_bpe_is_lossless(trained: dict[tuple[str, str], tuple[Tokenizer, An
     ours, theirs = trained["bpe:400", special]
 
     @few
-    @given(text=anything)
+    @given(text=anything.filter(lambda text: not re.search("<[/|a-z]", text)))  # those may be special tokens
     def check(text: str) -> None:
         ids = ours.encode(text, special=False)
         assert ours.decode(ids) == text

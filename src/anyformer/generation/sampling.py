@@ -100,10 +100,38 @@ def keep_top_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, 
     stays."""
     if p >= 1.0:
         return logits
+    few = _by_the_likeliest(logits, p)
+    if few is not None:
+        return few
     ascending, order = logits.sort(dim=-1)
     hidden = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
     hidden[:, -1] = False
     return logits.masked_fill(hidden.scatter(-1, order, hidden), -torch.inf)
+
+
+_FEW = 256
+_MARGIN = 1e-5
+
+
+def _by_the_likeliest(logits: Tensor, p: float) -> Tensor | None:
+    """The same without sorting a large vocabulary, where a few tokens have most of the probability; None elsewhere.
+
+    Where equally likely tokens stand at the border, or rounding might decide, sorting shall say who stays.
+    """
+    if logits.shape[-1] < 4 * _FEW:
+        return None
+    likely = logits.softmax(dim=-1)
+    best = likely.topk(_FEW, dim=-1).values
+    likelier = best.cumsum(dim=-1) - best
+    last = (likelier < p).sum(dim=-1, keepdim=True) - 1
+    if int(last.max()) + 1 >= _FEW:
+        return None
+    ends = (last, last + 1)
+    smallest, largest = (best.gather(-1, end) for end in ends)
+    inside, outside = (likelier.gather(-1, end) for end in ends)
+    if bool(((smallest == largest) | (p - inside < _MARGIN) | (outside - p < _MARGIN)).any()):
+        return None
+    return logits.masked_fill(likely < smallest, -torch.inf)
 
 
 def keep_min_p(logits: Float[Tensor, "batch vocab"], share: float) -> Float[Tensor, "batch vocab"]:
@@ -113,7 +141,14 @@ def keep_min_p(logits: Float[Tensor, "batch vocab"], share: float) -> Float[Tens
 
 
 def draw(logits: Float[Tensor, "batch vocab"], generator: torch.Generator | None = None) -> Int[Tensor, " batch"]:
-    """Draw a token from ``softmax(logits)`` by the Gumbel-max trick: no probabilities, and no wait for the
-    device."""
+    """Draw a token from ``softmax(logits)``.
+
+    On a CPU, where random numbers are slow, one is enough: the token at whose probability the sum of all before it
+    passes that number. Elsewhere by the Gumbel-max trick: no probabilities, and no wait for the device.
+    """
+    if logits.device.type == "cpu":
+        sums = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+        chance = torch.rand(len(logits), 1, dtype=torch.float64, generator=generator) * sums[:, -1:]
+        return torch.searchsorted(sums, chance, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]
     noise = torch.empty_like(logits).exponential_(generator=generator)
     return (logits - noise.log()).argmax(dim=-1)
