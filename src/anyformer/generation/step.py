@@ -25,7 +25,7 @@ Step = Callable[[Int[Tensor, "batch new"], KeyValueCache], Float[Tensor, "batch 
 """Reads new tokens of each text into the cache and returns the scores of what follows each, in float32."""
 
 
-_WIDEST = 8
+_WIDEST = 32
 """Rows up to which the compiled step is faster with weights in floating point: it reads them once for all rows, but
 multiplies row by row, and torch's products of matrices win from about here (docs/log.md)."""
 
