@@ -90,10 +90,13 @@ def test_integers_stay_within_the_rounding_of_their_inputs(
     compare(model, texts, "left", 0.1, select)
 
 
-def test_what_the_table_has_no_words_for_is_left_to_torch() -> None:
+@pytest.mark.parametrize("where", ["model", "block"])
+def test_what_the_table_has_no_words_for_is_left_to_torch(where: str) -> None:
     model = build(WRITERS["rotary"])
+    assert model.decoder is not None
     seen: list[int] = []
-    model.decoder.blocks[0].register_forward_hook(lambda *_: seen.append(1))  # pyright: ignore[reportOptionalMemberAccess]
+    hooked = model if where == "model" else model.decoder.blocks[0]
+    hooked.register_forward_hook(lambda module, given, out: seen.append(1))
     with torch.inference_mode():
         cache, _ = read(model, [[5, 6]], "left")
         step_of(model, wait=True)(torch.tensor([[3]]), cache)

@@ -210,7 +210,7 @@ def _check(model: Transformer, decoder: Stack) -> None:
         raise Inexpressible("a class of one's own")
     if decoder.skipped is not None:
         raise Inexpressible("positions that skip padding")
-    for module in [model.tokens, model.head, *decoder.modules()]:
+    for module in [model, model.tokens, model.head, *decoder.modules()]:
         if module is None:
             continue
         if module._forward_hooks or module._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
