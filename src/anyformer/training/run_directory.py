@@ -71,8 +71,12 @@ class RunDirectory:
                     (runs / candidate).mkdir()
                 except FileExistsError:
                     continue
-                made = cls(runs / candidate)
-                made.lock()
+                try:
+                    made = cls(runs / candidate)
+                    made.lock()
+                except BaseException:  # Ctrl-C among them
+                    shutil.rmtree(runs / candidate, ignore_errors=True)
+                    raise
                 return made
         except OSError as error:
             raise UserError(f"The run directory can't be made in {runs}: {error.strerror or error}.") from error
