@@ -177,6 +177,19 @@ def test_layers_multiply_like_their_matrix(
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_what_is_no_number_stays_none(compiled: bool, kind: str, wrong: float) -> None:
+    torch.manual_seed(0)
+    ordinary = nn.Linear(64, 40).requires_grad_(False)
+    layer = quantised(ordinary, ROUNDINGS[kind](ordinary.weight), torch.float32)
+    x = torch.randn(3, 64)
+    x[1, 40] = wrong
+    out = layer(x)
+    assert not bool(out[1].isfinite().any())
+    assert bool(out[::2].isfinite().all())
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_large_matrices_are_multiplied_in_parts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     ordinary = nn.Linear(64, 100)

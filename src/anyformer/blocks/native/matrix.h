@@ -49,7 +49,7 @@ struct Inputs {
     void round(int64_t row, const float* from, int64_t groups) {
         for (int64_t group = 0; group < groups; group++) {
             Floats first = load(from + group * GROUP), second = load(from + group * GROUP + LANES);
-            float most = largest(larger(size_of(first), size_of(second)));
+            float most = largest_size(first, second);
             float scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0.0f;
             // Adding 1.5 * 2^23 rounds to whole numbers; they then are the lowest bits.
             Integers one = bits_of<Integers>(first * inverse + 12582912.0f) - 0x4b400000;

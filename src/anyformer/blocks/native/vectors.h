@@ -125,6 +125,19 @@ inline float largest(Floats v) {
 #endif
 }
 
+// The largest absolute value, by its bits: so a NaN is the largest of all, and is not lost.
+inline float largest_size(Floats a, Floats b) {
+    auto one = bits_of<Integers>(size_of(a)), two = bits_of<Integers>(size_of(b));
+    Integers most = one > two ? one : two;
+#if defined(__AVX512F__)
+    return bits_of<float>(int32_t(_mm512_reduce_max_epi32(bits_of<__m512i>(most))));
+#else
+    int32_t found = most[0];
+    for (int i = 1; i < LANES; i++) found = found < most[i] ? most[i] : found;
+    return bits_of<float>(found);
+#endif
+}
+
 // e^x within 2 units in the last place: 2^n times a polynomial over [-ln(2)/2, ln(2)/2] (Cephes, expf).
 inline Floats exp(Floats x) {
     x = smaller(larger(x, all(-87.3f)), all(88.7f));
