@@ -179,8 +179,10 @@ def test_generate_shows_samples_and_probabilities(gpt: Path, capsys: pytest.Capt
 
     assert "TOKEN:BIAS" in _fails(capsys, *command, "--logit-bias", "a:1")
     assert "names token 99999" in _fails(capsys, *command, "--logit-bias", "99999:1")
-    assert "without beams" in _fails(capsys, *command, "--samples", "2", "--beams", "2")
-    assert "leave out" in _fails(capsys, *command, "--samples", "2", "--logprobs", "1")
+    assert "without beams" in _fails(capsys, *command, "--draft", "prompt", "--beams", "2")
+    assert "add --temperature" in _fails(capsys, *command, "--samples", "2")
+    both = ["--samples", "2", "--logprobs", "1", "--temperature", "1"]
+    assert "leave out --samples" in _fails(capsys, *command, *both)
     assert "at least 1, not 0" in _fails(capsys, *command, "--samples", "0")
 
 

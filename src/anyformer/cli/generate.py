@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
@@ -73,7 +73,7 @@ class GenerateOptions:
     stop: tuple[str, ...] = ()
     """Strings that end the text, and are no part of it."""
     samples: int = 1
-    """Write so many texts, each drawn by itself."""
+    """Draw so many texts, each by itself; it wants a --temperature."""
     logprobs: int | None = None
     """Show how likely each new token was, and so many of the likeliest in its place."""
     draft: str | None = None
@@ -111,6 +111,8 @@ def run(argv: list[str]) -> int:
     from anyformer.generation.generate import choose_search
 
     _check_files(options)
+    if options.samples > 1 and options.temperature == 0.0:
+        raise UserError("--samples draws texts, and greedy ones would all be the same: add --temperature 0.8.")
     if options.n_best != 1 and options.temperature != 0.0:
         raise UserError("--n-best shows what a search for the likeliest texts found: leave out --temperature.")
     model, tokenizer = load(
@@ -190,31 +192,13 @@ def run(argv: list[str]) -> int:
         return show_tokens(
             model, tokenizer, options.prompt, wanted, sampling, options.stop, options.seed, options.logprobs
         )
+    how: dict[str, Any] = {"seed": options.seed, "sampling": sampling, "stop": options.stop, "draft": draft}
     if options.samples != 1:
-        drawn = generate_samples(
-            model,
-            tokenizer,
-            options.prompt,
-            options.samples,
-            max_new_tokens=wanted,
-            seed=options.seed,
-            sampling=sampling,
-            stop=options.stop,
-            draft=draft,
-        )[0]
+        drawn = generate_samples(model, tokenizer, options.prompt, options.samples, wanted, **how)[0]
         for number, text in enumerate(drawn, start=1):
             _say(f"[{number}] {before}{text}\n")
         return 0
-    pieces = generate_stream(
-        model,
-        tokenizer,
-        options.prompt,
-        max_new_tokens=wanted,
-        seed=options.seed,
-        sampling=sampling,
-        stop=options.stop,
-        draft=draft,
-    )
+    pieces = generate_stream(model, tokenizer, options.prompt, wanted, **how)
     _say(before)
     for piece in pieces:
         _say(piece)

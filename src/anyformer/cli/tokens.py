@@ -11,6 +11,7 @@ from rich.text import Text
 
 from anyformer.generation.engine import Engine
 from anyformer.generation.inference import require_tokenizer
+from anyformer.generation.prompt import encode_prompt
 from anyformer.generation.sampling import Sampling
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -33,7 +34,8 @@ def show_tokens(
         top: How many of the likeliest tokens are shown in the place of each.
     """
     tokenizer = require_tokenizer(tokenizer, "give Engine.submit token ids")
-    engine = Engine(model, tokenizer, slots=1)
+    length = 1 if model.config.is_encoder_decoder else len(encode_prompt(model, tokenizer, prompt))
+    engine = Engine(model, tokenizer, slots=1, capacity=length + max_new_tokens)
     request = engine.submit(prompt, max_new_tokens, sampling=sampling, stop=stop, seed=seed, logprobs=top)
     engine.run()
     table = Table(box=None, pad_edge=False)
