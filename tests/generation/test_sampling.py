@@ -148,6 +148,7 @@ def test_temperature_0_is_greedy() -> None:
         ({"top_k": 0}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
+        ({"logit_bias": {3: float("nan")}}, "logit_bias"),
         ({"min_p": -0.1}, "min_p"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"presence_penalty": math.nan}, "presence_penalty"),

@@ -49,14 +49,14 @@ def test_a_draft_model_changes_no_greedy_text(name: str, texts: list[list[int]],
 
 
 def test_the_end_of_a_text_is_the_same() -> None:
-    model, ids = build(WRITERS["rotary"]), torch.tensor([[5, 6, 7, 5, 6]])
-    plain = generate_ids(model, ids, max_new_tokens=NEW, stop_at_end=False)
+    ids = torch.tensor([[5, 6, 7, 5, 6]])
+    plain = generate_ids(build(WRITERS["rotary"]), ids, max_new_tokens=NEW, stop_at_end=False)
     # What is written in the middle ends the text.
-    model.origin.generation["eos_token_id"] = int(plain[0, 4])  # pyright: ignore[reportIndexIssue]
+    model = build(WRITERS["rotary"], settings={"eos_token_id": int(plain[0, 4])})
+    expected = generate_ids(model, ids, max_new_tokens=NEW)
+    assert expected.shape[1] <= 5
     for draft in ("prompt", model):
-        assert torch.equal(
-            generate_ids(model, ids, max_new_tokens=NEW, draft=draft), generate_ids(model, ids, max_new_tokens=NEW)
-        )
+        assert torch.equal(generate_ids(model, ids, max_new_tokens=NEW, draft=draft), expected)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ _WIDEST, _WIDEST_HEAD = 1 << 14, 512
 """Vectors that step.cpp has room for."""
 
 
-class Inexpressible(Exception):  # noqa: N818
+class InexpressibleError(Exception):
     """The model has something that the table has no words for."""
 
 
@@ -49,13 +49,13 @@ class NativeDecoder:
     """The table of a model's decoder; it keeps alive what its pointers point to.
 
     Raises:
-        Inexpressible: see above.
+        InexpressibleError: see above.
     """
 
     def __init__(self, model: Transformer) -> None:
         decoder, head = model.decoder, model.head
         if decoder is None or type(head) is not LanguageModelHead or head.transform is not None:
-            raise Inexpressible("no plain language-model head")
+            raise InexpressibleError("no plain language-model head")
         _check(model, decoder)
         self._kept: list[Any] = []
         self.model, self.decoder = model, decoder
@@ -100,16 +100,16 @@ class NativeDecoder:
         elif type(module) in (nn.Linear, nn.Embedding):
             weight = cast("nn.Linear", module).weight
             if weight.dtype not in _FORMATS or not weight.is_contiguous():
-                raise Inexpressible("weights in another format")
+                raise InexpressibleError("weights in another format")
             self._kept.append(weight)
             outputs, inputs = weight.shape
             made = table.Matrix(
                 weights=weight.data_ptr(), outputs=outputs, inputs=inputs, format=_FORMATS[weight.dtype]
             )
         else:
-            raise Inexpressible(f"a layer of class {type(module).__name__}")
+            raise InexpressibleError(f"a layer of class {type(module).__name__}")
         if max(outputs if outputs != self.model.config.vocab_size else 0, inputs) > _WIDEST:
-            raise Inexpressible("wider than there is room for")
+            raise InexpressibleError("wider than there is room for")
         made.bias = self._pointer(bias)
         return made
 
@@ -125,7 +125,7 @@ class NativeDecoder:
             return table.Norm(table.RMS_NORM, self._pointer(module.weight), None, module.eps)
         if module is None or type(module) is nn.Identity:
             return table.Norm()
-        raise Inexpressible(f"a norm of class {type(module).__name__}")
+        raise InexpressibleError(f"a norm of class {type(module).__name__}")
 
     def _attention(
         self, attention: MultiHeadAttention | None, norm: nn.Module | None, window: int | None
@@ -133,7 +133,7 @@ class NativeDecoder:
         if attention is None:
             return table.Attention()
         if attention.head_dim > _WIDEST_HEAD:
-            raise Inexpressible("a wider head than there is room for")
+            raise InexpressibleError("a wider head than there is room for")
         return table.Attention(
             norm=self._norm(norm),
             query_norm=self._norm(attention.query_norm),
@@ -152,7 +152,7 @@ class NativeDecoder:
     def _layer(self, block: TransformerBlock, window: int | None) -> table.Layer:
         forward = block.feed_forward
         if forward.activation not in _ACTIVATIONS:
-            raise Inexpressible("an activation of one's own")
+            raise InexpressibleError("an activation of one's own")
         return table.Layer(
             attention=self._attention(block.attention, block.attention_norm, window),
             cross=self._attention(block.cross_attention, block.cross_attention_norm, None),
@@ -199,23 +199,23 @@ def memories(cache: KeyValueCache) -> ctypes.Array[table.LayerMemory]:
         for name, tensor in kinds:
             row, head, time, element = tensor.stride()
             if element != 1 and tensor.shape[3] != 1:
-                raise Inexpressible("keys that are not in one piece")
+                raise InexpressibleError("keys that are not in one piece")
             setattr(memory, name, table.Memory(tensor.data_ptr(), row, head, time))
     return made
 
 
 def _check(model: Transformer, decoder: Stack) -> None:
-    """Raise Inexpressible for a model that does anything of its own."""
+    """Raise InexpressibleError for a model that does anything of its own."""
     if type(model) is not Transformer or type(decoder) is not Stack or type(decoder.position) not in _POSITIONS:
-        raise Inexpressible("a class of one's own")
+        raise InexpressibleError("a class of one's own")
     if decoder.skipped is not None:
-        raise Inexpressible("positions that skip padding")
+        raise InexpressibleError("positions that skip padding")
     for module in [model, model.tokens, model.head, *decoder.modules()]:
         if module is None:
             continue
         if module._forward_hooks or module._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
-            raise Inexpressible("hooks")
+            raise InexpressibleError("hooks")
         if "forward" in vars(module):
-            raise Inexpressible("a forward pass of one's own")
+            raise InexpressibleError("a forward pass of one's own")
         if isinstance(module, _PARTS) and type(module) not in _PARTS:
-            raise Inexpressible("a class of one's own")
+            raise InexpressibleError("a class of one's own")

@@ -43,7 +43,7 @@ class PrefixCache:
             cache.truncate(known)
             del self._ids[known:]
             rest = torch.tensor([ids[known:]], device=device_of(self._model))
-            if rest.shape[1] == 1:
+            if known and rest.shape[1] == 1:
                 scores = self._step(rest, cache)[:, 0]
             else:
                 scores = first_scores(self._model(rest, cache=cache, last_only=True))

@@ -58,6 +58,10 @@ class Sampling:
         for name in ("presence_penalty", "frequency_penalty"):
             if not abs(getattr(self, name)) < float("inf"):
                 raise UserError(f"{name} is a finite number, 0 for none, not {getattr(self, name)}.")
+        for token, bias in (self.logit_bias or {}).items():
+            # -inf bans a token.
+            if not bias < float("inf"):
+                raise UserError(f"logit_bias of token {token} is a number that can be added, not {bias}.")
 
     def filter(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
         """The logits that are drawn from: -inf for every token that can't be."""

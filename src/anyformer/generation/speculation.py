@@ -25,7 +25,7 @@ from anyformer.model import Transformer
 Draft = Transformer | Literal["prompt"]
 """Who guesses: a smaller model with the same vocabulary, or what followed the same words earlier in the text."""
 
-_FEWEST, _MOST = 1, 7
+_FEWEST, _FIRST, _MOST = 1, 4, 7
 """Guesses at a time. With the token before them they are eight rows, up to which a step costs little more than one."""
 _LONGEST_MATCH = 3
 
@@ -116,15 +116,10 @@ def speculate(
     sampling: Sampling,
     generator: torch.Generator | None,
 ) -> Iterator[Tensor]:
-    """The new tokens of one text, [1] each, some of which come at once.
-
-    Raises:
-        UserError: the draft can't guess for this model (see `check_draft`).
-    """
-    check_draft(model, draft)
+    """The new tokens of one text, [1] each, some of which come at once; the draft is one that `check_draft` allows."""
     device, read = prompt.start.device, prompt.start.shape[1]
     guess = _guesser(model, draft, prompt, read + max_new_tokens, sampling, generator)
-    step, count, new = step_of(model), 4, 0
+    step, count = step_of(model), _FIRST
     with evaluating(model):
         with torch.inference_mode():
             cache, scores = read_once(model, prompt, 1, read + max_new_tokens)
@@ -142,16 +137,14 @@ def speculate(
             with torch.inference_mode():
                 accepted = len(chosen) - 1
                 count = min(_MOST, count + 2) if accepted == len(guesses.tokens) else max(_FEWEST, accepted + 1)
-                new = len(text) - read
-                count_now = min(count, max_new_tokens - new - 1)
-                if cache_is_stale(model, len(text) + count_now):
-                    count_now = 0
+                room = max_new_tokens - (len(text) - read) - 1
+                asked = 0 if cache_is_stale(model, len(text) + min(count, room)) else min(count, room)
                 # All but the latest token has been read.
                 cache.truncate(len(text) - 1)
-                guesses = guess(text, count_now) if count_now else Guesses([], None)
+                guesses = guess(text, asked) if asked else Guesses([], None)
                 if cache_is_stale(model, len(text)):
                     ids = torch.tensor([text], device=device)
-                    scores = reread(model, prompt, History(ids=ids, padding=prompt.padding, new=new))[None]
+                    scores = reread(model, prompt, History(ids=ids, padding=prompt.padding, new=len(text) - read))[None]
                 else:
                     scores = step(torch.tensor([[text[-1], *guesses.tokens]], device=device), cache)
 

@@ -16,7 +16,7 @@ from anyformer.blocks.cache import KeyValueCache
 from anyformer.blocks.native import table
 from anyformer.blocks.native.build import library, wanted
 from anyformer.generation.inference import device_of
-from anyformer.generation.native import Inexpressible, NativeDecoder, memories
+from anyformer.generation.native import InexpressibleError, NativeDecoder, memories
 from anyformer.generation.writing import all_scores
 from anyformer.model import Transformer
 from anyformer.quantising import bits_of
@@ -42,7 +42,7 @@ def step_of(model: Transformer, *, wait: bool = False) -> Step:
         return plain
     try:
         native = _NativeStep(model)
-    except Inexpressible:
+    except InexpressibleError:
         return plain
     library().get(wait=wait)
 
