@@ -65,6 +65,7 @@ WRITERS = {
         norm=RMS,
         max_length=6,
     ),
+    "relative": config(position=PositionConfig(kind="relative", buckets=8, max_distance=16), norm=RMS),
     "relative both": config(
         **BOTH,
         position=PositionConfig(kind="relative", buckets=8, max_distance=16),

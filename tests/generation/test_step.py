@@ -22,7 +22,7 @@ from anyformer.quantising import quantise
 from tests.generation.models import VOCAB, WRITERS, batch, build, rows
 
 pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a compiler")
-NEW = 5
+NEW = [1, 2, 9, 1, 3]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,7 +33,7 @@ def compiled() -> None:
 def read(model: Transformer, texts: list[list[int]], side: str) -> tuple[KeyValueCache, Tensor]:
     """A cache that has read the texts, or the sources of the texts."""
     ids, mask = batch(texts, side)
-    cache = model.make_cache(len(texts), ids.shape[1] + 2 * NEW)
+    cache = model.make_cache(len(texts), ids.shape[1] + sum(NEW))
     if model.config.is_encoder_decoder:
         start = torch.full((len(texts), 1), 2)
         model(start, ids, source_mask=mask, cache=cache)
@@ -47,13 +47,13 @@ def compare(model: Transformer, texts: list[list[int]], side: str, tolerance: fl
     generator = torch.Generator().manual_seed(len(texts))
     with torch.inference_mode():
         caches = [read(model, texts, side)[0] for _ in range(2)]
-        for new in range(NEW):
+        for place, new in enumerate(NEW):
             rows = caches[0].layers[0].keys.shape[0]
-            tokens = torch.randint(VOCAB, (rows, 1 + new % 2), generator=generator)
+            tokens = torch.randint(VOCAB, (rows, new), generator=generator)
             ours, theirs = native(tokens, caches[0]), plain(tokens, caches[1])
             scale = theirs.abs().max()
             torch.testing.assert_close(ours / scale, theirs / scale, atol=tolerance, rtol=0)
-            if select and new == 1:
+            if select and place == 1:
                 kept = torch.randint(len(texts), (len(texts) + 1,), generator=generator)
                 for cache in caches:
                     cache.select(kept)
@@ -88,6 +88,39 @@ def test_integers_stay_within_the_rounding_of_their_inputs(
     assert NativeDecoder(model).table.layers
     # A number near the middle of two integers may go to either, and what follows differs then as by any rounding.
     compare(model, texts, "left", 0.1, select)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int4"])
+@pytest.mark.parametrize("name", [name for name, made in WRITERS.items() if not made.encoder_layers])
+@settings(deadline=None, max_examples=4)
+@given(lengths=st.lists(st.integers(1, 130), min_size=1, max_size=3), last_only=st.booleans(), left=st.booleans())
+def test_prompts_in_pieces_equal_the_model(
+    kind: str, name: str, lengths: list[int], last_only: bool, left: bool
+) -> None:
+    made = replace(WRITERS[name], max_length=160)
+    if kind == "int4":
+        made = replace(made, d_model=64, feed_forward=replace(made.feed_forward, width=96))
+    model = build(made)
+    model = quantise(model, kind) if kind == "int4" else model.to(getattr(torch, kind))
+    ids, mask = batch(
+        [[3 + (7 * place + length) % (VOCAB - 3) for place in range(length)] for length in lengths],
+        "left" if left else "right",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "_WIDEST", 1000)
+        patch.setattr(steps, "_PIECE", 40)
+        native, plain = step_of(model, wait=True), steps._plain_step(model)
+        with torch.inference_mode():
+            caches = [model.make_cache(len(ids), ids.shape[1] + 8) for _ in range(2)]
+            for tokens, real in ((ids, mask), (ids[:, :8], None)):
+                ours = native(tokens, caches[0], mask=real, last_only=last_only)
+                theirs = plain(tokens, caches[1], mask=real, last_only=last_only)
+                wanted = real if real is not None else torch.ones_like(tokens, dtype=torch.bool)
+                wanted = wanted[:, -1:] if last_only else wanted
+                errors = ((ours - theirs) * wanted[..., None] / theirs.abs().max()).abs()
+                # Long prompts of integers are rounded to bfloat16 in the one and not in the other: some scores jump.
+                error = errors.mean() if kind == "int4" else errors.max()
+                assert float(error) < {"float32": 1e-5, "bfloat16": 0.05, "int4": 0.05}[kind]
 
 
 @pytest.mark.parametrize("where", ["model", "block"])

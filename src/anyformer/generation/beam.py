@@ -21,21 +21,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from anyformer.blocks.cache import KeyValueCache
 from anyformer.errors import UserError
 from anyformer.generation.inference import evaluating
 from anyformer.generation.prompt import Prompt, chosen, read_prompt, repeated
+from anyformer.generation.reading import cache_is_stale, read_once, reread
 from anyformer.generation.rules import History, Rule, generation_settings
 from anyformer.generation.step import step_of
-from anyformer.generation.writing import (
-    cache_is_stale,
-    end_tokens,
-    filler,
-    read_once,
-    require_writing,
-    reread,
-    rules_of,
-)
+from anyformer.generation.writing import end_tokens, filler, require_writing, rules_of
 from anyformer.model import Transformer
 
 _NEVER = -1e9
@@ -217,7 +209,7 @@ class _Beams:
     def run(self) -> _Found:
         """Search until every row is done; returns what was found for each."""
         step = step_of(self.model)
-        cache, log_p = self._begin()
+        cache, log_p = read_once(self.model, step, self.first, self.search.beams, self.read + self.max_new_tokens)
         for new in range(self.max_new_tokens):
             history = self._history(new)
             if new > 0 and cache_is_stale(self.model, self.read + new):
@@ -239,10 +231,6 @@ class _Beams:
             cache.select(origin.flatten(), sources=leaving)
         self.results.write(self.places, self.found)
         return self.results
-
-    def _begin(self) -> tuple[KeyValueCache, Tensor]:
-        """Read each prompt and source once; returns the memory of all beams, and the scores of their first token."""
-        return read_once(self.model, self.first, self.search.beams, self.read + self.max_new_tokens)
 
     def _history(self, new: int) -> History:
         return History(ids=self.texts[:, :, : self.read + new].flatten(0, 1), padding=self.prompt.padding, new=new)

@@ -15,11 +15,12 @@ from anyformer.errors import UserError
 from anyformer.generation.inference import device_of, evaluating
 from anyformer.generation.penalties import penalties_of
 from anyformer.generation.prompt import Prompt, encode_prompt, read_prompt
+from anyformer.generation.reading import first_scores
 from anyformer.generation.rules import History, Rule
 from anyformer.generation.sampling import Sampling
 from anyformer.generation.step import step_of
 from anyformer.generation.stop import Continuation, StopStrings
-from anyformer.generation.writing import end_tokens, first_scores, require_writing, rules_of
+from anyformer.generation.writing import all_scores, end_tokens, require_writing, rules_of
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -280,12 +281,15 @@ class Engine:
         request, prompt = reading.request, reading.request.prompt
         piece = prompt.start[:, reading.done : reading.done + budget]
         source = prompt.source if reading.done == 0 else None
-        out = self.model(piece, source, cache=reading.cache, last_only=True)
+        if source is None:
+            scores = self._step(piece, reading.cache, last_only=True)
+        else:
+            scores = all_scores(self.model(piece, source, cache=reading.cache, last_only=True))
         reading.done += piece.shape[1]
         if reading.done == prompt.start.shape[1]:
             self._reading = None
             try:
-                request.take(first_scores(out))
+                request.take(first_scores(scores))
             except UserError:
                 request.finish("error")
                 raise

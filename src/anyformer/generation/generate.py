@@ -16,19 +16,12 @@ from anyformer.generation.beam import BeamSearch, EarlyStopping, beam_search_ids
 from anyformer.generation.inference import device_of, evaluating
 from anyformer.generation.penalties import penalties_of
 from anyformer.generation.prompt import Prompt, read_prompt, repeated
+from anyformer.generation.reading import cache_is_stale, read_once, reread
 from anyformer.generation.rules import History, Rule
 from anyformer.generation.sampling import Sampling
 from anyformer.generation.speculation import Draft, check_draft, speculate
 from anyformer.generation.step import step_of
-from anyformer.generation.writing import (
-    cache_is_stale,
-    end_tokens,
-    filler,
-    read_once,
-    require_writing,
-    reread,
-    rules_of,
-)
+from anyformer.generation.writing import end_tokens, filler, require_writing, rules_of
 from anyformer.model import Transformer
 
 
@@ -211,7 +204,7 @@ def _steps(
     with evaluating(model):
         # Inference mode must not be left on while the caller is at work between two steps.
         with torch.inference_mode():
-            cache, scores = read_once(model, first, batch // len(first.start), read + max_new_tokens)
+            cache, scores = read_once(model, step, first, batch // len(first.start), read + max_new_tokens)
             ended = torch.zeros(batch, dtype=torch.bool, device=scores.device)
             texts = torch.cat((prompt.start, prompt.start.new_zeros(batch, max_new_tokens)), dim=1)
             padding = prompt.padding

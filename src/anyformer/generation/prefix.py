@@ -8,8 +8,8 @@ from torch import Tensor
 
 from anyformer.blocks.cache import KeyValueCache
 from anyformer.generation.inference import device_of
+from anyformer.generation.reading import first_scores
 from anyformer.generation.step import step_of
-from anyformer.generation.writing import first_scores
 from anyformer.model import Transformer
 
 _SMALLEST = 1024
@@ -43,10 +43,7 @@ class PrefixCache:
             cache.truncate(known)
             del self._ids[known:]
             rest = torch.tensor([ids[known:]], device=device_of(self._model))
-            if known and rest.shape[1] == 1:
-                scores = self._step(rest, cache)[:, 0]
-            else:
-                scores = first_scores(self._model(rest, cache=cache, last_only=True))
+            scores = first_scores(self._step(rest, cache, last_only=True))
         self._ids.extend(ids[known:])
         return scores
 

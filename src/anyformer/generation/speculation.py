@@ -16,10 +16,10 @@ from anyformer.errors import UserError
 from anyformer.generation.inference import device_of, evaluating
 from anyformer.generation.prefix import common_start
 from anyformer.generation.prompt import Prompt
+from anyformer.generation.reading import cache_is_stale, read_once, reread
 from anyformer.generation.rules import History, Rule
 from anyformer.generation.sampling import Sampling, draw
 from anyformer.generation.step import step_of
-from anyformer.generation.writing import cache_is_stale, read_once, reread
 from anyformer.model import Transformer
 
 Draft = Transformer | Literal["prompt"]
@@ -93,7 +93,9 @@ class DraftModel:
         rest, tokens, probabilities = list(text[known:]), list[int](), list[Tensor]()
         with evaluating(self._model):
             while len(tokens) < count and not cache_is_stale(self._model, len(self._read) + len(rest)):
-                scores = self._step(torch.tensor([rest], device=device_of(self._model)), self._cache)[:, -1]
+                scores = self._step(torch.tensor([rest], device=device_of(self._model)), self._cache, last_only=True)[
+                    :, 0
+                ]
                 self._read += rest
                 if self._sampling.temperature > 0:
                     allowed = self._sampling.filter(scores)
@@ -122,7 +124,7 @@ def speculate(
     step, count = step_of(model), _FIRST
     with evaluating(model):
         with torch.inference_mode():
-            cache, scores = read_once(model, prompt, 1, read + max_new_tokens)
+            cache, scores = read_once(model, step, prompt, 1, read + max_new_tokens)
             scores = scores[None]
             text: list[int] = prompt.start[0].tolist()
         guesses = Guesses([], None)

@@ -1,15 +1,14 @@
-"""A token more of every text, or a few: what a search or a stream does again and again.
+"""New tokens of every text: a prompt, and then a token or a few, again and again.
 
 On a CPU the whole step is one call of compiled code (`blocks/native`), where there is a compiler and the model has
 nothing of its own; otherwise, and until the compiler is done, it is the model itself.
 """
 
 import ctypes
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anyformer.blocks.cache import KeyValueCache
@@ -21,13 +20,35 @@ from anyformer.generation.writing import all_scores
 from anyformer.model import Transformer
 from anyformer.quantising import bits_of
 
-Step = Callable[[Int[Tensor, "batch new"], KeyValueCache], Float[Tensor, "batch new vocab"]]
-"""Reads new tokens of each text into the cache and returns the scores of what follows each, in float32."""
-
-
 _WIDEST = 32
 """Rows up to which the compiled step is faster with weights in floating point: it reads them once for all rows, but
 multiplies row by row, and torch's products of matrices win from about here (docs/log.md)."""
+
+_PIECE = 512
+"""Rows that the compiled step takes at a time: more would only want more memory."""
+
+
+@runtime_checkable
+class Step(Protocol):
+    """Reads new tokens of each text into the cache."""
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "batch new"],
+        cache: KeyValueCache,
+        *,
+        mask: Bool[Tensor, "batch new"] | None = None,
+        last_only: bool = False,
+    ) -> Float[Tensor, "batch new vocab"]:
+        """Return the scores of what follows each token, in float32.
+
+        Args:
+            tokens: The new ones.
+            cache: What was read before; an encoder-decoder's has read the sources.
+            mask: False for padding; None: there is none.
+            last_only: Only the scores of what follows the last column are wanted, [batch, 1, vocab].
+        """
+        ...
 
 
 def step_of(model: Transformer, *, wait: bool = False) -> Step:
@@ -46,18 +67,25 @@ def step_of(model: Transformer, *, wait: bool = False) -> Step:
         return plain
     library().get(wait=wait)
 
-    def step(tokens: Tensor, cache: KeyValueCache) -> Tensor:
+    def step(tokens: Tensor, cache: KeyValueCache, *, mask: Tensor | None = None, last_only: bool = False) -> Tensor:
         compiled = library().get() if native.integers or tokens.numel() <= _WIDEST else None
         if compiled is None or torch.is_grad_enabled() or model.training or torch.is_autocast_enabled("cpu"):
-            return plain(tokens, cache)
-        return native(compiled, tokens, cache) if native.knows(cache, tokens.shape[1]) else plain(tokens, cache)
+            return plain(tokens, cache, mask=mask, last_only=last_only)
+        if not native.knows(cache, tokens.shape[1]):
+            return plain(tokens, cache, mask=mask, last_only=last_only)
+        if last_only and mask is None:
+            width = max(1, _PIECE // len(tokens))
+            *pieces, tokens = tokens.split(width, dim=1)
+            for piece in pieces:
+                native(compiled, piece, cache, None, scored=0)
+        return native(compiled, tokens, cache, mask, scored=1 if last_only else tokens.shape[1])
 
     return step
 
 
 def _plain_step(model: Transformer) -> Step:
-    def step(tokens: Tensor, cache: KeyValueCache) -> Tensor:
-        return all_scores(model(tokens, cache=cache))
+    def step(tokens: Tensor, cache: KeyValueCache, *, mask: Tensor | None = None, last_only: bool = False) -> Tensor:
+        return all_scores(model(tokens, mask=mask, cache=cache, last_only=last_only))
 
     return step
 
@@ -81,21 +109,23 @@ class _NativeStep:
             return False
         return cache.source_mask is None or cache.layers[0].sources is not None
 
-    def __call__(self, compiled: Any, tokens: Tensor, cache: KeyValueCache) -> Tensor:
-        """The step."""
+    def __call__(
+        self, compiled: Any, tokens: Tensor, cache: KeyValueCache, mask: Tensor | None, *, scored: int
+    ) -> Tensor:
+        """The step, with the scores of each text's last `scored` columns."""
         decoder, (batch, new) = self._decoder, tokens.shape
-        # A row for each new token; those of a text see each other, for all keys are written before any is looked at.
-        texts = torch.arange(batch).repeat_interleave(new)
-        places = (cache.ends[:, None] + torch.arange(new)).flatten()
-        starts = cache.starts[texts]
-        cache.extend(new, None)
-        vectors = decoder.vectors(tokens.reshape(-1, 1), places - starts)
+        # Those of a text see each other, for all keys are written before any is looked at.
+        places = cache.extend(new, mask).new.expand(batch, new).contiguous()
+        vectors = decoder.vectors(tokens.reshape(-1, 1), places.flatten())
+        if mask is not None:
+            places = places.masked_fill(~mask, -1)
+        rows = torch.arange(batch * new).view(batch, new)[:, new - scored :].contiguous()
         cos, sin, bias = decoder.tables(cache.capacity)
         source, whose = cache.layers[0].sources, cache.layers[0].whose
-        mask = cache.source_mask
-        if mask is not None:
-            mask = mask.to(torch.uint8).contiguous()
-        scores = torch.empty(batch, new, decoder.vocab)
+        source_mask = cache.source_mask
+        if source_mask is not None:
+            source_mask = source_mask.to(torch.uint8).contiguous()
+        scores = torch.empty(batch, scored, decoder.vocab)
         layers = memories(cache)
         longest = max(cache.length, 0 if source is None else source.keys.shape[2])
         threads = torch.get_num_threads()
@@ -104,9 +134,8 @@ class _NativeStep:
             self._workspace = torch.empty(needed, dtype=torch.uint8)
         described = table.Batch(
             rows=batch * new,
+            fresh=new,
             vectors=vectors.data_ptr(),
-            texts=texts.data_ptr(),
-            starts=starts.data_ptr(),
             places=places.data_ptr(),
             cos=None if cos is None else cos.data_ptr(),
             sin=None if sin is None else sin.data_ptr(),
@@ -116,7 +145,9 @@ class _NativeStep:
             memory_format=table.FLOAT32 if cache.layers[0].keys.dtype == torch.float32 else table.BFLOAT16,
             source=0 if source is None else source.keys.shape[2],
             sources=None if whose is None else whose.data_ptr(),
-            source_mask=None if mask is None else mask.data_ptr(),
+            source_mask=None if source_mask is None else source_mask.data_ptr(),
+            scored=rows.data_ptr(),
+            scored_rows=batch * scored,
             scores=scores.data_ptr(),
             workspace=self._workspace.data_ptr(),
             threads=threads,

@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from typing import cast
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anyformer.blocks.cache import KeyValueCache
 from anyformer.errors import UserError
 from anyformer.generation.prompt import Prompt
-from anyformer.generation.rules import History, Rule, RuleContext, generation_settings, rules_for
+from anyformer.generation.rules import Rule, RuleContext, generation_settings, rules_for
 from anyformer.model import ModelOutput, Transformer
 
 
@@ -50,62 +48,8 @@ def rules_of(model: Transformer, prompt: Prompt, max_new_tokens: int, ends: Sequ
     return rules_for(generation_settings(model), context)
 
 
-def read_once(
-    model: Transformer, prompt: Prompt, copies: int, capacity: int
-) -> tuple[KeyValueCache, Float[Tensor, "texts vocab"]]:
-    """Read each prompt and source once.
-
-    Returns:
-        The memory of so many copies of each text, which stand one after the other, and the scores of their first token.
-
-    Raises:
-        UserError: the model answers with NaN.
-    """
-    batch = len(prompt.start)
-    cache = model.make_cache(batch, capacity)
-    out = model(
-        prompt.start,
-        prompt.source,
-        mask=prompt.mask,
-        source_mask=prompt.source_mask,
-        cache=cache,
-        last_only=True,
-    )
-    scores = first_scores(out)
-    if copies == 1:
-        return cache, scores
-    every = torch.arange(batch, device=scores.device).repeat_interleave(copies)
-    cache.select(every)
-    return cache, scores[every]
-
-
-def first_scores(out: ModelOutput) -> Float[Tensor, "batch vocab"]:
-    """The scores of each text's first new token. Raises UserError where the model answers with NaN."""
-    scores = next_scores(out)
-    if bool(scores.isnan().any()):
-        raise UserError("The model answers with NaN: its weights are damaged, or its training diverged.")
-    return scores
-
-
-def next_scores(out: ModelOutput) -> Float[Tensor, "batch vocab"]:
-    """The scores of each text's next token, in float32."""
-    return all_scores(out)[:, -1]
-
-
 def all_scores(out: ModelOutput) -> Float[Tensor, "batch time vocab"]:
     """The scores of what follows each token, in float32."""
     if out.logits is None:
         raise ValueError("a model without a language-model head scores no tokens")
     return out.logits.float()
-
-
-def cache_is_stale(model: Transformer, length: int) -> bool:
-    """Whether the latest tokens change what earlier ones mean, as with dynamic scaling beyond the trained length."""
-    scaling = model.config.position.scaling
-    return scaling is not None and scaling.kind == "dynamic" and length > model.config.max_length
-
-
-def reread(model: Transformer, prompt: Prompt, history: History) -> Float[Tensor, "batch vocab"]:
-    """The scores of the next token, from reading everything anew."""
-    mask = None if prompt.mask is None else history.real
-    return next_scores(model(history.ids, prompt.source, mask=mask, source_mask=prompt.source_mask, last_only=True))

@@ -1,7 +1,7 @@
 // Products of a matrix with a few vectors, sixteen outputs (a tile) at a time.
 //
 // Integers lie as tiling.py says. The inputs of their products are rounded to 8 bits, with a scale for each 32 of them,
-// as llama.cpp's are (Q8).
+// as llama.cpp's are (Q8): with 64 perplexity rose by 0.7% (docs/log.md).
 #pragma once
 #include "table.h"
 #include "team.h"
@@ -14,39 +14,49 @@ inline int64_t padded(int64_t width) { return (width + 63) / 64 * 64; }
 inline int64_t tiles_of(const Matrix& matrix) { return (matrix.outputs + LANES - 1) / LANES; }
 inline bool integers(Format format) { return format >= INT8; }
 
-// Vectors that are to be multiplied, in each of the formats that matrices want.
+// Rows that are multiplied at a time: as many sums as there are registers for.
+constexpr int BLOCK = 8;
+
+// Vectors that are to be multiplied, in each of the formats that matrices want. What integers want of a block of rows
+// lies together: of each group the bytes of all rows, [block, group, row, byte], and likewise the numbers.
 struct Inputs {
     int64_t width;  // of a row in memory: padded with zeros
     float* values;
     BFloat16* halves;
     int8_t* bytes;
     float *scales, *sums;  // of each group: its scale, and scale times the sum of its bytes
-    int32_t* offsets;      // of each group: -128 times that sum, for bytes of 8 bits are 128 too large
+    int32_t* offsets;      // of each group: -128 times that sum, for weights of 8 bits are 128 too large
+
+    static int64_t blocks(int64_t rows) { return (rows + BLOCK - 1) / BLOCK; }
 
     static int64_t size(int64_t rows, int64_t inputs) {
-        return rows * padded(inputs) * 8;  // 4 + 2 + 1 bytes, and three numbers for 32
+        return blocks(rows) * BLOCK * padded(inputs) * 8;  // 4 + 2 + 1 bytes, and three numbers for 32
     }
 
     Inputs() = default;
 
     Inputs(void* memory, int64_t rows, int64_t inputs) : width(padded(inputs)) {
+        int64_t all = blocks(rows) * BLOCK * width;
         values = static_cast<float*>(memory);
-        halves = reinterpret_cast<BFloat16*>(values + rows * width);
-        bytes = reinterpret_cast<int8_t*>(halves + rows * width);
-        scales = reinterpret_cast<float*>(bytes + rows * width);
-        sums = scales + rows * width / GROUP;
-        offsets = reinterpret_cast<int32_t*>(sums + rows * width / GROUP);
+        halves = reinterpret_cast<BFloat16*>(values + all);
+        bytes = reinterpret_cast<int8_t*>(halves + all);
+        scales = reinterpret_cast<float*>(bytes + all);
+        sums = scales + all / GROUP;
+        offsets = reinterpret_cast<int32_t*>(sums + all / GROUP);
     }
 
-    // Make what this format needs of a row whose values are set.
-    void prepare(int64_t row, Format format) {
-        const float* from = values + row * width;
-        if (format == BFLOAT16)
-            for (int64_t i = 0; i < width; i += LANES) store(halves + row * width + i, load(from + i));
-        if (integers(format)) round(row, from, width / GROUP);
+    // Where a group of a row is, and its first byte, GROUP times as far.
+    int64_t place(int64_t row, int64_t group) const {
+        return (row / BLOCK * (width / GROUP) + group) * BLOCK + row % BLOCK;
     }
 
-    void round(int64_t row, const float* from, int64_t groups) {
+    // What matrices of bfloat16 numbers want of a row, whose values are padded with zeros.
+    void to_halves(int64_t row, const float* from) {
+        for (int64_t i = 0; i < width; i += LANES) store(halves + row * width + i, load(from + i));
+    }
+
+    // What matrices of integers want.
+    void to_bytes(int64_t row, const float* from, int64_t groups) {
         for (int64_t group = 0; group < groups; group++) {
             Floats first = load(from + group * GROUP), second = load(from + group * GROUP + LANES);
             float most = largest_size(first, second);
@@ -56,10 +66,9 @@ struct Inputs {
             Integers two = bits_of<Integers>(second * inverse + 12582912.0f) - 0x4b400000;
             typedef int8_t Bytes __attribute__((vector_size(16)));
             Bytes low = __builtin_convertvector(one, Bytes), high = __builtin_convertvector(two, Bytes);
-            int8_t* to = bytes + row * width + group * GROUP;
-            memcpy(to, &low, sizeof low);
-            memcpy(to + LANES, &high, sizeof high);
-            int64_t which = row * (width / GROUP) + group;
+            int64_t which = place(row, group);
+            memcpy(bytes + which * GROUP, &low, sizeof low);
+            memcpy(bytes + which * GROUP + LANES, &high, sizeof high);
             int32_t total = sum(one + two);
             scales[which] = scale, sums[which] = scale * total, offsets[which] = -128 * total;
         }
@@ -86,36 +95,49 @@ inline Integers load_bytes(const uint8_t* from) {
     return to;
 }
 
+// Sums over a group: of sixteen outputs, for some rows of a block. Rows come one after the other, so that no sum waits
+// for the one before; a few have several sums each.
+template <Format FORMAT, int ROWS>
+inline void sum_group(const uint8_t* weights, const int8_t* inputs, const int32_t* offsets, Floats* to) {
+    constexpr int EACH = ROWS >= 8 ? 1 : ROWS >= 4 ? 2 : 4;
+    Integers sums[EACH][ROWS] = {};
+    if (FORMAT == INT8) {
+        UNROLLED
+        for (int r = 0; r < ROWS; r++) sums[0][r] += offsets[r];
+    }
+    UNROLLED
+    for (int k = 0; k < QUADS; k++) {
+        Integers quads = load_bytes(weights + 64 * (FORMAT == INT8 ? k : k % 4));
+        if (FORMAT == INT4) quads = (k < 4 ? quads : quads >> 4) & 0x0f0f0f0f;
+        UNROLLED
+        for (int r = 0; r < ROWS; r++)
+            sums[k % EACH][r] = add_quads(sums[k % EACH][r], quads, inputs + r * GROUP + 4 * k);
+    }
+    UNROLLED
+    for (int r = 0; r < ROWS; r++) {
+        UNROLLED
+        for (int e = 1; e < EACH; e++) sums[0][r] += sums[e][r];
+        to[r] = __builtin_convertvector(sums[0][r], Floats);
+    }
+}
+
 template <Format FORMAT, int ROWS>
 inline void integer_tile(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t row, Floats* y) {
     constexpr int64_t SIZE = FORMAT == INT8 ? 512 : 256;
-    const int64_t groups = matrix.inputs / GROUP, numbers = x.width / GROUP;
+    const int64_t groups = matrix.inputs / GROUP;
     auto weights = static_cast<const uint8_t*>(matrix.weights) + tile * groups * SIZE;
     const uint16_t* scales = matrix.scales + tile * groups * LANES;
     const uint16_t* minima = FORMAT == INT8 ? nullptr : matrix.minima + tile * groups * LANES;
     Floats total[ROWS] = {};
-    for (int64_t group = 0; group < groups; group++, weights += SIZE) {
-        Integers quads[QUADS];
-        UNROLLED
-        for (int k = 0; k < QUADS / 2; k++) {
-            Integers both = load_bytes(weights + 64 * k);
-            quads[k] = FORMAT == INT8 ? both : both & 0x0f0f0f0f;
-            quads[k + 4] = FORMAT == INT8 ? load_bytes(weights + 64 * (k + 4)) : (both >> 4) & 0x0f0f0f0f;
-        }
-        Floats scale = load_halves(scales + group * LANES);
+    for (int64_t group = 0; group < groups; group++) {
+        int64_t place = x.place(row, group);
+        Floats sums[ROWS], scale = load_halves(scales + group * LANES);
         Floats minimum = FORMAT == INT8 ? Floats{} : load_halves(minima + group * LANES);
+        sum_group<FORMAT, ROWS>(weights + group * SIZE, x.bytes + place * GROUP, x.offsets + place, sums);
         UNROLLED
         for (int r = 0; r < ROWS; r++) {
-            const int8_t* inputs = x.bytes + (row + r) * x.width + group * GROUP;
-            int64_t which = (row + r) * numbers + group;
-            Integers even = Integers{} + (FORMAT == INT8 ? x.offsets[which] : 0), odd{};
-            UNROLLED
-            for (int k = 0; k < QUADS; k += 2) {
-                even = add_quads(even, quads[k], inputs + 4 * k);
-                odd = add_quads(odd, quads[k + 1], inputs + 4 * k + 4);
-            }
-            total[r] += __builtin_convertvector(even + odd, Floats) * (scale * x.scales[which]);
-            if (FORMAT == INT4) total[r] += minimum * x.sums[which];
+            total[r] += sums[r] * (scale * x.scales[place + r]);
+            if (FORMAT == INT4) total[r] += minimum * x.sums[place + r];
         }
     }
     UNROLLED
@@ -208,13 +230,9 @@ inline void tile_rows(const Matrix& matrix, int64_t tile, const Inputs& x, int64
     }
 }
 
-// Rows that are multiplied at a time: as many sums as there are registers.
-constexpr int BLOCK = 16;
-
 // Sixteen outputs of up to BLOCK rows.
 inline void tile_of(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t row, int64_t rows, Floats* y) {
     if (rows == BLOCK) return tile_rows<BLOCK>(matrix, tile, x, row, y);
-    if (rows & 8) tile_rows<8>(matrix, tile, x, row, y), row += 8, y += 8;
     if (rows & 4) tile_rows<4>(matrix, tile, x, row, y), row += 4, y += 4;
     if (rows & 2) tile_rows<2>(matrix, tile, x, row, y), row += 2, y += 2;
     if (rows & 1) tile_rows<1>(matrix, tile, x, row, y);

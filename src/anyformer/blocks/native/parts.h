@@ -3,13 +3,9 @@
 #include "table.h"
 #include "vectors.h"
 
-// `to` has room up to the next multiple of LANES, and gets zeros there.
-inline void normalise(const Norm& norm, const float* from, int64_t width, float* to) {
-    if (norm.kind == NO_NORM) {
-        for (int64_t i = 0; i < width; i += LANES)
-            store(to + i, width - i >= LANES ? load(from + i) : load(from + i, width - i));
-        return;
-    }
+// `to` has room up to the next multiple of LANES, and gets zeros there. Returns it, or `from` where there is no norm.
+inline const float* normalise(const Norm& norm, const float* from, int64_t width, float* to) {
+    if (norm.kind == NO_NORM) return from;
     auto part = [&](const float* all, int64_t i) {
         return width - i >= LANES ? load(all + i) : load(all + i, width - i);
     };
@@ -31,6 +27,7 @@ inline void normalise(const Norm& norm, const float* from, int64_t width, float*
         Floats x = (part(from, i) - mean) * factor * part(norm.weight, i);
         store(to + i, norm.bias ? x + part(norm.bias, i) : x);
     }
+    return to;
 }
 
 inline Floats activate(Activation activation, Floats x) {
@@ -148,7 +145,7 @@ inline void attend(const float* query, float scale, const T* keys, const T* valu
         sums += weight;
         store(weights + t, weight);
     }
-    float inverse = 1.0f / sum(sums);
+    float inverse = count > 0 ? 1.0f / sum(sums) : 0.0f;  // padding sees nothing
     for (int64_t t = 0; t < count; t++) head.add(weights[t], values + (first + t) * value_step);
     head.write(inverse, mixed);
 }

@@ -23,7 +23,7 @@ __attribute__((visibility("default"))) void product(const Matrix* matrix, const 
         Inputs inputs(workspace, rows, matrix->inputs);
         team.share((rows + BLOCK - 1) / BLOCK, [&](int64_t block) {
             for (int64_t row = block * BLOCK; row < rows && row < (block + 1) * BLOCK; row++)
-                inputs.round(row, x + row * matrix->inputs, matrix->inputs / GROUP);
+                inputs.to_bytes(row, x + row * matrix->inputs, matrix->inputs / GROUP);
         });
         share_tiles(team, tiles_of(*matrix), [&](int64_t tile) {
             multiply(*matrix, tile, inputs, rows, [&](int64_t row, int64_t first, Floats sums, int64_t count) {

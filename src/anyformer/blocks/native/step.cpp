@@ -1,9 +1,10 @@
-// A token of every text, through the whole decoder in one call.
+// New tokens of every text, through the whole decoder in one call.
 #include <omp.h>
 
 #include <initializer_list>
 #include <type_traits>
 
+#include "crowd.h"
 #include "matrix.h"
 #include "parts.h"
 #include "table.h"
@@ -21,35 +22,43 @@ void each_matrix(const Decoder& decoder, const Visit& visit) {
         for (auto matrix : {&layer.feed_forward.up, &layer.feed_forward.gate, &layer.feed_forward.down})
             if (matrix->weights) visit(*matrix);
     }
-    if (decoder.head.weights) visit(decoder.head);
+    visit(decoder.head);
 }
 
 struct Widths {
     int64_t in = 0, out = 0;  // the widest vectors that enter and leave a product; the head's do not count
-    int64_t queries = 0;
+    int64_t head = 0;         // the widest head
+    bool integers = false;
 
     explicit Widths(const Decoder& decoder) {
         each_matrix(decoder, [&](const Matrix& matrix) {
             in = padded(matrix.inputs) > in ? padded(matrix.inputs) : in;
             if (&matrix != &decoder.head && padded(matrix.outputs) > out) out = padded(matrix.outputs);
+            integers = integers || ::integers(matrix.format);
         });
         if (padded(decoder.d_model) > in) in = padded(decoder.d_model);
+        for (int64_t i = 0; i < decoder.depth; i++)
+            head = decoder.layers[i].attention.head_dim > head ? decoder.layers[i].attention.head_dim : head;
     }
 };
 
 // Where things are kept in the workspace.
 struct Space {
-    int64_t inputs_size, rows_size, scores_size;
+    int64_t inputs_size, rows_size, look_size;
+    bool alone, integers;
 
-    Space(const Decoder& decoder, int64_t rows, int64_t longest) {
+    Space(const Decoder& decoder, int64_t rows, int64_t longest) : alone(rows == 1) {
         Widths widths(decoder);
+        integers = widths.integers;
         inputs_size = Inputs::size(rows, widths.in);
         rows_size = rows * widths.out;
-        scores_size = padded(longest) + LANES;
+        int64_t scores_size = padded(longest) + LANES, crowd_size = alone ? 0 : Crowd<false, 1>::size(widths.head);
+        look_size = padded(scores_size > crowd_size ? scores_size : crowd_size);
     }
-    // One set of inputs for all, one for each thread when there is one row; queries, keys, values; a thread's scores.
+    // One set of inputs for all, one for each thread when there is one row; queries, keys, values; what a thread needs
+    // to look at keys.
     int64_t bytes(int64_t threads) const {
-        return inputs_size * (threads + 1) + (3 * rows_size + threads * scores_size) * 4 + 4096;
+        return inputs_size * (alone ? threads : 1) + (3 * rows_size + threads * look_size) * 4 + 4096;
     }
 };
 
@@ -60,13 +69,13 @@ class Stepper {
         Space space(decoder, rows, longest);
         auto memory = static_cast<char*>(batch.workspace);
         // A thread prepares the inputs of a single row itself, which takes less time than waiting for another.
-        alone = rows == 1;
+        alone = space.alone, integers = space.integers;
         inputs_memory = memory + space.inputs_size * (alone ? team.me : 0);
-        auto numbers = reinterpret_cast<float*>(memory + space.inputs_size * (team.size + 1));
+        auto numbers = reinterpret_cast<float*>(memory + space.inputs_size * (alone ? team.size : 1));
         queries = numbers;
         keys = queries + space.rows_size;
         values = keys + space.rows_size;
-        weights = values + space.rows_size + team.me * space.scores_size;
+        looking = values + space.rows_size + team.me * space.look_size;
     }
 
     void run() {
@@ -81,23 +90,29 @@ class Stepper {
     const Batch& batch;
     Team team;
     const int64_t rows;
-    bool alone;
+    bool alone, integers;
     void* inputs_memory;
-    float *queries, *keys, *values, *weights;
+    float *queries, *keys, *values, *looking;
 
     float* residual(int64_t row) const { return batch.vectors + row * decoder.d_model; }
-    int64_t text(int64_t row) const { return batch.texts ? batch.texts[row] : row; }
+    int64_t text(int64_t row) const { return row / batch.fresh; }
 
-    // Inputs for some products, made row by row: `fill(row, values)`.
+    // Inputs for some products, made row by row: `fill(row, values)` returns where they are, there or elsewhere.
     template <class Fill>
     Inputs prepared(int64_t count, int64_t width, std::initializer_list<const Matrix*> matrices, const Fill& fill) {
         Inputs inputs(inputs_memory, count, width);
         auto one = [&](int64_t row) {
             float* to = inputs.values + row * inputs.width;
-            fill(row, to);
-            for (int64_t i = width; i < inputs.width; i++) to[i] = 0;
+            const float* from = fill(row, to);
+            int wanted = 0;
             for (auto matrix : matrices)
-                if (matrix->weights) inputs.prepare(row, matrix->format);
+                if (matrix->weights) wanted |= 1 << matrix->format;
+            if (from != to && (wanted & 1 << FLOAT32 || width != inputs.width))
+                from = static_cast<float*>(memcpy(to, from, width * sizeof(float)));
+            if (from == to)
+                for (int64_t i = width; i < inputs.width; i++) to[i] = 0;
+            if (wanted & 1 << BFLOAT16) inputs.to_halves(row, from);
+            if (wanted & (1 << INT8 | 1 << INT4)) inputs.to_bytes(row, from, inputs.width / GROUP);
         };
         if (alone)
             one(0);
@@ -111,7 +126,7 @@ class Stepper {
         static const Norm none{};
         const Norm& first = decoder.pre_norm ? norm : none;
         return prepared(rows, decoder.d_model, matrices,
-                        [&](int64_t row, float* to) { normalise(first, residual(row), decoder.d_model, to); });
+                        [&](int64_t row, float* to) { return normalise(first, residual(row), decoder.d_model, to); });
     }
 
     // x = x + W inputs, normed where norms come last.
@@ -130,6 +145,7 @@ class Stepper {
     }
 
     void normalise_in_place(const Norm& norm, float* x) {
+        if (norm.kind == NO_NORM) return;
         constexpr int64_t MOST = 1 << 14;
         float made[MOST + LANES];
         normalise(norm, x, decoder.d_model, made);
@@ -171,10 +187,11 @@ class Stepper {
     // Norm and turn the new queries and keys, and write keys and values where later tokens find them.
     template <class T>
     void remember(const Attention& a, const LayerMemory& memory, int64_t row, int64_t query_width, int64_t key_width) {
-        int64_t place = batch.places[row], position = place - batch.starts[row];
+        int64_t place = batch.places[row];
+        if (place < 0) return;
         auto turned = [&](const Norm& norm, float* head) {
             norm_head(norm, head, a.head_dim);
-            if (batch.cos) turn(head, a.head_dim, batch.cos + position * a.head_dim, batch.sin + position * a.head_dim);
+            if (batch.cos) turn(head, a.head_dim, batch.cos + place * a.head_dim, batch.sin + place * a.head_dim);
         };
         for (int64_t head = 0; head < a.heads; head++)
             turned(a.query_norm, queries + row * query_width + head * a.head_dim);
@@ -216,55 +233,106 @@ class Stepper {
     // Attention of every row, and its output.
     void look(const Attention& a, const Memory& key_memory, const Memory& value_memory, bool source) {
         int64_t width = padded(a.query.outputs), group = a.heads / a.kv_heads;
+        auto from = [&](auto number) {
+            typedef decltype(number) T;
+            if (batch.fresh > 1 && batch.fresh * group >= LANES / 2)
+                look_together<T>(a, key_memory, value_memory, source);
+            else
+                look_alone<T>(a, key_memory, value_memory, source);
+        };
+        if (batch.memory_format == BFLOAT16)
+            from(BFloat16{});
+        else
+            from(0.0f);
+        Inputs x = prepared(rows, a.output.inputs, {&a.output},
+                            [&](int64_t row, float*) { return queries + row * width; });
+        add(a.output, x, a.norm);
+    }
+
+    // What a head of a row asks for.
+    Query asked(const Attention& a, bool source, int64_t row, int64_t head) const {
+        Query query;
+        query.vector = queries + row * padded(a.query.outputs) + head * a.head_dim;
+        query.end = source ? batch.source : batch.places[row] + 1;
+        if (!source && a.window && query.end > a.window) query.first = query.end - a.window;
+        if (!source && batch.bias) query.bias = batch.bias + head * batch.distances;
+        return query;
+    }
+
+    template <class T>
+    struct Seen {
+        const T *keys, *values;
+        const uint8_t* mask;
+    };
+
+    // What there is to see for a key/value head of a text.
+    template <class T>
+    Seen<T> seen(const Memory& keys, const Memory& values, bool source, int64_t text, int64_t head) const {
+        int64_t place = source && batch.sources ? batch.sources[text] : text;
+        auto at = [&](const Memory& m) { return static_cast<const T*>(m.data) + place * m.row + head * m.head; };
+        return {at(keys), at(values), source && batch.source_mask ? batch.source_mask + text * batch.source : nullptr};
+    }
+
+    template <class T>
+    void look_alone(const Attention& a, const Memory& keys, const Memory& values, bool source) {
+        int64_t group = a.heads / a.kv_heads;
         // Heads that share keys go together where there is enough to do for all threads.
         int64_t parts = rows * a.kv_heads >= 2 * team.size ? 1 : group;
         team.share(rows * a.kv_heads * parts, [&](int64_t item) {
             int64_t part = item % parts, kv_head = item / parts % a.kv_heads, row = item / parts / a.kv_heads;
+            auto there = seen<T>(keys, values, source, text(row), kv_head);
             for (int64_t i = part * group / parts; i < (part + 1) * group / parts; i++) {
-                int64_t head = kv_head * group + i;
-                float* query = queries + row * width + head * a.head_dim;
-                if (batch.memory_format == BFLOAT16)
-                    look_from<BFloat16>(a, key_memory, value_memory, source, row, head, kv_head, query);
+                Query query = asked(a, source, row, kv_head * group + i);
+                float vector[512] = {};
+                memcpy(vector, query.vector, a.head_dim * sizeof(float));
+                auto with = [&](auto vectors) {
+                    attend<decltype(vectors)::value, T>(vector, float(a.scale), there.keys, there.values, keys.time,
+                                                        values.time, query.first, query.end, a.head_dim, query.bias,
+                                                        there.mask, looking, query.vector);
+                };
+                if (a.head_dim == 64)
+                    with(std::integral_constant<int, 4>{});
+                else if (a.head_dim == 128)
+                    with(std::integral_constant<int, 8>{});
                 else
-                    look_from<float>(a, key_memory, value_memory, source, row, head, kv_head, query);
+                    with(std::integral_constant<int, 0>{});
             }
         });
-        Inputs x = prepared(rows, a.output.inputs, {&a.output}, [&](int64_t row, float* to) {
-            memcpy(to, queries + row * width, a.output.inputs * sizeof(float));
-        });
-        add(a.output, x, a.norm);
     }
 
-    // What a head sees takes the place of its query.
     template <class T>
-    void look_from(const Attention& a, const Memory& key_memory, const Memory& value_memory, bool source, int64_t row,
-                   int64_t head, int64_t kv_head, float* query) {
-        int64_t first = 0, end = batch.source;
-        const float* bias = nullptr;
-        const uint8_t* mask = nullptr;
-        if (source) {
-            mask = batch.source_mask ? batch.source_mask + text(row) * batch.source : nullptr;
-        } else {
-            first = batch.starts[row], end = batch.places[row] + 1;
-            if (a.window && end - first > a.window) first = end - a.window;
-            bias = batch.bias ? batch.bias + head * batch.distances : nullptr;
-        }
-        int64_t place = text(row);
-        if (source && batch.sources) place = batch.sources[place];
-        auto at = [&](const Memory& m) { return static_cast<const T*>(m.data) + place * m.row + kv_head * m.head; };
-        float padded_query[512] = {};
-        memcpy(padded_query, query, a.head_dim * sizeof(float));
-        auto with = [&](auto vectors) {
-            attend<decltype(vectors)::value, T>(padded_query, float(a.scale), at(key_memory), at(value_memory),
-                                                key_memory.time, value_memory.time, first, end, a.head_dim, bias, mask,
-                                                weights, query);
-        };
-        if (a.head_dim == 64)
-            with(std::integral_constant<int, 4>{});
-        else if (a.head_dim == 128)
-            with(std::integral_constant<int, 8>{});
-        else
-            with(std::integral_constant<int, 0>{});
+    void look_together(const Attention& a, const Memory& keys, const Memory& values, bool source) {
+        int64_t group = a.heads / a.kv_heads, all = batch.fresh * group, crowds = (all + CROWD - 1) / CROWD;
+        int64_t texts = rows / batch.fresh;
+        team.share(crowds * texts * a.kv_heads, [&](int64_t item) {
+            int64_t kv_head = item % a.kv_heads, text = item / a.kv_heads % texts;
+            // The last tokens first: they see most, and what takes longest must not come last.
+            int64_t begin = (crowds - 1 - item / a.kv_heads / texts) * CROWD;
+            int64_t count = all - begin < CROWD ? all - begin : CROWD;
+            Query asking[CROWD];
+            for (int64_t i = 0; i < count; i++) {
+                int64_t row = text * batch.fresh + (begin + i) / group;
+                asking[i] = asked(a, source, row, kv_head * group + (begin + i) % group);
+            }
+            auto there = seen<T>(keys, values, source, text, kv_head);
+            auto with = [&](auto pairs, auto vectors) {
+                Crowd<decltype(pairs)::value, decltype(vectors)::value>(looking, asking, count, a.head_dim,
+                                                                        float(a.scale))
+                    .look(there.keys, there.values, keys.time, values.time, there.mask);
+            };
+            auto wide = [&](auto pairs) {
+                if (count > LANES)
+                    with(pairs, std::integral_constant<int, 3>{});
+                else
+                    with(pairs, std::integral_constant<int, 1>{});
+            };
+            // Next to the rounding of keys, or of the inputs of integers, that of queries and weights is small. But a few
+            // tokens get what one alone gets, so that guessing ahead changes nothing.
+            if (HAS_PAIRS && batch.fresh >= KEYS && (sizeof(T) == 2 || integers))
+                wide(std::integral_constant<bool, HAS_PAIRS>{});
+            else
+                wide(std::false_type{});
+        });
     }
 
     void feed_forward(const FeedForward& f) {
@@ -281,26 +349,19 @@ class Stepper {
                     store(to, load(to) * activate(f.activation, y));
                 });
         });
-        Inputs h = prepared(rows, f.down.inputs, {&f.down}, [&](int64_t row, float* to) {
-            memcpy(to, inner + row * width, f.down.inputs * sizeof(float));
-        });
+        Inputs h = prepared(rows, f.down.inputs, {&f.down}, [&](int64_t row, float*) { return inner + row * width; });
         add(f.down, h, f.norm);
     }
 
     void finish() {
-        int64_t count = batch.scored ? batch.scored_rows : rows, d_model = decoder.d_model;
+        int64_t count = batch.scored_rows, d_model = decoder.d_model;
         auto last = [&](int64_t row, float* to) {
-            normalise(decoder.final_norm, residual(batch.scored ? batch.scored[row] : row), d_model, to);
-            if (decoder.head_scale != 1.0)
-                for (int64_t i = 0; i < d_model; i++) to[i] *= float(decoder.head_scale);
+            const float* from = normalise(decoder.final_norm, residual(batch.scored[row]), d_model, to);
+            if (decoder.head_scale == 1.0) return from;
+            for (int64_t i = 0; i < d_model; i++) to[i] = from[i] * float(decoder.head_scale);
+            return static_cast<const float*>(to);
         };
         Inputs x = prepared(count, d_model, {&decoder.head}, last);
-        if (!decoder.head.weights) {
-            team.share(count, [&](int64_t row) {
-                memcpy(batch.scores + row * d_model, x.values + row * x.width, d_model * sizeof(float));
-            });
-            return;
-        }
         share_tiles(team, tiles_of(decoder.head), [&](int64_t tile) {
             multiply(decoder.head, tile, x, count, [&](int64_t row, int64_t first, Floats y, int64_t outputs) {
                 float* to = batch.scores + row * decoder.head.outputs + first;

@@ -60,13 +60,11 @@ struct LayerMemory {
     Memory keys, values, source_keys, source_values;
 };
 
-// One new token a row. `row` says which text it belongs to, so that a text may have several, one after the other.
+// A row for each new token, those of a text one after the other: row i is one of text i / fresh.
 struct Batch {
-    int64_t rows;
+    int64_t rows, fresh;      // fresh: new tokens of each text
     float* vectors;           // [rows, d_model]: embeddings; overwritten
-    const int64_t* texts;     // [rows]: row of the cache; null: row i is text i
-    const int64_t* starts;    // [rows]: first real token in the cache
-    const int64_t* places;    // [rows]: where the new token is written, behind all that it sees
+    const int64_t* places;    // [rows]: where the new token is written, behind all that it sees; -1: it is padding
     const float *cos, *sin;   // [positions, head_dim]; null: nothing turns
     const float* bias;        // [heads, distances], added to the scores; null: none
     int64_t distances;
@@ -75,9 +73,9 @@ struct Batch {
     int64_t source;           // source tokens
     const int64_t* sources;   // [texts]: which source is a text's; null: text i has source i
     const uint8_t* source_mask;  // [texts, source]: 0 hides; null: all are seen
-    const int64_t* scored;    // [scored_rows]: rows whose scores are wanted; null: all
+    const int64_t* scored;    // [scored_rows]: rows whose scores are wanted
     int64_t scored_rows;
-    float* scores;            // [scored_rows, vocab], or [scored_rows, d_model] hidden states where there is no head
+    float* scores;            // [scored_rows, vocab]
     void* workspace;
     int64_t threads;
 };

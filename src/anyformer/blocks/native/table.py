@@ -81,8 +81,8 @@ class Batch(Structure):
     """The texts that are to grow."""
 
     _fields_ = [
-        *_integers("rows"),
-        *_pointers("vectors texts starts places cos sin bias"),
+        *_integers("rows fresh"),
+        *_pointers("vectors places cos sin bias"),
         *_integers("distances"),
         *_pointers("layers"),
         *_integers("memory_format source"),

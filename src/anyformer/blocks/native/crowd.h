@@ -1,0 +1,185 @@
+// Attention of many queries that share their keys, as when a prompt is read.
+//
+// A lane is a query, so nothing is summed across lanes; keys and values come in as single numbers, for all lanes. Keys
+// are taken a block at a time, with a running maximum and sum of every query's softmax (Milakov & Gimelshein 2018;
+// Dao et al. 2022, algorithm 1).
+#pragma once
+#include <type_traits>
+
+#include "vectors.h"
+
+constexpr int LINES = 8;  // sums that are kept in registers, of every lane
+constexpr int64_t KEYS = 64;
+constexpr int64_t CROWD = 3 * LANES;
+
+// What a lane asks for, and where its answer goes.
+struct Query {
+    float* vector = nullptr;
+    const float* bias = nullptr;  // of every distance; null: none
+    int64_t first = 0, end = 0;   // keys that it sees
+};
+
+// to[line] = factor to[line] + the sum over `steps` of lines[line] * lanes, for some lines and all lanes.
+template <bool PAIRS, int VECTORS>
+inline void add_lines(const float* lines, int64_t line_size, int64_t step_size, int64_t steps, const float* lanes,
+                      const Floats* factor, float* to) {
+    Floats total[LINES][VECTORS];
+    UNROLLED
+    for (int l = 0; l < LINES; l++) {
+        UNROLLED
+        for (int v = 0; v < VECTORS; v++)
+            total[l][v] = factor ? load(to + (l * VECTORS + v) * LANES) * factor[v] : Floats{};
+    }
+    for (int64_t step = 0; step < steps; step++) {
+        Floats each[VECTORS];
+        UNROLLED
+        for (int v = 0; v < VECTORS; v++) each[v] = load(lanes + (step * VECTORS + v) * LANES);
+        UNROLLED
+        for (int l = 0; l < LINES; l++) {
+            float one = lines[l * line_size + step * step_size];
+            UNROLLED
+            for (int v = 0; v < VECTORS; v++) total[l][v] = add_products<PAIRS>(total[l][v], one, each[v]);
+        }
+    }
+    UNROLLED
+    for (int l = 0; l < LINES; l++) {
+        UNROLLED
+        for (int v = 0; v < VECTORS; v++) store(to + (l * VECTORS + v) * LANES, total[l][v]);
+    }
+}
+
+template <bool PAIRS, int VECTORS>
+class Crowd {
+    static constexpr int64_t WIDTH = VECTORS * LANES, EACH = PAIRS ? 2 : 1;
+    typedef std::conditional_t<PAIRS, BFloat16, float> Number;
+
+   public:
+    Crowd(float* memory, const Query* queries, int64_t count, int64_t head_dim, float scale)
+        : asked(queries), count(count), head_dim(head_dim), wide((head_dim + LANES - 1) / LANES * LANES) {
+        lanes = memory;
+        totals = lanes + CROWD * wide;
+        keys = totals + CROWD * wide;
+        values = keys + KEYS * wide;
+        scores = values + KEYS * wide;
+        memset(totals, 0, wide * WIDTH * sizeof(float));
+        for (int64_t lane = 0; lane < WIDTH; lane++) {
+            bool asks = lane < count;
+            first[lane] = asks ? int32_t(queries[lane].first) : 0, end[lane] = asks ? int32_t(queries[lane].end) : 0;
+            // The keys' memory is still free.
+            auto scaled = reinterpret_cast<Number*>(keys);
+            for (int64_t i = 0; i < wide; i += LANES)
+                store(scaled + i, asks ? part(queries[lane].vector, 0, 0, i, 1) * scale : Floats{});
+            for (int64_t i = 0; i < wide / EACH; i++) lanes[i * WIDTH + lane] = keys[i];
+        }
+        for (int v = 0; v < VECTORS; v++) peaks[v] = all(-1e30f), sums[v] = Floats{};
+    }
+
+    // In floats, whatever they hold.
+    static int64_t size(int64_t head_dim) {
+        return 2 * (CROWD + KEYS) * ((head_dim + LANES - 1) / LANES * LANES) + KEYS * CROWD;
+    }
+
+    // Every query's place takes what it sees.
+    template <class T>
+    void look(const T* key, const T* value, int64_t key_step, int64_t value_step, const uint8_t* mask) {
+        int64_t from = INT64_MAX, to = 0;
+        for (int64_t lane = 0; lane < count; lane++) {
+            if (asked[lane].first >= asked[lane].end) continue;
+            from = asked[lane].first < from ? asked[lane].first : from;
+            to = asked[lane].end > to ? asked[lane].end : to;
+        }
+        for (int64_t begin = from; begin < to; begin += KEYS) {
+            int64_t some = to - begin < KEYS ? to - begin : KEYS;
+            see(key + begin * key_step, value + begin * value_step, key_step, value_step, begin, some, mask);
+        }
+        Floats inverse[VECTORS];
+        for (int v = 0; v < VECTORS; v++) inverse[v] = sums[v] > 0.0f ? 1.0f / sums[v] : Floats{};
+        for (int64_t i = 0; i < head_dim; i++)
+            for (int v = 0; v < VECTORS; v++) {
+                float* total = totals + i * WIDTH + v * LANES;
+                store(total, load(total) * inverse[v]);
+            }
+        for (int64_t lane = 0; lane < count; lane++)
+            for (int64_t i = 0; i < head_dim; i++) asked[lane].vector[i] = totals[i * WIDTH + lane];
+    }
+
+   private:
+    const Query* asked;
+    const int64_t count, head_dim, wide;
+    float *lanes, *totals, *keys, *values, *scores;
+    alignas(64) int32_t first[WIDTH], end[WIDTH];
+    Floats peaks[VECTORS], sums[VECTORS];
+
+    template <class T>
+    void see(const T* key, const T* value, int64_t key_step, int64_t value_step, int64_t begin, int64_t some,
+             const uint8_t* mask) {
+        int64_t lines = (some + LINES - 1) / LINES * LINES;
+        for (int64_t t = 0; t < lines; t++)
+            for (int64_t i = 0; i < wide; i += LANES)
+                store(reinterpret_cast<Number*>(keys) + t * wide + i, part(key, key_step, t, i, some));
+        for (int64_t t = 0; t < lines; t += EACH)
+            for (int64_t i = 0; i < wide; i += LANES) {
+                Floats one = part(value, value_step, t, i, some);
+                if (PAIRS) one = paired(one, part(value, value_step, t + 1, i, some));
+                store(values + t / EACH * wide + i, one);
+            }
+        for (int64_t t = 0; t < lines; t += LINES)
+            add_lines<PAIRS, VECTORS>(keys + t * wide / EACH, wide / EACH, 1, wide / EACH, lanes, nullptr,
+                                      scores + t * WIDTH);
+        judge(begin, some, lines, mask);
+        Floats factor[VECTORS];
+        weigh(lines, factor);
+        for (int64_t i = 0; i < wide; i += LINES)
+            add_lines<PAIRS, VECTORS>(values + i, 1, wide, lines / EACH, scores, factor, totals + i * WIDTH);
+    }
+
+    // Part of a key or value; zeros where there is none.
+    template <class T>
+    Floats part(const T* from, int64_t step, int64_t t, int64_t i, int64_t some) const {
+        if (t >= some) return Floats{};
+        return head_dim - i >= LANES ? load(from + t * step + i) : load(from + t * step + i, head_dim - i);
+    }
+
+    // Biases are added, and what can't be seen becomes -inf.
+    void judge(int64_t begin, int64_t some, int64_t lines, const uint8_t* mask) {
+        bool all_see_all = some == lines && count == WIDTH && !mask;
+        for (int64_t lane = 0; lane < count; lane++) {
+            const Query& query = asked[lane];
+            all_see_all = all_see_all && query.first <= begin && query.end >= begin + lines;
+            if (!query.bias) continue;
+            for (int64_t t = query.first > begin ? query.first - begin : 0; t < some && begin + t < query.end; t++)
+                scores[t * WIDTH + lane] += query.bias[query.end - 1 - begin - t];
+        }
+        if (all_see_all) return;
+        for (int64_t t = 0; t < lines; t++)
+            for (int v = 0; v < VECTORS; v++) {
+                Integers from, to, place = Integers{} + int32_t(begin + t);
+                memcpy(&from, first + v * LANES, sizeof from);
+                memcpy(&to, end + v * LANES, sizeof to);
+                Integers seen = (place >= from) & (place < to);
+                if (t >= some || (mask && !mask[begin + t])) seen = Integers{};
+                float* score = scores + t * WIDTH + v * LANES;
+                store(score, seen ? load(score) : all(-INFINITY));
+            }
+    }
+
+    // Scores become weights, relative to the largest so far; `factor` makes earlier sums relative to it, too.
+    void weigh(int64_t lines, Floats* factor) {
+        for (int v = 0; v < VECTORS; v++) {
+            Floats peak = peaks[v];
+            for (int64_t t = 0; t < lines; t++) peak = larger(peak, load(scores + t * WIDTH + v * LANES));
+            factor[v] = exp(peaks[v] - peak);
+            peaks[v] = peak;
+            sums[v] *= factor[v];
+            for (int64_t t = 0; t < lines; t += EACH) {
+                Floats weights[EACH];
+                for (int e = 0; e < EACH; e++) {
+                    Floats score = load(scores + (t + e) * WIDTH + v * LANES);
+                    weights[e] = score == -INFINITY ? Floats{} : exp(score - peak);
+                    sums[v] += weights[e];
+                }
+                store(scores + t / EACH * WIDTH + v * LANES, PAIRS ? paired(weights[0], weights[EACH - 1]) : weights[0]);
+            }
+        }
+    }
+};
