@@ -248,7 +248,7 @@ def mt5(architecture: str) -> st.SearchStrategy[Drawn]:
 
 
 def _columns(draw: st.DrawFn) -> dict[str, Any]:
-    """What Marian and BART share: two stacks with sizes of their own."""
+    """What Marian, BART and Pegasus share: two stacks with sizes of their own."""
     heads = [draw(st.sampled_from((1, 2, 4))) for _ in range(2)]
     return {
         "max_position_embeddings": CONTEXT,
@@ -295,6 +295,13 @@ def bart(draw: st.DrawFn, architecture: str) -> Drawn:
     return Drawn("bart", architecture, options, draw(_SEEDS))
 
 
+@st.composite
+def pegasus(draw: st.DrawFn, architecture: str) -> Drawn:
+    """Pegasus."""
+    options = {"vocab_size": draw(st.integers(20, 90)), **_columns(draw)}
+    return Drawn("pegasus", architecture, options, draw(_SEEDS))
+
+
 FAMILIES: dict[str, Callable[[str], st.SearchStrategy[Drawn]]] = {
     "gpt2": gpt2,
     "llama": llama,
@@ -308,6 +315,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[Drawn]]] = {
     "mt5": mt5,
     "marian": marian,
     "bart": bart,
+    "pegasus": pegasus,
 }
 """Draws a model of one of the family's architectures."""
 
@@ -335,6 +343,8 @@ ARCHITECTURES = {
     "MarianModel": "marian",
     "BartForConditionalGeneration": "bart",
     "BartModel": "bart",
+    "PegasusForConditionalGeneration": "pegasus",
+    "PegasusModel": "pegasus",
 }
 """Every class that can be loaded, and its family."""
 

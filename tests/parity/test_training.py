@@ -83,6 +83,7 @@ MODELS = [
     _model("transformer", "MarianMTModel", _PAPER, 12),
     _model("marian", "MarianMTModel", _MARIAN, 13),
     _model("bart", "BartForConditionalGeneration", _COLUMNS, 14),
+    _model("pegasus", "PegasusForConditionalGeneration", _PAPER, 15),
 ]
 """Every family, as it comes and at a size at which 50 steps take a second or two."""
 

@@ -33,6 +33,7 @@ ALIASES = {
     "mt5": "mt5-small",
     "marian": "opus-mt",
     "bart": "bart-base",
+    "pegasus": "pegasus-large",
     "transformer": "transformer-base",
 }
 

@@ -1,7 +1,8 @@
-"""The 2017 Transformer (Vaswani et al., 1706.03762) as Marian writes it, and BART (Lewis et al. 2020, 1910.13461).
+"""The 2017 Transformer (Vaswani et al., 1706.03762) as Marian writes it, BART (Lewis et al. 2020, 1910.13461), Pegasus
+(Zhang et al. 2020, 1912.08777).
 
-Both are the paper's post-norm encoder-decoder. Marian keeps the paper's sinusoids, halves instead of interleaved;
-BART learns its positions and normalises the embeddings.
+All are the paper's encoder-decoder. Marian keeps its sinusoids, halves instead of interleaved; BART learns its
+positions and normalises the embeddings; Pegasus is Marian with the norms first.
 """
 
 from typing import Any
@@ -32,13 +33,14 @@ from anyformer.families.rows import ROW, Row, alias, linear, row
 _TOKENS = {
     "marian": {"pad_token_id": 58100, "eos_token_id": 0, "decoder_start_token_id": 58100},
     "bart": {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2},
+    "pegasus": {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
 }
-_VOCAB = {"marian": 58101, "bart": 50265}
+_VOCAB = {"marian": 58101, "bart": 50265, "pegasus": 50265}
 
 
 def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
-    refuse(raw, is_encoder_decoder=False, normalize_before=True, add_final_layer_norm=True)
-    bart = model_type == "bart"
+    bart, pre = model_type == "bart", model_type == "pegasus"
+    refuse(raw, is_encoder_decoder=False, normalize_before=not pre, add_final_layer_norm=not pre)
     d_model, dropout = raw.get("d_model", 1024), raw.get("dropout", 0.1)
     tokens = special_tokens(raw, _TOKENS[model_type])
 
@@ -70,7 +72,7 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
         position=PositionConfig(kind="learned", offset=2)
         if bart
         else PositionConfig(kind="sinusoidal", layout="halves"),
-        norm=NormConfig(kind="layer", eps=1e-5, placement="post"),
+        norm=NormConfig(kind="layer", eps=1e-5, placement="pre" if pre else "post"),
         embedding=EmbeddingConfig(
             tied=raw.get("tie_word_embeddings", True),
             scaled=raw.get("scale_embedding", False),
@@ -79,7 +81,9 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
             dropout=dropout,
         ),
         head=HeadConfig(kind=head, bias="fixed" if head == "language_model" else "none"),
-        init=InitConfig(kind="normal", std=raw.get("init_std", 0.02)) if bart else InitConfig(kind="xavier"),
+        init=InitConfig(kind="xavier")
+        if model_type == "marian"
+        else InitConfig(kind="normal", std=raw.get("init_std", 0.02)),
         dropout=dropout,
         tokens=tokens,
         model_type=model_type,
@@ -117,7 +121,7 @@ def _write_marian(config: ModelConfig) -> dict[str, Any]:
     return {**_write(config), **vocabularies}
 
 
-def _write_bart(config: ModelConfig) -> dict[str, Any]:
+def _write_with_std(config: ModelConfig) -> dict[str, Any]:
     return {**_write(config), "init_std": config.init.std}
 
 
@@ -139,6 +143,7 @@ def _stack(stack: str) -> list[Row]:
         *linear(f"{layer}.fc1", f"{block}.feed_forward.up"),
         *linear(f"{layer}.fc2", f"{block}.feed_forward.down"),
         *linear(f"{layer}.final_layer_norm", f"{block}.feed_forward_norm"),
+        *linear(f"model.{stack}.layer_norm", f"{stack}.final_norm"),
     ]
 
 
@@ -221,13 +226,36 @@ FAMILIES = [
         model_type="bart",
         architectures={"BartForConditionalGeneration": "language_model", "BartModel": "none"},
         read=lambda raw, head: _read(raw, head, "bart"),
-        write=_write_bart,
+        write=_write_with_std,
         rows=ROWS,
         prefix="model.",
         ignored=(r"(model\.)?(encoder|decoder)\.version",),  # fairseq's own
         presets={
             "bart-base": _read(_sizes(768, 6, 12, 3072), "language_model", "bart"),
             "bart-large": _read(_sizes(1024, 12, 16, 4096), "language_model", "bart"),
+        },
+    ),
+    Family(
+        model_type="pegasus",
+        architectures={"PegasusForConditionalGeneration": "language_model", "PegasusModel": "none"},
+        read=lambda raw, head: _read(raw, head, "pegasus"),
+        write=_write_with_std,
+        rows=ROWS,
+        prefix="model.",
+        ignored=(r"(model\.)?(encoder|decoder)\.embed_positions\.weight",),  # sinusoids, which need no file
+        presets={
+            "pegasus-large": _read(
+                {
+                    **_sizes(1024, 16, 16, 4096),
+                    "vocab_size": 96_103,
+                    "activation_function": "relu",
+                    "scale_embedding": True,
+                    "attention_dropout": 0.1,
+                    "activation_dropout": 0.1,
+                },
+                "language_model",
+                "pegasus",
+            ),
         },
     ),
 ]
