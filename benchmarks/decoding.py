@@ -64,7 +64,7 @@ class Ours:
     def read(self, streams: int, length: int) -> None:
         self._cache = self._model.make_cache(streams, CAPACITY)
         with torch.inference_mode():
-            self._model(_ids(streams, length), cache=self._cache, last_only=True)
+            self._step(_ids(streams, length), self._cache, last_only=True)
 
     def step(self, streams: int) -> None:
         with torch.inference_mode():

@@ -44,6 +44,8 @@ RECIPE = {
     "optimizer": "muon",
     "learning-rate": "0.005",
     "model.norm.placement": "pre",
+    "model.dropout": "0.2",
+    "model.embedding.dropout": "0.2",
     "schedule": "linear",
     "warmup": "0.05",
     "weight-decay": "0.01",

@@ -1,7 +1,7 @@
 """One vector a text."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from anyformer.errors import UserError
 from anyformer.generation.inference import check_ids, device_of, evaluating, require_tokenizer
+from anyformer.generation.laid_out import LaidOut
 from anyformer.generation.prompt import pad, padding_id, split_special
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -53,8 +54,7 @@ def embed(
     rows = _encode(tokenizer, texts, longest_text(model))
     pooling = model.config.pooling
     vectors = torch.empty((len(rows), model.config.d_model), device=device_of(model))
-    products = nullcontext() if dtype is None else torch.autocast(vectors.device.type, dtype=dtype)
-    with evaluating(model), torch.inference_mode(), products:
+    with evaluating(model), torch.inference_mode(), _products(vectors.device, dtype):
         for chosen in _batches([len(row) for row in rows], batch_size or len(rows)):
             ids, mask = (
                 part.to(vectors.device) for part in pad([rows[i] for i in chosen], padding_id(model, tokenizer))
@@ -63,6 +63,16 @@ def embed(
             pooled = POOLINGS[pooling.kind](last_hidden(model, ids, mask).float(), mask)
             vectors[chosen] = F.normalize(pooled, dim=-1) if pooling.normalise else pooled
     return vectors
+
+
+def _products(device: torch.device, dtype: torch.dtype | None) -> ExitStack:
+    """Lets products be computed in this format."""
+    stack = ExitStack()
+    if dtype is not None:
+        stack.enter_context(torch.autocast(device.type, dtype=dtype))
+        if LaidOut.pays(device, dtype):
+            stack.enter_context(LaidOut(dtype))
+    return stack
 
 
 def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -13,17 +13,21 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from filelock import FileLock
 
 _log = logging.getLogger("anyformer")
 _HERE = Path(__file__).parent
 _FLAGS = [
-    *("-O2", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fvisibility=hidden"),
+    *("-O2", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math"),
 ]
 SWITCH = "ANYFORMER_NATIVE"
@@ -64,11 +68,10 @@ def wanted() -> bool:
 
 
 def _build() -> Path:
-    compiler = next((found for name in _compilers() if (found := shutil.which(name))), None)
-    if compiler is None:
-        raise OSError("there is no C++ compiler (g++ or clang++)")
+    compiler = _compiler()
     sources = sorted([*_HERE.glob("*.h"), *_HERE.glob("*.cpp")])
-    facts = [_version(compiler), platform.machine(), _processor(), *_FLAGS, *(path.read_text() for path in sources)]
+    flags = [*_FLAGS, _openmp()]
+    facts = [_version(compiler), platform.machine(), _processor(), *flags, *(path.read_text() for path in sources)]
     name = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
     folder = _folder()
     made = folder / f"{name}.so"
@@ -79,18 +82,31 @@ def _build() -> Path:
         if not made.exists():
             with tempfile.TemporaryDirectory(dir=folder) as beside:
                 new = Path(beside) / "new.so"
-                command = [compiler, *_FLAGS, *(str(path) for path in sources if path.suffix == ".cpp"), "-o", str(new)]
+                units = [str(path) for path in sources if path.suffix == ".cpp"]
+                command = [*compiler, *units, *flags, "-o", str(new)]
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
                 new.rename(made)
     return made
 
 
-def _compilers() -> list[str]:
-    return [name for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name]
+def _compiler() -> list[str]:
+    """The command of the system's compiler, or of the one that Python's package `ziglang` brings."""
+    for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++"):
+        if name and (found := shutil.which(name)):
+            return [found]
+    if find_spec("ziglang") is not None:
+        return [sys.executable, "-m", "ziglang", "c++"]
+    raise OSError("there is no C++ compiler: install g++ or clang++, or run pip install 'anyformer[compiler]'")
 
 
-def _version(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
+def _openmp() -> str:
+    """The library whose threads torch computes in: two of them would fight for the cores."""
+    found = sorted((Path(torch.__file__).parent / "lib").glob("lib*omp*"))
+    return str(found[0]) if found else "-fopenmp"
+
+
+def _version(compiler: Sequence[str]) -> str:
+    return subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 def _processor() -> str:

@@ -250,6 +250,14 @@ inline void multiply(const Matrix& matrix, int64_t tile, const Inputs& x, int64_
     }
 }
 
+// Rows of a block lie in the same lines of a cache, so one thread prepares them all.
+template <class Work>
+inline void share_blocks(Team& team, int64_t rows, const Work& work) {
+    team.share(Inputs::blocks(rows), [&](int64_t block) {
+        for (int64_t row = block * BLOCK; row < rows && row < (block + 1) * BLOCK; row++) work(row);
+    });
+}
+
 // Tiles that a thread takes at a time: in a row, for the memory's sake, but so that all threads have enough to do.
 inline int64_t run_length(int64_t tiles, int threads) {
     int64_t length = tiles / (threads * 8);

@@ -1,6 +1,4 @@
 // New tokens of every text, through the whole decoder in one call.
-#include <omp.h>
-
 #include <initializer_list>
 #include <type_traits>
 
@@ -117,7 +115,7 @@ class Stepper {
         if (alone)
             one(0);
         else
-            team.share(count, one);
+            share_blocks(team, count, one);
         return inputs;
     }
 
@@ -384,8 +382,6 @@ __attribute__((visibility("default"))) int64_t workspace_bytes(const Decoder* de
 
 // `longest`: as many keys as any query can see.
 __attribute__((visibility("default"))) void step(const Decoder* decoder, const Batch* batch, int64_t longest) {
-    Meeting meeting;
-#pragma omp parallel num_threads(int(batch->threads))
-    Stepper(*decoder, *batch, longest, Team(meeting, omp_get_num_threads(), omp_get_thread_num())).run();
+    together(batch->threads, [&](const Team& team) { Stepper(*decoder, *batch, longest, team).run(); });
 }
 }

@@ -55,3 +55,23 @@ class Team {
    private:
     Meeting& meeting;
 };
+
+// The threads are those of torch's own OpenMP library, which are awake where torch was at work. Compilers without OpenMP
+// can call them as well; libgomp, libomp and libiomp5 all have these.
+extern "C" void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+extern "C" int omp_get_num_threads();
+extern "C" int omp_get_thread_num();
+
+// Let a team do some work: `work(team)` in every thread of it.
+template <class Work>
+inline void together(int64_t threads, const Work& work) {
+    struct Job {
+        const Work& work;
+        Meeting meeting;
+    } job{work, {}};
+    auto start = [](void* data) {
+        auto& job = *static_cast<Job*>(data);
+        job.work(Team(job.meeting, omp_get_num_threads(), omp_get_thread_num()));
+    };
+    GOMP_parallel(start, &job, unsigned(threads), 0);
+}
