@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py --nanogpt PATH/TO/nanoGPT
     python benchmarks/throughput.py --rows gpt2,t5 --steps 3
-    python benchmarks/throughput.py --rows gpt2 --only 'hf bf16' --steps 2
+    python benchmarks/throughput.py --rows gpt2 --only 'hf compiled bf16' --steps 2
 
 A step is a whole training step: forward, loss, backward, clipping at 1.0, AdamW. Every contender runs in a process of
 its own, so peak memory is its own (VmHWM). We and one peer at a time take turns, step by step (A B A B): what else the
