@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
@@ -43,7 +43,8 @@ class LaidOut(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func is not F.linear or kwargs or len(args) != 3:
+        # A matrix that is no parameter was made for this one product, from integers for instance.
+        if func is not F.linear or kwargs or len(args) != 3 or not isinstance(args[1], nn.Parameter):
             return func(*args, **(kwargs or {}))
         x, weight, bias = args
         if weight not in self._known:
