@@ -190,11 +190,6 @@ class KeyValueCache:
         """Cells of every row that hold numbers."""
 
     @property
-    def starts(self) -> Int[Tensor, " batch"]:
-        """The cell of each text's first token: 0, since padding has no cell."""
-        return torch.zeros(self.batch, dtype=torch.long, device=self._device)
-
-    @property
     def ends(self) -> Int[Tensor, " batch"]:
         """The cell behind each text's last token: its length."""
         if self._ends is None:

@@ -37,6 +37,9 @@ _TOKENS = {
 }
 _VOCAB = {"marian": 58101, "bart": 50265, "pegasus": 50265}
 
+_SINUSOIDS = (r"(model\.)?(encoder|decoder)\.embed_positions\.weight",)
+"""They are computed, and need no file."""
+
 
 def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
     bart, pre = model_type == "bart", model_type == "pegasus"
@@ -204,7 +207,7 @@ FAMILIES = [
         write=_write_marian,
         rows=ROWS,
         prefix="model.",
-        ignored=(r"(model\.)?(encoder|decoder)\.embed_positions\.weight",),  # sinusoids, which need no file
+        ignored=_SINUSOIDS,
         presets={
             "opus-mt": _read({**_OPUS, "scale_embedding": True}, "language_model", "marian"),
             "transformer-base": _paper(512, 8, 0.1),
@@ -242,7 +245,7 @@ FAMILIES = [
         write=_write_with_std,
         rows=ROWS,
         prefix="model.",
-        ignored=(r"(model\.)?(encoder|decoder)\.embed_positions\.weight",),  # sinusoids, which need no file
+        ignored=_SINUSOIDS,
         presets={
             "pegasus-large": _read(
                 {

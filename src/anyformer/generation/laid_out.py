@@ -27,7 +27,7 @@ class LaidOut(TorchFunctionMode):
         self._latest: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
-    def pays(device: torch.device, dtype: torch.dtype | None) -> bool:
+    def pays(device: torch.device, dtype: torch.dtype) -> bool:
         """Whether there is anything to lay out."""
         return (
             device.type == "cpu"

@@ -36,7 +36,8 @@ struct Widths {
         });
         if (padded(decoder.d_model) > in) in = padded(decoder.d_model);
         for (int64_t i = 0; i < decoder.depth; i++)
-            head = decoder.layers[i].attention.head_dim > head ? decoder.layers[i].attention.head_dim : head;
+            for (auto attention : {&decoder.layers[i].attention, &decoder.layers[i].cross})
+                head = attention->head_dim > head ? attention->head_dim : head;
     }
 };
 
