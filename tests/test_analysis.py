@@ -57,6 +57,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         d_model=heads * 8,
         attention={**attention, "head_dim": draw(st.sampled_from([None, 6]))},
         feed_forward={"width": draw(st.integers(1, 40))},
+        embedding={"ngrams": draw(st.sampled_from([1, 3])), "ngram_rows": 50},
         **layers,
     )
 

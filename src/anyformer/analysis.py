@@ -56,8 +56,9 @@ def _stack(name: str, stack: Stack, context: int) -> list[Part]:
     heads = attention[0].heads * stack.head_dim
     seen = sum(min(context, window or context) for window in stack.windows)
     rows = [
+        Part(f"{name} n-grams", 1, _parameters(stack.embedding.ngrams), 0),
         # with the segment vectors and the norm of the embeddings, where there are any
-        Part(f"{name} positions", 1, _parameters(stack.position, stack.embedding), 0),
+        Part(f"{name} positions", 1, _parameters(stack.position, stack.embedding.segments, stack.embedding.norm), 0),
         Part(f"{name} attention", layers, _parameters(*attention), _products(*attention) + 4 * heads * seen),
     ]
     if cross[0] is not None:

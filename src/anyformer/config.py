@@ -229,10 +229,17 @@ class EmbeddingConfig:
     """Normalise the sum (BERT, BART)."""
     padding: int | None = None
     """Token id whose row learns nothing from being read."""
+    ngrams: int = 1
+    """Longest run of tokens that has a vector of its own, added to that of its last token (Pagnoni et al. 2024,
+    section 3.2.1; Huang et al. 2025); 1: single tokens only. Small alphabets, such as characters, gain much."""
+    ngram_rows: int = 65536
+    """Vectors that all runs share by hash."""
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.segments >= 0, "embedding.segments", "can't be negative")
+        _require(self.ngrams >= 1, "embedding.ngrams", f"at least 1, a token alone, not {self.ngrams}")
+        _require(self.ngram_rows >= 1, "embedding.ngram_rows", f"must be positive, not {self.ngram_rows}")
         _require_rate(self.dropout, "embedding.dropout")
 
 

@@ -25,6 +25,7 @@ from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding
 from anyformer.blocks.head import Classifier, LanguageModelHead, Pooler, loss
 from anyformer.blocks.initialisation import initialise
 from anyformer.blocks.mask import Mask, attention_mask
+from anyformer.blocks.ngrams import latest
 from anyformer.blocks.position import PositionSize, Rotation, positional_encoding
 from anyformer.config import ModelConfig
 
@@ -122,12 +123,15 @@ class Stack(nn.Module):
             else:
                 lengths = lengths_of_documents(documents, positions)
         else:
-            new, lengths, real = cache.extend(tokens.shape[1], mask)
+            new, lengths, real = cache.extend(tokens, mask)
             keys = torch.arange(cache.length, device=tokens.device)[None]
             positions = new if mask is None or real is None else new.masked_fill(~mask, -1)
             self._require_positions(cache.length)
-        added = self.position.embed(positions)
-        x = self.embedding(vectors, added, segments)
+        recent = None
+        if self.embedding.ngrams is not None:
+            known, places = (tokens, positions) if cache is None else (cache.tokens, new)
+            recent = latest(known, new, places, self.embedding.ngrams.longest)
+        x = self.embedding(vectors, self.position.embed(positions), segments, recent)
         rotation = self.position.rotation(positions, lengths)
         if rotation is not None:
             rotation = Rotation(rotation.cos.to(x.dtype), rotation.sin.to(x.dtype))

@@ -65,6 +65,7 @@ WRITERS = {
         norm=RMS,
         max_length=6,
     ),
+    "n-grams": config(position=ROTARY, norm=RMS, embedding=EmbeddingConfig(tied=False, ngrams=3, ngram_rows=29)),
     "relative": config(position=PositionConfig(kind="relative", buckets=8, max_distance=16), norm=RMS),
     "relative both": config(
         **BOTH,
@@ -72,6 +73,7 @@ WRITERS = {
         norm=RMS,
         attention=AttentionConfig(heads=4, scale=1.0, bias=False, output_bias=False),
     ),
+    "n-grams both": config(**BOTH, embedding=EmbeddingConfig(ngrams=2, ngram_rows=97)),
     "sinusoidal both": config(
         **BOTH,
         position=PositionConfig(kind="sinusoidal"),

@@ -152,6 +152,7 @@ class KeyValueCache:
 
     Attributes:
         layers: what each layer remembers.
+        tokens: ids of the tokens read, [batch, capacity].
         batch: texts in it.
         length: tokens of the longest of them.
         source_mask: which tokens of each source are real, [batch, source]; None: all.
@@ -183,6 +184,7 @@ class KeyValueCache:
         self.length = 0
         self.source_mask: Bool[Tensor, "batch source"] | None = None
         self._rows = batch
+        self._tokens = self.tokens = torch.zeros((batch, capacity), dtype=torch.long, device=device)
         self._device = device
         self._ends: Tensor | None = None
         self._source_masks: Tensor | None = None
@@ -196,21 +198,23 @@ class KeyValueCache:
             return torch.full((self.batch,), self.length, device=self._device)
         return self._ends
 
-    def extend(self, new: int, mask: Bool[Tensor, "batch new"] | None = None) -> Places:
-        """Make room for `new` tokens of each text, which each layer's `append` then fills.
+    def extend(self, tokens: Int[Tensor, "batch new"], mask: Bool[Tensor, "batch new"] | None = None) -> Places:
+        """Note more tokens of each text, and make room for their keys and values, which each layer's `append` fills.
 
         Args:
-            new: How many.
+            tokens: Their ids.
             mask: False for those that are padding, anywhere; None: none is.
 
         Raises:
             ValueError: the cache is full.
         """
+        new = tokens.shape[1]
         if mask is not None and bool(mask.all()):
             mask = None
         if self._ends is None and mask is None:
             first, end = self.length, self.length + new
             self._require(end)
+            self.tokens[:, first:end] = tokens
             self.length = end
             self._aim(_Target(first, end))
             where = torch.arange(first, end, device=self._device)[None]
@@ -229,6 +233,7 @@ class KeyValueCache:
         longest = int(after.max())
         self._require(longest)
         self._clear(longest, before)
+        self.tokens[cells] = tokens if mask is None else tokens[mask]
         self._set_ends(after)
         self._aim(_Target(0, longest, cells, mask))
         real = torch.arange(longest, device=self._device)[None] < after[:, None]
@@ -253,6 +258,7 @@ class KeyValueCache:
         """
         for layer in self.layers:
             layer.select(rows, self.length, sources=sources)
+        self._tokens = self.tokens = self.tokens[rows]
         self._finite = min(self._finite, self.length)
         self._rows = self.batch = len(rows)
         if self._ends is not None:
@@ -277,6 +283,7 @@ class KeyValueCache:
         self._require(length)
         for layer, theirs in zip(self.layers, other.layers, strict=True):
             layer.copy_row(row, length, theirs, other_row)
+        self._tokens[row, :length] = other.tokens[other_row, :length]
         first = other.layers[0].source
         if first is not None:
             width = first.keys.shape[2]
@@ -299,6 +306,7 @@ class KeyValueCache:
         if row != last:
             for layer in self.layers:
                 layer.copy_row(row, ends[last], layer, last)
+            self._tokens[row] = self._tokens[last]
             if self._source_masks is not None:
                 self._source_masks[row] = self._source_masks[last]
             ends[row] = ends[last]
@@ -312,6 +320,7 @@ class KeyValueCache:
     def _use(self) -> None:
         for layer in self.layers:
             layer.use(self.batch)
+        self.tokens = self._tokens[: self.batch]
         self.source_mask = None if self._source_masks is None else self._source_masks[: self.batch]
 
     def _set_ends(self, ends: Tensor) -> None:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from anyformer.blocks.block import norm
 from anyformer.blocks.dropout import Dropout
+from anyformer.blocks.ngrams import NgramEmbedding
 from anyformer.blocks.quantised import QuantisedEmbedding, QuantisedMatrix
 from anyformer.config import EmbeddingConfig, NormConfig
 
@@ -29,10 +30,11 @@ class TokenEmbedding(nn.Module):
 
 
 class InputEmbedding(nn.Module):
-    """``dropout(norm(token + segment + position))``, of which a config may leave out all but the first."""
+    """``dropout(norm(token + n-grams + segment + position))``, of which a config may leave out all but the first."""
 
     def __init__(self, config: EmbeddingConfig, norm_config: NormConfig, d_model: int) -> None:
         super().__init__()
+        self.ngrams = NgramEmbedding(config.ngrams, config.ngram_rows, d_model) if config.ngrams > 1 else None
         self.segments = nn.Embedding(config.segments, d_model) if config.segments else None
         self.norm = norm(norm_config, d_model) if config.norm else None
         self.dropout = Dropout(config.dropout)
@@ -42,6 +44,7 @@ class InputEmbedding(nn.Module):
         vectors: Float[Tensor, "batch time d_model"],
         positions: Float[Tensor, "#batch time d_model"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
+        recent: Int[Tensor, "batch time ngrams"] | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
         """Sum up what is known of each token.
 
@@ -49,7 +52,11 @@ class InputEmbedding(nn.Module):
             vectors: The token vectors.
             positions: What a positional encoding adds.
             segments: Which part of the text each token belongs to; None: all to the first.
+            recent: Each token and those before it (`blocks.ngrams.latest`), where n-grams have vectors.
         """
+        if self.ngrams is not None:
+            assert recent is not None
+            vectors = vectors + self.ngrams(recent)
         if self.segments is not None:
             vectors = vectors + (self.segments.weight[0] if segments is None else self.segments(segments))
         if positions is not None:

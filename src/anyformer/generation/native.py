@@ -21,6 +21,7 @@ from anyformer.blocks.feedforward import FeedForward
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.native import table
 from anyformer.blocks.native.product import described
+from anyformer.blocks.ngrams import latest
 from anyformer.blocks.norm import LayerNorm, RMSNorm
 from anyformer.blocks.position import (
     LearnedPosition,
@@ -182,10 +183,12 @@ class NativeDecoder:
             self._tables = (capacity, turns[0], turns[1], bias)
         return self._tables[1:]
 
-    def vectors(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """What enters the first block, [batch, d_model]."""
-        added = self.decoder.position.embed(positions[:, None])
-        return self.decoder.embedding(self.model.tokens(tokens), added)[:, 0].float().contiguous()
+    def vectors(self, tokens: Tensor, places: Tensor, cache: KeyValueCache) -> Tensor:
+        """What enters the first block, [batch * new, d_model]."""
+        embedding, added = self.decoder.embedding, self.decoder.position.embed(places)
+        ngrams = embedding.ngrams
+        recent = None if ngrams is None else latest(cache.tokens, places, places, ngrams.longest)
+        return embedding(self.model.tokens(tokens), added, None, recent).flatten(0, 1).float().contiguous()
 
 
 def memories(cache: KeyValueCache) -> ctypes.Array[table.LayerMemory]:

@@ -54,9 +54,8 @@ class PrefixCache:
         capacity = max(length, _SMALLEST if old is None else 2 * old.capacity)
         new = self._model.make_cache(1, capacity)
         if old is not None:
-            new.extend(len(self._ids), None)
-            for layer, before in zip(new.layers, old.layers, strict=True):
-                layer.append(before.keys[:, :, : len(self._ids)], before.values[:, :, : len(self._ids)])
+            old.truncate(len(self._ids))
+            new.put(0, old)
         self._cache = new
         return new
 

@@ -115,8 +115,8 @@ class _NativeStep:
         """The step, with the scores of each text's last `scored` columns."""
         decoder, (batch, new) = self._decoder, tokens.shape
         # Those of a text see each other, for all keys are written before any is looked at.
-        places = cache.extend(new, mask).new.expand(batch, new).contiguous()
-        vectors = decoder.vectors(tokens.reshape(-1, 1), places.flatten())
+        places = cache.extend(tokens, mask).new.expand(batch, new).contiguous()
+        vectors = decoder.vectors(tokens, places, cache)
         if mask is not None:
             places = places.masked_fill(~mask, -1)
         rows = torch.arange(batch * new).view(batch, new)[:, new - scored :].contiguous()
