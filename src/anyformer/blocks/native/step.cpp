@@ -64,7 +64,7 @@ struct Space {
 class Stepper {
    public:
     Stepper(const Decoder& decoder, const Batch& batch, int64_t longest, Team team)
-        : decoder(decoder), batch(batch), team(team), rows(batch.rows) {
+        : decoder(decoder), batch(batch), team(team), rows(batch.rows), fresh(batch.fresh) {
         Space space(decoder, rows, longest);
         auto memory = static_cast<char*>(batch.workspace);
         // A thread prepares the inputs of a single row itself, which takes less time than waiting for another.
@@ -79,22 +79,22 @@ class Stepper {
 
     void run() {
         for (int64_t i = 0; i < decoder.depth; i++) {
-            layer(decoder.layers[i], batch.layers[i]);
+            layer(decoder.layers[i], batch.layers[i], i + 1 == decoder.depth);
         }
-        finish();
+        if (rows) finish();
     }
 
    private:
     const Decoder& decoder;
     const Batch& batch;
     Team team;
-    const int64_t rows;
+    int64_t rows, fresh;
     bool alone, integers;
     void* inputs_memory;
     float *queries, *keys, *values, *looking;
 
     float* residual(int64_t row) const { return batch.vectors + row * decoder.d_model; }
-    int64_t text(int64_t row) const { return row / batch.fresh; }
+    int64_t text(int64_t row) const { return row / fresh; }
 
     // Inputs for some products, made row by row: `fill(row, values)` returns where they are, there or elsewhere.
     template <class Fill>
@@ -151,13 +151,34 @@ class Stepper {
         memcpy(x, made, decoder.d_model * sizeof(float));
     }
 
-    void layer(const Layer& layer, const LayerMemory& memory) {
-        attention(layer.attention, memory);
+    void layer(const Layer& layer, const LayerMemory& memory, bool last) {
+        remember(layer.attention, memory);
+        // Behind the last keys and values only what is scored counts.
+        if (last) narrow(padded(layer.attention.query.outputs));
+        if (!rows) return;
+        look(layer.attention, memory.keys, memory.values, false);
         if (layer.cross.query.weights) cross_attention(layer.cross, memory);
         feed_forward(layer.feed_forward);
     }
 
-    void attention(const Attention& a, const LayerMemory& memory) {
+    // Go on with the scored rows alone, which come first from here on.
+    void narrow(int64_t query_width) {
+        int64_t count = batch.scored_rows, texts = rows / fresh;
+        if (count == rows) return;
+        if (team.me == 0)
+            for (int64_t i = 0; i < count; i++) {
+                int64_t row = batch.scored[i];
+                if (row == i) continue;
+                memcpy(residual(i), residual(row), decoder.d_model * sizeof(float));
+                memcpy(queries + i * query_width, queries + row * query_width, query_width * sizeof(float));
+                batch.places[i] = batch.places[row];
+            }
+        team.wait();
+        rows = count, fresh = count / texts;
+    }
+
+    // Queries, and the keys and values of the new tokens for this layer's memory.
+    void remember(const Attention& a, const LayerMemory& memory) {
         Inputs x = read(a.norm, {&a.query, &a.key, &a.value});
         int64_t query_tiles = tiles_of(a.query), key_tiles = tiles_of(a.key);
         int64_t query_width = padded(a.query.outputs), key_width = padded(a.key.outputs);
@@ -176,16 +197,15 @@ class Stepper {
         });
         team.share(rows, [&](int64_t row) {
             if (batch.memory_format == BFLOAT16)
-                remember<BFloat16>(a, memory, row, query_width, key_width);
+                keep<BFloat16>(a, memory, row, query_width, key_width);
             else
-                remember<float>(a, memory, row, query_width, key_width);
+                keep<float>(a, memory, row, query_width, key_width);
         });
-        look(a, memory.keys, memory.values, false);
     }
 
     // Norm and turn the new queries and keys, and write keys and values where later tokens find them.
     template <class T>
-    void remember(const Attention& a, const LayerMemory& memory, int64_t row, int64_t query_width, int64_t key_width) {
+    void keep(const Attention& a, const LayerMemory& memory, int64_t row, int64_t query_width, int64_t key_width) {
         int64_t place = batch.places[row];
         if (place < 0) return;
         auto turned = [&](const Norm& norm, float* head) {
@@ -234,7 +254,7 @@ class Stepper {
         int64_t width = padded(a.query.outputs), group = a.heads / a.kv_heads;
         auto from = [&](auto number) {
             typedef decltype(number) T;
-            if (batch.fresh > 1 && batch.fresh * group >= LANES / 2)
+            if (fresh > 1 && fresh * group >= LANES / 2)
                 look_together<T>(a, key_memory, value_memory, source);
             else
                 look_alone<T>(a, key_memory, value_memory, source);
@@ -301,8 +321,8 @@ class Stepper {
 
     template <class T>
     void look_together(const Attention& a, const Memory& keys, const Memory& values, bool source) {
-        int64_t group = a.heads / a.kv_heads, all = batch.fresh * group, crowds = (all + CROWD - 1) / CROWD;
-        int64_t texts = rows / batch.fresh;
+        int64_t group = a.heads / a.kv_heads, all = fresh * group, crowds = (all + CROWD - 1) / CROWD;
+        int64_t texts = rows / fresh;
         team.share(crowds * texts * a.kv_heads, [&](int64_t item) {
             int64_t kv_head = item % a.kv_heads, text = item / a.kv_heads % texts;
             // The last tokens first: they see most, and what takes longest must not come last.
@@ -310,7 +330,7 @@ class Stepper {
             int64_t count = all - begin < CROWD ? all - begin : CROWD;
             Query asking[CROWD];
             for (int64_t i = 0; i < count; i++) {
-                int64_t row = text * batch.fresh + (begin + i) / group;
+                int64_t row = text * fresh + (begin + i) / group;
                 asking[i] = asked(a, source, row, kv_head * group + (begin + i) % group);
             }
             auto there = seen<T>(keys, values, source, text, kv_head);
@@ -327,7 +347,7 @@ class Stepper {
             };
             // Next to the rounding of keys, or of the inputs of integers, that of queries and weights is small. But a few
             // tokens get what one alone gets, so that guessing ahead changes nothing.
-            if (HAS_PAIRS && batch.fresh >= KEYS && (sizeof(T) == 2 || integers))
+            if (HAS_PAIRS && fresh >= KEYS && (sizeof(T) == 2 || integers))
                 wide(std::integral_constant<bool, HAS_PAIRS>{});
             else
                 wide(std::false_type{});
@@ -353,16 +373,16 @@ class Stepper {
     }
 
     void finish() {
-        int64_t count = batch.scored_rows, d_model = decoder.d_model;
+        int64_t d_model = decoder.d_model;
         auto last = [&](int64_t row, float* to) {
-            const float* from = normalise(decoder.final_norm, residual(batch.scored[row]), d_model, to);
+            const float* from = normalise(decoder.final_norm, residual(row), d_model, to);
             if (decoder.head_scale == 1.0) return from;
             for (int64_t i = 0; i < d_model; i++) to[i] = from[i] * float(decoder.head_scale);
             return static_cast<const float*>(to);
         };
-        Inputs x = prepared(count, d_model, {&decoder.head}, last);
+        Inputs x = prepared(rows, d_model, {&decoder.head}, last);
         share_tiles(team, tiles_of(decoder.head), [&](int64_t tile) {
-            multiply(decoder.head, tile, x, count, [&](int64_t row, int64_t first, Floats y, int64_t outputs) {
+            multiply(decoder.head, tile, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t outputs) {
                 float* to = batch.scores + row * decoder.head.outputs + first;
                 if (outputs == LANES)
                     store(to, y);

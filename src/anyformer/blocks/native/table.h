@@ -64,7 +64,8 @@ struct LayerMemory {
 struct Batch {
     int64_t rows, fresh;      // fresh: new tokens of each text
     float* vectors;           // [rows, d_model]: embeddings; overwritten
-    const int64_t* places;    // [rows]: where the new token is written, behind all that it sees; -1: it is padding
+    int64_t* places;          // [rows]: where the new token is written, behind all that it sees; -1: it is padding;
+                              // overwritten
     const float *cos, *sin;   // [positions, head_dim]; null: nothing turns
     const float* bias;        // [heads, distances], added to the scores; null: none
     int64_t distances;
@@ -73,7 +74,7 @@ struct Batch {
     int64_t source;           // source tokens
     const int64_t* sources;   // [texts]: which source is a text's; null: text i has source i
     const uint8_t* source_mask;  // [texts, source]: 0 hides; null: all are seen
-    const int64_t* scored;    // [scored_rows]: rows whose scores are wanted
+    const int64_t* scored;    // [scored_rows]: rows whose scores are wanted, as many of each text, in order
     int64_t scored_rows;
     float* scores;            // [scored_rows, vocab]
     void* workspace;
