@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -21,5 +25,29 @@ def test_a_package_may_bring_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "find_spec", lambda name: object())
     assert build._compiler() == [sys.executable, "-m", "ziglang", "c++"]
     monkeypatch.setattr(build, "find_spec", lambda name: None)
-    with pytest.raises(OSError, match=r"anyformer\[compiler\]"):
+    with pytest.raises(OSError, match="pip install ziglang"):
         build._compiler()
+
+
+USE = """
+import torch
+import anyformer as af
+from anyformer.blocks.native.build import library
+from anyformer.generation.step import step_of
+torch.manual_seed(0)
+model = af.build(af.preset("llama-nano", vocab_size=50, decoder_layers=2)).eval()
+ids = torch.randint(50, (2, 5))
+with torch.inference_mode():
+    found = step_of(model, wait=True)(ids, model.make_cache(2, 8))
+    torch.testing.assert_close(found, model(ids).logits, atol=1e-4, rtol=1e-4)
+assert library().get() is not None
+"""
+
+
+@pytest.mark.skipif(find_spec("ziglang") is None, reason="is a dependency on Linux only")
+def test_the_packages_compiler_makes_the_library(tmp_path: Path) -> None:
+    """A machine without a compiler, on first use."""
+    nothing = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": str(tmp_path)}
+    environment = nothing | {"ANYFORMER_CACHE": str(tmp_path), "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", USE], check=True, env=environment, timeout=300)
+    assert [path.suffix for path in (tmp_path / "native").iterdir()].count(".so") == 1

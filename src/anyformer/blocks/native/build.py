@@ -27,9 +27,10 @@ from filelock import FileLock
 _log = logging.getLogger("anyformer")
 _HERE = Path(__file__).parent
 _FLAGS = [
-    *("-O2", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden"),
+    *("-O2", "-march=native", "-std=c++17", "-fPIC", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math"),
 ]
+_ZIG = [sys.executable, "-m", "ziglang", "c++"]
 SWITCH = "ANYFORMER_NATIVE"
 """An environment variable that, set to 0, leaves all work to torch."""
 
@@ -70,8 +71,12 @@ def wanted() -> bool:
 def _build() -> Path:
     compiler = _compiler()
     sources = sorted([*_HERE.glob("*.h"), *_HERE.glob("*.cpp")])
-    flags = [*_FLAGS, _openmp()]
-    facts = [_version(compiler), platform.machine(), _processor(), *flags, *(path.read_text() for path in sources)]
+    linked = ["-shared", _openmp()]
+    if compiler == _ZIG:
+        # It would compile the standard libraries first, for a minute, and nothing of them is in the way.
+        linked.append("-nostdlib")
+    facts = [_version(compiler), platform.machine(), _processor(), *_FLAGS, *linked]
+    facts += [path.read_text() for path in sources]
     name = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
     folder = _folder()
     made = folder / f"{name}.so"
@@ -81,12 +86,16 @@ def _build() -> Path:
     with FileLock(folder / f"{name}.lock"):
         if not made.exists():
             with tempfile.TemporaryDirectory(dir=folder) as beside:
-                new = Path(beside) / "new.so"
-                units = [str(path) for path in sources if path.suffix == ".cpp"]
-                command = [*compiler, *units, *flags, "-o", str(new)]
-                subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
-                new.rename(made)
+                units = [path for path in sources if path.suffix == ".cpp"]
+                for unit in units:
+                    _run([*compiler, "-c", str(unit), *_FLAGS], beside)
+                _run([*compiler, *(f"{unit.stem}.o" for unit in units), *linked, "-o", "new.so"], beside)
+                (Path(beside) / "new.so").rename(made)
     return made
+
+
+def _run(command: Sequence[str], folder: str) -> None:
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=600)
 
 
 def _compiler() -> list[str]:
@@ -95,8 +104,8 @@ def _compiler() -> list[str]:
         if name and (found := shutil.which(name)):
             return [found]
     if find_spec("ziglang") is not None:
-        return [sys.executable, "-m", "ziglang", "c++"]
-    raise OSError("there is no C++ compiler: install g++ or clang++, or run pip install 'anyformer[compiler]'")
+        return _ZIG
+    raise OSError("there is no C++ compiler: install g++ or clang++, or run pip install ziglang")
 
 
 def _openmp() -> str:
