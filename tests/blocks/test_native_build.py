@@ -50,4 +50,15 @@ def test_the_packages_compiler_makes_the_library(tmp_path: Path) -> None:
     nothing = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": str(tmp_path)}
     environment = nothing | {"ANYFORMER_CACHE": str(tmp_path), "HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", USE], check=True, env=environment, timeout=300)
-    assert [path.suffix for path in (tmp_path / "native").iterdir()].count(".so") == 1
+    assert sorted(path.suffix for path in (tmp_path / "native").iterdir()) == [".lock", ".so"]
+
+
+def test_what_an_ended_program_left_behind_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_run", lambda command, folder: (folder / "new.so").touch())
+    made = build._build()
+    made.unlink()
+    left = made.with_suffix(".making")
+    (left / "product.o").mkdir(parents=True)
+    assert build._build() == made
+    assert not left.exists()

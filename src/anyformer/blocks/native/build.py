@@ -14,7 +14,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
 from functools import cache
@@ -85,16 +84,20 @@ def _build() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{name}.lock"):
         if not made.exists():
-            with tempfile.TemporaryDirectory(dir=folder) as beside:
-                units = [path for path in sources if path.suffix == ".cpp"]
-                for unit in units:
-                    _run([*compiler, "-c", str(unit), *_FLAGS], beside)
-                _run([*compiler, *(f"{unit.stem}.o" for unit in units), *linked, "-o", "new.so"], beside)
-                (Path(beside) / "new.so").rename(made)
+            beside = folder / f"{name}.making"
+            # A program that ended while its compiler was at work has left one behind.
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir()
+            units = [path for path in sources if path.suffix == ".cpp"]
+            for unit in units:
+                _run([*compiler, "-c", str(unit), *_FLAGS], beside)
+            _run([*compiler, *(f"{unit.stem}.o" for unit in units), *linked, "-o", "new.so"], beside)
+            (beside / "new.so").rename(made)
+            shutil.rmtree(beside)
     return made
 
 
-def _run(command: Sequence[str], folder: str) -> None:
+def _run(command: Sequence[str], folder: Path) -> None:
     subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=600)
 
 
