@@ -15,7 +15,7 @@ GROUP = 32
 _HALF = GROUP // 2
 _LARGEST = 32_000.0
 """The scales and minima are float16, which ends at 65,504, and the ends of a group may be this far apart twice."""
-_AT_ONCE = 1 << 20
+_AT_ONCE = 1 << 18
 """Weights that are rounded at a time: the search needs several times their room."""
 
 
@@ -85,48 +85,42 @@ def _int8(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, Tensor]:
 
 
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
-"""Scales that are tried, as shares of that which reaches from one end of a group to the other."""
+"""Scales that are tried, as shares of that which reaches from one end of a group to the other,"""
+_FITS = 2
+"""and how often a line is fitted to the codes of each."""
 
 
 def _int4(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, Tensor, Tensor]:
     lowest, highest = groups.aminmax(dim=-1)
     middle, span = (lowest + highest) / 2, (highest - lowest) / 15
-    scales, minima = _half(span), _half(lowest)
-    error = _error(groups, scales, minima)
+    scales, minima, least = span, lowest, torch.full_like(span, torch.inf)
     for share in _SHARES:
         scale, minimum = _half(span * share), _half(middle - span * share * 7.5)
-        for _ in range(2):
-            better = _error(groups, scale, minimum)
-            wins = better < error
-            error = torch.where(wins, better, error)
+        codes = _codes(groups, scale, minimum)
+        for fitted in range(_FITS + 1):
+            if fitted:
+                scale, minimum = _fit(groups, codes, scale)
+                codes = _codes(groups, scale, minimum)
+            error = torch.addcmul(minimum[..., None], codes, scale[..., None]).sub_(groups).square_().sum(dim=-1)
+            wins = error < least
+            least = torch.where(wins, error, least)
             scales, minima = torch.where(wins, scale, scales), torch.where(wins, minimum, minima)
-            scale, minimum = _fit(groups, scale, minimum)
-        better = _error(groups, scale, minimum)
-        wins = better < error
-        error = torch.where(wins, better, error)
-        scales, minima = torch.where(wins, scale, scales), torch.where(wins, minimum, minima)
     codes = _codes(groups, scales, minima).to(torch.uint8)
     return pack(codes.flatten(1)), scales.half(), minima.half()
 
 
-def _fit(groups: Tensor, scales: Tensor, minima: Tensor) -> tuple[Tensor, Tensor]:
+def _fit(groups: Tensor, codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     """The line of least squares from these codes to the weights."""
-    codes = _codes(groups, scales, minima)
     mean, level = codes.mean(dim=-1), groups.mean(dim=-1)
     spread = codes - mean[..., None]
     square = spread.square().sum(dim=-1)
-    slope = (spread * groups).sum(dim=-1) * _inverse(square)
+    slope = spread.mul_(groups).sum(dim=-1) * _inverse(square)
     scale = _half(torch.where(square > 0, slope, scales))
     return scale, _half(level - scale * mean)
 
 
 def _codes(groups: Tensor, scales: Tensor, minima: Tensor) -> Tensor:
-    return ((groups - minima[..., None]) * _inverse(scales)[..., None]).round().clamp(0, 15)
-
-
-def _error(groups: Tensor, scales: Tensor, minima: Tensor) -> Tensor:
-    back = torch.addcmul(minima[..., None], _codes(groups, scales, minima), scales[..., None])
-    return (back - groups).square().sum(dim=-1)
+    return (groups - minima[..., None]).mul_(_inverse(scales)[..., None]).round_().clamp_(0, 15)
 
 
 def _half(x: Tensor) -> Tensor:
