@@ -82,8 +82,10 @@ def _draw_settings(data: st.DataObject, drawn: hf.Drawn) -> GenerationConfig:
         rules |= {"forced_eos_token_id": st.just(config.eos_token_id)}
     for name in data.draw(st.lists(st.sampled_from(sorted(rules)), max_size=2, unique=True)):
         setattr(config, name, data.draw(rules[name]))
-    # transformers refuses to force a token that is suppressed.
-    assume(config.forced_bos_token_id not in (config.suppress_tokens or []))
+    # transformers refuses to force tokens that are all suppressed.
+    ends = config.forced_eos_token_id
+    forced = [[config.forced_bos_token_id], ends if isinstance(ends, list) else [ends]]
+    assume(not any(set(tokens) <= set(config.suppress_tokens or []) for tokens in forced))
     return config
 
 
