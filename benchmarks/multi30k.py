@@ -40,7 +40,7 @@ BAR, PUBLISHED = 41.0, 41.02
 BEAMS, BATCH, LONGEST = 5, 100, 128
 
 RECIPE = {
-    "tokenizer": "bpe:4000",
+    "tokenizer": "bpe:8000",
     "dtype": "bfloat16",
     "batch-tokens": "1024",
     "optimizer": "muon",
@@ -50,7 +50,7 @@ RECIPE = {
     "model.embedding.dropout": "0.2",
     "schedule": "linear",
     "warmup": "0.05",
-    "weight-decay": "0.01",
+    "weight-decay": "0.1",
     "beta2": "0.98",
     "label-smoothing": "0.1",
     "average": "last:10",

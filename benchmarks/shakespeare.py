@@ -33,9 +33,9 @@ RECIPES: dict[str, tuple[float, list[str]]] = {
     "quick": (
         1.88,
         [
-            *("--model.d-model", "128", "--model.feed-forward.width", "512", "--model.init.std", "0.09"),
+            *("--model.d-model", "96", "--model.feed-forward.width", "384", "--model.init.std", "0.09"),
             *("--model.embedding.ngrams", "5", "--model.embedding.ngram-rows", "32768"),
-            *("--context", "64", "--batch-size", "16", "--steps", "120", "--warmup", "0.05"),
+            *("--context", "64", "--batch-size", "16", "--steps", "110", "--warmup", "0.05"),
         ],
     ),
     "ten": (
