@@ -87,9 +87,10 @@ def test_smollm2_holds_a_conversation(smollm2: tuple[Path, transformers.PreTrain
     path, theirs = smollm2
     model, tokenizer = af.load(path)
     assert tokenizer is not None
-    conversation = Conversation(model, tokenizer)
     read: list[int] = []
+    # Before the conversation begins: a model with hooks takes its steps itself.
     model.register_forward_pre_hook(lambda module, given: read.append(given[0].shape[1]))
+    conversation = Conversation(model, tokenizer)
     reference = transformers.AutoTokenizer.from_pretrained(path)
     for question, word in {"What is the capital of France?": "Paris", "And of Italy?": "Rome"}.items():
         asked = [*conversation.messages, {"role": "user", "content": question}]
