@@ -72,7 +72,7 @@ def _build() -> Path:
     sources = sorted([*_HERE.glob("*.h"), *_HERE.glob("*.cpp")])
     linked = ["-shared", _openmp()]
     if compiler == _ZIG:
-        # It would compile the standard libraries first, for a minute, and nothing of them is in the way.
+        # It would compile the standard libraries first, for a minute, and the objects call none of their functions.
         linked.append("-nostdlib")
     facts = [_version(compiler), platform.machine(), _processor(), *_FLAGS, *linked]
     facts += [path.read_text() for path in sources]
