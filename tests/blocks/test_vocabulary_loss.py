@@ -33,7 +33,9 @@ def test_equals_torch(
     ours = [tensor.float().requires_grad_() for tensor in (x, matrix, *([] if bias is None else [bias]))]
     theirs = [tensor.requires_grad_() for tensor in (x, matrix, *([] if bias is None else [bias]))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_LOGITS", at_once)
+        patch.setattr(module, "_BYTES", 4 * at_once)
+        patch.setattr(module, "_CACHED", at_once // 3)
+        patch.setattr(module, "_WORDS", 7)
         loss = vocabulary_loss(ours[0], ours[1], ours[2] if with_bias else None, targets, smoothing)
         (3 * loss).backward()
     logits = F.linear(theirs[0], theirs[1], theirs[2] if with_bias else None)
@@ -100,6 +102,6 @@ def test_all_logits_are_never_held() -> None:
             return result
 
     with pytest.MonkeyPatch.context() as patch, Watch():
-        patch.setattr(module, "_LOGITS", 1 << 12)
+        patch.setattr(module, "_BYTES", 1 << 14)
         vocabulary_loss(torch.randn(400, 8, requires_grad=True), torch.randn(500, 8), None, torch.randint(500, (400,)))
     assert max(made) <= 1 << 13

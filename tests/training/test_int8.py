@@ -18,7 +18,8 @@ from anyformer.errors import UserError
 from anyformer.training import int8, precision
 from anyformer.training.config import TrainConfig
 from anyformer.training.engines.single import Single
-from anyformer.training.int8 import Int8Linear, int8_linear, use_int8
+from anyformer.training.int8 import Int8Linear, int8_linear
+from anyformer.training.linear import use_fastest
 from anyformer.training.precision import Precision, choose_precision, peak_flops_per_second
 from anyformer.training.run_directory import model_directory
 from tests.training.conftest import TINY, Trains, losses, single
@@ -241,7 +242,7 @@ def _model(name: str = "gpt2-nano", *, tied: bool = True) -> af.Transformer:
 
 def test_only_products_inside_blocks_change_and_only_in_training(eager: None):
     plain, model = _model("llama-nano", tied=False), _model("llama-nano", tied=False)
-    use_int8(model)
+    use_fastest(model, INT8)
     assert model.head is not None
     assert [type(part) for part in model.head.children()] == [nn.Linear]
     changed = {name for name, part in model.named_modules() if isinstance(part, Int8Linear)}

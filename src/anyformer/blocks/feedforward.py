@@ -9,6 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyformer.blocks.dropout import Dropout
+from anyformer.blocks.native import table
+from anyformer.blocks.native.activate import activated
+from anyformer.blocks.native.tiles import can_tile
 from anyformer.config import ConfigError, FeedForwardConfig
 from anyformer.errors import nearest
 
@@ -20,6 +23,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
+
+COMPILED = {ACTIVATIONS[name]: kind for kind, name in enumerate(table.ACTIVATIONS)}
+"""Those that compiled code knows, by its numbers for them."""
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -45,6 +51,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Transform each vector by itself."""
-        if self.gate is None:
-            return self.down(self.dropout(self.activation(self.up(x))))
-        return self.down(self.dropout(self.activation(self.gate(x)) * self.up(x)))
+        up, gate = self.up(x), None if self.gate is None else self.gate(x)
+        if self.training and up.requires_grad and self.activation in COMPILED and can_tile(up):
+            inner, factor = (up, None) if gate is None else (gate, up)
+            return activated(COMPILED[self.activation], inner, factor, self._outwards)
+        return self._outwards(self.activation(up) if gate is None else self.activation(gate) * up)
+
+    def _outwards(self, inner: Tensor) -> Tensor:
+        return self.down(self.dropout(inner))

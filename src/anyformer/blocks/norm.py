@@ -5,9 +5,13 @@ Each kind is a class made from (width, eps) and an entry in `NORMS`: add one of 
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn, ones, zeros
+
+from anyformer.blocks.native.scale import scaled
+from anyformer.blocks.native.tiles import can_tile
 
 
 class LayerNorm(nn.Module):
@@ -34,6 +38,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Normalise over the last dimension."""
+        if self.training and x.requires_grad and x.dtype == torch.float32 and can_tile(x):
+            return scaled(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 

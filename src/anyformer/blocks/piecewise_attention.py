@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from anyformer.blocks.mask import Mask
+from anyformer.blocks.products import product_format
 
 _PIECE = 64
 """Queries at a time."""
@@ -34,8 +35,8 @@ def pays(query: Float[Tensor, "batch heads queries head_dim"], key: Tensor, mask
     if mask.scores is not None and mask.scores.requires_grad:
         return True
     if mask.causal:
-        return key.shape[2] <= _LONGEST_CAUSAL.get(_format(query), _OTHER_FORMATS_CAUSAL)
-    return key.shape[2] <= _LONGEST.get(_format(query), _OTHER_FORMATS)
+        return key.shape[2] <= _LONGEST_CAUSAL.get(product_format(query), _OTHER_FORMATS_CAUSAL)
+    return key.shape[2] <= _LONGEST.get(product_format(query), _OTHER_FORMATS)
 
 
 def piecewise_attention(
@@ -49,15 +50,10 @@ def piecewise_attention(
 
     A causal mask wants as many queries as keys.
     """
-    dtype = _format(query)
+    dtype = product_format(query)
     operands = (query.to(dtype), key.to(dtype), value.to(dtype))
     with torch.autocast(query.device.type, enabled=False):
         return _PiecewiseAttention.apply(*operands, mask.scores, scale, mask.causal)  # pyright: ignore[reportReturnType]
-
-
-def _format(query: Tensor) -> torch.dtype:
-    kind = query.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
 
 
 class _PiecewiseAttention(torch.autograd.Function):

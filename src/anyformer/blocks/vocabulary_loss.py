@@ -1,8 +1,9 @@
 """Cross-entropy over a large vocabulary, without ever holding all of its logits.
 
 The logits of a batch are its largest tensor by far: 2,048 tokens of GPT-2 make 412 MB of them in float32, and as much
-again for their gradient. Here they are made for some tokens at a time, turned into the loss and its gradients at once,
-and forgotten. The gradients are known on the way forward because nothing comes after a loss but a factor.
+again for their gradient. Here they are made for some tokens at a time, in the format of the products, turned into their
+gradient where they lie, and forgotten. Only a core's cache full of them is ever float32, if the format is narrower. The
+gradients are known on the way forward because nothing comes after a loss but a factor.
 """
 
 from typing import Any
@@ -12,8 +13,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-_LOGITS = 1 << 25
-"""How many logits there are at a time: enough rows for fast products, 128 MB in float32."""
+from anyformer.blocks.native.outer import outer_products
+from anyformer.blocks.native.soften import soften
+from anyformer.blocks.native.tiles import can_tile
+from anyformer.blocks.products import product_format
+
+_BYTES = 1 << 28
+"""What the logits of a piece of the tokens may take: enough rows for fast products."""
+
+_CACHED, _ELSEWHERE = 1 << 20, 1 << 25
+"""Logits of which there are float32 ones at a time, on CPUs and on other devices."""
+
+_WORDS = 4096
+"""Words whose gradient is made at a time, for it comes in the format of the products and is kept in float32."""
 
 
 def vocabulary_loss(
@@ -35,9 +47,8 @@ def vocabulary_loss(
         targets: The right word of each token.
         smoothing: Share s of the target that is spread over all words (Szegedy et al. 2016, section 7).
     """
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    with torch.autocast(kind, enabled=False):
+    dtype = product_format(x)
+    with torch.autocast(x.device.type, enabled=False):
         return _VocabularyLoss.apply(x, matrix, bias, targets, smoothing, dtype)  # pyright: ignore[reportReturnType]
 
 
@@ -54,44 +65,44 @@ class _VocabularyLoss(torch.autograd.Function):
     ) -> Tensor:
         count, vocab = len(x), len(matrix)
         wants_x, wants_matrix, wants_bias = ctx.needs_input_grad[:3]  # pyright: ignore[reportAttributeAccessIssue]
-        backward = wants_x or wants_matrix or wants_bias
         words = matrix.to(dtype)
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         grad_x = torch.empty_like(x) if wants_x else None
-        grad_matrix = torch.zeros_like(matrix, dtype=torch.float32) if wants_matrix else None
+        grad_matrix = torch.empty_like(matrix, dtype=torch.float32) if wants_matrix else None
+        if grad_matrix is not None and not count:
+            grad_matrix.zero_()
         grad_bias = torch.zeros(vocab, dtype=torch.float32, device=x.device) if wants_bias else None
-        # The gradient of the sum is kept, not of the mean: small numbers divided by many tokens vanish in float16.
-        rows = max(1, -(-count // max(1, -(-count * vocab // _LOGITS))))
+        # In float16 small numbers divided by many tokens vanish.
+        late = 1 / max(count, 1) if dtype == torch.float16 else 1.0
+        soon = 1 / max(count, 1) / late
+        rows = max(1, -(-count // max(1, -(-count * vocab * words.itemsize // _BYTES))))
+        tiled = can_tile(x, dtype)
+        some = max(1, (_CACHED if x.device.type == "cpu" else _ELSEWHERE) // vocab)
         for start in range(0, count, rows):
             piece, right = x[start : start + rows].to(dtype), targets[start : start + rows, None]
-            scores = torch.mm(piece, words.t()) if bias is None else torch.addmm(bias.to(dtype), piece, words.t())
-            scores = scores.float()
-            answer, best = scores.gather(1, right), scores.amax(dim=-1, keepdim=True)
-            if smoothing:
-                total -= smoothing * scores.mean(dim=-1).sum()
-            # One exponential of each score: the largest probability, at least 1 / vocab, gives the sum of all.
-            gradient = torch.softmax(scores, dim=-1, out=scores)
-            level = best - gradient.amax(dim=-1, keepdim=True).log()
-            total += (level - (1 - smoothing) * answer).sum()
-            if not backward:
-                continue
-            if smoothing:
-                gradient -= smoothing / vocab
-            gradient.scatter_add_(1, right, gradient.new_full((), smoothing - 1).expand_as(right))
-            narrow = gradient.to(dtype)
-            if grad_x is not None:
-                grad_x[start : start + rows] = narrow @ words
-            if grad_matrix is not None and dtype == torch.float32:
-                grad_matrix.addmm_(narrow.t(), piece)
-            elif grad_matrix is not None:
-                grad_matrix += narrow.t() @ piece
+            logits = torch.mm(piece, words.t()) if bias is None else torch.addmm(bias.to(dtype), piece, words.t())
+            if tiled:
+                total += soften(logits, right, smoothing, soon).sum()
+            else:
+                parts = zip(logits.split(some), right.split(some), strict=True)
+                total += sum(_soften(part, answers, smoothing, soon) for part, answers in parts)
             if grad_bias is not None:
-                grad_bias += gradient.sum(dim=0)
-        share = 1 / max(count, 1)
+                grad_bias += logits.sum(dim=0, dtype=torch.float32)
+            if grad_x is not None:
+                grad_x[start : start + rows] = logits @ words
+            if grad_matrix is not None and tiled:
+                outer_products(logits, piece, grad_matrix, add=start > 0)
+            elif grad_matrix is not None:
+                for some_words, columns in zip(grad_matrix.split(_WORDS), logits.split(_WORDS, dim=1), strict=True):
+                    product = columns.t() @ piece
+                    some_words.copy_(product) if start == 0 else some_words.add_(product)
         pairs = ((grad_x, x), (grad_matrix, matrix), (grad_bias, bias))
-        kept = [None if grad is None or of is None else grad.mul_(share).to(of.dtype) for grad, of in pairs]
+        for grad, _ in pairs:
+            if grad is not None and late != 1:
+                grad *= late
+        kept = [None if grad is None or of is None else grad.to(of.dtype) for grad, of in pairs]
         ctx.save_for_backward(*kept)  # pyright: ignore[reportArgumentType]
-        return total * share
+        return total / max(count, 1)
 
     @staticmethod
     @once_differentiable
@@ -99,3 +110,22 @@ class _VocabularyLoss(torch.autograd.Function):
         (factor,) = grad_outputs
         grads = (None if grad is None else grad * factor for grad in ctx.saved_tensors)
         return (*grads, None, None, None)
+
+
+def _soften(
+    logits: Float[Tensor, "rows vocab"], right: Int[Tensor, "rows 1"], smoothing: float, factor: float
+) -> Float[Tensor, ""]:
+    """The sum of the losses; the logits become `factor` times its gradient. What is between is float32."""
+    scores = logits.float()
+    answer, best = scores.gather(1, right), scores.amax(dim=-1, keepdim=True)
+    mean = smoothing * scores.mean(dim=-1).sum() if smoothing else 0.0
+    # One exponential of each score: the largest probability, at least 1 / vocab, gives the sum of all.
+    gradient = torch.softmax(scores, dim=-1, out=scores)
+    level = best - gradient.amax(dim=-1, keepdim=True).log()
+    if smoothing:
+        gradient -= smoothing / logits.shape[1]
+    gradient.scatter_add_(1, right, gradient.new_full((), smoothing - 1).expand_as(right))
+    gradient *= factor
+    if gradient is not logits:
+        logits.copy_(gradient)
+    return (level - (1 - smoothing) * answer).sum() - mean

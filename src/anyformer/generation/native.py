@@ -12,12 +12,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from anyformer.blocks import feedforward
 from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.cache import KeyValueCache
 from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding
-from anyformer.blocks.feedforward import FeedForward
+from anyformer.blocks.feedforward import COMPILED, FeedForward
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.native import table
 from anyformer.blocks.native.product import described
@@ -34,7 +33,6 @@ from anyformer.blocks.quantised import QuantisedEmbedding, QuantisedLinear, Quan
 from anyformer.model import Stack, Transformer
 
 _FORMATS = {torch.float32: table.FLOAT32, torch.bfloat16: table.BFLOAT16}
-_ACTIVATIONS = {feedforward.ACTIVATIONS[name]: number for number, name in enumerate(table.ACTIVATIONS)}
 _INTEGERS = (QuantisedLinear, QuantisedEmbedding)
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
 _PARTS = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
@@ -152,7 +150,7 @@ class NativeDecoder:
 
     def _layer(self, block: TransformerBlock, window: int | None) -> table.Layer:
         forward = block.feed_forward
-        if forward.activation not in _ACTIVATIONS:
+        if forward.activation not in COMPILED:
             raise InexpressibleError("an activation of one's own")
         return table.Layer(
             attention=self._attention(block.attention, block.attention_norm, window),
@@ -162,7 +160,7 @@ class NativeDecoder:
                 up=self._linear(forward.up),
                 gate=self._linear(forward.gate),
                 down=self._linear(forward.down),
-                activation=_ACTIVATIONS[forward.activation],
+                activation=COMPILED[forward.activation],
             ),
         )
 

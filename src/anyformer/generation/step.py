@@ -21,8 +21,8 @@ from anyformer.model import Transformer
 from anyformer.quantising import bits_of
 
 _WIDEST = 32
-"""Rows up to which the compiled step is faster with weights in floating point: it reads them once for all rows, but
-multiplies row by row, and torch's products of matrices win from about here (docs/log.md)."""
+"""Rows up to which the compiled step is faster with weights in floating point, where it multiplies row by row: it reads
+them once for all rows, but torch's products of matrices win from about here (docs/log.md)."""
 
 _PIECE = 512
 """Rows that the compiled step takes at a time: more would only want more memory."""
@@ -68,8 +68,10 @@ def step_of(model: Transformer, *, wait: bool = False) -> Step:
     library().get(wait=wait)
 
     def step(tokens: Tensor, cache: KeyValueCache, *, mask: Tensor | None = None, last_only: bool = False) -> Tensor:
-        compiled = library().get() if native.integers or tokens.numel() <= _WIDEST else None
-        if compiled is None or torch.is_grad_enabled() or model.training or torch.is_autocast_enabled("cpu"):
+        compiled = library().get()
+        if compiled is None or not (tokens.numel() <= _WIDEST or native.is_made_for_many(compiled)):
+            return plain(tokens, cache, mask=mask, last_only=last_only)
+        if torch.is_grad_enabled() or model.training or torch.is_autocast_enabled("cpu"):
             return plain(tokens, cache, mask=mask, last_only=last_only)
         if not native.knows(cache, tokens.shape[1]):
             return plain(tokens, cache, mask=mask, last_only=last_only)
@@ -93,13 +95,17 @@ def _plain_step(model: Transformer) -> Step:
 class _NativeStep:
     def __init__(self, model: Transformer) -> None:
         self._decoder = NativeDecoder(model)
-        self.integers = bits_of(model) is not None
+        self._integers = bits_of(model) is not None
         self._workspace = torch.empty(0, dtype=torch.uint8)
         scaling = model.config.position.scaling
         self._longest = model.config.context_length
         if scaling is not None and scaling.kind == "dynamic":
             # Beyond the trained length every token turns anew with each that follows.
             self._longest = model.config.max_length
+
+    def is_made_for_many(self, compiled: Any) -> bool:
+        """Whether the compiled code multiplies many rows faster than torch."""
+        return self._integers or (self._decoder.dtype == torch.bfloat16 and compiled.wide_rows() > 0)
 
     def knows(self, cache: KeyValueCache, new: int) -> bool:
         """Whether this cache, so many tokens longer, is one that the compiled code can read."""

@@ -21,8 +21,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from anyformer.blocks.block import TransformerBlock
-
 _LARGEST = 127
 _SMALLEST = torch.finfo(torch.float32).tiny
 """A scale below it is inexact: what has one counts as 0."""
@@ -37,7 +35,7 @@ _LONGEST = (1 << 31) // _LARGEST**2
 class Int8Linear(nn.Linear):
     """A linear layer that learns by products of 8 bits. Asked without gradients, or to evaluate, it is an ordinary one.
 
-    An ordinary one becomes it by its class alone (see `use_int8`): it has the same parameters, names and state.
+    An ordinary one becomes it by its class alone (see `linear`): it has the same parameters, names and state.
     """
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -47,15 +45,6 @@ class Int8Linear(nn.Linear):
         if self.training and torch.is_grad_enabled():
             return int8_linear(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
-
-
-def use_int8(model: nn.Module) -> None:
-    """Let the linear layers inside the blocks of a model learn by products of 8 bits. Its head stays in float32."""
-    for block in model.modules():
-        if isinstance(block, TransformerBlock):
-            for part in block.modules():
-                if type(part) is nn.Linear:
-                    part.__class__ = Int8Linear
 
 
 def int8_linear(

@@ -25,6 +25,7 @@ from anyformer.training.prepare import Prepared, keep_standard_input, prepare
 from anyformer.training.progress import say
 from anyformer.training.resume import check as check_unchanged
 from anyformer.training.run_directory import RunDirectory
+from anyformer.training.tiled import make_ready
 from anyformer.training.tracking import Trackers
 from anyformer.training.tracking import check as check_trackers
 from anyformer.training.trainer import Trainer
@@ -90,6 +91,7 @@ def _run(
     found = choose_precision(config.device, config.dtype, group.local_rank)
     dtype, reason = group.share((found.dtype, found.reason))
     precision = replace(found, dtype=dtype, reason=reason)
+    make_ready(precision)
     compiles, why = choose_compilation(config.compile, precision.device, spread=group.processes > 1)
     if not resumed:
         # What is needed to begin again, should preparation be cut short.

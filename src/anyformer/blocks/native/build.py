@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +28,7 @@ _log = logging.getLogger("anyformer")
 _HERE = Path(__file__).parent
 _FLAGS = [
     *("-O2", "-march=native", "-std=c++17", "-fPIC", "-fvisibility=hidden"),
-    *("-fno-math-errno", "-fno-trapping-math"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-threadsafe-statics"),
 ]
 _ZIG = [sys.executable, "-m", "ziglang", "c++"]
 SWITCH = "ANYFORMER_NATIVE"
@@ -67,6 +68,12 @@ def wanted() -> bool:
     return os.environ.get(SWITCH, "1") != "0"
 
 
+@cache
+def has_tiles() -> bool:
+    """Whether this processor multiplies matrices of bfloat16 numbers (Intel's AMX)."""
+    return "amx_bf16" in _processor().split()
+
+
 def _build() -> Path:
     compiler = _compiler()
     sources = sorted([*_HERE.glob("*.h"), *_HERE.glob("*.cpp")])
@@ -89,8 +96,10 @@ def _build() -> Path:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir()
             units = [path for path in sources if path.suffix == ".cpp"]
-            for unit in units:
-                _run([*compiler, "-c", str(unit), *_FLAGS], beside)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = [pool.submit(_run, [*compiler, "-c", str(unit), *_FLAGS], beside) for unit in units]
+            for made_apart in objects:
+                made_apart.result()
             _run([*compiler, *(f"{unit.stem}.o" for unit in units), *linked, "-o", "new.so"], beside)
             (beside / "new.so").rename(made)
             shutil.rmtree(beside)
@@ -142,8 +151,21 @@ def _load(path: Path) -> ctypes.CDLL:
     made.workspace_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]
     made.step.restype = None
     made.step.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    for alone in (made.activate_all, made.soften_all, made.scale_all):
+        alone.restype = None
+        alone.argtypes = [ctypes.c_void_p]
+    made.outer_bytes.restype = ctypes.c_int64
+    made.outer_bytes.argtypes = [ctypes.c_void_p]
+    made.outer.restype = None
+    made.outer.argtypes = [ctypes.c_void_p] * 2
+    made.look_bytes.restype = ctypes.c_int64
+    made.look_bytes.argtypes = [ctypes.c_void_p]
+    made.look.restype = None
+    made.look.argtypes = [ctypes.c_void_p] * 2
+    made.wide_rows.restype = ctypes.c_int64
+    made.wide_rows.argtypes = []
     made.product_bytes.restype = ctypes.c_int64
-    made.product_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    made.product_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     made.product.restype = None
     made.product.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int64, *[ctypes.c_void_p] * 2, ctypes.c_int64]
     return made

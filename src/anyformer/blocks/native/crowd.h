@@ -7,10 +7,14 @@
 #include <type_traits>
 
 #include "vectors.h"
+#include "wide.h"
 
 constexpr int LINES = 8;  // sums that are kept in registers, of every lane
 constexpr int64_t KEYS = 64;
 constexpr int64_t CROWD = 3 * LANES;
+
+// How products are made: of single numbers, of pairs (see vectors.h), or of pairs in registers of 16 x 16 (see wide.h).
+enum Way { SINGLE, PAIRED, TILED };
 
 // What a lane asks for, and where its answer goes.
 struct Query {
@@ -48,14 +52,16 @@ inline void add_lines(const float* lines, int64_t line_size, int64_t step_size, 
     }
 }
 
-template <bool PAIRS, int VECTORS>
+template <Way WAY, int VECTORS>
 class Crowd {
+    static constexpr bool PAIRS = WAY != SINGLE;
     static constexpr int64_t WIDTH = VECTORS * LANES, EACH = PAIRS ? 2 : 1;
+    static constexpr int64_t LOT = WAY == TILED ? 32 : LINES;  // keys come in lots
     typedef std::conditional_t<PAIRS, BFloat16, float> Number;
 
    public:
     Crowd(float* memory, const Query* queries, int64_t count, int64_t head_dim, float scale)
-        : asked(queries), count(count), head_dim(head_dim), wide((head_dim + LANES - 1) / LANES * LANES) {
+        : asked(queries), count(count), head_dim(head_dim), wide(room(head_dim)) {
         lanes = memory;
         totals = lanes + CROWD * wide;
         keys = totals + CROWD * wide;
@@ -75,9 +81,7 @@ class Crowd {
     }
 
     // In floats, whatever they hold.
-    static int64_t size(int64_t head_dim) {
-        return 2 * (CROWD + KEYS) * ((head_dim + LANES - 1) / LANES * LANES) + KEYS * CROWD;
-    }
+    static int64_t size(int64_t head_dim) { return 2 * (CROWD + KEYS) * room(head_dim) + KEYS * CROWD; }
 
     // Every query's place takes what it sees.
     template <class T>
@@ -104,6 +108,11 @@ class Crowd {
     }
 
    private:
+    static int64_t room(int64_t head_dim) {
+        constexpr int64_t STEP = WAY == TILED ? 32 : LANES;
+        return (head_dim + STEP - 1) / STEP * STEP;
+    }
+
     const Query* asked;
     const int64_t count, head_dim, wide;
     float *lanes, *totals, *keys, *values, *scores;
@@ -113,7 +122,7 @@ class Crowd {
     template <class T>
     void see(const T* key, const T* value, int64_t key_step, int64_t value_step, int64_t begin, int64_t some,
              const uint8_t* mask) {
-        int64_t lines = (some + LINES - 1) / LINES * LINES;
+        int64_t lines = (some + LOT - 1) / LOT * LOT;
         for (int64_t t = 0; t < lines; t++)
             for (int64_t i = 0; i < wide; i += LANES)
                 store(reinterpret_cast<Number*>(keys) + t * wide + i, part(key, key_step, t, i, some));
@@ -123,20 +132,52 @@ class Crowd {
                 if (PAIRS) one = paired(one, part(value, value_step, t + 1, i, some));
                 store(values + t / EACH * wide + i, one);
             }
-        for (int64_t t = 0; t < lines; t += LINES)
-            add_lines<PAIRS, VECTORS>(keys + t * wide / EACH, wide / EACH, 1, wide / EACH, lanes, nullptr,
-                                      scores + t * WIDTH);
+        compare(lines);
         judge(begin, some, lines, mask);
         Floats factor[VECTORS];
         weigh(lines, factor);
-        for (int64_t i = 0; i < wide; i += LINES)
-            add_lines<PAIRS, VECTORS>(values + i, 1, wide, lines / EACH, scores, factor, totals + i * WIDTH);
+        gather(lines, factor);
+    }
+
+    // Scores of all keys.
+    void compare(int64_t lines) {
+        if constexpr (WAY == TILED) {
+            auto rows = reinterpret_cast<const BFloat16*>(keys);
+            for (int64_t t = 0; t < lines; t += LANES)
+                multiply_lanes<VECTORS>(rows + t * wide, wide, lanes, WIDTH, wide, false, scores + t * WIDTH, WIDTH);
+        } else {
+            for (int64_t t = 0; t < lines; t += LINES)
+                add_lines<PAIRS, VECTORS>(keys + t * wide / EACH, wide / EACH, 1, wide / EACH, lanes, nullptr,
+                                          scores + t * WIDTH);
+        }
+    }
+
+    // What was gathered so far times `factor`, and the values, weighed.
+    void gather(int64_t lines, const Floats* factor) {
+        if constexpr (WAY == TILED) {
+            // Pairs of keys become the columns, and dimensions the rows.
+            auto pairs = reinterpret_cast<const BFloat16*>(values);
+            auto rows = reinterpret_cast<BFloat16*>(values + KEYS / 2 * wide);
+            for (int64_t t = 0; t < lines; t += 2 * LANES)
+                for (int64_t i = 0; i < wide; i += LANES)
+                    transpose(pairs + t * wide + 2 * i, 2 * wide, rows + i * KEYS + t, KEYS);
+            for (int64_t i = 0; i < wide; i++)
+                for (int v = 0; v < VECTORS; v++) {
+                    float* total = totals + i * WIDTH + v * LANES;
+                    store(total, load(total) * factor[v]);
+                }
+            for (int64_t i = 0; i < wide; i += LANES)
+                multiply_lanes<VECTORS>(rows + i * KEYS, KEYS, scores, WIDTH, lines, true, totals + i * WIDTH, WIDTH);
+        } else {
+            for (int64_t i = 0; i < wide; i += LINES)
+                add_lines<PAIRS, VECTORS>(values + i, 1, wide, lines / EACH, scores, factor, totals + i * WIDTH);
+        }
     }
 
     // Part of a key or value; zeros where there is none.
     template <class T>
     Floats part(const T* from, int64_t step, int64_t t, int64_t i, int64_t some) const {
-        if (t >= some) return Floats{};
+        if (t >= some || i >= head_dim) return Floats{};
         return head_dim - i >= LANES ? load(from + t * step + i) : load(from + t * step + i, head_dim - i);
     }
 

@@ -6,16 +6,33 @@
 #include "table.h"
 #include "team.h"
 #include "vectors.h"
+#include "wide.h"
 
 constexpr int GROUP = 32;
 constexpr int QUADS = GROUP / 4;
 
 inline int64_t padded(int64_t width) { return (width + 63) / 64 * 64; }
 inline int64_t tiles_of(const Matrix& matrix) { return (matrix.outputs + LANES - 1) / LANES; }
+
+// Which outputs a tile has, and what is added to them.
+struct Part {
+    int64_t first, count;
+    Floats bias{};
+
+    Part(const Matrix& matrix, int64_t tile) : first(tile * LANES), count(matrix.outputs - first) {
+        count = count < LANES ? count : LANES;
+        if (matrix.bias) bias = count < LANES ? load(matrix.bias + first, count) : load(matrix.bias + first);
+    }
+};
+
 inline bool integers(Format format) { return format >= INT8; }
 
 // Rows that are multiplied at a time: as many sums as there are registers for.
 constexpr int BLOCK = 8;
+
+// Rows from which weights are worth unpacking for wide.h, and what is multiplied at a time there.
+constexpr int64_t MANY = 32, PANELS = 2;
+inline bool wide(int64_t rows) { return HAS_TILES && rows >= MANY; }
 
 // Vectors that are to be multiplied, in each of the formats that matrices want. What integers want of a block of rows
 // lies together: of each group the bytes of all rows, [block, group, row, byte], and likewise the numbers.
@@ -26,17 +43,27 @@ struct Inputs {
     int8_t* bytes;
     float *scales, *sums;  // of each group: its scale, and scale times the sum of its bytes
     int32_t* offsets;      // of each group: -128 times that sum, for weights of 8 bits are 128 too large
+    BFloat16* panels;      // a thread's own room for weights; null: there are too few rows for wide.h
 
     static int64_t blocks(int64_t rows) { return (rows + BLOCK - 1) / BLOCK; }
 
+    // Rows that there is room for: whole registers of wide.h may be read.
+    static int64_t room(int64_t rows) { return wide(rows) ? (rows + MANY - 1) / MANY * MANY : blocks(rows) * BLOCK; }
+
     static int64_t size(int64_t rows, int64_t inputs) {
-        return blocks(rows) * BLOCK * padded(inputs) * 8;  // 4 + 2 + 1 bytes, and three numbers for 32
+        return room(rows) * padded(inputs) * 8;  // 4 + 2 + 1 bytes, and three numbers for 32
+    }
+
+    // What a thread wants besides.
+    static int64_t own_size(int64_t rows, int64_t inputs) {
+        return wide(rows) ? PANELS * LANES * padded(inputs) * int64_t(sizeof(BFloat16)) : 0;
     }
 
     Inputs() = default;
 
-    Inputs(void* memory, int64_t rows, int64_t inputs) : width(padded(inputs)) {
-        int64_t all = blocks(rows) * BLOCK * width;
+    Inputs(void* memory, void* own, int64_t rows, int64_t inputs) : width(padded(inputs)) {
+        int64_t all = room(rows) * width;
+        panels = wide(rows) ? static_cast<BFloat16*>(own) : nullptr;
         values = static_cast<float*>(memory);
         halves = reinterpret_cast<BFloat16*>(values + all);
         bytes = reinterpret_cast<int8_t*>(halves + all);
@@ -50,9 +77,16 @@ struct Inputs {
         return (row / BLOCK * (width / GROUP) + group) * BLOCK + row % BLOCK;
     }
 
-    // What matrices of bfloat16 numbers want of a row, whose values are padded with zeros.
-    void to_halves(int64_t row, const float* from) {
-        for (int64_t i = 0; i < width; i += LANES) store(halves + row * width + i, load(from + i));
+    bool as_halves(Format format) const { return format == BFLOAT16 || (panels && integers(format)); }
+    bool as_bytes(Format format) const { return !panels && integers(format); }
+
+    // What matrices of bfloat16 numbers want of a row, a multiple of sixteen numbers. For wide.h, what a register holds
+    // lies together: [rows / 16, width / 32, 16, 32].
+    void to_halves(int64_t row, const float* from, int64_t count) {
+        for (int64_t i = 0; i < count; i += LANES) {
+            int64_t place = row * width + i;
+            store(halves + place, load(from + i));
+        }
     }
 
     // What matrices of integers want.
@@ -223,11 +257,6 @@ inline void tile_rows(const Matrix& matrix, int64_t tile, const Inputs& x, int64
                 dense_tile<float, (ROWS < 4 ? ROWS : 4)>(matrix, tile * LANES, x, row + r, y + r);
             else
                 dense_tile<BFloat16, (ROWS < 4 ? ROWS : 4)>(matrix, tile * LANES, x, row + r, y + r);
-    if (matrix.bias) {
-        int64_t left = matrix.outputs - tile * LANES;
-        Floats bias = left >= LANES ? load(matrix.bias + tile * LANES) : load(matrix.bias + tile * LANES, left);
-        for (int r = 0; r < ROWS; r++) y[r] += bias;
-    }
 }
 
 // Sixteen outputs of up to BLOCK rows.
@@ -238,15 +267,95 @@ inline void tile_of(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t
     if (rows & 1) tile_rows<1>(matrix, tile, x, row, y);
 }
 
-// Multiply rows by a matrix: `write(row, first output, sixteen sums, how many of them count)`, for all of both.
+#if defined(WITH_TILES)
+// Sixteen lines of bfloat16 numbers; what is missing is zeros.
+inline void unpack_lines(const Matrix& matrix, int64_t first, BFloat16* to) {
+    auto weights = static_cast<const BFloat16*>(matrix.weights) + first * matrix.inputs;
+    int64_t lines = matrix.outputs - first;
+    for (int64_t i = 0; i < matrix.inputs; i += DEPTH) {
+        if (lines >= LANES && matrix.inputs - i >= DEPTH) {
+            transpose(weights + i, matrix.inputs, to + i * LANES, DEPTH);
+            continue;
+        }
+        BFloat16 some[LANES * DEPTH] = {};
+        int64_t count = matrix.inputs - i < DEPTH ? matrix.inputs - i : DEPTH;
+        for (int64_t line = 0; line < lines && line < LANES; line++)
+            memcpy(some + line * DEPTH, weights + line * matrix.inputs + i, count * sizeof(BFloat16));
+        transpose(some, DEPTH, to + i * LANES, DEPTH);
+    }
+}
+
+// Sixteen outputs of a matrix as wide.h wants them.
+inline void unpack(const Matrix& matrix, int64_t tile, BFloat16* to) {
+    if (matrix.format == BFLOAT16) return unpack_lines(matrix, tile * LANES, to);
+    const int64_t groups = matrix.inputs / GROUP, first = tile * groups;
+    auto pairs = [&](int64_t group, int64_t input) { return to + (group * GROUP + input) * LANES; };
+    for (int64_t group = 0; group < groups; group++) {
+        Floats scale = load_halves(matrix.scales + (first + group) * LANES);
+        Floats least = matrix.format == INT8 ? -128.0f * scale : load_halves(matrix.minima + (first + group) * LANES);
+        auto numbers = [&](Integers codes) { return __builtin_convertvector(codes, Floats) * scale + least; };
+        if (matrix.format == INT8) {
+            auto bytes = static_cast<const uint8_t*>(matrix.weights) + (first + group) * 512;
+            UNROLLED
+            for (int k = 0; k < QUADS; k++) {
+                auto quads = bits_of<Words>(load_bytes(bytes + 64 * k));
+                auto part = [&](int i) { return numbers(bits_of<Integers>((quads >> (8 * i)) & 0xff)); };
+                store_pairs(pairs(group, 4 * k), part(0), part(1));
+                store_pairs(pairs(group, 4 * k + 2), part(2), part(3));
+            }
+        } else {
+            auto bytes = static_cast<const uint8_t*>(matrix.weights) + (first + group) * 256;
+            UNROLLED
+            for (int k = 0; k < QUADS / 2; k++) {
+                auto quads = bits_of<Words>(load_bytes(bytes + 64 * k));
+                auto part = [&](int i) { return numbers(bits_of<Integers>((quads >> (4 * i)) & 0xf)); };
+                store_pairs(pairs(group, 4 * k), part(0), part(2));
+                store_pairs(pairs(group, 4 * k + 2), part(4), part(6));
+                store_pairs(pairs(group, 16 + 4 * k), part(1), part(3));
+                store_pairs(pairs(group, 18 + 4 * k), part(5), part(7));
+            }
+        }
+    }
+}
+
+// Many rows times up to PANELS tiles of a matrix.
 template <class Write>
-inline void multiply(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t rows, const Write& write) {
-    int64_t first = tile * LANES, count = matrix.outputs - first < LANES ? matrix.outputs - first : LANES;
-    for (int64_t row = 0; row < rows; row += BLOCK) {
-        int64_t some = rows - row < BLOCK ? rows - row : BLOCK;
-        Floats y[BLOCK];
-        tile_of(matrix, tile, x, row, some, y);
-        for (int64_t r = 0; r < some; r++) write(row + r, first, y[r], count);
+inline void multiply_many(const Matrix& matrix, int64_t tile, int64_t tiles, const Inputs& x, int64_t rows,
+                          const Write& write) {
+    const int64_t depth = (matrix.inputs + DEPTH - 1) / DEPTH * DEPTH;
+    for (int64_t i = 0; i < tiles; i++) unpack(matrix, tile + i, x.panels + i * depth * LANES);
+    alignas(64) float made[MANY * PANELS * LANES];
+    for (int64_t row = 0; row < rows; row += MANY) {
+        int64_t some = rows - row < MANY ? rows - row : MANY;
+        multiply_panels(x.halves + row * x.width, x.width, some > LANES, x.panels, depth, false, made, PANELS * LANES);
+        for (int64_t i = 0; i < tiles; i++) {
+            Part part(matrix, tile + i);
+            for (int64_t r = 0; r < some; r++)
+                write(row + r, part.first, load(made + (r * PANELS + i) * LANES) + part.bias, part.count);
+        }
+    }
+}
+#endif
+
+// Multiply rows by some tiles of a matrix: `write(row, first output, sixteen sums, how many of them count)`, for all.
+template <class Write>
+inline void multiply(const Matrix& matrix, int64_t tile, int64_t tiles, const Inputs& x, int64_t rows,
+                     const Write& write) {
+#if defined(WITH_TILES)
+    if (x.panels && x.as_halves(matrix.format)) {
+        for (int64_t i = 0; i < tiles; i += PANELS)
+            multiply_many(matrix, tile + i, tiles - i < PANELS ? tiles - i : PANELS, x, rows, write);
+        return;
+    }
+#endif
+    for (int64_t end = tile + tiles; tile < end; tile++) {
+        Part part(matrix, tile);
+        for (int64_t row = 0; row < rows; row += BLOCK) {
+            int64_t some = rows - row < BLOCK ? rows - row : BLOCK;
+            Floats y[BLOCK];
+            tile_of(matrix, tile, x, row, some, y);
+            for (int64_t r = 0; r < some; r++) write(row + r, part.first, y[r] + part.bias, part.count);
+        }
     }
 }
 
@@ -261,13 +370,16 @@ inline void share_blocks(Team& team, int64_t rows, const Work& work) {
 // Tiles that a thread takes at a time: in a row, for the memory's sake, but so that all threads have enough to do.
 inline int64_t run_length(int64_t tiles, int threads) {
     int64_t length = tiles / (threads * 8);
-    return length < 1 ? 1 : length > 16 ? 16 : length;
+    length = length < PANELS ? PANELS : length > 16 ? 16 : length;
+    return length / PANELS * PANELS;
 }
 
+// Each run of tiles to a thread: `work(first, how many)`.
 template <class Work>
 inline void share_tiles(Team& team, int64_t tiles, const Work& work) {
     int64_t length = run_length(tiles, team.size);
     team.share((tiles + length - 1) / length, [&](int64_t run) {
-        for (int64_t tile = run * length; tile < tiles && tile < (run + 1) * length; tile++) work(tile);
+        int64_t first = run * length, left = tiles - first;
+        work(first, left < length ? left : length);
     });
 }

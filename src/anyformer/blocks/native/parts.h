@@ -30,14 +30,35 @@ inline const float* normalise(const Norm& norm, const float* from, int64_t width
     return to;
 }
 
+inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp(-x)); }
+
 inline Floats activate(Activation activation, Floats x) {
     switch (activation) {
         case RELU: return larger(x, Floats{});
         case RELU_SQUARED: return larger(x, Floats{}) * larger(x, Floats{});
         case GELU: return 0.5f * x * (1.0f + erf(x * 0.70710678f));
-        case GELU_TANH: return 0.5f * x * (1.0f + tanh(0.79788456f * (x + 0.044715f * x * x * x)));
-        case SILU: return x / (1.0f + exp(-x));
+        case GELU_TANH: return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x));  // (1 + tanh y) / 2 = sigmoid 2y
+        case SILU: return x * sigmoid(x);
         case TANH: return tanh(x);
+    }
+    return x;
+}
+
+// Its derivative.
+inline Floats slope(Activation activation, Floats x) {
+    switch (activation) {
+        case RELU: return x > 0.0f ? all(1.0f) : Floats{};
+        case RELU_SQUARED: return 2.0f * larger(x, Floats{});
+        case GELU: return 0.5f * (1.0f + erf(x * 0.70710678f)) + x * 0.39894228f * exp(-0.5f * x * x);
+        case GELU_TANH: {
+            Floats square = x * x, share = sigmoid(1.59576912f * (x + 0.044715f * x * square));
+            return share + x * share * (1.0f - share) * 1.59576912f * (1.0f + 0.134145f * square);
+        }
+        case SILU: {
+            Floats share = sigmoid(x);
+            return share * (1.0f + x * (1.0f - share));
+        }
+        case TANH: return 1.0f - tanh(x) * tanh(x);
     }
     return x;
 }

@@ -5,8 +5,12 @@
 
 extern "C" {
 
-__attribute__((visibility("default"))) int64_t product_bytes(const Matrix* matrix, int64_t rows) {
-    return Inputs::size(rows, matrix->inputs);
+// From how many rows on weights of integers and bfloat16 numbers are multiplied as wide.h does; 0: never.
+__attribute__((visibility("default"))) int64_t wide_rows() { return HAS_TILES ? MANY : 0; }
+
+__attribute__((visibility("default"))) int64_t product_bytes(const Matrix* matrix, int64_t rows,
+                                                             int64_t threads) {
+    return Inputs::size(rows, matrix->inputs) + threads * Inputs::own_size(rows, matrix->inputs);
 }
 
 // y [rows, outputs] = x [rows, inputs] W^T + bias
@@ -15,12 +19,18 @@ __attribute__((visibility("default"))) void product(const Matrix* matrix, const 
     // Waking a thread takes as long as some hundred thousand products.
     if (rows * matrix->inputs * matrix->outputs < (1 << 18)) threads = 1;
     together(threads, [&](Team team) {
-        Inputs inputs(workspace, rows, matrix->inputs);
+        auto own = static_cast<char*>(workspace) + Inputs::size(rows, matrix->inputs);
+        Inputs inputs(workspace, own + team.me * Inputs::own_size(rows, matrix->inputs), rows, matrix->inputs);
+        TileRegisters registers(inputs.panels != nullptr);
         share_blocks(team, rows, [&](int64_t row) {
-            inputs.to_bytes(row, x + row * matrix->inputs, matrix->inputs / GROUP);
+            const float* from = x + row * matrix->inputs;
+            if (inputs.panels)
+                inputs.to_halves(row, from, matrix->inputs);
+            else
+                inputs.to_bytes(row, from, matrix->inputs / GROUP);
         });
-        share_tiles(team, tiles_of(*matrix), [&](int64_t tile) {
-            multiply(*matrix, tile, inputs, rows, [&](int64_t row, int64_t first, Floats sums, int64_t count) {
+        share_tiles(team, tiles_of(*matrix), [&](int64_t tile, int64_t tiles) {
+            multiply(*matrix, tile, tiles, inputs, rows, [&](int64_t row, int64_t first, Floats sums, int64_t count) {
                 float* to = y + row * matrix->outputs + first;
                 if (count == LANES)
                     store(to, sums);

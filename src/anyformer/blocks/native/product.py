@@ -32,10 +32,9 @@ def multiply(
     added = None if bias is None else bias.float().contiguous()
     matrix = described(tiles, outputs, added)
     rows = inputs.shape[0]
-    workspace = torch.empty(compiled.product_bytes(ctypes.addressof(matrix), rows), dtype=torch.uint8)
-    compiled.product(
-        ctypes.addressof(matrix), inputs.data_ptr(), rows, out.data_ptr(), workspace.data_ptr(), torch.get_num_threads()
-    )
+    threads, address = torch.get_num_threads(), ctypes.addressof(matrix)
+    workspace = torch.empty(compiled.product_bytes(address, rows, threads), dtype=torch.uint8)
+    compiled.product(address, inputs.data_ptr(), rows, out.data_ptr(), workspace.data_ptr(), threads)
     return out.to(x.dtype)
 
 

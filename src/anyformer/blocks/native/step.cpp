@@ -43,21 +43,22 @@ struct Widths {
 
 // Where things are kept in the workspace.
 struct Space {
-    int64_t inputs_size, rows_size, look_size;
+    int64_t inputs_size, own_size, rows_size, look_size;
     bool alone, integers;
 
     Space(const Decoder& decoder, int64_t rows, int64_t longest) : alone(rows == 1) {
         Widths widths(decoder);
         integers = widths.integers;
         inputs_size = Inputs::size(rows, widths.in);
+        own_size = Inputs::own_size(rows, widths.in);
         rows_size = rows * widths.out;
-        int64_t scores_size = padded(longest) + LANES, crowd_size = alone ? 0 : Crowd<false, 1>::size(widths.head);
+        int64_t scores_size = padded(longest) + LANES, crowd_size = alone ? 0 : Crowd<TILED, 1>::size(widths.head);
         look_size = padded(scores_size > crowd_size ? scores_size : crowd_size);
     }
     // One set of inputs for all, one for each thread when there is one row; queries, keys, values; what a thread needs
-    // to look at keys.
+    // to unpack weights, and to look at keys.
     int64_t bytes(int64_t threads) const {
-        return inputs_size * (alone ? threads : 1) + (3 * rows_size + threads * look_size) * 4 + 4096;
+        return inputs_size * (alone ? threads : 1) + threads * own_size + (3 * rows_size + threads * look_size) * 4 + 4096;
     }
 };
 
@@ -70,7 +71,9 @@ class Stepper {
         // A thread prepares the inputs of a single row itself, which takes less time than waiting for another.
         alone = space.alone, integers = space.integers;
         inputs_memory = memory + space.inputs_size * (alone ? team.me : 0);
-        auto numbers = reinterpret_cast<float*>(memory + space.inputs_size * (alone ? team.size : 1));
+        memory += space.inputs_size * (alone ? team.size : 1);
+        own_memory = memory + space.own_size * team.me;
+        auto numbers = reinterpret_cast<float*>(memory + space.own_size * team.size);
         queries = numbers;
         keys = queries + space.rows_size;
         values = keys + space.rows_size;
@@ -78,6 +81,7 @@ class Stepper {
     }
 
     void run() {
+        TileRegisters registers(wide(rows));
         for (int64_t i = 0; i < decoder.depth; i++) {
             layer(decoder.layers[i], batch.layers[i], i + 1 == decoder.depth);
         }
@@ -90,7 +94,7 @@ class Stepper {
     Team team;
     int64_t rows, fresh;
     bool alone, integers;
-    void* inputs_memory;
+    void *inputs_memory, *own_memory;
     float *queries, *keys, *values, *looking;
 
     float* residual(int64_t row) const { return batch.vectors + row * decoder.d_model; }
@@ -99,19 +103,23 @@ class Stepper {
     // Inputs for some products, made row by row: `fill(row, values)` returns where they are, there or elsewhere.
     template <class Fill>
     Inputs prepared(int64_t count, int64_t width, std::initializer_list<const Matrix*> matrices, const Fill& fill) {
-        Inputs inputs(inputs_memory, count, width);
+        Inputs inputs(inputs_memory, own_memory, count, width);
+        bool values = false, halves = false, bytes = false;
+        for (auto matrix : matrices) {
+            if (!matrix->weights) continue;
+            values = values || matrix->format == FLOAT32;
+            halves = halves || inputs.as_halves(matrix->format);
+            bytes = bytes || inputs.as_bytes(matrix->format);
+        }
         auto one = [&](int64_t row) {
             float* to = inputs.values + row * inputs.width;
             const float* from = fill(row, to);
-            int wanted = 0;
-            for (auto matrix : matrices)
-                if (matrix->weights) wanted |= 1 << matrix->format;
-            if (from != to && (wanted & 1 << FLOAT32 || width != inputs.width))
+            if (from != to && (values || width != inputs.width))
                 from = static_cast<float*>(memcpy(to, from, width * sizeof(float)));
             if (from == to)
                 for (int64_t i = width; i < inputs.width; i++) to[i] = 0;
-            if (wanted & 1 << BFLOAT16) inputs.to_halves(row, from);
-            if (wanted & (1 << INT8 | 1 << INT4)) inputs.to_bytes(row, from, inputs.width / GROUP);
+            if (halves) inputs.to_halves(row, from, inputs.width);
+            if (bytes) inputs.to_bytes(row, from, inputs.width / GROUP);
         };
         if (alone)
             one(0);
@@ -130,8 +138,8 @@ class Stepper {
 
     // x = x + W inputs, normed where norms come last.
     void add(const Matrix& matrix, const Inputs& inputs, const Norm& norm) {
-        share_tiles(team, tiles_of(matrix), [&](int64_t tile) {
-            multiply(matrix, tile, inputs, rows, [&](int64_t row, int64_t first, Floats y, int64_t count) {
+        share_tiles(team, tiles_of(matrix), [&](int64_t tile, int64_t tiles) {
+            multiply(matrix, tile, tiles, inputs, rows, [&](int64_t row, int64_t first, Floats y, int64_t count) {
                 float* to = residual(row) + first;
                 if (count == LANES)
                     store(to, load(to) + y);
@@ -180,20 +188,21 @@ class Stepper {
     // Queries, and the keys and values of the new tokens for this layer's memory.
     void remember(const Attention& a, const LayerMemory& memory) {
         Inputs x = read(a.norm, {&a.query, &a.key, &a.value});
-        int64_t query_tiles = tiles_of(a.query), key_tiles = tiles_of(a.key);
         int64_t query_width = padded(a.query.outputs), key_width = padded(a.key.outputs);
-        share_tiles(team, query_tiles + 2 * key_tiles, [&](int64_t tile) {
-            const Matrix* matrix = &a.query;
-            float* to = queries;
-            int64_t width = query_width;
-            if (tile >= query_tiles) {
-                bool is_key = tile < query_tiles + key_tiles;
-                tile -= query_tiles + (is_key ? 0 : key_tiles);
-                matrix = is_key ? &a.key : &a.value, to = is_key ? keys : values, width = key_width;
+        struct {
+            const Matrix& matrix;
+            float* to;
+            int64_t width;
+        } parts[] = {{a.query, queries, query_width}, {a.key, keys, key_width}, {a.value, values, key_width}};
+        share_tiles(team, tiles_of(a.query) + 2 * tiles_of(a.key), [&](int64_t tile, int64_t tiles) {
+            for (auto& part : parts) {
+                int64_t here = tiles_of(part.matrix) - tile, some = here < tiles ? here : tiles;
+                if (some > 0)
+                    multiply(part.matrix, tile, some, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
+                        store(part.to + row * part.width + first, y);
+                    });
+                tiles -= some > 0 ? some : 0, tile = here < 0 ? -here : 0;
             }
-            multiply(*matrix, tile, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
-                store(to + row * width + first, y);
-            });
         });
         team.share(rows, [&](int64_t row) {
             if (batch.memory_format == BFLOAT16)
@@ -236,8 +245,8 @@ class Stepper {
     void cross_attention(const Attention& a, const LayerMemory& memory) {
         Inputs x = read(a.norm, {&a.query});
         int64_t width = padded(a.query.outputs);
-        share_tiles(team, tiles_of(a.query), [&](int64_t tile) {
-            multiply(a.query, tile, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
+        share_tiles(team, tiles_of(a.query), [&](int64_t tile, int64_t tiles) {
+            multiply(a.query, tile, tiles, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
                 store(queries + row * width + first, y);
             });
         });
@@ -334,23 +343,23 @@ class Stepper {
                 asking[i] = asked(a, source, row, kv_head * group + (begin + i) % group);
             }
             auto there = seen<T>(keys, values, source, text, kv_head);
-            auto with = [&](auto pairs, auto vectors) {
-                Crowd<decltype(pairs)::value, decltype(vectors)::value>(looking, asking, count, a.head_dim,
-                                                                        float(a.scale))
+            auto with = [&](auto way, auto vectors) {
+                Crowd<decltype(way)::value, decltype(vectors)::value>(looking, asking, count, a.head_dim, float(a.scale))
                     .look(there.keys, there.values, keys.time, values.time, there.mask);
             };
-            auto wide = [&](auto pairs) {
+            auto by = [&](auto way) {
                 if (count > LANES)
-                    with(pairs, std::integral_constant<int, 3>{});
+                    with(way, std::integral_constant<int, 3>{});
                 else
-                    with(pairs, std::integral_constant<int, 1>{});
+                    with(way, std::integral_constant<int, 1>{});
             };
             // Next to the rounding of keys, or of the inputs of integers, that of queries and weights is small. But a few
             // tokens get what one alone gets, so that guessing ahead changes nothing.
-            if (HAS_PAIRS && fresh >= KEYS && (sizeof(T) == 2 || integers))
-                wide(std::integral_constant<bool, HAS_PAIRS>{});
-            else
-                wide(std::false_type{});
+            if (!HAS_PAIRS || fresh < KEYS || (sizeof(T) == 4 && !integers)) return by(std::integral_constant<Way, SINGLE>{});
+#if defined(WITH_TILES)
+            if (wide(rows)) return by(std::integral_constant<Way, TILED>{});
+#endif
+            by(std::integral_constant<Way, PAIRED>{});
         });
     }
 
@@ -358,12 +367,12 @@ class Stepper {
         Inputs x = read(f.norm, {&f.up, &f.gate});
         int64_t width = padded(f.up.outputs);
         float* inner = queries;
-        share_tiles(team, tiles_of(f.up), [&](int64_t tile) {
-            multiply(f.up, tile, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
+        share_tiles(team, tiles_of(f.up), [&](int64_t tile, int64_t tiles) {
+            multiply(f.up, tile, tiles, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
                 store(inner + row * width + first, f.gate.weights ? y : activate(f.activation, y));
             });
             if (f.gate.weights)
-                multiply(f.gate, tile, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
+                multiply(f.gate, tile, tiles, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
                     float* to = inner + row * width + first;
                     store(to, load(to) * activate(f.activation, y));
                 });
@@ -381,8 +390,8 @@ class Stepper {
             return static_cast<const float*>(to);
         };
         Inputs x = prepared(rows, d_model, {&decoder.head}, last);
-        share_tiles(team, tiles_of(decoder.head), [&](int64_t tile) {
-            multiply(decoder.head, tile, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t outputs) {
+        share_tiles(team, tiles_of(decoder.head), [&](int64_t tile, int64_t tiles) {
+            multiply(decoder.head, tile, tiles, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t outputs) {
                 float* to = batch.scores + row * decoder.head.outputs + first;
                 if (outputs == LANES)
                     store(to, y);

@@ -80,3 +80,61 @@ struct Batch {
     void* workspace;
     int64_t threads;
 };
+
+// Attention of a batch in training; all numbers are bfloat16, but for `levels`.
+struct Look {
+    Memory query, key, value, out;                         // [texts, heads or kv_heads, queries or keys, head_dim]
+    Memory grad_out, grad_query, grad_key, grad_value;     // no data: a forward pass
+    Memory bias, grad_bias;  // float32, [texts, heads, keys, queries and what is missing to BLOCK]; no data: none. What is
+                             // the same for all texts has a gradient that is summed over them.
+    float* levels;  // [texts, heads, queries]: the logarithm of the sum of a query's exponentials
+    int64_t texts, heads, kv_heads, queries, keys, head_dim;
+    int64_t causal;  // key t is seen from query t on
+    double scale;
+    int64_t threads;
+};
+
+// The sum of the outer products of the rows of two matrices of bfloat16 numbers, [outputs, inputs] in float32.
+struct Outer {
+    const void *left, *right;          // [rows, outputs] and [rows, inputs]
+    int64_t left_step, right_step;     // numbers from row to row
+    float* to;
+    int64_t rows, outputs, inputs;
+    float* sums;                       // [outputs]: of what is left; null: not wanted
+    int64_t add;                       // 1: to what is there
+    int64_t threads;
+};
+
+// out = act(x), or act(x) factor; all are bfloat16.
+struct Activate {
+    Activation kind;
+    int64_t count;
+    const void *x, *factor;                     // null: there is no factor
+    void* out;
+    const void* grad_out;                       // null: a forward pass
+    void *grad_x, *grad_factor;
+    int64_t threads;
+};
+
+// Logits [rows, vocab] in bfloat16, which become factor times the gradient of their cross-entropy.
+struct Soften {
+    void* logits;
+    const int64_t* targets;
+    float* losses;   // [rows]
+    float* scratch;  // [threads, vocab and up to 16 more]
+    int64_t rows, vocab;
+    double smoothing, factor;
+    int64_t threads;
+};
+
+// out = x / sqrt(mean(x^2) + eps) weight, of rows of float32 numbers.
+struct Scale {
+    const float *x, *weight;
+    float* out;
+    float* factors;                  // [rows]: what each was multiplied by
+    const float* grad_out;           // null: a forward pass
+    float *grad_x, *grad_weight;     // the second one [threads, width], to be summed
+    int64_t rows, width;
+    double eps;
+    int64_t threads;
+};

@@ -91,3 +91,63 @@ class Batch(Structure):
         *_pointers("scores workspace"),
         *_integers("threads"),
     ]
+
+
+class Look(Structure):
+    """Attention of a batch in training."""
+
+    _fields_ = [
+        *((name, Memory) for name in ("query", "key", "value", "out")),
+        *((name, Memory) for name in ("grad_out", "grad_query", "grad_key", "grad_value")),
+        *((name, Memory) for name in ("bias", "grad_bias")),
+        *_pointers("levels"),
+        *_integers("texts heads kv_heads queries keys head_dim causal"),
+        ("scale", c_double),
+        *_integers("threads"),
+    ]
+
+
+class Outer(Structure):
+    """The sum of the outer products of the rows of two matrices."""
+
+    _fields_ = [
+        *_pointers("left right"),
+        *_integers("left_step right_step"),
+        *_pointers("to"),
+        *_integers("rows outputs inputs"),
+        *_pointers("sums"),
+        *_integers("add threads"),
+    ]
+
+
+class Activate(Structure):
+    """An activation of many numbers."""
+
+    _fields_ = [
+        *_integers("kind count"),
+        *_pointers("x factor out grad_out grad_x grad_factor"),
+        *_integers("threads"),
+    ]
+
+
+class Soften(Structure):
+    """Logits that become gradients."""
+
+    _fields_ = [
+        *_pointers("logits targets losses scratch"),
+        *_integers("rows vocab"),
+        ("smoothing", c_double),
+        ("factor", c_double),
+        *_integers("threads"),
+    ]
+
+
+class Scale(Structure):
+    """An RMS norm of many rows."""
+
+    _fields_ = [
+        *_pointers("x weight out factors grad_out grad_x grad_weight"),
+        *_integers("rows width"),
+        ("eps", c_double),
+        *_integers("threads"),
+    ]

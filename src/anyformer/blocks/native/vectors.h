@@ -140,7 +140,7 @@ inline float largest_size(Floats a, Floats b) {
 
 // e^x within 2 units in the last place: 2^n times a polynomial over [-ln(2)/2, ln(2)/2] (Cephes, expf).
 inline Floats exp(Floats x) {
-    x = smaller(larger(x, all(-87.3f)), all(88.7f));
+    x = smaller(all(88.7f), larger(all(-87.3f), x));  // in this order a NaN stays one
     Floats n = x * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to whole numbers
     n -= 12582912.0f;
     Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -197,10 +197,18 @@ inline Floats add_products(Floats total, float one, Floats each) {
     return total + one * each;
 }
 
+// Sixteen pairs of bfloat16 numbers.
 inline Floats paired(Floats low, Floats high) {
+#if defined(__AVX512BF16__)
+    alignas(64) static const uint16_t ORDER[] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    auto both = _mm512_cvtne2ps_pbh(bits_of<__m512>(high), bits_of<__m512>(low));
+    return bits_of<Floats>(_mm512_permutexvar_epi16(_mm512_load_si512(ORDER), bits_of<__m512i>(both)));
+#else
     auto round = [](Floats x) {
         auto bits = bits_of<Words>(x);
         return bits + 0x7fff + ((bits >> 16) & 1);
     };
     return bits_of<Floats>((round(low) >> 16) | (round(high) & 0xffff0000u));
+#endif
 }

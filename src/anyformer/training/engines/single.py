@@ -19,7 +19,7 @@ from anyformer.training.engines.base import Plan, Step
 from anyformer.training.engines.group import Group
 from anyformer.training.engines.state import read_state, write_state
 from anyformer.training.inputs import model_inputs
-from anyformer.training.int8 import use_int8
+from anyformer.training.linear import use_fastest
 from anyformer.training.optimizer import flatten_state, load_flat_state, set_learning_rate
 
 _DROPOUT = 0x0D
@@ -37,8 +37,7 @@ class Single:
     def __init__(self, model: Transformer, plan: Plan, group: Group) -> None:
         self.plan, self.group = plan, group
         self.model = self._placed(model)
-        if plan.precision.int8:
-            use_int8(self.model)
+        use_fastest(self.model, plan.precision)
         for stack in (self.model.encoder, self.model.decoder):
             if stack is not None:
                 stack.checkpoint_gradients = plan.checkpoint_gradients

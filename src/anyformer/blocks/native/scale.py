@@ -1,0 +1,49 @@
+"""RMS norms for training in compiled code (see scale.cpp)."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from anyformer.blocks.native import table
+from anyformer.blocks.native.build import library
+
+
+def scaled(
+    x: Float[Tensor, "*batch width"], weight: Float[Tensor, " width"], eps: float
+) -> Float[Tensor, "*batch width"]:
+    """``x / sqrt(mean(x^2) + eps) * weight``, in float32. It is differentiable once."""
+    return _Scaled.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
+
+
+class _Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x, out = x.contiguous(), torch.empty(x.shape)
+        factors = torch.empty(x.shape[:-1])
+        _scale(eps, x=x, weight=weight, out=out, factors=factors)
+        ctx.save_for_backward(x, weight, factors)
+        ctx.eps = eps  # pyright: ignore[reportAttributeAccessIssue]
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight, factors = ctx.saved_tensors
+        grad_x, grad_weight = torch.empty_like(x), torch.zeros(torch.get_num_threads(), *weight.shape)
+        parts = {"x": x, "weight": weight, "factors": factors, "grad_out": grad_outputs[0].contiguous()}
+        _scale(ctx.eps, **parts, grad_x=grad_x, grad_weight=grad_weight)
+        return grad_x, grad_weight.sum(dim=0), None
+
+
+def _scale(eps: float, **parts: Tensor) -> None:
+    places = {name: part.data_ptr() for name, part in parts.items()}
+    rows, width = parts["factors"].numel(), parts["weight"].numel()
+    described = table.Scale(**places, rows=rows, width=width, eps=eps, threads=torch.get_num_threads())
+    compiled: Any = library().get(wait=True)
+    compiled.scale_all(ctypes.addressof(described))

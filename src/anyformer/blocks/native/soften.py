@@ -1,0 +1,38 @@
+"""Cross-entropy and its gradient in compiled code (see soften.cpp)."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from jaxtyping import BFloat16, Float, Int
+from torch import Tensor
+
+from anyformer.blocks.native import table
+from anyformer.blocks.native.build import library
+
+_LANES = 16
+
+
+def soften(
+    logits: BFloat16[Tensor, "rows vocab"], targets: Int[Tensor, "rows 1"], smoothing: float, factor: float
+) -> Float[Tensor, " rows"]:
+    """Cross-entropy of each row in nats. The logits, in one piece, become `factor` times its gradient."""
+    rows, vocab = logits.shape
+    threads, targets = torch.get_num_threads(), targets.contiguous()
+    losses, scratch = torch.empty(rows), torch.empty(threads, vocab + _LANES)
+    described = table.Soften(
+        logits=logits.data_ptr(),
+        targets=targets.data_ptr(),
+        losses=losses.data_ptr(),
+        scratch=scratch.data_ptr(),
+        rows=rows,
+        vocab=vocab,
+        smoothing=smoothing,
+        factor=factor,
+        threads=threads,
+    )
+    compiled: Any = library().get(wait=True)
+    compiled.soften_all(ctypes.addressof(described))
+    return losses

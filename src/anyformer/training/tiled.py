@@ -1,0 +1,79 @@
+"""Linear layers that learn in compiled code, on CPUs that multiply matrices of bfloat16 numbers (Intel's AMX).
+
+There torch's two products that need no transposition run at full speed; the third, the gradient of the weights, at half
+of it, and it comes in bfloat16, to be converted. Compiled code makes it in float32 in less time.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from anyformer.blocks.native.build import has_tiles, library, wanted
+from anyformer.blocks.native.outer import outer_products
+from anyformer.blocks.native.tiles import can_tile
+from anyformer.training.precision import Precision
+
+
+def make_ready(precision: Precision) -> None:
+    """Start the compiler, if its code will be wanted: it is done before the first step."""
+    if precision.device.type == "cpu" and precision.dtype == torch.bfloat16 and wanted() and has_tiles():
+        library()
+
+
+class TiledLinear(nn.Linear):
+    """A linear layer whose weights get their gradient from `outer_products`; in evaluation it is an ordinary one."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Tensor, "*batch inputs"]
+    ) -> Float[Tensor, "*batch outputs"]:
+        """``x @ weight.T + bias``."""
+        if self.training and torch.is_grad_enabled() and self.weight.requires_grad and can_tile(x):
+            with torch.autocast("cpu", enabled=False):
+                made: Tensor = _Linear.apply(_narrow(x), self.weight, self.bias)  # pyright: ignore[reportAssignmentType]
+            return made.view(*x.shape[:-1], -1)
+        return F.linear(x, self.weight, self.bias)
+
+
+_latest: tuple[weakref.ref[Tensor], int, weakref.ref[Tensor]] | None = None
+
+
+def _narrow(x: Tensor) -> Float[Tensor, "rows inputs"]:
+    """Rows of bfloat16 numbers; the same ones for queries, keys and values, which are made of the same vectors."""
+    global _latest
+    if x.dtype == torch.bfloat16:
+        return x.reshape(-1, x.shape[-1])
+    if _latest is not None and _latest[0]() is x and _latest[1] == x._version:
+        known = _latest[2]()
+        if known is not None:
+            return known
+    made = x.reshape(-1, x.shape[-1]).bfloat16()
+    _latest = weakref.ref(x), x._version, weakref.ref(made)
+    return made
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        narrow = weight.bfloat16()
+        ctx.save_for_backward(x, narrow)
+        return F.linear(x, narrow, None if bias is None else bias.bfloat16())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        gradient = grad_outputs[0]
+        sums = torch.empty(gradient.shape[1]) if wants_bias else None
+        return (
+            gradient @ weight if wants_x else None,
+            outer_products(gradient, x, sums=sums) if wants_weight or wants_bias else None,
+            sums,
+        )
