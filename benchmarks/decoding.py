@@ -12,6 +12,10 @@ They take turns, round by round. llama.cpp gets GGUF files that are made of the 
     prompt     512 tokens read at once
     16         texts that grow side by side, tokens of all
 
+On CPUs with AMX the system ends llama.cpp once another library has used these registers in its threads, as torch's
+products of bfloat16 do: so compare with llama.cpp (--only anyformer llama.cpp) and with Hugging Face (--only anyformer
+Hugging) in a run each.
+
 Needs `pip install 'anyformer[bench]' psutil`. A contender that is not installed is left out, and said to be.
 """
 

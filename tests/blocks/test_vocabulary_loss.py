@@ -21,10 +21,11 @@ from anyformer.blocks.vocabulary_loss import vocabulary_loss
     at_once=st.integers(1, 600),
     smoothing=st.sampled_from([0.0, 0.1, 0.5]),
     with_bias=st.booleans(),
+    more=st.integers(0, 5),
     seed=st.integers(0, 1000),
 )
 def test_equals_torch(
-    tokens: int, vocab: int, width: int, at_once: int, smoothing: float, with_bias: bool, seed: int
+    tokens: int, vocab: int, width: int, at_once: int, smoothing: float, with_bias: bool, more: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
     x, matrix = torch.randn(tokens, width, dtype=torch.float64), torch.randn(vocab, width, dtype=torch.float64)
@@ -36,7 +37,8 @@ def test_equals_torch(
         patch.setattr(module, "_BYTES", 4 * at_once)
         patch.setattr(module, "_CACHED", at_once // 3)
         patch.setattr(module, "_WORDS", 7)
-        loss = vocabulary_loss(ours[0], ours[1], ours[2] if with_bias else None, targets, smoothing)
+        padded = torch.cat([ours[0], torch.full((more, width), 3.0)])
+        loss = vocabulary_loss(padded, ours[1], ours[2] if with_bias else None, targets, smoothing)
         (3 * loss).backward()
     logits = F.linear(theirs[0], theirs[1], theirs[2] if with_bias else None)
     expected = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum") / max(tokens, 1)

@@ -12,6 +12,10 @@ from anyformer.blocks.quantised import QuantisedLinear, QuantisedMatrix, linear
 from anyformer.blocks.vocabulary_loss import vocabulary_loss
 from anyformer.config import HeadConfig, NormConfig
 
+_ROWS = 32
+"""The tokens that count are made up to a multiple of it: so products have few shapes. Torch's library for them keeps
+megabytes of code for every shape that it met (docs/log.md)."""
+
 
 class LanguageModelHead(nn.Module):
     """Logits over the vocabulary: ``scale * transform(x) @ matrix.T + bias``.
@@ -61,7 +65,9 @@ class LanguageModelHead(nn.Module):
         x, targets = x.flatten(0, -2), targets.flatten()
         counts = targets != IGNORED
         if not counts.all():
-            x, targets = x[counts], targets[counts]
+            which = counts.nonzero().squeeze(1)
+            targets = targets[which]
+            x = x[F.pad(which, (0, -len(which) % _ROWS), value=int(which[-1]) if len(which) else 0)]
         matrix = self._matrix(table)
         if isinstance(matrix, QuantisedMatrix):
             matrix = matrix.dequantised(x.dtype)

@@ -29,7 +29,7 @@ _WORDS = 4096
 
 
 def vocabulary_loss(
-    x: Float[Tensor, "tokens d_model"],
+    x: Float[Tensor, "rows d_model"],
     matrix: Float[Tensor, "vocab d_model"],
     bias: Float[Tensor, " vocab"] | None,
     targets: Int[Tensor, " tokens"],
@@ -41,7 +41,7 @@ def vocabulary_loss(
     is float32.
 
     Args:
-        x: What comes before the logits, of the tokens that count.
+        x: What comes before the logits, of the tokens that count; more rows than targets count for nothing.
         matrix: A row a word of the vocabulary.
         bias: Added to the logits.
         targets: The right word of each token.
@@ -63,28 +63,29 @@ class _VocabularyLoss(torch.autograd.Function):
         smoothing: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        count, vocab = len(x), len(matrix)
+        count, vocab = len(targets), len(matrix)
         wants_x, wants_matrix, wants_bias = ctx.needs_input_grad[:3]  # pyright: ignore[reportAttributeAccessIssue]
         words = matrix.to(dtype)
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         grad_x = torch.empty_like(x) if wants_x else None
         grad_matrix = torch.empty_like(matrix, dtype=torch.float32) if wants_matrix else None
-        if grad_matrix is not None and not count:
+        if grad_matrix is not None and not len(x):
             grad_matrix.zero_()
         grad_bias = torch.zeros(vocab, dtype=torch.float32, device=x.device) if wants_bias else None
         # In float16 small numbers divided by many tokens vanish.
         late = 1 / max(count, 1) if dtype == torch.float16 else 1.0
         soon = 1 / max(count, 1) / late
-        rows = max(1, -(-count // max(1, -(-count * vocab * words.itemsize // _BYTES))))
+        rows = max(1, -(-len(x) // max(1, -(-len(x) * vocab * words.itemsize // _BYTES))))
         tiled = can_tile(x, dtype)
         some = max(1, (_CACHED if x.device.type == "cpu" else _ELSEWHERE) // vocab)
-        for start in range(0, count, rows):
+        for start in range(0, len(x), rows):
             piece, right = x[start : start + rows].to(dtype), targets[start : start + rows, None]
             logits = torch.mm(piece, words.t()) if bias is None else torch.addmm(bias.to(dtype), piece, words.t())
+            logits[len(right) :] = 0
             if tiled:
-                total += soften(logits, right, smoothing, soon).sum()
+                total += soften(logits[: len(right)], right, smoothing, soon).sum()
             else:
-                parts = zip(logits.split(some), right.split(some), strict=True)
+                parts = zip(logits[: len(right)].split(some), right.split(some), strict=True)
                 total += sum(_soften(part, answers, smoothing, soon) for part, answers in parts)
             if grad_bias is not None:
                 grad_bias += logits.sum(dim=0, dtype=torch.float32)

@@ -24,19 +24,28 @@ struct Shape {
 };
 alignas(64) inline constexpr Shape SHAPE;
 
-// The registers are there for as long as this lives, in this thread.
+// The registers are there for as long as this lives, in this thread. Then they are what they were: llama.cpp, which may
+// live in the same process, looks at them but once. (Of the compilers' own functions for it, GCC's tell it of the first
+// eight bytes alone.)
 class TileRegisters {
    public:
     explicit TileRegisters(bool wanted) : wanted(wanted && HAS_TILES) {
-        if (this->wanted) _tile_loadconfig(&SHAPE);
+        if (!this->wanted) return;
+        asm volatile("sttilecfg %0" : "=m"(before));
+        asm volatile("ldtilecfg %0" : : "m"(SHAPE));
     }
     ~TileRegisters() {
-        if (wanted) _tile_release();
+        if (!wanted) return;
+        if (before.palette)
+            asm volatile("ldtilecfg %0" : : "m"(before));
+        else
+            _tile_release();
     }
     TileRegisters(const TileRegisters&) = delete;
 
    private:
     const bool wanted;
+    Shape before;
 };
 
 // to [32, 32] = rows [16 or 32, depth] panels^T, or to + that; rows are `step` numbers apart, and a panel holds sixteen
