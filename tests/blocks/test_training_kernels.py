@@ -17,11 +17,11 @@ from anyformer.blocks import vocabulary_loss as loss_module
 from anyformer.blocks.feedforward import ACTIVATIONS, COMPILED
 from anyformer.blocks.mask import Mask
 from anyformer.blocks.native.activate import activated
+from anyformer.blocks.native.attention import attention, can_attend
 from anyformer.blocks.native.build import SWITCH, has_tiles, library
-from anyformer.blocks.native.look import attention, can_look
+from anyformer.blocks.native.cross_entropy import cross_entropy_
 from anyformer.blocks.native.outer import outer_products
-from anyformer.blocks.native.scale import scaled
-from anyformer.blocks.native.soften import soften
+from anyformer.blocks.native.rms_norm import rms_norm
 from anyformer.blocks.native.tiles import can_tile
 from anyformer.training.linear import use_fastest
 from anyformer.training.precision import Precision
@@ -167,7 +167,7 @@ def test_softened_logits(rows: int, vocab: int, smoothing: float, seed: int) -> 
     expected = F.cross_entropy(exact, targets, label_smoothing=smoothing, reduction="none")
     (0.25 * expected.sum()).backward()
     assert exact.grad is not None
-    found = soften(logits, targets[:, None], smoothing, 0.25)
+    found = cross_entropy_(logits, targets[:, None], smoothing, 0.25)
     torch.testing.assert_close(found, expected.detach(), atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(logits.float(), exact.grad, atol=1e-6, rtol=ROUNDING)
 
@@ -177,7 +177,7 @@ def test_softened_logits(rows: int, vocab: int, smoothing: float, seed: int) -> 
 def test_rms_norm(shape: tuple[int, ...], seed: int) -> None:
     torch.manual_seed(seed)
     operands, grad = [torch.randn(*shape), torch.randn(shape[-1])], torch.randn(*shape)
-    ours = with_gradients(lambda x, weight: scaled(x, weight, 1e-5), operands, grad)
+    ours = with_gradients(lambda x, weight: rms_norm(x, weight, 1e-5), operands, grad)
     exact = with_gradients(lambda x, weight: F.rms_norm(x, weight.shape, weight, 1e-5), operands, grad)
     for mine, theirs in zip(ours, exact, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
@@ -190,7 +190,7 @@ def test_what_is_no_number_is_noticed(wrong: float) -> None:
     assert not bool(attention(x, x, x, 0.3, Mask())[1, 1, 7].isfinite().all())
     logits = torch.randn(3, 50).to(BF16)
     logits[1, 20] = wrong
-    losses = soften(logits, torch.zeros(3, 1, dtype=torch.int64), 0.0, 1.0)
+    losses = cross_entropy_(logits, torch.zeros(3, 1, dtype=torch.int64), 0.0, 1.0)
     assert not bool(losses[1].isfinite())
     assert bool(losses[::2].isfinite().all())
     assert not bool(outer_products(x[1, 1], x[1, 1]).isfinite().all())
@@ -280,8 +280,8 @@ def test_it_is_for_bfloat16_and_for_masks_that_it_knows(monkeypatch: pytest.Monk
     assert can_tile(x.to(BF16))
     with torch.autocast("cpu", dtype=BF16):
         assert can_tile(x)
-        assert can_look(x, Mask(torch.zeros(1, 4, 8, 8, requires_grad=True)))
-        assert not can_look(x, Mask(torch.zeros(1, 1, 8, 8, requires_grad=True)))
+        assert can_attend(x, Mask(torch.zeros(1, 4, 8, 8, requires_grad=True)))
+        assert not can_attend(x, Mask(torch.zeros(1, 1, 8, 8, requires_grad=True)))
         monkeypatch.setenv(SWITCH, "0")
         assert not can_tile(x)
 

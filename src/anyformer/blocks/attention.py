@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from anyformer.blocks.cache import KeysValues, LayerCache
 from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.mask import Mask
-from anyformer.blocks.native.look import attention, can_look
+from anyformer.blocks.native.attention import attention, can_attend
 from anyformer.blocks.norm import RMSNorm
 from anyformer.blocks.piecewise_attention import pays, piecewise_attention
 from anyformer.blocks.position import Rotation
@@ -74,7 +74,7 @@ class MultiHeadAttention(nn.Module):
         if self.training and self.dropout.p > 0 and query.device.type == "cpu":
             # On CPUs the fused kernel knows no dropout, and what torch takes instead is slower than this.
             mixed = self.dropout(self._weights(query, key, mask)) @ self._for_each_head(value)
-        elif query.requires_grad and can_look(query, mask):
+        elif query.requires_grad and can_attend(query, mask):
             mixed = attention(query, key, value, self.scale, mask)
         elif pays(query, key, mask):
             mixed = piecewise_attention(query, self._for_each_head(key), self._for_each_head(value), self.scale, mask)

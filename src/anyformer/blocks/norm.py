@@ -5,12 +5,11 @@ Each kind is a class made from (width, eps) and an entry in `NORMS`: add one of 
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn, ones, zeros
 
-from anyformer.blocks.native.scale import scaled
+from anyformer.blocks.native.rms_norm import rms_norm
 from anyformer.blocks.native.tiles import can_tile
 
 
@@ -38,8 +37,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Normalise over the last dimension."""
-        if self.training and x.requires_grad and x.dtype == torch.float32 and can_tile(x):
-            return scaled(x, self.weight, self.eps)
+        if self.training and x.requires_grad and can_tile(x):
+            # Heads of queries and keys are bfloat16, and there torch's norm takes its slow path.
+            return rms_norm(x.float(), self.weight, self.eps).to(x.dtype)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 

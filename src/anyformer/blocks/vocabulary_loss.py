@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from anyformer.blocks.native.cross_entropy import cross_entropy_
 from anyformer.blocks.native.outer import outer_products
-from anyformer.blocks.native.soften import soften
 from anyformer.blocks.native.tiles import can_tile
 from anyformer.blocks.products import product_format
 
@@ -77,26 +77,19 @@ class _VocabularyLoss(torch.autograd.Function):
         soon = 1 / max(count, 1) / late
         rows = max(1, -(-len(x) // max(1, -(-len(x) * vocab * words.itemsize // _BYTES))))
         tiled = can_tile(x, dtype)
-        some = max(1, (_CACHED if x.device.type == "cpu" else _ELSEWHERE) // vocab)
         for start in range(0, len(x), rows):
             piece, right = x[start : start + rows].to(dtype), targets[start : start + rows, None]
             logits = torch.mm(piece, words.t()) if bias is None else torch.addmm(bias.to(dtype), piece, words.t())
             logits[len(right) :] = 0
-            if tiled:
-                total += soften(logits[: len(right)], right, smoothing, soon).sum()
-            else:
-                parts = zip(logits[: len(right)].split(some), right.split(some), strict=True)
-                total += sum(_soften(part, answers, smoothing, soon) for part, answers in parts)
+            lose = cross_entropy_ if tiled else _cross_entropy_
+            total += lose(logits[: len(right)], right, smoothing, soon).sum()
             if grad_bias is not None:
                 grad_bias += logits.sum(dim=0, dtype=torch.float32)
             if grad_x is not None:
                 grad_x[start : start + rows] = logits @ words
-            if grad_matrix is not None and tiled:
-                outer_products(logits, piece, grad_matrix, add=start > 0)
-            elif grad_matrix is not None:
-                for some_words, columns in zip(grad_matrix.split(_WORDS), logits.split(_WORDS, dim=1), strict=True):
-                    product = columns.t() @ piece
-                    some_words.copy_(product) if start == 0 else some_words.add_(product)
+            if grad_matrix is not None:
+                add = outer_products if tiled else _outer_products
+                add(logits, piece, grad_matrix, add=start > 0)
         pairs = ((grad_x, x), (grad_matrix, matrix), (grad_bias, bias))
         for grad, _ in pairs:
             if grad is not None and late != 1:
@@ -113,20 +106,33 @@ class _VocabularyLoss(torch.autograd.Function):
         return (*grads, None, None, None)
 
 
-def _soften(
+def _cross_entropy_(
     logits: Float[Tensor, "rows vocab"], right: Int[Tensor, "rows 1"], smoothing: float, factor: float
-) -> Float[Tensor, ""]:
-    """The sum of the losses; the logits become `factor` times its gradient. What is between is float32."""
-    scores = logits.float()
-    answer, best = scores.gather(1, right), scores.amax(dim=-1, keepdim=True)
-    mean = smoothing * scores.mean(dim=-1).sum() if smoothing else 0.0
-    # One exponential of each score: the largest probability, at least 1 / vocab, gives the sum of all.
-    gradient = torch.softmax(scores, dim=-1, out=scores)
-    level = best - gradient.amax(dim=-1, keepdim=True).log()
-    if smoothing:
-        gradient -= smoothing / logits.shape[1]
-    gradient.scatter_add_(1, right, gradient.new_full((), smoothing - 1).expand_as(right))
-    gradient *= factor
-    if gradient is not logits:
-        logits.copy_(gradient)
-    return (level - (1 - smoothing) * answer).sum() - mean
+) -> Float[Tensor, " rows"]:
+    """The losses; the logits become `factor` times the gradient of their sum. What is between is float32."""
+    some = max(1, (_CACHED if logits.device.type == "cpu" else _ELSEWHERE) // logits.shape[1])
+    losses = torch.empty(len(logits), device=logits.device)
+    for part, answers, into in zip(logits.split(some), right.split(some), losses.split(some), strict=True):
+        scores = part.float()
+        answer, best = scores.gather(1, answers), scores.amax(dim=-1, keepdim=True)
+        mean = smoothing * scores.mean(dim=-1, keepdim=True) if smoothing else 0.0
+        # One exponential of each score: the largest probability, at least 1 / vocab, gives the sum of all.
+        gradient = torch.softmax(scores, dim=-1, out=scores)
+        level = best - gradient.amax(dim=-1, keepdim=True).log()
+        into.copy_((level - (1 - smoothing) * answer - mean).squeeze(1))
+        if smoothing:
+            gradient -= smoothing / logits.shape[1]
+        gradient.scatter_add_(1, answers, gradient.new_full((), smoothing - 1).expand_as(answers))
+        gradient *= factor
+        if gradient is not part:
+            part.copy_(gradient)
+    return losses
+
+
+def _outer_products(
+    left: Float[Tensor, "rows vocab"], right: Float[Tensor, "rows d_model"], out: Tensor, *, add: bool
+) -> None:
+    """``left.T @ right``, in float32; some words at a time, for products come in the format of their factors."""
+    for words, columns in zip(out.split(_WORDS), left.split(_WORDS, dim=1), strict=True):
+        product = columns.t() @ right
+        words.add_(product) if add else words.copy_(product)

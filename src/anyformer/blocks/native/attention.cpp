@@ -43,7 +43,7 @@ struct Room {
 
 class Looker {
    public:
-    Looker(const Look& look, char* memory)
+    Looker(const TrainedAttention& look, char* memory)
         : look(look), depth(up(look.head_dim, DEPTH)), keys(up(look.keys, DEPTH)), scale(float(look.scale)) {
         Room room{memory};
         key_rows = room.take<BFloat16>(keys * depth);
@@ -68,7 +68,7 @@ class Looker {
         end = room.next;
     }
 
-    static int64_t bytes(const Look& look) { return Looker(look, nullptr).end - static_cast<char*>(nullptr); }
+    static int64_t bytes(const TrainedAttention& look) { return Looker(look, nullptr).end - static_cast<char*>(nullptr); }
 
     // Answers of all queries to a head of keys and values.
     void forward(int64_t text, int64_t kv_head) {
@@ -103,7 +103,7 @@ class Looker {
     }
 
    private:
-    const Look& look;
+    const TrainedAttention& look;
     const int64_t depth, keys;  // with what is missing to whole registers
     const float scale;
     BFloat16 *key_rows, *value_rows, *columns, *query_rows, *grad_rows, *weights, *grad_scores;
@@ -326,7 +326,7 @@ class Looker {
 
 extern "C" {
 
-__attribute__((visibility("default"))) int64_t look_bytes(const Look* look) {
+__attribute__((visibility("default"))) int64_t attention_bytes(const TrainedAttention* look) {
 #if defined(WITH_TILES)
     return look->threads * Looker::bytes(*look);
 #else
@@ -335,7 +335,7 @@ __attribute__((visibility("default"))) int64_t look_bytes(const Look* look) {
 }
 
 // Forward, or backward if there is a gradient. Where wide_rows() is 0 nothing happens.
-__attribute__((visibility("default"))) void look(const Look* look, void* workspace) {
+__attribute__((visibility("default"))) void attention(const TrainedAttention* look, void* workspace) {
 #if defined(WITH_TILES)
     together(look->threads, [&](Team team) {
         TileRegisters registers(true);

@@ -151,17 +151,17 @@ def _load(path: Path) -> ctypes.CDLL:
     made.workspace_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]
     made.step.restype = None
     made.step.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    for alone in (made.activate_all, made.soften_all, made.scale_all):
+    for alone in (made.activate_all, made.cross_entropy, made.rms_norm):
         alone.restype = None
         alone.argtypes = [ctypes.c_void_p]
     made.outer_bytes.restype = ctypes.c_int64
     made.outer_bytes.argtypes = [ctypes.c_void_p]
     made.outer.restype = None
     made.outer.argtypes = [ctypes.c_void_p] * 2
-    made.look_bytes.restype = ctypes.c_int64
-    made.look_bytes.argtypes = [ctypes.c_void_p]
-    made.look.restype = None
-    made.look.argtypes = [ctypes.c_void_p] * 2
+    made.attention_bytes.restype = ctypes.c_int64
+    made.attention_bytes.argtypes = [ctypes.c_void_p]
+    made.attention.restype = None
+    made.attention.argtypes = [ctypes.c_void_p] * 2
     made.wide_rows.restype = ctypes.c_int64
     made.wide_rows.argtypes = []
     made.product_bytes.restype = ctypes.c_int64

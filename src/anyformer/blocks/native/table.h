@@ -82,7 +82,7 @@ struct Batch {
 };
 
 // Attention of a batch in training; all numbers are bfloat16, but for `levels`.
-struct Look {
+struct TrainedAttention {
     Memory query, key, value, out;                         // [texts, heads or kv_heads, queries or keys, head_dim]
     Memory grad_out, grad_query, grad_key, grad_value;     // no data: a forward pass
     Memory bias, grad_bias;  // float32, [texts, heads, keys, queries and what is missing to BLOCK]; no data: none. What is
@@ -117,7 +117,7 @@ struct Activate {
 };
 
 // Logits [rows, vocab] in bfloat16, which become factor times the gradient of their cross-entropy.
-struct Soften {
+struct CrossEntropy {
     void* logits;
     const int64_t* targets;
     float* losses;   // [rows]
@@ -128,7 +128,7 @@ struct Soften {
 };
 
 // out = x / sqrt(mean(x^2) + eps) weight, of rows of float32 numbers.
-struct Scale {
+struct RmsNorm {
     const float *x, *weight;
     float* out;
     float* factors;                  // [rows]: what each was multiplied by

@@ -93,7 +93,7 @@ class Batch(Structure):
     ]
 
 
-class Look(Structure):
+class TrainedAttention(Structure):
     """Attention of a batch in training."""
 
     _fields_ = [
@@ -130,7 +130,7 @@ class Activate(Structure):
     ]
 
 
-class Soften(Structure):
+class CrossEntropy(Structure):
     """Logits that become gradients."""
 
     _fields_ = [
@@ -142,7 +142,7 @@ class Soften(Structure):
     ]
 
 
-class Scale(Structure):
+class RmsNorm(Structure):
     """An RMS norm of many rows."""
 
     _fields_ = [

@@ -15,7 +15,7 @@ Floats part(const BFloat16* row, int64_t i, int64_t count) {
     return some;
 }
 
-float soften(BFloat16* row, int64_t target, const Soften& s, float* scratch) {
+float soften(BFloat16* row, int64_t target, const CrossEntropy& s, float* scratch) {
     Floats peaks = all(-INFINITY), sums{}, total{};
     for (int64_t i = 0; i < s.vocab; i += LANES) {
         Floats x = part(row, i, s.vocab);
@@ -48,7 +48,7 @@ float soften(BFloat16* row, int64_t target, const Soften& s, float* scratch) {
 
 extern "C" {
 
-__attribute__((visibility("default"))) void soften_all(const Soften* s) {
+__attribute__((visibility("default"))) void cross_entropy(const CrossEntropy* s) {
     together(s->threads, [&](Team team) {
         float* scratch = s->scratch + team.me * ((s->vocab + LANES) / LANES * LANES);
         team.share((s->rows + ROWS - 1) / ROWS, [&](int64_t run) {

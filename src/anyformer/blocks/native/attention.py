@@ -19,7 +19,7 @@ _BLOCK = 128
 """Queries that compiled code looks at together: rows of a bias have room for whole blocks."""
 
 
-def can_look(query: Tensor, mask: Mask) -> bool:
+def can_attend(query: Tensor, mask: Mask) -> bool:
     """Whether `attention` is there for this; it waits for the compiler."""
     bias = mask.scores
     if bias is not None and bias.requires_grad and bias.shape[1:3] != query.shape[1:3]:
@@ -56,7 +56,7 @@ class _Attention(torch.autograd.Function):
         parts["out"] = _like(query)
         if bias is not None:
             parts["bias"] = _turned(bias.expand(-1, -1, query.shape[2], -1))
-        _look(levels, scale, causal, **parts)
+        _run(levels, scale, causal, **parts)
         ctx.save_for_backward(levels, *parts.values())
         ctx.about = tuple(parts), scale, causal  # pyright: ignore[reportAttributeAccessIssue]
         return parts["out"]
@@ -69,7 +69,7 @@ class _Attention(torch.autograd.Function):
         grads = {f"grad_{name}": _like(parts[name]) for name in ("query", "key", "value")}
         if ctx.needs_input_grad[3]:
             grads["grad_bias"] = torch.zeros_like(parts["bias"])
-        _look(levels, scale, causal, **parts, grad_out=_lying(grad_outputs[0].bfloat16()), **grads)
+        _run(levels, scale, causal, **parts, grad_out=_lying(grad_outputs[0].bfloat16()), **grads)
         grad_bias = grads.pop("grad_bias", None)
         if grad_bias is not None:
             grad_bias = grad_bias[..., : levels.shape[2]].transpose(2, 3)
@@ -103,11 +103,11 @@ def _place(part: Tensor, batch: int, heads: int) -> table.Memory:
     return table.Memory(part.data_ptr(), 0 if shared[0] else steps[0], 0 if shared[1] else steps[1], steps[2])
 
 
-def _look(levels: Tensor, scale: float, causal: bool, **parts: Tensor) -> None:
+def _run(levels: Tensor, scale: float, causal: bool, **parts: Tensor) -> None:
     query, key = parts["query"], parts["key"]
     places = {name: _place(part, len(query), query.shape[1]) for name, part in parts.items()}
     batch, heads, queries, head_dim = query.shape
-    described = table.Look(
+    described = table.TrainedAttention(
         **places,
         levels=levels.data_ptr(),
         texts=batch,
@@ -121,5 +121,5 @@ def _look(levels: Tensor, scale: float, causal: bool, **parts: Tensor) -> None:
         threads=torch.get_num_threads(),
     )
     compiled: Any = library().get(wait=True)
-    workspace = torch.empty(compiled.look_bytes(ctypes.addressof(described)), dtype=torch.uint8)
-    compiled.look(ctypes.addressof(described), workspace.data_ptr())
+    workspace = torch.empty(compiled.attention_bytes(ctypes.addressof(described)), dtype=torch.uint8)
+    compiled.attention(ctypes.addressof(described), workspace.data_ptr())

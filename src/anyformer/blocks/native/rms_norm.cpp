@@ -16,7 +16,7 @@ void give(float* row, int64_t i, int64_t width, Floats y) {
         store(row + i, y, width - i);
 }
 
-void forward(const Scale& s, int64_t row) {
+void forward(const RmsNorm& s, int64_t row) {
     const float* x = s.x + row * s.width;
     Floats squares{};
     for (int64_t i = 0; i < s.width; i += LANES) {
@@ -30,7 +30,7 @@ void forward(const Scale& s, int64_t row) {
 }
 
 // With f the factor and g the gradient times the weight: f g - x f^3 mean(g x).
-void backward(const Scale& s, int64_t row, float* grad_weight) {
+void backward(const RmsNorm& s, int64_t row, float* grad_weight) {
     const float *x = s.x + row * s.width, *grad = s.grad_out + row * s.width;
     float factor = s.factors[row];
     Floats common{};
@@ -51,7 +51,7 @@ void backward(const Scale& s, int64_t row, float* grad_weight) {
 extern "C" {
 
 // Forward, or backward if there is a gradient.
-__attribute__((visibility("default"))) void scale_all(const Scale* s) {
+__attribute__((visibility("default"))) void rms_norm(const RmsNorm* s) {
     together(s->threads, [&](Team team) {
         // Each thread has its share of the rows, the same in every run: so are its sums.
         int64_t each = (s->rows + team.size - 1) / team.size, end = (team.me + 1) * each;

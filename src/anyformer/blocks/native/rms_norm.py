@@ -1,4 +1,4 @@
-"""RMS norms for training in compiled code (see scale.cpp)."""
+"""RMS norms for training in compiled code (see rms_norm.cpp)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from anyformer.blocks.native import table
 from anyformer.blocks.native.build import library
 
 
-def scaled(
+def rms_norm(
     x: Float[Tensor, "*batch width"], weight: Float[Tensor, " width"], eps: float
 ) -> Float[Tensor, "*batch width"]:
     """``x / sqrt(mean(x^2) + eps) * weight``, in float32. It is differentiable once."""
-    return _Scaled.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
+    return _RmsNorm.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
 
 
-class _Scaled(torch.autograd.Function):
+class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x, out = x.contiguous(), torch.empty(x.shape)
         factors = torch.empty(x.shape[:-1])
-        _scale(eps, x=x, weight=weight, out=out, factors=factors)
+        _run(eps, x=x, weight=weight, out=out, factors=factors)
         ctx.save_for_backward(x, weight, factors)
         ctx.eps = eps  # pyright: ignore[reportAttributeAccessIssue]
         return out
@@ -37,13 +37,13 @@ class _Scaled(torch.autograd.Function):
         x, weight, factors = ctx.saved_tensors
         grad_x, grad_weight = torch.empty_like(x), torch.zeros(torch.get_num_threads(), *weight.shape)
         parts = {"x": x, "weight": weight, "factors": factors, "grad_out": grad_outputs[0].contiguous()}
-        _scale(ctx.eps, **parts, grad_x=grad_x, grad_weight=grad_weight)
+        _run(ctx.eps, **parts, grad_x=grad_x, grad_weight=grad_weight)
         return grad_x, grad_weight.sum(dim=0), None
 
 
-def _scale(eps: float, **parts: Tensor) -> None:
+def _run(eps: float, **parts: Tensor) -> None:
     places = {name: part.data_ptr() for name, part in parts.items()}
     rows, width = parts["factors"].numel(), parts["weight"].numel()
-    described = table.Scale(**places, rows=rows, width=width, eps=eps, threads=torch.get_num_threads())
+    described = table.RmsNorm(**places, rows=rows, width=width, eps=eps, threads=torch.get_num_threads())
     compiled: Any = library().get(wait=True)
-    compiled.scale_all(ctypes.addressof(described))
+    compiled.rms_norm(ctypes.addressof(described))

@@ -1,4 +1,4 @@
-"""Cross-entropy and its gradient in compiled code (see soften.cpp)."""
+"""Cross-entropy and its gradient in compiled code (see cross_entropy.cpp)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from anyformer.blocks.native.build import library
 _LANES = 16
 
 
-def soften(
+def cross_entropy_(
     logits: BFloat16[Tensor, "rows vocab"], targets: Int[Tensor, "rows 1"], smoothing: float, factor: float
 ) -> Float[Tensor, " rows"]:
     """Cross-entropy of each row in nats. The logits, in one piece, become `factor` times its gradient."""
     rows, vocab = logits.shape
     threads, targets = torch.get_num_threads(), targets.contiguous()
     losses, scratch = torch.empty(rows), torch.empty(threads, vocab + _LANES)
-    described = table.Soften(
+    described = table.CrossEntropy(
         logits=logits.data_ptr(),
         targets=targets.data_ptr(),
         losses=losses.data_ptr(),
@@ -34,5 +34,5 @@ def soften(
         threads=threads,
     )
     compiled: Any = library().get(wait=True)
-    compiled.soften_all(ctypes.addressof(described))
+    compiled.cross_entropy(ctypes.addressof(described))
     return losses
