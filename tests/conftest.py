@@ -1,8 +1,9 @@
-"""Every shape that an annotation promises is checked while the tests run."""
+"""Every shape that an annotation promises is checked while the tests run, and no test is hurried."""
 
 import os
 import tempfile
 
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # As the command line does: tests share their cores with whatever else runs.
@@ -11,3 +12,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ["ANYFORMER_CACHE"] = tempfile.mkdtemp(prefix="anyformer-cache-")
 
 install_import_hook(["anyformer.blocks", "anyformer.model", "anyformer.generation"], "beartype.beartype")
+
+# A busy machine is slow at times, and a first call may have to import or to compile.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")

@@ -63,7 +63,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
 
 
 @given(configs(), st.integers(2, 9))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_counts_what_pytorch_counts(config: ModelConfig, context: int) -> None:
     model = af.build(config).eval()
     tokens = torch.zeros(1, context, dtype=torch.long)
@@ -77,7 +77,7 @@ def test_counts_what_pytorch_counts(config: ModelConfig, context: int) -> None:
 
 
 @given(configs())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_cache_size_is_the_caches_size(config: ModelConfig) -> None:
     if config.decoder_layers == 0:
         assert cache_bytes_per_token(config) == 0

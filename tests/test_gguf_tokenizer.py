@@ -70,7 +70,7 @@ def byte_level(cut: int) -> tuple[Tokenizer, tokenizers.Tokenizer]:
 
 
 @pytest.mark.parametrize("cut", range(len(CUTS)), ids=[cut.names[0] for cut in CUTS])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=texts)
 def test_byte_level(cut: int, text: str) -> None:
     ours, theirs = byte_level(cut)
@@ -126,7 +126,7 @@ def sentence_pieces(kind: str) -> tuple[Tokenizer, sentencepiece.SentencePiecePr
 plain = texts.filter(lambda text: not any(mark in text for mark in ("<s>", "</s>", "<unk>", "▁", "\0")))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=plain)
 @example("the cat  sat")
 @example(" 日本 🙂")
@@ -137,7 +137,7 @@ def test_sentencepiece_bpe(text: str) -> None:
     assert ours.decode([1, *ids]) == theirs.decode(ids)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(words=st.lists(st.sampled_from((*WORDS, "ﬁt", "１２")), max_size=9))
 def test_unigram(words: list[str]) -> None:
     ours, theirs = sentence_pieces("unigram")
@@ -188,7 +188,7 @@ def word_piece(lowercase: bool) -> tuple[Tokenizer, Tokenizer]:
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=texts)
 def test_word_piece(lowercase: bool, text: str) -> None:
     ours, theirs = word_piece(lowercase)

@@ -39,7 +39,7 @@ SAMPLES = [
     "a [MASK] b <mask> c </s> d <|endoftext|> e <pad>",
 ]
 
-few = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 known = st.text(st.sampled_from(sorted({c for text in CORPUS for c in text})), max_size=60)
 anything = st.text(max_size=60)
 
@@ -144,7 +144,7 @@ def test_byte_bpe_is_lossless(trained: dict[tuple[str, str], tuple[Tokenizer, An
 
 
 @given(text=st.text(min_size=1, max_size=80))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_characters_are_lossless_and_nothing_else(text: str):
     tokenizer = Tokenizer.train([text], "char")
     assert tokenizer.vocab_size == len(set(text))

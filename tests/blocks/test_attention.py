@@ -33,7 +33,7 @@ def _by_hand(attention: MultiHeadAttention, x: Tensor, source: Tensor, visible: 
 
 
 @given(sizes, st.booleans(), st.integers(1, 12), st.integers(0, 2**32))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_equals_the_equation(drawn: tuple[int, int, int, int], causal: bool, window: int, seed: int) -> None:
     kv_heads, group, time, batch = drawn
     torch.manual_seed(seed)
@@ -53,7 +53,7 @@ def test_equals_the_equation(drawn: tuple[int, int, int, int], causal: bool, win
     st.sampled_from([torch.float32, torch.bfloat16]),
     st.integers(0, 2**32),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_in_pieces_equals_the_fused_kernel(queries: int, keys: int, kind: str, dtype: torch.dtype, seed: int) -> None:
     torch.manual_seed(seed)
     lengths = (queries, queries, queries) if kind == "causal" else (queries, keys, keys)
@@ -82,7 +82,7 @@ def test_in_pieces_equals_the_fused_kernel(queries: int, keys: int, kind: str, d
 
 
 @given(sizes, st.integers(1, 7), st.integers(0, 2**32))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_cross_attention_equals_the_equation(drawn: tuple[int, int, int, int], length: int, seed: int) -> None:
     kv_heads, group, time, batch = drawn
     torch.manual_seed(seed)
@@ -94,7 +94,7 @@ def test_cross_attention_equals_the_equation(drawn: tuple[int, int, int, int], l
 
 
 @given(st.integers(1, 9), st.sampled_from(["none", "causal", "padded"]), st.integers(0, 2**32))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_weights_are_what_attention_mixes_by(time: int, kind: str, seed: int) -> None:
     torch.manual_seed(seed)
     attention = MultiHeadAttention(AttentionConfig(heads=2, output_bias=False), d_model=8)
@@ -114,7 +114,7 @@ def test_weights_are_what_attention_mixes_by(time: int, kind: str, seed: int) ->
 
 
 @given(st.sampled_from([None, "linear", "llama3", "yarn"]), st.integers(0, 500), st.integers(0, 2**32))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_rotary_scores_depend_on_distance_alone(kind: str | None, shift: int, seed: int) -> None:
     torch.manual_seed(seed)
     scaling = None if kind is None else RotaryScaling(kind=kind, factor=4.0, original_length=64)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anyformer.model import Transformer
 
-few = settings(max_examples=6, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=6, derandomize=True, database=None)
 token = st.integers(3, VOCAB - 1)
 UNCUT = [name for name in WRITERS if name != "dynamic"]
 

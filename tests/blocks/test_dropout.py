@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from anyformer.blocks.dropout import Dropout
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(p=st.floats(0.01, 0.95), seed=st.integers(0, 1000), shape=st.sampled_from([(50_001,), (70, 3, 251)]))
 def test_keeps_the_mean_and_drops_its_share(p: float, seed: int, shape: tuple[int, ...]) -> None:
     torch.manual_seed(seed)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from anyformer.blocks.native import build
+
+COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 
 @pytest.mark.parametrize(("there", "chosen"), [(("g++", "c++"), "g++"), (("clang++",), "clang++")])
@@ -55,10 +59,51 @@ def test_the_packages_compiler_makes_the_library(tmp_path: Path) -> None:
 
 def test_what_an_ended_program_left_behind_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "_run", lambda command, folder: (folder / "new.so").touch())
+    monkeypatch.setattr(build, "_run", lambda commands, folder: (folder / "new.so").touch())
     made = build._build()
     made.unlink()
     left = made.with_suffix(".making")
     (left / "product.o").mkdir(parents=True)
     assert build._build() == made
     assert not left.exists()
+
+
+def test_what_can_not_be_compiled_is_told_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "broken.cpp").write_text("int one = 1;\nint two = three;\nint four = 4;\n")
+    (tmp_path / "whole.cpp").write_text("int five = 5;\n")
+    monkeypatch.setattr(build, "_HERE", tmp_path)
+    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
+    assert build.Library().get(wait=True) is None
+    assert "broken.cpp:2" in caplog.text
+    assert "three" in caplog.text
+    assert [path.suffix for path in (tmp_path / "native").iterdir()] == [".lock"]
+
+
+def test_a_short_program_leaves_a_library(tmp_path: Path) -> None:
+    environment = os.environ | {"ANYFORMER_CACHE": str(tmp_path)}
+    use = "from anyformer.blocks.native.build import library; library()"
+    subprocess.run([sys.executable, "-c", use], check=True, env=environment, timeout=300)
+    assert sorted(path.suffix for path in (tmp_path / "native").iterdir()) == [".lock", ".so"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or COMPILER is None, reason="needs a compiler for such processors")
+@pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3", "skylake-avx512", "icelake-server", "sapphirerapids"])
+def test_it_compiles_for_every_processor(processor: str) -> None:
+    """With plain code, AVX2, AVX-512, its integer products, and AMX."""
+    assert COMPILER is not None
+    flags = [flag for flag in build._FLAGS if flag != "-march=native"]
+    for unit in build._HERE.glob("*.cpp"):
+        command = [COMPILER, "-fsyntax-only", f"-march={processor}", *flags, str(unit)]
+        subprocess.run(command, check=True, timeout=300)
+
+
+@pytest.mark.skipif(build.has_tiles(), reason="they run as they are")
+@pytest.mark.skipif("avx512_bf16" not in build._processor().split(), reason="needs products of bfloat16 pairs")
+def test_what_is_made_for_amx_holds_where_it_is_emulated() -> None:
+    tests = Path(__file__).with_name("test_training_kernels.py")
+    environment = os.environ | {build.SWITCH: "emulated"}
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", str(tests)], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stdout.decode()
+    assert b"skipped" not in done.stdout

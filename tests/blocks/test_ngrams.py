@@ -36,7 +36,7 @@ def _recent(texts: torch.Tensor, count: int) -> torch.Tensor:
 
 
 @given(st.lists(st.integers(0, 200_000), min_size=1, max_size=12), st.integers(2, 6), st.integers(1, 1_000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_run_has_its_row(text: list[int], longest: int, size: int) -> None:
     embedding = NgramEmbedding(longest, size, 3)
     torch.nn.init.normal_(embedding.table)
@@ -62,7 +62,7 @@ def test_runs_are_spread_evenly(length: int) -> None:
 
 
 @given(rows(), st.sampled_from(["left", "right"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_padding_is_no_token(texts: list[list[int]], side: str) -> None:
     model = build(MADE)
     ids, mask = batch(texts, side)
@@ -73,7 +73,7 @@ def test_padding_is_no_token(texts: list[list[int]], side: str) -> None:
 
 
 @given(rows())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_runs_end_with_their_document(texts: list[list[int]]) -> None:
     model = build(MADE)
     packed = torch.tensor([list(itertools.chain(*texts))])

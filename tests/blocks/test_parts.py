@@ -18,7 +18,7 @@ SIZE = PositionSize(d_model=12, heads=3, head_dim=4, max_length=64, causal=False
 
 
 @given(st.integers(1, 33), st.integers(0, 2**32), st.floats(1e-12, 1e-2))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_norms(width: int, seed: int, eps: float) -> None:
     torch.manual_seed(seed)
     x = torch.randn(3, width)
@@ -33,7 +33,7 @@ def test_norms(width: int, seed: int, eps: float) -> None:
 
 
 @given(st.sampled_from(sorted(ACTIVATIONS)), st.booleans(), st.booleans(), st.integers(0, 2**32))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_feed_forward(name: str, gated: bool, bias: bool, seed: int) -> None:
     torch.manual_seed(seed)
     block = FeedForward(FeedForwardConfig(width=7, activation=name, gated=gated, bias=bias), d_model=5)
@@ -65,7 +65,7 @@ def test_sinusoids_are_the_papers(layout: str) -> None:
 
 
 @given(st.sampled_from([4, 8, 32]), st.integers(20, 200), st.booleans())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_relative_buckets(buckets: int, max_distance: int, causal: bool) -> None:
     size = SIZE._replace(causal=causal)
     position = RelativePosition(PositionConfig(kind="relative", buckets=buckets, max_distance=max_distance), size)

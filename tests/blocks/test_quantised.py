@@ -104,7 +104,6 @@ def test_tiles_lose_nothing(matrix: Tensor, kind: Quantisation, data: st.DataObj
 
 
 @given(matrices())
-@settings(deadline=None)  # the first call imports
 def test_the_layout_is_that_of_gguf(matrix: Tensor) -> None:
     """The same numbers as the package gguf makes of the same bytes."""
     kinds = {round_int8: gguf.GGMLQuantizationType.Q8_0, round_int4: gguf.GGMLQuantizationType.Q4_1}

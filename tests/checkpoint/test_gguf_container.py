@@ -83,7 +83,7 @@ def test_every_type_that_gguf_py_dequantises(name: str, tmp_path: Path) -> None:
 
 
 @given(st.sampled_from(list(GROUPED)), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**20))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_groups_are_the_weights(name: str, rows: int, groups: int, seed: int) -> None:
     weight = np.random.default_rng(seed).standard_normal((rows, 32 * groups)).astype(np.float32)
     number = gguf.GGMLQuantizationType[name]

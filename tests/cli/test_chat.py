@@ -96,7 +96,7 @@ def test_an_answer_is_what_the_template_and_greedy_decoding_give() -> None:
     assert _ask(conversation, "the cat") == messages[2]["content"]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.integers(0, 40), st.lists(st.integers(0, 200), min_size=1, max_size=30)), max_size=6))
 def test_what_is_known_is_not_read_again_and_changes_nothing(edits: list[tuple[int, list[int]]]) -> None:
     model = _DRAWN

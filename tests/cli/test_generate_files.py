@@ -89,7 +89,7 @@ def test_wherever_the_file_was_cut_the_answers_are_the_same(gpt: Path, tmp_path:
         assert out.read_bytes() == whole
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_answer_is_lost_or_doubled(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     prompts = data.draw(st.lists(st.text(max_size=8), min_size=1, max_size=12))

@@ -10,7 +10,7 @@ from anyformer.data.objectives import IGNORED, Causal, Masked, Objective, SpanCo
 from anyformer.data.permutation import derive, permute
 from anyformer.errors import UserError
 
-quick = settings(deadline=None, max_examples=100)
+quick = settings(max_examples=100)
 seeds = st.integers(0, 2**63)
 
 

@@ -24,7 +24,7 @@ from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.words import joints
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(max_examples=60)
 CORPUS = ["The quick brown fox, jumping over unbelievable dogs.\n\nAnd über-Größe 2024 (日本語) isn't it? 🙂🙃\n"] * 6
 
 

@@ -12,7 +12,7 @@ from anyformer.data.batch import IGNORED, Batch
 from anyformer.data.pair_batches import PairBatches
 from anyformer.errors import UserError
 
-quick = settings(deadline=None, max_examples=80)
+quick = settings(max_examples=80)
 PAD, EOS, START = 0, 1, 2
 
 

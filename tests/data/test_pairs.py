@@ -16,7 +16,7 @@ from anyformer.data.split import MANY
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
-here = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+here = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 line = st.text(st.characters(exclude_characters="\0\ufeff\n\r", exclude_categories=["Cs"]), max_size=8)
 
 

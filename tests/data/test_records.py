@@ -16,7 +16,7 @@ from anyformer.data.records import records
 from anyformer.data.sources import documents
 from anyformer.errors import UserError
 
-here = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+here = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 text = st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"]), max_size=20)
 
 

@@ -15,7 +15,7 @@ from anyformer.data import files, sources
 from anyformer.data.sources import documents, find_files, standard_library
 from anyformer.errors import UserError
 
-here = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+here = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 printable = st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"]), min_size=1)
 
 

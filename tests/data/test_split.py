@@ -11,7 +11,7 @@ from anyformer.data import sources, split
 from anyformer.data.split import MANY, Corpus, Split
 from anyformer.errors import UserError
 
-here = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+here = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 printable = st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"]), min_size=1)
 
 

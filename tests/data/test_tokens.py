@@ -25,8 +25,8 @@ from anyformer.data.tokens import HEADER, TokenFile, tokenise, tokenise_parts
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
-here = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-few = settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+here = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @dataclass

@@ -35,7 +35,7 @@ ANYTHING = st.text(st.sampled_from(sorted({c for text in CORPUS for c in text}))
 
 
 @pytest.mark.parametrize(("preset", "special", "spec", "architecture"), PAIRS)
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=ANYTHING)
 def test_saved_beside_its_model(
     preset: str, special: str, spec: str, architecture: str, text: str, tmp_path: Path

@@ -29,7 +29,7 @@ from anyformer.tokenizer import Tokenizer
 from tests.generation.models import BOS, BOTH, EOS, PAD, VOCAB, WRITERS, batch, build, config, rows
 
 NEW = 7
-few = settings(max_examples=4, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=4, derandomize=True, database=None)
 SEARCHES = st.builds(
     BeamSearch,
     beams=st.integers(1, 4),
@@ -38,7 +38,7 @@ SEARCHES = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40, derandomize=True, database=None)
 @given(st.integers(1, 5), st.integers(1, 10), st.integers(1, 40), st.integers(0, 99), st.booleans())
 def test_the_largest_of_very_many(rows: int, count: int, blocks: int, seed: int, banned: bool) -> None:
     places = blocks * 128 if seed % 4 else max(blocks * 100, count)

@@ -10,7 +10,7 @@ from anyformer.generation import Engine, Sampling, generate_ids
 from anyformer.generation.stop import StopStrings, until
 from tests.generation.models import VOCAB, WRITERS, build, recompute
 
-few = settings(max_examples=5, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=5, derandomize=True, database=None)
 UNCUT = [name for name in WRITERS if name != "dynamic"]
 
 

@@ -15,7 +15,7 @@ from anyformer.model import Transformer
 from tests.generation.models import BOS, BOTH, DECODERS, EOS, PAD, VOCAB, WRITERS, batch, build, config, recompute, rows
 
 NEW = 8
-few = settings(max_examples=4, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=4, derandomize=True, database=None)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

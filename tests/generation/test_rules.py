@@ -76,7 +76,7 @@ def processors(model: Any, chosen: dict[str, Any], prompt: int, given_ids: Tenso
     return model._get_logits_processor(generation, prompt, given_ids, device="cpu", model_kwargs={})
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150, derandomize=True, database=None)
 @given(data=st.data())
 def test_rules_are_theirs(theirs: dict[bool, Any], data: st.DataObject) -> None:
     both = data.draw(st.booleans())

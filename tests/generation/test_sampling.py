@@ -20,7 +20,7 @@ from anyformer.generation.penalties import penalties_of
 from anyformer.generation.rules import History
 from anyformer.generation.sampling import Sampling, draw, greedy, keep_min_p, keep_top_k, keep_top_p
 
-few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=60, derandomize=True, database=None)
 # Few distinct values, so that there are ties; banned tokens too.
 scores = st.one_of(st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 2.0]), st.floats(-20, 20, width=32))
 

@@ -38,7 +38,7 @@ def translator(tokenizer: Tokenizer) -> Transformer:
 texts = st.lists(st.sampled_from(TEXT.split()), min_size=1, max_size=6).map(" ".join)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(pairs=st.lists(st.tuples(texts, texts), min_size=1, max_size=4), batch_size=st.integers(1, 3))
 def test_a_text_behind_a_prompt(
     writer: Transformer, tokenizer: Tokenizer, pairs: list[tuple[str, str]], batch_size: int

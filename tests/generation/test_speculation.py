@@ -32,7 +32,7 @@ def write(model: Transformer, texts: list[list[int]], draft: Draft | None, sampl
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(texts=rows(texts=2), penalty=st.sampled_from([1.0, 1.3]))
 def test_prompt_lookup_changes_no_greedy_text(name: str, texts: list[list[int]], penalty: float) -> None:
     model, sampling = build(WRITERS[name]), Sampling(repetition_penalty=penalty)
@@ -40,7 +40,7 @@ def test_prompt_lookup_changes_no_greedy_text(name: str, texts: list[list[int]],
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@settings(deadline=None, max_examples=4)
+@settings(max_examples=4)
 @given(texts=rows(texts=2), seed=st.integers(0, 99), same=st.booleans())
 def test_a_draft_model_changes_no_greedy_text(name: str, texts: list[list[int]], seed: int, same: bool) -> None:
     """Not one that knows better or worse, nor one whose context (20) ends before the text does."""
@@ -97,7 +97,7 @@ def test_lookup_finds_the_latest_place_of_the_longest_match() -> None:
     assert PromptLookup([4, 5, 6, 7]).guess([2, 5], 4).tokens == [6, 7, 2, 5]
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(st.lists(st.floats(-3, 3), min_size=2, max_size=6), st.data())
 def test_what_is_accepted_has_the_models_distribution(scores: list[float], data: st.DataObject) -> None:
     logits = torch.tensor(scores)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
@@ -35,7 +35,6 @@ def _feed(average: Average, walk: list[dict[str, Tensor]]) -> None:
         average.snapshot(weights)
 
 
-@settings(deadline=None)
 @given(seeds, st.integers(1, 30), st.floats(0, 0.999))
 def test_a_moving_average_is_its_recurrence(seed: int, steps: int, decay: float):
     walk, average = _walk(seed, steps), MovingAverage(decay)
@@ -50,7 +49,6 @@ def test_a_moving_average_is_its_recurrence(seed: int, steps: int, decay: float)
         torch.testing.assert_close(found[name].double(), mean, rtol=1e-5, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(seeds, st.integers(1, 9), st.integers(1, 6))
 def test_the_latest_average_is_the_mean_of_the_latest_snapshots(seed: int, steps: int, number: int):
     walk, average = _walk(seed, steps), LatestAverage(number)
@@ -117,7 +115,6 @@ def test_before_there_is_an_average_the_weights_are_their_own(spec: str):
         assert all(live[name].equal(before[name]) for name in live)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(SPECS), seeds, st.integers(0, 6), st.integers(0, 6))
 def test_stopping_makes_no_difference(spec: str, seed: int, before: int, after: int):
     walk = _walk(seed, before + after)

@@ -71,7 +71,7 @@ def _bound(a: Tensor, b: Tensor) -> Tensor:
     return 1.0001 * (step_a * b.sum(0) + a.sum(1, keepdim=True) * step_b + a.shape[1] * step_a * step_b) + 1e-6
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.integers(1, 40),
     inputs=st.integers(1, 40),
@@ -114,7 +114,7 @@ def test_normal_numbers_lose_about_one_percent(eager: None):
         assert 0.001 < (one - other).norm() / other.norm() < 0.015
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.tuples(*[st.integers(1, 24)] * 3),
     powers=st.tuples(*[st.integers(-20, 20)] * 3),

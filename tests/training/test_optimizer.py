@@ -136,7 +136,7 @@ def _matrices(draw: st.DrawFn) -> list[Tensor]:
     return [scale * torch.randn(shape, generator=generator) for shape in shapes]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(_matrices(), st.booleans(), st.floats(0.0, 0.2), st.floats(1e-4, 0.1))
 def test_muon_is_torchs_muon(gradients: list[Tensor], half: bool, decay: float, rate: float):
     start = [torch.randn_like(gradient) for gradient in gradients]
@@ -158,7 +158,7 @@ def test_muon_is_torchs_muon(gradients: list[Tensor], half: bool, decay: float, 
         assert (mine - its).norm().item() <= (0.15 if half else 5e-3) * moved + 1e-6
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 24), st.integers(1, 96), st.booleans(), st.integers(0, 6), st.integers(0, 2**31))
 def test_both_forms_of_the_iteration_are_one(short: int, long: int, tall: bool, orders: int, seed: int):
     generator = torch.Generator().manual_seed(seed)
@@ -175,7 +175,7 @@ def test_both_forms_of_the_iteration_are_one(short: int, long: int, tall: bool, 
     torch.testing.assert_close(orthogonalise(matrix.double(), torch.float64), expected, rtol=0, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 24), st.integers(1, 96), st.integers(0, 2**31))
 def test_an_update_is_about_orthogonal(rows: int, columns: int, seed: int):
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))

@@ -1,7 +1,6 @@
 """The feed-forward block: the same small network for every token."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +9,25 @@ from torch import Tensor, nn
 
 from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.native import table
-from anyformer.blocks.native.activate import activated
-from anyformer.blocks.native.tiles import can_tile
+from anyformer.blocks.native.activate import activated, can_activate
 from anyformer.config import ConfigError, FeedForwardConfig
 from anyformer.errors import nearest
 
+
+# By name, for a copy of a model, or one that was sent to another process, has the same ones.
+def _relu_squared(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
-    "relu_squared": lambda x: F.relu(x).square(),  # So et al. 2021 (Primer)
+    "relu_squared": _relu_squared,  # So et al. 2021 (Primer)
     "gelu": F.gelu,  # Hendrycks & Gimpel 2016, with the exact error function
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # and its approximation, which GPT-2 and T5 v1.1 trained with
+    "gelu_tanh": _gelu_tanh,  # and its approximation, which GPT-2 and T5 v1.1 trained with
     "silu": F.silu,
     "tanh": torch.tanh,
 }
@@ -52,8 +60,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Transform each vector by itself."""
         up, gate = self.up(x), None if self.gate is None else self.gate(x)
-        if self.training and up.requires_grad and self.activation in COMPILED and can_tile(up):
-            inner, factor = (up, None) if gate is None else (gate, up)
+        inner, factor = (up, None) if gate is None else (gate, up)
+        if self.training and up.requires_grad and self.activation in COMPILED and can_activate(inner, factor):
             return activated(COMPILED[self.activation], inner, factor, self._outwards)
         return self._outwards(self.activation(up) if gate is None else self.activation(gate) * up)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn, ones, zeros
+from torch import Tensor, nn, ones, promote_types, zeros
 
 from anyformer.blocks.native.rms_norm import rms_norm
 from anyformer.blocks.native.tiles import can_tile
@@ -38,9 +38,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Normalise over the last dimension."""
         if self.training and x.requires_grad and can_tile(x):
-            # Heads of queries and keys are bfloat16, and there torch's norm takes its slow path.
-            return rms_norm(x.float(), self.weight, self.eps).to(x.dtype)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            return rms_norm(x, self.weight, self.eps)
+        # Heads of queries and keys can be narrower than the weight; torch is slow at such a mixture, and warns of it.
+        wide = x.to(promote_types(x.dtype, self.weight.dtype))
+        return F.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
 
 
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {"layer": LayerNorm, "rms": RMSNorm}

@@ -48,6 +48,8 @@ def vocabulary_loss(
         smoothing: Share s of the target that is spread over all words (Szegedy et al. 2016, section 7).
     """
     dtype = product_format(x)
+    if not torch.is_grad_enabled():  # Parameters ask for gradients even then.
+        matrix, bias = matrix.detach(), None if bias is None else bias.detach()
     with torch.autocast(x.device.type, enabled=False):
         return _VocabularyLoss.apply(x, matrix, bias, targets, smoothing, dtype)  # pyright: ignore[reportReturnType]
 
@@ -67,8 +69,8 @@ class _VocabularyLoss(torch.autograd.Function):
         wants_x, wants_matrix, wants_bias = ctx.needs_input_grad[:3]  # pyright: ignore[reportAttributeAccessIssue]
         words = matrix.to(dtype)
         total = torch.zeros((), dtype=torch.float32, device=x.device)
-        grad_x = torch.empty_like(x) if wants_x else None
-        grad_matrix = torch.empty_like(matrix, dtype=torch.float32) if wants_matrix else None
+        grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if wants_x else None
+        grad_matrix = torch.empty(matrix.shape, device=x.device) if wants_matrix else None
         if grad_matrix is not None and not len(x):
             grad_matrix.zero_()
         grad_bias = torch.zeros(vocab, dtype=torch.float32, device=x.device) if wants_bias else None

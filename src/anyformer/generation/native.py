@@ -60,6 +60,7 @@ class NativeDecoder:
         self.model, self.decoder = model, decoder
         self.dtype = model.dtype
         blocks = [cast("TransformerBlock", block) for block in decoder.blocks]
+        self.asks_sources = any(block.cross_attention is not None for block in blocks)
         layers = (table.Layer * len(blocks))(
             *(self._layer(block, window) for block, window in zip(blocks, decoder.windows, strict=True))
         )
@@ -100,7 +101,7 @@ class NativeDecoder:
             weight = cast("nn.Linear", module).weight
             if weight.dtype not in _FORMATS or not weight.is_contiguous():
                 raise InexpressibleError("weights in another format")
-            self._kept.append(weight)
+            self._kept.append(weight.detach())  # its memory stays, wherever the parameter moves
             outputs, inputs = weight.shape
             made = table.Matrix(
                 weights=weight.data_ptr(), outputs=outputs, inputs=inputs, format=_FORMATS[weight.dtype]

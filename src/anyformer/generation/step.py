@@ -73,7 +73,7 @@ def step_of(model: Transformer, *, wait: bool = False) -> Step:
             return plain(tokens, cache, mask=mask, last_only=last_only)
         if torch.is_grad_enabled() or model.training or torch.is_autocast_enabled("cpu"):
             return plain(tokens, cache, mask=mask, last_only=last_only)
-        if not native.knows(cache, tokens.shape[1]):
+        if not tokens.numel() or not native.knows(cache, tokens.shape[1]):
             return plain(tokens, cache, mask=mask, last_only=last_only)
         if last_only and mask is None:
             width = max(1, _PIECE // len(tokens))
@@ -111,9 +111,12 @@ class _NativeStep:
         """Whether this cache, so many tokens longer, is one that the compiled code can read."""
         if self._longest is not None and cache.length + new > self._longest:
             return False
-        if cache.layers[0].keys.dtype not in (torch.float32, torch.bfloat16):
+        layer = cache.layers[0]
+        if layer.keys.dtype not in (torch.float32, torch.bfloat16):
             return False
-        return cache.source_mask is None or cache.layers[0].sources is not None
+        if not self._decoder.asks_sources:
+            return True
+        return layer.sources is not None and layer.sources.keys.dtype == layer.keys.dtype
 
     def __call__(
         self, compiled: Any, tokens: Tensor, cache: KeyValueCache, mask: Tensor | None, *, scored: int

@@ -37,11 +37,11 @@ class TiledLinear(nn.Linear):
         if self.training and torch.is_grad_enabled() and self.weight.requires_grad and can_tile(x):
             with torch.autocast("cpu", enabled=False):
                 made: Tensor = _Linear.apply(_narrow(x), self.weight, self.bias)  # pyright: ignore[reportAssignmentType]
-            return made.view(*x.shape[:-1], -1)
+            return made.view(*x.shape[:-1], self.out_features)
         return F.linear(x, self.weight, self.bias)
 
 
-_latest: tuple[weakref.ref[Tensor], int, weakref.ref[Tensor]] | None = None
+_latest: tuple[weakref.ref[Tensor], tuple[int, bool], weakref.ref[Tensor]] | None = None
 
 
 def _narrow(x: Tensor) -> Float[Tensor, "rows inputs"]:
@@ -49,12 +49,13 @@ def _narrow(x: Tensor) -> Float[Tensor, "rows inputs"]:
     global _latest
     if x.dtype == torch.bfloat16:
         return x.reshape(-1, x.shape[-1])
-    if _latest is not None and _latest[0]() is x and _latest[1] == x._version:
-        known = _latest[2]()
+    latest, state = _latest, (x._version, x.requires_grad)
+    if latest is not None and latest[0]() is x and latest[1] == state:
+        known = latest[2]()
         if known is not None:
             return known
     made = x.reshape(-1, x.shape[-1]).bfloat16()
-    _latest = weakref.ref(x), x._version, weakref.ref(made)
+    _latest = weakref.ref(x), state, weakref.ref(made)
     return made
 
 

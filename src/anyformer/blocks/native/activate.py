@@ -13,6 +13,12 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from anyformer.blocks.native import table
 from anyformer.blocks.native.build import library
+from anyformer.blocks.native.tiles import can_tile
+
+
+def can_activate(x: Tensor, factor: Tensor | None) -> bool:
+    """Whether `activated` is there for these; it waits for the compiler."""
+    return all(part is None or part.dtype == torch.bfloat16 for part in (x, factor)) and can_tile(x)
 
 
 def activated(
@@ -36,10 +42,12 @@ def activated(
     out: Tensor = _Activated.apply(kind, x, factor)  # pyright: ignore[reportAssignmentType]
     if _others_keep():
         return then(out)
-    known, given = (out.data_ptr(), out.numel()), (x.detach(), None if factor is None else factor.detach())
+    given = x.detach(), None if factor is None else factor.detach()
+    known = out.data_ptr(), out.numel(), out._version
 
     def pack(kept: Tensor) -> Tensor | torch.Size:
-        return kept.shape if (kept.data_ptr(), kept.numel()) == known and kept.is_contiguous() else kept
+        same = kept.is_contiguous() and (kept.data_ptr(), kept.numel(), kept._version) == known
+        return kept.shape if same else kept
 
     def unpack(kept: Tensor | torch.Size) -> Tensor:
         return kept if isinstance(kept, Tensor) else _forward(kind, *given).view(kept)

@@ -234,7 +234,7 @@ class Looker {
         for (int64_t i = 0; i < depth; i += LANES)
             multiply(columns + i * keys, keys, weight_pairs, CROWD, count, false, turned + i * CROWD, CROWD, vectors);
         Floats factor[CROWD / LANES];
-        for (int64_t v = 0; v < vectors; v++) factor[v] = 1.0f / sums[v];
+        for (int64_t v = 0; v < vectors; v++) factor[v] = sums[v] == 0.0f ? Floats{} : 1.0f / sums[v];
         give_turned(look.out, text, head, first, factor);
         float* levels = look.levels + (text * look.heads + head) * look.queries;
         for (int64_t q = first; q < look.queries && q < first + CROWD; q++)

@@ -1,7 +1,8 @@
 """The compiled library: made by the system's C++ compiler on first use, and kept for every later one.
 
 A library is keyed by its source, the compiler and the processor, made beside its place and renamed into it. Programs
-that want it at the same time wait for the one that makes it. Making it takes some seconds, in the background.
+that want it at the same time wait for the one that makes it. Making it takes some seconds, in the background; a program
+that is done earlier waits for it at its end, so that the next one has it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,7 +32,8 @@ _FLAGS = [
 ]
 _ZIG = [sys.executable, "-m", "ziglang", "c++"]
 SWITCH = "ANYFORMER_NATIVE"
-"""An environment variable that, set to 0, leaves all work to torch."""
+"""An environment variable. Set to 0, it leaves all work to torch; set to `emulated`, it has AVX-512 do the work of AMX,
+which is slow, but can be tested on processors without."""
 
 
 class Library:
@@ -40,7 +41,7 @@ class Library:
 
     def __init__(self) -> None:
         self._loaded: ctypes.CDLL | None = None
-        self._worker = threading.Thread(target=self._make, name="compiler", daemon=True)
+        self._worker = threading.Thread(target=self._make, name="compiler")
         self._worker.start()
 
     def get(self, *, wait: bool = False) -> ctypes.CDLL | None:
@@ -52,9 +53,8 @@ class Library:
     def _make(self) -> None:
         try:
             self._loaded = _load(_build())
-        except (OSError, subprocess.SubprocessError) as error:
-            reason = _last_line(error)
-            _log.warning("decoding runs on torch alone, at a part of its speed: %s", reason)
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            _log.warning("decoding runs on torch alone, at a part of its speed: %s", _reason(error))
 
 
 @cache
@@ -71,7 +71,11 @@ def wanted() -> bool:
 @cache
 def has_tiles() -> bool:
     """Whether this processor multiplies matrices of bfloat16 numbers (Intel's AMX)."""
-    return "amx_bf16" in _processor().split()
+    return _emulates() or "amx_bf16" in _processor().split()
+
+
+def _emulates() -> bool:
+    return os.environ.get(SWITCH) == "emulated" and "avx512_bf16" in _processor().split()
 
 
 def _build() -> Path:
@@ -81,7 +85,8 @@ def _build() -> Path:
     if compiler == _ZIG:
         # It would compile the standard libraries first, for a minute, and the objects call none of their functions.
         linked.append("-nostdlib")
-    facts = [_version(compiler), platform.machine(), _processor(), *_FLAGS, *linked]
+    flags = [*_FLAGS, "-DEMULATED_TILES"] if _emulates() else _FLAGS
+    facts = [_version(compiler), platform.machine(), _processor(), *flags, *linked]
     facts += [path.read_text() for path in sources]
     name = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
     folder = _folder()
@@ -92,22 +97,27 @@ def _build() -> Path:
     with FileLock(folder / f"{name}.lock"):
         if not made.exists():
             beside = folder / f"{name}.making"
-            # A program that ended while its compiler was at work has left one behind.
+            # A program that was killed while its compiler was at work has left one behind.
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir()
             units = [path for path in sources if path.suffix == ".cpp"]
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                objects = [pool.submit(_run, [*compiler, "-c", str(unit), *_FLAGS], beside) for unit in units]
-            for made_apart in objects:
-                made_apart.result()
-            _run([*compiler, *(f"{unit.stem}.o" for unit in units), *linked, "-o", "new.so"], beside)
-            (beside / "new.so").rename(made)
-            shutil.rmtree(beside)
+            try:
+                _run([[*compiler, "-c", str(unit), *flags] for unit in units], beside)
+                _run([[*compiler, *(f"{unit.stem}.o" for unit in units), *linked, "-o", "new.so"]], beside)
+                (beside / "new.so").rename(made)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
     return made
 
 
-def _run(command: Sequence[str], folder: Path) -> None:
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=600)
+def _run(commands: Sequence[Sequence[str]], folder: Path) -> None:
+    """All of them side by side."""
+    pipe, joined = subprocess.PIPE, subprocess.STDOUT
+    started = [subprocess.Popen(each, cwd=folder, stdout=pipe, stderr=joined, errors="replace") for each in commands]
+    said = [process.communicate()[0] for process in started]
+    for process, text in zip(started, said, strict=True):
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args, stderr=text)
 
 
 def _compiler() -> list[str]:
@@ -171,7 +181,7 @@ def _load(path: Path) -> ctypes.CDLL:
     return made
 
 
-def _last_line(error: Exception) -> str:
-    said = getattr(error, "stderr", None)
-    lines = str(said or error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+def _reason(error: Exception) -> str:
+    """In a line: a compiler's first error, or the last that was said."""
+    lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+    return next((line for line in lines if "error" in line), lines[-1] if lines else type(error).__name__)

@@ -34,8 +34,8 @@ inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp(-x)); }
 
 inline Floats activate(Activation activation, Floats x) {
     switch (activation) {
-        case RELU: return larger(x, Floats{});
-        case RELU_SQUARED: return larger(x, Floats{}) * larger(x, Floats{});
+        case RELU: return larger(Floats{}, x);  // in this order a NaN stays one
+        case RELU_SQUARED: return larger(Floats{}, x) * larger(Floats{}, x);
         case GELU: return 0.5f * x * (1.0f + erf(x * 0.70710678f));
         case GELU_TANH: return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x));  // (1 + tanh y) / 2 = sigmoid 2y
         case SILU: return x * sigmoid(x);
@@ -47,8 +47,8 @@ inline Floats activate(Activation activation, Floats x) {
 // Its derivative.
 inline Floats slope(Activation activation, Floats x) {
     switch (activation) {
-        case RELU: return x > 0.0f ? all(1.0f) : Floats{};
-        case RELU_SQUARED: return 2.0f * larger(x, Floats{});
+        case RELU: return x <= 0.0f ? Floats{} : all(1.0f);
+        case RELU_SQUARED: return 2.0f * larger(Floats{}, x);
         case GELU: return 0.5f * (1.0f + erf(x * 0.70710678f)) + x * 0.39894228f * exp(-0.5f * x * x);
         case GELU_TANH: {
             Floats square = x * x, share = sigmoid(1.59576912f * (x + 0.044715f * x * square));
@@ -74,7 +74,7 @@ inline void turn(float* head, int64_t head_dim, const float* cos, const float* s
 
 // Sums of four vectors at once: adding halves of two vectors side by side takes fewer steps than four sums.
 inline void sums_of_four(const Floats* v, float* to) {
-#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
     auto both = [](__m512 a, __m512 b, auto low, auto high) { return _mm512_add_ps(low(a, b), high(a, b)); };
     auto pairs = [&](const Floats& a, const Floats& b) {
         return both(bits_of<__m512>(a), bits_of<__m512>(b), [](auto x, auto y) { return _mm512_unpacklo_ps(x, y); },
@@ -166,7 +166,7 @@ inline void attend(const float* query, float scale, const T* keys, const T* valu
         sums += weight;
         store(weights + t, weight);
     }
-    float inverse = count > 0 ? 1.0f / sum(sums) : 0.0f;  // padding sees nothing
+    float total = sum(sums), inverse = total == 0 ? 0.0f : 1.0f / total;  // padding sees nothing
     for (int64_t t = 0; t < count; t++) head.add(weights[t], values + (first + t) * value_step);
     head.write(inverse, mixed);
 }

@@ -17,8 +17,9 @@ from anyformer.blocks.native.build import library
 def rms_norm(
     x: Float[Tensor, "*batch width"], weight: Float[Tensor, " width"], eps: float
 ) -> Float[Tensor, "*batch width"]:
-    """``x / sqrt(mean(x^2) + eps) * weight``, in float32. It is differentiable once."""
-    return _RmsNorm.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
+    """``x / sqrt(mean(x^2) + eps) * weight``, computed in float32. It is differentiable once."""
+    made: Tensor = _RmsNorm.apply(x.float(), weight.float(), eps)  # pyright: ignore[reportAssignmentType]
+    return made.to(x.dtype)
 
 
 class _RmsNorm(torch.autograd.Function):

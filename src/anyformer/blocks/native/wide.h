@@ -8,7 +8,15 @@
 
 constexpr int64_t DEPTH = 32;  // inputs that one instruction multiplies: sixteen pairs
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#if defined(EMULATED_TILES) && defined(__AVX512BF16__)
+#define WITH_TILES
+#include "emulated.h"
+constexpr bool HAS_TILES = true;
+
+struct TileRegisters {
+    explicit TileRegisters(bool) {}
+};
+#elif defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
 #define WITH_TILES
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -47,6 +55,9 @@ class TileRegisters {
     const bool wanted;
     Shape before;
 };
+#endif
+
+#if defined(WITH_TILES)
 
 // to [32, 32] = rows [16 or 32, depth] panels^T, or to + that; rows are `step` numbers apart, and a panel holds sixteen
 // outputs: [depth / 2, 16, 2].
@@ -175,4 +186,9 @@ constexpr bool HAS_TILES = false;  // the work is done elsewhere
 struct TileRegisters {
     explicit TileRegisters(bool) {}
 };
+
+// Templates name these before it is known that none of them will call them.
+template <int VECTORS>
+void multiply_lanes(const BFloat16*, int64_t, const float*, int64_t, int64_t, bool, float*, int64_t);
+void transpose(const BFloat16*, int64_t, BFloat16*, int64_t);
 #endif
