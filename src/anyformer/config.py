@@ -14,6 +14,7 @@ This module imports no torch, so that the command line can show, compare and che
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast, get_args
@@ -298,6 +299,9 @@ class InitConfig:
     std: float = 0.02
     scale_residual: bool = False
     """Divide the std of the projections that write to the residual stream by sqrt(2 * layers) (GPT-2)."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.std < math.inf, "init.std", f"a standard deviation is a number from 0 on, not {self.std}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,23 @@ def test_a_last_step_that_ruins_the_model_is_not_saved(text: Path, tmp_path: Pat
     assert max(float(parameter.detach().abs().max()) for parameter in model.parameters()) < 10
 
 
+@pytest.mark.parametrize("wrong", [["--seed", str(1 << 63)], ["--weight-decay", "nan"]])
+def test_numbers_that_are_none(wrong: list[str], refuses: Any, text: Path):
+    refuses(wrong[1], "gpt2-nano", "--data", str(text), *wrong)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_memory_that_does_not_suffice(error: Exception, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("anyformer.training.engines.single.Single.step", fail)
+    flags = ["gpt2-nano", "--data", str(text), "--tokenizer", "char", *TINY, *SHORT]
+    with pytest.raises(UserError, match=r"not enough memory.*--batch-size.* is that of step 0"):
+        train.run([*flags, "--runs", str(tmp_path), "--name", "run"])
+    assert metrics(tmp_path / "run")[-1]["state"] == "stopped"
+
+
 def _full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -89,6 +89,20 @@ def test_a_run_leaves_what_it_promises(
     assert {**repeated, "runs": config["runs"]} == config
 
 
+@pytest.mark.parametrize("kind", ["restores", "translates"])
+def test_a_sample_fits_into_the_model(kind: str, text: Path, trains: Trains, tmp_path: Path):
+    lines = text.read_text().splitlines()
+    (tmp_path / "ours.txt").write_text("\n".join(lines))
+    (tmp_path / "theirs.txt").write_text("\n".join(line.upper() for line in lines))
+    pairs = ["--source", str(tmp_path / "ours.txt"), "--target", str(tmp_path / "theirs.txt")]
+    data = ["--data", str(text)] if kind == "restores" else pairs
+    layers = [*ENCODER, "--model.decoder-layers=1"]
+    run = trains("transformer-tiny", *data, "--tokenizer", "bpe:300", *layers, *SHORT, name="it is finished")
+    *_, sample, end = metrics(run)
+    assert len(sample["sample"]) == 3
+    assert end["state"] == "finished"
+
+
 def test_another_seed_is_another_run(text: Path, trains: Trains):
     flags = ["gpt2-nano", "--data", str(text), "--tokenizer", "char", *TINY, *SHORT]
     assert losses(trains(*flags, name="a")) != losses(trains(*flags, "--seed", "1", name="b"))

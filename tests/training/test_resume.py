@@ -196,6 +196,13 @@ def test_what_has_changed_is_said(text: Path, trains: Trains, tmp_path: Path, ca
     assert "the data or the tokenizer has changed" in _refused("--resume", str(run), "--steps", "20")
 
 
+def test_a_run_that_had_ended_keeps_its_config(text: Path, trains: Trains, tmp_path: Path) -> None:
+    run = trains(*FLAGS, "--data", str(text), "--steps", "8", "--cache", str(tmp_path / "cache"))
+    before = (run / "config.yaml").read_text()
+    assert train.run(["--resume", str(run), "--steps", "5"]) == 0
+    assert (run / "config.yaml").read_text() == before
+
+
 def test_a_run_can_only_be_trained_once_at_a_time(text: Path, trains: Trains, tmp_path: Path) -> None:
     short = [*FLAGS, "--data", str(text), "--steps", "8", "--cache", str(tmp_path / "cache")]
     run = trains(*short)

@@ -65,7 +65,8 @@ def identity(files: Iterable[Path]) -> str:
             status = path.stat()
         except OSError as error:
             raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
-        facts.append((str(path.absolute()), status.st_size, status.st_mtime_ns))
+        # A file of other content may have been given the old one's size and time, but not its time of change.
+        facts.append((str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return key(*facts)
 
 

@@ -89,8 +89,11 @@ def _lines(file: BinaryIO, path: Path, fields: Sequence[str]) -> Iterator[Record
             record: object = json.loads(content.decode("utf-8")) if content.strip() else None
         except UnicodeDecodeError as error:
             raise not_text(path, offset + len(line) - len(content) + error.start) from error
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}, is not JSON: {error}.") from error
+        except json.JSONDecodeError as error:
+            where = f"{path}, line {number}, is not JSON"
+            raise UserError(f"{where}: {error.msg} at its character {error.pos + 1}.") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}, can't be read: {error}.") from error
         offset += len(line)
         if not content.strip():
             continue

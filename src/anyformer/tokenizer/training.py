@@ -85,7 +85,7 @@ def parse_spec(spec: str) -> tuple[str, int | None]:
         return kind, None
     if kind not in _TRAINERS:
         raise UserError(
-            f"There is no kind of tokenizer called {spec!r}: {nearest(kind, ['char', *_TRAINERS])} "
+            f"There is no kind of tokenizer called {spec!r}: {nearest(kind, ['char', *_TRAINERS])}. "
             "Write char, bpe:8192, wordpiece:N or unigram:N, or give the path of a tokenizer."
         )
     if not number.isascii() or not number.isdigit() or int(number) == 0:

@@ -147,12 +147,12 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "is too small")
         for name in ("minutes", "learning_rate", "clip"):
             rate: float | None = getattr(self, name)
-            _require(rate is None or 0 < rate < float("inf"), name, rate, "must be positive")
+            _require(rate is None or 0 < rate < float("inf"), name, rate, "must be positive, and not infinite")
         _require(0 <= self.warmup < 1, "warmup", self.warmup, "is a share of the run, in [0, 1)")
         _require(0 < self.decay <= 1, "decay", self.decay, "is a share of the run, in (0, 1]")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "can't be negative")
+        _require(0 <= self.weight_decay < float("inf"), "weight_decay", self.weight_decay, "must be a number from 0 on")
         _require(0 < self.beta2 < 1, "beta2", self.beta2, "must lie between 0 and 1")
-        _require(self.seed >= 0, "seed", self.seed, "can't be negative")
+        _require(0 <= self.seed < 1 << 63, "seed", self.seed, "must lie in [0, 2^63)")
         smoothing = self.label_smoothing
         _require(smoothing is None or 0 <= smoothing < 1, "label_smoothing", smoothing, "is a share, in [0, 1)")
         _require(self.zero_stage in (1, 2, 3), "zero_stage", self.zero_stage, "must be 1, 2 or 3")

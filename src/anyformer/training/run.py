@@ -19,6 +19,7 @@ from anyformer.training.config_file import to_yaml
 from anyformer.training.engines.base import Plan
 from anyformer.training.engines.group import Group, join, started_by_launcher
 from anyformer.training.engines.registry import make_engine
+from anyformer.training.memory import memory_suffices
 from anyformer.training.optimizer import make_optimizer, supports_sharded
 from anyformer.training.precision import Precision, choose_compilation, choose_precision
 from anyformer.training.prepare import Prepared, keep_standard_input, prepare
@@ -103,9 +104,12 @@ def _run(
     facts = None if latest is None else read_facts(latest)
     if latest is not None and facts is not None:
         check_unchanged(latest, facts, config, prepared.fingerprint, console)
-    directory.write_config(to_yaml(config, None))
+    had_ended = facts is not None and config.steps is not None and facts["step"] >= config.steps
+    if not had_ended:
+        directory.write_config(to_yaml(config, None))
     torch.manual_seed(config.seed)
-    model = build(config.model)
+    with memory_suffices():
+        model = build(config.model)
     plan = Plan(
         precision=precision,
         optimizer=lambda model: make_optimizer(

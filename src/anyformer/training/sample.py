@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from anyformer.data.batch import IGNORED
-from anyformer.generation import fill, generate, room
+from anyformer.generation import fill, generate, generate_ids, room
+from anyformer.generation.inference import device_of
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.prepare import Prepared
@@ -66,11 +68,16 @@ def _rewritten(model: Transformer, prepared: Prepared) -> Sample:
     prompt = ""
     if batch.source is None:
         raise ValueError("an encoder-decoder is trained on sources")
+    left = room(model, tokenizer, "")
+    new = _NEW_TOKENS if left is None else min(_NEW_TOKENS, left)
     for row in batch.source[:_EXAMPLES].tolist():
-        ends = {tokenizer.pad, *model.config.tokens.eos}
-        prompt = tokenizer.decode([token for token in row if token not in ends], skip_special=False).strip()
-        text = generate(model, tokenizer, prompt, _NEW_TOKENS)[0]
-        passages.append(Passage(f"{prompt}\n    ", text))
+        # The ids as they are: read from their text, they may be more than fit.
+        source = [token for token in row if token != tokenizer.pad]
+        written = generate_ids(model, torch.tensor([source], device=device_of(model)), max_new_tokens=new)[0].tolist()
+        plain = [token for token in source if token not in model.config.tokens.eos]
+        before = tokenizer.decode(plain, skip_special=False).strip()
+        prompt = tokenizer.decode(plain[:_WINDOW], skip_special=False).strip()
+        passages.append(Passage(f"{before}\n    ", tokenizer.decode(written).strip()))
     return Sample(passages, "generate", shlex.quote(prompt))
 
 

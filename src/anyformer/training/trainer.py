@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +24,7 @@ from anyformer.training.engines.base import Engine
 from anyformer.training.evaluate import Evaluation, evaluate
 from anyformer.training.interrupt import Interrupt, interruptible
 from anyformer.training.loop import DivergedError, StepReport, train_steps
+from anyformer.training.memory import memory_suffices
 from anyformer.training.metrics import Meter
 from anyformer.training.precision import Precision, peak_flops_per_second
 from anyformer.training.prepare import Prepared
@@ -104,7 +107,8 @@ class Trainer:
                 self._say(f"before     {self._in_words(before)}")
                 self._save_model(0)
             try:
-                last = self._train(self._horizon(evaluation_seconds, started), interrupt)
+                with memory_suffices():
+                    last = self._train(self._horizon(evaluation_seconds, started), interrupt)
                 if last is None:
                     self._say(f"This run had ended after step {self.start:,}: give more --steps or --minutes.")
                     return 0
@@ -118,8 +122,9 @@ class Trainer:
                 self._save(last.step)
             except UserError as error:
                 state = "diverged" if isinstance(error, DivergedError) else "stopped"
-                self._log({"step": self._saved, "state": state, "reason": str(error)})
-                self._report()
+                with suppress(UserError):  # a disk that is full for the model is full for them, too
+                    self._log({"step": self._saved, "state": state, "reason": str(error)})
+                    self._report()
                 raise UserError(
                     f"{error} The model in {self.directory.model} is that of step {self._saved}."
                 ) from error
@@ -283,7 +288,7 @@ class Trainer:
         self._report()
         done = f"Stopped after step {last.step:,}, {last.progress:.0%} of the way."
         self._say(f"{done} The model is in {self.directory.model}.")
-        self._say(f"next       anyformer train --resume {self.directory.path}")
+        self._say(f"next       anyformer train --resume {shlex.quote(str(self.directory.path))}")
         return interrupt.exit_status
 
     def _conclude(self, last: StepReport) -> None:
@@ -299,7 +304,8 @@ class Trainer:
         own = self._model_type == OWN_FAMILY.model_type
         self._say(f"model      {self.directory.model}, {'in our own format' if own else 'a Hugging Face directory'}")
         self._say(f"report     {self.directory.path / 'report.html'}")
-        self._say(f"next       anyformer {sample.command} {self.directory.path} {sample.arguments}")
+        path = shlex.quote(str(self.directory.path))
+        self._say(f"next       anyformer {sample.command} {path} {sample.arguments}")
 
     def _say(self, text: str) -> None:
         if self.engine.group.leads:
