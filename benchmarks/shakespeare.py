@@ -28,20 +28,20 @@ import tempfile
 import time
 from pathlib import Path
 
-COMMON = ["--tokenizer", "char", "--optimizer", "muon", "--schedule", "linear", "--weight-decay", "0"]
+COMMON = ["--tokenizer", "char", "--optimizer", "muon", "--schedule", "linear"]
 RECIPES: dict[str, tuple[float, list[str]]] = {
     "quick": (
         1.88,
         [
             *("--model.d-model", "96", "--model.feed-forward.width", "384", "--model.init.std", "0.09"),
             *("--model.embedding.ngrams", "5", "--model.embedding.ngram-rows", "32768"),
-            *("--context", "64", "--batch-size", "16", "--steps", "110", "--warmup", "0.05"),
+            *("--context", "64", "--batch-size", "16", "--steps", "110", "--warmup", "0.05", "--weight-decay", "0"),
         ],
     ),
     "ten": (
         1.4697,
         [
-            *("--batch-size", "8", "--minutes", "10", "--warmup", "0.02", "--beta2", "0.95"),
+            *("--batch-size", "8", "--minutes", "10", "--warmup", "0.02", "--beta2", "0.95", "--weight-decay", "0.3"),
             *("--dtype", "int8", "--compile", "True"),
         ],
     ),

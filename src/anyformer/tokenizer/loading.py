@@ -51,7 +51,7 @@ def load(path: Path) -> Tokenizer:
             "AutoTokenizer and save_pretrained it, which writes the tokenizer.json that is read here."
         )
     raise UserError(
-        f"There is no tokenizer in {directory}: none of tokenizer.json, vocab.txt, vocab.json with "
+        f"There is no tokenizer in {path}: none of tokenizer.json, vocab.txt, vocab.json with "
         "merges.txt, spiece.model, or source.spm with target.spm and vocab.json."
     )
 

@@ -111,7 +111,6 @@ class PairFeed:
                 pairs, config.batch_tokens, config.seed, eos=eos, pad=pad, start=start, context=config.context
             )
 
-        self._context = config.context
         self._batches, self._held_out = batches(training), batches(held_out)
         self._pairs = len(training), len(held_out)
         self.steps_per_epoch = self._batches.steps_per_epoch
@@ -130,5 +129,5 @@ class PairFeed:
         """See `Feed`."""
         training, held_out = self._pairs
         cut = self._batches.truncated + self._held_out.truncated
-        told = f"; {cut:,} are longer than {self._context} tokens and cut" if cut else ""
+        told = f"; {cut:,} are too long and cut" if cut else ""
         return f"pairs      {training:,} to train on, {held_out:,} to validate on{told}"
