@@ -46,8 +46,11 @@ def write(
     return path
 
 
-def tiny_llama(path: Path) -> Path:
-    """A whole model of one layer with a tokenizer, small enough to be spoilt thousands of times."""
+def tiny_llama(path: Path, **rows: int) -> Path:
+    """A whole model of one layer with a tokenizer, small enough to be spoilt thousands of times.
+
+    `rows` gives matrices of the block another number of rows: `attn_q=16`.
+    """
     width, inner, vocab = 32, 32, len(TOKENS)
     generator = np.random.default_rng(0)
 
@@ -71,6 +74,8 @@ def tiny_llama(path: Path) -> Path:
         "blk.0.ffn_down.weight": draw(width, inner),
         "output_norm.weight": draw(width),
     }
+    for part, count in rows.items():
+        tensors[f"blk.0.{part}.weight"] = draw(count, width)
     for name, quantisation in quantised.items():
         tensors[name] = gguf.quants.quantize(tensors[name], quantisation)
     metadata = {

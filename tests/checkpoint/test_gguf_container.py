@@ -190,7 +190,7 @@ def spoil(content: bytes, header: int, rng: random.Random) -> bytes:
     return bytes(spoilt)
 
 
-def fuzz(tiny: Path, folder: Path, seeds: range) -> int:
+def fuzz(tiny: Path, folder: Path, seeds: range, quantize: str | None = None) -> int:
     """Load spoilt files; all that may happen is a model, or one sentence. Returns how many were refused."""
     content, path = tiny.read_bytes(), folder / "spoilt.gguf"
     header = min(info.start for info in Container(tiny).tensors.values())
@@ -203,7 +203,7 @@ def fuzz(tiny: Path, folder: Path, seeds: range) -> int:
             Container(path)
             made = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
-            load(path)
+            load(path, quantize=quantize)
         except UserError as error:
             made = tracemalloc.get_traced_memory()[1] if tracemalloc.is_tracing() else made
             message = str(error)
@@ -218,8 +218,9 @@ def fuzz(tiny: Path, folder: Path, seeds: range) -> int:
     return refused
 
 
-def test_spoilt_headers(tiny: Path, tmp_path: Path) -> None:
-    assert fuzz(tiny, tmp_path, range(500)) > 250
+@pytest.mark.parametrize(("quantize", "count"), [(None, 500), ("int8", 150), ("int4", 150)])
+def test_spoilt_headers(quantize: str | None, count: int, tiny: Path, tmp_path: Path) -> None:
+    assert fuzz(tiny, tmp_path, range(count), quantize) > count // 2
 
 
 @pytest.mark.slow

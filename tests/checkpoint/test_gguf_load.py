@@ -66,6 +66,15 @@ def test_tensors_go_one_by_one(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert sorted(read) == sorted(Container(tiny).tensors)
 
 
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+@pytest.mark.parametrize("part", ["attn_q", "attn_k", "ffn_up"])
+@pytest.mark.parametrize("rows", [1, 16, 30, 64])
+def test_integers_of_another_shape_are_refused(part: str, rows: int, quantize: str | None, tmp_path: Path) -> None:
+    path = gguf_samples.tiny_llama(tmp_path / "tiny.gguf", **{part: rows})
+    with pytest.raises(af.UserError, match=rf"{part}.*\[{rows}, 32\].*wants \[32, 32\]"):
+        af.load(path, quantize=quantize)
+
+
 @pytest.mark.parametrize("name", ["blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.0.ffn_up.weight"])
 def test_groups_move_with_their_rows(name: str, tiny: Path) -> None:
     """Integers, scales and minima through the table of names are the model's weight, without ever being floats."""

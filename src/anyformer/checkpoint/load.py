@@ -156,8 +156,11 @@ def _fill(
         ours = line.ours[0]
         mine = wanted.get(ours) if wanted.keys() >= set(line.ours) else None
         if mine and isinstance(weights, GGUFWeights) and weights.bits(found[theirs]) in _AT_MOST[mine]:
-            parts = _grouped(weights.grouped(found[theirs]), line)
-            rounded |= dict(zip(line.ours, (part.to(device) for part in parts), strict=True))
+            given = weights.grouped(found[theirs])
+            matrices = _grouped(given, line, shapes)
+            if matrices is None:
+                raise _misshapen(weights, theirs, given.codes, ours, shapes)
+            rounded |= dict(zip(line.ours, (matrix.to(device) for matrix in matrices), strict=True))
             formats.add(weights.format)
             continue
         stored = weights.read(found[theirs])
@@ -171,10 +174,7 @@ def _fill(
             continue
         parts = _parts(stored, line, shapes)
         if parts is None:
-            raise UserError(
-                f"{weights.directory}: the weight {theirs} has shape {list(stored.shape)}, which does not fit "
-                f"{weights.described_by}: {ours} wants {list(shapes[ours])}."
-            )
+            raise _misshapen(weights, theirs, stored, ours, shapes)
         for name, tensor in zip(line.ours, parts, strict=True):
             if mine:
                 formats.add(tensor.dtype)
@@ -204,10 +204,13 @@ _AT_MOST: Mapping[Quantisation, Sequence[int]] = {"int8": (8, 4), "int4": (4,)}
 """The bits of a file's own integers that go in as they are."""
 
 
-def _grouped(stored: Grouped, line: Row) -> list[Rounded]:
-    """Our matrices in one of a GGUF file's: its operation moves whole rows, of the scales as of the integers."""
-    count = len(line.ours)
-    codes, scales = line.operation.read(stored.codes, count), line.operation.read(stored.scales, count)
+def _grouped(stored: Grouped, line: Row, shapes: Mapping[str, torch.Size]) -> list[Rounded] | None:
+    """Our matrices in one of a GGUF file's, None where its shape is not theirs: its operation moves whole rows, of the
+    scales as of the integers."""
+    count, codes = len(line.ours), _parts(stored.codes, line, shapes)
+    if codes is None:
+        return None
+    scales = line.operation.read(stored.scales, count)
     if stored.minima is None:
         return [Rounded(*both, None) for both in zip(codes, scales, strict=True)]
     minima = line.operation.read(stored.minima, count)
@@ -228,6 +231,15 @@ def _parts(stored: Tensor, line: Row, shapes: Mapping[str, torch.Size]) -> Seque
     except RuntimeError:
         return None
     return parts if [part.shape for part in parts] == [shapes[name] for name in line.ours] else None
+
+
+def _misshapen(
+    weights: Weights | GGUFWeights, theirs: str, stored: Tensor, ours: str, shapes: Mapping[str, torch.Size]
+) -> UserError:
+    return UserError(
+        f"{weights.directory}: the weight {theirs} has shape {list(stored.shape)}, which does not fit "
+        f"{weights.described_by}: {ours} wants {list(shapes[ours])}."
+    )
 
 
 def _match(table: Mapping[str, Row], family: Family, weights: Weights | GGUFWeights) -> dict[str, str]:
