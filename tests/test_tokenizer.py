@@ -580,13 +580,20 @@ def test_no_tokenizer_is_none(tmp_path: Path):
         ("tokenizer.json", b"\xff\xfe", "byte 0 is not UTF-8"),
         ("tokenizer_config.json", b"nonsense", "tokenizer_config.json is not valid JSON"),
         ("special_tokens_map.json", b"{", "special_tokens_map.json is not valid JSON"),
+        pytest.param("tokenizer_config.json", b'{"a": ' + b"[" * 100_000, "can't be read as JSON", id="deep"),
+        pytest.param("tokenizer_config.json", b'{"a": ' + b"9" * 5000 + b"}", "can't be read as JSON", id="long"),
+        ("tokenizer_config.json", b'{"eos_token": {}}', "misshapen"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {"content": "a"}}}', "misshapen"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": [1]}', "misshapen"),
+        ("tokenizer_config.json", b'{"tokenizer_class": {}}', "misshapen"),
+        ("chat_template.jinja", b"\xff{{ messages }}", "misshapen"),
         ("vocab.txt", b"hello\n", "BERT vocabulary"),
         ("spiece.model", b"not a model", "SentencePiece"),
         ("tokenizer.model", b"", "save_pretrained"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, message: str):
-    if name in ("tokenizer_config.json", "special_tokens_map.json"):
+    if name in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
         Tokenizer.train(CORPUS, "char").save(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):

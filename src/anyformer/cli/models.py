@@ -1,7 +1,6 @@
 """What commands that look at a config have in common: a preset or a directory, and fields changed by flags."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import from_huggingface, preset
+from anyformer.tokenizer.files import parse_object, read_bytes
 
 
 def config_of(name: str) -> ModelConfig:
@@ -23,10 +23,7 @@ def config_of(name: str) -> ModelConfig:
         return preset(name)
     for file in (path / "config.json", path / "model" / "config.json"):
         if file.is_file():
-            try:
-                return from_huggingface(json.loads(file.read_text(encoding="utf-8")))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file} can't be read as JSON: {error}.") from error
+            return from_huggingface(parse_object(read_bytes(file), file))
     raise UserError(f"{name} has no config.json, so it is not a model directory.")
 
 

@@ -49,6 +49,8 @@ def parse_object(content: bytes, path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a JSON file: byte {error.start} is not UTF-8.") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: {error.msg} in line {error.lineno}.") from error
+    except (ValueError, RecursionError) as error:  # integers of thousands of digits, lists in lists in lists
+        raise UserError(f"{path} can't be read as JSON: {error}.") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} should hold a JSON object, but holds a {type(value).__name__}.")
     return cast("dict[str, Any]", value)

@@ -101,9 +101,9 @@ def read(metadata: Mapping[str, Any]) -> Tokenizer | None:
         UserError: a kind of tokenizer or a pre-tokenizer that is not supported, or metadata that is damaged.
     """
     kind = metadata.get(KEY + "model")
-    if kind in (None, "none", "no_vocab"):
+    if kind is None or str(kind) in ("none", "no_vocab"):
         return None
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise UserError(f"The tokenizer model {str(kind)[:40]!r} is not supported ({nearest(str(kind), _KINDS)}).")
     source = _Source(metadata)
     try:

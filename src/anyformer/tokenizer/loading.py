@@ -26,6 +26,13 @@ def load(path: Path) -> Tokenizer:
     if not path.exists():
         raise UserError(f"There is no tokenizer at {path}: no such file or directory.")
     directory = path if path.is_dir() else path.parent
+    try:
+        return _read(path, directory)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"The tokenizer in {directory} has a field that is missing or misshapen: {error}.") from error
+
+
+def _read(path: Path, directory: Path) -> Tokenizer:
     companions = files.read_companions(directory)
     parsed = {
         name: files.parse_object(content, directory / name)
