@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,6 +85,29 @@ def test_a_wrong_field_is_named_with_a_hint(changes: dict[str, Any], field: str,
 def test_what_is_no_transformer_is_refused(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{field}: "):
         tiny(**changes)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("d_model", 8.0),
+        ("decoder_layers", True),
+        ("max_length", 10**30),
+        ("vocab_size", 11.5),
+        ("attention.kv_heads", 1.0),
+        ("feed_forward.width", True),
+        ("feed_forward.activation", None),
+        ("norm.eps", float("inf")),
+        ("tokens.eos", (1, "x")),
+        ("tokens.pad", True),
+    ],
+)
+def test_a_number_of_the_wrong_kind_is_named(field: str, value: Any) -> None:
+    part, _, name = field.rpartition(".")
+    config = tiny()
+    changes: dict[str, Any] = {part: replace(getattr(config, part), **{name: value})} if part else {name: value}
+    with pytest.raises(ConfigError, match=rf"^{field}: wants .*, not "):
+        replace(config, **changes)
 
 
 def test_missing_fields_are_named() -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast, get_args
 
 from anyformer.errors import nearest
-from anyformer.schema import ConfigError, change, differences, make
+from anyformer.schema import ConfigError, change, check_numbers, differences, make
 
 Scaling = Literal["linear", "dynamic", "llama3", "yarn"]
 
@@ -350,6 +350,7 @@ class ModelConfig:
     """The Hugging Face `model_type` that it is written as, where that can express it. No block reads this."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "")
         _require(self.vocab_size >= 1, "vocab_size", f"must be positive, not {self.vocab_size}")
         _require(self.d_model >= 1, "d_model", f"must be positive, not {self.d_model}")
         _require(self.encoder_layers >= 0, "encoder_layers", "can't be negative")

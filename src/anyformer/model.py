@@ -28,6 +28,7 @@ from anyformer.blocks.mask import Mask, attention_mask
 from anyformer.blocks.ngrams import latest
 from anyformer.blocks.position import PositionSize, Rotation, positional_encoding
 from anyformer.config import ModelConfig
+from anyformer.errors import UserError
 
 
 @dataclass
@@ -352,6 +353,12 @@ class _Undrawn(TorchFunctionMode):
 
 
 def skeleton(config: ModelConfig) -> Transformer:
-    """A model whose weights have shapes but no storage: to be counted, or filled from a file."""
-    with torch.device("meta"), _Undrawn():
-        return Transformer(config)
+    """A model whose weights have shapes but no storage: to be counted, or filled from a file.
+
+    Raises UserError for sizes whose product is no number of bytes.
+    """
+    try:
+        with torch.device("meta"), _Undrawn():
+            return Transformer(config)
+    except (RuntimeError, OverflowError) as error:  # torch counts bytes in 64 bits
+        raise UserError(f"No machine has room for a model of these sizes: {str(error).splitlines()[0]}.") from error

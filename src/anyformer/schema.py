@@ -6,7 +6,9 @@ What does not fit is refused with the field's dotted name and, for a name that i
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -76,6 +78,42 @@ def _coerce(value: Any, hint: Any, name: str, current: Any) -> Any:
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{name}: wants {hint.__name__}, not {value!r}.")
     return value
+
+
+def check_numbers(config: Any, prefix: str) -> None:
+    """Raise ConfigError for a field that should hold a whole number, a number or a name and holds something else.
+
+    A file may say `true`, `96.0` or `[]` where a number is meant; nothing that is computed by it would notice at once.
+    """
+    for name, hint in _hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            check_numbers(value, f"{prefix}{name}.")
+        elif value is not None or type(None) not in hint:
+            for part in cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,):
+                wanted = next((text for kind, text in _WANTED.items() if kind in hint and not _is(part, kind)), None)
+                if wanted is not None:
+                    raise ConfigError(f"{prefix}{name}: wants {wanted}, not {repr(part)[:40]}.")
+
+
+_WANTED: Mapping[type, str] = {
+    int: "a whole number of less than 19 digits",
+    float: "a finite number",
+    str: "a name",
+}
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is str:
+        return isinstance(value, str)
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18
+    return whole or (kind is float and isinstance(value, float) and math.isfinite(value))
+
+
+@cache
+def _hints(kind: type) -> dict[str, tuple[Any, ...]]:
+    """The types that each field may have; of a tuple, those of its items."""
+    return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(kind).items()}
 
 
 def differences(a: Any, b: Any, prefix: str) -> list[tuple[str, tuple[Any, Any]]]:

@@ -53,8 +53,16 @@ def preset(name: str, **changes: Any) -> ModelConfig:
 
 
 def from_huggingface(raw: Raw) -> ModelConfig:
-    """The model that a config.json describes. Raises UserError for what is not supported, naming it."""
-    raw = integers.plain(raw)
+    """The model that a config.json describes. Raises UserError for what is not supported, naming it, or misshapen."""
+    try:
+        return _read(integers.plain(raw))
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"config.json has a field that is missing or misshapen: {error}.") from error
+
+
+def _read(raw: Raw) -> ModelConfig:
     name = raw.get("model_type")
     if name is None:
         raise UserError("config.json has no model_type, so it does not say which family the model is of.")
