@@ -115,7 +115,18 @@ def test_a_shard_that_is_missing_is_named(model: Transformer, tmp_path: Path) ->
         ("config.json", '{"model_type": "gpt2", "n_head": "many"}', "misshapen"),
         ("config.json", '{"model_type": "gpt2", "activation_function": "hat"}', "'hat' is not supported"),
         ("config.json", '{"model_type": "llama", "rope_scaling": {"rope_type": "longrope"}}', "'longrope' is not"),
+        ("config.json", '{"model_type": []}', r"\[\] is not supported|misshapen"),
+        ("config.json", '{"model_type": "gpt2", "activation_function": null}', "misshapen|not supported"),
+        ("config.json", '{"model_type": "gpt2", "n_layer": 1000000000000}', "speaks of 1000000000000 layers"),
+        ("config.json", '{"model_type": "gpt2", "n_embd": 1200000000000}', "No machine has room"),
+        ("config.json", '{"model_type": "gpt2", "n_embd": 768.0}', "d_model: wants a whole number"),
+        ("config.json", '{"model_type": "llama", "rope_scaling": "linear"}', "misshapen"),
+        ("config.json", '{"model_type": "t5", "feed_forward_proj": 5}', "misshapen"),
+        pytest.param("config.json", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "read as JSON", id="deep"),
+        pytest.param("config.json", '{"a": ' + "9" * 5000 + "}", "read as JSON", id="long"),
         ("model.safetensors.index.json", '{"weight_map": 3}', "no weight_map"),
+        ("model.safetensors.index.json", r'{"weight_map": {"a": "\u0000"}}', "can't exist"),
+        ("modules.json", "[1]", "list of modules"),
         ("modules.json", '[{"type": "x.Dense", "path": ""}]', "'Dense', which is not supported"),
     ],
 )
@@ -123,6 +134,66 @@ def test_damaged_json(directory: Path, name: str, text: str, message: str) -> No
     (directory / name).write_text(text)
     with pytest.raises(af.UserError, match=rf"(?s){message}"):
         af.load(directory)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.uint8, torch.float8_e4m3fn, torch.complex64])
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_weights_that_are_no_floats(directory: Path, dtype: torch.dtype, quantize: str | None) -> None:
+    state = load_file(directory / "model.safetensors")
+    name = next(name for name in state if name.endswith("c_attn.weight"))
+    save_file({**state, name: state[name].to(dtype)}, directory / "model.safetensors")
+    with pytest.raises(af.UserError, match=rf"{name} is stored as {str(dtype)[6:]}"):
+        af.load(directory, quantize=quantize)
+
+
+_BAD: dict[str, list[Any]] = {
+    "eos_token_id": ["x", 1.0, True, {}, ["x"], [[1]]],
+    "pad_token_id": ["x", [1], 1.5],
+    "decoder_start_token_id": [[], "x", 10**30],
+    "no_repeat_ngram_size": [-1, "x", 1.5, True],
+    "min_length": ["x", [1], 10**30],
+    "num_beams": [10**12, 1e12, 0, "4", True],
+    "temperature": [[], "x", float("nan"), True],
+    "repetition_penalty": [0, -1.0, "x", float("inf")],
+    "length_penalty": ["x", float("inf")],
+    "early_stopping": ["always", 2],
+    "bad_words_ids": [5, [5], [["x"]]],
+    "sequence_bias": [5, [[1, 2.0]], [[[1], "x"]], [[[1]]]],
+    "suppress_tokens": ["x", [1.5]],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in _BAD.items() for value in values])
+def test_generation_settings_of_the_wrong_kind(directory: Path, field: str, value: Any) -> None:
+    path = directory / "generation_config.json"
+    path.write_text(json.dumps({field: value}))
+    with pytest.raises(af.UserError, match=rf"generation_config\.json: {field} should be "):
+        af.load(directory)
+    path.unlink()
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(af.UserError, match=field if field.endswith("token_id") else rf"/config\.json: {field} should"):
+        af.load(directory)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eos_token_id": [1, 2], "pad_token_id": -1, "temperature": 0.6, "top_p": 1, "top_k": 0, "do_sample": True},
+        {"num_beams": 4, "length_penalty": 2, "early_stopping": "never", "bad_words_ids": [[29]], "min_length": 0},
+        {"eos_token_id": None, "temperature": None, "num_beams": None, "max_length": "?", "transformers_version": "4"},
+        {"sequence_bias": [[[1, 2], -3.5]], "forced_eos_token_id": 0, "suppress_tokens": [], "_from": {}},
+    ],
+)
+def test_generation_settings_as_they_are_published(directory: Path, settings: dict[str, Any]) -> None:
+    (directory / "generation_config.json").write_text(json.dumps(settings))
+    assert af.load(directory)[0].origin.generation == settings
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta", "", "cuda:99"])
+def test_devices_that_are_not_there(directory: Path, device: str) -> None:
+    with pytest.raises(af.UserError, match=f"There is no device '{device}'"):
+        af.load(directory, device=device)
 
 
 def test_missing_files_are_named(directory: Path, tmp_path: Path) -> None:

@@ -116,6 +116,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "more layers than tensors": ({"llama.block_count": 10**9}, "says 1000000000 layers"),
     "no heads": ({"llama.attention.head_count": 0}, "missing or misshapen|at least one head"),
     "a text for a number": ({"llama.block_count": "one"}, "llama.block_count should be one positive number, not one"),
+    "an infinite size": ({"llama.feed_forward_length": float("inf")}, "wants a whole number"),
+    "an end that is true": ({"tokenizer.ggml.eos_token_id": True}, "tokens.eos: wants a whole number"),
+    "numbers for a kind of tokenizer": (
+        {"tokenizer.ggml.model": [1, 2]},
+        r"tokenizer model '\[1 2\]' is not supported",
+    ),
     "different widths": ({"llama.attention.key_length": 16}, "of different widths"),
     "an unknown scaling": (
         {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0},

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anyformer.blocks.rounding import GROUP, Rounded
 from anyformer.checkpoint import pooling
-from anyformer.checkpoint.weights import Weights
+from anyformer.checkpoint.weights import Weights, require_float, require_layers
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families.integers import METHOD, marked, method
@@ -51,11 +51,14 @@ def load(
         UserError: weights that are damaged, unknown, missing or misshapen.
     """
     weights = Weights(directory)
+    require_layers(config, weights)
     names = set(weights.names)
     config = replace(_settle_head(config, names), pooling=pooling.read(directory))
     model = skeleton(config)
     others = {name: weights.read(name) for name in names if name.rpartition(".")[2] not in (*_PARTS, "integers")}
-    floats = {tensor.dtype for tensor in others.values() if tensor.is_floating_point()}
+    for name, tensor in others.items():
+        require_float(directory, name, tensor)
+    floats = {tensor.dtype for tensor in others.values()}
     activations = dtype or reduce(torch.promote_types, floats, torch.float16 if floats else torch.float32)
     if dtype is None and floats == {torch.bfloat16}:
         activations = torch.bfloat16
@@ -71,7 +74,7 @@ def load(
     for name, tensor in others.items():
         if tensor.shape != wanted[name]:
             raise _misshapen(directory, name, tensor)
-        others[name] = tensor.to(device=device, dtype=activations if tensor.is_floating_point() else None)
+        others[name] = tensor.to(device=device, dtype=activations)
     model.load_state_dict(others, assign=True, strict=False)
     return model.requires_grad_(False)
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from anyformer.blocks.quantised import ROUNDINGS, Quantisation
 from anyformer.blocks.rounding import Rounded, pack
-from anyformer.checkpoint import hub, integers, pooling
+from anyformer.checkpoint import hub, integers, pooling, settings
 from anyformer.checkpoint.gguf.read import GGUFWeights, open_model
 from anyformer.checkpoint.gguf.tensors import Grouped
-from anyformer.checkpoint.weights import Weights, read_json
+from anyformer.checkpoint.weights import Weights, read_json, require_float, require_layers
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import FAMILIES, from_huggingface
@@ -54,15 +54,16 @@ def load(
         None where there is none.
 
     Raises:
-        UserError: no such model, an unsupported one, or weights that are damaged, unknown, missing or misshapen.
+        UserError: no such model or device, an unsupported one, senseless settings, or weights that are damaged,
+            unknown, missing or misshapen.
     """
     kind = None if quantize is None else quantisation(quantize)
+    _require_device(device)
     directory = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
     if directory.is_file():
         return _load_gguf(directory, torch_dtype(dtype), device, kind)
     raw = read_json(directory / "config.json")
-    generation = directory / "generation_config.json"
-    settings = read_json(generation) if generation.is_file() else {}
+    generation = settings.read(directory, raw)
     if integers.described(raw, directory):
         raw = plain(raw)
         model = integers.load(directory, _read_config(raw, directory), torch_dtype(dtype), device)
@@ -70,17 +71,15 @@ def load(
             raise UserError(
                 f"{directory} holds integers of {bits_of(model)} bits already: quantise the model that it was made of."
             )
-        model.origin = Origin(config=raw, generation=settings)
+        model.origin = Origin(config=raw, generation=generation)
         return model.eval(), Tokenizer.find(directory)
-    family = FAMILIES.get(raw.get("model_type", ""))
-    config = _read_config(raw, directory)
-    if family is None:
-        raise AssertionError("a config was read, so its family is known")
+    config, family = _read_config(raw, directory), FAMILIES[raw["model_type"]]
     weights = Weights(directory, allow_pickle=allow_pickle)
+    require_layers(config, weights)
     config = replace(_settle_head(config, family, weights), pooling=pooling.read(directory))
     model = skeleton(config)
     _fill(model, family, weights, torch_dtype(dtype), device, kind)
-    model.origin = Origin(config=raw, generation=settings)
+    model.origin = Origin(config=raw, generation=generation)
     return model.eval(), Tokenizer.find(directory)
 
 
@@ -91,6 +90,15 @@ def _load_gguf(
     model = skeleton(config)
     _fill(model, family, weights, dtype, device, kind)
     return model.eval(), tokenizer
+
+
+def _require_device(device: torch.device | str | None) -> None:
+    """Raise UserError for a device that can't hold and give back a number."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
+        raise UserError(f"There is no device {str(device)!r} to put a model on ({reason}): try cpu.") from error
 
 
 def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -107,8 +115,6 @@ def _read_config(raw: Mapping[str, Any], directory: Path) -> ModelConfig:
         return from_huggingface(raw)
     except UserError as error:
         raise UserError(f"{directory}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{directory / 'config.json'} has a field that is missing or misshapen: {error}.") from error
 
 
 def _settle_head(config: ModelConfig, family: Family, weights: Weights) -> ModelConfig:
@@ -164,6 +170,7 @@ def _fill(
             formats.add(weights.format)
             continue
         stored = weights.read(found[theirs])
+        require_float(weights.directory, theirs, stored)
         if line.alias and mine and ours in rounded:
             if not torch.equal(_round(stored, mine, theirs).integers.to(device), rounded[ours].integers):
                 raise UserError(f"{weights.directory}: {theirs} should equal the weight it is tied to, and does not.")

@@ -1,9 +1,9 @@
 """The files in which sentence-transformers says how a text becomes one vector."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from anyformer.checkpoint.weights import inside, read_json
+from anyformer.checkpoint.weights import inside, parse, read_json
 from anyformer.config import PoolingConfig
 from anyformer.errors import UserError
 
@@ -37,12 +37,10 @@ def read(directory: Path) -> PoolingConfig:
 
 
 def _modules(path: Path) -> list[dict[str, Any]]:
-    import json
-
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read as JSON: {error}.") from error
+    modules = parse(path)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in cast("list[Any]", modules)):
+        raise UserError(f"{path} should hold a list of modules, each a JSON object.")
+    return cast("list[dict[str, Any]]", modules)
 
 
 def _kind(path: Path) -> Any:

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 
 SINGLE = "model.safetensors"
@@ -20,20 +21,28 @@ _MOST_MAPPED = 64 * 2**20
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises UserError if there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent} has no {path.name}.") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} can't be read as JSON: {error}.") from error
+    value = parse(path)
     if not isinstance(value, dict):
         raise UserError(f"{path} should hold a JSON object, not {type(value).__name__}.")
     return cast("dict[str, Any]", value)
 
 
+def parse(path: Path) -> object:
+    """The JSON value in a file. Raises UserError if there is none, or one too deep or too long for Python."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} has no {path.name}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} can't be read as JSON: {error}.") from error
+
+
 def inside(directory: Path, name: str) -> Path:
     """The path of a file that another file names. Raises UserError if it leads out of the directory."""
-    path = (directory / name).resolve()
+    try:
+        path = (directory / name).resolve()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory} names a file that can't exist, {name[:40]!r}: {error}.") from error
     # A hub download links into its cache, so the folder of the unresolved path counts as well.
     lexical = Path(name)
     if lexical.is_absolute() or ".." in lexical.parts:
@@ -120,6 +129,25 @@ class Weights:
         for path in files:
             for name, tensor in _unpickle(path).items():
                 self._readers[name] = lambda tensor=tensor: tensor
+
+
+def require_layers(config: ModelConfig, weights: Weights) -> None:
+    """Raise UserError for more layers than there are weights: a number costs nothing to write, and a layer to build."""
+    layers, count = config.encoder_layers + config.decoder_layers, len(weights.names)
+    if layers > count:
+        raise UserError(f"{weights.directory}: config.json speaks of {layers} layers, and there are {count} weights.")
+
+
+def require_float(directory: Path, name: str, tensor: Tensor) -> None:
+    """Raise UserError for a weight in a number format that no model computes in."""
+    if tensor.dtype not in _FLOATS:
+        raise UserError(
+            f"{directory}: the weight {name} is stored as {str(tensor.dtype).removeprefix('torch.')}, which is not "
+            "supported: it should be floating point of 16 bits or more."
+        )
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:

@@ -124,7 +124,7 @@ def _output(container: Container) -> Output:
         return "own"
     if np.array_equal(container.blocks(_HEAD), container.blocks(_TABLE)):
         return "same"
-    if container.metadata.get("general.architecture") == "t5":
+    if str(container.metadata.get("general.architecture")) == "t5":
         scaled = dense(container, _TABLE).float() / head.shape[-1] ** 0.5
         if torch.allclose(dense(container, _HEAD).float(), scaled, rtol=1e-6, atol=0):
             return "scaled"

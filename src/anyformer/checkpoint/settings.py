@@ -1,0 +1,90 @@
+"""The generation settings that come with a model, checked before anything obeys them."""
+
+from collections.abc import Callable, Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Any, cast
+
+from anyformer.checkpoint.weights import read_json
+from anyformer.errors import UserError
+
+FILE = "generation_config.json"
+_MOST_BEAMS = 1024
+
+Test = Callable[[Any], bool]
+
+
+def _whole(smallest: int, largest: int = 2**31 - 1) -> Test:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and smallest <= value <= largest
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _list_of(test: Test) -> Test:
+    return lambda value: isinstance(value, list) and all(map(test, cast("list[Any]", value)))
+
+
+def _biased(value: Any) -> bool:
+    """A sequence of tokens and its bias."""
+    return isinstance(value, list) and len(cast("list[Any]", value)) == 2 and _ids(value[0]) and _number(value[1])
+
+
+# Files write -1 for a token that does not exist.
+_id = _whole(-1)
+_ids = _list_of(_id)
+
+_KINDS: Mapping[str, tuple[Test, str]] = {
+    "flag": (lambda value: isinstance(value, bool), "true or false"),
+    "count": (_whole(0), "a whole number, 0 or more"),
+    "number": (_number, "a finite number"),
+    "positive": (lambda value: _number(value) and value > 0, "a positive number"),
+    "beams": (_whole(1, _MOST_BEAMS), f"a whole number from 1 to {_MOST_BEAMS}"),
+    "stopping": (lambda value: isinstance(value, bool) or value == "never", 'true, false or "never"'),
+    "token": (_id, "the id of a token"),
+    "tokens": (lambda value: _id(value) or _ids(value), "the id of a token, or a list of them"),
+    "sequences": (_list_of(_ids), "a list of lists of token ids"),
+    "biases": (_list_of(_biased), "a list of pairs, each of a list of token ids and a number"),
+}
+_FIELDS: Mapping[str, str] = {
+    "eos_token_id": "tokens",
+    "bos_token_id": "token",
+    "pad_token_id": "token",
+    "decoder_start_token_id": "token",
+    "forced_bos_token_id": "tokens",
+    "forced_eos_token_id": "tokens",
+    "suppress_tokens": "tokens",
+    "begin_suppress_tokens": "tokens",
+    "bad_words_ids": "sequences",
+    "sequence_bias": "biases",
+    "min_length": "count",
+    "min_new_tokens": "count",
+    "no_repeat_ngram_size": "count",
+    "encoder_no_repeat_ngram_size": "count",
+    "repetition_penalty": "positive",
+    "encoder_repetition_penalty": "positive",
+    "num_beams": "beams",
+    "length_penalty": "number",
+    "early_stopping": "stopping",
+    "do_sample": "flag",
+    "temperature": "number",
+    "top_k": "count",
+    "top_p": "number",
+}
+
+
+def read(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's generation_config.json, {} where it has none; then `config`, its config.json, is asked for the same.
+
+    Raises:
+        UserError: a field that `anyformer.generation` reads holds something else than it should.
+    """
+    path = directory / FILE
+    settings = read_json(path) if path.is_file() else {}
+    path = path if settings else directory / "config.json"
+    for field, kind in _FIELDS.items():
+        value, (fits, wanted) = (settings or config).get(field), _KINDS[kind]
+        if value is not None and not fits(value):
+            raise UserError(f"{path}: {field} should be {wanted}, not {repr(value)[:40]}.")
+    return settings
