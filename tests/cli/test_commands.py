@@ -62,6 +62,19 @@ def _fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return captured.err
 
 
+@pytest.mark.parametrize("flags", [["--device", "nonsense"], ["--device", "cuda:99"], ["--seed", str(2**63)]])
+def test_devices_and_seeds_that_are_not_there(flags: list[str], gpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = _fails(capsys, "generate", str(gpt), "the cat", "--temperature", "1", *flags)
+    assert flags[0].removeprefix("--") in sentence
+    assert flags[1] in sentence
+
+
+@pytest.mark.parametrize("command", ["evaluate", "embed", "fill"])
+def test_a_device_that_is_not_there(command: str, gpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--data", str(gpt / "config.json")] if command == "evaluate" else ["the cat"]
+    assert "no device 'nonsense'" in _fails(capsys, command, str(gpt), *given, "--device", "nonsense")
+
+
 def test_help_is_quick_and_needs_no_torch() -> None:
     start = time.perf_counter()
     code = "import sys; from anyformer.cli.main import main; main(['--help']); sys.exit('torch' in sys.modules)"

@@ -10,7 +10,7 @@ from anyformer.generation.penalties import penalties_of
 from anyformer.generation.prefix import PrefixCache
 from anyformer.generation.prompt import Prompt, encode_prompt
 from anyformer.generation.rules import History
-from anyformer.generation.sampling import Sampling
+from anyformer.generation.sampling import Sampling, seeded
 from anyformer.generation.stop import until
 from anyformer.generation.writing import end_tokens, require_writing, rules_of
 from anyformer.model import Transformer
@@ -53,7 +53,7 @@ class Conversation:
         self._tokenizer = require_tokenizer(tokenizer, "give generate_ids token ids")
         self._turns: list[Message] = []
         self._cache = PrefixCache(model)
-        self._generator = None if seed is None else torch.Generator(device=device_of(model)).manual_seed(seed)
+        self._generator = seeded(seed, device_of(model))
         self.forgotten = 0
         self.unfinished = False
         self.system = system

@@ -17,7 +17,7 @@ from anyformer.generation.penalties import penalties_of
 from anyformer.generation.prompt import Prompt, encode_prompt, read_prompt
 from anyformer.generation.reading import first_scores
 from anyformer.generation.rules import History, Rule
-from anyformer.generation.sampling import Sampling
+from anyformer.generation.sampling import Sampling, seeded
 from anyformer.generation.step import step_of
 from anyformer.generation.stop import Continuation, StopStrings
 from anyformer.generation.writing import all_scores, end_tokens, require_writing, rules_of
@@ -223,7 +223,7 @@ class Engine:
                 *rules_of(model, read, max_new_tokens, ends),
                 *penalties_of(sampling, model.config.vocab_size),
             ],
-            _generator=None if seed is None else torch.Generator(device=device_of(model)).manual_seed(seed),
+            _generator=seeded(seed, device_of(model)),
             _words=None
             if tokenizer is None
             else Continuation(tokenizer, () if model.config.is_encoder_decoder else ids, stop),

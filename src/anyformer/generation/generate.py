@@ -18,7 +18,7 @@ from anyformer.generation.penalties import penalties_of
 from anyformer.generation.prompt import Prompt, read_prompt, repeated
 from anyformer.generation.reading import cache_is_stale, read_once, reread
 from anyformer.generation.rules import History, Rule
-from anyformer.generation.sampling import Sampling
+from anyformer.generation.sampling import Sampling, seeded
 from anyformer.generation.speculation import Draft, check_draft, speculate
 from anyformer.generation.step import step_of
 from anyformer.generation.writing import end_tokens, filler, require_writing, rules_of
@@ -179,7 +179,7 @@ def stream_ids(
         *rules_of(model, every, max_new_tokens, ends),
         *penalties_of(sampling, model.config.vocab_size),
     ]
-    generator = None if seed is None else torch.Generator(device=device_of(model)).manual_seed(seed)
+    generator = seeded(seed, device_of(model))
     if draft is not None:
         check_draft(model, draft)
         if len(every.start) > 1:

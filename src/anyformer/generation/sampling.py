@@ -83,6 +83,15 @@ class Sampling:
         return draw(self.filter(logits), generator)
 
 
+def seeded(seed: int | None, device: torch.device) -> torch.Generator | None:
+    """A generator of random numbers; None for None: torch's global one. Raises UserError for a seed beyond 64 bits."""
+    if seed is None:
+        return None
+    if not -(2**63) <= seed < 2**63:
+        raise UserError(f"seed is a whole number of 64 bits, below 2**63, not {str(seed)[:40]}.")
+    return torch.Generator(device=device).manual_seed(seed)
+
+
 def greedy(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:
     """The likeliest token; of equals the one with the lowest id."""
     return logits.argmax(dim=-1)
