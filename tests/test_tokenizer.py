@@ -556,6 +556,51 @@ def test_chat_templates_are_fenced_in():
         Tokenizer(backend, {}).chat(MESSAGES)
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ 2.0 ** 10000 }}", "out of range"),
+        ("{{ ''.nothing.at_all }}", "nothing"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+        ("{{ 'x' | center(10 ** 12) }}", "MemoryError|too"),
+        ("{{ 'a' * 10 ** 10 }}", "too long"),
+        ("{{ [1] * 10 ** 10 }}", "too long"),
+        ("{{ (10 ** 9) ** (10 ** 9) }}", "too long"),
+        ("{{ lipsum(100000) }}", "undefined"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "too long"),
+        ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}", "too long"),
+        *(
+            ("{% set n = namespace(x='a') %}{% for _ in range(99) %}{% set n.x " + double + "{% endfor %}", "too long")
+            for double in (
+                "= n.x + n.x %}",
+                "= n.x ~ n.x %}",
+                "= n.x | replace('a', 'aa') %}",
+                "= n.x.replace('a', 'aa') %}",
+                "%}{{ n.x }}{{ n.x }}{% endset %}",
+            )
+        ),
+    ],
+)
+def test_chat_templates_that_fail_or_never_end_are_a_sentence(template: str, message: str):
+    backend = tokenizers.Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+    with pytest.raises(UserError, match=f"The chat template refuses these messages: .*({message})"):
+        Tokenizer(backend, {"chat_template": template}).chat(MESSAGES)
+
+
+def test_what_templates_say_of_their_loops_and_texts_stays(tmp_path: Path):
+    template = (
+        "{% for m in messages if m.role != 'system' %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}"
+        "{{ loop.previtem.role if not loop.first }}{{ ('-' * 3) ~ m.content | trim | upper }}{% endfor %}"
+        "{% for x in [1, [2, [3]]] recursive %}{{ x if x is number else loop(x) }}{% endfor %}"
+        "{% for k, v in {'a': 2 ** 3}.items() %}{{ k + 'b' }}{{ v * 1.5 }}{% else %}none{% endfor %}"
+        "{% for x in [] %}{% else %}none{% endfor %}{% set a, b = 1, 2 %}{{ a + b }}{% filter upper %}f{% endfilter %}"
+    )
+    llama_like(tmp_path, {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template})
+    expected = automatic(tmp_path).apply_chat_template(MESSAGES, tokenize=False)
+    assert Tokenizer.load(tmp_path).chat(MESSAGES, add_generation_prompt=False) == expected
+
+
 def test_no_tokenizer_is_none(tmp_path: Path):
     assert not has_tokenizer(tmp_path)
     assert Tokenizer.find(tmp_path) is None
