@@ -190,6 +190,14 @@ def test_models_that_cannot_chat() -> None:
     with pytest.raises(UserError, match="no system"):
         conversation.system = "x"
     assert conversation.system is None
+    silent = af.Tokenizer(tokenizer.backend, {**tokenizer.config, "chat_template": "{% if false %}?{% endif %}"})
+    with pytest.raises(UserError, match="makes nothing of these messages"):
+        _ask(Conversation(model, silent), "the cat")
+    small_model, _ = _model(vocab_size=tokenizer.vocab_size - 1)
+    tokens = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+    latest = af.Tokenizer(tokenizer.backend, {**tokenizer.config, "chat_template": tokens[-1]})
+    with pytest.raises(UserError, match="outside the model's vocabulary"):
+        _ask(Conversation(small_model, latest), "the cat")
 
 
 @given(st.text("ab\nUser:", max_size=40), st.data())
@@ -198,6 +206,15 @@ def test_a_stop_string_is_never_shown_however_it_is_cut(text: str, data: st.Data
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     assert "".join(until(pieces, "\nUser:")) == text.partition("\nUser:")[0]
     assert "".join(_stripped(pieces)) == text.lstrip()
+
+
+@given(st.text("abc", max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3), st.data())
+def test_the_stop_string_that_is_whole_first_ends_the_text(text: str, stops: list[str], data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    ends = ((end, len(stop)) for end in range(len(text) + 1) for stop in stops if text[:end].endswith(stop))
+    end, size = min(ends, key=lambda found: (found[0], -found[1]), default=(len(text), 0))
+    assert "".join(until(pieces, stops)) == "".join(until([text], stops)) == text[: end - size]
 
 
 def test_sampling_is_the_users_then_the_models_then_ours() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 import torch
 
 from anyformer.errors import UserError
-from anyformer.generation.inference import device_of, evaluating, require_tokenizer
+from anyformer.generation.inference import check_ids, device_of, evaluating, require_tokenizer
 from anyformer.generation.penalties import penalties_of
 from anyformer.generation.prefix import PrefixCache
 from anyformer.generation.prompt import Prompt, encode_prompt
@@ -180,9 +180,12 @@ class Conversation:
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
         text = self._render(messages)
-        if self.has_template:
-            return self._tokenizer.encode(text, special=False)
-        return encode_prompt(self._model, self._tokenizer, text)
+        if not self.has_template:
+            ids = encode_prompt(self._model, self._tokenizer, text)
+        elif not (ids := self._tokenizer.encode(text, special=False)):
+            raise UserError("The chat template makes nothing of these messages: correct it, or take it out.")
+        check_ids(torch.tensor(ids), self._model.config.vocab_size)
+        return ids
 
 
 def _system(text: str | None) -> list[Message]:

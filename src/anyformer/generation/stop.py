@@ -12,6 +12,9 @@ CONTEXT = 32
 class StopStrings:
     """The text before the first of these strings; what may be the beginning of one is held back.
 
+    The first is the one that is whole first, and of those that end together the longest: so it doesn't matter how the
+    text comes in pieces.
+
     Attributes:
         found: whether one has come.
     """
@@ -28,10 +31,10 @@ class StopStrings:
         if self.found:
             return ""
         held = self._held + piece
-        places = [held.index(stop) for stop in self._stops if stop in held]
+        places = [(begin + len(stop), begin) for stop in self._stops if (begin := held.find(stop)) >= 0]
         if places:
             self.found, self._held = True, ""
-            return held[: min(places)]
+            return held[: min(places)[1]]
         possible = max((_begun(held, stop) for stop in self._stops), default=0)
         cut = len(held) - possible
         self._held = held[cut:]
