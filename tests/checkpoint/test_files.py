@@ -298,3 +298,27 @@ def test_names_that_tensorflow_gave(tmp_path: Path) -> None:
     }
     save_file(renamed, file, metadata={"format": "pt"})
     assert _same(model, af.load(tmp_path / "m")[0])
+
+
+def test_no_companion_of_an_earlier_model_stays(tmp_path: Path) -> None:
+    small = {"vocab_size": 300, "d_model": 32, "attention": {"heads": 2}}
+    old = af.build(af.preset("bert-tiny", **small, pooling={"kind": "first", "normalise": True}))
+    new = af.build(af.preset("bert-tiny", **small))
+    words = af.Tokenizer.train(["the cat sat", "on the mat"], "bpe:280")
+    chatty = af.Tokenizer(words.backend, {**words.config, "chat_template": "{{ messages }}"})
+    af.save(old, tmp_path / "there", tokenizer=chatty)
+    (tmp_path / "there" / "chat_template.jinja").write_text("an older one")
+    for mine in ("README.md", "notes.json"):
+        (tmp_path / "there" / mine).write_text("mine")
+    for tokenizer in (words, None):
+        af.save(new, tmp_path / "there", tokenizer=tokenizer)
+        af.save(new, tmp_path / f"fresh {tokenizer is None}", tokenizer=tokenizer)
+        there, fresh = (
+            {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+            for place in (tmp_path / "there", tmp_path / f"fresh {tokenizer is None}")
+        )
+        assert there - fresh == {"README.md", "notes.json"}
+        assert af.load(tmp_path / "there")[0].config.pooling == new.config.pooling
+    words.save(tmp_path / "words first")
+    af.save(new, tmp_path / "words first")
+    assert af.load(tmp_path / "words first")[1] is not None

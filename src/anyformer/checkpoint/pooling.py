@@ -13,6 +13,9 @@ _MODES = {
     "pooling_mode_lasttoken": "last",
     "pooling_mode_max_tokens": "max",
 }
+FILES = ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
+"""All that is written for any pooling."""
+
 _PACKAGE = "sentence_transformers.models"
 
 

@@ -23,6 +23,7 @@ from anyformer.families.base import Family
 from anyformer.model import Transformer
 from anyformer.quantising import bits_of
 from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer import files as tokenizer_files
 
 GIGABYTE = 10**9
 OWN = "no Hugging Face class can express this model, so only anyformer opens it."
@@ -48,6 +49,9 @@ _GENERATION_FIELDS = (
 )
 """What older models say about generation in their config.json; generation_config.json is where it belongs now."""
 
+_COMPANIONS = (*tokenizer_files.KNOWN, *pooling.FILES)
+"""What else belongs to a model, and would be taken for the next one's."""
+
 
 def save(
     model: Transformer,
@@ -62,7 +66,8 @@ def save(
 
     Args:
         model: What to write.
-        directory: Where; files of an earlier model there are replaced once the new ones are complete.
+        directory: Where; files of an earlier model there, its tokenizer's too, are replaced or removed once the new
+            ones are complete.
         tokenizer: Its tokenizer, written beside it.
         max_shard_size: Bytes of weights in one file, beyond which they are spread over several.
 
@@ -192,7 +197,9 @@ def writing(directory: Path) -> Generator[Path]:
 
 
 def _move(fresh: Path, directory: Path) -> None:
-    """Put complete files in place of old ones, config.json last, and remove shards of an earlier model."""
+    """Put complete files in place of old ones, config.json last, and remove what an earlier model leaves behind.
+
+    A directory without a config.json, such as a tokenizer's own, holds no earlier model."""
     files = sorted(
         (path.relative_to(fresh) for path in fresh.rglob("*") if path.is_file()), key=lambda p: p.name == "config.json"
     )
@@ -200,9 +207,11 @@ def _move(fresh: Path, directory: Path) -> None:
         fresh.chmod(0o755)
         fresh.rename(directory)
         return
+    replaced = (directory / "config.json").exists()
     for name in files:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (fresh / name).replace(directory / name)
-    for old in (*directory.glob("model*.safetensors"), directory / INDEX):
-        if old.relative_to(directory) not in files:
-            old.unlink(missing_ok=True)
+    companions = [directory / name for name in _COMPANIONS] if replaced else []
+    for old in (*directory.glob("model*.safetensors"), directory / INDEX, *companions):
+        if old.relative_to(directory) not in files and old.is_file():
+            old.unlink()
