@@ -153,6 +153,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"attention": {"qk_norm": True, "bias": True, "output_bias": True}},
         "no biases in a qwen3",
     ),
+    "another YaRN": (
+        "llama-nano",
+        {"position": {"scaling": af.config.RotaryScaling(kind="yarn", factor=4.0, original_length=64, beta_fast=4.0)}},
+        "beta_fast 32 and beta_slow 1 whatever the file says, not with 4 and 1",
+    ),
     "a long decoder": ("t5-small", {"encoder_layers": 1}, "whose decoder has more layers"),
     "distances": ("t5-small", {"position": {"max_distance": 64}}, "position.max_distance = 64"),
     "a way of pooling": ("bert-tiny", {"pooling": {"kind": "max"}}, "pooling.kind = 'max'"),

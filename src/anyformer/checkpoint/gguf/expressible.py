@@ -71,3 +71,8 @@ def _refuse(config: ModelConfig, kind: Architecture) -> None:
         )
     if scaling is not None and scaling.kind == "llama3" and kind.name != "llama":
         raise UserError(f"llama.cpp does not scale the positions of a {kind.name} model as LLaMA 3 does.")
+    if scaling is not None and scaling.kind == "yarn" and (scaling.beta_fast, scaling.beta_slow) != (32, 1):
+        raise UserError(
+            "llama.cpp computes YaRN with beta_fast 32 and beta_slow 1 whatever the file says, not with "
+            f"{scaling.beta_fast:g} and {scaling.beta_slow:g}."
+        )
