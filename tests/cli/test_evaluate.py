@@ -113,6 +113,24 @@ def test_convert_makes_a_directory_of_integers(
     assert main(["generate", str(tmp_path / "small"), "the", "--max-new-tokens", "2"]) == 0
 
 
+def test_convert_never_replaces_its_source(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = af.load(directory)
+    af.save(model, tmp_path / "run" / "model", tokenizer=tokenizer)
+    (tmp_path / "a.gguf").write_bytes(b"any")
+    monkeypatch.chdir(tmp_path)
+    for source, target, kind in (
+        ("run/model", "run/../run/model/", "int4"),
+        ("run", "run/model", "int8"),
+        ("a.gguf", "./a.gguf", "q8_0"),
+    ):
+        assert main(["convert", source, target, "--type", kind]) == 2
+        assert "would be lost: choose another name" in capsys.readouterr().err
+    assert Path("a.gguf").read_bytes() == b"any"
+    assert all(torch.equal(a, b) for a, b in zip(af.load("run")[0].parameters(), model.parameters(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

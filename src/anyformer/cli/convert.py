@@ -42,6 +42,10 @@ class ConvertOptions:
 def run(argv: list[str]) -> int:
     """Convert, and say what could not be carried over; exit status 1 if a comparison finds a difference."""
     options = parse(ConvertOptions, argv, prog="anyformer convert")
+    source = Path(options.source)
+    # Of a run directory the model in it is read.
+    if source.exists() and Path(options.target).resolve() in (source.resolve(), (source / "model").resolve()):
+        raise UserError(f"{options.target} is what is to be converted, and would be lost: choose another name for it.")
     if options.type in ("int8", "int4"):
         return _to_integers(options)
     if options.target.endswith(".gguf"):
