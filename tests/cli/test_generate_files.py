@@ -198,6 +198,13 @@ def test_another_job_is_refused(gpt: Path, tmp_path: Path, capsys: pytest.Captur
     assert out.read_text() == "my only diary"
 
 
+def test_answers_go_to_files_only(gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, pipe = _write(tmp_path / "prompts.txt", PROMPTS), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert "is no regular file" in _refused(capsys, str(gpt), "--file", str(file), "--out", str(pipe))
+    assert {path.name for path in tmp_path.iterdir()} == {"prompts.txt", "pipe"}
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     job = Job(["a"], {}, "model")
     with open_answers(tmp_path / "a.jsonl", job), pytest.raises(UserError, match="another process"):  # noqa: SIM117
@@ -215,7 +222,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": \n', "p.jsonl, line 2, is not JSON"),
         ("p.jsonl", '{"prompt": "a"}\n{"promt": "a"}\n', "p.jsonl, line 2, has no field 'prompt'"),
         ("p.jsonl", '{"prompt": 3}\n', "p.jsonl, line 1, has no text in its field"),
-        ("p.csv", "prompt,b\nx\n", "p.csv, line 2, has 1 fields"),
+        ("p.csv", "prompt,b\nx\n", "p.csv, line 2, has 1 field, and"),
     ],
 )
 def test_bad_prompts_are_named(

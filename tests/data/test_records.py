@@ -70,7 +70,7 @@ def test_lines_are_counted_through_quoted_newlines(tmp_path: Path):
     (tmp_path / "a.csv").write_text('id,text\n1,"a\nb"\n\n2,c\n3\n')
     read = records(tmp_path / "a.csv", ("text",))
     assert [next(read), next(read)] == [(2, ("a\nb",)), (5, ("c",))]
-    with pytest.raises(UserError, match=r"a\.csv, line 6, has 1 fields, and the header has 2"):
+    with pytest.raises(UserError, match=r"a\.csv, line 6, has 1 field, and the header has 2"):
         next(read)
 
 

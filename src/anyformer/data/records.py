@@ -122,7 +122,8 @@ def _table(file: BinaryIO, path: Path, fields: Sequence[str], delimiter: str) ->
                 columns, width = [_column(path, row, field) for field in fields], len(row)
             elif row and columns is not None:
                 if len(row) != width:
-                    raise UserError(f"{path}, line {begin}, has {len(row)} fields, and the header has {width}.")
+                    count = f"{len(row)} field{'s' if len(row) > 1 else ''}"
+                    raise UserError(f"{path}, line {begin}, has {count}, and the header has {width}.")
                 yield begin, tuple(row[column] for column in columns)
             begin = rows.line_num + 1
     except UnicodeDecodeError as error:

@@ -144,9 +144,11 @@ def open_answers(path: Path, job: Job) -> Generator[Answers]:
     """Begin a job, or go on with it: half a line at the end of the file is cut off.
 
     Raises:
-        UserError: another process is at it; the file was written by something else, or by a job with other prompts,
-            settings or model (the sentence says what changed); the disk refuses.
+        UserError: the path is no file; another process is at it; the file was written by something else, or by a job
+            with other prompts, settings or model (the sentence says what changed); the disk refuses.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no regular file, which a job could go on with: choose another for the answers.")
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     description = path.with_name(f"{path.name}.job")
     try:
