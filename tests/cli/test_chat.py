@@ -258,6 +258,16 @@ def test_a_pipe_gets_answers_alone(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_integers_are_greeted_with_all_their_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = _tuned()
+    count = sum(weight.numel() for weight in model.parameters()) / 1e6
+    terminal = Terminal(Conversation(af.quantise(model, "int4"), tokenizer), GREEDY, 8)
+    terminal._asks = True
+    terminal.greet("here", model)
+    assert count > 0.05
+    assert f"{count:.1f}M parameters" in capsys.readouterr().err
+
+
 def test_seeds_repeat_a_chat(tuned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     said: list[str] = []
     for seed in ("1", "1", "2"):
