@@ -143,6 +143,7 @@ def test_temperature_0_is_greedy() -> None:
     ("values", "named"),
     [
         ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 1e-40}, "too small"),
         ({"temperature": math.nan}, "temperature"),
         ({"temperature": math.inf}, "temperature"),
         ({"top_k": 0}, "top_k"),

@@ -23,7 +23,8 @@ class Sampling:
     """
 
     temperature: float = 0.0
-    """Logits are divided by it: below 1 sharper, above 1 flatter. 0: always the likeliest token (greedy)."""
+    """Logits are divided by it: below 1 sharper, above 1 flatter. 0: always the likeliest token (greedy);
+    otherwise at least 1e-6."""
     top_k: int | None = None
     """Only the k likeliest tokens can be drawn; None: all."""
     top_p: float | None = None
@@ -43,6 +44,10 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < float("inf"):
             raise UserError(f"temperature is 0 (always the likeliest token) or more, not {self.temperature}.")
+        if 0.0 < self.temperature < 1e-6:
+            raise UserError(
+                f"temperature {self.temperature} is too small to divide by: 0 always takes the likeliest token."
+            )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(
                 f"top_k is a number of tokens, at least 1, not {self.top_k}: leave it out to keep them all."
