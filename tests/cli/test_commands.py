@@ -231,6 +231,14 @@ def test_fill(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len([line for line in lines if "%" in line]) == 6
 
 
+def test_a_damaged_encoder(bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = af.load(bert)
+    torch.nn.init.constant_(model.tokens.table.weight, torch.nan)
+    af.save(model, tmp_path, tokenizer=tokenizer)
+    assert "NaN" in _fails(capsys, "embed", str(tmp_path), "a cat")
+    assert "NaN" in _fails(capsys, "fill", str(tmp_path), "a [MASK]")
+
+
 def test_writing_wrongly(gpt: Path, bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     too_long = _fails(capsys, "generate", str(gpt), "the cat " * 100)
     assert "64" in too_long

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from anyformer.config import HeadConfig, ModelConfig, SpecialTokens
 from anyformer.errors import UserError
-from anyformer.generation import generate_ids, stream_ids
+from anyformer.generation import Engine, generate_ids, stream_ids
 from anyformer.model import Transformer
 from tests.generation.models import BOS, BOTH, DECODERS, EOS, PAD, VOCAB, WRITERS, batch, build, config, recompute, rows
 
@@ -206,6 +206,25 @@ def test_the_beginning_starts_a_decoder_that_knows_no_other_start() -> None:
     model = build(made)
     started = build(made.replace(tokens=SpecialTokens(decoder_start=BOS, eos=(EOS,))))
     assert torch.equal(generate_ids(model, IDS), generate_ids(started, IDS))
+
+
+def test_damage_that_comes_with_a_later_token() -> None:
+    model = build(WRITERS["learned"])
+    (table,) = [weight for name, weight in model.named_parameters() if "position" in name]
+    torch.nn.init.constant_(table[12], math.nan)
+    guesser = build(WRITERS["learned"])
+    for more in ({}, {"temperature": 1.0}, {"beams": 3}, {"draft": "prompt"}):
+        assert generate_ids(model, IDS[:1], max_new_tokens=3, stop_at_end=False, **more).shape[1] == 3
+        with pytest.raises(UserError, match="NaN"):
+            generate_ids(model, IDS[:1], max_new_tokens=20, stop_at_end=False, **more)
+    with pytest.raises(UserError, match="NaN"):
+        generate_ids(guesser, IDS[:1], max_new_tokens=20, stop_at_end=False, draft=model)
+    engine = Engine(model, slots=2, capacity=40)
+    short, long = (engine.submit(IDS[0].tolist(), new, stop_at_end=False) for new in (3, 20))
+    with pytest.raises(UserError, match="NaN"):
+        engine.run()
+    engine.run()
+    assert (short.finish_reason, long.finish_reason) == ("length", "error")
 
 
 def test_a_diverged_model() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from anyformer.errors import UserError
 from anyformer.generation.inference import evaluating
 from anyformer.generation.prompt import Prompt, chosen, read_prompt, repeated
-from anyformer.generation.reading import cache_is_stale, read_once, reread
+from anyformer.generation.reading import cache_is_stale, checked, read_once, reread
 from anyformer.generation.rules import History, Rule, generation_settings
 from anyformer.generation.step import step_of
 from anyformer.generation.writing import end_tokens, filler, require_writing, rules_of
@@ -213,9 +213,9 @@ class _Beams:
         for new in range(self.max_new_tokens):
             history = self._history(new)
             if new > 0 and cache_is_stale(self.model, self.read + new):
-                scores = reread(self.model, self.prompt, history)
+                scores = checked(reread(self.model, self.prompt, history))
             elif new > 0:
-                scores = step(history.ids[:, -1:], cache)[:, 0]
+                scores = checked(step(history.ids[:, -1:], cache)[:, 0])
             else:
                 scores = log_p
             origin = self._grow(self._judged(scores, history, self.rules), new)

@@ -12,6 +12,7 @@ from anyformer.errors import UserError
 from anyformer.generation.inference import check_ids, device_of, evaluating, require_tokenizer
 from anyformer.generation.laid_out import LaidOut
 from anyformer.generation.prompt import pad, padding_id, split_special
+from anyformer.generation.reading import checked
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -45,7 +46,8 @@ def embed(
         A vector a text in the order of the texts, where the model is, in float32.
 
     Raises:
-        UserError: no tokenizer, a text without any token, an id that the model doesn't know.
+        UserError: no tokenizer, a text without any token, an id that the model doesn't know, a model that answers with
+            NaN.
     """
     tokenizer = require_tokenizer(tokenizer, "give the model token ids and pool its hidden states")
     if batch_size is not None and batch_size < 1:
@@ -61,7 +63,7 @@ def embed(
             )
             check_ids(ids, model.config.source_vocab_size or model.config.vocab_size)
             pooled = POOLINGS[pooling.kind](last_hidden(model, ids, mask).float(), mask)
-            vectors[chosen] = F.normalize(pooled, dim=-1) if pooling.normalise else pooled
+            vectors[chosen] = F.normalize(checked(pooled), dim=-1) if pooling.normalise else checked(pooled)
     return vectors
 
 

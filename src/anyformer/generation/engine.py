@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from anyformer.errors import UserError
 from anyformer.generation.inference import device_of, evaluating
 from anyformer.generation.penalties import penalties_of
 from anyformer.generation.prompt import Prompt, encode_prompt, read_prompt
-from anyformer.generation.reading import first_scores
+from anyformer.generation.reading import DAMAGED, first_scores
 from anyformer.generation.rules import History, Rule
 from anyformer.generation.sampling import Sampling, seeded
 from anyformer.generation.step import step_of
@@ -252,11 +252,17 @@ class Engine:
             if writing:
                 latest = torch.tensor([[request.tokens[-1]] for request in self._running], device=self._device())
                 scores = self._step(latest, self._cache)[:, 0]
-                for request, row in zip(list(self._running), scores.split(1), strict=True):
-                    request.take(row)
+                damaged = cast("list[bool]", scores.amax(dim=-1).isnan().tolist())
+                for request, row, bad in zip(list(self._running), scores.split(1), damaged, strict=True):
+                    if bad:
+                        request.finish("error")
+                    else:
+                        request.take(row)
                 for row in range(len(self._running) - 1, -1, -1):
                     if self._running[row].finished:
                         self._leave(row)
+                if any(damaged):
+                    raise UserError(DAMAGED)
             self._admit()
             return bool(self._running or self._waiting or self._reading)
 

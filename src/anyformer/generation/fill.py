@@ -6,6 +6,7 @@ import torch
 
 from anyformer.errors import UserError
 from anyformer.generation.inference import check_ids, device_of, evaluating, require_tokenizer
+from anyformer.generation.reading import checked
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -34,7 +35,8 @@ def fill(model: Transformer, tokenizer: Tokenizer | None, text: str, top: int = 
         For each mask from left to right the likeliest candidates, the likeliest first.
 
     Raises:
-        UserError: no mask in the text, a model or tokenizer that knows none, a text beyond the context.
+        UserError: no mask in the text, a model or tokenizer that knows none, a text beyond the context, a model that
+            answers with NaN.
     """
     tokenizer = require_tokenizer(tokenizer, "give the model token ids")
     config = model.config
@@ -61,7 +63,7 @@ def fill(model: Transformer, tokenizer: Tokenizer | None, text: str, top: int = 
         logits = model(ids).logits
         if logits is None:
             raise ValueError("a model with a language-model head has logits")
-        best = logits[0, places].float().softmax(dim=-1).topk(min(top, logits.shape[-1]), dim=-1)
+        best = checked(logits[0, places]).float().softmax(dim=-1).topk(min(top, logits.shape[-1]), dim=-1)
     return [
         [
             Candidate(token, tokenizer.decode([token], skip_special=False), p)

@@ -16,7 +16,7 @@ from anyformer.generation.beam import BeamSearch, EarlyStopping, beam_search_ids
 from anyformer.generation.inference import device_of, evaluating
 from anyformer.generation.penalties import penalties_of
 from anyformer.generation.prompt import Prompt, read_prompt, repeated
-from anyformer.generation.reading import cache_is_stale, read_once, reread
+from anyformer.generation.reading import cache_is_stale, checked, read_once, reread
 from anyformer.generation.rules import History, Rule
 from anyformer.generation.sampling import Sampling, seeded
 from anyformer.generation.speculation import Draft, check_draft, speculate
@@ -212,9 +212,9 @@ def _steps(
             with torch.inference_mode():
                 history = History(ids=texts[:, : read + new], padding=padding, new=new)
                 if new > 0 and cache_is_stale(model, read + new):
-                    scores = reread(model, prompt, history)
+                    scores = checked(reread(model, prompt, history))
                 elif new > 0:
-                    scores = step(texts[:, read + new - 1, None], cache)[:, 0]
+                    scores = checked(step(texts[:, read + new - 1, None], cache)[:, 0])
                 for rule in rules:
                     scores = rule(scores, history)
                 token = sampling.choose(scores, generator)

@@ -12,6 +12,8 @@ from anyformer.generation.step import Step
 from anyformer.generation.writing import all_scores
 from anyformer.model import Transformer
 
+DAMAGED = "The model answers with NaN: its weights are damaged, or its training diverged."
+
 
 def read_once(
     model: Transformer, step: Step, prompt: Prompt, copies: int, capacity: int
@@ -49,10 +51,14 @@ def read_once(
 
 def first_scores(scores: Float[Tensor, "batch time vocab"]) -> Float[Tensor, "batch vocab"]:
     """Those of each text's first new token. Raises UserError where the model has answered with NaN."""
-    last = scores[:, -1]
-    if bool(last.isnan().any()):
-        raise UserError("The model answers with NaN: its weights are damaged, or its training diverged.")
-    return last
+    return checked(scores[:, -1])
+
+
+def checked(scores: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+    """The same scores. Raises UserError where the model has answered with NaN."""
+    if bool(scores.amax(dim=-1).isnan().any()):  # the largest of some numbers and a NaN is the NaN
+        raise UserError(DAMAGED)
+    return scores
 
 
 def cache_is_stale(model: Transformer, length: int) -> bool:

@@ -12,6 +12,7 @@ from anyformer.errors import UserError
 from anyformer.generation.inference import check_ids, evaluating, require_tokenizer
 from anyformer.generation.prefix import common_start
 from anyformer.generation.prompt import decoder_start, encode_prompt, pad, padding_id, split_special
+from anyformer.generation.reading import DAMAGED
 from anyformer.generation.writing import all_scores, require_writing
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -124,7 +125,10 @@ def _score(model: Transformer, pairs: Sequence[_Pair], fill: int) -> list[Score]
         scores = all_scores(model(ids[:, :-1], source, mask=mask[:, :-1], source_mask=source_mask))
         log_p = -torch.nn.functional.cross_entropy(scores.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     rows = cast("list[list[float]]", log_p.view(len(pairs), -1).tolist())
-    return [
+    found = [
         Score(pair.ids[pair.known :], row[pair.known - 1 : len(pair.ids) - 1])
         for pair, row in zip(pairs, rows, strict=True)
     ]
+    if any(math.isnan(score.logprob) for score in found):
+        raise UserError(DAMAGED)
+    return found

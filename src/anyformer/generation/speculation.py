@@ -16,7 +16,7 @@ from anyformer.errors import UserError
 from anyformer.generation.inference import device_of, evaluating
 from anyformer.generation.prefix import common_start
 from anyformer.generation.prompt import Prompt
-from anyformer.generation.reading import cache_is_stale, read_once, reread
+from anyformer.generation.reading import cache_is_stale, checked, first_scores, read_once, reread
 from anyformer.generation.rules import History, Rule
 from anyformer.generation.sampling import Sampling, draw
 from anyformer.generation.step import step_of
@@ -93,9 +93,8 @@ class DraftModel:
         rest, tokens, probabilities = list(text[known:]), list[int](), list[Tensor]()
         with evaluating(self._model):
             while len(tokens) < count and not cache_is_stale(self._model, len(self._read) + len(rest)):
-                scores = self._step(torch.tensor([rest], device=device_of(self._model)), self._cache, last_only=True)[
-                    :, 0
-                ]
+                ids = torch.tensor([rest], device=device_of(self._model))
+                scores = first_scores(self._step(ids, self._cache, last_only=True))
                 self._read += rest
                 if self._sampling.temperature > 0:
                     allowed = self._sampling.filter(scores)
@@ -195,6 +194,7 @@ def _judge(
     chosen = list[int]()
     padding = torch.zeros(1, dtype=torch.long, device=scores.device)
     for place, row in enumerate(scores.split(1)):
+        row = checked(row)
         if rules:
             ids = torch.tensor([[*text, *chosen]], device=scores.device)
             history = History(ids=ids, padding=padding, new=ids.shape[1] - read)
