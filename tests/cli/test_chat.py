@@ -208,8 +208,10 @@ def test_a_stop_string_is_never_shown_however_it_is_cut(text: str, data: st.Data
     assert "".join(_stripped(pieces)) == text.lstrip()
 
 
-@given(st.text("abc", max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3), st.data())
+@given(st.text("ab", min_size=4, max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=4), st.data())
 def test_the_stop_string_that_is_whole_first_ends_the_text(text: str, stops: list[str], data: st.DataObject) -> None:
+    begin = data.draw(st.integers(0, len(text) - 4))
+    stops += [text[begin : begin + 4], text[begin + 1 : begin + 3]]
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     ends = ((end, len(stop)) for end in range(len(text) + 1) for stop in stops if text[:end].endswith(stop))
