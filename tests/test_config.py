@@ -143,3 +143,9 @@ def test_unknown_presets_get_a_hint() -> None:
 def test_configs_need_no_torch(code: str) -> None:
     script = f"import sys; {code}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("layers", [-1, 10**12])
+def test_layers_can_be_counted(layers: int) -> None:
+    with pytest.raises(ConfigError, match="decoder_layers"):
+        af.preset("gpt2", decoder_layers=layers)

@@ -22,6 +22,9 @@ from typing import Any, Literal, Self, cast, get_args
 from anyformer.errors import nearest
 from anyformer.schema import ConfigError, change, check_numbers, differences, make
 
+_DEEPEST = 10_000
+"""Layers of a stack: ten times the deepest known (Wang et al. 2022, DeepNet)."""
+
 Scaling = Literal["linear", "dynamic", "llama3", "yarn"]
 
 
@@ -353,8 +356,8 @@ class ModelConfig:
         check_numbers(self, "")
         _require(self.vocab_size >= 1, "vocab_size", f"must be positive, not {self.vocab_size}")
         _require(self.d_model >= 1, "d_model", f"must be positive, not {self.d_model}")
-        _require(self.encoder_layers >= 0, "encoder_layers", "can't be negative")
-        _require(self.decoder_layers >= 0, "decoder_layers", "can't be negative")
+        for name in ("encoder_layers", "decoder_layers"):
+            _require(0 <= getattr(self, name) <= _DEEPEST, name, f"must lie in [0, {_DEEPEST:,}]")
         _require(
             self.encoder_layers + self.decoder_layers > 0,
             "encoder_layers, decoder_layers",

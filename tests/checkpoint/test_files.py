@@ -117,7 +117,7 @@ def test_a_shard_that_is_missing_is_named(model: Transformer, tmp_path: Path) ->
         ("config.json", '{"model_type": "llama", "rope_scaling": {"rope_type": "longrope"}}', "'longrope' is not"),
         ("config.json", '{"model_type": []}', r"\[\] is not supported|misshapen"),
         ("config.json", '{"model_type": "gpt2", "activation_function": null}', "misshapen|not supported"),
-        ("config.json", '{"model_type": "gpt2", "n_layer": 1000000000000}', "speaks of 1000000000000 layers"),
+        ("config.json", '{"model_type": "gpt2", "n_layer": 9999}', "speaks of 9999 layers"),
         ("config.json", '{"model_type": "gpt2", "n_embd": 1200000000000}', "No machine has room"),
         ("config.json", '{"model_type": "gpt2", "n_embd": 768.0}', "d_model: wants a whole number"),
         ("config.json", '{"model_type": "llama", "rope_scaling": "linear"}', "misshapen"),
@@ -310,15 +310,13 @@ def test_no_companion_of_an_earlier_model_stays(tmp_path: Path) -> None:
     (tmp_path / "there" / "chat_template.jinja").write_text("an older one")
     for mine in ("README.md", "notes.json"):
         (tmp_path / "there" / mine).write_text("mine")
-    for tokenizer in (words, None):
-        af.save(new, tmp_path / "there", tokenizer=tokenizer)
-        af.save(new, tmp_path / f"fresh {tokenizer is None}", tokenizer=tokenizer)
-        there, fresh = (
-            {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
-            for place in (tmp_path / "there", tmp_path / f"fresh {tokenizer is None}")
-        )
-        assert there - fresh == {"README.md", "notes.json"}
-        assert af.load(tmp_path / "there")[0].config.pooling == new.config.pooling
-    words.save(tmp_path / "words first")
-    af.save(new, tmp_path / "words first")
-    assert af.load(tmp_path / "words first")[1] is not None
+    for name in ("there", "fresh"):
+        af.save(new, tmp_path / name, tokenizer=words)
+    there, fresh = (
+        {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+        for place in (tmp_path / "there", tmp_path / "fresh")
+    )
+    assert there - fresh == {"README.md", "notes.json"}
+    assert af.load(tmp_path / "there")[0].config.pooling == new.config.pooling
+    af.save(new, tmp_path / "there")
+    assert af.load(tmp_path / "there")[1] is not None

@@ -49,9 +49,6 @@ _GENERATION_FIELDS = (
 )
 """What older models say about generation in their config.json; generation_config.json is where it belongs now."""
 
-_COMPANIONS = (*tokenizer_files.KNOWN, *pooling.FILES)
-"""What else belongs to a model, and would be taken for the next one's."""
-
 
 def save(
     model: Transformer,
@@ -66,9 +63,8 @@ def save(
 
     Args:
         model: What to write.
-        directory: Where; files of an earlier model there, its tokenizer's too, are replaced or removed once the new
-            ones are complete.
-        tokenizer: Its tokenizer, written beside it.
+        directory: Where; files of an earlier model there are replaced or removed once the new ones are complete.
+        tokenizer: Its tokenizer, written beside it; None: one that lies there stays.
         max_shard_size: Bytes of weights in one file, beyond which they are spread over several.
 
     Returns:
@@ -211,7 +207,10 @@ def _move(fresh: Path, directory: Path) -> None:
     for name in files:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (fresh / name).replace(directory / name)
-    companions = [directory / name for name in _COMPANIONS] if replaced else []
-    for old in (*directory.glob("model*.safetensors"), directory / INDEX, *companions):
+    # What else belongs to a model or a tokenizer, and would be taken for the next one's.
+    companions: list[str] = list(pooling.FILES) if replaced else []
+    if replaced and any(str(name) in tokenizer_files.KNOWN for name in files):
+        companions += tokenizer_files.KNOWN
+    for old in (*directory.glob("model*.safetensors"), directory / INDEX, *map(directory.joinpath, companions)):
         if old.relative_to(directory) not in files and old.is_file():
             old.unlink()
