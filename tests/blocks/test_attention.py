@@ -138,3 +138,12 @@ def test_one_query_needs_no_mask_and_padding_never_blinds() -> None:
     scores = attention_mask(where, where, causal=True, real=nothing).scores
     assert scores is not None
     assert scores[0, 0].equal(torch.eye(6, dtype=torch.bool))
+
+
+def test_a_single_key_is_looked_at_whatever_asks() -> None:
+    torch.manual_seed(0)
+    block = MultiHeadAttention(AttentionConfig(heads=2, scale=1.0), 18).train()
+    block(3 * torch.randn(1, 21, 18), 3 * torch.randn(1, 1, 18)).square().sum().backward()
+    for asked in (block.query, block.key):
+        assert asked.weight.grad is not None
+        assert not asked.weight.grad.any()
