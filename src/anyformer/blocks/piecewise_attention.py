@@ -21,8 +21,8 @@ _PIECE = 64
 
 _LONGEST_CAUSAL = {torch.float32: 512}
 _LONGEST = {torch.float32: 1}
-"""Keys up to which it gains, by the format of the products; other formats have these defaults. Of a single key the fused
-kernel makes gradients of queries and keys that are almost zero, where they are zero."""
+"""Keys up to which it gains, by the format of the products; other formats have these defaults. Of a single key the
+fused kernel makes gradients of queries and keys that are almost zero, where they are zero."""
 _OTHER_FORMATS_CAUSAL, _OTHER_FORMATS = 1024, 512
 
 
