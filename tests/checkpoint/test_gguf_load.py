@@ -113,7 +113,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another architecture": ({"general.architecture": "mamba"}, "The GGUF architecture 'mamba' is not supported"),
     "a part": ({"split.count": 3}, "one of 3 parts; join them"),
     "experts": ({"llama.expert_count": 8}, "mixture of experts"),
-    "more layers than tensors": ({"llama.block_count": 10**9}, "says 1000000000 layers"),
+    "more layers than tensors": ({"llama.block_count": 9999}, "says 9999 layers"),
     "no heads": ({"llama.attention.head_count": 0}, "missing or misshapen|at least one head"),
     "a text for a number": ({"llama.block_count": "one"}, "llama.block_count should be one positive number, not one"),
     "an infinite size": ({"llama.feed_forward_length": float("inf")}, "wants a whole number"),

@@ -97,7 +97,7 @@ def test_choices_suit_the_model():
         (["--minutes", "1", "--steps", "1"], "give one of the two"),
         (["--learning-rate", "-1"], "--learning-rate -1.0 must be positive"),
         (["--warmup", "1"], "--warmup 1.0 is a share"),
-        (["--seed", "-3"], "--seed -3 can't be negative"),
+        (["--seed", "-3"], "--seed -3 must lie in"),
         (["--dtype", "float8"], r"no such dtype \(did you mean 'float32'\?\)"),
         (["--objective", "causl"], r"no such objective \(did you mean 'causal'\?\)"),
         (["--optimizer", "muom"], r"no such optimizer \(did you mean 'muon'\?\)"),
@@ -178,7 +178,7 @@ def test_a_written_config_reads_back(tmp_path: Path):
         ("learning_rate: fast", "learning_rate can't be 'fast'"),
         ("- 3", "should hold fields"),
         ("a: [", "is not YAML"),
-        ("seed: -1", "--seed -1 can't be negative"),
+        ("seed: -1", "--seed -1 must lie in"),
     ],
 )
 def test_a_bad_config_file_is_one_sentence(content: str, message: str, tmp_path: Path):
