@@ -96,6 +96,14 @@ def test_bfloat16_products_of_a_float32_model(tokenizer: Tokenizer) -> None:
     assert torch.equal(embed(model, tokenizer, TEXTS), exact)
 
 
+def test_processors_that_lay_out_no_bfloat16(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
+    model = make(tokenizer, KINDS["encoder"], PoolingConfig(normalise=True))
+    exact, vectors = embed(model, tokenizer, TEXTS), embed(model, tokenizer, TEXTS, dtype=torch.bfloat16)
+    torch.testing.assert_close(vectors, exact, rtol=0, atol=2e-2)
+
+
 @given(st.lists(st.integers(1, 600), max_size=80), st.none() | st.integers(1, 50))
 def test_batches(lengths: list[int], most: int | None) -> None:
     """Every text is in one batch, and a batch with enough tokens of its longest text has no padding."""

@@ -34,6 +34,7 @@ class LaidOut(TorchFunctionMode):
             and dtype == torch.bfloat16
             and torch.backends.mkldnn.is_available()
             and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
 
     def __torch_function__(

@@ -218,7 +218,7 @@ class Looker {
                 for (int64_t v = 0; v < vectors; v++) {
                     Floats score = load(here + v * LANES) * scale;
                     if (bias) score += load(bias + v * LANES);
-                    if (!whole) score = sees(first + v * LANES, t + r) ? score : all(-INFINITY);
+                    if (!whole) score = choose(sees(first + v * LANES, t + r), score, all(-INFINITY));
                     store(here + v * LANES, score);
                     peaks[v] = larger(peaks[v], score);
                 }
@@ -234,7 +234,7 @@ class Looker {
         for (int64_t i = 0; i < depth; i += LANES)
             multiply(columns + i * keys, keys, weight_pairs, CROWD, count, false, turned + i * CROWD, CROWD, vectors);
         Floats factor[CROWD / LANES];
-        for (int64_t v = 0; v < vectors; v++) factor[v] = sums[v] == 0.0f ? Floats{} : 1.0f / sums[v];
+        for (int64_t v = 0; v < vectors; v++) factor[v] = choose(sums[v] == 0.0f, Floats{}, 1.0f / sums[v]);
         give_turned(look.out, text, head, first, factor);
         float* levels = look.levels + (text * look.heads + head) * look.queries;
         for (int64_t q = first; q < look.queries && q < first + CROWD; q++)
@@ -243,7 +243,7 @@ class Looker {
     }
 
     static Floats weight(Floats score, Floats level) {
-        return score == -INFINITY ? Floats{} : exp(score - level);
+        return choose(score == -INFINITY, Floats{}, exp(score - level));
     }
 
     void blame(int64_t text, int64_t head, int64_t first) const {
@@ -306,7 +306,7 @@ class Looker {
                     Floats score = load(scores + (r + k) * CROWD + v) * scale;
                     if (look.bias.data) score += load(biases(look.bias, text, head, key) + first + v);
                     Floats share = weight(score, load(levels + v));
-                    if (!whole) share = sees(first + v, key) ? share : Floats{};
+                    if (!whole) share = choose(sees(first + v, key), share, Floats{});
                     Floats grad = share * (load(grad_weights + (r + k) * CROWD + v) - load(shares + v));
                     if (look.grad_bias.data && key < look.keys) {
                         float* sum = biases(look.grad_bias, text, head, key) + first + v;

@@ -28,7 +28,7 @@ _log = logging.getLogger("anyformer")
 _HERE = Path(__file__).parent
 _FLAGS = [
     *("-O2", "-march=native", "-std=c++17", "-fPIC", "-fvisibility=hidden"),
-    *("-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-threadsafe-statics"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-exceptions", "-fno-threadsafe-statics"),
 ]
 _ZIG = [sys.executable, "-m", "ziglang", "c++"]
 SWITCH = "ANYFORMER_NATIVE"

@@ -9,10 +9,7 @@ constexpr int64_t ROWS = 4;  // that a thread takes at a time
 
 // Sixteen numbers; beyond the end, so little that nothing comes of it.
 Floats part(const BFloat16* row, int64_t i, int64_t count) {
-    if (count - i >= LANES) return load(row + i);
-    Floats some = all(-INFINITY);
-    for (int64_t lane = 0; lane < count - i; lane++) some[lane] = load(row + i, count - i)[lane];
-    return some;
+    return count - i >= LANES ? load(row + i) : load(row + i, count - i, -INFINITY);
 }
 
 float soften(BFloat16* row, int64_t target, const CrossEntropy& s, float* scratch) {
@@ -25,7 +22,7 @@ float soften(BFloat16* row, int64_t target, const CrossEntropy& s, float* scratc
     float peak = largest(peaks), answer = load(row + target, 1)[0];
     for (int64_t i = 0; i < s.vocab; i += LANES) {
         Floats x = part(row, i, s.vocab), weight = exp(x - peak);
-        weight = x == -INFINITY ? Floats{} : weight;
+        weight = choose(x == -INFINITY, Floats{}, weight);
         sums += weight;
         store(scratch + i, weight);
     }

@@ -9,9 +9,12 @@
 #include "vectors.h"
 #include "wide.h"
 
-constexpr int LINES = 8;  // sums that are kept in registers, of every lane
 constexpr int64_t KEYS = 64;
 constexpr int64_t CROWD = 3 * LANES;
+
+// Sums that are kept in registers, of every lane.
+template <int VECTORS>
+constexpr int LINES = REGISTER == 64 ? 8 : VECTORS == 1 ? 4 : 2;
 
 // How products are made: of single numbers, of pairs (see vectors.h), or of pairs in registers of 16 x 16 (see wide.h).
 enum Way { SINGLE, PAIRED, TILED };
@@ -27,6 +30,7 @@ struct Query {
 template <bool PAIRS, int VECTORS>
 inline void add_lines(const float* lines, int64_t line_size, int64_t step_size, int64_t steps, const float* lanes,
                       const Floats* factor, float* to) {
+    constexpr int LINES = ::LINES<VECTORS>;
     Floats total[LINES][VECTORS];
     UNROLLED
     for (int l = 0; l < LINES; l++) {
@@ -56,6 +60,7 @@ template <Way WAY, int VECTORS>
 class Crowd {
     static constexpr bool PAIRS = WAY != SINGLE;
     static constexpr int64_t WIDTH = VECTORS * LANES, EACH = PAIRS ? 2 : 1;
+    static constexpr int LINES = ::LINES<VECTORS>;
     static constexpr int64_t LOT = WAY == TILED ? 32 : LINES;  // keys come in lots
     typedef std::conditional_t<PAIRS, BFloat16, float> Number;
 
@@ -97,7 +102,7 @@ class Crowd {
             see(key + begin * key_step, value + begin * value_step, key_step, value_step, begin, some, mask);
         }
         Floats inverse[VECTORS];
-        for (int v = 0; v < VECTORS; v++) inverse[v] = sums[v] > 0.0f ? 1.0f / sums[v] : Floats{};
+        for (int v = 0; v < VECTORS; v++) inverse[v] = choose(sums[v] > 0.0f, 1.0f / sums[v], Floats{});
         for (int64_t i = 0; i < head_dim; i++)
             for (int v = 0; v < VECTORS; v++) {
                 float* total = totals + i * WIDTH + v * LANES;
@@ -194,13 +199,12 @@ class Crowd {
         if (all_see_all) return;
         for (int64_t t = 0; t < lines; t++)
             for (int v = 0; v < VECTORS; v++) {
-                Integers from, to, place = Integers{} + int32_t(begin + t);
-                memcpy(&from, first + v * LANES, sizeof from);
-                memcpy(&to, end + v * LANES, sizeof to);
+                auto from = read<Integers>(first + v * LANES), to = read<Integers>(end + v * LANES);
+                Integers place = Integers{} + int32_t(begin + t);
                 Integers seen = (place >= from) & (place < to);
                 if (t >= some || (mask && !mask[begin + t])) seen = Integers{};
                 float* score = scores + t * WIDTH + v * LANES;
-                store(score, seen ? load(score) : all(-INFINITY));
+                store(score, choose(seen, load(score), all(-INFINITY)));
             }
     }
 
@@ -216,7 +220,7 @@ class Crowd {
                 Floats weights[EACH];
                 for (int e = 0; e < EACH; e++) {
                     Floats score = load(scores + (t + e) * WIDTH + v * LANES);
-                    weights[e] = score == -INFINITY ? Floats{} : exp(score - peak);
+                    weights[e] = choose(score == -INFINITY, Floats{}, exp(score - peak));
                     sums[v] += weights[e];
                 }
                 store(scores + t / EACH * WIDTH + v * LANES, PAIRS ? paired(weights[0], weights[EACH - 1]) : weights[0]);

@@ -98,75 +98,116 @@ struct Inputs {
             // Adding 1.5 * 2^23 rounds to whole numbers; they then are the lowest bits.
             Integers one = bits_of<Integers>(first * inverse + 12582912.0f) - 0x4b400000;
             Integers two = bits_of<Integers>(second * inverse + 12582912.0f) - 0x4b400000;
-            typedef int8_t Bytes __attribute__((vector_size(16)));
-            Bytes low = __builtin_convertvector(one, Bytes), high = __builtin_convertvector(two, Bytes);
             int64_t which = place(row, group);
-            memcpy(bytes + which * GROUP, &low, sizeof low);
-            memcpy(bytes + which * GROUP + LANES, &high, sizeof high);
+            store(bytes + which * GROUP, one);
+            store(bytes + which * GROUP + LANES, two);
             int32_t total = sum(one + two);
             scales[which] = scale, sums[which] = scale * total, offsets[which] = -128 * total;
         }
     }
 };
 
-// total + the products of four unsigned and four signed bytes in each lane; the signed ones are the same in all.
-inline Integers add_quads(Integers total, Integers weights, const int8_t* inputs) {
-    int32_t four;
-    memcpy(&four, inputs, sizeof four);
-#if defined(__AVX512VNNI__)
-    return bits_of<Integers>(
-        _mm512_dpbusd_epi32(bits_of<__m512i>(total), bits_of<__m512i>(weights), _mm512_set1_epi32(four)));
+// Integers are multiplied for a lot of outputs at a time: as many as a register holds.
+constexpr int LOT = REGISTER / 4;
+typedef Vector<int32_t, LOT> Lot;
+typedef Vector<float, LOT> FloatLot;
+
+// Four bytes of an input, for all lanes.
+inline Lot four(const int8_t* inputs) { return Lot{} + read<int32_t>(inputs); }
+
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && (!defined(__AVX512F__) || defined(__AVX512BW__))
+#if defined(__AVX512BW__)
+typedef __m512i Register;
+#define BY_REGISTER(NAME) _mm512_##NAME
 #else
-    auto words = bits_of<Words>(weights);
-    for (int i = 0; i < 4; i++) total += bits_of<Integers>((words >> (8 * i)) & 0xff) * int32_t(inputs[i]);
+typedef __m256i Register;
+#define BY_REGISTER(NAME) _mm256_##NAME
+#endif
+inline Lot multiply_bytes(Lot a, Lot b) { return (Lot)BY_REGISTER(maddubs_epi16)((Register)a, (Register)b); }
+inline Lot multiply_shorts(Lot a, Lot b) { return (Lot)BY_REGISTER(madd_epi16)((Register)a, (Register)b); }
+inline Lot add_shorts(Lot a, Lot b) { return (Lot)BY_REGISTER(add_epi16)((Register)a, (Register)b); }
+inline Lot even_bytes(Lot a) { return (Lot)BY_REGISTER(srai_epi16)(BY_REGISTER(slli_epi16)((Register)a, 8), 8); }
+inline Lot odd_bytes(Lot a) { return (Lot)BY_REGISTER(srai_epi16)((Register)a, 8); }
+#undef BY_REGISTER
+
+// Sums over a group: of a lot of outputs, for some rows of a block. The products of 4 and 8 bits can be summed in 16 bits,
+// for a whole group (16 * 15 * 127 < 2^15); those of 8 and 8 can't.
+template <Format FORMAT, int ROWS>
+inline void sum_group(const uint8_t* weights, const int8_t* inputs, const int32_t* offsets, FloatLot* to) {
+    constexpr bool WHOLE = FORMAT == INT8;
+    Lot sums[ROWS] = {};
+    for (int k = 0; k < (WHOLE ? QUADS : QUADS / 2); k++) {
+        Lot quads = read<Lot>(weights + 64 * k);
+        UNROLLED
+        for (int part = 0; part < 2; part++) {
+            Lot some = (part ? quads >> (WHOLE ? 8 : 4) : quads) & (WHOLE ? 0x00ff00ff : 0x0f0f0f0f);
+            UNROLLED
+            for (int r = 0; r < ROWS; r++) {
+                Lot x = four(inputs + r * GROUP + 4 * (WHOLE ? k : k + part * QUADS / 2));
+                if (WHOLE)
+                    sums[r] += multiply_shorts(some, part ? odd_bytes(x) : even_bytes(x));
+                else
+                    sums[r] = add_shorts(sums[r], multiply_bytes(some, x));
+                asm("" : "+v"(sums[r]));  // GCC would add products to each other first, and has no registers for them
+            }
+        }
+    }
+    UNROLLED
+    for (int r = 0; r < ROWS; r++)
+        to[r] = convert<FloatLot>(WHOLE ? sums[r] + offsets[r] : multiply_shorts(sums[r], Lot{} + 0x00010001));
+}
+#else
+// total + the products of four unsigned and four signed bytes in each lane.
+inline Lot add_quads(Lot total, Lot weights, Lot inputs) {
+#if defined(__AVX512VNNI__)
+    return (Lot)_mm512_dpbusd_epi32((__m512i)total, (__m512i)weights, (__m512i)inputs);
+#else
+    UNROLLED
+    for (int bit = 0; bit < 32; bit += 8) total += ((weights >> bit) & 0xff) * (inputs << (24 - bit) >> 24);
     return total;
 #endif
 }
 
-inline Integers load_bytes(const uint8_t* from) {
-    Integers to;
-    memcpy(&to, from, sizeof to);
-    return to;
-}
-
-// Sums over a group: of sixteen outputs, for some rows of a block. Rows come one after the other, so that no sum waits
+// Sums over a group: of a lot of outputs, for some rows of a block. Rows come one after the other, so that no sum waits
 // for the one before; a few have several sums each.
 template <Format FORMAT, int ROWS>
-inline void sum_group(const uint8_t* weights, const int8_t* inputs, const int32_t* offsets, Floats* to) {
+inline void sum_group(const uint8_t* weights, const int8_t* inputs, const int32_t* offsets, FloatLot* to) {
     constexpr int EACH = ROWS >= 8 ? 1 : ROWS >= 4 ? 2 : 4;
-    Integers sums[EACH][ROWS] = {};
+    Lot sums[EACH][ROWS] = {};
     if (FORMAT == INT8) {
         UNROLLED
         for (int r = 0; r < ROWS; r++) sums[0][r] += offsets[r];
     }
     UNROLLED
     for (int k = 0; k < QUADS; k++) {
-        Integers quads = load_bytes(weights + 64 * (FORMAT == INT8 ? k : k % 4));
+        Lot quads = read<Lot>(weights + 64 * (FORMAT == INT8 ? k : k % 4));
         if (FORMAT == INT4) quads = (k < 4 ? quads : quads >> 4) & 0x0f0f0f0f;
         UNROLLED
         for (int r = 0; r < ROWS; r++)
-            sums[k % EACH][r] = add_quads(sums[k % EACH][r], quads, inputs + r * GROUP + 4 * k);
+            sums[k % EACH][r] = add_quads(sums[k % EACH][r], quads, four(inputs + r * GROUP + 4 * k));
     }
     UNROLLED
     for (int r = 0; r < ROWS; r++) {
         UNROLLED
         for (int e = 1; e < EACH; e++) sums[0][r] += sums[e][r];
-        to[r] = __builtin_convertvector(sums[0][r], Floats);
+        to[r] = convert<FloatLot>(sums[0][r]);
     }
 }
+#endif
 
+// A lot of outputs of a tile, from this lane on.
 template <Format FORMAT, int ROWS>
-inline void integer_tile(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t row, Floats* y) {
+inline void multiply_lot(const Matrix& matrix, int64_t tile, int lane, const Inputs& x, int64_t row, Floats* y) {
     constexpr int64_t SIZE = FORMAT == INT8 ? 512 : 256;
     const int64_t groups = matrix.inputs / GROUP;
-    auto weights = static_cast<const uint8_t*>(matrix.weights) + tile * groups * SIZE;
-    const uint16_t* scales = matrix.scales + tile * groups * LANES;
-    const uint16_t* minima = FORMAT == INT8 ? nullptr : matrix.minima + tile * groups * LANES;
-    Floats total[ROWS] = {};
+    auto weights = static_cast<const uint8_t*>(matrix.weights) + tile * groups * SIZE + lane * 4;
+    const uint16_t* scales = matrix.scales + tile * groups * LANES + lane;
+    const uint16_t* minima = FORMAT == INT8 ? nullptr : matrix.minima + tile * groups * LANES + lane;
+    FloatLot total[ROWS] = {};
     for (int64_t group = 0; group < groups; group++) {
         int64_t place = x.place(row, group);
-        Floats sums[ROWS], scale = load_halves(scales + group * LANES);
-        Floats minimum = FORMAT == INT8 ? Floats{} : load_halves(minima + group * LANES);
+        FloatLot sums[ROWS], scale = from_halves<FloatLot>(scales + group * LANES);
+        FloatLot minimum = FORMAT == INT8 ? FloatLot{} : from_halves<FloatLot>(minima + group * LANES);
         sum_group<FORMAT, ROWS>(weights + group * SIZE, x.bytes + place * GROUP, x.offsets + place, sums);
         UNROLLED
         for (int r = 0; r < ROWS; r++) {
@@ -175,7 +216,12 @@ inline void integer_tile(const Matrix& matrix, int64_t tile, const Inputs& x, in
         }
     }
     UNROLLED
-    for (int r = 0; r < ROWS; r++) y[r] = total[r];
+    for (int r = 0; r < ROWS; r++) store(reinterpret_cast<float*>(y + r) + lane, total[r]);
+}
+
+template <Format FORMAT, int ROWS>
+inline void integer_tile(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t row, Floats* y) {
+    for (int lane = 0; lane < LANES; lane += LOT) multiply_lot<FORMAT, ROWS>(matrix, tile, lane, x, row, y);
 }
 
 // A line of floating weights times some rows, in pieces so that no sum waits for the one before. Processors fetch ahead
@@ -236,13 +282,15 @@ struct Dense {
 template <class T, int ROWS>
 inline void dense_tile(const Matrix& matrix, int64_t first, const Inputs& x, int64_t row, Floats* y) {
     auto weights = static_cast<const T*>(matrix.weights);
+    float made[ROWS][LANES];
     for (int o = 0; o < LANES; o++) {
         int64_t line = first + o < matrix.outputs ? first + o : matrix.outputs - 1;
         Dense<ROWS> dense;
         dense.run(weights + line * matrix.inputs, matrix.inputs, x, row);
         UNROLLED
-        for (int r = 0; r < ROWS; r++) y[r][o] = dense.sum_of(r);
+        for (int r = 0; r < ROWS; r++) made[r][o] = dense.sum_of(r);
     }
+    for (int r = 0; r < ROWS; r++) y[r] = load(made[r]);
 }
 
 template <int ROWS>
@@ -293,12 +341,12 @@ inline void unpack(const Matrix& matrix, int64_t tile, BFloat16* to) {
     for (int64_t group = 0; group < groups; group++) {
         Floats scale = load_halves(matrix.scales + (first + group) * LANES);
         Floats least = matrix.format == INT8 ? -128.0f * scale : load_halves(matrix.minima + (first + group) * LANES);
-        auto numbers = [&](Integers codes) { return __builtin_convertvector(codes, Floats) * scale + least; };
+        auto numbers = [&](Integers codes) { return convert<Floats>(codes) * scale + least; };
         if (matrix.format == INT8) {
             auto bytes = static_cast<const uint8_t*>(matrix.weights) + (first + group) * 512;
             UNROLLED
             for (int k = 0; k < QUADS; k++) {
-                auto quads = bits_of<Words>(load_bytes(bytes + 64 * k));
+                auto quads = read<Words>(bytes + 64 * k);
                 auto part = [&](int i) { return numbers(bits_of<Integers>((quads >> (8 * i)) & 0xff)); };
                 store_pairs(pairs(group, 4 * k), part(0), part(1));
                 store_pairs(pairs(group, 4 * k + 2), part(2), part(3));
@@ -307,7 +355,7 @@ inline void unpack(const Matrix& matrix, int64_t tile, BFloat16* to) {
             auto bytes = static_cast<const uint8_t*>(matrix.weights) + (first + group) * 256;
             UNROLLED
             for (int k = 0; k < QUADS / 2; k++) {
-                auto quads = bits_of<Words>(load_bytes(bytes + 64 * k));
+                auto quads = read<Words>(bytes + 64 * k);
                 auto part = [&](int i) { return numbers(bits_of<Integers>((quads >> (4 * i)) & 0xf)); };
                 store_pairs(pairs(group, 4 * k), part(0), part(2));
                 store_pairs(pairs(group, 4 * k + 2), part(4), part(6));

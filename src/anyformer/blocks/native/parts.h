@@ -17,9 +17,7 @@ inline const float* normalise(const Norm& norm, const float* from, int64_t width
     }
     Floats squares{};
     for (int64_t i = 0; i < width; i += LANES) {
-        Floats x = width - i >= LANES ? load(from + i) - mean : Floats{};
-        if (width - i < LANES)
-            for (int64_t lane = 0; lane < width - i; lane++) x[lane] = from[i + lane] - mean;
+        Floats x = (width - i >= LANES ? load(from + i) : load(from + i, width - i, mean)) - mean;
         squares += x * x;
     }
     float factor = 1.0f / std::sqrt(sum(squares) / width + float(norm.eps));
@@ -47,7 +45,7 @@ inline Floats activate(Activation activation, Floats x) {
 // Its derivative.
 inline Floats slope(Activation activation, Floats x) {
     switch (activation) {
-        case RELU: return x <= 0.0f ? Floats{} : all(1.0f);
+        case RELU: return choose(x <= 0.0f, Floats{}, all(1.0f));
         case RELU_SQUARED: return 2.0f * larger(Floats{}, x);
         case GELU: return 0.5f * (1.0f + erf(x * 0.70710678f)) + x * 0.39894228f * exp(-0.5f * x * x);
         case GELU_TANH: {
@@ -162,7 +160,7 @@ inline void attend(const float* query, float scale, const T* keys, const T* valu
     Floats sums{};
     for (int64_t t = 0; t < count; t += LANES) {
         Floats score = load(weights + t), weight = exp(score - peak);
-        weight = score == -INFINITY ? Floats{} : weight;
+        weight = choose(score == -INFINITY, Floats{}, weight);
         sums += weight;
         store(weights + t, weight);
     }

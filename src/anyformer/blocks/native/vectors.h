@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -11,47 +12,162 @@
 #define UNROLLED _Pragma("GCC unroll 16")
 
 constexpr int LANES = 16;
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Integers __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Shorts __attribute__((vector_size(32)));
+
+// Bytes that a register of the processor holds.
+#if defined(__AVX512F__)
+constexpr int REGISTER = 64;
+#elif defined(__AVX__)
+constexpr int REGISTER = 32;
+#else
+constexpr int REGISTER = 16;
+#endif
+
+template <class Number, int COUNT>
+struct Halves;
+
+template <class Number, int COUNT, bool FITS>
+struct Lying {
+    typedef Number Type __attribute__((vector_size(COUNT * sizeof(Number))));
+};
+template <class Number, int COUNT>
+struct Lying<Number, COUNT, false> {
+    typedef Halves<Number, COUNT> Type;
+};
+template <class Number, int COUNT>
+using Vector = typename Lying<Number, COUNT, COUNT * sizeof(Number) <= REGISTER>::Type;
+
+// GCC keeps vectors in memory that no register holds, so these are made of some that fit.
+template <class Number, int COUNT>
+struct Halves {
+    typedef Vector<Number, COUNT / 2> Half;
+    Half low, high;
+
+    Halves() = default;
+    Halves(Half low, Half high) : low(low), high(high) {}
+    Halves(Number all) : low(all - Half{}), high(all - Half{}) {}
+
+    Number operator[](int i) const { return i < COUNT / 2 ? low[i] : high[i - COUNT / 2]; }
+    Halves operator-() const { return {-low, -high}; }
+
+#define OF_HALVES(OPERATOR)                                               \
+    friend Halves operator OPERATOR(const Halves& a, const Halves& b) {   \
+        return {a.low OPERATOR b.low, a.high OPERATOR b.high};            \
+    }                                                                     \
+    Halves& operator OPERATOR##=(const Halves& other) { return *this = *this OPERATOR other; }
+    OF_HALVES(+) OF_HALVES(-) OF_HALVES(*) OF_HALVES(/) OF_HALVES(&) OF_HALVES(|)
+#undef OF_HALVES
+
+    friend Halves operator<<(const Halves& a, int bits) { return {a.low << bits, a.high << bits}; }
+    friend Halves operator>>(const Halves& a, int bits) { return {a.low >> bits, a.high >> bits}; }
+
+    typedef Halves<int32_t, COUNT> Truths;
+#define TRUTHS(OPERATOR)                                                  \
+    friend Truths operator OPERATOR(const Halves& a, const Halves& b) {   \
+        return {a.low OPERATOR b.low, a.high OPERATOR b.high};            \
+    }
+    TRUTHS(<) TRUTHS(<=) TRUTHS(>) TRUTHS(>=) TRUTHS(==)
+#undef TRUTHS
+};
+
+typedef Vector<float, LANES> Floats;
+typedef Vector<int32_t, LANES> Integers;
+typedef Vector<uint32_t, LANES> Words;
 struct BFloat16 {
     uint16_t bits;
 };
 
+template <class V>
+constexpr bool HALVED = false;
+template <class Number, int COUNT>
+constexpr bool HALVED<Halves<Number, COUNT>> = true;
+
 template <class To, class From>
 inline To bits_of(const From& from) {
     static_assert(sizeof(To) == sizeof(From), "same size");
-    To to;
-    memcpy(&to, &from, sizeof to);
-    return to;
+    if constexpr (HALVED<To> && HALVED<From>) {
+        return {bits_of<typename To::Half>(from.low), bits_of<typename To::Half>(from.high)};
+    } else {
+        To to;
+        memcpy(&to, &from, sizeof to);
+        return to;
+    }
 }
 
-inline Floats all(float value) { return Floats{} + value; }
-
-inline Floats load(const float* from) {
-    Floats to;
-    memcpy(&to, from, sizeof to);
-    return to;
+// Numbers as others of the same size: whole numbers as floating ones, and back.
+template <class To, class From>
+inline To convert(const From& from) {
+    if constexpr (HALVED<To>)
+        return {convert<typename To::Half>(from.low), convert<typename To::Half>(from.high)};
+    else
+        return __builtin_convertvector(from, To);
 }
 
-inline Floats widen(Shorts halves) { return bits_of<Floats>(__builtin_convertvector(halves, Words) << 16); }
-
-inline Floats load(const BFloat16* from) {
-    Shorts halves;
-    memcpy(&halves, from, sizeof halves);
-    return widen(halves);
+// Of each lane the one or the other.
+template <class Truths, class V>
+inline V choose(const Truths& truths, const V& yes, const V& no) {
+    if constexpr (HALVED<V>)
+        return {choose(truths.low, yes.low, no.low), choose(truths.high, yes.high, no.high)};
+    else
+        return truths ? yes : no;
 }
 
-// The first `count` numbers, and zeros.
-template <class T>
-inline Floats load(const T* from, int64_t count) {
-    T padded[LANES] = {};
-    memcpy(padded, from, count * sizeof(T));
-    return load(padded);
+inline Floats all(float value) { return value - Floats{}; }
+
+// What lies in memory, unchanged.
+template <class V>
+inline V read(const void* from) {
+    if constexpr (HALVED<V>) {
+        return {read<typename V::Half>(from),
+                read<typename V::Half>(static_cast<const char*>(from) + sizeof(typename V::Half))};
+    } else {
+        V to;
+        memcpy(&to, from, sizeof to);
+        return to;
+    }
 }
 
-inline void store(float* to, Floats from) { memcpy(to, &from, sizeof from); }
+// Its halves, whether a register holds it or not.
+template <class V>
+inline auto halves_of(const V& v) {
+    if constexpr (HALVED<V>) {
+        return v;
+    } else {
+        typedef std::decay_t<decltype(v[0])> Number;
+        typedef Halves<Number, sizeof(V) / sizeof(Number)> Two;
+        typedef typename Two::Half Half;
+#if defined(__AVX512F__)
+        if constexpr (sizeof(V) == 64) {
+            auto all = bits_of<__m512d>(v);
+            return Two(bits_of<Half>(_mm512_castpd512_pd256(all)), bits_of<Half>(_mm512_extractf64x4_pd(all, 1)));
+        }
+#endif
+        return Two(read<Half>(&v), read<Half>(reinterpret_cast<const char*>(&v) + sizeof(Half)));
+    }
+}
+
+inline Floats load(const float* from) { return read<Floats>(from); }
+
+template <class V>
+inline V widen(const uint16_t* from) {
+    if constexpr (HALVED<V>) {
+        typedef typename V::Half Half;
+        return {widen<Half>(from), widen<Half>(from + sizeof(Half) / sizeof(float))};
+    } else {
+        constexpr int COUNT = sizeof(V) / sizeof(float);
+        return bits_of<V>(__builtin_convertvector(read<Vector<uint16_t, COUNT>>(from), Vector<uint32_t, COUNT>) << 16);
+    }
+}
+
+inline Floats load(const BFloat16* from) { return widen<Floats>(&from->bits); }
+
+
+template <class V>
+inline void store(float* to, const V& from) {
+    if constexpr (HALVED<V>)
+        store(to, from.low), store(to + sizeof from.low / sizeof(float), from.high);
+    else
+        memcpy(to, &from, sizeof from);
+}
 
 // To the nearest, ties to even, as torch does.
 inline BFloat16 rounded(float value) {
@@ -60,82 +176,104 @@ inline BFloat16 rounded(float value) {
     return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
-inline void store(BFloat16* to, Floats from) {
-    auto bits = bits_of<Words>(from);
-    Shorts halves = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Shorts);
-    memcpy(to, &halves, sizeof halves);
+template <class V>
+inline void store(BFloat16* to, const V& from) {
+    if constexpr (HALVED<V>) {
+        store(to, from.low), store(to + sizeof from.low / sizeof(float), from.high);
+    } else {
+        constexpr int COUNT = sizeof(V) / sizeof(float);
+        auto bits = bits_of<Vector<uint32_t, COUNT>>(from);
+        auto halves = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Vector<uint16_t, COUNT>);
+        memcpy(to, &halves, sizeof halves);
+    }
+}
+
+// The lowest byte of each.
+template <class V>
+inline void store(int8_t* to, const V& from) {
+    if constexpr (HALVED<V>) {
+        store(to, from.low), store(to + sizeof from.low / sizeof(int32_t), from.high);
+    } else {
+        auto bytes = __builtin_convertvector(from, Vector<int8_t, sizeof(V) / sizeof(int32_t)>);
+        memcpy(to, &bytes, sizeof bytes);
+    }
+}
+
+// The first `count` numbers, and `rest` beyond.
+template <class T>
+inline Floats load(const T* from, int64_t count, float rest = 0) {
+    T padded[LANES];
+    store(padded, all(rest));
+    memcpy(padded, from, count * sizeof(T));
+    return load(padded);
 }
 
 inline void store(float* to, float value) { *to = value; }
 inline void store(BFloat16* to, float value) { *to = rounded(value); }
 
 template <class T>
-inline void store(T* to, Floats from, int64_t count) {
+inline void store(T* to, const Floats& from, int64_t count) {
     T padded[LANES];
     store(padded, from);
     memcpy(to, padded, count * sizeof(T));
 }
 
 // IEEE half precision; 2^112 moves the exponent to its place, and makes subnormal numbers right as well.
-inline Floats load_halves(const uint16_t* from) {
-    Shorts halves;
-    memcpy(&halves, from, sizeof halves);
+template <class V>
+inline V from_halves(const uint16_t* from) {
+    if constexpr (HALVED<V>) {
+        typedef typename V::Half Half;
+        return {from_halves<Half>(from), from_halves<Half>(from + sizeof(Half) / sizeof(float))};
+    } else {
+        constexpr int COUNT = sizeof(V) / sizeof(float);
 #if defined(__AVX512F__)
-    return _mm512_cvtph_ps(bits_of<__m256i>(halves));
-#else
-    auto wide = __builtin_convertvector(halves, Words);
-    Floats size = bits_of<Floats>((wide & 0x7fff) << 13) * 0x1p112f;
-    return bits_of<Floats>(bits_of<Words>(size) | ((wide & 0x8000) << 16));
+        if constexpr (COUNT == 16) return bits_of<V>(_mm512_cvtph_ps(read<__m256i>(from)));
 #endif
+#if defined(__F16C__)
+        if constexpr (COUNT == 8) return bits_of<V>(_mm256_cvtph_ps(read<__m128i>(from)));
+#endif
+        typedef Vector<uint32_t, COUNT> Words;
+        auto wide = __builtin_convertvector(read<Vector<uint16_t, COUNT>>(from), Words);
+        V size = bits_of<V>((wide & 0x7fff) << 13) * 0x1p112f;
+        return bits_of<V>(bits_of<Words>(size) | ((wide & 0x8000) << 16));
+    }
 }
 
-inline float sum(Floats v) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps(v);
-#else
-    float total[LANES];
-    store(total, v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) total[i] += total[i + half];
-    return total[0];
-#endif
+inline Floats load_halves(const uint16_t* from) { return from_halves<Floats>(from); }
+
+inline float larger(float a, float b) { return a > b ? a : b; }
+inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+template <class V>
+inline V larger(const V& a, const V& b) {
+    return choose(a > b, a, b);
+}
+inline Floats smaller(const Floats& a, const Floats& b) { return choose(a < b, a, b); }
+inline Floats size_of(const Floats& v) { return bits_of<Floats>(bits_of<Words>(v) & 0x7fffffff); }
+
+// One number of all lanes.
+template <class V, class Both>
+inline auto fold(const V& v, const Both& both) {
+    if constexpr (sizeof(V) > 16) {
+        auto two = halves_of(v);
+        return fold(both(two.low, two.high), both);
+    } else {
+        return both(both(v[0], v[2]), both(v[1], v[3]));
+    }
 }
 
-inline int32_t sum(Integers v) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_epi32(bits_of<__m512i>(v));
-#else
-    int32_t total = 0;
-    for (int i = 0; i < LANES; i++) total += v[i];
-    return total;
-#endif
+template <class V>
+inline auto sum(const V& v) {
+    return fold(v, [](const auto& a, const auto& b) { return a + b; });
 }
 
-inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
-inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
-inline Floats size_of(Floats v) { return bits_of<Floats>(bits_of<Words>(v) & 0x7fffffff); }
-
-inline float largest(Floats v) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_max_ps(v);
-#else
-    float most = v[0];
-    for (int i = 1; i < LANES; i++) most = most < v[i] ? v[i] : most;
-    return most;
-#endif
+template <class V>
+inline auto largest(const V& v) {
+    return fold(v, [](const auto& a, const auto& b) { return larger(a, b); });
 }
 
 // The largest absolute value, by its bits: so a NaN is the largest of all, and is not lost.
-inline float largest_size(Floats a, Floats b) {
-    auto one = bits_of<Integers>(size_of(a)), two = bits_of<Integers>(size_of(b));
-    Integers most = one > two ? one : two;
-#if defined(__AVX512F__)
-    return bits_of<float>(int32_t(_mm512_reduce_max_epi32(bits_of<__m512i>(most))));
-#else
-    int32_t found = most[0];
-    for (int i = 1; i < LANES; i++) found = found < most[i] ? most[i] : found;
-    return bits_of<float>(found);
-#endif
+inline float largest_size(const Floats& a, const Floats& b) {
+    return bits_of<float>(largest(larger(bits_of<Integers>(size_of(a)), bits_of<Integers>(size_of(b)))));
 }
 
 // e^x within 2 units in the last place: 2^n times a polynomial over [-ln(2)/2, ln(2)/2] (Cephes, expf).
@@ -151,7 +289,7 @@ inline Floats exp(Floats x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    return p * bits_of<Floats>((__builtin_convertvector(n, Integers) + 127) << 23);
+    return p * bits_of<Floats>((convert<Integers>(n) + 127) << 23);
 }
 
 inline Floats tanh(Floats x) {
@@ -164,7 +302,7 @@ inline Floats tanh(Floats x) {
     p = p * square + 1.33314422036e-1f;
     p = p * square - 3.33332819422e-1f;
     Floats near = p * square * size + size;
-    Floats value = size < 0.625f ? near : far;
+    Floats value = choose(size < 0.625f, near, far);
     return bits_of<Floats>(bits_of<Words>(value) | (bits_of<Words>(x) & 0x80000000u));
 }
 

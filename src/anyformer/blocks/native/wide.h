@@ -146,10 +146,7 @@ inline void store_pairs(BFloat16* to, Floats first, Floats second) {
 
 // Sixteen numbers each of two neighbouring rows, pair by pair.
 inline Floats pair_rows(const BFloat16* from, int64_t step) {
-    Shorts low, high;
-    memcpy(&low, from, sizeof low);
-    memcpy(&high, from + step, sizeof high);
-    return bits_of<Floats>(__builtin_convertvector(low, Words) | __builtin_convertvector(high, Words) << 16);
+    return bits_of<Floats>(bits_of<Words>(load(from)) >> 16 | bits_of<Words>(load(from + step)));
 }
 
 // Rows of sixteen pairs become columns.
