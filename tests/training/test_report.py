@@ -183,9 +183,8 @@ def test_what_was_changed_is_marked(tmp_path: Path):
     assert changed == [("clip", "0.5 <small>usually 1</small>"), ("norm.kind", "layer <small>preset rms</small>")]
 
 
-def test_broken_lines_and_resumptions_are_said(tmp_path: Path):
+def test_broken_lines_are_said(tmp_path: Path):
     text = _page(write_run(tmp_path / "r", [HEADER, step(10), HEADER, step(20), '{"step": 3'])).text
-    assert "Taken up again once." in text
     assert "1 line of metrics.jsonl is not readable" in text
 
 

@@ -50,7 +50,6 @@ class Run:
         evaluations: lines on the validation text.
         samples: lines with a sample.
         broken: lines that are no JSON objects: a run that was killed leaves half a line.
-        resumed: how often the run was taken up again.
         state: how it ended, or that it hasn't.
         reason: why it ended, where it said so.
         begun: when, in seconds since 1970.
@@ -63,7 +62,6 @@ class Run:
     evaluations: list[Line]
     samples: list[Line]
     broken: int
-    resumed: int
     state: State
     reason: str
     begun: float
@@ -208,7 +206,6 @@ def read_run(path: Path) -> Run:
         evaluations=log.evaluations,
         samples=log.samples,
         broken=broken,
-        resumed=max(0, log.starts - 1),
         state=_state(path, config, log),
         reason=str(log.end.get("reason") or "") if log.end else "",
         begun=_begun(path, log.header),
@@ -267,12 +264,10 @@ class _Log:
     evaluations: list[Line] = field(default_factory=list[Line])
     samples: list[Line] = field(default_factory=list[Line])
     end: Line | None = None
-    starts: int = 0
 
     def take(self, line: dict[str, Any]) -> None:
         if "started" in line:
             self.header = {**line, **({"started": self.header["started"]} if self.header else {})}
-            self.starts += 1
             self.end = None
             return
         if "state" in line:

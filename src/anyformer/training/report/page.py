@@ -104,8 +104,6 @@ def notes(run: Run) -> list[str]:
         said.append(run.reason)
     if not run.steps and not run.evaluations:
         said.append("Nothing has been measured yet.")
-    if run.resumed:
-        said.append("Taken up again once." if run.resumed == 1 else f"Taken up again {run.resumed} times.")
     if run.broken:
         lines = "line of metrics.jsonl is" if run.broken == 1 else "lines of metrics.jsonl are"
         said.append(f"{run.broken:,} {lines} not readable and left out: a run that is killed may leave half a line.")
