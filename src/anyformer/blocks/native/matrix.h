@@ -77,8 +77,9 @@ struct Inputs {
         return (row / BLOCK * (width / GROUP) + group) * BLOCK + row % BLOCK;
     }
 
-    bool as_halves(Format format) const { return format == BFLOAT16 || (panels && integers(format)); }
+    bool as_halves(Format format) const { return (HAS_PAIRS && format == BFLOAT16) || (panels && integers(format)); }
     bool as_bytes(Format format) const { return !panels && integers(format); }
+    bool as_values(Format format) const { return !as_halves(format) && !as_bytes(format); }
 
     // What matrices of bfloat16 numbers want of a row, a multiple of sixteen numbers. For wide.h, what a register holds
     // lies together: [rows / 16, width / 32, 16, 32].
@@ -228,7 +229,7 @@ inline void integer_tile(const Matrix& matrix, int64_t tile, const Inputs& x, in
 // what is read in order: lines side by side took up to twice as long.
 template <int ROWS>
 struct Dense {
-    static constexpr int PIECES = ROWS == 1 ? 4 : 2;
+    static constexpr int PIECES = ROWS == 1 ? 4 : REGISTER == 64 ? 2 : 4 / ROWS;
     Floats total[PIECES][ROWS] = {};
 
     void add(const float* line, int64_t i, const Inputs& x, int64_t row, int piece, int64_t left = LANES) {
@@ -255,7 +256,7 @@ struct Dense {
     void add(const BFloat16* line, int64_t i, const Inputs& x, int64_t row, int piece, int64_t left = WIDTH) {
         Floats w = left >= LANES ? load(line + i) : load(line + i, left);
         UNROLLED
-        for (int r = 0; r < ROWS; r++) total[piece][r] += w * load(x.halves + (row + r) * x.width + i);
+        for (int r = 0; r < ROWS; r++) total[piece][r] += w * load(x.values + (row + r) * x.width + i);
     }
 #endif
 

@@ -107,7 +107,7 @@ class Stepper {
         bool values = false, halves = false, bytes = false;
         for (auto matrix : matrices) {
             if (!matrix->weights) continue;
-            values = values || matrix->format == FLOAT32;
+            values = values || inputs.as_values(matrix->format);
             halves = halves || inputs.as_halves(matrix->format);
             bytes = bytes || inputs.as_bytes(matrix->format);
         }
