@@ -93,10 +93,23 @@ def test_a_short_program_leaves_a_library(tmp_path: Path) -> None:
 def test_it_compiles_for_every_processor(processor: str) -> None:
     """With plain code, AVX2, AVX-512, its integer products, and AMX."""
     assert COMPILER is not None
-    flags = [flag for flag in build._FLAGS if flag != "-march=native"]
     for unit in build._HERE.glob("*.cpp"):
-        command = [COMPILER, "-fsyntax-only", f"-march={processor}", *flags, str(unit)]
+        command = [COMPILER, "-fsyntax-only", f"-march={processor}", *build._FLAGS, str(unit)]
         subprocess.run(command, check=True, timeout=300)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or COMPILER is None, reason="needs a compiler for such processors")
+@pytest.mark.parametrize("processor", build.LESSER)
+def test_what_is_made_for_lesser_processors_holds(processor: str) -> None:
+    if "avx2" not in build._processor().split() and processor != "x86-64":
+        pytest.skip("needs AVX2")
+    root, environment = Path(__file__).parents[1], os.environ | {build.SWITCH: processor}
+    tests = [root / "blocks" / "test_quantised.py", root / "generation" / "test_step.py"]
+    chosen = ["-k", "multiply or no_number or integers or bfloat16 or pieces"]
+    command = [sys.executable, "-m", "pytest", "-q", *map(str, tests), *chosen]
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stdout.decode()
+    assert b"skipped" not in done.stdout
 
 
 @pytest.mark.skipif(build.has_tiles(), reason="they run as they are")

@@ -27,13 +27,16 @@ from filelock import FileLock
 _log = logging.getLogger("anyformer")
 _HERE = Path(__file__).parent
 _FLAGS = [
-    *("-O2", "-march=native", "-std=c++17", "-fPIC", "-fvisibility=hidden"),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-exceptions", "-fno-threadsafe-statics"),
+    *("-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-threadsafe-statics"),
+    "-ffp-contract=fast",  # clang would join products and sums in one statement only, and not through operators
 ]
 _ZIG = [sys.executable, "-m", "ziglang", "c++"]
 SWITCH = "ANYFORMER_NATIVE"
-"""An environment variable. Set to 0, it leaves all work to torch; set to `emulated`, it has AVX-512 do the work of AMX,
-which is slow, but can be tested on processors without."""
+"""An environment variable. Set to 0, it leaves all work to torch. The rest is for tests: set to `emulated`, it has
+AVX-512 do the work of AMX, and set to one of `LESSER`, the library is made as for that processor."""
+LESSER = ("x86-64", "x86-64-v3")
+"""Processors without vectors of more than 16 bytes, and with AVX2 alone."""
 
 
 class Library:
@@ -85,7 +88,10 @@ def _build() -> Path:
     if compiler == _ZIG:
         # It would compile the standard libraries first, for a minute, and the objects call none of their functions.
         linked.append("-nostdlib")
-    flags = [*_FLAGS, "-DEMULATED_TILES"] if _emulates() else _FLAGS
+    asked = os.environ.get(SWITCH)
+    flags = [f"-march={asked if asked in LESSER else 'native'}", *_FLAGS]
+    if _emulates():
+        flags.append("-DEMULATED_TILES")
     facts = [_version(compiler), platform.machine(), _processor(), *flags, *linked]
     facts += [path.read_text() for path in sources]
     name = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]

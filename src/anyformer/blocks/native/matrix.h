@@ -207,8 +207,8 @@ inline void multiply_lot(const Matrix& matrix, int64_t tile, int lane, const Inp
     FloatLot total[ROWS] = {};
     for (int64_t group = 0; group < groups; group++) {
         int64_t place = x.place(row, group);
-        FloatLot sums[ROWS], scale = from_halves<FloatLot>(scales + group * LANES);
-        FloatLot minimum = FORMAT == INT8 ? FloatLot{} : from_halves<FloatLot>(minima + group * LANES);
+        FloatLot sums[ROWS], scale = load_halves<FloatLot>(scales + group * LANES);
+        FloatLot minimum = FORMAT == INT8 ? FloatLot{} : load_halves<FloatLot>(minima + group * LANES);
         sum_group<FORMAT, ROWS>(weights + group * SIZE, x.bytes + place * GROUP, x.offsets + place, sums);
         UNROLLED
         for (int r = 0; r < ROWS; r++) {
@@ -340,8 +340,8 @@ inline void unpack(const Matrix& matrix, int64_t tile, BFloat16* to) {
     const int64_t groups = matrix.inputs / GROUP, first = tile * groups;
     auto pairs = [&](int64_t group, int64_t input) { return to + (group * GROUP + input) * LANES; };
     for (int64_t group = 0; group < groups; group++) {
-        Floats scale = load_halves(matrix.scales + (first + group) * LANES);
-        Floats least = matrix.format == INT8 ? -128.0f * scale : load_halves(matrix.minima + (first + group) * LANES);
+        Floats scale = load_halves<Floats>(matrix.scales + (first + group) * LANES);
+        Floats least = matrix.format == INT8 ? -128.0f * scale : load_halves<Floats>(matrix.minima + (first + group) * LANES);
         auto numbers = [&](Integers codes) { return convert<Floats>(codes) * scale + least; };
         if (matrix.format == INT8) {
             auto bytes = static_cast<const uint8_t*>(matrix.weights) + (first + group) * 512;

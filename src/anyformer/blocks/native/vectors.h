@@ -26,15 +26,15 @@ template <class Number, int COUNT>
 struct Halves;
 
 template <class Number, int COUNT, bool FITS>
-struct Lying {
+struct VectorOf {
     typedef Number Type __attribute__((vector_size(COUNT * sizeof(Number))));
 };
 template <class Number, int COUNT>
-struct Lying<Number, COUNT, false> {
+struct VectorOf<Number, COUNT, false> {
     typedef Halves<Number, COUNT> Type;
 };
 template <class Number, int COUNT>
-using Vector = typename Lying<Number, COUNT, COUNT * sizeof(Number) <= REGISTER>::Type;
+using Vector = typename VectorOf<Number, COUNT, COUNT * sizeof(Number) <= REGISTER>::Type;
 
 // GCC keeps vectors in memory that no register holds, so these are made of some that fit.
 template <class Number, int COUNT>
@@ -126,6 +126,30 @@ inline V read(const void* from) {
     }
 }
 
+// Numbers of 32 bits that it has.
+template <class V>
+constexpr int COUNT_OF = sizeof(V) / 4;
+
+// A vector of what lies in memory in another format, register by register: `made(from, an empty vector)`.
+template <class V, class From, class Make>
+inline V gather(const From* from, const Make& made) {
+    if constexpr (HALVED<V>) {
+        typedef typename V::Half Half;
+        return {gather<Half>(from, made), gather<Half>(from + COUNT_OF<Half>, made)};
+    } else {
+        return made(from, V{});
+    }
+}
+
+// The way back: `put(to, vector)`.
+template <class To, class V, class Put>
+inline void scatter(To* to, const V& v, const Put& put) {
+    if constexpr (HALVED<V>)
+        scatter(to, v.low, put), scatter(to + COUNT_OF<V> / 2, v.high, put);
+    else
+        put(to, v);
+}
+
 // Its halves, whether a register holds it or not.
 template <class V>
 inline auto halves_of(const V& v) {
@@ -147,26 +171,17 @@ inline auto halves_of(const V& v) {
 
 inline Floats load(const float* from) { return read<Floats>(from); }
 
-template <class V>
-inline V widen(const uint16_t* from) {
-    if constexpr (HALVED<V>) {
-        typedef typename V::Half Half;
-        return {widen<Half>(from), widen<Half>(from + sizeof(Half) / sizeof(float))};
-    } else {
-        constexpr int COUNT = sizeof(V) / sizeof(float);
-        return bits_of<V>(__builtin_convertvector(read<Vector<uint16_t, COUNT>>(from), Vector<uint32_t, COUNT>) << 16);
-    }
+inline Floats load(const BFloat16* from) {
+    return gather<Floats>(from, [](const BFloat16* from, auto like) {
+        constexpr int COUNT = COUNT_OF<decltype(like)>;
+        auto wide = __builtin_convertvector(read<Vector<uint16_t, COUNT>>(from), Vector<uint32_t, COUNT>);
+        return bits_of<decltype(like)>(wide << 16);
+    });
 }
-
-inline Floats load(const BFloat16* from) { return widen<Floats>(&from->bits); }
-
 
 template <class V>
 inline void store(float* to, const V& from) {
-    if constexpr (HALVED<V>)
-        store(to, from.low), store(to + sizeof from.low / sizeof(float), from.high);
-    else
-        memcpy(to, &from, sizeof from);
+    scatter(to, from, [](float* to, const auto& v) { memcpy(to, &v, sizeof v); });
 }
 
 // To the nearest, ties to even, as torch does.
@@ -176,27 +191,21 @@ inline BFloat16 rounded(float value) {
     return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
-template <class V>
-inline void store(BFloat16* to, const V& from) {
-    if constexpr (HALVED<V>) {
-        store(to, from.low), store(to + sizeof from.low / sizeof(float), from.high);
-    } else {
-        constexpr int COUNT = sizeof(V) / sizeof(float);
-        auto bits = bits_of<Vector<uint32_t, COUNT>>(from);
+inline void store(BFloat16* to, const Floats& from) {
+    scatter(to, from, [](BFloat16* to, const auto& v) {
+        constexpr int COUNT = COUNT_OF<std::decay_t<decltype(v)>>;
+        auto bits = bits_of<Vector<uint32_t, COUNT>>(v);
         auto halves = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Vector<uint16_t, COUNT>);
         memcpy(to, &halves, sizeof halves);
-    }
+    });
 }
 
 // The lowest byte of each.
-template <class V>
-inline void store(int8_t* to, const V& from) {
-    if constexpr (HALVED<V>) {
-        store(to, from.low), store(to + sizeof from.low / sizeof(int32_t), from.high);
-    } else {
-        auto bytes = __builtin_convertvector(from, Vector<int8_t, sizeof(V) / sizeof(int32_t)>);
+inline void store(int8_t* to, const Integers& from) {
+    scatter(to, from, [](int8_t* to, const auto& v) {
+        auto bytes = __builtin_convertvector(v, Vector<int8_t, COUNT_OF<std::decay_t<decltype(v)>>>);
         memcpy(to, &bytes, sizeof bytes);
-    }
+    });
 }
 
 // The first `count` numbers, and `rest` beyond.
@@ -220,26 +229,22 @@ inline void store(T* to, const Floats& from, int64_t count) {
 
 // IEEE half precision; 2^112 moves the exponent to its place, and makes subnormal numbers right as well.
 template <class V>
-inline V from_halves(const uint16_t* from) {
-    if constexpr (HALVED<V>) {
-        typedef typename V::Half Half;
-        return {from_halves<Half>(from), from_halves<Half>(from + sizeof(Half) / sizeof(float))};
-    } else {
-        constexpr int COUNT = sizeof(V) / sizeof(float);
+inline V load_halves(const uint16_t* from) {
+    return gather<V>(from, [](const uint16_t* from, auto like) {
+        typedef decltype(like) Part;
+        constexpr int COUNT = COUNT_OF<Part>;
 #if defined(__AVX512F__)
-        if constexpr (COUNT == 16) return bits_of<V>(_mm512_cvtph_ps(read<__m256i>(from)));
+        if constexpr (COUNT == 16) return bits_of<Part>(_mm512_cvtph_ps(read<__m256i>(from)));
 #endif
 #if defined(__F16C__)
-        if constexpr (COUNT == 8) return bits_of<V>(_mm256_cvtph_ps(read<__m128i>(from)));
+        if constexpr (COUNT == 8) return bits_of<Part>(_mm256_cvtph_ps(read<__m128i>(from)));
 #endif
-        typedef Vector<uint32_t, COUNT> Words;
-        auto wide = __builtin_convertvector(read<Vector<uint16_t, COUNT>>(from), Words);
-        V size = bits_of<V>((wide & 0x7fff) << 13) * 0x1p112f;
-        return bits_of<V>(bits_of<Words>(size) | ((wide & 0x8000) << 16));
-    }
+        typedef Vector<uint32_t, COUNT> Bits;
+        auto wide = __builtin_convertvector(read<Vector<uint16_t, COUNT>>(from), Bits);
+        Part size = bits_of<Part>((wide & 0x7fff) << 13) * 0x1p112f;
+        return bits_of<Part>(bits_of<Bits>(size) | ((wide & 0x8000) << 16));
+    });
 }
-
-inline Floats load_halves(const uint16_t* from) { return from_halves<Floats>(from); }
 
 inline float larger(float a, float b) { return a > b ? a : b; }
 inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
