@@ -178,8 +178,9 @@ def _load(path: Path) -> ctypes.CDLL:
     made.attention_bytes.argtypes = [ctypes.c_void_p]
     made.attention.restype = None
     made.attention.argtypes = [ctypes.c_void_p] * 2
-    made.wide_rows.restype = ctypes.c_int64
-    made.wide_rows.argtypes = []
+    for rows in (made.wide_rows, made.byte_rows):
+        rows.restype = ctypes.c_int64
+        rows.argtypes = []
     made.product_bytes.restype = ctypes.c_int64
     made.product_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     made.product.restype = None

@@ -73,14 +73,15 @@ class Crowd {
         values = keys + KEYS * wide;
         scores = values + KEYS * wide;
         memset(totals, 0, wide * WIDTH * sizeof(float));
+        auto scaled = reinterpret_cast<Number*>(keys);  // they come later
         for (int64_t lane = 0; lane < WIDTH; lane++) {
-            bool asks = lane < count;
-            first[lane] = asks ? int32_t(queries[lane].first) : 0, end[lane] = asks ? int32_t(queries[lane].end) : 0;
-            // The keys' memory is still free.
-            auto scaled = reinterpret_cast<Number*>(keys);
+            Query query = lane < count ? queries[lane] : Query{};
+            first[lane] = int32_t(query.first), end[lane] = int32_t(query.end);
             for (int64_t i = 0; i < wide; i += LANES)
-                store(scaled + i, asks ? part(queries[lane].vector, 0, 0, i, 1) * scale : Floats{});
-            for (int64_t i = 0; i < wide / EACH; i++) lanes[i * WIDTH + lane] = keys[i];
+                store(scaled + lane % LANES * wide + i, part(query.vector, i) * scale);
+            if ((lane + 1) % LANES) continue;
+            for (int64_t i = 0; i < wide / EACH; i += LANES)
+                transpose(keys + i, wide / EACH, lanes + i * WIDTH + lane + 1 - LANES, WIDTH);
         }
         for (int v = 0; v < VECTORS; v++) peaks[v] = all(-1e30f), sums[v] = Floats{};
     }
@@ -101,15 +102,21 @@ class Crowd {
             int64_t some = to - begin < KEYS ? to - begin : KEYS;
             see(key + begin * key_step, value + begin * value_step, key_step, value_step, begin, some, mask);
         }
-        Floats inverse[VECTORS];
-        for (int v = 0; v < VECTORS; v++) inverse[v] = choose(sums[v] > 0.0f, 1.0f / sums[v], Floats{});
-        for (int64_t i = 0; i < head_dim; i++)
-            for (int v = 0; v < VECTORS; v++) {
-                float* total = totals + i * WIDTH + v * LANES;
-                store(total, load(total) * inverse[v]);
+        for (int64_t lane = 0; lane < count; lane += LANES) {
+            Floats total = sums[lane / LANES], inverse = choose(total > 0.0f, 1.0f / total, Floats{});
+            for (int64_t i = 0; i < head_dim; i += LANES) {
+                float turned[LANES * LANES];
+                transpose(totals + i * WIDTH + lane, WIDTH, turned, LANES);
+                for (int64_t l = 0; l < LANES && lane + l < count; l++) {
+                    Floats answer = load(turned + l * LANES) * inverse[l];
+                    float* to = asked[lane + l].vector + i;
+                    if (head_dim - i >= LANES)
+                        store(to, answer);
+                    else
+                        store(to, answer, head_dim - i);
+                }
             }
-        for (int64_t lane = 0; lane < count; lane++)
-            for (int64_t i = 0; i < head_dim; i++) asked[lane].vector[i] = totals[i * WIDTH + lane];
+        }
     }
 
    private:
@@ -128,15 +135,18 @@ class Crowd {
     void see(const T* key, const T* value, int64_t key_step, int64_t value_step, int64_t begin, int64_t some,
              const uint8_t* mask) {
         int64_t lines = (some + LOT - 1) / LOT * LOT;
-        for (int64_t t = 0; t < lines; t++)
+        auto row = [&](const T* from, int64_t step, int64_t t) { return t < some ? from + t * step : nullptr; };
+        for (int64_t t = 0; t < lines; t++) {
+            const T* one = row(key, key_step, t);
+            Number* to = reinterpret_cast<Number*>(keys) + t * wide;
+            for (int64_t i = 0; i < wide; i += LANES) store(to + i, part(one, i));
+        }
+        for (int64_t t = 0; t < lines; t += EACH) {
+            const T *one = row(value, value_step, t), *two = row(value, value_step, t + 1);
+            float* to = values + t / EACH * wide;
             for (int64_t i = 0; i < wide; i += LANES)
-                store(reinterpret_cast<Number*>(keys) + t * wide + i, part(key, key_step, t, i, some));
-        for (int64_t t = 0; t < lines; t += EACH)
-            for (int64_t i = 0; i < wide; i += LANES) {
-                Floats one = part(value, value_step, t, i, some);
-                if (PAIRS) one = paired(one, part(value, value_step, t + 1, i, some));
-                store(values + t / EACH * wide + i, one);
-            }
+                store(to + i, PAIRS ? paired(part(one, i), part(two, i)) : part(one, i));
+        }
         compare(lines);
         judge(begin, some, lines, mask);
         Floats factor[VECTORS];
@@ -179,11 +189,11 @@ class Crowd {
         }
     }
 
-    // Part of a key or value; zeros where there is none.
+    // Part of a key, value or query; zeros where there is none.
     template <class T>
-    Floats part(const T* from, int64_t step, int64_t t, int64_t i, int64_t some) const {
-        if (t >= some || i >= head_dim) return Floats{};
-        return head_dim - i >= LANES ? load(from + t * step + i) : load(from + t * step + i, head_dim - i);
+    Floats part(const T* from, int64_t i) const {
+        if (!from || i >= head_dim) return Floats{};
+        return head_dim - i >= LANES ? load(from + i) : load(from + i, head_dim - i);
     }
 
     // Biases are added, and what can't be seen becomes -inf.
@@ -218,9 +228,9 @@ class Crowd {
             sums[v] *= factor[v];
             for (int64_t t = 0; t < lines; t += EACH) {
                 Floats weights[EACH];
+                UNROLLED
                 for (int e = 0; e < EACH; e++) {
-                    Floats score = load(scores + (t + e) * WIDTH + v * LANES);
-                    weights[e] = choose(score == -INFINITY, Floats{}, exp(score - peak));
+                    weights[e] = exp(load(scores + (t + e) * WIDTH + v * LANES) - peak);
                     sums[v] += weights[e];
                 }
                 store(scores + t / EACH * WIDTH + v * LANES, PAIRS ? paired(weights[0], weights[EACH - 1]) : weights[0]);

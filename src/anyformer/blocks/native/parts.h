@@ -28,7 +28,7 @@ inline const float* normalise(const Norm& norm, const float* from, int64_t width
     return to;
 }
 
-inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp(-x)); }
+inline Floats sigmoid(Floats x) { return reciprocal(1.0f + exp(-x)); }
 
 inline Floats activate(Activation activation, Floats x) {
     switch (activation) {

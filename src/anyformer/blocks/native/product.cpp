@@ -8,6 +8,9 @@ extern "C" {
 // From how many rows on weights of integers and bfloat16 numbers are multiplied as wide.h does; 0: never.
 __attribute__((visibility("default"))) int64_t wide_rows() { return HAS_TILES ? MANY : 0; }
 
+// The same of those of 4 bits that are made bytes.
+__attribute__((visibility("default"))) int64_t byte_rows() { return bytewise(MANY) ? MANY : 0; }
+
 __attribute__((visibility("default"))) int64_t product_bytes(const Matrix* matrix, int64_t rows,
                                                              int64_t threads) {
     return Inputs::size(rows, matrix->inputs) + threads * Inputs::own_size(rows, matrix->inputs);
@@ -29,7 +32,7 @@ __attribute__((visibility("default"))) void product(const Matrix* matrix, const 
             else
                 inputs.to_bytes(row, from, matrix->inputs / GROUP);
         });
-        share_tiles(team, tiles_of(*matrix), [&](int64_t tile, int64_t tiles) {
+        share_tiles(team, tiles_of(*matrix), rows, [&](int64_t tile, int64_t tiles) {
             multiply(*matrix, tile, tiles, inputs, rows, [&](int64_t row, int64_t first, Floats sums, int64_t count) {
                 float* to = y + row * matrix->outputs + first;
                 if (count == LANES)

@@ -138,7 +138,7 @@ class Stepper {
 
     // x = x + W inputs, normed where norms come last.
     void add(const Matrix& matrix, const Inputs& inputs, const Norm& norm) {
-        share_tiles(team, tiles_of(matrix), [&](int64_t tile, int64_t tiles) {
+        share_tiles(team, tiles_of(matrix), rows, [&](int64_t tile, int64_t tiles) {
             multiply(matrix, tile, tiles, inputs, rows, [&](int64_t row, int64_t first, Floats y, int64_t count) {
                 float* to = residual(row) + first;
                 if (count == LANES)
@@ -194,7 +194,7 @@ class Stepper {
             float* to;
             int64_t width;
         } parts[] = {{a.query, queries, query_width}, {a.key, keys, key_width}, {a.value, values, key_width}};
-        share_tiles(team, tiles_of(a.query) + 2 * tiles_of(a.key), [&](int64_t tile, int64_t tiles) {
+        share_tiles(team, tiles_of(a.query) + 2 * tiles_of(a.key), rows, [&](int64_t tile, int64_t tiles) {
             for (auto& part : parts) {
                 int64_t here = tiles_of(part.matrix) - tile, some = here < tiles ? here : tiles;
                 if (some > 0)
@@ -245,7 +245,7 @@ class Stepper {
     void cross_attention(const Attention& a, const LayerMemory& memory) {
         Inputs x = read(a.norm, {&a.query});
         int64_t width = padded(a.query.outputs);
-        share_tiles(team, tiles_of(a.query), [&](int64_t tile, int64_t tiles) {
+        share_tiles(team, tiles_of(a.query), rows, [&](int64_t tile, int64_t tiles) {
             multiply(a.query, tile, tiles, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
                 store(queries + row * width + first, y);
             });
@@ -367,7 +367,7 @@ class Stepper {
         Inputs x = read(f.norm, {&f.up, &f.gate});
         int64_t width = padded(f.up.outputs);
         float* inner = queries;
-        share_tiles(team, tiles_of(f.up), [&](int64_t tile, int64_t tiles) {
+        share_tiles(team, tiles_of(f.up), rows, [&](int64_t tile, int64_t tiles) {
             multiply(f.up, tile, tiles, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
                 store(inner + row * width + first, f.gate.weights ? y : activate(f.activation, y));
             });
@@ -390,7 +390,7 @@ class Stepper {
             return static_cast<const float*>(to);
         };
         Inputs x = prepared(rows, d_model, {&decoder.head}, last);
-        share_tiles(team, tiles_of(decoder.head), [&](int64_t tile, int64_t tiles) {
+        share_tiles(team, tiles_of(decoder.head), rows, [&](int64_t tile, int64_t tiles) {
             multiply(decoder.head, tile, tiles, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t outputs) {
                 float* to = batch.scores + row * decoder.head.outputs + first;
                 if (outputs == LANES)

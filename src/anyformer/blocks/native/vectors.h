@@ -192,12 +192,17 @@ inline BFloat16 rounded(float value) {
 }
 
 inline void store(BFloat16* to, const Floats& from) {
+#if defined(__AVX512BF16__)
+    auto halves = _mm512_cvtneps_pbh(bits_of<__m512>(from));
+    memcpy(to, &halves, sizeof halves);
+#else
     scatter(to, from, [](BFloat16* to, const auto& v) {
         constexpr int COUNT = COUNT_OF<std::decay_t<decltype(v)>>;
         auto bits = bits_of<Vector<uint32_t, COUNT>>(v);
         auto halves = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Vector<uint16_t, COUNT>);
         memcpy(to, &halves, sizeof halves);
     });
+#endif
 }
 
 // The lowest byte of each.
@@ -252,7 +257,17 @@ template <class V>
 inline V larger(const V& a, const V& b) {
     return choose(a > b, a, b);
 }
+#if defined(__AVX512F__)
+// Of the choice, which means the same, GCC makes two instructions.
+inline Floats larger(const Floats& a, const Floats& b) {
+    return bits_of<Floats>(_mm512_max_ps(bits_of<__m512>(a), bits_of<__m512>(b)));
+}
+inline Floats smaller(const Floats& a, const Floats& b) {
+    return bits_of<Floats>(_mm512_min_ps(bits_of<__m512>(a), bits_of<__m512>(b)));
+}
+#else
 inline Floats smaller(const Floats& a, const Floats& b) { return choose(a < b, a, b); }
+#endif
 inline Floats size_of(const Floats& v) { return bits_of<Floats>(bits_of<Words>(v) & 0x7fffffff); }
 
 // One number of all lanes.
@@ -281,9 +296,30 @@ inline float largest_size(const Floats& a, const Floats& b) {
     return bits_of<float>(largest(larger(bits_of<Integers>(size_of(a)), bits_of<Integers>(size_of(b)))));
 }
 
-// e^x within 2 units in the last place: 2^n times a polynomial over [-ln(2)/2, ln(2)/2] (Cephes, expf).
+// Within a unit in the last place; an estimate and one step of Newton's take half the time of a division.
+inline Floats reciprocal(Floats x) {
+#if defined(__AVX512F__)
+    auto estimate = bits_of<Floats>(_mm512_rcp14_ps(bits_of<__m512>(x)));
+    return estimate * (2.0f - x * estimate);
+#else
+    return 1.0f / x;
+#endif
+}
+
+// x 2^n, n being whole; nothing at all from n = LEAST_POWER on.
+#if defined(__AVX512F__)
+constexpr float LEAST_POWER = -151.0f;
+inline Floats times_power(Floats x, Floats n) {
+    return bits_of<Floats>(_mm512_scalef_ps(bits_of<__m512>(x), bits_of<__m512>(n)));
+}
+#else
+constexpr float LEAST_POWER = -127.0f;
+inline Floats times_power(Floats x, Floats n) { return x * bits_of<Floats>((convert<Integers>(n) + 127) << 23); }
+#endif
+
+// e^x within 2 units in the last place, and 0 for -inf: 2^n times a polynomial over [-ln(2)/2, ln(2)/2] (Cephes, expf).
 inline Floats exp(Floats x) {
-    x = smaller(all(88.7f), larger(all(-87.3f), x));  // in this order a NaN stays one
+    x = smaller(all(88.7f), larger(all(LEAST_POWER * 0.6931472f), x));  // in this order a NaN stays one
     Floats n = x * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to whole numbers
     n -= 12582912.0f;
     Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -293,8 +329,7 @@ inline Floats exp(Floats x) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * bits_of<Floats>((convert<Integers>(n) + 127) << 23);
+    return times_power(p * r * r + r + 1.0f, n);
 }
 
 inline Floats tanh(Floats x) {
@@ -321,6 +356,41 @@ inline Floats erf(Floats x) {
     p = p * t + 0.254829592f;
     Floats value = 1.0f - p * t * exp(-size * size);
     return bits_of<Floats>(bits_of<Words>(value) | (bits_of<Words>(x) & 0x80000000u));
+}
+
+// Sixteen rows of sixteen numbers of 32 bits become columns.
+inline void transpose(const float* from, int64_t step, float* to, int64_t to_step) {
+#if defined(__AVX512F__)
+    __m512i a[LANES], b[LANES];
+    UNROLLED
+    for (int i = 0; i < LANES; i++) a[i] = _mm512_loadu_si512(from + i * step);
+    UNROLLED
+    for (int i = 0; i < LANES; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    // a[4q + c] now holds column 4j + c of rows 4q to 4q + 3, in its quarter j.
+    UNROLLED
+    for (int i = 0; i < LANES; i += 4) {
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    UNROLLED
+    for (int c = 0; c < 4; c++) {
+        __m512i low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88), high = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
+        _mm512_storeu_si512(to + to_step * c, _mm512_shuffle_i32x4(low, high, 0x88));
+        _mm512_storeu_si512(to + to_step * (8 + c), _mm512_shuffle_i32x4(low, high, 0xdd));
+        low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd), high = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
+        _mm512_storeu_si512(to + to_step * (4 + c), _mm512_shuffle_i32x4(low, high, 0x88));
+        _mm512_storeu_si512(to + to_step * (12 + c), _mm512_shuffle_i32x4(low, high, 0xdd));
+    }
+#else
+    for (int row = 0; row < LANES; row++)
+        for (int column = 0; column < LANES; column++)
+            memcpy(to + column * to_step + row, from + row * step + column, sizeof(float));
+#endif
 }
 
 // Numbers are multiplied as they are or, where processors can, as pairs of bfloat16 numbers: half as many steps.

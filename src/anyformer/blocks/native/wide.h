@@ -151,31 +151,7 @@ inline Floats pair_rows(const BFloat16* from, int64_t step) {
 
 // Rows of sixteen pairs become columns.
 inline void transpose(const BFloat16* from, int64_t step, BFloat16* to, int64_t to_step) {
-    __m512i a[LANES], b[LANES];
-    UNROLLED
-    for (int i = 0; i < LANES; i++) a[i] = _mm512_loadu_si512(from + i * step);
-    UNROLLED
-    for (int i = 0; i < LANES; i += 2) {
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-    }
-    // a[4q + c] now holds column 4j + c of rows 4q to 4q + 3, in its quarter j.
-    UNROLLED
-    for (int i = 0; i < LANES; i += 4) {
-        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-    }
-    UNROLLED
-    for (int c = 0; c < 4; c++) {
-        __m512i low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88), high = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
-        _mm512_storeu_si512(to + to_step * c, _mm512_shuffle_i32x4(low, high, 0x88));
-        _mm512_storeu_si512(to + to_step * (8 + c), _mm512_shuffle_i32x4(low, high, 0xdd));
-        low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd), high = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
-        _mm512_storeu_si512(to + to_step * (4 + c), _mm512_shuffle_i32x4(low, high, 0x88));
-        _mm512_storeu_si512(to + to_step * (12 + c), _mm512_shuffle_i32x4(low, high, 0xdd));
-    }
+    transpose(reinterpret_cast<const float*>(from), step / 2, reinterpret_cast<float*>(to), to_step / 2);
 }
 #else
 constexpr bool HAS_TILES = false;  // the work is done elsewhere
