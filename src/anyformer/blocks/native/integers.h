@@ -10,6 +10,9 @@ typedef Vector<float, LOT> FloatLot;
 // Four bytes of an input, for all lanes.
 inline Lot four(const int8_t* inputs) { return Lot{} + read<int32_t>(inputs); }
 
+// Clang would call what sums a group, and its sums would pass through memory: a prompt took a quarter longer.
+#define INLINED [[gnu::always_inline]] inline
+
 #if defined(__AVX2__) && !defined(__AVX512VNNI__) && (!defined(__AVX512F__) || defined(__AVX512BW__))
 #if defined(__AVX512BW__)
 typedef __m512i Register;
@@ -28,7 +31,7 @@ inline Lot odd_bytes(Lot a) { return (Lot)BY_REGISTER(srai_epi16)((Register)a, 8
 // Sums over a group: of a lot of outputs, for some rows of a block. The products of 4 and 8 bits can be summed in 16 bits,
 // for a whole group (16 * 15 * 127 < 2^15); those of 8 and 8 can't.
 template <Format FORMAT, int ROWS>
-inline void sum_group(const uint8_t* weights, const int8_t* inputs, const int32_t* offsets, FloatLot* to) {
+INLINED void sum_group(const uint8_t* weights, const int8_t* inputs, const int32_t* offsets, FloatLot* to) {
     constexpr bool WHOLE = FORMAT == INT8;
     Lot sums[ROWS] = {};
     for (int k = 0; k < (WHOLE ? QUADS : QUADS / 2); k++) {
@@ -66,7 +69,7 @@ inline Lot add_quads(Lot total, Lot weights, Lot inputs) {
 // Sums over a group: of a lot of outputs, for some rows of a block. Rows come one after the other, so that no sum waits
 // for the one before; a few have several sums each.
 template <Format FORMAT, int ROWS>
-inline void sum_group(const uint8_t* weights, const int8_t* inputs, const int32_t* offsets, FloatLot* to) {
+INLINED void sum_group(const uint8_t* weights, const int8_t* inputs, const int32_t* offsets, FloatLot* to) {
     constexpr int EACH = ROWS >= 8 ? 1 : ROWS >= 4 ? 2 : 4;
     Lot sums[EACH][ROWS] = {};
     if (FORMAT == INT8) {
