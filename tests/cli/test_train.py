@@ -111,6 +111,11 @@ def test_choices_suit_the_model():
         (["--zero-stage", "4"], "--zero-stage 4 must be 1, 2 or 3"),
         (["--log-every", "0"], "--log-every 0 is too small"),
         (["--name", "../x"], "name of a folder"),
+        (["gpt2", "--whole-words"], "--whole-words would do nothing here: it is for --objective masked"),
+        (["bert", "--reset-documents"], "--reset-documents would do nothing here: it is for --objective causal"),
+        (["--batch-tokens", "512"], "--batch-tokens would do nothing here: it is for pairs"),
+        (["--engine", "ddp", "--zero-stage", "2"], "--zero-stage would do nothing here: it is for --engine deepspeed"),
+        (["--decay=0.3"], "--decay would do nothing here: it is for --schedule wsd; weights decay by --weight-decay"),
         (["--config"], "--config wants the path"),
         (["--config", "missing.yaml"], "missing.yaml can't be read: No such file"),
     ],
@@ -219,6 +224,13 @@ def test_an_objective_must_suit_the_model(argv: list[str], message: str):
     config, given = read_arguments(argv)
     with pytest.raises(UserError, match=message):
         config.complete(given)
+
+
+@pytest.mark.parametrize("flag", ["--name", "--runs=elsewhere"])
+def test_a_resumed_run_stays_where_it_is(flag: str, tmp_path: Path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match=f"--resume goes on in .*: leave out {flag.partition('=')[0]}"):
+        run(["--resume", str(tmp_path), flag, "x"])
 
 
 def test_the_lists_of_names_are_those_of_the_registries():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from anyformer.cli.parsing import parse
@@ -17,6 +18,15 @@ _RESUME = "--resume"
 _ENDS = {"--steps": "minutes", "--minutes": "steps"}
 _FOLLOWING = {"vocab_size": ("--data", "--tokenizer", "--source", "--target"), "max_length": ("--context",)}
 """Fields of the model that follow from these flags unless they are given as well."""
+_SERVES: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
+    "--reset-documents": (lambda config: config.objective_of_model() == "causal", "--objective causal"),
+    "--whole-words": (lambda config: config.objective_of_model() == "masked", "--objective masked"),
+    "--batch-tokens": (lambda config: config.source is not None, "pairs, of --source and --target"),
+    "--zero-stage": (lambda config: config.engine == "deepspeed", "--engine deepspeed"),
+    "--decay": (lambda config: config.schedule == "wsd", "--schedule wsd; weights decay by --weight-decay"),
+}
+"""Flags that serve one kind of run, and would do nothing in another."""
+_PLACES = ("--name", "--runs")
 
 
 def run(argv: list[str]) -> int:
@@ -25,6 +35,9 @@ def run(argv: list[str]) -> int:
     resume, rest = _take(_RESUME, "the path of a run directory", argv)
     if resume is not None:
         check_run_directory(resume)
+        for flag in _PLACES:
+            if any(argument.partition("=")[0] == flag for argument in rest):
+                raise UserError(f"{_RESUME} goes on in {resume}: leave out {flag}.")
         rest = [*rest, f"{_CONFIG}={resume / CONFIG}"]
     config, given = read_arguments(rest)
 
@@ -41,7 +54,7 @@ def read_arguments(argv: list[str]) -> tuple[TrainConfig, frozenset[str]]:
     """The run that the arguments ask for, and the fields of the model that they set.
 
     Raises:
-        UserError: an unknown preset, a config file that can't be read.
+        UserError: an unknown preset, a config file that can't be read, a flag that would do nothing.
         SystemExit: as `parse`.
     """
     name = argv[0] if argv and not argv[0].startswith("-") else None
@@ -62,6 +75,9 @@ def read_arguments(argv: list[str]) -> tuple[TrainConfig, frozenset[str]]:
             given |= {field}
         elif used.intersection(causes):
             given -= {field}
+    for flag, (serves, purpose) in _SERVES.items():
+        if flag in used and not serves(config):
+            raise UserError(f"{flag} would do nothing here: it is for {purpose}.")
     return config, given
 
 

@@ -189,7 +189,7 @@ class TrainConfig:
         Raises:
             UserError: the context and the model's max_length contradict each other, or the objective and the model.
         """
-        objective = self._objective()
+        objective = self.objective_of_model()
         model = self.model
         limit = model.max_length if "max_length" in given else min(model.max_length, _CONTEXT)
         context = self.context or limit
@@ -212,8 +212,12 @@ class TrainConfig:
         }
         return CompleteConfig(**{**{field.name: getattr(self, field.name) for field in fields(self)}, **chosen})
 
-    def _objective(self) -> str:
-        """What was asked for, or what suits the model: an encoder-decoder without pairs restores corrupted spans."""
+    def objective_of_model(self) -> str:
+        """What was asked for, or what suits the model: an encoder-decoder without pairs restores corrupted spans.
+
+        Raises:
+            UserError: the objective and the model contradict each other, or the objective and the data.
+        """
         model = self.model
         if model.head.kind != "language_model":
             raise UserError(
