@@ -85,9 +85,12 @@ def test_relative_buckets(buckets: int, max_distance: int, causal: bool) -> None
 
 
 def test_unknown_kinds_are_refused_with_a_hint() -> None:
-    for field, near in (("norm.kind", "rms"), ("position.kind", "rotary"), ("feed_forward.activation", "gelu")):
-        with pytest.raises(ConfigError, match=f"did you mean '{near}'"):
-            af.build(af.preset("gpt2-nano", **{field: near + "x"}))
+    near = {"norm.kind": "rms", "position.kind": "rotary"}
+    near |= dict.fromkeys(("feed_forward.activation", "head.transform", "head.pooler"), "gelu")
+    for field, name in near.items():
+        other: dict[str, str] = {"head.kind": "none"} if field == "head.pooler" else {}
+        with pytest.raises(ConfigError, match=rf"^{field}: .* \(did you mean '{name}'\?\)"):
+            af.build(af.preset("bert-tiny", **other, **{field: name + "x"}))
 
 
 def test_a_kind_of_ones_own_is_one_class_and_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,6 +205,8 @@ def test_missing_files_are_named(directory: Path, tmp_path: Path) -> None:
         af.load(directory)
     with pytest.raises(af.UserError, match="There is no directory"):
         af.load(tmp_path / "nowhere" / "at" / "all")
+    with pytest.raises(af.UserError, match=r"There is no file nowhere\.gguf"):
+        af.load("nowhere.gguf")
     with pytest.raises(af.UserError, match="is a file"):
         af.load(directory / "generation_config.json")
 

@@ -36,10 +36,10 @@ COMPILED = {ACTIVATIONS[name]: kind for kind, name in enumerate(table.ACTIVATION
 """Those that compiled code knows, by its numbers for them."""
 
 
-def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The activation of this name. Raises ConfigError for an unknown one."""
+def activation(name: str, field: str) -> Callable[[Tensor], Tensor]:
+    """The activation of this name. Raises ConfigError for an unknown one, naming the field that asks for it."""
     if name not in ACTIVATIONS:
-        raise ConfigError(f"activation: {name!r} is unknown ({nearest(name, ACTIVATIONS)}).")
+        raise ConfigError(f"{field}: {name!r} is unknown ({nearest(name, ACTIVATIONS)}).")
     return ACTIVATIONS[name]
 
 
@@ -51,7 +51,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: FeedForwardConfig, d_model: int) -> None:
         super().__init__()
-        self.activation = activation(config.activation)
+        self.activation = activation(config.activation, "feed_forward.activation")
         self.up = nn.Linear(d_model, config.width, bias=config.bias)
         self.gate = nn.Linear(d_model, config.width, bias=config.bias) if config.gated else None
         self.down = nn.Linear(config.width, d_model, bias=config.bias)

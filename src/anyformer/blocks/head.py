@@ -92,7 +92,7 @@ class Transform(nn.Module):
     def __init__(self, name: str, norm_config: NormConfig, d_model: int) -> None:
         super().__init__()
         self.dense = nn.Linear(d_model, d_model)
-        self.activation = activation(name)
+        self.activation = activation(name, "head.transform")
         self.norm = norm(norm_config, d_model)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
@@ -106,7 +106,7 @@ class Pooler(nn.Module):
     def __init__(self, name: str, d_model: int) -> None:
         super().__init__()
         self.dense = nn.Linear(d_model, d_model)
-        self.activation = activation(name)
+        self.activation = activation(name, "head.pooler")
 
     def forward(
         self, x: Float[Tensor, "batch time d_model"], mask: Bool[Tensor, "batch time"] | None = None

@@ -30,6 +30,8 @@ def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
         return path
     if path.exists():
         raise UserError(f"{name} is a file, but neither a model directory nor a {GGUF} file.")
+    if path.suffix == GGUF:
+        raise UserError(f"There is no file {name}.")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise UserError(f"There is no directory {name}.")
     return _download(name, [*_WANTED, "*.bin"] if allow_pickle else _WANTED)

@@ -53,7 +53,7 @@ def train(
     else:
         backend = _char(counted, roles, special)
     if not counted.characters:
-        raise UserError("There is no text to train a tokenizer on: all documents are empty.")
+        raise UserError("There is too little text to train a tokenizer on: give more.")
     if "cls" in roles:
         backend.post_processor = sentence_template(_with_id(backend, "[CLS]"), _with_id(backend, "[SEP]"))
     elif special in ("seq2seq", "span_corruption"):
