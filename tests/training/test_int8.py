@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import anyformer as af
+from anyformer.blocks.native import rounded
+from anyformer.blocks.native.available import can_round
 from anyformer.data.objectives import Batch
 from anyformer.errors import UserError
 from anyformer.training import int8, precision
@@ -46,13 +48,16 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ones are computed in 8 bits too."""
-    monkeypatch.setattr(int8, "_WORTH_IT", {})
+    monkeypatch.setattr(rounded, "_WORTH_IT", {})
 
 
-@pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling for one shape after the other would take long; `test_compiled_equals_eager` holds the two together."""
-    monkeypatch.setattr(int8, "_kernels", lambda: int8._PLAIN)
+@pytest.fixture(params=["ours", "torch's"])
+def eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By our own code and by torch's, which is not compiled: for one shape after the other that would take long."""
+    if request.param == "torch's":
+        monkeypatch.setattr(int8, "_product", lambda: int8._plain)
+    elif not can_round():
+        pytest.skip("this processor has no such instructions")
 
 
 def _products(
@@ -164,22 +169,39 @@ def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch, bias: bool):
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=chance)
 
+    def found(product: Callable[[], Callable[..., Tensor]]) -> list[Tensor]:
+        with monkeypatch.context() as patch:
+            patch.setattr(int8, "_product", product)
+            return _products(*given)
+
     for rows, inputs, outputs in ((37, 24, 53), (64, 33, 18)):
         given = draw(rows, inputs), draw(outputs, inputs), draw(outputs) if bias else None, draw(rows, outputs)
         given[0][3], given[3][5] = 0.0, 0.0
-        compiled = _products(*given)
-        with monkeypatch.context() as patch:
-            patch.setattr(int8, "_kernels", lambda: int8._PLAIN)
-            plain = _products(*given)
-        for one, other in zip(compiled, plain, strict=True):
+        for one, other in zip(found(int8._compiled), found(lambda: int8._plain), strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # its own doing
+def test_what_torch_compiles_is_the_same(eager: None):
+    layer, x = Int8Linear(24, 53), torch.randn(37, 24)
+
+    def found(layer: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_(), *whole.parameters()]
+        product = layer(leaves[0]).tanh()
+        return [product.detach(), *torch.autograd.grad(product, leaves, torch.ones_like(product))]
+
+    whole = nn.Sequential(layer, nn.GELU()).train()
+    for one, other in zip(found(whole), found(torch.compile(whole, fullgraph=True)), strict=True):
+        torch.testing.assert_close(one, other, atol=0.02 * float(one.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("compiled", [True, False])
-def test_what_is_not_finite_stays_so(request: pytest.FixtureRequest, bad: float, compiled: bool):
-    if not compiled:
-        request.getfixturevalue("eager")
+def test_what_is_not_finite_stays_so(
+    eager: None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, bad: float, compiled: bool
+):
+    if compiled and "torch" in request.node.name:
+        monkeypatch.setattr(int8, "_product", int8._compiled)
     x, weight, gradient = torch.randn(37, 24), torch.randn(53, 24), torch.randn(37, 53)
     broken = x.clone()
     broken[2, 3] = bad
@@ -202,7 +224,6 @@ def test_what_is_not_finite_stays_so(request: pytest.FixtureRequest, bad: float,
 def test_nothing_and_next_to_nothing_are_zero(eager: None):
     x, weight, gradient = torch.zeros(7, 8), torch.randn(9, 8), torch.randn(7, 9)
     x[1] = 1e-42
-    assert not int8._quantised(x, 1)[0].any()
     found, _, grad_weight = _products(x, weight, None, gradient)
     assert torch.equal(found, torch.zeros(7, 9))
     assert torch.equal(grad_weight, torch.zeros(9, 8))
@@ -216,10 +237,10 @@ def test_small_and_very_long_products_stay_in_float32(monkeypatch: pytest.Monkey
         return all(torch.equal(one, other) for one, other in pairs)
 
     assert not same()
-    monkeypatch.setattr(int8, "_LONGEST", 15)
+    monkeypatch.setattr(rounded, "_LONGEST", 15)
     assert same()
-    monkeypatch.setattr(int8, "_LONGEST", 16)
-    monkeypatch.setattr(int8, "_WORTH_IT", {torch.float32: 16 * 8 * 4 + 1})
+    monkeypatch.setattr(rounded, "_LONGEST", 16)
+    monkeypatch.setattr(rounded, "_WORTH_IT", {torch.float32: 16 * 8 * 4 + 1})
     assert same()
     assert int8_linear(torch.empty(0, 8), weight, None).shape == (0, 4)
 

@@ -33,6 +33,7 @@ class LanguageModelHead(nn.Module):
     ) -> None:
         super().__init__()
         self.scale = d_model**-0.5 if config.scaled else 1.0
+        self.rounds = False
         self.transform = Transform(config.transform, norm_config, d_model) if config.transform else None
         self.projection: nn.Linear | QuantisedLinear | None = (
             None if tied else nn.Linear(d_model, vocab_size, bias=False)
@@ -71,7 +72,8 @@ class LanguageModelHead(nn.Module):
         matrix = self._matrix(table)
         if isinstance(matrix, QuantisedMatrix):
             matrix = matrix.dequantised(x.dtype)
-        return vocabulary_loss(self._transformed(x), matrix, self.bias, targets, label_smoothing)
+        rounds = self.rounds and self.training
+        return vocabulary_loss(self._transformed(x), matrix, self.bias, targets, label_smoothing, rounds=rounds)
 
     def _transformed(self, x: Tensor) -> Tensor:
         if self.transform is not None:

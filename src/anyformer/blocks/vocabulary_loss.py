@@ -6,6 +6,8 @@ gradient where they lie, and forgotten. Only a core's cache full of them is ever
 gradients are known on the way forward because nothing comes after a loss but a factor.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from anyformer.blocks.native.available import can_pair, can_round, can_tile
 from anyformer.blocks.native.cross_entropy import cross_entropy_
 from anyformer.blocks.native.outer import outer_products
-from anyformer.blocks.native.tiles import can_tile
+from anyformer.blocks.native.rounded import rounded_product, worth_rounding
 from anyformer.blocks.products import product_format
 
 _BYTES = 1 << 28
@@ -24,7 +27,7 @@ _BYTES = 1 << 28
 _CACHED, _ELSEWHERE = 1 << 20, 1 << 25
 """Logits of which there are float32 ones at a time, on CPUs and on other devices."""
 
-_WORDS = 4096
+_WORDS, _MORE_WORDS = 1 << 12, 1 << 14
 """Words whose gradient is made at a time, for it comes in the format of the products and is kept in float32."""
 
 
@@ -34,6 +37,8 @@ def vocabulary_loss(
     bias: Float[Tensor, " vocab"] | None,
     targets: Int[Tensor, " tokens"],
     smoothing: float = 0.0,
+    *,
+    rounds: bool = False,
 ) -> Float[Tensor, ""]:
     """Mean of ``-(1 - s) log p(target) - s mean(log p)`` in nats, where ``p = softmax(x @ matrix.T + bias)``.
 
@@ -46,12 +51,14 @@ def vocabulary_loss(
         bias: Added to the logits.
         targets: The right word of each token.
         smoothing: Share s of the target that is spread over all words (Szegedy et al. 2016, section 7).
+        rounds: Compute the products in integers of 8 bits, where that is faster.
     """
     dtype = product_format(x)
+    rounds = rounds and worth_rounding(dtype, len(x), *matrix.shape) and can_round()
     if not torch.is_grad_enabled():  # Parameters ask for gradients even then.
         matrix, bias = matrix.detach(), None if bias is None else bias.detach()
     with torch.autocast(x.device.type, enabled=False):
-        return _VocabularyLoss.apply(x, matrix, bias, targets, smoothing, dtype)  # pyright: ignore[reportReturnType]
+        return _VocabularyLoss.apply(x, matrix, bias, targets, smoothing, dtype, rounds)  # pyright: ignore[reportReturnType]
 
 
 class _VocabularyLoss(torch.autograd.Function):
@@ -64,10 +71,11 @@ class _VocabularyLoss(torch.autograd.Function):
         targets: Tensor,
         smoothing: float,
         dtype: torch.dtype,
+        rounds: bool,
     ) -> Tensor:
         count, vocab = len(targets), len(matrix)
         wants_x, wants_matrix, wants_bias = ctx.needs_input_grad[:3]  # pyright: ignore[reportAttributeAccessIssue]
-        words = matrix.to(dtype)
+        products = _rounded(matrix, bias, dtype) if rounds else _exact(matrix, bias, dtype, can_tile(x, dtype))
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if wants_x else None
         grad_matrix = torch.empty(matrix.shape, device=x.device) if wants_matrix else None
@@ -77,21 +85,19 @@ class _VocabularyLoss(torch.autograd.Function):
         # In float16 small numbers divided by many tokens vanish.
         late = 1 / max(count, 1) if dtype == torch.float16 else 1.0
         soon = 1 / max(count, 1) / late
-        rows = max(1, -(-len(x) // max(1, -(-len(x) * vocab * words.itemsize // _BYTES))))
-        tiled = can_tile(x, dtype)
+        rows = max(1, -(-len(x) // max(1, -(-len(x) * vocab * dtype.itemsize // _BYTES))))
+        lose = cross_entropy_ if can_pair(x, dtype) else _cross_entropy_
         for start in range(0, len(x), rows):
             piece, right = x[start : start + rows].to(dtype), targets[start : start + rows, None]
-            logits = torch.mm(piece, words.t()) if bias is None else torch.addmm(bias.to(dtype), piece, words.t())
+            logits = products.logits(piece)
             logits[len(right) :] = 0
-            lose = cross_entropy_ if tiled else _cross_entropy_
             total += lose(logits[: len(right)], right, smoothing, soon).sum()
             if grad_bias is not None:
                 grad_bias += logits.sum(dim=0, dtype=torch.float32)
             if grad_x is not None:
-                grad_x[start : start + rows] = logits @ words
+                grad_x[start : start + rows] = products.grad_x(logits)
             if grad_matrix is not None:
-                add = outer_products if tiled else _outer_products
-                add(logits, piece, grad_matrix, add=start > 0)
+                products.outer(logits, piece, grad_matrix, add=start > 0)
         pairs = ((grad_x, x), (grad_matrix, matrix), (grad_bias, bias))
         for grad, _ in pairs:
             if grad is not None and late != 1:
@@ -105,7 +111,39 @@ class _VocabularyLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (factor,) = grad_outputs
         grads = (None if grad is None else grad * factor for grad in ctx.saved_tensors)
-        return (*grads, None, None, None)
+        return (*grads, None, None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Products:
+    """The three products of a loss: ``x @ matrix.T + bias``, ``logits @ matrix``, and ``logits.T @ x``, which is put or
+    added to where it belongs."""
+
+    logits: Callable[[Tensor], Tensor]
+    grad_x: Callable[[Tensor], Tensor]
+    outer: Callable[..., object]
+
+
+def _exact(matrix: Tensor, bias: Tensor | None, dtype: torch.dtype, tiled: bool) -> _Products:
+    words, offset = matrix.to(dtype), None if bias is None else bias.to(dtype)
+
+    def logits(piece: Tensor) -> Tensor:
+        return piece @ words.t() if offset is None else torch.addmm(offset, piece, words.t())
+
+    return _Products(logits, lambda logits: logits @ words, outer_products if tiled else _outer_products)
+
+
+def _rounded(matrix: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Products:
+    """In integers of 8 bits. Most probabilities are less than half of a step, so they are rounded by chance."""
+
+    def logits(piece: Tensor) -> Tensor:
+        return rounded_product(piece, matrix, bias, out=torch.empty(len(piece), len(matrix), dtype=dtype))
+
+    def grad_x(logits: Tensor) -> Tensor:
+        out = torch.empty(len(logits), matrix.shape[1], dtype=dtype)
+        return rounded_product(logits, matrix.t(), out=out, dither=True)
+
+    return _Products(logits, grad_x, _rounded_outer_products)
 
 
 def _cross_entropy_(
@@ -138,3 +176,11 @@ def _outer_products(
     for words, columns in zip(out.split(_WORDS), left.split(_WORDS, dim=1), strict=True):
         product = columns.t() @ right
         words.add_(product) if add else words.copy_(product)
+
+
+def _rounded_outer_products(
+    left: Float[Tensor, "rows vocab"], right: Float[Tensor, "rows d_model"], out: Tensor, *, add: bool
+) -> None:
+    """The same from rounded numbers; some words at a time, for their integers take room as well."""
+    for words, columns in zip(out.split(_MORE_WORDS), left.split(_MORE_WORDS, dim=1), strict=True):
+        rounded_product(columns.t(), right.t(), out=words, add=add, dither=True)

@@ -9,9 +9,7 @@ is between two products is in the format that the CPU is fast in otherwise.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,15 +19,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-_LARGEST = 127
+from anyformer.blocks.native.available import can_round
+from anyformer.blocks.native.rounded import LARGEST, rounded_product, worth_rounding
+
 _SMALLEST = torch.finfo(torch.float32).tiny
 """A scale below it is inexact: what has one counts as 0."""
-
-_WORTH_IT = {torch.float32: 1 << 26, torch.bfloat16: 1 << 28}
-"""Multiplications from which a product gains; smaller ones are faster in the format that they would have otherwise."""
-
-_LONGEST = (1 << 31) // _LARGEST**2
-"""Terms of a sum that is sure to fit 32 bits."""
 
 
 class Int8Linear(nn.Linear):
@@ -59,8 +53,7 @@ def int8_linear(
     rows = x.numel() // max(x.shape[-1], 1)
     sizes = (rows, *weight.shape)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    # Transposed matrices of a single row or column are misread by torch's product.
-    if math.prod(sizes) < _WORTH_IT.get(dtype, 0) or max(sizes) > _LONGEST or min(sizes) < 2:
+    if not worth_rounding(dtype, *sizes):
         return F.linear(x, weight, bias)
     product: Tensor = _Linear.apply(x.reshape(rows, -1).to(dtype), weight, bias)  # pyright: ignore[reportAssignmentType]
     return product.view(*x.shape[:-1], -1)
@@ -71,71 +64,62 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         # torch.compile asks what it is given for its gradient, and x, which is no leaf, would warn of that.
-        return _kernels().forward(x.detach(), weight.detach(), None if bias is None else bias.detach())
+        return _product()(x.detach(), weight.detach(), None if bias is None else bias.detach(), x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = (tensor.detach() for tensor in ctx.saved_tensors)
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        gradient = grad_outputs[0].detach().contiguous()
+        gradient, product = grad_outputs[0].detach().contiguous(), _product()
         return (
-            _kernels().grad_x(gradient, weight) if wants_x else None,
-            _kernels().grad_weight(gradient, x) if wants_weight else None,
+            product(gradient, weight.t(), None, gradient.dtype) if wants_x else None,
+            product(gradient.t(), x.t(), None, weight.dtype) if wants_weight else None,
             gradient.sum(dim=0, dtype=weight.dtype) if wants_bias else None,
         )
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    rows, row_scales = _quantised(x, 1)
-    columns, column_scales = _quantised(weight, 1)
+_Product = Callable[[Tensor, Tensor, Tensor | None, torch.dtype], Tensor]
+"""``left @ right.T + bias`` in a format, from rows that are rounded."""
+
+
+def _product() -> _Product:
+    """Compiled code, for rounding and scaling one step at a time costs as much as the products of integers gain."""
+    if can_round():
+        return _known if torch.compiler.is_compiling() else _rounded
+    return _plain if torch.compiler.is_compiling() else _compiled()
+
+
+def _rounded(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return rounded_product(left, right, bias, out=torch.empty(len(left), len(right), dtype=dtype))
+
+
+@torch.library.custom_op("anyformer::rounded_product", mutates_args=())
+def _known(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The same for torch.compile, which looks into all else."""
+    return _rounded(left, right, bias, dtype)
+
+
+@_known.register_fake
+def _(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return left.new_empty(len(left), len(right), dtype=dtype)
+
+
+def _plain(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    rows, row_scales = _quantised(left)
+    columns, column_scales = _quantised(right)
     product = torch.ops.aten._int_mm(rows, columns.t()) * row_scales * column_scales.t()
-    return (product if bias is None else product + bias).to(x.dtype)
+    return (product if bias is None else product + bias).to(dtype)
 
 
-def _grad_x(gradient: Tensor, weight: Tensor) -> Tensor:
-    rows, row_scales = _quantised(gradient, 1)
-    columns, column_scales = _quantised(weight, 0)
-    return (torch.ops.aten._int_mm(rows, columns) * row_scales * column_scales).to(gradient.dtype)
-
-
-def _grad_weight(gradient: Tensor, x: Tensor) -> Tensor:
-    rows, row_scales = _quantised(gradient, 0)
-    columns, column_scales = _quantised(x, 0)
-    return torch.ops.aten._int_mm(rows.t(), columns) * row_scales.t() * column_scales
-
-
-def _quantised(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Integers of 8 bits and their scales, one for all numbers along the dimension."""
+def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers of 8 bits and their scales, one a row."""
     x = x.float()
-    scale = x.abs().amax(dim=dim, keepdim=True) / _LARGEST
+    scale = x.abs().amax(dim=1, keepdim=True) / LARGEST
     inverse = torch.where(scale >= _SMALLEST, 1 / scale, 0)
     return (x * inverse).round().to(torch.int8), scale
 
 
-@dataclass(frozen=True, slots=True)
-class _Kernels:
-    """The three products of a linear layer.
-
-    Compiled, for rounding and scaling one step at a time costs as much as the products of integers gain; where all of
-    a stack is compiled they are a part of that.
-    """
-
-    forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    grad_x: Callable[[Tensor, Tensor], Tensor]
-    grad_weight: Callable[[Tensor, Tensor], Tensor]
-
-
-def _kernels() -> _Kernels:
-    return _PLAIN if torch.compiler.is_compiling() else _compiled()
-
-
-_PLAIN = _Kernels(_forward, _grad_x, _grad_weight)
-
-
 @cache
-def _compiled() -> _Kernels:
-    def compiled(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return torch.compile(kernel, dynamic=True)
-
-    return _Kernels(compiled(_forward), compiled(_grad_x), compiled(_grad_weight))
+def _compiled() -> _Product:
+    return torch.compile(_plain, dynamic=True)

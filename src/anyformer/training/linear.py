@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from anyformer.blocks.block import TransformerBlock
+from anyformer.blocks.head import LanguageModelHead
 from anyformer.training.int8 import Int8Linear
 from anyformer.training.precision import Precision
 from anyformer.training.tiled import TiledLinear
@@ -18,6 +19,9 @@ def use_fastest(model: nn.Module, precision: Precision) -> None:
     """
     if precision.int8:
         _become(model, Int8Linear)
+        for part in model.modules():
+            if isinstance(part, LanguageModelHead):
+                part.rounds = True
     elif precision.dtype == torch.bfloat16:
         _become(model, TiledLinear)
 

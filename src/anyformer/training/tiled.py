@@ -15,15 +15,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from anyformer.blocks.native.build import has_tiles, library, wanted
+from anyformer.blocks.native.available import can_tile
+from anyformer.blocks.native.build import has_pairs, library, wanted
 from anyformer.blocks.native.outer import outer_products
-from anyformer.blocks.native.tiles import can_tile
 from anyformer.training.precision import Precision
 
 
 def make_ready(precision: Precision) -> None:
     """Start the compiler, if its code will be wanted: it is done before the first step."""
-    if precision.device.type == "cpu" and precision.dtype == torch.bfloat16 and wanted() and has_tiles():
+    computes = precision.int8 or (precision.dtype == torch.bfloat16 and has_pairs())
+    if precision.device.type == "cpu" and computes and wanted():
         library()
 
 

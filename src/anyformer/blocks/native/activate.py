@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from anyformer.blocks.native import table
+from anyformer.blocks.native.available import can_pair
 from anyformer.blocks.native.build import library
-from anyformer.blocks.native.tiles import can_tile
 
 
 def can_activate(x: Tensor, factor: Tensor | None) -> bool:
     """Whether `activated` is there for these; it waits for the compiler."""
-    return all(part is None or part.dtype == torch.bfloat16 for part in (x, factor)) and can_tile(x)
+    return all(part is None or part.dtype == torch.bfloat16 for part in (x, factor)) and can_pair(x)
 
 
 def activated(

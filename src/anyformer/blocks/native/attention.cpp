@@ -1,4 +1,4 @@
-// Attention for training, forward and backward, in registers of 16 x 16 numbers (see wide.h).
+// Attention for training, forward and backward, from pairs of bfloat16 numbers (see wide.h).
 //
 // Scores stand transposed, with a query in each lane: then nothing is summed across lanes, and what comes out of one
 // product can enter the next as it is. The backward pass makes the scores anew (Dao et al. 2022, section 3.1), from the
@@ -10,7 +10,7 @@
 
 namespace {
 
-#if defined(WITH_TILES)
+#if defined(__AVX512BF16__)
 constexpr int64_t CROWD = 4 * LANES;  // queries that are compared with a key at a time
 constexpr int64_t BLOCK = 2 * CROWD;  // queries that are gathered before keys and values hear of them
 
@@ -327,16 +327,16 @@ class Looker {
 extern "C" {
 
 __attribute__((visibility("default"))) int64_t attention_bytes(const TrainedAttention* look) {
-#if defined(WITH_TILES)
+#if defined(__AVX512BF16__)
     return look->threads * Looker::bytes(*look);
 #else
     return 0;
 #endif
 }
 
-// Forward, or backward if there is a gradient. Where wide_rows() is 0 nothing happens.
+// Forward, or backward if there is a gradient. Where pairs() is 0 nothing happens.
 __attribute__((visibility("default"))) void attention(const TrainedAttention* look, void* workspace) {
-#if defined(WITH_TILES)
+#if defined(__AVX512BF16__)
     together(look->threads, [&](Team team) {
         TileRegisters registers(true);
         Looker looker(*look, static_cast<char*>(workspace) + team.me * Looker::bytes(*look));

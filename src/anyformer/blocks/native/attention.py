@@ -1,4 +1,4 @@
-"""Attention for training in compiled code, on processors that multiply matrices (see attention.cpp)."""
+"""Attention for training in compiled code, on processors that multiply pairs of numbers (see attention.cpp)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from anyformer.blocks.mask import Mask
 from anyformer.blocks.native import table
+from anyformer.blocks.native.available import can_pair
 from anyformer.blocks.native.build import library
-from anyformer.blocks.native.tiles import can_tile
 
 _BLOCK = 128
 """Queries that compiled code looks at together: rows of a bias have room for whole blocks."""
@@ -24,7 +24,7 @@ def can_attend(query: Tensor, mask: Mask) -> bool:
     bias = mask.scores
     if bias is not None and bias.requires_grad and bias.shape[1:3] != query.shape[1:3]:
         return False
-    return can_tile(query)
+    return can_pair(query)
 
 
 def attention(

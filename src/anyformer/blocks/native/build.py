@@ -77,6 +77,12 @@ def has_tiles() -> bool:
     return _emulates() or "amx_bf16" in _processor().split()
 
 
+@cache
+def has_pairs() -> bool:
+    """Whether this processor multiplies pairs of bfloat16 numbers at once (AVX-512)."""
+    return "avx512_bf16" in _processor().split() and os.environ.get(SWITCH) not in LESSER
+
+
 def _emulates() -> bool:
     return os.environ.get(SWITCH) == "emulated" and "avx512_bf16" in _processor().split()
 
@@ -170,17 +176,18 @@ def _load(path: Path) -> ctypes.CDLL:
     for alone in (made.activate_all, made.cross_entropy, made.rms_norm):
         alone.restype = None
         alone.argtypes = [ctypes.c_void_p]
-    made.outer_bytes.restype = ctypes.c_int64
-    made.outer_bytes.argtypes = [ctypes.c_void_p]
-    made.outer.restype = None
-    made.outer.argtypes = [ctypes.c_void_p] * 2
-    made.attention_bytes.restype = ctypes.c_int64
-    made.attention_bytes.argtypes = [ctypes.c_void_p]
-    made.attention.restype = None
-    made.attention.argtypes = [ctypes.c_void_p] * 2
-    for rows in (made.wide_rows, made.byte_rows):
-        rows.restype = ctypes.c_int64
-        rows.argtypes = []
+    for size, work in (
+        (made.outer_bytes, made.outer),
+        (made.attention_bytes, made.attention),
+        (made.rounded_bytes, made.rounded_product),
+    ):
+        size.restype = ctypes.c_int64
+        size.argtypes = [ctypes.c_void_p]
+        work.restype = None
+        work.argtypes = [ctypes.c_void_p] * 2
+    for fact in (made.wide_rows, made.byte_rows, made.pairs, made.rounds):
+        fact.restype = ctypes.c_int64
+        fact.argtypes = []
     made.product_bytes.restype = ctypes.c_int64
     made.product_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     made.product.restype = None

@@ -11,6 +11,9 @@ __attribute__((visibility("default"))) int64_t wide_rows() { return HAS_TILES ? 
 // The same of those of 4 bits that are made bytes.
 __attribute__((visibility("default"))) int64_t byte_rows() { return bytewise(MANY) ? MANY : 0; }
 
+// Whether pairs of bfloat16 numbers are multiplied at once.
+__attribute__((visibility("default"))) int64_t pairs() { return HAS_PAIRS; }
+
 __attribute__((visibility("default"))) int64_t product_bytes(const Matrix* matrix, int64_t rows,
                                                              int64_t threads) {
     return Inputs::size(rows, matrix->inputs) + threads * Inputs::own_size(rows, matrix->inputs);

@@ -138,3 +138,23 @@ struct RmsNorm {
     double eps;
     int64_t threads;
 };
+
+// A matrix whose rows are to be rounded.
+struct Rounded {
+    const void* data;
+    Format format;     // FLOAT32 or BFLOAT16
+    int64_t step;      // numbers from row to row; if it stands, from column to column
+    int64_t standing;  // 1: rows lie side by side
+};
+
+// to [rows, outputs] = left [rows, depth] right [outputs, depth]^T + bias
+struct RoundedProduct {
+    Rounded left, right;
+    int64_t rows, outputs, depth;
+    const float* bias;  // null: none
+    void* to;
+    Format format;      // of the result
+    int64_t add;        // 1: to what is there
+    int64_t dither;     // 1: left is rounded up or down by chance, so that small numbers are not lost
+    int64_t threads;
+};

@@ -151,3 +151,21 @@ class RmsNorm(Structure):
         ("eps", c_double),
         *_integers("threads"),
     ]
+
+
+class Rounded(Structure):
+    """A matrix whose rows are to be rounded."""
+
+    _fields_ = [*_pointers("data"), *_integers("format step standing")]
+
+
+class RoundedProduct(Structure):
+    """A product of two of them."""
+
+    _fields_ = [
+        ("left", Rounded),
+        ("right", Rounded),
+        *_integers("rows outputs depth"),
+        *_pointers("bias to"),
+        *_integers("format add dither threads"),
+    ]

@@ -207,10 +207,15 @@ inline void store(BFloat16* to, const Floats& from) {
 
 // The lowest byte of each.
 inline void store(int8_t* to, const Integers& from) {
+#if defined(__AVX512F__)
+    auto bytes = _mm512_cvtepi32_epi8(bits_of<__m512i>(from));  // GCC would take them out one by one
+    memcpy(to, &bytes, sizeof bytes);
+#else
     scatter(to, from, [](int8_t* to, const auto& v) {
         auto bytes = __builtin_convertvector(v, Vector<int8_t, COUNT_OF<std::decay_t<decltype(v)>>>);
         memcpy(to, &bytes, sizeof bytes);
     });
+#endif
 }
 
 // The first `count` numbers, and `rest` beyond.

@@ -137,6 +137,52 @@ inline void multiply_lanes(const BFloat16* rows, int64_t step, const float* lane
     if constexpr (VECTORS > 2) _tile_stored(2, to + 2 * LANES, to_line);
     if constexpr (VECTORS > 3) _tile_stored(3, to + 3 * LANES, to_line);
 }
+#else
+constexpr bool HAS_TILES = false;  // the work is done elsewhere
+
+struct TileRegisters {
+    explicit TileRegisters(bool) {}
+};
+
+#if defined(__AVX512BF16__)
+// The same in registers of sixteen numbers: as many sums at a time as there is room for.
+template <int VECTORS>
+inline void multiply_lanes(const BFloat16* rows, int64_t step, const float* lanes, int64_t width, int64_t depth,
+                           bool more, float* to, int64_t to_step) {
+    constexpr int ROWS = VECTORS == 1 ? 16 : VECTORS == 2 ? 8 : 4;
+    for (int first = 0; first < LANES; first += ROWS, rows += ROWS * step, to += ROWS * to_step) {
+        Floats sums[ROWS][VECTORS] = {};
+        UNROLLED
+        for (int r = 0; r < ROWS; r++) {
+            UNROLLED
+            for (int v = 0; v < VECTORS; v++)
+                if (more) sums[r][v] = load(to + r * to_step + v * LANES);
+        }
+        const float* line = lanes;
+        for (int64_t i = 0; i < depth; i += 2, line += width) {
+            Floats each[VECTORS];
+            UNROLLED
+            for (int v = 0; v < VECTORS; v++) each[v] = load(line + v * LANES);
+            UNROLLED
+            for (int r = 0; r < ROWS; r++) {
+                const float pair = read<float>(rows + r * step + i);
+                UNROLLED
+                for (int v = 0; v < VECTORS; v++) sums[r][v] = add_products<true>(sums[r][v], pair, each[v]);
+            }
+        }
+        UNROLLED
+        for (int r = 0; r < ROWS; r++) {
+            UNROLLED
+            for (int v = 0; v < VECTORS; v++) store(to + r * to_step + v * LANES, sums[r][v]);
+        }
+    }
+}
+#else
+// Templates name it before it is known that none of them will call it.
+template <int VECTORS>
+void multiply_lanes(const BFloat16*, int64_t, const float*, int64_t, int64_t, bool, float*, int64_t);
+#endif
+#endif
 
 // Sixteen pairs of numbers, each rounded.
 inline void store_pairs(BFloat16* to, Floats first, Floats second) {
@@ -153,15 +199,3 @@ inline Floats pair_rows(const BFloat16* from, int64_t step) {
 inline void transpose(const BFloat16* from, int64_t step, BFloat16* to, int64_t to_step) {
     transpose(reinterpret_cast<const float*>(from), step / 2, reinterpret_cast<float*>(to), to_step / 2);
 }
-#else
-constexpr bool HAS_TILES = false;  // the work is done elsewhere
-
-struct TileRegisters {
-    explicit TileRegisters(bool) {}
-};
-
-// Templates name these before it is known that none of them will call them.
-template <int VECTORS>
-void multiply_lanes(const BFloat16*, int64_t, const float*, int64_t, int64_t, bool, float*, int64_t);
-void transpose(const BFloat16*, int64_t, BFloat16*, int64_t);
-#endif
