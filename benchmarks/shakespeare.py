@@ -42,7 +42,7 @@ RECIPES: dict[str, tuple[float, list[str]]] = {
         1.4697,
         [
             *("--batch-size", "8", "--minutes", "10", "--warmup", "0.02", "--beta2", "0.95", "--weight-decay", "0.3"),
-            *("--dtype", "int8", "--compile", "True"),
+            *("--dtype", "int8"),
         ],
     ),
 }

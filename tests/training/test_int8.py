@@ -338,6 +338,7 @@ def test_it_is_refused_where_it_gains_nothing(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(UserError, match="needs a CPU with VNNI"):
             choose_precision("cpu", "int8")
     monkeypatch.setattr(precision, "can_compile", lambda device: False)
+    monkeypatch.setattr(precision, "can_round", lambda: False)
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
         choose_precision("cpu", "int8")
 

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 
+from anyformer.blocks.native.available import can_round
 from anyformer.errors import UserError
 
 _WORTH_IT = 1.5
@@ -150,7 +151,7 @@ def _check_int8(device: torch.device) -> None:
     found = torch.cpu.get_capabilities()
     if not (found.get("avx512_vnni") or found.get("avx_vnni")):
         raise UserError("--dtype int8 needs a CPU with VNNI instructions, and this one has none: leave it out.")
-    if not can_compile(device):
+    if not can_compile(device) and not can_round():
         raise UserError("--dtype int8 needs a C++ compiler, and none was found here: install one, or leave it out.")
 
 
