@@ -2,9 +2,10 @@
 
 CPUs with VNNI but without AMX multiply integers of 8 bits three to five times as fast as float32, and twice as fast as
 bfloat16. So the products of linear layers, and of the vocabulary (see `blocks.vocabulary_loss`), are computed as
-``(a_int @ b_int) * a_scale * b_scale``, where each row of a and each column of b is scaled to -127 ... 127 and rounded: an
-error of about 1 % of a product of numbers that are normally distributed. Nothing that was rounded is kept: weights, their gradients and the optimiser are float32, and what
-is between two products is in the format that the CPU is fast in otherwise.
+``(a_int @ b_int) * a_scale * b_scale``, where each row of a and each column of b is scaled to -127 ... 127 and rounded:
+an error of about 1 % of a product of numbers that are normally distributed. Nothing that was rounded is kept: weights,
+their gradients and the optimiser are float32, and what is between two products is in the format that the CPU is fast in
+otherwise.
 """
 
 from __future__ import annotations
