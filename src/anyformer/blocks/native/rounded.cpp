@@ -1,7 +1,7 @@
 // The product of two matrices of floating numbers by way of 8-bit integers: each row is scaled to -127 ... 127 and rounded.
 //
-// Rounding, adding up and scaling back are one pass each: where whole matrices of 32 bits go through memory between them,
-// that costs half as much as the products (docs/log.md).
+// What is rounded stays in a core's cache until it is multiplied, and sums of 32 bits in registers until they are scaled
+// back: as steps of their own, rounding and scaling cost half as much as the products (docs/log.md).
 #include "table.h"
 #include "team.h"
 #include "vectors.h"
@@ -9,13 +9,13 @@
 namespace {
 
 #if defined(__AVX512VNNI__)
-constexpr int64_t QUAD = 4;               // products that an instruction sums, in each lane
-constexpr int64_t CHUNK = QUAD * LANES;   // depth is made up to a multiple of it
-constexpr int64_t SIDE = 4;               // tiles that a thread rounds at a time, where rows lie in columns
-constexpr int64_t ROWS = 8, TILES = 2;    // that are multiplied at a time: as many sums as there are registers for
-constexpr int64_t CACHED = 1 << 18;       // bytes of the left matrix that stay in a core's cache
-constexpr int64_t DEEP = 1 << 12;         // products that are summed at a time: so both matrices are read in small parts
-constexpr float SMALLEST = 1.17549435e-38f;
+constexpr int64_t QUAD = 4;                  // products that an instruction sums, in each lane
+constexpr int64_t CHUNK = QUAD * LANES;      // depth is made up to a multiple of it
+constexpr int64_t SIDE = 4;                  // tiles that a thread rounds at a time, where rows lie side by side
+constexpr int64_t ROWS = 8, TILES = 2;       // that are multiplied at a time: as many sums as there are registers for
+constexpr int64_t CACHED = 1 << 18;          // bytes of the left matrix that stay in a core's cache
+constexpr int64_t DEEP = 1 << 12;            // depth that is multiplied at a time: so both are read in small parts
+constexpr float SMALLEST = 1.17549435e-38f;  // a scale below it is inexact: what has one counts as 0
 
 int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -35,11 +35,14 @@ struct Bytes {
     float* scales;       // [tiles * 16]
     int32_t* offsets;    // [tiles * 16]: -128 times the sum of a row's bytes; null: bytes are 128 too large
 
-    Bytes(int64_t rows, int64_t depth, bool left, char*& room) : tiles(up(rows, LANES * TILES) / LANES), depth(up(depth, CHUNK)) {
+    // It takes its memory from a room, in whole lines of 64 bytes.
+    Bytes(int64_t rows, int64_t depth, bool left, char*& room)
+        : tiles(up(rows, LANES * TILES) / LANES), depth(up(depth, CHUNK)) {
+        const int64_t count = tiles * LANES;
         bytes = reinterpret_cast<int8_t*>(room);
-        scales = reinterpret_cast<float*>(room + tiles * LANES * this->depth);
-        offsets = left ? reinterpret_cast<int32_t*>(scales + tiles * LANES) : nullptr;
-        room = reinterpret_cast<char*>(scales + tiles * LANES * (left ? 2 : 1));  // tiles come in pairs: 64 bytes stay whole
+        scales = reinterpret_cast<float*>(room + count * this->depth);
+        offsets = left ? reinterpret_cast<int32_t*>(scales + count) : nullptr;
+        room = reinterpret_cast<char*>(scales + count * (left ? 2 : 1));
     }
 
     int8_t* tile(int64_t which) const { return bytes + which * LANES * depth; }
@@ -66,7 +69,12 @@ template <class Number>
 class Rounder {
    public:
     Rounder(const Rounded& from, int64_t rows, int64_t depth, bool dithers, const Bytes& to)
-        : from(static_cast<const Number*>(from.data)), step(from.step), rows(rows), depth(depth), dithers(dithers), to(to) {}
+        : from(static_cast<const Number*>(from.data)),
+          step(from.step),
+          rows(rows),
+          depth(depth),
+          dithers(dithers),
+          to(to) {}
 
     // Sixteen rows, each in one piece.
     void lying(int64_t tile) const {
@@ -127,7 +135,8 @@ class Rounder {
             for (int64_t k = 0; k < CHUNK; k += LANES)
                 store(made + r * CHUNK + k, rounded(row_part<WHOLE>(tile, r, i + k) * inverses[r], dither));
         }
-        transpose(reinterpret_cast<const float*>(made), LANES, reinterpret_cast<float*>(to.tile(tile) + i * LANES), LANES);
+        auto into = reinterpret_cast<float*>(to.tile(tile) + i * LANES);
+        transpose(reinterpret_cast<const float*>(made), LANES, into, LANES);
     }
 
     template <bool WHOLE>
@@ -168,7 +177,7 @@ class Rounder {
         return bits_of<Integers>(x + (to.offsets ? 12582912.0f : 12583040.0f));
     }
 
-    // By what is rounded, so that no place is rounded up in every batch.
+    // By what is rounded: no place is rounded up in every batch.
     static Dither seeded(int64_t tile, Floats scales) {
         Words seed = bits_of<Words>(scales) + uint32_t(tile + 1) * 0x9e3779b9u;
         for (int lane = 0; lane < LANES; lane++) seed[lane] = (seed[lane] + lane) * 0x85ebca6bu | 1;
