@@ -27,8 +27,9 @@ _BYTES = 1 << 28
 _CACHED, _ELSEWHERE = 1 << 20, 1 << 25
 """Logits of which there are float32 ones at a time, on CPUs and on other devices."""
 
-_WORDS, _MORE_WORDS = 1 << 12, 1 << 14
-"""Words whose gradient is made at a time, for it comes in the format of the products and is kept in float32."""
+_WORDS, _ROUNDED_WORDS = 1 << 12, 1 << 14
+"""Words whose gradient is made at a time: for it comes in the format of the products and is kept in float32; and where
+numbers are rounded, for their integers take room as well."""
 
 
 def vocabulary_loss(
@@ -116,8 +117,7 @@ class _VocabularyLoss(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class _Products:
-    """The three products of a loss: ``x @ matrix.T + bias``, ``logits @ matrix``, and ``logits.T @ x``, which is put or
-    added to where it belongs."""
+    """``x @ matrix.T + bias``, ``logits @ matrix``, and ``logits.T @ x``, which is put or added to where it belongs."""
 
     logits: Callable[[Tensor], Tensor]
     grad_x: Callable[[Tensor], Tensor]
@@ -181,6 +181,6 @@ def _outer_products(
 def _rounded_outer_products(
     left: Float[Tensor, "rows vocab"], right: Float[Tensor, "rows d_model"], out: Tensor, *, add: bool
 ) -> None:
-    """The same from rounded numbers; some words at a time, for their integers take room as well."""
-    for words, columns in zip(out.split(_MORE_WORDS), left.split(_MORE_WORDS, dim=1), strict=True):
+    """The same from rounded numbers."""
+    for words, columns in zip(out.split(_ROUNDED_WORDS), left.split(_ROUNDED_WORDS, dim=1), strict=True):
         rounded_product(columns.t(), right.t(), out=words, add=add, dither=True)
