@@ -152,6 +152,17 @@ def test_killed_fifty_times(text: Path, tmp_path: Path, starts: Starts) -> None:
     _survives(text, tmp_path, starts, kills=50, seed=1)
 
 
+def test_killed_before_its_last_words(text: Path, trains: Trains) -> None:
+    run = trains(*FLAGS, "--data", str(text), "--steps", "8")
+    whole = metrics(run)
+    assert "sample" in whole[-2]
+    log = run / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-2]))
+    for _ in range(2):
+        assert train.run(["--resume", str(run)]) == 0
+        assert metrics(run) == whole
+
+
 def test_a_full_disk_keeps_the_last_good_checkpoint(text: Path, tmp_path: Path, starts: Starts) -> None:
     data = ["--data", str(text)]
     _, status = starts(*FLAGS, *data, *_places(tmp_path, "whole"))

@@ -113,16 +113,22 @@ class RunDirectory:
         if self.writes:
             self._replace(self.path / CONFIG, text)
 
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl. Raises UserError when the disk refuses."""
+    def log(self, *records: Mapping[str, Any]) -> None:
+        """Add lines to metrics.jsonl, all of them or none. Raises UserError when the disk refuses."""
         if not self.writes:
             return
         place = self.path / METRICS
         try:
             with place.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, allow_nan=False) + "\n")
+                file.write("".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
         except OSError as error:
             raise UserError(f"{place} can't be written: {error.strerror or error}.") from error
+
+    def says_how_it_ended(self) -> bool:
+        """Whether metrics.jsonl ends with the line that says so."""
+        place = self.path / METRICS
+        lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
+        return bool(lines) and '"state"' in lines[-1] and "state" in json.loads(lines[-1])
 
     def rewind(self, step: int) -> None:
         """Take out of metrics.jsonl what came after a step, for it will come again."""

@@ -110,6 +110,9 @@ class Trainer:
                 with memory_suffices():
                     last = self._train(self._horizon(evaluation_seconds, started), interrupt)
                 if last is None:
+                    # Killed between its last checkpoint and its last words, it has these left to say.
+                    if not self.engine.group.share(self.directory.says_how_it_ended()):
+                        self._conclude(self.start)
                     self._say(f"This run had ended after step {self.start:,}: give more --steps or --minutes.")
                     return 0
                 stopped = self._asked(interrupt)
@@ -131,7 +134,7 @@ class Trainer:
             if stopped:
                 return self._stopped(last, interrupt)
         try:
-            self._conclude(last)
+            self._conclude(last.step)
         except KeyboardInterrupt:
             return self._stopped(last, interrupt)
         return 0
@@ -247,15 +250,15 @@ class Trainer:
             raise DivergedError.after(step, "the weights are no longer finite")
         self._saved = step
 
-    def _sample(self, step: int) -> Sample | None:
-        """What the model has learnt; None on the processes that don't speak."""
+    def _sample(self, step: int, *then: Mapping[str, Any]) -> Sample | None:
+        """What the model has learnt, and what to log after it; None on the processes that don't speak."""
         with self.engine.gathered() as model:
             if model is None:
                 return None
             training = model.training
             sample = take_sample(model, self.prepared)
             model.train(training)
-        self._log({"step": step, "sample": [dataclasses.asdict(passage) for passage in sample.passages]})
+        self._log({"step": step, "sample": [dataclasses.asdict(passage) for passage in sample.passages]}, *then)
         return sample
 
     def _about(self) -> dict[str, Any]:
@@ -271,10 +274,11 @@ class Trainer:
             "engine": str(self.engine),
         }
 
-    def _log(self, record: Mapping[str, Any]) -> None:
-        self.directory.log(record)
+    def _log(self, *records: Mapping[str, Any]) -> None:
+        self.directory.log(*records)
         if self.engine.group.leads:
-            self.trackers.log(record)
+            for record in records:
+                self.trackers.log(record)
 
     def _report(self) -> None:
         if self.engine.group.leads:
@@ -291,9 +295,8 @@ class Trainer:
         self._say(f"next       anyformer train --resume {shlex.quote(str(self.directory.path))}")
         return interrupt.exit_status
 
-    def _conclude(self, last: StepReport) -> None:
-        sample = self._sample(last.step)
-        self._log({"step": last.step, "state": "finished"})
+    def _conclude(self, step: int) -> None:
+        sample = self._sample(step, {"step": step, "state": "finished"})
         self._report()
         if sample is None:
             return
