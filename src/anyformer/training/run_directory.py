@@ -124,11 +124,11 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"{place} can't be written: {error.strerror or error}.") from error
 
-    def says_how_it_ended(self) -> bool:
-        """Whether metrics.jsonl ends with the line that says so."""
+    def finished(self) -> bool:
+        """Whether the last line of metrics.jsonl says so."""
         place = self.path / METRICS
         lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
-        return bool(lines) and '"state"' in lines[-1] and "state" in json.loads(lines[-1])
+        return bool(lines) and json.loads(lines[-1]).get("state") == "finished"
 
     def rewind(self, step: int) -> None:
         """Take out of metrics.jsonl what came after a step, for it will come again."""

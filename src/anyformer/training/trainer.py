@@ -109,20 +109,22 @@ class Trainer:
             try:
                 with memory_suffices():
                     last = self._train(self._horizon(evaluation_seconds, started), interrupt)
+                stopped = last is not None and self._asked(interrupt)
                 if last is None:
-                    # Killed between its last checkpoint and its last words, it has these left to say.
-                    if not self.engine.group.share(self.directory.says_how_it_ended()):
-                        self._conclude(self.start)
                     self._say(f"This run had ended after step {self.start:,}: give more --steps or --minutes.")
-                    return 0
-                stopped = self._asked(interrupt)
-                if not stopped:
-                    after = self._evaluate(last.step, interrupt.asked)
-                    stopped = self._asked(interrupt)
+                    if self.engine.group.share(self.directory.finished()):
+                        return 0
+                    # It was killed between its last checkpoint and its last words.
+                    step, progress = self.start, 1.0
+                else:
+                    step, progress = last.step, last.progress
                     if not stopped:
-                        speed = self.meter.tokens / self.meter.elapsed
-                        self._say(f"after      {self._in_words(after)}; {last.step:,} steps, {speed:,.0f} tokens/s")
-                self._save(last.step)
+                        after = self._evaluate(step, interrupt.asked)
+                        stopped = self._asked(interrupt)
+                        if not stopped:
+                            speed = self.meter.tokens / self.meter.elapsed
+                            self._say(f"after      {self._in_words(after)}; {step:,} steps, {speed:,.0f} tokens/s")
+                    self._save(step)
             except UserError as error:
                 state = "diverged" if isinstance(error, DivergedError) else "stopped"
                 with suppress(UserError):  # a disk that is full for the model is full for them, too
@@ -132,11 +134,11 @@ class Trainer:
                     f"{error} The model in {self.directory.model} is that of step {self._saved}."
                 ) from error
             if stopped:
-                return self._stopped(last, interrupt)
+                return self._stopped(step, progress, interrupt)
         try:
-            self._conclude(last.step)
+            self._conclude(step)
         except KeyboardInterrupt:
-            return self._stopped(last, interrupt)
+            return self._stopped(step, progress, interrupt)
         return 0
 
     def _train(self, horizon: Horizon, interrupt: Interrupt) -> StepReport | None:
@@ -287,10 +289,10 @@ class Trainer:
     def _asked(self, interrupt: Interrupt) -> bool:
         return self.engine.group.any(interrupt.asked())
 
-    def _stopped(self, last: StepReport, interrupt: Interrupt) -> int:
-        self._log({"step": last.step, "state": "stopped"})
+    def _stopped(self, step: int, progress: float, interrupt: Interrupt) -> int:
+        self._log({"step": step, "state": "stopped"})
         self._report()
-        done = f"Stopped after step {last.step:,}, {last.progress:.0%} of the way."
+        done = f"Stopped after step {step:,}, {progress:.0%} of the way."
         self._say(f"{done} The model is in {self.directory.model}.")
         self._say(f"next       anyformer train --resume {shlex.quote(str(self.directory.path))}")
         return interrupt.exit_status

@@ -14,8 +14,6 @@ namespace {
 constexpr int64_t CROWD = 4 * LANES;  // queries that are compared with a key at a time
 constexpr int64_t BLOCK = 2 * CROWD;  // queries that are gathered before keys and values hear of them
 
-int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
-
 // Number i of [.., head_dim] of a text's head.
 BFloat16* at(const Memory& memory, int64_t text, int64_t head, int64_t time) {
     return static_cast<BFloat16*>(memory.data) + text * memory.row + head * memory.head + time * memory.time;

@@ -11,7 +11,9 @@ from anyformer.blocks.products import product_format
 
 
 def can_pair(x: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Attention, activations, norms and the softmax of the loss: for bfloat16, where processors multiply pairs of it.
+    """Whether compiled code computes attention, activations, norms and the softmax of the loss.
+
+    It does in bfloat16, on processors that multiply pairs of such numbers.
 
     Args:
         x: What they are applied to.
@@ -23,14 +25,17 @@ def can_pair(x: Tensor, dtype: torch.dtype | None = None) -> bool:
 
 
 def can_tile(x: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """The gradient of a matrix: the same where processors multiply whole matrices (see wide.h)."""
+    """Whether it computes the gradient of a matrix as well: on processors that multiply whole matrices (see wide.h)."""
     return has_tiles() and can_pair(x, dtype) and _has("wide_rows")
 
 
 # Its answer never changes, and torch.compile would not find it out by itself.
 @torch.compiler.assume_constant_result
 def can_round() -> bool:
-    """Products of 8-bit integers, where processors sum four at a time, and don't multiply whole matrices of them."""
+    """Whether it computes products of 8-bit integers: on processors that sum four at a time, but have no AMX.
+
+    With AMX, which multiplies whole matrices of them, torch's products are faster.
+    """
     return wanted() and not has_tiles() and _has("rounds")
 
 

@@ -12,9 +12,6 @@ namespace {
 #if defined(WITH_TILES)
 constexpr int64_t ROWS = 512, INPUTS = 768, WIDE = 2 * LANES;  // of a block; and what multiply_panels makes at a time
 
-int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // Outputs that a thread takes at a time: far rows are then read in longer pieces, but all threads have enough to do.
 int64_t run_length(const Outer& outer) {
     int64_t length = outer.outputs / (outer.threads * 4) / WIDE * WIDE;

@@ -2,6 +2,7 @@
 //
 // What is rounded stays in a core's cache until it is multiplied, and sums of 32 bits in registers until they are scaled
 // back: as steps of their own, rounding and scaling cost half as much as the products (docs/log.md).
+#include "integers.h"
 #include "table.h"
 #include "team.h"
 #include "vectors.h"
@@ -17,16 +18,8 @@ constexpr int64_t CACHED = 1 << 18;          // bytes of the left matrix that st
 constexpr int64_t DEEP = 1 << 12;            // depth that is multiplied at a time: so both are read in small parts
 constexpr float SMALLEST = 1.17549435e-38f;  // a scale below it is inexact: what has one counts as 0
 
-int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-Integers sizes(Floats x) { return bits_of<Integers>(size_of(x)); }
-Integers most(Integers a, Integers b) {
-    return bits_of<Integers>(_mm512_max_epi32(bits_of<__m512i>(a), bits_of<__m512i>(b)));
-}
-Integers add_quads(Integers total, Integers unsigned_bytes, Integers bytes) {
-    return (Integers)_mm512_dpbusd_epi32((__m512i)total, (__m512i)unsigned_bytes, (__m512i)bytes);
-}
+// The larger of some sizes and those of x, by their bits: so a NaN is the largest of all.
+Integers largest_sizes(Integers sizes, Floats x) { return larger(sizes, bits_of<Integers>(size_of(x))); }
 
 // A matrix as bytes: of a tile of sixteen rows four neighbours each lie together, [tile, depth / 4, 16, 4].
 struct Bytes {
@@ -83,8 +76,8 @@ class Rounder {
             Integers found{};
             int64_t i = 0;
             if (tile * LANES + r < rows)
-                for (; i + LANES <= depth; i += LANES) found = most(found, sizes(load(line(tile, r) + i)));
-            if (i < depth) found = most(found, sizes(row_part<false>(tile, r, i)));
+                for (; i + LANES <= depth; i += LANES) found = largest_sizes(found, load(line(tile, r) + i));
+            if (i < depth) found = largest_sizes(found, row_part<false>(tile, r, i));
             scales[r] = bits_of<float>(largest(found)) / 127.0f;
             inverses[r] = scales[r] < SMALLEST ? 0.0f : 1.0f / scales[r];
         }
@@ -145,7 +138,7 @@ class Rounder {
         Integers found[SIDE] = {};
         for (int64_t k = 0; k < depth; k++) {
             UNROLLED
-            for (int64_t s = 0; s < SIDE; s++) found[s] = most(found[s], sizes(column_part<WHOLE>(k, first + s)));
+            for (int64_t s = 0; s < SIDE; s++) found[s] = largest_sizes(found[s], column_part<WHOLE>(k, first + s));
         }
         Floats scales[SIDE], inverses[SIDE];
         for (int64_t s = 0; s < SIDE; s++) {
@@ -253,7 +246,7 @@ class Multiplier {
             const auto first = read<Integers>(one + k * LANES), second = read<Integers>(two + k * LANES);
             UNROLLED
             for (int r = 0; r < ROWS; r++) {
-                const Integers each = Integers{} + read<int32_t>(x + k * LANES + r * QUAD);
+                const Integers each = four(x + k * LANES + r * QUAD);
                 made[r][0] = add_quads(made[r][0], first, each);
                 made[r][1] = add_quads(made[r][1], second, each);
             }

@@ -13,6 +13,9 @@
 
 constexpr int LANES = 16;
 
+inline int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // Bytes that a register of the processor holds.
 #if defined(__AVX512F__)
 constexpr int REGISTER = 64;
@@ -266,6 +269,9 @@ inline V larger(const V& a, const V& b) {
 // Of the choice, which means the same, GCC makes two instructions.
 inline Floats larger(const Floats& a, const Floats& b) {
     return bits_of<Floats>(_mm512_max_ps(bits_of<__m512>(a), bits_of<__m512>(b)));
+}
+inline Integers larger(const Integers& a, const Integers& b) {
+    return bits_of<Integers>(_mm512_max_epi32(bits_of<__m512i>(a), bits_of<__m512i>(b)));
 }
 inline Floats smaller(const Floats& a, const Floats& b) {
     return bits_of<Floats>(_mm512_min_ps(bits_of<__m512>(a), bits_of<__m512>(b)));
