@@ -1,12 +1,15 @@
-"""Which compiler makes the library."""
+"""How compiled code is made."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import pytest
 
 from anyformer.blocks.native import build
 
+UNITS = sorted(path.stem for path in build._HERE.glob("*.cpp"))
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 
@@ -33,18 +37,22 @@ def test_a_package_may_bring_one(monkeypatch: pytest.MonkeyPatch) -> None:
         build._compiler()
 
 
-USE = """
+USE = f"""
 import torch
 import anyformer as af
-from anyformer.blocks.native.build import library
-from anyformer.generation.step import step_of
+from anyformer.blocks.native.build import Unit
+from anyformer.generation.step import UNIT, step_of
 torch.manual_seed(0)
 model = af.build(af.preset("llama-nano", vocab_size=50, decoder_layers=2)).eval()
 ids = torch.randint(50, (2, 5))
 with torch.inference_mode():
     found = step_of(model, wait=True)(ids, model.make_cache(2, 8))
     torch.testing.assert_close(found, model(ids).logits, atol=1e-4, rtol=1e-4)
-assert library().get() is not None
+assert UNIT.get() is not None
+units = [Unit(name) for name in {UNITS}]
+for unit in units:
+    unit.start()
+assert all(unit.get(wait=True) is not None for unit in units)
 """
 
 
@@ -54,36 +62,60 @@ def test_the_packages_compiler_makes_the_library(tmp_path: Path) -> None:
     nothing = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": str(tmp_path)}
     environment = nothing | {"ANYFORMER_CACHE": str(tmp_path), "HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", USE], check=True, env=environment, timeout=300)
-    assert sorted(path.suffix for path in (tmp_path / "native").iterdir()) == [".lock", ".so"]
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "native").glob("*.so")) == UNITS
+    assert {path.suffix for path in (tmp_path / "native").iterdir()} == {".lock", ".so"}
 
 
 def test_what_an_ended_program_left_behind_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "_run", lambda commands, folder: (folder / "new.so").touch())
-    made = build._build()
+    monkeypatch.setattr(build, "_run", lambda command, folder: (folder / "new.so").touch())
+    made = build._build("product")
     made.unlink()
     left = made.with_suffix(".making")
-    (left / "product.o").mkdir(parents=True)
-    assert build._build() == made
+    left.mkdir(parents=True)
+    (left / "product.o").touch()
+    assert build._build("product") == made
     assert not left.exists()
 
 
-def test_what_can_not_be_compiled_is_told_and_leaves_nothing(
+def test_what_can_not_be_compiled_is_told_once_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "broken.cpp").write_text("int one = 1;\nint two = three;\nint four = 4;\n")
+    (tmp_path / "whole.cpp").write_text('extern "C" __attribute__((visibility("default"))) int five() { return 5; }\n')
+    monkeypatch.setattr(build, "_HERE", tmp_path)
+    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
+    assert build.Unit("broken").get(wait=True) is None
+    assert build.Unit("broken").get(wait=True) is None
+    assert "broken.cpp:2" in caplog.text
+    assert caplog.text.count("three") == 1
+    assert [path.suffix for path in (tmp_path / "native").iterdir()] == [".lock"]
+    made = build.Unit("whole", five=(ctypes.c_int64,)).get(wait=True)
+    assert made is not None
+    assert made.five() == 5
+
+
+def test_many_ask_and_one_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran, run = [], build._run
+
+    def counted(command: Sequence[str], folder: Path) -> None:
+        ran.append(command[-1])
+        run(command, folder)
+
     (tmp_path / "whole.cpp").write_text("int five = 5;\n")
     monkeypatch.setattr(build, "_HERE", tmp_path)
     monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
-    assert build.Library().get(wait=True) is None
-    assert "broken.cpp:2" in caplog.text
-    assert "three" in caplog.text
-    assert [path.suffix for path in (tmp_path / "native").iterdir()] == [".lock"]
+    monkeypatch.setattr(build, "_run", counted)
+    unit = build.Unit("whole")
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(lambda _: unit.start(), range(50)))) == 1
+    assert unit.get(wait=True) is not None
+    assert ran == ["new.o", "new.so"]
 
 
 def test_a_short_program_leaves_a_library(tmp_path: Path) -> None:
     environment = os.environ | {"ANYFORMER_CACHE": str(tmp_path)}
-    use = "from anyformer.blocks.native.build import library; library()"
+    use = "from anyformer.blocks.native.rms_norm import KERNEL; KERNEL.start()"
     subprocess.run([sys.executable, "-c", use], check=True, env=environment, timeout=300)
     assert sorted(path.suffix for path in (tmp_path / "native").iterdir()) == [".lock", ".so"]
 

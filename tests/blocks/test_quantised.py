@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from anyformer.blocks.native.build import SWITCH, library, wanted
+from anyformer.blocks.native.build import SWITCH, wanted
+from anyformer.blocks.native.product import UNIT
 from anyformer.blocks.quantised import (
     ROUNDINGS,
     Quantisation,
@@ -122,7 +123,7 @@ def test_the_layout_is_that_of_gguf(matrix: Tensor) -> None:
 @pytest.fixture(params=["compiled", "torch"], scope="module")
 def compiled(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Whether products are those of compiled code."""
-    if request.param == "compiled" and (not wanted() or library().get(wait=True) is None):
+    if request.param == "compiled" and (not wanted() or UNIT.get(wait=True) is None):
         pytest.skip("needs a compiler")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SWITCH, str(int(request.param == "compiled")))
@@ -182,12 +183,12 @@ def test_layers_multiply_like_their_matrix(
     assert out.dtype == dtype
     assert out.shape == (*batch, rows)
     seen, matrix = x.float(), layer.dequantised(torch.float32)
-    if compiled and 0 < library().get(wait=True).wide_rows() <= x[..., 0].numel():
+    if compiled and 0 < UNIT.get(wait=True).wide_rows() <= x[..., 0].numel():
         seen, matrix = (part.bfloat16().float() for part in (seen, matrix))
     elif compiled:
         seen = _in_8_bits(x)
     bound = 1e-5 if dtype == torch.float32 else 2e-2
-    if compiled and layer.bits == 4 and 0 < library().get(wait=True).byte_rows() <= x[..., 0].numel():
+    if compiled and layer.bits == 4 and 0 < UNIT.get(wait=True).byte_rows() <= x[..., 0].numel():
         matrix, bound = _in_codes(layer.rounded), max(bound, 1e-3)  # where a half is met, a code may be another
     expected = nn.functional.linear(seen, matrix, ordinary.bias)
     assert float((out.float() - expected).norm()) <= bound * float(expected.norm())

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anyformer.blocks.native import rounded
-from anyformer.blocks.native.available import can_round
-from anyformer.blocks.native.rounded import rounded_product
+from anyformer.blocks.native.rounded import can_round, rounded_product
 from anyformer.blocks.vocabulary_loss import vocabulary_loss
 
 pytestmark = pytest.mark.skipif(not can_round(), reason="this processor has no such instructions")

@@ -16,13 +16,13 @@ import anyformer as af
 from anyformer.blocks import vocabulary_loss as loss_module
 from anyformer.blocks.feedforward import ACTIVATIONS, COMPILED, FeedForward
 from anyformer.blocks.mask import Mask
-from anyformer.blocks.native.activate import activated
-from anyformer.blocks.native.attention import attention, can_attend
-from anyformer.blocks.native.available import can_pair, can_tile
-from anyformer.blocks.native.build import SWITCH, has_pairs, has_tiles, library
-from anyformer.blocks.native.cross_entropy import cross_entropy_
-from anyformer.blocks.native.outer import outer_products
-from anyformer.blocks.native.rms_norm import rms_norm
+from anyformer.blocks.native import activate, attention, cross_entropy, outer, rms_norm
+from anyformer.blocks.native.activate import activated, can_activate
+from anyformer.blocks.native.attention import can_attend
+from anyformer.blocks.native.build import SWITCH, has_pairs, has_tiles
+from anyformer.blocks.native.cross_entropy import can_soften, cross_entropy_
+from anyformer.blocks.native.outer import can_sum, outer_products
+from anyformer.blocks.native.rms_norm import can_normalise
 from anyformer.config import FeedForwardConfig
 from anyformer.training.linear import use_fastest
 from anyformer.training.precision import Precision
@@ -37,7 +37,10 @@ ROUNDING = 2**-7
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled() -> None:
-    assert library().get(wait=True) is not None
+    kernels = [activate, attention, cross_entropy, rms_norm, *([outer] if has_tiles() else [])]
+    for kernel in kernels:
+        kernel.KERNEL.start()
+    assert all(kernel.KERNEL.works() for kernel in kernels)
 
 
 def near(ours: Tensor, exact: Tensor, bound: float = ROUNDING) -> None:
@@ -87,7 +90,7 @@ def test_attention(
         return Mask(scores if kind == "hidden" else bias, causal=kind == "causal")
 
     def ours(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-        return attention(query, key, value, scale, mask(bias))
+        return attention.attention(query, key, value, scale, mask(bias))
 
     def exact(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
         of_each = [part.float().repeat_interleave(group, dim=1) for part in (key, value)]
@@ -180,7 +183,7 @@ def test_softened_logits(rows: int, vocab: int, smoothing: float, seed: int) -> 
 def test_rms_norm(shape: tuple[int, ...], seed: int) -> None:
     torch.manual_seed(seed)
     operands, grad = [torch.randn(*shape), torch.randn(shape[-1])], torch.randn(*shape)
-    ours = with_gradients(lambda x, weight: rms_norm(x, weight, 1e-5), operands, grad)
+    ours = with_gradients(lambda x, weight: rms_norm.rms_norm(x, weight, 1e-5), operands, grad)
     exact = with_gradients(lambda x, weight: F.rms_norm(x, weight.shape, weight, 1e-5), operands, grad)
     for mine, theirs in zip(ours, exact, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
@@ -189,7 +192,7 @@ def test_rms_norm(shape: tuple[int, ...], seed: int) -> None:
 def test_rms_norm_of_narrow_numbers() -> None:
     torch.manual_seed(0)
     operands, grad = [torch.randn(5, 37).to(BF16), torch.randn(37).to(BF16)], torch.randn(5, 37)
-    ours = with_gradients(lambda x, weight: rms_norm(x, weight, 1e-5), operands, grad)
+    ours = with_gradients(lambda x, weight: rms_norm.rms_norm(x, weight, 1e-5), operands, grad)
     exact = with_gradients(lambda x, weight: F.rms_norm(x, weight.shape, weight, 1e-5), operands, grad)
     for mine, theirs in zip(ours, exact, strict=True):
         assert mine.dtype == theirs.dtype == BF16
@@ -212,7 +215,7 @@ def test_who_sees_nothing_gets_nothing() -> None:
     visible = torch.ones(2, 1, 5, 5, dtype=torch.bool)
     visible[1, 0, 2] = False
     grad = torch.randn(2, 2, 5, 16)
-    out, *grads = with_gradients(lambda *parts: attention(*parts, 0.3, Mask(visible)), operands, grad)
+    out, *grads = with_gradients(lambda *parts: attention.attention(*parts, 0.3, Mask(visible)), operands, grad)
     assert not out[1, :, 2].any()
     assert not grads[0][1, :, 2].any()
     assert all(bool(part.isfinite().all()) for part in (out, *grads))
@@ -273,7 +276,7 @@ def test_activations_notice_what_is_no_number(name: str) -> None:
 def test_what_is_no_number_is_noticed(wrong: float) -> None:
     x = torch.randn(2, 2, 40, 16).to(BF16)
     x[1, 1, 7, 3] = wrong
-    assert not bool(attention(x, x, x, 0.3, Mask())[1, 1, 7].isfinite().all())
+    assert not bool(attention.attention(x, x, x, 0.3, Mask())[1, 1, 7].isfinite().all())
     logits = torch.randn(3, 50).to(BF16)
     logits[1, 20] = wrong
     losses = cross_entropy_(logits, torch.zeros(3, 1, dtype=torch.int64), 0.0, 1.0)
@@ -363,15 +366,21 @@ def test_the_widest_tensor_of_a_block_is_not_kept() -> None:
 
 def test_it_is_for_bfloat16_and_for_masks_that_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 4, 8, 16)
-    assert not can_pair(x)
-    assert can_pair(x.to(BF16))
-    assert can_tile(x.to(BF16)) == has_tiles()
+    assert not can_normalise(x)
+    assert can_normalise(x.to(BF16))
+    assert not can_soften(x, torch.float32)
+    assert can_soften(x, BF16)
+    assert can_sum(x.to(BF16)) == has_tiles()
     with torch.autocast("cpu", dtype=BF16):
-        assert can_pair(x)
+        assert can_normalise(x)
+        assert can_activate(x.to(BF16), None)
+        assert not can_activate(x.to(BF16), x)
         assert can_attend(x, Mask(torch.zeros(1, 4, 8, 8, requires_grad=True)))
         assert not can_attend(x, Mask(torch.zeros(1, 1, 8, 8, requires_grad=True)))
         monkeypatch.setenv(SWITCH, "0")
-        assert not can_pair(x)
+        assert not can_normalise(x)
+        assert not can_attend(x, Mask())
+        assert not can_soften(x, BF16)
 
 
 def test_logits_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor
 from anyformer.blocks.cache import KeyValueCache
 from anyformer.blocks.feedforward import ACTIVATIONS
 from anyformer.blocks.native import table
-from anyformer.blocks.native.build import library
 from anyformer.generation import step as steps
 from anyformer.generation.native import NativeDecoder
 from anyformer.generation.step import step_of
@@ -30,7 +29,7 @@ NEW = [1, 2, 9, 1, 3]
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled() -> None:
-    assert library().get(wait=True) is not None
+    assert steps.UNIT.get(wait=True) is not None
 
 
 def read(model: Transformer, texts: list[list[int]], side: str) -> tuple[KeyValueCache, Tensor]:

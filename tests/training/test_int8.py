@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import anyformer as af
 from anyformer.blocks.native import rounded
-from anyformer.blocks.native.available import can_round
+from anyformer.blocks.native.rounded import can_round
 from anyformer.data.objectives import Batch
 from anyformer.errors import UserError
 from anyformer.training import int8, precision

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn, ones, promote_types, zeros
 
-from anyformer.blocks.native.available import can_pair
-from anyformer.blocks.native.rms_norm import rms_norm
+from anyformer.blocks.native.rms_norm import can_normalise, rms_norm
 
 
 class LayerNorm(nn.Module):
@@ -37,7 +36,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Normalise over the last dimension."""
-        if self.training and x.requires_grad and can_pair(x):
+        if self.training and x.requires_grad and can_normalise(x):
             return rms_norm(x, self.weight, self.eps)
         # Heads of queries and keys can be narrower than the weight; torch is slow at such a mixture, and warns of it.
         wide = x.to(promote_types(x.dtype, self.weight.dtype))

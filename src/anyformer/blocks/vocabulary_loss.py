@@ -15,10 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from anyformer.blocks.native.available import can_pair, can_round, can_tile
-from anyformer.blocks.native.cross_entropy import cross_entropy_
-from anyformer.blocks.native.outer import outer_products
-from anyformer.blocks.native.rounded import rounded_product, worth_rounding
+from anyformer.blocks.native.cross_entropy import can_soften, cross_entropy_
+from anyformer.blocks.native.outer import can_sum, outer_products
+from anyformer.blocks.native.rounded import can_round, rounded_product, worth_rounding
 from anyformer.blocks.products import product_format
 
 _BYTES = 1 << 28
@@ -76,7 +75,7 @@ class _VocabularyLoss(torch.autograd.Function):
     ) -> Tensor:
         count, vocab = len(targets), len(matrix)
         wants_x, wants_matrix, wants_bias = ctx.needs_input_grad[:3]  # pyright: ignore[reportAttributeAccessIssue]
-        products = _rounded(matrix, bias, dtype) if rounds else _exact(matrix, bias, dtype, can_tile(x, dtype))
+        products = _rounded(matrix, bias, dtype) if rounds else _exact(matrix, bias, dtype, can_sum(x, dtype))
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if wants_x else None
         grad_matrix = torch.empty(matrix.shape, device=x.device) if wants_matrix else None
@@ -87,7 +86,7 @@ class _VocabularyLoss(torch.autograd.Function):
         late = 1 / max(count, 1) if dtype == torch.float16 else 1.0
         soon = 1 / max(count, 1) / late
         rows = max(1, -(-len(x) // max(1, -(-len(x) * vocab * dtype.itemsize // _BYTES))))
-        lose = cross_entropy_ if can_pair(x, dtype) else _cross_entropy_
+        lose = cross_entropy_ if can_soften(x, dtype) else _cross_entropy_
         for start in range(0, len(x), rows):
             piece, right = x[start : start + rows].to(dtype), targets[start : start + rows, None]
             logits = products.logits(piece)

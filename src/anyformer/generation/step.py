@@ -5,6 +5,7 @@ nothing of its own; otherwise, and until the compiler is done, it is the model i
 """
 
 import ctypes
+from ctypes import c_int64, c_void_p
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,12 +14,19 @@ from torch import Tensor
 
 from anyformer.blocks.cache import KeyValueCache
 from anyformer.blocks.native import table
-from anyformer.blocks.native.build import library, wanted
+from anyformer.blocks.native.build import Unit, wanted
 from anyformer.generation.inference import device_of
 from anyformer.generation.native import InexpressibleError, NativeDecoder, memories
 from anyformer.generation.writing import all_scores
 from anyformer.model import Transformer
 from anyformer.quantising import bits_of
+
+UNIT = Unit(
+    "step",
+    tiles=(c_int64,),
+    bytes=(c_int64, c_void_p, c_int64, c_int64, c_int64),
+    step=(None, c_void_p, c_void_p, c_int64),
+)
 
 _WIDEST = 32
 """Rows up to which the compiled step is faster with weights in floating point, where it multiplies row by row: it reads
@@ -65,10 +73,10 @@ def step_of(model: Transformer, *, wait: bool = False) -> Step:
         native = _NativeStep(model)
     except InexpressibleError:
         return plain
-    library().get(wait=wait)
+    UNIT.get(wait=wait)
 
     def step(tokens: Tensor, cache: KeyValueCache, *, mask: Tensor | None = None, last_only: bool = False) -> Tensor:
-        compiled = library().get()
+        compiled = UNIT.get()
         if compiled is None or not (tokens.numel() <= _WIDEST or native.is_made_for_many(compiled)):
             return plain(tokens, cache, mask=mask, last_only=last_only)
         if torch.is_grad_enabled() or model.training or torch.is_autocast_enabled("cpu"):
@@ -105,7 +113,7 @@ class _NativeStep:
 
     def is_made_for_many(self, compiled: Any) -> bool:
         """Whether the compiled code multiplies many rows faster than torch."""
-        return self._integers or (self._decoder.dtype == torch.bfloat16 and compiled.wide_rows() > 0)
+        return self._integers or (self._decoder.dtype == torch.bfloat16 and compiled.tiles() > 0)
 
     def knows(self, cache: KeyValueCache, new: int) -> bool:
         """Whether this cache, so many tokens longer, is one that the compiled code can read."""
@@ -138,7 +146,7 @@ class _NativeStep:
         layers = memories(cache)
         longest = max(cache.length, 0 if source is None else source.keys.shape[2])
         threads = torch.get_num_threads()
-        needed: int = compiled.workspace_bytes(decoder.address, batch * new, longest, threads)
+        needed: int = compiled.bytes(decoder.address, batch * new, longest, threads)
         if self._workspace.numel() < needed:
             self._workspace = torch.empty(needed, dtype=torch.uint8)
         described = table.Batch(

@@ -20,8 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from anyformer.blocks.native.available import can_round
-from anyformer.blocks.native.rounded import LARGEST, rounded_product, worth_rounding
+from anyformer.blocks.native.rounded import LARGEST, can_round, rounded_product, worth_rounding
 
 _SMALLEST = torch.finfo(torch.float32).tiny
 """A scale below it is inexact: what has one counts as 0."""

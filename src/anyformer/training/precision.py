@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 
-from anyformer.blocks.native.available import can_round
+from anyformer.blocks.native.rounded import can_round
 from anyformer.errors import UserError
 
 _WORTH_IT = 1.5

@@ -19,6 +19,7 @@ from anyformer.training.config_file import to_yaml
 from anyformer.training.engines.base import Plan
 from anyformer.training.engines.group import Group, join, started_by_launcher
 from anyformer.training.engines.registry import make_engine
+from anyformer.training.kernels import make_ready
 from anyformer.training.memory import memory_suffices
 from anyformer.training.optimizer import make_optimizer, supports_sharded
 from anyformer.training.precision import Precision, choose_compilation, choose_precision
@@ -26,7 +27,6 @@ from anyformer.training.prepare import Prepared, keep_standard_input, prepare
 from anyformer.training.progress import say
 from anyformer.training.resume import check as check_unchanged
 from anyformer.training.run_directory import RunDirectory
-from anyformer.training.tiled import make_ready
 from anyformer.training.tracking import Trackers
 from anyformer.training.tracking import check as check_trackers
 from anyformer.training.trainer import Trainer

@@ -15,17 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from anyformer.blocks.native.available import can_tile
-from anyformer.blocks.native.build import has_pairs, library, wanted
-from anyformer.blocks.native.outer import outer_products
-from anyformer.training.precision import Precision
-
-
-def make_ready(precision: Precision) -> None:
-    """Start the compiler, if its code will be wanted: it is done before the first step."""
-    computes = precision.int8 or (precision.dtype == torch.bfloat16 and has_pairs())
-    if precision.device.type == "cpu" and computes and wanted():
-        library()
+from anyformer.blocks.native.outer import can_sum, outer_products
 
 
 class TiledLinear(nn.Linear):
@@ -35,7 +25,7 @@ class TiledLinear(nn.Linear):
         self, x: Float[Tensor, "*batch inputs"]
     ) -> Float[Tensor, "*batch outputs"]:
         """``x @ weight.T + bias``."""
-        if self.training and torch.is_grad_enabled() and self.weight.requires_grad and can_tile(x):
+        if self.training and torch.is_grad_enabled() and self.weight.requires_grad and can_sum(x):
             with torch.autocast("cpu", enabled=False):
                 made: Tensor = _Linear.apply(_narrow(x), self.weight, self.bias)  # pyright: ignore[reportAssignmentType]
             return made.view(*x.shape[:-1], self.out_features)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +11,14 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from anyformer.blocks.native import table
-from anyformer.blocks.native.available import can_pair
-from anyformer.blocks.native.build import library
+from anyformer.blocks.native.kernel import Kernel, can_pair
+
+KERNEL = Kernel("activate")
 
 
 def can_activate(x: Tensor, factor: Tensor | None) -> bool:
     """Whether `activated` is there for these; it waits for the compiler."""
-    return all(part is None or part.dtype == torch.bfloat16 for part in (x, factor)) and can_pair(x)
+    return all(part is None or part.dtype == torch.bfloat16 for part in (x, factor)) and can_pair(x) and KERNEL.works()
 
 
 def activated(
@@ -91,5 +91,4 @@ def _activate(kind: int, **parts: Tensor | None) -> None:
     x = parts["x"]
     assert x is not None
     described = table.Activate(kind=kind, count=x.numel(), threads=torch.get_num_threads(), **places)
-    compiled: Any = library().get(wait=True)
-    compiled.activate_all(ctypes.addressof(described))
+    KERNEL.run(described)

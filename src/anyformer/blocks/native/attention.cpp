@@ -324,7 +324,10 @@ class Looker {
 
 extern "C" {
 
-__attribute__((visibility("default"))) int64_t attention_bytes(const TrainedAttention* look) {
+// Whether this processor has the instructions; else nothing happens.
+EXPORTED int64_t works() { return HAS_PAIRS; }
+
+EXPORTED int64_t bytes(const TrainedAttention* look) {
 #if defined(__AVX512BF16__)
     return look->threads * Looker::bytes(*look);
 #else
@@ -332,8 +335,8 @@ __attribute__((visibility("default"))) int64_t attention_bytes(const TrainedAtte
 #endif
 }
 
-// Forward, or backward if there is a gradient. Where pairs() is 0 nothing happens.
-__attribute__((visibility("default"))) void attention(const TrainedAttention* look, void* workspace) {
+// Forward, or backward if there is a gradient.
+EXPORTED void run(const TrainedAttention* look, void* workspace) {
 #if defined(__AVX512BF16__)
     together(look->threads, [&](Team team) {
         TileRegisters registers(true);

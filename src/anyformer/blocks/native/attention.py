@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -12,8 +11,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from anyformer.blocks.mask import Mask
 from anyformer.blocks.native import table
-from anyformer.blocks.native.available import can_pair
-from anyformer.blocks.native.build import library
+from anyformer.blocks.native.kernel import Kernel, can_pair
+
+KERNEL = Kernel("attention")
 
 _BLOCK = 128
 """Queries that compiled code looks at together: rows of a bias have room for whole blocks."""
@@ -24,7 +24,7 @@ def can_attend(query: Tensor, mask: Mask) -> bool:
     bias = mask.scores
     if bias is not None and bias.requires_grad and bias.shape[1:3] != query.shape[1:3]:
         return False
-    return can_pair(query)
+    return can_pair(query) and KERNEL.works()
 
 
 def attention(
@@ -120,6 +120,4 @@ def _run(levels: Tensor, scale: float, causal: bool, **parts: Tensor) -> None:
         scale=scale,
         threads=torch.get_num_threads(),
     )
-    compiled: Any = library().get(wait=True)
-    workspace = torch.empty(compiled.attention_bytes(ctypes.addressof(described)), dtype=torch.uint8)
-    compiled.attention(ctypes.addressof(described), workspace.data_ptr())
+    KERNEL.run(described)

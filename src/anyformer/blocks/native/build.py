@@ -1,8 +1,9 @@
-"""The compiled library: made by the system's C++ compiler on first use, and kept for every later one.
+"""Units of compiled code: made by the system's C++ compiler on first use, and kept for every later one.
 
-A library is keyed by its source, the compiler and the processor, made beside its place and renamed into it. Programs
-that want it at the same time wait for the one that makes it. Making it takes some seconds, in the background; a program
-that is done earlier waits for it at its end, so that the next one has it.
+Each .cpp file here is a library of its own, so that nobody waits for code that he doesn't want. It is keyed by its
+source, the compiler and the processor, made beside its place and renamed into it. Programs that want it at the same
+time wait for the one that makes it. Making it takes a second or a few, in the background; a program that is done
+earlier waits for it at its end, so that the next one has it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from ctypes import c_int64, c_void_p
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,40 +36,65 @@ _FLAGS = [
 _ZIG = [sys.executable, "-m", "ziglang", "c++"]
 SWITCH = "ANYFORMER_NATIVE"
 """An environment variable. Set to 0, it leaves all work to torch. The rest is for tests: set to `emulated`, it has
-AVX-512 do the work of AMX, and set to one of `LESSER`, the library is made as for that processor."""
+AVX-512 do the work of AMX, and set to one of `LESSER`, they are made as for that processor."""
 LESSER = ("x86-64", "x86-64-v3")
 """Processors without vectors of more than 16 bytes, and with AVX2 alone."""
 
 
-class Library:
-    """What will be the compiled library, once the compiler is done."""
+Function = tuple[type[c_int64] | None, *tuple[type[c_int64 | c_void_p], ...]]
+"""What a function of C++ returns, and what it takes."""
 
-    def __init__(self) -> None:
+
+class Unit:
+    """A file of C++ and its functions, once the compiler is done."""
+
+    def __init__(self, name: str, **functions: Function) -> None:
+        """Nothing is compiled yet.
+
+        Args:
+            name: The file's, without .cpp.
+            functions: Those that it gives away.
+        """
+        self._name = name
+        self._functions = functions
         self._loaded: ctypes.CDLL | None = None
-        self._worker = threading.Thread(target=self._make, name="compiler")
-        self._worker.start()
+        self._worker: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def start(self) -> threading.Thread:
+        """Begin to make it, if nobody has."""
+        with self._starting:
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._make, name=f"compiler of {self._name}")
+                self._worker.start()
+        return self._worker
 
     def get(self, *, wait: bool = False) -> ctypes.CDLL | None:
-        """The library; None while it is being made (unless one waits for it), and where it can't be made."""
+        """The functions; None while they are being made (unless one waits for them), and where they can't be made."""
+        worker = self.start()
         if wait:
-            self._worker.join()
+            worker.join()
         return self._loaded
 
     def _make(self) -> None:
         try:
-            self._loaded = _load(_build())
+            made = ctypes.CDLL(str(_build(self._name)))
+            for name, (result, *arguments) in self._functions.items():
+                function = getattr(made, name)
+                function.restype, function.argtypes = result, arguments
+            self._loaded = made
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-            _log.warning("decoding runs on torch alone, at a part of its speed: %s", _reason(error))
+            _warn(_reason(error))
 
 
 @cache
-def library() -> Library:
-    """The library of this process, whose making starts with the first call."""
-    return Library()
+def _warn(reason: str) -> None:
+    """Once for all units: they fail alike, as a rule."""
+    _log.warning("torch alone computes what compiled code would, at a part of its speed: %s", reason)
 
 
 def wanted() -> bool:
-    """Whether the library is to be used at all."""
+    """Whether compiled code is to be used at all."""
     return os.environ.get(SWITCH, "1") != "0"
 
 
@@ -87,49 +114,43 @@ def _emulates() -> bool:
     return os.environ.get(SWITCH) == "emulated" and "avx512_bf16" in _processor().split()
 
 
-def _build() -> Path:
+def _build(name: str) -> Path:
+    """The library of a unit."""
     compiler = _compiler()
-    sources = sorted([*_HERE.glob("*.h"), *_HERE.glob("*.cpp")])
-    linked = ["-shared", _openmp()]
-    if compiler == _ZIG:
-        # It would compile the standard libraries first, for a minute, and the objects call none of their functions.
-        linked.append("-nostdlib")
+    unit = _HERE / f"{name}.cpp"
     asked = os.environ.get(SWITCH)
     flags = [f"-march={asked if asked in LESSER else 'native'}", *_FLAGS]
+    linked = ["-shared", _openmp()]
+    if compiler == _ZIG:
+        # It would compile the standard libraries first, for a minute, and the units call none of their functions.
+        linked.append("-nostdlib")
     if _emulates():
         flags.append("-DEMULATED_TILES")
-    facts = [_version(compiler), platform.machine(), _processor(), *flags, *linked]
-    facts += [path.read_text() for path in sources]
-    name = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
+    facts = [_version(tuple(compiler)), platform.machine(), _processor(), *flags, *linked]
+    facts += [path.read_text() for path in (unit, *sorted(_HERE.glob("*.h")))]
     folder = _folder()
-    made = folder / f"{name}.so"
+    made = folder / f"{name}-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:24]}.so"
     if made.exists():
         return made
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{name}.lock"):
+    with FileLock(made.with_suffix(".lock")):
         if not made.exists():
-            beside = folder / f"{name}.making"
+            beside = made.with_suffix(".making")
             # A program that was killed while its compiler was at work has left one behind.
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir()
-            units = [path for path in sources if path.suffix == ".cpp"]
             try:
-                _run([[*compiler, "-c", str(unit), *flags] for unit in units], beside)
-                _run([[*compiler, *(f"{unit.stem}.o" for unit in units), *linked, "-o", "new.so"]], beside)
+                _run([*compiler, "-c", str(unit), *flags, "-o", "new.o"], beside)
+                _run([*compiler, "new.o", *linked, "-o", "new.so"], beside)
                 (beside / "new.so").rename(made)
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
     return made
 
 
-def _run(commands: Sequence[Sequence[str]], folder: Path) -> None:
-    """All of them side by side."""
-    pipe, joined = subprocess.PIPE, subprocess.STDOUT
-    started = [subprocess.Popen(each, cwd=folder, stdout=pipe, stderr=joined, errors="replace") for each in commands]
-    said = [process.communicate()[0] for process in started]
-    for process, text in zip(started, said, strict=True):
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, process.args, stderr=text)
+def _run(command: Sequence[str], folder: Path) -> None:
+    joined = subprocess.STDOUT
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, stderr=joined, text=True, errors="replace")
 
 
 def _compiler() -> list[str]:
@@ -148,7 +169,8 @@ def _openmp() -> str:
     return str(found[0]) if found else "-fopenmp"
 
 
-def _version(compiler: Sequence[str]) -> str:
+@cache
+def _version(compiler: tuple[str, ...]) -> str:
     return subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
 
 
@@ -167,35 +189,7 @@ def _folder() -> Path:
     return base / "native"
 
 
-def _load(path: Path) -> ctypes.CDLL:
-    made = ctypes.CDLL(str(path))
-    made.workspace_bytes.restype = ctypes.c_int64
-    made.workspace_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]
-    made.step.restype = None
-    made.step.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    for alone in (made.activate_all, made.cross_entropy, made.rms_norm):
-        alone.restype = None
-        alone.argtypes = [ctypes.c_void_p]
-    for size, work in (
-        (made.outer_bytes, made.outer),
-        (made.attention_bytes, made.attention),
-        (made.rounded_bytes, made.rounded_product),
-    ):
-        size.restype = ctypes.c_int64
-        size.argtypes = [ctypes.c_void_p]
-        work.restype = None
-        work.argtypes = [ctypes.c_void_p] * 2
-    for fact in (made.wide_rows, made.byte_rows, made.pairs, made.rounds):
-        fact.restype = ctypes.c_int64
-        fact.argtypes = []
-    made.product_bytes.restype = ctypes.c_int64
-    made.product_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-    made.product.restype = None
-    made.product.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int64, *[ctypes.c_void_p] * 2, ctypes.c_int64]
-    return made
-
-
 def _reason(error: Exception) -> str:
     """In a line: a compiler's first error, or the last that was said."""
-    lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+    lines = str(getattr(error, "stdout", None) or error).strip().splitlines()
     return next((line for line in lines if "error" in line), lines[-1] if lines else type(error).__name__)

@@ -41,13 +41,19 @@ float soften(BFloat16* row, int64_t target, const CrossEntropy& s, float* scratc
     return loss;
 }
 
+// Numbers of a thread's memory, in whole vectors.
+int64_t room(const CrossEntropy& s) { return (s.vocab + LANES - 1) / LANES * LANES; }
+
 }  // namespace
 
 extern "C" {
 
-__attribute__((visibility("default"))) void cross_entropy(const CrossEntropy* s) {
+EXPORTED int64_t works() { return 1; }
+EXPORTED int64_t bytes(const CrossEntropy* s) { return s->threads * room(*s) * sizeof(float); }
+
+EXPORTED void run(const CrossEntropy* s, void* workspace) {
     together(s->threads, [&](Team team) {
-        float* scratch = s->scratch + team.me * ((s->vocab + LANES) / LANES * LANES);
+        float* scratch = static_cast<float*>(workspace) + team.me * room(*s);
         team.share((s->rows + ROWS - 1) / ROWS, [&](int64_t run) {
             for (int64_t row = run * ROWS; row < s->rows && row < (run + 1) * ROWS; row++)
                 s->losses[row] =

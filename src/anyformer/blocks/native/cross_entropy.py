@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-from typing import Any
-
 import torch
 from jaxtyping import BFloat16, Float, Int
 from torch import Tensor
 
 from anyformer.blocks.native import table
-from anyformer.blocks.native.build import library
+from anyformer.blocks.native.kernel import Kernel, can_pair
 
-_LANES = 16
+KERNEL = Kernel("cross_entropy")
+
+
+def can_soften(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `cross_entropy_` is there for logits of this in a format; it waits for the compiler."""
+    return can_pair(x, dtype) and KERNEL.works()
 
 
 def cross_entropy_(
@@ -24,21 +26,19 @@ def cross_entropy_(
         IndexError: A target is no word.
     """
     rows, vocab = logits.shape
-    threads, targets = torch.get_num_threads(), targets.long().contiguous()
+    targets = targets.long().contiguous()
     if rows and (targets.min() < 0 or targets.max() >= vocab):
         raise IndexError(f"targets lie in [{targets.min()}, {targets.max()}], but there are {vocab} words")
-    losses, scratch = torch.empty(rows), torch.empty(threads, vocab + _LANES)
+    losses = torch.empty(rows)
     described = table.CrossEntropy(
         logits=logits.data_ptr(),
         targets=targets.data_ptr(),
         losses=losses.data_ptr(),
-        scratch=scratch.data_ptr(),
         rows=rows,
         vocab=vocab,
         smoothing=smoothing,
         factor=factor,
-        threads=threads,
+        threads=torch.get_num_threads(),
     )
-    compiled: Any = library().get(wait=True)
-    compiled.cross_entropy(ctypes.addressof(described))
+    KERNEL.run(described)
     return losses

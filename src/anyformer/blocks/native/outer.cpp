@@ -133,7 +133,10 @@ class Adder {
 
 extern "C" {
 
-__attribute__((visibility("default"))) int64_t outer_bytes(const Outer* outer) {
+// Whether this processor has the instructions; else nothing happens.
+EXPORTED int64_t works() { return HAS_TILES; }
+
+EXPORTED int64_t bytes(const Outer* outer) {
 #if defined(WITH_TILES)
     Meeting nobody;
     return Adder::bytes(*outer, Team(nobody, int(outer->threads), int(outer->threads)));
@@ -142,8 +145,7 @@ __attribute__((visibility("default"))) int64_t outer_bytes(const Outer* outer) {
 #endif
 }
 
-// Where wide_rows() is 0 nothing happens.
-__attribute__((visibility("default"))) void outer(const Outer* outer, void* workspace) {
+EXPORTED void run(const Outer* outer, void* workspace) {
 #if defined(WITH_TILES)
     together(outer->threads, [&](Team team) {
         TileRegisters registers(true);

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
-from typing import Any
-
 import torch
 from jaxtyping import BFloat16, Float
 from torch import Tensor
 
 from anyformer.blocks.native import table
-from anyformer.blocks.native.build import library
+from anyformer.blocks.native.build import has_tiles
+from anyformer.blocks.native.kernel import Kernel, can_pair
+
+KERNEL = Kernel("outer")
+
+
+def can_sum(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether `outer_products` is there for gradients of what this met, in a format or in that of its products."""
+    return has_tiles() and can_pair(x, dtype) and KERNEL.works()
 
 
 def outer_products(
@@ -50,7 +55,5 @@ def outer_products(
         add=int(add),
         threads=torch.get_num_threads(),
     )
-    compiled: Any = library().get(wait=True)
-    workspace = torch.empty(compiled.outer_bytes(ctypes.addressof(described)), dtype=torch.uint8)
-    compiled.outer(ctypes.addressof(described), workspace.data_ptr())
+    KERNEL.run(described)
     return out

@@ -6,22 +6,17 @@
 extern "C" {
 
 // From how many rows on weights of integers and bfloat16 numbers are multiplied as wide.h does; 0: never.
-__attribute__((visibility("default"))) int64_t wide_rows() { return HAS_TILES ? MANY : 0; }
+EXPORTED int64_t wide_rows() { return HAS_TILES ? MANY : 0; }
 
 // The same of those of 4 bits that are made bytes.
-__attribute__((visibility("default"))) int64_t byte_rows() { return bytewise(MANY) ? MANY : 0; }
+EXPORTED int64_t byte_rows() { return bytewise(MANY) ? MANY : 0; }
 
-// Whether pairs of bfloat16 numbers are multiplied at once.
-__attribute__((visibility("default"))) int64_t pairs() { return HAS_PAIRS; }
-
-__attribute__((visibility("default"))) int64_t product_bytes(const Matrix* matrix, int64_t rows,
-                                                             int64_t threads) {
+EXPORTED int64_t bytes(const Matrix* matrix, int64_t rows, int64_t threads) {
     return Inputs::size(rows, matrix->inputs) + threads * Inputs::own_size(rows, matrix->inputs);
 }
 
 // y [rows, outputs] = x [rows, inputs] W^T + bias
-__attribute__((visibility("default"))) void product(const Matrix* matrix, const float* x, int64_t rows, float* y,
-                                                    void* workspace, int64_t threads) {
+EXPORTED void multiply_all(const Matrix* matrix, const float* x, int64_t rows, float* y, void* workspace, int64_t threads) {
     // Waking a thread takes as long as some hundred thousand products.
     if (rows * matrix->inputs * matrix->outputs < (1 << 18)) threads = 1;
     together(threads, [&](Team team) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from ctypes import c_int64, c_void_p
 from typing import Any
 
 import torch
@@ -10,31 +11,39 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.blocks.native import table
-from anyformer.blocks.native.build import library, wanted
+from anyformer.blocks.native.build import Unit, wanted
 from anyformer.blocks.rounding import GROUP
 from anyformer.blocks.tiling import Tiles
+
+UNIT = Unit(
+    "product",
+    wide_rows=(c_int64,),
+    byte_rows=(c_int64,),
+    bytes=(c_int64, c_void_p, c_int64, c_int64),
+    multiply_all=(None, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64),
+)
 
 
 def can_multiply(x: Tensor) -> bool:
     """Whether `multiply` may be used here; it waits for the compiler, for torch would take far longer meanwhile."""
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
         return False
-    return x.device.type == "cpu" and wanted() and library().get(wait=True) is not None
+    return x.device.type == "cpu" and wanted() and UNIT.get(wait=True) is not None
 
 
 def multiply(
     tiles: Tiles, outputs: int, x: Float[Tensor, "*batch inputs"], bias: Float[Tensor, " outputs"] | None
 ) -> Float[Tensor, "*batch outputs"]:
     """``x @ matrix.T + bias``, where x is rounded to 8 bits with a scale for every 32 neighbours."""
-    compiled: Any = library().get(wait=True)
+    compiled: Any = UNIT.get(wait=True)
     inputs = x.reshape(-1, x.shape[-1]).float().contiguous()
     out = torch.empty(*x.shape[:-1], outputs, dtype=torch.float32)
     added = None if bias is None else bias.float().contiguous()
     matrix = described(tiles, outputs, added)
     rows = inputs.shape[0]
     threads, address = torch.get_num_threads(), ctypes.addressof(matrix)
-    workspace = torch.empty(compiled.product_bytes(address, rows, threads), dtype=torch.uint8)
-    compiled.product(address, inputs.data_ptr(), rows, out.data_ptr(), workspace.data_ptr(), threads)
+    workspace = torch.empty(compiled.bytes(address, rows, threads), dtype=torch.uint8)
+    compiled.multiply_all(address, inputs.data_ptr(), rows, out.data_ptr(), workspace.data_ptr(), threads)
     return out.to(x.dtype)
 
 

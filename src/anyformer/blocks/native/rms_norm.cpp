@@ -50,8 +50,11 @@ void backward(const RmsNorm& s, int64_t row, float* grad_weight) {
 
 extern "C" {
 
+EXPORTED int64_t works() { return 1; }
+EXPORTED int64_t bytes(const RmsNorm*) { return 0; }
+
 // Forward, or backward if there is a gradient.
-__attribute__((visibility("default"))) void rms_norm(const RmsNorm* s) {
+EXPORTED void run(const RmsNorm* s, void*) {
     together(s->threads, [&](Team team) {
         // Each thread has its share of the rows, the same in every run: so are its sums.
         int64_t each = (s->rows + team.size - 1) / team.size, end = (team.me + 1) * each;

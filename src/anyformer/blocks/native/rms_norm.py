@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -11,7 +10,14 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from anyformer.blocks.native import table
-from anyformer.blocks.native.build import library
+from anyformer.blocks.native.kernel import Kernel, can_pair
+
+KERNEL = Kernel("rms_norm")
+
+
+def can_normalise(x: Tensor) -> bool:
+    """Whether `rms_norm` is there for this; it waits for the compiler."""
+    return can_pair(x) and KERNEL.works()
 
 
 def rms_norm(
@@ -46,5 +52,4 @@ def _run(eps: float, **parts: Tensor) -> None:
     places = {name: part.data_ptr() for name, part in parts.items()}
     rows, width = parts["factors"].numel(), parts["weight"].numel()
     described = table.RmsNorm(**places, rows=rows, width=width, eps=eps, threads=torch.get_num_threads())
-    compiled: Any = library().get(wait=True)
-    compiled.rms_norm(ctypes.addressof(described))
+    KERNEL.run(described)

@@ -285,7 +285,7 @@ class Multiplier {
 extern "C" {
 
 // Whether this processor has the instructions; else nothing happens.
-__attribute__((visibility("default"))) int64_t rounds() {
+EXPORTED int64_t works() {
 #if defined(__AVX512VNNI__)
     return 1;
 #else
@@ -293,8 +293,7 @@ __attribute__((visibility("default"))) int64_t rounds() {
 #endif
 }
 
-// How much memory a product wants.
-__attribute__((visibility("default"))) int64_t rounded_bytes(const RoundedProduct* product) {
+EXPORTED int64_t bytes(const RoundedProduct* product) {
 #if defined(__AVX512VNNI__)
     return Multiplier::bytes(*product);
 #else
@@ -302,7 +301,7 @@ __attribute__((visibility("default"))) int64_t rounded_bytes(const RoundedProduc
 #endif
 }
 
-__attribute__((visibility("default"))) void rounded_product(const RoundedProduct* product, void* workspace) {
+EXPORTED void run(const RoundedProduct* product, void* workspace) {
 #if defined(__AVX512VNNI__)
     together(product->threads, [&](Team team) { Multiplier(*product, static_cast<char*>(workspace)).run(team); });
 #endif

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.blocks.native import table
-from anyformer.blocks.native.build import library
+from anyformer.blocks.native.build import has_tiles, wanted
+from anyformer.blocks.native.kernel import Kernel
 
 _FORMATS = {torch.float32: table.FLOAT32, torch.bfloat16: table.BFLOAT16}
 
@@ -21,6 +20,18 @@ _WORTH_IT = {torch.float32: 1 << 25, torch.bfloat16: 1 << 26}
 LARGEST = 127
 _LONGEST = (1 << 31) // LARGEST**2
 """Terms of a sum that is sure to fit 32 bits."""
+
+KERNEL = Kernel("rounded")
+
+
+# Its answer never changes, and torch.compile would not find it out by itself.
+@torch.compiler.assume_constant_result
+def can_round() -> bool:
+    """Whether `rounded_product` is there: on processors that sum four products of bytes at a time, but have no AMX.
+
+    With AMX, which multiplies whole matrices of them, torch's products are faster. It waits for the compiler.
+    """
+    return wanted() and not has_tiles() and KERNEL.works()
 
 
 def worth_rounding(dtype: torch.dtype, *sizes: int) -> bool:
@@ -64,10 +75,7 @@ def rounded_product(
         dither=dither,
         threads=torch.get_num_threads(),
     )
-    compiled: Any = library().get(wait=True)
-    address = ctypes.addressof(described)
-    workspace = torch.empty(compiled.rounded_bytes(address), dtype=torch.uint8)
-    compiled.rounded_product(address, workspace.data_ptr())
+    KERNEL.run(described)
     return out
 
 

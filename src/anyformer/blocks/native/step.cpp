@@ -406,12 +406,15 @@ class Stepper {
 
 extern "C" {
 
-__attribute__((visibility("default"))) int64_t workspace_bytes(const Decoder* decoder, int64_t rows, int64_t longest, int64_t threads) {
+// Whether matrices of bfloat16 numbers are multiplied at once.
+EXPORTED int64_t tiles() { return HAS_TILES; }
+
+EXPORTED int64_t bytes(const Decoder* decoder, int64_t rows, int64_t longest, int64_t threads) {
     return Space(*decoder, rows, longest).bytes(threads);
 }
 
 // `longest`: as many keys as any query can see.
-__attribute__((visibility("default"))) void step(const Decoder* decoder, const Batch* batch, int64_t longest) {
+EXPORTED void step(const Decoder* decoder, const Batch* batch, int64_t longest) {
     together(batch->threads, [&](const Team& team) { Stepper(*decoder, *batch, longest, team).run(); });
 }
 }

@@ -4,6 +4,8 @@
 #pragma once
 #include <cstdint>
 
+#define EXPORTED __attribute__((visibility("default")))  // Python calls it
+
 enum Format : int64_t { FLOAT32, BFLOAT16, INT8, INT4 };
 enum NormKind : int64_t { NO_NORM, LAYER_NORM, RMS_NORM };
 enum Activation : int64_t { RELU, RELU_SQUARED, GELU, GELU_TANH, SILU, TANH };
@@ -120,8 +122,7 @@ struct Activate {
 struct CrossEntropy {
     void* logits;
     const int64_t* targets;
-    float* losses;   // [rows]
-    float* scratch;  // [threads, vocab and up to 16 more]
+    float* losses;  // [rows]
     int64_t rows, vocab;
     double smoothing, factor;
     int64_t threads;

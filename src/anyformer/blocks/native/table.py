@@ -134,7 +134,7 @@ class CrossEntropy(Structure):
     """Logits that become gradients."""
 
     _fields_ = [
-        *_pointers("logits targets losses scratch"),
+        *_pointers("logits targets losses"),
         *_integers("rows vocab"),
         ("smoothing", c_double),
         ("factor", c_double),
