@@ -133,8 +133,7 @@ class TrainConfig:
     """cpu, cuda, mps ...; none: an accelerator if there is one."""
     dtype: str | None = None
     """float32, bfloat16 or float16, of the products (weights are always kept in float32); none: whichever is faster
-    here. int8 is the fastest on CPUs with VNNI but without AMX, at a little noise in what is learnt; most of all with
-    --compile."""
+    here. int8 is the fastest on CPUs with VNNI but without AMX, at a little noise in what is learnt."""
     model: ModelConfig
     """The model: the preset's fields, to be changed one by one. vocab_size follows the tokenizer and max_length the
     context unless they are given."""
