@@ -27,6 +27,7 @@ def empty(rows: int, outputs: int) -> Tensor:
     standing=st.tuples(st.booleans(), st.booleans()),
     narrow=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     biased=st.booleans(),
+    summed=st.booleans(),
     add=st.booleans(),
     dither=st.booleans(),
     seed=st.integers(0, 2**31),
@@ -38,6 +39,7 @@ def test_whole_numbers_are_exact(
     standing: tuple[bool, bool],
     narrow: tuple[bool, bool, bool],
     biased: bool,
+    summed: bool,
     add: bool,
     dither: bool,
     seed: int,
@@ -64,8 +66,14 @@ def test_whole_numbers_are_exact(
         out = torch.randn(rows, outputs, generator=chance)
         expected += out.double()
     out = out.bfloat16() if narrow[2] else out
-    found = rounded_product(left, right, bias, out=out, add=add, dither=dither)
+    room = torch.full((rows + 1,), torch.nan)
+    sums = room[:rows] if summed else None
+    found = rounded_product(left, right, bias, out=out, sums=sums, add=add, dither=dither)
     assert found is out
+    if sums is not None:
+        steps = left.double().abs().sum(dim=1)
+        assert bool(((sums.double() - left.double().sum(dim=1)).abs() <= 1e-5 * steps).all())
+    assert bool(room[rows:].isnan().all())
     near = 2.0**-7 if narrow[2] else 1e-6
     # By the smallest chance a whole number may become its neighbour: once in a few million.
     flips = 3 * float(left.abs().max() * right.abs().max()) / 127 if dither else 0

@@ -178,7 +178,8 @@ def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch, bias: bool):
         given = draw(rows, inputs), draw(outputs, inputs), draw(outputs) if bias else None, draw(rows, outputs)
         given[0][3], given[3][5] = 0.0, 0.0
         for one, other in zip(found(int8._compiled), found(lambda: int8._plain), strict=True):
-            assert torch.equal(one, other)
+            # The bias's gradient is a sum in another order.
+            assert torch.equal(one, other) if one.dim() > 1 else torch.allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # its own doing

@@ -10,9 +10,8 @@ otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from anyformer.blocks.native.rounded import LARGEST, can_round, rounded_product, worth_rounding
+from anyformer.training.rows import rows_of
 
 _SMALLEST = torch.finfo(torch.float32).tiny
 """A scale below it is inexact: what has one counts as 0."""
@@ -55,7 +55,7 @@ def int8_linear(
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     if not worth_rounding(dtype, *sizes):
         return F.linear(x, weight, bias)
-    product: Tensor = _Linear.apply(x.reshape(rows, -1).to(dtype), weight, bias)  # pyright: ignore[reportAssignmentType]
+    product: Tensor = _Linear.apply(rows_of(x, dtype), weight, bias)  # pyright: ignore[reportAssignmentType]
     return product.view(*x.shape[:-1], -1)
 
 
@@ -72,15 +72,20 @@ class _Linear(torch.autograd.Function):
         x, weight = (tensor.detach() for tensor in ctx.saved_tensors)
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         gradient, product = grad_outputs[0].detach().contiguous(), _product()
+        sums = gradient.new_empty(gradient.shape[1], dtype=torch.float32) if wants_bias else None
         return (
             product(gradient, weight.t(), None, gradient.dtype) if wants_x else None,
-            product(gradient.t(), x.t(), None, weight.dtype) if wants_weight else None,
-            gradient.sum(dim=0, dtype=weight.dtype) if wants_bias else None,
+            product(gradient.t(), x.t(), None, weight.dtype, sums) if wants_weight or wants_bias else None,
+            None if sums is None else sums.to(weight.dtype),
         )
 
 
-_Product = Callable[[Tensor, Tensor, Tensor | None, torch.dtype], Tensor]
-"""``left @ right.T + bias`` in a format, from rows that are rounded."""
+class _Product(Protocol):
+    def __call__(
+        self, left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype, sums: Tensor | None = None
+    ) -> Tensor:
+        """``left @ right.T + bias`` in a format, from rows that are rounded; the sums of left's rows go to `sums`."""
+        ...
 
 
 def _product() -> _Product:
@@ -90,26 +95,39 @@ def _product() -> _Product:
     return _plain if torch.compiler.is_compiling() else _compiled()
 
 
-def _rounded(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    return rounded_product(left, right, bias, out=torch.empty(len(left), len(right), dtype=dtype))
+def _rounded(
+    left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype, sums: Tensor | None = None
+) -> Tensor:
+    return rounded_product(left, right, bias, out=torch.empty(len(left), len(right), dtype=dtype), sums=sums)
+
+
+def _known(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype, sums: Tensor | None = None) -> Tensor:
+    """The same for torch.compile, which looks into all else."""
+    _sum(left, sums)
+    return _opaque(left, right, bias, dtype)
 
 
 @torch.library.custom_op("anyformer::rounded_product", mutates_args=())
-def _known(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The same for torch.compile, which looks into all else."""
+def _opaque(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     return _rounded(left, right, bias, dtype)
 
 
-@_known.register_fake
+@_opaque.register_fake
 def _(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     return left.new_empty(len(left), len(right), dtype=dtype)
 
 
-def _plain(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _plain(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype, sums: Tensor | None = None) -> Tensor:
+    _sum(left, sums)
     rows, row_scales = _quantised(left)
     columns, column_scales = _quantised(right)
     product = torch.ops.aten._int_mm(rows, columns.t()) * row_scales * column_scales.t()
     return (product if bias is None else product + bias).to(dtype)
+
+
+def _sum(left: Tensor, sums: Tensor | None) -> None:
+    if sums is not None:
+        torch.sum(left, dim=1, dtype=sums.dtype, out=sums)
 
 
 def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:

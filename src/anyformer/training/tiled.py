@@ -6,7 +6,6 @@ of it, and it comes in bfloat16, to be converted. Compiled code makes it in floa
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from anyformer.blocks.native.outer import can_sum, outer_products
+from anyformer.training.rows import rows_of
 
 
 class TiledLinear(nn.Linear):
@@ -27,27 +27,9 @@ class TiledLinear(nn.Linear):
         """``x @ weight.T + bias``."""
         if self.training and torch.is_grad_enabled() and self.weight.requires_grad and can_sum(x):
             with torch.autocast("cpu", enabled=False):
-                made: Tensor = _Linear.apply(_narrow(x), self.weight, self.bias)  # pyright: ignore[reportAssignmentType]
+                made: Tensor = _Linear.apply(rows_of(x, torch.bfloat16), self.weight, self.bias)  # pyright: ignore[reportAssignmentType]
             return made.view(*x.shape[:-1], self.out_features)
         return F.linear(x, self.weight, self.bias)
-
-
-_latest: tuple[weakref.ref[Tensor], tuple[int, bool], weakref.ref[Tensor]] | None = None
-
-
-def _narrow(x: Tensor) -> Float[Tensor, "rows inputs"]:
-    """Rows of bfloat16 numbers; the same ones for queries, keys and values, which are made of the same vectors."""
-    global _latest
-    if x.dtype == torch.bfloat16:
-        return x.reshape(-1, x.shape[-1])
-    latest, state = _latest, (x._version, x.requires_grad)
-    if latest is not None and latest[0]() is x and latest[1] == state:
-        known = latest[2]()
-        if known is not None:
-            return known
-    made = x.reshape(-1, x.shape[-1]).bfloat16()
-    _latest = weakref.ref(x), state, weakref.ref(made)
-    return made
 
 
 class _Linear(torch.autograd.Function):

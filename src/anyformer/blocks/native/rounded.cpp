@@ -61,12 +61,13 @@ class Dither {
 template <class Number>
 class Rounder {
    public:
-    Rounder(const Rounded& from, int64_t rows, int64_t depth, bool dithers, const Bytes& to)
+    Rounder(const Rounded& from, int64_t rows, int64_t depth, bool dithers, float* sums, const Bytes& to)
         : from(static_cast<const Number*>(from.data)),
           step(from.step),
           rows(rows),
           depth(depth),
           dithers(dithers),
+          sums(sums),
           to(to) {}
 
     // Sixteen rows, each in one piece.
@@ -74,10 +75,16 @@ class Rounder {
         alignas(64) float inverses[LANES], scales[LANES];
         for (int64_t r = 0; r < LANES; r++) {
             Integers found{};
+            Floats total{};
+            auto meet = [&](Floats x) {
+                found = largest_sizes(found, x);
+                if (sums) total += x;
+            };
             int64_t i = 0;
             if (tile * LANES + r < rows)
-                for (; i + LANES <= depth; i += LANES) found = largest_sizes(found, load(line(tile, r) + i));
-            if (i < depth) found = largest_sizes(found, row_part<false>(tile, r, i));
+                for (; i + LANES <= depth; i += LANES) meet(load(line(tile, r) + i));
+            if (i < depth) meet(row_part<false>(tile, r, i));
+            if (sums && tile * LANES + r < rows) sums[tile * LANES + r] = sum(total);
             scales[r] = bits_of<float>(largest(found)) / 127.0f;
             inverses[r] = scales[r] < SMALLEST ? 0.0f : 1.0f / scales[r];
         }
@@ -100,6 +107,7 @@ class Rounder {
     const Number* const from;
     const int64_t step, rows, depth;
     const bool dithers;
+    float* const sums;
     const Bytes& to;
 
     const Number* line(int64_t tile, int64_t row) const { return from + (tile * LANES + row) * step; }
@@ -136,9 +144,18 @@ class Rounder {
     void columns(int64_t first) const {
         const int64_t count = WHOLE ? SIDE : least(SIDE, to.tiles - first);
         Integers found[SIDE] = {};
+        Floats totals[SIDE] = {};
         for (int64_t k = 0; k < depth; k++) {
             UNROLLED
-            for (int64_t s = 0; s < SIDE; s++) found[s] = largest_sizes(found[s], column_part<WHOLE>(k, first + s));
+            for (int64_t s = 0; s < SIDE; s++) {
+                const Floats x = column_part<WHOLE>(k, first + s);
+                found[s] = largest_sizes(found[s], x);
+                if (sums) totals[s] += x;
+            }
+        }
+        for (int64_t s = 0; sums && s < SIDE; s++) {
+            const int64_t row = (first + s) * LANES;
+            if (row < rows) store(sums + row, totals[s], least(LANES, rows - row));
         }
         Floats scales[SIDE], inverses[SIDE];
         for (int64_t s = 0; s < SIDE; s++) {
@@ -188,7 +205,7 @@ class Rounder {
     }
 };
 
-void round_rows(Team& team, const Rounded& from, int64_t rows, int64_t depth, bool dither, const Bytes& to) {
+void round_rows(Team& team, const Rounded& from, int64_t rows, int64_t depth, bool dither, float* sums, const Bytes& to) {
     auto all = [&](auto rounder) {
         if (from.standing)
             team.share((to.tiles + SIDE - 1) / SIDE, [&](int64_t item) { rounder.standing(item * SIDE); });
@@ -196,9 +213,9 @@ void round_rows(Team& team, const Rounded& from, int64_t rows, int64_t depth, bo
             team.share(to.tiles, [&](int64_t tile) { rounder.lying(tile); });
     };
     if (from.format == BFLOAT16)
-        all(Rounder<BFloat16>(from, rows, depth, dither, to));
+        all(Rounder<BFloat16>(from, rows, depth, dither, sums, to));
     else
-        all(Rounder<float>(from, rows, depth, dither, to));
+        all(Rounder<float>(from, rows, depth, dither, sums, to));
 }
 
 class Multiplier {
@@ -213,8 +230,8 @@ class Multiplier {
     static int64_t bytes(const RoundedProduct& p) { return Multiplier(p, nullptr).end - static_cast<char*>(nullptr); }
 
     void run(Team& team) const {
-        round_rows(team, p.left, p.rows, p.depth, p.dither, left);
-        round_rows(team, p.right, p.outputs, p.depth, false, right);
+        round_rows(team, p.left, p.rows, p.depth, p.dither, p.sums, left);
+        round_rows(team, p.right, p.outputs, p.depth, false, nullptr, right);
         for (int64_t begin = 0; begin < left.depth; begin += DEEP) {
             const int64_t end = least(begin + DEEP, left.depth), pairs = right.tiles / TILES;
             const int64_t high = up(least(CACHED / (end - begin), p.rows), ROWS);

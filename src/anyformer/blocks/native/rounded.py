@@ -46,6 +46,7 @@ def rounded_product(
     bias: Float[Tensor, " outputs"] | None = None,
     *,
     out: Float[Tensor, "rows outputs"],
+    sums: Float[Tensor, " rows"] | None = None,
     add: bool = False,
     dither: bool = False,
 ) -> Float[Tensor, "rows outputs"]:
@@ -56,6 +57,8 @@ def rounded_product(
         right: Likewise.
         bias: Added to each row.
         out: Where to write it, in one piece, in float32 or bfloat16.
+        sums: Where to write the sum of each row of left, as it is before it is rounded, in float32, such as the
+            gradient of a bias; None: it isn't wanted.
         add: Add the product to what is there.
         dither: Round numbers of left up or down by chance, the nearer the likelier, so that those of less than half
             of a step count in the mean (Gupta et al. 2015, section 3). Chance depends on nothing but the numbers.
@@ -69,6 +72,7 @@ def rounded_product(
         outputs=len(right),
         depth=left.shape[1],
         bias=None if added is None else added.data_ptr(),
+        sums=None if sums is None else sums.data_ptr(),
         to=out.data_ptr(),
         format=_FORMATS[out.dtype],
         add=add,

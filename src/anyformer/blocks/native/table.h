@@ -153,6 +153,7 @@ struct RoundedProduct {
     Rounded left, right;
     int64_t rows, outputs, depth;
     const float* bias;  // null: none
+    float* sums;        // of left's rows, as they are before they are rounded; null: not wanted
     void* to;
     Format format;      // of the result
     int64_t add;        // 1: to what is there

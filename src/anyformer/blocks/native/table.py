@@ -166,6 +166,6 @@ class RoundedProduct(Structure):
         ("left", Rounded),
         ("right", Rounded),
         *_integers("rows outputs depth"),
-        *_pointers("bias to"),
+        *_pointers("bias sums to"),
         *_integers("format add dither threads"),
     ]
