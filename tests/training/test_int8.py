@@ -348,3 +348,23 @@ def test_it_is_refused_where_it_gains_nothing(monkeypatch: pytest.MonkeyPatch):
 def test_engines_that_it_does_not_know_are_refused(engine: str):
     with pytest.raises(UserError, match=f"--dtype int8 does not work with --engine {engine}"):
         TrainConfig(model=af.preset("gpt2-nano"), dtype="int8", engine=engine, processes=2)
+
+
+def test_what_is_converted_without_gradients_is_not_taken_for_more(eager: None):
+    layer, x = Int8Linear(24, 53), torch.randn(37, 24, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.inference_mode():
+            kept = int8_linear(x + 0, layer.weight, layer.bias)
+        products = [layer(x) for _ in range(2)]
+        assert torch.equal(kept, products[0])
+        products[0].sum().backward()
+        first = x.grad
+        x.grad = None
+        products[1].sum().backward()
+        assert first is not None
+        assert torch.equal(first, x.grad)
+        changed = x.detach().clone().requires_grad_()
+        layer(changed)
+        with torch.no_grad():
+            changed *= 2
+        assert torch.equal(layer(changed), layer(changed.detach().clone().requires_grad_()))

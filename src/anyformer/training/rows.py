@@ -14,7 +14,7 @@ _latest: tuple[weakref.ref[Tensor], tuple[int, bool], weakref.ref[Tensor]] | Non
 def rows_of(x: Float[Tensor, "*batch inputs"], dtype: torch.dtype) -> Float[Tensor, "rows inputs"]:
     """Rows of numbers in a format; the same ones for queries, keys and values, which are made of the same vectors."""
     global _latest
-    if x.dtype == dtype or torch.compiler.is_compiling():
+    if x.dtype == dtype or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return x.reshape(-1, x.shape[-1]).to(dtype)
     latest, state = _latest, (x._version, x.requires_grad)
     if latest is not None and latest[0]() is x and latest[1] == state:
