@@ -9,7 +9,7 @@
 The model is trained by `anyformer train` on raw, cased text: one byte-level BPE of both languages, which nothing but
 the training pairs has seen. It is decoded with beam 5, and its one output is scored twice:
 
-    BLEU, lower-cased   sacrebleu --tokenize none of output and reference, both normalised, lower-cased and tokenised
+    BLEU, lower-cased   sacrebleu --tokenize none of output and reference, both normalized, lower-cased and tokenized
                         with the Moses scripts (sacremoses): the reference of the published 41.02 to the letter. That is
                         fairseq's transformer_tiny of Wu et al. 2021 ("Good for Misconceived Reasons", its code
                         LividWo/Revisit-MMT), trained for 8,000 updates of 2 x 4,096 tokens on text prepared like this
@@ -81,11 +81,11 @@ def train(folder: Path, arguments: argparse.Namespace) -> Path:
 
 
 def moses(language: str) -> Callable[[str], str]:
-    """Text as the published reference is written: normalised, lower-cased, tokenised."""
+    """Text as the published reference is written: normalized, lower-cased, tokenized."""
     from sacremoses import MosesPunctNormalizer, MosesTokenizer
 
-    normaliser, tokeniser = MosesPunctNormalizer(language), MosesTokenizer(language)
-    return lambda text: tokeniser.tokenize(normaliser.normalize(text).lower(), return_str=True)
+    normalizer, tokenizer = MosesPunctNormalizer(language), MosesTokenizer(language)
+    return lambda text: tokenizer.tokenize(normalizer.normalize(text).lower(), return_str=True)
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:

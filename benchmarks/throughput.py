@@ -6,7 +6,7 @@
 
 A step is a whole training step: forward, loss, backward, clipping at 1.0, AdamW. Every contender runs in a process of
 its own, so peak memory is its own (VmHWM). We and one peer at a time take turns, step by step (A B A B): what else the
-machine does hits both. A ratio is the median of the ratios of neighbouring steps; "CPU ratio" is the same of processor
+machine does hits both. A ratio is the median of the ratios of neighboring steps; "CPU ratio" is the same of processor
 time, which other programs on shared cores hardly touch. Tokens/s are of the fastest step.
 
 Peers run at each of eager and compiled, fp32 and bf16 autocast, with fused AdamW; the best of these is the peer's best.
@@ -363,7 +363,7 @@ def race(name: str, options: argparse.Namespace) -> None:
 
 
 def median_ratio(theirs: list[float], ours: list[float]) -> float:
-    """How many times as long theirs takes, from neighbouring steps."""
+    """How many times as long theirs takes, from neighboring steps."""
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 

@@ -108,10 +108,10 @@ def test_every_family_and_preset_is_described() -> None:
     for name in PRESETS:
         assert f"`{name}`" in readme, f"README does not mention {name}"
         assert any(f"| `{name}` |" in text for text in pages.values()), f"no page gives the size of {name}"
-    initialisation = _read(DOCS / "initialisation.md")
+    initialization = _read(DOCS / "initialization.md")
     for name, config in PRESETS.items():
         rows = [
-            line for line in initialisation.splitlines() if line.startswith("|") and f"`{config.init.kind}`" in line
+            line for line in initialization.splitlines() if line.startswith("|") and f"`{config.init.kind}`" in line
         ]
         wanted = {f"`{config.model_type}`", f"`{name}`"}
         assert any(wanted & set(re.findall(r"`[^`]+`", line.split("|")[1])) for line in rows), f"{name}: {config.init}"
@@ -163,14 +163,14 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     af.save_gguf(af.build(decoder), tmp_path / "model.gguf", tokenizer=tokenizer)
     tokenizer = af.Tokenizer.train([text], "wordpiece:200", special="masked")
     sizes["vocab_size"] = tokenizer.vocab_size
-    encoder = af.preset("bert-tiny", **sizes, pooling={"kind": "mean", "normalise": True}, attention={"heads": 2})
+    encoder = af.preset("bert-tiny", **sizes, pooling={"kind": "mean", "normalize": True}, attention={"heads": 2})
     af.save(af.build(encoder), tmp_path / "sentence-encoder", tokenizer=tokenizer)
     return tmp_path
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _fences(_read(page), "python")], ids=_name)
 def test_python_runs(page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from anyformer.blocks.feedforward import ACTIVATIONS
+    from anyformer.blocks.feed_forward import ACTIVATIONS
     from anyformer.blocks.norm import NORMS
 
     namespace: dict[str, Any] = {"__name__": "docs"}

@@ -34,7 +34,7 @@ def _arguments(config: ModelConfig) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_ordinary_module(name: str) -> None:
-    """Hooks, copies, state dicts and optimisers do what they do everywhere."""
+    """Hooks, copies, state dicts and optimizers do what they do everywhere."""
     torch.manual_seed(0)
     config = small(name)
     model = af.build(config).eval()
@@ -49,10 +49,10 @@ def test_ordinary_module(name: str) -> None:
     assert torch.equal(twin(**arguments).logits, out.logits)
     assert torch.equal(copy.deepcopy(model)(**arguments).logits, out.logits)
     assert seen[0].shape == (2, 7, 16)
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     out.loss.backward()
     assert all(weight.grad is not None for weight in model.parameters())
-    optimiser.step()
+    optimizer.step()
     assert model(**arguments).loss < out.loss
 
 

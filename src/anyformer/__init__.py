@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         score,
     )
     from anyformer.model import ModelOutput, Transformer, build
-    from anyformer.quantising import quantise
+    from anyformer.quantization import quantize
     from anyformer.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -43,7 +43,7 @@ _HOMES = {
     "diff": "config",
     "UserError": "errors",
     "preset": "families",
-    "quantise": "quantising",
+    "quantize": "quantization",
     "Engine": "generation",
     "Sampling": "generation",
     "embed": "generation",
@@ -76,7 +76,7 @@ __all__ = [
     "generate_stream",
     "load",
     "preset",
-    "quantise",
+    "quantize",
     "save",
     "save_gguf",
     "score",

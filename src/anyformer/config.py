@@ -59,7 +59,7 @@ class AttentionConfig:
     output_bias: bool = True
     """Bias on the output projection (Qwen2 has it only on the three others)."""
     scale: float | None = None
-    """Factor on the scores; None: 1 / sqrt(head_dim). T5 uses 1 and folds it into the initialisation."""
+    """Factor on the scores; None: 1 / sqrt(head_dim). T5 uses 1 and folds it into the initialization."""
     scale_by_layer: bool = False
     """Divide the scores of layer i by i + 1 as well (the Mistral project's GPT-2s)."""
     window: int | None = None
@@ -67,7 +67,7 @@ class AttentionConfig:
     window_from: int = 0
     """The first layer that has the window (Qwen2's max_window_layers)."""
     qk_norm: bool = False
-    """Normalise each head's queries and keys (Qwen3)."""
+    """Normalize each head's queries and keys (Qwen3)."""
     dropout: float = 0.0
     """Dropout on the attention weights."""
 
@@ -91,7 +91,7 @@ class FeedForwardConfig:
 
     width: int
     activation: str = "gelu"
-    """A name in `anyformer.blocks.feedforward.ACTIVATIONS`: relu, gelu, gelu_tanh, silu, ..."""
+    """A name in `anyformer.blocks.feed_forward.ACTIVATIONS`: relu, gelu, gelu_tanh, silu, ..."""
     gated: bool = False
     bias: bool = True
     dropout: float = 0.0
@@ -201,7 +201,7 @@ class PositionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NormConfig:
-    """Normalisation, and where it sits.
+    """Normalization, and where it sits.
 
     ::
 
@@ -230,7 +230,7 @@ class EmbeddingConfig:
     segments: int = 0
     """Number of segment (token type) vectors: BERT's sentence A and B."""
     norm: bool = False
-    """Normalise the sum (BERT, BART)."""
+    """Normalize the sum (BERT, BART)."""
     padding: int | None = None
     """Token id whose row learns nothing from being read."""
     ngrams: int = 1
@@ -288,17 +288,17 @@ class PoolingConfig:
     """How `anyformer.embed` makes one vector of a text (the pooling files of sentence-transformers)."""
 
     kind: Literal["mean", "first", "last", "max"] = "mean"
-    normalise: bool = False
+    normalize: bool = False
     max_tokens: int | None = None
     """Texts are cut to this many tokens; None: to the model's `max_length`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """How fresh weights are drawn; docs/initialisation.md gives each family's source."""
+    """How fresh weights are drawn; docs/initialization.md gives each family's source."""
 
     kind: str = "normal"
-    """A name in `anyformer.blocks.initialisation.INITIALISERS`: normal, truncated_normal, xavier or t5."""
+    """A name in `anyformer.blocks.initialization.INITIALIZERS`: normal, truncated_normal, xavier or t5."""
     std: float = 0.02
     scale_residual: bool = False
     """Divide the std of the projections that write to the residual stream by sqrt(2 * layers) (GPT-2)."""

@@ -19,11 +19,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from anyformer.blocks.block import TransformerBlock, norm
-from anyformer.blocks.cache import KeyValueCache
 from anyformer.blocks.documents import lengths_of_documents, positions_in_documents
 from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding
 from anyformer.blocks.head import Classifier, LanguageModelHead, Pooler, loss
-from anyformer.blocks.initialisation import initialise
+from anyformer.blocks.initialization import initialize
+from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.mask import Mask, attention_mask
 from anyformer.blocks.ngrams import latest
 from anyformer.blocks.position import PositionSize, Rotation, positional_encoding
@@ -189,7 +189,7 @@ class Stack(nn.Module):
 class Transformer(nn.Module):
     """Any transformer: decoder-only, encoder-only or encoder-decoder, as its config says.
 
-    Fresh weights are drawn as the family's paper does (see docs/initialisation.md).
+    Fresh weights are drawn as the family's paper does (see docs/initialization.md).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -213,7 +213,7 @@ class Transformer(nn.Module):
             if head.kind in ("classification", "token_classification")
             else None
         )
-        initialise(self, config)
+        initialize(self, config)
 
     def forward(
         self,
@@ -246,7 +246,7 @@ class Transformer(nn.Module):
             cache: Memory of what the decoder has read; `tokens` go on from there.
             last_only: Compute the logits of each text's last place alone, which is all that generation needs.
             return_logits: False leaves them out, and the loss of a language model is then computed without ever
-                holding all of them (see `blocks.vocabulary_loss`).
+                holding all of them (see `kernels.cross_entropy`).
             label_smoothing: Share of each target that is spread over the vocabulary.
 
         Raises:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.mask import Mask, attention_mask
-from anyformer.blocks.piecewise_attention import piecewise_attention
 from anyformer.blocks.position import PositionSize, RotaryPosition
 from anyformer.config import AttentionConfig, PositionConfig, RotaryScaling
+from anyformer.kernels.piecewise_attention import piecewise_attention
 
 sizes = st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.integers(1, 9), st.integers(1, 3))
 

@@ -22,7 +22,7 @@ def test_keeps_the_mean_and_drops_its_share(p: float, seed: int, shape: tuple[in
     assert torch.equal(x.grad, y.detach())
 
 
-def test_neighbours_are_independent() -> None:
+def test_neighbors_are_independent() -> None:
     """Four decisions come from one draw: none of them may tell another."""
     torch.manual_seed(0)
     kept = (Dropout(0.5)(torch.ones(1 << 18)) > 0).float() - 0.5

@@ -50,7 +50,7 @@ def test_every_run_has_its_row(text: list[int], longest: int, size: int) -> None
 
 @pytest.mark.parametrize("length", [2, 3])
 def test_runs_are_spread_evenly(length: int) -> None:
-    """As many rows are used as balls fill boxes, for the neighbours that characters are and for any other ids."""
+    """As many rows are used as balls fill boxes, for the neighbors that characters are and for any other ids."""
     letters = 65 if length == 2 else 40
     for first, between in ((0, 1), (1_000, 1), (0, 256), (50_000, 4_096)):
         ids = [first + between * letter for letter in range(letters)]

@@ -1,4 +1,4 @@
-"""Norms, feed-forwards, positions, embeddings and initialisation, each against its formula."""
+"""Norms, feed-forwards, positions, embeddings and initialization, each against its formula."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import anyformer as af
-from anyformer.blocks.feedforward import ACTIVATIONS, FeedForward
+from anyformer.blocks.feed_forward import ACTIVATIONS, FeedForward
 from anyformer.blocks.norm import NORMS, LayerNorm, RMSNorm
 from anyformer.blocks.position import POSITIONS, PositionSize, RelativePosition, SinusoidalPosition
 from anyformer.config import ConfigError, FeedForwardConfig, PositionConfig
@@ -115,7 +115,7 @@ def _std(weight: torch.Tensor) -> float:
     return weight.detach().std().item()
 
 
-def test_gpt2_initialisation() -> None:
+def test_gpt2_initialization() -> None:
     torch.manual_seed(0)
     model = af.build(af.preset("gpt2", decoder_layers=4, d_model=256, vocab_size=999, attention={"heads": 4}))
     block = model.decoder.blocks[0]
@@ -126,7 +126,7 @@ def test_gpt2_initialisation() -> None:
     assert block.feed_forward.up.bias.count_nonzero() == 0
 
 
-def test_bert_initialisation_is_truncated() -> None:
+def test_bert_initialization_is_truncated() -> None:
     torch.manual_seed(0)
     model = af.build(af.preset("bert-mini", vocab_size=999))
     assert model.tokens.table.weight.abs().max() <= 0.04
@@ -134,7 +134,7 @@ def test_bert_initialisation_is_truncated() -> None:
     assert model.tokens.table.weight[0].count_nonzero() == 0
 
 
-def test_t5_initialisation() -> None:
+def test_t5_initialization() -> None:
     torch.manual_seed(0)
     model = af.build(af.preset("t5-v1.1-small", vocab_size=999, encoder_layers=1, decoder_layers=1))
     block = model.decoder.blocks[0]
@@ -150,7 +150,7 @@ def test_t5_initialisation() -> None:
     assert _std(small.head.projection.weight) == pytest.approx(0.09, rel=0.02)
 
 
-def test_the_papers_initialisation_is_glorots() -> None:
+def test_the_papers_initialization_is_glorots() -> None:
     torch.manual_seed(0)
     model = af.build(af.preset("transformer-base", vocab_size=999, encoder_layers=1, decoder_layers=1))
     bound = math.sqrt(6 / (512 + 2048))

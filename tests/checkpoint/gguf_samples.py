@@ -58,7 +58,7 @@ def tiny_llama(path: Path, **rows: int) -> Path:
         return generator.standard_normal(shape).astype(np.float32)
 
     kind = gguf.GGMLQuantizationType
-    quantised = {
+    quantized = {
         "blk.0.attn_q.weight": kind.Q8_0,
         "blk.0.attn_k.weight": kind.Q4_0,
         "blk.0.ffn_up.weight": kind.Q4_1,
@@ -76,8 +76,8 @@ def tiny_llama(path: Path, **rows: int) -> Path:
     }
     for part, count in rows.items():
         tensors[f"blk.0.{part}.weight"] = draw(count, width)
-    for name, quantisation in quantised.items():
-        tensors[name] = gguf.quants.quantize(tensors[name], quantisation)
+    for name, quantization in quantized.items():
+        tensors[name] = gguf.quants.quantize(tensors[name], quantization)
     metadata = {
         "general.architecture": "llama",
         "general.name": "a tiny llama",
@@ -99,4 +99,4 @@ def tiny_llama(path: Path, **rows: int) -> Path:
         "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.chat_template": "{% for message in messages %}{{ message.content }}{% endfor %}",
     }
-    return write(path, metadata, tensors, quantised)
+    return write(path, metadata, tensors, quantized)

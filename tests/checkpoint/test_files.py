@@ -283,10 +283,10 @@ def test_the_papers_own_layout_is_written_as_our_own_type(tmp_path: Path, caplog
 def test_pooling_files_are_written_and_read(tmp_path: Path) -> None:
     config = af.preset("bert-tiny", vocab_size=20).replace(
         head={"kind": "none", "pooler": "tanh", "transform": None, "bias": "none"},
-        pooling={"kind": "first", "normalise": True, "max_tokens": 12},
+        pooling={"kind": "first", "normalize": True, "max_tokens": 12},
     )
     af.save(af.build(config), tmp_path / "m")
-    assert af.load(tmp_path / "m")[0].config.pooling == PoolingConfig(kind="first", normalise=True, max_tokens=12)
+    assert af.load(tmp_path / "m")[0].config.pooling == PoolingConfig(kind="first", normalize=True, max_tokens=12)
 
 
 def test_names_that_tensorflow_gave(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_names_that_tensorflow_gave(tmp_path: Path) -> None:
 
 def test_no_companion_of_an_earlier_model_stays(tmp_path: Path) -> None:
     small = {"vocab_size": 300, "d_model": 32, "attention": {"heads": 2}}
-    old = af.build(af.preset("bert-tiny", **small, pooling={"kind": "first", "normalise": True}))
+    old = af.build(af.preset("bert-tiny", **small, pooling={"kind": "first", "normalize": True}))
     new = af.build(af.preset("bert-tiny", **small))
     words = af.Tokenizer.train(["the cat sat", "on the mat"], "bpe:280")
     chatty = af.Tokenizer(words.backend, {**words.config, "chat_template": "{{ messages }}"})

@@ -58,12 +58,12 @@ def test_types_are_those_of_gguf_py() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMED if name not in ("Q8_1", "Q8_K")])
-def test_every_type_that_gguf_py_dequantises(name: str, tmp_path: Path) -> None:
+def test_every_type_that_gguf_py_dequantizes(name: str, tmp_path: Path) -> None:
     kind = NAMED[name]
     if not name.startswith(("F", "I8", "I16", "I32", "I64")) and not gguf.quants._type_traits.get(
         gguf.GGMLQuantizationType(kind.number)
     ):
-        pytest.skip("gguf-py does not dequantise it")
+        pytest.skip("gguf-py does not dequantize it")
     blocks = np.random.default_rng(0).integers(0, 256, (3, 2 * kind.bytes), dtype=np.uint8)
     number = gguf.GGMLQuantizationType(kind.number)
     path = gguf_samples.write(tmp_path / "a.gguf", {"general.architecture": "llama"}, {"a": blocks}, {"a": number})

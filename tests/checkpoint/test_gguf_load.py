@@ -1,4 +1,4 @@
-"""GGUF files as models: where they are found, what is refused, and quantised tensors on their way in."""
+"""GGUF files as models: where they are found, what is refused, and quantized tensors on their way in."""
 
 import shutil
 import sys

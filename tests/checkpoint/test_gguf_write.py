@@ -80,7 +80,7 @@ def test_rows_that_are_no_whole_number_of_blocks_fall_back(tmp_path: Path) -> No
     )
 
 
-def test_quantising_part_by_part_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantizing_part_by_part_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.randn(37, 64)
     whole = encode.encode("w", tensor, NAMED["Q5_1"])
     monkeypatch.setattr(encode, "_AT_ONCE", 5 * 64)

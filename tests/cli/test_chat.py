@@ -263,7 +263,7 @@ def test_a_pipe_gets_answers_alone(
 def test_integers_are_greeted_with_all_their_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = _tuned()
     count = sum(weight.numel() for weight in model.parameters()) / 1e6
-    terminal = Terminal(Conversation(af.quantise(model, "int4"), tokenizer), GREEDY, 8)
+    terminal = Terminal(Conversation(af.quantize(model, "int4"), tokenizer), GREEDY, 8)
     terminal._asks = True
     terminal.greet("here", model)
     assert count > 0.05

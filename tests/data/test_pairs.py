@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anyformer.data import encode
-from anyformer.data.pairs import PairFile, tokenise_pairs
+from anyformer.data.pairs import PairFile, tokenize_pairs
 from anyformer.data.parallel import Pair, PairCorpus, parallel_files, record_files
 from anyformer.data.split import MANY
 from anyformer.errors import UserError
@@ -106,11 +106,11 @@ words = st.text(st.sampled_from("one two,."), min_size=1, max_size=12)
 def test_pairs_come_back_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, pairs, at_once: int):
     tmp_path = tmp_path_factory.mktemp("pairs")
     tokenizer = Tokenizer.train(["one two,."], "bpe:270", special="seq2seq")
-    labelled = [(part, Pair(a, b, Path("a"), i)) for i, (part, a, b) in enumerate(pairs, start=1)]
+    labeled = [(part, Pair(a, b, Path("a"), i)) for i, (part, a, b) in enumerate(pairs, start=1)]
     folders = {name: tmp_path / name for name in ("training", "validation")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode, "CHUNK", at_once)
-        tokenise_pairs(labelled, tokenizer, folders)
+        tokenize_pairs(labeled, tokenizer, folders)
     for name, folder in folders.items():
         own = [(a, b) for part, a, b in pairs if part == name]
         file = PairFile.open(folder)
@@ -127,7 +127,7 @@ def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     tokenizer = Tokenizer.train(["one two three"], "bpe:270", special="seq2seq")
     pairs = [("a", Pair(f"one {'two ' * (i % 7)}", "three" * (i % 5 + 1), Path("a"), i)) for i in range(60)]
     for workers in (1, 2):
-        tokenise_pairs(pairs, tokenizer, {"a": tmp_path / str(workers)}, workers=workers)
+        tokenize_pairs(pairs, tokenizer, {"a": tmp_path / str(workers)}, workers=workers)
     for name in ("source.bin", "target.bin", "source.npy", "target.npy"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
     assert PairFile.open(tmp_path / "1").digest == PairFile.open(tmp_path / "2").digest
@@ -137,7 +137,7 @@ def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("content", [None, b"", b"rubbish"])
 def test_damaged_pairs_are_refused(tmp_path: Path, name: str, content: bytes | None):
     tokenizer = Tokenizer.train(["one two"], "bpe:270", special="seq2seq")
-    tokenise_pairs([("a", Pair("one", "two", Path("a"), 1))], tokenizer, {"a": tmp_path / "a"})
+    tokenize_pairs([("a", Pair("one", "two", Path("a"), 1))], tokenizer, {"a": tmp_path / "a"})
     assert (
         np.diff(PairFile.open(tmp_path / "a").source_offsets).tolist()
         == PairFile.open(tmp_path / "a").source_lengths.tolist()

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from anyformer.data import encode, worker
 from anyformer.data import tokens as module
 from anyformer.data.sources import Document, documents
-from anyformer.data.tokens import HEADER, TokenFile, tokenise, tokenise_parts
+from anyformer.data.tokens import HEADER, TokenFile, tokenize, tokenize_parts
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
@@ -70,7 +70,7 @@ def test_ids_and_separators(tmp_path: Path, parts: list[tuple[str, bool]], separ
     done: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode, "CHUNK", at_once)
-        file = tokenise(given_documents, Points(separator=separator), tmp_path / "t", progress=done.append)
+        file = tokenize(given_documents, Points(separator=separator), tmp_path / "t", progress=done.append)
     expected = joined(parts, separator)
     assert file.ids.dtype == np.uint32
     assert file.ids.tolist() == expected
@@ -83,13 +83,13 @@ def test_ids_and_separators(tmp_path: Path, parts: list[tuple[str, bool]], separ
 @here
 @given(parts=st.lists(st.tuples(st.sampled_from("ab"), pieces)), at_once=st.integers(1, 30))
 def test_parts_are_files_of_their_own(tmp_path: Path, parts: list[tuple[str, list[tuple[str, bool]]]], at_once: int):
-    labelled = [(name, text, last) for name, group in parts for text, last in group]
-    both = [(name, Document(text, Path("a"), last=last)) for name, text, last in labelled]
+    labeled = [(name, text, last) for name, group in parts for text, last in group]
+    both = [(name, Document(text, Path("a"), last=last)) for name, text, last in labeled]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode, "CHUNK", at_once)
-        tokenise_parts(both, Points(), {name: tmp_path / name for name in "ab"})
+        tokenize_parts(both, Points(), {name: tmp_path / name for name in "ab"})
     for name in "ab":
-        own = [(text, last) for label, text, last in labelled if label == name]
+        own = [(text, last) for label, text, last in labeled if label == name]
         assert TokenFile.open(tmp_path / name).ids.tolist() == joined(own, 0)
 
 
@@ -105,8 +105,8 @@ def test_workers_change_nothing(tmp_path: Path, texts: list[str], at_once: int, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode, "CHUNK", at_once)
         patch.setattr(encode, "_INLINE", 0)
-        one = tokenise(parts, trained(spec), tmp_path / "one", workers=1)
-        many = tokenise(parts, trained(spec), tmp_path / "many", workers=workers)
+        one = tokenize(parts, trained(spec), tmp_path / "one", workers=1)
+        many = tokenize(parts, trained(spec), tmp_path / "many", workers=workers)
     assert one.path.read_bytes() == many.path.read_bytes()
     assert one.header.digest == many.header.digest
 
@@ -172,7 +172,7 @@ def test_what_a_process_can_not_encode(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(("size", "dtype"), [(65536, np.uint16), (65537, np.uint32)])
 def test_the_width_follows_the_vocabulary(tmp_path: Path, size: int, dtype: type):
-    file = tokenise(docs("a\uffff"), Points(vocab_size=size), tmp_path / "t")
+    file = tokenize(docs("a\uffff"), Points(vocab_size=size), tmp_path / "t")
     assert file.ids.dtype == dtype
     assert file.ids.tolist() == [97, 65535]
     again = TokenFile.open(tmp_path / "t")
@@ -186,7 +186,7 @@ def test_with_a_real_tokenizer(tmp_path: Path):
     for index, text in enumerate(["one\ntwo\n", "three €"]):
         (tmp_path / f"{index}.txt").write_text(text, encoding="utf-8")
     tokenizer = Tokenizer.train(documents(tmp_path), "bpe:300")
-    file = tokenise(documents(tmp_path), tokenizer, tmp_path / "deep" / "t")
+    file = tokenize(documents(tmp_path), tokenizer, tmp_path / "deep" / "t")
     assert tokenizer.decode(file.ids.tolist(), skip_special=False) == "one\ntwo\n<|endoftext|>three €"
     assert file.header.bytes == 8 + 9
     masked = Tokenizer.train(["one two"], "char", special="masked")
@@ -199,30 +199,30 @@ def test_pieces_give_the_ids_of_the_whole(tmp_path: Path, monkeypatch: pytest.Mo
     tokenizer = Tokenizer.train([text], "bpe:300")
     monkeypatch.setattr("anyformer.data.sources.PIECE", 100)
     assert len(list(documents(tmp_path / "a.py"))) > 10
-    assert tokenise(documents(tmp_path), tokenizer, tmp_path / "t").ids.tolist() == tokenizer.encode(text)
+    assert tokenize(documents(tmp_path), tokenizer, tmp_path / "t").ids.tolist() == tokenizer.encode(text)
     (tmp_path / "a.py").unlink()
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
     assert len(list(documents(tmp_path / "a.jsonl"))) > 10
-    assert tokenise(documents(tmp_path), tokenizer, tmp_path / "t").ids.tolist() == tokenizer.encode(text)
+    assert tokenize(documents(tmp_path), tokenizer, tmp_path / "t").ids.tolist() == tokenizer.encode(text)
     characters = Tokenizer.train(documents(tmp_path), "char")
     assert (characters.vocab_size, characters.eos) == (len(set(text)), None)
 
 
 def test_the_digest_follows_the_ids(tmp_path: Path):
-    first = tokenise(docs("hello"), Points(), tmp_path / "a").header.digest
-    assert tokenise(docs("hello"), Points(), tmp_path / "b").header.digest == first
-    assert tokenise(docs("hellp"), Points(), tmp_path / "b").header.digest != first
+    first = tokenize(docs("hello"), Points(), tmp_path / "a").header.digest
+    assert tokenize(docs("hello"), Points(), tmp_path / "b").header.digest == first
+    assert tokenize(docs("hellp"), Points(), tmp_path / "b").header.digest != first
 
 
 def test_a_failure_leaves_what_was_there(tmp_path: Path):
-    tokenise(docs("old"), Points(), tmp_path / "t")
+    tokenize(docs("old"), Points(), tmp_path / "t")
 
     def broken() -> Iterator[Document]:
         yield from docs("new")
         raise UserError("no more")
 
     with pytest.raises(UserError, match="no more"):
-        tokenise(broken(), Points(), tmp_path / "t")
+        tokenize(broken(), Points(), tmp_path / "t")
     assert TokenFile.open(tmp_path / "t").ids.tolist() == [ord(c) for c in "old"]
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
 
@@ -233,7 +233,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(module.os, "fsync", full)
     with pytest.raises(UserError, match="can't be written: No space left"):
-        tokenise(docs("a"), Points(), tmp_path / "t")
+        tokenize(docs("a"), Points(), tmp_path / "t")
     assert not list(tmp_path.iterdir())
 
 
@@ -247,7 +247,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes):
 def test_missing_and_cut_off_files_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="can't be read"):
         TokenFile.open(tmp_path / "t")
-    tokenise(docs("abc"), Points(), tmp_path / "t")
+    tokenize(docs("abc"), Points(), tmp_path / "t")
     (tmp_path / "t").write_bytes((tmp_path / "t").read_bytes()[:-1])
     with pytest.raises(UserError, match="cut off"):
         TokenFile.open(tmp_path / "t")
@@ -276,14 +276,14 @@ import sys
 from pathlib import Path
 from anyformer.data import encode
 from anyformer.data.sources import Document
-from anyformer.data.tokens import tokenise
+from anyformer.data.tokens import tokenize
 from anyformer.tokenizer import Tokenizer
 
 encode.CHUNK = 1000
 text = "one two three, two and one.\\n" * 50
 documents = (Document(text, Path("a")) for _ in range(10**9))
 print("begun", flush=True)
-tokenise(documents, Tokenizer.train([text], "bpe:300"), sys.argv[1], workers=2, progress=lambda n: print(n, flush=True))
+tokenize(documents, Tokenizer.train([text], "bpe:300"), sys.argv[1], workers=2, progress=lambda n: print(n, flush=True))
 """
 
 

@@ -48,14 +48,14 @@ def alone(model: Transformer, ids: list[int]) -> Tensor:
 
 def pool(hidden: Tensor, pooling: PoolingConfig) -> Tensor:
     vector = {"mean": hidden.mean(0), "first": hidden[0], "last": hidden[-1], "max": hidden.max(0).values}[pooling.kind]
-    return vector / vector.norm() if pooling.normalise else vector
+    return vector / vector.norm() if pooling.normalize else vector
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 2, 4])
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("kind", ["mean", "first", "last", "max"])
 def test_vectors(tokenizer: Tokenizer, name: str, kind: str, batch_size: int | None) -> None:
-    pooling = PoolingConfig(kind=kind, normalise=batch_size == 4)
+    pooling = PoolingConfig(kind=kind, normalize=batch_size == 4)
     model = make(tokenizer, KINDS[name], pooling).train()
     vectors = embed(model, tokenizer, TEXTS, batch_size=batch_size)
     assert model.training
@@ -81,14 +81,14 @@ def test_long_texts_keep_their_special_tokens(tokenizer: Tokenizer) -> None:
 
 
 def test_bfloat16_vectors_are_float32(tokenizer: Tokenizer) -> None:
-    model = make(tokenizer, KINDS["encoder"], PoolingConfig(normalise=True)).bfloat16()
+    model = make(tokenizer, KINDS["encoder"], PoolingConfig(normalize=True)).bfloat16()
     vectors = embed(model, tokenizer, TEXTS)
     assert vectors.dtype == torch.float32
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(TEXTS)))
 
 
 def test_bfloat16_products_of_a_float32_model(tokenizer: Tokenizer) -> None:
-    model = make(tokenizer, KINDS["encoder"], PoolingConfig(normalise=True))
+    model = make(tokenizer, KINDS["encoder"], PoolingConfig(normalize=True))
     exact, vectors = embed(model, tokenizer, TEXTS), embed(model, tokenizer, TEXTS, dtype=torch.bfloat16)
     assert vectors.dtype == torch.float32
     assert not torch.equal(vectors, exact)
@@ -99,7 +99,7 @@ def test_bfloat16_products_of_a_float32_model(tokenizer: Tokenizer) -> None:
 def test_processors_that_lay_out_no_bfloat16(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
-    model = make(tokenizer, KINDS["encoder"], PoolingConfig(normalise=True))
+    model = make(tokenizer, KINDS["encoder"], PoolingConfig(normalize=True))
     exact, vectors = embed(model, tokenizer, TEXTS), embed(model, tokenizer, TEXTS, dtype=torch.bfloat16)
     torch.testing.assert_close(vectors, exact, rtol=0, atol=2e-2)
 

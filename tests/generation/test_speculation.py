@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyformer.blocks.cache import KeyValueCache
+from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.errors import UserError
 from anyformer.generation import Sampling, generate_ids, speculation
 from anyformer.generation.speculation import Draft, PromptLookup

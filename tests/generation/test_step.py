@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyformer.blocks.cache import KeyValueCache
-from anyformer.blocks.feedforward import ACTIVATIONS
-from anyformer.blocks.native import table
+from anyformer.blocks.feed_forward import ACTIVATIONS
+from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.generation import step as steps
-from anyformer.generation.native import NativeDecoder
+from anyformer.generation.compiled_decoder import NativeDecoder
 from anyformer.generation.step import step_of
+from anyformer.kernels.cpu import structs
 from anyformer.model import Transformer
-from anyformer.quantising import quantise
+from anyformer.quantization import quantize
 from tests.generation.models import VOCAB, WRITERS, batch, build, rows
 
 pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a compiler")
@@ -85,8 +85,8 @@ def test_integers_stay_within_the_rounding_of_their_inputs(
 ) -> None:
     made = WRITERS[name]
     wide = replace(made, d_model=64, vocab_size=45, feed_forward=replace(made.feed_forward, width=96))
-    model = quantise(build(wide), kind)
-    assert NativeDecoder(model).table.head.format == table.INT8
+    model = quantize(build(wide), kind)
+    assert NativeDecoder(model).table.head.format == structs.INT8
     assert NativeDecoder(model).table.layers
     # A number near the middle of two integers may go to either, and what follows differs then as by any rounding.
     compare(model, texts, "left", 0.1, select)
@@ -103,7 +103,7 @@ def test_prompts_in_pieces_equal_the_model(
     if kind == "int4":
         made = replace(made, d_model=64, feed_forward=replace(made.feed_forward, width=96))
     model = build(made)
-    model = quantise(model, kind) if kind == "int4" else model.to(getattr(torch, kind))
+    model = quantize(model, kind) if kind == "int4" else model.to(getattr(torch, kind))
     ids, mask = batch(
         [[3 + (7 * place + length) % (VOCAB - 3) for place in range(length)] for length in lengths],
         "left" if left else "right",

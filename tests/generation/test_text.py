@@ -132,7 +132,7 @@ def test_a_stream_ends_before_a_stop_string(tokenizer: Tokenizer) -> None:
     assert said == whole.partition(stop)[0]
 
 
-def test_a_batch_is_penalised_and_stopped_like_a_stream(tokenizer: Tokenizer) -> None:
+def test_a_batch_is_penalized_and_stopped_like_a_stream(tokenizer: Tokenizer) -> None:
     model = model_for(tokenizer)
     sampling = Sampling(frequency_penalty=0.7, repetition_penalty=1.2)
     free = generate(model, tokenizer, PROMPTS, max_new_tokens=20, sampling=sampling)

@@ -68,11 +68,11 @@ class Drawn:
         if self.untie_head:
             head: Any = model.lm_head
             head.weight = nn.Parameter(torch.empty_like(head.weight))
-        randomise(model, self.seed)
+        randomize(model, self.seed)
         return model.eval()
 
 
-def randomise(model: nn.Module, seed: int) -> None:
+def randomize(model: nn.Module, seed: int) -> None:
     """Draw every trained weight, norms and biases included, so that nothing hides by being zero or one."""
     generator = torch.Generator().manual_seed(seed)
     weights = dict(model.named_parameters())

@@ -92,7 +92,7 @@ def _moved(theirs: str, tensor: np.ndarray, name: str, config: Any) -> np.ndarra
         return np.ascontiguousarray(tensor.T)
     if name == "llama" and (".q_proj." in theirs or ".k_proj." in theirs):
         heads = config.num_attention_heads if ".q_proj." in theirs else config.num_key_value_heads
-        # llama.cpp turns neighbours, Hugging Face halves.
+        # llama.cpp turns neighbors, Hugging Face halves.
         halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
         return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(tensor.shape)
     return tensor

@@ -109,7 +109,7 @@ def test_a_difference_is_found(llama: af.Transformer, tmp_path: Path) -> None:
 
 CORPUS = [
     "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n",
-    "def tokenise(text, *, special=True):\n    return [ord(c) for c in text]  # naïve, isn't it?\n",
+    "def tokenize(text, *, special=True):\n    return [ord(c) for c in text]  # naïve, isn't it?\n",
     "Der schnelle braune Fuchs springt über den faulen Hund. GRÖSSE: 12345 m².\n" * 3,
     "日本語のテキスト and emoji 🙂🙃 mixed; don't, we've, I'm, they're ... O'Neill's\n" * 2,
 ] * 4

@@ -139,7 +139,7 @@ def _curves(drawn: hf.Drawn, rate: float) -> list[tuple[float, float]]:
     ours = ours_of(theirs)
     ours.train()
     theirs.train()
-    optimisers = [torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1) for model in (ours, theirs)]
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1) for model in (ours, theirs)]
     curve: list[tuple[float, float]] = []
     for step in range(STEPS):
         inputs = _batch(drawn, step)
@@ -147,10 +147,10 @@ def _curves(drawn: hf.Drawn, rate: float) -> list[tuple[float, float]]:
             ours(**inputs.ours, return_logits=False).loss,
             theirs(**inputs.theirs, labels=hf.labels(drawn, inputs)).loss,
         )
-        for optimiser, loss in zip(optimisers, losses, strict=True):
-            optimiser.zero_grad()
+        for optimizer, loss in zip(optimizers, losses, strict=True):
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
         curve.append((losses[0].item(), losses[1].item()))
     return curve
 
@@ -229,16 +229,16 @@ def test_one_batch_is_learnt_by_heart(name: str) -> None:
     tokens, targets = torch.randint(3, 60, (4, 12)), torch.randint(3, 60, (4, 12))
     # Two texts that begin alike could not be told apart.
     tokens[:, 0] = torch.arange(4)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, total_iters=300)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=300)
     loss = torch.tensor(torch.inf)
     for _ in range(300):
         loss = model(tokens, source, targets=targets).loss
         if loss.item() < 0.05:
             break
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     assert loss.item() < 0.05

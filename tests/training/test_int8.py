@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import anyformer as af
-from anyformer.blocks.native import rounded
-from anyformer.blocks.native.rounded import can_round
 from anyformer.data.objectives import Batch
 from anyformer.errors import UserError
+from anyformer.kernels.cpu import int8_matmul
+from anyformer.kernels.cpu.int8_matmul import can_round
 from anyformer.training import int8, precision
 from anyformer.training.config import TrainConfig
 from anyformer.training.engines.single import Single
@@ -48,7 +48,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ones are computed in 8 bits too."""
-    monkeypatch.setattr(rounded, "_WORTH_IT", {})
+    monkeypatch.setattr(int8_matmul, "_WORTH_IT", {})
 
 
 @pytest.fixture(params=["ours", "torch's"])
@@ -238,10 +238,10 @@ def test_small_and_very_long_products_stay_in_float32(monkeypatch: pytest.Monkey
         return all(torch.equal(one, other) for one, other in pairs)
 
     assert not same()
-    monkeypatch.setattr(rounded, "_LONGEST", 15)
+    monkeypatch.setattr(int8_matmul, "_LONGEST", 15)
     assert same()
-    monkeypatch.setattr(rounded, "_LONGEST", 16)
-    monkeypatch.setattr(rounded, "_WORTH_IT", {torch.float32: 16 * 8 * 4 + 1})
+    monkeypatch.setattr(int8_matmul, "_LONGEST", 16)
+    monkeypatch.setattr(int8_matmul, "_WORTH_IT", {torch.float32: 16 * 8 * 4 + 1})
     assert same()
     assert int8_linear(torch.empty(0, 8), weight, None).shape == (0, 4)
 

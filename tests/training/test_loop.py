@@ -76,17 +76,17 @@ def test_the_loop_is_the_plain_one_written_out():
     model, twin, batch = _model("gpt2-nano"), _model("gpt2-nano"), _batch("gpt2-nano")
     engine = single(model, clip=0.5, label_smoothing=0.1)
     reports = list(train_steps(engine, lambda step: batch, Steps(8), _cosine(3e-3, 0.25)))
-    optimiser = adamw(twin, 1.0)
+    optimizer = adamw(twin, 1.0)
     for step, report in enumerate(reports):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = 3e-3 * learning_rate_factor("cosine", (step + 1) / 8, warmup=0.25)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         logits = twin(torch.from_numpy(batch.tokens)).logits
         targets = torch.from_numpy(batch.targets).flatten()
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets, label_smoothing=0.1)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
-        optimiser.step()
+        optimizer.step()
         assert report.loss == pytest.approx(loss.item(), rel=1e-6)
         assert report.gradient_norm == pytest.approx(norm.item(), rel=1e-5)
     _same_weights(model, twin)

@@ -46,44 +46,44 @@ def _names(model: nn.Module) -> dict[nn.Parameter, str]:
     return {parameter: name for name, parameter in model.named_parameters()}
 
 
-def _train(model: af.Transformer, optimiser: torch.optim.Optimizer, steps: range, rate: float = 1e-2) -> None:
+def _train(model: af.Transformer, optimizer: torch.optim.Optimizer, steps: range, rate: float = 1e-2) -> None:
     for step in steps:
         tokens = torch.randint(0, VOCAB, (2, 9), generator=torch.Generator().manual_seed(step))
-        set_learning_rate(optimiser, rate / (1 + step))
+        set_learning_rate(optimizer, rate / (1 + step))
         source = {"source": tokens} if model.encoder is not None and model.decoder is not None else {}
         output = model(tokens, targets=tokens, **source)
         assert output.loss is not None
         output.loss.backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 @pytest.mark.parametrize("name", ["gpt2-nano", "llama-nano", "bert-tiny"])
 def test_only_matrices_are_decayed(name: str):
     model = _model(name)
-    optimiser = adamw(model, 1e-3, weight_decay=0.1)
-    decayed, spared = optimiser.param_groups
+    optimizer = adamw(model, 1e-3, weight_decay=0.1)
+    decayed, spared = optimizer.param_groups
     assert decayed["weight_decay"] == 0.1
     assert spared["weight_decay"] == 0.0
     assert all(parameter.dim() >= 2 for parameter in decayed["params"])
     assert all(parameter.dim() < 2 for parameter in spared["params"])
-    grouped = [id(parameter) for group in optimiser.param_groups for parameter in group["params"]]
+    grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["gpt2-nano", "llama-nano", "bert-tiny", "t5-small"])
 def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(name: str):
     model = _model(name)
-    optimiser = make_optimizer("muon", model, 1e-3, weight_decay=0.1)
+    optimizer = make_optimizer("muon", model, 1e-3, weight_decay=0.1)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    own, tables, vectors = ([names[id(p)] for p in group["params"]] for group in optimiser.param_groups)
+    own, tables, vectors = ([names[id(p)] for p in group["params"]] for group in optimizer.param_groups)
     assert sorted(own + tables + vectors) == sorted(names.values())
     assert own
     assert all(".blocks." in name and model.get_parameter(name).dim() == 2 for name in own)
     assert "tokens.table.weight" in tables
     assert all(".blocks." not in name for name in tables)
     assert all(model.get_parameter(name).dim() == 1 for name in vectors)
-    assert [group["weight_decay"] for group in optimiser.param_groups] == [0.1, 0.1, 0.0]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0]
     assert any("position" in name for name in tables) == (name != "llama-nano")
 
 
@@ -93,9 +93,9 @@ def test_frozen_parameters_are_left_out(name: str):
     model.tokens.requires_grad_(False)
     assert model.decoder is not None
     model.decoder.blocks[0].requires_grad_(False)
-    optimiser = make_optimizer(name, model, 1e-3)
+    optimizer = make_optimizer(name, model, 1e-3)
     frozen = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
-    trained = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert trained == {id(parameter) for parameter in model.parameters()} - frozen
 
 
@@ -108,10 +108,10 @@ def test_a_step_is_that_of_plain_adamw():
     plain = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.99), foreach=False)
     for _ in range(5):
         x = torch.randn(8, 4)
-        for net, optimiser in ((model, ours), (twin, plain)):
-            optimiser.zero_grad()
+        for net, optimizer in ((model, ours), (twin, plain)):
+            optimizer.zero_grad()
             net(x).square().mean().backward()
-            optimiser.step()
+            optimizer.step()
     torch.testing.assert_close(model.weight, twin.weight)
     torch.testing.assert_close(model.bias, twin.bias)
 
@@ -120,9 +120,9 @@ def test_outside_blocks_muon_is_adamw():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
     twin = copy.deepcopy(model)
     for net, name in ((model, "muon"), (twin, "adamw")):
-        optimiser = make_optimizer(name, net, 1e-2)
+        optimizer = make_optimizer(name, net, 1e-2)
         net(torch.arange(5)).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         assert ours.equal(theirs)
 
@@ -217,9 +217,9 @@ def test_muon_declines_what_is_no_matrix():
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_learning_rate_is_set_for_all_groups(name: str):
-    optimiser = make_optimizer(name, _model(), 1e-3)
-    set_learning_rate(optimiser, 5e-4)
-    assert {group["lr"] for group in optimiser.param_groups} == {5e-4}
+    optimizer = make_optimizer(name, _model(), 1e-3)
+    set_learning_rate(optimizer, 5e-4)
+    assert {group["lr"] for group in optimizer.param_groups} == {5e-4}
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
@@ -239,16 +239,16 @@ def test_stopping_makes_no_difference(name: str, family: str, stopped: int):
     _train(through, make_optimizer(name, through, 1e-2), range(6))
 
     first = _model(family)
-    optimiser = make_optimizer(name, first, 1e-2)
-    _train(first, optimiser, range(stopped))
-    file = save(flatten_state(optimiser, _names(first)))
+    optimizer = make_optimizer(name, first, 1e-2)
+    _train(first, optimizer, range(stopped))
+    file = save(flatten_state(optimizer, _names(first)))
 
     second = _model(family)
     second.load_state_dict(first.state_dict())
-    optimiser = make_optimizer(name, second, 1e-2)
+    optimizer = make_optimizer(name, second, 1e-2)
     names = dict(reversed(_names(second).items()))
-    load_flat_state(optimiser, names, load(file))
-    _train(second, optimiser, range(stopped, 6))
+    load_flat_state(optimizer, names, load(file))
+    _train(second, optimizer, range(stopped, 6))
     for ours, theirs in zip(second.parameters(), through.parameters(), strict=True):
         assert ours.equal(theirs)
 
@@ -256,12 +256,12 @@ def test_stopping_makes_no_difference(name: str, family: str, stopped: int):
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_torchs_own_state_dict_works_too(name: str):
     through = _model()
-    optimiser = make_optimizer(name, through, 1e-2)
-    _train(through, optimiser, range(2))
+    optimizer = make_optimizer(name, through, 1e-2)
+    _train(through, optimizer, range(2))
     resumed = copy.deepcopy(through)
     twin = make_optimizer(name, resumed, 1e-2)
-    twin.load_state_dict(copy.deepcopy(optimiser.state_dict()))
-    _train(through, optimiser, range(2, 4))
+    twin.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    _train(through, optimizer, range(2, 4))
     _train(resumed, twin, range(2, 4))
     for ours, theirs in zip(resumed.parameters(), through.parameters(), strict=True):
         assert ours.equal(theirs)
@@ -269,11 +269,11 @@ def test_torchs_own_state_dict_works_too(name: str):
 
 def test_the_state_is_named_by_parameter_and_copied_when_loaded():
     model = _model()
-    optimiser = make_optimizer("muon", model, 1e-2)
+    optimizer = make_optimizer("muon", model, 1e-2)
     names = _names(model)
-    assert flatten_state(optimiser, names) == {}
-    _train(model, optimiser, range(1))
-    state = flatten_state(optimiser, names)
+    assert flatten_state(optimizer, names) == {}
+    _train(model, optimizer, range(1))
+    state = flatten_state(optimizer, names)
     assert "momentum_buffer.decoder.blocks.0.attention.query.weight" in state
     assert {"exp_avg.tokens.table.weight", "exp_avg_sq.tokens.table.weight", "step.tokens.table.weight"} <= set(state)
     assert not any(key.startswith("exp_avg") and ".attention." in key for key in state)

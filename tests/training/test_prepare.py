@@ -210,7 +210,7 @@ print(module.prepare(config.complete(frozenset()), frozenset(), Console(quiet=Tr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-def test_killed_while_tokenising(text: Path, tmp_path: Path):
+def test_killed_while_tokenizing(text: Path, tmp_path: Path):
     text.write_text(prose(60_000))
 
     def start() -> subprocess.Popen[str]:

@@ -210,7 +210,7 @@ def test_runs_are_laid_over_each_other(tmp_path: Path):
     ]
     page = _Page(write_comparison(runs, tmp_path / "both.html").read_text())
     validation = _chart(page, "Validation loss")["series"]
-    assert [(series["name"], series["colour"]) for series in validation] == [("a", 0), ("b", 1)]
+    assert [(series["name"], series["color"]) for series in validation] == [("a", 0), ("b", 1)]
     assert validation[1]["y"] == [2.5]
     assert "learning_rate 0.001 0.002" in page.text
     assert '<td class="best">2.5000</td>' in (tmp_path / "both.html").read_text()

@@ -133,7 +133,7 @@ def _survives(text: Path, tmp_path: Path, starts: Starts, kills: int, seed: int)
 
 
 def _wait_for_a_moment(chance: random.Random, run: Path, cache: Path, length: float) -> None:
-    """Any time, or in the middle of tokenising or of a checkpoint."""
+    """Any time, or in the middle of tokenizing or of a checkpoint."""
     until = time.monotonic() + chance.uniform(0, length)
     watched = chance.choice([None, (run / "checkpoints", ".step-*.tmp"), (run, ".model.*"), (cache, "**/.*")])
     while time.monotonic() < until:

@@ -63,13 +63,13 @@ def _whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _train(name: str, model: af.Transformer, *, stop: bool) -> dict[str, Tensor]:
     """The final weights and averages, whole. With `stop` everything is written down whole and read again halfway."""
-    optimiser = make_optimizer(name, model, 1e-2)
+    optimizer = make_optimizer(name, model, 1e-2)
     averages = {spec: make_average(spec) for spec in AVERAGES}
     for step in range(STEPS):
         if stop and step == STEPS // 2:
-            state = _whole(flatten_state(optimiser, _names(model)))
-            optimiser = make_optimizer(name, model, 1e-2)
-            load_flat_state(optimiser, _names(model), state)
+            state = _whole(flatten_state(optimizer, _names(model)))
+            optimizer = make_optimizer(name, model, 1e-2)
+            load_flat_state(optimizer, _names(model), state)
             for spec, average in averages.items():
                 assert average is not None
                 kept = _whole(average.state())
@@ -79,8 +79,8 @@ def _train(name: str, model: af.Transformer, *, stop: bool) -> dict[str, Tensor]
         loss = model(tokens, targets=tokens).loss
         assert loss is not None
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         for average in averages.values():
             assert average is not None
             average.update(_weights(model))

@@ -5,14 +5,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anyformer.blocks.cache import KeysValues, LayerCache
 from anyformer.blocks.dropout import Dropout
+from anyformer.blocks.kv_cache import KeysValues, LayerCache
 from anyformer.blocks.mask import Mask
-from anyformer.blocks.native.attention import attention, can_attend
 from anyformer.blocks.norm import RMSNorm
-from anyformer.blocks.piecewise_attention import pays, piecewise_attention
 from anyformer.blocks.position import Rotation
 from anyformer.config import AttentionConfig
+from anyformer.kernels.cpu.attention import attention, can_attend
+from anyformer.kernels.piecewise_attention import pays, piecewise_attention
 
 ALL_VISIBLE = Mask()
 

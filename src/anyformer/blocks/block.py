@@ -4,9 +4,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyformer.blocks.attention import ALL_VISIBLE, MultiHeadAttention
-from anyformer.blocks.cache import KeysValues, LayerCache
 from anyformer.blocks.dropout import Dropout
-from anyformer.blocks.feedforward import FeedForward
+from anyformer.blocks.feed_forward import FeedForward
+from anyformer.blocks.kv_cache import KeysValues, LayerCache
 from anyformer.blocks.mask import Mask
 from anyformer.blocks.norm import NORMS
 from anyformer.blocks.position import Rotation

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from anyformer.blocks.block import norm
 from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.ngrams import NgramEmbedding
-from anyformer.blocks.quantised import QuantisedEmbedding, QuantisedMatrix
+from anyformer.blocks.quantized import QuantizedEmbedding, QuantizedMatrix
 from anyformer.config import EmbeddingConfig, NormConfig
 
 
@@ -15,11 +15,11 @@ class TokenEmbedding(nn.Module):
 
     def __init__(self, config: EmbeddingConfig, vocab_size: int, d_model: int) -> None:
         super().__init__()
-        self.table: nn.Embedding | QuantisedEmbedding = nn.Embedding(vocab_size, d_model, padding_idx=config.padding)
+        self.table: nn.Embedding | QuantizedEmbedding = nn.Embedding(vocab_size, d_model, padding_idx=config.padding)
         self.scale = d_model**0.5 if config.scaled else 1.0
 
     @property
-    def matrix(self) -> Tensor | QuantisedMatrix:
+    def matrix(self) -> Tensor | QuantizedMatrix:
         """The table as a matrix, which a tied head multiplies by."""
         return self.table.weight if isinstance(self.table, nn.Embedding) else self.table
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from anyformer.blocks.block import norm
 from anyformer.blocks.dropout import Dropout
-from anyformer.blocks.feedforward import activation
-from anyformer.blocks.quantised import QuantisedLinear, QuantisedMatrix, linear
-from anyformer.blocks.vocabulary_loss import vocabulary_loss
+from anyformer.blocks.feed_forward import activation
+from anyformer.blocks.quantized import QuantizedLinear, QuantizedMatrix, linear
 from anyformer.config import HeadConfig, NormConfig
+from anyformer.kernels.cross_entropy import vocabulary_loss
 
 _ROWS = 32
 """The tokens that count are made up to a multiple of it: so products have few shapes. Torch's library for them keeps
@@ -35,7 +35,7 @@ class LanguageModelHead(nn.Module):
         self.scale = d_model**-0.5 if config.scaled else 1.0
         self.rounds = False
         self.transform = Transform(config.transform, norm_config, d_model) if config.transform else None
-        self.projection: nn.Linear | QuantisedLinear | None = (
+        self.projection: nn.Linear | QuantizedLinear | None = (
             None if tied else nn.Linear(d_model, vocab_size, bias=False)
         )
         bias = torch.zeros(vocab_size)
@@ -49,7 +49,7 @@ class LanguageModelHead(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "*batch d_model"],
-        table: Float[Tensor, "vocab d_model"] | QuantisedMatrix | None = None,
+        table: Float[Tensor, "vocab d_model"] | QuantizedMatrix | None = None,
     ) -> Float[Tensor, "*batch vocab"]:
         """Score every token of the vocabulary; `table` is the token table of a tied head."""
         return linear(self._transformed(x), self._matrix(table), self.bias)
@@ -58,7 +58,7 @@ class LanguageModelHead(nn.Module):
         self,
         x: Float[Tensor, "*batch d_model"],
         targets: Int[Tensor, "*batch"],
-        table: Float[Tensor, "vocab d_model"] | QuantisedMatrix | None = None,
+        table: Float[Tensor, "vocab d_model"] | QuantizedMatrix | None = None,
         *,
         label_smoothing: float = 0.0,
     ) -> Float[Tensor, ""]:
@@ -70,8 +70,8 @@ class LanguageModelHead(nn.Module):
             targets = targets[which]
             x = x[F.pad(which, (0, -len(which) % _ROWS), value=int(which[-1]) if len(which) else 0)]
         matrix = self._matrix(table)
-        if isinstance(matrix, QuantisedMatrix):
-            matrix = matrix.dequantised(x.dtype)
+        if isinstance(matrix, QuantizedMatrix):
+            matrix = matrix.dequantized(x.dtype)
         rounds = self.rounds and self.training
         return vocabulary_loss(self._transformed(x), matrix, self.bias, targets, label_smoothing, rounds=rounds)
 
@@ -80,7 +80,7 @@ class LanguageModelHead(nn.Module):
             x = self.transform(x)
         return x * self.scale if self.scale != 1.0 else x
 
-    def _matrix(self, table: Tensor | QuantisedMatrix | None) -> Tensor | QuantisedMatrix:
+    def _matrix(self, table: Tensor | QuantizedMatrix | None) -> Tensor | QuantizedMatrix:
         own = self.projection
         matrix = table if own is None else own.weight if isinstance(own, nn.Linear) else own
         if matrix is None:

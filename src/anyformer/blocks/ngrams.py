@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 _FACTOR = -7046029254386353131
-"""2^64 divided by the golden ratio, as a signed number: multiplying by it scatters neighbours (Knuth, TAOCP 3, 6.4)."""
+"""2^64 divided by the golden ratio, as a signed number: multiplying by it scatters neighbors (Knuth, TAOCP 3, 6.4)."""
 _WELL_MIXED = 24
 """Bits of a product that depend on too little to be used."""
 

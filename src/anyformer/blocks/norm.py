@@ -1,4 +1,4 @@
-"""Normalisation of one token's vector.
+"""Normalization of one token's vector.
 
 Each kind is a class made from (width, eps) and an entry in `NORMS`: add one of your own and every config can name it.
 """
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn, ones, promote_types, zeros
 
-from anyformer.blocks.native.rms_norm import can_normalise, rms_norm
+from anyformer.kernels.cpu.rms_norm import can_normalize, rms_norm
 
 
 class LayerNorm(nn.Module):
@@ -22,7 +22,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(zeros(width))
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        """Normalise over the last dimension."""
+        """Normalize over the last dimension."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
@@ -35,8 +35,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(ones(width))
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        """Normalise over the last dimension."""
-        if self.training and x.requires_grad and can_normalise(x):
+        """Normalize over the last dimension."""
+        if self.training and x.requires_grad and can_normalize(x):
             return rms_norm(x, self.weight, self.eps)
         # Heads of queries and keys can be narrower than the weight; torch is slow at such a mixture, and warns of it.
         wide = x.to(promote_types(x.dtype, self.weight.dtype))

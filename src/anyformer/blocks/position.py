@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anyformer.blocks import rotary
+from anyformer.blocks import rope
 from anyformer.config import ConfigError, PositionConfig
 from anyformer.errors import nearest
 
@@ -112,7 +112,7 @@ class RotaryPosition(PositionalEncoding):
 
     def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch #time"]) -> Rotation:
         """Angles ``position * frequency``, once for each half of a head."""
-        frequencies, sharpness = rotary.frequencies(self.config, self.size.head_dim, self.size.max_length, length)
+        frequencies, sharpness = rope.frequencies(self.config, self.size.head_dim, self.size.max_length, length)
         angles = (positions.float()[..., None] * frequencies)[:, None]
         angles = torch.cat((angles, angles), dim=-1)
         return Rotation(angles.cos() * sharpness, angles.sin() * sharpness)

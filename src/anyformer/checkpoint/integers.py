@@ -1,7 +1,7 @@
 """Directories of models whose matrices are integers.
 
 Their config.json says so (see `families.integers`). The safetensors hold our own names: `X.integers`, `X.scales` and,
-of 4 bits, `X.minima` for a matrix X (see `blocks.rounding`), and all else as it is.
+of 4 bits, `X.minima` for a matrix X (see `kernels.quantization`), and all else as it is.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.blocks.rounding import GROUP, Rounded
 from anyformer.checkpoint import pooling
 from anyformer.checkpoint.weights import Weights, require_float, require_layers
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families.integers import METHOD, marked, method
+from anyformer.kernels.quantization import GROUP, Rounded
 from anyformer.model import Transformer, skeleton
-from anyformer.quantising import bits_of, put, quantisable
+from anyformer.quantization import bits_of, put, quantizable
 
 _PARTS = ("scales", "minima")
 
@@ -36,7 +36,7 @@ def described(raw: Mapping[str, Any], directory: Path) -> bool:
     whose = method(raw)
     if whose not in (None, METHOD):
         raise UserError(
-            f"{directory} holds weights that were quantised by {whose!r}, which is not supported: load the model that "
+            f"{directory} holds weights that were quantized by {whose!r}, which is not supported: load the model that "
             "they were made of, with `quantize` if they should be integers."
         )
     return whose is not None
@@ -62,7 +62,7 @@ def load(
     activations = dtype or reduce(torch.promote_types, floats, torch.float16 if floats else torch.float32)
     if dtype is None and floats == {torch.bfloat16}:
         activations = torch.bfloat16
-    modules = quantisable(model)
+    modules = quantizable(model)
     for name in sorted(names):
         module, _, part = name.rpartition(".")
         if part == "integers" and module in modules:

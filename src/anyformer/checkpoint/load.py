@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.blocks.quantised import ROUNDINGS, Quantisation
-from anyformer.blocks.rounding import Rounded, pack
+from anyformer.blocks.quantized import ROUNDINGS, Quantization
 from anyformer.checkpoint import hub, integers, pooling, settings
 from anyformer.checkpoint.gguf.read import GGUFWeights, open_model
 from anyformer.checkpoint.gguf.tensors import Grouped
@@ -22,8 +21,9 @@ from anyformer.families import FAMILIES, from_huggingface
 from anyformer.families.base import Family
 from anyformer.families.integers import plain
 from anyformer.families.rows import Row
+from anyformer.kernels.quantization import Rounded, pack
 from anyformer.model import Origin, Transformer, skeleton
-from anyformer.quantising import bits_of, kinds, put, quantisation
+from anyformer.quantization import bits_of, kinds, put, quantization
 from anyformer.tokenizer import Tokenizer
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -42,7 +42,7 @@ def load(
     Args:
         path_or_hub_id: A model or run directory, a .gguf file, or a name such as ``openai-community/gpt2``.
         dtype: The number format of the weights; None: as stored (the widest, where the file has several; float32,
-            where a GGUF file has quantised ones).
+            where a GGUF file has quantized ones).
         device: Where to put them; None: the CPU.
         quantize: "int8" or "int4" rounds the matrices to integers while they are read, one at a time; `dtype` is then
             the format of the activations. A GGUF file's own integers of as few bits go in as they are. None: as
@@ -57,7 +57,7 @@ def load(
         UserError: no such model or device, an unsupported one, senseless settings, or weights that are damaged,
             unknown, missing or misshapen.
     """
-    kind = None if quantize is None else quantisation(quantize)
+    kind = None if quantize is None else quantization(quantize)
     _require_device(device)
     directory = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
     if directory.is_file():
@@ -69,7 +69,7 @@ def load(
         model = integers.load(directory, _read_config(raw, directory), torch_dtype(dtype), device)
         if kind is not None and f"int{bits_of(model)}" != kind:
             raise UserError(
-                f"{directory} holds integers of {bits_of(model)} bits already: quantise the model that it was made of."
+                f"{directory} holds integers of {bits_of(model)} bits already: quantize the model that it was made of."
             )
         model.origin = Origin(config=raw, generation=generation)
         return model.eval(), Tokenizer.find(directory)
@@ -84,7 +84,7 @@ def load(
 
 
 def _load_gguf(
-    path: Path, dtype: torch.dtype | None, device: torch.device | str | None, kind: Quantisation | None
+    path: Path, dtype: torch.dtype | None, device: torch.device | str | None, kind: Quantization | None
 ) -> tuple[Transformer, Tokenizer | None]:
     config, family, weights, tokenizer = open_model(path)
     model = skeleton(config)
@@ -144,10 +144,10 @@ def _fill(
     weights: Weights | GGUFWeights,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
-    kind: Quantisation | None = None,
+    kind: Quantization | None = None,
 ) -> None:
     """Give every weight of a model without storage its tensor from the file, one at a time."""
-    wanted: dict[str, Quantisation] = (
+    wanted: dict[str, Quantization] = (
         {} if kind is None else {f"{name}.weight": mine for name, mine in kinds(model, kind).items()}
     )
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -207,7 +207,7 @@ def _fill(
         model.requires_grad_(False)
 
 
-_AT_MOST: Mapping[Quantisation, Sequence[int]] = {"int8": (8, 4), "int4": (4,)}
+_AT_MOST: Mapping[Quantization, Sequence[int]] = {"int8": (8, 4), "int4": (4,)}
 """The bits of a file's own integers that go in as they are."""
 
 
@@ -224,7 +224,7 @@ def _grouped(stored: Grouped, line: Row, shapes: Mapping[str, torch.Size]) -> li
     return [Rounded(pack(c), s, m) for c, s, m in zip(codes, scales, minima, strict=True)]
 
 
-def _round(matrix: Tensor, kind: Quantisation, name: str) -> Rounded:
+def _round(matrix: Tensor, kind: Quantization, name: str) -> Rounded:
     try:
         return ROUNDINGS[kind](matrix)
     except ValueError as error:

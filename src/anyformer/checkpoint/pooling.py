@@ -24,7 +24,7 @@ def read(directory: Path) -> PoolingConfig:
     modules = directory / "modules.json"
     if not modules.is_file():
         return PoolingConfig()
-    kind, normalise, max_tokens = "mean", False, None
+    kind, normalize, max_tokens = "mean", False, None
     for module in _modules(modules):
         name = str(module.get("type", "")).rsplit(".", 1)[-1]
         path = inside(directory, str(module.get("path", "")))
@@ -33,10 +33,10 @@ def read(directory: Path) -> PoolingConfig:
         elif name == "Pooling":
             kind = _kind(path / "config.json")
         elif name == "Normalize":
-            normalise = True
+            normalize = True
         elif name != "Transformer":
             raise UserError(f"{modules} asks for a module {name!r}, which is not supported.")
-    return PoolingConfig(kind=kind, normalise=normalise, max_tokens=max_tokens)
+    return PoolingConfig(kind=kind, normalize=normalize, max_tokens=max_tokens)
 
 
 def _modules(path: Path) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ def files(pooling: PoolingConfig, d_model: int) -> dict[str, Any]:
     chain = [
         ("", "Transformer"),
         ("1_Pooling", "Pooling"),
-        *([("2_Normalize", "Normalize")] if pooling.normalise else []),
+        *([("2_Normalize", "Normalize")] if pooling.normalize else []),
     ]
     return {
         "modules.json": [

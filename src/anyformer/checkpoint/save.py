@@ -21,7 +21,7 @@ from anyformer.errors import UserError
 from anyformer.families import FAMILIES, from_huggingface, own, to_huggingface
 from anyformer.families.base import Family
 from anyformer.model import Transformer
-from anyformer.quantising import bits_of
+from anyformer.quantization import bits_of
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer import files as tokenizer_files
 

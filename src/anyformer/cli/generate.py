@@ -85,7 +85,7 @@ class GenerateOptions:
     """Search for the likeliest text with this many side by side; 1: greedy. Default: as many as the model's own
     settings ask for (translation models do), and 1 if tokens are drawn."""
     length_penalty: float | None = None
-    """Beams: 0 favours short texts, 1 compares means a token, more favours long ones. Default: the model's, or 1."""
+    """Beams: 0 favors short texts, 1 compares means a token, more favors long ones. Default: the model's, or 1."""
     early_stopping: Literal["true", "false", "never"] | None = None
     """Beams: stop when as many texts have ended (true), when the rest look worse (false), or when they can't get better
     at any length (never). Default: the model's own, or false."""

@@ -73,7 +73,7 @@ class LlamaCpp:
             self._model = None
 
     def tokens(self, text: str) -> list[int]:
-        """The ids of a text, with what the file puts around it; special tokens in it are recognised."""
+        """The ids of a text, with what the file puts around it; special tokens in it are recognized."""
         content = text.encode("utf-8")
         room = len(content) + 8
         ids = self._ffi.new("llama_token[]", room)

@@ -18,7 +18,7 @@ from anyformer.generation.inference import evaluating, require_tokenizer
 from anyformer.generation.step import step_of
 from anyformer.generation.writing import require_writing
 from anyformer.model import Transformer
-from anyformer.quantising import quantised_parts
+from anyformer.quantization import quantized_parts
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.evaluate import Evaluation
 
@@ -149,7 +149,7 @@ def size_in_memory(model: Transformer) -> int:
 
 def integers(model: Transformer) -> str:
     """What its matrices are made of, in words."""
-    bits = sorted({part.bits for _, part in quantised_parts(model)})
+    bits = sorted({part.bits for _, part in quantized_parts(model)})
     return " and ".join(f"int{number}" for number in bits) or str(model.dtype).removeprefix("torch.")
 
 

@@ -18,7 +18,7 @@ from anyformer.tokenizer import Tokenizer
 
 _TOLERANCES = {"F32": 1e-3, "F16": 5e-3, "BF16": 2e-2}
 """llama.cpp rounds what it multiplies to the precision of the weights."""
-_QUANTISED = 1e-1
+_QUANTIZED = 1e-1
 _GELU = 5e-3
 """llama.cpp looks GELU up in a table of F16, made by the tanh formula."""
 _CONTEXT = 64
@@ -62,7 +62,7 @@ def verify_gguf(path: Path, original: Transformer, tokenizer: Tokenizer | None) 
 def _tolerance(path: Path, model: Transformer) -> float:
     formats = {info.type.name for info in Container(path).tensors.values()}
     gelu = _GELU if model.config.feed_forward.activation.startswith("gelu") else 0.0
-    return max(gelu, *(_TOLERANCES.get(name, _QUANTISED) for name in formats))
+    return max(gelu, *(_TOLERANCES.get(name, _QUANTIZED) for name in formats))
 
 
 def _inputs(model: Transformer, tokenizer: Tokenizer | None) -> tuple[list[int], list[int] | None]:

@@ -44,7 +44,7 @@ _Item = TypeVar("_Item")
 
 
 class Encodes(Protocol):
-    """What tokenising needs of a tokenizer."""
+    """What tokenizing needs of a tokenizer."""
 
     @property
     def vocab_size(self) -> int:
@@ -158,7 +158,7 @@ class _Worker:
             self._process = subprocess.Popen(command, env=environment, bufsize=0, **pipes, **apart)
         except OSError as error:
             raise UserError(
-                f"A process that tokenises can't be started: {error.strerror or error}. Try --workers 1."
+                f"A process that tokenizes can't be started: {error.strerror or error}. Try --workers 1."
             ) from error
         self._answers = io.BufferedReader(cast("io.RawIOBase", self._process.stdout))
         self._send(greeting)
@@ -196,7 +196,7 @@ class _Worker:
     def _died(self) -> UserError:
         status = self._process.wait()
         return UserError(
-            f"A process that tokenises ended with status {status}. If memory ran out, try fewer --workers."
+            f"A process that tokenizes ended with status {status}. If memory ran out, try fewer --workers."
         )
 
 
@@ -207,7 +207,7 @@ def _pool(
     greeting = pickle.dumps((sys.path, tokenizer.backend.to_str(), "H" if dtype.itemsize == 2 else "I"))
     workers: list[_Worker] = []
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    threads = ThreadPoolExecutor(count, thread_name_prefix="tokenise")
+    threads = ThreadPoolExecutor(count, thread_name_prefix="tokenize")
 
     def encode(texts: list[str]) -> Encoded:
         own = idle.get()

@@ -88,7 +88,7 @@ class PairFile:
         return np.diff(self.target_offsets)
 
 
-def tokenise_pairs(
+def tokenize_pairs(
     pairs: Iterable[tuple[str, Pair]],
     tokenizer: Encodes,
     folders: Mapping[str, Path],

@@ -43,7 +43,7 @@ def _feistel(x: npt.NDArray[np.uint64], half: int, keys: list[int]) -> npt.NDArr
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014); products are meant to wrap around."""
+    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014); products are meant to wrap around."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

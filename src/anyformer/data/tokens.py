@@ -132,7 +132,7 @@ class TokenWriter:
                 os.fsync(self._file.fileno())
 
 
-def tokenise(
+def tokenize(
     documents: Iterable[Document],
     tokenizer: Encodes,
     path: str | os.PathLike[str],
@@ -156,10 +156,10 @@ def tokenise(
     """
     where = Path(path)
     beside = where.with_name(f".{where.name}.{os.getpid()}.tmp")
-    labelled = (("", document) for document in documents)
+    labeled = (("", document) for document in documents)
     try:
         where.parent.mkdir(parents=True, exist_ok=True)
-        tokenise_parts(labelled, tokenizer, {"": beside}, workers=workers, progress=progress)
+        tokenize_parts(labeled, tokenizer, {"": beside}, workers=workers, progress=progress)
         beside.replace(where)
     except OSError as error:
         raise UserError(f"The token file {where} can't be written: {error.strerror or error}.") from error
@@ -168,7 +168,7 @@ def tokenise(
     return TokenFile.open(where)
 
 
-def tokenise_parts(
+def tokenize_parts(
     documents: Iterable[tuple[str, Document]],
     tokenizer: Encodes,
     paths: Mapping[str, Path],

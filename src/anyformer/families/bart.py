@@ -2,7 +2,7 @@
 (Zhang et al. 2020, 1912.08777).
 
 All are the paper's encoder-decoder. Marian keeps its sinusoids, halves instead of interleaved; BART learns its
-positions and normalises the embeddings; Pegasus is Marian with the norms first.
+positions and normalizes the embeddings; Pegasus is Marian with the norms first.
 """
 
 from typing import Any

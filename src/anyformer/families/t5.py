@@ -153,7 +153,7 @@ _V1_1 = {
     "flan-t5-base": _sizes(768, 12, 12, 2048, **_V11),
 }
 # To be trained on a laptop in minutes, at llama-nano's size; a run as short as that has no use for dropout. T5's token
-# vectors of N(0, 1) want an optimiser whose steps are in proportion to them (Adafactor); AdamW hardly moves them, so
+# vectors of N(0, 1) want an optimizer whose steps are in proportion to them (Adafactor); AdamW hardly moves them, so
 # these start at 1 / sqrt(d_model).
 _NANO = _read(
     _sizes(128, 4, 4, 256, d_kv=32, vocab_size=2048, n_positions=128, dropout_rate=0.0, **_V11), "language_model", "t5"

@@ -50,8 +50,8 @@ class BeamSearch:
     beams: int = 4
     """Texts that grow side by side for each prompt. 1: greedy."""
     length_penalty: float = 1.0
-    """A text's score is its log-probability divided by ``length ** length_penalty``: 0 favours short texts, 1 compares
-    means a token, more favours long ones."""
+    """A text's score is its log-probability divided by ``length ** length_penalty``: 0 favors short texts, 1 compares
+    means a token, more favors long ones."""
     early_stopping: EarlyStopping = False
     """When a search is over. True: as soon as `beams` texts have ended; False: when the best that still grows would
     have a worse score than all of them if it ended now; "never": when it could not catch up at any length."""

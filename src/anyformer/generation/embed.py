@@ -30,7 +30,7 @@ def embed(
     """Turn texts into vectors, as the model's `pooling` says.
 
     The last hidden states of a text's tokens, special ones included, are pooled and, if the model says so,
-    normalised to length 1. Longer texts than the model takes are cut; the special tokens at their ends stay.
+    normalized to length 1. Longer texts than the model takes are cut; the special tokens at their ends stay.
 
     Args:
         model: Any model; of an encoder-decoder the encoder is used.
@@ -63,7 +63,7 @@ def embed(
             )
             check_ids(ids, model.config.source_vocab_size or model.config.vocab_size)
             pooled = POOLINGS[pooling.kind](last_hidden(model, ids, mask).float(), mask)
-            vectors[chosen] = F.normalize(checked(pooled), dim=-1) if pooling.normalise else checked(pooled)
+            vectors[chosen] = F.normalize(checked(pooled), dim=-1) if pooling.normalize else checked(pooled)
     return vectors
 
 

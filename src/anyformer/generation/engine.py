@@ -10,7 +10,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from anyformer.blocks.cache import KeyValueCache
+from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.errors import UserError
 from anyformer.generation.inference import device_of, evaluating
 from anyformer.generation.penalties import penalties_of

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anyformer.blocks.cache import KeyValueCache
+from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.generation.inference import device_of
 from anyformer.generation.reading import first_scores
 from anyformer.generation.step import step_of

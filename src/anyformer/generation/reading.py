@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anyformer.blocks.cache import KeyValueCache
+from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.errors import UserError
 from anyformer.generation.prompt import Prompt
 from anyformer.generation.rules import History

@@ -95,7 +95,7 @@ def rules_for(settings: Mapping[str, Any], context: RuleContext) -> list[Rule]:
         biases = {known("sequence_bias", ids): float(bias) for ids, bias in pairs}
         rules.append(bias_sequences(biases, vocab, device))
     if (penalty := read("encoder_repetition_penalty")) not in (None, 1.0):
-        rules.append(favour_source(_positive("encoder_repetition_penalty", penalty), context.ids, context.mask))
+        rules.append(favor_source(_positive("encoder_repetition_penalty", penalty), context.ids, context.mask))
     if (penalty := read("repetition_penalty")) not in (None, 1.0):
         rules.append(discourage_repetition(_positive("repetition_penalty", penalty)))
     if size := read("no_repeat_ngram_size"):
@@ -157,11 +157,11 @@ def bias_sequences(biases: Mapping[tuple[int, ...], float], vocab_size: int, dev
     return rule
 
 
-def favour_source(penalty: float, ids: Tensor, mask: Tensor | None) -> Rule:
+def favor_source(penalty: float, ids: Tensor, mask: Tensor | None) -> Rule:
     """Raise the scores of tokens that the source has (of those it lacks, relatively, lower them)."""
 
     def rule(scores: Tensor, history: History) -> Tensor:
-        return torch.where(_occurring(ids, mask, scores), _penalised(scores, 1 / penalty), scores)
+        return torch.where(_occurring(ids, mask, scores), _penalized(scores, 1 / penalty), scores)
 
     return rule
 
@@ -170,7 +170,7 @@ def discourage_repetition(penalty: float) -> Rule:
     """Lower the scores of tokens that the text has already (Keskar et al. 2019, section 4.1)."""
 
     def rule(scores: Tensor, history: History) -> Tensor:
-        return torch.where(_occurring(history.ids, history.real, scores), _penalised(scores, penalty), scores)
+        return torch.where(_occurring(history.ids, history.real, scores), _penalized(scores, penalty), scores)
 
     return rule
 
@@ -268,7 +268,7 @@ def _only(tokens: Sequence[int], scores: Tensor) -> Tensor:
     return allowed
 
 
-def _penalised(scores: Tensor, penalty: float) -> Tensor:
+def _penalized(scores: Tensor, penalty: float) -> Tensor:
     return torch.where(scores < 0, scores * penalty, scores / penalty)
 
 

@@ -1,6 +1,6 @@
 """New tokens of every text: a prompt, and then a token or a few, again and again.
 
-On a CPU the whole step is one call of compiled code (`blocks/native`), where there is a compiler and the model has
+On a CPU the whole step is one call of compiled code (`kernels/cpu`), where there is a compiler and the model has
 nothing of its own; otherwise, and until the compiler is done, it is the model itself.
 """
 
@@ -12,17 +12,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from anyformer.blocks.cache import KeyValueCache
-from anyformer.blocks.native import table
-from anyformer.blocks.native.build import Unit, wanted
+from anyformer.blocks.kv_cache import KeyValueCache
+from anyformer.generation.compiled_decoder import InexpressibleError, NativeDecoder, memories
 from anyformer.generation.inference import device_of
-from anyformer.generation.native import InexpressibleError, NativeDecoder, memories
 from anyformer.generation.writing import all_scores
+from anyformer.kernels.cpu import structs
+from anyformer.kernels.cpu.build import Unit, wanted
 from anyformer.model import Transformer
-from anyformer.quantising import bits_of
+from anyformer.quantization import bits_of
 
 UNIT = Unit(
-    "step",
+    "decode_step",
     tiles=(c_int64,),
     bytes=(c_int64, c_void_p, c_int64, c_int64, c_int64),
     step=(None, c_void_p, c_void_p, c_int64),
@@ -149,7 +149,7 @@ class _NativeStep:
         needed: int = compiled.bytes(decoder.address, batch * new, longest, threads)
         if self._workspace.numel() < needed:
             self._workspace = torch.empty(needed, dtype=torch.uint8)
-        described = table.Batch(
+        described = structs.Batch(
             rows=batch * new,
             fresh=new,
             vectors=vectors.data_ptr(),
@@ -159,7 +159,7 @@ class _NativeStep:
             bias=None if bias is None else bias.data_ptr(),
             distances=0 if bias is None else bias.shape[1],
             layers=ctypes.addressof(layers),
-            memory_format=table.FLOAT32 if cache.layers[0].keys.dtype == torch.float32 else table.BFLOAT16,
+            memory_format=structs.FLOAT32 if cache.layers[0].keys.dtype == torch.float32 else structs.BFLOAT16,
             source=0 if source is None else source.keys.shape[2],
             sources=None if whose is None else whose.data_ptr(),
             source_mask=None if source_mask is None else source_mask.data_ptr(),

@@ -153,7 +153,7 @@ class Tokenizer:
         """Return the ids of a text, or of a pair of texts.
 
         Args:
-            text: any text; special tokens written out in it are recognised.
+            text: any text; special tokens written out in it are recognized.
             special: add what the tokenizer puts around a text ([CLS] and [SEP], a beginning of text ...).
             second: a second text, encoded into the same ids after the first.
 
@@ -203,9 +203,9 @@ class Tokenizer:
         Raises:
             UserError: the directory can't be written.
         """
-        files.write_all(Path(directory), self.serialised())
+        files.write_all(Path(directory), self.serialized())
 
-    def serialised(self) -> dict[str, bytes]:
+    def serialized(self) -> dict[str, bytes]:
         """Return the files that `save` writes, by name."""
         pipeline = (self.backend.to_str(pretty=True) + "\n").encode("utf-8")
         made = {files.TOKENIZER: pipeline, files.CONFIG: files.to_json(self.complete_config())}

@@ -145,7 +145,7 @@ def _byte_level(source: _Source) -> tokenizers.Tokenizer:
 
 
 def _sentencepiece(source: _Source) -> tokenizers.Tokenizer:
-    """SentencePiece's BPE joins the neighbours whose union has the highest score (Kudo & Richardson 2018)."""
+    """SentencePiece's BPE joins the neighbors whose union has the highest score (Kudo & Richardson 2018)."""
     unknown = source.unknown()
     model = models.BPE(
         source.ids, _merges(source), unk_token=unknown, fuse_unk=True, byte_fallback=BYTE in source.types

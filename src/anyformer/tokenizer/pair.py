@@ -47,7 +47,7 @@ class PairTokenizer(Tokenizer):
     @property
     def fingerprint(self) -> str:
         """A hash that changes whenever some text could get other ids."""
-        files_ = self.serialised()
+        files_ = self.serialized()
         return hashlib.sha256(b"".join(files_[name] for name in sentencepiece.PAIR)).hexdigest()
 
     def encode(self, text: str, special: bool = True, second: str | None = None) -> list[int]:
@@ -76,7 +76,7 @@ class PairTokenizer(Tokenizer):
         text = "".join([*parts, self._join(pieces)]).strip()
         return clean_up(text) if self.cleans_up else text
 
-    def serialised(self) -> dict[str, bytes]:
+    def serialized(self) -> dict[str, bytes]:
         """Return the files that `save` writes: those that were read."""
         config = {**self.complete_config(), "tokenizer_class": "MarianTokenizer", **self.config}
         return {files.CONFIG: files.to_json(config), **self._files}

@@ -14,7 +14,7 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def joints(backend: tokenizers.Tokenizer) -> tuple[list[bool], list[bool]]:
-    """Return where each token joins its neighbours: on the left, and on the right; [largest id + 1] each.
+    """Return where each token joins its neighbors: on the left, and on the right; [largest id + 1] each.
 
     A token goes on with the word of the one before it where that joins on the right and it joins on the left.
     WordPiece tells by its prefix (##). Elsewhere a token joins with a letter, digit or mark at that end: the space

@@ -2,7 +2,7 @@
 
 ::
 
-    checkpoints/step-00000500/state.safetensors   weights, the optimiser's state, averages (or shards of them)
+    checkpoints/step-00000500/state.safetensors   weights, the optimizer's state, averages (or shards of them)
                               run.json            the step, the log's running sums, the config
 
 A checkpoint is written beside its place and renamed into it, so it is whole or absent whenever the power fails.

@@ -68,7 +68,7 @@ class TrainConfig:
     """char, bpe:N, wordpiece:N or unigram:N to train one of N tokens, or the path of one; none: what the model's paper
     has (bpe, wordpiece or unigram), N to suit the data."""
     workers: int | None = None
-    """Processes that tokenise; none: one for each core."""
+    """Processes that tokenize; none: one for each core."""
     cache: Path | None = None
     """Folder of the token files, which a second run on the same data finds there; none: the user's cache folder."""
     context: int | None = None
@@ -112,7 +112,7 @@ class TrainConfig:
     processes: int = 1
     """How many to start on this machine; torchrun and deepspeed start them themselves."""
     zero_stage: int = 2
-    """DeepSpeed: 1 shards the optimiser's state, 2 the gradients as well, 3 the weights as well."""
+    """DeepSpeed: 1 shards the optimizer's state, 2 the gradients as well, 3 the weights as well."""
     save_every: int | None = None
     """Steps between two checkpoints to resume from; none: every five minutes, and at the end."""
     keep: int = 2

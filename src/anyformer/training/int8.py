@@ -1,10 +1,10 @@
 """Products of 8-bit integers in training (SwitchBack: Wortsman et al. 2023, section 2).
 
 CPUs with VNNI but without AMX multiply integers of 8 bits three to five times as fast as float32, and twice as fast as
-bfloat16. So the products of linear layers, and of the vocabulary (see `blocks.vocabulary_loss`), are computed as
+bfloat16. So the products of linear layers, and of the vocabulary (see `kernels.cross_entropy`), are computed as
 ``(a_int @ b_int) * a_scale * b_scale``, where each row of a and each column of b is scaled to -127 ... 127 and rounded:
 an error of about 1 % of a product of numbers that are normally distributed. Nothing that was rounded is kept: weights,
-their gradients and the optimiser are float32, and what is between two products is in the format that the CPU is fast in
+their gradients and the optimizer are float32, and what is between two products is in the format that the CPU is fast in
 otherwise.
 """
 
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from anyformer.blocks.native.rounded import LARGEST, can_round, rounded_product, worth_rounding
+from anyformer.kernels.cpu.int8_matmul import LARGEST, can_round, rounded_product, worth_rounding
 from anyformer.training.rows import rows_of
 
 _SMALLEST = torch.finfo(torch.float32).tiny
@@ -119,8 +119,8 @@ def _(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype) -> T
 
 def _plain(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype, sums: Tensor | None = None) -> Tensor:
     _sum(left, sums)
-    rows, row_scales = _quantised(left)
-    columns, column_scales = _quantised(right)
+    rows, row_scales = _quantized(left)
+    columns, column_scales = _quantized(right)
     product = torch.ops.aten._int_mm(rows, columns.t()) * row_scales * column_scales.t()
     return (product if bias is None else product + bias).to(dtype)
 
@@ -130,7 +130,7 @@ def _sum(left: Tensor, sums: Tensor | None) -> None:
         torch.sum(left, dim=1, dtype=sums.dtype, out=sums)
 
 
-def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+def _quantized(x: Tensor) -> tuple[Tensor, Tensor]:
     """Integers of 8 bits and their scales, one a row."""
     x = x.float()
     scale = x.abs().amax(dim=1, keepdim=True) / LARGEST

@@ -26,7 +26,7 @@ _SMALLEST = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices and AdamW for the rest, as one optimiser with one learning rate.
+    """Muon for matrices and AdamW for the rest, as one optimizer with one learning rate.
 
     An orthogonal update is scaled by ``0.2 sqrt(max(rows, columns))``, to be as large as AdamW's usual one, so both
     are content with the same learning rate and weight decay (Liu et al. 2025, Muon is scalable for LLM training,
@@ -37,7 +37,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         matrices: what Muon updates.
-        rest: the optimiser of everything else.
+        rest: the optimizer of everything else.
         learning_rate: of the matrices.
         weight_decay: of the matrices, decoupled.
         momentum: share of the old momentum that is kept; the update looks ahead (Nesterov).

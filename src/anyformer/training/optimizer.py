@@ -1,4 +1,4 @@
-"""The optimisers by name: AdamW, and Muon for the matrices inside the blocks with AdamW for everything else."""
+"""The optimizers by name: AdamW, and Muon for the matrices inside the blocks with AdamW for everything else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FUSED = ("cpu", "cuda", "mps")
 
 
 class OptimizerMaker(Protocol):
-    """Makes the optimiser of a model; see `make_optimizer` for the arguments."""
+    """Makes the optimizer of a model; see `make_optimizer` for the arguments."""
 
     def __call__(
         self,
@@ -86,7 +86,7 @@ def make_optimizer(
     betas: tuple[float, float] = (0.9, 0.95),
     dtype: torch.dtype = torch.float32,
 ) -> Optimizer:
-    """The optimiser of that name, for all parameters of a model that are trained.
+    """The optimizer of that name, for all parameters of a model that are trained.
 
     Args:
         name: one of `OPTIMIZERS`.
@@ -98,23 +98,23 @@ def make_optimizer(
             their own.
 
     Raises:
-        UserError: there is no such optimiser.
+        UserError: there is no such optimizer.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"There is no optimizer {name!r} ({nearest(name, OPTIMIZERS)}).")
     return OPTIMIZERS[name](model, learning_rate, weight_decay=weight_decay, betas=betas, dtype=dtype)
 
 
-def set_learning_rate(optimiser: Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Use this learning rate from the next step on."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def supports_sharded(name: str, *, flattened: bool = False) -> None:
-    """Accept or decline an optimiser for weights that are spread over processes.
+    """Accept or decline an optimizer for weights that are spread over processes.
 
-    FSDP2 leaves every matrix a matrix (a DTensor), which both optimisers can update: AdamW each process its shard;
+    FSDP2 leaves every matrix a matrix (a DTensor), which both optimizers can update: AdamW each process its shard;
     Muon gathers one matrix at a time, and every process orthogonalises all of it. DeepSpeed's ZeRO lays all weights
     end to end and cuts the row wherever a share ends: nothing is left for Muon to orthogonalise.
 
@@ -123,7 +123,7 @@ def supports_sharded(name: str, *, flattened: bool = False) -> None:
         flattened: the weights become one long vector.
 
     Raises:
-        UserError: the optimiser needs whole matrices.
+        UserError: the optimizer needs whole matrices.
     """
     if flattened and OPTIMIZERS.get(name) is muon:
         raise UserError(
@@ -132,11 +132,11 @@ def supports_sharded(name: str, *, flattened: bool = False) -> None:
         )
 
 
-def flatten_state(optimiser: Optimizer, names: Mapping[Any, str]) -> dict[str, Tensor]:
-    """What an optimiser remembers, as one flat dict that doesn't depend on the order of the parameters.
+def flatten_state(optimizer: Optimizer, names: Mapping[Any, str]) -> dict[str, Tensor]:
+    """What an optimizer remembers, as one flat dict that doesn't depend on the order of the parameters.
 
     Args:
-        optimiser: of some or all of the parameters.
+        optimizer: of some or all of the parameters.
         names: of the parameters: `{parameter: name for name, parameter in model.named_parameters()}`.
 
     Returns:
@@ -146,27 +146,27 @@ def flatten_state(optimiser: Optimizer, names: Mapping[Any, str]) -> dict[str, T
     return {
         f"{key}.{name}": value
         for parameter, name in names.items()
-        for key, value in optimiser.state.get(parameter, {}).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def load_flat_state(optimiser: Optimizer, names: Mapping[Any, str], state: Mapping[str, Tensor]) -> None:
-    """Put copies of what `flatten_state` gave in the place of what an optimiser remembers.
+def load_flat_state(optimizer: Optimizer, names: Mapping[Any, str], state: Mapping[str, Tensor]) -> None:
+    """Put copies of what `flatten_state` gave in the place of what an optimizer remembers.
 
     Args:
-        optimiser: made as the one that the state is of; it need not have taken a step.
+        optimizer: made as the one that the state is of; it need not have taken a step.
         names: of the parameters. Where one is a DTensor, each process takes its share of a whole tensor in the state.
         state: of whole tensors, or of DTensors spread like the parameters.
 
     Raises:
-        UserError: the state is of another optimiser or another model; nothing has been changed.
+        UserError: the state is of another optimizer or another model; nothing has been changed.
     """
     found: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for entry, value in state.items():
         key, _, name = entry.partition(".")
         found[name][key] = value
     parameters: dict[str, Tensor] = {name: parameter for parameter, name in names.items()}
-    expected = _state_keys(optimiser)
+    expected = _state_keys(optimizer)
     for name, values in found.items():
         parameter = parameters.get(name)
         if parameter is None or set(values) != expected.get(id(parameter), set()):
@@ -182,18 +182,18 @@ def load_flat_state(optimiser: Optimizer, names: Mapping[Any, str], state: Mappi
                 )
     placed = {
         parameters[name]: {
-            key: _counter(value, optimiser, parameters[name]) if key == "step" else copy_like(value, parameters[name])
+            key: _counter(value, optimizer, parameters[name]) if key == "step" else copy_like(value, parameters[name])
             for key, value in values.items()
         }
         for name, values in found.items()
     }
-    optimiser.state.clear()
-    optimiser.state.update(placed)
+    optimizer.state.clear()
+    optimizer.state.update(placed)
 
 
-def _counter(value: Tensor, optimiser: Optimizer, parameter: Tensor) -> Tensor:
+def _counter(value: Tensor, optimizer: Optimizer, parameter: Tensor) -> Tensor:
     """A copy of AdamW's count of steps where it expects it: beside the weights if it is fused, else on the CPU."""
-    fused = any(group.get("fused") for group in optimiser.param_groups)
+    fused = any(group.get("fused") for group in optimizer.param_groups)
     return value.detach().to(parameter.device if fused else "cpu", copy=True)
 
 
@@ -220,11 +220,11 @@ def _matrices_of_blocks(model: nn.Module) -> set[int]:
     return matrices - tables
 
 
-def _state_keys(optimiser: Optimizer) -> dict[int, set[str]]:
+def _state_keys(optimizer: Optimizer) -> dict[int, set[str]]:
     """What is remembered of each parameter, by the parameter's id."""
     adam = {"step", "exp_avg", "exp_avg_sq"}
     return {
         id(parameter): {"momentum_buffer"} if "momentum" in group else adam
-        for group in optimiser.param_groups
+        for group in optimizer.param_groups
         for parameter in group["params"]
     }

@@ -1,4 +1,4 @@
-"""The number format of a run's products, and whether to compile. Weights and the optimiser's state stay in float32."""
+"""The number format of a run's products, and whether to compile. Weights and the optimizer's state stay in float32."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 
-from anyformer.blocks.native.rounded import can_round
 from anyformer.errors import UserError
+from anyformer.kernels.cpu.int8_matmul import can_round
 
 _WORTH_IT = 1.5
 """Products have to gain this much, for the conversions cost something."""

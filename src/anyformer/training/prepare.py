@@ -20,12 +20,12 @@ from anyformer.config import ModelConfig, SpecialTokens
 from anyformer.data.batch import Batch
 from anyformer.data.cache import Cache, identity, key
 from anyformer.data.objectives import decoder_start
-from anyformer.data.pairs import PairFile, tokenise_pairs
+from anyformer.data.pairs import PairFile, tokenize_pairs
 from anyformer.data.parallel import Pair, PairCorpus, parallel_files, record_files
 from anyformer.data.sources import Document, find_files, standard_library
 from anyformer.data.split import Corpus, Split
 from anyformer.data.spool import STANDARD_INPUT, spooled
-from anyformer.data.tokens import FORMAT, TokenFile, tokenise_parts
+from anyformer.data.tokens import FORMAT, TokenFile, tokenize_parts
 from anyformer.errors import UserError
 from anyformer.families import to_huggingface
 from anyformer.tokenizer import Tokenizer
@@ -108,7 +108,7 @@ class Prepared:
 
 
 def prepare(config: CompleteConfig, given: frozenset[str], console: Console) -> Prepared:
-    """Read the data, train or load the tokenizer, tokenise; or find all that in the cache.
+    """Read the data, train or load the tokenizer, tokenize; or find all that in the cache.
 
     Args:
         config: as `TrainConfig.complete` made it.
@@ -124,8 +124,8 @@ def prepare(config: CompleteConfig, given: frozenset[str], console: Console) -> 
         parse_spec(spec)
     cache = Cache(config.cache)
     if config.objective == "seq2seq":
-        return _prepare(config, given, console, cache, _pairs, tokenise_pairs, PairFile.open, PairFeed)
-    return _prepare(config, given, console, cache, _documents, tokenise_parts, TokenFile.open, TextFeed)
+        return _prepare(config, given, console, cache, _pairs, tokenize_pairs, PairFile.open, PairFeed)
+    return _prepare(config, given, console, cache, _documents, tokenize_parts, TokenFile.open, TextFeed)
 
 
 def keep_standard_input(config: _Config) -> _Config:
@@ -165,7 +165,7 @@ class _Corpus(Protocol[_ItemOut]):
 
 
 class _Writes(Protocol[_ItemIn]):
-    """`tokenise_parts` or `tokenise_pairs`."""
+    """`tokenize_parts` or `tokenize_pairs`."""
 
     def __call__(
         self,
@@ -181,7 +181,7 @@ class _Writes(Protocol[_ItemIn]):
 
 @dataclass(frozen=True, slots=True)
 class _Data(Generic[_Item]):
-    """What is to be tokenised.
+    """What is to be tokenized.
 
     Attributes:
         corpus: to train on; and to validate on, where nothing else is.
@@ -268,12 +268,12 @@ def _prepare(
 
 
 class _Bar:
-    """How far tokenising is, on a terminal. A context manager."""
+    """How far tokenizing is, on a terminal. A context manager."""
 
     def __init__(self, console: Console, characters: int) -> None:
-        columns = (TextColumn("tokenising"), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn())
+        columns = (TextColumn("tokenizing"), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-        self._task = self._bar.add_task("tokenising", total=characters)
+        self._task = self._bar.add_task("tokenizing", total=characters)
 
     def __enter__(self) -> Self:
         self._bar.start()

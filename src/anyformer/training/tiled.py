@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from anyformer.blocks.native.outer import can_sum, outer_products
+from anyformer.kernels.cpu.weight_grad import can_sum, outer_products
 from anyformer.training.rows import rows_of
 
 

@@ -13,13 +13,13 @@ from anyformer.checkpoint.gguf.types import NAMED, TensorType
 from anyformer.errors import UserError, nearest
 
 FORMATS = {name.lower(): NAMED[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")}
-"""What a file can be written in. K-quants are not among them: llama.cpp's own quantiser makes those from F16 or F32."""
+"""What a file can be written in. K-quants are not among them: llama.cpp's own quantizer makes those from F16 or F32."""
 
 _EXACT = ("position_embd.weight", "token_types.weight", "attn_rel_b.weight")
 """Small tables that llama.cpp adds or reads as they are."""
 _OUTER = ("token_embd.weight", "output.weight")
 _AT_ONCE = 2**22
-"""Weights that are quantised at once: the quantiser needs several times their room."""
+"""Weights that are quantized at once: the quantizer needs several times their room."""
 _LARGEST_F16 = 65504.0
 
 
@@ -67,9 +67,9 @@ def encode(name: str, tensor: Tensor, kind: TensorType) -> NDArray[Any]:
     import gguf
 
     rows = tensor.reshape(-1, tensor.shape[-1])
-    quantised = np.empty((rows.shape[0], rows.shape[1] // kind.block * kind.bytes), dtype=np.uint8)
+    quantized = np.empty((rows.shape[0], rows.shape[1] // kind.block * kind.bytes), dtype=np.uint8)
     step = max(1, _AT_ONCE // rows.shape[1])
     for start in range(0, rows.shape[0], step):
         part = rows[start : start + step].float().numpy()
-        quantised[start : start + step] = gguf.quantize(part, gguf.GGMLQuantizationType(kind.number))
-    return quantised.reshape(*tensor.shape[:-1], -1)
+        quantized[start : start + step] = gguf.quantize(part, gguf.GGMLQuantizationType(kind.number))
+    return quantized.reshape(*tensor.shape[:-1], -1)

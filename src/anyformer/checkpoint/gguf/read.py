@@ -115,7 +115,7 @@ def _contents(container: Container) -> Contents:
 
 
 def _output(container: Container) -> Output:
-    """How the head compares with the token table. A quantised head differs from a table in another format."""
+    """How the head compares with the token table. A quantized head differs from a table in another format."""
     tensors = container.tensors
     if _HEAD not in tensors or _TABLE not in tensors:
         return "absent"

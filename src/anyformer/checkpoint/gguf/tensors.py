@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file: as floats, or as the integers, scales and minima that a quantised one is stored as."""
+"""Tensors of a GGUF file: as floats, or as the integers, scales and minima that a quantized one is stored as."""
 
 from typing import Any, NamedTuple, cast
 
@@ -17,7 +17,7 @@ GROUP = 32
 
 
 class Grouped(NamedTuple):
-    """A quantised matrix: ``weight = code * scale + minimum``, with a scale for every 32 neighbours in a row."""
+    """A quantized matrix: ``weight = code * scale + minimum``, with a scale for every 32 neighbors in a row."""
 
     codes: Tensor
     """[rows, columns]: int8 in Q8_0, uint8 of 0 to 15 in Q4_0 and Q4_1."""
@@ -28,7 +28,7 @@ class Grouped(NamedTuple):
 
 
 def stored_format(container: Container, name: str) -> torch.dtype:
-    """The number format that `dense` gives: as stored, float32 for what is quantised."""
+    """The number format that `dense` gives: as stored, float32 for what is quantized."""
     return _PLAIN.get(container.tensors[name].type.name, torch.float32)
 
 
@@ -82,7 +82,7 @@ def _package(container: Container) -> Any:
         import gguf
     except ImportError as error:
         raise UserError(
-            f"{container.path} has quantised weights, and reading them needs a package that is not installed: "
+            f"{container.path} has quantized weights, and reading them needs a package that is not installed: "
             "pip install 'anyformer[gguf]'."
         ) from error
     return gguf

@@ -21,7 +21,7 @@ from anyformer.errors import UserError
 from anyformer.families.gguf import rope_factors, table
 from anyformer.families.rows import COPY, Row
 from anyformer.model import Transformer, skeleton
-from anyformer.quantising import bits_of
+from anyformer.quantization import bits_of
 from anyformer.tokenizer import Tokenizer
 
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}

@@ -63,7 +63,7 @@ class Architecture:
     """Key, after the architecture's name and a dot -> field of config.json. Two keys may say the same."""
     rows: Callable[[ModelConfig], Sequence[Row]]
     """The table of tensor names for a model of this config. Every operation moves whole rows, so that it can be
-    applied to quantised tensors as well. An alias with an operation of its own (T5's head) has to be written: other
+    applied to quantized tensors as well. An alias with an operation of its own (T5's head) has to be written: other
     programs look for it."""
     inferred: Callable[[Contents], dict[str, Any]] = _nothing
     """Fields of config.json that follow from which tensors there are, or from several keys."""

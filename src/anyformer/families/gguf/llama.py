@@ -1,6 +1,6 @@
 """GGUF's `llama`, `qwen2` and `qwen3`. A Mistral is a `llama` there, and its window is not said.
 
-llama.cpp turns neighbouring pairs of a LLaMA's queries and keys, Hugging Face a head's two halves, so `llama` files
+llama.cpp turns neighboring pairs of a LLaMA's queries and keys, Hugging Face a head's two halves, so `llama` files
 have the rows of each head in another order; `qwen2` and `qwen3` files do not.
 """
 
@@ -33,8 +33,8 @@ _BLOCK = "decoder.blocks.{i}"
 _ATTENTION = f"{_BLOCK}.attention"
 
 
-def neighbours(heads: int) -> Operation:
-    """From pairs of neighbouring rows in each head to two halves, and back; `heads` heads of rows."""
+def neighbors(heads: int) -> Operation:
+    """From pairs of neighboring rows in each head to two halves, and back; `heads` heads of rows."""
 
     def read(tensor: "Tensor", _: int) -> Sequence["Tensor"]:
         return [tensor.reshape(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)]
@@ -71,9 +71,9 @@ def _rows(queries: Operation, keys: Operation) -> list[Row]:
     ]
 
 
-def _neighbouring_rows(config: ModelConfig) -> list[Row]:
+def _neighboring_rows(config: ModelConfig) -> list[Row]:
     attention = config.attention
-    return _rows(neighbours(attention.heads), neighbours(attention.kv_heads or attention.heads))
+    return _rows(neighbors(attention.heads), neighbors(attention.kv_heads or attention.heads))
 
 
 def _plain_rows(config: ModelConfig) -> list[Row]:
@@ -97,13 +97,13 @@ def _inferred(contents: Contents) -> dict[str, Any]:
     }
 
 
-def _architecture(name: str, model_types: Sequence[str], *, neighbouring: bool = False) -> Architecture:
+def _architecture(name: str, model_types: Sequence[str], *, neighboring: bool = False) -> Architecture:
     return Architecture(
         name=name,
         model_types=model_types,
         head="language_model",
         keys=_KEYS,
-        rows=_neighbouring_rows if neighbouring else _plain_rows,
+        rows=_neighboring_rows if neighboring else _plain_rows,
         inferred=_inferred,
         more=scaling.write,
         ignored=(r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd", r"blk\.\d+\.rope_freqs\.weight"),
@@ -111,7 +111,7 @@ def _architecture(name: str, model_types: Sequence[str], *, neighbouring: bool =
 
 
 ARCHITECTURES = [
-    _architecture("llama", ("llama", "mistral"), neighbouring=True),
+    _architecture("llama", ("llama", "mistral"), neighboring=True),
     _architecture("qwen2", ("qwen2",)),
     _architecture("qwen3", ("qwen3",)),
 ]

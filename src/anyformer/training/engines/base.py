@@ -23,7 +23,7 @@ class Plan:
 
     Attributes:
         precision: where and in which format to compute.
-        optimizer: makes the optimiser of a model's parameters, once they are where they will stay.
+        optimizer: makes the optimizer of a model's parameters, once they are where they will stay.
         average: what averages the weights; None for nothing.
         clip: the longest gradient.
         accumulate: how many parts a batch is computed in.

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO: stage 1 cuts up the optimiser's state, 2 the gradients as well, 3 the weights as well.
+"""DeepSpeed's ZeRO: stage 1 cuts up the optimizer's state, 2 the gradients as well, 3 the weights as well.
 
 Rajbhandari et al. 2020, ZeRO: Memory Optimizations Toward Training Trillion Parameter Models. Everything goes through
 DeepSpeed's own engine: backward, reduction, clipping, the step. Weights stay in float32, and products are computed in
@@ -44,12 +44,12 @@ class DeepSpeed(Single):
 
     Args:
         model: with its first weights; is trained in place.
-        plan: how. Its optimiser must be AdamW, for the weights are cut without regard to rows and columns.
+        plan: how. Its optimizer must be AdamW, for the weights are cut without regard to rows and columns.
         group: the processes.
         stage: of ZeRO, 1 to 3.
 
     Raises:
-        UserError: another optimiser.
+        UserError: another optimizer.
     """
 
     _gathered: Transformer | None = None
@@ -57,7 +57,7 @@ class DeepSpeed(Single):
     def __init__(self, model: Transformer, plan: Plan, group: Group, stage: int) -> None:
         self.stage = stage
         if model.pooler is not None and isinstance(model.head, LanguageModelHead):
-            # No loss reaches it, but DeepSpeed would give it gradients of zeros, and the optimiser decay it.
+            # No loss reaches it, but DeepSpeed would give it gradients of zeros, and the optimizer decay it.
             model.pooler.requires_grad_(False)
         super().__init__(model, plan, group)
         if not isinstance(self.optimizer, torch.optim.AdamW):
@@ -66,7 +66,7 @@ class DeepSpeed(Single):
                 "leave --optimizer out, or use --engine ddp or fsdp."
             )
         self._trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._engine: Any = self._initialise(LossAlone(model))
+        self._engine: Any = self._initialize(LossAlone(model))
         self.spread = self._engine
         self._remember()
 
@@ -172,7 +172,7 @@ class DeepSpeed(Single):
     def __str__(self) -> str:
         return f"deepspeed ZeRO-{self.stage}, {self.group.processes} processes ({self.group.backend})"
 
-    def _initialise(self, module: LossAlone) -> Any:
+    def _initialize(self, module: LossAlone) -> Any:
         precision = self.plan.precision
         if precision.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -232,7 +232,7 @@ class DeepSpeed(Single):
             self._engine.empty_partition_cache()
 
     def _flat(self) -> list[Tensor]:
-        """This process's pieces of all weights, end to end, as the optimiser has them."""
+        """This process's pieces of all weights, end to end, as the optimizer has them."""
         zero = self._engine.optimizer
         return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
 
@@ -303,7 +303,7 @@ class DeepSpeed(Single):
         self.plan.average.load_state(pieces)
 
     def _check(self, folder: Path, found: Collection[str], parameters: Mapping[str, Tensor]) -> None:
-        """Raise UserError where a checkpoint is of another model or another optimiser."""
+        """Raise UserError where a checkpoint is of another model or another optimizer."""
         missing = sorted(name for name in parameters if f"model.{name}" not in found)
         if missing:
             raise _misfit(folder, f"it has no {missing[0]!r}")

@@ -1,6 +1,6 @@
 """A shard of everything on each process: PyTorch's FSDP2 (`fully_shard`; Zhao et al. 2023, PyTorch FSDP).
 
-Weights, gradients and the optimiser's state are cut along their first dimension (DTensors). A block's whole weights
+Weights, gradients and the optimizer's state are cut along their first dimension (DTensors). A block's whole weights
 exist only while it computes. Embeddings, final norm and head are one group with the root, so tied weights are together.
 """
 
@@ -24,7 +24,7 @@ from anyformer.training.spread import whole
 
 
 class FSDP(Single):
-    """Trains on several processes, each of which holds a share of weights, gradients and the optimiser's state."""
+    """Trains on several processes, each of which holds a share of weights, gradients and the optimizer's state."""
 
     _gathered: Transformer | None = None
 

@@ -19,7 +19,7 @@ from anyformer.training.engines.launch import check_engine, started_by_launcher
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=1)
-"""The first process may tokenise for hours while the others wait. Whoever started them notices when one dies."""
+"""The first process may tokenize for hours while the others wait. Whoever started them notices when one dies."""
 
 
 class Group:

@@ -17,7 +17,7 @@ def make_engine(name: str | None, model: Transformer, plan: Plan, group: Group, 
         model: with its first weights, the same on all processes.
         plan: how a step is taken.
         group: the processes.
-        zero_stage: what DeepSpeed shards: 1 the optimiser's state, 2 the gradients as well, 3 the weights as well.
+        zero_stage: what DeepSpeed shards: 1 the optimizer's state, 2 the gradients as well, 3 the weights as well.
 
     Raises:
         UserError: there is no such engine, it isn't installed, or it does not fit the number of processes.

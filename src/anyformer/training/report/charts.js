@@ -141,9 +141,9 @@
         if (fits) path += `${pen ? "L" : "M"}${x(p[0]).toFixed(1)} ${y(p[1]).toFixed(1)}`;
         pen = fits;
       }
-      const style = `--key: var(--c${s.colour % 8})`;
+      const style = `--key: var(--c${s.color % 8})`;
       const line = make("path", { d: path, style, class: s.style === "faint" ? "faint" : "" }, plot);
-      if (s.colour > 7) line.setAttribute("stroke-dasharray", "6 4");
+      if (s.color > 7) line.setAttribute("stroke-dasharray", "6 4");
       const shown = s.points.filter((p) => known(p) && (!log || p[1] > 0));
       if ((s.style === "points" && shown.length <= 40) || shown.length === 1)
         for (const p of shown) make("circle", { cx: x(p[0]), cy: y(p[1]), r: 2.8, style }, plot);
@@ -180,7 +180,7 @@
         if (at !== null && p && size.width > 600) raw = ` (this line ${form(p[1])})`;
         continue;
       }
-      const style = `--key: var(--c${s.colour % 8})`;
+      const style = `--key: var(--c${s.color % 8})`;
       const item = document.createElement("i"), value = document.createElement("em");
       item.style.cssText = style;
       value.textContent = p ? form(p[1]) : "–";

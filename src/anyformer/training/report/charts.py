@@ -49,15 +49,15 @@ def comparison_data(runs: Sequence[Run]) -> dict[str, Any]:
     validation: list[dict[str, Any]] = []
     training: list[dict[str, Any]] = []
     speed: list[dict[str, Any]] = []
-    for colour, run in enumerate(runs):
+    for color, run in enumerate(runs):
         kept = thin([_column(run.steps, name) for name in ("loss", "tokens_per_second")])
         place = len(axes)
         axes += [_axis(run, [run.steps[index] for index in kept]), _axis(run, run.evaluations)]
         scores = _column(run.evaluations, "validation_loss")
-        validation.append(_series(run.name, place + 1, colour, scores, "points"))
+        validation.append(_series(run.name, place + 1, color, scores, "points"))
         for series, name in ((training, "loss"), (speed, "tokens_per_second")):
             smooth = smoothed(_column(run.steps, name)) if len(run.steps) >= _FEW else _column(run.steps, name)
-            series.append(_series(run.name, place, colour, _at(smooth, kept)))
+            series.append(_series(run.name, place, color, _at(smooth, kept)))
     charts = [
         _chart("Validation loss", "loss", validation, note="nats per token", scaled=True),
         _chart("Training loss", "loss", training, note="smoothed", scaled=True),
@@ -86,14 +86,14 @@ def thin(columns: Sequence[Values], buckets: int = _BUCKETS) -> list[int]:
 
 
 def smoothed(values: Values, window: int | None = None) -> Values:
-    """A weighted mean over neighbours on both sides, over fewer at the start, where a steep fall is to stay in place.
+    """A weighted mean over neighbors on both sides, over fewer at the start, where a steep fall is to stay in place.
 
     Args:
         values: a series; None is left out of the means.
-        window: neighbours on either side; None: a fortieth of the series.
+        window: neighbors on either side; None: a fortieth of the series.
     """
     reach = max(1, len(values) // _WINDOW) if window is None else window
-    # The mean of means weighs near neighbours more, so that a single spike makes no plateau.
+    # The mean of means weighs near neighbors more, so that a single spike makes no plateau.
     return _means(_means(values, reach), reach)
 
 
@@ -117,8 +117,8 @@ def _curve(name: str, values: Values, kept: Sequence[int]) -> list[dict[str, Any
     return [_series(name, 0, 0, _at(values, kept), "faint"), _series(name, 0, 0, _at(smoothed(values), kept))]
 
 
-def _series(name: str, axis: int, colour: int, values: Values, style: str = "line") -> dict[str, Any]:
-    return {"name": name, "axis": axis, "colour": colour, "style": style, "y": [_short(value) for value in values]}
+def _series(name: str, axis: int, color: int, values: Values, style: str = "line") -> dict[str, Any]:
+    return {"name": name, "axis": axis, "color": color, "style": style, "y": [_short(value) for value in values]}
 
 
 def _chart(
@@ -164,7 +164,7 @@ def tokens_at(run: Run, lines: Sequence[Line]) -> Values:
 
 
 def _between(known: Sequence[tuple[int, float]], step: int) -> float | None:
-    """The tokens at a step, between those of its neighbours; at step 0 none."""
+    """The tokens at a step, between those of its neighbors; at step 0 none."""
     if not known:
         return 0.0 if step == 0 else None
     place = bisect_left(known, step, key=lambda pair: pair[0])

@@ -64,11 +64,11 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
         "samples": [
             {
                 "name": run.name,
-                "colour": colour,
+                "color": color,
                 "step": f"{run.samples[-1]['step']:,}",
                 "passages": passages(run.samples[-1]),
             }
-            for colour, run in enumerate(runs)
+            for color, run in enumerate(runs)
             if run.samples
         ],
     }

@@ -1,6 +1,6 @@
 """SentencePiece's BPE with bytes for what it does not know, llama.cpp's `llama` (Kudo & Richardson 2018).
 
-llama.cpp has scores where `tokenizer.json` has merges: it joins the two neighbours that make the token of the highest
+llama.cpp has scores where `tokenizer.json` has merges: it joins the two neighbors that make the token of the highest
 score, whichever two they are.
 """
 
@@ -32,8 +32,8 @@ def describe(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any
 
 def _prefix(pipeline: Any, notes: list[str]) -> bool:
     """Whether a text gets a space at its beginning. Raises UserError for other changes to it."""
-    normaliser, words = pipeline.get("normalizer"), pipeline.get("pre_tokenizer")
-    parts = [] if normaliser is None else normaliser.get("normalizers", [normaliser])
+    normalizer, words = pipeline.get("normalizer"), pipeline.get("pre_tokenizer")
+    parts = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     steps = [(part["type"], part.get("prepend"), (part.get("pattern") or {}).get("String")) for part in parts]
     replace = ("Replace", None, " ")
     if words is None and steps == [("Prepend", SPACE, None), replace]:
@@ -74,6 +74,6 @@ def _scores(model: Any, entries: Entries) -> list[float]:
 
 def _not_scores() -> UserError:
     return UserError(
-        "llama.cpp can't follow this tokenizer: it joins any two neighbours that make a token, best score first, and "
+        "llama.cpp can't follow this tokenizer: it joins any two neighbors that make a token, best score first, and "
         "these merges are not in such an order."
     )

@@ -30,9 +30,9 @@ def describe(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any
     }
 
 
-def _characters(normaliser: Any, notes: list[str]) -> dict[str, Any]:
+def _characters(normalizer: Any, notes: list[str]) -> dict[str, Any]:
     """SentencePiece's table of characters, where there is one. Raises UserError for other changes to the text."""
-    parts = [] if normaliser is None else normaliser.get("normalizers", [normaliser])
+    parts = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     said: dict[str, Any] = {}
     for part in parts:
         if part["type"] == "Precompiled" and not said:

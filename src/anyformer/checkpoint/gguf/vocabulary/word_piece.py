@@ -14,11 +14,11 @@ from anyformer.tokenizer.sentencepiece import SPACE
 
 def describe(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any]:
     """The metadata. Raises UserError for what llama.cpp's algorithm can't follow."""
-    model, normaliser = pipeline["model"], pipeline.get("normalizer") or {"type": "nothing"}
+    model, normalizer = pipeline["model"], pipeline.get("normalizer") or {"type": "nothing"}
     words = pipeline.get("pre_tokenizer") or {"type": "nothing"}
-    if normaliser["type"] != "BertNormalizer" or words["type"] != "BertPreTokenizer":
+    if normalizer["type"] != "BertNormalizer" or words["type"] != "BertPreTokenizer":
         raise UserError("llama.cpp's WordPiece cleans and cuts text as BERT does, and this tokenizer does not.")
-    if not normaliser["clean_text"] or not normaliser["handle_chinese_chars"]:
+    if not normalizer["clean_text"] or not normalizer["handle_chinese_chars"]:
         raise UserError(
             "llama.cpp's WordPiece always cleans text and parts Chinese characters; this tokenizer doesn't."
         )
@@ -37,8 +37,8 @@ def describe(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any
         f"llama.cpp also cuts up words of more than {model['max_input_chars_per_word']} characters, which this "
         "tokenizer gives up on."
     )
-    lowercase = bool(normaliser["lowercase"])
-    accents = normaliser["strip_accents"]
+    lowercase = bool(normalizer["lowercase"])
+    accents = normalizer["strip_accents"]
     return {
         "model": "bert",
         "pre": "default",

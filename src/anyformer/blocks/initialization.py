@@ -1,0 +1,94 @@
+"""How fresh weights are drawn. Each rule is a function of one module, and an entry in `INITIALIZERS`.
+
+A rule is applied to every module of a model, parts before wholes, so a whole can redraw what its parts drew.
+Norms start as the identity and are not touched. docs/initialization.md says which family uses which, and why.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+from torch import Tensor, nn
+
+from anyformer.blocks.attention import MultiHeadAttention
+from anyformer.blocks.embedding import TokenEmbedding
+from anyformer.blocks.feed_forward import FeedForward
+from anyformer.blocks.head import LanguageModelHead
+from anyformer.blocks.position import RelativePosition
+from anyformer.config import ConfigError, ModelConfig
+from anyformer.errors import nearest
+
+
+def normal(module: nn.Module, config: ModelConfig) -> None:
+    """``N(0, std)`` for every matrix and table, zero for every bias (GPT-2, LLaMA, BART)."""
+    std = config.init.std
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+    layers = config.encoder_layers + config.decoder_layers
+    if config.init.scale_residual:
+        for projection in _writes_to_stream(module):
+            nn.init.normal_(projection.weight, std=std / (2 * layers) ** 0.5)
+
+
+def truncated_normal(module: nn.Module, config: ModelConfig) -> None:
+    """`normal`, redrawn where it falls beyond two standard deviations (BERT's code, create_initializer)."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        std = config.init.std
+        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+
+
+def xavier(module: nn.Module, config: ModelConfig) -> None:
+    """Glorot-uniform matrices, token vectors from ``N(0, 1 / d_model)`` (the 2017 paper's code, tensor2tensor)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=config.d_model**-0.5)
+
+
+def t5(module: nn.Module, config: ModelConfig) -> None:
+    """Matrices from ``N(0, 1 / fan_in)``, queries with the 1 / sqrt(head_dim) that T5's scores leave out as well.
+
+    Raffel et al. 2020 do not print it; it is Mesh TensorFlow's rule (Shazeer et al. 2018), as in the T5 code. Token
+    vectors, and the rows of an untied head, come from ``N(0, std)``: 1 in T5.
+    """
+    d_model, std = config.d_model, config.init.std
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    if isinstance(module, MultiHeadAttention):
+        nn.init.normal_(module.query.weight, std=(d_model * module.head_dim) ** -0.5)
+    if isinstance(module, RelativePosition):
+        nn.init.normal_(module.table.weight, std=d_model**-0.5)
+    if isinstance(module, TokenEmbedding) and isinstance(module.table, nn.Embedding):
+        nn.init.normal_(module.table.weight, std=std)
+    if isinstance(module, LanguageModelHead) and isinstance(module.projection, nn.Linear):
+        nn.init.normal_(module.projection.weight, std=std)
+
+
+def _writes_to_stream(module: nn.Module) -> list[nn.Linear]:
+    if isinstance(module, MultiHeadAttention):
+        return [module.output]
+    return [module.down] if isinstance(module, FeedForward) else []
+
+
+INITIALIZERS: dict[str, Callable[[nn.Module, ModelConfig], None]] = {
+    "normal": normal,
+    "truncated_normal": truncated_normal,
+    "xavier": xavier,
+    "t5": t5,
+}
+
+
+def initialize(model: nn.Module, config: ModelConfig) -> None:
+    """Draw all weights anew, as `config.init` says. Raises ConfigError for an unknown rule."""
+    if config.init.kind not in INITIALIZERS:
+        raise ConfigError(f"init.kind: {config.init.kind!r} is unknown ({nearest(config.init.kind, INITIALIZERS)}).")
+    rule = INITIALIZERS[config.init.kind]
+    model.apply(lambda module: rule(module, config))
+    model.apply(_zero)
+
+
+def _zero(module: nn.Module) -> None:
+    """Biases start at zero, and so does a row that is never to be read."""
+    if isinstance(module, nn.Linear) and (bias := cast("Tensor | None", module.bias)) is not None:
+        nn.init.zeros_(bias)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        nn.init.zeros_(module.weight[module.padding_idx].detach())

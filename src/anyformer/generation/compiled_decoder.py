@@ -1,0 +1,225 @@
+"""A decoder as a table of pointers for the compiled step; None for what the table has no words for.
+
+Whatever this file does not know for certain is left to torch: modules of other classes, hooks, activations and norms of
+one's own, weights that are neither float32 nor bfloat16 nor integers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.blocks.attention import MultiHeadAttention
+from anyformer.blocks.block import TransformerBlock
+from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding
+from anyformer.blocks.feed_forward import COMPILED, FeedForward
+from anyformer.blocks.head import LanguageModelHead
+from anyformer.blocks.kv_cache import KeyValueCache
+from anyformer.blocks.ngrams import latest
+from anyformer.blocks.norm import LayerNorm, RMSNorm
+from anyformer.blocks.position import (
+    LearnedPosition,
+    PositionalEncoding,
+    RelativePosition,
+    RotaryPosition,
+    SinusoidalPosition,
+)
+from anyformer.blocks.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedMatrix
+from anyformer.kernels.cpu import structs
+from anyformer.kernels.cpu.quantized_matmul import described
+from anyformer.model import Stack, Transformer
+
+_FORMATS = {torch.float32: structs.FLOAT32, torch.bfloat16: structs.BFLOAT16}
+_INTEGERS = (QuantizedLinear, QuantizedEmbedding)
+_POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
+_PARTS = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
+_WIDEST, _WIDEST_HEAD = 1 << 14, 512
+"""Vectors that step.cpp has room for."""
+
+
+class InexpressibleError(Exception):
+    """The model has something that the table has no words for."""
+
+
+class NativeDecoder:
+    """The table of a model's decoder; it keeps alive what its pointers point to.
+
+    Raises:
+        InexpressibleError: see above.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        decoder, head = model.decoder, model.head
+        if decoder is None or type(head) is not LanguageModelHead or head.transform is not None:
+            raise InexpressibleError("no plain language-model head")
+        _check(model, decoder)
+        self._kept: list[Any] = []
+        self.model, self.decoder = model, decoder
+        self.dtype = model.dtype
+        blocks = [cast("TransformerBlock", block) for block in decoder.blocks]
+        self.asks_sources = any(block.cross_attention is not None for block in blocks)
+        layers = (structs.Layer * len(blocks))(
+            *(self._layer(block, window) for block, window in zip(blocks, decoder.windows, strict=True))
+        )
+        self._kept.append(layers)
+        last = self._matrix(model.tokens.table if head.projection is None else head.projection, head.bias)
+        self.vocab = last.outputs
+        self.table = structs.Decoder(
+            layers=ctypes.addressof(layers),
+            depth=len(blocks),
+            d_model=model.config.d_model,
+            pre_norm=int(blocks[0].pre_norm),
+            final_norm=self._norm(decoder.final_norm),
+            head_scale=head.scale,
+            head=last,
+        )
+        self._tables: tuple[int, Tensor | None, Tensor | None, Tensor | None] = (0, None, None, None)
+
+    @property
+    def address(self) -> int:
+        """Where the table is."""
+        return ctypes.addressof(self.table)
+
+    def _pointer(self, tensor: Tensor | None) -> int | None:
+        """Where float32 numbers are."""
+        if tensor is None:
+            return None
+        plain = tensor.detach().float().contiguous()
+        self._kept.append(plain)
+        return plain.data_ptr()
+
+    def _matrix(self, module: nn.Module | None, bias: Tensor | None) -> structs.Matrix:
+        """The matrix of a linear layer, or of a table of vectors."""
+        if isinstance(module, QuantizedMatrix) and type(module) in _INTEGERS:
+            outputs, inputs = module.shape
+            self._kept.append(module.tiles)
+            made = described(module.tiles, outputs, None)
+        elif type(module) in (nn.Linear, nn.Embedding):
+            weight = cast("nn.Linear", module).weight
+            if weight.dtype not in _FORMATS or not weight.is_contiguous():
+                raise InexpressibleError("weights in another format")
+            self._kept.append(weight.detach())  # its memory stays, wherever the parameter moves
+            outputs, inputs = weight.shape
+            made = structs.Matrix(
+                weights=weight.data_ptr(), outputs=outputs, inputs=inputs, format=_FORMATS[weight.dtype]
+            )
+        else:
+            raise InexpressibleError(f"a layer of class {type(module).__name__}")
+        if max(outputs if outputs != self.model.config.vocab_size else 0, inputs) > _WIDEST:
+            raise InexpressibleError("wider than there is room for")
+        made.bias = self._pointer(bias)
+        return made
+
+    def _linear(self, module: nn.Module | None) -> structs.Matrix:
+        if module is None:
+            return structs.Matrix()
+        return self._matrix(module, cast("Tensor | None", getattr(module, "bias", None)))
+
+    def _norm(self, module: nn.Module | None) -> structs.Norm:
+        if type(module) is LayerNorm:
+            return structs.Norm(
+                structs.LAYER_NORM, self._pointer(module.weight), self._pointer(module.bias), module.eps
+            )
+        if type(module) is RMSNorm:
+            return structs.Norm(structs.RMS_NORM, self._pointer(module.weight), None, module.eps)
+        if module is None or type(module) is nn.Identity:
+            return structs.Norm()
+        raise InexpressibleError(f"a norm of class {type(module).__name__}")
+
+    def _attention(
+        self, attention: MultiHeadAttention | None, norm: nn.Module | None, window: int | None
+    ) -> structs.Attention:
+        if attention is None:
+            return structs.Attention()
+        if attention.head_dim > _WIDEST_HEAD:
+            raise InexpressibleError("a wider head than there is room for")
+        return structs.Attention(
+            norm=self._norm(norm),
+            query_norm=self._norm(attention.query_norm),
+            key_norm=self._norm(attention.key_norm),
+            query=self._linear(attention.query),
+            key=self._linear(attention.key),
+            value=self._linear(attention.value),
+            output=self._linear(attention.output),
+            heads=attention.heads,
+            kv_heads=attention.kv_heads,
+            head_dim=attention.head_dim,
+            window=window or 0,
+            scale=attention.scale,
+        )
+
+    def _layer(self, block: TransformerBlock, window: int | None) -> structs.Layer:
+        forward = block.feed_forward
+        if forward.activation not in COMPILED:
+            raise InexpressibleError("an activation of one's own")
+        return structs.Layer(
+            attention=self._attention(block.attention, block.attention_norm, window),
+            cross=self._attention(block.cross_attention, block.cross_attention_norm, None),
+            feed_forward=structs.FeedForward(
+                norm=self._norm(block.feed_forward_norm),
+                up=self._linear(forward.up),
+                gate=self._linear(forward.gate),
+                down=self._linear(forward.down),
+                activation=COMPILED[forward.activation],
+            ),
+        )
+
+    def tables(self, capacity: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Cosines and sines [capacity, head_dim] of every position, and the bias [heads, capacity] of every distance.
+
+        They are the model's own, rounded as it rounds them.
+        """
+        if self._tables[0] < capacity:
+            where, position = torch.arange(capacity)[None], self.decoder.position
+            rotation = position.rotation(where, torch.tensor([[1]]))
+            turns = (None, None)
+            if rotation is not None:
+                turns = tuple(part.to(self.dtype).float().flatten(0, -2).contiguous() for part in rotation)
+            bias = position.bias(where[:, -1:], where)
+            if bias is not None:
+                bias = bias[0, :, 0].flip(-1).float().contiguous()
+            self._tables = (capacity, turns[0], turns[1], bias)
+        return self._tables[1:]
+
+    def vectors(self, tokens: Tensor, places: Tensor, cache: KeyValueCache) -> Tensor:
+        """What enters the first block, [batch * new, d_model]."""
+        embedding, added = self.decoder.embedding, self.decoder.position.embed(places)
+        ngrams = embedding.ngrams
+        recent = None if ngrams is None else latest(cache.tokens, places, places, ngrams.longest)
+        return embedding(self.model.tokens(tokens), added, None, recent).flatten(0, 1).float().contiguous()
+
+
+def memories(cache: KeyValueCache) -> ctypes.Array[structs.LayerMemory]:
+    """Where the layers' keys and values are."""
+    made = (structs.LayerMemory * len(cache.layers))()
+    for memory, layer in zip(made, cache.layers, strict=True):
+        source = layer.sources
+        kinds = [("keys", layer.keys), ("values", layer.values)]
+        if source is not None:
+            kinds += [("source_keys", source.keys), ("source_values", source.values)]
+        for name, tensor in kinds:
+            row, head, time, element = tensor.stride()
+            if element != 1 and tensor.shape[3] != 1:
+                raise InexpressibleError("keys that are not in one piece")
+            setattr(memory, name, structs.Memory(tensor.data_ptr(), row, head, time))
+    return made
+
+
+def _check(model: Transformer, decoder: Stack) -> None:
+    """Raise InexpressibleError for a model that does anything of its own."""
+    if type(model) is not Transformer or type(decoder) is not Stack or type(decoder.position) not in _POSITIONS:
+        raise InexpressibleError("a class of one's own")
+    if decoder.skipped is not None:
+        raise InexpressibleError("positions that skip padding")
+    for module in [model, model.tokens, model.head, *decoder.modules()]:
+        if module is None:
+            continue
+        if module._forward_hooks or module._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
+            raise InexpressibleError("hooks")
+        if "forward" in vars(module):
+            raise InexpressibleError("a forward pass of one's own")
+        if isinstance(module, _PARTS) and type(module) not in _PARTS:
+            raise InexpressibleError("a class of one's own")

@@ -1,0 +1,1 @@
+"""How each operation is computed; what is computed is in `blocks`."""

@@ -1,0 +1,60 @@
+"""Products of matrices in integers, in compiled code."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int64, c_void_p
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anyformer.kernels.cpu import structs
+from anyformer.kernels.cpu.build import Unit, wanted
+from anyformer.kernels.packing import Tiles
+from anyformer.kernels.quantization import GROUP
+
+UNIT = Unit(
+    "quantized_matmul",
+    wide_rows=(c_int64,),
+    byte_rows=(c_int64,),
+    bytes=(c_int64, c_void_p, c_int64, c_int64),
+    multiply_all=(None, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64),
+)
+
+
+def can_multiply(x: Tensor) -> bool:
+    """Whether `multiply` may be used here; it waits for the compiler, for torch would take far longer meanwhile."""
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+        return False
+    return x.device.type == "cpu" and wanted() and UNIT.get(wait=True) is not None
+
+
+def multiply(
+    tiles: Tiles, outputs: int, x: Float[Tensor, "*batch inputs"], bias: Float[Tensor, " outputs"] | None
+) -> Float[Tensor, "*batch outputs"]:
+    """``x @ matrix.T + bias``, where x is rounded to 8 bits with a scale for every 32 neighbors."""
+    compiled: Any = UNIT.get(wait=True)
+    inputs = x.reshape(-1, x.shape[-1]).float().contiguous()
+    out = torch.empty(*x.shape[:-1], outputs, dtype=torch.float32)
+    added = None if bias is None else bias.float().contiguous()
+    matrix = described(tiles, outputs, added)
+    rows = inputs.shape[0]
+    threads, address = torch.get_num_threads(), ctypes.addressof(matrix)
+    workspace = torch.empty(compiled.bytes(address, rows, threads), dtype=torch.uint8)
+    compiled.multiply_all(address, inputs.data_ptr(), rows, out.data_ptr(), workspace.data_ptr(), threads)
+    return out.to(x.dtype)
+
+
+def described(tiles: Tiles, outputs: int, bias: Float[Tensor, " outputs"] | None) -> structs.Matrix:
+    """Where a matrix lies; whoever uses it keeps the tensors."""
+    return structs.Matrix(
+        weights=tiles.integers.data_ptr(),
+        scales=tiles.scales.data_ptr(),
+        minima=None if tiles.minima is None else tiles.minima.data_ptr(),
+        bias=None if bias is None else bias.data_ptr(),
+        outputs=outputs,
+        inputs=tiles.scales.shape[1] * GROUP,
+        format=structs.INT8 if tiles.minima is None else structs.INT4,
+    )

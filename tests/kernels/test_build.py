@@ -1,0 +1,154 @@
+"""How compiled code is made."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from anyformer.kernels.cpu import build
+
+UNITS = sorted(path.stem for path in build._HERE.glob("*.cpp"))
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+
+
+@pytest.mark.parametrize(("there", "chosen"), [(("g++", "c++"), "g++"), (("clang++",), "clang++")])
+def test_the_systems_compiler_comes_first(there: tuple[str, ...], chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(build.shutil, "which", lambda name: f"/bin/{name}" if name in there else None)
+    assert build._compiler() == [f"/bin/{chosen}"]
+
+
+def test_a_package_may_bring_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build, "find_spec", lambda name: object())
+    assert build._compiler() == [sys.executable, "-m", "ziglang", "c++"]
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    with pytest.raises(OSError, match="pip install ziglang"):
+        build._compiler()
+
+
+USE = f"""
+import torch
+import anyformer as af
+from anyformer.kernels.cpu.build import Unit
+from anyformer.generation.step import UNIT, step_of
+torch.manual_seed(0)
+model = af.build(af.preset("llama-nano", vocab_size=50, decoder_layers=2)).eval()
+ids = torch.randint(50, (2, 5))
+with torch.inference_mode():
+    found = step_of(model, wait=True)(ids, model.make_cache(2, 8))
+    torch.testing.assert_close(found, model(ids).logits, atol=1e-4, rtol=1e-4)
+assert UNIT.get() is not None
+units = [Unit(name) for name in {UNITS}]
+for unit in units:
+    unit.start()
+assert all(unit.get(wait=True) is not None for unit in units)
+"""
+
+
+@pytest.mark.skipif(find_spec("ziglang") is None, reason="is a dependency on Linux only")
+def test_the_packages_compiler_makes_the_library(tmp_path: Path) -> None:
+    """A machine without a compiler, on first use."""
+    nothing = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": str(tmp_path)}
+    environment = nothing | {"ANYFORMER_CACHE": str(tmp_path), "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", USE], check=True, env=environment, timeout=300)
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "native").glob("*.so")) == UNITS
+    assert {path.suffix for path in (tmp_path / "native").iterdir()} == {".lock", ".so"}
+
+
+def test_what_an_ended_program_left_behind_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_run", lambda command, folder: (folder / "new.so").touch())
+    made = build._build("product")
+    made.unlink()
+    left = made.with_suffix(".making")
+    left.mkdir(parents=True)
+    (left / "product.o").touch()
+    assert build._build("product") == made
+    assert not left.exists()
+
+
+def test_what_can_not_be_compiled_is_told_once_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "broken.cpp").write_text("int one = 1;\nint two = three;\nint four = 4;\n")
+    (tmp_path / "whole.cpp").write_text('extern "C" __attribute__((visibility("default"))) int five() { return 5; }\n')
+    monkeypatch.setattr(build, "_HERE", tmp_path)
+    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
+    assert build.Unit("broken").get(wait=True) is None
+    assert build.Unit("broken").get(wait=True) is None
+    assert "broken.cpp:2" in caplog.text
+    assert caplog.text.count("three") == 1
+    assert [path.suffix for path in (tmp_path / "native").iterdir()] == [".lock"]
+    made = build.Unit("whole", five=(ctypes.c_int64,)).get(wait=True)
+    assert made is not None
+    assert made.five() == 5
+
+
+def test_many_ask_and_one_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran, run = [], build._run
+
+    def counted(command: Sequence[str], folder: Path) -> None:
+        ran.append(command[-1])
+        run(command, folder)
+
+    (tmp_path / "whole.cpp").write_text("int five = 5;\n")
+    monkeypatch.setattr(build, "_HERE", tmp_path)
+    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_run", counted)
+    unit = build.Unit("whole")
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(lambda _: unit.start(), range(50)))) == 1
+    assert unit.get(wait=True) is not None
+    assert ran == ["new.o", "new.so"]
+
+
+def test_a_short_program_leaves_a_library(tmp_path: Path) -> None:
+    environment = os.environ | {"ANYFORMER_CACHE": str(tmp_path)}
+    use = "from anyformer.kernels.cpu.rms_norm import KERNEL; KERNEL.start()"
+    subprocess.run([sys.executable, "-c", use], check=True, env=environment, timeout=300)
+    assert sorted(path.suffix for path in (tmp_path / "native").iterdir()) == [".lock", ".so"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or COMPILER is None, reason="needs a compiler for such processors")
+@pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3", "skylake-avx512", "icelake-server", "sapphirerapids"])
+def test_it_compiles_for_every_processor(processor: str) -> None:
+    """With plain code, AVX2, AVX-512, its integer products, and AMX."""
+    assert COMPILER is not None
+    for unit in build._HERE.glob("*.cpp"):
+        command = [COMPILER, "-fsyntax-only", f"-march={processor}", *build._FLAGS, str(unit)]
+        subprocess.run(command, check=True, timeout=300)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or COMPILER is None, reason="needs a compiler for such processors")
+@pytest.mark.parametrize("processor", build.LESSER)
+def test_what_is_made_for_lesser_processors_holds(processor: str) -> None:
+    if "avx2" not in build._processor().split() and processor != "x86-64":
+        pytest.skip("needs AVX2")
+    root, environment = Path(__file__).parents[1], os.environ | {build.SWITCH: processor}
+    tests = [root / "blocks" / "test_quantized.py", root / "generation" / "test_step.py"]
+    chosen = ["-k", "multiply or no_number or integers or bfloat16 or pieces"]
+    command = [sys.executable, "-m", "pytest", "-q", *map(str, tests), *chosen]
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stdout.decode()
+    assert b"skipped" not in done.stdout
+
+
+@pytest.mark.skipif(build.has_tiles(), reason="they run as they are")
+@pytest.mark.skipif("avx512_bf16" not in build._processor().split(), reason="needs products of bfloat16 pairs")
+def test_what_is_made_for_amx_holds_where_it_is_emulated() -> None:
+    tests = Path(__file__).with_name("test_training_kernels.py")
+    environment = os.environ | {build.SWITCH: "emulated"}
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", str(tests)], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stdout.decode()
+    assert b"skipped" not in done.stdout

@@ -1,0 +1,147 @@
+"""Products by way of 8-bit integers in compiled code. How near they are to exact ones: tests/training/test_int8.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from anyformer.kernels.cpu import int8_matmul as rounded
+from anyformer.kernels.cpu.int8_matmul import can_round, rounded_product
+from anyformer.kernels.cross_entropy import vocabulary_loss
+
+pytestmark = pytest.mark.skipif(not can_round(), reason="this processor has no such instructions")
+
+
+def empty(rows: int, outputs: int) -> Tensor:
+    return torch.full((rows, outputs), torch.nan)
+
+
+@settings(max_examples=150)
+@given(
+    rows=st.integers(1, 70),
+    outputs=st.integers(1, 100),
+    depth=st.sampled_from([1, 3, 4, 15, 63, 64, 65, 200, 4095, 4096, 4097, 9000]),
+    standing=st.tuples(st.booleans(), st.booleans()),
+    narrow=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    biased=st.booleans(),
+    summed=st.booleans(),
+    add=st.booleans(),
+    dither=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_whole_numbers_are_exact(
+    rows: int,
+    outputs: int,
+    depth: int,
+    standing: tuple[bool, bool],
+    narrow: tuple[bool, bool, bool],
+    biased: bool,
+    summed: bool,
+    add: bool,
+    dither: bool,
+    seed: int,
+) -> None:
+    chance = torch.Generator().manual_seed(seed)
+
+    def drawn(count: int, stands: bool, is_narrow: bool) -> Tensor:
+        whole = torch.randint(-127, 128, (count, depth), generator=chance).float()
+        whole[torch.arange(count), torch.randint(depth, (count,), generator=chance)] = 127
+        # Each row has a step of its own.
+        whole *= 2.0 ** torch.randint(-9, 9, (count, 1), generator=chance)
+        kept = whole.bfloat16() if is_narrow else whole
+        # What lies between the rows belongs to somebody else.
+        wide = torch.full((depth, count + 3) if stands else (count, depth + 3), torch.nan, dtype=kept.dtype)
+        part = wide[:, 1:-2]
+        part.copy_(kept.t() if stands else kept)
+        return part.t() if stands else part
+
+    left, right = drawn(rows, standing[0], narrow[0]), drawn(outputs, standing[1], narrow[1])
+    bias = torch.randn(outputs, generator=chance) if biased else None
+    out = empty(rows, outputs)
+    expected = left.double() @ right.double().t() + (0 if bias is None else bias.double())
+    if add:
+        out = torch.randn(rows, outputs, generator=chance)
+        expected += out.double()
+    out = out.bfloat16() if narrow[2] else out
+    room = torch.full((rows + 1,), torch.nan)
+    sums = room[:rows] if summed else None
+    found = rounded_product(left, right, bias, out=out, sums=sums, add=add, dither=dither)
+    assert found is out
+    if sums is not None:
+        steps = left.double().abs().sum(dim=1)
+        assert bool(((sums.double() - left.double().sum(dim=1)).abs() <= 1e-5 * steps).all())
+    assert bool(room[rows:].isnan().all())
+    near = 2.0**-7 if narrow[2] else 1e-6
+    # By the smallest chance a whole number may become its neighbor: once in a few million.
+    flips = 3 * float(left.abs().max() * right.abs().max()) / 127 if dither else 0
+    bound = near * float(expected.abs().max()) + flips
+    torch.testing.assert_close(found.double(), expected, rtol=near, atol=bound)
+
+
+@pytest.mark.parametrize("standing", [False, True])
+def test_small_numbers_count_in_the_mean(standing: bool) -> None:
+    left = torch.full((64, 3000), 0.002)
+    left[:, 7] = torch.linspace(0.9, 1.1, 64)
+    if standing:
+        left = left.t().contiguous().t()
+    ones = torch.ones(2, 3000)
+    assert float((rounded_product(left, ones, out=empty(64, 2))[:, 0] - left[:, 7]).abs().max()) < 1e-5
+    found = rounded_product(left, ones, out=empty(64, 2), dither=True)
+    assert torch.equal(found, rounded_product(left, ones, out=empty(64, 2), dither=True))
+    # A quarter of a step each: a sum of as many coins.
+    steps = left[:, 7] / 127
+    share = 0.002 / steps
+    spread = steps * (3000 * share * (1 - share)).sqrt()
+    errors = (found[:, 0] - left.sum(dim=1)) / spread
+    assert float(errors.abs().max()) < 5
+    assert float(errors.mean().abs()) < 5 / 64**0.5
+    assert float(errors.std()) > 0.5
+
+
+@pytest.mark.parametrize("standing", [False, True])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_largest_numbers_stay_what_they_are(standing: bool, sign: int) -> None:
+    left = sign * torch.linspace(1, 2, 512)[:, None].expand(-1, 512)
+    left = left.t().contiguous().t() if standing else left.contiguous()
+    found = rounded_product(left, torch.ones(1, 512), out=empty(512, 1), dither=True)
+    torch.testing.assert_close(found[:, 0], left.sum(dim=1), rtol=0.005 if sign < 0 else 1e-4, atol=0)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    tokens=st.integers(2, 90),
+    vocab=st.integers(30, 500),
+    smoothing=st.sampled_from([0.0, 0.1]),
+    biased=st.booleans(),
+    narrow=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_a_loss_of_rounded_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: int,
+    vocab: int,
+    smoothing: float,
+    biased: bool,
+    narrow: bool,
+    seed: int,
+) -> None:
+    monkeypatch.setattr(rounded, "_WORTH_IT", {})
+    torch.manual_seed(seed)
+    operands = [torch.randn(tokens, 64), 0.3 * torch.randn(vocab, 64), *([torch.randn(vocab)] if biased else [])]
+    targets = torch.randint(vocab, (tokens,))
+
+    def found(rounds: bool) -> list[Tensor]:
+        leaves = [part.clone().requires_grad_() for part in operands]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
+            bias = leaves[2] if biased else None
+            loss = vocabulary_loss(leaves[0], leaves[1], bias, targets, smoothing, rounds=rounds)
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+    ours, exact = found(True), found(False)
+    assert not torch.equal(ours[1], exact[1])
+    torch.testing.assert_close(ours[0], exact[0], rtol=0.01, atol=0.01)
+    for one, other in zip(ours[1:], exact[1:], strict=True):
+        assert float((one - other).norm()) < 0.15 * float(other.norm())
