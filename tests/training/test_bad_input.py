@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -243,9 +242,7 @@ def test_ctrl_c_before_training_leaves_nothing(tmp_path: Path):
 def _python(*arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    # A shell starts background jobs with Ctrl-C ignored, and the tests may be one.
-    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL) if os.name == "posix" else None
-    return subprocess.Popen([sys.executable, *arguments], text=True, env=environment, preexec_fn=listen, **pipes)
+    return subprocess.Popen([sys.executable, *arguments], text=True, env=environment, **pipes)
 
 
 def _until(path: Path, content: str, process: subprocess.Popen[str]) -> None:

