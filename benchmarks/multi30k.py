@@ -15,7 +15,7 @@ the training pairs has seen. It is decoded with beam 5, and its one output is sc
                         LividWo/Revisit-MMT), trained for 8,000 updates of 2 x 4,096 tokens on text prepared like this
     BLEU, cased         sacrebleu's own default (13a) on the texts as they are
 
-Norms come first, unlike in the published model: in the time that there is post-norm learns far less (docs/log.md).
+Pre-norm, unlike the published model: post-norm learns far less in this time (docs/measurements/quality.md).
 
 The bar is 41.0 lower-cased within 45 minutes on two cores, everything included. Validation text chooses nothing
 here: the recipe is fixed and the last (averaged) weights are scored.

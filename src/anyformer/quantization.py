@@ -46,7 +46,8 @@ def quantizable(model: Transformer) -> dict[str, nn.Linear | nn.Embedding]:
 def kinds(model: Transformer, kind: Quantization) -> dict[str, Quantization]:
     """The kind of each of them, by name: what touches the vocabulary keeps 8 bits.
 
-    Every text passes through the few rows of its own words, so their errors cost the most (docs/log.md).
+    Every text passes through the few rows of its own words, so their errors cost the most
+    (docs/measurements/quality.md).
     """
     head = "head.projection"
     return {

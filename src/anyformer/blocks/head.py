@@ -14,7 +14,7 @@ from anyformer.kernels.cross_entropy import vocabulary_loss
 
 _ROWS = 32
 """The tokens that count are made up to a multiple of it: so products have few shapes. Torch's library for them keeps
-megabytes of code for every shape that it met (docs/log.md)."""
+megabytes of code for every shape that it met (docs/measurements/training.md)."""
 
 
 class LanguageModelHead(nn.Module):

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     # OpenMP's threads wait for each other by spinning, and starve each other as soon as another program wants a core.
     # This many spins are enough on idle cores, and training beside one busy process ran 10 times faster than with its
-    # default of 300,000 (docs/log.md). It is read when torch is imported, which is later.
+    # default of 300,000 (docs/measurements/training.md). It is read when torch is imported, which is later.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         return _run(argv)

@@ -30,7 +30,7 @@ UNIT = Unit(
 
 _WIDEST = 32
 """Rows up to which the compiled step is faster with weights in floating point, where it multiplies row by row: it reads
-them once for all rows, but torch's products of matrices win from about here (docs/log.md)."""
+them once for all rows, but torch's products of matrices win from about here (docs/measurements/decoding.md)."""
 
 _PIECE = 512
 """Rows that the compiled step takes at a time: more would only want more memory."""

@@ -1,7 +1,7 @@
 """Memory in large pages, for weights that every token reads from end to end.
 
-With small pages a step takes a tenth longer (docs/log.md). Linux gives large ones (2 MB) to whoever asks for them; many
-matrices are smaller than one, so they share blocks.
+With small pages a step takes a tenth longer (docs/measurements/decoding.md). Linux gives large ones (2 MB) to whoever
+asks for them; many matrices are smaller than one, so they share blocks.
 """
 
 import math

@@ -3,7 +3,7 @@
 Under a causal mask a query sees only what came before it, so a piece of the queries is multiplied with the keys up to
 its end and no more: half of the products of the whole square. The pieces fit a core's cache, and torch's fused kernel
 is slowed down by its own bookkeeping: with bfloat16 the pieces gain up to 4x at 26 tokens and 2x at 256, torch's kernel
-wins where texts are long (docs/log.md).
+wins where texts are long (docs/measurements/training.md).
 """
 
 from typing import Any

@@ -252,7 +252,7 @@ class CompleteConfig(TrainConfig):
 def default_learning_rate(model: ModelConfig, optimizer: str = "adamw") -> float:
     """Inversely proportional to the width, as GPT-3's table has it (Brown et al. 2020, table 2.1), up to 4e-3.
 
-    Muon's updates bear more (docs/log.md). Post-norm models bear less (Xiong et al. 2020).
+    Muon's updates bear more (docs/measurements/quality.md). Post-norm models bear less (Xiong et al. 2020).
     """
     rate = min(1e-2, 2.5 / model.d_model) if optimizer == "muon" else min(4e-3, 0.5 / model.d_model)
     return rate if model.norm.placement == "pre" else rate / 4

@@ -1,7 +1,7 @@
 // The product of two matrices of floating numbers by way of 8-bit integers: each row is scaled to -127 ... 127 and rounded.
 //
 // What is rounded stays in a core's cache until it is multiplied, and sums of 32 bits in registers until they are scaled
-// back: as steps of their own, rounding and scaling cost half as much as the products (docs/log.md).
+// back: as steps of their own, rounding and scaling cost half as much as the products (docs/measurements/training.md).
 #include "int_matmul.h"
 #include "structs.h"
 #include "threads.h"

@@ -1,7 +1,7 @@
 // Vectors that are to be multiplied by matrices, in each of the formats that these want.
 //
 // The inputs of products of integers are rounded to 8 bits, with a scale for each 32 of them, as llama.cpp's are (Q8): with
-// 64 perplexity rose by 0.7% (docs/log.md).
+// 64 perplexity rose by 0.7% (docs/what-did-not-help.md).
 #pragma once
 #include "structs.h"
 #include "simd.h"

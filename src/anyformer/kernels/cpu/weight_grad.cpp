@@ -1,7 +1,7 @@
 // The gradient of a matrix: the sum of the outer products of what came out of it and what went in (see wide.h).
 //
 // Both have a row for each token, so one of them has to be transposed. Blocks of it are, in a core's cache: what a
-// product of transposed matrices would do for whole rows costs as much as the product itself (docs/log.md).
+// product of transposed matrices would do for whole rows costs as much as the product itself (docs/measurements/training.md).
 #include "structs.h"
 #include "threads.h"
 #include "simd.h"
