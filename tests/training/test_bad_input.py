@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 import anyformer as af
 from anyformer.cli import train
 from anyformer.errors import UserError
-from anyformer.training.run_directory import RunDirectory
+from anyformer.runs.directory import RunDirectory
 from tests.training.conftest import TINY, Trains, metrics, prose
 
 SHORT = ["--steps", "20", "--context", "16", "--batch-size", "4", "--dtype", "float32"]
@@ -172,7 +172,7 @@ def test_a_disk_that_fills_up_while_logging(text: Path, tmp_path: Path, monkeypa
         place = Path("/dev/full")
         if record["step"] > 0 and place.exists():
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("anyformer.training.run_directory.METRICS", str(place))
+                patch.setattr("anyformer.runs.directory.METRICS", str(place))
                 whole(self, record)
         whole(self, record)
 

@@ -12,7 +12,7 @@ import yaml
 
 import anyformer as af
 from anyformer.cli import train
-from anyformer.training.run_directory import model_directory
+from anyformer.runs.directory import model_directory
 from tests.training.conftest import TINY, Trains, losses, metrics, prose
 
 ENCODER = [flag.replace("decoder-layers", "encoder-layers") for flag in TINY]

@@ -17,13 +17,13 @@ from anyformer.data.objectives import Batch
 from anyformer.errors import UserError
 from anyformer.kernels.cpu import int8_matmul
 from anyformer.kernels.cpu.int8_matmul import can_round
+from anyformer.runs.directory import model_directory
 from anyformer.training import int8, precision
 from anyformer.training.config import TrainConfig
 from anyformer.training.engines.single import Single
 from anyformer.training.int8 import Int8Linear, int8_linear
 from anyformer.training.linear import use_fastest
 from anyformer.training.precision import Precision, choose_precision, peak_flops_per_second
-from anyformer.training.run_directory import model_directory
 from tests.training.conftest import TINY, Trains, losses, single
 
 CPU = torch.device("cpu")

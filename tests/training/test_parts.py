@@ -15,10 +15,10 @@ import torch
 
 import anyformer as af
 from anyformer.errors import UserError
+from anyformer.runs.directory import RunDirectory, model_directory
 from anyformer.training.allocator import keep_freed_memory
 from anyformer.training.interrupt import interruptible
 from anyformer.training.precision import choose_precision
-from anyformer.training.run_directory import RunDirectory, model_directory
 
 
 def test_precision_follows_orders():
@@ -98,7 +98,7 @@ def test_model_directory_finds_the_model(tmp_path: Path):
 
 def test_a_config_costs_no_torch():
     code = (
-        "import sys; from anyformer.cli import train; from anyformer.training.run_directory import model_directory; "
+        "import sys; from anyformer.cli import train; from anyformer.runs.directory import model_directory; "
         "train.read_arguments(['gpt2', '--steps', '3']); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,10 +12,11 @@ import tyro
 
 from anyformer.cli.parsing import parse
 from anyformer.errors import UserError
-from anyformer.training.report import write_comparison, write_report
-from anyformer.training.report.comparison import COLUMNS, TEXTS, best_scores, broken_lines, differing
-from anyformer.training.report.words import setting
-from anyformer.training.runs import Run, differences, is_run, read_run, read_runs
+from anyformer.runs.listing import Run, differences, is_run, read_run, read_runs
+from anyformer.runs.report import write_comparison, write_report
+from anyformer.runs.report.comparison import COLUMNS, TEXTS, best_scores, broken_lines, differing
+from anyformer.runs.report.formatting import setting
+from anyformer.training.config import DEFAULTS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,7 +83,7 @@ def _write(runs: Sequence[Run], file: Path) -> None:
     if file.is_dir():
         raise UserError(f"--html {file} is a directory: name the file in it.")
     if len(runs) == 1:
-        write_report(runs[0].path, file)
+        write_report(runs[0].path, DEFAULTS, file)
     else:
         write_comparison(runs, file)
 

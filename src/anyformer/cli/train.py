@@ -8,10 +8,10 @@ from pathlib import Path
 from anyformer.cli.parsing import parse
 from anyformer.errors import UserError
 from anyformer.families import preset as find_preset
+from anyformer.runs.directory import CONFIG, check_run_directory
 from anyformer.training.config import DEFAULT_PRESET, TrainConfig
 from anyformer.training.config_file import read_yaml
 from anyformer.training.engines.launch import check_engine, launch, needs_launch, one_of_many
-from anyformer.training.run_directory import CONFIG, check_run_directory
 
 _CONFIG = "--config"
 _RESUME = "--resume"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -247,6 +247,10 @@ class CompleteConfig(TrainConfig):
     batch_tokens: int = _PAIR_TOKENS
     label_smoothing: float = 0.0
     learning_rate: float = 1e-3
+
+
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}
+"""The default of each setting that has one; None is chosen to suit the model and the data."""
 
 
 def default_learning_rate(model: ModelConfig, optimizer: str = "adamw") -> float:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import count
 from typing import Self
 
 from anyformer.data.objectives import Batch
 from anyformer.errors import UserError
+from anyformer.runs.metrics import StepReport
 from anyformer.training.engines.base import Engine
 from anyformer.training.schedule import Horizon
 
@@ -21,28 +21,6 @@ class DivergedError(UserError):
     def after(cls, step: int, what: str) -> Self:
         """Say what went wrong, and what to try."""
         return cls(f"Training diverged: after step {step} {what}. Try a smaller --learning-rate or a longer --warmup.")
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What a step did.
-
-    Attributes:
-        step: its number, from 1.
-        loss: mean over the predicted tokens, in nats, before the step.
-        gradient_norm: before clipping.
-        tokens: that were read, those of a source among them.
-        source_tokens: of a source alone.
-        progress: how much of the run is done, in [0, 1].
-    """
-
-    step: int
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    tokens: int
-    source_tokens: int
-    progress: float
 
 
 def train_steps(

@@ -28,11 +28,11 @@ from anyformer.data.spool import STANDARD_INPUT, spooled
 from anyformer.data.tokens import FORMAT, TokenFile, tokenize_parts
 from anyformer.errors import UserError
 from anyformer.families import to_huggingface
+from anyformer.runs.directory import model_directory
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.training import parse_spec
 from anyformer.training.config import CompleteConfig, TrainConfig, default_tokenizer
 from anyformer.training.feed import Feed, PairFeed, TextFeed
-from anyformer.training.run_directory import model_directory
 
 _ENOUGH = 1 << 25
 """Characters that a subword tokenizer is trained on at most; more would hardly change it."""

@@ -8,8 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from anyformer.training.loop import StepReport
-from anyformer.training.metrics import Meter
+from anyformer.runs.metrics import Meter, StepReport
 
 _LINES = 10
 

@@ -11,11 +11,14 @@ from rich.console import Console
 
 from anyformer.errors import UserError
 from anyformer.model import Transformer, build
+from anyformer.runs.directory import RunDirectory
+from anyformer.runs.tracking import Trackers
+from anyformer.runs.tracking import check as check_trackers
 from anyformer.training.allocator import keep_freed_memory
 from anyformer.training.averaging import make_average
 from anyformer.training.checkpoints import Checkpoints, read_facts
 from anyformer.training.config import CompleteConfig, TrainConfig
-from anyformer.training.config_file import to_yaml
+from anyformer.training.config_file import settings, to_yaml
 from anyformer.training.engines.base import Plan
 from anyformer.training.engines.group import Group, join, started_by_launcher
 from anyformer.training.engines.registry import make_engine
@@ -26,9 +29,6 @@ from anyformer.training.precision import Precision, choose_compilation, choose_p
 from anyformer.training.prepare import Prepared, keep_standard_input, prepare
 from anyformer.training.progress import say
 from anyformer.training.resume import check as check_unchanged
-from anyformer.training.run_directory import RunDirectory
-from anyformer.training.tracking import Trackers
-from anyformer.training.tracking import check as check_trackers
 from anyformer.training.trainer import Trainer
 
 
@@ -137,7 +137,7 @@ def _run(
         directory.rewind(step if facts is not None else -1)
         say(console, f"resumed    after step {step:,}" if step else "resumed    from the beginning: no checkpoint yet")
     names = config.track if group.leads else ()
-    trackers = Trackers(names, directory.path.name, config, resumed=resumed, warn=lambda text: say(console, text))
+    trackers = Trackers(names, directory.path, settings(config), resumed=resumed, warn=lambda text: say(console, text))
     try:
         return Trainer(prepared, directory, engine, precision, trackers, console, facts).run(started)
     finally:

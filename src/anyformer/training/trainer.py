@@ -18,22 +18,23 @@ from anyformer.analysis import parts, training_flops
 from anyformer.checkpoint import save
 from anyformer.errors import UserError
 from anyformer.families.own import FAMILY as OWN_FAMILY
+from anyformer.runs.directory import RunDirectory
+from anyformer.runs.metrics import Meter, StepReport
+from anyformer.runs.report import write_report
+from anyformer.runs.tracking import Trackers
 from anyformer.training.checkpoints import Checkpoints
+from anyformer.training.config import DEFAULTS
 from anyformer.training.config_file import settings
 from anyformer.training.engines.base import Engine
 from anyformer.training.evaluate import Evaluation, evaluate
 from anyformer.training.interrupt import Interrupt, interruptible
-from anyformer.training.loop import DivergedError, StepReport, train_steps
+from anyformer.training.loop import DivergedError, train_steps
 from anyformer.training.memory import memory_suffices
-from anyformer.training.metrics import Meter
 from anyformer.training.precision import Precision, peak_flops_per_second
 from anyformer.training.prepare import Prepared
 from anyformer.training.progress import TrainingProgress, say
-from anyformer.training.report import write_report
-from anyformer.training.run_directory import RunDirectory
 from anyformer.training.sample import Sample, take_sample
 from anyformer.training.schedule import Clock, Horizon, Shared, Steps, learning_rate_factor
-from anyformer.training.tracking import Trackers
 
 _SAVE_EVERY = 300.0
 """Seconds between two checkpoints, unless they are counted in steps."""
@@ -284,7 +285,7 @@ class Trainer:
 
     def _report(self) -> None:
         if self.engine.group.leads:
-            write_report(self.directory.path)
+            write_report(self.directory.path, DEFAULTS)
 
     def _asked(self, interrupt: Interrupt) -> bool:
         return self.engine.group.any(interrupt.asked())

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from anyformer.training.runs import Line, Run, flops_per_second, number
+from anyformer.runs.listing import Line, Run, flops_per_second, number
 
 Values = list[float | None]
 

@@ -7,7 +7,6 @@ newer version wrote: whatever is missing is None, whatever can't be read is coun
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import sys
 import time
@@ -22,8 +21,7 @@ import yaml
 
 from anyformer.errors import UserError, nearest
 from anyformer.families import preset as find_preset
-from anyformer.training.config import TrainConfig
-from anyformer.training.run_directory import CONFIG, METRICS
+from anyformer.runs.directory import CONFIG, METRICS
 
 State = Literal["running", "finished", "stopped", "diverged"]
 Line = Mapping[str, Any]
@@ -233,14 +231,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def usual(preset: str | None) -> dict[str, Any]:
-    """The settings of a run that was given nothing but this preset, by dotted name; those that it settles are None."""
-    fields = dataclasses.fields(TrainConfig)
-    settings: dict[str, Any] = {
-        each.name: list(cast("tuple[Any, ...]", each.default)) if isinstance(each.default, tuple) else each.default
-        for each in fields
-        if each.default is not dataclasses.MISSING and each.name not in ("preset", "name", "runs")
-    }
+def usual(preset: str | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that was given nothing but this preset, by dotted name.
+
+    Args:
+        preset: a preset's name; for one that there is none of, the model's settings are left out.
+        defaults: the default of each setting but the model's.
+    """
+    settings = dict(defaults)
     with contextlib.suppress(UserError):
         # of another version, perhaps
         settings["model"] = find_preset(preset or "").to_dict()

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.errors import UserError
-from anyformer.training.runs import differences, read_run, read_runs, usual
-from tests.training.written import HEADER, config, evaluation, sample, short_run, step, write_run
+from anyformer.runs.listing import differences, read_run, read_runs, usual
+from anyformer.training.config import DEFAULTS
+from tests.runs.written import HEADER, config, evaluation, sample, short_run, step, write_run
 
 
 def test_a_run_is_summed_up(tmp_path: Path):
@@ -146,13 +147,13 @@ def test_only_what_differs(tmp_path: Path):
 
 
 def test_the_usual_settings_of_a_preset():
-    settings = usual("gpt2")
+    settings = usual("gpt2", DEFAULTS)
     assert settings["model.attention.heads"] == 12
     assert settings["clip"] == 1.0
     assert settings["learning_rate"] is None
-    assert "model.attention.heads" not in usual("of another version")
+    assert "model.attention.heads" not in usual("of another version", DEFAULTS)
 
 
 def test_reading_runs_imports_no_torch():
-    code = "import sys, anyformer.cli.runs, anyformer.training.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, anyformer.cli.runs, anyformer.runs.report; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

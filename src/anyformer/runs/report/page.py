@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from anyformer.training.report import words
-from anyformer.training.report.charts import report_data, tokens_at
-from anyformer.training.runs import Line, Run, flatten, number, usual
+from anyformer.runs.listing import Line, Run, flatten, number, usual
+from anyformer.runs.report.charts import report_data, tokens_at
+from anyformer.runs.report.formatting import clock, count, flops, loss, perplexity, setting, share, si
 
 _SAMPLES = 6
 _FURTHER = 60
@@ -75,8 +75,8 @@ _OWN = (
 """Settings that every run has its own of: a difference would say nothing. So have the tokenizer's own tokens."""
 
 
-def page(run: Run) -> dict[str, Any]:
-    """The values of page.html."""
+def page(run: Run, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of page.html; `defaults` are those of a run's settings."""
     samples, further = _samples(run)
     return {
         "title": f"{run.name} · anyformer",
@@ -89,7 +89,7 @@ def page(run: Run) -> dict[str, Any]:
         "evaluations": _evaluations(run),
         "samples": samples,
         "further": further,
-        "settings": _settings(run),
+        "settings": _settings(run, defaults),
         "commands": _commands(run),
     }
 
@@ -134,7 +134,7 @@ def _facts(run: Run) -> list[str]:
     engine = header.get("engine") or config.get("engine")
     facts = [
         run.preset,
-        None if run.parameters is None else f"{words.count(run.parameters)} parameters",
+        None if run.parameters is None else f"{count(run.parameters)} parameters",
         config.get("objective"),
         config.get("tokenizer"),
         f"{config['batch_size']} × {config['context']} tokens a step"
@@ -154,23 +154,27 @@ def _figures(run: Run) -> list[dict[str, str]]:
             figures.append({"label": label, "value": value, "note": note})
 
     first = number(run.evaluations[0], "validation_loss") if len(run.evaluations) > 1 else None
-    came = "" if first is None else f"from {words.loss(first)}"
+    came = "" if first is None else f"from {loss(first)}"
     best = run.best
     if best is not None and run.validation_loss is not None and best["validation_loss"] < run.validation_loss - 5e-3:
-        came = f"best {words.loss(best['validation_loss'])} at step {best['step']:,}"
-    add("Validation loss", words.loss(run.validation_loss), came or "nats per token")
-    add("Perplexity", words.perplexity(run.validation_loss), "per token")
-    add("Bits per byte", words.loss(run.bits_per_byte))
+        came = f"best {loss(best['validation_loss'])} at step {best['step']:,}"
+    add("Validation loss", loss(run.validation_loss), came or "nats per token")
+    add("Perplexity", perplexity(run.validation_loss), "per token")
+    add("Bits per byte", loss(run.bits_per_byte))
     if not run.evaluations and run.steps:
-        add("Training loss", words.loss(number(run.steps[-1], "loss")), "nats per token")
-    add("Tokens", words.count(run.tokens), "" if run.step is None else f"{run.step:,} step{'s' * (run.step != 1)}")
-    add("Time", words.clock(run.seconds))
-    add("Tokens/s", words.count(run.tokens_per_second), "while training")
+        add("Training loss", loss(number(run.steps[-1], "loss")), "nats per token")
+    add("Tokens", count(run.tokens), "" if run.step is None else f"{run.step:,} step{'s' * (run.step != 1)}")
+    add("Time", clock(run.seconds))
+    add("Tokens/s", count(run.tokens_per_second), "while training")
     peak, reached = number(run.header, "peak_flops_per_second"), run.flops_per_second
     if peak and reached is not None:
-        add("Share of peak", words.share(reached / peak), f"{words.flops(reached)} of {words.si(peak)} measured")
+        add(
+            "Share of peak",
+            share(reached / peak),
+            f"{flops(reached)} of {si(peak)} measured",
+        )
     else:
-        add("Arithmetic", words.flops(reached))
+        add("Arithmetic", flops(reached))
     return figures
 
 
@@ -179,11 +183,11 @@ def _evaluations(run: Run) -> list[list[str]]:
     return [
         [
             f"{line['step']:,}",
-            words.clock(number(line, "elapsed")),
-            words.count(tokens),
-            words.loss(number(line, "validation_loss")),
-            words.perplexity(number(line, "validation_loss")),
-            words.loss(number(line, "bits_per_byte")),
+            clock(number(line, "elapsed")),
+            count(tokens),
+            loss(number(line, "validation_loss")),
+            perplexity(number(line, "validation_loss")),
+            loss(number(line, "bits_per_byte")),
         ]
         for line, tokens in zip(lines, tokens_at(run, lines), strict=True)
     ]
@@ -198,7 +202,7 @@ def _samples(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
     def told(line: Line) -> dict[str, Any]:
         score = scores.get(line["step"])
-        note = "" if score is None else f"loss {words.loss(score)}"
+        note = "" if score is None else f"loss {loss(score)}"
         return {"step": f"{line['step']:,}", "note": note, "passages": passages(line)}
 
     return [told(line) for line in shown], [told(line) for line in evenly(folded, _FURTHER)]
@@ -211,11 +215,11 @@ def evenly(lines: Sequence[Line], most: int) -> list[Line]:
     return [lines[round(place * (len(lines) - 1) / (most - 1))] for place in range(most)]
 
 
-def _settings(run: Run) -> list[dict[str, Any]]:
+def _settings(run: Run, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Two tables: the run's own settings, and the model's, with what was changed first to be seen."""
     if not run.config:
         return []
-    standard = usual(run.preset)
+    standard = usual(run.preset, defaults)
     settings = {name: value for name, value in flatten(run.config).items() if name not in ("runs", "name")}
     groups: list[dict[str, Any]] = []
     for title, prefix in (("Run", ""), (f"Model: {run.preset}" if run.preset else "Model", "model.")):
@@ -225,7 +229,7 @@ def _settings(run: Run) -> list[dict[str, Any]]:
             if name.startswith("model.") != bool(prefix):
                 continue
             short = name.removeprefix(prefix)
-            told = _LIBRARY if name == "data" and not value and not run.config.get("source") else words.setting(value)
+            told = _LIBRARY if name == "data" and not value and not run.config.get("source") else setting(value)
             row = {"name": short, "value": told, "changed": _changed(name, value, standard)}
             seen = short in _SHAPE if prefix else short not in _SELDOM
             (rows if row["changed"] or (seen and value is not None) else rest).append(row)
@@ -242,7 +246,7 @@ def _changed(name: str, value: Any, standard: Mapping[str, Any]) -> str:
         return ""
     if standard[name] is None and not name.startswith("model."):
         return ""
-    return f"{'preset' if name.startswith('model.') else 'usually'} {words.setting(standard[name])}"
+    return f"{'preset' if name.startswith('model.') else 'usually'} {setting(standard[name])}"
 
 
 def _commands(run: Run) -> list[dict[str, str]]:

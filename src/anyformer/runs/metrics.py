@@ -4,9 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from anyformer.analysis import TrainingFlops
-from anyformer.training.loop import StepReport
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step did.
+
+    Attributes:
+        step: its number, from 1.
+        loss: mean over the predicted tokens, in nats, before the step.
+        gradient_norm: before clipping.
+        tokens: that were read, those of a source among them.
+        source_tokens: of a source alone.
+        progress: how much of the run is done, in [0, 1].
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    source_tokens: int
+    progress: float
 
 
 class Meter:

@@ -7,7 +7,6 @@ Weights & Biases sends the metrics, the samples and the config, or nothing where
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import math
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from anyformer.errors import UserError, nearest
-from anyformer.training.config import TrainConfig
+from anyformer.runs.listing import flatten
 
 PROJECT = "anyformer"
 """The project that runs are filed under, where the tracker's own environment variable names no other."""
@@ -174,8 +173,8 @@ class Trackers:
 
     Args:
         names: of TRACKERS.
-        run_name: the run's.
-        config: the run's; event files go to `config.runs / run_name`.
+        directory: the run directory, where event files go; its name is the run's.
+        config: the run's settings, as config.yaml has them.
         resumed: whether the run is taken up again: what was tracked is continued.
         warn: says a sentence.
 
@@ -186,8 +185,8 @@ class Trackers:
     def __init__(
         self,
         names: Sequence[str],
-        run_name: str,
-        config: TrainConfig,
+        directory: Path,
+        config: Mapping[str, Any],
         *,
         resumed: bool = False,
         warn: Callable[[str], None] | None = None,
@@ -196,7 +195,7 @@ class Trackers:
         self._warn = _to_stderr if warn is None else warn
         self._failed: set[str] = set()
         self._open: dict[str, Tracker] = {}
-        opening = Opening(run_name, config.runs / run_name, _settings(config), resumed)
+        opening = Opening(directory.name, directory, flatten(config), resumed)
         for name in dict.fromkeys(names):
             try:
                 self._open[name] = TRACKERS[name](opening)
@@ -253,23 +252,6 @@ def _library(name: str) -> Any:
     except ImportError as error:
         package = name.rpartition(".")[2]
         raise UserError(f"--track {package} needs {package}: pip install 'anyformer[track]'.") from error
-
-
-def _settings(config: TrainConfig) -> dict[str, Any]:
-    """Every setting, by dotted name, as plain values."""
-    flat: dict[str, Any] = {}
-
-    def add(name: str, value: Any) -> None:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            for field in dataclasses.fields(value):
-                add(f"{name}.{field.name}" if name else field.name, getattr(value, field.name))
-        elif isinstance(value, tuple):
-            flat[name] = [str(each) for each in cast("tuple[Any, ...]", value)]
-        else:
-            flat[name] = value if isinstance(value, bool | int | float | str | None) else str(value)
-
-    add("", config)
-    return flat
 
 
 def _sample(sample: object) -> str:

@@ -14,11 +14,9 @@ from pathlib import Path
 import pytest
 
 from anyformer.errors import UserError
-from anyformer.families import preset
-from anyformer.training import tracking
-from anyformer.training.config import TrainConfig
-from anyformer.training.tracking import TRACKERS, Opening, Trackers
-from tests.training.written import HEADER, evaluation, sample, step
+from anyformer.runs import tracking
+from anyformer.runs.tracking import TRACKERS, Opening, Trackers
+from tests.runs.written import HEADER, evaluation, sample, step
 
 
 class _Notebook:
@@ -42,10 +40,14 @@ class _Notebook:
         self.lines.append((-1, {}, {}))
 
 
+CONFIG = {"preset": "llama-nano", "track": ["notebook"], "model": {"attention": {"heads": 4}}}
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> TrainConfig:
-    (tmp_path / "runs" / "first").mkdir(parents=True)
-    return TrainConfig(preset="llama-nano", model=preset("llama-nano"), runs=tmp_path / "runs")
+def directory(tmp_path: Path) -> Path:
+    path = tmp_path / "runs" / "first"
+    path.mkdir(parents=True)
+    return path
 
 
 @pytest.fixture
@@ -67,12 +69,11 @@ def _track(trackers: Trackers) -> None:
     trackers.close()
 
 
-def test_what_a_tracker_is_told(config: TrainConfig, notebook: type[_Notebook], tmp_path: Path):
-    _track(Trackers(["notebook", "notebook"], "first", config, resumed=True))
+def test_what_a_tracker_is_told(directory: Path, notebook: type[_Notebook], tmp_path: Path):
+    _track(Trackers(["notebook", "notebook"], directory, CONFIG, resumed=True))
     opened = notebook.opened
     assert (opened.name, opened.directory, opened.resumed) == ("first", tmp_path / "runs" / "first", True)
-    assert opened.config["model.attention.heads"] == 4
-    assert opened.config["runs"] == str(tmp_path / "runs")
+    assert opened.config == {"preset": "llama-nano", "track": ["notebook"], "model.attention.heads": 4}
     first, second, third, fourth, last = notebook.lines
     assert first[0] == 10
     assert first[1]["training/loss"] == 2.5
@@ -83,29 +84,29 @@ def test_what_a_tracker_is_told(config: TrainConfig, notebook: type[_Notebook], 
     assert last[0] == -1
 
 
-def test_a_failure_is_said_once_and_stops_nothing(config: TrainConfig, notebook: type[_Notebook]):
+def test_a_failure_is_said_once_and_stops_nothing(directory: Path, notebook: type[_Notebook]):
     notebook.broken = True
     said: list[str] = []
-    _track(Trackers(["notebook"], "first", config, warn=said.append))
+    _track(Trackers(["notebook"], directory, CONFIG, warn=said.append))
     assert said == ["--track notebook fails, training goes on: the network is down"]
 
 
 def test_one_that_fails_does_not_keep_the_others_from_it(
-    config: TrainConfig, notebook: type[_Notebook], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    directory: Path, notebook: type[_Notebook], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setitem(TRACKERS, "burnt", type("Burnt", (_Notebook,), {"broken": True}))
-    _track(Trackers(["burnt", "notebook"], "first", config))
+    _track(Trackers(["burnt", "notebook"], directory, CONFIG))
     assert len(notebook.lines) == 5
     assert capsys.readouterr().err.count("anyformer: --track burnt fails") == 1
 
 
-def test_an_unknown_tracker_is_refused(config: TrainConfig):
+def test_an_unknown_tracker_is_refused(directory: Path):
     with pytest.raises(UserError, match=r"no tracker 'tensorbord' \(did you mean 'tensorboard'\?\)"):
-        Trackers(["tensorbord"], "first", config)
+        Trackers(["tensorbord"], directory, CONFIG)
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
-def test_a_missing_library_is_named(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_a_missing_library_is_named(directory: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     def without(module: str) -> object:
         if module.partition(".")[0] == name:
             raise ModuleNotFoundError(module)
@@ -113,24 +114,24 @@ def test_a_missing_library_is_named(config: TrainConfig, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(tracking, "import_module", without)
     with pytest.raises(UserError, match=rf"--track {name} needs {name}: pip install 'anyformer\[track\]'\."):
-        Trackers([name], "first", config)
+        Trackers([name], directory, CONFIG)
 
 
 def test_one_that_can_not_begin_is_a_sentence_and_closes_the_others(
-    config: TrainConfig, notebook: type[_Notebook], monkeypatch: pytest.MonkeyPatch
+    directory: Path, notebook: type[_Notebook], monkeypatch: pytest.MonkeyPatch
 ):
     def locked(opening: Opening) -> _Notebook:
         raise RuntimeError("no key.")
 
     monkeypatch.setitem(TRACKERS, "locked", locked)
     with pytest.raises(UserError, match=r"^--track locked can't begin: no key\.$"):
-        Trackers(["notebook", "locked"], "first", config)
+        Trackers(["notebook", "locked"], directory, CONFIG)
     assert notebook.lines == [(-1, {}, {})]
 
 
 def test_nothing_is_imported_before_it_is_asked_for():
     code = (
-        "import sys, anyformer.training.tracking;"
+        "import sys, anyformer.runs.tracking;"
         "sys.exit(any(name in sys.modules for name in ('torch', 'tensorboard', 'wandb', 'trackio')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -142,11 +143,11 @@ def _available(*names: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_tensorboard_writes_event_files(config: TrainConfig):
+def test_tensorboard_writes_event_files(directory: Path):
     _available("tensorboard")
-    _track(Trackers(["tensorboard"], "first", config))
+    _track(Trackers(["tensorboard"], directory, CONFIG))
     reader = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
-    events = reader.EventAccumulator(str(config.runs / "first" / "tensorboard"))
+    events = reader.EventAccumulator(str(directory / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("training/loss")] == [(10, 2.5)]
     assert [(event.step, event.value) for event in events.Scalars("validation/loss")] == [(20, 2.0)]
@@ -157,22 +158,19 @@ def test_tensorboard_writes_event_files(config: TrainConfig):
 _TRACK = """
 import sys
 from pathlib import Path
-from anyformer.families import preset
-from anyformer.training.config import TrainConfig
-from anyformer.training.tracking import Trackers
-config = TrainConfig(preset="llama-nano", model=preset("llama-nano"), runs=Path(sys.argv[2]))
-trackers = Trackers([sys.argv[1]], "first", config, resumed=sys.argv[3] == "resumed")
+from anyformer.runs.tracking import Trackers
+trackers = Trackers([sys.argv[1]], Path(sys.argv[2]), {"preset": "llama-nano"}, resumed=sys.argv[3] == "resumed")
 for step in map(int, sys.argv[4:]):
     trackers.log({"step": step, "loss": step / 4})
 trackers.close()
 """
 
 
-def _in_a_process_of_its_own(name: str, runs: Path, kind: str, *steps: int, **environment: str) -> str:
+def _in_a_process_of_its_own(name: str, directory: Path, kind: str, *steps: int, **environment: str) -> str:
     """These libraries start threads and servers, and hold on to their folders: nothing for the process of the tests."""
     done = subprocess.run(
-        [sys.executable, "-c", _TRACK, name, str(runs), kind, *map(str, steps)],
-        env={**os.environ, "HOME": str(runs), **environment},
+        [sys.executable, "-c", _TRACK, name, str(directory), kind, *map(str, steps)],
+        env={**os.environ, "HOME": str(directory.parent), **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -181,11 +179,11 @@ def _in_a_process_of_its_own(name: str, runs: Path, kind: str, *steps: int, **en
     return done.stdout + done.stderr if done.returncode == 0 else pytest.fail(done.stderr)
 
 
-def test_trackio_writes_its_database_and_goes_on_with_it(config: TrainConfig, tmp_path: Path):
+def test_trackio_writes_its_database_and_goes_on_with_it(directory: Path, tmp_path: Path):
     _available("trackio")
     place = tmp_path / "trackio"
     for kind, steps in (("new", (4, 8)), ("resumed", (12,)), ("new", (4,))):
-        said = _in_a_process_of_its_own("trackio", config.runs, kind, *steps, TRACKIO_DIR=str(place))
+        said = _in_a_process_of_its_own("trackio", directory, kind, *steps, TRACKIO_DIR=str(place))
         assert said == ""
     with sqlite3.connect(place / "anyformer.db") as database:
         rows = database.execute("SELECT run_id, step, metrics FROM metrics ORDER BY id").fetchall()
@@ -195,12 +193,12 @@ def test_trackio_writes_its_database_and_goes_on_with_it(config: TrainConfig, tm
     assert rows[0][0] == rows[2][0] != rows[3][0]
 
 
-def test_wandb_stays_offline_when_it_is_told_to(config: TrainConfig):
+def test_wandb_stays_offline_when_it_is_told_to(directory: Path):
     _available("wandb")
     quiet = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
-    _in_a_process_of_its_own("wandb", config.runs, "new", 4, 8, **quiet)
-    _in_a_process_of_its_own("wandb", config.runs, "resumed", 12, **quiet)
-    place = config.runs / "first" / "wandb"
+    _in_a_process_of_its_own("wandb", directory, "new", 4, 8, **quiet)
+    _in_a_process_of_its_own("wandb", directory, "resumed", 12, **quiet)
+    place = directory / "wandb"
     runs = sorted(place.glob("offline-run-*"))
     assert len(runs) == 2
     # offline-run-TIME-ID, and -1 after that for the second one of a second
@@ -209,7 +207,7 @@ def test_wandb_stays_offline_when_it_is_told_to(config: TrainConfig):
     assert not list(place.rglob("requirements.txt"))
 
 
-def test_wandb_without_a_login_is_a_sentence(config: TrainConfig):
+def test_wandb_without_a_login_is_a_sentence(directory: Path):
     _available("wandb")
     with pytest.raises(pytest.fail.Exception, match=r"--track wandb can't begin: .*WANDB_MODE=offline sends nothing"):
-        _in_a_process_of_its_own("wandb", config.runs, "new", 4, WANDB_MODE="online", WANDB_API_KEY="")
+        _in_a_process_of_its_own("wandb", directory, "new", 4, WANDB_MODE="online", WANDB_API_KEY="")

@@ -3,7 +3,7 @@
 page         what the page on one run says
 comparison   what the page on several runs says
 charts       their curves, as numbers
-words        numbers as a person would write them
+formatting   numbers and settings as text
 *.html, style.css, charts.js   the page itself
 
 A page is one file that asks nothing of a network: style, script and numbers are in it. Every text comes from outside (a
@@ -24,18 +24,19 @@ from markupsafe import Markup
 
 from anyformer import __version__
 from anyformer.errors import UserError
-from anyformer.training.report.comparison import comparison
-from anyformer.training.report.page import page
-from anyformer.training.runs import Run, read_run
+from anyformer.runs.listing import Run, read_run
+from anyformer.runs.report.comparison import comparison
+from anyformer.runs.report.page import page
 
 REPORT = "report.html"
 
 
-def write_report(directory: Path, file: Path | None = None) -> Path:
+def write_report(directory: Path, defaults: Mapping[str, Any], file: Path | None = None) -> Path:
     """Write a run's page anew.
 
     Args:
         directory: the run directory.
+        defaults: the default of each setting of a run; the page marks settings that differ.
         file: where to; None: report.html in the run directory.
 
     Returns:
@@ -46,7 +47,7 @@ def write_report(directory: Path, file: Path | None = None) -> Path:
     """
     run = read_run(directory)
     place = file or directory / REPORT
-    _write(place, _render("page.html", page(run)))
+    _write(place, _render("page.html", page(run, defaults)))
     return place
 
 

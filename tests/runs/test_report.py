@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.errors import UserError
-from anyformer.training.report import words, write_comparison, write_report
-from anyformer.training.report.charts import smoothed, thin
-from anyformer.training.runs import read_run
-from tests.training.written import HEADER, config, evaluation, sample, short_run, step, write_run
+from anyformer.runs.listing import read_run
+from anyformer.runs.report import formatting, write_comparison, write_report
+from anyformer.runs.report.charts import smoothed, thin
+from anyformer.training.config import DEFAULTS
+from tests.runs.written import HEADER, config, evaluation, sample, short_run, step, write_run
 
 Values = list[float | None]
 
@@ -58,7 +59,7 @@ class _Page(HTMLParser):
 
 
 def _page(run: Path) -> _Page:
-    return _Page(write_report(run).read_text(encoding="utf-8"))
+    return _Page(write_report(run, DEFAULTS).read_text(encoding="utf-8"))
 
 
 def _chart(page: _Page, title: str) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def test_odd_samples(tmp_path: Path):
 
 def test_the_first_and_the_last_sample_are_shown(tmp_path: Path):
     lines = [line for number in range(0, 500, 10) for line in (step(number + 1), sample(number, f"words{number}."))]
-    text = write_report(write_run(tmp_path / "r", lines)).read_text()
+    text = write_report(write_run(tmp_path / "r", lines), DEFAULTS).read_text()
     shown, folded = text.split("44 more samples</summary>")
     assert "words0." in shown
     assert "words490." in shown
@@ -178,7 +179,7 @@ def test_a_long_log_makes_a_small_page_and_keeps_its_spikes(tmp_path: Path):
 
 def test_what_was_changed_is_marked(tmp_path: Path):
     settings = config(clip=0.5, model={"norm.kind": "layer"})
-    text = write_report(write_run(tmp_path / "r", short_run(), settings)).read_text()
+    text = write_report(write_run(tmp_path / "r", short_run(), settings), DEFAULTS).read_text()
     changed = re.findall(r'<tr class="changed"><th scope="row">(.*?)</th><td>(.*?)</td>', text)
     assert changed == [("clip", "0.5 <small>usually 1</small>"), ("norm.kind", "layer <small>preset rms</small>")]
 
@@ -190,14 +191,14 @@ def test_broken_lines_are_said(tmp_path: Path):
 
 def test_the_old_page_stays_where_the_new_one_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = write_run(tmp_path / "r", short_run())
-    before = write_report(run).read_text()
+    before = write_report(run, DEFAULTS).read_text()
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"report\.html can't be written: No space left on device\."):
-        write_report(run)
+        write_report(run, DEFAULTS)
     assert (run / "report.html").read_text() == before
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "metrics.jsonl", "report.html"]
     assert stat.S_IMODE((run / "report.html").stat().st_mode) & 0o444
@@ -250,22 +251,22 @@ def test_a_straight_line_is_smooth_already():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (words.count(124_439_808), "124M"),
-        (words.count(999_999), "1M"),
-        (words.count(1_235_814_400), "1.24B"),
-        (words.count(12), "12"),
-        (words.flops(2.4e12), "2.4 TFLOP/s"),
-        (words.flops(12.0), "12 FLOP/s"),
-        (words.clock(59.6), "1:00"),
-        (words.clock(7384), "2:03:04"),
-        (words.clock(360_000), "4d 4h"),
-        (words.perplexity(1e9), "1e+304"),
-        (words.share(0.412), "41%"),
-        (words.share(0.0412), "4.1%"),
-        (words.setting([1, 2.50]), "1, 2.5"),
-        (words.setting(True), "yes"),
-        (words.setting(None), "–"),
+        (formatting.count(124_439_808), "124M"),
+        (formatting.count(999_999), "1M"),
+        (formatting.count(1_235_814_400), "1.24B"),
+        (formatting.count(12), "12"),
+        (formatting.flops(2.4e12), "2.4 TFLOP/s"),
+        (formatting.flops(12.0), "12 FLOP/s"),
+        (formatting.clock(59.6), "1:00"),
+        (formatting.clock(7384), "2:03:04"),
+        (formatting.clock(360_000), "4d 4h"),
+        (formatting.perplexity(1e9), "1e+304"),
+        (formatting.share(0.412), "41%"),
+        (formatting.share(0.0412), "4.1%"),
+        (formatting.setting([1, 2.50]), "1, 2.5"),
+        (formatting.setting(True), "yes"),
+        (formatting.setting(None), "–"),
     ],
 )
-def test_words(text: str, said: str):
+def test_formatting(text: str, said: str):
     assert text == said

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from anyformer.training.report import words
-from anyformer.training.report.charts import comparison_data
-from anyformer.training.report.page import passages
-from anyformer.training.runs import Run, differences
+from anyformer.runs.listing import Run, differences
+from anyformer.runs.report import formatting
+from anyformer.runs.report.charts import comparison_data
+from anyformer.runs.report.page import passages
 
 Show = Callable[[Run], str]
 
 COLUMNS: dict[str, Show] = {
     "name": lambda run: run.name,
     "preset": lambda run: run.preset or "–",
-    "parameters": lambda run: words.count(run.parameters),
+    "parameters": lambda run: formatting.count(run.parameters),
     "state": lambda run: run.state,
-    "steps": lambda run: words.whole(run.step),
-    "tokens": lambda run: words.count(run.tokens),
-    "time": lambda run: words.clock(run.seconds),
-    "tokens/s": lambda run: words.count(run.tokens_per_second),
-    "loss": lambda run: words.loss(run.validation_loss),
-    "bits/byte": lambda run: words.loss(run.bits_per_byte),
+    "steps": lambda run: formatting.whole(run.step),
+    "tokens": lambda run: formatting.count(run.tokens),
+    "time": lambda run: formatting.clock(run.seconds),
+    "tokens/s": lambda run: formatting.count(run.tokens_per_second),
+    "loss": lambda run: formatting.loss(run.validation_loss),
+    "bits/byte": lambda run: formatting.loss(run.bits_per_byte),
 }
 """What a table of runs says of each; `loss` is that of the validation text."""
 
@@ -58,7 +58,7 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
         "rows": rows,
         "data": comparison_data(runs),
         "differences": [
-            {"name": name, "cells": [words.setting(value) for value in values]}
+            {"name": name, "cells": [formatting.setting(value) for value in values]}
             for name, values in differences(runs).items()
         ],
         "samples": [
