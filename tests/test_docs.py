@@ -1,10 +1,13 @@
 """The documentation is true: links lead somewhere, tables are current, code runs, command lines parse."""
 
 import importlib.util
+import io
 import json
+import pkgutil
 import re
 import shlex
 import xml.etree.ElementTree as ElementTree
+from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +25,7 @@ from anyformer.families import ALIASES, FAMILIES, PRESETS
 
 ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 FAMILY_PAGES = sorted((DOCS / "families").glob("*.md"))
 
 
@@ -63,10 +66,71 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_paths_exist(page: Path) -> None:
     """Files of the repository that the prose names."""
     text = _read(page)
-    for path in re.findall(r"`((?:src|tests|docs)/[\w./-]+\.\w+)`", text):
+    for path in re.findall(r"`((?:src|tests|docs|benchmarks)/[\w./-]+\.\w+)`", text):
         assert "NAME" in path or (ROOT / path).exists(), f"{path} does not exist"
-    for path in re.findall(r"`((?:blocks|families|checkpoint|data|cli)/[a-z0-9_]+\.py)`", text):
+    packages = "|".join(path.parent.name for path in (ROOT / "src" / "anyformer").glob("*/__init__.py"))
+    for path in re.findall(rf"`((?:{packages})/[a-z0-9_/]+\.(?:py|cpp|h))`", text):
         assert (ROOT / "src" / "anyformer" / path).exists(), f"{path} does not exist"
+
+
+def test_the_map_is_true() -> None:
+    """The tree in the README has every package of the library, and nothing that does not exist."""
+    tree = re.search(r"^src/anyformer/\n((?:  .*\n)+)((?:\S.*\n)+)", _read(README), re.MULTILINE)
+    assert tree is not None
+    inside, beside = (re.findall(r"^ *([\w./]+)", part, re.MULTILINE) for part in tree.groups())
+    root = ROOT / "src" / "anyformer"
+    for path in [*(root / name for name in inside if "." in name or "/" in name), *(ROOT / name for name in beside)]:
+        assert path.exists(), f"{path} does not exist"
+    assert {path.parent.name + "/" for path in root.glob("*/__init__.py")} <= set(inside)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_names_exist(page: Path) -> None:
+    """Names of the library that the pages use: `af.NAME`, and dotted names from `anyformer` on."""
+    text = _read(page)
+    for name in re.findall(r"\baf\.(\w+)", text):
+        assert hasattr(af, name), f"there is no anyformer.{name}"
+    for name in re.findall(r"`anyformer((?:\.\w+)+)(?:\([^`]*\))?`", text):
+        pkgutil.resolve_name("anyformer" + name)
+
+
+OTHERS_FLAGS = {"--max-tokens", "--merge", "--no_local_rank"}
+"""Of fairseq, llama.cpp and DeepSpeed."""
+
+
+def _help_of(command: str) -> str:
+    shown = io.StringIO()
+    with redirect_stdout(shown), suppress(SystemExit):
+        import_module(f"anyformer.cli.{command}").run(["--help"])
+    return shown.getvalue()
+
+
+def test_flags_exist() -> None:
+    """Flags that the prose names are those of a command or of a benchmark."""
+    known = set(OTHERS_FLAGS)
+    programs = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "src" / "anyformer" / "cli").glob("*.py")]
+    for text in [*map(_help_of, COMMANDS), *map(_read, programs)]:
+        known |= set(re.findall(r"--[a-z][\w-]*", text))
+    for page in PAGES:
+        if page.name == "CHANGELOG.md":
+            continue
+        for flag in re.findall(r"`(--[a-z][\w-]*)", _prose(_read(page))):
+            assert flag in known, f"{_name(page)}: there is no flag {flag}"
+
+
+def test_benchmarks_take_these_flags() -> None:
+    found = re.findall(r"python (benchmarks/\w+\.py)([^\n`#]*)", "".join(map(_read, PAGES)))
+    assert found
+    for path, arguments in found:
+        text = _read(ROOT / path)
+        for flag in re.findall(r"(--[a-z][\w-]*)", arguments.partition(" -- ")[0]):
+            assert f'"{flag}"' in text, f"{path} has no flag {flag}"
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "measurements").glob("[!R]*.md")), ids=_name)
+def test_measurements_name_their_commit(page: Path) -> None:
+    for section in re.split(r"^## ", _read(page), flags=re.MULTILINE)[1:]:
+        assert re.search(r"`[0-9a-f]{7}`", section), f"{section.splitlines()[0]}: at which commit?"
 
 
 def _script() -> ModuleType:
