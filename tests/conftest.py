@@ -1,10 +1,15 @@
-"""Every shape that an annotation promises is checked while the tests run, and no test is hurried."""
+"""Every shape that an annotation promises is checked while the tests run, and no test is hurried.
+
+`pytest -m "not slow"` draws a quarter of the examples of every test that hypothesis draws them for. All of them are
+drawn by `pytest -m slow`, which runs these tests too, and by pytest without `-m`.
+"""
 
 import os
 import signal
 import tempfile
 
-from hypothesis import settings
+import pytest
+from hypothesis import is_hypothesis_test, settings
 from jaxtyping import install_import_hook
 
 # As the command line does: tests share their cores with whatever else runs.
@@ -22,3 +27,15 @@ install_import_hook(["anyformer.blocks", "anyformer.model", "anyformer.generatio
 # A busy machine is slow at times, and a first call may have to import or to compile.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Called once for each test function, before it is selected."""
+    test = metafunc.function
+    if not is_hypothesis_test(test):
+        return
+    if "not slow" in metafunc.config.getoption("markexpr"):
+        full = test._hypothesis_internal_use_settings
+        test._hypothesis_internal_use_settings = settings(full, max_examples=max(2, full.max_examples // 4))
+    else:
+        pytest.mark.slow(test)
