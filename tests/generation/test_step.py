@@ -86,7 +86,7 @@ def test_integers_stay_within_the_rounding_of_their_inputs(
     made = WRITERS[name]
     wide = replace(made, d_model=64, vocab_size=45, feed_forward=replace(made.feed_forward, width=96))
     model = quantize(build(wide), kind)
-    assert NativeDecoder(model).table.head.format == structs.INT8
+    assert NativeDecoder(model).table.head.dtype == structs.INT8
     assert NativeDecoder(model).table.layers
     # A number near the middle of two integers may go to either, and what follows differs then as by any rounding.
     compare(model, texts, "left", 0.1, select)

@@ -66,10 +66,10 @@ class NativeDecoder:
         )
         self._kept.append(layers)
         last = self._matrix(model.tokens.table if head.projection is None else head.projection, head.bias)
-        self.vocab = last.outputs
+        self.vocab = last.out_features
         self.table = structs.Decoder(
             layers=ctypes.addressof(layers),
-            depth=len(blocks),
+            num_layers=len(blocks),
             d_model=model.config.d_model,
             pre_norm=int(blocks[0].pre_norm),
             final_norm=self._norm(decoder.final_norm),
@@ -104,7 +104,7 @@ class NativeDecoder:
             self._kept.append(weight.detach())  # its memory stays, wherever the parameter moves
             outputs, inputs = weight.shape
             made = structs.Matrix(
-                weights=weight.data_ptr(), outputs=outputs, inputs=inputs, format=_FORMATS[weight.dtype]
+                weights=weight.data_ptr(), out_features=outputs, in_features=inputs, dtype=_FORMATS[weight.dtype]
             )
         else:
             raise InexpressibleError(f"a layer of class {type(module).__name__}")
@@ -157,7 +157,7 @@ class NativeDecoder:
             raise InexpressibleError("an activation of one's own")
         return structs.Layer(
             attention=self._attention(block.attention, block.attention_norm, window),
-            cross=self._attention(block.cross_attention, block.cross_attention_norm, None),
+            cross_attention=self._attention(block.cross_attention, block.cross_attention_norm, None),
             feed_forward=structs.FeedForward(
                 norm=self._norm(block.feed_forward_norm),
                 up=self._linear(forward.up),
@@ -192,19 +192,19 @@ class NativeDecoder:
         return embedding(self.model.tokens(tokens), added, None, recent).flatten(0, 1).float().contiguous()
 
 
-def memories(cache: KeyValueCache) -> ctypes.Array[structs.LayerMemory]:
+def memories(cache: KeyValueCache) -> ctypes.Array[structs.LayerCache]:
     """Where the layers' keys and values are."""
-    made = (structs.LayerMemory * len(cache.layers))()
+    made = (structs.LayerCache * len(cache.layers))()
     for memory, layer in zip(made, cache.layers, strict=True):
         source = layer.sources
         kinds = [("keys", layer.keys), ("values", layer.values)]
         if source is not None:
-            kinds += [("source_keys", source.keys), ("source_values", source.values)]
+            kinds += [("encoder_keys", source.keys), ("encoder_values", source.values)]
         for name, tensor in kinds:
             row, head, time, element = tensor.stride()
             if element != 1 and tensor.shape[3] != 1:
                 raise InexpressibleError("keys that are not in one piece")
-            setattr(memory, name, structs.Memory(tensor.data_ptr(), row, head, time))
+            setattr(memory, name, structs.TensorView(tensor.data_ptr(), row, head, time))
     return made
 
 

@@ -23,12 +23,12 @@ void each_vector(Team& team, int64_t count, const Work& work) {
 }
 
 template <Activation KIND>
-void run(Team& team, const Activate& a) {
+void run(Team& team, const ActivationArgs& a) {
     each_vector(team, a.count, [&](auto from, auto into) {
         Floats x = from(a.x);
-        if (!a.grad_out) return into(a.out, a.factor ? activate(KIND, x) * from(a.factor) : activate(KIND, x));
+        if (!a.grad_out) return into(a.out, a.multiplier ? activate(KIND, x) * from(a.multiplier) : activate(KIND, x));
         Floats grad = from(a.grad_out);
-        if (a.factor) into(a.grad_factor, grad * activate(KIND, x)), grad *= from(a.factor);
+        if (a.multiplier) into(a.grad_multiplier, grad * activate(KIND, x)), grad *= from(a.multiplier);
         into(a.grad_x, grad * slope(KIND, x));
     });
 }
@@ -38,11 +38,11 @@ void run(Team& team, const Activate& a) {
 extern "C" {
 
 EXPORTED int64_t works() { return 1; }
-EXPORTED int64_t bytes(const Activate*) { return 0; }
+EXPORTED int64_t bytes(const ActivationArgs*) { return 0; }
 
 // Forward, or backward if there is a gradient.
-EXPORTED void run(const Activate* a, void*) {
-    together(a->threads, [&](Team team) {
+EXPORTED void run(const ActivationArgs* a, void*) {
+    together(a->num_threads, [&](Team team) {
         switch (a->kind) {
             case RELU: return run<RELU>(team, *a);
             case RELU_SQUARED: return run<RELU_SQUARED>(team, *a);

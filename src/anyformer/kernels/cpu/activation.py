@@ -63,7 +63,7 @@ def _others_keep() -> bool:
 
 def _forward(kind: int, x: Tensor, factor: Tensor | None) -> Tensor:
     out = torch.empty_like(x)
-    _activate(kind, x=x, factor=factor, out=out)
+    _activate(kind, x=x, multiplier=factor, out=out)
     return out
 
 
@@ -80,9 +80,9 @@ class _Activated(torch.autograd.Function):
         x, factor = ctx.saved_tensors
         grads = {
             "grad_x": torch.empty_like(x),
-            "grad_factor": None if factor is None else torch.empty_like(factor),
+            "grad_multiplier": None if factor is None else torch.empty_like(factor),
         }
-        _activate(ctx.kind, x=x, factor=factor, grad_out=grad_outputs[0].contiguous(), **grads)
+        _activate(ctx.kind, x=x, multiplier=factor, grad_out=grad_outputs[0].contiguous(), **grads)
         return None, *grads.values()
 
 
@@ -90,5 +90,5 @@ def _activate(kind: int, **parts: Tensor | None) -> None:
     places = {name: None if part is None else part.data_ptr() for name, part in parts.items()}
     x = parts["x"]
     assert x is not None
-    described = structs.Activate(kind=kind, count=x.numel(), threads=torch.get_num_threads(), **places)
+    described = structs.ActivationArgs(kind=kind, count=x.numel(), num_threads=torch.get_num_threads(), **places)
     KERNEL.run(described)

@@ -15,8 +15,8 @@ constexpr int64_t CROWD = 4 * LANES;  // queries that are compared with a key at
 constexpr int64_t BLOCK = 2 * CROWD;  // queries that are gathered before keys and values hear of them
 
 // Number i of [.., head_dim] of a text's head.
-BFloat16* at(const Memory& memory, int64_t text, int64_t head, int64_t time) {
-    return static_cast<BFloat16*>(memory.data) + text * memory.row + head * memory.head + time * memory.time;
+BFloat16* at(const TensorView& memory, int64_t text, int64_t head, int64_t time) {
+    return static_cast<BFloat16*>(memory.data) + text * memory.batch_stride + head * memory.head_stride + time * memory.time_stride;
 }
 
 // to[line] = or += rows [16, depth] lanes, `vectors` (an even number) of them.
@@ -27,7 +27,7 @@ void multiply(const BFloat16* rows, int64_t step, const float* lanes, int64_t wi
     if (vectors) multiply_lanes<2>(rows, step, lanes, width, depth, more, to, to_step);
 }
 
-// Memory of a thread, handed out piece by piece.
+// TensorView of a thread, handed out piece by piece.
 struct Room {
     char* next;
 
@@ -41,7 +41,7 @@ struct Room {
 
 class Looker {
    public:
-    Looker(const TrainedAttention& look, char* memory)
+    Looker(const AttentionArgs& look, char* memory)
         : look(look), depth(up(look.head_dim, DEPTH)), keys(up(look.keys, DEPTH)), scale(float(look.scale)) {
         Room room{memory};
         key_rows = room.take<BFloat16>(keys * depth);
@@ -66,7 +66,7 @@ class Looker {
         end = room.next;
     }
 
-    static int64_t bytes(const TrainedAttention& look) { return Looker(look, nullptr).end - static_cast<char*>(nullptr); }
+    static int64_t bytes(const AttentionArgs& look) { return Looker(look, nullptr).end - static_cast<char*>(nullptr); }
 
     // Answers of all queries to a head of keys and values.
     void forward(int64_t text, int64_t kv_head) {
@@ -101,7 +101,7 @@ class Looker {
     }
 
    private:
-    const TrainedAttention& look;
+    const AttentionArgs& look;
     const int64_t depth, keys;  // with what is missing to whole registers
     const float scale;
     BFloat16 *key_rows, *value_rows, *columns, *query_rows, *grad_rows, *weights, *grad_scores;
@@ -119,7 +119,7 @@ class Looker {
     int64_t lanes(int64_t first) const { return look.queries - first <= CROWD / 2 ? CROWD / 2 : CROWD; }
 
     // Some rows of a head, [count, depth]; what is missing is zeros.
-    void take_rows(const Memory& from, int64_t text, int64_t head, int64_t first, int64_t count, BFloat16* to) const {
+    void take_rows(const TensorView& from, int64_t text, int64_t head, int64_t first, int64_t count, BFloat16* to) const {
         int64_t all = &from == &look.key || &from == &look.value ? look.keys : look.queries;
         for (int64_t row = 0; row < count; row++, to += depth) {
             bool there = first + row < all;
@@ -158,7 +158,7 @@ class Looker {
     }
 
     // turned [depth, CROWD] times a factor of each lane, to the rows that it belongs to.
-    void give_turned(const Memory& to, int64_t text, int64_t head, int64_t first, const Floats* factor) const {
+    void give_turned(const TensorView& to, int64_t text, int64_t head, int64_t first, const Floats* factor) const {
         float rows[LANES * LANES];
         for (int64_t v = 0; v < lanes(first) / LANES; v++)
             for (int64_t i = 0; i < look.head_dim; i += LANES) {
@@ -198,9 +198,9 @@ class Looker {
     }
 
     // A row of a bias: of all queries, for a key.
-    float* biases(const Memory& memory, int64_t text, int64_t head, int64_t key) const {
+    float* biases(const TensorView& memory, int64_t text, int64_t head, int64_t key) const {
         key = key < look.keys ? key : look.keys - 1;
-        return static_cast<float*>(memory.data) + text * memory.row + head * memory.head + key * memory.time;
+        return static_cast<float*>(memory.data) + text * memory.batch_stride + head * memory.head_stride + key * memory.time_stride;
     }
 
     void answer(int64_t text, int64_t head, int64_t first) const {
@@ -234,7 +234,7 @@ class Looker {
         Floats factor[CROWD / LANES];
         for (int64_t v = 0; v < vectors; v++) factor[v] = choose(sums[v] == 0.0f, Floats{}, 1.0f / sums[v]);
         give_turned(look.out, text, head, first, factor);
-        float* levels = look.levels + (text * look.heads + head) * look.queries;
+        float* levels = look.logsumexp + (text * look.heads + head) * look.queries;
         for (int64_t q = first; q < look.queries && q < first + CROWD; q++)
             levels[q] = peaks[(q - first) / LANES][(q - first) % LANES] +
                         std::log(sums[(q - first) / LANES][(q - first) % LANES]);
@@ -254,7 +254,7 @@ class Looker {
         pair_rows(grad_rows, rows, grad_pairs);
         alignas(64) float levels[BLOCK] = {}, shares[BLOCK] = {};
         for (int64_t q = 0; q < rows && q < left; q++) {
-            levels[q] = look.levels[(text * look.heads + head) * look.queries + first + q];
+            levels[q] = look.logsumexp[(text * look.heads + head) * look.queries + first + q];
             shares[q] = share(at(look.out, text, head, first + q), grad_rows + q * depth);
         }
         int64_t limits[] = {seen(first), seen(first + CROWD)};
@@ -327,29 +327,29 @@ extern "C" {
 // Whether this processor has the instructions; else nothing happens.
 EXPORTED int64_t works() { return HAS_PAIRS; }
 
-EXPORTED int64_t bytes(const TrainedAttention* look) {
+EXPORTED int64_t bytes(const AttentionArgs* look) {
 #if defined(__AVX512BF16__)
-    return look->threads * Looker::bytes(*look);
+    return look->num_threads * Looker::bytes(*look);
 #else
     return 0;
 #endif
 }
 
 // Forward, or backward if there is a gradient.
-EXPORTED void run(const TrainedAttention* look, void* workspace) {
+EXPORTED void run(const AttentionArgs* look, void* workspace) {
 #if defined(__AVX512BF16__)
-    together(look->threads, [&](Team team) {
+    together(look->num_threads, [&](Team team) {
         TileRegisters registers(true);
         Looker looker(*look, static_cast<char*>(workspace) + team.me * Looker::bytes(*look));
         if (!look->grad_out.data)
-            team.share(look->texts * look->kv_heads,
+            team.share(look->batch * look->kv_heads,
                        [&](int64_t item) { looker.forward(item / look->kv_heads, item % look->kv_heads); });
         else if (!look->grad_bias.data)
-            team.share(look->texts * look->kv_heads,
+            team.share(look->batch * look->kv_heads,
                        [&](int64_t item) { looker.backward(item / look->kv_heads, item % look->kv_heads); });
         else  // texts share the gradient of their bias
             team.share(look->kv_heads, [&](int64_t head) {
-                for (int64_t text = 0; text < look->texts; text++) looker.backward(text, head);
+                for (int64_t text = 0; text < look->batch; text++) looker.backward(text, head);
             });
     });
 #endif

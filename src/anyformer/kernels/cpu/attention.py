@@ -96,21 +96,21 @@ def _turned(bias: Float[Tensor, "#batch #heads queries keys"]) -> Float[Tensor, 
     return out
 
 
-def _place(part: Tensor, batch: int, heads: int) -> structs.Memory:
+def _place(part: Tensor, batch: int, heads: int) -> structs.TensorView:
     """Where a tensor lies; what it has but once serves all texts, or all heads."""
     steps = part.stride()
     shared = part.shape[0] == 1 and batch > 1, part.shape[1] == 1 and heads > 1
-    return structs.Memory(part.data_ptr(), 0 if shared[0] else steps[0], 0 if shared[1] else steps[1], steps[2])
+    return structs.TensorView(part.data_ptr(), 0 if shared[0] else steps[0], 0 if shared[1] else steps[1], steps[2])
 
 
 def _run(levels: Tensor, scale: float, causal: bool, **parts: Tensor) -> None:
     query, key = parts["query"], parts["key"]
     places = {name: _place(part, len(query), query.shape[1]) for name, part in parts.items()}
     batch, heads, queries, head_dim = query.shape
-    described = structs.TrainedAttention(
+    described = structs.AttentionArgs(
         **places,
-        levels=levels.data_ptr(),
-        texts=batch,
+        logsumexp=levels.data_ptr(),
+        batch=batch,
         heads=heads,
         kv_heads=key.shape[1],
         queries=queries,
@@ -118,6 +118,6 @@ def _run(levels: Tensor, scale: float, causal: bool, **parts: Tensor) -> None:
         head_dim=head_dim,
         causal=int(causal),
         scale=scale,
-        threads=torch.get_num_threads(),
+        num_threads=torch.get_num_threads(),
     )
     KERNEL.run(described)

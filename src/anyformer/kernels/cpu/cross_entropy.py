@@ -30,15 +30,15 @@ def cross_entropy_(
     if rows and (targets.min() < 0 or targets.max() >= vocab):
         raise IndexError(f"targets lie in [{targets.min()}, {targets.max()}], but there are {vocab} words")
     losses = torch.empty(rows)
-    described = structs.CrossEntropy(
+    described = structs.CrossEntropyArgs(
         logits=logits.data_ptr(),
         targets=targets.data_ptr(),
         losses=losses.data_ptr(),
         rows=rows,
-        vocab=vocab,
-        smoothing=smoothing,
-        factor=factor,
-        threads=torch.get_num_threads(),
+        vocab_size=vocab,
+        label_smoothing=smoothing,
+        grad_scale=factor,
+        num_threads=torch.get_num_threads(),
     )
     KERNEL.run(described)
     return losses

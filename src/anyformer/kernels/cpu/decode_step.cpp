@@ -12,9 +12,9 @@ namespace {
 
 template <class Visit>
 void each_matrix(const Decoder& decoder, const Visit& visit) {
-    for (int64_t i = 0; i < decoder.depth; i++) {
+    for (int64_t i = 0; i < decoder.num_layers; i++) {
         const Layer& layer = decoder.layers[i];
-        for (auto attention : {&layer.attention, &layer.cross})
+        for (auto attention : {&layer.attention, &layer.cross_attention})
             for (auto matrix : {&attention->query, &attention->key, &attention->value, &attention->output})
                 if (matrix->weights) visit(*matrix);
         for (auto matrix : {&layer.feed_forward.up, &layer.feed_forward.gate, &layer.feed_forward.down})
@@ -30,13 +30,13 @@ struct Widths {
 
     explicit Widths(const Decoder& decoder) {
         each_matrix(decoder, [&](const Matrix& matrix) {
-            in = padded(matrix.inputs) > in ? padded(matrix.inputs) : in;
-            if (&matrix != &decoder.head && padded(matrix.outputs) > out) out = padded(matrix.outputs);
-            integers = integers || ::integers(matrix.format);
+            in = padded(matrix.in_features) > in ? padded(matrix.in_features) : in;
+            if (&matrix != &decoder.head && padded(matrix.out_features) > out) out = padded(matrix.out_features);
+            integers = integers || ::integers(matrix.dtype);
         });
         if (padded(decoder.d_model) > in) in = padded(decoder.d_model);
-        for (int64_t i = 0; i < decoder.depth; i++)
-            for (auto attention : {&decoder.layers[i].attention, &decoder.layers[i].cross})
+        for (int64_t i = 0; i < decoder.num_layers; i++)
+            for (auto attention : {&decoder.layers[i].attention, &decoder.layers[i].cross_attention})
                 head = attention->head_dim > head ? attention->head_dim : head;
     }
 };
@@ -65,7 +65,7 @@ struct Space {
 class Stepper {
    public:
     Stepper(const Decoder& decoder, const Batch& batch, int64_t longest, Team team)
-        : decoder(decoder), batch(batch), team(team), rows(batch.rows), fresh(batch.fresh) {
+        : decoder(decoder), batch(batch), team(team), rows(batch.rows), fresh(batch.new_tokens) {
         Space space(decoder, rows, longest);
         auto memory = static_cast<char*>(batch.workspace);
         // A thread prepares the inputs of a single row itself, which takes less time than waiting for another.
@@ -82,8 +82,8 @@ class Stepper {
 
     void run() {
         TileRegisters registers(wide(rows));
-        for (int64_t i = 0; i < decoder.depth; i++) {
-            layer(decoder.layers[i], batch.layers[i], i + 1 == decoder.depth);
+        for (int64_t i = 0; i < decoder.num_layers; i++) {
+            layer(decoder.layers[i], batch.caches[i], i + 1 == decoder.num_layers);
         }
         if (rows) finish();
     }
@@ -97,7 +97,7 @@ class Stepper {
     void *inputs_memory, *own_memory;
     float *queries, *keys, *values, *looking;
 
-    float* residual(int64_t row) const { return batch.vectors + row * decoder.d_model; }
+    float* residual(int64_t row) const { return batch.hidden_states + row * decoder.d_model; }
     int64_t text(int64_t row) const { return row / fresh; }
 
     // Inputs for some products, made row by row: `fill(row, values)` returns where they are, there or elsewhere.
@@ -107,9 +107,9 @@ class Stepper {
         bool values = false, halves = false, bytes = false;
         for (auto matrix : matrices) {
             if (!matrix->weights) continue;
-            values = values || inputs.as_values(matrix->format);
-            halves = halves || inputs.as_halves(matrix->format);
-            bytes = bytes || inputs.as_bytes(matrix->format);
+            values = values || inputs.as_values(matrix->dtype);
+            halves = halves || inputs.as_halves(matrix->dtype);
+            bytes = bytes || inputs.as_bytes(matrix->dtype);
         }
         auto one = [&](int64_t row) {
             float* to = inputs.values + row * inputs.width;
@@ -159,36 +159,36 @@ class Stepper {
         memcpy(x, made, decoder.d_model * sizeof(float));
     }
 
-    void layer(const Layer& layer, const LayerMemory& memory, bool last) {
+    void layer(const Layer& layer, const LayerCache& memory, bool last) {
         remember(layer.attention, memory);
         // Behind the last keys and values only what is scored counts.
-        if (last) narrow(padded(layer.attention.query.outputs));
+        if (last) narrow(padded(layer.attention.query.out_features));
         if (!rows) return;
         look(layer.attention, memory.keys, memory.values, false);
-        if (layer.cross.query.weights) cross_attention(layer.cross, memory);
+        if (layer.cross_attention.query.weights) cross_attention(layer.cross_attention, memory);
         feed_forward(layer.feed_forward);
     }
 
     // Go on with the scored rows alone, which come first from here on.
     void narrow(int64_t query_width) {
-        int64_t count = batch.scored_rows, texts = rows / fresh;
+        int64_t count = batch.num_logit_rows, texts = rows / fresh;
         if (count == rows) return;
         if (team.me == 0)
             for (int64_t i = 0; i < count; i++) {
-                int64_t row = batch.scored[i];
+                int64_t row = batch.logit_rows[i];
                 if (row == i) continue;
                 memcpy(residual(i), residual(row), decoder.d_model * sizeof(float));
                 memcpy(queries + i * query_width, queries + row * query_width, query_width * sizeof(float));
-                batch.places[i] = batch.places[row];
+                batch.positions[i] = batch.positions[row];
             }
         team.wait();
         rows = count, fresh = count / texts;
     }
 
     // Queries, and the keys and values of the new tokens for this layer's memory.
-    void remember(const Attention& a, const LayerMemory& memory) {
+    void remember(const Attention& a, const LayerCache& memory) {
         Inputs x = read(a.norm, {&a.query, &a.key, &a.value});
-        int64_t query_width = padded(a.query.outputs), key_width = padded(a.key.outputs);
+        int64_t query_width = padded(a.query.out_features), key_width = padded(a.key.out_features);
         struct {
             const Matrix& matrix;
             float* to;
@@ -205,7 +205,7 @@ class Stepper {
             }
         });
         team.share(rows, [&](int64_t row) {
-            if (batch.memory_format == BFLOAT16)
+            if (batch.cache_dtype == BFLOAT16)
                 keep<BFloat16>(a, memory, row, query_width, key_width);
             else
                 keep<float>(a, memory, row, query_width, key_width);
@@ -214,8 +214,8 @@ class Stepper {
 
     // Norm and turn the new queries and keys, and write keys and values where later tokens find them.
     template <class T>
-    void keep(const Attention& a, const LayerMemory& memory, int64_t row, int64_t query_width, int64_t key_width) {
-        int64_t place = batch.places[row];
+    void keep(const Attention& a, const LayerCache& memory, int64_t row, int64_t query_width, int64_t key_width) {
+        int64_t place = batch.positions[row];
         if (place < 0) return;
         auto turned = [&](const Norm& norm, float* head) {
             norm_head(norm, head, a.head_dim);
@@ -226,8 +226,8 @@ class Stepper {
         for (int64_t head = 0; head < a.kv_heads; head++) {
             float* key = keys + row * key_width + head * a.head_dim;
             turned(a.key_norm, key);
-            auto at = [&](const Memory& m) {
-                return static_cast<T*>(m.data) + text(row) * m.row + head * m.head + place * m.time;
+            auto at = [&](const TensorView& m) {
+                return static_cast<T*>(m.data) + text(row) * m.batch_stride + head * m.head_stride + place * m.time_stride;
             };
             const float* value = values + row * key_width + head * a.head_dim;
             T *key_to = at(memory.keys), *value_to = at(memory.values);
@@ -242,9 +242,9 @@ class Stepper {
         memcpy(head, made, head_dim * sizeof(float));
     }
 
-    void cross_attention(const Attention& a, const LayerMemory& memory) {
+    void cross_attention(const Attention& a, const LayerCache& memory) {
         Inputs x = read(a.norm, {&a.query});
-        int64_t width = padded(a.query.outputs);
+        int64_t width = padded(a.query.out_features);
         share_tiles(team, tiles_of(a.query), rows, [&](int64_t tile, int64_t tiles) {
             multiply(a.query, tile, tiles, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
                 store(queries + row * width + first, y);
@@ -255,12 +255,12 @@ class Stepper {
                 for (int64_t head = 0; head < a.heads; head++)
                     norm_head(a.query_norm, queries + row * width + head * a.head_dim, a.head_dim);
             });
-        look(a, memory.source_keys, memory.source_values, true);
+        look(a, memory.encoder_keys, memory.encoder_values, true);
     }
 
     // Attention of every row, and its output.
-    void look(const Attention& a, const Memory& key_memory, const Memory& value_memory, bool source) {
-        int64_t width = padded(a.query.outputs), group = a.heads / a.kv_heads;
+    void look(const Attention& a, const TensorView& key_memory, const TensorView& value_memory, bool source) {
+        int64_t width = padded(a.query.out_features), group = a.heads / a.kv_heads;
         auto from = [&](auto number) {
             typedef decltype(number) T;
             if (fresh > 1 && fresh * group >= LANES / 2)
@@ -268,11 +268,11 @@ class Stepper {
             else
                 look_alone<T>(a, key_memory, value_memory, source);
         };
-        if (batch.memory_format == BFLOAT16)
+        if (batch.cache_dtype == BFLOAT16)
             from(BFloat16{});
         else
             from(0.0f);
-        Inputs x = prepared(rows, a.output.inputs, {&a.output},
+        Inputs x = prepared(rows, a.output.in_features, {&a.output},
                             [&](int64_t row, float*) { return queries + row * width; });
         add(a.output, x, a.norm);
     }
@@ -280,10 +280,10 @@ class Stepper {
     // What a head of a row asks for.
     Query asked(const Attention& a, bool source, int64_t row, int64_t head) const {
         Query query;
-        query.vector = queries + row * padded(a.query.outputs) + head * a.head_dim;
-        query.end = source ? batch.source : batch.places[row] + 1;
+        query.vector = queries + row * padded(a.query.out_features) + head * a.head_dim;
+        query.end = source ? batch.source_length : batch.positions[row] + 1;
         if (!source && a.window && query.end > a.window) query.first = query.end - a.window;
-        if (!source && batch.bias) query.bias = batch.bias + head * batch.distances;
+        if (!source && batch.bias) query.bias = batch.bias + head * batch.num_distances;
         return query;
     }
 
@@ -295,14 +295,14 @@ class Stepper {
 
     // What there is to see for a key/value head of a text.
     template <class T>
-    Seen<T> seen(const Memory& keys, const Memory& values, bool source, int64_t text, int64_t head) const {
-        int64_t place = source && batch.sources ? batch.sources[text] : text;
-        auto at = [&](const Memory& m) { return static_cast<const T*>(m.data) + place * m.row + head * m.head; };
-        return {at(keys), at(values), source && batch.source_mask ? batch.source_mask + text * batch.source : nullptr};
+    Seen<T> seen(const TensorView& keys, const TensorView& values, bool source, int64_t text, int64_t head) const {
+        int64_t place = source && batch.source_index ? batch.source_index[text] : text;
+        auto at = [&](const TensorView& m) { return static_cast<const T*>(m.data) + place * m.batch_stride + head * m.head_stride; };
+        return {at(keys), at(values), source && batch.source_mask ? batch.source_mask + text * batch.source_length : nullptr};
     }
 
     template <class T>
-    void look_alone(const Attention& a, const Memory& keys, const Memory& values, bool source) {
+    void look_alone(const Attention& a, const TensorView& keys, const TensorView& values, bool source) {
         int64_t group = a.heads / a.kv_heads;
         // Heads that share keys go together where there is enough to do for all threads.
         int64_t parts = rows * a.kv_heads >= 2 * team.size ? 1 : group;
@@ -314,8 +314,8 @@ class Stepper {
                 float vector[512] = {};
                 memcpy(vector, query.vector, a.head_dim * sizeof(float));
                 auto with = [&](auto vectors) {
-                    attend<decltype(vectors)::value, T>(vector, float(a.scale), there.keys, there.values, keys.time,
-                                                        values.time, query.first, query.end, a.head_dim, query.bias,
+                    attend<decltype(vectors)::value, T>(vector, float(a.scale), there.keys, there.values, keys.time_stride,
+                                                        values.time_stride, query.first, query.end, a.head_dim, query.bias,
                                                         there.mask, looking, query.vector);
                 };
                 if (a.head_dim == 64)
@@ -329,7 +329,7 @@ class Stepper {
     }
 
     template <class T>
-    void look_together(const Attention& a, const Memory& keys, const Memory& values, bool source) {
+    void look_together(const Attention& a, const TensorView& keys, const TensorView& values, bool source) {
         int64_t group = a.heads / a.kv_heads, all = fresh * group, crowds = (all + CROWD - 1) / CROWD;
         int64_t texts = rows / fresh;
         team.share(crowds * texts * a.kv_heads, [&](int64_t item) {
@@ -345,7 +345,7 @@ class Stepper {
             auto there = seen<T>(keys, values, source, text, kv_head);
             auto with = [&](auto way, auto vectors) {
                 Crowd<decltype(way)::value, decltype(vectors)::value>(looking, asking, count, a.head_dim, float(a.scale))
-                    .look(there.keys, there.values, keys.time, values.time, there.mask);
+                    .look(there.keys, there.values, keys.time_stride, values.time_stride, there.mask);
             };
             auto by = [&](auto way) {
                 if (count > LANES)
@@ -365,7 +365,7 @@ class Stepper {
 
     void feed_forward(const FeedForward& f) {
         Inputs x = read(f.norm, {&f.up, &f.gate});
-        int64_t width = padded(f.up.outputs);
+        int64_t width = padded(f.up.out_features);
         float* inner = queries;
         share_tiles(team, tiles_of(f.up), rows, [&](int64_t tile, int64_t tiles) {
             multiply(f.up, tile, tiles, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
@@ -377,7 +377,7 @@ class Stepper {
                     store(to, load(to) * activate(f.activation, y));
                 });
         });
-        Inputs h = prepared(rows, f.down.inputs, {&f.down}, [&](int64_t row, float*) { return inner + row * width; });
+        Inputs h = prepared(rows, f.down.in_features, {&f.down}, [&](int64_t row, float*) { return inner + row * width; });
         add(f.down, h, f.norm);
     }
 
@@ -392,7 +392,7 @@ class Stepper {
         Inputs x = prepared(rows, d_model, {&decoder.head}, last);
         share_tiles(team, tiles_of(decoder.head), rows, [&](int64_t tile, int64_t tiles) {
             multiply(decoder.head, tile, tiles, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t outputs) {
-                float* to = batch.scores + row * decoder.head.outputs + first;
+                float* to = batch.logits + row * decoder.head.out_features + first;
                 if (outputs == LANES)
                     store(to, y);
                 else
@@ -415,6 +415,6 @@ EXPORTED int64_t bytes(const Decoder* decoder, int64_t rows, int64_t longest, in
 
 // `longest`: as many keys as any query can see.
 EXPORTED void step(const Decoder* decoder, const Batch* batch, int64_t longest) {
-    together(batch->threads, [&](const Team& team) { Stepper(*decoder, *batch, longest, team).run(); });
+    together(batch->num_threads, [&](const Team& team) { Stepper(*decoder, *batch, longest, team).run(); });
 }
 }

@@ -61,9 +61,9 @@ class Dither {
 template <class Number>
 class Rounder {
    public:
-    Rounder(const Rounded& from, int64_t rows, int64_t depth, bool dithers, float* sums, const Bytes& to)
+    Rounder(const Int8Operand& from, int64_t rows, int64_t depth, bool dithers, float* sums, const Bytes& to)
         : from(static_cast<const Number*>(from.data)),
-          step(from.step),
+          step(from.stride),
           rows(rows),
           depth(depth),
           dithers(dithers),
@@ -205,14 +205,14 @@ class Rounder {
     }
 };
 
-void round_rows(Team& team, const Rounded& from, int64_t rows, int64_t depth, bool dither, float* sums, const Bytes& to) {
+void round_rows(Team& team, const Int8Operand& from, int64_t rows, int64_t depth, bool dither, float* sums, const Bytes& to) {
     auto all = [&](auto rounder) {
-        if (from.standing)
+        if (from.transposed)
             team.share((to.tiles + SIDE - 1) / SIDE, [&](int64_t item) { rounder.standing(item * SIDE); });
         else
             team.share(to.tiles, [&](int64_t tile) { rounder.lying(tile); });
     };
-    if (from.format == BFLOAT16)
+    if (from.dtype == BFLOAT16)
         all(Rounder<BFloat16>(from, rows, depth, dither, sums, to));
     else
         all(Rounder<float>(from, rows, depth, dither, sums, to));
@@ -220,18 +220,18 @@ void round_rows(Team& team, const Rounded& from, int64_t rows, int64_t depth, bo
 
 class Multiplier {
    public:
-    Multiplier(const RoundedProduct& p, char* room)
+    Multiplier(const Int8MatmulArgs& p, char* room)
         : p(p),
           left(p.rows, p.depth, true, room),
-          right(p.outputs, p.depth, false, room),
+          right(p.columns, p.depth, false, room),
           sums(reinterpret_cast<Integers*>(room)),
           end(room + (left.depth > DEEP ? left.tiles * right.tiles * LANES * int64_t(sizeof(Integers)) : 0)) {}
 
-    static int64_t bytes(const RoundedProduct& p) { return Multiplier(p, nullptr).end - static_cast<char*>(nullptr); }
+    static int64_t bytes(const Int8MatmulArgs& p) { return Multiplier(p, nullptr).end - static_cast<char*>(nullptr); }
 
     void run(Team& team) const {
-        round_rows(team, p.left, p.rows, p.depth, p.dither, p.sums, left);
-        round_rows(team, p.right, p.outputs, p.depth, false, nullptr, right);
+        round_rows(team, p.left, p.rows, p.depth, p.stochastic_rounding, p.row_sums, left);
+        round_rows(team, p.right, p.columns, p.depth, false, nullptr, right);
         for (int64_t begin = 0; begin < left.depth; begin += DEEP) {
             const int64_t end = least(begin + DEEP, left.depth), pairs = right.tiles / TILES;
             const int64_t high = up(least(CACHED / (end - begin), p.rows), ROWS);
@@ -243,7 +243,7 @@ class Multiplier {
     }
 
    private:
-    const RoundedProduct& p;
+    const Int8MatmulArgs& p;
     const Bytes left, right;
     Integers* const sums;  // [rows, tiles] of deep matrices, until they are complete
     char* const end;
@@ -280,19 +280,19 @@ class Multiplier {
     }
 
     void give(int64_t row, int64_t output, Integers sum) const {
-        const int64_t count = least(LANES, p.outputs - output);
+        const int64_t count = least(LANES, p.columns - output);
         if (count <= 0) return;
         Floats y = convert<Floats>(sum) * (load(right.scales + output) * left.scales[row]);
         if (p.bias) y += count < LANES ? load(p.bias + output, count) : load(p.bias + output);
         auto put = [&](auto* to) {
-            to += row * p.outputs + output;
-            if (p.add) y += count < LANES ? load(to, count) : load(to);
+            to += row * p.columns + output;
+            if (p.accumulate) y += count < LANES ? load(to, count) : load(to);
             count < LANES ? store(to, y, count) : store(to, y);
         };
-        if (p.format == BFLOAT16)
-            put(static_cast<BFloat16*>(p.to));
+        if (p.dtype == BFLOAT16)
+            put(static_cast<BFloat16*>(p.out));
         else
-            put(static_cast<float*>(p.to));
+            put(static_cast<float*>(p.out));
     }
 };
 #endif
@@ -310,7 +310,7 @@ EXPORTED int64_t works() {
 #endif
 }
 
-EXPORTED int64_t bytes(const RoundedProduct* product) {
+EXPORTED int64_t bytes(const Int8MatmulArgs* product) {
 #if defined(__AVX512VNNI__)
     return Multiplier::bytes(*product);
 #else
@@ -318,9 +318,9 @@ EXPORTED int64_t bytes(const RoundedProduct* product) {
 #endif
 }
 
-EXPORTED void run(const RoundedProduct* product, void* workspace) {
+EXPORTED void run(const Int8MatmulArgs* product, void* workspace) {
 #if defined(__AVX512VNNI__)
-    together(product->threads, [&](Team team) { Multiplier(*product, static_cast<char*>(workspace)).run(team); });
+    together(product->num_threads, [&](Team team) { Multiplier(*product, static_cast<char*>(workspace)).run(team); });
 #endif
 }
 }

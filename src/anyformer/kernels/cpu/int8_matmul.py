@@ -65,26 +65,26 @@ def rounded_product(
     """
     left, right = (side if 1 in side.stride() else side.contiguous() for side in (left, right))
     added = None if bias is None else bias.float().contiguous()
-    described = structs.RoundedProduct(
+    described = structs.Int8MatmulArgs(
         left=_described(left),
         right=_described(right),
         rows=len(left),
-        outputs=len(right),
+        columns=len(right),
         depth=left.shape[1],
         bias=None if added is None else added.data_ptr(),
-        sums=None if sums is None else sums.data_ptr(),
-        to=out.data_ptr(),
-        format=_FORMATS[out.dtype],
-        add=add,
-        dither=dither,
-        threads=torch.get_num_threads(),
+        row_sums=None if sums is None else sums.data_ptr(),
+        out=out.data_ptr(),
+        dtype=_FORMATS[out.dtype],
+        accumulate=add,
+        stochastic_rounding=dither,
+        num_threads=torch.get_num_threads(),
     )
     KERNEL.run(described)
     return out
 
 
-def _described(matrix: Tensor) -> structs.Rounded:
+def _described(matrix: Tensor) -> structs.Int8Operand:
     standing = matrix.stride(1) != 1
-    return structs.Rounded(
-        data=matrix.data_ptr(), format=_FORMATS[matrix.dtype], step=matrix.stride(int(standing)), standing=standing
+    return structs.Int8Operand(
+        data=matrix.data_ptr(), dtype=_FORMATS[matrix.dtype], stride=matrix.stride(int(standing)), transposed=standing
     )

@@ -30,9 +30,9 @@ inline Lot odd_bytes(Lot a) { return (Lot)BY_REGISTER(srai_epi16)((Register)a, 8
 
 // Sums over a group: of a lot of outputs, for some rows of a block. The products of 4 and 8 bits can be summed in 16 bits,
 // for a whole group (16 * 15 * 127 < 2^15); those of 8 and 8 can't.
-template <Format FORMAT, int ROWS>
+template <Dtype DTYPE, int ROWS>
 INLINED void sum_group(const uint8_t* weights, const int8_t* inputs, const int32_t* offsets, FloatLot* to) {
-    constexpr bool WHOLE = FORMAT == INT8;
+    constexpr bool WHOLE = DTYPE == INT8;
     Lot sums[ROWS] = {};
     for (int k = 0; k < (WHOLE ? QUADS : QUADS / 2); k++) {
         Lot quads = read<Lot>(weights + 64 * k);
@@ -68,18 +68,18 @@ inline Lot add_quads(Lot total, Lot weights, Lot inputs) {
 
 // Sums over a group: of a lot of outputs, for some rows of a block. Rows come one after the other, so that no sum waits
 // for the one before; a few have several sums each.
-template <Format FORMAT, int ROWS>
+template <Dtype DTYPE, int ROWS>
 INLINED void sum_group(const uint8_t* weights, const int8_t* inputs, const int32_t* offsets, FloatLot* to) {
     constexpr int EACH = ROWS >= 8 ? 1 : ROWS >= 4 ? 2 : 4;
     Lot sums[EACH][ROWS] = {};
-    if (FORMAT == INT8) {
+    if (DTYPE == INT8) {
         UNROLLED
         for (int r = 0; r < ROWS; r++) sums[0][r] += offsets[r];
     }
     UNROLLED
     for (int k = 0; k < QUADS; k++) {
-        Lot quads = read<Lot>(weights + 64 * (FORMAT == INT8 ? k : k % 4));
-        if (FORMAT == INT4) quads = (k < 4 ? quads : quads >> 4) & 0x0f0f0f0f;
+        Lot quads = read<Lot>(weights + 64 * (DTYPE == INT8 ? k : k % 4));
+        if (DTYPE == INT4) quads = (k < 4 ? quads : quads >> 4) & 0x0f0f0f0f;
         UNROLLED
         for (int r = 0; r < ROWS; r++)
             sums[k % EACH][r] = add_quads(sums[k % EACH][r], quads, four(inputs + r * GROUP + 4 * k));
@@ -94,32 +94,32 @@ INLINED void sum_group(const uint8_t* weights, const int8_t* inputs, const int32
 #endif
 
 // A lot of outputs of a tile, from this lane on.
-template <Format FORMAT, int ROWS>
+template <Dtype DTYPE, int ROWS>
 inline void multiply_lot(const Matrix& matrix, int64_t tile, int lane, const Inputs& x, int64_t row, Floats* y) {
-    constexpr int64_t SIZE = FORMAT == INT8 ? 512 : 256;
-    const int64_t groups = matrix.inputs / GROUP;
+    constexpr int64_t SIZE = DTYPE == INT8 ? 512 : 256;
+    const int64_t groups = matrix.in_features / GROUP;
     auto weights = static_cast<const uint8_t*>(matrix.weights) + tile * groups * SIZE + lane * 4;
     const uint16_t* scales = matrix.scales + tile * groups * LANES + lane;
-    const uint16_t* minima = FORMAT == INT8 ? nullptr : matrix.minima + tile * groups * LANES + lane;
+    const uint16_t* minima = DTYPE == INT8 ? nullptr : matrix.minima + tile * groups * LANES + lane;
     FloatLot total[ROWS] = {};
     for (int64_t group = 0; group < groups; group++) {
         int64_t place = x.place(row, group);
         FloatLot sums[ROWS], scale = load_halves<FloatLot>(scales + group * LANES);
-        FloatLot minimum = FORMAT == INT8 ? FloatLot{} : load_halves<FloatLot>(minima + group * LANES);
-        sum_group<FORMAT, ROWS>(weights + group * SIZE, x.bytes + place * GROUP, x.offsets + place, sums);
+        FloatLot minimum = DTYPE == INT8 ? FloatLot{} : load_halves<FloatLot>(minima + group * LANES);
+        sum_group<DTYPE, ROWS>(weights + group * SIZE, x.bytes + place * GROUP, x.offsets + place, sums);
         UNROLLED
         for (int r = 0; r < ROWS; r++) {
             total[r] += sums[r] * (scale * x.scales[place + r]);
-            if (FORMAT == INT4) total[r] += minimum * x.sums[place + r];
+            if (DTYPE == INT4) total[r] += minimum * x.sums[place + r];
         }
     }
     UNROLLED
     for (int r = 0; r < ROWS; r++) store(reinterpret_cast<float*>(y + r) + lane, total[r]);
 }
 
-template <Format FORMAT, int ROWS>
+template <Dtype DTYPE, int ROWS>
 inline void integer_tile(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t row, Floats* y) {
-    for (int lane = 0; lane < LANES; lane += LOT) multiply_lot<FORMAT, ROWS>(matrix, tile, lane, x, row, y);
+    for (int lane = 0; lane < LANES; lane += LOT) multiply_lot<DTYPE, ROWS>(matrix, tile, lane, x, row, y);
 }
 
 #if defined(__AVX512VNNI__)
@@ -128,7 +128,7 @@ inline void integer_tile(const Matrix& matrix, int64_t tile, const Inputs& x, in
 // error of 1% of their size to the 7% of 4 bits.
 inline Floats unpack_codes(const Matrix& matrix, int64_t tile, uint8_t* to) {
     typedef Vector<uint16_t, 2 * LOT> Pairs;  // of bytes: the even ones, or the odd ones
-    const int64_t groups = matrix.inputs / GROUP, first = tile * groups;
+    const int64_t groups = matrix.in_features / GROUP, first = tile * groups;
     auto scale_of = [&](int64_t group) { return load_halves<Floats>(matrix.scales + (first + group) * LANES); };
     auto least_of = [&](int64_t group) { return load_halves<Floats>(matrix.minima + (first + group) * LANES); };
     Integers bits{};  // of the largest size, so that a NaN is not lost
@@ -168,7 +168,7 @@ inline void multiply_codes(const Matrix& matrix, int64_t tile, const Inputs& x, 
     Floats scale = unpack_codes(matrix, tile, x.codes);
     for (int64_t row = 0; row < rows; row += BLOCK) {
         Floats total[BLOCK] = {};
-        for (int64_t group = 0; group < matrix.inputs / GROUP; group++) {
+        for (int64_t group = 0; group < matrix.in_features / GROUP; group++) {
             int64_t place = x.place(row, group);
             Floats sums[BLOCK];
             sum_group<INT8, BLOCK>(x.codes + group * 512, x.bytes + place * GROUP, x.offsets + place, sums);

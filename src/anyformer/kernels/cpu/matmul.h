@@ -64,9 +64,9 @@ inline void dense_tile(const Matrix& matrix, int64_t first, const Inputs& x, int
     auto weights = static_cast<const T*>(matrix.weights);
     float made[ROWS][LANES];
     for (int o = 0; o < LANES; o++) {
-        int64_t line = first + o < matrix.outputs ? first + o : matrix.outputs - 1;
+        int64_t line = first + o < matrix.out_features ? first + o : matrix.out_features - 1;
         Dense<ROWS> dense;
-        dense.run(weights + line * matrix.inputs, matrix.inputs, x, row);
+        dense.run(weights + line * matrix.in_features, matrix.in_features, x, row);
         UNROLLED
         for (int r = 0; r < ROWS; r++) made[r][o] = dense.sum_of(r);
     }
@@ -75,13 +75,13 @@ inline void dense_tile(const Matrix& matrix, int64_t first, const Inputs& x, int
 
 template <int ROWS>
 inline void tile_rows(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t row, Floats* y) {
-    if (matrix.format == INT4)
+    if (matrix.dtype == INT4)
         integer_tile<INT4, ROWS>(matrix, tile, x, row, y);
-    else if (matrix.format == INT8)
+    else if (matrix.dtype == INT8)
         integer_tile<INT8, ROWS>(matrix, tile, x, row, y);
     else
         for (int r = 0; r < ROWS; r += ROWS < 4 ? ROWS : 4)
-            if (matrix.format == FLOAT32)
+            if (matrix.dtype == FLOAT32)
                 dense_tile<float, (ROWS < 4 ? ROWS : 4)>(matrix, tile * LANES, x, row + r, y + r);
             else
                 dense_tile<BFloat16, (ROWS < 4 ? ROWS : 4)>(matrix, tile * LANES, x, row + r, y + r);
@@ -98,31 +98,31 @@ inline void tile_of(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t
 #if defined(WITH_TILES)
 // Sixteen lines of bfloat16 numbers; what is missing is zeros.
 inline void unpack_lines(const Matrix& matrix, int64_t first, BFloat16* to) {
-    auto weights = static_cast<const BFloat16*>(matrix.weights) + first * matrix.inputs;
-    int64_t lines = matrix.outputs - first;
-    for (int64_t i = 0; i < matrix.inputs; i += DEPTH) {
-        if (lines >= LANES && matrix.inputs - i >= DEPTH) {
-            transpose(weights + i, matrix.inputs, to + i * LANES, DEPTH);
+    auto weights = static_cast<const BFloat16*>(matrix.weights) + first * matrix.in_features;
+    int64_t lines = matrix.out_features - first;
+    for (int64_t i = 0; i < matrix.in_features; i += DEPTH) {
+        if (lines >= LANES && matrix.in_features - i >= DEPTH) {
+            transpose(weights + i, matrix.in_features, to + i * LANES, DEPTH);
             continue;
         }
         BFloat16 some[LANES * DEPTH] = {};
-        int64_t count = matrix.inputs - i < DEPTH ? matrix.inputs - i : DEPTH;
+        int64_t count = matrix.in_features - i < DEPTH ? matrix.in_features - i : DEPTH;
         for (int64_t line = 0; line < lines && line < LANES; line++)
-            memcpy(some + line * DEPTH, weights + line * matrix.inputs + i, count * sizeof(BFloat16));
+            memcpy(some + line * DEPTH, weights + line * matrix.in_features + i, count * sizeof(BFloat16));
         transpose(some, DEPTH, to + i * LANES, DEPTH);
     }
 }
 
 // Sixteen outputs of a matrix as wide.h wants them.
 inline void unpack(const Matrix& matrix, int64_t tile, BFloat16* to) {
-    if (matrix.format == BFLOAT16) return unpack_lines(matrix, tile * LANES, to);
-    const int64_t groups = matrix.inputs / GROUP, first = tile * groups;
+    if (matrix.dtype == BFLOAT16) return unpack_lines(matrix, tile * LANES, to);
+    const int64_t groups = matrix.in_features / GROUP, first = tile * groups;
     auto pairs = [&](int64_t group, int64_t input) { return to + (group * GROUP + input) * LANES; };
     for (int64_t group = 0; group < groups; group++) {
         Floats scale = load_halves<Floats>(matrix.scales + (first + group) * LANES);
-        Floats least = matrix.format == INT8 ? -128.0f * scale : load_halves<Floats>(matrix.minima + (first + group) * LANES);
+        Floats least = matrix.dtype == INT8 ? -128.0f * scale : load_halves<Floats>(matrix.minima + (first + group) * LANES);
         auto numbers = [&](Integers codes) { return convert<Floats>(codes) * scale + least; };
-        if (matrix.format == INT8) {
+        if (matrix.dtype == INT8) {
             auto bytes = static_cast<const uint8_t*>(matrix.weights) + (first + group) * 512;
             UNROLLED
             for (int k = 0; k < QUADS; k++) {
@@ -150,7 +150,7 @@ inline void unpack(const Matrix& matrix, int64_t tile, BFloat16* to) {
 template <class Write>
 inline void multiply_many(const Matrix& matrix, int64_t tile, int64_t tiles, const Inputs& x, int64_t rows,
                           const Write& write) {
-    const int64_t depth = (matrix.inputs + DEPTH - 1) / DEPTH * DEPTH;
+    const int64_t depth = (matrix.in_features + DEPTH - 1) / DEPTH * DEPTH;
     for (int64_t i = 0; i < tiles; i++) unpack(matrix, tile + i, x.panels + i * depth * LANES);
     alignas(64) float made[MANY * PANELS * LANES];
     for (int64_t row = 0; row < rows; row += MANY) {
@@ -170,7 +170,7 @@ template <class Write>
 inline void multiply(const Matrix& matrix, int64_t tile, int64_t tiles, const Inputs& x, int64_t rows,
                      const Write& write) {
 #if defined(WITH_TILES)
-    if (x.panels && x.as_halves(matrix.format)) {
+    if (x.panels && x.as_halves(matrix.dtype)) {
         for (int64_t i = 0; i < tiles; i += PANELS)
             multiply_many(matrix, tile + i, tiles - i < PANELS ? tiles - i : PANELS, x, rows, write);
         return;
@@ -178,7 +178,7 @@ inline void multiply(const Matrix& matrix, int64_t tile, int64_t tiles, const In
 #endif
     for (int64_t end = tile + tiles; tile < end; tile++) {
 #if defined(__AVX512VNNI__)
-        if (x.codes && matrix.format == INT4) {
+        if (x.codes && matrix.dtype == INT4) {
             multiply_codes(matrix, tile, x, rows, write);
             continue;
         }

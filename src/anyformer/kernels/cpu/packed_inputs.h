@@ -11,20 +11,20 @@ constexpr int GROUP = 32;
 constexpr int QUADS = GROUP / 4;
 
 inline int64_t padded(int64_t width) { return (width + 63) / 64 * 64; }
-inline int64_t tiles_of(const Matrix& matrix) { return (matrix.outputs + LANES - 1) / LANES; }
+inline int64_t tiles_of(const Matrix& matrix) { return (matrix.out_features + LANES - 1) / LANES; }
 
 // Which outputs a tile has, and what is added to them.
 struct Part {
     int64_t first, count;
     Floats bias{};
 
-    Part(const Matrix& matrix, int64_t tile) : first(tile * LANES), count(matrix.outputs - first) {
+    Part(const Matrix& matrix, int64_t tile) : first(tile * LANES), count(matrix.out_features - first) {
         count = count < LANES ? count : LANES;
         if (matrix.bias) bias = count < LANES ? load(matrix.bias + first, count) : load(matrix.bias + first);
     }
 };
 
-inline bool integers(Format format) { return format >= INT8; }
+inline bool integers(Dtype dtype) { return dtype >= INT8; }
 
 // Rows that are multiplied at a time: as many sums as there are registers for.
 constexpr int BLOCK = 8;
@@ -87,9 +87,9 @@ struct Inputs {
         return (row / BLOCK * (width / GROUP) + group) * BLOCK + row % BLOCK;
     }
 
-    bool as_halves(Format format) const { return (HAS_PAIRS && format == BFLOAT16) || (panels && integers(format)); }
-    bool as_bytes(Format format) const { return !panels && integers(format); }
-    bool as_values(Format format) const { return !as_halves(format) && !as_bytes(format); }
+    bool as_halves(Dtype dtype) const { return (HAS_PAIRS && dtype == BFLOAT16) || (panels && integers(dtype)); }
+    bool as_bytes(Dtype dtype) const { return !panels && integers(dtype); }
+    bool as_values(Dtype dtype) const { return !as_halves(dtype) && !as_bytes(dtype); }
 
     // What matrices of bfloat16 numbers want of a row, a multiple of sixteen numbers. For wide.h, what a register holds
     // lies together: [rows / 16, width / 32, 16, 32].

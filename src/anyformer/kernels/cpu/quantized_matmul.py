@@ -54,7 +54,7 @@ def described(tiles: Tiles, outputs: int, bias: Float[Tensor, " outputs"] | None
         scales=tiles.scales.data_ptr(),
         minima=None if tiles.minima is None else tiles.minima.data_ptr(),
         bias=None if bias is None else bias.data_ptr(),
-        outputs=outputs,
-        inputs=tiles.scales.shape[1] * GROUP,
-        format=structs.INT8 if tiles.minima is None else structs.INT4,
+        out_features=outputs,
+        in_features=tiles.scales.shape[1] * GROUP,
+        dtype=structs.INT8 if tiles.minima is None else structs.INT4,
     )

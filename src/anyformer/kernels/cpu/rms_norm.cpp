@@ -16,7 +16,7 @@ void give(float* row, int64_t i, int64_t width, Floats y) {
         store(row + i, y, width - i);
 }
 
-void forward(const RmsNorm& s, int64_t row) {
+void forward(const RmsNormArgs& s, int64_t row) {
     const float* x = s.x + row * s.width;
     Floats squares{};
     for (int64_t i = 0; i < s.width; i += LANES) {
@@ -24,15 +24,15 @@ void forward(const RmsNorm& s, int64_t row) {
         squares += some * some;
     }
     float factor = 1.0f / std::sqrt(sum(squares) / s.width + float(s.eps));
-    s.factors[row] = factor;
+    s.rstd[row] = factor;
     for (int64_t i = 0; i < s.width; i += LANES)
         give(s.out + row * s.width, i, s.width, part(x, i, s.width) * factor * part(s.weight, i, s.width));
 }
 
 // With f the factor and g the gradient times the weight: f g - x f^3 mean(g x).
-void backward(const RmsNorm& s, int64_t row, float* grad_weight) {
+void backward(const RmsNormArgs& s, int64_t row, float* grad_weight) {
     const float *x = s.x + row * s.width, *grad = s.grad_out + row * s.width;
-    float factor = s.factors[row];
+    float factor = s.rstd[row];
     Floats common{};
     for (int64_t i = 0; i < s.width; i += LANES) {
         Floats both = part(grad, i, s.width) * part(x, i, s.width);
@@ -51,11 +51,11 @@ void backward(const RmsNorm& s, int64_t row, float* grad_weight) {
 extern "C" {
 
 EXPORTED int64_t works() { return 1; }
-EXPORTED int64_t bytes(const RmsNorm*) { return 0; }
+EXPORTED int64_t bytes(const RmsNormArgs*) { return 0; }
 
 // Forward, or backward if there is a gradient.
-EXPORTED void run(const RmsNorm* s, void*) {
-    together(s->threads, [&](Team team) {
+EXPORTED void run(const RmsNormArgs* s, void*) {
+    together(s->num_threads, [&](Team team) {
         // Each thread has its share of the rows, the same in every run: so are its sums.
         int64_t each = (s->rows + team.size - 1) / team.size, end = (team.me + 1) * each;
         for (int64_t row = team.me * each; row < end && row < s->rows; row++)

@@ -33,7 +33,7 @@ class _RmsNorm(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x, out = x.contiguous(), torch.empty(x.shape)
         factors = torch.empty(x.shape[:-1])
-        _run(eps, x=x, weight=weight, out=out, factors=factors)
+        _run(eps, x=x, weight=weight, out=out, rstd=factors)
         ctx.save_for_backward(x, weight, factors)
         ctx.eps = eps  # pyright: ignore[reportAttributeAccessIssue]
         return out
@@ -43,13 +43,13 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, factors = ctx.saved_tensors
         grad_x, grad_weight = torch.empty_like(x), torch.zeros(torch.get_num_threads(), *weight.shape)
-        parts = {"x": x, "weight": weight, "factors": factors, "grad_out": grad_outputs[0].contiguous()}
+        parts = {"x": x, "weight": weight, "rstd": factors, "grad_out": grad_outputs[0].contiguous()}
         _run(ctx.eps, **parts, grad_x=grad_x, grad_weight=grad_weight)
         return grad_x, grad_weight.sum(dim=0), None
 
 
 def _run(eps: float, **parts: Tensor) -> None:
     places = {name: part.data_ptr() for name, part in parts.items()}
-    rows, width = parts["factors"].numel(), parts["weight"].numel()
-    described = structs.RmsNorm(**places, rows=rows, width=width, eps=eps, threads=torch.get_num_threads())
+    rows, width = parts["rstd"].numel(), parts["weight"].numel()
+    described = structs.RmsNormArgs(**places, rows=rows, width=width, eps=eps, num_threads=torch.get_num_threads())
     KERNEL.run(described)

@@ -1,22 +1,22 @@
-// The table of pointers that describes a decoder, and the batch of texts that is to grow by a token each.
+// Arguments of the exported functions, and the decoder as a table of pointers.
 //
-// Mirrored field by field in table.py: all numbers are 64 bits wide, so that no padding can differ.
+// Mirrored field by field in structs.py. Every field is 64 bits wide, so that both sides agree without padding.
 #pragma once
 #include <cstdint>
 
-#define EXPORTED __attribute__((visibility("default")))  // Python calls it
+#define EXPORTED __attribute__((visibility("default")))  // called from Python
 
-enum Format : int64_t { FLOAT32, BFLOAT16, INT8, INT4 };
+enum Dtype : int64_t { FLOAT32, BFLOAT16, INT8, INT4 };
 enum NormKind : int64_t { NO_NORM, LAYER_NORM, RMS_NORM };
 enum Activation : int64_t { RELU, RELU_SQUARED, GELU, GELU_TANH, SILU, TANH };
 
-// y = W x + bias. Floating weights are [outputs, inputs]; integers lie in tiles, see tiling.py.
+// y = x W^T + bias. Floating-point weights are [out_features, in_features]; integers are packed, see packing.py.
 struct Matrix {
-    const void* weights;             // null: there is no such matrix
-    const uint16_t *scales, *minima;  // of integers, in half precision; null: there are none
-    const float* bias;    // null: none
-    int64_t outputs, inputs;
-    Format format;
+    const void* weights;              // null: no such matrix
+    const uint16_t *scales, *minima;  // float16, of integer weights; null: none
+    const float* bias;                // null: none
+    int64_t out_features, in_features;
+    Dtype dtype;
 };
 
 struct Norm {
@@ -27,9 +27,9 @@ struct Norm {
 
 struct Attention {
     Norm norm, query_norm, key_norm;
-    Matrix query, key, value, output;  // cross-attention has no use for key and value: the cache has them
+    Matrix query, key, value, output;  // cross-attention has no key and value: the cache holds the encoder's
     int64_t heads, kv_heads, head_dim;
-    int64_t window;  // tokens that are seen, the newest included; 0: all
+    int64_t window;  // sliding window in tokens, the newest included; 0: none
     double scale;
 };
 
@@ -40,123 +40,123 @@ struct FeedForward {
 };
 
 struct Layer {
-    Attention attention, cross;  // cross.query.weights is null in a decoder that has no source
+    Attention attention, cross_attention;  // cross_attention.query.weights is null in a decoder-only model
     FeedForward feed_forward;
 };
 
 struct Decoder {
     const Layer* layers;
-    int64_t depth, d_model, pre_norm;
+    int64_t num_layers, d_model, pre_norm;
     Norm final_norm;
     double head_scale;
     Matrix head;
 };
 
-// Keys or values [batch, kv_heads, time, head_dim] with these distances between elements; a head lies in one piece.
-struct Memory {
+// A tensor [batch, heads, time, head_dim] whose last dimension is contiguous; strides in elements.
+struct TensorView {
     void* data;
-    int64_t row, head, time;
+    int64_t batch_stride, head_stride, time_stride;
 };
 
-struct LayerMemory {
-    Memory keys, values, source_keys, source_values;
+// The KV cache of a layer.
+struct LayerCache {
+    TensorView keys, values, encoder_keys, encoder_values;
 };
 
-// A row for each new token, those of a text one after the other: row i is one of text i / fresh.
+// The new tokens of a batch of sequences, one row each: row i belongs to sequence i / new_tokens.
 struct Batch {
-    int64_t rows, fresh;      // fresh: new tokens of each text
-    float* vectors;           // [rows, d_model]: embeddings; overwritten
-    int64_t* places;          // [rows]: where the new token is written, behind all that it sees; -1: it is padding;
-                              // overwritten
-    const float *cos, *sin;   // [positions, head_dim]; null: nothing turns
-    const float* bias;        // [heads, distances], added to the scores; null: none
-    int64_t distances;
-    const LayerMemory* layers;
-    Format memory_format;     // FLOAT32 or BFLOAT16
-    int64_t source;           // source tokens
-    const int64_t* sources;   // [texts]: which source is a text's; null: text i has source i
-    const uint8_t* source_mask;  // [texts, source]: 0 hides; null: all are seen
-    const int64_t* scored;    // [scored_rows]: rows whose scores are wanted, as many of each text, in order
-    int64_t scored_rows;
-    float* scores;            // [scored_rows, vocab]
+    int64_t rows, new_tokens;     // new_tokens: of each sequence
+    float* hidden_states;         // [rows, d_model]: the embeddings; overwritten
+    int64_t* positions;           // [rows]: also the cache slot to write; -1: padding; overwritten
+    const float *cos, *sin;       // [positions, head_dim], rotary; null: none
+    const float* bias;            // [heads, num_distances], added to the attention scores; null: none
+    int64_t num_distances;
+    const LayerCache* caches;     // [num_layers]
+    Dtype cache_dtype;            // FLOAT32 or BFLOAT16
+    int64_t source_length;
+    const int64_t* source_index;  // [sequences]: each sequence's row in the encoder's keys; null: its own index
+    const uint8_t* source_mask;   // [sequences, source_length]: 0 masks; null: none
+    const int64_t* logit_rows;    // [num_logit_rows]: rows to compute logits for, as many of each sequence, ascending
+    int64_t num_logit_rows;
+    float* logits;                // [num_logit_rows, vocab_size]
     void* workspace;
-    int64_t threads;
+    int64_t num_threads;
 };
 
-// Attention of a batch in training; all numbers are bfloat16, but for `levels`.
-struct TrainedAttention {
-    Memory query, key, value, out;                         // [texts, heads or kv_heads, queries or keys, head_dim]
-    Memory grad_out, grad_query, grad_key, grad_value;     // no data: a forward pass
-    Memory bias, grad_bias;  // float32, [texts, heads, keys, queries and what is missing to BLOCK]; no data: none. What is
-                             // the same for all texts has a gradient that is summed over them.
-    float* levels;  // [texts, heads, queries]: the logarithm of the sum of a query's exponentials
-    int64_t texts, heads, kv_heads, queries, keys, head_dim;
-    int64_t causal;  // key t is seen from query t on
+// Attention in training, forward or (with grad_out) backward. Tensors are bfloat16 unless noted.
+struct AttentionArgs {
+    TensorView query, key, value, out;                      // [batch, heads or kv_heads, queries or keys, head_dim]
+    TensorView grad_out, grad_query, grad_key, grad_value;  // grad_out.data is null in the forward pass
+    TensorView bias, grad_bias;  // float32 [batch, heads, keys, queries rounded up to BLOCK]; null data: none. With a
+                                 // batch stride of 0 the gradient is summed over the batch.
+    float* logsumexp;            // [batch, heads, queries]
+    int64_t batch, heads, kv_heads, queries, keys, head_dim;
+    int64_t causal;  // query i attends to keys up to i
     double scale;
-    int64_t threads;
+    int64_t num_threads;
 };
 
-// The sum of the outer products of the rows of two matrices of bfloat16 numbers, [outputs, inputs] in float32.
-struct Outer {
-    const void *left, *right;          // [rows, outputs] and [rows, inputs]
-    int64_t left_step, right_step;     // numbers from row to row
-    float* to;
-    int64_t rows, outputs, inputs;
-    float* sums;                       // [outputs]: of what is left; null: not wanted
-    int64_t add;                       // 1: to what is there
-    int64_t threads;
+// The gradient of a linear layer's weight, grad_out^T input, in float32.
+struct WeightGradArgs {
+    const void *grad_out, *input;           // bfloat16 [rows, out_features] and [rows, in_features]
+    int64_t grad_out_stride, input_stride;  // elements from row to row
+    float* grad_weight;                     // [out_features, in_features]
+    int64_t rows, out_features, in_features;
+    float* grad_bias;                       // [out_features]; null: not wanted
+    int64_t accumulate;                     // 1: add to grad_weight
+    int64_t num_threads;
 };
 
-// out = act(x), or act(x) factor; all are bfloat16.
-struct Activate {
+// out = act(x), or act(x) * multiplier; all bfloat16.
+struct ActivationArgs {
     Activation kind;
     int64_t count;
-    const void *x, *factor;                     // null: there is no factor
+    const void *x, *multiplier;  // multiplier null: none
     void* out;
-    const void* grad_out;                       // null: a forward pass
-    void *grad_x, *grad_factor;
-    int64_t threads;
+    const void* grad_out;        // null: forward pass
+    void *grad_x, *grad_multiplier;
+    int64_t num_threads;
 };
 
-// Logits [rows, vocab] in bfloat16, which become factor times the gradient of their cross-entropy.
-struct CrossEntropy {
+// Cross-entropy of bfloat16 logits [rows, vocab_size], which are overwritten with grad_scale times their gradient.
+struct CrossEntropyArgs {
     void* logits;
     const int64_t* targets;
     float* losses;  // [rows]
-    int64_t rows, vocab;
-    double smoothing, factor;
-    int64_t threads;
+    int64_t rows, vocab_size;
+    double label_smoothing, grad_scale;
+    int64_t num_threads;
 };
 
-// out = x / sqrt(mean(x^2) + eps) weight, of rows of float32 numbers.
-struct RmsNorm {
+// out = x * rstd * weight with rstd = 1 / sqrt(mean(x^2) + eps), in float32.
+struct RmsNormArgs {
     const float *x, *weight;
     float* out;
-    float* factors;                  // [rows]: what each was multiplied by
-    const float* grad_out;           // null: a forward pass
-    float *grad_x, *grad_weight;     // the second one [threads, width], to be summed
+    float* rstd;                  // [rows]
+    const float* grad_out;        // null: forward pass
+    float *grad_x, *grad_weight;  // grad_weight [num_threads, width], to be summed
     int64_t rows, width;
     double eps;
-    int64_t threads;
+    int64_t num_threads;
 };
 
-// A matrix whose rows are to be rounded.
-struct Rounded {
+// A floating-point matrix [rows, depth] that is quantized row by row.
+struct Int8Operand {
     const void* data;
-    Format format;     // FLOAT32 or BFLOAT16
-    int64_t step;      // numbers from row to row; if it stands, from column to column
-    int64_t standing;  // 1: rows lie side by side
+    Dtype dtype;         // FLOAT32 or BFLOAT16
+    int64_t stride;      // elements from row to row; if transposed, from column to column
+    int64_t transposed;  // 1: columns are contiguous
 };
 
-// to [rows, outputs] = left [rows, depth] right [outputs, depth]^T + bias
-struct RoundedProduct {
-    Rounded left, right;
-    int64_t rows, outputs, depth;
-    const float* bias;  // null: none
-    float* sums;        // of left's rows, as they are before they are rounded; null: not wanted
-    void* to;
-    Format format;      // of the result
-    int64_t add;        // 1: to what is there
-    int64_t dither;     // 1: left is rounded up or down by chance, so that small numbers are not lost
-    int64_t threads;
+// out [rows, columns] = left [rows, depth] right [columns, depth]^T + bias
+struct Int8MatmulArgs {
+    Int8Operand left, right;
+    int64_t rows, columns, depth;
+    const float* bias;            // [columns]; null: none
+    float* row_sums;              // [rows]: sums of the rows of left before quantization; null: not wanted
+    void* out;
+    Dtype dtype;                  // of out
+    int64_t accumulate;           // 1: add to out
+    int64_t stochastic_rounding;  // 1: of left
+    int64_t num_threads;
 };

@@ -1,4 +1,4 @@
-"""The structures of table.h, field by field."""
+"""The structures of structs.h, field by field."""
 
 from __future__ import annotations
 
@@ -18,24 +18,28 @@ def _pointers(names: str) -> list[tuple[str, Any]]:
     return [(name, c_void_p) for name in names.split()]
 
 
-class Matrix(Structure):
-    """``y = W x + bias``."""
+def _structs(kind: type[Structure], names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
 
-    _fields_ = [*_pointers("weights scales minima bias"), *_integers("outputs inputs format")]
+
+class Matrix(Structure):
+    """``y = x W^T + bias``."""
+
+    _fields_ = [*_pointers("weights scales minima bias"), *_integers("out_features in_features dtype")]
 
 
 class Norm(Structure):
-    """A norm of one vector."""
+    """Layer norm, RMS norm, or none."""
 
     _fields_ = [*_integers("kind"), *_pointers("weight bias"), ("eps", c_double)]
 
 
 class Attention(Structure):
-    """Attention, to itself or to a source."""
+    """Self- or cross-attention."""
 
     _fields_ = [
-        *((name, Norm) for name in ("norm", "query_norm", "key_norm")),
-        *((name, Matrix) for name in ("query", "key", "value", "output")),
+        *_structs(Norm, "norm query_norm key_norm"),
+        *_structs(Matrix, "query key value output"),
         *_integers("heads kv_heads head_dim window"),
         ("scale", c_double),
     ]
@@ -44,128 +48,125 @@ class Attention(Structure):
 class FeedForward(Structure):
     """The feed-forward block."""
 
-    _fields_ = [("norm", Norm), *((name, Matrix) for name in ("up", "gate", "down")), *_integers("activation")]
+    _fields_ = [("norm", Norm), *_structs(Matrix, "up gate down"), *_integers("activation")]
 
 
 class Layer(Structure):
     """One block of the decoder."""
 
-    _fields_ = [("attention", Attention), ("cross", Attention), ("feed_forward", FeedForward)]
+    _fields_ = [*_structs(Attention, "attention cross_attention"), ("feed_forward", FeedForward)]
 
 
 class Decoder(Structure):
-    """All blocks, and what follows them."""
+    """All blocks, the final norm and the head."""
 
     _fields_ = [
         *_pointers("layers"),
-        *_integers("depth d_model pre_norm"),
+        *_integers("num_layers d_model pre_norm"),
         ("final_norm", Norm),
         ("head_scale", c_double),
         ("head", Matrix),
     ]
 
 
-class Memory(Structure):
-    """Keys or values, and the distances between their elements."""
+class TensorView(Structure):
+    """A tensor [batch, heads, time, head_dim] and its strides."""
 
-    _fields_ = [*_pointers("data"), *_integers("row head time")]
+    _fields_ = [*_pointers("data"), *_integers("batch_stride head_stride time_stride")]
 
 
-class LayerMemory(Structure):
-    """What a layer remembers."""
+class LayerCache(Structure):
+    """The KV cache of a layer."""
 
-    _fields_ = [(name, Memory) for name in ("keys", "values", "source_keys", "source_values")]
+    _fields_ = _structs(TensorView, "keys values encoder_keys encoder_values")
 
 
 class Batch(Structure):
-    """The texts that are to grow."""
+    """The new tokens of a batch of sequences."""
 
     _fields_ = [
-        *_integers("rows fresh"),
-        *_pointers("vectors places cos sin bias"),
-        *_integers("distances"),
-        *_pointers("layers"),
-        *_integers("memory_format source"),
-        *_pointers("sources source_mask scored"),
-        *_integers("scored_rows"),
-        *_pointers("scores workspace"),
-        *_integers("threads"),
+        *_integers("rows new_tokens"),
+        *_pointers("hidden_states positions cos sin bias"),
+        *_integers("num_distances"),
+        *_pointers("caches"),
+        *_integers("cache_dtype source_length"),
+        *_pointers("source_index source_mask logit_rows"),
+        *_integers("num_logit_rows"),
+        *_pointers("logits workspace"),
+        *_integers("num_threads"),
     ]
 
 
-class TrainedAttention(Structure):
-    """Attention of a batch in training."""
+class AttentionArgs(Structure):
+    """Attention in training."""
 
     _fields_ = [
-        *((name, Memory) for name in ("query", "key", "value", "out")),
-        *((name, Memory) for name in ("grad_out", "grad_query", "grad_key", "grad_value")),
-        *((name, Memory) for name in ("bias", "grad_bias")),
-        *_pointers("levels"),
-        *_integers("texts heads kv_heads queries keys head_dim causal"),
+        *_structs(TensorView, "query key value out grad_out grad_query grad_key grad_value bias grad_bias"),
+        *_pointers("logsumexp"),
+        *_integers("batch heads kv_heads queries keys head_dim causal"),
         ("scale", c_double),
-        *_integers("threads"),
+        *_integers("num_threads"),
     ]
 
 
-class Outer(Structure):
-    """The sum of the outer products of the rows of two matrices."""
+class WeightGradArgs(Structure):
+    """The gradient of a linear layer's weight."""
 
     _fields_ = [
-        *_pointers("left right"),
-        *_integers("left_step right_step"),
-        *_pointers("to"),
-        *_integers("rows outputs inputs"),
-        *_pointers("sums"),
-        *_integers("add threads"),
+        *_pointers("grad_out input"),
+        *_integers("grad_out_stride input_stride"),
+        *_pointers("grad_weight"),
+        *_integers("rows out_features in_features"),
+        *_pointers("grad_bias"),
+        *_integers("accumulate num_threads"),
     ]
 
 
-class Activate(Structure):
-    """An activation of many numbers."""
+class ActivationArgs(Structure):
+    """``act(x)`` or ``act(x) * multiplier``."""
 
     _fields_ = [
         *_integers("kind count"),
-        *_pointers("x factor out grad_out grad_x grad_factor"),
-        *_integers("threads"),
+        *_pointers("x multiplier out grad_out grad_x grad_multiplier"),
+        *_integers("num_threads"),
     ]
 
 
-class CrossEntropy(Structure):
-    """Logits that become gradients."""
+class CrossEntropyArgs(Structure):
+    """Cross-entropy and its gradient."""
 
     _fields_ = [
         *_pointers("logits targets losses"),
-        *_integers("rows vocab"),
-        ("smoothing", c_double),
-        ("factor", c_double),
-        *_integers("threads"),
+        *_integers("rows vocab_size"),
+        ("label_smoothing", c_double),
+        ("grad_scale", c_double),
+        *_integers("num_threads"),
     ]
 
 
-class RmsNorm(Structure):
-    """An RMS norm of many rows."""
+class RmsNormArgs(Structure):
+    """RMS norm of the rows of a matrix."""
 
     _fields_ = [
-        *_pointers("x weight out factors grad_out grad_x grad_weight"),
+        *_pointers("x weight out rstd grad_out grad_x grad_weight"),
         *_integers("rows width"),
         ("eps", c_double),
-        *_integers("threads"),
+        *_integers("num_threads"),
     ]
 
 
-class Rounded(Structure):
-    """A matrix whose rows are to be rounded."""
+class Int8Operand(Structure):
+    """A floating-point matrix that is quantized row by row."""
 
-    _fields_ = [*_pointers("data"), *_integers("format step standing")]
+    _fields_ = [*_pointers("data"), *_integers("dtype stride transposed")]
 
 
-class RoundedProduct(Structure):
-    """A product of two of them."""
+class Int8MatmulArgs(Structure):
+    """``left @ right.T + bias`` in 8-bit integers."""
 
     _fields_ = [
-        ("left", Rounded),
-        ("right", Rounded),
-        *_integers("rows outputs depth"),
-        *_pointers("bias sums to"),
-        *_integers("format add dither threads"),
+        *_structs(Int8Operand, "left right"),
+        *_integers("rows columns depth"),
+        *_pointers("bias row_sums out"),
+        *_integers("dtype accumulate stochastic_rounding num_threads"),
     ]

@@ -13,8 +13,8 @@ namespace {
 constexpr int64_t ROWS = 512, INPUTS = 768, WIDE = 2 * LANES;  // of a block; and what multiply_panels makes at a time
 
 // Outputs that a thread takes at a time: far rows are then read in longer pieces, but all threads have enough to do.
-int64_t run_length(const Outer& outer) {
-    int64_t length = outer.outputs / (outer.threads * 4) / WIDE * WIDE;
+int64_t run_length(const WeightGradArgs& outer) {
+    int64_t length = outer.out_features / (outer.num_threads * 4) / WIDE * WIDE;
     return length < WIDE ? WIDE : length > 4 * WIDE ? 4 * WIDE : length;
 }
 
@@ -64,66 +64,66 @@ struct Block {
 
 class Adder {
    public:
-    Adder(const Outer& outer, Team& team, void* workspace) : outer(outer), team(team), length(run_length(outer)) {
+    Adder(const WeightGradArgs& outer, Team& team, void* workspace) : outer(outer), team(team), length(run_length(outer)) {
         panels = static_cast<BFloat16*>(workspace);
         turned = panels + up(outer.rows, DEPTH) * width() + team.me * least(ROWS, up(outer.rows, DEPTH)) * (length + LANES);
     }
 
-    static int64_t bytes(const Outer& outer, Team team) {
+    static int64_t bytes(const WeightGradArgs& outer, Team team) {
         Adder last(outer, team, nullptr);
         return reinterpret_cast<char*>(last.turned) - static_cast<char*>(nullptr);
     }
 
     void run() {
-        for (int64_t input = 0; input < outer.inputs; input += INPUTS) {
-            int64_t inputs = least(INPUTS, outer.inputs - input), blocks = (outer.rows + ROWS - 1) / ROWS;
+        for (int64_t input = 0; input < outer.in_features; input += INPUTS) {
+            int64_t inputs = least(INPUTS, outer.in_features - input), blocks = (outer.rows + ROWS - 1) / ROWS;
             int64_t each = up(inputs, WIDE) / LANES;
             team.share(blocks * each, [&](int64_t item) {
                 int64_t row = item / each * ROWS, panel = item % each;
-                Block block(outer.right, outer.right_step, outer.inputs, row, outer.rows);
+                Block block(outer.input, outer.input_stride, outer.in_features, row, outer.rows);
                 block.pack(input + panel * LANES, panels + row * width() + panel * block.depth * LANES);
             });
             // The results of a run stay in a core's cache until all rows are added.
-            team.share((outer.outputs + length - 1) / length, [&](int64_t run) {
+            team.share((outer.out_features + length - 1) / length, [&](int64_t run) {
                 for (int64_t row = 0; row < outer.rows; row += ROWS)
-                    add(run * length, least((run + 1) * length, outer.outputs), input, inputs, row);
+                    add(run * length, least((run + 1) * length, outer.out_features), input, inputs, row);
             });
         }
     }
 
    private:
-    const Outer& outer;
+    const WeightGradArgs& outer;
     Team& team;
     const int64_t length;
     BFloat16 *panels, *turned;
 
-    int64_t width() const { return least(INPUTS, up(outer.inputs, WIDE)); }
+    int64_t width() const { return least(INPUTS, up(outer.in_features, WIDE)); }
 
     void add(int64_t begin, int64_t end, int64_t input, int64_t inputs, int64_t row) {
-        Block block(outer.left, outer.left_step, outer.outputs, row, outer.rows);
+        Block block(outer.grad_out, outer.grad_out_stride, outer.out_features, row, outer.rows);
         for (int64_t output = begin; output < end; output += LANES) {
             Floats sums = block.turn(output, turned + (output - begin) * block.depth);
-            if (!outer.sums || input > 0) continue;
+            if (!outer.grad_bias || input > 0) continue;
             int64_t count = least(LANES, end - output);
-            Floats before = row > 0 ? load(outer.sums + output, count) : Floats{};
-            store(outer.sums + output, before + sums, count);
+            Floats before = row > 0 ? load(outer.grad_bias + output, count) : Floats{};
+            store(outer.grad_bias + output, before + sums, count);
         }
-        bool more = outer.add || row > 0;
+        bool more = outer.accumulate || row > 0;
         for (int64_t i = 0; i < inputs; i += WIDE)
             for (int64_t output = begin; output < end; output += WIDE) {
                 const BFloat16* lines = turned + (output - begin) * block.depth;
                 const BFloat16* here = panels + row * width() + i * block.depth;
-                float* to = outer.to + output * outer.inputs + input + i;
+                float* to = outer.grad_weight + output * outer.in_features + input + i;
                 int64_t high = least(WIDE, end - output), wide = least(WIDE, inputs - i);
                 if (high == WIDE && wide == WIDE) {
-                    multiply_panels(lines, block.depth, true, here, block.depth, more, to, outer.inputs);
+                    multiply_panels(lines, block.depth, true, here, block.depth, more, to, outer.in_features);
                     continue;
                 }
                 alignas(64) float made[WIDE * WIDE];
                 multiply_panels(lines, block.depth, high > LANES, here, block.depth, false, made, WIDE);
                 for (int64_t r = 0; r < high; r++)
                     for (int64_t c = 0; c < wide; c++)
-                        to[r * outer.inputs + c] = made[r * WIDE + c] + (more ? to[r * outer.inputs + c] : 0.0f);
+                        to[r * outer.in_features + c] = made[r * WIDE + c] + (more ? to[r * outer.in_features + c] : 0.0f);
             }
     }
 };
@@ -136,18 +136,18 @@ extern "C" {
 // Whether this processor has the instructions; else nothing happens.
 EXPORTED int64_t works() { return HAS_TILES; }
 
-EXPORTED int64_t bytes(const Outer* outer) {
+EXPORTED int64_t bytes(const WeightGradArgs* outer) {
 #if defined(WITH_TILES)
     Meeting nobody;
-    return Adder::bytes(*outer, Team(nobody, int(outer->threads), int(outer->threads)));
+    return Adder::bytes(*outer, Team(nobody, int(outer->num_threads), int(outer->num_threads)));
 #else
     return 0;
 #endif
 }
 
-EXPORTED void run(const Outer* outer, void* workspace) {
+EXPORTED void run(const WeightGradArgs* outer, void* workspace) {
 #if defined(WITH_TILES)
-    together(outer->threads, [&](Team team) {
+    together(outer->num_threads, [&](Team team) {
         TileRegisters registers(true);
         Adder(*outer, team, workspace).run();
     });

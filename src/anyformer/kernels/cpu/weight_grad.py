@@ -42,18 +42,18 @@ def outer_products(
         if sums is not None:
             sums.zero_()
         return out if add else out.zero_()
-    described = structs.Outer(
-        left=parts[0].data_ptr(),
-        right=parts[1].data_ptr(),
-        left_step=parts[0].stride(0),
-        right_step=parts[1].stride(0),
-        to=out.data_ptr(),
+    described = structs.WeightGradArgs(
+        grad_out=parts[0].data_ptr(),
+        input=parts[1].data_ptr(),
+        grad_out_stride=parts[0].stride(0),
+        input_stride=parts[1].stride(0),
+        grad_weight=out.data_ptr(),
         rows=len(left),
-        outputs=left.shape[1],
-        inputs=right.shape[1],
-        sums=None if sums is None else sums.data_ptr(),
-        add=int(add),
-        threads=torch.get_num_threads(),
+        out_features=left.shape[1],
+        in_features=right.shape[1],
+        grad_bias=None if sums is None else sums.data_ptr(),
+        accumulate=int(add),
+        num_threads=torch.get_num_threads(),
     )
     KERNEL.run(described)
     return out
