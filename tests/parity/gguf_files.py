@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from tests.checkpoint import gguf_samples
-from tests.parity import hf
-from tests.parity.drawn import Drawn
+from tests.parity import hf_models
+from tests.parity.model_spec import ModelSpec
 
 _ARCHITECTURES = {
     "GPT2LMHeadModel": "gpt2",
@@ -33,9 +33,9 @@ ARCHITECTURES = tuple(_ARCHITECTURES)
 
 
 @st.composite
-def models(draw: st.DrawFn, architecture: str) -> Drawn:
+def models(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """A drawn model that GGUF can express."""
-    drawn: Drawn = draw(hf.models(architecture))
+    drawn: ModelSpec = draw(hf_models.models(architecture))
     options = drawn.options
     match drawn.family:
         case "gpt2":
@@ -54,7 +54,7 @@ def models(draw: st.DrawFn, architecture: str) -> Drawn:
                 options |= {"sliding_window": None}
             else:
                 options |= {"use_sliding_window": False}
-            length, options["rope_parameters"] = draw(hf.rope(("default", "linear", "llama3", "yarn")))
+            length, options["rope_parameters"] = draw(hf_models.rope(("default", "linear", "llama3", "yarn")))
             options["max_position_embeddings"] = length
             for name in ("attention_factor", "truncate"):
                 options["rope_parameters"].pop(name, None)

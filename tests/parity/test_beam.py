@@ -11,9 +11,10 @@ from transformers import GenerationConfig
 
 import anyformer as af
 from anyformer.generation import BeamSearch, beam_search_ids, search_for
-from tests.parity import hf
-from tests.parity.ours import ours_of
-from tests.parity.test_padding import draw_filler, draw_rows, pad
+from tests.parity import hf_models
+from tests.parity.conversion import ours_of
+from tests.parity.model_spec import ModelSpec, ragged
+from tests.parity.padding import draw_filler, draw_rows, pad
 
 NEW = 16
 SEARCHES = st.builds(
@@ -24,7 +25,7 @@ SEARCHES = st.builds(
 )
 
 
-def _comparable(drawn: hf.Drawn) -> bool:
+def _comparable(drawn: ModelSpec) -> bool:
     """Whether transformers' cache is right: it keeps stale keys of dynamic angles, and all keys for a window of 1."""
     return not drawn.is_dynamic and drawn.options.get("sliding_window") != 1
 
@@ -61,7 +62,7 @@ def _cut(ids: Tensor, config: GenerationConfig) -> list[list[int]]:
     return texts
 
 
-def _draw_settings(data: st.DataObject, drawn: hf.Drawn) -> GenerationConfig:
+def _draw_settings(data: st.DataObject, drawn: ModelSpec) -> GenerationConfig:
     """Ends, of which a random model says one now and then, and rules that bend the scores."""
     token = st.integers(5, 18)
     config = GenerationConfig(
@@ -91,7 +92,7 @@ def _draw_settings(data: st.DataObject, drawn: hf.Drawn) -> GenerationConfig:
 
 def assert_same_search(data: st.DataObject, architecture: str) -> None:
     """Ragged prompts in one batch, padded on either side, against Hugging Face row by row."""
-    drawn = data.draw(hf.models(architecture).filter(_comparable))
+    drawn = data.draw(hf_models.models(architecture).filter(_comparable))
     theirs: Any = drawn.build()
     theirs.generation_config = _draw_settings(data, drawn)
     ours = ours_of(theirs)
@@ -99,7 +100,7 @@ def assert_same_search(data: st.DataObject, architecture: str) -> None:
     n_best = data.draw(st.integers(1, search.beams))
     vocab, side = drawn.options["vocab_size"], data.draw(st.sampled_from(("left", "right")))
     rows = draw_rows(data, vocab, data.draw(st.integers(1, 3)), 12)
-    ids, mask = pad(rows, side, draw_filler(data, drawn, vocab)), hf.ragged(list(map(len, rows)), side)
+    ids, mask = pad(rows, side, draw_filler(data, drawn, vocab)), ragged(list(map(len, rows)), side)
     ends = theirs.generation_config.eos_token_id is not None
     found = beam_search_ids(ours, ids, mask, new, search, n_best, stop_at_end=ends)
     assert found.ids.shape[:2] == found.scores.shape == (len(rows), n_best)
@@ -111,7 +112,7 @@ def assert_same_search(data: st.DataObject, architecture: str) -> None:
         torch.testing.assert_close(found.scores[index], scores, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", hf.GENERATORS)
+@pytest.mark.parametrize("architecture", hf_models.GENERATORS)
 @settings(max_examples=5)
 @given(data=st.data())
 def test_beam_search_equals(architecture: str, data: st.DataObject) -> None:
@@ -119,20 +120,20 @@ def test_beam_search_equals(architecture: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", hf.GENERATORS)
+@pytest.mark.parametrize("architecture", hf_models.GENERATORS)
 @settings(max_examples=120)
 @given(data=st.data())
 def test_beam_search_equals_over_many_configs(architecture: str, data: st.DataObject) -> None:
     assert_same_search(data, architecture)
 
 
-@pytest.mark.parametrize("architecture", [name for name in hf.GENERATORS if name.endswith("ForCausalLM")])
+@pytest.mark.parametrize("architecture", [name for name in hf_models.GENERATORS if name.endswith("ForCausalLM")])
 @settings(max_examples=2)
 @given(data=st.data())
 def test_dynamic_scaling(architecture: str, data: st.DataObject) -> None:
     """Angles that depend on the length: Hugging Face is right without its cache only, which keeps stale keys."""
-    drawn = data.draw(hf.models(architecture))
-    drawn.options["max_position_embeddings"], drawn.options["rope_parameters"] = data.draw(hf.rope(("dynamic",)))
+    drawn = data.draw(hf_models.models(architecture))
+    drawn.options["max_position_embeddings"], drawn.options["rope_parameters"] = data.draw(hf_models.rope(("dynamic",)))
     theirs: Any = drawn.build()
     theirs.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=7, use_cache=False)
     row = draw_rows(data, drawn.options["vocab_size"], 1, 12)[0]
@@ -146,7 +147,7 @@ def test_the_settings_of_a_model_are_followed() -> None:
     options = {"vocab_size": 40, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "pad_token_id": 39}
     sizes = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
     ends = {"decoder_start_token_id": 39, "eos_token_id": 0, "forced_eos_token_id": 0}
-    theirs: Any = hf.Drawn("marian", "MarianMTModel", options | sizes | ends, seed=3).build()
+    theirs: Any = ModelSpec("marian", "MarianMTModel", options | sizes | ends, seed=3).build()
     theirs.generation_config.update(num_beams=4, length_penalty=0.5, early_stopping=True)
     ours = ours_of(theirs)
     assert search_for(ours) == BeamSearch(beams=4, length_penalty=0.5, early_stopping=True)

@@ -7,22 +7,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anyformer.model import Transformer
-from tests.parity import hf
-from tests.parity.ours import assert_close, ours_of
-from tests.parity.test_padding import draw_filler, draw_rows, pad
+from tests.parity import hf_models
+from tests.parity.conversion import assert_close, ours_of
+from tests.parity.model_spec import CONTEXT, ModelSpec, draw_inputs, ragged
+from tests.parity.padding import draw_filler, draw_rows, pad
 
-WRITERS = hf.DECODERS + hf.SEQ2SEQ
+WRITERS = hf_models.DECODERS + hf_models.SEQ2SEQ
 
 
-def _draw(data: st.DataObject, architecture: str) -> tuple[hf.Drawn, Transformer]:
-    drawn = data.draw(hf.models(architecture))
+def _draw(data: st.DataObject, architecture: str) -> tuple[ModelSpec, Transformer]:
+    drawn = data.draw(hf_models.models(architecture))
     if drawn.is_dynamic:
         # Beyond the original length every state depends on how long the text is, the earlier ones included.
-        drawn.options["max_position_embeddings"] = hf.CONTEXT
+        drawn.options["max_position_embeddings"] = CONTEXT
     return drawn, ours_of(drawn.build())
 
 
-def _more(data: st.DataObject, drawn: hf.Drawn, count: int, length: int) -> Tensor:
+def _more(data: st.DataObject, drawn: ModelSpec, count: int, length: int) -> Tensor:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     return torch.randint(drawn.vocab_size, (count, length), generator=generator)
 
@@ -54,7 +55,7 @@ def _in_pieces(
 
 def assert_pieces(data: st.DataObject, architecture: str) -> None:
     drawn, model = _draw(data, architecture)
-    inputs = data.draw(hf.draw_inputs(drawn))
+    inputs = data.draw(draw_inputs(drawn))
     with torch.no_grad():
         whole = model(inputs.tokens, inputs.source, source_mask=inputs.source_mask, return_hidden=True)
         pieces = _in_pieces(data, model, inputs.tokens, inputs.source, inputs.source_mask, None)
@@ -70,12 +71,12 @@ def assert_ragged_pieces(data: st.DataObject, architecture: str, side: str) -> N
     prompts = draw_rows(data, drawn.vocab_size, count, 12)
     more = _more(data, drawn, count, data.draw(st.integers(0, 10)))
     tokens = torch.cat((pad(prompts, side, draw_filler(data, drawn, drawn.vocab_size)), more), dim=1)
-    mask = torch.cat((hf.ragged(list(map(len, prompts)), side), torch.ones_like(more, dtype=torch.bool)), dim=1)
+    mask = torch.cat((ragged(list(map(len, prompts)), side), torch.ones_like(more, dtype=torch.bool)), dim=1)
     sources = source = source_mask = None
     if drawn.kind == "seq2seq":
         sources = draw_rows(data, drawn.options["vocab_size"], count, 12)
         source = pad(sources, side, draw_filler(data, drawn, drawn.options["vocab_size"]))
-        source_mask = hf.ragged(list(map(len, sources)), side)
+        source_mask = ragged(list(map(len, sources)), side)
     with torch.no_grad():
         pieces = _in_pieces(data, model, tokens, source, source_mask, mask)
         for index, row in enumerate(prompts):
@@ -108,12 +109,12 @@ def test_caches_over_many_configs(architecture: str, data: st.DataObject, side: 
     assert_ragged_pieces(data, architecture, side)
 
 
-@pytest.mark.parametrize("architecture", hf.GENERATORS)
+@pytest.mark.parametrize("architecture", hf_models.GENERATORS)
 @given(data=st.data())
 def test_rows_can_be_chosen(architecture: str, data: st.DataObject) -> None:
     """What beams do: rows of the cache are repeated, dropped and reordered."""
     drawn, model = _draw(data, architecture)
-    inputs = data.draw(hf.draw_inputs(drawn))
+    inputs = data.draw(draw_inputs(drawn))
     batch = len(inputs.tokens)
     rows = torch.tensor(data.draw(st.lists(st.integers(0, batch - 1), min_size=1, max_size=4)))
     more = _more(data, drawn, len(rows), 3)

@@ -5,16 +5,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.parity import hf
-from tests.parity.ours import ours_of
+from tests.parity import hf_models
+from tests.parity.conversion import ours_of
+from tests.parity.model_spec import draw_inputs
 
 
-@pytest.mark.parametrize("architecture", hf.GENERATORS)
+@pytest.mark.parametrize("architecture", hf_models.GENERATORS)
 @given(data=st.data())
 def test_nothing_leaks_from_the_future(architecture: str, data: st.DataObject) -> None:
-    drawn = data.draw(hf.models(architecture))
+    drawn = data.draw(hf_models.models(architecture))
     model = ours_of(drawn.build())
-    inputs = data.draw(hf.draw_inputs(drawn))
+    inputs = data.draw(draw_inputs(drawn))
     place = data.draw(st.integers(0, inputs.tokens.shape[1] - 1))
     changed = inputs.tokens.clone()
     changed[:, place] = (changed[:, place] + data.draw(st.integers(1, drawn.vocab_size - 1))) % drawn.vocab_size

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from anyformer.blocks.documents import lengths_of_documents, positions_in_documents
 from anyformer.blocks.mask import Mask, attention_mask
 from anyformer.model import Transformer
-from tests.parity import hf
-from tests.parity.ours import assert_close, ours_of
+from tests.parity import hf_models
+from tests.parity.conversion import assert_close, ours_of
+from tests.parity.model_spec import KINDS, Inputs, ModelSpec
 
-SINGLE = [name for name, family in hf.ARCHITECTURES.items() if hf.KINDS[family] != "seq2seq" and "Seq" not in name]
+SINGLE = [name for name, family in hf_models.ARCHITECTURES.items() if KINDS[family] != "seq2seq" and "Seq" not in name]
 
 
 @pytest.mark.parametrize("architecture", SINGLE)
@@ -34,7 +35,7 @@ def test_packed_equals_alone_over_many_configs(architecture: str, data: st.DataO
 
 def assert_packed(data: st.DataObject, architecture: str) -> None:
     """Draw a model, fill rows with documents (and padding, some of the time), and compare with each alone."""
-    drawn = data.draw(hf.models(architecture))
+    drawn = data.draw(hf_models.models(architecture))
     theirs = drawn.build()
     ours = ours_of(theirs)
     time = data.draw(st.integers(2, 40))
@@ -64,7 +65,7 @@ def assert_packed(data: st.DataObject, architecture: str) -> None:
                 for layer, (a, b) in enumerate(zip(packed.hidden_states, alone.hidden_states, strict=True)):
                     assert_close(a[row, here], b[0], f"row {row}, document {begin}:{end}, hidden state {layer}")
                 fresh = drawn.build() if drawn.is_dynamic else theirs
-                expected: Any = fresh(**hf.Inputs(text).theirs)
+                expected: Any = fresh(**Inputs(text).theirs)
                 if drawn.has_head:
                     assert_close(packed.logits[row, here], alone.logits[0], "logits", floor=0.2)
                     assert_close(packed.logits[row, here], expected.logits[0], "logits, theirs", floor=0.2)
@@ -77,7 +78,7 @@ def _edges(data: st.DataObject, time: int) -> list[int]:
     return [0, *sorted(inner), time]
 
 
-def _tiny(architecture: str) -> tuple[hf.Drawn, Transformer]:
+def _tiny(architecture: str) -> tuple[ModelSpec, Transformer]:
     options: dict[str, dict[str, Any]] = {
         "GPT2LMHeadModel": {"vocab_size": 50, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2},
         "T5ForConditionalGeneration": {
@@ -89,7 +90,7 @@ def _tiny(architecture: str) -> tuple[hf.Drawn, Transformer]:
             "num_heads": 2,
         },
     }
-    drawn = hf.Drawn(hf.ARCHITECTURES[architecture], architecture, options[architecture], 0)
+    drawn = ModelSpec(hf_models.ARCHITECTURES[architecture], architecture, options[architecture], 0)
     return drawn, ours_of(drawn.build())
 
 

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.parity import hf, trace
-from tests.parity.ours import ours_of
+from tests.parity import hf_models, trace
+from tests.parity.conversion import ours_of
+from tests.parity.model_spec import Inputs, ModelSpec, draw_inputs, labels
 
 
-def assert_same(data: st.DataObject, drawn: hf.Drawn, edit: Callable[[Path], None] = lambda _: None) -> None:
+def assert_same(data: st.DataObject, drawn: ModelSpec, edit: Callable[[Path], None] = lambda _: None) -> None:
     """One drawn model and one drawn batch, through both; `edit` changes the directory in between."""
-    inputs = data.draw(hf.draw_inputs(drawn))
+    inputs = data.draw(draw_inputs(drawn))
     theirs = drawn.build()
     ours = ours_of(theirs, edit)
     trace.assert_same(
@@ -25,26 +26,26 @@ def assert_same(data: st.DataObject, drawn: hf.Drawn, edit: Callable[[Path], Non
     )
 
 
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf_models.ARCHITECTURES)
 @given(data=st.data())
 def test_everything_equals(architecture: str, data: st.DataObject) -> None:
-    assert_same(data, data.draw(hf.models(architecture)))
+    assert_same(data, data.draw(hf_models.models(architecture)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf_models.ARCHITECTURES)
 @settings(max_examples=150)
 @given(data=st.data())
 def test_everything_equals_over_many_configs(architecture: str, data: st.DataObject) -> None:
-    assert_same(data, data.draw(hf.models(architecture)))
+    assert_same(data, data.draw(hf_models.models(architecture)))
 
 
-@pytest.mark.parametrize("kind", hf.ROPE_KINDS)
+@pytest.mark.parametrize("kind", hf_models.ROPE_KINDS)
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen3ForCausalLM"])
 @given(data=st.data())
 def test_rope_scaling_beyond_the_original_length(architecture: str, kind: str, data: st.DataObject) -> None:
-    drawn = data.draw(hf.models(architecture))
-    drawn.options["max_position_embeddings"], drawn.options["rope_parameters"] = data.draw(hf.rope((kind,)))
+    drawn = data.draw(hf_models.models(architecture))
+    drawn.options["max_position_embeddings"], drawn.options["rope_parameters"] = data.draw(hf_models.rope((kind,)))
     assert_same(data, drawn)
 
 
@@ -65,10 +66,10 @@ def _as_transformers_4(folder: Path) -> None:
     path.write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("architecture", [name for name in hf.GENERATORS if name.endswith("ForCausalLM")])
+@pytest.mark.parametrize("architecture", [name for name in hf_models.GENERATORS if name.endswith("ForCausalLM")])
 @given(data=st.data())
 def test_older_configs(architecture: str, data: st.DataObject) -> None:
-    assert_same(data, data.draw(hf.models(architecture)), edit=_as_transformers_4)
+    assert_same(data, data.draw(hf_models.models(architecture)), edit=_as_transformers_4)
 
 
 @settings(max_examples=8)
@@ -82,7 +83,7 @@ def test_t5_v1_1_as_published(data: st.DataObject) -> None:
         config["tie_word_embeddings"] = config.pop("scale_decoder_outputs")
         path.write_text(json.dumps(config))
 
-    drawn = data.draw(hf.models("T5ForConditionalGeneration"))
+    drawn = data.draw(hf_models.models("T5ForConditionalGeneration"))
     assert_same(data, drawn, edit=edit)
 
 
@@ -90,5 +91,5 @@ def test_labels_are_shifted_by_the_caller() -> None:
     """Ours are aligned with the logits: a causal model's targets are its tokens, one place on."""
     tokens = torch.tensor([[5, 6, 7]])
     targets = torch.tensor([[6, 7, -100]])
-    drawn = hf.Drawn("gpt2", "GPT2LMHeadModel", {}, 0)
-    assert hf.labels(drawn, hf.Inputs(tokens, targets=targets)).tolist() == [[-100, 6, 7]]
+    drawn = ModelSpec("gpt2", "GPT2LMHeadModel", {}, 0)
+    assert labels(drawn, Inputs(tokens, targets=targets)).tolist() == [[-100, 6, 7]]

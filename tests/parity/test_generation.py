@@ -10,19 +10,20 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 import anyformer as af
-from tests.parity import hf
-from tests.parity.ours import ours_of
-from tests.parity.test_padding import draw_filler, draw_rows, pad
+from tests.parity import hf_models
+from tests.parity.conversion import ours_of
+from tests.parity.model_spec import ModelSpec, ragged
+from tests.parity.padding import draw_filler, draw_rows, pad
 
 NEW = 50
 
 
-def _comparable(drawn: hf.Drawn) -> bool:
+def _comparable(drawn: ModelSpec) -> bool:
     """Whether transformers' cache is right: it keeps stale keys of dynamic angles, and all keys for a window of 1."""
     return not drawn.is_dynamic and drawn.options.get("sliding_window") != 1
 
 
-def _endless(drawn: hf.Drawn) -> Any:
+def _endless(drawn: ModelSpec) -> Any:
     """A model that no setting stops or steers."""
     theirs: Any = drawn.build()
     start = 0 if drawn.kind == "seq2seq" else None
@@ -40,12 +41,12 @@ def _their_greedy(theirs: Any, row: Tensor, **settings: Any) -> Tensor:
 
 def assert_same_text(data: st.DataObject, architecture: str) -> None:
     """Ragged prompts in one batch, padded on either side, against Hugging Face row by row."""
-    drawn = data.draw(hf.models(architecture).filter(_comparable))
+    drawn = data.draw(hf_models.models(architecture).filter(_comparable))
     theirs = _endless(drawn)
     ours = ours_of(theirs)
     vocab, side = drawn.options["vocab_size"], data.draw(st.sampled_from(("left", "right")))
     rows = draw_rows(data, vocab, data.draw(st.integers(1, 3)), 12)
-    ids, mask = pad(rows, side, draw_filler(data, drawn, vocab)), hf.ragged(list(map(len, rows)), side)
+    ids, mask = pad(rows, side, draw_filler(data, drawn, vocab)), ragged(list(map(len, rows)), side)
     new = af.generate_ids(ours, ids, mask=mask, max_new_tokens=NEW, stop_at_end=False)
     assert new.shape == (len(rows), NEW)
     for index, row in enumerate(rows):
@@ -54,7 +55,7 @@ def assert_same_text(data: st.DataObject, architecture: str) -> None:
     assert alone[0].tolist() == new[0].tolist()
 
 
-@pytest.mark.parametrize("architecture", hf.GENERATORS)
+@pytest.mark.parametrize("architecture", hf_models.GENERATORS)
 @settings(max_examples=4)
 @given(data=st.data())
 def test_greedy_equals(architecture: str, data: st.DataObject) -> None:
@@ -62,19 +63,19 @@ def test_greedy_equals(architecture: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", hf.GENERATORS)
+@pytest.mark.parametrize("architecture", hf_models.GENERATORS)
 @settings(max_examples=60)
 @given(data=st.data())
 def test_greedy_equals_over_many_configs(architecture: str, data: st.DataObject) -> None:
     assert_same_text(data, architecture)
 
 
-@pytest.mark.parametrize("architecture", hf.GENERATORS)
+@pytest.mark.parametrize("architecture", hf_models.GENERATORS)
 @settings(max_examples=4)
 @given(data=st.data())
 def test_greedy_stops_where_theirs_stops(architecture: str, data: st.DataObject) -> None:
     """With the settings that the model comes with: end-of-text, forced and banned tokens."""
-    drawn = data.draw(hf.models(architecture).filter(_comparable))
+    drawn = data.draw(hf_models.models(architecture).filter(_comparable))
     theirs: Any = drawn.build()
     row = draw_rows(data, drawn.options["vocab_size"], 1, 8)[0]
     # The token that this text gets to say early becomes its end, so that there is something to stop at.
@@ -87,13 +88,13 @@ def test_greedy_stops_where_theirs_stops(architecture: str, data: st.DataObject)
     assert af.generate_ids(ours, row[None], max_new_tokens=20)[0].tolist() == expected
 
 
-@pytest.mark.parametrize("architecture", [name for name in hf.GENERATORS if name.endswith("ForCausalLM")])
+@pytest.mark.parametrize("architecture", [name for name in hf_models.GENERATORS if name.endswith("ForCausalLM")])
 @settings(max_examples=4)
 @given(data=st.data())
 def test_dynamic_scaling(architecture: str, data: st.DataObject) -> None:
     """Angles that depend on the length: Hugging Face is right without its cache only, which keeps stale keys."""
-    drawn = data.draw(hf.models(architecture))
-    drawn.options["max_position_embeddings"], drawn.options["rope_parameters"] = data.draw(hf.rope(("dynamic",)))
+    drawn = data.draw(hf_models.models(architecture))
+    drawn.options["max_position_embeddings"], drawn.options["rope_parameters"] = data.draw(hf_models.rope(("dynamic",)))
     theirs = _endless(drawn)
     ours = ours_of(theirs)
     row = draw_rows(data, drawn.options["vocab_size"], 1, 12)[0]

@@ -21,11 +21,11 @@ from anyformer.families.gguf import rope_factors, table, to_gguf
 from anyformer.families.rows import COPY
 from anyformer.model import skeleton
 from tests.parity import gguf_files
-from tests.parity.drawn import Drawn
-from tests.parity.ours import assert_close, ours_of
+from tests.parity.conversion import assert_close, ours_of
+from tests.parity.model_spec import ModelSpec
 
 
-def _inputs(drawn: Drawn, seed: int) -> dict[str, Tensor]:
+def _inputs(drawn: ModelSpec, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(drawn.vocab_size, (2, 9), generator=generator)
     return (

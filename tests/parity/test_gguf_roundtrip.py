@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anyformer as af
-from tests.parity.drawn import draw_inputs
-from tests.parity.expressible import EXPRESSIBLE, expressible
-from tests.parity.ours import assert_close, ours_of
+from tests.parity.conversion import assert_close, ours_of
+from tests.parity.gguf_models import EXPRESSIBLE, expressible
+from tests.parity.model_spec import draw_inputs
 
 pytest.importorskip("gguf")
 

@@ -21,10 +21,10 @@ import anyformer as af
 from anyformer.compare.verify import Check
 from anyformer.compare.verify_gguf import verify_gguf
 from anyformer.tokenizer.pretokenizers import CUTS
-from tests.parity import hf
-from tests.parity.drawn import Drawn
-from tests.parity.expressible import EXPRESSIBLE, expressible
-from tests.parity.ours import ours_of
+from tests.parity import hf_models
+from tests.parity.conversion import ours_of
+from tests.parity.gguf_models import EXPRESSIBLE, expressible
+from tests.parity.model_spec import ModelSpec
 
 pytest.importorskip("llama_cpp_py_sync", reason="llama.cpp is not installed: pip install 'anyformer[verify]'")
 pytest.importorskip("gguf")
@@ -57,7 +57,7 @@ def test_llama_cpp_computes_the_same(family: str) -> None:
     equal = 0
 
     @given(expressible(family))
-    def check(drawn: Drawn) -> None:
+    def check(drawn: ModelSpec) -> None:
         nonlocal equal
         checks = written(ours_of(drawn.build()))
         if checks is not None:
@@ -74,7 +74,7 @@ def test_llama_cpp_computes_the_same(family: str) -> None:
 @settings(max_examples=3)
 @given(data=st.data())
 def test_what_llama_cpp_computes_otherwise_is_refused(family: str, data: st.DataObject) -> None:
-    drawn = data.draw(hf.FAMILIES[family](EXPRESSIBLE[family][0]))
+    drawn = data.draw(hf_models.FAMILIES[family](EXPRESSIBLE[family][0]))
     checks = written(ours_of(drawn.build()))
     if checks is not None:
         assert_equal(checks)

@@ -8,33 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.parity import hf
-from tests.parity.ours import assert_close, ours_of
-
-
-def pad(rows: list[Tensor], side: str, filler: Tensor) -> Tensor:
-    """Stack rows of unequal length, with tokens of `filler` where nothing is."""
-    longest = max(map(len, rows))
-    padded = ((row, filler[: longest - len(row)]) for row in rows)
-    return torch.stack([torch.cat(parts if side == "right" else parts[::-1]) for parts in padded])
-
-
-def draw_rows(data: st.DataObject, vocab: int, count: int, longest: int) -> list[Tensor]:
-    """Random texts of random lengths."""
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    return [torch.randint(vocab, (data.draw(st.integers(1, longest)),), generator=generator) for _ in range(count)]
-
-
-def draw_filler(data: st.DataObject, drawn: hf.Drawn, vocab: int) -> Tensor:
-    """What stands where nothing is: any token, unless the model tells padding by it."""
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    if drawn.family == "roberta":
-        return torch.full((hf.CONTEXT,), drawn.options["pad_token_id"])
-    return torch.randint(vocab, (hf.CONTEXT,), generator=generator)
+from tests.parity import hf_models
+from tests.parity.conversion import assert_close, ours_of
+from tests.parity.model_spec import Inputs, ModelSpec, ragged
+from tests.parity.padding import draw_filler, draw_rows, pad
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf_models.ARCHITECTURES)
 @settings(max_examples=5)
 @given(data=st.data())
 def test_padding_changes_nothing(architecture: str, side: str, data: st.DataObject) -> None:
@@ -42,7 +23,7 @@ def test_padding_changes_nothing(architecture: str, side: str, data: st.DataObje
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf_models.ARCHITECTURES)
 @settings(max_examples=100)
 @given(data=st.data(), side=st.sampled_from(("left", "right")))
 def test_padding_over_many_configs(architecture: str, data: st.DataObject, side: str) -> None:
@@ -51,7 +32,7 @@ def test_padding_over_many_configs(architecture: str, data: st.DataObject, side:
 
 def assert_padding(data: st.DataObject, architecture: str, side: str) -> None:
     """Draw a model and a ragged batch, and compare it with its rows."""
-    drawn = data.draw(hf.models(architecture))
+    drawn = data.draw(hf_models.models(architecture))
     theirs = drawn.build()
     ours = ours_of(theirs)
     count = data.draw(st.integers(2, 3))
@@ -61,14 +42,14 @@ def assert_padding(data: st.DataObject, architecture: str, side: str) -> None:
     if drawn.kind == "seq2seq":
         sources = draw_rows(data, drawn.options["vocab_size"], count, 15)
         filler = draw_filler(data, drawn, drawn.options["vocab_size"])
-        given_ |= {"source": pad(sources, side, filler), "source_mask": hf.ragged(list(map(len, sources)), side)}
+        given_ |= {"source": pad(sources, side, filler), "source_mask": ragged(list(map(len, sources)), side)}
     with torch.no_grad():
         batch = ours(**given_, return_hidden=True)
         for index, row in enumerate(rows):
             source = None if sources is None else sources[index][None]
             alone = ours(row[None], source, return_hidden=True)
             fresh = drawn.build() if drawn.is_dynamic else theirs
-            expected: Any = fresh(**hf.Inputs(row[None], source).theirs)
+            expected: Any = fresh(**Inputs(row[None], source).theirs)
             real = given_["mask"][index]
             for layer, (a, b) in enumerate(zip(batch.hidden_states, alone.hidden_states, strict=True)):
                 assert_close(a[index][real], b[0], f"row {index}, hidden state {layer}")
@@ -84,6 +65,6 @@ def assert_padding(data: st.DataObject, architecture: str, side: str) -> None:
             assert_close(logits, expected.logits[0], f"row {index}, logits, theirs", floor=0.2)
 
 
-def _batch(data: st.DataObject, drawn: hf.Drawn, rows: list[Tensor], side: str) -> dict[str, Tensor]:
+def _batch(data: st.DataObject, drawn: ModelSpec, rows: list[Tensor], side: str) -> dict[str, Tensor]:
     filler = draw_filler(data, drawn, drawn.vocab_size)
-    return {"tokens": pad(rows, side, filler), "mask": hf.ragged(list(map(len, rows)), side)}
+    return {"tokens": pad(rows, side, filler), "mask": ragged(list(map(len, rows)), side)}

@@ -14,7 +14,7 @@ import anyformer as af
 from anyformer.compare.llama_cpp import LlamaCpp
 from anyformer.compare.verify import verify
 from anyformer.generation import Conversation, Sampling
-from tests.parity.ours import assert_close
+from tests.parity.conversion import assert_close
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",

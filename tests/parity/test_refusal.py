@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anyformer.errors import UserError
-from tests.parity import hf
-from tests.parity.ours import ours_of
+from tests.parity import hf_models
+from tests.parity.conversion import ours_of
+from tests.parity.model_spec import ModelSpec
 
 
 def _edit(change: Callable[[dict[str, Tensor]], None]) -> Callable[[Path], None]:
@@ -25,21 +26,21 @@ def _edit(change: Callable[[dict[str, Tensor]], None]) -> Callable[[Path], None]
     return edit
 
 
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf_models.ARCHITECTURES)
 @settings(max_examples=3)
 @given(data=st.data())
 def test_unknown_weight(architecture: str, data: st.DataObject) -> None:
-    drawn = data.draw(hf.models(architecture))
+    drawn = data.draw(hf_models.models(architecture))
     edit = _edit(lambda weights: weights.update({"model.layers.0.surprise.weight": torch.ones(2)}))
     with pytest.raises(UserError, match=r"model\.layers\.0\.surprise\.weight"):
         ours_of(drawn.build(), edit)
 
 
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf_models.ARCHITECTURES)
 @settings(max_examples=6)
 @given(data=st.data())
 def test_missing_weight(architecture: str, data: st.DataObject) -> None:
-    drawn = data.draw(hf.models(architecture))
+    drawn = data.draw(hf_models.models(architecture))
     theirs = drawn.build()
     name = data.draw(st.sampled_from(_needed(drawn, theirs)))
     with pytest.raises(UserError) as caught:
@@ -47,11 +48,11 @@ def test_missing_weight(architecture: str, data: st.DataObject) -> None:
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf_models.ARCHITECTURES)
 @settings(max_examples=6)
 @given(data=st.data())
 def test_misshapen_weight(architecture: str, data: st.DataObject) -> None:
-    drawn = data.draw(hf.models(architecture))
+    drawn = data.draw(hf_models.models(architecture))
     theirs = drawn.build()
     name = data.draw(st.sampled_from(_needed(drawn, theirs)))
 
@@ -64,7 +65,7 @@ def test_misshapen_weight(architecture: str, data: st.DataObject) -> None:
     assert name in str(caught.value)
 
 
-def _needed(drawn: hf.Drawn, theirs: torch.nn.Module) -> list[str]:
+def _needed(drawn: ModelSpec, theirs: torch.nn.Module) -> list[str]:
     """Weights that a file must have: not computed sinusoids, nor an untied T5 head (without one it is tied)."""
     return [
         name

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import anyformer as af
-from anyformer.config import ModelConfig, SpecialTokens
 from anyformer.families import FAMILIES, PRESETS
-from tests.parity import hf
-from tests.parity.ours import assert_close, ours_of
+from tests.parity import hf_models
+from tests.parity.conversion import assert_close, ours_of
+from tests.parity.model_spec import Inputs, ModelSpec, draw_inputs
+from tests.parity.presets import shrunk
 
 SINUSOIDAL = ("MarianModel", "PegasusModel", "PegasusForConditionalGeneration")
 """Classes that compute their positions, and yet put them into files, or miss them there."""
@@ -62,36 +63,36 @@ def _reopened(theirs: Any, model: af.Transformer, **save: Any) -> tuple[Any, lis
         return again, sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))
 
 
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf_models.ARCHITECTURES)
 @settings(max_examples=5)
 @given(data=st.data())
 def test_weights_and_config_come_back(architecture: str, data: st.DataObject) -> None:
-    theirs = data.draw(hf.models(architecture)).build()
+    theirs = data.draw(hf_models.models(architecture)).build()
     again, files = _reopened(theirs, ours_of(theirs))
     assert_same_model(theirs, again)
     assert files == ["config.json", "generation_config.json", "model.safetensors"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf_models.ARCHITECTURES)
 @settings(max_examples=100)
 @given(data=st.data())
 def test_weights_and_config_come_back_over_many_configs(architecture: str, data: st.DataObject) -> None:
-    theirs = data.draw(hf.models(architecture)).build()
+    theirs = data.draw(hf_models.models(architecture)).build()
     assert_same_model(theirs, _reopened(theirs, ours_of(theirs))[0])
 
 
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf_models.ARCHITECTURES)
 @settings(max_examples=5)
 @given(data=st.data())
 def test_a_config_in_our_own_words_says_the_same(architecture: str, data: st.DataObject) -> None:
     """Written from the ModelConfig alone, without the config.json that the model came with."""
-    drawn = data.draw(hf.models(architecture))
+    drawn = data.draw(hf_models.models(architecture))
     theirs = drawn.build()
     ours = ours_of(theirs)
     ours.origin = type(ours.origin)()
     again, _ = _reopened(theirs, ours)
-    inputs = data.draw(hf.draw_inputs(drawn))
+    inputs = data.draw(draw_inputs(drawn))
     with torch.no_grad():
         a, b = theirs(**inputs.theirs), again(**inputs.theirs)
     for name in ("logits", "last_hidden_state", "pooler_output"):
@@ -101,13 +102,13 @@ def test_a_config_in_our_own_words_says_the_same(architecture: str, data: st.Dat
             assert_close(b[name], a[name], name, floor=0.01)
 
 
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf_models.ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @settings(max_examples=3)
 @given(data=st.data())
 def test_formats_are_kept(architecture: str, dtype: torch.dtype, data: st.DataObject) -> None:
     """File against file, since Hugging Face raises some of T5's halves to fp32 when it reads them."""
-    theirs = data.draw(hf.models(architecture)).build().to(dtype)
+    theirs = data.draw(hf_models.models(architecture)).build().to(dtype)
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         theirs.save_pretrained(first)
         ours, _ = af.load(first)
@@ -124,7 +125,7 @@ def test_formats_are_kept(architecture: str, dtype: torch.dtype, data: st.DataOb
 
 def test_t5_mixed_formats(tmp_path: Path) -> None:
     """Hugging Face reads a T5 in fp16 with some weights in fp32, and writes it so."""
-    drawn = hf.Drawn("t5", "T5ForConditionalGeneration", {"vocab_size": 40, "d_model": 16, "num_layers": 1}, 3)
+    drawn = ModelSpec("t5", "T5ForConditionalGeneration", {"vocab_size": 40, "d_model": 16, "num_layers": 1}, 3)
     halves = drawn.build().half()
     halves.save_pretrained(tmp_path / "halves")
     mixed: Any = type(halves).from_pretrained(tmp_path / "halves")
@@ -136,11 +137,11 @@ def test_t5_mixed_formats(tmp_path: Path) -> None:
     assert_close(ours.float(), theirs.float(), "logits", tolerance=1e-2)
 
 
-@pytest.mark.parametrize("architecture", hf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", hf_models.ARCHITECTURES)
 @settings(max_examples=3)
 @given(data=st.data())
 def test_shards(architecture: str, data: st.DataObject) -> None:
-    theirs = data.draw(hf.models(architecture)).build()
+    theirs = data.draw(hf_models.models(architecture)).build()
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder, max_shard_size=2_000)
         ours, _ = af.load(folder)
@@ -169,29 +170,6 @@ _TINY_LLAMA: dict[str, Any] = {
 }
 
 
-def shrunk(name: str) -> ModelConfig:
-    """A preset with all of its choices, at a size that fits a test."""
-    big = PRESETS[name]
-    d_model, heads = 24, 4
-    changes: dict[str, Any] = {"d_model": d_model, "vocab_size": 60, "max_length": 64, "feed_forward.width": 40}
-    attention = big.attention
-    changes["attention.heads"] = heads
-    if attention.kv_heads is not None:
-        changes["attention.kv_heads"] = heads if attention.kv_heads == attention.heads else 2
-    if attention.head_dim is not None:
-        changes["attention.head_dim"] = 6 if attention.head_dim * attention.heads == big.d_model else 8
-    if attention.window is not None:
-        changes["attention.window"] = 5
-    layers = {"encoder_layers": 2, "decoder_layers": 3}
-    changes |= {stack: count for stack, count in layers.items() if getattr(big, stack)}
-    changes["tokens"] = SpecialTokens(bos=1, eos=(2,), pad=0, decoder_start=0 if big.is_encoder_decoder else None)
-    if big.embedding.padding is not None:
-        changes["embedding.padding"] = 0
-        if big.position.skip_padding:
-            changes["position.offset"] = 1
-    return big.replace(**changes)
-
-
 OWN = {
     name
     for name, config in PRESETS.items()
@@ -212,7 +190,7 @@ def test_fresh_models_open_in_hugging_face(name: str, tmp_path: Path) -> None:
     assert not _missing(kind, report)
     assert not any(report[f"{what}_keys"] for what in ("unexpected", "mismatched"))
     assert kind.__name__ == next(iter(FAMILIES[config.model_type].architectures))
-    inputs = hf.Inputs(torch.randint(60, (2, 20)), torch.randint(60, (2, 15)) if config.is_encoder_decoder else None)
+    inputs = Inputs(torch.randint(60, (2, 20)), torch.randint(60, (2, 15)) if config.is_encoder_decoder else None)
     with torch.no_grad():
         assert_close(ours(**inputs.ours).logits, theirs.eval()(**inputs.theirs).logits, "logits")
     again, _ = af.load(tmp_path)
@@ -231,7 +209,7 @@ def test_what_hugging_face_lacks_comes_back_to_us(name: str, tmp_path: Path) -> 
     assert af.save(ours, tmp_path) == "anyformer"
     again, _ = af.load(tmp_path)
     assert again.config == replace(config, model_type=again.config.model_type)
-    inputs = hf.Inputs(torch.randint(60, (2, 20)), torch.randint(60, (2, 15)) if config.is_encoder_decoder else None)
+    inputs = Inputs(torch.randint(60, (2, 20)), torch.randint(60, (2, 15)) if config.is_encoder_decoder else None)
     with torch.no_grad():
         assert torch.equal(ours(**inputs.ours).logits, again(**inputs.ours).logits)
 

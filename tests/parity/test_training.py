@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import anyformer as af
-from tests.parity import hf
-from tests.parity.ours import assert_close, ours_of
-from tests.parity.test_roundtrip import shrunk
+from tests.parity import hf_models
+from tests.parity.conversion import assert_close, ours_of
+from tests.parity.model_spec import Inputs, ModelSpec, labels, ragged
+from tests.parity.presets import shrunk
 
 STEPS = 50
 VOCAB = 80
@@ -65,7 +66,7 @@ _MARIAN = {**_PAPER, "activation_function": "swish"}
 
 def _model(name: str, architecture: str, options: dict[str, Any], seed: int, untie: bool = False) -> Any:
     options = {"vocab_size": VOCAB, **options, **dict.fromkeys(RATES, 0.0)}
-    return pytest.param(hf.Drawn(hf.ARCHITECTURES[architecture], architecture, options, seed, untie), id=name)
+    return pytest.param(ModelSpec(hf_models.ARCHITECTURES[architecture], architecture, options, seed, untie), id=name)
 
 
 MODELS = [
@@ -100,29 +101,29 @@ def _text(generator: torch.Generator, vocab: int, rows: int, time: int) -> Tenso
 def _mask(generator: torch.Generator, rows: int, time: int) -> Tensor:
     """The first row is whole, the others end somewhere."""
     sizes = torch.randint(time // 3, time + 1, (rows,), generator=generator).tolist()
-    return hf.ragged([time, *sizes[1:]], "right")
+    return ragged([time, *sizes[1:]], "right")
 
 
-def _batch(drawn: hf.Drawn, step: int) -> hf.Inputs:
+def _batch(drawn: ModelSpec, step: int) -> Inputs:
     """A batch as the family's objective makes it; ragged, but for decoders, whose texts are packed."""
     generator = torch.Generator().manual_seed(step)
     vocab = drawn.vocab_size
     tokens = _text(generator, vocab, 4, 24)
     if drawn.kind == "decoder":
         targets = torch.cat((tokens[:, 1:], torch.full_like(tokens[:, :1], -100)), dim=1)
-        return hf.Inputs(tokens, targets=targets)
+        return Inputs(tokens, targets=targets)
     mask = _mask(generator, 4, 24)
     if drawn.kind == "encoder":
         hidden = (torch.rand(tokens.shape, generator=generator) < 0.3) & mask
         pad = drawn.options.get("pad_token_id", 0)
         read = tokens.masked_fill(hidden, 3).masked_fill(~mask, pad)
-        return hf.Inputs(read, mask=mask, targets=tokens.masked_fill(~hidden, -100))
+        return Inputs(read, mask=mask, targets=tokens.masked_fill(~hidden, -100))
     # Write backwards what was read.
     source = _text(generator, min(vocab, drawn.options["vocab_size"]), 4, 15)
     lengths = _mask(generator, 4, 15)
     written = source.flip(1)
     shifted = torch.cat((torch.zeros_like(written[:, :1]), written[:, :-1]), dim=1)
-    return hf.Inputs(
+    return Inputs(
         shifted.masked_fill(~lengths.flip(0), 0),
         source.masked_fill(~lengths, 0),
         mask=lengths.flip(0),
@@ -131,7 +132,7 @@ def _batch(drawn: hf.Drawn, step: int) -> hf.Inputs:
     )
 
 
-def _curves(drawn: hf.Drawn, rate: float) -> list[tuple[float, float]]:
+def _curves(drawn: ModelSpec, rate: float) -> list[tuple[float, float]]:
     """The losses of our model and theirs, trained alike from the same weights; ours without whole logits, as it is
     trained.
     """
@@ -145,7 +146,7 @@ def _curves(drawn: hf.Drawn, rate: float) -> list[tuple[float, float]]:
         inputs = _batch(drawn, step)
         losses = (
             ours(**inputs.ours, return_logits=False).loss,
-            theirs(**inputs.theirs, labels=hf.labels(drawn, inputs)).loss,
+            theirs(**inputs.theirs, labels=labels(drawn, inputs)).loss,
         )
         for optimizer, loss in zip(optimizers, losses, strict=True):
             optimizer.zero_grad()
@@ -161,13 +162,13 @@ def _assert_equal(curve: list[tuple[float, float]]) -> None:
 
 
 @pytest.mark.parametrize("drawn", MODELS)
-def test_loss_curve_equals(drawn: hf.Drawn) -> None:
+def test_loss_curve_equals(drawn: ModelSpec) -> None:
     curve = _curves(drawn, 5e-3)
     _assert_equal(curve)
     assert curve[-1][0] < 0.9 * curve[0][0], "nothing was learnt, so nothing was proved"
 
 
-LEARNERS = [name for name in hf.ARCHITECTURES if name in hf.GENERATORS or name.endswith("MaskedLM")]
+LEARNERS = [name for name in hf_models.ARCHITECTURES if name in hf_models.GENERATORS or name.endswith("MaskedLM")]
 
 
 @pytest.mark.slow
@@ -175,12 +176,12 @@ LEARNERS = [name for name in hf.ARCHITECTURES if name in hf.GENERATORS or name.e
 @settings(max_examples=20)
 @given(data=st.data())
 def test_loss_curves_equal_over_many_configs(architecture: str, data: st.DataObject) -> None:
-    drawn = data.draw(hf.models(architecture))
+    drawn = data.draw(hf_models.models(architecture))
     drawn = replace(drawn, options={**drawn.options, **dict.fromkeys(RATES, 0.0)})
     _assert_equal(_curves(drawn, 1e-3))
 
 
-def _named(name: str) -> hf.Drawn:
+def _named(name: str) -> ModelSpec:
     return next(parameter.values[0] for parameter in MODELS if parameter.id == name)
 
 

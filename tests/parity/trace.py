@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 from anyformer.families import FAMILIES
 from anyformer.families.rows import resolve
 from anyformer.model import Transformer
-from tests.parity.drawn import Drawn, Inputs, labels
-from tests.parity.ours import TOLERANCE
+from tests.parity.conversion import TOLERANCE
+from tests.parity.model_spec import Inputs, ModelSpec, labels
 
 Trace = dict[str, Tensor]
 GRADIENT = "gradient of "
 
 
-def of_theirs(model: PreTrainedModel, drawn: Drawn, inputs: Inputs) -> Trace:
+def of_theirs(model: PreTrainedModel, drawn: ModelSpec, inputs: Inputs) -> Trace:
     """What Hugging Face's model makes of a batch; padding is left out."""
     answers = labels(drawn, inputs)
     if answers is not None and answers.is_floating_point():
@@ -32,7 +32,7 @@ def of_theirs(model: PreTrainedModel, drawn: Drawn, inputs: Inputs) -> Trace:
     return trace | _their_gradients(model)
 
 
-def of_ours(model: Transformer, drawn: Drawn, inputs: Inputs) -> Trace:
+def of_ours(model: Transformer, drawn: ModelSpec, inputs: Inputs) -> Trace:
     """What our model makes of it, the gradients under the names and in the layout of Hugging Face's files."""
     out = model(**inputs.ours, return_hidden=True)
     trace = _trace(drawn, inputs, out.hidden_states, out.source_hidden_states, out.pooled, out.logits)
@@ -66,7 +66,7 @@ def assert_same(ours: Trace, theirs: Trace, exact: Callable[[], Trace]) -> None:
 
 
 def _trace(
-    drawn: Drawn,
+    drawn: ModelSpec,
     inputs: Inputs,
     states: tuple[Tensor, ...],
     source_states: tuple[Tensor, ...] | None,

@@ -10,24 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.parity.drawn import CONTEXT, KINDS, Drawn, Inputs, draw_inputs, labels, ragged
-
-__all__ = [
-    "ARCHITECTURES",
-    "CONTEXT",
-    "DECODERS",
-    "GENERATORS",
-    "KINDS",
-    "ROPE_KINDS",
-    "SEQ2SEQ",
-    "Drawn",
-    "Inputs",
-    "draw_inputs",
-    "labels",
-    "models",
-    "ragged",
-    "rope",
-]
+from tests.parity.model_spec import CONTEXT, KINDS, ModelSpec
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu")
 
@@ -48,7 +31,7 @@ _STDS = st.sampled_from((0.02, 0.05))
 
 
 @st.composite
-def gpt2(draw: st.DrawFn, architecture: str) -> Drawn:
+def gpt2(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """GPT-2, with the Mistral project's switches."""
     heads, layers = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     options = {
@@ -69,7 +52,7 @@ def gpt2(draw: st.DrawFn, architecture: str) -> Drawn:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    return Drawn("gpt2", architecture, options, draw(_SEEDS))
+    return ModelSpec("gpt2", architecture, options, draw(_SEEDS))
 
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
@@ -106,7 +89,7 @@ def rope(draw: st.DrawFn, kinds: tuple[str, ...] = ROPE_KINDS) -> tuple[int, dic
 
 
 @st.composite
-def rotary(draw: st.DrawFn, family: str, architecture: str, **more: Any) -> Drawn:
+def rotary(draw: st.DrawFn, family: str, architecture: str, **more: Any) -> ModelSpec:
     """What LLaMA and its descendants share."""
     heads = draw(st.sampled_from((1, 2, 4, 6)))
     length, parameters = draw(rope())
@@ -130,7 +113,7 @@ def rotary(draw: st.DrawFn, family: str, architecture: str, **more: Any) -> Draw
     }
     if options.get("head_dim", 0) is None:
         del options["head_dim"]
-    return Drawn(family, architecture, options, draw(_SEEDS))
+    return ModelSpec(family, architecture, options, draw(_SEEDS))
 
 
 _HEAD_DIMS = st.sampled_from((None, 4, 6, 10))
@@ -141,31 +124,31 @@ _WINDOWS = {
 }
 
 
-def llama(architecture: str) -> st.SearchStrategy[Drawn]:
+def llama(architecture: str) -> st.SearchStrategy[ModelSpec]:
     """LLaMA 1 to 3, SmolLM."""
     more = {"attention_bias": st.booleans(), "mlp_bias": st.booleans(), "head_dim": _HEAD_DIMS}
     return rotary("llama", architecture, **more)
 
 
-def mistral(architecture: str) -> st.SearchStrategy[Drawn]:
+def mistral(architecture: str) -> st.SearchStrategy[ModelSpec]:
     """Mistral, whose window is smaller than most texts here."""
     more = {"sliding_window": st.none() | st.integers(1, 12), "head_dim": _HEAD_DIMS}
     return rotary("mistral", architecture, **more)
 
 
-def qwen2(architecture: str) -> st.SearchStrategy[Drawn]:
+def qwen2(architecture: str) -> st.SearchStrategy[ModelSpec]:
     """Qwen2 and 2.5, with a window from some layer on."""
     return rotary("qwen2", architecture, **_WINDOWS)
 
 
-def qwen3(architecture: str) -> st.SearchStrategy[Drawn]:
+def qwen3(architecture: str) -> st.SearchStrategy[ModelSpec]:
     """Qwen3: norms on queries and keys, and a head width of its own."""
     more = {**_WINDOWS, "head_dim": st.sampled_from((4, 6, 10)), "attention_bias": st.booleans()}
     return rotary("qwen3", architecture, **more)
 
 
 @st.composite
-def bert(draw: st.DrawFn, architecture: str, family: str = "bert", pad: int = 0) -> Drawn:
+def bert(draw: st.DrawFn, architecture: str, family: str = "bert", pad: int = 0) -> ModelSpec:
     """BERT (or RoBERTa) with each of its heads."""
     heads = draw(st.integers(1, 4))
     options = {
@@ -183,7 +166,7 @@ def bert(draw: st.DrawFn, architecture: str, family: str = "bert", pad: int = 0)
         "hidden_dropout_prob": draw(_RATES),
         "classifier_dropout": draw(st.sampled_from((None, 0.2))),
     }
-    return Drawn(family, architecture, options | _labels(draw, architecture), draw(_SEEDS))
+    return ModelSpec(family, architecture, options | _labels(draw, architecture), draw(_SEEDS))
 
 
 def _labels(draw: st.DrawFn, architecture: str) -> dict[str, int]:
@@ -193,13 +176,13 @@ def _labels(draw: st.DrawFn, architecture: str) -> dict[str, int]:
 
 
 @st.composite
-def roberta(draw: st.DrawFn, architecture: str) -> Drawn:
+def roberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """RoBERTa: positions that skip padding."""
     return draw(bert(architecture, "roberta", pad=draw(st.sampled_from((1, 0, 3)))))
 
 
 @st.composite
-def distilbert(draw: st.DrawFn, architecture: str) -> Drawn:
+def distilbert(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """DistilBERT: BERT without segments and pooler."""
     heads = draw(st.integers(1, 4))
     options = {
@@ -214,11 +197,11 @@ def distilbert(draw: st.DrawFn, architecture: str) -> Drawn:
         "sinusoidal_pos_embds": draw(st.booleans()),
         "seq_classif_dropout": draw(_RATES),
     }
-    return Drawn("distilbert", architecture, options | _labels(draw, architecture), draw(_SEEDS))
+    return ModelSpec("distilbert", architecture, options | _labels(draw, architecture), draw(_SEEDS))
 
 
 @st.composite
-def t5(draw: st.DrawFn, architecture: str, family: str = "t5") -> Drawn:
+def t5(draw: st.DrawFn, architecture: str, family: str = "t5") -> ModelSpec:
     """T5 v1.0 and v1.1: gated or not, tied and scaled or not."""
     buckets = 2 * draw(st.integers(2, 8))
     options = {
@@ -239,10 +222,10 @@ def t5(draw: st.DrawFn, architecture: str, family: str = "t5") -> Drawn:
     untied = draw(st.booleans())
     if untied:
         options["tie_word_embeddings"] = False
-    return Drawn(family, architecture, options, draw(_SEEDS), untied and "For" in architecture)
+    return ModelSpec(family, architecture, options, draw(_SEEDS), untied and "For" in architecture)
 
 
-def mt5(architecture: str) -> st.SearchStrategy[Drawn]:
+def mt5(architecture: str) -> st.SearchStrategy[ModelSpec]:
     """mT5: T5 v1.1 under another name."""
     return t5(architecture, "mt5")
 
@@ -267,7 +250,7 @@ def _columns(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
-def marian(draw: st.DrawFn, architecture: str) -> Drawn:
+def marian(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """Marian: one vocabulary for both sides, or one each; the head tied or not."""
     vocab = draw(st.integers(20, 90))
     shared = draw(st.booleans())
@@ -285,24 +268,24 @@ def marian(draw: st.DrawFn, architecture: str) -> Drawn:
             "decoder_vocab_size": draw(st.integers(20, 90)),
             "tie_word_embeddings": draw(st.booleans()),
         }
-    return Drawn("marian", architecture, options, draw(_SEEDS))
+    return ModelSpec("marian", architecture, options, draw(_SEEDS))
 
 
 @st.composite
-def bart(draw: st.DrawFn, architecture: str) -> Drawn:
+def bart(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """BART."""
     options = {"vocab_size": draw(st.integers(20, 90)), **_columns(draw)}
-    return Drawn("bart", architecture, options, draw(_SEEDS))
+    return ModelSpec("bart", architecture, options, draw(_SEEDS))
 
 
 @st.composite
-def pegasus(draw: st.DrawFn, architecture: str) -> Drawn:
+def pegasus(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """Pegasus."""
     options = {"vocab_size": draw(st.integers(20, 90)), **_columns(draw)}
-    return Drawn("pegasus", architecture, options, draw(_SEEDS))
+    return ModelSpec("pegasus", architecture, options, draw(_SEEDS))
 
 
-FAMILIES: dict[str, Callable[[str], st.SearchStrategy[Drawn]]] = {
+FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "gpt2": gpt2,
     "llama": llama,
     "mistral": mistral,
@@ -355,6 +338,6 @@ GENERATORS = [name for name in DECODERS + SEQ2SEQ if name.endswith(_LANGUAGE_HEA
 """Classes that write text."""
 
 
-def models(architecture: str) -> st.SearchStrategy[Drawn]:
+def models(architecture: str) -> st.SearchStrategy[ModelSpec]:
     """Models of this class."""
     return FAMILIES[ARCHITECTURES[architecture]](architecture)

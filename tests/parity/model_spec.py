@@ -1,6 +1,6 @@
 """A Hugging Face model as data, and a batch for it.
 
-A `Drawn` is what a failing proof prints: the class, the fields of its config and the seed of its weights.
+A `ModelSpec` is what a failing proof prints: the class, the fields of its config and the seed of its weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ModelSpec:
     """A Hugging Face model that has not been built yet."""
 
     family: str
@@ -140,7 +140,7 @@ def ragged(lengths: list[int], side: str) -> Tensor:
 
 
 @st.composite
-def draw_inputs(draw: st.DrawFn, drawn: Drawn) -> Inputs:
+def draw_inputs(draw: st.DrawFn, drawn: ModelSpec) -> Inputs:
     """A batch of random ids (pad tokens among them), targets for every answer, and right padding now and then."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     batch = draw(st.integers(1, 3))
@@ -164,7 +164,7 @@ def draw_inputs(draw: st.DrawFn, drawn: Drawn) -> Inputs:
     return Inputs(tokens, source, segments, mask, source_mask, _targets(drawn, tokens, mask, generator))
 
 
-def _targets(drawn: Drawn, tokens: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor | None:
+def _targets(drawn: ModelSpec, tokens: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor | None:
     if not drawn.has_head:
         return None
     labels = drawn.options.get("num_labels", 2)
@@ -186,7 +186,7 @@ def _targets(drawn: Drawn, tokens: Tensor, mask: Tensor | None, generator: torch
     return targets.masked_fill(ignored, -100)
 
 
-def labels(drawn: Drawn, inputs: Inputs) -> Tensor | None:
+def labels(drawn: ModelSpec, inputs: Inputs) -> Tensor | None:
     """The targets in Hugging Face's convention: the same, or for a causal model one place to the right."""
     if drawn.kind != "decoder" or inputs.targets is None:
         return inputs.targets

@@ -7,8 +7,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.parity import hf
-from tests.parity.drawn import Drawn
+from tests.parity import hf_models
+from tests.parity.model_spec import ModelSpec
 
 EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": (
@@ -27,10 +27,10 @@ EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @st.composite
-def expressible(draw: st.DrawFn, family: str) -> Drawn:
+def expressible(draw: st.DrawFn, family: str) -> ModelSpec:
     """A model of which llama.cpp can compute nearly everything that is drawn."""
     architecture, fixed = EXPRESSIBLE[family]
-    drawn = draw(hf.FAMILIES[family](architecture))
+    drawn = draw(hf_models.FAMILIES[family](architecture))
     if family == "t5":
         fixed = {**fixed, "feed_forward_proj": draw(st.sampled_from(("relu", "gated-gelu")))}
     return replace(drawn, options={**drawn.options, **fixed})

@@ -1,0 +1,29 @@
+"""Presets at a size that fits a test."""
+
+from typing import Any
+
+from anyformer.config import ModelConfig, SpecialTokens
+from anyformer.families import PRESETS
+
+
+def shrunk(name: str) -> ModelConfig:
+    """A preset with all of its choices, at a size that fits a test."""
+    big = PRESETS[name]
+    d_model, heads = 24, 4
+    changes: dict[str, Any] = {"d_model": d_model, "vocab_size": 60, "max_length": 64, "feed_forward.width": 40}
+    attention = big.attention
+    changes["attention.heads"] = heads
+    if attention.kv_heads is not None:
+        changes["attention.kv_heads"] = heads if attention.kv_heads == attention.heads else 2
+    if attention.head_dim is not None:
+        changes["attention.head_dim"] = 6 if attention.head_dim * attention.heads == big.d_model else 8
+    if attention.window is not None:
+        changes["attention.window"] = 5
+    layers = {"encoder_layers": 2, "decoder_layers": 3}
+    changes |= {stack: count for stack, count in layers.items() if getattr(big, stack)}
+    changes["tokens"] = SpecialTokens(bos=1, eos=(2,), pad=0, decoder_start=0 if big.is_encoder_decoder else None)
+    if big.embedding.padding is not None:
+        changes["embedding.padding"] = 0
+        if big.position.skip_padding:
+            changes["position.offset"] = 1
+    return big.replace(**changes)
