@@ -34,7 +34,8 @@ FLAGS = [
 _DRIVER = """
 import json, os, sys
 from anyformer.cli import train
-from anyformer.training import run, report
+from anyformer.runs import report
+from anyformer.training import run
 from anyformer.errors import UserError
 for line in sys.stdin:
     argv, limit = json.loads(line)

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from anyformer import atomic
 from anyformer.checkpoint import integers, pooling
 from anyformer.checkpoint.weights import INDEX, SINGLE
 from anyformer.config import ModelConfig
@@ -179,17 +178,11 @@ def writing(directory: Path) -> Generator[Path]:
     """
     directory = directory.absolute()
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    except OSError as error:
-        raise UserError(f"{directory} can't be written: {error.strerror}.") from error
-    try:
-        yield fresh
-        _move(fresh, directory)
+        with atomic.temporary_folder(directory) as fresh:
+            yield fresh
+            _move(fresh, directory)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{directory} can't be written: {getattr(error, 'strerror', None) or error}.") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _move(fresh: Path, directory: Path) -> None:
@@ -200,7 +193,6 @@ def _move(fresh: Path, directory: Path) -> None:
         (path.relative_to(fresh) for path in fresh.rglob("*") if path.is_file()), key=lambda p: p.name == "config.json"
     )
     if not directory.exists():
-        fresh.chmod(0o755)
         fresh.rename(directory)
         return
     replaced = (directory / "config.json").exists()

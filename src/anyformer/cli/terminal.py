@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anyformer import atomic
 from anyformer.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -183,15 +184,7 @@ class Terminal:
         path = Path(name).expanduser()
         if path.exists() and path.absolute() not in self._saved:
             raise UserError(f"{path} exists already: save to another file.")
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        text = json.dumps(self._conversation.messages, indent=2, ensure_ascii=False) + "\n"
-        try:
-            beside.write_text(text, encoding="utf-8", errors="replace")
-            beside.replace(path)
-        except OSError as error:
-            raise UserError(f"{path} can't be written: {error.strerror or error}.") from error
-        finally:
-            beside.unlink(missing_ok=True)
+        atomic.write(path, json.dumps(self._conversation.messages, indent=2, ensure_ascii=False) + "\n")
         self._saved.add(path.absolute())
         self._note(f"({len(self._conversation.messages)} messages in {path})\n")
         return True

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Self, cast
 import numpy as np
 import numpy.typing as npt
 
+from anyformer import atomic
 from anyformer.data.encode import Encodes, Ids, Lengths, chunks, encoded, narrowest
 from anyformer.data.sources import Document
 from anyformer.errors import UserError
@@ -155,16 +156,9 @@ def tokenize(
         UserError: the file can't be written, or a document can't be read or encoded.
     """
     where = Path(path)
-    beside = where.with_name(f".{where.name}.{os.getpid()}.tmp")
     labeled = (("", document) for document in documents)
-    try:
-        where.parent.mkdir(parents=True, exist_ok=True)
-        tokenize_parts(labeled, tokenizer, {"": beside}, workers=workers, progress=progress)
-        beside.replace(where)
-    except OSError as error:
-        raise UserError(f"The token file {where} can't be written: {error.strerror or error}.") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic.replacing(where, make_parents=True) as temporary:
+        tokenize_parts(labeled, tokenizer, {"": temporary}, workers=workers, progress=progress)
     return TokenFile.open(where)
 
 

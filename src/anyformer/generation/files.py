@@ -22,6 +22,7 @@ from typing import Any, cast
 import torch
 from filelock import FileLock, Timeout
 
+from anyformer import atomic
 from anyformer.data.files import RECORD_SUFFIXES, suffix_of
 from anyformer.data.records import records
 from anyformer.data.sources import text_lines
@@ -159,7 +160,8 @@ def open_answers(path: Path, job: Job) -> Generator[Answers]:
             if count > 0:
                 _require_same(path, description, job, other)
             else:
-                _begin(path, description, job)
+                atomic.write(description, json.dumps(job.described(), indent=2) + "\n")
+                path.touch()
         except BaseException:
             lock.release()
             raise
@@ -227,13 +229,6 @@ def _prompt_of(line: bytes, index: int) -> str | None:
         return str(record["prompt"]) if record["index"] == index and isinstance(record["text"], str) else None
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _begin(path: Path, description: Path, job: Job) -> None:
-    beside = description.with_name(f".{description.name}.tmp")
-    beside.write_text(json.dumps(job.described(), indent=2) + "\n", encoding="utf-8")
-    beside.replace(description)
-    path.touch()
 
 
 def _require_same(path: Path, description: Path, job: Job, other: int | None) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from anyformer import atomic
 from anyformer.errors import UserError
 
 CONFIG = "config.yaml"
@@ -111,7 +112,7 @@ class RunDirectory:
     def write_config(self, text: str) -> None:
         """Write config.yaml. Raises UserError when the disk refuses."""
         if self.writes:
-            self._replace(self.path / CONFIG, text)
+            atomic.write(self.path / CONFIG, text)
 
     def log(self, *records: Mapping[str, Any]) -> None:
         """Add lines to metrics.jsonl, all of them or none. Raises UserError when the disk refuses."""
@@ -136,15 +137,7 @@ class RunDirectory:
         if not self.writes or not place.exists():
             return
         kept = [line for line in place.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-        self._replace(place, "".join(f"{line}\n" for line in kept))
-
-    def _replace(self, place: Path, text: str) -> None:
-        beside = place.with_name(f".{place.name}.tmp")
-        try:
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(place)
-        except OSError as error:
-            raise UserError(f"{place} can't be written: {error.strerror or error}.") from error
+        atomic.write(place, "".join(f"{line}\n" for line in kept))
 
     def discard(self) -> None:
         """Remove the directory of a run that never began."""

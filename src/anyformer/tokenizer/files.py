@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import tokenizers
 
+from anyformer import atomic
 from anyformer.errors import UserError
 
 TOKENIZER = "tokenizer.json"
@@ -78,24 +79,10 @@ def to_json(value: Mapping[str, Any]) -> bytes:
 
 
 def write_all(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write several files, each beside its place and renamed into it; raises UserError when the disk
-    refuses."""
+    """Write several files, each of them atomically; raises UserError when the disk refuses."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            _replace(directory / name, content)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"The tokenizer can't be written to {directory}: {reason}.") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+        raise UserError(f"The tokenizer can't be written to {directory}: {error.strerror or error}.") from error
+    for name, content in files.items():
+        atomic.write(directory / name, content)

@@ -11,14 +11,15 @@ A checkpoint is written beside its place and renamed into it, so it is whole or 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 from safetensors import SafetensorError
 
+from anyformer import atomic
 from anyformer.errors import UserError
 from anyformer.training.engines.base import Engine
 
@@ -43,26 +44,22 @@ class Checkpoints:
     def save(self, engine: Engine, step: int, facts: Mapping[str, Any]) -> None:
         """Write a checkpoint, on all processes. Raises UserError where the disk refuses; older ones then stay."""
         place = self.folder / f"step-{step:08}"
-        beside = self.folder / f".{place.name}.tmp"
         leads = engine.group.leads
         if engine.group.share(place.exists()):
             return
         try:
-            if leads:
-                shutil.rmtree(beside, ignore_errors=True)
-                beside.mkdir(parents=True)
-            engine.group.any(False)
-            engine.save(beside)
-            engine.group.any(False)
-            if leads:
-                _write(beside / FACTS, json.dumps({"step": step, **facts}))
-                beside.rename(place)
-                _sync(self.folder)
-                for old in sorted(self._complete())[: -self.keep]:
-                    shutil.rmtree(old, ignore_errors=True)
+            with ExitStack() as stack:
+                made = stack.enter_context(atomic.temporary_folder(place)) if leads else None
+                folder = engine.group.share(made) or place
+                engine.save(folder)
+                engine.group.any(False)
+                if leads:
+                    (folder / FACTS).write_text(json.dumps({"step": step, **facts}), encoding="utf-8")
+                    atomic.move(folder, place)
+                    atomic.remove_abandoned(self.folder, age=0)
+                    for old in sorted(self._complete())[: -self.keep]:
+                        shutil.rmtree(old, ignore_errors=True)
         except (OSError, SafetensorError) as error:
-            if leads:
-                shutil.rmtree(beside, ignore_errors=True)
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"The checkpoint {place} can't be written: {reason}.") from error
 
@@ -79,21 +76,3 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise UserError(f"The checkpoint {checkpoint} can't be read: {FACTS} holds no fields.")
     return cast("dict[str, Any]", facts)
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Make sure that the names in a folder are on the disk, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -1,10 +1,7 @@
 """From a model to a GGUF file, tensor by tensor."""
 
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anyformer import atomic
 from anyformer.checkpoint.gguf.encode import encode, format_named, size, stored_as
 from anyformer.checkpoint.gguf.expressible import expressible
 from anyformer.checkpoint.gguf.types import TensorType
@@ -81,8 +79,8 @@ def save_gguf(
             f"{wanted.block} (such as {fallen[0]}, of {tensors[fallen[0]][0][-1]})."
         )
     factors = rope_factors(config)
-    with _beside(path) as beside:
-        writer = gguf.GGUFWriter(beside, architecture.name)
+    with atomic.replacing(path, make_parents=True) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture.name)
         try:
             for key, value in {**metadata, **general, **words}.items():
                 if key != "general.architecture":
@@ -144,28 +142,3 @@ def _add(writer: Any, key: str, value: Any) -> None:
         writer.add_string(key, value)
     else:
         writer.add_array(key, value)
-
-
-@contextmanager
-def _beside(path: Path) -> Generator[Path]:
-    """A file to write beside its place, which it takes when it is whole.
-
-    Raises:
-        UserError: the disk is full or the place can't be written to; what was there before is untouched.
-    """
-    path = path.absolute()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror}.") from error
-    beside = Path(name)
-    try:
-        yield beside
-        beside.chmod(0o644)
-        beside.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}.") from error
-    finally:
-        beside.unlink(missing_ok=True)

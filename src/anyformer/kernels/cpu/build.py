@@ -26,6 +26,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from anyformer import atomic
+
 _log = logging.getLogger("anyformer")
 _HERE = Path(__file__).parent
 _FLAGS = [
@@ -128,23 +130,19 @@ def _build(name: str) -> Path:
         flags.append("-DEMULATED_TILES")
     facts = [_version(tuple(compiler)), platform.machine(), _processor(), *flags, *linked]
     facts += [path.read_text() for path in (unit, *sorted(_HERE.glob("*.h")))]
-    folder = _folder()
+    folder = atomic.cache_folder() / "native"
     made = folder / f"{name}-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:24]}.so"
     if made.exists():
         return made
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(made.with_suffix(".lock")):
         if not made.exists():
-            beside = made.with_suffix(".making")
-            # A program that was killed while its compiler was at work has left one behind.
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir()
-            try:
-                _run([*compiler, "-c", str(unit), *flags, "-o", "new.o"], beside)
-                _run([*compiler, "new.o", *linked, "-o", "new.so"], beside)
-                (beside / "new.so").rename(made)
-            finally:
-                shutil.rmtree(beside, ignore_errors=True)
+            # Of a program that was killed while its compiler was at work.
+            atomic.remove_abandoned(folder, made.name, age=0)
+            with atomic.temporary_folder(made) as temporary:
+                _run([*compiler, "-c", str(unit), *flags, "-o", "new.o"], temporary)
+                _run([*compiler, "new.o", *linked, "-o", "new.so"], temporary)
+                (temporary / "new.so").rename(made)
     return made
 
 
@@ -181,12 +179,6 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return "\n".join(next((line for line in lines if line.startswith(name)), "") for name in ("flags", "Features"))
-
-
-def _folder() -> Path:
-    given = os.environ.get("ANYFORMER_CACHE")
-    base = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anyformer"
-    return base / "native"
 
 
 def _reason(error: Exception) -> str:

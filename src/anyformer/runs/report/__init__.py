@@ -12,7 +12,6 @@ sample, a path, a name) and is escaped by Jinja; a policy in the page forbids it
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -22,8 +21,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from anyformer import __version__
-from anyformer.errors import UserError
+from anyformer import __version__, atomic
 from anyformer.runs.listing import Run, read_run
 from anyformer.runs.report.comparison import comparison
 from anyformer.runs.report.page import page
@@ -47,13 +45,13 @@ def write_report(directory: Path, defaults: Mapping[str, Any], file: Path | None
     """
     run = read_run(directory)
     place = file or directory / REPORT
-    _write(place, _render("page.html", page(run, defaults)))
+    atomic.write(place, _render("page.html", page(run, defaults)))
     return place
 
 
 def write_comparison(runs: Sequence[Run], file: Path) -> Path:
     """Write a page with the curves of runs over each other. Raises UserError where the disk refuses."""
-    _write(file, _render("comparison.html", comparison(runs)))
+    atomic.write(file, _render("comparison.html", comparison(runs)))
     return file
 
 
@@ -74,18 +72,3 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
         style=Markup((here / "style.css").read_text(encoding="utf-8")),
         script=Markup((here / "charts.js").read_text(encoding="utf-8")),
     )
-
-
-def _write(place: Path, text: str) -> None:
-    beside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with beside.open("w", encoding="utf-8", errors="replace") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(place)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{place} can't be written: {error.strerror or error}.") from error

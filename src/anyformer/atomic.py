@@ -1,0 +1,129 @@
+"""Atomic writes: whoever opens a file or a folder finds the old content or the new, never a part of it.
+
+New content is written to ``.NAME.RANDOM.tmp`` in the same folder and then renamed, which is atomic within a file
+system. A program that is killed leaves the old content in place, and the temporary file beside it. Permissions follow
+the umask.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from anyformer.errors import UserError
+
+_ABANDONED = 86400.0
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replace the content of a file, and wait until it is on the disk.
+
+    Args:
+        path: the file; its folder must exist.
+        content: bytes, or text that is encoded in UTF-8 (what can't be encoded becomes `?`).
+
+    Raises:
+        UserError: it can't be written; what was there is unchanged.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8", errors="replace") if isinstance(content, str) else content)
+        sync(temporary)
+
+
+@contextmanager
+def replacing(path: Path, *, make_parents: bool = False) -> Generator[Path]:
+    """Yield the path of an empty temporary file, which replaces `path` if the block ends without an error.
+
+    Raises:
+        UserError: it can't be written (any OSError in the block); what was there is unchanged.
+    """
+    temporary = _temporary(path)
+    try:
+        if make_parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}.") from error
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Generator[Path]:
+    """Yield an empty folder beside `path`, which is removed at the end of the block unless it has been renamed.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    folder = _temporary(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a finished file or folder once its content is on the disk, and wait until the new name is as well.
+
+    Raises:
+        OSError: the disk refuses, or the target is a folder that isn't empty.
+    """
+    sync(source)
+    source.rename(target)
+    _sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder and all that is in it, is on the disk. Raises OSError where it refuses."""
+    for each in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        _sync(each)
+
+
+def remove_abandoned(folder: Path, name: str = "*", *, age: float = _ABANDONED) -> None:
+    """Remove from a folder the temporary files and folders of programs that were killed.
+
+    Args:
+        folder: where they are.
+        name: a pattern of the names that they were to be renamed to.
+        age: seconds since the last change from which on one counts as abandoned.
+    """
+    for path in folder.glob(f".{name}.*.tmp"):
+        try:
+            latest = max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+        except FileNotFoundError:
+            continue  # another program has just finished with it
+        if time.time() - latest >= age:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """The folder of what can be made again: $ANYFORMER_CACHE, or else the platform's own for this user."""
+    given = os.environ.get("ANYFORMER_CACHE")
+    return Path(given) if given else user_cache_path("anyformer", appauthor=False)
+
+
+def _temporary(path: Path) -> Path:
+    """An unused name in the same folder: with 64 random bits, nobody else's."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":
+        return  # only POSIX can open a folder
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

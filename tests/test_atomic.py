@@ -1,0 +1,136 @@
+"""Files and folders that are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from anyformer import atomic
+from anyformer.errors import UserError
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("content", "stored"), [("ä\n", b"\xc3\xa4\n"), (b"\x00\r\n", b"\x00\r\n"), ("\ud800", b"?")])
+def test_a_file_is_replaced(tmp_path: Path, content: str | bytes, stored: bytes):
+    for _ in range(2):
+        atomic.write(tmp_path / "file", content)
+        assert (tmp_path / "file").read_bytes() == stored
+    assert _names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError(), OSError(errno.ENOSPC, "No space left on device")])
+def test_an_error_leaves_the_old_content(tmp_path: Path, error: BaseException):
+    (tmp_path / "file").write_text("old")
+    expected = UserError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected), atomic.replacing(tmp_path / "file") as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise error
+    assert _names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_the_folder_must_exist_or_is_made(tmp_path: Path):
+    with pytest.raises(UserError, match=r"nowhere/file can't be written: No such file or directory\.$"):
+        atomic.write(tmp_path / "nowhere" / "file", "text")
+    with atomic.replacing(tmp_path / "nowhere" / "file", make_parents=True) as temporary:
+        temporary.write_text("text")
+    assert (tmp_path / "nowhere" / "file").read_text() == "text"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no umask")
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_permissions_follow_the_umask(tmp_path: Path, mask: int):
+    before = os.umask(mask)
+    try:
+        atomic.write(tmp_path / "file", "text")
+        with atomic.temporary_folder(tmp_path / "folder") as folder:
+            folder.rename(tmp_path / "folder")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~mask
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~mask
+
+
+def test_temporary_names_differ_and_are_never_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with atomic.temporary_folder(tmp_path / "a") as one, atomic.temporary_folder(tmp_path / "a") as other:
+        assert one != other
+        assert one.parent == other.parent == tmp_path
+    monkeypatch.setattr(atomic.secrets, "token_hex", lambda size: "same")
+    with atomic.replacing(tmp_path / "b") as temporary:
+        temporary.write_text("mine")
+        with pytest.raises(UserError, match="File exists"), atomic.replacing(tmp_path / "b"):
+            pass
+    assert (tmp_path / "b").read_text() == "mine"
+    assert _names(tmp_path) == ["b"]
+
+
+def test_a_folder_is_moved_whole(tmp_path: Path):
+    with atomic.temporary_folder(tmp_path / "deep" / "folder") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_text("text")
+        atomic.move(folder, tmp_path / "deep" / "folder")
+    assert (tmp_path / "deep" / "folder" / "inner" / "file").read_text() == "text"
+    with pytest.raises(OSError, match="not empty"), atomic.temporary_folder(tmp_path / "deep" / "folder") as folder:
+        atomic.move(folder, tmp_path / "deep" / "folder")
+    assert _names(tmp_path / "deep") == ["folder"]
+
+
+_WRITES = """
+import sys
+from pathlib import Path
+from anyformer import atomic
+print("go", flush=True)
+for number in range(10**6):
+    atomic.write(Path(sys.argv[1]), str(number % 10) * 100_000)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.02, 0.05])
+def test_a_kill_leaves_old_or_new_content(tmp_path: Path, delay: float):
+    file = tmp_path / "file"
+    file.write_text("x" * 100_000)
+    process = subprocess.Popen([sys.executable, "-c", _WRITES, str(file)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "go\n"
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    text = file.read_text()
+    assert len(text) == 100_000
+    assert len(set(text)) == 1
+    atomic.remove_abandoned(tmp_path, age=0)
+    assert _names(tmp_path) == ["file"]
+
+
+def test_only_what_is_old_and_of_that_name_is_removed(tmp_path: Path):
+    for name, age in ((".a.1.tmp", 2 * 86400), (".b.1.tmp", 2 * 86400), (".a.2.tmp", 60), ("a.tmp", 2 * 86400)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age, time.time() - age))
+    atomic.remove_abandoned(tmp_path, "a")
+    assert _names(tmp_path) == [".a.2.tmp", ".b.1.tmp", "a.tmp"]
+    atomic.remove_abandoned(tmp_path)
+    assert _names(tmp_path) == [".a.2.tmp", "a.tmp"]
+    atomic.remove_abandoned(tmp_path, age=0)
+    assert _names(tmp_path) == ["a.tmp"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other platforms have folders of their own")
+def test_the_cache_folder_is_the_environments_or_the_users(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("ANYFORMER_CACHE", raising=False)
+    assert atomic.cache_folder() == Path.home() / ".cache" / "anyformer"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert atomic.cache_folder() == Path("/x/anyformer")
+    monkeypatch.setenv("ANYFORMER_CACHE", "/y")
+    assert atomic.cache_folder() == Path("/y")
