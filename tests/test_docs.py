@@ -20,7 +20,7 @@ import torch
 import anyformer as af
 from anyformer.analysis import parts
 from anyformer.cli.main import COMMANDS
-from anyformer.cli.models import config_of
+from anyformer.cli.options import Parser
 from anyformer.families import ALIASES, FAMILIES, PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -272,43 +272,15 @@ def test_command_lines_parse(line: str, page: str, monkeypatch: pytest.MonkeyPat
     assert command in COMMANDS, f"{page}: there is no command {command}"
     if not arguments and command != "train":
         return  # a mention, in prose
-    module = import_module(f"anyformer.cli.{command}")
-    if "parse" not in vars(module):
-        assert command == "diff"
-        assert len(arguments) == 2
-        for name in arguments:
-            assert _config(name) is not None
-        return
-    real = module.parse
+    module, real = import_module(f"anyformer.cli.{command}"), Parser.given
 
-    def parse(*given: Any, **named: Any) -> Any:
-        real(*given, **named)
+    def given(*arguments: Any) -> Any:
+        real(*arguments)
         raise _UnderstoodError
 
-    monkeypatch.setattr(module, "parse", parse)
-    if "config_of" in vars(module):
-        monkeypatch.setattr(module, "config_of", _config)
-    if "read_yaml" in vars(module):
-        config = module.TrainConfig(model=af.preset("gpt2"))
-
-        def read_yaml(*_: object) -> tuple[Any, frozenset[str]]:
-            return config, frozenset()
-
-        monkeypatch.setattr(module, "read_yaml", read_yaml)
-    if "check_run_directory" in vars(module):
-        monkeypatch.setattr(module, "check_run_directory", lambda path: None)
-    if arguments == ["--help"] or arguments[-1:] == ["--help"]:
-        with pytest.raises(SystemExit) as stopped:
-            module.run(arguments)
-        assert stopped.value.code == 0
-        return
-    with pytest.raises(_UnderstoodError):
+    monkeypatch.setattr(Parser, "given", given)
+    with pytest.raises(SystemExit if "--help" in arguments else _UnderstoodError):
         module.run(arguments)
-
-
-def _config(name: str) -> af.ModelConfig:
-    """A preset's config; any path stands for some model."""
-    return af.preset("gpt2") if "/" in name or name.isupper() or name.endswith(".gguf") else config_of(name)
 
 
 def test_command_lines_are_found() -> None:

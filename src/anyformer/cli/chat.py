@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional
-
-from anyformer.cli.parsing import parse
+from anyformer.cli.loading import LoadOptions
+from anyformer.cli.options import Positional, parse
 from anyformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,19 +22,23 @@ class ChatOptions:
     """Talk with a model, in the words of its own chat template.
 
     Ctrl-C stops an answer; at the prompt, Ctrl-D leaves. Questions can also be piped in, one a line.
+
+    Examples:
+        anyformer chat HuggingFaceTB/SmolLM2-135M-Instruct --quantize int4
+        anyformer chat runs/llama-nano-1 --system "Answer in one sentence." --temperature 0
     """
 
     model: Positional[str]
-    """A model directory, a run directory, or a hub id."""
+    """A model directory, a run directory, a GGUF file, or a hub id."""
     system: str | None = None
-    """How the model is to behave; default: what its template says."""
-    temperature: float | None = None
-    """0: always the likeliest token; above: draw, the bolder the higher. Default: the model's own, or 0.7."""
-    top_p: float | None = None
-    """Draw from the likeliest tokens that have this probability together. Default: the model's own, or all."""
+    """How the model is to behave (default: what its template says)."""
+    temperature: Annotated[float | None, "T"] = None
+    """0: always the likeliest token; above: draw, the bolder the higher (default: the model's own, or 0.7)."""
+    top_p: Annotated[float | None, "P"] = None
+    """Draw from the likeliest tokens that have this probability together (default: the model's own, or all)."""
     top_k: int | None = None
-    """Draw from the k likeliest tokens only. Default: the model's own, or all."""
-    min_p: float | None = None
+    """Draw from the k likeliest tokens only (default: the model's own, or all)."""
+    min_p: Annotated[float | None, "P"] = None
     """Draw from tokens only that are at least this share as likely as the likeliest."""
     repetition_penalty: float = 1.0
     """Above 1: what the conversation has already becomes less likely."""
@@ -43,32 +46,26 @@ class ChatOptions:
     """Above 0: what the answer has already becomes less likely."""
     frequency_penalty: float = 0.0
     """Above 0: the more often the answer has something, the less likely it becomes."""
-    stop: tuple[str, ...] = ()
+    stop: Annotated[tuple[str, ...], "STRING"] = ()
     """Strings that end an answer, and are no part of it."""
     seed: int | None = None
     """Makes the answers repeatable."""
     max_new_tokens: int = _USUAL_TOKENS
     """Stop an answer after this many tokens."""
-    device: str | None = None
-    """Where to compute, such as cuda; default: the CPU."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Number format of the weights; default: as stored."""
-    quantize: Literal["int8", "int4"] | None = None
-    """Round the matrices to integers of 8 or 4 bits while they are read."""
+    loading: LoadOptions = LoadOptions()
 
 
 def run(argv: list[str]) -> int:
     """Load the model and talk."""
-    options = parse(ChatOptions, argv, prog="anyformer chat")
+    options = parse(ChatOptions, argv, "chat")
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is at least 1, not {options.max_new_tokens}.")
 
-    from anyformer.checkpoint import load
     from anyformer.cli.terminal import Terminal
     from anyformer.generation import Conversation
     from anyformer.generation.stop import StopStrings
 
-    model, tokenizer = load(options.model, options.dtype, options.device, quantize=options.quantize)
+    model, tokenizer = options.loading.load(options.model)
     sampling = _sampling(options, model)
     conversation = Conversation(model, tokenizer, options.system, options.seed)
     StopStrings(options.stop)  # refused before the first question

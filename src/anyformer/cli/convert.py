@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-import tyro
-from tyro.conf import Positional
-
-from anyformer.cli.parsing import parse
+from anyformer.cli.loading import LoadOptions
+from anyformer.cli.options import Positional, parse
 from anyformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +22,11 @@ class ConvertOptions:
 
     With --type int8 or int4 any model becomes a directory of integers, which loads at once and takes half or a quarter
     of the memory; only anyformer opens it.
+
+    Examples:
+        anyformer convert openai-community/gpt2 gpt2.gguf --type q8_0 --verify
+        anyformer convert gpt2.gguf gpt2
+        anyformer convert openai-community/gpt2 small --type int4
     """
 
     source: Positional[str]
@@ -31,17 +34,20 @@ class ConvertOptions:
     target: Positional[str]
     """What to write: a file that ends in .gguf, or a directory."""
     type: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "int8", "int4"] | None = None
-    """The format of the weights; default: f16 in a GGUF file, as stored in a directory (which has no q types). int8
-    and int4 make a directory."""
-    verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Compare what was written with what llama.cpp reads (transformers, for a directory): tokens, numbers and words."""
-    allow_pickle: bool = False
-    """Read pytorch_model.bin where there is no safetensors file."""
+    """The format of the weights; int8 and int4 make a directory, the q types a GGUF file (default: f16 in a GGUF file,
+    as stored in a directory)."""
+    verify: bool = False
+    """Compare what was written with what llama.cpp reads (of a directory, transformers): token ids, numbers, text."""
+    loading: LoadOptions = LoadOptions()
 
 
 def run(argv: list[str]) -> int:
     """Convert, and say what could not be carried over; exit status 1 if a comparison finds a difference."""
-    options = parse(ConvertOptions, argv, prog="anyformer convert")
+    options = parse(ConvertOptions, argv, "convert")
+    if (quantize := options.loading.quantize) is not None:
+        if options.type not in (None, quantize):
+            raise UserError(f"--quantize {quantize} and --type {options.type} contradict each other: give one of them.")
+        options = replace(options, type=quantize)
     source = Path(options.source)
     # Of a run directory the model in it is read.
     if source.exists() and Path(options.target).resolve() in (source.resolve(), (source / "model").resolve()):
@@ -67,9 +73,9 @@ def _to_integers(options: ConvertOptions) -> int:
     if options.verify:
         raise UserError("No other program reads a directory of integers: `anyformer evaluate` says what they cost.")
 
-    from anyformer.checkpoint import load, save
+    from anyformer.checkpoint import save
 
-    model, tokenizer = load(options.source, quantize=options.type, allow_pickle=options.allow_pickle)
+    model, tokenizer = replace(options.loading, quantize=options.type).load(options.source)
     save(model, options.target, tokenizer=tokenizer)
     size = sum(path.stat().st_size for path in Path(options.target).glob("*.safetensors"))
     print(f"{options.target}: {options.type}, {size / 1e6:,.1f} MB{'' if tokenizer else ', without a tokenizer'}")
@@ -77,10 +83,10 @@ def _to_integers(options: ConvertOptions) -> int:
 
 
 def _to_gguf(options: ConvertOptions) -> list[Check]:
-    from anyformer.checkpoint import load, save_gguf
+    from anyformer.checkpoint import save_gguf
 
     path = Path(options.target)
-    model, tokenizer = load(options.source, allow_pickle=options.allow_pickle)
+    model, tokenizer = options.loading.load(options.source)
     written = save_gguf(model, path, tokenizer=tokenizer, kind=options.type or "f16")
     for note in written.notes:
         print(f"note: {note}")
@@ -94,11 +100,12 @@ def _to_gguf(options: ConvertOptions) -> list[Check]:
 
 
 def _to_directory(options: ConvertOptions) -> list[Check]:
-    from anyformer.checkpoint import load, save
+    from anyformer.checkpoint import save
 
     if options.type not in _DTYPES:
         raise UserError(f"A model directory has no weights of type {options.type}: choose f32, f16 or bf16.")
-    model, tokenizer = load(options.source, _DTYPES[options.type])
+    loading = replace(options.loading, dtype=_DTYPES[options.type] or options.loading.dtype)
+    model, tokenizer = loading.load(options.source)
     model_type = save(model, options.target, tokenizer=tokenizer)
     print(f"{options.target}: {model_type}{'' if tokenizer else ', without a tokenizer'}")
     if not options.verify:

@@ -1,28 +1,41 @@
 """`anyformer diff A B`: only what differs."""
 
-from anyformer.cli.models import config_of, positional, text
+from dataclasses import dataclass
+
+from anyformer.cli.loading import read_config
+from anyformer.cli.options import Positional, parse
+from anyformer.cli.show import shown
 from anyformer.config import diff
 
-_USAGE = "anyformer diff A B, where each is a preset or a model directory: anyformer diff gpt2 llama"
+
+@dataclass(frozen=True)
+class DiffOptions:
+    """Show the fields of the config in which two models differ.
+
+    Examples:
+        anyformer diff gpt2 llama
+        anyformer diff runs/llama-nano-1 llama-3.2-1b
+    """
+
+    a: Positional[str]
+    """A preset, a model directory, a run directory, or a GGUF file."""
+    b: Positional[str]
+    """What to compare it with."""
 
 
 def run(argv: list[str]) -> int:
     """Print the fields in which two models differ."""
-    if argv and argv[0] in ("-h", "--help"):
-        print(f"usage: {_USAGE}")
-        return 0
-    (left, right), rest = positional(argv, 2, _USAGE)
-    positional(rest, 0, _USAGE)
-    differences = diff(config_of(left), config_of(right))
+    options = parse(DiffOptions, argv, "diff")
+    differences = diff(read_config(options.a), read_config(options.b))
 
     from rich.console import Console
     from rich.table import Table
 
     if not differences:
-        Console().print(f"{left} and {right} are the same architecture.")
+        Console().print(f"{options.a} and {options.b} are the same architecture.")
         return 0
-    table = Table("", left, right, header_style="bold", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table = Table("", options.a, options.b, header_style="bold", box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for name, (a, b) in differences.items():
-        table.add_row(name, text(a), text(b))
+        table.add_row(name, shown(a), shown(b))
     Console().print(table)
     return 0

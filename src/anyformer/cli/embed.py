@@ -2,40 +2,36 @@
 
 import json
 from dataclasses import dataclass
-from typing import Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional
-
-from anyformer.cli.parsing import parse
-from anyformer.errors import UserError
+from anyformer.cli.loading import LoadOptions
+from anyformer.cli.options import Positional, parse
 
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """Turn each text into one vector, as the model's pooling files say, and show how alike the texts are."""
+    """Turn each text into one vector, as the model's pooling files say, and show how alike the texts are.
+
+    Examples:
+        anyformer embed sentence-transformers/all-MiniLM-L6-v2 "a cat" "a kitten" "tax law"
+        anyformer embed sentence-transformers/all-MiniLM-L6-v2 "a cat" --json
+    """
 
     model: Positional[str]
-    """A model directory, a run directory, or a hub id."""
+    """A model directory, a run directory, a GGUF file, or a hub id."""
     texts: Positional[tuple[str, ...]]
     """The texts."""
-    json: FlagCreatePairsOff[bool] = False
+    json: bool = False
     """Print the vectors, one JSON list a line."""
-    device: str | None = None
-    """Where to compute, such as cuda; default: the CPU."""
-    quantize: Literal["int8", "int4"] | None = None
-    """Round the matrices to integers of 8 or 4 bits while they are read."""
+    loading: LoadOptions = LoadOptions()
 
 
 def run(argv: list[str]) -> int:
     """Print the vectors, or the cosines between them."""
-    options = parse(EmbedOptions, argv, prog="anyformer embed")
-    if not options.texts:
-        raise UserError('there is no text to embed: anyformer embed MODEL "one text" "another"')
+    options = parse(EmbedOptions, argv, "embed")
 
-    from anyformer.checkpoint import load
     from anyformer.generation import embed
 
-    model, tokenizer = load(options.model, device=options.device, quantize=options.quantize)
+    model, tokenizer = options.loading.load(options.model)
     vectors = embed(model, tokenizer, options.texts).cpu()
     if options.json:
         for vector in vectors:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from tyro.conf import FlagCreatePairsOff, Positional
-
-from anyformer.cli.parsing import parse
+from anyformer.cli.loading import LoadOptions
+from anyformer.cli.options import Positional, parse
 from anyformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +21,10 @@ class EvaluateOptions:
     """How well a decoder predicts a text: perplexity, bits per byte, and what it takes.
 
     The text is cut into windows of --context tokens, and each token is predicted from those before it in its window.
+
+    Examples:
+        anyformer evaluate openai-community/gpt2 --data notes.txt
+        anyformer evaluate openai-community/gpt2 --data notes.txt --compare
     """
 
     model: Positional[str]
@@ -31,29 +34,22 @@ class EvaluateOptions:
     field: str = "text"
     """The field that holds the text of a record."""
     context: int | None = None
-    """Tokens of a window; default: as many as the model was trained on, at most 1,024."""
+    """Tokens of a window (default: as many as the model was trained on, at most 1,024)."""
     limit: int | None = None
-    """Read this many tokens of the text; default: all."""
+    """Read this many tokens of the text (default: all)."""
     batch_size: int = 4
     """Windows that are read at a time."""
-    compare: FlagCreatePairsOff[bool] = False
+    compare: bool = False
     """Evaluate it as stored, with int8 and with int4, and show what each costs."""
-    json: FlagCreatePairsOff[bool] = False
+    json: bool = False
     """Print the figures as JSON, one object a line."""
-    device: str | None = None
-    """Where to compute, such as cuda; default: the CPU."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Number format of weights and activations; default: as stored."""
-    quantize: Literal["int8", "int4"] | None = None
-    """Round the matrices to integers of 8 or 4 bits while they are read."""
-    allow_pickle: bool = False
-    """Read pytorch_model.bin where there is no safetensors file."""
+    loading: LoadOptions = LoadOptions()
 
 
 def run(argv: list[str]) -> int:
     """Print the figures."""
-    options = parse(EvaluateOptions, argv, prog="anyformer evaluate")
-    if options.compare and options.quantize is not None:
+    options = parse(EvaluateOptions, argv, "evaluate")
+    if options.compare and options.loading.quantize is not None:
         raise UserError("--compare evaluates all of them: leave out --quantize.")
     for name in ("limit", "batch_size"):
         if (value := getattr(options, name)) is not None and value < 1:
@@ -64,7 +60,7 @@ def run(argv: list[str]) -> int:
     console = Console(stderr=True)
     text: Text | None = None
     found: dict[str, Quality] = {}
-    for kind in (None, "int8", "int4") if options.compare else (options.quantize,):
+    for kind in (None, "int8", "int4") if options.compare else (options.loading.quantize,):
         name, found_text, quality = _evaluate(options, kind, text, console)
         text = found_text
         found[name] = quality
@@ -80,12 +76,9 @@ def _evaluate(
 ) -> tuple[str, Text, Quality]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from anyformer.checkpoint import load
     from anyformer.compare.quality import integers, measure, predictions, read_text
 
-    model, tokenizer = load(
-        options.model, options.dtype, options.device, quantize=kind, allow_pickle=options.allow_pickle
-    )
+    model, tokenizer = replace(options.loading, quantize=kind).load(options.model)
     if text is None:
         text = read_text(tokenizer, options.data, options.field, options.limit)
     name = integers(model)

@@ -2,37 +2,38 @@
 
 from dataclasses import dataclass
 
-from tyro.conf import Positional
-
-from anyformer.cli.parsing import parse
+from anyformer.cli.loading import LoadOptions
+from anyformer.cli.options import Positional, parse
 from anyformer.errors import UserError
 
 
 @dataclass(frozen=True)
 class FillOptions:
-    """Guess the masked words of a text with an encoder that was trained to."""
+    """Guess the masked words of a text with an encoder that was trained to.
+
+    Examples:
+        anyformer fill bert-base-uncased "Paris is the [MASK] of France."
+        anyformer fill runs/bert-mini-1 "for [MASK] in range(10):" --top 10
+    """
 
     model: Positional[str]
-    """A model directory, a run directory, or a hub id."""
+    """A model directory, a run directory, a GGUF file, or a hub id."""
     text: Positional[str]
     """The text, with the tokenizer's mask token ([MASK], <mask>) where a word is missing."""
     top: int = 5
     """Guesses for each mask."""
-    device: str | None = None
-    """Where to compute, such as cuda; default: the CPU."""
+    loading: LoadOptions = LoadOptions()
 
 
 def run(argv: list[str]) -> int:
     """Print the likeliest words for each mask."""
-    options = parse(FillOptions, argv, prog="anyformer fill")
+    options = parse(FillOptions, argv, "fill")
     if options.top < 1:
         raise UserError(f"--top is a number of guesses, at least 1, not {options.top}.")
 
-    from anyformer.checkpoint import load
     from anyformer.generation import fill
 
-    model, tokenizer = load(options.model, device=options.device)
-    masks = fill(model, tokenizer, options.text, top=options.top)
+    masks = fill(*options.loading.load(options.model), options.text, top=options.top)
     for number, candidates in enumerate(masks, 1):
         if len(masks) > 1:
             print(f"mask {number}")

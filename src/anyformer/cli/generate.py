@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import Positional
-
-from anyformer.cli.parsing import parse
+from anyformer.cli.loading import LoadOptions
+from anyformer.cli.options import Positional, parse
 from anyformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,10 +37,16 @@ _NOT_OF_THE_TEXT = ("model", "prompt", "file", "out", "field", "device", "allow_
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Continue a prompt, token by token; an encoder-decoder rewrites it instead."""
+    """Continue a prompt, token by token; an encoder-decoder rewrites it instead.
+
+    Examples:
+        anyformer generate runs/llama-nano-1 "def " --temperature 0.8 --seed 1
+        anyformer generate Helsinki-NLP/opus-mt-en-de "The cat sleeps."
+        anyformer generate openai-community/gpt2 --file prompts.txt --out answers.jsonl
+    """
 
     model: Positional[str]
-    """A model directory, a run directory, or a hub id."""
+    """A model directory, a run directory, a GGUF file, or a hub id."""
     prompt: Positional[str] = ""
     """The text to go on from; for an encoder-decoder the source."""
     file: Path | None = None
@@ -53,14 +58,14 @@ class GenerateOptions:
     batch_size: int = 8
     """Prompts of --file that are answered at a time."""
     max_new_tokens: int | None = None
-    """Stop after this many tokens, sooner at end-of-text; default: 200, or as many as the context has room for."""
-    temperature: float = 0.0
+    """Stop after this many tokens, sooner at end-of-text (default: 200, or as many as the context has room for)."""
+    temperature: Annotated[float, "T"] = 0.0
     """0: always the likeliest token; above: draw, the bolder the higher."""
     top_k: int | None = None
     """Draw from the k likeliest tokens only."""
-    top_p: float | None = None
+    top_p: Annotated[float | None, "P"] = None
     """Draw from the likeliest tokens that have this probability together."""
-    min_p: float | None = None
+    min_p: Annotated[float | None, "P"] = None
     """Draw from tokens only that are at least this share as likely as the likeliest."""
     repetition_penalty: float = 1.0
     """Above 1: what prompt and text have already becomes less likely."""
@@ -68,9 +73,9 @@ class GenerateOptions:
     """Above 0: what the new text has already becomes less likely."""
     frequency_penalty: float = 0.0
     """Above 0: the more often the new text has something, the less likely it becomes."""
-    logit_bias: tuple[str, ...] = ()
-    """TOKEN:BIAS, such as 11:-100: added to the logit of the token with this id."""
-    stop: tuple[str, ...] = ()
+    logit_bias: Annotated[tuple[str, ...], "TOKEN:BIAS"] = ()
+    """Add a bias to the logit of the token with this id, such as 11:-100."""
+    stop: Annotated[tuple[str, ...], "STRING"] = ()
     """Strings that end the text, and are no part of it."""
     samples: int = 1
     """Draw so many texts, each by itself; it wants a --temperature."""
@@ -82,30 +87,22 @@ class GenerateOptions:
     seed: int | None = None
     """Makes drawing repeatable."""
     beams: int | None = None
-    """Search for the likeliest text with this many side by side; 1: greedy. Default: as many as the model's own
-    settings ask for (translation models do), and 1 if tokens are drawn."""
+    """Search for the likeliest text with this many side by side; 1: greedy (default: as many as the model's own
+    settings ask for, as translation models do, and 1 if tokens are drawn)."""
     length_penalty: float | None = None
-    """Beams: 0 favors short texts, 1 compares means a token, more favors long ones. Default: the model's, or 1."""
+    """Beams: 0 favors short texts, 1 compares means a token, more favors long ones (default: the model's, or 1)."""
     early_stopping: Literal["true", "false", "never"] | None = None
     """Beams: stop when as many texts have ended (true), when the rest look worse (false), or when they can't get better
-    at any length (never). Default: the model's own, or false."""
+    at any length (never) (default: the model's own, or false)."""
     n_best: int = 1
     """Show this many of the texts that the search found, each behind its score."""
-    device: str | None = None
-    """Where to compute, such as cuda; default: the CPU."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Number format of the weights; default: as stored."""
-    quantize: Literal["int8", "int4"] | None = None
-    """Round the matrices to integers of 8 or 4 bits while they are read."""
-    allow_pickle: bool = False
-    """Read pytorch_model.bin where there is no safetensors file."""
+    loading: LoadOptions = LoadOptions()
 
 
 def run(argv: list[str]) -> int:
     """Write the continuation as it comes; what is searched for with beams comes when the search is over."""
-    options = parse(GenerateOptions, argv, prog="anyformer generate")
+    options = parse(GenerateOptions, argv, "generate")
 
-    from anyformer.checkpoint import load
     from anyformer.cli.tokens import show_tokens
     from anyformer.generation import Sampling, generate, generate_n_best, generate_samples, generate_stream, room
     from anyformer.generation.generate import choose_search
@@ -115,13 +112,7 @@ def run(argv: list[str]) -> int:
         raise UserError("--samples draws texts, and greedy ones would all be the same: add --temperature 0.8.")
     if options.n_best != 1 and options.temperature != 0.0:
         raise UserError("--n-best shows what a search for the likeliest texts found: leave out --temperature.")
-    model, tokenizer = load(
-        options.model,
-        options.dtype,
-        options.device,
-        quantize=options.quantize,
-        allow_pickle=options.allow_pickle,
-    )
+    model, tokenizer = options.loading.load(options.model)
     early: EarlyStopping | None = None
     if options.early_stopping is not None:
         early = "never" if options.early_stopping == "never" else options.early_stopping == "true"
@@ -132,7 +123,9 @@ def run(argv: list[str]) -> int:
         raise UserError(f"{names} are for texts without beams: leave them out, or --beams 1.")
     draft: Draft | None = None
     if options.draft is not None:
-        draft = "prompt" if options.draft == "prompt" else load(options.draft, options.dtype, options.device)[0]
+        draft = (
+            "prompt" if options.draft == "prompt" else replace(options.loading, quantize=None).load(options.draft)[0]
+        )
     sampling = Sampling(
         temperature=options.temperature,
         top_k=options.top_k,

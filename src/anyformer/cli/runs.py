@@ -6,11 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import tyro
-
-from anyformer.cli.parsing import parse
+from anyformer.cli.options import Positional, parse
 from anyformer.errors import UserError
 from anyformer.runs.listing import Run, differences, is_run, read_run, read_runs
 from anyformer.runs.report import write_comparison, write_report
@@ -36,19 +34,23 @@ class RunsOptions:
     """List the runs in a directory, newest first; of runs that are named one by one say what differs in their configs.
 
     The losses are those of the latest evaluation, in nats per token.
+
+    Examples:
+        anyformer runs
+        anyformer runs gpt2-nano-1 gpt2-nano-2 --html curves.html
     """
 
-    paths: tyro.conf.Positional[tuple[str, ...]] = ()
-    """A directory of runs; or runs, by path or by their name in runs/. None: runs/."""
+    paths: Positional[tuple[str, ...]] = ()
+    """A directory of runs; or runs, by path or by their name in runs/ (default: runs/)."""
     html: Path | None = None
     """Write a page with their curves to this file: of several runs over each other."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    json: bool = False
     """Print JSON instead of tables."""
 
 
 def run(argv: list[str]) -> int:
     """Print a table of runs."""
-    options = parse(RunsOptions, argv, prog="anyformer runs")
+    options = parse(RunsOptions, argv, "runs")
     runs, compared = _chosen(options.paths)
     if options.html is not None:
         _write(runs, options.html)

@@ -1,51 +1,51 @@
 """`anyformer show MODEL`: what a model is made of and what it costs."""
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Annotated
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from typing import Any
 
-import tyro
-
-from anyformer.cli.models import config_of, essentials, positional, text
-from anyformer.cli.parsing import parse
+from anyformer.cli.loading import read_config
+from anyformer.cli.options import Parser, Positional, change_model, make
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
-
-_USAGE = "anyformer show MODEL [--context N] [--json] [--model.FIELD VALUE ...], where MODEL is a preset or a directory"
 
 
 @dataclass(frozen=True)
 class ShowOptions:
-    """Show a preset's or a model directory's config, its parts, and what they cost."""
+    """Show a model's config, its parts, and what they cost, without its weights.
 
-    model: ModelConfig
-    """The fields of the model, to be changed one by one."""
+    Examples:
+        anyformer show llama-3.2-1b
+        anyformer show gpt2 --model.decoder-layers 24 --context 512
+    """
+
+    model: Positional[str]
+    """A preset, a model directory, a run directory, or a GGUF file."""
     context: int | None = None
-    """Tokens that each token looks back on; default: as many as the model was made for."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Tokens that each token attends to (default: as many as the model was made for)."""
+    json: bool = False
     """Print JSON instead of tables."""
 
 
 def run(argv: list[str]) -> int:
     """Print the account of a model."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: {_USAGE}")
-        return 0
-    (name,), rest = positional(argv, 1, _USAGE)
-    options = parse(ShowOptions, rest, default=ShowOptions(model=config_of(name)), prog=f"anyformer show {name}")
+    parser = Parser("show", ShowOptions)
+    parser.add_model_flags()
+    given = parser.given(argv)
+    options = make(ShowOptions, given)
+    config = change_model(read_config(options.model), given, "show")
     if options.context is not None and options.context < 1:
         raise UserError(f"--context is a number of tokens, at least 1, not {options.context}.")
-    _print(name, options)
+    _print(config, options)
     return 0
 
 
-def _print(name: str, options: ShowOptions) -> None:
+def _print(config: ModelConfig, options: ShowOptions) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from anyformer.analysis import cache_bytes_per_token, parts
 
-    config = options.model
     context = options.context or config.max_length
     account = parts(config, context)
     parameters, flops = sum(part.parameters for part in account), sum(part.flops for part in account)
@@ -55,11 +55,11 @@ def _print(name: str, options: ShowOptions) -> None:
         print(json.dumps({"config": config.to_dict(), "parts": [asdict(part) for part in account], **costs}, indent=2))
         return
     console = Console()
-    fields = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
-    for field, value in essentials(config):
-        fields.add_row(field, text(value))
-    console.print(f"[bold]{name}[/bold]")
-    console.print(fields)
+    settings = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
+    for field, value in _essentials(config):
+        settings.add_row(field, shown(value))
+    console.print(f"[bold]{options.model}[/bold]")
+    console.print(settings)
     table = Table("part", box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
     for heading in ("layers", "parameters", "share", "FLOPs per token"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -83,3 +83,28 @@ def _size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+_ALWAYS = {"heads", "width", "activation", "kind", "placement", "eps", "tied"}
+
+
+def _essentials(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """The fields of a config that a person wants to see: what it must say, and what is not as usual."""
+    rows: list[tuple[str, Any]] = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            if field.default_factory is MISSING or value != field.default_factory():
+                rows += _essentials(value, f"{prefix}{field.name}.")
+        elif field.name in _ALWAYS or value != field.default:
+            rows.append((f"{prefix}{field.name}", value))
+    return rows
+
+
+def shown(value: object) -> str:
+    """A field's value, as a person would write it."""
+    if value is None or value == ():
+        return "-"
+    if is_dataclass(value):
+        return ", ".join(f"{name} {shown(part)}" for name, part in _essentials(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,11 +1,12 @@
 """`anyformer train [PRESET] ...`: a model from scratch, on your own text."""
 
-import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
 
-from anyformer.cli.parsing import parse
+from anyformer.cli.options import Parser, Positional, change_model
 from anyformer.errors import UserError
 from anyformer.families import preset as find_preset
 from anyformer.runs.directory import CONFIG, check_run_directory
@@ -13,33 +14,67 @@ from anyformer.training.config import DEFAULT_PRESET, TrainConfig
 from anyformer.training.config_file import read_yaml
 from anyformer.training.engines.launch import check_engine, launch, needs_launch, one_of_many
 
-_CONFIG = "--config"
-_RESUME = "--resume"
-_ENDS = {"--steps": "minutes", "--minutes": "steps"}
-_FOLLOWING = {"vocab_size": ("--data", "--tokenizer", "--source", "--target"), "max_length": ("--context",)}
+_ENDS = {"steps": "minutes", "minutes": "steps"}
+_FOLLOWING = {"vocab_size": ("data", "tokenizer", "source", "target"), "max_length": ("context",)}
 """Fields of the model that follow from these flags unless they are given as well."""
 _SERVES: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
-    "--reset-documents": (lambda config: config.objective_of_model() == "causal", "--objective causal"),
-    "--whole-words": (lambda config: config.objective_of_model() == "masked", "--objective masked"),
-    "--batch-tokens": (lambda config: config.source is not None, "pairs, of --source and --target"),
-    "--zero-stage": (lambda config: config.engine == "deepspeed", "--engine deepspeed"),
-    "--decay": (lambda config: config.schedule == "wsd", "--schedule wsd; weights decay by --weight-decay"),
+    "reset_documents": (lambda config: config.objective_of_model() == "causal", "--objective causal"),
+    "whole_words": (lambda config: config.objective_of_model() == "masked", "--objective masked"),
+    "batch_tokens": (lambda config: config.source is not None, "pairs, of --source and --target"),
+    "zero_stage": (lambda config: config.engine == "deepspeed", "--engine deepspeed"),
+    "decay": (lambda config: config.schedule == "wsd", "--schedule wsd; weights decay by --weight-decay"),
 }
 """Flags that serve one kind of run, and would do nothing in another."""
-_PLACES = ("--name", "--runs")
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "data": ("data", "validation", "field", "source", "target", "tokenizer", "workers", "cache"),
+    "objective": ("objective", "reset_documents", "whole_words", "label_smoothing"),
+    "batches and length": ("steps", "minutes", "context", "batch_size", "batch_tokens", "accumulate"),
+    "optimization": (
+        *("optimizer", "learning_rate", "schedule", "warmup", "decay", "weight_decay", "beta2", "clip"),
+        *("average", "seed"),
+    ),
+    "hardware": ("device", "dtype", "compile", "checkpoint_gradients", "engine", "processes", "zero_stage"),
+    "run directory": ("name", "runs", "save_every", "keep", "evaluate_every", "log_every", "track"),
+}
+"""The fields of a TrainConfig that are flags, by section of the help."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a model from scratch on your own text.
+
+    Decoder-only models learn to predict the next token, encoders to restore masked ones, encoder-decoders to restore
+    corrupted spans, or to translate. What is left open is chosen to suit the model and the data, printed, and written
+    to config.yaml in the run directory, which repeats the run.
+
+    Examples:
+        anyformer train
+        anyformer train gpt2-nano --data notes.txt --tokenizer char --context 64 --steps 2000
+        anyformer train bert-mini --data notes/ --minutes 30 --model.decoder-layers 6
+        anyformer train transformer-tiny --source train.en --target train.de
+        anyformer train --resume runs/gpt2-nano-1
+    """
+
+    preset: Positional[str | None] = None
+    """The preset that the model is (default: llama-nano)."""
+    config: Path | None = None
+    """Begin with the settings of a config.yaml; other flags override them."""
+    resume: Annotated[Path | None, "RUN"] = None
+    """Go on with the run in this directory, as if it had never stopped."""
 
 
 def run(argv: list[str]) -> int:
     """Train a model; returns the exit status."""
     started = time.monotonic()
-    resume, rest = _take(_RESUME, "the path of a run directory", argv)
+    values = _parser().given(argv)
+    resume: Path | None = values.pop("resume", None)
     if resume is not None:
         check_run_directory(resume)
-        for flag in _PLACES:
-            if any(argument.partition("=")[0] == flag for argument in rest):
-                raise UserError(f"{_RESUME} goes on in {resume}: leave out {flag}.")
-        rest = [*rest, f"{_CONFIG}={resume / CONFIG}"]
-    config, given = read_arguments(rest)
+        for name in ("name", "runs"):
+            if name in values:
+                raise UserError(f"--resume goes on in {resume}: leave out --{name}.")
+        values["config"] = resume / CONFIG
+    config, given = _read(values)
 
     if needs_launch(config.processes):
         check_engine(config.engine, config.processes)
@@ -54,42 +89,36 @@ def read_arguments(argv: list[str]) -> tuple[TrainConfig, frozenset[str]]:
     """The run that the arguments ask for, and the fields of the model that they set.
 
     Raises:
-        UserError: an unknown preset, a config file that can't be read, a flag that would do nothing.
-        SystemExit: as `parse`.
+        UserError: an unknown preset, a config file that can't be read, a flag that would do nothing, and as `parse`.
     """
-    name = argv[0] if argv and not argv[0].startswith("-") else None
-    path, flags = _take(_CONFIG, "the path of a config.yaml", argv[1:] if name is not None else list(argv))
-    if path is not None:
-        base, given = read_yaml(path, name)
+    return _read(_parser().given(argv))
+
+
+def _parser() -> Parser:
+    parser = Parser("train", TrainOptions)
+    parser.add_fields(TrainConfig, _SECTIONS)
+    parser.add_model_flags()
+    return parser
+
+
+def _read(values: Mapping[str, Any]) -> tuple[TrainConfig, frozenset[str]]:
+    name: str | None = values.get("preset")
+    if "config" in values:
+        base, given = read_yaml(values["config"], name)
     else:
         known = name or DEFAULT_PRESET
         base, given = TrainConfig(preset=known, model=find_preset(known)), frozenset[str]()
-    used = {flag.partition("=")[0].replace("_", "-") for flag in flags}
     # A base that ends by the clock may be told to end by steps, and the other way round.
-    dropped = {other: None for flag, other in _ENDS.items() if flag in used}
-    if len(dropped) == 1:
-        base = dataclasses.replace(base, **dropped)
-    config = parse(TrainConfig, flags, default=base, prog=f"anyformer train {name or '[PRESET]'}")
+    dropped = {other: None for ends, other in _ENDS.items() if ends in values}
+    changes = {field: values[field] for fields in _SECTIONS.values() for field in fields if field in values}
+    model = change_model(base.model, values, "train")
+    config = replace(base, **{**(dropped if len(dropped) == 1 else {}), **changes, "model": model})
     for field, causes in _FOLLOWING.items():
-        if f"--model.{field.replace('_', '-')}" in used:
+        if f"model.{field}" in values:
             given |= {field}
-        elif used.intersection(causes):
+        elif any(cause in values for cause in causes):
             given -= {field}
-    for flag, (serves, purpose) in _SERVES.items():
-        if flag in used and not serves(config):
-            raise UserError(f"{flag} would do nothing here: it is for {purpose}.")
+    for field, (serves, purpose) in _SERVES.items():
+        if field in values and not serves(config):
+            raise UserError(f"--{field.replace('_', '-')} would do nothing here: it is for {purpose}.")
     return config, given
-
-
-def _take(name: str, wanted: str, argv: list[str]) -> tuple[Path | None, list[str]]:
-    """The value of a flag that is not a setting, and the other arguments."""
-    for place, argument in enumerate(argv):
-        flag, equals, value = argument.partition("=")
-        if flag != name:
-            continue
-        if equals:
-            return Path(value), argv[:place] + argv[place + 1 :]
-        if place + 1 == len(argv):
-            raise UserError(f"{name} wants {wanted}.")
-        return Path(argv[place + 1]), argv[:place] + argv[place + 2 :]
-    return None, argv

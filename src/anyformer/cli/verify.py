@@ -1,39 +1,44 @@
-"""`anyformer verify DIR`: the same numbers, tokens and words as transformers?"""
+"""`anyformer verify MODEL`: the same numbers, token ids and text as transformers?"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from anyformer.cli.models import positional
-from anyformer.cli.parsing import parse
+from anyformer.cli.loading import LoadOptions
+from anyformer.cli.options import Positional, parse
 
 if TYPE_CHECKING:
     from anyformer.compare.verify import Check
 
-_USAGE = "anyformer verify MODEL [--tolerance 1e-4], where MODEL is a directory or a hub id"
-
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """Compare a model with the same in transformers; exit status 0 only if they are equal, 1 if not."""
+    """Compare a model with the same model in transformers (a GGUF file, if need be, in llama.cpp).
 
-    tolerance: float = 1e-4
+    The exit status is 0 if they are equal, 1 if not. Both compute in float32, unless --dtype or --quantize asks how far
+    the model moves from its float32 original.
+
+    Examples:
+        anyformer verify openai-community/gpt2
+        anyformer verify runs/llama-nano-1 --quantize int8 --tolerance 0.05
+    """
+
+    model: Positional[str]
+    """A model directory, a run directory, a GGUF file, or a hub id."""
+    tolerance: Annotated[float, "X"] = 1e-4
     """Largest difference allowed in logits and hidden states, relative to their largest value."""
+    loading: LoadOptions = LoadOptions()
 
 
 def run(argv: list[str]) -> int:
     """Print each comparison."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: {_USAGE}")
-        return 0
-    (name,), rest = positional(argv, 1, _USAGE)
-    options = parse(VerifyOptions, rest, default=VerifyOptions(), prog="anyformer verify")
+    options = parse(VerifyOptions, argv, "verify")
 
     from anyformer.compare.verify import verify
 
-    return show(verify(name, tolerance=options.tolerance))
+    return show(verify(options.model, tolerance=options.tolerance, **asdict(options.loading)))
 
 
 def show(checks: Sequence[Check]) -> int:

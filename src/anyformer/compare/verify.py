@@ -43,7 +43,15 @@ class Check:
     detail: str
 
 
-def verify(path_or_hub_id: str, *, tolerance: float = 1e-4) -> list[Check]:
+def verify(
+    path_or_hub_id: str,
+    *,
+    tolerance: float = 1e-4,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    quantize: str | None = None,
+    allow_pickle: bool = False,
+) -> list[Check]:
     """Compare a model directory or GGUF file as read here and by transformers, both in float32 on the CPU.
 
     GGUF files that transformers does not read, or not faithfully, are compared with llama.cpp.
@@ -51,16 +59,18 @@ def verify(path_or_hub_id: str, *, tolerance: float = 1e-4) -> list[Check]:
     Args:
         path_or_hub_id: The model.
         tolerance: Largest difference allowed, relative to the largest magnitude.
+        device, dtype, quantize: How it is loaded here, see `load`; transformers keeps to float32 on the CPU.
+        allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors, here and there.
 
     Raises:
         UserError: transformers (or llama.cpp) is not installed, or can't open the model.
     """
-    path = hub.find(path_or_hub_id)
+    path = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
     if path.is_dir() and method(read_json(path / "config.json")) is not None:
         raise UserError(
             f"{path_or_hub_id} holds integers, which transformers can't read: verify the model that they were made of."
         )
-    model, tokenizer = load(path, dtype=torch.float32)
+    model, tokenizer = load(path, dtype or torch.float32, device, quantize=quantize, allow_pickle=allow_pickle)
     if path.is_file() and Container(path).metadata.get("general.architecture") not in _WHOLE_IN_TRANSFORMERS:
         from anyformer.compare.verify_gguf import verify_gguf  # which has parts of this file
 
@@ -74,7 +84,8 @@ def verify(path_or_hub_id: str, *, tolerance: float = 1e-4) -> list[Check]:
     directory = str(path.parent if path.is_file() else path)
     try:
         with contextlib.redirect_stderr(io.StringIO() if where else sys.stderr):  # a progress bar
-            theirs = kind.from_pretrained(directory, dtype=torch.float32, use_safetensors=True, **where).eval()
+            safe = None if allow_pickle else True
+            theirs = kind.from_pretrained(directory, dtype=torch.float32, use_safetensors=safe, **where).eval()
     except (NotImplementedError, RuntimeError, ValueError) as error:
         if not where:
             raise

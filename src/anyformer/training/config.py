@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, nearest
@@ -44,7 +42,7 @@ class TrainConfig:
     to suit the model and the data, printed, and written to config.yaml in the run directory, which repeats the run.
     """
 
-    preset: Annotated[str, tyro.conf.Suppress] = DEFAULT_PRESET
+    preset: str = DEFAULT_PRESET
     data: tuple[str, ...] = ()
     """Files, folders and globs of text (.txt .md .py .jsonl .csv .tsv .parquet, also .gz .zst), - for standard input,
     hf:NAME for a data set of the Hugging Face hub; none: the standard library of the running Python."""

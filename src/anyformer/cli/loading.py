@@ -1,0 +1,52 @@
+"""What every command does with the name of a model: load it, or read its config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from anyformer.config import ModelConfig
+from anyformer.errors import UserError
+from anyformer.families import from_huggingface, preset
+from anyformer.tokenizer.files import parse_object, read_bytes
+
+if TYPE_CHECKING:
+    from anyformer.model import Transformer
+    from anyformer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Loading the model."""
+
+    device: str | None = None
+    """Where to compute, such as cuda (default: the CPU)."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The dtype of the weights, or of the activations with --quantize (default: as stored)."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Quantize the matrices to 8 or 4 bits while they are read."""
+    allow_pickle: bool = False
+    """Read pytorch_model.bin where there is no safetensors file."""
+
+    def load(self, path_or_hub_id: str) -> tuple[Transformer, Tokenizer | None]:
+        """The model and its tokenizer, see `anyformer.load`."""
+        from anyformer.checkpoint import load
+
+        return load(path_or_hub_id, self.dtype, self.device, quantize=self.quantize, allow_pickle=self.allow_pickle)
+
+
+def read_config(name: str) -> ModelConfig:
+    """The config of a preset, of a model or run directory, or of a GGUF file. Raises UserError if it is none."""
+    path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        from anyformer.checkpoint.gguf.container import Container
+        from anyformer.checkpoint.gguf.read import read_config as read_gguf_config
+
+        return read_gguf_config(Container(path))
+    if not path.is_dir():
+        return preset(name)
+    for file in (path / "config.json", path / "model" / "config.json"):
+        if file.is_file():
+            return from_huggingface(parse_object(read_bytes(file), file))
+    raise UserError(f"{name} has no config.json, so it is not a model directory.")
