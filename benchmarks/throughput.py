@@ -1,24 +1,24 @@
-"""Training throughput: us beside nanoGPT and Hugging Face, the same model and the same batches, in one table a row.
+"""Training throughput: anyformer, nanoGPT and Hugging Face with the same models and batches, one table a model.
 
     python benchmarks/throughput.py --nanogpt PATH/TO/nanoGPT
     python benchmarks/throughput.py --rows gpt2,t5 --steps 3
     python benchmarks/throughput.py --rows gpt2 --only 'hf compiled bf16' --steps 2
 
 A step is a whole training step: forward, loss, backward, clipping at 1.0, AdamW. Every contender runs in a process of
-its own, so peak memory is its own (VmHWM). We and one peer at a time take turns, step by step (A B A B): what else the
-machine does hits both. A ratio is the median of the ratios of neighboring steps; "CPU ratio" is the same of processor
-time, which other programs on shared cores hardly touch. Tokens/s are of the fastest step.
+its own, so peak memory is its own (VmHWM). anyformer and one peer at a time take turns, step by step (A B A B), so that
+other load affects both. A ratio is the median of the ratios of neighboring steps; "CPU ratio" is the same of processor
+time, which other programs on shared cores hardly affect. Tokens/s are of the fastest step.
 
-Peers run at each of eager and compiled, fp32 and bf16 autocast, with fused AdamW; the best of these is the peer's best.
-nanoGPT as shipped on a CPU (its README: --device=cpu --compile=False, where autocast is off and AdamW is not fused) is
-a line of its own. nanoGPT pads its vocabulary to 50,304; ours and Hugging Face's have GPT-2's 50,257. Dropout is off
-for everyone, nanoGPT's own choice for pretraining, unless --dropout published asks for each family's published rates.
+Peers run eager and compiled, in fp32 and bf16 autocast, with fused AdamW; the best of these is the peer's best. nanoGPT
+as shipped for a CPU (its README: --device=cpu --compile=False, where autocast is off and AdamW is not fused) has its
+own row. nanoGPT pads its vocabulary to 50,304; the others have GPT-2's 50,257. Dropout is off, nanoGPT's choice for
+pretraining, unless --dropout published asks for each family's published rates.
 
-Achieved GFLOP/s count the products of the Hugging Face model (forward, and twice that backward), whatever a contender
-really computes. The share of the peak compares them with the fastest fp32 or bf16 matrix product that this run saw,
-both for a second of processor time: that holds on shared cores as well.
+Achieved GFLOP/s count the matmuls of the Hugging Face model (forward, and twice that backward), whatever a contender
+actually computes. The fraction of the peak compares them with the fastest fp32 or bf16 matmul of this run, both per
+second of processor time, which holds on shared cores as well.
 
-Needs `pip install 'anyformer[bench]'` and, for compiled lines, a C++ compiler.
+Needs `pip install 'anyformer[bench]'` and, for compiled rows, a C++ compiler.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ LEARNING_RATE, DECAY, BETAS, CLIP = 3e-4, 0.1, (0.9, 0.95), 1.0
 
 @dataclass(frozen=True)
 class Row:
-    """One model and the shape of its batch; `source` is zero where nothing but `time` tokens are read."""
+    """One model and the shape of its batch; `source` is 0 for models with one input."""
 
     preset: str
     peer: str
@@ -93,7 +93,7 @@ def batch(row: Row, vocab: int, step: int) -> Arrays:
 
 
 def preset(row: Row, dropout: str, layers: int | None = None) -> Any:
-    """Our config of a row, such that Hugging Face has a class for it; with fewer blocks if asked."""
+    """The config of a row, for which Hugging Face has a class; optionally with fewer blocks."""
     from anyformer.families import PRESETS
 
     config = PRESETS[row.preset]
@@ -109,7 +109,7 @@ def preset(row: Row, dropout: str, layers: int | None = None) -> Any:
 
 
 def anyformer_step(row: Row, setting: str, dropout: str, layers: int | None) -> Step:
-    """The step of our trainer at the settings that it chooses itself, or as `setting` says."""
+    """The step of our trainer with its own defaults, or as `setting` says."""
     from functools import partial
 
     import torch
@@ -138,7 +138,7 @@ def anyformer_step(row: Row, setting: str, dropout: str, layers: int | None) -> 
 
 
 def hugging_face(row: Row, dropout: str, layers: int | None) -> Any:
-    """The class of Hugging Face's, with fresh weights."""
+    """Hugging Face's model with random weights."""
     import transformers
 
     from anyformer.families import to_huggingface
@@ -154,7 +154,7 @@ def hugging_face(row: Row, dropout: str, layers: int | None) -> Any:
 
 
 def hugging_face_inputs(row: Row, arrays: Arrays) -> dict[str, Any]:
-    """A batch in the words of a Hugging Face model; the targets are already aligned with the logits."""
+    """A batch as keyword arguments of a Hugging Face model; the targets are already aligned with the logits."""
     import torch
 
     inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -256,7 +256,7 @@ def contend(arguments: argparse.Namespace) -> None:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held, as Linux counts them."""
+    """Peak memory of this process in bytes (VmHWM)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])
@@ -363,7 +363,7 @@ def race(name: str, options: argparse.Namespace) -> None:
 
 
 def median_ratio(theirs: list[float], ours: list[float]) -> float:
-    """How many times as long theirs takes, from neighboring steps."""
+    """Their time divided by ours, from neighboring steps."""
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
@@ -373,7 +373,7 @@ def describe(row: Row) -> str:
 
 
 def operations(row: Row, layers: int | None = None) -> float:
-    """Operations of the products of a training step of Hugging Face's model, attention written out, all logits.
+    """FLOPs of the matmuls of a training step of Hugging Face's model, with eager attention and all logits.
 
     Counted in a forward pass of one text; a backward pass has twice as many.
     """
@@ -390,7 +390,7 @@ def operations(row: Row, layers: int | None = None) -> float:
 
 
 class Peak:
-    """The fastest matrix product seen, in either format, of shapes that the models have."""
+    """The fastest matmul seen in either dtype, of shapes that the models have."""
 
     SHAPES = ((2048, 768, 3072), (2048, 3072, 768), (1024, 1024, 1024))
 
@@ -407,7 +407,7 @@ class Peak:
         ]
 
     def measure(self) -> None:
-        """Have a look at each shape."""
+        """Measure each shape."""
         from torch.nn.functional import linear
 
         for dtype, x, weight in self._operands:
@@ -445,7 +445,7 @@ def options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Race, or take part in one."""
+    """Run the benchmark, or one contender of it."""
     arguments = options()
     if arguments.contend:
         contend(arguments)

@@ -2,13 +2,12 @@
 
     python benchmarks/tokenizing.py [--megabytes 200] [--processes N] [--rounds 1]
 
-The text is the standard library's source and, where it is there, tiny Shakespeare, over and over with the lines of
-each copy turned round, so that no two documents are the same; a line of a jsonl file each. Every run is a program of
-its own, the runs take turns, and the table has the best of each. anyformer reads the jsonl file and writes a token
-file. The peer is timed for `map` alone, which gets its text from an Arrow file that is there already, and for reading
-the jsonl file as well. CPU is the processor time of all of a run's processes, which other programs on shared cores
-hardly touch. Memory is the largest sum of the proportional set sizes (PSS) of a run's processes, looked at four times a
-second. The ids of both must be the same.
+The text is the standard library's source and, where it is there, tiny Shakespeare, repeated with the lines of each copy
+rotated, so that no two documents are the same; one line of a jsonl file each. Every run is a process of its own, the
+runs take turns, and the table has the best of each. anyformer reads the jsonl file and writes a token file. The peer is
+timed for `map` alone, which reads an existing Arrow file, and including the reading of the jsonl file. CPU is the
+processor time of all processes of a run, which other programs on shared cores hardly affect. Memory is the largest sum
+of the proportional set sizes (PSS) of a run's processes, sampled four times a second. The ids of both must be the same.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from anyformer.tokenizer import Tokenizer
 
 SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
 LONGEST = 100_000
-"""Characters of a document: a longer one would be cut into pieces by one of the two only."""
+"""Characters of a document: a longer one would be split by one of the two only."""
 
 
 def write_text(path: Path, characters: int) -> int:
@@ -61,7 +60,7 @@ def write_text(path: Path, characters: int) -> int:
 
 
 def processor_time() -> float:
-    """Of this process and those that it has waited for."""
+    """Processor time of this process and of its finished children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
@@ -101,7 +100,7 @@ def theirs(folder: Path, processes: int) -> dict[str, Any]:
 
 
 def measured(system: str, folder: Path, processes: int) -> dict[str, Any]:
-    """Run one of them in a program of its own, watching the memory of all its processes until it has the ids."""
+    """Run one contender in a process of its own, sampling the memory of all its processes."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_OFFLINE": "1"}
     command = [sys.executable, __file__, "--run", system, "--folder", str(folder), "--processes", str(processes)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

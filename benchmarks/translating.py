@@ -1,14 +1,14 @@
-"""Tokens a second of encoder-decoders: us beside Hugging Face and CTranslate2, the same random weights, in turns.
+"""Tokens/s of encoder-decoders: anyformer, Hugging Face and CTranslate2 with the same random weights, in turns.
 
     python benchmarks/translating.py
     python benchmarks/translating.py --models marian --rounds 3 --only 'anyformer,hf float32'
 
-Two models: the 2017 paper's base size as Marian has it (6 + 6 layers, width 512, 32,000 words), and T5-small's. Sources
-of 32 tokens, answers of exactly 32 (nobody has an end-of-text token), one and sixteen at a time, greedy and with 4
-beams. Contenders take turns, round by round, in one process; a ratio is the median over the rounds, tokens a second are
-of the fastest round. Behind a stroke stands the ratio of processor time, which other programs on shared cores hardly
-touch. "same" is the share of the greedy or best answers' tokens that are those of Hugging Face's in
-float32: weights are random, so scores are close to one another and formats with fewer bits part soon.
+Two models: the 2017 paper's base size as Marian has it (6 + 6 layers, width 512, a vocabulary of 32,000), and
+T5-small's. Sources of 32 tokens, targets of exactly 32 (there is no end-of-text token), one and sixteen at a time,
+greedy and with 4 beams. Contenders take turns, round by round, in one process; a ratio is the median over the rounds,
+tokens/s are of the fastest round. After a slash follows the ratio of processor time, which other programs on shared
+cores hardly affect. "same" is the fraction of generated tokens equal to those of Hugging Face in float32: weights are
+random, so logits are close to one another and dtypes of lower precision diverge soon.
 
 Needs `pip install 'anyformer[bench]' ctranslate2`.
 """
@@ -29,11 +29,11 @@ import torch
 import anyformer as af
 
 Translate = Callable[[torch.Tensor, int], list[list[int]]]
-"""Answers to sources [batch, time] with so many beams."""
+"""Generated tokens for sources [batch, time] with so many beams."""
 
 VOCABULARY, LENGTH = 32_000, 32
 POINTS = [(1, 1), (1, 4), (16, 1), (16, 4)]
-"""Sources at a time, and beams."""
+"""Batch size and number of beams."""
 
 
 def marian() -> Any:
@@ -87,7 +87,7 @@ def hugging_face(directory: Path, dtype: str) -> Translate:
 
 
 def ctranslate2(directory: Path, compute_type: str, threads: int) -> Translate:
-    """Through its own converter, with made-up words in the place of a tokenizer's."""
+    """Through its own converter, with placeholder entries for a tokenizer's vocabulary."""
     import ctranslate2 as ct2
     from ctranslate2.converters import transformers as converters
     from transformers import AutoModelForSeq2SeqLM
@@ -99,7 +99,7 @@ def ctranslate2(directory: Path, compute_type: str, threads: int) -> Translate:
     words[2] = "<unk>"
 
     class Words:
-        """As much of a tokenizer as the converter asks for."""
+        """The part of a tokenizer that the converter needs."""
 
         pad_token, eos_token, unk_token, bos_token = "<pad>", "</s>", "<unk>", "<pad>"
 
@@ -163,7 +163,7 @@ OUR_KINDS = ("float32", "bfloat16", "int8", "int4")
 
 
 def measure(translators: dict[str, Translate], batch: int, beams: int, rounds: int) -> None:
-    """Print a line for each contender."""
+    """Print a row for each contender."""
     sources = torch.randint(3, VOCABULARY - 1, (batch, LENGTH), generator=torch.Generator().manual_seed(batch))
     answers = {name: translate(sources, beams) for name, translate in translators.items()}
     seconds: dict[str, list[float]] = {name: [] for name in translators}
