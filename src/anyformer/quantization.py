@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from anyformer.blocks.embedding import TokenEmbedding
 from anyformer.blocks.quantized import (
@@ -43,17 +43,25 @@ def quantizable(model: Transformer) -> dict[str, nn.Linear | nn.Embedding]:
     return found
 
 
-def kinds(model: Transformer, kind: Quantization) -> dict[str, Quantization]:
-    """The kind of each of them, by name: what touches the vocabulary keeps 8 bits.
+def bits_per_module(model: Transformer, kind: Quantization) -> dict[str, int]:
+    """The bits of each of them, by name: what touches the vocabulary keeps 8.
 
-    Every text passes through the few rows of its own words, so their errors cost the most
+    Every text passes through the few rows of its own tokens, so their errors cost the most
     (docs/measurements/quality.md).
     """
-    head = "head.projection"
+    bits = {"int8": 8, "int4": 4}[kind]
     return {
-        name: "int8" if isinstance(module, nn.Embedding) or name == head else kind
+        name: 8 if isinstance(module, nn.Embedding) or name == "head.projection" else bits
         for name, module in quantizable(model).items()
     }
+
+
+def quantize_weight(name: str, weight: Tensor, bits: int) -> Rounded:
+    """Quantize a matrix to 8 or 4 bits. Raises UserError for numbers that are not finite, or too large."""
+    try:
+        return ROUNDINGS["int8" if bits == 8 else "int4"](weight)
+    except ValueError as error:
+        raise UserError(f"The weight {name} {error}, so it can't be rounded.") from error
 
 
 def quantized_parts(model: nn.Module) -> Iterator[tuple[str, QuantizedMatrix]]:
@@ -66,32 +74,28 @@ def bits_of(model: nn.Module) -> int | None:
     return min((part.bits for _, part in quantized_parts(model)), default=None)
 
 
-def put(model: Transformer, name: str, rounded: Rounded, dtype: torch.dtype) -> None:
-    """Let a matrix in integers take the place of the module of this name."""
-    parent, last = _parent(model, name), name.rpartition(".")[2]
-    setattr(parent, last, quantized(getattr(parent, last), rounded, dtype))
+def replace_module(model: Transformer, name: str, weight: Rounded, dtype: torch.dtype) -> None:
+    """Replace a linear layer or token table by one with this quantized weight, which computes in `dtype`."""
+    parent, attribute = _parent(model, name), name.rpartition(".")[2]
+    setattr(parent, attribute, quantized(getattr(parent, attribute), weight, dtype))
 
 
 def quantize(model: Transformer, kind: str) -> Transformer:
-    """Round the matrices of a model to integers, in place, one at a time.
+    """Quantize the matrices of a model in place, one at a time.
 
     Args:
         model: Any transformer.
         kind: "int8" or "int4".
 
     Returns:
-        The same model. It computes in the format that it had, and can't be trained any more.
+        The same model. It computes in the dtype that it had, and can't be trained any more.
 
     Raises:
         UserError: an unknown kind, or a matrix with numbers that are not finite.
     """
     modules, dtype = quantizable(model), model.dtype
-    for name, mine in kinds(model, quantization(kind)).items():
-        try:
-            rounded = ROUNDINGS[mine](modules[name].weight.detach())
-        except ValueError as error:
-            raise UserError(f"The weight {name} {error}, so it can't be rounded.") from error
-        put(model, name, rounded, dtype)
+    for name, bits in bits_per_module(model, quantization(kind)).items():
+        replace_module(model, name, quantize_weight(name, modules[name].weight.detach(), bits), dtype)
     return model.requires_grad_(False).eval()
 
 

@@ -14,9 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anyformer.blocks.quantized import dequantize
 from anyformer.checkpoint import load
 from anyformer.checkpoint.gguf.container import Container
-from anyformer.checkpoint.gguf.tensors import GROUPED, dense, grouped
+from anyformer.checkpoint.gguf.tensors import QUANTIZED, dense, quantized
 from anyformer.checkpoint.gguf.types import NAMED, TYPES
 from anyformer.errors import UserError
 from tests.checkpoint import gguf_samples
@@ -82,7 +83,7 @@ def test_every_type_that_gguf_py_dequantizes(name: str, tmp_path: Path) -> None:
     assert np.array_equal(got.to(torch.float64).numpy(), expected.astype(np.float64), equal_nan=True)
 
 
-@given(st.sampled_from(list(GROUPED)), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**20))
+@given(st.sampled_from(list(QUANTIZED)), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**20))
 @settings(max_examples=20)
 def test_groups_are_the_weights(name: str, rows: int, groups: int, seed: int) -> None:
     weight = np.random.default_rng(seed).standard_normal((rows, 32 * groups)).astype(np.float32)
@@ -92,14 +93,11 @@ def test_groups_are_the_weights(name: str, rows: int, groups: int, seed: int) ->
         path = gguf_samples.write(
             Path(folder) / "a.gguf", {"general.architecture": "llama"}, {"a": blocks}, {"a": number}
         )
-        parts = grouped(Container(path), "a")
-    assert (parts.minima is None) == (name == "Q8_0")
-    assert parts.codes.dtype == (torch.int8 if name == "Q8_0" else torch.uint8)
-    assert name == "Q8_0" or int(parts.codes.max()) <= 15
-    made = parts.codes.view(rows, groups, 32) * parts.scales.float()[..., None]
-    if parts.minima is not None:
-        made = made + parts.minima.float()[..., None]
-    assert np.allclose(made.flatten(1).numpy(), gguf.quants.dequantize(blocks, number), rtol=1e-6, atol=1e-6)
+        weight = quantized(Container(path), "a")
+    assert weight is not None
+    assert (weight.shape, weight.bits) == ((rows, 32 * groups), 8 if name == "Q8_0" else 4)
+    expected = gguf.quants.dequantize(blocks, number)
+    assert np.array_equal(dequantize(weight, torch.float32).numpy(), expected)
 
 
 HOSTILE = {

@@ -11,10 +11,13 @@ import pytest
 import torch
 
 import anyformer as af
+from anyformer.blocks.quantized import dequantize
 from anyformer.checkpoint.gguf.container import Container
-from anyformer.checkpoint.gguf.read import GGUFWeights
+from anyformer.checkpoint.gguf.source import GGUFSource
+from anyformer.checkpoint.gguf.tensors import quantized
 from anyformer.cli.main import main
 from anyformer.families.gguf import ARCHITECTURES
+from anyformer.kernels.quantization import Rounded
 from tests.checkpoint import gguf_samples
 
 
@@ -55,13 +58,13 @@ def test_what_is_stored_in_16_bits_stays_so(tmp_path: Path) -> None:
 def test_tensors_go_one_by_one(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is turned into the asked format before the next is read."""
     read: list[str] = []
-    plain = GGUFWeights.read
+    plain = GGUFSource.read
 
-    def noted(self: GGUFWeights, name: str) -> torch.Tensor:
+    def noted(self: GGUFSource, name: str) -> torch.Tensor | Rounded:
         read.append(name)
         return plain(self, name)
 
-    monkeypatch.setattr(GGUFWeights, "read", noted)
+    monkeypatch.setattr(GGUFSource, "read", noted)
     af.load(tiny)
     assert sorted(read) == sorted(Container(tiny).tensors)
 
@@ -79,22 +82,21 @@ def test_integers_of_another_shape_are_refused(part: str, rows: int, quantize: s
 def test_groups_move_with_their_rows(name: str, tiny: Path) -> None:
     """Integers, scales and minima through the table of names are the model's weight, without ever being floats."""
     model, _ = af.load(tiny)
-    weights = GGUFWeights(Container(tiny))
-    parts = weights.grouped(name)
+    source = GGUFSource(tiny)
+    weight = source.read(name)
+    assert isinstance(weight, Rounded)
     line = next(
         line for line in ARCHITECTURES["llama"].rows(model.config) if line.theirs == name.replace("blk.0", "blk.{i}")
     )
-    codes, scales, minima = (None if part is None else line.operation.read(part, 1)[0] for part in parts)
-    assert codes is not None
+    integers, scales, minima = (None if part is None else line.operation.read(part, 1)[0] for part in weight)
+    assert integers is not None
     assert scales is not None
-    assert weights.bits(name) == (8 if codes.dtype == torch.int8 else 4)
-    made = codes.unflatten(1, (-1, 32)) * scales.float()[..., None]
-    made = made if minima is None else made + minima.float()[..., None]
+    assert weight.bits == (8 if integers.dtype == torch.int8 else 4)
+    made = dequantize(Rounded(integers, scales, minima), torch.float32)
     expected = model.state_dict()[line.ours[0].replace("{i}", "0")]
-    assert torch.allclose(made.flatten(1), expected, rtol=1e-6, atol=1e-6)
-    assert weights.bits("blk.0.ffn_down.weight") is None
-    with pytest.raises(af.UserError, match="stored as Q5_1, not as one of Q8_0, Q4_0, Q4_1"):
-        weights.grouped("blk.0.ffn_down.weight")
+    assert torch.allclose(made, expected, rtol=1e-6, atol=1e-6)
+    assert quantized(Container(tiny), "blk.0.ffn_down.weight") is None  # Q5_1
+    assert isinstance(source.read("blk.0.ffn_down.weight"), torch.Tensor)
 
 
 def test_a_directory_with_several(tiny: Path) -> None:

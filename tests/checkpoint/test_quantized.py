@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import anyformer as af
-from anyformer.blocks.quantized import ROUNDINGS, QuantizedMatrix, dequantize
+from anyformer.blocks.quantized import QuantizedMatrix, dequantize
 from anyformer.kernels.cpu.build import SWITCH
 from anyformer.model import Transformer
-from anyformer.quantization import kinds, quantizable, quantization, quantized_parts
+from anyformer.quantization import bits_per_module, quantizable, quantization, quantize_weight, quantized_parts
 
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2-nano": {},
@@ -65,11 +65,11 @@ def test_every_family_is_rounded_while_it_is_read(
     modules = quantizable(plain)
     assert len(modules) > 8
     assert {name for name, _ in quantized_parts(loaded)} == modules.keys()
-    mine = kinds(plain, quantization(kind))
-    assert mine["tokens.table"] == "int8"  # what touches the vocabulary keeps 8 bits
+    bits = bits_per_module(plain, quantization(kind))
+    assert bits["tokens.table"] == 8  # what touches the vocabulary keeps 8 bits
     for name, module in modules.items():
         weight = module.weight.detach()
-        weight.copy_(dequantize(ROUNDINGS[mine[name]](weight), torch.float32))
+        weight.copy_(dequantize(quantize_weight(name, weight, bits[name]), torch.float32))
     torch.testing.assert_close(_answer(loaded), _answer(plain), rtol=1e-4, atol=1e-4)
     assert not any(weight.requires_grad for weight in loaded.parameters())
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import anyformer as af
 from anyformer.checkpoint.gguf.container import Container
-from anyformer.checkpoint.gguf.read import read_config
+from anyformer.checkpoint.gguf.source import read_config
 from anyformer.config import diff
 from anyformer.families import preset
 from anyformer.families.gguf import rope_factors, table, to_gguf

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, cast
 
-from anyformer.checkpoint.weights import inside, parse, read_json
+from anyformer.checkpoint.json_files import path_inside, read_json, read_json_object
 from anyformer.config import PoolingConfig
 from anyformer.errors import UserError
 
@@ -27,9 +27,9 @@ def read(directory: Path) -> PoolingConfig:
     kind, normalize, max_tokens = "mean", False, None
     for module in _modules(modules):
         name = str(module.get("type", "")).rsplit(".", 1)[-1]
-        path = inside(directory, str(module.get("path", "")))
+        path = path_inside(directory, str(module.get("path", "")))
         if name == "Transformer" and (path / "sentence_bert_config.json").is_file():
-            max_tokens = read_json(path / "sentence_bert_config.json").get("max_seq_length")
+            max_tokens = read_json_object(path / "sentence_bert_config.json").get("max_seq_length")
         elif name == "Pooling":
             kind = _kind(path / "config.json")
         elif name == "Normalize":
@@ -40,14 +40,16 @@ def read(directory: Path) -> PoolingConfig:
 
 
 def _modules(path: Path) -> list[dict[str, Any]]:
-    modules = parse(path)
+    modules = read_json(path)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in cast("list[Any]", modules)):
         raise UserError(f"{path} should hold a list of modules, each a JSON object.")
     return cast("list[dict[str, Any]]", modules)
 
 
 def _kind(path: Path) -> Any:
-    modes = [name for name, value in read_json(path).items() if name.startswith("pooling_mode_") and value is True]
+    modes = [
+        name for name, value in read_json_object(path).items() if name.startswith("pooling_mode_") and value is True
+    ]
     if len(modes) != 1 or modes[0] not in _MODES:
         raise UserError(f"{path} asks for the pooling {' and '.join(modes) or 'of nothing'}, which is not supported.")
     return _MODES[modes[0]]

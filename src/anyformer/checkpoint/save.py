@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anyformer import atomic
-from anyformer.checkpoint import integers, pooling
-from anyformer.checkpoint.weights import INDEX, SINGLE
+from anyformer.checkpoint import pooling
+from anyformer.checkpoint.sources import SAFETENSORS, SAFETENSORS_INDEX
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import FAMILIES, from_huggingface, own, to_huggingface
 from anyformer.families.base import Family
+from anyformer.kernels.quantization import GROUP
 from anyformer.model import Transformer
 from anyformer.quantization import bits_of
 from anyformer.tokenizer import Tokenizer
@@ -58,7 +59,7 @@ def save(
 ) -> str:
     """Write a model directory in Hugging Face's format, whole or not at all.
 
-    Matrices in integers stay integers, and only anyformer opens those (see `checkpoint.integers`).
+    Matrices in integers stay integers, and only anyformer opens those (see `families.own`).
 
     Args:
         model: What to write.
@@ -72,7 +73,7 @@ def save(
     Raises:
         UserError: the tokenizer has more tokens than the model, or the files can't be written.
     """
-    config = model.config
+    config, bits = model.config, bits_of(model)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"The tokenizer has {tokenizer.vocab_size} tokens and the model only {config.vocab_size}: "
@@ -82,7 +83,7 @@ def save(
     if family is own.FAMILY and not (Path(directory) / "config.json").exists():
         _LOG.warning("%s is written as our own model type, %r: %s", directory, family.model_type, OWN)
     with writing(Path(directory)) as target:
-        if bits_of(model) is not None:
+        if bits is not None:
             state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
         else:
             state = _weights(model, family, bare=config.head.kind == "none")
@@ -92,7 +93,7 @@ def save(
         _write_json(target / "generation_config.json", _generation(model))
         if tokenizer is not None:
             tokenizer.save(target)
-        _write_json(target / "config.json", integers.config_json(raw, model))
+        _write_json(target / "config.json", raw if bits is None else own.quantized_config_json(raw, bits, GROUP))
     return family.model_type
 
 
@@ -153,7 +154,7 @@ def _write_weights(tensors: Mapping[str, Tensor], directory: Path, max_shard_siz
         shards[-1][name] = tensor
         room -= tensor.nbytes
     if len(shards) == 1:
-        save_file(shards[0], directory / SINGLE, metadata={"format": "pt"})
+        save_file(shards[0], directory / SAFETENSORS, metadata={"format": "pt"})
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
@@ -161,7 +162,7 @@ def _write_weights(tensors: Mapping[str, Tensor], directory: Path, max_shard_siz
         save_file(shard, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
-    _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(directory / SAFETENSORS_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -203,6 +204,10 @@ def _move(fresh: Path, directory: Path) -> None:
     companions: list[str] = list(pooling.FILES) if replaced else []
     if replaced and any(str(name) in tokenizer_files.KNOWN for name in files):
         companions += tokenizer_files.KNOWN
-    for old in (*directory.glob("model*.safetensors"), directory / INDEX, *map(directory.joinpath, companions)):
+    for old in (
+        *directory.glob("model*.safetensors"),
+        directory / SAFETENSORS_INDEX,
+        *map(directory.joinpath, companions),
+    ):
         if old.relative_to(directory) not in files and old.is_file():
             old.unlink()

@@ -41,7 +41,7 @@ def read_config(name: str) -> ModelConfig:
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
         from anyformer.checkpoint.gguf.container import Container
-        from anyformer.checkpoint.gguf.read import read_config as read_gguf_config
+        from anyformer.checkpoint.gguf.source import read_config as read_gguf_config
 
         return read_gguf_config(Container(path))
     if not path.is_dir():

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from anyformer.checkpoint import hub, load
 from anyformer.checkpoint.gguf.container import Container
-from anyformer.checkpoint.weights import read_json
+from anyformer.checkpoint.json_files import read_json_object
 from anyformer.errors import UserError
 from anyformer.families import to_huggingface
-from anyformer.families.integers import method
+from anyformer.families.own import quantization_method
 from anyformer.generation import generate_ids
 from anyformer.model import ModelOutput, Transformer
 from anyformer.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ def verify(
         UserError: transformers (or llama.cpp) is not installed, or can't open the model.
     """
     path = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
-    if path.is_dir() and method(read_json(path / "config.json")) is not None:
+    if path.is_dir() and quantization_method(read_json_object(path / "config.json")) is not None:
         raise UserError(
             f"{path_or_hub_id} holds integers, which transformers can't read: verify the model that they were made of."
         )
@@ -113,7 +113,7 @@ def _transformers() -> Any:
 
 
 def _architecture(directory: Path) -> str:
-    named = cast("list[str] | None", read_json(directory / "config.json").get("architectures"))
+    named = cast("list[str] | None", read_json_object(directory / "config.json").get("architectures"))
     if not named:
         raise UserError(f"{directory / 'config.json'} names no architecture, so transformers can't be asked for one.")
     return named[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 from anyformer.config import AttentionConfig, InitConfig, ModelConfig, PoolingConfig
 from anyformer.errors import UserError, nearest
-from anyformer.families import bart, bert, gpt2, integers, llama, own, t5
+from anyformer.families import bart, bert, gpt2, llama, own, t5
 from anyformer.families.base import Family, Raw
 
 FAMILIES: dict[str, Family] = {
@@ -55,7 +55,7 @@ def preset(name: str, **changes: Any) -> ModelConfig:
 def from_huggingface(raw: Raw) -> ModelConfig:
     """The model that a config.json describes. Raises UserError for what is not supported, naming it, or misshapen."""
     try:
-        return _read(integers.plain(raw))
+        return _read(own.unquantized_config_json(raw))
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -99,10 +99,10 @@ def _try(family: Family, config: ModelConfig) -> dict[str, Any] | None:
     if config.head.kind == "none" and config.head.pooler is None:
         # A bare BERT may come without its pooler, which no config.json says: the file has the last word.
         back = back.replace(head={"pooler": None})
-    return written if essence(back) == essence(config) else None
+    return written if canonical(back) == canonical(config) else None
 
 
-def essence(config: ModelConfig) -> ModelConfig:
+def canonical(config: ModelConfig) -> ModelConfig:
     """The config without what files of a family need not say, and with every default written out."""
 
     def full(attention: AttentionConfig) -> AttentionConfig:

@@ -1,5 +1,6 @@
 """What a family is: presets, a two-way translation of its config.json, and one table of weight names."""
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -45,6 +46,8 @@ class Family:
     ignored: Sequence[str] = ()
     """Regular expressions of names on disk that can be left aside: buffers, and heads nobody asked for."""
     presets: Mapping[str, ModelConfig] = field(default_factory=dict[str, ModelConfig])
+    renamed: Sequence[tuple[str, str]] = ()
+    """Regular expressions of names on disk that older files have, and what each is called now."""
     ties_missing_head: bool = False
     """A head that the file lacks is the token table, whatever config.json says."""
 
@@ -54,6 +57,17 @@ class Family:
         Raises UserError for a weight that the family's format has no place for.
         """
         return resolve(self.rows, ours) if self.rows else {name: row(name, name) for name in ours}
+
+    def stored_names(self, ours: str) -> list[str]:
+        """The names on disk that one of our weights can have, with and without the prefix; aliases are none."""
+        names = [line.theirs for line in self.rows if ours in line.ours and not line.alias] if self.rows else [ours]
+        return [form for name in names for form in (name, name.removeprefix(self.prefix))]
+
+    def current_name(self, name: str) -> str:
+        """The name of a weight in the table, from one on disk that may be older."""
+        for pattern, replacement in self.renamed:
+            name = re.sub(pattern, replacement, name)
+        return name
 
     def head(self, raw: Raw) -> HeadKind:
         """The head that config.json's `architectures` ask for. Raises UserError for one that is not known."""

@@ -261,6 +261,7 @@ _LEGACY = (
     r"cls\.seq_relationship\.(weight|bias)",
     r"(.*\.)?pooler\.dense\.(weight|bias)",
 )
+_TENSORFLOW_NAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 
 
 def _architectures(name: str) -> dict[str, HeadKind]:
@@ -292,6 +293,7 @@ FAMILIES = [
         rows=BERT_ROWS,
         prefix="bert.",
         ignored=_LEGACY,
+        renamed=_TENSORFLOW_NAMES,
         presets={
             "bert-base": _bert(768, 12, 12),
             "bert-large": _bert(1024, 24, 16),
@@ -307,6 +309,7 @@ FAMILIES = [
         rows=ROBERTA_ROWS,
         prefix="roberta.",
         ignored=_LEGACY,
+        renamed=_TENSORFLOW_NAMES,
         presets={"roberta-base": _roberta(768, 12, 12), "roberta-large": _roberta(1024, 24, 16)},
     ),
     Family(
@@ -317,6 +320,7 @@ FAMILIES = [
         rows=DISTILBERT_ROWS,
         prefix="distilbert.",
         ignored=_LEGACY,
+        renamed=_TENSORFLOW_NAMES,
         presets={"distilbert-base": read_distilbert({}, "language_model")},
     ),
 ]

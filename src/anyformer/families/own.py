@@ -1,4 +1,12 @@
-"""Our own file format, for what no Hugging Face class can express: config.json is the ModelConfig, names are ours."""
+"""Our own file format, for what no Hugging Face class can express: config.json is the ModelConfig, names are ours.
+
+Quantized models are written in it as well. Their config.json is that of their family, with
+`"quantization_config": {"quant_method": "anyformer", "bits": 4, "group_size": 32, "model_type": "llama"}` added and
+"anyformer" as its model_type: `transformers` would pass over a method that it does not know, and read weights that
+aren't there.
+"""
+
+from typing import Any, cast
 
 from anyformer.config import (
     AttentionConfig,
@@ -11,6 +19,29 @@ from anyformer.config import (
     PositionConfig,
 )
 from anyformer.families.base import Family, Raw
+
+METHOD = "anyformer"
+_KEY = "quantization_config"
+
+
+def quantized_config_json(raw: Raw, bits: int, group_size: int) -> dict[str, Any]:
+    """The config.json of a quantized model, from that of its family."""
+    added = {"quant_method": METHOD, "bits": bits, "group_size": group_size, "model_type": raw["model_type"]}
+    return {**raw, "model_type": METHOD, _KEY: added}
+
+
+def quantization_method(raw: Raw) -> str | None:
+    """The `quant_method` of a config.json; None for a model that is not quantized."""
+    value = raw.get(_KEY)
+    return value if value is None else str(cast("Raw", value).get("quant_method") if isinstance(value, dict) else value)
+
+
+def unquantized_config_json(raw: Raw) -> Raw:
+    """The inverse of `quantized_config_json`; any other config.json stays as it is."""
+    if quantization_method(raw) != METHOD:
+        return raw
+    model_type = cast("Raw", raw[_KEY]).get("model_type", "")
+    return {**{key: value for key, value in raw.items() if key != _KEY}, "model_type": model_type}
 
 
 def _read(raw: Raw, head: HeadKind) -> ModelConfig:

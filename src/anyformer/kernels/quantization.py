@@ -30,6 +30,17 @@ class Rounded(NamedTuple):
     minima: Float16[Tensor, "rows groups"] | None
     """[rows, columns / 32] of 4 bits; None of 8, where all are 0."""
 
+    @property
+    def shape(self) -> torch.Size:
+        """[rows, columns] of the matrix."""
+        rows, groups = self.scales.shape
+        return torch.Size((rows, groups * GROUP))
+
+    @property
+    def bits(self) -> int:
+        """8 or 4."""
+        return 8 if self.minima is None else 4
+
     def to(self, device: torch.device | str | None) -> "Rounded":
         """The same on a device."""
         minima = None if self.minima is None else self.minima.to(device)

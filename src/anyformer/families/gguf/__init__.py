@@ -9,7 +9,7 @@ from typing import Any
 
 from anyformer.config import ModelConfig, SpecialTokens, diff
 from anyformer.errors import UserError, nearest
-from anyformer.families import FAMILIES, essence, to_huggingface
+from anyformer.families import FAMILIES, canonical, to_huggingface
 from anyformer.families.gguf import bert, gpt2, llama, scaling, t5
 from anyformer.families.gguf.base import Architecture, Contents, layers
 from anyformer.families.rows import Row, resolve
@@ -78,7 +78,7 @@ def _computed(config: ModelConfig) -> ModelConfig:
     """What llama.cpp computes by: without training's settings, token ids, and other words for the same thing."""
     pooling = {"kind": config.pooling.kind} if config.is_encoder_only else {}
     rates = {part: {"dropout": 0.0} for part in ("attention", "feed_forward", "embedding", "head")}
-    return essence(config).replace(dropout=0.0, tokens=SpecialTokens(), pooling=pooling, **rates)
+    return canonical(config).replace(dropout=0.0, tokens=SpecialTokens(), pooling=pooling, **rates)
 
 
 def _contents(config: ModelConfig, kind: Architecture, metadata: dict[str, Any]) -> Contents:

@@ -1,97 +1,81 @@
-"""A GGUF file as a model: its config, its family and its weights."""
+"""A GGUF file as a source of tensors: its config, its table of names and its weights."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from functools import reduce
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from anyformer.checkpoint.gguf.container import Container
-from anyformer.checkpoint.gguf.tensors import GROUPED, Grouped, dense, grouped, stored_format
+from anyformer.checkpoint.gguf.tensors import dense, quantized, stored_dtype
+from anyformer.checkpoint.sources import TensorSource
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families.base import Family
 from anyformer.families.gguf import Contents, architecture, from_gguf
 from anyformer.families.gguf.base import Output
+from anyformer.kernels.quantization import Rounded
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer import gguf as vocabulary
+from anyformer.tokenizer import gguf as gguf_tokenizer
 
 _HEAD, _TABLE, _FACTORS = "output.weight", "token_embd.weight", "rope_freqs.weight"
 
 
-class GGUFWeights:
-    """The tensors of a GGUF file by name, read one by one, in the widest floating-point format that any of them has.
-
-    Attributes:
-        directory: The file, for messages.
-        described_by: What the shapes of the weights have to fit.
-    """
-
-    described_by = "its metadata"
-
-    def __init__(self, container: Container, left_out: Sequence[str] = ()) -> None:
-        self.container = container
-        self.directory = container.path
-        self.names = [name for name in container.tensors if name not in left_out]
-        formats = {stored_format(container, name) for name in self.names}
-        self.format = reduce(torch.promote_types, formats) if formats else torch.float32
-
-    def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU."""
-        return dense(self.container, name).to(self.format)
-
-    def bits(self, name: str) -> int | None:
-        """8 or 4 where `grouped` can give a tensor as integers, else None."""
-        return GROUPED.get(self.container.tensors[name].type.name)
-
-    def grouped(self, name: str) -> Grouped:
-        """A matrix as integers, scales and minima, as it is stored. Raises UserError where it is stored otherwise."""
-        return grouped(self.container, name)
-
-
-class Opened(NamedTuple):
-    """What loading needs to know of a file."""
-
-    config: ModelConfig
-    family: Family
-    weights: GGUFWeights
-    tokenizer: Tokenizer | None
-
-
-def open_model(path: Path) -> Opened:
-    """Read all of a GGUF file but its weights.
+class GGUFSource(TensorSource):
+    """A GGUF file, mapped into memory. Its dtype is the widest of its tensors, float32 for quantized ones.
 
     Raises:
         UserError: a file that is damaged, or holds what is not supported; it names the file and the reason.
     """
-    container = Container(path)
-    contents = _contents(container)
-    config = read_config(container, contents)
-    kind = architecture(contents.architecture)
-    family = Family(
-        model_type=f"GGUF {kind.name}",
-        architectures={},
-        read=lambda raw, head: config,
-        write=lambda config: {},
-        rows=kind.rows(config),
-        ignored=kind.ignored,
-    )
-    # A head that repeats the token table has been compared with it already.
-    weights = GGUFWeights(container, () if contents.output == "own" else (_HEAD,))
-    try:
-        tokenizer = vocabulary.read(container.metadata)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"{path} has {tokenizer.vocab_size} tokens, and its model only {config.vocab_size}.")
-    return Opened(config, family, weights, tokenizer)
+
+    described_by = "its metadata"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.container = Container(path)
+        contents = _contents(self.container)
+        self.config = read_config(self.container, contents)
+        kind = architecture(contents.architecture)
+        self.family = Family(
+            model_type=f"GGUF {kind.name}",
+            architectures={},
+            read=lambda raw, head: self.config,
+            write=lambda config: {},
+            rows=kind.rows(self.config),
+            ignored=kind.ignored,
+        )
+        # A head that repeats the token embedding has been compared with it already.
+        self._names = [name for name in self.container.tensors if contents.output == "own" or name != _HEAD]
+        self.dtype = reduce(torch.promote_types, (stored_dtype(self.container, name) for name in self._names))
+
+    @property
+    @override
+    def names(self) -> Collection[str]:
+        return self._names
+
+    @override
+    def read(self, name: str) -> Tensor | Rounded:
+        weight = quantized(self.container, name)
+        return dense(self.container, name) if weight is None else weight
+
+    @override
+    def tokenizer(self) -> Tokenizer | None:
+        try:
+            tokenizer = gguf_tokenizer.read(self.container.metadata)
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from error
+        if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
+            raise UserError(
+                f"{self.path} has {tokenizer.vocab_size} tokens, and its model only {self.config.vocab_size}."
+            )
+        return tokenizer
 
 
 def read_config(container: Container, contents: Contents | None = None) -> ModelConfig:
-    """The config of the model in a file. Raises UserError as `open_model` does."""
+    """The config of the model in a file. Raises UserError as `GGUFSource` does."""
     path = container.path
     parts = container.metadata.get("split.count")
     if isinstance(parts, int) and parts > 1:

@@ -5,7 +5,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
-from anyformer.checkpoint.weights import read_json
+from anyformer.checkpoint.json_files import read_json_object
 from anyformer.errors import UserError
 
 FILE = "generation_config.json"
@@ -81,7 +81,7 @@ def read(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         UserError: a field that `anyformer.generation` reads holds something else than it should.
     """
     path = directory / FILE
-    settings = read_json(path) if path.is_file() else {}
+    settings = read_json_object(path) if path.is_file() else {}
     path = path if settings else directory / "config.json"
     for field, kind in _FIELDS.items():
         value, (fits, wanted) = (settings or config).get(field), _KINDS[kind]

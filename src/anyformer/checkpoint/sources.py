@@ -1,0 +1,232 @@
+"""Where the tensors of a model come from: a `TensorSource` for each format of model directories.
+
+The fourth kind, GGUF files, is in `checkpoint.gguf.source`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from typing_extensions import override
+
+from anyformer.checkpoint import generation_settings, pooling
+from anyformer.checkpoint.json_files import path_inside, read_json_object
+from anyformer.config import ModelConfig
+from anyformer.errors import UserError
+from anyformer.families import FAMILIES, from_huggingface, own
+from anyformer.families.base import Family
+from anyformer.kernels.quantization import GROUP, Rounded
+from anyformer.model import Origin
+from anyformer.tokenizer import Tokenizer
+
+SAFETENSORS = "model.safetensors"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+_MAX_MAPPED = 64 * 2**20
+
+
+class TensorSource(ABC):
+    """Named tensors on disk and what the files say about their model. No tensor is read before it is asked for.
+
+    A new format is a subclass and a line in `checkpoint.load.open_source`.
+
+    Attributes:
+        path: The directory or file, for messages.
+        config: The model as the files describe it; `checkpoint.load.settle` lets the tensors have the last word.
+        family: The names that its tensors have.
+        dtype: The dtype that the model computes in; None: the widest of its floating-point tensors.
+        origin: What is written back when the model is saved.
+    """
+
+    described_by: ClassVar[str] = "this config.json"
+    """What the shapes of the tensors have to fit, for messages."""
+
+    path: Path
+    config: ModelConfig
+    family: Family
+    dtype: torch.dtype | None = None
+    origin: Origin = Origin()
+
+    @property
+    @abstractmethod
+    def names(self) -> Collection[str]:
+        """The names of all tensors."""
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor | Rounded:
+        """One tensor on the CPU, in the dtype that it is stored in. Raises UserError for one that is damaged."""
+
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that lies with the model. Raises UserError for one that is damaged."""
+
+
+class _ModelDirectory(TensorSource):
+    """A directory with a config.json, and the files that may accompany it."""
+
+    def __init__(self, path: Path, raw: Mapping[str, Any], family: Family | None = None) -> None:
+        self.path = path
+        self.origin = Origin(config=raw, generation=generation_settings.read(path, raw))
+        try:
+            config = from_huggingface(raw)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        self.config = replace(config, pooling=pooling.read(path))
+        self.family = family or FAMILIES[raw["model_type"]]
+
+    @override
+    def tokenizer(self) -> Tokenizer | None:
+        return Tokenizer.find(self.path)
+
+
+class SafetensorsSource(_ModelDirectory):
+    """``model.safetensors``, or the shards that ``model.safetensors.index.json`` names, mapped into memory.
+
+    Raises:
+        UserError: damaged files, or an index that leads elsewhere.
+    """
+
+    def __init__(self, path: Path, raw: Mapping[str, Any], family: Family | None = None) -> None:
+        super().__init__(path, raw, family)
+        self._open_files: dict[Path, Any] = {}
+        self._mapped_bytes = 0
+        index = path / SAFETENSORS_INDEX
+        files = _shards(index) if index.is_file() else [path / SAFETENSORS]
+        self._stored = {
+            self.family.current_name(name): (file, name)
+            for file in files
+            for name in cast("list[str]", self._open(file).keys())
+        }
+
+    @property
+    @override
+    def names(self) -> Collection[str]:
+        return self._stored.keys()
+
+    @override
+    def read(self, name: str) -> Tensor | Rounded:
+        return self._read(name)
+
+    def _read(self, name: str) -> Tensor:
+        file, stored_name = self._stored[name]
+        tensor = cast("Tensor", self._open(file).get_tensor(stored_name))
+        # Pages of a mapped file stay in memory for as long as it is open, so it is opened anew now and then; a tensor
+        # that is still in use keeps its own mapping.
+        self._mapped_bytes += tensor.nbytes
+        if self._mapped_bytes > _MAX_MAPPED:
+            self._open_files.clear()
+            self._mapped_bytes = 0
+        return tensor
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._open_files:
+            try:
+                self._open_files[path] = safe_open(path, framework="pt", device="cpu")
+            except FileNotFoundError as error:
+                raise UserError(f"{path} is missing, though the index names it.") from error
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"{path} is not a whole safetensors file ({error}); copy or download it again."
+                ) from error
+        return self._open_files[path]
+
+
+class QuantizedSource(SafetensorsSource):
+    """A directory of a quantized model, as `save` writes it (see `families.own.quantized_config_json`).
+
+    The safetensors hold ``X.integers``, ``X.scales`` and, for 4 bits, ``X.minima`` in the place of ``X.weight``.
+    """
+
+    def __init__(self, path: Path, raw: Mapping[str, Any]) -> None:
+        # The config.json is that of the original family, the names of the tensors are ours.
+        super().__init__(path, own.unquantized_config_json(raw), replace(own.FAMILY, ties_missing_head=True))
+
+    @property
+    @override
+    def names(self) -> Collection[str]:
+        quantized = {name.removesuffix(".integers") for name in self._stored if name.endswith(".integers")}
+        parts = {f"{module}.{part}" for module in quantized for part in Rounded._fields}
+        return [*(self._stored.keys() - parts), *(f"{module}.weight" for module in quantized)]
+
+    @override
+    def read(self, name: str) -> Tensor | Rounded:
+        if name in self._stored:
+            return self._read(name)
+        module = name.removesuffix(".weight")
+        if f"{module}.scales" not in self._stored:
+            raise UserError(f"{self.path}: the weight {module}.scales is missing.")
+        weight = Rounded(
+            self._read(f"{module}.integers"),
+            self._read(f"{module}.scales"),
+            self._read(f"{module}.minima") if f"{module}.minima" in self._stored else None,
+        )
+        rows, groups = weight.scales.shape if weight.scales.dim() == 2 else (0, 0)
+        expected = {
+            "integers": (torch.int8, rows, groups * GROUP)
+            if weight.bits == 8
+            else (torch.uint8, rows, groups * GROUP // 2),
+            "scales": (torch.float16, rows, groups),
+            "minima": (torch.float16, rows, groups),
+        }
+        for part, tensor in weight._asdict().items():
+            if tensor is not None and (tensor.dtype, *tensor.shape) != expected[part]:
+                stored = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+                raise UserError(f"{self.path}: the weight {module}.{part}, {stored}, does not fit {self.described_by}.")
+        return weight
+
+
+class PickleSource(_ModelDirectory):
+    """``pytorch_model.bin``, or the shards that its index names, of which only tensors are unpickled.
+
+    Raises:
+        UserError: no weights, damaged files, or pickles that are not allowed.
+    """
+
+    def __init__(self, path: Path, raw: Mapping[str, Any], *, allow_pickle: bool) -> None:
+        super().__init__(path, raw)
+        index = path / PICKLE_INDEX
+        files = _shards(index) if index.is_file() else [path / PICKLE]
+        if not index.is_file() and not files[0].is_file():
+            raise UserError(f"{path} has no {SAFETENSORS} and no {SAFETENSORS_INDEX}: there are no weights to read.")
+        if not allow_pickle:
+            raise UserError(f"{path} has only {files[0].name}, a pickle; if you trust its author, add --allow-pickle.")
+        self._tensors = {
+            self.family.current_name(name): tensor for file in files for name, tensor in _unpickle(file).items()
+        }
+
+    @property
+    @override
+    def names(self) -> Collection[str]:
+        return self._tensors.keys()
+
+    @override
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map.")
+    return [
+        path_inside(index.parent, name) for name in sorted(set(map(str, cast("dict[str, Any]", weight_map).values())))
+    ]
+
+
+def _unpickle(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing, though the index names it.") from error
+    except Exception as error:
+        # torch.load raises whatever the pickle machine met: a damaged file, or more than tensors in it.
+        raise UserError(f"{path} can't be read as a file of tensors ({str(error).splitlines()[0]}).") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} should hold a dict of tensors, not {type(state).__name__}.")
+    return {name: value for name, value in cast("dict[str, Any]", state).items() if isinstance(value, Tensor)}
