@@ -42,7 +42,6 @@ Convert = Callable[[str, Tensor | Rounded], Tensor | Rounded]
 """From one of our names and the weight in the file to the weight in the model."""
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_HEAD, _TABLE, _POOLER = "head.projection.weight", "tokens.table.weight", "pooler.dense.weight"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -121,14 +120,21 @@ def settle(source: TensorSource) -> ModelConfig:
     layers = config.encoder_layers + config.decoder_layers
     if layers > len(names):
         raise UserError(f"{source.path}: config.json speaks of {layers} layers, and there are {len(names)} weights.")
-    stored = {ours: [name for name in family.stored_names(ours) if name in names] for ours in (_HEAD, _TABLE, _POOLER)}
-    if config.head.kind == "none" and config.head.pooler is not None and not stored[_POOLER]:
+    pooler, head, table = (
+        [name for ours in group for name in family.stored_names(ours) if name in names]
+        for group in (
+            ("pooler.dense.weight", "pooler.dense.bias"),
+            ("head.projection.weight",),
+            ("tokens.table.weight",),
+        )
+    )
+    if config.head.kind == "none" and config.head.pooler is not None and not pooler:
         config = replace(config, head=replace(config.head, pooler=None))
     if config.head.kind == "language_model":
         tied = config.embedding.tied
-        if tied and stored[_HEAD] and stored[_TABLE]:
-            tied = _equal(source.read(stored[_HEAD][0]), source.read(stored[_TABLE][0]))
-        elif not stored[_HEAD]:
+        if tied and head and table:
+            tied = _equal(source.read(head[0]), source.read(table[0]))
+        elif not head:
             tied = tied or family.ties_missing_head
         config = replace(config, embedding=replace(config.embedding, tied=tied))
     return config
@@ -188,9 +194,10 @@ def assign(
         raise UserError(f"{source.path}: the weight {missing[0]} is missing{_more(missing)}.")
     # Layers can't multiply across dtypes; the widest loses nothing (T5 files in fp16 have a few fp32 matrices).
     dtype = dtype or reduce(torch.promote_types, dtypes or {torch.float32})
-    quantized = [name for name, weight in weights.items() if not isinstance(weight, Tensor)]
-    for name in weights.keys() - quantized:
-        weights[name] = weights[name].to(dtype)
+    quantized = [name for name, weight in weights.items() if isinstance(weight, Rounded)]
+    for name, weight in weights.items():
+        if isinstance(weight, Tensor):
+            weights[name] = weight.to(dtype)
     for name in quantized:  # one by one, for a module lays its integers out anew
         replace_module(model, name.removesuffix(".weight"), weights.pop(name), dtype)
     # That nothing is missing has been seen above; what is quantized is in its place.
