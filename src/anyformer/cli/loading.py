@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from anyformer.config import ModelConfig
 from anyformer.errors import UserError
-from anyformer.families import from_huggingface, preset
-from anyformer.tokenizer.files import parse_object, read_bytes
 
 if TYPE_CHECKING:
+    from anyformer.config import ModelConfig
     from anyformer.model import Transformer
     from anyformer.tokenizer import Tokenizer
 
@@ -38,6 +36,9 @@ class LoadOptions:
 
 def read_config(name: str) -> ModelConfig:
     """The config of a preset, of a model or run directory, or of a GGUF file. Raises UserError if it is none."""
+    from anyformer.families import from_huggingface, preset
+    from anyformer.tokenizer.files import parse_object, read_bytes
+
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
         from anyformer.checkpoint.gguf.container import Container

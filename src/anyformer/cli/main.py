@@ -8,19 +8,28 @@ from importlib import import_module
 from anyformer import __version__
 from anyformer.errors import UserError, nearest
 
-COMMANDS = {
-    "train": "train a model from scratch on your own text",
-    "runs": "list and compare training runs",
-    "generate": "continue a prompt, or rewrite a source",
-    "chat": "talk with a model in the terminal",
-    "embed": "turn texts into vectors",
-    "fill": "fill in masked words",
-    "evaluate": "how well a model predicts a text, and what rounding it costs",
-    "show": "what a model is made of and what it costs",
-    "diff": "what separates two models",
-    "verify": "compare a model directory with transformers",
-    "convert": "write a GGUF file for llama.cpp, or read one into a directory",
+_GROUPS = {
+    "Train": {
+        "train": "train a model from scratch on your own text",
+        "runs": "list and compare training runs",
+    },
+    "Use": {
+        "generate": "continue a prompt, or rewrite a source",
+        "chat": "talk with a model in the terminal",
+        "fill": "fill in masked words",
+        "embed": "turn texts into vectors",
+    },
+    "Look inside": {
+        "show": "what a model is made of and what it costs",
+        "diff": "what separates two models",
+    },
+    "Check and convert": {
+        "evaluate": "how well a model predicts a text, and what quantizing it costs",
+        "verify": "compare a model with the same in transformers",
+        "convert": "write a GGUF file for llama.cpp, or read one into a directory",
+    },
 }
+COMMANDS = {name: summary for group in _GROUPS.values() for name, summary in group.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,15 +68,13 @@ def _run(argv: list[str]) -> int:
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    lines = ["anyformer: every transformer from the same few blocks", "", "usage: anyformer COMMAND ...", ""]
+    for title, commands in _GROUPS.items():
+        lines += [f"{title}:", *(f"  {name:<{width}}  {summary}" for name, summary in commands.items()), ""]
     return "\n".join(
         [
-            "anyformer: every transformer from the same few blocks",
-            "",
-            "usage: anyformer COMMAND ...   (anyformer COMMAND --help explains one)",
-            "",
             *lines,
-            "",
+            "`anyformer COMMAND --help` explains one, with examples.",
             "Start with `anyformer train`: it trains a small model on Python's own source in two minutes.",
         ]
     )

@@ -183,7 +183,10 @@ class Parser(argparse.ArgumentParser):
             label = name.upper().removesuffix("S" if several else "")
             count: Any = ("+" if required else "*") if several else None if required else "?"
             convert = _converter(kind, optional)
-            self._section("arguments").add_argument(name, nargs=count, metavar=label, help=text, type=convert)
+            # Said twice: argparse takes an argument of any number for required if its default isn't given.
+            self._section("arguments").add_argument(
+                name, nargs=count, metavar=label, help=text, type=convert, default=argparse.SUPPRESS
+            )
             usage = f"{label}{' ...' if several else ''}"
             self._usages["arguments"].append(usage if required else f"[{usage}]")
             return

@@ -13,9 +13,7 @@ def describe(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any
     """The metadata. Raises UserError for what llama.cpp's algorithm can't follow."""
     model, normalizer = pipeline["model"], pipeline.get("normalizer")
     if not model["merges"]:
-        raise UserError(
-            "llama.cpp has no character-level tokenizer: train with --data.tokenizer bpe:8192, for example."
-        )
+        raise UserError("llama.cpp has no character-level tokenizer: train with --tokenizer bpe:8192, for example.")
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise UserError("llama.cpp's BPE knows no marks at the ends of words, which this tokenizer has.")
     if normalizer is not None and normalizer["type"] not in COMPOSED:

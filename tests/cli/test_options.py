@@ -1,0 +1,224 @@
+"""Arguments from dataclasses: values of every type, one sentence for each mistake, and help that reads well."""
+
+import ast
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+from unittest.mock import patch
+
+import pytest
+
+import anyformer
+from anyformer.cli.main import COMMANDS
+from anyformer.cli.options import Parser, Positional, parse
+from anyformer.errors import UserError
+
+_SOURCE = Path(anyformer.__file__).parent
+
+
+@dataclass(frozen=True)
+class Oven:
+    """The oven.
+
+    It is electric.
+    """
+
+    heat: int = 180
+    """Degrees."""
+    fan: bool | None = None
+    """Whether the air moves."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Bake a cake.
+
+    Examples:
+        anyformer bake apple --eggs 3
+    """
+
+    kind: Positional[str]
+    """What to bake."""
+    guests: Positional[tuple[str, ...]] = ()
+    """Who will eat 100% of it."""
+    eggs: int | None = None
+    """How many eggs (default: two)."""
+    sugar_share: float = 0.25
+    """Share of sugar."""
+    glaze: Literal["lemon", "none"] = "none"
+    """On top."""
+    weights: tuple[int, ...] = ()
+    """Of the parts."""
+    recipe: Path | None = None
+    """A file."""
+    quiet: bool = False
+    """Say nothing."""
+    oven: Oven = Oven()
+
+
+def test_values() -> None:
+    assert parse(Options, ["apple"], "bake") == Options("apple")
+    line = "apple --eggs 3 --sugar_share=1e-1 --glaze lemon --weights 1 2 --recipe a/b --quiet --heat -5 --no-fan"
+    expected = Options("apple", (), 3, 0.1, "lemon", (1, 2), Path("a/b"), True, Oven(-5, False))
+    assert parse(Options, line.split(), "bake") == expected
+    assert parse(Options, ["--eggs", "None", "apple", "--fan", "a b", "c_d"], "bake") == Options(
+        "apple", ("a b", "c_d"), oven=Oven(fan=True)
+    )
+    assert parse(Options, ["apple", "--quiet", "--no-quiet"], "bake").quiet is False
+    assert parse(Options, ["apple", "--", "--eggs", "_"], "bake").guests == ("--eggs", "_")
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("", "KIND must be given; usage: anyformer bake KIND [GUEST ...]"),
+        ("apple --egs 3", "anyformer bake has no option --egs (did you mean '--eggs'?)."),
+        ("apple --zzz=3", "anyformer bake has no option --zzz (anyformer bake --help lists them)."),
+        ("apple --egg 3", "anyformer bake has no option --egg (did you mean '--eggs'?)."),
+        ("apple --eggs many", "--eggs wants a whole number, not 'many'."),
+        ("apple --sugar-share lots", "--sugar-share wants a number, not 'lots'."),
+        ("apple --glaze leman", "--glaze can't be 'leman' (did you mean 'lemon'?)."),
+        ("apple --eggs", "--eggs expected one argument."),
+    ],
+)
+def test_mistakes_are_one_sentence(line: str, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse(Options, line.split(), "bake")
+    assert str(error.value).startswith(sentence)
+
+
+def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        parse(Options, ["--help"], "bake")
+    assert end.value.code == 0
+    assert (
+        capsys.readouterr().out
+        == """\
+usage: anyformer bake KIND [GUEST ...] [options]
+
+Bake a cake.
+
+arguments:
+  KIND                  What to bake.
+  GUEST                 Who will eat 100% of it.
+
+options:
+  --eggs N              How many eggs (default: two).
+  --sugar-share X       Share of sugar (default: 0.25).
+  --glaze {lemon,none}  On top (default: none).
+  --weights [N ...]     Of the parts.
+  --recipe FILE         A file.
+  --quiet               Say nothing.
+  -h, --help            Show this help.
+
+the oven:
+  --heat N              Degrees (default: 180).
+  --fan, --no-fan       Whether the air moves.
+
+examples:
+  anyformer bake apple --eggs 3
+"""
+    )
+
+
+class _Stopped(Exception):  # noqa: N818
+    pass
+
+
+def _parser(command: str) -> Parser:
+    """The parser of a command."""
+
+    def given(self: Parser, argv: object) -> None:
+        raise _Stopped(self)
+
+    with patch.object(Parser, "given", given), pytest.raises(_Stopped) as stopped:
+        import_module(f"anyformer.cli.{command}").run([])
+    return stopped.value.args[0]
+
+
+def _flags(command: str) -> set[str]:
+    return {flag for action in _parser(command)._actions for flag in action.option_strings} | {"--help"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_reads_well(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        import_module(f"anyformer.cli.{command}").run(["--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: anyformer {command}")
+    for noise in ("None", "(required)", "STR|", " STR ", "INT", "FLOAT", "(default: )", "()", "; default:"):
+        assert noise not in shown, noise
+    assert f"examples:\n  anyformer {command}" in shown
+    assert max(map(len, shown.splitlines())) <= 100
+    actions = [action for action in _parser(command)._actions if action.help != "==SUPPRESS=="]
+    for action in actions:
+        assert action.help, f"{action.dest} has no help"
+        assert action.help.endswith((".", ").")), action.help
+        assert action.help[0].isupper() or action.help.split()[0] in shown, action.help
+        assert len(re.findall("default:", action.help)) <= 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_parse(command: str) -> None:
+    import shlex
+
+    epilog = _parser(command).epilog
+    assert epilog is not None
+    for line in epilog.splitlines()[1:]:
+        program, name, *arguments = shlex.split(line)
+        assert (program, name) == ("anyformer", command)
+        assert _parser(command).given(arguments) is not None
+
+
+_LOADING = ("generate", "chat", "fill", "embed", "evaluate", "verify", "convert")
+"""Commands that load a model."""
+_RAISED_BY: dict[str, tuple[str, ...]] = {
+    "checkpoint/gguf": ("convert",),
+    "checkpoint": _LOADING,
+    "quantization": _LOADING,
+    "compare": ("verify", "convert", "evaluate"),
+    "generation": ("generate",),
+    "training": ("train",),
+    "runs": ("train",),
+    "data": ("train",),
+}
+"""Commands that can raise the errors of a package."""
+
+
+@pytest.mark.parametrize("command", _LOADING)
+def test_loading_flags_are_the_same(command: str) -> None:
+    assert {"--device", "--dtype", "--quantize", "--allow-pickle"} <= _flags(command)
+
+
+def _messages() -> list[tuple[str, str]]:
+    """File and text of every error message that speaks of a flag or of a command."""
+    found: list[tuple[str, str]] = []
+    for path in sorted(_SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise | ast.Return) and "UserError" in ast.unparse(node):
+                texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+                text = "".join(text for text in texts if isinstance(text, str))
+                text = re.sub("`(?!anyformer )[^`]*`", "", text)  # another program's
+                if re.search(r"(?<![\w-])--[a-z]|`anyformer ", text):
+                    found.append((str(path.relative_to(_SOURCE)), text))
+    return found
+
+
+def test_flags_that_messages_recommend_exist() -> None:
+    known: dict[str, set[str]] = {command: _flags(command) for command in COMMANDS}
+    messages = _messages()
+    assert len(messages) > 30
+    for file, text in messages:
+        own = "train" if "train with" in text else file.removeprefix("cli/").removesuffix(".py")
+        commands = (
+            (own,) if own in COMMANDS else next((_RAISED_BY[each] for each in _RAISED_BY if file.startswith(each)), ())
+        )
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z0-9]", text):
+            for command in commands or [min(COMMANDS, key=lambda each: flag not in known[each])]:
+                assert flag in known[command], f"{file}: anyformer {command} has no {flag}: {text}"
+        for command in re.findall("`anyformer ([a-z]+)", text):
+            assert command in COMMANDS, f"{file}: {text}"
