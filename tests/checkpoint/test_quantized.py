@@ -153,14 +153,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("tokens.table.scales"), "tokens.table.scales is missing"),
+        (lambda state: state.pop("tokens.table.scales"), "tokens.table.weight.scales is missing"),
         (lambda state: state.pop("decoder.final_norm.weight"), "decoder.final_norm.weight is missing"),
         (lambda state: state.update(hat=torch.ones(1)), "the weight hat is unknown"),
-        (lambda state: state.pop("decoder.blocks.0.attention.key.minima"), "key.integers, uint8.*does not fit"),
+        (lambda state: state.pop("decoder.blocks.0.attention.key.minima"), "key.weight.integers, uint8.*does not fit"),
         (lambda state: state.update({"decoder.final_norm.weight": torch.ones(3)}), "final_norm.weight.*does not fit"),
         (
             lambda state: state.update({"tokens.table.scales": state["tokens.table.scales"].float()}),
-            "tokens.table.scales, float32.*does not fit",
+            "tokens.table.weight.scales, float32.*does not fit",
         ),
     ],
 )

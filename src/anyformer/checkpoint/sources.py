@@ -140,7 +140,8 @@ class SafetensorsSource(_ModelDirectory):
 class QuantizedSource(SafetensorsSource):
     """A directory of a quantized model, as `save` writes it (see `families.own.quantized_config_json`).
 
-    The safetensors hold ``X.integers``, ``X.scales`` and, for 4 bits, ``X.minima`` in the place of ``X.weight``.
+    The safetensors hold ``X.weight.integers``, ``X.weight.scales`` and, for 4 bits, ``X.weight.minima`` in the place of
+    ``X.weight``.
     """
 
     def __init__(self, path: Path, raw: Mapping[str, Any]) -> None:
@@ -151,33 +152,27 @@ class QuantizedSource(SafetensorsSource):
     @override
     def names(self) -> Collection[str]:
         quantized = {name.removesuffix(".integers") for name in self._stored if name.endswith(".integers")}
-        parts = {f"{module}.{part}" for module in quantized for part in Rounded._fields}
-        return [*(self._stored.keys() - parts), *(f"{module}.weight" for module in quantized)]
+        parts = {f"{name}.{part}" for name in quantized for part in Rounded._fields}
+        return [*(name for name in self._stored if name not in parts), *quantized]
 
     @override
     def read(self, name: str) -> Tensor | Rounded:
         if name in self._stored:
             return self._read(name)
-        module = name.removesuffix(".weight")
-        if f"{module}.scales" not in self._stored:
-            raise UserError(f"{self.path}: the weight {module}.scales is missing.")
+        if f"{name}.scales" not in self._stored:
+            raise UserError(f"{self.path}: the weight {name}.scales is missing.")
         weight = Rounded(
-            self._read(f"{module}.integers"),
-            self._read(f"{module}.scales"),
-            self._read(f"{module}.minima") if f"{module}.minima" in self._stored else None,
+            self._read(f"{name}.integers"),
+            self._read(f"{name}.scales"),
+            self._read(f"{name}.minima") if f"{name}.minima" in self._stored else None,
         )
         rows, groups = weight.scales.shape if weight.scales.dim() == 2 else (0, 0)
-        expected = {
-            "integers": (torch.int8, rows, groups * GROUP)
-            if weight.bits == 8
-            else (torch.uint8, rows, groups * GROUP // 2),
-            "scales": (torch.float16, rows, groups),
-            "minima": (torch.float16, rows, groups),
-        }
+        integers = (torch.int8, groups * GROUP) if weight.bits == 8 else (torch.uint8, groups * GROUP // 2)
         for part, tensor in weight._asdict().items():
-            if tensor is not None and (tensor.dtype, *tensor.shape) != expected[part]:
+            dtype, columns = integers if part == "integers" else (torch.float16, groups)
+            if tensor is not None and (tensor.dtype, *tensor.shape) != (dtype, rows, columns):
                 stored = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-                raise UserError(f"{self.path}: the weight {module}.{part}, {stored}, does not fit {self.described_by}.")
+                raise UserError(f"{self.path}: the weight {name}.{part}, {stored}, does not fit {self.described_by}.")
         return weight
 
 

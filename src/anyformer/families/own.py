@@ -48,6 +48,9 @@ def _read(raw: Raw, head: HeadKind) -> ModelConfig:
     return ModelConfig.from_dict(raw["config"])
 
 
+_RENAMED = ((r"(?<!\.weight)\.(integers|scales|minima)$", r".weight.\1"),)
+"""Names in directories that version 0.1 wrote."""
+
 FAMILY = Family(
     model_type="anyformer",
     architectures={
@@ -59,6 +62,7 @@ FAMILY = Family(
     read=_read,
     write=lambda config: {"config": config.to_dict()},
     rows=(),
+    renamed=_RENAMED,
     presets={
         # What the speed runs of nanoGPT settled on (Jordan et al. 2024, modded-nanogpt), at a size for two cores and
         # ten minutes of characters.
