@@ -15,7 +15,8 @@ from jaxtyping import install_import_hook
 # As the command line does: tests share their cores with whatever else runs.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 # And tokens are not put into the user's own cache.
-os.environ["ANYFORMER_CACHE"] = tempfile.mkdtemp(prefix="anyformer-cache-")
+_cache = tempfile.TemporaryDirectory(prefix="anyformer-cache-", ignore_cleanup_errors=True)
+os.environ["ANYFORMER_CACHE"] = _cache.name
 
 # A shell starts background jobs with Ctrl-C ignored, and every child would inherit that. A handler isn't inherited: the
 # programs that the tests start listen to Ctrl-C, while the tests themselves ignore it as before.
@@ -39,3 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         test._hypothesis_internal_use_settings = settings(full, max_examples=max(2, full.max_examples // 4))
     else:
         pytest.mark.slow(test)
+
+
+def pytest_unconfigure() -> None:
+    _cache.cleanup()

@@ -130,15 +130,20 @@ def test_it_compiles_for_every_processor(processor: str) -> None:
         subprocess.run(command, check=True, timeout=300)
 
 
+EXAMPLES = ["not slow", pytest.param("slow", marks=pytest.mark.slow)]
+"""The gate's share of the drawn examples, or all of them."""
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64" or COMPILER is None, reason="needs a compiler for such processors")
+@pytest.mark.parametrize("examples", EXAMPLES)
 @pytest.mark.parametrize("processor", build.LESSER)
-def test_what_is_made_for_lesser_processors_holds(processor: str) -> None:
+def test_what_is_made_for_lesser_processors_holds(processor: str, examples: str) -> None:
     if "avx2" not in build._processor().split() and processor != "x86-64":
         pytest.skip("needs AVX2")
-    root, environment = Path(__file__).parents[1], os.environ | {build.SWITCH: processor}
+    root, environment = Path(__file__).parents[2], os.environ | {build.SWITCH: processor}
     tests = [root / "blocks" / "test_quantized.py", root / "generation" / "test_step.py"]
     chosen = ["-k", "multiply or no_number or integers or bfloat16 or pieces"]
-    command = [sys.executable, "-m", "pytest", "-q", *map(str, tests), *chosen]
+    command = [sys.executable, "-m", "pytest", "-q", *map(str, tests), *chosen, "-m", examples]
     done = subprocess.run(command, env=environment, capture_output=True)
     assert done.returncode == 0, done.stdout.decode()
     assert b"skipped" not in done.stdout
@@ -146,9 +151,11 @@ def test_what_is_made_for_lesser_processors_holds(processor: str) -> None:
 
 @pytest.mark.skipif(build.has_tiles(), reason="they run as they are")
 @pytest.mark.skipif("avx512_bf16" not in build._processor().split(), reason="needs products of bfloat16 pairs")
-def test_what_is_made_for_amx_holds_where_it_is_emulated() -> None:
-    tests = Path(__file__).with_name("test_training_kernels.py")
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_what_is_made_for_amx_holds_where_it_is_emulated(examples: str) -> None:
+    tests = Path(__file__).parents[1] / "test_training_kernels.py"
     environment = os.environ | {build.SWITCH: "emulated"}
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", str(tests)], env=environment, capture_output=True)
+    command = [sys.executable, "-m", "pytest", "-q", str(tests), "-m", examples]
+    done = subprocess.run(command, env=environment, capture_output=True)
     assert done.returncode == 0, done.stdout.decode()
     assert b"skipped" not in done.stdout
