@@ -130,9 +130,9 @@ def ctranslate2(directory: Path, compute_type: str, threads: int) -> Translate:
 
 
 def ours(directory: Path, kind: str) -> Translate:
-    from anyformer.generation.step import UNIT
+    from anyformer.generation.step import LIBRARY
 
-    UNIT.get(wait=True)
+    LIBRARY.get(wait=True)
     model, _ = af.load(directory, quantize=kind) if kind.startswith("int") else af.load(directory, kind)
 
     def translate(sources: torch.Tensor, beams: int) -> list[list[int]]:

@@ -19,8 +19,8 @@ from anyformer.blocks.quantized import (
     dequantize,
     quantized,
 )
-from anyformer.kernels.cpu.build import SWITCH, wanted
-from anyformer.kernels.cpu.quantized_matmul import UNIT
+from anyformer.kernels.cpu.quantized_matmul import LIBRARY
+from anyformer.kernels.cpu_features import SWITCH, enabled
 from anyformer.kernels.packing import TILE, pick, tile, untile
 from anyformer.kernels.quantization import GROUP, Rounded, pack, round_int4, round_int8, unpack
 
@@ -123,7 +123,7 @@ def test_the_layout_is_that_of_gguf(matrix: Tensor) -> None:
 @pytest.fixture(params=["compiled", "torch"], scope="module")
 def compiled(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Whether products are those of compiled code."""
-    if request.param == "compiled" and (not wanted() or UNIT.get(wait=True) is None):
+    if request.param == "compiled" and (not enabled() or LIBRARY.get(wait=True) is None):
         pytest.skip("needs a compiler")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SWITCH, str(int(request.param == "compiled")))
@@ -185,12 +185,12 @@ def test_layers_multiply_like_their_matrix(
     assert out.dtype == dtype
     assert out.shape == (*batch, rows)
     seen, matrix = x.float(), layer.dequantized(torch.float32)
-    if compiled and 0 < UNIT.get(wait=True).wide_rows() <= x[..., 0].numel():
+    if compiled and 0 < LIBRARY.get(wait=True).amx_min_rows() <= x[..., 0].numel():
         seen, matrix = (part.bfloat16().float() for part in (seen, matrix))
     elif compiled:
         seen = _in_8_bits(x)
     bound = 1e-5 if dtype == torch.float32 else 2e-2
-    if compiled and layer.bits == 4 and 0 < UNIT.get(wait=True).byte_rows() <= x[..., 0].numel():
+    if compiled and layer.bits == 4 and 0 < LIBRARY.get(wait=True).int8_min_rows() <= x[..., 0].numel():
         matrix, bound = _in_codes(layer.rounded), max(bound, 1e-3)  # where a half is met, a code may be another
     expected = nn.functional.linear(seen, matrix, ordinary.bias)
     assert float((out.float() - expected).norm()) <= bound * float(expected.norm())

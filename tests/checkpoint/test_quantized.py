@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import anyformer as af
 from anyformer.blocks.quantized import QuantizedMatrix, dequantize
-from anyformer.kernels.cpu.build import SWITCH
+from anyformer.kernels.cpu_features import SWITCH
 from anyformer.model import Transformer
 from anyformer.quantization import bits_per_module, quantizable, quantization, quantize_weight, quantized_parts
 

@@ -16,7 +16,7 @@ from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.errors import UserError
 from anyformer.generation import Sampling, generate_ids, speculation
 from anyformer.generation.speculation import Draft, PromptLookup
-from anyformer.generation.step import Step, step_of
+from anyformer.generation.step import Step, decoder_step
 from anyformer.model import Transformer
 from tests.generation.models import DECODERS, VOCAB, WRITERS, build, config, rows
 
@@ -66,7 +66,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen = list[int]()
 
     def counting(model: Transformer) -> Step:
-        step = step_of(model)
+        step = decoder_step(model)
 
         def count(tokens: Tensor, cache: KeyValueCache, **wishes: Any) -> Tensor:
             seen.append(tokens.shape[1])
@@ -74,7 +74,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return count
 
-    monkeypatch.setattr(speculation, "step_of", counting)
+    monkeypatch.setattr(speculation, "decoder_step", counting)
     return seen
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from anyformer.blocks.feed_forward import ACTIVATIONS
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.generation import step as steps
-from anyformer.generation.compiled_decoder import NativeDecoder
-from anyformer.generation.step import step_of
+from anyformer.generation.compiled_decoder import CompiledDecoder
+from anyformer.generation.step import decoder_step
 from anyformer.kernels.cpu import structs
 from anyformer.model import Transformer
 from anyformer.quantization import quantize
@@ -29,7 +29,7 @@ NEW = [1, 2, 9, 1, 3]
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled() -> None:
-    assert steps.UNIT.get(wait=True) is not None
+    assert steps.LIBRARY.get(wait=True) is not None
 
 
 def read(model: Transformer, texts: list[list[int]], side: str) -> tuple[KeyValueCache, Tensor]:
@@ -45,14 +45,14 @@ def read(model: Transformer, texts: list[list[int]], side: str) -> tuple[KeyValu
 
 
 def compare(model: Transformer, texts: list[list[int]], side: str, tolerance: float, select: bool = False) -> None:
-    native, plain = step_of(model, wait=True), steps._plain_step(model)
+    compiled, eager = decoder_step(model, wait=True), steps._eager_step(model)
     generator = torch.Generator().manual_seed(len(texts))
     with torch.inference_mode():
         caches = [read(model, texts, side)[0] for _ in range(2)]
         for place, new in enumerate(NEW):
             rows = caches[0].layers[0].keys.shape[0]
             tokens = torch.randint(VOCAB, (rows, new), generator=generator)
-            ours, theirs = native(tokens, caches[0]), plain(tokens, caches[1])
+            ours, theirs = compiled(tokens, caches[0]), eager(tokens, caches[1])
             scale = theirs.abs().max()
             torch.testing.assert_close(ours / scale, theirs / scale, atol=tolerance, rtol=0)
             if select and place == 1:
@@ -66,7 +66,7 @@ def compare(model: Transformer, texts: list[list[int]], side: str, tolerance: fl
 @given(texts=rows(), side=st.just("left"), select=st.booleans())
 def test_a_step_equals_the_model(name: str, texts: list[list[int]], side: str, select: bool) -> None:
     model = build(WRITERS[name])
-    NativeDecoder(model)  # the table has words for it
+    CompiledDecoder(model)  # the table has words for it
     compare(model, texts, side, 1e-5, select)
 
 
@@ -86,8 +86,8 @@ def test_integers_stay_within_the_rounding_of_their_inputs(
     made = WRITERS[name]
     wide = replace(made, d_model=64, vocab_size=45, feed_forward=replace(made.feed_forward, width=96))
     model = quantize(build(wide), kind)
-    assert NativeDecoder(model).table.head.dtype == structs.INT8
-    assert NativeDecoder(model).table.layers
+    assert CompiledDecoder(model).table.head.dtype == structs.INT8
+    assert CompiledDecoder(model).table.layers
     # A number near the middle of two integers may go to either, and what follows differs then as by any rounding.
     compare(model, texts, "left", 0.1, select)
 
@@ -109,14 +109,14 @@ def test_prompts_in_pieces_equal_the_model(
         "left" if left else "right",
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "_WIDEST", 1000)
-        patch.setattr(steps, "_PIECE", 40)
-        native, plain = step_of(model, wait=True), steps._plain_step(model)
+        patch.setattr(steps, "_MAX_FLOAT_ROWS", 1000)
+        patch.setattr(steps, "_CHUNK_ROWS", 40)
+        compiled, eager = decoder_step(model, wait=True), steps._eager_step(model)
         with torch.inference_mode():
             caches = [model.make_cache(len(ids), ids.shape[1] + 8) for _ in range(2)]
             for tokens, real in ((ids, mask), (ids[:, :8], None)):
-                ours = native(tokens, caches[0], mask=real, last_only=last_only)
-                theirs = plain(tokens, caches[1], mask=real, last_only=last_only)
+                ours = compiled(tokens, caches[0], mask=real, last_only=last_only)
+                theirs = eager(tokens, caches[1], mask=real, last_only=last_only)
                 wanted = real if real is not None else torch.ones_like(tokens, dtype=torch.bool)
                 wanted = wanted[:, -1:] if last_only else wanted
                 errors = ((ours - theirs) * wanted[..., None] / theirs.abs().max()).abs()
@@ -134,7 +134,7 @@ def test_what_the_table_has_no_words_for_is_left_to_torch(where: str) -> None:
     hooked.register_forward_hook(lambda module, given, out: seen.append(1))
     with torch.inference_mode():
         cache, _ = read(model, [[5, 6]], "left")
-        step_of(model, wait=True)(torch.tensor([[3]]), cache)
+        decoder_step(model, wait=True)(torch.tensor([[3]]), cache)
     assert len(seen) == 2
 
 
@@ -144,7 +144,7 @@ def test_a_source_of_which_nothing_is_seen(new: int) -> None:
     hidden, sources = torch.tensor([[True] * 4, [False] * 4]), torch.tensor([[5, 6, 7, 8]] * 2)
     found: list[Tensor] = []
     with torch.inference_mode():
-        for take in (step_of(model, wait=True), steps._plain_step(model)):
+        for take in (decoder_step(model, wait=True), steps._eager_step(model)):
             cache = model.make_cache(2, 20)
             model(torch.full((2, 1), 2), sources, source_mask=hidden, cache=cache)
             found.append(take(torch.full((2, new), 3), cache))
@@ -155,20 +155,22 @@ def test_a_step_of_no_texts_and_of_no_tokens() -> None:
     model = build(WRITERS["grouped"])
     with torch.inference_mode():
         for texts, new in ((0, 3), (2, 0)):
-            scores = step_of(model, wait=True)(torch.zeros(texts, new, dtype=torch.int64), model.make_cache(texts, 9))
+            scores = decoder_step(model, wait=True)(
+                torch.zeros(texts, new, dtype=torch.int64), model.make_cache(texts, 9)
+            )
             assert scores.shape == (texts, new, VOCAB)
 
 
 def test_a_source_is_asked_for() -> None:
     model = build(WRITERS["learned both"])
     with torch.inference_mode(), pytest.raises(ValueError, match="source"):
-        step_of(model, wait=True)(torch.full((2, 1), 3), model.make_cache(2, 9))
+        decoder_step(model, wait=True)(torch.full((2, 1), 3), model.make_cache(2, 9))
 
 
 def test_weights_that_move_are_still_there() -> None:
     """A step keeps those that it was made for."""
     model, tokens = build(WRITERS["grouped"]), torch.full((1, 1), 3)
-    step = step_of(model, wait=True)
+    step = decoder_step(model, wait=True)
     with torch.inference_mode():
         before = step(tokens, model.make_cache(1, 4))
     model.double().float()
@@ -181,5 +183,5 @@ def test_weights_that_move_are_still_there() -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_copies_are_compiled_as_well(activation: str) -> None:
     config = WRITERS["grouped"].replace(feed_forward={"activation": activation})
-    NativeDecoder(copy.deepcopy(build(config)))
-    NativeDecoder(pickle.loads(pickle.dumps(build(config))))
+    CompiledDecoder(copy.deepcopy(build(config)))
+    CompiledDecoder(pickle.loads(pickle.dumps(build(config))))

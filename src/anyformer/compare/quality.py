@@ -15,7 +15,7 @@ from anyformer.data.tokens import size_of
 from anyformer.errors import UserError
 from anyformer.generation import generate_ids
 from anyformer.generation.inference import evaluating, require_tokenizer
-from anyformer.generation.step import step_of
+from anyformer.generation.step import decoder_step
 from anyformer.generation.writing import require_writing
 from anyformer.model import Transformer
 from anyformer.quantization import quantized_parts
@@ -176,7 +176,7 @@ def _batches(text: Text, context: int, batch_size: int) -> Iterator[tuple[Tensor
 
 def _writing(model: Transformer, text: Text, context: int) -> float:
     """Tokens a second of greedy writing behind a short prompt, once the compiled step is there."""
-    step_of(model, wait=True)
+    decoder_step(model, wait=True)
     room = min(_WRITTEN, context - 8)
     if room < 2:
         return math.nan

@@ -26,7 +26,7 @@ from anyformer.generation.inference import evaluating
 from anyformer.generation.prompt import Prompt, chosen, read_prompt, repeated
 from anyformer.generation.reading import cache_is_stale, checked, read_once, reread
 from anyformer.generation.rules import History, Rule, generation_settings
-from anyformer.generation.step import step_of
+from anyformer.generation.step import decoder_step
 from anyformer.generation.writing import end_tokens, filler, require_writing, rules_of
 from anyformer.model import Transformer
 
@@ -208,7 +208,7 @@ class _Beams:
 
     def run(self) -> _Found:
         """Search until every row is done; returns what was found for each."""
-        step = step_of(self.model)
+        step = decoder_step(self.model)
         cache, log_p = read_once(self.model, step, self.first, self.search.beams, self.read + self.max_new_tokens)
         for new in range(self.max_new_tokens):
             history = self._history(new)

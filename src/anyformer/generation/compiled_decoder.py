@@ -1,7 +1,7 @@
-"""A decoder as a table of pointers for the compiled step; None for what the table has no words for.
+"""A decoder as a table of pointers for the compiled step.
 
-Whatever this file does not know for certain is left to torch: modules of other classes, hooks, activations and norms of
-one's own, weights that are neither float32 nor bfloat16 nor integers.
+Models with anything else than the library's own modules are refused, and left to torch: other classes, hooks, custom
+activations and norms, weights that are neither float32 nor bfloat16 nor quantized.
 """
 
 from __future__ import annotations
@@ -32,41 +32,41 @@ from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.quantized_matmul import described
 from anyformer.model import Stack, Transformer
 
-_FORMATS = {torch.float32: structs.FLOAT32, torch.bfloat16: structs.BFLOAT16}
-_INTEGERS = (QuantizedLinear, QuantizedEmbedding)
+DTYPES = {torch.float32: structs.FLOAT32, torch.bfloat16: structs.BFLOAT16}
+_QUANTIZED = (QuantizedLinear, QuantizedEmbedding)
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
-_PARTS = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
-_WIDEST, _WIDEST_HEAD = 1 << 14, 512
-"""Vectors that step.cpp has room for."""
+_MODULES = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
+_MAX_WIDTH, _MAX_HEAD_DIM = 1 << 14, 512
+"""The widest layers and heads that decode_step.cpp has room for."""
 
 
-class InexpressibleError(Exception):
-    """The model has something that the table has no words for."""
+class UnsupportedModelError(Exception):
+    """The compiled step cannot run the model."""
 
 
-class NativeDecoder:
-    """The table of a model's decoder; it keeps alive what its pointers point to.
+class CompiledDecoder:
+    """The table of a model's decoder. It keeps alive what its pointers point to.
 
     Raises:
-        InexpressibleError: see above.
+        UnsupportedModelError: The compiled step cannot run the model.
     """
 
     def __init__(self, model: Transformer) -> None:
         decoder, head = model.decoder, model.head
         if decoder is None or type(head) is not LanguageModelHead or head.transform is not None:
-            raise InexpressibleError("no plain language-model head")
-        _check(model, decoder)
+            raise UnsupportedModelError("no plain language-model head")
+        _check_modules(model, decoder)
         self._kept: list[Any] = []
         self.model, self.decoder = model, decoder
         self.dtype = model.dtype
         blocks = [cast("TransformerBlock", block) for block in decoder.blocks]
-        self.asks_sources = any(block.cross_attention is not None for block in blocks)
+        self.has_cross_attention = any(block.cross_attention is not None for block in blocks)
         layers = (structs.Layer * len(blocks))(
             *(self._layer(block, window) for block, window in zip(blocks, decoder.windows, strict=True))
         )
         self._kept.append(layers)
         last = self._matrix(model.tokens.table if head.projection is None else head.projection, head.bias)
-        self.vocab = last.out_features
+        self.vocab_size = last.out_features
         self.table = structs.Decoder(
             layers=ctypes.addressof(layers),
             num_layers=len(blocks),
@@ -80,11 +80,11 @@ class NativeDecoder:
 
     @property
     def address(self) -> int:
-        """Where the table is."""
+        """The address of the table."""
         return ctypes.addressof(self.table)
 
     def _pointer(self, tensor: Tensor | None) -> int | None:
-        """Where float32 numbers are."""
+        """The address of the tensor, or of a copy, in float32."""
         if tensor is None:
             return None
         plain = tensor.detach().float().contiguous()
@@ -92,26 +92,26 @@ class NativeDecoder:
         return plain.data_ptr()
 
     def _matrix(self, module: nn.Module | None, bias: Tensor | None) -> structs.Matrix:
-        """The matrix of a linear layer, or of a table of vectors."""
-        if isinstance(module, QuantizedMatrix) and type(module) in _INTEGERS:
+        """The weight of a linear layer or of an embedding."""
+        if isinstance(module, QuantizedMatrix) and type(module) in _QUANTIZED:
             outputs, inputs = module.shape
             self._kept.append(module.tiles)
-            made = described(module.tiles, outputs, None)
+            matrix = described(module.tiles, outputs, None)
         elif type(module) in (nn.Linear, nn.Embedding):
             weight = cast("nn.Linear", module).weight
-            if weight.dtype not in _FORMATS or not weight.is_contiguous():
-                raise InexpressibleError("weights in another format")
+            if weight.dtype not in DTYPES or not weight.is_contiguous():
+                raise UnsupportedModelError("weights of another dtype")
             self._kept.append(weight.detach())  # its memory stays, wherever the parameter moves
             outputs, inputs = weight.shape
-            made = structs.Matrix(
-                weights=weight.data_ptr(), out_features=outputs, in_features=inputs, dtype=_FORMATS[weight.dtype]
+            matrix = structs.Matrix(
+                weights=weight.data_ptr(), out_features=outputs, in_features=inputs, dtype=DTYPES[weight.dtype]
             )
         else:
-            raise InexpressibleError(f"a layer of class {type(module).__name__}")
-        if max(outputs if outputs != self.model.config.vocab_size else 0, inputs) > _WIDEST:
-            raise InexpressibleError("wider than there is room for")
-        made.bias = self._pointer(bias)
-        return made
+            raise UnsupportedModelError(f"a layer of class {type(module).__name__}")
+        if max(outputs if outputs != self.model.config.vocab_size else 0, inputs) > _MAX_WIDTH:
+            raise UnsupportedModelError("wider layers than there is room for")
+        matrix.bias = self._pointer(bias)
+        return matrix
 
     def _linear(self, module: nn.Module | None) -> structs.Matrix:
         if module is None:
@@ -127,15 +127,15 @@ class NativeDecoder:
             return structs.Norm(structs.RMS_NORM, self._pointer(module.weight), None, module.eps)
         if module is None or type(module) is nn.Identity:
             return structs.Norm()
-        raise InexpressibleError(f"a norm of class {type(module).__name__}")
+        raise UnsupportedModelError(f"a norm of class {type(module).__name__}")
 
     def _attention(
         self, attention: MultiHeadAttention | None, norm: nn.Module | None, window: int | None
     ) -> structs.Attention:
         if attention is None:
             return structs.Attention()
-        if attention.head_dim > _WIDEST_HEAD:
-            raise InexpressibleError("a wider head than there is room for")
+        if attention.head_dim > _MAX_HEAD_DIM:
+            raise UnsupportedModelError("a larger head_dim than there is room for")
         return structs.Attention(
             norm=self._norm(norm),
             query_norm=self._norm(attention.query_norm),
@@ -154,7 +154,7 @@ class NativeDecoder:
     def _layer(self, block: TransformerBlock, window: int | None) -> structs.Layer:
         forward = block.feed_forward
         if forward.activation not in COMPILED:
-            raise InexpressibleError("an activation of one's own")
+            raise UnsupportedModelError("a custom activation")
         return structs.Layer(
             attention=self._attention(block.attention, block.attention_norm, window),
             cross_attention=self._attention(block.cross_attention, block.cross_attention_norm, None),
@@ -167,59 +167,58 @@ class NativeDecoder:
             ),
         )
 
-    def tables(self, capacity: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def position_tables(self, capacity: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Cosines and sines [capacity, head_dim] of every position, and the bias [heads, capacity] of every distance.
 
-        They are the model's own, rounded as it rounds them.
+        They are computed by the model, in its dtype.
         """
         if self._tables[0] < capacity:
-            where, position = torch.arange(capacity)[None], self.decoder.position
-            rotation = position.rotation(where, torch.tensor([[1]]))
-            turns = (None, None)
+            positions, position = torch.arange(capacity)[None], self.decoder.position
+            rotation = position.rotation(positions, torch.tensor([[1]]))
+            rotations = (None, None)
             if rotation is not None:
-                turns = tuple(part.to(self.dtype).float().flatten(0, -2).contiguous() for part in rotation)
-            bias = position.bias(where[:, -1:], where)
+                rotations = tuple(part.to(self.dtype).float().flatten(0, -2).contiguous() for part in rotation)
+            bias = position.bias(positions[:, -1:], positions)
             if bias is not None:
                 bias = bias[0, :, 0].flip(-1).float().contiguous()
-            self._tables = (capacity, turns[0], turns[1], bias)
+            self._tables = (capacity, rotations[0], rotations[1], bias)
         return self._tables[1:]
 
-    def vectors(self, tokens: Tensor, places: Tensor, cache: KeyValueCache) -> Tensor:
-        """What enters the first block, [batch * new, d_model]."""
-        embedding, added = self.decoder.embedding, self.decoder.position.embed(places)
+    def embed(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
+        """The input of the first block, [batch * new, d_model]."""
+        embedding, added = self.decoder.embedding, self.decoder.position.embed(positions)
         ngrams = embedding.ngrams
-        recent = None if ngrams is None else latest(cache.tokens, places, places, ngrams.longest)
+        recent = None if ngrams is None else latest(cache.tokens, positions, positions, ngrams.longest)
         return embedding(self.model.tokens(tokens), added, None, recent).flatten(0, 1).float().contiguous()
 
 
-def memories(cache: KeyValueCache) -> ctypes.Array[structs.LayerCache]:
-    """Where the layers' keys and values are."""
-    made = (structs.LayerCache * len(cache.layers))()
-    for memory, layer in zip(made, cache.layers, strict=True):
-        source = layer.sources
-        kinds = [("keys", layer.keys), ("values", layer.values)]
-        if source is not None:
-            kinds += [("encoder_keys", source.keys), ("encoder_values", source.values)]
-        for name, tensor in kinds:
-            row, head, time, element = tensor.stride()
+def layer_caches(cache: KeyValueCache) -> ctypes.Array[structs.LayerCache]:
+    """The addresses of the layers' keys and values."""
+    caches = (structs.LayerCache * len(cache.layers))()
+    for views, layer in zip(caches, cache.layers, strict=True):
+        tensors = {"keys": layer.keys, "values": layer.values}
+        if layer.sources is not None:
+            tensors |= {"encoder_keys": layer.sources.keys, "encoder_values": layer.sources.values}
+        for name, tensor in tensors.items():
+            *strides, element = tensor.stride()
             if element != 1 and tensor.shape[3] != 1:
-                raise InexpressibleError("keys that are not in one piece")
-            setattr(memory, name, structs.TensorView(tensor.data_ptr(), row, head, time))
-    return made
+                raise UnsupportedModelError("keys that are not contiguous")
+            setattr(views, name, structs.TensorView(tensor.data_ptr(), *strides))
+    return caches
 
 
-def _check(model: Transformer, decoder: Stack) -> None:
-    """Raise InexpressibleError for a model that does anything of its own."""
+def _check_modules(model: Transformer, decoder: Stack) -> None:
+    """Raise UnsupportedModelError for modules, hooks or methods that are not the library's."""
     if type(model) is not Transformer or type(decoder) is not Stack or type(decoder.position) not in _POSITIONS:
-        raise InexpressibleError("a class of one's own")
+        raise UnsupportedModelError("a custom class")
     if decoder.skipped is not None:
-        raise InexpressibleError("positions that skip padding")
+        raise UnsupportedModelError("positions that skip padding")
     for module in [model, model.tokens, model.head, *decoder.modules()]:
         if module is None:
             continue
         if module._forward_hooks or module._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
-            raise InexpressibleError("hooks")
+            raise UnsupportedModelError("hooks")
         if "forward" in vars(module):
-            raise InexpressibleError("a forward pass of one's own")
-        if isinstance(module, _PARTS) and type(module) not in _PARTS:
-            raise InexpressibleError("a class of one's own")
+            raise UnsupportedModelError("a custom forward pass")
+        if isinstance(module, _MODULES) and type(module) not in _MODULES:
+            raise UnsupportedModelError("a custom class")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anyformer.errors import UserError
 from anyformer.generation.inference import check_ids, device_of, evaluating, require_tokenizer
-from anyformer.generation.laid_out import LaidOut
+from anyformer.generation.prepacked import PrepackedLinear
 from anyformer.generation.prompt import pad, padding_id, split_special
 from anyformer.generation.reading import checked
 from anyformer.model import Transformer
@@ -72,8 +72,8 @@ def _products(device: torch.device, dtype: torch.dtype | None) -> ExitStack:
     stack = ExitStack()
     if dtype is not None:
         stack.enter_context(torch.autocast(device.type, dtype=dtype))
-        if LaidOut.pays(device, dtype):
-            stack.enter_context(LaidOut(dtype))
+        if PrepackedLinear.supports(device, dtype):
+            stack.enter_context(PrepackedLinear(dtype))
     return stack
 
 

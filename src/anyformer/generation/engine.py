@@ -18,7 +18,7 @@ from anyformer.generation.prompt import Prompt, encode_prompt, read_prompt
 from anyformer.generation.reading import DAMAGED, first_scores
 from anyformer.generation.rules import History, Rule
 from anyformer.generation.sampling import Sampling, seeded
-from anyformer.generation.step import step_of
+from anyformer.generation.step import decoder_step
 from anyformer.generation.stop import Continuation, StopStrings
 from anyformer.generation.writing import all_scores, end_tokens, require_writing, rules_of
 from anyformer.model import Transformer
@@ -153,7 +153,7 @@ class Engine:
         if slots < 1 or chunk < 1 or self.capacity < 2:
             raise UserError(f"slots and chunk are at least 1, and capacity 2, not {slots}, {chunk} and {capacity}.")
         self.model, self.tokenizer, self.slots, self.chunk = model, tokenizer, slots, chunk
-        self._step = step_of(model)
+        self._step = decoder_step(model)
         with torch.inference_mode():
             self._cache = model.make_cache(slots, self.capacity)
             self._cache.clear()

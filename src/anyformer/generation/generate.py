@@ -20,7 +20,7 @@ from anyformer.generation.reading import cache_is_stale, checked, read_once, rer
 from anyformer.generation.rules import History, Rule
 from anyformer.generation.sampling import Sampling, seeded
 from anyformer.generation.speculation import Draft, check_draft, speculate
-from anyformer.generation.step import step_of
+from anyformer.generation.step import decoder_step
 from anyformer.generation.writing import end_tokens, filler, require_writing, rules_of
 from anyformer.model import Transformer
 
@@ -200,7 +200,7 @@ def _steps(
 ) -> Iterator[Tensor]:
     batch, read = prompt.start.shape
     stop = torch.tensor(ends, device=prompt.start.device) if ends else None
-    fill, step = filler(model, ends), step_of(model)
+    fill, step = filler(model, ends), decoder_step(model)
     with evaluating(model):
         # Inference mode must not be left on while the caller is at work between two steps.
         with torch.inference_mode():

@@ -9,7 +9,7 @@ from torch import Tensor
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.generation.inference import device_of
 from anyformer.generation.reading import first_scores
-from anyformer.generation.step import step_of
+from anyformer.generation.step import decoder_step
 from anyformer.model import Transformer
 
 _SMALLEST = 1024
@@ -22,7 +22,7 @@ class PrefixCache:
     """
 
     def __init__(self, model: Transformer) -> None:
-        self._model, self._step = model, step_of(model)
+        self._model, self._step = model, decoder_step(model)
         self._ids: list[int] = []
         self._cache: KeyValueCache | None = None
 

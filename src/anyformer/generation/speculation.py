@@ -19,7 +19,7 @@ from anyformer.generation.prompt import Prompt
 from anyformer.generation.reading import cache_is_stale, checked, first_scores, read_once, reread
 from anyformer.generation.rules import History, Rule
 from anyformer.generation.sampling import Sampling, draw
-from anyformer.generation.step import step_of
+from anyformer.generation.step import decoder_step
 from anyformer.model import Transformer
 
 Draft = Transformer | Literal["prompt"]
@@ -78,7 +78,7 @@ class DraftModel:
         self, model: Transformer, sampling: Sampling, capacity: int, generator: torch.Generator | None
     ) -> None:
         self._model, self._sampling, self._generator = model, sampling, generator
-        self._step, self._cache = step_of(model), model.make_cache(1, capacity)
+        self._step, self._cache = decoder_step(model), model.make_cache(1, capacity)
         self._read = list[int]()
         self._capacity = capacity
 
@@ -120,7 +120,7 @@ def speculate(
     """The new tokens of one text, [1] each, some of which come at once; the draft is one that `check_draft` allows."""
     device, read = prompt.start.device, prompt.start.shape[1]
     guess = _guesser(model, draft, prompt, read + max_new_tokens, sampling, generator)
-    step, count = step_of(model), _FIRST
+    step, count = decoder_step(model), _FIRST
     with evaluating(model):
         with torch.inference_mode():
             cache, scores = read_once(model, step, prompt, 1, read + max_new_tokens)

@@ -1,7 +1,7 @@
-"""New tokens of every text: a prompt, and then a token or a few, again and again.
+"""A decoding step: new tokens of every sequence of a batch, be it a prompt, one token, or a few that are verified.
 
-On a CPU the whole step is one call of compiled code (`kernels/cpu`), where there is a compiler and the model has
-nothing of its own; otherwise, and until the compiler is done, it is the model itself.
+On a CPU a step is one call of compiled code (`kernels/cpu/decode_step.cpp`) if there is a compiler and the model
+consists of the library's own modules; otherwise, and until the compiler is done, it is a call of the model.
 """
 
 import ctypes
@@ -13,32 +13,33 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anyformer.blocks.kv_cache import KeyValueCache
-from anyformer.generation.compiled_decoder import InexpressibleError, NativeDecoder, memories
+from anyformer.generation.compiled_decoder import DTYPES, CompiledDecoder, UnsupportedModelError, layer_caches
 from anyformer.generation.inference import device_of
 from anyformer.generation.writing import all_scores
 from anyformer.kernels.cpu import structs
-from anyformer.kernels.cpu.build import Unit, wanted
+from anyformer.kernels.cpu.build import Library
+from anyformer.kernels.cpu_features import enabled
 from anyformer.model import Transformer
 from anyformer.quantization import bits_of
 
-UNIT = Unit(
+LIBRARY = Library(
     "decode_step",
-    tiles=(c_int64,),
-    bytes=(c_int64, c_void_p, c_int64, c_int64, c_int64),
-    step=(None, c_void_p, c_void_p, c_int64),
+    has_amx=(c_int64,),
+    workspace_size=(c_int64, c_void_p, c_int64, c_int64, c_int64),
+    decode_step=(None, c_void_p, c_void_p, c_int64),
 )
 
-_WIDEST = 32
-"""Rows up to which the compiled step is faster with weights in floating point, where it multiplies row by row: it reads
-them once for all rows, but torch's products of matrices win from about here (docs/measurements/decoding.md)."""
+_MAX_FLOAT_ROWS = 32
+"""New tokens of a batch up to which the compiled step, which multiplies row by row, is faster with floating-point
+weights: it reads them once for all rows, but torch's matrix products win from here (docs/measurements/decoding.md)."""
 
-_PIECE = 512
-"""Rows that the compiled step takes at a time: more would only want more memory."""
+_CHUNK_ROWS = 512
+"""New tokens that the compiled step takes at a time: more would only take more memory."""
 
 
 @runtime_checkable
 class Step(Protocol):
-    """Reads new tokens of each text into the cache."""
+    """Runs the model on new tokens of each sequence and adds them to the cache."""
 
     def __call__(
         self,
@@ -48,126 +49,122 @@ class Step(Protocol):
         mask: Bool[Tensor, "batch new"] | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch new vocab"]:
-        """Return the scores of what follows each token, in float32.
+        """Return the logits after each token, in float32.
 
         Args:
-            tokens: The new ones.
-            cache: What was read before; an encoder-decoder's has read the sources.
+            tokens: The new token ids.
+            cache: The KV cache of the tokens before; with an encoder, also of its states.
             mask: False for padding; None: there is none.
-            last_only: Only the scores of what follows the last column are wanted, [batch, 1, vocab].
+            last_only: Return the logits after the last column only, [batch, 1, vocab].
         """
         ...
 
 
-def step_of(model: Transformer, *, wait: bool = False) -> Step:
-    """The way to take such steps with this model.
+def decoder_step(model: Transformer, *, wait: bool = False) -> Step:
+    """The fastest step for this model.
 
     Args:
-        model: In evaluation mode. Its weights may not change between two steps.
-        wait: Wait for the compiler, instead of stepping with torch until it is done.
+        model: In evaluation mode. Its weights must not change between two steps.
+        wait: Wait for the compiler, instead of calling the model until it is done.
     """
-    plain = _plain_step(model)
-    if device_of(model).type != "cpu" or not wanted():
-        return plain
+    eager = _eager_step(model)
+    if device_of(model).type != "cpu" or not enabled():
+        return eager
     try:
-        native = _NativeStep(model)
-    except InexpressibleError:
-        return plain
-    UNIT.get(wait=wait)
+        compiled = _CompiledStep(model)
+    except UnsupportedModelError:
+        return eager
+    LIBRARY.get(wait=wait)
 
     def step(tokens: Tensor, cache: KeyValueCache, *, mask: Tensor | None = None, last_only: bool = False) -> Tensor:
-        compiled = UNIT.get()
-        if compiled is None or not (tokens.numel() <= _WIDEST or native.is_made_for_many(compiled)):
-            return plain(tokens, cache, mask=mask, last_only=last_only)
-        if torch.is_grad_enabled() or model.training or torch.is_autocast_enabled("cpu"):
-            return plain(tokens, cache, mask=mask, last_only=last_only)
-        if not tokens.numel() or not native.knows(cache, tokens.shape[1]):
-            return plain(tokens, cache, mask=mask, last_only=last_only)
+        library = LIBRARY.get()
+        if library is None or not compiled.supports(library, model, tokens, cache):
+            return eager(tokens, cache, mask=mask, last_only=last_only)
         if last_only and mask is None:
-            width = max(1, _PIECE // len(tokens))
-            *pieces, tokens = tokens.split(width, dim=1)
-            for piece in pieces:
-                native(compiled, piece, cache, None, scored=0)
-        return native(compiled, tokens, cache, mask, scored=1 if last_only else tokens.shape[1])
+            width = max(1, _CHUNK_ROWS // len(tokens))
+            *chunks, tokens = tokens.split(width, dim=1)
+            for chunk in chunks:
+                compiled(library, chunk, cache, None, num_logits=0)
+        return compiled(library, tokens, cache, mask, num_logits=1 if last_only else tokens.shape[1])
 
     return step
 
 
-def _plain_step(model: Transformer) -> Step:
+def _eager_step(model: Transformer) -> Step:
     def step(tokens: Tensor, cache: KeyValueCache, *, mask: Tensor | None = None, last_only: bool = False) -> Tensor:
         return all_scores(model(tokens, mask=mask, cache=cache, last_only=last_only))
 
     return step
 
 
-class _NativeStep:
+class _CompiledStep:
     def __init__(self, model: Transformer) -> None:
-        self._decoder = NativeDecoder(model)
-        self._integers = bits_of(model) is not None
+        self._decoder = CompiledDecoder(model)
+        self._quantized = bits_of(model) is not None
         self._workspace = torch.empty(0, dtype=torch.uint8)
         scaling = model.config.position.scaling
-        self._longest = model.config.context_length
+        self._max_length = model.config.context_length
         if scaling is not None and scaling.kind == "dynamic":
-            # Beyond the trained length every token turns anew with each that follows.
-            self._longest = model.config.max_length
+            # Beyond the trained length the rotation of every token changes with each that follows.
+            self._max_length = model.config.max_length
 
-    def is_made_for_many(self, compiled: Any) -> bool:
-        """Whether the compiled code multiplies many rows faster than torch."""
-        return self._integers or (self._decoder.dtype == torch.bfloat16 and compiled.tiles() > 0)
-
-    def knows(self, cache: KeyValueCache, new: int) -> bool:
-        """Whether this cache, so many tokens longer, is one that the compiled code can read."""
-        if self._longest is not None and cache.length + new > self._longest:
+    def supports(self, library: Any, model: Transformer, tokens: Tensor, cache: KeyValueCache) -> bool:
+        """Whether the compiled code can take this step, and is faster."""
+        if torch.is_grad_enabled() or model.training or torch.is_autocast_enabled("cpu") or not tokens.numel():
+            return False
+        uses_amx = self._decoder.dtype == torch.bfloat16 and library.has_amx() > 0
+        if tokens.numel() > _MAX_FLOAT_ROWS and not (self._quantized or uses_amx):
+            return False
+        if self._max_length is not None and cache.length + tokens.shape[1] > self._max_length:
             return False
         layer = cache.layers[0]
-        if layer.keys.dtype not in (torch.float32, torch.bfloat16):
+        if layer.keys.dtype not in DTYPES:
             return False
-        if not self._decoder.asks_sources:
+        if not self._decoder.has_cross_attention:
             return True
         return layer.sources is not None and layer.sources.keys.dtype == layer.keys.dtype
 
     def __call__(
-        self, compiled: Any, tokens: Tensor, cache: KeyValueCache, mask: Tensor | None, *, scored: int
+        self, library: Any, tokens: Tensor, cache: KeyValueCache, mask: Tensor | None, *, num_logits: int
     ) -> Tensor:
-        """The step, with the scores of each text's last `scored` columns."""
+        """The logits after the last `num_logits` columns."""
         decoder, (batch, new) = self._decoder, tokens.shape
-        # Those of a text see each other, for all keys are written before any is looked at.
-        places = cache.extend(tokens, mask).new.expand(batch, new).contiguous()
-        vectors = decoder.vectors(tokens, places, cache)
+        # All keys are written before any is read, so the new tokens of a sequence attend to each other.
+        positions = cache.extend(tokens, mask).new.expand(batch, new).contiguous()
+        hidden_states = decoder.embed(tokens, positions, cache)
         if mask is not None:
-            places = places.masked_fill(~mask, -1)
-        rows = torch.arange(batch * new).view(batch, new)[:, new - scored :].contiguous()
-        cos, sin, bias = decoder.tables(cache.capacity)
-        source, whose = cache.layers[0].sources, cache.layers[0].whose
-        source_mask = cache.source_mask
+            positions = positions.masked_fill(~mask, -1)
+        logit_rows = torch.arange(batch * new).view(batch, new)[:, new - num_logits :].contiguous()
+        cos, sin, bias = decoder.position_tables(cache.capacity)
+        layer, source_mask = cache.layers[0], cache.source_mask
         if source_mask is not None:
             source_mask = source_mask.to(torch.uint8).contiguous()
-        scores = torch.empty(batch, scored, decoder.vocab)
-        layers = memories(cache)
-        longest = max(cache.length, 0 if source is None else source.keys.shape[2])
-        threads = torch.get_num_threads()
-        needed: int = compiled.bytes(decoder.address, batch * new, longest, threads)
-        if self._workspace.numel() < needed:
-            self._workspace = torch.empty(needed, dtype=torch.uint8)
-        described = structs.Batch(
+        logits = torch.empty(batch, num_logits, decoder.vocab_size)
+        caches = layer_caches(cache)
+        source_length = 0 if layer.sources is None else layer.sources.keys.shape[2]
+        max_keys, num_threads = max(cache.length, source_length), torch.get_num_threads()
+        size: int = library.workspace_size(decoder.address, batch * new, max_keys, num_threads)
+        if self._workspace.numel() < size:
+            self._workspace = torch.empty(size, dtype=torch.uint8)
+        arguments = structs.Batch(
             rows=batch * new,
             new_tokens=new,
-            hidden_states=vectors.data_ptr(),
-            positions=places.data_ptr(),
+            hidden_states=hidden_states.data_ptr(),
+            positions=positions.data_ptr(),
             cos=None if cos is None else cos.data_ptr(),
             sin=None if sin is None else sin.data_ptr(),
             bias=None if bias is None else bias.data_ptr(),
             num_distances=0 if bias is None else bias.shape[1],
-            caches=ctypes.addressof(layers),
-            cache_dtype=structs.FLOAT32 if cache.layers[0].keys.dtype == torch.float32 else structs.BFLOAT16,
-            source_length=0 if source is None else source.keys.shape[2],
-            source_index=None if whose is None else whose.data_ptr(),
+            caches=ctypes.addressof(caches),
+            cache_dtype=DTYPES[layer.keys.dtype],
+            source_length=source_length,
+            source_index=None if layer.whose is None else layer.whose.data_ptr(),
             source_mask=None if source_mask is None else source_mask.data_ptr(),
-            logit_rows=rows.data_ptr(),
-            num_logit_rows=batch * scored,
-            logits=scores.data_ptr(),
+            logit_rows=logit_rows.data_ptr(),
+            num_logit_rows=batch * num_logits,
+            logits=logits.data_ptr(),
             workspace=self._workspace.data_ptr(),
-            num_threads=threads,
+            num_threads=num_threads,
         )
-        compiled.step(decoder.address, ctypes.addressof(described), longest)
-        return scores
+        library.decode_step(decoder.address, ctypes.addressof(arguments), max_keys)
+        return logits

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float16, UInt8
 from torch import Tensor
 
-from anyformer.kernels.huge_pages import kept
+from anyformer.kernels.huge_pages import to_huge_pages
 from anyformer.kernels.quantization import Rounded
 
 TILE = 16
@@ -41,7 +41,7 @@ def tile(rounded: Rounded) -> Tiles:
         byte = byte ^ _OFFSET
     whole = F.pad(byte, (0, 0, 0, -rows % TILE))
     quads = whole.view(-1, TILE, groups, whole.shape[1] // groups // _QUAD, _QUAD)
-    return Tiles(kept(quads.permute(0, 2, 3, 1, 4)), scales, minima)
+    return Tiles(to_huge_pages(quads.permute(0, 2, 3, 1, 4)), scales, minima)
 
 
 def untile(tiles: Tiles, rows: int) -> Rounded:
@@ -64,7 +64,7 @@ def pick(tiles: Tiles, rows: Tensor) -> Rounded:
 def _lying(part: Tensor) -> Tensor:
     """[rows, groups] as [tiles, groups, 16]."""
     whole = F.pad(part, (0, 0, 0, -len(part) % TILE))
-    return kept(whole.view(-1, TILE, part.shape[1]).mT)
+    return to_huge_pages(whole.view(-1, TILE, part.shape[1]).mT)
 
 
 def _standing(part: Tensor, rows: int) -> Tensor:

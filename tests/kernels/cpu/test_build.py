@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from anyformer.kernels import cpu_features
 from anyformer.kernels.cpu import build
 
-UNITS = sorted(path.stem for path in build._HERE.glob("*.cpp"))
+LIBRARIES = sorted(path.stem for path in build._HERE.glob("*.cpp"))
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 
@@ -40,19 +41,19 @@ def test_a_package_may_bring_one(monkeypatch: pytest.MonkeyPatch) -> None:
 USE = f"""
 import torch
 import anyformer as af
-from anyformer.kernels.cpu.build import Unit
-from anyformer.generation.step import UNIT, step_of
+from anyformer.kernels.cpu.build import Library
+from anyformer.generation.step import LIBRARY, decoder_step
 torch.manual_seed(0)
 model = af.build(af.preset("llama-nano", vocab_size=50, decoder_layers=2)).eval()
 ids = torch.randint(50, (2, 5))
 with torch.inference_mode():
-    found = step_of(model, wait=True)(ids, model.make_cache(2, 8))
+    found = decoder_step(model, wait=True)(ids, model.make_cache(2, 8))
     torch.testing.assert_close(found, model(ids).logits, atol=1e-4, rtol=1e-4)
-assert UNIT.get() is not None
-units = [Unit(name) for name in {UNITS}]
-for unit in units:
-    unit.start()
-assert all(unit.get(wait=True) is not None for unit in units)
+assert LIBRARY.get() is not None
+libraries = [Library(name) for name in {LIBRARIES}]
+for library in libraries:
+    library.start()
+assert all(library.get(wait=True) is not None for library in libraries)
 """
 
 
@@ -62,7 +63,7 @@ def test_the_packages_compiler_makes_the_library(tmp_path: Path) -> None:
     nothing = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": str(tmp_path)}
     environment = nothing | {"ANYFORMER_CACHE": str(tmp_path), "HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", USE], check=True, env=environment, timeout=300)
-    assert sorted(path.name.split("-")[0] for path in (tmp_path / "native").glob("*.so")) == UNITS
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "native").glob("*.so")) == LIBRARIES
     assert {path.suffix for path in (tmp_path / "native").iterdir()} == {".lock", ".so"}
 
 
@@ -73,7 +74,7 @@ def test_what_an_ended_program_left_behind_goes(tmp_path: Path, monkeypatch: pyt
     made.unlink()
     left = made.with_name(f".{made.name}.0123456789abcdef.tmp")
     left.mkdir(parents=True)
-    (left / "product.o").touch()
+    (left / "new.o").touch()
     assert build._build("cross_entropy") == made
     assert not left.exists()
 
@@ -85,12 +86,12 @@ def test_what_can_not_be_compiled_is_told_once_and_leaves_nothing(
     (tmp_path / "whole.cpp").write_text('extern "C" __attribute__((visibility("default"))) int five() { return 5; }\n')
     monkeypatch.setattr(build, "_HERE", tmp_path)
     monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
-    assert build.Unit("broken").get(wait=True) is None
-    assert build.Unit("broken").get(wait=True) is None
+    assert build.Library("broken").get(wait=True) is None
+    assert build.Library("broken").get(wait=True) is None
     assert "broken.cpp:2" in caplog.text
     assert caplog.text.count("three") == 1
     assert [path.suffix for path in (tmp_path / "native").iterdir()] == [".lock"]
-    made = build.Unit("whole", five=(ctypes.c_int64,)).get(wait=True)
+    made = build.Library("whole", five=(ctypes.c_int64,)).get(wait=True)
     assert made is not None
     assert made.five() == 5
 
@@ -106,10 +107,10 @@ def test_many_ask_and_one_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(build, "_HERE", tmp_path)
     monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "_run", counted)
-    unit = build.Unit("whole")
+    library = build.Library("whole")
     with ThreadPoolExecutor(8) as pool:
-        assert len(set(pool.map(lambda _: unit.start(), range(50)))) == 1
-    assert unit.get(wait=True) is not None
+        assert len(set(pool.map(lambda _: library.start(), range(50)))) == 1
+    assert library.get(wait=True) is not None
     assert ran == ["new.o", "new.so"]
 
 
@@ -125,8 +126,8 @@ def test_a_short_program_leaves_a_library(tmp_path: Path) -> None:
 def test_it_compiles_for_every_processor(processor: str) -> None:
     """With plain code, AVX2, AVX-512, its integer products, and AMX."""
     assert COMPILER is not None
-    for unit in build._HERE.glob("*.cpp"):
-        command = [COMPILER, "-fsyntax-only", f"-march={processor}", *build._FLAGS, str(unit)]
+    for source in build._HERE.glob("*.cpp"):
+        command = [COMPILER, "-fsyntax-only", f"-march={processor}", *build._FLAGS, str(source)]
         subprocess.run(command, check=True, timeout=300)
 
 
@@ -136,11 +137,11 @@ EXAMPLES = ["not slow", pytest.param("slow", marks=pytest.mark.slow)]
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or COMPILER is None, reason="needs a compiler for such processors")
 @pytest.mark.parametrize("examples", EXAMPLES)
-@pytest.mark.parametrize("processor", build.LESSER)
-def test_what_is_made_for_lesser_processors_holds(processor: str, examples: str) -> None:
-    if "avx2" not in build._processor().split() and processor != "x86-64":
+@pytest.mark.parametrize("processor", cpu_features.BASELINES)
+def test_what_is_made_for_older_processors_holds(processor: str, examples: str) -> None:
+    if "avx2" not in cpu_features.flags().split() and processor != "x86-64":
         pytest.skip("needs AVX2")
-    root, environment = Path(__file__).parents[2], os.environ | {build.SWITCH: processor}
+    root, environment = Path(__file__).parents[2], os.environ | {cpu_features.SWITCH: processor}
     tests = [root / "blocks" / "test_quantized.py", root / "generation" / "test_step.py"]
     chosen = ["-k", "multiply or no_number or integers or bfloat16 or pieces"]
     command = [sys.executable, "-m", "pytest", "-q", *map(str, tests), *chosen, "-m", examples]
@@ -149,12 +150,12 @@ def test_what_is_made_for_lesser_processors_holds(processor: str, examples: str)
     assert b"skipped" not in done.stdout
 
 
-@pytest.mark.skipif(build.has_tiles(), reason="they run as they are")
-@pytest.mark.skipif("avx512_bf16" not in build._processor().split(), reason="needs products of bfloat16 pairs")
+@pytest.mark.skipif(cpu_features.has_amx_bf16(), reason="they run as they are")
+@pytest.mark.skipif("avx512_bf16" not in cpu_features.flags().split(), reason="needs products of bfloat16 pairs")
 @pytest.mark.parametrize("examples", EXAMPLES)
 def test_what_is_made_for_amx_holds_where_it_is_emulated(examples: str) -> None:
     tests = Path(__file__).parents[1] / "test_training_kernels.py"
-    environment = os.environ | {build.SWITCH: "emulated"}
+    environment = os.environ | {cpu_features.SWITCH: "emulated"}
     command = [sys.executable, "-m", "pytest", "-q", str(tests), "-m", examples]
     done = subprocess.run(command, env=environment, capture_output=True)
     assert done.returncode == 0, done.stdout.decode()

@@ -1,4 +1,4 @@
-"""Decoding in C++: one call for a whole token, compiled on the machine that it runs on; see docs/decoding.md.
+"""Kernels in C++, compiled on first use for the machine that they run on (see docs/kernels.md).
 
-Nothing needs it: where there is no compiler, torch does the work.
+They are optional: without a compiler torch computes everything.
 """

@@ -1,4 +1,4 @@
-// Activations in training: bfloat16 numbers come in and go out, and what is between is float32.
+// Activation functions in training, on bfloat16 tensors and in float32 arithmetic.
 #include "elementwise.h"
 #include "structs.h"
 #include "threads.h"
@@ -6,30 +6,32 @@
 
 namespace {
 
-constexpr int64_t RUN = 1 << 13;  // numbers that a thread takes at a time
+constexpr int64_t CHUNK = 1 << 13;  // elements that a thread takes at a time
 
-// Sixteen numbers at a place of every array; there is room for whole vectors in none of them.
+// Call `work(load, store)` for every LANES elements; `load` and `store` access them in any of the tensors.
 template <class Work>
-void each_vector(Team& team, int64_t count, const Work& work) {
-    team.share((count + RUN - 1) / RUN, [&](int64_t run) {
-        int64_t i = run * RUN, end = i + RUN < count ? i + RUN : count;
+void for_each_vector(Threads& threads, int64_t count, const Work& work) {
+    threads.parallel_for((count + CHUNK - 1) / CHUNK, [&](int64_t chunk) {
+        int64_t i = chunk * CHUNK, end = i + CHUNK < count ? i + CHUNK : count;
         for (; i + LANES <= end; i += LANES)
             work([&](const void* from) { return load(static_cast<const BFloat16*>(from) + i); },
-                 [&](void* to, Floats y) { store(static_cast<BFloat16*>(to) + i, y); });
+                 [&](void* to, FloatVec y) { store(static_cast<BFloat16*>(to) + i, y); });
         if (i < end)
             work([&](const void* from) { return load(static_cast<const BFloat16*>(from) + i, end - i); },
-                 [&](void* to, Floats y) { store(static_cast<BFloat16*>(to) + i, y, end - i); });
+                 [&](void* to, FloatVec y) { store(static_cast<BFloat16*>(to) + i, y, end - i); });
     });
 }
 
 template <Activation KIND>
-void run(Team& team, const ActivationArgs& a) {
-    each_vector(team, a.count, [&](auto from, auto into) {
-        Floats x = from(a.x);
-        if (!a.grad_out) return into(a.out, a.multiplier ? activate(KIND, x) * from(a.multiplier) : activate(KIND, x));
-        Floats grad = from(a.grad_out);
-        if (a.multiplier) into(a.grad_multiplier, grad * activate(KIND, x)), grad *= from(a.multiplier);
-        into(a.grad_x, grad * slope(KIND, x));
+void run(Threads& threads, const ActivationArgs& a) {
+    for_each_vector(threads, a.count, [&](auto from, auto into) {
+        FloatVec x = from(a.x);
+        if (!a.grad_out)
+            return into(a.out,
+                        a.multiplier ? apply_activation(KIND, x) * from(a.multiplier) : apply_activation(KIND, x));
+        FloatVec grad = from(a.grad_out);
+        if (a.multiplier) into(a.grad_multiplier, grad * apply_activation(KIND, x)), grad *= from(a.multiplier);
+        into(a.grad_x, grad * activation_grad(KIND, x));
     });
 }
 
@@ -37,19 +39,18 @@ void run(Team& team, const ActivationArgs& a) {
 
 extern "C" {
 
-EXPORTED int64_t works() { return 1; }
-EXPORTED int64_t bytes(const ActivationArgs*) { return 0; }
+EXPORTED int64_t supported() { return 1; }
+EXPORTED int64_t workspace_size(const ActivationArgs*) { return 0; }
 
-// Forward, or backward if there is a gradient.
 EXPORTED void run(const ActivationArgs* a, void*) {
-    together(a->num_threads, [&](Team team) {
+    parallel(a->num_threads, [&](Threads threads) {
         switch (a->kind) {
-            case RELU: return run<RELU>(team, *a);
-            case RELU_SQUARED: return run<RELU_SQUARED>(team, *a);
-            case GELU: return run<GELU>(team, *a);
-            case GELU_TANH: return run<GELU_TANH>(team, *a);
-            case SILU: return run<SILU>(team, *a);
-            case TANH: return run<TANH>(team, *a);
+            case RELU: return run<RELU>(threads, *a);
+            case RELU_SQUARED: return run<RELU_SQUARED>(threads, *a);
+            case GELU: return run<GELU>(threads, *a);
+            case GELU_TANH: return run<GELU_TANH>(threads, *a);
+            case SILU: return run<SILU>(threads, *a);
+            case TANH: return run<TANH>(threads, *a);
         }
     });
 }

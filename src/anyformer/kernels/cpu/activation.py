@@ -11,14 +11,18 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from anyformer.kernels.cpu import structs
-from anyformer.kernels.cpu.library import Kernel, can_pair
+from anyformer.kernels.cpu.library import Kernel, supports_bf16
 
 KERNEL = Kernel("activation")
 
 
 def can_activate(x: Tensor, factor: Tensor | None) -> bool:
     """Whether `activated` is there for these; it waits for the compiler."""
-    return all(part is None or part.dtype == torch.bfloat16 for part in (x, factor)) and can_pair(x) and KERNEL.works()
+    return (
+        all(part is None or part.dtype == torch.bfloat16 for part in (x, factor))
+        and supports_bf16(x)
+        and KERNEL.supported()
+    )
 
 
 def activated(

@@ -1,8 +1,8 @@
-// Attention for training, forward and backward, from pairs of bfloat16 numbers (see wide.h).
+// Attention in training, forward and backward, with matrix products of bfloat16 (see amx.h).
 //
-// Scores stand transposed, with a query in each lane: then nothing is summed across lanes, and what comes out of one
-// product can enter the next as it is. The backward pass makes the scores anew (Dao et al. 2022, section 3.1), from the
-// logarithm of each query's sum of exponentials.
+// Scores are transposed, [keys, queries], with queries in the SIMD lanes: then nothing is summed across lanes, and the
+// result of one product is laid out as an operand of the next. The backward pass recomputes the scores from the saved
+// logsumexp of each query (Dao et al. 2022, section 3.1).
 #include "structs.h"
 #include "threads.h"
 #include "simd.h"
@@ -11,166 +11,175 @@
 namespace {
 
 #if defined(__AVX512BF16__)
-constexpr int64_t CROWD = 4 * LANES;  // queries that are compared with a key at a time
-constexpr int64_t BLOCK = 2 * CROWD;  // queries that are gathered before keys and values hear of them
+constexpr int64_t QUERY_BLOCK = 4 * LANES;           // queries that scores are computed for at a time
+constexpr int64_t BACKWARD_BLOCK = 2 * QUERY_BLOCK;  // queries per update of the gradients of keys and values
 
-// Number i of [.., head_dim] of a text's head.
-BFloat16* at(const TensorView& memory, int64_t text, int64_t head, int64_t time) {
-    return static_cast<BFloat16*>(memory.data) + text * memory.batch_stride + head * memory.head_stride + time * memory.time_stride;
+BFloat16* at(const TensorView& tensor, int64_t batch, int64_t head, int64_t time) {
+    return static_cast<BFloat16*>(tensor.data) + batch * tensor.batch_stride + head * tensor.head_stride +
+           time * tensor.time_stride;
 }
 
-// to[line] = or += rows [16, depth] lanes, `vectors` (an even number) of them.
-void multiply(const BFloat16* rows, int64_t step, const float* lanes, int64_t width, int64_t depth, bool more, float* to,
-              int64_t to_step, int64_t vectors) {
-    for (; vectors >= 4; vectors -= 4, lanes += 4 * LANES, to += 4 * LANES)
-        multiply_lanes<4>(rows, step, lanes, width, depth, more, to, to_step);
-    if (vectors) multiply_lanes<2>(rows, step, lanes, width, depth, more, to, to_step);
+// to [16, 16 vectors] = or += rows [16, depth] columns; `vectors` is even.
+void multiply(const BFloat16* rows, int64_t stride, const float* columns, int64_t column_stride, int64_t depth,
+              bool accumulate, float* to, int64_t to_stride, int64_t vectors) {
+    for (; vectors >= 4; vectors -= 4, columns += 4 * LANES, to += 4 * LANES)
+        bf16_matmul<4>(rows, stride, columns, column_stride, depth, accumulate, to, to_stride);
+    if (vectors) bf16_matmul<2>(rows, stride, columns, column_stride, depth, accumulate, to, to_stride);
 }
 
-// TensorView of a thread, handed out piece by piece.
-struct Room {
+// Allocates from a thread's workspace.
+struct Arena {
     char* next;
 
     template <class T>
-    T* take(int64_t count) {
-        auto taken = reinterpret_cast<T*>(next);
-        next += up(count * int64_t(sizeof(T)), 64);
-        return taken;
+    T* allocate(int64_t count) {
+        auto allocated = reinterpret_cast<T*>(next);
+        next += round_up(count * int64_t(sizeof(T)), 64);
+        return allocated;
     }
 };
 
-class Looker {
+class AttentionKernel {
    public:
-    Looker(const AttentionArgs& look, char* memory)
-        : look(look), depth(up(look.head_dim, DEPTH)), keys(up(look.keys, DEPTH)), scale(float(look.scale)) {
-        Room room{memory};
-        key_rows = room.take<BFloat16>(keys * depth);
-        value_rows = room.take<BFloat16>(keys * depth);
-        columns = room.take<BFloat16>(keys * depth);
-        pairs = room.take<float>((keys > BLOCK ? keys : BLOCK) / 2 * depth);
-        query_rows = room.take<BFloat16>(BLOCK * depth);
-        query_lanes = room.take<float>(BLOCK * depth / 2);
-        scores = room.take<float>(keys * CROWD);
-        weight_pairs = room.take<float>(keys / 2 * BLOCK);
-        turned = room.take<float>(depth * CROWD);
-        if (look.grad_out.data) {
-            grad_rows = room.take<BFloat16>(BLOCK * depth);
-            grad_lanes = room.take<float>(BLOCK * depth / 2);
-            grad_pairs = room.take<float>(BLOCK / 2 * depth);
-            weights = room.take<BFloat16>(keys * BLOCK);
-            grad_scores = room.take<BFloat16>(keys * BLOCK);
-            grad_weights = room.take<float>(LANES * CROWD);
-            grad_keys = room.take<float>(keys * depth);
-            grad_values = room.take<float>(keys * depth);
+    AttentionKernel(const AttentionArgs& args, char* workspace)
+        : args(args),
+          depth(round_up(args.head_dim, TILE_DEPTH)),
+          keys(round_up(args.keys, TILE_DEPTH)),
+          scale(float(args.scale)) {
+        Arena arena{workspace};
+        key_rows = arena.allocate<BFloat16>(keys * depth);
+        value_rows = arena.allocate<BFloat16>(keys * depth);
+        columns = arena.allocate<BFloat16>(keys * depth);
+        pairs = arena.allocate<float>((keys > BACKWARD_BLOCK ? keys : BACKWARD_BLOCK) / 2 * depth);
+        query_rows = arena.allocate<BFloat16>(BACKWARD_BLOCK * depth);
+        query_t = arena.allocate<float>(BACKWARD_BLOCK * depth / 2);
+        scores = arena.allocate<float>(keys * QUERY_BLOCK);
+        weight_pairs = arena.allocate<float>(keys / 2 * BACKWARD_BLOCK);
+        out_t = arena.allocate<float>(depth * QUERY_BLOCK);
+        if (args.grad_out.data) {
+            grad_rows = arena.allocate<BFloat16>(BACKWARD_BLOCK * depth);
+            grad_t = arena.allocate<float>(BACKWARD_BLOCK * depth / 2);
+            grad_pairs = arena.allocate<float>(BACKWARD_BLOCK / 2 * depth);
+            weights = arena.allocate<BFloat16>(keys * BACKWARD_BLOCK);
+            grad_scores = arena.allocate<BFloat16>(keys * BACKWARD_BLOCK);
+            grad_weights = arena.allocate<float>(LANES * QUERY_BLOCK);
+            grad_keys = arena.allocate<float>(keys * depth);
+            grad_values = arena.allocate<float>(keys * depth);
         }
-        end = room.next;
+        end = arena.next;
     }
 
-    static int64_t bytes(const AttentionArgs& look) { return Looker(look, nullptr).end - static_cast<char*>(nullptr); }
+    static int64_t workspace_size(const AttentionArgs& args) {
+        return AttentionKernel(args, nullptr).end - static_cast<char*>(nullptr);
+    }
 
-    // Answers of all queries to a head of keys and values.
-    void forward(int64_t text, int64_t kv_head) {
-        take_rows(look.key, text, kv_head, 0, keys, key_rows);
-        take_rows(look.value, text, kv_head, 0, keys, value_rows);
-        pair_rows(value_rows, keys, pairs);
-        turn_pairs(pairs, keys, columns);
-        each_head(kv_head, [&](int64_t head) {
-            for (int64_t first = 0; first < look.queries; first += CROWD) {
-                take_rows(look.query, text, head, first, lanes(first), query_rows);
-                to_lanes(query_rows, lanes(first), query_lanes);
-                answer(text, head, first);
+    // All queries of a key/value head.
+    void forward(int64_t batch, int64_t kv_head) {
+        load_rows(args.key, batch, kv_head, 0, keys, key_rows);
+        load_rows(args.value, batch, kv_head, 0, keys, value_rows);
+        interleave_rows(value_rows, keys, pairs);
+        transpose_row_pairs(pairs, keys, columns);
+        for_each_query_head(kv_head, [&](int64_t head) {
+            for (int64_t first = 0; first < args.queries; first += QUERY_BLOCK) {
+                load_rows(args.query, batch, head, first, block_size(first), query_rows);
+                transpose_rows(query_rows, block_size(first), query_t);
+                forward_block(batch, head, first);
             }
         });
     }
 
-    // What queries, keys and values have to change.
-    void backward(int64_t text, int64_t kv_head) {
-        take_rows(look.key, text, kv_head, 0, keys, key_rows);
-        take_rows(look.value, text, kv_head, 0, keys, value_rows);
-        pair_rows(key_rows, keys, pairs);
-        turn_pairs(pairs, keys, columns);
+    void backward(int64_t batch, int64_t kv_head) {
+        load_rows(args.key, batch, kv_head, 0, keys, key_rows);
+        load_rows(args.value, batch, kv_head, 0, keys, value_rows);
+        interleave_rows(key_rows, keys, pairs);
+        transpose_row_pairs(pairs, keys, columns);
         memset(grad_keys, 0, keys * depth * sizeof(float));
         memset(grad_values, 0, keys * depth * sizeof(float));
-        each_head(kv_head, [&](int64_t head) {
-            for (int64_t first = 0; first < look.queries; first += BLOCK) blame(text, head, first);
+        for_each_query_head(kv_head, [&](int64_t head) {
+            for (int64_t first = 0; first < args.queries; first += BACKWARD_BLOCK) backward_block(batch, head, first);
         });
-        for (int64_t t = 0; t < look.keys; t++) {
-            give_row(grad_keys + t * depth, at(look.grad_key, text, kv_head, t));
-            give_row(grad_values + t * depth, at(look.grad_value, text, kv_head, t));
+        for (int64_t t = 0; t < args.keys; t++) {
+            store_row(grad_keys + t * depth, at(args.grad_key, batch, kv_head, t));
+            store_row(grad_values + t * depth, at(args.grad_value, batch, kv_head, t));
         }
     }
 
    private:
-    const AttentionArgs& look;
-    const int64_t depth, keys;  // with what is missing to whole registers
+    const AttentionArgs& args;
+    const int64_t depth, keys;  // head_dim and the number of keys, padded to multiples of TILE_DEPTH
     const float scale;
     BFloat16 *key_rows, *value_rows, *columns, *query_rows, *grad_rows, *weights, *grad_scores;
-    float *pairs, *query_lanes, *scores, *weight_pairs, *turned, *grad_lanes, *grad_pairs, *grad_weights, *grad_keys,
+    float *pairs, *query_t, *scores, *weight_pairs, *out_t, *grad_t, *grad_pairs, *grad_weights, *grad_keys,
         *grad_values;
     char* end;
 
     template <class Visit>
-    void each_head(int64_t kv_head, const Visit& visit) const {
-        int64_t group = look.heads / look.kv_heads;
+    void for_each_query_head(int64_t kv_head, const Visit& visit) const {
+        int64_t group = args.heads / args.kv_heads;
         for (int64_t i = 0; i < group; i++) visit(kv_head * group + i);
     }
 
-    // Queries that are looked at together, from this one on.
-    int64_t lanes(int64_t first) const { return look.queries - first <= CROWD / 2 ? CROWD / 2 : CROWD; }
+    // The number of queries from `first` on that are processed at a time.
+    int64_t block_size(int64_t first) const {
+        return args.queries - first <= QUERY_BLOCK / 2 ? QUERY_BLOCK / 2 : QUERY_BLOCK;
+    }
 
-    // Some rows of a head, [count, depth]; what is missing is zeros.
-    void take_rows(const TensorView& from, int64_t text, int64_t head, int64_t first, int64_t count, BFloat16* to) const {
-        int64_t all = &from == &look.key || &from == &look.value ? look.keys : look.queries;
+    // Copy rows of a head to [count, depth], padded with zeros.
+    void load_rows(const TensorView& from, int64_t batch, int64_t head, int64_t first, int64_t count,
+                   BFloat16* to) const {
+        int64_t all = &from == &args.key || &from == &args.value ? args.keys : args.queries;
         for (int64_t row = 0; row < count; row++, to += depth) {
-            bool there = first + row < all;
-            int64_t width = there ? look.head_dim : 0;
-            if (there) memcpy(to, at(from, text, head, first + row), width * sizeof(BFloat16));
+            bool inside = first + row < all;
+            int64_t width = inside ? args.head_dim : 0;
+            if (inside) memcpy(to, at(from, batch, head, first + row), width * sizeof(BFloat16));
             if (width < depth) memset(to + width, 0, (depth - width) * sizeof(BFloat16));
         }
     }
 
-    // [count, depth] as pairs of neighboring numbers, [depth / 2, BLOCK].
-    void to_lanes(const BFloat16* rows, int64_t count, float* to) const {
-        auto lanes = reinterpret_cast<BFloat16*>(to);
+    // Transpose [count, depth] to [depth / 2, BACKWARD_BLOCK], with pairs along depth.
+    void transpose_rows(const BFloat16* rows, int64_t count, float* to) const {
+        auto columns = reinterpret_cast<BFloat16*>(to);
         for (int64_t row = 0; row < count; row += LANES)
-            for (int64_t i = 0; i < depth; i += DEPTH)
-                transpose(rows + row * depth + i, depth, lanes + i * BLOCK + 2 * row, 2 * BLOCK);
+            for (int64_t i = 0; i < depth; i += TILE_DEPTH)
+                transpose(rows + row * depth + i, depth, columns + i * BACKWARD_BLOCK + 2 * row, 2 * BACKWARD_BLOCK);
     }
 
-    // [count, depth] as pairs of neighboring rows, [count / 2, depth].
-    void pair_rows(const BFloat16* rows, int64_t count, float* to) const {
+    // [count, depth] as [count / 2, depth], with pairs of neighboring rows.
+    void interleave_rows(const BFloat16* rows, int64_t count, float* to) const {
         for (int64_t row = 0; row < count; row += 2)
-            for (int64_t i = 0; i < depth; i += LANES, to += LANES) store(to, ::pair_rows(rows + row * depth + i, depth));
+            for (int64_t i = 0; i < depth; i += LANES, to += LANES)
+                store(to, ::interleave_rows(rows + row * depth + i, depth));
     }
 
-    // Pairs of rows become columns: [depth, count].
-    void turn_pairs(const float* from, int64_t count, BFloat16* to) const {
+    // Transpose such pairs to [depth, count].
+    void transpose_row_pairs(const float* from, int64_t count, BFloat16* to) const {
         auto rows = reinterpret_cast<const BFloat16*>(from);
         for (int64_t row = 0; row < count; row += 2 * LANES)
             for (int64_t i = 0; i < depth; i += LANES)
                 transpose(rows + row * depth + 2 * i, 2 * depth, to + i * count + row, count);
     }
 
-    void give_row(const float* from, BFloat16* to) const {
+    void store_row(const float* from, BFloat16* to) const {
         int64_t i = 0;
-        for (; i + LANES <= look.head_dim; i += LANES) store(to + i, load(from + i));
-        if (i < look.head_dim) store(to + i, load(from + i), look.head_dim - i);
+        for (; i + LANES <= args.head_dim; i += LANES) store(to + i, load(from + i));
+        if (i < args.head_dim) store(to + i, load(from + i), args.head_dim - i);
     }
 
-    // turned [depth, CROWD] times a factor of each lane, to the rows that it belongs to.
-    void give_turned(const TensorView& to, int64_t text, int64_t head, int64_t first, const Floats* factor) const {
+    // Store out_t [depth, QUERY_BLOCK], each query multiplied by its factor, as rows of a head.
+    void store_transposed(const TensorView& to, int64_t batch, int64_t head, int64_t first,
+                          const FloatVec* factor) const {
         float rows[LANES * LANES];
-        for (int64_t v = 0; v < lanes(first) / LANES; v++)
-            for (int64_t i = 0; i < look.head_dim; i += LANES) {
+        for (int64_t v = 0; v < block_size(first) / LANES; v++)
+            for (int64_t i = 0; i < args.head_dim; i += LANES) {
                 for (int64_t r = 0; r < LANES; r++) {
-                    float* line = turned + (i + r) * CROWD + v * LANES;
+                    float* line = out_t + (i + r) * QUERY_BLOCK + v * LANES;
                     store(line, load(line) * factor[v]);
                 }
-                transpose(reinterpret_cast<const BFloat16*>(turned + i * CROWD + v * LANES), 2 * CROWD,
+                transpose(reinterpret_cast<const BFloat16*>(out_t + i * QUERY_BLOCK + v * LANES), 2 * QUERY_BLOCK,
                           reinterpret_cast<BFloat16*>(rows), 2 * LANES);
-                int64_t width = look.head_dim - i < LANES ? look.head_dim - i : LANES;
-                for (int64_t r = 0; r < LANES && first + v * LANES + r < look.queries; r++) {
-                    BFloat16* row = at(to, text, head, first + v * LANES + r) + i;
+                int64_t width = args.head_dim - i < LANES ? args.head_dim - i : LANES;
+                for (int64_t r = 0; r < LANES && first + v * LANES + r < args.queries; r++) {
+                    BFloat16* row = at(to, batch, head, first + v * LANES + r) + i;
                     if (width == LANES)
                         store(row, load(rows + r * LANES));
                     else
@@ -179,142 +188,148 @@ class Looker {
             }
     }
 
-    // Keys that some queries, the first of which is given, may see; as many as whole registers hold.
-    int64_t seen(int64_t first) const {
-        int64_t end = look.causal && first + CROWD < look.keys ? first + CROWD : look.keys;
-        return up(end, DEPTH);
+    // Keys up to the last one that any query of a block may attend to, padded.
+    int64_t num_visible(int64_t first) const {
+        int64_t end = args.causal && first + QUERY_BLOCK < args.keys ? first + QUERY_BLOCK : args.keys;
+        return round_up(end, TILE_DEPTH);
     }
 
-    // Which of sixteen queries, the first of which is given, see a key.
-    Integers sees(int64_t first, int64_t key) const {
-        static const Integers COUNT = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        if (key >= look.keys) return Integers{};
-        return look.causal ? Integers(COUNT + int32_t(first) >= int32_t(key)) : Integers(COUNT >= 0);
+    // Which of 16 queries from `first` on may attend to a key.
+    IntVec visible(int64_t first, int64_t key) const {
+        static const IntVec COUNT = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        if (key >= args.keys) return IntVec{};
+        return args.causal ? IntVec(COUNT + int32_t(first) >= int32_t(key)) : IntVec(COUNT >= 0);
     }
 
-    // Whether all queries, the first of which is given, see all of these sixteen keys.
-    bool all_see(int64_t first, int64_t key) const {
-        return key + LANES <= look.keys && (!look.causal || key + LANES <= first + 1);
+    // Whether all queries from `first` on may attend to all of 16 keys.
+    bool all_visible(int64_t first, int64_t key) const {
+        return key + LANES <= args.keys && (!args.causal || key + LANES <= first + 1);
     }
 
-    // A row of a bias: of all queries, for a key.
-    float* biases(const TensorView& memory, int64_t text, int64_t head, int64_t key) const {
-        key = key < look.keys ? key : look.keys - 1;
-        return static_cast<float*>(memory.data) + text * memory.batch_stride + head * memory.head_stride + key * memory.time_stride;
+    // A key's row of the bias, or of its gradient: [queries].
+    float* bias_row(const TensorView& tensor, int64_t batch, int64_t head, int64_t key) const {
+        key = key < args.keys ? key : args.keys - 1;
+        return static_cast<float*>(tensor.data) + batch * tensor.batch_stride + head * tensor.head_stride +
+               key * tensor.time_stride;
     }
 
-    void answer(int64_t text, int64_t head, int64_t first) const {
-        const int64_t vectors = lanes(first) / LANES, count = seen(first);
-        Floats peaks[CROWD / LANES], sums[CROWD / LANES] = {};
-        for (auto& peak : peaks) peak = all(-INFINITY);
+    void forward_block(int64_t batch, int64_t head, int64_t first) const {
+        const int64_t vectors = block_size(first) / LANES, count = num_visible(first);
+        FloatVec maxima[QUERY_BLOCK / LANES], sums[QUERY_BLOCK / LANES] = {};
+        for (auto& maximum : maxima) maximum = broadcast(-INFINITY);
         for (int64_t t = 0; t < count; t += LANES) {
-            float* here = scores + t * CROWD;
-            multiply(key_rows + t * depth, depth, query_lanes, BLOCK, depth, false, here, CROWD, vectors);
-            bool whole = all_see(first, t);
-            for (int64_t r = 0; r < LANES; r++, here += CROWD) {
-                const float* bias = look.bias.data ? biases(look.bias, text, head, t + r) + first : nullptr;
+            float* row = scores + t * QUERY_BLOCK;
+            multiply(key_rows + t * depth, depth, query_t, BACKWARD_BLOCK, depth, false, row, QUERY_BLOCK, vectors);
+            bool all_keys_visible = all_visible(first, t);
+            for (int64_t r = 0; r < LANES; r++, row += QUERY_BLOCK) {
+                const float* bias = args.bias.data ? bias_row(args.bias, batch, head, t + r) + first : nullptr;
                 for (int64_t v = 0; v < vectors; v++) {
-                    Floats score = load(here + v * LANES) * scale;
+                    FloatVec score = load(row + v * LANES) * scale;
                     if (bias) score += load(bias + v * LANES);
-                    if (!whole) score = choose(sees(first + v * LANES, t + r), score, all(-INFINITY));
-                    store(here + v * LANES, score);
-                    peaks[v] = larger(peaks[v], score);
+                    if (!all_keys_visible)
+                        score = select(visible(first + v * LANES, t + r), score, broadcast(-INFINITY));
+                    store(row + v * LANES, score);
+                    maxima[v] = max(maxima[v], score);
                 }
             }
         }
         for (int64_t t = 0; t < count; t += 2)
             for (int64_t v = 0; v < vectors; v++) {
-                Floats low = weight(load(scores + t * CROWD + v * LANES), peaks[v]);
-                Floats high = weight(load(scores + (t + 1) * CROWD + v * LANES), peaks[v]);
+                FloatVec low = attention_weight(load(scores + t * QUERY_BLOCK + v * LANES), maxima[v]);
+                FloatVec high = attention_weight(load(scores + (t + 1) * QUERY_BLOCK + v * LANES), maxima[v]);
                 sums[v] += low + high;
-                store(weight_pairs + t / 2 * CROWD + v * LANES, paired(low, high));
+                store(weight_pairs + t / 2 * QUERY_BLOCK + v * LANES, to_bf16_pairs(low, high));
             }
         for (int64_t i = 0; i < depth; i += LANES)
-            multiply(columns + i * keys, keys, weight_pairs, CROWD, count, false, turned + i * CROWD, CROWD, vectors);
-        Floats factor[CROWD / LANES];
-        for (int64_t v = 0; v < vectors; v++) factor[v] = choose(sums[v] == 0.0f, Floats{}, 1.0f / sums[v]);
-        give_turned(look.out, text, head, first, factor);
-        float* levels = look.logsumexp + (text * look.heads + head) * look.queries;
-        for (int64_t q = first; q < look.queries && q < first + CROWD; q++)
-            levels[q] = peaks[(q - first) / LANES][(q - first) % LANES] +
-                        std::log(sums[(q - first) / LANES][(q - first) % LANES]);
+            multiply(columns + i * keys, keys, weight_pairs, QUERY_BLOCK, count, false, out_t + i * QUERY_BLOCK,
+                     QUERY_BLOCK, vectors);
+        FloatVec factor[QUERY_BLOCK / LANES];
+        for (int64_t v = 0; v < vectors; v++) factor[v] = select(sums[v] == 0.0f, FloatVec{}, 1.0f / sums[v]);
+        store_transposed(args.out, batch, head, first, factor);
+        float* logsumexp = args.logsumexp + (batch * args.heads + head) * args.queries;
+        for (int64_t q = first; q < args.queries && q < first + QUERY_BLOCK; q++)
+            logsumexp[q] = maxima[(q - first) / LANES][(q - first) % LANES] +
+                           std::log(sums[(q - first) / LANES][(q - first) % LANES]);
     }
 
-    static Floats weight(Floats score, Floats level) {
-        return choose(score == -INFINITY, Floats{}, exp(score - level));
+    static FloatVec attention_weight(FloatVec score, FloatVec offset) {
+        return select(score == -INFINITY, FloatVec{}, exp(score - offset));
     }
 
-    void blame(int64_t text, int64_t head, int64_t first) const {
-        const int64_t left = look.queries - first, rows = left > CROWD ? BLOCK : lanes(first);
-        take_rows(look.query, text, head, first, rows, query_rows);
-        take_rows(look.grad_out, text, head, first, rows, grad_rows);
-        to_lanes(query_rows, rows, query_lanes);
-        to_lanes(grad_rows, rows, grad_lanes);
-        pair_rows(query_rows, rows, pairs);
-        pair_rows(grad_rows, rows, grad_pairs);
-        alignas(64) float levels[BLOCK] = {}, shares[BLOCK] = {};
+    void backward_block(int64_t batch, int64_t head, int64_t first) const {
+        const int64_t left = args.queries - first, rows = left > QUERY_BLOCK ? BACKWARD_BLOCK : block_size(first);
+        load_rows(args.query, batch, head, first, rows, query_rows);
+        load_rows(args.grad_out, batch, head, first, rows, grad_rows);
+        transpose_rows(query_rows, rows, query_t);
+        transpose_rows(grad_rows, rows, grad_t);
+        interleave_rows(query_rows, rows, pairs);
+        interleave_rows(grad_rows, rows, grad_pairs);
+        alignas(64) float logsumexp[BACKWARD_BLOCK] = {}, delta[BACKWARD_BLOCK] = {};
         for (int64_t q = 0; q < rows && q < left; q++) {
-            levels[q] = look.logsumexp[(text * look.heads + head) * look.queries + first + q];
-            shares[q] = share(at(look.out, text, head, first + q), grad_rows + q * depth);
+            logsumexp[q] = args.logsumexp[(batch * args.heads + head) * args.queries + first + q];
+            delta[q] = row_dot(at(args.out, batch, head, first + q), grad_rows + q * depth);
         }
-        int64_t limits[] = {seen(first), seen(first + CROWD)};
-        for (int64_t begin = 0; begin < rows; begin += CROWD) {
-            int64_t count = rows - begin < CROWD ? rows - begin : CROWD, limit = limits[begin / CROWD];
+        int64_t limits[] = {num_visible(first), num_visible(first + QUERY_BLOCK)};
+        for (int64_t begin = 0; begin < rows; begin += QUERY_BLOCK) {
+            int64_t count = rows - begin < QUERY_BLOCK ? rows - begin : QUERY_BLOCK,
+                    limit = limits[begin / QUERY_BLOCK];
             for (int64_t t = 0; t < limit; t += LANES)
-                compare(text, head, first + begin, begin, count, t, levels + begin, shares + begin);
+                score_gradients(batch, head, first + begin, begin, count, t, logsumexp + begin, delta + begin);
             for (int64_t i = 0; i < depth; i += LANES)
-                multiply(columns + i * keys, keys, weight_pairs + begin, BLOCK, limit, false, turned + i * CROWD, CROWD,
-                         count / LANES);
-            const Floats factor[] = {all(1.0f), all(1.0f), all(1.0f), all(1.0f)};
-            give_turned(look.grad_query, text, head, first + begin, factor);
+                multiply(columns + i * keys, keys, weight_pairs + begin, BACKWARD_BLOCK, limit, false,
+                         out_t + i * QUERY_BLOCK, QUERY_BLOCK, count / LANES);
+            const FloatVec factor[] = {broadcast(1.0f), broadcast(1.0f), broadcast(1.0f), broadcast(1.0f)};
+            store_transposed(args.grad_query, batch, head, first + begin, factor);
         }
-        for (int64_t t = 0; t < limits[rows > CROWD]; t += LANES) {
-            // Keys that only the second half sees.
-            int64_t begin = t < limits[0] ? 0 : CROWD;
-            auto gather = [&](const BFloat16* lines, const float* from, float* to) {
-                multiply(lines + t * BLOCK + begin, BLOCK, from + begin / 2 * depth, depth, rows - begin, true,
-                         to + t * depth, depth, depth / LANES);
+        for (int64_t t = 0; t < limits[rows > QUERY_BLOCK]; t += LANES) {
+            // Beyond limits[0] only the second half of the queries may attend to the keys.
+            int64_t begin = t < limits[0] ? 0 : QUERY_BLOCK;
+            auto accumulate = [&](const BFloat16* lines, const float* from, float* to) {
+                multiply(lines + t * BACKWARD_BLOCK + begin, BACKWARD_BLOCK, from + begin / 2 * depth, depth,
+                         rows - begin, true, to + t * depth, depth, depth / LANES);
             };
-            gather(weights, grad_pairs, grad_values);
-            gather(grad_scores, pairs, grad_keys);
+            accumulate(weights, grad_pairs, grad_values);
+            accumulate(grad_scores, pairs, grad_keys);
         }
     }
 
-    // What an answer and its gradient have in common.
-    float share(const BFloat16* out, const BFloat16* grad) const {
-        Floats total{};
+    // delta: the dot product of an output and its gradient (Dao et al. 2022, algorithm 4).
+    float row_dot(const BFloat16* out, const BFloat16* grad) const {
+        FloatVec total{};
         int64_t i = 0;
-        for (; i + LANES <= look.head_dim; i += LANES) total += load(out + i) * load(grad + i);
-        if (i < look.head_dim) total += load(out + i, look.head_dim - i) * load(grad + i);
-        return sum(total);
+        for (; i + LANES <= args.head_dim; i += LANES) total += load(out + i) * load(grad + i);
+        if (i < args.head_dim) total += load(out + i, args.head_dim - i) * load(grad + i);
+        return reduce_add(total);
     }
 
-    // Weights of sixteen keys for some queries, and the gradients of their scores.
-    void compare(int64_t text, int64_t head, int64_t first, int64_t begin, int64_t count, int64_t t,
-                 const float* levels, const float* shares) const {
+    // Attention weights of 16 keys for a block of queries, and the gradients of their scores.
+    void score_gradients(int64_t batch, int64_t head, int64_t first, int64_t begin, int64_t count, int64_t t,
+                         const float* logsumexp, const float* delta) const {
         const int64_t vectors = count / LANES;
-        multiply(key_rows + t * depth, depth, query_lanes + begin, BLOCK, depth, false, scores, CROWD, vectors);
-        multiply(value_rows + t * depth, depth, grad_lanes + begin, BLOCK, depth, false, grad_weights, CROWD, vectors);
-        bool whole = all_see(first, t);
+        multiply(key_rows + t * depth, depth, query_t + begin, BACKWARD_BLOCK, depth, false, scores, QUERY_BLOCK,
+                 vectors);
+        multiply(value_rows + t * depth, depth, grad_t + begin, BACKWARD_BLOCK, depth, false, grad_weights, QUERY_BLOCK,
+                 vectors);
+        bool all_keys_visible = all_visible(first, t);
         for (int64_t r = 0; r < LANES; r += 2)
             for (int64_t v = 0; v < count; v += LANES) {
-                Floats both[2];
+                FloatVec grads[2];
                 for (int64_t k = 0; k < 2; k++) {
                     int64_t key = t + r + k;
-                    Floats score = load(scores + (r + k) * CROWD + v) * scale;
-                    if (look.bias.data) score += load(biases(look.bias, text, head, key) + first + v);
-                    Floats share = weight(score, load(levels + v));
-                    if (!whole) share = choose(sees(first + v, key), share, Floats{});
-                    Floats grad = share * (load(grad_weights + (r + k) * CROWD + v) - load(shares + v));
-                    if (look.grad_bias.data && key < look.keys) {
-                        float* sum = biases(look.grad_bias, text, head, key) + first + v;
+                    FloatVec score = load(scores + (r + k) * QUERY_BLOCK + v) * scale;
+                    if (args.bias.data) score += load(bias_row(args.bias, batch, head, key) + first + v);
+                    FloatVec weight = attention_weight(score, load(logsumexp + v));
+                    if (!all_keys_visible) weight = select(visible(first + v, key), weight, FloatVec{});
+                    FloatVec grad = weight * (load(grad_weights + (r + k) * QUERY_BLOCK + v) - load(delta + v));
+                    if (args.grad_bias.data && key < args.keys) {
+                        float* sum = bias_row(args.grad_bias, batch, head, key) + first + v;
                         store(sum, load(sum) + grad);
                     }
-                    both[k] = grad * scale;
-                    store(weights + key * BLOCK + begin + v, share);
-                    store(grad_scores + key * BLOCK + begin + v, both[k]);
+                    grads[k] = grad * scale;
+                    store(weights + key * BACKWARD_BLOCK + begin + v, weight);
+                    store(grad_scores + key * BACKWARD_BLOCK + begin + v, grads[k]);
                 }
-                store(weight_pairs + (t + r) / 2 * BLOCK + begin + v, paired(both[0], both[1]));
+                store(weight_pairs + (t + r) / 2 * BACKWARD_BLOCK + begin + v, to_bf16_pairs(grads[0], grads[1]));
             }
     }
 };
@@ -324,32 +339,32 @@ class Looker {
 
 extern "C" {
 
-// Whether this processor has the instructions; else nothing happens.
-EXPORTED int64_t works() { return HAS_PAIRS; }
+// Without AVX-512-BF16 `run` does nothing.
+EXPORTED int64_t supported() { return HAS_AVX512_BF16; }
 
-EXPORTED int64_t bytes(const AttentionArgs* look) {
+EXPORTED int64_t workspace_size(const AttentionArgs* args) {
 #if defined(__AVX512BF16__)
-    return look->num_threads * Looker::bytes(*look);
+    return args->num_threads * AttentionKernel::workspace_size(*args);
 #else
     return 0;
 #endif
 }
 
-// Forward, or backward if there is a gradient.
-EXPORTED void run(const AttentionArgs* look, void* workspace) {
+EXPORTED void run(const AttentionArgs* args, void* workspace) {
 #if defined(__AVX512BF16__)
-    together(look->num_threads, [&](Team team) {
-        TileRegisters registers(true);
-        Looker looker(*look, static_cast<char*>(workspace) + team.me * Looker::bytes(*look));
-        if (!look->grad_out.data)
-            team.share(look->batch * look->kv_heads,
-                       [&](int64_t item) { looker.forward(item / look->kv_heads, item % look->kv_heads); });
-        else if (!look->grad_bias.data)
-            team.share(look->batch * look->kv_heads,
-                       [&](int64_t item) { looker.backward(item / look->kv_heads, item % look->kv_heads); });
-        else  // texts share the gradient of their bias
-            team.share(look->kv_heads, [&](int64_t head) {
-                for (int64_t text = 0; text < look->batch; text++) looker.backward(text, head);
+    parallel(args->num_threads, [&](Threads threads) {
+        AmxTiles registers(true);
+        AttentionKernel kernel(*args,
+                               static_cast<char*>(workspace) + threads.index * AttentionKernel::workspace_size(*args));
+        if (!args->grad_out.data)
+            threads.parallel_for(args->batch * args->kv_heads,
+                                 [&](int64_t item) { kernel.forward(item / args->kv_heads, item % args->kv_heads); });
+        else if (!args->grad_bias.data)
+            threads.parallel_for(args->batch * args->kv_heads,
+                                 [&](int64_t item) { kernel.backward(item / args->kv_heads, item % args->kv_heads); });
+        else  // the bias may be shared across the batch, and then its gradient is summed here
+            threads.parallel_for(args->kv_heads, [&](int64_t head) {
+                for (int64_t batch = 0; batch < args->batch; batch++) kernel.backward(batch, head);
             });
     });
 #endif

@@ -11,7 +11,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from anyformer.blocks.mask import Mask
 from anyformer.kernels.cpu import structs
-from anyformer.kernels.cpu.library import Kernel, can_pair
+from anyformer.kernels.cpu.library import Kernel, supports_bf16
 
 KERNEL = Kernel("attention")
 
@@ -24,7 +24,7 @@ def can_attend(query: Tensor, mask: Mask) -> bool:
     bias = mask.scores
     if bias is not None and bias.requires_grad and bias.shape[1:3] != query.shape[1:3]:
         return False
-    return can_pair(query) and KERNEL.works()
+    return supports_bf16(query) and KERNEL.supported()
 
 
 def attention(

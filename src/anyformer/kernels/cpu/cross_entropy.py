@@ -7,14 +7,14 @@ from jaxtyping import BFloat16, Float, Int
 from torch import Tensor
 
 from anyformer.kernels.cpu import structs
-from anyformer.kernels.cpu.library import Kernel, can_pair
+from anyformer.kernels.cpu.library import Kernel, supports_bf16
 
 KERNEL = Kernel("cross_entropy")
 
 
 def can_soften(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether `cross_entropy_` is there for logits of this in a format; it waits for the compiler."""
-    return can_pair(x, dtype) and KERNEL.works()
+    return supports_bf16(x, dtype) and KERNEL.supported()
 
 
 def cross_entropy_(

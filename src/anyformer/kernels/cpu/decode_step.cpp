@@ -1,17 +1,18 @@
-// New tokens of every text, through the whole decoder in one call.
+// A decoding step: the new tokens of every sequence pass through the whole decoder in one call.
 #include <initializer_list>
 #include <type_traits>
 
 #include "attention_prefill.h"
 #include "matmul.h"
 #include "elementwise.h"
+#include "attention_decode.h"
 #include "structs.h"
 #include "threads.h"
 
 namespace {
 
 template <class Visit>
-void each_matrix(const Decoder& decoder, const Visit& visit) {
+void for_each_matrix(const Decoder& decoder, const Visit& visit) {
     for (int64_t i = 0; i < decoder.num_layers; i++) {
         const Layer& layer = decoder.layers[i];
         for (auto attention : {&layer.attention, &layer.cross_attention})
@@ -24,15 +25,15 @@ void each_matrix(const Decoder& decoder, const Visit& visit) {
 }
 
 struct Widths {
-    int64_t in = 0, out = 0;  // the widest vectors that enter and leave a product; the head's do not count
-    int64_t head = 0;         // the widest head
-    bool integers = false;
+    int64_t in = 0, out = 0;  // the largest in_features and out_features; those of the LM head do not count for out
+    int64_t head = 0;         // the largest head_dim
+    bool has_integers = false;
 
     explicit Widths(const Decoder& decoder) {
-        each_matrix(decoder, [&](const Matrix& matrix) {
+        for_each_matrix(decoder, [&](const Matrix& matrix) {
             in = padded(matrix.in_features) > in ? padded(matrix.in_features) : in;
             if (&matrix != &decoder.head && padded(matrix.out_features) > out) out = padded(matrix.out_features);
-            integers = integers || ::integers(matrix.dtype);
+            has_integers = has_integers || is_integer(matrix.dtype);
         });
         if (padded(decoder.d_model) > in) in = padded(decoder.d_model);
         for (int64_t i = 0; i < decoder.num_layers; i++)
@@ -41,105 +42,110 @@ struct Widths {
     }
 };
 
-// Where things are kept in the workspace.
-struct Space {
-    int64_t inputs_size, own_size, rows_size, look_size;
-    bool alone, integers;
+// The layout of the workspace.
+struct Workspace {
+    int64_t inputs_size, thread_size, rows_size, attention_size;
+    bool single_row, has_integers;
 
-    Space(const Decoder& decoder, int64_t rows, int64_t longest) : alone(rows == 1) {
+    Workspace(const Decoder& decoder, int64_t rows, int64_t max_keys) : single_row(rows == 1) {
         Widths widths(decoder);
-        integers = widths.integers;
-        inputs_size = Inputs::size(rows, widths.in);
-        own_size = Inputs::own_size(rows, widths.in);
+        has_integers = widths.has_integers;
+        inputs_size = Inputs::workspace_size(rows, widths.in);
+        thread_size = Inputs::thread_workspace_size(rows, widths.in);
         rows_size = rows * widths.out;
-        int64_t scores_size = padded(longest) + LANES, crowd_size = alone ? 0 : Crowd<TILED, 1>::size(widths.head);
-        look_size = padded(scores_size > crowd_size ? scores_size : crowd_size);
+        int64_t scores_size = padded(max_keys) + LANES,
+                prefill_size = single_row ? 0 : PrefillAttention<AMX, 1>::size(widths.head);
+        attention_size = padded(scores_size > prefill_size ? scores_size : prefill_size);
     }
-    // One set of inputs for all, one for each thread when there is one row; queries, keys, values; what a thread needs
-    // to unpack weights, and to look at keys.
-    int64_t bytes(int64_t threads) const {
-        return inputs_size * (alone ? threads : 1) + threads * own_size + (3 * rows_size + threads * look_size) * 4 + 4096;
+    // The inputs of matrix products (of each thread, if there is a single row); each thread's memory for unpacked
+    // weights; queries, keys and values; each thread's memory for attention.
+    int64_t workspace_size(int64_t num_threads) const {
+        return inputs_size * (single_row ? num_threads : 1) + num_threads * thread_size +
+               (3 * rows_size + num_threads * attention_size) * 4 + 4096;
     }
 };
 
-class Stepper {
+class DecodeStep {
    public:
-    Stepper(const Decoder& decoder, const Batch& batch, int64_t longest, Team team)
-        : decoder(decoder), batch(batch), team(team), rows(batch.rows), fresh(batch.new_tokens) {
-        Space space(decoder, rows, longest);
+    DecodeStep(const Decoder& decoder, const Batch& batch, int64_t max_keys, Threads threads)
+        : decoder(decoder), batch(batch), threads(threads), rows(batch.rows), new_tokens(batch.new_tokens) {
+        Workspace workspace(decoder, rows, max_keys);
         auto memory = static_cast<char*>(batch.workspace);
-        // A thread prepares the inputs of a single row itself, which takes less time than waiting for another.
-        alone = space.alone, integers = space.integers;
-        inputs_memory = memory + space.inputs_size * (alone ? team.me : 0);
-        memory += space.inputs_size * (alone ? team.size : 1);
-        own_memory = memory + space.own_size * team.me;
-        auto numbers = reinterpret_cast<float*>(memory + space.own_size * team.size);
-        queries = numbers;
-        keys = queries + space.rows_size;
-        values = keys + space.rows_size;
-        looking = values + space.rows_size + team.me * space.look_size;
+        // With a single row every thread prepares the inputs itself, which takes less time than a barrier.
+        single_row = workspace.single_row, has_integers = workspace.has_integers;
+        inputs_memory = memory + workspace.inputs_size * (single_row ? threads.index : 0);
+        memory += workspace.inputs_size * (single_row ? threads.size : 1);
+        thread_memory = memory + workspace.thread_size * threads.index;
+        auto floats = reinterpret_cast<float*>(memory + workspace.thread_size * threads.size);
+        queries = floats;
+        keys = queries + workspace.rows_size;
+        values = keys + workspace.rows_size;
+        scratch = values + workspace.rows_size + threads.index * workspace.attention_size;
     }
 
     void run() {
-        TileRegisters registers(wide(rows));
+        AmxTiles registers(uses_amx(rows));
         for (int64_t i = 0; i < decoder.num_layers; i++) {
             layer(decoder.layers[i], batch.caches[i], i + 1 == decoder.num_layers);
         }
-        if (rows) finish();
+        if (rows) compute_logits();
     }
 
    private:
     const Decoder& decoder;
     const Batch& batch;
-    Team team;
-    int64_t rows, fresh;
-    bool alone, integers;
-    void *inputs_memory, *own_memory;
-    float *queries, *keys, *values, *looking;
+    Threads threads;
+    int64_t rows, new_tokens;
+    bool single_row, has_integers;
+    void *inputs_memory, *thread_memory;
+    float *queries, *keys, *values, *scratch;
 
     float* residual(int64_t row) const { return batch.hidden_states + row * decoder.d_model; }
-    int64_t text(int64_t row) const { return row / fresh; }
+    int64_t sequence(int64_t row) const { return row / new_tokens; }
 
-    // Inputs for some products, made row by row: `fill(row, values)` returns where they are, there or elsewhere.
+    // The inputs of products with some matrices. `fill(row, to)` returns a pointer to a row, which it may have written
+    // to `to`.
     template <class Fill>
-    Inputs prepared(int64_t count, int64_t width, std::initializer_list<const Matrix*> matrices, const Fill& fill) {
-        Inputs inputs(inputs_memory, own_memory, count, width);
-        bool values = false, halves = false, bytes = false;
+    Inputs prepare_inputs(int64_t count, int64_t width, std::initializer_list<const Matrix*> matrices,
+                          const Fill& fill) {
+        Inputs inputs(inputs_memory, thread_memory, count, width);
+        bool float32 = false, bf16 = false, int8 = false;
         for (auto matrix : matrices) {
             if (!matrix->weights) continue;
-            values = values || inputs.as_values(matrix->dtype);
-            halves = halves || inputs.as_halves(matrix->dtype);
-            bytes = bytes || inputs.as_bytes(matrix->dtype);
+            float32 = float32 || inputs.needs_float32(matrix->dtype);
+            bf16 = bf16 || inputs.needs_bf16(matrix->dtype);
+            int8 = int8 || inputs.needs_int8(matrix->dtype);
         }
-        auto one = [&](int64_t row) {
-            float* to = inputs.values + row * inputs.width;
+        auto prepare = [&](int64_t row) {
+            float* to = inputs.float32 + row * inputs.width;
             const float* from = fill(row, to);
-            if (from != to && (values || width != inputs.width))
+            if (from != to && (float32 || width != inputs.width))
                 from = static_cast<float*>(memcpy(to, from, width * sizeof(float)));
             if (from == to)
                 for (int64_t i = width; i < inputs.width; i++) to[i] = 0;
-            if (halves) inputs.to_halves(row, from, inputs.width);
-            if (bytes) inputs.to_bytes(row, from, inputs.width / GROUP);
+            if (bf16) inputs.to_bf16(row, from, inputs.width);
+            if (int8) inputs.quantize(row, from, inputs.width / GROUP);
         };
-        if (alone)
-            one(0);
+        if (single_row)
+            prepare(0);
         else
-            share_blocks(team, count, one);
+            parallel_row_blocks(threads, count, prepare);
         return inputs;
     }
 
-    // The residual stream, normed where norms come first.
-    Inputs read(const Norm& norm, std::initializer_list<const Matrix*> matrices) {
+    // The residual stream, normalized if the model is pre-norm.
+    Inputs normed_inputs(const Norm& norm, std::initializer_list<const Matrix*> matrices) {
         static const Norm none{};
         const Norm& first = decoder.pre_norm ? norm : none;
-        return prepared(rows, decoder.d_model, matrices,
-                        [&](int64_t row, float* to) { return normalize(first, residual(row), decoder.d_model, to); });
+        return prepare_inputs(rows, decoder.d_model, matrices, [&](int64_t row, float* to) {
+            return normalize(first, residual(row), decoder.d_model, to);
+        });
     }
 
-    // x = x + W inputs, normed where norms come last.
+    // Add a matrix product to the residual stream, which is then normalized if the model is post-norm.
     void add(const Matrix& matrix, const Inputs& inputs, const Norm& norm) {
-        share_tiles(team, tiles_of(matrix), rows, [&](int64_t tile, int64_t tiles) {
-            multiply(matrix, tile, tiles, inputs, rows, [&](int64_t row, int64_t first, Floats y, int64_t count) {
+        parallel_panels(threads, num_panels(matrix), rows, [&](int64_t panel, int64_t panels) {
+            multiply(matrix, panel, panels, inputs, rows, [&](int64_t row, int64_t first, FloatVec y, int64_t count) {
                 float* to = residual(row) + first;
                 if (count == LANES)
                     store(to, load(to) + y);
@@ -148,32 +154,32 @@ class Stepper {
             });
         });
         if (decoder.pre_norm) return;
-        team.share(rows, [&](int64_t row) { normalize_in_place(norm, residual(row)); });
+        threads.parallel_for(rows, [&](int64_t row) { normalize_in_place(norm, residual(row)); });
     }
 
     void normalize_in_place(const Norm& norm, float* x) {
         if (norm.kind == NO_NORM) return;
-        constexpr int64_t MOST = 1 << 14;
-        float made[MOST + LANES];
-        normalize(norm, x, decoder.d_model, made);
-        memcpy(x, made, decoder.d_model * sizeof(float));
+        constexpr int64_t MAX_WIDTH = 1 << 14;
+        float normed[MAX_WIDTH + LANES];
+        normalize(norm, x, decoder.d_model, normed);
+        memcpy(x, normed, decoder.d_model * sizeof(float));
     }
 
-    void layer(const Layer& layer, const LayerCache& memory, bool last) {
-        remember(layer.attention, memory);
-        // Behind the last keys and values only what is scored counts.
-        if (last) narrow(padded(layer.attention.query.out_features));
+    void layer(const Layer& layer, const LayerCache& cache, bool last) {
+        project_qkv(layer.attention, cache);
+        // After the keys and values of the last layer only rows with logits matter.
+        if (last) select_logit_rows(padded(layer.attention.query.out_features));
         if (!rows) return;
-        look(layer.attention, memory.keys, memory.values, false);
-        if (layer.cross_attention.query.weights) cross_attention(layer.cross_attention, memory);
+        run_attention(layer.attention, cache.keys, cache.values, false);
+        if (layer.cross_attention.query.weights) cross_attention(layer.cross_attention, cache);
         feed_forward(layer.feed_forward);
     }
 
-    // Go on with the scored rows alone, which come first from here on.
-    void narrow(int64_t query_width) {
-        int64_t count = batch.num_logit_rows, texts = rows / fresh;
+    // Move the rows that logits are wanted of to the front, and drop the others.
+    void select_logit_rows(int64_t query_width) {
+        int64_t count = batch.num_logit_rows, sequences = rows / new_tokens;
         if (count == rows) return;
-        if (team.me == 0)
+        if (threads.index == 0)
             for (int64_t i = 0; i < count; i++) {
                 int64_t row = batch.logit_rows[i];
                 if (row == i) continue;
@@ -181,104 +187,107 @@ class Stepper {
                 memcpy(queries + i * query_width, queries + row * query_width, query_width * sizeof(float));
                 batch.positions[i] = batch.positions[row];
             }
-        team.wait();
-        rows = count, fresh = count / texts;
+        threads.barrier();
+        rows = count, new_tokens = count / sequences;
     }
 
-    // Queries, and the keys and values of the new tokens for this layer's memory.
-    void remember(const Attention& a, const LayerCache& memory) {
-        Inputs x = read(a.norm, {&a.query, &a.key, &a.value});
+    // Compute the queries, keys and values of the new tokens, and write the latter to the cache.
+    void project_qkv(const Attention& a, const LayerCache& cache) {
+        Inputs x = normed_inputs(a.norm, {&a.query, &a.key, &a.value});
         int64_t query_width = padded(a.query.out_features), key_width = padded(a.key.out_features);
         struct {
             const Matrix& matrix;
             float* to;
             int64_t width;
-        } parts[] = {{a.query, queries, query_width}, {a.key, keys, key_width}, {a.value, values, key_width}};
-        share_tiles(team, tiles_of(a.query) + 2 * tiles_of(a.key), rows, [&](int64_t tile, int64_t tiles) {
-            for (auto& part : parts) {
-                int64_t here = tiles_of(part.matrix) - tile, some = here < tiles ? here : tiles;
-                if (some > 0)
-                    multiply(part.matrix, tile, some, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
-                        store(part.to + row * part.width + first, y);
-                    });
-                tiles -= some > 0 ? some : 0, tile = here < 0 ? -here : 0;
+        } outputs[] = {{a.query, queries, query_width}, {a.key, keys, key_width}, {a.value, values, key_width}};
+        parallel_panels(threads, num_panels(a.query) + 2 * num_panels(a.key), rows, [&](int64_t panel, int64_t panels) {
+            for (auto& output : outputs) {
+                int64_t left = num_panels(output.matrix) - panel, count = left < panels ? left : panels;
+                if (count > 0)
+                    multiply(output.matrix, panel, count, x, rows,
+                             [&](int64_t row, int64_t first, FloatVec y, int64_t) {
+                                 store(output.to + row * output.width + first, y);
+                             });
+                panels -= count > 0 ? count : 0, panel = left < 0 ? -left : 0;
             }
         });
-        team.share(rows, [&](int64_t row) {
+        threads.parallel_for(rows, [&](int64_t row) {
             if (batch.cache_dtype == BFLOAT16)
-                keep<BFloat16>(a, memory, row, query_width, key_width);
+                write_cache<BFloat16>(a, cache, row, query_width, key_width);
             else
-                keep<float>(a, memory, row, query_width, key_width);
+                write_cache<float>(a, cache, row, query_width, key_width);
         });
     }
 
-    // Norm and turn the new queries and keys, and write keys and values where later tokens find them.
+    // Apply QK norm and rotary embeddings, and write keys and values to the cache.
     template <class T>
-    void keep(const Attention& a, const LayerCache& memory, int64_t row, int64_t query_width, int64_t key_width) {
-        int64_t place = batch.positions[row];
-        if (place < 0) return;
-        auto turned = [&](const Norm& norm, float* head) {
+    void write_cache(const Attention& a, const LayerCache& cache, int64_t row, int64_t query_width, int64_t key_width) {
+        int64_t position = batch.positions[row];
+        if (position < 0) return;
+        auto norm_and_rotate = [&](const Norm& norm, float* head) {
             norm_head(norm, head, a.head_dim);
-            if (batch.cos) turn(head, a.head_dim, batch.cos + place * a.head_dim, batch.sin + place * a.head_dim);
+            if (batch.cos)
+                apply_rotary(head, a.head_dim, batch.cos + position * a.head_dim, batch.sin + position * a.head_dim);
         };
         for (int64_t head = 0; head < a.heads; head++)
-            turned(a.query_norm, queries + row * query_width + head * a.head_dim);
+            norm_and_rotate(a.query_norm, queries + row * query_width + head * a.head_dim);
         for (int64_t head = 0; head < a.kv_heads; head++) {
             float* key = keys + row * key_width + head * a.head_dim;
-            turned(a.key_norm, key);
+            norm_and_rotate(a.key_norm, key);
             auto at = [&](const TensorView& m) {
-                return static_cast<T*>(m.data) + text(row) * m.batch_stride + head * m.head_stride + place * m.time_stride;
+                return static_cast<T*>(m.data) + sequence(row) * m.batch_stride + head * m.head_stride +
+                       position * m.time_stride;
             };
             const float* value = values + row * key_width + head * a.head_dim;
-            T *key_to = at(memory.keys), *value_to = at(memory.values);
+            T *key_to = at(cache.keys), *value_to = at(cache.values);
             for (int64_t i = 0; i < a.head_dim; i++) store(key_to + i, key[i]), store(value_to + i, value[i]);
         }
     }
 
     void norm_head(const Norm& norm, float* head, int64_t head_dim) const {
         if (norm.kind == NO_NORM) return;
-        float made[512];
-        normalize(norm, head, head_dim, made);
-        memcpy(head, made, head_dim * sizeof(float));
+        float normed[512];
+        normalize(norm, head, head_dim, normed);
+        memcpy(head, normed, head_dim * sizeof(float));
     }
 
-    void cross_attention(const Attention& a, const LayerCache& memory) {
-        Inputs x = read(a.norm, {&a.query});
+    void cross_attention(const Attention& a, const LayerCache& cache) {
+        Inputs x = normed_inputs(a.norm, {&a.query});
         int64_t width = padded(a.query.out_features);
-        share_tiles(team, tiles_of(a.query), rows, [&](int64_t tile, int64_t tiles) {
-            multiply(a.query, tile, tiles, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
-                store(queries + row * width + first, y);
-            });
+        parallel_panels(threads, num_panels(a.query), rows, [&](int64_t panel, int64_t panels) {
+            multiply(a.query, panel, panels, x, rows,
+                     [&](int64_t row, int64_t first, FloatVec y, int64_t) { store(queries + row * width + first, y); });
         });
         if (a.query_norm.kind != NO_NORM)
-            team.share(rows, [&](int64_t row) {
+            threads.parallel_for(rows, [&](int64_t row) {
                 for (int64_t head = 0; head < a.heads; head++)
                     norm_head(a.query_norm, queries + row * width + head * a.head_dim, a.head_dim);
             });
-        look(a, memory.encoder_keys, memory.encoder_values, true);
+        run_attention(a, cache.encoder_keys, cache.encoder_values, true);
     }
 
-    // Attention of every row, and its output.
-    void look(const Attention& a, const TensorView& key_memory, const TensorView& value_memory, bool source) {
+    // Attention of every row, its output projection and the residual.
+    void run_attention(const Attention& a, const TensorView& cached_keys, const TensorView& cached_values,
+                       bool source) {
         int64_t width = padded(a.query.out_features), group = a.heads / a.kv_heads;
-        auto from = [&](auto number) {
-            typedef decltype(number) T;
-            if (fresh > 1 && fresh * group >= LANES / 2)
-                look_together<T>(a, key_memory, value_memory, source);
+        auto attend_to = [&](auto element) {
+            typedef decltype(element) T;
+            if (new_tokens > 1 && new_tokens * group >= LANES / 2)
+                prefill<T>(a, cached_keys, cached_values, source);
             else
-                look_alone<T>(a, key_memory, value_memory, source);
+                decode<T>(a, cached_keys, cached_values, source);
         };
         if (batch.cache_dtype == BFLOAT16)
-            from(BFloat16{});
+            attend_to(BFloat16{});
         else
-            from(0.0f);
-        Inputs x = prepared(rows, a.output.in_features, {&a.output},
-                            [&](int64_t row, float*) { return queries + row * width; });
+            attend_to(0.0f);
+        Inputs x = prepare_inputs(rows, a.output.in_features, {&a.output},
+                                  [&](int64_t row, float*) { return queries + row * width; });
         add(a.output, x, a.norm);
     }
 
-    // What a head of a row asks for.
-    Query asked(const Attention& a, bool source, int64_t row, int64_t head) const {
+    // The query of a head.
+    Query make_query(const Attention& a, bool source, int64_t row, int64_t head) const {
         Query query;
         query.vector = queries + row * padded(a.query.out_features) + head * a.head_dim;
         query.end = source ? batch.source_length : batch.positions[row] + 1;
@@ -288,35 +297,39 @@ class Stepper {
     }
 
     template <class T>
-    struct Seen {
+    struct KeyValueHead {
         const T *keys, *values;
         const uint8_t* mask;
     };
 
-    // What there is to see for a key/value head of a text.
+    // The cached keys and values of a head.
     template <class T>
-    Seen<T> seen(const TensorView& keys, const TensorView& values, bool source, int64_t text, int64_t head) const {
-        int64_t place = source && batch.source_index ? batch.source_index[text] : text;
-        auto at = [&](const TensorView& m) { return static_cast<const T*>(m.data) + place * m.batch_stride + head * m.head_stride; };
-        return {at(keys), at(values), source && batch.source_mask ? batch.source_mask + text * batch.source_length : nullptr};
+    KeyValueHead<T> key_value_head(const TensorView& keys, const TensorView& values, bool source, int64_t sequence,
+                                   int64_t head) const {
+        int64_t index = source && batch.source_index ? batch.source_index[sequence] : sequence;
+        auto at = [&](const TensorView& m) {
+            return static_cast<const T*>(m.data) + index * m.batch_stride + head * m.head_stride;
+        };
+        return {at(keys), at(values),
+                source && batch.source_mask ? batch.source_mask + sequence * batch.source_length : nullptr};
     }
 
     template <class T>
-    void look_alone(const Attention& a, const TensorView& keys, const TensorView& values, bool source) {
+    void decode(const Attention& a, const TensorView& keys, const TensorView& values, bool source) {
         int64_t group = a.heads / a.kv_heads;
-        // Heads that share keys go together where there is enough to do for all threads.
-        int64_t parts = rows * a.kv_heads >= 2 * team.size ? 1 : group;
-        team.share(rows * a.kv_heads * parts, [&](int64_t item) {
-            int64_t part = item % parts, kv_head = item / parts % a.kv_heads, row = item / parts / a.kv_heads;
-            auto there = seen<T>(keys, values, source, text(row), kv_head);
-            for (int64_t i = part * group / parts; i < (part + 1) * group / parts; i++) {
-                Query query = asked(a, source, row, kv_head * group + i);
+        // Heads that share keys are one work item if there are enough items for all threads.
+        int64_t splits = rows * a.kv_heads >= 2 * threads.size ? 1 : group;
+        threads.parallel_for(rows * a.kv_heads * splits, [&](int64_t item) {
+            int64_t split = item % splits, kv_head = item / splits % a.kv_heads, row = item / splits / a.kv_heads;
+            auto kv = key_value_head<T>(keys, values, source, sequence(row), kv_head);
+            for (int64_t i = split * group / splits; i < (split + 1) * group / splits; i++) {
+                Query query = make_query(a, source, row, kv_head * group + i);
                 float vector[512] = {};
                 memcpy(vector, query.vector, a.head_dim * sizeof(float));
                 auto with = [&](auto vectors) {
-                    attend<decltype(vectors)::value, T>(vector, float(a.scale), there.keys, there.values, keys.time_stride,
-                                                        values.time_stride, query.first, query.end, a.head_dim, query.bias,
-                                                        there.mask, looking, query.vector);
+                    attend<decltype(vectors)::value, T>(vector, float(a.scale), kv.keys, kv.values, keys.time_stride,
+                                                        values.time_stride, query.first, query.end, a.head_dim,
+                                                        query.bias, kv.mask, scratch, query.vector);
                 };
                 if (a.head_dim == 64)
                     with(std::integral_constant<int, 4>{});
@@ -329,59 +342,63 @@ class Stepper {
     }
 
     template <class T>
-    void look_together(const Attention& a, const TensorView& keys, const TensorView& values, bool source) {
-        int64_t group = a.heads / a.kv_heads, all = fresh * group, crowds = (all + CROWD - 1) / CROWD;
-        int64_t texts = rows / fresh;
-        team.share(crowds * texts * a.kv_heads, [&](int64_t item) {
-            int64_t kv_head = item % a.kv_heads, text = item / a.kv_heads % texts;
-            // The last tokens first: they see most, and what takes longest must not come last.
-            int64_t begin = (crowds - 1 - item / a.kv_heads / texts) * CROWD;
-            int64_t count = all - begin < CROWD ? all - begin : CROWD;
-            Query asking[CROWD];
+    void prefill(const Attention& a, const TensorView& keys, const TensorView& values, bool source) {
+        int64_t group = a.heads / a.kv_heads, all = new_tokens * group, blocks = (all + QUERY_BLOCK - 1) / QUERY_BLOCK;
+        int64_t sequences = rows / new_tokens;
+        threads.parallel_for(blocks * sequences * a.kv_heads, [&](int64_t item) {
+            int64_t kv_head = item % a.kv_heads, sequence = item / a.kv_heads % sequences;
+            // The last tokens first: they have most keys, and the longest items should not be the last.
+            int64_t begin = (blocks - 1 - item / a.kv_heads / sequences) * QUERY_BLOCK;
+            int64_t count = all - begin < QUERY_BLOCK ? all - begin : QUERY_BLOCK;
+            Query block[QUERY_BLOCK];
             for (int64_t i = 0; i < count; i++) {
-                int64_t row = text * fresh + (begin + i) / group;
-                asking[i] = asked(a, source, row, kv_head * group + (begin + i) % group);
+                int64_t row = sequence * new_tokens + (begin + i) / group;
+                block[i] = make_query(a, source, row, kv_head * group + (begin + i) % group);
             }
-            auto there = seen<T>(keys, values, source, text, kv_head);
-            auto with = [&](auto way, auto vectors) {
-                Crowd<decltype(way)::value, decltype(vectors)::value>(looking, asking, count, a.head_dim, float(a.scale))
-                    .look(there.keys, there.values, keys.time_stride, values.time_stride, there.mask);
+            auto kv = key_value_head<T>(keys, values, source, sequence, kv_head);
+            auto run = [&](auto backend, auto vectors) {
+                PrefillAttention<decltype(backend)::value, decltype(vectors)::value>(scratch, block, count, a.head_dim,
+                                                                                     float(a.scale))
+                    .run(kv.keys, kv.values, keys.time_stride, values.time_stride, kv.mask);
             };
-            auto by = [&](auto way) {
+            auto with_backend = [&](auto backend) {
                 if (count > LANES)
-                    with(way, std::integral_constant<int, 3>{});
+                    run(backend, std::integral_constant<int, 3>{});
                 else
-                    with(way, std::integral_constant<int, 1>{});
+                    run(backend, std::integral_constant<int, 1>{});
             };
-            // Next to the rounding of keys, or of the inputs of integers, that of queries and weights is small. But a few
-            // tokens get what one alone gets, so that guessing ahead changes nothing.
-            if (!HAS_PAIRS || fresh < KEYS || (sizeof(T) == 4 && !integers)) return by(std::integral_constant<Way, SINGLE>{});
-#if defined(WITH_TILES)
-            if (wide(rows)) return by(std::integral_constant<Way, TILED>{});
+            // Where keys, or the inputs of integer weights, are rounded already, rounding queries and attention weights
+            // to bfloat16 adds little. Few tokens are computed like a single one, so that speculative decoding changes
+            // nothing.
+            if (!HAS_AVX512_BF16 || new_tokens < KEY_BLOCK || (sizeof(T) == 4 && !has_integers))
+                return with_backend(std::integral_constant<Backend, FLOAT32_FMA>{});
+#if defined(USE_AMX)
+            if (uses_amx(rows)) return with_backend(std::integral_constant<Backend, AMX>{});
 #endif
-            by(std::integral_constant<Way, PAIRED>{});
+            with_backend(std::integral_constant<Backend, BF16_DOT>{});
         });
     }
 
     void feed_forward(const FeedForward& f) {
-        Inputs x = read(f.norm, {&f.up, &f.gate});
+        Inputs x = normed_inputs(f.norm, {&f.up, &f.gate});
         int64_t width = padded(f.up.out_features);
         float* inner = queries;
-        share_tiles(team, tiles_of(f.up), rows, [&](int64_t tile, int64_t tiles) {
-            multiply(f.up, tile, tiles, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
-                store(inner + row * width + first, f.gate.weights ? y : activate(f.activation, y));
+        parallel_panels(threads, num_panels(f.up), rows, [&](int64_t panel, int64_t panels) {
+            multiply(f.up, panel, panels, x, rows, [&](int64_t row, int64_t first, FloatVec y, int64_t) {
+                store(inner + row * width + first, f.gate.weights ? y : apply_activation(f.activation, y));
             });
             if (f.gate.weights)
-                multiply(f.gate, tile, tiles, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t) {
+                multiply(f.gate, panel, panels, x, rows, [&](int64_t row, int64_t first, FloatVec y, int64_t) {
                     float* to = inner + row * width + first;
-                    store(to, load(to) * activate(f.activation, y));
+                    store(to, load(to) * apply_activation(f.activation, y));
                 });
         });
-        Inputs h = prepared(rows, f.down.in_features, {&f.down}, [&](int64_t row, float*) { return inner + row * width; });
+        Inputs h = prepare_inputs(rows, f.down.in_features, {&f.down},
+                                  [&](int64_t row, float*) { return inner + row * width; });
         add(f.down, h, f.norm);
     }
 
-    void finish() {
+    void compute_logits() {
         int64_t d_model = decoder.d_model;
         auto last = [&](int64_t row, float* to) {
             const float* from = normalize(decoder.final_norm, residual(row), d_model, to);
@@ -389,14 +406,14 @@ class Stepper {
             for (int64_t i = 0; i < d_model; i++) to[i] = from[i] * float(decoder.head_scale);
             return static_cast<const float*>(to);
         };
-        Inputs x = prepared(rows, d_model, {&decoder.head}, last);
-        share_tiles(team, tiles_of(decoder.head), rows, [&](int64_t tile, int64_t tiles) {
-            multiply(decoder.head, tile, tiles, x, rows, [&](int64_t row, int64_t first, Floats y, int64_t outputs) {
+        Inputs x = prepare_inputs(rows, d_model, {&decoder.head}, last);
+        parallel_panels(threads, num_panels(decoder.head), rows, [&](int64_t panel, int64_t panels) {
+            multiply(decoder.head, panel, panels, x, rows, [&](int64_t row, int64_t first, FloatVec y, int64_t count) {
                 float* to = batch.logits + row * decoder.head.out_features + first;
-                if (outputs == LANES)
+                if (count == LANES)
                     store(to, y);
                 else
-                    store(to, y, outputs);
+                    store(to, y, count);
             });
         });
     }
@@ -406,15 +423,15 @@ class Stepper {
 
 extern "C" {
 
-// Whether matrices of bfloat16 numbers are multiplied at once.
-EXPORTED int64_t tiles() { return HAS_TILES; }
+EXPORTED int64_t has_amx() { return HAS_AMX; }
 
-EXPORTED int64_t bytes(const Decoder* decoder, int64_t rows, int64_t longest, int64_t threads) {
-    return Space(*decoder, rows, longest).bytes(threads);
+EXPORTED int64_t workspace_size(const Decoder* decoder, int64_t rows, int64_t max_keys, int64_t num_threads) {
+    return Workspace(*decoder, rows, max_keys).workspace_size(num_threads);
 }
 
-// `longest`: as many keys as any query can see.
-EXPORTED void step(const Decoder* decoder, const Batch* batch, int64_t longest) {
-    together(batch->num_threads, [&](const Team& team) { Stepper(*decoder, *batch, longest, team).run(); });
+// max_keys: the most keys that any query attends to.
+EXPORTED void decode_step(const Decoder* decoder, const Batch* batch, int64_t max_keys) {
+    parallel(batch->num_threads,
+             [&](const Threads& threads) { DecodeStep(*decoder, *batch, max_keys, threads).run(); });
 }
 }

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.kernels.cpu import structs
-from anyformer.kernels.cpu.build import has_tiles, wanted
 from anyformer.kernels.cpu.library import Kernel
+from anyformer.kernels.cpu_features import enabled, has_amx_bf16
 
 _FORMATS = {torch.float32: structs.FLOAT32, torch.bfloat16: structs.BFLOAT16}
 
@@ -31,7 +31,7 @@ def can_round() -> bool:
 
     With AMX, which multiplies whole matrices of them, torch's products are faster. It waits for the compiler.
     """
-    return wanted() and not has_tiles() and KERNEL.works()
+    return enabled() and not has_amx_bf16() and KERNEL.supported()
 
 
 def worth_rounding(dtype: torch.dtype, *sizes: int) -> bool:

@@ -1,4 +1,4 @@
-"""Units of compiled code that do one thing, which a structure describes: those of training."""
+"""Libraries with one operation each, whose arguments are a structure."""
 
 from __future__ import annotations
 
@@ -9,39 +9,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.kernels.cpu.build import Unit, has_pairs, wanted
+from anyformer.kernels.cpu.build import Library
+from anyformer.kernels.cpu_features import enabled, has_avx512_bf16
 from anyformer.kernels.products import product_format
 
 
-class Kernel(Unit):
-    """A unit of the functions `works`, `bytes` and `run`."""
-
-    def __init__(self, name: str) -> None:
-        """Name the unit. Nothing is compiled yet."""
-        super().__init__(name, works=(c_int64,), bytes=(c_int64, c_void_p), run=(None, c_void_p, c_void_p))
-
-    def works(self) -> bool:
-        """Whether it is there for this processor. It waits for the compiler, for its results are not quite torch's."""
-        compiled: Any = self.get(wait=True)
-        return compiled is not None and compiled.works() > 0
-
-    def run(self, described: Structure) -> None:
-        """Do what is described, in memory of its own."""
-        compiled: Any = self.get(wait=True)
-        address = ctypes.addressof(described)
-        workspace = torch.empty(compiled.bytes(address), dtype=torch.uint8)
-        compiled.run(address, workspace.data_ptr())
-
-
-def can_pair(x: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether compiled code, where there is any, has the better attention, activations, norms and softmax of the loss.
-
-    It has in bfloat16, on processors that multiply pairs of such numbers.
+class Kernel(Library):
+    """A library that exports `supported`, `workspace_size` and `run`.
 
     Args:
-        x: What they are applied to.
-        dtype: In this format; None: in that of its products.
+        name: The name of its .cpp file.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, supported=(c_int64,), workspace_size=(c_int64, c_void_p), run=(None, c_void_p, c_void_p))
+
+    def supported(self) -> bool:
+        """Whether it is compiled, and this processor has its instructions.
+
+        It waits for the compiler, so that results, which differ from torch's by rounding, do not change during a run.
+        """
+        library: Any = self.get(wait=True)
+        return library is not None and library.supported() > 0
+
+    def run(self, arguments: Structure) -> None:
+        """Run it, in a workspace of its own."""
+        library: Any = self.get(wait=True)
+        address = ctypes.addressof(arguments)
+        workspace = torch.empty(library.workspace_size(address), dtype=torch.uint8)
+        library.run(address, workspace.data_ptr())
+
+
+def supports_bf16(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether the bfloat16 kernels for training may be used, which need AVX-512's dot products.
+
+    Args:
+        x: The input of the operation.
+        dtype: The dtype to compute in; None: autocast's, or that of x.
     """
     if x.device.type != "cpu" or (dtype or product_format(x)) != torch.bfloat16 or torch.compiler.is_compiling():
         return False
-    return wanted() and has_pairs()
+    return enabled() and has_avx512_bf16()

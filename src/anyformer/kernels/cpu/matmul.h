@@ -1,221 +1,227 @@
-// Products of a matrix with a few vectors, sixteen outputs (a tile) at a time.
+// Matrix products y = x W^T + bias, a panel (16 output features) at a time.
 #pragma once
 #include "packed_inputs.h"
 #include "int_matmul.h"
 #include "threads.h"
 
-// A line of floating weights times some rows, in pieces so that no sum waits for the one before. Processors fetch ahead
-// what is read in order: lines side by side took up to twice as long.
+// Dot products of a row of floating-point weights with ROWS input rows, in independent chains so that no addition waits
+// for the one before. Weights are read in order, as hardware prefetchers expect: several rows at once took up to twice
+// as long.
 template <int ROWS>
-struct Dense {
-    static constexpr int PIECES = ROWS == 1 ? 4 : REGISTER == 64 ? 2 : 4 / ROWS;
-    Floats total[PIECES][ROWS] = {};
+struct FloatDot {
+    static constexpr int CHAINS = ROWS == 1 ? 4 : REGISTER_BYTES == 64 ? 2 : 4 / ROWS;
+    FloatVec total[CHAINS][ROWS] = {};
 
-    void add(const float* line, int64_t i, const Inputs& x, int64_t row, int piece, int64_t left = LANES) {
-        Floats w = left >= LANES ? load(line + i) : load(line + i, left);
-        UNROLLED
-        for (int r = 0; r < ROWS; r++) total[piece][r] += w * load(x.values + (row + r) * x.width + i);
+    void add(const float* weight_row, int64_t i, const Inputs& x, int64_t row, int chain, int64_t count = LANES) {
+        FloatVec w = count >= LANES ? load(weight_row + i) : load(weight_row + i, count);
+        UNROLL
+        for (int r = 0; r < ROWS; r++) total[chain][r] += w * load(x.float32 + (row + r) * x.width + i);
     }
 
 #if defined(__AVX512BF16__)
-    static constexpr int64_t WIDTH = 2 * LANES;
+    static constexpr int64_t DOT_WIDTH = 2 * LANES;
 
-    void add(const BFloat16* line, int64_t i, const Inputs& x, int64_t row, int piece, int64_t left = WIDTH) {
-        __m512i w = _mm512_maskz_loadu_epi16(left >= WIDTH ? ~0u : (1u << left) - 1, line + i);
-        UNROLLED
+    void add(const BFloat16* weight_row, int64_t i, const Inputs& x, int64_t row, int chain,
+             int64_t count = DOT_WIDTH) {
+        __m512i w = _mm512_maskz_loadu_epi16(count >= DOT_WIDTH ? ~0u : (1u << count) - 1, weight_row + i);
+        UNROLL
         for (int r = 0; r < ROWS; r++) {
-            __m512i values = _mm512_loadu_si512(x.halves + (row + r) * x.width + i);
-            total[piece][r] =
-                bits_of<Floats>(_mm512_dpbf16_ps(bits_of<__m512>(total[piece][r]), (__m512bh)values, (__m512bh)w));
+            __m512i values = _mm512_loadu_si512(x.bfloat16 + (row + r) * x.width + i);
+            total[chain][r] =
+                bit_cast<FloatVec>(_mm512_dpbf16_ps(bit_cast<__m512>(total[chain][r]), (__m512bh)values, (__m512bh)w));
         }
     }
 #else
-    static constexpr int64_t WIDTH = LANES;
+    static constexpr int64_t DOT_WIDTH = LANES;
 
-    void add(const BFloat16* line, int64_t i, const Inputs& x, int64_t row, int piece, int64_t left = WIDTH) {
-        Floats w = left >= LANES ? load(line + i) : load(line + i, left);
-        UNROLLED
-        for (int r = 0; r < ROWS; r++) total[piece][r] += w * load(x.values + (row + r) * x.width + i);
+    void add(const BFloat16* weight_row, int64_t i, const Inputs& x, int64_t row, int chain,
+             int64_t count = DOT_WIDTH) {
+        FloatVec w = count >= LANES ? load(weight_row + i) : load(weight_row + i, count);
+        UNROLL
+        for (int r = 0; r < ROWS; r++) total[chain][r] += w * load(x.float32 + (row + r) * x.width + i);
     }
 #endif
 
     template <class T>
-    void run(const T* line, int64_t inputs, const Inputs& x, int64_t row) {
-        constexpr int64_t STEP = sizeof(T) == 4 ? LANES : WIDTH;
+    void run(const T* weight_row, int64_t inputs, const Inputs& x, int64_t row) {
+        constexpr int64_t WIDTH = sizeof(T) == 4 ? LANES : DOT_WIDTH;
         int64_t i = 0;
-        for (; i + PIECES * STEP <= inputs; i += PIECES * STEP) {
-            UNROLLED
-            for (int piece = 0; piece < PIECES; piece++) add(line, i + piece * STEP, x, row, piece);
+        for (; i + CHAINS * WIDTH <= inputs; i += CHAINS * WIDTH) {
+            UNROLL
+            for (int chain = 0; chain < CHAINS; chain++) add(weight_row, i + chain * WIDTH, x, row, chain);
         }
-        for (; i + STEP <= inputs; i += STEP) add(line, i, x, row, 0);
-        if (i < inputs) add(line, i, x, row, 0, inputs - i);
+        for (; i + WIDTH <= inputs; i += WIDTH) add(weight_row, i, x, row, 0);
+        if (i < inputs) add(weight_row, i, x, row, 0, inputs - i);
     }
 
-    float sum_of(int r) const {
-        Floats all = total[0][r];
-        UNROLLED
-        for (int piece = 1; piece < PIECES; piece++) all += total[piece][r];
-        return sum(all);
+    float sum(int r) const {
+        FloatVec all = total[0][r];
+        UNROLL
+        for (int chain = 1; chain < CHAINS; chain++) all += total[chain][r];
+        return reduce_add(all);
     }
 };
 
 template <class T, int ROWS>
-inline void dense_tile(const Matrix& matrix, int64_t first, const Inputs& x, int64_t row, Floats* y) {
+inline void float_panel(const Matrix& matrix, int64_t first, const Inputs& x, int64_t row, FloatVec* y) {
     auto weights = static_cast<const T*>(matrix.weights);
-    float made[ROWS][LANES];
+    float sums[ROWS][LANES];
     for (int o = 0; o < LANES; o++) {
-        int64_t line = first + o < matrix.out_features ? first + o : matrix.out_features - 1;
-        Dense<ROWS> dense;
-        dense.run(weights + line * matrix.in_features, matrix.in_features, x, row);
-        UNROLLED
-        for (int r = 0; r < ROWS; r++) made[r][o] = dense.sum_of(r);
+        int64_t output = first + o < matrix.out_features ? first + o : matrix.out_features - 1;
+        FloatDot<ROWS> dot;
+        dot.run(weights + output * matrix.in_features, matrix.in_features, x, row);
+        UNROLL
+        for (int r = 0; r < ROWS; r++) sums[r][o] = dot.sum(r);
     }
-    for (int r = 0; r < ROWS; r++) y[r] = load(made[r]);
+    for (int r = 0; r < ROWS; r++) y[r] = load(sums[r]);
 }
 
 template <int ROWS>
-inline void tile_rows(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t row, Floats* y) {
+inline void multiply_panel_rows(const Matrix& matrix, int64_t panel, const Inputs& x, int64_t row, FloatVec* y) {
     if (matrix.dtype == INT4)
-        integer_tile<INT4, ROWS>(matrix, tile, x, row, y);
+        int_panel<INT4, ROWS>(matrix, panel, x, row, y);
     else if (matrix.dtype == INT8)
-        integer_tile<INT8, ROWS>(matrix, tile, x, row, y);
+        int_panel<INT8, ROWS>(matrix, panel, x, row, y);
     else
         for (int r = 0; r < ROWS; r += ROWS < 4 ? ROWS : 4)
             if (matrix.dtype == FLOAT32)
-                dense_tile<float, (ROWS < 4 ? ROWS : 4)>(matrix, tile * LANES, x, row + r, y + r);
+                float_panel<float, (ROWS < 4 ? ROWS : 4)>(matrix, panel * LANES, x, row + r, y + r);
             else
-                dense_tile<BFloat16, (ROWS < 4 ? ROWS : 4)>(matrix, tile * LANES, x, row + r, y + r);
+                float_panel<BFloat16, (ROWS < 4 ? ROWS : 4)>(matrix, panel * LANES, x, row + r, y + r);
 }
 
-// Sixteen outputs of up to BLOCK rows.
-inline void tile_of(const Matrix& matrix, int64_t tile, const Inputs& x, int64_t row, int64_t rows, Floats* y) {
-    if (rows == BLOCK) return tile_rows<BLOCK>(matrix, tile, x, row, y);
-    if (rows & 4) tile_rows<4>(matrix, tile, x, row, y), row += 4, y += 4;
-    if (rows & 2) tile_rows<2>(matrix, tile, x, row, y), row += 2, y += 2;
-    if (rows & 1) tile_rows<1>(matrix, tile, x, row, y);
+// A panel times up to ROW_BLOCK input rows.
+inline void multiply_panel(const Matrix& matrix, int64_t panel, const Inputs& x, int64_t row, int64_t rows,
+                           FloatVec* y) {
+    if (rows == ROW_BLOCK) return multiply_panel_rows<ROW_BLOCK>(matrix, panel, x, row, y);
+    if (rows & 4) multiply_panel_rows<4>(matrix, panel, x, row, y), row += 4, y += 4;
+    if (rows & 2) multiply_panel_rows<2>(matrix, panel, x, row, y), row += 2, y += 2;
+    if (rows & 1) multiply_panel_rows<1>(matrix, panel, x, row, y);
 }
 
-#if defined(WITH_TILES)
-// Sixteen lines of bfloat16 numbers; what is missing is zeros.
-inline void unpack_lines(const Matrix& matrix, int64_t first, BFloat16* to) {
+#if defined(USE_AMX)
+// Unpack 16 rows of bfloat16 weights for AMX, padded with zeros.
+inline void unpack_bf16(const Matrix& matrix, int64_t first, BFloat16* to) {
     auto weights = static_cast<const BFloat16*>(matrix.weights) + first * matrix.in_features;
-    int64_t lines = matrix.out_features - first;
-    for (int64_t i = 0; i < matrix.in_features; i += DEPTH) {
-        if (lines >= LANES && matrix.in_features - i >= DEPTH) {
-            transpose(weights + i, matrix.in_features, to + i * LANES, DEPTH);
+    int64_t outputs = matrix.out_features - first;
+    for (int64_t i = 0; i < matrix.in_features; i += TILE_DEPTH) {
+        if (outputs >= LANES && matrix.in_features - i >= TILE_DEPTH) {
+            transpose(weights + i, matrix.in_features, to + i * LANES, TILE_DEPTH);
             continue;
         }
-        BFloat16 some[LANES * DEPTH] = {};
-        int64_t count = matrix.in_features - i < DEPTH ? matrix.in_features - i : DEPTH;
-        for (int64_t line = 0; line < lines && line < LANES; line++)
-            memcpy(some + line * DEPTH, weights + line * matrix.in_features + i, count * sizeof(BFloat16));
-        transpose(some, DEPTH, to + i * LANES, DEPTH);
+        BFloat16 padded[LANES * TILE_DEPTH] = {};
+        int64_t count = matrix.in_features - i < TILE_DEPTH ? matrix.in_features - i : TILE_DEPTH;
+        for (int64_t output = 0; output < outputs && output < LANES; output++)
+            memcpy(padded + output * TILE_DEPTH, weights + output * matrix.in_features + i, count * sizeof(BFloat16));
+        transpose(padded, TILE_DEPTH, to + i * LANES, TILE_DEPTH);
     }
 }
 
-// Sixteen outputs of a matrix as wide.h wants them.
-inline void unpack(const Matrix& matrix, int64_t tile, BFloat16* to) {
-    if (matrix.dtype == BFLOAT16) return unpack_lines(matrix, tile * LANES, to);
-    const int64_t groups = matrix.in_features / GROUP, first = tile * groups;
+// Unpack a panel to bfloat16, [in_features / 2, 16, 2], as amx_matmul expects it.
+inline void unpack_to_bf16(const Matrix& matrix, int64_t panel, BFloat16* to) {
+    if (matrix.dtype == BFLOAT16) return unpack_bf16(matrix, panel * LANES, to);
+    const int64_t groups = matrix.in_features / GROUP, first = panel * groups;
     auto pairs = [&](int64_t group, int64_t input) { return to + (group * GROUP + input) * LANES; };
     for (int64_t group = 0; group < groups; group++) {
-        Floats scale = load_halves<Floats>(matrix.scales + (first + group) * LANES);
-        Floats least = matrix.dtype == INT8 ? -128.0f * scale : load_halves<Floats>(matrix.minima + (first + group) * LANES);
-        auto numbers = [&](Integers codes) { return convert<Floats>(codes) * scale + least; };
+        FloatVec scale = load_float16<FloatVec>(matrix.scales + (first + group) * LANES);
+        FloatVec minimum =
+            matrix.dtype == INT8 ? -128.0f * scale : load_float16<FloatVec>(matrix.minima + (first + group) * LANES);
+        auto numbers = [&](IntVec codes) { return convert<FloatVec>(codes) * scale + minimum; };
         if (matrix.dtype == INT8) {
             auto bytes = static_cast<const uint8_t*>(matrix.weights) + (first + group) * 512;
-            UNROLLED
+            UNROLL
             for (int k = 0; k < QUADS; k++) {
-                auto quads = read<Words>(bytes + 64 * k);
-                auto part = [&](int i) { return numbers(bits_of<Integers>((quads >> (8 * i)) & 0xff)); };
-                store_pairs(pairs(group, 4 * k), part(0), part(1));
-                store_pairs(pairs(group, 4 * k + 2), part(2), part(3));
+                auto quads = load_as<UIntVec>(bytes + 64 * k);
+                auto part = [&](int i) { return numbers(bit_cast<IntVec>((quads >> (8 * i)) & 0xff)); };
+                store_bf16_pairs(pairs(group, 4 * k), part(0), part(1));
+                store_bf16_pairs(pairs(group, 4 * k + 2), part(2), part(3));
             }
         } else {
             auto bytes = static_cast<const uint8_t*>(matrix.weights) + (first + group) * 256;
-            UNROLLED
+            UNROLL
             for (int k = 0; k < QUADS / 2; k++) {
-                auto quads = read<Words>(bytes + 64 * k);
-                auto part = [&](int i) { return numbers(bits_of<Integers>((quads >> (4 * i)) & 0xf)); };
-                store_pairs(pairs(group, 4 * k), part(0), part(2));
-                store_pairs(pairs(group, 4 * k + 2), part(4), part(6));
-                store_pairs(pairs(group, 16 + 4 * k), part(1), part(3));
-                store_pairs(pairs(group, 18 + 4 * k), part(5), part(7));
+                auto quads = load_as<UIntVec>(bytes + 64 * k);
+                auto part = [&](int i) { return numbers(bit_cast<IntVec>((quads >> (4 * i)) & 0xf)); };
+                store_bf16_pairs(pairs(group, 4 * k), part(0), part(2));
+                store_bf16_pairs(pairs(group, 4 * k + 2), part(4), part(6));
+                store_bf16_pairs(pairs(group, 16 + 4 * k), part(1), part(3));
+                store_bf16_pairs(pairs(group, 18 + 4 * k), part(5), part(7));
             }
         }
     }
 }
 
-// Many rows times up to PANELS tiles of a matrix.
+// All rows times up to AMX_PANELS panels.
 template <class Write>
-inline void multiply_many(const Matrix& matrix, int64_t tile, int64_t tiles, const Inputs& x, int64_t rows,
-                          const Write& write) {
-    const int64_t depth = (matrix.in_features + DEPTH - 1) / DEPTH * DEPTH;
-    for (int64_t i = 0; i < tiles; i++) unpack(matrix, tile + i, x.panels + i * depth * LANES);
-    alignas(64) float made[MANY * PANELS * LANES];
-    for (int64_t row = 0; row < rows; row += MANY) {
-        int64_t some = rows - row < MANY ? rows - row : MANY;
-        multiply_panels(x.halves + row * x.width, x.width, some > LANES, x.panels, depth, false, made, PANELS * LANES);
-        for (int64_t i = 0; i < tiles; i++) {
-            Part part(matrix, tile + i);
-            for (int64_t r = 0; r < some; r++)
-                write(row + r, part.first, load(made + (r * PANELS + i) * LANES) + part.bias, part.count);
+inline void multiply_amx(const Matrix& matrix, int64_t panel, int64_t panels, const Inputs& x, int64_t rows,
+                         const Write& write) {
+    const int64_t depth = (matrix.in_features + TILE_DEPTH - 1) / TILE_DEPTH * TILE_DEPTH;
+    for (int64_t i = 0; i < panels; i++) unpack_to_bf16(matrix, panel + i, x.unpacked_bf16 + i * depth * LANES);
+    alignas(64) float sums[AMX_ROWS * AMX_PANELS * LANES];
+    for (int64_t row = 0; row < rows; row += AMX_ROWS) {
+        int64_t block_rows = rows - row < AMX_ROWS ? rows - row : AMX_ROWS;
+        amx_matmul(x.bfloat16 + row * x.width, x.width, block_rows > LANES, x.unpacked_bf16, depth, false, sums,
+                   AMX_PANELS * LANES);
+        for (int64_t i = 0; i < panels; i++) {
+            OutputPanel part(matrix, panel + i);
+            for (int64_t r = 0; r < block_rows; r++)
+                write(row + r, part.first, load(sums + (r * AMX_PANELS + i) * LANES) + part.bias, part.count);
         }
     }
 }
 #endif
 
-// Multiply rows by some tiles of a matrix: `write(row, first output, sixteen sums, how many of them count)`, for all.
+// Multiply all rows by some panels. Calls `write(row, first, y, count)` with the outputs `first` to `first + count`.
 template <class Write>
-inline void multiply(const Matrix& matrix, int64_t tile, int64_t tiles, const Inputs& x, int64_t rows,
+inline void multiply(const Matrix& matrix, int64_t panel, int64_t panels, const Inputs& x, int64_t rows,
                      const Write& write) {
-#if defined(WITH_TILES)
-    if (x.panels && x.as_halves(matrix.dtype)) {
-        for (int64_t i = 0; i < tiles; i += PANELS)
-            multiply_many(matrix, tile + i, tiles - i < PANELS ? tiles - i : PANELS, x, rows, write);
+#if defined(USE_AMX)
+    if (x.unpacked_bf16 && x.needs_bf16(matrix.dtype)) {
+        for (int64_t i = 0; i < panels; i += AMX_PANELS)
+            multiply_amx(matrix, panel + i, panels - i < AMX_PANELS ? panels - i : AMX_PANELS, x, rows, write);
         return;
     }
 #endif
-    for (int64_t end = tile + tiles; tile < end; tile++) {
+    for (int64_t end = panel + panels; panel < end; panel++) {
 #if defined(__AVX512VNNI__)
-        if (x.codes && matrix.dtype == INT4) {
-            multiply_codes(matrix, tile, x, rows, write);
+        if (x.unpacked_int8 && matrix.dtype == INT4) {
+            multiply_unpacked_int4(matrix, panel, x, rows, write);
             continue;
         }
 #endif
-        Part part(matrix, tile);
-        for (int64_t row = 0; row < rows; row += BLOCK) {
-            int64_t some = rows - row < BLOCK ? rows - row : BLOCK;
-            Floats y[BLOCK];
-            tile_of(matrix, tile, x, row, some, y);
-            for (int64_t r = 0; r < some; r++) write(row + r, part.first, y[r] + part.bias, part.count);
+        OutputPanel part(matrix, panel);
+        for (int64_t row = 0; row < rows; row += ROW_BLOCK) {
+            int64_t block_rows = rows - row < ROW_BLOCK ? rows - row : ROW_BLOCK;
+            FloatVec y[ROW_BLOCK];
+            multiply_panel(matrix, panel, x, row, block_rows, y);
+            for (int64_t r = 0; r < block_rows; r++) write(row + r, part.first, y[r] + part.bias, part.count);
         }
     }
 }
 
-// Rows of a block lie in the same lines of a cache, so one thread prepares them all.
-template <class Work>
-inline void share_blocks(Team& team, int64_t rows, const Work& work) {
-    team.share(Inputs::blocks(rows), [&](int64_t block) {
-        for (int64_t row = block * BLOCK; row < rows && row < (block + 1) * BLOCK; row++) work(row);
+// Call `body(row)` for all rows. The rows of a block share cache lines of the inputs, so one thread prepares them.
+template <class Body>
+inline void parallel_row_blocks(Threads& threads, int64_t rows, const Body& body) {
+    threads.parallel_for(Inputs::num_blocks(rows), [&](int64_t block) {
+        for (int64_t row = block * ROW_BLOCK; row < rows && row < (block + 1) * ROW_BLOCK; row++) body(row);
     });
 }
 
-// Tiles that a thread takes at a time: in a row, for the memory's sake, but so that all threads have enough to do. Many
-// rows are much to do for a tile, and then no thread should wait for long.
-inline int64_t run_length(int64_t tiles, int64_t rows, int threads) {
-    if (bytewise(rows)) return 1;
-    int64_t length = tiles / (threads * 8);
-    length = length < PANELS ? PANELS : length > 16 ? 16 : length;
-    return length / PANELS * PANELS;
+// Panels that a thread takes at a time: neighbors, which are contiguous in memory, but few enough that all threads have
+// work. With many rows a single panel takes long, and threads should not wait for the last one.
+inline int64_t panels_per_item(int64_t panels, int64_t rows, int num_threads) {
+    if (uses_unpacked_int8(rows)) return 1;
+    int64_t length = panels / (num_threads * 8);
+    length = length < AMX_PANELS ? AMX_PANELS : length > 16 ? 16 : length;
+    return length / AMX_PANELS * AMX_PANELS;
 }
 
-// Each run of tiles to a thread: `work(first, how many)`.
-template <class Work>
-inline void share_tiles(Team& team, int64_t tiles, int64_t rows, const Work& work) {
-    int64_t length = run_length(tiles, rows, team.size);
-    team.share((tiles + length - 1) / length, [&](int64_t run) {
-        int64_t first = run * length, left = tiles - first;
-        work(first, left < length ? left : length);
+// Call `body(first, count)` for ranges of all panels.
+template <class Body>
+inline void parallel_panels(Threads& threads, int64_t panels, int64_t rows, const Body& body) {
+    int64_t length = panels_per_item(panels, rows, threads.size);
+    threads.parallel_for((panels + length - 1) / length, [&](int64_t run) {
+        int64_t first = run * length, count = panels - first;
+        body(first, count < length ? count : length);
     });
 }

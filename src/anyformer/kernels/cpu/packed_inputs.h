@@ -1,7 +1,7 @@
-// Vectors that are to be multiplied by matrices, in each of the formats that these want.
+// The inputs of matrix products, in the dtypes that the matrices need.
 //
-// The inputs of products of integers are rounded to 8 bits, with a scale for each 32 of them, as llama.cpp's are (Q8): with
-// 64 perplexity rose by 0.7% (docs/what-did-not-help.md).
+// For integer weights inputs are quantized to 8 bits with a scale for each group of 32, like llama.cpp's Q8_0: with
+// groups of 64 perplexity rose by 0.7% (docs/what-did-not-help.md).
 #pragma once
 #include "structs.h"
 #include "simd.h"
@@ -11,109 +11,115 @@ constexpr int GROUP = 32;
 constexpr int QUADS = GROUP / 4;
 
 inline int64_t padded(int64_t width) { return (width + 63) / 64 * 64; }
-inline int64_t tiles_of(const Matrix& matrix) { return (matrix.out_features + LANES - 1) / LANES; }
+inline int64_t num_panels(const Matrix& matrix) { return (matrix.out_features + LANES - 1) / LANES; }
 
-// Which outputs a tile has, and what is added to them.
-struct Part {
+// The output features of a panel (16 rows of a matrix), and their bias.
+struct OutputPanel {
     int64_t first, count;
-    Floats bias{};
+    FloatVec bias{};
 
-    Part(const Matrix& matrix, int64_t tile) : first(tile * LANES), count(matrix.out_features - first) {
+    OutputPanel(const Matrix& matrix, int64_t panel) : first(panel * LANES), count(matrix.out_features - first) {
         count = count < LANES ? count : LANES;
         if (matrix.bias) bias = count < LANES ? load(matrix.bias + first, count) : load(matrix.bias + first);
     }
 };
 
-inline bool integers(Dtype dtype) { return dtype >= INT8; }
+inline bool is_integer(Dtype dtype) { return dtype >= INT8; }
 
-// Rows that are multiplied at a time: as many sums as there are registers for.
-constexpr int BLOCK = 8;
+// Input rows that are multiplied at a time: as many as there are registers for accumulators.
+constexpr int ROW_BLOCK = 8;
 
-// Rows from which weights are worth unpacking for wide.h, and what is multiplied at a time there.
-constexpr int64_t MANY = 32, PANELS = 2;
-inline bool wide(int64_t rows) { return HAS_TILES && rows >= MANY; }
+// AMX multiplies AMX_ROWS input rows by AMX_PANELS panels at a time. From AMX_ROWS rows on it is worth unpacking
+// weights to bfloat16.
+constexpr int64_t AMX_ROWS = 32, AMX_PANELS = 2;
+inline bool uses_amx(int64_t rows) { return HAS_AMX && rows >= AMX_ROWS; }
 
-// Without it, as many rows are worth unpacking 4 bits to bytes where an instruction sums four products of them.
+// Without AMX but with VNNI, from as many rows on it is worth unpacking 4-bit weights to 8 bits.
 #if defined(__AVX512VNNI__)
-constexpr bool HAS_QUADS = true;
+constexpr bool HAS_VNNI = true;
 #else
-constexpr bool HAS_QUADS = false;
+constexpr bool HAS_VNNI = false;
 #endif
-inline bool bytewise(int64_t rows) { return HAS_QUADS && rows >= MANY && !wide(rows); }
+inline bool uses_unpacked_int8(int64_t rows) { return HAS_VNNI && rows >= AMX_ROWS && !uses_amx(rows); }
 
-// Vectors that are to be multiplied, in each of the formats that matrices want. What integers want of a block of rows
-// lies together: of each group the bytes of all rows, [block, group, row, byte], and likewise the numbers.
+// The rows of a matrix in several dtypes. Quantized rows are interleaved by blocks of ROW_BLOCK: int8 is
+// [block, group, row in block, GROUP], and scales, sums and offsets are [block, group, row in block].
 struct Inputs {
-    int64_t width;  // of a row in memory: padded with zeros
-    float* values;
-    BFloat16* halves;
-    int8_t* bytes;
-    float *scales, *sums;  // of each group: its scale, and scale times the sum of its bytes
-    int32_t* offsets;      // of each group: -128 times that sum, for weights of 8 bits are 128 too large
-    BFloat16* panels;      // a thread's own room for weights; null: there are too few rows for wide.h
-    uint8_t* codes;        // the same for bytes
+    int64_t width;  // in_features, padded with zeros
+    float* float32;
+    BFloat16* bfloat16;
+    int8_t* int8;
+    float *scales, *sums;  // of each group: its scale, and its scale times the sum of its integers
+    int32_t* offsets;  // of each group: -128 times the sum of its integers, for int8 weights are stored with 128 added
+    BFloat16* unpacked_bf16;  // a thread's panels for AMX; null: AMX is not used
+    uint8_t* unpacked_int8;   // a thread's panel of 4-bit weights unpacked to 8 bits; null: not used
 
-    static int64_t blocks(int64_t rows) { return (rows + BLOCK - 1) / BLOCK; }
+    static int64_t num_blocks(int64_t rows) { return (rows + ROW_BLOCK - 1) / ROW_BLOCK; }
 
-    // Rows that there is room for: whole registers of wide.h may be read.
-    static int64_t room(int64_t rows) { return wide(rows) ? (rows + MANY - 1) / MANY * MANY : blocks(rows) * BLOCK; }
-
-    static int64_t size(int64_t rows, int64_t inputs) {
-        return room(rows) * padded(inputs) * 8;  // 4 + 2 + 1 bytes, and three numbers for 32
+    // AMX reads whole tiles.
+    static int64_t padded_rows(int64_t rows) {
+        return uses_amx(rows) ? (rows + AMX_ROWS - 1) / AMX_ROWS * AMX_ROWS : num_blocks(rows) * ROW_BLOCK;
     }
 
-    // What a thread wants besides.
-    static int64_t own_size(int64_t rows, int64_t inputs) {
-        int64_t tile = LANES * padded(inputs);
-        return wide(rows) ? PANELS * tile * int64_t(sizeof(BFloat16)) : bytewise(rows) ? tile : 0;
+    static int64_t workspace_size(int64_t rows, int64_t in_features) {
+        return padded_rows(rows) * padded(in_features) * 8;  // 4 + 2 + 1 bytes an element, and 3 * 4 a group
+    }
+
+    // Of each thread.
+    static int64_t thread_workspace_size(int64_t rows, int64_t in_features) {
+        int64_t panel_size = LANES * padded(in_features);
+        return uses_amx(rows)             ? AMX_PANELS * panel_size * int64_t(sizeof(BFloat16))
+               : uses_unpacked_int8(rows) ? panel_size
+                                          : 0;
     }
 
     Inputs() = default;
 
-    Inputs(void* memory, void* own, int64_t rows, int64_t inputs) : width(padded(inputs)) {
-        int64_t all = room(rows) * width;
-        panels = wide(rows) ? static_cast<BFloat16*>(own) : nullptr;
-        codes = bytewise(rows) ? static_cast<uint8_t*>(own) : nullptr;
-        values = static_cast<float*>(memory);
-        halves = reinterpret_cast<BFloat16*>(values + all);
-        bytes = reinterpret_cast<int8_t*>(halves + all);
-        scales = reinterpret_cast<float*>(bytes + all);
+    Inputs(void* memory, void* thread_memory, int64_t rows, int64_t in_features) : width(padded(in_features)) {
+        int64_t all = padded_rows(rows) * width;
+        unpacked_bf16 = uses_amx(rows) ? static_cast<BFloat16*>(thread_memory) : nullptr;
+        unpacked_int8 = uses_unpacked_int8(rows) ? static_cast<uint8_t*>(thread_memory) : nullptr;
+        float32 = static_cast<float*>(memory);
+        bfloat16 = reinterpret_cast<BFloat16*>(float32 + all);
+        int8 = reinterpret_cast<int8_t*>(bfloat16 + all);
+        scales = reinterpret_cast<float*>(int8 + all);
         sums = scales + all / GROUP;
         offsets = reinterpret_cast<int32_t*>(sums + all / GROUP);
     }
 
-    // Where a group of a row is, and its first byte, GROUP times as far.
-    int64_t place(int64_t row, int64_t group) const {
-        return (row / BLOCK * (width / GROUP) + group) * BLOCK + row % BLOCK;
+    // The index of a row's group in scales, sums and offsets, and divided by GROUP in int8.
+    int64_t group_index(int64_t row, int64_t group) const {
+        return (row / ROW_BLOCK * (width / GROUP) + group) * ROW_BLOCK + row % ROW_BLOCK;
     }
 
-    bool as_halves(Dtype dtype) const { return (HAS_PAIRS && dtype == BFLOAT16) || (panels && integers(dtype)); }
-    bool as_bytes(Dtype dtype) const { return !panels && integers(dtype); }
-    bool as_values(Dtype dtype) const { return !as_halves(dtype) && !as_bytes(dtype); }
+    bool needs_bf16(Dtype dtype) const {
+        return (HAS_AVX512_BF16 && dtype == BFLOAT16) || (unpacked_bf16 && is_integer(dtype));
+    }
+    bool needs_int8(Dtype dtype) const { return !unpacked_bf16 && is_integer(dtype); }
+    bool needs_float32(Dtype dtype) const { return !needs_bf16(dtype) && !needs_int8(dtype); }
 
-    // What matrices of bfloat16 numbers want of a row, a multiple of sixteen numbers. For wide.h, what a register holds
-    // lies together: [rows / 16, width / 32, 16, 32].
-    void to_halves(int64_t row, const float* from, int64_t count) {
+    // Convert a row to bfloat16; count is a multiple of LANES.
+    void to_bf16(int64_t row, const float* from, int64_t count) {
         for (int64_t i = 0; i < count; i += LANES) {
-            int64_t place = row * width + i;
-            store(halves + place, load(from + i));
+            int64_t index = row * width + i;
+            store(bfloat16 + index, load(from + i));
         }
     }
 
-    // What matrices of integers want.
-    void to_bytes(int64_t row, const float* from, int64_t groups) {
+    // Quantize a row to int8.
+    void quantize(int64_t row, const float* from, int64_t groups) {
         for (int64_t group = 0; group < groups; group++) {
-            Floats first = load(from + group * GROUP), second = load(from + group * GROUP + LANES);
-            float most = largest_size(first, second);
-            float scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0.0f;
-            // Adding 1.5 * 2^23 rounds to whole numbers; they then are the lowest bits.
-            Integers one = bits_of<Integers>(first * inverse + 12582912.0f) - 0x4b400000;
-            Integers two = bits_of<Integers>(second * inverse + 12582912.0f) - 0x4b400000;
-            int64_t which = place(row, group);
-            store(bytes + which * GROUP, one);
-            store(bytes + which * GROUP + LANES, two);
-            int32_t total = sum(one + two);
-            scales[which] = scale, sums[which] = scale * total, offsets[which] = -128 * total;
+            FloatVec first = load(from + group * GROUP), second = load(from + group * GROUP + LANES);
+            float maximum = max_abs(first, second);
+            float scale = maximum / 127.0f, inverse = maximum > 0 ? 127.0f / maximum : 0.0f;
+            // Adding 1.5 * 2^23 rounds to integers, in the lowest bits.
+            IntVec low = bit_cast<IntVec>(first * inverse + 12582912.0f) - 0x4b400000;
+            IntVec high = bit_cast<IntVec>(second * inverse + 12582912.0f) - 0x4b400000;
+            int64_t index = group_index(row, group);
+            store(int8 + index * GROUP, low);
+            store(int8 + index * GROUP + LANES, high);
+            int32_t total = reduce_add(low + high);
+            scales[index] = scale, sums[index] = scale * total, offsets[index] = -128 * total;
         }
     }
 };

@@ -1,43 +1,48 @@
-// A matrix in integers times any number of vectors.
+// Matrix products of packed integer weights.
 #include "matmul.h"
 #include "structs.h"
 #include "threads.h"
 
 extern "C" {
 
-// From how many rows on weights of integers and bfloat16 numbers are multiplied as wide.h does; 0: never.
-EXPORTED int64_t wide_rows() { return HAS_TILES ? MANY : 0; }
+// The number of rows from which weights are unpacked to bfloat16 and multiplied by AMX; 0: never.
+EXPORTED int64_t amx_min_rows() { return HAS_AMX ? AMX_ROWS : 0; }
 
-// The same of those of 4 bits that are made bytes.
-EXPORTED int64_t byte_rows() { return bytewise(MANY) ? MANY : 0; }
+// The number of rows from which 4-bit weights are unpacked to 8 bits; 0: never.
+EXPORTED int64_t int8_min_rows() { return uses_unpacked_int8(AMX_ROWS) ? AMX_ROWS : 0; }
 
-EXPORTED int64_t bytes(const Matrix* matrix, int64_t rows, int64_t threads) {
-    return Inputs::size(rows, matrix->in_features) + threads * Inputs::own_size(rows, matrix->in_features);
+EXPORTED int64_t workspace_size(const Matrix* matrix, int64_t rows, int64_t num_threads) {
+    return Inputs::workspace_size(rows, matrix->in_features) +
+           num_threads * Inputs::thread_workspace_size(rows, matrix->in_features);
 }
 
-// y [rows, outputs] = x [rows, inputs] W^T + bias
-EXPORTED void multiply_all(const Matrix* matrix, const float* x, int64_t rows, float* y, void* workspace, int64_t threads) {
-    // Waking a thread takes as long as some hundred thousand products.
-    if (rows * matrix->in_features * matrix->out_features < (1 << 18)) threads = 1;
-    together(threads, [&](Team team) {
-        auto own = static_cast<char*>(workspace) + Inputs::size(rows, matrix->in_features);
-        Inputs inputs(workspace, own + team.me * Inputs::own_size(rows, matrix->in_features), rows, matrix->in_features);
-        TileRegisters registers(inputs.panels != nullptr);
-        share_blocks(team, rows, [&](int64_t row) {
+// y [rows, out_features] = x [rows, in_features] W^T + bias
+EXPORTED void quantized_matmul(const Matrix* matrix, const float* x, int64_t rows, float* y, void* workspace,
+                               int64_t num_threads) {
+    // Waking threads takes as long as some hundred thousand multiplications.
+    if (rows * matrix->in_features * matrix->out_features < (1 << 18)) num_threads = 1;
+    parallel(num_threads, [&](Threads threads) {
+        auto thread_memory = static_cast<char*>(workspace) + Inputs::workspace_size(rows, matrix->in_features);
+        Inputs inputs(workspace,
+                      thread_memory + threads.index * Inputs::thread_workspace_size(rows, matrix->in_features), rows,
+                      matrix->in_features);
+        AmxTiles registers(inputs.unpacked_bf16 != nullptr);
+        parallel_row_blocks(threads, rows, [&](int64_t row) {
             const float* from = x + row * matrix->in_features;
-            if (inputs.panels)
-                inputs.to_halves(row, from, matrix->in_features);
+            if (inputs.unpacked_bf16)
+                inputs.to_bf16(row, from, matrix->in_features);
             else
-                inputs.to_bytes(row, from, matrix->in_features / GROUP);
+                inputs.quantize(row, from, matrix->in_features / GROUP);
         });
-        share_tiles(team, tiles_of(*matrix), rows, [&](int64_t tile, int64_t tiles) {
-            multiply(*matrix, tile, tiles, inputs, rows, [&](int64_t row, int64_t first, Floats sums, int64_t count) {
-                float* to = y + row * matrix->out_features + first;
-                if (count == LANES)
-                    store(to, sums);
-                else
-                    store(to, sums, count);
-            });
+        parallel_panels(threads, num_panels(*matrix), rows, [&](int64_t panel, int64_t panels) {
+            multiply(*matrix, panel, panels, inputs, rows,
+                     [&](int64_t row, int64_t first, FloatVec sums, int64_t count) {
+                         float* to = y + row * matrix->out_features + first;
+                         if (count == LANES)
+                             store(to, sums);
+                         else
+                             store(to, sums, count);
+                     });
         });
     });
 }

@@ -11,16 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.kernels.cpu import structs
-from anyformer.kernels.cpu.build import Unit, wanted
+from anyformer.kernels.cpu.build import Library
+from anyformer.kernels.cpu_features import enabled
 from anyformer.kernels.packing import Tiles
 from anyformer.kernels.quantization import GROUP
 
-UNIT = Unit(
+LIBRARY = Library(
     "quantized_matmul",
-    wide_rows=(c_int64,),
-    byte_rows=(c_int64,),
-    bytes=(c_int64, c_void_p, c_int64, c_int64),
-    multiply_all=(None, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64),
+    amx_min_rows=(c_int64,),
+    int8_min_rows=(c_int64,),
+    workspace_size=(c_int64, c_void_p, c_int64, c_int64),
+    quantized_matmul=(None, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64),
 )
 
 
@@ -28,22 +29,22 @@ def can_multiply(x: Tensor) -> bool:
     """Whether `multiply` may be used here; it waits for the compiler, for torch would take far longer meanwhile."""
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
         return False
-    return x.device.type == "cpu" and wanted() and UNIT.get(wait=True) is not None
+    return x.device.type == "cpu" and enabled() and LIBRARY.get(wait=True) is not None
 
 
 def multiply(
     tiles: Tiles, outputs: int, x: Float[Tensor, "*batch inputs"], bias: Float[Tensor, " outputs"] | None
 ) -> Float[Tensor, "*batch outputs"]:
     """``x @ matrix.T + bias``, where x is rounded to 8 bits with a scale for every 32 neighbors."""
-    compiled: Any = UNIT.get(wait=True)
+    library: Any = LIBRARY.get(wait=True)
     inputs = x.reshape(-1, x.shape[-1]).float().contiguous()
     out = torch.empty(*x.shape[:-1], outputs, dtype=torch.float32)
     added = None if bias is None else bias.float().contiguous()
     matrix = described(tiles, outputs, added)
     rows = inputs.shape[0]
     threads, address = torch.get_num_threads(), ctypes.addressof(matrix)
-    workspace = torch.empty(compiled.bytes(address, rows, threads), dtype=torch.uint8)
-    compiled.multiply_all(address, inputs.data_ptr(), rows, out.data_ptr(), workspace.data_ptr(), threads)
+    workspace = torch.empty(library.workspace_size(address, rows, threads), dtype=torch.uint8)
+    library.quantized_matmul(address, inputs.data_ptr(), rows, out.data_ptr(), workspace.data_ptr(), threads)
     return out.to(x.dtype)
 
 

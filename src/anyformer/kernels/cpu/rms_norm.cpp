@@ -1,15 +1,15 @@
-// RMS norms in training: torch passes over the numbers several times, for squares, means, roots and products.
+// RMS norm in training (Zhang & Sennrich 2019), with the normalization and its product with the weight in one pass.
 #include "structs.h"
 #include "threads.h"
 #include "simd.h"
 
 namespace {
 
-Floats part(const float* row, int64_t i, int64_t width) {
+FloatVec load_part(const float* row, int64_t i, int64_t width) {
     return width - i >= LANES ? load(row + i) : load(row + i, width - i);
 }
 
-void give(float* row, int64_t i, int64_t width, Floats y) {
+void store_part(float* row, int64_t i, int64_t width, FloatVec y) {
     if (width - i >= LANES)
         store(row + i, y);
     else
@@ -18,31 +18,32 @@ void give(float* row, int64_t i, int64_t width, Floats y) {
 
 void forward(const RmsNormArgs& s, int64_t row) {
     const float* x = s.x + row * s.width;
-    Floats squares{};
+    FloatVec squares{};
     for (int64_t i = 0; i < s.width; i += LANES) {
-        Floats some = part(x, i, s.width);
-        squares += some * some;
+        FloatVec part = load_part(x, i, s.width);
+        squares += part * part;
     }
-    float factor = 1.0f / std::sqrt(sum(squares) / s.width + float(s.eps));
-    s.rstd[row] = factor;
+    float rstd = 1.0f / std::sqrt(reduce_add(squares) / s.width + float(s.eps));
+    s.rstd[row] = rstd;
     for (int64_t i = 0; i < s.width; i += LANES)
-        give(s.out + row * s.width, i, s.width, part(x, i, s.width) * factor * part(s.weight, i, s.width));
+        store_part(s.out + row * s.width, i, s.width,
+                   load_part(x, i, s.width) * rstd * load_part(s.weight, i, s.width));
 }
 
-// With f the factor and g the gradient times the weight: f g - x f^3 mean(g x).
+// grad_x = rstd * g - x * rstd^3 * mean(g * x), where g = grad_out * weight.
 void backward(const RmsNormArgs& s, int64_t row, float* grad_weight) {
     const float *x = s.x + row * s.width, *grad = s.grad_out + row * s.width;
-    float factor = s.rstd[row];
-    Floats common{};
+    float rstd = s.rstd[row];
+    FloatVec dot{};
     for (int64_t i = 0; i < s.width; i += LANES) {
-        Floats both = part(grad, i, s.width) * part(x, i, s.width);
-        common += both * part(s.weight, i, s.width);
-        give(grad_weight, i, s.width, part(grad_weight, i, s.width) + both * factor);
+        FloatVec product = load_part(grad, i, s.width) * load_part(x, i, s.width);
+        dot += product * load_part(s.weight, i, s.width);
+        store_part(grad_weight, i, s.width, load_part(grad_weight, i, s.width) + product * rstd);
     }
-    float share = sum(common) / s.width * factor * factor * factor;
+    float x_scale = reduce_add(dot) / s.width * rstd * rstd * rstd;
     for (int64_t i = 0; i < s.width; i += LANES) {
-        Floats g = part(grad, i, s.width) * part(s.weight, i, s.width);
-        give(s.grad_x + row * s.width, i, s.width, g * factor - part(x, i, s.width) * share);
+        FloatVec g = load_part(grad, i, s.width) * load_part(s.weight, i, s.width);
+        store_part(s.grad_x + row * s.width, i, s.width, g * rstd - load_part(x, i, s.width) * x_scale);
     }
 }
 
@@ -50,17 +51,16 @@ void backward(const RmsNormArgs& s, int64_t row, float* grad_weight) {
 
 extern "C" {
 
-EXPORTED int64_t works() { return 1; }
-EXPORTED int64_t bytes(const RmsNormArgs*) { return 0; }
+EXPORTED int64_t supported() { return 1; }
+EXPORTED int64_t workspace_size(const RmsNormArgs*) { return 0; }
 
-// Forward, or backward if there is a gradient.
 EXPORTED void run(const RmsNormArgs* s, void*) {
-    together(s->num_threads, [&](Team team) {
-        // Each thread has its share of the rows, the same in every run: so are its sums.
-        int64_t each = (s->rows + team.size - 1) / team.size, end = (team.me + 1) * each;
-        for (int64_t row = team.me * each; row < end && row < s->rows; row++)
+    parallel(s->num_threads, [&](Threads threads) {
+        // Rows are assigned to threads statically, so that grad_weight is summed in the same order in every run.
+        int64_t each = (s->rows + threads.size - 1) / threads.size, end = (threads.index + 1) * each;
+        for (int64_t row = threads.index * each; row < end && row < s->rows; row++)
             if (s->grad_out)
-                backward(*s, row, s->grad_weight + team.me * s->width);
+                backward(*s, row, s->grad_weight + threads.index * s->width);
             else
                 forward(*s, row);
     });

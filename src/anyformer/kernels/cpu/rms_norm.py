@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from anyformer.kernels.cpu import structs
-from anyformer.kernels.cpu.library import Kernel, can_pair
+from anyformer.kernels.cpu.library import Kernel, supports_bf16
 
 KERNEL = Kernel("rms_norm")
 
 
 def can_normalize(x: Tensor) -> bool:
     """Whether `rms_norm` is there for this; it waits for the compiler."""
-    return can_pair(x) and KERNEL.works()
+    return supports_bf16(x) and KERNEL.supported()
 
 
 def rms_norm(

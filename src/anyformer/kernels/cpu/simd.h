@@ -1,4 +1,4 @@
-// Sixteen numbers at a time, in the compiler's own vector types: they become AVX-512, AVX2, NEON or plain code.
+// SIMD vectors of 16 lanes in the compiler's vector extensions, which become AVX-512, AVX2, SSE2 or NEON.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -8,87 +8,90 @@
 #include <immintrin.h>
 #endif
 
-// Sums stay in registers only where their loops are written out, which -O2 alone doesn't do.
-#define UNROLLED _Pragma("GCC unroll 16")
+// Arrays of accumulators stay in registers only if the loops over them are unrolled, which -O2 alone does not do.
+#define UNROLL _Pragma("GCC unroll 16")
 
 constexpr int LANES = 16;
 
-inline int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Bytes that a register of the processor holds.
+// Size of a SIMD register.
 #if defined(__AVX512F__)
-constexpr int REGISTER = 64;
+constexpr int REGISTER_BYTES = 64;
 #elif defined(__AVX__)
-constexpr int REGISTER = 32;
+constexpr int REGISTER_BYTES = 32;
 #else
-constexpr int REGISTER = 16;
+constexpr int REGISTER_BYTES = 16;
 #endif
 
-template <class Number, int COUNT>
-struct Halves;
+template <class T, int COUNT>
+struct SplitVector;
 
-template <class Number, int COUNT, bool FITS>
+template <class T, int COUNT, bool FITS_REGISTER>
 struct VectorOf {
-    typedef Number Type __attribute__((vector_size(COUNT * sizeof(Number))));
+    typedef T Type __attribute__((vector_size(COUNT * sizeof(T))));
 };
-template <class Number, int COUNT>
-struct VectorOf<Number, COUNT, false> {
-    typedef Halves<Number, COUNT> Type;
+template <class T, int COUNT>
+struct VectorOf<T, COUNT, false> {
+    typedef SplitVector<T, COUNT> Type;
 };
-template <class Number, int COUNT>
-using Vector = typename VectorOf<Number, COUNT, COUNT * sizeof(Number) <= REGISTER>::Type;
+template <class T, int COUNT>
+using Vector = typename VectorOf<T, COUNT, COUNT * sizeof(T) <= REGISTER_BYTES>::Type;
 
-// GCC keeps vectors in memory that no register holds, so these are made of some that fit.
-template <class Number, int COUNT>
-struct Halves {
-    typedef Vector<Number, COUNT / 2> Half;
+// A vector wider than a register, as two halves: GCC would keep it in memory.
+template <class T, int COUNT>
+struct SplitVector {
+    typedef Vector<T, COUNT / 2> Half;
     Half low, high;
 
-    Halves() = default;
-    Halves(Half low, Half high) : low(low), high(high) {}
-    Halves(Number all) : low(all - Half{}), high(all - Half{}) {}
+    SplitVector() = default;
+    SplitVector(Half low, Half high) : low(low), high(high) {}
+    SplitVector(T all) : low(all - Half{}), high(all - Half{}) {}
 
-    Number operator[](int i) const { return i < COUNT / 2 ? low[i] : high[i - COUNT / 2]; }
-    Halves operator-() const { return {-low, -high}; }
+    T operator[](int i) const { return i < COUNT / 2 ? low[i] : high[i - COUNT / 2]; }
+    SplitVector operator-() const { return {-low, -high}; }
 
-#define OF_HALVES(OPERATOR)                                               \
-    friend Halves operator OPERATOR(const Halves& a, const Halves& b) {   \
-        return {a.low OPERATOR b.low, a.high OPERATOR b.high};            \
-    }                                                                     \
-    Halves& operator OPERATOR##=(const Halves& other) { return *this = *this OPERATOR other; }
-    OF_HALVES(+) OF_HALVES(-) OF_HALVES(*) OF_HALVES(/) OF_HALVES(&) OF_HALVES(|)
-#undef OF_HALVES
+#define SPLIT_OPERATOR(OPERATOR)                                                       \
+    friend SplitVector operator OPERATOR(const SplitVector& a, const SplitVector& b) { \
+        return {a.low OPERATOR b.low, a.high OPERATOR b.high};                         \
+    }                                                                                  \
+    SplitVector& operator OPERATOR## = (const SplitVector& other) { return *this = *this OPERATOR other; }
+    SPLIT_OPERATOR(+)
+    SPLIT_OPERATOR(-) SPLIT_OPERATOR(*) SPLIT_OPERATOR(/) SPLIT_OPERATOR(&) SPLIT_OPERATOR(|)
+#undef SPLIT_OPERATOR
 
-    friend Halves operator<<(const Halves& a, int bits) { return {a.low << bits, a.high << bits}; }
-    friend Halves operator>>(const Halves& a, int bits) { return {a.low >> bits, a.high >> bits}; }
-
-    typedef Halves<int32_t, COUNT> Truths;
-#define TRUTHS(OPERATOR)                                                  \
-    friend Truths operator OPERATOR(const Halves& a, const Halves& b) {   \
-        return {a.low OPERATOR b.low, a.high OPERATOR b.high};            \
+        friend SplitVector operator<<(const SplitVector& a, int bits) {
+        return {a.low << bits, a.high << bits};
     }
-    TRUTHS(<) TRUTHS(<=) TRUTHS(>) TRUTHS(>=) TRUTHS(==)
-#undef TRUTHS
+    friend SplitVector operator>>(const SplitVector& a, int bits) { return {a.low >> bits, a.high >> bits}; }
+
+    typedef SplitVector<int32_t, COUNT> Mask;
+#define SPLIT_COMPARISON(OPERATOR)                                              \
+    friend Mask operator OPERATOR(const SplitVector& a, const SplitVector& b) { \
+        return {a.low OPERATOR b.low, a.high OPERATOR b.high};                  \
+    }
+    SPLIT_COMPARISON(<) SPLIT_COMPARISON(<=) SPLIT_COMPARISON(>) SPLIT_COMPARISON(>=) SPLIT_COMPARISON(==)
+#undef SPLIT_COMPARISON
 };
 
-typedef Vector<float, LANES> Floats;
-typedef Vector<int32_t, LANES> Integers;
-typedef Vector<uint32_t, LANES> Words;
+typedef Vector<float, LANES> FloatVec;
+typedef Vector<int32_t, LANES> IntVec;
+typedef Vector<uint32_t, LANES> UIntVec;
 struct BFloat16 {
     uint16_t bits;
 };
 
 template <class V>
-constexpr bool HALVED = false;
-template <class Number, int COUNT>
-constexpr bool HALVED<Halves<Number, COUNT>> = true;
+constexpr bool IS_SPLIT = false;
+template <class T, int COUNT>
+constexpr bool IS_SPLIT<SplitVector<T, COUNT>> = true;
 
 template <class To, class From>
-inline To bits_of(const From& from) {
+inline To bit_cast(const From& from) {
     static_assert(sizeof(To) == sizeof(From), "same size");
-    if constexpr (HALVED<To> && HALVED<From>) {
-        return {bits_of<typename To::Half>(from.low), bits_of<typename To::Half>(from.high)};
+    if constexpr (IS_SPLIT<To> && IS_SPLIT<From>) {
+        return {bit_cast<typename To::Half>(from.low), bit_cast<typename To::Half>(from.high)};
     } else {
         To to;
         memcpy(&to, &from, sizeof to);
@@ -96,32 +99,32 @@ inline To bits_of(const From& from) {
     }
 }
 
-// Numbers as others of the same size: whole numbers as floating ones, and back.
+// Convert each lane between integers and floats.
 template <class To, class From>
 inline To convert(const From& from) {
-    if constexpr (HALVED<To>)
+    if constexpr (IS_SPLIT<To>)
         return {convert<typename To::Half>(from.low), convert<typename To::Half>(from.high)};
     else
         return __builtin_convertvector(from, To);
 }
 
-// Of each lane the one or the other.
-template <class Truths, class V>
-inline V choose(const Truths& truths, const V& yes, const V& no) {
-    if constexpr (HALVED<V>)
-        return {choose(truths.low, yes.low, no.low), choose(truths.high, yes.high, no.high)};
+// mask ? yes : no in each lane.
+template <class Mask, class V>
+inline V select(const Mask& mask, const V& yes, const V& no) {
+    if constexpr (IS_SPLIT<V>)
+        return {select(mask.low, yes.low, no.low), select(mask.high, yes.high, no.high)};
     else
-        return truths ? yes : no;
+        return mask ? yes : no;
 }
 
-inline Floats all(float value) { return value - Floats{}; }
+inline FloatVec broadcast(float value) { return value - FloatVec{}; }
 
-// What lies in memory, unchanged.
+// Unaligned load.
 template <class V>
-inline V read(const void* from) {
-    if constexpr (HALVED<V>) {
-        return {read<typename V::Half>(from),
-                read<typename V::Half>(static_cast<const char*>(from) + sizeof(typename V::Half))};
+inline V load_as(const void* from) {
+    if constexpr (IS_SPLIT<V>) {
+        return {load_as<typename V::Half>(from),
+                load_as<typename V::Half>(static_cast<const char*>(from) + sizeof(typename V::Half))};
     } else {
         V to;
         memcpy(&to, from, sizeof to);
@@ -129,310 +132,315 @@ inline V read(const void* from) {
     }
 }
 
-// Numbers of 32 bits that it has.
+// 32-bit lanes of a vector type.
 template <class V>
-constexpr int COUNT_OF = sizeof(V) / 4;
+constexpr int LANES_OF = sizeof(V) / 4;
 
-// A vector of what lies in memory in another format, register by register: `made(from, an empty vector)`.
-template <class V, class From, class Make>
-inline V gather(const From* from, const Make& made) {
-    if constexpr (HALVED<V>) {
+// Load and convert from another dtype, register by register: `load(from, V{})` returns a vector of the second
+// argument's type.
+template <class V, class From, class Load>
+inline V map_load(const From* from, const Load& load) {
+    if constexpr (IS_SPLIT<V>) {
         typedef typename V::Half Half;
-        return {gather<Half>(from, made), gather<Half>(from + COUNT_OF<Half>, made)};
+        return {map_load<Half>(from, load), map_load<Half>(from + LANES_OF<Half>, load)};
     } else {
-        return made(from, V{});
+        return load(from, V{});
     }
 }
 
-// The way back: `put(to, vector)`.
-template <class To, class V, class Put>
-inline void scatter(To* to, const V& v, const Put& put) {
-    if constexpr (HALVED<V>)
-        scatter(to, v.low, put), scatter(to + COUNT_OF<V> / 2, v.high, put);
+// Convert and store register by register: `store(to, v)`.
+template <class To, class V, class Store>
+inline void map_store(To* to, const V& v, const Store& store) {
+    if constexpr (IS_SPLIT<V>)
+        map_store(to, v.low, store), map_store(to + LANES_OF<V> / 2, v.high, store);
     else
-        put(to, v);
+        store(to, v);
 }
 
-// Its halves, whether a register holds it or not.
+// The two halves of any vector.
 template <class V>
-inline auto halves_of(const V& v) {
-    if constexpr (HALVED<V>) {
+inline auto split(const V& v) {
+    if constexpr (IS_SPLIT<V>) {
         return v;
     } else {
-        typedef std::decay_t<decltype(v[0])> Number;
-        typedef Halves<Number, sizeof(V) / sizeof(Number)> Two;
-        typedef typename Two::Half Half;
+        typedef std::decay_t<decltype(v[0])> T;
+        typedef SplitVector<T, sizeof(V) / sizeof(T)> Split;
+        typedef typename Split::Half Half;
 #if defined(__AVX512F__)
         if constexpr (sizeof(V) == 64) {
-            auto all = bits_of<__m512d>(v);
-            return Two(bits_of<Half>(_mm512_castpd512_pd256(all)), bits_of<Half>(_mm512_extractf64x4_pd(all, 1)));
+            auto all = bit_cast<__m512d>(v);
+            return Split(bit_cast<Half>(_mm512_castpd512_pd256(all)), bit_cast<Half>(_mm512_extractf64x4_pd(all, 1)));
         }
 #endif
-        return Two(read<Half>(&v), read<Half>(reinterpret_cast<const char*>(&v) + sizeof(Half)));
+        return Split(load_as<Half>(&v), load_as<Half>(reinterpret_cast<const char*>(&v) + sizeof(Half)));
     }
 }
 
-inline Floats load(const float* from) { return read<Floats>(from); }
+inline FloatVec load(const float* from) { return load_as<FloatVec>(from); }
 
-inline Floats load(const BFloat16* from) {
-    return gather<Floats>(from, [](const BFloat16* from, auto like) {
-        constexpr int COUNT = COUNT_OF<decltype(like)>;
-        auto wide = __builtin_convertvector(read<Vector<uint16_t, COUNT>>(from), Vector<uint32_t, COUNT>);
-        return bits_of<decltype(like)>(wide << 16);
+inline FloatVec load(const BFloat16* from) {
+    return map_load<FloatVec>(from, [](const BFloat16* from, auto like) {
+        constexpr int COUNT = LANES_OF<decltype(like)>;
+        auto bits = __builtin_convertvector(load_as<Vector<uint16_t, COUNT>>(from), Vector<uint32_t, COUNT>);
+        return bit_cast<decltype(like)>(bits << 16);
     });
 }
 
 template <class V>
 inline void store(float* to, const V& from) {
-    scatter(to, from, [](float* to, const auto& v) { memcpy(to, &v, sizeof v); });
+    map_store(to, from, [](float* to, const auto& v) { memcpy(to, &v, sizeof v); });
 }
 
-// To the nearest, ties to even, as torch does.
-inline BFloat16 rounded(float value) {
-    auto bits = bits_of<uint32_t>(value);
+// Round to nearest, ties to even, as torch does.
+inline BFloat16 to_bfloat16(float value) {
+    auto bits = bit_cast<uint32_t>(value);
     if (value != value) return {0x7fc0};
     return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
-inline void store(BFloat16* to, const Floats& from) {
+inline void store(BFloat16* to, const FloatVec& from) {
 #if defined(__AVX512BF16__)
-    auto halves = _mm512_cvtneps_pbh(bits_of<__m512>(from));
+    auto halves = _mm512_cvtneps_pbh(bit_cast<__m512>(from));
     memcpy(to, &halves, sizeof halves);
 #else
-    scatter(to, from, [](BFloat16* to, const auto& v) {
-        constexpr int COUNT = COUNT_OF<std::decay_t<decltype(v)>>;
-        auto bits = bits_of<Vector<uint32_t, COUNT>>(v);
+    map_store(to, from, [](BFloat16* to, const auto& v) {
+        constexpr int COUNT = LANES_OF<std::decay_t<decltype(v)>>;
+        auto bits = bit_cast<Vector<uint32_t, COUNT>>(v);
         auto halves = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Vector<uint16_t, COUNT>);
         memcpy(to, &halves, sizeof halves);
     });
 #endif
 }
 
-// The lowest byte of each.
-inline void store(int8_t* to, const Integers& from) {
+// The lowest byte of each lane.
+inline void store(int8_t* to, const IntVec& from) {
 #if defined(__AVX512F__)
-    auto bytes = _mm512_cvtepi32_epi8(bits_of<__m512i>(from));  // GCC would take them out one by one
+    auto bytes = _mm512_cvtepi32_epi8(bit_cast<__m512i>(from));  // GCC would extract each byte by itself
     memcpy(to, &bytes, sizeof bytes);
 #else
-    scatter(to, from, [](int8_t* to, const auto& v) {
-        auto bytes = __builtin_convertvector(v, Vector<int8_t, COUNT_OF<std::decay_t<decltype(v)>>>);
+    map_store(to, from, [](int8_t* to, const auto& v) {
+        auto bytes = __builtin_convertvector(v, Vector<int8_t, LANES_OF<std::decay_t<decltype(v)>>>);
         memcpy(to, &bytes, sizeof bytes);
     });
 #endif
 }
 
-// The first `count` numbers, and `rest` beyond.
+// Partial load of `count` lanes; the others are `fill`.
 template <class T>
-inline Floats load(const T* from, int64_t count, float rest = 0) {
+inline FloatVec load(const T* from, int64_t count, float fill = 0) {
     T padded[LANES];
-    store(padded, all(rest));
+    store(padded, broadcast(fill));
     memcpy(padded, from, count * sizeof(T));
     return load(padded);
 }
 
 inline void store(float* to, float value) { *to = value; }
-inline void store(BFloat16* to, float value) { *to = rounded(value); }
+inline void store(BFloat16* to, float value) { *to = to_bfloat16(value); }
 
+// Partial store of `count` lanes.
 template <class T>
-inline void store(T* to, const Floats& from, int64_t count) {
+inline void store(T* to, const FloatVec& from, int64_t count) {
     T padded[LANES];
     store(padded, from);
     memcpy(to, padded, count * sizeof(T));
 }
 
-// IEEE half precision; 2^112 moves the exponent to its place, and makes subnormal numbers right as well.
+// float16 to float32. Multiplying by 2^112 corrects the exponent's bias, of subnormal numbers too.
 template <class V>
-inline V load_halves(const uint16_t* from) {
-    return gather<V>(from, [](const uint16_t* from, auto like) {
+inline V load_float16(const uint16_t* from) {
+    return map_load<V>(from, [](const uint16_t* from, auto like) {
         typedef decltype(like) Part;
-        constexpr int COUNT = COUNT_OF<Part>;
+        constexpr int COUNT = LANES_OF<Part>;
 #if defined(__AVX512F__)
-        if constexpr (COUNT == 16) return bits_of<Part>(_mm512_cvtph_ps(read<__m256i>(from)));
+        if constexpr (COUNT == 16) return bit_cast<Part>(_mm512_cvtph_ps(load_as<__m256i>(from)));
 #endif
 #if defined(__F16C__)
-        if constexpr (COUNT == 8) return bits_of<Part>(_mm256_cvtph_ps(read<__m128i>(from)));
+        if constexpr (COUNT == 8) return bit_cast<Part>(_mm256_cvtph_ps(load_as<__m128i>(from)));
 #endif
         typedef Vector<uint32_t, COUNT> Bits;
-        auto wide = __builtin_convertvector(read<Vector<uint16_t, COUNT>>(from), Bits);
-        Part size = bits_of<Part>((wide & 0x7fff) << 13) * 0x1p112f;
-        return bits_of<Part>(bits_of<Bits>(size) | ((wide & 0x8000) << 16));
+        auto bits = __builtin_convertvector(load_as<Vector<uint16_t, COUNT>>(from), Bits);
+        Part size = bit_cast<Part>((bits & 0x7fff) << 13) * 0x1p112f;
+        return bit_cast<Part>(bit_cast<Bits>(size) | ((bits & 0x8000) << 16));
     });
 }
 
-inline float larger(float a, float b) { return a > b ? a : b; }
-inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+inline float max(float a, float b) { return a > b ? a : b; }
+inline int32_t max(int32_t a, int32_t b) { return a > b ? a : b; }
 template <class V>
-inline V larger(const V& a, const V& b) {
-    return choose(a > b, a, b);
+inline V max(const V& a, const V& b) {
+    return select(a > b, a, b);
 }
 #if defined(__AVX512F__)
-// Of the choice, which means the same, GCC makes two instructions.
-inline Floats larger(const Floats& a, const Floats& b) {
-    return bits_of<Floats>(_mm512_max_ps(bits_of<__m512>(a), bits_of<__m512>(b)));
+// GCC would compile the select to two instructions.
+inline FloatVec max(const FloatVec& a, const FloatVec& b) {
+    return bit_cast<FloatVec>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
 }
-inline Integers larger(const Integers& a, const Integers& b) {
-    return bits_of<Integers>(_mm512_max_epi32(bits_of<__m512i>(a), bits_of<__m512i>(b)));
+inline IntVec max(const IntVec& a, const IntVec& b) {
+    return bit_cast<IntVec>(_mm512_max_epi32(bit_cast<__m512i>(a), bit_cast<__m512i>(b)));
 }
-inline Floats smaller(const Floats& a, const Floats& b) {
-    return bits_of<Floats>(_mm512_min_ps(bits_of<__m512>(a), bits_of<__m512>(b)));
+inline FloatVec min(const FloatVec& a, const FloatVec& b) {
+    return bit_cast<FloatVec>(_mm512_min_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
 }
 #else
-inline Floats smaller(const Floats& a, const Floats& b) { return choose(a < b, a, b); }
+inline FloatVec min(const FloatVec& a, const FloatVec& b) { return select(a < b, a, b); }
 #endif
-inline Floats size_of(const Floats& v) { return bits_of<Floats>(bits_of<Words>(v) & 0x7fffffff); }
+inline FloatVec abs(const FloatVec& v) { return bit_cast<FloatVec>(bit_cast<UIntVec>(v) & 0x7fffffff); }
 
-// One number of all lanes.
-template <class V, class Both>
-inline auto fold(const V& v, const Both& both) {
+// Reduce all lanes to one scalar.
+template <class V, class Combine>
+inline auto reduce(const V& v, const Combine& combine) {
     if constexpr (sizeof(V) > 16) {
-        auto two = halves_of(v);
-        return fold(both(two.low, two.high), both);
+        auto two = split(v);
+        return reduce(combine(two.low, two.high), combine);
     } else {
-        return both(both(v[0], v[2]), both(v[1], v[3]));
+        return combine(combine(v[0], v[2]), combine(v[1], v[3]));
     }
 }
 
 template <class V>
-inline auto sum(const V& v) {
-    return fold(v, [](const auto& a, const auto& b) { return a + b; });
+inline auto reduce_add(const V& v) {
+    return reduce(v, [](const auto& a, const auto& b) { return a + b; });
 }
 
 template <class V>
-inline auto largest(const V& v) {
-    return fold(v, [](const auto& a, const auto& b) { return larger(a, b); });
+inline auto reduce_max(const V& v) {
+    return reduce(v, [](const auto& a, const auto& b) { return max(a, b); });
 }
 
-// The largest absolute value, by its bits: so a NaN is the largest of all, and is not lost.
-inline float largest_size(const Floats& a, const Floats& b) {
-    return bits_of<float>(largest(larger(bits_of<Integers>(size_of(a)), bits_of<Integers>(size_of(b)))));
+// The largest absolute value of two vectors. Comparing the bits as integers makes NaN the largest of all.
+inline float max_abs(const FloatVec& a, const FloatVec& b) {
+    return bit_cast<float>(reduce_max(max(bit_cast<IntVec>(abs(a)), bit_cast<IntVec>(abs(b)))));
 }
 
-// Within a unit in the last place; an estimate and one step of Newton's take half the time of a division.
-inline Floats reciprocal(Floats x) {
+// 1 / x within 1 ulp: an estimate and one Newton step take half the time of a division.
+inline FloatVec reciprocal(FloatVec x) {
 #if defined(__AVX512F__)
-    auto estimate = bits_of<Floats>(_mm512_rcp14_ps(bits_of<__m512>(x)));
+    auto estimate = bit_cast<FloatVec>(_mm512_rcp14_ps(bit_cast<__m512>(x)));
     return estimate * (2.0f - x * estimate);
 #else
     return 1.0f / x;
 #endif
 }
 
-// x 2^n, n being whole; nothing at all from n = LEAST_POWER on.
+// x * 2^n for integral n; 0 for n <= MIN_EXPONENT.
 #if defined(__AVX512F__)
-constexpr float LEAST_POWER = -151.0f;
-inline Floats times_power(Floats x, Floats n) {
-    return bits_of<Floats>(_mm512_scalef_ps(bits_of<__m512>(x), bits_of<__m512>(n)));
+constexpr float MIN_EXPONENT = -151.0f;
+inline FloatVec scale_by_power_of_two(FloatVec x, FloatVec n) {
+    return bit_cast<FloatVec>(_mm512_scalef_ps(bit_cast<__m512>(x), bit_cast<__m512>(n)));
 }
 #else
-constexpr float LEAST_POWER = -127.0f;
-inline Floats times_power(Floats x, Floats n) { return x * bits_of<Floats>((convert<Integers>(n) + 127) << 23); }
+constexpr float MIN_EXPONENT = -127.0f;
+inline FloatVec scale_by_power_of_two(FloatVec x, FloatVec n) {
+    return x * bit_cast<FloatVec>((convert<IntVec>(n) + 127) << 23);
+}
 #endif
 
-// e^x within 2 units in the last place, and 0 for -inf: 2^n times a polynomial over [-ln(2)/2, ln(2)/2] (Cephes, expf).
-inline Floats exp(Floats x) {
-    x = smaller(all(88.7f), larger(all(LEAST_POWER * 0.6931472f), x));  // in this order a NaN stays one
-    Floats n = x * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to whole numbers
+// e^x within 2 ulp, 0 for -inf: 2^n times a polynomial on [-ln(2)/2, ln(2)/2] (Cephes, expf).
+inline FloatVec exp(FloatVec x) {
+    x = min(broadcast(88.7f), max(broadcast(MIN_EXPONENT * 0.6931472f), x));  // in this order NaN propagates
+    FloatVec n = x * 1.44269504f + 12582912.0f;                               // adding 1.5 * 2^23 rounds to integers
     n -= 12582912.0f;
-    Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Floats p = all(1.9875691500e-4f);
+    FloatVec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    FloatVec p = broadcast(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    return times_power(p * r * r + r + 1.0f, n);
+    return scale_by_power_of_two(p * r * r + r + 1.0f, n);
 }
 
-inline Floats tanh(Floats x) {
-    Floats size = size_of(x), square = x * x;
-    Floats far = 1.0f - 2.0f / (exp(2.0f * size) + 1.0f);
-    // Near 0 the difference above loses digits (Cephes, tanhf).
-    Floats p = all(-5.70498872745e-3f);
+inline FloatVec tanh(FloatVec x) {
+    FloatVec size = abs(x), square = x * x;
+    FloatVec far = 1.0f - 2.0f / (exp(2.0f * size) + 1.0f);
+    // Near 0 the difference above cancels (Cephes, tanhf).
+    FloatVec p = broadcast(-5.70498872745e-3f);
     p = p * square + 2.06390887954e-2f;
     p = p * square - 5.37397155531e-2f;
     p = p * square + 1.33314422036e-1f;
     p = p * square - 3.33332819422e-1f;
-    Floats near = p * square * size + size;
-    Floats value = choose(size < 0.625f, near, far);
-    return bits_of<Floats>(bits_of<Words>(value) | (bits_of<Words>(x) & 0x80000000u));
+    FloatVec near = p * square * size + size;
+    FloatVec value = select(size < 0.625f, near, far);
+    return bit_cast<FloatVec>(bit_cast<UIntVec>(value) | (bit_cast<UIntVec>(x) & 0x80000000u));
 }
 
-// Within 1.5e-7 (Abramowitz & Stegun 1964, 7.1.26).
-inline Floats erf(Floats x) {
-    Floats size = size_of(x), t = 1.0f / (1.0f + 0.3275911f * size);
-    Floats p = all(1.061405429f);
+// erf(x) within 1.5e-7 (Abramowitz & Stegun 1964, 7.1.26).
+inline FloatVec erf(FloatVec x) {
+    FloatVec size = abs(x), t = 1.0f / (1.0f + 0.3275911f * size);
+    FloatVec p = broadcast(1.061405429f);
     p = p * t - 1.453152027f;
     p = p * t + 1.421413741f;
     p = p * t - 0.284496736f;
     p = p * t + 0.254829592f;
-    Floats value = 1.0f - p * t * exp(-size * size);
-    return bits_of<Floats>(bits_of<Words>(value) | (bits_of<Words>(x) & 0x80000000u));
+    FloatVec value = 1.0f - p * t * exp(-size * size);
+    return bit_cast<FloatVec>(bit_cast<UIntVec>(value) | (bit_cast<UIntVec>(x) & 0x80000000u));
 }
 
-// Sixteen rows of sixteen numbers of 32 bits become columns.
-inline void transpose(const float* from, int64_t step, float* to, int64_t to_step) {
+// Transpose a 16 x 16 block of 32-bit elements.
+inline void transpose(const float* from, int64_t stride, float* to, int64_t to_stride) {
 #if defined(__AVX512F__)
     __m512i a[LANES], b[LANES];
-    UNROLLED
-    for (int i = 0; i < LANES; i++) a[i] = _mm512_loadu_si512(from + i * step);
-    UNROLLED
+    UNROLL
+    for (int i = 0; i < LANES; i++) a[i] = _mm512_loadu_si512(from + i * stride);
+    UNROLL
     for (int i = 0; i < LANES; i += 2) {
         b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
         b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
     }
-    // a[4q + c] now holds column 4j + c of rows 4q to 4q + 3, in its quarter j.
-    UNROLLED
+    // a[4q + c] now holds column 4j + c of rows 4q to 4q + 3 in its 128-bit lane j.
+    UNROLL
     for (int i = 0; i < LANES; i += 4) {
         a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
         a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
         a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
         a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
     }
-    UNROLLED
+    UNROLL
     for (int c = 0; c < 4; c++) {
-        __m512i low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88), high = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
-        _mm512_storeu_si512(to + to_step * c, _mm512_shuffle_i32x4(low, high, 0x88));
-        _mm512_storeu_si512(to + to_step * (8 + c), _mm512_shuffle_i32x4(low, high, 0xdd));
+        __m512i low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88),
+                high = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
+        _mm512_storeu_si512(to + to_stride * c, _mm512_shuffle_i32x4(low, high, 0x88));
+        _mm512_storeu_si512(to + to_stride * (8 + c), _mm512_shuffle_i32x4(low, high, 0xdd));
         low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd), high = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
-        _mm512_storeu_si512(to + to_step * (4 + c), _mm512_shuffle_i32x4(low, high, 0x88));
-        _mm512_storeu_si512(to + to_step * (12 + c), _mm512_shuffle_i32x4(low, high, 0xdd));
+        _mm512_storeu_si512(to + to_stride * (4 + c), _mm512_shuffle_i32x4(low, high, 0x88));
+        _mm512_storeu_si512(to + to_stride * (12 + c), _mm512_shuffle_i32x4(low, high, 0xdd));
     }
 #else
     for (int row = 0; row < LANES; row++)
         for (int column = 0; column < LANES; column++)
-            memcpy(to + column * to_step + row, from + row * step + column, sizeof(float));
+            memcpy(to + column * to_stride + row, from + row * stride + column, sizeof(float));
 #endif
 }
 
-// Numbers are multiplied as they are or, where processors can, as pairs of bfloat16 numbers: half as many steps.
 #if defined(__AVX512BF16__)
-constexpr bool HAS_PAIRS = true;
+constexpr bool HAS_AVX512_BF16 = true;
 #else
-constexpr bool HAS_PAIRS = false;
+constexpr bool HAS_AVX512_BF16 = false;
 #endif
 
-template <bool PAIRS>
-inline Floats add_products(Floats total, float one, Floats each) {
+// total + one * each; with BF16, `one` and the lanes of `each` are pairs of bfloat16, and both products are added.
+template <bool BF16>
+inline FloatVec multiply_add(FloatVec total, float one, FloatVec each) {
 #if defined(__AVX512BF16__)
-    if constexpr (PAIRS)
-        return bits_of<Floats>(
-            _mm512_dpbf16_ps(bits_of<__m512>(total), (__m512bh)_mm512_set1_ps(one), bits_of<__m512bh>(each)));
+    if constexpr (BF16)
+        return bit_cast<FloatVec>(
+            _mm512_dpbf16_ps(bit_cast<__m512>(total), (__m512bh)_mm512_set1_ps(one), bit_cast<__m512bh>(each)));
 #endif
     return total + one * each;
 }
 
-// Sixteen pairs of bfloat16 numbers.
-inline Floats paired(Floats low, Floats high) {
+// Lanes of bfloat16 pairs (low, high).
+inline FloatVec to_bf16_pairs(FloatVec low, FloatVec high) {
 #if defined(__AVX512BF16__)
     alignas(64) static const uint16_t ORDER[] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                  8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    auto both = _mm512_cvtne2ps_pbh(bits_of<__m512>(high), bits_of<__m512>(low));
-    return bits_of<Floats>(_mm512_permutexvar_epi16(_mm512_load_si512(ORDER), bits_of<__m512i>(both)));
+    auto both = _mm512_cvtne2ps_pbh(bit_cast<__m512>(high), bit_cast<__m512>(low));
+    return bit_cast<FloatVec>(_mm512_permutexvar_epi16(_mm512_load_si512(ORDER), bit_cast<__m512i>(both)));
 #else
-    auto round = [](Floats x) {
-        auto bits = bits_of<Words>(x);
+    auto round = [](FloatVec x) {
+        auto bits = bit_cast<UIntVec>(x);
         return bits + 0x7fff + ((bits >> 16) & 1);
     };
-    return bits_of<Floats>((round(low) >> 16) | (round(high) & 0xffff0000u));
+    return bit_cast<FloatVec>((round(low) >> 16) | (round(high) & 0xffff0000u));
 #endif
 }

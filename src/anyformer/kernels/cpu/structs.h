@@ -65,20 +65,20 @@ struct LayerCache {
 
 // The new tokens of a batch of sequences, one row each: row i belongs to sequence i / new_tokens.
 struct Batch {
-    int64_t rows, new_tokens;     // new_tokens: of each sequence
-    float* hidden_states;         // [rows, d_model]: the embeddings; overwritten
-    int64_t* positions;           // [rows]: also the cache slot to write; -1: padding; overwritten
-    const float *cos, *sin;       // [positions, head_dim], rotary; null: none
-    const float* bias;            // [heads, num_distances], added to the attention scores; null: none
+    int64_t rows, new_tokens;  // new_tokens: of each sequence
+    float* hidden_states;      // [rows, d_model]: the embeddings; overwritten
+    int64_t* positions;        // [rows]: also the cache slot to write; -1: padding; overwritten
+    const float *cos, *sin;    // [positions, head_dim], rotary; null: none
+    const float* bias;         // [heads, num_distances], added to the attention scores; null: none
     int64_t num_distances;
-    const LayerCache* caches;     // [num_layers]
-    Dtype cache_dtype;            // FLOAT32 or BFLOAT16
+    const LayerCache* caches;  // [num_layers]
+    Dtype cache_dtype;         // FLOAT32 or BFLOAT16
     int64_t source_length;
     const int64_t* source_index;  // [sequences]: each sequence's row in the encoder's keys; null: its own index
     const uint8_t* source_mask;   // [sequences, source_length]: 0 masks; null: none
     const int64_t* logit_rows;    // [num_logit_rows]: rows to compute logits for, as many of each sequence, ascending
     int64_t num_logit_rows;
-    float* logits;                // [num_logit_rows, vocab_size]
+    float* logits;  // [num_logit_rows, vocab_size]
     void* workspace;
     int64_t num_threads;
 };
@@ -87,9 +87,9 @@ struct Batch {
 struct AttentionArgs {
     TensorView query, key, value, out;                      // [batch, heads or kv_heads, queries or keys, head_dim]
     TensorView grad_out, grad_query, grad_key, grad_value;  // grad_out.data is null in the forward pass
-    TensorView bias, grad_bias;  // float32 [batch, heads, keys, queries rounded up to BLOCK]; null data: none. With a
-                                 // batch stride of 0 the gradient is summed over the batch.
-    float* logsumexp;            // [batch, heads, queries]
+    TensorView bias, grad_bias;  // float32 [batch, heads, keys, queries rounded up to a multiple of 128]; null data:
+                                 // none. With a batch stride of 0 the gradient is summed over the batch.
+    float* logsumexp;  // [batch, heads, queries]
     int64_t batch, heads, kv_heads, queries, keys, head_dim;
     int64_t causal;  // query i attends to keys up to i
     double scale;
@@ -102,8 +102,8 @@ struct WeightGradArgs {
     int64_t grad_out_stride, input_stride;  // elements from row to row
     float* grad_weight;                     // [out_features, in_features]
     int64_t rows, out_features, in_features;
-    float* grad_bias;                       // [out_features]; null: not wanted
-    int64_t accumulate;                     // 1: add to grad_weight
+    float* grad_bias;    // [out_features]; null: not wanted
+    int64_t accumulate;  // 1: add to grad_weight
     int64_t num_threads;
 };
 
@@ -113,7 +113,7 @@ struct ActivationArgs {
     int64_t count;
     const void *x, *multiplier;  // multiplier null: none
     void* out;
-    const void* grad_out;        // null: forward pass
+    const void* grad_out;  // null: forward pass
     void *grad_x, *grad_multiplier;
     int64_t num_threads;
 };
@@ -152,8 +152,8 @@ struct Int8Operand {
 struct Int8MatmulArgs {
     Int8Operand left, right;
     int64_t rows, columns, depth;
-    const float* bias;            // [columns]; null: none
-    float* row_sums;              // [rows]: sums of the rows of left before quantization; null: not wanted
+    const float* bias;  // [columns]; null: none
+    float* row_sums;    // [rows]: sums of the rows of left before quantization; null: not wanted
     void* out;
     Dtype dtype;                  // of out
     int64_t accumulate;           // 1: add to out

@@ -1,4 +1,4 @@
-// Threads that stay together for a whole token: asking for them anew at each product would cost more than the product.
+// A parallel region that spans many operations: starting threads for each matmul would cost more than the matmul.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -7,7 +7,7 @@
 #include <immintrin.h>
 #endif
 
-inline void breathe() {
+inline void cpu_pause() {
 #if defined(__x86_64__)
     _mm_pause();
 #elif defined(__aarch64__)
@@ -15,63 +15,64 @@ inline void breathe() {
 #endif
 }
 
-// Where the threads of a team meet. It belongs to no thread.
-struct Meeting {
-    alignas(64) std::atomic<int64_t> next{0};
+// The state that the threads of a parallel region share.
+struct Barrier {
+    alignas(64) std::atomic<int64_t> next_item{0};
     alignas(64) std::atomic<int> arrived{0};
-    alignas(64) std::atomic<int> turn{0};
+    alignas(64) std::atomic<int> generation{0};
 };
 
-class Team {
+// One thread's handle on its parallel region.
+class Threads {
    public:
-    const int size, me;
+    const int size, index;
 
-    Team(Meeting& meeting, int size, int me) : size(size), me(me), meeting(meeting) {}
+    Threads(Barrier& shared, int size, int index) : size(size), index(index), shared(shared) {}
 
-    // Do every item once, whichever thread is free, and wait until all are done. Every thread calls this.
-    template <class Work>
-    void share(int64_t items, const Work& work) {
-        auto take = [&] { return meeting.next.fetch_add(1, std::memory_order_relaxed); };
-        for (int64_t item = take(); item < items; item = take()) work(item);
-        wait();
+    // Call `body(item)` once for each item, scheduled dynamically, then wait for all. Every thread must call this.
+    template <class Body>
+    void parallel_for(int64_t items, const Body& body) {
+        auto next = [&] { return shared.next_item.fetch_add(1, std::memory_order_relaxed); };
+        for (int64_t item = next(); item < items; item = next()) body(item);
+        barrier();
     }
 
-    void wait() {
-        int turn = meeting.turn.load(std::memory_order_relaxed);
-        if (meeting.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
-            meeting.arrived.store(0, std::memory_order_relaxed);
-            meeting.next.store(0, std::memory_order_relaxed);
-            meeting.turn.store(turn + 1, std::memory_order_release);
+    void barrier() {
+        int generation = shared.generation.load(std::memory_order_relaxed);
+        if (shared.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
+            shared.arrived.store(0, std::memory_order_relaxed);
+            shared.next_item.store(0, std::memory_order_relaxed);
+            shared.generation.store(generation + 1, std::memory_order_release);
             return;
         }
-        // A thread that is late may be waiting for this very core.
-        for (int spins = 0; meeting.turn.load(std::memory_order_acquire) == turn; spins++)
+        // Where there are more threads than cores, a late thread may need this very core: yield after some spinning.
+        for (int spins = 0; shared.generation.load(std::memory_order_acquire) == generation; spins++)
             if (spins < 4000)
-                breathe();
+                cpu_pause();
             else
                 std::this_thread::yield();
     }
 
    private:
-    Meeting& meeting;
+    Barrier& shared;
 };
 
-// The threads are those of torch's own OpenMP library, which are awake where torch was at work. Compilers without OpenMP
-// can call them as well; libgomp, libomp and libiomp5 all have these.
+// The threads are those of torch's OpenMP library, which still spin where torch was at work. Compilers without OpenMP
+// can call them as well: libgomp, libomp and libiomp5 all export these functions.
 extern "C" void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags);
 extern "C" int omp_get_num_threads();
 extern "C" int omp_get_thread_num();
 
-// Let a team do some work: `work(team)` in every thread of it.
-template <class Work>
-inline void together(int64_t threads, const Work& work) {
-    struct Job {
-        const Work& work;
-        Meeting meeting;
-    } job{work, {}};
+// Call `body(threads)` in each of `num_threads` threads.
+template <class Body>
+inline void parallel(int64_t num_threads, const Body& body) {
+    struct Region {
+        const Body& body;
+        Barrier barrier;
+    } region{body, {}};
     auto start = [](void* data) {
-        auto& job = *static_cast<Job*>(data);
-        job.work(Team(job.meeting, omp_get_num_threads(), omp_get_thread_num()));
+        auto& region = *static_cast<Region*>(data);
+        region.body(Threads(region.barrier, omp_get_num_threads(), omp_get_thread_num()));
     };
-    GOMP_parallel(start, &job, unsigned(threads), 0);
+    GOMP_parallel(start, &region, unsigned(num_threads), 0);
 }

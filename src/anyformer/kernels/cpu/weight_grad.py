@@ -7,15 +7,15 @@ from jaxtyping import BFloat16, Float
 from torch import Tensor
 
 from anyformer.kernels.cpu import structs
-from anyformer.kernels.cpu.build import has_tiles
-from anyformer.kernels.cpu.library import Kernel, can_pair
+from anyformer.kernels.cpu.library import Kernel, supports_bf16
+from anyformer.kernels.cpu_features import has_amx_bf16
 
 KERNEL = Kernel("weight_grad")
 
 
 def can_sum(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether `outer_products` is there for gradients of what this met, in a format or in that of its products."""
-    return has_tiles() and can_pair(x, dtype) and KERNEL.works()
+    return has_amx_bf16() and supports_bf16(x, dtype) and KERNEL.supported()
 
 
 def outer_products(

@@ -1,4 +1,4 @@
-"""Weights laid out once as a processor's products want them, for as long as many texts are read."""
+"""Linear layers with weights that are converted and reordered for oneDNN once, while many texts are embedded."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
-class LaidOut(TorchFunctionMode):
-    """Computes linear layers in one format, with weights that are converted and laid out once, not for each product.
+class PrepackedLinear(TorchFunctionMode):
+    """Computes linear layers in another dtype, with prepacked weights.
 
-    Without it oneDNN lays a matrix out anew whenever it is used, which for some hundred rows is a part of the time.
+    Otherwise oneDNN reorders a weight for every product, which takes a part of the time when there are few rows.
 
     Args:
-        dtype: the format of the products, and of what comes out of them.
+        dtype: The dtype of the products and their results.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self._dtype = dtype
-        self._known: dict[Tensor, tuple[Tensor, Tensor | None]] = {}
+        self._prepacked: dict[Tensor, tuple[Tensor, Tensor | None]] = {}
         self._latest: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
-    def pays(device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether there is anything to lay out."""
+    def supports(device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether oneDNN computes products of this dtype, and can prepack their weights."""
         return (
             device.type == "cpu"
             and dtype == torch.bfloat16
@@ -44,15 +44,15 @@ class LaidOut(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        # A matrix that is no parameter was made for this one product, from integers for instance.
+        # A weight that is no parameter was computed for this one product, for instance from integers.
         if func is not F.linear or kwargs or len(args) != 3 or not isinstance(args[1], nn.Parameter):
             return func(*args, **(kwargs or {}))
         x, weight, bias = args
-        if weight not in self._known:
-            rows = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(self._dtype))
-            self._known[weight] = rows, None if bias is None else bias.detach().to(self._dtype)
-        # Queries, keys and values are made of the same vectors.
+        if weight not in self._prepacked:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(self._dtype))
+            self._prepacked[weight] = packed, None if bias is None else bias.detach().to(self._dtype)
+        # Queries, keys and values are projections of the same tensor.
         if self._latest is None or self._latest[0] is not x:
             self._latest = x, x.to(self._dtype)
-        rows, added = self._known[weight]
-        return torch.ops.mkldnn._linear_pointwise(self._latest[1], rows, added, "none", [], "")
+        packed, packed_bias = self._prepacked[weight]
+        return torch.ops.mkldnn._linear_pointwise(self._latest[1], packed, packed_bias, "none", [], "")
