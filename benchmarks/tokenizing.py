@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from anyformer.data.sources import documents, standard_library
-from anyformer.data.tokens import TokenFile, tokenize
+from anyformer.data.token_files import TokenFile, tokenize
 from anyformer.tokenizer import Tokenizer
 
 SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyformer.data.batches import Batches, count_validation_batches, validation_batches
+from anyformer.data.feistel_shuffle import feistel_shuffle, mix_seed
 from anyformer.data.objectives import IGNORED, Causal, Masked, Objective, SpanCorruption
-from anyformer.data.permutation import derive, permute
 from anyformer.errors import UserError
 
 quick = settings(max_examples=100)
@@ -17,7 +17,7 @@ seeds = st.integers(0, 2**63)
 @quick
 @given(n=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
 def test_permute_is_a_bijection(n: int, key: int):
-    image = permute(np.arange(n), n, key)
+    image = feistel_shuffle(np.arange(n), n, key)
     assert sorted(image.tolist()) == list(range(n))
 
 
@@ -25,16 +25,16 @@ def test_permute_is_a_bijection(n: int, key: int):
 @given(n=st.integers(2, 2**40), key=st.integers(0, 2**64 - 1), data=st.data())
 def test_permute_of_large_ranges_stays_inside_and_apart(n: int, key: int, data: st.DataObject):
     index = np.array(data.draw(st.lists(st.integers(0, n - 1), unique=True, min_size=1, max_size=50)))
-    image = permute(index, n, key)
+    image = feistel_shuffle(index, n, key)
     assert ((image >= 0) & (image < n)).all()
     assert len(set(image.tolist())) == len(index)
-    assert image.tolist() == [int(permute(np.array([i]), n, key)[0]) for i in index]
-    assert permute(index.reshape(1, -1), n, key).tolist() == [image.tolist()]
+    assert image.tolist() == [int(feistel_shuffle(np.array([i]), n, key)[0]) for i in index]
+    assert feistel_shuffle(index.reshape(1, -1), n, key).tolist() == [image.tolist()]
 
 
 def test_permute_shuffles():
     n = 10_000
-    images = [permute(np.arange(n), n, key) for key in range(4)]
+    images = [feistel_shuffle(np.arange(n), n, key) for key in range(4)]
     for a in images:
         # the correlations of uniform shuffles are about 1 / sqrt(n)
         assert abs(np.corrcoef(a, np.arange(n))[0, 1]) < 0.05
@@ -43,7 +43,7 @@ def test_permute_shuffles():
 
 
 def test_derive_tells_its_parts_apart():
-    keys = {derive(a, b, c) for a in range(10) for b in range(10) for c in range(10)}
+    keys = {mix_seed(a, b, c) for a in range(10) for b in range(10) for c in range(10)}
     assert len(keys) == 1000
 
 
@@ -196,9 +196,9 @@ def test_masked_windows_own_every_token_once(context: int, batch_size: int, n: i
     seen: list[int] = []
 
     class Spy(Masked):
-        def __call__(self, windows, owned, present, rng, begins=None):
-            seen.extend(windows[owned].tolist())
-            return Masked.__call__(self, windows, owned, present, rng, begins)
+        def __call__(self, windows, loss_mask, padding_mask, rng, stream_start=None):
+            seen.extend(windows[loss_mask].tolist())
+            return Masked.__call__(self, windows, loss_mask, padding_mask, rng, stream_start)
 
     spy: Objective = Spy(0, np.arange(3, 5000), np.array([0, 1, 2]), 1, 2)
     stream = np.arange(10, 10 + n, dtype=np.uint16)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from anyformer.config import SpecialTokens
 from anyformer.data.batch import Batch as Moved
-from anyformer.data.masked import Joints
+from anyformer.data.masked import WordBoundaries
 from anyformer.data.objectives import (
     IGNORED,
     OBJECTIVES,
@@ -35,9 +35,9 @@ def tokenizer() -> Tokenizer:
 
 def test_causal_targets_are_the_next_tokens():
     windows = np.arange(12).reshape(2, 6)
-    owned = np.ones_like(windows, dtype=bool)
-    owned[1, 4:] = False
-    batch = Causal()(windows, owned, None, np.random.default_rng(0))
+    loss_mask = np.ones_like(windows, dtype=bool)
+    loss_mask[1, 4:] = False
+    batch = Causal()(windows, loss_mask, None, np.random.default_rng(0))
     assert batch.tokens.tolist() == windows[:, :-1].tolist()
     assert batch.targets.tolist() == [[1, 2, 3, 4, 5], [7, 8, 9, IGNORED, IGNORED]]
     assert batch.predicted == 8
@@ -47,14 +47,14 @@ def test_causal_targets_are_the_next_tokens():
 
 def test_a_separator_ends_a_document_as_target_and_begins_the_next_as_input():
     windows = np.array([[5, 6, 0, 7, 0, 0, 8], [0, 5, 6, 7, 8, 9, 0]])
-    owned = np.ones_like(windows, dtype=bool)
-    batch = Causal(reset=True, separator=0)(windows, owned, None, np.random.default_rng(0))
+    loss_mask = np.ones_like(windows, dtype=bool)
+    batch = Causal(reset=True, separator=0)(windows, loss_mask, None, np.random.default_rng(0))
     assert batch.documents is not None
     assert batch.documents.tolist() == [[0, 0, 1, 1, 2, 3], [1, 1, 1, 1, 1, 1]]
     assert (batch.targets == windows[:, 1:]).all(), "nothing that would be predicted is lost"
-    begins = np.zeros_like(owned)
-    begins[1, 3] = True
-    batch = Causal(reset=True, separator=0)(windows, owned, None, np.random.default_rng(0), begins)
+    stream_start = np.zeros_like(loss_mask)
+    stream_start[1, 3] = True
+    batch = Causal(reset=True, separator=0)(windows, loss_mask, None, np.random.default_rng(0), stream_start)
     assert batch.documents is not None
     assert batch.documents[1].tolist() == [1, 1, 1, 2, 2, 2]
 
@@ -71,9 +71,9 @@ def test_masked(rows: int, length: int, seed: int, before: int | None, after: in
     make = Masked(0, np.arange(3, 50), np.arange(3), before, after)
     draw = np.random.default_rng(seed)
     windows = draw.integers(0, 50, (rows, length))
-    owned = draw.random((rows, length)) < 0.9
-    batch = make(windows, owned, None, np.random.default_rng(seed))
-    again = make(windows, owned, None, np.random.default_rng(seed))
+    loss_mask = draw.random((rows, length)) < 0.9
+    batch = make(windows, loss_mask, None, np.random.default_rng(seed))
+    again = make(windows, loss_mask, None, np.random.default_rng(seed))
     assert (batch.tokens == again.tokens).all()
     assert (batch.targets == again.targets).all()
     context = make.stride(100)
@@ -89,8 +89,8 @@ def test_masked(rows: int, length: int, seed: int, before: int | None, after: in
     chosen = targets != IGNORED
     assert (targets[chosen] == windows[chosen]).all()
     assert (tokens[~chosen] == windows[~chosen]).all()
-    assert not (chosen & ~(owned & (windows >= 3))).any()
-    candidates = (owned & (windows >= 3)).sum(axis=1)
+    assert not (chosen & ~(loss_mask & (windows >= 3))).any()
+    candidates = (loss_mask & (windows >= 3)).sum(axis=1)
     expected = [max(1, round(0.15 * c)) if c else 0 for c in candidates.tolist()]
     assert chosen.sum(axis=1).tolist() == expected
     assert ((tokens == 0) | (tokens >= 3))[chosen].all()
@@ -99,7 +99,7 @@ def test_masked(rows: int, length: int, seed: int, before: int | None, after: in
 @pytest.mark.parametrize("whole", [False, True])
 def test_masked_shares_are_those_of_bert(whole: bool):
     goes_on = np.arange(30_000) % 3 > 0
-    make = Masked(0, np.arange(3, 30_000), np.arange(3), words=Joints(goes_on, goes_on >= 0) if whole else None)
+    make = Masked(0, np.arange(3, 30_000), np.arange(3), words=WordBoundaries(goes_on, goes_on >= 0) if whole else None)
     windows = np.random.default_rng(1).integers(3, 30_000, (200, 1000))
     batch = make(windows, np.ones_like(windows, dtype=bool), None, np.random.default_rng(2))
     chosen = batch.targets != IGNORED
@@ -117,7 +117,7 @@ def test_whole_words_are_hidden_or_none_of_them(rows: int, length: int, seed: in
     draw = np.random.default_rng(seed)
     left, right = draw.random((2, 50)) < long
     left[:3] = right[:3] = False
-    make = Masked(0, np.arange(3, 50), np.arange(3), words=Joints(left, right))
+    make = Masked(0, np.arange(3, 50), np.arange(3), words=WordBoundaries(left, right))
     windows = draw.integers(0, 50, (rows, length))
     batch = make(windows, np.ones_like(windows, dtype=bool), None, np.random.default_rng(seed))
     again = make(windows, np.ones_like(windows, dtype=bool), None, np.random.default_rng(seed))
@@ -146,7 +146,7 @@ def words_of(tokenizer: Tokenizer, text: str) -> list[str]:
     """The text cut where the tables say that a word begins."""
     ids = np.array([tokenizer.encode(text, special=False)])
     left, right = joints(tokenizer.backend)
-    first = Joints(np.array(left), np.array(right)).first(ids)[0]
+    first = WordBoundaries(np.array(left), np.array(right)).first(ids)[0]
     edges = [*np.flatnonzero(first).tolist(), ids.shape[1]]
     pieces = [tokenizer.decode(ids[0, a:b].tolist()) for a, b in pairwise(edges)]
     return [word for piece in pieces if (word := piece.strip())]
@@ -173,14 +173,14 @@ def test_bytes_of_a_character_stay_together():
 
 def test_padding_is_masked():
     make = Masked(0, np.arange(3, 50), np.arange(3), 1, 2)
-    present = np.array([[True, True, False]])
-    batch = make(np.array([[5, 6, 0]]), present, present, np.random.default_rng(0))
+    padding_mask = np.array([[True, True, False]])
+    batch = make(np.array([[5, 6, 0]]), padding_mask, padding_mask, np.random.default_rng(0))
     assert batch.mask is not None
     assert batch.mask.tolist() == [[True, True, True, False, True]]
 
 
 def spans(share: float = 0.15, span: float = 3.0) -> SpanCorruption:
-    return SpanCorruption(tuple(range(199, 99, -1)), eos=1, start=2, pad=0, share=share, span=span)
+    return SpanCorruption(tuple(range(199, 99, -1)), eos=1, start=2, pad=0, noise_density=share, mean_span_length=span)
 
 
 def restored(source: list[int], targets: list[int]) -> list[int]:
@@ -213,9 +213,9 @@ def test_span_corruption_keeps_everything(context: int, rows: int, seed: int, sh
     length = make.stride(context)
     draw = np.random.default_rng(seed)
     windows = draw.integers(3, 100, (rows, length))
-    owned = np.ones_like(windows, dtype=bool)
-    batch = make(windows, owned, None, np.random.default_rng(seed))
-    again = make(windows, owned, None, np.random.default_rng(seed))
+    loss_mask = np.ones_like(windows, dtype=bool)
+    batch = make(windows, loss_mask, None, np.random.default_rng(seed))
+    again = make(windows, loss_mask, None, np.random.default_rng(seed))
     assert batch.source is not None
     assert again.source is not None
     assert (batch.source == again.source).all()
@@ -245,11 +245,11 @@ def test_span_corruption_of_short_and_partly_owned_windows(length: int, seed: in
     size = data.draw(st.integers(1, length))
     first = data.draw(st.integers(0, size))
     windows = np.random.default_rng(seed).integers(3, 100, (2, length))
-    present = np.ones_like(windows, dtype=bool)
-    present[1, size:] = False
-    owned = present.copy()
-    owned[1, :first] = False
-    batch = make(windows, owned, present, np.random.default_rng(seed))
+    padding_mask = np.ones_like(windows, dtype=bool)
+    padding_mask[1, size:] = False
+    loss_mask = padding_mask.copy()
+    loss_mask[1, :first] = False
+    batch = make(windows, loss_mask, padding_mask, np.random.default_rng(seed))
     assert batch.source is not None
     assert (batch.source.shape[1], batch.targets.shape[1]) == make.lengths(length)
     mask = np.ones_like(batch.source, dtype=bool) if batch.source_mask is None else batch.source_mask
@@ -276,8 +276,8 @@ def test_spans_are_anywhere_and_of_many_lengths():
     assert seen[0] == 0, "a window begins with text, as T5's does"
     assert seen[20:-20].mean() == pytest.approx(0.15, abs=0.02)
     assert np.ptp(seen[20:-20]) < 0.06
-    begins = batch.targets[:, 1:][(batch.targets[:, :-1] >= 100)]
-    assert len(set(begins.tolist())) > 80
+    firsts = batch.targets[:, 1:][(batch.targets[:, :-1] >= 100)]
+    assert len(set(firsts.tolist())) > 80
 
 
 def test_objectives_by_name(tokenizer: Tokenizer):

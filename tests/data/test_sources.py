@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anyformer.data import files, sources
+from anyformer.data import input_files, sources
 from anyformer.data.sources import documents, find_files, standard_library
 from anyformer.errors import UserError
 
@@ -209,8 +209,8 @@ def test_zstandard_frames_join(tmp_path: Path, content: bytes, sizes: list[int],
         rest = rest[size:]
     (tmp_path / "a.zst").write_bytes(packed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_BUFFER", block)
-        with files.opened(tmp_path / "a.zst") as file:
+        patch.setattr(input_files, "_BUFFER", block)
+        with input_files.opened(tmp_path / "a.zst") as file:
             assert file.read() == content
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from anyformer.data import encode
+from anyformer.data import parallel_encoding
 from anyformer.data.batch import IGNORED
-from anyformer.data.pairs import PairFile
+from anyformer.data.pair_files import PairFile
 from anyformer.errors import UserError
 from anyformer.families import preset
 from anyformer.tokenizer import Tokenizer
@@ -145,7 +145,7 @@ def test_the_fingerprint_is_the_contents(prepares: Any, text: Path, tmp_path: Pa
 
 
 def test_workers_change_nothing(prepares: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(encode, "CHUNK", 500)
+    monkeypatch.setattr(parallel_encoding, "CHUNK", 500)
     monkeypatch.setattr("anyformer.data.sources.PIECE", 300)
     found = [
         prepares("gpt2-nano", data=(str(text),), workers=workers, cache=tmp_path / str(workers)) for workers in (1, 2)
@@ -192,12 +192,12 @@ _PREPARES = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from anyformer.data import encode, sources
+from anyformer.data import parallel_encoding, sources
 from anyformer.families import preset
 from anyformer.training.config import TrainConfig
 from anyformer.training import prepare as module
 
-encode.CHUNK, sources.PIECE = 20_000, 10_000
+parallel_encoding.CHUNK, sources.PIECE = 20_000, 10_000
 print("begun", flush=True)
 advance = module._Bar.advance
 module._Bar.advance = lambda self, n: (print(n, flush=True), advance(self, n))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anyformer.data.sources import Paths, documents
-from anyformer.data.tokens import size_of
+from anyformer.data.token_files import utf8_length
 from anyformer.errors import UserError
 from anyformer.generation import generate_ids
 from anyformer.generation.inference import evaluating, require_tokenizer
@@ -82,7 +82,7 @@ def read_text(tokenizer: Tokenizer | None, paths: Paths, field: str = "text", li
         if waiting and tokenizer.separator is not None:
             ids.append(tokenizer.separator)
         ids += tokenizer.encode_batch([document.text], special=False)[0]
-        size += size_of(document.text)
+        size += utf8_length(document.text)
         waiting = document.last
         if limit is not None and len(ids) > limit:
             size = round(size * (limit + 1) / len(ids))

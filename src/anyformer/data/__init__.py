@@ -1,18 +1,26 @@
 """From files to batches.
 
-files        files, folders and globs: found, opened, decompressed
-records      the fields of jsonl, csv, tsv and parquet
-spool        standard input and data sets of the hub, kept as files
-sources      files -> documents
-parallel     two files, or two fields -> pairs of texts
-split        what is held out for validation
-encode       texts -> ids, in processes of its own (worker)
-tokens       documents -> a memory-mapped file of token ids
-pairs        the same of pairs
-cache        what was made once and can be used again
-permutation  a shuffle of any size that needs no memory
-batch        what a model is trained on in one step
-batches      batch(step), a pure function of (data, seed, step), of a stream of tokens
-pair_batches the same of pairs of texts, for sequence to sequence
-objectives   what a window of tokens is trained to predict: causal, masked, span_corruption
+From files to text:
+
+input_files         files, folders and globs: found, opened, decompressed
+records             the fields of jsonl, csv, tsv and parquet
+materialize         standard input and data sets of the Hugging Face hub, as files
+sources             files -> documents
+pair_corpus         two files, or two fields -> pairs of source and target
+corpus              documents, split into training and validation
+
+From text to token ids:
+
+parallel_encoding   texts -> ids, in several processes (`encoding_worker`)
+token_files         a corpus as one memory-mapped stream of ids
+pair_files          pairs as two streams of ids
+disk_cache          what was made once and can be used again
+
+From token ids to batches:
+
+batch               the tensors of one training step
+batches             batch(step), a pure function of (data, seed, step), of a stream of ids
+pair_batches        the same of pairs, for sequence to sequence
+objectives          what a window is trained to predict: causal, masked, span_corruption
+feistel_shuffle     a random permutation of any size in constant memory
 """

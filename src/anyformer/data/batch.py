@@ -1,4 +1,4 @@
-"""A batch: what a model is trained on in one step."""
+"""A batch: the tensors of one training step, as numpy arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 IGNORED = -100
-"""A target that counts for nothing in the loss."""
+"""A target that the loss ignores, as `ignore_index` of `torch.nn.functional.cross_entropy` does."""
 
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -19,18 +19,18 @@ Bool = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a model is trained on in one step. The fields have the names of `Transformer.forward`'s arguments.
+    """The inputs and targets of one training step, named as the arguments of `Transformer.forward`.
 
     Attributes:
-        tokens: [batch, time] ids, for an encoder-decoder those that the decoder reads.
-        targets: [batch, time] ids to predict, IGNORED where there is nothing to predict.
-        mask: [batch, time], True for a real token; None where all are, or where no real token can see another:
-            padding behind a text that is read from left to right.
+        tokens: [batch, time] input ids, of an encoder-decoder those of the decoder.
+        targets: [batch, time] ids to predict, IGNORED where there is none.
+        mask: [batch, time] padding mask, True for tokens that aren't padding; None without padding, or where causal
+            attention hides it anyway, as it follows the text.
         segments: [batch, time] segment ids; None for all zero.
-        source: [batch, source] ids that an encoder reads; None for a single stack.
-        source_mask: [batch, source], True for a real token; None where all are.
-        documents: [batch, time] the number of the document that a token belongs to: attention and positions begin
-            anew with each. None: a row is read as one text.
+        source: [batch, source_time] input ids of the encoder; None for a single stack.
+        source_mask: [batch, source_time] padding mask of the source; None without padding.
+        documents: [batch, time] index of the document that each token belongs to, within which attention and positions
+            stay; None: a row is one document.
     """
 
     tokens: Int64
@@ -43,16 +43,16 @@ class Batch:
 
     @property
     def predicted(self) -> int:
-        """Number of targets that count."""
+        """The number of targets that aren't IGNORED."""
         return int((self.targets != IGNORED).sum())
 
-    def split(self, parts: int) -> list[Batch]:
-        """Cut the batch between its rows into parts as equal as can be, in order.
+    def split(self, chunks: int) -> list[Batch]:
+        """Split the batch along its rows into chunks of about equal size, in order, like `torch.tensor_split`.
 
         Args:
-            parts: how many, at least 1; fewer come back where there are fewer rows.
+            chunks: how many, at least 1; at most as many as there are rows are returned.
         """
-        edges = np.linspace(0, len(self.tokens), min(parts, len(self.tokens)) + 1).astype(int).tolist()
+        edges = np.linspace(0, len(self.tokens), min(chunks, len(self.tokens)) + 1).astype(int).tolist()
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given: dict[str, Any] = {name: rows for name, rows in fields.items() if rows is not None}
         return [Batch(**{name: rows[begin:end] for name, rows in given.items()}) for begin, end in pairwise(edges)]

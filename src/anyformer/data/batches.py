@@ -1,9 +1,10 @@
-"""Batches: batch(step) is a pure function of (data, seed, step), so there is no loader state to save.
+"""Batches of a token stream: batch(step) is a pure function of (data, seed, step), so there is no loader state to save.
 
-The token stream is taken as a ring and cut into windows. Each epoch cuts it elsewhere, and shuffles the
-windows with its own permutation; sample i of a run is window i % n of epoch i // n, so no window is dropped
-or repeated within an epoch, across batches as well. A ring of n tokens is rarely a whole number of windows:
-the last window of an epoch is then responsible only for what is left, and its other targets are ignored.
+A *window* is a stretch of the stream as long as the model's context; a *batch* has `batch_size` windows, one a row.
+Windows pay no heed to where documents end. The stream is taken as a ring and cut into windows side by side. Each epoch
+cuts it at another offset, and shuffles the windows by its own permutation: sample i of a run is window i % n of epoch
+i // n, so no window is dropped or repeated within an epoch, across batches as well. Where the ring is not a whole
+number of windows, the last window of an epoch overlaps the first, and the targets that both have are ignored in it.
 Every token is thus predicted exactly once an epoch, but for the very first, which has nothing before it.
 """
 
@@ -16,8 +17,8 @@ import numpy.typing as npt
 
 from anyformer.data.batch import Batch, Bool, Int64
 from anyformer.data.causal import Causal
+from anyformer.data.feistel_shuffle import feistel_shuffle, mix_seed
 from anyformer.data.objectives import Objective
-from anyformer.data.permutation import derive, permute
 from anyformer.errors import UserError
 
 Stream = npt.NDArray[np.integer]
@@ -39,14 +40,14 @@ class Batches:
         seed: int,
         objective: Objective | None = None,
     ) -> None:
-        """Describe the batches; nothing is read yet.
+        """Nothing is read yet.
 
         Args:
             tokens: [n] ids, such as `TokenFile.ids`.
-            context: length in tokens of what the model reads.
-            batch_size: rows of a batch.
-            seed: decides the order, the cuts and the objective's randomness.
-            objective: what is to be predicted; the next token by default.
+            context: the number of tokens that the model reads.
+            batch_size: windows a batch.
+            seed: of the order, the offsets and the objective.
+            objective: makes inputs and targets of windows; None: `Causal`.
 
         Raises:
             UserError: the stream is shorter than one window.
@@ -66,23 +67,20 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0: the same whenever and wherever it is asked for."""
-        positions, owned = self._places(step)
+        positions, loss_mask = self._positions(step)
         rng = np.random.default_rng((self.seed, _NOISE, step))
-        return self._objective(self._read(positions), owned, None, rng, positions == 0)
+        return self._objective(self._read(positions), loss_mask, None, rng, positions == 0)
 
     def windows(self, step: int) -> tuple[Int64, Bool]:
-        """Return a step's windows, and which of their tokens they are responsible for.
-
-        Both are [batch, stride + overlap].
-        """
-        positions, owned = self._places(step)
-        return self._read(positions), owned
+        """Return a step's windows and their loss mask, both [batch, stride + overlap]."""
+        positions, loss_mask = self._positions(step)
+        return self._read(positions), loss_mask
 
     def _read(self, positions: Int64) -> Int64:
         return self._tokens[positions].astype(np.int64)
 
-    def _places(self, step: int) -> tuple[Int64, Bool]:
-        """Where the tokens of a step's windows stand in the stream, and which the windows are responsible for."""
+    def _positions(self, step: int) -> tuple[Int64, Bool]:
+        """The positions in the stream of a step's windows, and their loss mask, both [batch, stride + overlap]."""
         samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
         starts = np.empty_like(samples)
         sizes = np.empty_like(samples)
@@ -91,17 +89,17 @@ class Batches:
         for epoch in np.unique(epochs).tolist():
             rows = epochs == epoch
             own = samples[rows] - epoch * self.windows_per_epoch
-            window = permute(own, self.windows_per_epoch, derive(self.seed, _ORDER, epoch))
-            cut = derive(self.seed, _CUT, epoch) % total
+            window = feistel_shuffle(own, self.windows_per_epoch, mix_seed(self.seed, _ORDER, epoch))
+            cut = mix_seed(self.seed, _CUT, epoch) % total
             starts[rows] = cut + window * self._stride
             sizes[rows] = np.minimum(self._stride, total - window * self._stride)
         offsets = np.arange(self._length)
         positions = (starts[:, None] + offsets) % total
         overlap = self._objective.overlap
-        owned = (offsets >= overlap) & (offsets < sizes[:, None] + overlap)
+        loss_mask = (offsets >= overlap) & (offsets < sizes[:, None] + overlap)
         if overlap:
-            owned &= positions != 0
-        return positions, owned
+            loss_mask &= positions != 0
+        return positions, loss_mask
 
 
 def validation_batches(
@@ -114,16 +112,16 @@ def validation_batches(
 ) -> Iterator[Batch]:
     """Yield the whole of a stream once and in order, nothing dropped; every batch has the same shape.
 
-    The last window reaches back to fill its context, and the last batch repeats windows to be full: their targets
-    that were counted already are ignored. A stream shorter than one window is padded, with a mask.
+    The last window begins earlier to fill its context, and the last batch repeats windows to be full: targets that an
+    earlier window has are ignored. A stream shorter than one window is padded, with a padding mask.
 
     Args:
         tokens: [n] ids, at least 2.
-        context: length in tokens of what the model reads.
-        batch_size: rows of a batch.
-        objective: what is to be predicted; the next token by default.
-        seed: decides the objective's randomness, the same at every evaluation.
-        every: yield only every so many-th batch.
+        context: the number of tokens that the model reads.
+        batch_size: windows a batch.
+        objective: makes inputs and targets of windows; None: `Causal`.
+        seed: of the objective, the same at every evaluation.
+        every: yield only each `every`-th batch.
 
     Raises:
         UserError: there are fewer than two tokens.
@@ -137,7 +135,7 @@ def validation_batches(
 
 
 def count_validation_batches(tokens: int, context: int, batch_size: int, objective: Objective | None = None) -> int:
-    """Return how many batches `validation_batches` makes of so many tokens. Raises UserError as it does."""
+    """The number of batches that `validation_batches` yields for a number of tokens. Raises UserError as it does."""
     objective = Causal() if objective is None else objective
     windows = -(-(tokens - objective.overlap) // _stride(objective, context))
     return -(-windows // batch_size)
@@ -157,11 +155,11 @@ def _validation(
         begin = np.minimum(window, count - 1) * stride
         starts = np.maximum(np.minimum(begin, total - length), 0)
         positions = starts[:, None] + offsets
-        owned = (positions >= begin[:, None] + overlap) & (positions < total) & (window < count)[:, None]
-        present = positions < total
-        windows = np.where(present, tokens[np.minimum(positions, total - 1)], 0).astype(np.int64)
+        loss_mask = (positions >= begin[:, None] + overlap) & (positions < total) & (window < count)[:, None]
+        padding_mask = positions < total
+        windows = np.where(padding_mask, tokens[np.minimum(positions, total - 1)], 0).astype(np.int64)
         rng = np.random.default_rng((seed, _VALIDATION, number))
-        yield objective(windows, owned, None if present.all() else present, rng)
+        yield objective(windows, loss_mask, None if padding_mask.all() else padding_mask, rng)
 
 
 def _stride(objective: Objective, context: int) -> int:

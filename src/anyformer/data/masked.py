@@ -1,4 +1,4 @@
-"""The masked objective: hidden tokens, from both sides."""
+"""The masked language modeling objective."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ _T = TypeVar("_T", np.int64, np.bool_)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Joints:
-    """How tokens make up words: a token goes on with the word of the one before where both sides join.
+class WordBoundaries:
+    """Which tokens make up a word: two neighbors belong to one word if the first allows it and the second as well.
 
     Attributes:
-        left: [vocab] whether a token, by its beginning, can go on with a word.
-        right: [vocab] whether a token, by its end, can be gone on with.
+        left: [vocab_size] whether a token may continue the word of the token before it.
+        right: [vocab_size] whether a token's word may continue in the token after it.
     """
 
     left: Bool
     right: Bool
 
     def first(self, windows: Int64) -> Bool:
-        """Mark the tokens of [batch, time] with which a word begins. A window's edge cuts words."""
-        begins = np.ones_like(windows, dtype=np.bool_)
-        begins[:, 1:] = ~(self.left[windows[:, 1:]] & self.right[windows[:, :-1]])
-        return begins
+        """Mark the first token of each word, [batch, time]; a word that a window cuts begins at the window's edge."""
+        starts = np.ones_like(windows, dtype=np.bool_)
+        starts[:, 1:] = ~(self.left[windows[:, 1:]] & self.right[windows[:, :-1]])
+        return starts
 
 
 @dataclass(frozen=True, slots=True)
 class Masked:
-    """Predict hidden tokens from both sides, as BERT does (Devlin et al. 2018, section 3.1 and appendix A.1).
+    """Predict masked tokens from the tokens on both sides (Devlin et al. 2018, section 3.1 and appendix A.1).
 
-    Of a window's tokens that are text, 15% are to be predicted (rounded, at least one); of those 80% are
-    replaced by the mask token, 10% by a random token, and 10% stay.
+    15% of a window's tokens that aren't special are targets (rounded, at least one). Of these, 80% are replaced by the
+    mask token, 10% by a random token, and 10% are kept.
 
-    With `words`, whole words are chosen until 15% of the tokens are, those left out that would be too much (whole
-    word masking, in the README and the create_pretraining_data.py of BERT's code; Cui et al. 2021). What becomes of
-    each token of a word is still drawn for it alone. Where every word is too much, the shortest is chosen.
+    With `words`, the targets are whole words: words are drawn until 15% of the tokens are targets, and those that would
+    exceed it are skipped (whole word masking, in the README and the create_pretraining_data.py of BERT's code; Cui et
+    al. 2021). Each token of a word is still replaced independently. Where every word exceeds it, the shortest is taken.
 
     Attributes:
         mask_id: the mask token.
-        ordinary: [n] the ids that a random replacement is drawn from: all that are not special.
-        special: [m] the ids that are never to be predicted.
-        before, after: what stands around each window, such as [CLS] and [SEP]; None for nothing.
-        share: which share of the tokens is to be predicted.
-        words: which tokens make up a word, to choose whole words; None to choose single tokens.
+        ordinary: [n] the ids that random replacements are drawn from: all that are not special.
+        special: [m] the ids that are never targets.
+        before, after: tokens around each window, such as [CLS] and [SEP]; None for none.
+        probability: the fraction of tokens that are targets.
+        words: which tokens make up a word, for whole word masking; None: tokens are drawn one by one.
     """
 
     mask_id: int
@@ -57,31 +57,31 @@ class Masked:
     special: Int64
     before: int | None = None
     after: int | None = None
-    share: float = 0.15
-    words: Joints | None = None
+    probability: float = 0.15
+    words: WordBoundaries | None = None
 
     @property
     def overlap(self) -> int:
-        """Windows stand side by side."""
+        """0: windows are side by side."""
         return 0
 
     def stride(self, context: int) -> int:
-        """The context less what stands around a window."""
+        """The context less the tokens around a window."""
         return context - (self.before is not None) - (self.after is not None)
 
     def __call__(
         self,
         windows: Int64,
-        owned: Bool,
-        present: Bool | None,
+        loss_mask: Bool,
+        padding_mask: Bool | None,
         rng: np.random.Generator,
-        begins: Bool | None = None,
+        stream_start: Bool | None = None,
     ) -> Batch:
         """Make a batch of [batch, context]."""
-        del begins
-        candidates = owned & ~np.isin(windows, self.special)
+        del stream_start
+        candidates = loss_mask & ~np.isin(windows, self.special)
         count = candidates.sum(axis=1)
-        wanted = np.where(count > 0, np.maximum(1, np.rint(self.share * count)), 0).astype(np.int64)
+        wanted = np.where(count > 0, np.maximum(1, np.rint(self.probability * count)), 0).astype(np.int64)
         if self.words is None:
             draw = np.where(candidates, rng.random(windows.shape), np.inf)
             rank = draw.argsort(axis=1).argsort(axis=1)
@@ -97,7 +97,7 @@ class Masked:
         changed = np.where(fate < 0.8, self.mask_id, np.where(fate < 0.9, random, windows))
         tokens = np.where(chosen, changed, windows)
         targets = np.where(chosen, windows, IGNORED)
-        mask = None if present is None else self._surround(present, True, True)
+        mask = None if padding_mask is None else self._surround(padding_mask, True, True)
         return Batch(self._surround(tokens, self.before, self.after), self._surround(targets, IGNORED, IGNORED), mask)
 
     def _surround(self, rows: npt.NDArray[_T], before: int | None, after: int | None) -> npt.NDArray[_T]:
@@ -110,13 +110,16 @@ class Masked:
 
 
 def _whole_words(number: Int64, candidates: Bool, wanted: int, rng: np.random.Generator) -> Bool:
-    """Choose words of a row at random until `wanted` tokens are chosen, leaving out those that don't fit any more.
+    """Draw words of a row until `wanted` tokens are drawn, and skip words that would exceed that.
 
     Args:
-        number: [time] the word that each token belongs to, from 0.
-        candidates: [time] which tokens may be chosen.
-        wanted: how many to choose; fewer where nothing fits exactly.
+        number: [time] index of the word that each token belongs to.
+        candidates: [time] True for tokens that may be targets.
+        wanted: number of targets; fewer where no words add up to it.
         rng: the source of randomness.
+
+    Returns:
+        [time] True for targets.
     """
     sizes = np.bincount(number[candidates], minlength=int(number[-1]) + 1)
     order = rng.permutation(np.flatnonzero(sizes))

@@ -1,8 +1,7 @@
-"""Objectives: what a window of tokens is trained to predict.
+"""Training objectives: inputs and targets of windows of the token stream.
 
-An objective turns windows into a Batch. It is a pure function: its randomness comes only from the generator
-it is given. A further objective is one class and one entry in OBJECTIVES. (Sequence to sequence has no windows:
-its batches are made of pairs, see `pair_batches`.)
+An objective is a pure function from windows to a Batch; its randomness comes from a generator that is passed in. A new
+one is a class and an entry in OBJECTIVES. (Sequence to sequence has pairs and no windows, see `pair_batches`.)
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 from anyformer.config import SpecialTokens
 from anyformer.data.batch import IGNORED, Batch, Bool, Int64
 from anyformer.data.causal import Causal
-from anyformer.data.masked import Joints, Masked
+from anyformer.data.masked import Masked, WordBoundaries
 from anyformer.data.span_corruption import SpanCorruption
 from anyformer.errors import UserError, nearest
 from anyformer.tokenizer import Tokenizer
@@ -39,35 +38,36 @@ __all__ = [
 
 
 class Objective(Protocol):
-    """Turns windows of the token stream into batches."""
+    """A function from windows of the token stream to batches."""
 
     @property
     def overlap(self) -> int:
-        """By how many tokens a window reaches beyond those that it is responsible for."""
+        """The number of tokens that a window shares with the next one."""
         ...
 
     def stride(self, context: int) -> int:
-        """How many new tokens a window of a model's context holds; less than 1 where the context is too short."""
+        """The distance between two windows, in tokens; less than 1 where the context is too short."""
         ...
 
     def __call__(
         self,
         windows: Int64,
-        owned: Bool,
-        present: Bool | None,
+        loss_mask: Bool,
+        padding_mask: Bool | None,
         rng: np.random.Generator,
-        begins: Bool | None = None,
+        stream_start: Bool | None = None,
     ) -> Batch:
         """Make a batch.
 
         Args:
-            windows: [batch, stride + overlap] tokens.
-            owned: [batch, stride + overlap], True for the tokens that this window has to predict. Each token
-                of the stream is owned once an epoch.
-            present: [batch, stride + overlap], True for a real token; None where all are. Others come last.
+            windows: [batch, stride + overlap] ids.
+            loss_mask: [batch, stride + overlap], True for tokens that may be targets in this window. Each token of the
+                stream is True in one window an epoch.
+            padding_mask: [batch, stride + overlap], True for tokens that aren't padding, which is on the right; None
+                without padding.
             rng: the only source of randomness.
-            begins: [batch, stride + overlap], True for the first token of the whole stream, which follows on
-                nothing, whatever stands before it in a window; None where it opens a window if it is in one.
+            stream_start: [batch, stride + overlap], True for the first token of the stream, which the ring puts after
+                the last one; None: it can only be the first of a window.
         """
         ...
 
@@ -115,7 +115,7 @@ def masked(tokenizer: Tokenizer, choices: Choices) -> Masked:
         left, right = joints(tokenizer.backend)
         left, right = np.array(left), np.array(right)
         left[special] = right[special] = False
-        words = Joints(left, right)
+        words = WordBoundaries(left, right)
     return Masked(tokenizer.mask, ordinary, special, tokenizer.cls, tokenizer.sep, words=words)
 
 
@@ -137,7 +137,7 @@ def span_corruption(tokenizer: Tokenizer, choices: Choices) -> SpanCorruption:
 
 
 def decoder_start(tokens: SpecialTokens, tokenizer: Tokenizer) -> int:
-    """The id that a model's decoder reads first, in this tokenizer: of the token that plays the same role.
+    """The id of the decoder's first input in this tokenizer: the token with the same role as in the model's own.
 
     Args:
         tokens: the special tokens of the model's preset, in the ids of its own tokenizer: which role they give to

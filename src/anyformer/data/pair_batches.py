@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anyformer.data.batch import IGNORED, Batch, Int64
-from anyformer.data.permutation import derive, permute
+from anyformer.data.feistel_shuffle import feistel_shuffle, mix_seed
 from anyformer.errors import UserError
 
 Ids = npt.NDArray[np.integer]
@@ -49,7 +49,7 @@ class Pairs(Protocol):
 
 
 class PairBatches:
-    """Batches of pairs. A source ends with `eos`, and so does a target; what the decoder reads begins with `start`.
+    """Batches of pairs. Sources and targets end with `eos`, and the decoder's input begins with `start`.
 
     Attributes:
         steps_per_epoch: number of batches in an epoch.
@@ -76,7 +76,7 @@ class PairBatches:
             seed: decides the order.
             eos: ends every source and target.
             pad: fills rows up.
-            start: what the decoder reads first.
+            start: the decoder's first input.
             context: longest source and target in tokens, `eos` included; longer ones are cut, and counted in
                 `truncated`. None: only a side longer than a whole batch is.
 
@@ -110,18 +110,18 @@ class PairBatches:
 
     def members(self, step: int) -> Int64:
         """Return the numbers of a step's pairs, [rows]."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order = derive(self.seed, _ORDER, epoch)
-        number = int(permute(np.array([place]), self.steps_per_epoch, order)[0])
-        places = np.arange(self._edges[number], self._edges[number + 1])
-        tie = np.searchsorted(self._ties, places, side="right") - 1
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = mix_seed(self.seed, _ORDER, epoch)
+        number = int(feistel_shuffle(np.array([index]), self.steps_per_epoch, order)[0])
+        indices = np.arange(self._edges[number], self._edges[number + 1])
+        tie = np.searchsorted(self._ties, indices, side="right") - 1
         for group in np.unique(tie).tolist():
             first, end = self._ties[group : group + 2].tolist()
             rows = tie == group
             if end - first > 1:
-                key = derive(self.seed, _TIES, epoch, group)
-                places[rows] = first + permute(places[rows] - first, end - first, key)
-        return self._sorted[places]
+                key = mix_seed(self.seed, _TIES, epoch, group)
+                indices[rows] = first + feistel_shuffle(indices[rows] - first, end - first, key)
+        return self._sorted[indices]
 
     def validation(self, every: int = 1) -> Iterator[Batch]:
         """Yield every so many-th batch in order of length, the same at each call; with every=1 each pair once."""
@@ -141,8 +141,8 @@ class PairBatches:
             source[row, : len(read)], source[row, len(read)] = read, self._eos
             wanted[row, : len(write)], wanted[row, len(write)] = write, self._eos
             tokens[row, 1 : len(write) + 1] = write
-        real = np.arange(source.shape[1]) <= np.array([[len(read)] for read in sources])
-        return Batch(tokens, wanted, source=source, source_mask=None if real.all() else real)
+        padding_mask = np.arange(source.shape[1]) <= np.array([[len(read)] for read in sources])
+        return Batch(tokens, wanted, source=source, source_mask=None if padding_mask.all() else padding_mask)
 
 
 def _cut(lengths: Int64, batch_tokens: int) -> Int64:

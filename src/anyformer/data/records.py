@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from anyformer.data.files import opened, suffix_of
+from anyformer.data.input_files import opened, suffix_of
 from anyformer.errors import UserError, nearest
 
 Record = tuple[int, tuple[str, ...]]

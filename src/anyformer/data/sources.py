@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from anyformer.data.files import TEXT_SUFFIXES, Paths, find_files, opened, suffix_of, supported, walk
+from anyformer.data.input_files import TEXT_SUFFIXES, Paths, find_files, opened, suffix_of, supported, walk
 from anyformer.data.records import not_text, records
 from anyformer.errors import UserError
 

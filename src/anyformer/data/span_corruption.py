@@ -1,4 +1,4 @@
-"""The span corruption objective: what stood where the sentinels stand."""
+"""The span corruption objective of T5."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anyformer.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class SpanCorruption:
-    """Replace random spans by sentinels and predict them, as T5 does (Raffel et al. 2020, sections 3.1.4 and 3.3.4).
+    """Replace random spans by sentinels and predict them (Raffel et al. 2020, sections 3.1.4 and 3.3.4).
 
     ::
 
@@ -20,30 +20,30 @@ class SpanCorruption:
         source   thank you <extra_id_0> me to your party <extra_id_1> </s>
         targets  <extra_id_0> for inviting <extra_id_1> last week </s>
 
-    15% of the tokens are predicted, in spans of 3 on average. How many tokens and spans is not left to chance, only
-    where they are: text and spans alternate, and every division into so many parts is equally likely (T5's code,
-    random_spans_noise_mask). So all batches have one shape, and a window is as long as a source of the model's
-    context allows (compute_input_and_target_lengths).
+    15% of the tokens are in spans, 3 long on average. The number of spans and of their tokens is fixed, and only their
+    positions are random: text and spans alternate, and every division into that many parts is equally likely (T5's
+    code, random_spans_noise_mask). So all batches have the same shape, and windows are as long as the context allows
+    (compute_input_and_target_lengths).
 
     Attributes:
         sentinels: the ids of <extra_id_0>, <extra_id_1> ...
         eos: ends source and targets.
-        start: what the decoder reads first.
-        pad: stands where a window is too short.
-        share: which share of the tokens is predicted.
-        span: mean length of a span.
+        start: the decoder's first input.
+        pad: fills up a window that is too short.
+        noise_density: the fraction of tokens in spans.
+        mean_span_length: in tokens.
     """
 
     sentinels: tuple[int, ...]
     eos: int
     start: int
     pad: int
-    share: float = 0.15
-    span: float = 3.0
+    noise_density: float = 0.15
+    mean_span_length: float = 3.0
 
     @property
     def overlap(self) -> int:
-        """Windows stand side by side."""
+        """0: windows are side by side."""
         return 0
 
     def stride(self, context: int) -> int:
@@ -66,44 +66,44 @@ class SpanCorruption:
         return length
 
     def lengths(self, length: int) -> tuple[int, int]:
-        """How long source and targets of a window of `length` tokens are."""
+        """The lengths of source and targets of a window of `length` tokens."""
         hidden, spans = self._counts(length)
         return length - hidden + spans + 1, hidden + spans + 1
 
     def __call__(
         self,
         windows: Int64,
-        owned: Bool,
-        present: Bool | None,
+        loss_mask: Bool,
+        padding_mask: Bool | None,
         rng: np.random.Generator,
-        begins: Bool | None = None,
+        stream_start: Bool | None = None,
     ) -> Batch:
         """Make a batch of [batch, context], and targets of about a fifth of that.
 
-        The sentinel before a span counts where the span's first token does, and the end where the last token does.
+        A sentinel is in the loss if the first token of its span is, and `eos` if the window's last token is.
         """
-        del begins
+        del stream_start
         rows, length = windows.shape
         source = np.full((rows, self.lengths(length)[0]), self.pad, dtype=np.int64)
         targets = np.full((rows, self.lengths(length)[1]), IGNORED, dtype=np.int64)
         tokens = np.full_like(targets, self.pad)
-        real = np.zeros_like(source, dtype=np.bool_)
+        source_mask = np.zeros_like(source, dtype=np.bool_)
         for row in range(rows):
-            size = length if present is None else int(present[row].sum())
-            read, written, counts = self._corrupt(windows[row, :size], owned[row, :size], rng)
+            size = length if padding_mask is None else int(padding_mask[row].sum())
+            read, written, counts = self._corrupt(windows[row, :size], loss_mask[row, :size], rng)
             source[row, : len(read)] = read
-            real[row, : len(read)] = True
+            source_mask[row, : len(read)] = True
             tokens[row, : len(written)] = np.concatenate(([self.start], written[:-1]))
             targets[row, : len(written)] = np.where(counts, written, IGNORED)
-        return Batch(tokens, targets, source=source, source_mask=None if real.all() else real)
+        return Batch(tokens, targets, source=source, source_mask=None if source_mask.all() else source_mask)
 
     def _counts(self, length: int) -> tuple[int, int]:
-        """How many tokens of a window are hidden, and in how many spans."""
-        hidden = max(min(round(self.share * length), length - 1), 1)
-        return hidden, max(min(round(hidden / self.span), length - hidden), 1)
+        """The number of tokens in spans, and of spans."""
+        hidden = max(min(round(self.noise_density * length), length - 1), 1)
+        return hidden, max(min(round(hidden / self.mean_span_length), length - hidden), 1)
 
-    def _corrupt(self, window: Int64, owned: Bool, rng: np.random.Generator) -> tuple[Int64, Int64, Bool]:
-        """Source and targets of one window, and which of the targets count."""
+    def _corrupt(self, window: Int64, loss_mask: Bool, rng: np.random.Generator) -> tuple[Int64, Int64, Bool]:
+        """Source and targets of one window, and the loss mask of the targets."""
         hidden, spans = self._counts(len(window))
         sizes = np.stack((_divide(len(window) - hidden, spans, rng), _divide(hidden, spans, rng)), axis=1).ravel()
         ends = sizes.cumsum()
@@ -115,12 +115,16 @@ class SpanCorruption:
             begin, middle, end = ends[2 * index] - sizes[2 * index], ends[2 * index], ends[2 * index + 1]
             read += [window[begin:middle], sentinel]
             written += [sentinel, window[middle:end]]
-            counts += [owned[middle : middle + 1], owned[middle:end]]
+            counts += [loss_mask[middle : middle + 1], loss_mask[middle:end]]
         last = np.array([self.eos])
-        return np.concatenate([*read, last]), np.concatenate([*written, last]), np.concatenate([*counts, owned[-1:]])
+        return (
+            np.concatenate([*read, last]),
+            np.concatenate([*written, last]),
+            np.concatenate([*counts, loss_mask[-1:]]),
+        )
 
 
 def _divide(items: int, parts: int, rng: np.random.Generator) -> Int64:
-    """Sizes of a random division of so many items into so many parts, none of them empty unless items are too few."""
+    """Sizes of a random division of `items` into `parts`, none of them empty unless there are fewer items."""
     cuts = np.sort(rng.permutation(max(items - 1, 0))[: parts - 1]) + 1
     return np.diff(np.concatenate(([0], cuts, [items])))

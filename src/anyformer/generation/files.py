@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from anyformer import atomic
-from anyformer.data.files import RECORD_SUFFIXES, suffix_of
+from anyformer.data.input_files import RECORD_SUFFIXES, suffix_of
 from anyformer.data.records import records
 from anyformer.data.sources import text_lines
 from anyformer.errors import UserError

@@ -18,14 +18,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from anyformer.config import ModelConfig, SpecialTokens
 from anyformer.data.batch import Batch
-from anyformer.data.cache import Cache, identity, key
+from anyformer.data.corpus import Corpus, Split
+from anyformer.data.disk_cache import Cache, identity, key
+from anyformer.data.materialize import STANDARD_INPUT, materialize
 from anyformer.data.objectives import decoder_start
-from anyformer.data.pairs import PairFile, tokenize_pairs
-from anyformer.data.parallel import Pair, PairCorpus, parallel_files, record_files
+from anyformer.data.pair_corpus import Pair, PairCorpus, parallel_files, record_files
+from anyformer.data.pair_files import PairFile, tokenize_pairs
 from anyformer.data.sources import Document, find_files, standard_library
-from anyformer.data.split import Corpus, Split
-from anyformer.data.spool import STANDARD_INPUT, spooled
-from anyformer.data.tokens import FORMAT, TokenFile, tokenize_parts
+from anyformer.data.token_files import FORMAT, TokenFile, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.families import to_huggingface
 from anyformer.runs.directory import model_directory
@@ -125,7 +125,7 @@ def prepare(config: CompleteConfig, given: frozenset[str], console: Console) -> 
     cache = Cache(config.cache)
     if config.objective == "seq2seq":
         return _prepare(config, given, console, cache, _pairs, tokenize_pairs, PairFile.open, PairFeed)
-    return _prepare(config, given, console, cache, _documents, tokenize_parts, TokenFile.open, TextFeed)
+    return _prepare(config, given, console, cache, _documents, tokenize_splits, TokenFile.open, TextFeed)
 
 
 def keep_standard_input(config: _Config) -> _Config:
@@ -142,7 +142,7 @@ def keep_standard_input(config: _Config) -> _Config:
     cache = Cache(config.cache)
 
     def kept(paths: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(spooled((path,), (), cache)[0] if path == STANDARD_INPUT else path for path in paths)
+        return tuple(materialize((path,), (), cache)[0] if path == STANDARD_INPUT else path for path in paths)
 
     return replace(config, data=kept(config.data), validation=kept(config.validation))
 
@@ -165,7 +165,7 @@ class _Corpus(Protocol[_ItemOut]):
 
 
 class _Writes(Protocol[_ItemIn]):
-    """`tokenize_parts` or `tokenize_pairs`."""
+    """`tokenize_splits` or `tokenize_pairs`."""
 
     def __call__(
         self,
@@ -290,7 +290,7 @@ class _Bar:
 
 def _documents(config: CompleteConfig, cache: Cache, say: Callable[[str], None]) -> _Data[Document]:
     def corpus(paths: Iterable[str | Path]) -> tuple[Corpus, str]:
-        files = find_files(spooled(map(str, paths), (config.field,), cache, progress=say))
+        files = find_files(materialize(map(str, paths), (config.field,), cache, progress=say))
         name = key("documents", identity(files), config.field)
         split = _split(cache, name, lambda: Corpus(files, config.field).split)
         return Corpus(files, config.field, split), name
@@ -305,7 +305,7 @@ def _pairs(config: CompleteConfig, cache: Cache, say: Callable[[str], None]) -> 
         raise ValueError("sequence to sequence has a source and a target")
 
     def corpus(source: str, target: str, paths: Iterable[str]) -> tuple[PairCorpus, str]:
-        found = spooled(paths, (source, target), cache, progress=say)
+        found = materialize(paths, (source, target), cache, progress=say)
         fields = (source, target) if found else None
         files = record_files(found) if found else parallel_files(source, target)
         name = key("pairs", identity(files), fields)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anyformer.data.feistel_shuffle import mix_seed
 from anyformer.data.objectives import IGNORED, Batch
-from anyformer.data.permutation import derive
 from anyformer.model import Transformer
 from anyformer.training.engines.base import Plan, Step
 from anyformer.training.engines.group import Group
@@ -157,7 +157,7 @@ class Single:
         return self.spread(**inputs).loss
 
     def _seed_dropout(self, step: int, part: int) -> None:
-        torch.manual_seed(derive(self.plan.seed, _DROPOUT, step, part, self.group.rank) >> 1)
+        torch.manual_seed(mix_seed(self.plan.seed, _DROPOUT, step, part, self.group.rank) >> 1)
 
     def _eager(self) -> AbstractContextManager[object]:
         """Compiling for other shapes, and without gradients, would take longer than it saves."""

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anyformer.data import encode, worker
-from anyformer.data import tokens as module
+from anyformer.data import encoding_worker, parallel_encoding
+from anyformer.data import token_files as module
 from anyformer.data.sources import Document, documents
-from anyformer.data.tokens import HEADER, TokenFile, tokenize, tokenize_parts
+from anyformer.data.token_files import HEADER, TokenFile, tokenize, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
@@ -69,7 +69,7 @@ def test_ids_and_separators(tmp_path: Path, parts: list[tuple[str, bool]], separ
     given_documents = [Document(text, Path("a"), last=last) for text, last in parts]
     done: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "CHUNK", at_once)
+        patch.setattr(parallel_encoding, "CHUNK", at_once)
         file = tokenize(given_documents, Points(separator=separator), tmp_path / "t", progress=done.append)
     expected = joined(parts, separator)
     assert file.ids.dtype == np.uint32
@@ -86,8 +86,8 @@ def test_parts_are_files_of_their_own(tmp_path: Path, parts: list[tuple[str, lis
     labeled = [(name, text, last) for name, group in parts for text, last in group]
     both = [(name, Document(text, Path("a"), last=last)) for name, text, last in labeled]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "CHUNK", at_once)
-        tokenize_parts(both, Points(), {name: tmp_path / name for name in "ab"})
+        patch.setattr(parallel_encoding, "CHUNK", at_once)
+        tokenize_splits(both, Points(), {name: tmp_path / name for name in "ab"})
     for name in "ab":
         own = [(text, last) for label, text, last in labeled if label == name]
         assert TokenFile.open(tmp_path / name).ids.tolist() == joined(own, 0)
@@ -103,8 +103,8 @@ def test_parts_are_files_of_their_own(tmp_path: Path, parts: list[tuple[str, lis
 def test_workers_change_nothing(tmp_path: Path, texts: list[str], at_once: int, workers: int, spec: str):
     parts = [Document(text, Path("a"), last=index % 3 != 0) for index, text in enumerate(texts) if text]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "CHUNK", at_once)
-        patch.setattr(encode, "_INLINE", 0)
+        patch.setattr(parallel_encoding, "CHUNK", at_once)
+        patch.setattr(parallel_encoding, "_INLINE", 0)
         one = tokenize(parts, trained(spec), tmp_path / "one", workers=1)
         many = tokenize(parts, trained(spec), tmp_path / "many", workers=workers)
     assert one.path.read_bytes() == many.path.read_bytes()
@@ -112,7 +112,7 @@ def test_workers_change_nothing(tmp_path: Path, texts: list[str], at_once: int, 
 
 
 def test_no_more_is_read_ahead_than_the_workers_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(encode, "CHUNK", 10)
+    monkeypatch.setattr(parallel_encoding, "CHUNK", 10)
     read, written, ahead = 0, 0, 0
 
     def source() -> Iterator[list[str]]:
@@ -121,11 +121,11 @@ def test_no_more_is_read_ahead_than_the_workers_need(tmp_path: Path, monkeypatch
             read += 1
             yield ["one two three"]
 
-    for _ in encode.encoded(source(), list, trained("bpe:300"), 2):
+    for _ in parallel_encoding.encoded(source(), list, trained("bpe:300"), 2):
         written += 1
         ahead = max(ahead, read - written)
     assert written == 60
-    assert ahead <= max(2 * 2 + 1, encode._INLINE + 1)
+    assert ahead <= max(2 * 2 + 1, parallel_encoding._INLINE + 1)
 
 
 def test_processes_end_with_the_work(monkeypatch: pytest.MonkeyPatch):
@@ -136,9 +136,9 @@ def test_processes_end_with_the_work(monkeypatch: pytest.MonkeyPatch):
             super().__init__(*arguments, **options)
             started.append(self)
 
-    monkeypatch.setattr(encode.subprocess, "Popen", Kept)
+    monkeypatch.setattr(parallel_encoding.subprocess, "Popen", Kept)
     groups = (["one two"] for _ in range(20))
-    results = encode.encoded(groups, list, trained("bpe:300"), 2)
+    results = parallel_encoding.encoded(groups, list, trained("bpe:300"), 2)
     next(results)
     assert [process.poll() for process in started] == [None, None]
     results.close()  # as an exception in the loop that uses them does
@@ -147,14 +147,14 @@ def test_processes_end_with_the_work(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_killed_process_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
     started: list[int] = []
-    start = encode._Worker.__init__
+    start = parallel_encoding._Worker.__init__
 
-    def kept(self: encode._Worker, greeting: bytes) -> None:
+    def kept(self: parallel_encoding._Worker, greeting: bytes) -> None:
         start(self, greeting)
         started.append(self._process.pid)
 
-    monkeypatch.setattr(encode._Worker, "__init__", kept)
-    results = encode.encoded((["one two"] for _ in range(2000)), list, trained("bpe:300"), 2)
+    monkeypatch.setattr(parallel_encoding._Worker, "__init__", kept)
+    results = parallel_encoding.encoded((["one two"] for _ in range(2000)), list, trained("bpe:300"), 2)
     next(results)
     os.kill(started[0], signal.SIGKILL)
     with pytest.raises(UserError, match=r"ended with status -9\. If memory ran out, try fewer --workers"):
@@ -162,12 +162,12 @@ def test_a_killed_process_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_what_a_process_can_not_encode(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(encode, "_INLINE", 0)
+    monkeypatch.setattr(parallel_encoding, "_INLINE", 0)
     with pytest.raises(UserError, match="The text can't be encoded: "):
-        list(encode.encoded([["\ud800"]], list, trained("bpe:300"), 2))
+        list(parallel_encoding.encoded([["\ud800"]], list, trained("bpe:300"), 2))
     characters = Tokenizer.train(["abc"], "char")
     with pytest.raises(UserError, match="The character 'd'"):
-        list(encode.encoded([["abcd"]], list, characters, 2))
+        list(parallel_encoding.encoded([["abcd"]], list, characters, 2))
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(65536, np.uint16), (65537, np.uint32)])
@@ -259,7 +259,7 @@ def test_a_process_whose_program_is_gone_says_nothing(cut: int):
     greeting = pickle.dumps((sys.path, trained("bpe:300").backend.to_str(), "H"))
     request = pickle.dumps(["one two " * 100_000])
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-P", str(worker.__file__)], **pipes)
+    process = subprocess.Popen([sys.executable, "-P", str(encoding_worker.__file__)], **pipes)
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
@@ -274,12 +274,12 @@ def test_a_process_whose_program_is_gone_says_nothing(cut: int):
 _SLOW = """
 import sys
 from pathlib import Path
-from anyformer.data import encode
+from anyformer.data import parallel_encoding
 from anyformer.data.sources import Document
-from anyformer.data.tokens import tokenize
+from anyformer.data.token_files import tokenize
 from anyformer.tokenizer import Tokenizer
 
-encode.CHUNK = 1000
+parallel_encoding.CHUNK = 1000
 text = "one two three, two and one.\\n" * 50
 documents = (Document(text, Path("a")) for _ in range(10**9))
 print("begun", flush=True)
@@ -307,7 +307,7 @@ def test_a_signal_ends_the_workers_too(number: signal.Signals, tmp_path: Path):
     finally:
         process.kill()
     assert process.returncode != 0
-    assert "worker.py" not in err
+    assert "encoding_worker.py" not in err
     deadline = time.monotonic() + 20
     while any(_runs(worker) for worker in workers):
         assert time.monotonic() < deadline, "a worker outlived the program"

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from anyformer.data.cache import Cache
-from anyformer.data.parallel import PairCorpus
+from anyformer.data.disk_cache import Cache
+from anyformer.data.materialize import materialize
+from anyformer.data.pair_corpus import PairCorpus
 from anyformer.data.sources import documents
-from anyformer.data.spool import spooled
 from anyformer.errors import UserError
 
 
@@ -21,15 +21,15 @@ class Terminal(io.BytesIO):
 
 def test_standard_input_is_a_file_from_then_on(tmp_path: Path):
     cache = Cache(tmp_path / "cache")
-    (path, other) = spooled(["-", "a.txt"], ("text",), cache, stdin=io.BytesIO("one\ntwo €".encode()))
+    (path, other) = materialize(["-", "a.txt"], ("text",), cache, stdin=io.BytesIO("one\ntwo €".encode()))
     assert other == "a.txt"
     assert [d.text for d in documents(path)] == ["one\ntwo €"]
-    assert spooled(["-"], (), cache, stdin=io.BytesIO("one\ntwo €".encode())) == [path]
-    assert spooled(["-"], (), cache, stdin=io.BytesIO(b"other")) != [path]
+    assert materialize(["-"], (), cache, stdin=io.BytesIO("one\ntwo €".encode())) == [path]
+    assert materialize(["-"], (), cache, stdin=io.BytesIO(b"other")) != [path]
     with pytest.raises(UserError, match="standard input is empty"):
-        spooled(["-"], (), cache, stdin=io.BytesIO())
+        materialize(["-"], (), cache, stdin=io.BytesIO())
     with pytest.raises(UserError, match="that is a terminal"):
-        spooled(["-"], (), cache, stdin=Terminal(b"x"))
+        materialize(["-"], (), cache, stdin=Terminal(b"x"))
     assert len(list((tmp_path / "cache" / "sources").iterdir())) == 2
 
 
@@ -55,20 +55,20 @@ def test_a_data_set_is_read_once(tmp_path: Path, hub: Path, monkeypatch: pytest.
 
     cache = Cache(tmp_path / "cache")
     said: list[str] = []
-    (path,) = spooled([f"hf:{hub}"], ("text",), cache, progress=said.append)
+    (path,) = materialize([f"hf:{hub}"], ("text",), cache, progress=said.append)
     assert said == [f"reading hf:{hub}"]
     assert [d.text for d in documents(path)] == [f"train {i}" for i in range(1, 5)]
-    (test,) = spooled([f"hf:{hub}:test"], ("text",), cache)
+    (test,) = materialize([f"hf:{hub}:test"], ("text",), cache)
     assert [d.text for d in documents(test)] == ["test 1"]
-    assert spooled([f"hf:{hub}:default:test"], ("text",), cache) != [test]
+    assert materialize([f"hf:{hub}:default:test"], ("text",), cache) != [test]
     monkeypatch.setattr(datasets, "load_dataset", None)
-    assert spooled([f"hf:{hub}"], ("text",), cache) == [path]
+    assert materialize([f"hf:{hub}"], ("text",), cache) == [path]
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_pairs_of_a_data_set(tmp_path: Path, hub: Path):
     fields = ("translation.en", "translation.de")
-    (path,) = spooled([f"hf:{hub}"], fields, Cache(tmp_path / "cache"))
+    (path,) = materialize([f"hf:{hub}"], fields, Cache(tmp_path / "cache"))
     assert [(p.source, p.target) for p in PairCorpus([Path(path)], fields)] == [(str(i), "x") for i in range(5)]
 
 
@@ -83,7 +83,7 @@ def test_pairs_of_a_data_set(tmp_path: Path, hub: Path):
 )
 def test_a_data_set_that_can_not_be_had(tmp_path: Path, hub: Path, end: str, field: str, message: str):
     with pytest.raises(UserError, match=message) as error:
-        spooled([f"hf:{hub}{end}"], (field,), Cache(tmp_path / "cache"))
+        materialize([f"hf:{hub}{end}"], (field,), Cache(tmp_path / "cache"))
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "cache").rglob("*.zst"))
 
@@ -100,7 +100,7 @@ def test_names_configs_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["de-en"])
     specs = ["hf:a/b", "hf:a/b:de-en", "hf:a/b:test", "hf:a/b:de-en:test", "hf:a/b::test"]
-    spooled(specs, ("text",), Cache(tmp_path))
+    materialize(specs, ("text",), Cache(tmp_path))
     assert asked == [
         ("a/b", None, "train", True),
         ("a/b", "de-en", "train", True),
@@ -119,4 +119,4 @@ def test_a_failure_of_the_network_is_one_sentence(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(UserError, match=r"^The data set hf:a/b can't be read: Couldn't reach the hub\.$"):
-        spooled(["hf:a/b"], ("text",), Cache(tmp_path))
+        materialize(["hf:a/b"], ("text",), Cache(tmp_path))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from anyformer.data.cache import Cache, identity, key
+from anyformer.data.disk_cache import Cache, identity, key
 from anyformer.errors import UserError
 
 
@@ -104,7 +104,7 @@ def test_a_read_only_cache_serves_what_it_has(tmp_path: Path):
 _MAKES = """
 import sys, time
 from pathlib import Path
-from anyformer.data.cache import Cache
+from anyformer.data.disk_cache import Cache
 
 def make(folder):
     for number in range(200):

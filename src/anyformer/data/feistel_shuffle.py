@@ -1,4 +1,4 @@
-"""A shuffle of the numbers below n that needs no memory, however large n is.
+"""A random permutation of range(n) in constant memory, however large n is.
 
 A Feistel network is a bijection of the numbers of 2h bits whatever its round function is (Luby & Rackoff
 1988). Numbers that it sends to n or beyond are sent on until they land below n (cycle walking, Black &
@@ -14,13 +14,16 @@ _ROUNDS = 6
 _MASK = (1 << 64) - 1
 
 
-def permute(index: npt.NDArray[np.int64], n: int, key: int) -> npt.NDArray[np.int64]:
-    """Return where a shuffle of `range(n)` puts each of `index`.
+def feistel_shuffle(index: npt.NDArray[np.int64], n: int, key: int) -> npt.NDArray[np.int64]:
+    """Apply a pseudorandom permutation of `range(n)`.
 
     Args:
         index: any shape, values in [0, n).
-        n: how many there are to shuffle, at least 1.
-        key: which shuffle, in [0, 2**64).
+        n: size of the permutation, at least 1.
+        key: of the permutation, in [0, 2**64).
+
+    Returns:
+        The permuted values, in the shape of `index`.
     """
     half = max((n - 1).bit_length() + 1, 2) // 2
     keys = [_mix_number(key + round_) for round_ in range(_ROUNDS)]
@@ -57,9 +60,9 @@ def _mix_number(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def derive(*parts: int) -> int:
-    """Mix numbers into one key of 64 bits, such as a seed and an epoch."""
+def mix_seed(*numbers: int) -> int:
+    """Mix numbers, such as a seed and an epoch, into one key of 64 bits."""
     key = 0
-    for part in parts:
-        key = _mix_number(key ^ (part & _MASK))
+    for number in numbers:
+        key = _mix_number(key ^ (number & _MASK))
     return key

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anyformer.data import sources, split
-from anyformer.data.split import MANY, Corpus, Split
+from anyformer.data import corpus, sources
+from anyformer.data.corpus import MIN_DOCUMENTS, Corpus, Split
 from anyformer.errors import UserError
 
 here = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -27,7 +27,7 @@ def parts(paths: Path | list[Path]) -> tuple[str, str]:
 
 
 @here
-@given(texts=st.lists(printable, min_size=1, max_size=MANY - 1), piece=st.integers(1, 9))
+@given(texts=st.lists(printable, min_size=1, max_size=MIN_DOCUMENTS - 1), piece=st.integers(1, 9))
 def test_few_documents_are_split_by_position(tmp_path: Path, texts: list[str], piece: int):
     path = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in texts))
     whole = "".join(texts)
@@ -49,7 +49,7 @@ def test_few_documents_are_split_by_position(tmp_path: Path, texts: list[str], p
 
 
 @here
-@given(lengths=st.lists(st.integers(1, 2000), min_size=MANY, max_size=60))
+@given(lengths=st.lists(st.integers(1, 2000), min_size=MIN_DOCUMENTS, max_size=60))
 def test_many_documents_are_split_by_document(tmp_path: Path, lengths: list[int]):
     path = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": "x" * n}) + "\n" for n in lengths))
     corpus = Corpus(path)
@@ -69,7 +69,7 @@ def test_the_split_does_not_depend_on_where_the_data_is(tmp_path: Path):
 
 
 def test_data_that_grows_while_it_is_read(tmp_path: Path):
-    for i in range(MANY):
+    for i in range(MIN_DOCUMENTS):
         write(tmp_path / f"{i}.jsonl", '{"text": "x"}\n')
     corpus = Corpus(tmp_path)
     write(tmp_path / "3.jsonl", '{"text": "x"}\n' * 3)
@@ -86,7 +86,7 @@ def test_a_split_can_be_kept(tmp_path: Path, chosen: list[bool] | None, dropped:
     Split(10**12, len(chosen or [1]), dropped, mask).save(tmp_path / "s.npz")
     again = Split.load(tmp_path / "s.npz")
     assert (again.characters, again.count, again.dropped) == (10**12, len(chosen or [1]), dropped)
-    assert (None if again.chosen is None else again.chosen.tolist()) == chosen
+    assert (None if again.held_out is None else again.held_out.tolist()) == chosen
 
 
 @pytest.mark.parametrize("damage", [b"", b"rubbish", None])
@@ -102,9 +102,9 @@ def test_a_damaged_split_is_named(tmp_path: Path, damage: bytes | None):
 
 
 def test_a_known_split_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for index in range(MANY):
+    for index in range(MIN_DOCUMENTS):
         write(tmp_path / f"{index}.txt", f"text {index}")
     first = Corpus(tmp_path)
-    monkeypatch.setattr(split, "documents", None)
+    monkeypatch.setattr(corpus, "documents", None)
     second = Corpus(tmp_path, split=first.split)
-    assert (second.count, second.characters) == (MANY, first.characters)
+    assert (second.count, second.characters) == (MIN_DOCUMENTS, first.characters)

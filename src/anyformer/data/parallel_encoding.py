@@ -25,7 +25,7 @@ from typing import Any, Protocol, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from anyformer.data import worker
+from anyformer.data import encoding_worker
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
@@ -43,7 +43,7 @@ _INLINE = 4
 _Item = TypeVar("_Item")
 
 
-class Encodes(Protocol):
+class BatchEncoder(Protocol):
     """What tokenizing needs of a tokenizer."""
 
     @property
@@ -71,7 +71,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def narrowest(vocab_size: int) -> np.dtype[Any]:
+def id_dtype(vocab_size: int) -> np.dtype[Any]:
     """The type that ids are kept in: uint16 where it holds them all, else uint32."""
     return np.dtype("<u2" if vocab_size <= np.iinfo(np.uint16).max + 1 else "<u4")
 
@@ -93,7 +93,7 @@ def chunks(items: Iterable[_Item], size: Callable[[_Item], int]) -> Iterator[lis
 def encoded(
     groups: Iterable[list[_Item]],
     texts: Callable[[list[_Item]], list[str]],
-    tokenizer: Encodes,
+    tokenizer: BatchEncoder,
     workers: int | None = None,
 ) -> Iterator[tuple[list[_Item], Encoded]]:
     """Encode groups of items, in order, without the special tokens around a text.
@@ -111,7 +111,7 @@ def encoded(
         UserError: a text can't be encoded, or a worker was killed.
     """
     count = cores() if workers is None else workers
-    dtype = narrowest(tokenizer.vocab_size)
+    dtype = id_dtype(tokenizer.vocab_size)
     source = iter(groups)
     first = list(islice(source, _INLINE + 1))
     source = chain(first, source)
@@ -134,14 +134,14 @@ def encoded(
             yield group, future.result()
 
 
-def _inline(tokenizer: Encodes, texts: Sequence[str], dtype: np.dtype[Any]) -> Encoded:
+def _inline(tokenizer: BatchEncoder, texts: Sequence[str], dtype: np.dtype[Any]) -> Encoded:
     ids = tokenizer.encode_batch(texts, special=False)
     lengths = np.fromiter(map(len, ids), dtype=np.uint32, count=len(ids))
     return lengths, np.fromiter(chain.from_iterable(ids), dtype=dtype, count=int(lengths.sum()))
 
 
 class _Worker:
-    """A process of `anyformer.data.worker`."""
+    """A process of `anyformer.data.encoding_worker`."""
 
     def __init__(self, greeting: bytes) -> None:
         # In a group of its own, so that Ctrl-C reaches only the calling program, which then ends it.
@@ -151,7 +151,7 @@ class _Worker:
             else {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
         )
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, "-P", str(Path(worker.__file__))]
+        command = [sys.executable, "-P", str(Path(encoding_worker.__file__))]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         try:
             # Unbuffered, so that the pipe to a dead process can be closed: there is nothing left to write.

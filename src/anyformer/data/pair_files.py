@@ -23,9 +23,9 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from anyformer.data.encode import Encodes, Ids, Lengths, chunks, encoded
-from anyformer.data.parallel import Pair
-from anyformer.data.tokens import TokenFile, TokenWriter, size_of
+from anyformer.data.pair_corpus import Pair
+from anyformer.data.parallel_encoding import BatchEncoder, Ids, Lengths, chunks, encoded
+from anyformer.data.token_files import TokenFile, TokenWriter, utf8_length
 from anyformer.errors import UserError
 
 Int64 = npt.NDArray[np.int64]
@@ -90,7 +90,7 @@ class PairFile:
 
 def tokenize_pairs(
     pairs: Iterable[tuple[str, Pair]],
-    tokenizer: Encodes,
+    tokenizer: BatchEncoder,
     folders: Mapping[str, Path],
     *,
     workers: int | None = 1,
@@ -122,7 +122,7 @@ def tokenize_pairs(
                     chosen = np.repeat([part == name for part, _ in group], 2)
                     for number, own in enumerate((writer.sources, writer.targets)):
                         these = chosen & (side == number)
-                        size = sum(size_of(pair.target if number else pair.source) for pair in mine)
+                        size = sum(utf8_length(pair.target if number else pair.source) for pair in mine)
                         own.write(ids[np.repeat(these, lengths)], lengths[these], size)
             if progress is not None:
                 progress(sum(pair.characters for _, pair in group))

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anyformer import atomic
-from anyformer.data.encode import Encodes, Ids, Lengths, chunks, encoded, narrowest
+from anyformer.data.parallel_encoding import BatchEncoder, Ids, Lengths, chunks, encoded, id_dtype
 from anyformer.data.sources import Document
 from anyformer.errors import UserError
 
@@ -94,7 +94,7 @@ class TokenWriter:
     def __init__(self, path: Path, vocab_size: int) -> None:
         self._path = path
         self._vocab_size = vocab_size
-        self.dtype = narrowest(vocab_size)
+        self.dtype = id_dtype(vocab_size)
         self._tokens = self._bytes = self._documents = 0
         self._hash = hashlib.sha256()
 
@@ -135,7 +135,7 @@ class TokenWriter:
 
 def tokenize(
     documents: Iterable[Document],
-    tokenizer: Encodes,
+    tokenizer: BatchEncoder,
     path: str | os.PathLike[str],
     *,
     workers: int | None = 1,
@@ -158,13 +158,13 @@ def tokenize(
     where = Path(path)
     labeled = (("", document) for document in documents)
     with atomic.replacing(where, make_parents=True) as temporary:
-        tokenize_parts(labeled, tokenizer, {"": temporary}, workers=workers, progress=progress)
+        tokenize_splits(labeled, tokenizer, {"": temporary}, workers=workers, progress=progress)
     return TokenFile.open(where)
 
 
-def tokenize_parts(
+def tokenize_splits(
     documents: Iterable[tuple[str, Document]],
-    tokenizer: Encodes,
+    tokenizer: BatchEncoder,
     paths: Mapping[str, Path],
     *,
     workers: int | None = 1,
@@ -196,7 +196,7 @@ def tokenize_parts(
                     own = ids if len(mine) == len(group) else ids[np.repeat(chosen, lengths)]
                     own = _separated(own, lengths[chosen], last, between[name], tokenizer.separator)
                     between[name] = bool(last[-1])
-                    size = sum(size_of(document.text) for document in mine)
+                    size = sum(utf8_length(document.text) for document in mine)
                     writer.write(own, size=size, documents=int(last.sum()))
             if progress is not None:
                 progress(sum(len(document.text) for _, document in group))
@@ -210,12 +210,12 @@ def _separated(ids: Ids, lengths: Lengths, last: npt.NDArray[np.bool_], between:
     """Put the separator before each text whose predecessor ended; `between` says it of the one before the first."""
     if separator is None:
         return ids
-    begins = np.concatenate(([0], np.cumsum(lengths[:-1], dtype=np.int64)))
+    starts = np.concatenate(([0], np.cumsum(lengths[:-1], dtype=np.int64)))
     ended = np.concatenate(([between], last[:-1]))
-    return np.insert(ids, begins[ended], separator)
+    return np.insert(ids, starts[ended], separator)
 
 
-def size_of(text: str) -> int:
+def utf8_length(text: str) -> int:
     """The length of a text in UTF-8."""
     return len(text) if text.isascii() else len(text.encode("utf-8"))
 

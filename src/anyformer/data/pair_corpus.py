@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from anyformer.data.files import RECORD_SUFFIXES, Paths, find_files, suffix_of
+from anyformer.data.corpus import MIN_DOCUMENTS, VALIDATION_FRACTION, PathHasher, Split, choose_held_out
+from anyformer.data.input_files import RECORD_SUFFIXES, Paths, find_files, suffix_of
 from anyformer.data.records import records
 from anyformer.data.sources import text_lines
-from anyformer.data.split import MANY, SHARE, Names, Split, choose
 from anyformer.errors import UserError
 
 
@@ -78,11 +78,11 @@ class PairCorpus:
 
     def parts(self) -> Iterator[tuple[bool, Pair]]:
         """All pairs in order, each with whether it is held out."""
-        chosen = self.split.chosen
+        held_out = self.split.held_out
         for index, pair in enumerate(self):
-            if chosen is None or index >= len(chosen):
+            if held_out is None or index >= len(held_out):
                 raise UserError(f"The data changed while it was being read: line {pair.line} of {pair.path} is new.")
-            yield bool(chosen[index]), pair
+            yield bool(held_out[index]), pair
 
     def _all(self) -> Iterator[Pair]:
         if self._fields is not None:
@@ -93,7 +93,7 @@ class PairCorpus:
             yield from _side_by_side(*self.files)
 
     def _scan(self) -> Split:
-        names = Names(self.files)
+        names = PathHasher(self.files)
         sizes, hashes = array("q"), array("Q")
         dropped = 0
         for pair in self._all():
@@ -105,13 +105,13 @@ class PairCorpus:
         if not sizes:
             why = f"all {dropped} have an empty side" if dropped else "it is empty"
             raise UserError(f"There is no pair to read in {' and '.join(map(str, self.files[:2]))}: {why}.")
-        chosen = choose(sizes, hashes) if len(sizes) >= MANY else _last(len(sizes))
-        return Split(sum(sizes), len(sizes), dropped, chosen)
+        held_out = choose_held_out(sizes, hashes) if len(sizes) >= MIN_DOCUMENTS else _last(len(sizes))
+        return Split(sum(sizes), len(sizes), dropped, held_out)
 
 
 def _last(count: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Hold out the last tenth of a few pairs, one at least where there are two."""
-    held_out = max(round(SHARE * count), 1 if count > 1 else 0)
+    held_out = max(round(VALIDATION_FRACTION * count), 1 if count > 1 else 0)
     return np.arange(count) >= count - held_out
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anyformer.data import encode
-from anyformer.data.pairs import PairFile, tokenize_pairs
-from anyformer.data.parallel import Pair, PairCorpus, parallel_files, record_files
-from anyformer.data.split import MANY
+from anyformer.data import parallel_encoding
+from anyformer.data.corpus import MIN_DOCUMENTS
+from anyformer.data.pair_corpus import Pair, PairCorpus, parallel_files, record_files
+from anyformer.data.pair_files import PairFile, tokenize_pairs
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
@@ -43,7 +43,7 @@ def test_files_and_records_give_the_same_pairs(tmp_path: Path, pairs: list[tuple
         assert corpus.characters == sum(len(a) + len(b) for a, b in whole)
         held_out = [pair for out, pair in corpus.parts() if out]
         assert len(held_out) >= (len(whole) > 1)
-        assert len(held_out) <= max(0.1 * len(whole), 1) or len(whole) >= MANY
+        assert len(held_out) <= max(0.1 * len(whole), 1) or len(whole) >= MIN_DOCUMENTS
 
 
 def test_a_tenth_is_held_out_and_always_the_same(tmp_path: Path):
@@ -109,7 +109,7 @@ def test_pairs_come_back_as_they_were_written(tmp_path_factory: pytest.TempPathF
     labeled = [(part, Pair(a, b, Path("a"), i)) for i, (part, a, b) in enumerate(pairs, start=1)]
     folders = {name: tmp_path / name for name in ("training", "validation")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "CHUNK", at_once)
+        patch.setattr(parallel_encoding, "CHUNK", at_once)
         tokenize_pairs(labeled, tokenizer, folders)
     for name, folder in folders.items():
         own = [(a, b) for part, a, b in pairs if part == name]
@@ -123,7 +123,7 @@ def test_pairs_come_back_as_they_were_written(tmp_path_factory: pytest.TempPathF
 
 
 def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(encode, "CHUNK", 20)
+    monkeypatch.setattr(parallel_encoding, "CHUNK", 20)
     tokenizer = Tokenizer.train(["one two three"], "bpe:270", special="seq2seq")
     pairs = [("a", Pair(f"one {'two ' * (i % 7)}", "three" * (i % 5 + 1), Path("a"), i)) for i in range(60)]
     for workers in (1, 2):

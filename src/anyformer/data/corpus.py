@@ -1,7 +1,7 @@
 """The split of a corpus into training and validation, the same on every machine.
 
-A corpus of few documents is split by position, as nanoGPT splits its one: the first 90% of the characters of all
-documents in order are for training, the rest for validation. A corpus of MANY documents is split by document, since
+A corpus of fewer than `MIN_DOCUMENTS` documents is split by position, as nanoGPT splits its one: the first 90% of the
+characters of all documents in order are for training, the rest for validation. A larger one is split by document, since
 the last files of a folder are seldom like the others: documents are taken in the order of a hash of their relative path
 (and line), each that still fits into 10% of the characters, and those are for validation.
 """
@@ -22,10 +22,10 @@ import numpy.typing as npt
 from anyformer.data.sources import Document, Paths, documents, find_files
 from anyformer.errors import UserError
 
-MANY = 20
+MIN_DOCUMENTS = 20
 """From this number of documents on, the split is by document."""
 
-SHARE = 0.1
+VALIDATION_FRACTION = 0.1
 """Of the characters, held out for validation."""
 
 Bool = npt.NDArray[np.bool_]
@@ -39,19 +39,19 @@ class Split:
         characters: in all.
         count: number of documents, or of pairs.
         dropped: number of pairs that were left out because a side of them is empty.
-        chosen: [count] True for what is held out; None where the split is by position.
+        held_out: [count] True for what is held out; None where the split is by position.
     """
 
     characters: int
     count: int
     dropped: int = 0
-    chosen: Bool | None = None
+    held_out: Bool | None = None
 
     def save(self, path: Path) -> None:
         """Write it to a .npz file."""
-        chosen = np.zeros(0, np.uint8) if self.chosen is None else np.packbits(self.chosen)
-        facts = np.array([self.characters, self.count, self.dropped, self.chosen is not None], np.int64)
-        np.savez(path, facts=facts, chosen=chosen)
+        held_out = np.zeros(0, np.uint8) if self.held_out is None else np.packbits(self.held_out)
+        facts = np.array([self.characters, self.count, self.dropped, self.held_out is not None], np.int64)
+        np.savez(path, facts=facts, chosen=held_out)
 
     @classmethod
     def load(cls, path: Path) -> Split:
@@ -59,10 +59,10 @@ class Split:
         try:
             with np.load(path, allow_pickle=False) as kept:
                 characters, count, dropped, by_document = map(int, kept["facts"])
-                chosen = np.unpackbits(kept["chosen"], count=count).astype(np.bool_) if by_document else None
+                held_out = np.unpackbits(kept["chosen"], count=count).astype(np.bool_) if by_document else None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} can't be read ({error}): delete its folder to have it made anew.") from error
-        return cls(characters, count, dropped, chosen)
+        return cls(characters, count, dropped, held_out)
 
 
 class Corpus:
@@ -106,14 +106,14 @@ class Corpus:
 
     def parts(self) -> Iterator[tuple[bool, Document]]:
         """All documents in order, each with whether it is held out; one that the split cuts comes in two."""
-        chosen = self.split.chosen
-        limit = int((1 - SHARE) * self.characters)
+        held_out = self.split.held_out
+        limit = int((1 - VALIDATION_FRACTION) * self.characters)
         position = index = 0
         for document in self:
-            if chosen is not None:
-                if index >= len(chosen):
+            if held_out is not None:
+                if index >= len(held_out):
                     raise UserError(f"The data changed while it was being read: {document.path} is new.")
-                yield bool(chosen[index]), document
+                yield bool(held_out[index]), document
             else:
                 start, position = position, position + len(document.text)
                 cut = min(max(limit - start, 0), len(document.text))
@@ -126,7 +126,7 @@ class Corpus:
             index += document.last
 
     def _scan(self) -> Split:
-        names = Names(self.files)
+        names = PathHasher(self.files)
         sizes, hashes = array("q"), array("Q")
         size = 0
         for document in self:
@@ -135,12 +135,12 @@ class Corpus:
                 sizes.append(size)
                 hashes.append(names.hash(document.path, document.line))
                 size = 0
-        chosen = choose(sizes, hashes) if len(sizes) >= MANY else None
-        return Split(sum(sizes), len(sizes), chosen=chosen)
+        held_out = choose_held_out(sizes, hashes) if len(sizes) >= MIN_DOCUMENTS else None
+        return Split(sum(sizes), len(sizes), held_out=held_out)
 
 
-class Names:
-    """Names of files that are the same wherever the folder is that all of them share."""
+class PathHasher:
+    """PathHasher of files that are the same wherever the folder is that all of them share."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._root = Path(os.path.commonpath([path.absolute().parent for path in files]))
@@ -158,13 +158,13 @@ class Names:
         return int.from_bytes(own.digest()[:8], "big")
 
 
-def choose(sizes: Sequence[int], hashes: array[int]) -> Bool:
+def choose_held_out(sizes: Sequence[int], hashes: array[int]) -> Bool:
     """Mark what to hold out: in the order of the hashes, each that still fits into the share."""
-    chosen = np.zeros(len(sizes), dtype=np.bool_)
-    room = SHARE * float(sum(sizes))
+    held_out = np.zeros(len(sizes), dtype=np.bool_)
+    room = VALIDATION_FRACTION * float(sum(sizes))
     order = np.argsort(np.frombuffer(hashes, dtype=np.uint64), kind="stable")
     for index in map(int, order):
         if sizes[index] <= room:
-            chosen[index] = True
+            held_out[index] = True
             room -= sizes[index]
-    return chosen
+    return held_out

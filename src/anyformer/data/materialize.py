@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from anyformer.data.cache import Cache, key
+from anyformer.data.disk_cache import Cache, key
 from anyformer.data.records import text_of, unknown_field
 from anyformer.errors import UserError
 
@@ -24,7 +24,7 @@ _BLOCK = 1 << 20
 _LEVEL = 3
 
 
-def spooled(
+def materialize(
     paths: Iterable[str],
     fields: Sequence[str],
     cache: Cache,
