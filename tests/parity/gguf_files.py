@@ -15,7 +15,7 @@ import torch
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from tests.checkpoint import gguf_samples
+from tests.checkpoint.gguf import sample_files
 from tests.parity import hf_models
 from tests.parity.model_spec import ModelSpec
 
@@ -84,7 +84,7 @@ def write(model: PreTrainedModel, path: Path) -> Path:
     factors = _llama3_factors(config)
     if factors is not None:
         tensors["rope_freqs.weight"] = factors
-    return gguf_samples.write(path, metadata, tensors)
+    return sample_files.write(path, metadata, tensors)
 
 
 def _moved(theirs: str, tensor: np.ndarray, name: str, config: Any) -> np.ndarray:

@@ -20,7 +20,7 @@ from anyformer.checkpoint.gguf.container import Container
 from anyformer.checkpoint.gguf.tensors import QUANTIZED, dense, quantized
 from anyformer.checkpoint.gguf.types import NAMED, TYPES
 from anyformer.errors import UserError
-from tests.checkpoint import gguf_samples
+from tests.checkpoint.gguf import sample_files
 
 HEADER = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
 STRING, ARRAY, UINT8 = 8, 9, 0
@@ -28,7 +28,7 @@ STRING, ARRAY, UINT8 = 8, 9, 0
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return gguf_samples.tiny_llama(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+    return sample_files.tiny_llama(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 def test_reads_what_gguf_py_reads(tiny: Path) -> None:
@@ -67,7 +67,7 @@ def test_every_type_that_gguf_py_dequantizes(name: str, tmp_path: Path) -> None:
         pytest.skip("gguf-py does not dequantize it")
     blocks = np.random.default_rng(0).integers(0, 256, (3, 2 * kind.bytes), dtype=np.uint8)
     number = gguf.GGMLQuantizationType(kind.number)
-    path = gguf_samples.write(tmp_path / "a.gguf", {"general.architecture": "llama"}, {"a": blocks}, {"a": number})
+    path = sample_files.write(tmp_path / "a.gguf", {"general.architecture": "llama"}, {"a": blocks}, {"a": number})
     container = Container(path)
     if name in ("I8", "I16", "I32", "I64"):
         with pytest.raises(UserError, match=f"a is stored as {name}"):
@@ -90,7 +90,7 @@ def test_groups_are_the_weights(name: str, rows: int, groups: int, seed: int) ->
     number = gguf.GGMLQuantizationType[name]
     blocks = gguf.quants.quantize(weight, number)
     with TemporaryDirectory() as folder:
-        path = gguf_samples.write(
+        path = sample_files.write(
             Path(folder) / "a.gguf", {"general.architecture": "llama"}, {"a": blocks}, {"a": number}
         )
         weight = quantized(Container(path), "a")

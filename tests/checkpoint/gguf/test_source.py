@@ -18,12 +18,12 @@ from anyformer.checkpoint.gguf.tensors import quantized
 from anyformer.cli.main import main
 from anyformer.families.gguf import ARCHITECTURES
 from anyformer.kernels.quantization import Rounded
-from tests.checkpoint import gguf_samples
+from tests.checkpoint.gguf import sample_files
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    return gguf_samples.tiny_llama(tmp_path / "tiny.gguf")
+    return sample_files.tiny_llama(tmp_path / "tiny.gguf")
 
 
 def changed(
@@ -33,7 +33,7 @@ def changed(
     old, tensors = Container(path), gguf.GGUFReader(path).tensors
     floats = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in tensors if t.name != without}
     plain = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in old.metadata.items()}
-    return gguf_samples.write(path.with_name("changed.gguf"), {**plain, **metadata}, {**floats, **(extra or {})})
+    return sample_files.write(path.with_name("changed.gguf"), {**plain, **metadata}, {**floats, **(extra or {})})
 
 
 def test_a_file_and_a_directory_with_nothing_else(tiny: Path) -> None:
@@ -73,7 +73,7 @@ def test_tensors_go_one_by_one(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("part", ["attn_q", "attn_k", "ffn_up"])
 @pytest.mark.parametrize("rows", [1, 16, 30, 64])
 def test_integers_of_another_shape_are_refused(part: str, rows: int, quantize: str | None, tmp_path: Path) -> None:
-    path = gguf_samples.tiny_llama(tmp_path / "tiny.gguf", **{part: rows})
+    path = sample_files.tiny_llama(tmp_path / "tiny.gguf", **{part: rows})
     with pytest.raises(af.UserError, match=rf"{part}.*\[{rows}, 32\].*wants \[32, 32\]"):
         af.load(path, quantize=quantize)
 
