@@ -116,19 +116,19 @@ def anyformer_step(row: Row, setting: str, dropout: str, layers: int | None) -> 
 
     from anyformer.data.objectives import Batch
     from anyformer.model import build
-    from anyformer.training.allocator import keep_freed_memory
-    from anyformer.training.engines.base import Plan
-    from anyformer.training.engines.group import Group
-    from anyformer.training.engines.single import Single
+    from anyformer.training.memory import keep_freed_memory
     from anyformer.training.optimizer import adamw
     from anyformer.training.precision import choose_compilation, choose_precision
+    from anyformer.training.strategies.base import Plan
+    from anyformer.training.strategies.group import Group
+    from anyformer.training.strategies.single import Single
 
     keep_freed_memory()
     precision = choose_precision("cpu", next((name for word, name in DTYPES.items() if word in setting), None))
     asked = True if "compiled" in setting else False if "eager" in setting else None
     torch.manual_seed(0)
     optimizer = partial(adamw, learning_rate=LEARNING_RATE, weight_decay=DECAY, betas=BETAS)
-    plan = Plan(precision, optimizer, clip=CLIP, compile=choose_compilation(asked, precision.device)[0])
+    plan = Plan(precision, optimizer, grad_clip=CLIP, compile=choose_compilation(asked, precision.device)[0])
     engine = Single(build(preset(row, dropout, layers)), plan, Group())
 
     def step(arrays: Arrays) -> float:
@@ -237,7 +237,7 @@ def contend(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     vocab = preset(row, "none").vocab_size
     if arguments.allocator and who != "anyformer":
-        from anyformer.training.allocator import keep_freed_memory
+        from anyformer.training.memory import keep_freed_memory
 
         keep_freed_memory()
     if who == "anyformer":

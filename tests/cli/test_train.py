@@ -136,8 +136,8 @@ def test_choices_suit_the_model():
         (["--zero-stage", "4"], "--zero-stage 4 must be 1, 2 or 3"),
         (["--log-every", "0"], "--log-every 0 is too small"),
         (["--name", "../x"], "name of a folder"),
-        (["gpt2", "--whole-words"], "--whole-words would do nothing here: it is for --objective masked"),
-        (["bert", "--reset-documents"], "--reset-documents would do nothing here: it is for --objective causal"),
+        (["gpt2", "--whole-word-masking"], "--whole-word-masking would do nothing here: it is for --objective masked"),
+        (["bert", "--document-masking"], "--document-masking would do nothing here: it is for --objective causal"),
         (["--batch-tokens", "512"], "--batch-tokens would do nothing here: it is for pairs"),
         (["--engine", "ddp", "--zero-stage", "2"], "--zero-stage would do nothing here: it is for --engine deepspeed"),
         (["--decay=0.3"], "--decay would do nothing here: it is for --schedule wsd; weights decay by --weight-decay"),
@@ -258,8 +258,8 @@ def test_a_resumed_run_stays_where_it_is(flag: str, tmp_path: Path):
 
 def test_the_lists_of_names_are_those_of_the_registries():
     from anyformer.training import config
-    from anyformer.training.engines import launch
     from anyformer.training.optimizer import OPTIMIZERS
+    from anyformer.training.strategies import launch
 
     assert set(config.OPTIMIZERS) == set(OPTIMIZERS)
     assert launch.ENGINES is config.ENGINES

@@ -287,18 +287,18 @@ def test_objectives_by_name(tokenizer: Tokenizer):
     assert (made.mask_id, made.before, made.after) == (tokenizer.mask, tokenizer.cls, tokenizer.sep)
     assert set(made.ordinary.tolist()) == set(range(tokenizer.vocab_size)) - tokenizer.special_ids
     assert made.words is None
-    made = objective("masked", tokenizer, whole_words=True)
+    made = objective("masked", tokenizer, whole_word_masking=True)
     assert isinstance(made, Masked)
     assert made.words is not None
     assert not made.words.left[sorted(tokenizer.special_ids)].any()
-    assert objective("causal", tokenizer, reset_documents=True) == Causal(reset=True, separator=tokenizer.sep)
+    assert objective("causal", tokenizer, document_masking=True) == Causal(reset=True, separator=tokenizer.sep)
     assert set(OBJECTIVES) == {"causal", "masked", "span_corruption"}
     with pytest.raises(UserError, match="did you mean 'masked'"):
         objective("maskd", tokenizer)
     with pytest.raises(UserError, match="mask token"):
         objective("masked", Tokenizer.train(["abc"], "char"))
     with pytest.raises(UserError, match="between documents"):
-        objective("causal", Tokenizer.train(["abc"], "char"), reset_documents=True)
+        objective("causal", Tokenizer.train(["abc"], "char"), document_masking=True)
     with pytest.raises(UserError, match="sentinels"):
         objective("span_corruption", tokenizer)
 

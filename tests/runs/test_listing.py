@@ -141,15 +141,15 @@ def test_the_newest_run_comes_first(tmp_path: Path):
 
 def test_only_what_differs(tmp_path: Path):
     a = read_run(write_run(tmp_path / "a", short_run()))
-    b = read_run(write_run(tmp_path / "b", short_run(), config(clip=0.5, model={"norm.kind": "layer"})))
-    assert differences([a, b]) == {"clip": [1.0, 0.5], "model.norm.kind": ["rms", "layer"]}
+    b = read_run(write_run(tmp_path / "b", short_run(), config(grad_clip=0.5, model={"norm.kind": "layer"})))
+    assert differences([a, b]) == {"grad_clip": [1.0, 0.5], "model.norm.kind": ["rms", "layer"]}
     assert differences([a, a]) == {}
 
 
 def test_the_usual_settings_of_a_preset():
     settings = usual("gpt2", DEFAULTS)
     assert settings["model.attention.heads"] == 12
-    assert settings["clip"] == 1.0
+    assert settings["grad_clip"] == 1.0
     assert settings["learning_rate"] is None
     assert "model.attention.heads" not in usual("of another version", DEFAULTS)
 

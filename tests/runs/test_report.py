@@ -178,10 +178,10 @@ def test_a_long_log_makes_a_small_page_and_keeps_its_spikes(tmp_path: Path):
 
 
 def test_what_was_changed_is_marked(tmp_path: Path):
-    settings = config(clip=0.5, model={"norm.kind": "layer"})
+    settings = config(grad_clip=0.5, model={"norm.kind": "layer"})
     text = write_report(write_run(tmp_path / "r", short_run(), settings), DEFAULTS).read_text()
     changed = re.findall(r'<tr class="changed"><th scope="row">(.*?)</th><td>(.*?)</td>', text)
-    assert changed == [("clip", "0.5 <small>usually 1</small>"), ("norm.kind", "layer <small>preset rms</small>")]
+    assert changed == [("grad_clip", "0.5 <small>usually 1</small>"), ("norm.kind", "layer <small>preset rms</small>")]
 
 
 def test_broken_lines_are_said(tmp_path: Path):

@@ -25,7 +25,7 @@ HEADER: dict[str, Any] = {
 def config(**changes: Any) -> dict[str, Any]:
     """What config.yaml holds, with some settings changed; `model` changes fields of the model."""
     model = preset("llama-nano").replace(**changes.pop("model", {})).to_dict()
-    settings = {"preset": "llama-nano", "data": ["/texts/a.txt"], "tokenizer": "char", "steps": 100, "clip": 1.0}
+    settings = {"preset": "llama-nano", "data": ["/texts/a.txt"], "tokenizer": "char", "steps": 100, "grad_clip": 1.0}
     return {**settings, "learning_rate": 1e-3, "batch_size": 8, "context": 128, **changes, "model": model}
 
 

@@ -14,11 +14,11 @@ import torch
 from anyformer.cli import train
 from anyformer.model import Transformer
 from anyformer.training.averaging import make_average
-from anyformer.training.engines.base import Plan
-from anyformer.training.engines.group import Group
-from anyformer.training.engines.single import Single
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
+from anyformer.training.strategies.base import Plan
+from anyformer.training.strategies.group import Group
+from anyformer.training.strategies.single import Single
 
 TINY = [
     "--model.d-model=32",

@@ -20,10 +20,10 @@ from anyformer.kernels.cpu.int8_matmul import can_round
 from anyformer.runs.directory import model_directory
 from anyformer.training import int8, precision
 from anyformer.training.config import TrainConfig
-from anyformer.training.engines.single import Single
 from anyformer.training.int8 import Int8Linear, int8_linear
 from anyformer.training.linear import use_fastest
 from anyformer.training.precision import Precision, choose_precision, peak_flops_per_second
+from anyformer.training.strategies.single import Single
 from tests.training.conftest import TINY, Trains, losses, single
 
 CPU = torch.device("cpu")
@@ -345,7 +345,7 @@ def test_it_is_refused_where_it_gains_nothing(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
-def test_engines_that_it_does_not_know_are_refused(engine: str):
+def test_strategies_that_it_does_not_know_are_refused(engine: str):
     with pytest.raises(UserError, match=f"--dtype int8 does not work with --engine {engine}"):
         TrainConfig(model=af.preset("gpt2-nano"), dtype="int8", engine=engine, processes=2)
 

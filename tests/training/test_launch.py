@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from anyformer.errors import UserError
-from anyformer.training.engines import launch as module
-from anyformer.training.engines.launch import launch, needs_launch, one_of_many
+from anyformer.training.strategies import launch as module
+from anyformer.training.strategies.launch import launch, needs_launch, one_of_many
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are started on POSIX systems alone")
 
@@ -28,7 +28,7 @@ COMMAND = """
 import sys
 from pathlib import Path
 from anyformer.cli import main as cli
-from anyformer.training.engines import launch as module
+from anyformer.training.strategies import launch as module
 module._PROGRAM = (sys.argv[1],)
 cli._run = lambda argv: module.launch(argv, 2)
 sys.exit(cli.main([sys.argv[2]]))
@@ -121,8 +121,8 @@ def test_who_loses_the_others_says_nothing(
         """
 from anyformer.cli import main as cli
 from anyformer.errors import UserError
-from anyformer.training.engines.group import join
-from anyformer.training.engines.launch import one_of_many
+from anyformer.training.strategies.group import join
+from anyformer.training.strategies.launch import one_of_many
 def work(argv):
     with one_of_many():
         group = join("ddp", "cpu")
@@ -144,7 +144,7 @@ sys.exit(cli.main([]))
 
 
 LIFELINE = """
-from anyformer.training.engines.launch import one_of_many
+from anyformer.training.strategies.launch import one_of_many
 one_of_many().__enter__()
 """
 CAREFUL = """

@@ -10,11 +10,11 @@ import torch
 
 import anyformer as af
 from anyformer.data.objectives import IGNORED, Batch, Causal, Masked
-from anyformer.training.inputs import model_inputs
 from anyformer.training.loop import DivergedError, train_steps
 from anyformer.training.optimizer import adamw
 from anyformer.training.precision import Precision
-from anyformer.training.schedule import Steps, learning_rate_factor
+from anyformer.training.schedule import StepBudget, learning_rate_factor
+from anyformer.training.strategies.single import model_inputs
 from tests.training.conftest import FLOAT, single
 
 BRAIN = Precision(torch.device("cpu"), torch.bfloat16, "as asked")
@@ -63,7 +63,7 @@ def _same_weights(one: af.Transformer, other: af.Transformer) -> None:
 @pytest.mark.parametrize("name", ["gpt2-nano", "llama-nano", "bert-tiny"])
 def test_one_batch_is_learnt_by_heart(name: str, precision: Precision):
     model, batch = _model(name), _batch(name)
-    reports = list(train_steps(single(model, precision), lambda step: batch, Steps(150), _cosine(1e-2)))
+    reports = list(train_steps(single(model, precision), lambda step: batch, StepBudget(150), _cosine(1e-2)))
     assert reports[0].loss > 3.0
     assert reports[-1].loss < 0.05
     assert [report.step for report in reports] == list(range(1, 151))
@@ -74,8 +74,8 @@ def test_one_batch_is_learnt_by_heart(name: str, precision: Precision):
 
 def test_the_loop_is_the_plain_one_written_out():
     model, twin, batch = _model("gpt2-nano"), _model("gpt2-nano"), _batch("gpt2-nano")
-    engine = single(model, clip=0.5, label_smoothing=0.1)
-    reports = list(train_steps(engine, lambda step: batch, Steps(8), _cosine(3e-3, 0.25)))
+    engine = single(model, grad_clip=0.5, label_smoothing=0.1)
+    reports = list(train_steps(engine, lambda step: batch, StepBudget(8), _cosine(3e-3, 0.25)))
     optimizer = adamw(twin, 1.0)
     for step, report in enumerate(reports):
         for group in optimizer.param_groups:
@@ -94,7 +94,7 @@ def test_the_loop_is_the_plain_one_written_out():
 
 def test_masked_loss_is_the_mean_over_predicted_tokens():
     model, batch = _model("bert-tiny"), _batch("bert-tiny")
-    report = next(train_steps(single(model), lambda step: batch, Steps(1), lambda progress: 0.0))
+    report = next(train_steps(single(model), lambda step: batch, StepBudget(1), lambda progress: 0.0))
     log = model(torch.from_numpy(batch.tokens)).logits.log_softmax(-1)
     rows, columns = np.nonzero(batch.targets != IGNORED)
     picked = [-log[r, c, batch.targets[r, c]].item() for r, c in zip(rows, columns, strict=True)]
@@ -109,7 +109,7 @@ def test_a_batch_becomes_the_arguments_of_the_model():
 
 def test_divergence_is_reported_before_the_step_is_taken():
     model, batch = _model("gpt2-nano"), _batch("gpt2-nano")
-    steps = train_steps(single(model), lambda step: batch, Steps(50), lambda progress: 1e30)
+    steps = train_steps(single(model), lambda step: batch, StepBudget(50), lambda progress: 1e30)
     first = next(steps)
     assert math.isfinite(first.loss)
     kept = [parameter.detach().clone() for parameter in model.parameters()]
@@ -120,7 +120,9 @@ def test_divergence_is_reported_before_the_step_is_taken():
 
 
 @pytest.mark.parametrize("name", ["gpt2-nano", "bert-tiny"])
-@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"accumulate": 3}, {"checkpoint_gradients": True}])
+@pytest.mark.parametrize(
+    "changes", [{"grad_accumulation": 2}, {"grad_accumulation": 3}, {"gradient_checkpointing": True}]
+)
 def test_what_saves_memory_changes_nothing(name: str, changes: dict[str, Any]):
     """Parts have unequal numbers of targets, and rows (4 in 3 parts)."""
     batch = _batch(name)

@@ -16,8 +16,8 @@ import torch
 import anyformer as af
 from anyformer.errors import UserError
 from anyformer.runs.directory import RunDirectory, model_directory
-from anyformer.training.allocator import keep_freed_memory
 from anyformer.training.interrupt import interruptible
+from anyformer.training.memory import keep_freed_memory
 from anyformer.training.precision import choose_precision
 
 

@@ -28,7 +28,7 @@ FLAGS = [
     "gpt2-nano",
     *("--tokenizer", "bpe:300", *TINY, "--model.dropout", "0.1", "--context", "16", "--batch-size", "4"),
     *("--steps", "60", "--save-every", "7", "--evaluate-every", "20", "--log-every", "4", "--dtype", "float32"),
-    *("--optimizer", "muon", "--average", "ema:0.9", "--schedule", "wsd", "--accumulate", "2"),
+    *("--optimizer", "muon", "--average", "ema:0.9", "--schedule", "wsd", "--grad-accumulation", "2"),
 ]
 
 _DRIVER = """

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.errors import UserError
-from anyformer.training.schedule import FLOOR, SCHEDULES, Clock, Steps, check_schedule, learning_rate_factor
+from anyformer.training.schedule import FLOOR, SCHEDULES, StepBudget, TimeBudget, check_schedule, learning_rate_factor
 
 names = st.sampled_from(sorted(SCHEDULES))
 warmups = st.floats(0.001, 0.5)
@@ -17,8 +17,8 @@ decays = st.floats(0.01, 0.5)
 
 
 def _rates(name: str, steps: int, warmup: float, decay: float = 0.2) -> list[float]:
-    horizon = Steps(steps)
-    return [learning_rate_factor(name, horizon.progress(step), warmup=warmup, decay=decay) for step in range(steps)]
+    budget = StepBudget(steps)
+    return [learning_rate_factor(name, budget.progress(step), warmup=warmup, decay=decay) for step in range(steps)]
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
@@ -65,7 +65,7 @@ def test_the_inverse_root_is_that_of_the_paper(warmup_steps: int, steps: int, st
 
     step = min(step, steps)
     expected = paper(step) / paper(warmup_steps)
-    factor = learning_rate_factor("inverse_sqrt", Steps(steps).progress(step - 1), warmup=warmup_steps / steps)
+    factor = learning_rate_factor("inverse_sqrt", StepBudget(steps).progress(step - 1), warmup=warmup_steps / steps)
     assert factor == pytest.approx(expected, rel=1e-9)
 
 
@@ -107,8 +107,8 @@ def test_what_cannot_be_followed_is_declined(name: str, warmup: float, decay: fl
 
 
 def test_steps_end_after_their_number():
-    horizon = Steps(3)
-    assert [horizon.progress(step) <= 1 for step in range(4)] == [True, True, True, False]
+    budget = StepBudget(3)
+    assert [budget.progress(step) <= 1 for step in range(4)] == [True, True, True, False]
 
 
 class _Time:
@@ -121,7 +121,7 @@ class _Time:
         return self.now
 
 
-def _run(clock: Clock, time: _Time, took: Callable[[int], float], first: int = 0) -> list[float]:
+def _run(clock: TimeBudget, time: _Time, took: Callable[[int], float], first: int = 0) -> list[float]:
     """What the progress was at each step."""
     found: list[float] = []
     while (progress := clock.progress(first + len(found))) <= 1:
@@ -134,7 +134,7 @@ def _run(clock: Clock, time: _Time, took: Callable[[int], float], first: int = 0
 @pytest.mark.parametrize("compiling", [0.0, 25.0, 50.0])
 def test_the_clock_anneals_and_ends_on_time(seconds_a_step: float, compiling: float):
     time = _Time()
-    clock = Clock(60.0, now=time)
+    clock = TimeBudget(60.0, now=time)
     found = _run(clock, time, lambda step: seconds_a_step + compiling * (step == 0))
     assert 60.0 - 2 * seconds_a_step <= time.now - 1000.0 <= 60.0 + 1e-6
     assert clock.elapsed == pytest.approx(time.now - 1000.0)
@@ -146,7 +146,7 @@ def test_the_clock_anneals_and_ends_on_time(seconds_a_step: float, compiling: fl
 
 def test_a_pause_does_not_end_the_run_early():
     time = _Time()
-    clock = Clock(100.0, now=time)
+    clock = TimeBudget(100.0, now=time)
     found = _run(clock, time, lambda step: 1.0 + 12.0 * (step % 20 == 19))
     assert 98.0 <= time.now - 1000.0 <= 100.0 + 1e-6
     assert max(b - a for a, b in itertools.pairwise(found)) < 0.14
@@ -157,7 +157,7 @@ def test_a_stopped_clock_goes_on_where_it_was(seconds_a_step: float, stops: list
     elapsed, step, took = 0.0, 0, 0.0
     for stop in stops:
         time = _Time()
-        clock = Clock(60.0, elapsed, now=time)
+        clock = TimeBudget(60.0, elapsed, now=time)
         for _ in range(stop):
             progress = clock.progress(step)
             if progress > 1:
@@ -168,7 +168,7 @@ def test_a_stopped_clock_goes_on_where_it_was(seconds_a_step: float, stops: list
         elapsed = clock.elapsed
         assert elapsed == pytest.approx(took)
     time = _Time()
-    clock = Clock(60.0, elapsed, now=time)
+    clock = TimeBudget(60.0, elapsed, now=time)
     took += seconds_a_step * len(_run(clock, time, lambda _: seconds_a_step, step))
     assert clock.elapsed == pytest.approx(took)
     # The first step after each start is not foreseen, so one too many may be begun.
@@ -176,12 +176,12 @@ def test_a_stopped_clock_goes_on_where_it_was(seconds_a_step: float, stops: list
 
 
 def test_a_run_that_is_over_stays_over():
-    assert Clock(60.0, 61.0).progress(12) > 1
+    assert TimeBudget(60.0, 61.0).progress(12) > 1
 
 
 def test_the_clock_gives_one_step_at_least():
     time = _Time()
-    clock = Clock(1.0, now=time)
+    clock = TimeBudget(1.0, now=time)
     assert clock.progress(0) <= 1
     time.now += 5.0
     assert clock.progress(1) > 1

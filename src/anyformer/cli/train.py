@@ -12,14 +12,14 @@ from anyformer.families import preset as find_preset
 from anyformer.runs.directory import CONFIG, check_run_directory
 from anyformer.training.config import DEFAULT_PRESET, TrainConfig
 from anyformer.training.config_file import read_yaml
-from anyformer.training.engines.launch import check_engine, launch, needs_launch, one_of_many
+from anyformer.training.strategies.launch import check_engine, launch, needs_launch, one_of_many
 
 _ENDS = {"steps": "minutes", "minutes": "steps"}
 _FOLLOWING = {"vocab_size": ("data", "tokenizer", "source", "target"), "max_length": ("context",)}
 """Fields of the model that follow from these flags unless they are given as well."""
 _SERVES: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
-    "reset_documents": (lambda config: config.objective_of_model() == "causal", "--objective causal"),
-    "whole_words": (lambda config: config.objective_of_model() == "masked", "--objective masked"),
+    "document_masking": (lambda config: config.objective_of_model() == "causal", "--objective causal"),
+    "whole_word_masking": (lambda config: config.objective_of_model() == "masked", "--objective masked"),
     "batch_tokens": (lambda config: config.source is not None, "pairs, of --source and --target"),
     "zero_stage": (lambda config: config.engine == "deepspeed", "--engine deepspeed"),
     "decay": (lambda config: config.schedule == "wsd", "--schedule wsd; weights decay by --weight-decay"),
@@ -27,13 +27,13 @@ _SERVES: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
 """Flags that serve one kind of run, and would do nothing in another."""
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "data": ("data", "validation", "field", "source", "target", "tokenizer", "workers", "cache"),
-    "objective": ("objective", "reset_documents", "whole_words", "label_smoothing"),
-    "batches and length": ("steps", "minutes", "context", "batch_size", "batch_tokens", "accumulate"),
+    "objective": ("objective", "document_masking", "whole_word_masking", "label_smoothing"),
+    "batches and length": ("steps", "minutes", "context", "batch_size", "batch_tokens", "grad_accumulation"),
     "optimization": (
-        *("optimizer", "learning_rate", "schedule", "warmup", "decay", "weight_decay", "beta2", "clip"),
+        *("optimizer", "learning_rate", "schedule", "warmup", "decay", "weight_decay", "beta2", "grad_clip"),
         *("average", "seed"),
     ),
-    "hardware": ("device", "dtype", "compile", "checkpoint_gradients", "engine", "processes", "zero_stage"),
+    "hardware": ("device", "dtype", "compile", "gradient_checkpointing", "engine", "processes", "zero_stage"),
     "run directory": ("name", "runs", "save_every", "keep", "evaluate_every", "log_every", "track"),
 }
 """The fields of a TrainConfig that are flags, by section of the help."""

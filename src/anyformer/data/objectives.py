@@ -77,23 +77,23 @@ class Choices:
     """What the user may choose about an objective.
 
     Attributes:
-        reset_documents: causal: attention and positions begin anew with each document.
-        whole_words: masked: hide whole words.
+        document_masking: causal: attention and positions begin anew with each document.
+        whole_word_masking: masked: hide whole words.
         tokens: encoder-decoders: the model's special tokens, which say with what its decoder starts.
     """
 
-    reset_documents: bool = False
-    whole_words: bool = False
+    document_masking: bool = False
+    whole_word_masking: bool = False
     tokens: SpecialTokens = field(default_factory=SpecialTokens)
 
 
 def causal(tokenizer: Tokenizer, choices: Choices) -> Causal:
     """The causal objective. Raises UserError when documents are to be kept apart and no token does."""
-    if not choices.reset_documents:
+    if not choices.document_masking:
         return Causal()
     if tokenizer.separator is None:
         raise UserError(
-            "--reset-documents needs a token between documents, and this tokenizer has none: the data is a single "
+            "--document-masking needs a token between documents, and this tokenizer has none: the data is a single "
             "document, or the tokenizer was made for one. Leave it out or choose another tokenizer."
         )
     return Causal(reset=True, separator=tokenizer.separator)
@@ -111,7 +111,7 @@ def masked(tokenizer: Tokenizer, choices: Choices) -> Masked:
     if not ordinary.size:
         raise UserError("Masked training needs a tokenizer with ordinary tokens, and all of this one's are special.")
     words = None
-    if choices.whole_words:
+    if choices.whole_word_masking:
         left, right = joints(tokenizer.backend)
         left, right = np.array(left), np.array(right)
         left[special] = right[special] = False
@@ -170,8 +170,8 @@ def objective(
     name: str,
     tokenizer: Tokenizer,
     *,
-    reset_documents: bool = False,
-    whole_words: bool = False,
+    document_masking: bool = False,
+    whole_word_masking: bool = False,
     tokens: SpecialTokens | None = None,
 ) -> Objective:
     """Return the objective of a name for a tokenizer.
@@ -179,8 +179,8 @@ def objective(
     Args:
         name: a key of OBJECTIVES.
         tokenizer: whose ids the windows hold.
-        reset_documents: causal: attention and positions begin anew with each document.
-        whole_words: masked: hide whole words.
+        document_masking: causal: attention and positions begin anew with each document.
+        whole_word_masking: masked: hide whole words.
         tokens: encoder-decoders: the special tokens of the model's preset, see `decoder_start`.
 
     Raises:
@@ -188,4 +188,4 @@ def objective(
     """
     if name not in OBJECTIVES:
         raise UserError(f"There is no objective called {name!r}: {nearest(name, OBJECTIVES)}")
-    return OBJECTIVES[name](tokenizer, Choices(reset_documents, whole_words, tokens or SpecialTokens()))
+    return OBJECTIVES[name](tokenizer, Choices(document_masking, whole_word_masking, tokens or SpecialTokens()))

@@ -19,6 +19,7 @@ from anyformer.config import (
     PositionConfig,
 )
 from anyformer.families.base import Family, Raw
+from anyformer.migration import current_model
 
 METHOD = "anyformer"
 _KEY = "quantization_config"
@@ -45,7 +46,7 @@ def unquantized_config_json(raw: Raw) -> Raw:
 
 
 def _read(raw: Raw, head: HeadKind) -> ModelConfig:
-    return ModelConfig.from_dict(raw["config"])
+    return ModelConfig.from_dict(current_model(raw["config"]))
 
 
 _RENAMED = ((r"(?<!\.weight)\.(integers|scales|minima)$", r".weight.\1"),)

@@ -21,6 +21,7 @@ import yaml
 
 from anyformer.errors import UserError, nearest
 from anyformer.families import preset as find_preset
+from anyformer.migration import current_settings
 from anyformer.runs.directory import CONFIG, METRICS
 
 State = Literal["running", "finished", "stopped", "diverged"]
@@ -324,7 +325,9 @@ def _config(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         # The run can be shown without; `anyformer train --config` is what complains about this file.
         return {}
-    return {str(name): value for name, value in cast("dict[Any, Any]", values).items()} if _is_mapping(values) else {}
+    if not _is_mapping(values):
+        return {}
+    return current_settings({str(name): value for name, value in cast("dict[Any, Any]", values).items()})
 
 
 def _is_mapping(values: object) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from anyformer.errors import UserError
-from anyformer.training.spread import spread_like
+from anyformer.training.dtensor import distribute_like
 
 
 class Average(Protocol):
@@ -195,7 +195,7 @@ def _beside(mean: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[s
     """The mean on the devices of the weights, and spread over the processes as they are: a loaded one isn't yet."""
     if {name: tensor.shape for name, tensor in mean.items()} != {name: w.shape for name, w in weights.items()}:
         raise UserError("The checkpoint's average is of another model: resume it with the one that it was saved with.")
-    return {name: spread_like(mean[name].to(weight.device), weight) for name, weight in weights.items()}
+    return {name: distribute_like(mean[name].to(weight.device), weight) for name, weight in weights.items()}
 
 
 def _misfit(kind: str) -> UserError:

@@ -11,6 +11,7 @@ A checkpoint is written beside its place and renamed into it, so it is whole or 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -18,12 +19,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from anyformer import atomic
 from anyformer.errors import UserError
-from anyformer.training.engines.base import Engine
+from anyformer.training.strategies.base import Strategy
 
 FACTS = "run.json"
+STATE = "state.safetensors"
 
 
 class Checkpoints:
@@ -41,19 +45,19 @@ class Checkpoints:
         """The newest one that is complete."""
         return max(self._complete(), default=None)
 
-    def save(self, engine: Engine, step: int, facts: Mapping[str, Any]) -> None:
+    def save(self, strategy: Strategy, step: int, facts: Mapping[str, Any]) -> None:
         """Write a checkpoint, on all processes. Raises UserError where the disk refuses; older ones then stay."""
         place = self.folder / f"step-{step:08}"
-        leads = engine.group.leads
-        if engine.group.share(place.exists()):
+        is_main = strategy.group.is_main
+        if strategy.group.broadcast(place.exists()):
             return
         try:
             with ExitStack() as stack:
-                made = stack.enter_context(atomic.temporary_folder(place)) if leads else None
-                folder = engine.group.share(made) or place
-                engine.save(folder)
-                engine.group.any(False)
-                if leads:
+                made = stack.enter_context(atomic.temporary_folder(place)) if is_main else None
+                folder = strategy.group.broadcast(made) or place
+                strategy.save(folder)
+                strategy.group.any(False)
+                if is_main:
                     (folder / FACTS).write_text(json.dumps({"step": step, **facts}), encoding="utf-8")
                     atomic.move(folder, place)
                     atomic.remove_abandoned(self.folder, age=0)
@@ -76,3 +80,24 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise UserError(f"The checkpoint {checkpoint} can't be read: {FACTS} holds no fields.")
     return cast("dict[str, Any]", facts)
+
+
+def write_state(folder: Path, state: Mapping[str, Tensor], name: str = STATE) -> None:
+    """Write tensors and wait until they are on the disk. Raises OSError or SafetensorError where it refuses."""
+    place = folder / name
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, place)
+    with place.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def read_state(folder: Path) -> dict[str, Tensor]:
+    """Read what `write_state` or several processes wrote. Raises UserError where it is missing or damaged."""
+    if not (folder / STATE).exists() and any(folder.glob("*.safetensors")):
+        # It imports torch.distributed, which takes a second.
+        from anyformer.training.strategies.sharded import read_shards
+
+        return read_shards(folder)
+    try:
+        return load_file(folder / STATE)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The checkpoint {folder} can't be read: {error}.") from error

@@ -56,9 +56,9 @@ class TrainConfig:
     """The file to write to, line by line parallel to the source; with --data the name of the field."""
     objective: str | None = None
     """causal, masked, span_corruption or seq2seq; none: what the model's paper does."""
-    reset_documents: bool = False
+    document_masking: bool = False
     """Causal: attention and positions begin anew with each document of a window."""
-    whole_words: bool = False
+    whole_word_masking: bool = False
     """Masked: hide whole words instead of single tokens."""
     label_smoothing: float | None = None
     """Share of the target's probability that is spread over the vocabulary; none: 0.1 for seq2seq, else 0."""
@@ -75,7 +75,7 @@ class TrainConfig:
     """Texts in a batch, of all processes together; none: as many as have about 1024 tokens together."""
     batch_tokens: int | None = None
     """For pairs, which come in batches of about equal length: tokens in a batch, padding included; none: 4096."""
-    accumulate: int = 1
+    grad_accumulation: int = 1
     """Parts that a batch is computed in, one after the other. Saves memory, changes nothing beyond rounding."""
     steps: int | None = None
     """Batches to train on."""
@@ -96,12 +96,12 @@ class TrainConfig:
     """Decay of matrices; vectors are not decayed."""
     beta2: float = 0.99
     """AdamW's memory of squared gradients; large batches are content with 0.95."""
-    clip: float = 1.0
+    grad_clip: float = 1.0
     """Longest gradient: longer ones are shortened to it."""
     average: str | None = None
     """What is evaluated and saved instead of the latest weights: ema:0.999 for a moving average, last:5 for the mean of
     the latest five checkpoints (Vaswani et al. 2017, section 6.1)."""
-    checkpoint_gradients: bool = False
+    gradient_checkpointing: bool = False
     """Compute the activations of each block again on the way back, instead of keeping them: less memory, more time."""
     compile: bool | None = None
     """Compile the model; none: where it pays and a compiler exists."""
@@ -140,9 +140,9 @@ class TrainConfig:
         for name in ("context", "batch_size", "batch_tokens", "steps", "evaluate_every", "save_every", "workers"):
             count: int | None = getattr(self, name)
             _require(count is None or count >= (2 if name == "context" else 1), name, count, "is too small")
-        for name in ("log_every", "accumulate", "processes", "keep"):
+        for name in ("log_every", "grad_accumulation", "processes", "keep"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "is too small")
-        for name in ("minutes", "learning_rate", "clip"):
+        for name in ("minutes", "learning_rate", "grad_clip"):
             rate: float | None = getattr(self, name)
             _require(rate is None or 0 < rate < float("inf"), name, rate, "must be positive, and not infinite")
         _require(0 <= self.warmup < 1, "warmup", self.warmup, "is a share of the run, in [0, 1)")

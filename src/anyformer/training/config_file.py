@@ -13,6 +13,7 @@ import yaml
 from anyformer.config import ConfigError
 from anyformer.errors import UserError, nearest
 from anyformer.families import preset as find_preset
+from anyformer.migration import current_settings
 from anyformer.training.config import DEFAULT_PRESET, TrainConfig
 
 _NOT_REPEATED = ("name",)
@@ -103,7 +104,7 @@ def _mapping(path: Path) -> dict[str, Any]:
         raise UserError(f"The config file {path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise UserError(f"The config file {path} should hold fields, such as `steps: 100`.")
-    return dict(cast("Mapping[str, Any]", values))
+    return current_settings(cast("Mapping[str, Any]", values))
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:

@@ -59,8 +59,8 @@ class TextFeed:
         self._objective = objective(
             config.objective,
             tokenizer,
-            reset_documents=config.reset_documents,
-            whole_words=config.whole_words,
+            document_masking=config.document_masking,
+            whole_word_masking=config.whole_word_masking,
             tokens=config.model.tokens,
         )
         self._training, self._held_out = training, held_out

@@ -10,8 +10,8 @@ from typing import Self
 from anyformer.data.objectives import Batch
 from anyformer.errors import UserError
 from anyformer.runs.metrics import StepReport
-from anyformer.training.engines.base import Engine
-from anyformer.training.schedule import Horizon
+from anyformer.training.schedule import Budget
+from anyformer.training.strategies.base import Strategy
 
 
 class DivergedError(UserError):
@@ -24,19 +24,19 @@ class DivergedError(UserError):
 
 
 def train_steps(
-    engine: Engine,
+    strategy: Strategy,
     batch: Callable[[int], Batch],
-    horizon: Horizon,
+    budget: Budget,
     learning_rate: Callable[[float], float],
     *,
     start: int = 0,
 ) -> Iterator[StepReport]:
-    """Train until the horizon, reporting every step. Whoever takes the reports logs, saves, and may stop.
+    """Train until the budget, reporting every step. Whoever takes the reports logs, saves, and may stop.
 
     Args:
-        engine: trains its model in place.
+        strategy: trains its model in place.
         batch: what a step, counted from 0, is trained on.
-        horizon: when to end.
+        budget: when to end.
         learning_rate: as a function of the progress.
         start: the number of steps that were taken before.
 
@@ -44,12 +44,12 @@ def train_steps(
         DivergedError: the loss or the gradient is not finite; that step is not taken.
     """
     for step in count(start):
-        progress = horizon.progress(step)
+        progress = budget.progress(step)
         if progress > 1:
             return
         data = batch(step)
         rate = learning_rate(progress)
-        done = engine.step(step, data, rate)
+        done = strategy.step(step, data, rate)
         for name, value in (("loss", done.loss), ("gradient", done.gradient_norm)):
             if not math.isfinite(value):
                 raise DivergedError.after(step, f"the {name} is {value}")

@@ -1,7 +1,14 @@
-"""Where memory does not suffice."""
+"""Host memory: freed memory is kept for the next step, and running out of it is told in a sentence.
+
+glibc hands large blocks back to the system as soon as they are freed, and gets them again, zeroed page by page, a
+moment later. A training step allocates the same large tensors every time, so this is pure loss: on two cores a step of
+GPT-2 took 3.03 s with it and 1.91 s without.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -9,18 +16,34 @@ import torch
 
 from anyformer.errors import UserError
 
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_SIZES = (1 << 30, 1 << 25)
+"""Bytes; older versions refuse all above 32 MB."""
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed memory; returns whether it will. Does nothing elsewhere."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in _SIZES)
+    return kept and bool(mallopt(_M_TRIM_THRESHOLD, _SIZES[0]))
+
 
 @contextmanager
-def memory_suffices() -> Generator[None]:
-    """Say in a sentence that it does not. Raises UserError."""
+def explain_out_of_memory() -> Generator[None]:
+    """Raise UserError, with what to do about it, where memory runs out."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # On the CPU torch has no exception of its own for it.
-        told = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not told:
+        # On the CPU torch raises a plain RuntimeError.
+        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not out_of_memory and "can't allocate memory" not in str(error):
             raise
         raise UserError(
-            "There is not enough memory: take a smaller --batch-size (--accumulate keeps a step as large), a smaller "
-            "--context or model, or give --checkpoint-gradients."
+            "There is not enough memory: take a smaller --batch-size (--grad-accumulation keeps a step as large), a "
+            "smaller --context or model, or give --gradient-checkpointing."
         ) from error

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anyformer.training.spread import spread_like, whole
+from anyformer.training.dtensor import distribute_like, full_tensor
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -81,12 +81,12 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _update(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
-        ahead = [whole(self._ahead(matrix, group["momentum"])) for matrix in matrices]
+        ahead = [full_tensor(self._ahead(matrix, group["momentum"])) for matrix in matrices]
         wide = torch.stack([_wide(matrix) for matrix in ahead])
         for matrix, update in zip(matrices, orthogonalise(wide, self.dtype), strict=True):
             mine = update if _is_wide(matrix) else update.T
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
-            matrix.add_(spread_like(mine, matrix), alpha=-0.2 * group["lr"] * math.sqrt(max(matrix.shape)))
+            matrix.add_(distribute_like(mine, matrix), alpha=-0.2 * group["lr"] * math.sqrt(max(matrix.shape)))
 
     def _ahead(self, matrix: nn.Parameter, share: float) -> Tensor:
         """The gradient, seen from where the momentum leads."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from anyformer.blocks.block import TransformerBlock
 from anyformer.errors import UserError, nearest
+from anyformer.training.dtensor import copy_like
 from anyformer.training.muon import Muon
-from anyformer.training.spread import copy_like
 
 Optimizer: TypeAlias = torch.optim.Optimizer
 """What every entry of `OPTIMIZERS` makes."""

@@ -10,15 +10,16 @@ from typing import Any
 from rich.console import Console
 
 from anyformer.errors import UserError
+from anyformer.migration import current_settings
 from anyformer.training.config import CompleteConfig
 from anyformer.training.config_file import settings
 from anyformer.training.progress import say
 
 FREE = frozenset(
     {
-        "accumulate",
+        "grad_accumulation",
         "cache",
-        "checkpoint_gradients",
+        "gradient_checkpointing",
         "compile",
         "device",
         "dtype",
@@ -42,7 +43,7 @@ def check(
     checkpoint: Path, facts: Mapping[str, Any], config: CompleteConfig, fingerprint: str, console: Console
 ) -> None:
     """Say what has changed since the checkpoint. Raises UserError where it would be another run."""
-    before, now = _flat(facts.get("config", {})), _flat(json.loads(json.dumps(settings(config))))
+    before, now = _flat(current_settings(facts.get("config", {}))), _flat(json.loads(json.dumps(settings(config))))
     changes = {
         name: f"{name.replace('_', '-')} {before.get(name)} -> {now.get(name)}"
         for name in sorted({*before, *now})

@@ -14,21 +14,20 @@ from anyformer.model import Transformer, build
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.tracking import Trackers
 from anyformer.runs.tracking import check as check_trackers
-from anyformer.training.allocator import keep_freed_memory
 from anyformer.training.averaging import make_average
 from anyformer.training.checkpoints import Checkpoints, read_facts
 from anyformer.training.config import CompleteConfig, TrainConfig
 from anyformer.training.config_file import settings, to_yaml
-from anyformer.training.engines.base import Plan
-from anyformer.training.engines.group import Group, join, started_by_launcher
-from anyformer.training.engines.registry import make_engine
 from anyformer.training.kernels import make_ready
-from anyformer.training.memory import memory_suffices
+from anyformer.training.memory import explain_out_of_memory, keep_freed_memory
 from anyformer.training.optimizer import make_optimizer, supports_sharded
 from anyformer.training.precision import Precision, choose_compilation, choose_precision
 from anyformer.training.prepare import Prepared, keep_standard_input, prepare
 from anyformer.training.progress import say
 from anyformer.training.resume import check as check_unchanged
+from anyformer.training.strategies.base import Plan
+from anyformer.training.strategies.group import Group, join, started_by_launcher
+from anyformer.training.strategies.single import make_strategy
 from anyformer.training.trainer import Trainer
 
 
@@ -67,13 +66,13 @@ def run(
     keep_freed_memory()
     group = join(complete.engine, complete.device)
     try:
-        shown = (Console() if console is None else console) if group.leads else Console(quiet=True)
+        shown = (Console() if console is None else console) if group.is_main else Console(quiet=True)
         directory = _directory(complete, resume, group)
         try:
             return _run(complete, given, directory, group, shown, started, resumed=resume is not None)
         finally:
             directory.unlock()
-            if group.leads and resume is None and not directory.model.exists():
+            if group.is_main and resume is None and not directory.model.exists():
                 directory.discard()
     finally:
         group.close()
@@ -90,17 +89,17 @@ def _run(
     resumed: bool,
 ) -> int:
     found = choose_precision(config.device, config.dtype, group.local_rank)
-    dtype, reason = group.share((found.dtype, found.reason))
+    dtype, reason = group.broadcast((found.dtype, found.reason))
     precision = replace(found, dtype=dtype, reason=reason)
     make_ready(precision)
-    compiles, why = choose_compilation(config.compile, precision.device, spread=group.processes > 1)
+    compiles, why = choose_compilation(config.compile, precision.device, spread=group.world_size > 1)
     if not resumed:
         # What is needed to begin again, should preparation be cut short.
         directory.write_config(to_yaml(config, given))
-    prepared = group.first_one_then_all(lambda: prepare(config, given, console))
+    prepared = group.main_first(lambda: prepare(config, given, console))
     config = replace(prepared.config, device=precision.device.type, dtype=precision.name)
     prepared = replace(prepared, config=config)
-    latest = group.share(Checkpoints(directory.checkpoints, config.keep).latest() if resumed else None)
+    latest = group.broadcast(Checkpoints(directory.checkpoints, config.keep).latest() if resumed else None)
     facts = None if latest is None else read_facts(latest)
     if latest is not None and facts is not None:
         check_unchanged(latest, facts, config, prepared.fingerprint, console)
@@ -108,7 +107,7 @@ def _run(
     if not had_ended:
         directory.write_config(to_yaml(config, None))
     torch.manual_seed(config.seed)
-    with memory_suffices():
+    with explain_out_of_memory():
         model = build(config.model)
     plan = Plan(
         precision=precision,
@@ -121,39 +120,39 @@ def _run(
             dtype=precision.dtype,
         ),
         average=make_average(config.average),
-        clip=config.clip,
-        accumulate=config.accumulate,
+        grad_clip=config.grad_clip,
+        grad_accumulation=config.grad_accumulation,
         label_smoothing=config.label_smoothing,
         seed=config.seed,
         compile=compiles,
-        checkpoint_gradients=config.checkpoint_gradients,
+        gradient_checkpointing=config.gradient_checkpointing,
     )
-    engine = make_engine(config.engine, model, plan, group, zero_stage=config.zero_stage)
-    _introduce(console, prepared, model, directory, precision, f"{engine}, {why}")
+    strategy = make_strategy(config.engine, model, plan, group, zero_stage=config.zero_stage)
+    _introduce(console, prepared, model, directory, precision, f"{strategy}, {why}")
     if latest is not None:
-        engine.load(latest)
+        strategy.load(latest)
     if resumed:
         step = 0 if facts is None else facts["step"]
         directory.rewind(step if facts is not None else -1)
         say(console, f"resumed    after step {step:,}" if step else "resumed    from the beginning: no checkpoint yet")
-    names = config.track if group.leads else ()
+    names = config.track if group.is_main else ()
     trackers = Trackers(names, directory.path, settings(config), resumed=resumed, warn=lambda text: say(console, text))
     try:
-        return Trainer(prepared, directory, engine, precision, trackers, console, facts).run(started)
+        return Trainer(prepared, directory, strategy, precision, trackers, console, facts).run(started)
     finally:
         trackers.close()
-        engine.close()
+        strategy.close()
 
 
 def _directory(config: CompleteConfig, resume: Path | None, group: Group) -> RunDirectory:
     """The run's directory, made or entered by the first process."""
     made = None
-    if group.leads and resume is None:
+    if group.is_main and resume is None:
         made = RunDirectory.create(config.runs, config.name, config.preset)
-    elif group.leads and resume is not None:
+    elif group.is_main and resume is not None:
         made = RunDirectory(resume)
         made.lock()
-    path = group.share(None if made is None else made.path)
+    path = group.broadcast(None if made is None else made.path)
     if made is not None:
         return made
     if path is None:

@@ -22,7 +22,7 @@ _RECENT = 15
 """Steps whose median length is expected of the next one."""
 
 
-class Horizon(Protocol):
+class Budget(Protocol):
     """When a run ends."""
 
     def progress(self, step: int) -> float:
@@ -30,18 +30,18 @@ class Horizon(Protocol):
         ...
 
 
-class Steps:
+class StepBudget:
     """A run of a number of steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
     def progress(self, step: int) -> float:
-        """See `Horizon`."""
+        """See `Budget`."""
         return (step + 1) / self.steps
 
 
-class Clock:
+class TimeBudget:
     """A run of a number of seconds, from its first step on. A step that would end too late is not begun.
 
     Everything between the steps counts as well. The next step is expected to take the median of the latest ones, so
@@ -68,7 +68,7 @@ class Clock:
         return self._before if self._start is None else self._before + self._now() - self._start
 
     def progress(self, step: int) -> float:
-        """See `Horizon`. Call it once a step."""
+        """See `Budget`. Call it once a step."""
         now = self._now()
         if self._start is None:
             self._start = self._latest = now
@@ -80,20 +80,20 @@ class Clock:
         return (self._before + now - self._start + expected) / self.seconds
 
 
-class Shared:
+class SyncedBudget:
     """The same progress on all processes, whose clocks differ.
 
     Args:
-        horizon: asked on every process.
-        share: gives all of them what the first one says.
+        budget: asked on every process.
+        broadcast: gives all of them what the first one says.
     """
 
-    def __init__(self, horizon: Horizon, share: Callable[[float], float]) -> None:
-        self._horizon, self._share = horizon, share
+    def __init__(self, budget: Budget, broadcast: Callable[[float], float]) -> None:
+        self._budget, self._broadcast = budget, broadcast
 
     def progress(self, step: int) -> float:
-        """See `Horizon`."""
-        return self._share(self._horizon.progress(step))
+        """See `Budget`."""
+        return self._broadcast(self._budget.progress(step))
 
 
 def _cosine(falling: float, warmup: float, decay: float) -> float:

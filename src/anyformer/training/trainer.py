@@ -25,16 +25,16 @@ from anyformer.runs.tracking import Trackers
 from anyformer.training.checkpoints import Checkpoints
 from anyformer.training.config import DEFAULTS
 from anyformer.training.config_file import settings
-from anyformer.training.engines.base import Engine
 from anyformer.training.evaluate import Evaluation, evaluate
 from anyformer.training.interrupt import Interrupt, interruptible
 from anyformer.training.loop import DivergedError, train_steps
-from anyformer.training.memory import memory_suffices
+from anyformer.training.memory import explain_out_of_memory
 from anyformer.training.precision import Precision, peak_flops_per_second
 from anyformer.training.prepare import Prepared
 from anyformer.training.progress import TrainingProgress, say
 from anyformer.training.sample import Sample, take_sample
-from anyformer.training.schedule import Clock, Horizon, Shared, Steps, learning_rate_factor
+from anyformer.training.schedule import Budget, StepBudget, SyncedBudget, TimeBudget, learning_rate_factor
+from anyformer.training.strategies.base import Strategy
 
 _SAVE_EVERY = 300.0
 """Seconds between two checkpoints, unless they are counted in steps."""
@@ -50,25 +50,25 @@ class Trainer:
     Args:
         prepared: the data, and the run's config.
         directory: the run's own.
-        engine: has the model.
+        strategy: has the model.
         precision: where and how it computes.
         trackers: who else wants the metrics.
         console: where to show progress.
-        resumed: what the checkpoint says whose state the engine has loaded; None for a new run.
+        resumed: what the checkpoint says whose state the strategy has loaded; None for a new run.
     """
 
     def __init__(
         self,
         prepared: Prepared,
         directory: RunDirectory,
-        engine: Engine,
+        strategy: Strategy,
         precision: Precision,
         trackers: Trackers,
         console: Console,
         resumed: Mapping[str, Any] | None = None,
     ) -> None:
         self.prepared, self.config = prepared, prepared.config
-        self.directory, self.engine, self.precision = directory, engine, precision
+        self.directory, self.strategy, self.precision = directory, strategy, precision
         self.trackers, self.console = trackers, console
         self.checkpoints = Checkpoints(directory.checkpoints, self.config.keep)
         self.flops = training_flops(self.config.model, self.config.context)
@@ -108,12 +108,12 @@ class Trainer:
                 self._say(f"before     {self._in_words(before)}")
                 self._save_model(0)
             try:
-                with memory_suffices():
-                    last = self._train(self._horizon(evaluation_seconds, started), interrupt)
+                with explain_out_of_memory():
+                    last = self._train(self._budget(evaluation_seconds, started), interrupt)
                 stopped = last is not None and self._asked(interrupt)
                 if last is None:
                     self._say(f"This run had ended after step {self.start:,}: give more --steps or --minutes.")
-                    if self.engine.group.share(self.directory.finished()):
+                    if self.strategy.group.broadcast(self.directory.finished()):
                         return 0
                     # It was killed between its last checkpoint and its last words.
                     step, progress = self.start, 1.0
@@ -142,7 +142,7 @@ class Trainer:
             return self._stopped(step, progress, interrupt)
         return 0
 
-    def _train(self, horizon: Horizon, interrupt: Interrupt) -> StepReport | None:
+    def _train(self, budget: Budget, interrupt: Interrupt) -> StepReport | None:
         config, meter = self.config, self.meter
 
         def rate(progress: float) -> float:
@@ -151,7 +151,7 @@ class Trainer:
 
         report, logged, saved = None, self.start, time.monotonic()
         with TrainingProgress(self.console) as progress:
-            for report in train_steps(self.engine, self.prepared.batch, horizon, rate, start=self.start):
+            for report in train_steps(self.strategy, self.prepared.batch, budget, rate, start=self.start):
                 step = report.step
                 meter.add(report)
                 progress.show(report, meter)
@@ -166,10 +166,10 @@ class Trainer:
                 if config.save_every is not None:
                     due = step % config.save_every == 0
                     if due:
-                        self.engine.snapshot()
+                        self.strategy.snapshot()
                 else:
                     due = time.monotonic() - saved > _SAVE_EVERY
-                if self.engine.group.share(evaluates or due):
+                if self.strategy.group.broadcast(evaluates or due):
                     self._save(step)
                     saved = time.monotonic()
                 if evaluates or due:
@@ -180,16 +180,16 @@ class Trainer:
             self._log(meter.line(report))
         return report
 
-    def _horizon(self, evaluation_seconds: float, started: float) -> Horizon:
+    def _budget(self, evaluation_seconds: float, started: float) -> Budget:
         config = self.config
         if config.steps is not None:
-            return Steps(config.steps)
+            return StepBudget(config.steps)
         if config.minutes is None:
             raise ValueError("a complete config has steps or minutes")
         seconds = 60 * config.minutes
         elapsed = self.meter.elapsed if self.resumed else 0.0
         left = started + seconds - time.monotonic() - evaluation_seconds - _SAMPLE_SHARE * seconds
-        return Shared(Clock(max(left, seconds / 2), elapsed), self.engine.group.share)
+        return SyncedBudget(TimeBudget(max(left, seconds / 2), elapsed), self.strategy.group.broadcast)
 
     def _thin_validation(self) -> None:
         """Where time is short, evaluate only every so many-th batch."""
@@ -198,14 +198,14 @@ class Trainer:
         once = [self._evaluation(lambda: False, self.prepared.validation_batches).seconds for _ in range(2)]
         batches = self.prepared.validation_batches
         wanted = math.ceil(max(1.0, min(once) * batches / (_EVALUATION_SHARE * 60 * self.config.minutes)))
-        self._every = self.engine.group.share(wanted)
+        self._every = self.strategy.group.broadcast(wanted)
         if self._every > 1:
             self._say(f"           time is short: one in {self._every} batches of the validation text is evaluated")
 
     def _evaluation(self, stop: Callable[[], bool], every: int) -> Evaluation:
-        group = self.engine.group
-        with self.engine.averaged():
-            return evaluate(self.engine.evaluate, self.prepared.validation(every), lambda: group.any(stop()))
+        group = self.strategy.group
+        with self.strategy.averaged():
+            return evaluate(self.strategy.evaluate, self.prepared.validation(every), lambda: group.any(stop()))
 
     def _evaluate(self, step: int, stop: Callable[[], bool]) -> Evaluation:
         """Evaluate and log, once a step. Raises DivergedError where the model answers with NaN."""
@@ -238,24 +238,24 @@ class Trainer:
             "fingerprint": self.prepared.fingerprint,
             "config": settings(self.config),
         }
-        self.checkpoints.save(self.engine, step, facts)
+        self.checkpoints.save(self.strategy, step, facts)
         self._report()
 
     def _save_model(self, step: int) -> None:
         """Write model/, unless its weights are no longer numbers."""
         finite = True
-        with self.engine.gathered() as model:
+        with self.strategy.gathered() as model:
             if model is not None:
                 finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
                 if finite:
                     self._model_type = save(model, self.directory.model, tokenizer=self.prepared.tokenizer)
-        if self.engine.group.any(not finite):
+        if self.strategy.group.any(not finite):
             raise DivergedError.after(step, "the weights are no longer finite")
         self._saved = step
 
     def _sample(self, step: int, *then: Mapping[str, Any]) -> Sample | None:
         """What the model has learnt, and what to log after it; None on the processes that don't speak."""
-        with self.engine.gathered() as model:
+        with self.strategy.gathered() as model:
             if model is None:
                 return None
             training = model.training
@@ -274,21 +274,21 @@ class Trainer:
             "peak_flops_per_second": peak_flops_per_second(self.precision),
             "device": str(self.precision.device),
             "dtype": self.precision.name,
-            "engine": str(self.engine),
+            "engine": str(self.strategy),
         }
 
     def _log(self, *records: Mapping[str, Any]) -> None:
         self.directory.log(*records)
-        if self.engine.group.leads:
+        if self.strategy.group.is_main:
             for record in records:
                 self.trackers.log(record)
 
     def _report(self) -> None:
-        if self.engine.group.leads:
+        if self.strategy.group.is_main:
             write_report(self.directory.path, DEFAULTS)
 
     def _asked(self, interrupt: Interrupt) -> bool:
-        return self.engine.group.any(interrupt.asked())
+        return self.strategy.group.any(interrupt.asked())
 
     def _stopped(self, step: int, progress: float, interrupt: Interrupt) -> int:
         self._log({"step": step, "state": "stopped"})
@@ -314,5 +314,5 @@ class Trainer:
         self._say(f"next       anyformer {sample.command} {path} {sample.arguments}")
 
     def _say(self, text: str) -> None:
-        if self.engine.group.leads:
+        if self.strategy.group.is_main:
             say(self.console, text)

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from anyformer.training.engines.loss import LossAlone
-from anyformer.training.engines.single import Single
+from anyformer.training.strategies.base import LossModule
+from anyformer.training.strategies.single import Single
 
 
 class DDP(Single):
@@ -19,21 +19,21 @@ class DDP(Single):
     _copies: DistributedDataParallel
 
     def save(self, folder: Path) -> None:
-        """See `Engine`. All processes have the same, and the first one writes it."""
-        if self.group.leads:
+        """See `Strategy`. All processes have the same, and the first one writes it."""
+        if self.group.is_main:
             super().save(folder)
 
     def close(self) -> None:
-        """See `Engine`. What adds up the gradients must be gone before the group is."""
-        del self._copies, self.spread
+        """See `Strategy`. What adds up the gradients must be gone before the group is."""
+        del self._copies, self.wrapped
 
     def __str__(self) -> str:
-        return f"ddp, {self.group.processes} processes ({self.group.backend})"
+        return f"ddp, {self.group.world_size} processes ({self.group.backend})"
 
-    def _spread(self) -> nn.Module:
+    def _wrap(self) -> nn.Module:
         device = self.plan.precision.device
         self._copies = DistributedDataParallel(
-            LossAlone(self.model),
+            LossModule(self.model),
             device_ids=None if device.type == "cpu" else [device],
             # A pooler is no part of a language model's loss. Looking for such parts takes time, so only where one is.
             find_unused_parameters=self.model.pooler is not None,
@@ -42,7 +42,7 @@ class DDP(Single):
         return self._copies
 
     def _forward(self, **inputs: Any) -> Tensor:
-        return self.spread(**inputs)
+        return self.wrapped(**inputs)
 
     def _last(self, last: bool) -> AbstractContextManager[object]:
         return nullcontext() if last else self._copies.no_sync()

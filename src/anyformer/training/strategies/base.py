@@ -6,15 +6,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from anyformer.data.objectives import Batch
 from anyformer.model import Transformer
 from anyformer.training.averaging import Average
-from anyformer.training.engines.group import Group
 from anyformer.training.precision import Precision
+from anyformer.training.strategies.group import Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +26,23 @@ class Plan:
         precision: where and in which format to compute.
         optimizer: makes the optimizer of a model's parameters, once they are where they will stay.
         average: what averages the weights; None for nothing.
-        clip: the longest gradient.
-        accumulate: how many parts a batch is computed in.
+        grad_clip: the longest gradient.
+        grad_accumulation: how many parts a batch is computed in.
         label_smoothing: share of each target that is spread over the vocabulary.
         seed: decides dropout.
         compile: compile the stacks.
-        checkpoint_gradients: compute the activations of each block again on the way back, instead of keeping them.
+        gradient_checkpointing: compute the activations of each block again on the way back, instead of keeping them.
     """
 
     precision: Precision
     optimizer: Callable[[Transformer], torch.optim.Optimizer]
     average: Average | None = None
-    clip: float = 1.0
-    accumulate: int = 1
+    grad_clip: float = 1.0
+    grad_accumulation: int = 1
     label_smoothing: float = 0.0
     seed: int = 0
     compile: bool = False
-    checkpoint_gradients: bool = False
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,23 @@ class Step:
     gradient_norm: float
 
 
-class Engine(Protocol):
+class LossModule(nn.Module):
+    """A model whose only output is its loss, so that an engine that watches outputs sees what has a part in it."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> Tensor:
+        """See `Transformer.forward`."""
+        # Not model(...): DeepSpeed watches the outputs of every module that is called, and can't look into this one's.
+        loss = self.model.forward(**inputs).loss
+        if loss is None:
+            raise ValueError("a loss needs targets")
+        return loss
+
+
+class Strategy(Protocol):
     """Takes steps of one model on any number of processes, each of which calls the same methods in the same order.
 
     A batch is always the whole batch of all processes, so nothing depends on how many there are. Dropout is drawn from

@@ -23,15 +23,15 @@ from torch import Tensor
 from anyformer.cli import train as train_command
 from anyformer.errors import UserError
 from anyformer.model import build
-from anyformer.training.engines.base import Plan
-from anyformer.training.engines.group import Group
-from anyformer.training.engines.launch import check_engine
-from anyformer.training.engines.registry import make_engine
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
-from tests.training import engines_worker
+from anyformer.training.strategies.base import Plan
+from anyformer.training.strategies.group import Group
+from anyformer.training.strategies.launch import check_engine
+from anyformer.training.strategies.single import make_strategy
+from tests.training import strategies_worker
 from tests.training.conftest import TINY, Trains, losses
-from tests.training.engines_worker import STEPS, config, train
+from tests.training.strategies_worker import STEPS, config, train
 
 Result = tuple[str, dict[str, list[float]], dict[str, Tensor]]
 
@@ -64,7 +64,7 @@ class Two:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, engines_worker.__file__, str(todo)]
+        command = [sys.executable, strategies_worker.__file__, str(todo)]
         processes = [
             subprocess.Popen(
                 command,
@@ -104,7 +104,7 @@ def halfway(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def native(tmp_path_factory: pytest.TempPathFactory, halfway: Path) -> Two:
     two = Two(tmp_path_factory.mktemp("native"))
     saved = {name: str(two.folder / f"{name}-checkpoint") for name in NATIVE}
-    jobs = {f"{name}-{case}": {**of, "case": case} for name, of in NATIVE.items() for case in engines_worker.CASES}
+    jobs = {f"{name}-{case}": {**of, "case": case} for name, of in NATIVE.items() for case in strategies_worker.CASES}
     for name, of in NATIVE.items():
         other = next(other for other in NATIVE if other != name)
         jobs[f"{name}-save"] = {**of, "case": "tied", "save": saved[name], "end": STEPS // 2}
@@ -148,11 +148,11 @@ def assert_equal(found: Result, wanted: Result, tolerance: float = 1e-5) -> None
 @pytest.mark.parametrize(
     ("engine", "case"),
     [
-        *((engine, case) for engine in NATIVE for case in engines_worker.CASES),
+        *((engine, case) for engine in NATIVE for case in strategies_worker.CASES),
         *(
             pytest.param(e, case, marks=needs_deepspeed)
             for e in ZERO
-            for case in engines_worker.CASES
+            for case in strategies_worker.CASES
             if case != "muon"
         ),
     ],
@@ -201,7 +201,7 @@ def test_bfloat16_stays_within_its_rounding(
 
 def test_the_command_starts_two_and_resumes_on_one(tmp_path: Path, text: Path, trains: Trains) -> None:
     flags = ["gpt2-nano", "--data", str(text), *TINY, "--tokenizer=char", "--context=16", "--batch-size=5", "--steps=6"]
-    flags += ["--device=cpu", "--dtype=float32", "--log-every=1", "--save-every=3", "--accumulate=2"]
+    flags += ["--device=cpu", "--dtype=float32", "--log-every=1", "--save-every=3", "--grad-accumulation=2"]
     flags += ["--cache", str(tmp_path / "cache"), "--keep=5"]
     alone = trains(*flags, name="alone")
     two = [*flags, "--engine=fsdp", "--processes=2", "--name=two", "--runs", str(tmp_path / "runs")]
@@ -218,7 +218,7 @@ def test_the_command_starts_two_and_resumes_on_one(tmp_path: Path, text: Path, t
 
 @needs_deepspeed
 def test_zero_declines_muon() -> None:
-    from anyformer.training.engines.deepspeed import DeepSpeed
+    from anyformer.training.strategies.deepspeed import DeepSpeed
 
     plan = Plan(
         Precision(torch.device("cpu"), torch.float32, "for a test"), lambda model: make_optimizer("muon", model, 1.0)
@@ -245,10 +245,10 @@ def test_no_engine_falls_back_to_one_process() -> None:
         Precision(torch.device("cpu"), torch.float32, "for a test"), lambda model: make_optimizer("adamw", model, 1.0)
     )
     with pytest.raises(UserError, match="several processes"):
-        make_engine("ddp", build(config("tied")), plan, Group())
+        make_strategy("ddp", build(config("tied")), plan, Group())
 
 
 def test_deepspeed_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anyformer.training.engines.launch.find_spec", lambda name: None)
+    monkeypatch.setattr("anyformer.training.strategies.launch.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'anyformer\[deepspeed\]'"):
         check_engine("deepspeed", 2)

@@ -18,9 +18,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from anyformer.data.objectives import Batch
 from anyformer.model import Transformer, build
-from anyformer.training.engines.sharded import read_shards, write_shards
-from anyformer.training.engines.single import Single
-from anyformer.training.spread import whole
+from anyformer.training.dtensor import full_tensor
+from anyformer.training.strategies.sharded import read_shards, write_shards
+from anyformer.training.strategies.single import Single
 
 
 class FSDP(Single):
@@ -29,7 +29,7 @@ class FSDP(Single):
     _gathered: Transformer | None = None
 
     def evaluate(self, batch: Batch) -> float:
-        """See `Engine`."""
+        """See `Strategy`."""
         nats = super().evaluate(batch)
         # Without a way back nothing would take the root's whole weights away again, and they would be mistaken for it.
         self._sharded.reshard()
@@ -37,45 +37,45 @@ class FSDP(Single):
 
     @contextmanager
     def gathered(self) -> Generator[Transformer | None]:
-        """See `Engine`. The whole weights come to the first process's memory one by one."""
+        """See `Strategy`. The whole weights come to the first process's memory one by one."""
         with self.averaged():
-            if self._gathered is None and self.group.leads:
+            if self._gathered is None and self.group.is_main:
                 self._gathered = build(self.model.config)
                 self._gathered.origin = self.model.origin
             targets = {} if self._gathered is None else self._gathered.state_dict()
             with torch.no_grad():
                 for name, tensor in self.model.state_dict().items():
-                    full = whole(tensor)
+                    full = full_tensor(tensor)
                     if name in targets:
                         targets[name].copy_(full)
         yield self._gathered
 
     def save(self, folder: Path) -> None:
-        """See `Engine`."""
+        """See `Strategy`."""
         write_shards(folder, self._state())
 
     def load(self, folder: Path) -> None:
-        """See `Engine`."""
+        """See `Strategy`."""
         self._load_state(read_shards(folder, dict(self.model.named_parameters())))
 
     def close(self) -> None:
-        """See `Engine`. Sharded tensors must be gone before the group is."""
-        del self.optimizer, self.spread, self.model
+        """See `Strategy`. Sharded tensors must be gone before the group is."""
+        del self.optimizer, self.wrapped, self.model
 
     def __str__(self) -> str:
-        return f"fsdp, {self.group.processes} processes ({self.group.backend})"
+        return f"fsdp, {self.group.world_size} processes ({self.group.backend})"
 
     @property
     def _sharded(self) -> FSDPModule:
-        return cast("FSDPModule", self.spread)
+        return cast("FSDPModule", self.wrapped)
 
     def _placed(self, model: Transformer) -> Transformer:
         # Sharding moves it, a block at a time: the whole model may not fit on one device.
         return model
 
-    def _spread(self) -> nn.Module:
+    def _wrap(self) -> nn.Module:
         precision = self.plan.precision
-        mesh = init_device_mesh(precision.device.type, (self.group.processes,))
+        mesh = init_device_mesh(precision.device.type, (self.group.world_size,))
         narrow = None if precision.dtype == torch.float32 else precision.dtype
         policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32)
         for stack in (self.model.encoder, self.model.decoder):
@@ -85,6 +85,6 @@ class FSDP(Single):
         return self.model
 
     def _clip(self) -> float:
-        norm: Tensor = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
+        norm: Tensor = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.grad_clip)
         # All processes must ask for it.
-        return whole(norm).item()
+        return full_tensor(norm).item()

@@ -13,24 +13,24 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def is_spread(tensor: Tensor) -> TypeGuard[DTensor]:
+def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether each process has but a share of it."""
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of it, in every process; all processes must ask for it."""
-    return tensor.full_tensor() if is_spread(tensor) else tensor
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
-def spread_like(tensor: Tensor, reference: Tensor) -> Tensor:
+def distribute_like(tensor: Tensor, reference: Tensor) -> Tensor:
     """This process's view of a whole tensor, cut as the reference is; nothing is sent.
 
     Args:
         tensor: whole, the same in every process, on the reference's device; or spread like the reference already.
         reference: of the same shape.
     """
-    if not is_spread(reference) or is_spread(tensor):
+    if not is_dtensor(reference) or is_dtensor(tensor):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
@@ -39,4 +39,4 @@ def spread_like(tensor: Tensor, reference: Tensor) -> Tensor:
 
 def copy_like(tensor: Tensor, reference: Tensor) -> Tensor:
     """A copy of a whole tensor on the reference's device, spread over the processes as that is."""
-    return spread_like(tensor.detach().to(reference.device, copy=True), reference)
+    return distribute_like(tensor.detach().to(reference.device, copy=True), reference)

@@ -14,8 +14,8 @@ from torch.distributed.fsdp import fully_shard
 
 import anyformer as af
 from anyformer.training.averaging import make_average
+from anyformer.training.dtensor import full_tensor, is_dtensor
 from anyformer.training.optimizer import OPTIMIZERS, flatten_state, load_flat_state, make_optimizer
-from anyformer.training.spread import is_spread, whole
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
@@ -58,7 +58,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: whole(tensor).detach().clone() for name, tensor in state.items()}
+    return {name: full_tensor(tensor).detach().clone() for name, tensor in state.items()}
 
 
 def _train(name: str, model: af.Transformer, *, stop: bool) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ def _process(rank: int, folder: str) -> None:
     for name in OPTIMIZERS:
         for stop in (False, True):
             model = _spread(_model())
-            assert all(is_spread(parameter) for parameter in model.parameters())
+            assert all(is_dtensor(parameter) for parameter in model.parameters())
             found = _train(name, model, stop=stop)
             if rank == 0:
                 torch.save(found, Path(folder) / f"{name}-{stop}.pt")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from anyformer.data.feistel_shuffle import mix_seed
 from anyformer.data.objectives import IGNORED, Batch
 from anyformer.model import Transformer
-from anyformer.training.engines.base import Plan, Step
-from anyformer.training.engines.group import Group
-from anyformer.training.engines.state import read_state, write_state
-from anyformer.training.inputs import model_inputs
+from anyformer.training.checkpoints import read_state, write_state
 from anyformer.training.linear import use_fastest
 from anyformer.training.optimizer import flatten_state, load_flat_state, set_learning_rate
+from anyformer.training.strategies.base import Plan, Step, Strategy
+from anyformer.training.strategies.group import Group
+from anyformer.training.strategies.launch import check_engine
 
 _DROPOUT = 0x0D
 
@@ -40,28 +40,28 @@ class Single:
         use_fastest(self.model, plan.precision)
         for stack in (self.model.encoder, self.model.decoder):
             if stack is not None:
-                stack.checkpoint_gradients = plan.checkpoint_gradients
+                stack.checkpoint_gradients = plan.gradient_checkpointing
                 if plan.compile:
                     # The loss, which sorts out what is to be predicted, gains nothing by it.
                     stack.compile()
-        self.spread = self._spread()
+        self.wrapped = self._wrap()
         self.optimizer = plan.optimizer(self.model)
         scales = plan.precision.dtype == torch.float16
         self._scaler = torch.amp.GradScaler(plan.precision.device.type, enabled=scales)
 
     def step(self, number: int, batch: Batch, learning_rate: float) -> Step:
-        """See `Engine`."""
+        """See `Strategy`."""
         set_learning_rate(self.optimizer, learning_rate)
-        self.spread.train()
+        self.wrapped.train()
         device = self.plan.precision.device
         total = torch.zeros((), device=device)
-        parts = batch.split(self.plan.accumulate)
+        parts = batch.split(self.plan.grad_accumulation)
         for place, part in enumerate(parts):
             mine = self._mine(part)
             self._seed_dropout(number, place)
             with self._last(place == len(parts) - 1):
                 share = self._loss(mine) * (mine.predicted / max(batch.predicted, 1))
-                self._scaler.scale(share * self.group.processes).backward()
+                self._scaler.scale(share * self.group.world_size).backward()
             total += share.detach()
         self._scaler.unscale_(self.optimizer)
         norm = self._clip()
@@ -81,41 +81,41 @@ class Single:
         return Step(loss, norm)
 
     def evaluate(self, batch: Batch) -> float:
-        """See `Engine`."""
-        training = self.spread.training
-        self.spread.eval()
+        """See `Strategy`."""
+        training = self.wrapped.training
+        self.wrapped.eval()
         with torch.no_grad(), self._eager():
             mine = self._mine(batch)
             nats = self._loss(mine, smoothing=0.0) * mine.predicted
-        self.spread.train(training)
+        self.wrapped.train(training)
         return self.group.sum(nats.detach().float()).item()
 
     def averaged(self) -> AbstractContextManager[None]:
-        """See `Engine`."""
+        """See `Strategy`."""
         average = self.plan.average
         return nullcontext() if average is None else average.applied(self._weights())
 
     @contextmanager
     def gathered(self) -> Generator[Transformer | None]:
-        """See `Engine`."""
+        """See `Strategy`."""
         with self.averaged(), self._eager():
-            yield self.model if self.group.leads else None
+            yield self.model if self.group.is_main else None
 
     def snapshot(self) -> None:
-        """See `Engine`."""
+        """See `Strategy`."""
         if self.plan.average is not None:
             self.plan.average.snapshot(self._weights())
 
     def save(self, folder: Path) -> None:
-        """See `Engine`."""
+        """See `Strategy`."""
         write_state(folder, self._state())
 
     def load(self, folder: Path) -> None:
-        """See `Engine`."""
+        """See `Strategy`."""
         self._load_state(read_state(folder))
 
     def close(self) -> None:
-        """See `Engine`."""
+        """See `Strategy`."""
 
     def __str__(self) -> str:
         return "one process"
@@ -123,7 +123,7 @@ class Single:
     def _placed(self, model: Transformer) -> Transformer:
         return model.to(self.plan.precision.device)
 
-    def _spread(self) -> nn.Module:
+    def _wrap(self) -> nn.Module:
         """What is called to compute: the model as it is spread over the processes."""
         return self.model
 
@@ -134,11 +134,11 @@ class Single:
 
     def _clip(self) -> float:
         """Shorten the gradient of all processes together; returns how long it was."""
-        return nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip).item()
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.grad_clip).item()
 
     def _mine(self, batch: Batch) -> Batch:
         """The rows of this process. One that has none reads a row for nothing, for all must call the model."""
-        rows = batch.split(self.group.processes)
+        rows = batch.split(self.group.world_size)
         if self.group.rank < len(rows):
             return rows[self.group.rank]
         return replace(rows[0], targets=rows[0].targets * 0 + IGNORED)
@@ -154,7 +154,7 @@ class Single:
 
     def _forward(self, **inputs: Any) -> Tensor:
         """The loss of the model as it is spread over the processes."""
-        return self.spread(**inputs).loss
+        return self.wrapped(**inputs).loss
 
     def _seed_dropout(self, step: int, part: int) -> None:
         torch.manual_seed(mix_seed(self.plan.seed, _DROPOUT, step, part, self.group.rank) >> 1)
@@ -192,3 +192,39 @@ class Single:
         if self._scaler.is_enabled():
             kinds = self._scaler.state_dict()
             self._scaler.load_state_dict({name: type(kinds[name])(value) for name, value in part("scaler").items()})
+
+
+def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """The arguments of `Transformer.forward`, whose names are those of a batch's fields."""
+    arrays = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items() if array is not None}
+
+
+def make_strategy(name: str | None, model: Transformer, plan: Plan, group: Group, *, zero_stage: int = 2) -> Strategy:
+    """The engine that was asked for, and no other.
+
+    Args:
+        name: one of ENGINES; None: a single process.
+        model: with its first weights, the same on all processes.
+        plan: how a step is taken.
+        group: the processes.
+        zero_stage: what DeepSpeed shards: 1 the optimizer's state, 2 the gradients as well, 3 the weights as well.
+
+    Raises:
+        UserError: there is no such engine, it isn't installed, or it does not fit the number of processes.
+    """
+    check_engine(name, group.world_size)
+    if name is None:
+        return Single(model, plan, group)
+    # Each imports a library that takes seconds to load and that the others have no use for.
+    if name == "ddp":
+        from anyformer.training.strategies.ddp import DDP
+
+        return DDP(model, plan, group)
+    if name == "fsdp":
+        from anyformer.training.strategies.fsdp import FSDP
+
+        return FSDP(model, plan, group)
+    from anyformer.training.strategies.deepspeed import DeepSpeed
+
+    return DeepSpeed(model, plan, group, zero_stage)

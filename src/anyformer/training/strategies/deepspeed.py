@@ -26,13 +26,12 @@ from anyformer.blocks.head import LanguageModelHead
 from anyformer.data.batch import Batch
 from anyformer.errors import UserError
 from anyformer.model import Transformer, build
-from anyformer.training.engines.base import Plan, Step
-from anyformer.training.engines.group import Group
-from anyformer.training.engines.loss import LossAlone
-from anyformer.training.engines.sharded import names, read_shards
-from anyformer.training.engines.single import Single
-from anyformer.training.engines.state import write_state
+from anyformer.training.checkpoints import write_state
 from anyformer.training.optimizer import set_learning_rate
+from anyformer.training.strategies.base import LossModule, Plan, Step
+from anyformer.training.strategies.group import Group
+from anyformer.training.strategies.sharded import names, read_shards
+from anyformer.training.strategies.single import Single
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KEPT_WHOLE = 100_000
@@ -66,17 +65,17 @@ class DeepSpeed(Single):
                 "leave --optimizer out, or use --engine ddp or fsdp."
             )
         self._trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._engine: Any = self._initialize(LossAlone(model))
-        self.spread = self._engine
+        self._engine: Any = self._initialize(LossModule(model))
+        self.wrapped = self._engine
         self._remember()
 
     def step(self, number: int, batch: Batch, learning_rate: float) -> Step:
-        """See `Engine`. A gradient that is not finite is noticed only after the step."""
+        """See `Strategy`. A gradient that is not finite is noticed only after the step."""
         engine, plan = self._engine, self.plan
         set_learning_rate(engine.optimizer, learning_rate)
         engine.train()
         total = torch.zeros((), device=plan.precision.device)
-        parts = batch.split(plan.accumulate)
+        parts = batch.split(plan.grad_accumulation)
         for place, part in enumerate(parts):
             mine, last = self._mine(part), place == len(parts) - 1
             self._seed_dropout(number, place)
@@ -84,7 +83,7 @@ class DeepSpeed(Single):
             total += share.detach()
             # DeepSpeed takes the mean over the processes.
             engine.set_gradient_accumulation_boundary(is_boundary=last)
-            engine.backward(share * self.group.processes)
+            engine.backward(share * self.group.world_size)
             if not last:
                 engine.step()
         loss = self.group.sum(total).item()
@@ -98,7 +97,7 @@ class DeepSpeed(Single):
 
     @contextmanager
     def averaged(self) -> Generator[None]:
-        """See `Engine`."""
+        """See `Strategy`."""
         try:
             with super().averaged():
                 self._forget()
@@ -108,9 +107,9 @@ class DeepSpeed(Single):
 
     @contextmanager
     def gathered(self) -> Generator[Transformer | None]:
-        """See `Engine`. The whole weights come to the first process's memory one by one."""
+        """See `Strategy`. The whole weights come to the first process's memory one by one."""
         with self.averaged():
-            if self._gathered is None and self.group.leads:
+            if self._gathered is None and self.group.is_main:
                 self._gathered = build(self.model.config)
                 self._gathered.origin = self.model.origin
             targets = {} if self._gathered is None else self._gathered.state_dict()
@@ -122,9 +121,9 @@ class DeepSpeed(Single):
         yield self._gathered
 
     def save(self, folder: Path) -> None:
-        """See `Engine`. Each process keeps some of the whole tensors, about as many bytes each, and writes them."""
+        """See `Strategy`. Each process keeps some of the whole tensors, about as many bytes each, and writes them."""
         mine: dict[str, Tensor] = {}
-        sizes = [0] * self.group.processes
+        sizes = [0] * self.group.world_size
         for name, tensor in self._whole_state():
             writer = sizes.index(min(sizes))
             sizes[writer] += tensor.nbytes
@@ -133,7 +132,7 @@ class DeepSpeed(Single):
         write_state(folder, mine, f"shard-{self.group.rank + 1:05}.safetensors")
 
     def load(self, folder: Path) -> None:
-        """See `Engine`. Each process reads one whole tensor after the other and keeps its piece."""
+        """See `Strategy`. Each process reads one whole tensor after the other and keeps its piece."""
         utils = self._deepspeed.utils
         found = names(folder)
         parameters = dict(self.model.named_parameters())
@@ -165,18 +164,18 @@ class DeepSpeed(Single):
         self._load_average(folder, found, parameters)
 
     def close(self) -> None:
-        """See `Engine`."""
+        """See `Strategy`."""
         self._engine.destroy()
-        del self._engine, self.spread, self.optimizer, self.model
+        del self._engine, self.wrapped, self.optimizer, self.model
 
     def __str__(self) -> str:
-        return f"deepspeed ZeRO-{self.stage}, {self.group.processes} processes ({self.group.backend})"
+        return f"deepspeed ZeRO-{self.stage}, {self.group.world_size} processes ({self.group.backend})"
 
-    def _initialize(self, module: LossAlone) -> Any:
+    def _initialize(self, module: LossModule) -> Any:
         precision = self.plan.precision
         if precision.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-            os.environ.setdefault("LOCAL_SIZE", str(self.group.processes))
+            os.environ.setdefault("LOCAL_SIZE", str(self.group.world_size))
         # Its import compiles kernels for the accelerator that it finds, so it has to be told first.
         deepspeed: Any = import_module("deepspeed")
         self._deepspeed = deepspeed
@@ -189,7 +188,7 @@ class DeepSpeed(Single):
             # Batches have any number of rows, and step() says where one ends, so neither of these counts.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
-            "gradient_clipping": self.plan.clip,
+            "gradient_clipping": self.plan.grad_clip,
             "zero_allow_untested_optimizer": True,
             "zero_optimization": {"stage": self.stage, "stage3_param_persistence_threshold": _KEPT_WHOLE},
             "steps_per_print": 2**62,
@@ -237,7 +236,7 @@ class DeepSpeed(Single):
         return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
 
     def _forward(self, **inputs: Any) -> Tensor:
-        return self.spread(**inputs)
+        return self.wrapped(**inputs)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: self._local(parameter) for name, parameter in self.model.named_parameters()}
@@ -255,7 +254,7 @@ class DeepSpeed(Single):
         """Put the processes' pieces together; all of them must ask for it."""
         if self.stage < 3:
             return piece
-        pieces = [torch.empty_like(piece) for _ in range(self.group.processes)]
+        pieces = [torch.empty_like(piece) for _ in range(self.group.world_size)]
         dist.all_gather(pieces, piece)
         shape = self._shape(parameter)
         return torch.cat(pieces)[: shape.numel()].view(shape)
@@ -265,7 +264,7 @@ class DeepSpeed(Single):
         if self.stage < 3:
             return value
         size = self._local(parameter).numel()
-        padded = value.new_zeros(size * self.group.processes)
+        padded = value.new_zeros(size * self.group.world_size)
         padded[: value.numel()] = value.flatten()
         return padded[size * self.group.rank : size * (self.group.rank + 1)]
 

@@ -1,4 +1,4 @@
-"""Trains in several processes what test_engines.py asks for: `python engines_worker.py JOBS.json`."""
+"""Trains in several processes what test_strategies.py asks for: `python strategies_worker.py JOBS.json`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from anyformer.data.batch import IGNORED, Batch
 from anyformer.families import preset
 from anyformer.model import build
 from anyformer.training.averaging import make_average
-from anyformer.training.engines.base import Plan
-from anyformer.training.engines.group import Group, join
-from anyformer.training.engines.registry import make_engine
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
+from anyformer.training.strategies.base import Plan
+from anyformer.training.strategies.group import Group, join
+from anyformer.training.strategies.single import make_strategy
 
 STEPS = 8
 
 # GPT-2 and BERT have a bias of keys, whose gradient is nothing but rounding; Adam makes steps of full length of it.
 CASES: dict[str, dict[str, Any]] = {
     "tied": {"preset": "gpt2-nano", "layers": {"decoder_layers": 2}, "average": "ema:0.9"},
-    "masked": {"preset": "bert-tiny", "layers": {"encoder_layers": 2}, "accumulate": 3, "average": "last:2"},
+    "masked": {"preset": "bert-tiny", "layers": {"encoder_layers": 2}, "grad_accumulation": 3, "average": "last:2"},
     "pairs": {"preset": "t5-small", "layers": {"encoder_layers": 2, "decoder_layers": 1}, "label_smoothing": 0.1},
     "muon": {"preset": "llama-nano", "layers": {"decoder_layers": 2}, "optimizer": "muon", "recompute": True},
 }
@@ -81,12 +81,12 @@ def train(
         Precision(torch.device("cpu"), getattr(torch, dtype), "for a test"),
         lambda model: make_optimizer(options.get("optimizer", "adamw"), model, 1.0),
         average=make_average(options.get("average")),
-        clip=0.5,
-        accumulate=options.get("accumulate", 2),
+        grad_clip=0.5,
+        grad_accumulation=options.get("grad_accumulation", 2),
         label_smoothing=options.get("label_smoothing", 0.0),
-        checkpoint_gradients=options.get("recompute", False),
+        gradient_checkpointing=options.get("recompute", False),
     )
-    made = make_engine(engine, build(config(case)), plan, group, zero_stage=zero)
+    made = make_strategy(engine, build(config(case)), plan, group, zero_stage=zero)
     said, figures = str(made), {}
     if load is not None:
         made.load(Path(load))
@@ -99,7 +99,7 @@ def train(
         if step % 2:
             made.snapshot()
     if save is not None:
-        if group.leads:
+        if group.is_main:
             Path(save).mkdir()
         group.any(False)
         made.save(Path(save))
@@ -120,13 +120,13 @@ def main() -> None:
     group = join(jobs[0]["engine"], "cpu")
     for job in jobs:
         if job["engine"] == "deepspeed":
-            from anyformer.training.engines import deepspeed
+            from anyformer.training.strategies import deepspeed
 
             # All of these weights are so small that ZeRO-3 would leave them whole, which one case shall do.
             deepspeed._KEPT_WHOLE = 100_000 if job["case"] == "masked" else 0
         out = Path(job.pop("out"))
         said, figures, weights = train(group, **job)
-        if group.leads:
+        if group.is_main:
             save_file(weights, out.with_suffix(".safetensors"))
             out.with_suffix(".json").write_text(json.dumps({"said": said, "figures": figures}), encoding="utf-8")
     group.close()

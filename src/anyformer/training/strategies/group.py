@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from anyformer.errors import UserError
-from anyformer.training.engines.launch import check_engine, started_by_launcher
+from anyformer.training.strategies.launch import check_engine, started_by_launcher
 
 T = TypeVar("T")
 
@@ -27,22 +27,22 @@ class Group:
 
     Attributes:
         rank: the number of this process; number 0 alone writes and speaks.
-        processes: how many there are.
+        world_size: how many there are.
         local_rank: its number on this machine.
         backend: what carries the messages.
     """
 
     rank = 0
-    processes = 1
+    world_size = 1
     local_rank = 0
     backend = ""
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The value that process 0 has."""
         return value
 
@@ -54,7 +54,7 @@ class Group:
         """The sum over all processes."""
         return value
 
-    def first_one_then_all(self, work: Callable[[], T]) -> T:
+    def main_first(self, work: Callable[[], T]) -> T:
         """What the work returns. Process 0 does it first, so that the others find its files."""
         return work()
 
@@ -71,7 +71,7 @@ class ProcessGroup(Group):
 
     def __init__(self, device: str) -> None:
         self.rank = int(os.environ["RANK"])
-        self.processes = int(os.environ["WORLD_SIZE"])
+        self.world_size = int(os.environ["WORLD_SIZE"])
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if device not in ("cpu", "cuda", "xpu"):
             raise UserError(f"Several processes can't train together on {device}: use --device cpu, or one process.")
@@ -86,7 +86,7 @@ class ProcessGroup(Group):
         if not dist.is_initialized():
             dist.init_process_group(self.backend, timeout=_PATIENCE)
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """See `Group`."""
         box: list[Any] = [value]
         dist.broadcast_object_list(box, src=0)
@@ -102,9 +102,9 @@ class ProcessGroup(Group):
         dist.all_reduce(total)
         return total
 
-    def first_one_then_all(self, work: Callable[[], T]) -> T:
+    def main_first(self, work: Callable[[], T]) -> T:
         """See `Group`."""
-        made = work() if self.leads else None
+        made = work() if self.is_main else None
         self.any(False)
         return work() if made is None else made
 
