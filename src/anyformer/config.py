@@ -440,16 +440,7 @@ class ModelConfig:
         Raises:
             ConfigError: an unknown field (with the nearest valid name), or a value that does not fit.
         """
-        nested: dict[str, Any] = {}
-        for name, value in changes.items():
-            head, _, rest = name.partition(".")
-            if rest:
-                nested.setdefault(head, {})[rest] = value
-            else:
-                nested[head] = (
-                    {**nested.get(head, {}), **cast("dict[str, Any]", value)} if isinstance(value, Mapping) else value
-                )
-        return change(self, nested, "")
+        return change(self, changes, "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dicts, for YAML and JSON."""

@@ -25,19 +25,16 @@ def change(config: T, changes: Mapping[str, Any], prefix: str) -> T:
     """A copy with other values; nested fields by dict or dotted name. `prefix` is the name of the config itself."""
     hints = get_type_hints(type(config))
     values: dict[str, Any] = {}
-    for name, value in changes.items():
-        head, _, rest = name.partition(".")
-        if head not in hints:
-            raise ConfigError(f"{prefix}{head}: no such field ({nearest(head, list(hints))}).")
-        if rest:
-            value = {rest: value}
-        values[head] = _coerce(value, hints[head], f"{prefix}{head}", getattr(config, head))
+    for name, value in _nested(changes).items():
+        if name not in hints:
+            raise ConfigError(f"{prefix}{name}: no such field ({nearest(name, list(hints))}).")
+        values[name] = _coerce(value, hints[name], f"{prefix}{name}", getattr(config, name))
     return dataclasses.replace(cast("Any", config), **values)
 
 
 def make(kind: type[T], values: Mapping[str, Any], prefix: str) -> T:
     """A config from nested dicts."""
-    hints = get_type_hints(kind)
+    hints, values = get_type_hints(kind), _nested(values)
     for name in values:
         if name not in hints:
             raise ConfigError(f"{prefix}{name}: no such field ({nearest(name, list(hints))}).")
@@ -47,6 +44,17 @@ def make(kind: type[T], values: Mapping[str, Any], prefix: str) -> T:
     if missing:
         raise ConfigError(f"{prefix}{missing[0]}: is missing.")
     return kind(**made)
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names as dicts of the parts that they begin with."""
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        head, _, rest = name.partition(".")
+        part = {rest: value} if rest else value
+        merges = isinstance(part, Mapping) and isinstance(made.get(head), dict)
+        made[head] = {**made[head], **cast("Mapping[str, Any]", part)} if merges else part
+    return made
 
 
 def _coerce(value: Any, hint: Any, name: str, current: Any) -> Any:

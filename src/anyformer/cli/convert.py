@@ -59,7 +59,10 @@ def run(argv: list[str]) -> int:
     elif options.source.endswith(".gguf"):
         checks = _to_directory(options)
     else:
-        raise UserError("convert makes a GGUF file or reads one: one of the two names has to end in .gguf.")
+        raise UserError(
+            "convert makes a GGUF file or reads one: one of the two names has to end in .gguf,"
+            " or --type is int8 or int4."
+        )
     if checks:
         from anyformer.cli.verify import show
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from anyformer.cli.loading import LoadOptions
 from anyformer.cli.options import Positional, parse
@@ -29,7 +29,7 @@ class EvaluateOptions:
 
     model: Positional[str]
     """A model directory, a run directory, a GGUF file, or a hub id."""
-    data: tuple[str, ...]
+    data: Annotated[tuple[str, ...], "PATH"]
     """The text: files, folders and globs, as for training."""
     field: str = "text"
     """The field that holds the text of a record."""

@@ -7,7 +7,7 @@ import ast
 import inspect
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +33,7 @@ def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
     """The options of a command.
 
     Args:
-        kind: A dataclass, see `Parser`.
+        kind: A dataclass, see `Parser.add_fields`. Its docstring is the help, and "Examples:" begins the end of it.
         argv: The arguments after the command.
         command: Its name.
 
@@ -41,103 +41,94 @@ def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
         UserError: An argument is missing, unknown (with the nearest valid one) or misshapen.
         SystemExit: With status 0, after ``--help``.
     """
-    return make(kind, Parser(command, kind).given(argv))
+    parser = Parser(command, kind.__doc__ or "")
+    parser.add_fields(kind)
+    return make(kind, parser.given(argv))
 
 
 def make(kind: type[T], given: Mapping[str, Any]) -> T:
     """The dataclass with the values of `Parser.given`."""
-    values: dict[str, Any] = {}
-    for name, hint, _ in _fields(kind):
-        if is_dataclass(hint):
-            values[name] = make(cast("type[Any]", hint), given)
-        elif name in given:
-            values[name] = given[name]
-    return kind(**values)
+    hints = [(field.name, hint) for field, hint in _fields(kind)]
+    parts = {name: make(cast("type[Any]", hint), given) for name, hint in hints if is_dataclass(hint)}
+    return kind(**parts, **{name: given[name] for name, _ in hints if name in given})
 
 
 def change_model(model: ModelConfig, given: Mapping[str, Any], command: str) -> ModelConfig:
     """The model with the fields that ``--model.FIELD`` sets; after ``--help-model`` lists them and exits."""
     if "help_model" in given:
-        print(Parser(command, ModelConfig, model).format_help().partition("\n\n")[2], end="")
+        parser = Parser(command, "The fields of the model, with the values that they have unless they are changed.")
+        parser.usage = f"{parser.prog} ... --model.FIELD VALUE"
+        parser.add_fields(ModelConfig, section="model", prefix="model.", values=model)
+        parser.print_help()
         raise SystemExit(0)
-    changes: dict[str, Any] = {}
-    for name, value in given.items():
-        _, *parts = name.split(".")
-        if parts:
-            place = changes
-            for part in parts[:-1]:
-                place = place.setdefault(part, {})
-            place[parts[-1]] = value
-    return model.replace(**changes)
+    return model.replace(**{n.removeprefix("model."): value for n, value in given.items() if n.startswith("model.")})
 
 
 class Parser(argparse.ArgumentParser):
-    """The arguments of a command. What is wrong with them is reported as `UserError`.
+    """The arguments of a command. What is wrong with them is reported as `UserError`."""
 
-    Args:
-        command: Its name.
-        kind: A dataclass whose docstring is the help; "Examples:" begins the end of it. The fields are flags, unless
-            they are `Positional`, and ``Annotated[float, "P"]`` names a value. A field whose type is a dataclass is a
-            section of the help, with the first line of its docstring as the title.
-        model: To describe the fields of a model instead.
-    """
-
-    def __init__(self, command: str, kind: type[Any], model: ModelConfig | None = None) -> None:
+    def __init__(self, command: str, description: str) -> None:
         width = min(shutil.get_terminal_size().columns, _WIDTH)
-        text, _, examples = inspect.cleandoc(kind.__doc__ or "").partition("\n\nExamples:\n")
+        text, _, examples = inspect.cleandoc(description).partition("\n\nExamples:\n")
         super().__init__(
             prog=f"anyformer {command}",
             description="\n\n".join(textwrap.fill(paragraph, width) for paragraph in text.split("\n\n")),
-            epilog=f"examples:\n{textwrap.indent(textwrap.dedent(examples), '  ')}",
+            epilog=f"examples:\n{textwrap.indent(textwrap.dedent(examples), '  ')}" if examples else None,
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=width),
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
             add_help=False,
         )
         self._sections: dict[str, Any] = {name: self.add_argument_group(name) for name in ("arguments", "options")}
-        self._usages: dict[str, list[str]] = {name: [] for name in self._sections}
-        if model is None:
-            self.add_fields(kind)
-        else:
-            self._add_model_fields(model)
 
-    def add_fields(self, kind: type[Any], sections: Mapping[str, Sequence[str]] | None = None) -> None:
+    def add_fields(
+        self,
+        kind: type[Any],
+        names: Sequence[str] | None = None,
+        *,
+        section: str = "options",
+        prefix: str = "",
+        values: Any = None,
+        hidden: bool = False,
+    ) -> None:
         """Add an argument for each field of a dataclass.
+
+        A field is a flag, unless it is `Positional`; ``Annotated[float, "P"]`` names its value in the help. The fields
+        of a field that is a dataclass are flags like the others, in a section that its docstring is the title of.
 
         Args:
             kind: The dataclass.
-            sections: The names of the fields to add, by the title of the section that they are shown in; None: all
-                of them, as "options".
+            names: The fields to add; None: all.
+            section: The title of the section of the help.
+            prefix: What the flags begin with. Parts of the dataclass then add their name to it.
+            values: An instance whose values the help shows; None: the defaults.
+            hidden: Leave them out of the help.
         """
-        helps, known = _helps(kind), {name: (hint, default) for name, hint, default in _fields(kind)}
-        for title, names in (sections or {"options": list(known)}).items():
-            for name in names:
-                hint, default = known[name]
-                if is_dataclass(hint):
-                    part = inspect.cleandoc(hint.__doc__ or "").partition("\n")[0].rstrip(".").lower()
-                    self.add_fields(cast("type[Any]", hint), {part: [field for field, _, _ in _fields(hint)]})
-                    continue
-                text = _with_default(helps.get(name, ""), None if default in (MISSING, False, "") else default)
-                self._add(name, hint, text, title, required=default is MISSING)
+        helps, known = _helps(kind), {field.name: (field, hint) for field, hint in _fields(kind)}
+        for name in known if names is None else names:
+            field, hint = known[name]
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            value = getattr(values, name, default)
+            part = next((option for option in (hint, *get_args(hint)) if is_dataclass(option)), None)
+            if part is None:
+                text = argparse.SUPPRESS if hidden else _with_default(helps.get(name, ""), value, bool(prefix))
+                self._add(f"{prefix}{name}", hint, text, section, required=default is MISSING and not prefix)
+            elif hidden or value is not None:
+                title = f"{prefix}{name}" if prefix else (part.__doc__ or "").partition("\n")[0].rstrip(".").lower()
+                deeper = f"{prefix}{name}." if prefix else ""
+                self.add_fields(cast("Any", part), section=title, prefix=deeper, values=value, hidden=hidden)
 
     def add_model_flags(self) -> None:
         """Add ``--model.FIELD`` for each field of a `ModelConfig`, and ``--help-model`` to list them."""
-        section = self._section("model")
-        section.add_argument("--model.FIELD", metavar="VALUE", help="Change a field, as --model.decoder-layers 6 does.")
-        section.add_argument("--help-model", action="store_true", help="List the fields and their values.")
-        for name, hint, _, _ in _model_fields(ModelConfig, None, "model."):
-            self._add(name, hint, argparse.SUPPRESS, "model")
-
-    def _add_model_fields(self, model: ModelConfig) -> None:
-        self.description = "The fields of the model, with the values that they have unless they are changed."
-        for name, hint, value, text in _model_fields(ModelConfig, model, "model."):
-            title = name.rpartition(".")[0].replace("_", "-")
-            self._add(name, hint, _with_default(text, value), title)
+        add = self._section("model").add_argument
+        add("--model.FIELD", metavar="VALUE", help="Change a field, as --model.decoder-layers 6 does.")
+        add("--help-model", action="store_true", help="List the fields and their values.")
+        self.add_fields(ModelConfig, section="model", prefix="model.", hidden=True)
 
     def given(self, argv: Sequence[str]) -> dict[str, Any]:
         """The values that the arguments set, by name of the field, dotted for those of a model. Raises as `parse`."""
-        self._section("options").add_argument("-h", "--help", action="help", help="Show this help.")
         self.usage = self._usage()
+        self._section("options").add_argument("-h", "--help", action="help", help="Show this help.")
         space, unknown = self.parse_known_intermixed_args([_dashed(argument) for argument in argv])
         for argument in unknown:
             if not argument.startswith("-"):
@@ -164,54 +155,40 @@ class Parser(argparse.ArgumentParser):
         return self._sections[title]
 
     def _usage(self) -> str:
-        options = self._usages["options"]
-        needed = [option for option in options if not option.startswith("[")]
-        sections = ["[options]"] if len(self._sections) > len(self._usages) else []
-        begin = " ".join([self.prog, *self._usages["arguments"]])
-        usage = " ".join([begin, *options, *sections])
+        shown: dict[str, list[str]] = {}
+        for title in ("arguments", "options"):
+            actions = [action for action in self._sections[title]._group_actions if action.help != argparse.SUPPRESS]
+            shown[title] = [_synopsis(action) for action in actions]
+        needed = [option for option in shown["options"] if not option.startswith("[")]
+        begin = " ".join([self.prog, *shown["arguments"]])
+        usage = " ".join([begin, *shown["options"], *(["[options]"] if len(self._sections) > len(shown) else [])])
         return usage if len(usage) <= _USAGE_WIDTH else " ".join([begin, *needed, "[options]"])
 
-    def _add(self, name: str, annotated: Any, text: str, section: str, *, required: bool = False) -> None:
+    def _add(self, name: str, annotated: Any, text: str, section: str, *, required: bool) -> None:
         hint, *notes = get_args(annotated) if get_origin(annotated) is Annotated else (annotated,)
         optional = type(None) in get_args(hint)
         kind = next(part for part in get_args(hint) if part is not type(None)) if optional else hint
         several = get_origin(kind) is tuple
         kind = get_args(kind)[0] if several else kind
-        text = text if text is argparse.SUPPRESS else text.replace("%", "%%")
-        flag = f"--{name.replace('_', '-')}"
-        if _POSITIONAL in notes:
-            label = name.upper().removesuffix("S" if several else "")
-            count: Any = ("+" if required else "*") if several else None if required else "?"
-            convert = _converter(kind, optional)
-            # Said twice: argparse takes an argument of any number for required if its default isn't given.
-            self._section("arguments").add_argument(
-                name, nargs=count, metavar=label, help=text, type=convert, default=argparse.SUPPRESS
-            )
-            usage = f"{label}{' ...' if several else ''}"
-            self._usages["arguments"].append(usage if required else f"[{usage}]")
-            return
+        flag, positional = f"--{name.replace('_', '-')}", _POSITIONAL in notes
+        how: dict[str, Any] = {"help": text if text is argparse.SUPPRESS else text.replace("%", "%%")}
         if kind is bool:
             head, dot, last = flag.removeprefix("--").rpartition(".")
-            opposite = f"--{head}{dot}no-{last}"
-            add, both = self._section(section).add_argument, optional or "." in name
-            add(flag, *([opposite] if both else []), dest=name, action=_Switch, nargs=0, help=text)
+            add, switch = self._section(section).add_argument, {"dest": name, "action": _Switch, "nargs": 0}
+            both, opposite = optional or bool(dot), f"--{head}{dot}no-{last}"
+            add(flag, *([opposite] if both else []), **switch, **how)
             if not both:
-                add(opposite, dest=name, action=_Switch, nargs=0, help=argparse.SUPPRESS)
+                add(opposite, **switch, help=argparse.SUPPRESS)
+            return
+        how["nargs"] = ("+" if required else "*") if several else "?" if positional and not required else None
+        how["type"] = _converter(kind, optional)
+        if positional:
+            # argparse requires an argument of any number unless its default is given, if only as it is.
+            how |= {"metavar": name.upper().removesuffix("S" if several else ""), "default": argparse.SUPPRESS}
+            self._section("arguments").add_argument(name, **how)
         else:
-            label = next((note for note in notes if isinstance(note, str)), None) or _metavar(name, kind)
-            count = ("+" if required else "*") if several else None
-            self._section(section).add_argument(
-                flag,
-                dest=name,
-                nargs=count,
-                metavar=label,
-                required=required,
-                help=text,
-                type=_converter(kind, optional),
-            )
-            flag += f" {label}{' ...' if several else ''}"
-        if section == "options":
-            self._usages["options"].append(flag if required else f"[{flag}]")
+            metavar = next((note for note in notes if isinstance(note, str)), None) or _metavar(name, kind)
+            self._section(section).add_argument(flag, dest=name, metavar=metavar, required=required, **how)
 
 
 class _Switch(argparse.Action):
@@ -222,25 +199,18 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, not (option_string or "").rpartition(".")[2].removeprefix("--").startswith("no-"))
 
 
-def _fields(kind: Any) -> list[tuple[str, Any, Any]]:
-    """Name, type and default of each field; `MISSING` where there is no default."""
-    hints, found = get_type_hints(kind, include_extras=True), list[tuple[str, Any, Any]]()
-    for field in fields(kind):
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        found.append((field.name, hints[field.name], default))
-    return found
+def _synopsis(action: argparse.Action) -> str:
+    """An argument in the usage line: MODEL, [PROMPT], [--top N]."""
+    value = "" if action.nargs == 0 else f"{action.metavar}{' ...' if action.nargs in ('*', '+') else ''}"
+    shown = " ".join([*action.option_strings[:1], *([value] if value else [])])
+    required = action.required if action.option_strings else action.nargs not in ("?", "*")
+    return shown if required else f"[{shown}]"
 
 
-def _model_fields(kind: Any, config: Any, prefix: str) -> Iterator[tuple[str, Any, Any, str]]:
-    """Dotted name, type, value and help of the fields of a config and of its parts, those that it has."""
-    helps = _helps(kind)
-    for name, hint, default in _fields(kind):
-        part = next((option for option in (hint, *get_args(hint)) if is_dataclass(option)), None)
-        value = default if config is None else getattr(config, name)
-        if part is None:
-            yield f"{prefix}{name}", hint, value, helps.get(name, "")
-        elif config is None or value is not None:
-            yield from _model_fields(part, config and value, f"{prefix}{name}.")
+def _fields(kind: Any) -> list[tuple[Any, Any]]:
+    """Each field of a dataclass and its type."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [(field, hints[field.name]) for field in fields(kind)]
 
 
 def _helps(kind: type[Any]) -> dict[str, str]:
@@ -254,19 +224,17 @@ def _helps(kind: type[Any]) -> dict[str, str]:
     return found
 
 
-def _converter(kind: Any, optional: bool) -> Any:
+def _converter(kind: Any, optional: bool) -> Callable[[str], Any]:
     """From an argument's text to a value of this type."""
     choices = {str(choice): choice for choice in get_args(kind)} if get_origin(kind) is Literal else None
 
     def convert(text: str) -> Any:
         if optional and text == "None":
             return None
-        if choices is not None:
-            if text not in choices:
-                raise argparse.ArgumentTypeError(f"can't be {text!r} ({nearest(text, choices)})")
-            return choices[text]
+        if choices is not None and text not in choices:
+            raise argparse.ArgumentTypeError(f"can't be {text!r} ({nearest(text, choices)})")
         try:
-            return kind(text)
+            return kind(text) if choices is None else choices[text]
         except ValueError:
             raise argparse.ArgumentTypeError(f"wants {_NUMBERS[kind]}, not {text!r}") from None
 
@@ -279,9 +247,9 @@ def _metavar(name: str, kind: Any) -> str:
     return _METAVARS.get(kind) or name.rpartition(".")[2].rpartition("_")[2].upper()
 
 
-def _with_default(text: str, default: Any) -> str:
+def _with_default(text: str, default: Any, shows_all: bool) -> str:
     """A help with the value that holds where none is given, unless it says so itself or there is nothing to say."""
-    if default is None or default == () or "default:" in text:
+    if default in (None, (), MISSING) or (default in (False, "") and not shows_all) or "default:" in text:
         return text
     shown = " ".join(map(str, cast("tuple[Any, ...]", default))) if isinstance(default, tuple) else str(default)
     shown = f"{default:g}" if isinstance(default, float) else shown.lower() if isinstance(default, bool) else shown

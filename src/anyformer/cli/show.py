@@ -29,7 +29,8 @@ class ShowOptions:
 
 def run(argv: list[str]) -> int:
     """Print the account of a model."""
-    parser = Parser("show", ShowOptions)
+    parser = Parser("show", ShowOptions.__doc__ or "")
+    parser.add_fields(ShowOptions)
     parser.add_model_flags()
     given = parser.given(argv)
     options = make(ShowOptions, given)

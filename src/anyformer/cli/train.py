@@ -95,8 +95,10 @@ def read_arguments(argv: list[str]) -> tuple[TrainConfig, frozenset[str]]:
 
 
 def _parser() -> Parser:
-    parser = Parser("train", TrainOptions)
-    parser.add_fields(TrainConfig, _SECTIONS)
+    parser = Parser("train", TrainOptions.__doc__ or "")
+    parser.add_fields(TrainOptions)
+    for section, names in _SECTIONS.items():
+        parser.add_fields(TrainConfig, names, section=section)
     parser.add_model_flags()
     return parser
 
