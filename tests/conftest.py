@@ -14,9 +14,11 @@ from jaxtyping import install_import_hook
 
 # As the command line does: tests share their cores with whatever else runs.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-# And tokens are not put into the user's own cache.
-_cache = tempfile.TemporaryDirectory(prefix="anyformer-cache-", ignore_cleanup_errors=True)
-os.environ["ANYFORMER_CACHE"] = _cache.name
+# And tokens are not put into the user's own cache. The workers of pytest-xdist share one: code is compiled once.
+_cache = None
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="anyformer-cache-", ignore_cleanup_errors=True)
+    os.environ["ANYFORMER_CACHE"] = _cache.name
 
 # A shell starts background jobs with Ctrl-C ignored, and every child would inherit that. A handler isn't inherited: the
 # programs that the tests start listen to Ctrl-C, while the tests themselves ignore it as before.
@@ -43,4 +45,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_unconfigure() -> None:
-    _cache.cleanup()
+    if _cache is not None:
+        _cache.cleanup()
