@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anyformer import diff, preset
-from anyformer.analysis import cache_bytes_per_token, parts
+from anyformer.analysis import cache_bytes_per_token, part_costs
 
 FAMILIES = Path(__file__).parent / "families"
 BEGIN, END = "<!-- diff -->", "<!-- /diff -->"
@@ -38,7 +38,7 @@ def table(name: str) -> str:
 def size(row: re.Match[str]) -> str:
     """The first cells of a line of a table of sizes: the weights, and the cache where the line has one."""
     config = preset(row["name"])
-    cells = [f"`{row['name']}`", f"{sum(part.parameters for part in parts(config, 1)):,}"]
+    cells = [f"`{row['name']}`", f"{sum(part.parameters for part in part_costs(config, 1)):,}"]
     if row["cache"]:
         cells.append(f"{cache_bytes_per_token(config):,} bytes")
     return f"| {' | '.join(cells)} |"

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import anyformer as af
-from anyformer.analysis import cache_bytes_per_token, parts
+from anyformer.analysis import cache_bytes_per_token, part_costs
 from anyformer.config import ModelConfig
 
 PUBLISHED = {
@@ -38,7 +38,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("name", "size"), PUBLISHED.items())
 def test_published_sizes(name: str, size: int) -> None:
-    assert sum(part.parameters for part in parts(af.preset(name), context=8)) == size
+    assert sum(part.parameters for part in part_costs(af.preset(name), context=8)) == size
 
 
 @st.composite
@@ -70,7 +70,7 @@ def test_counts_what_pytorch_counts(config: ModelConfig, context: int) -> None:
     # Its counter knows the plain products of attention, not the fused kernel.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(tokens, source=tokens if config.is_encoder_decoder else None)
-    account = parts(config, context)
+    account = part_costs(config, context)
     # PyTorch counts the whole square of scores, ours one row of it for each token.
     assert sum(part.flops for part in account) * context == counter.get_total_flops()
     assert sum(part.parameters for part in account) == sum(weight.numel() for weight in model.parameters())

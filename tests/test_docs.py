@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.analysis import parts
+from anyformer.analysis import part_costs
 from anyformer.cli.main import COMMANDS
 from anyformer.cli.options import Parser
 from anyformer.families import ALIASES, FAMILIES, PRESETS
@@ -183,7 +183,7 @@ def test_every_family_and_preset_is_described() -> None:
 
 def test_counts_in_prose_are_exact() -> None:
     def count(name: str, **changes: Any) -> str:
-        return f"{sum(part.parameters for part in parts(af.preset(name, **changes), 16)):,}"
+        return f"{sum(part.parameters for part in part_costs(af.preset(name, **changes), 16)):,}"
 
     bare = {"kind": "none", "transform": None, "bias": "none"}
     for page, shown in {

@@ -11,44 +11,44 @@ from anyformer.model import Stack, skeleton
 
 
 @dataclass(frozen=True)
-class Part:
-    """One line of the account."""
+class PartCost:
+    """The cost of one part of a model, such as the attention of all decoder layers."""
 
     name: str
     layers: int
-    """How often it occurs."""
+    """Number of occurrences."""
     parameters: int
     """Weights of all its occurrences; what is shared counts once, where it is first used."""
     flops: int
     """Floating-point operations of a forward pass for one token (of its stack), a multiply-add being two."""
 
 
-def parts(config: ModelConfig, context: int) -> list[Part]:
-    """The account of a model.
+def part_costs(config: ModelConfig, context: int) -> list[PartCost]:
+    """The cost of each part of a model.
 
-    Matrix products count 2 for each weight, attention 4 * heads * head_dim for each token that is looked at
+    Matrix multiplications count 2 for each weight, attention 4 * heads * head_dim for each token that is attended to
     (Chowdhery et al. 2022, appendix B); norms, softmax and lookups are left out, as is usual. Each token is taken to
-    look at `context` tokens, or at its window.
+    attend to `context` tokens, or to its window.
 
     Args:
         config: The model. Nothing is allocated for it.
         context: Tokens in the text (and in the source).
     """
     model = skeleton(config)
-    rows = [Part("token embedding", 1, _parameters(model.tokens, model.source_tokens), 0)]
+    rows = [PartCost("token embedding", 1, _parameters(model.tokens, model.source_tokens), 0)]
     for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
         if stack is not None:
             rows += _stack(name, stack, context)
     tied = model.tokens.matrix.shape.numel() if config.head.kind == "language_model" and config.embedding.tied else 0
     answers = _parameters(model.pooler, model.head)
     if answers or tied:
-        rows.append(Part("head", 1, answers, _products(model.pooler, model.head) + 2 * tied))
+        rows.append(PartCost("head", 1, answers, _matmul_flops(model.pooler, model.head) + 2 * tied))
     return [part for part in rows if part.parameters or part.flops]
 
 
-def _stack(name: str, stack: Stack, context: int) -> list[Part]:
+def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
     blocks = cast("list[TransformerBlock]", list(stack.blocks))
-    layers = len(blocks)
+    layers, embedding = len(blocks), stack.embedding
     attention = [block.attention for block in blocks]
     cross = [block.cross_attention for block in blocks]
     feed_forward = [block.feed_forward for block in blocks]
@@ -56,16 +56,18 @@ def _stack(name: str, stack: Stack, context: int) -> list[Part]:
     heads = attention[0].heads * stack.head_dim
     seen = sum(min(context, window or context) for window in stack.windows)
     rows = [
-        Part(f"{name} n-grams", 1, _parameters(stack.embedding.ngrams), 0),
+        PartCost(f"{name} n-grams", 1, _parameters(embedding.ngrams), 0),
         # with the segment vectors and the norm of the embeddings, where there are any
-        Part(f"{name} positions", 1, _parameters(stack.position, stack.embedding.segments, stack.embedding.norm), 0),
-        Part(f"{name} attention", layers, _parameters(*attention), _products(*attention) + 4 * heads * seen),
+        PartCost(
+            f"{name} positions", 1, _parameters(stack.position, stack.embedding.segments, stack.embedding.norm), 0
+        ),
+        PartCost(f"{name} attention", layers, _parameters(*attention), _matmul_flops(*attention) + 4 * heads * seen),
     ]
     if cross[0] is not None:
         looks = 4 * heads * context * layers
-        rows.append(Part(f"{name} cross-attention", layers, _parameters(*cross), _products(*cross) + looks))
-    rows.append(Part(f"{name} feed-forward", layers, _parameters(*feed_forward), _products(*feed_forward)))
-    rows.append(Part(f"{name} norms", layers, _parameters(*norms, stack.final_norm), 0))
+        rows.append(PartCost(f"{name} cross-attention", layers, _parameters(*cross), _matmul_flops(*cross) + looks))
+    rows.append(PartCost(f"{name} feed-forward", layers, _parameters(*feed_forward), _matmul_flops(*feed_forward)))
+    rows.append(PartCost(f"{name} norms", layers, _parameters(*norms, stack.final_norm), 0))
     return rows
 
 
@@ -73,8 +75,8 @@ def _parameters(*modules: nn.Module | None) -> int:
     return sum(weight.numel() for module in modules if module is not None for weight in module.parameters())
 
 
-def _products(*modules: nn.Module | None) -> int:
-    """Operations of all matrix products in these modules, for one token."""
+def _matmul_flops(*modules: nn.Module | None) -> int:
+    """Operations of all matrix multiplications in these modules, for one token."""
     linear = [m for module in modules if module is not None for m in module.modules() if isinstance(m, nn.Linear)]
     return sum(2 * layer.weight.numel() for layer in linear)
 
@@ -97,10 +99,10 @@ class TrainingFlops:
 
 
 def training_flops(config: ModelConfig, context: int) -> TrainingFlops:
-    """A step costs three forward passes: the way back takes two products for each one (Kaplan et al. 2020, 2.1)."""
-    account = parts(config, context)
-    encoder = sum(part.flops for part in account if part.name.startswith("encoder"))
-    everything = sum(part.flops for part in account)
+    """A step costs three forward passes, as the backward pass costs two (Kaplan et al. 2020, section 2.1)."""
+    costs = part_costs(config, context)
+    encoder = sum(part.flops for part in costs if part.name.startswith("encoder"))
+    everything = sum(part.flops for part in costs)
     if config.is_encoder_decoder:
         return TrainingFlops(3 * encoder, 3 * (everything - encoder))
     return TrainingFlops(0, 3 * everything)

@@ -22,7 +22,7 @@ from anyformer.data.objectives import (
 )
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.words import joints
+from anyformer.tokenizer.whole_words import word_boundaries
 
 quick = settings(max_examples=60)
 CORPUS = ["The quick brown fox, jumping over unbelievable dogs.\n\nAnd über-Größe 2024 (日本語) isn't it? 🙂🙃\n"] * 6
@@ -145,7 +145,7 @@ def test_whole_words_are_hidden_or_none_of_them(rows: int, length: int, seed: in
 def words_of(tokenizer: Tokenizer, text: str) -> list[str]:
     """The text cut where the tables say that a word begins."""
     ids = np.array([tokenizer.encode(text, special=False)])
-    left, right = joints(tokenizer.backend)
+    left, right = word_boundaries(tokenizer.backend)
     first = WordBoundaries(np.array(left), np.array(right)).first(ids)[0]
     edges = [*np.flatnonzero(first).tolist(), ids.shape[1]]
     pieces = [tokenizer.decode(ids[0, a:b].tolist()) for a, b in pairwise(edges)]

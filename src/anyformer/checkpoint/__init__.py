@@ -2,6 +2,6 @@
 
 from anyformer.checkpoint.gguf.write import save_gguf
 from anyformer.checkpoint.load import load, torch_dtype
-from anyformer.checkpoint.save import save, writing
+from anyformer.checkpoint.save import save
 
-__all__ = ["load", "save", "save_gguf", "torch_dtype", "writing"]
+__all__ = ["load", "save", "save_gguf", "torch_dtype"]

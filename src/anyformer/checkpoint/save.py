@@ -23,7 +23,7 @@ from anyformer.kernels.quantization import GROUP
 from anyformer.model import Transformer
 from anyformer.quantization import bits_of
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer import files as tokenizer_files
+from anyformer.tokenizer.tokenizer_files import TOKENIZER_FILES
 
 GIGABYTE = 10**9
 OWN = "no Hugging Face class can express this model, so only anyformer opens it."
@@ -82,7 +82,7 @@ def save(
     family, raw = _config_json(model)
     if family is own.FAMILY and not (Path(directory) / "config.json").exists():
         _LOG.warning("%s is written as our own model type, %r: %s", directory, family.model_type, OWN)
-    with writing(Path(directory)) as target:
+    with _replacing_directory(Path(directory)) as target:
         if bits is not None:
             state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
         else:
@@ -101,7 +101,7 @@ def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
     """What was loaded is written as it was; what was changed since, or is new, in the family's own words."""
     origin, config = model.origin.config, model.config
     dtype = str(model.dtype).removeprefix("torch.")
-    if origin and _says(origin, config):
+    if origin and _describes(origin, config):
         return FAMILIES[origin["model_type"]], {
             **origin,
             "dtype" if "torch_dtype" not in origin else "torch_dtype": dtype,
@@ -113,7 +113,7 @@ def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
     return family, {**kept, **written, "dtype": dtype}
 
 
-def _says(raw: Mapping[str, Any], config: ModelConfig) -> bool:
+def _describes(raw: Mapping[str, Any], config: ModelConfig) -> bool:
     """Whether this config.json describes this model. A head that is not tied shows in the weights alone."""
     said = from_huggingface(raw)
     return said == replace(config, embedding=replace(config.embedding, tied=said.embedding.tied), pooling=said.pooling)
@@ -171,7 +171,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def writing(directory: Path) -> Generator[Path]:
+def _replacing_directory(directory: Path) -> Generator[Path]:
     """A fresh directory to write into, whose files are moved into place when all of them are whole.
 
     Raises:
@@ -202,8 +202,8 @@ def _move(fresh: Path, directory: Path) -> None:
         (fresh / name).replace(directory / name)
     # What else belongs to a model or a tokenizer, and would be taken for the next one's.
     companions: list[str] = list(pooling.FILES) if replaced else []
-    if replaced and any(str(name) in tokenizer_files.KNOWN for name in files):
-        companions += tokenizer_files.KNOWN
+    if replaced and any(str(name) in TOKENIZER_FILES for name in files):
+        companions += TOKENIZER_FILES
     for old in (
         *directory.glob("model*.safetensors"),
         directory / SAFETENSORS_INDEX,

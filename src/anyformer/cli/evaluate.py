@@ -76,12 +76,12 @@ def _evaluate(
 ) -> tuple[str, Text, Quality]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from anyformer.compare.quality import integers, measure, predictions, read_text
+    from anyformer.compare.quality import measure, predictions, read_text, weight_dtype
 
     model, tokenizer = replace(options.loading, quantize=kind).load(options.model)
     if text is None:
         text = read_text(tokenizer, options.data, options.field, options.limit)
-    name = integers(model)
+    name = weight_dtype(model)
     bar = Progress(
         TextColumn(name),
         BarColumn(bar_width=24),
@@ -106,8 +106,8 @@ def _figures(name: str, quality: Quality) -> dict[str, Any]:
         "loss": quality.evaluation.loss,
         "tokens": quality.evaluation.predicted,
         "bytes_of_weights": quality.size,
-        "read_tokens_per_second": quality.reading,
-        "written_tokens_per_second": quality.writing,
+        "read_tokens_per_second": quality.prompt_tokens_per_second,
+        "written_tokens_per_second": quality.decode_tokens_per_second,
     }
 
 
@@ -130,7 +130,7 @@ def _show(found: dict[str, Quality], text: Text) -> None:
             "" if quality is first else f"{cost:+.2%}",
             f"{quality.bits_per_byte:.4f}",
             f"{quality.size / 1e6:,.1f}",
-            f"{quality.reading:,.0f}",
-            f"{quality.writing:,.0f}",
+            f"{quality.prompt_tokens_per_second:,.0f}",
+            f"{quality.decode_tokens_per_second:,.0f}",
         )
     console.print(table)

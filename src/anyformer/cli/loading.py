@@ -37,7 +37,7 @@ class LoadOptions:
 def read_config(name: str) -> ModelConfig:
     """The config of a preset, of a model or run directory, or of a GGUF file. Raises UserError if it is none."""
     from anyformer.families import from_huggingface, preset
-    from anyformer.tokenizer.files import parse_object, read_bytes
+    from anyformer.tokenizer.tokenizer_files import parse_object, read_bytes
 
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():

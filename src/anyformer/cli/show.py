@@ -45,10 +45,10 @@ def _print(config: ModelConfig, options: ShowOptions) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from anyformer.analysis import cache_bytes_per_token, parts
+    from anyformer.analysis import cache_bytes_per_token, part_costs
 
     context = options.context or config.max_length
-    account = parts(config, context)
+    account = part_costs(config, context)
     parameters, flops = sum(part.parameters for part in account), sum(part.flops for part in account)
     cache = cache_bytes_per_token(config)
     if options.json:

@@ -50,13 +50,13 @@ class Quality:
         evaluation: The loss of all predictions.
         bits_per_byte: The bits that a compressor with this model would need for a byte of the text.
         size: Bytes of the weights in memory.
-        writing: Tokens a second that it writes, one text at a time.
+        decode_tokens_per_second: Tokens a second that it generates, one text at a time.
     """
 
     evaluation: Evaluation
     bits_per_byte: float
     size: int
-    writing: float
+    decode_tokens_per_second: float
 
     @property
     def perplexity(self) -> float:
@@ -64,8 +64,8 @@ class Quality:
         return math.exp(min(self.evaluation.loss, 700.0))
 
     @property
-    def reading(self) -> float:
-        """Tokens a second that it read."""
+    def prompt_tokens_per_second(self) -> float:
+        """Tokens a second of the forward passes."""
         return self.evaluation.predicted / max(self.evaluation.seconds, 1e-9)
 
 
@@ -134,7 +134,7 @@ def measure(
     evaluation = Evaluation(nats, predicted, seconds)
     first = 0 if text.start is not None else 1
     bits = evaluation.bits_per_byte(len(text.ids) + 1 - first, text.size)
-    return Quality(evaluation, bits, size_in_memory(model), _writing(model, text, context))
+    return Quality(evaluation, bits, size_in_memory(model), _decode_tokens_per_second(model, text, context))
 
 
 def predictions(text: Text) -> int:
@@ -147,8 +147,8 @@ def size_in_memory(model: Transformer) -> int:
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
-def integers(model: Transformer) -> str:
-    """What its matrices are made of, in words."""
+def weight_dtype(model: Transformer) -> str:
+    """The dtype of its matrices, int8 or int4 for quantized ones."""
     bits = sorted({part.bits for _, part in quantized_parts(model)})
     return " and ".join(f"int{number}" for number in bits) or str(model.dtype).removeprefix("torch.")
 
@@ -174,7 +174,7 @@ def _batches(text: Text, context: int, batch_size: int) -> Iterator[tuple[Tensor
         yield tokens, targets[whole * context :][None]
 
 
-def _writing(model: Transformer, text: Text, context: int) -> float:
+def _decode_tokens_per_second(model: Transformer, text: Text, context: int) -> float:
     """Tokens a second of greedy writing behind a short prompt, once the compiled step is there."""
     decoder_step(model, wait=True)
     room = min(_WRITTEN, context - 8)

@@ -80,19 +80,19 @@ def verify(
     kind = getattr(transformers, name, None)
     if kind is None:
         raise UserError(f"transformers has no class {name}, so there is nothing to compare {path_or_hub_id} with.")
-    where: dict[str, str] = {"gguf_file": path.name} if path.is_file() else {}
+    gguf_file: dict[str, str] = {"gguf_file": path.name} if path.is_file() else {}
     directory = str(path.parent if path.is_file() else path)
     try:
-        with contextlib.redirect_stderr(io.StringIO() if where else sys.stderr):  # a progress bar
+        with contextlib.redirect_stderr(io.StringIO() if gguf_file else sys.stderr):  # a progress bar
             safe = None if allow_pickle else True
-            theirs = kind.from_pretrained(directory, dtype=torch.float32, use_safetensors=safe, **where).eval()
+            theirs = kind.from_pretrained(directory, dtype=torch.float32, use_safetensors=safe, **gguf_file).eval()
     except (NotImplementedError, RuntimeError, ValueError) as error:
-        if not where:
+        if not gguf_file:
             raise
         raise UserError(f"transformers can't read {path}: {str(error).splitlines()[0]}") from error
     checks: list[Check] = []
     if tokenizer is not None:
-        checks.append(_tokens(transformers.AutoTokenizer.from_pretrained(directory, **where), tokenizer))
+        checks.append(_tokens(transformers.AutoTokenizer.from_pretrained(directory, **gguf_file), tokenizer))
     with torch.inference_mode():
         checks += _numbers(theirs, model, tokenizer, tolerance)
         if model.decoder is not None and model.config.head.kind == "language_model":

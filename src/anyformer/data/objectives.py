@@ -20,7 +20,7 @@ from anyformer.data.masked import Masked, WordBoundaries
 from anyformer.data.span_corruption import SpanCorruption
 from anyformer.errors import UserError, nearest
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.words import joints
+from anyformer.tokenizer.whole_words import word_boundaries
 
 __all__ = [
     "IGNORED",
@@ -112,7 +112,7 @@ def masked(tokenizer: Tokenizer, choices: Choices) -> Masked:
         raise UserError("Masked training needs a tokenizer with ordinary tokens, and all of this one's are special.")
     words = None
     if choices.whole_word_masking:
-        left, right = joints(tokenizer.backend)
+        left, right = word_boundaries(tokenizer.backend)
         left, right = np.array(left), np.array(right)
         left[special] = right[special] = False
         words = WordBoundaries(left, right)

@@ -123,7 +123,7 @@ def encoded(
         waiting: deque[tuple[list[_Item], Future[Encoded]]] = deque()
         for group in source:
             own = texts(group)
-            tokenizer.check(own)
+            tokenizer.require_encodable(own)
             waiting.append((group, submit(own)))
             # One more than there are workers waits, so that none of them ever does.
             if len(waiting) > 2 * count:

@@ -153,7 +153,7 @@ def _stack(stack: str) -> list[Row]:
 ROWS = [
     # Two vocabularies have a table each, one vocabulary has one table under three names.
     row("model.encoder.embed_tokens.weight", "source_tokens.table.weight"),
-    row("model.decoder.embed_tokens.weight", "tokens.table.weight", beside="source_tokens.table.weight"),
+    row("model.decoder.embed_tokens.weight", "tokens.table.weight", requires="source_tokens.table.weight"),
     row("model.shared.weight", "tokens.table.weight"),
     alias("model.encoder.embed_tokens.weight", "tokens.table.weight"),
     alias("model.decoder.embed_tokens.weight", "tokens.table.weight"),

@@ -109,9 +109,9 @@ def refuse(raw: Raw, **unsupported: Any) -> None:
             raise UserError(f"config.json: {name} = {value} is not supported for model type {raw.get('model_type')!r}.")
 
 
-def unless(value: int | None, usual: float) -> int | None:
-    """The value, or None where it is what a config without it would mean: so that a changed width carries over."""
-    return None if value == usual else value
+def none_if_default(value: int | None, default: float) -> int | None:
+    """The value; None where it equals the default, so that the default follows when other fields are changed."""
+    return None if value == default else value
 
 
 def special_tokens(raw: Raw, defaults: Raw) -> SpecialTokens:

@@ -228,8 +228,8 @@ ROBERTA_ROWS = [
     row("lm_head.decoder.weight", "head.projection.weight"),
     alias("lm_head.decoder.weight", "tokens.table.weight"),
     # The pooler of a bare RoBERTa and the dense layer of its classifier are one thing to us and two names to them.
-    *linear("classifier.dense", "pooler.dense", beside="head.labels.weight"),
-    *linear("classifier.out_proj", "head.labels", beside="pooler.dense.weight"),
+    *linear("classifier.dense", "pooler.dense", requires="head.labels.weight"),
+    *linear("classifier.out_proj", "head.labels", requires="pooler.dense.weight"),
     *linear("roberta.pooler.dense", "pooler.dense"),
     *linear("classifier", "head.labels"),
 ]

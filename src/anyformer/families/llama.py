@@ -24,10 +24,10 @@ from anyformer.families.base import (
     Family,
     Raw,
     activation,
+    none_if_default,
     special_tokens,
     their_activation,
     their_special_tokens,
-    unless,
 )
 from anyformer.families.rows import alias, linear, row
 
@@ -117,8 +117,8 @@ def _read(traits: _Traits, given: Raw, head: HeadKind) -> ModelConfig:
         max_length=max_length,
         attention=AttentionConfig(
             heads=heads,
-            kv_heads=unless(raw.get("num_key_value_heads"), heads),
-            head_dim=unless(raw.get("head_dim"), raw.get("hidden_size", 4096) / heads),
+            kv_heads=none_if_default(raw.get("num_key_value_heads"), heads),
+            head_dim=none_if_default(raw.get("head_dim"), raw.get("hidden_size", 4096) / heads),
             dropout=raw.get("attention_dropout", 0.0),
             **traits.attention(raw, layers),
         ),

@@ -60,13 +60,13 @@ class Row:
     operation: Operation = COPY
     alias: bool = False
     """A second name of a tensor that has a row of its own: read if that is missing, compared if not, never written."""
-    beside: str | None = None
+    requires: str | None = None
     """The row applies only to models that have this weight of ours as well."""
 
 
-def row(theirs: str, ours: str | Sequence[str], operation: Operation = COPY, beside: str | None = None) -> Row:
+def row(theirs: str, ours: str | Sequence[str], operation: Operation = COPY, requires: str | None = None) -> Row:
     """A line of a table."""
-    return Row(theirs, (ours,) if isinstance(ours, str) else tuple(ours), operation, beside=beside)
+    return Row(theirs, (ours,) if isinstance(ours, str) else tuple(ours), operation, requires=requires)
 
 
 def alias(theirs: str, ours: str) -> Row:
@@ -74,11 +74,11 @@ def alias(theirs: str, ours: str) -> Row:
     return Row(theirs, (ours,), alias=True)
 
 
-def linear(theirs: str, ours: str, operation: Operation = COPY, beside: str | None = None) -> list[Row]:
+def linear(theirs: str, ours: str, operation: Operation = COPY, requires: str | None = None) -> list[Row]:
     """A layer's weight and, where it has one, its bias."""
     return [
-        row(f"{theirs}.weight", f"{ours}.weight", operation, beside),
-        row(f"{theirs}.bias", f"{ours}.bias", beside=beside),
+        row(f"{theirs}.weight", f"{ours}.weight", operation, requires),
+        row(f"{theirs}.bias", f"{ours}.bias", requires=requires),
     ]
 
 
@@ -99,7 +99,7 @@ def resolve(rows: Iterable[Row], ours: Collection[str]) -> dict[str, Row]:
     for line in rows:
         for layer in range(layers) if "{i}" in line.theirs else (0,):
             filled = _fill(line, layer)
-            if filled.theirs in table or not names.issuperset((*filled.ours, filled.beside or filled.ours[0])):
+            if filled.theirs in table or not names.issuperset((*filled.ours, filled.requires or filled.ours[0])):
                 continue
             if filled.alias:
                 table[filled.theirs] = filled
@@ -116,5 +116,5 @@ def _fill(line: Row, layer: int) -> Row:
     def number(name: str) -> str:
         return name.replace("{i}", str(layer))
 
-    beside = None if line.beside is None else number(line.beside)
-    return replace(line, theirs=number(line.theirs), ours=tuple(map(number, line.ours)), beside=beside)
+    requires = None if line.requires is None else number(line.requires)
+    return replace(line, theirs=number(line.theirs), ours=tuple(map(number, line.ours)), requires=requires)

@@ -20,11 +20,11 @@ from anyformer.families.base import (
     Family,
     Raw,
     activation,
+    none_if_default,
     refuse,
     special_tokens,
     their_activation,
     their_special_tokens,
-    unless,
 )
 from anyformer.families.rows import Row, alias, linear, row
 
@@ -45,7 +45,7 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
         max_length=raw.get("n_positions", 512),
         attention=AttentionConfig(
             heads=heads,
-            head_dim=unless(raw.get("d_kv", 64), d_model / heads),
+            head_dim=none_if_default(raw.get("d_kv", 64), d_model / heads),
             bias=False,
             output_bias=False,
             scale=1.0,
@@ -114,7 +114,7 @@ def _stack(stack: str, feed_forward_place: int) -> list[Row]:
         *_attention(f"{theirs}.0.SelfAttention", f"{ours}.attention"),
         *linear(f"{theirs}.0.layer_norm", f"{ours}.attention_norm"),
         *linear(f"{dense}.wi_0", f"{feed_forward}.gate"),
-        *linear(f"{dense}.wi_1", f"{feed_forward}.up", beside=f"{feed_forward}.gate.weight"),
+        *linear(f"{dense}.wi_1", f"{feed_forward}.up", requires=f"{feed_forward}.gate.weight"),
         *linear(f"{dense}.wi", f"{feed_forward}.up"),
         *linear(f"{dense}.wo", f"{feed_forward}.down"),
         *linear(f"{theirs}.{feed_forward_place}.layer_norm", f"{ours}.feed_forward_norm"),

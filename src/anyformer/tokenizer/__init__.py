@@ -1,17 +1,20 @@
 """Text to token ids and back: load any Hugging Face tokenizer, train one, save it as a `tokenizer.json`.
 
-core           Tokenizer: encode, decode, chat, save
-files          a directory on disk -> the pieces of a Tokenizer, and safe writes
-legacy         directories from before tokenizer.json: vocab.txt, vocab.json + merges.txt
-sentencepiece  spiece.model, and Marian's pair of models
-training       char, byte-level BPE, WordPiece and Unigram from one's own text
-words          which tokens make up a word
-chat           sandboxed chat templates
-stream         decoding one token at a time
+core             Tokenizer: encode, decode, chat, save
+loading          a directory of any kind -> a Tokenizer
+tokenizer_files  reading and writing the files of a tokenizer
+legacy           directories from before tokenizer.json: vocab.txt, vocab.json + merges.txt
+sentencepiece    spiece.model
+pair             Marian's pair of SentencePiece models
+gguf             the tokenizer of a GGUF file
+training         char, byte-level BPE, WordPiece and Unigram from one's own text
+whole_words      which tokens make up a word
+chat             sandboxed chat templates
+stream           decoding one token at a time
 """
 
 from anyformer.tokenizer.core import Tokenizer
-from anyformer.tokenizer.files import has_tokenizer
 from anyformer.tokenizer.stream import StreamDecoder
+from anyformer.tokenizer.tokenizer_files import has_tokenizer
 
 __all__ = ["StreamDecoder", "Tokenizer", "has_tokenizer"]

@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import models
 
 from anyformer.errors import UserError
-from anyformer.tokenizer import chat, files, legacy, special, training
+from anyformer.tokenizer import chat, legacy, special, tokenizer_files, training
 from anyformer.tokenizer.chat import Message
 
 _UNLIMITED = 10**9
@@ -48,11 +48,13 @@ class Tokenizer:
         self.backend = backend
         self.config = dict(config)
         self._files = dict(companions or {})
-        extra = {name: files.parse_object(self._files[name], Path(name)) for name in _JSON if name in self._files}
-        declared = special.declared(config, extra.get(files.SPECIAL_MAP))
+        extra = {
+            name: tokenizer_files.parse_object(self._files[name], Path(name)) for name in _JSON if name in self._files
+        }
+        declared = special.declared(config, extra.get(tokenizer_files.SPECIAL_MAP))
         padding: dict[str, Any] | None = cast("Any", backend).padding
         self._roles = special.roles_of(declared, backend.get_vocab(with_added_tokens=True), padding)
-        special.add_declared(backend, declared, self._roles, extra.get(files.ADDED))
+        special.add_declared(backend, declared, self._roles, extra.get(tokenizer_files.ADDED))
         # Settings of a saved pipeline, not of the text: `transformers` pads and cuts only when asked to.
         backend.no_padding()
         backend.no_truncation()
@@ -85,7 +87,7 @@ class Tokenizer:
     @classmethod
     def find(cls, directory: str | os.PathLike[str]) -> Tokenizer | None:
         """Load the directory's tokenizer, None where it has none; raises UserError for a damaged one."""
-        return cls.load(directory) if files.has_tokenizer(directory) else None
+        return cls.load(directory) if tokenizer_files.has_tokenizer(directory) else None
 
     @classmethod
     def train(
@@ -161,7 +163,7 @@ class Tokenizer:
             UserError: a character-level tokenizer without an unknown token meets a new character, or the text
                 is not Unicode text (it holds half of a surrogate pair).
         """
-        self.check((text,) if second is None else (text, second))
+        self.require_encodable((text,) if second is None else (text, second))
         try:
             return list(self.backend.encode(text, second, add_special_tokens=special).ids)
         except TypeError as error:
@@ -169,7 +171,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Return the ids of each text, in parallel. Raises UserError as `encode` does."""
-        self.check(texts)
+        self.require_encodable(texts)
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special)
         return [encoding.ids for encoding in encodings]
 
@@ -203,12 +205,15 @@ class Tokenizer:
         Raises:
             UserError: the directory can't be written.
         """
-        files.write_all(Path(directory), self.serialized())
+        tokenizer_files.write_all(Path(directory), self.serialized())
 
     def serialized(self) -> dict[str, bytes]:
         """Return the files that `save` writes, by name."""
         pipeline = (self.backend.to_str(pretty=True) + "\n").encode("utf-8")
-        made = {files.TOKENIZER: pipeline, files.CONFIG: files.to_json(self.complete_config())}
+        made = {
+            tokenizer_files.TOKENIZER: pipeline,
+            tokenizer_files.CONFIG: tokenizer_files.to_json(self.complete_config()),
+        }
         return {**legacy.vocabulary_files(self.backend), **made, **self._files}
 
     def complete_config(self) -> dict[str, Any]:
@@ -221,15 +226,15 @@ class Tokenizer:
         return self.backend.token_to_id(token.content) if token is not None else None
 
     def _template(self) -> str | None:
-        if files.CHAT_TEMPLATE in self._files:
-            return self._files[files.CHAT_TEMPLATE].decode("utf-8")
+        if tokenizer_files.CHAT_TEMPLATE in self._files:
+            return self._files[tokenizer_files.CHAT_TEMPLATE].decode("utf-8")
         template: object = self.config.get("chat_template")
         if isinstance(template, list):
             named = {str(entry["name"]): str(entry["template"]) for entry in cast("list[dict[str, Any]]", template)}
             return named.get("default")
         return template if isinstance(template, str) else None
 
-    def check(self, texts: Iterable[str]) -> None:
+    def require_encodable(self, texts: Iterable[str]) -> None:
         """Raise UserError when a character-level tokenizer without an unknown token would drop a character."""
         if self._alphabet is None:
             return
@@ -266,4 +271,4 @@ def _closed_alphabet(backend: tokenizers.Tokenizer) -> frozenset[str] | None:
     return frozenset(words) if all(len(word) == 1 for word in words) else None
 
 
-_JSON = (files.SPECIAL_MAP, files.ADDED)
+_JSON = (tokenizer_files.SPECIAL_MAP, tokenizer_files.ADDED)

@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import normalizers
 
 from anyformer.errors import UserError
-from anyformer.tokenizer import files, legacy, sentencepiece, special
+from anyformer.tokenizer import legacy, sentencepiece, special, tokenizer_files
 from anyformer.tokenizer.core import Tokenizer
 from anyformer.tokenizer.pair import PairTokenizer
 
@@ -33,22 +33,22 @@ def load(path: Path) -> Tokenizer:
 
 
 def _read(path: Path, directory: Path) -> Tokenizer:
-    companions = files.read_companions(directory)
+    companions = tokenizer_files.read_companions(directory)
     parsed = {
-        name: files.parse_object(content, directory / name)
+        name: tokenizer_files.parse_object(content, directory / name)
         for name, content in companions.items()
         if name.endswith(".json")
     }
-    config = parsed.get(files.CONFIG, {})
-    chosen = path / files.TOKENIZER if path.is_dir() else path
+    config = parsed.get(tokenizer_files.CONFIG, {})
+    chosen = path / tokenizer_files.TOKENIZER if path.is_dir() else path
     if chosen.suffix == ".json" and chosen.is_file() and chosen.name != "vocab.json":
-        content = files.read_bytes(chosen)
-        backend = files.parse_backend(content, chosen)
+        content = tokenizer_files.read_bytes(chosen)
+        backend = tokenizer_files.parse_backend(content, chosen)
         _follow_config(backend, config)
-        return Tokenizer(backend, config, {**companions, files.TOKENIZER: content})
+        return Tokenizer(backend, config, {**companions, tokenizer_files.TOKENIZER: content})
     if all((directory / name).is_file() for name in sentencepiece.PAIR):
         return PairTokenizer(directory, config, companions)
-    declared = special.declared(config, parsed.get(files.SPECIAL_MAP))
+    declared = special.declared(config, parsed.get(tokenizer_files.SPECIAL_MAP))
     for names, build in _LEGACY.items():
         if all((directory / name).is_file() for name in names):
             return Tokenizer(build(directory, declared), config, companions)

@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import models
 
 from anyformer.errors import UserError
-from anyformer.tokenizer import files, sentencepiece
+from anyformer.tokenizer import sentencepiece, tokenizer_files
 from anyformer.tokenizer.core import Tokenizer, clean_up
 
 
@@ -27,12 +27,14 @@ class PairTokenizer(Tokenizer):
         """Read source.spm, target.spm and vocab.json; raises UserError when one is damaged."""
         if config.get("separate_vocabs"):
             raise UserError(f"{directory} has separate source and target vocabularies, which are not supported.")
-        kept = {name: files.read_bytes(directory / name) for name in sentencepiece.PAIR}
+        kept = {name: tokenizer_files.read_bytes(directory / name) for name in sentencepiece.PAIR}
         source = sentencepiece.read_model(directory / "source.spm")
         self._known = frozenset(source.pieces)
         self._segmenter = sentencepiece.segmenter(source)
         try:
-            vocabulary = cast("dict[str, int]", files.parse_object(kept["vocab.json"], directory / "vocab.json"))
+            vocabulary = cast(
+                "dict[str, int]", tokenizer_files.parse_object(kept["vocab.json"], directory / "vocab.json")
+            )
             words = models.WordLevel(vocab=vocabulary, unk_token="<unk>")
         except (TypeError, OverflowError) as error:
             raise UserError(f"{directory / 'vocab.json'} is not a vocabulary: {error}.") from error
@@ -79,7 +81,7 @@ class PairTokenizer(Tokenizer):
     def serialized(self) -> dict[str, bytes]:
         """Return the files that `save` writes: those that were read."""
         config = {**self.complete_config(), "tokenizer_class": "MarianTokenizer", **self.config}
-        return {files.CONFIG: files.to_json(config), **self._files}
+        return {tokenizer_files.CONFIG: tokenizer_files.to_json(config), **self._files}
 
     def _join(self, pieces: Sequence[str]) -> str:
         """The text of pieces; the space at its start goes, unless the source model doesn't know that piece."""

@@ -18,8 +18,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from anyformer.errors import UserError
-from anyformer.tokenizer.files import read_bytes
 from anyformer.tokenizer.special import add
+from anyformer.tokenizer.tokenizer_files import read_bytes
 
 PAIR = ("source.spm", "target.spm", "vocab.json")
 

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from anyformer.analysis import parts, training_flops
+from anyformer.analysis import part_costs, training_flops
 from anyformer.checkpoint import save
 from anyformer.errors import UserError
 from anyformer.families.own import FAMILY as OWN_FAMILY
@@ -72,7 +72,7 @@ class Trainer:
         self.trackers, self.console = trackers, console
         self.checkpoints = Checkpoints(directory.checkpoints, self.config.keep)
         self.flops = training_flops(self.config.model, self.config.context)
-        self.parameters = sum(part.parameters for part in parts(self.config.model, self.config.context))
+        self.parameters = sum(part.parameters for part in part_costs(self.config.model, self.config.context))
         facts = resumed or {}
         self.resumed = resumed is not None
         self.meter = Meter(self.flops, facts.get("meter"))

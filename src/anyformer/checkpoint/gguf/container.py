@@ -159,7 +159,7 @@ class _Reader:
             raise UserError(f"{self.path} is of GGUF version {version}, and only 2 and 3 can be read{big_endian}.")
         tensors, pairs = self.integer("<Q"), self.integer("<Q")
         for count, smallest, what in ((pairs, _SMALLEST_PAIR, "pairs"), (tensors, _SMALLEST_TENSOR, "tensors")):
-            self.check(count * smallest, f"{count} {what}")
+            self.require_bytes(count * smallest, f"{count} {what}")
         return tensors, pairs
 
     def unique(self, items: Iterator[tuple[str, T]]) -> Iterator[tuple[str, T]]:
@@ -193,12 +193,12 @@ class _Reader:
         kind, count = self.integer("<I"), self.integer("<Q")
         what = f"the {count} values of {key[:80]!r}"
         if kind == _STRING:
-            self.check(8 * count, what)
+            self.require_bytes(8 * count, what)
             return [self.text() for _ in range(count)]
         if kind not in NUMBERS:
             raise self.damaged(f"{key[:80]!r} is an array of the type {kind}, neither numbers nor texts")
         dtype = np.dtype(NUMBERS[kind][1])
-        self.check(dtype.itemsize * count, what)
+        self.require_bytes(dtype.itemsize * count, what)
         values: NDArray[Any] = np.frombuffer(self.content, dtype, count=count, offset=self.position)
         self.position += values.nbytes
         return values
@@ -220,7 +220,7 @@ class _Reader:
     def text(self, longest: int | None = None) -> str:
         """A string."""
         length = self.integer("<Q")
-        self.check(length, f"a text of {length} bytes")
+        self.require_bytes(length, f"a text of {length} bytes")
         if longest is not None and length > longest:
             raise self.damaged(f"a name has {length} bytes")
         start, self.position = self.position, self.position + length
@@ -236,12 +236,12 @@ class _Reader:
     def number(self, form: str) -> int | float | bool:
         """One number."""
         length = struct.calcsize(form)
-        self.check(length, "a number")
+        self.require_bytes(length, "a number")
         (value,) = struct.unpack_from(form, self.content, self.position)
         self.position += length
         return value
 
-    def check(self, length: int, what: str) -> None:
+    def require_bytes(self, length: int, what: str) -> None:
         """Raise UserError unless so many bytes are left."""
         if length > self.size - self.position:
             raise self.damaged(f"it ends at byte {self.size}, within {what}")

@@ -63,8 +63,8 @@ def save_gguf(
     wanted = format_named(kind)
     path = Path(path)
     config, architecture, metadata, notes = expressible(model.config)
-    words, more = vocabulary(tokenizer, config)
-    notes += more
+    vocabulary_metadata, vocabulary_notes = vocabulary(tokenizer, config)
+    notes += vocabulary_notes
     general: dict[str, Any] = {
         "general.type": "model",
         "general.name": path.stem,
@@ -73,22 +73,22 @@ def save_gguf(
     }
     tensors = _tensors(model, table(architecture, config, set(skeleton(config).state_dict())))
     formats = {name: stored_as(name, shape, wanted) for name, (shape, _, _) in tensors.items()}
-    if fallen := [name for name, stored in formats.items() if wanted.block > 1 and stored.name == "F16"]:
+    if fallbacks := [name for name, stored in formats.items() if wanted.block > 1 and stored.name == "F16"]:
         notes.append(
-            f"{len(fallen)} tensors are stored as F16, because their rows are no whole number of blocks of "
-            f"{wanted.block} (such as {fallen[0]}, of {tensors[fallen[0]][0][-1]})."
+            f"{len(fallbacks)} tensors are stored as F16, because their rows are no whole number of blocks of "
+            f"{wanted.block} (such as {fallbacks[0]}, of {tensors[fallbacks[0]][0][-1]})."
         )
     factors = rope_factors(config)
     with atomic.replacing(path, make_parents=True) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture.name)
         try:
-            for key, value in {**metadata, **general, **words}.items():
+            for key, value in {**metadata, **general, **vocabulary_metadata}.items():
                 if key != "general.architecture":
-                    _add(writer, key, value)
+                    _add_metadata(writer, key, value)
             if factors is not None:
-                _announce(writer, _ROPE, (len(factors),), format_named("f32"))
+                _add_tensor_info(writer, _ROPE, (len(factors),), format_named("f32"))
             for name, (shape, _, _) in tensors.items():
-                _announce(writer, name, shape, formats[name])
+                _add_tensor_info(writer, name, shape, formats[name])
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
@@ -123,14 +123,14 @@ def _tensors(model: Transformer, rows: Mapping[str, Row]) -> dict[str, tuple[tup
     return found
 
 
-def _announce(writer: Any, name: str, shape: Sequence[int], kind: TensorType) -> None:
+def _add_tensor_info(writer: Any, name: str, shape: Sequence[int], kind: TensorType) -> None:
     import gguf
 
     stored = gguf.GGMLQuantizationType(kind.number)
     writer.add_tensor_info(name, shape, np.dtype(np.float32), size(shape, kind), raw_dtype=stored)
 
 
-def _add(writer: Any, key: str, value: Any) -> None:
+def _add_metadata(writer: Any, key: str, value: Any) -> None:
     """One pair of metadata, in the type that llama.cpp reads it as."""
     if isinstance(value, bool):
         writer.add_bool(key, value)

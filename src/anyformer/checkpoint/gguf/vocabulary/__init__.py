@@ -1,9 +1,8 @@
 """A tokenizer as llama.cpp's metadata. It has an algorithm of its own for each kind, and reads no `tokenizer.json`:
 what its algorithms do in another way is refused, or said in a sentence.
 
-entries         the tokens, their kinds and roles, and what stands around a text
+entries         the tokens, their types and roles, and what stands around a text
 byte_bpe        BPE over bytes (GPT-2, LLaMA 3, Qwen2)
-pretokenizers   llama.cpp's names for the ways of cutting words before it
 sentence_bpe    SentencePiece's BPE (LLaMA 2, Mistral)
 word_piece      BERT's WordPiece
 unigram         SentencePiece's unigram (T5)

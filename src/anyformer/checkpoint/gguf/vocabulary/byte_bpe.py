@@ -1,10 +1,15 @@
-"""BPE over bytes written in 256 printable characters, llama.cpp's `gpt2` (Radford et al. 2019)."""
+"""BPE over bytes written in 256 printable characters, llama.cpp's `gpt2` (Radford et al. 2019).
 
+llama.cpp has each way of splitting text into words compiled in, and a file only names one (`tokenizer.ggml.pre`):
+another way of splitting gives other tokens, so what has no name can't be expressed.
+"""
+
+import json
 from typing import Any, cast
 
 from anyformer.checkpoint.gguf.vocabulary.entries import Entries
-from anyformer.checkpoint.gguf.vocabulary.pretokenizers import name_of
 from anyformer.errors import UserError
+from anyformer.tokenizer.pretokenizers import CUTS
 
 COMPOSED = ("NFC", "NFKC")
 
@@ -23,7 +28,7 @@ def describe(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any
             f"llama.cpp does not bring text into the form {normalizer['type']} first, as this tokenizer does: text "
             "that is in another form gets other tokens."
         )
-    pre = name_of(
+    pre = pretokenizer_name(
         pipeline.get("pre_tokenizer"), ignores_merges=bool(model.get("ignore_merges")), composes=normalizer is not None
     )
     return {"model": "gpt2", "pre": pre, "merges": merges(model), "add_space_prefix": False, **entries.around()}
@@ -33,3 +38,45 @@ def merges(model: Any) -> list[str]:
     """The merges, each as two tokens with a space between them."""
     pairs = cast("list[Any]", model["merges"])
     return [pair if isinstance(pair, str) else " ".join(cast("list[str]", pair)) for pair in pairs]
+
+
+Step = tuple[str, ...]
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""What `ByteLevel` cuts by where it is asked to."""
+_INEXACT = ("tekken", "falcon", "default")
+"""Names under which llama.cpp cuts some texts in another way than the tokenizers that go by them."""
+
+
+def pretokenizer_name(pre_tokenizer: Any, *, ignores_merges: bool, composes: bool) -> str:
+    """The name for a `pre_tokenizer` of tokenizer.json. Raises UserError where there is none.
+
+    Args:
+        pre_tokenizer: The JSON.
+        ignores_merges: A word that is a token stays whole.
+        composes: Text is brought into the form NFC first. llama.cpp never does, but some names promise it.
+    """
+    steps = _steps(pre_tokenizer)
+    for cut in CUTS:
+        same = steps == _steps(json.loads(cast("Any", cut.build()).__getstate__()))
+        if same and cut.names[0] not in _INEXACT and (cut.ignores_merges, cut.composes) == (ignores_merges, composes):
+            return cut.names[0]
+    if composes:
+        return pretokenizer_name(pre_tokenizer, ignores_merges=ignores_merges, composes=False)
+    raise UserError(
+        "llama.cpp has no name for the way this tokenizer cuts words (its pre_tokenizer); it knows those of GPT-2, "
+        "SmolLM, LLaMA 3 and Qwen2, the last of which `anyformer train` makes."
+    )
+
+
+def _steps(part: Any) -> list[Step]:
+    """The steps in one notation, as the same cut can be written in several ways."""
+    kind = part["type"] if part else "nothing"
+    if kind == "Sequence":
+        return [step for inner in cast("list[Any]", part["pretokenizers"]) for step in _steps(inner)]
+    if kind == "Digits" and part.get("individual_digits"):
+        return [("digits",)]
+    if kind == "Split" and part["behavior"] == "Isolated" and not part.get("invert") and "Regex" in part["pattern"]:
+        return [("split", str(part["pattern"]["Regex"]))]
+    if kind == "ByteLevel" and not part.get("add_prefix_space"):
+        return [("split", _GPT2), ("bytes",)] if part.get("use_regex", True) else [("bytes",)]
+    return [("other", str(kind))]

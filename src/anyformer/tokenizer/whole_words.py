@@ -13,7 +13,7 @@ from tokenizers import decoders, models
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-def joints(backend: tokenizers.Tokenizer) -> tuple[list[bool], list[bool]]:
+def word_boundaries(backend: tokenizers.Tokenizer) -> tuple[list[bool], list[bool]]:
     """Return where each token joins its neighbors: on the left, and on the right; [largest id + 1] each.
 
     A token goes on with the word of the one before it where that joins on the right and it joins on the left.
