@@ -150,7 +150,7 @@ def test_every_help_reads_well(command: str, capsys: pytest.CaptureFixture[str])
     assert end.value.code == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: anyformer {command}")
-    for noise in ("None", "(required)", "STR|", " STR ", "INT", "FLOAT", "(default: )", "()", "; default:"):
+    for noise in ("None", "(required)", "STR|", " STR ", "INT", "FLOAT", "(default: )", "()", "; default:", "; none:"):
         assert noise not in shown, noise
     assert f"examples:\n  anyformer {command}" in shown
     assert max(map(len, shown.splitlines())) <= 100

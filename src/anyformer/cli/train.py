@@ -56,7 +56,7 @@ class TrainOptions:
     """
 
     preset: Positional[str | None] = None
-    """The preset that the model is (default: llama-nano)."""
+    """The preset that the model is, such as gpt2, llama-nano or bert-mini (default: llama-nano)."""
     config: Path | None = None
     """Begin with the settings of a config.yaml; other flags override them."""
     resume: Annotated[Path | None, "RUN"] = None

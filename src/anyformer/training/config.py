@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, nearest
@@ -43,51 +43,51 @@ class TrainConfig:
     """
 
     preset: str = DEFAULT_PRESET
-    data: tuple[str, ...] = ()
+    data: Annotated[tuple[str, ...], "PATH"] = ()
     """Files, folders and globs of text (.txt .md .py .jsonl .csv .tsv .parquet, also .gz .zst), - for standard input,
-    hf:NAME for a data set of the Hugging Face hub; none: the standard library of the running Python."""
-    validation: tuple[str, ...] = ()
-    """Text to validate on (of parallel files the source, then the target); none: a tenth of the data is held out."""
+    hf:NAME for a data set of the Hugging Face hub (default: the standard library of the running Python)."""
+    validation: Annotated[tuple[str, ...], "PATH"] = ()
+    """Text to validate on, of parallel files the source, then the target (default: a tenth of the data is held out)."""
     field: str = "text"
     """The field that holds the text, in records such as lines of jsonl, csv or parquet."""
     source: str | None = None
     """For sequence to sequence: the file to read from; with --data the name of the field."""
     target: str | None = None
     """The file to write to, line by line parallel to the source; with --data the name of the field."""
-    objective: str | None = None
-    """causal, masked, span_corruption or seq2seq; none: what the model's paper does."""
+    objective: Annotated[str | None, "{causal,masked,span_corruption,seq2seq}"] = None
+    """What the model learns (default: what its paper does)."""
     document_masking: bool = False
     """Causal: attention and positions begin anew with each document of a window."""
     whole_word_masking: bool = False
     """Masked: hide whole words instead of single tokens."""
     label_smoothing: float | None = None
-    """Share of the target's probability that is spread over the vocabulary; none: 0.1 for seq2seq, else 0."""
+    """Share of the target's probability that is spread over the vocabulary (default: 0.1 for seq2seq, else 0)."""
     tokenizer: str | None = None
-    """char, bpe:N, wordpiece:N or unigram:N to train one of N tokens, or the path of one; none: what the model's paper
-    has (bpe, wordpiece or unigram), N to suit the data."""
+    """char, bpe:N, wordpiece:N or unigram:N to train one of N tokens, or the path of one (default: what the model's
+    paper has, bpe, wordpiece or unigram, with N to suit the data)."""
     workers: int | None = None
-    """Processes that tokenize; none: one for each core."""
-    cache: Path | None = None
-    """Folder of the token files, which a second run on the same data finds there; none: the user's cache folder."""
+    """Processes that tokenize (default: one for each core)."""
+    cache: Annotated[Path | None, "FOLDER"] = None
+    """Where token files are kept for a second run on the same data (default: the user's cache folder)."""
     context: int | None = None
-    """Tokens that the model reads at a time, and its max_length; none: the model's own max_length, 256 at most."""
+    """Tokens that the model reads at a time, and its max_length (default: the model's own max_length, 256 at most)."""
     batch_size: int | None = None
-    """Texts in a batch, of all processes together; none: as many as have about 1024 tokens together."""
+    """Texts in a batch, of all processes together (default: as many as have about 1024 tokens together)."""
     batch_tokens: int | None = None
-    """For pairs, which come in batches of about equal length: tokens in a batch, padding included; none: 4096."""
+    """For pairs, which come in batches of about equal length: tokens in a batch, with padding (default: 4096)."""
     grad_accumulation: int = 1
     """Parts that a batch is computed in, one after the other. Saves memory, changes nothing beyond rounding."""
     steps: int | None = None
     """Batches to train on."""
     minutes: float | None = None
-    """How long the run may take in all, from reading the data to the sample, instead of --steps; if neither is given,
-    2. Training gets at least half of it, however long the data takes to read."""
-    optimizer: str = "adamw"
-    """adamw, or muon: Muon for the matrices inside the blocks and AdamW for everything else."""
+    """How long the run may take in all, from reading the data to the sample, instead of --steps. Training gets at least
+    half of it, however long the data takes to read (default: 2)."""
+    optimizer: Annotated[str, "{adamw,muon}"] = "adamw"
+    """muon: Muon for the matrices inside the blocks and AdamW for everything else."""
     learning_rate: float | None = None
-    """Its peak; none: chosen by the model's width."""
-    schedule: str = "cosine"
-    """How the learning rate falls after its peak: cosine, linear, inverse_sqrt, or wsd (warmup, stable, decay)."""
+    """Peak of the learning rate (default: chosen by the model's width)."""
+    schedule: Annotated[str, "{cosine,linear,inverse_sqrt,wsd}"] = "cosine"
+    """How the learning rate falls after its peak; wsd: warmup, stable, decay."""
     warmup: float = 0.05
     """Share of the run in which the learning rate rises to its peak."""
     decay: float = 0.2
@@ -95,43 +95,44 @@ class TrainConfig:
     weight_decay: float = 0.1
     """Decay of matrices; vectors are not decayed."""
     beta2: float = 0.99
-    """AdamW's memory of squared gradients; large batches are content with 0.95."""
+    """AdamW's decay rate of the mean of squared gradients; 0.95 is enough for large batches."""
     grad_clip: float = 1.0
-    """Longest gradient: longer ones are shortened to it."""
-    average: str | None = None
+    """Largest norm of the gradient; longer ones are scaled down to it."""
+    average: Annotated[str | None, "{ema:DECAY,last:N}"] = None
     """What is evaluated and saved instead of the latest weights: ema:0.999 for a moving average, last:5 for the mean of
     the latest five checkpoints (Vaswani et al. 2017, section 6.1)."""
     gradient_checkpointing: bool = False
-    """Compute the activations of each block again on the way back, instead of keeping them: less memory, more time."""
+    """Compute the activations of each block again in the backward pass, instead of keeping them: less memory, more
+    time."""
     compile: bool | None = None
-    """Compile the model; none: where it pays and a compiler exists."""
-    engine: str | None = None
-    """ddp, fsdp or deepspeed, for more than one process; none: a single process."""
+    """Compile the model (default: where it pays and a compiler exists)."""
+    engine: Annotated[str | None, "{ddp,fsdp,deepspeed}"] = None
+    """How several processes train together (default: a single process)."""
     processes: int = 1
     """How many to start on this machine; torchrun and deepspeed start them themselves."""
-    zero_stage: int = 2
+    zero_stage: Annotated[int, "{1,2,3}"] = 2
     """DeepSpeed: 1 shards the optimizer's state, 2 the gradients as well, 3 the weights as well."""
     save_every: int | None = None
-    """Steps between two checkpoints to resume from; none: every five minutes, and at the end."""
+    """Steps between two checkpoints to resume from (default: every five minutes, and at the end)."""
     keep: int = 2
     """Checkpoints that are kept."""
     evaluate_every: int | None = None
-    """Steps between evaluations, each of which saves the model as well; none: before and after training only."""
+    """Steps between evaluations, each of which saves the model as well (default: before and after training only)."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
-    track: tuple[str, ...] = ()
-    """tensorboard, wandb or trackio, to send the metrics there as well."""
+    track: Annotated[tuple[str, ...], "TRACKER"] = ()
+    """Where to send the metrics as well: tensorboard, wandb, trackio."""
     seed: int = 0
     """Decides the first weights, the order of the data, and dropout."""
     name: str | None = None
-    """Name of the run directory; none: the preset's with a number."""
-    runs: Path = Path("runs")
+    """Name of the run directory (default: the preset's with a number)."""
+    runs: Annotated[Path, "FOLDER"] = Path("runs")
     """Where run directories are made."""
     device: str | None = None
-    """cpu, cuda, mps ...; none: an accelerator if there is one."""
-    dtype: str | None = None
-    """float32, bfloat16 or float16, of the products (weights are always kept in float32); none: whichever is faster
-    here. int8 is the fastest on CPUs with VNNI but without AMX, at a little noise in what is learnt."""
+    """cpu, cuda, mps ... (default: an accelerator if there is one)."""
+    dtype: Annotated[str | None, "{float32,bfloat16,float16,int8}"] = None
+    """The dtype of matrix products; weights are kept in float32. int8 is the fastest on CPUs with VNNI but without AMX,
+    at a little noise in what is learned (default: whichever of float32 and bfloat16 is faster here)."""
     model: ModelConfig
     """The model: the preset's fields, to be changed one by one. vocab_size follows the tokenizer and max_length the
     context unless they are given."""
