@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.errors import UserError
-from anyformer.runs.listing import differences, read_run, read_runs, usual
+from anyformer.runs.listing import default_settings, differences, read_run, read_runs
 from anyformer.training.config import DEFAULTS
 from tests.runs.written import HEADER, config, evaluation, sample, short_run, step, write_run
 
@@ -22,7 +22,7 @@ from tests.runs.written import HEADER, config, evaluation, sample, short_run, st
 def test_a_run_is_summed_up(tmp_path: Path):
     run = read_run(write_run(tmp_path / "good", short_run()))
     assert (run.name, run.preset, run.state, run.parameters) == ("good", "llama-nano", "finished", 1_115_264)
-    assert (run.step, run.tokens, run.seconds, run.broken) == (100, 10_000, 1.0, 0)
+    assert (run.step, run.tokens, run.seconds, run.broken_lines) == (100, 10_000, 1.0, 0)
     assert run.validation_loss == pytest.approx(3.1)
     assert run.bits_per_byte == pytest.approx(1.55)
     assert run.tokens_per_second == pytest.approx(10_000)
@@ -85,16 +85,16 @@ def test_a_run_that_was_killed_anywhere_is_read(tmp_path_factory: pytest.TempPat
     (path / "metrics.jsonl").write_bytes(whole[: len(whole) - cut])
     run = read_run(path)
     before = whole[: len(whole) - cut].split(b"\n")
-    assert run.broken == (before[-1] != b"" and before[-1] not in whole.split(b"\n"))
+    assert run.broken_lines == (before[-1] != b"" and before[-1] not in whole.split(b"\n"))
     assert len(run.steps) == sum(b'"loss"' in line for line in before[:-1]) + (
-        b'"loss"' in before[-1] and run.broken == 0
+        b'"loss"' in before[-1] and run.broken_lines == 0
     )
 
 
 @pytest.mark.parametrize("line", ['{"step": 12, "lo', "\x00\x00\x00", "[1, 2]", "7", "[" * 100_000])
 def test_lines_that_are_no_objects_are_counted(tmp_path: Path, line: str):
     run = read_run(write_run(tmp_path / "r", [step(10), line, step(20)]))
-    assert run.broken == 1
+    assert run.broken_lines == 1
     assert len(run.steps) == 2
 
 
@@ -103,7 +103,7 @@ def test_lines_that_are_no_objects_are_counted(tmp_path: Path, line: str):
 )
 def test_lines_of_another_kind_are_passed_over(tmp_path: Path, line: dict[str, object]):
     run = read_run(write_run(tmp_path / "r", [step(10), line]))
-    assert (len(run.steps), run.broken, run.step) == (1, 0, 10)
+    assert (len(run.steps), run.broken_lines, run.step) == (1, 0, 10)
 
 
 def test_numbers_that_are_none(tmp_path: Path):
@@ -147,11 +147,11 @@ def test_only_what_differs(tmp_path: Path):
 
 
 def test_the_usual_settings_of_a_preset():
-    settings = usual("gpt2", DEFAULTS)
+    settings = default_settings("gpt2", DEFAULTS)
     assert settings["model.attention.heads"] == 12
     assert settings["grad_clip"] == 1.0
     assert settings["learning_rate"] is None
-    assert "model.attention.heads" not in usual("of another version", DEFAULTS)
+    assert "model.attention.heads" not in default_settings("of another version", DEFAULTS)
 
 
 def test_reading_runs_imports_no_torch():

@@ -186,7 +186,7 @@ def test_what_was_changed_is_marked(tmp_path: Path):
 
 def test_broken_lines_are_said(tmp_path: Path):
     text = _page(write_run(tmp_path / "r", [HEADER, step(10), HEADER, step(20), '{"step": 3'])).text
-    assert "1 line of metrics.jsonl is not readable" in text
+    assert "1 line of metrics.jsonl can't be read, and is left out" in text
 
 
 def test_the_old_page_stays_where_the_new_one_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

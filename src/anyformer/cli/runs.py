@@ -12,8 +12,9 @@ from anyformer.cli.options import Positional, parse
 from anyformer.errors import UserError
 from anyformer.runs.listing import Run, differences, is_run, read_run, read_runs
 from anyformer.runs.report import write_comparison, write_report
-from anyformer.runs.report.comparison import COLUMNS, TEXTS, best_scores, broken_lines, differing
+from anyformer.runs.report.comparison import COLUMNS, TEXTS, best_scores, differing
 from anyformer.runs.report.formatting import setting
+from anyformer.runs.report.page import unreadable
 from anyformer.training.config import DEFAULTS
 
 if TYPE_CHECKING:
@@ -104,8 +105,8 @@ def _print(runs: Sequence[Run], compared: bool) -> None:
         table = _table(runs, columns, best)
     _show(console, table)
     for each in runs:
-        if each.broken:
-            console.print(Text(f"{each.name}: {broken_lines(each)}."), soft_wrap=True)
+        if each.broken_lines:
+            console.print(Text(f"{each.name}: {unreadable(each)}."), soft_wrap=True)
     if compared:
         console.print()
         _print_differences(console, runs)

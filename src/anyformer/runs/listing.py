@@ -1,7 +1,7 @@
-"""What run directories tell: read back, summed up, and set side by side.
+"""Runs read back from their directories, summarized and compared.
 
-A run is read while it is being written, after it was killed in the middle of a line, and with lines that an older or a
-newer version wrote: whatever is missing is None, whatever can't be read is counted.
+A run can be read while it is being written, after it was killed in the middle of a line, and with lines of an older or
+a newer version: what is missing is None, and lines that can't be read are counted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
@@ -28,6 +28,10 @@ State = Literal["running", "finished", "stopped", "diverged"]
 Line = Mapping[str, Any]
 
 _ENDS: dict[str, State] = {"finished": "finished", "stopped": "stopped", "diverged": "diverged"}
+_SUMMARY = (
+    *("name", "path", "preset", "parameters", "state", "step", "tokens", "seconds", "tokens_per_second", "peak_share"),
+    *("validation_loss", "best_validation_loss", "bits_per_byte", "broken_lines"),
+)
 _LARGEST = sys.float_info.max
 
 _QUIET = 600.0
@@ -39,18 +43,18 @@ _PLACES = ("name", "runs", "model.model_type")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run directory, as far as it can be read.
+    """The content of a run directory, as far as it can be read.
 
     Attributes:
         path: the directory.
-        config: config.yaml, as it stands; empty where it can't be read.
-        header: what the run said when it began (`parameters`, `flops_per_token`, `peak_flops_per_second`, `device`...).
-        steps: lines of metrics.jsonl on training, by rising step.
-        evaluations: lines on the validation text.
-        samples: lines with a sample.
-        broken: lines that are no JSON objects: a run that was killed leaves half a line.
-        state: how it ended, or that it hasn't.
-        reason: why it ended, where it said so.
+        config: config.yaml; empty where it can't be read.
+        header: the first line of metrics.jsonl (`parameters`, `flops_per_token`, `peak_flops_per_second`, `device`...).
+        steps: lines of metrics.jsonl on training, by increasing step.
+        evaluations: lines on evaluations.
+        samples: lines with samples.
+        broken_lines: number of lines that are no JSON objects: a run that was killed may leave half a line.
+        state: whether it ended, and how.
+        reason: why it ended, if it wrote so.
         begun: when, in seconds since 1970.
     """
 
@@ -60,7 +64,7 @@ class Run:
     steps: list[Line]
     evaluations: list[Line]
     samples: list[Line]
-    broken: int
+    broken_lines: int
     state: State
     reason: str
     begun: float
@@ -90,7 +94,8 @@ class Run:
     @property
     def tokens(self) -> int | None:
         """Tokens that it has been trained on."""
-        count = self._latest("tokens")
+        known = (value for line in reversed(self.steps) if (value := number(line, "tokens")) is not None)
+        count = next(known, None)
         return None if count is None else round(count)
 
     @property
@@ -138,31 +143,19 @@ class Run:
         known = [line for line in self.evaluations if number(line, "validation_loss") is not None]
         return min(known, key=lambda line: line["validation_loss"], default=None)
 
-    def summary(self) -> dict[str, Any]:
-        """What a list of runs says of this one, as JSON has it."""
-        return {
-            "name": self.name,
-            "path": str(self.path),
-            "preset": self.preset,
-            "parameters": self.parameters,
-            "state": self.state,
-            "step": self.step,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "tokens_per_second": self.tokens_per_second,
-            "peak_share": self.peak_share,
-            "validation_loss": self.validation_loss,
-            "best_validation_loss": None if self.best is None else self.best["validation_loss"],
-            "bits_per_byte": self.bits_per_byte,
-            "broken_lines": self.broken,
-        }
+    @property
+    def best_validation_loss(self) -> float | None:
+        """The lowest validation loss."""
+        return None if self.best is None else self.best["validation_loss"]
 
-    def _latest(self, name: str) -> float | None:
-        return next((value for line in reversed(self.steps) if (value := number(line, name)) is not None), None)
+    def summary(self) -> dict[str, Any]:
+        """The run's figures, as values of JSON."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in _SUMMARY}
+        return {**values, "path": str(self.path)}
 
 
 def number(line: Line, name: str) -> float | None:
-    """A field that is a finite number, else None."""
+    """The value of a field if it is a finite number, else None."""
     value = line.get(name)
     if isinstance(value, (float, int)) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST:
         return float(value)
@@ -170,7 +163,7 @@ def number(line: Line, name: str) -> float | None:
 
 
 def flops_per_second(header: Line, line: Line) -> float | None:
-    """What a line on training reached: as it says itself, else its speed times the header's `flops_per_token`."""
+    """Of a line on training; where it has none, its tokens per second times the header's `flops_per_token`."""
     if (reached := number(line, "flops_per_second")) is not None:
         return reached
     each, speed = number(header, "flops_per_token"), number(line, "tokens_per_second")
@@ -192,23 +185,17 @@ def read_run(path: Path) -> Run:
         raise UserError(f"There is no run directory {path}{_hint(path)}.")
     if not is_run(path):
         raise UserError(f"{path} is no run directory: it has neither {METRICS} nor {CONFIG}.")
-    lines, broken = _lines(path / METRICS)
     log = _Log()
-    for line in lines:
-        log.take(line)
+    broken_lines = 0
+    for line in _lines(path / METRICS):
+        if line is None:
+            broken_lines += 1
+        else:
+            log.take(line)
     config = _config(path / CONFIG)
-    return Run(
-        path=path,
-        config=config,
-        header=log.header,
-        steps=log.steps,
-        evaluations=log.evaluations,
-        samples=log.samples,
-        broken=broken,
-        state=_state(path, config, log),
-        reason=str(log.end.get("reason") or "") if log.end else "",
-        begun=_begun(path, log.header),
-    )
+    state, reason = _state(path, config, log), str((log.end or {}).get("reason") or "")
+    lines = log.header, log.steps, log.evaluations, log.samples
+    return Run(path, config, *lines, broken_lines, state, reason, _begun(path, log.header))
 
 
 def read_runs(directory: Path) -> list[Run]:
@@ -222,7 +209,7 @@ def read_runs(directory: Path) -> list[Run]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name: `{"model.attention.heads": 4}`."""
+    """Flatten nested settings to dotted names: `{"model.attention.heads": 4}`."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -232,7 +219,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def usual(preset: str | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def default_settings(preset: str | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run that was given nothing but this preset, by dotted name.
 
     Args:
@@ -256,7 +243,7 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 @dataclass
 class _Log:
-    """The lines of metrics.jsonl, sorted; what a resumed run does again counts once, as it was done last."""
+    """The lines of metrics.jsonl by kind; of steps that a resumed run repeated, only the last ones."""
 
     header: dict[str, Any] = field(default_factory=dict[str, Any])
     steps: list[Line] = field(default_factory=list[Line])
@@ -276,47 +263,34 @@ class _Log:
             return
         if "loss" in line:
             if self.steps and self.steps[-1]["step"] >= step:
-                self._rewind(step)
+                _drop(step, self.steps, self.evaluations, self.samples)
             self.steps.append(line)
         if "validation_loss" in line:
-            self.evaluations = _before(self.evaluations, step)
+            _drop(step, self.evaluations)
             self.evaluations.append(line)
         if "sample" in line:
             self.samples.append(line)
 
-    def _rewind(self, step: int) -> None:
-        self.steps = _before(self.steps, step)
-        self.evaluations = _before(self.evaluations, step)
-        self.samples = _before(self.samples, step)
+
+def _drop(step: int, *logs: list[Line]) -> None:
+    """Remove the lines from a step on."""
+    for lines in logs:
+        while lines and lines[-1]["step"] >= step:
+            lines.pop()
 
 
-def _before(lines: list[Line], step: int) -> list[Line]:
-    while lines and lines[-1]["step"] >= step:
-        lines.pop()
-    return lines
-
-
-def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects in a file of JSON lines, and how many other lines there are."""
+def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The objects in a file of JSON lines, None for a line that is something else."""
     try:
         text = path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
-    found: list[dict[str, Any]] = []
-    broken = 0
-    for row in text.split("\n"):
-        if not row.strip():
-            continue
+    for row in filter(str.strip, text.split("\n")):
         try:
             value: object = json.loads(row)
         except (ValueError, RecursionError):
-            broken += 1
-            continue
-        if isinstance(value, dict):
-            found.append(cast("dict[str, Any]", value))
-        else:
-            broken += 1
-    return found, broken
+            value = None
+        yield cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -337,7 +311,8 @@ def _is_mapping(values: object) -> bool:
 def _state(path: Path, config: Line, log: _Log) -> State:
     if log.end is not None and log.end["state"] in _ENDS:
         return _ENDS[log.end["state"]]
-    if any(lines and number(lines[-1], name) is None for lines, name in _scores(log)):
+    scores = (log.steps, "loss"), (log.evaluations, "validation_loss")
+    if any(lines and number(lines[-1], name) is None for lines, name in scores):
         return "diverged"
     planned = number(config, "steps")
     if planned is not None and log.steps and log.evaluations:
@@ -347,10 +322,6 @@ def _state(path: Path, config: Line, log: _Log) -> State:
     times = [seconds for line in log.steps if (seconds := number(line, "elapsed")) is not None]
     longest = max((after - before for before, after in pairwise(times)), default=0.0)
     return "running" if time.time() - _modified(path) < max(_QUIET, 5 * longest) else "stopped"
-
-
-def _scores(log: _Log) -> list[tuple[list[Line], str]]:
-    return [(log.steps, "loss"), (log.evaluations, "validation_loss")]
 
 
 def _begun(path: Path, header: Line) -> float:

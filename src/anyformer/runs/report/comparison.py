@@ -6,23 +6,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from anyformer.runs.listing import Run, differences
-from anyformer.runs.report import formatting
 from anyformer.runs.report.charts import comparison_data
-from anyformer.runs.report.page import passages
+from anyformer.runs.report.formatting import clock, count, loss, setting, whole
+from anyformer.runs.report.page import passages, unreadable
 
 Show = Callable[[Run], str]
 
 COLUMNS: dict[str, Show] = {
     "name": lambda run: run.name,
     "preset": lambda run: run.preset or "–",
-    "parameters": lambda run: formatting.count(run.parameters),
+    "parameters": lambda run: count(run.parameters),
     "state": lambda run: run.state,
-    "steps": lambda run: formatting.whole(run.step),
-    "tokens": lambda run: formatting.count(run.tokens),
-    "time": lambda run: formatting.clock(run.seconds),
-    "tokens/s": lambda run: formatting.count(run.tokens_per_second),
-    "loss": lambda run: formatting.loss(run.validation_loss),
-    "bits/byte": lambda run: formatting.loss(run.bits_per_byte),
+    "steps": lambda run: whole(run.step),
+    "tokens": lambda run: count(run.tokens),
+    "time": lambda run: clock(run.seconds),
+    "tokens/s": lambda run: count(run.tokens_per_second),
+    "loss": lambda run: loss(run.validation_loss),
+    "bits/byte": lambda run: loss(run.bits_per_byte),
 }
 """What a table of runs says of each; `loss` is that of the validation text."""
 
@@ -51,15 +51,14 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
         "about": "losses are in nats per token, and comparable only where tokenizer and validation text are the same"
         if differing(runs)
         else "same tokenizer and data: losses are comparable",
-        "notes": [f"{run.name}: {broken_lines(run)}" for run in runs if run.broken],
+        "notes": [f"{run.name}: {unreadable(run)}" for run in runs if run.broken_lines],
         "state": "",
         "runs": runs,
         "columns": list(COLUMNS),
         "rows": rows,
         "data": comparison_data(runs),
         "differences": [
-            {"name": name, "cells": [formatting.setting(value) for value in values]}
-            for name, values in differences(runs).items()
+            {"name": name, "cells": [setting(value) for value in values]} for name, values in differences(runs).items()
         ],
         "samples": [
             {
@@ -77,15 +76,9 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
 def best_scores(runs: Sequence[Run]) -> set[tuple[str, str]]:
     """The columns and names of the runs with the lowest scores, where there is something to compare."""
     found: set[tuple[str, str]] = set()
-    scores: dict[str, Callable[[Run], float | None]] = {
-        "loss": lambda run: run.validation_loss,
-        "bits/byte": lambda run: run.bits_per_byte,
-    }
-    for column, score in scores.items():
-        if column == "loss" and differing(runs):
-            continue
-        known = [(value, run.name) for run in runs if (value := score(run)) is not None]
-        if len(known) > 1:
+    for column, score in (("loss", "validation_loss"), ("bits/byte", "bits_per_byte")):
+        known = [(value, run.name) for run in runs if (value := getattr(run, score)) is not None]
+        if len(known) > 1 and not (column == "loss" and differing(runs)):
             found |= {(column, name) for value, name in known if value == min(known)[0]}
     return found
 
@@ -95,9 +88,3 @@ def differing(runs: Sequence[Run]) -> bool:
     return bool(
         {"tokenizer", "data", "validation", "field", "source", "target", "objective"} & differences(runs).keys()
     )
-
-
-def broken_lines(run: Run) -> str:
-    """What to say of lines of metrics.jsonl that can't be read."""
-    lines = "line of metrics.jsonl" if run.broken == 1 else "lines of metrics.jsonl"
-    return f"{run.broken:,} {lines} can't be read, and {'is' if run.broken == 1 else 'are'} left out"

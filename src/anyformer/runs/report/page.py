@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from anyformer.runs.listing import Line, Run, flatten, number, usual
+from anyformer.runs.listing import Line, Run, default_settings, flatten, number
 from anyformer.runs.report.charts import report_data, tokens_at
 from anyformer.runs.report.formatting import clock, count, flops, loss, perplexity, setting, share, si
 
@@ -104,12 +104,17 @@ def notes(run: Run) -> list[str]:
         said.append(run.reason)
     if not run.steps and not run.evaluations:
         said.append("Nothing has been measured yet.")
-    if run.broken:
-        lines = "line of metrics.jsonl is" if run.broken == 1 else "lines of metrics.jsonl are"
-        said.append(f"{run.broken:,} {lines} not readable and left out: a run that is killed may leave half a line.")
+    if run.broken_lines:
+        said.append(f"{unreadable(run)}: a run that is killed may leave half a line.")
     if not run.config:
         said.append("There is no config.yaml that can be read.")
     return said
+
+
+def unreadable(run: Run) -> str:
+    """The number of lines of metrics.jsonl that can't be read, in a clause."""
+    lines, are = ("line", "is") if run.broken_lines == 1 else ("lines", "are")
+    return f"{run.broken_lines:,} {lines} of metrics.jsonl can't be read, and {are} left out"
 
 
 def passages(line: Line) -> list[dict[str, str]]:
@@ -219,7 +224,7 @@ def _settings(run: Run, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Two tables: the run's own settings, and the model's, with what was changed first to be seen."""
     if not run.config:
         return []
-    standard = usual(run.preset, defaults)
+    standard = default_settings(run.preset, defaults)
     settings = {name: value for name, value in flatten(run.config).items() if name not in ("runs", "name")}
     groups: list[dict[str, Any]] = []
     for title, prefix in (("Run", ""), (f"Model: {run.preset}" if run.preset else "Model", "model.")):
