@@ -94,6 +94,9 @@ def test_names_exist(page: Path) -> None:
         assert hasattr(af, name), f"there is no anyformer.{name}"
     for name in re.findall(r"`anyformer((?:\.\w+)+)(?:\([^`]*\))?`", text):
         pkgutil.resolve_name("anyformer" + name)
+    for module, names in re.findall(r"^from (anyformer[\w.]*) import ([\w, ]+)$", text, re.MULTILINE):
+        for name in names.split(", "):
+            assert hasattr(import_module(module), name), f"there is no {module}.{name}"
 
 
 OTHERS_FLAGS = {"--max-tokens", "--merge", "--no_local_rank"}
