@@ -29,20 +29,25 @@ _NUMBERS = {int: "a whole number", float: "a number"}
 _WIDTH, _USAGE_WIDTH = 100, 72
 
 
-def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
+def parse(kind: type[T], argv: Sequence[str], command: str, sections: Mapping[str, Sequence[str]] | None = None) -> T:
     """The options of a command.
 
     Args:
         kind: A dataclass, see `Parser.add_fields`. Its docstring is the help, and "Examples:" begins the end of it.
         argv: The arguments after the command.
         command: Its name.
+        sections: The names of fields by the title of the section of the help that they are in, if it isn't "options".
 
     Raises:
         UserError: An argument is missing, unknown (with the nearest valid one) or misshapen.
         SystemExit: With status 0, after ``--help``.
     """
     parser = Parser(command, kind.__doc__ or "")
-    parser.add_fields(kind)
+    sections = sections or {}
+    for section, names in sections.items():
+        parser.add_fields(kind, names, section=section)
+    placed = [name for names in sections.values() for name in names]
+    parser.add_fields(kind, [field.name for field, _ in _fields(kind) if field.name not in placed])
     return make(kind, parser.given(argv))
 
 

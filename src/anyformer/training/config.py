@@ -132,7 +132,7 @@ class TrainConfig:
     """cpu, cuda, mps ... (default: an accelerator if there is one)."""
     dtype: Annotated[str | None, "{float32,bfloat16,float16,int8}"] = None
     """The dtype of matrix products; weights are kept in float32. int8 is the fastest on CPUs with VNNI but without AMX,
-    at a little noise in what is learned (default: whichever of float32 and bfloat16 is faster here)."""
+    at a little noise in what is learned (default: the fastest of the others here)."""
     model: ModelConfig
     """The model: the preset's fields, to be changed one by one. vocab_size follows the tokenizer and max_length the
     context unless they are given."""
