@@ -172,8 +172,8 @@ class AttentionKernel {
         for (int64_t v = 0; v < block_size(first) / LANES; v++)
             for (int64_t i = 0; i < args.head_dim; i += LANES) {
                 for (int64_t r = 0; r < LANES; r++) {
-                    float* line = out_t + (i + r) * QUERY_BLOCK + v * LANES;
-                    store(line, load(line) * factor[v]);
+                    float* elements = out_t + (i + r) * QUERY_BLOCK + v * LANES;
+                    store(elements, load(elements) * factor[v]);
                 }
                 transpose(reinterpret_cast<const BFloat16*>(out_t + i * QUERY_BLOCK + v * LANES), 2 * QUERY_BLOCK,
                           reinterpret_cast<BFloat16*>(rows), 2 * LANES);
@@ -257,7 +257,8 @@ class AttentionKernel {
     }
 
     void backward_block(int64_t batch, int64_t head, int64_t first) const {
-        const int64_t left = args.queries - first, rows = left > QUERY_BLOCK ? BACKWARD_BLOCK : block_size(first);
+        const int64_t remaining = args.queries - first,
+                      rows = remaining > QUERY_BLOCK ? BACKWARD_BLOCK : block_size(first);
         load_rows(args.query, batch, head, first, rows, query_rows);
         load_rows(args.grad_out, batch, head, first, rows, grad_rows);
         transpose_rows(query_rows, rows, query_t);
@@ -265,7 +266,7 @@ class AttentionKernel {
         interleave_rows(query_rows, rows, pairs);
         interleave_rows(grad_rows, rows, grad_pairs);
         alignas(64) float logsumexp[BACKWARD_BLOCK] = {}, delta[BACKWARD_BLOCK] = {};
-        for (int64_t q = 0; q < rows && q < left; q++) {
+        for (int64_t q = 0; q < rows && q < remaining; q++) {
             logsumexp[q] = args.logsumexp[(batch * args.heads + head) * args.queries + first + q];
             delta[q] = row_dot(at(args.out, batch, head, first + q), grad_rows + q * depth);
         }
@@ -284,8 +285,8 @@ class AttentionKernel {
         for (int64_t t = 0; t < limits[rows > QUERY_BLOCK]; t += LANES) {
             // Beyond limits[0] only the second half of the queries may attend to the keys.
             int64_t begin = t < limits[0] ? 0 : QUERY_BLOCK;
-            auto accumulate = [&](const BFloat16* lines, const float* from, float* to) {
-                multiply(lines + t * BACKWARD_BLOCK + begin, BACKWARD_BLOCK, from + begin / 2 * depth, depth,
+            auto accumulate = [&](const BFloat16* rows_t, const float* from, float* to) {
+                multiply(rows_t + t * BACKWARD_BLOCK + begin, BACKWARD_BLOCK, from + begin / 2 * depth, depth,
                          rows - begin, true, to + t * depth, depth, depth / LANES);
             };
             accumulate(weights, grad_pairs, grad_values);

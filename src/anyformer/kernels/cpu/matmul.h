@@ -126,26 +126,26 @@ inline void unpack_to_bf16(const Matrix& matrix, int64_t panel, BFloat16* to) {
         FloatVec scale = load_float16<FloatVec>(matrix.scales + (first + group) * LANES);
         FloatVec minimum =
             matrix.dtype == INT8 ? -128.0f * scale : load_float16<FloatVec>(matrix.minima + (first + group) * LANES);
-        auto numbers = [&](IntVec codes) { return convert<FloatVec>(codes) * scale + minimum; };
+        auto dequantize = [&](IntVec codes) { return convert<FloatVec>(codes) * scale + minimum; };
         if (matrix.dtype == INT8) {
             auto bytes = static_cast<const uint8_t*>(matrix.weights) + (first + group) * 512;
             UNROLL
             for (int k = 0; k < QUADS; k++) {
                 auto quads = load_as<UIntVec>(bytes + 64 * k);
-                auto part = [&](int i) { return numbers(bit_cast<IntVec>((quads >> (8 * i)) & 0xff)); };
-                store_bf16_pairs(pairs(group, 4 * k), part(0), part(1));
-                store_bf16_pairs(pairs(group, 4 * k + 2), part(2), part(3));
+                auto element = [&](int i) { return dequantize(bit_cast<IntVec>((quads >> (8 * i)) & 0xff)); };
+                store_bf16_pairs(pairs(group, 4 * k), element(0), element(1));
+                store_bf16_pairs(pairs(group, 4 * k + 2), element(2), element(3));
             }
         } else {
             auto bytes = static_cast<const uint8_t*>(matrix.weights) + (first + group) * 256;
             UNROLL
             for (int k = 0; k < QUADS / 2; k++) {
                 auto quads = load_as<UIntVec>(bytes + 64 * k);
-                auto part = [&](int i) { return numbers(bit_cast<IntVec>((quads >> (4 * i)) & 0xf)); };
-                store_bf16_pairs(pairs(group, 4 * k), part(0), part(2));
-                store_bf16_pairs(pairs(group, 4 * k + 2), part(4), part(6));
-                store_bf16_pairs(pairs(group, 16 + 4 * k), part(1), part(3));
-                store_bf16_pairs(pairs(group, 18 + 4 * k), part(5), part(7));
+                auto element = [&](int i) { return dequantize(bit_cast<IntVec>((quads >> (4 * i)) & 0xf)); };
+                store_bf16_pairs(pairs(group, 4 * k), element(0), element(2));
+                store_bf16_pairs(pairs(group, 4 * k + 2), element(4), element(6));
+                store_bf16_pairs(pairs(group, 16 + 4 * k), element(1), element(3));
+                store_bf16_pairs(pairs(group, 18 + 4 * k), element(5), element(7));
             }
         }
     }

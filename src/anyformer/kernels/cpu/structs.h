@@ -89,7 +89,7 @@ struct AttentionArgs {
     TensorView grad_out, grad_query, grad_key, grad_value;  // grad_out.data is null in the forward pass
     TensorView bias, grad_bias;  // float32 [batch, heads, keys, queries rounded up to a multiple of 128]; null data:
                                  // none. With a batch stride of 0 the gradient is summed over the batch.
-    float* logsumexp;  // [batch, heads, queries]
+    float* logsumexp;            // [batch, heads, queries]
     int64_t batch, heads, kv_heads, queries, keys, head_dim;
     int64_t causal;  // query i attends to keys up to i
     double scale;
