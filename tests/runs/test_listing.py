@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from anyformer.errors import UserError
 from anyformer.runs.listing import default_settings, differences, read_run, read_runs
 from anyformer.training.config import DEFAULTS
-from tests.runs.written import HEADER, config, evaluation, sample, short_run, step, write_run
+from tests.runs.run_files import HEADER, config, evaluation, sample, short_run, step, write_run
 
 
 def test_a_run_is_summed_up(tmp_path: Path):

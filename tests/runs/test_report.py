@@ -20,7 +20,7 @@ from anyformer.runs.listing import read_run
 from anyformer.runs.report import formatting, write_comparison, write_report
 from anyformer.runs.report.charts import smoothed, thin
 from anyformer.training.config import DEFAULTS
-from tests.runs.written import HEADER, config, evaluation, sample, short_run, step, write_run
+from tests.runs.run_files import HEADER, config, evaluation, sample, short_run, step, write_run
 
 Values = list[float | None]
 

@@ -16,7 +16,7 @@ import pytest
 from anyformer.errors import UserError
 from anyformer.runs import tracking
 from anyformer.runs.tracking import TRACKERS, Opening, Trackers
-from tests.runs.written import HEADER, evaluation, sample, step
+from tests.runs.run_files import HEADER, evaluation, sample, step
 
 
 class _Notebook:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,26 @@ def test_bfloat16_learns_as_well(text: Path, trains: Trains):
     assert half != full
     model, _ = af.load(Path(str(text)).parent / "runs" / "half" / "model")
     assert model.tokens.table.weight.dtype == torch.float32
+
+
+NAME = "tinyshakespeare.txt"
+
+
+def _data() -> Path:
+    beside = Path(__file__).parents[3] / "shared" / "data"
+    path = Path(os.environ.get("ANYFORMER_DATA", beside)) / NAME
+    if not path.is_file():
+        pytest.skip(f"there is no {NAME} in $ANYFORMER_DATA or {beside}")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_reaches_the_loss_of_nanogpts_readme(trains: Trains):
+    run = trains(
+        *("gpt2-nano", "--data", str(_data()), "--tokenizer", "char"),
+        *("--steps", "2000", "--batch-size", "12", "--learning-rate", "1e-3"),
+    )
+    lines = metrics(run)
+    assert lines[1]["tokens"] == 10 * 12 * 64
+    assert lines[-1]["validation_loss"] <= 1.885

@@ -1,0 +1,29 @@
+"""Precisions that were asked for, and the ones that are chosen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from anyformer.errors import UserError
+from anyformer.training.precision import choose_precision
+
+
+def test_precision_follows_orders():
+    assert choose_precision("cpu", "float32").dtype == torch.float32
+    asked = choose_precision("cpu", "bfloat16")
+    assert str(asked) == "bfloat16 on cpu (as asked)"
+    with asked.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_precision_says_why():
+    chosen = choose_precision("cpu", None)
+    assert chosen.name in ("float32", "bfloat16")
+    assert "times as fast on this CPU" in str(chosen)
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:99", "xpu"])
+def test_an_absent_device_is_refused(device: str):
+    with pytest.raises(UserError, match=f"--device {device} can't be used"):
+        choose_precision(device, "float32")
