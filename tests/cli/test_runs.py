@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.runs.written import HEADER, config, evaluation, sample, short_run, step, write_run
+from tests.runs.run_files import HEADER, config, evaluation, sample, short_run, step, write_run
 
 from anyformer.cli.main import main
 
