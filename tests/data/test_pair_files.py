@@ -43,7 +43,7 @@ def test_files_and_records_give_the_same_pairs(tmp_path: Path, pairs: list[tuple
         assert corpus.characters == sum(len(a) + len(b) for a, b in whole)
         held_out = [pair for out, pair in corpus.parts() if out]
         assert len(held_out) >= (len(whole) > 1)
-        assert len(held_out) <= max(0.1 * len(whole), 1) or len(whole) >= MIN_DOCUMENTS
+        assert len(held_out) <= max(round(0.1 * len(whole)), 1) or len(whole) >= MIN_DOCUMENTS
 
 
 def test_a_tenth_is_held_out_and_always_the_same(tmp_path: Path):

@@ -69,15 +69,8 @@ class Batches:
         """Return the batch of a step, counted from 0: the same whenever and wherever it is asked for."""
         positions, loss_mask = self._positions(step)
         rng = np.random.default_rng((self.seed, _NOISE, step))
-        return self._objective(self._read(positions), loss_mask, None, rng, positions == 0)
-
-    def windows(self, step: int) -> tuple[Int64, Bool]:
-        """Return a step's windows and their loss mask, both [batch, stride + overlap]."""
-        positions, loss_mask = self._positions(step)
-        return self._read(positions), loss_mask
-
-    def _read(self, positions: Int64) -> Int64:
-        return self._tokens[positions].astype(np.int64)
+        windows = self._tokens[positions].astype(np.int64)
+        return self._objective(windows, loss_mask, None, rng, positions == 0)
 
     def _positions(self, step: int) -> tuple[Int64, Bool]:
         """The positions in the stream of a step's windows, and their loss mask, both [batch, stride + overlap]."""

@@ -96,12 +96,12 @@ def tokenize_pairs(
     workers: int | None = 1,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write pairs, each with the name of the part it belongs to, to the pair file of that part.
+    """Write pairs, each with the name of the split it belongs to, to the pair file of that split.
 
     Args:
         pairs: read once, in order.
         tokenizer: both sides are encoded without the special tokens around them.
-        folders: where the pair file of each part is to be; they must not exist yet.
+        folders: of the pair file of each split; they must not exist yet.
         workers: processes, None for one per core. The files do not depend on it.
         progress: called with the number of characters done since its last call.
 
@@ -110,17 +110,19 @@ def tokenize_pairs(
         OSError: a file can't be written.
     """
     with ExitStack() as stack:
-        writers = {
-            name: stack.enter_context(_PairWriter(folder, tokenizer.vocab_size)) for name, folder in folders.items()
-        }
+        writers: dict[str, list[_SideWriter]] = {}
+        for name, folder in folders.items():
+            folder.mkdir()
+            sides = (_SideWriter(folder, side, tokenizer.vocab_size) for side in ("source", "target"))
+            writers[name] = [stack.enter_context(side) for side in sides]
         groups = chunks(pairs, lambda item: item[1].characters)
         for group, (lengths, ids) in encoded(groups, _texts, tokenizer, workers):
             side = np.arange(2 * len(group)) % 2
-            for name, writer in writers.items():
-                mine = [pair for part, pair in group if part == name]
+            for name, sides in writers.items():
+                mine = [pair for split, pair in group if split == name]
                 if mine:
-                    chosen = np.repeat([part == name for part, _ in group], 2)
-                    for number, own in enumerate((writer.sources, writer.targets)):
+                    chosen = np.repeat([split == name for split, _ in group], 2)
+                    for number, own in enumerate(sides):
                         these = chosen & (side == number)
                         size = sum(utf8_length(pair.target if number else pair.source) for pair in mine)
                         own.write(ids[np.repeat(these, lengths)], lengths[these], size)
@@ -137,7 +139,7 @@ class _SideWriter:
 
     def __init__(self, folder: Path, name: str, vocab_size: int) -> None:
         self._tokens = TokenWriter(folder / f"{name}.bin", vocab_size)
-        self._place = folder / f"{name}.npy"
+        self._offsets_path = folder / f"{name}.npy"
         self._lengths = array("I")
 
     def __enter__(self) -> Self:
@@ -154,28 +156,7 @@ class _SideWriter:
         self._tokens.__exit__(kind, error, trace)
         if kind is None:
             lengths = np.frombuffer(self._lengths, dtype=np.uint32) if self._lengths else np.zeros(0, np.uint32)
-            np.save(self._place, np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))))
-
-
-class _PairWriter:
-    """Writes a pair file."""
-
-    def __init__(self, folder: Path, vocab_size: int) -> None:
-        self._folder = folder
-        self.sources = _SideWriter(folder, "source", vocab_size)
-        self.targets = _SideWriter(folder, "target", vocab_size)
-
-    def __enter__(self) -> Self:
-        self._folder.mkdir()
-        self._stack = ExitStack()
-        self._stack.enter_context(self.sources)
-        self._stack.enter_context(self.targets)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+            np.save(self._offsets_path, np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))))
 
 
 def _offsets(path: Path, total: int) -> Int64:

@@ -170,12 +170,12 @@ def tokenize_splits(
     workers: int | None = 1,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write documents, each with the name of the part it belongs to, to the token file of that part.
+    """Write documents, each with the name of the split it belongs to, to the token file of that split.
 
     Args:
         documents: read once, in order.
         tokenizer: texts are encoded without the special tokens around them.
-        paths: the token file of each part.
+        paths: the token file of each split.
         workers: processes, None for one per core.
         progress: called with the number of characters done since its last call.
 
@@ -189,9 +189,9 @@ def tokenize_splits(
         groups = chunks(documents, lambda item: len(item[1].text))
         for group, (lengths, ids) in encoded(groups, _texts, tokenizer, workers):
             for name, writer in writers.items():
-                mine = [document for part, document in group if part == name]
+                mine = [document for split, document in group if split == name]
                 if mine:
-                    chosen = np.fromiter((part == name for part, _ in group), np.bool_, len(group))
+                    chosen = np.fromiter((split == name for split, _ in group), np.bool_, len(group))
                     last = np.fromiter((document.last for document in mine), np.bool_, len(mine))
                     own = ids if len(mine) == len(group) else ids[np.repeat(chosen, lengths)]
                     own = _separated(own, lengths[chosen], last, between[name], tokenizer.separator)

@@ -133,15 +133,8 @@ def _chart(
 ) -> dict[str, Any]:
     """A chart; `zero`: its axis begins there; `scaled`: it follows the choice of scale."""
     drawn = [each for each in series if any(value is not None for value in each["y"])]
-    return {
-        "title": title,
-        "note": note,
-        "format": form,
-        "zero": zero,
-        "scaled": scaled,
-        "series": drawn,
-        "marks": list(marks),
-    }
+    chart = {"title": title, "note": note, "format": form, "zero": zero, "scaled": scaled}
+    return {**chart, "series": drawn, "marks": list(marks)}
 
 
 def _axis(run: Run, lines: Sequence[Line]) -> dict[str, Values]:

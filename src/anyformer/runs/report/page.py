@@ -17,59 +17,21 @@ _LIBRARY = "Python's standard library"
 """The data of a run that was given none."""
 
 _SHAPE = (
-    "vocab_size",
-    "d_model",
-    "encoder_layers",
-    "decoder_layers",
-    "max_length",
-    "attention.heads",
-    "attention.kv_heads",
-    "feed_forward.width",
-    "feed_forward.activation",
-    "position.kind",
-    "norm.kind",
-    "norm.placement",
-    "embedding.tied",
-    "head.kind",
-    "dropout",
+    *("vocab_size", "d_model", "encoder_layers", "decoder_layers", "max_length", "attention.heads"),
+    *("attention.kv_heads", "feed_forward.width", "feed_forward.activation", "position.kind", "norm.kind"),
+    *("norm.placement", "embedding.tied", "head.kind", "dropout"),
 )
 """Of the model's many settings those that are shown whatever they are."""
 
 _SELDOM = (
-    "field",
-    "source",
-    "target",
-    "document_masking",
-    "whole_word_masking",
-    "label_smoothing",
-    "workers",
-    "cache",
-    "batch_tokens",
-    "grad_accumulation",
-    "beta2",
-    "average",
-    "gradient_checkpointing",
-    "compile",
-    "engine",
-    "processes",
-    "zero_stage",
-    "save_every",
-    "keep",
-    "log_every",
-    "track",
-    "validation",
+    *("field", "source", "target", "document_masking", "whole_word_masking", "label_smoothing", "workers"),
+    *("cache", "batch_tokens", "grad_accumulation", "beta2", "average", "gradient_checkpointing", "compile"),
+    *("engine", "processes", "zero_stage", "save_every", "keep", "log_every", "track", "validation"),
 )
 """Settings of a run that are folded away where they are as usual."""
 
 _OWN = (
-    "preset",
-    "data",
-    "tokenizer",
-    "steps",
-    "minutes",
-    "evaluate_every",
-    "track",
-    "model.model_type",
+    *("preset", "data", "tokenizer", "steps", "minutes", "evaluate_every", "track", "model.model_type"),
     "model.embedding.padding",
 )
 """Settings that every run has its own of: a difference would say nothing. So have the tokenizer's own tokens."""
