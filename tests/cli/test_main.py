@@ -1,4 +1,4 @@
-"""The commands that look, write and fill, as a user calls them: what they print and how they end."""
+"""The command line as a user calls it: what the commands print and how they end."""
 
 import json
 import subprocess
