@@ -3,7 +3,7 @@
 import contextlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -92,7 +92,8 @@ def verify(
         raise UserError(f"transformers can't read {path}: {str(error).splitlines()[0]}") from error
     checks: list[Check] = []
     if tokenizer is not None:
-        checks.append(_tokens(transformers.AutoTokenizer.from_pretrained(directory, **gguf_file), tokenizer))
+        theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **gguf_file)
+        checks.append(compare_tokens(lambda text: theirs_tokenizer(text)["input_ids"], tokenizer))
     with torch.inference_mode():
         checks += _numbers(theirs, model, tokenizer, tolerance)
         if model.decoder is not None and model.config.head.kind == "language_model":
@@ -119,9 +120,10 @@ def _architecture(directory: Path) -> str:
     return named[0]
 
 
-def _tokens(theirs: Any, ours: Tokenizer) -> Check:
+def compare_tokens(encode: Callable[[str], list[int]], ours: Tokenizer) -> Check:
+    """Whether a tokenizer gives the ids of another one's `encode`."""
     for text in SAMPLES:
-        expected, got = theirs(text)["input_ids"], ours.encode(text)
+        expected, got = encode(text), ours.encode(text)
         if expected != got:
             return Check("token ids", False, f"{text!r} is {expected} there and {got} here")
     return Check("token ids", True, f"{len(SAMPLES)} texts, {ours.vocab_size} tokens")
@@ -138,9 +140,9 @@ def _numbers(theirs: Any, model: Transformer, tokenizer: Tokenizer | None, toler
         states = (*expected.encoder_hidden_states, *expected.decoder_hidden_states)
     got: ModelOutput = model(ids, source=source, return_hidden=True)
     ours = (*(got.source_hidden_states or ()), *(got.hidden_states or ()))
-    checks = [_close("hidden states", states, ours, tolerance)]
+    checks = [compare_tensors("hidden states", states, ours, tolerance)]
     if got.logits is not None:
-        checks.insert(0, _close("logits", [expected.logits], [got.logits], tolerance))
+        checks.insert(0, compare_tensors("logits", [expected.logits], [got.logits], tolerance))
     return checks
 
 
@@ -157,7 +159,8 @@ def _inputs(model: Transformer, tokenizer: Tokenizer | None) -> tuple[Tensor, Te
     return ids.clamp(max=config.vocab_size - 1), ids if config.is_encoder_decoder else None
 
 
-def _close(name: str, expected: Sequence[Tensor], got: Sequence[Tensor], tolerance: float) -> Check:
+def compare_tensors(name: str, expected: Sequence[Tensor], got: Sequence[Tensor], tolerance: float) -> Check:
+    """Whether tensors are equal up to a tolerance, relative to the largest value of each."""
     if len(expected) != len(got):
         return Check(name, False, f"{len(expected)} there and {len(got)} here")
     worst = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in zip(expected, got, strict=True))

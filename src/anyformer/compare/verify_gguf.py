@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from anyformer.checkpoint import load
 from anyformer.checkpoint.gguf.container import Container
 from anyformer.compare.llama_cpp import LlamaCpp
-from anyformer.compare.verify import NEW_TOKENS, SAMPLES, Check
+from anyformer.compare.verify import NEW_TOKENS, SAMPLES, Check, compare_tensors, compare_tokens
 from anyformer.generation import embed
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -43,19 +43,20 @@ def verify_gguf(path: Path, original: Transformer, tokenizer: Tokenizer | None) 
     checks: list[Check] = []
     with LlamaCpp(path, gives="logits" if model.decoder is not None else "hidden") as theirs, torch.inference_mode():
         if tokenizer is not None:
-            checks.append(_tokens(theirs, tokenizer))
+            checks.append(compare_tokens(theirs.tokens, tokenizer))
         if model.decoder is not None:
-            said = theirs.logits(ids, source)
-            checks.append(_close("logits", said, _answer(model, ids, source), tolerance))
+            expected = theirs.logits(ids, source)
+            checks.append(compare_tensors("logits", [expected], [_answer(model, ids, source)], tolerance))
             checks.append(_greedy(theirs, model, ids, source, tolerance))
         else:
-            said = theirs.hidden(ids)
-            checks.append(_close("hidden states", said, _answer(model, ids, source), tolerance))
-        cost = _close("the model itself", _answer(original, ids, source), said, tolerance)
+            expected = theirs.hidden(ids)
+            checks.append(compare_tensors("hidden states", [expected], [_answer(model, ids, source)], tolerance))
+        cost = compare_tensors("the model itself", [_answer(original, ids, source)], [expected], tolerance)
     if tokenizer is not None and model.decoder is None:
         with LlamaCpp(path, gives="embedding") as theirs:
             vector = normalize(theirs.embedding(tokenizer.encode(SAMPLES[0])), dim=0)
-        checks.append(_close("embedding", vector, normalize(embed(model, tokenizer, SAMPLES[:1])[0], dim=0), tolerance))
+        ours = normalize(embed(model, tokenizer, SAMPLES[:1])[0], dim=0)
+        checks.append(compare_tensors("embedding", [vector], [ours], tolerance))
     return [*checks, replace(cost, equal=_kept(original, path))]
 
 
@@ -81,19 +82,6 @@ def _answer(model: Transformer, ids: Sequence[int], source: Sequence[int] | None
     """Logits [time, vocabulary] of a decoder, hidden states [time, d_model] of an encoder."""
     output = model(torch.tensor([ids]), source=None if source is None else torch.tensor([source]))
     return output.hidden[0] if model.decoder is None or output.logits is None else output.logits[0]
-
-
-def _tokens(theirs: LlamaCpp, ours: Tokenizer) -> Check:
-    for text in SAMPLES:
-        expected, got = ours.encode(text), theirs.tokens(text)
-        if expected != got:
-            return Check("token ids", False, f"{text!r} is {got} there and {expected} here")
-    return Check("token ids", True, f"{len(SAMPLES)} texts, {ours.vocab_size} tokens")
-
-
-def _close(name: str, expected: Tensor, got: Tensor, tolerance: float) -> Check:
-    worst = float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-30))
-    return Check(name, worst <= tolerance, f"largest difference {worst:.1e} of the largest value")
 
 
 def _greedy(
