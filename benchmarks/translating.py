@@ -136,7 +136,7 @@ def ours(directory: Path, kind: str) -> Translate:
     model, _ = af.load(directory, quantize=kind) if kind.startswith("int") else af.load(directory, kind)
 
     def translate(sources: torch.Tensor, beams: int) -> list[list[int]]:
-        return af.generate_ids(model, sources, max_new_tokens=LENGTH, beams=beams, stop_at_end=False).tolist()
+        return af.generate_ids(model, sources, max_new_tokens=LENGTH, beams=beams, stop_at_eos=False).tolist()
 
     return translate
 

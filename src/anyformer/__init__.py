@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from anyformer.errors import UserError
     from anyformer.families import preset
     from anyformer.generation import (
-        Engine,
-        Sampling,
+        BatchingEngine,
+        GenerationConfig,
         embed,
         fill,
         generate,
@@ -44,8 +44,8 @@ _HOMES = {
     "UserError": "errors",
     "preset": "families",
     "quantize": "quantization",
-    "Engine": "generation",
-    "Sampling": "generation",
+    "BatchingEngine": "generation",
+    "GenerationConfig": "generation",
     "embed": "generation",
     "fill": "generation",
     "generate": "generation",
@@ -59,10 +59,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "Engine",
+    "BatchingEngine",
+    "GenerationConfig",
     "ModelConfig",
     "ModelOutput",
-    "Sampling",
     "Tokenizer",
     "Transformer",
     "UserError",

@@ -13,18 +13,20 @@ from typing import Any
 
 import pytest
 import torch
+from anyformer.cli.parsing import generation_options
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anyformer as af
-from anyformer.cli.chat import ChatOptions, _sampling
+from anyformer.cli.chat import ChatOptions
 from anyformer.cli.main import main
 from anyformer.cli.terminal import Terminal
 from anyformer.errors import UserError
-from anyformer.generation import Conversation, Sampling
+from anyformer.generation import Conversation, GenerationConfig
 from anyformer.generation.conversation import _stripped
-from anyformer.generation.prefix import PrefixCache
-from anyformer.generation.stop import until
+from anyformer.generation.prefix_cache import PrefixCache
+from anyformer.generation.prompt import Prompt
+from anyformer.generation.stop_strings import cut_at_stop
 from anyformer.model import Origin
 
 TEXT = ["the cat sat on the mat", "a dog and a cat", "Paris is the capital of France.", "User: a\nAssistant: b\n"]
@@ -32,7 +34,7 @@ TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-GREEDY = Sampling()
+GREEDY = GenerationConfig(max_new_tokens=8)
 
 
 def _model(length: int = 64, **changes: Any) -> tuple[af.model.Transformer, af.Tokenizer]:
@@ -70,7 +72,12 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _ask(conversation: Conversation, question: str, new: int = 8) -> str:
-    return "".join(conversation.answer(question, GREEDY, new))
+    return "".join(conversation.answer(question, temperature=0.0, max_new_tokens=new))
+
+
+def _prefill(cache: PrefixCache, ids: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return cache.prefill(Prompt(ids=torch.tensor([ids]), max_new_tokens=1))
 
 
 def _count_read(model: af.model.Transformer) -> list[int]:
@@ -105,7 +112,7 @@ def test_what_is_known_is_not_read_again_and_changes_nothing(edits: list[tuple[i
     for keep, new in edits:
         ids = [*before[:keep], *new]
         read.clear()
-        scores = cache.scores(ids)
+        scores = _prefill(cache, ids)
         common = next(
             (i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids))
         )
@@ -117,7 +124,7 @@ def test_what_is_known_is_not_read_again_and_changes_nothing(edits: list[tuple[i
 
 
 def test_the_memory_grows_and_an_interrupted_reading_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anyformer.generation.prefix._SMALLEST", 4)
+    monkeypatch.setattr("anyformer.generation.prefix_cache._SMALLEST", 4)
     model, _ = _model()
     read, cache = _count_read(model), PrefixCache(model)
     ids = torch.randint(200, (40,)).tolist()
@@ -128,11 +135,11 @@ def test_the_memory_grows_and_an_interrupted_reading_is_repaired(monkeypatch: py
     for length in (3, 5, 6, 30, 40):
         handle = model.decoder.blocks[1].register_forward_pre_hook(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            cache.scores(ids[:length])
+            _prefill(cache, ids[:length])
         handle.remove()
         with torch.inference_mode():
             whole = model(torch.tensor([ids[:length]])).logits[:, -1]
-        torch.testing.assert_close(cache.scores(ids[:length]), whole, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(_prefill(cache, ids[:length]), whole, rtol=1e-4, atol=1e-4)
     assert read[2::3] == [3, 2, 1, 24, 10]
 
 
@@ -156,19 +163,19 @@ def test_the_oldest_turns_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert conversation.forgotten % 2 == 0
     assert len(conversation.messages) > conversation.forgotten
     with pytest.raises(UserError, match="question alone has"):
-        conversation.answer("cat " * 100, GREEDY, 8)
+        conversation.answer("cat " * 100, max_new_tokens=8)
     with pytest.raises(UserError, match="at least 1"):
-        conversation.answer("cat", GREEDY, 0)
+        conversation.answer("cat", max_new_tokens=0)
 
 
 def test_a_stopped_answer_is_kept_and_one_without_words_is_not() -> None:
-    conversation = Conversation(*_tuned(256))
-    pieces = conversation.answer("the cat", GREEDY, 50)
+    conversation = Conversation(*_tuned(256), temperature=0.0, max_new_tokens=50)
+    pieces = conversation.answer("the cat")
     said = next(pieces) + next(pieces)
     pieces.close()
     assert [message["content"] for message in conversation.messages] == ["the cat", said]
     assert not conversation.unfinished
-    conversation.answer("a dog", GREEDY, 50).close()
+    conversation.answer("a dog").close()
     assert len(conversation.messages) == 2
 
 
@@ -204,7 +211,7 @@ def test_models_that_cannot_chat() -> None:
 def test_a_stop_string_is_never_shown_however_it_is_cut(text: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    assert "".join(until(pieces, "\nUser:")) == text.partition("\nUser:")[0]
+    assert "".join(cut_at_stop(pieces, "\nUser:")) == text.partition("\nUser:")[0]
     assert "".join(_stripped(pieces)) == text.lstrip()
 
 
@@ -216,17 +223,22 @@ def test_the_stop_string_that_is_whole_first_ends_the_text(text: str, stops: lis
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     ends = ((end, len(stop)) for end in range(len(text) + 1) for stop in stops if text[:end].endswith(stop))
     end, size = min(ends, key=lambda found: (found[0], -found[1]), default=(len(text), 0))
-    assert "".join(until(pieces, stops)) == "".join(until([text], stops)) == text[: end - size]
+    assert "".join(cut_at_stop(pieces, stops)) == "".join(cut_at_stop([text], stops)) == text[: end - size]
 
 
 def test_sampling_is_the_users_then_the_models_then_ours() -> None:
     model, _ = _model()
-    assert _sampling(ChatOptions("x"), model) == Sampling(temperature=0.7)
+
+    def config(**flags: Any) -> GenerationConfig:
+        return GenerationConfig.for_chat(model, **generation_options(ChatOptions("x", **flags)))
+
+    assert config() == GenerationConfig(max_new_tokens=1024, temperature=0.7)
     model.origin = Origin(generation={"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 0})
-    assert _sampling(ChatOptions("x"), model) == Sampling(temperature=0.6, top_p=0.9)
-    assert _sampling(ChatOptions("x", temperature=0.0, top_k=5), model) == Sampling(temperature=0.0, top_p=0.9, top_k=5)
+    assert config() == GenerationConfig(max_new_tokens=1024, temperature=0.6, top_p=0.9)
+    asked = GenerationConfig(max_new_tokens=1024, temperature=0.0, top_p=0.9, top_k=5)
+    assert config(temperature=0.0, top_k=5) == asked
     model.origin = Origin(generation={"do_sample": False})
-    assert _sampling(ChatOptions("x"), model) == Sampling(temperature=0.0)
+    assert config() == GenerationConfig(max_new_tokens=1024, temperature=0.0)
 
 
 def _chat(monkeypatch: pytest.MonkeyPatch, lines: str, *arguments: str) -> int:
@@ -263,7 +275,7 @@ def test_a_pipe_gets_answers_alone(
 def test_integers_are_greeted_with_all_their_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = _tuned()
     count = sum(weight.numel() for weight in model.parameters()) / 1e6
-    terminal = Terminal(Conversation(af.quantize(model, "int4"), tokenizer), GREEDY, 8)
+    terminal = Terminal(Conversation(af.quantize(model, "int4"), tokenizer, config=GREEDY))
     terminal._asks = True
     terminal.greet("here", model)
     assert count > 0.05
@@ -295,7 +307,7 @@ def test_base_models_are_told_and_shown_plain_lines(
 
 def test_forgetting_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("the cat sat on the mat\n" * 6))
-    assert Terminal(Conversation(*_tuned(64)), GREEDY, 8).talk() == 0
+    assert Terminal(Conversation(*_tuned(64), config=GREEDY)).talk() == 0
     assert "the context is full: the oldest" in capsys.readouterr().err
 
 
@@ -310,8 +322,9 @@ def _expect(terminal: int, text: str, seen: bytearray) -> None:
 _ENDLESS = """
 import sys, time
 from anyformer.cli.main import main
+from anyformer.cli.parsing import generation_options
 from anyformer.generation import Conversation
-def answer(self, question, sampling, max_new_tokens, stop=None):
+def answer(self, question):
     try:
         yield "slow\\x1b[2J words"
         time.sleep(200)

@@ -165,9 +165,7 @@ def test_generate_shows_samples_and_probabilities(gpt: Path, capsys: pytest.Capt
         assert main([*command, *short, "--draft", draft]) == 0
         assert capsys.readouterr().out == f"the cat{plain}\n"
 
-    drawn = af.generate_samples(
-        model, tokenizer, "the cat", 3, max_new_tokens=6, seed=1, sampling=af.Sampling(temperature=1.0)
-    )[0]
+    drawn = af.generate_samples(model, tokenizer, "the cat", samples=3, max_new_tokens=6, seed=1)[0]
     assert main([*command, *short, "--samples", "3", "--temperature", "1", "--seed", "1"]) == 0
     assert capsys.readouterr().out == "".join(f"[{number}] the cat{text}\n" for number, text in enumerate(drawn, 1))
     assert len(set(drawn)) > 1

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import anyformer as af
 from anyformer.cli.main import main
 from anyformer.errors import UserError
-from anyformer.generation.files import Job, answer_all, fingerprint, open_answers, read_prompts
+from anyformer.generation.batch_job import Job, answer_all, fingerprint, open_answers, read_prompts
 
 TEXT = ["the cat sat on the mat", "a dog and a cat", "Paris is the capital of France."]
 PROMPTS = ["the cat", "a dog", "Paris is the", "on the mat a cat", "sat"]
@@ -126,7 +126,7 @@ def test_no_answer_is_lost_or_doubled(tmp_path_factory: pytest.TempPathFactory, 
 
 _SLOW = """
 import sys, time
-from anyformer.generation.files import Job, answer_all, open_answers
+from anyformer.generation.batch_job import Job, answer_all, open_answers
 job = Job([str(n) for n in range(200)], {"batch_size": 7}, "model")
 def write(first, texts):
     time.sleep(0.002)

@@ -16,9 +16,9 @@ from transformers.generation.logits_process import (
 )
 
 from anyformer.errors import UserError
-from anyformer.generation.penalties import penalties_of
-from anyformer.generation.rules import History
-from anyformer.generation.sampling import Sampling, draw, greedy, keep_min_p, keep_top_k, keep_top_p
+from anyformer.generation import GenerationConfig
+from anyformer.generation.logits_processors import History, config_processors
+from anyformer.generation.sampling import Sampler, draw, greedy, keep_min_p, keep_top_k, keep_top_p
 
 few = settings(max_examples=60, derandomize=True, database=None)
 # Few distinct values, so that there are ties; banned tokens too.
@@ -68,11 +68,11 @@ def test_penalties_are_their_formulae(
 ) -> None:
     vocab = drawn.shape[1]
     ids = torch.tensor([[0] + [token % vocab for token in said]]).expand(len(drawn), -1)
-    sampling = Sampling(repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency)
+    config = GenerationConfig(repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency)
     history = History(ids=ids, padding=torch.zeros(len(drawn), dtype=torch.long), new=len(said))
     judged = drawn
-    for rule in penalties_of(sampling, vocab):
-        judged = rule(judged, history)
+    for processor in config_processors(config, vocab):
+        judged = processor(judged, history)
     expected = RepetitionPenaltyLogitsProcessor(repetition)(ids, drawn)
     for token in range(vocab):
         count = ids[0, 1:].tolist().count(token)
@@ -86,7 +86,7 @@ def test_order_is_theirs(drawn: Tensor, temperature: float, k: int, p: float) ->
     expected = drawn
     for warper in (TemperatureLogitsWarper(temperature), TopKLogitsWarper(k), TopPLogitsWarper(p)):
         expected = warper(None, expected)
-    assert torch.equal(Sampling(temperature=temperature, top_k=k, top_p=p).filter(drawn), expected)
+    assert torch.equal(Sampler(GenerationConfig(temperature=temperature, top_k=k, top_p=p)).filter(drawn), expected)
 
 
 @few
@@ -108,20 +108,21 @@ def fits(counts: Tensor, probabilities: Tensor) -> bool:
 
 
 @pytest.mark.parametrize(
-    "sampling",
+    "config",
     [
-        Sampling(temperature=1.0),
-        Sampling(temperature=0.5),
-        Sampling(temperature=2.0, top_k=4),
-        Sampling(temperature=1.3, top_p=0.8),
-        Sampling(temperature=0.9, top_k=6, top_p=0.7),
+        GenerationConfig(temperature=1.0),
+        GenerationConfig(temperature=0.5),
+        GenerationConfig(temperature=2.0, top_k=4),
+        GenerationConfig(temperature=1.3, top_p=0.8),
+        GenerationConfig(temperature=0.9, top_k=6, top_p=0.7),
     ],
 )
-def test_distribution(sampling: Sampling) -> None:
+def test_distribution(config: GenerationConfig) -> None:
     row = torch.tensor([[0.3, 2.0, -1.0, 1.1, 0.0, -torch.inf, 1.9, -3.0, 0.8]])
-    expected = sampling.filter(row).double().softmax(dim=-1)[0]
     generator = torch.Generator().manual_seed(7)
-    drawn = sampling.choose(row.expand(40_000, -1), generator)
+    sampler = Sampler(config, generator)
+    expected = sampler.filter(row).double().softmax(dim=-1)[0]
+    drawn = sampler(row.expand(40_000, -1))
     counts = drawn.bincount(minlength=row.shape[1]).double()
     assert fits(counts, expected)
     assert not fits(counts.roll(1)[expected > 0], expected[expected > 0])
@@ -136,7 +137,7 @@ def test_rows_are_drawn_independently() -> None:
 
 def test_temperature_0_is_greedy() -> None:
     rows = torch.tensor([[0.0, 3.0, 3.0], [5.0, 1.0, 5.0]])
-    assert Sampling().choose(rows).tolist() == greedy(rows).tolist() == [1, 0]
+    assert Sampler(GenerationConfig())(rows).tolist() == greedy(rows).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -157,4 +158,4 @@ def test_temperature_0_is_greedy() -> None:
 )
 def test_impossible_values(values: dict[str, float], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        Sampling(**values)
+        GenerationConfig(**values)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import anyformer as af
 from anyformer.errors import UserError
-from anyformer.generation import Sampling, generate_ids
+from anyformer.generation import generate_ids
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -70,7 +70,7 @@ def test_an_answer_to_a_source(translator: Transformer, tokenizer: Tokenizer) ->
 
 def test_the_text_that_greedy_search_writes_scores_best(writer: Transformer, tokenizer: Tokenizer) -> None:
     prompt = torch.tensor([tokenizer.encode("the quick", special=False)])
-    new = generate_ids(writer, prompt, max_new_tokens=1, sampling=Sampling(), stop_at_end=False)
+    new = generate_ids(writer, prompt, max_new_tokens=1, stop_at_eos=False)
     best, other = (tokenizer.decode([token]) for token in (int(new), (int(new) + 7) % 256 + 20))
     scores = af.score(writer, tokenizer, [best, other], "the quick")
     assert scores[0].logprob >= scores[1].logprob

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 import anyformer as af
-from anyformer.generation import BeamSearch, beam_search_ids, search_for
+from anyformer.generation import beam_search_ids
 from tests.parity import hf_models
 from tests.parity.conversion import ours_of
 from tests.parity.model_spec import ModelSpec, ragged
@@ -18,7 +18,7 @@ from tests.parity.padding import draw_filler, draw_rows, pad
 
 NEW = 16
 SEARCHES = st.builds(
-    BeamSearch,
+    af.GenerationConfig,
     beams=st.integers(2, 5),
     length_penalty=st.sampled_from((0.0, 1.0, 0.6, 2.0, -1.0)),
     early_stopping=st.sampled_from((True, False, "never")),
@@ -30,7 +30,9 @@ def _comparable(drawn: ModelSpec) -> bool:
     return not drawn.is_dynamic and drawn.options.get("sliding_window") != 1
 
 
-def _theirs(theirs: Any, row: Tensor, search: BeamSearch, n_best: int, new: int) -> tuple[list[list[int]], Tensor]:
+def _theirs(
+    theirs: Any, row: Tensor, search: af.GenerationConfig, n_best: int, new: int
+) -> tuple[list[list[int]], Tensor]:
     """The new tokens of the best texts, their padding cut off, and their scores."""
     # transformers makes a T5 decoder's cache as deep as the encoder.
     cached = getattr(theirs.config, "num_decoder_layers", 0) <= theirs.config.num_hidden_layers
@@ -102,7 +104,7 @@ def assert_same_search(data: st.DataObject, architecture: str) -> None:
     rows = draw_rows(data, vocab, data.draw(st.integers(1, 3)), 12)
     ids, mask = pad(rows, side, draw_filler(data, drawn, vocab)), ragged(list(map(len, rows)), side)
     ends = theirs.generation_config.eos_token_id is not None
-    found = beam_search_ids(ours, ids, mask, new, search, n_best, stop_at_end=ends)
+    found = beam_search_ids(ours, ids, mask, search, n_best=n_best, max_new_tokens=new, stop_at_eos=ends)
     assert found.ids.shape[:2] == found.scores.shape == (len(rows), n_best)
     for index, row in enumerate(rows):
         texts, scores = _theirs(theirs, row, search, n_best, new)
@@ -138,7 +140,7 @@ def test_dynamic_scaling(architecture: str, data: st.DataObject) -> None:
     theirs.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=7, use_cache=False)
     row = draw_rows(data, drawn.options["vocab_size"], 1, 12)[0]
     expected = theirs.generate(row[None], attention_mask=torch.ones_like(row[None]), num_beams=3, max_new_tokens=40)
-    found = beam_search_ids(ours_of(theirs), row[None], max_new_tokens=40, search=BeamSearch(beams=3))
+    found = beam_search_ids(ours_of(theirs), row[None], max_new_tokens=40, beams=3)
     assert _cut(found.ids[0], theirs.generation_config) == _cut(expected[:, len(row) :], theirs.generation_config)
 
 
@@ -150,7 +152,8 @@ def test_the_settings_of_a_model_are_followed() -> None:
     theirs: Any = ModelSpec("marian", "MarianMTModel", options | sizes | ends, seed=3).build()
     theirs.generation_config.update(num_beams=4, length_penalty=0.5, early_stopping=True)
     ours = ours_of(theirs)
-    assert search_for(ours) == BeamSearch(beams=4, length_penalty=0.5, early_stopping=True)
+    own = af.GenerationConfig.for_model(ours)
+    assert own == af.GenerationConfig(beams=4, length_penalty=0.5, early_stopping=True)
     source = torch.tensor([[5, 6, 7, 8, 0]])
     expected = theirs.generate(source, attention_mask=torch.ones_like(source), max_new_tokens=12)
     assert af.generate_ids(ours, source, max_new_tokens=12).tolist() == expected[:, 1:].tolist()

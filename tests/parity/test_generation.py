@@ -47,11 +47,11 @@ def assert_same_text(data: st.DataObject, architecture: str) -> None:
     vocab, side = drawn.options["vocab_size"], data.draw(st.sampled_from(("left", "right")))
     rows = draw_rows(data, vocab, data.draw(st.integers(1, 3)), 12)
     ids, mask = pad(rows, side, draw_filler(data, drawn, vocab)), ragged(list(map(len, rows)), side)
-    new = af.generate_ids(ours, ids, mask=mask, max_new_tokens=NEW, stop_at_end=False)
+    new = af.generate_ids(ours, ids, mask=mask, max_new_tokens=NEW, stop_at_eos=False)
     assert new.shape == (len(rows), NEW)
     for index, row in enumerate(rows):
         assert new[index].tolist() == _their_greedy(theirs, row, max_new_tokens=NEW).tolist(), f"row {index}"
-    alone = af.generate_ids(ours, rows[0][None], max_new_tokens=NEW, stop_at_end=False)
+    alone = af.generate_ids(ours, rows[0][None], max_new_tokens=NEW, stop_at_eos=False)
     assert alone[0].tolist() == new[0].tolist()
 
 
@@ -99,4 +99,4 @@ def test_dynamic_scaling(architecture: str, data: st.DataObject) -> None:
     ours = ours_of(theirs)
     row = draw_rows(data, drawn.options["vocab_size"], 1, 12)[0]
     expected = _their_greedy(theirs, row, max_new_tokens=NEW, use_cache=False).tolist()
-    assert af.generate_ids(ours, row[None], max_new_tokens=NEW, stop_at_end=False)[0].tolist() == expected
+    assert af.generate_ids(ours, row[None], max_new_tokens=NEW, stop_at_eos=False)[0].tolist() == expected

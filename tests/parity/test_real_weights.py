@@ -13,7 +13,7 @@ import transformers
 import anyformer as af
 from anyformer.compare.llama_cpp import LlamaCpp
 from anyformer.compare.verify import verify
-from anyformer.generation import Conversation, Sampling
+from anyformer.generation import Conversation
 from tests.parity.conversion import assert_close
 
 TEXTS = [
@@ -76,7 +76,7 @@ def test_smollm2_answers_as_in_hugging_face(smollm2: tuple[Path, transformers.Pr
     assert ids.tolist() == reference([text], return_tensors="pt")["input_ids"].tolist()
     with torch.no_grad():
         assert_close(model(ids).logits, theirs(ids).logits, "logits", tolerance=1e-4)
-    new = af.generate_ids(model, ids, max_new_tokens=20, stop_at_end=False)
+    new = af.generate_ids(model, ids, max_new_tokens=20, stop_at_eos=False)
     theirs.generation_config.eos_token_id = None
     assert new[0].tolist() == theirs.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :].tolist()
     assert "Paris" in af.generate(model, tokenizer, [text], max_new_tokens=20)[0]
@@ -96,7 +96,7 @@ def test_smollm2_holds_a_conversation(smollm2: tuple[Path, transformers.PreTrain
         asked = [*conversation.messages, {"role": "user", "content": question}]
         ids = reference.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=False)
         read.clear()
-        answer = "".join(conversation.answer(question, Sampling(), max_new_tokens=30))
+        answer = "".join(conversation.answer(question, temperature=0.0, max_new_tokens=30))
         new = theirs.generate(ids, max_new_tokens=30, do_sample=False, eos_token_id=tokenizer.eos)
         assert answer == reference.decode(new[0, ids.shape[1] :], skip_special_tokens=True)
         assert word in answer

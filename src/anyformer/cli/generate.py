@@ -6,17 +6,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from anyformer.cli.loading import LoadOptions
-from anyformer.cli.options import Positional, parse
+from anyformer.cli.options import Positional, generation_options, parse
 from anyformer.errors import UserError
 
 if TYPE_CHECKING:
-    from anyformer.generation.beam import EarlyStopping
-    from anyformer.generation.speculation import Draft
+    from anyformer.generation.config import GenerationOptions
+    from anyformer.generation.speculative_decoding import Draft
 
-_USUAL = 200
 _FINER = {
     "min_p": None,
     "repetition_penalty": 1.0,
@@ -31,7 +30,7 @@ _FINER = {
 """Options for texts without beams, and what leaves it as it is."""
 _SINGLE = {"n_best": 1, "samples": 1, "logprobs": None}
 """Options for a single prompt."""
-_NOT_OF_THE_TEXT = ("model", "prompt", "file", "out", "field", "device", "allow_pickle", *_SINGLE)
+_NOT_OF_THE_TEXT = ("model", "prompt", "file", "out", "field", "loading", "device", "allow_pickle", *_SINGLE)
 """Options that change nothing of what is written to a file."""
 
 
@@ -103,22 +102,13 @@ def run(argv: list[str]) -> int:
     """Write the continuation as it comes; what is searched for with beams comes when the search is over."""
     options = parse(GenerateOptions, argv, "generate")
 
-    from anyformer.cli.tokens import show_tokens
-    from anyformer.generation import Sampling, generate, generate_n_best, generate_samples, generate_stream, room
-    from anyformer.generation.generate import choose_search
+    from anyformer.generation import GenerationConfig, generate_n_best, generate_samples, generate_stream
 
-    _check_files(options)
-    if options.samples > 1 and options.temperature == 0.0:
-        raise UserError("--samples draws texts, and greedy ones would all be the same: add --temperature 0.8.")
-    if options.n_best != 1 and options.temperature != 0.0:
-        raise UserError("--n-best shows what a search for the likeliest texts found: leave out --temperature.")
+    _check_flags(options)
     model, tokenizer = options.loading.load(options.model)
-    early: EarlyStopping | None = None
-    if options.early_stopping is not None:
-        early = "never" if options.early_stopping == "never" else options.early_stopping == "true"
-    finer = any(getattr(options, name) != usual for name, usual in _FINER.items())
-    search = choose_search(model, options.temperature, options.beams, options.length_penalty, early)
-    if finer and (search.beams > 1 or options.n_best != 1):
+    given = _given(options)
+    search = options.n_best != 1 or GenerationConfig.for_model(model, **given).beams > 1
+    if search and any(getattr(options, name) != usual for name, usual in _FINER.items()):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in _FINER)
         raise UserError(f"{names} are for texts without beams: leave them out, or --beams 1.")
     draft: Draft | None = None
@@ -126,95 +116,69 @@ def run(argv: list[str]) -> int:
         draft = (
             "prompt" if options.draft == "prompt" else replace(options.loading, quantize=None).load(options.draft)[0]
         )
-    sampling = Sampling(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-        presence_penalty=options.presence_penalty,
-        frequency_penalty=options.frequency_penalty,
-        logit_bias=_biases(options.logit_bias),
-    )
     if options.file is not None and options.out is not None:
         from anyformer.cli.answers import answer_file
+        from anyformer.generation.batch_job import read_prompts
 
-        def write(prompts: Sequence[str], first: int, max_new_tokens: int) -> list[str]:
-            return generate(
-                model,
-                tokenizer,
-                prompts,
-                max_new_tokens=max_new_tokens,
-                # One seed for all batches would draw the same for the same prompt in each.
-                seed=None if options.seed is None else options.seed + first,
-                beams=options.beams,
-                length_penalty=options.length_penalty,
-                early_stopping=early,
-                sampling=sampling,
-                stop=options.stop,
-                draft=draft,
-            )
-
-        settings = {name: value for name, value in asdict(options).items() if name not in _NOT_OF_THE_TEXT}
+        flags = {**asdict(options), **asdict(options.loading)}
+        settings = {name: value for name, value in flags.items() if name not in _NOT_OF_THE_TEXT}
         settings |= {"stop": list(options.stop), "logit_bias": list(options.logit_bias)}
-        return answer_file(model, tokenizer, options.file, options.out, options.field, settings, write)
-    wanted = options.max_new_tokens
-    if wanted is None:
-        left = room(model, tokenizer, options.prompt)
-        # A prompt that leaves no room is refused in the same words as one that leaves too little.
-        wanted = _USUAL if left is None else max(1, min(_USUAL, left))
+        prompts = read_prompts(options.file, options.field)
+        return answer_file(model, tokenizer, prompts, options.out, settings, draft, **given)
     before = options.prompt if model.config.is_decoder_only else ""
-    if search.beams > 1 or options.n_best != 1:
-        found = generate_n_best(
-            model,
-            tokenizer,
-            options.prompt,
-            options.n_best,
-            max_new_tokens=wanted,
-            beams=options.beams,
-            length_penalty=options.length_penalty,
-            early_stopping=early,
-        )[0]
+    if search:
+        found = generate_n_best(model, tokenizer, options.prompt, options.n_best, **given)[0]
         for best in found:
             _say(f"{best.score:.4f}  " if len(found) > 1 else "")
             _say(f"{before}{best.text}\n")
-        return 0
-    if options.logprobs is not None:
-        if options.samples != 1 or draft is not None:
-            raise UserError("--logprobs shows the tokens of one text: leave out --samples and --draft.")
-        return show_tokens(
-            model, tokenizer, options.prompt, wanted, sampling, options.stop, options.seed, options.logprobs
-        )
-    how: dict[str, Any] = {"seed": options.seed, "sampling": sampling, "stop": options.stop, "draft": draft}
-    if options.samples != 1:
-        drawn = generate_samples(model, tokenizer, options.prompt, options.samples, wanted, **how)[0]
-        for number, text in enumerate(drawn, start=1):
+    elif options.logprobs is not None:
+        from anyformer.cli.tokens import show_tokens
+
+        show_tokens(model, tokenizer, options.prompt, options.logprobs, **given)
+    elif options.samples != 1:
+        samples = generate_samples(model, tokenizer, options.prompt, draft=draft, **given)[0]
+        for number, text in enumerate(samples, start=1):
             _say(f"[{number}] {before}{text}\n")
-        return 0
-    pieces = generate_stream(model, tokenizer, options.prompt, wanted, **how)
-    _say(before)
-    for piece in pieces:
-        _say(piece)
-    _say("\n")
+    else:
+        pieces = generate_stream(model, tokenizer, options.prompt, draft=draft, **given)
+        _say(before)
+        for piece in pieces:
+            _say(piece)
+        _say("\n")
     return 0
 
 
-def _check_files(options: GenerateOptions) -> None:
+def _given(options: GenerateOptions) -> GenerationOptions:
+    given = generation_options(options)
+    given["max_new_tokens"] = options.max_new_tokens
+    given["logit_bias"] = _biases(options.logit_bias)
+    if options.early_stopping is not None:
+        given["early_stopping"] = "never" if options.early_stopping == "never" else options.early_stopping == "true"
+    return given
+
+
+def _check_flags(options: GenerateOptions) -> None:
+    """Raise UserError for flags that contradict each other."""
     if (options.file is None) != (options.out is None):
         raise UserError("--file and --out belong together: --file prompts.txt --out answers.jsonl.")
-    if options.file is None:
-        return
-    if options.prompt:
-        raise UserError("Give a prompt or a --file of prompts, not both.")
-    for name, usual in _SINGLE.items():
-        if getattr(options, name) != usual:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} is for a single prompt: a --file gets one answer a prompt.")
-    if options.batch_size < 1:
-        raise UserError(f"--batch-size is a number of prompts, at least 1, not {options.batch_size}.")
+    if options.file is not None:
+        if options.prompt:
+            raise UserError("Give a prompt or a --file of prompts, not both.")
+        for name, usual in _SINGLE.items():
+            if getattr(options, name) != usual:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} is for a single prompt: a --file gets one answer a prompt.")
+        if options.batch_size < 1:
+            raise UserError(f"--batch-size is a number of prompts, at least 1, not {options.batch_size}.")
+    if options.samples > 1 and options.temperature == 0.0:
+        raise UserError("--samples draws texts, and greedy ones would all be the same: add --temperature 0.8.")
+    if options.n_best != 1 and options.temperature != 0.0:
+        raise UserError("--n-best shows what a search for the likeliest texts found: leave out --temperature.")
+    if options.logprobs is not None and (options.samples != 1 or options.draft is not None):
+        raise UserError("--logprobs shows the tokens of one text: leave out --samples and --draft.")
 
 
-def _biases(given: Sequence[str]) -> dict[int, float] | None:
+def _biases(given: Sequence[str]) -> dict[int, float]:
     found: dict[int, float] = {}
     for item in given:
         token, _, bias = item.partition(":")
@@ -222,7 +186,7 @@ def _biases(given: Sequence[str]) -> dict[int, float] | None:
             found[int(token)] = float(bias)
         except ValueError:
             raise UserError(f"--logit-bias {item!r} is no TOKEN:BIAS, such as 11:-100 or 198:2.5.") from None
-    return found or None
+    return found
 
 
 def _say(text: str) -> None:

@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from typing_extensions import override
 
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from anyformer.generation.config import GenerationOptions
 
 T = TypeVar("T")
 
@@ -56,6 +59,14 @@ def make(kind: type[T], given: Mapping[str, Any]) -> T:
     hints = [(field.name, hint) for field, hint in _fields(kind)]
     parts = {name: make(cast("type[Any]", hint), given) for name, hint in hints if is_dataclass(hint)}
     return kind(**parts, **{name: given[name] for name, _ in hints if name in given})
+
+
+def generation_options(options: object) -> GenerationOptions:
+    """The fields of `GenerationConfig` among flags, without those that are None, which were left out."""
+    from anyformer.generation import GenerationConfig
+
+    flags = {field.name: getattr(options, field.name, None) for field in fields(GenerationConfig)}
+    return cast("GenerationOptions", {name: value for name, value in flags.items() if value is not None})
 
 
 def change_model(model: ModelConfig, given: Mapping[str, Any], command: str) -> ModelConfig:

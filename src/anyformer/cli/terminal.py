@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing, suppress
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +17,7 @@ from anyformer import atomic
 from anyformer.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from anyformer.generation import Conversation, Sampling
+    from anyformer.generation import Conversation
     from anyformer.model import Transformer
 
 _HELP = """\
@@ -40,18 +40,12 @@ class Terminal:
 
     Args:
         conversation: The model's side.
-        sampling: How tokens are chosen.
-        max_new_tokens: Length of an answer at most.
-        stop: Strings that end an answer.
     """
 
-    def __init__(
-        self, conversation: Conversation, sampling: Sampling, max_new_tokens: int, stop: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, conversation: Conversation) -> None:
         from rich.console import Console
 
-        self._conversation, self._sampling, self._max_new_tokens = conversation, sampling, max_new_tokens
-        self._stop = stop
+        self._conversation = conversation
         self._notes = Console(stderr=True)
         self._asks, self._shows = sys.stdin.isatty(), sys.stdout.isatty()
         self._saved: set[Path] = set()
@@ -132,7 +126,7 @@ class Terminal:
 
     def _answer(self, question: str) -> None:
         known = self._conversation.forgotten
-        pieces = self._conversation.answer(question, self._sampling, self._max_new_tokens, self._stop)
+        pieces = self._conversation.answer(question)
         try:
             with closing(pieces):
                 for piece in pieces:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Unpack
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from anyformer.generation.engine import Engine
+from anyformer.generation.batching import BatchingEngine
+from anyformer.generation.config import GenerationOptions
 from anyformer.generation.inference import require_tokenizer
-from anyformer.generation.prompt import encode_prompt
-from anyformer.generation.sampling import Sampling
+from anyformer.generation.prompt import encode_prompt, make_prompt
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -21,22 +22,20 @@ def show_tokens(
     model: Transformer,
     tokenizer: Tokenizer | None,
     prompt: str,
-    max_new_tokens: int,
-    sampling: Sampling,
-    stop: Sequence[str],
-    seed: int | None,
     top: int,
-) -> int:
-    """Write a text and show its tokens; returns the exit status.
+    **options: Unpack[GenerationOptions],
+) -> None:
+    """Generate a text and show its tokens.
 
     Args:
-        model, tokenizer, prompt, max_new_tokens, sampling, stop, seed: As for `Engine.submit`.
+        model, tokenizer, prompt, options: As for `BatchingEngine.submit`.
         top: How many of the likeliest tokens are shown in the place of each.
     """
-    tokenizer = require_tokenizer(tokenizer, "give Engine.submit token ids")
-    length = 1 if model.config.is_encoder_decoder else len(encode_prompt(model, tokenizer, prompt))
-    engine = Engine(model, tokenizer, slots=1, capacity=length + max_new_tokens)
-    request = engine.submit(prompt, max_new_tokens, sampling=sampling, stop=stop, seed=seed, logprobs=top)
+    tokenizer = require_tokenizer(tokenizer, "give BatchingEngine.submit token ids")
+    ids = encode_prompt(model, tokenizer, prompt)
+    capacity = make_prompt(model, torch.tensor([ids]), None, options.get("max_new_tokens")).capacity
+    engine = BatchingEngine(model, tokenizer, slots=1, capacity=capacity)
+    request = engine.submit(ids, logprobs=top, **options)
     engine.run()
     table = Table(box=None, pad_edge=False)
     table.add_column("token")
@@ -51,7 +50,6 @@ def show_tokens(
     print(f"{prompt if model.config.is_decoder_only else ''}{request.text}\n")
     console.print(table)
     print(f"\nlog-probability {sum(one.logprob for one in request.logprobs):.3f} nats, {len(request.tokens)} tokens")
-    return 0
 
 
 def _shown(tokenizer: Tokenizer, token: int) -> str:

@@ -14,9 +14,8 @@ from anyformer.data.sources import Paths, documents
 from anyformer.data.token_files import utf8_length
 from anyformer.errors import UserError
 from anyformer.generation import generate_ids
-from anyformer.generation.inference import evaluating, require_tokenizer
+from anyformer.generation.inference import evaluating, require_generative, require_tokenizer
 from anyformer.generation.step import decoder_step
-from anyformer.generation.writing import require_writing
 from anyformer.model import Transformer
 from anyformer.quantization import quantized_parts
 from anyformer.tokenizer import Tokenizer
@@ -112,7 +111,7 @@ def measure(
     Raises:
         UserError: a model that doesn't predict next tokens, or a window that it has no positions for.
     """
-    require_writing(model)
+    require_generative(model)
     if not model.config.is_decoder_only:
         raise UserError("evaluate measures how well a decoder predicts a text, and this model reads a source first.")
     longest = model.config.context_length
@@ -184,7 +183,7 @@ def _decode_tokens_per_second(model: Transformer, text: Text, context: int) -> f
 
     def seconds(count: int) -> float:
         begin = time.perf_counter()
-        generate_ids(model, prompt, max_new_tokens=count, stop_at_end=False)
+        generate_ids(model, prompt, max_new_tokens=count, stop_at_eos=False)
         return time.perf_counter() - begin
 
     seconds(2)

@@ -1,18 +1,23 @@
 """A conversation with a model: turns, in the words of the model's own chat template."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Unpack
 
 import torch
 
 from anyformer.errors import UserError
-from anyformer.generation.inference import check_ids, device_of, evaluating, require_tokenizer
-from anyformer.generation.penalties import penalties_of
-from anyformer.generation.prefix import PrefixCache
+from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig, GenerationOptions, resolve
+from anyformer.generation.decode import decode
+from anyformer.generation.inference import check_ids, require_generative, require_tokenizer
+from anyformer.generation.logits_processors import make_processors
+from anyformer.generation.prefill import cache_limit
+from anyformer.generation.prefix_cache import PrefixCache
 from anyformer.generation.prompt import Prompt, encode_prompt
-from anyformer.generation.rules import History
-from anyformer.generation.sampling import Sampling, seeded
-from anyformer.generation.stop import until
-from anyformer.generation.writing import end_tokens, require_writing, rules_of
+from anyformer.generation.sampling import make_sampler
+from anyformer.generation.special_ids import eos_ids
+from anyformer.generation.stop_strings import cut_at_stop
 from anyformer.model import Transformer
 from anyformer.tokenizer import StreamDecoder, Tokenizer
 
@@ -31,20 +36,28 @@ class Conversation:
         model: A decoder-only model.
         tokenizer: Its tokenizer.
         system: How the model is to behave, before the first turn.
-        seed: Makes drawing repeatable; None: torch's global generator.
+        config: How answers are generated; None: as `GenerationConfig.for_chat`. The seed is that of the conversation.
+        options: Fields of the config that differ.
 
     Attributes:
+        config: How answers are generated.
         forgotten: How many of the oldest messages the model no longer sees, since its context is full.
         unfinished: Whether the latest answer ended for want of tokens.
 
     Raises:
-        UserError: a model that doesn't write or has no tokenizer, or a template that takes no system message.
+        UserError: a model that doesn't generate text or has no tokenizer, a template that takes no system message, a
+            config that `GenerationConfig` refuses, beams or samples.
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer | None, system: str | None = None, seed: int | None = None
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer | None,
+        system: str | None = None,
+        config: GenerationConfig | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> None:
-        require_writing(model)
+        require_generative(model)
         if not model.config.is_decoder_only:
             raise UserError(
                 "An encoder-decoder rewrites a source and holds no conversation: give `anyformer generate` the source."
@@ -53,7 +66,12 @@ class Conversation:
         self._tokenizer = require_tokenizer(tokenizer, "give generate_ids token ids")
         self._turns: list[Message] = []
         self._cache = PrefixCache(model)
-        self._generator = seeded(seed, device_of(model))
+        if config is None:
+            config = GenerationConfig.for_chat(model, **options)
+        self.config = resolve(model, config, options, beams=False)
+        if self.config.samples != 1:
+            raise UserError("An answer is one text: leave out samples.")
+        self._sampler = make_sampler(self.config, model.device)
         self.forgotten = 0
         self.unfinished = False
         self.system = system
@@ -66,10 +84,7 @@ class Conversation:
     @property
     def context(self) -> int | None:
         """The longest conversation in tokens that the model sees; None: any."""
-        config = self._model.config
-        scaling = config.position.scaling
-        # Beyond the trained length a dynamic scaling gives every token another place, and nothing could be kept.
-        return config.max_length if scaling is not None and scaling.kind == "dynamic" else config.context_length
+        return cache_limit(self._model)
 
     @property
     def messages(self) -> list[Message]:
@@ -91,29 +106,33 @@ class Conversation:
         self._turns.clear()
         self.forgotten, self.unfinished = 0, False
 
-    def answer(
-        self, question: str, sampling: Sampling, max_new_tokens: int, stop: str | Sequence[str] | None = None
-    ) -> Generator[str, None, None]:
+    def answer(self, question: str, **options: Unpack[GenerationOptions]) -> Generator[str, None, None]:
         """The answer in pieces, as soon as they are certain; it ends before a stop string.
 
         When the iterator ends or is closed, the turn is over: the question and what there is of the answer belong to
         the conversation, unless there is nothing. If the context is full the oldest turns are left out until the answer
         has room for `max_new_tokens`, or at least for a quarter of the context.
 
+        Args:
+            question: What the user says.
+            options: Fields of the config that differ for this answer.
+
         Raises:
             UserError: at once, where the question alone is too long, or the template refuses it.
         """
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is at least 1, not {max_new_tokens}.")
+        config = resolve(self._model, self.config, options, beams=False)
+        if "seed" in options:
+            self._sampler = make_sampler(config, self._model.device)
         asked: Message = {"role": "user", "content": question}
-        forgotten, ids = self._fit(asked, max_new_tokens)
-        room = max_new_tokens if self.context is None else min(max_new_tokens, self.context - len(ids))
-        pieces = until(_text(self._tokenizer, self._tokens(ids, room, sampling)), stop)
+        wanted = config.max_new_tokens or DEFAULT_NEW_TOKENS
+        forgotten, ids = self._fit(asked, wanted)
+        room = wanted if self.context is None else min(wanted, self.context - len(ids))
+        pieces = cut_at_stop(_text(self._tokenizer, self._tokens(ids, room, config)), config.stop)
         return self._answer(asked, forgotten, pieces)
 
     def _answer(self, asked: Message, forgotten: int, pieces: Iterator[str]) -> Generator[str, None, None]:
         if not self.has_template:
-            pieces = _stripped(until(pieces, _NEXT_TURN))
+            pieces = _stripped(cut_at_stop(pieces, _NEXT_TURN))
         self.forgotten = forgotten
         said = ""
         try:
@@ -140,31 +159,19 @@ class Conversation:
                     f"The question alone has {len(ids)} tokens, and the model's context is {context}: shorten it."
                 )
 
-    def _tokens(self, ids: Sequence[int], room: int, sampling: Sampling) -> Iterator[int]:
+    def _tokens(self, ids: Sequence[int], room: int, config: GenerationConfig) -> Iterator[int]:
         """The tokens of the answer, without the one that ends it."""
-        model, text = self._model, list(ids)
-        ends = end_tokens(model)
-        if self._tokenizer.eos is not None and self._tokenizer.eos not in ends:
-            ends = (*ends, self._tokenizer.eos)
-        start = torch.tensor([text], device=device_of(model))
-        rules = [
-            *rules_of(model, Prompt(start=start, mask=None), room, ends),
-            *penalties_of(sampling, model.config.vocab_size),
-        ]
-        padding = start.new_zeros(1)
+        model = self._model
+        eos = eos_ids(model) if config.stop_at_eos else ()
+        if config.stop_at_eos and self._tokenizer.eos is not None and self._tokenizer.eos not in eos:
+            eos = (*eos, self._tokenizer.eos)
+        prompt = Prompt(ids=torch.tensor([ids], device=model.device), max_new_tokens=room)
+        processors = make_processors(model, prompt, eos, config)
         self.unfinished = False
-        with evaluating(model):
-            for new in range(room):
-                scores = self._cache.scores(text)
-                with torch.inference_mode():
-                    if rules:
-                        history = History(ids=torch.tensor([text], device=start.device), padding=padding, new=new)
-                        for rule in rules:
-                            scores = rule(scores, history)
-                    token = int(sampling.choose(scores, self._generator))
-                if token in ends:
+        with closing(decode(self._cache, prompt, processors, replace(self._sampler, config=config), eos)) as steps:
+            for token in map(int, steps):
+                if token in eos:
                     return
-                text.append(token)
                 yield token
         self.unfinished = True
 

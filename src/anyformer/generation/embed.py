@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anyformer.errors import UserError
-from anyformer.generation.inference import check_ids, device_of, evaluating, require_tokenizer
+from anyformer.generation.inference import check_ids, check_nan, evaluating, require_tokenizer
 from anyformer.generation.prepacked import PrepackedLinear
-from anyformer.generation.prompt import pad, padding_id, split_special
-from anyformer.generation.reading import checked
+from anyformer.generation.prompt import pad
+from anyformer.generation.special_ids import input_pad_id
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -55,15 +55,15 @@ def embed(
     texts = [texts] if isinstance(texts, str) else list(texts)
     rows = _encode(tokenizer, texts, longest_text(model))
     pooling = model.config.pooling
-    vectors = torch.empty((len(rows), model.config.d_model), device=device_of(model))
+    vectors = torch.empty((len(rows), model.config.d_model), device=model.device)
     with evaluating(model), torch.inference_mode(), _products(vectors.device, dtype):
         for chosen in _batches([len(row) for row in rows], batch_size or len(rows)):
             ids, mask = (
-                part.to(vectors.device) for part in pad([rows[i] for i in chosen], padding_id(model, tokenizer))
+                part.to(vectors.device) for part in pad([rows[i] for i in chosen], input_pad_id(model, tokenizer))
             )
             check_ids(ids, model.config.source_vocab_size or model.config.vocab_size)
             pooled = POOLINGS[pooling.kind](last_hidden(model, ids, mask).float(), mask)
-            vectors[chosen] = F.normalize(checked(pooled), dim=-1) if pooling.normalize else checked(pooled)
+            vectors[chosen] = F.normalize(check_nan(pooled), dim=-1) if pooling.normalize else check_nan(pooled)
     return vectors
 
 
@@ -119,7 +119,7 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[li
         if not row:
             raise UserError(f"Text {index + 1} of {len(rows)} is empty, and has no vector: leave it out.")
         if len(row) > longest:
-            before, text, after = split_special(tokenizer, texts[index])
+            before, text, after = tokenizer.encode_parts(texts[index])
             room = longest - len(before) - len(after)
             if room < 1:
                 raise UserError(

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from anyformer.errors import UserError
-from anyformer.generation.inference import check_ids, device_of, evaluating, require_tokenizer
-from anyformer.generation.reading import checked
+from anyformer.generation.inference import check_ids, check_nan, evaluating, require_tokenizer
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -52,18 +51,18 @@ def fill(model: Transformer, tokenizer: Tokenizer | None, text: str, top: int = 
     if top < 1:
         raise UserError(f"top is a number of candidates, at least 1, not {top}.")
     row = tokenizer.encode(text)
-    places = [place for place, token in enumerate(row) if token == tokenizer.mask]
-    if not places:
+    positions = [position for position, token in enumerate(row) if token == tokenizer.mask]
+    if not positions:
         raise UserError(f"There is no mask in the text: write {tokenizer.mask_token} for the word to be filled in.")
     if config.context_length is not None and len(row) > config.context_length:
         raise UserError(f"The text has {len(row)} tokens, and the model can read {config.context_length}: shorten it.")
-    ids = torch.tensor([row], device=device_of(model))
+    ids = torch.tensor([row], device=model.device)
     check_ids(ids, config.vocab_size)
     with evaluating(model), torch.inference_mode():
         logits = model(ids).logits
         if logits is None:
             raise ValueError("a model with a language-model head has logits")
-        best = checked(logits[0, places]).float().softmax(dim=-1).topk(min(top, logits.shape[-1]), dim=-1)
+        best = check_nan(logits[0, positions]).float().softmax(dim=-1).topk(min(top, logits.shape[-1]), dim=-1)
     return [
         [
             Candidate(token, tokenizer.decode([token], skip_special=False), p)

@@ -1,13 +1,16 @@
-"""Running a model without training it, and what every way of running it needs to know."""
+"""Running a model without training it, and what every way of running it checks first."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
 
-import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from anyformer.errors import UserError
-from anyformer.model import Transformer
+from anyformer.model import ModelOutput, Transformer
 from anyformer.tokenizer import Tokenizer
+
+DAMAGED = "The model answers with NaN: its weights are damaged, or its training diverged."
 
 
 @contextmanager
@@ -22,9 +25,29 @@ def evaluating(model: Transformer) -> Generator[None, None, None]:
             module.training = True
 
 
-def device_of(model: Transformer) -> torch.device:
-    """Where the model is."""
-    return model.device
+def float_logits(out: ModelOutput) -> Float[Tensor, "batch time vocab"]:
+    """The logits in float32."""
+    if out.logits is None:
+        raise ValueError("a model without a language-model head has no logits")
+    return out.logits.float()
+
+
+def check_nan(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+    """Return the logits. Raises UserError where one is NaN."""
+    if bool(logits.amax(dim=-1).isnan().any()):  # the maximum of some numbers and a NaN is NaN
+        raise UserError(DAMAGED)
+    return logits
+
+
+def check_ids(ids: Tensor, vocab_size: int) -> None:
+    """Raise UserError where an id is not in the model's vocabulary."""
+    smallest, largest = (int(value) for value in ids.aminmax())
+    if smallest < 0 or largest >= vocab_size:
+        wrong = smallest if smallest < 0 else largest
+        raise UserError(
+            f"Token id {wrong} is outside the model's vocabulary of {vocab_size}: use the tokenizer that the "
+            "model was trained with."
+        )
 
 
 def require_tokenizer(tokenizer: Tokenizer | None, instead: str) -> Tokenizer:
@@ -34,12 +57,15 @@ def require_tokenizer(tokenizer: Tokenizer | None, instead: str) -> Tokenizer:
     return tokenizer
 
 
-def check_ids(ids: torch.Tensor, vocab_size: int) -> None:
-    """Raise UserError where an id is not in the model's vocabulary."""
-    smallest, largest = (int(value) for value in ids.aminmax())
-    if smallest < 0 or largest >= vocab_size:
-        wrong = smallest if smallest < 0 else largest
+def require_generative(model: Transformer) -> None:
+    """Raise UserError for a model that can't generate text."""
+    if model.config.is_encoder_only:
         raise UserError(
-            f"Token id {wrong} is outside the model's vocabulary of {vocab_size}: use the tokenizer that the "
-            "model was trained with."
+            "An encoder reads text and doesn't write it: use `embed` for its vectors, or `fill` for the "
+            "words behind masks."
+        )
+    if model.config.head.kind != "language_model":
+        raise UserError(
+            f"This model has no language-model head (its head is {model.config.head.kind!r}), so it can't "
+            "write text: load one that was saved with it."
         )

@@ -1,5 +1,8 @@
-"""What a model reads before it writes: texts as ids, ids as one batch without gaps."""
+"""Prompts: texts as ids, ids as one batch for the model."""
 
+from __future__ import annotations
+
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,55 +12,61 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from anyformer.errors import UserError
-from anyformer.generation.inference import check_ids, device_of, require_tokenizer
-from anyformer.generation.rules import generation_settings
+from anyformer.generation.config import DEFAULT_NEW_TOKENS
+from anyformer.generation.inference import check_ids
+from anyformer.generation.special_ids import decoder_start_id
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A batch of prompts where the model is."""
+    """A batch of prompts on the model's device."""
 
-    start: Int[Tensor, "batch start"]
-    """What the decoder has been given: the prompts with any padding on their left, or the token that starts
-    it."""
-    mask: Bool[Tensor, "batch start"] | None
+    ids: Int[Tensor, "batch start"]
+    """What the decoder begins with: the prompts with any padding on their left, or an encoder-decoder's start token."""
+    mask: Bool[Tensor, "batch start"] | None = None
     """False for padding; None: there is none."""
     source: Int[Tensor, "batch source"] | None = None
     """Encoder-decoders: what the encoder reads."""
     source_mask: Bool[Tensor, "batch source"] | None = None
+    max_new_tokens: int
+    """New tokens after which each text ends."""
 
     @property
     def padding(self) -> Int[Tensor, " batch"]:
-        """Padding tokens before each text."""
+        """Padding tokens before each prompt."""
         if self.mask is None:
-            return self.start.new_zeros(self.start.shape[0])
+            return self.ids.new_zeros(self.ids.shape[0])
         return (~self.mask).sum(dim=1)
 
+    @property
+    def capacity(self) -> int:
+        """Positions of the longest text that can become of it."""
+        return self.ids.shape[1] + self.max_new_tokens
 
-def chosen(prompt: Prompt, rows: Int[Tensor, " kept"] | Bool[Tensor, " batch"]) -> Prompt:
-    """These rows of a prompt, by number (repeated, perhaps) or by truth."""
-    return Prompt(
-        start=prompt.start[rows],
-        mask=None if prompt.mask is None else prompt.mask[rows],
-        source=None if prompt.source is None else prompt.source[rows],
-        source_mask=None if prompt.source_mask is None else prompt.source_mask[rows],
-    )
+    def select(self, rows: Int[Tensor, " kept"] | Bool[Tensor, " batch"]) -> Prompt:
+        """These rows, by index (repeated, perhaps) or by mask."""
+        return dataclasses.replace(
+            self,
+            ids=self.ids[rows],
+            mask=None if self.mask is None else self.mask[rows],
+            source=None if self.source is None else self.source[rows],
+            source_mask=None if self.source_mask is None else self.source_mask[rows],
+        )
+
+    def repeat(self, count: int) -> Prompt:
+        """Each row `count` times, one after the other."""
+        if count == 1:
+            return self
+        return self.select(torch.arange(len(self.ids), device=self.ids.device).repeat_interleave(count))
 
 
-def repeated(prompt: Prompt, count: int) -> Prompt:
-    """Each row so many times, one after the other."""
-    if count == 1:
-        return prompt
-    return chosen(prompt, torch.arange(len(prompt.start), device=prompt.start.device).repeat_interleave(count))
-
-
-def read_prompt(
+def make_prompt(
     model: Transformer,
     ids: Int[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"] | None,
-    max_new_tokens: int,
+    mask: Bool[Tensor, "batch time"] | None = None,
+    max_new_tokens: int | None = None,
 ) -> Prompt:
     """Check a batch of prompts and lay it out as the model wants it.
 
@@ -65,19 +74,17 @@ def read_prompt(
         model: What will read it.
         ids: Prompts, or sources of an encoder-decoder.
         mask: True for a real token, wherever the padding is; None: all are real.
-        max_new_tokens: Tokens that are to follow.
+        max_new_tokens: Tokens that are to follow; None: see `GenerationConfig`.
 
     Raises:
         UserError: an empty prompt, an id outside the vocabulary, more tokens than the model's context, no token
             to start the decoder with.
     """
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is at least 1, not {max_new_tokens}.")
     if ids.numel() == 0:
         raise UserError("The prompt is empty: give the model at least one token to go on from.")
     if mask is not None and mask.shape != ids.shape:
         raise UserError(f"The mask has the shape {list(mask.shape)}, and the ids {list(ids.shape)}: they must agree.")
-    ids, mask = ids.to(device_of(model)), None if mask is None else mask.to(device_of(model))
+    ids, mask = ids.to(model.device), None if mask is None else mask.to(model.device)
     counts = torch.full((len(ids),), ids.shape[1]) if mask is None else mask.sum(dim=1)
     lengths: list[int] = cast("Any", counts).tolist()
     if 0 in lengths:
@@ -86,55 +93,26 @@ def read_prompt(
     if min(lengths) == ids.shape[1]:
         mask = None
     config = model.config
+    if max_new_tokens is None:
+        left = room(model, longest)
+        # A prompt that leaves no room is refused in the same words as one that leaves too little.
+        max_new_tokens = DEFAULT_NEW_TOKENS if left is None else max(1, min(DEFAULT_NEW_TOKENS, left))
     if config.is_encoder_decoder:
         check_ids(ids, config.source_vocab_size or config.vocab_size)
-        _check_source(longest, config.context_length)
+        if config.context_length is not None and longest > config.context_length:
+            raise UserError(
+                f"The source has {longest} tokens, and the model can read {config.context_length}: shorten it."
+            )
         _check_length(1, max_new_tokens, config.context_length, "The token that starts the decoder")
-        start = ids.new_full((ids.shape[0], 1), decoder_start(model))
-        return Prompt(start=start, mask=None, source=ids, source_mask=mask)
+        start = ids.new_full((ids.shape[0], 1), decoder_start_id(model))
+        return Prompt(ids=start, source=ids, source_mask=mask, max_new_tokens=max_new_tokens)
     check_ids(ids, config.vocab_size)
     _check_length(longest, max_new_tokens, config.context_length, "The prompt")
-    if mask is None:
-        return Prompt(start=ids, mask=None)
-    ids, mask = align_right(ids, mask)
-    ids, mask = ids[:, -longest:], mask[:, -longest:]
-    return Prompt(start=ids, mask=None if min(lengths) == longest else mask)
-
-
-def align_right(
-    ids: Int[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
-) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
-    """Move all padding to the left, so that the last token of every text is the last of its row."""
-    order = mask.to(torch.uint8).argsort(dim=1, stable=True)
-    return ids.gather(1, order), mask.gather(1, order)
-
-
-def decoder_start(model: Transformer) -> int:
-    """The token that an encoder-decoder's decoder reads first. Raises UserError where none is known."""
-    settings, tokens = generation_settings(model), model.config.tokens
-    known = (
-        settings.get("decoder_start_token_id"),
-        tokens.decoder_start,
-        settings.get("bos_token_id"),
-        tokens.bos,
-    )
-    start = next((int(token) for token in known if token is not None), None)
-    if start is None:
-        raise UserError(
-            "This encoder-decoder doesn't say which token its decoder starts with: set tokens.decoder_start in its "
-            "config (decoder_start_token_id in config.json)."
-        )
-    if not 0 <= start < model.config.vocab_size:
-        raise UserError(
-            f"The decoder's first token, {start}, is outside the vocabulary of {model.config.vocab_size}: "
-            "correct decoder_start_token_id in config.json."
-        )
-    return start
-
-
-def _check_source(length: int, context: int | None) -> None:
-    if context is not None and length > context:
-        raise UserError(f"The source has {length} tokens, and the model can read {context}: shorten it.")
+    if mask is not None:
+        # All padding to the left, so that the last token of every text is the last of its row.
+        order = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, -longest:]
+        ids, mask = ids.gather(1, order), mask.gather(1, order)
+    return Prompt(ids=ids, mask=None if min(lengths) == longest else mask, max_new_tokens=max_new_tokens)
 
 
 def _check_length(length: int, new: int, context: int | None, what: str) -> None:
@@ -151,28 +129,10 @@ def _check_length(length: int, new: int, context: int | None, what: str) -> None
     )
 
 
-def room(model: Transformer, tokenizer: Tokenizer | None, text: str) -> int | None:
-    """How many tokens the context has left after this prompt; None where nothing limits it.
-
-    Raises:
-        UserError: as `encode_prompt`, and where there is no tokenizer.
-    """
+def room(model: Transformer, length: int) -> int | None:
+    """New tokens that the context has room for after a prompt of this length; None: any number."""
     context = model.config.context_length
-    if context is None:
-        return None
-    if model.config.is_encoder_decoder:
-        return context - 1
-    tokenizer = require_tokenizer(tokenizer, "give generate_ids token ids")
-    return context - len(encode_prompt(model, tokenizer, text))
-
-
-def split_special(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[int], list[int]]:
-    """The ids of a text, and those that the tokenizer puts before and after it: ``(before, text, after)``."""
-    whole, plain = tokenizer.encode(text), tokenizer.encode(text, special=False)
-    for first in range(len(whole) - len(plain) + 1 if plain else 0):
-        if whole[first : first + len(plain)] == plain:
-            return whole[:first], plain, whole[first + len(plain) :]
-    return [], whole, []
+    return None if context is None else context - (1 if model.config.is_encoder_decoder else length)
 
 
 def encode_prompt(model: Transformer, tokenizer: Tokenizer, text: str) -> list[int]:
@@ -185,17 +145,16 @@ def encode_prompt(model: Transformer, tokenizer: Tokenizer, text: str) -> list[i
     Raises:
         UserError: the text is empty, and there is no token to begin with.
     """
+    before, plain, after = tokenizer.encode_parts(text)
+    ids = before + plain
     if model.config.is_encoder_decoder:
-        ids = tokenizer.encode(text)
-    else:
-        before, plain, _ = split_special(tokenizer, text)
-        ids = before + plain
-        if not tokenizer.encode(text, special=False):
-            bos = model.config.tokens.bos if model.config.tokens.bos is not None else tokenizer.bos
-            ends = {tokenizer.eos, tokenizer.sep, *model.config.tokens.eos} - {bos}
-            while ids and ids[-1] in ends:
-                ids.pop()
-            ids = ids or ([] if bos is None else [bos])
+        ids += after
+    elif not plain:
+        bos = model.config.tokens.bos if model.config.tokens.bos is not None else tokenizer.bos
+        ids += after
+        while ids and ids[-1] in {tokenizer.eos, tokenizer.sep, *model.config.tokens.eos} - {bos}:
+            ids.pop()
+        ids = ids or ([] if bos is None else [bos])
     if not ids:
         raise UserError(
             "The prompt is empty, and the model has no beginning-of-text token: write a few words to start from."
@@ -204,15 +163,8 @@ def encode_prompt(model: Transformer, tokenizer: Tokenizer, text: str) -> list[i
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
-    """Rows of different lengths as one tensor, padded on the right; and which of its tokens are real."""
+    """Rows of different lengths as one tensor, padded on the right; and its mask, False for padding."""
     lengths = torch.tensor([len(row) for row in rows])
     longest = int(lengths.max())
     ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], dtype=torch.long)
     return ids, torch.arange(longest)[None] < lengths[:, None]
-
-
-def padding_id(model: Transformer, tokenizer: Tokenizer) -> int:
-    """A token to fill a batch up with: the one whose embedding is no position's, else any (its text is
-    masked)."""
-    known = (model.config.embedding.padding, model.config.tokens.pad, tokenizer.pad)
-    return next((token for token in known if token is not None and 0 <= token < model.config.vocab_size), 0)

@@ -1,100 +1,49 @@
-"""From logits to the next token: greedy, or drawn from what temperature, top-k, top-p and min-p leave.
+"""From logits to the next token: greedy, or sampled from what temperature, top-k, top-p and min-p leave.
 
 The filters are those of Hugging Face's sampling, in its order (temperature, top-k, top-p, min-p) and with its treatment
 of ties, so the same settings leave the same tokens.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anyformer.errors import UserError
+from anyformer.generation.config import GenerationConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen.
+@dataclass(frozen=True)
+class Sampler:
+    """Chooses the next token by its logits."""
 
-    Raises:
-        UserError: a value that describes no distribution.
-    """
-
-    temperature: float = 0.0
-    """Logits are divided by it: below 1 sharper, above 1 flatter. 0: always the likeliest token (greedy);
-    otherwise at least 1e-6."""
-    top_k: int | None = None
-    """Only the k likeliest tokens can be drawn; None: all."""
-    top_p: float | None = None
-    """Only the likeliest tokens that together have this probability can be drawn (Holtzman et al. 2020);
-    None: all."""
-    min_p: float | None = None
-    """Only tokens at least this share as likely as the likeliest can be drawn (Nguyen et al. 2024); None: all."""
-    repetition_penalty: float = 1.0
-    """Above 1 lowers the scores of what prompt and text have already (Keskar et al. 2019)."""
-    presence_penalty: float = 0.0
-    """Taken from the logit of a token that is among the new ones already."""
-    frequency_penalty: float = 0.0
-    """Taken from the logit of a token once for each time it is among the new ones."""
-    logit_bias: Mapping[int, float] | None = None
-    """Added to the logits of these tokens."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature is 0 (always the likeliest token) or more, not {self.temperature}.")
-        if 0.0 < self.temperature < 1e-6:
-            raise UserError(
-                f"temperature {self.temperature} is too small to divide by: 0 always takes the likeliest token."
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(
-                f"top_k is a number of tokens, at least 1, not {self.top_k}: leave it out to keep them all."
-            )
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise UserError(
-                f"top_p is a probability above 0 and up to 1, not {self.top_p}: leave it out to keep all tokens."
-            )
-        if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
-            raise UserError(f"min_p is a share between 0 and 1, not {self.min_p}.")
-        if not 0.0 < self.repetition_penalty < float("inf"):
-            raise UserError(f"repetition_penalty is a positive number, 1 for none, not {self.repetition_penalty}.")
-        for name in ("presence_penalty", "frequency_penalty"):
-            if not abs(getattr(self, name)) < float("inf"):
-                raise UserError(f"{name} is a finite number, 0 for none, not {getattr(self, name)}.")
-        for token, bias in (self.logit_bias or {}).items():
-            # -inf bans a token.
-            if not bias < float("inf"):
-                raise UserError(f"logit_bias of token {token} is a number that can be added, not {bias}.")
+    config: GenerationConfig
+    generator: torch.Generator | None = None
+    """None: torch's global one."""
 
     def filter(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
-        """The logits that are drawn from: -inf for every token that can't be."""
-        logits = apply_temperature(logits, self.temperature)
-        if self.top_k is not None:
-            logits = keep_top_k(logits, self.top_k)
-        if self.top_p is not None:
-            logits = keep_top_p(logits, self.top_p)
-        if self.min_p is not None:
-            logits = keep_min_p(logits, self.min_p)
+        """The logits that are sampled from: -inf for every token that can't be."""
+        config = self.config
+        logits = apply_temperature(logits, config.temperature)
+        if config.top_k is not None:
+            logits = keep_top_k(logits, config.top_k)
+        if config.top_p is not None:
+            logits = keep_top_p(logits, config.top_p)
+        if config.min_p is not None:
+            logits = keep_min_p(logits, config.min_p)
         return logits
 
-    def choose(
-        self, logits: Float[Tensor, "batch vocab"], generator: torch.Generator | None = None
-    ) -> Int[Tensor, " batch"]:
-        """The next token of each text; `generator` None draws from torch's global one."""
-        if self.temperature == 0.0:
+    def __call__(self, logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:
+        """The next token of each text."""
+        if self.config.temperature == 0.0:
             return greedy(logits)
-        return draw(self.filter(logits), generator)
+        return draw(self.filter(logits), self.generator)
 
 
-def seeded(seed: int | None, device: torch.device) -> torch.Generator | None:
-    """A generator of random numbers; None for None: torch's global one. Raises UserError for a seed beyond 64 bits."""
-    if seed is None:
-        return None
-    if not -(2**63) <= seed < 2**63:
-        raise UserError(f"seed is a whole number of 64 bits, below 2**63, not {str(seed)[:40]}.")
-    return torch.Generator(device=device).manual_seed(seed)
+def make_sampler(config: GenerationConfig, device: torch.device) -> Sampler:
+    """A sampler with a generator of its own where the config has a seed."""
+    generator = None if config.seed is None else torch.Generator(device=device).manual_seed(config.seed)
+    return Sampler(config, generator)
 
 
 def greedy(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:

@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 
 from anyformer.errors import UserError
-from anyformer.generation.inference import check_ids, evaluating, require_tokenizer
-from anyformer.generation.prefix import common_start
-from anyformer.generation.prompt import decoder_start, encode_prompt, pad, padding_id, split_special
-from anyformer.generation.reading import DAMAGED
-from anyformer.generation.writing import all_scores, require_writing
+from anyformer.generation.inference import (
+    DAMAGED,
+    check_ids,
+    evaluating,
+    float_logits,
+    require_generative,
+    require_tokenizer,
+)
+from anyformer.generation.prefix_cache import common_prefix
+from anyformer.generation.prompt import encode_prompt, pad
+from anyformer.generation.special_ids import decoder_start_id, input_pad_id
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -63,7 +69,7 @@ def score(
             that doesn't write or has no tokenizer.
     """
     tokenizer = require_tokenizer(tokenizer, "give the model token ids")
-    require_writing(model)
+    require_generative(model)
     if batch_size < 1:
         raise UserError(f"batch_size is a number of texts, at least 1, not {batch_size}.")
     texts = [texts] if isinstance(texts, str) else list(texts)
@@ -82,7 +88,7 @@ def score(
     for begin in range(0, len(order), batch_size):
         members = order[begin : begin + batch_size]
         some = [pairs[member] for member in members]
-        found |= dict(zip(members, _score(model, some, padding_id(model, tokenizer)), strict=True))
+        found |= dict(zip(members, _score(model, some, input_pad_id(model, tokenizer)), strict=True))
     return [found[place] for place in range(len(pairs))]
 
 
@@ -96,13 +102,13 @@ class _Pair:
 
 def _encode(model: Transformer, tokenizer: Tokenizer, text: str, prompt: str | None) -> _Pair:
     if model.config.is_encoder_decoder:
-        return _Pair([decoder_start(model), *tokenizer.encode(text)], 1, tokenizer.encode(prompt or ""))
+        return _Pair([decoder_start_id(model), *tokenizer.encode(text)], 1, tokenizer.encode(prompt or ""))
     if prompt is None:
-        start, plain, _ = split_special(tokenizer, text)
-        return _Pair([*start, *plain], max(1, len(start)))
+        start, plain, _ = tokenizer.encode_parts(text)
+        return _Pair([*start, *plain], max(1, len(start) if plain else 0))
     known, whole = encode_prompt(model, tokenizer, prompt), encode_prompt(model, tokenizer, prompt + text)
     # A token that reaches from the prompt into the text is scored with the text.
-    return _Pair(whole, max(1, common_start(known, whole)))
+    return _Pair(whole, max(1, common_prefix(known, whole)))
 
 
 def _check(model: Transformer, pair: _Pair, number: int) -> None:
@@ -122,8 +128,8 @@ def _score(model: Transformer, pairs: Sequence[_Pair], fill: int) -> list[Score]
     if pairs[0].source is not None:
         source, source_mask = (part.to(model.device) for part in pad([pair.source or [] for pair in pairs], fill))
     with evaluating(model), torch.inference_mode():
-        scores = all_scores(model(ids[:, :-1], source, mask=mask[:, :-1], source_mask=source_mask))
-        log_p = -torch.nn.functional.cross_entropy(scores.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        logits = float_logits(model(ids[:, :-1], source, mask=mask[:, :-1], source_mask=source_mask))
+        log_p = -torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     rows = cast("list[list[float]]", log_p.view(len(pairs), -1).tolist())
     found = [
         Score(pair.ids[pair.known :], row[pair.known - 1 : len(pair.ids) - 1])

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.generation.compiled_decoder import DTYPES, CompiledDecoder, UnsupportedModelError, layer_caches
-from anyformer.generation.inference import device_of
-from anyformer.generation.writing import all_scores
+from anyformer.generation.inference import float_logits
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.build import Library
 from anyformer.kernels.cpu_features import enabled
@@ -68,7 +67,7 @@ def decoder_step(model: Transformer, *, wait: bool = False) -> Step:
         wait: Wait for the compiler, instead of calling the model until it is done.
     """
     eager = _eager_step(model)
-    if device_of(model).type != "cpu" or not enabled():
+    if model.device.type != "cpu" or not enabled():
         return eager
     try:
         compiled = _CompiledStep(model)
@@ -92,7 +91,7 @@ def decoder_step(model: Transformer, *, wait: bool = False) -> Step:
 
 def _eager_step(model: Transformer) -> Step:
     def step(tokens: Tensor, cache: KeyValueCache, *, mask: Tensor | None = None, last_only: bool = False) -> Tensor:
-        return all_scores(model(tokens, mask=mask, cache=cache, last_only=last_only))
+        return float_logits(model(tokens, mask=mask, cache=cache, last_only=last_only))
 
     return step
 

@@ -163,9 +163,25 @@ class Tokenizer:
             UserError: a character-level tokenizer without an unknown token meets a new character, or the text
                 is not Unicode text (it holds half of a surrogate pair).
         """
+        return list(self._encoding(text, second, special).ids)
+
+    def encode_parts(self, text: str) -> tuple[list[int], list[int], list[int]]:
+        """Return the ids of a text, and those that the tokenizer puts before and after it: ``(before, text, after)``.
+
+        Raises:
+            UserError: as `encode`.
+        """
+        encoding = self._encoding(text, None, special=True)
+        # Only what the tokenizer adds is marked, and not special tokens written out in the text.
+        ids, added = list(encoding.ids), list(encoding.special_tokens_mask)
+        first = next((place for place, mark in enumerate(added) if not mark), len(ids))
+        end = next((place + 1 for place in range(len(ids) - 1, -1, -1) if not added[place]), first)
+        return ids[:first], ids[first:end], ids[end:]
+
+    def _encoding(self, text: str, second: str | None, special: bool) -> tokenizers.Encoding:
         self.require_encodable((text,) if second is None else (text, second))
         try:
-            return list(self.backend.encode(text, second, add_special_tokens=special).ids)
+            return self.backend.encode(text, second, add_special_tokens=special)
         except TypeError as error:
             raise UserError("The text can't be encoded: it holds half of a surrogate pair.") from error
 

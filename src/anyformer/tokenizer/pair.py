@@ -57,6 +57,10 @@ class PairTokenizer(Tokenizer):
         ids = self._encode(text) + (self._encode(second) if second is not None else [])
         return [*ids, self._end] if special else ids
 
+    def encode_parts(self, text: str) -> tuple[list[int], list[int], list[int]]:
+        """Return the ids of a text, and those before and after it: ``(before, text, after)``."""
+        return [], self._encode(text), [self._end]
+
     def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Return the ids of each text."""
         return [self.encode(text, special) for text in texts]

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from anyformer.data.batch import IGNORED
-from anyformer.generation import fill, generate, generate_ids, room
-from anyformer.generation.inference import device_of
+from anyformer.generation import encode_prompt, fill, generate, generate_ids, room
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.prepare import Prepared
@@ -68,12 +67,12 @@ def _rewritten(model: Transformer, prepared: Prepared) -> Sample:
     prompt = ""
     if batch.source is None:
         raise ValueError("an encoder-decoder is trained on sources")
-    left = room(model, tokenizer, "")
+    left = room(model, 0)
     new = _NEW_TOKENS if left is None else min(_NEW_TOKENS, left)
     for row in batch.source[:_EXAMPLES].tolist():
         # The ids as they are: read from their text, they may be more than fit.
         source = [token for token in row if token != tokenizer.pad]
-        written = generate_ids(model, torch.tensor([source], device=device_of(model)), max_new_tokens=new)[0].tolist()
+        written = generate_ids(model, torch.tensor([source], device=model.device), max_new_tokens=new)[0].tolist()
         plain = [token for token in source if token not in model.config.tokens.eos]
         before = tokenizer.decode(plain, skip_special=False).strip()
         prompt = tokenizer.decode(plain[:_WINDOW], skip_special=False).strip()
@@ -82,11 +81,12 @@ def _rewritten(model: Transformer, prepared: Prepared) -> Sample:
 
 
 def _continued(model: Transformer, tokenizer: Tokenizer, prompt: str, seed: int) -> Sample:
-    left = room(model, tokenizer, prompt) if prompt else 0
+    ids = encode_prompt(model, tokenizer, prompt) if prompt else []
+    left = room(model, len(ids)) if prompt else 0
     new = _NEW_TOKENS if left is None else min(_NEW_TOKENS, left)
     text = ""
     if new > 0:
-        text = generate(model, tokenizer, prompt, new, temperature=_TEMPERATURE, top_k=40, seed=seed)[0]
+        text = generate(model, tokenizer, [ids], max_new_tokens=new, temperature=_TEMPERATURE, top_k=40, seed=seed)[0]
     return Sample([Passage(prompt, text)], "generate", f"{shlex.quote(prompt)} --temperature {_TEMPERATURE}")
 
 

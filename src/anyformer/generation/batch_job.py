@@ -1,11 +1,11 @@
-"""Many prompts from a file, and their answers in another that is never wrong, whenever the job is killed.
+"""A batch job: prompts from a file, answers into another, which stays whole whenever the job is killed.
 
 ::
 
     answers.jsonl       one line a prompt, in their order: {"index": 0, "prompt": "...", "text": "..."}
     answers.jsonl.job   what the answers depend on: settings, and hashes of the prompts and of the model
 
-A job that is started again goes on behind the last whole line, if it is still the same job.
+A job that is started again continues behind the last complete line, if it is still the same job.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from filelock import FileLock, Timeout
@@ -27,7 +27,11 @@ from anyformer.data.input_files import RECORD_SUFFIXES, suffix_of
 from anyformer.data.records import records
 from anyformer.data.sources import text_lines
 from anyformer.errors import UserError
+from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig, GenerationOptions
+from anyformer.generation.generate import generate
+from anyformer.generation.inference import require_generative, require_tokenizer
 from anyformer.generation.prompt import encode_prompt
+from anyformer.generation.speculative_decoding import Draft
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -70,20 +74,72 @@ def _lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
         yield from enumerate(text_lines(path), start=1)
 
 
-def check_prompts(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[FilePrompt], max_new_tokens: int) -> None:
-    """Raise UserError for the first prompt that can't be encoded, or leaves no room in the context for its answer."""
+def encode_prompts(
+    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[FilePrompt], max_new_tokens: int
+) -> list[list[int]]:
+    """The ids of prompts.
+
+    Raises:
+        UserError: for the first prompt that can't be encoded, or leaves no room in the context for its answer.
+    """
     context = model.config.context_length
-    room = None if context is None else context - (0 if model.config.is_encoder_decoder else max_new_tokens)
+    longest = None if context is None else context - (0 if model.config.is_encoder_decoder else max_new_tokens)
+    rows: list[list[int]] = []
     for prompt in prompts:
         try:
-            length = len(encode_prompt(model, tokenizer, prompt.text))
+            rows.append(encode_prompt(model, tokenizer, prompt.text))
         except UserError as error:
             raise UserError(f"{prompt.where}: {error}") from error
-        if room is not None and length > room:
+        if longest is not None and len(rows[-1]) > longest:
             raise UserError(
-                f"{prompt.where}, has {length} tokens, and the model's context of {context} has room for {max(0, room)}"
-                f" (max_new_tokens {max_new_tokens}): shorten it, or ask for fewer new tokens."
+                f"{prompt.where}, has {len(rows[-1])} tokens, and the model's context of {context} has room for "
+                f"{max(0, longest)} (max_new_tokens {max_new_tokens}): shorten it, or ask for fewer new tokens."
             )
+    return rows
+
+
+def answer_prompts(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    prompts: Sequence[FilePrompt],
+    out: Path,
+    settings: Mapping[str, Any],
+    *,
+    progress: Callable[[int], None],
+    draft: Draft | None = None,
+    **options: Unpack[GenerationOptions],
+) -> None:
+    """Answer prompts, or those that an earlier start has left.
+
+    Args:
+        model, tokenizer, draft, options: As for `generate`; without `max_new_tokens`, answers have at most 200 or half
+            of the context, whichever is less.
+        prompts: See `read_prompts`.
+        out: Where the answers go.
+        settings: What the answers depend on, by name, with the `batch_size`.
+        progress: Called at first and after each batch with the number of answers that there are.
+
+    Raises:
+        UserError: as `generate`, `encode_prompts` and `open_answers`.
+    """
+    tokenizer = require_tokenizer(tokenizer, "give generate_ids token ids")
+    require_generative(model)
+    config, context = GenerationConfig.for_model(model, **options), model.config.context_length
+    new = options.get("max_new_tokens")
+    if new is None:
+        new = DEFAULT_NEW_TOKENS if context is None else max(1, min(DEFAULT_NEW_TOKENS, context // 2))
+    rows = encode_prompts(model, tokenizer, prompts, new)
+
+    def write(begin: int, texts: Sequence[str]) -> list[str]:
+        # One seed for all batches would draw the same for the same prompt in each.
+        seed = None if config.seed is None else config.seed + begin
+        here = config.replace(max_new_tokens=new, seed=seed)
+        return generate(model, tokenizer, rows[begin : begin + len(texts)], here, draft=draft)
+
+    job = Job([prompt.text for prompt in prompts], {**settings, "max_new_tokens": new}, fingerprint(model, tokenizer))
+    with open_answers(out, job) as answers:
+        progress(answers.count)
+        answer_all(answers, write, settings["batch_size"], progress)
 
 
 @dataclass(frozen=True)
@@ -96,7 +152,7 @@ class Job:
     model: str
     """A hash, see `fingerprint`."""
 
-    def described(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """As it is written beside the answers."""
         prompts = hashlib.sha256(json.dumps(list(self.prompts)).encode()).hexdigest()
         return {"settings": dict(self.settings), "count": len(self.prompts), "prompts": prompts, "model": self.model}
@@ -160,7 +216,7 @@ def open_answers(path: Path, job: Job) -> Generator[Answers]:
             if count > 0:
                 _require_same(path, description, job, other)
             else:
-                atomic.write(description, json.dumps(job.described(), indent=2) + "\n")
+                atomic.write(description, json.dumps(job.summary(), indent=2) + "\n")
                 path.touch()
         except BaseException:
             lock.release()
@@ -241,7 +297,7 @@ def _require_same(path: Path, description: Path, job: Job, other: int | None) ->
             f"{description} is missing or damaged, so nobody can say what {path} was made of: choose another file for "
             "the answers."
         ) from error
-    now = job.described()
+    now = job.summary()
     changes = [
         f"{name} was {settings.get(name)!r} and is {now['settings'].get(name)!r}"
         for name in dict.fromkeys((*settings, *now["settings"]))

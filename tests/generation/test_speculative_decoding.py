@@ -14,8 +14,8 @@ from torch import Tensor
 
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.errors import UserError
-from anyformer.generation import Sampling, generate_ids, speculation
-from anyformer.generation.speculation import Draft, PromptLookup
+from anyformer.generation import GenerationConfig, generate_ids, prefill, speculative_decoding
+from anyformer.generation.speculative_decoding import Draft, PromptLookup
 from anyformer.generation.step import Step, decoder_step
 from anyformer.model import Transformer
 from tests.generation.models import DECODERS, VOCAB, WRITERS, build, config, rows
@@ -24,19 +24,20 @@ NEW = 14
 SMALL = config(d_model=8, decoder_layers=1, max_length=20)
 
 
-def write(model: Transformer, texts: list[list[int]], draft: Draft | None, sampling: Sampling | None = None) -> Tensor:
+def write(model: Transformer, texts: list[list[int]], draft: Draft | None, penalty: float = 1.0) -> Tensor:
     longest = max(map(len, texts))
     ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
     mask = torch.tensor([[True] * len(text) + [False] * (longest - len(text)) for text in texts])
-    return generate_ids(model, ids, mask, NEW, sampling=sampling, draft=draft, beams=1, stop_at_end=False)
+    config = GenerationConfig(max_new_tokens=NEW, repetition_penalty=penalty, stop_at_eos=False)
+    return generate_ids(model, ids, mask, config, draft=draft)
 
 
 @pytest.mark.parametrize("name", WRITERS)
 @settings(max_examples=5)
 @given(texts=rows(texts=2), penalty=st.sampled_from([1.0, 1.3]))
 def test_prompt_lookup_changes_no_greedy_text(name: str, texts: list[list[int]], penalty: float) -> None:
-    model, sampling = build(WRITERS[name]), Sampling(repetition_penalty=penalty)
-    assert torch.equal(write(model, texts, "prompt", sampling), write(model, texts, None, sampling))
+    model = build(WRITERS[name])
+    assert torch.equal(write(model, texts, "prompt", penalty), write(model, texts, None, penalty))
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -51,7 +52,7 @@ def test_a_draft_model_changes_no_greedy_text(name: str, texts: list[list[int]],
 
 def test_the_end_of_a_text_is_the_same() -> None:
     ids = torch.tensor([[5, 6, 7, 5, 6]])
-    plain = generate_ids(build(WRITERS["rotary"]), ids, max_new_tokens=NEW, stop_at_end=False)
+    plain = generate_ids(build(WRITERS["rotary"]), ids, max_new_tokens=NEW, stop_at_eos=False)
     # What is written in the middle ends the text.
     model = build(WRITERS["rotary"], settings={"eos_token_id": int(plain[0, 4])})
     expected = generate_ids(model, ids, max_new_tokens=NEW)
@@ -74,7 +75,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return count
 
-    monkeypatch.setattr(speculation, "decoder_step", counting)
+    monkeypatch.setattr(prefill, "decoder_step", counting)
     return seen
 
 
@@ -106,7 +107,7 @@ def test_what_is_accepted_has_the_models_distribution(scores: list[float], data:
     generator, count, draws = torch.Generator().manual_seed(0), Counter[int](), 3000
     for _ in range(draws):
         guess = len(scores) - 1 if certain else int(torch.multinomial(guessed, 1, generator=generator))
-        count[speculation._accept(logits, guess, None if certain else guessed, generator)] += 1
+        count[speculative_decoding.accept(logits, guess, None if certain else guessed, generator)] += 1
     found = torch.tensor([count[token] / draws for token in range(len(scores))])
     # Four standard deviations of a share.
     assert bool(((found - logits.softmax(0)).abs() < 4 * (0.25 / draws) ** 0.5).all())
@@ -114,14 +115,13 @@ def test_what_is_accepted_has_the_models_distribution(scores: list[float], data:
 
 @pytest.mark.parametrize("name", ["prompt", "model"])
 def test_drawn_texts_have_their_distribution(name: str) -> None:
-    model, sampling = build(WRITERS["learned"]), Sampling(temperature=1.0, top_k=3)
+    model = build(WRITERS["learned"])
+    config = GenerationConfig(max_new_tokens=3, temperature=1.0, top_k=3, seed=3, stop_at_eos=False)
     ids, draws = torch.tensor([[5, 6, 7, 9, 5, 6]]), 400
     draft = "prompt" if name == "prompt" else build(SMALL)
 
     def shares(some: Draft | None) -> dict[Sequence[int], float]:
-        drawn = generate_ids(
-            model, ids, max_new_tokens=3, seed=3, sampling=sampling, samples=draws, draft=some, stop_at_end=False
-        )
+        drawn = generate_ids(model, ids, None, config, samples=draws, draft=some)
         return {text: count / draws for text, count in Counter(map(tuple, drawn.tolist())).items()}
 
     plain, guessed = shares(None), shares(draft)
@@ -132,11 +132,11 @@ def test_drawn_texts_have_their_distribution(name: str) -> None:
 
 def test_samples_are_drawn_apart_and_read_once() -> None:
     model, ids = build(WRITERS["rotary"]), torch.tensor([[5, 6, 7], [8, 9, 10]])
-    drawn = generate_ids(model, ids, max_new_tokens=8, temperature=1.0, samples=3, seed=1, stop_at_end=False)
+    drawn = generate_ids(model, ids, max_new_tokens=8, temperature=1.0, samples=3, seed=1, stop_at_eos=False)
     assert drawn.shape == (6, 8)
     assert len({tuple(row) for row in drawn.tolist()}) > 3
-    greedy = generate_ids(model, ids, max_new_tokens=8, samples=2, stop_at_end=False)
-    alone = generate_ids(model, ids, max_new_tokens=8, stop_at_end=False)
+    greedy = generate_ids(model, ids, max_new_tokens=8, samples=2, stop_at_eos=False)
+    alone = generate_ids(model, ids, max_new_tokens=8, stop_at_eos=False)
     assert torch.equal(greedy, alone.repeat_interleave(2, dim=0))
 
 

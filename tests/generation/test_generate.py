@@ -8,9 +8,8 @@ from tokenizers.processors import TemplateProcessing
 
 from anyformer.config import SpecialTokens
 from anyformer.errors import UserError
-from anyformer.generation import generate, generate_ids, generate_stream
+from anyformer.generation import GenerationConfig, generate, generate_ids, generate_stream
 from anyformer.generation.prompt import encode_prompt
-from anyformer.generation.sampling import Sampling
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 from tests.generation.models import BOTH, build, config
@@ -47,9 +46,9 @@ def test_prompt_and_answer_read_on(tokenizer: Tokenizer) -> None:
     model = model_for(tokenizer)
     for prompt in PROMPTS:
         row = encode_prompt(model, tokenizer, prompt)
-        said = generate_ids(model, torch.tensor([row]), max_new_tokens=12, stop_at_end=False)[0].tolist()
+        said = generate_ids(model, torch.tensor([row]), max_new_tokens=12, stop_at_eos=False)[0].tolist()
         whole = tokenizer.decode([*row, *said])
-        assert prompt + generate(model, tokenizer, prompt, max_new_tokens=12, stop_at_end=False)[0] == whole
+        assert prompt + generate(model, tokenizer, prompt, max_new_tokens=12, stop_at_eos=False)[0] == whole
 
 
 def test_a_pipeline_that_cleans_up() -> None:
@@ -105,7 +104,7 @@ def test_text_ends_at_the_end() -> None:
     model.config = model.config.replace(tokens={"eos": tokenizer.encode(end)})
     assert generate(model, tokenizer, ["the cat"], max_new_tokens=12) == [free[: free.index(end)]]
     assert "".join(generate_stream(model, tokenizer, "the cat", max_new_tokens=12)) == free[: free.index(end)]
-    assert generate(model, tokenizer, "the cat", max_new_tokens=12, stop_at_end=False) == [free]
+    assert generate(model, tokenizer, "the cat", max_new_tokens=12, stop_at_eos=False) == [free]
 
 
 def test_mistakes() -> None:
@@ -134,14 +133,14 @@ def test_a_stream_ends_before_a_stop_string(tokenizer: Tokenizer) -> None:
 
 def test_a_batch_is_penalized_and_stopped_like_a_stream(tokenizer: Tokenizer) -> None:
     model = model_for(tokenizer)
-    sampling = Sampling(frequency_penalty=0.7, repetition_penalty=1.2)
-    free = generate(model, tokenizer, PROMPTS, max_new_tokens=20, sampling=sampling)
+    config = GenerationConfig(max_new_tokens=20, frequency_penalty=0.7, repetition_penalty=1.2)
+    free = generate(model, tokenizer, PROMPTS, config)
     assert free != generate(model, tokenizer, PROMPTS, max_new_tokens=20)
     stop = [part for part in (free[0][2:4], free[1][5:6]) if part]
-    said = generate(model, tokenizer, PROMPTS, max_new_tokens=20, sampling=sampling, stop=stop)
+    said = generate(model, tokenizer, PROMPTS, config, stop=stop)
     assert said != free
     for prompt, text in zip(PROMPTS, said, strict=True):
-        streamed = generate_stream(model, tokenizer, prompt, max_new_tokens=20, sampling=sampling, stop=stop)
+        streamed = generate_stream(model, tokenizer, prompt, config, stop=stop)
         assert "".join(streamed) == text
     with pytest.raises(UserError, match="without beams"):
-        generate(model, tokenizer, PROMPTS, sampling=sampling, beams=2)
+        generate(model, tokenizer, PROMPTS, config, beams=2)

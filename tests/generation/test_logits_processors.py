@@ -1,4 +1,4 @@
-"""Every rule, and their order, against the processors that Hugging Face makes of the same settings."""
+"""Every processor, and their order, against the processors that Hugging Face makes of the same settings."""
 
 from typing import Any
 
@@ -19,11 +19,13 @@ from transformers import (
 
 from anyformer.errors import UserError
 from anyformer.generation import generate_ids
-from anyformer.generation.rules import History, RuleContext, generation_settings, rules_for
+from anyformer.generation.config import generation_settings
+from anyformer.generation.logits_processors import History, model_processors
+from anyformer.generation.prompt import Prompt
 from anyformer.model import Origin
 from tests.generation.models import WRITERS, build, recompute
 
-VOCAB, ENDS = 11, [1, 4]
+VOCAB, EOS = 11, [1, 4]
 TINY = {
     "d_model": 8,
     "encoder_layers": 1,
@@ -43,7 +45,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "no_repeat_ngram_size": st.integers(1, 3),
     "encoder_no_repeat_ngram_size": st.integers(1, 3),
     "bad_words_ids": st.lists(st.lists(token, min_size=1, max_size=3), min_size=1, max_size=4).filter(
-        lambda words: any(word not in [[end] for end in ENDS] for word in words)
+        lambda words: any(word not in [[end] for end in EOS] for word in words)
     ),
     "min_length": st.integers(0, 12),
     "min_new_tokens": st.integers(0, 6),
@@ -69,7 +71,7 @@ def theirs() -> dict[bool, Any]:
 
 def processors(model: Any, chosen: dict[str, Any], prompt: int, given_ids: Tensor, new: int) -> LogitsProcessorList:
     generation = GenerationConfig(
-        **chosen, eos_token_id=ENDS, pad_token_id=0, decoder_start_token_id=2, max_new_tokens=new
+        **chosen, eos_token_id=EOS, pad_token_id=0, decoder_start_token_id=2, max_new_tokens=new
     )
     model._prepare_special_tokens(generation, device="cpu")
     model._prepare_generated_length(generation, True, generation.min_length is None, "input_ids", prompt, given_ids)
@@ -78,7 +80,7 @@ def processors(model: Any, chosen: dict[str, Any], prompt: int, given_ids: Tenso
 
 @settings(max_examples=150, derandomize=True, database=None)
 @given(data=st.data())
-def test_rules_are_theirs(theirs: dict[bool, Any], data: st.DataObject) -> None:
+def test_processors_are_theirs(theirs: dict[bool, Any], data: st.DataObject) -> None:
     both = data.draw(st.booleans())
     names = data.draw(st.sets(st.sampled_from(sorted(SETTINGS)), min_size=1, max_size=4))
     chosen = {name: data.draw(SETTINGS[name], label=name) for name in sorted(names)}
@@ -104,10 +106,9 @@ def test_rules_are_theirs(theirs: dict[bool, Any], data: st.DataObject) -> None:
     expected = processors(theirs[both], chosen, prompt, read, most)(history, scores.clone())
 
     def apply(ids: Tensor, padding: int, given_ids: Tensor, mask: Tensor | None) -> Tensor:
-        context = RuleContext(vocab_size=VOCAB, max_new_tokens=most, ends=ENDS, ids=given_ids, mask=mask)
         made = scores
-        for rule in rules_for(chosen, context):
-            made = rule(made, History(ids=ids, padding=torch.full((texts,), padding), new=new))
+        for processor in model_processors(chosen, Prompt(ids=given_ids, mask=mask, max_new_tokens=most), EOS, VOCAB):
+            made = processor(made, History(ids=ids, padding=torch.full((texts,), padding), new=new))
         return made
 
     torch.testing.assert_close(apply(history, 0, read, None), expected, rtol=1e-6, atol=1e-6)
@@ -119,7 +120,7 @@ def test_rules_are_theirs(theirs: dict[bool, Any], data: st.DataObject) -> None:
 
 
 def test_each_setting_is_seen() -> None:
-    """Every setting but those of beam search makes a rule, in their order."""
+    """Every setting but those of beam search makes a processor, in their order."""
     values = {
         "sequence_bias": [[[3], 1.0]],
         "encoder_repetition_penalty": 2.0,
@@ -133,15 +134,16 @@ def test_each_setting_is_seen() -> None:
         "suppress_tokens": [3],
         "begin_suppress_tokens": [3],
     }
-    context = RuleContext(
-        vocab_size=VOCAB, max_new_tokens=2, ends=ENDS, ids=torch.ones(1, 2, dtype=torch.long), mask=None
-    )
+    prompt = Prompt(ids=torch.ones(1, 2, dtype=torch.long), max_new_tokens=2)
     for name, value in values.items():
-        assert len(rules_for({name: value}, context)) == 1, name
+        assert len(model_processors({name: value}, prompt, EOS, VOCAB)) == 1, name
     assert (
-        rules_for({"num_beams": 4, "length_penalty": 2.0, "do_sample": True, "repetition_penalty": 1.0}, context) == []
+        model_processors(
+            {"num_beams": 4, "length_penalty": 2.0, "do_sample": True, "repetition_penalty": 1.0}, prompt, EOS, VOCAB
+        )
+        == []
     )
-    assert rules_for({"bad_words_ids": [[1], [4]]}, context) == []
+    assert model_processors({"bad_words_ids": [[1], [4]]}, prompt, EOS, VOCAB) == []
 
 
 @pytest.mark.parametrize(
@@ -154,11 +156,9 @@ def test_each_setting_is_seen() -> None:
     ],
 )
 def test_impossible_settings(chosen: dict[str, Any], named: str) -> None:
-    context = RuleContext(
-        vocab_size=VOCAB, max_new_tokens=2, ends=ENDS, ids=torch.ones(1, 2, dtype=torch.long), mask=None
-    )
+    prompt = Prompt(ids=torch.ones(1, 2, dtype=torch.long), max_new_tokens=2)
     with pytest.raises(UserError, match=named):
-        rules_for(chosen, context)
+        model_processors(chosen, prompt, EOS, VOCAB)
 
 
 def test_settings_come_from_the_config_where_there_is_no_other_file() -> None:
@@ -172,7 +172,7 @@ def test_settings_come_from_the_config_where_there_is_no_other_file() -> None:
     assert generate_ids(model, torch.tensor([[3, 4, 5]]), max_new_tokens=6)[0, 0] == 8
 
 
-def test_rules_steer_the_loop() -> None:
+def test_processors_steer_the_loop() -> None:
     model = build(WRITERS["rotary"])
     free = recompute(model, [3, 4, 5], 8)
     model.origin = Origin(generation={"suppress_tokens": sorted(set(free)), "num_beams": 5})

@@ -1,11 +1,10 @@
-"""Text as it comes, up to a stop string: what may still change is held back."""
+"""Text in pieces, up to a stop string: what may still change is held back."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from anyformer.errors import UserError
 from anyformer.tokenizer import StreamDecoder, Tokenizer
 
-CONTEXT = 32
+_CONTEXT = 32
 """Tokens of the prompt that the new ones are decoded behind: whether a word starts with a space depends on them."""
 
 
@@ -19,10 +18,8 @@ class StopStrings:
         found: whether one has come.
     """
 
-    def __init__(self, stop: str | Sequence[str] | None) -> None:
-        self._stops = [] if stop is None else [stop] if isinstance(stop, str) else list(stop)
-        if "" in self._stops:
-            raise UserError("A stop string is empty, and would end every text before it begins: leave it out.")
+    def __init__(self, stop: str | Sequence[str]) -> None:
+        self._stops = [stop] if isinstance(stop, str) else list(stop)
         self._held = ""
         self.found = False
 
@@ -51,7 +48,7 @@ def _begun(text: str, stop: str) -> int:
     return next((size for size in range(len(stop) - 1, 0, -1) if text.endswith(stop[:size])), 0)
 
 
-def until(pieces: Iterable[str], stop: str | Sequence[str] | None) -> Iterator[str]:
+def cut_at_stop(pieces: Iterable[str], stop: str | Sequence[str]) -> Iterator[str]:
     """The pieces before a stop string."""
     stops = StopStrings(stop)
     for piece in pieces:
@@ -63,17 +60,17 @@ def until(pieces: Iterable[str], stop: str | Sequence[str] | None) -> Iterator[s
         yield rest
 
 
-class Continuation:
-    """The text of new tokens behind a prompt, in pieces.
+class Detokenizer:
+    """The text of new tokens behind a prompt, in pieces, up to a stop string.
 
     Args:
         tokenizer: What decodes them.
-        before: The prompt, or its last `CONTEXT` tokens.
+        before: The prompt, or its last tokens.
         stop: Strings that end the text, and are no part of it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int], stop: str | Sequence[str] | None = None) -> None:
-        before = before[-CONTEXT:]
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int], stop: str | Sequence[str] = ()) -> None:
+        before = before[-_CONTEXT:]
         self._decoder = StreamDecoder(tokenizer)
         shown = sum(len(self._decoder.push(token)) for token in before)
         # What the decoder still holds back of the prompt is no new text.
@@ -97,3 +94,10 @@ class Continuation:
         new = piece[self._old :]
         self._old = max(0, self._old - len(piece))
         return new
+
+
+def continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """The text of new tokens behind a prompt, all at once."""
+    before = list(prompt[-_CONTEXT:])
+    known = tokenizer.decode(before) if before else ""
+    return tokenizer.decode([*before, *new])[len(known) :]

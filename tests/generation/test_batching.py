@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyformer.errors import UserError
-from anyformer.generation import Engine, Sampling, generate_ids
-from anyformer.generation.stop import StopStrings, until
+from anyformer.generation import BatchingEngine, GenerationConfig, generate_ids
+from anyformer.generation.stop_strings import StopStrings, cut_at_stop
 from tests.generation.models import VOCAB, WRITERS, build, recompute
 
 few = settings(max_examples=5, derandomize=True, database=None)
@@ -19,12 +19,12 @@ UNCUT = [name for name in WRITERS if name != "dynamic"]
 @given(data=st.data())
 def test_drawn_requests(name: str, data: st.DataObject) -> None:
     model = build(WRITERS[name])
-    engine = Engine(model, slots=data.draw(st.integers(1, 3)), capacity=24, chunk=data.draw(st.integers(1, 9)))
+    engine = BatchingEngine(model, slots=data.draw(st.integers(1, 3)), capacity=24, chunk=data.draw(st.integers(1, 9)))
     texts = data.draw(st.lists(st.lists(st.integers(3, VOCAB - 1), min_size=1, max_size=9), min_size=1, max_size=6))
     requests, cancelled = [], set()
     for text in texts:
         new = data.draw(st.integers(1, 8))
-        requests.append((text, new, engine.submit(text, new)))
+        requests.append((text, new, engine.submit(text, max_new_tokens=new)))
         for _ in range(data.draw(st.integers(0, 3))):
             engine.step()
         if data.draw(st.integers(0, 4)) == 0:
@@ -49,20 +49,23 @@ def test_drawn_requests(name: str, data: st.DataObject) -> None:
 
 def test_a_seed_draws_the_same_in_any_company() -> None:
     model = build(WRITERS["grouped"])
-    sampling = Sampling(temperature=1.5, min_p=0.01, presence_penalty=0.5, frequency_penalty=0.2)
-    alone = Engine(model, slots=1)
-    first = alone.submit([3, 4, 5], 10, sampling, seed=4)
+    config = GenerationConfig(temperature=1.5, min_p=0.01, presence_penalty=0.5, frequency_penalty=0.2, seed=4)
+    alone = BatchingEngine(model, slots=1)
+    first = alone.submit([3, 4, 5], config, max_new_tokens=10)
     alone.run()
-    together = Engine(model, slots=3)
-    requests = [together.submit([7, 8], 12, sampling, seed=1), together.submit([3, 4, 5], 10, sampling, seed=4)]
+    together = BatchingEngine(model, slots=3)
+    requests = [
+        together.submit([7, 8], config, max_new_tokens=12, seed=1),
+        together.submit([3, 4, 5], config, max_new_tokens=10),
+    ]
     together.run()
     assert requests[1].tokens == first.tokens
 
 
 def test_log_probabilities_are_the_models() -> None:
     model = build(WRITERS["rotary"])
-    engine = Engine(model)
-    request = engine.submit([3, 4], 5, logprobs=3)
+    engine = BatchingEngine(model)
+    request = engine.submit([3, 4], max_new_tokens=5, logprobs=3)
     engine.run()
     with torch.no_grad():
         log_p = model(torch.tensor([[3, 4, *request.tokens]])).logits[0, 1:-1].log_softmax(-1)
@@ -75,16 +78,16 @@ def test_log_probabilities_are_the_models() -> None:
     ("prompt", "new", "named"), [([], 3, "empty"), ([3] * 40, 20, "context|room"), ([3], 0, "max_new"), ("a", 3, "ids")]
 )
 def test_what_cannot_be_written_is_refused_at_once(prompt: list[int] | str, new: int, named: str) -> None:
-    engine = Engine(build(WRITERS["learned"]))
+    engine = BatchingEngine(build(WRITERS["learned"]))
     with pytest.raises(UserError, match=named):
-        engine.submit(prompt, new)
+        engine.submit(prompt, max_new_tokens=new)
     assert engine.waiting == 0
 
 
 def test_it_says_what_generate_says() -> None:
     model = build(WRITERS["learned both"])
-    engine = Engine(model)
-    request = engine.submit([5, 6, 7], 9)
+    engine = BatchingEngine(model)
+    request = engine.submit([5, 6, 7], max_new_tokens=9)
     engine.run()
     assert request.tokens == generate_ids(model, torch.tensor([[5, 6, 7]]), max_new_tokens=9)[0].tolist()
 
@@ -94,7 +97,7 @@ def test_it_says_what_generate_says() -> None:
 def test_stop_strings(text: str, stops: list[str], data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=5)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    said = "".join(until(pieces, stops))
+    said = "".join(cut_at_stop(pieces, stops))
     places = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
     # In pieces the stop that is complete first ends the text; in one piece that which begins first.
     allowed = {text[:begin] for _, begin in places} or {text}

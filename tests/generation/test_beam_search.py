@@ -16,14 +16,13 @@ from anyformer.cli.main import main
 from anyformer.config import SpecialTokens
 from anyformer.errors import UserError
 from anyformer.generation import (
-    BeamSearch,
+    GenerationConfig,
     beam_search_ids,
     generate,
     generate_ids,
     generate_n_best,
-    search_for,
 )
-from anyformer.generation.beam import largest
+from anyformer.generation.beam_search import largest
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 from tests.generation.models import BOS, BOTH, EOS, PAD, VOCAB, WRITERS, batch, build, config, rows
@@ -31,7 +30,8 @@ from tests.generation.models import BOS, BOTH, EOS, PAD, VOCAB, WRITERS, batch, 
 NEW = 7
 few = settings(max_examples=4, derandomize=True, database=None)
 SEARCHES = st.builds(
-    BeamSearch,
+    GenerationConfig,
+    max_new_tokens=st.just(NEW),
     beams=st.integers(1, 4),
     length_penalty=st.sampled_from((0.0, 1.0, 1.5)),
     early_stopping=st.sampled_from((True, False, "never")),
@@ -76,8 +76,8 @@ def test_enough_beams_find_the_best_of_all_texts(name: str, penalty: float) -> N
     words = [token for token in range(VOCAB) if token not in ends]
     possible = [(end,) for end in ends] + list(itertools.product(words, range(VOCAB)))
     scored = sorted(((log_p(model, text, new) / len(new) ** penalty, new) for new in possible), reverse=True)
-    search = BeamSearch(beams=VOCAB, length_penalty=penalty, early_stopping="never")
-    found = beam_search_ids(model, torch.tensor([text]), None, 2, search, n_best=5)
+    config = GenerationConfig(max_new_tokens=2, beams=VOCAB, length_penalty=penalty, early_stopping="never")
+    found = beam_search_ids(model, torch.tensor([text]), None, config, n_best=5)
     assert [tuple(row[: len(new)]) for row, (_, new) in zip(found.ids[0].tolist(), scored, strict=False)] == [
         new for _, new in scored[:5]
     ]
@@ -87,15 +87,15 @@ def test_enough_beams_find_the_best_of_all_texts(name: str, penalty: float) -> N
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", WRITERS)
 @few
-@given(texts=rows(), seed=st.integers(0, 3), filler=st.integers(0, VOCAB - 1), search=SEARCHES)
+@given(texts=rows(), seed=st.integers(0, 3), filler=st.integers(0, VOCAB - 1), config=SEARCHES)
 def test_ragged_batches_equal_each_text_alone(
-    name: str, side: str, texts: list[list[int]], seed: int, filler: int, search: BeamSearch
+    name: str, side: str, texts: list[list[int]], seed: int, filler: int, config: GenerationConfig
 ) -> None:
     model = ending(name, seed)
     ids, mask = batch(texts, side, filler)
-    together = beam_search_ids(model, ids, mask, NEW, search, search.beams)
+    together = beam_search_ids(model, ids, mask, config, n_best=config.beams)
     for index, text in enumerate(texts):
-        alone = beam_search_ids(model, torch.tensor([text]), None, NEW, search, search.beams)
+        alone = beam_search_ids(model, torch.tensor([text]), None, config, n_best=config.beams)
         width = alone.ids.shape[2]
         assert together.ids[index, :, :width].tolist() == alone.ids[0].tolist()
         assert bool((together.ids[index, :, width:] == PAD).all())
@@ -108,8 +108,8 @@ def test_ragged_batches_equal_each_text_alone(
 def test_one_beam_is_greedy(name: str, texts: list[list[int]], seed: int, early: Any) -> None:
     model = ending(name, seed)
     ids, mask = batch(texts, "right")
-    found = beam_search_ids(model, ids, mask, NEW, BeamSearch(beams=1, early_stopping=early))
-    greedy = generate_ids(model, ids, mask, NEW, beams=1)
+    found = beam_search_ids(model, ids, mask, max_new_tokens=NEW, beams=1, early_stopping=early)
+    greedy = generate_ids(model, ids, mask, max_new_tokens=NEW, beams=1)
     assert torch.equal(found.ids[:, 0], greedy)
     if name == "dynamic":
         return  # what a token was worth when it was chosen is not what it is worth in the longer text
@@ -120,13 +120,13 @@ def test_one_beam_is_greedy(name: str, texts: list[list[int]], seed: int, early:
 
 
 @pytest.mark.parametrize("name", ["rotary", "relative both"])
-def test_the_rules_hold_within_a_search(name: str) -> None:
+def test_processors_hold_within_a_search(name: str) -> None:
     """What the source or the text has is told row by row, also after rows have left."""
     rules = {"no_repeat_ngram_size": 1, "encoder_no_repeat_ngram_size": 1, "min_new_tokens": 2}
     model = ending(name, settings=rules)
     texts = [[3, 4, 6], [7, 8], [10], [11, 12, 13, 14]]
     ids, mask = batch(texts, "left")
-    found = beam_search_ids(model, ids, mask, NEW, BeamSearch(beams=4), 4)
+    found = beam_search_ids(model, ids, mask, max_new_tokens=NEW, beams=4, n_best=4)
     for text, answers in zip(texts, found.ids.tolist(), strict=True):
         for answer in answers:
             end = next((place for place, token in enumerate(answer) if token in (EOS, 5, 9)), NEW - 1)
@@ -141,7 +141,7 @@ def test_the_source_is_read_once_and_finished_rows_leave(monkeypatch: pytest.Mon
     texts = [[3, 4, 6], [7, 8], [10], [11, 12, 13, 14]]
     encoded, decoded = _rows_seen(model.encoder, monkeypatch), _rows_seen(model.decoder, monkeypatch)
     ids, mask = batch(texts, "right")
-    beam_search_ids(model, ids, mask, 20, BeamSearch(beams=3, early_stopping=True))
+    beam_search_ids(model, ids, mask, max_new_tokens=20, beams=3, early_stopping=True)
     assert encoded == [4]
     # The first token is scored once a text, the others once a beam.
     assert decoded[:2] == [4, 12]
@@ -166,7 +166,7 @@ def _rows_seen(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_the_caller_gets_the_model_back() -> None:
     model = ending("rotary").train()
     ids = torch.tensor([[3, 4, 6]])
-    found = beam_search_ids(model, ids, search=BeamSearch(beams=2))
+    found = beam_search_ids(model, ids, beams=2)
     assert model.training
     model(found.ids[:, 0], targets=found.ids[:, 0]).loss.backward()
 
@@ -180,17 +180,20 @@ def test_the_context_is_used_to_its_end() -> None:
 
 def test_fewer_words_than_candidates() -> None:
     model = build(config(vocab_size=4, tokens=SpecialTokens(eos=(1, 2, 3), pad=PAD)))
-    found = beam_search_ids(model, torch.tensor([[0]]), None, 3, BeamSearch(beams=4), 4)
+    found = beam_search_ids(model, torch.tensor([[0]]), max_new_tokens=3, beams=4, n_best=4)
     assert bool(found.scores.isfinite().all())
 
 
 def test_settings_and_arguments() -> None:
     model = ending("rotary", settings={"num_beams": 3, "length_penalty": 0.0, "early_stopping": "never"})
-    assert search_for(model) == BeamSearch(beams=3, length_penalty=0.0, early_stopping="never")
-    assert search_for(model, 2, 1.5, False) == BeamSearch(beams=2, length_penalty=1.5, early_stopping=False)
-    assert search_for(ending("rotary")) == BeamSearch(beams=1)
+    own = GenerationConfig.for_model(model)
+    assert own == GenerationConfig(beams=3, length_penalty=0.0, early_stopping="never")
+    changes: dict[str, Any] = {"beams": 2, "length_penalty": 1.5, "early_stopping": False}
+    assert GenerationConfig.for_model(model, **changes) == GenerationConfig(**changes)
+    assert GenerationConfig.for_model(model, temperature=1.0) == GenerationConfig(temperature=1.0)
+    assert GenerationConfig.for_model(ending("rotary")) == GenerationConfig()
     ids = torch.tensor([[3, 4, 6]])
-    searched = beam_search_ids(model, ids, None, NEW).ids[:, 0]
+    searched = beam_search_ids(model, ids, max_new_tokens=NEW).ids[:, 0]
     assert torch.equal(generate_ids(model, ids, max_new_tokens=NEW), searched)
     # Whoever draws doesn't search, unless both are asked for.
     drawn = [generate_ids(m, ids, max_new_tokens=NEW, temperature=1.0, seed=1) for m in (model, ending("rotary"))]
@@ -222,7 +225,7 @@ def test_a_setting_that_is_none() -> None:
 @pytest.mark.parametrize("n_best", [0, 3])
 def test_no_more_texts_than_beams(n_best: int) -> None:
     with pytest.raises(UserError, match="n_best"):
-        beam_search_ids(build(WRITERS["rotary"]), torch.tensor([[3]]), search=BeamSearch(beams=2), n_best=n_best)
+        beam_search_ids(build(WRITERS["rotary"]), torch.tensor([[3]]), beams=2, n_best=n_best)
 
 
 def test_a_diverged_model() -> None:
@@ -264,7 +267,7 @@ def test_the_best_texts() -> None:
         scores = [text.score for text in texts]
         assert scores == sorted(scores, reverse=True)
         ids = torch.tensor([tokenizer.encode(prompt)])
-        found: Tensor = beam_search_ids(model, ids, search=BeamSearch(beams=4), n_best=4).scores
+        found: Tensor = beam_search_ids(model, ids, beams=4, n_best=4).scores
         assert scores == pytest.approx(found[0].tolist(), abs=1e-5)
     assert generate_n_best(model, tokenizer, PROMPTS[0], 3) == generate_n_best(model, tokenizer, PROMPTS[0], 3, beams=3)
     with pytest.raises(UserError, match="n_best"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from anyformer.config import HeadConfig, ModelConfig, SpecialTokens
 from anyformer.errors import UserError
-from anyformer.generation import Engine, generate_ids, stream_ids
+from anyformer.generation import BatchingEngine, generate_ids, stream_ids
 from anyformer.model import Transformer
 from tests.generation.models import BOS, BOTH, DECODERS, EOS, PAD, VOCAB, WRITERS, batch, build, config, recompute, rows
 
@@ -55,7 +55,7 @@ def test_each_text_stops_at_its_end(name: str) -> None:
     ids, mask = batch(texts, "right")
     said = generate_ids(model, ids, mask, max_new_tokens=NEW)
     assert said.tolist() == [text + [PAD] * (longest - len(text)) for text in expected]
-    assert generate_ids(model, ids, mask, max_new_tokens=NEW, stop_at_end=False).tolist() == free
+    assert generate_ids(model, ids, mask, max_new_tokens=NEW, stop_at_eos=False).tolist() == free
 
 
 def test_without_padding_the_end_fills_up() -> None:
@@ -214,13 +214,13 @@ def test_damage_that_comes_with_a_later_token() -> None:
     torch.nn.init.constant_(table[12], math.nan)
     guesser = build(WRITERS["learned"])
     for more in ({}, {"temperature": 1.0}, {"beams": 3}, {"draft": "prompt"}):
-        assert generate_ids(model, IDS[:1], max_new_tokens=3, stop_at_end=False, **more).shape[1] == 3
+        assert generate_ids(model, IDS[:1], max_new_tokens=3, stop_at_eos=False, **more).shape[1] == 3
         with pytest.raises(UserError, match="NaN"):
-            generate_ids(model, IDS[:1], max_new_tokens=20, stop_at_end=False, **more)
+            generate_ids(model, IDS[:1], max_new_tokens=20, stop_at_eos=False, **more)
     with pytest.raises(UserError, match="NaN"):
-        generate_ids(guesser, IDS[:1], max_new_tokens=20, stop_at_end=False, draft=model)
-    engine = Engine(model, slots=2, capacity=40)
-    short, long = (engine.submit(IDS[0].tolist(), new, stop_at_end=False) for new in (3, 20))
+        generate_ids(guesser, IDS[:1], max_new_tokens=20, stop_at_eos=False, draft=model)
+    engine = BatchingEngine(model, slots=2, capacity=40)
+    short, long = (engine.submit(IDS[0].tolist(), max_new_tokens=new, stop_at_eos=False) for new in (3, 20))
     with pytest.raises(UserError, match="NaN"):
         engine.run()
     engine.run()

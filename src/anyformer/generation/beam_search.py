@@ -1,0 +1,252 @@
+"""Beam search: several texts grow side by side, and the likeliest of those that ended are the answer.
+
+The search is Hugging Face's, step for step, so that a model's settings (`num_beams`, `length_penalty`,
+`early_stopping`) find the same texts with the same scores. What differs is the work: the encoder and the prompt are
+read once a text and not once a beam, and a text whose search is over leaves the batch.
+
+Shapes::
+
+    rows        texts that are still being searched for     beams   texts that grow for each
+    candidates  continuations that a step looks at          new     longest answer, in tokens
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Unpack
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from anyformer.errors import UserError
+from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
+from anyformer.generation.inference import check_nan, evaluating, require_generative
+from anyformer.generation.logits_processors import History, make_processors
+from anyformer.generation.prefill import CachedDecoder
+from anyformer.generation.prompt import Prompt, make_prompt
+from anyformer.generation.special_ids import eos_ids, pad_id
+from anyformer.model import Transformer
+
+_NEVER = -1e9
+"""The score of what there is not yet. Hugging Face's, for a banned token has a lower one: -inf."""
+
+_BLOCK = 128
+"""Scores in a block of `largest`."""
+
+
+@dataclass(frozen=True)
+class Hypotheses:
+    """What a search found: for each prompt its best texts, the best first."""
+
+    ids: Int[Tensor, "batch n_best new"]
+    """The new tokens, filled up with padding behind their end."""
+    scores: Float[Tensor, "batch n_best"]
+    """Log-probability divided by ``length ** length_penalty``; the end-of-text token counts as well."""
+
+
+def beam_search_ids(
+    model: Transformer,
+    ids: Int[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"] | None = None,
+    config: GenerationConfig | None = None,
+    *,
+    n_best: int = 1,
+    **options: Unpack[GenerationOptions],
+) -> Hypotheses:
+    """Search for the likeliest continuations of prompts, or rewritings of sources.
+
+    Args:
+        model, ids, mask, config, options: As for `generate_ids`.
+        n_best: Texts to return for each prompt, at most as many as there are beams.
+
+    Returns:
+        The texts and their scores, where the model is.
+
+    Raises:
+        UserError: as `generate_ids`, and for more texts than beams.
+    """
+    config = resolve(model, config, options, stop_strings=False)
+    require_generative(model)
+    if config.temperature > 0.0 or config.samples > 1:
+        raise UserError("Beam search finds the likeliest texts and draws none: leave out temperature and samples.")
+    if not 1 <= n_best <= config.beams:
+        raise UserError(
+            f"{n_best} texts of each prompt were asked for (n_best), and the search keeps {config.beams} (beams): ask "
+            "for at least one, and at most as many as there are beams."
+        )
+    prompt = make_prompt(model, ids, mask, config.max_new_tokens)
+    with evaluating(model), torch.inference_mode():
+        found = _Search(model, prompt, config).run()
+    length = int(found.lengths[:, :n_best].max())
+    # Copies made outside of inference mode are ordinary tensors, fit to train on.
+    return Hypotheses(found.ids[:, :n_best, :length].clone(), found.scores[:, :n_best].clone())
+
+
+@dataclass
+class _Found:
+    """The best texts that have ended. [rows, beams, ...]"""
+
+    ids: Tensor
+    scores: Tensor
+    lengths: Tensor
+    exists: Tensor
+
+    def best(self, others: _Found) -> _Found:
+        """The best of both, as many as there are here."""
+        scores = torch.cat((self.scores, others.scores), dim=1)
+        order = scores.topk(self.scores.shape[1], dim=1).indices
+        return _Found(
+            _take(torch.cat((self.ids, others.ids), dim=1), order),
+            scores.gather(1, order),
+            torch.cat((self.lengths, others.lengths), dim=1).gather(1, order),
+            torch.cat((self.exists, others.exists), dim=1).gather(1, order),
+        )
+
+    def write(self, index: Tensor, rows: _Found) -> None:
+        """Put the texts of rows at these indices."""
+        for mine, theirs in zip(self._fields(), rows._fields(), strict=True):
+            mine[index] = theirs
+
+    def select(self, rows: Tensor) -> _Found:
+        return _Found(*(field[rows] for field in self._fields()))
+
+    def _fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.ids, self.scores, self.lengths, self.exists
+
+
+def _nothing(rows: int, beams: int, new: int, fill: int, device: torch.device) -> _Found:
+    return _Found(
+        torch.full((rows, beams, new), fill, dtype=torch.long, device=device),
+        torch.full((rows, beams), _NEVER, device=device),
+        torch.zeros((rows, beams), dtype=torch.long, device=device),
+        torch.zeros((rows, beams), dtype=torch.bool, device=device),
+    )
+
+
+class _Search:
+    """A search under way."""
+
+    def __init__(self, model: Transformer, prompt: Prompt, config: GenerationConfig) -> None:
+        rows, self.start = prompt.ids.shape
+        device, beams, new = prompt.ids.device, config.beams, prompt.max_new_tokens
+        self.model, self.config, self.prompt, self.max_new_tokens = model, config, prompt, new
+        self.decoder = CachedDecoder(model, beams)
+        self.eos = eos_ids(model) if config.stop_at_eos else ()
+        self.processors = make_processors(model, prompt.repeat(beams), self.eos, config)
+        self.stop = torch.tensor(self.eos, dtype=torch.long, device=device)
+        self.pad = pad_id(model, self.eos)
+        self.texts = torch.full((rows, beams, prompt.capacity), self.pad, dtype=torch.long, device=device)
+        self.texts[:, :, : self.start] = prompt.ids[:, None]
+        # All beams of a row are equal at first: only one of them may go on, or all would say the same.
+        self.scores = torch.full((rows, beams), _NEVER, device=device)
+        self.scores[:, 0] = 0.0
+        self.found = _nothing(rows, beams, new, self.pad, device)
+        self.results = _nothing(rows, beams, new, self.pad, device)
+        self.rows = torch.arange(rows, device=device)
+        """The rows of the batch that are still searched for."""
+
+    def run(self) -> _Found:
+        """Search until every row is done; returns what was found for each."""
+        logits = self.decoder.prefill(self.prompt)[:, None]
+        for new in range(self.max_new_tokens):
+            origin = self._grow(self._totals(check_nan(logits[:, 0]), new), new)
+            if new + 1 == self.max_new_tokens:
+                break
+            done = self._done(new + 1)
+            leaving = bool(done.any())
+            if leaving:
+                self.results.write(self.rows[done], self.found.select(done))
+                if bool(done.all()):
+                    return self.results
+                origin = self._keep(~done, origin)
+            self.decoder.cache.select(origin.flatten(), sources=leaving)
+            logits = self.decoder.step(self._ids(new + 1))
+        self.results.write(self.rows, self.found)
+        return self.results
+
+    def _ids(self, new: int) -> Int[Tensor, "texts length"]:
+        return self.texts[:, :, : self.start + new].flatten(0, 1)
+
+    def _totals(self, logits: Float[Tensor, "texts vocab"], new: int) -> Float[Tensor, "rows beams vocab"]:
+        """The log-probability of each beam with one token more, as the processors change it."""
+        log_p = logits.log_softmax(dim=-1)
+        history = History(ids=self._ids(new), padding=self.decoder.prompt.padding, new=new)
+        for processor in self.processors:
+            log_p = processor(log_p, history)
+        return log_p.unflatten(0, self.scores.shape).add_(self.scores[:, :, None])
+
+    def _grow(self, totals: Float[Tensor, "rows beams vocab"], new: int) -> Int[Tensor, "rows beams"]:
+        """Put the best continuations in the place of the beams, and those that end among the found.
+
+        Returns:
+            The number of the beam that each new one goes on from, counted over all rows.
+        """
+        rows, beams, vocab = totals.shape
+        # Enough that `beams` of them go on even if all others end.
+        candidates = min(max(2, 1 + len(self.eos)) * beams, beams * vocab)
+        totals, order = largest(totals.flatten(1), candidates)
+        source, token = order // vocab, order % vocab
+        ending = torch.isin(token, self.stop)
+        if new + 1 == self.max_new_tokens:
+            ending = torch.ones_like(ending)
+
+        texts = _take(self.texts[:, :, self.start : self.start + new + 1], source)
+        texts[:, :, new] = token
+        self._collect(totals, texts, ending, new + 1)
+
+        going = totals + ending * _NEVER
+        order = going.topk(beams, dim=1).indices
+        self.scores = going.gather(1, order)
+        self.texts[:, :, self.start : self.start + new + 1] = _take(texts, order)
+        return source.gather(1, order) + torch.arange(rows, device=order.device)[:, None] * beams
+
+    def _collect(self, totals: Tensor, texts: Tensor, ending: Tensor, length: int) -> None:
+        """Keep the best texts that have ended. The candidates behind the first `beams` are there to go on only."""
+        ended = ending & (torch.arange(ending.shape[1], device=ending.device) < self.config.beams)
+        scores = totals / length**self.config.length_penalty + ~ended * _NEVER
+        ids = F.pad(texts, (0, self.max_new_tokens - length), value=self.pad)
+        self.found = self.found.best(_Found(ids, scores, torch.full_like(ended, length, dtype=torch.long), ended))
+
+    def _done(self, length: int) -> Bool[Tensor, " rows"]:
+        """Which rows can't find better texts any more, at a length of so many new tokens."""
+        config, found = self.config, self.found
+        reached = self.max_new_tokens if config.early_stopping == "never" and config.length_penalty > 0 else length
+        hoped = self.scores[:, 0] / reached**config.length_penalty
+        full = found.exists.all(dim=1)
+        # One beam is greedy search, which is over with its first end.
+        over = full & (config.early_stopping is True or config.beams == 1)
+        return over | (full & (hoped <= found.scores[:, -1])) | (~full & (hoped <= _NEVER))
+
+    def _keep(self, rows: Bool[Tensor, " rows"], origin: Tensor) -> Int[Tensor, "kept beams"]:
+        """Go on with these rows only; returns the origins of their beams."""
+        beams = self.config.beams
+        self.texts, self.scores, self.rows = self.texts[rows], self.scores[rows], self.rows[rows]
+        self.found = self.found.select(rows)
+        self.decoder.prompt = self.decoder.prompt.select(rows.repeat_interleave(beams))
+        self.processors = make_processors(self.model, self.decoder.prompt, self.eos, self.config)
+        return origin[rows]
+
+
+def largest(
+    scores: Float[Tensor, "rows scores"], count: int
+) -> tuple[Float[Tensor, "rows count"], Int[Tensor, "rows count"]]:
+    """The largest scores of each row and their positions, as `topk` gives them.
+
+    A few of very many are found sooner among the blocks with the largest maxima, which hold them all.
+    """
+    rows, size = scores.shape
+    if size % _BLOCK or size < 2 * count * _BLOCK:
+        best = scores.topk(count, dim=1)
+        return best.values, best.indices
+    blocks = scores.unflatten(1, (-1, _BLOCK))
+    # In order, so that the first of equal scores comes first, as without blocks.
+    chosen = blocks.amax(dim=2).topk(count, dim=1).indices.sort(dim=1).values
+    found, within = blocks.gather(1, chosen[:, :, None].expand(rows, count, _BLOCK)).flatten(1).topk(count, dim=1)
+    return found, chosen.gather(1, within // _BLOCK) * _BLOCK + within % _BLOCK
+
+
+def _take(texts: Tensor, order: Tensor) -> Tensor:
+    """The texts, [rows, beams, length], at these positions of their rows, [rows, taken]."""
+    return texts.gather(1, order[:, :, None].expand(-1, -1, texts.shape[2]))
