@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from anyformer.cli.parsing import generation_options
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anyformer as af
 from anyformer.cli.chat import ChatOptions
 from anyformer.cli.main import main
+from anyformer.cli.options import generation_options
 from anyformer.cli.terminal import Terminal
 from anyformer.errors import UserError
 from anyformer.generation import Conversation, GenerationConfig
@@ -322,7 +322,7 @@ def _expect(terminal: int, text: str, seen: bytearray) -> None:
 _ENDLESS = """
 import sys, time
 from anyformer.cli.main import main
-from anyformer.cli.parsing import generation_options
+from anyformer.cli.options import generation_options
 from anyformer.generation import Conversation
 def answer(self, question):
     try:

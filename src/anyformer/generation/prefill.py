@@ -1,7 +1,7 @@
 """What a model has read of a batch of texts: prompts are prefilled into a cache, and each token costs one step more."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from anyformer.generation.step import Step, decoder_step
 from anyformer.model import Transformer
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """A model that has read a batch of texts. `CachedDecoder` and `PrefixCache` are two."""
 
