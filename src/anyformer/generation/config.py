@@ -131,8 +131,7 @@ class GenerationConfig:
             raise UserError(f"beams is a number of texts that grow side by side, at least 1, not {self.beams}.")
         if not abs(self.length_penalty) < float("inf"):
             raise UserError(f"length_penalty is a finite number, not {self.length_penalty}.")
-        if self.early_stopping not in (True, False, "never"):
-            raise UserError(f'early_stopping is true, false or "never", not {self.early_stopping!r}.')
+        _check_early_stopping(self.early_stopping)
         if self.beams == 1:
             return
         if self.temperature > 0.0:
@@ -167,6 +166,7 @@ class GenerationConfig:
         own = {name: settings.get(theirs) for name, theirs in _SEARCH.items()}
         known = cast("GenerationOptions", {name: value for name, value in own.items() if value is not None})
         known.update(options)
+        _check_early_stopping(known.get("early_stopping", False))
         return cls().replace(**known)
 
     @classmethod
@@ -184,6 +184,11 @@ class GenerationConfig:
         )
         known.update(options)
         return cls().replace(**known)
+
+
+def _check_early_stopping(value: object) -> None:
+    if value not in (True, False, "never"):
+        raise UserError(f'early_stopping is true, false or "never", not {value!r}.')
 
 
 def resolve(
