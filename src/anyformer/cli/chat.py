@@ -8,6 +8,14 @@ from typing import Annotated
 from anyformer.cli.loading import LoadOptions
 from anyformer.cli.options import Positional, generation_options, parse
 
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "sampling": (
+        *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+        "seed",
+    )
+}
+"""Fields of ChatOptions by section of the help."""
+
 
 @dataclass(frozen=True)
 class ChatOptions:
@@ -49,7 +57,7 @@ class ChatOptions:
 
 def run(argv: list[str]) -> int:
     """Load the model and talk."""
-    options = parse(ChatOptions, argv, "chat")
+    options = parse(ChatOptions, argv, "chat", _SECTIONS)
 
     from anyformer.cli.terminal import Terminal
     from anyformer.generation import Conversation

@@ -33,6 +33,16 @@ _SINGLE = {"n_best": 1, "samples": 1, "logprobs": None}
 _NOT_OF_THE_TEXT = ("model", "prompt", "file", "out", "field", "loading", "device", "allow_pickle", *_SINGLE)
 """Options that change nothing of what is written to a file."""
 
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "prompts from a file": ("file", "out", "field", "batch_size"),
+    "sampling": (
+        *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+        *("logit_bias", "samples", "seed"),
+    ),
+    "beam search": ("beams", "length_penalty", "early_stopping", "n_best"),
+}
+"""Fields of GenerateOptions by section of the help."""
+
 
 @dataclass(frozen=True)
 class GenerateOptions:
@@ -59,7 +69,7 @@ class GenerateOptions:
     max_new_tokens: int | None = None
     """Stop after this many tokens, sooner at end-of-text (default: 200, or as many as the context has room for)."""
     temperature: Annotated[float, "T"] = 0.0
-    """0: always the likeliest token; above: draw, the bolder the higher."""
+    """0: always the likeliest token; above: draw, the bolder the higher (default: 0)."""
     top_k: int | None = None
     """Draw from the k likeliest tokens only."""
     top_p: Annotated[float | None, "P"] = None
@@ -89,9 +99,9 @@ class GenerateOptions:
     """Search for the likeliest text with this many side by side; 1: greedy (default: as many as the model's own
     settings ask for, as translation models do, and 1 if tokens are drawn)."""
     length_penalty: float | None = None
-    """Beams: 0 favors short texts, 1 compares means a token, more favors long ones (default: the model's, or 1)."""
+    """0 favors short texts, 1 compares means a token, more favors long ones (default: the model's, or 1)."""
     early_stopping: Literal["true", "false", "never"] | None = None
-    """Beams: stop when as many texts have ended (true), when the rest look worse (false), or when they can't get better
+    """Stop when as many texts have ended (true), when the rest look worse (false), or when they can't get better
     at any length (never) (default: the model's own, or false)."""
     n_best: int = 1
     """Show this many of the texts that the search found, each behind its score."""
@@ -100,7 +110,7 @@ class GenerateOptions:
 
 def run(argv: list[str]) -> int:
     """Write the continuation as it comes; what is searched for with beams comes when the search is over."""
-    options = parse(GenerateOptions, argv, "generate")
+    options = parse(GenerateOptions, argv, "generate", _SECTIONS)
 
     from anyformer.generation import GenerationConfig, generate_n_best, generate_samples, generate_stream
 
@@ -117,7 +127,7 @@ def run(argv: list[str]) -> int:
             "prompt" if options.draft == "prompt" else replace(options.loading, quantize=None).load(options.draft)[0]
         )
     if options.file is not None and options.out is not None:
-        from anyformer.cli.answers import answer_file
+        from anyformer.cli.generate_file import answer_file
         from anyformer.generation.batch_job import read_prompts
 
         flags = {**asdict(options), **asdict(options.loading)}
@@ -132,9 +142,9 @@ def run(argv: list[str]) -> int:
             _say(f"{best.score:.4f}  " if len(found) > 1 else "")
             _say(f"{before}{best.text}\n")
     elif options.logprobs is not None:
-        from anyformer.cli.tokens import show_tokens
+        from anyformer.cli.logprobs import show_logprobs
 
-        show_tokens(model, tokenizer, options.prompt, options.logprobs, **given)
+        show_logprobs(model, tokenizer, options.prompt, options.logprobs, **given)
     elif options.samples != 1:
         samples = generate_samples(model, tokenizer, options.prompt, draft=draft, **given)[0]
         for number, text in enumerate(samples, start=1):

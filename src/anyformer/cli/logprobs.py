@@ -18,7 +18,7 @@ from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
 
-def show_tokens(
+def show_logprobs(
     model: Transformer,
     tokenizer: Tokenizer | None,
     prompt: str,
