@@ -98,8 +98,8 @@ def test_what_is_no_transformer_is_refused(changes: dict[str, Any], field: str) 
         ("feed_forward.width", True),
         ("feed_forward.activation", None),
         ("norm.eps", float("inf")),
-        ("tokens.eos", (1, "x")),
-        ("tokens.pad", True),
+        ("special_tokens.eos", (1, "x")),
+        ("special_tokens.pad", True),
     ],
 )
 def test_a_number_of_the_wrong_kind_is_named(field: str, value: Any) -> None:

@@ -20,7 +20,7 @@ def small(name: str, **changes: object) -> ModelConfig:
     grouped = {"attention.kv_heads": None} if af.preset(name).attention.kv_heads else {}
     tokens = {"bos": 1, "eos": (2,), "pad": 0}
     padding = {} if af.preset(name).embedding.padding is None else {"embedding.padding": 0}
-    config = af.preset(name).replace(**{**SMALL, **layers, **grouped, **padding, "tokens": tokens, **changes})
+    config = af.preset(name).replace(**{**SMALL, **layers, **grouped, **padding, "special_tokens": tokens, **changes})
     return config
 
 

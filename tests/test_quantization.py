@@ -15,7 +15,7 @@ import anyformer as af
 from anyformer.blocks.quantized import QuantizedMatrix, dequantize
 from anyformer.kernels.cpu_features import SWITCH
 from anyformer.model import Transformer
-from anyformer.quantization import bits_per_module, quantizable, quantization, quantize_weight, quantized_parts
+from anyformer.quantization import bits_per_module, quantizable, quantization, quantize_weight, quantized_weights
 
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2-nano": {},
@@ -52,6 +52,9 @@ def preset(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+EMBEDDING = "token_embedding.table.weight"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_family_is_rounded_while_it_is_read(
     preset: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -64,9 +67,9 @@ def test_every_family_is_rounded_while_it_is_read(
     plain, _ = af.load(tmp_path / "model")
     modules = quantizable(plain)
     assert len(modules) > 8
-    assert {name for name, _ in quantized_parts(loaded)} == modules.keys()
+    assert {name.removesuffix(".weight") for name, _ in quantized_weights(loaded)} == modules.keys()
     bits = bits_per_module(plain, quantization(kind))
-    assert bits["tokens.table"] == 8  # what touches the vocabulary keeps 8 bits
+    assert bits["token_embedding.table"] == 8  # what touches the vocabulary keeps 8 bits
     for name, module in modules.items():
         weight = module.weight.detach()
         weight.copy_(dequantize(quantize_weight(name, weight, bits[name]), torch.float32))
@@ -111,7 +114,7 @@ def test_untied_heads_and_odd_widths(tmp_path: Path) -> None:
     af.save(model, tmp_path / "model")
     loaded, _ = af.load(tmp_path / "model", quantize="int4")
     assert loaded.head is not None
-    assert isinstance(loaded.head.projection, QuantizedMatrix)
+    assert isinstance(loaded.head.projection.weight, QuantizedMatrix)
     down = loaded.get_submodule("decoder.blocks.0.feed_forward.down")
     assert isinstance(down, torch.nn.Linear)  # rows of 50 are no whole groups
     af.save(loaded, tmp_path / "small")
@@ -124,7 +127,7 @@ def test_activations_in_another_format(tmp_path: Path) -> None:
     af.save(af.quantize(_model("llama-nano"), "int4"), tmp_path / "small")
     narrow, _ = af.load(tmp_path / "small", "bfloat16")
     assert narrow.dtype == torch.bfloat16
-    assert {part.scales.dtype for _, part in quantized_parts(narrow)} == {torch.float16}
+    assert {part.scales.dtype for _, part in quantized_weights(narrow)} == {torch.float16}
     af.save(narrow, tmp_path / "narrow")
     assert af.load(tmp_path / "narrow")[0].dtype == torch.bfloat16
 
@@ -153,14 +156,20 @@ def test_what_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("tokens.table.scales"), "tokens.table.weight.scales is missing"),
+        (
+            lambda state: state.pop("token_embedding.table.weight.scales"),
+            "token_embedding.table.weight.scales is missing",
+        ),
         (lambda state: state.pop("decoder.final_norm.weight"), "decoder.final_norm.weight is missing"),
         (lambda state: state.update(hat=torch.ones(1)), "the weight hat is unknown"),
-        (lambda state: state.pop("decoder.blocks.0.attention.key.minima"), "key.weight.integers, uint8.*does not fit"),
+        (
+            lambda state: state.pop("decoder.blocks.0.attention.key.weight.minima"),
+            "key.weight.integers, uint8.*does not fit",
+        ),
         (lambda state: state.update({"decoder.final_norm.weight": torch.ones(3)}), "final_norm.weight.*does not fit"),
         (
-            lambda state: state.update({"tokens.table.scales": state["tokens.table.scales"].float()}),
-            "tokens.table.weight.scales, float32.*does not fit",
+            lambda state: state.update({f"{EMBEDDING}.scales": state[f"{EMBEDDING}.scales"].float()}),
+            "token_embedding.table.weight.scales, float32.*does not fit",
         ),
     ],
 )

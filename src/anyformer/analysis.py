@@ -35,11 +35,12 @@ def part_costs(config: ModelConfig, context: int) -> list[PartCost]:
         context: Tokens in the text (and in the source).
     """
     model = skeleton(config)
-    rows = [PartCost("token embedding", 1, _parameters(model.tokens, model.source_tokens), 0)]
+    rows = [PartCost("token embedding", 1, _parameters(model.token_embedding, model.source_embedding), 0)]
     for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
         if stack is not None:
             rows += _stack(name, stack, context)
-    tied = model.tokens.matrix.shape.numel() if config.head.kind == "language_model" and config.embedding.tied else 0
+    is_tied = config.head.kind == "language_model" and config.embedding.tied
+    tied = model.token_embedding.weight.shape.numel() if is_tied else 0
     answers = _parameters(model.pooler, model.head)
     if answers or tied:
         rows.append(PartCost("head", 1, answers, _matmul_flops(model.pooler, model.head) + 2 * tied))

@@ -213,6 +213,14 @@ class NormConfig:
     """A name in `anyformer.blocks.norm.NORMS`: layer (Ba et al. 2016) or rms (Zhang & Sennrich 2019)."""
     eps: float = 1e-5
     placement: Literal["pre", "post"] = "pre"
+    final: bool | None = None
+    """One more norm after the last block; None: as the placement says. `torch.nn.Transformer` has one after post-norm
+    blocks, too."""
+
+    @property
+    def has_final(self) -> bool:
+        """Whether a norm follows the last block."""
+        return self.placement == "pre" if self.final is None else self.final
 
     def __post_init__(self) -> None:
         _require(self.eps > 0, "norm.eps", f"must be positive, not {self.eps}")
@@ -348,7 +356,7 @@ class ModelConfig:
     init: InitConfig = field(default_factory=InitConfig)
     dropout: float = 0.0
     """Dropout on what each block adds to the residual stream."""
-    tokens: SpecialTokens = field(default_factory=SpecialTokens)
+    special_tokens: SpecialTokens = field(default_factory=SpecialTokens)
     model_type: str = "anyformer"
     """The Hugging Face `model_type` that it is written as, where that can express it. No block reads this."""
 

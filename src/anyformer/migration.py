@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -14,8 +15,14 @@ SETTINGS = {
 }
 """Fields of config.yaml."""
 
-MODEL = {"normalise": "normalize"}
+MODEL = {"normalise": "normalize", "tokens": "special_tokens"}
 """Fields of a model's config, at any depth."""
+
+WEIGHTS = (
+    (r"(?<![^.])tokens\.table\.", "token_embedding.table."),
+    (r"(?<![^.])source_tokens\.table\.", "source_embedding.table."),
+)
+"""Regular expressions of weights in our own format and in checkpoints, and their names now."""
 
 
 def current_settings(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,3 +37,10 @@ def current_model(values: Any) -> Any:
         return values
     fields = cast("Mapping[str, Any]", values)
     return {MODEL.get(name, name): current_model(value) for name, value in fields.items()}
+
+
+def current_weight(name: str) -> str:
+    """The name that a weight, or a state of the optimizer for it, has now."""
+    for pattern, replacement in WEIGHTS:
+        name = re.sub(pattern, replacement, name)
+    return name

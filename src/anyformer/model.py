@@ -2,41 +2,39 @@
 
 Shapes, here and everywhere::
 
-    batch    texts                          d_model  width of the residual stream
-    time     tokens of each text            heads, kv_heads, head_dim
-    source   tokens of each source text     vocab    number of tokens known
+    batch    sequences                          d_model  width of the residual stream
+    time     tokens of each sequence            heads, kv_heads, head_dim
+    source   tokens of each source sequence     vocab    number of tokens known
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
 
-from anyformer.blocks.block import TransformerBlock, norm
+from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.documents import lengths_of_documents, positions_in_documents
 from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding
 from anyformer.blocks.head import Classifier, LanguageModelHead, Pooler, loss
-from anyformer.blocks.initialization import initialize
+from anyformer.blocks.initialization import initialize_weights
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.mask import Mask, attention_mask
-from anyformer.blocks.ngrams import latest
-from anyformer.blocks.position import PositionSize, Rotation, positional_encoding
+from anyformer.blocks.ngrams import ngram_window
+from anyformer.blocks.norm import norm
+from anyformer.blocks.position import PositionSize, positional_encoding
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 
 
 @dataclass
 class ModelOutput:
-    """What a model says about a batch."""
+    """The output of a model."""
 
     logits: Float[Tensor, "batch scored vocab"] | Float[Tensor, "batch labels"] | None
-    """The head's scores, of every place or the last alone; None where the model has no head, or they are left out."""
+    """The head's scores, of every position or the last alone; None without a head, or where they are left out."""
     hidden: Float[Tensor, "batch time d_model"]
     """The last hidden states: after the final norm, before the head."""
     loss: Float[Tensor, ""] | None = None
@@ -59,13 +57,28 @@ class Origin:
     """Its generation_config.json: forced tokens, banned tokens, lengths."""
 
 
+class Positions(NamedTuple):
+    """Positions of the tokens that a stack reads."""
+
+    queries: Int[Tensor, "#batch time"]
+    """Of each token in its sequence."""
+    keys: Int[Tensor, "1 keys"]
+    """Of the tokens that it may attend to, those in the cache included."""
+    encoded: Int[Tensor, "#batch time"]
+    """What the positional encoding encodes: -1 for tokens that do not count, and anew for each document."""
+    lengths: Int[Tensor, "#batch #time"]
+    """Tokens of each sequence, or of the document around each token."""
+    padding_mask: Bool[Tensor, "batch keys"] | None
+    """False for keys that are padding."""
+
+
 class Stack(nn.Module):
-    """A column of blocks over one sequence: the encoder, or the decoder.
+    """Blocks over one sequence: the encoder, or the decoder.
 
     Args:
         config: The model's config.
         causal: Tokens see only what came before: a decoder.
-        cross: Each block looks at the encoder's output as well.
+        cross: Each block attends to the encoder's output as well.
     """
 
     def __init__(self, config: ModelConfig, *, causal: bool, cross: bool) -> None:
@@ -95,9 +108,7 @@ class Stack(nn.Module):
             )
             for layer in range(layers)
         )
-        self.final_norm = norm(config.norm, config.d_model) if config.norm.placement == "pre" else nn.Identity()
-        self.checkpoint_gradients = False
-        """Compute what is inside a block again on the way back, instead of keeping it (Chen et al. 2016)."""
+        self.final_norm = norm(config.norm, config.d_model) if config.norm.has_final else nn.Identity()
 
     def forward(
         self,
@@ -107,81 +118,86 @@ class Stack(nn.Module):
         mask: Bool[Tensor, "batch time"] | None = None,
         documents: Int[Tensor, "batch time"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
-        source: Float[Tensor, "batch source d_model"] | None = None,
+        encoder_states: Float[Tensor, "batch source d_model"] | None = None,
         source_mask: Bool[Tensor, "batch source"] | None = None,
         cache: KeyValueCache | None = None,
-    ) -> list[Float[Tensor, "batch time d_model"]]:
-        """Pass a batch through all blocks.
+        hidden_states: list[Tensor] | None = None,
+    ) -> Float[Tensor, "batch time d_model"]:
+        """Pass a batch through all blocks, and the final norm.
 
-        Returns:
-            The embeddings and every block's output; the last one after the final norm.
+        Args:
+            vectors: The token embeddings.
+            hidden_states: A list that gets the embeddings and every block's output, the last one after the final norm.
+
+        The other arguments are those of `Transformer`.
         """
-        if cache is None:
-            keys = new = torch.arange(tokens.shape[1], device=tokens.device)[None]
-            positions, real = self._positions(tokens, mask, new, documents), mask
-            if documents is None:
-                lengths = positions.amax(dim=1, keepdim=True) + 1
-            else:
-                lengths = lengths_of_documents(documents, positions)
-        else:
-            new, lengths, real = cache.extend(tokens, mask)
+        where = self._positions(tokens, mask, documents, cache)
+        ngrams = self._ngram_window(tokens, where, cache)
+        x = self.embedding(vectors, self.position.embed(where.encoded), segments, ngrams)
+        rotation = self.position.rotation(where.encoded, where.lengths)
+        rotation = None if rotation is None else rotation.to(x.dtype)
+        masks = self._masks(where, documents)
+        over_source = Mask() if source_mask is None else Mask(source_mask[:, None, None, :])
+        states = [x]
+        for layer, (block, window) in enumerate(zip(self.blocks, self.windows, strict=True)):
+            layer_cache = None if cache is None else cache.layers[layer]
+            x = block(
+                x, encoder_states, mask=masks[window], source_mask=over_source, rotation=rotation, cache=layer_cache
+            )
+            if hidden_states is not None:
+                states.append(x)
+        x = self.final_norm(x)
+        if hidden_states is not None:
+            hidden_states += [*states[:-1], x]
+        return x
+
+    def _positions(
+        self, tokens: Tensor, mask: Tensor | None, documents: Tensor | None, cache: KeyValueCache | None
+    ) -> Positions:
+        if cache is not None:
+            queries, lengths, padding_mask = cache.extend(tokens, mask)
+            self._require_length(cache.length)
             keys = torch.arange(cache.length, device=tokens.device)[None]
-            positions = new if mask is None or real is None else new.masked_fill(~mask, -1)
-            self._require_positions(cache.length)
-        recent = None
-        if self.embedding.ngrams is not None:
-            known, places = (tokens, positions) if cache is None else (cache.tokens, new)
-            recent = latest(known, new, places, self.embedding.ngrams.longest)
-        x = self.embedding(vectors, self.position.embed(positions), segments, recent)
-        rotation = self.position.rotation(positions, lengths)
-        if rotation is not None:
-            rotation = Rotation(rotation.cos.to(x.dtype), rotation.sin.to(x.dtype))
-        bias = self.position.bias(new, keys)
-        seen = {
+            encoded = queries if mask is None or padding_mask is None else queries.masked_fill(~mask, -1)
+            return Positions(queries, keys, encoded, lengths, padding_mask)
+        keys = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        counted = mask if self.skipped is None else tokens != self.skipped
+        if documents is not None:
+            encoded = positions_in_documents(documents, counted)
+            lengths = lengths_of_documents(documents, encoded)
+        else:
+            encoded = keys if counted is None else counted.cumsum(dim=1) * counted - 1
+            lengths = encoded.amax(dim=1, keepdim=True) + 1
+        # Reading a tensor makes an accelerator wait, and most sequences are short enough with all their padding.
+        if self.context_length is not None and encoded.shape[1] > self.context_length:
+            self._require_length(int(encoded.max()) + 1)
+        return Positions(keys, keys, encoded, lengths, mask)
+
+    def _masks(self, where: Positions, documents: Tensor | None) -> dict[int | None, Mask]:
+        """The mask for each window size."""
+        bias = self.position.bias(where.queries, where.keys)
+        return {
             window: attention_mask(
-                new,
-                keys,
+                where.queries,
+                where.keys,
                 causal=self.causal,
                 window=window,
-                real=real,
+                padding_mask=where.padding_mask,
                 bias=bias,
                 documents=documents,
             )
             for window in set(self.windows)
         }
-        seen_source = Mask() if source_mask is None else Mask(source_mask[:, None, None, :])
-        states = [x]
-        for layer, (block, window) in enumerate(zip(self.blocks, self.windows, strict=True)):
-            pass_through = partial(
-                block,
-                mask=seen[window],
-                source_mask=seen_source,
-                rotation=rotation,
-                cache=None if cache is None else cache.layers[layer],
-            )
-            if self.checkpoint_gradients and torch.is_grad_enabled():
-                x = checkpoint(pass_through, x, source, use_reentrant=False)
-            else:
-                x = pass_through(x, source)
-            states.append(x)
-        states[-1] = self.final_norm(states[-1])
-        return states
 
-    def _positions(self, tokens: Tensor, mask: Tensor | None, where: Tensor, documents: Tensor | None) -> Tensor:
-        """The place of every token among the real ones of its document; -1 for those that do not count."""
-        counts = mask if self.skipped is None else tokens != self.skipped
-        if documents is not None:
-            positions = positions_in_documents(documents, counts)
-        elif counts is not None:
-            positions = (counts.cumsum(dim=1) * counts) - 1
-        else:
-            positions = where
-        # Asking a tensor makes an accelerator wait, and most texts are short enough with all their padding.
-        if self.context_length is not None and positions.shape[1] > self.context_length:
-            self._require_positions(int(positions.max()) + 1)
-        return positions
+    def _ngram_window(self, tokens: Tensor, where: Positions, cache: KeyValueCache | None) -> Tensor | None:
+        if self.embedding.ngrams is None:
+            return None
+        count = self.embedding.ngrams.longest
+        if cache is None:
+            return ngram_window(tokens, where.queries, where.encoded, count)
+        return ngram_window(cache.tokens, where.queries, where.queries, count)
 
-    def _require_positions(self, length: int) -> None:
+    def _require_length(self, length: int) -> None:
         if self.context_length is not None and length > self.context_length:
             raise ValueError(f"the text has {length} tokens, and the model has positions for {self.context_length}")
 
@@ -189,15 +205,17 @@ class Stack(nn.Module):
 class Transformer(nn.Module):
     """Any transformer: decoder-only, encoder-only or encoder-decoder, as its config says.
 
-    Fresh weights are drawn as the family's paper does (see docs/initialization.md).
+    Args:
+        config: Describes it.
+        initialize: Draw the weights as the family's paper does (see docs/initialization.md).
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, initialize: bool = True) -> None:
         super().__init__()
         self.config = config
         self.origin = Origin()
-        self.tokens = TokenEmbedding(config.embedding, config.vocab_size, config.d_model)
-        self.source_tokens = (
+        self.token_embedding = TokenEmbedding(config.embedding, config.vocab_size, config.d_model)
+        self.source_embedding = (
             TokenEmbedding(config.embedding, config.source_vocab_size, config.d_model)
             if config.source_vocab_size is not None
             else None
@@ -213,7 +231,8 @@ class Transformer(nn.Module):
             if head.kind in ("classification", "token_classification")
             else None
         )
-        initialize(self, config)
+        if initialize:
+            initialize_weights(self, config)
 
     def forward(
         self,
@@ -230,91 +249,97 @@ class Transformer(nn.Module):
         return_logits: bool = True,
         label_smoothing: float = 0.0,
     ) -> ModelOutput:
-        """Read a batch of texts.
+        """Pass a batch through the model.
 
         Args:
-            tokens: Token ids: what an encoder reads, or what a decoder has written so far.
+            tokens: Token ids: the input of an encoder, or what a decoder has generated so far.
             source: Encoder-decoders: token ids of what the encoder reads. May be left out once the cache knows it.
             segments: Segment ids, where the model has segments; None: all 0.
             mask: True for a real token, False for padding (on the left or the right); None: all are real.
             source_mask: The same for the source.
             documents: Single stacks: which document of its row each token belongs to, a number for each stretch of
                 tokens. Attention and positions begin anew with each. None: a row is one text.
-            targets: What each position should answer (for a language model the token that comes next), aligned with
-                the logits; -100 is ignored.
+            targets: The right answer at each position (for a language model the next token), aligned with the logits;
+                -100 is ignored.
             return_hidden: Keep the hidden states of every layer.
-            cache: Memory of what the decoder has read; `tokens` go on from there.
-            last_only: Compute the logits of each text's last place alone, which is all that generation needs.
+            cache: Keys and values of what the decoder has read; `tokens` continue it.
+            last_only: Compute the logits of the last position alone, which is all that generation needs.
             return_logits: False leaves them out, and the loss of a language model is then computed without ever
-                holding all of them (see `kernels.cross_entropy`).
+                holding all of them (see `kernels.linear_cross_entropy`).
             label_smoothing: Share of each target that is spread over the vocabulary.
 
         Raises:
             ValueError: a text longer than the model's positions, a missing source, a full cache, documents in a
                 cache or beside a source.
         """
-        if documents is not None and (cache is not None or (self.encoder is not None and self.decoder is not None)):
+        if documents is not None and (cache is not None or self.config.is_encoder_decoder):
             raise ValueError("documents are told apart only in a single stack without a cache")
-        source_states = None
-        if self.encoder is not None and self.decoder is not None:
+        states: list[Tensor] | None = [] if return_hidden else None
+        source_states: list[Tensor] | None = [] if return_hidden and source is not None else None
+        stack, encoder_states = self.decoder or self.encoder, None
+        if self.config.is_encoder_decoder:
             if source is not None:
-                source_states = self.encode(source, source_mask)
+                encoder_states = self.encode(source, source_mask, hidden_states=source_states)
                 if cache is not None:
                     cache.source_mask = source_mask
-            elif cache is None or cache.layers[0].source is None:
+            elif cache is None or cache.layers[0].encoder_kv is None:
                 raise ValueError("an encoder-decoder needs a source: model(tokens, source=...)")
-            states = self.decoder(
-                self.tokens(tokens),
-                tokens,
-                mask=mask,
-                segments=segments,
-                source=None if source_states is None else source_states[-1],
-                source_mask=source_mask if cache is None else cache.source_mask,
-                cache=cache,
-            )
-        else:
-            stack = self.encoder or self.decoder
-            if stack is None or source is not None:
-                raise ValueError("only an encoder-decoder reads a source")
-            states = stack(self.tokens(tokens), tokens, mask=mask, documents=documents, segments=segments, cache=cache)
-        hidden = states[-1]
+        elif source is not None:
+            raise ValueError("only an encoder-decoder reads a source")
+        assert stack is not None
+        hidden = stack(
+            self.token_embedding(tokens),
+            tokens,
+            mask=mask,
+            documents=documents,
+            segments=segments,
+            encoder_states=encoder_states,
+            source_mask=source_mask if cache is None else cache.source_mask,
+            cache=cache,
+            hidden_states=states,
+        )
         pooled = None if self.pooler is None else self.pooler(hidden, mask)
+        logits = mean = None
         if not return_logits and targets is not None and isinstance(self.head, LanguageModelHead):
-            logits = None
-            mean = self.head.loss(hidden, targets, self.tokens.matrix, label_smoothing=label_smoothing)
+            mean = self.head.loss(hidden, targets, self.token_embedding.weight, label_smoothing=label_smoothing)
         else:
             logits = self._logits(hidden[:, -1:] if last_only else hidden, pooled)
-            mean = None if targets is None or logits is None else loss(logits, targets, label_smoothing)
+            if targets is not None and logits is not None:
+                mean = loss(logits, targets, label_smoothing)
         return ModelOutput(
             logits=logits,
             hidden=hidden,
             loss=mean,
             pooled=pooled,
-            hidden_states=tuple(states) if return_hidden else None,
-            source_hidden_states=tuple(source_states) if return_hidden and source_states is not None else None,
+            hidden_states=None if states is None else tuple(states),
+            source_hidden_states=None if source_states is None else tuple(source_states),
         )
 
     def encode(
-        self, source: Int[Tensor, "batch source"], source_mask: Bool[Tensor, "batch source"] | None = None
-    ) -> list[Float[Tensor, "batch source d_model"]]:
-        """The hidden states of an encoder-decoder's encoder: embeddings first, the last one after the final norm."""
+        self,
+        source: Int[Tensor, "batch source"],
+        source_mask: Bool[Tensor, "batch source"] | None = None,
+        *,
+        hidden_states: list[Tensor] | None = None,
+    ) -> Float[Tensor, "batch source d_model"]:
+        """The output of an encoder-decoder's encoder; `hidden_states` as in `Stack.forward`."""
         if self.encoder is None:
             raise ValueError("the model has no encoder")
-        table = self.tokens if self.source_tokens is None else self.source_tokens
-        return self.encoder(table(source), source, mask=source_mask)
+        embedding = self.token_embedding if self.source_embedding is None else self.source_embedding
+        return self.encoder(embedding(source), source, mask=source_mask, hidden_states=hidden_states)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The format that it computes in, which is that of the weights unless they are integers."""
-        return self.tokens.matrix.dtype
+        """The dtype of its activations, which is that of the weights unless they are quantized."""
+        return self.token_embedding.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
-        return self.tokens.matrix.device
+        """The device of its weights."""
+        return self.token_embedding.weight.device
 
     def make_cache(self, batch: int, capacity: int) -> KeyValueCache:
-        """An empty memory for a batch of texts of at most `capacity` tokens, where the model is and in its format."""
+        """An empty cache for a batch of sequences of at most `capacity` tokens, on the model's device, in its dtype."""
         if self.decoder is None:
             raise ValueError("only a decoder reads token by token")
         return KeyValueCache(
@@ -329,7 +354,7 @@ class Transformer(nn.Module):
 
     def _logits(self, hidden: Tensor, pooled: Tensor | None) -> Tensor | None:
         if isinstance(self.head, LanguageModelHead):
-            return self.head(hidden, self.tokens.matrix)
+            return self.head(hidden, self.token_embedding.weight)
         if isinstance(self.head, Classifier):
             return self.head(hidden if pooled is None else pooled)
         return None
@@ -340,25 +365,13 @@ def build(config: ModelConfig) -> Transformer:
     return Transformer(config)
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves weights as they are. On the meta device drawing them would do nothing but import the compiler for it."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given = kwargs or {}
-        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_", "trunc_normal_"):
-            return args[0] if args else given["tensor"]
-        return func(*args, **given)
-
-
 def skeleton(config: ModelConfig) -> Transformer:
     """A model whose weights have shapes but no storage: to be counted, or filled from a file.
 
     Raises UserError for sizes whose product is no number of bytes.
     """
     try:
-        with torch.device("meta"), _Undrawn():
-            return Transformer(config)
+        with torch.device("meta"):
+            return Transformer(config, initialize=False)
     except (RuntimeError, OverflowError) as error:  # torch counts bytes in 64 bits
         raise UserError(f"No machine has room for a model of these sizes: {str(error).splitlines()[0]}.") from error

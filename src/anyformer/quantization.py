@@ -1,4 +1,4 @@
-"""From a model with floating-point matrices to one with matrices in integers."""
+"""From a model with weights in floating point to one with quantized weights."""
 
 from collections.abc import Iterator
 from typing import get_args
@@ -7,15 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.blocks.embedding import TokenEmbedding
-from anyformer.blocks.quantized import (
-    ROUNDINGS,
-    Quantization,
-    QuantizedMatrix,
-    fits,
-    quantized,
-)
+from anyformer.blocks.linear import Embedding, Linear, replace_weight
+from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.errors import UserError, nearest
-from anyformer.kernels.quantization import Rounded
+from anyformer.kernels.quantization import QUANTIZERS, Quantization, QuantizedWeight, can_quantize
 from anyformer.model import Transformer
 
 
@@ -27,77 +22,74 @@ def quantization(name: str) -> Quantization:
     raise UserError(f"There is no quantization {name!r} ({nearest(name, get_args(Quantization))}).")
 
 
-def quantizable(model: Transformer) -> dict[str, nn.Linear | nn.Embedding]:
-    """The modules whose matrices are worth rounding, by name: linear layers and token tables.
+def quantizable(model: Transformer) -> dict[str, Linear | Embedding]:
+    """The modules whose weights are worth quantizing, by name: linear layers and token embeddings.
 
-    Tables of positions and segments, norms and biases are small and stay as they are, and so does a matrix whose rows
-    are no whole number of groups.
+    Embeddings of positions and segments, norms and biases are small and stay as they are, and so does a matrix whose
+    rows are no whole number of groups.
     """
-    found: dict[str, nn.Linear | nn.Embedding] = {}
-    for name, module in model.named_modules():
-        table = isinstance(module, nn.Embedding) and isinstance(_parent(model, name), TokenEmbedding)
-        if (isinstance(module, nn.Linear) or (isinstance(module, nn.Embedding) and table)) and fits(
-            *module.weight.shape
-        ):
-            found[name] = module
-    return found
+    modules = dict(model.named_modules())
+    return {
+        name: module
+        for name, module in modules.items()
+        if (
+            isinstance(module, Linear)
+            or (isinstance(module, Embedding) and isinstance(modules[name.rpartition(".")[0]], TokenEmbedding))
+        )
+        and can_quantize(*module.weight.shape)
+    }
 
 
 def bits_per_module(model: Transformer, kind: Quantization) -> dict[str, int]:
-    """The bits of each of them, by name: what touches the vocabulary keeps 8.
+    """The bits of each of them, by name: the embedding and the head keep 8.
 
-    Every text passes through the few rows of its own tokens, so their errors cost the most
+    Every sequence passes through the few rows of its own tokens, so their errors cost the most
     (docs/measurements/quality.md).
     """
     bits = {"int8": 8, "int4": 4}[kind]
     return {
-        name: 8 if isinstance(module, nn.Embedding) or name == "head.projection" else bits
+        name: 8 if isinstance(module, Embedding) or name == "head.projection" else bits
         for name, module in quantizable(model).items()
     }
 
 
-def quantize_weight(name: str, weight: Tensor, bits: int) -> Rounded:
+def quantize_weight(name: str, weight: Tensor, bits: int) -> QuantizedWeight:
     """Quantize a matrix to 8 or 4 bits. Raises UserError for numbers that are not finite, or too large."""
     try:
-        return ROUNDINGS["int8" if bits == 8 else "int4"](weight)
+        return QUANTIZERS["int8" if bits == 8 else "int4"](weight)
     except ValueError as error:
-        raise UserError(f"The weight {name} {error}, so it can't be rounded.") from error
+        raise UserError(f"The weight {name} {error}, so it can't be quantized.") from error
 
 
-def quantized_parts(model: nn.Module) -> Iterator[tuple[str, QuantizedMatrix]]:
-    """The matrices in integers, and their names."""
+def quantized_weights(model: nn.Module) -> Iterator[tuple[str, QuantizedMatrix]]:
+    """The quantized weights of a model, by name."""
     return ((name, part) for name, part in model.named_modules() if isinstance(part, QuantizedMatrix))
 
 
 def bits_of(model: nn.Module) -> int | None:
-    """The fewest bits of its matrices; None where all are in floating point."""
-    return min((part.bits for _, part in quantized_parts(model)), default=None)
+    """The fewest bits of its weights; None where all are in floating point."""
+    return min((weight.bits for _, weight in quantized_weights(model)), default=None)
 
 
-def replace_module(model: Transformer, name: str, weight: Rounded, dtype: torch.dtype) -> None:
-    """Replace a linear layer or token table by one with this quantized weight, which computes in `dtype`."""
-    parent, attribute = _parent(model, name), name.rpartition(".")[2]
-    setattr(parent, attribute, quantized(getattr(parent, attribute), weight, dtype))
+def set_weight(model: Transformer, name: str, weight: QuantizedWeight, dtype: torch.dtype) -> None:
+    """Put a quantized weight in the place of the module's of this name."""
+    replace_weight(model.get_submodule(name), QuantizedMatrix(weight, dtype))
 
 
 def quantize(model: Transformer, kind: str) -> Transformer:
-    """Quantize the matrices of a model in place, one at a time.
+    """Quantize the weights of a model, in place, one at a time.
 
     Args:
         model: Any transformer.
         kind: "int8" or "int4".
 
     Returns:
-        The same model. It computes in the dtype that it had, and can't be trained any more.
+        The same model. Its activations keep their dtype, and it can't be trained any more.
 
     Raises:
-        UserError: an unknown kind, or a matrix with numbers that are not finite.
+        UserError: an unknown kind, or a weight with numbers that are not finite.
     """
     modules, dtype = quantizable(model), model.dtype
     for name, bits in bits_per_module(model, quantization(kind)).items():
-        replace_module(model, name, quantize_weight(name, modules[name].weight.detach(), bits), dtype)
+        set_weight(model, name, quantize_weight(name, modules[name].weight.detach(), bits), dtype)
     return model.requires_grad_(False).eval()
-
-
-def _parent(model: nn.Module, name: str) -> nn.Module:
-    return model.get_submodule(name.rpartition(".")[0])

@@ -10,7 +10,7 @@ from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.mask import Mask, attention_mask
 from anyformer.blocks.position import PositionSize, RotaryPosition
 from anyformer.config import AttentionConfig, PositionConfig, RotaryScaling
-from anyformer.kernels.piecewise_attention import piecewise_attention
+from anyformer.kernels.attention import blockwise_attention
 
 sizes = st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.integers(1, 9), st.integers(1, 3))
 
@@ -71,9 +71,9 @@ def test_in_pieces_equals_the_fused_kernel(queries: int, keys: int, kind: str, d
         scores = None
     narrow = [tensor.to(dtype).requires_grad_() for tensor in inputs]
     inputs = [tensor.requires_grad_() for tensor in inputs]
-    mask = Mask(narrow[3] if "bias" in kind else scores, causal=kind == "causal")
-    exact = F.scaled_dot_product_attention(*inputs[:3], attn_mask=scores, is_causal=mask.causal, scale=0.3)
-    found = piecewise_attention(narrow[0], narrow[1], narrow[2], 0.3, mask)
+    mask, is_causal = narrow[3] if "bias" in kind else scores, kind == "causal"
+    exact = F.scaled_dot_product_attention(*inputs[:3], attn_mask=scores, is_causal=is_causal, scale=0.3)
+    found = blockwise_attention(narrow[0], narrow[1], narrow[2], mask, is_causal, 0.3)
     tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.05}
     torch.testing.assert_close(found.double(), exact, **tolerance)
     expected = torch.autograd.grad(exact, inputs, gradient)
@@ -105,7 +105,7 @@ def test_weights_are_what_attention_mixes_by(time: int, kind: str, seed: int) ->
     mask = {
         "none": Mask(),
         "causal": Mask(causal=True),
-        "padded": attention_mask(where, where, causal=True, real=real),
+        "padded": attention_mask(where, where, causal=True, padding_mask=real),
     }[kind]
     weights = attention.weights(x, mask=mask)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, time))
@@ -135,7 +135,7 @@ def test_one_query_needs_no_mask_and_padding_never_blinds() -> None:
     assert attention_mask(where[:, -1:], where, causal=True) == Mask()
     assert attention_mask(where, where, causal=True) == Mask(causal=True)
     nothing = torch.zeros(1, 6, dtype=torch.bool)
-    scores = attention_mask(where, where, causal=True, real=nothing).scores
+    scores = attention_mask(where, where, causal=True, padding_mask=nothing).scores
     assert scores is not None
     assert scores[0, 0].equal(torch.eye(6, dtype=torch.bool))
 

@@ -60,7 +60,7 @@ def test_rows_come_and_go(name: str, data: st.DataObject) -> None:
                 for row, (text, source) in enumerate(texts):
                     torch.testing.assert_close(said[row], _scores(model, text, source), atol=1e-4, rtol=1e-4)
             assert cache.batch == len(texts)
-            assert cache.ends.tolist() == [len(text) for text, _ in texts]
+            assert cache.lengths.tolist() == [len(text) for text, _ in texts]
             assert cache.length == max((len(text) for text, _ in texts), default=0)
 
 
@@ -71,4 +71,4 @@ def test_a_full_cache_is_an_error_and_changes_nothing() -> None:
         model(torch.tensor([[3, 4, 5], [6, 0, 0]]), mask=torch.tensor([[True] * 3, [True, False, False]]), cache=cache)
         with pytest.raises(ValueError, match="4 tokens, and 5"):
             model(torch.tensor([[3, 4], [6, 7]]), cache=cache)
-    assert cache.ends.tolist() == [3, 1]
+    assert cache.lengths.tolist() == [3, 1]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.generation.models import VOCAB, WRITERS, batch, build, rows
 
 import anyformer as af
-from anyformer.blocks.ngrams import NgramEmbedding, latest
+from anyformer.blocks.ngrams import NgramEmbedding, ngram_window
 from anyformer.config import ConfigError, EmbeddingConfig, ModelConfig, PositionConfig
 
 LONGEST = 4
@@ -32,7 +32,7 @@ def _row(run: tuple[int, ...], table: int) -> int:
 
 def _recent(texts: torch.Tensor, count: int) -> torch.Tensor:
     where = torch.arange(texts.shape[1])[None]
-    return latest(texts, where, where, count)
+    return ngram_window(texts, where, where, count)
 
 
 @given(st.lists(st.integers(0, 200_000), min_size=1, max_size=12), st.integers(2, 6), st.integers(1, 1_000))
@@ -125,7 +125,7 @@ def test_no_other_format_has_them(preset: str, tmp_path: Path) -> None:
     made = af.preset(preset, **small, **layers).replace(
         **{"feed_forward.width": 24, "embedding.ngrams": 3, "embedding.ngram_rows": 57, "embedding.padding": None}
     )
-    made = made.replace(tokens={"bos": None, "eos": (), "pad": None, "decoder_start": None})
+    made = made.replace(special_tokens={"bos": None, "eos": (), "pad": None, "decoder_start": None})
     model = build(made)
     assert af.save(model, tmp_path) == "anyformer"
     again, _ = af.load(tmp_path)

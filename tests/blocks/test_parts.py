@@ -119,7 +119,7 @@ def test_gpt2_initialization() -> None:
     torch.manual_seed(0)
     model = af.build(af.preset("gpt2", decoder_layers=4, d_model=256, vocab_size=999, attention={"heads": 4}))
     block = model.decoder.blocks[0]
-    assert _std(model.tokens.table.weight) == pytest.approx(0.02, rel=0.02)
+    assert _std(model.token_embedding.table.weight) == pytest.approx(0.02, rel=0.02)
     assert _std(block.attention.query.weight) == pytest.approx(0.02, rel=0.02)
     assert _std(block.attention.output.weight) == pytest.approx(0.02 / math.sqrt(8), rel=0.02)
     assert _std(block.feed_forward.down.weight) == pytest.approx(0.02 / math.sqrt(8), rel=0.02)
@@ -129,16 +129,16 @@ def test_gpt2_initialization() -> None:
 def test_bert_initialization_is_truncated() -> None:
     torch.manual_seed(0)
     model = af.build(af.preset("bert-mini", vocab_size=999))
-    assert model.tokens.table.weight.abs().max() <= 0.04
+    assert model.token_embedding.table.weight.abs().max() <= 0.04
     assert _std(model.encoder.blocks[0].attention.query.weight) == pytest.approx(0.02 * 0.88, rel=0.03)
-    assert model.tokens.table.weight[0].count_nonzero() == 0
+    assert model.token_embedding.table.weight[0].count_nonzero() == 0
 
 
 def test_t5_initialization() -> None:
     torch.manual_seed(0)
     model = af.build(af.preset("t5-v1.1-small", vocab_size=999, encoder_layers=1, decoder_layers=1))
     block = model.decoder.blocks[0]
-    assert _std(model.tokens.table.weight) == pytest.approx(1, rel=0.02)
+    assert _std(model.token_embedding.table.weight) == pytest.approx(1, rel=0.02)
     assert _std(model.head.projection.weight) == pytest.approx(1, rel=0.02)
     assert _std(block.attention.query.weight) == pytest.approx((512 * 64) ** -0.5, rel=0.02)
     assert _std(block.cross_attention.key.weight) == pytest.approx(512**-0.5, rel=0.02)
@@ -146,7 +146,7 @@ def test_t5_initialization() -> None:
     assert _std(block.feed_forward.down.weight) == pytest.approx(1024**-0.5, rel=0.02)
     assert _std(model.decoder.position.table.weight) == pytest.approx(512**-0.5, rel=0.1)
     small = af.build(af.preset("t5-nano"))
-    assert _std(small.tokens.table.weight) == pytest.approx(0.09, rel=0.02)
+    assert _std(small.token_embedding.table.weight) == pytest.approx(0.09, rel=0.02)
     assert _std(small.head.projection.weight) == pytest.approx(0.09, rel=0.02)
 
 
@@ -156,4 +156,4 @@ def test_the_papers_initialization_is_glorots() -> None:
     bound = math.sqrt(6 / (512 + 2048))
     weight = model.encoder.blocks[0].feed_forward.up.weight
     assert bound * 0.99 < weight.abs().max() <= bound
-    assert _std(model.tokens.table.weight[1:]) == pytest.approx(512**-0.5, rel=0.02)
+    assert _std(model.token_embedding.table.weight[1:]) == pytest.approx(512**-0.5, rel=0.02)

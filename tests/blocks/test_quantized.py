@@ -1,6 +1,7 @@
 """Matrices in integers: what rounding may cost, the order of the bits, and layers made of them."""
 
 from collections.abc import Iterator
+from importlib import import_module
 
 import gguf
 import numpy as np
@@ -10,19 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from anyformer.blocks.quantized import (
-    ROUNDINGS,
-    Quantization,
-    QuantizedEmbedding,
-    QuantizedLinear,
-    QuantizedMatrix,
-    dequantize,
-    quantized,
-)
+from anyformer.blocks.linear import Embedding, Linear, replace_weight
+from anyformer.blocks.quantized import QuantizedMatrix
+from anyformer.kernels import quantized_linear
 from anyformer.kernels.cpu.quantized_matmul import LIBRARY
 from anyformer.kernels.cpu_features import SWITCH, enabled
-from anyformer.kernels.packing import TILE, pick, tile, untile
-from anyformer.kernels.quantization import GROUP, Rounded, pack, round_int4, round_int8, unpack
+from anyformer.kernels.packing import BLOCK_ROWS, pack, select_rows, unpack
+from anyformer.kernels.quantization import (
+    GROUP,
+    QUANTIZERS,
+    Quantization,
+    QuantizedWeight,
+    dequantize,
+    pack_int4,
+    quantize_int4,
+    quantize_int8,
+    unpack_int4,
+)
 
 _HALF_STEP = 2.0**-11
 """Relative error of a float16."""
@@ -42,13 +47,21 @@ def matrices(draw: st.DrawFn) -> Tensor:
     return matrix.flatten(1)
 
 
+def _quantized(ordinary: nn.Linear, kind: Quantization) -> Linear:
+    """A linear layer with the other's weight, quantized, and its bias."""
+    layer = Linear(ordinary.in_features, ordinary.out_features, bias=ordinary.bias is not None).requires_grad_(False)
+    layer.load_state_dict(ordinary.state_dict())
+    replace_weight(layer, QuantizedMatrix(QUANTIZERS[kind](ordinary.weight.detach()), torch.float32))
+    return layer
+
+
 def _groups(matrix: Tensor) -> Tensor:
     return matrix.unflatten(1, (-1, GROUP))
 
 
 @given(matrices())
 def test_int8_is_within_half_a_step(matrix: Tensor) -> None:
-    rounded = round_int8(matrix)
+    rounded = quantize_int8(matrix)
     assert rounded.integers.dtype == torch.int8
     error = _groups(dequantize(rounded, torch.float32) - matrix).abs().amax(dim=-1)
     largest = _groups(matrix).abs().amax(dim=-1)
@@ -58,7 +71,7 @@ def test_int8_is_within_half_a_step(matrix: Tensor) -> None:
 
 @given(matrices())
 def test_int4_is_no_worse_than_from_end_to_end(matrix: Tensor) -> None:
-    rounded = round_int4(matrix)
+    rounded = quantize_int4(matrix)
     lowest, highest = _groups(matrix).aminmax(dim=-1)
     scale, minimum = ((highest - lowest) / 15).half().float(), lowest.half().float()
     inverse = torch.where(scale == 0, 0, 1 / scale)
@@ -71,7 +84,7 @@ def test_int4_is_no_worse_than_from_end_to_end(matrix: Tensor) -> None:
 def test_int4_finds_smaller_errors() -> None:
     torch.manual_seed(0)
     matrix = torch.randn(256, 256)
-    rounded = round_int4(matrix)
+    rounded = quantize_int4(matrix)
     lowest, highest = _groups(matrix).aminmax(dim=-1)
     scale = ((highest - lowest) / 15)[..., None]
     plain = ((_groups(matrix) - lowest[..., None]) / scale).round() * scale + lowest[..., None] - _groups(matrix)
@@ -80,7 +93,7 @@ def test_int4_finds_smaller_errors() -> None:
 
 @given(matrices())
 def test_what_is_on_the_grid_already_stays(matrix: Tensor) -> None:
-    for rounding in ROUNDINGS.values():
+    for rounding in QUANTIZERS.values():
         once = dequantize(rounding(matrix), torch.float32)
         error = _groups(dequantize(rounding(once), torch.float32) - once).abs().amax(dim=-1)
         assert bool((error <= 2 * _HALF_STEP * _groups(once).abs().amax(dim=-1) + 1e-5).all())
@@ -90,24 +103,24 @@ def test_what_is_on_the_grid_already_stays(matrix: Tensor) -> None:
 def test_packing_loses_nothing(rows: int, groups: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 16, (rows, groups * GROUP), dtype=torch.uint8, generator=generator)
-    assert torch.equal(unpack(pack(codes)), codes)
+    assert torch.equal(unpack_int4(pack_int4(codes)), codes)
 
 
-@given(matrices(), st.sampled_from(sorted(ROUNDINGS)), st.data())
+@given(matrices(), st.sampled_from(sorted(QUANTIZERS)), st.data())
 def test_tiles_lose_nothing(matrix: Tensor, kind: Quantization, data: st.DataObject) -> None:
-    rounded = ROUNDINGS[kind](matrix.repeat(9, 1))
+    rounded = QUANTIZERS[kind](matrix.repeat(9, 1))
     rows = len(rounded.scales)
-    for whole, back in zip(rounded, untile(tile(rounded), rows), strict=True):
+    for whole, back in zip(rounded, unpack(pack(rounded), rows), strict=True):
         assert (whole is None and back is None) or torch.equal(whole, back)
     some = torch.tensor(data.draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=5)))
-    for whole, back in zip(rounded, pick(tile(rounded), some), strict=True):
+    for whole, back in zip(rounded, select_rows(pack(rounded), some), strict=True):
         assert (whole is None and back is None) or torch.equal(whole[some], back)
 
 
 @given(matrices())
 def test_the_layout_is_that_of_gguf(matrix: Tensor) -> None:
     """The same numbers as the package gguf makes of the same bytes."""
-    kinds = {round_int8: gguf.GGMLQuantizationType.Q8_0, round_int4: gguf.GGMLQuantizationType.Q4_1}
+    kinds = {quantize_int8: gguf.GGMLQuantizationType.Q8_0, quantize_int4: gguf.GGMLQuantizationType.Q4_1}
     for rounding, kind in kinds.items():
         integers, scales, minima = rounding(matrix)
         heads = [scales] if minima is None else [scales, minima]
@@ -116,7 +129,10 @@ def test_the_layout_is_that_of_gguf(matrix: Tensor) -> None:
         blocks = torch.cat([head.unflatten(1, (scales.shape[1], -1)).flatten(2), body], dim=2).flatten(1).numpy()
         theirs = gguf.quants.dequantize(np.ascontiguousarray(blocks), kind)
         torch.testing.assert_close(
-            dequantize(Rounded(integers, scales, minima), torch.float32), torch.from_numpy(theirs), rtol=1e-6, atol=1e-6
+            dequantize(QuantizedWeight(integers, scales, minima), torch.float32),
+            torch.from_numpy(theirs),
+            rtol=1e-6,
+            atol=1e-6,
         )
 
 
@@ -140,11 +156,11 @@ def _in_8_bits(x: Tensor, *, near: float = 0.5) -> Tensor:
     return torch.where(stays, groups, codes.float() * (most / 127)).view(x.shape)
 
 
-def _in_codes(rounded: Rounded) -> Tensor:
+def _in_codes(rounded: QuantizedWeight) -> Tensor:
     """What many vectors meet of 4 bits where processors sum products of bytes: 8 bits with a scale an output."""
     assert rounded.minima is not None
     scales, minima = (part.float()[..., None] for part in (rounded.scales, rounded.minima))
-    ones = Rounded(rounded.integers, torch.ones_like(rounded.scales), torch.zeros_like(rounded.scales))
+    ones = QuantizedWeight(rounded.integers, torch.ones_like(rounded.scales), torch.zeros_like(rounded.scales))
     quads = dequantize(ones, torch.float32).unflatten(1, (-1, GROUP))
     most = torch.maximum(minima.abs(), (minima + 15 * scales).abs()).amax(1, keepdim=True)
     inverse = torch.where(most > 0, 127 / most, 0)
@@ -174,24 +190,24 @@ def test_layers_multiply_like_their_matrix(
 ) -> None:
     torch.manual_seed(seed)
     ordinary = nn.Linear(groups * GROUP, rows, bias=bias).requires_grad_(False)
-    layer = quantized(ordinary, ROUNDINGS[kind](ordinary.weight.detach()), torch.float32).to(dtype)
-    assert isinstance(layer, QuantizedLinear)
-    assert layer.bits == int(kind[3:])
-    assert layer.shape == ordinary.weight.shape
-    assert layer.scales.dtype == torch.float16
+    layer = _quantized(ordinary, kind).to(dtype)
+    weight = layer.weight
+    assert weight.bits == int(kind[3:])
+    assert weight.shape == ordinary.weight.shape
+    assert weight.scales.dtype == torch.float16
     # In the middle of two steps the last place would decide.
     x = _in_8_bits(torch.randn(*batch, groups * GROUP), near=1e-3).to(dtype)
     out = layer(x)
     assert out.dtype == dtype
     assert out.shape == (*batch, rows)
-    seen, matrix = x.float(), layer.dequantized(torch.float32)
+    seen, matrix = x.float(), weight.dequantize(torch.float32)
     if compiled and 0 < LIBRARY.get(wait=True).amx_min_rows() <= x[..., 0].numel():
         seen, matrix = (part.bfloat16().float() for part in (seen, matrix))
     elif compiled:
         seen = _in_8_bits(x)
     bound = 1e-5 if dtype == torch.float32 else 2e-2
-    if compiled and layer.bits == 4 and 0 < LIBRARY.get(wait=True).int8_min_rows() <= x[..., 0].numel():
-        matrix, bound = _in_codes(layer.rounded), max(bound, 1e-3)  # where a half is met, a code may be another
+    if compiled and weight.bits == 4 and 0 < LIBRARY.get(wait=True).int8_min_rows() <= x[..., 0].numel():
+        matrix, bound = _in_codes(weight.unpacked()), max(bound, 1e-3)  # where a half is met, a code may be another
     expected = nn.functional.linear(seen, matrix, ordinary.bias)
     assert float((out.float() - expected).norm()) <= bound * float(expected.norm())
 
@@ -206,9 +222,9 @@ def test_any_four_bits_multiply_like_their_matrix(
     scales[:, 0] *= 8
     scales[rows // 2] = 0
     integers = torch.randint(0, 256, (rows, groups * GROUP // 2), dtype=torch.uint8)
-    matrix = QuantizedMatrix(Rounded(integers, scales, (scales * torch.randn(rows, groups) * 8).half()))
-    x, numbers = torch.randn(vectors, groups * GROUP), matrix.dequantized(torch.float32)
-    off = matrix.multiply(x) - x @ numbers.T
+    matrix = QuantizedMatrix(QuantizedWeight(integers, scales, (scales * torch.randn(rows, groups) * 8).half()))
+    x, numbers = torch.randn(vectors, groups * GROUP), matrix.dequantize(torch.float32)
+    off = quantized_linear(x, matrix.packed, rows) - x @ numbers.T
     assert float(off.norm()) <= (1e-2 if compiled else 1e-5) * float((x.abs() @ numbers.abs().T).norm())
 
 
@@ -217,7 +233,7 @@ def test_any_four_bits_multiply_like_their_matrix(
 def test_what_is_no_number_stays_none(compiled: bool, kind: str, wrong: float) -> None:
     torch.manual_seed(0)
     ordinary = nn.Linear(64, 40).requires_grad_(False)
-    layer = quantized(ordinary, ROUNDINGS[kind](ordinary.weight), torch.float32)
+    layer = _quantized(ordinary, kind)
     x = torch.randn(3, 64)
     x[1, 40] = wrong
     out = layer(x)
@@ -229,11 +245,11 @@ def test_what_is_no_number_stays_none(compiled: bool, kind: str, wrong: float) -
 def test_large_matrices_are_multiplied_in_parts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     ordinary = nn.Linear(64, 100)
-    layer = quantized(ordinary, ROUNDINGS[kind](ordinary.weight.detach()), torch.float32)
+    layer = _quantized(ordinary, kind)
     x = torch.randn(2, 3, 64)
     monkeypatch.setenv(SWITCH, "0")
     whole = layer(x)
-    monkeypatch.setattr("anyformer.blocks.quantized._AT_ONCE", 64 * TILE * 2)
+    monkeypatch.setattr(import_module("anyformer.kernels.linear"), "_CHUNK", 64 * BLOCK_ROWS * 2)
     torch.testing.assert_close(layer(x), whole)
 
 
@@ -241,16 +257,16 @@ def test_large_matrices_are_multiplied_in_parts(kind: str, monkeypatch: pytest.M
 def test_tables_look_up_their_rows(kind: str) -> None:
     torch.manual_seed(0)
     ordinary = nn.Embedding(50, 64)
-    table = quantized(ordinary, ROUNDINGS[kind](ordinary.weight.detach()), torch.bfloat16)
-    assert isinstance(table, QuantizedEmbedding)
+    table = Embedding(50, 64)
+    replace_weight(table, QuantizedMatrix(QUANTIZERS[kind](ordinary.weight.detach()), torch.bfloat16))
     ids = torch.randint(50, (2, 7))
-    assert torch.equal(table(ids), table.dequantized(torch.bfloat16)[ids])
+    assert torch.equal(table(ids), table.weight.dequantize(torch.bfloat16)[ids])
     assert table(ids).dtype == torch.bfloat16
     assert table.float()(ids).dtype == torch.float32
 
 
 def test_scales_keep_their_format_and_follow_the_device() -> None:
-    layer = QuantizedMatrix(round_int4(torch.randn(32, 64)))
+    layer = QuantizedMatrix(quantize_int4(torch.randn(32, 64)))
     before = layer.scales.clone(), layer.integers.clone()
     layer = layer.bfloat16().float()
     assert torch.equal(layer.scales, before[0])

@@ -41,7 +41,9 @@ def _model(length: int = 64, **changes: Any) -> tuple[af.model.Transformer, af.T
     torch.manual_seed(0)
     tokenizer = af.Tokenizer.train(TEXT, "bpe:300")
     config = af.preset("llama-nano", vocab_size=tokenizer.vocab_size, d_model=32, decoder_layers=2, max_length=length)
-    model = af.build(config.replace(tokens={"bos": None, "eos": (tokenizer.eos,), "pad": None}, **changes)).eval()
+    model = af.build(
+        config.replace(special_tokens={"bos": None, "eos": (tokenizer.eos,), "pad": None}, **changes)
+    ).eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     return model, tokenizer

@@ -25,7 +25,7 @@ def gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = af.Tokenizer.train(TEXT, "bpe:300")
     config = af.preset("gpt2-nano", vocab_size=tokenizer.vocab_size, d_model=32, decoder_layers=2)
     path = tmp_path_factory.mktemp("gpt")
-    model = af.build(config.replace(tokens={"bos": None, "eos": (), "pad": None}))
+    model = af.build(config.replace(special_tokens={"bos": None, "eos": (), "pad": None}))
     af.save(model, path, tokenizer=tokenizer)
     return _only_pickle(path)
 
@@ -36,7 +36,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = af.Tokenizer.train(TEXT, "wordpiece:120", special="masked")
     config = af.preset("bert-tiny", vocab_size=tokenizer.vocab_size, **{"embedding.padding": tokenizer.pad})
     path = tmp_path_factory.mktemp("bert")
-    af.save(af.build(config.replace(tokens={"pad": tokenizer.pad})), path, tokenizer=tokenizer)
+    af.save(af.build(config.replace(special_tokens={"pad": tokenizer.pad})), path, tokenizer=tokenizer)
     return _only_pickle(path)
 
 

@@ -21,7 +21,7 @@ def gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tokenizer = af.Tokenizer.train(TEXT, "bpe:300")
     config = af.preset("gpt2-nano", vocab_size=tokenizer.vocab_size, d_model=32, decoder_layers=2)
-    model = af.build(config.replace(tokens={"bos": None, "eos": (), "pad": None}))
+    model = af.build(config.replace(special_tokens={"bos": None, "eos": (), "pad": None}))
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     path = tmp_path_factory.mktemp("run") / "model"
@@ -35,7 +35,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = af.Tokenizer.train(TEXT, "wordpiece:120", special="masked")
     config = af.preset("bert-tiny", vocab_size=tokenizer.vocab_size, **{"embedding.padding": tokenizer.pad})
     path = tmp_path_factory.mktemp("bert")
-    af.save(af.build(config.replace(tokens={"pad": tokenizer.pad})), path, tokenizer=tokenizer)
+    af.save(af.build(config.replace(special_tokens={"pad": tokenizer.pad})), path, tokenizer=tokenizer)
     return path
 
 
@@ -45,7 +45,7 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = af.Tokenizer.train(TEXT, "unigram:90", special="seq2seq")
     tokens = {"eos": (tokenizer.eos,), "pad": tokenizer.pad, "decoder_start": tokenizer.pad}
     layers = {"encoder_layers": 1, "decoder_layers": 1}
-    config = af.preset("t5-small", vocab_size=tokenizer.vocab_size, d_model=32, tokens=tokens, **layers)
+    config = af.preset("t5-small", vocab_size=tokenizer.vocab_size, d_model=32, special_tokens=tokens, **layers)
     path = tmp_path_factory.mktemp("t5")
     af.save(af.build(config.replace(attention={"heads": 2})), path, tokenizer=tokenizer)
     return path
@@ -228,7 +228,7 @@ def test_fill(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_damaged_encoder(bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = af.load(bert)
-    torch.nn.init.constant_(model.tokens.table.weight, torch.nan)
+    torch.nn.init.constant_(model.token_embedding.table.weight, torch.nan)
     af.save(model, tmp_path, tokenizer=tokenizer)
     assert "NaN" in _fails(capsys, "embed", str(tmp_path), "a cat")
     assert "NaN" in _fails(capsys, "fill", str(tmp_path), "a [MASK]")
@@ -261,7 +261,7 @@ def test_verify_notices_a_difference(
 ) -> None:
     def bent(*arguments: object, **options: object) -> object:
         model, tokenizer = original(*arguments, **options)
-        model.tokens.table.weight.data[:, 0] += 0.1
+        model.token_embedding.table.weight.data[:, 0] += 0.1
         return model, tokenizer
 
     original = af.load

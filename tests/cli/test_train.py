@@ -73,8 +73,8 @@ def test_every_setting_of_a_run_is_a_flag():
     ],
 )
 def test_fields_of_every_type_can_be_changed(flag: str, attention: dict[str, object]):
-    model = read_arguments(["gpt2", flag, "--model.tokens.eos", "1", "2", "--model.head.bias", "none"])[0].model
-    assert model == PRESETS["gpt2"].replace(attention=attention, tokens={"eos": (1, 2)}, head={"bias": "none"})
+    model = read_arguments(["gpt2", flag, "--model.special_tokens.eos", "1", "2", "--model.head.bias", "none"])[0].model
+    assert model == PRESETS["gpt2"].replace(attention=attention, special_tokens={"eos": (1, 2)}, head={"bias": "none"})
 
 
 def test_a_part_that_the_preset_lacks_can_be_added():

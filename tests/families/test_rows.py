@@ -102,7 +102,7 @@ def test_a_changed_width_is_still_a_model_of_its_family(name: str, tmp_path: Pat
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_change_of_a_preset_finds_a_format(name: str) -> None:
     """Families are asked in turn whether they can hold a config, and must decline what they can't without a fall."""
-    base = PRESETS[name].replace(tokens={"bos": None, "eos": (), "pad": None, "decoder_start": None})
+    base = PRESETS[name].replace(special_tokens={"bos": None, "eos": (), "pad": None, "decoder_start": None})
     changes: list[dict[str, Any]] = [
         {},
         {"norm.placement": "post"},

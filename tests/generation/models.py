@@ -35,7 +35,7 @@ def config(**changes: Any) -> ModelConfig:
         "feed_forward": FeedForwardConfig(width=24),
         # A tied head makes a random model repeat itself.
         "embedding": EmbeddingConfig(tied=False),
-        "tokens": SpecialTokens(pad=PAD, decoder_start=BOS),
+        "special_tokens": SpecialTokens(pad=PAD, decoder_start=BOS),
     }
     return ModelConfig(**{**plain, **changes})
 
@@ -129,7 +129,7 @@ def recompute(model: Transformer, text: list[int], new: int, ends: tuple[int, ..
     """What greedy search says, each token from a whole pass over everything before it."""
     both = model.config.is_encoder_decoder
     source = torch.tensor([text]) if both else None
-    said = [model.config.tokens.decoder_start] if both else list(text)
+    said = [model.config.special_tokens.decoder_start] if both else list(text)
     start = len(said)
     with torch.no_grad():
         while len(said) < start + new and not (len(said) > start and said[-1] in ends):

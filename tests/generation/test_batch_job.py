@@ -29,7 +29,7 @@ def gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tokenizer = af.Tokenizer.train(TEXT, "bpe:300")
     config = af.preset("gpt2-nano", vocab_size=tokenizer.vocab_size, d_model=32, decoder_layers=2)
-    model = af.build(config.replace(tokens={"bos": None, "eos": (), "pad": None}))
+    model = af.build(config.replace(special_tokens={"bos": None, "eos": (), "pad": None}))
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     path = tmp_path_factory.mktemp("gpt")
@@ -179,7 +179,7 @@ def test_another_job_is_refused(gpt: Path, tmp_path: Path, capsys: pytest.Captur
     _write(file, PROMPTS)
     model, tokenizer = af.load(gpt)
     with torch.no_grad():
-        model.tokens.table.weight += 0.5
+        model.token_embedding.table.weight += 0.5
     af.save(model, tmp_path / "other", tokenizer=tokenizer)
     assert "the model is another" in _refused(capsys, str(tmp_path / "other"), *begun[1:])
     assert fingerprint(*af.load(gpt)) == fingerprint(*af.load(gpt)) != fingerprint(model, tokenizer)

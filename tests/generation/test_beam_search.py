@@ -55,7 +55,7 @@ def test_the_largest_of_very_many(rows: int, count: int, blocks: int, seed: int,
 def ending(name: str, seed: int = 0, settings: dict[str, Any] | None = None) -> Transformer:
     """A model whose texts end early: three tokens end them."""
     tokens = SpecialTokens(eos=(EOS, 5, 9), pad=PAD, decoder_start=BOS)
-    return build(WRITERS[name].replace(tokens=tokens), seed, settings)
+    return build(WRITERS[name].replace(special_tokens=tokens), seed, settings)
 
 
 def log_p(model: Transformer, text: list[int], new: tuple[int, ...]) -> float:
@@ -72,7 +72,7 @@ def log_p(model: Transformer, text: list[int], new: tuple[int, ...]) -> float:
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_enough_beams_find_the_best_of_all_texts(name: str, penalty: float) -> None:
     model, text = ending(name), [3, 4, 6]
-    ends = model.config.tokens.eos
+    ends = model.config.special_tokens.eos
     words = [token for token in range(VOCAB) if token not in ends]
     possible = [(end,) for end in ends] + list(itertools.product(words, range(VOCAB)))
     scored = sorted(((log_p(model, text, new) / len(new) ** penalty, new) for new in possible), reverse=True)
@@ -179,7 +179,7 @@ def test_the_context_is_used_to_its_end() -> None:
 
 
 def test_fewer_words_than_candidates() -> None:
-    model = build(config(vocab_size=4, tokens=SpecialTokens(eos=(1, 2, 3), pad=PAD)))
+    model = build(config(vocab_size=4, special_tokens=SpecialTokens(eos=(1, 2, 3), pad=PAD)))
     found = beam_search_ids(model, torch.tensor([[0]]), max_new_tokens=3, beams=4, n_best=4)
     assert bool(found.scores.isfinite().all())
 
@@ -230,7 +230,7 @@ def test_no_more_texts_than_beams(n_best: int) -> None:
 
 def test_a_diverged_model() -> None:
     model = build(WRITERS["rotary"])
-    torch.nn.init.constant_(model.tokens.table.weight, math.nan)
+    torch.nn.init.constant_(model.token_embedding.table.weight, math.nan)
     with pytest.raises(UserError, match="NaN"):
         generate_ids(model, torch.tensor([[3]]), beams=2)
 

@@ -48,7 +48,7 @@ def test_each_text_stops_at_its_end(name: str) -> None:
     # Tokens that are said, but not by all texts at the same time.
     places = {token: [text.index(token) if token in text else NEW for text in free] for text in free for token in text}
     ends = tuple(token for token, where in places.items() if len(set(where)) > 1 and min(where) > 0)[:2]
-    model.config = model.config.replace(tokens=SpecialTokens(eos=ends, pad=PAD, decoder_start=BOS))
+    model.config = model.config.replace(special_tokens=SpecialTokens(eos=ends, pad=PAD, decoder_start=BOS))
     expected = [recompute(model, text, NEW, ends) for text in texts]
     longest = max(map(len, expected))
     assert min(map(len, expected)) < longest
@@ -63,7 +63,7 @@ def test_without_padding_the_end_fills_up() -> None:
     model = build(made)
     texts = [[3, 4, 5], [6, 7]]
     end = recompute(model, texts[0], 1)[0]
-    model.config = made.replace(tokens=SpecialTokens(eos=(end,), pad=-1))
+    model.config = made.replace(special_tokens=SpecialTokens(eos=(end,), pad=-1))
     ids, mask = batch(texts, "left")
     said = generate_ids(model, ids, mask, max_new_tokens=5)
     expected = [recompute(model, text, 5, (end,)) for text in texts]
@@ -74,7 +74,7 @@ def test_without_padding_the_end_fills_up() -> None:
 def test_the_result_ends_with_the_last_text() -> None:
     model = build(WRITERS["rotary"])
     end = recompute(model, [3, 4, 5], 1)[0]
-    model.config = model.config.replace(tokens=SpecialTokens(eos=(end,), pad=PAD))
+    model.config = model.config.replace(special_tokens=SpecialTokens(eos=(end,), pad=PAD))
     assert generate_ids(model, torch.tensor([[3, 4, 5]]), max_new_tokens=30).tolist() == [[end]]
 
 
@@ -186,8 +186,12 @@ IDS = torch.tensor([[3, 4, 5], [6, 7, 8]])
         (WRITERS["learned"], {"ids": torch.full((1, 48), 3)}, "shorten it to fewer than 48"),
         (WRITERS["learned"], {"top_k": 0}, "top_k"),
         (WRITERS["learned both"], {"ids": torch.full((1, 49), 3)}, "source has 49 tokens, and the model can read 48"),
-        (WRITERS["learned both"].replace(tokens=SpecialTokens()), {}, "which token its decoder starts with"),
-        (WRITERS["learned both"].replace(tokens=SpecialTokens(decoder_start=99)), {}, "first token, 99, is outside"),
+        (WRITERS["learned both"].replace(special_tokens=SpecialTokens()), {}, "which token its decoder starts with"),
+        (
+            WRITERS["learned both"].replace(special_tokens=SpecialTokens(decoder_start=99)),
+            {},
+            "first token, 99, is outside",
+        ),
         (ENCODER, {}, "`embed` .* `fill`"),
         (config(head=HeadConfig(kind="none")), {}, "no language-model head"),
     ],
@@ -202,9 +206,9 @@ def test_mistakes(made: ModelConfig, arguments: dict[str, Any], message: str) ->
 
 
 def test_the_beginning_starts_a_decoder_that_knows_no_other_start() -> None:
-    made = config(**BOTH, tokens=SpecialTokens(bos=BOS, eos=(EOS,)))
+    made = config(**BOTH, special_tokens=SpecialTokens(bos=BOS, eos=(EOS,)))
     model = build(made)
-    started = build(made.replace(tokens=SpecialTokens(decoder_start=BOS, eos=(EOS,))))
+    started = build(made.replace(special_tokens=SpecialTokens(decoder_start=BOS, eos=(EOS,))))
     assert torch.equal(generate_ids(model, IDS), generate_ids(started, IDS))
 
 
@@ -229,6 +233,6 @@ def test_damage_that_comes_with_a_later_token() -> None:
 
 def test_a_diverged_model() -> None:
     model = build(WRITERS[DECODERS[0]])
-    torch.nn.init.constant_(model.tokens.table.weight, math.nan)
+    torch.nn.init.constant_(model.token_embedding.table.weight, math.nan)
     with pytest.raises(UserError, match="NaN"):
         generate_ids(model, IDS)

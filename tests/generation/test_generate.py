@@ -20,7 +20,7 @@ PROMPTS = ["the cat", "dogs eat the fish and the", "a"]
 
 def model_for(tokenizer: Tokenizer, seed: int = 0, **changes: Any) -> Transformer:
     tokens = SpecialTokens(eos=() if tokenizer.eos is None else (tokenizer.eos,), pad=tokenizer.pad, decoder_start=0)
-    return build(config(vocab_size=tokenizer.vocab_size, max_length=128, tokens=tokens, **changes), seed)
+    return build(config(vocab_size=tokenizer.vocab_size, max_length=128, special_tokens=tokens, **changes), seed)
 
 
 @pytest.fixture(scope="module", params=["char", "bpe:280", "unigram:80"])
@@ -90,7 +90,7 @@ def test_an_empty_prompt() -> None:
     for function in (generate, generate_stream):
         with pytest.raises(UserError, match="prompt is empty"):
             function(model, tokenizer, "")
-    model.config = model.config.replace(tokens={"bos": tokenizer.eos})
+    model.config = model.config.replace(special_tokens={"bos": tokenizer.eos})
     assert encode_prompt(model, tokenizer, "") == [tokenizer.eos]
     assert generate(model, tokenizer, "", max_new_tokens=3) == generate(model, tokenizer, [""], max_new_tokens=3)
 
@@ -98,10 +98,10 @@ def test_an_empty_prompt() -> None:
 def test_text_ends_at_the_end() -> None:
     tokenizer = Tokenizer.train(TEXT, "char")
     model = model_for(tokenizer)
-    model.config = model.config.replace(tokens=SpecialTokens())
+    model.config = model.config.replace(special_tokens=SpecialTokens())
     free = generate(model, tokenizer, "the cat", max_new_tokens=12)[0]
     end = next(c for c in free if free.index(c) >= 2)
-    model.config = model.config.replace(tokens={"eos": tokenizer.encode(end)})
+    model.config = model.config.replace(special_tokens={"eos": tokenizer.encode(end)})
     assert generate(model, tokenizer, ["the cat"], max_new_tokens=12) == [free[: free.index(end)]]
     assert "".join(generate_stream(model, tokenizer, "the cat", max_new_tokens=12)) == free[: free.index(end)]
     assert generate(model, tokenizer, "the cat", max_new_tokens=12, stop_at_eos=False) == [free]

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import anyformer as af
 from anyformer.kernels import cross_entropy as module
-from anyformer.kernels.cross_entropy import vocabulary_loss
+from anyformer.kernels import linear_cross_entropy
 
 
 @settings(max_examples=60)
@@ -36,10 +36,12 @@ def test_equals_torch(
     theirs = [tensor.requires_grad_() for tensor in (x, matrix, *([] if bias is None else [bias]))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BYTES", 4 * at_once)
-        patch.setattr(module, "_CACHED", at_once // 3)
-        patch.setattr(module, "_WORDS", 7)
+        patch.setattr(module, "_CHUNK_CPU", at_once // 3)
+        patch.setattr(module, "_VOCAB_CHUNK", 7)
         padded = torch.cat([ours[0], torch.full((more, width), 3.0)])
-        loss = vocabulary_loss(padded, ours[1], ours[2] if with_bias else None, targets, smoothing)
+        loss = linear_cross_entropy(
+            padded, ours[1], targets, linear_bias=ours[2] if with_bias else None, label_smoothing=smoothing
+        )
         (3 * loss).backward()
     logits = F.linear(theirs[0], theirs[1], theirs[2] if with_bias else None)
     expected = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum") / max(tokens, 1)
@@ -55,7 +57,7 @@ def test_an_evaluation_pays_for_no_gradients() -> None:
     x, targets = torch.randn(20, 8), torch.randint(30, (20,))
     matrix, bias = torch.nn.Parameter(torch.randn(30, 8)), torch.nn.Parameter(torch.zeros(30))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        vocabulary_loss(x, matrix, bias, targets)
+        linear_cross_entropy(x, matrix, targets, linear_bias=bias)
     assert counter.get_total_flops() == 2 * 20 * 8 * 30
 
 
@@ -92,9 +94,9 @@ def test_bfloat16_stays_within_its_rounding() -> None:
     torch.manual_seed(0)
     x, matrix = torch.randn(50, 32, requires_grad=True), torch.randn(300, 32, requires_grad=True)
     targets = torch.randint(300, (50,))
-    exact = torch.autograd.grad(vocabulary_loss(x, matrix, None, targets), (x, matrix))
+    exact = torch.autograd.grad(linear_cross_entropy(x, matrix, targets), (x, matrix))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = vocabulary_loss(x, matrix, None, targets)
+        loss = linear_cross_entropy(x, matrix, targets)
     assert loss.dtype == torch.float32
     for rough, fine in zip(torch.autograd.grad(loss, (x, matrix)), exact, strict=True):
         assert rough.dtype == torch.float32
@@ -114,5 +116,5 @@ def test_all_logits_are_never_held() -> None:
 
     with pytest.MonkeyPatch.context() as patch, Watch():
         patch.setattr(module, "_BYTES", 1 << 14)
-        vocabulary_loss(torch.randn(400, 8, requires_grad=True), torch.randn(500, 8), None, torch.randint(500, (400,)))
+        linear_cross_entropy(torch.randn(400, 8, requires_grad=True), torch.randn(500, 8), torch.randint(500, (400,)))
     assert max(made) <= 1 << 13

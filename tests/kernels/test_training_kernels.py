@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,38 +16,44 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import anyformer as af
-from anyformer.blocks.feed_forward import ACTIVATIONS, COMPILED, FeedForward
-from anyformer.blocks.mask import Mask
+from anyformer import kernels
+from anyformer.blocks.feed_forward import ACTIVATIONS, FeedForward
+from anyformer.blocks.linear import Linear
 from anyformer.config import FeedForwardConfig
 from anyformer.kernels import cross_entropy as loss_module
-from anyformer.kernels.cpu import activation as activate
-from anyformer.kernels.cpu import attention, cross_entropy, rms_norm
-from anyformer.kernels.cpu import weight_grad as outer
-from anyformer.kernels.cpu.activation import activated, can_activate
-from anyformer.kernels.cpu.attention import can_attend
-from anyformer.kernels.cpu.cross_entropy import can_soften, cross_entropy_
-from anyformer.kernels.cpu.rms_norm import can_normalize
-from anyformer.kernels.cpu.weight_grad import can_sum, outer_products
+from anyformer.kernels.cpu import activation, attention, cross_entropy, rms_norm, weight_grad
 from anyformer.kernels.cpu_features import SWITCH, has_amx_bf16, has_avx512_bf16
-from anyformer.training.linear import use_fastest
-from anyformer.training.precision import Precision
-from anyformer.training.tiled import TiledLinear
+from tests.kernels.stand_ins import use_stand_ins
 
-pytestmark = pytest.mark.skipif(not has_avx512_bf16(), reason="needs AVX-512-BF16")
-needs_amx = pytest.mark.skipif(not has_amx_bf16(), reason="needs AMX")
+compiled_only = pytest.mark.skipif(
+    not has_avx512_bf16(), reason="needs a processor that multiplies pairs of bfloat16 numbers"
+)
+amx_only = pytest.mark.skipif(not has_amx_bf16(), reason="needs a processor that multiplies matrices")
 BF16 = torch.bfloat16
 ROUNDING = 2**-7
 """Of two bfloat16 numbers one after the other, relative to what they are part of."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled() -> None:
-    kernels = [activate, attention, cross_entropy, rms_norm, *([outer] if has_amx_bf16() else [])]
-    for kernel in kernels:
+@pytest.fixture(
+    autouse=True,
+    scope="module",
+    params=["stand-ins", pytest.param("compiled", marks=compiled_only)],
+)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Compiled code, where the processor has what it needs; and torch in its place, which tests all around it."""
+    if request.param == "stand-ins":
+        with pytest.MonkeyPatch.context() as patch:
+            use_stand_ins(patch)
+            yield request.param
+        return
+    found = [activation, attention, cross_entropy, rms_norm, *([weight_grad] if has_amx_bf16() else [])]
+    for kernel in found:
         kernel.KERNEL.start()
-    assert all(kernel.KERNEL.supported() for kernel in kernels)
+    assert all(kernel.KERNEL.supported() for kernel in found)
+    yield request.param
 
 
 def near(ours: Tensor, exact: Tensor, bound: float = ROUNDING) -> None:
@@ -88,17 +99,15 @@ def test_attention(
         operands.append(scores)
     grad, scale = torch.randn(batch, heads, queries, head_dim).to(BF16), 1.3 / math.sqrt(head_dim)
 
-    def mask(bias: Tensor | None) -> Mask:
-        return Mask(scores if kind == "hidden" else bias, causal=kind == "causal")
-
     def ours(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-        return attention.attention(query, key, value, scale, mask(bias))
+        mask = scores if kind == "hidden" else bias
+        return kernels.attention(query, key, value, mask, is_causal=kind == "causal", scale=scale)
 
     def exact(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
         of_each = [part.float().repeat_interleave(group, dim=1) for part in (key, value)]
-        found = mask(bias)
+        mask = scores if kind == "hidden" else bias
         return F.scaled_dot_product_attention(
-            query.float(), *of_each, attn_mask=found.scores, is_causal=found.causal, scale=scale
+            query.float(), *of_each, attn_mask=mask, is_causal=kind == "causal", scale=scale
         )
 
     # A single key has no gradient but rounding's.
@@ -112,7 +121,7 @@ def test_attention(
         assert float((mine.float() - theirs).norm()) <= 2 * ROUNDING * size
 
 
-@needs_amx
+@amx_only
 @settings(max_examples=60)
 @given(
     rows=st.sampled_from([0, 1, 31, 33, 512, 513, 1100]),
@@ -121,16 +130,16 @@ def test_attention(
     add=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_outer_products(rows: int, outputs: int, inputs: int, add: bool, seed: int) -> None:
+def test_weight_grad(rows: int, outputs: int, inputs: int, add: bool, seed: int) -> None:
     torch.manual_seed(seed)
     left, right = torch.randn(rows, outputs + 3).to(BF16)[:, 1:-2], torch.randn(rows, inputs).to(BF16)
     before, sums = torch.randn(outputs, inputs), torch.empty(outputs)
     expected = left.double().t() @ right.double() + (before.double() if add else 0)
-    found = outer_products(left, right, before.clone(), sums=sums, add=add)
+    found = weight_grad.weight_grad(left, right, before.clone(), bias_grad=sums, add=add)
     torch.testing.assert_close(found.double(), expected, atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(sums.double(), left.double().sum(dim=0), atol=1e-3, rtol=1e-4)
     if not add:
-        assert torch.equal(outer_products(left, right), found)
+        assert torch.equal(weight_grad.weight_grad(left, right), found)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -143,12 +152,11 @@ def test_activations(name: str, gated: bool, shape: tuple[int, ...], dropped: bo
     kept = torch.rand(*shape) < 0.5
     grad = torch.randn(*shape)
 
-    # Squares ask for what they were given: it is made again, unless something came between.
     def then(inner: Tensor) -> Tensor:
         return (inner * kept if dropped else inner).square()
 
     def ours(x: Tensor, factor: Tensor | None = None) -> Tensor:
-        return activated(COMPILED[ACTIVATIONS[name]], x, factor, then)
+        return then(kernels.activation(x, ACTIVATIONS[name], factor))
 
     def exact(x: Tensor, factor: Tensor | None = None) -> Tensor:
         return then(ACTIVATIONS[name](x) * (1 if factor is None else factor))
@@ -168,14 +176,14 @@ def test_activations(name: str, gated: bool, shape: tuple[int, ...], dropped: bo
     smoothing=st.sampled_from([0.0, 0.1]),
     seed=st.integers(0, 99),
 )
-def test_softened_logits(rows: int, vocab: int, smoothing: float, seed: int) -> None:
+def test_loss_and_gradient(rows: int, vocab: int, smoothing: float, seed: int) -> None:
     torch.manual_seed(seed)
     logits, targets = 4 * torch.randn(rows, vocab).to(BF16), torch.randint(vocab, (rows,))
     exact = logits.float().requires_grad_()
     expected = F.cross_entropy(exact, targets, label_smoothing=smoothing, reduction="none")
     (0.25 * expected.sum()).backward()
     assert exact.grad is not None
-    found = cross_entropy_(logits, targets[:, None], smoothing, 0.25)
+    found = cross_entropy.loss_and_grad_(logits, targets[:, None], smoothing, 0.25)
     torch.testing.assert_close(found, expected.detach(), atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(logits.float(), exact.grad, atol=1e-6, rtol=ROUNDING)
 
@@ -185,7 +193,7 @@ def test_softened_logits(rows: int, vocab: int, smoothing: float, seed: int) -> 
 def test_rms_norm(shape: tuple[int, ...], seed: int) -> None:
     torch.manual_seed(seed)
     operands, grad = [torch.randn(*shape), torch.randn(shape[-1])], torch.randn(*shape)
-    ours = with_gradients(lambda x, weight: rms_norm.rms_norm(x, weight, 1e-5), operands, grad)
+    ours = with_gradients(lambda x, weight: kernels.rms_norm(x, weight, 1e-5), operands, grad)
     exact = with_gradients(lambda x, weight: F.rms_norm(x, weight.shape, weight, 1e-5), operands, grad)
     for mine, theirs in zip(ours, exact, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
@@ -194,21 +202,21 @@ def test_rms_norm(shape: tuple[int, ...], seed: int) -> None:
 def test_rms_norm_of_narrow_numbers() -> None:
     torch.manual_seed(0)
     operands, grad = [torch.randn(5, 37).to(BF16), torch.randn(37).to(BF16)], torch.randn(5, 37)
-    ours = with_gradients(lambda x, weight: rms_norm.rms_norm(x, weight, 1e-5), operands, grad)
+    ours = with_gradients(lambda x, weight: kernels.rms_norm(x, weight, 1e-5), operands, grad)
     exact = with_gradients(lambda x, weight: F.rms_norm(x, weight.shape, weight, 1e-5), operands, grad)
     for mine, theirs in zip(ours, exact, strict=True):
         assert mine.dtype == theirs.dtype == BF16
         near(mine, theirs)
 
 
-def test_targets_are_words() -> None:
+def test_targets_are_in_the_vocabulary() -> None:
     logits, targets = torch.randn(3, 20).to(BF16), torch.tensor([[3], [19], [0]])
-    expected = cross_entropy_(logits.clone(), targets, 0.0, 1.0)
-    assert torch.equal(cross_entropy_(logits.clone(), targets.int(), 0.0, 1.0), expected)
+    expected = cross_entropy.loss_and_grad_(logits.clone(), targets, 0.0, 1.0)
+    assert torch.equal(cross_entropy.loss_and_grad_(logits.clone(), targets.int(), 0.0, 1.0), expected)
     for wrong in (-1, 20):
         targets[1] = wrong
-        with pytest.raises(IndexError, match="20 words"):
-            cross_entropy_(logits, targets, 0.0, 1.0)
+        with pytest.raises(IndexError, match="20 tokens"):
+            cross_entropy.loss_and_grad_(logits, targets, 0.0, 1.0)
 
 
 def test_who_sees_nothing_gets_nothing() -> None:
@@ -217,7 +225,7 @@ def test_who_sees_nothing_gets_nothing() -> None:
     visible = torch.ones(2, 1, 5, 5, dtype=torch.bool)
     visible[1, 0, 2] = False
     grad = torch.randn(2, 2, 5, 16)
-    out, *grads = with_gradients(lambda *parts: attention.attention(*parts, 0.3, Mask(visible)), operands, grad)
+    out, *grads = with_gradients(lambda *parts: kernels.attention(*parts, visible, scale=0.3), operands, grad)
     assert not out[1, :, 2].any()
     assert not grads[0][1, :, 2].any()
     assert all(bool(part.isfinite().all()) for part in (out, *grads))
@@ -237,27 +245,15 @@ def test_activations_are_compiled_for_narrow_numbers_alone() -> None:
     near(found(), expected, 2 * ROUNDING)
 
 
-def test_what_was_changed_in_place_is_kept_as_it_is() -> None:
-    x, grad = torch.randn(41).to(BF16), torch.randn(41)
-
-    def then(inner: Tensor) -> Tensor:
-        return inner.mul_(2).square()
-
-    ours = with_gradients(lambda x: activated(COMPILED[F.silu], x, None, then), [x], grad)
-    exact = with_gradients(lambda x: then(F.silu(x)), [x.float()], grad)
-    for mine, theirs in zip(ours, exact, strict=True):
-        near(mine, theirs, 2 * ROUNDING)
-
-
-@needs_amx
+@amx_only
 def test_a_layer_of_no_rows() -> None:
-    layer = TiledLinear(8, 5)
+    layer = Linear(8, 5)
     made = layer(torch.zeros(0, 3, 8, dtype=BF16))
     assert made.shape == (0, 3, 5)
 
 
 def test_what_asks_for_gradients_later_gets_them() -> None:
-    layer, x = TiledLinear(8, 5), torch.randn(3, 8)
+    layer, x = Linear(8, 5), torch.randn(3, 8)
     with torch.autocast("cpu", dtype=BF16):
         layer(x)
         x.requires_grad_()
@@ -268,7 +264,7 @@ def test_what_asks_for_gradients_later_gets_them() -> None:
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_notice_what_is_no_number(name: str) -> None:
     x = torch.tensor([1.0, math.nan, -1.0]).to(BF16)
-    ours = with_gradients(lambda x: activated(COMPILED[ACTIVATIONS[name]], x, None, torch.clone), [x], torch.ones(3))
+    ours = with_gradients(lambda x: kernels.activation(x, ACTIVATIONS[name]), [x], torch.ones(3))
     exact = with_gradients(ACTIVATIONS[name], [x.float()], torch.ones(3))
     for mine, theirs in zip(ours, exact, strict=True):
         assert torch.equal(mine.isnan(), theirs.isnan())
@@ -278,14 +274,14 @@ def test_activations_notice_what_is_no_number(name: str) -> None:
 def test_what_is_no_number_is_noticed(wrong: float) -> None:
     x = torch.randn(2, 2, 40, 16).to(BF16)
     x[1, 1, 7, 3] = wrong
-    assert not bool(attention.attention(x, x, x, 0.3, Mask())[1, 1, 7].isfinite().all())
+    assert not bool(kernels.attention(x.requires_grad_(), x, x, scale=0.3)[1, 1, 7].isfinite().all())
     logits = torch.randn(3, 50).to(BF16)
     logits[1, 20] = wrong
-    losses = cross_entropy_(logits, torch.zeros(3, 1, dtype=torch.int64), 0.0, 1.0)
+    losses = cross_entropy.loss_and_grad_(logits, torch.zeros(3, 1, dtype=torch.int64), 0.0, 1.0)
     assert not bool(losses[1].isfinite())
     assert bool(losses[::2].isfinite().all())
     if has_amx_bf16():
-        assert not bool(outer_products(x[1, 1], x[1, 1]).isfinite().all())
+        assert not bool(weight_grad.weight_grad(x[1, 1], x[1, 1]).isfinite().all())
 
 
 @pytest.mark.parametrize("name", ["gpt2-nano", "llama-nano", "bert-tiny", "t5-small", "bart-base"])
@@ -309,11 +305,10 @@ def test_a_model_learns_as_exactly_as_in_torch(
     )
     torch.manual_seed(0)
     model = af.build(config).train()
-    for stack in (model.encoder, model.decoder):
-        if stack is not None:
-            stack.checkpoint_gradients = checkpointed
-    use_fastest(model, Precision(torch.device("cpu"), BF16, ""))
-    assert any(isinstance(part, TiledLinear) for part in model.modules())
+    if checkpointed:
+        for stack in (model.encoder, model.decoder):
+            for block in stack.blocks if stack is not None else ():
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     tokens, targets = torch.randint(61, (3, 60)), torch.randint(61, (3, 60))
     source = torch.randint(61, (3, 41)) if config.is_encoder_decoder else None
     hidden = torch.ones(3, 41, dtype=torch.bool) if source is not None else None
@@ -339,50 +334,67 @@ def test_a_model_learns_as_exactly_as_in_torch(
         assert errors[0] <= 1.5 * errors[1] + 1e-3 * most, name
 
 
-def test_the_widest_tensor_of_a_block_is_not_kept() -> None:
-    x = torch.randn(4, 50).to(BF16).requires_grad_()
-    kept: list[Tensor] = []
+def test_the_widest_tensor_of_a_block_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result of an activation is not saved for the gradient of the linear layer's weight."""
+    calls: list[str] = []
+    forward = activation.forward
 
-    class Keeps(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, inner):  # type: ignore[no-untyped-def]
-            ctx.save_for_backward(inner)
-            return inner.clone()
+    def counted(*args: Any) -> Tensor:
+        calls.append("forward")
+        return forward(*args)
 
-        @staticmethod
-        def backward(ctx, grad):  # type: ignore[no-untyped-def]
-            kept.extend(ctx.saved_tensors)
-            return grad
-
-    places: list[int] = []
-
-    def then(inner: Tensor) -> Tensor:
-        places.append(inner.data_ptr())
-        return Keeps.apply(inner)  # pyright: ignore[reportReturnType]
-
-    out = activated(COMPILED[F.relu], x, None, then)
-    out.backward(torch.ones_like(out))
-    assert torch.equal(kept[0], F.relu(x))
-    assert kept[0].data_ptr() != places[0]
-
-
-def test_it_is_for_bfloat16_and_for_masks_that_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(2, 4, 8, 16)
-    assert not can_normalize(x)
-    assert can_normalize(x.to(BF16))
-    assert not can_soften(x, torch.float32)
-    assert can_soften(x, BF16)
-    assert can_sum(x.to(BF16)) == has_amx_bf16()
+    monkeypatch.setattr(activation, "forward", counted)
+    torch.manual_seed(0)
+    block = FeedForward(FeedForwardConfig(width=40, activation="silu", gated=True), 16)
+    x = torch.randn(3, 16, requires_grad=True)
     with torch.autocast("cpu", dtype=BF16):
-        assert can_normalize(x)
-        assert can_activate(x.to(BF16), None)
-        assert not can_activate(x.to(BF16), x)
-        assert can_attend(x, Mask(torch.zeros(1, 4, 8, 8, requires_grad=True)))
-        assert not can_attend(x, Mask(torch.zeros(1, 1, 8, 8, requires_grad=True)))
+        out = block(x)
+        assert len(calls) == 1
+    out.float().square().sum().backward()
+    assert len(calls) == 2
+    ours = [parameter.grad for parameter in block.parameters()]
+    block.zero_grad()
+    block.float()(x).square().sum().backward()
+    for mine, exact in zip(ours, (parameter.grad for parameter in block.parameters()), strict=True):
+        assert mine is not None
+        assert exact is not None
+        near(mine, exact, 4 * ROUNDING)
+
+
+@compiled_only
+def test_it_is_for_bfloat16(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend != "compiled":
+        pytest.skip("stand-ins support what they are given")
+    x = torch.randn(2, 4, 8, 16)
+    assert not rms_norm.supports(x)
+    assert rms_norm.supports(x.to(BF16))
+    assert not cross_entropy.supports(x, torch.float32)
+    assert cross_entropy.supports(x, BF16)
+    assert weight_grad.supports(x.to(BF16)) == has_amx_bf16()
+    with torch.autocast("cpu", dtype=BF16):
+        assert rms_norm.supports(x)
+        assert activation.supports(x.to(BF16), None)
+        assert not activation.supports(x.to(BF16), x)
+        assert attention.supports(x)
         monkeypatch.setenv(SWITCH, "0")
-        assert not can_normalize(x)
-        assert not can_attend(x, Mask())
-        assert not can_soften(x, BF16)
+        assert not rms_norm.supports(x)
+        assert not attention.supports(x)
+        assert not cross_entropy.supports(x, BF16)
+
+
+@pytest.mark.parametrize("name", ["gpt2-nano", "llama-nano"])
+def test_torch_compile_keeps_operations(backend: str, name: str) -> None:
+    """A compiled stack learns what an eager one learns, and its graph has the registered operations."""
+    if backend != "stand-ins":
+        pytest.skip("a program of its own uses stand-ins")
+    command = [sys.executable, "-m", "tests.kernels.compiled_graph", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["off"] < 2 * ROUNDING
+    kept = ["compiled_attention", "compiled_activation", "amx_linear"]
+    for operation in kept + ["compiled_rms_norm"] * (name == "llama-nano"):
+        assert any(operation in target for target in found["operations"]), operation
 
 
 def test_logits_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,7 +405,9 @@ def test_logits_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     def found() -> list[Tensor]:
         leaves = [part.clone().requires_grad_() for part in (x, matrix, bias)]
         with torch.autocast("cpu", dtype=BF16):
-            loss = loss_module.vocabulary_loss(leaves[0], leaves[1], leaves[2], targets, 0.1)
+            loss = kernels.linear_cross_entropy(
+                leaves[0], leaves[1], targets, linear_bias=leaves[2], label_smoothing=0.1
+            )
         return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
     whole = found()

@@ -118,7 +118,7 @@ def test_documents_may_be_short_in_a_long_row() -> None:
 def test_gradients_stay_within_a_document() -> None:
     _, model = _tiny("GPT2LMHeadModel")
     seen: list[torch.Tensor] = []
-    model.tokens.register_forward_hook(lambda _, __, output: (output.retain_grad(), seen.append(output))[1])
+    model.token_embedding.register_forward_hook(lambda _, __, output: (output.retain_grad(), seen.append(output))[1])
     tokens = torch.randint(50, (1, 10))
     documents = (torch.arange(10)[None] >= 6).long()
     targets = torch.full_like(tokens, -100)

@@ -124,10 +124,10 @@ IRRELEVANT = {
     "init.kind",
     "init.std",
     "init.scale_residual",
-    "tokens.bos",
-    "tokens.eos",
-    "tokens.pad",
-    "tokens.decoder_start",
+    "special_tokens.bos",
+    "special_tokens.eos",
+    "special_tokens.pad",
+    "special_tokens.decoder_start",
 }
 """What a GGUF file without a tokenizer does not say."""
 

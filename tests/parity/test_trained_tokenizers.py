@@ -60,7 +60,7 @@ def test_saved_beside_its_model(
     assert ours.encode(text) == ids
     assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
     if special == "span_corruption":
-        made = objective(special, ours, tokens=af.preset(preset).tokens)
+        made = objective(special, ours, tokens=af.preset(preset).special_tokens)
         assert isinstance(made, SpanCorruption)
         assert config.decoder_start_token_id == made.start
         assert theirs("a <extra_id_0> b <extra_id_1>")["input_ids"] == ours.encode("a <extra_id_0> b <extra_id_1>")
@@ -92,7 +92,7 @@ def save(preset: str, special: str, spec: str, directory: Path) -> None:
     """Train the tokenizer and save it beside a small model that fits."""
     tokenizer = Tokenizer.train(CORPUS, spec, special=special)
     config = af.preset(preset)
-    start = decoder_start(config.tokens, tokenizer) if config.is_encoder_decoder else None
+    start = decoder_start(config.special_tokens, tokenizer) if config.is_encoder_decoder else None
     padding = None if config.embedding.padding is None else tokenizer.pad
     small: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "d_model": 16, "max_length": 32}
     layers = {"encoder_layers": min(1, config.encoder_layers), "decoder_layers": min(1, config.decoder_layers)}
@@ -102,7 +102,7 @@ def save(preset: str, special: str, spec: str, directory: Path) -> None:
         attention={"heads": 2, "head_dim": None},
         feed_forward={"width": 16},
         embedding={"padding": padding},
-        tokens=SpecialTokens(
+        special_tokens=SpecialTokens(
             bos=tokenizer.bos,
             eos=() if tokenizer.eos is None else (tokenizer.eos,),
             pad=tokenizer.pad,

@@ -197,7 +197,7 @@ def test_label_smoothing_is_that_of_torch(name: str, logits: bool) -> None:
     expected = F.cross_entropy(scores.flatten(0, 1), inputs.targets.flatten(), ignore_index=-100, label_smoothing=0.1)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert loss.item() != pytest.approx(ours(**inputs.ours).loss.item(), rel=2e-5)
-    table = ours.tokens.table.weight
+    table = ours.token_embedding.table.weight
     got, wanted = torch.autograd.grad(loss, table), torch.autograd.grad(expected, theirs.get_input_embeddings().weight)
     assert_close(got[0], wanted[0], "gradient of the token table")
 

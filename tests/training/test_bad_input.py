@@ -219,7 +219,7 @@ def test_ctrl_c_saves_the_model_and_says_where(number: signal.Signals, text: Pat
     model, _ = af.load(tmp_path / "run" / "model")
     torch.manual_seed(0)
     fresh = af.build(model.config)
-    assert not torch.equal(fresh.tokens.table.weight, model.tokens.table.weight)
+    assert not torch.equal(fresh.token_embedding.table.weight, model.token_embedding.table.weight)
     assert metrics(tmp_path / "run")[-1]["step"] > 0
 
 

@@ -60,7 +60,7 @@ def test_a_run_leaves_what_it_promises(
 
     model, tokenizer = af.load(model_directory(run))
     assert tokenizer is not None
-    tokens = model.config.tokens
+    tokens = model.config.special_tokens
     assert model.config.vocab_size == tokenizer.vocab_size
     assert (tokens.bos, tokens.pad) == (tokenizer.bos, tokenizer.pad)
     assert tokens.eos == (() if tokenizer.eos is None else (tokenizer.eos,))
@@ -147,7 +147,7 @@ def test_several_files_and_folders(tmp_path: Path, trains: Trains, capsys: pytes
     assert "in 4 files" in capsys.readouterr().out
     model, tokenizer = af.load(run / "model")
     assert tokenizer is not None
-    assert model.config.tokens.eos == (tokenizer.id("<|endoftext|>"),)
+    assert model.config.special_tokens.eos == (tokenizer.id("<|endoftext|>"),)
 
 
 def test_a_given_vocabulary_stays(text: Path, trains: Trains):
@@ -162,7 +162,7 @@ def test_bfloat16_learns_as_well(text: Path, trains: Trains):
     assert half[-1] == pytest.approx(full[-1], rel=0.06)
     assert half != full
     model, _ = af.load(Path(str(text)).parent / "runs" / "half" / "model")
-    assert model.tokens.table.weight.dtype == torch.float32
+    assert model.token_embedding.table.weight.dtype == torch.float32
 
 
 NAME = "tinyshakespeare.txt"

@@ -13,17 +13,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import anyformer as af
+from anyformer.blocks.linear import Linear
 from anyformer.data.objectives import Batch
 from anyformer.errors import UserError
+from anyformer.kernels import int8_linear as int8
 from anyformer.kernels.cpu import int8_matmul
-from anyformer.kernels.cpu.int8_matmul import can_round
+from anyformer.kernels.cpu.int8_matmul import supports
+from anyformer.kernels.int8_linear import int8_linear
 from anyformer.runs.directory import model_directory
-from anyformer.training import int8, precision
+from anyformer.training import precision
 from anyformer.training.config import TrainConfig
-from anyformer.training.int8 import Int8Linear, int8_linear
-from anyformer.training.linear import use_fastest
 from anyformer.training.precision import Precision, choose_precision, peak_flops_per_second
-from anyformer.training.strategies.single import Single
+from anyformer.training.strategies.single import Single, use_int8
 from tests.training.conftest import TINY, Trains, losses, single
 
 CPU = torch.device("cpu")
@@ -48,15 +49,15 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ones are computed in 8 bits too."""
-    monkeypatch.setattr(int8_matmul, "_WORTH_IT", {})
+    monkeypatch.setattr(int8_matmul, "_MIN_SIZE", {})
 
 
 @pytest.fixture(params=["ours", "torch's"])
 def eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """By our own code and by torch's, which is not compiled: for one shape after the other that would take long."""
     if request.param == "torch's":
-        monkeypatch.setattr(int8, "_product", lambda: int8._plain)
-    elif not can_round():
+        monkeypatch.setattr(int8, "_matmul", lambda: int8._reference)
+    elif not supports():
         pytest.skip("this processor has no such instructions")
 
 
@@ -177,14 +178,14 @@ def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch, bias: bool):
     for rows, inputs, outputs in ((37, 24, 53), (64, 33, 18)):
         given = draw(rows, inputs), draw(outputs, inputs), draw(outputs) if bias else None, draw(rows, outputs)
         given[0][3], given[3][5] = 0.0, 0.0
-        for one, other in zip(found(int8._compiled), found(lambda: int8._plain), strict=True):
+        for one, other in zip(found(int8._compiled_reference), found(lambda: int8._reference), strict=True):
             # The bias's gradient is a sum in another order.
             assert torch.equal(one, other) if one.dim() > 1 else torch.allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # its own doing
 def test_what_torch_compiles_is_the_same(eager: None):
-    layer, x = Int8Linear(24, 53), torch.randn(37, 24)
+    layer, x = Linear(24, 53), torch.randn(37, 24)
 
     def found(layer: Callable[[Tensor], Tensor]) -> list[Tensor]:
         leaves = [x.clone().requires_grad_(), *whole.parameters()]
@@ -202,7 +203,7 @@ def test_what_is_not_finite_stays_so(
     eager: None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, bad: float, compiled: bool
 ):
     if compiled and "torch" in request.node.name:
-        monkeypatch.setattr(int8, "_product", int8._compiled)
+        monkeypatch.setattr(int8, "_matmul", int8._compiled_reference)
     x, weight, gradient = torch.randn(37, 24), torch.randn(53, 24), torch.randn(37, 53)
     broken = x.clone()
     broken[2, 3] = bad
@@ -238,10 +239,10 @@ def test_small_and_very_long_products_stay_in_float32(monkeypatch: pytest.Monkey
         return all(torch.equal(one, other) for one, other in pairs)
 
     assert not same()
-    monkeypatch.setattr(int8_matmul, "_LONGEST", 15)
+    monkeypatch.setattr(int8_matmul, "_MAX_DEPTH", 15)
     assert same()
-    monkeypatch.setattr(int8_matmul, "_LONGEST", 16)
-    monkeypatch.setattr(int8_matmul, "_WORTH_IT", {torch.float32: 16 * 8 * 4 + 1})
+    monkeypatch.setattr(int8_matmul, "_MAX_DEPTH", 16)
+    monkeypatch.setattr(int8_matmul, "_MIN_SIZE", {torch.float32: 16 * 8 * 4 + 1})
     assert same()
     assert int8_linear(torch.empty(0, 8), weight, None).shape == (0, 4)
 
@@ -264,11 +265,11 @@ def _model(name: str = "gpt2-nano", *, tied: bool = True) -> af.Transformer:
 
 def test_only_products_inside_blocks_change_and_only_in_training(eager: None):
     plain, model = _model("llama-nano", tied=False), _model("llama-nano", tied=False)
-    use_fastest(model, INT8)
+    use_int8(model)
     assert model.head is not None
-    assert [type(part) for part in model.head.children()] == [nn.Linear]
-    changed = {name for name, part in model.named_modules() if isinstance(part, Int8Linear)}
-    assert changed == {n for n, part in plain.named_modules() if type(part) is nn.Linear and ".blocks." in n}
+    assert [type(part) for part in model.head.children()] == [Linear]
+    changed = {name for name, part in model.named_modules() if getattr(part, "matmul", "float") == "int8"}
+    assert changed == {n for n, part in plain.named_modules() if type(part) is Linear and ".blocks." in n} | {"head"}
     assert model.state_dict().keys() == plain.state_dict().keys()
     tokens = torch.randint(40, (3, 12))
     assert not torch.equal(model(tokens).logits, plain(tokens).logits)
@@ -321,7 +322,7 @@ def test_the_command_trains_and_saves_an_ordinary_model(text: Path, trains: Trai
     assert (run / "model" / "config.json").read_bytes() == (whole / "model" / "config.json").read_bytes()
     assert sorted(p.name for p in (run / "model").iterdir()) == sorted(p.name for p in (whole / "model").iterdir())
     model, _ = af.load(model_directory(run))
-    assert not any(isinstance(part, Int8Linear) for part in model.modules())
+    assert not any(getattr(part, "matmul", "float") == "int8" for part in model.modules())
 
 
 def test_precision_says_what_it_is():
@@ -339,7 +340,7 @@ def test_it_is_refused_where_it_gains_nothing(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(UserError, match="needs a CPU with VNNI"):
             choose_precision("cpu", "int8")
     monkeypatch.setattr(precision, "can_compile", lambda device: False)
-    monkeypatch.setattr(precision, "can_round", lambda: False)
+    monkeypatch.setattr(int8_matmul, "supports", lambda: False)
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
         choose_precision("cpu", "int8")
 
@@ -351,7 +352,7 @@ def test_strategies_that_it_does_not_know_are_refused(engine: str):
 
 
 def test_what_is_converted_without_gradients_is_not_taken_for_more(eager: None):
-    layer, x = Int8Linear(24, 53), torch.randn(37, 24, requires_grad=True)
+    layer, x = Linear(24, 53), torch.randn(37, 24, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with torch.inference_mode():
             kept = int8_linear(x + 0, layer.weight, layer.bias)

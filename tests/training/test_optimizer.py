@@ -80,7 +80,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(name: str):
     assert sorted(own + tables + vectors) == sorted(names.values())
     assert own
     assert all(".blocks." in name and model.get_parameter(name).dim() == 2 for name in own)
-    assert "tokens.table.weight" in tables
+    assert "token_embedding.table.weight" in tables
     assert all(".blocks." not in name for name in tables)
     assert all(model.get_parameter(name).dim() == 1 for name in vectors)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0]
@@ -90,7 +90,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(name: str):
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_frozen_parameters_are_left_out(name: str):
     model = _model()
-    model.tokens.requires_grad_(False)
+    model.token_embedding.requires_grad_(False)
     assert model.decoder is not None
     model.decoder.blocks[0].requires_grad_(False)
     optimizer = make_optimizer(name, model, 1e-3)
@@ -275,7 +275,11 @@ def test_the_state_is_named_by_parameter_and_copied_when_loaded():
     _train(model, optimizer, range(1))
     state = flatten_state(optimizer, names)
     assert "momentum_buffer.decoder.blocks.0.attention.query.weight" in state
-    assert {"exp_avg.tokens.table.weight", "exp_avg_sq.tokens.table.weight", "step.tokens.table.weight"} <= set(state)
+    assert {
+        "exp_avg.token_embedding.table.weight",
+        "exp_avg_sq.token_embedding.table.weight",
+        "step.token_embedding.table.weight",
+    } <= set(state)
     assert not any(key.startswith("exp_avg") and ".attention." in key for key in state)
     kept = {key: value.clone() for key, value in state.items()}
     other = make_optimizer("muon", model, 1e-2)
@@ -296,9 +300,13 @@ def test_a_state_that_does_not_fit_is_declined_and_changes_nothing():
     with pytest.raises(UserError, match=r"no\.such\.weight"):
         load_flat_state(muon, names, {**before, "step.no.such.weight": torch.tensor(1.0)})
     with pytest.raises(UserError, match=r"shape \(2,\)"):
-        load_flat_state(plain, names, {**flatten_state(plain, names), "exp_avg.tokens.table.weight": torch.zeros(2)})
-    incomplete = {key: value for key, value in flatten_state(plain, names).items() if key != "step.tokens.table.weight"}
-    with pytest.raises(UserError, match=r"tokens\.table\.weight"):
+        load_flat_state(
+            plain, names, {**flatten_state(plain, names), "exp_avg.token_embedding.table.weight": torch.zeros(2)}
+        )
+    incomplete = {
+        key: value for key, value in flatten_state(plain, names).items() if key != "step.token_embedding.table.weight"
+    }
+    with pytest.raises(UserError, match=r"token_embedding\.table\.weight"):
         load_flat_state(plain, names, incomplete)
     after = flatten_state(muon, names)
     assert set(after) == set(before)

@@ -87,7 +87,7 @@ def test_pairs_of_parallel_files(prepares: Any, pairs: dict[str, str]):
     for step in range(found.steps_per_epoch):
         batch = found.batch(step)
         assert batch.source is not None
-        assert (batch.tokens[:, 0] == model.tokens.decoder_start).all()
+        assert (batch.tokens[:, 0] == model.special_tokens.decoder_start).all()
         written += [tokenizer.decode(row[row != IGNORED].tolist()) for row in batch.targets]
     expected = Path(pairs["target"]).read_text().splitlines()
     assert len(written) == 54

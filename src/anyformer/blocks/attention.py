@@ -1,18 +1,16 @@
 """Multi-head attention, for self- and cross-attention, causal or not, cached or not."""
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anyformer import kernels
 from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.kv_cache import KeysValues, LayerCache
+from anyformer.blocks.linear import Linear
 from anyformer.blocks.mask import Mask
 from anyformer.blocks.norm import RMSNorm
-from anyformer.blocks.position import Rotation
+from anyformer.blocks.rope import Rotation
 from anyformer.config import AttentionConfig
-from anyformer.kernels.cpu.attention import attention, can_attend
-from anyformer.kernels.piecewise_attention import pays, piecewise_attention
 
 ALL_VISIBLE = Mask()
 
@@ -24,19 +22,12 @@ class MultiHeadAttention(nn.Module):
 
     Args:
         config: Heads and their kind.
-        d_model: Width of what comes in and goes out.
+        d_model: Width of the input and output.
         layer: The number of this layer, for what varies with it.
-        norm_eps: Epsilon of the norms on queries and keys, where the config wants them.
+        norm_eps: Epsilon of the norms on queries and keys, where the config has them.
     """
 
-    def __init__(
-        self,
-        config: AttentionConfig,
-        d_model: int,
-        *,
-        layer: int = 0,
-        norm_eps: float = 1e-6,
-    ) -> None:
+    def __init__(self, config: AttentionConfig, d_model: int, *, layer: int = 0, norm_eps: float = 1e-6) -> None:
         super().__init__()
         self.heads = config.heads
         self.kv_heads = config.kv_heads or config.heads
@@ -45,93 +36,68 @@ class MultiHeadAttention(nn.Module):
         if config.scale_by_layer:
             self.scale /= layer + 1
         self.dropout = Dropout(config.dropout)
-        self.query = nn.Linear(d_model, self.heads * self.head_dim, bias=config.bias)
-        self.key = nn.Linear(d_model, self.kv_heads * self.head_dim, bias=config.bias)
-        self.value = nn.Linear(d_model, self.kv_heads * self.head_dim, bias=config.bias)
-        self.output = nn.Linear(self.heads * self.head_dim, d_model, bias=config.output_bias)
+        self.query = Linear(d_model, self.heads * self.head_dim, bias=config.bias)
+        self.key = Linear(d_model, self.kv_heads * self.head_dim, bias=config.bias)
+        self.value = Linear(d_model, self.kv_heads * self.head_dim, bias=config.bias)
+        self.output = Linear(self.heads * self.head_dim, d_model, bias=config.output_bias)
         self.query_norm = RMSNorm(self.head_dim, norm_eps) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(self.head_dim, norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(
         self,
         x: Float[Tensor, "batch queries d_model"],
-        source: Float[Tensor, "batch keys d_model"] | KeysValues | None = None,
+        encoder_states: Float[Tensor, "batch keys d_model"] | KeysValues | None = None,
         *,
         mask: Mask = ALL_VISIBLE,
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch queries d_model"]:
-        """Let each token of x look at x, or at a source.
+        """Attend from each token of x to x, or to other states.
 
         Args:
-            x: What asks.
-            source: What is looked at in cross-attention (or its keys and values, made earlier); None: x itself.
-            mask: Who may look at whom.
-            rotation: How queries and keys turn.
-            cache: What x's stack has read before, to which the keys and values of x are added.
+            x: Makes the queries.
+            encoder_states: Makes the keys and values of cross-attention, or is them (`keys_values`); None: x does.
+            mask: Which queries see which keys.
+            rotation: Rotary positions of queries and keys.
+            cache: Keys and values of earlier tokens, which those of x are added to.
         """
-        query, key, value = self._operands(x, source, rotation, cache)
-        if self.training and self.dropout.p > 0 and query.device.type == "cpu":
-            # On CPUs the fused kernel knows no dropout, and what torch takes instead is slower than this.
-            mixed = self.dropout(self._weights(query, key, mask)) @ self._for_each_head(value)
-        elif query.requires_grad and can_attend(query, mask):
-            mixed = attention(query, key, value, self.scale, mask)
-        elif pays(query, key, mask):
-            mixed = piecewise_attention(query, self._for_each_head(key), self._for_each_head(value), self.scale, mask)
-        else:
-            mixed = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=mask.scores,
-                is_causal=mask.causal,
-                dropout_p=self.dropout.p if self.training else 0.0,
-                scale=self.scale,
-                enable_gqa=self.heads != self.kv_heads,
-            )
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        query, key, value = self.project(x, encoder_states, rotation, cache)
+        dropout_p = self.dropout.p if self.training else 0.0
+        out = kernels.attention(query, key, value, mask.scores, dropout_p, mask.causal, self.scale)
+        return self.output(out.transpose(1, 2).flatten(2))
 
     def weights(
         self,
         x: Float[Tensor, "batch queries d_model"],
-        source: Float[Tensor, "batch keys d_model"] | KeysValues | None = None,
+        encoder_states: Float[Tensor, "batch keys d_model"] | KeysValues | None = None,
         *,
         mask: Mask = ALL_VISIBLE,
         rotation: Rotation | None = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
-        """How much each token looks at each other one, written out for pictures; every row sums to 1."""
-        query, key, _ = self._operands(x, source, rotation, None)
-        return self._weights(query, key, mask)
+        """The attention weights, which `forward` never holds as a whole; every row sums to 1."""
+        query, key, _ = self.project(x, encoder_states, rotation)
+        return kernels.attention_weights(query, key, mask.scores, mask.causal, self.scale)
 
-    def _weights(self, query: Tensor, key: Tensor, mask: Mask) -> Tensor:
-        scores = (query * self.scale) @ self._for_each_head(key).transpose(2, 3)
-        if mask.causal:
-            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-            scores = scores.masked_fill(future, -torch.inf)
-        if mask.scores is not None:
-            hides = mask.scores.dtype == torch.bool
-            scores = scores.masked_fill(~mask.scores, -torch.inf) if hides else scores + mask.scores
-        return scores.softmax(dim=-1)
-
-    def _for_each_head(self, keys: Tensor) -> Tensor:
-        """Keys or values for each query head, where several share one."""
-        return keys if self.kv_heads == self.heads else keys.repeat_interleave(self.heads // self.kv_heads, dim=1)
-
-    def keys_values(self, source: Float[Tensor, "batch keys d_model"]) -> KeysValues:
-        """What there is to look at in a source, and what is seen there."""
-        key = self.key_norm(self.key(source).unflatten(2, (self.kv_heads, self.head_dim)))
-        value = self.value(source).unflatten(2, (self.kv_heads, self.head_dim))
-        return KeysValues(key.transpose(1, 2), value.transpose(1, 2))
-
-    def _operands(
-        self, x: Tensor, source: Tensor | KeysValues | None, rotation: Rotation | None, cache: LayerCache | None
+    def project(
+        self,
+        x: Float[Tensor, "batch queries d_model"],
+        encoder_states: Tensor | KeysValues | None = None,
+        rotation: Rotation | None = None,
+        cache: LayerCache | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [batch, heads, queries, head_dim], keys and values [batch, kv_heads, keys, head_dim]."""
         query = self.query_norm(self.query(x).unflatten(2, (self.heads, self.head_dim))).transpose(1, 2)
-        if isinstance(source, KeysValues):
-            return query, source.keys, source.values
-        key, value = self.keys_values(x if source is None else source)
+        if isinstance(encoder_states, KeysValues):
+            return query, encoder_states.keys, encoder_states.values
+        key, value = self.keys_values(x if encoder_states is None else encoder_states)
         if rotation is not None:
             query, key = rotation(query), rotation(key)
         if cache is not None:
-            key, value = cache.append(key, value)
+            key, value = cache.update(key, value)
         return query, key, value
+
+    def keys_values(self, states: Float[Tensor, "batch keys d_model"]) -> KeysValues:
+        """Keys and values of hidden states."""
+        key = self.key_norm(self.key(states).unflatten(2, (self.kv_heads, self.head_dim)))
+        value = self.value(states).unflatten(2, (self.kv_heads, self.head_dim))
+        return KeysValues(key.transpose(1, 2), value.transpose(1, 2))

@@ -8,21 +8,13 @@ from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.kv_cache import KeysValues, LayerCache
 from anyformer.blocks.mask import Mask
-from anyformer.blocks.norm import NORMS
-from anyformer.blocks.position import Rotation
-from anyformer.config import AttentionConfig, ConfigError, FeedForwardConfig, NormConfig
-from anyformer.errors import nearest
-
-
-def norm(config: NormConfig, width: int) -> nn.Module:
-    """The norm that the config names. Raises ConfigError for an unknown kind."""
-    if config.kind not in NORMS:
-        raise ConfigError(f"norm.kind: {config.kind!r} is unknown ({nearest(config.kind, NORMS)}).")
-    return NORMS[config.kind](width, config.eps)
+from anyformer.blocks.norm import norm
+from anyformer.blocks.rope import Rotation
+from anyformer.config import AttentionConfig, FeedForwardConfig, NormConfig
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then feed-forward, each added to the residual stream; with a look at the source in between if asked.
+    """Attention, then feed-forward, each added to the residual stream, with cross-attention in between if asked.
 
     ::
 
@@ -36,7 +28,7 @@ class TransformerBlock(nn.Module):
         norm_config: Config of the norms and their place.
         d_model: Width of the residual stream.
         layer: The number of this block in its stack.
-        cross: Whether it looks at a source as well.
+        cross: Whether it attends to an encoder as well.
         dropout: Dropout on what is added to the stream.
     """
 
@@ -54,12 +46,12 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.pre_norm = norm_config.placement == "pre"
 
-        def attend() -> MultiHeadAttention:
+        def new_attention() -> MultiHeadAttention:
             return MultiHeadAttention(attention, d_model, layer=layer, norm_eps=norm_config.eps)
 
-        self.attention = attend()
+        self.attention = new_attention()
         self.attention_norm = norm(norm_config, d_model)
-        self.cross_attention = attend() if cross else None
+        self.cross_attention = new_attention() if cross else None
         self.cross_attention_norm = norm(norm_config, d_model) if cross else None
         self.feed_forward = FeedForward(feed_forward, d_model)
         self.feed_forward_norm = norm(norm_config, d_model)
@@ -68,44 +60,44 @@ class TransformerBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch time d_model"],
-        source: Float[Tensor, "batch source d_model"] | None = None,
+        encoder_states: Float[Tensor, "batch source d_model"] | None = None,
         *,
         mask: Mask = ALL_VISIBLE,
         source_mask: Mask = ALL_VISIBLE,
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
-        """Pass a batch of texts through the block.
+        """Pass a batch through the block.
 
         Args:
             x: The residual stream.
-            source: What cross-attention looks at; may be left out once the cache knows it.
+            encoder_states: What cross-attention attends to; may be left out once the cache has its keys and values.
             mask: Which tokens see which.
-            source_mask: Which tokens see which of the source.
+            source_mask: Which tokens see which of the encoder's.
             rotation: Rotary positions.
-            cache: This layer's memory of earlier tokens.
+            cache: This layer's keys and values of earlier tokens.
         """
         cross, cross_norm = self.cross_attention, self.cross_attention_norm
         if self.pre_norm:
             x = x + self.dropout(self.attention(self.attention_norm(x), mask=mask, rotation=rotation, cache=cache))
             if cross is not None and cross_norm is not None:
-                seen = _keys_values(cross, source, cache)
-                x = x + self.dropout(cross(cross_norm(x), seen, mask=source_mask))
+                encoder_kv = _encoder_kv(cross, encoder_states, cache)
+                x = x + self.dropout(cross(cross_norm(x), encoder_kv, mask=source_mask))
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         x = self.attention_norm(x + self.dropout(self.attention(x, mask=mask, rotation=rotation, cache=cache)))
         if cross is not None and cross_norm is not None:
-            seen = _keys_values(cross, source, cache)
-            x = cross_norm(x + self.dropout(cross(x, seen, mask=source_mask)))
+            encoder_kv = _encoder_kv(cross, encoder_states, cache)
+            x = cross_norm(x + self.dropout(cross(x, encoder_kv, mask=source_mask)))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
-def _keys_values(attention: MultiHeadAttention, source: Tensor | None, cache: LayerCache | None) -> KeysValues:
-    """The source's keys and values, made once for each text."""
-    if cache is not None and cache.source is not None:
-        return cache.source
-    if source is None:
-        raise ValueError("a block with cross-attention needs a source")
-    made = attention.keys_values(source)
+def _encoder_kv(attention: MultiHeadAttention, encoder_states: Tensor | None, cache: LayerCache | None) -> KeysValues:
+    """Keys and values of the encoder's output, computed once for each sequence."""
+    if cache is not None and cache.encoder_kv is not None:
+        return cache.encoder_kv
+    if encoder_states is None:
+        raise ValueError("a block with cross-attention needs the encoder's output")
+    encoder_kv = attention.keys_values(encoder_states)
     if cache is not None:
-        cache.read(made)
-    return made
+        cache.set_cross(encoder_kv)
+    return encoder_kv

@@ -1,12 +1,13 @@
-"""From token ids to the vectors that enter the first block."""
+"""From token ids to the input of the first block."""
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anyformer.blocks.block import norm
 from anyformer.blocks.dropout import Dropout
+from anyformer.blocks.linear import Embedding
 from anyformer.blocks.ngrams import NgramEmbedding
-from anyformer.blocks.quantized import QuantizedEmbedding, QuantizedMatrix
+from anyformer.blocks.norm import norm
+from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.config import EmbeddingConfig, NormConfig
 
 
@@ -15,13 +16,13 @@ class TokenEmbedding(nn.Module):
 
     def __init__(self, config: EmbeddingConfig, vocab_size: int, d_model: int) -> None:
         super().__init__()
-        self.table: nn.Embedding | QuantizedEmbedding = nn.Embedding(vocab_size, d_model, padding_idx=config.padding)
+        self.table = Embedding(vocab_size, d_model, padding_idx=config.padding)
         self.scale = d_model**0.5 if config.scaled else 1.0
 
     @property
-    def matrix(self) -> Tensor | QuantizedMatrix:
+    def weight(self) -> Tensor | QuantizedMatrix:
         """The table as a matrix, which a tied head multiplies by."""
-        return self.table.weight if isinstance(self.table, nn.Embedding) else self.table
+        return self.table.weight
 
     def forward(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
         """Look the tokens up."""
@@ -35,7 +36,7 @@ class InputEmbedding(nn.Module):
     def __init__(self, config: EmbeddingConfig, norm_config: NormConfig, d_model: int) -> None:
         super().__init__()
         self.ngrams = NgramEmbedding(config.ngrams, config.ngram_rows, d_model) if config.ngrams > 1 else None
-        self.segments = nn.Embedding(config.segments, d_model) if config.segments else None
+        self.segments = Embedding(config.segments, d_model) if config.segments else None
         self.norm = norm(norm_config, d_model) if config.norm else None
         self.dropout = Dropout(config.dropout)
 
@@ -44,19 +45,19 @@ class InputEmbedding(nn.Module):
         vectors: Float[Tensor, "batch time d_model"],
         positions: Float[Tensor, "#batch time d_model"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
-        recent: Int[Tensor, "batch time ngrams"] | None = None,
+        ngram_window: Int[Tensor, "batch time ngrams"] | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
-        """Sum up what is known of each token.
+        """Sum the embeddings of each token.
 
         Args:
             vectors: The token vectors.
             positions: What a positional encoding adds.
-            segments: Which part of the text each token belongs to; None: all to the first.
-            recent: Each token and those before it (`blocks.ngrams.latest`), where n-grams have vectors.
+            segments: The segment that each token belongs to; None: all to the first.
+            ngram_window: Each token and those before it (`blocks.ngrams.ngram_window`), where n-grams have vectors.
         """
         if self.ngrams is not None:
-            assert recent is not None
-            vectors = vectors + self.ngrams(recent)
+            assert ngram_window is not None
+            vectors = vectors + self.ngrams(ngram_window)
         if self.segments is not None:
             vectors = vectors + (self.segments.weight[0] if segments is None else self.segments(segments))
         if positions is not None:

@@ -57,9 +57,9 @@ def t5(module: nn.Module, config: ModelConfig) -> None:
         nn.init.normal_(module.query.weight, std=(d_model * module.head_dim) ** -0.5)
     if isinstance(module, RelativePosition):
         nn.init.normal_(module.table.weight, std=d_model**-0.5)
-    if isinstance(module, TokenEmbedding) and isinstance(module.table, nn.Embedding):
+    if isinstance(module, TokenEmbedding):
         nn.init.normal_(module.table.weight, std=std)
-    if isinstance(module, LanguageModelHead) and isinstance(module.projection, nn.Linear):
+    if isinstance(module, LanguageModelHead) and module.projection is not None:
         nn.init.normal_(module.projection.weight, std=std)
 
 
@@ -77,7 +77,7 @@ INITIALIZERS: dict[str, Callable[[nn.Module, ModelConfig], None]] = {
 }
 
 
-def initialize(model: nn.Module, config: ModelConfig) -> None:
+def initialize_weights(model: nn.Module, config: ModelConfig) -> None:
     """Draw all weights anew, as `config.init` says. Raises ConfigError for an unknown rule."""
     if config.init.kind not in INITIALIZERS:
         raise ConfigError(f"init.kind: {config.init.kind!r} is unknown ({nearest(config.init.kind, INITIALIZERS)}).")

@@ -1,4 +1,4 @@
-"""Who may look at whom."""
+"""Which queries see which keys."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class Mask(NamedTuple):
-    """What attention needs to know, in the form that lets it take the fastest path.
+    """A mask in the form that lets attention take the fastest path.
 
     ``Mask()`` hides nothing, ``Mask(causal=True)`` hides the future with no tensor at all; otherwise `scores` is
-    either True where a query may look at a key, or what is added to its score (-inf where it may not).
+    either True where a query sees a key, or what is added to its score (-inf where it doesn't).
     """
 
     scores: Bool[Tensor, "#batch #heads queries keys"] | Float[Tensor, "#batch #heads queries keys"] | None = None
@@ -24,31 +24,30 @@ def attention_mask(
     *,
     causal: bool,
     window: int | None = None,
-    real: Bool[Tensor, "batch keys"] | None = None,
+    padding_mask: Bool[Tensor, "batch keys"] | None = None,
     bias: Float[Tensor, "#batch heads queries keys"] | None = None,
     documents: Int[Tensor, "batch keys"] | None = None,
 ) -> Mask:
-    """The mask between queries and keys at these places in the text.
+    """The mask between queries and keys at these positions in the sequence.
 
     Args:
-        queries: Where the queries stand. Without `real` they are the last of the keys.
-        keys: Where the keys stand.
+        queries: Positions of the queries. Without `padding_mask` they are the last of the keys.
+        keys: Positions of the keys.
         causal: Hide the keys after a query.
         window: A query sees this many keys, its own included (Mistral 7B, section 2); on both sides if not causal.
-        real: False hides a padding key.
+        padding_mask: False hides a key.
         bias: A relative position bias to be added to the scores.
         documents: The document that each key belongs to, whose tokens see no others. Queries and keys are the same.
 
-    Every query keeps sight of its own key, even if that is padding: the softmax of nothing would be NaN.
+    Every query sees its own key, even if that is padding: the softmax of nothing would be NaN.
     """
-    asked, known = queries.shape[1], keys.shape[1]
-    if window is not None and known <= window:
+    if window is not None and keys.shape[1] <= window:
         window = None
-    # One query, the newest, looks back on everything: nothing is hidden from it.
-    if causal and asked == 1 and window is None:
+    # A single query, the newest, sees every key.
+    if causal and queries.shape[1] == 1 and window is None:
         causal = False
-    plain = real is None and window is None and bias is None and documents is None
-    if plain and (not causal or asked == known):
+    plain = padding_mask is None and window is None and bias is None and documents is None
+    if plain and (not causal or queries.shape[1] == keys.shape[1]):
         return Mask(causal=causal)
     distance = queries[:, :, None] - keys[:, None, :]
     visible = torch.ones_like(distance, dtype=torch.bool)
@@ -58,7 +57,7 @@ def attention_mask(
         visible = visible & (distance.abs() < window)
     if documents is not None:
         visible = visible & (documents[:, :, None] == documents[:, None, :])
-    if real is not None:
-        visible = visible & real[:, None, :] | (distance == 0)
+    if padding_mask is not None:
+        visible = visible & padding_mask[:, None, :] | (distance == 0)
     visible = visible[:, None]
     return Mask(visible if bias is None else bias.masked_fill(~visible, -torch.inf))

@@ -1,4 +1,4 @@
-"""Vectors for runs of tokens: what two or three mean together is looked up, not put together by attention."""
+"""Embeddings of n-grams: what two or three tokens mean together is looked up, not computed by attention."""
 
 import torch
 import torch.nn.functional as F
@@ -7,20 +7,20 @@ from torch import Tensor, nn
 
 _FACTOR = -7046029254386353131
 """2^64 divided by the golden ratio, as a signed number: multiplying by it scatters neighbors (Knuth, TAOCP 3, 6.4)."""
-_WELL_MIXED = 24
-"""Bits of a product that depend on too little to be used."""
+_LOW_BITS = 24
+"""Low bits of a product, which depend on too little to be used."""
 
 
 class NgramEmbedding(nn.Module):
-    """The sum of one vector for each run of 2, 3, ... tokens that ends at a token (Pagnoni et al. 2024, section 3.2.1).
+    """The sum of a vector for each n-gram of 2, 3, ... tokens up to a token (Pagnoni et al. 2024, section 3.2.1).
 
-    There are far more runs than rows in a table, so a hash says which row a run has, and some share one. The beginning
-    of a text counts as a token. Rows begin at zero: a model starts as it would without them, and a run that was never
-    seen says nothing.
+    There are far more n-grams than rows in the table, so a hash gives the row of an n-gram, and some share one. The
+    beginning of a sequence counts as a token. Rows start at zero: a model starts as it would without them, and an
+    n-gram that was never seen adds nothing.
 
     Args:
-        longest: Tokens of the longest run, at least 2.
-        rows: Vectors in the table, which runs of all lengths share.
+        longest: Tokens of the longest n-gram, at least 2.
+        rows: Vectors in the table, which n-grams of all lengths share.
         d_model: Width of a vector.
     """
 
@@ -29,34 +29,34 @@ class NgramEmbedding(nn.Module):
         self.longest = longest
         self.table = nn.Parameter(torch.zeros(rows, d_model))
 
-    def forward(self, recent: Int[Tensor, "batch time longest"]) -> Float[Tensor, "batch time d_model"]:
-        """Look runs up, given each token and those before it (`latest`)."""
-        return F.embedding(self.rows(recent), self.table).sum(dim=2)
+    def forward(self, ngram_window: Int[Tensor, "batch time longest"]) -> Float[Tensor, "batch time d_model"]:
+        """Look the n-grams up, given each token and those before it (`ngram_window`)."""
+        return F.embedding(self.rows(ngram_window), self.table).sum(dim=2)
 
-    def rows(self, recent: Int[Tensor, "batch time longest"]) -> Int[Tensor, "batch time runs"]:
-        """The row of each run, of two tokens first."""
-        mixed, found = recent[..., 0], list[Tensor]()
-        for earlier in recent.unbind(dim=-1)[1:]:
-            mixed = mixed * _FACTOR + earlier
-            found.append((mixed * _FACTOR >> _WELL_MIXED) % len(self.table))
+    def rows(self, ngram_window: Int[Tensor, "batch time longest"]) -> Int[Tensor, "batch time ngrams"]:
+        """The row of each n-gram, that of two tokens first."""
+        hashed, found = ngram_window[..., 0], list[Tensor]()
+        for earlier in ngram_window.unbind(dim=-1)[1:]:
+            hashed = hashed * _FACTOR + earlier
+            found.append((hashed * _FACTOR >> _LOW_BITS) % len(self.table))
         return torch.stack(found, dim=-1)
 
 
-def latest(
-    tokens: Int[Tensor, "batch cells"],
-    cells: Int[Tensor, "#batch time"],
-    places: Int[Tensor, "#batch time"],
+def ngram_window(
+    tokens: Int[Tensor, "batch slots"],
+    slots: Int[Tensor, "#batch time"],
+    positions: Int[Tensor, "#batch time"],
     count: int,
 ) -> Int[Tensor, "batch time count"]:
-    """Some tokens of a text and those before each, the nearest first; -1 before its beginning.
+    """Some tokens of a sequence and those before each, the nearest first; -1 before its beginning.
 
     Args:
-        tokens: Of each text.
-        cells: Where in there those tokens are; each stands behind its predecessor.
-        places: How many tokens of its text come before each.
+        tokens: The sequences.
+        slots: Where in there those tokens are; each stands behind its predecessor.
+        positions: How many tokens of its sequence come before each.
         count: How many to return for each, itself included.
     """
     back = torch.arange(count, device=tokens.device)
     rows = torch.arange(len(tokens), device=tokens.device)[:, None, None]
-    found = tokens[rows, (cells[..., None] - back).clamp(min=0)]
-    return found.masked_fill(places[..., None] < back, -1)
+    window = tokens[rows, (slots[..., None] - back).clamp(min=0)]
+    return window.masked_fill(positions[..., None] < back, -1)

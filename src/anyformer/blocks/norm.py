@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn, ones, promote_types, zeros
+from torch import Tensor, nn, ones, zeros
 
-from anyformer.kernels.cpu.rms_norm import can_normalize, rms_norm
+from anyformer import kernels
+from anyformer.config import ConfigError, NormConfig
+from anyformer.errors import nearest
 
 
 class LayerNorm(nn.Module):
@@ -36,11 +38,14 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Normalize over the last dimension."""
-        if self.training and x.requires_grad and can_normalize(x):
-            return rms_norm(x, self.weight, self.eps)
-        # Heads of queries and keys can be narrower than the weight; torch is slow at such a mixture, and warns of it.
-        wide = x.to(promote_types(x.dtype, self.weight.dtype))
-        return F.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
+        return kernels.rms_norm(x, self.weight, self.eps)
 
 
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {"layer": LayerNorm, "rms": RMSNorm}
+
+
+def norm(config: NormConfig, width: int) -> nn.Module:
+    """The norm that the config names. Raises ConfigError for an unknown kind."""
+    if config.kind not in NORMS:
+        raise ConfigError(f"norm.kind: {config.kind!r} is unknown ({nearest(config.kind, NORMS)}).")
+    return NORMS[config.kind](width, config.eps)

@@ -17,20 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anyformer.blocks import rope
+from anyformer.blocks.linear import Embedding
+from anyformer.blocks.rope import Rotation
 from anyformer.config import ConfigError, PositionConfig
 from anyformer.errors import nearest
-
-
-class Rotation(NamedTuple):
-    """Cosines and sines by which queries and keys turn."""
-
-    cos: Float[Tensor, "#batch 1 time head_dim"]
-    sin: Float[Tensor, "#batch 1 time head_dim"]
-
-    def __call__(self, x: Float[Tensor, "batch heads time head_dim"]) -> Float[Tensor, "batch heads time head_dim"]:
-        """Turn pair (i, i + head_dim / 2) of each vector by its angle (RoFormer, equation 34, in halves)."""
-        first, second = x.chunk(2, dim=-1)
-        return x * self.cos + torch.cat((-second, first), dim=-1) * self.sin
 
 
 class PositionSize(NamedTuple):
@@ -96,7 +86,7 @@ class LearnedPosition(PositionalEncoding):
 
     def __init__(self, config: PositionConfig, size: PositionSize) -> None:
         super().__init__(config, size)
-        self.table = nn.Embedding(
+        self.table = Embedding(
             size.max_length + config.offset,
             size.d_model,
             padding_idx=config.offset - 1 if config.skip_padding else None,
@@ -126,7 +116,7 @@ class RelativePosition(PositionalEncoding):
 
     def __init__(self, config: PositionConfig, size: PositionSize) -> None:
         super().__init__(config, size)
-        self.table = nn.Embedding(config.buckets, size.heads)
+        self.table = Embedding(config.buckets, size.heads)
 
     def bucket(self, distance: Int[Tensor, "*batch queries keys"]) -> Int[Tensor, "*batch queries keys"]:
         """The bucket of ``key - query``. Where both directions are seen, half of the buckets are for each."""

@@ -1,12 +1,29 @@
-"""The frequencies of rotary positions, and the ways to stretch them over longer texts."""
+"""Rotary positions: the rotation, its frequencies, and the ways to scale them to longer sequences."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from anyformer.config import PositionConfig, RotaryScaling
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of the angles by which queries and keys rotate."""
+
+    cos: Float[Tensor, "#batch 1 time head_dim"]
+    sin: Float[Tensor, "#batch 1 time head_dim"]
+
+    def to(self, dtype: torch.dtype) -> "Rotation":
+        """The rotation in a dtype."""
+        return Rotation(self.cos.to(dtype), self.sin.to(dtype))
+
+    def __call__(self, x: Float[Tensor, "batch heads time head_dim"]) -> Float[Tensor, "batch heads time head_dim"]:
+        """Rotate pair (i, i + head_dim / 2) of each vector by its angle (RoFormer, equation 34, in halves)."""
+        first, second = x.chunk(2, dim=-1)
+        return x * self.cos + torch.cat((-second, first), dim=-1) * self.sin
 
 
 def frequencies(

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.blocks.quantized import Quantization, dequantize
 from anyformer.checkpoint import hub
 from anyformer.checkpoint.gguf.source import GGUFSource
 from anyformer.checkpoint.json_files import read_json_object
@@ -26,7 +25,7 @@ from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import own
 from anyformer.families.rows import Operation, Row
-from anyformer.kernels.quantization import Rounded
+from anyformer.kernels.quantization import Quantization, QuantizedWeight, dequantize
 from anyformer.model import Transformer, skeleton
 from anyformer.quantization import (
     bits_of,
@@ -34,11 +33,11 @@ from anyformer.quantization import (
     quantizable,
     quantization,
     quantize_weight,
-    replace_module,
+    set_weight,
 )
 from anyformer.tokenizer import Tokenizer
 
-Convert = Callable[[str, Tensor | Rounded], Tensor | Rounded]
+Convert = Callable[[str, Tensor | QuantizedWeight], Tensor | QuantizedWeight]
 """From one of our names and the weight in the file to the weight in the model."""
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -125,7 +124,7 @@ def settle(source: TensorSource) -> ModelConfig:
         for group in (
             ("pooler.dense.weight", "pooler.dense.bias"),
             ("head.projection.weight",),
-            ("tokens.table.weight",),
+            ("token_embedding.table.weight",),
         )
     )
     if config.head.kind == "none" and config.head.pooler is not None and not pooler:
@@ -184,7 +183,7 @@ def assign(
                 if not _equal(weight, weights[ours]):
                     raise UserError(f"{source.path}: {theirs} should equal the weight it is tied to, and does not.")
                 continue
-            if isinstance(weight, Rounded) and ours not in quantizable_names:
+            if isinstance(weight, QuantizedWeight) and ours not in quantizable_names:
                 raise UserError(f"{source.path}: the weight {theirs} is quantized, which is not supported for it.")
             weights[ours] = weight.to(device=device, dtype=dtype) if isinstance(weight, Tensor) else weight.to(device)
             if isinstance(part, Tensor):
@@ -194,12 +193,12 @@ def assign(
         raise UserError(f"{source.path}: the weight {missing[0]} is missing{_more(missing)}.")
     # Layers can't multiply across dtypes; the widest loses nothing (T5 files in fp16 have a few fp32 matrices).
     dtype = dtype or reduce(torch.promote_types, dtypes or {torch.float32})
-    quantized = [name for name, weight in weights.items() if isinstance(weight, Rounded)]
+    quantized = [name for name, weight in weights.items() if isinstance(weight, QuantizedWeight)]
     for name, weight in weights.items():
         if isinstance(weight, Tensor):
             weights[name] = weight.to(dtype)
     for name in quantized:  # one by one, for a module lays its integers out anew
-        replace_module(model, name.removesuffix(".weight"), weights.pop(name), dtype)
+        set_weight(model, name.removesuffix(".weight"), weights.pop(name), dtype)
     # That nothing is missing has been seen above; what is quantized is in its place.
     model.load_state_dict(weights, assign=True, strict=not quantized)
     if quantized:
@@ -212,9 +211,9 @@ def _converter(model: Transformer, source: TensorSource, kind: Quantization | No
         return lambda name, weight: weight
     bits = {} if kind is None else bits_per_module(model, kind)
 
-    def convert(name: str, weight: Tensor | Rounded) -> Tensor | Rounded:
+    def convert(name: str, weight: Tensor | QuantizedWeight) -> Tensor | QuantizedWeight:
         wanted = bits.get(name.removesuffix(".weight"))
-        if isinstance(weight, Rounded):
+        if isinstance(weight, QuantizedWeight):
             if wanted is not None and weight.bits <= wanted:
                 return weight
             weight = dequantize(weight, torch.float32)
@@ -242,26 +241,26 @@ def _match(table: Mapping[str, Row], source: TensorSource) -> dict[str, str]:
     return found
 
 
-def _apply(operation: Operation, stored: Tensor | Rounded, count: int) -> Sequence[Tensor | Rounded]:
+def _apply(operation: Operation, stored: Tensor | QuantizedWeight, count: int) -> Sequence[Tensor | QuantizedWeight]:
     """Our weights in one on disk; none where it has no such shape. Operations move whole rows of quantized weights."""
     try:
         if isinstance(stored, Tensor):
             return operation.read(stored, count)
         integers, scales = operation.read(stored.integers, count), operation.read(stored.scales, count)
         minima = [None] * count if stored.minima is None else operation.read(stored.minima, count)
-        return [Rounded(*parts) for parts in zip(integers, scales, minima, strict=True)]
+        return [QuantizedWeight(*parts) for parts in zip(integers, scales, minima, strict=True)]
     except RuntimeError:
         return []
 
 
-def _equal(a: Tensor | Rounded, b: Tensor | Rounded) -> bool:
+def _equal(a: Tensor | QuantizedWeight, b: Tensor | QuantizedWeight) -> bool:
     """Whether two weights are the same in the dtype and on the device of the second."""
-    if isinstance(a, Rounded) and isinstance(b, Rounded):
+    if isinstance(a, QuantizedWeight) and isinstance(b, QuantizedWeight):
         return torch.equal(a.integers.to(b.integers.device), b.integers)
     return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a.to(b), b)
 
 
-def _require_float(source: TensorSource, name: str, weight: Tensor | Rounded) -> None:
+def _require_float(source: TensorSource, name: str, weight: Tensor | QuantizedWeight) -> None:
     if isinstance(weight, Tensor) and weight.dtype not in _FLOATS:
         raise UserError(
             f"{source.path}: the weight {name} is stored as {str(weight.dtype).removeprefix('torch.')}, which is not "

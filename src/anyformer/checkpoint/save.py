@@ -122,7 +122,7 @@ def _describes(raw: Mapping[str, Any], config: ModelConfig) -> bool:
 def _generation(model: Transformer) -> dict[str, Any]:
     if model.origin.generation:
         return dict(model.origin.generation)
-    tokens = model.config.tokens
+    tokens = model.config.special_tokens
     ids: dict[str, Any] = {
         "bos_token_id": tokens.bos,
         "eos_token_id": tokens.eos[0] if len(tokens.eos) == 1 else list(tokens.eos),

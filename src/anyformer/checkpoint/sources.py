@@ -20,7 +20,7 @@ from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import FAMILIES, from_huggingface, own
 from anyformer.families.base import Family
-from anyformer.kernels.quantization import GROUP, Rounded
+from anyformer.kernels.quantization import GROUP, QuantizedWeight
 from anyformer.model import Origin
 from anyformer.tokenizer import Tokenizer
 
@@ -59,7 +59,7 @@ class TensorSource(ABC):
         """The names of all tensors."""
 
     @abstractmethod
-    def read(self, name: str) -> Tensor | Rounded:
+    def read(self, name: str) -> Tensor | QuantizedWeight:
         """One tensor on the CPU, in the dtype that it is stored in. Raises UserError for one that is damaged."""
 
     @abstractmethod
@@ -110,7 +110,7 @@ class SafetensorsSource(_ModelDirectory):
         return self._stored.keys()
 
     @override
-    def read(self, name: str) -> Tensor | Rounded:
+    def read(self, name: str) -> Tensor | QuantizedWeight:
         return self._read(name)
 
     def _read(self, name: str) -> Tensor:
@@ -152,16 +152,16 @@ class QuantizedSource(SafetensorsSource):
     @override
     def names(self) -> Collection[str]:
         quantized = {name.removesuffix(".integers") for name in self._stored if name.endswith(".integers")}
-        parts = {f"{name}.{part}" for name in quantized for part in Rounded._fields}
+        parts = {f"{name}.{part}" for name in quantized for part in QuantizedWeight._fields}
         return [*(name for name in self._stored if name not in parts), *quantized]
 
     @override
-    def read(self, name: str) -> Tensor | Rounded:
+    def read(self, name: str) -> Tensor | QuantizedWeight:
         if name in self._stored:
             return self._read(name)
         if f"{name}.scales" not in self._stored:
             raise UserError(f"{self.path}: the weight {name}.scales is missing.")
-        weight = Rounded(
+        weight = QuantizedWeight(
             self._read(f"{name}.integers"),
             self._read(f"{name}.scales"),
             self._read(f"{name}.minima") if f"{name}.minima" in self._stored else None,

@@ -17,7 +17,7 @@ from anyformer.generation import generate_ids
 from anyformer.generation.inference import evaluating, require_generative, require_tokenizer
 from anyformer.generation.step import decoder_step
 from anyformer.model import Transformer
-from anyformer.quantization import quantized_parts
+from anyformer.quantization import quantized_weights
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.evaluate import Evaluation
 
@@ -148,7 +148,7 @@ def size_in_memory(model: Transformer) -> int:
 
 def weight_dtype(model: Transformer) -> str:
     """The dtype of its matrices, int8 or int4 for quantized ones."""
-    bits = sorted({part.bits for _, part in quantized_parts(model)})
+    bits = sorted({part.bits for _, part in quantized_weights(model)})
     return " and ".join(f"int{number}" for number in bits) or str(model.dtype).removeprefix("torch.")
 
 

@@ -75,7 +75,7 @@ def _inputs(model: Transformer, tokenizer: Tokenizer | None) -> tuple[list[int],
     else:
         ids = tokenizer.encode(SAMPLES[0])
     ids = ids[: max(1, min(_CONTEXT, config.max_length - NEW_TOKENS))]
-    return ([config.tokens.decoder_start or 0, *ids[:4]], ids) if config.is_encoder_decoder else (ids, None)
+    return ([config.special_tokens.decoder_start or 0, *ids[:4]], ids) if config.is_encoder_decoder else (ids, None)
 
 
 def _answer(model: Transformer, ids: Sequence[int], source: Sequence[int] | None) -> Tensor:

@@ -88,7 +88,7 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
         if model_type == "marian"
         else InitConfig(kind="normal", std=raw.get("init_std", 0.02)),
         dropout=dropout,
-        tokens=tokens,
+        special_tokens=tokens,
         model_type=model_type,
     )
 
@@ -113,8 +113,8 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "scale_embedding": config.embedding.scaled,
         "tie_word_embeddings": config.embedding.tied,
         "is_encoder_decoder": True,
-        **their_special_tokens(config.tokens),
-        "forced_eos_token_id": config.tokens.eos[0] if config.tokens.eos else None,
+        **their_special_tokens(config.special_tokens),
+        "forced_eos_token_id": config.special_tokens.eos[0] if config.special_tokens.eos else None,
     }
 
 
@@ -152,16 +152,16 @@ def _stack(stack: str) -> list[Row]:
 
 ROWS = [
     # Two vocabularies have a table each, one vocabulary has one table under three names.
-    row("model.encoder.embed_tokens.weight", "source_tokens.table.weight"),
-    row("model.decoder.embed_tokens.weight", "tokens.table.weight", requires="source_tokens.table.weight"),
-    row("model.shared.weight", "tokens.table.weight"),
-    alias("model.encoder.embed_tokens.weight", "tokens.table.weight"),
-    alias("model.decoder.embed_tokens.weight", "tokens.table.weight"),
+    row("model.encoder.embed_tokens.weight", "source_embedding.table.weight"),
+    row("model.decoder.embed_tokens.weight", "token_embedding.table.weight", requires="source_embedding.table.weight"),
+    row("model.shared.weight", "token_embedding.table.weight"),
+    alias("model.encoder.embed_tokens.weight", "token_embedding.table.weight"),
+    alias("model.decoder.embed_tokens.weight", "token_embedding.table.weight"),
     *_stack("encoder"),
     *_stack("decoder"),
     row("final_logits_bias", "head.bias", ROW),
     row("lm_head.weight", "head.projection.weight"),
-    alias("lm_head.weight", "tokens.table.weight"),
+    alias("lm_head.weight", "token_embedding.table.weight"),
 ]
 
 
@@ -185,7 +185,7 @@ def _paper(d_model: int, heads: int, dropout: float) -> ModelConfig:
         head=HeadConfig(kind="language_model", bias="fixed"),
         init=InitConfig(kind="xavier"),
         dropout=dropout,
-        tokens=SpecialTokens(eos=(1,), pad=0, decoder_start=0),
+        special_tokens=SpecialTokens(eos=(1,), pad=0, decoder_start=0),
         model_type="marian",
     )
 

@@ -93,7 +93,7 @@ def _read(
             kind="truncated_normal" if model_type == "bert" else "normal", std=raw.get("initializer_range", 0.02)
         ),
         dropout=given["dropout"],
-        tokens=special_tokens(raw, token_defaults),
+        special_tokens=special_tokens(raw, token_defaults),
         model_type=model_type,
     )
 
@@ -115,7 +115,7 @@ def _write(config: ModelConfig, names: dict[str, str]) -> dict[str, Any]:
         "tie_word_embeddings": config.embedding.tied,
         "initializer_range": config.init.std,
         **their_labels(config.head),
-        **their_special_tokens(config.tokens),
+        **their_special_tokens(config.special_tokens),
     }
 
 
@@ -192,7 +192,7 @@ _BLOCK = "encoder.blocks.{i}"
 def _body(prefix: str) -> list[Row]:
     layer = f"{prefix}encoder.layer.{{i}}"
     return [
-        row(f"{prefix}embeddings.word_embeddings.weight", "tokens.table.weight"),
+        row(f"{prefix}embeddings.word_embeddings.weight", "token_embedding.table.weight"),
         row(f"{prefix}embeddings.position_embeddings.weight", "encoder.position.table.weight"),
         row(f"{prefix}embeddings.token_type_embeddings.weight", "encoder.embedding.segments.weight"),
         *linear(f"{prefix}embeddings.LayerNorm", "encoder.embedding.norm"),
@@ -215,7 +215,7 @@ BERT_ROWS = [
     row("cls.predictions.bias", "head.bias"),
     alias("cls.predictions.decoder.bias", "head.bias"),
     row("cls.predictions.decoder.weight", "head.projection.weight"),
-    alias("cls.predictions.decoder.weight", "tokens.table.weight"),
+    alias("cls.predictions.decoder.weight", "token_embedding.table.weight"),
     *linear("classifier", "head.labels"),
 ]
 
@@ -226,7 +226,7 @@ ROBERTA_ROWS = [
     row("lm_head.bias", "head.bias"),
     alias("lm_head.decoder.bias", "head.bias"),
     row("lm_head.decoder.weight", "head.projection.weight"),
-    alias("lm_head.decoder.weight", "tokens.table.weight"),
+    alias("lm_head.decoder.weight", "token_embedding.table.weight"),
     # The pooler of a bare RoBERTa and the dense layer of its classifier are one thing to us and two names to them.
     *linear("classifier.dense", "pooler.dense", requires="head.labels.weight"),
     *linear("classifier.out_proj", "head.labels", requires="pooler.dense.weight"),
@@ -236,7 +236,7 @@ ROBERTA_ROWS = [
 
 _LAYER = "distilbert.transformer.layer.{i}"
 DISTILBERT_ROWS = [
-    row("distilbert.embeddings.word_embeddings.weight", "tokens.table.weight"),
+    row("distilbert.embeddings.word_embeddings.weight", "token_embedding.table.weight"),
     row("distilbert.embeddings.position_embeddings.weight", "encoder.position.table.weight"),
     *linear("distilbert.embeddings.LayerNorm", "encoder.embedding.norm"),
     *linear(f"{_LAYER}.attention.q_lin", f"{_BLOCK}.attention.query"),
@@ -253,7 +253,7 @@ DISTILBERT_ROWS = [
     *linear("vocab_layer_norm", "head.transform.norm"),
     row("vocab_projector.bias", "head.bias"),
     row("vocab_projector.weight", "head.projection.weight"),
-    alias("vocab_projector.weight", "tokens.table.weight"),
+    alias("vocab_projector.weight", "token_embedding.table.weight"),
 ]
 
 _LEGACY = (

@@ -50,7 +50,7 @@ def read(raw: Raw, head: HeadKind) -> ModelConfig:
         head=HeadConfig(kind=head),
         init=InitConfig(kind="normal", std=raw.get("initializer_range", 0.02), scale_residual=True),
         dropout=raw.get("resid_pdrop", 0.1),
-        tokens=special_tokens(raw, {"bos_token_id": 50256, "eos_token_id": 50256}),
+        special_tokens=special_tokens(raw, {"bos_token_id": 50256, "eos_token_id": 50256}),
         model_type="gpt2",
     )
 
@@ -74,7 +74,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "attn_pdrop": config.attention.dropout,
         "embd_pdrop": config.embedding.dropout,
         "resid_pdrop": config.dropout,
-        **their_special_tokens(config.tokens),
+        **their_special_tokens(config.special_tokens),
     }
 
 
@@ -82,7 +82,7 @@ _ATTENTION = "decoder.blocks.{i}.attention"
 _QKV = [f"{_ATTENTION}.{part}" for part in ("query", "key", "value")]
 
 ROWS = [
-    row("transformer.wte.weight", "tokens.table.weight"),
+    row("transformer.wte.weight", "token_embedding.table.weight"),
     row("transformer.wpe.weight", "decoder.position.table.weight"),
     *linear("transformer.h.{i}.ln_1", "decoder.blocks.{i}.attention_norm"),
     row("transformer.h.{i}.attn.c_attn.weight", [f"{name}.weight" for name in _QKV], TRANSPOSE),
@@ -93,7 +93,7 @@ ROWS = [
     *linear("transformer.h.{i}.mlp.c_proj", "decoder.blocks.{i}.feed_forward.down", TRANSPOSE),
     *linear("transformer.ln_f", "decoder.final_norm"),
     row("lm_head.weight", "head.projection.weight"),
-    alias("lm_head.weight", "tokens.table.weight"),
+    alias("lm_head.weight", "token_embedding.table.weight"),
 ]
 
 
@@ -127,7 +127,7 @@ FAMILY = Family(
             embedding={"dropout": 0.0},
             dropout=0.0,
             init={"std": 0.05},
-            tokens=SpecialTokens(),
+            special_tokens=SpecialTokens(),
         ),
     },
 )

@@ -133,7 +133,7 @@ def _read(traits: _Traits, given: Raw, head: HeadKind) -> ModelConfig:
         embedding=EmbeddingConfig(tied=raw.get("tie_word_embeddings", False), padding=raw.get("pad_token_id")),
         head=HeadConfig(kind=head),
         init=InitConfig(kind="normal", std=raw.get("initializer_range", 0.02)),
-        tokens=special_tokens(raw, {}),
+        special_tokens=special_tokens(raw, {}),
         model_type=traits.model_type,
     )
 
@@ -155,7 +155,7 @@ def _write(traits: _Traits, config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.embedding.tied,
         "initializer_range": config.init.std,
         **rope.write(config.position),
-        **their_special_tokens(config.tokens),
+        **their_special_tokens(config.special_tokens),
         **traits.written(attention, config.decoder_layers),
     }
     if traits.model_type == "llama":
@@ -167,7 +167,7 @@ _ATTENTION = "decoder.blocks.{i}.attention"
 _FEED_FORWARD = "decoder.blocks.{i}.feed_forward"
 
 ROWS = [
-    row("model.embed_tokens.weight", "tokens.table.weight"),
+    row("model.embed_tokens.weight", "token_embedding.table.weight"),
     *linear("model.layers.{i}.input_layernorm", "decoder.blocks.{i}.attention_norm"),
     *linear("model.layers.{i}.self_attn.q_proj", f"{_ATTENTION}.query"),
     *linear("model.layers.{i}.self_attn.k_proj", f"{_ATTENTION}.key"),
@@ -181,7 +181,7 @@ ROWS = [
     *linear("model.layers.{i}.mlp.down_proj", f"{_FEED_FORWARD}.down"),
     *linear("model.norm", "decoder.final_norm"),
     row("lm_head.weight", "head.projection.weight"),
-    alias("lm_head.weight", "tokens.table.weight"),
+    alias("lm_head.weight", "token_embedding.table.weight"),
 ]
 
 _CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}

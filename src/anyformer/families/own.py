@@ -19,7 +19,7 @@ from anyformer.config import (
     PositionConfig,
 )
 from anyformer.families.base import Family, Raw
-from anyformer.migration import current_model
+from anyformer.migration import WEIGHTS, current_model
 
 METHOD = "anyformer"
 _KEY = "quantization_config"
@@ -49,7 +49,7 @@ def _read(raw: Raw, head: HeadKind) -> ModelConfig:
     return ModelConfig.from_dict(current_model(raw["config"]))
 
 
-_RENAMED = ((r"(?<!\.weight)\.(integers|scales|minima)$", r".weight.\1"),)
+_RENAMED = ((r"(?<!\.weight)\.(integers|scales|minima)$", r".weight.\1"), *WEIGHTS)
 """Names in directories that version 0.1 wrote."""
 
 FAMILY = Family(

@@ -69,7 +69,7 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
         head=HeadConfig(kind=head, scaled=scaled and head == "language_model"),
         init=InitConfig(kind="t5", std=1.0),
         dropout=dropout,
-        tokens=special_tokens(raw, _TOKENS),
+        special_tokens=special_tokens(raw, _TOKENS),
         model_type=model_type,
     )
 
@@ -95,7 +95,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.embedding.tied,
         **({"scale_decoder_outputs": scaled} if scaled != config.embedding.tied else {}),
         "is_encoder_decoder": True,
-        **their_special_tokens(config.tokens),
+        **their_special_tokens(config.special_tokens),
     }
 
 
@@ -119,18 +119,18 @@ def _stack(stack: str, feed_forward_place: int) -> list[Row]:
         *linear(f"{dense}.wo", f"{feed_forward}.down"),
         *linear(f"{theirs}.{feed_forward_place}.layer_norm", f"{ours}.feed_forward_norm"),
         *linear(f"{stack}.final_layer_norm", f"{stack}.final_norm"),
-        alias(f"{stack}.embed_tokens.weight", "tokens.table.weight"),
+        alias(f"{stack}.embed_tokens.weight", "token_embedding.table.weight"),
     ]
 
 
 ROWS = [
-    row("shared.weight", "tokens.table.weight"),
+    row("shared.weight", "token_embedding.table.weight"),
     *_stack("encoder", 1),
     *_stack("decoder", 2),
     *_attention("decoder.block.{i}.layer.1.EncDecAttention", "decoder.blocks.{i}.cross_attention"),
     *linear("decoder.block.{i}.layer.1.layer_norm", "decoder.blocks.{i}.cross_attention_norm"),
     row("lm_head.weight", "head.projection.weight"),
-    alias("lm_head.weight", "tokens.table.weight"),
+    alias("lm_head.weight", "token_embedding.table.weight"),
 ]
 
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding
-from anyformer.blocks.feed_forward import COMPILED, FeedForward
+from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.kv_cache import KeyValueCache
-from anyformer.blocks.ngrams import latest
+from anyformer.blocks.linear import Embedding, Linear
+from anyformer.blocks.ngrams import ngram_window
 from anyformer.blocks.norm import LayerNorm, RMSNorm
 from anyformer.blocks.position import (
     LearnedPosition,
@@ -27,13 +28,13 @@ from anyformer.blocks.position import (
     RotaryPosition,
     SinusoidalPosition,
 )
-from anyformer.blocks.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedMatrix
+from anyformer.blocks.quantized import QuantizedMatrix
+from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.quantized_matmul import described
 from anyformer.model import Stack, Transformer
 
 DTYPES = {torch.float32: structs.FLOAT32, torch.bfloat16: structs.BFLOAT16}
-_QUANTIZED = (QuantizedLinear, QuantizedEmbedding)
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
 _MODULES = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
 _MAX_WIDTH, _MAX_HEAD_DIM = 1 << 14, 512
@@ -65,7 +66,7 @@ class CompiledDecoder:
             *(self._layer(block, window) for block, window in zip(blocks, decoder.windows, strict=True))
         )
         self._kept.append(layers)
-        last = self._matrix(model.tokens.table if head.projection is None else head.projection, head.bias)
+        last = self._matrix(head.projection or model.token_embedding.table, head.bias)
         self.vocab_size = last.out_features
         self.table = structs.Decoder(
             layers=ctypes.addressof(layers),
@@ -93,21 +94,20 @@ class CompiledDecoder:
 
     def _matrix(self, module: nn.Module | None, bias: Tensor | None) -> structs.Matrix:
         """The weight of a linear layer or of an embedding."""
-        if isinstance(module, QuantizedMatrix) and type(module) in _QUANTIZED:
-            outputs, inputs = module.shape
-            self._kept.append(module.tiles)
-            matrix = described(module.tiles, outputs, None)
-        elif type(module) in (nn.Linear, nn.Embedding):
-            weight = cast("nn.Linear", module).weight
+        if type(module) not in (Linear, Embedding):
+            raise UnsupportedModelError(f"a layer of class {type(module).__name__}")
+        weight = cast("Linear", module).weight
+        outputs, inputs = weight.shape
+        if isinstance(weight, QuantizedMatrix):
+            self._kept.append(weight.packed)
+            matrix = described(weight.packed, outputs, None)
+        else:
             if weight.dtype not in DTYPES or not weight.is_contiguous():
                 raise UnsupportedModelError("weights of another dtype")
             self._kept.append(weight.detach())  # its memory stays, wherever the parameter moves
-            outputs, inputs = weight.shape
             matrix = structs.Matrix(
                 weights=weight.data_ptr(), out_features=outputs, in_features=inputs, dtype=DTYPES[weight.dtype]
             )
-        else:
-            raise UnsupportedModelError(f"a layer of class {type(module).__name__}")
         if max(outputs if outputs != self.model.config.vocab_size else 0, inputs) > _MAX_WIDTH:
             raise UnsupportedModelError("wider layers than there is room for")
         matrix.bias = self._pointer(bias)
@@ -188,8 +188,8 @@ class CompiledDecoder:
         """The input of the first block, [batch * new, d_model]."""
         embedding, added = self.decoder.embedding, self.decoder.position.embed(positions)
         ngrams = embedding.ngrams
-        recent = None if ngrams is None else latest(cache.tokens, positions, positions, ngrams.longest)
-        return embedding(self.model.tokens(tokens), added, None, recent).flatten(0, 1).float().contiguous()
+        recent = None if ngrams is None else ngram_window(cache.tokens, positions, positions, ngrams.longest)
+        return embedding(self.model.token_embedding(tokens), added, None, recent).flatten(0, 1).float().contiguous()
 
 
 def layer_caches(cache: KeyValueCache) -> ctypes.Array[structs.LayerCache]:
@@ -197,8 +197,8 @@ def layer_caches(cache: KeyValueCache) -> ctypes.Array[structs.LayerCache]:
     caches = (structs.LayerCache * len(cache.layers))()
     for views, layer in zip(caches, cache.layers, strict=True):
         tensors = {"keys": layer.keys, "values": layer.values}
-        if layer.sources is not None:
-            tensors |= {"encoder_keys": layer.sources.keys, "encoder_values": layer.sources.values}
+        if layer.cross is not None:
+            tensors |= {"encoder_keys": layer.cross.keys, "encoder_values": layer.cross.values}
         for name, tensor in tensors.items():
             *strides, element = tensor.stride()
             if element != 1 and tensor.shape[3] != 1:
@@ -213,7 +213,7 @@ def _check_modules(model: Transformer, decoder: Stack) -> None:
         raise UnsupportedModelError("a custom class")
     if decoder.skipped is not None:
         raise UnsupportedModelError("positions that skip padding")
-    for module in [model, model.tokens, model.head, *decoder.modules()]:
+    for module in [model, model.token_embedding, model.head, *decoder.modules()]:
         if module is None:
             continue
         if module._forward_hooks or module._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]

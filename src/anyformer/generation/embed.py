@@ -107,10 +107,10 @@ def last_hidden(
     """The last hidden states, without the cost of a head over the vocabulary."""
     real = None if bool(mask.all()) else mask
     if model.encoder is not None:
-        return model.encode(ids, real)[-1]
+        return model.encode(ids, real)
     if model.decoder is None:
         raise ValueError("a model has at least one stack")
-    return model.decoder(model.tokens(ids), ids, mask=real)[-1]
+    return model.decoder(model.token_embedding(ids), ids, mask=real)
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[list[int]]:

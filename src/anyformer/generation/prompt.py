@@ -150,9 +150,9 @@ def encode_prompt(model: Transformer, tokenizer: Tokenizer, text: str) -> list[i
     if model.config.is_encoder_decoder:
         ids += after
     elif not plain:
-        bos = model.config.tokens.bos if model.config.tokens.bos is not None else tokenizer.bos
+        bos = model.config.special_tokens.bos if model.config.special_tokens.bos is not None else tokenizer.bos
         ids += after
-        while ids and ids[-1] in {tokenizer.eos, tokenizer.sep, *model.config.tokens.eos} - {bos}:
+        while ids and ids[-1] in {tokenizer.eos, tokenizer.sep, *model.config.special_tokens.eos} - {bos}:
             ids.pop()
         ids = ids or ([] if bos is None else [bos])
     if not ids:

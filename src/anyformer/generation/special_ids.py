@@ -12,18 +12,18 @@ from anyformer.tokenizer import Tokenizer
 def eos_ids(model: Transformer) -> tuple[int, ...]:
     """The tokens that end a text."""
     eos = cast("int | list[int] | None", generation_settings(model).get("eos_token_id"))
-    known = model.config.tokens.eos if eos is None else [eos] if isinstance(eos, int) else eos
+    known = model.config.special_tokens.eos if eos is None else [eos] if isinstance(eos, int) else eos
     return tuple(token for token in known if 0 <= token < model.config.vocab_size)
 
 
 def pad_id(model: Transformer, eos: Sequence[int] = ()) -> int:
     """The token behind the end of a text that is shorter than others of its batch: padding, else end-of-text."""
-    return _first_valid(model, generation_settings(model).get("pad_token_id"), model.config.tokens.pad, *eos)
+    return _first_valid(model, generation_settings(model).get("pad_token_id"), model.config.special_tokens.pad, *eos)
 
 
 def input_pad_id(model: Transformer, tokenizer: Tokenizer) -> int:
     """The token that pads a batch of prompts: the one whose embedding is no position's, else any (it is masked)."""
-    return _first_valid(model, model.config.embedding.padding, model.config.tokens.pad, tokenizer.pad)
+    return _first_valid(model, model.config.embedding.padding, model.config.special_tokens.pad, tokenizer.pad)
 
 
 def _first_valid(model: Transformer, *ids: int | None) -> int:
@@ -32,7 +32,7 @@ def _first_valid(model: Transformer, *ids: int | None) -> int:
 
 def decoder_start_id(model: Transformer) -> int:
     """The token that an encoder-decoder's decoder reads first. Raises UserError where none is known."""
-    settings, tokens = generation_settings(model), model.config.tokens
+    settings, tokens = generation_settings(model), model.config.special_tokens
     known = (settings.get("decoder_start_token_id"), tokens.decoder_start, settings.get("bos_token_id"), tokens.bos)
     start = next((int(token) for token in known if token is not None), None)
     if start is None:

@@ -121,7 +121,7 @@ class _CompiledStep:
             return False
         if not self._decoder.has_cross_attention:
             return True
-        return layer.sources is not None and layer.sources.keys.dtype == layer.keys.dtype
+        return layer.cross is not None and layer.cross.keys.dtype == layer.keys.dtype
 
     def __call__(
         self, library: Any, tokens: Tensor, cache: KeyValueCache, mask: Tensor | None, *, num_logits: int
@@ -129,7 +129,7 @@ class _CompiledStep:
         """The logits after the last `num_logits` columns."""
         decoder, (batch, new) = self._decoder, tokens.shape
         # All keys are written before any is read, so the new tokens of a sequence attend to each other.
-        positions = cache.extend(tokens, mask).new.expand(batch, new).contiguous()
+        positions = cache.extend(tokens, mask).positions.expand(batch, new).contiguous()
         hidden_states = decoder.embed(tokens, positions, cache)
         if mask is not None:
             positions = positions.masked_fill(~mask, -1)
@@ -140,7 +140,7 @@ class _CompiledStep:
             source_mask = source_mask.to(torch.uint8).contiguous()
         logits = torch.empty(batch, num_logits, decoder.vocab_size)
         caches = layer_caches(cache)
-        source_length = 0 if layer.sources is None else layer.sources.keys.shape[2]
+        source_length = 0 if layer.cross is None else layer.cross.keys.shape[2]
         max_keys, num_threads = max(cache.length, source_length), torch.get_num_threads()
         size: int = library.workspace_size(decoder.address, batch * new, max_keys, num_threads)
         if self._workspace.numel() < size:
@@ -157,7 +157,7 @@ class _CompiledStep:
             caches=ctypes.addressof(caches),
             cache_dtype=DTYPES[layer.keys.dtype],
             source_length=source_length,
-            source_index=None if layer.whose is None else layer.whose.data_ptr(),
+            source_index=None if layer.source_index is None else layer.source_index.data_ptr(),
             source_mask=None if source_mask is None else source_mask.data_ptr(),
             logit_rows=logit_rows.data_ptr(),
             num_logit_rows=batch * num_logits,

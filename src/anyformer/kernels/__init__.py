@@ -1,1 +1,28 @@
-"""How each operation is computed; what is computed is in `blocks`."""
+"""How each operation is computed; `blocks` says what is computed.
+
+One function an operation, with the arguments of torch's own. Each takes the first backend whose conditions hold
+(docs/kernels.md); `reference` has the operations as equations. ANYFORMER_NATIVE=0 leaves all work to torch.
+"""
+
+from anyformer.kernels.activation import activation, gelu_tanh, relu_squared
+from anyformer.kernels.attention import attention
+from anyformer.kernels.cross_entropy import drop_ignored, linear_cross_entropy
+from anyformer.kernels.dropout import dropout
+from anyformer.kernels.linear import Matmul, linear, quantized_linear
+from anyformer.kernels.reference import attention_weights
+from anyformer.kernels.rms_norm import rms_norm
+
+__all__ = [
+    "Matmul",
+    "activation",
+    "attention",
+    "attention_weights",
+    "drop_ignored",
+    "dropout",
+    "gelu_tanh",
+    "linear",
+    "linear_cross_entropy",
+    "quantized_linear",
+    "relu_squared",
+    "rms_norm",
+]

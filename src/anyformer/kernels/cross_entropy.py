@@ -1,185 +1,243 @@
-"""Cross-entropy over a large vocabulary, without ever holding all of its logits.
+"""Cross-entropy of a linear layer's outputs over a large vocabulary, without ever holding all of its logits.
 
 The logits of a batch are its largest tensor by far: 2,048 tokens of GPT-2 make 412 MB of them in float32, and as much
-again for their gradient. Here they are made for some tokens at a time, in the format of the products, turned into their
-gradient where they lie, and forgotten. Only a core's cache full of them is ever float32, if the format is narrower. The
-gradients are known on the way forward because nothing comes after a loss but a factor.
+again for their gradient. Here they are computed for some tokens at a time, in the dtype of the products, replaced by
+their gradient, and forgotten. Only a core's cache full of them is ever float32, if the dtype is of lower precision. The
+gradients are known in the forward pass because nothing comes after a loss but a factor.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
 
-from anyformer.kernels.cpu.cross_entropy import can_soften, cross_entropy_
-from anyformer.kernels.cpu.int8_matmul import can_round, rounded_product, worth_rounding
-from anyformer.kernels.cpu.weight_grad import can_sum, outer_products
-from anyformer.kernels.products import product_format
+from anyformer.kernels.autocast import autocast_disabled, matmul_dtype
+from anyformer.kernels.cpu import cross_entropy as cpu
+from anyformer.kernels.cpu import int8_matmul, weight_grad
+from anyformer.kernels.operation import Operation
 
 _BYTES = 1 << 28
-"""What the logits of a piece of the tokens may take: enough rows for fast products."""
+"""Size of the logits of a chunk of tokens: enough rows for fast products."""
 
-_CACHED, _ELSEWHERE = 1 << 20, 1 << 25
-"""Logits of which there are float32 ones at a time, on CPUs and on other devices."""
+_CHUNK_CPU, _CHUNK = 1 << 20, 1 << 25
+"""Logits that are float32 at a time, on CPUs and on other devices."""
 
-_WORDS, _ROUNDED_WORDS = 1 << 12, 1 << 14
-"""Words whose gradient is made at a time: for it comes in the format of the products and is kept in float32; and where
-numbers are rounded, for their integers take room as well."""
+_VOCAB_CHUNK, _INT8_VOCAB_CHUNK = 1 << 12, 1 << 14
+"""Rows of the weight whose gradient is computed at a time: it comes in the dtype of the products and is accumulated in
+float32; quantized products need room for their integers as well."""
+
+_ROW_MULTIPLE = 32
+"""The number of kept rows is rounded up to a multiple of it, so that products have few shapes: torch's library for them
+keeps megabytes of code for every shape that it met (docs/what-did-not-help.md)."""
 
 
-def vocabulary_loss(
-    x: Float[Tensor, "rows d_model"],
-    matrix: Float[Tensor, "vocab d_model"],
-    bias: Float[Tensor, " vocab"] | None,
-    targets: Int[Tensor, " tokens"],
-    smoothing: float = 0.0,
+def drop_ignored(
+    input: Float[Tensor, "tokens d_model"], target: Int[Tensor, " tokens"], ignore_index: int = -100
+) -> tuple[Float[Tensor, "rows d_model"], Int[Tensor, " kept"]]:
+    """On a CPU, the tokens whose target isn't ignored, with some rows more than targets; elsewhere all of them.
+
+    An accelerator would have to wait until the host knows their number.
+    """
+    if input.device.type != "cpu" or torch.compiler.is_compiling():
+        return input, target
+    keep = target != ignore_index
+    if keep.all():
+        return input, target
+    index = keep.nonzero().squeeze(1)
+    padding = F.pad(index, (0, -len(index) % _ROW_MULTIPLE), value=int(index[-1]) if len(index) else 0)
+    return input[padding], target[index]
+
+
+def linear_cross_entropy(
+    input: Float[Tensor, "rows d_model"],
+    linear_weight: Float[Tensor, "vocab d_model"],
+    target: Int[Tensor, " tokens"],
     *,
-    rounds: bool = False,
+    linear_bias: Float[Tensor, " vocab"] | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    matmul: str = "float",
 ) -> Float[Tensor, ""]:
-    """Mean of ``-(1 - s) log p(target) - s mean(log p)`` in nats, where ``p = softmax(x @ matrix.T + bias)``.
+    """Mean of ``-(1 - s) log p(target) - s mean(log p)`` in nats, where ``p = softmax(input @ weight.T + bias)``.
 
-    It is differentiable once, in x, matrix and bias. Under autocast the products are computed in its format; all else
-    is float32.
+    The arguments are those of `torch.nn.functional.linear_cross_entropy`. It is differentiable once. Under autocast the
+    products are computed in its dtype; all else is float32.
 
     Args:
-        x: What comes before the logits, of the tokens that count; more rows than targets count for nothing.
-        matrix: A row a word of the vocabulary.
-        bias: Added to the logits.
-        targets: The right word of each token.
-        smoothing: Share s of the target that is spread over all words (Szegedy et al. 2016, section 7).
-        rounds: Compute the products in integers of 8 bits, where that is faster.
+        input: Hidden states; rows after the last target are ignored (see `drop_ignored`).
+        linear_weight: A row a token of the vocabulary.
+        target: The id of the right token for each row.
+        linear_bias: Added to the logits.
+        ignore_index: Rows with this target count for nothing.
+        label_smoothing: Share s of the target that is spread over the vocabulary (Szegedy et al. 2016, section 7).
+        matmul: "int8": in training products are computed in integers of 8 bits, where that is faster.
     """
-    dtype = product_format(x)
-    rounds = rounds and worth_rounding(dtype, len(x), *matrix.shape) and can_round()
-    if not torch.is_grad_enabled():  # Parameters ask for gradients even then.
-        matrix, bias = matrix.detach(), None if bias is None else bias.detach()
-    with torch.autocast(x.device.type, enabled=False):
-        return _VocabularyLoss.apply(x, matrix, bias, targets, smoothing, dtype, rounds)  # pyright: ignore[reportReturnType]
+    if len(input) == len(target):
+        input, target = drop_ignored(input, target, ignore_index)
+    dtype = matmul_dtype(input)
+    grads = torch.is_grad_enabled()
+    int8 = (
+        matmul == "int8"
+        and grads
+        and input.device.type == "cpu"
+        and int8_matmul.is_faster(dtype, len(input), *linear_weight.shape)
+        and int8_matmul.supports()
+    )
+    operands = input, linear_weight, linear_bias
+    needs_grad = [grads and part is not None and part.requires_grad for part in operands]
+    with autocast_disabled(input):
+        loss, *_ = _CROSS_ENTROPY(*operands, target, ignore_index, label_smoothing, dtype, int8, needs_grad)
+    return loss
 
 
-class _VocabularyLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        x: Tensor,
-        matrix: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        smoothing: float,
-        dtype: torch.dtype,
-        rounds: bool,
-    ) -> Tensor:
-        count, vocab = len(targets), len(matrix)
-        wants_x, wants_matrix, wants_bias = ctx.needs_input_grad[:3]  # pyright: ignore[reportAttributeAccessIssue]
-        products = _rounded(matrix, bias, dtype) if rounds else _exact(matrix, bias, dtype, can_sum(x, dtype))
-        total = torch.zeros((), dtype=torch.float32, device=x.device)
-        grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if wants_x else None
-        grad_matrix = torch.empty(matrix.shape, device=x.device) if wants_matrix else None
-        if grad_matrix is not None and not len(x):
-            grad_matrix.zero_()
-        grad_bias = torch.zeros(vocab, dtype=torch.float32, device=x.device) if wants_bias else None
-        # In float16 small numbers divided by many tokens vanish.
-        late = 1 / max(count, 1) if dtype == torch.float16 else 1.0
-        soon = 1 / max(count, 1) / late
-        rows = max(1, -(-len(x) // max(1, -(-len(x) * vocab * dtype.itemsize // _BYTES))))
-        lose = cross_entropy_ if can_soften(x, dtype) else _cross_entropy_
-        for start in range(0, len(x), rows):
-            piece, right = x[start : start + rows].to(dtype), targets[start : start + rows, None]
-            logits = products.logits(piece)
-            logits[len(right) :] = 0
-            total += lose(logits[: len(right)], right, smoothing, soon).sum()
-            if grad_bias is not None:
-                grad_bias += logits.sum(dim=0, dtype=torch.float32)
-            if grad_x is not None:
-                grad_x[start : start + rows] = products.grad_x(logits)
-            if grad_matrix is not None:
-                products.outer(logits, piece, grad_matrix, add=start > 0)
-        pairs = ((grad_x, x), (grad_matrix, matrix), (grad_bias, bias))
-        for grad, _ in pairs:
-            if grad is not None and late != 1:
-                grad *= late
-        kept = [None if grad is None or of is None else grad.to(of.dtype) for grad, of in pairs]
-        ctx.save_for_backward(*kept)  # pyright: ignore[reportArgumentType]
-        return total / max(count, 1)
+def chunked_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    dtype: torch.dtype,
+    int8: bool,
+    needs_grad: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss, and the gradients of input, weight and bias; those that aren't needed are empty."""
+    vocab, device = len(weight), input.device
+    if device.type == "cpu":
+        count, valid = max(len(target), 1), None
+    else:
+        valid = (target != ignore_index)[:, None]
+        count, target = valid.sum().clamp(min=1), target.where(valid[:, 0], 0)
+    products = _int8(weight, bias, dtype) if int8 else _float(weight, bias, dtype, weight_grad.supports(input, dtype))
+    total = torch.zeros((), dtype=torch.float32, device=device)
+    grad_input = torch.empty(input.shape, dtype=input.dtype, device=device) if needs_grad[0] else None
+    grad_weight = torch.empty(weight.shape, device=device) if needs_grad[1] else None
+    if grad_weight is not None and not len(input):
+        grad_weight.zero_()
+    grad_bias = torch.zeros(vocab, dtype=torch.float32, device=device) if needs_grad[2] else None
+    # In float16 small numbers divided by many tokens vanish.
+    post_scale = 1 / count if dtype == torch.float16 else 1.0
+    grad_scale = 1 / count / post_scale
+    rows = max(1, -(-len(input) // max(1, -(-len(input) * vocab * dtype.itemsize // _BYTES))))
+    loss_and_grad_: Callable[..., Tensor] = cpu.loss_and_grad_ if cpu.supports(input, dtype) else _loss_and_grad_
+    for start in range(0, len(input), rows):
+        x, targets = input[start : start + rows].to(dtype), target[start : start + rows, None]
+        scale = grad_scale if valid is None else grad_scale * valid[start : start + rows]
+        logits = products.logits(x)
+        logits[len(targets) :] = 0
+        losses = loss_and_grad_(logits[: len(targets)], targets, label_smoothing, scale)
+        total += losses.sum() if valid is None else (losses * valid[start : start + rows, 0]).sum()
+        if grad_bias is not None:
+            grad_bias += logits.sum(dim=0, dtype=torch.float32)
+        if grad_input is not None:
+            grad_input[start : start + rows] = products.grad_input(logits)
+        if grad_weight is not None:
+            products.grad_weight(logits, x, grad_weight, add=start > 0)
+    grads: list[Tensor] = []
+    for grad, part in ((grad_input, input), (grad_weight, weight), (grad_bias, bias)):
+        if grad is not None and dtype == torch.float16:
+            grad *= post_scale
+        grads.append(input.new_empty(0) if grad is None or part is None else grad.to(part.dtype))
+    return total / count, grads[0], grads[1], grads[2]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (factor,) = grad_outputs
-        grads = (None if grad is None else grad * factor for grad in ctx.saved_tensors)
-        return (*grads, None, None, None, None)
+
+def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    parts = zip((input, weight, bias), rest[-1], strict=True)
+    grads = [input.new_empty(0) if part is None or not needed else torch.empty_like(part) for part, needed in parts]
+    return input.new_empty((), dtype=torch.float32), grads[0], grads[1], grads[2]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.needed = inputs[-1]
+    ctx.save_for_backward(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    saved = zip(ctx.saved_tensors, ctx.needed, strict=True)
+    return *(part * grad if needed else None for part, needed in saved), *(None,) * 6
+
+
+_CROSS_ENTROPY = Operation(chunked_cross_entropy, _fake, _save, _backward)
 
 
 @dataclass(frozen=True, slots=True)
 class _Products:
-    """``x @ matrix.T + bias``, ``logits @ matrix``, and ``logits.T @ x``, which is put or added to where it belongs."""
+    """``x @ weight.T + bias``, ``logits @ weight``, and ``logits.T @ x``, which is written or added to its place."""
 
     logits: Callable[[Tensor], Tensor]
-    grad_x: Callable[[Tensor], Tensor]
-    outer: Callable[..., object]
+    grad_input: Callable[[Tensor], Tensor]
+    grad_weight: Callable[..., object]
 
 
-def _exact(matrix: Tensor, bias: Tensor | None, dtype: torch.dtype, tiled: bool) -> _Products:
-    words, offset = matrix.to(dtype), None if bias is None else bias.to(dtype)
+def _float(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, compiled: bool) -> _Products:
+    lower, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
 
-    def logits(piece: Tensor) -> Tensor:
-        return piece @ words.t() if offset is None else torch.addmm(offset, piece, words.t())
+    def logits(x: Tensor) -> Tensor:
+        return x @ lower.t() if offset is None else torch.addmm(offset, x, lower.t())
 
-    return _Products(logits, lambda logits: logits @ words, outer_products if tiled else _outer_products)
+    def compiled_grad_weight(logits: Tensor, x: Tensor, out: Tensor, *, add: bool) -> None:
+        weight_grad.weight_grad(logits, x, out, add=add)
 
-
-def _rounded(matrix: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Products:
-    """In integers of 8 bits. Most probabilities are less than half of a step, so they are rounded by chance."""
-
-    def logits(piece: Tensor) -> Tensor:
-        return rounded_product(piece, matrix, bias, out=torch.empty(len(piece), len(matrix), dtype=dtype))
-
-    def grad_x(logits: Tensor) -> Tensor:
-        out = torch.empty(len(logits), matrix.shape[1], dtype=dtype)
-        return rounded_product(logits, matrix.t(), out=out, dither=True)
-
-    return _Products(logits, grad_x, _rounded_outer_products)
+    return _Products(logits, lambda logits: logits @ lower, compiled_grad_weight if compiled else _grad_weight)
 
 
-def _cross_entropy_(
-    logits: Float[Tensor, "rows vocab"], right: Int[Tensor, "rows 1"], smoothing: float, factor: float
+def _int8(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Products:
+    """Most probabilities are less than half of a quantization step, so gradients are rounded stochastically."""
+
+    def logits(x: Tensor) -> Tensor:
+        out = torch.empty(len(x), len(weight), dtype=dtype)
+        return int8_matmul.int8_matmul(x, weight, bias, out=out)
+
+    def grad_input(logits: Tensor) -> Tensor:
+        out = torch.empty(len(logits), weight.shape[1], dtype=dtype)
+        return int8_matmul.int8_matmul(logits, weight.t(), out=out, stochastic=True)
+
+    def grad_weight(logits: Tensor, x: Tensor, out: Tensor, *, add: bool) -> None:
+        for rows, columns in zip(out.split(_INT8_VOCAB_CHUNK), logits.split(_INT8_VOCAB_CHUNK, dim=1), strict=True):
+            int8_matmul.int8_matmul(columns.t(), x.t(), out=rows, add=add, stochastic=True)
+
+    return _Products(logits, grad_input, grad_weight)
+
+
+def _loss_and_grad_(
+    logits: Float[Tensor, "rows vocab"],
+    targets: Int[Tensor, "rows 1"],
+    label_smoothing: float,
+    grad_scale: float | Float[Tensor, "#rows 1"],
 ) -> Float[Tensor, " rows"]:
-    """The losses; the logits become `factor` times the gradient of their sum. What is between is float32."""
-    some = max(1, (_CACHED if logits.device.type == "cpu" else _ELSEWHERE) // logits.shape[1])
+    """The losses; the logits are replaced by `grad_scale` times the gradient of their sum, computed in float32."""
+    chunk = max(1, (_CHUNK_CPU if logits.device.type == "cpu" else _CHUNK) // logits.shape[1])
     losses = torch.empty(len(logits), device=logits.device)
-    for part, answers, into in zip(logits.split(some), right.split(some), losses.split(some), strict=True):
+    for start in range(0, len(logits), chunk):
+        rows = slice(start, start + chunk)
+        part, target = logits[rows], targets[rows]
         scores = part.float()
-        answer, best = scores.gather(1, answers), scores.amax(dim=-1, keepdim=True)
-        mean = smoothing * scores.mean(dim=-1, keepdim=True) if smoothing else 0.0
+        right, largest = scores.gather(1, target), scores.amax(dim=-1, keepdim=True)
+        mean = label_smoothing * scores.mean(dim=-1, keepdim=True) if label_smoothing else 0.0
         # One exponential of each score: the largest probability, at least 1 / vocab, gives the sum of all.
-        gradient = torch.softmax(scores, dim=-1, out=scores)
-        level = best - gradient.amax(dim=-1, keepdim=True).log()
-        into.copy_((level - (1 - smoothing) * answer - mean).squeeze(1))
-        if smoothing:
-            gradient -= smoothing / logits.shape[1]
-        gradient.scatter_add_(1, answers, gradient.new_full((), smoothing - 1).expand_as(answers))
-        gradient *= factor
-        if gradient is not part:
-            part.copy_(gradient)
+        grad = torch.softmax(scores, dim=-1, out=scores)
+        logsumexp = largest - grad.amax(dim=-1, keepdim=True).log()
+        losses[rows] = (logsumexp - (1 - label_smoothing) * right - mean).squeeze(1)
+        if label_smoothing:
+            grad -= label_smoothing / logits.shape[1]
+        grad.scatter_add_(1, target, grad.new_full((), label_smoothing - 1).expand_as(target))
+        grad *= grad_scale[rows] if isinstance(grad_scale, Tensor) else grad_scale
+        if grad is not part:
+            part.copy_(grad)
     return losses
 
 
-def _outer_products(
-    left: Float[Tensor, "rows vocab"], right: Float[Tensor, "rows d_model"], out: Tensor, *, add: bool
+def _grad_weight(
+    logits: Float[Tensor, "rows vocab"], x: Float[Tensor, "rows d_model"], out: Tensor, *, add: bool
 ) -> None:
-    """``left.T @ right``, in float32; some words at a time, for products come in the format of their factors."""
-    for words, columns in zip(out.split(_WORDS), left.split(_WORDS, dim=1), strict=True):
-        product = columns.t() @ right
-        words.add_(product) if add else words.copy_(product)
-
-
-def _rounded_outer_products(
-    left: Float[Tensor, "rows vocab"], right: Float[Tensor, "rows d_model"], out: Tensor, *, add: bool
-) -> None:
-    """The same from rounded numbers."""
-    for words, columns in zip(out.split(_ROUNDED_WORDS), left.split(_ROUNDED_WORDS, dim=1), strict=True):
-        rounded_product(columns.t(), right.t(), out=words, add=add, dither=True)
+    """``logits.T @ x``, in float32; some rows at a time, for products come in the dtype of their factors."""
+    for rows, columns in zip(out.split(_VOCAB_CHUNK), logits.split(_VOCAB_CHUNK, dim=1), strict=True):
+        product = columns.t() @ x
+        rows.add_(product) if add else rows.copy_(product)

@@ -1,30 +1,32 @@
-"""Rounding a matrix to integers of 8 or 4 bits, with a scale for every 32 neighbors in a row.
+"""Quantization of a matrix to integers of 8 or 4 bits, with a scale for every 32 neighbors in a row.
 
 Sources: the groups and their order are those of llama.cpp's Q8_0 and Q4_1 (ggml-quants.c).
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float16, Int8, UInt8
 from torch import Tensor
+
+Quantization = Literal["int8", "int4"]
 
 GROUP = 32
 """Neighbors in a row that share a scale."""
 _HALF = GROUP // 2
 _LARGEST = 32_000.0
 """The scales and minima are float16, which ends at 65,504, and the ends of a group may be this far apart twice."""
-_AT_ONCE = 1 << 18
-"""Weights that are rounded at a time: the search needs several times their room."""
+_CHUNK = 1 << 18
+"""Weights that are quantized at a time: the search for a scale needs several times their memory."""
 
 
-class Rounded(NamedTuple):
+class QuantizedWeight(NamedTuple):
     """A matrix in integers: ``weight = scale * integer + minimum``."""
 
     integers: Int8[Tensor, "rows columns"] | UInt8[Tensor, "rows half"]
     """8 bits: int8 [rows, columns]. 4 bits: uint8 [rows, columns / 2], where byte j of a group holds the weight of
-    place j in its low bits and that of place j + 16 in its high ones."""
+    column j in its low bits and that of column j + 16 in its high ones."""
     scales: Float16[Tensor, "rows groups"]
     """[rows, columns / 32]."""
     minima: Float16[Tensor, "rows groups"] | None
@@ -41,47 +43,67 @@ class Rounded(NamedTuple):
         """8 or 4."""
         return 8 if self.minima is None else 4
 
-    def to(self, device: torch.device | str | None) -> "Rounded":
+    def to(self, device: torch.device | str | None) -> "QuantizedWeight":
         """The same on a device."""
         minima = None if self.minima is None else self.minima.to(device)
-        return Rounded(self.integers.to(device), self.scales.to(device), minima)
+        return QuantizedWeight(self.integers.to(device), self.scales.to(device), minima)
 
 
-def pack(codes: UInt8[Tensor, "rows columns"]) -> UInt8[Tensor, "rows half"]:
+def pack_int4(codes: UInt8[Tensor, "rows columns"]) -> UInt8[Tensor, "rows half"]:
     """Codes of 0 to 15, two a byte."""
     groups = codes.unflatten(1, (-1, 2, _HALF))
     return (groups[:, :, 0] | groups[:, :, 1] << 4).flatten(1)
 
 
-def unpack(packed: UInt8[Tensor, "rows half"]) -> UInt8[Tensor, "rows columns"]:
-    """The codes of `pack`."""
+def unpack_int4(packed: UInt8[Tensor, "rows half"]) -> UInt8[Tensor, "rows columns"]:
+    """The inverse of `pack_int4`."""
     groups = packed.unflatten(1, (-1, _HALF))
     return torch.cat([groups & 15, groups >> 4], dim=2).flatten(1)
 
 
-def round_int8(matrix: Float[Tensor, "rows columns"]) -> Rounded:
+def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
+    """The matrix in floating point: computed in float32, and rounded to `dtype` once."""
+    scales = weight.scales.float()[..., None]
+    if weight.minima is None:
+        codes = weight.integers.unflatten(1, (-1, GROUP))
+        return (codes.float() * scales).to(dtype).flatten(1)
+    minima, groups = weight.minima.float()[..., None], weight.integers.unflatten(1, (-1, _HALF))
+    matrix = torch.empty(*groups.shape[:2], GROUP, dtype=dtype, device=groups.device)
+    matrix[..., :_HALF] = torch.addcmul(minima, (groups & 15).float(), scales)
+    matrix[..., _HALF:] = torch.addcmul(minima, (groups >> 4).float(), scales)
+    return matrix.flatten(1)
+
+
+def can_quantize(rows: int, columns: int) -> bool:
+    """Whether a matrix is made of whole groups, and is large enough to gain by it."""
+    return columns % GROUP == 0 and rows >= GROUP
+
+
+def quantize_int8(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
     """To -127 ... 127 by the largest absolute value of each group.
 
     Raises:
         ValueError: numbers that are not finite, or too large for the scales.
     """
-    parts = list(map(_int8, _pieces(matrix)))
-    return Rounded(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), None)
+    integers, scales = (torch.cat(column) for column in zip(*map(_int8, _chunks(matrix)), strict=True))
+    return QuantizedWeight(integers, scales, None)
 
 
-def round_int4(matrix: Float[Tensor, "rows columns"]) -> Rounded:
-    """To 0 ... 15 between each group's ends, then drawn in to where the squared error is least.
+def quantize_int4(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
+    """To 0 ... 15 by a scale and a minimum for each group: those of the least squared error among some that are tried.
 
     Raises:
         ValueError: numbers that are not finite, or too large for the scales.
     """
-    parts = map(_int4, _pieces(matrix))
-    integers, scales, minima = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Rounded(integers, scales, minima)
+    integers, scales, minima = (torch.cat(column) for column in zip(*map(_int4, _chunks(matrix)), strict=True))
+    return QuantizedWeight(integers, scales, minima)
 
 
-def _pieces(matrix: Tensor) -> Iterator[Tensor]:
-    rows = max(1, _AT_ONCE // max(1, matrix.shape[1]))
+QUANTIZERS: dict[Quantization, Callable[[Tensor], QuantizedWeight]] = {"int8": quantize_int8, "int4": quantize_int4}
+
+
+def _chunks(matrix: Tensor) -> Iterator[Tensor]:
+    rows = max(1, _CHUNK // max(1, matrix.shape[1]))
     for part in matrix.split(rows):
         # A NaN is not below the bound either.
         if part.numel() and not float(part.abs().max()) < _LARGEST:
@@ -95,33 +117,33 @@ def _int8(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, Tensor]:
     return integers.to(torch.int8).flatten(1), scales
 
 
-_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
-"""Scales that are tried, as shares of that which reaches from one end of a group to the other,"""
-_FITS = 2
-"""and how often a line is fitted to the codes of each."""
+_FRACTIONS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
+"""Scales that are tried, as fractions of that which spans the whole group."""
+_REFITS = 2
+"""Least-squares fits of scale and minimum to the codes of each."""
 
 
 def _int4(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, Tensor, Tensor]:
     lowest, highest = groups.aminmax(dim=-1)
     middle, span = (lowest + highest) / 2, (highest - lowest) / 15
     scales, minima, least = span, lowest, torch.full_like(span, torch.inf)
-    for share in _SHARES:
-        scale, minimum = _half(span * share), _half(middle - span * share * 7.5)
+    for fraction in _FRACTIONS:
+        scale, minimum = _half(span * fraction), _half(middle - span * fraction * 7.5)
         codes = _codes(groups, scale, minimum)
-        for fitted in range(_FITS + 1):
-            if fitted:
+        for refit in range(_REFITS + 1):
+            if refit:
                 scale, minimum = _fit(groups, codes, scale)
                 codes = _codes(groups, scale, minimum)
             error = torch.addcmul(minimum[..., None], codes, scale[..., None]).sub_(groups).square_().sum(dim=-1)
-            wins = error < least
-            least = torch.where(wins, error, least)
-            scales, minima = torch.where(wins, scale, scales), torch.where(wins, minimum, minima)
+            better = error < least
+            least = torch.where(better, error, least)
+            scales, minima = torch.where(better, scale, scales), torch.where(better, minimum, minima)
     codes = _codes(groups, scales, minima).to(torch.uint8)
-    return pack(codes.flatten(1)), scales.half(), minima.half()
+    return pack_int4(codes.flatten(1)), scales.half(), minima.half()
 
 
 def _fit(groups: Tensor, codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    """The line of least squares from these codes to the weights."""
+    """The scale and minimum of least squared error for these codes."""
     mean, level = codes.mean(dim=-1), groups.mean(dim=-1)
     spread = codes - mean[..., None]
     square = spread.square().sum(dim=-1)

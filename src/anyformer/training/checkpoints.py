@@ -24,6 +24,7 @@ from torch import Tensor
 
 from anyformer import atomic
 from anyformer.errors import UserError
+from anyformer.migration import current_weight
 from anyformer.training.strategies.base import Strategy
 
 FACTS = "run.json"
@@ -98,6 +99,6 @@ def read_state(folder: Path) -> dict[str, Tensor]:
 
         return read_shards(folder)
     try:
-        return load_file(folder / STATE)
+        return {current_weight(name): tensor for name, tensor in load_file(folder / STATE).items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"The checkpoint {folder} can't be read: {error}.") from error

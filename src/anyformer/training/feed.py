@@ -61,7 +61,7 @@ class TextFeed:
             tokenizer,
             document_masking=config.document_masking,
             whole_word_masking=config.whole_word_masking,
-            tokens=config.model.tokens,
+            tokens=config.model.special_tokens,
         )
         self._training, self._held_out = training, held_out
         self._batches = Batches(training.ids, config.context, config.batch_size, config.seed, self._objective)
@@ -104,7 +104,7 @@ class PairFeed:
         if not len(held_out):
             raise UserError(f"There are {len(training)} pairs, too few to hold some out: give more, or --validation.")
         eos, pad = tokenizer.eos, tokenizer.pad
-        start = decoder_start(config.model.tokens, tokenizer)
+        start = decoder_start(config.model.special_tokens, tokenizer)
 
         def batches(pairs: PairFile) -> PairBatches:
             return PairBatches(

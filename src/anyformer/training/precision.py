@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from anyformer.errors import UserError
-from anyformer.kernels.cpu.int8_matmul import can_round
+from anyformer.kernels.cpu import int8_matmul
 
 _WORTH_IT = 1.5
 """Products have to gain this much, for the conversions cost something."""
@@ -151,7 +151,7 @@ def _check_int8(device: torch.device) -> None:
     found = torch.cpu.get_capabilities()
     if not (found.get("avx512_vnni") or found.get("avx_vnni")):
         raise UserError("--dtype int8 needs a CPU with VNNI instructions, and this one has none: leave it out.")
-    if not can_compile(device) and not can_round():
+    if not can_compile(device) and not int8_matmul.supports():
         raise UserError("--dtype int8 needs a C++ compiler, and none was found here: install one, or leave it out.")
 
 

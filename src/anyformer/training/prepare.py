@@ -361,7 +361,7 @@ def fit_model(model: ModelConfig, tokenizer: Tokenizer, given: frozenset[str]) -
             "leave it out, or choose a smaller tokenizer."
         )
     eos = () if tokenizer.eos is None else (tokenizer.eos,)
-    start = decoder_start(model.tokens, tokenizer) if model.is_encoder_decoder else None
+    start = decoder_start(model.special_tokens, tokenizer) if model.is_encoder_decoder else None
     tokens = SpecialTokens(bos=tokenizer.bos, eos=eos, pad=tokenizer.pad, decoder_start=start)
     # Some families' files say the padding token twice, as a row of the table that is never read as well.
     paddings = dict.fromkeys((tokenizer.pad if model.embedding.padding is not None else None, tokenizer.pad))
@@ -377,5 +377,5 @@ def _with(model: ModelConfig, size: int, tokens: SpecialTokens, padding: int | N
     embedding = replace(model.embedding, padding=padding)
     source = None if model.source_vocab_size is None else size
     return replace(
-        model, vocab_size=size, source_vocab_size=source, tokens=tokens, embedding=embedding, position=position
+        model, vocab_size=size, source_vocab_size=source, special_tokens=tokens, embedding=embedding, position=position
     )

@@ -73,7 +73,7 @@ def _rewritten(model: Transformer, prepared: Prepared) -> Sample:
         # The ids as they are: read from their text, they may be more than fit.
         source = [token for token in row if token != tokenizer.pad]
         written = generate_ids(model, torch.tensor([source], device=model.device), max_new_tokens=new)[0].tolist()
-        plain = [token for token in source if token not in model.config.tokens.eos]
+        plain = [token for token in source if token not in model.config.special_tokens.eos]
         before = tokenizer.decode(plain, skip_special=False).strip()
         prompt = tokenizer.decode(plain[:_WINDOW], skip_special=False).strip()
         passages.append(Passage(f"{before}\n    ", tokenizer.decode(written).strip()))

@@ -17,7 +17,7 @@ from anyformer.checkpoint.gguf.source import GGUFSource
 from anyformer.checkpoint.gguf.tensors import quantized
 from anyformer.cli.main import main
 from anyformer.families.gguf import ARCHITECTURES
-from anyformer.kernels.quantization import Rounded
+from anyformer.kernels.quantization import QuantizedWeight
 from tests.checkpoint.gguf import sample_files
 
 
@@ -41,7 +41,7 @@ def test_a_file_and_a_directory_with_nothing_else(tiny: Path) -> None:
     assert tokenizer is not None
     assert not model.training
     assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
-    assert model.config.tokens.eos == (2,)
+    assert model.config.special_tokens.eos == (2,)
     again, _ = af.load(tiny.parent, dtype="bfloat16")
     for name, weight in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight.bfloat16())
@@ -60,7 +60,7 @@ def test_tensors_go_one_by_one(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> N
     read: list[str] = []
     plain = GGUFSource.read
 
-    def noted(self: GGUFSource, name: str) -> torch.Tensor | Rounded:
+    def noted(self: GGUFSource, name: str) -> torch.Tensor | QuantizedWeight:
         read.append(name)
         return plain(self, name)
 
@@ -84,7 +84,7 @@ def test_groups_move_with_their_rows(name: str, tiny: Path) -> None:
     model, _ = af.load(tiny)
     source = GGUFSource(tiny)
     weight = source.read(name)
-    assert isinstance(weight, Rounded)
+    assert isinstance(weight, QuantizedWeight)
     line = next(
         line for line in ARCHITECTURES["llama"].rows(model.config) if line.theirs == name.replace("blk.0", "blk.{i}")
     )
@@ -92,7 +92,7 @@ def test_groups_move_with_their_rows(name: str, tiny: Path) -> None:
     assert integers is not None
     assert scales is not None
     assert weight.bits == (8 if integers.dtype == torch.int8 else 4)
-    made = dequantize(Rounded(integers, scales, minima), torch.float32)
+    made = dequantize(QuantizedWeight(integers, scales, minima), torch.float32)
     expected = model.state_dict()[line.ours[0].replace("{i}", "0")]
     assert torch.allclose(made, expected, rtol=1e-6, atol=1e-6)
     assert quantized(Container(tiny), "blk.0.ffn_down.weight") is None  # Q5_1
@@ -119,7 +119,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no heads": ({"llama.attention.head_count": 0}, "missing or misshapen|at least one head"),
     "a text for a number": ({"llama.block_count": "one"}, "llama.block_count should be one positive number, not one"),
     "an infinite size": ({"llama.feed_forward_length": float("inf")}, "wants a whole number"),
-    "an end that is true": ({"tokenizer.ggml.eos_token_id": True}, "tokens.eos: wants a whole number"),
+    "an end that is true": ({"tokenizer.ggml.eos_token_id": True}, "special_tokens.eos: wants a whole number"),
     "numbers for a kind of tokenizer": (
         {"tokenizer.ggml.model": [1, 2]},
         r"tokenizer model '\[1 2\]' is not supported",

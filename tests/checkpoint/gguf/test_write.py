@@ -31,7 +31,7 @@ def tiny(preset: str, tokenizer: af.Tokenizer | None = None, **changes: Any) -> 
         "decoder_layers": min(2, config.decoder_layers),
         "attention": {"heads": 4, "head_dim": None, "kv_heads": None},
         "feed_forward": {"width": 96},
-        "tokens": {"eos": (0,)},
+        "special_tokens": {"eos": (0,)},
     }
     return af.build(config.replace(**small).replace(**changes)).eval()
 
@@ -92,7 +92,7 @@ def test_a_t5_gets_the_head_that_llama_cpp_multiplies_by(tmp_path: Path) -> None
     model = tiny("t5-small")
     af.save_gguf(model, tmp_path / "model.gguf", kind="f32")
     head = Container(tmp_path / "model.gguf").blocks("output.weight").reshape(-1).view("<f4").reshape(96, 64)
-    assert np.allclose(head, model.tokens.table.weight.detach().numpy() / 8)
+    assert np.allclose(head, model.token_embedding.table.weight.detach().numpy() / 8)
 
 
 def test_llama_3_gets_its_factors(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_numbers_beyond_f16_are_refused(tmp_path: Path) -> None:
     model = tiny("llama-nano")
-    torch.nn.init.constant_(model.tokens.table.weight, 1e5)
+    torch.nn.init.constant_(model.token_embedding.table.weight, 1e5)
     with pytest.raises(af.UserError, match=r"token_embd\.weight has numbers too large for f16"):
         af.save_gguf(model, tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())
@@ -195,9 +195,9 @@ def test_classifiers_are_left_out_and_said(kind: str, tmp_path: Path) -> None:
 
 
 def test_ends_of_a_text_that_have_no_room_are_said(tmp_path: Path) -> None:
-    written = af.save_gguf(tiny("llama-nano", tokens={"eos": (1, 2, 3, 4)}), tmp_path / "model.gguf")
+    written = af.save_gguf(tiny("llama-nano", special_tokens={"eos": (1, 2, 3, 4)}), tmp_path / "model.gguf")
     assert written.notes[0] == "A GGUF file has 3 tokens that end a text, of the model's 4."
-    assert af.load(tmp_path / "model.gguf")[0].config.tokens.eos == (1, 2, 3)
+    assert af.load(tmp_path / "model.gguf")[0].config.special_tokens.eos == (1, 2, 3)
 
 
 @pytest.mark.parametrize("special", ["span_corruption", "seq2seq"])

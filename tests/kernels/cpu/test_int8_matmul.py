@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyformer.kernels.cpu import int8_matmul as rounded
-from anyformer.kernels.cpu.int8_matmul import can_round, rounded_product
-from anyformer.kernels.cross_entropy import vocabulary_loss
+from anyformer.kernels import linear_cross_entropy
+from anyformer.kernels.cpu import int8_matmul as module
+from anyformer.kernels.cpu.int8_matmul import int8_matmul, supports
 
-pytestmark = pytest.mark.skipif(not can_round(), reason="this processor has no such instructions")
+pytestmark = pytest.mark.skipif(not supports(), reason="this processor has no such instructions")
 
 
 def empty(rows: int, outputs: int) -> Tensor:
@@ -68,7 +68,7 @@ def test_whole_numbers_are_exact(
     out = out.bfloat16() if narrow[2] else out
     room = torch.full((rows + 1,), torch.nan)
     sums = room[:rows] if summed else None
-    found = rounded_product(left, right, bias, out=out, sums=sums, add=add, dither=dither)
+    found = int8_matmul(left, right, bias, out=out, sums=sums, add=add, stochastic=dither)
     assert found is out
     if sums is not None:
         steps = left.double().abs().sum(dim=1)
@@ -88,9 +88,9 @@ def test_small_numbers_count_in_the_mean(standing: bool) -> None:
     if standing:
         left = left.t().contiguous().t()
     ones = torch.ones(2, 3000)
-    assert float((rounded_product(left, ones, out=empty(64, 2))[:, 0] - left[:, 7]).abs().max()) < 1e-5
-    found = rounded_product(left, ones, out=empty(64, 2), dither=True)
-    assert torch.equal(found, rounded_product(left, ones, out=empty(64, 2), dither=True))
+    assert float((int8_matmul(left, ones, out=empty(64, 2))[:, 0] - left[:, 7]).abs().max()) < 1e-5
+    found = int8_matmul(left, ones, out=empty(64, 2), stochastic=True)
+    assert torch.equal(found, int8_matmul(left, ones, out=empty(64, 2), stochastic=True))
     # A quarter of a step each: a sum of as many coins.
     steps = left[:, 7] / 127
     share = 0.002 / steps
@@ -106,7 +106,7 @@ def test_small_numbers_count_in_the_mean(standing: bool) -> None:
 def test_the_largest_numbers_stay_what_they_are(standing: bool, sign: int) -> None:
     left = sign * torch.linspace(1, 2, 512)[:, None].expand(-1, 512)
     left = left.t().contiguous().t() if standing else left.contiguous()
-    found = rounded_product(left, torch.ones(1, 512), out=empty(512, 1), dither=True)
+    found = int8_matmul(left, torch.ones(1, 512), out=empty(512, 1), stochastic=True)
     torch.testing.assert_close(found[:, 0], left.sum(dim=1), rtol=0.005 if sign < 0 else 1e-4, atol=0)
 
 
@@ -128,7 +128,7 @@ def test_a_loss_of_rounded_numbers(
     narrow: bool,
     seed: int,
 ) -> None:
-    monkeypatch.setattr(rounded, "_WORTH_IT", {})
+    monkeypatch.setattr(module, "_MIN_SIZE", {})
     torch.manual_seed(seed)
     operands = [torch.randn(tokens, 64), 0.3 * torch.randn(vocab, 64), *([torch.randn(vocab)] if biased else [])]
     targets = torch.randint(vocab, (tokens,))
@@ -137,7 +137,14 @@ def test_a_loss_of_rounded_numbers(
         leaves = [part.clone().requires_grad_() for part in operands]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
             bias = leaves[2] if biased else None
-            loss = vocabulary_loss(leaves[0], leaves[1], bias, targets, smoothing, rounds=rounds)
+            loss = linear_cross_entropy(
+                leaves[0],
+                leaves[1],
+                targets,
+                linear_bias=bias,
+                label_smoothing=smoothing,
+                matmul="int8" if rounds else "float",
+            )
         return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
     ours, exact = found(True), found(False)

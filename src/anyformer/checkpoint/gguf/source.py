@@ -17,7 +17,7 @@ from anyformer.errors import UserError
 from anyformer.families.base import Family
 from anyformer.families.gguf import Contents, architecture, from_gguf
 from anyformer.families.gguf.base import Output
-from anyformer.kernels.quantization import Rounded
+from anyformer.kernels.quantization import QuantizedWeight
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer import gguf as gguf_tokenizer
 
@@ -57,7 +57,7 @@ class GGUFSource(TensorSource):
         return self._names
 
     @override
-    def read(self, name: str) -> Tensor | Rounded:
+    def read(self, name: str) -> Tensor | QuantizedWeight:
         weight = quantized(self.container, name)
         return dense(self.container, name) if weight is None else weight
 

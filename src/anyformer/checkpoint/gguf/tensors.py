@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anyformer.checkpoint.gguf.container import Container
 from anyformer.errors import UserError
-from anyformer.kernels.quantization import Rounded
+from anyformer.kernels.quantization import QuantizedWeight
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1")
@@ -42,7 +42,7 @@ def dense(container: Container, name: str) -> Tensor:
     return torch.from_numpy(cast("NDArray[np.float32]", values)).reshape(info.shape)
 
 
-def quantized(container: Container, name: str) -> Rounded | None:
+def quantized(container: Container, name: str) -> QuantizedWeight | None:
     """A matrix of one of the `QUANTIZED` types, as it is stored; None for any other tensor. A copy.
 
     In a block of 4 bits as in ours, byte j holds weight j in its low bits and weight j + 16 in its high ones.
@@ -56,9 +56,9 @@ def quantized(container: Container, name: str) -> Rounded | None:
     numbers, integers = blocks[..., :header].contiguous().view(torch.float16), blocks[..., header:].flatten(1)
     scales = numbers[..., 0].contiguous()
     if kind == "Q8_0":
-        return Rounded(integers.view(torch.int8), scales, None)
+        return QuantizedWeight(integers.view(torch.int8), scales, None)
     minima = numbers[..., 1].contiguous() if kind == "Q4_1" else -8 * scales
-    return None if minima.isinf().any() else Rounded(integers, scales, minima)
+    return None if minima.isinf().any() else QuantizedWeight(integers, scales, minima)
 
 
 def _package(container: Container) -> Any:

@@ -78,7 +78,7 @@ def _computed(config: ModelConfig) -> ModelConfig:
     """What llama.cpp computes by: without training's settings, token ids, and other words for the same thing."""
     pooling = {"kind": config.pooling.kind} if config.is_encoder_only else {}
     rates = {part: {"dropout": 0.0} for part in ("attention", "feed_forward", "embedding", "head")}
-    return canonical(config).replace(dropout=0.0, tokens=SpecialTokens(), pooling=pooling, **rates)
+    return canonical(config).replace(dropout=0.0, special_tokens=SpecialTokens(), pooling=pooling, **rates)
 
 
 def _contents(config: ModelConfig, kind: Architecture, metadata: dict[str, Any]) -> Contents:

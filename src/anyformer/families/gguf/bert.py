@@ -9,7 +9,7 @@ from anyformer.families.rows import Row, linear, row
 _BLOCK = "encoder.blocks.{i}"
 
 ROWS = [
-    row("token_embd.weight", "tokens.table.weight"),
+    row("token_embd.weight", "token_embedding.table.weight"),
     row("position_embd.weight", "encoder.position.table.weight"),
     row("token_types.weight", "encoder.embedding.segments.weight"),
     *linear("token_embd_norm", "encoder.embedding.norm"),

@@ -10,7 +10,7 @@ _BLOCK = "decoder.blocks.{i}"
 _QKV = [f"{_BLOCK}.attention.{part}" for part in ("query", "key", "value")]
 
 ROWS = [
-    row("token_embd.weight", "tokens.table.weight"),
+    row("token_embd.weight", "token_embedding.table.weight"),
     row("position_embd.weight", "decoder.position.table.weight"),
     *linear("blk.{i}.attn_norm", f"{_BLOCK}.attention_norm"),
     row("blk.{i}.attn_qkv.weight", [f"{name}.weight" for name in _QKV], SPLIT),
@@ -21,7 +21,7 @@ ROWS = [
     *linear("blk.{i}.ffn_down", f"{_BLOCK}.feed_forward.down"),
     *linear("output_norm", "decoder.final_norm"),
     row("output.weight", "head.projection.weight"),
-    alias("output.weight", "tokens.table.weight"),
+    alias("output.weight", "token_embedding.table.weight"),
 ]
 
 

@@ -53,7 +53,7 @@ def _projection(theirs: str, ours: str, operation: Operation) -> list[Row]:
 
 def _rows(queries: Operation, keys: Operation) -> list[Row]:
     return [
-        row("token_embd.weight", "tokens.table.weight"),
+        row("token_embd.weight", "token_embedding.table.weight"),
         *linear("blk.{i}.attn_norm", f"{_BLOCK}.attention_norm"),
         *_projection("blk.{i}.attn_q", f"{_ATTENTION}.query", queries),
         *_projection("blk.{i}.attn_k", f"{_ATTENTION}.key", keys),
@@ -67,7 +67,7 @@ def _rows(queries: Operation, keys: Operation) -> list[Row]:
         *linear("blk.{i}.ffn_down", f"{_BLOCK}.feed_forward.down"),
         *linear("output_norm", "decoder.final_norm"),
         row("output.weight", "head.projection.weight"),
-        alias("output.weight", "tokens.table.weight"),
+        alias("output.weight", "token_embedding.table.weight"),
     ]
 
 

@@ -27,7 +27,7 @@ def _stack(short: str, stack: str) -> list[Row]:
 
 _CROSS = "decoder.blocks.{i}.cross_attention"
 _ROWS = [
-    row("token_embd.weight", "tokens.table.weight"),
+    row("token_embd.weight", "token_embedding.table.weight"),
     *_stack("enc", "encoder"),
     *_stack("dec", "decoder"),
     *[line for p, name in _PARTS.items() for line in linear(f"dec.blk.{{i}}.cross_attn_{p}", f"{_CROSS}.{name}")],
@@ -39,7 +39,7 @@ _ROWS = [
 def _rows(config: ModelConfig) -> list[Row]:
     scale = 1 / math.sqrt(config.d_model)
     scaled = Operation(lambda tensor, _: [tensor / scale], lambda tensors: tensors[0] * scale)
-    head = Row("output.weight", ("tokens.table.weight",), scaled if config.head.scaled else COPY, alias=True)
+    head = Row("output.weight", ("token_embedding.table.weight",), scaled if config.head.scaled else COPY, alias=True)
     return [*_ROWS, head]
 
 

@@ -1,123 +1,100 @@
-"""Attention for training in compiled code, on processors that multiply pairs of numbers (see attention.cpp)."""
+"""Attention in training, on processors that multiply pairs of bfloat16 numbers (see attention.cpp)."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from jaxtyping import Float
+from jaxtyping import BFloat16, Float
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
 
-from anyformer.blocks.mask import Mask
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel, supports_bf16
 
 KERNEL = Kernel("attention")
 
-_BLOCK = 128
-"""Queries that compiled code looks at together: rows of a bias have room for whole blocks."""
+QUERY_BLOCK = 128
+"""Queries that compiled code computes together: rows of a bias have room for whole blocks."""
 
 
-def can_attend(query: Tensor, mask: Mask) -> bool:
-    """Whether `attention` is there for this; it waits for the compiler."""
-    bias = mask.scores
-    if bias is not None and bias.requires_grad and bias.shape[1:3] != query.shape[1:3]:
-        return False
-    return supports_bf16(query) and KERNEL.supported()
+@torch.compiler.assume_constant_result
+def _supported() -> bool:
+    return KERNEL.supported()
 
 
-def attention(
-    query: Float[Tensor, "batch heads queries head_dim"],
-    key: Float[Tensor, "batch kv_heads keys head_dim"],
-    value: Float[Tensor, "batch kv_heads keys head_dim"],
+def supports(query: Tensor) -> bool:
+    """Whether compiled code attends to this; it waits for the compiler."""
+    return supports_bf16(query) and _supported()
+
+
+def forward(
+    query: BFloat16[Tensor, "batch heads queries head_dim"],
+    key: BFloat16[Tensor, "batch kv_heads keys head_dim"],
+    value: BFloat16[Tensor, "batch kv_heads keys head_dim"],
+    bias: Float[Tensor, "#batch #heads keys padded_queries"] | None,
     scale: float,
-    mask: Mask,
-) -> Float[Tensor, "batch heads queries head_dim"]:
-    """``softmax(scale q k^T + mask) v`` in bfloat16 with sums in float32. It is differentiable once, in the mask too.
+    is_causal: bool,
+) -> tuple[BFloat16[Tensor, "batch heads queries head_dim"], Float[Tensor, "batch heads queries"]]:
+    """``softmax(scale q k^T + bias) v`` with sums in float32, and the logsumexp of each query's scores.
 
     Under a causal mask there are as many queries as keys.
     """
-    bias = mask.scores
-    if bias is not None and bias.dtype == torch.bool:
-        bias = torch.zeros(bias.shape).masked_fill_(~bias, -torch.inf)
-    operands = (part.bfloat16() for part in (query, key, value))
-    with torch.autocast("cpu", enabled=False):
-        return _Attention.apply(*operands, bias, scale, mask.causal)  # pyright: ignore[reportReturnType]
+    out, logsumexp = empty_like(query), torch.empty(query.shape[:3])
+    _run(logsumexp, scale, is_causal, query=query, key=key, value=value, bias=bias, out=out)
+    return out, logsumexp
 
 
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, causal: bool
-    ) -> Tensor:
-        parts = {name: _lying(part) for name, part in (("query", query), ("key", key), ("value", value))}
-        levels = torch.empty(query.shape[:3])
-        parts["out"] = _like(query)
-        if bias is not None:
-            parts["bias"] = _turned(bias.expand(-1, -1, query.shape[2], -1))
-        _run(levels, scale, causal, **parts)
-        ctx.save_for_backward(levels, *parts.values())
-        ctx.about = tuple(parts), scale, causal  # pyright: ignore[reportAttributeAccessIssue]
-        return parts["out"]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (levels, *tensors), (names, scale, causal) = ctx.saved_tensors, ctx.about
-        parts = dict(zip(names, tensors, strict=True))
-        grads = {f"grad_{name}": _like(parts[name]) for name in ("query", "key", "value")}
-        if ctx.needs_input_grad[3]:
-            grads["grad_bias"] = torch.zeros_like(parts["bias"])
-        _run(levels, scale, causal, **parts, grad_out=_lying(grad_outputs[0].bfloat16()), **grads)
-        grad_bias = grads.pop("grad_bias", None)
-        if grad_bias is not None:
-            grad_bias = grad_bias[..., : levels.shape[2]].transpose(2, 3)
-        return (*grads.values(), grad_bias, None, None)
+def backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    scale: float,
+    is_causal: bool,
+    bias_requires_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of query, key, value and bias; that of the bias is empty if it isn't wanted."""
+    grad_query, grad_key, grad_value = empty_like(query), empty_like(key), empty_like(value)
+    grads = {"grad_query": grad_query, "grad_key": grad_key, "grad_value": grad_value}
+    grad_bias = torch.zeros_like(bias) if bias is not None and bias_requires_grad else None
+    parts = {"query": query, "key": key, "value": value, "bias": bias, "out": out}
+    _run(logsumexp, scale, is_causal, **parts, grad_out=grad, grad_bias=grad_bias, **grads)
+    return grad_query, grad_key, grad_value, torch.empty(0) if grad_bias is None else grad_bias
 
 
-def _like(part: Tensor) -> Tensor:
+def empty_like(part: Tensor) -> Tensor:
     """[batch, heads, time, head_dim] in the order in which a linear layer makes and takes it, heads side by side."""
     batch, heads, time, head_dim = part.shape
-    return torch.empty(batch, time, heads, head_dim, dtype=torch.bfloat16).transpose(1, 2)
+    return part.new_empty(batch, time, heads, head_dim).transpose(1, 2)
 
 
-def _lying(part: Tensor) -> Tensor:
-    """The tensor, with the numbers of a head side by side."""
-    return part if part.stride(3) == 1 else part.contiguous()
-
-
-def _turned(bias: Float[Tensor, "#batch #heads queries keys"]) -> Float[Tensor, "#batch #heads keys room"]:
-    """Keys by queries; zeros make up whole blocks of these."""
-    queries = bias.shape[2]
-    out = torch.empty(*bias.shape[:2], bias.shape[3], queries + -queries % _BLOCK)
-    out[..., :queries] = bias.transpose(2, 3)
-    out[..., queries:] = 0
-    return out
-
-
-def _place(part: Tensor, batch: int, heads: int) -> structs.TensorView:
-    """Where a tensor lies; what it has but once serves all texts, or all heads."""
-    steps = part.stride()
+def _strided(part: Tensor, batch: int, heads: int) -> structs.TensorView:
+    """A tensor's memory; a batch or heads of size 1 are broadcast."""
+    strides = part.stride()
     shared = part.shape[0] == 1 and batch > 1, part.shape[1] == 1 and heads > 1
-    return structs.TensorView(part.data_ptr(), 0 if shared[0] else steps[0], 0 if shared[1] else steps[1], steps[2])
-
-
-def _run(levels: Tensor, scale: float, causal: bool, **parts: Tensor) -> None:
-    query, key = parts["query"], parts["key"]
-    places = {name: _place(part, len(query), query.shape[1]) for name, part in parts.items()}
-    batch, heads, queries, head_dim = query.shape
-    described = structs.AttentionArgs(
-        **places,
-        logsumexp=levels.data_ptr(),
-        batch=batch,
-        heads=heads,
-        kv_heads=key.shape[1],
-        queries=queries,
-        keys=key.shape[2],
-        head_dim=head_dim,
-        causal=int(causal),
-        scale=scale,
-        num_threads=torch.get_num_threads(),
+    return structs.TensorView(
+        part.data_ptr(), 0 if shared[0] else strides[0], 0 if shared[1] else strides[1], strides[2]
     )
-    KERNEL.run(described)
+
+
+def _run(logsumexp: Tensor, scale: float, is_causal: bool, **parts: Tensor | None) -> None:
+    query, key = parts["query"], parts["key"]
+    assert query is not None
+    assert key is not None
+    batch, heads, queries, head_dim = query.shape
+    KERNEL.run(
+        structs.AttentionArgs(
+            **{name: _strided(part, batch, heads) for name, part in parts.items() if part is not None},
+            logsumexp=logsumexp.data_ptr(),
+            batch=batch,
+            heads=heads,
+            kv_heads=key.shape[1],
+            queries=queries,
+            keys=key.shape[2],
+            head_dim=head_dim,
+            causal=int(is_causal),
+            scale=scale,
+            num_threads=torch.get_num_threads(),
+        )
+    )

@@ -1,4 +1,4 @@
-"""Cross-entropy and its gradient in compiled code (see cross_entropy.cpp)."""
+"""Cross-entropy and its gradient (see cross_entropy.cpp)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,28 @@ from anyformer.kernels.cpu.library import Kernel, supports_bf16
 KERNEL = Kernel("cross_entropy")
 
 
-def can_soften(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether `cross_entropy_` is there for logits of this in a format; it waits for the compiler."""
-    return supports_bf16(x, dtype) and KERNEL.supported()
+@torch.compiler.assume_constant_result
+def _supported() -> bool:
+    return KERNEL.supported()
 
 
-def cross_entropy_(
-    logits: BFloat16[Tensor, "rows vocab"], targets: Int[Tensor, "rows 1"], smoothing: float, factor: float
+def supports(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `loss_and_grad_` is there for logits of these in a dtype; it waits for the compiler."""
+    return supports_bf16(x, dtype) and _supported()
+
+
+def loss_and_grad_(
+    logits: BFloat16[Tensor, "rows vocab"], targets: Int[Tensor, "rows 1"], label_smoothing: float, grad_scale: float
 ) -> Float[Tensor, " rows"]:
-    """Cross-entropy of each row in nats. The logits, in one piece, become `factor` times its gradient.
+    """Cross-entropy of each row in nats. The logits, contiguous, are replaced by `grad_scale` times its gradient.
 
     Raises:
-        IndexError: A target is no word.
+        IndexError: A target is outside the vocabulary.
     """
     rows, vocab = logits.shape
     targets = targets.long().contiguous()
     if rows and (targets.min() < 0 or targets.max() >= vocab):
-        raise IndexError(f"targets lie in [{targets.min()}, {targets.max()}], but there are {vocab} words")
+        raise IndexError(f"targets lie in [{targets.min()}, {targets.max()}], but the vocabulary has {vocab} tokens")
     losses = torch.empty(rows)
     described = structs.CrossEntropyArgs(
         logits=logits.data_ptr(),
@@ -36,8 +41,8 @@ def cross_entropy_(
         losses=losses.data_ptr(),
         rows=rows,
         vocab_size=vocab,
-        label_smoothing=smoothing,
-        grad_scale=factor,
+        label_smoothing=label_smoothing,
+        grad_scale=grad_scale,
         num_threads=torch.get_num_threads(),
     )
     KERNEL.run(described)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anyformer.kernels.autocast import matmul_dtype
 from anyformer.kernels.cpu.build import Library
 from anyformer.kernels.cpu_features import enabled, has_avx512_bf16
-from anyformer.kernels.products import product_format
 
 
 class Kernel(Library):
@@ -47,6 +47,9 @@ def supports_bf16(x: Tensor, dtype: torch.dtype | None = None) -> bool:
         x: The input of the operation.
         dtype: The dtype to compute in; None: autocast's, or that of x.
     """
-    if x.device.type != "cpu" or (dtype or product_format(x)) != torch.bfloat16 or torch.compiler.is_compiling():
-        return False
+    return x.device.type == "cpu" and (dtype or matmul_dtype(x)) == torch.bfloat16 and _has_avx512_bf16()
+
+
+@torch.compiler.assume_constant_result
+def _has_avx512_bf16() -> bool:
     return enabled() and has_avx512_bf16()

@@ -1,4 +1,4 @@
-"""Products of matrices in integers, in compiled code."""
+"""Products with quantized weights (see quantized_matmul.cpp)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.build import Library
 from anyformer.kernels.cpu_features import enabled
-from anyformer.kernels.packing import Tiles
+from anyformer.kernels.packing import PackedWeight
 from anyformer.kernels.quantization import GROUP
 
 LIBRARY = Library(
@@ -25,22 +25,22 @@ LIBRARY = Library(
 )
 
 
-def can_multiply(x: Tensor) -> bool:
-    """Whether `multiply` may be used here; it waits for the compiler, for torch would take far longer meanwhile."""
+def supports(x: Tensor) -> bool:
+    """Whether `quantized_matmul` may be used here; it waits for the compiler, for torch is far slower."""
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
         return False
     return x.device.type == "cpu" and enabled() and LIBRARY.get(wait=True) is not None
 
 
-def multiply(
-    tiles: Tiles, outputs: int, x: Float[Tensor, "*batch inputs"], bias: Float[Tensor, " outputs"] | None
+def quantized_matmul(
+    x: Float[Tensor, "*batch inputs"], weight: PackedWeight, outputs: int, bias: Float[Tensor, " outputs"] | None
 ) -> Float[Tensor, "*batch outputs"]:
-    """``x @ matrix.T + bias``, where x is rounded to 8 bits with a scale for every 32 neighbors."""
+    """``x @ weight.T + bias``, where x is rounded to 8 bits with a scale for every 32 neighbors."""
     library: Any = LIBRARY.get(wait=True)
     inputs = x.reshape(-1, x.shape[-1]).float().contiguous()
     out = torch.empty(*x.shape[:-1], outputs, dtype=torch.float32)
     added = None if bias is None else bias.float().contiguous()
-    matrix = described(tiles, outputs, added)
+    matrix = described(weight, outputs, added)
     rows = inputs.shape[0]
     threads, address = torch.get_num_threads(), ctypes.addressof(matrix)
     workspace = torch.empty(library.workspace_size(address, rows, threads), dtype=torch.uint8)
@@ -48,14 +48,14 @@ def multiply(
     return out.to(x.dtype)
 
 
-def described(tiles: Tiles, outputs: int, bias: Float[Tensor, " outputs"] | None) -> structs.Matrix:
+def described(weight: PackedWeight, outputs: int, bias: Float[Tensor, " outputs"] | None) -> structs.Matrix:
     """Where a matrix lies; whoever uses it keeps the tensors."""
     return structs.Matrix(
-        weights=tiles.integers.data_ptr(),
-        scales=tiles.scales.data_ptr(),
-        minima=None if tiles.minima is None else tiles.minima.data_ptr(),
+        weights=weight.integers.data_ptr(),
+        scales=weight.scales.data_ptr(),
+        minima=None if weight.minima is None else weight.minima.data_ptr(),
         bias=None if bias is None else bias.data_ptr(),
         out_features=outputs,
-        in_features=tiles.scales.shape[1] * GROUP,
-        dtype=structs.INT8 if tiles.minima is None else structs.INT4,
+        in_features=weight.scales.shape[1] * GROUP,
+        dtype=structs.INT8 if weight.minima is None else structs.INT4,
     )

@@ -1,13 +1,10 @@
-"""RMS norms for training in compiled code (see rms_norm.cpp)."""
+"""RMS norms in training (see rms_norm.cpp)."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
 
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel, supports_bf16
@@ -15,41 +12,36 @@ from anyformer.kernels.cpu.library import Kernel, supports_bf16
 KERNEL = Kernel("rms_norm")
 
 
-def can_normalize(x: Tensor) -> bool:
-    """Whether `rms_norm` is there for this; it waits for the compiler."""
-    return supports_bf16(x) and KERNEL.supported()
+@torch.compiler.assume_constant_result
+def _supported() -> bool:
+    return KERNEL.supported()
 
 
-def rms_norm(
+def supports(x: Tensor) -> bool:
+    """Whether compiled code has the norm of this; it waits for the compiler."""
+    return supports_bf16(x) and _supported()
+
+
+def forward(
     x: Float[Tensor, "*batch width"], weight: Float[Tensor, " width"], eps: float
-) -> Float[Tensor, "*batch width"]:
-    """``x / sqrt(mean(x^2) + eps) * weight``, computed in float32. It is differentiable once."""
-    made: Tensor = _RmsNorm.apply(x.float(), weight.float(), eps)  # pyright: ignore[reportAssignmentType]
-    return made.to(x.dtype)
+) -> tuple[Float[Tensor, "*batch width"], Float[Tensor, "*batch"]]:
+    """``x * rstd * weight`` and ``rstd = 1 / sqrt(mean(x^2) + eps)`` of a contiguous x, in float32."""
+    out, rstd = torch.empty(x.shape), torch.empty(x.shape[:-1])
+    _run(eps, x=x, weight=weight, out=out, rstd=rstd)
+    return out, rstd
 
 
-class _RmsNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        x, out = x.contiguous(), torch.empty(x.shape)
-        factors = torch.empty(x.shape[:-1])
-        _run(eps, x=x, weight=weight, out=out, rstd=factors)
-        ctx.save_for_backward(x, weight, factors)
-        ctx.eps = eps  # pyright: ignore[reportAttributeAccessIssue]
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight, factors = ctx.saved_tensors
-        grad_x, grad_weight = torch.empty_like(x), torch.zeros(torch.get_num_threads(), *weight.shape)
-        parts = {"x": x, "weight": weight, "rstd": factors, "grad_out": grad_outputs[0].contiguous()}
-        _run(ctx.eps, **parts, grad_x=grad_x, grad_weight=grad_weight)
-        return grad_x, grad_weight.sum(dim=0), None
+def backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of the weight."""
+    grad_x, grad_weight = torch.empty_like(x), torch.zeros(torch.get_num_threads(), *weight.shape)
+    _run(eps, x=x, weight=weight, rstd=rstd, grad_out=grad, grad_x=grad_x, grad_weight=grad_weight)
+    return grad_x, grad_weight.sum(dim=0)
 
 
-def _run(eps: float, **parts: Tensor) -> None:
-    places = {name: part.data_ptr() for name, part in parts.items()}
-    rows, width = parts["rstd"].numel(), parts["weight"].numel()
-    described = structs.RmsNormArgs(**places, rows=rows, width=width, eps=eps, num_threads=torch.get_num_threads())
-    KERNEL.run(described)
+def _run(eps: float, *, weight: Tensor, rstd: Tensor, **parts: Tensor) -> None:
+    pointers = {name: part.data_ptr() for name, part in {"weight": weight, "rstd": rstd, **parts}.items()}
+    KERNEL.run(
+        structs.RmsNormArgs(
+            rows=rstd.numel(), width=weight.numel(), eps=eps, num_threads=torch.get_num_threads(), **pointers
+        )
+    )

@@ -1,4 +1,4 @@
-"""Sums of outer products in compiled code, on processors that multiply matrices (see outer.cpp)."""
+"""The gradient of a linear layer's weight, on processors that multiply matrices (see weight_grad.cpp)."""
 
 from __future__ import annotations
 
@@ -13,47 +13,53 @@ from anyformer.kernels.cpu_features import has_amx_bf16
 KERNEL = Kernel("weight_grad")
 
 
-def can_sum(x: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether `outer_products` is there for gradients of what this met, in a format or in that of its products."""
-    return has_amx_bf16() and supports_bf16(x, dtype) and KERNEL.supported()
+@torch.compiler.assume_constant_result
+def _supported() -> bool:
+    return has_amx_bf16() and KERNEL.supported()
 
 
-def outer_products(
-    left: BFloat16[Tensor, "rows outputs"],
-    right: BFloat16[Tensor, "rows inputs"],
+def supports(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether `weight_grad` is there for the inputs of a linear layer, in a dtype or in that of its products."""
+    return supports_bf16(x, dtype) and _supported()
+
+
+def weight_grad(
+    grad: BFloat16[Tensor, "rows outputs"],
+    input: BFloat16[Tensor, "rows inputs"],
     out: Float[Tensor, "outputs inputs"] | None = None,
     *,
-    sums: Float[Tensor, " outputs"] | None = None,
+    bias_grad: Float[Tensor, " outputs"] | None = None,
     add: bool = False,
 ) -> Float[Tensor, "outputs inputs"]:
-    """``left.T @ right``, summed in float32.
+    """``grad.T @ input``, summed in float32.
 
     Args:
-        left: Such as the gradient of what came out of a matrix.
-        right: Such as what went in.
-        out: Where to write it, in one piece; None: into a new tensor.
-        sums: Where to write the sum of left's rows, such as the gradient of a bias; None: it isn't wanted.
-        add: Add the products to what is there.
+        grad: The gradient of the layer's outputs.
+        input: The layer's inputs.
+        out: Where to write it, contiguous; None: into a new tensor.
+        bias_grad: Where to write the sum of the rows of grad; None: it isn't computed.
+        add: Add the product to what `out` holds.
     """
-    parts = [part if part.stride(1) == 1 else part.contiguous() for part in (left, right)]
+    left, right = (part if part.stride(1) == 1 else part.contiguous() for part in (grad, input))
     if out is None:
-        out = torch.empty(left.shape[1], right.shape[1])
-    if not len(left):
-        if sums is not None:
-            sums.zero_()
+        out = torch.empty(grad.shape[1], input.shape[1])
+    if not len(grad):
+        if bias_grad is not None:
+            bias_grad.zero_()
         return out if add else out.zero_()
-    described = structs.WeightGradArgs(
-        grad_out=parts[0].data_ptr(),
-        input=parts[1].data_ptr(),
-        grad_out_stride=parts[0].stride(0),
-        input_stride=parts[1].stride(0),
-        grad_weight=out.data_ptr(),
-        rows=len(left),
-        out_features=left.shape[1],
-        in_features=right.shape[1],
-        grad_bias=None if sums is None else sums.data_ptr(),
-        accumulate=int(add),
-        num_threads=torch.get_num_threads(),
+    KERNEL.run(
+        structs.WeightGradArgs(
+            grad_out=left.data_ptr(),
+            input=right.data_ptr(),
+            grad_out_stride=left.stride(0),
+            input_stride=right.stride(0),
+            grad_weight=out.data_ptr(),
+            rows=len(grad),
+            out_features=grad.shape[1],
+            in_features=input.shape[1],
+            grad_bias=None if bias_grad is None else bias_grad.data_ptr(),
+            accumulate=int(add),
+            num_threads=torch.get_num_threads(),
+        )
     )
-    KERNEL.run(described)
     return out

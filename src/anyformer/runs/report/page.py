@@ -207,7 +207,7 @@ def _settings(run: Run, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _changed(name: str, value: Any, standard: Mapping[str, Any]) -> str:
     """What the setting usually is, if this differs; a setting that is chosen to suit the run is never a difference."""
-    if name in _OWN or name.startswith("model.tokens."):
+    if name in _OWN or name.startswith("model.special_tokens."):
         return ""
     if name not in standard or value == standard[name]:
         return ""

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from anyformer.errors import UserError
+from anyformer.migration import current_weight
 
 
 def write_shards(folder: Path, state: Mapping[str, Tensor]) -> None:
@@ -57,7 +58,7 @@ def read_shards(
     for name, entry in _contents(folder).items():
         if only is not None and name not in only:
             continue
-        like = _namesake(name, parameters or {})
+        like = _namesake(current_weight(name), parameters or {})
         if like is not None and like.shape == entry.size:
             state[name] = torch.empty_like(like, dtype=entry.properties.dtype)
         else:
@@ -69,7 +70,7 @@ def read_shards(
             load(state, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=parameters is None)
     except (OSError, SafetensorError, CheckpointException) as error:
         raise _unreadable(folder, error) from error
-    return state
+    return {current_weight(name): tensor for name, tensor in state.items()}
 
 
 def _contents(folder: Path) -> dict[str, TensorStorageMetadata]:
@@ -85,7 +86,7 @@ def _unreadable(folder: Path, error: BaseException) -> UserError:
 
 
 def _namesake(name: str, parameters: Mapping[str, Tensor]) -> Tensor | None:
-    """The parameter whose state this is: `optimizer.exp_avg.tokens.table.weight` is of `tokens.table.weight`."""
+    """The parameter whose state this is: `optimizer.exp_avg.head.bias` is of `head.bias`."""
     while name not in parameters:
         _, dot, name = name.partition(".")
         if not dot:

@@ -6,17 +6,21 @@ import math
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from anyformer.blocks.block import TransformerBlock
+from anyformer.blocks.head import LanguageModelHead
+from anyformer.blocks.linear import Linear
 from anyformer.data.feistel_shuffle import mix_seed
 from anyformer.data.objectives import IGNORED, Batch
 from anyformer.model import Transformer
 from anyformer.training.checkpoints import read_state, write_state
-from anyformer.training.linear import use_fastest
 from anyformer.training.optimizer import flatten_state, load_flat_state, set_learning_rate
 from anyformer.training.strategies.base import Plan, Step, Strategy
 from anyformer.training.strategies.group import Group
@@ -37,10 +41,13 @@ class Single:
     def __init__(self, model: Transformer, plan: Plan, group: Group) -> None:
         self.plan, self.group = plan, group
         self.model = self._placed(model)
-        use_fastest(self.model, plan.precision)
+        if plan.precision.int8:
+            use_int8(self.model)
         for stack in (self.model.encoder, self.model.decoder):
             if stack is not None:
-                stack.checkpoint_gradients = plan.gradient_checkpointing
+                if plan.gradient_checkpointing:
+                    for block in stack.blocks:
+                        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
                 if plan.compile:
                     # The loss, which sorts out what is to be predicted, gains nothing by it.
                     stack.compile()
@@ -228,3 +235,14 @@ def make_strategy(name: str | None, model: Transformer, plan: Plan, group: Group
     from anyformer.training.strategies.deepspeed import DeepSpeed
 
     return DeepSpeed(model, plan, group, zero_stage)
+
+
+def use_int8(model: nn.Module) -> None:
+    """Let the linear layers of the blocks, and the head, train in products of 8-bit integers."""
+    for module in model.modules():
+        if isinstance(module, LanguageModelHead):
+            module.matmul = "int8"
+        elif isinstance(module, TransformerBlock):
+            for part in module.modules():
+                if isinstance(part, Linear):
+                    part.matmul = "int8"

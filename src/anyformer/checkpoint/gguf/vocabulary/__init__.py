@@ -26,8 +26,10 @@ def vocabulary(tokenizer: Tokenizer | None, config: ModelConfig) -> tuple[dict[s
         UserError: a tokenizer that llama.cpp can't follow, and why.
     """
     notes: list[str] = []
-    if len(config.tokens.eos) > len(ENDS):
-        notes.append(f"A GGUF file has {len(ENDS)} tokens that end a text, of the model's {len(config.tokens.eos)}.")
+    if len(config.special_tokens.eos) > len(ENDS):
+        notes.append(
+            f"A GGUF file has {len(ENDS)} tokens that end a text, of the model's {len(config.special_tokens.eos)}."
+        )
     # The tokenizer's keys are where llama.cpp looks for the number of segments.
     segments = {} if config.decoder_layers else {"token_type_count": max(1, config.embedding.segments)}
     if tokenizer is None:

@@ -86,7 +86,7 @@ class Entries:
 
 def roles(tokenizer: Tokenizer | None, config: ModelConfig) -> dict[str, Any]:
     """The ids of tokens with a role; the model's own word on where a text begins and ends counts first."""
-    tokens = config.tokens
+    tokens = config.special_tokens
     ids = {
         "bos_token_id": tokens.bos,
         "padding_token_id": tokens.pad,

@@ -1,0 +1,67 @@
+"""Linear layers: where int8 training, quantized weights and adapters attach."""
+
+from typing import cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from typing_extensions import override
+
+from anyformer import kernels
+from anyformer.blocks.quantized import QuantizedMatrix
+
+
+def linear(
+    x: Float[Tensor, "*batch inputs"],
+    weight: Float[Tensor, "outputs inputs"] | QuantizedMatrix,
+    bias: Float[Tensor, " outputs"] | None = None,
+    *,
+    matmul: kernels.Matmul = "float",
+) -> Float[Tensor, "*batch outputs"]:
+    """``x @ weight.T + bias``, of a weight in floating point or quantized (see `kernels.linear` for `matmul`)."""
+    if isinstance(weight, QuantizedMatrix):
+        return kernels.quantized_linear(x, weight.packed, weight.shape[0], bias)
+    return kernels.linear(x, weight, bias, matmul=matmul)
+
+
+class Linear(nn.Linear):
+    """``x @ weight.T + bias``.
+
+    Attributes:
+        weight: A parameter, or a `QuantizedMatrix` that was put in its place.
+        matmul: "int8" lets it train in products of 8-bit integers (see `kernels.linear`).
+    """
+
+    matmul: kernels.Matmul = "float"
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Tensor, "*batch inputs"]
+    ) -> Float[Tensor, "*batch outputs"]:
+        """Transform each vector by itself."""
+        return linear(x, self.weight, self.bias, matmul=self.matmul if self.training else "float")
+
+    @override
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:  # where drawing would do nothing but import torch's compiler
+            super().reset_parameters()
+
+
+class Embedding(nn.Embedding):
+    """A row of the weight for each id, as `nn.Embedding`; the weight may be quantized."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, ids: Tensor
+    ) -> Float[Tensor, "*batch width"]:
+        """Look up the rows of the ids, of any shape."""
+        weight = cast("Tensor | QuantizedMatrix", self.weight)
+        return weight.rows(ids) if isinstance(weight, QuantizedMatrix) else super().forward(ids)
+
+    @override
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+def replace_weight(module: nn.Module, weight: QuantizedMatrix) -> None:
+    """Put a quantized weight in the place of a module's parameter."""
+    del module.weight
+    module.weight = weight

@@ -1,0 +1,39 @@
+"""The dtype that autocast gives to matrix multiplications."""
+
+import weakref
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """Autocast's dtype where it is enabled, otherwise that of the tensor."""
+    device = x.device.type
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if enabled else x.dtype
+
+
+def autocast_disabled(x: Tensor) -> AbstractContextManager[object]:
+    """A context in which operations on the tensor's device keep the dtype of their inputs."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+_latest: tuple[weakref.ref[Tensor], tuple[int, bool], weakref.ref[Tensor]] | None = None
+
+
+def as_rows(x: Float[Tensor, "*batch inputs"], dtype: torch.dtype) -> Float[Tensor, "rows inputs"]:
+    """The vectors as rows of a matrix in a dtype; the same tensor for query, key and value, which convert one x."""
+    global _latest
+    if x.dtype == dtype or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return x.reshape(-1, x.shape[-1]).to(dtype)
+    latest, state = _latest, (x._version, x.requires_grad)
+    if latest is not None and latest[0]() is x and latest[1] == state:
+        known = latest[2]()
+        if known is not None and known.dtype == dtype:
+            return known
+    rows = x.reshape(-1, x.shape[-1]).to(dtype)
+    _latest = weakref.ref(x), state, weakref.ref(rows)
+    return rows

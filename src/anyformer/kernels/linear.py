@@ -1,0 +1,121 @@
+"""``x @ weight.T + bias``: in floating point, trained in 8-bit integers, or of a quantized weight."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from anyformer.kernels.activation import recomputed_in_backward
+from anyformer.kernels.autocast import as_rows, autocast_disabled
+from anyformer.kernels.cpu import quantized_matmul, weight_grad
+from anyformer.kernels.int8_linear import int8_linear, supports_int8
+from anyformer.kernels.operation import Operation, opaque
+from anyformer.kernels.packing import BLOCK_ROWS, PackedWeight, unpack
+from anyformer.kernels.quantization import GROUP, dequantize
+
+Matmul = Literal["float", "int8"]
+"""How a linear layer multiplies while it is trained."""
+
+_CHUNK = 1 << 18
+"""Weights that are dequantized at a time: they stay in the cache of a core until they are used."""
+
+
+def linear(
+    input: Float[Tensor, "*batch inputs"],
+    weight: Float[Tensor, "outputs inputs"],
+    bias: Float[Tensor, " outputs"] | None = None,
+    *,
+    matmul: Matmul = "float",
+) -> Float[Tensor, "*batch outputs"]:
+    """``input @ weight.T + bias``, as `torch.nn.functional.linear`.
+
+    Args:
+        input: Vectors.
+        weight: A row an output.
+        bias: Added to each output.
+        matmul: "int8": where gradients are recorded, products of 8-bit integers, forward and backward, where these are
+            faster (see `int8_linear`).
+    """
+    with recomputed_in_backward(input):
+        if matmul == "int8" and supports_int8(input, weight):
+            return int8_linear(input, weight, bias)
+        if _supports_weight_grad(input, weight):
+            return _amx_linear(input, weight, bias)
+        return F.linear(input, weight, bias)
+
+
+def quantized_linear(
+    input: Float[Tensor, "*batch inputs"],
+    weight: PackedWeight,
+    outputs: int,
+    bias: Float[Tensor, " outputs"] | None = None,
+) -> Float[Tensor, "*batch outputs"]:
+    """``input @ weight.T + bias`` of the first `outputs` rows of a quantized weight, in the dtype of the input.
+
+    Compiled code quantizes the input to 8 bits as well; torch dequantizes some rows of the weight at a time.
+    """
+    if quantized_matmul.supports(input):
+        return quantized_matmul.quantized_matmul(input, weight, outputs, bias)
+    blocks = max(1, _CHUNK // (weight.scales.shape[1] * GROUP * BLOCK_ROWS))
+    if torch.compiler.is_compiling() or outputs <= blocks * BLOCK_ROWS:
+        return F.linear(input, dequantize(unpack(weight, outputs), input.dtype), bias)
+    out = torch.empty(*input.shape[:-1], outputs, dtype=input.dtype, device=input.device)
+    for block in range(0, len(weight.integers), blocks):
+        rows = slice(block * BLOCK_ROWS, (block + blocks) * BLOCK_ROWS)
+        part = unpack(weight.blocks(block, block + blocks), outputs - rows.start)
+        out[..., rows] = F.linear(input, dequantize(part, input.dtype), None if bias is None else bias[rows])
+    return out
+
+
+def _supports_weight_grad(input: Tensor, weight: Tensor) -> bool:
+    """Of torch's three products in bfloat16 that of the weight's gradient is slow on AMX, and it is not in float32."""
+    return torch.is_grad_enabled() and weight.requires_grad and weight_grad.supports(input)
+
+
+def _amx_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    with autocast_disabled(input):
+        out, _ = _LINEAR(as_rows(input, torch.bfloat16), weight, bias)
+    return out.view(*input.shape[:-1], -1)
+
+
+def amx_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The output, and the weight in bfloat16."""
+    lower = weight.bfloat16()
+    return F.linear(input, lower, None if bias is None else bias.bfloat16()), lower
+
+
+def _amx_linear_fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    return input.new_empty(len(input), len(weight)), weight.new_empty(weight.shape, dtype=torch.bfloat16)
+
+
+def _weight_grad_fake(grad: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
+    grad_weight = grad.new_empty(grad.shape[1], input.shape[1], dtype=torch.float32)
+    return grad_weight, grad.new_empty(grad.shape[1], dtype=torch.float32)
+
+
+@opaque(_weight_grad_fake)
+def linear_weight_grad(grad: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and bias, in float32."""
+    grad_bias = torch.empty(grad.shape[1])
+    return weight_grad.weight_grad(grad, input, bias_grad=grad_bias), grad_bias
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    input, weight = ctx.saved_tensors
+    wants_input, wants_weight, wants_bias = ctx.needs_input_grad
+    grad_weight = grad_bias = None
+    if wants_weight or wants_bias:
+        grad_weight, grad_bias = linear_weight_grad(grad, input)
+    return grad @ weight if wants_input else None, grad_weight, grad_bias if wants_bias else None
+
+
+_LINEAR = Operation(amx_linear, _amx_linear_fake, _save, _backward)

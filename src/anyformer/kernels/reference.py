@@ -1,0 +1,81 @@
+"""Each operation as its equation: the fallback where no backend is faster, and what the tests compare backends with."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anyformer.kernels.dropout import dropout
+
+
+def attention_weights(
+    query: Float[Tensor, "batch heads queries head_dim"],
+    key: Float[Tensor, "batch kv_heads keys head_dim"],
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Float[Tensor, "batch heads queries keys"]:
+    """``softmax(scale q k^T + mask)`` (Vaswani et al. 2017, equation 1); every row sums to 1."""
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = (query * scale) @ repeat_kv(key, query).transpose(2, 3)
+    if is_causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(future, -torch.inf)
+    if attn_mask is not None:
+        is_boolean = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if is_boolean else scores + attn_mask
+    return scores.softmax(dim=-1)
+
+
+def attention(
+    query: Float[Tensor, "batch heads queries head_dim"],
+    key: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys head_dim"],
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Float[Tensor, "batch heads queries head_dim"]:
+    """``dropout(softmax(scale q k^T + mask)) v``."""
+    weights = attention_weights(query, key, attn_mask, is_causal, scale)
+    return dropout(weights, dropout_p) @ repeat_kv(value, query)
+
+
+def repeat_kv(
+    x: Float[Tensor, "batch kv_heads keys head_dim"], query: Tensor
+) -> Float[Tensor, "batch heads keys head_dim"]:
+    """Keys or values for each query head, where several share one (Ainslie et al. 2023)."""
+    groups = query.shape[1] // x.shape[1]
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``input @ weight.T + bias``."""
+    return F.linear(input, weight, bias)
+
+
+def activation(input: Tensor, function: Callable[[Tensor], Tensor], multiplier: Tensor | None = None) -> Tensor:
+    """``function(input) * multiplier``."""
+    return function(input) if multiplier is None else function(input) * multiplier
+
+
+def rms_norm(input: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``input / sqrt(mean(input^2) + eps) * weight`` (Zhang & Sennrich 2019, equation 4)."""
+    return input * torch.rsqrt(input.square().mean(dim=-1, keepdim=True) + eps) * weight
+
+
+def linear_cross_entropy(
+    input: Float[Tensor, "tokens d_model"],
+    linear_weight: Float[Tensor, "vocab d_model"],
+    target: Int[Tensor, " tokens"],
+    *,
+    linear_bias: Float[Tensor, " vocab"] | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Mean of ``-(1 - s) log p(target) - s mean(log p)``, where ``p = softmax(input @ linear_weight.T + bias)``."""
+    logits = F.linear(input, linear_weight, linear_bias)
+    return F.cross_entropy(logits.float(), target, ignore_index=ignore_index, label_smoothing=label_smoothing)
