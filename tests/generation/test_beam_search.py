@@ -241,7 +241,7 @@ PROMPTS = ["the cat", "a", "the dog and the cat", "a mat", "the cat on the mat"]
 def translator(**settings: Any) -> tuple[Transformer, Tokenizer]:
     tokenizer = Tokenizer.train(["the cat and the dog on a mat"], "char", special="seq2seq")
     tokens = SpecialTokens(eos=(tokenizer.eos or 0,), pad=tokenizer.pad, decoder_start=0)
-    return build(config(**BOTH, vocab_size=tokenizer.vocab_size, tokens=tokens), settings=settings), tokenizer
+    return build(config(**BOTH, vocab_size=tokenizer.vocab_size, special_tokens=tokens), settings=settings), tokenizer
 
 
 @pytest.mark.parametrize("beams", [1, 3])
