@@ -29,12 +29,11 @@ from tests.generation.models import BOS, BOTH, EOS, PAD, VOCAB, WRITERS, batch, 
 
 NEW = 7
 few = settings(max_examples=4, derandomize=True, database=None)
-SEARCHES = st.builds(
-    GenerationConfig,
-    max_new_tokens=st.just(NEW),
-    beams=st.integers(1, 4),
-    length_penalty=st.sampled_from((0.0, 1.0, 1.5)),
-    early_stopping=st.sampled_from((True, False, "never")),
+SEARCHES = st.sampled_from(
+    [
+        GenerationConfig(max_new_tokens=NEW, beams=beams, length_penalty=penalty, early_stopping=early)
+        for beams, penalty, early in itertools.product((1, 2, 3, 4), (0.0, 1.0, 1.5), (True, False, "never"))
+    ]
 )
 
 

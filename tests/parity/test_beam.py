@@ -1,5 +1,6 @@
 """Beam search equals Hugging Face's: the same texts in the same order, with the same scores."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -17,11 +18,11 @@ from tests.parity.model_spec import ModelSpec, ragged
 from tests.parity.padding import draw_filler, draw_rows, pad
 
 NEW = 16
-SEARCHES = st.builds(
-    af.GenerationConfig,
-    beams=st.integers(2, 5),
-    length_penalty=st.sampled_from((0.0, 1.0, 0.6, 2.0, -1.0)),
-    early_stopping=st.sampled_from((True, False, "never")),
+SEARCHES = st.sampled_from(
+    [
+        af.GenerationConfig(beams=beams, length_penalty=penalty, early_stopping=early)
+        for beams, penalty, early in itertools.product((2, 3, 4, 5), (0.0, 1.0, 0.6, 2.0, -1.0), (True, False, "never"))
+    ]
 )
 
 
