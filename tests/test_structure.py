@@ -12,11 +12,13 @@ def test_tests_mirror_the_source() -> None:
     """tests/PACKAGE/test_MODULE.py tests anyformer/PACKAGE/MODULE.py, or the package of that name."""
     elsewhere = {
         # What no single module does.
-        *(TESTS / f"test_{what}.py" for what in ("docs", "structure")),
+        *(TESTS / f"test_{what}.py" for what in ("docs", "meta_device", "structure")),
+        TESTS / "blocks" / "test_equations.py",
         TESTS / "blocks" / "test_parts.py",
         TESTS / "kernels" / "test_training_kernels.py",
         TESTS / "training" / "test_bad_input.py",
         TESTS / "training" / "test_end_to_end.py",
+        TESTS / "training" / "test_int8.py",
         # The comparisons with other implementations.
         *(TESTS / "parity").rglob("test_*.py"),
     }

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from anyformer.quantization import quantize
     from anyformer.tokenizer import Tokenizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "build": "model",

@@ -269,4 +269,4 @@ def test_the_lists_of_names_are_those_of_the_registries():
 
 def test_a_yaml_file_holds_plain_values():
     config = read_arguments(["bert"])
-    assert yaml.safe_load(to_yaml(config.complete()))["model"]["tokens"]["eos"] == []
+    assert yaml.safe_load(to_yaml(config.complete()))["model"]["special_tokens"]["eos"] == []

@@ -21,7 +21,7 @@ def _small(name: str) -> ModelConfig:
     layers = {f"{stack}_layers": 2 for stack in ("encoder", "decoder") if getattr(af.preset(name), f"{stack}_layers")}
     padding = 1 if af.preset(name).position.skip_padding else None
     tokens = {"bos": None, "eos": (2,), "pad": 1}
-    return af.preset(name, **SMALL, **layers, tokens=tokens, embedding={"padding": padding})
+    return af.preset(name, **SMALL, **layers, special_tokens=tokens, embedding={"padding": padding})
 
 
 def _gpt2(state: State) -> State:

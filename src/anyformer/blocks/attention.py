@@ -33,8 +33,7 @@ class MultiHeadAttention(nn.Module):
         self.kv_heads = config.kv_heads or config.heads
         self.head_dim = config.head_dim or d_model // config.heads
         self.scale = self.head_dim**-0.5 if config.scale is None else config.scale
-        if config.scale_by_layer:
-            self.scale /= layer + 1
+        self.scale /= layer + 1 if config.scale_by_layer else 1
         self.dropout = Dropout(config.dropout)
         self.query = Linear(d_model, self.heads * self.head_dim, bias=config.bias)
         self.key = Linear(d_model, self.kv_heads * self.head_dim, bias=config.bias)
@@ -75,15 +74,11 @@ class MultiHeadAttention(nn.Module):
         rotation: Rotation | None = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
         """The attention weights, which `forward` never holds as a whole; every row sums to 1."""
-        query, key, _ = self.project(x, encoder_states, rotation)
+        query, key, _ = self.project(x, encoder_states, rotation, None)
         return kernels.attention_weights(query, key, mask.scores, mask.causal, self.scale)
 
     def project(
-        self,
-        x: Float[Tensor, "batch queries d_model"],
-        encoder_states: Tensor | KeysValues | None = None,
-        rotation: Rotation | None = None,
-        cache: LayerCache | None = None,
+        self, x: Tensor, encoder_states: Tensor | KeysValues | None, rotation: Rotation | None, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, heads, queries, head_dim], keys and values [batch, kv_heads, keys, head_dim]."""
         query = self.query_norm(self.query(x).unflatten(2, (self.heads, self.head_dim))).transpose(1, 2)

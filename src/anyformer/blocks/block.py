@@ -23,9 +23,7 @@ class TransformerBlock(nn.Module):
             └────────────────────── ┘              └─────────────── ┘
 
     Args:
-        attention: Config of the attention.
-        feed_forward: Config of the feed-forward.
-        norm_config: Config of the norms and their place.
+        attention, feed_forward, norm_config: Configs of the parts, and of where the norms are.
         d_model: Width of the residual stream.
         layer: The number of this block in its stack.
         cross: Whether it attends to an encoder as well.
@@ -78,15 +76,14 @@ class TransformerBlock(nn.Module):
             cache: This layer's keys and values of earlier tokens.
         """
         cross, cross_norm = self.cross_attention, self.cross_attention_norm
+        encoder_kv = None if cross is None else _encoder_kv(cross, encoder_states, cache)
         if self.pre_norm:
             x = x + self.dropout(self.attention(self.attention_norm(x), mask=mask, rotation=rotation, cache=cache))
             if cross is not None and cross_norm is not None:
-                encoder_kv = _encoder_kv(cross, encoder_states, cache)
                 x = x + self.dropout(cross(cross_norm(x), encoder_kv, mask=source_mask))
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         x = self.attention_norm(x + self.dropout(self.attention(x, mask=mask, rotation=rotation, cache=cache)))
         if cross is not None and cross_norm is not None:
-            encoder_kv = _encoder_kv(cross, encoder_states, cache)
             x = cross_norm(x + self.dropout(cross(x, encoder_kv, mask=source_mask)))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 

@@ -46,9 +46,6 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Transform each vector by itself."""
-        up = self.up(x)
         if self.gate is None:
-            inner = kernels.activation(up, self.activation)
-        else:
-            inner = kernels.activation(self.gate(x), self.activation, multiplier=up)
-        return self.down(self.dropout(inner))
+            return self.down(self.dropout(kernels.activation(self.up(x), self.activation)))
+        return self.down(self.dropout(kernels.activation(self.gate(x), self.activation, multiplier=self.up(x))))

@@ -1,7 +1,4 @@
-"""Normalization of one token's vector.
-
-Each kind is a class made from (width, eps) and an entry in `NORMS`: add one of your own and every config can name it.
-"""
+"""Normalization of one token's vector: a class made from (width, eps), and an entry in `NORMS`, for each kind."""
 
 from collections.abc import Callable
 

@@ -1,0 +1,38 @@
+"""Every preset computes on torch's meta device, which has no numbers: nothing mixes devices or waits for the host."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from anyformer.blocks.head import LanguageModelHead
+from anyformer.families import PRESETS
+from anyformer.model import skeleton
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_forward_loss_and_backward(name: str) -> None:
+    model = skeleton(PRESETS[name]).train()
+    tokens = torch.zeros(2, 8, dtype=torch.long, device="meta")
+    inputs = {"source": tokens} if model.config.is_encoder_decoder else {}
+    output = model(tokens, **inputs)
+    assert output.hidden.device.type == "meta"
+    if not isinstance(model.head, LanguageModelHead):
+        return
+    loss = model(tokens, targets=tokens, return_logits=False, **inputs).loss
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.head.parameters())
+    assert model.token_embedding.table.weight.grad is not None
+
+
+@pytest.mark.parametrize("name", [name for name, config in PRESETS.items() if config.decoder_layers])
+def test_a_cached_step(name: str) -> None:
+    model = skeleton(PRESETS[name]).eval()
+    tokens = torch.zeros(2, 4, dtype=torch.long, device="meta")
+    cache = model.make_cache(2, 8)
+    inputs = {"source": tokens} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        model(tokens, cache=cache, last_only=True, **inputs)
+        output = model(tokens[:, :1], cache=cache, last_only=True)
+    assert output.logits is None or output.logits.shape[1] == 1
+    assert cache.length == 5
