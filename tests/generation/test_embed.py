@@ -42,7 +42,7 @@ def alone(model: Transformer, ids: list[int]) -> Tensor:
     tokens = torch.tensor([ids])
     with torch.no_grad():
         if model.config.is_encoder_decoder:
-            return model.encode(tokens)[-1][0]
+            return model.encode(tokens)[0]
         return model(tokens).hidden[0]
 
 
