@@ -74,7 +74,7 @@ def run(argv: list[str]) -> int:
             if name in values:
                 raise UserError(f"--resume goes on in {resume}: leave out --{name}.")
         values["config"] = resume / CONFIG
-    config = _read(values)
+    config, given = _read(values)
 
     if needs_launch(config.processes):
         check_engine(config.engine, config.processes)
@@ -82,11 +82,11 @@ def run(argv: list[str]) -> int:
     with one_of_many():
         from anyformer.training.run import run as train
 
-        return train(config, resume=resume, started=started)
+        return train(config, given, resume=resume, started=started)
 
 
-def read_arguments(argv: list[str]) -> TrainConfig:
-    """The run that the arguments ask for.
+def read_arguments(argv: list[str]) -> tuple[TrainConfig, frozenset[str]]:
+    """The run that the arguments ask for, and the fields of the model that they set.
 
     Raises:
         UserError: an unknown preset, a config file that can't be read, a flag that would do nothing, and as `parse`.
@@ -103,24 +103,24 @@ def _parser() -> Parser:
     return parser
 
 
-def _read(values: Mapping[str, Any]) -> TrainConfig:
+def _read(values: Mapping[str, Any]) -> tuple[TrainConfig, frozenset[str]]:
     name: str | None = values.get("preset")
     if "config" in values:
-        base = read_yaml(values["config"], name)
+        base, given = read_yaml(values["config"], name)
     else:
         known = name or DEFAULT_PRESET
-        base = TrainConfig(preset=known, model=find_preset(known))
+        base, given = TrainConfig(preset=known, model=find_preset(known)), frozenset[str]()
     # A base that ends by the clock may be told to end by steps, and the other way round.
     dropped = {other: None for ends, other in _ENDS.items() if ends in values}
     changes = {field: values[field] for fields in _SECTIONS.values() for field in fields if field in values}
     model = change_model(base.model, values, "train")
+    config = replace(base, **{**(dropped if len(dropped) == 1 else {}), **changes, "model": model})
     for field, causes in _FOLLOWING.items():
         if f"model.{field}" in values:
-            changes[field] = getattr(model, field)
+            given |= {field}
         elif any(cause in values for cause in causes):
-            changes[field] = None
-    config = replace(base, **{**(dropped if len(dropped) == 1 else {}), **changes, "model": model})
+            given -= {field}
     for field, (serves, purpose) in _SERVES.items():
         if field in values and not serves(config):
             raise UserError(f"--{field.replace('_', '-')} would do nothing here: it is for {purpose}.")
-    return config
+    return config, given

@@ -45,18 +45,6 @@ def check_run_directory(path: Path) -> None:
         raise UserError(f"There is no run in {path}: it has no {CONFIG}. --resume wants a folder such as runs/gpt2-1.")
 
 
-def check_free(path: Path) -> None:
-    """Raises UserError where there is something already."""
-    if path.exists():
-        raise _taken(path)
-
-
-def _taken(path: Path) -> UserError:
-    return UserError(
-        f"The run directory {path} exists already: choose another --name, or go on with it by --resume {path}."
-    )
-
-
 class RunDirectory:
     """A run's own directory, which nothing else writes to.
 
@@ -93,7 +81,10 @@ class RunDirectory:
                 return made
         except OSError as error:
             raise UserError(f"The run directory can't be made in {runs}: {error.strerror or error}.") from error
-        raise _taken(runs / str(name))
+        taken = runs / str(name)
+        raise UserError(
+            f"The run directory {taken} exists already: choose another --name, or go on with it by --resume {taken}."
+        )
 
     def lock(self) -> None:
         """Keep others out until this process ends, however it ends. Raises UserError where somebody is in."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,17 +11,19 @@ from rich.console import Console
 
 from anyformer.errors import UserError
 from anyformer.model import Transformer, build
-from anyformer.runs.directory import RunDirectory, check_free
+from anyformer.runs.directory import RunDirectory
 from anyformer.runs.tracking import Trackers
+from anyformer.runs.tracking import check as check_trackers
 from anyformer.training.averaging import make_average
 from anyformer.training.checkpoints import Checkpoints, read_facts
-from anyformer.training.config import TrainConfig
+from anyformer.training.config import CompleteConfig, TrainConfig
 from anyformer.training.config_file import settings, to_yaml
+from anyformer.training.kernels import make_ready
 from anyformer.training.memory import explain_out_of_memory, keep_freed_memory
-from anyformer.training.optimizer import make_optimizer
-from anyformer.training.prepare import keep_standard_input
+from anyformer.training.optimizer import make_optimizer, supports_sharded
+from anyformer.training.precision import Precision, choose_compilation, choose_precision
+from anyformer.training.prepare import Prepared, keep_standard_input, prepare
 from anyformer.training.progress import say
-from anyformer.training.resolve import ResolvedRun, check, resolve
 from anyformer.training.resume import check as check_unchanged
 from anyformer.training.strategies.base import Plan
 from anyformer.training.strategies.group import Group, join, started_by_launcher
@@ -30,6 +33,7 @@ from anyformer.training.trainer import Trainer
 
 def run(
     config: TrainConfig,
+    given: frozenset[str] = frozenset(),
     *,
     resume: Path | None = None,
     console: Console | None = None,
@@ -39,6 +43,7 @@ def run(
 
     Args:
         config: what to do.
+        given: the fields of the model that the user has set, and that neither tokenizer nor context may change.
         resume: the run directory to go on in; None: a new one.
         console: where to show it; None: standard output.
         started: when the run began, on the monotonic clock; None: now.
@@ -51,42 +56,56 @@ def run(
             leaves no directory.
     """
     started = time.monotonic() if started is None else started
-    check(config)
-    if started_by_launcher() and "-" in (*config.data, *config.validation):
+    complete = config.complete(given)
+    if started_by_launcher() and "-" in (*complete.data, *complete.validation):
         raise UserError("Several processes can't share standard input: write it to a file and give --data that.")
-    config = keep_standard_input(config)
+    complete = keep_standard_input(complete)
+    make_average(complete.average)
+    check_trackers(complete.track)
+    supports_sharded(complete.optimizer, flattened=complete.engine == "deepspeed")
     keep_freed_memory()
-    group = join(config.engine, config.device)
+    group = join(complete.engine, complete.device)
     try:
         shown = (Console() if console is None else console) if group.is_main else Console(quiet=True)
-        if group.is_main and resume is None and config.name is not None:
-            check_free(config.runs / config.name)
-        directory = None if resume is None else _directory(config, resume, group)
+        directory = _directory(complete, resume, group)
         try:
-            resolved = resolve(config, group, shown)
-            # A new run's is made only now: one that is cut short before leaves nothing behind.
-            directory = directory or _directory(config, resume, group)
-            return _run(resolved, directory, group, shown, started, resumed=resume is not None)
+            return _run(complete, given, directory, group, shown, started, resumed=resume is not None)
         finally:
-            if directory is not None:
-                directory.unlock()
-                if group.is_main and resume is None and not directory.model.exists():
-                    directory.discard()
+            directory.unlock()
+            if group.is_main and resume is None and not directory.model.exists():
+                directory.discard()
     finally:
         group.close()
 
 
 def _run(
-    run: ResolvedRun, directory: RunDirectory, group: Group, console: Console, started: float, *, resumed: bool
+    config: CompleteConfig,
+    given: frozenset[str],
+    directory: RunDirectory,
+    group: Group,
+    console: Console,
+    started: float,
+    *,
+    resumed: bool,
 ) -> int:
-    config, precision = run.config, run.precision
+    found = choose_precision(config.device, config.dtype, group.local_rank)
+    dtype, reason = group.broadcast((found.dtype, found.reason))
+    precision = replace(found, dtype=dtype, reason=reason)
+    make_ready(precision)
+    compiles, why = choose_compilation(config.compile, precision.device, spread=group.world_size > 1)
+    if not resumed:
+        # What is needed to begin again, should preparation be cut short.
+        directory.write_config(to_yaml(config, given))
+    prepared = group.main_first(lambda: prepare(config, given, console))
+    config = replace(prepared.config, device=precision.device.type, dtype=precision.name)
+    prepared = replace(prepared, config=config)
     latest = group.broadcast(Checkpoints(directory.checkpoints, config.keep).latest() if resumed else None)
     facts = None if latest is None else read_facts(latest)
     if latest is not None and facts is not None:
-        check_unchanged(latest, facts, config, run.data.fingerprint, console)
+        check_unchanged(latest, facts, config, prepared.fingerprint, console)
     had_ended = facts is not None and config.steps is not None and facts["step"] >= config.steps
     if not had_ended:
-        directory.write_config(to_yaml(config))
+        directory.write_config(to_yaml(config, None))
     torch.manual_seed(config.seed)
     with explain_out_of_memory():
         model = build(config.model)
@@ -105,11 +124,11 @@ def _run(
         grad_accumulation=config.grad_accumulation,
         label_smoothing=config.label_smoothing,
         seed=config.seed,
-        compile=run.compile,
+        compile=compiles,
         gradient_checkpointing=config.gradient_checkpointing,
     )
     strategy = make_strategy(config.engine, model, plan, group, zero_stage=config.zero_stage)
-    _introduce(console, run, model, directory, f"{strategy}, {run.compile_reason}")
+    _introduce(console, prepared, model, directory, precision, f"{strategy}, {why}")
     if latest is not None:
         strategy.load(latest)
     if resumed:
@@ -119,13 +138,13 @@ def _run(
     names = config.track if group.is_main else ()
     trackers = Trackers(names, directory.path, settings(config), resumed=resumed, warn=lambda text: say(console, text))
     try:
-        return Trainer(run, directory, strategy, trackers, console, facts).run(started)
+        return Trainer(prepared, directory, strategy, precision, trackers, console, facts).run(started)
     finally:
         trackers.close()
         strategy.close()
 
 
-def _directory(config: TrainConfig, resume: Path | None, group: Group) -> RunDirectory:
+def _directory(config: CompleteConfig, resume: Path | None, group: Group) -> RunDirectory:
     """The run's directory, made or entered by the first process."""
     made = None
     if group.is_main and resume is None:
@@ -141,12 +160,14 @@ def _directory(config: TrainConfig, resume: Path | None, group: Group) -> RunDir
     return RunDirectory(path, writes=False)
 
 
-def _introduce(console: Console, run: ResolvedRun, model: Transformer, directory: RunDirectory, strategy: str) -> None:
-    config = run.config
+def _introduce(
+    console: Console, prepared: Prepared, model: Transformer, directory: RunDirectory, precision: Precision, engine: str
+) -> None:
+    config = prepared.config
     size = sum(parameter.numel() for parameter in model.parameters())
     length = f"{config.steps:,} steps" if config.steps is not None else f"{config.minutes:g} minutes in all"
-    say(console, f"model      {config.preset}, {size:,} parameters; {run.precision}")
-    say(console, f"engine     {strategy}")
-    for line in run.data.summary():
+    say(console, f"model      {config.preset}, {size:,} parameters; {precision}")
+    say(console, f"engine     {engine}")
+    for line in prepared.summary():
         say(console, line)
     say(console, f"run        {directory.path}: {length}")

@@ -14,7 +14,7 @@ from anyformer.data.batch import IGNORED
 from anyformer.generation import encode_prompt, fill, generate, generate_ids, room
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
-from anyformer.training.prepare import TrainingData
+from anyformer.training.prepare import Prepared
 
 _NEW_TOKENS = 160
 _EXAMPLES = 3
@@ -46,12 +46,12 @@ class Sample:
     arguments: str
 
 
-def take_sample(model: Transformer, data: TrainingData) -> Sample:
+def take_sample(model: Transformer, prepared: Prepared) -> Sample:
     """Continue a prompt, rewrite a source, or fill in masked tokens of the validation text: what the model is for."""
-    tokenizer, config = data.tokenizer, data.config
+    tokenizer, config = prepared.tokenizer, prepared.config
     if model.config.is_encoder_decoder:
-        return _rewritten(model, data)
-    first = next(iter(data.batches.validation()))
+        return _rewritten(model, prepared)
+    first = next(iter(prepared.validation()))
     if model.config.is_encoder_only:
         text = np.where(first.targets == IGNORED, first.tokens, first.targets)
         ids: list[int] = text[~np.isin(text, sorted(tokenizer.special_ids))].tolist()
@@ -60,9 +60,9 @@ def take_sample(model: Transformer, data: TrainingData) -> Sample:
     return _continued(model, tokenizer, prompt, config.seed)
 
 
-def _rewritten(model: Transformer, data: TrainingData) -> Sample:
+def _rewritten(model: Transformer, prepared: Prepared) -> Sample:
     """The first sources of the validation data, with what the model makes of them."""
-    tokenizer, batch = data.tokenizer, next(iter(data.batches.validation()))
+    tokenizer, batch = prepared.tokenizer, next(iter(prepared.validation()))
     passages: list[Passage] = []
     prompt = ""
     if batch.source is None:

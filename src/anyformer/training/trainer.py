@@ -29,9 +29,9 @@ from anyformer.training.evaluate import Evaluation, evaluate
 from anyformer.training.interrupt import Interrupt, interruptible
 from anyformer.training.loop import DivergedError, train_steps
 from anyformer.training.memory import explain_out_of_memory
-from anyformer.training.precision import peak_flops_per_second
+from anyformer.training.precision import Precision, peak_flops_per_second
+from anyformer.training.prepare import Prepared
 from anyformer.training.progress import TrainingProgress, say
-from anyformer.training.resolve import ResolvedRun
 from anyformer.training.sample import Sample, take_sample
 from anyformer.training.schedule import Budget, StepBudget, SyncedBudget, TimeBudget, learning_rate_factor
 from anyformer.training.strategies.base import Strategy
@@ -48,9 +48,10 @@ class Trainer:
     """A model that is being trained, its data, and the directory that it is saved to.
 
     Args:
-        run: what to do, and on which data.
+        prepared: the data, and the run's config.
         directory: the run's own.
         strategy: has the model.
+        precision: where and how it computes.
         trackers: who else wants the metrics.
         console: where to show progress.
         resumed: what the checkpoint says whose state the strategy has loaded; None for a new run.
@@ -58,16 +59,16 @@ class Trainer:
 
     def __init__(
         self,
-        run: ResolvedRun,
+        prepared: Prepared,
         directory: RunDirectory,
         strategy: Strategy,
+        precision: Precision,
         trackers: Trackers,
         console: Console,
         resumed: Mapping[str, Any] | None = None,
     ) -> None:
-        self.config, self.data, self.precision = run.config, run.data, run.precision
-        self.batches = run.data.batches
-        self.directory, self.strategy = directory, strategy
+        self.prepared, self.config = prepared, prepared.config
+        self.directory, self.strategy, self.precision = directory, strategy, precision
         self.trackers, self.console = trackers, console
         self.checkpoints = Checkpoints(directory.checkpoints, self.config.keep)
         self.flops = training_flops(self.config.model, self.config.context)
@@ -104,7 +105,7 @@ class Trainer:
                 if self._asked(interrupt):
                     self._say("Stopped before training began; nothing was saved.")
                     return interrupt.exit_status
-                self._say(f"before     {self._summary(before)}")
+                self._say(f"before     {self._in_words(before)}")
                 self._save_model(0)
             try:
                 with explain_out_of_memory():
@@ -123,7 +124,7 @@ class Trainer:
                         stopped = self._asked(interrupt)
                         if not stopped:
                             speed = self.meter.tokens / self.meter.elapsed
-                            self._say(f"after      {self._summary(after)}; {step:,} steps, {speed:,.0f} tokens/s")
+                            self._say(f"after      {self._in_words(after)}; {step:,} steps, {speed:,.0f} tokens/s")
                     self._save(step)
             except UserError as error:
                 state = "diverged" if isinstance(error, DivergedError) else "stopped"
@@ -150,7 +151,7 @@ class Trainer:
 
         report, logged, saved = None, self.start, time.monotonic()
         with TrainingProgress(self.console) as progress:
-            for report in train_steps(self.strategy, self.batches.batch, budget, rate, start=self.start):
+            for report in train_steps(self.strategy, self.prepared.batch, budget, rate, start=self.start):
                 step = report.step
                 meter.add(report)
                 progress.show(report, meter)
@@ -160,7 +161,7 @@ class Trainer:
                 evaluates = config.evaluate_every is not None and step % config.evaluate_every == 0
                 if evaluates:
                     found = self._evaluate(step, interrupt.asked)
-                    self._say(f"step {step:<5} {self._summary(found)}")
+                    self._say(f"step {step:<5} {self._in_words(found)}")
                     self._sample(step)
                 if config.save_every is not None:
                     due = step % config.save_every == 0
@@ -194,8 +195,8 @@ class Trainer:
         """Where time is short, evaluate only every so many-th batch."""
         if self.config.minutes is None:
             return
-        once = [self._evaluation(lambda: False, self.batches.validation_batches).seconds for _ in range(2)]
-        batches = self.batches.validation_batches
+        once = [self._evaluation(lambda: False, self.prepared.validation_batches).seconds for _ in range(2)]
+        batches = self.prepared.validation_batches
         wanted = math.ceil(max(1.0, min(once) * batches / (_EVALUATION_SHARE * 60 * self.config.minutes)))
         self._every = self.strategy.group.broadcast(wanted)
         if self._every > 1:
@@ -204,7 +205,7 @@ class Trainer:
     def _evaluation(self, stop: Callable[[], bool], every: int) -> Evaluation:
         group = self.strategy.group
         with self.strategy.averaged():
-            return evaluate(self.strategy.evaluate, self.batches.validation(every), lambda: group.any(stop()))
+            return evaluate(self.strategy.evaluate, self.prepared.validation(every), lambda: group.any(stop()))
 
     def _evaluate(self, step: int, stop: Callable[[], bool]) -> Evaluation:
         """Evaluate and log, once a step. Raises DivergedError where the model answers with NaN."""
@@ -220,11 +221,12 @@ class Trainer:
 
     def _scores(self, evaluation: Evaluation) -> dict[str, float]:
         scores = {"validation_loss": evaluation.loss}
-        if self.data.validation_size is not None:
-            scores["bits_per_byte"] = evaluation.bits_per_byte(*self.data.validation_size)
+        tokens, size = self.prepared.validation_tokens, self.prepared.validation_bytes
+        if tokens is not None and size is not None:
+            scores["bits_per_byte"] = evaluation.bits_per_byte(tokens, size)
         return scores
 
-    def _summary(self, evaluation: Evaluation) -> str:
+    def _in_words(self, evaluation: Evaluation) -> str:
         return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in self._scores(evaluation).items())
 
     def _save(self, step: int) -> None:
@@ -233,7 +235,7 @@ class Trainer:
         facts = {
             "meter": self.meter.state(),
             "every": self._every,
-            "fingerprint": self.data.fingerprint,
+            "fingerprint": self.prepared.fingerprint,
             "config": settings(self.config),
         }
         self.checkpoints.save(self.strategy, step, facts)
@@ -246,7 +248,7 @@ class Trainer:
             if model is not None:
                 finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
                 if finite:
-                    self._model_type = save(model, self.directory.model, tokenizer=self.data.tokenizer)
+                    self._model_type = save(model, self.directory.model, tokenizer=self.prepared.tokenizer)
         if self.strategy.group.any(not finite):
             raise DivergedError.after(step, "the weights are no longer finite")
         self._saved = step
@@ -257,7 +259,7 @@ class Trainer:
             if model is None:
                 return None
             training = model.training
-            sample = take_sample(model, self.data)
+            sample = take_sample(model, self.prepared)
             model.train(training)
         self._log({"step": step, "sample": [dataclasses.asdict(passage) for passage in sample.passages]}, *then)
         return sample
