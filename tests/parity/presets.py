@@ -21,7 +21,9 @@ def shrunk(name: str) -> ModelConfig:
         changes["attention.window"] = 5
     layers = {"encoder_layers": 2, "decoder_layers": 3}
     changes |= {stack: count for stack, count in layers.items() if getattr(big, stack)}
-    changes["special_tokens"] = SpecialTokens(bos=1, eos=(2,), pad=0, decoder_start=0 if big.is_encoder_decoder else None)
+    changes["special_tokens"] = SpecialTokens(
+        bos=1, eos=(2,), pad=0, decoder_start=0 if big.is_encoder_decoder else None
+    )
     if big.embedding.padding is not None:
         changes["embedding.padding"] = 0
         if big.position.skip_padding:
