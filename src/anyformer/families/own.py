@@ -45,8 +45,15 @@ def unquantized_config_json(raw: Raw) -> Raw:
     return {**{key: value for key, value in raw.items() if key != _KEY}, "model_type": model_type}
 
 
+def current_config_json(raw: Raw) -> Raw:
+    """The config.json with the names of today, from one of any version; that of another family stays as it is."""
+    if raw.get("model_type") != METHOD or "config" not in raw:
+        return raw
+    return {**raw, "config": current_model(raw["config"])}
+
+
 def _read(raw: Raw, head: HeadKind) -> ModelConfig:
-    return ModelConfig.from_dict(current_model(raw["config"]))
+    return ModelConfig.from_dict(current_config_json(raw)["config"])
 
 
 _RENAMED = ((r"(?<!\.weight)\.(integers|scales|minima)$", r".weight.\1"), *WEIGHTS)
