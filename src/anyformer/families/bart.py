@@ -5,6 +5,7 @@ All are the paper's encoder-decoder. Marian keeps its sinusoids, halves instead 
 positions and normalizes the embeddings; Pegasus is Marian with the norms first.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from anyformer.config import (
@@ -21,12 +22,13 @@ from anyformer.config import (
 )
 from anyformer.families.base import (
     Family,
+    Fields,
     Raw,
-    activation,
+    read_fields,
     refuse,
     special_tokens,
-    their_activation,
     their_special_tokens,
+    write_fields,
 )
 from anyformer.families.rows import ROW, Row, alias, linear, row
 
@@ -41,80 +43,64 @@ _SINUSOIDS = (r"(model\.)?(encoder|decoder)\.embed_positions\.weight",)
 """They are computed, and need no file."""
 
 
+_FIELDS: Fields = {
+    "d_model": ("d_model", 1024),
+    "encoder_layers": ("encoder_layers", 12),
+    "decoder_layers": ("decoder_layers", 12),
+    "max_position_embeddings": ("max_length", 1024),
+    "encoder_attention_heads": ("attention.heads", 16),
+    "attention_dropout": ("attention.dropout", 0.0),
+    "encoder_ffn_dim": ("feed_forward.width", 4096),
+    "activation_function": ("feed_forward.activation", "gelu"),
+    "activation_dropout": ("feed_forward.dropout", 0.0),
+    "scale_embedding": ("embedding.scaled", False),
+    "tie_word_embeddings": ("embedding.tied", True),
+    "dropout": ("dropout embedding.dropout", 0.1),
+}
+
+
 def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
     bart, pre = model_type == "bart", model_type == "pegasus"
     refuse(raw, is_encoder_decoder=False, normalize_before=not pre, add_final_layer_norm=not pre)
-    d_model, dropout = raw.get("d_model", 1024), raw.get("dropout", 0.1)
+    given = read_fields(raw, _FIELDS)
     tokens = special_tokens(raw, _TOKENS[model_type])
-
-    def attention(stack: str) -> AttentionConfig:
-        return AttentionConfig(heads=raw.get(f"{stack}_attention_heads", 16), dropout=raw.get("attention_dropout", 0.0))
-
-    def feed_forward(stack: str) -> FeedForwardConfig:
-        return FeedForwardConfig(
-            width=raw.get(f"{stack}_ffn_dim", 4096),
-            activation=activation(raw.get("activation_function", "gelu")),
-            dropout=raw.get("activation_dropout", 0.0),
-        )
-
     vocab_size = raw.get("vocab_size", _VOCAB[model_type])
     shared = raw.get("share_encoder_decoder_embeddings", True)
-    same_attention = attention("encoder") == attention("decoder")
-    same_feed_forward = feed_forward("encoder") == feed_forward("decoder")
+    attention, feed_forward = AttentionConfig(**given["attention"]), FeedForwardConfig(**given["feed_forward"])
+    decoder_attention = replace(attention, heads=raw.get("decoder_attention_heads", 16))
+    decoder_feed_forward = replace(feed_forward, width=raw.get("decoder_ffn_dim", 4096))
     return ModelConfig(
+        **given[""],
         vocab_size=vocab_size if shared else raw.get("decoder_vocab_size") or vocab_size,
         source_vocab_size=None if shared else vocab_size,
-        d_model=d_model,
-        encoder_layers=raw.get("encoder_layers", 12),
-        decoder_layers=raw.get("decoder_layers", 12),
-        max_length=raw.get("max_position_embeddings", 1024),
-        attention=attention("encoder"),
-        feed_forward=feed_forward("encoder"),
-        decoder_attention=None if same_attention else attention("decoder"),
-        decoder_feed_forward=None if same_feed_forward else feed_forward("decoder"),
+        attention=attention,
+        feed_forward=feed_forward,
+        decoder_attention=None if decoder_attention == attention else decoder_attention,
+        decoder_feed_forward=None if decoder_feed_forward == feed_forward else decoder_feed_forward,
         position=PositionConfig(kind="learned", offset=2)
         if bart
         else PositionConfig(kind="sinusoidal", layout="halves"),
         norm=NormConfig(kind="layer", eps=1e-5, placement="pre" if pre else "post"),
-        embedding=EmbeddingConfig(
-            tied=raw.get("tie_word_embeddings", True),
-            scaled=raw.get("scale_embedding", False),
-            norm=bart,
-            padding=tokens.pad,
-            dropout=dropout,
-        ),
+        embedding=EmbeddingConfig(norm=bart, padding=tokens.pad, **given["embedding"]),
         head=HeadConfig(kind=head, bias="fixed" if head == "language_model" else "none"),
         init=InitConfig(kind="xavier")
         if model_type == "marian"
         else InitConfig(kind="normal", std=raw.get("init_std", 0.02)),
-        dropout=dropout,
         special_tokens=tokens,
         model_type=model_type,
     )
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    decoder_attention = config.decoder_attention or config.attention
-    decoder_feed_forward = config.decoder_feed_forward or config.feed_forward
+    eos = config.special_tokens.eos
     return {
+        **write_fields(config, _FIELDS),
         "vocab_size": config.vocab_size if config.source_vocab_size is None else config.source_vocab_size,
-        "d_model": config.d_model,
-        "encoder_layers": config.encoder_layers,
-        "decoder_layers": config.decoder_layers,
-        "max_position_embeddings": config.max_length,
-        "encoder_attention_heads": config.attention.heads,
-        "decoder_attention_heads": decoder_attention.heads,
-        "encoder_ffn_dim": config.feed_forward.width,
-        "decoder_ffn_dim": decoder_feed_forward.width,
-        "activation_function": their_activation(config.feed_forward.activation),
-        "activation_dropout": config.feed_forward.dropout,
-        "attention_dropout": config.attention.dropout,
-        "dropout": config.dropout,
-        "scale_embedding": config.embedding.scaled,
-        "tie_word_embeddings": config.embedding.tied,
+        "decoder_attention_heads": (config.decoder_attention or config.attention).heads,
+        "decoder_ffn_dim": (config.decoder_feed_forward or config.feed_forward).width,
         "is_encoder_decoder": True,
         **their_special_tokens(config.special_tokens),
-        "forced_eos_token_id": config.special_tokens.eos[0] if config.special_tokens.eos else None,
+        "forced_eos_token_id": eos[0] if eos else None,
     }
 
 

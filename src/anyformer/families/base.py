@@ -1,8 +1,10 @@
 """What a family is: presets, a two-way translation of its config.json, and one table of weight names."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, cast
 
 from anyformer.config import HeadConfig, HeadKind, ModelConfig, SpecialTokens
@@ -100,6 +102,31 @@ def their_activation(name: str) -> str:
         if ours == name:
             return theirs
     raise UserError(f"Hugging Face has no name for the activation {name!r}.")
+
+
+Fields = Mapping[str, tuple[str, Any]]
+"""Field of config.json -> the fields of ModelConfig with its value (dotted names, separated by spaces), and what it is
+where config.json leaves it out."""
+
+
+def read_fields(raw: Raw, fields: Fields) -> dict[str, dict[str, Any]]:
+    """The values that a table finds in a config.json: part of ModelConfig ("" for itself) -> field -> value."""
+    values: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    for theirs, (ours, default) in fields.items():
+        value = raw.get(theirs, default)
+        for name in ours.split():
+            part, _, field_name = name.rpartition(".")
+            values[part][field_name] = activation(value) if field_name == "activation" else value
+    return values
+
+
+def write_fields(config: ModelConfig, fields: Fields) -> dict[str, Any]:
+    """The inverse of `read_fields`."""
+    values = {theirs: (ours, attrgetter(ours.split()[0])(config)) for theirs, (ours, _) in fields.items()}
+    return {
+        theirs: their_activation(value) if ours.endswith(".activation") else value
+        for theirs, (ours, value) in values.items()
+    }
 
 
 def refuse(raw: Raw, **unsupported: Any) -> None:

@@ -19,101 +19,72 @@ from anyformer.config import (
 from anyformer.errors import UserError
 from anyformer.families.base import (
     Family,
+    Fields,
     Raw,
     activation,
     labels,
+    read_fields,
     refuse,
     special_tokens,
-    their_activation,
     their_labels,
     their_special_tokens,
+    write_fields,
 )
 from anyformer.families.rows import Row, alias, linear, row
 
-_FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "width": "intermediate_size",
-    "activation": "hidden_act",
-    "dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
+_FIELDS: Fields = {
+    "vocab_size": ("vocab_size", 30522),
+    "hidden_size": ("d_model", 768),
+    "num_hidden_layers": ("encoder_layers", 12),
+    "num_attention_heads": ("attention.heads", 12),
+    "attention_probs_dropout_prob": ("attention.dropout", 0.1),
+    "intermediate_size": ("feed_forward.width", 3072),
+    "hidden_act": ("feed_forward.activation", "gelu"),
+    "layer_norm_eps": ("norm.eps", 1e-12),
+    "type_vocab_size": ("embedding.segments", 2),
+    "tie_word_embeddings": ("embedding.tied", True),
+    "hidden_dropout_prob": ("dropout embedding.dropout", 0.1),
+    "initializer_range": ("init.std", 0.02),
 }
-_DISTIL_FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "dim",
-    "layers": "n_layers",
-    "heads": "n_heads",
-    "width": "hidden_dim",
-    "activation": "activation",
-    "dropout": "dropout",
-    "attention_dropout": "attention_dropout",
-}
-_BERT_DEFAULTS = {
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "layers": 12,
-    "heads": 12,
-    "width": 3072,
-    "activation": "gelu",
-    "dropout": 0.1,
-    "attention_dropout": 0.1,
+_DISTILBERT_FIELDS: Fields = {
+    "vocab_size": ("vocab_size", 30522),
+    "dim": ("d_model", 768),
+    "n_layers": ("encoder_layers", 6),
+    "n_heads": ("attention.heads", 12),
+    "attention_dropout": ("attention.dropout", 0.1),
+    "hidden_dim": ("feed_forward.width", 3072),
+    "activation": ("feed_forward.activation", "gelu"),
+    "tie_word_embeddings": ("embedding.tied", True),
+    "dropout": ("dropout embedding.dropout", 0.1),
+    "initializer_range": ("init.std", 0.02),
 }
 
 
 def _read(
-    raw: Raw,
-    head: HeadConfig,
-    names: dict[str, str],
-    defaults: dict[str, Any],
-    *,
-    embedding: dict[str, Any],
-    position: dict[str, Any],
-    eps: float,
-    model_type: str,
-    token_defaults: dict[str, int],
+    raw: Raw, fields: Fields, head: HeadConfig, padding: int | None, tokens: Raw, model_type: str, **position: Any
 ) -> ModelConfig:
     refuse(raw, is_decoder=True, add_cross_attention=True)
-    given = {name: raw.get(theirs, defaults[name]) for name, theirs in names.items()}
+    given = read_fields(raw, fields)
+    norm: dict[str, Any] = {"eps": 1e-12, **given["norm"]}
     return ModelConfig(
-        vocab_size=given["vocab_size"],
-        d_model=given["hidden_size"],
-        encoder_layers=given["layers"],
+        **given[""],
         max_length=raw.get("max_position_embeddings", 512) - position.get("offset", 0),
-        attention=AttentionConfig(heads=given["heads"], dropout=given["attention_dropout"]),
-        feed_forward=FeedForwardConfig(width=given["width"], activation=activation(given["activation"])),
+        attention=AttentionConfig(**given["attention"]),
+        feed_forward=FeedForwardConfig(**given["feed_forward"]),
         position=PositionConfig(kind="learned", **position),
-        norm=NormConfig(kind="layer", eps=eps, placement="post"),
-        embedding=EmbeddingConfig(
-            tied=raw.get("tie_word_embeddings", True), norm=True, dropout=given["dropout"], **embedding
-        ),
+        norm=NormConfig(kind="layer", placement="post", **norm),
+        embedding=EmbeddingConfig(norm=True, padding=padding, **given["embedding"]),
         head=head,
-        init=InitConfig(
-            kind="truncated_normal" if model_type == "bert" else "normal", std=raw.get("initializer_range", 0.02)
-        ),
-        dropout=given["dropout"],
-        special_tokens=special_tokens(raw, token_defaults),
+        init=InitConfig(kind="truncated_normal" if model_type == "bert" else "normal", **given["init"]),
+        special_tokens=special_tokens(raw, tokens),
         model_type=model_type,
     )
 
 
-def _write(config: ModelConfig, names: dict[str, str]) -> dict[str, Any]:
-    values = {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "layers": config.encoder_layers,
-        "heads": config.attention.heads,
-        "width": config.feed_forward.width,
-        "activation": their_activation(config.feed_forward.activation),
-        "dropout": config.dropout,
-        "attention_dropout": config.attention.dropout,
-    }
+def _write(config: ModelConfig, fields: Fields) -> dict[str, Any]:
     return {
-        **{theirs: values[name] for name, theirs in names.items()},
+        **write_fields(config, fields),
         "max_position_embeddings": config.max_length + config.position.offset,
-        "tie_word_embeddings": config.embedding.tied,
-        "initializer_range": config.init.std,
         **their_labels(config.head),
         **their_special_tokens(config.special_tokens),
     }
@@ -130,59 +101,45 @@ def _head(raw: Raw, kind: HeadKind, transform: str, pooler: str | None, dropout:
     return HeadConfig(kind="none", pooler=pooler)
 
 
-def read_bert(raw: Raw, kind: HeadKind, model_type: str = "bert") -> ModelConfig:
-    """BERT's config.json, and RoBERTa's, which has the same fields."""
-    roberta = model_type == "roberta"
-    pad = raw.get("pad_token_id", 1 if roberta else 0)
-    if roberta and pad is None:
+def read_bert(raw: Raw, kind: HeadKind) -> ModelConfig:
+    """BERT's config.json."""
+    head = _head(raw, kind, activation(raw.get("hidden_act", "gelu")), "tanh", _classifier_dropout(raw))
+    return _read(raw, _FIELDS, head, raw.get("pad_token_id", 0), {"pad_token_id": 0}, "bert")
+
+
+def read_roberta(raw: Raw, kind: HeadKind) -> ModelConfig:
+    """RoBERTa's config.json, which has the same fields."""
+    pad = raw.get("pad_token_id", 1)
+    if pad is None:
         raise UserError("config.json: RoBERTa counts its positions from pad_token_id, which is missing.")
+    head = _head(raw, kind, "gelu", "tanh", _classifier_dropout(raw))
+    tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    raw = {"vocab_size": 50265, **raw}
+    return _read(raw, _FIELDS, head, pad, tokens, "roberta", offset=pad + 1, skip_padding=True)
+
+
+def _classifier_dropout(raw: Raw) -> float:
     dropout = raw.get("classifier_dropout")
-    transform = "gelu" if roberta else activation(raw.get("hidden_act", "gelu"))
-    dropout = raw.get("hidden_dropout_prob", 0.1) if dropout is None else dropout
-    return _read(
-        raw,
-        _head(raw, kind, transform, "tanh", dropout),
-        _FIELDS,
-        {**_BERT_DEFAULTS, **({"vocab_size": 50265} if roberta else {})},
-        embedding={"segments": raw.get("type_vocab_size", 2), "padding": pad},
-        position={"offset": pad + 1, "skip_padding": True} if roberta else {},
-        eps=raw.get("layer_norm_eps", 1e-12),
-        model_type=model_type,
-        token_defaults={"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2} if roberta else {"pad_token_id": 0},
-    )
+    return raw.get("hidden_dropout_prob", 0.1) if dropout is None else dropout
 
 
 def write_bert(config: ModelConfig) -> dict[str, Any]:
-    """The way back of `read_bert`."""
+    """The inverse of `read_bert` and `read_roberta`."""
     classifies = config.head.kind in ("classification", "token_classification")
-    return {
-        **_write(config, _FIELDS),
-        "layer_norm_eps": config.norm.eps,
-        "type_vocab_size": config.embedding.segments,
-        "classifier_dropout": config.head.dropout if classifies else None,
-    }
+    return {**_write(config, _FIELDS), "classifier_dropout": config.head.dropout if classifies else None}
 
 
 def read_distilbert(raw: Raw, kind: HeadKind) -> ModelConfig:
     """DistilBERT's config.json."""
     dropout = raw.get("seq_classif_dropout", 0.2) if kind == "classification" else raw.get("dropout", 0.1)
     pooler = "relu" if kind == "classification" else None
-    return _read(
-        raw,
-        _head(raw, kind, activation(raw.get("activation", "gelu")), pooler, dropout),
-        _DISTIL_FIELDS,
-        {**_BERT_DEFAULTS, "layers": 6},
-        embedding={"padding": raw.get("pad_token_id", 0)},
-        position={},
-        eps=1e-12,
-        model_type="distilbert",
-        token_defaults={"pad_token_id": 0},
-    )
+    head = _head(raw, kind, activation(raw.get("activation", "gelu")), pooler, dropout)
+    return _read(raw, _DISTILBERT_FIELDS, head, raw.get("pad_token_id", 0), {"pad_token_id": 0}, "distilbert")
 
 
 def write_distilbert(config: ModelConfig) -> dict[str, Any]:
-    """The way back of `read_distilbert`."""
-    written = _write(config, _DISTIL_FIELDS)
+    """The inverse of `read_distilbert`."""
+    written = _write(config, _DISTILBERT_FIELDS)
     return {**written, "seq_classif_dropout": config.head.dropout} if config.head.kind == "classification" else written
 
 
@@ -281,7 +238,7 @@ def _bert(d_model: int, layers: int, heads: int) -> ModelConfig:
 def _roberta(d_model: int, layers: int, heads: int) -> ModelConfig:
     sizes = {"hidden_size": d_model, "num_hidden_layers": layers, "num_attention_heads": heads}
     rest = {"intermediate_size": 4 * d_model, "max_position_embeddings": 514, "type_vocab_size": 1}
-    return read_bert({**sizes, **rest, "layer_norm_eps": 1e-5}, "language_model", "roberta")
+    return read_roberta({**sizes, **rest, "layer_norm_eps": 1e-5}, "language_model")
 
 
 FAMILIES = [
@@ -304,7 +261,7 @@ FAMILIES = [
     Family(
         model_type="roberta",
         architectures=_architectures("Roberta"),
-        read=lambda raw, kind: read_bert(raw, kind, "roberta"),
+        read=read_roberta,
         write=write_bert,
         rows=ROBERTA_ROWS,
         prefix="roberta.",

@@ -16,40 +16,46 @@ from anyformer.config import (
 )
 from anyformer.families.base import (
     Family,
+    Fields,
     Raw,
-    activation,
+    read_fields,
     refuse,
     special_tokens,
-    their_activation,
     their_special_tokens,
+    write_fields,
 )
 from anyformer.families.rows import SPLIT, TRANSPOSE, alias, linear, row
+
+_FIELDS: Fields = {
+    "vocab_size": ("vocab_size", 50257),
+    "n_embd": ("d_model", 768),
+    "n_layer": ("decoder_layers", 12),
+    "n_positions": ("max_length", 1024),
+    "n_head": ("attention.heads", 12),
+    "scale_attn_by_inverse_layer_idx": ("attention.scale_by_layer", False),
+    "activation_function": ("feed_forward.activation", "gelu_new"),
+    "layer_norm_epsilon": ("norm.eps", 1e-5),
+    "tie_word_embeddings": ("embedding.tied", True),
+    "initializer_range": ("init.std", 0.02),
+    "attn_pdrop": ("attention.dropout", 0.1),
+    "embd_pdrop": ("embedding.dropout", 0.1),
+    "resid_pdrop": ("dropout", 0.1),
+}
 
 
 def read(raw: Raw, head: HeadKind) -> ModelConfig:
     """From config.json."""
     refuse(raw, add_cross_attention=True)
-    d_model = raw.get("n_embd", 768)
+    given = read_fields(raw, _FIELDS)
     return ModelConfig(
-        vocab_size=raw.get("vocab_size", 50257),
-        d_model=d_model,
-        decoder_layers=raw.get("n_layer", 12),
-        max_length=raw.get("n_positions", 1024),
-        attention=AttentionConfig(
-            heads=raw.get("n_head", 12),
-            scale=None if raw.get("scale_attn_weights", True) else 1.0,
-            scale_by_layer=raw.get("scale_attn_by_inverse_layer_idx", False),
-            dropout=raw.get("attn_pdrop", 0.1),
-        ),
-        feed_forward=FeedForwardConfig(
-            width=raw.get("n_inner") or 4 * d_model, activation=activation(raw.get("activation_function", "gelu_new"))
-        ),
+        **given[""],
+        attention=AttentionConfig(scale=None if raw.get("scale_attn_weights", True) else 1.0, **given["attention"]),
+        feed_forward=FeedForwardConfig(width=raw.get("n_inner") or 4 * given[""]["d_model"], **given["feed_forward"]),
         position=PositionConfig(kind="learned"),
-        norm=NormConfig(kind="layer", eps=raw.get("layer_norm_epsilon", 1e-5), placement="pre"),
-        embedding=EmbeddingConfig(tied=raw.get("tie_word_embeddings", True), dropout=raw.get("embd_pdrop", 0.1)),
+        norm=NormConfig(kind="layer", placement="pre", **given["norm"]),
+        embedding=EmbeddingConfig(**given["embedding"]),
         head=HeadConfig(kind=head),
-        init=InitConfig(kind="normal", std=raw.get("initializer_range", 0.02), scale_residual=True),
-        dropout=raw.get("resid_pdrop", 0.1),
+        init=InitConfig(kind="normal", scale_residual=True, **given["init"]),
         special_tokens=special_tokens(raw, {"bos_token_id": 50256, "eos_token_id": 50256}),
         model_type="gpt2",
     )
@@ -57,23 +63,12 @@ def read(raw: Raw, head: HeadKind) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """To config.json."""
+    width = config.feed_forward.width
     return {
-        "vocab_size": config.vocab_size,
-        "n_embd": config.d_model,
-        "n_layer": config.decoder_layers,
-        "n_positions": config.max_length,
+        **write_fields(config, _FIELDS),
         "n_ctx": config.max_length,
-        "n_head": config.attention.heads,
-        "n_inner": None if config.feed_forward.width == 4 * config.d_model else config.feed_forward.width,
-        "activation_function": their_activation(config.feed_forward.activation),
+        "n_inner": None if width == 4 * config.d_model else width,
         "scale_attn_weights": config.attention.scale is None,
-        "scale_attn_by_inverse_layer_idx": config.attention.scale_by_layer,
-        "layer_norm_epsilon": config.norm.eps,
-        "tie_word_embeddings": config.embedding.tied,
-        "initializer_range": config.init.std,
-        "attn_pdrop": config.attention.dropout,
-        "embd_pdrop": config.embedding.dropout,
-        "resid_pdrop": config.dropout,
         **their_special_tokens(config.special_tokens),
     }
 

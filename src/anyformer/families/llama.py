@@ -22,22 +22,43 @@ from anyformer.errors import UserError
 from anyformer.families import rope
 from anyformer.families.base import (
     Family,
+    Fields,
     Raw,
-    activation,
     none_if_default,
+    read_fields,
     special_tokens,
-    their_activation,
     their_special_tokens,
+    write_fields,
 )
 from anyformer.families.rows import alias, linear, row
 
+_FIELDS: Fields = {
+    "vocab_size": ("vocab_size", 32000),
+    "hidden_size": ("d_model", 4096),
+    "num_hidden_layers": ("decoder_layers", 32),
+    "max_position_embeddings": ("max_length", 2048),
+    "num_attention_heads": ("attention.heads", 32),
+    "attention_dropout": ("attention.dropout", 0.0),
+    "intermediate_size": ("feed_forward.width", 11008),
+    "hidden_act": ("feed_forward.activation", "silu"),
+    "rms_norm_eps": ("norm.eps", 1e-6),
+    "tie_word_embeddings": ("embedding.tied", False),
+    "initializer_range": ("init.std", 0.02),
+}
+_QWEN = {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"bos_token_id": 1, "eos_token_id": 2},
-    "mistral": {"bos_token_id": 1, "eos_token_id": 2, "num_key_value_heads": 8, "intermediate_size": 14336},
-    "qwen2": {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32},
-    "qwen3": {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "head_dim": 128},
+    "mistral": {
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 131072,
+    },
+    "qwen2": _QWEN,
+    "qwen3": {**_QWEN, "head_dim": 128},
 }
-_LENGTHS = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
+"""What a config.json of each type means where it leaves a field out, if that is not as in `_FIELDS`."""
 
 
 @dataclass(frozen=True)
@@ -106,33 +127,24 @@ _TRAITS = [
 ]
 
 
-def _read(traits: _Traits, given: Raw, head: HeadKind) -> ModelConfig:
-    raw = {**_DEFAULTS[traits.model_type], **given}
-    layers, heads = raw.get("num_hidden_layers", 32), raw.get("num_attention_heads", 32)
-    max_length = raw.get("max_position_embeddings", _LENGTHS[traits.model_type])
+def _read(traits: _Traits, config_json: Raw, head: HeadKind) -> ModelConfig:
+    raw = {**_DEFAULTS[traits.model_type], **config_json}
+    given = read_fields(raw, _FIELDS)
+    layers, heads = given[""]["decoder_layers"], given["attention"]["heads"]
     return ModelConfig(
-        vocab_size=raw.get("vocab_size", 32000),
-        d_model=raw.get("hidden_size", 4096),
-        decoder_layers=layers,
-        max_length=max_length,
+        **given[""],
         attention=AttentionConfig(
-            heads=heads,
             kv_heads=none_if_default(raw.get("num_key_value_heads"), heads),
-            head_dim=none_if_default(raw.get("head_dim"), raw.get("hidden_size", 4096) / heads),
-            dropout=raw.get("attention_dropout", 0.0),
+            head_dim=none_if_default(raw.get("head_dim"), given[""]["d_model"] / heads),
+            **given["attention"],
             **traits.attention(raw, layers),
         ),
-        feed_forward=FeedForwardConfig(
-            width=raw.get("intermediate_size", 11008),
-            activation=activation(raw.get("hidden_act", "silu")),
-            gated=True,
-            bias=raw.get("mlp_bias", False),
-        ),
-        position=rope.read(raw, max_length),
-        norm=NormConfig(kind="rms", eps=raw.get("rms_norm_eps", 1e-6), placement="pre"),
-        embedding=EmbeddingConfig(tied=raw.get("tie_word_embeddings", False), padding=raw.get("pad_token_id")),
+        feed_forward=FeedForwardConfig(gated=True, bias=raw.get("mlp_bias", False), **given["feed_forward"]),
+        position=rope.read(raw, given[""]["max_length"]),
+        norm=NormConfig(kind="rms", placement="pre", **given["norm"]),
+        embedding=EmbeddingConfig(padding=raw.get("pad_token_id"), **given["embedding"]),
         head=HeadConfig(kind=head),
-        init=InitConfig(kind="normal", std=raw.get("initializer_range", 0.02)),
+        init=InitConfig(kind="normal", **given["init"]),
         special_tokens=special_tokens(raw, {}),
         model_type=traits.model_type,
     )
@@ -140,27 +152,15 @@ def _read(traits: _Traits, given: Raw, head: HeadKind) -> ModelConfig:
 
 def _write(traits: _Traits, config: ModelConfig) -> dict[str, Any]:
     attention = config.attention
-    written: dict[str, Any] = {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "num_hidden_layers": config.decoder_layers,
-        "max_position_embeddings": config.max_length,
-        "num_attention_heads": attention.heads,
+    return {
+        **write_fields(config, _FIELDS),
         "num_key_value_heads": attention.kv_heads or attention.heads,
         "head_dim": attention.head_dim or config.d_model // attention.heads,
-        "attention_dropout": attention.dropout,
-        "intermediate_size": config.feed_forward.width,
-        "hidden_act": their_activation(config.feed_forward.activation),
-        "rms_norm_eps": config.norm.eps,
-        "tie_word_embeddings": config.embedding.tied,
-        "initializer_range": config.init.std,
         **rope.write(config.position),
         **their_special_tokens(config.special_tokens),
         **traits.written(attention, config.decoder_layers),
+        **({"mlp_bias": config.feed_forward.bias} if traits.model_type == "llama" else {}),
     }
-    if traits.model_type == "llama":
-        written["mlp_bias"] = config.feed_forward.bias
-    return written
 
 
 _ATTENTION = "decoder.blocks.{i}.attention"

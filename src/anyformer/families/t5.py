@@ -18,57 +18,59 @@ from anyformer.config import (
 )
 from anyformer.families.base import (
     Family,
+    Fields,
     Raw,
     activation,
     none_if_default,
+    read_fields,
     refuse,
     special_tokens,
     their_activation,
     their_special_tokens,
+    write_fields,
 )
 from anyformer.families.rows import Row, alias, linear, row
 
 _TOKENS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
 
 
+_FIELDS: Fields = {
+    "vocab_size": ("vocab_size", 32128),
+    "d_model": ("d_model", 512),
+    "num_layers": ("encoder_layers", 6),
+    "n_positions": ("max_length", 512),
+    "num_heads": ("attention.heads", 8),
+    "d_ff": ("feed_forward.width", 2048),
+    "relative_attention_num_buckets": ("position.buckets", 32),
+    "relative_attention_max_distance": ("position.max_distance", 128),
+    "layer_norm_epsilon": ("norm.eps", 1e-6),
+    "tie_word_embeddings": ("embedding.tied", True),
+    "dropout_rate": ("dropout attention.dropout feed_forward.dropout embedding.dropout", 0.1),
+}
+
+
 def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
     refuse(raw, is_encoder_decoder=False)
+    given = read_fields(raw, _FIELDS)
     projection: str = raw.get("feed_forward_proj", "relu")
-    tied = raw.get("tie_word_embeddings", True)
-    d_model, heads, dropout = raw.get("d_model", 512), raw.get("num_heads", 8), raw.get("dropout_rate", 0.1)
-    scaled = raw.get("scale_decoder_outputs", tied) and model_type == "t5"
+    scaled = raw.get("scale_decoder_outputs", given["embedding"]["tied"]) and model_type == "t5"
+    head_dim = none_if_default(raw.get("d_kv", 64), given[""]["d_model"] / given["attention"]["heads"])
     return ModelConfig(
-        vocab_size=raw.get("vocab_size", 32128),
-        d_model=d_model,
-        encoder_layers=raw.get("num_layers", 6),
-        decoder_layers=raw.get("num_decoder_layers") or raw.get("num_layers", 6),
-        max_length=raw.get("n_positions", 512),
-        attention=AttentionConfig(
-            heads=heads,
-            head_dim=none_if_default(raw.get("d_kv", 64), d_model / heads),
-            bias=False,
-            output_bias=False,
-            scale=1.0,
-            dropout=dropout,
-        ),
+        **given[""],
+        decoder_layers=raw.get("num_decoder_layers") or given[""]["encoder_layers"],
+        attention=AttentionConfig(head_dim=head_dim, bias=False, output_bias=False, scale=1.0, **given["attention"]),
         feed_forward=FeedForwardConfig(
-            width=raw.get("d_ff", 2048),
             # "gated-gelu" means the tanh approximation, as in Mesh TensorFlow.
             activation="gelu_tanh" if projection == "gated-gelu" else activation(projection.removeprefix("gated-")),
             gated=projection.startswith("gated-"),
             bias=False,
-            dropout=dropout,
+            **given["feed_forward"],
         ),
-        position=PositionConfig(
-            kind="relative",
-            buckets=raw.get("relative_attention_num_buckets", 32),
-            max_distance=raw.get("relative_attention_max_distance", 128),
-        ),
-        norm=NormConfig(kind="rms", eps=raw.get("layer_norm_epsilon", 1e-6), placement="pre"),
-        embedding=EmbeddingConfig(tied=tied, dropout=dropout),
+        position=PositionConfig(kind="relative", **given["position"]),
+        norm=NormConfig(kind="rms", placement="pre", **given["norm"]),
+        embedding=EmbeddingConfig(**given["embedding"]),
         head=HeadConfig(kind=head, scaled=scaled and head == "language_model"),
         init=InitConfig(kind="t5", std=1.0),
-        dropout=dropout,
         special_tokens=special_tokens(raw, _TOKENS),
         model_type=model_type,
     )
@@ -79,20 +81,10 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     name = "gelu" if inner.gated and inner.activation == "gelu_tanh" else their_activation(inner.activation)
     scaled = config.head.scaled
     return {
-        "vocab_size": config.vocab_size,
-        "d_model": config.d_model,
-        "num_layers": config.encoder_layers,
+        **write_fields(config, _FIELDS),
         "num_decoder_layers": config.decoder_layers,
-        "n_positions": config.max_length,
-        "num_heads": config.attention.heads,
         "d_kv": config.attention.head_dim or config.d_model // config.attention.heads,
-        "d_ff": inner.width,
         "feed_forward_proj": f"gated-{name}" if inner.gated else name,
-        "dropout_rate": config.dropout,
-        "relative_attention_num_buckets": config.position.buckets,
-        "relative_attention_max_distance": config.position.max_distance,
-        "layer_norm_epsilon": config.norm.eps,
-        "tie_word_embeddings": config.embedding.tied,
         **({"scale_decoder_outputs": scaled} if scaled != config.embedding.tied else {}),
         "is_encoder_decoder": True,
         **their_special_tokens(config.special_tokens),

@@ -39,14 +39,6 @@ class Contents:
         return self.metadata.get(f"{self.architecture}.{key}")
 
 
-def _nothing(contents: Contents) -> dict[str, Any]:
-    return {}
-
-
-def _no_metadata(config: ModelConfig) -> dict[str, Any]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Architecture:
     """One `general.architecture` of GGUF's.
@@ -65,9 +57,9 @@ class Architecture:
     """The table of tensor names for a model of this config. Every operation moves whole rows, so that it can be
     applied to quantized tensors as well. An alias with an operation of its own (T5's head) has to be written: other
     programs look for it."""
-    inferred: Callable[[Contents], dict[str, Any]] = _nothing
+    inferred: Callable[[Contents], dict[str, Any]] = lambda contents: {}
     """Fields of config.json that follow from which tensors there are, or from several keys."""
-    more: Callable[[ModelConfig], dict[str, Any]] = _no_metadata
+    more: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
     """The keys, after the architecture's name and a dot, that `inferred` reads."""
     adjust: Callable[[ModelConfig, Contents], ModelConfig] = lambda config, contents: config
     """What the file says and no config.json can."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from anyformer.config import ModelConfig
 from anyformer.families.gguf.base import Architecture, Contents
-from anyformer.families.rows import Row, linear, row
+from anyformer.families.rows import linear, row
 
 _BLOCK = "encoder.blocks.{i}"
 
@@ -24,14 +24,6 @@ ROWS = [
 ]
 POOLING = {"mean": 1, "first": 2, "last": 3}
 """llama.cpp's numbers; 0 is none, and 4 scores pairs of texts."""
-
-
-def _rows(config: ModelConfig) -> list[Row]:
-    return ROWS
-
-
-def _inferred(contents: Contents) -> dict[str, Any]:
-    return {"type_vocab_size": contents.shapes.get("token_types.weight", (0,))[0]}
 
 
 def _more(config: ModelConfig) -> dict[str, Any]:
@@ -62,8 +54,8 @@ ARCHITECTURE = Architecture(
         "attention.head_count": "num_attention_heads",
         "attention.layer_norm_epsilon": "layer_norm_eps",
     },
-    rows=_rows,
-    inferred=_inferred,
+    rows=lambda config: ROWS,
+    inferred=lambda contents: {"type_vocab_size": contents.shapes.get("token_types.weight", (0,))[0]},
     more=_more,
     adjust=_adjust,
     # Poolers and heads that a converter left in: what this architecture computes ends with the hidden states.

@@ -1,10 +1,7 @@
 """GGUF's `gpt2`: matrices are [out, in], unlike Hugging Face's; queries, keys and values share one."""
 
-from typing import Any
-
-from anyformer.config import ModelConfig
-from anyformer.families.gguf.base import Architecture, Contents
-from anyformer.families.rows import SPLIT, Row, alias, linear, row
+from anyformer.families.gguf.base import Architecture
+from anyformer.families.rows import SPLIT, alias, linear, row
 
 _BLOCK = "decoder.blocks.{i}"
 _QKV = [f"{_BLOCK}.attention.{part}" for part in ("query", "key", "value")]
@@ -25,18 +22,6 @@ ROWS = [
 ]
 
 
-def _rows(config: ModelConfig) -> list[Row]:
-    return ROWS
-
-
-def _inferred(contents: Contents) -> dict[str, Any]:
-    return {"tie_word_embeddings": contents.output in ("absent", "same")}
-
-
-def _more(config: ModelConfig) -> dict[str, Any]:
-    return {"feed_forward_length": config.feed_forward.width}
-
-
 ARCHITECTURE = Architecture(
     name="gpt2",
     model_types=("gpt2",),
@@ -49,8 +34,8 @@ ARCHITECTURE = Architecture(
         "attention.head_count": "n_head",
         "attention.layer_norm_epsilon": "layer_norm_epsilon",
     },
-    rows=_rows,
-    inferred=_inferred,
-    more=_more,
+    rows=lambda config: ROWS,
+    inferred=lambda contents: {"tie_word_embeddings": contents.output in ("absent", "same")},
+    more=lambda config: {"feed_forward_length": config.feed_forward.width},
     ignored=(r"blk\.\d+\.attn\.(bias|masked_bias)",),
 )
