@@ -15,6 +15,7 @@ def test_tests_mirror_the_source() -> None:
         *(TESTS / f"test_{what}.py" for what in ("docs", "meta_device", "structure")),
         TESTS / "blocks" / "test_equations.py",
         TESTS / "blocks" / "test_parts.py",
+        TESTS / "checkpoint" / "test_version_0_1.py",
         TESTS / "kernels" / "test_training_kernels.py",
         TESTS / "training" / "test_bad_input.py",
         TESTS / "training" / "test_end_to_end.py",

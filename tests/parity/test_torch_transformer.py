@@ -36,7 +36,7 @@ def _move(ours: Stack, theirs: nn.TransformerEncoder | nn.TransformerDecoder) ->
         block.feed_forward_norm.load_state_dict((layer.norm3 if cross else layer.norm2).state_dict())
 
 
-@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True", "ignore:The PyTorch API of nested tensors")
 @settings(max_examples=20)
 @given(
     heads=st.integers(1, 4),

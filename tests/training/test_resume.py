@@ -231,7 +231,7 @@ def test_a_run_can_only_be_trained_once_at_a_time(text: Path, trains: Trains, tm
 
 def test_there_must_be_a_run(tmp_path: Path) -> None:
     assert "There is no run in" in _refused("--resume", str(tmp_path))
-    assert "wants the path" in _refused("--resume")
+    assert "--resume expected one argument" in _refused("--resume")
 
 
 @pytest.mark.parametrize("file", ["state.safetensors", "run.json"])
