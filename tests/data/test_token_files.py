@@ -46,6 +46,10 @@ def docs(*texts: str) -> list[Document]:
     return [Document(text, Path("a")) for text in texts]
 
 
+def labeled(*texts: str) -> list[tuple[str, Document]]:
+    return [("", document) for document in docs(*texts)]
+
+
 @lru_cache
 def trained(spec: str) -> Tokenizer:
     return Tokenizer.train(["one two three, two and one.\n" * 5, "def f(x):\n    return x\n"], spec)
@@ -83,13 +87,13 @@ def test_ids_and_separators(tmp_path: Path, parts: list[tuple[str, bool]], separ
 @here
 @given(parts=st.lists(st.tuples(st.sampled_from("ab"), pieces)), at_once=st.integers(1, 30))
 def test_parts_are_files_of_their_own(tmp_path: Path, parts: list[tuple[str, list[tuple[str, bool]]]], at_once: int):
-    labeled = [(name, text, last) for name, group in parts for text, last in group]
-    both = [(name, Document(text, Path("a"), last=last)) for name, text, last in labeled]
+    given_texts = [(name, text, last) for name, group in parts for text, last in group]
+    both = [(name, Document(text, Path("a"), last=last)) for name, text, last in given_texts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel_encoding, "CHUNK", at_once)
         tokenize_splits(both, Points(), {name: tmp_path / name for name in "ab"})
     for name in "ab":
-        own = [(text, last) for label, text, last in labeled if label == name]
+        own = [(text, last) for label, text, last in given_texts if label == name]
         assert TokenFile.open(tmp_path / name).ids.tolist() == joined(own, 0)
 
 
@@ -115,13 +119,13 @@ def test_no_more_is_read_ahead_than_the_workers_need(tmp_path: Path, monkeypatch
     monkeypatch.setattr(parallel_encoding, "CHUNK", 10)
     read, written, ahead = 0, 0, 0
 
-    def source() -> Iterator[list[str]]:
+    def source() -> Iterator[tuple[str, Document]]:
         nonlocal read
         for _ in range(60):
             read += 1
-            yield ["one two three"]
+            yield from labeled("one two three")
 
-    for _ in parallel_encoding.encoded(source(), list, trained("bpe:300"), 2):
+    for _ in parallel_encoding.encode_chunks(source(), trained("bpe:300"), 2):
         written += 1
         ahead = max(ahead, read - written)
     assert written == 60
@@ -137,8 +141,8 @@ def test_processes_end_with_the_work(monkeypatch: pytest.MonkeyPatch):
             started.append(self)
 
     monkeypatch.setattr(parallel_encoding.subprocess, "Popen", Kept)
-    groups = (["one two"] for _ in range(20))
-    results = parallel_encoding.encoded(groups, list, trained("bpe:300"), 2)
+    monkeypatch.setattr(parallel_encoding, "CHUNK", 1)
+    results = parallel_encoding.encode_chunks(labeled(*["one two"] * 20), trained("bpe:300"), 2)
     next(results)
     assert [process.poll() for process in started] == [None, None]
     results.close()  # as an exception in the loop that uses them does
@@ -154,7 +158,8 @@ def test_a_killed_process_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
         started.append(self._process.pid)
 
     monkeypatch.setattr(parallel_encoding._Worker, "__init__", kept)
-    results = parallel_encoding.encoded((["one two"] for _ in range(2000)), list, trained("bpe:300"), 2)
+    monkeypatch.setattr(parallel_encoding, "CHUNK", 1)
+    results = parallel_encoding.encode_chunks(labeled(*["one two"] * 2000), trained("bpe:300"), 2)
     next(results)
     os.kill(started[0], signal.SIGKILL)
     with pytest.raises(UserError, match=r"ended with status -9\. If memory ran out, try fewer --workers"):
@@ -164,10 +169,21 @@ def test_a_killed_process_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
 def test_what_a_process_can_not_encode(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parallel_encoding, "_INLINE", 0)
     with pytest.raises(UserError, match="The text can't be encoded: "):
-        list(parallel_encoding.encoded([["\ud800"]], list, trained("bpe:300"), 2))
+        list(parallel_encoding.encode_chunks(labeled("\ud800"), trained("bpe:300"), 2))
     characters = Tokenizer.train(["abc"], "char")
     with pytest.raises(UserError, match="The character 'd'"):
-        list(parallel_encoding.encoded([["abcd"]], list, characters, 2))
+        list(parallel_encoding.encode_chunks(labeled("abcd"), characters, 2))
+
+
+def test_a_derived_tokenizer_encodes_in_this_process(monkeypatch: pytest.MonkeyPatch):
+    class Marian(Tokenizer):
+        def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+            return [[7] for _ in texts]
+
+    monkeypatch.setattr(parallel_encoding, "_INLINE", 0)
+    plain = trained("bpe:300")
+    ((_, _, ids),) = parallel_encoding.encode_chunks(labeled("one two"), Marian(plain.backend, plain.config), 2)
+    assert ids.tolist() == [7]
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(65536, np.uint16), (65537, np.uint32)])

@@ -5,7 +5,7 @@ process that started it, however that ends. All are pickled, by and for processe
 
     first      (sys.path, the tokenizer as JSON, the typecode of ids)
     request    [text, ...]
-    answer     (lengths, ids) as the bytes of an array of uint32 and of one of that typecode, or a string: what is wrong
+    result     (lengths, ids) as the bytes of an array of uint32 and of one of that typecode, or a string: what is wrong
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ import sys
 from array import array
 from typing import Literal
 
-LENGTHS = "I"
-
 
 def main() -> None:
-    """Answer until the input ends."""
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever else is printed must not come between the answers
+    """Serve requests until the input ends."""
+    requests, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever else is printed must not come between the results
     greeting: tuple[list[str], str, Literal["H", "I"]] = pickle.load(requests)
     path, pipeline, typecode = greeting
     sys.path[:] = path
@@ -34,18 +32,18 @@ def main() -> None:
             texts: list[str] = pickle.load(requests)
         except EOFError:
             return
-        answer: tuple[bytes, bytes] | str
+        result: tuple[bytes, bytes] | str
         try:
-            lengths, ids = array(LENGTHS), array(typecode)
+            lengths, ids = array("I"), array(typecode)
             for encoding in backend.encode_batch_fast(texts, add_special_tokens=False):
                 own = encoding.ids
                 lengths.append(len(own))
                 ids.extend(own)
-            answer = lengths.tobytes(), ids.tobytes()
+            result = lengths.tobytes(), ids.tobytes()
         except Exception as error:
-            answer = str(error) or type(error).__name__
-        pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
-        answers.flush()
+            result = str(error) or type(error).__name__
+        pickle.dump(result, results, protocol=pickle.HIGHEST_PROTOCOL)
+        results.flush()
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ class _Writes(Protocol[_ItemIn]):
         *,
         workers: int | None,
         progress: Callable[[int], None] | None,
-    ) -> None: ...
+    ) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)
