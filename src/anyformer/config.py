@@ -28,13 +28,13 @@ _DEEPEST = 10_000
 Scaling = Literal["linear", "dynamic", "llama3", "yarn"]
 
 
-def _require(condition: bool, name: str, reason: str) -> None:
+def _require(condition: bool, reason: str) -> None:
     if not condition:
-        raise ConfigError(f"{name}: {reason}.")
+        raise ConfigError(f"{reason}.")
 
 
 def _require_rate(rate: float, name: str) -> None:
-    _require(0.0 <= rate < 1.0, name, f"a dropout rate lies in [0, 1), not {rate}")
+    _require(0.0 <= rate < 1.0, f"{name}: a dropout rate lies in [0, 1), not {rate}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +72,15 @@ class AttentionConfig:
     """Dropout on the attention weights."""
 
     def __post_init__(self) -> None:
-        _require(self.heads >= 1, "attention.heads", f"at least one head is needed, not {self.heads}")
+        _require(self.heads >= 1, f"attention.heads: at least one head is needed, not {self.heads}")
         kv_heads = self.kv_heads if self.kv_heads is not None else self.heads
         _require(
             kv_heads >= 1 and self.heads % kv_heads == 0,
-            "attention.kv_heads",
-            f"{self.heads} query heads can't be shared out evenly among {kv_heads} key/value heads",
+            f"attention.kv_heads: {self.heads} query heads can't be shared out evenly among {kv_heads} key/value heads",
         )
-        _require(self.head_dim is None or self.head_dim >= 1, "attention.head_dim", "must be positive")
-        _require(self.window is None or self.window >= 1, "attention.window", "a token must see itself")
-        _require(self.window_from >= 0, "attention.window_from", "is a layer number, 0 or more")
+        _require(self.head_dim is None or self.head_dim >= 1, "attention.head_dim: must be positive")
+        _require(self.window is None or self.window >= 1, "attention.window: a token must see itself")
+        _require(self.window_from >= 0, "attention.window_from: is a layer number, 0 or more")
         _require_rate(self.dropout, "attention.dropout")
 
 
@@ -98,7 +97,7 @@ class FeedForwardConfig:
     """Dropout on the inner activations."""
 
     def __post_init__(self) -> None:
-        _require(self.width >= 1, "feed_forward.width", f"must be positive, not {self.width}")
+        _require(self.width >= 1, f"feed_forward.width: must be positive, not {self.width}")
         _require_rate(self.dropout, "feed_forward.dropout")
 
 
@@ -130,17 +129,16 @@ class RotaryScaling:
         name = "position.scaling"
         _require(
             self.kind in get_args(Scaling),
-            name,
-            f"unknown kind {self.kind!r} ({nearest(self.kind, get_args(Scaling))})",
+            f"{name}: unknown kind {self.kind!r} ({nearest(self.kind, get_args(Scaling))})",
         )
-        _require(self.factor > 0, f"{name}.factor", f"must be positive, not {self.factor}")
+        _require(self.factor > 0, f"{name}.factor: must be positive, not {self.factor}")
         if self.kind in ("llama3", "yarn"):
-            _require(self.original_length is not None, f"{name}.original_length", f"{self.kind} scaling needs it")
+            _require(self.original_length is not None, f"{name}.original_length: {self.kind} scaling needs it")
         if self.kind == "llama3":
             _require(
                 self.low_frequency < self.high_frequency,
-                f"{name}.low_frequency",
-                f"must be below high_frequency, {self.low_frequency} is not below {self.high_frequency}",
+                f"{name}.low_frequency: must be below high_frequency, {self.low_frequency} is not below "
+                f"{self.high_frequency}",
             )
 
 
@@ -177,26 +175,22 @@ class PositionConfig:
 
     def __post_init__(self) -> None:
         _require(
-            self.layout in ("interleaved", "halves"),
-            "position.layout",
-            f"is interleaved or halves, not {self.layout!r}",
+            self.layout in ("interleaved", "halves"), f"position.layout: is interleaved or halves, not {self.layout!r}"
         )
-        _require(self.offset >= 0, "position.offset", "can't be negative")
-        _require(self.theta > 0, "position.theta", "must be positive")
+        _require(self.offset >= 0, "position.offset: can't be negative")
+        _require(self.theta > 0, "position.theta: must be positive")
         _require(
             self.buckets >= 4 and self.buckets % 2 == 0,
-            "position.buckets",
-            f"an even number of at least 4, not {self.buckets}",
+            f"position.buckets: an even number of at least 4, not {self.buckets}",
         )
         _require(
             self.max_distance > self.buckets // 2,
-            "position.max_distance",
-            f"must exceed half of the {self.buckets} buckets",
+            f"position.max_distance: must exceed half of the {self.buckets} buckets",
         )
         if self.scaling is not None:
-            _require(self.kind == "rotary", "position.scaling", f"only rotary positions are scaled, not {self.kind}")
+            _require(self.kind == "rotary", f"position.scaling: only rotary positions are scaled, not {self.kind}")
         if self.skip_padding:
-            _require(self.kind == "learned", "position.skip_padding", "only learned positions know it")
+            _require(self.kind == "learned", "position.skip_padding: only learned positions know it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,8 +217,8 @@ class NormConfig:
         return self.placement == "pre" if self.final is None else self.final
 
     def __post_init__(self) -> None:
-        _require(self.eps > 0, "norm.eps", f"must be positive, not {self.eps}")
-        _require(self.placement in ("pre", "post"), "norm.placement", f"is pre or post, not {self.placement!r}")
+        _require(self.eps > 0, f"norm.eps: must be positive, not {self.eps}")
+        _require(self.placement in ("pre", "post"), f"norm.placement: is pre or post, not {self.placement!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,9 +243,9 @@ class EmbeddingConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.segments >= 0, "embedding.segments", "can't be negative")
-        _require(self.ngrams >= 1, "embedding.ngrams", f"at least 1, a token alone, not {self.ngrams}")
-        _require(self.ngram_rows >= 1, "embedding.ngram_rows", f"must be positive, not {self.ngram_rows}")
+        _require(self.segments >= 0, "embedding.segments: can't be negative")
+        _require(self.ngrams >= 1, f"embedding.ngrams: at least 1, a token alone, not {self.ngrams}")
+        _require(self.ngram_rows >= 1, f"embedding.ngram_rows: must be positive, not {self.ngram_rows}")
         _require_rate(self.dropout, "embedding.dropout")
 
 
@@ -281,13 +275,10 @@ class HeadConfig:
     def __post_init__(self) -> None:
         _require(
             self.kind in get_args(HeadKind),
-            "head.kind",
-            f"{self.kind!r} is unknown ({nearest(self.kind, get_args(HeadKind))})",
+            f"head.kind: {self.kind!r} is unknown ({nearest(self.kind, get_args(HeadKind))})",
         )
-        _require(
-            self.bias in ("none", "learned", "fixed"), "head.bias", f"is none, learned or fixed, not {self.bias!r}"
-        )
-        _require(self.labels >= 1, "head.labels", "at least one label is needed")
+        _require(self.bias in ("none", "learned", "fixed"), f"head.bias: is none, learned or fixed, not {self.bias!r}")
+        _require(self.labels >= 1, "head.labels: at least one label is needed")
         _require_rate(self.dropout, "head.dropout")
 
 
@@ -312,7 +303,7 @@ class InitConfig:
     """Divide the std of the projections that write to the residual stream by sqrt(2 * layers) (GPT-2)."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.std < math.inf, "init.std", f"a standard deviation is a number from 0 on, not {self.std}")
+        _require(0 <= self.std < math.inf, f"init.std: a standard deviation is a number from 0 on, not {self.std}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,40 +353,36 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "")
-        _require(self.vocab_size >= 1, "vocab_size", f"must be positive, not {self.vocab_size}")
-        _require(self.d_model >= 1, "d_model", f"must be positive, not {self.d_model}")
+        _require(self.vocab_size >= 1, f"vocab_size: must be positive, not {self.vocab_size}")
+        _require(self.d_model >= 1, f"d_model: must be positive, not {self.d_model}")
         for name in ("encoder_layers", "decoder_layers"):
-            _require(0 <= getattr(self, name) <= _DEEPEST, name, f"must lie in [0, {_DEEPEST:,}]")
+            _require(0 <= getattr(self, name) <= _DEEPEST, f"{name}: must lie in [0, {_DEEPEST:,}]")
         _require(
             self.encoder_layers + self.decoder_layers > 0,
-            "encoder_layers, decoder_layers",
-            "both are 0, and a model needs at least one stack",
+            "encoder_layers, decoder_layers: both are 0, and a model needs at least one stack",
         )
-        _require(self.max_length >= 1, "max_length", f"must be positive, not {self.max_length}")
+        _require(self.max_length >= 1, f"max_length: must be positive, not {self.max_length}")
         _require_rate(self.dropout, "dropout")
         for name in ("attention", "decoder_attention"):
             self._check_attention(cast("AttentionConfig | None", getattr(self, name)), name)
         if self.position.kind == "sinusoidal" and self.position.layout == "interleaved":
-            _require(self.d_model % 2 == 0, "d_model", "sines and cosines interleave only over an even width")
+            _require(self.d_model % 2 == 0, "d_model: sines and cosines interleave only over an even width")
         if not (self.encoder_layers and self.decoder_layers):
             for name in ("source_vocab_size", "decoder_attention", "decoder_feed_forward"):
-                _require(getattr(self, name) is None, name, "only an encoder-decoder has it")
+                _require(getattr(self, name) is None, f"{name}: only an encoder-decoder has it")
         if self.embedding.padding is not None:
             _require(
                 0 <= self.embedding.padding < self.vocab_size,
-                "embedding.padding",
-                f"token {self.embedding.padding} is outside the vocabulary of {self.vocab_size}",
+                f"embedding.padding: token {self.embedding.padding} is outside the vocabulary of {self.vocab_size}",
             )
         if self.position.skip_padding:
-            _require(self.decoder_layers == 0, "position.skip_padding", "only an encoder sees all its padding at once")
+            _require(self.decoder_layers == 0, "position.skip_padding: only an encoder sees all its padding at once")
             _require(
-                self.embedding.padding is not None,
-                "position.skip_padding",
-                "needs embedding.padding, the token to skip",
+                self.embedding.padding is not None, "position.skip_padding: needs embedding.padding, the token to skip"
             )
         if self.head.kind == "classification" or self.head.pooler is not None:
             _require(
-                self.decoder_layers == 0, "head.kind", "the pooled first token sees the whole text only in an encoder"
+                self.decoder_layers == 0, "head.kind: the pooled first token sees the whole text only in an encoder"
             )
 
     def _check_attention(self, attention: AttentionConfig | None, name: str) -> None:
@@ -404,16 +391,14 @@ class ModelConfig:
         if attention.head_dim is None:
             _require(
                 self.d_model % attention.heads == 0,
-                f"{name}.heads",
-                f"{attention.heads} heads can't share d_model {self.d_model} evenly (give head_dim to allow it)",
+                f"{name}.heads: {attention.heads} heads can't share d_model {self.d_model} evenly "
+                "(give head_dim to allow it)",
             )
         if self.position.kind == "rotary":
             width = attention.head_dim or self.d_model // attention.heads
-            _require(
-                width % 2 == 0, f"{name}.head_dim", f"rotary positions turn pairs, so it must be even, not {width}"
-            )
+            _require(width % 2 == 0, f"{name}.head_dim: rotary positions turn pairs, so it must be even, not {width}")
             if self.position.scaling is not None and self.position.scaling.kind == "dynamic":
-                _require(width > 2, f"{name}.head_dim", "dynamic scaling needs heads wider than 2")
+                _require(width > 2, f"{name}.head_dim: dynamic scaling needs heads wider than 2")
 
     @property
     def is_decoder_only(self) -> bool:

@@ -131,24 +131,21 @@ class Stack(nn.Module):
 
         The other arguments are those of `Transformer`.
         """
-        where = self._positions(tokens, mask, documents, cache)
-        ngrams = self._ngram_window(tokens, where, cache)
-        x = self.embedding(vectors, self.position.embed(where.encoded), segments, ngrams)
-        rotation = self.position.rotation(where.encoded, where.lengths)
+        positions = self._positions(tokens, mask, documents, cache)
+        ngrams = self._ngram_window(tokens, positions, cache)
+        x = self.embedding(vectors, self.position.embed(positions.encoded), segments, ngrams)
+        rotation = self.position.rotation(positions.encoded, positions.lengths)
         rotation = None if rotation is None else rotation.to(x.dtype)
-        masks = self._masks(where, documents)
-        over_source = Mask() if source_mask is None else Mask(source_mask[:, None, None, :])
-        states = [x]
+        masks = self._masks(positions, documents)
+        source = Mask() if source_mask is None else Mask(source_mask[:, None, None, :])
         for layer, (block, window) in enumerate(zip(self.blocks, self.windows, strict=True)):
-            layer_cache = None if cache is None else cache.layers[layer]
-            x = block(
-                x, encoder_states, mask=masks[window], source_mask=over_source, rotation=rotation, cache=layer_cache
-            )
             if hidden_states is not None:
-                states.append(x)
+                hidden_states.append(x)
+            layer_cache = None if cache is None else cache.layers[layer]
+            x = block(x, encoder_states, mask=masks[window], source_mask=source, rotation=rotation, cache=layer_cache)
         x = self.final_norm(x)
         if hidden_states is not None:
-            hidden_states += [*states[:-1], x]
+            hidden_states.append(x)
         return x
 
     def _positions(
@@ -173,29 +170,29 @@ class Stack(nn.Module):
             self._require_length(int(encoded.max()) + 1)
         return Positions(keys, keys, encoded, lengths, mask)
 
-    def _masks(self, where: Positions, documents: Tensor | None) -> dict[int | None, Mask]:
+    def _masks(self, positions: Positions, documents: Tensor | None) -> dict[int | None, Mask]:
         """The mask for each window size."""
-        bias = self.position.bias(where.queries, where.keys)
+        bias = self.position.bias(positions.queries, positions.keys)
         return {
             window: attention_mask(
-                where.queries,
-                where.keys,
+                positions.queries,
+                positions.keys,
                 causal=self.causal,
                 window=window,
-                padding_mask=where.padding_mask,
+                padding_mask=positions.padding_mask,
                 bias=bias,
                 documents=documents,
             )
             for window in set(self.windows)
         }
 
-    def _ngram_window(self, tokens: Tensor, where: Positions, cache: KeyValueCache | None) -> Tensor | None:
+    def _ngram_window(self, tokens: Tensor, positions: Positions, cache: KeyValueCache | None) -> Tensor | None:
         if self.embedding.ngrams is None:
             return None
         count = self.embedding.ngrams.longest
         if cache is None:
-            return ngram_window(tokens, where.queries, where.encoded, count)
-        return ngram_window(cache.tokens, where.queries, where.queries, count)
+            return ngram_window(tokens, positions.queries, positions.encoded, count)
+        return ngram_window(cache.tokens, positions.queries, positions.queries, count)
 
     def _require_length(self, length: int) -> None:
         if self.context_length is not None and length > self.context_length:
