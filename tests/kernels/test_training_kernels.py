@@ -382,7 +382,7 @@ def test_it_is_for_bfloat16(backend: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert not cross_entropy.supports(x, BF16)
 
 
-@pytest.mark.parametrize("name", ["gpt2-nano", "llama-nano"])
+@pytest.mark.parametrize("name", [pytest.param("gpt2-nano", marks=pytest.mark.slow), "llama-nano"])
 def test_torch_compile_keeps_operations(backend: str, name: str) -> None:
     """A compiled stack learns what an eager one learns, and its graph has the registered operations."""
     if backend != "stand-ins":

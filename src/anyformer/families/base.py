@@ -5,14 +5,26 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from anyformer.config import HeadConfig, HeadKind, ModelConfig, SpecialTokens
+from anyformer.config import (
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    HeadConfig,
+    HeadKind,
+    InitConfig,
+    ModelConfig,
+    NormConfig,
+    PositionConfig,
+    SpecialTokens,
+)
 from anyformer.errors import UserError, nearest
 from anyformer.families.rows import Row, resolve, row
 
 Raw = Mapping[str, Any]
 """A config.json as it was read."""
+T = TypeVar("T")
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -109,9 +121,12 @@ Fields = Mapping[str, tuple[str, Any]]
 where config.json leaves it out."""
 
 
-def read_fields(raw: Raw, fields: Fields) -> dict[str, dict[str, Any]]:
-    """The values that a table finds in a config.json: part of ModelConfig ("" for itself) -> field -> value."""
-    values: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+def read_fields(raw: Raw, fields: Fields, tokens: Raw) -> dict[str, dict[str, Any]]:
+    """What a table finds in a config.json: part of ModelConfig ("" for itself) -> field -> value.
+
+    Special tokens, which all families write alike, are among them; `tokens` has the family's defaults.
+    """
+    values: defaultdict[str, dict[str, Any]] = defaultdict(dict, {"": {"special_tokens": _special_tokens(raw, tokens)}})
     for theirs, (ours, default) in fields.items():
         value = raw.get(theirs, default)
         for name in ours.split():
@@ -123,10 +138,34 @@ def read_fields(raw: Raw, fields: Fields) -> dict[str, dict[str, Any]]:
 def write_fields(config: ModelConfig, fields: Fields) -> dict[str, Any]:
     """The inverse of `read_fields`."""
     values = {theirs: (ours, attrgetter(ours.split()[0])(config)) for theirs, (ours, _) in fields.items()}
+    tokens = config.special_tokens
     return {
-        theirs: their_activation(value) if ours.endswith(".activation") else value
-        for theirs, (ours, value) in values.items()
+        **{
+            theirs: their_activation(value) if ours.endswith(".activation") else value
+            for theirs, (ours, value) in values.items()
+        },
+        "bos_token_id": tokens.bos,
+        "eos_token_id": None if not tokens.eos else tokens.eos[0] if len(tokens.eos) == 1 else list(tokens.eos),
+        "pad_token_id": tokens.pad,
+        **({} if tokens.decoder_start is None else {"decoder_start_token_id": tokens.decoder_start}),
     }
+
+
+_PARTS: Mapping[str, type] = {
+    "attention": AttentionConfig,
+    "feed_forward": FeedForwardConfig,
+    "position": PositionConfig,
+    "norm": NormConfig,
+    "embedding": EmbeddingConfig,
+    "head": HeadConfig,
+    "init": InitConfig,
+}
+
+
+def make_config(given: Mapping[str, Mapping[str, Any]], model_type: str, **more: Any) -> ModelConfig:
+    """The config with the fields that `read_fields` found, and more: a dict for each part, or fields of its own."""
+    parts = {name: kind(**{**more.pop(name, {}), **given.get(name, {})}) for name, kind in _PARTS.items()}
+    return ModelConfig(**given[""], **parts, **more, model_type=model_type)
 
 
 def refuse(raw: Raw, **unsupported: Any) -> None:
@@ -136,33 +175,16 @@ def refuse(raw: Raw, **unsupported: Any) -> None:
             raise UserError(f"config.json: {name} = {value} is not supported for model type {raw.get('model_type')!r}.")
 
 
-def none_if_default(value: int | None, default: float) -> int | None:
+def none_if_default(value: T, default: object) -> T | None:
     """The value; None where it equals the default, so that the default follows when other fields are changed."""
     return None if value == default else value
 
 
-def special_tokens(raw: Raw, defaults: Raw) -> SpecialTokens:
-    """The special token ids of a config.json, those it leaves out from the family's defaults."""
-    eos = raw.get("eos_token_id", defaults.get("eos_token_id"))
-    ids = () if eos is None else cast("list[int] | tuple[int, ...]", eos) if isinstance(eos, list | tuple) else (eos,)
-    return SpecialTokens(
-        bos=raw.get("bos_token_id", defaults.get("bos_token_id")),
-        eos=tuple(ids),
-        pad=raw.get("pad_token_id", defaults.get("pad_token_id")),
-        decoder_start=raw.get("decoder_start_token_id", defaults.get("decoder_start_token_id")),
-    )
-
-
-def their_special_tokens(tokens: SpecialTokens) -> dict[str, Any]:
-    """The same, for config.json."""
-    written: dict[str, Any] = {
-        "bos_token_id": tokens.bos,
-        "eos_token_id": None if not tokens.eos else tokens.eos[0] if len(tokens.eos) == 1 else list(tokens.eos),
-        "pad_token_id": tokens.pad,
-    }
-    if tokens.decoder_start is not None:
-        written["decoder_start_token_id"] = tokens.decoder_start
-    return written
+def _special_tokens(raw: Raw, defaults: Raw) -> SpecialTokens:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    bos, eos, pad, start = (raw.get(name, defaults.get(name)) for name in names)
+    ends = () if eos is None else tuple(cast("Sequence[int]", eos)) if isinstance(eos, list | tuple) else (eos,)
+    return SpecialTokens(bos=bos, eos=ends, pad=pad, decoder_start=start)
 
 
 def labels(raw: Raw) -> int:

@@ -2,28 +2,8 @@
 
 from typing import Any
 
-from anyformer.config import (
-    AttentionConfig,
-    EmbeddingConfig,
-    FeedForwardConfig,
-    HeadConfig,
-    HeadKind,
-    InitConfig,
-    ModelConfig,
-    NormConfig,
-    PositionConfig,
-    SpecialTokens,
-)
-from anyformer.families.base import (
-    Family,
-    Fields,
-    Raw,
-    read_fields,
-    refuse,
-    special_tokens,
-    their_special_tokens,
-    write_fields,
-)
+from anyformer.config import HeadKind, ModelConfig, SpecialTokens
+from anyformer.families.base import Family, Fields, Raw, make_config, none_if_default, read_fields, refuse, write_fields
 from anyformer.families.rows import SPLIT, TRANSPOSE, alias, linear, row
 
 _FIELDS: Fields = {
@@ -46,46 +26,42 @@ _FIELDS: Fields = {
 def read(raw: Raw, head: HeadKind) -> ModelConfig:
     """From config.json."""
     refuse(raw, add_cross_attention=True)
-    given = read_fields(raw, _FIELDS)
-    return ModelConfig(
-        **given[""],
-        attention=AttentionConfig(scale=None if raw.get("scale_attn_weights", True) else 1.0, **given["attention"]),
-        feed_forward=FeedForwardConfig(width=raw.get("n_inner") or 4 * given[""]["d_model"], **given["feed_forward"]),
-        position=PositionConfig(kind="learned"),
-        norm=NormConfig(kind="layer", placement="pre", **given["norm"]),
-        embedding=EmbeddingConfig(**given["embedding"]),
-        head=HeadConfig(kind=head),
-        init=InitConfig(kind="normal", scale_residual=True, **given["init"]),
-        special_tokens=special_tokens(raw, {"bos_token_id": 50256, "eos_token_id": 50256}),
-        model_type="gpt2",
+    given = read_fields(raw, _FIELDS, {"bos_token_id": 50256, "eos_token_id": 50256})
+    return make_config(
+        given,
+        "gpt2",
+        attention={"scale": None if raw.get("scale_attn_weights", True) else 1.0},
+        feed_forward={"width": raw.get("n_inner") or 4 * given[""]["d_model"]},
+        position={"kind": "learned"},
+        norm={"kind": "layer", "placement": "pre"},
+        head={"kind": head},
+        init={"kind": "normal", "scale_residual": True},
     )
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """To config.json."""
-    width = config.feed_forward.width
     return {
         **write_fields(config, _FIELDS),
         "n_ctx": config.max_length,
-        "n_inner": None if width == 4 * config.d_model else width,
+        "n_inner": none_if_default(config.feed_forward.width, 4 * config.d_model),
         "scale_attn_weights": config.attention.scale is None,
-        **their_special_tokens(config.special_tokens),
     }
 
 
-_ATTENTION = "decoder.blocks.{i}.attention"
-_QKV = [f"{_ATTENTION}.{part}" for part in ("query", "key", "value")]
+_LAYER, _BLOCK = "transformer.h.{i}", "decoder.blocks.{i}"
+_QKV = [f"{_BLOCK}.attention.{part}" for part in ("query", "key", "value")]
 
 ROWS = [
     row("transformer.wte.weight", "token_embedding.table.weight"),
     row("transformer.wpe.weight", "decoder.position.table.weight"),
-    *linear("transformer.h.{i}.ln_1", "decoder.blocks.{i}.attention_norm"),
-    row("transformer.h.{i}.attn.c_attn.weight", [f"{name}.weight" for name in _QKV], TRANSPOSE),
-    row("transformer.h.{i}.attn.c_attn.bias", [f"{name}.bias" for name in _QKV], SPLIT),
-    *linear("transformer.h.{i}.attn.c_proj", f"{_ATTENTION}.output", TRANSPOSE),
-    *linear("transformer.h.{i}.ln_2", "decoder.blocks.{i}.feed_forward_norm"),
-    *linear("transformer.h.{i}.mlp.c_fc", "decoder.blocks.{i}.feed_forward.up", TRANSPOSE),
-    *linear("transformer.h.{i}.mlp.c_proj", "decoder.blocks.{i}.feed_forward.down", TRANSPOSE),
+    *linear(f"{_LAYER}.ln_1", f"{_BLOCK}.attention_norm"),
+    row(f"{_LAYER}.attn.c_attn.weight", [f"{name}.weight" for name in _QKV], TRANSPOSE),
+    row(f"{_LAYER}.attn.c_attn.bias", [f"{name}.bias" for name in _QKV], SPLIT),
+    *linear(f"{_LAYER}.attn.c_proj", f"{_BLOCK}.attention.output", TRANSPOSE),
+    *linear(f"{_LAYER}.ln_2", f"{_BLOCK}.feed_forward_norm"),
+    *linear(f"{_LAYER}.mlp.c_fc", f"{_BLOCK}.feed_forward.up", TRANSPOSE),
+    *linear(f"{_LAYER}.mlp.c_proj", f"{_BLOCK}.feed_forward.down", TRANSPOSE),
     *linear("transformer.ln_f", "decoder.final_norm"),
     row("lm_head.weight", "head.projection.weight"),
     alias("lm_head.weight", "token_embedding.table.weight"),

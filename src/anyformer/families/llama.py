@@ -4,33 +4,14 @@ Mistral 7B (2310.06825), section 2; Qwen2 (2407.10671), section 2.2; Qwen3 (2505
 One translation serves all four model types: they differ in biases, windows and norms on queries and keys.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from anyformer.config import (
-    AttentionConfig,
-    EmbeddingConfig,
-    FeedForwardConfig,
-    HeadConfig,
-    HeadKind,
-    InitConfig,
-    ModelConfig,
-    NormConfig,
-)
+from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import rope
-from anyformer.families.base import (
-    Family,
-    Fields,
-    Raw,
-    none_if_default,
-    read_fields,
-    special_tokens,
-    their_special_tokens,
-    write_fields,
-)
-from anyformer.families.rows import alias, linear, row
+from anyformer.families.base import Family, Fields, Raw, make_config, none_if_default, read_fields, write_fields
+from anyformer.families.rows import alias, linear, linears, row
 
 _FIELDS: Fields = {
     "vocab_size": ("vocab_size", 32000),
@@ -54,6 +35,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "intermediate_size": 14336,
         "max_position_embeddings": 131072,
+        "sliding_window": 4096,
     },
     "qwen2": _QWEN,
     "qwen3": {**_QWEN, "head_dim": 128},
@@ -61,36 +43,37 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 """What a config.json of each type means where it leaves a field out, if that is not as in `_FIELDS`."""
 
 
-@dataclass(frozen=True)
-class _Traits:
-    """Where the four part ways."""
-
-    model_type: str
-    attention: Callable[[Raw, int], dict[str, Any]]
-    """The fields of AttentionConfig that config.json (with this many layers) decides in this type's own way."""
-    written: Callable[[AttentionConfig, int], dict[str, Any]]
-
-
-def _llama_attention(raw: Raw, layers: int) -> dict[str, Any]:
-    bias = raw.get("attention_bias", False)
-    return {"bias": bias, "output_bias": bias}
-
-
-def _mistral_attention(raw: Raw, layers: int) -> dict[str, Any]:
-    return {"bias": False, "output_bias": False, "window": raw.get("sliding_window", 4096)}
-
-
-def _qwen2_attention(raw: Raw, layers: int) -> dict[str, Any]:
-    return {"bias": True, "output_bias": False, **_qwen_window(raw, layers)}
-
-
-def _qwen3_attention(raw: Raw, layers: int) -> dict[str, Any]:
-    return {**_llama_attention(raw, layers), "qk_norm": True, **_qwen_window(raw, layers)}
+def _read(config_json: Raw, head: HeadKind, model_type: str) -> ModelConfig:
+    raw = {**_DEFAULTS[model_type], **config_json}
+    given = read_fields(raw, _FIELDS, {})
+    heads, max_length = given["attention"]["heads"], given[""]["max_length"]
+    bias = {"mistral": False, "qwen2": True}.get(model_type, raw.get("attention_bias", False))
+    return make_config(
+        given,
+        model_type,
+        attention={
+            "kv_heads": none_if_default(raw.get("num_key_value_heads"), heads),
+            "head_dim": none_if_default(raw.get("head_dim"), given[""]["d_model"] / heads),
+            "bias": bias,
+            "output_bias": bias and model_type != "qwen2",
+            "qk_norm": model_type == "qwen3",
+            **_window(raw, given[""]["decoder_layers"], model_type),
+        },
+        feed_forward={"gated": True, "bias": raw.get("mlp_bias", False)},
+        position=rope.read(raw, max_length),
+        norm={"kind": "rms", "placement": "pre"},
+        embedding={"padding": raw.get("pad_token_id")},
+        head={"kind": head},
+        init={"kind": "normal"},
+    )
 
 
-def _qwen_window(raw: Raw, layers: int) -> dict[str, Any]:
-    """Qwen puts a window on the upper layers, if any; newer files list the layers one by one."""
-    if not raw.get("use_sliding_window", False) or raw.get("sliding_window", 4096) is None:
+def _window(raw: Raw, layers: int, model_type: str) -> dict[str, Any]:
+    """Mistral's window is on every layer, Qwen's on the upper ones, which newer files list one by one."""
+    if model_type == "mistral":
+        return {"window": raw["sliding_window"]}
+    window = raw.get("sliding_window", 4096)
+    if model_type == "llama" or not raw.get("use_sliding_window", False) or window is None:
         return {}
     types: list[str] | None = raw.get("layer_types")
     if types is None:
@@ -101,90 +84,51 @@ def _qwen_window(raw: Raw, layers: int) -> dict[str, Any]:
             raise UserError(
                 "config.json: layer_types must have all sliding_attention layers above the full_attention ones."
             )
-    return {"window": raw.get("sliding_window", 4096), "window_from": first} if first < layers else {}
+    return {"window": window, "window_from": first} if first < layers else {}
 
 
-def _their_qwen_window(attention: AttentionConfig, layers: int) -> dict[str, Any]:
-    windowed = attention.window is not None
-    first = attention.window_from if windowed else layers
-    return {
-        "use_sliding_window": windowed,
-        "sliding_window": attention.window,
-        "max_window_layers": first,
-        "layer_types": ["full_attention"] * first + ["sliding_attention"] * (layers - first),
-    }
-
-
-_TRAITS = [
-    _Traits("llama", _llama_attention, lambda attention, _: {"attention_bias": attention.bias}),
-    _Traits("mistral", _mistral_attention, lambda attention, _: {"sliding_window": attention.window}),
-    _Traits("qwen2", _qwen2_attention, _their_qwen_window),
-    _Traits(
-        "qwen3",
-        _qwen3_attention,
-        lambda attention, layers: {"attention_bias": attention.bias, **_their_qwen_window(attention, layers)},
-    ),
-]
-
-
-def _read(traits: _Traits, config_json: Raw, head: HeadKind) -> ModelConfig:
-    raw = {**_DEFAULTS[traits.model_type], **config_json}
-    given = read_fields(raw, _FIELDS)
-    layers, heads = given[""]["decoder_layers"], given["attention"]["heads"]
-    return ModelConfig(
-        **given[""],
-        attention=AttentionConfig(
-            kv_heads=none_if_default(raw.get("num_key_value_heads"), heads),
-            head_dim=none_if_default(raw.get("head_dim"), given[""]["d_model"] / heads),
-            **given["attention"],
-            **traits.attention(raw, layers),
-        ),
-        feed_forward=FeedForwardConfig(gated=True, bias=raw.get("mlp_bias", False), **given["feed_forward"]),
-        position=rope.read(raw, given[""]["max_length"]),
-        norm=NormConfig(kind="rms", placement="pre", **given["norm"]),
-        embedding=EmbeddingConfig(padding=raw.get("pad_token_id"), **given["embedding"]),
-        head=HeadConfig(kind=head),
-        init=InitConfig(kind="normal", **given["init"]),
-        special_tokens=special_tokens(raw, {}),
-        model_type=traits.model_type,
-    )
-
-
-def _write(traits: _Traits, config: ModelConfig) -> dict[str, Any]:
-    attention = config.attention
+def _write(config: ModelConfig, model_type: str) -> dict[str, Any]:
+    attention, layers, own = config.attention, config.decoder_layers, dict[str, Any]()
+    if model_type == "llama":
+        own["mlp_bias"] = config.feed_forward.bias
+    if model_type in ("llama", "qwen3"):
+        own["attention_bias"] = attention.bias
+    if model_type != "llama":
+        own["sliding_window"] = attention.window
+    if model_type in ("qwen2", "qwen3"):
+        first = layers if attention.window is None else attention.window_from
+        own["use_sliding_window"] = attention.window is not None
+        own["max_window_layers"] = first
+        own["layer_types"] = ["full_attention"] * first + ["sliding_attention"] * (layers - first)
     return {
         **write_fields(config, _FIELDS),
         "num_key_value_heads": attention.kv_heads or attention.heads,
         "head_dim": attention.head_dim or config.d_model // attention.heads,
         **rope.write(config.position),
-        **their_special_tokens(config.special_tokens),
-        **traits.written(attention, config.decoder_layers),
-        **({"mlp_bias": config.feed_forward.bias} if traits.model_type == "llama" else {}),
+        **own,
     }
 
 
-_ATTENTION = "decoder.blocks.{i}.attention"
-_FEED_FORWARD = "decoder.blocks.{i}.feed_forward"
-
+_LAYER = {
+    "input_layernorm": "attention_norm",
+    "self_attn.q_proj": "attention.query",
+    "self_attn.k_proj": "attention.key",
+    "self_attn.v_proj": "attention.value",
+    "self_attn.o_proj": "attention.output",
+    "self_attn.q_norm": "attention.query_norm",
+    "self_attn.k_norm": "attention.key_norm",
+    "post_attention_layernorm": "feed_forward_norm",
+    "mlp.gate_proj": "feed_forward.gate",
+    "mlp.up_proj": "feed_forward.up",
+    "mlp.down_proj": "feed_forward.down",
+}
 ROWS = [
     row("model.embed_tokens.weight", "token_embedding.table.weight"),
-    *linear("model.layers.{i}.input_layernorm", "decoder.blocks.{i}.attention_norm"),
-    *linear("model.layers.{i}.self_attn.q_proj", f"{_ATTENTION}.query"),
-    *linear("model.layers.{i}.self_attn.k_proj", f"{_ATTENTION}.key"),
-    *linear("model.layers.{i}.self_attn.v_proj", f"{_ATTENTION}.value"),
-    *linear("model.layers.{i}.self_attn.o_proj", f"{_ATTENTION}.output"),
-    *linear("model.layers.{i}.self_attn.q_norm", f"{_ATTENTION}.query_norm"),
-    *linear("model.layers.{i}.self_attn.k_norm", f"{_ATTENTION}.key_norm"),
-    *linear("model.layers.{i}.post_attention_layernorm", "decoder.blocks.{i}.feed_forward_norm"),
-    *linear("model.layers.{i}.mlp.gate_proj", f"{_FEED_FORWARD}.gate"),
-    *linear("model.layers.{i}.mlp.up_proj", f"{_FEED_FORWARD}.up"),
-    *linear("model.layers.{i}.mlp.down_proj", f"{_FEED_FORWARD}.down"),
+    *linears("model.layers.{i}.", "decoder.blocks.{i}.", _LAYER),
     *linear("model.norm", "decoder.final_norm"),
     row("lm_head.weight", "head.projection.weight"),
     alias("lm_head.weight", "token_embedding.table.weight"),
 ]
-
-_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 _LLAMA3 = {
     "vocab_size": 128256,
@@ -206,90 +150,59 @@ def _sizes(hidden: int, layers: int, heads: int, width: int, **fields: Any) -> d
     return {**shape, "intermediate_size": width, **fields}
 
 
-_PRESETS: dict[str, Mapping[str, dict[str, Any]]] = {
-    "llama": {
-        "llama-3.2-1b": _llama3(32.0, **_sizes(2048, 16, 32, 8192), head_dim=64, tie_word_embeddings=True),
-        "llama-3.2-3b": _llama3(32.0, **_sizes(3072, 28, 24, 8192), head_dim=128, tie_word_embeddings=True),
-        "llama-3.1-8b": _llama3(8.0, **_sizes(4096, 32, 32, 14336)),
-        "llama-2-7b": _sizes(4096, 32, 32, 11008, max_position_embeddings=4096, rms_norm_eps=1e-5),
-        "tinyllama-1.1b": _sizes(2048, 22, 32, 5632, num_key_value_heads=4, rms_norm_eps=1e-5),
-        "smollm2-135m": _sizes(
-            576,
-            30,
-            9,
-            1536,
-            num_key_value_heads=3,
-            vocab_size=49152,
-            max_position_embeddings=8192,
-            rope_theta=100_000.0,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=True,
-            initializer_range=0.041666666666666664,
-            bos_token_id=0,
-            eos_token_id=0,
-        ),
-        # What `anyformer train` trains when nothing else is asked for: in two minutes on two cores, many steps of a
-        # small model teach more than few of a wide one. It starts at 1 / sqrt(d_model); 0.02 is made for wide models.
-        "llama-nano": _sizes(
-            128,
-            4,
-            4,
-            384,
-            vocab_size=2048,
-            max_position_embeddings=128,
-            tie_word_embeddings=True,
-            initializer_range=0.09,
-            bos_token_id=None,
-            eos_token_id=None,
-        ),
-    },
-    "mistral": {
-        "mistral-7b": _sizes(4096, 32, 32, 14336, max_position_embeddings=32768, rms_norm_eps=1e-5),
-    },
-    "qwen2": {
-        "qwen2.5-0.5b": _sizes(
-            896,
-            24,
-            14,
-            4864,
-            num_key_value_heads=2,
-            rope_theta=1_000_000.0,
-            tie_word_embeddings=True,
-            bos_token_id=151643,
-            eos_token_id=151643,
-        ),
-    },
-    "qwen3": {
-        "qwen3-0.6b": _sizes(
-            1024,
-            28,
-            16,
-            3072,
-            num_key_value_heads=8,
-            max_position_embeddings=40960,
-            rope_theta=1_000_000.0,
-            tie_word_embeddings=True,
-            bos_token_id=151643,
-            eos_token_id=151645,
-        ),
-    },
+_TIED = {"tie_word_embeddings": True}
+_SMOLLM2 = {
+    "vocab_size": 49152,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "rope_theta": 100_000.0,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.041666666666666664,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    **_TIED,
 }
+# What `anyformer train` trains when nothing else is asked for: in two minutes on two cores, many steps of a small model
+# teach more than few of a wide one. It starts at 1 / sqrt(d_model); 0.02 is made for wide models.
+_NANO = {
+    "vocab_size": 2048,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.09,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    **_TIED,
+}
+_LLAMA2 = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+_MISTRAL = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
+_QWEN2_5 = {"rope_theta": 1_000_000.0, "bos_token_id": 151643, "eos_token_id": 151643, **_TIED}
+_QWEN3 = {**_QWEN2_5, "max_position_embeddings": 40960, "eos_token_id": 151645}
 
 
-def _family(traits: _Traits) -> Family:
-    name = _CLASSES[traits.model_type]
+def _family(model_type: str, name: str, presets: dict[str, Raw]) -> Family:
     return Family(
-        model_type=traits.model_type,
+        model_type=model_type,
         architectures={f"{name}ForCausalLM": "language_model", f"{name}Model": "none"},
-        read=lambda raw, head: _read(traits, raw, head),
-        write=lambda config: _write(traits, config),
+        read=partial(_read, model_type=model_type),
+        write=partial(_write, model_type=model_type),
         rows=ROWS,
         prefix="model.",
         ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
-        presets={
-            preset: _read(traits, fields, "language_model") for preset, fields in _PRESETS[traits.model_type].items()
-        },
+        presets={preset: _read(fields, "language_model", model_type) for preset, fields in presets.items()},
     )
 
 
-FAMILIES = [_family(traits) for traits in _TRAITS]
+_LLAMA_PRESETS: dict[str, Raw] = {
+    "llama-3.2-1b": _llama3(32.0, **_sizes(2048, 16, 32, 8192), head_dim=64, **_TIED),
+    "llama-3.2-3b": _llama3(32.0, **_sizes(3072, 28, 24, 8192), head_dim=128, **_TIED),
+    "llama-3.1-8b": _llama3(8.0, **_sizes(4096, 32, 32, 14336)),
+    "llama-2-7b": _sizes(4096, 32, 32, 11008, **_LLAMA2),
+    "tinyllama-1.1b": _sizes(2048, 22, 32, 5632, num_key_value_heads=4, rms_norm_eps=1e-5),
+    "smollm2-135m": _sizes(576, 30, 9, 1536, **_SMOLLM2),
+    "llama-nano": _sizes(128, 4, 4, 384, **_NANO),
+}
+FAMILIES = [
+    _family("llama", "Llama", _LLAMA_PRESETS),
+    _family("mistral", "Mistral", {"mistral-7b": _sizes(4096, 32, 32, 14336, **_MISTRAL)}),
+    _family("qwen2", "Qwen2", {"qwen2.5-0.5b": _sizes(896, 24, 14, 4864, num_key_value_heads=2, **_QWEN2_5)}),
+    _family("qwen3", "Qwen3", {"qwen3-0.6b": _sizes(1024, 28, 16, 3072, num_key_value_heads=8, **_QWEN3)}),
+]

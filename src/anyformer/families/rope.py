@@ -8,39 +8,33 @@ from anyformer.errors import UserError
 from anyformer.families.base import Raw
 
 
-def read(raw: Raw, max_length: int) -> PositionConfig:
-    """The rotary positions of a config.json. Raises UserError for a scaling that is not known."""
+def read(raw: Raw, max_length: int) -> dict[str, Any]:
+    """The fields of PositionConfig in a config.json. Raises UserError for a scaling that is not known."""
     rope: Raw = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
     if kind == "default":
-        return PositionConfig(kind="rotary", theta=theta)
+        return {"kind": "rotary", "theta": theta}
     if kind not in ("linear", "dynamic", "llama3", "yarn"):
         raise UserError(
             f"config.json: the rope scaling {kind!r} is not supported (linear, dynamic, llama3 and yarn are)."
         )
+    given: dict[str, Any] = {}
     if kind in ("linear", "dynamic"):
-        return PositionConfig(
-            kind="rotary", theta=theta, scaling=RotaryScaling(kind=kind, factor=float(rope["factor"]))
-        )
-    original = raw.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or max_length
-    factor = rope.get("factor") or max_length / original
-    if kind == "llama3":
-        low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-        scaling = RotaryScaling(
-            kind=kind, factor=float(factor), original_length=original, low_frequency=low, high_frequency=high
-        )
+        factor = float(rope["factor"])
     else:
-        scaling = RotaryScaling(
-            kind=kind,
-            factor=float(factor),
-            original_length=original,
-            beta_fast=float(rope.get("beta_fast") or 32),
-            beta_slow=float(rope.get("beta_slow") or 1),
-            attention_factor=_attention_factor(rope, float(factor)),
-            truncate=rope.get("truncate", True),
-        )
-    return PositionConfig(kind="rotary", theta=theta, scaling=scaling)
+        original = "original_max_position_embeddings"
+        given["original_length"] = raw.get(original) or rope.get(original) or max_length
+        factor = float(rope.get("factor") or max_length / given["original_length"])
+    if kind == "llama3":
+        given["low_frequency"] = float(rope["low_freq_factor"])
+        given["high_frequency"] = float(rope["high_freq_factor"])
+    elif kind == "yarn":
+        given["beta_fast"] = float(rope.get("beta_fast") or 32)
+        given["beta_slow"] = float(rope.get("beta_slow") or 1)
+        given["attention_factor"] = _attention_factor(rope, factor)
+        given["truncate"] = rope.get("truncate", True)
+    return {"kind": "rotary", "theta": theta, "scaling": RotaryScaling(kind=kind, factor=factor, **given)}
 
 
 def _attention_factor(rope: Raw, factor: float) -> float | None:

@@ -9,7 +9,7 @@ is taken, so one table serves every config of the family.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,11 @@ def linear(theirs: str, ours: str, operation: Operation = COPY, requires: str | 
         row(f"{theirs}.weight", f"{ours}.weight", operation, requires),
         row(f"{theirs}.bias", f"{ours}.bias", requires=requires),
     ]
+
+
+def linears(theirs: str, ours: str, layers: Mapping[str, str]) -> list[Row]:
+    """The rows of several layers, by their names after a prefix: theirs -> ours."""
+    return [line for name, our in layers.items() for line in linear(theirs + name, ours + our)]
 
 
 def resolve(rows: Iterable[Row], ours: Collection[str]) -> dict[str, Row]:

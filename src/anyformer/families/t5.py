@@ -3,37 +3,26 @@
 Version 1.0 ties the head to the token table and scales its input; version 1.1 does neither and gates the feed-forward.
 """
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from anyformer.config import (
-    AttentionConfig,
-    EmbeddingConfig,
-    FeedForwardConfig,
-    HeadConfig,
-    HeadKind,
-    InitConfig,
-    ModelConfig,
-    NormConfig,
-    PositionConfig,
-)
+from anyformer.config import HeadKind, ModelConfig
 from anyformer.families.base import (
     Family,
     Fields,
     Raw,
     activation,
+    make_config,
     none_if_default,
     read_fields,
     refuse,
-    special_tokens,
     their_activation,
-    their_special_tokens,
     write_fields,
 )
-from anyformer.families.rows import Row, alias, linear, row
+from anyformer.families.rows import Row, alias, linear, linears, row
 
 _TOKENS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
-
-
 _FIELDS: Fields = {
     "vocab_size": ("vocab_size", 32128),
     "d_model": ("d_model", 512),
@@ -51,28 +40,25 @@ _FIELDS: Fields = {
 
 def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
     refuse(raw, is_encoder_decoder=False)
-    given = read_fields(raw, _FIELDS)
+    given = read_fields(raw, _FIELDS, _TOKENS)
     projection: str = raw.get("feed_forward_proj", "relu")
     scaled = raw.get("scale_decoder_outputs", given["embedding"]["tied"]) and model_type == "t5"
     head_dim = none_if_default(raw.get("d_kv", 64), given[""]["d_model"] / given["attention"]["heads"])
-    return ModelConfig(
-        **given[""],
+    return make_config(
+        given,
+        model_type,
         decoder_layers=raw.get("num_decoder_layers") or given[""]["encoder_layers"],
-        attention=AttentionConfig(head_dim=head_dim, bias=False, output_bias=False, scale=1.0, **given["attention"]),
-        feed_forward=FeedForwardConfig(
+        attention={"head_dim": head_dim, "bias": False, "output_bias": False, "scale": 1.0},
+        feed_forward={
             # "gated-gelu" means the tanh approximation, as in Mesh TensorFlow.
-            activation="gelu_tanh" if projection == "gated-gelu" else activation(projection.removeprefix("gated-")),
-            gated=projection.startswith("gated-"),
-            bias=False,
-            **given["feed_forward"],
-        ),
-        position=PositionConfig(kind="relative", **given["position"]),
-        norm=NormConfig(kind="rms", placement="pre", **given["norm"]),
-        embedding=EmbeddingConfig(**given["embedding"]),
-        head=HeadConfig(kind=head, scaled=scaled and head == "language_model"),
-        init=InitConfig(kind="t5", std=1.0),
-        special_tokens=special_tokens(raw, _TOKENS),
-        model_type=model_type,
+            "activation": "gelu_tanh" if projection == "gated-gelu" else activation(projection.removeprefix("gated-")),
+            "gated": projection.startswith("gated-"),
+            "bias": False,
+        },
+        position={"kind": "relative"},
+        norm={"kind": "rms", "placement": "pre"},
+        head={"kind": head, "scaled": scaled and head == "language_model"},
+        init={"kind": "t5", "std": 1.0},
     )
 
 
@@ -87,29 +73,25 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "feed_forward_proj": f"gated-{name}" if inner.gated else name,
         **({"scale_decoder_outputs": scaled} if scaled != config.embedding.tied else {}),
         "is_encoder_decoder": True,
-        **their_special_tokens(config.special_tokens),
     }
 
 
-def _attention(theirs: str, ours: str) -> list[Row]:
-    names = {"q": "query", "k": "key", "v": "value", "o": "output"}
-    return [line for short, name in names.items() for line in linear(f"{theirs}.{short}", f"{ours}.{name}")]
+_ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "output"}
 
 
-def _stack(stack: str, feed_forward_place: int) -> list[Row]:
+def _stack(stack: str, feed_forward_index: int) -> list[Row]:
     """The rows of the encoder or decoder, which T5 and we call the same."""
     theirs, ours = f"{stack}.block.{{i}}.layer", f"{stack}.blocks.{{i}}"
-    dense, feed_forward = f"{theirs}.{feed_forward_place}.DenseReluDense", f"{ours}.feed_forward"
+    dense, feed_forward = f"{theirs}.{feed_forward_index}.DenseReluDense", f"{ours}.feed_forward"
     bias = "layer.0.SelfAttention.relative_attention_bias"
     return [
         row(f"{stack}.block.0.{bias}.weight", f"{stack}.position.table.weight"),
-        *_attention(f"{theirs}.0.SelfAttention", f"{ours}.attention"),
+        *linears(f"{theirs}.0.SelfAttention.", f"{ours}.attention.", _ATTENTION),
         *linear(f"{theirs}.0.layer_norm", f"{ours}.attention_norm"),
         *linear(f"{dense}.wi_0", f"{feed_forward}.gate"),
         *linear(f"{dense}.wi_1", f"{feed_forward}.up", requires=f"{feed_forward}.gate.weight"),
-        *linear(f"{dense}.wi", f"{feed_forward}.up"),
-        *linear(f"{dense}.wo", f"{feed_forward}.down"),
-        *linear(f"{theirs}.{feed_forward_place}.layer_norm", f"{ours}.feed_forward_norm"),
+        *linears(f"{dense}.", f"{feed_forward}.", {"wi": "up", "wo": "down"}),
+        *linear(f"{theirs}.{feed_forward_index}.layer_norm", f"{ours}.feed_forward_norm"),
         *linear(f"{stack}.final_layer_norm", f"{stack}.final_norm"),
         alias(f"{stack}.embed_tokens.weight", "token_embedding.table.weight"),
     ]
@@ -119,7 +101,7 @@ ROWS = [
     row("shared.weight", "token_embedding.table.weight"),
     *_stack("encoder", 1),
     *_stack("decoder", 2),
-    *_attention("decoder.block.{i}.layer.1.EncDecAttention", "decoder.blocks.{i}.cross_attention"),
+    *linears("decoder.block.{i}.layer.1.EncDecAttention.", "decoder.blocks.{i}.cross_attention.", _ATTENTION),
     *linear("decoder.block.{i}.layer.1.layer_norm", "decoder.blocks.{i}.cross_attention_norm"),
     row("lm_head.weight", "head.projection.weight"),
     alias("lm_head.weight", "token_embedding.table.weight"),
@@ -130,19 +112,21 @@ def _sizes(d_model: int, layers: int, heads: int, width: int, **rest: Any) -> di
     return {"d_model": d_model, "num_layers": layers, "num_heads": heads, "d_ff": width, **rest}
 
 
-_V1 = {
+_V11 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+_T5: dict[str, Raw] = {
     "t5-small": _sizes(512, 6, 8, 2048),
     "t5-base": _sizes(768, 12, 12, 3072),
     "t5-large": _sizes(1024, 24, 16, 4096),
     "t5-3b": _sizes(1024, 24, 32, 16384, d_kv=128),
-}
-_V11 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-_V1_1 = {
     "t5-v1.1-small": _sizes(512, 8, 6, 1024, **_V11),
     "t5-v1.1-base": _sizes(768, 12, 12, 2048, **_V11),
     "t5-v1.1-large": _sizes(1024, 24, 16, 2816, **_V11),
     "flan-t5-small": _sizes(512, 8, 6, 1024, **_V11),
     "flan-t5-base": _sizes(768, 12, 12, 2048, **_V11),
+}
+_MT5: dict[str, Raw] = {
+    "mt5-small": _sizes(512, 8, 6, 1024, vocab_size=250112, **_V11),
+    "mt5-base": _sizes(768, 12, 12, 2048, vocab_size=250112, **_V11),
 }
 # To be trained on a laptop in minutes, at llama-nano's size; a run as short as that has no use for dropout. T5's token
 # vectors of N(0, 1) want an optimizer whose steps are in proportion to them (Adafactor); AdamW hardly moves them, so
@@ -150,13 +134,9 @@ _V1_1 = {
 _NANO = _read(
     _sizes(128, 4, 4, 256, d_kv=32, vocab_size=2048, n_positions=128, dropout_rate=0.0, **_V11), "language_model", "t5"
 ).replace(init={"std": 0.09})
-_MT5 = {
-    "mt5-small": _sizes(512, 8, 6, 1024, vocab_size=250112, **_V11),
-    "mt5-base": _sizes(768, 12, 12, 2048, vocab_size=250112, **_V11),
-}
 
 
-def _family(model_type: str, name: str, presets: dict[str, dict[str, Any]], **more: ModelConfig) -> Family:
+def _family(model_type: str, name: str, presets: Mapping[str, Raw], **more: ModelConfig) -> Family:
     return Family(
         model_type=model_type,
         architectures={
@@ -164,7 +144,7 @@ def _family(model_type: str, name: str, presets: dict[str, dict[str, Any]], **mo
             f"{name}WithLMHeadModel": "language_model",
             f"{name}Model": "none",
         },
-        read=lambda raw, head: _read(raw, head, model_type),
+        read=partial(_read, model_type=model_type),
         write=_write,
         rows=ROWS,
         # Old files have a bias for cross-attention, which the model never had.
@@ -174,4 +154,4 @@ def _family(model_type: str, name: str, presets: dict[str, dict[str, Any]], **mo
     )
 
 
-FAMILIES = [_family("t5", "T5", {**_V1, **_V1_1}, **{"t5-nano": _NANO}), _family("mt5", "MT5", _MT5)]
+FAMILIES = [_family("t5", "T5", _T5, **{"t5-nano": _NANO}), _family("mt5", "MT5", _MT5)]

@@ -38,7 +38,8 @@ def test_a_package_may_bring_one(monkeypatch: pytest.MonkeyPatch) -> None:
         build._compiler()
 
 
-USE = f"""
+USE = """
+import sys
 import torch
 import anyformer as af
 from anyformer.kernels.cpu.build import Library
@@ -50,7 +51,7 @@ with torch.inference_mode():
     found = decoder_step(model, wait=True)(ids, model.make_cache(2, 8))
     torch.testing.assert_close(found, model(ids).logits, atol=1e-4, rtol=1e-4)
 assert LIBRARY.get() is not None
-libraries = [Library(name) for name in {LIBRARIES}]
+libraries = [Library(name) for name in sys.argv[1:]]
 for library in libraries:
     library.start()
 assert all(library.get(wait=True) is not None for library in libraries)
@@ -58,12 +59,13 @@ assert all(library.get(wait=True) is not None for library in libraries)
 
 
 @pytest.mark.skipif(find_spec("ziglang") is None, reason="is a dependency on Linux only")
-def test_the_packages_compiler_makes_the_library(tmp_path: Path) -> None:
+@pytest.mark.parametrize("libraries", [["decode_step"], pytest.param(LIBRARIES, marks=pytest.mark.slow)])
+def test_the_packages_compiler_makes_the_library(libraries: list[str], tmp_path: Path) -> None:
     """A machine without a compiler, on first use."""
     nothing = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": str(tmp_path)}
     environment = nothing | {"ANYFORMER_CACHE": str(tmp_path), "HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", USE], check=True, env=environment, timeout=300)
-    assert sorted(path.name.split("-")[0] for path in (tmp_path / "native").glob("*.so")) == LIBRARIES
+    subprocess.run([sys.executable, "-c", USE, *libraries], check=True, env=environment, timeout=300)
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "native").glob("*.so")) == libraries
     assert {path.suffix for path in (tmp_path / "native").iterdir()} == {".lock", ".so"}
 
 
@@ -122,7 +124,16 @@ def test_a_short_program_leaves_a_library(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or COMPILER is None, reason="needs a compiler for such processors")
-@pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3", "skylake-avx512", "icelake-server", "sapphirerapids"])
+@pytest.mark.parametrize(
+    "processor",
+    [
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("x86-64", "x86-64-v3", "skylake-avx512", "icelake-server")
+        ),
+        "sapphirerapids",
+    ],
+)
 def test_it_compiles_for_every_processor(processor: str) -> None:
     """With plain code, AVX2, AVX-512, its integer products, and AMX."""
     assert COMPILER is not None
@@ -133,11 +144,15 @@ def test_it_compiles_for_every_processor(processor: str) -> None:
 
 EXAMPLES = ["not slow", pytest.param("slow", marks=pytest.mark.slow)]
 """The gate's share of the drawn examples, or all of them."""
+OLDER = [
+    pytest.param(processor, examples, marks=[] if (processor, examples) == ("x86-64", "not slow") else pytest.mark.slow)
+    for processor in cpu_features.BASELINES
+    for examples in ("not slow", "slow")
+]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or COMPILER is None, reason="needs a compiler for such processors")
-@pytest.mark.parametrize("examples", EXAMPLES)
-@pytest.mark.parametrize("processor", cpu_features.BASELINES)
+@pytest.mark.parametrize(("processor", "examples"), OLDER)
 def test_what_is_made_for_older_processors_holds(processor: str, examples: str) -> None:
     if "avx2" not in cpu_features.flags().split() and processor != "x86-64":
         pytest.skip("needs AVX2")

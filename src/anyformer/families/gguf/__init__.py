@@ -1,8 +1,8 @@
 """GGUF, the format of llama.cpp: its architectures, their metadata and tensor names, read in both directions.
 
-base     what an architecture is
-scaling  stretched rotary positions
-llama, gpt2, bert, t5    the architectures themselves
+base           what an architecture is
+architectures  those of llama.cpp that can be read and written
+scaling        scaled rotary positions
 """
 
 from typing import Any
@@ -10,14 +10,10 @@ from typing import Any
 from anyformer.config import ModelConfig, SpecialTokens, diff
 from anyformer.errors import UserError, nearest
 from anyformer.families import FAMILIES, canonical, to_huggingface
-from anyformer.families.gguf import bert, gpt2, llama, scaling, t5
+from anyformer.families.gguf import scaling
+from anyformer.families.gguf.architectures import ARCHITECTURES
 from anyformer.families.gguf.base import Architecture, Contents, layers
 from anyformer.families.rows import Row, resolve
-
-ARCHITECTURES: dict[str, Architecture] = {
-    architecture.name: architecture
-    for architecture in (*llama.ARCHITECTURES, gpt2.ARCHITECTURE, bert.ARCHITECTURE, t5.ARCHITECTURE)
-}
 
 __all__ = ["ARCHITECTURES", "Architecture", "Contents", "architecture", "from_gguf", "rope_factors", "table", "to_gguf"]
 
@@ -38,13 +34,10 @@ def from_gguf(contents: Contents) -> ModelConfig:
     family = FAMILIES[kind.model_types[0]]
     config = kind.adjust(family.read(raw, kind.head), contents)
     # Before anything is built: a number of layers costs nothing to write.
-    both = config.is_encoder_decoder
-    for said, prefix in (
-        (config.encoder_layers, "enc." if both else ""),
-        (config.decoder_layers, "dec." if both else ""),
-    ):
-        if said and said != (found := layers(contents, prefix)):
-            raise UserError(f"The metadata says {said} layers, and there are {prefix}blk tensors of {found}.")
+    for count, prefix in ((config.encoder_layers, "enc."), (config.decoder_layers, "dec.")):
+        prefix = prefix if config.is_encoder_decoder else ""
+        if count and count != (found := layers(contents, prefix)):
+            raise UserError(f"The metadata says {count} layers, and there are {prefix}blk tensors of {found}.")
     return config
 
 
@@ -65,11 +58,11 @@ def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
     # LLaMA 3's scaling is its factors, which different lengths and frequencies can have in common.
     factors = rope_factors(config)
     same_factors = factors is not None and scaling.alike(rope_factors(back), factors)
-    for field, (said, meant) in diff(_computed(back), _computed(config)).items():
+    for field, (computed, meant) in diff(_computed(back), _computed(config)).items():
         if not (same_factors and field.startswith("position.scaling.")):
             raise UserError(
                 f"GGUF's {kind.name} architecture can't express {field} = {meant!r} (llama.cpp would compute with "
-                f"{said!r})."
+                f"{computed!r})."
             )
     return kind, metadata
 

@@ -76,14 +76,16 @@ class Architecture:
         for key in _REQUIRED:
             if key in self.keys and self.keys[key] not in raw:
                 raise UserError(f"The key {self.name}.{key} is missing.")
-        raw["vocab_size"] = _shape(contents, "token_embd.weight")[0]
+        if "token_embd.weight" not in contents.shapes:
+            raise UserError("The tensor token_embd.weight is missing.")
+        raw["vocab_size"] = contents.shapes["token_embd.weight"][0]
         return {**raw, **self.inferred(contents), **_tokens(contents)}
 
     def write(self, config: ModelConfig, raw: Raw) -> dict[str, Any]:
         """The metadata that `read` reads, from the family's config.json."""
-        said = {key: raw[field] for key, field in self.keys.items() if raw.get(field) is not None}
-        said = {"vocab_size": config.vocab_size, **said, **self.more(config)}
-        return {"general.architecture": self.name, **{f"{self.name}.{key}": value for key, value in said.items()}}
+        given = {key: raw[field] for key, field in self.keys.items() if raw.get(field) is not None}
+        values = {"vocab_size": config.vocab_size, **given, **self.more(config)}
+        return {"general.architecture": self.name, **{f"{self.name}.{key}": value for key, value in values.items()}}
 
 
 _REQUIRED = (
@@ -103,12 +105,6 @@ def _number(key: str, value: Any) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
         raise UserError(f"The key {key} should be one positive number, not {str(value)[:40]}.")
     return value
-
-
-def _shape(contents: Contents, name: str) -> tuple[int, ...]:
-    if name not in contents.shapes:
-        raise UserError(f"The tensor {name} is missing.")
-    return contents.shapes[name]
 
 
 def layers(contents: Contents, prefix: str = "") -> int:
