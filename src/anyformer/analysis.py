@@ -41,35 +41,32 @@ def part_costs(config: ModelConfig, context: int) -> list[PartCost]:
             rows += _stack(name, stack, context)
     is_tied = config.head.kind == "language_model" and config.embedding.tied
     tied = model.token_embedding.weight.shape.numel() if is_tied else 0
-    answers = _parameters(model.pooler, model.head)
-    if answers or tied:
-        rows.append(PartCost("head", 1, answers, _matmul_flops(model.pooler, model.head) + 2 * tied))
+    head = _parameters(model.pooler, model.head)
+    if head or tied:
+        rows.append(PartCost("head", 1, head, _matmul_flops(model.pooler, model.head) + 2 * tied))
     return [part for part in rows if part.parameters or part.flops]
 
 
 def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
     blocks = cast("list[TransformerBlock]", list(stack.blocks))
-    layers, embedding = len(blocks), stack.embedding
     attention = [block.attention for block in blocks]
-    cross = [block.cross_attention for block in blocks]
-    feed_forward = [block.feed_forward for block in blocks]
+    cross = [block.cross_attention for block in blocks if block.cross_attention is not None]
     norms = [n for block in blocks for n in (block.attention_norm, block.cross_attention_norm, block.feed_forward_norm)]
-    heads = attention[0].heads * stack.head_dim
-    seen = sum(min(context, window or context) for window in stack.windows)
-    rows = [
-        PartCost(f"{name} n-grams", 1, _parameters(embedding.ngrams), 0),
+    embedding, width = stack.embedding, attention[0].heads * stack.head_dim
+    attended = sum(min(context, window or context) for window in stack.windows)
+
+    def part(label: str, layers: int, *modules: nn.Module | None, scores: int = 0) -> PartCost:
+        return PartCost(f"{name} {label}", layers, _parameters(*modules), _matmul_flops(*modules) + scores)
+
+    return [
+        part("n-grams", 1, embedding.ngrams),
         # with the segment vectors and the norm of the embeddings, where there are any
-        PartCost(
-            f"{name} positions", 1, _parameters(stack.position, stack.embedding.segments, stack.embedding.norm), 0
-        ),
-        PartCost(f"{name} attention", layers, _parameters(*attention), _matmul_flops(*attention) + 4 * heads * seen),
+        part("positions", 1, stack.position, embedding.segments, embedding.norm),
+        part("attention", len(blocks), *attention, scores=4 * width * attended),
+        part("cross-attention", len(blocks), *cross, scores=4 * width * context * len(cross)),
+        part("feed-forward", len(blocks), *(block.feed_forward for block in blocks)),
+        part("norms", len(blocks), *norms, stack.final_norm),
     ]
-    if cross[0] is not None:
-        looks = 4 * heads * context * layers
-        rows.append(PartCost(f"{name} cross-attention", layers, _parameters(*cross), _matmul_flops(*cross) + looks))
-    rows.append(PartCost(f"{name} feed-forward", layers, _parameters(*feed_forward), _matmul_flops(*feed_forward)))
-    rows.append(PartCost(f"{name} norms", layers, _parameters(*norms, stack.final_norm), 0))
-    return rows
 
 
 def _parameters(*modules: nn.Module | None) -> int:

@@ -34,7 +34,7 @@ def _require(condition: bool, reason: str) -> None:
 
 
 def _require_rate(rate: float, name: str) -> None:
-    _require(0.0 <= rate < 1.0, f"{name}: a dropout rate lies in [0, 1), not {rate}")
+    _require(0.0 <= rate < 1.0, f"{name}: a dropout rate is in [0, 1), not {rate}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +254,7 @@ HeadKind = Literal["none", "language_model", "classification", "token_classifica
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """From hidden states to answers."""
+    """From hidden states to logits."""
 
     kind: HeadKind = "language_model"
     """none: hidden states only; language_model: logits over the vocabulary (next token, or the masked one);

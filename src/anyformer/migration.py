@@ -1,4 +1,4 @@
-"""Names that version 0.1 wrote to disk, and those that took their place: one table a kind of file."""
+"""Names that version 0.1 wrote to disk, and their names now: one table for each kind of file."""
 
 from __future__ import annotations
 

@@ -365,7 +365,7 @@ def build(config: ModelConfig) -> Transformer:
 def skeleton(config: ModelConfig) -> Transformer:
     """A model whose weights have shapes but no storage: to be counted, or filled from a file.
 
-    Raises UserError for sizes whose product is no number of bytes.
+    Raises UserError for sizes too large to be counted in bytes.
     """
     try:
         with torch.device("meta"):

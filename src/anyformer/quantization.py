@@ -72,7 +72,7 @@ def bits_of(model: nn.Module) -> int | None:
 
 
 def set_weight(model: Transformer, name: str, weight: QuantizedWeight, dtype: torch.dtype) -> None:
-    """Put a quantized weight in the place of the module's of this name."""
+    """Replace the weight of the module of this name by a quantized one."""
     replace_weight(model.get_submodule(name), QuantizedMatrix(weight, dtype))
 
 

@@ -1,4 +1,4 @@
 """The parts that every transformer is made of.
 
-Each stands alone: made from its own small config, usable without the rest.
+Each is made from its own small config and can be used without the rest.
 """

@@ -8,7 +8,7 @@ from torch import Tensor
 def positions_in_documents(
     documents: Int[Tensor, "batch time"], counts: Bool[Tensor, "batch time"] | None = None
 ) -> Int[Tensor, "batch time"]:
-    """The place of every token in its document; -1 for those that do not count.
+    """The position of each token in its document; -1 for those that do not count.
 
     Args:
         documents: The document of each token, a number for each stretch of them.

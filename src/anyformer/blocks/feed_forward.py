@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation(name: str, field: str) -> Callable[[Tensor], Tensor]:
-    """The activation of this name. Raises ConfigError for an unknown one, naming the field that asks for it."""
+    """The activation of this name. Raises ConfigError for an unknown one, naming the field."""
     if name not in ACTIVATIONS:
         raise ConfigError(f"{field}: {name!r} is unknown ({nearest(name, ACTIVATIONS)}).")
     return ACTIVATIONS[name]

@@ -300,7 +300,7 @@ class KeyValueCache:
         self._resize(lengths)
 
     def remove(self, row: int) -> None:
-        """Forget this row's sequence; the last row moves to its place."""
+        """Forget this row's sequence; the last row takes its index."""
         last = self.batch - 1
         lengths: list[int] = self.lengths.tolist()
         if row != last:

@@ -27,7 +27,7 @@ class Linear(nn.Linear):
     """``x @ weight.T + bias``.
 
     Attributes:
-        weight: A parameter, or a `QuantizedMatrix` that was put in its place.
+        weight: A parameter, or a `QuantizedMatrix` instead of it.
         matmul: "int8" lets it train in products of 8-bit integers (see `kernels.linear`).
     """
 
@@ -62,6 +62,6 @@ class Embedding(nn.Embedding):
 
 
 def replace_weight(module: nn.Module, weight: QuantizedMatrix) -> None:
-    """Put a quantized weight in the place of a module's parameter."""
+    """Replace a module's parameter by a quantized weight."""
     del module.weight
     module.weight = weight

@@ -52,7 +52,7 @@ def ngram_window(
 
     Args:
         tokens: The sequences.
-        slots: Where in there those tokens are; each stands behind its predecessor.
+        slots: Indices of those tokens; each comes after its predecessor.
         positions: How many tokens of its sequence come before each.
         count: How many to return for each, itself included.
     """

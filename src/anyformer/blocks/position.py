@@ -1,9 +1,9 @@
 """How the order of the tokens enters a transformer.
 
-A kind of position can act in three places, and each kind uses one of them::
+A positional encoding acts in one of three ways::
 
     embed      a vector added to the token's embedding      sinusoidal, learned
-    rotation   a turn of every query and key                rotary
+    rotation   a rotation of every query and key            rotary
     bias       a number added to every attention score      relative
 
 A kind of one's own is a subclass of `PositionalEncoding` and an entry in `POSITIONS`.
@@ -37,7 +37,7 @@ class PositionSize(NamedTuple):
 
 
 class PositionalEncoding(nn.Module):
-    """No position at all, and the three places that its subclasses fill.
+    """No position at all; subclasses override one of the three methods.
 
     Args:
         config: The kind and its parameters.
@@ -54,13 +54,13 @@ class PositionalEncoding(nn.Module):
         return None
 
     def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch #time"]) -> Rotation | None:
-        """How queries and keys at these positions turn in a text (or, one by one, documents) of this many tokens."""
+        """The rotation of queries and keys at these positions, in texts (or documents) of these lengths in tokens."""
         return None
 
     def bias(
         self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]
     ) -> Float[Tensor, "batch heads queries keys"] | None:
-        """What is added to the scores between tokens at these places."""
+        """What is added to the scores between tokens at these positions."""
         return None
 
 
@@ -98,7 +98,7 @@ class LearnedPosition(PositionalEncoding):
 
 
 class RotaryPosition(PositionalEncoding):
-    """Queries and keys turn by their position, so a score depends on their distance (RoFormer, Su et al. 2021)."""
+    """Queries and keys are rotated by their position: a score depends on their distance (RoFormer, Su et al. 2021)."""
 
     def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch #time"]) -> Rotation:
         """Angles ``position * frequency``, once for each half of a head."""

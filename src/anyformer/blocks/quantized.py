@@ -1,4 +1,4 @@
-"""A matrix of 8-bit or 4-bit integers, which takes the place of a parameter."""
+"""A matrix of 8-bit or 4-bit integers, instead of a parameter."""
 
 from collections.abc import Callable
 
@@ -53,7 +53,7 @@ class QuantizedMatrix(nn.Module):
 
     @property
     def packed(self) -> PackedWeight:
-        """The integers, scales and minima as they lie in memory."""
+        """The integers, scales and minima as they are in memory."""
         return PackedWeight(self.integers, self.scales, self.minima)
 
     def unpacked(self) -> QuantizedWeight:

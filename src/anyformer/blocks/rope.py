@@ -87,12 +87,12 @@ def _llama3(plain: Float[Tensor, " half"], scaling: RotaryScaling) -> Float[Tens
 
 
 def _yarn(plain: Float[Tensor, " half"], scaling: RotaryScaling, theta: float, head_dim: int) -> Float[Tensor, " half"]:
-    """NTK-by-parts: pairs that turn often are kept, the others divided (Peng et al. 2023, section 3.2)."""
+    """NTK-by-parts: pairs that rotate often are kept, the others divided (Peng et al. 2023, section 3.2)."""
 
-    def pair_that_turns(rotations: float) -> float:
+    def pair_with(rotations: float) -> float:
         return head_dim * math.log(_original_length(scaling) / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    low, high = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
