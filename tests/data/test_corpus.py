@@ -36,7 +36,7 @@ def test_few_documents_are_split_by_position(tmp_path: Path, texts: list[str], p
     assert "".join(d.text for d in training) == whole[: int(0.9 * len(whole))]
     assert "".join(d.text for d in validation) == whole[int(0.9 * len(whole)) :]
     assert all(d.last for d in training + validation)
-    assert (corpus.count, corpus.characters) == (len(texts), len(whole))
+    assert (corpus.split.count, corpus.split.characters) == (len(texts), len(whole))
     single = write(tmp_path / "b.txt", whole)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "PIECE", piece)
@@ -107,4 +107,4 @@ def test_a_known_split_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mon
     first = Corpus(tmp_path)
     monkeypatch.setattr(corpus, "documents", None)
     second = Corpus(tmp_path, split=first.split)
-    assert (second.count, second.characters) == (MIN_DOCUMENTS, first.characters)
+    assert (second.split.count, second.split.characters) == (MIN_DOCUMENTS, first.split.characters)

@@ -39,8 +39,8 @@ def test_files_and_records_give_the_same_pairs(tmp_path: Path, pairs: list[tuple
         return
     for corpus in (PairCorpus(files, None), PairCorpus(record_files(tmp_path / "a.jsonl"), ("en", "de"))):
         assert [(pair.source, pair.target) for pair in corpus] == whole
-        assert (corpus.count, corpus.split.dropped) == (len(whole), len(pairs) - len(whole))
-        assert corpus.characters == sum(len(a) + len(b) for a, b in whole)
+        assert (corpus.split.count, corpus.split.dropped) == (len(whole), len(pairs) - len(whole))
+        assert corpus.split.characters == sum(len(a) + len(b) for a, b in whole)
         held_out = [pair for out, pair in corpus.parts() if out]
         assert len(held_out) >= (len(whole) > 1)
         assert len(held_out) <= max(round(0.1 * len(whole)), 1) or len(whole) >= MIN_DOCUMENTS

@@ -12,14 +12,16 @@ import hashlib
 import os
 import zipfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from anyformer.data.sources import Document, Paths, documents, find_files
+from anyformer.data.input_files import Paths, find_files
+from anyformer.data.sources import Document, documents
 from anyformer.errors import UserError
 
 MIN_DOCUMENTS = 20
@@ -46,6 +48,37 @@ class Split:
     count: int
     dropped: int = 0
     held_out: Bool | None = None
+
+    @classmethod
+    def by_hash(cls, files: Iterable[Path], sizes: Iterable[tuple[Path, int | None, int]]) -> Split:
+        """Split documents in the order of a hash, if there are enough of them.
+
+        Args:
+            files: all that the documents are from; the hash depends only on paths relative to their common folder.
+            sizes: path, line and number of characters of each document.
+        """
+        root = Path(os.path.commonpath([path.absolute().parent for path in files]))
+
+        @lru_cache(maxsize=1)  # once a file and not once a line, which would take longer than reading it
+        def path_hash(path: Path):
+            name = path.absolute().relative_to(root).as_posix()
+            return hashlib.sha256(f"{name}:".encode("utf-8", "surrogateescape"))
+
+        characters, hashes = array("q"), array("Q")
+        for path, line, size in sizes:
+            own = path_hash(path).copy()
+            own.update(str(line or 0).encode())
+            characters.append(size)
+            hashes.append(int.from_bytes(own.digest()[:8], "big"))
+        if len(characters) < MIN_DOCUMENTS:
+            return cls(sum(characters), len(characters))
+        held_out = np.zeros(len(characters), dtype=np.bool_)
+        room = VALIDATION_FRACTION * float(sum(characters))
+        for index in map(int, np.argsort(np.frombuffer(hashes, dtype=np.uint64), kind="stable")):
+            if characters[index] <= room:
+                held_out[index] = True
+                room -= characters[index]
+        return cls(sum(characters), len(characters), held_out=held_out)
 
     def save(self, path: Path) -> None:
         """Write it to a .npz file."""
@@ -80,17 +113,7 @@ class Corpus:
         """Read the data once, unless the split is known. Raises UserError as `documents` does."""
         self.files = find_files(paths)
         self._field = field
-        self.split = self._scan() if split is None else split
-
-    @property
-    def characters(self) -> int:
-        """Number of characters in all."""
-        return self.split.characters
-
-    @property
-    def count(self) -> int:
-        """Number of documents."""
-        return self.split.count
+        self.split = Split.by_hash(self.files, self._sizes()) if split is None else split
 
     def __iter__(self) -> Iterator[Document]:
         """All documents."""
@@ -107,7 +130,7 @@ class Corpus:
     def parts(self) -> Iterator[tuple[bool, Document]]:
         """All documents in order, each with whether it is held out; one that the split cuts comes in two."""
         held_out = self.split.held_out
-        limit = int((1 - VALIDATION_FRACTION) * self.characters)
+        limit = int((1 - VALIDATION_FRACTION) * self.split.characters)
         position = index = 0
         for document in self:
             if held_out is not None:
@@ -125,46 +148,10 @@ class Corpus:
                     yield True, replace(document, text=document.text[cut:])
             index += document.last
 
-    def _scan(self) -> Split:
-        names = PathHasher(self.files)
-        sizes, hashes = array("q"), array("Q")
+    def _sizes(self) -> Iterator[tuple[Path, int | None, int]]:
         size = 0
         for document in self:
             size += len(document.text)
             if document.last:
-                sizes.append(size)
-                hashes.append(names.hash(document.path, document.line))
+                yield document.path, document.line, size
                 size = 0
-        held_out = choose_held_out(sizes, hashes) if len(sizes) >= MIN_DOCUMENTS else None
-        return Split(sum(sizes), len(sizes), held_out=held_out)
-
-
-class PathHasher:
-    """PathHasher of files that are the same wherever the folder is that all of them share."""
-
-    def __init__(self, files: Iterable[Path]) -> None:
-        self._root = Path(os.path.commonpath([path.absolute().parent for path in files]))
-        self._path: Path | None = None
-        self._begun = hashlib.sha256()
-
-    def hash(self, path: Path, line: int | None) -> int:
-        """A number in [0, 2**64) for a line of a file."""
-        if path != self._path:
-            # Once a file and not once a line, which would take longer than reading it.
-            name = path.absolute().relative_to(self._root).as_posix()
-            self._path, self._begun = path, hashlib.sha256(f"{name}:".encode("utf-8", "surrogateescape"))
-        own = self._begun.copy()
-        own.update(str(line or 0).encode())
-        return int.from_bytes(own.digest()[:8], "big")
-
-
-def choose_held_out(sizes: Sequence[int], hashes: array[int]) -> Bool:
-    """Mark what to hold out: in the order of the hashes, each that still fits into the share."""
-    held_out = np.zeros(len(sizes), dtype=np.bool_)
-    room = VALIDATION_FRACTION * float(sum(sizes))
-    order = np.argsort(np.frombuffer(hashes, dtype=np.uint64), kind="stable")
-    for index in map(int, order):
-        if sizes[index] <= room:
-            held_out[index] = True
-            room -= sizes[index]
-    return held_out

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from typing_extensions import override
+
 from anyformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -120,7 +122,7 @@ def opened(path: Path) -> Generator[BinaryIO, None, None]:
                 with gzip.open(file) as unpacked:
                     yield cast("BinaryIO", io.BufferedReader(cast("Any", unpacked), _BUFFER))
             elif kind == ".zst":
-                yield cast("BinaryIO", io.BufferedReader(_Zstandard(file, path), _BUFFER))
+                yield cast("BinaryIO", io.BufferedReader(_Joined(_zstandard(file, path)), _BUFFER))
             else:
                 yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -130,48 +132,41 @@ def opened(path: Path) -> Generator[BinaryIO, None, None]:
         raise UserError(f"{path} can't be read: {error.strerror or str(error).splitlines()[0]}.") from error
 
 
-class _Zstandard(io.RawIOBase):
-    """Decompresses a file of one or more frames, and tells one that is cut off, which the library's reader does not."""
+def _zstandard(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Decompress one or more frames, and tell one that is cut off, which the library's own reader does not."""
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UserError(f"Reading {path} needs zstandard: pip install 'anyformer[data]'.") from error
+    frame: Any = None
+    while block := file.read(_BUFFER):
+        while block:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            try:
+                yield cast("bytes", frame.decompress(block))
+            except zstandard.ZstdError as error:
+                raise EOFError(str(error)) from error
+            block, frame = (cast("bytes", frame.unused_data), None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("it ends in the middle of a frame")
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        try:
-            import zstandard
-        except ImportError as error:
-            raise UserError(f"Reading {path} needs zstandard: pip install 'anyformer[data]'.") from error
-        self._file = file
-        self._error: type[Exception] = zstandard.ZstdError
-        self._begin = zstandard.ZstdDecompressor().decompressobj
-        self._frame: Any = None
-        self._packed = b""
-        self._ready = memoryview(b"")
 
+class _Joined(io.RawIOBase):
+    """A file that has the content of blocks."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._block = memoryview(b"")
+
+    @override
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         room = memoryview(buffer).cast("B")
-        while not self._ready and self._advance():
-            pass
-        count = min(len(room), len(self._ready))
-        room[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
+        while not self._block and (block := next(self._blocks, None)) is not None:
+            self._block = memoryview(block)
+        count = min(len(room), len(self._block))
+        room[:count] = self._block[:count]
+        self._block = self._block[count:]
         return count
-
-    def _advance(self) -> bool:
-        """Decompress a block; False at the end of the file."""
-        block = self._packed or self._file.read(_BUFFER)
-        self._packed = b""
-        if not block:
-            if self._frame is not None:
-                raise EOFError("it ends in the middle of a frame")
-            return False
-        if self._frame is None:
-            self._frame = self._begin()
-        try:
-            self._ready = memoryview(cast("bytes", self._frame.decompress(block)))
-        except self._error as error:
-            raise EOFError(str(error)) from error
-        if self._frame.eof:
-            self._packed = cast("bytes", self._frame.unused_data)
-            self._frame = None
-        return True

@@ -21,7 +21,6 @@ STANDARD_INPUT = "-"
 HUB = "hf:"
 
 _BLOCK = 1 << 20
-_LEVEL = 3
 
 
 def materialize(
@@ -46,17 +45,14 @@ def materialize(
     Raises:
         UserError: there is nothing on standard input, or a data set can't be had or lacks a field.
     """
-    say = progress or _silent
     found: list[str] = []
     for path in paths:
+        if progress is not None and (path == STANDARD_INPUT or path.startswith(HUB)):
+            progress(f"reading {'standard input' if path == STANDARD_INPUT else path}")
         if path == STANDARD_INPUT:
-            say("reading standard input")
             found.append(str(_standard_input(cache, sys.stdin.buffer if stdin is None else stdin)))
-        elif path.startswith(HUB):
-            say(f"reading {path}")
-            found.append(str(_hub(path, fields, cache)))
         else:
-            found.append(path)
+            found.append(str(_hub(path, fields, cache)) if path.startswith(HUB) else path)
     return found
 
 
@@ -64,13 +60,13 @@ def _standard_input(cache: Cache, stdin: BinaryIO) -> Path:
     if stdin.isatty():
         raise UserError("--data - reads standard input, and that is a terminal: pipe a text into the command.")
 
-    def write(place: Path) -> str:
+    def write(path: Path) -> str:
         digest = hashlib.sha256()
-        with place.open("wb") as file:
+        with path.open("wb") as file:
             while block := stdin.read(_BLOCK):
                 digest.update(block)
                 file.write(block)
-        if not place.stat().st_size:
+        if not path.stat().st_size:
             raise UserError("There is no text to read: standard input is empty.")
         return f"stdin-{digest.hexdigest()[:32]}.txt"
 
@@ -78,14 +74,13 @@ def _standard_input(cache: Cache, stdin: BinaryIO) -> Path:
 
 
 def _hub(spec: str, fields: Sequence[str], cache: Cache) -> Path:
-    def write(place: Path) -> None:
+    def write(path: Path) -> None:
         try:
             import zstandard
         except ImportError as error:
             raise UserError(f"Reading {spec} needs datasets and zstandard: pip install 'anyformer[data]'.") from error
-        rows = _rows(spec, fields)
-        with place.open("wb") as file, zstandard.ZstdCompressor(level=_LEVEL).stream_writer(file) as packed:
-            for values in rows:
+        with path.open("wb") as file, zstandard.ZstdCompressor(level=3).stream_writer(file) as packed:
+            for values in _rows(spec, fields):
                 line = json.dumps(dict(zip(fields, values, strict=True)), ensure_ascii=False)
                 packed.write(line.encode("utf-8") + b"\n")
 
@@ -99,7 +94,7 @@ def _rows(spec: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise UserError(f"Reading {spec} needs datasets: pip install 'anyformer[data]'.") from error
-    name, config, split = _parts(spec)
+    name, config, split = _parse(spec)
     untyped = cast("Any", datasets)
     try:
         if split is None and config is not None and config not in untyped.get_dataset_config_names(name):
@@ -116,14 +111,10 @@ def _rows(spec: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
         raise UserError(f"The data set {spec} can't be read: {line}.") from error
 
 
-def _parts(spec: str) -> tuple[str, str | None, str | None]:
+def _parse(spec: str) -> tuple[str, str | None, str | None]:
     """Name, config and split; with one part after the name that is the config, unless there is no such config."""
     name, *rest = spec.removeprefix(HUB).split(":")
     if not name or len(rest) > 2:
         raise UserError(f"{spec} is not a data set's name: write hf:NAME, hf:NAME:CONFIG, or hf:NAME:CONFIG:SPLIT.")
     config, split = (*(part or None for part in rest), None, None)[:2]
     return name, config, split
-
-
-def _silent(line: str) -> None:
-    del line

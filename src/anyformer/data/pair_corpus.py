@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from anyformer.data.corpus import MIN_DOCUMENTS, VALIDATION_FRACTION, PathHasher, Split, choose_held_out
+from anyformer.data.corpus import VALIDATION_FRACTION, Split
 from anyformer.data.input_files import RECORD_SUFFIXES, Paths, find_files, suffix_of
 from anyformer.data.records import records
 from anyformer.data.sources import text_lines
@@ -18,22 +17,12 @@ from anyformer.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A text, what it is to become, and the line or row (from 1) of the file that they come from."""
+    """A source, its target, and the line or row (from 1) of the file that they come from."""
 
     source: str
     target: str
     path: Path
     line: int
-
-    @property
-    def characters(self) -> int:
-        """Number of characters of both sides."""
-        return len(self.source) + len(self.target)
-
-    @property
-    def whole(self) -> bool:
-        """Whether both sides have text."""
-        return not (self.source.isspace() or self.target.isspace() or not self.source or not self.target)
 
 
 class PairCorpus:
@@ -62,19 +51,9 @@ class PairCorpus:
         self._fields = fields
         self.split = self._scan() if split is None else split
 
-    @property
-    def characters(self) -> int:
-        """Number of characters in all."""
-        return self.split.characters
-
-    @property
-    def count(self) -> int:
-        """Number of pairs."""
-        return self.split.count
-
     def __iter__(self) -> Iterator[Pair]:
         """All pairs that have two sides."""
-        return (pair for pair in self._all() if pair.whole)
+        return (pair for pair in self._all() if not _is_empty(pair))
 
     def parts(self) -> Iterator[tuple[bool, Pair]]:
         """All pairs in order, each with whether it is held out."""
@@ -85,46 +64,44 @@ class PairCorpus:
             yield bool(held_out[index]), pair
 
     def _all(self) -> Iterator[Pair]:
-        if self._fields is not None:
+        if self._fields is None:
+            yield from _side_by_side(*self.files)
+        else:
             for path in self.files:
                 for line, (source, target) in records(path, self._fields):
                     yield Pair(source, target, path, line)
-        else:
-            yield from _side_by_side(*self.files)
 
     def _scan(self) -> Split:
-        names = PathHasher(self.files)
-        sizes, hashes = array("q"), array("Q")
         dropped = 0
-        for pair in self._all():
-            if pair.whole:
-                sizes.append(pair.characters)
-                hashes.append(names.hash(pair.path, pair.line))
-            else:
-                dropped += 1
-        if not sizes:
-            why = f"all {dropped} have an empty side" if dropped else "it is empty"
-            raise UserError(f"There is no pair to read in {' and '.join(map(str, self.files[:2]))}: {why}.")
-        held_out = choose_held_out(sizes, hashes) if len(sizes) >= MIN_DOCUMENTS else _last(len(sizes))
-        return Split(sum(sizes), len(sizes), dropped, held_out)
 
+        def sizes() -> Iterator[tuple[Path, int, int]]:
+            nonlocal dropped
+            for pair in self._all():
+                if _is_empty(pair):
+                    dropped += 1
+                else:
+                    yield pair.path, pair.line, len(pair.source) + len(pair.target)
 
-def _last(count: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Hold out the last tenth of a few pairs, one at least where there are two."""
-    held_out = max(round(VALIDATION_FRACTION * count), 1 if count > 1 else 0)
-    return np.arange(count) >= count - held_out
+        split = Split.by_hash(self.files, sizes())
+        count = split.count
+        if not count:
+            reason = f"all {dropped} have an empty side" if dropped else "it is empty"
+            raise UserError(f"There is no pair to read in {' and '.join(map(str, self.files[:2]))}: {reason}.")
+        held_out = split.held_out
+        if held_out is None:
+            # Of a few the last tenth, one at least where there are two.
+            held_out = np.arange(count) >= count - max(round(VALIDATION_FRACTION * count), int(count > 1))
+        return replace(split, dropped=dropped, held_out=held_out)
 
 
 def parallel_files(source: str, target: str) -> list[Path]:
     """Return the two files of parallel lines. Raises UserError when one is missing, or is not one text file."""
-    files: list[Path] = []
-    for name in (source, target):
-        path = Path(name)
+    files = [Path(source), Path(target)]
+    for path in files:
         if not path.exists():
             raise UserError(f"There is no file {path} to take pairs from: parallel text is two files, line by line.")
         if path.is_dir():
             raise UserError(f"{path} is a folder: parallel text is two files, with a pair on each line.")
-        files.append(path)
     return files
 
 
@@ -140,22 +117,23 @@ def record_files(paths: Paths) -> list[Path]:
     return files
 
 
+def _is_empty(pair: Pair) -> bool:
+    return not pair.source.strip() or not pair.target.strip()
+
+
 def _side_by_side(source: Path, target: Path) -> Iterator[Pair]:
     left, right = text_lines(source), text_lines(target)
-    count = 0
-    for count, one in enumerate(left, start=1):
+    count = others = 0
+    for count, text in enumerate(left, start=1):
         other = next(right, None)
         if other is None:
-            longer = count + sum(1 for _ in left)
-            raise _unequal(source, longer, target, count - 1)
-        yield Pair(one, other, source, count)
-    rest = sum(1 for _ in right)
-    if rest:
-        raise _unequal(source, count, target, count + rest)
-
-
-def _unequal(source: Path, lines: int, target: Path, others: int) -> UserError:
-    return UserError(
-        f"{source} has {lines:,} lines and {target} has {others:,}: parallel files have a pair on each line, so mend "
-        "the one that lacks some."
-    )
+            count += sum(1 for _ in left)
+            break
+        others += 1
+        yield Pair(text, other, source, count)
+    others += sum(1 for _ in right)
+    if count != others:
+        raise UserError(
+            f"{source} has {count:,} lines and {target} has {others:,}: parallel files have a pair on each line, so "
+            "mend the one that lacks some."
+        )

@@ -6,8 +6,8 @@ import codecs
 import csv
 import io
 import json
+import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,17 +20,17 @@ Record = tuple[int, tuple[str, ...]]
 """The line or row it begins at, counted from 1, and the text of each wanted field, "" for null."""
 
 _ROWS = 1024
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""JSON can spell one without its other half, and UTF-8 cannot."""
 _MISSING = object()
 
 
 def records(path: Path, fields: Sequence[str]) -> Iterator[Record]:
-    """Read some fields of a file's records, in order.
-
-    A field inside another is written with a dot: `translation.de`.
+    """Read fields of a file's records, in order.
 
     Args:
         path: .jsonl, .json (one object a line), .csv or .tsv (with a header) or .parquet, compressed or not.
-        fields: their names.
+        fields: their names; a field inside another is written with a dot, `translation.de`.
 
     Raises:
         UserError: the file can't be read; a line or row is faulty, or a field is missing or no text (with the number).
@@ -60,7 +60,7 @@ def text_of(record: Mapping[str, Any], field: str, where: str) -> str:
     if not isinstance(value, str):
         kind = type(value).__name__
         raise UserError(f"{where} has no text in its field {field!r}: that is of type {kind}. Name another field.")
-    if _has_half_characters(value):
+    if not value.isascii() and _SURROGATE.search(value):
         raise UserError(f"{where} holds half a character: a \\ud800 without its other half.")
     return value
 
@@ -82,21 +82,21 @@ def _find(record: Mapping[str, Any], field: str) -> object:
 
 
 def _lines(file: BinaryIO, path: Path, fields: Sequence[str]) -> Iterator[Record]:
-    offset = 0
+    end = 0
     for number, line in enumerate(file, start=1):
         content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        end += len(line)
+        if not content.strip():
+            continue
         try:
-            record: object = json.loads(content.decode("utf-8")) if content.strip() else None
+            record: object = json.loads(content.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise not_text(path, offset + len(line) - len(content) + error.start) from error
+            raise not_text(path, end - len(content) + error.start) from error
         except json.JSONDecodeError as error:
             where = f"{path}, line {number}, is not JSON"
             raise UserError(f"{where}: {error.msg} at its character {error.pos + 1}.") from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}, can't be read: {error}.") from error
-        offset += len(line)
-        if not content.strip():
-            continue
         if not isinstance(record, dict):
             raise UserError(f'{path}, line {number}, is no record: each line must be like {{"{fields[0]}": "..."}}.')
         found = cast("dict[str, Any]", record)
@@ -104,26 +104,19 @@ def _lines(file: BinaryIO, path: Path, fields: Sequence[str]) -> Iterator[Record
 
 
 def _table(file: BinaryIO, path: Path, fields: Sequence[str], delimiter: str) -> Iterator[Record]:
-    limit = csv.field_size_limit()
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     rows = csv.reader(text, delimiter=delimiter, strict=True)
+    header: list[str] = []
+    columns: list[int] = []
     begin = 1
-    columns: list[int] | None = None
-    width = 0
     try:
-        while True:
-            # The limit is one for all readers of the process, and 131,072 characters are too few for a document.
-            csv.field_size_limit(min(sys.maxsize, (1 << 31) - 1))
-            row = next(rows, None)
-            csv.field_size_limit(limit)
-            if row is None:
-                break
-            if row and columns is None:
-                columns, width = [_column(path, row, field) for field in fields], len(row)
-            elif row and columns is not None:
-                if len(row) != width:
+        while (row := _next_row(rows)) is not None:
+            if row and not header:
+                header, columns = row, [_column(path, row, field) for field in fields]
+            elif row:
+                if len(row) != len(header):
                     count = f"{len(row)} field{'s' if len(row) > 1 else ''}"
-                    raise UserError(f"{path}, line {begin}, has {count}, and the header has {width}.")
+                    raise UserError(f"{path}, line {begin}, has {count}, and the header has {len(header)}.")
                 yield begin, tuple(row[column] for column in columns)
             begin = rows.line_num + 1
     except UnicodeDecodeError as error:
@@ -133,8 +126,16 @@ def _table(file: BinaryIO, path: Path, fields: Sequence[str], delimiter: str) ->
             f"{path}, line {begin}, can't be read: {error} (a quote inside a quoted field must be doubled)."
         ) from error
     finally:
-        csv.field_size_limit(limit)
         text.detach()
+
+
+def _next_row(rows: Iterator[list[str]]) -> list[str] | None:
+    # The limit is one for all readers of the process, and 131,072 characters are too few for a document.
+    limit = csv.field_size_limit((1 << 31) - 1)
+    try:
+        return next(rows, None)
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _column(path: Path, header: Sequence[str], field: str) -> int:
@@ -151,7 +152,6 @@ def _parquet(file: BinaryIO, path: Path, fields: Sequence[str]) -> Iterator[Reco
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(f"Reading {path} needs pyarrow: pip install 'anyformer[data]'.") from error
-    number = 0
     try:
         with tempfile.TemporaryFile() as unpacked:
             source: Any = path
@@ -161,19 +161,14 @@ def _parquet(file: BinaryIO, path: Path, fields: Sequence[str]) -> Iterator[Reco
                 source = unpacked
             table = parquet.ParquetFile(source)
             names: list[str] = table.schema_arrow.names
-            for field in fields:
-                if field not in names and field.partition(".")[0] not in names:
+            columns = {field: field if field in names else field.partition(".")[0] for field in fields}
+            for field, column in columns.items():
+                if column not in names:
                     raise UserError(f"{path} {unknown_field(field, names)}")
-            columns = [field if field in names else field.partition(".")[0] for field in fields]
-            for batch in table.iter_batches(_ROWS, columns=list(dict.fromkeys(columns)), use_threads=False):
-                for row in cast("list[dict[str, Any]]", batch.to_pylist()):
-                    number += 1
-                    yield number, tuple(text_of(row, field, f"{path}, row {number},") for field in fields)
+            batches = table.iter_batches(_ROWS, columns=list(dict.fromkeys(columns.values())), use_threads=False)
+            rows = (row for batch in batches for row in cast("list[dict[str, Any]]", batch.to_pylist()))
+            for number, row in enumerate(rows, start=1):
+                yield number, tuple(text_of(row, field, f"{path}, row {number},") for field in fields)
     except pa.ArrowException as error:
         line = str(error).splitlines()[0]
         raise UserError(f"{path} is not a whole parquet file: {line}.") from error
-
-
-def _has_half_characters(text: str) -> bool:
-    """Whether a text has lone surrogates, which JSON can spell and UTF-8 cannot."""
-    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in set(text))

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import codecs
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from anyformer.data.input_files import TEXT_SUFFIXES, Paths, find_files, opened, suffix_of, supported, walk
+from anyformer.data.input_files import TEXT_SUFFIXES, Paths, find_files, opened, suffix_of, walk
 from anyformer.data.records import not_text, records
 from anyformer.errors import UserError
-
-__all__ = ["Document", "Paths", "documents", "find_files", "pieces", "standard_library", "suffix_of", "supported"]
 
 PIECE = 1 << 17
 """Characters that a piece has at most; a longer line is cut anyway."""
@@ -80,27 +78,14 @@ def standard_library() -> list[Path]:
 
 def text_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a text file without their ends, which are \\n or \\r\\n; raises UserError as `documents`."""
-    held: list[str] = []
+    rest = ""
     with opened(path) as file:
         for text in _decoded(file, path):
-            first, *rest = text.split("\n")
-            held.append(first)
-            for line in rest:
-                yield "".join(held).removesuffix("\r")
-                held = [line]
-    last = "".join(held)
-    if last:
-        yield last.removesuffix("\r")
-
-
-def pieces(text: str) -> Iterator[str]:
-    """Cut a text that is too long into pieces that join to it."""
-    start = 0
-    while len(text) - start > PIECE:
-        end = _cut(text, start)
-        yield text[start:end]
-        start = end
-    yield text[start:] if start else text
+            *lines, rest = (rest + text).split("\n")
+            for line in lines:
+                yield line.removesuffix("\r")
+    if rest:
+        yield rest.removesuffix("\r")
 
 
 def _is_text(path: Path) -> bool:
@@ -114,28 +99,27 @@ def _is_text(path: Path) -> bool:
 def _read(path: Path, field: str) -> Iterator[Document]:
     if suffix_of(path) in TEXT_SUFFIXES:
         with opened(path) as file:
-            yield from _text(file, path)
-        return
-    for number, (text,) in records(path, (field,)):
-        if text:
-            end = len(text)
-            for piece in pieces(text):
-                end -= len(piece)
-                yield Document(piece, path, number, last=end == 0)
+            for piece, last in _pieces(_decoded(file, path)):
+                yield Document(piece, path, last=last)
+    else:
+        for number, (text,) in records(path, (field,)):
+            for piece, last in _pieces((text,)):
+                yield Document(piece, path, number, last)
 
 
-def _text(file: BinaryIO, path: Path) -> Iterator[Document]:
-    held = ""
-    for text in _decoded(file, path):
-        held += text
+def _pieces(blocks: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """Cut a text, which comes in blocks, into pieces, each with whether it is the last."""
+    rest = ""
+    for block in blocks:
+        rest += block
         start = 0
-        while len(held) - start > PIECE:
-            end = _cut(held, start)
-            yield Document(held[start:end], path, last=False)
+        while len(rest) - start > PIECE:
+            end = _cut(rest, start)
+            yield rest[start:end], False
             start = end
-        held = held[start:]
-    if held:
-        yield Document(held, path)
+        rest = rest[start:]
+    if rest:
+        yield rest, True
 
 
 def _cut(text: str, start: int) -> int:
@@ -150,21 +134,20 @@ def _cut(text: str, start: int) -> int:
 def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
     """Decode a file block by block, dropping a byte-order mark and refusing what is not text."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0
+    read = 0
     while True:
         block = file.read(_BLOCK)
-        pending = len(decoder.getstate()[0])
+        offset = read - len(decoder.getstate()[0])
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            raise not_text(path, offset - pending + error.start) from error
+            raise not_text(path, offset + error.start) from error
         if "\0" in text:
-            before = text[: text.index("\0")].encode("utf-8")
-            raise not_text(path, offset - pending + len(before))
-        if offset - pending <= 0:
+            raise not_text(path, offset + len(text[: text.index("\0")].encode("utf-8")))
+        if offset == 0:
             text = text.removeprefix("\ufeff")
         if text:
             yield text
         if not block:
             return
-        offset += len(block)
+        read += len(block)
