@@ -114,7 +114,7 @@ def anyformer_step(row: Row, setting: str, dropout: str, layers: int | None) -> 
 
     import torch
 
-    from anyformer.data.objectives import Batch
+    from anyformer.data.batch import Batch
     from anyformer.model import build
     from anyformer.training.memory import keep_freed_memory
     from anyformer.training.optimizer import adamw

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anyformer.data.batch import IGNORED
 from anyformer.data.batches import Batches, count_validation_batches, validation_batches
 from anyformer.data.feistel_shuffle import feistel_shuffle, mix_seed
-from anyformer.data.objectives import IGNORED, Causal, Masked, Objective, SpanCorruption
+from anyformer.data.objectives import Causal, Masked, Objective, SpanCorruption
 from anyformer.errors import UserError
 
 quick = settings(max_examples=100)

@@ -8,12 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyformer.config import SpecialTokens
-from anyformer.data.batch import Batch as Moved
+from anyformer.data.batch import IGNORED, Batch
 from anyformer.data.masked import WordBoundaries
 from anyformer.data.objectives import (
-    IGNORED,
     OBJECTIVES,
-    Batch,
     Causal,
     Masked,
     SpanCorruption,
@@ -22,7 +20,6 @@ from anyformer.data.objectives import (
 )
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.whole_words import word_boundaries
 
 quick = settings(max_examples=60)
 CORPUS = ["The quick brown fox, jumping over unbelievable dogs.\n\nAnd über-Größe 2024 (日本語) isn't it? 🙂🙃\n"] * 6
@@ -145,8 +142,7 @@ def test_whole_words_are_hidden_or_none_of_them(rows: int, length: int, seed: in
 def words_of(tokenizer: Tokenizer, text: str) -> list[str]:
     """The text cut where the tables say that a word begins."""
     ids = np.array([tokenizer.encode(text, special=False)])
-    left, right = word_boundaries(tokenizer.backend)
-    first = WordBoundaries(np.array(left), np.array(right)).first(ids)[0]
+    first = WordBoundaries.of_tokenizer(tokenizer).first(ids)[0]
     edges = [*np.flatnonzero(first).tolist(), ids.shape[1]]
     pieces = [tokenizer.decode(ids[0, a:b].tolist()) for a, b in pairwise(edges)]
     return [word for piece in pieces if (word := piece.strip())]
@@ -333,7 +329,6 @@ def test_a_decoder_starts_with_the_token_of_the_same_role():
 
 
 def test_a_batch_counts_its_targets():
-    assert Batch is Moved
     assert Batch(np.zeros((1, 3), dtype=np.int64), np.array([[1, IGNORED, 0]])).predicted == 2
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import anyformer as af
 from anyformer.blocks.linear import Linear
-from anyformer.data.objectives import Batch
+from anyformer.data.batch import Batch
 from anyformer.errors import UserError
 from anyformer.kernels import int8_linear as int8
 from anyformer.kernels.cpu import int8_matmul

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.data.objectives import IGNORED, Batch, Causal, Masked
+from anyformer.data.batch import IGNORED, Batch
+from anyformer.data.objectives import Causal, Masked
 from anyformer.training.loop import DivergedError, train_steps
 from anyformer.training.optimizer import adamw
 from anyformer.training.precision import Precision

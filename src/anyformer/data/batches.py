@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from anyformer.data.batch import Batch, Bool, Int64
-from anyformer.data.causal import Causal
 from anyformer.data.feistel_shuffle import feistel_shuffle, mix_seed
-from anyformer.data.objectives import Objective
+from anyformer.data.objectives import Causal, Objective
 from anyformer.errors import UserError
 
 Stream = npt.NDArray[np.integer]
@@ -33,12 +32,7 @@ class Batches:
     """
 
     def __init__(
-        self,
-        tokens: Stream,
-        context: int,
-        batch_size: int,
-        seed: int,
-        objective: Objective | None = None,
+        self, tokens: Stream, context: int, batch_size: int, seed: int, objective: Objective | None = None
     ) -> None:
         """Nothing is read yet.
 
@@ -53,7 +47,7 @@ class Batches:
             UserError: the stream is shorter than one window.
         """
         self._tokens = tokens
-        self._objective: Objective = Causal() if objective is None else objective
+        self._objective = objective or Causal()
         self._stride = _stride(self._objective, context)
         self._length = self._stride + self._objective.overlap
         if len(tokens) < self._length:
@@ -117,42 +111,36 @@ def validation_batches(
         every: yield only each `every`-th batch.
 
     Raises:
-        UserError: there are fewer than two tokens.
+        UserError: there are fewer than two tokens; it is raised by the call, not by the first batch.
     """
-    objective = Causal() if objective is None else objective
-    if len(tokens) < 2:
-        raise UserError(
-            f"The validation data is too short: {len(tokens)} tokens, at least 2 are needed. Give more text."
-        )
-    return _validation(tokens, _stride(objective, context), batch_size, objective, seed, every)
+    objective = objective or Causal()
+    total = len(tokens)
+    if total < 2:
+        raise UserError(f"The validation data is too short: {total} tokens, at least 2 are needed. Give more text.")
+    stride, overlap = _stride(objective, context), objective.overlap
+    length = stride + overlap
+    count = count_validation_batches(total, context, 1, objective)
+
+    def batches() -> Iterator[Batch]:
+        for first in range(0, count, batch_size * every):
+            window = np.arange(first, first + batch_size)
+            begin = np.minimum(window, count - 1) * stride
+            starts = np.maximum(np.minimum(begin, total - length), 0)
+            positions = starts[:, None] + np.arange(length)
+            loss_mask = (positions >= begin[:, None] + overlap) & (positions < total) & (window < count)[:, None]
+            padding_mask = positions < total
+            windows = np.where(padding_mask, tokens[np.minimum(positions, total - 1)], 0).astype(np.int64)
+            rng = np.random.default_rng((seed, _VALIDATION, first // batch_size))
+            yield objective(windows, loss_mask, None if padding_mask.all() else padding_mask, rng)
+
+    return batches()
 
 
 def count_validation_batches(tokens: int, context: int, batch_size: int, objective: Objective | None = None) -> int:
     """The number of batches that `validation_batches` yields for a number of tokens. Raises UserError as it does."""
-    objective = Causal() if objective is None else objective
+    objective = objective or Causal()
     windows = -(-(tokens - objective.overlap) // _stride(objective, context))
     return -(-windows // batch_size)
-
-
-def _validation(
-    tokens: Stream, stride: int, batch_size: int, objective: Objective, seed: int, every: int
-) -> Iterator[Batch]:
-    overlap = objective.overlap
-    length = stride + overlap
-    total = len(tokens)
-    count = -(-(total - overlap) // stride)
-    offsets = np.arange(length)
-    for first in range(0, count, batch_size * every):
-        number = first // batch_size
-        window = np.arange(first, first + batch_size)
-        begin = np.minimum(window, count - 1) * stride
-        starts = np.maximum(np.minimum(begin, total - length), 0)
-        positions = starts[:, None] + offsets
-        loss_mask = (positions >= begin[:, None] + overlap) & (positions < total) & (window < count)[:, None]
-        padding_mask = positions < total
-        windows = np.where(padding_mask, tokens[np.minimum(positions, total - 1)], 0).astype(np.int64)
-        rng = np.random.default_rng((seed, _VALIDATION, number))
-        yield objective(windows, loss_mask, None if padding_mask.all() else padding_mask, rng)
 
 
 def _stride(objective: Objective, context: int) -> int:

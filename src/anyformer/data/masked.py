@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
+import unicodedata
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
-import numpy.typing as npt
+from tokenizers import decoders, models
 
 from anyformer.data.batch import IGNORED, Batch, Bool, Int64
+from anyformer.errors import UserError
+from anyformer.tokenizer import Tokenizer
 
-_T = TypeVar("_T", np.int64, np.bool_)
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,11 +30,42 @@ class WordBoundaries:
     left: Bool
     right: Bool
 
+    @classmethod
+    def of_tokenizer(cls, tokenizer: Tokenizer) -> WordBoundaries:
+        """The word boundaries of a vocabulary.
+
+        WordPiece tells by its prefix (##). Elsewhere a token joins with a letter, digit or mark at that end: the space
+        that other tokenizers put at the beginning of a word (Ġ, ▁) is none. A token of bytes that are no whole
+        character joins on both sides, a special token on neither.
+        """
+        backend = tokenizer.backend
+        ids = backend.get_vocab(with_added_tokens=True).values()
+        tokens = [backend.id_to_token(index) or "" for index in range(max(ids, default=-1) + 1)]
+        if isinstance(backend.model, models.WordPiece):
+            prefix = str(cast("Any", backend.model).continuing_subword_prefix)
+            left, right = [token.startswith(prefix) for token in tokens], [bool(token) for token in tokens]
+        else:
+            pipeline = json.loads(backend.to_str())
+            if '"type": "ByteLevel"' in json.dumps([pipeline["pre_tokenizer"], pipeline["decoder"]]):
+                # its tokens are written in the 256 printable characters that stand for bytes
+                tokens = [decoders.ByteLevel().decode([token]) for token in tokens]
+            left, right = [_joins(token, 0) for token in tokens], [_joins(token, -1) for token in tokens]
+        special = np.isin(np.arange(len(tokens)), list(tokenizer.special_ids))
+        return cls(np.array(left) & ~special, np.array(right) & ~special)
+
     def first(self, windows: Int64) -> Bool:
         """Mark the first token of each word, [batch, time]; a word that a window cuts begins at the window's edge."""
         starts = np.ones_like(windows, dtype=np.bool_)
         starts[:, 1:] = ~(self.left[windows[:, 1:]] & self.right[windows[:, :-1]])
         return starts
+
+
+def _joins(token: str, end: int) -> bool:
+    if not token:
+        return False
+    character = token[end]
+    is_bytes = character == "\N{REPLACEMENT CHARACTER}" or bool(_BYTE.fullmatch(token))
+    return is_bytes or unicodedata.category(character)[0] in "LMN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +88,7 @@ class Masked:
         words: which tokens make up a word, for whole word masking; None: tokens are drawn one by one.
     """
 
+    overlap: ClassVar[int] = 0
     mask_id: int
     ordinary: Int64
     special: Int64
@@ -60,10 +97,22 @@ class Masked:
     probability: float = 0.15
     words: WordBoundaries | None = None
 
-    @property
-    def overlap(self) -> int:
-        """0: windows are side by side."""
-        return 0
+    @classmethod
+    def of_tokenizer(cls, tokenizer: Tokenizer, *, whole_words: bool = False) -> Masked:
+        """The masked objective for a tokenizer. Raises UserError when it has no mask token or no ordinary ones."""
+        if tokenizer.mask is None:
+            raise UserError(
+                "Masked training needs a tokenizer with a mask token, and this one has none: train one with "
+                "--tokenizer wordpiece:N, or choose a decoder-only model."
+            )
+        special = np.array(sorted(tokenizer.special_ids), dtype=np.int64)
+        ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size, dtype=np.int64), special)
+        if not ordinary.size:
+            raise UserError(
+                "Masked training needs a tokenizer with ordinary tokens, and all of this one's are special."
+            )
+        words = WordBoundaries.of_tokenizer(tokenizer) if whole_words else None
+        return cls(tokenizer.mask, ordinary, special, tokenizer.cls, tokenizer.sep, words=words)
 
     def stride(self, context: int) -> int:
         """The context less the tokens around a window."""
@@ -78,7 +127,6 @@ class Masked:
         stream_start: Bool | None = None,
     ) -> Batch:
         """Make a batch of [batch, context]."""
-        del stream_start
         candidates = loss_mask & ~np.isin(windows, self.special)
         count = candidates.sum(axis=1)
         wanted = np.where(count > 0, np.maximum(1, np.rint(self.probability * count)), 0).astype(np.int64)
@@ -97,16 +145,12 @@ class Masked:
         changed = np.where(fate < 0.8, self.mask_id, np.where(fate < 0.9, random, windows))
         tokens = np.where(chosen, changed, windows)
         targets = np.where(chosen, windows, IGNORED)
-        mask = None if padding_mask is None else self._surround(padding_mask, True, True)
-        return Batch(self._surround(tokens, self.before, self.after), self._surround(targets, IGNORED, IGNORED), mask)
-
-    def _surround(self, rows: npt.NDArray[_T], before: int | None, after: int | None) -> npt.NDArray[_T]:
-        parts = [rows]
-        if self.before is not None:
-            parts.insert(0, np.full((len(rows), 1), before, dtype=rows.dtype))
-        if self.after is not None:
-            parts.append(np.full((len(rows), 1), after, dtype=rows.dtype))
-        return np.concatenate(parts, axis=1)
+        edges = (0, 0), (int(self.before is not None), int(self.after is not None))
+        mask = None if padding_mask is None else np.pad(padding_mask, edges, constant_values=True)
+        around = (0, 0), (self.before or 0, self.after or 0)
+        return Batch(
+            np.pad(tokens, edges, constant_values=around), np.pad(targets, edges, constant_values=IGNORED), mask
+        )
 
 
 def _whole_words(number: Int64, candidates: Bool, wanted: int, rng: np.random.Generator) -> Bool:

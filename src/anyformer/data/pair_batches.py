@@ -9,43 +9,15 @@ the same number of batches of the same shapes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from anyformer.data.batch import IGNORED, Batch, Int64
 from anyformer.data.feistel_shuffle import feistel_shuffle, mix_seed
+from anyformer.data.pair_files import PairFile
 from anyformer.errors import UserError
 
-Ids = npt.NDArray[np.integer]
 _ORDER, _TIES = 4, 5  # other draws than those of `batches`
-
-
-class Pairs(Protocol):
-    """Where pairs come from, such as a `PairFile`: ids of the texts alone, without special tokens."""
-
-    @property
-    def source_lengths(self) -> Int64:
-        """[pairs] number of ids of each source."""
-        ...
-
-    @property
-    def target_lengths(self) -> Int64:
-        """[pairs] number of ids of each target."""
-        ...
-
-    def __len__(self) -> int:
-        """Number of pairs."""
-        ...
-
-    def source(self, index: int) -> Ids:
-        """Return the ids of a source, [length]."""
-        ...
-
-    def target(self, index: int) -> Ids:
-        """Return the ids of a target, [length]."""
-        ...
 
 
 class PairBatches:
@@ -59,7 +31,7 @@ class PairBatches:
 
     def __init__(
         self,
-        pairs: Pairs,
+        pairs: PairFile,
         batch_tokens: int,
         seed: int = 0,
         *,
@@ -134,15 +106,15 @@ class PairBatches:
         targets = [self._pairs.target(index)[:text] for index in members.tolist()]
         rows = len(members)
         source = np.full((rows, max(map(len, sources)) + 1), self._pad, dtype=np.int64)
-        wanted = np.full((rows, max(map(len, targets)) + 1), IGNORED, dtype=np.int64)
-        tokens = np.full_like(wanted, self._pad)
+        target = np.full((rows, max(map(len, targets)) + 1), IGNORED, dtype=np.int64)
+        tokens = np.full_like(target, self._pad)
         tokens[:, 0] = self._start
         for row, (read, write) in enumerate(zip(sources, targets, strict=True)):
             source[row, : len(read)], source[row, len(read)] = read, self._eos
-            wanted[row, : len(write)], wanted[row, len(write)] = write, self._eos
+            target[row, : len(write)], target[row, len(write)] = write, self._eos
             tokens[row, 1 : len(write) + 1] = write
-        padding_mask = np.arange(source.shape[1]) <= np.array([[len(read)] for read in sources])
-        return Batch(tokens, wanted, source=source, source_mask=None if padding_mask.all() else padding_mask)
+        mask = np.arange(source.shape[1]) <= np.array([[len(read)] for read in sources])
+        return Batch(tokens, target, source=source, source_mask=None if mask.all() else mask)
 
 
 def _cut(lengths: Int64, batch_tokens: int) -> Int64:

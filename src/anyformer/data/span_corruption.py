@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from anyformer.config import SpecialTokens
 from anyformer.data.batch import IGNORED, Batch, Bool, Int64
 from anyformer.errors import UserError
+from anyformer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class SpanCorruption:
         mean_span_length: in tokens.
     """
 
+    overlap: ClassVar[int] = 0
     sentinels: tuple[int, ...]
     eos: int
     start: int
@@ -41,10 +45,22 @@ class SpanCorruption:
     noise_density: float = 0.15
     mean_span_length: float = 3.0
 
-    @property
-    def overlap(self) -> int:
-        """0: windows are side by side."""
-        return 0
+    @classmethod
+    def of_tokenizer(cls, tokenizer: Tokenizer, tokens: SpecialTokens) -> SpanCorruption:
+        """Span corruption for a tokenizer and the special tokens of the model's preset, see `decoder_start`.
+
+        Raises:
+            UserError: the tokenizer has no sentinels, no end or no padding token.
+        """
+        sentinels: list[int] = []
+        while (id_ := tokenizer.id(f"<extra_id_{len(sentinels)}>")) is not None:
+            sentinels.append(id_)
+        if not sentinels or tokenizer.eos is None or tokenizer.pad is None:
+            raise UserError(
+                "Span corruption needs a tokenizer with sentinels (<extra_id_0> ...), an end and a padding token, and "
+                "this one lacks some: train one with --tokenizer unigram:N or bpe:N, or choose another objective."
+            )
+        return cls(tuple(sentinels), tokenizer.eos, decoder_start(tokens, tokenizer), tokenizer.pad)
 
     def stride(self, context: int) -> int:
         """The longest window whose corrupted source, and whose targets, fit into the context.
@@ -82,7 +98,6 @@ class SpanCorruption:
 
         A sentinel is in the loss if the first token of its span is, and `eos` if the window's last token is.
         """
-        del stream_start
         rows, length = windows.shape
         source = np.full((rows, self.lengths(length)[0]), self.pad, dtype=np.int64)
         targets = np.full((rows, self.lengths(length)[1]), IGNORED, dtype=np.int64)
@@ -107,19 +122,19 @@ class SpanCorruption:
         hidden, spans = self._counts(len(window))
         sizes = np.stack((_divide(len(window) - hidden, spans, rng), _divide(hidden, spans, rng)), axis=1).ravel()
         ends = sizes.cumsum()
-        read: list[Int64] = []
-        written: list[Int64] = []
+        stretches, masks = np.split(window, ends[:-1]), np.split(loss_mask, ends[:-1])
+        source: list[Int64] = []
+        targets: list[Int64] = []
         counts: list[Bool] = []
         for index in range(spans):
             sentinel = np.array([self.sentinels[index]])
-            begin, middle, end = ends[2 * index] - sizes[2 * index], ends[2 * index], ends[2 * index + 1]
-            read += [window[begin:middle], sentinel]
-            written += [sentinel, window[middle:end]]
-            counts += [loss_mask[middle : middle + 1], loss_mask[middle:end]]
-        last = np.array([self.eos])
+            source += [stretches[2 * index], sentinel]
+            targets += [sentinel, stretches[2 * index + 1]]
+            counts += [masks[2 * index + 1][:1], masks[2 * index + 1]]
+        eos = np.array([self.eos])
         return (
-            np.concatenate([*read, last]),
-            np.concatenate([*written, last]),
+            np.concatenate([*source, eos]),
+            np.concatenate([*targets, eos]),
             np.concatenate([*counts, loss_mask[-1:]]),
         )
 
@@ -128,3 +143,25 @@ def _divide(items: int, parts: int, rng: np.random.Generator) -> Int64:
     """Sizes of a random division of `items` into `parts`, none of them empty unless there are fewer items."""
     cuts = np.sort(rng.permutation(max(items - 1, 0))[: parts - 1]) + 1
     return np.diff(np.concatenate(([0], cuts, [items])))
+
+
+def decoder_start(tokens: SpecialTokens, tokenizer: Tokenizer) -> int:
+    """The id of the decoder's first input in this tokenizer: the token with the same role as in the model's own.
+
+    Args:
+        tokens: the special tokens of the model's preset, in the ids of its own tokenizer: which role they give to
+            `decoder_start` is what counts (T5, Marian: padding; BART: end).
+        tokenizer: the one that the model will be trained with.
+
+    Raises:
+        UserError: the tokenizer has no token in any role that would do.
+    """
+    roles = ((tokens.pad, tokenizer.pad), (tokens.bos, tokenizer.bos), *((id_, tokenizer.eos) for id_ in tokens.eos))
+    same = [ours for theirs, ours in roles if theirs is not None and theirs == tokens.decoder_start]
+    for id_ in (*same, tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.cls):
+        if id_ is not None:
+            return id_
+    raise UserError(
+        "An encoder-decoder needs a tokenizer with a padding, a beginning or an end token for its decoder to start "
+        "with, and this one has none: train one with --tokenizer bpe:N."
+    )

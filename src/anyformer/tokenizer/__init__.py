@@ -8,7 +8,6 @@ sentencepiece    spiece.model
 pair             Marian's pair of SentencePiece models
 gguf             the tokenizer of a GGUF file
 training         char, byte-level BPE, WordPiece and Unigram from one's own text
-whole_words      which tokens make up a word
 chat             sandboxed chat templates
 stream           decoding one token at a time
 """

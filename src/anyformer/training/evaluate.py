@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from anyformer.data.objectives import Batch
+from anyformer.data.batch import Batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Self
 
-from anyformer.data.objectives import Batch
+from anyformer.data.batch import Batch
 from anyformer.errors import UserError
 from anyformer.runs.metrics import StepReport
 from anyformer.training.schedule import Budget

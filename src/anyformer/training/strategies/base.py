@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from anyformer.data.objectives import Batch
+from anyformer.data.batch import Batch
 from anyformer.model import Transformer
 from anyformer.training.averaging import Average
 from anyformer.training.precision import Precision

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from anyformer.data.objectives import Batch
+from anyformer.data.batch import Batch
 from anyformer.model import Transformer, build
 from anyformer.training.dtensor import full_tensor
 from anyformer.training.strategies.sharded import read_shards, write_shards

@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.linear import Linear
+from anyformer.data.batch import IGNORED, Batch
 from anyformer.data.feistel_shuffle import mix_seed
-from anyformer.data.objectives import IGNORED, Batch
 from anyformer.model import Transformer
 from anyformer.training.checkpoints import read_state, write_state
 from anyformer.training.optimizer import flatten_state, load_flat_state, set_learning_rate
