@@ -21,6 +21,6 @@ From token ids to batches:
 batch               the tensors of one training step
 batches             batch(step), a pure function of (data, seed, step), of a stream of ids
 pair_batches        the same of pairs, for sequence to sequence
-objectives          what a window is trained to predict: causal, masked, span_corruption (each in its module but causal)
+objectives          what a window is trained to predict: causal, masked, span_corruption
 feistel_shuffle     a random permutation of any size in constant memory
 """
