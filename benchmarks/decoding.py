@@ -59,11 +59,11 @@ class Contender(Protocol):
 
 class Ours:
     def __init__(self, directory: Path, kind: str) -> None:
-        from anyformer.generation.step import decoder_step
+        from anyformer.generation.cached_decoder import DecoderStep
 
         integers = kind if kind.startswith("int") else None
         self._model, _ = af.load(directory, None if integers else kind, quantize=integers)
-        self._step = decoder_step(self._model, wait=True)
+        self._step = DecoderStep(self._model, wait=True)
         self.size = sum(tensor.nbytes for tensor in (*self._model.parameters(), *self._model.buffers()))
 
     def read(self, streams: int, length: int) -> None:

@@ -23,8 +23,8 @@ from anyformer.cli.options import generation_options
 from anyformer.cli.terminal import Terminal
 from anyformer.errors import UserError
 from anyformer.generation import Conversation, GenerationConfig
-from anyformer.generation.conversation import _stripped
-from anyformer.generation.prefix_cache import PrefixCache
+from anyformer.generation.cached_decoder import PrefixCache
+from anyformer.generation.conversation import _lstrip
 from anyformer.generation.prompt import Prompt
 from anyformer.generation.stop_strings import cut_at_stop
 from anyformer.model import Origin
@@ -126,7 +126,7 @@ def test_what_is_known_is_not_read_again_and_changes_nothing(edits: list[tuple[i
 
 
 def test_the_memory_grows_and_an_interrupted_reading_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anyformer.generation.prefix_cache._SMALLEST", 4)
+    monkeypatch.setattr("anyformer.generation.cached_decoder._SMALLEST_PREFIX_CACHE", 4)
     model, _ = _model()
     read, cache = _count_read(model), PrefixCache(model)
     ids = torch.randint(200, (40,)).tolist()
@@ -214,7 +214,7 @@ def test_a_stop_string_is_never_shown_however_it_is_cut(text: str, data: st.Data
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     assert "".join(cut_at_stop(pieces, "\nUser:")) == text.partition("\nUser:")[0]
-    assert "".join(_stripped(pieces)) == text.lstrip()
+    assert "".join(_lstrip(pieces)) == text.lstrip()
 
 
 @given(st.text("ab", min_size=4, max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=4), st.data())

@@ -1,5 +1,6 @@
 """`anyformer generate --file`: a job over many prompts, killed, started again, and tampered with."""
 
+import contextlib
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 import anyformer as af
 from anyformer.cli.main import main
 from anyformer.errors import UserError
-from anyformer.generation.batch_job import Job, answer_all, fingerprint, open_answers, read_prompts
+from anyformer.generation.batch_job import BatchJob, fingerprint, read_prompts
 
 TEXT = ["the cat sat on the mat", "a dog and a cat", "Paris is the capital of France."]
 PROMPTS = ["the cat", "a dog", "Paris is the", "on the mat a cat", "sat"]
@@ -95,7 +96,7 @@ def test_no_answer_is_lost_or_doubled(tmp_path_factory: pytest.TempPathFactory, 
     prompts = data.draw(st.lists(st.text(max_size=8), min_size=1, max_size=12))
     size = data.draw(st.integers(1, 5))
     out = tmp_path_factory.mktemp("job") / "answers.jsonl"
-    job = Job(prompts, {"batch_size": size}, "model")
+    job = BatchJob(out, prompts, {"batch_size": size}, "model")
     calls = 0
 
     def write(first: int, texts: Sequence[str]) -> list[str]:
@@ -107,17 +108,13 @@ def test_no_answer_is_lost_or_doubled(tmp_path_factory: pytest.TempPathFactory, 
 
     for _ in range(4):
         calls = data.draw(st.integers(0, 3))
-        try:
-            with open_answers(out, job) as answers:
-                answer_all(answers, write, size)
-        except KeyboardInterrupt:
-            pass
+        with contextlib.suppress(KeyboardInterrupt):
+            job.run(write)
         if out.exists():
             held = out.read_bytes()
             out.write_bytes(held[: len(held) - data.draw(st.integers(0, min(5, len(held))))])
     calls = 100
-    with open_answers(out, job) as answers:
-        answer_all(answers, write, size)
+    job.run(write)
     lines = [json.loads(line) for line in out.read_bytes().split(b"\n")[:-1]]
     assert lines == [
         {"index": index, "prompt": prompt, "text": f"{index}\n{prompt}\u2028"} for index, prompt in enumerate(prompts)
@@ -126,14 +123,13 @@ def test_no_answer_is_lost_or_doubled(tmp_path_factory: pytest.TempPathFactory, 
 
 _SLOW = """
 import sys, time
-from anyformer.generation.batch_job import Job, answer_all, open_answers
-job = Job([str(n) for n in range(200)], {"batch_size": 7}, "model")
+from pathlib import Path
+from anyformer.generation.batch_job import BatchJob
+job = BatchJob(Path(sys.argv[1]), [str(n) for n in range(200)], {"batch_size": 7}, "model")
 def write(first, texts):
     time.sleep(0.002)
     return [text * 3000 for text in texts]
-with open_answers(__import__("pathlib").Path(sys.argv[1]), job) as answers:
-    print("begun", answers.count, flush=True)
-    answer_all(answers, write, 7)
+job.run(write, lambda count: print("begun", count, flush=True))
 """
 
 
@@ -206,10 +202,13 @@ def test_answers_go_to_files_only(gpt: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
-    job = Job(["a"], {}, "model")
-    with open_answers(tmp_path / "a.jsonl", job), pytest.raises(UserError, match="another process"):  # noqa: SIM117
-        with open_answers(tmp_path / "a.jsonl", job):
-            pass
+    def write(first: int, texts: Sequence[str]) -> Sequence[str]:
+        with pytest.raises(UserError, match="another process"):
+            BatchJob(tmp_path / "a.jsonl", ["a"], {"batch_size": 1}, "model").run(write)
+        return texts
+
+    BatchJob(tmp_path / "a.jsonl", ["a"], {"batch_size": 1}, "model").run(write)
+    assert len(_read(tmp_path / "a.jsonl")) == 1
 
 
 @pytest.mark.parametrize(
@@ -248,7 +247,7 @@ def test_flags_that_do_not_go_together(gpt: Path, tmp_path: Path, capsys: pytest
 
 def test_prompts_of_any_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text('prompt\n"a\nb"\nc\n')
-    assert [(prompt.text, prompt.where) for prompt in read_prompts(tmp_path / "p.csv")] == [
+    assert [(prompt.text, prompt.location) for prompt in read_prompts(tmp_path / "p.csv")] == [
         ("a\nb", f"{tmp_path / 'p.csv'}, line 2"),
         ("c", f"{tmp_path / 'p.csv'}, line 4"),
     ]

@@ -9,7 +9,7 @@ from torch import Tensor
 from anyformer.config import EmbeddingConfig, HeadConfig, ModelConfig, PoolingConfig, PositionConfig
 from anyformer.errors import UserError
 from anyformer.generation import embed
-from anyformer.generation.embed import _ENOUGH, _MOST, _batches  # pyright: ignore[reportPrivateUsage]
+from anyformer.generation.embed import _MAX_TOKENS, _MIN_TOKENS, _batches  # pyright: ignore[reportPrivateUsage]
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 from tests.generation.models import BOTH, build, config
@@ -96,7 +96,7 @@ def test_bfloat16_products_of_a_float32_model(tokenizer: Tokenizer) -> None:
     assert torch.equal(embed(model, tokenizer, TEXTS), exact)
 
 
-def test_processors_that_lay_out_no_bfloat16(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processors_that_prepack_no_bfloat16(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
     model = make(tokenizer, KINDS["encoder"], PoolingConfig(normalize=True))
@@ -114,8 +114,8 @@ def test_batches(lengths: list[int], most: int | None) -> None:
         mine = [lengths[index] for index in batch]
         assert mine == sorted(mine, reverse=True)
         different = sum(length < mine[0] for length in mine)
-        assert different == 0 or mine[0] * (len(mine) - 1) < _ENOUGH
-        assert mine[0] * (len(mine) - 1) < _MOST
+        assert different == 0 or mine[0] * (len(mine) - 1) < _MIN_TOKENS
+        assert mine[0] * (len(mine) - 1) < _MAX_TOKENS
 
 
 def test_vectors_can_be_trained_on(tokenizer: Tokenizer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.errors import UserError
-from anyformer.generation import GenerationConfig, generate_ids, prefill, speculative_decoding
-from anyformer.generation.speculative_decoding import Draft, PromptLookup
-from anyformer.generation.step import Step, decoder_step
+from anyformer.generation import GenerationConfig, cached_decoder, generate_ids
+from anyformer.generation.cached_decoder import DecoderStep
+from anyformer.generation.sampling import Sampler
+from anyformer.generation.speculative_decoding import Draft, PromptLookup, verify
 from anyformer.model import Transformer
 from tests.generation.models import DECODERS, VOCAB, WRITERS, build, config, rows
 
@@ -66,8 +67,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each step reads."""
     seen = list[int]()
 
-    def counting(model: Transformer) -> Step:
-        step = decoder_step(model)
+    def counting(model: Transformer) -> Callable[..., Tensor]:
+        step = DecoderStep(model)
 
         def count(tokens: Tensor, cache: KeyValueCache, **wishes: Any) -> Tensor:
             seen.append(tokens.shape[1])
@@ -75,7 +76,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return count
 
-    monkeypatch.setattr(prefill, "decoder_step", counting)
+    monkeypatch.setattr(cached_decoder, "DecoderStep", counting)
     return seen
 
 
@@ -105,9 +106,10 @@ def test_what_is_accepted_has_the_models_distribution(scores: list[float], data:
     certain = data.draw(st.booleans())
     guessed = torch.tensor(data.draw(st.lists(st.floats(-3, 3), min_size=len(scores), max_size=len(scores)))).softmax(0)
     generator, count, draws = torch.Generator().manual_seed(0), Counter[int](), 3000
+    sampler = Sampler(GenerationConfig(temperature=1.0), generator)
     for _ in range(draws):
         guess = len(scores) - 1 if certain else int(torch.multinomial(guessed, 1, generator=generator))
-        count[speculative_decoding.accept(logits, guess, None if certain else guessed, generator)] += 1
+        count[int(verify(sampler, logits[None], guess, None if certain else guessed))] += 1
     found = torch.tensor([count[token] / draws for token in range(len(scores))])
     # Four standard deviations of a share.
     assert bool(((found - logits.softmax(0)).abs() < 4 * (0.25 / draws) ** 0.5).all())

@@ -97,10 +97,10 @@ def test_outputs_are_equal(
 
 def _assert_cached_equals(model: Transformer, tokens: Tensor, source: Tensor, mask: Tensor) -> None:
     """The decoding step, compiled where it can be, has the norm as well."""
-    from anyformer.generation.step import decoder_step
+    from anyformer.generation.cached_decoder import DecoderStep
 
     expected = model(tokens, source=source, source_mask=mask).logits
-    cache, step = model.make_cache(2, 8), decoder_step(model, wait=True)
+    cache, step = model.make_cache(2, 8), DecoderStep(model, wait=True)
     model(tokens[:, :2], source=source, source_mask=mask, cache=cache)
     for position in range(2, tokens.shape[1]):
         logits = step(tokens[:, position : position + 1], cache)

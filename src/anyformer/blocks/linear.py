@@ -29,14 +29,18 @@ class Linear(nn.Linear):
     Attributes:
         weight: A parameter, or a `QuantizedMatrix` instead of it.
         matmul: "int8" lets it train in products of 8-bit integers (see `kernels.linear`).
+        prepacked: Weight and bias in another dtype, which are used in their place (see `kernels.prepacked_linear`).
     """
 
     matmul: kernels.Matmul = "float"
+    prepacked: kernels.PrepackedWeight | None = None
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "*batch inputs"]
     ) -> Float[Tensor, "*batch outputs"]:
         """Transform each vector by itself."""
+        if self.prepacked is not None:
+            return kernels.prepacked_linear(x, self.prepacked)
         return linear(x, self.weight, self.bias, matmul=self.matmul if self.training else "float")
 
     @override

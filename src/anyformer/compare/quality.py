@@ -14,8 +14,8 @@ from anyformer.data.sources import Paths, documents
 from anyformer.data.token_files import utf8_length
 from anyformer.errors import UserError
 from anyformer.generation import generate_ids
+from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.inference import evaluating, require_generative, require_tokenizer
-from anyformer.generation.step import decoder_step
 from anyformer.model import Transformer
 from anyformer.quantization import quantized_weights
 from anyformer.tokenizer import Tokenizer
@@ -175,7 +175,7 @@ def _batches(text: Text, context: int, batch_size: int) -> Iterator[tuple[Tensor
 
 def _decode_tokens_per_second(model: Transformer, text: Text, context: int) -> float:
     """Tokens a second of greedy writing behind a short prompt, once the compiled step is there."""
-    decoder_step(model, wait=True)
+    DecoderStep(model, wait=True)
     room = min(_WRITTEN, context - 8)
     if room < 2:
         return math.nan

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.errors import UserError
+from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
-from anyformer.generation.inference import DAMAGED, check_nan, evaluating, require_generative
+from anyformer.generation.inference import DAMAGED, cache_limit, check_nan, evaluating, require_generative
 from anyformer.generation.logits_processors import History, LogitsProcessor, make_processors
-from anyformer.generation.prefill import cache_limit, prefill
-from anyformer.generation.prompt import Prompt, encode_prompt, make_prompt
+from anyformer.generation.prompt import Prompt, encode_prompt, eos_ids, make_prompt
 from anyformer.generation.sampling import Sampler, make_sampler
-from anyformer.generation.special_ids import eos_ids
-from anyformer.generation.step import decoder_step
 from anyformer.generation.stop_strings import Detokenizer
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -87,8 +85,8 @@ class Request:
             self.finish("stop")
             return
         if self._detokenizer is not None:
-            self._say(self._detokenizer.push(token))
-            if self._detokenizer.stopped:
+            self._say(self._detokenizer.push_token(token))
+            if self._detokenizer.found:
                 self.finish("stop")
                 return
         if len(self.tokens) == self.prompt.max_new_tokens:
@@ -146,7 +144,7 @@ class BatchingEngine:
         if slots < 1 or chunk < 1 or self.capacity < 2:
             raise UserError(f"slots and chunk are at least 1, and capacity 2, not {slots}, {chunk} and {capacity}.")
         self.model, self.tokenizer, self.slots, self.chunk = model, tokenizer, slots, chunk
-        self._step = decoder_step(model)
+        self._step = DecoderStep(model)
         with torch.inference_mode():
             self._cache = model.make_cache(slots, self.capacity)
             self._cache.clear()
@@ -269,7 +267,8 @@ class BatchingEngine:
         """Read a chunk of a prompt; returns what it costs in tokens."""
         request, prompt, begin = part.request, part.request.prompt, part.done
         part.done = min(begin + budget, prompt.ids.shape[1])
-        logits = prefill(self.model, self._step, prompt, part.cache, begin, part.done)
+        source = prompt.source if begin == 0 else None
+        logits = self._step(prompt.ids[:, begin : part.done], part.cache, source=source, last_only=True)[:, -1]
         if part.done == prompt.ids.shape[1]:
             self._prefill = None
             try:
@@ -280,7 +279,7 @@ class BatchingEngine:
             if not request.finished:
                 self._cache.put(len(self._running), part.cache)
                 self._running.append(request)
-        return part.done - begin + (prompt.source.shape[1] if prompt.source is not None and begin == 0 else 0)
+        return part.done - begin + (0 if source is None else source.shape[1])
 
     def _leave(self, row: int) -> None:
         self._cache.remove(row)

@@ -1,8 +1,7 @@
-"""Beam search: several texts grow side by side, and the likeliest of those that ended are the answer.
+"""Beam search, step for step as in Hugging Face's `transformers`.
 
-The search is Hugging Face's, step for step, so that a model's settings (`num_beams`, `length_penalty`,
-`early_stopping`) find the same texts with the same scores. What differs is the work: the encoder and the prompt are
-read once a text and not once a beam, and a text whose search is over leaves the batch.
+A model's settings (`num_beams`, `length_penalty`, `early_stopping`) find the same texts with the same scores there. But
+the encoder and the prompt are read once a text and not once a beam, and a text whose search is over leaves the batch.
 
 Shapes::
 
@@ -13,7 +12,7 @@ Shapes::
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +20,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anyformer.errors import UserError
+from anyformer.generation.cached_decoder import CachedDecoder
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
 from anyformer.generation.inference import check_nan, evaluating, require_generative
 from anyformer.generation.logits_processors import History, make_processors
-from anyformer.generation.prefill import CachedDecoder
-from anyformer.generation.prompt import Prompt, make_prompt
-from anyformer.generation.special_ids import eos_ids, pad_id
+from anyformer.generation.prompt import Prompt, eos_ids, make_prompt, pad_id
 from anyformer.model import Transformer
 
 _NEVER = -1e9
@@ -38,10 +36,10 @@ _BLOCK = 128
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """What a search found: for each prompt its best texts, the best first."""
+    """The best texts for each prompt, the best first."""
 
     ids: Int[Tensor, "batch n_best new"]
-    """The new tokens, filled up with padding behind their end."""
+    """The new tokens, padded on the right."""
     scores: Float[Tensor, "batch n_best"]
     """Log-probability divided by ``length ** length_penalty``; the end-of-text token counts as well."""
 
@@ -84,45 +82,38 @@ def beam_search_ids(
     return Hypotheses(found.ids[:, :n_best, :length].clone(), found.scores[:, :n_best].clone())
 
 
-@dataclass
-class _Found:
-    """The best texts that have ended. [rows, beams, ...]"""
+class _Found(NamedTuple):
+    """The best texts that have ended, [rows, beams, ...]."""
 
     ids: Tensor
     scores: Tensor
     lengths: Tensor
     exists: Tensor
 
-    def best(self, others: _Found) -> _Found:
-        """The best of both, as many as there are here."""
-        scores = torch.cat((self.scores, others.scores), dim=1)
-        order = scores.topk(self.scores.shape[1], dim=1).indices
+    @staticmethod
+    def none(rows: int, beams: int, new: int, pad: int, device: torch.device) -> _Found:
+        """No texts yet."""
         return _Found(
-            _take(torch.cat((self.ids, others.ids), dim=1), order),
-            scores.gather(1, order),
-            torch.cat((self.lengths, others.lengths), dim=1).gather(1, order),
-            torch.cat((self.exists, others.exists), dim=1).gather(1, order),
+            torch.full((rows, beams, new), pad, dtype=torch.long, device=device),
+            torch.full((rows, beams), _NEVER, device=device),
+            torch.zeros((rows, beams), dtype=torch.long, device=device),
+            torch.zeros((rows, beams), dtype=torch.bool, device=device),
         )
 
+    def best(self, others: _Found) -> _Found:
+        """The best of both, as many as there are here."""
+        ids, scores, lengths, exists = (torch.cat(both, dim=1) for both in zip(self, others, strict=True))
+        order = scores.topk(self.scores.shape[1], dim=1).indices
+        return _Found(_take(ids, order), scores.gather(1, order), lengths.gather(1, order), exists.gather(1, order))
+
     def write(self, index: Tensor, rows: _Found) -> None:
-        """Put the texts of rows at these indices."""
-        for mine, theirs in zip(self._fields(), rows._fields(), strict=True):
+        """Replace the rows at these indices."""
+        for mine, theirs in zip(self, rows, strict=True):
             mine[index] = theirs
 
     def select(self, rows: Tensor) -> _Found:
-        return _Found(*(field[rows] for field in self._fields()))
-
-    def _fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.ids, self.scores, self.lengths, self.exists
-
-
-def _nothing(rows: int, beams: int, new: int, fill: int, device: torch.device) -> _Found:
-    return _Found(
-        torch.full((rows, beams, new), fill, dtype=torch.long, device=device),
-        torch.full((rows, beams), _NEVER, device=device),
-        torch.zeros((rows, beams), dtype=torch.long, device=device),
-        torch.zeros((rows, beams), dtype=torch.bool, device=device),
-    )
+        """These rows."""
+        return _Found(*(field[rows] for field in self))
 
 
 class _Search:
@@ -142,13 +133,13 @@ class _Search:
         # All beams of a row are equal at first: only one of them may go on, or all would say the same.
         self.scores = torch.full((rows, beams), _NEVER, device=device)
         self.scores[:, 0] = 0.0
-        self.found = _nothing(rows, beams, new, self.pad, device)
-        self.results = _nothing(rows, beams, new, self.pad, device)
+        self.found = _Found.none(rows, beams, new, self.pad, device)
+        self.results = _Found.none(rows, beams, new, self.pad, device)
         self.rows = torch.arange(rows, device=device)
         """The rows of the batch that are still searched for."""
 
     def run(self) -> _Found:
-        """Search until every row is done; returns what was found for each."""
+        """Search until every row is done."""
         logits = self.decoder.prefill(self.prompt)[:, None]
         for new in range(self.max_new_tokens):
             origin = self._grow(self._totals(check_nan(logits[:, 0]), new), new)

@@ -1,4 +1,4 @@
-"""A decoder as a table of pointers for the compiled step.
+"""A decoder in compiled code: a table of pointers to its weights, and the call that runs it on new tokens.
 
 Models with anything else than the library's own modules are refused, and left to torch: other classes, hooks, custom
 activations and norms, weights that are neither float32 nor bfloat16 nor quantized.
@@ -7,6 +7,7 @@ activations and norms, weights that are neither float32 nor bfloat16 nor quantiz
 from __future__ import annotations
 
 import ctypes
+from ctypes import c_int64, c_void_p
 from typing import Any, cast
 
 import torch
@@ -29,16 +30,28 @@ from anyformer.blocks.position import (
     SinusoidalPosition,
 )
 from anyformer.blocks.quantized import QuantizedMatrix
+from anyformer.generation.inference import cache_limit
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.cpu import structs
+from anyformer.kernels.cpu.build import Library
 from anyformer.kernels.cpu.quantized_matmul import described
 from anyformer.model import Stack, Transformer
+from anyformer.quantization import bits_of
 
+LIBRARY = Library(
+    "decode_step",
+    has_amx=(c_int64,),
+    workspace_size=(c_int64, c_void_p, c_int64, c_int64, c_int64),
+    decode_step=(None, c_void_p, c_void_p, c_int64),
+)
 DTYPES = {torch.float32: structs.FLOAT32, torch.bfloat16: structs.BFLOAT16}
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
 _MODULES = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
 _MAX_WIDTH, _MAX_HEAD_DIM = 1 << 14, 512
 """The widest layers and heads that decode_step.cpp has room for."""
+_MAX_FLOAT_ROWS = 32
+"""New tokens of a batch up to which the compiled step, which multiplies row by row, is faster with floating-point
+weights: it reads them once for all rows, but torch's matrix products win from here (docs/measurements/decoding.md)."""
 
 
 class UnsupportedModelError(Exception):
@@ -46,7 +59,7 @@ class UnsupportedModelError(Exception):
 
 
 class CompiledDecoder:
-    """The table of a model's decoder. It keeps alive what its pointers point to.
+    """A model's decoder as a table of pointers, whose targets it keeps alive.
 
     Raises:
         UnsupportedModelError: The compiled step cannot run the model.
@@ -78,11 +91,8 @@ class CompiledDecoder:
             head=last,
         )
         self._tables: tuple[int, Tensor | None, Tensor | None, Tensor | None] = (0, None, None, None)
-
-    @property
-    def address(self) -> int:
-        """The address of the table."""
-        return ctypes.addressof(self.table)
+        self._quantized, self._max_length = bits_of(model) is not None, cache_limit(model)
+        self._workspace = torch.empty(0, dtype=torch.uint8)
 
     def _pointer(self, tensor: Tensor | None) -> int | None:
         """The address of the tensor, or of a copy, in float32."""
@@ -92,8 +102,10 @@ class CompiledDecoder:
         self._kept.append(plain)
         return plain.data_ptr()
 
-    def _matrix(self, module: nn.Module | None, bias: Tensor | None) -> structs.Matrix:
-        """The weight of a linear layer or of an embedding."""
+    def _matrix(self, module: nn.Module | None, bias: Tensor | None = None) -> structs.Matrix:
+        """The weight of a linear layer or of an embedding, with the bias given or its own."""
+        if module is None:
+            return structs.Matrix()
         if type(module) not in (Linear, Embedding):
             raise UnsupportedModelError(f"a layer of class {type(module).__name__}")
         weight = cast("Linear", module).weight
@@ -110,13 +122,8 @@ class CompiledDecoder:
             )
         if max(outputs if outputs != self.model.config.vocab_size else 0, inputs) > _MAX_WIDTH:
             raise UnsupportedModelError("wider layers than there is room for")
-        matrix.bias = self._pointer(bias)
+        matrix.bias = self._pointer(getattr(module, "bias", None) if bias is None else bias)
         return matrix
-
-    def _linear(self, module: nn.Module | None) -> structs.Matrix:
-        if module is None:
-            return structs.Matrix()
-        return self._matrix(module, cast("Tensor | None", getattr(module, "bias", None)))
 
     def _norm(self, module: nn.Module | None) -> structs.Norm:
         if type(module) is LayerNorm:
@@ -140,10 +147,10 @@ class CompiledDecoder:
             norm=self._norm(norm),
             query_norm=self._norm(attention.query_norm),
             key_norm=self._norm(attention.key_norm),
-            query=self._linear(attention.query),
-            key=self._linear(attention.key),
-            value=self._linear(attention.value),
-            output=self._linear(attention.output),
+            query=self._matrix(attention.query),
+            key=self._matrix(attention.key),
+            value=self._matrix(attention.value),
+            output=self._matrix(attention.output),
             heads=attention.heads,
             kv_heads=attention.kv_heads,
             head_dim=attention.head_dim,
@@ -160,14 +167,74 @@ class CompiledDecoder:
             cross_attention=self._attention(block.cross_attention, block.cross_attention_norm, None),
             feed_forward=structs.FeedForward(
                 norm=self._norm(block.feed_forward_norm),
-                up=self._linear(forward.up),
-                gate=self._linear(forward.gate),
-                down=self._linear(forward.down),
+                up=self._matrix(forward.up),
+                gate=self._matrix(forward.gate),
+                down=self._matrix(forward.down),
                 activation=COMPILED[forward.activation],
             ),
         )
 
-    def position_tables(self, capacity: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def supports(self, tokens: Tensor, cache: KeyValueCache) -> bool:
+        """Whether the compiled code is there, can take this step, and is faster."""
+        library: Any = LIBRARY.get()
+        if library is None or torch.is_grad_enabled() or self.model.training or torch.is_autocast_enabled("cpu"):
+            return False
+        uses_amx = self.dtype == torch.bfloat16 and library.has_amx() > 0
+        if not tokens.numel() or (tokens.numel() > _MAX_FLOAT_ROWS and not (self._quantized or uses_amx)):
+            return False
+        if self._max_length is not None and cache.length + tokens.shape[1] > self._max_length:
+            return False
+        layer = cache.layers[0]
+        if layer.keys.dtype not in DTYPES:
+            return False
+        return not self.has_cross_attention or (layer.cross is not None and layer.cross.keys.dtype == layer.keys.dtype)
+
+    def __call__(self, tokens: Tensor, cache: KeyValueCache, mask: Tensor | None, *, num_logits: int) -> Tensor:
+        """The logits after the last `num_logits` columns."""
+        batch, new = tokens.shape
+        # All keys are written before any is read, so the new tokens of a sequence attend to each other.
+        positions = cache.extend(tokens, mask).positions.expand(batch, new).contiguous()
+        hidden_states = self._embed(tokens, positions, cache)
+        if mask is not None:
+            positions = positions.masked_fill(~mask, -1)
+        logit_rows = torch.arange(batch * new).view(batch, new)[:, new - num_logits :].contiguous()
+        cos, sin, bias = self._position_tables(cache.capacity)
+        layer, source_mask = cache.layers[0], cache.source_mask
+        if source_mask is not None:
+            source_mask = source_mask.to(torch.uint8).contiguous()
+        logits = torch.empty(batch, num_logits, self.vocab_size)
+        caches = _layer_caches(cache)
+        source_length = 0 if layer.cross is None else layer.cross.keys.shape[2]
+        max_keys, num_threads = max(cache.length, source_length), torch.get_num_threads()
+        library: Any = LIBRARY.get()
+        decoder = ctypes.addressof(self.table)
+        size: int = library.workspace_size(decoder, batch * new, max_keys, num_threads)
+        if self._workspace.numel() < size:
+            self._workspace = torch.empty(size, dtype=torch.uint8)
+        arguments = structs.Batch(
+            rows=batch * new,
+            new_tokens=new,
+            hidden_states=hidden_states.data_ptr(),
+            positions=positions.data_ptr(),
+            cos=None if cos is None else cos.data_ptr(),
+            sin=None if sin is None else sin.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+            num_distances=0 if bias is None else bias.shape[1],
+            caches=ctypes.addressof(caches),
+            cache_dtype=DTYPES[layer.keys.dtype],
+            source_length=source_length,
+            source_index=None if layer.source_index is None else layer.source_index.data_ptr(),
+            source_mask=None if source_mask is None else source_mask.data_ptr(),
+            logit_rows=logit_rows.data_ptr(),
+            num_logit_rows=batch * num_logits,
+            logits=logits.data_ptr(),
+            workspace=self._workspace.data_ptr(),
+            num_threads=num_threads,
+        )
+        library.decode_step(decoder, ctypes.addressof(arguments), max_keys)
+        return logits
+
+    def _position_tables(self, capacity: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Cosines and sines [capacity, head_dim] of every position, and the bias [heads, capacity] of every distance.
 
         They are computed by the model, in its dtype.
@@ -184,7 +251,7 @@ class CompiledDecoder:
             self._tables = (capacity, rotations[0], rotations[1], bias)
         return self._tables[1:]
 
-    def embed(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
+    def _embed(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
         """The input of the first block, [batch * new, d_model]."""
         embedding, added = self.decoder.embedding, self.decoder.position.embed(positions)
         ngrams = embedding.ngrams
@@ -192,7 +259,7 @@ class CompiledDecoder:
         return embedding(self.model.token_embedding(tokens), added, None, recent).flatten(0, 1).float().contiguous()
 
 
-def layer_caches(cache: KeyValueCache) -> ctypes.Array[structs.LayerCache]:
+def _layer_caches(cache: KeyValueCache) -> ctypes.Array[structs.LayerCache]:
     """The addresses of the layers' keys and values."""
     caches = (structs.LayerCache * len(cache.layers))()
     for views, layer in zip(caches, cache.layers, strict=True):

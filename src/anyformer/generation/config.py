@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, Unpack, cast
 
@@ -16,6 +17,31 @@ DEFAULT_NEW_TOKENS = 200
 """New tokens at most where `GenerationConfig.max_new_tokens` is None."""
 
 _CHAT_TEMPERATURE = 0.7
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_new_tokens": (lambda count: count is None or count >= 1, "is at least 1, not {}"),
+    "samples": (lambda count: count >= 1, "is a number of texts, at least 1, not {}"),
+    "seed": (
+        lambda seed: seed is None or -(2**63) <= seed < 2**63,
+        "is a whole number of 64 bits, below 2**63, not {!s:.40}",
+    ),
+    "temperature": (lambda value: 0.0 <= value < math.inf, "is 0 (always the likeliest token) or more, not {}"),
+    "top_k": (
+        lambda count: count is None or count >= 1,
+        "is a number of tokens, at least 1, not {}: leave it out to keep them all",
+    ),
+    "top_p": (
+        lambda value: value is None or 0.0 < value <= 1.0,
+        "is a probability above 0 and up to 1, not {}: leave it out to keep all tokens",
+    ),
+    "min_p": (lambda value: value is None or 0.0 <= value <= 1.0, "is a share between 0 and 1, not {}"),
+    "repetition_penalty": (lambda value: 0.0 < value < math.inf, "is a positive number, 1 for none, not {}"),
+    "presence_penalty": (lambda value: abs(value) < math.inf, "is a finite number, 0 for none, not {}"),
+    "frequency_penalty": (lambda value: abs(value) < math.inf, "is a finite number, 0 for none, not {}"),
+    "beams": (lambda count: count >= 1, "is a number of texts that grow side by side, at least 1, not {}"),
+    "length_penalty": (lambda value: abs(value) < math.inf, "is a finite number, not {}"),
+    "early_stopping": (lambda value: value in (True, False, "never"), 'is true, false or "never", not {!r}'),
+}
+"""What each field must be."""
 _SEARCH = {"beams": "num_beams", "length_penalty": "length_penalty", "early_stopping": "early_stopping"}
 """Fields that a model's generation settings decide where the caller doesn't, and their names there."""
 
@@ -89,49 +115,19 @@ class GenerationConfig:
     length."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is at least 1, not {self.max_new_tokens}.")
+        for name, (valid, message) in _CHECKS.items():
+            value = getattr(self, name)
+            if not valid(value):
+                raise UserError(f"{name} {message.format(value)}.")
         if self.stop == "" or "" in tuple(self.stop):
             raise UserError("A stop string is empty, and would end every text before it begins: leave it out.")
-        if self.samples < 1:
-            raise UserError(f"samples is a number of texts, at least 1, not {self.samples}.")
-        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
-            raise UserError(f"seed is a whole number of 64 bits, below 2**63, not {str(self.seed)[:40]}.")
-        self._check_sampling()
-        self._check_search()
-
-    def _check_sampling(self) -> None:
-        if not 0.0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature is 0 (always the likeliest token) or more, not {self.temperature}.")
         if 0.0 < self.temperature < 1e-6:
             raise UserError(
                 f"temperature {self.temperature} is too small to divide by: 0 always takes the likeliest token."
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(
-                f"top_k is a number of tokens, at least 1, not {self.top_k}: leave it out to keep them all."
-            )
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise UserError(
-                f"top_p is a probability above 0 and up to 1, not {self.top_p}: leave it out to keep all tokens."
-            )
-        if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
-            raise UserError(f"min_p is a share between 0 and 1, not {self.min_p}.")
-        if not 0.0 < self.repetition_penalty < float("inf"):
-            raise UserError(f"repetition_penalty is a positive number, 1 for none, not {self.repetition_penalty}.")
-        for name in ("presence_penalty", "frequency_penalty"):
-            if not abs(getattr(self, name)) < float("inf"):
-                raise UserError(f"{name} is a finite number, 0 for none, not {getattr(self, name)}.")
         for token, bias in self.logit_bias.items():
-            if not bias < float("inf"):
+            if not bias < math.inf:
                 raise UserError(f"logit_bias of token {token} is a number that can be added, not {bias}.")
-
-    def _check_search(self) -> None:
-        if self.beams < 1:
-            raise UserError(f"beams is a number of texts that grow side by side, at least 1, not {self.beams}.")
-        if not abs(self.length_penalty) < float("inf"):
-            raise UserError(f"length_penalty is a finite number, not {self.length_penalty}.")
-        _check_early_stopping(self.early_stopping)
         if self.beams == 1:
             return
         if self.temperature > 0.0:
@@ -166,7 +162,6 @@ class GenerationConfig:
         own = {name: settings.get(theirs) for name, theirs in _SEARCH.items()}
         known = cast("GenerationOptions", {name: value for name, value in own.items() if value is not None})
         known.update(options)
-        _check_early_stopping(known.get("early_stopping", False))
         return cls().replace(**known)
 
     @classmethod
@@ -184,11 +179,6 @@ class GenerationConfig:
         )
         known.update(options)
         return cls().replace(**known)
-
-
-def _check_early_stopping(value: object) -> None:
-    if value not in (True, False, "never"):
-        raise UserError(f'early_stopping is true, false or "never", not {value!r}.')
 
 
 def resolve(

@@ -1,4 +1,4 @@
-"""A conversation with a model: turns, in the words of the model's own chat template."""
+"""Chat: a conversation in turns, rendered by the model's chat template."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -8,18 +8,16 @@ from typing import Unpack
 import torch
 
 from anyformer.errors import UserError
+from anyformer.generation.cached_decoder import PrefixCache
 from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig, GenerationOptions, resolve
 from anyformer.generation.decode import decode
-from anyformer.generation.inference import check_ids, require_generative, require_tokenizer
+from anyformer.generation.inference import cache_limit, check_ids, require_generative, require_tokenizer
 from anyformer.generation.logits_processors import make_processors
-from anyformer.generation.prefill import cache_limit
-from anyformer.generation.prefix_cache import PrefixCache
-from anyformer.generation.prompt import Prompt, encode_prompt
+from anyformer.generation.prompt import Prompt, encode_prompt, eos_ids
 from anyformer.generation.sampling import make_sampler
-from anyformer.generation.special_ids import eos_ids
-from anyformer.generation.stop_strings import cut_at_stop
+from anyformer.generation.stop_strings import Detokenizer, cut_at_stop, stream_text
 from anyformer.model import Transformer
-from anyformer.tokenizer import StreamDecoder, Tokenizer
+from anyformer.tokenizer import Tokenizer
 
 Message = dict[str, str]
 """``{"role": "system" | "user" | "assistant", "content": "..."}``"""
@@ -28,7 +26,7 @@ _NEXT_TURN = "\nUser:"
 
 
 class Conversation:
-    """Question and answer in turns. Each costs only the tokens that are new: see `PrefixCache`.
+    """Questions and answers in turns. Each costs only the tokens that are new, see `PrefixCache`.
 
     A model without a chat template is shown lines that begin with ``User:`` and ``Assistant:``.
 
@@ -42,7 +40,7 @@ class Conversation:
     Attributes:
         config: How answers are generated.
         forgotten: How many of the oldest messages the model no longer sees, since its context is full.
-        unfinished: Whether the latest answer ended for want of tokens.
+        unfinished: Whether the latest answer ended after its maximum of tokens.
 
     Raises:
         UserError: a model that doesn't generate text or has no tokenizer, a template that takes no system message, a
@@ -89,7 +87,7 @@ class Conversation:
     @property
     def messages(self) -> list[Message]:
         """The whole conversation, with what the model no longer sees."""
-        return [*self._before(), *(dict(message) for message in self._turns)]
+        return [*_system_messages(self._system), *(dict(message) for message in self._turns)]
 
     @property
     def system(self) -> str | None:
@@ -98,7 +96,7 @@ class Conversation:
 
     @system.setter
     def system(self, text: str | None) -> None:
-        self._render([*_system(text), {"role": "user", "content": "?"}])
+        self._render([*_system_messages(text), {"role": "user", "content": "?"}])
         self._system = text
 
     def reset(self) -> None:
@@ -123,31 +121,31 @@ class Conversation:
         config = resolve(self._model, self.config, options, beams=False)
         if "seed" in options:
             self._sampler = make_sampler(config, self._model.device)
-        asked: Message = {"role": "user", "content": question}
+        message: Message = {"role": "user", "content": question}
         wanted = config.max_new_tokens or DEFAULT_NEW_TOKENS
-        forgotten, ids = self._fit(asked, wanted)
+        forgotten, ids = self._fit(message, wanted)
         room = wanted if self.context is None else min(wanted, self.context - len(ids))
-        pieces = cut_at_stop(_text(self._tokenizer, self._tokens(ids, room, config)), config.stop)
-        return self._answer(asked, forgotten, pieces)
+        text = Detokenizer(self._tokenizer, stop=config.stop)
+        return self._answer(message, forgotten, stream_text(text, self._tokens(ids, room, config)))
 
-    def _answer(self, asked: Message, forgotten: int, pieces: Iterator[str]) -> Generator[str, None, None]:
+    def _answer(self, message: Message, forgotten: int, pieces: Iterator[str]) -> Generator[str, None, None]:
         if not self.has_template:
-            pieces = _stripped(cut_at_stop(pieces, _NEXT_TURN))
+            pieces = _lstrip(cut_at_stop(pieces, _NEXT_TURN))
         self.forgotten = forgotten
-        said = ""
+        answer = ""
         try:
             for piece in pieces:
-                said += piece
+                answer += piece
                 yield piece
         finally:
-            if said.strip():
-                self._turns += [asked, {"role": "assistant", "content": said}]
+            if answer.strip():
+                self._turns += [message, {"role": "assistant", "content": answer}]
 
-    def _fit(self, asked: Message, max_new_tokens: int) -> tuple[int, list[int]]:
+    def _fit(self, message: Message, max_new_tokens: int) -> tuple[int, list[int]]:
         """How many messages to leave out, and the ids of the others."""
         context, forgotten = self.context, self.forgotten
         while True:
-            ids = self._encode([*self._before(), *self._turns[forgotten:], asked])
+            ids = self._encode([*_system_messages(self._system), *self._turns[forgotten:], message])
             if context is None or len(ids) + min(max_new_tokens, context // 4) <= context:
                 return forgotten, ids
             if forgotten < len(self._turns):
@@ -175,9 +173,6 @@ class Conversation:
                 yield token
         self.unfinished = True
 
-    def _before(self) -> list[Message]:
-        return _system(self._system)
-
     def _render(self, messages: Sequence[Message]) -> str:
         if self.has_template:
             return self._tokenizer.chat(messages)
@@ -195,24 +190,14 @@ class Conversation:
         return ids
 
 
-def _system(text: str | None) -> list[Message]:
+def _system_messages(text: str | None) -> list[Message]:
     return [] if text is None else [{"role": "system", "content": text}]
 
 
-def _text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    decoder = StreamDecoder(tokenizer)
-    for token in tokens:
-        if piece := decoder.push(token):
-            yield piece
-    if rest := decoder.flush():
-        yield rest
-
-
-def _stripped(pieces: Iterable[str]) -> Iterator[str]:
+def _lstrip(pieces: Iterable[str]) -> Iterator[str]:
     """The text without the space that it begins with."""
     begun = False
     for piece in pieces:
-        shown = piece if begun else piece.lstrip()
-        begun = begun or bool(shown)
-        if shown:
-            yield shown
+        if piece := piece if begun else piece.lstrip():
+            begun = True
+            yield piece

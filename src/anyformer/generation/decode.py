@@ -11,13 +11,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from anyformer.errors import UserError
 from anyformer.generation.beam_search import beam_search_ids
+from anyformer.generation.cached_decoder import CachedDecoder
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
 from anyformer.generation.inference import check_nan, evaluating, require_generative
 from anyformer.generation.logits_processors import History, LogitsProcessor, make_processors
-from anyformer.generation.prefill import CachedDecoder, Decoder
-from anyformer.generation.prompt import Prompt, make_prompt
+from anyformer.generation.prompt import Prompt, eos_ids, make_prompt, pad_id
 from anyformer.generation.sampling import Sampler, make_sampler
-from anyformer.generation.special_ids import eos_ids, pad_id
 from anyformer.generation.speculative_decoding import NO_GUESSES, Draft, Speculator, check_draft, verify
 from anyformer.model import Transformer
 
@@ -104,7 +103,7 @@ def stream_ids(
 
 
 def decode(
-    decoder: Decoder,
+    decoder: CachedDecoder,
     prompt: Prompt,
     processors: Sequence[LogitsProcessor],
     sampler: Sampler,
@@ -128,7 +127,7 @@ def decode(
         # Inference mode must not be left on while the caller is at work between two steps.
         with torch.inference_mode():
             logits = decoder.prefill(prompt)[:, None]
-            prompt = prompt.repeat(len(logits) // len(prompt.ids))
+            prompt = decoder.prompt
             texts = torch.cat((prompt.ids, prompt.ids.new_zeros(len(prompt.ids), prompt.max_new_tokens)), dim=1)
             padding, pad = prompt.padding, pad_id(model, eos)
             stop = torch.tensor(eos, device=texts.device) if eos else None

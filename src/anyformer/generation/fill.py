@@ -1,41 +1,45 @@
-"""The words behind the masks of a text."""
+"""Fill-mask: the likeliest tokens for the masks in a text."""
 
 from dataclasses import dataclass
 
 import torch
 
 from anyformer.errors import UserError
-from anyformer.generation.inference import check_ids, check_nan, evaluating, require_tokenizer
+from anyformer.generation.inference import check_ids, check_nan, evaluating, float_logits, require_tokenizer
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What may stand behind a mask."""
+    """A token for a mask.
+
+    Attributes:
+        token: Its id.
+        text: Its text, with the space before it where the token includes one.
+        probability: How likely it is.
+    """
 
     token: int
-    """Its id."""
     text: str
-    """Its text, with the space before it where the token includes one."""
     probability: float
 
 
 def fill(model: Transformer, tokenizer: Tokenizer | None, text: str, top: int = 5) -> list[list[Candidate]]:
-    """Guess what the masks in a text stand for, each by itself.
+    """Predict the masked tokens of a text, each independently of the others.
 
     Args:
         model: An encoder with a masked-LM head.
         tokenizer: Its tokenizer.
         text: A text with the tokenizer's mask token in it, such as ``Paris is the [MASK] of France.``
-        top: Candidates a mask.
+        top: Candidates for each mask.
 
     Returns:
-        For each mask from left to right the likeliest candidates, the likeliest first.
+        For each mask from left to right its candidates, the likeliest first.
 
     Raises:
-        UserError: no mask in the text, a model or tokenizer that knows none, a text beyond the context, a model that
-            answers with NaN.
+        UserError: a text without a mask, a model or tokenizer without masks, a text beyond the context, a model whose
+            output is NaN.
     """
     tokenizer = require_tokenizer(tokenizer, "give the model token ids")
     config = model.config
@@ -50,23 +54,21 @@ def fill(model: Transformer, tokenizer: Tokenizer | None, text: str, top: int = 
         raise UserError("This model's tokenizer has no mask token, so there is nothing to fill.")
     if top < 1:
         raise UserError(f"top is a number of candidates, at least 1, not {top}.")
-    row = tokenizer.encode(text)
-    positions = [position for position, token in enumerate(row) if token == tokenizer.mask]
-    if not positions:
+    ids = torch.tensor([tokenizer.encode(text)], device=model.device)
+    masks = ids[0] == tokenizer.mask
+    if not masks.any():
         raise UserError(f"There is no mask in the text: write {tokenizer.mask_token} for the word to be filled in.")
-    if config.context_length is not None and len(row) > config.context_length:
-        raise UserError(f"The text has {len(row)} tokens, and the model can read {config.context_length}: shorten it.")
-    ids = torch.tensor([row], device=model.device)
+    length = ids.shape[1]
+    if config.context_length is not None and length > config.context_length:
+        raise UserError(f"The text has {length} tokens, and the model can read {config.context_length}: shorten it.")
     check_ids(ids, config.vocab_size)
     with evaluating(model), torch.inference_mode():
-        logits = model(ids).logits
-        if logits is None:
-            raise ValueError("a model with a language-model head has logits")
-        best = check_nan(logits[0, positions]).float().softmax(dim=-1).topk(min(top, logits.shape[-1]), dim=-1)
+        logits = check_nan(float_logits(model(ids))[0, masks])
+        best = logits.softmax(dim=-1).topk(min(top, logits.shape[-1]), dim=-1)
     return [
         [
-            Candidate(token, tokenizer.decode([token], skip_special=False), p)
-            for token, p in zip(tokens, chances, strict=True)
+            Candidate(token, tokenizer.decode([token], skip_special=False), probability)
+            for token, probability in zip(tokens, probabilities, strict=True)
         ]
-        for tokens, chances in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        for tokens, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]

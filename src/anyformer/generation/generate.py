@@ -1,27 +1,20 @@
-"""Texts in, texts out.
-
-generate          a text for each prompt
-generate_samples  several texts for each prompt
-generate_n_best   the best texts that beam search finds for each prompt, with their scores
-generate_stream   one text in pieces
-"""
+"""Texts in, texts out: a text for each prompt, several samples, the best of a beam search, or one text in pieces."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Unpack, cast
 
 import torch
-from torch import Tensor
 
 from anyformer.errors import UserError
 from anyformer.generation.beam_search import Hypotheses, beam_search_ids
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
 from anyformer.generation.decode import generate_ids, stream_ids
 from anyformer.generation.inference import require_generative, require_tokenizer
-from anyformer.generation.prompt import encode_prompt, pad
-from anyformer.generation.special_ids import eos_ids, input_pad_id
+from anyformer.generation.prompt import batches, encode_prompt, eos_ids, input_pad_id, pad
 from anyformer.generation.speculative_decoding import Draft
-from anyformer.generation.stop_strings import Detokenizer, continuation, cut_at_stop
+from anyformer.generation.stop_strings import Detokenizer, continuation, stream_text
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -31,12 +24,15 @@ Prompts = str | Sequence[str] | Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One of the texts that a search found for a prompt."""
+    """A text that beam search found for a prompt.
+
+    Attributes:
+        text: The new text.
+        score: Its log-probability divided by ``length ** length_penalty``.
+    """
 
     text: str
-    """The new text."""
     score: float
-    """Its log-probability divided by ``length ** length_penalty``."""
 
 
 def generate(
@@ -74,8 +70,8 @@ def generate(
     config = resolve(model, config, options)
     if config.samples != 1:
         raise UserError("`generate` makes one text of each prompt: ask `generate_samples` for samples.")
-    texts = _generate(model, tokenizer, prompts, config, _search_or_sample(model, config, draft), batch_size, progress)
-    return [text for ((text, _),) in texts]
+    texts = _generate(model, tokenizer, prompts, config, batch_size, progress, draft=draft)
+    return [hypothesis.text for (hypothesis,) in texts]
 
 
 def generate_samples(
@@ -98,8 +94,8 @@ def generate_samples(
         UserError: as `generate`.
     """
     config = resolve(model, config or GenerationConfig(temperature=1.0), options)
-    texts = _generate(model, tokenizer, prompts, config, _search_or_sample(model, config, draft), batch_size, progress)
-    return [[text for text, _ in samples] for samples in texts]
+    texts = _generate(model, tokenizer, prompts, config, batch_size, progress, draft=draft)
+    return [[hypothesis.text for hypothesis in samples] for samples in texts]
 
 
 def generate_n_best(
@@ -125,64 +121,7 @@ def generate_n_best(
     if config is None and "beams" not in options:
         options["beams"] = max(n_best, GenerationConfig.for_model(model).beams)
     config = resolve(model, config, options)
-    ids_config = config.replace(stop=())
-
-    def search(ids: Tensor, mask: Tensor) -> Hypotheses:
-        return beam_search_ids(model, ids, mask, ids_config, n_best=n_best)
-
-    texts = _generate(model, tokenizer, prompts, config, search, batch_size, progress)
-    return [[Hypothesis(*best) for best in found] for found in texts]
-
-
-def _search_or_sample(
-    model: Transformer, config: GenerationConfig, draft: Draft | None
-) -> Callable[[Tensor, Tensor], Hypotheses]:
-    ids_config = config.replace(stop=())
-
-    def write(ids: Tensor, mask: Tensor) -> Hypotheses:
-        new = generate_ids(model, ids, mask, ids_config, draft=draft).unflatten(0, (len(ids), -1))
-        return Hypotheses(new, torch.zeros(new.shape[:2], device=new.device))  # nobody asks for the scores
-
-    return write
-
-
-def _generate(
-    model: Transformer,
-    tokenizer: Tokenizer | None,
-    prompts: Prompts,
-    config: GenerationConfig,
-    write: Callable[[Tensor, Tensor], Hypotheses],
-    batch_size: int | None,
-    progress: Callable[[int], None] | None,
-) -> list[list[tuple[str, float]]]:
-    """The texts and scores that `write` makes of the ids and mask of each batch, in the order of the prompts."""
-    tokenizer = require_tokenizer(tokenizer, "give generate_ids token ids")
-    require_generative(model)
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size is a number of prompts, at least 1, not {batch_size}.")
-    texts = [prompts] if isinstance(prompts, str) else prompts
-    rows = [encode_prompt(model, tokenizer, text) if isinstance(text, str) else list(text) for text in texts]
-    # The longest come first: if they fit into memory, so do all others.
-    order = range(len(rows)) if batch_size is None else sorted(range(len(rows)), key=lambda row: -len(rows[row]))
-    size = batch_size or max(1, len(rows))
-    eos = frozenset(eos_ids(model)) if config.stop_at_eos else frozenset[int]()
-
-    def text_of(before: Sequence[int], new: list[int]) -> str:
-        new = next((new[:position] for position, token in enumerate(new) if token in eos), new)
-        return "".join(cut_at_stop([continuation(tokenizer, before, new)], config.stop))
-
-    answers: dict[int, list[tuple[str, float]]] = {}
-    for begin in range(0, len(rows), size):
-        members = order[begin : begin + size]
-        found = write(*pad([rows[member] for member in members], input_pad_id(model, tokenizer)))
-        ids: list[list[list[int]]] = cast("Any", found.ids).tolist()
-        scores: list[list[float]] = cast("Any", found.scores).tolist()
-        for member, new, score in zip(members, ids, scores, strict=True):
-            before = [] if model.config.is_encoder_decoder else rows[member]
-            answers[member] = list(zip([text_of(before, row) for row in new], score, strict=True))
-        if progress is not None:
-            progress(len(members))
-    return [answers[row] for row in range(len(rows))]
+    return _generate(model, tokenizer, prompts, config, batch_size, progress, n_best=n_best)
 
 
 def generate_stream(
@@ -194,8 +133,7 @@ def generate_stream(
     draft: Draft | None = None,
     **options: Unpack[GenerationOptions],
 ) -> Iterator[str]:
-    """The text of `generate` with one beam for one prompt, in pieces as soon as they are certain; joined they are that
-    text.
+    """The text of `generate` with one beam for one prompt, in pieces as soon as they are certain.
 
     Args:
         model, tokenizer, prompt, config, draft, options: As in `generate`; but None is greedy decoding.
@@ -211,15 +149,47 @@ def generate_stream(
     row = encode_prompt(model, tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     steps = stream_ids(model, torch.tensor([row], dtype=torch.long), None, config.replace(stop=()), draft=draft)
     eos = eos_ids(model) if config.stop_at_eos else ()
-    return _pieces(Detokenizer(tokenizer, [] if model.config.is_encoder_decoder else row, config.stop), steps, eos)
+    text = Detokenizer(tokenizer, [] if model.config.is_encoder_decoder else row, config.stop)
+    return stream_text(text, (token for token in map(int, steps) if token not in eos))
 
 
-def _pieces(text: Detokenizer, steps: Iterator[Tensor], eos: Sequence[int]) -> Iterator[str]:
-    for step in steps:
-        token = int(step)
-        if token not in eos and (piece := text.push(token)):
-            yield piece
-        if text.stopped:
-            return
-    if rest := text.flush():
-        yield rest
+def _generate(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    prompts: Prompts,
+    config: GenerationConfig,
+    batch_size: int | None,
+    progress: Callable[[int], None] | None,
+    *,
+    draft: Draft | None = None,
+    n_best: int | None = None,
+) -> list[list[Hypothesis]]:
+    """The texts for each prompt, from `beam_search_ids` where `n_best` is given, else from `generate_ids`."""
+    tokenizer = require_tokenizer(tokenizer, "give generate_ids token ids")
+    require_generative(model)
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size is a number of prompts, at least 1, not {batch_size}.")
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    rows = [encode_prompt(model, tokenizer, text) if isinstance(text, str) else list(text) for text in texts]
+    eos, ids_config = eos_ids(model) if config.stop_at_eos else (), config.replace(stop=())
+    results: dict[int, list[Hypothesis]] = {}
+    for indices in batches(rows, batch_size):
+        ids, mask = pad([rows[index] for index in indices], input_pad_id(model, tokenizer))
+        if n_best is None:
+            new = generate_ids(model, ids, mask, ids_config, draft=draft).unflatten(0, (len(ids), -1))
+            found = Hypotheses(new, torch.zeros(new.shape[:2]))
+        else:
+            found = beam_search_ids(model, ids, mask, ids_config, n_best=n_best)
+        for index, group, scores in zip(indices, cast("Any", found.ids).tolist(), found.scores, strict=True):
+            before = [] if model.config.is_encoder_decoder else rows[index]
+            results[index] = [
+                Hypothesis(continuation(tokenizer, before, _until_eos(new, eos), config.stop), float(score))
+                for new, score in zip(group, scores, strict=True)
+            ]
+        if progress is not None:
+            progress(len(indices))
+    return [results[index] for index in range(len(rows))]
+
+
+def _until_eos(ids: list[int], eos: Sequence[int]) -> list[int]:
+    return list(takewhile(lambda token: token not in eos, ids))

@@ -1,4 +1,4 @@
-"""Running a model without training it, and what every way of running it checks first."""
+"""What all ways of running a model share: evaluation mode, checks, and the limits of its cache."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -48,6 +48,18 @@ def check_ids(ids: Tensor, vocab_size: int) -> None:
             f"Token id {wrong} is outside the model's vocabulary of {vocab_size}: use the tokenizer that the "
             "model was trained with."
         )
+
+
+def cache_limit(model: Transformer) -> int | None:
+    """The longest text in tokens whose keys and values can be kept; None: any."""
+    scaling = model.config.position.scaling
+    return model.config.max_length if scaling is not None and scaling.kind == "dynamic" else model.config.context_length
+
+
+def cache_is_stale(model: Transformer, length: int) -> bool:
+    """Whether the latest tokens change what earlier ones mean, as with dynamic scaling beyond the trained length."""
+    scaling = model.config.position.scaling
+    return scaling is not None and scaling.kind == "dynamic" and length > model.config.max_length
 
 
 def require_tokenizer(tokenizer: Tokenizer | None, instead: str) -> Tokenizer:

@@ -7,6 +7,7 @@ as length nor as a token of the text.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -64,14 +65,14 @@ def config_processors(config: GenerationConfig, vocab_size: int) -> list[LogitsP
     """Those that a `GenerationConfig` asks for. Raises UserError for a bias on a token that there is not."""
     processors: list[LogitsProcessor] = []
     if config.repetition_penalty != 1.0:
-        processors.append(repetition_penalty(config.repetition_penalty))
-    if config.presence_penalty or config.frequency_penalty:
-        processors.append(presence_and_frequency_penalty(config.presence_penalty, config.frequency_penalty))
+        processors.append(partial(repetition_penalty, penalty=config.repetition_penalty))
+    if (presence := config.presence_penalty) or config.frequency_penalty:
+        processors.append(partial(frequency_penalty, presence=presence, frequency=config.frequency_penalty))
+    for token in config.logit_bias:
+        if not 0 <= token < vocab_size:
+            raise UserError(f"logit_bias names token {token}, and the vocabulary has {vocab_size}.")
     if config.logit_bias:
-        for token in config.logit_bias:
-            if not 0 <= token < vocab_size:
-                raise UserError(f"logit_bias names token {token}, and the vocabulary has {vocab_size}.")
-        processors.append(logit_bias(list(config.logit_bias), list(config.logit_bias.values())))
+        processors.append(partial(logit_bias, biases=config.logit_bias))
     return processors
 
 
@@ -84,13 +85,14 @@ def model_processors(
         UserError: a setting that names a token outside the vocabulary, or a penalty that is not positive.
     """
     device = prompt.ids.device
-    given = (prompt.ids, prompt.mask) if prompt.source is None else (prompt.source, prompt.source_mask)
+    ids, mask = (prompt.ids, prompt.mask) if prompt.source is None else (prompt.source, prompt.source_mask)
+    source = {"ids": ids, "mask": torch.ones_like(ids, dtype=torch.bool) if mask is None else mask}
 
     def tokens(name: str) -> list[int]:
         value = cast("int | list[int] | None", settings.get(name))
-        return [] if value is None else [value] if isinstance(value, int) else list(value)
+        return [] if value is None else [value] if isinstance(value, int) else value
 
-    def known(name: str, ids: Sequence[int]) -> tuple[int, ...]:
+    def valid(name: str, ids: Sequence[int]) -> tuple[int, ...]:
         for token in ids:
             if not 0 <= token < vocab_size:
                 raise UserError(
@@ -98,39 +100,47 @@ def model_processors(
                 )
         return tuple(ids)
 
-    def mask(ids: Sequence[int]) -> Tensor:
-        valid = torch.tensor([token for token in ids if 0 <= token < vocab_size], dtype=torch.long, device=device)
-        return torch.zeros(vocab_size, dtype=torch.bool, device=device).index_fill_(0, valid, value=True)
+    def token_mask(ids: Sequence[int]) -> Bool[Tensor, " vocab"]:
+        known = torch.tensor([token for token in ids if 0 <= token < vocab_size], dtype=torch.long, device=device)
+        return torch.zeros(vocab_size, dtype=torch.bool, device=device).index_fill_(0, known, value=True)
+
+    def penalty(name: str) -> float:
+        value = 1.0 if settings.get(name) is None else float(settings[name])
+        if not value > 0:
+            raise UserError(f"generation_config.json: {name} is a positive number, not {settings[name]}.")
+        return value
 
     processors: list[LogitsProcessor] = []
     if pairs := cast("list[tuple[list[int], float]] | None", settings.get("sequence_bias")):
-        biases = {known("sequence_bias", ids): float(bias) for ids, bias in pairs}
+        biases = {valid("sequence_bias", ids): float(bias) for ids, bias in pairs}
         processors.append(sequence_bias(biases, vocab_size, device))
-    if (penalty := settings.get("encoder_repetition_penalty")) not in (None, 1.0):
-        processors.append(encoder_repetition_penalty(_positive("encoder_repetition_penalty", penalty), *given))
-    if (penalty := settings.get("repetition_penalty")) not in (None, 1.0):
-        processors.append(repetition_penalty(_positive("repetition_penalty", penalty)))
+    if (value := penalty("encoder_repetition_penalty")) != 1.0:
+        # Tokens that the source has become likelier.
+        processors.append(partial(repetition_penalty, penalty=1 / value, **source))
+    if (value := penalty("repetition_penalty")) != 1.0:
+        processors.append(partial(repetition_penalty, penalty=value))
     if size := settings.get("no_repeat_ngram_size"):
-        processors.append(no_repeat_ngram(size))
+        processors.append(partial(no_repeat_ngram, size=size))
     if size := settings.get("encoder_no_repeat_ngram_size"):
-        processors.append(encoder_no_repeat_ngram(size, *given))
+        processors.append(partial(no_repeat_ngram, size=size, **source))
     # A lone end-of-text can't be a bad word: no text would ever end.
-    words = cast("list[list[int]] | None", settings.get("bad_words_ids")) or []
-    if bad := [tuple(ids) for ids in words if not (len(ids) == 1 and ids[0] in eos)]:
-        biases = {known("bad_words_ids", ids): -torch.inf for ids in bad}
+    bad_words = cast("list[list[int]] | None", settings.get("bad_words_ids")) or []
+    if bad_words := [ids for ids in bad_words if not (len(ids) == 1 and ids[0] in eos)]:
+        biases = {valid("bad_words_ids", ids): -torch.inf for ids in bad_words}
         processors.append(sequence_bias(biases, vocab_size, device))
     if eos and (length := settings.get("min_length")) and settings.get("min_new_tokens") is None:
-        processors.append(min_length(mask(eos), length))
+        processors.append(partial(min_length, tokens=token_mask(eos), length=length))
     if eos and (count := settings.get("min_new_tokens")):
-        processors.append(min_new_tokens(mask(eos), count))
+        processors.append(partial(min_new_tokens, tokens=token_mask(eos), count=count))
     if first := tokens("forced_bos_token_id"):
-        processors.append(forced_bos(known("forced_bos_token_id", first)))
+        processors.append(partial(forced_bos, tokens=valid("forced_bos_token_id", first)))
     if last := tokens("forced_eos_token_id"):
-        processors.append(forced_eos(known("forced_eos_token_id", last), prompt.max_new_tokens))
+        allowed = valid("forced_eos_token_id", last)
+        processors.append(partial(forced_eos, tokens=allowed, max_new_tokens=prompt.max_new_tokens))
     if banned := tokens("suppress_tokens"):
-        processors.append(suppress_tokens(mask(banned)))
+        processors.append(partial(suppress_tokens, tokens=token_mask(banned)))
     if banned := tokens("begin_suppress_tokens"):
-        processors.append(begin_suppress_tokens(mask(banned), after_first=bool(first)))
+        processors.append(partial(begin_suppress_tokens, tokens=token_mask(banned), after_first=bool(first)))
     return processors
 
 
@@ -142,11 +152,11 @@ def sequence_bias(biases: Mapping[tuple[int, ...], float], vocab_size: int, devi
         vocab_size: Number of logits.
         device: Where the logits are.
     """
-    lone = torch.zeros(vocab_size, device=device)
+    single = torch.zeros(vocab_size, device=device)
     by_length: dict[int, list[tuple[tuple[int, ...], float]]] = {}
     for sequence, bias in biases.items():
         if len(sequence) == 1:
-            lone[sequence[0]] = bias
+            single[sequence[0]] = bias
         elif sequence:
             by_length.setdefault(len(sequence) - 1, []).append((sequence, bias))
     longer = [
@@ -159,145 +169,94 @@ def sequence_bias(biases: Mapping[tuple[int, ...], float], vocab_size: int, devi
     ]
 
     def process(logits: Tensor, history: History) -> Tensor:
-        added = lone.expand_as(logits).clone()
-        for beginnings, endings, added_biases in longer:
-            width = beginnings.shape[1]
+        added = single.expand_as(logits).clone()
+        for prefixes, last, bias in longer:
+            width = prefixes.shape[1]
             if width > history.ids.shape[1]:
                 continue
-            begun = (history.ids[:, None, -width:] == beginnings).all(dim=-1) & (history.lengths >= width)[:, None]
-            added.index_add_(1, endings, torch.where(begun, added_biases, 0.0))
+            matches = (history.ids[:, None, -width:] == prefixes).all(dim=-1) & (history.lengths >= width)[:, None]
+            added.index_add_(1, last, torch.where(matches, bias, 0.0))
         return logits + added
 
     return process
 
 
-def encoder_repetition_penalty(penalty: float, ids: Tensor, mask: Tensor | None) -> LogitsProcessor:
-    """Raise the logits of tokens that the source has (of those it lacks, relatively, lower them)."""
-
-    def process(logits: Tensor, history: History) -> Tensor:
-        return torch.where(_seen_tokens(ids, mask, logits), _penalize(logits, 1 / penalty), logits)
-
-    return process
-
-
-def repetition_penalty(penalty: float) -> LogitsProcessor:
-    """Lower the logits of tokens that the text has already (Keskar et al. 2019, section 4.1)."""
-
-    def process(logits: Tensor, history: History) -> Tensor:
-        return torch.where(_seen_tokens(history.ids, history.mask, logits), _penalize(logits, penalty), logits)
-
-    return process
+def repetition_penalty(
+    logits: Tensor, history: History, penalty: float, ids: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Lower the logits of tokens of the text (Keskar et al. 2019, section 4.1), or of `ids` where `mask` is True."""
+    tokens = _token_mask(history.ids, history.mask, logits) if ids is None else _token_mask(ids, mask, logits)
+    return torch.where(tokens, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def no_repeat_ngram(size: int) -> LogitsProcessor:
-    """Ban tokens that would complete a run of `size` tokens that the text has already (Paulus et al. 2018)."""
-
-    def process(logits: Tensor, history: History) -> Tensor:
-        return _ban_ngrams(logits, history, size, history.ids, history.mask)
-
-    return process
-
-
-def encoder_no_repeat_ngram(size: int, ids: Tensor, mask: Tensor | None) -> LogitsProcessor:
-    """Ban tokens that would complete a run of `size` tokens of the source."""
-    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-
-    def process(logits: Tensor, history: History) -> Tensor:
-        return _ban_ngrams(logits, history, size, ids, real)
-
-    return process
+def no_repeat_ngram(
+    logits: Tensor, history: History, size: int, ids: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Ban tokens that would complete an n-gram of the text (Paulus et al. 2018), or of `ids` where `mask` is True."""
+    ids, mask = (history.ids, history.mask) if ids is None or mask is None else (ids, mask)
+    length = history.ids.shape[1]
+    if ids.shape[1] < size or length < size - 1:
+        return logits
+    ngrams = ids.unfold(1, size, 1)
+    matches = (ngrams[..., :-1] == history.ids[:, None, length + 1 - size :]).all(dim=-1)
+    valid = mask.unfold(1, size, 1).all(dim=-1) & (history.lengths >= size - 1)[:, None]
+    return logits.masked_fill(_token_mask(ngrams[..., -1], matches & valid, logits), -torch.inf)
 
 
-def suppress_tokens(tokens: Bool[Tensor, " vocab"]) -> LogitsProcessor:
+def suppress_tokens(logits: Tensor, history: History, tokens: Bool[Tensor, " vocab"]) -> Tensor:
     """Ban tokens always."""
-
-    def process(logits: Tensor, history: History) -> Tensor:
-        return logits.masked_fill(tokens, -torch.inf)
-
-    return process
+    return logits.masked_fill(tokens, -torch.inf)
 
 
-def min_new_tokens(tokens: Bool[Tensor, " vocab"], count: int) -> LogitsProcessor:
+def min_new_tokens(logits: Tensor, history: History, tokens: Bool[Tensor, " vocab"], count: int) -> Tensor:
     """Ban tokens until there are this many new ones."""
-
-    def process(logits: Tensor, history: History) -> Tensor:
-        return logits.masked_fill(tokens, -torch.inf) if history.new < count else logits
-
-    return process
+    return logits.masked_fill(tokens, -torch.inf) if history.new < count else logits
 
 
-def min_length(tokens: Bool[Tensor, " vocab"], length: int) -> LogitsProcessor:
+def min_length(logits: Tensor, history: History, tokens: Bool[Tensor, " vocab"], length: int) -> Tensor:
     """Ban tokens until the text, prompt included, has this many."""
-
-    def process(logits: Tensor, history: History) -> Tensor:
-        if history.new >= length:
-            return logits
-        return logits.masked_fill(tokens & (history.lengths < length)[:, None], -torch.inf)
-
-    return process
+    if history.new >= length:
+        return logits
+    return logits.masked_fill(tokens & (history.lengths < length)[:, None], -torch.inf)
 
 
-def begin_suppress_tokens(tokens: Bool[Tensor, " vocab"], *, after_first: bool) -> LogitsProcessor:
+def begin_suppress_tokens(
+    logits: Tensor, history: History, tokens: Bool[Tensor, " vocab"], *, after_first: bool
+) -> Tensor:
     """Ban tokens as the first new one, or as the second after a start of one token if the first is forced."""
-
-    def process(logits: Tensor, history: History) -> Tensor:
-        if history.new > 1 or (history.new == 1 and not after_first):
-            return logits
-        begins = (history.lengths - history.new > 1) | (not after_first)
-        here = begins if history.new == 0 else ~begins
-        return logits.masked_fill(tokens & here[:, None], -torch.inf)
-
-    return process
+    if history.new > 1 or (history.new == 1 and not after_first):
+        return logits
+    begins = (history.lengths - history.new > 1) | (not after_first)
+    here = begins if history.new == 0 else ~begins
+    return logits.masked_fill(tokens & here[:, None], -torch.inf)
 
 
-def forced_bos(tokens: Sequence[int]) -> LogitsProcessor:
+def forced_bos(logits: Tensor, history: History, tokens: Sequence[int]) -> Tensor:
     """Allow nothing else after a start of one token."""
-
-    def process(logits: Tensor, history: History) -> Tensor:
-        if history.new > 0:
-            return logits
-        return torch.where((history.lengths == 1)[:, None], _only(tokens, logits), logits)
-
-    return process
+    if history.new > 0:
+        return logits
+    return torch.where((history.lengths == 1)[:, None], _only(tokens, logits), logits)
 
 
-def forced_eos(tokens: Sequence[int], max_new_tokens: int) -> LogitsProcessor:
+def forced_eos(logits: Tensor, history: History, tokens: Sequence[int], max_new_tokens: int) -> Tensor:
     """Allow nothing else as the last token of all."""
-
-    def process(logits: Tensor, history: History) -> Tensor:
-        return _only(tokens, logits) if history.new == max_new_tokens - 1 else logits
-
-    return process
+    return _only(tokens, logits) if history.new == max_new_tokens - 1 else logits
 
 
-def presence_and_frequency_penalty(presence: float, frequency: float) -> LogitsProcessor:
+def frequency_penalty(logits: Tensor, history: History, presence: float, frequency: float) -> Tensor:
     """``logit - count * frequency - (count > 0) * presence``, counting the new tokens (OpenAI's documentation)."""
-
-    def process(logits: Tensor, history: History) -> Tensor:
-        if history.new == 0:
-            return logits
-        new = history.ids[:, -history.new :]
-        counts = torch.zeros_like(logits).scatter_add_(1, new, torch.ones_like(new, dtype=logits.dtype))
-        return logits - counts * frequency - (counts > 0) * presence
-
-    return process
+    if history.new == 0:
+        return logits
+    new = history.ids[:, -history.new :]
+    counts = torch.zeros_like(logits).scatter_add_(1, new, torch.ones_like(new, dtype=logits.dtype))
+    return logits - counts * frequency - (counts > 0) * presence
 
 
-def logit_bias(tokens: list[int], biases: list[float]) -> LogitsProcessor:
+def logit_bias(logits: Tensor, history: History, biases: Mapping[int, float]) -> Tensor:
     """Add to the logits of these tokens."""
-
-    def process(logits: Tensor, history: History) -> Tensor:
-        biased = logits.clone()
-        biased[:, tokens] += torch.tensor(biases, device=logits.device)
-        return biased
-
-    return process
-
-
-def _positive(name: str, value: Any) -> float:
-    if not float(value) > 0:
-        raise UserError(f"generation_config.json: {name} is a positive number, not {value}.")
-    return float(value)
+    biased = logits.clone()
+    biased[:, list(biases)] += torch.tensor(list(biases.values()), device=logits.device)
+    return biased
 
 
 def _only(tokens: Sequence[int], logits: Tensor) -> Tensor:
@@ -306,29 +265,8 @@ def _only(tokens: Sequence[int], logits: Tensor) -> Tensor:
     return allowed
 
 
-def _penalize(logits: Tensor, penalty: float) -> Tensor:
-    return torch.where(logits < 0, logits * penalty, logits / penalty)
-
-
-def _seen_tokens(ids: Tensor, real: Tensor | None, logits: Tensor) -> Bool[Tensor, "batch vocab"]:
-    """Which tokens each text has."""
-    return _token_mask(ids, torch.ones_like(ids, dtype=torch.bool) if real is None else real, logits)
-
-
-def _ban_ngrams(logits: Tensor, history: History, size: int, ids: Tensor, real: Tensor) -> Tensor:
-    """Ban what followed, anywhere in `ids`, on the last size - 1 tokens of each text."""
-    length = history.ids.shape[1]
-    if ids.shape[1] < size or length < size - 1:
-        return logits
-    runs = ids.unfold(1, size, 1)
-    begun = (runs[..., :-1] == history.ids[:, None, length + 1 - size :]).all(dim=-1)
-    counts = real.unfold(1, size, 1).all(dim=-1) & (history.lengths >= size - 1)[:, None]
-    return logits.masked_fill(_token_mask(runs[..., -1], begun & counts, logits), -torch.inf)
-
-
-def _token_mask(ids: Tensor, where: Tensor, logits: Tensor) -> Bool[Tensor, "batch vocab"]:
-    """True at each id for which `where` holds; ids without a score (of the source's own vocabulary) go
-    nowhere."""
+def _token_mask(ids: Tensor, valid: Tensor | None, logits: Tensor) -> Bool[Tensor, "batch vocab"]:
+    """True for each id that is valid and has a logit, as those of the source's own vocabulary may not."""
     batch, vocab = logits.shape
-    spare = ids.masked_fill(~where, vocab).clamp(max=vocab)
-    return torch.zeros((batch, vocab + 1), dtype=torch.bool, device=logits.device).scatter_(1, spare, True)[:, :-1]
+    columns = (ids if valid is None else ids.masked_fill(~valid, vocab)).clamp(max=vocab)
+    return torch.zeros((batch, vocab + 1), dtype=torch.bool, device=logits.device).scatter_(1, columns, True)[:, :-1]

@@ -1,9 +1,9 @@
-"""Prompts: texts as ids, ids as one batch for the model."""
+"""Prompts: texts as ids, ids as one batch for the model; and the special tokens that start, end and pad a text."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,9 +12,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from anyformer.errors import UserError
-from anyformer.generation.config import DEFAULT_NEW_TOKENS
+from anyformer.generation.config import DEFAULT_NEW_TOKENS, generation_settings
 from anyformer.generation.inference import check_ids
-from anyformer.generation.special_ids import decoder_start_id
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -162,9 +161,60 @@ def encode_prompt(model: Transformer, tokenizer: Tokenizer, text: str) -> list[i
     return ids
 
 
-def pad(rows: Sequence[Sequence[int]], fill: int) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
+def pad(
+    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | None = None
+) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
     """Rows of different lengths as one tensor, padded on the right; and its mask, False for padding."""
-    lengths = torch.tensor([len(row) for row in rows])
-    longest = int(lengths.max())
-    ids = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], dtype=torch.long)
-    return ids, torch.arange(longest)[None] < lengths[:, None]
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows], dtype=torch.long, device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, torch.arange(longest, device=device) < lengths[:, None]
+
+
+def batches(rows: Sequence[Sequence[int]], batch_size: int | None) -> Iterator[Sequence[int]]:
+    """Indices of rows that share a batch, the longest first: if those fit into memory, so do all others.
+
+    Without a batch size, all rows in their order.
+    """
+    order = range(len(rows)) if batch_size is None else sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    size = batch_size or max(1, len(rows))
+    return (order[begin : begin + size] for begin in range(0, len(rows), size))
+
+
+def eos_ids(model: Transformer) -> tuple[int, ...]:
+    """The tokens that end a text."""
+    eos = cast("int | list[int] | None", generation_settings(model).get("eos_token_id"))
+    known = model.config.special_tokens.eos if eos is None else [eos] if isinstance(eos, int) else eos
+    return tuple(token for token in known if 0 <= token < model.config.vocab_size)
+
+
+def pad_id(model: Transformer, eos: Sequence[int] = ()) -> int:
+    """The token behind the end of a text that is shorter than others of its batch: padding, else end-of-text."""
+    return _first_valid(model, generation_settings(model).get("pad_token_id"), model.config.special_tokens.pad, *eos)
+
+
+def input_pad_id(model: Transformer, tokenizer: Tokenizer) -> int:
+    """The token that pads a batch of prompts: the one whose embedding is no position's, else any (it is masked)."""
+    return _first_valid(model, model.config.embedding.padding, model.config.special_tokens.pad, tokenizer.pad)
+
+
+def _first_valid(model: Transformer, *ids: int | None) -> int:
+    return next((token for token in ids if token is not None and 0 <= token < model.config.vocab_size), 0)
+
+
+def decoder_start_id(model: Transformer) -> int:
+    """The token that an encoder-decoder's decoder reads first. Raises UserError where none is known."""
+    settings, tokens = generation_settings(model), model.config.special_tokens
+    known = (settings.get("decoder_start_token_id"), tokens.decoder_start, settings.get("bos_token_id"), tokens.bos)
+    start = next((int(token) for token in known if token is not None), None)
+    if start is None:
+        raise UserError(
+            "This encoder-decoder doesn't say which token its decoder starts with: set tokens.decoder_start in its "
+            "config (decoder_start_token_id in config.json)."
+        )
+    if not 0 <= start < model.config.vocab_size:
+        raise UserError(
+            f"The decoder's first token, {start}, is outside the vocabulary of {model.config.vocab_size}: "
+            "correct decoder_start_token_id in config.json."
+        )
+    return start

@@ -1,4 +1,4 @@
-"""From logits to the next token: greedy, or sampled from what temperature, top-k, top-p and min-p leave.
+"""Sampling: from logits to the next token, greedily, or drawn from what temperature, top-k, top-p and min-p leave.
 
 The filters are those of Hugging Face's sampling, in its order (temperature, top-k, top-p, min-p) and with its treatment
 of ties, so the same settings leave the same tokens.
@@ -24,7 +24,8 @@ class Sampler:
     def filter(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
         """The logits that are sampled from: -inf for every token that can't be."""
         config = self.config
-        logits = apply_temperature(logits, config.temperature)
+        if config.temperature != 1.0:
+            logits = logits / config.temperature
         if config.top_k is not None:
             logits = keep_top_k(logits, config.top_k)
         if config.top_p is not None:
@@ -36,7 +37,7 @@ class Sampler:
     def __call__(self, logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:
         """The next token of each text."""
         if self.config.temperature == 0.0:
-            return greedy(logits)
+            return logits.argmax(dim=-1)  # of equals the one with the lowest id
         return draw(self.filter(logits), self.generator)
 
 
@@ -44,16 +45,6 @@ def make_sampler(config: GenerationConfig, device: torch.device) -> Sampler:
     """A sampler with a generator of its own where the config has a seed."""
     generator = None if config.seed is None else torch.Generator(device=device).manual_seed(config.seed)
     return Sampler(config, generator)
-
-
-def greedy(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:
-    """The likeliest token; of equals the one with the lowest id."""
-    return logits.argmax(dim=-1)
-
-
-def apply_temperature(logits: Float[Tensor, "batch vocab"], temperature: float) -> Float[Tensor, "batch vocab"]:
-    """``logits / temperature``, which must be positive."""
-    return logits if temperature == 1.0 else logits / temperature
 
 
 def keep_top_k(logits: Float[Tensor, "batch vocab"], k: int) -> Float[Tensor, "batch vocab"]:

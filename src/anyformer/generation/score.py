@@ -1,14 +1,15 @@
-"""How likely a model finds given texts."""
+"""Log-probabilities of given texts."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
 
 from anyformer.errors import UserError
+from anyformer.generation.cached_decoder import common_prefix
 from anyformer.generation.inference import (
     DAMAGED,
     check_ids,
@@ -17,21 +18,22 @@ from anyformer.generation.inference import (
     require_generative,
     require_tokenizer,
 )
-from anyformer.generation.prefix_cache import common_prefix
-from anyformer.generation.prompt import encode_prompt, pad
-from anyformer.generation.special_ids import decoder_start_id, input_pad_id
+from anyformer.generation.prompt import batches, decoder_start_id, encode_prompt, input_pad_id, pad
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Score:
-    """The log-probability of each token of a text, given all that comes before it."""
+    """The log-probability of each token of a text, given all tokens before it.
+
+    Attributes:
+        tokens: Those that were scored; the first of a text without a prompt can't be.
+        logprobs: In nats.
+    """
 
     tokens: list[int]
-    """Those that were scored; the first of a text with nothing before it can't be."""
     logprobs: list[float]
-    """In nats."""
 
     @property
     def logprob(self) -> float:
@@ -40,7 +42,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the mean of the negative log-probabilities; not a number where there are none."""
+        """The exponential of the mean negative log-probability; NaN without tokens."""
         return math.exp(-self.logprob / len(self.logprobs)) if self.logprobs else math.nan
 
 
@@ -51,90 +53,87 @@ def score(
     prompts: str | Sequence[str] | None = None,
     batch_size: int = 8,
 ) -> list[Score]:
-    """Score texts instead of writing them: to rank answers, or to find what surprises a model.
+    """Score texts instead of generating them: to rank answers, or to find what surprises a model.
 
     Args:
         model: A decoder-only model, or an encoder-decoder.
         tokenizer: Its tokenizer.
-        texts: What is scored; of an encoder-decoder the whole of it, with its end-of-text.
-        prompts: What each text follows, as it would in ``prompt + text``; one string is that of all. An
-            encoder-decoder's sources, which it can't do without.
-        batch_size: Texts that are read at a time, those of about equal length together.
-
-    Returns:
-        A score for each text, in their order.
+        texts: What is scored; of an encoder-decoder with its end-of-text.
+        prompts: What each text follows, as in ``prompt + text``; one string is that of all. For an encoder-decoder the
+            sources, which it can't do without.
+        batch_size: Texts of a batch, those of about equal length together.
 
     Raises:
         UserError: an empty text, one beyond the context with its prompt, other numbers of texts and prompts, a model
-            that doesn't write or has no tokenizer.
+            that doesn't generate text or has no tokenizer.
     """
     tokenizer = require_tokenizer(tokenizer, "give the model token ids")
     require_generative(model)
     if batch_size < 1:
         raise UserError(f"batch_size is a number of texts, at least 1, not {batch_size}.")
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = [texts] if isinstance(texts, str) else texts
     if prompts is None and model.config.is_encoder_decoder:
         raise UserError("An encoder-decoder scores a text as the answer to a source: give the sources as prompts.")
-    before = [prompts] * len(texts) if prompts is None or isinstance(prompts, str) else list(prompts)
-    if len(before) != len(texts):
+    prompts = [prompts] * len(texts) if isinstance(prompts, str) else prompts
+    if prompts is not None and len(prompts) != len(texts):
         raise UserError(
-            f"There are {len(texts)} texts and {len(before)} prompts: give a prompt for each, or one for all."
+            f"There are {len(texts)} texts and {len(prompts)} prompts: give a prompt for each, or one for all."
         )
-    pairs = [_encode(model, tokenizer, text, prompt) for text, prompt in zip(texts, before, strict=True)]
-    for number, pair in enumerate(pairs, start=1):
-        _check(model, pair, number)
-    order = sorted(range(len(pairs)), key=lambda place: -len(pairs[place].ids))
-    found: dict[int, Score] = {}
-    for begin in range(0, len(order), batch_size):
-        members = order[begin : begin + batch_size]
-        some = [pairs[member] for member in members]
-        found |= dict(zip(members, _score(model, some, input_pad_id(model, tokenizer)), strict=True))
-    return [found[place] for place in range(len(pairs))]
+    rows = [
+        _encode(model, tokenizer, number, text, None if prompts is None else prompts[number - 1])
+        for number, text in enumerate(texts, start=1)
+    ]
+    scores: dict[int, Score] = {}
+    for indices in batches([row.ids for row in rows], batch_size):
+        batch = [rows[index] for index in indices]
+        scores |= zip(indices, _score(model, batch, input_pad_id(model, tokenizer)), strict=True)
+    return [scores[index] for index in range(len(rows))]
 
 
 @dataclass(frozen=True)
-class _Pair:
+class _Row:
     ids: list[int]
-    known: int
-    """How many of them are not scored."""
-    source: list[int] | None = None
+    prompt_length: int
+    """How many of the ids are not scored."""
+    source: list[int]
 
 
-def _encode(model: Transformer, tokenizer: Tokenizer, text: str, prompt: str | None) -> _Pair:
+def _encode(model: Transformer, tokenizer: Tokenizer, number: int, text: str, prompt: str | None) -> _Row:
+    source = list[int]()
     if model.config.is_encoder_decoder:
-        return _Pair([decoder_start_id(model), *tokenizer.encode(text)], 1, tokenizer.encode(prompt or ""))
-    if prompt is None:
+        ids, prompt_length = [decoder_start_id(model), *tokenizer.encode(text)], 1
+        source = tokenizer.encode(prompt or "")
+    elif prompt is None:
         start, plain, _ = tokenizer.encode_parts(text)
-        return _Pair([*start, *plain], max(1, len(start) if plain else 0))
-    known, whole = encode_prompt(model, tokenizer, prompt), encode_prompt(model, tokenizer, prompt + text)
-    # A token that reaches from the prompt into the text is scored with the text.
-    return _Pair(whole, max(1, common_prefix(known, whole)))
-
-
-def _check(model: Transformer, pair: _Pair, number: int) -> None:
-    if len(pair.ids) < 2 or (len(pair.ids) == pair.known):
+        ids, prompt_length = [*start, *plain], len(start) if plain else 0
+    else:
+        ids = encode_prompt(model, tokenizer, prompt + text)
+        # A token that reaches from the prompt into the text is scored with the text.
+        prompt_length = common_prefix(encode_prompt(model, tokenizer, prompt), ids)
+    prompt_length = max(1, prompt_length)
+    if len(ids) < 2 or len(ids) == prompt_length:
         raise UserError(f"Text {number} has no token that could be scored: it is empty, or one token with no prompt.")
     context = model.config.context_length
-    for what, ids in (("Text", pair.ids), ("Source", pair.source or [])):
-        if context is not None and len(ids) > context:
-            raise UserError(f"{what} {number} has {len(ids)} tokens, and the model can read {context}: shorten it.")
-    check_ids(torch.tensor(pair.ids), model.config.vocab_size)
+    for what, row in (("Text", ids), ("Source", source)):
+        if context is not None and len(row) > context:
+            raise UserError(f"{what} {number} has {len(row)} tokens, and the model can read {context}: shorten it.")
+    check_ids(torch.tensor(ids), model.config.vocab_size)
+    return _Row(ids, prompt_length, source)
 
 
-def _score(model: Transformer, pairs: Sequence[_Pair], fill: int) -> list[Score]:
-    ids, mask = (part.to(model.device) for part in pad([pair.ids for pair in pairs], fill))
-    source: Tensor | None = None
-    source_mask: Tensor | None = None
-    if pairs[0].source is not None:
-        source, source_mask = (part.to(model.device) for part in pad([pair.source or [] for pair in pairs], fill))
+def _score(model: Transformer, rows: Sequence[_Row], pad_id: int) -> list[Score]:
+    ids, mask = pad([row.ids for row in rows], pad_id, model.device)
+    source = source_mask = None
+    if model.config.is_encoder_decoder:
+        source, source_mask = pad([row.source for row in rows], pad_id, model.device)
     with evaluating(model), torch.inference_mode():
         logits = float_logits(model(ids[:, :-1], source, mask=mask[:, :-1], source_mask=source_mask))
-        log_p = -torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    rows = cast("list[list[float]]", log_p.view(len(pairs), -1).tolist())
-    found = [
-        Score(pair.ids[pair.known :], row[pair.known - 1 : len(pair.ids) - 1])
-        for pair, row in zip(pairs, rows, strict=True)
+        log_p = -F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(rows), -1)
+    logprobs: list[list[float]] = cast("Any", log_p).tolist()
+    scores = [
+        Score(row.ids[row.prompt_length :], found[row.prompt_length - 1 : len(row.ids) - 1])
+        for row, found in zip(rows, logprobs, strict=True)
     ]
-    if any(math.isnan(score.logprob) for score in found):
+    if any(math.isnan(score.logprob) for score in scores):
         raise UserError(DAMAGED)
-    return found
+    return scores

@@ -1,4 +1,4 @@
-"""Speculative decoding: guess the next tokens cheaply, and let the model judge them all in one step.
+"""Speculative decoding: guess the next tokens cheaply, and let the model verify them all in one step.
 
 A step that reads five tokens takes little longer than one that reads one, for both read all weights. Whatever is
 guessed, the text is the model's own: greedily each guess must be the model's choice, and a sampled text has exactly the
@@ -13,24 +13,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anyformer.errors import UserError
-from anyformer.generation.inference import check_nan, evaluating
-from anyformer.generation.prefill import cache_is_stale
-from anyformer.generation.prefix_cache import common_prefix
+from anyformer.generation.cached_decoder import PrefixCache
+from anyformer.generation.inference import cache_is_stale, check_nan, evaluating
 from anyformer.generation.prompt import Prompt
 from anyformer.generation.sampling import Sampler, draw
-from anyformer.generation.step import decoder_step
 from anyformer.model import Transformer
 
 Draft = Transformer | Literal["prompt"]
-"""What guesses: a smaller model with the same vocabulary, or what followed the same tokens earlier in the text."""
+"""A smaller model with the same vocabulary, or what followed the same tokens earlier in the text."""
 
-_FEWEST, _FIRST, _MOST = 1, 4, 7
+_MIN_GUESSES, _FIRST_GUESSES, _MAX_GUESSES = 1, 4, 7
 """Guesses at a time. With the token before them they are eight rows, up to which a step costs little more than one."""
-_LONGEST_MATCH = 3
+_MAX_NGRAM = 3
 
 
 class Guesses(NamedTuple):
-    """What may come next."""
+    """Tokens that may come next."""
 
     tokens: list[int]
     probabilities: Float[Tensor, "guesses vocab"] | None
@@ -44,7 +42,7 @@ class PromptLookup:
     """Guesses that what followed the latest tokens before follows them again (Saxena 2023, prompt lookup decoding).
 
     Args:
-        source: What is looked through before the text itself, such as the source of a summary.
+        source: Tokens before the text that are searched as well, such as the source of a summary.
     """
 
     def __init__(self, source: Sequence[int] = ()) -> None:
@@ -52,76 +50,59 @@ class PromptLookup:
 
     def guess(self, text: Sequence[int], count: int) -> Guesses:
         """At most `count` guesses: the continuation of the latest position with the longest match."""
-        known = [*self._source, *text]
-        for length in range(min(_LONGEST_MATCH, len(text), len(known) - 1), 0, -1):
-            end = known[-length:]
-            for place in range(len(known) - length - 1, -1, -1):
-                if known[place : place + length] == end:
-                    follows = place + length
-                    return Guesses(known[follows : follows + count], None)
+        ids = [*self._source, *text]
+        for size in range(min(_MAX_NGRAM, len(text), len(ids) - 1), 0, -1):
+            for begin in range(len(ids) - size - 1, -1, -1):
+                if ids[begin : begin + size] == ids[-size:]:
+                    return Guesses(ids[begin + size : begin + size + count], None)
         return NO_GUESSES
 
 
 class DraftModel:
-    """Guesses what a smaller model would write.
+    """Guesses with a smaller model.
 
     Args:
-        model: The smaller one.
+        model: The smaller model.
         sampler: How tokens are chosen.
-        capacity: The longest text in tokens.
     """
 
-    def __init__(self, model: Transformer, sampler: Sampler, capacity: int) -> None:
-        self._model, self._sampler = model, sampler
-        self._step, self._cache = decoder_step(model), model.make_cache(1, capacity)
-        self._read = list[int]()
-        self._capacity = capacity
+    def __init__(self, model: Transformer, sampler: Sampler) -> None:
+        self._model, self._sampler, self._decoder = model, sampler, PrefixCache(model)
 
     def guess(self, text: Sequence[int], count: int) -> Guesses:
         """At most `count` guesses: the model's own continuation, as far as its context goes."""
-        count = min(count, self._capacity - len(text))
-        if count < 1:
-            return NO_GUESSES
-        known = min(common_prefix(self._read, text), len(text) - 1)
-        self._cache.truncate(known)
-        del self._read[known:]
-        rest, tokens, probabilities = list(text[known:]), list[int](), list[Tensor]()
+        context = self._model.config.context_length
+        end = len(text) + count if context is None else min(len(text) + count, context)
+        ids, probabilities = list(text), list[Tensor]()
         with evaluating(self._model):
-            while len(tokens) < count and not cache_is_stale(self._model, len(self._read) + len(rest)):
-                ids = torch.tensor([rest], device=self._model.device)
-                logits = check_nan(self._step(ids, self._cache, last_only=True)[:, -1])
-                self._read += rest
+            while len(ids) < end and not cache_is_stale(self._model, len(ids)):
+                logits = check_nan(self._decoder.read(ids))
                 if self._sampler.config.temperature > 0:
-                    allowed = self._sampler.filter(logits)
-                    probabilities.append(allowed.softmax(dim=-1))
-                    token = int(draw(allowed, self._sampler.generator))
+                    logits = self._sampler.filter(logits)
+                    probabilities.append(logits.softmax(dim=-1))
+                    ids.append(int(draw(logits, self._sampler.generator)))
                 else:
-                    token = int(logits.argmax())
-                tokens.append(token)
-                rest = [token]
-        return Guesses(tokens, torch.cat(probabilities) if probabilities else None)
+                    ids.append(int(logits.argmax()))
+        return Guesses(ids[len(text) :], torch.cat(probabilities) if probabilities else None)
 
 
 class Speculator:
     """Proposes guesses for one text, the more the more of them are accepted.
 
     Args:
-        model: What judges them.
-        draft: What makes them, one that `check_draft` allows.
+        model: The model that verifies them.
+        draft: How they are made, see `check_draft`.
         prompt: What the text begins with.
         sampler: How tokens are chosen.
     """
 
     def __init__(self, model: Transformer, draft: Draft, prompt: Prompt, sampler: Sampler) -> None:
-        self._model, self._count, self._proposed = model, _FIRST, 0
+        self._model, self._count, self._proposed = model, _FIRST_GUESSES, 0
         if isinstance(draft, Transformer):
-            context = draft.config.context_length
-            capacity = prompt.capacity if context is None else min(prompt.capacity, context)
-            self._guess = DraftModel(draft, sampler, capacity).guess
+            self._guess = DraftModel(draft, sampler).guess
             return
-        source = prompt.source
-        same = source is not None and model.config.source_vocab_size in (None, model.config.vocab_size)
-        self._guess = PromptLookup(source[0].tolist() if source is not None and same else ()).guess
+        shared = prompt.source is not None and model.config.source_vocab_size in (None, model.config.vocab_size)
+        self._guess = PromptLookup(prompt.source[0].tolist() if shared and prompt.source is not None else ()).guess
 
     def propose(self, text: Sequence[int], accepted: int, room: int) -> Guesses:
         """Guess what follows a text.
@@ -131,13 +112,11 @@ class Speculator:
             accepted: How many of the last guesses were right.
             room: The most guesses that are of use.
         """
-        all_right = accepted == self._proposed
-        self._count = min(_MOST, self._count + 2) if all_right else max(_FEWEST, accepted + 1)
+        all_accepted = accepted == self._proposed
+        self._count = min(_MAX_GUESSES, self._count + 2) if all_accepted else max(_MIN_GUESSES, accepted + 1)
         count = min(self._count, room)
-        if count < 1 or cache_is_stale(self._model, len(text) + count):
-            guesses = NO_GUESSES
-        else:
-            guesses = self._guess(text, count)
+        useful = count >= 1 and not cache_is_stale(self._model, len(text) + count)
+        guesses = self._guess(text, count) if useful else NO_GUESSES
         self._proposed = len(guesses.tokens)
         return guesses
 
@@ -145,7 +124,7 @@ class Speculator:
 def verify(
     sampler: Sampler, logits: Float[Tensor, "1 vocab"], guess: int, guessed: Float[Tensor, " vocab"] | None
 ) -> Int[Tensor, " 1"]:
-    """The model's own choice: the guess, or another token.
+    """The model's own choice: the guess with the probability ``min(1, p / q)``, otherwise one of ``max(0, p - q)``.
 
     Args:
         sampler: How it chooses.
@@ -155,8 +134,16 @@ def verify(
     """
     if sampler.config.temperature == 0.0:
         return sampler(logits)
-    token = accept(sampler.filter(logits)[0], guess, guessed, sampler.generator)
-    return torch.tensor([token], device=logits.device)
+    probabilities = sampler.filter(logits)[0].softmax(dim=-1)
+    if guessed is None:
+        guessed = torch.zeros_like(probabilities)
+        guessed[guess] = 1.0
+    chance = torch.rand((), generator=sampler.generator, device=logits.device)
+    if bool(chance * guessed[guess] < probabilities[guess]):
+        return torch.tensor([guess], device=logits.device)
+    rest = (probabilities - guessed).clamp(min=0.0)
+    # Rounding may leave nothing where the two agree.
+    return draw((rest if bool(rest.any()) else probabilities).log()[None], sampler.generator)
 
 
 def check_draft(model: Transformer, draft: Draft) -> None:
@@ -172,17 +159,3 @@ def check_draft(model: Transformer, draft: Draft) -> None:
         raise UserError(
             f"The draft model has a vocabulary of {theirs} tokens, and the model one of {mine}: it must be the same."
         )
-
-
-def accept(logits: Tensor, guess: int, guessed: Tensor | None, generator: torch.Generator | None) -> int:
-    """The guess with the probability ``min(1, p / q)``, and otherwise one of ``max(0, p - q)``."""
-    probabilities = logits.softmax(dim=-1)
-    if guessed is None:
-        guessed = torch.zeros_like(probabilities)
-        guessed[guess] = 1.0
-    chance = torch.rand((), generator=generator, device=logits.device)
-    if bool(chance * guessed[guess] < probabilities[guess]):
-        return guess
-    rest = (probabilities - guessed).clamp(min=0.0)
-    # Rounding may leave nothing where the two agree.
-    return int(draw((rest if bool(rest.any()) else probabilities).log()[None], generator))

@@ -1,51 +1,48 @@
-"""Text in pieces, up to a stop string: what may still change is held back."""
+"""The text of generated tokens in pieces, up to a stop string; what may still change is held back."""
 
 from collections.abc import Iterable, Iterator, Sequence
+
+from typing_extensions import override
 
 from anyformer.tokenizer import StreamDecoder, Tokenizer
 
 _CONTEXT = 32
-"""Tokens of the prompt that the new ones are decoded behind: whether a word starts with a space depends on them."""
+"""Tokens of the prompt that the new ones are decoded with: whether a word starts with a space depends on them."""
 
 
 class StopStrings:
-    """The text before the first of these strings; what may be the beginning of one is held back.
+    """The text before the first stop string; what may be the beginning of one is held back.
 
-    The first is the one that is whole first, and of those that end together the longest: so it doesn't matter how the
+    The first is the one that ends first, and of those that end together the longest, so it doesn't depend on how the
     text comes in pieces.
 
     Attributes:
-        found: whether one has come.
+        found: Whether one has come.
     """
 
     def __init__(self, stop: str | Sequence[str]) -> None:
-        self._stops = [stop] if isinstance(stop, str) else list(stop)
+        self._stop = [stop] if isinstance(stop, str) else list(stop)
         self._held = ""
         self.found = False
 
     def push(self, piece: str) -> str:
-        """Take more of the text; returns what is certain by now."""
+        """Append to the text; returns what is certain by now."""
         if self.found:
             return ""
-        held = self._held + piece
-        places = [(begin + len(stop), begin) for stop in self._stops if (begin := held.find(stop)) >= 0]
-        if places:
+        text = self._held + piece
+        if found := [(begin + len(stop), begin) for stop in self._stop if (begin := text.find(stop)) >= 0]:
             self.found, self._held = True, ""
-            return held[: min(places)[1]]
-        possible = max((_begun(held, stop) for stop in self._stops), default=0)
-        cut = len(held) - possible
-        self._held = held[cut:]
-        return held[:cut]
+            return text[: min(found)[1]]
+        # The text may end with the beginning of a stop string.
+        lengths = (size for stop in self._stop for size in range(1, len(stop)) if text.endswith(stop[:size]))
+        certain = len(text) - max(lengths, default=0)
+        self._held = text[certain:]
+        return text[:certain]
 
     def flush(self) -> str:
         """What was held back, at the end of the text."""
         rest, self._held = self._held, ""
         return rest
-
-
-def _begun(text: str, stop: str) -> int:
-    """How many characters of `stop` the text ends with."""
-    return next((size for size in range(len(stop) - 1, 0, -1) if text.endswith(stop[:size])), 0)
 
 
 def cut_at_stop(pieces: Iterable[str], stop: str | Sequence[str]) -> Iterator[str]:
@@ -60,44 +57,50 @@ def cut_at_stop(pieces: Iterable[str], stop: str | Sequence[str]) -> Iterator[st
         yield rest
 
 
-class Detokenizer:
-    """The text of new tokens behind a prompt, in pieces, up to a stop string.
+class Detokenizer(StopStrings):
+    """The text of new tokens, in pieces, up to a stop string.
 
     Args:
-        tokenizer: What decodes them.
-        before: The prompt, or its last tokens.
+        tokenizer: Decodes them.
+        prompt: The tokens before them.
         stop: Strings that end the text, and are no part of it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int], stop: str | Sequence[str] = ()) -> None:
-        before = before[-_CONTEXT:]
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), stop: str | Sequence[str] = ()) -> None:
+        super().__init__(stop)
+        prompt = prompt[-_CONTEXT:]
         self._decoder = StreamDecoder(tokenizer)
-        shown = sum(len(self._decoder.push(token)) for token in before)
-        # What the decoder still holds back of the prompt is no new text.
-        self._old = len(tokenizer.decode(before)) - shown if before else 0
-        self._stops = StopStrings(stop)
+        decoded = sum(len(self._decoder.push(token)) for token in prompt)
+        self._pending = len(tokenizer.decode(prompt)) - decoded if prompt else 0
+        """Characters of the prompt that the decoder holds back."""
 
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string has come."""
-        return self._stops.found
+    def push_token(self, token: int) -> str:
+        """Append a token; returns the text that is certain by now."""
+        return self._push_new(self._decoder.push(token))
 
-    def push(self, token: int) -> str:
-        """Take the next token; returns the text that is certain by now."""
-        return self._stops.push(self._new(self._decoder.push(token)))
-
+    @override
     def flush(self) -> str:
-        """What was held back, at the end of the text."""
-        return self._stops.push(self._new(self._decoder.flush())) + self._stops.flush()
+        return self._push_new(self._decoder.flush()) + super().flush()
 
-    def _new(self, piece: str) -> str:
-        new = piece[self._old :]
-        self._old = max(0, self._old - len(piece))
-        return new
+    def _push_new(self, piece: str) -> str:
+        new = piece[self._pending :]
+        self._pending = max(0, self._pending - len(piece))
+        return self.push(new)
 
 
-def continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
-    """The text of new tokens behind a prompt, all at once."""
-    before = list(prompt[-_CONTEXT:])
-    known = tokenizer.decode(before) if before else ""
-    return tokenizer.decode([*before, *new])[len(known) :]
+def stream_text(text: Detokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    """The text of tokens in pieces, as soon as they are certain, up to a stop string."""
+    for token in tokens:
+        if piece := text.push_token(token):
+            yield piece
+        if text.found:
+            return
+    if rest := text.flush():
+        yield rest
+
+
+def continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int], stop: str | Sequence[str]) -> str:
+    """The text of new tokens after a prompt, up to a stop string, all at once."""
+    prompt = list(prompt[-_CONTEXT:])
+    known = tokenizer.decode(prompt) if prompt else ""
+    return "".join(cut_at_stop([tokenizer.decode([*prompt, *new])[len(known) :]], stop))

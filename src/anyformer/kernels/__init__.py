@@ -8,12 +8,13 @@ from anyformer.kernels.activation import activation, gelu_tanh, relu_squared
 from anyformer.kernels.attention import attention
 from anyformer.kernels.cross_entropy import drop_ignored, linear_cross_entropy
 from anyformer.kernels.dropout import dropout
-from anyformer.kernels.linear import Matmul, linear, quantized_linear
+from anyformer.kernels.linear import Matmul, PrepackedWeight, linear, prepacked_linear, quantized_linear
 from anyformer.kernels.reference import attention_weights
 from anyformer.kernels.rms_norm import rms_norm
 
 __all__ = [
     "Matmul",
+    "PrepackedWeight",
     "activation",
     "attention",
     "attention_weights",
@@ -22,6 +23,7 @@ __all__ = [
     "gelu_tanh",
     "linear",
     "linear_cross_entropy",
+    "prepacked_linear",
     "quantized_linear",
     "relu_squared",
     "rms_norm",

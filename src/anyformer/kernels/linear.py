@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,50 @@ def quantized_linear(
         part = unpack(weight.blocks(block, block + blocks), outputs - rows.start)
         out[..., rows] = F.linear(input, dequantize(part, input.dtype), None if bias is None else bias[rows])
     return out
+
+
+class DtypeCast:
+    """Casts tensors to a dtype, the latest one once: queries, keys and values are projections of the same tensor."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._latest: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """The tensor in the dtype."""
+        if self._latest is None or self._latest[0] is not input:
+            self._latest = input, input.to(self.dtype)
+        return self._latest[1]
+
+
+class PrepackedWeight(NamedTuple):
+    """A weight in another dtype and in oneDNN's order, into which it is reordered for every product otherwise."""
+
+    weight: Tensor
+    bias: Tensor | None
+    cast: DtypeCast
+
+
+def supports_prepacking(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes products of this dtype, and can prepack their weights."""
+    return (
+        device.type == "cpu"
+        and dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def prepack(weight: Tensor, bias: Tensor | None, cast: DtypeCast) -> PrepackedWeight:
+    """Convert and reorder a weight once for many products, whose inputs `cast` converts."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(cast.dtype))
+    return PrepackedWeight(packed, None if bias is None else bias.detach().to(cast.dtype), cast)
+
+
+def prepacked_linear(input: Float[Tensor, "*batch inputs"], weight: PrepackedWeight) -> Float[Tensor, "*batch outputs"]:
+    """``input @ weight.T + bias`` in the weight's dtype, without gradients."""
+    return torch.ops.mkldnn._linear_pointwise(weight.cast(input), weight.weight, weight.bias, "none", [], "")
 
 
 def _supports_weight_grad(input: Tensor, weight: Tensor) -> bool:

@@ -43,12 +43,13 @@ import sys
 import torch
 import anyformer as af
 from anyformer.kernels.cpu.build import Library
-from anyformer.generation.step import LIBRARY, decoder_step
+from anyformer.generation.cached_decoder import DecoderStep
+from anyformer.generation.compiled_decoder import LIBRARY
 torch.manual_seed(0)
 model = af.build(af.preset("llama-nano", vocab_size=50, decoder_layers=2)).eval()
 ids = torch.randint(50, (2, 5))
 with torch.inference_mode():
-    found = decoder_step(model, wait=True)(ids, model.make_cache(2, 8))
+    found = DecoderStep(model, wait=True)(ids, model.make_cache(2, 8))
     torch.testing.assert_close(found, model(ids).logits, atol=1e-4, rtol=1e-4)
 assert LIBRARY.get() is not None
 libraries = [Library(name) for name in sys.argv[1:]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from anyformer.blocks.feed_forward import ACTIVATIONS
 from anyformer.blocks.kv_cache import KeyValueCache
-from anyformer.generation import step as steps
+from anyformer.generation import cached_decoder, compiled_decoder
+from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.compiled_decoder import CompiledDecoder
-from anyformer.generation.step import decoder_step
 from anyformer.kernels.cpu import structs
 from anyformer.model import Transformer
 from anyformer.quantization import quantize
@@ -29,7 +30,11 @@ NEW = [1, 2, 9, 1, 3]
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled() -> None:
-    assert steps.LIBRARY.get(wait=True) is not None
+    assert compiled_decoder.LIBRARY.get(wait=True) is not None
+
+
+def eager_step(model: Transformer) -> Callable[..., Tensor]:
+    return lambda tokens, cache, **options: model(tokens, cache=cache, **options).logits.float()
 
 
 def read(model: Transformer, texts: list[list[int]], side: str) -> tuple[KeyValueCache, Tensor]:
@@ -45,7 +50,7 @@ def read(model: Transformer, texts: list[list[int]], side: str) -> tuple[KeyValu
 
 
 def compare(model: Transformer, texts: list[list[int]], side: str, tolerance: float, select: bool = False) -> None:
-    compiled, eager = decoder_step(model, wait=True), steps._eager_step(model)
+    compiled, eager = DecoderStep(model, wait=True), eager_step(model)
     generator = torch.Generator().manual_seed(len(texts))
     with torch.inference_mode():
         caches = [read(model, texts, side)[0] for _ in range(2)]
@@ -109,9 +114,9 @@ def test_prompts_in_pieces_equal_the_model(
         "left" if left else "right",
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "_MAX_FLOAT_ROWS", 1000)
-        patch.setattr(steps, "_CHUNK_ROWS", 40)
-        compiled, eager = decoder_step(model, wait=True), steps._eager_step(model)
+        patch.setattr(compiled_decoder, "_MAX_FLOAT_ROWS", 1000)
+        patch.setattr(cached_decoder, "_CHUNK_ROWS", 40)
+        compiled, eager = DecoderStep(model, wait=True), eager_step(model)
         with torch.inference_mode():
             caches = [model.make_cache(len(ids), ids.shape[1] + 8) for _ in range(2)]
             for tokens, real in ((ids, mask), (ids[:, :8], None)):
@@ -134,7 +139,7 @@ def test_what_the_table_has_no_words_for_is_left_to_torch(where: str) -> None:
     hooked.register_forward_hook(lambda module, given, out: seen.append(1))
     with torch.inference_mode():
         cache, _ = read(model, [[5, 6]], "left")
-        decoder_step(model, wait=True)(torch.tensor([[3]]), cache)
+        DecoderStep(model, wait=True)(torch.tensor([[3]]), cache)
     assert len(seen) == 2
 
 
@@ -144,7 +149,7 @@ def test_a_source_of_which_nothing_is_seen(new: int) -> None:
     hidden, sources = torch.tensor([[True] * 4, [False] * 4]), torch.tensor([[5, 6, 7, 8]] * 2)
     found: list[Tensor] = []
     with torch.inference_mode():
-        for take in (decoder_step(model, wait=True), steps._eager_step(model)):
+        for take in (DecoderStep(model, wait=True), eager_step(model)):
             cache = model.make_cache(2, 20)
             model(torch.full((2, 1), 2), sources, source_mask=hidden, cache=cache)
             found.append(take(torch.full((2, new), 3), cache))
@@ -155,7 +160,7 @@ def test_a_step_of_no_texts_and_of_no_tokens() -> None:
     model = build(WRITERS["grouped"])
     with torch.inference_mode():
         for texts, new in ((0, 3), (2, 0)):
-            scores = decoder_step(model, wait=True)(
+            scores = DecoderStep(model, wait=True)(
                 torch.zeros(texts, new, dtype=torch.int64), model.make_cache(texts, 9)
             )
             assert scores.shape == (texts, new, VOCAB)
@@ -164,13 +169,13 @@ def test_a_step_of_no_texts_and_of_no_tokens() -> None:
 def test_a_source_is_asked_for() -> None:
     model = build(WRITERS["learned both"])
     with torch.inference_mode(), pytest.raises(ValueError, match="source"):
-        decoder_step(model, wait=True)(torch.full((2, 1), 3), model.make_cache(2, 9))
+        DecoderStep(model, wait=True)(torch.full((2, 1), 3), model.make_cache(2, 9))
 
 
 def test_weights_that_move_are_still_there() -> None:
     """A step keeps those that it was made for."""
     model, tokens = build(WRITERS["grouped"]), torch.full((1, 1), 3)
-    step = decoder_step(model, wait=True)
+    step = DecoderStep(model, wait=True)
     with torch.inference_mode():
         before = step(tokens, model.make_cache(1, 4))
     model.double().float()

@@ -1,0 +1,162 @@
+"""Decoding with a key-value cache: a prompt is prefilled, and each new token costs one step.
+
+On a CPU a step is one call of compiled code (`kernels/cpu/decode_step.cpp`) if there is a compiler and the model
+consists of the library's own modules; otherwise, and until the compiler is done, it is a call of the model.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from typing_extensions import override
+
+from anyformer.blocks.kv_cache import KeyValueCache
+from anyformer.generation.compiled_decoder import LIBRARY, CompiledDecoder, UnsupportedModelError
+from anyformer.generation.inference import cache_is_stale, float_logits
+from anyformer.generation.prompt import Prompt
+from anyformer.kernels.cpu_features import enabled
+from anyformer.model import Transformer
+
+_CHUNK_ROWS = 512
+"""New tokens that the compiled step takes at a time: more would only take more memory."""
+_SMALLEST_PREFIX_CACHE = 1024
+
+
+class DecoderStep:
+    """Runs a model on new tokens of each sequence, be it a prompt, one token, or a few that are verified.
+
+    Args:
+        model: In evaluation mode. Its weights must not change between two steps.
+        wait: Wait for the compiler, instead of calling the model until it is done.
+    """
+
+    def __init__(self, model: Transformer, *, wait: bool = False) -> None:
+        self.model = model
+        self._compiled: CompiledDecoder | None = None
+        if model.device.type == "cpu" and enabled():
+            with suppress(UnsupportedModelError):
+                self._compiled = CompiledDecoder(model)
+                LIBRARY.get(wait=wait)
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "batch new"],
+        cache: KeyValueCache,
+        *,
+        mask: Bool[Tensor, "batch new"] | None = None,
+        source: Int[Tensor, "batch source"] | None = None,
+        source_mask: Bool[Tensor, "batch source"] | None = None,
+        last_only: bool = False,
+    ) -> Float[Tensor, "batch scored vocab"]:
+        """Return the logits after each token, in float32, and add the tokens to the cache.
+
+        Args:
+            tokens: The new token ids.
+            cache: The keys and values of the tokens before, and of the source.
+            mask: False for padding; None: there is none.
+            source, source_mask: In an encoder-decoder's first step, as for the model.
+            last_only: Return the logits after the last column only, [batch, 1, vocab].
+        """
+        compiled = self._compiled
+        if compiled is None or source is not None or not compiled.supports(tokens, cache):
+            out = self.model(tokens, source, mask=mask, source_mask=source_mask, cache=cache, last_only=last_only)
+            return float_logits(out)
+        if last_only and mask is None:
+            *chunks, tokens = tokens.split(max(1, _CHUNK_ROWS // len(tokens)), dim=1)
+            for chunk in chunks:
+                compiled(chunk, cache, None, num_logits=0)
+        return compiled(tokens, cache, mask, num_logits=1 if last_only else tokens.shape[1])
+
+
+class CachedDecoder:
+    """Reads each prompt and source once, for so many copies of its text, which stand one after the other."""
+
+    def __init__(self, model: Transformer, copies: int = 1) -> None:
+        self.model, self.copies = model, copies
+
+    def prefill(self, prompt: Prompt) -> Float[Tensor, "texts vocab"]:
+        """Read prompts, and return the logits of the first new token of each text."""
+        self._step = DecoderStep(self.model)
+        self.prompt = prompt.repeat(self.copies)
+        self.cache = self.model.make_cache(len(prompt.ids), prompt.capacity)
+        masks = {"mask": prompt.mask, "source_mask": prompt.source_mask}
+        logits = self._step(prompt.ids, self.cache, source=prompt.source, last_only=True, **masks)[:, -1]
+        if self.copies == 1:
+            return logits
+        rows = torch.arange(len(prompt.ids), device=logits.device).repeat_interleave(self.copies)
+        self.cache.select(rows)
+        return logits[rows]
+
+    def step(
+        self, ids: Int[Tensor, "texts length"], guesses: Sequence[int] = ()
+    ) -> Float[Tensor, "texts guesses_and_one vocab"]:
+        """Read the last token of each text, with guesses behind it where there is one text only.
+
+        Returns:
+            The logits after each of the tokens read.
+        """
+        length, prompt = ids.shape[1], self.prompt
+        if cache_is_stale(self.model, length):
+            mask = None if prompt.mask is None else torch.arange(length, device=ids.device) >= prompt.padding[:, None]
+            out = self.model(ids, prompt.source, mask=mask, source_mask=prompt.source_mask, last_only=True)
+            return float_logits(out)
+        if self.cache.length >= length:
+            self.cache.truncate(length - 1)  # guesses that were rejected
+        latest = ids[:, -1:]
+        if guesses:
+            latest = torch.cat((latest, torch.tensor([guesses], device=ids.device)), dim=1)
+        return self._step(latest, self.cache)
+
+
+class PrefixCache(CachedDecoder):
+    """Reads only what a text doesn't share with the beginning of the latest one, of a decoder-only model.
+
+    The cache doubles when the text outgrows it.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__(model)
+        self._step = DecoderStep(model)
+        self._ids: list[int] = []
+        with torch.inference_mode():
+            self.cache = model.make_cache(1, _SMALLEST_PREFIX_CACHE)
+
+    @override
+    def prefill(self, prompt: Prompt) -> Float[Tensor, "1 vocab"]:
+        self.prompt = prompt
+        return self.read(cast("Any", prompt.ids[0]).tolist())
+
+    @override
+    def step(self, ids: Int[Tensor, "1 length"], guesses: Sequence[int] = ()) -> Float[Tensor, "1 1 vocab"]:
+        return self._read(ids.shape[1] - 1, ids[:, -1:])
+
+    def read(self, ids: Sequence[int]) -> Float[Tensor, "1 vocab"]:
+        """Read one text, and return the logits of the token after it."""
+        # The last token is always read: its logits are not kept.
+        known = min(common_prefix(self._ids, ids), len(ids) - 1)
+        return self._read(known, torch.tensor([ids[known:]], device=self.model.device))[:, -1]
+
+    def _read(self, known: int, ids: Int[Tensor, "1 new"]) -> Float[Tensor, "1 1 vocab"]:
+        """Read these tokens behind the first `known`."""
+        # An interrupted reading may have left the layers with different lengths.
+        self.cache.truncate(known)
+        del self._ids[known:]
+        length = known + ids.shape[1]
+        if length > self.cache.capacity:
+            wider = self.model.make_cache(1, max(length, 2 * self.cache.capacity))
+            wider.put(0, self.cache)
+            self.cache = wider
+        logits = self._step(ids, self.cache, last_only=True)
+        self._ids += ids[0].tolist()
+        return logits
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many ids two texts have in common at their beginnings."""
+    if second[: len(first)] == first:
+        return len(first)  # the usual case, and quicker so
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((position for position, (one, other) in pairs if one != other), len(second))
