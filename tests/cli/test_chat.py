@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import anyformer as af
 from anyformer.cli.chat import ChatOptions
 from anyformer.cli.main import main
-from anyformer.cli.options import generation_options
+from anyformer.cli.sampling import generation_options
 from anyformer.cli.terminal import Terminal
 from anyformer.errors import UserError
 from anyformer.generation import Conversation, GenerationConfig
@@ -232,7 +232,7 @@ def test_sampling_is_the_users_then_the_models_then_ours() -> None:
     model, _ = _model()
 
     def config(**flags: Any) -> GenerationConfig:
-        return GenerationConfig.for_chat(model, **generation_options(ChatOptions("x", **flags)))
+        return GenerationConfig.for_chat(model, **generation_options(ChatOptions(model="x", **flags)))
 
     assert config() == GenerationConfig(max_new_tokens=1024, temperature=0.7)
     model.origin = Origin(generation={"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 0})
@@ -324,7 +324,6 @@ def _expect(terminal: int, text: str, seen: bytearray) -> None:
 _ENDLESS = """
 import sys, time
 from anyformer.cli.main import main
-from anyformer.cli.options import generation_options
 from anyformer.generation import Conversation
 def answer(self, question):
     try:

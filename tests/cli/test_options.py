@@ -18,7 +18,7 @@ from anyformer.errors import UserError
 _SOURCE = Path(anyformer.__file__).parent
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Oven:
     """The oven.
 
@@ -31,8 +31,8 @@ class Oven:
     """Whether the air moves."""
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(Oven):
     """Bake a cake.
 
     Examples:
@@ -55,16 +55,16 @@ class Options:
     """A file."""
     quiet: bool = False
     """Say nothing."""
-    oven: Oven = Oven()
 
 
 def test_values() -> None:
-    assert parse(Options, ["apple"], "bake") == Options("apple")
+    assert parse(Options, ["apple"], "bake") == Options(kind="apple")
     line = "apple --eggs 3 --sugar_share=1e-1 --glaze lemon --weights 1 2 --recipe a/b --quiet --heat -5 --no-fan"
-    expected = Options("apple", (), 3, 0.1, "lemon", (1, 2), Path("a/b"), True, Oven(-5, False))
+    cake = {"kind": "apple", "eggs": 3, "sugar_share": 0.1, "glaze": "lemon", "weights": (1, 2)}
+    expected = Options(**cake, recipe=Path("a/b"), quiet=True, heat=-5, fan=False)
     assert parse(Options, line.split(), "bake") == expected
     assert parse(Options, ["--eggs", "None", "apple", "--fan", "a b", "c_d"], "bake") == Options(
-        "apple", ("a b", "c_d"), oven=Oven(fan=True)
+        kind="apple", guests=("a b", "c_d"), fan=True
     )
     assert parse(Options, ["apple", "--quiet", "--no-quiet"], "bake").quiet is False
     assert parse(Options, ["apple", "--", "--eggs", "_"], "bake").guests == ("--eggs", "_")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _DTYPES = {None: None, "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
-@dataclass(frozen=True)
-class ConvertOptions:
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(LoadOptions):
     """Write a model directory as a GGUF file for llama.cpp, or a GGUF file as a model directory.
 
     With --type int8 or int4 any model becomes a directory of integers, which loads at once and takes half or a quarter
@@ -38,16 +38,17 @@ class ConvertOptions:
     as stored in a directory)."""
     verify: bool = False
     """Compare what was written with what llama.cpp reads (of a directory, transformers): token ids, numbers, text."""
-    loading: LoadOptions = LoadOptions()
 
 
 def run(argv: list[str]) -> int:
     """Convert, and say what could not be carried over; exit status 1 if a comparison finds a difference."""
     options = parse(ConvertOptions, argv, "convert")
-    if (quantize := options.loading.quantize) is not None:
-        if options.type not in (None, quantize):
-            raise UserError(f"--quantize {quantize} and --type {options.type} contradict each other: give one of them.")
-        options = replace(options, type=quantize)
+    if options.quantize is not None:
+        if options.type not in (None, options.quantize):
+            raise UserError(
+                f"--quantize {options.quantize} and --type {options.type} contradict each other: give one of them."
+            )
+        options = replace(options, type=options.quantize)
     source = Path(options.source)
     # Of a run directory the model in it is read.
     if source.exists() and Path(options.target).resolve() in (source.resolve(), (source / "model").resolve()):
@@ -78,7 +79,7 @@ def _to_integers(options: ConvertOptions) -> int:
 
     from anyformer.checkpoint import save
 
-    model, tokenizer = replace(options.loading, quantize=options.type).load(options.source)
+    model, tokenizer = replace(options, quantize=options.type).load(options.source)
     save(model, options.target, tokenizer=tokenizer)
     size = sum(path.stat().st_size for path in Path(options.target).glob("*.safetensors"))
     print(f"{options.target}: {options.type}, {size / 1e6:,.1f} MB{'' if tokenizer else ', without a tokenizer'}")
@@ -89,7 +90,7 @@ def _to_gguf(options: ConvertOptions) -> list[Check]:
     from anyformer.checkpoint import save_gguf
 
     path = Path(options.target)
-    model, tokenizer = options.loading.load(options.source)
+    model, tokenizer = options.load(options.source)
     written = save_gguf(model, path, tokenizer=tokenizer, kind=options.type or "f16")
     for note in written.notes:
         print(f"note: {note}")
@@ -107,8 +108,7 @@ def _to_directory(options: ConvertOptions) -> list[Check]:
 
     if options.type not in _DTYPES:
         raise UserError(f"A model directory has no weights of type {options.type}: choose f32, f16 or bf16.")
-    loading = replace(options.loading, dtype=_DTYPES[options.type] or options.loading.dtype)
-    model, tokenizer = loading.load(options.source)
+    model, tokenizer = replace(options, dtype=_DTYPES[options.type] or options.dtype).load(options.source)
     model_type = save(model, options.target, tokenizer=tokenizer)
     print(f"{options.target}: {model_type}{'' if tokenizer else ', without a tokenizer'}")
     if not options.verify:

@@ -3,12 +3,12 @@
 import json
 from dataclasses import dataclass
 
-from anyformer.cli.loading import LoadOptions
+from anyformer.cli.loading import ModelOptions
 from anyformer.cli.options import Positional, parse
 
 
-@dataclass(frozen=True)
-class EmbedOptions:
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions(ModelOptions):
     """Turn each text into one vector, as the model's pooling files say, and show how alike the texts are.
 
     Examples:
@@ -16,13 +16,10 @@ class EmbedOptions:
         anyformer embed sentence-transformers/all-MiniLM-L6-v2 "a cat" --json
     """
 
-    model: Positional[str]
-    """A model directory, a run directory, a GGUF file, or a hub id."""
     texts: Positional[tuple[str, ...]]
     """The texts."""
     json: bool = False
     """Print the vectors, one JSON list a line."""
-    loading: LoadOptions = LoadOptions()
 
 
 def run(argv: list[str]) -> int:
@@ -31,7 +28,7 @@ def run(argv: list[str]) -> int:
 
     from anyformer.generation import embed
 
-    model, tokenizer = options.loading.load(options.model)
+    model, tokenizer = options.load_model()
     vectors = embed(model, tokenizer, options.texts).cpu()
     if options.json:
         for vector in vectors:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from anyformer.cli.loading import LoadOptions
+from anyformer.cli.loading import ModelOptions
 from anyformer.cli.options import Positional, parse
 from anyformer.errors import UserError
 
 
-@dataclass(frozen=True)
-class FillOptions:
+@dataclass(frozen=True, kw_only=True)
+class FillOptions(ModelOptions):
     """Guess the masked words of a text with an encoder that was trained to.
 
     Examples:
@@ -16,13 +16,10 @@ class FillOptions:
         anyformer fill runs/bert-mini-1 "for [MASK] in range(10):" --top 10
     """
 
-    model: Positional[str]
-    """A model directory, a run directory, a GGUF file, or a hub id."""
     text: Positional[str]
     """The text, with the tokenizer's mask token ([MASK], <mask>) where a word is missing."""
     top: int = 5
     """Guesses for each mask."""
-    loading: LoadOptions = LoadOptions()
 
 
 def run(argv: list[str]) -> int:
@@ -33,7 +30,7 @@ def run(argv: list[str]) -> int:
 
     from anyformer.generation import fill
 
-    masks = fill(*options.loading.load(options.model), options.text, top=options.top)
+    masks = fill(*options.load_model(), options.text, top=options.top)
     for number, candidates in enumerate(masks, 1):
         if len(masks) > 1:
             print(f"mask {number}")

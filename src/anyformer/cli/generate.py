@@ -2,62 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
-from anyformer.cli.loading import LoadOptions
-from anyformer.cli.options import Positional, generation_options, parse
+from anyformer.cli.loading import ModelOptions
+from anyformer.cli.options import Positional, parse
+from anyformer.cli.sampling import SamplingOptions, generation_options
 from anyformer.errors import UserError
 
 if TYPE_CHECKING:
     from anyformer.generation.config import GenerationOptions
     from anyformer.generation.speculative_decoding import Draft
+    from anyformer.model import Transformer
+    from anyformer.tokenizer import Tokenizer
 
-_FINER = {
-    "min_p": None,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "logit_bias": (),
-    "stop": (),
-    "draft": None,
-    "samples": 1,
-    "logprobs": None,
-}
-"""Options for texts without beams, and what leaves it as it is."""
-_SINGLE = {"n_best": 1, "samples": 1, "logprobs": None}
-"""Options for a single prompt."""
-_NOT_OF_THE_TEXT = ("model", "prompt", "file", "out", "field", "loading", "device", "allow_pickle", *_SINGLE)
+_NOT_WITH_BEAMS = (
+    *("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
+    *("stop", "draft", "samples", "logprobs"),
+)
+_NOT_WITH_FILE = ("n_best", "samples", "logprobs")
+_NOT_OF_THE_TEXT = ("model", "prompt", "file", "out", "field", "device", "allow_pickle", *_NOT_WITH_FILE)
 """Options that change nothing of what is written to a file."""
 
-_SECTIONS: dict[str, tuple[str, ...]] = {
-    "prompts from a file": ("file", "out", "field", "batch_size"),
-    "sampling": (
-        *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-        *("logit_bias", "samples", "seed"),
-    ),
-    "beam search": ("beams", "length_penalty", "early_stopping", "n_best"),
-}
-"""Fields of GenerateOptions by section of the help."""
 
+@dataclass(frozen=True, kw_only=True)
+class _FileOptions:
+    """Prompts from a file."""
 
-@dataclass(frozen=True)
-class GenerateOptions:
-    """Continue a prompt, token by token; an encoder-decoder rewrites it instead.
-
-    Examples:
-        anyformer generate runs/llama-nano-1 "def " --temperature 0.8 --seed 1
-        anyformer generate Helsinki-NLP/opus-mt-en-de "The cat sleeps."
-        anyformer generate openai-community/gpt2 --file prompts.txt --out answers.jsonl
-    """
-
-    model: Positional[str]
-    """A model directory, a run directory, a GGUF file, or a hub id."""
-    prompt: Positional[str] = ""
-    """The text to go on from; for an encoder-decoder the source."""
     file: Path | None = None
     """Answer all prompts of this file instead: one a line, or a field of a .jsonl, .csv, .tsv or .parquet."""
     out: Path | None = None
@@ -66,22 +41,38 @@ class GenerateOptions:
     """The field of --file's records that holds the prompt."""
     batch_size: int = 8
     """Prompts of --file that are answered at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BeamOptions:
+    """Beam search."""
+
+    beams: int | None = None
+    """Search for the likeliest text with this many side by side; 1: greedy (default: as many as the model's own
+    settings ask for, as translation models do, and 1 if tokens are drawn)."""
+    length_penalty: float | None = None
+    """0 favors short texts, 1 compares means a token, more favors long ones (default: the model's, or 1)."""
+    early_stopping: Literal["true", "false", "never"] | None = None
+    """Stop when as many texts have ended (true), when the rest look worse (false), or when they can't get better
+    at any length (never) (default: the model's own, or false)."""
+    n_best: int = 1
+    """Show this many of the texts that the search found, each behind its score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(_FileOptions, SamplingOptions, _BeamOptions, ModelOptions):
+    """Continue a prompt, token by token; an encoder-decoder rewrites it instead.
+
+    Examples:
+        anyformer generate runs/llama-nano-1 "def " --temperature 0.8 --seed 1
+        anyformer generate Helsinki-NLP/opus-mt-en-de "The cat sleeps."
+        anyformer generate openai-community/gpt2 --file prompts.txt --out answers.jsonl
+    """
+
+    prompt: Positional[str] = ""
+    """The text to go on from; for an encoder-decoder the source."""
     max_new_tokens: int | None = None
     """Stop after this many tokens, sooner at end-of-text (default: 200, or as many as the context has room for)."""
-    temperature: Annotated[float, "T"] = 0.0
-    """0: always the likeliest token; above: draw, the bolder the higher (default: 0)."""
-    top_k: int | None = None
-    """Draw from the k likeliest tokens only."""
-    top_p: Annotated[float | None, "P"] = None
-    """Draw from the likeliest tokens that have this probability together."""
-    min_p: Annotated[float | None, "P"] = None
-    """Draw from tokens only that are at least this share as likely as the likeliest."""
-    repetition_penalty: float = 1.0
-    """Above 1: what prompt and text have already becomes less likely."""
-    presence_penalty: float = 0.0
-    """Above 0: what the new text has already becomes less likely."""
-    frequency_penalty: float = 0.0
-    """Above 0: the more often the new text has something, the less likely it becomes."""
     logit_bias: Annotated[tuple[str, ...], "TOKEN:BIAS"] = ()
     """Add a bias to the logit of the token with this id, such as 11:-100."""
     stop: Annotated[tuple[str, ...], "STRING"] = ()
@@ -93,78 +84,130 @@ class GenerateOptions:
     draft: str | None = None
     """Who guesses tokens ahead, so that the model needs fewer steps for the same text: "prompt" looks for what followed
     the same words before; or a smaller model of the same vocabulary."""
-    seed: int | None = None
-    """Makes drawing repeatable."""
-    beams: int | None = None
-    """Search for the likeliest text with this many side by side; 1: greedy (default: as many as the model's own
-    settings ask for, as translation models do, and 1 if tokens are drawn)."""
-    length_penalty: float | None = None
-    """0 favors short texts, 1 compares means a token, more favors long ones (default: the model's, or 1)."""
-    early_stopping: Literal["true", "false", "never"] | None = None
-    """Stop when as many texts have ended (true), when the rest look worse (false), or when they can't get better
-    at any length (never) (default: the model's own, or false)."""
-    n_best: int = 1
-    """Show this many of the texts that the search found, each behind its score."""
-    loading: LoadOptions = LoadOptions()
 
 
 def run(argv: list[str]) -> int:
     """Write the continuation as it comes; what is searched for with beams comes when the search is over."""
-    options = parse(GenerateOptions, argv, "generate", _SECTIONS)
+    options = parse(GenerateOptions, argv, "generate")
 
     from anyformer.generation import GenerationConfig, generate_n_best, generate_samples, generate_stream
 
     _check_flags(options)
-    model, tokenizer = options.loading.load(options.model)
-    given = _given(options)
-    search = options.n_best != 1 or GenerationConfig.for_model(model, **given).beams > 1
-    if search and any(getattr(options, name) != usual for name, usual in _FINER.items()):
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in _FINER)
-        raise UserError(f"{names} are for texts without beams: leave them out, or --beams 1.")
-    draft: Draft | None = None
-    if options.draft is not None:
-        draft = (
-            "prompt" if options.draft == "prompt" else replace(options.loading, quantize=None).load(options.draft)[0]
-        )
-    if options.file is not None and options.out is not None:
-        from anyformer.cli.generate_file import answer_file
-        from anyformer.generation.batch_job import read_prompts
-
-        flags = {**asdict(options), **asdict(options.loading)}
-        settings = {name: value for name, value in flags.items() if name not in _NOT_OF_THE_TEXT}
-        settings |= {"stop": list(options.stop), "logit_bias": list(options.logit_bias)}
-        prompts = read_prompts(options.file, options.field)
-        return answer_file(model, tokenizer, prompts, options.out, settings, draft, **given)
-    before = options.prompt if model.config.is_decoder_only else ""
-    if search:
-        found = generate_n_best(model, tokenizer, options.prompt, options.n_best, **given)[0]
-        for best in found:
-            _say(f"{best.score:.4f}  " if len(found) > 1 else "")
-            _say(f"{before}{best.text}\n")
-    elif options.logprobs is not None:
-        from anyformer.cli.logprobs import show_logprobs
-
-        show_logprobs(model, tokenizer, options.prompt, options.logprobs, **given)
-    elif options.samples != 1:
-        samples = generate_samples(model, tokenizer, options.prompt, draft=draft, **given)[0]
-        for number, text in enumerate(samples, start=1):
-            _say(f"[{number}] {before}{text}\n")
-    else:
-        pieces = generate_stream(model, tokenizer, options.prompt, draft=draft, **given)
-        _say(before)
-        for piece in pieces:
-            _say(piece)
-        _say("\n")
-    return 0
-
-
-def _given(options: GenerateOptions) -> GenerationOptions:
+    model, tokenizer = options.load_model()
     given = generation_options(options)
     given["max_new_tokens"] = options.max_new_tokens
     given["logit_bias"] = _biases(options.logit_bias)
     if options.early_stopping is not None:
         given["early_stopping"] = "never" if options.early_stopping == "never" else options.early_stopping == "true"
-    return given
+    search = options.n_best != 1 or GenerationConfig.for_model(model, **given).beams > 1
+    if search and _given_of(options, _NOT_WITH_BEAMS):
+        names = ", ".join(map(_flag, _NOT_WITH_BEAMS))
+        raise UserError(f"{names} are for texts without beams: leave them out, or --beams 1.")
+    draft: Draft | None = None
+    if options.draft is not None:
+        draft = "prompt" if options.draft == "prompt" else replace(options, quantize=None).load(options.draft)[0]
+    if options.file is not None and options.out is not None:
+        return _answer_file(model, tokenizer, options, options.file, options.out, draft, **given)
+    before = options.prompt if model.config.is_decoder_only else ""
+    if search:
+        found = generate_n_best(model, tokenizer, options.prompt, options.n_best, **given)[0]
+        for best in found:
+            print(f"{best.score:.4f}  " if len(found) > 1 else "", before, best.text, sep="", flush=True)
+    elif options.logprobs is not None:
+        _show_logprobs(model, tokenizer, options.prompt, options.logprobs, **given)
+    elif options.samples != 1:
+        samples = generate_samples(model, tokenizer, options.prompt, draft=draft, **given)[0]
+        for number, text in enumerate(samples, start=1):
+            print(f"[{number}] {before}{text}", flush=True)
+    else:
+        pieces = generate_stream(model, tokenizer, options.prompt, draft=draft, **given)
+        print(before, end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+    return 0
+
+
+def _answer_file(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    options: GenerateOptions,
+    file: Path,
+    out: Path,
+    draft: Draft | None,
+    **given: Unpack[GenerationOptions],
+) -> int:
+    """Answer the prompts of a file, with a progress bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from anyformer.generation.batch_job import answer_prompts, read_prompts
+
+    prompts = read_prompts(file, options.field)
+    settings = {name: value for name, value in asdict(options).items() if name not in _NOT_OF_THE_TEXT}
+    settings |= {"stop": list(options.stop), "logit_bias": list(options.logit_bias)}
+    settings["temperature"] = options.temperature or 0.0
+    console = Console(stderr=True)
+    columns = (TextColumn("generating"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, disable=not console.is_terminal)
+    task = bar.add_task("generating", total=len(prompts))
+    counts: list[int] = []
+
+    def progress(count: int) -> None:
+        counts.append(count)
+        bar.update(task, completed=count)
+
+    try:
+        with bar:
+            answer_prompts(model, tokenizer, prompts, out, settings, progress=progress, draft=draft, **given)
+    except KeyboardInterrupt:
+        if counts:
+            done = f"{counts[-1]} of {len(prompts)} prompts are answered: the same command goes on from there."
+            print(done, file=sys.stderr)
+        raise
+    already = f" ({counts[0]} of them were there already)" if counts[0] else ""
+    print(f"answers    {out}: {len(prompts)}{already}")
+    return 0
+
+
+def _show_logprobs(
+    model: Transformer, tokenizer: Tokenizer | None, prompt: str, top: int, **given: Unpack[GenerationOptions]
+) -> None:
+    """Generate a text and show its tokens, each with so many of the likeliest in its place."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from anyformer.generation import BatchingEngine, encode_prompt
+    from anyformer.generation.inference import require_tokenizer
+    from anyformer.generation.prompt import make_prompt
+
+    tokenizer = require_tokenizer(tokenizer, "give BatchingEngine.submit token ids")
+    ids = encode_prompt(model, tokenizer, prompt)
+    capacity = make_prompt(model, torch.tensor([ids]), None, given.get("max_new_tokens")).capacity
+    engine = BatchingEngine(model, tokenizer, slots=1, capacity=capacity)
+    request = engine.submit(ids, logprobs=top, **given)
+    engine.run()
+
+    def text_of(token: int) -> str:
+        return repr(tokenizer.decode([token], skip_special=False))
+
+    def percent(logprob: float) -> str:
+        return f"{100 * math.exp(logprob):.1f}%"
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("token")
+    table.add_column("probability", justify="right")
+    if top:
+        table.add_column("likeliest")
+    for each in request.logprobs:
+        likeliest = "  ".join(f"{text_of(token)} {percent(logprob)}" for token, logprob in each.top.items())
+        cells = [text_of(each.token), percent(each.logprob), likeliest]
+        table.add_row(*(Text(cell) for cell in cells[: len(table.columns)]))
+    print(f"{prompt if model.config.is_decoder_only else ''}{request.text}\n")
+    Console(soft_wrap=True).print(table)
+    print(f"\nlog-probability {sum(each.logprob for each in request.logprobs):.3f} nats, {len(request.tokens)} tokens")
 
 
 def _check_flags(options: GenerateOptions) -> None:
@@ -174,31 +217,34 @@ def _check_flags(options: GenerateOptions) -> None:
     if options.file is not None:
         if options.prompt:
             raise UserError("Give a prompt or a --file of prompts, not both.")
-        for name, usual in _SINGLE.items():
-            if getattr(options, name) != usual:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} is for a single prompt: a --file gets one answer a prompt.")
+        for name in _given_of(options, _NOT_WITH_FILE):
+            raise UserError(f"{_flag(name)} is for a single prompt: a --file gets one answer a prompt.")
         if options.batch_size < 1:
             raise UserError(f"--batch-size is a number of prompts, at least 1, not {options.batch_size}.")
-    if options.samples > 1 and options.temperature == 0.0:
+    if options.samples > 1 and not options.temperature:
         raise UserError("--samples draws texts, and greedy ones would all be the same: add --temperature 0.8.")
-    if options.n_best != 1 and options.temperature != 0.0:
+    if options.n_best != 1 and options.temperature:
         raise UserError("--n-best shows what a search for the likeliest texts found: leave out --temperature.")
     if options.logprobs is not None and (options.samples != 1 or options.draft is not None):
         raise UserError("--logprobs shows the tokens of one text: leave out --samples and --draft.")
 
 
+def _given_of(options: GenerateOptions, names: Sequence[str]) -> list[str]:
+    """Those of the options that aren't at their defaults."""
+    defaults = {field.name: field.default for field in fields(options)}
+    return [name for name in names if getattr(options, name) != defaults[name]]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _biases(given: Sequence[str]) -> dict[int, float]:
-    found: dict[int, float] = {}
+    biases: dict[int, float] = {}
     for item in given:
         token, _, bias = item.partition(":")
         try:
-            found[int(token)] = float(bias)
+            biases[int(token)] = float(bias)
         except ValueError:
             raise UserError(f"--logit-bias {item!r} is no TOKEN:BIAS, such as 11:-100 or 198:2.5.") from None
-    return found
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    return biases

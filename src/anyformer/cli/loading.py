@@ -1,4 +1,4 @@
-"""What every command does with the name of a model: load it, or read its config."""
+"""Models on the command line: loading one, or reading its config."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from anyformer.cli.options import Positional
 from anyformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from anyformer.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoadOptions:
     """Loading the model."""
 
@@ -32,6 +33,18 @@ class LoadOptions:
         from anyformer.checkpoint import load
 
         return load(path_or_hub_id, self.dtype, self.device, quantize=self.quantize, allow_pickle=self.allow_pickle)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(LoadOptions):
+    """A model, and how it is loaded."""
+
+    model: Positional[str]
+    """A model directory, a run directory, a GGUF file, or a hub id."""
+
+    def load_model(self) -> tuple[Transformer, Tokenizer | None]:
+        """The model and its tokenizer."""
+        return self.load(self.model)
 
 
 def read_config(name: str) -> ModelConfig:

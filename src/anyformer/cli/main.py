@@ -40,7 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # default of 300,000 (docs/measurements/training.md). It is read when torch is imported, which is later.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
-        return _run(argv)
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(_help())
+        elif argv[0] in ("-V", "--version"):
+            print(f"anyformer {__version__}")
+        elif argv[0] not in COMMANDS:
+            raise UserError(f"there is no command {argv[0]!r} ({nearest(argv[0], COMMANDS)}).")
+        else:
+            return import_module(f"anyformer.cli.{argv[0]}").run(argv[1:])
+        return 0
     except UserError as error:
         print(f"anyformer: {error}", file=sys.stderr)
         return 2
@@ -51,19 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has left (as in `| head`): nothing more to say, not even when Python shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def _run(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
-    if argv[0] in ("-V", "--version"):
-        print(f"anyformer {__version__}")
-        return 0
-    command, *rest = argv
-    if command not in COMMANDS:
-        raise UserError(f"there is no command {command!r} ({nearest(command, COMMANDS)}).")
-    return import_module(f"anyformer.cli.{command}").run(rest)
 
 
 def _help() -> str:

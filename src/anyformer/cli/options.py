@@ -11,15 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from typing_extensions import override
 
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from anyformer.generation.config import GenerationOptions
 
 T = TypeVar("T")
 
@@ -32,41 +29,31 @@ _NUMBERS = {int: "a whole number", float: "a number"}
 _WIDTH, _USAGE_WIDTH = 100, 72
 
 
-def parse(kind: type[T], argv: Sequence[str], command: str, sections: Mapping[str, Sequence[str]] | None = None) -> T:
+def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
     """The options of a command.
 
     Args:
-        kind: A dataclass, see `Parser.add_fields`. Its docstring is the help, and "Examples:" begins the end of it.
+        kind: A dataclass, see `Parser.add_fields`. Its docstring is the help, and "Examples:" begins the end of it. The
+            flags of each base class have a section of the help, titled by its docstring.
         argv: The arguments after the command.
         command: Its name.
-        sections: The names of fields by the title of the section of the help that they are in, if it isn't "options".
 
     Raises:
         UserError: An argument is missing, unknown (with the nearest valid one) or misshapen.
         SystemExit: With status 0, after ``--help``.
     """
     parser = Parser(command, kind.__doc__ or "")
-    sections = sections or {}
-    for section, names in sections.items():
-        parser.add_fields(kind, names, section=section)
-    placed = [name for names in sections.values() for name in names]
-    parser.add_fields(kind, [field.name for field, _ in _fields(kind) if field.name not in placed])
+    parser.add_fields(kind, [name for name, (_, hint) in _fields(kind).items() if _is_positional(hint)])
+    for base in kind.__mro__[:-1]:
+        flags = [name for name in inspect.get_annotations(base) if not _is_positional(_fields(kind)[name][1])]
+        section = "options" if base is kind else (base.__doc__ or "").partition("\n")[0].rstrip(".").lower()
+        parser.add_fields(kind, flags, section=section)
     return make(kind, parser.given(argv))
 
 
 def make(kind: type[T], given: Mapping[str, Any]) -> T:
-    """The dataclass with the values of `Parser.given`."""
-    hints = [(field.name, hint) for field, hint in _fields(kind)]
-    parts = {name: make(cast("type[Any]", hint), given) for name, hint in hints if is_dataclass(hint)}
-    return kind(**parts, **{name: given[name] for name, _ in hints if name in given})
-
-
-def generation_options(options: object) -> GenerationOptions:
-    """The fields of `GenerationConfig` among flags, without those that are None, which were left out."""
-    from anyformer.generation import GenerationConfig
-
-    flags = {field.name: getattr(options, field.name, None) for field in fields(GenerationConfig)}
-    return cast("GenerationOptions", {name: value for name, value in flags.items() if value is not None})
+    """The dataclass with those of the values of `Parser.given` that are its fields."""
+    return kind(**{name: given[name] for name in _fields(kind) if name in given})
 
 
 def change_model(model: ModelConfig, given: Mapping[str, Any], command: str) -> ModelConfig:
@@ -110,17 +97,17 @@ class Parser(argparse.ArgumentParser):
         """Add an argument for each field of a dataclass.
 
         A field is a flag, unless it is `Positional`; ``Annotated[float, "P"]`` names its value in the help. The fields
-        of a field that is a dataclass are flags like the others, in a section that its docstring is the title of.
+        of a field that is a dataclass are flags like the others, in a section and with a prefix of its name.
 
         Args:
             kind: The dataclass.
             names: The fields to add; None: all.
             section: The title of the section of the help.
-            prefix: What the flags begin with. Parts of the dataclass then add their name to it.
+            prefix: The beginning of the flags' names.
             values: An instance whose values the help shows; None: the defaults.
             hidden: Leave them out of the help.
         """
-        helps, known = _helps(kind), {field.name: (field, hint) for field, hint in _fields(kind)}
+        helps, known = _helps(kind), _fields(kind)
         for name in known if names is None else names:
             field, hint = known[name]
             default = field.default if field.default_factory is MISSING else field.default_factory()
@@ -130,9 +117,8 @@ class Parser(argparse.ArgumentParser):
                 text = argparse.SUPPRESS if hidden else _with_default(helps.get(name, ""), value, bool(prefix))
                 self._add(f"{prefix}{name}", hint, text, section, required=default is MISSING and not prefix)
             elif hidden or value is not None:
-                title = f"{prefix}{name}" if prefix else (part.__doc__ or "").partition("\n")[0].rstrip(".").lower()
-                deeper = f"{prefix}{name}." if prefix else ""
-                self.add_fields(cast("Any", part), section=title, prefix=deeper, values=value, hidden=hidden)
+                full = f"{prefix}{name}"
+                self.add_fields(cast("Any", part), section=full, prefix=f"{full}.", values=value, hidden=hidden)
 
     def add_model_flags(self) -> None:
         """Add ``--model.FIELD`` for each field of a `ModelConfig`, and ``--help-model`` to list them."""
@@ -186,7 +172,7 @@ class Parser(argparse.ArgumentParser):
         kind = next(part for part in get_args(hint) if part is not type(None)) if optional else hint
         several = get_origin(kind) is tuple
         kind = get_args(kind)[0] if several else kind
-        flag, positional = f"--{name.replace('_', '-')}", _POSITIONAL in notes
+        flag, positional = f"--{name.replace('_', '-')}", _is_positional(annotated)
         how: dict[str, Any] = {"help": text if text is argparse.SUPPRESS else text.replace("%", "%%")}
         if kind is bool:
             head, dot, last = flag.removeprefix("--").rpartition(".")
@@ -223,10 +209,14 @@ def _synopsis(action: argparse.Action) -> str:
     return shown if required else f"[{shown}]"
 
 
-def _fields(kind: Any) -> list[tuple[Any, Any]]:
-    """Each field of a dataclass and its type."""
+def _fields(kind: Any) -> dict[str, tuple[Any, Any]]:
+    """The fields of a dataclass and their types."""
     hints = get_type_hints(kind, include_extras=True)
-    return [(field, hints[field.name]) for field in fields(kind)]
+    return {field.name: (field, hints[field.name]) for field in fields(kind)}
+
+
+def _is_positional(hint: Any) -> bool:
+    return _POSITIONAL in get_args(hint)
 
 
 def _helps(kind: type[Any]) -> dict[str, str]:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from anyformer.cli.loading import LoadOptions
-from anyformer.cli.options import Positional, parse
+from anyformer.cli.loading import ModelOptions
+from anyformer.cli.options import parse
 
 if TYPE_CHECKING:
     from anyformer.compare.verify import Check
 
 
-@dataclass(frozen=True)
-class VerifyOptions:
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(ModelOptions):
     """Compare a model with the same model in transformers (a GGUF file, if need be, in llama.cpp).
 
     The exit status is 0 if they are equal, 1 if not. Both compute in float32, unless --dtype or --quantize asks how far
@@ -25,20 +25,17 @@ class VerifyOptions:
         anyformer verify runs/llama-nano-1 --quantize int8 --tolerance 0.05
     """
 
-    model: Positional[str]
-    """A model directory, a run directory, a GGUF file, or a hub id."""
     tolerance: Annotated[float, "X"] = 1e-4
     """Largest difference allowed in logits and hidden states, relative to their largest value."""
-    loading: LoadOptions = LoadOptions()
 
 
 def run(argv: list[str]) -> int:
     """Print each comparison."""
-    options = parse(VerifyOptions, argv, "verify")
+    options = asdict(parse(VerifyOptions, argv, "verify"))
 
     from anyformer.compare.verify import verify
 
-    return show(verify(options.model, tolerance=options.tolerance, **asdict(options.loading)))
+    return show(verify(options.pop("model"), **options))
 
 
 def show(checks: Sequence[Check]) -> int:

@@ -244,7 +244,7 @@ class BatchJob:
             ) from error
         changes = [
             f"{name} was {settings.get(name)!r} and is {now['settings'].get(name)!r}"
-            for name in dict.fromkeys((*settings, *now["settings"]))
+            for name in sorted({*settings, *now["settings"]})
             if settings.get(name) != now["settings"].get(name)
         ]
         if count != now["count"]:

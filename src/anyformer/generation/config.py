@@ -115,10 +115,8 @@ class GenerationConfig:
     length."""
 
     def __post_init__(self) -> None:
-        for name, (valid, message) in _CHECKS.items():
-            value = getattr(self, name)
-            if not valid(value):
-                raise UserError(f"{name} {message.format(value)}.")
+        for name in _CHECKS:
+            _check(name, getattr(self, name))
         if self.stop == "" or "" in tuple(self.stop):
             raise UserError("A stop string is empty, and would end every text before it begins: leave it out.")
         if 0.0 < self.temperature < 1e-6:
@@ -162,6 +160,7 @@ class GenerationConfig:
         own = {name: settings.get(theirs) for name, theirs in _SEARCH.items()}
         known = cast("GenerationOptions", {name: value for name, value in own.items() if value is not None})
         known.update(options)
+        _check("early_stopping", known.get("early_stopping", False))  # of a file, it may have any type
         return cls().replace(**known)
 
     @classmethod
@@ -179,6 +178,12 @@ class GenerationConfig:
         )
         known.update(options)
         return cls().replace(**known)
+
+
+def _check(name: str, value: object) -> None:
+    valid, message = _CHECKS[name]
+    if not valid(value):
+        raise UserError(f"{name} {message.format(value)}.")
 
 
 def resolve(

@@ -158,7 +158,7 @@ def test_what_is_made_for_older_processors_holds(processor: str, examples: str) 
     if "avx2" not in cpu_features.flags().split() and processor != "x86-64":
         pytest.skip("needs AVX2")
     root, environment = Path(__file__).parents[2], os.environ | {cpu_features.SWITCH: processor}
-    tests = [root / "blocks" / "test_quantized.py", root / "generation" / "test_step.py"]
+    tests = [root / "blocks" / "test_quantized.py", root / "generation" / "test_compiled_decoder.py"]
     chosen = ["-k", "multiply or no_number or integers or bfloat16 or pieces"]
     command = [sys.executable, "-m", "pytest", "-q", *map(str, tests), *chosen, "-m", examples]
     done = subprocess.run(command, env=environment, capture_output=True)
