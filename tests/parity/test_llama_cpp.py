@@ -20,7 +20,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 import anyformer as af
 from anyformer.compare.verify import Check
 from anyformer.compare.verify_gguf import verify_gguf
-from anyformer.tokenizer.pretokenizers import CUTS
+from anyformer.tokenizer.pretokenizers import PRETOKENIZERS
 from tests.parity import hf_models
 from tests.parity.conversion import ours_of
 from tests.parity.gguf_models import EXPRESSIBLE, expressible
@@ -126,7 +126,7 @@ TEXTS = st.lists(
 
 
 def _byte_bpe(index: int) -> af.Tokenizer:
-    cut = CUTS[index]
+    cut = PRETOKENIZERS[index]
     backend = tokenizers.Tokenizer(models.BPE(ignore_merges=cut.ignores_merges))
     backend.pre_tokenizer, backend.decoder = cut.build(), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -191,7 +191,7 @@ def _t5() -> af.Tokenizer:
 
 
 TOKENIZERS = {
-    **{cut.names[0]: (lambda i=i: _byte_bpe(i), "llama") for i, cut in enumerate(CUTS) if not cut.composes},
+    **{cut.name: (lambda i=i: _byte_bpe(i), "llama") for i, cut in enumerate(PRETOKENIZERS) if not cut.composes},
     "ours, bytes": (lambda: af.Tokenizer.train(CORPUS, "bpe:400"), "llama"),
     "SentencePiece's BPE": (_sentence_bpe, "llama"),
     "WordPiece": (lambda: af.Tokenizer.train(CORPUS, "wordpiece:300", special="masked"), "bert"),

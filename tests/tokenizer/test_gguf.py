@@ -18,7 +18,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer, gguf
-from anyformer.tokenizer.pretokenizers import CUTS
+from anyformer.tokenizer.pretokenizers import PRETOKENIZERS
 from anyformer.tokenizer.sentencepiece import check_charsmap
 
 WORDS = (
@@ -45,8 +45,8 @@ def read(fields: dict[str, Any]) -> Tokenizer:
 @cache
 def byte_level(cut: int) -> tuple[Tokenizer, tokenizers.Tokenizer]:
     """A BPE trained with this cut, from GGUF and as it was."""
-    theirs = tokenizers.Tokenizer(models.BPE(ignore_merges=CUTS[cut].ignores_merges))
-    theirs.pre_tokenizer = CUTS[cut].build()
+    theirs = tokenizers.Tokenizer(models.BPE(ignore_merges=PRETOKENIZERS[cut].ignores_merges))
+    theirs.pre_tokenizer = PRETOKENIZERS[cut].build()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=350, initial_alphabet=alphabet, special_tokens=["<|end|>"], show_progress=False
@@ -59,7 +59,7 @@ def byte_level(cut: int) -> tuple[Tokenizer, tokenizers.Tokenizer]:
     fields = metadata(
         "gpt2",
         tokens,
-        pre=CUTS[cut].names[0],
+        pre=PRETOKENIZERS[cut].name,
         merges=merges,
         token_type=types,
         bos_token_id=0,
@@ -69,13 +69,13 @@ def byte_level(cut: int) -> tuple[Tokenizer, tokenizers.Tokenizer]:
     return read(fields), theirs
 
 
-@pytest.mark.parametrize("cut", range(len(CUTS)), ids=[cut.names[0] for cut in CUTS])
+@pytest.mark.parametrize("cut", range(len(PRETOKENIZERS)), ids=[cut.name for cut in PRETOKENIZERS])
 @settings(max_examples=30)
 @given(text=texts)
 def test_byte_level(cut: int, text: str) -> None:
     ours, theirs = byte_level(cut)
     ids = theirs.encode(text).ids
-    if not CUTS[cut].composes:
+    if not PRETOKENIZERS[cut].composes:
         assert ours.encode(text) == ids
     assert ours.decode(ids, skip_special=False) == text
     assert ours.encode(f"{text}<|end|>")[-1] == 0

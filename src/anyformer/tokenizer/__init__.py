@@ -5,7 +5,7 @@ loading          a directory of any kind -> a Tokenizer
 tokenizer_files  reading and writing the files of a tokenizer
 legacy           directories from before tokenizer.json: vocab.txt, vocab.json + merges.txt
 sentencepiece    spiece.model
-pair             Marian's pair of SentencePiece models
+marian           Marian's pair of SentencePiece models
 gguf             the tokenizer of a GGUF file
 training         char, byte-level BPE, WordPiece and Unigram from one's own text
 chat             sandboxed chat templates

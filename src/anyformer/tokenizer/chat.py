@@ -144,7 +144,7 @@ def _compiled(template: str) -> jinja2.Template:
 
 
 def render(
-    template: str, messages: Sequence[Message], *, add_generation_prompt: bool, variables: Mapping[str, Any]
+    template: str, messages: Sequence[Message], add_generation_prompt: bool, variables: Mapping[str, Any]
 ) -> str:
     """Render a conversation; raises UserError when the template is faulty, refuses the messages or doesn't end."""
     _spent.set(0)

@@ -20,8 +20,7 @@ _UNLIMITED = 10**9
 
 
 class Tokenizer:
-    """A tokenizer and what its directory says about it. It gives the ids and the text that `AutoTokenizer`
-    gives.
+    """A tokenizer and its configuration. It gives the ids and the text that `AutoTokenizer` gives.
 
     Attributes:
         backend: the `tokenizers.Tokenizer` underneath.
@@ -42,14 +41,14 @@ class Tokenizer:
         Args:
             backend: taken over, not copied: tokens that only `config` names are added to it.
             config: tokenizer_config.json.
-            companions: the files of the directory it was read from, by name; `save` writes them back
-                unchanged.
+            companions: the files of the directory it was read from, by name; `save` writes them back unchanged.
         """
         self.backend = backend
         self.config = dict(config)
         self._files = dict(companions or {})
+        names = (tokenizer_files.SPECIAL_MAP, tokenizer_files.ADDED)
         extra = {
-            name: tokenizer_files.parse_object(self._files[name], Path(name)) for name in _JSON if name in self._files
+            name: tokenizer_files.parse_object(self._files[name], Path(name)) for name in names if name in self._files
         }
         declared = special.declared(config, extra.get(tokenizer_files.SPECIAL_MAP))
         padding: dict[str, Any] | None = cast("Any", backend).padding
@@ -59,13 +58,8 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
 
-        self.bos = self._id("bos")
-        self.eos = self._id("eos")
-        self.pad = self._id("pad")
-        self.mask = self._id("mask")
-        self.unk = self._id("unk")
-        self.cls = self._id("cls")
-        self.sep = self._id("sep")
+        roles = ("bos", "eos", "pad", "mask", "unk", "cls", "sep")
+        self.bos, self.eos, self.pad, self.mask, self.unk, self.cls, self.sep = map(self._id, roles)
         self.chat_template = self._template()
         longest = config.get("model_max_length")
         known = isinstance(longest, int | float) and longest < _UNLIMITED
@@ -160,8 +154,8 @@ class Tokenizer:
             second: a second text, encoded into the same ids after the first.
 
         Raises:
-            UserError: a character-level tokenizer without an unknown token meets a new character, or the text
-                is not Unicode text (it holds half of a surrogate pair).
+            UserError: a character-level tokenizer without an unknown token meets a new character, or the text is not
+                Unicode text (it holds half of a surrogate pair).
         """
         return list(self._encoding(text, second, special).ids)
 
@@ -174,8 +168,9 @@ class Tokenizer:
         encoding = self._encoding(text, None, special=True)
         # Only what the tokenizer adds is marked, and not special tokens written out in the text.
         ids, added = list(encoding.ids), list(encoding.special_tokens_mask)
-        first = next((place for place, mark in enumerate(added) if not mark), len(ids))
-        end = next((place + 1 for place in range(len(ids) - 1, -1, -1) if not added[place]), first)
+        if 0 not in added:
+            return ids, [], []
+        first, end = added.index(0), len(added) - added[::-1].index(0)
         return ids[:first], ids[first:end], ids[end:]
 
     def _encoding(self, text: str, second: str | None, special: bool) -> tokenizers.Encoding:
@@ -209,9 +204,7 @@ class Tokenizer:
                 "This tokenizer has no chat template, so its model wasn't tuned for chat: give it a plain prompt."
             )
         variables = {f"{role}_token": token.content for role, token in self._roles.items()}
-        return chat.render(
-            self.chat_template, messages, add_generation_prompt=add_generation_prompt, variables=variables
-        )
+        return chat.render(self.chat_template, messages, add_generation_prompt, variables)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the tokenizer into a directory so that `AutoTokenizer.from_pretrained` gives the same ids.
@@ -226,10 +219,8 @@ class Tokenizer:
     def serialized(self) -> dict[str, bytes]:
         """Return the files that `save` writes, by name."""
         pipeline = (self.backend.to_str(pretty=True) + "\n").encode("utf-8")
-        made = {
-            tokenizer_files.TOKENIZER: pipeline,
-            tokenizer_files.CONFIG: tokenizer_files.to_json(self.complete_config()),
-        }
+        config = tokenizer_files.to_json(self.complete_config())
+        made = {tokenizer_files.TOKENIZER: pipeline, tokenizer_files.CONFIG: config}
         return {**legacy.vocabulary_files(self.backend), **made, **self._files}
 
     def complete_config(self) -> dict[str, Any]:
@@ -263,8 +254,8 @@ class Tokenizer:
             for character in text:
                 if character in unknown:
                     raise UserError(
-                        f"The character {character!r} (U+{ord(character):04X}) is not in this "
-                        "character-level tokenizer: it knows only those of the text it was trained on."
+                        f"The character {character!r} (U+{ord(character):04X}) is not in this character-level "
+                        "tokenizer: it knows only those of the text it was trained on."
                     )
 
 
@@ -285,6 +276,3 @@ def _closed_alphabet(backend: tokenizers.Tokenizer) -> frozenset[str] | None:
     vocabulary = backend.get_vocab(with_added_tokens=False)
     words = set(vocabulary) - {token.content for token in backend.get_added_tokens_decoder().values()}
     return frozenset(words) if all(len(word) == 1 for word in words) else None
-
-
-_JSON = (tokenizer_files.SPECIAL_MAP, tokenizer_files.ADDED)

@@ -1,7 +1,7 @@
 """The tokenizer in a GGUF file's metadata (`tokenizer.ggml.*`), as the `tokenizers` pipeline that gives its ids.
 
 model   what it is                         rebuilt as
-gpt2    byte-level BPE                     BPE, the words cut as `tokenizer.ggml.pre` says
+gpt2    byte-level BPE                     BPE, words split as `tokenizer.ggml.pre` says
 llama   SentencePiece BPE, with scores     BPE whose merges follow from the scores, bytes for what is unknown
 bert    WordPiece; `##` is left out there, and words begin with ▁
 t5      SentencePiece Unigram
@@ -9,18 +9,18 @@ t5      SentencePiece Unigram
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from anyformer.errors import UserError, nearest
 from anyformer.tokenizer.core import Tokenizer
-from anyformer.tokenizer.legacy import bert_normalizer, sentence_template
-from anyformer.tokenizer.pretokenizers import cut_of
+from anyformer.tokenizer.legacy import bert_normalizer, surround_sentences
+from anyformer.tokenizer.pretokenizers import pretokenizer
 from anyformer.tokenizer.sentencepiece import SPACE, pipeline
-from anyformer.tokenizer.special import CONVENTIONS, add
+from anyformer.tokenizer.special import CONVENTIONS, add, surround
 
 KEY = "tokenizer.ggml."
 UNKNOWN, CONTROL, USER, UNUSED, BYTE = 2, 3, 4, 5, 6
@@ -130,17 +130,15 @@ def _config(source: _Source) -> dict[str, Any]:
 
 
 def _byte_level(source: _Source) -> tokenizers.Tokenizer:
-    cut = cut_of(source.get("pre") or "default")
+    words = pretokenizer(source.get("pre") or "default")
     merges = [(merge[:at], merge[at + 1 :]) for merge in source.texts("merges") if (at := merge.find(" ", 1)) > 0]
-    backend = tokenizers.Tokenizer(
-        models.BPE(source.ids, merges, fuse_unk=False, byte_fallback=False, ignore_merges=cut.ignores_merges)
-    )
-    if cut.composes:
+    backend = tokenizers.Tokenizer(models.BPE(source.ids, merges, ignore_merges=words.ignores_merges))
+    if words.composes:
         backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = cut.build()
+    backend.pre_tokenizer = words.build()
     backend.decoder = decoders.ByteLevel()
     _mark(backend, source)
-    _surround(backend, source, bos=cut.adds_bos, eos=False)
+    _surround(backend, source, bos=words.adds_bos, eos=False)
     return backend
 
 
@@ -186,7 +184,6 @@ def _word_piece(source: _Source) -> tokenizers.Tokenizer:
     missing = [role for role in ("unk", "cls", "sep") if role not in source.roles]
     if missing:
         raise UserError(f"The vocabulary has no token for the role {missing[0]!r}, so it is not BERT's.")
-    cls, sep = source.roles["cls"], source.roles["sep"]
     backend = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=source.roles["unk"], max_input_chars_per_word=100))
     # Older files do not say whether text is folded to lower case, but if it is, no word has a capital.
     words = (name for name, kind in zip(names, source.types, strict=True) if kind == 1 and not name.startswith("["))
@@ -197,7 +194,7 @@ def _word_piece(source: _Source) -> tokenizers.Tokenizer:
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
-    backend.post_processor = sentence_template((cls, ids[cls]), (sep, ids[sep]))
+    surround_sentences(backend, source.roles["cls"], source.roles["sep"])
     source.tokens, source.ids = names, ids
     _mark(backend, source)
     return backend
@@ -216,12 +213,8 @@ def _unigram(source: _Source) -> tokenizers.Tokenizer:
     if unknown is None:
         raise UserError("The vocabulary has no unknown token.")
     charsmap: Any = source.get("precompiled_charsmap")
-    backend = pipeline(
-        source.tokens,
-        source.scores(),
-        source.ids[unknown],
-        b"" if charsmap is None else bytes(charsmap.astype("u1")),
-    )
+    charsmap = b"" if charsmap is None else bytes(charsmap.astype("u1"))
+    backend = pipeline(source.tokens, source.scores(), source.ids[unknown], charsmap)
     if not source.flag("remove_extra_whitespaces", True):
         backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=True)
         backend.decoder = decoders.Metaspace(SPACE, prepend_scheme="first", split=True)
@@ -233,26 +226,16 @@ def _unigram(source: _Source) -> tokenizers.Tokenizer:
 def _mark(backend: tokenizers.Tokenizer, source: _Source) -> None:
     """Let control tokens, and those that users defined, be found in a text as they are."""
     roles = set(source.roles.values())
-    marked: Iterable[AddedToken] = (
-        AddedToken(token, normalized=False, special=kind != USER)
-        for token, kind in zip(source.tokens, source.types, strict=True)
-        if kind in (CONTROL, USER) or token in roles
-    )
-    add(backend, marked)
+    typed = zip(source.tokens, source.types, strict=True)
+    marked = [(token, kind) for token, kind in typed if kind in (CONTROL, USER) or token in roles]
+    add(backend, [AddedToken(token, normalized=False, special=kind != USER) for token, kind in marked])
 
 
 def _surround(backend: tokenizers.Tokenizer, source: _Source, *, bos: bool, eos: bool) -> None:
-    """What goes around a text; the arguments are what is usual."""
-    first = source.roles.get("bos") if source.flag("add_bos_token", bos) else None
-    last = source.roles.get("eos") if source.flag("add_eos_token", eos) else None
-    around = [token for token in (first, last) if token is not None]
-    if around:
-        single = [*([first] if first else []), "$A", *([last] if last else [])]
-        backend.post_processor = processors.TemplateProcessing(
-            single=single,
-            pair=[*single, *(part.replace("$A", "$B") for part in single)],
-            special_tokens=[(token, source.ids[token]) for token in dict.fromkeys(around)],
-        )
+    """Put tokens around a text; the arguments are what is usual."""
+    before = source.roles.get("bos") if source.flag("add_bos_token", bos) else None
+    after = source.roles.get("eos") if source.flag("add_eos_token", eos) else None
+    surround(backend, before, after)
 
 
 _KINDS: dict[str, Callable[[_Source], tokenizers.Tokenizer]] = {

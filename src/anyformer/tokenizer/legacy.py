@@ -11,34 +11,31 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from anyformer.errors import UserError
-from anyformer.tokenizer.special import roles_of
+from anyformer.tokenizer.special import roles_of, surround
 
 WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How text is cut into words before byte-level BPE: the published pattern of Qwen2, which is that of
-OpenAI's cl100k_base with single digits. Unlike GPT-2's it keeps indentation together, which suits code."""
+"""How text is split into words before byte-level BPE: the published pattern of Qwen2, which is that of OpenAI's
+cl100k_base with single digits. Unlike GPT-2's it keeps indentation together, which suits code."""
 
 
 def word_piece(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """BERT's tokenizer from `vocab.txt` (Devlin et al. 2018): clean, split on space and punctuation,
-    WordPiece."""
+    """BERT's tokenizer from `vocab.txt` (Devlin et al. 2018): clean, split on space and punctuation, WordPiece."""
     path = directory / "vocab.txt"
     try:
         vocabulary = models.WordPiece.read_file(str(path))
     except Exception as error:  # the library raises bare Exceptions
         raise UserError(f"{path} can't be read as a WordPiece vocabulary: {error}.") from error
     roles = roles_of(config, vocabulary)
-    missing = [role for role in ("unk", "cls", "sep") if role not in roles]
-    if missing or any(roles[role].content not in vocabulary for role in ("unk", "cls", "sep")):
+    if any(role not in roles or roles[role].content not in vocabulary for role in ("unk", "cls", "sep")):
         raise UserError(f"{path} has no [UNK], [CLS] and [SEP], so it is not a BERT vocabulary.")
     backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocabulary, unk_token=roles["unk"].content))
     backend.normalizer = bert_normalizer(config)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
-    cls, sep = roles["cls"].content, roles["sep"].content
-    backend.post_processor = sentence_template((cls, vocabulary[cls]), (sep, vocabulary[sep]))
+    surround_sentences(backend, roles["cls"].content, roles["sep"].content)
     return backend
 
 
@@ -52,39 +49,26 @@ def bert_normalizer(config: Mapping[str, Any]) -> normalizers.BertNormalizer:
     )
 
 
-def sentence_template(cls: tuple[str, int], sep: tuple[str, int]) -> processors.TemplateProcessing:
-    """`[CLS] a [SEP]`, and `[CLS] a [SEP] b [SEP]` with segment 1 for the second text."""
-    return processors.TemplateProcessing(
-        single=f"{cls[0]}:0 $A:0 {sep[0]}:0",
-        pair=f"{cls[0]}:0 $A:0 {sep[0]}:0 $B:1 {sep[0]}:1",
-        special_tokens=[cls, sep],
-    )
+def surround_sentences(backend: tokenizers.Tokenizer, cls: str, sep: str) -> None:
+    """Make it `[CLS] a [SEP]`, and `[CLS] a [SEP] b [SEP]` with segment 1 for the second text."""
+    surround(backend, cls, sep, second_segment=1, before_second=False)
 
 
 def byte_level(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """GPT-2's or RoBERTa's byte-level BPE from `vocab.json` and `merges.txt` (Radford et al. 2019).
 
-    The two differ in what surrounds a text: RoBERTa's vocabulary has <s>, </s> and <mask> and puts the first
-        two
-    around it. Qwen2's cuts words by another pattern. Any other class is refused, since its rules can't be
-    known.
+    The two differ in what surrounds a text: RoBERTa's vocabulary has <s>, </s> and <mask> and puts the first two
+    around it. Qwen2's splits words by another pattern. Any other class is refused, since its rules can't be known.
     """
     build = _BYTE_LEVEL.get(str(config.get("tokenizer_class") or "").removesuffix("Fast"))
     if build is None:
         raise UserError(
             f"{directory} has no tokenizer.json, and {config['tokenizer_class']} can't be built from its "
-            "vocab.json and merges.txt here: open it once with transformers' AutoTokenizer and "
-            "save_pretrained it."
+            "vocab.json and merges.txt here: open it once with transformers' AutoTokenizer and save_pretrained it."
         )
     try:
         vocabulary, merges = models.BPE.read_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
-        model = models.BPE(
-            vocab=vocabulary,
-            merges=merges,
-            continuing_subword_prefix="",
-            end_of_word_suffix="",
-            fuse_unk=False,
-        )
+        model = models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False)
     except Exception as error:  # the library raises bare Exceptions
         raise UserError(f"{directory} holds a vocab.json and merges.txt that can't be read: {error}.") from error
     backend = tokenizers.Tokenizer(model)
@@ -105,25 +89,16 @@ def _bpe_words(backend: tokenizers.Tokenizer, vocabulary: Mapping[str, int], con
         return
     before = roles.get("bos") if config.get("add_bos_token") else None
     after = roles.get("eos") if config.get("add_eos_token") else None
-    around = [token.content for token in (before, after) if token is not None]
-    if around:
-        first = f"{before.content}:0 " if before else ""
-        last = f" {after.content}:0" if after else ""
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{first}$A:0{last}",
-            pair=f"{first}$A:0{last} {first.replace(':0', ':1')}$B:1{last.replace(':0', ':1')}",
-            special_tokens=[(token, vocabulary[token]) for token in dict.fromkeys(around)],
-        )
+    surround(backend, before and before.content, after and after.content, second_segment=1)
 
 
 def _pattern_words(backend: tokenizers.Tokenizer, vocabulary: Mapping[str, int], config: Mapping[str, Any]) -> None:
-    del vocabulary
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = byte_words(add_prefix_space=bool(config.get("add_prefix_space") or False))
 
 
 def byte_words(*, add_prefix_space: bool = False) -> pre_tokenizers.PreTokenizer:
-    """Cut text by WORD_PATTERN and write each word in the 256 printable characters that stand for bytes."""
+    """Split text by WORD_PATTERN and write each word in the 256 printable characters that stand for bytes."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated", invert=False),
@@ -148,14 +123,13 @@ def vocabulary_files(backend: tokenizers.Tokenizer) -> dict[str, bytes]:
     """
     pipeline: dict[str, Any] = json.loads(backend.to_str())
     model = pipeline["model"]
-    words: dict[str, Any] = pipeline["pre_tokenizer"] or {}
-    cleaning: dict[str, Any] = pipeline["normalizer"] or {}
-    if model["type"] == "WordPiece" and words.get("type") == "BertPreTokenizer":
-        if cleaning.get("type") != "BertNormalizer" or model["continuing_subword_prefix"] != "##":
-            return {}
+    pre_tokenizer: dict[str, Any] = pipeline["pre_tokenizer"] or {}
+    normalizer: dict[str, Any] = pipeline["normalizer"] or {}
+    kinds = model["type"], pre_tokenizer.get("type"), normalizer.get("type")
+    if kinds == ("WordPiece", "BertPreTokenizer", "BertNormalizer") and model["continuing_subword_prefix"] == "##":
         return {"vocab.txt": "".join(f"{token}\n" for token in sorted(model["vocab"], key=model["vocab"].get)).encode()}
-    if model["type"] == "BPE" and words.get("type") == "ByteLevel" and not cleaning:
-        if words["add_prefix_space"] or not words.get("use_regex", True):
+    if kinds == ("BPE", "ByteLevel", None):
+        if pre_tokenizer["add_prefix_space"] or not pre_tokenizer.get("use_regex", True):
             return {}
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
         return {

@@ -1,8 +1,7 @@
 """SentencePiece models (Kudo & Richardson 2018) read without the sentencepiece library: T5's and Marian's.
 
 A model file is a protocol buffer. Only the few fields that segmentation needs are read here:
-pieces = 1 {piece = 1, score = 2, type = 3}, trainer_spec = 2 {model_type = 3}, normalizer_spec = 3 {charsmap
-= 2}.
+pieces = 1 {piece = 1, score = 2, type = 3}, trainer_spec = 2 {model_type = 3}, normalizer_spec = 3 {charsmap = 2}.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from anyformer.errors import UserError
-from anyformer.tokenizer.special import add
+from anyformer.tokenizer.special import add, surround
 from anyformer.tokenizer.tokenizer_files import read_bytes
 
 PAIR = ("source.spm", "target.spm", "vocab.json")
@@ -26,7 +25,9 @@ PAIR = ("source.spm", "target.spm", "vocab.json")
 SPACE = "\u2581"
 _UNIGRAM = 1
 _UNKNOWN, _CONTROL, _USER = 2, 3, 4
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT, _BYTES = 0, 2
+_FIXED_SIZES = {1: 8, 5: 4}
+"""Wire types of a fixed number of bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +80,16 @@ def segmenter(model: Model) -> tokenizers.Tokenizer:
 
 
 def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """T5's tokenizer from `spiece.model` (Raffel et al. 2020): its pieces, the sentinels, </s> after a
-    text."""
+    """T5's tokenizer from `spiece.model` (Raffel et al. 2020): its pieces, the sentinels, </s> after a text."""
     path = directory / "spiece.model"
     model = read_model(path)
     if "</s>" not in model.pieces:
         raise UserError(f"{path} has no </s>, so it is not a T5 vocabulary.")
     extra = int(config.get("extra_ids", 100))
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra))]
-    backend = pipeline(
-        model.pieces + sentinels,
-        model.scores + [0.0] * extra,
-        model.types.index(_UNKNOWN),
-        model.charsmap,
-    )
-    end = model.pieces.index("</s>")
-    backend.post_processor = processors.TemplateProcessing(
-        single=["$A", "</s>"], pair=["$A", "</s>", "$B", "</s>"], special_tokens=[("</s>", end)]
-    )
+    unknown = model.types.index(_UNKNOWN)
+    backend = pipeline(model.pieces + sentinels, model.scores + [0.0] * extra, unknown, model.charsmap)
+    surround(backend, None, "</s>")
     kept = [
         AddedToken(piece, normalized=False, special=kind == _CONTROL)
         for piece, kind in zip(model.pieces, model.types, strict=True)
@@ -161,10 +154,8 @@ def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
             continue
         if wire == _BYTES:
             size, position = _varint(content, position)
-        elif wire in (_FIXED64, _FIXED32):
-            size = 8 if wire == _FIXED64 else 4
         else:
-            raise ValueError(f"unknown wire type {wire}")
+            size = _FIXED_SIZES[wire]
         if position + size > len(content):
             raise ValueError("cut off")
         yield key >> 3, content[position : position + size]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import tokenizers
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
@@ -15,21 +15,12 @@ GENERIC_CLASSES = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend", "Pr
 
 CONVENTIONS: tuple[dict[str, str], ...] = (
     {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"},
-    {
-        "bos": "<s>",
-        "eos": "</s>",
-        "sep": "</s>",
-        "cls": "<s>",
-        "unk": "<unk>",
-        "pad": "<pad>",
-        "mask": "<mask>",
-    },
+    {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"},
     {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
     {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
     {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "unk": "<|endoftext|>"},
 )
-"""What older directories leave to their tokenizer class: the first line whose tokens are all in the
-vocabulary."""
+"""What older directories leave to their tokenizer class: the first line whose tokens are all in the vocabulary."""
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -43,14 +34,6 @@ def as_token(value: object, *, special: bool = True) -> AddedToken | None:
         flags = {flag: bool(fields[flag]) for flag in _FLAGS if flag in fields}
         return AddedToken(str(fields["content"]), **{"special": special, **flags})
     return None
-
-
-def convention(vocabulary: Mapping[str, int]) -> dict[str, str]:
-    """Return the usual roles for a vocabulary, or {} when it follows no convention known here."""
-    for roles in CONVENTIONS:
-        if all(token in vocabulary for token in roles.values()):
-            return roles
-    return {}
 
 
 def declared(config: Mapping[str, Any], special_map: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -73,12 +56,9 @@ def roles_of(
     """
     usual: Mapping[str, str] = {}
     if config.get("tokenizer_class") not in GENERIC_CLASSES:
-        usual = convention(vocabulary)
-    found: dict[str, AddedToken] = {}
-    for role in ROLES:
-        token = as_token(config.get(f"{role}_token", usual.get(role)))
-        if token is not None:
-            found[role] = token
+        usual = next((roles for roles in CONVENTIONS if vocabulary.keys() >= set(roles.values())), {})
+    tokens = {role: as_token(config.get(f"{role}_token", usual.get(role))) for role in ROLES}
+    found = {role: token for role, token in tokens.items() if token is not None}
     if padding is not None and "pad" not in found and "pad_token" not in config:
         found["pad"] = AddedToken(str(padding["pad_token"]), special=True, normalized=False)
     return found
@@ -122,3 +102,31 @@ def add(backend: tokenizers.Tokenizer, tokens: Iterable[AddedToken]) -> None:
             untyped.add_special_tokens([token])
         else:
             untyped.add_tokens([token])
+
+
+def surround(
+    backend: tokenizers.Tokenizer,
+    before: str | None,
+    after: str | None,
+    *,
+    second_segment: int = 0,
+    before_second: bool = True,
+) -> None:
+    """Let a tokenizer put special tokens around a text, and around each of a pair of texts.
+
+    Args:
+        backend: has the tokens in its vocabulary.
+        before: the token before a text, None for none.
+        after: the token after a text, None for none.
+        second_segment: the segment id of the second text of a pair, and of the tokens around it.
+        before_second: whether `before` is put before the second text, too.
+    """
+    tokens = {token: backend.token_to_id(token) for token in (before, after) if token is not None}
+    if tokens:
+        first = [part for part in (before, "$A", after) if part]
+        second = [part for part in (before if before_second else None, "$B", after) if part]
+        backend.post_processor = processors.TemplateProcessing(
+            single=first,
+            pair=[*first, *(f"{part}:{second_segment}" if second_segment else part for part in second)],
+            special_tokens=cast("Any", list(tokens.items())),
+        )

@@ -1,28 +1,15 @@
-"""Decoding one token at a time, as a model makes them: every character as soon as it is certain, none
-twice."""
+"""Decoding one token at a time, as a model makes them: every character as soon as it is certain, none twice."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+
+from anyformer.tokenizer.core import Tokenizer
 
 _INCOMPLETE = "\ufffd"
 _LONGEST_HELD = 16
 _WINDOW = 32
 _KEPT = 6
-
-
-class Decodes(Protocol):
-    """What the stream needs of a tokenizer."""
-
-    @property
-    def cleans_up(self) -> bool:
-        """Whether decoding rewrites spaces before punctuation afterwards."""
-        ...
-
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Return the text of the ids."""
-        ...
 
 
 class StreamDecoder:
@@ -34,7 +21,7 @@ class StreamDecoder:
     incomplete decodes to U+FFFD. The pushes and the flush, joined, are the text of decoding all ids at once.
     """
 
-    def __init__(self, tokenizer: Decodes, *, skip_special: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
         """Start a stream; special tokens have no text unless asked for."""
         self._tokenizer = tokenizer
         self._skip_special = skip_special

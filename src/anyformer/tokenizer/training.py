@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from anyformer.errors import UserError, nearest
-from anyformer.tokenizer.legacy import byte_words, sentence_template
-from anyformer.tokenizer.special import add
+from anyformer.tokenizer.legacy import byte_words, surround_sentences
+from anyformer.tokenizer.special import add, surround
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -35,8 +35,6 @@ SPECIAL: dict[str, dict[str, str]] = {
 SENTINELS = 100
 """As many as T5's vocabulary has: enough for a context of 2,000 tokens."""
 
-_BYTES = 256
-
 
 def train(
     texts: Iterable[str | Piece], spec: str, *, special: str = "causal", lowercase: bool = False
@@ -47,20 +45,21 @@ def train(
         raise UserError(f"There is no set of special tokens called {special!r}: {nearest(special, SPECIAL)}")
     roles = dict(SPECIAL[special])
     counted = _Counted(texts)
-    sentinels = _sentinels(size) if special == "span_corruption" else []
-    if size:
-        backend = _subword(kind, counted, roles, size, len(sentinels), lowercase)
-    else:
+    sentinels: list[str] = []
+    if special == "span_corruption":
+        count = SENTINELS if size is None else max(1, min(SENTINELS, size // 10))
+        sentinels = [f"<extra_id_{index}>" for index in reversed(range(count))]
+    if size is None:
         backend = _char(counted, roles, special)
+    else:
+        backend = _subword(kind, counted, roles, size, len(sentinels), lowercase)
     if not counted.characters:
         raise UserError("There is too little text to train a tokenizer on: give more.")
-    if "cls" in roles:
-        backend.post_processor = sentence_template(_with_id(backend, "[CLS]"), _with_id(backend, "[SEP]"))
-    elif special in ("seq2seq", "span_corruption"):
-        backend.post_processor = processors.TemplateProcessing(
-            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[_with_id(backend, "</s>")]
-        )
-    add(backend, [AddedToken(token, normalized=False, special=True) for token in sentinels])
+    if special == "masked":
+        surround_sentences(backend, roles["cls"], roles["sep"])
+    elif special != "causal":
+        surround(backend, None, roles["eos"])
+    add(backend, _special_tokens(sentinels))
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{f"{role}_token": token for role, token in roles.items()},
@@ -83,20 +82,14 @@ def parse_spec(spec: str) -> tuple[str, int | None]:
         if colon:
             raise UserError(f"The tokenizer {spec!r} can't have a size: write 'char'.")
         return kind, None
-    if kind not in _TRAINERS:
+    if kind not in _LEAST:
         raise UserError(
-            f"There is no kind of tokenizer called {spec!r}: {nearest(kind, ['char', *_TRAINERS])}. "
+            f"There is no kind of tokenizer called {spec!r}: {nearest(kind, ['char', *_LEAST])}. "
             "Write char, bpe:8192, wordpiece:N or unigram:N, or give the path of a tokenizer."
         )
     if not number.isascii() or not number.isdigit() or int(number) == 0:
         raise UserError(f"The tokenizer {spec!r} needs the size of its vocabulary, for example {kind}:8192.")
     return kind, int(number)
-
-
-def _sentinels(size: int | None) -> list[str]:
-    """The sentinels of a vocabulary of this size (None: of characters), in the order of their ids."""
-    number = SENTINELS if size is None else max(1, min(SENTINELS, size // 10))
-    return [f"<extra_id_{index}>" for index in reversed(range(number))]
 
 
 class Piece(Protocol):
@@ -141,7 +134,7 @@ def _char(texts: _Counted, roles: dict[str, str], special: str) -> tokenizers.To
     # BPE without merges is a character tokenizer that needs no splitting beforehand, which makes it fast
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=roles.get("unk")))
     backend.decoder = decoders.Fuse()
-    add(backend, _added(roles))
+    add(backend, _special_tokens(roles.values()))
     return backend
 
 
@@ -149,84 +142,56 @@ def _subword(
     kind: str, texts: _Counted, roles: dict[str, str], size: int, sentinels: int, lowercase: bool
 ) -> tokenizers.Tokenizer:
     """A subword tokenizer that has room for so many sentinels."""
-    if "unk" not in roles and kind != "bpe":
-        roles["unk"] = "[UNK]" if kind == "wordpiece" else "<unk>"
-    least = len(roles) + _TRAINERS[kind][1]
+    if kind != "bpe":
+        roles.setdefault("unk", "[UNK]" if kind == "wordpiece" else "<unk>")
+    least = len(roles) + _LEAST[kind]
     if size - sentinels < least:
         least += max(1, min(SENTINELS, (least - 1) // 9)) if sentinels else 0
         raise UserError(f"A {kind} vocabulary of {size} is too small: it needs at least {least} tokens.")
-    return _TRAINERS[kind][0](texts, roles, size - sentinels, lowercase)
-
-
-def _bpe(texts: _Counted, roles: dict[str, str], size: int, lowercase: bool) -> tokenizers.Tokenizer:
-    """Byte-level BPE (Radford et al. 2019): every text has an encoding, and decoding gives it back exactly."""
-    del lowercase
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = byte_words()
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        min_frequency=2,
-        show_progress=False,
-        special_tokens=_added(roles),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    backend.train_from_iterator(texts, trainer)
-    return backend
-
-
-def _wordpiece(texts: _Counted, roles: dict[str, str], size: int, lowercase: bool) -> tokenizers.Tokenizer:
-    """WordPiece with BERT's splitting (Devlin et al. 2018). It forgets spacing, so decoding is
-    approximate."""
-    backend = tokenizers.Tokenizer(models.WordPiece(unk_token=roles["unk"]))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size,
-        show_progress=False,
-        special_tokens=_added(roles),
+    size -= sentinels
+    options: Any = {"vocab_size": size, "show_progress": False, "special_tokens": _special_tokens(roles.values())}
+    if kind == "bpe":
+        # On bytes (Radford et al. 2019): every text has an encoding, and decoding gives it back exactly.
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = byte_words()
+        backend.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(min_frequency=2, initial_alphabet=alphabet, **options)
+    elif kind == "wordpiece":
+        # With BERT's splitting (Devlin et al. 2018). It forgets spacing, so decoding is approximate.
+        backend = tokenizers.Tokenizer(models.WordPiece(unk_token=roles["unk"]))
+        backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece(prefix="##")
         # each letter takes two tokens, at the start of a word and inside it
-        limit_alphabet=min(1000, (size - len(roles)) // 2),
-    )
-    backend.train_from_iterator(texts, trainer)
-    return backend
-
-
-def _unigram(texts: _Counted, roles: dict[str, str], size: int, lowercase: bool) -> tokenizers.Tokenizer:
-    """Unigram (Kudo 2018) on NFKC text, as SentencePiece has it, but with line ends kept as tokens."""
-    del lowercase
-    backend = tokenizers.Tokenizer(models.Unigram())
-    backend.normalizer = normalizers.NFKC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split("\n", behavior="isolated"),
-            pre_tokenizers.Metaspace(prepend_scheme="first", split=True),
-        ]
-    )
-    backend.decoder = decoders.Metaspace(prepend_scheme="first", split=True)
-    trainer = trainers.UnigramTrainer(
-        vocab_size=size, show_progress=False, special_tokens=_added(roles), unk_token=roles["unk"]
-    )
+        trainer = trainers.WordPieceTrainer(limit_alphabet=min(1000, (size - len(roles)) // 2), **options)
+    else:
+        # Unigram (Kudo 2018) on NFKC text, as SentencePiece has it, but with line ends kept as tokens.
+        backend = tokenizers.Tokenizer(models.Unigram())
+        backend.normalizer = normalizers.NFKC()
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split("\n", behavior="isolated"),
+                pre_tokenizers.Metaspace(prepend_scheme="first", split=True),
+            ]
+        )
+        backend.decoder = decoders.Metaspace(prepend_scheme="first", split=True)
+        trainer = trainers.UnigramTrainer(unk_token=roles["unk"], **options)
     try:
         backend.train_from_iterator(texts, trainer)
+    except UserError:
+        raise
     except Exception as error:  # the library raises bare Exceptions
         raise UserError(
-            f"A unigram vocabulary of {size} can't be trained on this text of {len(texts.characters)} "
+            f"A {kind} vocabulary of {size} can't be trained on this text of {len(texts.characters)} "
             f"distinct characters: {error}."
         ) from error
     return backend
 
 
-def _added(roles: dict[str, str]) -> list[AddedToken]:
-    return [AddedToken(token, normalized=False, special=True) for token in dict.fromkeys(roles.values())]
+def _special_tokens(tokens: Iterable[str]) -> list[AddedToken]:
+    return [AddedToken(token, normalized=False, special=True) for token in dict.fromkeys(tokens)]
 
 
-def _with_id(backend: tokenizers.Tokenizer, token: str) -> tuple[str, int]:
-    id_ = backend.token_to_id(token)
-    if id_ is None:
-        raise UserError(f"The trained vocabulary lost its special token {token}.")
-    return token, id_
-
-
-_TRAINERS = {"bpe": (_bpe, _BYTES), "wordpiece": (_wordpiece, 2), "unigram": (_unigram, 1)}
+_LEAST = {"bpe": 256, "wordpiece": 2, "unigram": 1}
+"""Tokens that each kind needs beside the special ones: all bytes; a letter at the start of a word, and inside one."""

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from anyformer.checkpoint.gguf.vocabulary.entries import Entries
 from anyformer.errors import UserError
-from anyformer.tokenizer.pretokenizers import CUTS
+from anyformer.tokenizer.pretokenizers import PRETOKENIZERS
 
 COMPOSED = ("NFC", "NFKC")
 
@@ -42,7 +42,7 @@ def merges(model: Any) -> list[str]:
 
 Step = tuple[str, ...]
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""What `ByteLevel` cuts by where it is asked to."""
+"""What `ByteLevel` splits by where it is asked to."""
 _INEXACT = ("tekken", "falcon", "default")
 """Names under which llama.cpp cuts some texts in another way than the tokenizers that go by them."""
 
@@ -56,10 +56,10 @@ def pretokenizer_name(pre_tokenizer: Any, *, ignores_merges: bool, composes: boo
         composes: Text is brought into the form NFC first. llama.cpp never does, but some names promise it.
     """
     steps = _steps(pre_tokenizer)
-    for cut in CUTS:
-        same = steps == _steps(json.loads(cast("Any", cut.build()).__getstate__()))
-        if same and cut.names[0] not in _INEXACT and (cut.ignores_merges, cut.composes) == (ignores_merges, composes):
-            return cut.names[0]
+    for known in PRETOKENIZERS:
+        same = steps == _steps(json.loads(cast("Any", known.build()).__getstate__()))
+        if same and known.name not in _INEXACT and (known.ignores_merges, known.composes) == (ignores_merges, composes):
+            return known.name
     if composes:
         return pretokenizer_name(pre_tokenizer, ignores_merges=ignores_merges, composes=False)
     raise UserError(
@@ -69,7 +69,7 @@ def pretokenizer_name(pre_tokenizer: Any, *, ignores_merges: bool, composes: boo
 
 
 def _steps(part: Any) -> list[Step]:
-    """The steps in one notation, as the same cut can be written in several ways."""
+    """The steps in one notation, as the same way can be written in several forms."""
     kind = part["type"] if part else "nothing"
     if kind == "Sequence":
         return [step for inner in cast("list[Any]", part["pretokenizers"]) for step in _steps(inner)]

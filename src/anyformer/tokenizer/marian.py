@@ -10,13 +10,14 @@ from typing import Any, cast
 
 import tokenizers
 from tokenizers import models
+from typing_extensions import override
 
 from anyformer.errors import UserError
 from anyformer.tokenizer import sentencepiece, tokenizer_files
 from anyformer.tokenizer.core import Tokenizer, clean_up
 
 
-class PairTokenizer(Tokenizer):
+class MarianTokenizer(Tokenizer):
     """Marian's: one SentencePiece model for the source, one for the target, one vocabulary for both.
 
     The pieces are the source model's and their ids the vocabulary's, which no tokenizer.json can express, so
@@ -47,26 +48,26 @@ class PairTokenizer(Tokenizer):
         self._splitter = re.compile("(" + "|".join(re.escape(token.content) for token in added) + ")")
 
     @property
+    @override
     def fingerprint(self) -> str:
-        """A hash that changes whenever some text could get other ids."""
-        files_ = self.serialized()
-        return hashlib.sha256(b"".join(files_[name] for name in sentencepiece.PAIR)).hexdigest()
+        return hashlib.sha256(b"".join(self._files[name] for name in sentencepiece.PAIR)).hexdigest()
 
+    @override
     def encode(self, text: str, special: bool = True, second: str | None = None) -> list[int]:
         """Return the ids of a source text; a leading `>>xx<<` names the target language."""
         ids = self._encode(text) + (self._encode(second) if second is not None else [])
         return [*ids, self._end] if special else ids
 
+    @override
     def encode_parts(self, text: str) -> tuple[list[int], list[int], list[int]]:
-        """Return the ids of a text, and those before and after it: ``(before, text, after)``."""
         return [], self._encode(text), [self._end]
 
+    @override
     def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
-        """Return the ids of each text."""
         return [self.encode(text, special) for text in texts]
 
+    @override
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Return the text of ids."""
         hidden = self.special_ids
         parts: list[str] = []
         pieces: list[str] = []
@@ -82,8 +83,8 @@ class PairTokenizer(Tokenizer):
         text = "".join([*parts, self._join(pieces)]).strip()
         return clean_up(text) if self.cleans_up else text
 
+    @override
     def serialized(self) -> dict[str, bytes]:
-        """Return the files that `save` writes: those that were read."""
         config = {**self.complete_config(), "tokenizer_class": "MarianTokenizer", **self.config}
         return {tokenizer_files.CONFIG: tokenizer_files.to_json(config), **self._files}
 
