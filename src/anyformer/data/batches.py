@@ -25,11 +25,7 @@ _CUT, _ORDER, _NOISE, _VALIDATION = range(4)
 
 
 class Batches:
-    """Training batches of a token stream.
-
-    Attributes:
-        windows_per_epoch: number of samples in an epoch.
-    """
+    """Training batches of a token stream; an epoch has `windows_per_epoch` samples."""
 
     def __init__(
         self, tokens: Stream, context: int, batch_size: int, seed: int, objective: Objective | None = None
@@ -41,7 +37,7 @@ class Batches:
             context: the number of tokens that the model reads.
             batch_size: windows a batch.
             seed: of the order, the offsets and the objective.
-            objective: makes inputs and targets of windows; None: `Causal`.
+            objective: makes batches of windows; None: `Causal`.
 
         Raises:
             UserError: the stream is shorter than one window.
@@ -103,10 +99,7 @@ def validation_batches(
     earlier window has are ignored. A stream shorter than one window is padded, with a padding mask.
 
     Args:
-        tokens: [n] ids, at least 2.
-        context: the number of tokens that the model reads.
-        batch_size: windows a batch.
-        objective: makes inputs and targets of windows; None: `Causal`.
+        tokens, context, batch_size, objective: as in `Batches`.
         seed: of the objective, the same at every evaluation.
         every: yield only each `every`-th batch.
 

@@ -101,16 +101,17 @@ class Split:
 class Corpus:
     """The documents of files and folders, split into training and validation.
 
-    Making one reads all the data once, which finds every fault in it before anything is written; with a `split` that
-    was kept from then, nothing is read.
-
     Attributes:
         files: the files it reads, in order.
         split: how much there is, and what of it is held out.
     """
 
     def __init__(self, paths: Paths, field: str = "text", split: Split | None = None) -> None:
-        """Read the data once, unless the split is known. Raises UserError as `documents` does."""
+        """Read all the data once, to find every fault in it; nothing is read where the split is known.
+
+        Raises:
+            UserError: as `documents` does.
+        """
         self.files = find_files(paths)
         self._field = field
         self.split = Split.by_hash(self.files, self._sizes()) if split is None else split

@@ -28,16 +28,12 @@ _T = TypeVar("_T")
 
 def key(*facts: object) -> str:
     """Return a hash of some facts, and of the version of what the cache holds."""
-    told = "\0".join(map(repr, (_VERSION, *facts)))
-    return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    content = "\0".join(map(repr, (_VERSION, *facts)))
+    return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def identity(files: Iterable[Path]) -> str:
-    """Return a hash of the names, sizes and times of change of files, which stands for their content.
-
-    Raises:
-        UserError: one of them is gone.
-    """
+    """Return a hash of the names, sizes and times of change of files. Raises UserError when one of them is gone."""
     facts: list[object] = []
     for path in files:
         try:
@@ -50,11 +46,7 @@ def identity(files: Iterable[Path]) -> str:
 
 
 class Cache:
-    """A folder of entries.
-
-    Attributes:
-        folder: where it is; made when the first entry is.
-    """
+    """A folder of entries, made when the first entry is."""
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         """Use the cache in a folder; None: the user's."""
@@ -95,10 +87,7 @@ class Cache:
         return file
 
     def keep(self, kind: str, write: Callable[[Path], str]) -> Path:
-        """Write a file that is called after its content: `write` is given a path, and returns the name to keep it by.
-
-        Raises as `entry` does.
-        """
+        """Write a file that is called after its content: `write` returns the name. Raises as `entry` does."""
         with self._temporary(kind) as folder:
             file = self.folder / kind / write(folder / "new")
             _move(folder / "new", file)

@@ -24,9 +24,8 @@ class PairBatches:
     """Batches of pairs. Sources and targets end with `eos`, and the decoder's input begins with `start`.
 
     Attributes:
-        steps_per_epoch: number of batches in an epoch.
+        steps_per_epoch, tokens_per_epoch: number of batches and of targets in an epoch.
         truncated: number of pairs with a side that was too long and is cut.
-        tokens_per_epoch: number of targets in an epoch.
     """
 
     def __init__(

@@ -28,21 +28,16 @@ class Pair:
 class PairCorpus:
     """Pairs, split into training and validation: one in ten is held out, by a hash of its line.
 
-    Pairs with an empty side are left out. Making one reads all the data once, which finds every fault in it before
-    anything is written; with a `split` that was kept from then, nothing is read.
-
-    Attributes:
-        files: the files it reads, in order.
-        split: how much there is, and what of it is held out.
+    Pairs with an empty side are left out. See `Corpus`.
     """
 
     def __init__(self, files: Sequence[Path], fields: tuple[str, str] | None, split: Split | None = None) -> None:
-        """Read the data once, unless the split is known.
+        """Read all the data once, unless the split is known.
 
         Args:
             files: of `record_files`, or the two of `parallel_files`.
             fields: the names of source and target in records; None for two parallel files.
-            split: what is known of the data.
+            split: of the same data.
 
         Raises:
             UserError: the data is faulty, the files differ in their number of lines, or there is no pair.

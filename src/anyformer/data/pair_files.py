@@ -103,18 +103,9 @@ def tokenize_pairs(
     workers: int | None = 1,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write pairs, each with the name of the split it belongs to, to the pair file of that split.
+    """Write pairs, each with the name of its split, to the pair file of that split, a new folder.
 
-    Args:
-        pairs: read once, in order.
-        tokenizer: both sides are encoded without the special tokens around them.
-        folders: of the pair file of each split; they must not exist yet.
-        workers: processes, None for one per core. The files do not depend on it.
-        progress: called with the number of characters done since its last call.
-
-    Raises:
-        UserError: a pair can't be read or encoded.
-        OSError: a file can't be written.
+    The arguments and what is raised are those of `tokenize_splits`.
     """
     for folder in folders.values():
         folder.mkdir()

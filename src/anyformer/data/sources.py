@@ -11,6 +11,7 @@ import codecs
 import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,25 +44,23 @@ class Document:
 
 
 def documents(paths: Paths, field: str = "text") -> Iterator[Document]:
-    """Read the documents of files, folders and globs, in order. Empty ones are passed over.
+    """Read the documents of files, folders and globs (see `find_files`), in order. Empty ones are passed over.
 
     Args:
-        paths: see `find_files`.
-        field: what holds the text of a record; text files have no fields.
+        field: of a record that holds the text; text files have no fields.
 
     Raises:
         UserError: what `find_files` and `records` raise; a file that is not UTF-8 text (with the offset of the byte),
             or no text in any of the files.
     """
     files = find_files(paths)
-    empty = True
-    for path in files:
-        for document in _read(path, field):
-            empty = False
-            yield document
-    if empty:
-        where = str(files[0]) if len(files) == 1 else f"all {len(files)} files, {files[0]} the first,"
-        raise UserError(f"There is no text to read: {where} {'is' if len(files) == 1 else 'are'} empty.")
+    found = chain.from_iterable(_read(path, field) for path in files)
+    first = next(found, None)
+    if first is None:
+        which = f"{files[0]} is" if len(files) == 1 else f"all {len(files)} files, {files[0]} the first, are"
+        raise UserError(f"There is no text to read: {which} empty.")
+    yield first
+    yield from found
 
 
 def standard_library() -> list[Path]:

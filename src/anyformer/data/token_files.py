@@ -54,15 +54,12 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class TokenFile:
-    """An open token file: its header and its ids, read from disk as they are used.
-
-    Attributes:
-        ids: [tokens], read-only.
-    """
+    """An open token file, whose ids are read from disk as they are used."""
 
     path: Path
     header: Header
     ids: Ids
+    """[tokens], read-only."""
 
     def __len__(self) -> int:
         """Number of ids."""
@@ -129,15 +126,10 @@ def tokenize_splits(
     workers: int | None = 1,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Lengths]:
-    """Write documents, each with the name of the split it belongs to, to the token file of that split.
+    """Write documents, each with the name of its split, to the token file of that split, as `tokenize` does.
 
     Args:
-        documents: read once, in order.
-        tokenizer: texts are encoded without the special tokens around them.
-        paths: the token file of each split.
         separate: put the tokenizer's separator between documents.
-        workers: processes, None for one per core.
-        progress: called with the number of characters done since its last call.
 
     Returns:
         For each split the number of ids of each of its documents, without separators.
@@ -193,14 +185,8 @@ class _Writer:
 
     def finish(self) -> Lengths:
         """Write the header; returns the number of ids of each document."""
-        header = Header(
-            self._dtype.newbyteorder("=").name,
-            self._tokens,
-            self._bytes,
-            self._documents,
-            self._vocab_size,
-            self._hash.hexdigest(),
-        )
+        name, digest = self._dtype.newbyteorder("=").name, self._hash.hexdigest()
+        header = Header(name, self._tokens, self._bytes, self._documents, self._vocab_size, digest)
         self._file.seek(0)
         self._file.write(json.dumps(asdict(header)).encode().ljust(HEADER - 1) + b"\n")
         return np.array(self._lengths, dtype=np.uint32)
