@@ -36,7 +36,7 @@ def use_stand_ins(patch: pytest.MonkeyPatch) -> None:
         (rms_norm, (_rms_norm_forward, _rms_norm_backward)),
     ):
         for name, function in zip(("forward", "backward"), functions, strict=True):
-            patch.setattr(module, name, function)
+            patch.setattr(getattr(module, name), "function", function)
     patch.setattr(cross_entropy, "loss_and_grad_", _loss_and_grad_)
     patch.setattr(weight_grad, "weight_grad", _weight_grad)
 

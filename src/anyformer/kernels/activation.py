@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.kernels.cpu import activation as cpu
-from anyformer.kernels.operation import Operation, opaque
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -37,6 +36,10 @@ COMPILED: dict[Callable[..., Tensor], int] = {
 """The activations that compiled code has, and its number of each (kernels/cpu/structs.h)."""
 
 
+_latest: tuple[weakref.ref[Tensor], Callable[[], Tensor]] | None = None
+"""The result of the latest compiled activation, and what computes it again."""
+
+
 def activation(
     input: Float[Tensor, "*shape"],
     function: Callable[[Tensor], Tensor],
@@ -47,22 +50,16 @@ def activation(
     In training with compiled code the result is not kept for the backward pass of the linear layer that follows, but
     computed again: that takes a hundredth of a training step, and saves a block's widest tensor.
     """
+    global _latest
     if not (input.requires_grad and function in COMPILED and cpu.supports(input, multiplier)):
         return function(input) if multiplier is None else function(input) * multiplier
     kind, input = COMPILED[function], input.contiguous()
     multiplier = None if multiplier is None else multiplier.contiguous()
-    out: Tensor = _ACTIVATION(input, multiplier, kind)
+    out = cpu.forward(input, multiplier, kind)
     if not torch.compiler.is_compiling():
-        _remember(out, kind, input.detach(), None if multiplier is None else multiplier.detach())
+        operands = input.detach(), None if multiplier is None else multiplier.detach()
+        _latest = weakref.ref(out), partial(cpu.forward.function, *operands, kind)
     return out
-
-
-_latest: tuple[weakref.ref[Tensor], Callable[[], Tensor]] | None = None
-
-
-def _remember(out: Tensor, kind: int, input: Tensor, multiplier: Tensor | None) -> None:
-    global _latest
-    _latest = weakref.ref(out), lambda: compiled_activation(input, multiplier, kind)
 
 
 def recomputed_in_backward(x: Tensor) -> AbstractContextManager[object]:
@@ -86,36 +83,3 @@ def recomputed_in_backward(x: Tensor) -> AbstractContextManager[object]:
 def _others_save() -> bool:
     """Whether somebody else decides what is saved, such as activation checkpointing, which recomputes everything."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # pyright: ignore
-
-
-def compiled_activation(input: Tensor, multiplier: Tensor | None, kind: int) -> Tensor:
-    """``function(input) * multiplier`` in compiled code."""
-    return cpu.forward(input, multiplier, kind)
-
-
-def _fake(input: Tensor, multiplier: Tensor | None, kind: int) -> Tensor:
-    return torch.empty_like(input)
-
-
-def _backward_fake(grad: Tensor, input: Tensor, multiplier: Tensor | None, kind: int) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(input), input.new_empty(0) if multiplier is None else torch.empty_like(multiplier)
-
-
-@opaque(_backward_fake)
-def activation_backward(grad: Tensor, input: Tensor, multiplier: Tensor | None, kind: int) -> tuple[Tensor, Tensor]:
-    """The gradients of the input and of the multiplier, which is empty where there is none."""
-    return cpu.backward(grad.contiguous(), input, multiplier, kind)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor | None, int], output: Tensor) -> None:
-    input, multiplier, ctx.kind = inputs
-    ctx.save_for_backward(input, multiplier)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-    input, multiplier = ctx.saved_tensors
-    grad_input, grad_multiplier = activation_backward(grad, input, multiplier, ctx.kind)
-    return grad_input, None if multiplier is None else grad_multiplier, None
-
-
-_ACTIVATION = Operation(compiled_activation, _fake, _save, _backward)

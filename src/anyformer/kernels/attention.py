@@ -14,7 +14,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from anyformer.kernels import reference
 from anyformer.kernels.autocast import autocast_disabled, matmul_dtype
 from anyformer.kernels.cpu import attention as cpu
-from anyformer.kernels.operation import Operation, opaque
 
 
 def attention(
@@ -67,7 +66,7 @@ def _compiled(
     bias = None if attn_mask is None else _by_key(attn_mask, query.shape[2])
     query, key, value = (part.bfloat16() for part in (query, key, value))
     with autocast_disabled(query):
-        out, _ = _ATTENTION(query, key, value, bias, scale, is_causal)
+        out, _ = cpu.forward(query, key, value, bias, scale, is_causal)
     return out
 
 
@@ -77,68 +76,6 @@ def _by_key(attn_mask: Tensor, queries: int) -> Float[Tensor, "#batch #heads key
         attn_mask = torch.zeros(attn_mask.shape).masked_fill_(~attn_mask, -torch.inf)
     padding = -queries % cpu.QUERY_BLOCK
     return F.pad(attn_mask.float().expand(-1, -1, queries, -1).transpose(2, 3), (0, padding)).contiguous()
-
-
-def _contiguous_heads(part: Tensor) -> Tensor:
-    """The tensor, with the numbers of a head side by side."""
-    return part if part.stride(3) == 1 else part.contiguous()
-
-
-def compiled_attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, is_causal: bool
-) -> tuple[Tensor, Tensor]:
-    """Attention in compiled code, and the logsumexp of each query's scores."""
-    query, key, value = (_contiguous_heads(part) for part in (query, key, value))
-    return cpu.forward(query, key, value, bias, scale, is_causal)
-
-
-def _fake(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, is_causal: bool
-) -> tuple[Tensor, Tensor]:
-    return cpu.empty_like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
-
-
-def _backward_fake(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_bias = grad.new_empty(0) if bias is None or not rest[-1] else torch.empty_like(bias)
-    return cpu.empty_like(query), cpu.empty_like(key), cpu.empty_like(value), grad_bias
-
-
-@opaque(_backward_fake)
-def attention_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-    logsumexp: Tensor,
-    scale: float,
-    is_causal: bool,
-    bias_requires_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of query, key, value and bias, the last one empty if it isn't wanted."""
-    grad, query, key, value = (_contiguous_heads(part) for part in (grad.bfloat16(), query, key, value))
-    return cpu.backward(grad, query, key, value, bias, out, logsumexp, scale, is_causal, bias_requires_grad)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *operands, ctx.scale, ctx.is_causal = inputs
-    ctx.save_for_backward(*operands, *output)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    wants_bias = ctx.needs_input_grad[3]
-    query, key, value, bias, out, logsumexp = ctx.saved_tensors
-    *grads, grad_bias = attention_backward(
-        grad, query, key, value, bias, out, logsumexp, ctx.scale, ctx.is_causal, wants_bias
-    )
-    return *grads, grad_bias if wants_bias else None, None, None
-
-
-_ATTENTION = Operation(compiled_attention, _fake, _save, _backward)
 
 
 # Attention for training on a CPU, a block of queries at a time.

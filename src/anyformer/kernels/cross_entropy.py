@@ -20,7 +20,7 @@ from torch import Tensor
 from anyformer.kernels.autocast import autocast_disabled, matmul_dtype
 from anyformer.kernels.cpu import cross_entropy as cpu
 from anyformer.kernels.cpu import int8_matmul, weight_grad
-from anyformer.kernels.operation import Operation
+from anyformer.kernels.operation import operation
 
 _BYTES = 1 << 28
 """Size of the logits of a chunk of tokens: enough rows for fast products."""
@@ -92,10 +92,17 @@ def linear_cross_entropy(
     operands = input, linear_weight, linear_bias
     needs_grad = [grads and part is not None and part.requires_grad for part in operands]
     with autocast_disabled(input):
-        loss, *_ = _CROSS_ENTROPY(*operands, target, ignore_index, label_smoothing, dtype, int8, needs_grad)
+        loss, *_ = chunked_cross_entropy(*operands, target, ignore_index, label_smoothing, dtype, int8, needs_grad)
     return loss
 
 
+def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    parts = zip((input, weight, bias), rest[-1], strict=True)
+    grads = [input.new_empty(0) if part is None or not needed else torch.empty_like(part) for part, needed in parts]
+    return input.new_empty((), dtype=torch.float32), grads[0], grads[1], grads[2]
+
+
+@operation("cross_entropy", _fake)
 def chunked_cross_entropy(
     input: Tensor,
     weight: Tensor,
@@ -147,13 +154,7 @@ def chunked_cross_entropy(
     return total / count, grads[0], grads[1], grads[2]
 
 
-def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    parts = zip((input, weight, bias), rest[-1], strict=True)
-    grads = [input.new_empty(0) if part is None or not needed else torch.empty_like(part) for part, needed in parts]
-    return input.new_empty((), dtype=torch.float32), grads[0], grads[1], grads[2]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.needed = inputs[-1]
     ctx.save_for_backward(*output[1:])
     ctx.set_materialize_grads(False)
@@ -164,7 +165,7 @@ def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     return *(part * grad if needed else None for part, needed in saved), *(None,) * 6
 
 
-_CROSS_ENTROPY = Operation(chunked_cross_entropy, _fake, _save, _backward)
+chunked_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from anyformer.kernels.activation import recomputed_in_backward
 from anyformer.kernels.autocast import as_rows, autocast_disabled
 from anyformer.kernels.cpu import quantized_matmul, weight_grad
 from anyformer.kernels.int8_linear import int8_linear, supports_int8
-from anyformer.kernels.operation import Operation, opaque
+from anyformer.kernels.operation import operation
 from anyformer.kernels.packing import BLOCK_ROWS, PackedWeight, unpack
 from anyformer.kernels.quantization import GROUP, dequantize
 
@@ -122,33 +122,25 @@ def _supports_weight_grad(input: Tensor, weight: Tensor) -> bool:
 
 def _amx_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     with autocast_disabled(input):
-        out, _ = _LINEAR(as_rows(input, torch.bfloat16), weight, bias)
+        out, _ = amx_linear(as_rows(input, torch.bfloat16), weight, bias)
     return out.view(*input.shape[:-1], -1)
 
 
+@operation("amx_linear")
 def amx_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """The output, and the weight in bfloat16."""
     lower = weight.bfloat16()
     return F.linear(input, lower, None if bias is None else bias.bfloat16()), lower
 
 
-def _amx_linear_fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    return input.new_empty(len(input), len(weight)), weight.new_empty(weight.shape, dtype=torch.bfloat16)
-
-
-def _weight_grad_fake(grad: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-    grad_weight = grad.new_empty(grad.shape[1], input.shape[1], dtype=torch.float32)
-    return grad_weight, grad.new_empty(grad.shape[1], dtype=torch.float32)
-
-
-@opaque(_weight_grad_fake)
+@operation("linear_weight_grad")
 def linear_weight_grad(grad: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of weight and bias, in float32."""
-    grad_bias = torch.empty(grad.shape[1])
+    grad_bias = grad.new_empty(grad.shape[1], dtype=torch.float32)
     return weight_grad.weight_grad(grad, input, bias_grad=grad_bias), grad_bias
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(inputs[0], output[1])
     ctx.set_materialize_grads(False)
 
@@ -162,4 +154,4 @@ def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, Tensor | 
     return grad @ weight if wants_input else None, grad_weight, grad_bias if wants_bias else None
 
 
-_LINEAR = Operation(amx_linear, _amx_linear_fake, _save, _backward)
+amx_linear.register_autograd(_backward, setup_context=_setup_context)

@@ -3,69 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def opaque(fake: Callable[..., Any]) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
-    """Register a function of tensors as an operation that torch.compile does not look into (`torch.library.custom_op`).
+class Operation(Generic[P, R]):
+    """What `torch.library.custom_op` makes, with a shorter way in eager mode.
 
-    Eager calls skip the dispatcher, which costs more than some of these functions.
-
-    Args:
-        fake: Returns empty tensors of the result's shapes, dtypes and strides.
-    """
-
-    def register(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-        registered = torch.library.custom_op(f"anyformer::{function.__name__}", function, mutates_args=())
-        registered.register_fake(fake)
-
-        @wraps(function)
-        def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-            traced = torch.compiler.is_compiling() or any(
-                isinstance(value, Tensor) and type(value) not in (Tensor, nn.Parameter) for value in args
-            )
-            return registered(*args, **kwargs) if traced else function(*args, **kwargs)
-
-        return call
-
-    return register
-
-
-class Operation:
-    """A differentiable operation.
-
-    torch.compile keeps it as one node of its graph. In eager mode it is an `autograd.Function`, a call of which takes a
-    quarter of the time of a registered operation's. It is differentiable once.
+    torch.compile keeps it as one node of its graph. An eager call is one of the function, or of an `autograd.Function`,
+    which takes a quarter of the time of a registered operation's.
 
     Args:
-        forward: Takes tensors and numbers, annotated as `torch.library.custom_op` asks for.
-        fake: Returns empty tensors of the results' shapes, dtypes and strides.
-        setup_context: Saves what the backward pass needs: ``(ctx, inputs, output)``.
-        backward: From ``(ctx, *grad_outputs)`` to a gradient, or None, for each input.
+        name: Its name in a graph, after ``anyformer::``.
+        function: Takes tensors and numbers, annotated as `torch.library.custom_op` asks for, the first a tensor.
+        fake: Returns empty tensors of the results' shapes, dtypes and strides; None: the function does so itself when
+            it gets tensors without memory (see `is_real`).
     """
 
-    def __init__(
-        self,
-        forward: Callable[..., Any],
-        fake: Callable[..., Any],
-        setup_context: Callable[[Any, tuple[Any, ...], Any], None],
-        backward: Callable[..., Any],
-    ) -> None:
-        self._registered = torch.library.custom_op(f"anyformer::{forward.__name__}", forward, mutates_args=())
-        self._registered.register_fake(fake)
+    def __init__(self, name: str, function: Callable[P, R], fake: Callable[..., Any] | None = None) -> None:
+        self.function = function
+        schema = torch.library.infer_schema(function, mutates_args=())
+        self._name = name
+        self._registered: Any = torch.library.custom_op(
+            f"anyformer::{name}", self._call, mutates_args=(), schema=schema
+        )
+        self._registered.register_fake(fake or function)
+        self._differentiable: Any = None
+
+    def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
+        """As `torch.library.register_autograd`; it is differentiable once."""
         self._registered.register_autograd(backward, setup_context=setup_context)
-        methods = {"forward": forward, "setup_context": setup_context, "backward": once_differentiable(backward)}
+        methods = {"forward": self._call, "setup_context": setup_context, "backward": once_differentiable(backward)}
         static = {name: staticmethod(method) for name, method in methods.items()}
-        self._function: Any = type(forward.__name__, (Function,), static)
+        self._differentiable = type(self._name, (Function,), static)
 
-    def __call__(self, *inputs: Any) -> Any:
-        """The outputs of `forward`."""
-        return self._registered(*inputs) if torch.compiler.is_compiling() else self._function.apply(*inputs)
+    def _call(self, *args: Any) -> Any:
+        return self.function(*args)  # pyright: ignore[reportCallIssue]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The result of the function."""
+        if torch.compiler.is_compiling() or not is_real(args[0]):
+            return self._registered(*args, **kwargs)
+        function = self.function if self._differentiable is None else self._differentiable.apply
+        return function(*args, **kwargs)
+
+
+def operation(name: str, fake: Callable[..., Any] | None = None) -> Callable[[Callable[P, R]], Operation[P, R]]:
+    """A decorator that makes an `Operation` of a function."""
+    return lambda function: Operation(name, function, fake)
+
+
+def is_real(x: Any) -> bool:
+    """Whether a tensor has memory, unlike those that torch.compile traces with."""
+    return type(x) in (Tensor, nn.Parameter)

@@ -2,51 +2,51 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from jaxtyping import BFloat16
 from torch import Tensor
 
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel, supports_bf16
+from anyformer.kernels.operation import operation
 
-KERNEL = Kernel("activation")
-
-
-@torch.compiler.assume_constant_result
-def _supported() -> bool:
-    return KERNEL.supported()
+KERNEL = Kernel("activation", structs.ActivationArgs)
 
 
 def supports(x: Tensor, multiplier: Tensor | None) -> bool:
     """Whether compiled code has activations of these; it waits for the compiler."""
-    return (
-        all(part is None or part.dtype == torch.bfloat16 for part in (x, multiplier))
-        and supports_bf16(x)
-        and _supported()
-    )
+    bf16 = all(part is None or part.dtype == torch.bfloat16 for part in (x, multiplier))
+    return bf16 and supports_bf16(x) and KERNEL.supported()
 
 
-def forward(
-    x: BFloat16[Tensor, "*shape"], multiplier: BFloat16[Tensor, "*shape"] | None, kind: int
-) -> BFloat16[Tensor, "*shape"]:
+@operation("activation")
+def forward(x: Tensor, multiplier: Tensor | None, kind: int) -> Tensor:
     """``act(x)``, or ``act(x) * multiplier``, of contiguous tensors."""
     out = torch.empty_like(x)
-    _run(kind, x=x, multiplier=multiplier, out=out)
+    KERNEL.run(kind=kind, count=x.numel(), x=x, multiplier=multiplier, out=out)
     return out
 
 
+@operation("activation_backward")
 def backward(grad: Tensor, x: Tensor, multiplier: Tensor | None, kind: int) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the multiplier, which is empty where there is none."""
-    grad_x = torch.empty_like(x)
-    grad_multiplier = None if multiplier is None else torch.empty_like(multiplier)
-    _run(kind, x=x, multiplier=multiplier, grad_out=grad, grad_x=grad_x, grad_multiplier=grad_multiplier)
-    return grad_x, x.new_empty(0) if grad_multiplier is None else grad_multiplier
+    grad, grad_x = grad.contiguous(), torch.empty_like(x)
+    grad_multiplier = x.new_empty(0) if multiplier is None else torch.empty_like(multiplier)
+    grads = {"grad_out": grad, "grad_x": grad_x, "grad_multiplier": None if multiplier is None else grad_multiplier}
+    KERNEL.run(kind=kind, count=x.numel(), x=x, multiplier=multiplier, **grads)
+    return grad_x, grad_multiplier
 
 
-def _run(kind: int, *, x: Tensor, **parts: Tensor | None) -> None:
-    pointers = {name: None if part is None else part.data_ptr() for name, part in parts.items()}
-    KERNEL.run(
-        structs.ActivationArgs(
-            x=x.data_ptr(), kind=kind, count=x.numel(), num_threads=torch.get_num_threads(), **pointers
-        )
-    )
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, int], output: Tensor) -> None:
+    x, multiplier, ctx.kind = inputs
+    ctx.save_for_backward(x, multiplier)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    x, multiplier = ctx.saved_tensors
+    grad_x, grad_multiplier = backward(grad, x, multiplier, ctx.kind)
+    return grad_x, None if multiplier is None else grad_multiplier, None
+
+
+forward.register_autograd(_backward, setup_context=_setup_context)

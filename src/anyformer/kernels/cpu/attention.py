@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from jaxtyping import BFloat16, Float
 from torch import Tensor
 
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel, supports_bf16
+from anyformer.kernels.operation import operation
 
-KERNEL = Kernel("attention")
+KERNEL = Kernel("attention", structs.AttentionArgs)
 
 QUERY_BLOCK = 128
 """Queries that compiled code computes together: rows of a bias have room for whole blocks."""
 
 
-@torch.compiler.assume_constant_result
-def _supported() -> bool:
-    return KERNEL.supported()
-
-
 def supports(query: Tensor) -> bool:
     """Whether compiled code attends to this; it waits for the compiler."""
-    return supports_bf16(query) and _supported()
+    return supports_bf16(query) and KERNEL.supported()
 
 
+@operation("attention")
 def forward(
-    query: BFloat16[Tensor, "batch heads queries head_dim"],
-    key: BFloat16[Tensor, "batch kv_heads keys head_dim"],
-    value: BFloat16[Tensor, "batch kv_heads keys head_dim"],
-    bias: Float[Tensor, "#batch #heads keys padded_queries"] | None,
-    scale: float,
-    is_causal: bool,
-) -> tuple[BFloat16[Tensor, "batch heads queries head_dim"], Float[Tensor, "batch heads queries"]]:
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, is_causal: bool
+) -> tuple[Tensor, Tensor]:
     """``softmax(scale q k^T + bias) v`` with sums in float32, and the logsumexp of each query's scores.
 
-    Under a causal mask there are as many queries as keys.
+    Args:
+        query: [batch, heads, queries, head_dim] in bfloat16.
+        key: [batch, kv_heads, keys, head_dim], likewise.
+        value: As the key.
+        bias: [1 or batch, 1 or heads, keys, queries rounded up to whole `QUERY_BLOCK`s] in float32.
+        scale: Of the scores.
+        is_causal: Queries see only keys up to their own position; there are as many queries as keys.
+
+    Returns:
+        [batch, heads, queries, head_dim] in bfloat16, and [batch, heads, queries] in float32.
     """
-    out, logsumexp = empty_like(query), torch.empty(query.shape[:3])
-    _run(logsumexp, scale, is_causal, query=query, key=key, value=value, bias=bias, out=out)
+    out, logsumexp = empty_like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
+    _run(query, key, value, bias, scale, is_causal, out=out, logsumexp=logsumexp)
     return out, logsumexp
 
 
+@operation("attention_backward")
 def backward(
     grad: Tensor,
     query: Tensor,
@@ -58,9 +61,10 @@ def backward(
     grad_query, grad_key, grad_value = empty_like(query), empty_like(key), empty_like(value)
     grads = {"grad_query": grad_query, "grad_key": grad_key, "grad_value": grad_value}
     grad_bias = torch.zeros_like(bias) if bias is not None and bias_requires_grad else None
-    parts = {"query": query, "key": key, "value": value, "bias": bias, "out": out}
-    _run(logsumexp, scale, is_causal, **parts, grad_out=grad, grad_bias=grad_bias, **grads)
-    return grad_query, grad_key, grad_value, torch.empty(0) if grad_bias is None else grad_bias
+    grad = _contiguous_heads(grad.bfloat16())
+    saved = {"out": out, "logsumexp": logsumexp}
+    _run(query, key, value, bias, scale, is_causal, **saved, grad_out=grad, grad_bias=grad_bias, **grads)
+    return grad_query, grad_key, grad_value, grad.new_empty(0) if grad_bias is None else grad_bias
 
 
 def empty_like(part: Tensor) -> Tensor:
@@ -69,32 +73,50 @@ def empty_like(part: Tensor) -> Tensor:
     return part.new_empty(batch, time, heads, head_dim).transpose(1, 2)
 
 
-def _strided(part: Tensor, batch: int, heads: int) -> structs.TensorView:
-    """A tensor's memory; a batch or heads of size 1 are broadcast."""
-    strides = part.stride()
-    shared = part.shape[0] == 1 and batch > 1, part.shape[1] == 1 and heads > 1
-    return structs.TensorView(
-        part.data_ptr(), 0 if shared[0] else strides[0], 0 if shared[1] else strides[1], strides[2]
-    )
+def _contiguous_heads(part: Tensor) -> Tensor:
+    return part if part.stride(3) == 1 else part.contiguous()
 
 
-def _run(logsumexp: Tensor, scale: float, is_causal: bool, **parts: Tensor | None) -> None:
-    query, key = parts["query"], parts["key"]
-    assert query is not None
-    assert key is not None
-    batch, heads, queries, head_dim = query.shape
+def _run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    is_causal: bool,
+    *,
+    grad_bias: Tensor | None = None,
+    **tensors: Tensor,
+) -> None:
+    operands = {"query": query, "key": key, "value": value}
+    tensors |= {name: _contiguous_heads(part) for name, part in operands.items()}
+    for name, part in (("bias", bias), ("grad_bias", grad_bias)):
+        if part is not None:
+            tensors[name] = part.expand(*query.shape[:2], -1, -1)
     KERNEL.run(
-        structs.AttentionArgs(
-            **{name: _strided(part, batch, heads) for name, part in parts.items() if part is not None},
-            logsumexp=logsumexp.data_ptr(),
-            batch=batch,
-            heads=heads,
-            kv_heads=key.shape[1],
-            queries=queries,
-            keys=key.shape[2],
-            head_dim=head_dim,
-            causal=int(is_causal),
-            scale=scale,
-            num_threads=torch.get_num_threads(),
-        )
+        **tensors,
+        batch=query.shape[0],
+        heads=query.shape[1],
+        kv_heads=key.shape[1],
+        queries=query.shape[2],
+        keys=key.shape[2],
+        head_dim=query.shape[3],
+        causal=is_causal,
+        scale=scale,
     )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *operands, ctx.scale, ctx.is_causal = inputs
+    ctx.save_for_backward(*operands, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    wants_bias = ctx.needs_input_grad[3]
+    query, key, value, bias, out, logsumexp = ctx.saved_tensors
+    *grads, grad_bias = backward(grad, query, key, value, bias, out, logsumexp, ctx.scale, ctx.is_causal, wants_bias)
+    return *grads, grad_bias if wants_bias else None, None, None
+
+
+forward.register_autograd(_backward, setup_context=_setup_context)

@@ -9,17 +9,12 @@ from torch import Tensor
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel, supports_bf16
 
-KERNEL = Kernel("cross_entropy")
-
-
-@torch.compiler.assume_constant_result
-def _supported() -> bool:
-    return KERNEL.supported()
+KERNEL = Kernel("cross_entropy", structs.CrossEntropyArgs)
 
 
 def supports(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether `loss_and_grad_` is there for logits of these in a dtype; it waits for the compiler."""
-    return supports_bf16(x, dtype) and _supported()
+    return supports_bf16(x, dtype) and KERNEL.supported()
 
 
 def loss_and_grad_(
@@ -35,15 +30,13 @@ def loss_and_grad_(
     if rows and (targets.min() < 0 or targets.max() >= vocab):
         raise IndexError(f"targets lie in [{targets.min()}, {targets.max()}], but the vocabulary has {vocab} tokens")
     losses = torch.empty(rows)
-    described = structs.CrossEntropyArgs(
-        logits=logits.data_ptr(),
-        targets=targets.data_ptr(),
-        losses=losses.data_ptr(),
+    KERNEL.run(
+        logits=logits,
+        targets=targets,
+        losses=losses,
         rows=rows,
         vocab_size=vocab,
         label_smoothing=label_smoothing,
         grad_scale=grad_scale,
-        num_threads=torch.get_num_threads(),
     )
-    KERNEL.run(described)
     return losses

@@ -12,8 +12,6 @@ from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel
 from anyformer.kernels.cpu_features import enabled, has_amx_bf16
 
-_DTYPES = {torch.float32: structs.FLOAT32, torch.bfloat16: structs.BFLOAT16}
-
 _MIN_SIZE = {torch.float32: 1 << 25, torch.bfloat16: 1 << 26}
 """Multiplications from which a product gains; smaller ones are faster in the dtype that they would have otherwise."""
 
@@ -21,7 +19,7 @@ LARGEST = 127
 _MAX_DEPTH = (1 << 31) // LARGEST**2
 """Terms of a sum that is sure to fit 32 bits."""
 
-KERNEL = Kernel("int8_matmul")
+KERNEL = Kernel("int8_matmul", structs.Int8MatmulArgs)
 
 
 # Its answer never changes, and torch.compile would not find it out by itself.
@@ -64,27 +62,17 @@ def int8_matmul(
             of a step count in the mean (Gupta et al. 2015, section 3). Chance depends on nothing but the numbers.
     """
     left, right = (side if 1 in side.stride() else side.contiguous() for side in (left, right))
-    added = None if bias is None else bias.float().contiguous()
-    described = structs.Int8MatmulArgs(
-        left=_described(left),
-        right=_described(right),
+    KERNEL.run(
+        left=left,
+        right=right,
         rows=len(left),
         columns=len(right),
         depth=left.shape[1],
-        bias=None if added is None else added.data_ptr(),
-        row_sums=None if sums is None else sums.data_ptr(),
-        out=out.data_ptr(),
-        dtype=_DTYPES[out.dtype],
+        bias=None if bias is None else bias.float().contiguous(),
+        row_sums=sums,
+        out=out,
+        dtype=structs.DTYPES[out.dtype],
         accumulate=add,
         stochastic_rounding=stochastic,
-        num_threads=torch.get_num_threads(),
     )
-    KERNEL.run(described)
     return out
-
-
-def _described(matrix: Tensor) -> structs.Int8Operand:
-    standing = matrix.stride(1) != 1
-    return structs.Int8Operand(
-        data=matrix.data_ptr(), dtype=_DTYPES[matrix.dtype], stride=matrix.stride(int(standing)), transposed=standing
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import c_int64, c_void_p
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from anyformer.kernels.autocast import matmul_dtype
 from anyformer.kernels.cpu.build import Library
 from anyformer.kernels.cpu_features import enabled, has_avx512_bf16
+from anyformer.kernels.operation import is_real
 
 
 class Kernel(Library):
@@ -19,11 +20,16 @@ class Kernel(Library):
 
     Args:
         name: The name of its .cpp file.
+        arguments: The structure that `run` takes.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, arguments: type[ctypes.Structure]) -> None:
         super().__init__(name, supported=(c_int64,), workspace_size=(c_int64, c_void_p), run=(None, c_void_p, c_void_p))
+        self._arguments = arguments
+        self._types: dict[str, Any] = {name: kind for name, kind, *_ in arguments._fields_}
 
+    # Its answer never changes, and torch.compile would not find it out by itself.
+    @torch.compiler.assume_constant_result
     def supported(self) -> bool:
         """Whether it is compiled, and this processor has its instructions.
 
@@ -32,10 +38,20 @@ class Kernel(Library):
         library: Any = self.get(wait=True)
         return library is not None and library.supported() > 0
 
-    def run(self, arguments: Structure) -> None:
-        """Run it, in a workspace of its own."""
+    def run(self, **arguments: Tensor | float | None) -> None:
+        """Run it with torch's number of threads, in a workspace of its own, unless tensors are without memory."""
+        values: dict[str, Any] = {"num_threads": torch.get_num_threads()}
+        for name, value in arguments.items():
+            if not isinstance(value, Tensor):
+                values[name] = value
+            elif not is_real(value):
+                return
+            else:
+                kind = self._types[name]
+                values[name] = value.data_ptr() if kind is c_void_p else kind.of(value)
         library: Any = self.get(wait=True)
-        address = ctypes.addressof(arguments)
+        struct = self._arguments(**values)
+        address = ctypes.addressof(struct)
         workspace = torch.empty(library.workspace_size(address), dtype=torch.uint8)
         library.run(address, workspace.data_ptr())
 

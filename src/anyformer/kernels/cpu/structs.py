@@ -1,13 +1,18 @@
-"""The structures of structs.h, field by field."""
+"""The structures of structs.h, which says what they mean, field by field."""
+
+# ruff: noqa: D101
 
 from __future__ import annotations
 
 from ctypes import Structure, c_double, c_int64, c_void_p
-from typing import Any
+from typing import Any, Self
+
+import torch
+from torch import Tensor
 
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)
 NO_NORM, LAYER_NORM, RMS_NORM = range(3)
-ACTIVATIONS = ("relu", "relu_squared", "gelu", "gelu_tanh", "silu", "tanh")
+DTYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 
 
 def _integers(names: str) -> list[tuple[str, Any]]:
@@ -23,20 +28,14 @@ def _structs(kind: type[Structure], names: str) -> list[tuple[str, Any]]:
 
 
 class Matrix(Structure):
-    """``y = x W^T + bias``."""
-
     _fields_ = [*_pointers("weights scales minima bias"), *_integers("out_features in_features dtype")]
 
 
 class Norm(Structure):
-    """Layer norm, RMS norm, or none."""
-
     _fields_ = [*_integers("kind"), *_pointers("weight bias"), ("eps", c_double)]
 
 
 class Attention(Structure):
-    """Self- or cross-attention."""
-
     _fields_ = [
         *_structs(Norm, "norm query_norm key_norm"),
         *_structs(Matrix, "query key value output"),
@@ -46,20 +45,14 @@ class Attention(Structure):
 
 
 class FeedForward(Structure):
-    """The feed-forward block."""
-
     _fields_ = [("norm", Norm), *_structs(Matrix, "up gate down"), *_integers("activation")]
 
 
 class Layer(Structure):
-    """One block of the decoder."""
-
     _fields_ = [*_structs(Attention, "attention cross_attention"), ("feed_forward", FeedForward)]
 
 
 class Decoder(Structure):
-    """All blocks, the final norm and the head."""
-
     _fields_ = [
         *_pointers("layers"),
         *_integers("num_layers d_model pre_norm"),
@@ -70,20 +63,19 @@ class Decoder(Structure):
 
 
 class TensorView(Structure):
-    """A tensor [batch, heads, time, head_dim] and its strides."""
-
     _fields_ = [*_pointers("data"), *_integers("batch_stride head_stride time_stride")]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Self:
+        """A tensor [batch, heads, time, head_dim]."""
+        return cls(tensor.data_ptr(), *tensor.stride()[:3])
 
 
 class LayerCache(Structure):
-    """The KV cache of a layer."""
-
     _fields_ = _structs(TensorView, "keys values encoder_keys encoder_values")
 
 
 class Batch(Structure):
-    """The new tokens of a batch of sequences."""
-
     _fields_ = [
         *_integers("rows new_tokens"),
         *_pointers("hidden_states positions cos sin bias"),
@@ -98,8 +90,6 @@ class Batch(Structure):
 
 
 class AttentionArgs(Structure):
-    """Attention in training."""
-
     _fields_ = [
         *_structs(TensorView, "query key value out grad_out grad_query grad_key grad_value bias grad_bias"),
         *_pointers("logsumexp"),
@@ -110,8 +100,6 @@ class AttentionArgs(Structure):
 
 
 class WeightGradArgs(Structure):
-    """The gradient of a linear layer's weight."""
-
     _fields_ = [
         *_pointers("grad_out input"),
         *_integers("grad_out_stride input_stride"),
@@ -123,8 +111,6 @@ class WeightGradArgs(Structure):
 
 
 class ActivationArgs(Structure):
-    """``act(x)`` or ``act(x) * multiplier``."""
-
     _fields_ = [
         *_integers("kind count"),
         *_pointers("x multiplier out grad_out grad_x grad_multiplier"),
@@ -133,8 +119,6 @@ class ActivationArgs(Structure):
 
 
 class CrossEntropyArgs(Structure):
-    """Cross-entropy and its gradient."""
-
     _fields_ = [
         *_pointers("logits targets losses"),
         *_integers("rows vocab_size"),
@@ -145,8 +129,6 @@ class CrossEntropyArgs(Structure):
 
 
 class RmsNormArgs(Structure):
-    """RMS norm of the rows of a matrix."""
-
     _fields_ = [
         *_pointers("x weight out rstd grad_out grad_x grad_weight"),
         *_integers("rows width"),
@@ -156,14 +138,16 @@ class RmsNormArgs(Structure):
 
 
 class Int8Operand(Structure):
-    """A floating-point matrix that is quantized row by row."""
-
     _fields_ = [*_pointers("data"), *_integers("dtype stride transposed")]
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Self:
+        """A matrix with one contiguous dimension."""
+        transposed = matrix.stride(1) != 1
+        return cls(matrix.data_ptr(), DTYPES[matrix.dtype], matrix.stride(int(transposed)), transposed)
 
 
 class Int8MatmulArgs(Structure):
-    """``left @ right.T + bias`` in 8-bit integers."""
-
     _fields_ = [
         *_structs(Int8Operand, "left right"),
         *_integers("rows columns depth"),

@@ -10,17 +10,17 @@ from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel, supports_bf16
 from anyformer.kernels.cpu_features import has_amx_bf16
 
-KERNEL = Kernel("weight_grad")
-
-
-@torch.compiler.assume_constant_result
-def _supported() -> bool:
-    return has_amx_bf16() and KERNEL.supported()
+KERNEL = Kernel("weight_grad", structs.WeightGradArgs)
 
 
 def supports(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether `weight_grad` is there for the inputs of a linear layer, in a dtype or in that of its products."""
-    return supports_bf16(x, dtype) and _supported()
+    return supports_bf16(x, dtype) and _has_amx() and KERNEL.supported()
+
+
+@torch.compiler.assume_constant_result
+def _has_amx() -> bool:
+    return has_amx_bf16()
 
 
 def weight_grad(
@@ -42,24 +42,21 @@ def weight_grad(
     """
     left, right = (part if part.stride(1) == 1 else part.contiguous() for part in (grad, input))
     if out is None:
-        out = torch.empty(grad.shape[1], input.shape[1])
+        out = grad.new_empty(grad.shape[1], input.shape[1], dtype=torch.float32)
     if not len(grad):
         if bias_grad is not None:
             bias_grad.zero_()
         return out if add else out.zero_()
     KERNEL.run(
-        structs.WeightGradArgs(
-            grad_out=left.data_ptr(),
-            input=right.data_ptr(),
-            grad_out_stride=left.stride(0),
-            input_stride=right.stride(0),
-            grad_weight=out.data_ptr(),
-            rows=len(grad),
-            out_features=grad.shape[1],
-            in_features=input.shape[1],
-            grad_bias=None if bias_grad is None else bias_grad.data_ptr(),
-            accumulate=int(add),
-            num_threads=torch.get_num_threads(),
-        )
+        grad_out=left,
+        input=right,
+        grad_out_stride=left.stride(0),
+        input_stride=right.stride(0),
+        grad_weight=out,
+        rows=len(grad),
+        out_features=grad.shape[1],
+        in_features=input.shape[1],
+        grad_bias=bias_grad,
+        accumulate=add,
     )
     return out
