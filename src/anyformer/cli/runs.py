@@ -6,7 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
 
 from anyformer.cli.options import Positional, parse
 from anyformer.errors import UserError
@@ -16,10 +20,6 @@ from anyformer.runs.report.comparison import COLUMNS, TEXTS, best_scores, differ
 from anyformer.runs.report.formatting import setting
 from anyformer.runs.report.page import unreadable
 from anyformer.training.config import DEFAULTS
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 _DIRECTORY = Path("runs")
 _SPARE = ("tokens", "preset", "time", "parameters", "tokens/s")
@@ -92,9 +92,6 @@ def _write(runs: Sequence[Run], file: Path) -> None:
 
 
 def _print(runs: Sequence[Run], compared: bool) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
     console = Console()
     best = best_scores(runs) if compared else set[tuple[str, str]]()
     columns = list(COLUMNS)
@@ -113,9 +110,6 @@ def _print(runs: Sequence[Run], compared: bool) -> None:
 
 
 def _table(runs: Sequence[Run], columns: Sequence[str], best: set[tuple[str, str]]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, justify="left" if column in TEXTS else "right", no_wrap=True)
@@ -129,9 +123,6 @@ def _table(runs: Sequence[Run], columns: Sequence[str], best: set[tuple[str, str
 
 
 def _print_differences(console: Console, runs: Sequence[Run]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     changes = differences(runs)
     if not changes:
         console.print("Their configs are the same.")
@@ -155,6 +146,4 @@ def _show(console: Console, table: Table) -> None:
 
 
 def _width(console: Console, table: Table) -> int:
-    from rich.measure import Measurement
-
     return Measurement.get(console, console.options.update(max_width=_ENDLESS), table).maximum

@@ -7,11 +7,12 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
 from contextlib import closing, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from anyformer import atomic
 from anyformer.errors import UserError, nearest
@@ -28,12 +29,14 @@ _HELP = """\
 /quit           leave, as Ctrl-D does
 Ctrl-C stops an answer. A line that begins with a space is never a command."""
 
+_NO_SYSTEM = "(no system message but the template's own, if it has one)"
+
 # What a terminal would obey instead of showing it: all control characters but tab and line end.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Terminal:
-    """Asks the user, answers, and obeys commands.
+    """A chat with the user: questions, answers and commands.
 
     Answers go to standard output; everything else to standard error, so that a pipe gets answers alone. Where standard
     input is no terminal, each of its lines is a question or a command, and a mistake ends the chat.
@@ -43,19 +46,10 @@ class Terminal:
     """
 
     def __init__(self, conversation: Conversation) -> None:
-        from rich.console import Console
-
         self._conversation = conversation
         self._notes = Console(stderr=True)
         self._asks, self._shows = sys.stdin.isatty(), sys.stdout.isatty()
         self._saved: set[Path] = set()
-        self._commands: dict[str, Callable[[str], bool]] = {
-            "reset": self._reset,
-            "system": self._system,
-            "save": self._save,
-            "help": self._help,
-            "quit": self._quit,
-        }
         if self._asks:
             with suppress(ImportError):
                 import_module("readline")  # gives input() its editing and its history, where there is one
@@ -151,28 +145,26 @@ class Terminal:
     def _obey(self, line: str) -> bool:
         """Do what a command says; False to leave."""
         name, _, argument = line[1:].partition(" ")
-        command = self._commands.get(name)
-        if command is None:
-            commands = {f"/{known}" for known in self._commands}
-            raise UserError(f"There is no command /{name}: {nearest(f'/{name}', commands)}")
-        return command(argument.strip())
-
-    def _reset(self, argument: str) -> bool:
-        self._conversation.reset()
-        self._note("(a new conversation)\n")
-        return True
-
-    def _system(self, text: str) -> bool:
-        if text:
-            self._conversation.system = text
+        argument = argument.strip()
+        if name == "reset":
+            self._conversation.reset()
+            self._note("(a new conversation)\n")
+        elif name == "system" and argument:
+            self._conversation.system = argument
             self._note("(noted, from the next answer on)\n")
-        elif self._conversation.system is None:
-            self._note("(no system message but the template's own, if it has one)\n")
-        else:
-            self._note(f"{self._conversation.system}\n")
-        return True
+        elif name == "system":
+            system = self._conversation.system
+            self._note(f"{_NO_SYSTEM if system is None else system}\n")
+        elif name == "save":
+            self._save(argument)
+        elif name == "help":
+            self._note(f"{_HELP}\n")
+        elif name != "quit":
+            commands = re.findall("^/[a-z]+", _HELP, re.MULTILINE)
+            raise UserError(f"There is no command /{name}: {nearest(f'/{name}', commands)}")
+        return name != "quit"
 
-    def _save(self, name: str) -> bool:
+    def _save(self, name: str) -> None:
         if not name:
             raise UserError("/save wants a file to write to: /save chat.json")
         path = Path(name).expanduser()
@@ -181,11 +173,3 @@ class Terminal:
         atomic.write(path, json.dumps(self._conversation.messages, indent=2, ensure_ascii=False) + "\n")
         self._saved.add(path.absolute())
         self._note(f"({len(self._conversation.messages)} messages in {path})\n")
-        return True
-
-    def _help(self, argument: str) -> bool:
-        self._note(f"{_HELP}\n")
-        return True
-
-    def _quit(self, argument: str) -> bool:
-        return False

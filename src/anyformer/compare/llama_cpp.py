@@ -49,14 +49,31 @@ class LlamaCpp:
 
     def __init__(self, path: Path, *, context: int = 512, gives: Gives = "logits") -> None:
         self._lib, self._ffi = library()
-        self._said: list[str] = []
+        self._errors: list[str] = []
         # Kept, as the library calls it for as long as it lives; it would print on standard error without.
-        self._listener = self._ffi.callback("void(enum ggml_log_level, const char *, void *)", self._listen)
-        self._lib.llama_log_set(self._listener, self._ffi.NULL)
+        self._logger = self._ffi.callback("void(enum ggml_log_level, const char *, void *)", self._log)
+        self._lib.llama_log_set(self._logger, self._ffi.NULL)
         self._lib.llama_backend_init()
-        self._model = self._open(path)
+        parameters = self._lib.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        # Weights repacked for some processors are rounded on the way.
+        parameters.use_extra_bufts = False
+        self._model = self._lib.llama_model_load_from_file(str(path).encode(), parameters)
+        if self._model == self._ffi.NULL:
+            raise self._cannot_open(path)
         self._vocabulary = self._lib.llama_model_get_vocab(self._model)
-        self._context = self._new_context(path, context, gives)
+        parameters = self._lib.llama_context_default_params()
+        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = context
+        parameters.n_threads = parameters.n_threads_batch = 1
+        parameters.type_k = parameters.type_v = _F32
+        parameters.flash_attn_type = _NO_FLASH
+        parameters.embeddings = gives != "logits"
+        parameters.pooling_type = _POOLING[gives]
+        self._context = self._lib.llama_init_from_model(self._model, parameters)
+        if self._context == self._ffi.NULL:
+            self._lib.llama_model_free(self._model)
+            raise self._cannot_open(path)
+        self._width = int(self._lib.llama_model_n_embd(self._model))
 
     def __enter__(self) -> Self:
         return self
@@ -107,41 +124,13 @@ class LlamaCpp:
         self._call(self._lib.llama_encode, ids, 0)
         return self._rows(self._lib.llama_get_embeddings_seq(self._context, 0), 1, self._width)[0]
 
-    @property
-    def _width(self) -> int:
-        return int(self._lib.llama_model_n_embd(self._model))
-
-    def _open(self, path: Path) -> Any:
-        parameters = self._lib.llama_model_default_params()
-        parameters.n_gpu_layers = 0
-        # Weights laid out anew for some processors are rounded on the way.
-        parameters.use_extra_bufts = False
-        model = self._lib.llama_model_load_from_file(str(path).encode(), parameters)
-        if model == self._ffi.NULL:
-            raise self._failed(path)
-        return model
-
-    def _new_context(self, path: Path, length: int, gives: Gives) -> Any:
-        parameters = self._lib.llama_context_default_params()
-        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = length
-        parameters.n_threads = parameters.n_threads_batch = 1
-        parameters.type_k = parameters.type_v = _F32
-        parameters.flash_attn_type = _NO_FLASH
-        parameters.embeddings = gives != "logits"
-        parameters.pooling_type = _POOLING[gives]
-        context = self._lib.llama_init_from_model(self._model, parameters)
-        if context == self._ffi.NULL:
-            self._lib.llama_model_free(self._model)
-            raise self._failed(path)
-        return context
-
-    def _failed(self, path: Path) -> UserError:
-        reason = self._said[0].strip().rstrip(".") if self._said else "it does not say why"
+    def _cannot_open(self, path: Path) -> UserError:
+        reason = self._errors[0].strip().rstrip(".") if self._errors else "it does not say why"
         return UserError(f"llama.cpp does not open {path}: {reason}.")
 
-    def _listen(self, level: int, text: Any, _: Any) -> None:
+    def _log(self, level: int, text: Any, _: Any) -> None:
         if level == _ERROR:
-            self._said.append(self._ffi.string(text).decode("utf-8", "replace"))
+            self._errors.append(self._ffi.string(text).decode("utf-8", "replace"))
 
     def _start(self, source: Sequence[int] | None) -> None:
         memory = self._lib.llama_get_memory(self._context)

@@ -1,4 +1,4 @@
-"""How well a model predicts a text, and what rounding its matrices costs."""
+"""How well a model predicts a text, and what quantizing it costs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from anyformer.tokenizer import Tokenizer
 from anyformer.training.evaluate import Evaluation
 
 USUAL_CONTEXT = 1024
-_WRITTEN = 48
+_DECODED = 48
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,8 @@ class Text:
     """The tokens of a text.
 
     Attributes:
-        ids: One after the other; where there are several documents, with the token between them that training puts
-            there.
-        size: Bytes of UTF-8 that they stand for.
+        ids: Those of all documents, separated as in training.
+        size: Bytes of their text in UTF-8.
         start: The token that every window begins with, where the tokenizer begins texts with one.
     """
 
@@ -43,7 +42,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Quality:
-    """What a model makes of a text, and what it takes.
+    """How well a model predicts a text, its size and speed.
 
     Attributes:
         evaluation: The loss of all predictions.
@@ -148,35 +147,28 @@ def size_in_memory(model: Transformer) -> int:
 
 def weight_dtype(model: Transformer) -> str:
     """The dtype of its matrices, int8 or int4 for quantized ones."""
-    bits = sorted({part.bits for _, part in quantized_weights(model)})
+    bits = sorted({weight.bits for _, weight in quantized_weights(model)})
     return " and ".join(f"int{number}" for number in bits) or str(model.dtype).removeprefix("torch.")
 
 
 def _batches(text: Text, context: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """What is read and what comes next: windows that begin where the last one ended, the short one at the end alone."""
-    ids = torch.tensor(text.ids)
-    if text.start is None:
-        read, targets = ids[:-1], ids[1:]
-    else:
-        read, targets = torch.cat([torch.tensor([text.start]), ids[:-1]]), ids
-    whole = len(targets) // context
-    for begin in range(0, whole, batch_size):
-        some = slice(begin * context, min(whole, begin + batch_size) * context)
-        tokens = read[some].view(-1, context).clone()
+    """Tokens and targets [batch, time]: windows that begin where the last one ended, the short one at the end alone."""
+    targets = torch.tensor(text.ids if text.start is not None else text.ids[1:])
+    tokens = torch.tensor([0, *text.ids] if text.start is not None else text.ids)[: len(targets)]
+    full = len(targets) - len(targets) % context
+    windows = [*zip(*(ids[:full].view(-1, context).split(batch_size) for ids in (tokens, targets)), strict=True)]
+    if full < len(targets):
+        windows.append((tokens[full:][None], targets[full:][None]))
+    for window, expected in windows if full else windows[1:]:
         if text.start is not None:
-            tokens[:, 0] = text.start
-        yield tokens, targets[some].view(-1, context)
-    if len(targets) % context:
-        tokens = read[whole * context :][None].clone()
-        if text.start is not None:
-            tokens[:, 0] = text.start
-        yield tokens, targets[whole * context :][None]
+            window[:, 0] = text.start
+        yield window, expected
 
 
 def _decode_tokens_per_second(model: Transformer, text: Text, context: int) -> float:
-    """Tokens a second of greedy writing behind a short prompt, once the compiled step is there."""
+    """Tokens a second of greedy decoding after a short prompt, once the compiled step is there."""
     DecoderStep(model, wait=True)
-    room = min(_WRITTEN, context - 8)
+    room = min(_DECODED, context - 8)
     if room < 2:
         return math.nan
     prompt = torch.tensor([text.ids[:8]])

@@ -1,23 +1,9 @@
-"""What models are for: generating text, filling masks, turning texts into vectors.
+"""Generating text, filling masks, scoring and embedding texts.
 
-config                how texts are generated
-generate              texts in and out
-decode                the loop over tokens
-beam_search           the search for the likeliest text
-speculative_decoding  tokens that are guessed, and judged together
-batching              texts that enter and leave a running batch
-conversation          turns in the words of a chat template
-batch_job             prompts from a file, answers into another
-prompt                texts -> ids -> one batch
-prefill               what the model has read
-prefix_cache          what of a text is known already
-logits_processors     forced, banned and penalized tokens
-sampling              logits -> the next token
-stop_strings          the text before a stop string
-special_ids           tokens that start, end and pad a text
-score                 how likely given texts are
-embed                 one vector a text
-fill                  the words behind masks
+prompt -> cached_decoder -> logits_processors -> sampling   from a text to the next token
+decode, beam_search, speculative_decoding, batching         loops over tokens
+generate, conversation, batch_job                           texts in, texts out
+score, fill, embed                                          what else a model says of a text
 """
 
 from anyformer.generation.batching import BatchingEngine, Request, TokenLogprob

@@ -49,11 +49,13 @@ class Request:
     """None: not yet. stop: an end-of-text token or a stop string; length: max_new_tokens."""
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     """One for each token, if asked for."""
-    _eos: Sequence[int] = ()
-    _processors: Sequence[LogitsProcessor] = ()
-    _sampler: Sampler = field(default_factory=lambda: Sampler(GenerationConfig()))
-    _detokenizer: Detokenizer | None = None
-    _top: int | None = None
+    cache: KeyValueCache | None = None
+    """Keys and values of the prompt while it is prefilled."""
+    _eos: Sequence[int]
+    _processors: Sequence[LogitsProcessor]
+    _sampler: Sampler
+    _detokenizer: Detokenizer | None
+    _top: int | None
     _pieces: queue.SimpleQueue[str | None] = field(default_factory=queue.SimpleQueue[str | None])
 
     @property
@@ -85,7 +87,7 @@ class Request:
             self.finish("stop")
             return
         if self._detokenizer is not None:
-            self._say(self._detokenizer.push_token(token))
+            self._append_text(self._detokenizer.push_token(token))
             if self._detokenizer.found:
                 self.finish("stop")
                 return
@@ -95,27 +97,18 @@ class Request:
     def finish(self, reason: Finish) -> None:
         """Hand out what was held back, and say why it is over."""
         if self._detokenizer is not None:
-            self._say(self._detokenizer.flush())
+            self._append_text(self._detokenizer.flush())
         self.finish_reason = reason
         self._pieces.put(None)
 
-    def _say(self, piece: str) -> None:
+    def _append_text(self, piece: str) -> None:
         if piece:
             self.text += piece
             self._pieces.put(piece)
 
 
-@dataclass
-class _Prefill:
-    """A prompt that is being read, a chunk a step."""
-
-    request: Request
-    cache: KeyValueCache
-    done: int = 0
-
-
 class BatchingEngine:
-    """Generates many texts at a time, each as it would be generated alone.
+    """Continuous batching: many texts at a time, each as it would be generated alone.
 
     One thread calls `step` (or `run`). `submit` and `cancel` may be called from any thread.
 
@@ -149,7 +142,7 @@ class BatchingEngine:
             self._cache = model.make_cache(slots, self.capacity)
             self._cache.clear()
         self._waiting = deque[Request]()
-        self._prefill: _Prefill | None = None
+        self._prefill: Request | None = None
         self._running: list[Request] = []
         self._lock = threading.RLock()
 
@@ -185,23 +178,23 @@ class BatchingEngine:
         """
         model, tokenizer = self.model, self.tokenizer
         config = resolve(model, config, options, beams=False, stop_strings=tokenizer is not None)
-        if isinstance(prompt, str) and tokenizer is None:
-            raise UserError("This engine has no tokenizer, so it reads no text: give it token ids.")
         if config.samples != 1:
             raise UserError("A request is one text: submit it once for each sample.")
         if logprobs is not None and logprobs < 0:
             raise UserError(f"logprobs is a number of tokens, 0 or more, not {logprobs}.")
-        if isinstance(prompt, str) and tokenizer is not None:
-            ids = encode_prompt(model, tokenizer, prompt)
-        else:
+        if not isinstance(prompt, str):
             ids = [int(token) for token in prompt]
+        elif tokenizer is None:
+            raise UserError("This engine has no tokenizer, so it reads no text: give it token ids.")
+        else:
+            ids = encode_prompt(model, tokenizer, prompt)
         made = make_prompt(model, torch.tensor([ids], dtype=torch.long), None, config.max_new_tokens)
         if made.capacity > self.capacity:
             raise UserError(
                 f"The prompt and its {made.max_new_tokens} new tokens are {made.capacity}, and the engine has room for "
                 f"texts of {self.capacity} tokens: shorten it, or ask for less."
             )
-        eos = eos_ids(model) if config.stop_at_eos else ()
+        eos = eos_ids(model, config)
         before = () if model.config.is_encoder_decoder else ids
         request = Request(
             prompt=made,
@@ -221,8 +214,8 @@ class BatchingEngine:
                 return
             if request in self._running:
                 self._leave(self._running.index(request))
-            elif self._prefill is not None and self._prefill.request is request:
-                self._prefill = None
+            elif self._prefill is request:
+                self._prefill = request.cache = None
             elif request in self._waiting:
                 self._waiting.remove(request)
             request.finish("cancelled")
@@ -259,27 +252,29 @@ class BatchingEngine:
             if self._prefill is None:
                 if not self._waiting:
                     return
-                request = self._waiting.popleft()
-                self._prefill = _Prefill(request, self.model.make_cache(1, request.prompt.ids.shape[1]))
+                self._prefill = self._waiting.popleft()
             budget -= self._read(self._prefill, budget)
 
-    def _read(self, part: _Prefill, budget: int) -> int:
+    def _read(self, request: Request, budget: int) -> int:
         """Read a chunk of a prompt; returns what it costs in tokens."""
-        request, prompt, begin = part.request, part.request.prompt, part.done
-        part.done = min(begin + budget, prompt.ids.shape[1])
+        prompt, cache = request.prompt, request.cache
+        if cache is None:
+            cache = request.cache = self.model.make_cache(1, prompt.ids.shape[1])
+        begin = cache.length
+        chunk = prompt.ids[:, begin : begin + budget]
         source = prompt.source if begin == 0 else None
-        logits = self._step(prompt.ids[:, begin : part.done], part.cache, source=source, last_only=True)[:, -1]
-        if part.done == prompt.ids.shape[1]:
-            self._prefill = None
+        logits = self._step(chunk, cache, source=source, last_only=True)[:, -1]
+        if cache.length == prompt.ids.shape[1]:
+            self._prefill = request.cache = None
             try:
                 request.append(check_nan(logits))
             except UserError:
                 request.finish("error")
                 raise
             if not request.finished:
-                self._cache.put(len(self._running), part.cache)
+                self._cache.put(len(self._running), cache)
                 self._running.append(request)
-        return part.done - begin + (0 if source is None else source.shape[1])
+        return chunk.shape[1] + (0 if source is None else source.shape[1])
 
     def _leave(self, row: int) -> None:
         self._cache.remove(row)

@@ -53,14 +53,11 @@ def beam_search_ids(
     n_best: int = 1,
     **options: Unpack[GenerationOptions],
 ) -> Hypotheses:
-    """Search for the likeliest continuations of prompts, or rewritings of sources.
+    """Search for the likeliest continuations of prompts, or rewritings of sources, on the model's device.
 
     Args:
         model, ids, mask, config, options: As for `generate_ids`.
-        n_best: Texts to return for each prompt, at most as many as there are beams.
-
-    Returns:
-        The texts and their scores, where the model is.
+        n_best: Texts to return for each prompt.
 
     Raises:
         UserError: as `generate_ids`, and for more texts than beams.
@@ -124,7 +121,7 @@ class _Search:
         device, beams, new = prompt.ids.device, config.beams, prompt.max_new_tokens
         self.model, self.config, self.prompt, self.max_new_tokens = model, config, prompt, new
         self.decoder = CachedDecoder(model, beams)
-        self.eos = eos_ids(model) if config.stop_at_eos else ()
+        self.eos = eos_ids(model, config)
         self.processors = make_processors(model, prompt.repeat(beams), self.eos, config)
         self.stop = torch.tensor(self.eos, dtype=torch.long, device=device)
         self.pad = pad_id(model, self.eos)
@@ -169,10 +166,9 @@ class _Search:
         return log_p.unflatten(0, self.scores.shape).add_(self.scores[:, :, None])
 
     def _grow(self, totals: Float[Tensor, "rows beams vocab"], new: int) -> Int[Tensor, "rows beams"]:
-        """Put the best continuations in the place of the beams, and those that end among the found.
+        """Replace the beams by their best continuations, and collect those that end.
 
-        Returns:
-            The number of the beam that each new one goes on from, counted over all rows.
+        Returns the beam that each new one continues, counted over all rows.
         """
         rows, beams, vocab = totals.shape
         # Enough that `beams` of them go on even if all others end.

@@ -196,15 +196,7 @@ def resolve(
 ) -> GenerationConfig:
     """The config of a call: the one given, else the model's, with these fields changed.
 
-    Args:
-        model: What generates.
-        config: As the call was given it.
-        options: The call's keywords.
-        beams: Whether the caller knows beam search.
-        stop_strings: Whether it makes text, and so knows stop strings.
-
-    Raises:
-        UserError: as `GenerationConfig`, and for what the caller does not know.
+    Raises UserError as `GenerationConfig`, and for beams or stop strings where the caller does not support them.
     """
     if config is None:
         config = GenerationConfig.for_model(model, **options) if beams else GenerationConfig().replace(**options)

@@ -107,12 +107,12 @@ class Conversation:
     def answer(self, question: str, **options: Unpack[GenerationOptions]) -> Generator[str, None, None]:
         """The answer in pieces, as soon as they are certain; it ends before a stop string.
 
-        When the iterator ends or is closed, the turn is over: the question and what there is of the answer belong to
-        the conversation, unless there is nothing. If the context is full the oldest turns are left out until the answer
-        has room for `max_new_tokens`, or at least for a quarter of the context.
+        When the iterator ends or is closed, the question and the answer so far become part of the conversation, unless
+        there is no answer. If the context is full the oldest turns are left out until the answer has room for
+        `max_new_tokens`, or at least for a quarter of the context.
 
         Args:
-            question: What the user says.
+            question: The user's message.
             options: Fields of the config that differ for this answer.
 
         Raises:
@@ -160,7 +160,7 @@ class Conversation:
     def _tokens(self, ids: Sequence[int], room: int, config: GenerationConfig) -> Iterator[int]:
         """The tokens of the answer, without the one that ends it."""
         model = self._model
-        eos = eos_ids(model) if config.stop_at_eos else ()
+        eos = eos_ids(model, config)
         if config.stop_at_eos and self._tokenizer.eos is not None and self._tokenizer.eos not in eos:
             eos = (*eos, self._tokenizer.eos)
         prompt = Prompt(ids=torch.tensor([ids], device=model.device), max_new_tokens=room)

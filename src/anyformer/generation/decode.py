@@ -36,18 +36,18 @@ def generate_ids(
 
     Args:
         model: A decoder-only model or an encoder-decoder; it stays in the mode that it is in.
-        ids: Prompts; for an encoder-decoder what the encoder reads.
-        mask: True for a real token, False for padding, on the left or the right; None: all are real.
-        config: How; None: greedily, with as many beams as the model's generation settings ask for. Samples of a prompt
-            stand one after the other.
-        draft: What guesses tokens ahead, so that the model needs fewer steps: a smaller model with the same vocabulary,
-            or "prompt" for what followed the same tokens before. Texts are the same as without, sampled ones in their
-            distribution; they are generated one after the other.
+        ids: Prompts; for an encoder-decoder the sources.
+        mask: False for padding, on the left or the right; None: there is none.
+        config: None: greedily, with as many beams as the model's generation settings ask for. Samples of the same
+            prompt are consecutive rows.
+        draft: Guesses tokens ahead, so that the model needs fewer steps: a smaller model with the same vocabulary, or
+            "prompt" for what followed the same tokens before. Texts are the same as without, sampled ones in
+            distribution; they are generated one by one.
         options: Fields of the config that differ.
 
     Returns:
-        The new ids, where the model is. The end-of-text token of a text is among them; behind it stands padding
-        (end-of-text again where the model has no padding token), as far as the longest text goes.
+        The new ids, on the model's device: each text with its end-of-text token, then padding (end-of-text again where
+        the model has no padding token).
 
     Raises:
         UserError: an empty prompt, one beyond the context, a model that doesn't generate text, a config that
@@ -71,7 +71,7 @@ def generate_ids(
             one = replace(config, samples=1, seed=seed)
             steps = stream_ids(model, ids[here], None if mask is None else mask[here], one, draft=draft)
             texts.append(torch.cat(list(steps)))
-    pad = pad_id(model, eos_ids(model) if config.stop_at_eos else ())
+    pad = pad_id(model, eos_ids(model, config))
     return pad_sequence(texts, batch_first=True, padding_value=pad)
 
 
@@ -96,7 +96,7 @@ def stream_ids(
         check_draft(model, draft)
         if config.samples * len(ids) > 1:
             raise UserError("With a draft, stream_ids writes one text: give it one prompt, or use generate_ids.")
-    eos = eos_ids(model) if config.stop_at_eos else ()
+    eos = eos_ids(model, config)
     processors = make_processors(model, prompt.repeat(config.samples), eos, config)
     decoder, sampler = CachedDecoder(model, config.samples), make_sampler(config, model.device)
     return decode(decoder, prompt, processors, sampler, eos, draft=draft)
@@ -114,12 +114,12 @@ def decode(
     """The loop over tokens: the next one of every text, until all have ended.
 
     Args:
-        decoder: Reads what has been chosen, and gives the logits of what follows.
+        decoder: Computes the logits of the next tokens.
         prompt: What the texts begin with.
         processors: Change the logits.
-        sampler: Chooses a token by them.
+        sampler: Chooses tokens by them.
         eos: The tokens that end a text.
-        draft: Guesses tokens of a single text, several of which come from one step.
+        draft: Guesses tokens of a single text.
     """
     model, start = decoder.model, prompt.ids.shape[1]
     length, end = start, prompt.capacity

@@ -53,7 +53,7 @@ def generate(
         tokenizer: Its tokenizer.
         prompts: Texts, or the ids of each. A decoder-only model gets a text without the end-of-text that a tokenizer
             may put after it.
-        config: How; None: greedily, with as many beams as the model's generation settings ask for.
+        config: None: greedily, with as many beams as the model's generation settings ask for.
         batch_size: Prompts of a batch, those of about equal length together; None: all. Each batch samples with the
             seed anew.
         progress: Called after each batch with the number of its prompts.
@@ -87,11 +87,7 @@ def generate_samples(
 ) -> list[list[str]]:
     """Several texts for each prompt, as many as the config has `samples`; without a config the temperature is 1.
 
-    Args:
-        model, tokenizer, prompts, config, batch_size, progress, draft, options: As in `generate`.
-
-    Raises:
-        UserError: as `generate`.
+    Arguments and errors are those of `generate`.
     """
     config = resolve(model, config or GenerationConfig(temperature=1.0), options)
     texts = _generate(model, tokenizer, prompts, config, batch_size, progress, draft=draft)
@@ -109,14 +105,10 @@ def generate_n_best(
     progress: Callable[[int], None] | None = None,
     **options: Unpack[GenerationOptions],
 ) -> list[list[Hypothesis]]:
-    """The best texts that beam search finds for each prompt, the best first.
+    """The `n_best` texts that beam search finds for each prompt, the best first.
 
-    Args:
-        n_best: How many. Where neither config nor options say how many beams, there are no fewer.
-        model, tokenizer, prompts, config, batch_size, progress, options: As in `generate`.
-
-    Raises:
-        UserError: as `generate`, and for more texts than beams.
+    Other arguments and errors are those of `generate`. Where neither config nor options say how many beams, there are
+    at least `n_best`; it raises UserError for fewer.
     """
     if config is None and "beams" not in options:
         options["beams"] = max(n_best, GenerationConfig.for_model(model).beams)
@@ -135,11 +127,7 @@ def generate_stream(
 ) -> Iterator[str]:
     """The text of `generate` with one beam for one prompt, in pieces as soon as they are certain.
 
-    Args:
-        model, tokenizer, prompt, config, draft, options: As in `generate`; but None is greedy decoding.
-
-    Raises:
-        UserError: at once, as `generate`.
+    Arguments and errors, which are raised at once, are those of `generate`; without a config it decodes greedily.
     """
     config = resolve(model, config, options, beams=False)
     tokenizer = require_tokenizer(tokenizer, "give stream_ids token ids")
@@ -148,9 +136,8 @@ def generate_stream(
         raise UserError("A stream is one text: ask `generate_samples` for samples.")
     row = encode_prompt(model, tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     steps = stream_ids(model, torch.tensor([row], dtype=torch.long), None, config.replace(stop=()), draft=draft)
-    eos = eos_ids(model) if config.stop_at_eos else ()
     text = Detokenizer(tokenizer, [] if model.config.is_encoder_decoder else row, config.stop)
-    return stream_text(text, (token for token in map(int, steps) if token not in eos))
+    return stream_text(text, steps, eos_ids(model, config))
 
 
 def _generate(
@@ -171,7 +158,7 @@ def _generate(
         raise UserError(f"batch_size is a number of prompts, at least 1, not {batch_size}.")
     texts = [prompts] if isinstance(prompts, str) else prompts
     rows = [encode_prompt(model, tokenizer, text) if isinstance(text, str) else list(text) for text in texts]
-    eos, ids_config = eos_ids(model) if config.stop_at_eos else (), config.replace(stop=())
+    eos, ids_config = eos_ids(model, config), config.replace(stop=())
     results: dict[int, list[Hypothesis]] = {}
     for indices in batches(rows, batch_size):
         ids, mask = pad([rows[index] for index in indices], input_pad_id(model, tokenizer))

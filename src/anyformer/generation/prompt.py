@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from anyformer.errors import UserError
-from anyformer.generation.config import DEFAULT_NEW_TOKENS, generation_settings
+from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig, generation_settings
 from anyformer.generation.inference import check_ids
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -67,13 +67,13 @@ def make_prompt(
     mask: Bool[Tensor, "batch time"] | None = None,
     max_new_tokens: int | None = None,
 ) -> Prompt:
-    """Check a batch of prompts and lay it out as the model wants it.
+    """Check a batch of prompts, or of sources of an encoder-decoder, and pad it on the left.
 
     Args:
-        model: What will read it.
-        ids: Prompts, or sources of an encoder-decoder.
-        mask: True for a real token, wherever the padding is; None: all are real.
-        max_new_tokens: Tokens that are to follow; None: see `GenerationConfig`.
+        model: The model that will read it.
+        ids: Prompts or sources.
+        mask: False for padding, on any side; None: there is none.
+        max_new_tokens: As in `GenerationConfig`.
 
     Raises:
         UserError: an empty prompt, an id outside the vocabulary, more tokens than the model's context, no token
@@ -91,41 +91,31 @@ def make_prompt(
     longest = max(lengths)
     if min(lengths) == ids.shape[1]:
         mask = None
-    config = model.config
+    config, context = model.config, model.config.context_length
     if max_new_tokens is None:
         left = room(model, longest)
         # A prompt that leaves no room is refused in the same words as one that leaves too little.
         max_new_tokens = DEFAULT_NEW_TOKENS if left is None else max(1, min(DEFAULT_NEW_TOKENS, left))
-    if config.is_encoder_decoder:
-        check_ids(ids, config.source_vocab_size or config.vocab_size)
-        if config.context_length is not None and longest > config.context_length:
-            raise UserError(
-                f"The source has {longest} tokens, and the model can read {config.context_length}: shorten it."
-            )
-        _check_length(1, max_new_tokens, config.context_length, "The token that starts the decoder")
-        start = ids.new_full((ids.shape[0], 1), decoder_start_id(model))
+    has_source, vocab_size = config.is_encoder_decoder, config.vocab_size
+    check_ids(ids, config.source_vocab_size or vocab_size if has_source else vocab_size)
+    if has_source and context is not None and longest > context:
+        raise UserError(f"The source has {longest} tokens, and the model can read {context}: shorten it.")
+    length, what = (1, "The token that starts the decoder") if has_source else (longest, "The prompt")
+    if context is not None and length + max_new_tokens > context:
+        fewer, shorter = f"ask for at most {context - length} new tokens", f"shorten it to fewer than {context} tokens"
+        raise UserError(
+            f"{what} has {length} token{'s' if length > 1 else ''}, and with {max_new_tokens} new ones "
+            f"(max_new_tokens) that is more than the model's context of {context}: "
+            f"{fewer if length < context else shorter}."
+        )
+    if has_source:
+        start = ids.new_full((len(ids), 1), decoder_start_id(model))
         return Prompt(ids=start, source=ids, source_mask=mask, max_new_tokens=max_new_tokens)
-    check_ids(ids, config.vocab_size)
-    _check_length(longest, max_new_tokens, config.context_length, "The prompt")
     if mask is not None:
         # All padding to the left, so that the last token of every text is the last of its row.
         order = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, -longest:]
         ids, mask = ids.gather(1, order), mask.gather(1, order)
     return Prompt(ids=ids, mask=None if min(lengths) == longest else mask, max_new_tokens=max_new_tokens)
-
-
-def _check_length(length: int, new: int, context: int | None, what: str) -> None:
-    if context is None or length + new <= context:
-        return
-    advice = (
-        f"ask for at most {context - length} new tokens"
-        if length < context
-        else f"shorten it to fewer than {context} tokens"
-    )
-    raise UserError(
-        f"{what} has {length} token{'s' if length > 1 else ''}, and with {new} new ones (max_new_tokens) that is "
-        f"more than the model's context of {context}: {advice}."
-    )
 
 
 def room(model: Transformer, length: int) -> int | None:
@@ -137,9 +127,8 @@ def room(model: Transformer, length: int) -> int | None:
 def encode_prompt(model: Transformer, tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a prompt.
 
-    An encoder-decoder's source gets all that the tokenizer puts around a text. A text that is to be continued
-    gets what comes before it only: an end-of-text after it would say that there is nothing to continue. An empty
-    one begins with the beginning-of-text token.
+    An encoder-decoder's source gets all special tokens that the tokenizer adds. A text that is to be continued gets
+    only those before it, without an end-of-text; an empty one begins with the beginning-of-text token.
 
     Raises:
         UserError: the text is empty, and there is no token to begin with.
@@ -181,8 +170,10 @@ def batches(rows: Sequence[Sequence[int]], batch_size: int | None) -> Iterator[S
     return (order[begin : begin + size] for begin in range(0, len(rows), size))
 
 
-def eos_ids(model: Transformer) -> tuple[int, ...]:
+def eos_ids(model: Transformer, config: GenerationConfig) -> tuple[int, ...]:
     """The tokens that end a text."""
+    if not config.stop_at_eos:
+        return ()
     eos = cast("int | list[int] | None", generation_settings(model).get("eos_token_id"))
     known = model.config.special_tokens.eos if eos is None else [eos] if isinstance(eos, int) else eos
     return tuple(token for token in known if 0 <= token < model.config.vocab_size)

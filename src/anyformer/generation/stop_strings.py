@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from torch import Tensor
 from typing_extensions import override
 
 from anyformer.tokenizer import StreamDecoder, Tokenizer
@@ -88,10 +89,10 @@ class Detokenizer(StopStrings):
         return self.push(new)
 
 
-def stream_text(text: Detokenizer, tokens: Iterable[int]) -> Iterator[str]:
+def stream_text(text: Detokenizer, tokens: Iterable[int | Tensor], eos: Sequence[int] = ()) -> Iterator[str]:
     """The text of tokens in pieces, as soon as they are certain, up to a stop string."""
-    for token in tokens:
-        if piece := text.push_token(token):
+    for token in map(int, tokens):
+        if token not in eos and (piece := text.push_token(token)):
             yield piece
         if text.found:
             return
