@@ -119,9 +119,8 @@ def anyformer_step(row: Row, setting: str, dropout: str, layers: int | None) -> 
     from anyformer.training.memory import keep_freed_memory
     from anyformer.training.optimizer import adamw
     from anyformer.training.precision import choose_compilation, choose_precision
-    from anyformer.training.strategies.base import Plan
+    from anyformer.training.strategies.base import Plan, Strategy
     from anyformer.training.strategies.group import Group
-    from anyformer.training.strategies.single import Single
 
     keep_freed_memory()
     precision = choose_precision("cpu", next((name for word, name in DTYPES.items() if word in setting), None))
@@ -129,10 +128,10 @@ def anyformer_step(row: Row, setting: str, dropout: str, layers: int | None) -> 
     torch.manual_seed(0)
     optimizer = partial(adamw, learning_rate=LEARNING_RATE, weight_decay=DECAY, betas=BETAS)
     plan = Plan(precision, optimizer, grad_clip=CLIP, compile=choose_compilation(asked, precision.device)[0])
-    engine = Single(build(preset(row, dropout, layers)), plan, Group())
+    strategy = Strategy(build(preset(row, dropout, layers)), plan, Group())
 
     def step(arrays: Arrays) -> float:
-        return engine.step(0, Batch(**arrays), LEARNING_RATE).loss
+        return strategy.step(0, Batch(**arrays), LEARNING_RATE)[0].item()
 
     return step
 

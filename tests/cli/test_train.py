@@ -17,11 +17,11 @@ from anyformer.training.config_file import read_yaml, to_yaml
 
 
 def test_without_arguments_it_is_the_small_llama():
-    config, given = read_arguments([])
+    config = read_arguments([])
     assert config.preset == "llama-nano"
     assert config.model == PRESETS["llama-nano"]
-    assert given == frozenset()
-    assert config.complete(given).minutes == MINUTES
+    assert (config.vocab_size, config.max_length) == (None, None)
+    assert config.complete().minutes == MINUTES
 
 
 def test_every_flag_arrives():
@@ -30,19 +30,19 @@ def test_every_flag_arrives():
         "--context 32 --validation v.txt --name n --runs r --device cpu --dtype float32 "
         "--model.decoder-layers 4 --model.attention.heads 2 --model.vocab-size 999"
     )
-    config, given = read_arguments(line.split())
+    config = read_arguments(line.split())
     assert config.data == ("a.txt", "more/")
     assert (config.tokenizer, config.steps, config.batch_size, config.learning_rate) == ("bpe:300", 7, 3, 2e-3)
     assert (config.seed, config.context, config.validation) == (5, 32, ("v.txt",))
     assert (config.name, config.runs, config.device, config.dtype) == ("n", Path("r"), "cpu", "float32")
     assert (config.model.decoder_layers, config.model.attention.heads, config.model.vocab_size) == (4, 2, 999)
     assert config.model.d_model == PRESETS["gpt2"].d_model
-    assert given == {"vocab_size"}
+    assert (config.vocab_size, config.max_length) == (999, None)
 
 
 @pytest.mark.parametrize("flag", ["--model.vocab-size=50257", "--model.vocab_size=50257"])
 def test_a_vocabulary_is_given_even_if_it_is_the_presets(flag: str):
-    assert read_arguments(["gpt2", flag])[1] == {"vocab_size"}
+    assert read_arguments(["gpt2", flag]).vocab_size == 50257
 
 
 def test_help_of_the_model_shows_the_presets_values(capsys: pytest.CaptureFixture[str]):
@@ -60,7 +60,9 @@ def test_help_of_the_model_shows_the_presets_values(capsys: pytest.CaptureFixtur
 
 def test_every_setting_of_a_run_is_a_flag():
     names = [name for section in _SECTIONS.values() for name in section]
-    assert sorted([*names, "model", "preset"]) == sorted(field.name for field in dataclasses.fields(TrainConfig))
+    assert sorted([*names, "model", "preset", "vocab_size", "max_length"]) == sorted(
+        field.name for field in dataclasses.fields(TrainConfig)
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,35 +75,35 @@ def test_every_setting_of_a_run_is_a_flag():
     ],
 )
 def test_fields_of_every_type_can_be_changed(flag: str, attention: dict[str, object]):
-    model = read_arguments(["gpt2", flag, "--model.special_tokens.eos", "1", "2", "--model.head.bias", "none"])[0].model
+    model = read_arguments(["gpt2", flag, "--model.special_tokens.eos", "1", "2", "--model.head.bias", "none"]).model
     assert model == PRESETS["gpt2"].replace(attention=attention, special_tokens={"eos": (1, 2)}, head={"bias": "none"})
 
 
 def test_a_part_that_the_preset_lacks_can_be_added():
     flags = ["--model.position.scaling.kind", "linear", "--model.position.scaling.factor", "2"]
-    model = read_arguments(["llama-nano", *flags])[0].model
+    model = read_arguments(["llama-nano", *flags]).model
     assert model.position.scaling == RotaryScaling(kind="linear", factor=2.0)
 
 
 def test_context_is_the_models_and_256_at_most():
-    assert read_arguments(["gpt2"])[0].complete(frozenset()).context == 256
-    nano = read_arguments(["gpt2-nano"])[0].complete(frozenset())
+    assert read_arguments(["gpt2"]).complete().context == 256
+    nano = read_arguments(["gpt2-nano"]).complete()
     assert nano.context == nano.model.max_length == 64
 
 
 def test_max_length_follows_the_context_unless_it_is_given():
-    config, given = read_arguments(["gpt2", "--context", "32"])
-    assert config.complete(given).model.max_length == 32
-    config, given = read_arguments(["gpt2", "--context", "32", "--model.max-length", "128"])
-    assert config.complete(given).model.max_length == 128
-    config, given = read_arguments(["gpt2", "--model.max-length", "512"])
-    assert config.complete(given).context == 512
+    config = read_arguments(["gpt2", "--context", "32"])
+    assert config.complete().model.max_length == 32
+    config = read_arguments(["gpt2", "--context", "32", "--model.max-length", "128"])
+    assert config.complete().model.max_length == 128
+    config = read_arguments(["gpt2", "--model.max-length", "512"])
+    assert config.complete().context == 512
 
 
 def test_context_beyond_the_given_max_length():
-    config, given = read_arguments(["gpt2", "--context", "64", "--model.max-length", "32"])
+    config = read_arguments(["gpt2", "--context", "64", "--model.max-length", "32"])
     with pytest.raises(UserError, match="--context 64 is longer than the model's max_length of 32"):
-        config.complete(given)
+        config.complete()
 
 
 def test_choices_suit_the_model():
@@ -167,30 +169,30 @@ def test_unknown_flags_name_the_nearest(argv: list[str], message: str):
 def test_a_config_file_is_the_base_and_flags_override_it(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text("preset: gpt2-nano\nsteps: 50\nlearning_rate: 1e-3\ndata: a.txt\nmodel: {decoder_layers: 2}\n")
-    config, given = read_arguments(["--config", str(path), "--batch-size", "2", "--model.attention.heads=2"])
+    config = read_arguments(["--config", str(path), "--batch-size", "2", "--model.attention.heads=2"])
     assert (config.preset, config.steps, config.learning_rate, config.batch_size) == ("gpt2-nano", 50, 1e-3, 2)
     assert config.data == ("a.txt",)
     assert (config.model.decoder_layers, config.model.attention.heads, config.model.d_model) == (2, 2, 128)
-    assert given == {"decoder_layers"}
-    assert read_arguments([f"--config={path}", "--minutes", "3"])[0].steps is None
-    assert read_arguments(["gpt2", "--config", str(path)])[0].model == PRESETS["gpt2"]
+    assert (config.vocab_size, config.max_length) == (None, None)
+    assert read_arguments([f"--config={path}", "--minutes", "3"]).steps is None
+    assert read_arguments(["gpt2", "--config", str(path)]).model == PRESETS["gpt2"]
 
 
 def test_a_written_config_reads_back(tmp_path: Path):
-    config, given = read_arguments(["qwen3", "--steps", "3", "--data", "a.txt", "--tokenizer", "char", "--name", "x"])
-    complete = config.complete(given)
+    config = read_arguments(["qwen3", "--steps", "3", "--data", "a.txt", "--tokenizer", "char", "--name", "x"])
+    complete = config.complete()
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(dataclasses.replace(complete, device="cpu")), encoding="utf-8")
-    back, given = read_yaml(path)
+    back = read_yaml(path)
     assert back.model == complete.model
     assert back.name is None
     assert back.device == "cpu"
     assert back.data == (str(Path("a.txt").absolute()),)
-    assert back.complete(given).learning_rate == complete.learning_rate
-    assert given >= {"vocab_size", "max_length"}
+    assert back.complete().learning_rate == complete.learning_rate
+    assert (back.vocab_size, back.max_length) == (back.model.vocab_size, back.model.max_length)
     # another tokenizer or context makes these follow again
-    _, given = read_arguments(["--config", str(path), "--tokenizer", "bpe:300", "--context", "8"])
-    assert not given & {"vocab_size", "max_length"}
+    again = read_arguments(["--config", str(path), "--tokenizer", "bpe:300", "--context", "8"])
+    assert (again.vocab_size, again.max_length) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -229,8 +231,8 @@ def test_a_bad_config_file_is_one_sentence(content: str, message: str, tmp_path:
     ],
 )
 def test_every_model_has_its_objective(argv: list[str], objective: str, smoothing: float):
-    config, given = read_arguments(argv)
-    complete = config.complete(given)
+    config = read_arguments(argv)
+    complete = config.complete()
     assert (complete.objective, complete.label_smoothing) == (objective, smoothing)
 
 
@@ -244,9 +246,9 @@ def test_every_model_has_its_objective(argv: list[str], objective: str, smoothin
     ],
 )
 def test_an_objective_must_suit_the_model(argv: list[str], message: str):
-    config, given = read_arguments(argv)
+    config = read_arguments(argv)
     with pytest.raises(UserError, match=message):
-        config.complete(given)
+        config.complete()
 
 
 @pytest.mark.parametrize("flag", ["--name", "--runs=elsewhere"])
@@ -266,5 +268,5 @@ def test_the_lists_of_names_are_those_of_the_registries():
 
 
 def test_a_yaml_file_holds_plain_values():
-    config, given = read_arguments(["bert"])
-    assert yaml.safe_load(to_yaml(config.complete(given)))["model"]["special_tokens"]["eos"] == []
+    config = read_arguments(["bert"])
+    assert yaml.safe_load(to_yaml(config.complete()))["model"]["special_tokens"]["eos"] == []

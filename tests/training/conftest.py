@@ -16,9 +16,8 @@ from anyformer.model import Transformer
 from anyformer.training.averaging import make_average
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
-from anyformer.training.strategies.base import Plan
+from anyformer.training.strategies.base import Plan, Strategy
 from anyformer.training.strategies.group import Group
-from anyformer.training.strategies.single import Single
 
 TINY = [
     "--model.d-model=32",
@@ -94,6 +93,6 @@ def plan(
     return Plan(precision, make, make_average(average), **changes)
 
 
-def single(model: Transformer, precision: Precision = FLOAT, **changes: Any) -> Single:
-    """An engine of one process."""
-    return Single(model, plan(precision, **changes), Group())
+def single(model: Transformer, precision: Precision = FLOAT, **changes: Any) -> Strategy:
+    """A strategy of one process."""
+    return Strategy(model, plan(precision, **changes), Group())

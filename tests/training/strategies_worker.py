@@ -20,9 +20,8 @@ from anyformer.model import build
 from anyformer.training.averaging import make_average
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
-from anyformer.training.strategies.base import Plan
+from anyformer.training.strategies.base import Plan, make_strategy
 from anyformer.training.strategies.group import Group, join
-from anyformer.training.strategies.single import make_strategy
 
 STEPS = 8
 
@@ -94,8 +93,7 @@ def train(
         # Nothing that a step does may be disturbed by it.
         made.evaluate(batch(case, 1000))
     for step in range(STEPS // 2 if load else 0, end):
-        done = made.step(step, batch(case, step), 1e-3 * (1 + step % 3))
-        figures[str(step)] = [done.loss, done.gradient_norm]
+        figures[str(step)] = made.step(step, batch(case, step), 1e-3 * (1 + step % 3)).tolist()
         if step % 2:
             made.snapshot()
     if save is not None:

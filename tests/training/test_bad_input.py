@@ -137,7 +137,7 @@ def test_memory_that_does_not_suffice(error: Exception, text: Path, tmp_path: Pa
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("anyformer.training.strategies.single.Single.step", fail)
+    monkeypatch.setattr("anyformer.training.strategies.base.Strategy.step", fail)
     flags = ["gpt2-nano", "--data", str(text), "--tokenizer", "char", *TINY, *SHORT]
     with pytest.raises(UserError, match=r"not enough memory.*--batch-size.* is that of step 0"):
         train.run([*flags, "--runs", str(tmp_path), "--name", "run"])

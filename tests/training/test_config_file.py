@@ -33,7 +33,7 @@ def old(tmp_path: Path) -> Path:
 
 
 def test_old_names_in_config_yaml(old: Path):
-    config = read_yaml(old / "config.yaml")[0]
+    config = read_yaml(old / "config.yaml")
     assert (config.grad_accumulation, config.grad_clip) == (2, 0.5)
     assert (config.gradient_checkpointing, config.document_masking, config.whole_word_masking) == (False,) * 3
 

@@ -23,7 +23,7 @@ from anyformer.errors import UserError
 from anyformer.families import preset
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.config import TrainConfig
-from anyformer.training.prepare import Prepared, prepare
+from anyformer.training.prepare import TrainingData, prepare
 from tests.training.conftest import prose
 
 SPECS = {"gpt2-nano": "bpe:300", "bert-tiny": "wordpiece:100", "t5-small": "unigram:80", "transformer-tiny": "bpe:300"}
@@ -33,10 +33,10 @@ SPECS = {"gpt2-nano": "bpe:300", "bert-tiny": "wordpiece:100", "t5-small": "unig
 def prepares(tmp_path: Path):
     """Prepares a run of a preset, with a cache of the test's own."""
 
-    def run(name: str, given: frozenset[str] = frozenset(), **settings: Any) -> Prepared:
+    def run(name: str, **settings: Any) -> TrainingData:
         settings = {"context": 16, "batch_size": 4, "cache": tmp_path / "cache", "tokenizer": SPECS[name], **settings}
-        config = TrainConfig(preset=name, model=preset(name), **settings).complete(given)
-        return prepare(config, given, Console(quiet=True))
+        config = TrainConfig(preset=name, model=preset(name), **settings).complete()
+        return prepare(config, Console(quiet=True))
 
     return run
 
@@ -53,23 +53,22 @@ def pairs(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("name", ["gpt2-nano", "bert-tiny", "t5-small"])
 def test_text_for_each_objective(name: str, prepares: Any, text: Path):
     found = prepares(name, data=(str(text),))
-    batch = found.batch(3)
-    again = prepares(name, data=(str(text),)).batch(3)
+    batch = found.batches.batch(3)
+    again = prepares(name, data=(str(text),)).batches.batch(3)
     assert np.array_equal(batch.tokens, again.tokens)
     assert np.array_equal(batch.targets, again.targets)
     assert (batch.source is not None) is (name == "t5-small")
     assert batch.predicted > 0
     assert batch.tokens.max() < found.config.model.vocab_size == found.tokenizer.vocab_size
-    assert len(list(found.validation())) == found.validation_batches > 0
-    assert len(list(found.validation(3))) == -(-found.validation_batches // 3)
+    assert len(list(found.batches.validation())) == found.batches.validation_batches > 0
+    assert len(list(found.batches.validation(3))) == -(-found.batches.validation_batches // 3)
     causal = name == "gpt2-nano"
-    assert (found.validation_tokens is not None) is (found.validation_bytes is not None) is causal
+    assert (found.validation_size is not None) is causal
     if causal:
-        predicted = sum(batch.predicted for batch in found.validation())
-        assert found.validation_tokens == predicted + 1
-        assert found.validation_bytes == round(0.1 * text.stat().st_size)
-        epoch = sum(found.batch(step).predicted for step in range(found.steps_per_epoch))
-        assert epoch >= 0.9 * text.stat().st_size * predicted / found.validation_bytes - 4 * 16
+        predicted = sum(batch.predicted for batch in found.batches.validation())
+        assert found.validation_size == (predicted + 1, round(0.1 * text.stat().st_size))
+        epoch = sum(found.batches.batch(step).predicted for step in range(found.batches.steps_per_epoch))
+        assert epoch >= 0.9 * text.stat().st_size * predicted / found.validation_size[1] - 4 * 16
     assert found.tokenizer.model_max_length == 16
     lines = found.summary()
     assert lines[0] == f"data       {len(text.read_text()):,} characters in 1 file"
@@ -84,16 +83,16 @@ def test_pairs_of_parallel_files(prepares: Any, pairs: dict[str, str]):
     assert found.summary()[1] == "           1 pair is left out: one side is empty"
     assert "pairs      54 to train on, 5 to validate on" in found.summary()[2]
     written: list[str] = []
-    for step in range(found.steps_per_epoch):
-        batch = found.batch(step)
+    for step in range(found.batches.steps_per_epoch):
+        batch = found.batches.batch(step)
         assert batch.source is not None
         assert (batch.tokens[:, 0] == model.special_tokens.decoder_start).all()
         written += [tokenizer.decode(row[row != IGNORED].tolist()) for row in batch.targets]
     expected = Path(pairs["target"]).read_text().splitlines()
     assert len(written) == 54
     assert set(written) <= set(expected)
-    assert sum(batch.tokens.shape[0] for batch in found.validation()) == 5
-    assert (found.validation_tokens, found.validation_bytes) == (None, None)
+    assert sum(batch.tokens.shape[0] for batch in found.batches.validation()) == 5
+    assert found.validation_size is None
 
 
 def test_pairs_of_records(prepares: Any, pairs: dict[str, str], tmp_path: Path):
@@ -169,10 +168,13 @@ def test_a_tokenizer_by_its_path(prepares: Any, text: Path, pairs: dict[str, str
         Tokenizer.train([prose()], SPECS[name], special=special).save(tmp_path / special)
         found = prepares(name, data=(str(text),), tokenizer=str(tmp_path / special))
         assert found.config.tokenizer == str(tmp_path / special)
-        assert found.batch(0).predicted > 0
+        assert found.batches.batch(0).predicted > 0
     with pytest.raises(UserError, match="Sequence to sequence needs a tokenizer with an end and a padding token"):
         prepares("transformer-tiny", **pairs, tokenizer=str(tmp_path / "causal"))
-    assert prepares("transformer-tiny", **pairs, tokenizer=str(tmp_path / "span_corruption")).batch(0).predicted > 0
+    assert (
+        prepares("transformer-tiny", **pairs, tokenizer=str(tmp_path / "span_corruption")).batches.batch(0).predicted
+        > 0
+    )
     with pytest.raises(UserError, match="Span corruption needs a tokenizer with sentinels"):
         prepares("t5-small", data=(str(text),), tokenizer=str(tmp_path / "causal"))
 
@@ -205,7 +207,7 @@ config = TrainConfig(
     preset="gpt2-nano", model=preset("gpt2-nano"), context=16, data=(sys.argv[1],), cache=Path(sys.argv[2]),
     tokenizer="bpe:300", workers=2,
 )
-print(module.prepare(config.complete(frozenset()), frozenset(), Console(quiet=True)).fingerprint, flush=True)
+print(module.prepare(config.complete(), Console(quiet=True)).fingerprint, flush=True)
 """
 
 

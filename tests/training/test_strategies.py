@@ -25,10 +25,9 @@ from anyformer.errors import UserError
 from anyformer.model import build
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
-from anyformer.training.strategies.base import Plan
+from anyformer.training.strategies.base import Plan, make_strategy
 from anyformer.training.strategies.group import Group
 from anyformer.training.strategies.launch import check_engine
-from anyformer.training.strategies.single import make_strategy
 from tests.training import strategies_worker
 from tests.training.conftest import TINY, Trains, losses
 from tests.training.strategies_worker import STEPS, config, train

@@ -74,7 +74,7 @@ def run(argv: list[str]) -> int:
             if name in values:
                 raise UserError(f"--resume goes on in {resume}: leave out --{name}.")
         values["config"] = resume / CONFIG
-    config, given = _read(values)
+    config = _read(values)
 
     if needs_launch(config.processes):
         check_engine(config.engine, config.processes)
@@ -82,11 +82,11 @@ def run(argv: list[str]) -> int:
     with one_of_many():
         from anyformer.training.run import run as train
 
-        return train(config, given, resume=resume, started=started)
+        return train(config, resume=resume, started=started)
 
 
-def read_arguments(argv: list[str]) -> tuple[TrainConfig, frozenset[str]]:
-    """The run that the arguments ask for, and the fields of the model that they set.
+def read_arguments(argv: list[str]) -> TrainConfig:
+    """The run that the arguments ask for.
 
     Raises:
         UserError: an unknown preset, a config file that can't be read, a flag that would do nothing, and as `parse`.
@@ -103,24 +103,24 @@ def _parser() -> Parser:
     return parser
 
 
-def _read(values: Mapping[str, Any]) -> tuple[TrainConfig, frozenset[str]]:
+def _read(values: Mapping[str, Any]) -> TrainConfig:
     name: str | None = values.get("preset")
     if "config" in values:
-        base, given = read_yaml(values["config"], name)
+        base = read_yaml(values["config"], name)
     else:
         known = name or DEFAULT_PRESET
-        base, given = TrainConfig(preset=known, model=find_preset(known)), frozenset[str]()
+        base = TrainConfig(preset=known, model=find_preset(known))
     # A base that ends by the clock may be told to end by steps, and the other way round.
     dropped = {other: None for ends, other in _ENDS.items() if ends in values}
     changes = {field: values[field] for fields in _SECTIONS.values() for field in fields if field in values}
     model = change_model(base.model, values, "train")
-    config = replace(base, **{**(dropped if len(dropped) == 1 else {}), **changes, "model": model})
     for field, causes in _FOLLOWING.items():
         if f"model.{field}" in values:
-            given |= {field}
+            changes[field] = getattr(model, field)
         elif any(cause in values for cause in causes):
-            given -= {field}
+            changes[field] = None
+    config = replace(base, **{**(dropped if len(dropped) == 1 else {}), **changes, "model": model})
     for field, (serves, purpose) in _SERVES.items():
         if field in values and not serves(config):
             raise UserError(f"--{field.replace('_', '-')} would do nothing here: it is for {purpose}.")
-    return config, given
+    return config

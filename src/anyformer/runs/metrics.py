@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from anyformer.analysis import TrainingFlops
 
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What a step did.
-
-    Attributes:
-        step: its number, from 1.
-        loss: mean over the predicted tokens, in nats, before the step.
-        gradient_norm: before clipping.
-        tokens: that were read, those of a source among them.
-        source_tokens: of a source alone.
-        progress: how much of the run is done, in [0, 1].
-    """
-
-    step: int
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    tokens: int
-    source_tokens: int
-    progress: float
-
-
 class Meter:
     """Gathers steps into the lines of metrics.jsonl.
+
+    What the host knows of a step is added when it begins; its loss and gradient norm may be read later, of several
+    steps together.
 
     Args:
         flops: that a training step takes for each token.
         state: of the meter of a run that goes on, as `state` gave it.
 
     Attributes:
-        loss: mean over the steps since the latest line, in nats.
+        loss: mean over the steps that were read since the latest line, in nats.
         tokens: read since training began.
         tokens_per_second: over the steps since the latest line.
     """
@@ -49,6 +29,7 @@ class Meter:
         self.flops = flops
         self.tokens = int(found.get("tokens", 0))
         self.loss = self.tokens_per_second = 0.0
+        self._learning_rate = self._gradient_norm = 0.0
         self._steps, self._tokens = int(found.get("line_steps", 0)), int(found.get("line_tokens", 0))
         self._losses, self._seconds = found.get("line_losses", 0.0), found.get("line_seconds", 0.0)
         self._flops = found.get("line_flops", 0.0)
@@ -76,27 +57,32 @@ class Meter:
         """Leave out of the speed what went on since the latest step."""
         self._since = time.monotonic()
 
-    def add(self, report: StepReport) -> None:
-        """Take a step in."""
+    def add(self, learning_rate: float, tokens: int, source_tokens: int) -> None:
+        """Take a step in: its learning rate, the tokens that it reads, and those of a source beside them."""
+        self._learning_rate = learning_rate
+        self._tokens += tokens + source_tokens
+        self._flops += self.flops.source * source_tokens + self.flops.token * tokens
+        self.tokens += tokens + source_tokens
+
+    def read(self, results: Sequence[Sequence[float]]) -> None:
+        """Take in loss and gradient norm of the steps that were added since the latest call."""
         now = time.monotonic()
         self._seconds += now - self._since
         self._since = now
-        self._steps += 1
-        self._losses += report.loss
-        self._tokens += report.tokens
-        read = report.tokens - report.source_tokens
-        self._flops += self.flops.source * report.source_tokens + self.flops.token * read
-        self.tokens += report.tokens
+        for loss, norm in results:
+            self._steps += 1
+            self._losses += loss
+            self._gradient_norm = norm
         self.loss = self._losses / self._steps
         self.tokens_per_second = self._tokens / max(self._seconds, 1e-9)
 
-    def line(self, report: StepReport) -> dict[str, float | int]:
-        """The line for the steps since the latest one, of which `report` is the last."""
+    def line(self, step: int) -> dict[str, float | int]:
+        """The line for the steps since the latest one, of which this is the last; all of them have been read."""
         line = {
-            "step": report.step,
+            "step": step,
             "loss": self.loss,
-            "learning_rate": report.learning_rate,
-            "gradient_norm": report.gradient_norm,
+            "learning_rate": self._learning_rate,
+            "gradient_norm": self._gradient_norm,
             "tokens": self.tokens,
             "tokens_per_second": self.tokens_per_second,
             "flops_per_second": self._flops / max(self._seconds, 1e-9),

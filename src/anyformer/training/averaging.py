@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from typing_extensions import override
 
 from anyformer.errors import UserError
 from anyformer.training.dtensor import distribute_like
 
 
-class Average(Protocol):
+class Average:
     """A mean of the weights along a run.
 
     Weights are given by name, as the live tensors of a model: `{name: parameter.data for ...}`.
@@ -23,33 +23,41 @@ class Average(Protocol):
 
     def update(self, weights: Mapping[str, Tensor]) -> None:
         """A step has been taken."""
-        ...
 
     def snapshot(self, weights: Mapping[str, Tensor]) -> None:
         """A checkpoint is being made."""
-        ...
 
     def weights(self) -> dict[str, Tensor] | None:
         """The mean, in float32, to be read only; None: there is nothing to average yet."""
-        ...
+        raise NotImplementedError
 
-    def applied(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    def state(self) -> dict[str, Tensor]:
+        """All that a resumed run needs, flat; not copies."""
+        raise NotImplementedError
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from copies of such a state. Raises UserError: it is of another average."""
+        raise NotImplementedError
+
+    @contextmanager
+    def applied(self, weights: Mapping[str, Tensor]) -> Generator[None]:
         """In here these weights are the averaged ones; afterwards their own again, bit for bit.
 
         It takes the memory of one more copy of them, and does nothing while there is no average.
         """
-        ...
+        mean = self.weights()
+        if mean is None:
+            yield
+            return
+        live = {name: weight.detach().clone() for name, weight in weights.items()}
+        _fill(weights, _distributed_like(weights, mean))
+        try:
+            yield
+        finally:
+            _fill(weights, live)
 
-    def state(self) -> dict[str, Tensor]:
-        """All that a resumed run needs, flat; not copies."""
-        ...
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from copies of such a state. Raises UserError: it is of another average."""
-        ...
-
-
-class MovingAverage:
+class MovingAverage(Average):
     """An exponential moving average: ``mean <- d mean + (1 - d) weights`` after each step, from the first one on.
 
     ``d = min(decay, (1 + t) / (10 + t))`` after t updates, so that it forgets the first weights soon.
@@ -63,41 +71,34 @@ class MovingAverage:
         self._updates = 0
         self._mean: dict[str, Tensor] = {}
 
+    @override
     def update(self, weights: Mapping[str, Tensor]) -> None:
-        """See `Average`."""
         if not self._mean:
             self._mean = _copies(weights)
         else:
-            self._mean = _beside(self._mean, weights)
+            self._mean = _distributed_like(weights, self._mean)
             decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
             latest = [weights[name].detach().float() for name in self._mean]
             get_ema_multi_avg_fn(decay)(list(self._mean.values()), latest, self._updates)
         self._updates += 1
 
-    def snapshot(self, weights: Mapping[str, Tensor]) -> None:
-        """See `Average`. It makes no difference here."""
-
+    @override
     def weights(self) -> dict[str, Tensor] | None:
-        """See `Average`."""
         return dict(self._mean) or None
 
-    def applied(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """See `Average`."""
-        return _swapped(weights, self.weights())
-
+    @override
     def state(self) -> dict[str, Tensor]:
-        """See `Average`: `mean.NAME` and `updates`."""
         return {"updates": torch.tensor(self._updates)} | {f"mean.{name}": mean for name, mean in self._mean.items()}
 
+    @override
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """See `Average`."""
         if "updates" not in state or any(key != "updates" and not key.startswith("mean.") for key in state):
             raise _misfit("ema")
         self._updates = int(state["updates"])
         self._mean = _part(state, "mean.")
 
 
-class LatestAverage:
+class LatestAverage(Average):
     """The mean of the latest checkpoints (Vaswani et al. 2017, section 6.1).
 
     It keeps a copy of the weights, in float32, for each of them, beside the model and in every checkpoint.
@@ -107,19 +108,16 @@ class LatestAverage:
     """
 
     def __init__(self, number: int) -> None:
-        self.number = number
         self._latest = deque[dict[str, Tensor]](maxlen=number)
 
-    def update(self, weights: Mapping[str, Tensor]) -> None:
-        """See `Average`. It makes no difference here."""
-
+    @override
     def snapshot(self, weights: Mapping[str, Tensor]) -> None:
-        """See `Average`."""
-        earlier = [_beside(copy, weights) for copy in self._latest]
-        self._latest = deque([*earlier, _copies(weights)], maxlen=self.number)
+        earlier = [_distributed_like(weights, copy) for copy in self._latest]
+        self._latest.clear()
+        self._latest.extend([*earlier, _copies(weights)])
 
+    @override
     def weights(self) -> dict[str, Tensor] | None:
-        """See `Average`; the mean of those that there are."""
         if not self._latest:
             return None
         first, *others = self._latest
@@ -129,20 +127,18 @@ class LatestAverage:
                 total.add_(other[name])
         return {name: total.div_(len(self._latest)) for name, total in mean.items()}
 
-    def applied(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """See `Average`."""
-        return _swapped(weights, self.weights())
-
+    @override
     def state(self) -> dict[str, Tensor]:
-        """See `Average`: `0.NAME` of the oldest checkpoint, `1.NAME` and so on."""
+        # "0.NAME" is of the oldest checkpoint.
         return {f"{age}.{name}": value for age, copy in enumerate(self._latest) for name, value in copy.items()}
 
+    @override
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """See `Average`."""
         ages = {key.partition(".")[0] for key in state}
-        if ages != {str(age) for age in range(len(ages))} or len(ages) > self.number:
+        if ages != {str(age) for age in range(len(ages))} or len(ages) > (self._latest.maxlen or 0):
             raise _misfit("last")
-        self._latest = deque((_part(state, f"{age}.") for age in range(len(ages))), maxlen=self.number)
+        self._latest.clear()
+        self._latest.extend(_part(state, f"{age}.") for age in range(len(ages)))
 
 
 def make_average(text: str | None) -> Average | None:
@@ -154,27 +150,15 @@ def make_average(text: str | None) -> Average | None:
     if text is None:
         return None
     kind, _, number = text.partition(":")
-    try:
+    with suppress(ValueError):
         if kind == "ema" and 0 <= float(number) < 1:
             return MovingAverage(float(number))
         if kind == "last" and int(number) >= 1:
             return LatestAverage(int(number))
-    except ValueError as error:
-        raise _nonsense(text) from error
-    raise _nonsense(text)
-
-
-@contextmanager
-def _swapped(weights: Mapping[str, Tensor], mean: Mapping[str, Tensor] | None) -> Generator[None]:
-    if mean is None:
-        yield
-        return
-    live = {name: weight.detach().clone() for name, weight in weights.items()}
-    _fill(weights, _beside(mean, weights))
-    try:
-        yield
-    finally:
-        _fill(weights, live)
+    raise UserError(
+        f"--average {text!r} is not an average: give ema:DECAY with a decay from 0 to below 1, such as ema:0.999, or "
+        "last:NUMBER with a number of checkpoints, such as last:5."
+    )
 
 
 @torch.no_grad()
@@ -191,8 +175,8 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return _copies({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
 
 
-def _beside(mean: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mean on the devices of the weights, and spread over the processes as they are: a loaded one isn't yet."""
+def _distributed_like(weights: Mapping[str, Tensor], mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean on the devices of the weights, and sharded as they are: a loaded one isn't yet."""
     if {name: tensor.shape for name, tensor in mean.items()} != {name: w.shape for name, w in weights.items()}:
         raise UserError("The checkpoint's average is of another model: resume it with the one that it was saved with.")
     return {name: distribute_like(mean[name].to(weight.device), weight) for name, weight in weights.items()}
@@ -202,11 +186,4 @@ def _misfit(kind: str) -> UserError:
     return UserError(
         f"The checkpoint has no average that --average {kind}:... can go on from: resume it with the --average that it "
         "was saved with."
-    )
-
-
-def _nonsense(text: str) -> UserError:
-    return UserError(
-        f"--average {text!r} is not an average: give ema:DECAY with a decay from 0 to below 1, such as ema:0.999, or "
-        "last:NUMBER with a number of checkpoints, such as last:5."
     )

@@ -16,19 +16,32 @@ import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anyformer import atomic
 from anyformer.errors import UserError
-from anyformer.migration import current_weight
-from anyformer.training.strategies.base import Strategy
+from anyformer.migration import current_settings, current_weight
+from anyformer.runs.listing import flatten
+from anyformer.training.config import CompleteConfig
+from anyformer.training.config_file import settings
+from anyformer.training.progress import say
+
+if TYPE_CHECKING:
+    from anyformer.training.strategies.base import Strategy
 
 FACTS = "run.json"
 STATE = "state.safetensors"
+
+_FREE = {
+    *("steps", "minutes", "log_every", "evaluate_every", "save_every", "keep", "track", "workers", "cache"),
+    *("device", "dtype", "engine", "processes", "zero_stage", "compile", "grad_accumulation", "gradient_checkpointing"),
+}
+"""What decides how long a run goes on and what carries it, not what is learnt at a step."""
 
 
 class Checkpoints:
@@ -72,15 +85,46 @@ class Checkpoints:
         return [path.parent for path in self.folder.glob(f"step-*/{FACTS}")]
 
 
-def read_facts(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says about the run. Raises UserError where it can't be read."""
+def read_facts(checkpoint: Path, config: CompleteConfig, fingerprint: str, console: Console) -> dict[str, Any]:
+    """Read what a checkpoint says about the run, and show what has changed since.
+
+    Args:
+        checkpoint: its folder.
+        config: of the run that goes on from it.
+        fingerprint: of that run's data.
+        console: where to show the changes.
+
+    Raises:
+        UserError: it can't be read, or it would become another run.
+    """
     try:
         facts: object = json.loads((checkpoint / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"The checkpoint {checkpoint} can't be read: {error}.") from error
     if not isinstance(facts, dict):
         raise UserError(f"The checkpoint {checkpoint} can't be read: {FACTS} holds no fields.")
-    return cast("dict[str, Any]", facts)
+    facts = cast("dict[str, Any]", facts)
+    before = flatten(current_settings(facts.get("config", {})))
+    now = flatten(json.loads(json.dumps(settings(config))))
+    changes = {
+        name: f"{name.replace('_', '-')} {before.get(name)} -> {now.get(name)}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    }
+    forbidden = [change for name, change in changes.items() if name not in _FREE]
+    if forbidden:
+        raise UserError(
+            f"{checkpoint} can't be resumed with another config ({'; '.join(forbidden)}): change it back, or begin "
+            "a new run."
+        )
+    if facts.get("fingerprint") != fingerprint:
+        raise UserError(
+            f"{checkpoint} can't be resumed: the data or the tokenizer has changed since. Put it back, or begin a "
+            "new run."
+        )
+    for change in changes.values():
+        say(console, f"changed    {change}")
+    return facts
 
 
 def write_state(folder: Path, state: Mapping[str, Tensor], name: str = STATE) -> None:

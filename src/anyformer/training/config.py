@@ -134,8 +134,12 @@ class TrainConfig:
     """The dtype of matrix products; weights are kept in float32. int8 is the fastest on CPUs with VNNI but without AMX,
     at a little noise in what is learned (default: the fastest of the others here)."""
     model: ModelConfig
-    """The model: the preset's fields, to be changed one by one. vocab_size follows the tokenizer and max_length the
-    context unless they are given."""
+    """The model: the preset's fields, to be changed one by one; its vocab_size and max_length are settled by the two
+    fields below."""
+    vocab_size: int | None = None
+    """The model's; None: as many as the tokenizer has tokens."""
+    max_length: int | None = None
+    """The model's; None: the context."""
 
     def __post_init__(self) -> None:
         for name in ("context", "batch_size", "batch_tokens", "steps", "evaluate_every", "save_every", "workers"):
@@ -178,21 +182,15 @@ class TrainConfig:
         if self.average is not None and self.average.startswith("last:") and self.save_every is None:
             raise UserError(f"--average {self.average} is the mean of checkpoints: say how often by --save-every.")
 
-    def complete(self, given: frozenset[str]) -> CompleteConfig:
+    def complete(self) -> CompleteConfig:
         """Fill in what was left open and depends on the model alone.
-
-        Args:
-            given: the fields of the model that the user has set, which nothing may change.
 
         Raises:
             UserError: the context and the model's max_length contradict each other, or the objective and the model.
         """
         objective = self.objective_of_model()
-        model = self.model
-        limit = model.max_length if "max_length" in given else min(model.max_length, _CONTEXT)
-        context = self.context or limit
-        if "max_length" not in given:
-            model = model.replace(max_length=context)
+        context = self.context or self.max_length or min(self.model.max_length, _CONTEXT)
+        model = self.model.replace(max_length=self.max_length or context)
         if model.context_length is not None and context > model.context_length:
             raise UserError(
                 f"--context {context} is longer than the model's max_length of {model.max_length}: "

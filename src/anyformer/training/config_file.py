@@ -14,13 +14,12 @@ from anyformer.config import ConfigError
 from anyformer.errors import UserError, nearest
 from anyformer.families import preset as find_preset
 from anyformer.migration import current_settings
-from anyformer.training.config import DEFAULT_PRESET, TrainConfig
+from anyformer.training.config import DEFAULT_PRESET, CompleteConfig, TrainConfig
 
-_NOT_REPEATED = ("name",)
+_MODEL = ("vocab_size", "max_length")
+"""Fields that the file keeps among the model's."""
 
-
-_FOLLOWS = "vocab_size"
-"""The field of the model that follows from a tokenizer."""
+_NOT_REPEATED = ("name", *_MODEL)
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
@@ -41,18 +40,9 @@ def settings(config: TrainConfig) -> dict[str, Any]:
     return values
 
 
-def to_yaml(config: TrainConfig, given: frozenset[str] | None = None) -> str:
-    """The file that repeats this run.
-
-    Args:
-        config: the run's.
-        given: the fields of the model that the user has set, before the tokenizer is known; None: it is, and the
-            model is settled.
-    """
-    values = settings(config)
-    if given is not None and _FOLLOWS not in given:
-        values["model"] = {name: value for name, value in values["model"].items() if name != _FOLLOWS}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+def to_yaml(config: CompleteConfig) -> str:
+    """The file that repeats this run."""
+    return yaml.safe_dump(settings(config), sort_keys=False, allow_unicode=True)
 
 
 def _absolute(source: str | Path) -> str:
@@ -60,15 +50,12 @@ def _absolute(source: str | Path) -> str:
     return str(source) if str(source) == "-" or str(source).startswith("hf:") else str(Path(source).absolute())
 
 
-def read_yaml(path: Path, preset: str | None = None) -> tuple[TrainConfig, frozenset[str]]:
+def read_yaml(path: Path, preset: str | None = None) -> TrainConfig:
     """Read a file such as `to_yaml` writes; fields may be left out, of the model as well.
 
     Args:
         path: the file.
         preset: a preset to take instead of the file's, and of its model.
-
-    Returns:
-        The config, and the fields of the model that it sets.
 
     Raises:
         UserError: no such file, not YAML, or a field that is unknown (with the nearest valid name) or misshapen.
@@ -76,7 +63,7 @@ def read_yaml(path: Path, preset: str | None = None) -> tuple[TrainConfig, froze
     values = _mapping(path)
     hints = get_type_hints(TrainConfig)
     for name in values:
-        if name not in hints:
+        if name not in hints or name in _MODEL:
             raise UserError(f"{path}: there is no field {name!r} ({nearest(str(name), hints)}).")
     changes: Any = values.pop("model", None) or {}
     name = preset or values.get("preset") or DEFAULT_PRESET
@@ -92,7 +79,7 @@ def read_yaml(path: Path, preset: str | None = None) -> tuple[TrainConfig, froze
     for field, value in values.items():
         if field != "preset":
             made[field] = _coerce(value, hints[field], f"{path}: {field}")
-    return TrainConfig(**made), frozenset(map(str, changes))
+    return TrainConfig(**made, **{name: getattr(model, name) for name in _MODEL if name in changes})
 
 
 def _mapping(path: Path) -> dict[str, Any]:

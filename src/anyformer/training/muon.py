@@ -47,6 +47,9 @@ class Muon(torch.optim.Optimizer):
         ValueError: one of the matrices isn't one.
     """
 
+    found_inf: Tensor | None = None
+    """As of a fused AdamW: where it is 1, a step changes nothing, and the host need not know."""
+
     def __init__(
         self,
         matrices: list[nn.Parameter],
@@ -63,6 +66,7 @@ class Muon(torch.optim.Optimizer):
         own = {"params": matrices, "lr": learning_rate, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__([own, *rest.param_groups], {})
         self._rest = rest
+        self._step_supports_amp_scaling = getattr(rest, "_step_supports_amp_scaling", False)
         self.dtype = dtype
 
     @torch.no_grad()
@@ -77,6 +81,7 @@ class Muon(torch.optim.Optimizer):
             self._update(stack, own)
         # One state and one set of groups, wherever they were loaded from.
         self._rest.param_groups, self._rest.state = others, self.state
+        self._rest.found_inf = self.found_inf  # pyright: ignore[reportAttributeAccessIssue]
         self._rest.step()
         return loss
 
@@ -84,9 +89,13 @@ class Muon(torch.optim.Optimizer):
         ahead = [full_tensor(self._ahead(matrix, group["momentum"])) for matrix in matrices]
         wide = torch.stack([_wide(matrix) for matrix in ahead])
         for matrix, update in zip(matrices, orthogonalise(wide, self.dtype), strict=True):
-            mine = update if _is_wide(matrix) else update.T
-            matrix.mul_(1 - group["lr"] * group["weight_decay"])
-            matrix.add_(distribute_like(mine, matrix), alpha=-0.2 * group["lr"] * math.sqrt(max(matrix.shape)))
+            mine = distribute_like(update if _is_wide(matrix) else update.T, matrix)
+            decay = group["lr"] * group["weight_decay"]
+            if self.found_inf is not None:
+                taken = 1 - self.found_inf
+                mine, decay = mine * taken, decay * taken
+            matrix.mul_(1 - decay)
+            matrix.add_(mine, alpha=-0.2 * group["lr"] * math.sqrt(max(matrix.shape)))
 
     def _ahead(self, matrix: nn.Parameter, share: float) -> Tensor:
         """The gradient, seen from where the momentum leads."""
@@ -95,6 +104,8 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         momentum: Tensor = state["momentum_buffer"]
+        if self.found_inf is not None:
+            gradient = torch.where(self.found_inf > 0, momentum, gradient)
         momentum.lerp_(gradient, 1 - share)
         return gradient.lerp(momentum, share)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +21,6 @@ _FUSED = ("cpu", "cuda", "mps")
 """Devices for which torch has one kernel for the whole update of AdamW."""
 
 
-class OptimizerMaker(Protocol):
-    """Makes the optimizer of a model; see `make_optimizer` for the arguments."""
-
-    def __call__(
-        self,
-        model: nn.Module,
-        learning_rate: float,
-        *,
-        weight_decay: float = 0.1,
-        betas: tuple[float, float] = (0.9, 0.95),
-        dtype: torch.dtype = torch.float32,
-    ) -> Optimizer:
-        """Make it."""
-        ...
-
-
 def adamw(
     model: nn.Module,
     learning_rate: float,
@@ -45,7 +29,7 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.95),
     dtype: torch.dtype = torch.float32,
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), with weight decay on matrices only. See `make_optimizer`.
+    """AdamW (Loshchilov & Hutter 2019), with weight decay on matrices only; `make_optimizer` has the arguments.
 
     Matrices (embedding tables among them) are decayed; biases and the weights of norms are not, for pulling those to
     zero keeps nothing from overfitting.
@@ -61,7 +45,7 @@ def muon(
     betas: tuple[float, float] = (0.9, 0.95),
     dtype: torch.dtype = torch.float32,
 ) -> Optimizer:
-    """Muon for the matrices inside the blocks, AdamW for everything else. See `make_optimizer`.
+    """Muon for the matrices inside the blocks, AdamW for everything else; `make_optimizer` has the arguments.
 
     A row of an embedding table, of a head or of a table of relative positions belongs to one token or distance, so
     such a table is not a linear map, whose directions Muon would balance.
@@ -74,7 +58,7 @@ def muon(
     return Muon(matrices, others, learning_rate, weight_decay=weight_decay, dtype=dtype)
 
 
-OPTIMIZERS: dict[str, OptimizerMaker] = {"adamw": adamw, "muon": muon}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "muon": muon}
 
 
 def make_optimizer(
@@ -166,7 +150,11 @@ def load_flat_state(optimizer: Optimizer, names: Mapping[Any, str], state: Mappi
         key, _, name = entry.partition(".")
         found[name][key] = value
     parameters: dict[str, Tensor] = {name: parameter for parameter, name in names.items()}
-    expected = _state_keys(optimizer)
+    expected = {
+        id(parameter): {"momentum_buffer"} if "momentum" in group else {"step", "exp_avg", "exp_avg_sq"}
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     for name, values in found.items():
         parameter = parameters.get(name)
         if parameter is None or set(values) != expected.get(id(parameter), set()):
@@ -180,21 +168,19 @@ def load_flat_state(optimizer: Optimizer, names: Mapping[Any, str], state: Mappi
                     f"The checkpoint's {key} of {name!r} has the shape {tuple(value.shape)}, and the model's is "
                     f"{tuple(parameter.shape)}: resume it with the model that it was saved with."
                 )
-    placed = {
+    # A fused AdamW expects its count of steps beside the weights, the plain one on the CPU.
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    copies = {
         parameters[name]: {
-            key: _counter(value, optimizer, parameters[name]) if key == "step" else copy_like(value, parameters[name])
+            key: value.detach().to(parameters[name].device if fused else "cpu", copy=True)
+            if key == "step"
+            else copy_like(value, parameters[name])
             for key, value in values.items()
         }
         for name, values in found.items()
     }
     optimizer.state.clear()
-    optimizer.state.update(placed)
-
-
-def _counter(value: Tensor, optimizer: Optimizer, parameter: Tensor) -> Tensor:
-    """A copy of AdamW's count of steps where it expects it: beside the weights if it is fused, else on the CPU."""
-    fused = any(group.get("fused") for group in optimizer.param_groups)
-    return value.detach().to(parameter.device if fused else "cpu", copy=True)
+    optimizer.state.update(copies)
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
@@ -218,13 +204,3 @@ def _matrices_of_blocks(model: nn.Module) -> set[int]:
     tables = {id(part.weight) for part in inside if isinstance(part, nn.Embedding)}
     matrices = {id(p) for part in inside for p in part.parameters(recurse=False) if p.dim() == 2}
     return matrices - tables
-
-
-def _state_keys(optimizer: Optimizer) -> dict[int, set[str]]:
-    """What is remembered of each parameter, by the parameter's id."""
-    adam = {"step", "exp_avg", "exp_avg_sq"}
-    return {
-        id(parameter): {"momentum_buffer"} if "momentum" in group else adam
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from anyformer.errors import UserError
-from anyformer.kernels.cpu import int8_matmul
+from anyformer.kernels.cpu import activation, attention, cross_entropy, int8_matmul, rms_norm, weight_grad
+from anyformer.kernels.cpu_features import enabled, has_amx_bf16, has_avx512_bf16
 
 _WORTH_IT = 1.5
 """Products have to gain this much, for the conversions cost something."""
@@ -93,13 +94,13 @@ def can_compile(device: torch.device) -> bool:
     return sys.platform != "win32" and any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
-def choose_compilation(asked: bool | None, device: torch.device, *, spread: bool = False) -> tuple[bool, str]:
+def choose_compilation(asked: bool | None, device: torch.device, *, distributed: bool = False) -> tuple[bool, str]:
     """Whether to compile the model, and why, for people.
 
     Args:
         asked: what the user wants; None: whatever pays.
         device: where it computes.
-        spread: over several processes.
+        distributed: over several processes.
 
     Raises:
         UserError: it was asked for and can't be done.
@@ -110,11 +111,23 @@ def choose_compilation(asked: bool | None, device: torch.device, *, spread: bool
         raise UserError(f"--compile needs a {missing}, and none was found here: install one, or leave it out.")
     if asked is not None:
         return asked, "compiled, as asked" if asked else "not compiled, as asked"
-    if spread:
+    if distributed:
         return False, "not compiled: no gain is proved for several processes"
     if device.type == "cuda" and able:
         return True, "compiled"
     return False, "not compiled: it gains little on a CPU" if able else f"not compiled: there is no {missing}"
+
+
+def start_compiler(precision: Precision) -> None:
+    """Start the compiler on what a run of this precision needs, so that it is done before the first step."""
+    if precision.device.type != "cpu" or not enabled():
+        return
+    modules = [int8_matmul] if precision.int8 and not has_amx_bf16() else []
+    if precision.dtype == torch.bfloat16 and has_avx512_bf16():
+        modules += [attention, activation, cross_entropy, rms_norm]
+        modules += [weight_grad] if has_amx_bf16() else []
+    for module in modules:
+        module.KERNEL.start()
 
 
 def peak_flops_per_second(precision: Precision) -> float:

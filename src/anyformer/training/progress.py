@@ -8,7 +8,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from anyformer.runs.metrics import Meter, StepReport
+from anyformer.runs.metrics import Meter
+from anyformer.runs.report.formatting import clock
 
 _LINES = 10
 
@@ -38,24 +39,17 @@ class TrainingProgress:
     ) -> None:
         self._bar.stop()
 
-    def show(self, report: StepReport, meter: Meter) -> None:
-        """Show a step that the meter has taken in."""
-        left = meter.elapsed * (1 - report.progress) / report.progress if report.progress > 0 else 0.0
-        line = (
-            f"step {report.step:,}  loss {meter.loss:.3f}  {meter.tokens_per_second:,.0f} tokens/s  {_clock(left)} left"
-        )
-        self._bar.update(self._task, completed=report.progress, line=line)
-        if not self._console.is_terminal and int(report.progress * _LINES) > self._shown:
-            self._shown = int(report.progress * _LINES)
-            say(self._console, f"training   {report.progress:.0%}  {line}")
+    def show(self, step: int, progress: float, meter: Meter) -> None:
+        """Show a step that the meter has taken in; the loss and the speed are those that were read last."""
+        left = clock(meter.elapsed * (1 - progress) / progress if progress > 0 else 0.0)
+        speed = f"loss {meter.loss:.3f}  {meter.tokens_per_second:,.0f} tokens/s  " if meter.loss else ""
+        line = f"step {step:,}  {speed}{left} left"
+        self._bar.update(self._task, completed=progress, line=line)
+        if not self._console.is_terminal and int(progress * _LINES) > self._shown:
+            self._shown = int(progress * _LINES)
+            say(self._console, f"training   {progress:.0%}  {line}")
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print a line as it is: no markup, no breaking."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

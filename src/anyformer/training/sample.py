@@ -14,7 +14,7 @@ from anyformer.data.batch import IGNORED
 from anyformer.generation import encode_prompt, fill, generate, generate_ids, room
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
-from anyformer.training.prepare import Prepared
+from anyformer.training.prepare import TrainingData
 
 _NEW_TOKENS = 160
 _EXAMPLES = 3
@@ -46,12 +46,12 @@ class Sample:
     arguments: str
 
 
-def take_sample(model: Transformer, prepared: Prepared) -> Sample:
+def take_sample(model: Transformer, data: TrainingData) -> Sample:
     """Continue a prompt, rewrite a source, or fill in masked tokens of the validation text: what the model is for."""
-    tokenizer, config = prepared.tokenizer, prepared.config
+    tokenizer, config = data.tokenizer, data.config
     if model.config.is_encoder_decoder:
-        return _rewritten(model, prepared)
-    first = next(iter(prepared.validation()))
+        return _rewritten(model, data)
+    first = next(iter(data.batches.validation()))
     if model.config.is_encoder_only:
         text = np.where(first.targets == IGNORED, first.tokens, first.targets)
         ids: list[int] = text[~np.isin(text, sorted(tokenizer.special_ids))].tolist()
@@ -60,9 +60,9 @@ def take_sample(model: Transformer, prepared: Prepared) -> Sample:
     return _continued(model, tokenizer, prompt, config.seed)
 
 
-def _rewritten(model: Transformer, prepared: Prepared) -> Sample:
+def _rewritten(model: Transformer, data: TrainingData) -> Sample:
     """The first sources of the validation data, with what the model makes of them."""
-    tokenizer, batch = prepared.tokenizer, next(iter(prepared.validation()))
+    tokenizer, batch = data.tokenizer, next(iter(data.batches.validation()))
     passages: list[Passage] = []
     prompt = ""
     if batch.source is None:

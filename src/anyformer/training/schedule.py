@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from typing_extensions import override
+
 from anyformer.errors import UserError, nearest
 
 FLOOR = 0.1
@@ -30,18 +32,18 @@ class Budget(Protocol):
         ...
 
 
-class StepBudget:
+class StepBudget(Budget):
     """A run of a number of steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
+    @override
     def progress(self, step: int) -> float:
-        """See `Budget`."""
         return (step + 1) / self.steps
 
 
-class TimeBudget:
+class TimeBudget(Budget):
     """A run of a number of seconds, from its first step on. A step that would end too late is not begun.
 
     Everything between the steps counts as well. The next step is expected to take the median of the latest ones, so
@@ -51,10 +53,18 @@ class TimeBudget:
         seconds: how long the steps may take in all; a new run always has one.
         elapsed: seconds that the run had taken when it was stopped, of one that is resumed.
         now: the clock.
+        broadcast: gives all processes, whose clocks differ, what the first one says.
     """
 
-    def __init__(self, seconds: float, elapsed: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        elapsed: float = 0.0,
+        now: Callable[[], float] = time.monotonic,
+        broadcast: Callable[[float], float] = lambda progress: progress,
+    ) -> None:
         self.seconds = seconds
+        self._broadcast = broadcast
         self._before = elapsed
         self._now = now
         self._start: float | None = None
@@ -67,8 +77,11 @@ class TimeBudget:
         """Seconds that the run has taken until now: what a checkpoint keeps."""
         return self._before if self._start is None else self._before + self._now() - self._start
 
+    @override
     def progress(self, step: int) -> float:
-        """See `Budget`. Call it once a step."""
+        return self._broadcast(self._progress())
+
+    def _progress(self) -> float:
         now = self._now()
         if self._start is None:
             self._start = self._latest = now
@@ -78,22 +91,6 @@ class TimeBudget:
         self._warm, self._latest = True, now
         expected = statistics.median(self._took) if self._took else 0.0
         return (self._before + now - self._start + expected) / self.seconds
-
-
-class SyncedBudget:
-    """The same progress on all processes, whose clocks differ.
-
-    Args:
-        budget: asked on every process.
-        broadcast: gives all of them what the first one says.
-    """
-
-    def __init__(self, budget: Budget, broadcast: Callable[[float], float]) -> None:
-        self._budget, self._broadcast = budget, broadcast
-
-    def progress(self, step: int) -> float:
-        """See `Budget`."""
-        return self._broadcast(self._budget.progress(step))
 
 
 def _cosine(falling: float, warmup: float, decay: float) -> float:

@@ -6,34 +6,35 @@ import dataclasses
 import math
 import shlex
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
+import torch
 from rich.console import Console
 from rich.text import Text
+from torch import Tensor
 
 from anyformer.analysis import part_costs, training_flops
 from anyformer.checkpoint import save
 from anyformer.errors import UserError
 from anyformer.families.own import FAMILY as OWN_FAMILY
 from anyformer.runs.directory import RunDirectory
-from anyformer.runs.metrics import Meter, StepReport
+from anyformer.runs.metrics import Meter
 from anyformer.runs.report import write_report
 from anyformer.runs.tracking import Trackers
 from anyformer.training.checkpoints import Checkpoints
 from anyformer.training.config import DEFAULTS
 from anyformer.training.config_file import settings
 from anyformer.training.evaluate import Evaluation, evaluate
-from anyformer.training.interrupt import Interrupt, interruptible
-from anyformer.training.loop import DivergedError, train_steps
+from anyformer.training.interrupt import interruptible
 from anyformer.training.memory import explain_out_of_memory
-from anyformer.training.precision import Precision, peak_flops_per_second
-from anyformer.training.prepare import Prepared
+from anyformer.training.precision import peak_flops_per_second
 from anyformer.training.progress import TrainingProgress, say
+from anyformer.training.resolve import ResolvedRun
 from anyformer.training.sample import Sample, take_sample
-from anyformer.training.schedule import Budget, StepBudget, SyncedBudget, TimeBudget, learning_rate_factor
+from anyformer.training.schedule import Budget, StepBudget, TimeBudget, learning_rate_factor
 from anyformer.training.strategies.base import Strategy
 
 _SAVE_EVERY = 300.0
@@ -44,14 +45,22 @@ _SAMPLE_SHARE = 0.03
 """Of the time of a run that ends by the clock: what an evaluation, and the end, may take."""
 
 
+class DivergedError(UserError):
+    """The loss or the gradient is no longer a number, so training on makes no sense."""
+
+    @classmethod
+    def after(cls, step: int, what: str) -> Self:
+        """Say what went wrong, and what to try."""
+        return cls(f"Training diverged: after step {step} {what}. Try a smaller --learning-rate or a longer --warmup.")
+
+
 class Trainer:
     """A model that is being trained, its data, and the directory that it is saved to.
 
     Args:
-        prepared: the data, and the run's config.
+        run: what to do, and on which data.
         directory: the run's own.
         strategy: has the model.
-        precision: where and how it computes.
         trackers: who else wants the metrics.
         console: where to show progress.
         resumed: what the checkpoint says whose state the strategy has loaded; None for a new run.
@@ -59,16 +68,15 @@ class Trainer:
 
     def __init__(
         self,
-        prepared: Prepared,
+        run: ResolvedRun,
         directory: RunDirectory,
         strategy: Strategy,
-        precision: Precision,
         trackers: Trackers,
         console: Console,
         resumed: Mapping[str, Any] | None = None,
     ) -> None:
-        self.prepared, self.config = prepared, prepared.config
-        self.directory, self.strategy, self.precision = directory, strategy, precision
+        self.config, self.data, self.precision = run.config, run.data, run.plan.precision
+        self.directory, self.strategy, self.group = directory, strategy, strategy.group
         self.trackers, self.console = trackers, console
         self.checkpoints = Checkpoints(directory.checkpoints, self.config.keep)
         self.flops = training_flops(self.config.model, self.config.context)
@@ -77,7 +85,10 @@ class Trainer:
         self.resumed = resumed is not None
         self.meter = Meter(self.flops, facts.get("meter"))
         self.start: int = facts.get("step", 0)
-        self._saved = self.start
+        self.step = self._saved = self.start
+        self._progress = 1.0
+        self._unread: list[Tensor] = []
+        self._saved_at = 0.0
         self._every: int = facts.get("every", 1)
         self._latest: tuple[int, Evaluation] | None = None
         self._model_type = ""
@@ -94,93 +105,109 @@ class Trainer:
         Raises:
             UserError: the loss is no longer a number, or the disk is full; it says which model was saved last.
         """
-        if not self.resumed:
-            self._thin_validation()
-        with interruptible() as interrupt:
-            evaluation_seconds = 0.0
-            if not self.resumed:
-                self._log(self._about())
-                before = self._evaluate(0, interrupt.asked)
-                evaluation_seconds = before.seconds
-                if self._asked(interrupt):
-                    self._say("Stopped before training began; nothing was saved.")
-                    return interrupt.exit_status
-                self._say(f"before     {self._in_words(before)}")
-                self._save_model(0)
-            try:
-                with explain_out_of_memory():
-                    last = self._train(self._budget(evaluation_seconds, started), interrupt)
-                stopped = last is not None and self._asked(interrupt)
-                if last is None:
+        config, meter = self.config, self.meter
+        with interruptible() as self._interrupt:
+            if not self.resumed and not self._begin():
+                return self._interrupt.exit_status
+            budget = self._budget(started)
+            self._saved_at = time.monotonic()
+            with self._failure_logged():
+                with explain_out_of_memory(), TrainingProgress(self.console) as bar:
+                    while (progress := budget.progress(self.step)) <= 1:
+                        batch = self.data.batches.batch(self.step)
+                        factor = learning_rate_factor(
+                            config.schedule, progress, warmup=config.warmup, decay=config.decay
+                        )
+                        rate = config.learning_rate * factor
+                        self._unread.append(self.strategy.step(self.step, batch, rate))
+                        meter.add(rate, batch.tokens.size, 0 if batch.source is None else batch.source.size)
+                        self.step += 1
+                        self._progress = progress
+                        logs = self.step % config.log_every == 0
+                        evaluates = config.evaluate_every is not None and self.step % config.evaluate_every == 0
+                        saves = self.group.broadcast(evaluates or self._save_is_due())
+                        # Reading waits for an accelerator, and the CPU has done its work anyway.
+                        if logs or saves or self.precision.device.type == "cpu":
+                            self._read()
+                        bar.show(self.step, progress, meter)
+                        if logs:
+                            self._log(meter.line(self.step))
+                        if evaluates:
+                            self._say(f"step {self.step:<5} {self._summary(self._evaluate())}")
+                            self._sample()
+                        if saves:
+                            if config.save_every is not None and self.step % config.save_every == 0:
+                                self.strategy.snapshot()
+                            self._save()
+                            meter.resume()
+                        if self._interrupted():
+                            break
+                    self._read()
+                    if self.step > self.start and self.step % config.log_every:
+                        self._log(meter.line(self.step))
+                stopped = self.step > self.start and self._interrupted()
+                if self.step == self.start:
                     self._say(f"This run had ended after step {self.start:,}: give more --steps or --minutes.")
-                    if self.strategy.group.broadcast(self.directory.finished()):
+                    if self.group.broadcast(self.directory.finished()):
                         return 0
                     # It was killed between its last checkpoint and its last words.
-                    step, progress = self.start, 1.0
-                else:
-                    step, progress = last.step, last.progress
+                elif not stopped:
+                    after = self._evaluate()
+                    stopped = self._interrupted()
                     if not stopped:
-                        after = self._evaluate(step, interrupt.asked)
-                        stopped = self._asked(interrupt)
-                        if not stopped:
-                            speed = self.meter.tokens / self.meter.elapsed
-                            self._say(f"after      {self._in_words(after)}; {step:,} steps, {speed:,.0f} tokens/s")
-                    self._save(step)
-            except UserError as error:
-                state = "diverged" if isinstance(error, DivergedError) else "stopped"
-                with suppress(UserError):  # a disk that is full for the model is full for them, too
-                    self._log({"step": self._saved, "state": state, "reason": str(error)})
-                    self._report()
-                raise UserError(
-                    f"{error} The model in {self.directory.model} is that of step {self._saved}."
-                ) from error
+                        speed = meter.tokens / meter.elapsed
+                        self._say(f"after      {self._summary(after)}; {self.step:,} steps, {speed:,.0f} tokens/s")
+                self._save()
             if stopped:
-                return self._stopped(step, progress, interrupt)
+                return self._stopped()
         try:
-            self._conclude(step)
+            self._conclude()
         except KeyboardInterrupt:
-            return self._stopped(step, progress, interrupt)
+            return self._stopped()
         return 0
 
-    def _train(self, budget: Budget, interrupt: Interrupt) -> StepReport | None:
-        config, meter = self.config, self.meter
+    def _begin(self) -> bool:
+        """Evaluate and save the first weights; returns whether to train them."""
+        self._thin_validation()
+        self._log(self._about())
+        before = self._evaluate()
+        if self._interrupted():
+            self._say("Stopped before training began; nothing was saved.")
+            return False
+        self._say(f"before     {self._summary(before)}")
+        self._save_model()
+        return True
 
-        def rate(progress: float) -> float:
-            factor = learning_rate_factor(config.schedule, progress, warmup=config.warmup, decay=config.decay)
-            return config.learning_rate * factor
+    def _read(self) -> None:
+        """Wait for the steps that were not read yet. Raises DivergedError after the first that is not finite."""
+        if not self._unread:
+            return
+        results: list[list[float]] = torch.stack(self._unread).tolist()
+        self._unread.clear()
+        for step, figures in enumerate(results, self.step - len(results)):
+            for name, value in zip(("loss", "gradient"), figures, strict=True):
+                if not math.isfinite(value):
+                    raise DivergedError.after(step, f"the {name} is {value}")
+        self.meter.read(results)
 
-        report, logged, saved = None, self.start, time.monotonic()
-        with TrainingProgress(self.console) as progress:
-            for report in train_steps(self.strategy, self.prepared.batch, budget, rate, start=self.start):
-                step = report.step
-                meter.add(report)
-                progress.show(report, meter)
-                if step % config.log_every == 0:
-                    self._log(meter.line(report))
-                    logged = step
-                evaluates = config.evaluate_every is not None and step % config.evaluate_every == 0
-                if evaluates:
-                    found = self._evaluate(step, interrupt.asked)
-                    self._say(f"step {step:<5} {self._in_words(found)}")
-                    self._sample(step)
-                if config.save_every is not None:
-                    due = step % config.save_every == 0
-                    if due:
-                        self.strategy.snapshot()
-                else:
-                    due = time.monotonic() - saved > _SAVE_EVERY
-                if self.strategy.group.broadcast(evaluates or due):
-                    self._save(step)
-                    saved = time.monotonic()
-                if evaluates or due:
-                    meter.resume()
-                if self._asked(interrupt):
-                    break
-        if report is not None and logged < report.step:
-            self._log(meter.line(report))
-        return report
+    def _save_is_due(self) -> bool:
+        if self.config.save_every is not None:
+            return self.step % self.config.save_every == 0
+        return time.monotonic() - self._saved_at > _SAVE_EVERY
 
-    def _budget(self, evaluation_seconds: float, started: float) -> Budget:
+    @contextmanager
+    def _failure_logged(self) -> Generator[None]:
+        """Write down why training ends early, and say which model is left."""
+        try:
+            yield
+        except UserError as error:
+            state = "diverged" if isinstance(error, DivergedError) else "stopped"
+            with suppress(UserError):  # a disk that is full for the model is full for them, too
+                self._log({"step": self._saved, "state": state, "reason": str(error)})
+                self._report()
+            raise UserError(f"{error} The model in {self.directory.model} is that of step {self._saved}.") from error
+
+    def _budget(self, started: float) -> Budget:
         config = self.config
         if config.steps is not None:
             return StepBudget(config.steps)
@@ -188,80 +215,81 @@ class Trainer:
             raise ValueError("a complete config has steps or minutes")
         seconds = 60 * config.minutes
         elapsed = self.meter.elapsed if self.resumed else 0.0
-        left = started + seconds - time.monotonic() - evaluation_seconds - _SAMPLE_SHARE * seconds
-        return SyncedBudget(TimeBudget(max(left, seconds / 2), elapsed), self.strategy.group.broadcast)
+        evaluating = 0.0 if self._latest is None else self._latest[1].seconds
+        left = started + seconds - time.monotonic() - evaluating - _SAMPLE_SHARE * seconds
+        return TimeBudget(max(left, seconds / 2), elapsed, broadcast=self.group.broadcast)
 
     def _thin_validation(self) -> None:
         """Where time is short, evaluate only every so many-th batch."""
         if self.config.minutes is None:
             return
-        once = [self._evaluation(lambda: False, self.prepared.validation_batches).seconds for _ in range(2)]
-        batches = self.prepared.validation_batches
+        batches = self.data.batches.validation_batches
+        once = [self._evaluation(batches, lambda: False).seconds for _ in range(2)]
         wanted = math.ceil(max(1.0, min(once) * batches / (_EVALUATION_SHARE * 60 * self.config.minutes)))
-        self._every = self.strategy.group.broadcast(wanted)
+        self._every = self.group.broadcast(wanted)
         if self._every > 1:
             self._say(f"           time is short: one in {self._every} batches of the validation text is evaluated")
 
-    def _evaluation(self, stop: Callable[[], bool], every: int) -> Evaluation:
-        group = self.strategy.group
+    def _evaluation(self, every: int, stop: Callable[[], bool]) -> Evaluation:
         with self.strategy.averaged():
-            return evaluate(self.strategy.evaluate, self.prepared.validation(every), lambda: group.any(stop()))
+            return evaluate(self.strategy.evaluate, self.data.batches.validation(every), stop)
 
-    def _evaluate(self, step: int, stop: Callable[[], bool]) -> Evaluation:
+    def _evaluate(self) -> Evaluation:
         """Evaluate and log, once a step. Raises DivergedError where the model answers with NaN."""
-        if self._latest is not None and self._latest[0] == step:
+        if self._latest is not None and self._latest[0] == self.step:
             return self._latest[1]
-        evaluation = self._evaluation(stop, self._every)
+        evaluation = self._evaluation(self._every, self._interrupted)
         if not math.isfinite(evaluation.loss):
-            raise DivergedError.after(step, f"the validation loss is {evaluation.loss}")
-        if not stop():
-            self._latest = step, evaluation
-            self._log({"step": step, **self._scores(evaluation), "elapsed": self.meter.elapsed if step else 0.0})
+            raise DivergedError.after(self.step, f"the validation loss is {evaluation.loss}")
+        if not self._interrupted():
+            self._latest = self.step, evaluation
+            elapsed = self.meter.elapsed if self.step else 0.0
+            self._log({"step": self.step, **self._scores(evaluation), "elapsed": elapsed})
         return evaluation
 
     def _scores(self, evaluation: Evaluation) -> dict[str, float]:
         scores = {"validation_loss": evaluation.loss}
-        tokens, size = self.prepared.validation_tokens, self.prepared.validation_bytes
-        if tokens is not None and size is not None:
-            scores["bits_per_byte"] = evaluation.bits_per_byte(tokens, size)
+        if self.data.validation_size is not None:
+            scores["bits_per_byte"] = evaluation.bits_per_byte(*self.data.validation_size)
         return scores
 
-    def _in_words(self, evaluation: Evaluation) -> str:
+    def _summary(self, evaluation: Evaluation) -> str:
         return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in self._scores(evaluation).items())
 
-    def _save(self, step: int) -> None:
+    def _save(self) -> None:
         """Write model/ and a checkpoint."""
-        self._save_model(step)
+        self._save_model()
         facts = {
             "meter": self.meter.state(),
             "every": self._every,
-            "fingerprint": self.prepared.fingerprint,
+            "fingerprint": self.data.fingerprint,
             "config": settings(self.config),
         }
-        self.checkpoints.save(self.strategy, step, facts)
+        self.checkpoints.save(self.strategy, self.step, facts)
         self._report()
+        self._saved_at = time.monotonic()
 
-    def _save_model(self, step: int) -> None:
+    def _save_model(self) -> None:
         """Write model/, unless its weights are no longer numbers."""
         finite = True
         with self.strategy.gathered() as model:
             if model is not None:
                 finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
                 if finite:
-                    self._model_type = save(model, self.directory.model, tokenizer=self.prepared.tokenizer)
-        if self.strategy.group.any(not finite):
-            raise DivergedError.after(step, "the weights are no longer finite")
-        self._saved = step
+                    self._model_type = save(model, self.directory.model, tokenizer=self.data.tokenizer)
+        if self.group.any(not finite):
+            raise DivergedError.after(self.step, "the weights are no longer finite")
+        self._saved = self.step
 
-    def _sample(self, step: int, *then: Mapping[str, Any]) -> Sample | None:
+    def _sample(self, *then: Mapping[str, Any]) -> Sample | None:
         """What the model has learnt, and what to log after it; None on the processes that don't speak."""
         with self.strategy.gathered() as model:
             if model is None:
                 return None
             training = model.training
-            sample = take_sample(model, self.prepared)
+            sample = take_sample(model, self.data)
             model.train(training)
-        self._log({"step": step, "sample": [dataclasses.asdict(passage) for passage in sample.passages]}, *then)
+        self._log({"step": self.step, "sample": [dataclasses.asdict(passage) for passage in sample.passages]}, *then)
         return sample
 
     def _about(self) -> dict[str, Any]:
@@ -279,27 +307,27 @@ class Trainer:
 
     def _log(self, *records: Mapping[str, Any]) -> None:
         self.directory.log(*records)
-        if self.strategy.group.is_main:
+        if self.group.is_main:
             for record in records:
                 self.trackers.log(record)
 
     def _report(self) -> None:
-        if self.strategy.group.is_main:
+        if self.group.is_main:
             write_report(self.directory.path, DEFAULTS)
 
-    def _asked(self, interrupt: Interrupt) -> bool:
-        return self.strategy.group.any(interrupt.asked())
+    def _interrupted(self) -> bool:
+        return self.group.any(self._interrupt.asked())
 
-    def _stopped(self, step: int, progress: float, interrupt: Interrupt) -> int:
-        self._log({"step": step, "state": "stopped"})
+    def _stopped(self) -> int:
+        self._log({"step": self.step, "state": "stopped"})
         self._report()
-        done = f"Stopped after step {step:,}, {progress:.0%} of the way."
+        done = f"Stopped after step {self.step:,}, {self._progress:.0%} of the way."
         self._say(f"{done} The model is in {self.directory.model}.")
         self._say(f"next       anyformer train --resume {shlex.quote(str(self.directory.path))}")
-        return interrupt.exit_status
+        return self._interrupt.exit_status
 
-    def _conclude(self, step: int) -> None:
-        sample = self._sample(step, {"step": step, "state": "finished"})
+    def _conclude(self) -> None:
+        sample = self._sample({"step": self.step, "state": "finished"})
         self._report()
         if sample is None:
             return
@@ -314,5 +342,5 @@ class Trainer:
         self._say(f"next       anyformer {sample.command} {path} {sample.arguments}")
 
     def _say(self, text: str) -> None:
-        if self.strategy.group.is_main:
+        if self.group.is_main:
             say(self.console, text)

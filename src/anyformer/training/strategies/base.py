@@ -1,41 +1,54 @@
-"""What every engine does for the trainer."""
+"""How a step is taken: by one process here, by several in the subclasses of `Strategy`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
 
-from anyformer.data.batch import Batch
+from anyformer.blocks.block import TransformerBlock
+from anyformer.blocks.head import LanguageModelHead
+from anyformer.blocks.linear import Linear
+from anyformer.data.feistel_shuffle import mix_seed
+from anyformer.data.batch import IGNORED, Batch
 from anyformer.model import Transformer
 from anyformer.training.averaging import Average
+from anyformer.training.checkpoints import read_state, write_state
+from anyformer.training.optimizer import Optimizer, flatten_state, load_flat_state, set_learning_rate
 from anyformer.training.precision import Precision
 from anyformer.training.strategies.group import Group
+from anyformer.training.strategies.launch import check_engine
+
+_DROPOUT = 0x0D
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a step is taken, the same for every engine.
+    """How a step is taken, the same for every strategy.
 
     Attributes:
-        precision: where and in which format to compute.
+        precision: where and in which dtype to compute.
         optimizer: makes the optimizer of a model's parameters, once they are where they will stay.
         average: what averages the weights; None for nothing.
-        grad_clip: the longest gradient.
-        grad_accumulation: how many parts a batch is computed in.
+        grad_clip: largest norm of the gradient.
+        grad_accumulation: number of parts that a batch is computed in.
         label_smoothing: share of each target that is spread over the vocabulary.
         seed: decides dropout.
         compile: compile the stacks.
-        gradient_checkpointing: compute the activations of each block again on the way back, instead of keeping them.
+        gradient_checkpointing: compute the activations of each block again in the backward pass.
     """
 
     precision: Precision
-    optimizer: Callable[[Transformer], torch.optim.Optimizer]
+    optimizer: Callable[[Transformer], Optimizer]
     average: Average | None = None
     grad_clip: float = 1.0
     grad_accumulation: int = 1
@@ -45,28 +58,208 @@ class Plan:
     gradient_checkpointing: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What a step did.
+class Strategy:
+    """Trains on one device, and is the base of what trains on several processes.
 
-    Attributes:
-        loss: mean over all predicted tokens of the batch, in nats, before the step.
-        gradient_norm: before clipping; 0 where float16's loss scale was too large and the step was left out.
+    All processes call the same methods in the same order. A batch is always the whole batch of all processes, so
+    nothing depends on how many there are. Dropout is drawn from (seed, step, part, process), so there is no generator
+    to save.
+
+    Args:
+        model: with its first weights; is trained in place.
+        plan: how.
+        group: the processes.
     """
 
-    loss: float
-    gradient_norm: float
+    def __init__(self, model: Transformer, plan: Plan, group: Group) -> None:
+        self.plan, self.group = plan, group
+        self.model = self._placed(model)
+        if plan.precision.int8:
+            use_int8(self.model)
+        for stack in (self.model.encoder, self.model.decoder):
+            if stack is not None:
+                if plan.gradient_checkpointing:
+                    for block in stack.blocks:
+                        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+                if plan.compile:
+                    # The loss, which sorts out what is to be predicted, gains nothing by it.
+                    stack.compile()
+        self.wrapped = self._wrap()
+        self.optimizer = plan.optimizer(self.model)
+        device = plan.precision.device.type
+        self._scaler = torch.amp.GradScaler(device, enabled=plan.precision.dtype == torch.float16)
+        # The host need not know whether a step is finite where the optimizer's kernels can leave it out themselves.
+        self._waits = device == "cpu" or not getattr(self.optimizer, "_step_supports_amp_scaling", False)
+
+    def step(self, number: int, batch: Batch, learning_rate: float) -> Float[Tensor, 2]:
+        """Learn from a batch. Where loss or gradient are not finite, the weights stay as they are.
+
+        Args:
+            number: of the step, from 0.
+            batch: of all processes.
+            learning_rate: of this step.
+
+        Returns:
+            The mean loss over all predicted tokens of the batch, in nats, before the step; and the norm of the
+            gradient before clipping, 0 where float16's loss scale was too large and the step was left out. They are
+            on the device: reading them waits for the step.
+        """
+        set_learning_rate(self.optimizer, learning_rate)
+        self.wrapped.train()
+        total = torch.zeros((), device=self.plan.precision.device)
+        parts = batch.split(self.plan.grad_accumulation)
+        for place, part in enumerate(parts):
+            mine = self._mine(part)
+            self._seed_dropout(number, place)
+            with self._last(place == len(parts) - 1):
+                share = self._loss(mine) * (mine.predicted / max(batch.predicted, 1))
+                self._scaler.scale(share * self.group.world_size).backward()
+            total += share.detach()
+        self._scaler.unscale_(self.optimizer)
+        loss, norm = self.group.sum(total), self._clip()
+        finite = loss.isfinite() & norm.isfinite()
+        taken = True
+        if self._scaler.is_enabled():
+            # It leaves out a step whose gradient is infinite, and tries the next one with a smaller scale.
+            taken = bool(finite)
+            norm = norm if taken or self._scaler.get_scale() < 1 else torch.zeros_like(norm)
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        elif not self._waits:
+            self.optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+            self.optimizer.step()
+        elif taken := bool(finite):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if taken and self.plan.average is not None:
+            self.plan.average.update(self._weights())
+        return torch.stack([loss, norm])
+
+    def evaluate(self, batch: Batch) -> float:
+        """The summed loss of a batch in nats, over all processes; nothing changes."""
+        training = self.wrapped.training
+        self.wrapped.eval()
+        with torch.no_grad(), self._eager():
+            mine = self._mine(batch)
+            nats = self._loss(mine, smoothing=0.0) * mine.predicted
+        self.wrapped.train(training)
+        return self.group.sum(nats.detach().float()).item()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """In here the weights are the averaged ones, where there is an average."""
+        average = self.plan.average
+        return nullcontext() if average is None else average.applied(self._weights())
+
+    @contextmanager
+    def gathered(self) -> Generator[Transformer | None]:
+        """An ordinary model with the whole weights (the averaged ones, where there is an average), to save or to call.
+
+        It is None on all processes but the first.
+        """
+        with self.averaged(), self._eager():
+            yield self.model if self.group.is_main else None
+
+    def snapshot(self) -> None:
+        """Offer the weights to an average of snapshots, such as that of the latest five."""
+        if self.plan.average is not None:
+            self.plan.average.snapshot(self._weights())
+
+    def save(self, folder: Path) -> None:
+        """Write everything that the next step depends on into a folder, as safetensors: of this process its share."""
+        write_state(folder, self._state())
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote, on any number of processes. Raises UserError where it does not fit the model."""
+        self._load_state(read_state(folder))
+
+    def close(self) -> None:
+        """Let go of what is shared, before the group is left."""
+
+    @override
+    def __str__(self) -> str:
+        """What is active, for people: `ddp, 2 processes (gloo)`."""
+        return "one process"
+
+    def _placed(self, model: Transformer) -> Transformer:
+        return model.to(self.plan.precision.device)
+
+    def _wrap(self) -> nn.Module:
+        """What is called to compute: the model as it is spread over the processes."""
+        return self.model
+
+    def _last(self, last: bool) -> AbstractContextManager[object]:
+        """Gradients have to be added up over the processes only after the last part of a batch."""
+        del last
+        return nullcontext()
+
+    def _clip(self) -> Tensor:
+        """Shorten the gradient of all processes together; returns how long it was."""
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.grad_clip)
+
+    def _mine(self, batch: Batch) -> Batch:
+        """The rows of this process. One that has none reads a row for nothing, for all must call the model."""
+        rows = batch.split(self.group.world_size)
+        if self.group.rank < len(rows):
+            return rows[self.group.rank]
+        return replace(rows[0], targets=rows[0].targets * 0 + IGNORED)
+
+    def _loss(self, batch: Batch, smoothing: float | None = None) -> Tensor:
+        precision = self.plan.precision
+        with precision.autocast():
+            return self._forward(
+                **model_inputs(batch, precision.device),
+                return_logits=False,
+                label_smoothing=self.plan.label_smoothing if smoothing is None else smoothing,
+            )
+
+    def _forward(self, **inputs: Any) -> Tensor:
+        """The loss of the model as it is spread over the processes."""
+        return self.wrapped(**inputs).loss
+
+    def _seed_dropout(self, step: int, part: int) -> None:
+        torch.manual_seed(mix_seed(self.plan.seed, _DROPOUT, step, part, self.group.rank) >> 1)
+
+    def _eager(self) -> AbstractContextManager[object]:
+        """Compiling for other shapes, and without gradients, would take longer than it saves."""
+        return torch.compiler.set_stance("force_eager") if self.plan.compile else nullcontext()
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The trained tensors: what this process has of them."""
+        return {name: parameter.data for name, parameter in self.model.named_parameters()}
+
+    def _names(self) -> dict[nn.Parameter, str]:
+        return {parameter: name for name, parameter in self.model.named_parameters()}
+
+    def _state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, by name."""
+        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        state |= {f"optimizer.{name}": tensor for name, tensor in flatten_state(self.optimizer, self._names()).items()}
+        if self.plan.average is not None:
+            state |= {f"average.{name}": tensor for name, tensor in self.plan.average.state().items()}
+        scaler = self._scaler.state_dict()  # empty unless it is enabled
+        return state | {f"scaler.{name}": torch.tensor(float(value)) for name, value in scaler.items()}
+
+    def _load_state(self, state: dict[str, Tensor]) -> None:
+        def part(name: str) -> dict[str, Tensor]:
+            return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+
+        self.model.load_state_dict(part("model"))
+        load_flat_state(self.optimizer, self._names(), part("optimizer"))
+        if self.plan.average is not None:
+            self.plan.average.load_state(part("average"))
+        if scaler := self._scaler.state_dict():
+            self._scaler.load_state_dict({name: type(scaler[name])(value) for name, value in part("scaler").items()})
 
 
 class LossModule(nn.Module):
-    """A model whose only output is its loss, so that an engine that watches outputs sees what has a part in it."""
+    """A model whose only output is its loss, for engines that watch outputs to see what has a part in them."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
         self.model = model
 
+    @override
     def forward(self, **inputs: Any) -> Tensor:
-        """See `Transformer.forward`."""
         # Not model(...): DeepSpeed watches the outputs of every module that is called, and can't look into this one's.
         loss = self.model.forward(**inputs).loss
         if loss is None:
@@ -74,59 +267,48 @@ class LossModule(nn.Module):
         return loss
 
 
-class Strategy(Protocol):
-    """Takes steps of one model on any number of processes, each of which calls the same methods in the same order.
+def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """The arguments of `Transformer.forward`, whose names are those of a batch's fields."""
+    arrays = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items() if array is not None}
 
-    A batch is always the whole batch of all processes, so nothing depends on how many there are. Dropout is drawn from
-    (seed, step, part, process), so there is no generator to save.
 
-    Attributes:
-        group: those processes.
+def make_strategy(name: str | None, model: Transformer, plan: Plan, group: Group, *, zero_stage: int = 2) -> Strategy:
+    """The strategy of an engine.
+
+    Args:
+        name: one of ENGINES; None: a single process.
+        model: with its first weights, the same on all processes.
+        plan: how a step is taken.
+        group: the processes.
+        zero_stage: what DeepSpeed shards: 1 the optimizer's state, 2 the gradients as well, 3 the weights as well.
+
+    Raises:
+        UserError: there is no such engine, it isn't installed, or it does not fit the number of processes.
     """
+    check_engine(name, group.world_size)
+    # Each imports a library that takes seconds to load and that the others have no use for.
+    if name == "ddp":
+        from anyformer.training.strategies.ddp import DDP
 
-    group: Group
+        return DDP(model, plan, group)
+    if name == "fsdp":
+        from anyformer.training.strategies.fsdp import FSDP
 
-    def step(self, number: int, batch: Batch, learning_rate: float) -> Step:
-        """Learn from a batch. Where loss or gradient are not finite, the weights stay as they are.
+        return FSDP(model, plan, group)
+    if name == "deepspeed":
+        from anyformer.training.strategies.deepspeed import DeepSpeed
 
-        Args:
-            number: of the step, from 0.
-            batch: of all processes.
-            learning_rate: of this step.
-        """
-        ...
+        return DeepSpeed(model, plan, group, zero_stage)
+    return Strategy(model, plan, group)
 
-    def evaluate(self, batch: Batch) -> float:
-        """The summed loss of a batch in nats, over all processes; nothing changes."""
-        ...
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """In here the weights are the averaged ones, where there is an average."""
-        ...
-
-    def gathered(self) -> AbstractContextManager[Transformer | None]:
-        """An ordinary model with the whole weights (the averaged ones, where there is an average), to save or to ask.
-
-        It is None on all processes but the first.
-        """
-        ...
-
-    def snapshot(self) -> None:
-        """Offer the weights to an average of snapshots, such as that of the latest five."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write everything that the next step depends on into a folder, as safetensors: of this process its share."""
-        ...
-
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote, on any number of processes. Raises UserError where it does not fit the model."""
-        ...
-
-    def close(self) -> None:
-        """Let go of what is shared, before the group is left."""
-        ...
-
-    def __str__(self) -> str:
-        """What is active, for people: `ddp, 2 processes (gloo)`."""
-        ...
+def use_int8(model: nn.Module) -> None:
+    """Let the linear layers of the blocks, and the head, train in products of 8-bit integers."""
+    for module in model.modules():
+        if isinstance(module, LanguageModelHead):
+            module.matmul = "int8"
+        elif isinstance(module, TransformerBlock):
+            for part in module.modules():
+                if isinstance(part, Linear):
+                    part.matmul = "int8"

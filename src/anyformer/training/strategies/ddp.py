@@ -8,28 +8,32 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import override
 
-from anyformer.training.strategies.base import LossModule
-from anyformer.training.strategies.single import Single
+from anyformer.training.strategies.base import LossModule, Strategy
 
 
-class DDP(Single):
+class DDP(Strategy):
     """Trains on several processes, each of which has the whole model (Li et al. 2020, PyTorch Distributed)."""
 
     _copies: DistributedDataParallel
 
+    @override
     def save(self, folder: Path) -> None:
-        """See `Strategy`. All processes have the same, and the first one writes it."""
+        # All processes have the same.
         if self.group.is_main:
             super().save(folder)
 
+    @override
     def close(self) -> None:
-        """See `Strategy`. What adds up the gradients must be gone before the group is."""
+        # What adds up the gradients must be gone before the group is.
         del self._copies, self.wrapped
 
+    @override
     def __str__(self) -> str:
         return f"ddp, {self.group.world_size} processes ({self.group.backend})"
 
+    @override
     def _wrap(self) -> nn.Module:
         device = self.plan.precision.device
         self._copies = DistributedDataParallel(
@@ -41,8 +45,10 @@ class DDP(Single):
         )
         return self._copies
 
+    @override
     def _forward(self, **inputs: Any) -> Tensor:
         return self.wrapped(**inputs)
 
+    @override
     def _last(self, last: bool) -> AbstractContextManager[object]:
         return nullcontext() if last else self._copies.no_sync()

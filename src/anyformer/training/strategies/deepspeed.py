@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.head import LanguageModelHead
@@ -28,17 +30,16 @@ from anyformer.errors import UserError
 from anyformer.model import Transformer, build
 from anyformer.training.checkpoints import write_state
 from anyformer.training.optimizer import set_learning_rate
-from anyformer.training.strategies.base import LossModule, Plan, Step
+from anyformer.training.strategies.base import LossModule, Plan, Strategy
 from anyformer.training.strategies.group import Group
 from anyformer.training.strategies.sharded import names, read_shards
-from anyformer.training.strategies.single import Single
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KEPT_WHOLE = 100_000
 """Stage 3 leaves smaller weights whole on every process (DeepSpeed's own default)."""
 
 
-class DeepSpeed(Single):
+class DeepSpeed(Strategy):
     """Trains on several processes through DeepSpeed.
 
     Args:
@@ -69,8 +70,9 @@ class DeepSpeed(Single):
         self.wrapped = self._engine
         self._remember()
 
-    def step(self, number: int, batch: Batch, learning_rate: float) -> Step:
-        """See `Strategy`. A gradient that is not finite is noticed only after the step."""
+    @override
+    def step(self, number: int, batch: Batch, learning_rate: float) -> Float[Tensor, 2]:
+        # DeepSpeed reads the norm itself, and a gradient that is not finite is noticed only after the step.
         engine, plan = self._engine, self.plan
         set_learning_rate(engine.optimizer, learning_rate)
         engine.train()
@@ -88,16 +90,16 @@ class DeepSpeed(Single):
                 engine.step()
         loss = self.group.sum(total).item()
         if not math.isfinite(loss):
-            return Step(loss, math.nan)
+            return torch.tensor([loss, math.nan])
         engine.step()
         norm = float(engine.get_global_grad_norm() or 0.0)
         if math.isfinite(norm) and plan.average is not None:
             plan.average.update(self._weights())
-        return Step(loss, norm)
+        return torch.tensor([loss, norm])
 
+    @override
     @contextmanager
     def averaged(self) -> Generator[None]:
-        """See `Strategy`."""
         try:
             with super().averaged():
                 self._forget()
@@ -105,9 +107,10 @@ class DeepSpeed(Single):
         finally:
             self._forget()
 
+    @override
     @contextmanager
     def gathered(self) -> Generator[Transformer | None]:
-        """See `Strategy`. The whole weights come to the first process's memory one by one."""
+        # The whole weights come to the first process's memory one by one.
         with self.averaged():
             if self._gathered is None and self.group.is_main:
                 self._gathered = build(self.model.config)
@@ -120,8 +123,9 @@ class DeepSpeed(Single):
                         targets[name].copy_(full)
         yield self._gathered
 
+    @override
     def save(self, folder: Path) -> None:
-        """See `Strategy`. Each process keeps some of the whole tensors, about as many bytes each, and writes them."""
+        # Each process keeps some of the whole tensors, about as many bytes each, and writes them.
         mine: dict[str, Tensor] = {}
         sizes = [0] * self.group.world_size
         for name, tensor in self._whole_state():
@@ -131,8 +135,9 @@ class DeepSpeed(Single):
                 mine[name] = tensor.detach().to("cpu", copy=True)
         write_state(folder, mine, f"shard-{self.group.rank + 1:05}.safetensors")
 
+    @override
     def load(self, folder: Path) -> None:
-        """See `Strategy`. Each process reads one whole tensor after the other and keeps its piece."""
+        # Each process reads one whole tensor after the other and keeps its piece.
         utils = self._deepspeed.utils
         found = names(folder)
         parameters = dict(self.model.named_parameters())
@@ -163,11 +168,12 @@ class DeepSpeed(Single):
         self._forget()
         self._load_average(folder, found, parameters)
 
+    @override
     def close(self) -> None:
-        """See `Strategy`."""
         self._engine.destroy()
         del self._engine, self.wrapped, self.optimizer, self.model
 
+    @override
     def __str__(self) -> str:
         return f"deepspeed ZeRO-{self.stage}, {self.group.world_size} processes ({self.group.backend})"
 
@@ -235,9 +241,11 @@ class DeepSpeed(Single):
         zero = self._engine.optimizer
         return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
 
+    @override
     def _forward(self, **inputs: Any) -> Tensor:
         return self.wrapped(**inputs)
 
+    @override
     def _weights(self) -> dict[str, Tensor]:
         return {name: self._local(parameter) for name, parameter in self.model.named_parameters()}
 

@@ -15,29 +15,31 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from typing_extensions import override
 
 from anyformer.data.batch import Batch
 from anyformer.model import Transformer, build
 from anyformer.training.dtensor import full_tensor
+from anyformer.training.strategies.base import Strategy
 from anyformer.training.strategies.sharded import read_shards, write_shards
-from anyformer.training.strategies.single import Single
 
 
-class FSDP(Single):
+class FSDP(Strategy):
     """Trains on several processes, each of which holds a share of weights, gradients and the optimizer's state."""
 
     _gathered: Transformer | None = None
 
+    @override
     def evaluate(self, batch: Batch) -> float:
-        """See `Strategy`."""
         nats = super().evaluate(batch)
         # Without a way back nothing would take the root's whole weights away again, and they would be mistaken for it.
         self._sharded.reshard()
         return nats
 
+    @override
     @contextmanager
     def gathered(self) -> Generator[Transformer | None]:
-        """See `Strategy`. The whole weights come to the first process's memory one by one."""
+        # The whole weights come to the first process's memory one by one.
         with self.averaged():
             if self._gathered is None and self.group.is_main:
                 self._gathered = build(self.model.config)
@@ -50,18 +52,20 @@ class FSDP(Single):
                         targets[name].copy_(full)
         yield self._gathered
 
+    @override
     def save(self, folder: Path) -> None:
-        """See `Strategy`."""
         write_shards(folder, self._state())
 
+    @override
     def load(self, folder: Path) -> None:
-        """See `Strategy`."""
         self._load_state(read_shards(folder, dict(self.model.named_parameters())))
 
+    @override
     def close(self) -> None:
-        """See `Strategy`. Sharded tensors must be gone before the group is."""
+        # Sharded tensors must be gone before the group is.
         del self.optimizer, self.wrapped, self.model
 
+    @override
     def __str__(self) -> str:
         return f"fsdp, {self.group.world_size} processes ({self.group.backend})"
 
@@ -69,10 +73,12 @@ class FSDP(Single):
     def _sharded(self) -> FSDPModule:
         return cast("FSDPModule", self.wrapped)
 
+    @override
     def _placed(self, model: Transformer) -> Transformer:
         # Sharding moves it, a block at a time: the whole model may not fit on one device.
         return model
 
+    @override
     def _wrap(self) -> nn.Module:
         precision = self.plan.precision
         mesh = init_device_mesh(precision.device.type, (self.group.world_size,))
@@ -84,7 +90,6 @@ class FSDP(Single):
         fully_shard(self.model, mesh=mesh, mp_policy=policy)
         return self.model
 
-    def _clip(self) -> float:
-        norm: Tensor = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.grad_clip)
-        # All processes must ask for it.
-        return full_tensor(norm).item()
+    @override
+    def _clip(self) -> Tensor:
+        return full_tensor(super()._clip())

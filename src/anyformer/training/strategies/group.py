@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import override
 
 from anyformer.errors import UserError
 from anyformer.training.strategies.launch import check_engine, started_by_launcher
@@ -86,30 +87,31 @@ class ProcessGroup(Group):
         if not dist.is_initialized():
             dist.init_process_group(self.backend, timeout=_PATIENCE)
 
+    @override
     def broadcast(self, value: T) -> T:
-        """See `Group`."""
         box: list[Any] = [value]
         dist.broadcast_object_list(box, src=0)
         return cast("T", box[0])
 
+    @override
     def any(self, flag: bool) -> bool:
-        """See `Group`."""
         return bool(self.sum(torch.tensor(float(flag), device=self._device)).item())
 
+    @override
     def sum(self, value: Tensor) -> Tensor:
-        """See `Group`."""
         total = value.clone()
         dist.all_reduce(total)
         return total
 
+    @override
     def main_first(self, work: Callable[[], T]) -> T:
-        """See `Group`."""
         made = work() if self.is_main else None
         self.any(False)
         return work() if made is None else made
 
+    @override
     def close(self) -> None:
-        """See `Group`. After an error the others can't be waited for."""
+        # After an error the others can't be waited for.
         if sys.exc_info()[0] is None:
             self.any(False)
         dist.destroy_process_group()
