@@ -18,7 +18,6 @@ from rich.console import Console
 
 from anyformer.data import parallel_encoding
 from anyformer.data.batch import IGNORED
-from anyformer.data.pair_files import PairFile
 from anyformer.errors import UserError
 from anyformer.families import preset
 from anyformer.tokenizer import Tokenizer
@@ -63,23 +62,27 @@ def test_text_for_each_objective(name: str, prepares: Any, text: Path):
     assert len(list(found.batches.validation())) == found.batches.validation_batches > 0
     assert len(list(found.batches.validation(3))) == -(-found.batches.validation_batches // 3)
     causal = name == "gpt2-nano"
-    assert (found.validation_size is not None) is causal
+    assert (found.batches.validation_size is not None) is causal
     if causal:
         predicted = sum(batch.predicted for batch in found.batches.validation())
-        assert found.validation_size == (predicted + 1, round(0.1 * text.stat().st_size))
+        assert found.batches.validation_size == (predicted + 1, round(0.1 * text.stat().st_size))
         epoch = sum(found.batches.batch(step).predicted for step in range(found.batches.steps_per_epoch))
-        assert epoch >= 0.9 * text.stat().st_size * predicted / found.validation_size[1] - 4 * 16
+        assert epoch >= 0.9 * text.stat().st_size * predicted / found.batches.validation_size[1] - 4 * 16
     assert found.tokenizer.model_max_length == 16
     lines = found.summary()
     assert lines[0] == f"data       {len(text.read_text()):,} characters in 1 file"
     assert lines[1].endswith(f"to validate on ({SPECS[name]})")
 
 
+def _held_out(found: TrainingData) -> int:
+    """The number of pairs to validate on."""
+    return sum(len(batch.tokens) for batch in found.batches.validation())
+
+
 def test_pairs_of_parallel_files(prepares: Any, pairs: dict[str, str]):
     found = prepares("transformer-tiny", **pairs, batch_tokens=256, context=64)
     model, tokenizer = found.config.model, found.tokenizer
-    assert isinstance(found.held_out, PairFile)
-    assert len(found.held_out) == 5
+    assert _held_out(found) == 5
     assert found.summary()[1] == "           1 pair is left out: one side is empty"
     assert "pairs      54 to train on, 5 to validate on" in found.summary()[2]
     written: list[str] = []
@@ -91,8 +94,7 @@ def test_pairs_of_parallel_files(prepares: Any, pairs: dict[str, str]):
     expected = Path(pairs["target"]).read_text().splitlines()
     assert len(written) == 54
     assert set(written) <= set(expected)
-    assert sum(batch.tokens.shape[0] for batch in found.batches.validation()) == 5
-    assert found.validation_size is None
+    assert found.batches.validation_size is None
 
 
 def test_pairs_of_records(prepares: Any, pairs: dict[str, str], tmp_path: Path):
@@ -102,10 +104,10 @@ def test_pairs_of_records(prepares: Any, pairs: dict[str, str], tmp_path: Path):
     fields = {"source": "en", "target": "de"}
     found = prepares("transformer-tiny", data=(str(tmp_path / "pairs.jsonl"),), **fields)
     apart = prepares("transformer-tiny", data=(str(tmp_path / "pairs.jsonl"),), validation=(str(tmp_path),), **fields)
-    assert 4 <= len(found.held_out) <= 6
-    assert len(apart.held_out) == 59
+    assert 4 <= _held_out(found) <= 6
+    assert _held_out(apart) == 59
     both = prepares("transformer-tiny", **pairs, validation=tuple(pairs.values()))
-    assert len(both.held_out) == 59
+    assert _held_out(both) == 59
     assert both.fingerprint == apart.fingerprint != found.fingerprint
     with pytest.raises(UserError, match="--validation of parallel files is two files"):
         prepares("transformer-tiny", **pairs, validation=(pairs["source"],))
@@ -201,8 +203,8 @@ from anyformer.training import prepare as module
 
 parallel_encoding.CHUNK, sources.PIECE = 20_000, 10_000
 print("begun", flush=True)
-advance = module._Bar.advance
-module._Bar.advance = lambda self, n: (print(n, flush=True), advance(self, n))
+advance = module.Progress.advance
+module.Progress.advance = lambda self, task, n: (print(n, flush=True), advance(self, task, n))
 config = TrainConfig(
     preset="gpt2-nano", model=preset("gpt2-nano"), context=16, data=(sys.argv[1],), cache=Path(sys.argv[2]),
     tokenizer="bpe:300", workers=2,

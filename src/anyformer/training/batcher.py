@@ -30,6 +30,8 @@ class Batcher:
         validation: every so many-th batch of the validation text (`every`, 1 by default), the same at every call.
         steps_per_epoch: steps after which all of the data was seen once.
         validation_batches: number of batches of the validation text.
+        validation_size: tokens of the validation text and its bytes in UTF-8, which turn a loss into bits per byte;
+            None where the loss is not that of the whole text.
         digest: a hash of the ids, for training and validation.
         summary: how much there is, for people.
     """
@@ -38,6 +40,7 @@ class Batcher:
     validation: Callable[..., Iterator[Batch]]
     steps_per_epoch: int
     validation_batches: int
+    validation_size: tuple[int, int] | None
     digest: str
     summary: str
 
@@ -65,6 +68,7 @@ def text_batches(config: CompleteConfig, tokenizer: Tokenizer, training: TokenFi
         validation,
         steps_per_epoch=-(-batches.windows_per_epoch // config.batch_size),
         validation_batches=count_validation_batches(len(held_out), config.context, rows, makes),
+        validation_size=(len(held_out), held_out.header.bytes) if config.objective == "causal" else None,
         digest=key(training.header.digest, held_out.header.digest),
         summary=f"tokens     {len(training):,} to train on, {len(held_out):,} to validate on",
     )
@@ -96,6 +100,7 @@ def pair_batches(config: CompleteConfig, tokenizer: Tokenizer, training: PairFil
         validation.validation,
         steps_per_epoch=batches.steps_per_epoch,
         validation_batches=validation.steps_per_epoch,
+        validation_size=None,
         digest=key(training.digest, held_out.digest),
         summary=f"pairs      {len(training):,} to train on, {len(held_out):,} to validate on{told}",
     )

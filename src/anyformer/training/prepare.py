@@ -6,12 +6,12 @@ on the same data finds them there and reads none of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -36,10 +36,10 @@ from anyformer.training.config import CompleteConfig, TrainConfig, default_token
 _ENOUGH = 1 << 25
 """Characters that a subword tokenizer is trained on at most; more would hardly change it."""
 
-_TRAINING, _VALIDATION = "training", "validation"
+_TRAINING, _VALIDATION = _SPLITS = "training", "validation"
 _Config = TypeVar("_Config", bound=TrainConfig)
-_Item = TypeVar("_Item")
-_File = TypeVar("_File")
+_Corpus: TypeAlias = Corpus | PairCorpus
+_ShowProgress: TypeAlias = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,6 @@ class TrainingData:
     Attributes:
         config: the run's, with the tokenizer named and the model as it will be built.
         batches: for training and for validation.
-        held_out: the validation text; pairs for sequence to sequence.
         fingerprint: of the tokens, the tokenizer and the objective: a run can be resumed only on the same.
         files: number of files.
         characters: number of characters in them.
@@ -59,21 +58,10 @@ class TrainingData:
     config: CompleteConfig
     tokenizer: Tokenizer
     batches: Batcher
-    held_out: TokenFile | PairFile
     fingerprint: str
     files: int
     characters: int
     dropped: int
-
-    @property
-    def validation_size(self) -> tuple[int, int] | None:
-        """Tokens of the validation text and its bytes in UTF-8, which turn a loss into bits per byte.
-
-        None where the loss is not that of the whole text.
-        """
-        if self.config.objective != "causal" or isinstance(self.held_out, PairFile):
-            return None
-        return self.held_out.header.tokens, self.held_out.header.bytes
 
     def summary(self) -> list[str]:
         """Lines on the data, for people."""
@@ -95,10 +83,42 @@ def prepare(config: CompleteConfig, console: Console) -> TrainingData:
         UserError: data that is missing, empty or not text; a tokenizer that can't be had or does not fit the model; a
             cache that can't be written.
     """
-    spec = config.tokenizer
-    if spec is not None and not Path(spec).exists():
-        parse_spec(spec)
-    return (_prepare_pairs if config.objective == "seq2seq" else _prepare_text)(config, console)
+    if config.tokenizer is not None and not Path(config.tokenizer).exists():
+        parse_spec(config.tokenizer)
+    cache = Cache(config.cache)
+    pairs = config.objective == "seq2seq"
+    with console.status("reading the data") as status:
+        config = keep_standard_input(config)
+        corpora, names = zip(*(_pair_corpora if pairs else _text_corpora)(config, cache, status.update), strict=True)
+    digest = key(*(*names, "")[:2])
+    characters = sum(corpus.split.characters for corpus in corpora)
+    spec = config.tokenizer or default_tokenizer(config.objective, corpora[0].split.characters)
+    with console.status(f"training the tokenizer {spec}"):
+        tokenizer = _tokenizer(spec, config, cache, digest, corpora)
+    config = replace(config, tokenizer=spec, model=fit_model(config.model, tokenizer, config.vocab_size))
+    kind: Any = PairFile if pairs else TokenFile
+    tokenize: Any = tokenize_pairs if pairs else tokenize_splits
+    make_batches: Any = pair_batches if pairs else text_batches
+
+    def write(folder: Path) -> None:
+        columns = (TextColumn("tokenizing"), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+            advance = partial(bar.advance, bar.add_task("tokenizing", total=characters))
+            paths = {split: folder / split for split in _SPLITS}
+            tokenize(_items(corpora), tokenizer, paths, workers=config.workers, progress=advance)
+
+    name = key("tokens", FORMAT, digest, tokenizer.fingerprint, tokenizer.separator)
+    files = cache.entry("tokens", name, write, lambda folder: [kind.open(folder / split) for split in _SPLITS])
+    batches: Batcher = make_batches(config, tokenizer, *files)
+    return TrainingData(
+        config,
+        tokenizer,
+        batches,
+        fingerprint=key(batches.digest, tokenizer.fingerprint, config.objective),
+        files=sum(len(corpus.files) for corpus in corpora),
+        characters=characters,
+        dropped=sum(corpus.split.dropped for corpus in corpora),
+    )
 
 
 def keep_standard_input(config: _Config) -> _Config:
@@ -120,178 +140,70 @@ def keep_standard_input(config: _Config) -> _Config:
     return replace(config, data=kept(config.data), validation=kept(config.validation))
 
 
-def _prepare_text(config: CompleteConfig, console: Console) -> TrainingData:
-    cache = Cache(config.cache)
-
-    def find(paths: Iterable[str | Path]) -> tuple[Corpus, str]:
-        files = find_files(materialize(map(str, paths), (config.field,), cache, progress=status.update))
-        name = key("documents", identity(files), config.field)
-        return Corpus(files, config.field, _split(cache, name, lambda: Corpus(files, config.field).split)), name
-
-    with console.status("reading the data") as status:
-        config = keep_standard_input(config)
-        corpus, name = find(config.data or standard_library())
-        held_out, other = find(config.validation) if config.validation else (None, "")
-    digest = key(name, other)
-    training = (document for part, document in _parts(corpus.parts(), held_out) if part == _TRAINING)
-    sample = _every_so_many(training, corpus.split.characters)
-    config, tokenizer = _settle(config, console, cache, digest, corpus, chain(corpus, held_out or ()), sample)
-
-    def write(paths: Mapping[str, Path], advance: Callable[[int], None]) -> None:
-        parts = _parts(corpus.parts(), held_out)
-        tokenize_splits(parts, tokenizer, paths, workers=config.workers, progress=advance)
-
-    corpora = [corpus] if held_out is None else [corpus, held_out]
-    files = _tokens(console, cache, digest, tokenizer, corpora, write, TokenFile.open)
-    return _training_data(config, tokenizer, text_batches(config, tokenizer, *files), files[1], corpora)
+def _text_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress) -> Iterator[tuple[_Corpus, str]]:
+    """The texts to train on, and those to validate on if they are given, each with a key of its content."""
+    for paths in (config.data or standard_library(), config.validation):
+        if paths:
+            files = find_files(materialize(map(str, paths), (config.field,), cache, progress=progress))
+            name = key("documents", identity(files), config.field)
+            yield _with_split(partial(Corpus, files, config.field), cache, name), name
 
 
-def _prepare_pairs(config: CompleteConfig, console: Console) -> TrainingData:
-    cache = Cache(config.cache)
-
-    def find(source: str, target: str, paths: Iterable[str]) -> tuple[PairCorpus, str]:
-        found = materialize(paths, (source, target), cache, progress=status.update)
+def _pair_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress) -> Iterator[tuple[_Corpus, str]]:
+    source, target, validation = str(config.source), str(config.target), config.validation
+    given = [(source, target, config.data)]
+    if validation and config.data:
+        given.append((source, target, validation))
+    elif validation:
+        if len(validation) != 2:
+            raise UserError("--validation of parallel files is two files: the source, then the target.")
+        given.append((*validation, ()))
+    for source, target, paths in given:
+        found = materialize(paths, (source, target), cache, progress=progress)
         fields = (source, target) if found else None
         files = record_files(found) if found else parallel_files(source, target)
         name = key("pairs", identity(files), fields)
-        return PairCorpus(files, fields, _split(cache, name, lambda: PairCorpus(files, fields).split)), name
-
-    source, target = config.source, config.target
-    if source is None or target is None:
-        raise ValueError("sequence to sequence has a source and a target")
-    with console.status("reading the data") as status:
-        config = keep_standard_input(config)
-        corpus, name = find(source, target, config.data)
-        held_out, other = None, ""
-        if config.validation and config.data:
-            held_out, other = find(source, target, config.validation)
-        elif config.validation:
-            if len(config.validation) != 2:
-                raise UserError("--validation of parallel files is two files: the source, then the target.")
-            held_out, other = find(*config.validation, ())
-    digest = key(name, other)
-    training = (pair for part, pair in _parts(corpus.parts(), held_out) if part == _TRAINING)
-    sample = _every_so_many(training, corpus.split.characters)
-    texts = (_sides(pairs) for pairs in (chain(corpus, held_out or ()), sample))
-    config, tokenizer = _settle(config, console, cache, digest, corpus, *texts)
-
-    def write(paths: Mapping[str, Path], advance: Callable[[int], None]) -> None:
-        parts = _parts(corpus.parts(), held_out)
-        tokenize_pairs(parts, tokenizer, paths, workers=config.workers, progress=advance)
-
-    corpora = [corpus] if held_out is None else [corpus, held_out]
-    files = _tokens(console, cache, digest, tokenizer, corpora, write, PairFile.open)
-    return _training_data(config, tokenizer, pair_batches(config, tokenizer, *files), files[1], corpora)
+        yield _with_split(partial(PairCorpus, files, fields), cache, name), name
 
 
-def _split(cache: Cache, name: str, scan: Callable[[], Split]) -> Split:
+def _with_split(corpus: Callable[..., _Corpus], cache: Cache, name: str) -> _Corpus:
+    """A corpus with its split, which is kept in the cache: finding it reads all of the data."""
     file = "split.npz"
-    return cache.entry(
-        "splits", name, lambda folder: scan().save(folder / file), lambda folder: Split.load(folder / file)
+    split = cache.entry(
+        "splits", name, lambda folder: corpus().split.save(folder / file), lambda folder: Split.load(folder / file)
     )
+    return corpus(split=split)
 
 
-def _parts(own: Iterable[tuple[bool, _Item]], held_out: Iterable[_Item] | None) -> Iterator[tuple[str, _Item]]:
-    """Everything, with the part that it belongs to: without a validation text a tenth of the data is held out."""
-    for holds_out, item in own:
-        yield _VALIDATION if holds_out and held_out is None else _TRAINING, item
-    for item in held_out or ():
+def _items(corpora: Sequence[_Corpus]) -> Iterator[tuple[str, Document | Pair]]:
+    """All documents or pairs, each with its split: a tenth of the data is held out unless there is a second corpus."""
+    corpus, *validation = corpora
+    for held_out, item in corpus.parts():
+        yield _VALIDATION if held_out and not validation else _TRAINING, item
+    for item in chain(*validation):
         yield _VALIDATION, item
 
 
-def _every_so_many(items: Iterable[_Item], characters: int) -> Iterator[_Item]:
-    """Evenly spread items, of about `_ENOUGH` characters together."""
-    return islice(items, 0, None, -(-characters // _ENOUGH))
+def _texts(items: Iterable[Document | Pair]) -> Iterator[str | Document]:
+    for item in items:
+        yield from (item.source, item.target) if isinstance(item, Pair) else (item,)
 
 
-def _sides(pairs: Iterable[Pair]) -> Iterator[str]:
-    return (text for pair in pairs for text in (pair.source, pair.target))
-
-
-def _settle(
-    config: CompleteConfig,
-    console: Console,
-    cache: Cache,
-    digest: str,
-    corpus: Corpus | PairCorpus,
-    texts: Iterable[str | Document],
-    sample: Iterable[str | Document],
-) -> tuple[CompleteConfig, Tokenizer]:
-    """Train or load the tokenizer; returns it and the config with it and the model's vocabulary settled."""
-    spec = config.tokenizer or default_tokenizer(config.objective, corpus.split.characters)
+def _tokenizer(spec: str, config: CompleteConfig, cache: Cache, digest: str, corpora: Sequence[_Corpus]) -> Tokenizer:
+    """Load the tokenizer from its path or from the cache, where it is trained if it isn't there."""
+    if Path(spec).exists():
+        return Tokenizer.load(model_directory(spec))
 
     def train(folder: Path) -> None:
-        # A tokenizer of characters must know those of the validation text, too.
-        read = texts if parse_spec(spec)[1] is None else sample
-        Tokenizer.train(read, spec, special=config.objective).save(folder)
+        items = chain(*corpora)
+        if parse_spec(spec)[1] is not None:
+            # Evenly spread items are enough. A tokenizer of characters must know all, those of the validation text too.
+            training = (item for split, item in _items(corpora) if split == _TRAINING)
+            items = islice(training, 0, None, -(-corpora[0].split.characters // _ENOUGH))
+        Tokenizer.train(_texts(items), spec, special=config.objective).save(folder)
 
-    with console.status(f"training the tokenizer {spec}"):
-        if Path(spec).exists():
-            tokenizer = Tokenizer.load(model_directory(spec))
-        else:
-            name = key("tokenizer", digest, spec, config.objective)
-            found = cache.entry("tokenizers", name, train, Tokenizer.load)
-            tokenizer = Tokenizer(found.backend, {**found.config, "model_max_length": config.context})
-    return replace(config, tokenizer=spec, model=fit_model(config.model, tokenizer, config.vocab_size)), tokenizer
-
-
-def _tokens(
-    console: Console,
-    cache: Cache,
-    digest: str,
-    tokenizer: Tokenizer,
-    corpora: Sequence[Corpus | PairCorpus],
-    write: Callable[[Mapping[str, Path], Callable[[int], None]], None],
-    read: Callable[[Path], _File],
-) -> tuple[_File, _File]:
-    """The token files of the training and the validation text, written unless the cache has them."""
-
-    def make(folder: Path) -> None:
-        with _Bar(console, sum(corpus.split.characters for corpus in corpora)) as bar:
-            write({name: folder / name for name in (_TRAINING, _VALIDATION)}, bar.advance)
-
-    name = key("tokens", FORMAT, digest, tokenizer.fingerprint, tokenizer.separator)
-    return cache.entry("tokens", name, make, lambda folder: (read(folder / _TRAINING), read(folder / _VALIDATION)))
-
-
-def _training_data(
-    config: CompleteConfig,
-    tokenizer: Tokenizer,
-    batches: Batcher,
-    held_out: TokenFile | PairFile,
-    corpora: Sequence[Corpus | PairCorpus],
-) -> TrainingData:
-    return TrainingData(
-        config,
-        tokenizer,
-        batches,
-        held_out,
-        fingerprint=key(batches.digest, tokenizer.fingerprint, config.objective),
-        files=sum(len(corpus.files) for corpus in corpora),
-        characters=sum(corpus.split.characters for corpus in corpora),
-        dropped=sum(corpus.split.dropped for corpus in corpora),
-    )
-
-
-class _Bar:
-    """How far tokenizing is, on a terminal. A context manager."""
-
-    def __init__(self, console: Console, characters: int) -> None:
-        columns = (TextColumn("tokenizing"), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-        self._task = self._bar.add_task("tokenizing", total=characters)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def advance(self, characters: int) -> None:
-        self._bar.advance(self._task, characters)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+    found = cache.entry("tokenizers", key("tokenizer", digest, spec, config.objective), train, Tokenizer.load)
+    return Tokenizer(found.backend, {**found.config, "model_max_length": config.context})
 
 
 def fit_model(model: ModelConfig, tokenizer: Tokenizer, vocab_size: int | None) -> ModelConfig:

@@ -249,8 +249,8 @@ class Trainer:
 
     def _scores(self, evaluation: Evaluation) -> dict[str, float]:
         scores = {"validation_loss": evaluation.loss}
-        if self.data.validation_size is not None:
-            scores["bits_per_byte"] = evaluation.bits_per_byte(*self.data.validation_size)
+        if (size := self.data.batches.validation_size) is not None:
+            scores["bits_per_byte"] = evaluation.bits_per_byte(*size)
         return scores
 
     def _summary(self, evaluation: Evaluation) -> str:
