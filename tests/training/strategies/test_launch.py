@@ -27,11 +27,12 @@ rank, here = int(os.environ["RANK"]), Path(sys.argv[1])
 COMMAND = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from anyformer.cli import main as cli
 from anyformer.training.strategies import launch as module
 module._PROGRAM = (sys.argv[1],)
-cli._run = lambda argv: module.launch(argv, 2)
-sys.exit(cli.main([sys.argv[2]]))
+cli.import_module = lambda name: SimpleNamespace(run=lambda argv: module.launch(argv, 2))
+sys.exit(cli.main(["train", sys.argv[2]]))
 """
 
 
