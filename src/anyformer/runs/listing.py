@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import yaml
 
@@ -24,10 +24,8 @@ from anyformer.families import preset as find_preset
 from anyformer.migration import current_settings
 from anyformer.runs.directory import CONFIG, METRICS
 
-State = Literal["running", "finished", "stopped", "diverged"]
 Line = Mapping[str, Any]
 
-_ENDS: dict[str, State] = {"finished": "finished", "stopped": "stopped", "diverged": "diverged"}
 _SUMMARY = (
     *("name", "path", "preset", "parameters", "state", "step", "tokens", "seconds", "tokens_per_second", "peak_share"),
     *("validation_loss", "best_validation_loss", "bits_per_byte", "broken_lines"),
@@ -37,11 +35,11 @@ _LARGEST = sys.float_info.max
 _QUIET = 600.0
 """Seconds without a new line after which a run that did not say how it ended counts as stopped."""
 
-_PLACES = ("name", "runs", "model.model_type")
+_LOCATION = ("name", "runs", "model.model_type")
 """Settings that say where a run is, not what it does."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Run:
     """The content of a run directory, as far as it can be read.
 
@@ -49,25 +47,43 @@ class Run:
         path: the directory.
         config: config.yaml; empty where it can't be read.
         header: the first line of metrics.jsonl (`parameters`, `flops_per_token`, `peak_flops_per_second`, `device`...).
-        steps: lines of metrics.jsonl on training, by increasing step.
+        steps: lines of metrics.jsonl on training, by increasing step; of repeated steps the last.
         evaluations: lines on evaluations.
         samples: lines with samples.
+        end: the line that says how it ended.
         broken_lines: number of lines that are no JSON objects: a run that was killed may leave half a line.
-        state: whether it ended, and how.
-        reason: why it ended, if it wrote so.
-        begun: when, in seconds since 1970.
     """
 
     path: Path
     config: dict[str, Any]
-    header: dict[str, Any]
-    steps: list[Line]
-    evaluations: list[Line]
-    samples: list[Line]
-    broken_lines: int
-    state: State
-    reason: str
-    begun: float
+    header: dict[str, Any] = field(default_factory=dict[str, Any])
+    steps: list[Line] = field(default_factory=list[Line])
+    evaluations: list[Line] = field(default_factory=list[Line])
+    samples: list[Line] = field(default_factory=list[Line])
+    end: Line | None = None
+    broken_lines: int = 0
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Take in a line of metrics.jsonl. One of a step that there is already takes the place of all from it on."""
+        if "started" in line:
+            self.header = {**line, **({"started": self.header["started"]} if self.header else {})}
+            self.end = None
+            return
+        if "state" in line:
+            self.end = line
+        step = line.get("step")
+        if isinstance(step, bool) or not isinstance(step, int) or abs(step) > _LARGEST:
+            return
+        if "loss" in line:
+            if self.steps and self.steps[-1]["step"] >= step:
+                for lines in (self.steps, self.evaluations, self.samples):
+                    _drop(step, lines)
+            self.steps.append(line)
+        if "validation_loss" in line:
+            _drop(step, self.evaluations)
+            self.evaluations.append(line)
+        if "sample" in line:
+            self.samples.append(line)
 
     @property
     def name(self) -> str:
@@ -79,6 +95,41 @@ class Run:
         """The preset that the model began as."""
         name = self.config.get("preset")
         return name if isinstance(name, str) else None
+
+    @property
+    def state(self) -> str:
+        """running, finished, stopped or diverged."""
+        if self.end is not None and self.end["state"] in ("finished", "stopped", "diverged"):
+            return self.end["state"]
+        scores = (self.steps, "loss"), (self.evaluations, "validation_loss")
+        if any(lines and number(lines[-1], name) is None for lines, name in scores):
+            return "diverged"
+        planned = number(self.config, "steps")
+        if planned is not None and self.steps and self.evaluations:
+            done = self.steps[-1]["step"]
+            if done >= planned and self.evaluations[-1]["step"] >= done:
+                return "finished"
+        times = [seconds for line in self.steps if (seconds := number(line, "elapsed")) is not None]
+        longest = max((after - before for before, after in pairwise(times)), default=0.0)
+        return "running" if time.time() - self._modified < max(_QUIET, 5 * longest) else "stopped"
+
+    @property
+    def reason(self) -> str:
+        """Why it ended, if it wrote so."""
+        return str((self.end or {}).get("reason") or "")
+
+    @property
+    def begun(self) -> float:
+        """When, in seconds since 1970."""
+        try:
+            return datetime.fromisoformat(str(self.header.get("started"))).timestamp()
+        except ValueError:
+            return self._modified
+
+    @property
+    def _modified(self) -> float:
+        file = self.path / METRICS
+        return (file if file.is_file() else self.path).stat().st_mtime
 
     @property
     def parameters(self) -> int | None:
@@ -101,7 +152,7 @@ class Run:
     @property
     def seconds(self) -> float | None:
         """How long it has trained."""
-        times = [number(lines[-1], "elapsed") for lines in (self.steps, self.evaluations) if lines]
+        times = [number(line, "elapsed") for line in (*self.steps[-1:], *self.evaluations[-1:])]
         return max((seconds for seconds in times if seconds is not None), default=None)
 
     @property
@@ -130,12 +181,12 @@ class Run:
     @property
     def validation_loss(self) -> float | None:
         """Of the latest evaluation, in nats a token."""
-        return number(self.evaluations[-1], "validation_loss") if self.evaluations else None
+        return number(self.evaluations[-1] if self.evaluations else {}, "validation_loss")
 
     @property
     def bits_per_byte(self) -> float | None:
         """Of the latest evaluation."""
-        return number(self.evaluations[-1], "bits_per_byte") if self.evaluations else None
+        return number(self.evaluations[-1] if self.evaluations else {}, "bits_per_byte")
 
     @property
     def best(self) -> Line | None:
@@ -150,8 +201,7 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """The run's figures, as values of JSON."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in _SUMMARY}
-        return {**values, "path": str(self.path)}
+        return {name: getattr(self, name) for name in _SUMMARY} | {"path": str(self.path)}
 
 
 def number(line: Line, name: str) -> float | None:
@@ -185,17 +235,13 @@ def read_run(path: Path) -> Run:
         raise UserError(f"There is no run directory {path}{_hint(path)}.")
     if not is_run(path):
         raise UserError(f"{path} is no run directory: it has neither {METRICS} nor {CONFIG}.")
-    log = _Log()
-    broken_lines = 0
+    run = Run(path, _config(path / CONFIG))
     for line in _lines(path / METRICS):
         if line is None:
-            broken_lines += 1
+            run.broken_lines += 1
         else:
-            log.take(line)
-    config = _config(path / CONFIG)
-    state, reason = _state(path, config, log), str((log.end or {}).get("reason") or "")
-    lines = log.header, log.steps, log.evaluations, log.samples
-    return Run(path, config, *lines, broken_lines, state, reason, _begun(path, log.header))
+            run.add(line)
+    return run
 
 
 def read_runs(directory: Path) -> list[Run]:
@@ -219,6 +265,19 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def passages(line: Line) -> list[dict[str, str]]:
+    """The passages of a line with a sample, as texts `before`, `written` and `after`: one, or a list of them."""
+    sample: object = line.get("sample")
+    found: list[dict[str, str]] = []
+    for each in cast("list[Any]", sample) if isinstance(sample, list) else [sample]:
+        texts: Any = {"written": each} if isinstance(each, str) else each
+        if isinstance(texts, Mapping):
+            found.append({part: str(texts.get(part) or "") for part in ("before", "written", "after")})
+            # Runs often begin from a line break, which would only show as a gap.
+            found[-1]["before"] = found[-1]["before"].lstrip("\n")
+    return found
+
+
 def default_settings(preset: str | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run that was given nothing but this preset, by dotted name.
 
@@ -227,8 +286,7 @@ def default_settings(preset: str | None, defaults: Mapping[str, Any]) -> dict[st
         defaults: the default of each setting but the model's.
     """
     settings = dict(defaults)
-    with contextlib.suppress(UserError):
-        # of another version, perhaps
+    with contextlib.suppress(UserError):  # of another version, perhaps
         settings["model"] = find_preset(preset or "").to_dict()
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flatten(settings).items()}
 
@@ -236,47 +294,15 @@ def default_settings(preset: str | None, defaults: Mapping[str, Any]) -> dict[st
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """The settings in which runs differ, by dotted name, with the value of each run (None: it has no such setting)."""
     settings = [flatten(run.config) for run in runs]
-    names = dict.fromkeys(name for each in settings for name in each if name not in _PLACES)
+    names = dict.fromkeys(name for each in settings for name in each if name not in _LOCATION)
     rows = {name: [each.get(name) for each in settings] for name in names}
     return {name: values for name, values in rows.items() if any(value != values[0] for value in values)}
 
 
-@dataclass
-class _Log:
-    """The lines of metrics.jsonl by kind; of steps that a resumed run repeated, only the last ones."""
-
-    header: dict[str, Any] = field(default_factory=dict[str, Any])
-    steps: list[Line] = field(default_factory=list[Line])
-    evaluations: list[Line] = field(default_factory=list[Line])
-    samples: list[Line] = field(default_factory=list[Line])
-    end: Line | None = None
-
-    def take(self, line: dict[str, Any]) -> None:
-        if "started" in line:
-            self.header = {**line, **({"started": self.header["started"]} if self.header else {})}
-            self.end = None
-            return
-        if "state" in line:
-            self.end = line
-        step = line.get("step")
-        if isinstance(step, bool) or not isinstance(step, int) or abs(step) > _LARGEST:
-            return
-        if "loss" in line:
-            if self.steps and self.steps[-1]["step"] >= step:
-                _drop(step, self.steps, self.evaluations, self.samples)
-            self.steps.append(line)
-        if "validation_loss" in line:
-            _drop(step, self.evaluations)
-            self.evaluations.append(line)
-        if "sample" in line:
-            self.samples.append(line)
-
-
-def _drop(step: int, *logs: list[Line]) -> None:
+def _drop(step: int, lines: list[Line]) -> None:
     """Remove the lines from a step on."""
-    for lines in logs:
-        while lines and lines[-1]["step"] >= step:
-            lines.pop()
+    while lines and lines[-1]["step"] >= step:
+        lines.pop()
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
@@ -295,45 +321,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        values: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         # The run can be shown without; `anyformer train --config` is what complains about this file.
-        return {}
-    if not _is_mapping(values):
-        return {}
-    return current_settings({str(name): value for name, value in cast("dict[Any, Any]", values).items()})
-
-
-def _is_mapping(values: object) -> bool:
-    return isinstance(values, dict)
-
-
-def _state(path: Path, config: Line, log: _Log) -> State:
-    if log.end is not None and log.end["state"] in _ENDS:
-        return _ENDS[log.end["state"]]
-    scores = (log.steps, "loss"), (log.evaluations, "validation_loss")
-    if any(lines and number(lines[-1], name) is None for lines, name in scores):
-        return "diverged"
-    planned = number(config, "steps")
-    if planned is not None and log.steps and log.evaluations:
-        done = log.steps[-1]["step"]
-        if done >= planned and log.evaluations[-1]["step"] >= done:
-            return "finished"
-    times = [seconds for line in log.steps if (seconds := number(line, "elapsed")) is not None]
-    longest = max((after - before for before, after in pairwise(times)), default=0.0)
-    return "running" if time.time() - _modified(path) < max(_QUIET, 5 * longest) else "stopped"
-
-
-def _begun(path: Path, header: Line) -> float:
-    try:
-        return datetime.fromisoformat(str(header.get("started"))).timestamp()
-    except ValueError:
-        return _modified(path)
-
-
-def _modified(path: Path) -> float:
-    file = path / METRICS
-    return (file if file.is_file() else path).stat().st_mtime
+        values = None
+    return current_settings({str(name): value for name, value in values.items()}) if isinstance(values, dict) else {}
 
 
 def _hint(path: Path) -> str:

@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from anyformer.errors import UserError, nearest
-from anyformer.runs.listing import flatten
+from anyformer.runs.listing import flatten, passages
 
 PROJECT = "anyformer"
 """The project that runs are filed under, where the tracker's own environment variable names no other."""
@@ -189,10 +189,10 @@ class Trackers:
         config: Mapping[str, Any],
         *,
         resumed: bool = False,
-        warn: Callable[[str], None] | None = None,
+        warn: Callable[[str], None] = lambda text: print(f"anyformer: {text}", file=sys.stderr),
     ) -> None:
         check(names)
-        self._warn = _to_stderr if warn is None else warn
+        self._warn = warn
         self._failed: set[str] = set()
         self._open: dict[str, Tracker] = {}
         opening = Opening(directory.name, directory, flatten(config), resumed)
@@ -217,7 +217,8 @@ class Trackers:
             for name, value in record.items()
             if name != "step" and isinstance(value, (int, float)) and math.isfinite(value)
         }
-        texts = {"sample": text} if (text := _sample(record.get("sample"))) else {}
+        sample = "\n\n".join("".join(passage.values()) for passage in passages(record))
+        texts = {"sample": sample} if sample else {}
         if numbers or texts:
             for name, tracker in self._open.items():
                 self._try(name, lambda tracker=tracker: tracker.log(step, numbers, texts))
@@ -254,20 +255,5 @@ def _library(name: str) -> Any:
         raise UserError(f"--track {package} needs {package}: pip install 'anyformer[track]'.") from error
 
 
-def _sample(sample: object) -> str:
-    """A sample as one text: the passages that the model wrote, with what stood before and after."""
-    listed = cast("list[object]", sample) if isinstance(sample, list) else [sample]
-    texts: list[str] = []
-    for each in listed:
-        if isinstance(each, Mapping):
-            parts = cast("Mapping[str, Any]", each)
-            texts.append("".join(str(parts.get(part) or "") for part in ("before", "written", "after")))
-    return "\n\n".join(texts)
-
-
 def _sentence(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
-
-
-def _to_stderr(sentence: str) -> None:
-    print(f"anyformer: {sentence}", file=sys.stderr)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-from anyformer.runs.listing import Line, Run, default_settings, flatten, number
+from anyformer.runs.listing import Line, Run, default_settings, flatten, number, passages
 from anyformer.runs.report.charts import report_data, tokens_at
 from anyformer.runs.report.formatting import clock, count, flops, loss, perplexity, setting, share, si
 
@@ -79,22 +79,6 @@ def unreadable(run: Run) -> str:
     return f"{run.broken_lines:,} {lines} of metrics.jsonl can't be read, and {are} left out"
 
 
-def passages(line: Line) -> list[dict[str, str]]:
-    """The passages of a sample's line: one, or a list of them."""
-    sample: object = line.get("sample")
-    listed = cast("list[object]", sample) if isinstance(sample, list) else [sample]
-    found: list[dict[str, str]] = []
-    for each in listed:
-        if isinstance(each, str):
-            each = {"written": each}
-        if isinstance(each, Mapping):
-            parts = cast("Mapping[str, Any]", each)
-            texts = {part: str(parts.get(part) or "") for part in ("before", "written", "after")}
-            # Runs often begin from a line break, which would only show as a gap.
-            found.append({**texts, "before": texts["before"].lstrip("\n")})
-    return found
-
-
 def _facts(run: Run) -> list[str]:
     config, header = run.config, run.header
     dtype, device = (header.get(name) or config.get(name) for name in ("dtype", "device"))
@@ -135,11 +119,7 @@ def _figures(run: Run) -> list[dict[str, str]]:
     add("Tokens/s", count(run.tokens_per_second), "while training")
     peak, reached = number(run.header, "peak_flops_per_second"), run.flops_per_second
     if peak and reached is not None:
-        add(
-            "Share of peak",
-            share(reached / peak),
-            f"{flops(reached)} of {si(peak)} measured",
-        )
+        add("Share of peak", share(reached / peak), f"{flops(reached)} of {si(peak)} measured")
     else:
         add("Arithmetic", flops(reached))
     return figures
@@ -207,13 +187,12 @@ def _settings(run: Run, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _changed(name: str, value: Any, standard: Mapping[str, Any]) -> str:
     """What the setting usually is, if this differs; a setting that is chosen to suit the run is never a difference."""
-    if name in _OWN or name.startswith("model.special_tokens."):
+    of_model = name.startswith("model.")
+    if name in _OWN or name.startswith("model.special_tokens.") or value == standard.get(name, value):
         return ""
-    if name not in standard or value == standard[name]:
+    if standard[name] is None and not of_model:
         return ""
-    if standard[name] is None and not name.startswith("model."):
-        return ""
-    return f"{'preset' if name.startswith('model.') else 'usually'} {setting(standard[name])}"
+    return f"{'preset' if of_model else 'usually'} {setting(standard[name])}"
 
 
 def _commands(run: Run) -> list[dict[str, str]]:
