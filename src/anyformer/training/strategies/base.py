@@ -18,8 +18,8 @@ from typing_extensions import override
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.linear import Linear
-from anyformer.data.feistel_shuffle import mix_seed
 from anyformer.data.batch import IGNORED, Batch
+from anyformer.data.feistel_shuffle import mix_seed
 from anyformer.model import Transformer
 from anyformer.training.averaging import Average
 from anyformer.training.checkpoints import read_state, write_state
