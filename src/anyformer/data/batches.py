@@ -86,12 +86,7 @@ class Batches:
 
 
 def validation_batches(
-    tokens: Stream,
-    context: int,
-    batch_size: int,
-    objective: Objective | None = None,
-    seed: int = 0,
-    every: int = 1,
+    tokens: Stream, context: int, batch_size: int, objective: Objective | None = None, seed: int = 0, every: int = 1
 ) -> Iterator[Batch]:
     """Yield the whole of a stream once and in order, nothing dropped; every batch has the same shape.
 

@@ -94,9 +94,13 @@ def _rows(spec: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise UserError(f"Reading {spec} needs datasets: pip install 'anyformer[data]'.") from error
-    name, config, split = _parse(spec)
+    name, *rest = spec.removeprefix(HUB).split(":")
+    if not name or len(rest) > 2:
+        raise UserError(f"{spec} is not a data set's name: write hf:NAME, hf:NAME:CONFIG, or hf:NAME:CONFIG:SPLIT.")
+    config, split = (*(part or None for part in rest), None, None)[:2]
     untyped = cast("Any", datasets)
     try:
+        # With one part after the name that is the config, unless there is no such config.
         if split is None and config is not None and config not in untyped.get_dataset_config_names(name):
             config, split = None, config
         stream = untyped.load_dataset(name, config, split=split or "train", streaming=True)
@@ -109,12 +113,3 @@ def _rows(spec: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
     except (DatasetsError, OSError, ValueError, LookupError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise UserError(f"The data set {spec} can't be read: {line}.") from error
-
-
-def _parse(spec: str) -> tuple[str, str | None, str | None]:
-    """Name, config and split; with one part after the name that is the config, unless there is no such config."""
-    name, *rest = spec.removeprefix(HUB).split(":")
-    if not name or len(rest) > 2:
-        raise UserError(f"{spec} is not a data set's name: write hf:NAME, hf:NAME:CONFIG, or hf:NAME:CONFIG:SPLIT.")
-    config, split = (*(part or None for part in rest), None, None)[:2]
-    return name, config, split

@@ -1,5 +1,5 @@
-"""Chat templates: Jinja written by strangers, so rendered in a sandbox, with what `transformers` offers
-them, and with a budget: each turn of a loop, each call and each character that is made costs."""
+"""Chat templates: Jinja written by strangers, so rendered in a sandbox, with what `transformers` offers them, and with
+a budget: each turn of a loop, each call and each character that is made costs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import jinja2
@@ -51,11 +52,6 @@ def _size(value: object) -> int:
     return len(value) if isinstance(value, str | bytes | list | tuple) else 1
 
 
-def _repeated(value: object) -> int:
-    """How much a text is, or a number makes of one."""
-    return value if isinstance(value, int) else _size(value)
-
-
 class _Meter(NodeTransformer):
     """Lets the template pay for its loops, and for the text that it puts together or writes."""
 
@@ -92,7 +88,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         elif isinstance(left, int) and isinstance(right, int):
             _spend(left.bit_length() * (abs(right) if operator == "**" else 1))
         elif operator == "*":
-            _spend(max(0, _repeated(left) * _repeated(right)))
+            _spend(max(0, prod(value if isinstance(value, int) else _size(value) for value in (left, right))))
         return super().call_binop(context, operator, left, right)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
@@ -150,11 +146,7 @@ def render(
     _spent.set(0)
     try:
         return _compiled(template).render(
-            messages=messages,
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **variables,
+            messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **variables
         )
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"The chat template has a mistake in line {error.lineno}: {error.message}.") from error

@@ -31,10 +31,7 @@ class Tokenizer:
     """
 
     def __init__(
-        self,
-        backend: tokenizers.Tokenizer,
-        config: Mapping[str, Any],
-        companions: Mapping[str, bytes] | None = None,
+        self, backend: tokenizers.Tokenizer, config: Mapping[str, Any], companions: Mapping[str, bytes] | None = None
     ) -> None:
         """Wrap a backend.
 
@@ -46,14 +43,14 @@ class Tokenizer:
         self.backend = backend
         self.config = dict(config)
         self._files = dict(companions or {})
-        names = (tokenizer_files.SPECIAL_MAP, tokenizer_files.ADDED)
-        extra = {
-            name: tokenizer_files.parse_object(self._files[name], Path(name)) for name in names if name in self._files
-        }
-        declared = special.declared(config, extra.get(tokenizer_files.SPECIAL_MAP))
+        special_map, added = (
+            tokenizer_files.parse_object(self._files[name], Path(name)) if name in self._files else None
+            for name in (tokenizer_files.SPECIAL_MAP, tokenizer_files.ADDED)
+        )
+        declared = special.declared(config, special_map)
         padding: dict[str, Any] | None = cast("Any", backend).padding
         self._roles = special.roles_of(declared, backend.get_vocab(with_added_tokens=True), padding)
-        special.add_declared(backend, declared, self._roles, extra.get(tokenizer_files.ADDED))
+        special.add_declared(backend, declared, self._roles, added)
         # Settings of a saved pipeline, not of the text: `transformers` pads and cuts only when asked to.
         backend.no_padding()
         backend.no_truncation()
@@ -61,9 +58,8 @@ class Tokenizer:
         roles = ("bos", "eos", "pad", "mask", "unk", "cls", "sep")
         self.bos, self.eos, self.pad, self.mask, self.unk, self.cls, self.sep = map(self._id, roles)
         self.chat_template = self._template()
-        longest = config.get("model_max_length")
-        known = isinstance(longest, int | float) and longest < _UNLIMITED
-        self.model_max_length = int(longest) if known and longest is not None else None
+        longest: object = config.get("model_max_length")
+        self.model_max_length = int(longest) if isinstance(longest, int | float) and longest < _UNLIMITED else None
         self.cleans_up = bool(config.get("clean_up_tokenization_spaces")) and not isinstance(backend.model, models.BPE)
         self._alphabet = _closed_alphabet(backend)
 
@@ -98,8 +94,7 @@ class Tokenizer:
         Args:
             texts: the documents, read once; those of `anyformer.data` as they are, since they may come in pieces.
             spec: `char`, `bpe:N`, `wordpiece:N` or `unigram:N`, with N tokens in all, special ones included.
-            special: which special tokens the objective needs: `causal`, `masked`, `span_corruption` or `seq2seq`
-                (see `training`).
+            special: the objective that decides on special tokens: `causal`, `masked`, `span_corruption` or `seq2seq`.
             lowercase: WordPiece only: fold to lower case and strip accents, as BERT's uncased models do.
             model_max_length: written into the config, in tokens.
 

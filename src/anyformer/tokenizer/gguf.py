@@ -9,7 +9,7 @@ t5      SentencePiece Unigram
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import tokenizers
@@ -65,7 +65,7 @@ class _Source:
             raise UserError(f"{KEY}{key} should be a list of texts.")
         return cast("list[str]", value)
 
-    def numbers(self, key: str) -> Sequence[float]:
+    def numbers(self, key: str) -> list[float]:
         """One number for each token, or none at all."""
         value: Any = self.get(key)
         if value is None:
@@ -78,10 +78,9 @@ class _Source:
             raise UserError(f"{KEY}{key} should be a list of numbers.") from error
 
     def scores(self) -> list[float]:
-        scores = list(self.numbers("scores"))
-        if not scores:
-            raise UserError(f"{KEY}scores is missing, so texts can't be cut into tokens.")
-        return scores
+        if scores := self.numbers("scores"):
+            return scores
+        raise UserError(f"{KEY}scores is missing, so texts can't be cut into tokens.")
 
     def _token(self, key: str) -> str | None:
         index = self.get(key)

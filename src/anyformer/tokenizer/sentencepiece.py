@@ -7,8 +7,10 @@ pieces = 1 {piece = 1, score = 2, type = 3}, trainer_spec = 2 {model_type = 3}, 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -43,29 +45,22 @@ class Model:
 def read_model(path: Path) -> Model:
     """Read a SentencePiece model; raises UserError when it is damaged or not a unigram model."""
     content = read_bytes(path)
-    pieces: list[str] = []
-    scores: list[float] = []
-    types: list[int] = []
-    charsmap = b""
-    kind = _UNIGRAM
     try:
-        for field, value in _fields(content):
-            if field == 1:
-                piece = dict(_fields(_bytes(value)))
-                pieces.append(_bytes(piece[1]).decode("utf-8"))
-                scores.append(struct.unpack("<f", _bytes(piece.get(2, bytes(4))))[0])
-                types.append(_int(piece.get(3, 1)))
-            elif field == 2:
-                kind = _int(dict(_fields(_bytes(value))).get(3, _UNIGRAM))
-            elif field == 3:
-                charsmap = _bytes(dict(_fields(_bytes(value))).get(2, b""))
-    except (ValueError, KeyError, IndexError, struct.error) as error:
+        model = _fields(content)
+        pieces = [_fields(piece) for piece in model.get(1, [])]
+        texts = [piece[1][-1].decode("utf-8") for piece in pieces]
+        scores = [struct.unpack("<f", piece.get(2, [bytes(4)])[-1])[0] for piece in pieces]
+        types = [index(piece.get(3, [1])[-1]) for piece in pieces]
+        trainer, normalizer = (_fields(model.get(field, [b""])[-1]) for field in (2, 3))
+        kind = index(trainer.get(3, [_UNIGRAM])[-1])
+        charsmap = bytes(memoryview(normalizer.get(2, [b""])[-1]))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
         raise UserError(f"{path} is not a whole SentencePiece model.") from error
     if kind != _UNIGRAM:
         raise UserError(f"{path} is not a unigram SentencePiece model, the only kind that T5 and Marian use.")
     if _UNKNOWN not in types:
         raise UserError(f"{path} is not a whole SentencePiece model: it has no unknown piece.")
-    return Model(pieces, scores, types, charsmap)
+    return Model(texts, scores, types, charsmap)
 
 
 def segmenter(model: Model) -> tokenizers.Tokenizer:
@@ -142,15 +137,16 @@ def check_charsmap(charsmap: bytes) -> None:
         raise UserError("The vocabulary's table of characters (precompiled_charsmap) is damaged.")
 
 
-def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Walk a protocol buffer: (field number, integer or bytes); fixed-width values are left as bytes."""
+def _fields(content: bytes) -> dict[int, list[Any]]:
+    """The values of a protocol buffer by field number, integers or bytes; those of a fixed width are left as bytes."""
+    fields: dict[int, list[Any]] = defaultdict(list)
     position = 0
     while position < len(content):
         key, position = _varint(content, position)
         wire = key & 7
         if wire == _VARINT:
             value, position = _varint(content, position)
-            yield key >> 3, value
+            fields[key >> 3].append(value)
             continue
         if wire == _BYTES:
             size, position = _varint(content, position)
@@ -158,8 +154,9 @@ def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
             size = _FIXED_SIZES[wire]
         if position + size > len(content):
             raise ValueError("cut off")
-        yield key >> 3, content[position : position + size]
+        fields[key >> 3].append(content[position : position + size])
         position += size
+    return fields
 
 
 def _varint(content: bytes, position: int) -> tuple[int, int]:
@@ -171,15 +168,3 @@ def _varint(content: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
-
-
-def _bytes(value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        raise ValueError("a number where bytes belong")
-    return value
-
-
-def _int(value: int | bytes) -> int:
-    if isinstance(value, bytes):
-        raise ValueError("bytes where a number belongs")
-    return value
