@@ -34,29 +34,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-_HOMES = {
-    "build": "model",
-    "load": "checkpoint",
-    "save": "checkpoint",
-    "save_gguf": "checkpoint",
-    "ModelConfig": "config",
-    "diff": "config",
-    "UserError": "errors",
-    "preset": "families",
-    "quantize": "quantization",
-    "BatchingEngine": "generation",
-    "GenerationConfig": "generation",
-    "embed": "generation",
-    "fill": "generation",
-    "generate": "generation",
-    "generate_ids": "generation",
-    "generate_samples": "generation",
-    "generate_stream": "generation",
-    "score": "generation",
-    "ModelOutput": "model",
-    "Transformer": "model",
-    "Tokenizer": "tokenizer",
+_NAMES = {
+    "checkpoint": "load save save_gguf",
+    "config": "ModelConfig diff",
+    "errors": "UserError",
+    "families": "preset",
+    "generation": "BatchingEngine GenerationConfig embed fill generate generate_ids generate_samples generate_stream "
+    "score",
+    "model": "ModelOutput Transformer build",
+    "quantization": "quantize",
+    "tokenizer": "Tokenizer",
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "BatchingEngine",
@@ -84,9 +73,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from anyformer.blocks.block import TransformerBlock
-from anyformer.blocks.documents import lengths_of_documents, positions_in_documents
 from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding
 from anyformer.blocks.head import Classifier, LanguageModelHead, Pooler, loss
 from anyformer.blocks.initialization import initialize_weights
@@ -24,7 +23,12 @@ from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.mask import Mask, attention_mask
 from anyformer.blocks.ngrams import ngram_window
 from anyformer.blocks.norm import norm
-from anyformer.blocks.position import PositionSize, positional_encoding
+from anyformer.blocks.position import (
+    PositionSize,
+    lengths_of_documents,
+    positional_encoding,
+    positions_in_documents,
+)
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 

@@ -21,6 +21,13 @@ class ConfigError(UserError, ValueError):
     """A config that describes no transformer: the message names the field and the reason."""
 
 
+def lookup(table: Mapping[str, T], name: str, field: str) -> T:
+    """The entry of a table that a field names. Raises ConfigError for an unknown name."""
+    if name not in table:
+        raise ConfigError(f"{field}: {name!r} is unknown ({nearest(name, table)}).")
+    return table[name]
+
+
 def change(config: T, changes: Mapping[str, Any], prefix: str) -> T:
     """A copy with other values; nested fields by dict or dotted name. `prefix` is the name of the config itself."""
     hints = get_type_hints(type(config))

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyformer.blocks.documents import lengths_of_documents, positions_in_documents
 from anyformer.blocks.mask import Mask, attention_mask
+from anyformer.blocks.position import lengths_of_documents, positions_in_documents
 from anyformer.model import Transformer
 from tests.parity import hf_models
 from tests.parity.conversion import assert_close, ours_of

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from anyformer import kernels
 from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.linear import Linear
-from anyformer.config import ConfigError, FeedForwardConfig
-from anyformer.errors import nearest
+from anyformer.config import FeedForwardConfig
+from anyformer.schema import lookup
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -23,13 +23,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def activation(name: str, field: str) -> Callable[[Tensor], Tensor]:
-    """The activation of this name. Raises ConfigError for an unknown one, naming the field."""
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"{field}: {name!r} is unknown ({nearest(name, ACTIVATIONS)}).")
-    return ACTIVATIONS[name]
-
-
 class FeedForward(nn.Module):
     """``down(act(up(x)))`` (Vaswani et al. 2017, equation 2), or gated: ``down(act(gate(x)) * up(x))``.
 
@@ -38,7 +31,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: FeedForwardConfig, d_model: int) -> None:
         super().__init__()
-        self.activation = activation(config.activation, "feed_forward.activation")
+        self.activation = lookup(ACTIVATIONS, config.activation, "feed_forward.activation")
         self.up = Linear(d_model, config.width, bias=config.bias)
         self.gate = Linear(d_model, config.width, bias=config.bias) if config.gated else None
         self.down = Linear(config.width, d_model, bias=config.bias)

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from anyformer import kernels
 from anyformer.blocks.dropout import Dropout
-from anyformer.blocks.feed_forward import activation
+from anyformer.blocks.feed_forward import ACTIVATIONS
 from anyformer.blocks.linear import Linear, linear
 from anyformer.blocks.norm import norm
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.config import HeadConfig, NormConfig
+from anyformer.schema import lookup
 
 IGNORED = -100
 """Targets of this value are ignored."""
@@ -93,7 +94,7 @@ class Transform(nn.Module):
     def __init__(self, name: str, norm_config: NormConfig, d_model: int) -> None:
         super().__init__()
         self.dense = Linear(d_model, d_model)
-        self.activation = activation(name, "head.transform")
+        self.activation = lookup(ACTIVATIONS, name, "head.transform")
         self.norm = norm(norm_config, d_model)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
@@ -107,7 +108,7 @@ class Pooler(nn.Module):
     def __init__(self, name: str, d_model: int) -> None:
         super().__init__()
         self.dense = Linear(d_model, d_model)
-        self.activation = activation(name, "head.pooler")
+        self.activation = lookup(ACTIVATIONS, name, "head.pooler")
 
     def forward(
         self, x: Float[Tensor, "batch time d_model"], mask: Bool[Tensor, "batch time"] | None = None

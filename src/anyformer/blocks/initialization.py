@@ -14,8 +14,8 @@ from anyformer.blocks.embedding import TokenEmbedding
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.position import RelativePosition
-from anyformer.config import ConfigError, ModelConfig
-from anyformer.errors import nearest
+from anyformer.config import ModelConfig
+from anyformer.schema import lookup
 
 
 def normal(module: nn.Module, config: ModelConfig) -> None:
@@ -79,9 +79,7 @@ INITIALIZERS: dict[str, Callable[[nn.Module, ModelConfig], None]] = {
 
 def initialize_weights(model: nn.Module, config: ModelConfig) -> None:
     """Draw all weights anew, as `config.init` says. Raises ConfigError for an unknown rule."""
-    if config.init.kind not in INITIALIZERS:
-        raise ConfigError(f"init.kind: {config.init.kind!r} is unknown ({nearest(config.init.kind, INITIALIZERS)}).")
-    rule = INITIALIZERS[config.init.kind]
+    rule = lookup(INITIALIZERS, config.init.kind, "init.kind")
     model.apply(lambda module: rule(module, config))
     model.apply(_zero)
 

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn, ones, zeros
 
 from anyformer import kernels
-from anyformer.config import ConfigError, NormConfig
-from anyformer.errors import nearest
+from anyformer.config import NormConfig
+from anyformer.schema import lookup
 
 
 class LayerNorm(nn.Module):
@@ -43,6 +43,4 @@ NORMS: dict[str, Callable[[int, float], nn.Module]] = {"layer": LayerNorm, "rms"
 
 def norm(config: NormConfig, width: int) -> nn.Module:
     """The norm that the config names. Raises ConfigError for an unknown kind."""
-    if config.kind not in NORMS:
-        raise ConfigError(f"norm.kind: {config.kind!r} is unknown ({nearest(config.kind, NORMS)}).")
-    return NORMS[config.kind](width, config.eps)
+    return lookup(NORMS, config.kind, "norm.kind")(width, config.eps)
