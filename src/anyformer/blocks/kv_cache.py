@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -44,6 +45,9 @@ class _WriteSlots:
     """Rows and slots."""
     mask: Tensor | None = None
     """False for those of the new tokens that are padding."""
+
+    def set(self, start: int, end: int, index: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None) -> None:
+        self.start, self.end, self.index, self.mask = start, end, index, mask
 
 
 class LayerCache:
@@ -124,18 +128,14 @@ class LayerCache:
             mine[row, :, :length] = theirs[other_row, :, :length]
         if other.encoder_kv is None:
             return
+        rows, heads, _, head_dim = self._rows.keys.shape
         width = other.encoder_kv.keys.shape[2]
-        if self._cross is None or self._cross.keys.shape[2] < width:
-            self._cross = KeysValues(*(self._wider(cached, width) for cached in self._cross or (None, None)))
+        if self._cross is None:
+            self._cross = KeysValues(*(cached.new_zeros((rows, heads, 0, head_dim)) for cached in self._rows))
+        if (missing := width - self._cross.keys.shape[2]) > 0:
+            self._cross = KeysValues(*(F.pad(cached, (0, 0, 0, missing)) for cached in self._cross))
         for mine, theirs in zip(self._cross, other.encoder_kv, strict=True):
             mine[row, :, :width] = theirs[other_row]
-
-    def _wider(self, old: Tensor | None, width: int) -> Tensor:
-        rows, heads, _, head_dim = self._rows.keys.shape
-        new = self._rows.keys.new_zeros((rows, heads, width, head_dim))
-        if old is not None:
-            new[:, :, : old.shape[2]] = old
-        return new
 
 
 class KeyValueCache:
@@ -171,14 +171,11 @@ class KeyValueCache:
     ) -> None:
         shape = (batch, kv_heads, capacity, head_dim)
         self._slots = _WriteSlots()
-        self.layers = [
-            LayerCache(
-                torch.empty(shape, device=device, dtype=dtype),
-                torch.empty(shape, device=device, dtype=dtype),
-                self._slots,
-            )
-            for _ in range(layers)
-        ]
+
+        def empty() -> Tensor:
+            return torch.empty(shape, device=device, dtype=dtype)
+
+        self.layers = [LayerCache(empty(), empty(), self._slots) for _ in range(layers)]
         self.capacity = capacity
         self.batch = batch
         self.length = 0
@@ -216,7 +213,7 @@ class KeyValueCache:
             self._require(end)
             self.tokens[:, first:end] = tokens
             self.length = end
-            self._set_write_slots(_WriteSlots(first, end))
+            self._slots.set(first, end)
             positions = torch.arange(first, end, device=self._device)[None]
             return NewTokens(positions, positions[:, -1:] + 1, None)
         before = self.lengths
@@ -235,7 +232,7 @@ class KeyValueCache:
         self._clear(longest, before)
         self.tokens[slots] = tokens if mask is None else tokens[mask]
         self._set_lengths(after)
-        self._set_write_slots(_WriteSlots(0, longest, slots, mask))
+        self._slots.set(0, longest, slots, mask)
         real = torch.arange(longest, device=self._device)[None] < after[:, None]
         return NewTokens(positions, after[:, None], real)
 
@@ -243,10 +240,8 @@ class KeyValueCache:
         """Forget all tokens but the first `length` (of each sequence its own)."""
         if isinstance(length, int) and self._lengths is None:
             self.length = min(self.length, length)
-        elif isinstance(length, int):
-            self._set_lengths(self.lengths.clamp(max=length))
         else:
-            self._set_lengths(torch.minimum(self.lengths, length))
+            self._set_lengths(self.lengths.clamp(max=length))
 
     def select(self, rows: Int[Tensor, " kept"], *, sources: bool = True) -> None:
         """Keep these rows of the batch, in this order (a row may be taken more than once).
@@ -288,11 +283,9 @@ class KeyValueCache:
         if first is not None:
             width = first.keys.shape[2]
             masks = self._source_masks
-            if masks is None or masks.shape[1] < width:
-                wider = torch.zeros((self._rows, width), dtype=torch.bool, device=self._device)
-                if masks is not None:
-                    wider[:, : masks.shape[1]] = masks
-                masks = self._source_masks = wider
+            if masks is None:
+                masks = torch.zeros((self._rows, 0), dtype=torch.bool, device=self._device)
+            masks = self._source_masks = F.pad(masks, (0, max(0, width - masks.shape[1])))
             masks[row] = False
             masks[row, :width] = True if other.source_mask is None else other.source_mask[other_row]
         lengths: list[int] = [*self.lengths.tolist(), 0][: max(self.batch, row + 1)]
@@ -327,10 +320,6 @@ class KeyValueCache:
         known: list[int] = lengths.tolist()
         self.length = max(known, default=0)
         self._lengths = None if min(known, default=0) == self.length else lengths
-
-    def _set_write_slots(self, slots: _WriteSlots) -> None:
-        own = self._slots
-        own.start, own.end, own.index, own.mask = slots.start, slots.end, slots.index, slots.mask
 
     def _require(self, length: int) -> None:
         if length > self.capacity:
