@@ -1,11 +1,10 @@
-"""Is a model here the same as in Hugging Face's transformers? Numbers, tokens and words, side by side."""
+"""Comparisons of a model with the same model in Hugging Face's transformers: token ids, hidden states, logits, text."""
 
 import contextlib
 import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -76,7 +75,10 @@ def verify(
 
         return verify_gguf(path, model, tokenizer)[:-1]  # the last compares with what the file was made from
     transformers = _transformers()
-    name = to_huggingface(model.config)[1]["architectures"][0] if path.is_file() else _architecture(path)
+    config = to_huggingface(model.config)[1] if path.is_file() else read_json_object(path / "config.json")
+    if not (names := cast("list[str] | None", config.get("architectures"))):
+        raise UserError(f"{path / 'config.json'} names no architecture, so transformers can't be asked for one.")
+    name = names[0]
     kind = getattr(transformers, name, None)
     if kind is None:
         raise UserError(f"transformers has no class {name}, so there is nothing to compare {path_or_hub_id} with.")
@@ -113,13 +115,6 @@ def _transformers() -> Any:
     return transformers
 
 
-def _architecture(directory: Path) -> str:
-    named = cast("list[str] | None", read_json_object(directory / "config.json").get("architectures"))
-    if not named:
-        raise UserError(f"{directory / 'config.json'} names no architecture, so transformers can't be asked for one.")
-    return named[0]
-
-
 def compare_tokens(encode: Callable[[str], list[int]], ours: Tokenizer) -> Check:
     """Whether a tokenizer gives the ids of another one's `encode`."""
     for text in SAMPLES:
@@ -147,7 +142,7 @@ def _numbers(theirs: Any, model: Transformer, tokenizer: Tokenizer | None, toler
 
 
 def _inputs(model: Transformer, tokenizer: Tokenizer | None) -> tuple[Tensor, Tensor | None]:
-    """Tokens of the first sample, or drawn ones where there is no tokenizer; and a source, if the model wants one."""
+    """Tokens of the first sample, or random ones without a tokenizer; and the source of an encoder-decoder."""
     config = model.config
     limit = min(config.context_length or 64, 64)
     if tokenizer is None:
@@ -170,16 +165,11 @@ def compare_tensors(name: str, expected: Sequence[Tensor], got: Sequence[Tensor]
 def _greedy(theirs: Any, model: Transformer, tokenizer: Tokenizer | None) -> Check:
     ids, source = _inputs(model, tokenizer)
     prompt = ids if source is None else source
-    room = (
-        NEW_TOKENS
-        if model.config.context_length is None
-        else min(NEW_TOKENS, model.config.context_length - ids.shape[1])
-    )
-    expected = theirs.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=room, do_sample=False, num_beams=1
-    )
-    expected = expected[:, prompt.shape[1] :] if source is None else expected[:, 1:]
-    got = generate_ids(model, prompt, max_new_tokens=room, beams=1)
+    new = min(NEW_TOKENS, (model.config.context_length or ids.shape[1] + NEW_TOKENS) - ids.shape[1])
+    mask = torch.ones_like(prompt)
+    expected = theirs.generate(prompt, attention_mask=mask, max_new_tokens=new, do_sample=False, num_beams=1)
+    expected = expected[:, ids.shape[1] if source is None else 1 :]
+    got = generate_ids(model, prompt, max_new_tokens=new, beams=1)
     if torch.equal(expected, got):
         return Check("greedy continuation", True, f"{got.shape[1]} tokens")
     there, here = (" ".join(str(int(token)) for token in row[0]) for row in (expected, got))

@@ -1,4 +1,4 @@
-"""Does llama.cpp compute from a GGUF file what we do? Tokens, numbers and words, side by side."""
+"""Comparisons of a GGUF file here and in llama.cpp: token ids, logits or hidden states, text, embeddings."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +13,7 @@ from anyformer.checkpoint.gguf.container import Container
 from anyformer.compare.llama_cpp import LlamaCpp
 from anyformer.compare.verify import NEW_TOKENS, SAMPLES, Check, compare_tensors, compare_tokens
 from anyformer.generation import embed
+from anyformer.generation.cached_decoder import common_prefix
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -46,18 +47,18 @@ def verify_gguf(path: Path, original: Transformer, tokenizer: Tokenizer | None) 
             checks.append(compare_tokens(theirs.tokens, tokenizer))
         if model.decoder is not None:
             expected = theirs.logits(ids, source)
-            checks.append(compare_tensors("logits", [expected], [_answer(model, ids, source)], tolerance))
+            checks.append(compare_tensors("logits", [expected], [_output(model, ids, source)], tolerance))
             checks.append(_greedy(theirs, model, ids, source, tolerance))
         else:
             expected = theirs.hidden(ids)
-            checks.append(compare_tensors("hidden states", [expected], [_answer(model, ids, source)], tolerance))
-        cost = compare_tensors("the model itself", [_answer(original, ids, source)], [expected], tolerance)
+            checks.append(compare_tensors("hidden states", [expected], [_output(model, ids, source)], tolerance))
+        cost = compare_tensors("the model itself", [_output(original, ids, source)], [expected], tolerance)
     if tokenizer is not None and model.decoder is None:
         with LlamaCpp(path, gives="embedding") as theirs:
             vector = normalize(theirs.embedding(tokenizer.encode(SAMPLES[0])), dim=0)
         ours = normalize(embed(model, tokenizer, SAMPLES[:1])[0], dim=0)
         checks.append(compare_tensors("embedding", [vector], [ours], tolerance))
-    return [*checks, replace(cost, equal=_kept(original, path))]
+    return [*checks, replace(cost, equal=_has_weights_of(original, path))]
 
 
 def _tolerance(path: Path, model: Transformer) -> float:
@@ -67,7 +68,7 @@ def _tolerance(path: Path, model: Transformer) -> float:
 
 
 def _inputs(model: Transformer, tokenizer: Tokenizer | None) -> tuple[list[int], list[int] | None]:
-    """Tokens of a text, or drawn ones where there is no tokenizer; for an encoder-decoder they are the source."""
+    """Tokens of a text, or random ones without a tokenizer; for an encoder-decoder they are the source."""
     config = model.config
     if tokenizer is None:
         generator = torch.Generator().manual_seed(0)
@@ -78,7 +79,7 @@ def _inputs(model: Transformer, tokenizer: Tokenizer | None) -> tuple[list[int],
     return ([config.special_tokens.decoder_start or 0, *ids[:4]], ids) if config.is_encoder_decoder else (ids, None)
 
 
-def _answer(model: Transformer, ids: Sequence[int], source: Sequence[int] | None) -> Tensor:
+def _output(model: Transformer, ids: Sequence[int], source: Sequence[int] | None) -> Tensor:
     """Logits [time, vocabulary] of a decoder, hidden states [time, d_model] of an encoder."""
     output = model(torch.tensor([ids]), source=None if source is None else torch.tensor([source]))
     return output.hidden[0] if model.decoder is None or output.logits is None else output.logits[0]
@@ -87,29 +88,22 @@ def _answer(model: Transformer, ids: Sequence[int], source: Sequence[int] | None
 def _greedy(
     theirs: LlamaCpp, model: Transformer, ids: Sequence[int], source: Sequence[int] | None, tolerance: float
 ) -> Check:
-    """The same words, or a parting at two tokens that are nearer to each other than the numbers are equal."""
-    room = min(NEW_TOKENS, model.config.max_length - len(ids))
-    there = theirs.greedy(ids, room, source)
-    here = _ours(model, ids, source, room)
-    common = next((i for i in range(room) if there[i] != here[i]), room)
-    if common == room:
-        return Check("greedy continuation", True, f"{room} tokens")
-    last = _answer(model, [*ids, *here[:common]], source)[-1]
+    """The same text, or a difference at two tokens whose logits are closer to each other than the tolerance."""
+    new = min(NEW_TOKENS, model.config.max_length - len(ids))
+    there, here = theirs.greedy(ids, new, source), list[int]()
+    while len(here) < new:  # past an end-of-text, as there
+        here.append(int(_output(model, [*ids, *here], source)[-1].argmax()))
+    common = common_prefix(there, here)
+    if common == new:
+        return Check("greedy continuation", True, f"{new} tokens")
+    last = _output(model, [*ids, *here[:common]], source)[-1]
     close = float(last[here[common]] - last[there[common]]) <= 2 * tolerance * float(last.abs().max())
     parting = "where two tokens are as likely" if close else f"{there[common]} there and {here[common]} here"
     return Check("greedy continuation", close, f"{common} tokens, then {parting}")
 
 
-def _ours(model: Transformer, ids: Sequence[int], source: Sequence[int] | None, count: int) -> list[int]:
-    """Our likeliest tokens, past the end of a text as well."""
-    written: list[int] = []
-    while len(written) < count:
-        written.append(int(_answer(model, [*ids, *written], source)[-1].argmax()))
-    return written
-
-
-def _kept(original: Transformer, path: Path) -> bool:
-    """Whether the file has the model's weights to the bit, where its type is F32 and that can be asked."""
+def _has_weights_of(original: Transformer, path: Path) -> bool:
+    """Whether the weights of a file of F32 equal the model's."""
     if {info.type.name for info in Container(path).tensors.values()} != {"F32"}:
         return True
     file, model = load(path)[0].state_dict(), original.state_dict()
