@@ -1,5 +1,4 @@
-"""A tokenizer's directory: reading its files with one clear sentence for each fault, and writing them
-safely."""
+"""A tokenizer's directory: reading its files with one clear sentence for each fault, and writing them safely."""
 
 from __future__ import annotations
 
