@@ -41,7 +41,7 @@ def test_files_and_records_give_the_same_pairs(tmp_path: Path, pairs: list[tuple
         assert [(pair.source, pair.target) for pair in corpus] == whole
         assert (corpus.split.count, corpus.split.dropped) == (len(whole), len(pairs) - len(whole))
         assert corpus.split.characters == sum(len(a) + len(b) for a, b in whole)
-        held_out = [pair for out, pair in corpus.parts() if out]
+        held_out = [pair for out, pair in corpus.labeled() if out]
         assert len(held_out) >= (len(whole) > 1)
         assert len(held_out) <= max(round(0.1 * len(whole)), 1) or len(whole) >= MIN_DOCUMENTS
 
@@ -52,7 +52,7 @@ def test_a_tenth_is_held_out_and_always_the_same(tmp_path: Path):
     for place in ("x", "y/z"):
         (tmp_path / place).mkdir(parents=True)
         corpus = PairCorpus(parallel(tmp_path / place, lines, lines), None)
-        found.append([pair.line for out, pair in corpus.parts() if out])
+        found.append([pair.line for out, pair in corpus.labeled() if out])
     assert found[0] == found[1]
     assert 40 <= len(found[0]) <= 55
     assert found[0] != list(range(found[0][0], found[0][0] + len(found[0])))

@@ -122,13 +122,13 @@ class Corpus:
 
     def training(self) -> Iterator[Document]:
         """The documents to train on."""
-        return (document for held_out, document in self.parts() if not held_out)
+        return (document for held_out, document in self.labeled() if not held_out)
 
     def validation(self) -> Iterator[Document]:
         """The documents held out. Never empty unless the corpus is a single character."""
-        return (document for held_out, document in self.parts() if held_out)
+        return (document for held_out, document in self.labeled() if held_out)
 
-    def parts(self) -> Iterator[tuple[bool, Document]]:
+    def labeled(self) -> Iterator[tuple[bool, Document]]:
         """All documents in order, each with whether it is held out; one that the split cuts comes in two."""
         held_out = self.split.held_out
         limit = int((1 - VALIDATION_FRACTION) * self.split.characters)

@@ -1,6 +1,6 @@
 """A process that encodes texts. It is run as a file, and imports nothing of anyformer, so that it starts at once.
 
-It reads from standard input, and answers each request on standard output, until the input ends; it thus ends with the
+It reads requests from standard input and writes results to standard output until the input ends; it thus ends with the
 process that started it, however that ends. All are pickled, by and for processes of the same program:
 
     first      (sys.path, the tokenizer as JSON, the typecode of ids)
@@ -50,5 +50,5 @@ if __name__ == "__main__":
     try:
         main()
     except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-        # The program that asked is gone, in the middle of it. Nobody is there to tell, nor to flush anything for.
+        # The program that sent it is gone, in the middle of it. Nobody is there to tell, nor to flush anything for.
         os._exit(1)

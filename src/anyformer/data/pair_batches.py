@@ -1,6 +1,6 @@
 """Batches of pairs for sequence to sequence: batch(step) is a pure function of (data, seed, step), as in `batches`.
 
-Pairs of about equal length stand together, so that little is padding (Vaswani et al. 2017, section 5.1). They are
+Pairs of about equal length are batched together, so that little is padding (Vaswani et al. 2017, section 5.1). They are
 sorted by length once and cut into batches of at most so many tokens, padding included. An epoch is a shuffle of these
 batches, and pairs of exactly the same lengths are shuffled among themselves: so each epoch has every pair once, and
 the same number of batches of the same shapes.

@@ -50,7 +50,7 @@ class PairCorpus:
         """All pairs that have two sides."""
         return (pair for pair in self._all() if not _is_empty(pair))
 
-    def parts(self) -> Iterator[tuple[bool, Pair]]:
+    def labeled(self) -> Iterator[tuple[bool, Pair]]:
         """All pairs in order, each with whether it is held out."""
         held_out = self.split.held_out
         for index, pair in enumerate(self):

@@ -11,6 +11,7 @@ from typing import Any, cast
 import tokenizers
 from tokenizers import models
 
+from anyformer import atomic
 from anyformer.errors import UserError
 from anyformer.tokenizer import chat, legacy, special, tokenizer_files, training
 from anyformer.tokenizer.chat import Message
@@ -209,7 +210,13 @@ class Tokenizer:
         Raises:
             UserError: the directory can't be written.
         """
-        tokenizer_files.write_all(Path(directory), self.serialized())
+        directory = Path(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"The tokenizer can't be written to {directory}: {error.strerror or error}.") from error
+        for name, content in self.serialized().items():
+            atomic.write(directory / name, content)
 
     def serialized(self) -> dict[str, bytes]:
         """Return the files that `save` writes, by name."""
@@ -241,13 +248,12 @@ class Tokenizer:
         if self._alphabet is None:
             return
         for text in texts:
-            unknown = set(text) - self._alphabet
-            if not unknown:
+            if self._alphabet.issuperset(text):
                 continue
             for token in self.backend.get_added_tokens_decoder().values():
                 text = text.replace(token.content, "")
             for character in text:
-                if character in unknown:
+                if character not in self._alphabet:
                     raise UserError(
                         f"The character {character!r} (U+{ord(character):04X}) is not in this character-level "
                         "tokenizer: it knows only those of the text it was trained on."

@@ -33,7 +33,8 @@ def load(path: Path) -> Tokenizer:
 
 
 def _read(path: Path, directory: Path) -> Tokenizer:
-    companions = tokenizer_files.read_companions(directory)
+    files = [directory / name for name in tokenizer_files.COMPANIONS]
+    companions = {file.name: tokenizer_files.read_bytes(file) for file in files if file.is_file()}
     parsed = {
         name: tokenizer_files.parse_object(content, directory / name)
         for name, content in companions.items()
@@ -43,8 +44,15 @@ def _read(path: Path, directory: Path) -> Tokenizer:
     chosen = path / tokenizer_files.TOKENIZER if path.is_dir() else path
     if chosen.suffix == ".json" and chosen.is_file() and chosen.name != "vocab.json":
         content = tokenizer_files.read_bytes(chosen)
-        backend = tokenizer_files.parse_backend(content, chosen)
-        _follow_config(backend, config)
+        tokenizer_files.parse_object(content, chosen)
+        try:
+            backend = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+        except Exception as error:  # the library raises bare Exceptions
+            raise UserError(f"{chosen} is not a tokenizer that the tokenizers library can read: {error}.") from error
+        is_bert = isinstance(backend.normalizer, normalizers.BertNormalizer)
+        if is_bert and "do_lower_case" in config and config.get("tokenizer_class") not in special.GENERIC_CLASSES:
+            # it and its like win over tokenizer.json, as in BERT's own class
+            backend.normalizer = legacy.bert_normalizer(config)
         return Tokenizer(backend, config, {**companions, tokenizer_files.TOKENIZER: content})
     if all((directory / name).is_file() for name in sentencepiece.PAIR):
         return MarianTokenizer(directory, config, companions)
@@ -61,11 +69,3 @@ def _read(path: Path, directory: Path) -> Tokenizer:
         f"There is no tokenizer in {path}: none of tokenizer.json, vocab.txt, vocab.json with "
         "merges.txt, spiece.model, or source.spm with target.spm and vocab.json."
     )
-
-
-def _follow_config(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
-    """Let an explicit `do_lower_case` and its like win over tokenizer.json, as BERT's own class does."""
-    if config.get("tokenizer_class") in special.GENERIC_CLASSES:
-        return
-    if isinstance(backend.normalizer, normalizers.BertNormalizer) and "do_lower_case" in config:
-        backend.normalizer = legacy.bert_normalizer(config)

@@ -34,7 +34,7 @@ _FIXED_SIZES = {1: 8, 5: 4}
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A unigram SentencePiece model: pieces with their log probabilities and kinds, and the character map."""
+    """A unigram SentencePiece model: pieces with their log probabilities and types, and the character map."""
 
     pieces: list[str]
     scores: list[float]
@@ -69,7 +69,7 @@ def segmenter(model: Model) -> tokenizers.Tokenizer:
     Control pieces such as </s> are never cut out of a text, so they are renamed to what no text contains.
     """
     names = [f"\0{p}" if t == _CONTROL else p for p, t in zip(model.pieces, model.types, strict=True)]
-    # SentencePiece parts words at spaces alone, to which its table of characters has turned other white space already.
+    # SentencePiece splits words at spaces alone, to which its table of characters has turned other white space already.
     spaces = pre_tokenizers.Split(Regex(" +"), "removed")
     return pipeline(names, model.scores, model.types.index(_UNKNOWN), model.charsmap, spaces)
 
@@ -121,7 +121,7 @@ def check_charsmap(charsmap: bytes) -> None:
     """Raise UserError for a table of characters that leads out of itself, on which `tokenizers` would panic.
 
     Layout: length of a trie, the trie (a double array of 32-bit units, Yata et al. 2007), and the texts that its leaves
-    point to. A unit's children lie in the 256 places around its own number xor its offset.
+    point to. A unit's children are in the 256 units around its own number xor its offset.
     """
     size = int.from_bytes(charsmap[:4], "little")
     if len(charsmap) < 4 or size % 4 or size > len(charsmap) - 4:

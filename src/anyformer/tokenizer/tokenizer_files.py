@@ -1,4 +1,4 @@
-"""A tokenizer's directory: reading its files with one clear sentence for each fault, and writing them safely."""
+"""The files of a tokenizer's directory: their names, and reading them with one clear sentence for each fault."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import tokenizers
-
-from anyformer import atomic
 from anyformer.errors import UserError
 
 TOKENIZER = "tokenizer.json"
@@ -58,30 +55,6 @@ def parse_object(content: bytes, path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def read_companions(directory: Path) -> dict[str, bytes]:
-    """Read the files beside `tokenizer.json` that exist, as they are, so that a save can give them back."""
-    return {name: read_bytes(directory / name) for name in COMPANIONS if (directory / name).is_file()}
-
-
-def parse_backend(content: bytes, path: Path) -> tokenizers.Tokenizer:
-    """Make the `tokenizers` object of a `tokenizer.json`, or raise UserError."""
-    parse_object(content, path)
-    try:
-        return tokenizers.Tokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:  # the library raises bare Exceptions
-        raise UserError(f"{path} is not a tokenizer that the tokenizers library can read: {error}.") from error
-
-
 def to_json(value: Mapping[str, Any]) -> bytes:
     """Write JSON as Hugging Face does: indented, UTF-8, a newline at the end."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
-
-
-def write_all(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write several files, each of them atomically; raises UserError when the disk refuses."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"The tokenizer can't be written to {directory}: {error.strerror or error}.") from error
-    for name, content in files.items():
-        atomic.write(directory / name, content)

@@ -178,7 +178,7 @@ def _with_split(corpus: Callable[..., _Corpus], cache: Cache, name: str) -> _Cor
 def _items(corpora: Sequence[_Corpus]) -> Iterator[tuple[str, Document | Pair]]:
     """All documents or pairs, each with its split: a tenth of the data is held out unless there is a second corpus."""
     corpus, *validation = corpora
-    for held_out, item in corpus.parts():
+    for held_out, item in corpus.labeled():
         yield _VALIDATION if held_out and not validation else _TRAINING, item
     for item in chain(*validation):
         yield _VALIDATION, item
