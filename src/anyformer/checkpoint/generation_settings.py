@@ -1,6 +1,6 @@
 """The generation settings that come with a model, checked before anything obeys them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any, cast
@@ -35,43 +35,28 @@ def _biased(value: Any) -> bool:
 _id = _whole(-1)
 _ids = _list_of(_id)
 
-_KINDS: Mapping[str, tuple[Test, str]] = {
-    "flag": (lambda value: isinstance(value, bool), "true or false"),
-    "count": (_whole(0), "a whole number, 0 or more"),
-    "number": (_number, "a finite number"),
-    "positive": (lambda value: _number(value) and value > 0, "a positive number"),
-    "beams": (_whole(1, _MOST_BEAMS), f"a whole number from 1 to {_MOST_BEAMS}"),
-    "stopping": (lambda value: isinstance(value, bool) or value == "never", 'true, false or "never"'),
-    "token": (_id, "the id of a token"),
-    "tokens": (lambda value: _id(value) or _ids(value), "the id of a token, or a list of them"),
-    "sequences": (_list_of(_ids), "a list of lists of token ids"),
-    "biases": (_list_of(_biased), "a list of pairs, each of a list of token ids and a number"),
-}
-_FIELDS: Mapping[str, str] = {
-    "eos_token_id": "tokens",
-    "bos_token_id": "token",
-    "pad_token_id": "token",
-    "decoder_start_token_id": "token",
-    "forced_bos_token_id": "tokens",
-    "forced_eos_token_id": "tokens",
-    "suppress_tokens": "tokens",
-    "begin_suppress_tokens": "tokens",
-    "bad_words_ids": "sequences",
-    "sequence_bias": "biases",
-    "min_length": "count",
-    "min_new_tokens": "count",
-    "no_repeat_ngram_size": "count",
-    "encoder_no_repeat_ngram_size": "count",
-    "repetition_penalty": "positive",
-    "encoder_repetition_penalty": "positive",
-    "num_beams": "beams",
-    "length_penalty": "number",
-    "early_stopping": "stopping",
-    "do_sample": "flag",
-    "temperature": "number",
-    "top_k": "count",
-    "top_p": "number",
-}
+_TYPES: Sequence[tuple[str, Test, str]] = [
+    ("do_sample", lambda value: isinstance(value, bool), "true or false"),
+    ("min_length min_new_tokens no_repeat_ngram_size", _whole(0), "a whole number, 0 or more"),
+    ("encoder_no_repeat_ngram_size top_k", _whole(0), "a whole number, 0 or more"),
+    ("length_penalty temperature top_p", _number, "a finite number"),
+    (
+        "repetition_penalty encoder_repetition_penalty",
+        lambda value: _number(value) and value > 0,
+        "a positive number",
+    ),
+    ("num_beams", _whole(1, _MOST_BEAMS), f"a whole number from 1 to {_MOST_BEAMS}"),
+    ("early_stopping", lambda value: isinstance(value, bool) or value == "never", 'true, false or "never"'),
+    ("bos_token_id pad_token_id decoder_start_token_id", _id, "the id of a token"),
+    (
+        "eos_token_id forced_bos_token_id forced_eos_token_id suppress_tokens begin_suppress_tokens",
+        lambda value: _id(value) or _ids(value),
+        "the id of a token, or a list of them",
+    ),
+    ("bad_words_ids", _list_of(_ids), "a list of lists of token ids"),
+    ("sequence_bias", _list_of(_biased), "a list of pairs, each of a list of token ids and a number"),
+]
+"""Fields, what each may hold, and that in words."""
 
 
 def read(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,8 +68,9 @@ def read(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     path = directory / FILE
     settings = read_json_object(path) if path.is_file() else {}
     path = path if settings else directory / "config.json"
-    for field, kind in _FIELDS.items():
-        value, (fits, wanted) = (settings or config).get(field), _KINDS[kind]
-        if value is not None and not fits(value):
-            raise UserError(f"{path}: {field} should be {wanted}, not {repr(value)[:40]}.")
+    for fields, fits, wanted in _TYPES:
+        for field in fields.split():
+            value = (settings or config).get(field)
+            if value is not None and not fits(value):
+                raise UserError(f"{path}: {field} should be {wanted}, not {repr(value)[:40]}.")
     return settings

@@ -119,20 +119,18 @@ def settle(source: TensorSource) -> ModelConfig:
     layers = config.encoder_layers + config.decoder_layers
     if layers > len(names):
         raise UserError(f"{source.path}: config.json speaks of {layers} layers, and there are {len(names)} weights.")
-    pooler, head, table = (
-        [name for ours in group for name in family.stored_names(ours) if name in names]
-        for group in (
-            ("pooler.dense.weight", "pooler.dense.bias"),
-            ("head.projection.weight",),
-            ("token_embedding.table.weight",),
-        )
-    )
-    if config.head.kind == "none" and config.head.pooler is not None and not pooler:
+
+    def stored(ours: str) -> str | None:
+        return next((name for name in family.stored_names(ours) if name in names), None)
+
+    has_pooler = stored("pooler.dense.weight") or stored("pooler.dense.bias")
+    if config.head.kind == "none" and config.head.pooler is not None and not has_pooler:
         config = replace(config, head=replace(config.head, pooler=None))
     if config.head.kind == "language_model":
+        head, table = stored("head.projection.weight"), stored("token_embedding.table.weight")
         tied = config.embedding.tied
         if tied and head and table:
-            tied = _equal(source.read(head[0]), source.read(table[0]))
+            tied = _equal(source.read(head), source.read(table))
         elif not head:
             tied = tied or family.ties_missing_head
         config = replace(config, embedding=replace(config.embedding, tied=tied))
@@ -194,11 +192,10 @@ def assign(
     # Layers can't multiply across dtypes; the widest loses nothing (T5 files in fp16 have a few fp32 matrices).
     dtype = dtype or reduce(torch.promote_types, dtypes or {torch.float32})
     quantized = [name for name, weight in weights.items() if isinstance(weight, QuantizedWeight)]
-    for name, weight in weights.items():
-        if isinstance(weight, Tensor):
-            weights[name] = weight.to(dtype)
-    for name in quantized:  # one by one, for a module lays its integers out anew
+    for name in quantized:  # one by one, for a module packs its integers
         set_weight(model, name.removesuffix(".weight"), weights.pop(name), dtype)
+    for name, weight in weights.items():
+        weights[name] = weight.to(dtype)
     # That nothing is missing has been seen above; what is quantized is in its place.
     model.load_state_dict(weights, assign=True, strict=not quantized)
     if quantized:

@@ -98,25 +98,21 @@ def save(
 
 
 def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
-    """What was loaded is written as it was; what was changed since, or is new, in the family's own words."""
+    """What was loaded is written as it was; what was changed since, or is new, as the family writes it."""
     origin, config = model.origin.config, model.config
     dtype = str(model.dtype).removeprefix("torch.")
     if origin and _describes(origin, config):
-        return FAMILIES[origin["model_type"]], {
-            **origin,
-            "dtype" if "torch_dtype" not in origin else "torch_dtype": dtype,
-        }
+        return FAMILIES[origin["model_type"]], {**origin, "torch_dtype" if "torch_dtype" in origin else "dtype": dtype}
     family, written = to_huggingface(config)
-    kept = (
-        {k: v for k, v in origin.items() if k != "torch_dtype"} if origin.get("model_type") == family.model_type else {}
-    )
+    kept = dict(origin) if origin.get("model_type") == family.model_type else {}
+    kept.pop("torch_dtype", None)
     return family, {**kept, **written, "dtype": dtype}
 
 
 def _describes(raw: Mapping[str, Any], config: ModelConfig) -> bool:
     """Whether this config.json describes this model. A head that is not tied shows in the weights alone."""
-    said = from_huggingface(raw)
-    return said == replace(config, embedding=replace(config.embedding, tied=said.embedding.tied), pooling=said.pooling)
+    read = from_huggingface(raw)
+    return read == replace(config, embedding=replace(config.embedding, tied=read.embedding.tied), pooling=read.pooling)
 
 
 def _generation(model: Transformer) -> dict[str, Any]:
@@ -201,13 +197,10 @@ def _move(fresh: Path, directory: Path) -> None:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (fresh / name).replace(directory / name)
     # What else belongs to a model or a tokenizer, and would be taken for the next one's.
-    companions: list[str] = list(pooling.FILES) if replaced else []
-    if replaced and any(str(name) in TOKENIZER_FILES for name in files):
-        companions += TOKENIZER_FILES
-    for old in (
-        *directory.glob("model*.safetensors"),
-        directory / SAFETENSORS_INDEX,
-        *map(directory.joinpath, companions),
-    ):
+    companions: list[str] = [SAFETENSORS_INDEX]
+    if replaced:
+        companions += pooling.FILES
+        companions += TOKENIZER_FILES if any(str(name) in TOKENIZER_FILES for name in files) else ()
+    for old in (*directory.glob("model*.safetensors"), *map(directory.joinpath, companions)):
         if old.relative_to(directory) not in files and old.is_file():
             old.unlink()

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from anyformer.blocks.quantized import dequantize
 from anyformer.checkpoint import load
-from anyformer.checkpoint.gguf.container import Container
+from anyformer.checkpoint.gguf.container import NAMED, TYPES, Container
 from anyformer.checkpoint.gguf.tensors import QUANTIZED, dense, quantized
-from anyformer.checkpoint.gguf.types import NAMED, TYPES
 from anyformer.errors import UserError
 from tests.checkpoint.gguf import sample_files
 

@@ -11,9 +11,8 @@ import torch
 from tokenizers import models, normalizers, processors
 
 import anyformer as af
-from anyformer.checkpoint.gguf import encode
-from anyformer.checkpoint.gguf.container import Container
-from anyformer.checkpoint.gguf.types import NAMED
+from anyformer.checkpoint.gguf import tensors
+from anyformer.checkpoint.gguf.container import NAMED, Container
 from anyformer.cli.main import main
 
 gguf = pytest.importorskip("gguf")
@@ -82,9 +81,9 @@ def test_rows_that_are_no_whole_number_of_blocks_fall_back(tmp_path: Path) -> No
 
 def test_quantizing_part_by_part_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.randn(37, 64)
-    whole = encode.encode("w", tensor, NAMED["Q5_1"])
-    monkeypatch.setattr(encode, "_AT_ONCE", 5 * 64)
-    assert np.array_equal(encode.encode("w", tensor, NAMED["Q5_1"]), whole)
+    whole = tensors.encode("w", tensor, NAMED["Q5_1"])
+    monkeypatch.setattr(tensors, "_AT_ONCE", 5 * 64)
+    assert np.array_equal(tensors.encode("w", tensor, NAMED["Q5_1"]), whole)
     assert np.array_equal(gguf.quantize(tensor.numpy(), gguf.GGMLQuantizationType.Q5_1), whole)
 
 

@@ -1,5 +1,7 @@
-"""Tensors of a GGUF file: in floating point, or as the integers, scales and minima of a quantized one."""
+"""Tensors of a GGUF file: floating point, or the integers, scales and minima of a quantized one; read and written."""
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -7,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anyformer.checkpoint.gguf.container import Container
-from anyformer.errors import UserError
+from anyformer.checkpoint.gguf.container import NAMED, Container, TensorType
+from anyformer.errors import UserError, nearest
 from anyformer.kernels.quantization import QuantizedWeight
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -70,3 +72,66 @@ def _package(container: Container) -> Any:
             "pip install 'anyformer[gguf]'."
         ) from error
     return gguf
+
+
+FORMATS = {name.lower(): NAMED[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")}
+"""What a file can be written in. K-quants are not among them: llama.cpp's own quantizer makes those from F16 or F32."""
+
+_EXACT = ("position_embd.weight", "token_types.weight", "attn_rel_b.weight")
+"""Small tables that llama.cpp adds or reads as they are."""
+_OUTER = ("token_embd.weight", "output.weight")
+_AT_ONCE = 2**22
+"""Weights that are quantized at once: the quantizer needs several times their room."""
+_LARGEST_F16 = 65504.0
+
+
+def format_named(name: str) -> TensorType:
+    """The format of this name, such as q8_0. Raises UserError for one that can't be written."""
+    if name not in FORMATS:
+        raise UserError(f"There is no type {name!r} to convert to ({nearest(name, FORMATS)}).")
+    return FORMATS[name]
+
+
+def stored_as(name: str, shape: Sequence[int], wanted: TensorType) -> TensorType:
+    """The format of one tensor in a file of this type.
+
+    Vectors and small tables stay F32. Where weights get fewer than 8 bits, the token table and the head, on which
+    quality hangs most, get 8; rows that are no whole number of blocks fall back to F16.
+    """
+    if len(shape) < 2 or name.endswith(_EXACT):
+        return NAMED["F32"]
+    if wanted.block > 1 and shape[-1] % wanted.block:
+        return NAMED["F16"]
+    if wanted.name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1") and name in _OUTER:
+        return NAMED["Q8_0"]
+    return wanted
+
+
+def size(shape: Sequence[int], kind: TensorType) -> int:
+    """Bytes of a tensor in this format."""
+    return prod(shape) // kind.block * kind.bytes
+
+
+def encode(name: str, tensor: Tensor, kind: TensorType) -> NDArray[Any]:
+    """The bytes of a tensor in this format, [..., bytes of a row]; F32 and F16 as numbers.
+
+    Raises:
+        UserError: a number too large for F16.
+    """
+    if kind.name == "F32":
+        return cast("NDArray[np.float32]", tensor.float().contiguous().numpy())
+    if kind.name == "F16":
+        if tensor.numel() and float(tensor.abs().max()) > _LARGEST_F16:
+            raise UserError(f"The weight {name} has numbers too large for f16: convert with --type bf16 or f32.")
+        return cast("NDArray[np.float16]", tensor.half().contiguous().numpy())
+    if kind.name == "BF16":
+        return cast("NDArray[np.uint8]", tensor.bfloat16().contiguous().view(torch.uint8).numpy())
+    import gguf
+
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    quantized = np.empty((rows.shape[0], rows.shape[1] // kind.block * kind.bytes), dtype=np.uint8)
+    step = max(1, _AT_ONCE // rows.shape[1])
+    for start in range(0, rows.shape[0], step):
+        part = rows[start : start + step].float().numpy()
+        quantized[start : start + step] = gguf.quantize(part, gguf.GGMLQuantizationType(kind.number))
+    return quantized.reshape(*tensor.shape[:-1], -1)

@@ -1,4 +1,4 @@
-"""The tokens of a vocabulary and their kinds, the roles some of them have, and what stands around a text."""
+"""The vocabulary of a tokenizer as llama.cpp's metadata: tokens, their types and roles, and what surrounds a text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from anyformer.tokenizer.gguf import CONTROL, ROLES, UNUSED, USER
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 """Ends of a text, a turn and a message; generation stops at each."""
 NORMAL = 1
-"""The kind of ordinary tokens; the other kinds are in `anyformer.tokenizer.gguf`."""
+"""The type of ordinary tokens; the other types are in `anyformer.tokenizer.gguf`."""
 
 
 @dataclass
@@ -22,14 +22,14 @@ class Entries:
 
     Attributes:
         tokens: their texts; no two are alike.
-        kinds: NORMAL, or one of the kinds in `anyformer.tokenizer.gguf`. llama.cpp finds control tokens in a text
+        token_types: NORMAL, or one of the types in `anyformer.tokenizer.gguf`. llama.cpp finds control tokens in a text
             where it is asked to, and users' tokens always.
         scores: what the tokenizer goes by, where it goes by scores.
         before, after: the ids around every text.
     """
 
     tokens: list[str]
-    kinds: list[int]
+    token_types: list[int]
     before: list[int]
     after: list[int]
     scores: list[float] | None = None
@@ -49,16 +49,16 @@ class Entries:
             )
         added = tokenizer.backend.get_added_tokens_decoder()
         tokens = [named.get(i, f"[PAD{i}]") for i in range(size)]
-        kinds = [NORMAL if i in named else UNUSED for i in range(size)]
+        token_types = [NORMAL if i in named else UNUSED for i in range(size)]
         for i, token in added.items():
-            kinds[i] = CONTROL if token.special else USER
-        if moody := [token.content for token in added.values() if token.lstrip or token.rstrip or token.single_word]:
+            token_types[i] = CONTROL if token.special else USER
+        if spaced := [token.content for token in added.values() if token.lstrip or token.rstrip or token.single_word]:
             notes.append(
-                f"llama.cpp takes special tokens as they are written, and leaves the spaces around {moody[0]!r}"
-                f"{_more(moody)} which this tokenizer swallows, or finds it inside words where this one does not."
+                f"llama.cpp takes special tokens as they are written, and leaves the spaces around {spaced[0]!r}"
+                f"{_more(spaced)} which this tokenizer swallows, or finds it inside words where this one does not."
             )
         before, after = _around(tokenizer)
-        return cls(tokens, kinds, before, after)
+        return cls(tokens, token_types, before, after)
 
     def metadata(self) -> dict[str, Any]:
         """The keys for all this. Raises UserError for two tokens alike, of which llama.cpp would know but one."""
@@ -66,8 +66,8 @@ class Entries:
             seen: set[str] = set()
             twice = next(token for token in self.tokens if token in seen or seen.add(token))
             raise UserError(f"Two tokens of this vocabulary would both be {twice!r} to llama.cpp.")
-        said = {"tokens": self.tokens, "token_type": self.kinds}
-        return said if self.scores is None else {**said, "scores": self.scores}
+        scores = {} if self.scores is None else {"scores": self.scores}
+        return {"tokens": self.tokens, "token_type": self.token_types, **scores}
 
     def around(self) -> dict[str, Any]:
         """The keys for at most one token before every text and one after it. Raises UserError for more."""
@@ -76,25 +76,21 @@ class Entries:
                 f"This tokenizer puts {len(self.before)} tokens before a text and {len(self.after)} after it; "
                 "llama.cpp puts at most one at each end."
             )
-        said: dict[str, Any] = {"add_bos_token": bool(self.before), "add_eos_token": bool(self.after)}
-        if self.before:
-            said["bos_token_id"] = self.before[0]
-        if self.after:
-            said["eos_token_id"] = self.after[0]
-        return said
+        return {
+            "add_bos_token": bool(self.before),
+            "add_eos_token": bool(self.after),
+            **({"bos_token_id": self.before[0]} if self.before else {}),
+            **({"eos_token_id": self.after[0]} if self.after else {}),
+        }
 
 
 def roles(tokenizer: Tokenizer | None, config: ModelConfig) -> dict[str, Any]:
     """The ids of tokens with a role; the model's own word on where a text begins and ends counts first."""
     tokens = config.special_tokens
-    ids = {
-        "bos_token_id": tokens.bos,
-        "padding_token_id": tokens.pad,
-        **dict(zip(ENDS, tokens.eos, strict=False)),
-    }
-    if tokenizer is not None:
-        usual: dict[str, int | None] = {key: getattr(tokenizer, role) for role, key in ROLES.items()}
-        ids = {**usual, **{key: id_ for key, id_ in ids.items() if id_ is not None}}
+    ids = {} if tokenizer is None else {key: getattr(tokenizer, role) for role, key in ROLES.items()}
+    ends = dict(zip(ENDS, tokens.eos, strict=False))
+    given = {"bos_token_id": tokens.bos, "padding_token_id": tokens.pad, **ends}
+    ids |= {key: id_ for key, id_ in given.items() if id_ is not None}
     return {key: id_ for key, id_ in ids.items() if id_ is not None and id_ < config.vocab_size}
 
 
