@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from ctypes import Structure, c_double, c_int64, c_void_p
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -15,16 +16,11 @@ NO_NORM, LAYER_NORM, RMS_NORM = range(3)
 DTYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 
 
-def _integers(names: str) -> list[tuple[str, Any]]:
-    return [(name, c_int64) for name in names.split()]
-
-
-def _pointers(names: str) -> list[tuple[str, Any]]:
-    return [(name, c_void_p) for name in names.split()]
-
-
-def _structs(kind: type[Structure], names: str) -> list[tuple[str, Any]]:
+def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
     return [(name, kind) for name in names.split()]
+
+
+_integers, _pointers = partial(_fields, c_int64), partial(_fields, c_void_p)
 
 
 class Matrix(Structure):
@@ -37,19 +33,19 @@ class Norm(Structure):
 
 class Attention(Structure):
     _fields_ = [
-        *_structs(Norm, "norm query_norm key_norm"),
-        *_structs(Matrix, "query key value output"),
+        *_fields(Norm, "norm query_norm key_norm"),
+        *_fields(Matrix, "query key value output"),
         *_integers("heads kv_heads head_dim window"),
         ("scale", c_double),
     ]
 
 
 class FeedForward(Structure):
-    _fields_ = [("norm", Norm), *_structs(Matrix, "up gate down"), *_integers("activation")]
+    _fields_ = [("norm", Norm), *_fields(Matrix, "up gate down"), *_integers("activation")]
 
 
 class Layer(Structure):
-    _fields_ = [*_structs(Attention, "attention cross_attention"), ("feed_forward", FeedForward)]
+    _fields_ = [*_fields(Attention, "attention cross_attention"), ("feed_forward", FeedForward)]
 
 
 class Decoder(Structure):
@@ -72,7 +68,7 @@ class TensorView(Structure):
 
 
 class LayerCache(Structure):
-    _fields_ = _structs(TensorView, "keys values encoder_keys encoder_values")
+    _fields_ = _fields(TensorView, "keys values encoder_keys encoder_values")
 
 
 class Batch(Structure):
@@ -91,7 +87,7 @@ class Batch(Structure):
 
 class AttentionArgs(Structure):
     _fields_ = [
-        *_structs(TensorView, "query key value out grad_out grad_query grad_key grad_value bias grad_bias"),
+        *_fields(TensorView, "query key value out grad_out grad_query grad_key grad_value bias grad_bias"),
         *_pointers("logsumexp"),
         *_integers("batch heads kv_heads queries keys head_dim causal"),
         ("scale", c_double),
@@ -149,7 +145,7 @@ class Int8Operand(Structure):
 
 class Int8MatmulArgs(Structure):
     _fields_ = [
-        *_structs(Int8Operand, "left right"),
+        *_fields(Int8Operand, "left right"),
         *_integers("rows columns depth"),
         *_pointers("bias row_sums out"),
         *_integers("dtype accumulate stochastic_rounding num_threads"),
