@@ -106,7 +106,7 @@ def _process(rank: int, folder: str) -> None:
             del model
     dist.barrier()
     dist.destroy_process_group()
-    time.sleep(0.2)  # see `ProcessGroup.close`
+    time.sleep(0.2)  # see `Group.close`
 
 
 @pytest.fixture(scope="module")

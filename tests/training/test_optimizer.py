@@ -21,7 +21,6 @@ from anyformer.training.optimizer import (
     load_flat_state,
     make_optimizer,
     set_learning_rate,
-    supports_sharded,
 )
 
 VOCAB = 32
@@ -316,10 +315,3 @@ def test_a_state_that_does_not_fit_is_declined_and_changes_nothing():
 def test_unknown_names_are_declined():
     with pytest.raises(UserError, match="did you mean 'adamw'"):
         make_optimizer("adam", nn.Linear(2, 2), 1e-3)
-
-
-def test_what_can_be_cut_into_flat_pieces():
-    supports_sharded("adamw", flattened=True)
-    supports_sharded("muon")
-    with pytest.raises(UserError, match="whole matrices"):
-        supports_sharded("muon", flattened=True)

@@ -150,7 +150,6 @@ class TrainConfig:
         for name in ("minutes", "learning_rate", "grad_clip"):
             rate: float | None = getattr(self, name)
             _require(rate is None or 0 < rate < float("inf"), name, rate, "must be positive, and not infinite")
-        _require(0 <= self.warmup < 1, "warmup", self.warmup, "is a share of the run, in [0, 1)")
         _require(0 < self.decay <= 1, "decay", self.decay, "is a share of the run, in (0, 1]")
         _require(0 <= self.weight_decay < float("inf"), "weight_decay", self.weight_decay, "must be a number from 0 on")
         _require(0 < self.beta2 < 1, "beta2", self.beta2, "must lie between 0 and 1")
@@ -179,6 +178,11 @@ class TrainConfig:
             raise UserError(f"--processes {self.processes} needs an --engine: ddp, fsdp or deepspeed.")
         if self.dtype == "int8" and self.engine not in (None, "ddp"):
             raise UserError(f"--dtype int8 does not work with --engine {self.engine}: use ddp, or another --dtype.")
+        if self.optimizer == "muon" and self.engine == "deepspeed":
+            raise UserError(
+                "--optimizer muon needs whole matrices, and DeepSpeed's ZeRO cuts the weights into flat pieces: "
+                "use --optimizer adamw, or --engine ddp or fsdp."
+            )
         if self.average is not None and self.average.startswith("last:") and self.save_every is None:
             raise UserError(f"--average {self.average} is the mean of checkpoints: say how often by --save-every.")
 

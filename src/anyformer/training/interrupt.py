@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
@@ -32,29 +30,30 @@ class Interrupt:
 
 
 @contextmanager
-def interruptible() -> Generator[Interrupt, None, None]:
-    """Let the first Ctrl-C or SIGTERM only set a mark, to be looked at between two steps; the second ends at once.
-
-    In a thread other than the main one, where signals can't be caught, the mark is never set.
-    """
-    interrupt = Interrupt()
+def handled(handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    """Ctrl-C and SIGTERM go to a handler; not in threads other than the main one, where they can't be caught."""
     if threading.current_thread() is not threading.main_thread():
-        yield interrupt
+        yield
         return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@contextmanager
+def interruptible() -> Generator[Interrupt]:
+    """Let the first Ctrl-C or SIGTERM only set a mark, to be looked at between two steps; the second ends at once."""
+    interrupt = Interrupt()
 
     def mark(number: int, frame: FrameType | None) -> None:
-        del frame
         if interrupt.signal is not None:
             raise KeyboardInterrupt
         interrupt.signal = number
         # Not print: a signal may come while something else is being printed.
         os.write(2, b"\nStopping after this step; once more to quit at once.\n")
 
-    for number in _SIGNALS:
-        signal.signal(number, mark)
-    try:
+    with handled(mark):
         yield interrupt
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

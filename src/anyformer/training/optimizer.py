@@ -95,27 +95,6 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def supports_sharded(name: str, *, flattened: bool = False) -> None:
-    """Accept or decline an optimizer for weights that are spread over processes.
-
-    FSDP2 leaves every matrix a matrix (a DTensor), which both optimizers can update: AdamW each process its shard;
-    Muon gathers one matrix at a time, and every process orthogonalises all of it. DeepSpeed's ZeRO lays all weights
-    end to end and cuts the row wherever a share ends: nothing is left for Muon to orthogonalise.
-
-    Args:
-        name: one of `OPTIMIZERS`.
-        flattened: the weights become one long vector.
-
-    Raises:
-        UserError: the optimizer needs whole matrices.
-    """
-    if flattened and OPTIMIZERS.get(name) is muon:
-        raise UserError(
-            f"--optimizer {name} needs whole matrices, and DeepSpeed's ZeRO cuts the weights into flat pieces: "
-            "use --optimizer adamw, or --engine ddp or fsdp."
-        )
-
-
 def flatten_state(optimizer: Optimizer, names: Mapping[Any, str]) -> dict[str, Tensor]:
     """What an optimizer remembers, as one flat dict that doesn't depend on the order of the parameters.
 

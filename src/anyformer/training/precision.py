@@ -1,4 +1,4 @@
-"""The number format of a run's products, and whether to compile. Weights and the optimizer's state stay in float32."""
+"""The dtype of a run's matrix products, and whether to compile. Weights and the optimizer's state stay in float32."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _WORTH_IT = 1.5
 _REPEATS = 16
 
 INT8 = "int8"
-"""The name of a format that is never chosen unasked, for it changes what is learnt."""
+"""The name of a dtype that is never chosen unasked, for it changes what is learned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Where a run computes and in which format.
+    """Where a run computes and in which dtype.
 
     Attributes:
         dtype: of what products read, but for those that are int8.
-        reason: why this format, for people.
+        reason: why this dtype, for people.
         int8: linear layers learn by products of 8-bit integers (see `int8`).
     """
 
@@ -41,14 +41,14 @@ class Precision:
     int8: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Computes in the format what gains by it, as torch's autocast does."""
+        """Computes in the dtype what gains by it, as torch's autocast does."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     @property
     def name(self) -> str:
-        """The format's name, such as float32 or int8."""
+        """The dtype's name, such as float32 or int8."""
         return INT8 if self.int8 else str(self.dtype).removeprefix("torch.")
 
     def __str__(self) -> str:
@@ -56,14 +56,14 @@ class Precision:
 
 
 def choose_precision(device: str | None, dtype: str | None, local_rank: int = 0) -> Precision:
-    """The device and format that were asked for, or those that are fastest here.
+    """The device and dtype that were asked for, or those that are fastest here.
 
     Whether a CPU gains by bfloat16 is measured, because its feature flags don't tell: AMX gains five times, some CPUs
     with AVX512-BF16 lose half.
 
     Args:
         device: such as cpu or cuda; None: an accelerator if there is one.
-        dtype: the format's name; None: the fastest.
+        dtype: its name; None: the fastest.
         local_rank: which accelerator, where several processes share a machine.
 
     Raises:
@@ -131,7 +131,7 @@ def start_compiler(precision: Precision) -> None:
 
 
 def peak_flops_per_second(precision: Precision) -> float:
-    """What this machine's matrix products reach in the run's format, measured: the best of several."""
+    """What this machine's matrix products reach in the run's dtype, measured: the best of several."""
     size = 4096 if precision.device.type == "cuda" else 1024
     x = torch.ones(size, size, dtype=torch.int8 if precision.int8 else precision.dtype, device=precision.device)
     product = torch.ops.aten._int_mm if precision.int8 else torch.mm
@@ -169,22 +169,17 @@ def _check_int8(device: torch.device) -> None:
 
 
 def _fastest_on_cpu() -> tuple[torch.dtype, str]:
-    """The format, and why."""
-    gain = _gain()
-    chosen = torch.bfloat16 if gain >= _WORTH_IT else torch.float32
-    return chosen, f"bfloat16 products run {gain:.1f} times as fast on this CPU"
+    """The dtype for products of the size that small models have, and why.
 
-
-def _gain() -> float:
-    """How many times as fast products of the size that small models have are in bfloat16.
-
-    The formats take turns and the best time of each counts, so that other work on the machine does not decide.
+    The dtypes take turns and the best time of each counts, so that other work on the machine does not decide.
     """
     best: dict[torch.dtype, float] = {}
-    operands = {dtype: torch.ones(1024, 384, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    operands = [torch.ones(1024, 384, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
     for _ in range(_REPEATS):
-        for dtype, x in operands.items():
+        for x in operands:
             start = time.perf_counter()
             F.linear(x, x)
-            best[dtype] = min(best.get(dtype, float("inf")), time.perf_counter() - start)
-    return best[torch.float32] / best[torch.bfloat16]
+            best[x.dtype] = min(best.get(x.dtype, float("inf")), time.perf_counter() - start)
+    gain = best[torch.float32] / best[torch.bfloat16]
+    chosen = torch.bfloat16 if gain >= _WORTH_IT else torch.float32
+    return chosen, f"bfloat16 products run {gain:.1f} times as fast on this CPU"

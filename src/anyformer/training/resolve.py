@@ -10,7 +10,7 @@ from rich.console import Console
 from anyformer.runs.tracking import check as check_trackers
 from anyformer.training.averaging import make_average
 from anyformer.training.config import CompleteConfig, TrainConfig
-from anyformer.training.optimizer import make_optimizer, supports_sharded
+from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import choose_compilation, choose_precision, start_compiler
 from anyformer.training.prepare import TrainingData, prepare
 from anyformer.training.strategies.base import Plan
@@ -46,7 +46,6 @@ def resolve(config: TrainConfig, group: Group, console: Console) -> ResolvedRun:
     complete = config.complete()
     average = make_average(complete.average)
     check_trackers(complete.track)
-    supports_sharded(complete.optimizer, flattened=complete.engine == "deepspeed")
     found = choose_precision(complete.device, complete.dtype, group.local_rank)
     dtype, reason = group.broadcast((found.dtype, found.reason))
     precision = replace(found, dtype=dtype, reason=reason)

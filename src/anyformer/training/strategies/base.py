@@ -232,12 +232,13 @@ class Strategy:
 
     def _state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
-        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        state |= {f"optimizer.{name}": tensor for name, tensor in flatten_state(self.optimizer, self._names()).items()}
-        if self.plan.average is not None:
-            state |= {f"average.{name}": tensor for name, tensor in self.plan.average.state().items()}
-        scaler = self._scaler.state_dict()  # empty unless it is enabled
-        return state | {f"scaler.{name}": torch.tensor(float(value)) for name, value in scaler.items()}
+        parts = {
+            "model": self.model.state_dict(),
+            "optimizer": flatten_state(self.optimizer, self._names()),
+            "average": {} if self.plan.average is None else self.plan.average.state(),
+            "scaler": {name: torch.tensor(float(value)) for name, value in self._scaler.state_dict().items()},
+        }
+        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
     def _load_state(self, state: dict[str, Tensor]) -> None:
         def part(name: str) -> dict[str, Tensor]:

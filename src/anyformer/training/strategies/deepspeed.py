@@ -27,19 +27,19 @@ from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.data.batch import Batch
 from anyformer.errors import UserError
-from anyformer.model import Transformer, build
+from anyformer.model import Transformer
 from anyformer.training.checkpoints import write_state
 from anyformer.training.optimizer import set_learning_rate
-from anyformer.training.strategies.base import LossModule, Plan, Strategy
+from anyformer.training.strategies.base import LossModule, Plan
 from anyformer.training.strategies.group import Group
-from anyformer.training.strategies.sharded import names, read_shards
+from anyformer.training.strategies.sharded import Sharded, names, read_shards
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KEPT_WHOLE = 100_000
 """Stage 3 leaves smaller weights whole on every process (DeepSpeed's own default)."""
 
 
-class DeepSpeed(Strategy):
+class DeepSpeed(Sharded):
     """Trains on several processes through DeepSpeed.
 
     Args:
@@ -51,8 +51,6 @@ class DeepSpeed(Strategy):
     Raises:
         UserError: another optimizer.
     """
-
-    _gathered: Transformer | None = None
 
     def __init__(self, model: Transformer, plan: Plan, group: Group, stage: int) -> None:
         self.stage = stage
@@ -108,20 +106,8 @@ class DeepSpeed(Strategy):
             self._forget()
 
     @override
-    @contextmanager
-    def gathered(self) -> Generator[Transformer | None]:
-        # The whole weights come to the first process's memory one by one.
-        with self.averaged():
-            if self._gathered is None and self.group.is_main:
-                self._gathered = build(self.model.config)
-                self._gathered.origin = self.model.origin
-            targets = {} if self._gathered is None else self._gathered.state_dict()
-            with torch.no_grad():
-                for name, parameter in self.model.named_parameters():
-                    full = self._whole(parameter, self._local(parameter))
-                    if name in targets:
-                        targets[name].copy_(full)
-        yield self._gathered
+    def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, self._whole(tensor, self._local(tensor))) for name, tensor in self.model.named_parameters())
 
     @override
     def save(self, folder: Path) -> None:

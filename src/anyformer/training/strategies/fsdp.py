@@ -6,8 +6,7 @@ exist only while it computes. Embeddings, final norm and head are one group with
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -18,16 +17,13 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from typing_extensions import override
 
 from anyformer.data.batch import Batch
-from anyformer.model import Transformer, build
+from anyformer.model import Transformer
 from anyformer.training.dtensor import full_tensor
-from anyformer.training.strategies.base import Strategy
-from anyformer.training.strategies.sharded import read_shards, write_shards
+from anyformer.training.strategies.sharded import Sharded, read_shards, write_shards
 
 
-class FSDP(Strategy):
+class FSDP(Sharded):
     """Trains on several processes, each of which holds a share of weights, gradients and the optimizer's state."""
-
-    _gathered: Transformer | None = None
 
     @override
     def evaluate(self, batch: Batch) -> float:
@@ -37,20 +33,8 @@ class FSDP(Strategy):
         return nats
 
     @override
-    @contextmanager
-    def gathered(self) -> Generator[Transformer | None]:
-        # The whole weights come to the first process's memory one by one.
-        with self.averaged():
-            if self._gathered is None and self.group.is_main:
-                self._gathered = build(self.model.config)
-                self._gathered.origin = self.model.origin
-            targets = {} if self._gathered is None else self._gathered.state_dict()
-            with torch.no_grad():
-                for name, tensor in self.model.state_dict().items():
-                    full = full_tensor(tensor)
-                    if name in targets:
-                        targets[name].copy_(full)
-        yield self._gathered
+    def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, full_tensor(tensor)) for name, tensor in self.model.state_dict().items())
 
     @override
     def save(self, folder: Path) -> None:

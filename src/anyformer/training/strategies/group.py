@@ -12,7 +12,6 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from typing_extensions import override
 
 from anyformer.errors import UserError
 from anyformer.training.strategies.launch import check_engine, started_by_launcher
@@ -24,13 +23,22 @@ _PATIENCE = timedelta(days=1)
 
 
 class Group:
-    """One process, which has nobody to talk to. Every method must be called by all processes in the same order.
+    """This process alone, or several that torchrun, deepspeed or `--processes` started.
+
+    Every method must be called by all processes in the same order.
+
+    Args:
+        device: of several processes; its type decides what carries the messages: nccl for cuda, gloo for cpu.
+            None: this process is alone.
 
     Attributes:
-        rank: the number of this process; number 0 alone writes and speaks.
+        rank: the number of this process; number 0 alone writes and prints.
         world_size: how many there are.
         local_rank: its number on this machine.
         backend: what carries the messages.
+
+    Raises:
+        UserError: several processes can't train together on such a device, or there isn't one for each.
     """
 
     rank = 0
@@ -38,39 +46,9 @@ class Group:
     local_rank = 0
     backend = ""
 
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
-        return self.rank == 0
-
-    def broadcast(self, value: T) -> T:
-        """The value that process 0 has."""
-        return value
-
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so. It waits for all of them."""
-        return flag
-
-    def sum(self, value: Tensor) -> Tensor:
-        """The sum over all processes."""
-        return value
-
-    def main_first(self, work: Callable[[], T]) -> T:
-        """What the work returns. Process 0 does it first, so that the others find its files."""
-        return work()
-
-    def close(self) -> None:
-        """Leave."""
-
-
-class ProcessGroup(Group):
-    """Several processes, as torchrun, deepspeed or `--processes` started them.
-
-    Args:
-        device: its type decides what carries the messages: nccl for cuda, gloo for cpu.
-    """
-
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str | None = None) -> None:
+        if device is None:
+            return
         self.rank = int(os.environ["RANK"])
         self.world_size = int(os.environ["WORLD_SIZE"])
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -87,41 +65,49 @@ class ProcessGroup(Group):
         if not dist.is_initialized():
             dist.init_process_group(self.backend, timeout=_PATIENCE)
 
-    @override
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
     def broadcast(self, value: T) -> T:
+        """The value that process 0 has."""
         box: list[Any] = [value]
-        dist.broadcast_object_list(box, src=0)
+        if self.backend:
+            dist.broadcast_object_list(box, src=0)
         return cast("T", box[0])
 
-    @override
     def any(self, flag: bool) -> bool:
-        return bool(self.sum(torch.tensor(float(flag), device=self._device)).item())
+        """Whether the flag is set in any process. It waits for all of them."""
+        if not self.backend:
+            return flag
+        device = torch.device("cuda", self.local_rank) if self.backend == "nccl" else torch.device("cpu")
+        return bool(self.sum(torch.tensor(float(flag), device=device)).item())
 
-    @override
     def sum(self, value: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if not self.backend:
+            return value
         total = value.clone()
         dist.all_reduce(total)
         return total
 
-    @override
     def main_first(self, work: Callable[[], T]) -> T:
+        """What the work returns. Process 0 does it first, so that the others find its files."""
         made = work() if self.is_main else None
         self.any(False)
         return work() if made is None else made
 
-    @override
     def close(self) -> None:
-        # After an error the others can't be waited for.
+        """Leave. After an error the others aren't waited for."""
+        if not self.backend:
+            return
         if sys.exc_info()[0] is None:
             self.any(False)
         dist.destroy_process_group()
         # Threads of gloo's let go of the last tensors after the others have gone on. One that does so while Python ends
         # takes the process down with it: "terminate called without an active exception".
         time.sleep(0.2)
-
-    @property
-    def _device(self) -> torch.device:
-        return torch.device("cuda", self.local_rank) if self.backend == "nccl" else torch.device("cpu")
 
 
 def join(engine: str | None, device: str | None) -> Group:
@@ -135,5 +121,4 @@ def join(engine: str | None, device: str | None) -> Group:
     check_engine(engine, processes)
     if processes == 1:
         return Group()
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return ProcessGroup(torch.device(where).type)
+    return Group(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type)

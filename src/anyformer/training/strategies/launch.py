@@ -20,10 +20,10 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 
 from anyformer.errors import UserError, nearest
 from anyformer.training.config import ENGINES
+from anyformer.training.interrupt import handled
 
 _PROGRAM = ("-m", "anyformer")
 
@@ -35,8 +35,6 @@ _LOST = 75
 
 _GRACE = 5.0
 """Seconds that the others have to end by themselves, once one has failed."""
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def check_engine(name: str | None, processes: int) -> None:
@@ -91,7 +89,8 @@ def launch(argv: Sequence[str], processes: int) -> int:
         crew = _Crew(Path(folder))
         try:
             common = _environment(processes, reading)
-            with _forwarded(crew):
+            # They end by themselves.
+            with handled(lambda number, frame: crew.signal(number)):
                 for rank in range(processes):
                     crew.start(argv, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, reading)
                 crew.watch()
@@ -203,25 +202,6 @@ class _Crew:
 
     def _errors(self, rank: int) -> Path:
         return self._folder / f"{rank}.txt"
-
-
-@contextmanager
-def _forwarded(crew: _Crew) -> Generator[None]:
-    """Signals go on to the processes, which end by themselves."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        del frame
-        crew.signal(number)
-
-    before = {number: signal.signal(number, forward) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _environment(processes: int, lifeline: int) -> dict[str, str]:

@@ -1,13 +1,14 @@
-"""Checkpoints that several processes write together: safetensors files, each with pieces of tensors.
+"""Weights that are spread over processes, and their checkpoints: safetensors files with pieces of tensors.
 
-Written and read by torch.distributed.checkpoint, so any number of processes can read what another number wrote. The
-files are named by process, and those that hold pieces say in their metadata where in the whole each of them belongs.
+Those are written and read by torch.distributed.checkpoint, so any number of processes can read what another number
+wrote. The files are named by process, and those that hold pieces say in their metadata where in the whole each belongs.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,9 +19,36 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from typing_extensions import override
 
 from anyformer.errors import UserError
 from anyformer.migration import current_weight
+from anyformer.model import Transformer, build
+from anyformer.training.strategies.base import Strategy
+
+
+class Sharded(Strategy):
+    """A strategy whose processes have a share of the weights each."""
+
+    _gathered: Transformer | None = None
+
+    @override
+    @contextmanager
+    def gathered(self) -> Generator[Transformer | None]:
+        with self.averaged():
+            if self._gathered is None and self.group.is_main:
+                self._gathered = build(self.model.config)
+                self._gathered.origin = self.model.origin
+            targets = {} if self._gathered is None else self._gathered.state_dict()
+            with torch.no_grad():
+                for name, tensor in self._full_weights():
+                    if name in targets:
+                        targets[name].copy_(tensor)
+        yield self._gathered
+
+    def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The whole weights one by one; all processes must iterate over them."""
+        raise NotImplementedError
 
 
 def write_shards(folder: Path, state: Mapping[str, Tensor]) -> None:
