@@ -51,10 +51,15 @@ class RunDirectory:
     Args:
         path: where it is.
         writes: False for the processes that only look on.
+
+    Attributes:
+        model: where the model is.
+        checkpoints: where the checkpoints are.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
+        self.model, self.checkpoints = path / MODEL, path / CHECKPOINTS
         self._lock = FileLock(path / _LOCK)
 
     @classmethod
@@ -99,16 +104,6 @@ class RunDirectory:
         """Let others in."""
         self._lock.release()
 
-    @property
-    def model(self) -> Path:
-        """Where the model is."""
-        return self.path / MODEL
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the checkpoints are."""
-        return self.path / CHECKPOINTS
-
     def write_config(self, text: str) -> None:
         """Write config.yaml. Raises UserError when the disk refuses."""
         if self.writes:
@@ -118,26 +113,26 @@ class RunDirectory:
         """Add lines to metrics.jsonl, all of them or none. Raises UserError when the disk refuses."""
         if not self.writes:
             return
-        place = self.path / METRICS
+        path = self.path / METRICS
         try:
-            with place.open("a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
         except OSError as error:
-            raise UserError(f"{place} can't be written: {error.strerror or error}.") from error
+            raise UserError(f"{path} can't be written: {error.strerror or error}.") from error
 
     def finished(self) -> bool:
         """Whether the last line of metrics.jsonl says so."""
-        place = self.path / METRICS
-        lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
+        file = self.path / METRICS
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         return bool(lines) and json.loads(lines[-1]).get("state") == "finished"
 
     def rewind(self, step: int) -> None:
         """Take out of metrics.jsonl what came after a step, for it will come again."""
-        place = self.path / METRICS
-        if not self.writes or not place.exists():
+        path = self.path / METRICS
+        if not self.writes or not path.exists():
             return
-        kept = [line for line in place.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-        atomic.write(place, "".join(f"{line}\n" for line in kept))
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+        atomic.write(path, "".join(f"{line}\n" for line in kept))
 
     def discard(self) -> None:
         """Remove the directory of a run that never began."""

@@ -110,9 +110,9 @@ class WeightsAndBiases:
 
     def __init__(self, opening: Opening) -> None:
         library = _library("wandb")
-        place = opening.directory / "wandb"
-        place.mkdir(parents=True, exist_ok=True)
-        known = place / "run-id"
+        folder = opening.directory / "wandb"
+        folder.mkdir(parents=True, exist_ok=True)
+        known = folder / "run-id"
         resumed = {"id": known.read_text(), "resume": "allow"} if opening.resumed and known.is_file() else {}
         settings = {name: value for name, value in self._SETTINGS.items() if name in library.Settings.model_fields}
         self._run = library.init(

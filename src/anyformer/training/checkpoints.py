@@ -61,25 +61,25 @@ class Checkpoints:
 
     def save(self, strategy: Strategy, step: int, facts: Mapping[str, Any]) -> None:
         """Write a checkpoint, on all processes. Raises UserError where the disk refuses; older ones then stay."""
-        place = self.folder / f"step-{step:08}"
+        path = self.folder / f"step-{step:08}"
         is_main = strategy.group.is_main
-        if strategy.group.broadcast(place.exists()):
+        if strategy.group.broadcast(path.exists()):
             return
         try:
             with ExitStack() as stack:
-                made = stack.enter_context(atomic.temporary_folder(place)) if is_main else None
-                folder = strategy.group.broadcast(made) or place
+                made = stack.enter_context(atomic.temporary_folder(path)) if is_main else None
+                folder = strategy.group.broadcast(made) or path
                 strategy.save(folder)
                 strategy.group.any(False)
                 if is_main:
                     (folder / FACTS).write_text(json.dumps({"step": step, **facts}), encoding="utf-8")
-                    atomic.move(folder, place)
+                    atomic.move(folder, path)
                     atomic.remove_abandoned(self.folder, age=0)
                     for old in sorted(self._complete())[: -self.keep]:
                         shutil.rmtree(old, ignore_errors=True)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"The checkpoint {place} can't be written: {reason}.") from error
+            raise UserError(f"The checkpoint {path} can't be written: {reason}.") from error
 
     def _complete(self) -> list[Path]:
         return [path.parent for path in self.folder.glob(f"step-*/{FACTS}")]
@@ -129,9 +129,9 @@ def read_facts(checkpoint: Path, config: CompleteConfig, fingerprint: str, conso
 
 def write_state(folder: Path, state: Mapping[str, Tensor], name: str = STATE) -> None:
     """Write tensors and wait until they are on the disk. Raises OSError or SafetensorError where it refuses."""
-    place = folder / name
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, place)
-    with place.open("rb") as file:
+    path = folder / name
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, path)
+    with path.open("rb") as file:
         os.fsync(file.fileno())
 
 

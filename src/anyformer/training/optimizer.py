@@ -61,32 +61,23 @@ def muon(
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "muon": muon}
 
 
-def make_optimizer(
-    name: str,
-    model: nn.Module,
-    learning_rate: float,
-    *,
-    weight_decay: float = 0.1,
-    betas: tuple[float, float] = (0.9, 0.95),
-    dtype: torch.dtype = torch.float32,
-) -> Optimizer:
+def make_optimizer(name: str, model: nn.Module, learning_rate: float, **options: Any) -> Optimizer:
     """The optimizer of that name, for all parameters of a model that are trained.
 
     Args:
         name: one of `OPTIMIZERS`.
         model: in its place already: on its device, and sharded where it is sharded.
         learning_rate: one for all; `set_learning_rate` changes it.
-        weight_decay: of matrices. Vectors are not decayed.
-        betas: AdamW's memory of gradients and of squared gradients.
-        dtype: the format of Muon's matrix products: the one in which products are fastest. Weights and state keep
-            their own.
+        options: `weight_decay` of matrices (0.1; vectors are not decayed); `betas`, AdamW's decay rates of gradients
+            and of squared gradients (0.9, 0.95); `dtype` of Muon's matrix products (float32), the one in which they
+            are fastest. Weights and state keep their own.
 
     Raises:
         UserError: there is no such optimizer.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"There is no optimizer {name!r} ({nearest(name, OPTIMIZERS)}).")
-    return OPTIMIZERS[name](model, learning_rate, weight_decay=weight_decay, betas=betas, dtype=dtype)
+    return OPTIMIZERS[name](model, learning_rate, **options)
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

@@ -119,12 +119,12 @@ def _mask_one(tokenizer: Tokenizer, ids: list[int], chance: random.Random) -> tu
     """The text before a token, the token, and the text after it; None where that would not be read as these tokens."""
     if tokenizer.mask is None or tokenizer.mask_token is None or not ids:
         return None
-    place = chance.randrange(len(ids))
-    hidden = tokenizer.decode([ids[place]])
+    position = chance.randrange(len(ids))
+    hidden = tokenizer.decode([ids[position]])
     if not any(character.isalnum() for character in hidden):
         return None
-    before, after = tokenizer.decode(ids[:place]), tokenizer.decode(ids[place + 1 :])
-    wanted = [*ids[:place], tokenizer.mask, *ids[place + 1 :]]
+    before, after = tokenizer.decode(ids[:position]), tokenizer.decode(ids[position + 1 :])
+    wanted = [*ids[:position], tokenizer.mask, *ids[position + 1 :]]
     for gap in (" ", ""):
         left, right = f"{before}{gap}" if before else "", f"{gap}{after}" if after else ""
         if tokenizer.encode(f"{left}{tokenizer.mask_token}{right}", special=False) == wanted:

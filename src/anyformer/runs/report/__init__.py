@@ -44,9 +44,9 @@ def write_report(directory: Path, defaults: Mapping[str, Any], file: Path | None
         UserError: no such run directory, or the disk refuses. The page that was there before stays as it was.
     """
     run = read_run(directory)
-    place = file or directory / REPORT
-    atomic.write(place, _render("page.html", page(run, defaults)))
-    return place
+    path = file or directory / REPORT
+    atomic.write(path, _render("page.html", page(run, defaults)))
+    return path
 
 
 def write_comparison(runs: Sequence[Run], file: Path) -> Path:

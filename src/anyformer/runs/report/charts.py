@@ -51,13 +51,13 @@ def comparison_data(runs: Sequence[Run]) -> dict[str, Any]:
     speed: list[dict[str, Any]] = []
     for color, run in enumerate(runs):
         kept = thin([_column(run.steps, name) for name in ("loss", "tokens_per_second")])
-        place = len(axes)
+        index = len(axes)
         axes += [_axis(run, [run.steps[index] for index in kept]), _axis(run, run.evaluations)]
         scores = _column(run.evaluations, "validation_loss")
-        validation.append(_series(run.name, place + 1, color, scores, "points"))
+        validation.append(_series(run.name, index + 1, color, scores, "points"))
         for series, name in ((training, "loss"), (speed, "tokens_per_second")):
             smooth = smoothed(_column(run.steps, name)) if len(run.steps) >= _FEW else _column(run.steps, name)
-            series.append(_series(run.name, place, color, _at(smooth, kept)))
+            series.append(_series(run.name, index, color, _at(smooth, kept)))
     charts = [
         _chart("Validation loss", "loss", validation, note="nats per token", scaled=True),
         _chart("Training loss", "loss", training, note="smoothed", scaled=True),
@@ -105,7 +105,7 @@ def _means(values: Values, reach: int) -> Values:
     for index, value in enumerate(values):
         near = min(reach, index)
         low, high = index - near, min(count, index + near + 1)
-        # A place without a value has no mean either: the curve shows the gap.
+        # A line without a value has no mean either: the curve shows the gap.
         means.append(None if value is None else (sums[high] - sums[low]) / (known[high] - known[low]))
     return means
 
@@ -160,10 +160,10 @@ def _between(known: Sequence[tuple[int, float]], step: int) -> float | None:
     """The tokens at a step, between those of its neighbors; at step 0 none."""
     if not known:
         return 0.0 if step == 0 else None
-    place = bisect_left(known, step, key=lambda pair: pair[0])
-    if place == len(known):
+    index = bisect_left(known, step, key=lambda pair: pair[0])
+    if index == len(known):
         return known[-1][1]
-    (before, low), (after, high) = known[place - 1] if place else (0, 0.0), known[place]
+    (before, low), (after, high) = known[index - 1] if index else (0, 0.0), known[index]
     return low + (high - low) * (step - before) / (after - before) if after > before else high
 
 

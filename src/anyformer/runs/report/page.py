@@ -159,7 +159,7 @@ def evenly(lines: Sequence[Line], most: int) -> list[Line]:
     """At most so many, spread over all of them, the first and the last included."""
     if len(lines) <= most:
         return list(lines)
-    return [lines[round(place * (len(lines) - 1) / (most - 1))] for place in range(most)]
+    return [lines[round(index * (len(lines) - 1) / (most - 1))] for index in range(most)]
 
 
 def _settings(run: Run, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -196,8 +196,8 @@ def _changed(name: str, value: Any, standard: Mapping[str, Any]) -> str:
 
 
 def _commands(run: Run) -> list[dict[str, str]]:
-    place = f"{run.path.resolve().parent.name}/{run.name}"
-    commands = [{"what": "Repeat", "line": f"anyformer train --config {place}/config.yaml"}] if run.config else []
+    path = f"{run.path.resolve().parent.name}/{run.name}"
+    commands = [{"what": "Repeat", "line": f"anyformer train --config {path}/config.yaml"}] if run.config else []
     if run.state in ("stopped", "diverged"):
-        commands.insert(0, {"what": "Go on", "line": f"anyformer train --resume {place}"})
+        commands.insert(0, {"what": "Go on", "line": f"anyformer train --resume {path}"})
     return commands

@@ -1,7 +1,6 @@
-"""Engines: how many processes train one model together, and how.
+"""How many processes train one model together, and how.
 
-base       the interface
-single     one process
+base       a step, on one process
 ddp        a copy of the model on each process (PyTorch DDP)
 fsdp       a shard of the model on each process (PyTorch FSDP2)
 deepspeed  ZeRO 1, 2 and 3

@@ -105,18 +105,9 @@ class Strategy:
             on the device: reading them waits for the step.
         """
         set_learning_rate(self.optimizer, learning_rate)
-        self.wrapped.train()
-        total = torch.zeros((), device=self.plan.precision.device)
-        parts = batch.split(self.plan.grad_accumulation)
-        for place, part in enumerate(parts):
-            mine = self._mine(part)
-            self._seed_dropout(number, place)
-            with self._last(place == len(parts) - 1):
-                share = self._loss(mine) * (mine.predicted / max(batch.predicted, 1))
-                self._scaler.scale(share * self.group.world_size).backward()
-            total += share.detach()
+        loss = self._loss_and_gradient(number, batch)
         self._scaler.unscale_(self.optimizer)
-        loss, norm = self.group.sum(total), self._clip()
+        norm = self._clip()
         finite = loss.isfinite() & norm.isfinite()
         taken = True
         if self._scaler.is_enabled():
@@ -191,6 +182,25 @@ class Strategy:
         """Gradients have to be added up over the processes only after the last part of a batch."""
         del last
         return nullcontext()
+
+    def _loss_and_gradient(self, number: int, batch: Batch) -> Tensor:
+        """The mean loss over all processes; each computes the gradient of its rows, part by part."""
+        self.wrapped.train()
+        total = torch.zeros((), device=self.plan.precision.device)
+        parts = batch.split(self.plan.grad_accumulation)
+        for index, part in enumerate(parts):
+            mine, last = self._mine(part), index == len(parts) - 1
+            self._seed_dropout(number, index)
+            with self._last(last):
+                share = self._loss(mine) * (mine.predicted / max(batch.predicted, 1))
+                # Gradients become their mean over the processes.
+                self._backward(share * self.group.world_size, last)
+            total += share.detach()
+        return self.group.sum(total)
+
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        del last
+        self._scaler.scale(loss).backward()
 
     def _clip(self) -> Tensor:
         """Shorten the gradient of all processes together; returns how long it was."""

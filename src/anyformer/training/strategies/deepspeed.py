@@ -71,29 +71,22 @@ class DeepSpeed(Sharded):
     @override
     def step(self, number: int, batch: Batch, learning_rate: float) -> Float[Tensor, 2]:
         # DeepSpeed reads the norm itself, and a gradient that is not finite is noticed only after the step.
-        engine, plan = self._engine, self.plan
-        set_learning_rate(engine.optimizer, learning_rate)
-        engine.train()
-        total = torch.zeros((), device=plan.precision.device)
-        parts = batch.split(plan.grad_accumulation)
-        for place, part in enumerate(parts):
-            mine, last = self._mine(part), place == len(parts) - 1
-            self._seed_dropout(number, place)
-            share = self._loss(mine) * (mine.predicted / max(batch.predicted, 1))
-            total += share.detach()
-            # DeepSpeed takes the mean over the processes.
-            engine.set_gradient_accumulation_boundary(is_boundary=last)
-            engine.backward(share * self.group.world_size)
-            if not last:
-                engine.step()
-        loss = self.group.sum(total).item()
+        set_learning_rate(self._engine.optimizer, learning_rate)
+        loss = self._loss_and_gradient(number, batch).item()
         if not math.isfinite(loss):
             return torch.tensor([loss, math.nan])
-        engine.step()
-        norm = float(engine.get_global_grad_norm() or 0.0)
-        if math.isfinite(norm) and plan.average is not None:
-            plan.average.update(self._weights())
+        self._engine.step()
+        norm = float(self._engine.get_global_grad_norm() or 0.0)
+        if math.isfinite(norm) and self.plan.average is not None:
+            self.plan.average.update(self._weights())
         return torch.tensor([loss, norm])
+
+    @override
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(is_boundary=last)
+        self._engine.backward(loss)
+        if not last:
+            self._engine.step()
 
     @override
     @contextmanager
@@ -191,12 +184,8 @@ class DeepSpeed(Sharded):
             model=module, optimizer=self.optimizer, config=settings, dist_init_required=False
         )
         if self.stage == 3:
-            inside = {
-                id(p)
-                for block in self.model.modules()
-                if isinstance(block, TransformerBlock)
-                for p in block.parameters()
-            }
+            blocks = [module for module in self.model.modules() if isinstance(module, TransformerBlock)]
+            inside = {id(parameter) for block in blocks for parameter in block.parameters()}
             for parameter in self.model.parameters():
                 if id(parameter) not in inside:
                     # Tied tables and heads are used outside their own module's forward, which is all DeepSpeed watches.
@@ -276,7 +265,7 @@ class DeepSpeed(Sharded):
                 for key in _MOMENTS:
                     yield f"optimizer.{key}.{name}", utils.safe_get_full_optimizer_state(parameter, key)
         for name, buffer in self.model.named_buffers():
-            if f"{name}" in self.model.state_dict():
+            if name in self.model.state_dict():
                 yield f"model.{name}", buffer
         if self.plan.average is not None:
             parameters = dict(self.model.named_parameters())
