@@ -9,7 +9,7 @@ import pytest
 
 from anyformer.data.disk_cache import Cache
 from anyformer.data.materialize import materialize
-from anyformer.data.pair_corpus import PairCorpus
+from anyformer.data.pairs import PairCorpus
 from anyformer.data.sources import documents
 from anyformer.errors import UserError
 

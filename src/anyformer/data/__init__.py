@@ -6,14 +6,13 @@ input_files         files, folders and globs: found, opened, decompressed
 records             the fields of jsonl, csv, tsv and parquet
 materialize         standard input and data sets of the Hugging Face hub, as files
 sources             files -> documents
-pair_corpus         two files, or two fields -> pairs of source and target
 corpus              documents, split into training and validation
 
 From text to token ids:
 
 parallel_encoding   texts -> ids, in several processes (`encoding_worker`)
 token_files         a corpus as one memory-mapped stream of ids
-pair_files          pairs as two streams of ids
+pairs               two files, or two fields -> pairs of source and target -> two streams of ids
 disk_cache          what was made once and can be used again
 
 From token ids to batches:

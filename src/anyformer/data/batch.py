@@ -15,6 +15,7 @@ IGNORED = -100
 
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
+Rng = np.random.Generator
 
 
 @dataclass(frozen=True, slots=True)

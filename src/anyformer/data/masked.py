@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from tokenizers import decoders, models
 
-from anyformer.data.batch import IGNORED, Batch, Bool, Int64
+from anyformer.data.batch import IGNORED, Batch, Bool, Int64, Rng
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
@@ -119,12 +119,7 @@ class Masked:
         return context - (self.before is not None) - (self.after is not None)
 
     def __call__(
-        self,
-        windows: Int64,
-        loss_mask: Bool,
-        padding_mask: Bool | None,
-        rng: np.random.Generator,
-        stream_start: Bool | None = None,
+        self, windows: Int64, loss_mask: Bool, padding_mask: Bool | None, rng: Rng, stream_start: Bool | None = None
     ) -> Batch:
         """Make a batch of [batch, context]."""
         candidates = loss_mask & ~np.isin(windows, self.special)
@@ -153,7 +148,7 @@ class Masked:
         )
 
 
-def _whole_words(number: Int64, candidates: Bool, wanted: int, rng: np.random.Generator) -> Bool:
+def _whole_words(number: Int64, candidates: Bool, wanted: int, rng: Rng) -> Bool:
     """Draw words of a row until `wanted` tokens are drawn, and skip words that would exceed that.
 
     Args:

@@ -1,18 +1,28 @@
 """Training objectives: inputs and targets of windows of the token stream.
 
-An objective is a pure function from windows to a Batch; its randomness comes from a generator that is passed in.
+An objective has a `stride(context)`, the distance between two windows in tokens, less than 1 where the context is too
+short, and an `overlap`, the number of tokens that a window shares with the next one. It is a pure function, with all
+shapes [batch, stride + overlap], of
+
+windows         ids
+loss_mask       True for tokens that may be targets in this window: each token of the stream is in one window an epoch
+padding_mask    True for tokens that aren't padding, which is on the right; None without padding
+rng             the only source of randomness
+stream_start    True for the first token of the stream, which the ring puts after the last one; None: it can only be the
+                first of a window
+
 (Sequence to sequence has pairs and no windows, see `pair_batches`.)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 
 from anyformer.config import SpecialTokens
-from anyformer.data.batch import IGNORED, Batch, Bool, Int64
+from anyformer.data.batch import IGNORED, Batch, Bool, Int64, Rng
 from anyformer.data.masked import Masked
 from anyformer.data.span_corruption import SpanCorruption, decoder_start
 from anyformer.errors import UserError, nearest
@@ -21,42 +31,6 @@ from anyformer.tokenizer import Tokenizer
 __all__ = ["OBJECTIVES", "Causal", "Masked", "Objective", "SpanCorruption", "decoder_start", "objective"]
 
 OBJECTIVES = ("causal", "masked", "span_corruption")
-
-
-class Objective(Protocol):
-    """A function from windows of the token stream to batches.
-
-    Attributes:
-        overlap: the number of tokens that a window shares with the next one.
-    """
-
-    overlap: ClassVar[int]
-
-    def stride(self, context: int) -> int:
-        """The distance between two windows, in tokens; less than 1 where the context is too short."""
-        ...
-
-    def __call__(
-        self,
-        windows: Int64,
-        loss_mask: Bool,
-        padding_mask: Bool | None,
-        rng: np.random.Generator,
-        stream_start: Bool | None = None,
-    ) -> Batch:
-        """Make a batch.
-
-        Args:
-            windows: [batch, stride + overlap] ids.
-            loss_mask: [batch, stride + overlap], True for tokens that may be targets in this window. Each token of the
-                stream is True in one window an epoch.
-            padding_mask: [batch, stride + overlap], True for tokens that aren't padding, which is on the right; None
-                without padding.
-            rng: the only source of randomness.
-            stream_start: [batch, stride + overlap], True for the first token of the stream, which the ring puts after
-                the last one; None: it can only be the first of a window.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +61,7 @@ class Causal:
         return context
 
     def __call__(
-        self,
-        windows: Int64,
-        loss_mask: Bool,
-        padding_mask: Bool | None,
-        rng: np.random.Generator,
-        stream_start: Bool | None = None,
+        self, windows: Int64, loss_mask: Bool, padding_mask: Bool | None, rng: Rng, stream_start: Bool | None = None
     ) -> Batch:
         """Make a batch of [batch, context]."""
         tokens = np.ascontiguousarray(windows[:, :-1])
@@ -105,6 +74,9 @@ class Causal:
                 first = first | stream_start[:, :-1]
             documents = first.cumsum(axis=1, dtype=np.int64)
         return Batch(tokens, targets, mask, documents=documents)
+
+
+Objective = Causal | Masked | SpanCorruption
 
 
 def objective(

@@ -14,7 +14,7 @@ import numpy as np
 
 from anyformer.data.batch import IGNORED, Batch, Int64
 from anyformer.data.feistel_shuffle import feistel_shuffle, mix_seed
-from anyformer.data.pair_files import PairFile
+from anyformer.data.pairs import PairFile
 from anyformer.errors import UserError
 
 _ORDER, _TIES = 4, 5  # other draws than those of `batches`

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from anyformer.config import SpecialTokens
-from anyformer.data.batch import IGNORED, Batch, Bool, Int64
+from anyformer.data.batch import IGNORED, Batch, Bool, Int64, Rng
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
@@ -87,12 +87,7 @@ class SpanCorruption:
         return length - hidden + spans + 1, hidden + spans + 1
 
     def __call__(
-        self,
-        windows: Int64,
-        loss_mask: Bool,
-        padding_mask: Bool | None,
-        rng: np.random.Generator,
-        stream_start: Bool | None = None,
+        self, windows: Int64, loss_mask: Bool, padding_mask: Bool | None, rng: Rng, stream_start: Bool | None = None
     ) -> Batch:
         """Make a batch of [batch, context], and targets of about a fifth of that.
 
@@ -117,7 +112,7 @@ class SpanCorruption:
         hidden = max(min(round(self.noise_density * length), length - 1), 1)
         return hidden, max(min(round(hidden / self.mean_span_length), length - hidden), 1)
 
-    def _corrupt(self, window: Int64, loss_mask: Bool, rng: np.random.Generator) -> tuple[Int64, Int64, Bool]:
+    def _corrupt(self, window: Int64, loss_mask: Bool, rng: Rng) -> tuple[Int64, Int64, Bool]:
         """Source and targets of one window, and the loss mask of the targets."""
         hidden, spans = self._counts(len(window))
         sizes = np.stack((_divide(len(window) - hidden, spans, rng), _divide(hidden, spans, rng)), axis=1).ravel()
@@ -139,7 +134,7 @@ class SpanCorruption:
         )
 
 
-def _divide(items: int, parts: int, rng: np.random.Generator) -> Int64:
+def _divide(items: int, parts: int, rng: Rng) -> Int64:
     """Sizes of a random division of `items` into `parts`, none of them empty unless there are fewer items."""
     cuts = np.sort(rng.permutation(max(items - 1, 0))[: parts - 1]) + 1
     return np.diff(np.concatenate(([0], cuts, [items])))

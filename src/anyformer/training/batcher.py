@@ -11,7 +11,7 @@ from anyformer.data.batches import Batches, count_validation_batches, validation
 from anyformer.data.disk_cache import key
 from anyformer.data.objectives import decoder_start, objective
 from anyformer.data.pair_batches import PairBatches
-from anyformer.data.pair_files import PairFile
+from anyformer.data.pairs import PairFile
 from anyformer.data.token_files import TokenFile
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer

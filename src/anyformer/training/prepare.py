@@ -21,8 +21,7 @@ from anyformer.data.corpus import Corpus, Split
 from anyformer.data.disk_cache import Cache, identity, key
 from anyformer.data.materialize import STANDARD_INPUT, materialize
 from anyformer.data.objectives import decoder_start
-from anyformer.data.pair_corpus import Pair, PairCorpus, parallel_files, record_files
-from anyformer.data.pair_files import PairFile, tokenize_pairs
+from anyformer.data.pairs import Pair, PairCorpus, PairFile, parallel_files, record_files, tokenize_pairs
 from anyformer.data.sources import Document, find_files, standard_library
 from anyformer.data.token_files import FORMAT, TokenFile, tokenize_splits
 from anyformer.errors import UserError

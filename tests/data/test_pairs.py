@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from anyformer.data import parallel_encoding
 from anyformer.data.corpus import MIN_DOCUMENTS
-from anyformer.data.pair_corpus import Pair, PairCorpus, parallel_files, record_files
-from anyformer.data.pair_files import PairFile, tokenize_pairs
+from anyformer.data.pairs import Pair, PairCorpus, PairFile, parallel_files, record_files, tokenize_pairs
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 

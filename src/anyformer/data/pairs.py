@@ -1,0 +1,235 @@
+"""Pairs for sequence to sequence: from two files line by line, or two fields of each record, to a pair file.
+
+A pair file is a folder::
+
+    source.bin, target.bin   token files: the ids of all sources, of all targets, one after the other
+    source.npy, target.npy   [pairs + 1] int64: pair i has the ids from offset i up to offset i + 1
+
+The ids are those of the text alone, without beginning, end or padding: batches put those around them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from anyformer.data.batch import Int64
+from anyformer.data.corpus import VALIDATION_FRACTION, Split
+from anyformer.data.input_files import RECORD_SUFFIXES, Paths, find_files, suffix_of
+from anyformer.data.parallel_encoding import Ids
+from anyformer.data.records import records
+from anyformer.data.sources import Document, text_lines
+from anyformer.data.token_files import TokenFile, tokenize_splits
+from anyformer.errors import UserError
+from anyformer.tokenizer import Tokenizer
+
+_SIDES = ("source", "target")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A source, its target, and the line or row (from 1) of the file that they come from."""
+
+    source: str
+    target: str
+    path: Path
+    line: int
+
+
+class PairCorpus:
+    """Pairs, split into training and validation: one in ten is held out, by a hash of its line.
+
+    Pairs with an empty side are left out. See `Corpus`.
+    """
+
+    def __init__(self, files: Sequence[Path], fields: tuple[str, str] | None, split: Split | None = None) -> None:
+        """Read all the data once, unless the split is known.
+
+        Args:
+            files: of `record_files`, or the two of `parallel_files`.
+            fields: the names of source and target in records; None for two parallel files.
+
+        Raises:
+            UserError: the data is faulty, the files differ in their number of lines, or there is no pair.
+        """
+        self.files = list(files)
+        self._fields = fields
+        self.split = split or self._scan()
+
+    def __iter__(self) -> Iterator[Pair]:
+        """All pairs that have two sides."""
+        return (pair for pair in self._all() if pair.source.strip() and pair.target.strip())
+
+    def labeled(self) -> Iterator[tuple[bool, Pair]]:
+        """All pairs in order, each with whether it is held out."""
+        held_out = self.split.held_out
+        for index, pair in enumerate(self):
+            if held_out is None or index >= len(held_out):
+                raise UserError(f"The data changed while it was being read: line {pair.line} of {pair.path} is new.")
+            yield bool(held_out[index]), pair
+
+    def _all(self) -> Iterator[Pair]:
+        if self._fields is None:
+            yield from _side_by_side(*self.files)
+        else:
+            for path in self.files:
+                for line, (source, target) in records(path, self._fields):
+                    yield Pair(source, target, path, line)
+
+    def _scan(self) -> Split:
+        dropped = 0
+
+        def sizes() -> Iterator[tuple[Path, int, int]]:
+            nonlocal dropped
+            for pair in self._all():
+                if pair.source.strip() and pair.target.strip():
+                    yield pair.path, pair.line, len(pair.source) + len(pair.target)
+                else:
+                    dropped += 1
+
+        split = Split.by_hash(self.files, sizes())
+        if not split.count:
+            reason = f"all {dropped} have an empty side" if dropped else "it is empty"
+            raise UserError(f"There is no pair to read in {' and '.join(map(str, self.files[:2]))}: {reason}.")
+        held_out = split.held_out
+        if held_out is None:
+            # Of a few the last tenth, one at least where there are two.
+            few = max(round(VALIDATION_FRACTION * split.count), int(split.count > 1))
+            held_out = np.arange(split.count) >= split.count - few
+        return replace(split, dropped=dropped, held_out=held_out)
+
+
+def parallel_files(source: str, target: str) -> list[Path]:
+    """Return the two files of parallel lines. Raises UserError when one is missing, or is not one text file."""
+    files = [Path(source), Path(target)]
+    for path in files:
+        if not path.exists():
+            raise UserError(f"There is no file {path} to take pairs from: parallel text is two files, line by line.")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: parallel text is two files, with a pair on each line.")
+    return files
+
+
+def record_files(paths: Paths) -> list[Path]:
+    """Return the files of records that `paths` name. Raises UserError as `find_files`, and for files of text."""
+    files = find_files(paths)
+    for path in files:
+        if suffix_of(path) not in RECORD_SUFFIXES:
+            raise UserError(
+                f"{path} has no fields to take pairs from: use {', '.join(RECORD_SUFFIXES)}, or two files of parallel "
+                "lines with --source and --target, and no --data."
+            )
+    return files
+
+
+def _side_by_side(source: Path, target: Path) -> Iterator[Pair]:
+    left, right = text_lines(source), text_lines(target)
+    count = others = 0
+    for count, text in enumerate(left, start=1):
+        other = next(right, None)
+        if other is None:
+            count += sum(1 for _ in left)
+            break
+        others += 1
+        yield Pair(text, other, source, count)
+    others += sum(1 for _ in right)
+    if count != others:
+        raise UserError(
+            f"{source} has {count:,} lines and {target} has {others:,}: parallel files have a pair on each line, so "
+            "mend the one that lacks some."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PairFile:
+    """Open pairs, read from disk as they are used.
+
+    Attributes:
+        sources, targets: the ids of all of them.
+        source_offsets, target_offsets: [pairs + 1] where each begins and ends.
+    """
+
+    sources: TokenFile
+    targets: TokenFile
+    source_offsets: Int64
+    target_offsets: Int64
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> PairFile:
+        """Open a pair file; raises UserError when it is missing or damaged."""
+        folder = Path(folder)
+        sources, targets = (TokenFile.open(folder / f"{side}.bin") for side in _SIDES)
+        offsets = _offsets(folder / "source.npy", len(sources)), _offsets(folder / "target.npy", len(targets))
+        if len(offsets[0]) != len(offsets[1]):
+            raise UserError(f"The pairs in {folder} are damaged: delete the folder to have it made anew.")
+        return cls(sources, targets, *offsets)
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.source_offsets) - 1
+
+    def source(self, index: int) -> Ids:
+        """Return the ids of a source, [length], read-only."""
+        return self.sources.ids[self.source_offsets[index] : self.source_offsets[index + 1]]
+
+    def target(self, index: int) -> Ids:
+        """Return the ids of a target, [length], read-only."""
+        return self.targets.ids[self.target_offsets[index] : self.target_offsets[index + 1]]
+
+    @property
+    def source_lengths(self) -> Int64:
+        """[pairs] number of ids of each source."""
+        return np.diff(self.source_offsets)
+
+    @property
+    def target_lengths(self) -> Int64:
+        """[pairs] number of ids of each target."""
+        return np.diff(self.target_offsets)
+
+    @property
+    def digest(self) -> str:
+        """A hash of all ids and offsets."""
+        digest = hashlib.sha256(f"{self.sources.header.digest} {self.targets.header.digest}".encode())
+        digest.update(self.source_offsets.tobytes())
+        digest.update(self.target_offsets.tobytes())
+        return digest.hexdigest()
+
+
+def _offsets(path: Path, total: int) -> Int64:
+    try:
+        offsets: Int64 = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} can't be read ({error}): delete its folder to have it made anew.") from error
+    if offsets.dtype != np.int64 or offsets.ndim != 1 or not len(offsets) or offsets[-1] != total:
+        raise UserError(f"{path} is damaged: delete its folder to have it made anew.")
+    return offsets
+
+
+def tokenize_pairs(
+    pairs: Iterable[tuple[str, Pair]],
+    tokenizer: Tokenizer,
+    folders: Mapping[str, Path],
+    *,
+    workers: int | None = 1,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write pairs, each with the name of its split, to the pair file of that split, a new folder.
+
+    The arguments and what is raised are those of `tokenize_splits`.
+    """
+    for folder in folders.values():
+        folder.mkdir()
+    sides = (
+        (f"{split}/{side}", Document(text, pair.path, pair.line))
+        for split, pair in pairs
+        for side, text in zip(_SIDES, (pair.source, pair.target), strict=True)
+    )
+    paths = {f"{split}/{side}": folder / f"{side}.bin" for split, folder in folders.items() for side in _SIDES}
+    lengths = tokenize_splits(sides, tokenizer, paths, separate=False, workers=workers, progress=progress)
+    for name, path in paths.items():
+        np.save(path.with_suffix(".npy"), np.append(0, np.cumsum(lengths[name], dtype=np.int64)))
