@@ -45,52 +45,37 @@ def frequencies(
     scaling = config.scaling
     if scaling is None:
         return 1.0 / config.theta**pairs, 1.0
-    if scaling.kind == "dynamic":
-        return _dynamic(config.theta, pairs, scaling, head_dim, max_length, length), 1.0
+    if scaling.kind == "dynamic":  # NTK-aware: theta rises where the text outgrows max_length
+        overshoot = scaling.factor * length.clamp(min=max_length) / max_length - (scaling.factor - 1)
+        base = config.theta * overshoot ** (head_dim / (head_dim - 2))
+        return 1.0 / base[..., None] ** pairs, 1.0
     plain = 1.0 / config.theta**pairs
     if scaling.kind == "linear":
         return plain / scaling.factor, 1.0
+    assert scaling.original_length is not None  # RotaryScaling sees to it
     if scaling.kind == "llama3":
-        return _llama3(plain, scaling), 1.0
+        return _llama3(plain, scaling, scaling.original_length), 1.0
     sharpness = scaling.attention_factor
     if sharpness is None:
         sharpness = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
-    return _yarn(plain, scaling, config.theta, head_dim), sharpness
+    return _yarn(plain, scaling, scaling.original_length, config.theta, head_dim), sharpness
 
 
-def _dynamic(
-    theta: float,
-    pairs: Float[Tensor, " half"],
-    scaling: RotaryScaling,
-    head_dim: int,
-    max_length: int,
-    length: Int[Tensor, "batch #time"],
-) -> Float[Tensor, "batch #time half"]:
-    """NTK-aware scaling that sets in where the text outgrows `max_length`: theta rises with the overshoot."""
-    overshoot = scaling.factor * length.clamp(min=max_length) / max_length - (scaling.factor - 1)
-    base = theta * overshoot ** (head_dim / (head_dim - 2))
-    return 1.0 / base[..., None] ** pairs
-
-
-def _original_length(scaling: RotaryScaling) -> int:
-    if scaling.original_length is None:
-        raise ValueError(f"{scaling.kind} scaling needs original_length")
-    return scaling.original_length
-
-
-def _llama3(plain: Float[Tensor, " half"], scaling: RotaryScaling) -> Float[Tensor, " half"]:
+def _llama3(plain: Float[Tensor, " half"], scaling: RotaryScaling, original_length: int) -> Float[Tensor, " half"]:
     """Long wavelengths are divided by the factor, short ones kept, those between blended (LLaMA 3.1's code)."""
     low, high = scaling.low_frequency, scaling.high_frequency
-    rotations = _original_length(scaling) / (2 * math.pi / plain)
+    rotations = original_length / (2 * math.pi / plain)
     keep = ((rotations - low) / (high - low)).clamp(0, 1)
     return (1 - keep) * plain / scaling.factor + keep * plain
 
 
-def _yarn(plain: Float[Tensor, " half"], scaling: RotaryScaling, theta: float, head_dim: int) -> Float[Tensor, " half"]:
+def _yarn(
+    plain: Float[Tensor, " half"], scaling: RotaryScaling, original_length: int, theta: float, head_dim: int
+) -> Float[Tensor, " half"]:
     """NTK-by-parts: pairs that rotate often are kept, the others divided (Peng et al. 2023, section 3.2)."""
 
     def pair_with(rotations: float) -> float:
-        return head_dim * math.log(_original_length(scaling) / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+        return head_dim * math.log(original_length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
     if scaling.truncate:
