@@ -91,7 +91,7 @@ class Strategy:
         # The host need not know whether a step is finite where the optimizer's kernels can leave it out themselves.
         self._waits = device == "cpu" or not getattr(self.optimizer, "_step_supports_amp_scaling", False)
 
-    def step(self, number: int, batch: Batch, learning_rate: float) -> Float[Tensor, 2]:
+    def step(self, number: int, batch: Batch, learning_rate: float) -> Float[Tensor, "2"]:
         """Learn from a batch. Where loss or gradient are not finite, the weights stay as they are.
 
         Args:

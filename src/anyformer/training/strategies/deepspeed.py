@@ -69,7 +69,7 @@ class DeepSpeed(Sharded):
         self._remember()
 
     @override
-    def step(self, number: int, batch: Batch, learning_rate: float) -> Float[Tensor, 2]:
+    def step(self, number: int, batch: Batch, learning_rate: float) -> Float[Tensor, "2"]:
         # DeepSpeed reads the norm itself, and a gradient that is not finite is noticed only after the step.
         set_learning_rate(self._engine.optimizer, learning_rate)
         loss = self._loss_and_gradient(number, batch).item()
