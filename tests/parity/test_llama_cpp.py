@@ -20,7 +20,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 import anyformer as af
 from anyformer.compare.verify import Check
 from anyformer.compare.verify_gguf import verify_gguf
-from anyformer.tokenizer.pretokenizers import PRETOKENIZERS
+from anyformer.tokenizer.gguf import PRETOKENIZERS
 from tests.parity import hf_models
 from tests.parity.conversion import ours_of
 from tests.parity.gguf_models import EXPRESSIBLE, expressible

@@ -18,7 +18,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer, gguf
-from anyformer.tokenizer.pretokenizers import PRETOKENIZERS
+from anyformer.tokenizer.gguf import PRETOKENIZERS
 from anyformer.tokenizer.sentencepiece import check_charsmap
 
 WORDS = (

@@ -1,4 +1,4 @@
-"""SentencePiece models, as T5 saves them, against `transformers`."""
+"""SentencePiece models, as T5 and Marian save them, against `transformers`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from anyformer.tokenizer import Tokenizer
 from tests.tokenizer.hugging_face import (
     CORPUS,
     SAMPLES,
+    anything,
     assert_equal,
     assert_same_roles,
     automatic,
+    few,
     sentencepiece_model,
 )
 
@@ -33,3 +37,39 @@ def test_sentencepiece_of_t5(tmp_path: Path, config: dict[str, Any] | None):
     for text in samples:
         assert_equal(ours, theirs, text)
     assert ours.encode("a", second="b") == theirs("a", "b")["input_ids"]
+
+
+def test_sentencepiece_pair_of_marian(tmp_path: Path):
+    source = sentencepiece_model(tmp_path, "source", CORPUS[:2])
+    target = sentencepiece_model(tmp_path, "target", CORPUS[2:3])
+    for name in ("source", "target"):
+        (tmp_path / f"{name}.model").rename(tmp_path / f"{name}.spm")
+    pieces = [p for p in dict.fromkeys(source + target) if p not in ("<s>", "</s>", "<unk>", source[7])]
+    vocabulary = ["</s>", "<unk>", *pieces, ">>de<<", "<pad>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: id_ for id_, piece in enumerate(vocabulary)}))
+    config = {"tokenizer_class": "MarianTokenizer", "source_lang": "en", "target_lang": "de"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "marian"}))
+    ours = Tokenizer.load(tmp_path)
+    theirs = automatic(tmp_path)
+    assert_same_roles(ours, theirs)
+    samples = [*SAMPLES[:5], ">>de<< hear me speak", "a <s> b", "".join(source)]
+    for text in samples:
+        assert_equal(ours, theirs, text)
+
+    @few
+    @example("", [0, 2, 2, 0])
+    @given(
+        text=anything.map(lambda text: text.replace(">>", "")),
+        ids=st.lists(st.integers(0, len(vocabulary) - 1)),
+    )
+    def check(text: str, ids: list[int]) -> None:
+        assert ours.encode(text) == theirs(text)["input_ids"]
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+        assert ours.decode(ids, skip_special=False) == theirs.decode(ids)
+
+    check()
+    out = tmp_path / "saved"
+    ours.save(out)
+    (out / "config.json").write_text(json.dumps({"model_type": "marian"}))
+    assert_equal(Tokenizer.load(out), automatic(out), samples[1])

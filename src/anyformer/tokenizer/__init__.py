@@ -1,19 +1,16 @@
 """Text to token ids and back: load any Hugging Face tokenizer, train one, save it as a `tokenizer.json`.
 
-core             Tokenizer: encode, decode, chat, save
+core             Tokenizer: encode, decode, chat, save; StreamDecoder: decoding one token at a time
 loading          a directory of any kind -> a Tokenizer
 tokenizer_files  reading and writing the files of a tokenizer
 legacy           directories from before tokenizer.json: vocab.txt, vocab.json + merges.txt
-sentencepiece    spiece.model
-marian           Marian's pair of SentencePiece models
+sentencepiece    spiece.model, and Marian's pair of SentencePiece models
 gguf             the tokenizer of a GGUF file
 training         char, byte-level BPE, WordPiece and Unigram from one's own text
 chat             sandboxed chat templates
-stream           decoding one token at a time
 """
 
-from anyformer.tokenizer.core import Tokenizer
-from anyformer.tokenizer.stream import StreamDecoder
+from anyformer.tokenizer.core import StreamDecoder, Tokenizer
 from anyformer.tokenizer.tokenizer_files import has_tokenizer
 
 __all__ = ["StreamDecoder", "Tokenizer", "has_tokenizer"]

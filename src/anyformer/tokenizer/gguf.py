@@ -10,6 +10,8 @@ t5      SentencePiece Unigram
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import tokenizers
@@ -17,8 +19,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from anyformer.errors import UserError, nearest
 from anyformer.tokenizer.core import Tokenizer
-from anyformer.tokenizer.legacy import bert_normalizer, surround_sentences
-from anyformer.tokenizer.pretokenizers import pretokenizer
+from anyformer.tokenizer.legacy import WORD_PATTERN, bert_normalizer, byte_words, surround_sentences
 from anyformer.tokenizer.sentencepiece import SPACE, pipeline
 from anyformer.tokenizer.special import CONVENTIONS, add, surround
 
@@ -36,6 +37,63 @@ ROLES = {
 }
 _LONGEST = 1024
 
+_THREE_DIGITS = WORD_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+"""LLaMA 3's and OpenAI's cl100k_base."""
+_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]+"
+
+
+def _gpt2() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
+
+
+def _digit_by_digit() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
+
+
+@dataclass(frozen=True)
+class Pretokenizer:
+    """How text is split into words before byte-level BPE. GGUF files carry no patterns, only a name (`pre`)."""
+
+    names: str
+    """What llama.cpp calls it, with spaces between; the first is written."""
+    build: Callable[[], pre_tokenizers.PreTokenizer]
+    ignores_merges: bool = False
+    """A word that is a token stays whole, whatever the merges say."""
+    adds_bos: bool = False
+    """A text begins with the first special token, unless the file says otherwise."""
+    composes: bool = False
+    """Characters are brought into their composed form (NFC) first. llama.cpp leaves that out."""
+
+    @property
+    def name(self) -> str:
+        """The name that is written."""
+        return self.names.split()[0]
+
+
+PRETOKENIZERS = (
+    Pretokenizer(
+        "gpt-2 phi-2 roberta-bpe olmo mpt jais trillion exaone4 modern-bert mellum gigachat jina-es jina-de jina-v1-en "
+        "jina-v2-es jina-v2-de jina-v2-code",
+        _gpt2,
+    ),
+    Pretokenizer("smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", _digit_by_digit),
+    Pretokenizer("llama-bpe llama3 llama-v3 falcon3 pixtral lfm2", partial(byte_words, _THREE_DIGITS), True, True),
+    Pretokenizer("dbrx smaug-bpe glm4 chatglm-bpe", partial(byte_words, _THREE_DIGITS)),
+    Pretokenizer("qwen2 deepseek-r1-qwen megrez hunyuan solar-open grok-2", byte_words, composes=True),
+    Pretokenizer("stablelm2", byte_words),
+    Pretokenizer("tekken", partial(byte_words, _TEKKEN), True, True),
+    Pretokenizer("falcon", partial(byte_words, _PUNCTUATION.replace("]", "`]"), _GPT2_PATTERN, "[0-9][0-9][0-9]")),
+    Pretokenizer("default", partial(byte_words, _PUNCTUATION, _GPT2_PATTERN, r"\p{N}+", "[0-9][0-9][0-9]")),
+)
+
+_BY_NAME = {name: pretokenizer for pretokenizer in PRETOKENIZERS for name in pretokenizer.names.split()}
+
 
 class _Source:
     """The metadata, with a sentence for whatever is missing or misshapen in it."""
@@ -50,7 +108,11 @@ class _Source:
         if any(len(token) > _LONGEST for token in self.tokens):
             raise UserError(f"The vocabulary has a token of more than {_LONGEST} characters.")
         self.types = [int(value) for value in self.numbers("token_type")] or [1] * len(self.tokens)
-        self.roles = {role: token for role, key in ROLES.items() if (token := self._token(key)) is not None}
+        self.roles = {
+            role: self.tokens[index]
+            for role, key in ROLES.items()
+            if isinstance(index := self.get(key), int) and 0 <= index < len(self.tokens)
+        }
 
     def get(self, key: str) -> Any:
         return self.metadata.get(KEY + key)
@@ -81,11 +143,6 @@ class _Source:
         if scores := self.numbers("scores"):
             return scores
         raise UserError(f"{KEY}scores is missing, so texts can't be cut into tokens.")
-
-    def _token(self, key: str) -> str | None:
-        index = self.get(key)
-        known = isinstance(index, int) and 0 <= index < len(self.tokens)
-        return self.tokens[index] if known else None
 
     def unknown(self) -> str | None:
         """The unknown token: the one declared, or marked."""
@@ -129,15 +186,17 @@ def _config(source: _Source) -> dict[str, Any]:
 
 
 def _byte_level(source: _Source) -> tokenizers.Tokenizer:
-    words = pretokenizer(source.get("pre") or "default")
+    name = source.get("pre") or "default"
+    if name not in _BY_NAME:
+        raise UserError(f"The pre-tokenizer {name!r} is not supported ({nearest(name, _BY_NAME)}).")
+    words = _BY_NAME[name]
     merges = [(merge[:at], merge[at + 1 :]) for merge in source.texts("merges") if (at := merge.find(" ", 1)) > 0]
     backend = tokenizers.Tokenizer(models.BPE(source.ids, merges, ignore_merges=words.ignores_merges))
     if words.composes:
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = words.build()
     backend.decoder = decoders.ByteLevel()
-    _mark(backend, source)
-    _surround(backend, source, bos=words.adds_bos, eos=False)
+    _add_special(backend, source, bos=words.adds_bos, eos=False)
     return backend
 
 
@@ -153,8 +212,7 @@ def _sentencepiece(source: _Source) -> tokenizers.Tokenizer:
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefixed else spaces
     parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if prefixed else parts)
-    _mark(backend, source)
-    _surround(backend, source, bos=True, eos=False)
+    _add_special(backend, source, bos=True, eos=False)
     return backend
 
 
@@ -195,7 +253,7 @@ def _word_piece(source: _Source) -> tokenizers.Tokenizer:
     backend.decoder = decoders.WordPiece(prefix="##")
     surround_sentences(backend, source.roles["cls"], source.roles["sep"])
     source.tokens, source.ids = names, ids
-    _mark(backend, source)
+    _add_special(backend, source, bos=False, eos=False)
     return backend
 
 
@@ -217,23 +275,22 @@ def _unigram(source: _Source) -> tokenizers.Tokenizer:
     if not source.flag("remove_extra_whitespaces", True):
         backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=True)
         backend.decoder = decoders.Metaspace(SPACE, prepend_scheme="first", split=True)
-    _mark(backend, source)
-    _surround(backend, source, bos=False, eos=True)
+    _add_special(backend, source, bos=False, eos=True)
     return backend
 
 
-def _mark(backend: tokenizers.Tokenizer, source: _Source) -> None:
-    """Let control tokens, and those that users defined, be found in a text as they are."""
-    roles = set(source.roles.values())
+def _add_special(backend: tokenizers.Tokenizer, source: _Source, *, bos: bool, eos: bool) -> None:
+    """Let control tokens, and those that users defined, be found in a text as they are, and put some around it.
+
+    Args:
+        bos, eos: whether that token is usual around a text, for files that do not say it.
+    """
+    roles = source.roles
     typed = zip(source.tokens, source.types, strict=True)
-    marked = [(token, kind) for token, kind in typed if kind in (CONTROL, USER) or token in roles]
+    marked = [(token, kind) for token, kind in typed if kind in (CONTROL, USER) or token in roles.values()]
     add(backend, [AddedToken(token, normalized=False, special=kind != USER) for token, kind in marked])
-
-
-def _surround(backend: tokenizers.Tokenizer, source: _Source, *, bos: bool, eos: bool) -> None:
-    """Put tokens around a text; the arguments are what is usual."""
-    before = source.roles.get("bos") if source.flag("add_bos_token", bos) else None
-    after = source.roles.get("eos") if source.flag("add_eos_token", eos) else None
+    before = roles.get("bos") if source.flag("add_bos_token", bos) else None
+    after = roles.get("eos") if source.flag("add_eos_token", eos) else None
     surround(backend, before, after)
 
 

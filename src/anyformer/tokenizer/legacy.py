@@ -97,13 +97,11 @@ def _pattern_words(backend: tokenizers.Tokenizer, vocabulary: Mapping[str, int],
     backend.pre_tokenizer = byte_words(add_prefix_space=bool(config.get("add_prefix_space") or False))
 
 
-def byte_words(*, add_prefix_space: bool = False) -> pre_tokenizers.PreTokenizer:
-    """Split text by WORD_PATTERN and write each word in the 256 printable characters that stand for bytes."""
+def byte_words(*patterns: str, add_prefix_space: bool = False) -> pre_tokenizers.PreTokenizer:
+    """Split text by one pattern after the other, else by WORD_PATTERN, and write each byte as a printable character."""
+    splits = [pre_tokenizers.Split(Regex(p), behavior="isolated", invert=False) for p in patterns or (WORD_PATTERN,)]
     return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False),
-        ]
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False)]
     )
 
 

@@ -12,7 +12,6 @@ from tokenizers import normalizers
 from anyformer.errors import UserError
 from anyformer.tokenizer import legacy, sentencepiece, special, tokenizer_files
 from anyformer.tokenizer.core import Tokenizer
-from anyformer.tokenizer.marian import MarianTokenizer
 
 _LEGACY: dict[tuple[str, ...], Callable[[Path, Mapping[str, Any]], tokenizers.Tokenizer]] = {
     ("vocab.json", "merges.txt"): legacy.byte_level,
@@ -55,7 +54,7 @@ def _read(path: Path, directory: Path) -> Tokenizer:
             backend.normalizer = legacy.bert_normalizer(config)
         return Tokenizer(backend, config, {**companions, tokenizer_files.TOKENIZER: content})
     if all((directory / name).is_file() for name in sentencepiece.PAIR):
-        return MarianTokenizer(directory, config, companions)
+        return sentencepiece.MarianTokenizer(directory, config, companions)
     declared = special.declared(config, parsed.get(tokenizer_files.SPECIAL_MAP))
     for names, build in _LEGACY.items():
         if all((directory / name).is_file() for name in names):

@@ -6,9 +6,11 @@ pieces = 1 {piece = 1, score = 2, type = 3}, trainer_spec = 2 {model_type = 3}, 
 
 from __future__ import annotations
 
+import hashlib
+import re
 import struct
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -17,10 +19,13 @@ from typing import Any
 import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers.pre_tokenizers import PreTokenizer
+from typing_extensions import override
 
 from anyformer.errors import UserError
+from anyformer.tokenizer.core import Tokenizer, clean_up
 from anyformer.tokenizer.special import add, surround
-from anyformer.tokenizer.tokenizer_files import read_bytes
+from anyformer.tokenizer.tokenizer_files import CONFIG, parse_object, read_bytes, to_json
 
 PAIR = ("source.spm", "target.spm", "vocab.json")
 
@@ -63,17 +68,6 @@ def read_model(path: Path) -> Model:
     return Model(texts, scores, types, charsmap)
 
 
-def segmenter(model: Model) -> tokenizers.Tokenizer:
-    """A tokenizer that gives the ids of the pieces that SentencePiece cuts a text into.
-
-    Control pieces such as </s> are never cut out of a text, so they are renamed to what no text contains.
-    """
-    names = [f"\0{p}" if t == _CONTROL else p for p, t in zip(model.pieces, model.types, strict=True)]
-    # SentencePiece splits words at spaces alone, to which its table of characters has turned other white space already.
-    spaces = pre_tokenizers.Split(Regex(" +"), "removed")
-    return pipeline(names, model.scores, model.types.index(_UNKNOWN), model.charsmap, spaces)
-
-
 def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """T5's tokenizer from `spiece.model` (Raffel et al. 2020): its pieces, the sentinels, </s> after a text."""
     path = directory / "spiece.model"
@@ -94,12 +88,105 @@ def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     return backend
 
 
+class MarianTokenizer(Tokenizer):
+    """Marian's: one SentencePiece model for the source, one for the target, one vocabulary for both.
+
+    The pieces are the source model's and their ids the vocabulary's, which no tokenizer.json can express, so
+    it is kept in Marian's own three files.
+    """
+
+    def __init__(self, directory: Path, config: Mapping[str, Any], companions: Mapping[str, bytes]) -> None:
+        """Read source.spm, target.spm and vocab.json; raises UserError when one is damaged."""
+        if config.get("separate_vocabs"):
+            raise UserError(f"{directory} has separate source and target vocabularies, which are not supported.")
+        kept = {name: read_bytes(directory / name) for name in PAIR}
+        source = read_model(directory / "source.spm")
+        self._known = frozenset(source.pieces)
+        # Control pieces such as </s> are never cut out of a text, so they are renamed to what no text contains.
+        names = [f"\0{p}" if t == _CONTROL else p for p, t in zip(source.pieces, source.types, strict=True)]
+        # SentencePiece splits words at spaces alone, to which its table of characters turns other white space.
+        spaces = pre_tokenizers.Split(Regex(" +"), "removed")
+        self._segmenter = pipeline(names, source.scores, source.types.index(_UNKNOWN), source.charsmap, spaces)
+        try:
+            vocabulary: Any = parse_object(kept["vocab.json"], directory / "vocab.json")
+            words = models.WordLevel(vocab=vocabulary, unk_token="<unk>")
+        except (TypeError, OverflowError) as error:
+            raise UserError(f"{directory / 'vocab.json'} is not a vocabulary: {error}.") from error
+        super().__init__(tokenizers.Tokenizer(words), config, {**companions, **kept})
+        if self.unk is None or self.eos is None:
+            raise UserError(f"{directory / 'vocab.json'} has no <unk> and </s>, so it is not a Marian vocabulary.")
+        self._unknown: int = self.unk
+        self._end: int = self.eos
+        added = self.backend.get_added_tokens_decoder().values()
+        self._splitter = re.compile("(" + "|".join(re.escape(token.content) for token in added) + ")")
+
+    @property
+    @override
+    def fingerprint(self) -> str:
+        return hashlib.sha256(b"".join(self._files[name] for name in PAIR)).hexdigest()
+
+    @override
+    def encode(self, text: str, special: bool = True, second: str | None = None) -> list[int]:
+        """Return the ids of a source text; a leading `>>xx<<` names the target language."""
+        ids = self._encode(text) + (self._encode(second) if second is not None else [])
+        return [*ids, self._end] if special else ids
+
+    @override
+    def encode_parts(self, text: str) -> tuple[list[int], list[int], list[int]]:
+        return [], self._encode(text), [self._end]
+
+    @override
+    def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        return [self.encode(text, special) for text in texts]
+
+    @override
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        hidden = self.special_ids
+        parts: list[str] = []
+        pieces: list[str] = []
+        for id_ in ids:
+            token = self.token(id_)
+            if token is None or (id_ in hidden and skip_special):
+                continue
+            if id_ in hidden:
+                parts += [self._join(pieces), token, " "]
+                pieces = []
+            else:
+                pieces.append(token)
+        text = "".join([*parts, self._join(pieces)]).strip()
+        return clean_up(text) if self.cleans_up else text
+
+    @override
+    def serialized(self) -> dict[str, bytes]:
+        config = {**self.complete_config(), "tokenizer_class": "MarianTokenizer", **self.config}
+        return {CONFIG: to_json(config), **self._files}
+
+    def _join(self, pieces: Sequence[str]) -> str:
+        """The text of pieces; each that the source model knows loses its space where nothing is before it."""
+        text = ""
+        for piece in pieces:
+            text += piece if text or piece not in self._known else piece.removeprefix(SPACE)
+        return text.replace(SPACE, " ")
+
+    def _encode(self, text: str) -> list[int]:
+        # a piece is looked up by its text also where the source model doesn't know it: the target's vocabulary may
+        tokens = [token for part in self._splitter.split(text) for token in self._pieces(part)]
+        return [self._unknown if (found := self.id(token)) is None else found for token in tokens]
+
+    def _pieces(self, part: str) -> list[str]:
+        if self._splitter.fullmatch(part):
+            return [part]
+        start = part.find("<<") + 2 if part.startswith(">>") and "<<" in part else 0
+        code = [part[:start]] if start else []
+        return code + self._segmenter.encode(part[start:], add_special_tokens=False).tokens
+
+
 def pipeline(
     pieces: list[str],
     scores: list[float],
     unknown: int,
     charsmap: bytes,
-    words: pre_tokenizers.PreTokenizer | None = None,
+    words: PreTokenizer | None = None,
 ) -> tokenizers.Tokenizer:
     """The pipeline of a unigram model: its map of characters, words at white space, the likeliest pieces."""
     vocabulary = list(zip(pieces, scores, strict=True))
@@ -107,12 +194,8 @@ def pipeline(
     if charsmap:
         check_charsmap(charsmap)
         backend.normalizer = normalizers.Precompiled(charsmap)
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            words or pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always", split=True),
-        ]
-    )
+    spaces = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always", split=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words or pre_tokenizers.WhitespaceSplit(), spaces])
     backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always", split=True)
     return backend
 

@@ -169,12 +169,8 @@ def _subword(
         # Unigram (Kudo 2018) on NFKC text, as SentencePiece has it, but with line ends kept as tokens.
         backend = tokenizers.Tokenizer(models.Unigram())
         backend.normalizer = normalizers.NFKC()
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split("\n", behavior="isolated"),
-                pre_tokenizers.Metaspace(prepend_scheme="first", split=True),
-            ]
-        )
+        words = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("\n", behavior="isolated"), words])
         backend.decoder = decoders.Metaspace(prepend_scheme="first", split=True)
         trainer = trainers.UnigramTrainer(unk_token=roles["unk"], **options)
     try:

@@ -11,8 +11,7 @@ from anyformer.checkpoint.gguf.vocabulary import ENDS, NORMAL, Entries, roles
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.gguf import BYTE, CONTROL, KEY, UNKNOWN, UNUSED
-from anyformer.tokenizer.pretokenizers import PRETOKENIZERS
+from anyformer.tokenizer.gguf import BYTE, CONTROL, KEY, PRETOKENIZERS, UNKNOWN, UNUSED
 from anyformer.tokenizer.sentencepiece import SPACE
 
 _COMPOSED = ("NFC", "NFKC")
