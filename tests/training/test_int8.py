@@ -56,7 +56,7 @@ def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
 def eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """By our own code and by torch's, which is not compiled: for one shape after the other that would take long."""
     if request.param == "torch's":
-        monkeypatch.setattr(int8, "_matmul", lambda: int8._reference)
+        monkeypatch.setattr(int8, "_matmul", int8._reference)
     elif not supports():
         pytest.skip("this processor has no such instructions")
 
@@ -170,15 +170,15 @@ def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch, bias: bool):
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=chance)
 
-    def found(product: Callable[[], Callable[..., Tensor]]) -> list[Tensor]:
+    def found(matmul: Callable[..., Tensor]) -> list[Tensor]:
         with monkeypatch.context() as patch:
-            patch.setattr(int8, "_product", product)
+            patch.setattr(int8, "_matmul", matmul)
             return _products(*given)
 
     for rows, inputs, outputs in ((37, 24, 53), (64, 33, 18)):
         given = draw(rows, inputs), draw(outputs, inputs), draw(outputs) if bias else None, draw(rows, outputs)
         given[0][3], given[3][5] = 0.0, 0.0
-        for one, other in zip(found(int8._compiled_reference), found(lambda: int8._reference), strict=True):
+        for one, other in zip(found(int8._compiled_reference()), found(int8._reference), strict=True):
             # The bias's gradient is a sum in another order.
             assert torch.equal(one, other) if one.dim() > 1 else torch.allclose(one, other, rtol=1e-6, atol=1e-6)
 
@@ -203,7 +203,7 @@ def test_what_is_not_finite_stays_so(
     eager: None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, bad: float, compiled: bool
 ):
     if compiled and "torch" in request.node.name:
-        monkeypatch.setattr(int8, "_matmul", int8._compiled_reference)
+        monkeypatch.setattr(int8, "_matmul", int8._compiled_reference())
     x, weight, gradient = torch.randn(37, 24), torch.randn(53, 24), torch.randn(37, 53)
     broken = x.clone()
     broken[2, 3] = bad

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import parse
+from anyformer.cli.options import flag, parse
 from anyformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,51 +49,42 @@ def run(argv: list[str]) -> int:
         raise UserError("--compare evaluates all of them: leave out --quantize.")
     for name in ("limit", "batch_size"):
         if (value := getattr(options, name)) is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is at least 1, not {value}.")
+            raise UserError(f"{flag(name)} is at least 1, not {value}.")
 
-    text: Text | None = None
-    results: dict[str, Quality] = {}
-    for quantize in (None, "int8", "int4") if options.compare else (options.quantize,):
-        name, text, quality = _evaluate(replace(options, quantize=quantize), text)
-        results[name] = quality
-        if options.json:
-            print(json.dumps(_figures(name, quality)), flush=True)
-    if not options.json and text is not None:
-        _show(results, text)
-    return 0
-
-
-def _evaluate(options: EvaluateOptions, text: Text | None) -> tuple[str, Text, Quality]:
-    """Evaluate one model, on the text that an earlier one has read."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from anyformer.compare.quality import measure, predictions, read_text, weight_dtype
 
-    model, tokenizer = options.load_model()
-    if text is None:
-        text = read_text(tokenizer, options.data, options.field, options.limit)
-    name, console = weight_dtype(model), Console(stderr=True)
-    columns = (TextColumn(name), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name, total=predictions(text))
-        quality = measure(
-            model, text, options.context, options.batch_size, lambda count: bar.update(task, advance=count)
-        )
-    return options.quantize or name, text, quality
-
-
-def _figures(name: str, quality: Quality) -> dict[str, Any]:
-    return {
-        "weights": name,
-        "perplexity": quality.perplexity,
-        "bits_per_byte": quality.bits_per_byte,
-        "loss": quality.evaluation.loss,
-        "tokens": quality.evaluation.predicted,
-        "bytes_of_weights": quality.size,
-        "read_tokens_per_second": quality.prompt_tokens_per_second,
-        "written_tokens_per_second": quality.decode_tokens_per_second,
-    }
+    text: Text | None = None
+    results: dict[str, Quality] = {}
+    console = Console(stderr=True)
+    for quantize in (None, "int8", "int4") if options.compare else (options.quantize,):
+        model, tokenizer = replace(options, quantize=quantize).load_model()
+        if text is None:
+            text = read_text(tokenizer, options.data, options.field, options.limit)
+        title = weight_dtype(model)
+        columns = (TextColumn(title), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task(title, total=predictions(text))
+            quality = measure(model, text, options.context, options.batch_size, partial(bar.advance, task))
+        name = quantize or title
+        results[name] = quality
+        if options.json:
+            figures = {
+                "weights": name,
+                "perplexity": quality.perplexity,
+                "bits_per_byte": quality.bits_per_byte,
+                "loss": quality.evaluation.loss,
+                "tokens": quality.evaluation.predicted,
+                "bytes_of_weights": quality.size,
+                "read_tokens_per_second": quality.prompt_tokens_per_second,
+                "written_tokens_per_second": quality.decode_tokens_per_second,
+            }
+            print(json.dumps(figures), flush=True)
+    if not options.json and text is not None:
+        _show(results, text)
+    return 0
 
 
 def _show(results: dict[str, Quality], text: Text) -> None:

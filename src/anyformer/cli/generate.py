@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
 from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import Positional, parse
+from anyformer.cli.options import Positional, flag, parse
 from anyformer.cli.sampling import SamplingOptions, generation_options
 from anyformer.errors import UserError
 
@@ -101,7 +101,7 @@ def run(argv: list[str]) -> int:
         given["early_stopping"] = "never" if options.early_stopping == "never" else options.early_stopping == "true"
     search = options.n_best != 1 or GenerationConfig.for_model(model, **given).beams > 1
     if search and _given_of(options, _NOT_WITH_BEAMS):
-        names = ", ".join(map(_flag, _NOT_WITH_BEAMS))
+        names = ", ".join(map(flag, _NOT_WITH_BEAMS))
         raise UserError(f"{names} are for texts without beams: leave them out, or --beams 1.")
     draft: Draft | None = None
     if options.draft is not None:
@@ -218,7 +218,7 @@ def _check_flags(options: GenerateOptions) -> None:
         if options.prompt:
             raise UserError("Give a prompt or a --file of prompts, not both.")
         for name in _given_of(options, _NOT_WITH_FILE):
-            raise UserError(f"{_flag(name)} is for a single prompt: a --file gets one answer a prompt.")
+            raise UserError(f"{flag(name)} is for a single prompt: a --file gets one answer a prompt.")
         if options.batch_size < 1:
             raise UserError(f"--batch-size is a number of prompts, at least 1, not {options.batch_size}.")
     if options.samples > 1 and not options.temperature:
@@ -231,12 +231,7 @@ def _check_flags(options: GenerateOptions) -> None:
 
 def _given_of(options: GenerateOptions, names: Sequence[str]) -> list[str]:
     """Those of the options that aren't at their defaults."""
-    defaults = {field.name: field.default for field in fields(options)}
-    return [name for name in names if getattr(options, name) != defaults[name]]
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return [name for name in names if getattr(options, name) != getattr(GenerateOptions, name)]
 
 
 def _biases(given: Sequence[str]) -> dict[int, float]:

@@ -51,6 +51,11 @@ def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
     return make(kind, parser.given(argv))
 
 
+def flag(name: str) -> str:
+    """The flag of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
 def make(kind: type[T], given: Mapping[str, Any]) -> T:
     """The dataclass with those of the values of `Parser.given` that are its fields."""
     return kind(**{name: given[name] for name in _fields(kind) if name in given})
@@ -135,11 +140,11 @@ class Parser(argparse.ArgumentParser):
         for argument in unknown:
             if not argument.startswith("-"):
                 raise UserError(f"{argument!r} is one argument too many; usage: {self.usage}")
-            flag = argument.partition("=")[0]
-            hint = nearest(flag, [name for action in self._actions for name in action.option_strings])
+            option = argument.partition("=")[0]
+            hint = nearest(option, [name for action in self._actions for name in action.option_strings])
             if not hint.startswith("did you mean"):
                 hint = f"{self.prog} --help lists them"
-            raise UserError(f"{self.prog} has no option {flag} ({hint}).")
+            raise UserError(f"{self.prog} has no option {option} ({hint}).")
         values = vars(space)
         return {name: tuple(cast("list[Any]", v)) if isinstance(v, list) else v for name, v in values.items()}
 
@@ -148,8 +153,8 @@ class Parser(argparse.ArgumentParser):
         _, required, names = message.partition("arguments are required: ")
         if required:
             raise UserError(f"{names} must be given; usage: {self.usage}")
-        flag, _, reason = message.removeprefix("argument ").partition(": ")
-        raise UserError(f"{flag} {reason}.")
+        option, _, reason = message.removeprefix("argument ").partition(": ")
+        raise UserError(f"{option} {reason}.")
 
     def _section(self, title: str) -> Any:
         if title not in self._sections:
@@ -157,14 +162,14 @@ class Parser(argparse.ArgumentParser):
         return self._sections[title]
 
     def _usage(self) -> str:
-        shown: dict[str, list[str]] = {}
-        for title in ("arguments", "options"):
-            actions = [action for action in self._sections[title]._group_actions if action.help != argparse.SUPPRESS]
-            shown[title] = [_synopsis(action) for action in actions]
-        needed = [option for option in shown["options"] if not option.startswith("[")]
-        begin = " ".join([self.prog, *shown["arguments"]])
-        usage = " ".join([begin, *shown["options"], *(["[options]"] if len(self._sections) > len(shown) else [])])
-        return usage if len(usage) <= _USAGE_WIDTH else " ".join([begin, *needed, "[options]"])
+        arguments, options = (
+            [_synopsis(action) for action in self._sections[title]._group_actions if action.help != argparse.SUPPRESS]
+            for title in ("arguments", "options")
+        )
+        others = ["[options]"] if len(self._sections) > 2 else []
+        usage = " ".join([self.prog, *arguments, *options, *others])
+        needed = [option for option in options if not option.startswith("[")]
+        return usage if len(usage) <= _USAGE_WIDTH else " ".join([self.prog, *arguments, *needed, "[options]"])
 
     def _add(self, name: str, annotated: Any, text: str, section: str, *, required: bool) -> None:
         hint, *notes = get_args(annotated) if get_origin(annotated) is Annotated else (annotated,)
@@ -172,13 +177,13 @@ class Parser(argparse.ArgumentParser):
         kind = next(part for part in get_args(hint) if part is not type(None)) if optional else hint
         several = get_origin(kind) is tuple
         kind = get_args(kind)[0] if several else kind
-        flag, positional = f"--{name.replace('_', '-')}", _is_positional(annotated)
+        positional = _is_positional(annotated)
         how: dict[str, Any] = {"help": text if text is argparse.SUPPRESS else text.replace("%", "%%")}
         if kind is bool:
-            head, dot, last = flag.removeprefix("--").rpartition(".")
+            head, dot, last = flag(name).removeprefix("--").rpartition(".")
             add, switch = self._section(section).add_argument, {"dest": name, "action": _Switch, "nargs": 0}
             both, opposite = optional or bool(dot), f"--{head}{dot}no-{last}"
-            add(flag, *([opposite] if both else []), **switch, **how)
+            add(flag(name), *([opposite] if both else []), **switch, **how)
             if not both:
                 add(opposite, **switch, help=argparse.SUPPRESS)
             return
@@ -190,7 +195,7 @@ class Parser(argparse.ArgumentParser):
             self._section("arguments").add_argument(name, **how)
         else:
             metavar = next((note for note in notes if isinstance(note, str)), None) or _metavar(name, kind)
-            self._section(section).add_argument(flag, dest=name, metavar=metavar, required=required, **how)
+            self._section(section).add_argument(flag(name), dest=name, metavar=metavar, required=required, **how)
 
 
 class _Switch(argparse.Action):

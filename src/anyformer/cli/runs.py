@@ -25,8 +25,6 @@ _DIRECTORY = Path("runs")
 _SPARE = ("tokens", "preset", "time", "parameters", "tokens/s")
 """What a narrow terminal does without, the least missed first."""
 
-_ENDLESS = 10_000
-
 _STYLES = {"running": "blue", "finished": "green", "stopped": "yellow", "diverged": "red"}
 
 
@@ -54,7 +52,12 @@ def run(argv: list[str]) -> int:
     options = parse(RunsOptions, argv, "runs")
     runs, compared = _chosen(options.paths)
     if options.html is not None:
-        _write(runs, options.html)
+        if options.html.is_dir():
+            raise UserError(f"--html {options.html} is a directory: name the file in it.")
+        if len(runs) == 1:
+            write_report(runs[0].path, DEFAULTS, options.html)
+        else:
+            write_comparison(runs, options.html)
     if options.json:
         differing_settings = {"differences": differences(runs)} if compared else {}
         print(json.dumps({"runs": [each.summary() for each in runs], **differing_settings}, indent=2, default=str))
@@ -82,24 +85,15 @@ def _place(name: str) -> Path:
     return _DIRECTORY / name if path.name == name and _DIRECTORY.is_dir() and not path.is_dir() else path
 
 
-def _write(runs: Sequence[Run], file: Path) -> None:
-    if file.is_dir():
-        raise UserError(f"--html {file} is a directory: name the file in it.")
-    if len(runs) == 1:
-        write_report(runs[0].path, DEFAULTS, file)
-    else:
-        write_comparison(runs, file)
-
-
 def _print(runs: Sequence[Run], compared: bool) -> None:
     console = Console()
     best = best_scores(runs) if compared else set[tuple[str, str]]()
     columns = list(COLUMNS)
     table = _table(runs, columns, best)
-    spare = list(_SPARE)
-    while console.is_terminal and spare and _width(console, table) > console.width:
-        columns.remove(spare.pop(0))
-        table = _table(runs, columns, best)
+    for spare in _SPARE:
+        if console.is_terminal and _width(console, table) > console.width:
+            columns.remove(spare)
+            table = _table(runs, columns, best)
     _show(console, table)
     for each in runs:
         if each.broken_lines:
@@ -146,4 +140,4 @@ def _show(console: Console, table: Table) -> None:
 
 
 def _width(console: Console, table: Table) -> int:
-    return Measurement.get(console, console.options.update(max_width=_ENDLESS), table).maximum
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum

@@ -100,10 +100,12 @@ class Terminal:
         if not self._asks:
             line = sys.stdin.readline()
             return line.rstrip("\r\n") if line else None
-        interrupted = False
+        # The line editor counts what is between \001 and \002 as no width.
+        colored = self._shows and "NO_COLOR" not in os.environ
+        prompt, interrupted = "\001\033[1;32m\002>\001\033[0m\002 " if colored else "> ", False
         while True:
             try:
-                return input(self._prompt())
+                return input(prompt)
             except EOFError:
                 print()
                 return None
@@ -113,10 +115,6 @@ class Terminal:
                     return None
                 interrupted = True
                 self._note("Once more, or Ctrl-D, leaves.")
-
-    def _prompt(self) -> str:
-        # The line editor counts what stands between \001 and \002 as no width.
-        return "\001\033[1;32m\002>\001\033[0m\002 " if self._shows and "NO_COLOR" not in os.environ else "> "
 
     def _answer(self, question: str) -> None:
         known = self._conversation.forgotten

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from anyformer.cli.options import Parser, Positional, change_model
+from anyformer.cli.options import Parser, Positional, change_model, flag
 from anyformer.errors import UserError
 from anyformer.families import preset as find_preset
 from anyformer.runs.directory import CONFIG, check_run_directory
@@ -122,5 +122,5 @@ def _read(values: Mapping[str, Any]) -> TrainConfig:
     config = replace(base, **{**(dropped if len(dropped) == 1 else {}), **changes, "model": model})
     for field, (serves, purpose) in _SERVES.items():
         if field in values and not serves(config):
-            raise UserError(f"--{field.replace('_', '-')} would do nothing here: it is for {purpose}.")
+            raise UserError(f"{flag(field)} would do nothing here: it is for {purpose}.")
     return config

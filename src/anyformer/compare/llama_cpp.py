@@ -15,11 +15,6 @@ from torch import Tensor
 from anyformer.errors import UserError
 
 Gives = Literal["logits", "hidden", "embedding"]
-_POOLING = {"logits": 0, "hidden": 0, "embedding": -1}
-"""llama.cpp's numbers for none and for what the file says."""
-_F32 = 0
-_NO_FLASH = 0
-_ERROR = 4
 
 
 def library() -> tuple[Any, Any]:
@@ -65,10 +60,10 @@ class LlamaCpp:
         parameters = self._lib.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = context
         parameters.n_threads = parameters.n_threads_batch = 1
-        parameters.type_k = parameters.type_v = _F32
-        parameters.flash_attn_type = _NO_FLASH
+        parameters.type_k = parameters.type_v = 0  # F32
+        parameters.flash_attn_type = 0  # none
         parameters.embeddings = gives != "logits"
-        parameters.pooling_type = _POOLING[gives]
+        parameters.pooling_type = -1 if gives == "embedding" else 0  # what the file says, or none
         self._context = self._lib.llama_init_from_model(self._model, parameters)
         if self._context == self._ffi.NULL:
             self._lib.llama_model_free(self._model)
@@ -79,15 +74,9 @@ class LlamaCpp:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Free the model."""
-        if self._model is not None:
-            self._lib.llama_free(self._context)
-            self._lib.llama_model_free(self._model)
-            self._lib.llama_log_set(self._ffi.NULL, self._ffi.NULL)
-            self._model = None
+        self._lib.llama_free(self._context)
+        self._lib.llama_model_free(self._model)
+        self._lib.llama_log_set(self._ffi.NULL, self._ffi.NULL)
 
     def tokens(self, text: str) -> list[int]:
         """The ids of a text, with what the file puts around it; special tokens in it are recognized."""
@@ -105,11 +94,10 @@ class LlamaCpp:
     def greedy(self, ids: Sequence[int], count: int, source: Sequence[int] | None = None) -> list[int]:
         """The likeliest tokens after these, one by one through llama.cpp's cache, whether or not one ends the text."""
         self._start(source)
-        last, position, written = self._decode(ids, 0)[-1], len(ids), list[int]()
-        while len(written) < count:
+        last, written = self._decode(ids, 0)[-1], list[int]()
+        for position in range(len(ids), len(ids) + count):
             written.append(int(last.argmax()))
             last = self._decode(written[-1:], position)[-1]
-            position += 1
         return written
 
     def hidden(self, ids: Sequence[int]) -> Tensor:
@@ -129,7 +117,7 @@ class LlamaCpp:
         return UserError(f"llama.cpp does not open {path}: {reason}.")
 
     def _log(self, level: int, text: Any, _: Any) -> None:
-        if level == _ERROR:
+        if level == 4:  # an error
             self._errors.append(self._ffi.string(text).decode("utf-8", "replace"))
 
     def _start(self, source: Sequence[int] | None) -> None:

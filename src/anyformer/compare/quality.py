@@ -21,7 +21,7 @@ from anyformer.quantization import quantized_weights
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.evaluate import Evaluation
 
-USUAL_CONTEXT = 1024
+_USUAL_CONTEXT = 1024
 _DECODED = 48
 
 
@@ -88,7 +88,9 @@ def read_text(tokenizer: Tokenizer | None, paths: Paths, field: str = "text", li
             break
     if len(ids) < 2:
         raise UserError("The text has fewer than two tokens: there is nothing to predict.")
-    return Text(ids, size, _start(tokenizer))
+    with_special, without = tokenizer.encode_batch(["a"])[0], tokenizer.encode_batch(["a"], special=False)[0]
+    starts = len(with_special) > len(without) and with_special[: len(without)] != without
+    return Text(ids, size, with_special[0] if starts else None)
 
 
 def measure(
@@ -114,8 +116,7 @@ def measure(
     if not model.config.is_decoder_only:
         raise UserError("evaluate measures how well a decoder predicts a text, and this model reads a source first.")
     longest = model.config.context_length
-    usual = min(USUAL_CONTEXT, model.config.max_length, longest or USUAL_CONTEXT)
-    context = context or usual
+    context = context or min(_USUAL_CONTEXT, model.config.max_length, longest or _USUAL_CONTEXT)
     if context < 2 or (longest is not None and context > longest):
         raise UserError(f"The context is a number of tokens from 2 to {longest or 'any'}, not {context}.")
     nats, predicted, seconds = 0.0, 0, 0.0
@@ -123,26 +124,20 @@ def measure(
         for tokens, targets in _batches(text, context, batch_size):
             begin = time.perf_counter()
             out = model(tokens.to(model.device), targets=targets.to(model.device), return_logits=False)
-            if out.loss is None:
-                raise AssertionError("targets were given, so there is a loss")
+            assert out.loss is not None
             nats += float(out.loss) * targets.numel()
             seconds += time.perf_counter() - begin
             predicted += targets.numel()
             progress(targets.numel())
     evaluation = Evaluation(nats, predicted, seconds)
-    first = 0 if text.start is not None else 1
-    bits = evaluation.bits_per_byte(len(text.ids) + 1 - first, text.size)
-    return Quality(evaluation, bits, size_in_memory(model), _decode_tokens_per_second(model, text, context))
+    bits = evaluation.bits_per_byte(predictions(text) + 1, text.size)
+    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    return Quality(evaluation, bits, size, _decode_tokens_per_second(model, text, context))
 
 
 def predictions(text: Text) -> int:
     """How many tokens of a text are predicted."""
     return len(text.ids) - (text.start is None)
-
-
-def size_in_memory(model: Transformer) -> int:
-    """Bytes of the weights."""
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def weight_dtype(model: Transformer) -> str:
@@ -180,11 +175,3 @@ def _decode_tokens_per_second(model: Transformer, text: Text, context: int) -> f
 
     seconds(2)
     return (room - 1) / max(1e-9, seconds(room) - seconds(1))
-
-
-def _start(tokenizer: Tokenizer) -> int | None:
-    """The token before a text, where the tokenizer puts one there."""
-    with_special, without = tokenizer.encode_batch(["a"])[0], tokenizer.encode_batch(["a"], special=False)[0]
-    if with_special[: len(without)] == without or len(with_special) <= len(without):
-        return None
-    return with_special[0]

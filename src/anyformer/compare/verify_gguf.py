@@ -19,10 +19,6 @@ from anyformer.tokenizer import Tokenizer
 
 _TOLERANCES = {"F32": 1e-3, "F16": 5e-3, "BF16": 2e-2}
 """llama.cpp rounds what it multiplies to the precision of the weights."""
-_QUANTIZED = 1e-1
-_GELU = 5e-3
-"""llama.cpp looks GELU up in a table of F16, made by the tanh formula."""
-_CONTEXT = 64
 
 
 def verify_gguf(path: Path, original: Transformer, tokenizer: Tokenizer | None) -> list[Check]:
@@ -39,32 +35,30 @@ def verify_gguf(path: Path, original: Transformer, tokenizer: Tokenizer | None) 
         UserError: llama.cpp is not installed, or does not open the file.
     """
     model, _ = load(path, dtype=torch.float32)
-    tolerance = _tolerance(path, model)
+    formats = {info.type.name for info in Container(path).tensors.values()}
+    # llama.cpp looks GELU up in a table of F16, made by the tanh formula.
+    gelu = 5e-3 if model.config.feed_forward.activation.startswith("gelu") else 0.0
+    tolerance = max(gelu, *(_TOLERANCES.get(name, 1e-1) for name in formats))
     ids, source = _inputs(model, tokenizer)
     checks: list[Check] = []
     with LlamaCpp(path, gives="logits" if model.decoder is not None else "hidden") as theirs, torch.inference_mode():
         if tokenizer is not None:
             checks.append(compare_tokens(theirs.tokens, tokenizer))
-        if model.decoder is not None:
-            expected = theirs.logits(ids, source)
-            checks.append(compare_tensors("logits", [expected], [_output(model, ids, source)], tolerance))
+        decodes = model.decoder is not None
+        name, expected = ("logits", theirs.logits(ids, source)) if decodes else ("hidden states", theirs.hidden(ids))
+        checks.append(compare_tensors(name, [expected], [_output(model, ids, source)], tolerance))
+        if decodes:
             checks.append(_greedy(theirs, model, ids, source, tolerance))
-        else:
-            expected = theirs.hidden(ids)
-            checks.append(compare_tensors("hidden states", [expected], [_output(model, ids, source)], tolerance))
         cost = compare_tensors("the model itself", [_output(original, ids, source)], [expected], tolerance)
     if tokenizer is not None and model.decoder is None:
         with LlamaCpp(path, gives="embedding") as theirs:
             vector = normalize(theirs.embedding(tokenizer.encode(SAMPLES[0])), dim=0)
         ours = normalize(embed(model, tokenizer, SAMPLES[:1])[0], dim=0)
         checks.append(compare_tensors("embedding", [vector], [ours], tolerance))
-    return [*checks, replace(cost, equal=_has_weights_of(original, path))]
-
-
-def _tolerance(path: Path, model: Transformer) -> float:
-    formats = {info.type.name for info in Container(path).tensors.values()}
-    gelu = _GELU if model.config.feed_forward.activation.startswith("gelu") else 0.0
-    return max(gelu, *(_TOLERANCES.get(name, _QUANTIZED) for name in formats))
+    # A file of F32 has the very weights; those of other formats are rounded.
+    weights = original.state_dict()
+    same = formats != {"F32"} or all(torch.equal(part, weights[name]) for name, part in model.state_dict().items())
+    return [*checks, replace(cost, equal=same)]
 
 
 def _inputs(model: Transformer, tokenizer: Tokenizer | None) -> tuple[list[int], list[int] | None]:
@@ -75,7 +69,7 @@ def _inputs(model: Transformer, tokenizer: Tokenizer | None) -> tuple[list[int],
         ids = torch.randint(config.vocab_size, (16,), generator=generator).tolist()
     else:
         ids = tokenizer.encode(SAMPLES[0])
-    ids = ids[: max(1, min(_CONTEXT, config.max_length - NEW_TOKENS))]
+    ids = ids[: max(1, min(64, config.max_length - NEW_TOKENS))]
     return ([config.special_tokens.decoder_start or 0, *ids[:4]], ids) if config.is_encoder_decoder else (ids, None)
 
 
@@ -100,11 +94,3 @@ def _greedy(
     close = float(last[here[common]] - last[there[common]]) <= 2 * tolerance * float(last.abs().max())
     parting = "where two tokens are as likely" if close else f"{there[common]} there and {here[common]} here"
     return Check("greedy continuation", close, f"{common} tokens, then {parting}")
-
-
-def _has_weights_of(original: Transformer, path: Path) -> bool:
-    """Whether the weights of a file of F32 equal the model's."""
-    if {info.type.name for info in Container(path).tensors.values()} != {"F32"}:
-        return True
-    file, model = load(path)[0].state_dict(), original.state_dict()
-    return all(torch.equal(weight, model[name]) for name, weight in file.items())

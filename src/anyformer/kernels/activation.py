@@ -66,7 +66,10 @@ def recomputed_in_backward(x: Tensor) -> AbstractContextManager[object]:
     """A context in which autograd saves the inputs of the latest activation in the place of x, if x is its result."""
     global _latest
     latest, _latest = _latest, None
-    if latest is None or latest[0]() is not x or _others_save():
+    if latest is None or latest[0]() is not x:
+        return nullcontext()
+    # Somebody else may decide what is saved, such as activation checkpointing, which recomputes everything.
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:  # pyright: ignore
         return nullcontext()
     recompute, saved = latest[1], (x.data_ptr(), x.numel(), x._version)
 
@@ -78,8 +81,3 @@ def recomputed_in_backward(x: Tensor) -> AbstractContextManager[object]:
         return packed if isinstance(packed, Tensor) else recompute().view(packed)
 
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
-
-
-def _others_save() -> bool:
-    """Whether somebody else decides what is saved, such as activation checkpointing, which recomputes everything."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # pyright: ignore

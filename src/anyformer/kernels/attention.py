@@ -43,7 +43,10 @@ def attention(
     if dropout_p > 0.0 and query.device.type == "cpu":
         return reference.attention(query, key, value, attn_mask, dropout_p, is_causal, scale)
     if _supports_compiled(query, attn_mask):
-        return _compiled(query, key, value, attn_mask, is_causal, scale)
+        bias = None if attn_mask is None else _by_key(attn_mask, query.shape[2])
+        with autocast_disabled(query):
+            out, _ = cpu.forward(query.bfloat16(), key.bfloat16(), value.bfloat16(), bias, scale, is_causal)
+        return out
     if _supports_blockwise(query, key, attn_mask, is_causal):
         return blockwise_attention(query, key, value, attn_mask, is_causal, scale)
     grouped = query.shape[1] != key.shape[1]
@@ -58,16 +61,6 @@ def _supports_compiled(query: Tensor, attn_mask: Tensor | None) -> bool:
     if attn_mask is not None and attn_mask.requires_grad and attn_mask.shape[1:3] != query.shape[1:3]:
         return False
     return cpu.supports(query)
-
-
-def _compiled(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float
-) -> Tensor:
-    bias = None if attn_mask is None else _by_key(attn_mask, query.shape[2])
-    query, key, value = (part.bfloat16() for part in (query, key, value))
-    with autocast_disabled(query):
-        out, _ = cpu.forward(query, key, value, bias, scale, is_causal)
-    return out
 
 
 def _by_key(attn_mask: Tensor, queries: int) -> Float[Tensor, "#batch #heads keys padded_queries"]:
@@ -87,21 +80,16 @@ def _by_key(attn_mask: Tensor, queries: int) -> Float[Tensor, "#batch #heads key
 
 _QUERY_BLOCK = 64
 
-_LONGEST_CAUSAL = {torch.float32: 512}
-_LONGEST = {torch.float32: 1}
-"""Keys up to which it gains, by the dtype of the products; other dtypes have these defaults. Of a single key the fused
-kernel makes gradients of queries and keys that are almost zero, where they are zero."""
-_OTHER_DTYPES_CAUSAL, _OTHER_DTYPES = 1024, 512
-
 
 def _supports_blockwise(query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool) -> bool:
     if query.device.type != "cpu" or not query.requires_grad:
         return False
     if attn_mask is not None and attn_mask.requires_grad:
         return True  # The fused kernel has no gradient of what is added to the scores.
-    if is_causal:
-        return key.shape[2] <= _LONGEST_CAUSAL.get(matmul_dtype(query), _OTHER_DTYPES_CAUSAL)
-    return key.shape[2] <= _LONGEST.get(matmul_dtype(query), _OTHER_DTYPES)
+    # Keys up to which it gains. Of a single key the fused kernel makes gradients of queries and keys that are almost
+    # zero, where they are zero.
+    longest_causal, longest = (512, 1) if matmul_dtype(query) == torch.float32 else (1024, 512)
+    return key.shape[2] <= (longest_causal if is_causal else longest)
 
 
 def blockwise_attention(

@@ -9,7 +9,6 @@ gradients are known in the forward pass because nothing comes after a loss but a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -121,7 +120,11 @@ def chunked_cross_entropy(
     else:
         valid = (target != ignore_index)[:, None]
         count, target = valid.sum().clamp(min=1), target.where(valid[:, 0], 0)
-    products = _int8(weight, bias, dtype) if int8 else _float(weight, bias, dtype, weight_grad.supports(input, dtype))
+    if int8:
+        factor, offset = weight, bias
+    else:
+        factor, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
+    compiled_grad_weight = not int8 and weight_grad.supports(input, dtype)
     total = torch.zeros((), dtype=torch.float32, device=device)
     grad_input = torch.empty(input.shape, dtype=input.dtype, device=device) if needs_grad[0] else None
     grad_weight = torch.empty(weight.shape, device=device) if needs_grad[1] else None
@@ -136,16 +139,19 @@ def chunked_cross_entropy(
     for start in range(0, len(input), rows):
         x, targets = input[start : start + rows].to(dtype), target[start : start + rows, None]
         scale = grad_scale if valid is None else grad_scale * valid[start : start + rows]
-        logits = products.logits(x)
+        logits = _product(x, factor, offset, dtype, int8)
         logits[len(targets) :] = 0
         losses = loss_and_grad_(logits[: len(targets)], targets, label_smoothing, scale)
         total += losses.sum() if valid is None else (losses * valid[start : start + rows, 0]).sum()
         if grad_bias is not None:
             grad_bias += logits.sum(dim=0, dtype=torch.float32)
         if grad_input is not None:
-            grad_input[start : start + rows] = products.grad_input(logits)
-        if grad_weight is not None:
-            products.grad_weight(logits, x, grad_weight, add=start > 0)
+            # Most probabilities are less than half of a quantization step, so gradients are rounded stochastically.
+            grad_input[start : start + rows] = _product(logits, factor.t(), None, dtype, int8, stochastic=True)
+        if grad_weight is not None and compiled_grad_weight:
+            weight_grad.weight_grad(logits, x, grad_weight, add=start > 0)
+        elif grad_weight is not None:
+            _write_grad_weight(logits, x, grad_weight, int8=int8, add=start > 0)
     grads: list[Tensor] = []
     for grad, part in ((grad_input, input), (grad_weight, weight), (grad_bias, bias)):
         if grad is not None and dtype == torch.float16:
@@ -168,43 +174,14 @@ def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
 chunked_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
 
 
-@dataclass(frozen=True, slots=True)
-class _Products:
-    """``x @ weight.T + bias``, ``logits @ weight``, and ``logits.T @ x``, which is written or added to its place."""
-
-    logits: Callable[[Tensor], Tensor]
-    grad_input: Callable[[Tensor], Tensor]
-    grad_weight: Callable[..., object]
-
-
-def _float(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, compiled: bool) -> _Products:
-    lower, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
-
-    def logits(x: Tensor) -> Tensor:
-        return x @ lower.t() if offset is None else torch.addmm(offset, x, lower.t())
-
-    def compiled_grad_weight(logits: Tensor, x: Tensor, out: Tensor, *, add: bool) -> None:
-        weight_grad.weight_grad(logits, x, out, add=add)
-
-    return _Products(logits, lambda logits: logits @ lower, compiled_grad_weight if compiled else _grad_weight)
-
-
-def _int8(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Products:
-    """Most probabilities are less than half of a quantization step, so gradients are rounded stochastically."""
-
-    def logits(x: Tensor) -> Tensor:
-        out = torch.empty(len(x), len(weight), dtype=dtype)
-        return int8_matmul.int8_matmul(x, weight, bias, out=out)
-
-    def grad_input(logits: Tensor) -> Tensor:
-        out = torch.empty(len(logits), weight.shape[1], dtype=dtype)
-        return int8_matmul.int8_matmul(logits, weight.t(), out=out, stochastic=True)
-
-    def grad_weight(logits: Tensor, x: Tensor, out: Tensor, *, add: bool) -> None:
-        for rows, columns in zip(out.split(_INT8_VOCAB_CHUNK), logits.split(_INT8_VOCAB_CHUNK, dim=1), strict=True):
-            int8_matmul.int8_matmul(columns.t(), x.t(), out=rows, add=add, stochastic=True)
-
-    return _Products(logits, grad_input, grad_weight)
+def _product(
+    left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype, int8: bool, *, stochastic: bool = False
+) -> Tensor:
+    """``left @ right.T + bias``."""
+    if not int8:
+        return F.linear(left, right, bias)
+    out = torch.empty(len(left), len(right), dtype=dtype)
+    return int8_matmul.int8_matmul(left, right, bias, out=out, stochastic=stochastic)
 
 
 def _loss_and_grad_(
@@ -235,10 +212,12 @@ def _loss_and_grad_(
     return losses
 
 
-def _grad_weight(
-    logits: Float[Tensor, "rows vocab"], x: Float[Tensor, "rows d_model"], out: Tensor, *, add: bool
-) -> None:
+def _write_grad_weight(logits: Tensor, x: Tensor, out: Tensor, *, int8: bool, add: bool) -> None:
     """``logits.T @ x``, in float32; some rows at a time, for products come in the dtype of their factors."""
-    for rows, columns in zip(out.split(_VOCAB_CHUNK), logits.split(_VOCAB_CHUNK, dim=1), strict=True):
-        product = columns.t() @ x
-        rows.add_(product) if add else rows.copy_(product)
+    chunk = _INT8_VOCAB_CHUNK if int8 else _VOCAB_CHUNK
+    for rows, columns in zip(out.split(chunk), logits.split(chunk, dim=1), strict=True):
+        if int8:
+            int8_matmul.int8_matmul(columns.t(), x.t(), out=rows, add=add, stochastic=True)
+        else:
+            product = columns.t() @ x
+            rows.add_(product) if add else rows.copy_(product)

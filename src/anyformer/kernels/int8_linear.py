@@ -9,8 +9,9 @@ dtype that the CPU is fast in otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -52,56 +53,44 @@ class _Int8Linear(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         # torch.compile asks what it is given for its gradient, and x, which is no leaf, would warn of that.
-        return _matmul()(x.detach(), weight.detach(), None if bias is None else bias.detach(), x.dtype)
+        return _matmul(x.detach(), weight.detach(), None if bias is None else bias.detach(), x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = (tensor.detach() for tensor in ctx.saved_tensors)
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        grad, matmul = grad_outputs[0].detach().contiguous(), _matmul()
+        grad = grad_outputs[0].detach().contiguous()
         row_sums = grad.new_empty(grad.shape[1], dtype=torch.float32) if wants_bias else None
         return (
-            matmul(grad, weight.t(), None, grad.dtype) if wants_x else None,
-            matmul(grad.t(), x.t(), None, weight.dtype, row_sums) if wants_weight or wants_bias else None,
+            _matmul(grad, weight.t(), None, grad.dtype) if wants_x else None,
+            _matmul(grad.t(), x.t(), None, weight.dtype, row_sums) if wants_weight or wants_bias else None,
             None if row_sums is None else row_sums.to(weight.dtype),
         )
 
 
-class _Matmul(Protocol):
-    def __call__(
-        self, left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype, row_sums: Tensor | None = None
-    ) -> Tensor:
-        """``left @ right.T + bias`` in a dtype, from quantized rows; the sums of left's rows go to `row_sums`."""
-        ...
-
-
-def _matmul() -> _Matmul:
-    """Compiled code, for quantizing and scaling one step at a time costs as much as the products of integers gain."""
-    compiling = torch.compiler.is_compiling()
-    if int8_matmul.supports():
-        return _registered if compiling else _eager
-    return _reference if compiling else _compiled_reference()
-
-
-def _eager(
+def _matmul(
     left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype, row_sums: Tensor | None = None
 ) -> Tensor:
+    """``left @ right.T + bias`` in a dtype, from quantized rows; the sums of left's rows go to `row_sums`.
+
+    Compiled code, for quantizing and scaling one step at a time costs as much as the products of integers gain.
+    """
+    compiling = torch.compiler.is_compiling()
+    if not int8_matmul.supports():
+        function = _reference if compiling else _compiled_reference()
+        return function(left, right, bias, dtype, row_sums)
+    if compiling:
+        _sum_rows(left, row_sums)
+        return int8_matmul_op(left, right, bias, dtype)
     out = torch.empty(len(left), len(right), dtype=dtype)
     return int8_matmul.int8_matmul(left, right, bias, out=out, sums=row_sums)
-
-
-def _registered(
-    left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype, row_sums: Tensor | None = None
-) -> Tensor:
-    _sum_rows(left, row_sums)
-    return int8_matmul_op(left, right, bias, dtype)
 
 
 @torch.library.custom_op("anyformer::int8_matmul", mutates_args=())
 def int8_matmul_op(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The product as torch.compile sees it."""
-    return _eager(left, right, bias, dtype)
+    return int8_matmul.int8_matmul(left, right, bias, out=torch.empty(len(left), len(right), dtype=dtype))
 
 
 @int8_matmul_op.register_fake
@@ -133,5 +122,5 @@ def _quantize(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _compiled_reference() -> _Matmul:
+def _compiled_reference() -> Callable[..., Tensor]:
     return torch.compile(_reference, dynamic=True)

@@ -43,8 +43,11 @@ def linear(
     with recomputed_in_backward(input):
         if matmul == "int8" and supports_int8(input, weight):
             return int8_linear(input, weight, bias)
-        if _supports_weight_grad(input, weight):
-            return _amx_linear(input, weight, bias)
+        # Of torch's three products in bfloat16 that of the weight's gradient is slow on AMX, and it is not in float32.
+        if torch.is_grad_enabled() and weight.requires_grad and weight_grad.supports(input):
+            with autocast_disabled(input):
+                out, _ = amx_linear(as_rows(input, torch.bfloat16), weight, bias)
+            return out.view(*input.shape[:-1], -1)
         return F.linear(input, weight, bias)
 
 
@@ -113,17 +116,6 @@ def prepack(weight: Tensor, bias: Tensor | None, cast: DtypeCast) -> PrepackedWe
 def prepacked_linear(input: Float[Tensor, "*batch inputs"], weight: PrepackedWeight) -> Float[Tensor, "*batch outputs"]:
     """``input @ weight.T + bias`` in the weight's dtype, without gradients."""
     return torch.ops.mkldnn._linear_pointwise(weight.cast(input), weight.weight, weight.bias, "none", [], "")
-
-
-def _supports_weight_grad(input: Tensor, weight: Tensor) -> bool:
-    """Of torch's three products in bfloat16 that of the weight's gradient is slow on AMX, and it is not in float32."""
-    return torch.is_grad_enabled() and weight.requires_grad and weight_grad.supports(input)
-
-
-def _amx_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    with autocast_disabled(input):
-        out, _ = amx_linear(as_rows(input, torch.bfloat16), weight, bias)
-    return out.view(*input.shape[:-1], -1)
 
 
 @operation("amx_linear")

@@ -5,6 +5,10 @@ the integer of row r in column 4k + i; of 4 bits, it has that of column 4k + i i
 16 + 4k + i in its high one. So every byte is read once, in order, and four products of each row are one instruction.
 """
 
+import mmap
+import sys
+from contextlib import suppress
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -12,13 +16,19 @@ import torch.nn.functional as F
 from jaxtyping import Float16, UInt8
 from torch import Tensor
 
-from anyformer.kernels.huge_pages import to_huge_pages
 from anyformer.kernels.quantization import QuantizedWeight
 
 BLOCK_ROWS = 16
 """Rows that are interleaved: as many as a vector register has float32 numbers."""
 _QUAD = 4
 _OFFSET = 128
+
+_MEMORY_BLOCK = 1 << 25
+_ALIGNMENT = 64
+"""Bytes of a cache line and of a vector register."""
+_lock = Lock()
+_memory: mmap.mmap | None = None
+_used = 0
 
 
 class PackedWeight(NamedTuple):
@@ -45,7 +55,7 @@ def pack(weight: QuantizedWeight) -> PackedWeight:
     padded = F.pad(byte, (0, 0, 0, -rows % BLOCK_ROWS))
     quads = padded.view(-1, BLOCK_ROWS, groups, padded.shape[1] // groups // _QUAD, _QUAD)
     minima = None if weight.minima is None else _interleaved(weight.minima)
-    return PackedWeight(to_huge_pages(quads.permute(0, 2, 3, 1, 4)), _interleaved(weight.scales), minima)
+    return PackedWeight(_to_huge_pages(quads.permute(0, 2, 3, 1, 4)), _interleaved(weight.scales), minima)
 
 
 def unpack(packed: PackedWeight, rows: int) -> QuantizedWeight:
@@ -66,7 +76,7 @@ def select_rows(packed: PackedWeight, rows: Tensor) -> QuantizedWeight:
 def _interleaved(part: Tensor) -> Tensor:
     """[rows, groups] as [blocks, groups, 16]."""
     padded = F.pad(part, (0, 0, 0, -len(part) % BLOCK_ROWS))
-    return to_huge_pages(padded.view(-1, BLOCK_ROWS, part.shape[1]).mT)
+    return _to_huge_pages(padded.view(-1, BLOCK_ROWS, part.shape[1]).mT)
 
 
 def _rows(part: Tensor, rows: int) -> Tensor:
@@ -76,3 +86,34 @@ def _rows(part: Tensor, rows: int) -> Tensor:
 
 def _signed(integers: Tensor, minima: Tensor | None) -> Tensor:
     return (integers ^ _OFFSET).view(torch.int8) if minima is None else integers
+
+
+def _to_huge_pages(tensor: Tensor) -> Tensor:
+    """A contiguous copy in huge pages; on other devices than the CPU, the contiguous tensor.
+
+    With small pages a decoding step, which reads every weight from end to end, takes a tenth longer
+    (docs/measurements/decoding.md). Many matrices are smaller than one huge page (2 MB), so they share blocks of
+    memory, each of which is allocated from front to back and freed with the last tensor in it.
+    """
+    global _memory, _used
+    if tensor.device.type != "cpu" or tensor.numel() == 0:
+        return tensor.contiguous()
+    with _lock:
+        if tensor.nbytes >= _MEMORY_BLOCK:
+            memory, offset = _map(tensor.nbytes), 0
+        else:
+            if _memory is None or _used + tensor.nbytes > _MEMORY_BLOCK:
+                _memory, _used = _map(_MEMORY_BLOCK), 0
+            memory, offset = _memory, _used
+            _used += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
+    return copy.view(tensor.shape).copy_(tensor)
+
+
+def _map(size: int) -> mmap.mmap:
+    if sys.platform != "linux":
+        return mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

@@ -93,7 +93,9 @@ def _build(name: str) -> Path:
     compiler, source = _compiler(), _HERE / f"{name}.cpp"
     switch = os.environ.get(cpu_features.SWITCH)
     flags = [f"-march={switch if switch in cpu_features.BASELINES else 'native'}", *_FLAGS]
-    linker_flags = ["-shared", _openmp()]
+    # The OpenMP library that torch has loaded: the threads of a second one would compete for the cores.
+    openmp = sorted((Path(torch.__file__).parent / "lib").glob("lib*omp*"))
+    linker_flags = ["-shared", str(openmp[0]) if openmp else "-fopenmp"]
     if compiler == _ZIG:
         # It would compile the standard libraries first, for a minute, and the kernels call none of their functions.
         linker_flags.append("-nostdlib")
@@ -130,12 +132,6 @@ def _compiler() -> list[str]:
     if find_spec("ziglang") is not None:
         return _ZIG
     raise OSError("there is no C++ compiler: install g++ or clang++, or run pip install ziglang")
-
-
-def _openmp() -> str:
-    """The OpenMP library that torch has loaded: the threads of a second one would compete for the cores."""
-    found = sorted((Path(torch.__file__).parent / "lib").glob("lib*omp*"))
-    return str(found[0]) if found else "-fopenmp"
 
 
 @cache
