@@ -17,7 +17,7 @@ from anyformer.errors import UserError
 from anyformer.generation import GenerationConfig, cached_decoder, generate_ids
 from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.sampling import Sampler
-from anyformer.generation.speculative_decoding import Draft, PromptLookup, verify
+from anyformer.generation.speculative_decoding import Draft, prompt_lookup, verify
 from anyformer.model import Transformer
 from tests.generation.models import DECODERS, VOCAB, WRITERS, build, config, rows
 
@@ -92,11 +92,10 @@ def test_a_text_that_repeats_itself_takes_fewer_steps(steps: list[int]) -> None:
 
 
 def test_lookup_finds_the_latest_place_of_the_longest_match() -> None:
-    look = PromptLookup()
-    assert look.guess([1, 2, 3, 9, 2, 3, 8, 1, 2, 3], 2).tokens == [9, 2]
-    assert look.guess([2, 3, 9, 4, 3, 8, 7, 3], 2).tokens == [8, 7]
-    assert look.guess([1, 2, 3], 4).tokens == []
-    assert PromptLookup([4, 5, 6, 7]).guess([2, 5], 4).tokens == [6, 7, 2, 5]
+    assert prompt_lookup([1, 2, 3, 9, 2, 3, 8, 1, 2, 3], 2).tokens == [9, 2]
+    assert prompt_lookup([2, 3, 9, 4, 3, 8, 7, 3], 2).tokens == [8, 7]
+    assert prompt_lookup([1, 2, 3], 4).tokens == []
+    assert prompt_lookup([2, 5], 4, source=[4, 5, 6, 7]).tokens == [6, 7, 2, 5]
 
 
 @settings(max_examples=12)

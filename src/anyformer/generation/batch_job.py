@@ -37,6 +37,7 @@ from anyformer.tokenizer import Tokenizer
 
 _SAMPLES = 512
 """Numbers of each weight that its hash is made of."""
+_OTHER_FILE = "choose another file for the answers"
 
 
 class FilePrompt(NamedTuple):
@@ -139,26 +140,19 @@ def fingerprint(model: Transformer, tokenizer: Tokenizer) -> str:
 
 @dataclass
 class BatchJob:
-    """Prompts whose answers are appended to a file.
-
-    Attributes:
-        path: The file.
-        prompts: The prompts, in order.
-        settings: What the answers depend on, by name, as JSON can hold it; the `batch_size` is one of them.
-        model: The hash of the model, see `fingerprint`.
-        count: How many answers there are.
-    """
+    """Prompts whose answers are appended to a file."""
 
     path: Path
     prompts: Sequence[str]
     settings: Mapping[str, Any]
+    """What the answers depend on, by name, as JSON can hold it; the `batch_size` is one of them."""
     model: str
+    """The hash of the model, see `fingerprint`."""
     count: int = 0
+    """How many answers there are."""
 
     def run(
-        self,
-        write: Callable[[int, Sequence[str]], Sequence[str]],
-        progress: Callable[[int], None] = lambda count: None,
+        self, write: Callable[[int, Sequence[str]], Sequence[str]], progress: Callable[[int], None] = lambda count: None
     ) -> None:
         """Answer all prompts that have no answer yet; half a line at the end of the file is cut off.
 
@@ -176,12 +170,11 @@ class BatchJob:
             raise UserError(f"{path} is no regular file, which a job could go on with: choose another for the answers.")
         with _disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path.with_name(f".{path.name}.lock"))
             try:
-                lock.acquire(timeout=0)
+                lock = FileLock(path.with_name(f".{path.name}.lock")).acquire(timeout=0)
             except Timeout as error:
                 raise UserError(f"{path} is being written by another process: wait for it, or end it.") from error
-        try:
+        with lock:
             with _disk_errors(path):
                 self._resume()
             progress(self.count)
@@ -190,17 +183,12 @@ class BatchJob:
                 with _disk_errors(path, " Make room, and start the job again."):
                     self._append(texts[self.count - begin :])
                 progress(self.count)
-        finally:
-            lock.release()
 
     def _append(self, texts: Sequence[str]) -> None:
-        answers = [
-            {"index": index, "prompt": self.prompts[index], "text": text}
-            for index, text in enumerate(texts, start=self.count)
-        ]
-        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        with self.path.open("ab") as file:
-            file.write(lines.encode("utf-8", errors="replace"))
+        with self.path.open("a", encoding="utf-8", errors="replace", newline="\n") as file:
+            for index, text in enumerate(texts, start=self.count):
+                answer = {"index": index, "prompt": self.prompts[index], "text": text}
+                file.write(json.dumps(answer, ensure_ascii=False) + "\n")
         self.count += len(texts)
 
     def _resume(self) -> None:
@@ -214,15 +202,12 @@ class BatchJob:
                     break
                 prompt = _prompt_of(line, self.count)
                 if prompt is None:
-                    raise UserError(
-                        f"{path}, line {self.count + 1}, is no answer of such a job: choose another file for the "
-                        "answers."
-                    )
+                    raise UserError(f"{path}, line {self.count + 1}, is no answer of such a job: {_OTHER_FILE}.")
                 if wrong is None and (self.count >= len(self.prompts) or prompt != self.prompts[self.count]):
                     wrong = self.count
                 self.count, size = self.count + 1, size + len(line)
         if self.count == 0 and path.stat().st_size > 0 and not description.exists():
-            raise UserError(f"{path} holds something else: choose another file for the answers.")
+            raise UserError(f"{path} holds something else: {_OTHER_FILE}.")
         if size < path.stat().st_size:
             os.truncate(path, size)
         if self.count == 0:
@@ -239,13 +224,12 @@ class BatchJob:
             count, prompts, model = before["count"], before["prompts"], before["model"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{description} is missing or damaged, so nobody can say what {path} was made of: choose another file "
-                "for the answers."
+                f"{description} is missing or damaged, so nobody can say what {path} was made of: {_OTHER_FILE}."
             ) from error
         changes = [
-            f"{name} was {settings.get(name)!r} and is {now['settings'].get(name)!r}"
+            f"{name} was {old!r} and is {new!r}"
             for name in sorted({*settings, *now["settings"]})
-            if settings.get(name) != now["settings"].get(name)
+            if (old := settings.get(name)) != (new := now["settings"].get(name))
         ]
         if count != now["count"]:
             changes.append(f"there were {count} prompts and are {now['count']}")
@@ -255,10 +239,7 @@ class BatchJob:
         if model != now["model"]:
             changes.append("the model is another")
         if changes:
-            raise UserError(
-                f"{path} was begun otherwise: {'; '.join(changes)}. Take that back, or choose another file for the "
-                "answers."
-            )
+            raise UserError(f"{path} was begun otherwise: {'; '.join(changes)}. Take that back, or {_OTHER_FILE}.")
         if wrong is not None:
             raise UserError(
                 f"{path}, line {wrong + 1}, is not the answer to its prompt: somebody has changed the file."

@@ -83,15 +83,13 @@ class Request:
             top: dict[int, float] = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
             self.logprobs.append(TokenLogprob(token, float(log_p[token]), top))
         self.tokens.append(token)
-        if token in self._eos:
-            self.finish("stop")
-            return
-        if self._detokenizer is not None:
+        stopped = token in self._eos
+        if not stopped and self._detokenizer is not None:
             self._append_text(self._detokenizer.push_token(token))
-            if self._detokenizer.found:
-                self.finish("stop")
-                return
-        if len(self.tokens) == self.prompt.max_new_tokens:
+            stopped = self._detokenizer.found
+        if stopped:
+            self.finish("stop")
+        elif len(self.tokens) == self.prompt.max_new_tokens:
             self.finish("length")
 
     def finish(self, reason: Finish) -> None:
@@ -142,7 +140,7 @@ class BatchingEngine:
             self._cache = model.make_cache(slots, self.capacity)
             self._cache.clear()
         self._waiting = deque[Request]()
-        self._prefill: Request | None = None
+        """The first of them may have been read in part."""
         self._running: list[Request] = []
         self._lock = threading.RLock()
 
@@ -154,7 +152,7 @@ class BatchingEngine:
     @property
     def waiting(self) -> int:
         """Texts that have no token yet."""
-        return len(self._waiting) + (self._prefill is not None)
+        return len(self._waiting)
 
     def submit(
         self,
@@ -194,8 +192,7 @@ class BatchingEngine:
                 f"The prompt and its {made.max_new_tokens} new tokens are {made.capacity}, and the engine has room for "
                 f"texts of {self.capacity} tokens: shorten it, or ask for less."
             )
-        eos = eos_ids(model, config)
-        before = () if model.config.is_encoder_decoder else ids
+        eos, before = eos_ids(model, config), () if model.config.is_encoder_decoder else ids
         request = Request(
             prompt=made,
             _eos=eos,
@@ -214,10 +211,9 @@ class BatchingEngine:
                 return
             if request in self._running:
                 self._leave(self._running.index(request))
-            elif self._prefill is request:
-                self._prefill = request.cache = None
             elif request in self._waiting:
                 self._waiting.remove(request)
+                request.cache = None
             request.finish("cancelled")
 
     def step(self) -> bool:
@@ -237,35 +233,25 @@ class BatchingEngine:
                         self._leave(row)
                 if any(damaged):
                     raise UserError(DAMAGED)
-            self._admit()
-            return bool(self._running or self._waiting or self._prefill)
+            budget = self.chunk
+            while budget > 0 and self._waiting and len(self._running) < self.slots:
+                budget -= self._read(self._waiting[0], budget)
+            return bool(self._running or self._waiting)
 
     def run(self) -> None:
         """Step until every text is over."""
         while self.step():
             pass
 
-    def _admit(self) -> None:
-        """Read prompts, as many tokens of them as a chunk has."""
-        budget = self.chunk
-        while budget > 0 and len(self._running) < self.slots:
-            if self._prefill is None:
-                if not self._waiting:
-                    return
-                self._prefill = self._waiting.popleft()
-            budget -= self._read(self._prefill, budget)
-
     def _read(self, request: Request, budget: int) -> int:
         """Read a chunk of a prompt; returns what it costs in tokens."""
-        prompt, cache = request.prompt, request.cache
-        if cache is None:
-            cache = request.cache = self.model.make_cache(1, prompt.ids.shape[1])
-        begin = cache.length
-        chunk = prompt.ids[:, begin : begin + budget]
-        source = prompt.source if begin == 0 else None
+        prompt = request.prompt
+        cache = request.cache = request.cache or self.model.make_cache(1, prompt.ids.shape[1])
+        chunk = prompt.ids[:, cache.length : cache.length + budget]
+        source = prompt.source if cache.length == 0 else None
         logits = self._step(chunk, cache, source=source, last_only=True)[:, -1]
         if cache.length == prompt.ids.shape[1]:
-            self._prefill = request.cache = None
+            self._waiting.popleft().cache = None
             try:
                 request.append(check_nan(logits))
             except UserError:
@@ -278,6 +264,5 @@ class BatchingEngine:
 
     def _leave(self, row: int) -> None:
         self._cache.remove(row)
-        last = self._running.pop()
-        if row < len(self._running):
-            self._running[row] = last
+        self._running[row] = self._running[-1]
+        self._running.pop()

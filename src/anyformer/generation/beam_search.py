@@ -148,7 +148,11 @@ class _Search:
                 self.results.write(self.rows[done], self.found.select(done))
                 if bool(done.all()):
                     return self.results
-                origin = self._keep(~done, origin)
+                rows = ~done
+                self.texts, self.scores, self.rows = self.texts[rows], self.scores[rows], self.rows[rows]
+                self.found, origin = self.found.select(rows), origin[rows]
+                self.decoder.prompt = self.decoder.prompt.select(rows.repeat_interleave(self.config.beams))
+                self.processors = make_processors(self.model, self.decoder.prompt, self.eos, self.config)
             self.decoder.cache.select(origin.flatten(), sources=leaving)
             logits = self.decoder.step(self._ids(new + 1))
         self.results.write(self.rows, self.found)
@@ -175,26 +179,22 @@ class _Search:
         candidates = min(max(2, 1 + len(self.eos)) * beams, beams * vocab)
         totals, order = largest(totals.flatten(1), candidates)
         source, token = order // vocab, order % vocab
-        ending = torch.isin(token, self.stop)
-        if new + 1 == self.max_new_tokens:
-            ending = torch.ones_like(ending)
+        ending = torch.isin(token, self.stop) | (new + 1 == self.max_new_tokens)
 
-        texts = _take(self.texts[:, :, self.start : self.start + new + 1], source)
+        answers = self.texts[:, :, self.start : self.start + new + 1]
+        texts = _take(answers, source)
         texts[:, :, new] = token
-        self._collect(totals, texts, ending, new + 1)
+        # Keep the best texts that have ended. The candidates behind the first `beams` are there to go on only.
+        ended = ending & (torch.arange(candidates, device=ending.device) < beams)
+        scores = totals / (new + 1) ** self.config.length_penalty + ~ended * _NEVER
+        ids, lengths = F.pad(texts, (0, self.max_new_tokens - new - 1), value=self.pad), torch.full_like(token, new + 1)
+        self.found = self.found.best(_Found(ids, scores, lengths, ended))
 
         going = totals + ending * _NEVER
         order = going.topk(beams, dim=1).indices
         self.scores = going.gather(1, order)
-        self.texts[:, :, self.start : self.start + new + 1] = _take(texts, order)
+        answers.copy_(_take(texts, order))
         return source.gather(1, order) + torch.arange(rows, device=order.device)[:, None] * beams
-
-    def _collect(self, totals: Tensor, texts: Tensor, ending: Tensor, length: int) -> None:
-        """Keep the best texts that have ended. The candidates behind the first `beams` are there to go on only."""
-        ended = ending & (torch.arange(ending.shape[1], device=ending.device) < self.config.beams)
-        scores = totals / length**self.config.length_penalty + ~ended * _NEVER
-        ids = F.pad(texts, (0, self.max_new_tokens - length), value=self.pad)
-        self.found = self.found.best(_Found(ids, scores, torch.full_like(ended, length, dtype=torch.long), ended))
 
     def _done(self, length: int) -> Bool[Tensor, " rows"]:
         """Which rows can't find better texts any more, at a length of so many new tokens."""
@@ -205,15 +205,6 @@ class _Search:
         # One beam is greedy search, which is over with its first end.
         over = full & (config.early_stopping is True or config.beams == 1)
         return over | (full & (hoped <= found.scores[:, -1])) | (~full & (hoped <= _NEVER))
-
-    def _keep(self, rows: Bool[Tensor, " rows"], origin: Tensor) -> Int[Tensor, "kept beams"]:
-        """Go on with these rows only; returns the origins of their beams."""
-        beams = self.config.beams
-        self.texts, self.scores, self.rows = self.texts[rows], self.scores[rows], self.rows[rows]
-        self.found = self.found.select(rows)
-        self.decoder.prompt = self.decoder.prompt.select(rows.repeat_interleave(beams))
-        self.processors = make_processors(self.model, self.decoder.prompt, self.eos, self.config)
-        return origin[rows]
 
 
 def largest(

@@ -44,7 +44,6 @@ LIBRARY = Library(
     workspace_size=(c_int64, c_void_p, c_int64, c_int64, c_int64),
     decode_step=(None, c_void_p, c_void_p, c_int64),
 )
-DTYPES = {torch.float32: structs.FLOAT32, torch.bfloat16: structs.BFLOAT16}
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
 _MODULES = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
 _MAX_WIDTH, _MAX_HEAD_DIM = 1 << 14, 512
@@ -69,15 +68,13 @@ class CompiledDecoder:
         decoder, head = model.decoder, model.head
         if decoder is None or type(head) is not LanguageModelHead or head.transform is not None:
             raise UnsupportedModelError("no plain language-model head")
-        _check_modules(model, decoder)
+        _check_modules(model, decoder, head)
         self._kept: list[Any] = []
         self.model, self.decoder = model, decoder
         self.dtype = model.dtype
         blocks = [cast("TransformerBlock", block) for block in decoder.blocks]
         self.has_cross_attention = any(block.cross_attention is not None for block in blocks)
-        layers = (structs.Layer * len(blocks))(
-            *(self._layer(block, window) for block, window in zip(blocks, decoder.windows, strict=True))
-        )
+        layers = (structs.Layer * len(blocks))(*map(self._layer, blocks, decoder.windows))
         self._kept.append(layers)
         last = self._matrix(head.projection or model.token_embedding.table, head.bias)
         self.vocab_size = last.out_features
@@ -114,11 +111,11 @@ class CompiledDecoder:
             self._kept.append(weight.packed)
             matrix = described(weight.packed, outputs, None)
         else:
-            if weight.dtype not in DTYPES or not weight.is_contiguous():
+            if weight.dtype not in structs.DTYPES or not weight.is_contiguous():
                 raise UnsupportedModelError("weights of another dtype")
             self._kept.append(weight.detach())  # its memory stays, wherever the parameter moves
             matrix = structs.Matrix(
-                weights=weight.data_ptr(), out_features=outputs, in_features=inputs, dtype=DTYPES[weight.dtype]
+                weights=weight.data_ptr(), out_features=outputs, in_features=inputs, dtype=structs.DTYPES[weight.dtype]
             )
         if max(outputs if outputs != self.model.config.vocab_size else 0, inputs) > _MAX_WIDTH:
             raise UnsupportedModelError("wider layers than there is room for")
@@ -127,9 +124,8 @@ class CompiledDecoder:
 
     def _norm(self, module: nn.Module | None) -> structs.Norm:
         if type(module) is LayerNorm:
-            return structs.Norm(
-                structs.LAYER_NORM, self._pointer(module.weight), self._pointer(module.bias), module.eps
-            )
+            weight, bias = self._pointer(module.weight), self._pointer(module.bias)
+            return structs.Norm(structs.LAYER_NORM, weight, bias, module.eps)
         if type(module) is RMSNorm:
             return structs.Norm(structs.RMS_NORM, self._pointer(module.weight), None, module.eps)
         if module is None or type(module) is nn.Identity:
@@ -185,7 +181,7 @@ class CompiledDecoder:
         if self._max_length is not None and cache.length + tokens.shape[1] > self._max_length:
             return False
         layer = cache.layers[0]
-        if layer.keys.dtype not in DTYPES:
+        if layer.keys.dtype not in structs.DTYPES:
             return False
         return not self.has_cross_attention or (layer.cross is not None and layer.cross.keys.dtype == layer.keys.dtype)
 
@@ -221,7 +217,7 @@ class CompiledDecoder:
             bias=None if bias is None else bias.data_ptr(),
             num_distances=0 if bias is None else bias.shape[1],
             caches=ctypes.addressof(caches),
-            cache_dtype=DTYPES[layer.keys.dtype],
+            cache_dtype=structs.DTYPES[layer.keys.dtype],
             source_length=source_length,
             source_index=None if layer.source_index is None else layer.source_index.data_ptr(),
             source_mask=None if source_mask is None else source_mask.data_ptr(),
@@ -241,14 +237,12 @@ class CompiledDecoder:
         """
         if self._tables[0] < capacity:
             positions, position = torch.arange(capacity)[None], self.decoder.position
-            rotation = position.rotation(positions, torch.tensor([[1]]))
-            rotations = (None, None)
-            if rotation is not None:
-                rotations = tuple(part.to(self.dtype).float().flatten(0, -2).contiguous() for part in rotation)
-            bias = position.bias(positions[:, -1:], positions)
-            if bias is not None:
+            cos = sin = None
+            if (rotation := position.rotation(positions, torch.tensor([[1]]))) is not None:
+                cos, sin = (table.to(self.dtype).float().flatten(0, -2).contiguous() for table in rotation)
+            if (bias := position.bias(positions[:, -1:], positions)) is not None:
                 bias = bias[0, :, 0].flip(-1).float().contiguous()
-            self._tables = (capacity, rotations[0], rotations[1], bias)
+            self._tables = (capacity, cos, sin, bias)
         return self._tables[1:]
 
     def _embed(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
@@ -267,22 +261,19 @@ def _layer_caches(cache: KeyValueCache) -> ctypes.Array[structs.LayerCache]:
         if layer.cross is not None:
             tensors |= {"encoder_keys": layer.cross.keys, "encoder_values": layer.cross.values}
         for name, tensor in tensors.items():
-            *strides, element = tensor.stride()
-            if element != 1 and tensor.shape[3] != 1:
+            if tensor.stride(3) != 1 and tensor.shape[3] != 1:
                 raise UnsupportedModelError("keys that are not contiguous")
-            setattr(views, name, structs.TensorView(tensor.data_ptr(), *strides))
+            setattr(views, name, structs.TensorView.of(tensor))
     return caches
 
 
-def _check_modules(model: Transformer, decoder: Stack) -> None:
+def _check_modules(model: Transformer, decoder: Stack, head: LanguageModelHead) -> None:
     """Raise UnsupportedModelError for modules, hooks or methods that are not the library's."""
     if type(model) is not Transformer or type(decoder) is not Stack or type(decoder.position) not in _POSITIONS:
         raise UnsupportedModelError("a custom class")
     if decoder.skipped is not None:
         raise UnsupportedModelError("positions that skip padding")
-    for module in [model, model.token_embedding, model.head, *decoder.modules()]:
-        if module is None:
-            continue
+    for module in [model, model.token_embedding, head, *decoder.modules()]:
         if module._forward_hooks or module._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
             raise UnsupportedModelError("hooks")
         if "forward" in vars(module):

@@ -20,20 +20,11 @@ _CHAT_TEMPERATURE = 0.7
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_new_tokens": (lambda count: count is None or count >= 1, "is at least 1, not {}"),
     "samples": (lambda count: count >= 1, "is a number of texts, at least 1, not {}"),
-    "seed": (
-        lambda seed: seed is None or -(2**63) <= seed < 2**63,
-        "is a whole number of 64 bits, below 2**63, not {!s:.40}",
-    ),
+    "seed": (lambda seed: -(2**63) <= seed < 2**63, "is a whole number of 64 bits, below 2**63, not {!s:.40}"),
     "temperature": (lambda value: 0.0 <= value < math.inf, "is 0 (always the likeliest token) or more, not {}"),
-    "top_k": (
-        lambda count: count is None or count >= 1,
-        "is a number of tokens, at least 1, not {}: leave it out to keep them all",
-    ),
-    "top_p": (
-        lambda value: value is None or 0.0 < value <= 1.0,
-        "is a probability above 0 and up to 1, not {}: leave it out to keep all tokens",
-    ),
-    "min_p": (lambda value: value is None or 0.0 <= value <= 1.0, "is a share between 0 and 1, not {}"),
+    "top_k": (lambda count: count >= 1, "is a number of tokens, at least 1, not {}: leave it out to keep them all"),
+    "top_p": (lambda p: 0 < p <= 1, "is a probability above 0 and up to 1, not {}: leave it out to keep all tokens"),
+    "min_p": (lambda p: 0 <= p <= 1, "is a share between 0 and 1, not {}"),
     "repetition_penalty": (lambda value: 0.0 < value < math.inf, "is a positive number, 1 for none, not {}"),
     "presence_penalty": (lambda value: abs(value) < math.inf, "is a finite number, 0 for none, not {}"),
     "frequency_penalty": (lambda value: abs(value) < math.inf, "is a finite number, 0 for none, not {}"),
@@ -41,7 +32,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "length_penalty": (lambda value: abs(value) < math.inf, "is a finite number, not {}"),
     "early_stopping": (lambda value: value in (True, False, "never"), 'is true, false or "never", not {!r}'),
 }
-"""What each field must be."""
+"""What each field must be, unless it is None as by default."""
 _SEARCH = {"beams": "num_beams", "length_penalty": "length_penalty", "early_stopping": "early_stopping"}
 """Fields that a model's generation settings decide where the caller doesn't, and their names there."""
 
@@ -157,9 +148,8 @@ class GenerationConfig:
         Sampling ends the search, unless both are asked for, which is refused. The settings' own sampling is not obeyed.
         """
         settings = {} if options.get("temperature", 0.0) != 0.0 else generation_settings(model)
-        own = {name: settings.get(theirs) for name, theirs in _SEARCH.items()}
-        known = cast("GenerationOptions", {name: value for name, value in own.items() if value is not None})
-        known.update(options)
+        own = {name: value for name, theirs in _SEARCH.items() if (value := settings.get(theirs)) is not None}
+        known = cast("GenerationOptions", {**own, **options})
         _check("early_stopping", known.get("early_stopping", False))  # of a file, it may have any type
         return cls().replace(**known)
 
@@ -182,7 +172,8 @@ class GenerationConfig:
 
 def _check(name: str, value: object) -> None:
     valid, message = _CHECKS[name]
-    if not valid(value):
+    optional = getattr(GenerationConfig, name) is None
+    if not (optional and value is None) and not valid(value):
         raise UserError(f"{name} {message.format(value)}.")
 
 

@@ -1,6 +1,6 @@
 """Chat: a conversation in turns, rendered by the model's chat template."""
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Unpack
@@ -64,9 +64,7 @@ class Conversation:
         self._tokenizer = require_tokenizer(tokenizer, "give generate_ids token ids")
         self._turns: list[Message] = []
         self._cache = PrefixCache(model)
-        if config is None:
-            config = GenerationConfig.for_chat(model, **options)
-        self.config = resolve(model, config, options, beams=False)
+        self.config = resolve(model, config or GenerationConfig.for_chat(model, **options), options, beams=False)
         if self.config.samples != 1:
             raise UserError("An answer is one text: leave out samples.")
         self._sampler = make_sampler(self.config, model.device)
@@ -129,14 +127,14 @@ class Conversation:
         return self._answer(message, forgotten, stream_text(text, self._tokens(ids, room, config)))
 
     def _answer(self, message: Message, forgotten: int, pieces: Iterator[str]) -> Generator[str, None, None]:
-        if not self.has_template:
-            pieces = _lstrip(cut_at_stop(pieces, _NEXT_TURN))
         self.forgotten = forgotten
         answer = ""
         try:
-            for piece in pieces:
-                answer += piece
-                yield piece
+            for piece in pieces if self.has_template else cut_at_stop(pieces, _NEXT_TURN):
+                # Without a template the answer begins with the space behind ``Assistant:``.
+                if piece := piece if answer or self.has_template else piece.lstrip():
+                    answer += piece
+                    yield piece
         finally:
             if answer.strip():
                 self._turns += [message, {"role": "assistant", "content": answer}]
@@ -146,16 +144,14 @@ class Conversation:
         context, forgotten = self.context, self.forgotten
         while True:
             ids = self._encode([*_system_messages(self._system), *self._turns[forgotten:], message])
-            if context is None or len(ids) + min(max_new_tokens, context // 4) <= context:
+            alone = forgotten >= len(self._turns)
+            if context is None or len(ids) + min(1 if alone else max_new_tokens, context // 4) <= context:
                 return forgotten, ids
-            if forgotten < len(self._turns):
-                forgotten += 2
-            elif len(ids) < context:
-                return forgotten, ids
-            else:
+            if alone:
                 raise UserError(
                     f"The question alone has {len(ids)} tokens, and the model's context is {context}: shorten it."
                 )
+            forgotten += 2
 
     def _tokens(self, ids: Sequence[int], room: int, config: GenerationConfig) -> Iterator[int]:
         """The tokens of the answer, without the one that ends it."""
@@ -192,12 +188,3 @@ class Conversation:
 
 def _system_messages(text: str | None) -> list[Message]:
     return [] if text is None else [{"role": "system", "content": text}]
-
-
-def _lstrip(pieces: Iterable[str]) -> Iterator[str]:
-    """The text without the space that it begins with."""
-    begun = False
-    for piece in pieces:
-        if piece := piece if begun else piece.lstrip():
-            begun = True
-            yield piece

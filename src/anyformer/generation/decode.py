@@ -63,16 +63,13 @@ def generate_ids(
     # All are checked before the first is generated.
     config = config.replace(max_new_tokens=make_prompt(model, ids, mask, config.max_new_tokens).max_new_tokens)
     texts = list[Tensor]()
-    for row in range(len(ids)):
-        here = slice(row, row + 1)
-        for _ in range(config.samples):
-            # One seed for all would draw the same text for the same prompt.
-            seed = None if config.seed is None else config.seed + len(texts)
-            one = replace(config, samples=1, seed=seed)
-            steps = stream_ids(model, ids[here], None if mask is None else mask[here], one, draft=draft)
-            texts.append(torch.cat(list(steps)))
-    pad = pad_id(model, eos_ids(model, config))
-    return pad_sequence(texts, batch_first=True, padding_value=pad)
+    for number in range(config.samples * len(ids)):
+        row = [number // config.samples]
+        # One seed for all would draw the same text for the same prompt.
+        one = replace(config, samples=1, seed=None if config.seed is None else config.seed + number)
+        steps = stream_ids(model, ids[row], None if mask is None else mask[row], one, draft=draft)
+        texts.append(torch.cat(list(steps)))
+    return pad_sequence(texts, batch_first=True, padding_value=pad_id(model, eos_ids(model, config)))
 
 
 def stream_ids(
@@ -114,10 +111,8 @@ def decode(
     """The loop over tokens: the next one of every text, until all have ended.
 
     Args:
-        decoder: Computes the logits of the next tokens.
-        prompt: What the texts begin with.
-        processors: Change the logits.
-        sampler: Chooses tokens by them.
+        decoder, prompt: Compute the logits of the next tokens.
+        processors, sampler: Change them, and choose tokens by them.
         eos: The tokens that end a text.
         draft: Guesses tokens of a single text.
     """

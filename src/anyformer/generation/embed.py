@@ -41,8 +41,7 @@ def embed(
     normalized to length 1. Texts longer than the model takes are truncated; the special tokens at their ends stay.
 
     Args:
-        model: Any model; of an encoder-decoder the encoder is used.
-        tokenizer: Its tokenizer.
+        model, tokenizer: Any model, and its tokenizer; of an encoder-decoder the encoder is used.
         texts: Texts of any lengths; one string is a list of one.
         batch_size: The most texts of a batch; None: chosen by their lengths. Texts of the same length share a batch,
             which changes no vector and leaves next to no padding.
@@ -80,7 +79,7 @@ def _matmuls_in(model: Transformer, dtype: torch.dtype | None) -> Generator[None
         return
     stack, layers = model.encoder or model.decoder, list[Linear]()
     if stack is not None and supports_prepacking(model.device, dtype):
-        linear = [module for module in stack.modules() if isinstance(module, Linear)]
+        linear = (module for module in stack.modules() if isinstance(module, Linear))
         layers = [layer for layer in linear if isinstance(layer.weight, nn.Parameter)]
     cast = DtypeCast(dtype)
     try:

@@ -5,23 +5,18 @@ from dataclasses import dataclass
 import torch
 
 from anyformer.errors import UserError
-from anyformer.generation.inference import check_ids, check_nan, evaluating, float_logits, require_tokenizer
+from anyformer.generation import inference
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token for a mask.
-
-    Attributes:
-        token: Its id.
-        text: Its text, with the space before it where the token includes one.
-        probability: How likely it is.
-    """
+    """A token for a mask."""
 
     token: int
     text: str
+    """With the space before it where the token includes one."""
     probability: float
 
 
@@ -29,8 +24,7 @@ def fill(model: Transformer, tokenizer: Tokenizer | None, text: str, top: int = 
     """Predict the masked tokens of a text, each independently of the others.
 
     Args:
-        model: An encoder with a masked-LM head.
-        tokenizer: Its tokenizer.
+        model, tokenizer: An encoder with a masked-LM head, and its tokenizer.
         text: A text with the tokenizer's mask token in it, such as ``Paris is the [MASK] of France.``
         top: Candidates for each mask.
 
@@ -41,7 +35,7 @@ def fill(model: Transformer, tokenizer: Tokenizer | None, text: str, top: int = 
         UserError: a text without a mask, a model or tokenizer without masks, a text beyond the context, a model whose
             output is NaN.
     """
-    tokenizer = require_tokenizer(tokenizer, "give the model token ids")
+    tokenizer = inference.require_tokenizer(tokenizer, "give the model token ids")
     config = model.config
     if not config.is_encoder_only:
         raise UserError("Filling masks takes an encoder such as BERT, and this model writes text: use `generate`.")
@@ -58,17 +52,12 @@ def fill(model: Transformer, tokenizer: Tokenizer | None, text: str, top: int = 
     masks = ids[0] == tokenizer.mask
     if not masks.any():
         raise UserError(f"There is no mask in the text: write {tokenizer.mask_token} for the word to be filled in.")
-    length = ids.shape[1]
-    if config.context_length is not None and length > config.context_length:
-        raise UserError(f"The text has {length} tokens, and the model can read {config.context_length}: shorten it.")
-    check_ids(ids, config.vocab_size)
-    with evaluating(model), torch.inference_mode():
-        logits = check_nan(float_logits(model(ids))[0, masks])
+    inference.check_length("The text", ids.shape[1], model)
+    inference.check_ids(ids, config.vocab_size)
+    with inference.evaluating(model), torch.inference_mode():
+        logits = inference.check_nan(inference.float_logits(model(ids))[0, masks])
         best = logits.softmax(dim=-1).topk(min(top, logits.shape[-1]), dim=-1)
     return [
-        [
-            Candidate(token, tokenizer.decode([token], skip_special=False), probability)
-            for token, probability in zip(tokens, probabilities, strict=True)
-        ]
-        for tokens, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        [Candidate(token, tokenizer.decode([token], skip_special=False), p) for token, p in zip(*row, strict=True)]
+        for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Unpack, cast
 
 import torch
@@ -24,15 +23,11 @@ Prompts = str | Sequence[str] | Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A text that beam search found for a prompt.
-
-    Attributes:
-        text: The new text.
-        score: Its log-probability divided by ``length ** length_penalty``.
-    """
+    """A new text that beam search found for a prompt."""
 
     text: str
     score: float
+    """Its log-probability divided by ``length ** length_penalty``."""
 
 
 def generate(
@@ -49,8 +44,7 @@ def generate(
     """Continue prompts, or rewrite sources.
 
     Args:
-        model: A decoder-only model or an encoder-decoder.
-        tokenizer: Its tokenizer.
+        model, tokenizer: A decoder-only model or an encoder-decoder, and its tokenizer.
         prompts: Texts, or the ids of each. A decoder-only model gets a text without the end-of-text that a tokenizer
             may put after it.
         config: None: greedily, with as many beams as the model's generation settings ask for.
@@ -170,13 +164,9 @@ def _generate(
         for index, group, scores in zip(indices, cast("Any", found.ids).tolist(), found.scores, strict=True):
             before = [] if model.config.is_encoder_decoder else rows[index]
             results[index] = [
-                Hypothesis(continuation(tokenizer, before, _until_eos(new, eos), config.stop), float(score))
+                Hypothesis(continuation(tokenizer, before, new, config.stop, eos), float(score))
                 for new, score in zip(group, scores, strict=True)
             ]
         if progress is not None:
             progress(len(indices))
     return [results[index] for index in range(len(rows))]
-
-
-def _until_eos(ids: list[int], eos: Sequence[int]) -> list[int]:
-    return list(takewhile(lambda token: token not in eos, ids))

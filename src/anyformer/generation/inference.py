@@ -50,6 +50,13 @@ def check_ids(ids: Tensor, vocab_size: int) -> None:
         )
 
 
+def check_length(text: str, length: int, model: Transformer) -> None:
+    """Raise UserError where a text, or whatever it is called, has more tokens than the model can read."""
+    context = model.config.context_length
+    if context is not None and length > context:
+        raise UserError(f"{text} has {length} tokens, and the model can read {context}: shorten it.")
+
+
 def cache_limit(model: Transformer) -> int | None:
     """The longest text in tokens whose keys and values can be kept; None: any."""
     scaling = model.config.position.scaling

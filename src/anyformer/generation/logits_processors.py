@@ -5,7 +5,7 @@ order; those of a `GenerationConfig` follow. A processor looks at each text of a
 as length nor as a token of the text.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -51,14 +51,10 @@ def make_processors(
 ) -> list[LogitsProcessor]:
     """The processors of texts that follow this prompt: the model's, then those of the config.
 
-    Raises:
-        UserError: a token outside the vocabulary, or a penalty that is not positive.
+    Raises UserError for a token outside the vocabulary, or a penalty that is not positive.
     """
-    vocab_size = model.config.vocab_size
-    return [
-        *model_processors(generation_settings(model), prompt, eos, vocab_size),
-        *config_processors(config, vocab_size),
-    ]
+    settings, vocab_size = generation_settings(model), model.config.vocab_size
+    return [*model_processors(settings, prompt, eos, vocab_size), *config_processors(config, vocab_size)]
 
 
 def config_processors(config: GenerationConfig, vocab_size: int) -> list[LogitsProcessor]:
@@ -68,10 +64,7 @@ def config_processors(config: GenerationConfig, vocab_size: int) -> list[LogitsP
         processors.append(partial(repetition_penalty, penalty=config.repetition_penalty))
     if (presence := config.presence_penalty) or config.frequency_penalty:
         processors.append(partial(frequency_penalty, presence=presence, frequency=config.frequency_penalty))
-    for token in config.logit_bias:
-        if not 0 <= token < vocab_size:
-            raise UserError(f"logit_bias names token {token}, and the vocabulary has {vocab_size}.")
-    if config.logit_bias:
+    if _valid("logit_bias", config.logit_bias, vocab_size):
         processors.append(partial(logit_bias, biases=config.logit_bias))
     return processors
 
@@ -81,8 +74,7 @@ def model_processors(
 ) -> list[LogitsProcessor]:
     """Those that a model's generation settings ask for, in the order in which they are applied.
 
-    Raises:
-        UserError: a setting that names a token outside the vocabulary, or a penalty that is not positive.
+    Raises UserError for a setting that names a token outside the vocabulary, or a penalty that is not positive.
     """
     device = prompt.ids.device
     ids, mask = (prompt.ids, prompt.mask) if prompt.source is None else (prompt.source, prompt.source_mask)
@@ -93,12 +85,7 @@ def model_processors(
         return [] if value is None else [value] if isinstance(value, int) else value
 
     def valid(name: str, ids: Sequence[int]) -> tuple[int, ...]:
-        for token in ids:
-            if not 0 <= token < vocab_size:
-                raise UserError(
-                    f"generation_config.json: {name} names token {token}, and the vocabulary has {vocab_size}."
-                )
-        return tuple(ids)
+        return _valid(f"generation_config.json: {name}", ids, vocab_size)
 
     def token_mask(ids: Sequence[int]) -> Bool[Tensor, " vocab"]:
         known = torch.tensor([token for token in ids if 0 <= token < vocab_size], dtype=torch.long, device=device)
@@ -144,14 +131,15 @@ def model_processors(
     return processors
 
 
-def sequence_bias(biases: Mapping[tuple[int, ...], float], vocab_size: int, device: torch.device) -> LogitsProcessor:
-    """Add a bias to the last token of each sequence wherever the text ends with the tokens before it.
+def _valid(name: str, ids: Iterable[int], vocab_size: int) -> tuple[int, ...]:
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise UserError(f"{name} names token {token}, and the vocabulary has {vocab_size}.")
+    return tuple(ids)
 
-    Args:
-        biases: The bias of each sequence of ids; -inf bans.
-        vocab_size: Number of logits.
-        device: Where the logits are.
-    """
+
+def sequence_bias(biases: Mapping[tuple[int, ...], float], vocab_size: int, device: torch.device) -> LogitsProcessor:
+    """Add a sequence's bias (-inf bans) to its last token wherever the text ends with the tokens before it."""
     single = torch.zeros(vocab_size, device=device)
     by_length: dict[int, list[tuple[tuple[int, ...], float]]] = {}
     for sequence, bias in biases.items():

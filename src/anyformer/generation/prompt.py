@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anyformer.errors import UserError
 from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig, generation_settings
-from anyformer.generation.inference import check_ids
+from anyformer.generation.inference import check_ids, check_length
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -35,9 +35,7 @@ class Prompt:
     @property
     def padding(self) -> Int[Tensor, " batch"]:
         """Padding tokens before each prompt."""
-        if self.mask is None:
-            return self.ids.new_zeros(self.ids.shape[0])
-        return (~self.mask).sum(dim=1)
+        return self.ids.new_zeros(len(self.ids)) if self.mask is None else (~self.mask).sum(dim=1)
 
     @property
     def capacity(self) -> int:
@@ -46,13 +44,8 @@ class Prompt:
 
     def select(self, rows: Int[Tensor, " kept"] | Bool[Tensor, " batch"]) -> Prompt:
         """These rows, by index (repeated, perhaps) or by mask."""
-        return dataclasses.replace(
-            self,
-            ids=self.ids[rows],
-            mask=None if self.mask is None else self.mask[rows],
-            source=None if self.source is None else self.source[rows],
-            source_mask=None if self.source_mask is None else self.source_mask[rows],
-        )
+        tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **tensors)
 
     def repeat(self, count: int) -> Prompt:
         """Each row `count` times, one after the other."""
@@ -71,9 +64,7 @@ def make_prompt(
 
     Args:
         model: The model that will read it.
-        ids: Prompts or sources.
-        mask: False for padding, on any side; None: there is none.
-        max_new_tokens: As in `GenerationConfig`.
+        ids, mask, max_new_tokens: As for `generate_ids`; padding may be on any side.
 
     Raises:
         UserError: an empty prompt, an id outside the vocabulary, more tokens than the model's context, no token
@@ -84,8 +75,7 @@ def make_prompt(
     if mask is not None and mask.shape != ids.shape:
         raise UserError(f"The mask has the shape {list(mask.shape)}, and the ids {list(ids.shape)}: they must agree.")
     ids, mask = ids.to(model.device), None if mask is None else mask.to(model.device)
-    counts = torch.full((len(ids),), ids.shape[1]) if mask is None else mask.sum(dim=1)
-    lengths: list[int] = cast("Any", counts).tolist()
+    lengths: list[int] = [ids.shape[1]] * len(ids) if mask is None else cast("Any", mask.sum(dim=1)).tolist()
     if 0 in lengths:
         raise UserError(f"Prompt {lengths.index(0) + 1} of {len(lengths)} is empty: give it at least one real token.")
     longest = max(lengths)
@@ -98,8 +88,8 @@ def make_prompt(
         max_new_tokens = DEFAULT_NEW_TOKENS if left is None else max(1, min(DEFAULT_NEW_TOKENS, left))
     has_source, vocab_size = config.is_encoder_decoder, config.vocab_size
     check_ids(ids, config.source_vocab_size or vocab_size if has_source else vocab_size)
-    if has_source and context is not None and longest > context:
-        raise UserError(f"The source has {longest} tokens, and the model can read {context}: shorten it.")
+    if has_source:
+        check_length("The source", longest, model)
     length, what = (1, "The token that starts the decoder") if has_source else (longest, "The prompt")
     if context is not None and length + max_new_tokens > context:
         fewer, shorter = f"ask for at most {context - length} new tokens", f"shorten it to fewer than {context} tokens"

@@ -9,15 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from anyformer.errors import UserError
+from anyformer.generation import inference
 from anyformer.generation.cached_decoder import common_prefix
-from anyformer.generation.inference import (
-    DAMAGED,
-    check_ids,
-    evaluating,
-    float_logits,
-    require_generative,
-    require_tokenizer,
-)
 from anyformer.generation.prompt import batches, decoder_start_id, encode_prompt, input_pad_id, pad
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -25,15 +18,12 @@ from anyformer.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Score:
-    """The log-probability of each token of a text, given all tokens before it.
-
-    Attributes:
-        tokens: Those that were scored; the first of a text without a prompt can't be.
-        logprobs: In nats.
-    """
+    """The log-probability of each token of a text, given all tokens before it."""
 
     tokens: list[int]
+    """Those that were scored; the first of a text without a prompt can't be."""
     logprobs: list[float]
+    """In nats."""
 
     @property
     def logprob(self) -> float:
@@ -56,8 +46,7 @@ def score(
     """Score texts instead of generating them: to rank answers, or to find what surprises a model.
 
     Args:
-        model: A decoder-only model, or an encoder-decoder.
-        tokenizer: Its tokenizer.
+        model, tokenizer: A decoder-only model or an encoder-decoder, and its tokenizer.
         texts: What is scored; of an encoder-decoder with its end-of-text.
         prompts: What each text follows, as in ``prompt + text``; one string is that of all. For an encoder-decoder the
             sources, which it can't do without.
@@ -67,21 +56,21 @@ def score(
         UserError: an empty text, one beyond the context with its prompt, other numbers of texts and prompts, a model
             that doesn't generate text or has no tokenizer.
     """
-    tokenizer = require_tokenizer(tokenizer, "give the model token ids")
-    require_generative(model)
+    tokenizer = inference.require_tokenizer(tokenizer, "give the model token ids")
+    inference.require_generative(model)
     if batch_size < 1:
         raise UserError(f"batch_size is a number of texts, at least 1, not {batch_size}.")
     texts = [texts] if isinstance(texts, str) else texts
     if prompts is None and model.config.is_encoder_decoder:
         raise UserError("An encoder-decoder scores a text as the answer to a source: give the sources as prompts.")
-    prompts = [prompts] * len(texts) if isinstance(prompts, str) else prompts
-    if prompts is not None and len(prompts) != len(texts):
+    before = [prompts] * len(texts) if prompts is None or isinstance(prompts, str) else prompts
+    if len(before) != len(texts):
         raise UserError(
-            f"There are {len(texts)} texts and {len(prompts)} prompts: give a prompt for each, or one for all."
+            f"There are {len(texts)} texts and {len(before)} prompts: give a prompt for each, or one for all."
         )
     rows = [
-        _encode(model, tokenizer, number, text, None if prompts is None else prompts[number - 1])
-        for number, text in enumerate(texts, start=1)
+        _encode(model, tokenizer, number, text, prompt)
+        for number, (text, prompt) in enumerate(zip(texts, before, strict=True), start=1)
     ]
     scores: dict[int, Score] = {}
     for indices in batches([row.ids for row in rows], batch_size):
@@ -113,11 +102,9 @@ def _encode(model: Transformer, tokenizer: Tokenizer, number: int, text: str, pr
     prompt_length = max(1, prompt_length)
     if len(ids) < 2 or len(ids) == prompt_length:
         raise UserError(f"Text {number} has no token that could be scored: it is empty, or one token with no prompt.")
-    context = model.config.context_length
-    for what, row in (("Text", ids), ("Source", source)):
-        if context is not None and len(row) > context:
-            raise UserError(f"{what} {number} has {len(row)} tokens, and the model can read {context}: shorten it.")
-    check_ids(torch.tensor(ids), model.config.vocab_size)
+    inference.check_length(f"Text {number}", len(ids), model)
+    inference.check_length(f"Source {number}", len(source), model)
+    inference.check_ids(torch.tensor(ids), model.config.vocab_size)
     return _Row(ids, prompt_length, source)
 
 
@@ -126,8 +113,8 @@ def _score(model: Transformer, rows: Sequence[_Row], pad_id: int) -> list[Score]
     source = source_mask = None
     if model.config.is_encoder_decoder:
         source, source_mask = pad([row.source for row in rows], pad_id, model.device)
-    with evaluating(model), torch.inference_mode():
-        logits = float_logits(model(ids[:, :-1], source, mask=mask[:, :-1], source_mask=source_mask))
+    with inference.evaluating(model), torch.inference_mode():
+        logits = inference.float_logits(model(ids[:, :-1], source, mask=mask[:, :-1], source_mask=source_mask))
         log_p = -F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(rows), -1)
     logprobs: list[list[float]] = cast("Any", log_p).tolist()
     scores = [
@@ -135,5 +122,5 @@ def _score(model: Transformer, rows: Sequence[_Row], pad_id: int) -> list[Score]
         for row, found in zip(rows, logprobs, strict=True)
     ]
     if any(math.isnan(score.logprob) for score in scores):
-        raise UserError(DAMAGED)
+        raise UserError(inference.DAMAGED)
     return scores

@@ -6,6 +6,7 @@ distribution that it would have had (Leviathan et al. 2023, algorithm 1; Chen et
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -38,33 +39,19 @@ class Guesses(NamedTuple):
 NO_GUESSES = Guesses([], None)
 
 
-class PromptLookup:
-    """Guesses that what followed the latest tokens before follows them again (Saxena 2023, prompt lookup decoding).
-
-    Args:
-        source: Tokens before the text that are searched as well, such as the source of a summary.
-    """
-
-    def __init__(self, source: Sequence[int] = ()) -> None:
-        self._source = list(source)
-
-    def guess(self, text: Sequence[int], count: int) -> Guesses:
-        """At most `count` guesses: the continuation of the latest position with the longest match."""
-        ids = [*self._source, *text]
-        for size in range(min(_MAX_NGRAM, len(text), len(ids) - 1), 0, -1):
-            for begin in range(len(ids) - size - 1, -1, -1):
-                if ids[begin : begin + size] == ids[-size:]:
-                    return Guesses(ids[begin + size : begin + size + count], None)
-        return NO_GUESSES
+def prompt_lookup(text: Sequence[int], count: int, source: Sequence[int] = ()) -> Guesses:
+    """At most `count` guesses that what followed the latest tokens before follows them again (Saxena 2023, prompt
+    lookup decoding): the continuation of the latest position with the longest match, in the source or in the text."""
+    ids = [*source, *text]
+    for size in range(min(_MAX_NGRAM, len(text), len(ids) - 1), 0, -1):
+        for begin in range(len(ids) - size - 1, -1, -1):
+            if ids[begin : begin + size] == ids[-size:]:
+                return Guesses(ids[begin + size : begin + size + count], None)
+    return NO_GUESSES
 
 
 class DraftModel:
-    """Guesses with a smaller model.
-
-    Args:
-        model: The smaller model.
-        sampler: How tokens are chosen.
-    """
+    """Guesses with a smaller model."""
 
     def __init__(self, model: Transformer, sampler: Sampler) -> None:
         self._model, self._sampler, self._decoder = model, sampler, PrefixCache(model)
@@ -98,11 +85,11 @@ class Speculator:
 
     def __init__(self, model: Transformer, draft: Draft, prompt: Prompt, sampler: Sampler) -> None:
         self._model, self._count, self._proposed = model, _FIRST_GUESSES, 0
-        if isinstance(draft, Transformer):
-            self._guess = DraftModel(draft, sampler).guess
-            return
-        shared = prompt.source is not None and model.config.source_vocab_size in (None, model.config.vocab_size)
-        self._guess = PromptLookup(prompt.source[0].tolist() if shared and prompt.source is not None else ()).guess
+        source: list[int] = []
+        if prompt.source is not None and model.config.source_vocab_size in (None, model.config.vocab_size):
+            source = prompt.source[0].tolist()
+        lookup = partial(prompt_lookup, source=source)
+        self._guess = DraftModel(draft, sampler).guess if isinstance(draft, Transformer) else lookup
 
     def propose(self, text: Sequence[int], accepted: int, room: int) -> Guesses:
         """Guess what follows a text.
@@ -127,8 +114,7 @@ def verify(
     """The model's own choice: the guess with the probability ``min(1, p / q)``, otherwise one of ``max(0, p - q)``.
 
     Args:
-        sampler: How it chooses.
-        logits: The model's.
+        sampler, logits: The model's.
         guess: The token that was guessed.
         guessed: The distribution that it was drawn from; None: it is certain.
     """

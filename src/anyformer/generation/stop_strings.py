@@ -1,6 +1,7 @@
 """The text of generated tokens in pieces, up to a stop string; what may still change is held back."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 
 from torch import Tensor
 from typing_extensions import override
@@ -16,15 +17,13 @@ class StopStrings:
 
     The first is the one that ends first, and of those that end together the longest, so it doesn't depend on how the
     text comes in pieces.
-
-    Attributes:
-        found: Whether one has come.
     """
 
     def __init__(self, stop: str | Sequence[str]) -> None:
         self._stop = [stop] if isinstance(stop, str) else list(stop)
         self._held = ""
         self.found = False
+        """Whether one has come."""
 
     def push(self, piece: str) -> str:
         """Append to the text; returns what is certain by now."""
@@ -100,8 +99,11 @@ def stream_text(text: Detokenizer, tokens: Iterable[int | Tensor], eos: Sequence
         yield rest
 
 
-def continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int], stop: str | Sequence[str]) -> str:
-    """The text of new tokens after a prompt, up to a stop string, all at once."""
+def continuation(
+    tokenizer: Tokenizer, prompt: Sequence[int], new: Iterable[int], stop: str | Sequence[str], eos: Sequence[int]
+) -> str:
+    """The text of new tokens after a prompt, up to an end-of-text token or a stop string, all at once."""
     prompt = list(prompt[-_CONTEXT:])
     known = tokenizer.decode(prompt) if prompt else ""
-    return "".join(cut_at_stop([tokenizer.decode([*prompt, *new])[len(known) :]], stop))
+    ids = [*prompt, *takewhile(lambda token: token not in eos, new)]
+    return "".join(cut_at_stop([tokenizer.decode(ids)[len(known) :]], stop))
