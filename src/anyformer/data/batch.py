@@ -48,12 +48,8 @@ class Batch:
         return int((self.targets != IGNORED).sum())
 
     def split(self, chunks: int) -> list[Batch]:
-        """Split the batch along its rows into chunks of about equal size, in order, like `torch.tensor_split`.
-
-        Args:
-            chunks: how many, at least 1; at most as many as there are rows are returned.
-        """
+        """Split the batch along its rows, like `torch.tensor_split`, but into no more chunks than there are rows."""
         edges = np.linspace(0, len(self.tokens), min(chunks, len(self.tokens)) + 1).astype(int).tolist()
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        given: dict[str, Any] = {name: rows for name, rows in fields.items() if rows is not None}
+        fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        given: dict[str, Any] = {name: rows for name, rows in fields if rows is not None}
         return [Batch(**{name: rows[begin:end] for name, rows in given.items()}) for begin, end in pairwise(edges)]

@@ -15,25 +15,21 @@ _MASK = (1 << 64) - 1
 
 
 def feistel_shuffle(index: npt.NDArray[np.int64], n: int, key: int) -> npt.NDArray[np.int64]:
-    """Apply a pseudorandom permutation of `range(n)`.
+    """Return the values of a pseudorandom permutation of `range(n)`, in the shape of `index`.
 
     Args:
         index: any shape, values in [0, n).
         n: size of the permutation, at least 1.
         key: of the permutation, in [0, 2**64).
-
-    Returns:
-        The permuted values, in the shape of `index`.
     """
     half = max((n - 1).bit_length() + 1, 2) // 2
     keys = [_mix_number(key + round_) for round_ in range(_ROUNDS)]
-    shape = index.shape
     result = _feistel(index.astype(np.uint64).reshape(-1), half, keys)
     outside = np.flatnonzero(result >= n)
     while outside.size:
         result[outside] = _feistel(result[outside], half, keys)
         outside = outside[result[outside] >= n]
-    return result.astype(np.int64).reshape(shape)
+    return result.astype(np.int64).reshape(index.shape)
 
 
 def _feistel(x: npt.NDArray[np.uint64], half: int, keys: list[int]) -> npt.NDArray[np.uint64]:

@@ -149,16 +149,11 @@ class Masked:
 
 
 def _whole_words(number: Int64, candidates: Bool, wanted: int, rng: Rng) -> Bool:
-    """Draw words of a row until `wanted` tokens are drawn, and skip words that would exceed that.
+    """Draw words of a row until `wanted` tokens are targets, or fewer where no words add up to that, [time].
 
     Args:
         number: [time] index of the word that each token belongs to.
         candidates: [time] True for tokens that may be targets.
-        wanted: number of targets; fewer where no words add up to it.
-        rng: the source of randomness.
-
-    Returns:
-        [time] True for targets.
     """
     sizes = np.bincount(number[candidates], minlength=int(number[-1]) + 1)
     order = rng.permutation(np.flatnonzero(sizes))

@@ -36,9 +36,7 @@ def materialize(
     A data set is read over the network once; from then on it is the file. Standard input is read at each call.
 
     Args:
-        paths: what the user named.
         fields: the fields of a data set that are wanted.
-        cache: where to keep the files.
         stdin: what to read for `-`; None: standard input.
         progress: called with a line on what is being read.
 

@@ -90,8 +90,6 @@ def objective(
     """Return the objective of a name for a tokenizer.
 
     Args:
-        name: one of OBJECTIVES.
-        tokenizer: whose ids the windows hold.
         document_masking: causal: attention and positions begin anew with each document.
         whole_word_masking: masked: hide whole words.
         tokens: encoder-decoders: the special tokens of the model's preset, see `decoder_start`.

@@ -42,9 +42,7 @@ class PairBatches:
         """Sort the pairs by length; their ids are read as they are needed.
 
         Args:
-            pairs: what to batch.
             batch_tokens: tokens that a batch has at most: rows times the longest row, of the larger of its two sides.
-            seed: decides the order.
             eos: ends every source and target.
             pad: fills rows up.
             start: the decoder's first input.

@@ -53,7 +53,6 @@ def encode_chunks(
 
     Args:
         documents: read as far ahead as the workers need, and no further.
-        tokenizer: encodes their texts.
         workers: processes; None for one per core. A short input is encoded in this process.
 
     Yields:

@@ -112,11 +112,17 @@ def _table(file: BinaryIO, path: Path, fields: Sequence[str], delimiter: str) ->
     try:
         while (row := _next_row(rows)) is not None:
             if row and not header:
-                header, columns = row, [_column(path, row, field) for field in fields]
+                header = row
+                for field in fields:
+                    if (count := header.count(field)) > 1:
+                        raise UserError(f"{path} has {count} fields called {field!r}: give them different names.")
+                    if not count:
+                        raise UserError(f"{path} {unknown_field(field, header)}")
+                columns = [header.index(field) for field in fields]
             elif row:
                 if len(row) != len(header):
-                    count = f"{len(row)} field{'s' if len(row) > 1 else ''}"
-                    raise UserError(f"{path}, line {begin}, has {count}, and the header has {len(header)}.")
+                    own = f"{len(row)} field{'s' if len(row) > 1 else ''}"
+                    raise UserError(f"{path}, line {begin}, has {own}, and the header has {len(header)}.")
                 yield begin, tuple(row[column] for column in columns)
             begin = rows.line_num + 1
     except UnicodeDecodeError as error:
@@ -136,14 +142,6 @@ def _next_row(rows: Iterator[list[str]]) -> list[str] | None:
         return next(rows, None)
     finally:
         csv.field_size_limit(limit)
-
-
-def _column(path: Path, header: Sequence[str], field: str) -> int:
-    if header.count(field) > 1:
-        raise UserError(f"{path} has {header.count(field)} fields called {field!r}: give them different names.")
-    if field not in header:
-        raise UserError(f"{path} {unknown_field(field, header)}")
-    return header.index(field)
 
 
 def _parquet(file: BinaryIO, path: Path, fields: Sequence[str]) -> Iterator[Record]:

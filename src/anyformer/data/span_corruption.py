@@ -146,7 +146,6 @@ def decoder_start(tokens: SpecialTokens, tokenizer: Tokenizer) -> int:
     Args:
         tokens: the special tokens of the model's preset, in the ids of its own tokenizer: which role they give to
             `decoder_start` is what counts (T5, Marian: padding; BART: end).
-        tokenizer: the one that the model will be trained with.
 
     Raises:
         UserError: the tokenizer has no token in any role that would do.

@@ -41,10 +41,7 @@ def declared(config: Mapping[str, Any], special_map: Mapping[str, Any] | None) -
 
     That is the rule of `transformers` 5: the map is the older place, and wins only in older directories.
     """
-    merged = dict(config)
-    if special_map is not None and "added_tokens_decoder" not in config:
-        merged.update(special_map)
-    return merged
+    return dict(config) if special_map is None or "added_tokens_decoder" in config else {**config, **special_map}
 
 
 def roles_of(
@@ -98,10 +95,7 @@ def add(backend: tokenizers.Tokenizer, tokens: Iterable[AddedToken]) -> None:
     """Add tokens to a backend in order, each as the kind that it says it is."""
     untyped = cast("Any", backend)  # the library's own types leave the element out
     for token in tokens:
-        if token.special:
-            untyped.add_special_tokens([token])
-        else:
-            untyped.add_tokens([token])
+        (untyped.add_special_tokens if token.special else untyped.add_tokens)([token])
 
 
 def surround(
@@ -115,9 +109,7 @@ def surround(
     """Let a tokenizer put special tokens around a text, and around each of a pair of texts.
 
     Args:
-        backend: has the tokens in its vocabulary.
-        before: the token before a text, None for none.
-        after: the token after a text, None for none.
+        before, after: the tokens around a text, which are in the vocabulary; None for none.
         second_segment: the segment id of the second text of a pair, and of the tokens around it.
         before_second: whether `before` is put before the second text, too.
     """
