@@ -40,11 +40,7 @@ _TYPES: Sequence[tuple[str, Test, str]] = [
     ("min_length min_new_tokens no_repeat_ngram_size", _whole(0), "a whole number, 0 or more"),
     ("encoder_no_repeat_ngram_size top_k", _whole(0), "a whole number, 0 or more"),
     ("length_penalty temperature top_p", _number, "a finite number"),
-    (
-        "repetition_penalty encoder_repetition_penalty",
-        lambda value: _number(value) and value > 0,
-        "a positive number",
-    ),
+    ("repetition_penalty encoder_repetition_penalty", lambda value: _number(value) and value > 0, "a positive number"),
     ("num_beams", _whole(1, _MOST_BEAMS), f"a whole number from 1 to {_MOST_BEAMS}"),
     ("early_stopping", lambda value: isinstance(value, bool) or value == "never", 'true, false or "never"'),
     ("bos_token_id pad_token_id decoder_start_token_id", _id, "the id of a token"),

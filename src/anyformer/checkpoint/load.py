@@ -27,14 +27,7 @@ from anyformer.families import own
 from anyformer.families.rows import Operation, Row
 from anyformer.kernels.quantization import Quantization, QuantizedWeight, dequantize
 from anyformer.model import Transformer, skeleton
-from anyformer.quantization import (
-    bits_of,
-    bits_per_module,
-    quantizable,
-    quantization,
-    quantize_weight,
-    set_weight,
-)
+from anyformer.quantization import bits_of, bits_per_module, quantizable, quantization, quantize_weight, set_weight
 from anyformer.tokenizer import Tokenizer
 
 Convert = Callable[[str, Tensor | QuantizedWeight], Tensor | QuantizedWeight]

@@ -51,11 +51,7 @@ _GENERATION_FIELDS = (
 
 
 def save(
-    model: Transformer,
-    directory: str | Path,
-    *,
-    tokenizer: Tokenizer | None = None,
-    max_shard_size: int = 5 * GIGABYTE,
+    model: Transformer, directory: str | Path, *, tokenizer: Tokenizer | None = None, max_shard_size: int = 5 * GIGABYTE
 ) -> str:
     """Write a model directory in Hugging Face's format, whole or not at all.
 

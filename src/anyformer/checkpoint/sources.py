@@ -39,7 +39,8 @@ class TensorSource(ABC):
     Attributes:
         path: The directory or file, for messages.
         config: The model as the files describe it; `checkpoint.load.settle` lets the tensors have the last word.
-        family: The names that its tensors have.
+        family: Its tables of names.
+        names: The names of all tensors.
         dtype: The dtype that the model computes in; None: the widest of its floating-point tensors.
         origin: What is written back when the model is saved.
     """
@@ -50,13 +51,9 @@ class TensorSource(ABC):
     path: Path
     config: ModelConfig
     family: Family
+    names: Collection[str]
     dtype: torch.dtype | None = None
     origin: Origin = Origin()
-
-    @property
-    @abstractmethod
-    def names(self) -> Collection[str]:
-        """The names of all tensors."""
 
     @abstractmethod
     def read(self, name: str) -> Tensor | QuantizedWeight:
@@ -104,11 +101,7 @@ class SafetensorsSource(_ModelDirectory):
             for file in files
             for name in cast("list[str]", self._open(file).keys())
         }
-
-    @property
-    @override
-    def names(self) -> Collection[str]:
-        return self._stored.keys()
+        self.names = self._stored.keys()
 
     @override
     def read(self, name: str) -> Tensor | QuantizedWeight:
@@ -132,9 +125,8 @@ class SafetensorsSource(_ModelDirectory):
             except FileNotFoundError as error:
                 raise UserError(f"{path} is missing, though the index names it.") from error
             except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{path} is not a whole safetensors file ({error}); copy or download it again."
-                ) from error
+                reason = f"{path} is not a whole safetensors file ({error}); copy or download it again."
+                raise UserError(reason) from error
         return self._open_files[path]
 
 
@@ -148,13 +140,9 @@ class QuantizedSource(SafetensorsSource):
     def __init__(self, path: Path, raw: Mapping[str, Any]) -> None:
         # The config.json is that of the original family, the names of the tensors are ours.
         super().__init__(path, own.unquantized_config_json(raw), replace(own.FAMILY, ties_missing_head=True))
-
-    @property
-    @override
-    def names(self) -> Collection[str]:
         quantized = {name.removesuffix(".integers") for name in self._stored if name.endswith(".integers")}
         parts = {f"{name}.{part}" for name in quantized for part in QuantizedWeight._fields}
-        return [*(name for name in self._stored if name not in parts), *quantized]
+        self.names = [*(name for name in self._stored if name not in parts), *quantized]
 
     @override
     def read(self, name: str) -> Tensor | QuantizedWeight:
@@ -162,11 +150,8 @@ class QuantizedSource(SafetensorsSource):
             return self._read(name)
         if f"{name}.scales" not in self._stored:
             raise UserError(f"{self.path}: the weight {name}.scales is missing.")
-        weight = QuantizedWeight(
-            self._read(f"{name}.integers"),
-            self._read(f"{name}.scales"),
-            self._read(f"{name}.minima") if f"{name}.minima" in self._stored else None,
-        )
+        minima = self._read(f"{name}.minima") if f"{name}.minima" in self._stored else None
+        weight = QuantizedWeight(self._read(f"{name}.integers"), self._read(f"{name}.scales"), minima)
         rows, groups = weight.scales.shape if weight.scales.dim() == 2 else (0, 0)
         integers = (torch.int8, groups * GROUP) if weight.bits == 8 else (torch.uint8, groups * GROUP // 2)
         for part, tensor in weight._asdict().items():
@@ -195,11 +180,7 @@ class PickleSource(_ModelDirectory):
         self._tensors = {
             self.family.current_name(name): tensor for file in files for name, tensor in _unpickle(file).items()
         }
-
-    @property
-    @override
-    def names(self) -> Collection[str]:
-        return self._tensors.keys()
+        self.names = self._tensors.keys()
 
     @override
     def read(self, name: str) -> Tensor:
@@ -210,9 +191,8 @@ def _shards(index: Path) -> list[Path]:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map.")
-    return [
-        path_inside(index.parent, name) for name in sorted(set(map(str, cast("dict[str, Any]", weight_map).values())))
-    ]
+    names = set(map(str, cast("dict[str, Any]", weight_map).values()))
+    return [path_inside(index.parent, name) for name in sorted(names)]
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:

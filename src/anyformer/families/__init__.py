@@ -55,21 +55,17 @@ def preset(name: str, **changes: Any) -> ModelConfig:
 def from_huggingface(raw: Raw) -> ModelConfig:
     """The model that a config.json describes. Raises UserError for what is not supported, naming it, or misshapen."""
     try:
-        return _read(own.unquantized_config_json(raw))
+        raw = own.unquantized_config_json(raw)
+        name = raw.get("model_type")
+        if name is None:
+            raise UserError("config.json has no model_type, so it does not say which family the model is of.")
+        if name not in FAMILIES:
+            raise UserError(f"The model type {name!r} is not supported ({nearest(str(name), FAMILIES)}).")
+        return FAMILIES[name].read(raw, FAMILIES[name].head(raw))
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"config.json has a field that is missing or misshapen: {error}.") from error
-
-
-def _read(raw: Raw) -> ModelConfig:
-    name = raw.get("model_type")
-    if name is None:
-        raise UserError("config.json has no model_type, so it does not say which family the model is of.")
-    if name not in FAMILIES:
-        raise UserError(f"The model type {name!r} is not supported ({nearest(str(name), FAMILIES)}).")
-    family = FAMILIES[name]
-    return family.read(raw, family.head(raw))
 
 
 def to_huggingface(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
@@ -88,11 +84,8 @@ def to_huggingface(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
 
 def _try(family: Family, config: ModelConfig) -> dict[str, Any] | None:
     try:
-        written = {
-            "model_type": family.model_type,
-            "architectures": [family.architecture(config)],
-            **family.write(config),
-        }
+        header = {"model_type": family.model_type, "architectures": [family.architecture(config)]}
+        written = {**header, **family.write(config)}
         back = family.read(written, config.head.kind)
     except UserError:
         return None

@@ -10,16 +10,7 @@ from functools import partial
 from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
-from anyformer.families.base import (
-    Family,
-    Fields,
-    Raw,
-    make_config,
-    none_if_default,
-    read_fields,
-    refuse,
-    write_fields,
-)
+from anyformer.families.base import Family, Fields, Raw, make_config, none_if_default, read_fields, refuse, write_fields
 from anyformer.families.rows import ROW, Row, alias, linear, linears, row
 
 _TOKENS = {
@@ -58,7 +49,7 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
         source_vocab_size=None if shared else vocab_size,
         position={"kind": "learned", "offset": 2} if bart else {"kind": "sinusoidal", "layout": "halves"},
         norm={"kind": "layer", "eps": 1e-5, "placement": "pre" if pre else "post"},
-        embedding={"norm": bart, "padding": given[""]["special_tokens"].pad},
+        embedding={"norm": bart, "padding": given["special_tokens"]["pad"]},
         head={"kind": head, "bias": "fixed" if head == "language_model" else "none"},
         init={"kind": "xavier"} if model_type == "marian" else {"kind": "normal", "std": raw.get("init_std", 0.02)},
     )
@@ -123,11 +114,10 @@ ROWS = [
 ]
 
 
-def _sizes(d_model: int, layers: int, heads: int, width: int) -> dict[str, Any]:
-    sizes: dict[str, Any] = {"d_model": d_model}
+def _sizes(d_model: int, layers: int, heads: int, width: int, **rest: Any) -> dict[str, Any]:
     for stack in ("encoder", "decoder"):
-        sizes |= {f"{stack}_layers": layers, f"{stack}_attention_heads": heads, f"{stack}_ffn_dim": width}
-    return sizes
+        rest |= {f"{stack}_layers": layers, f"{stack}_attention_heads": heads, f"{stack}_ffn_dim": width}
+    return {"d_model": d_model, **rest}
 
 
 def _paper(d_model: int, heads: int, dropout: float) -> ModelConfig:
@@ -137,35 +127,25 @@ def _paper(d_model: int, heads: int, dropout: float) -> ModelConfig:
     paper's code) it is a Marian model to the letter.
     """
     tokens = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}
-    training = {"vocab_size": 37_000, "activation_function": "relu", "scale_embedding": True, "dropout": dropout}
-    raw = {**_sizes(d_model, 6, heads, 4 * d_model), **training, **tokens}
+    raw = _sizes(d_model, 6, heads, 4 * d_model, vocab_size=37_000, dropout=dropout, **_RELU, **tokens)
     return _read(raw, "language_model", "marian").replace(position={"layout": "interleaved"})
 
 
-_OPUS = {
-    **_sizes(512, 6, 8, 2048),
-    "activation_function": "swish",
-    "max_position_embeddings": 512,
-    "scale_embedding": True,
-}
-_PEGASUS = {
-    **_sizes(1024, 16, 16, 4096),
-    "vocab_size": 96_103,
-    "activation_function": "relu",
-    "scale_embedding": True,
-    "attention_dropout": 0.1,
-    "activation_dropout": 0.1,
-}
+_OPUS = _sizes(512, 6, 8, 2048, activation_function="swish", max_position_embeddings=512, scale_embedding=True)
+_RELU = {"activation_function": "relu", "scale_embedding": True}
+_PEGASUS = _sizes(1024, 16, 16, 4096, vocab_size=96_103, attention_dropout=0.1, activation_dropout=0.1, **_RELU)
 # For small parallel corpora such as Multi30k: fairseq's post-norm model with all embeddings shared, at the size of Wu
 # et al. 2021 ("Good for Misconceived Reasons", Transformer-Tiny; in the code of LividWo/Revisit-MMT: 4 + 4 layers,
 # width 128, feed-forward 256, 4 heads, dropout 0.3). Sines come first as in fairseq: to Hugging Face it is a Marian.
 _TINY = _paper(128, 4, 0.3).replace(
-    vocab_size=10_000,
-    encoder_layers=4,
-    decoder_layers=4,
-    feed_forward={"width": 256},
-    position={"layout": "halves"},
+    vocab_size=10_000, encoder_layers=4, decoder_layers=4, feed_forward={"width": 256}, position={"layout": "halves"}
 )
+_PAPER = {
+    "transformer-base": _paper(512, 8, 0.1),
+    "transformer-big": _paper(1024, 16, 0.3),
+    "transformer-tiny": _TINY,
+}
+_BART: dict[str, Raw] = {"bart-base": _sizes(768, 6, 12, 3072), "bart-large": _sizes(1024, 12, 16, 4096)}
 
 
 def _family(model_type: str, name: str, head: str, presets: dict[str, Raw], **more: ModelConfig) -> Family:
@@ -183,22 +163,7 @@ def _family(model_type: str, name: str, head: str, presets: dict[str, Raw], **mo
 
 
 FAMILIES = [
-    _family(
-        "marian",
-        "Marian",
-        "MTModel",
-        {"opus-mt": _OPUS},
-        **{
-            "transformer-base": _paper(512, 8, 0.1),
-            "transformer-big": _paper(1024, 16, 0.3),
-            "transformer-tiny": _TINY,
-        },
-    ),
-    _family(
-        "bart",
-        "Bart",
-        "ForConditionalGeneration",
-        {"bart-base": _sizes(768, 6, 12, 3072), "bart-large": _sizes(1024, 12, 16, 4096)},
-    ),
+    _family("marian", "Marian", "MTModel", {"opus-mt": _OPUS}, **_PAPER),
+    _family("bart", "Bart", "ForConditionalGeneration", _BART),
     _family("pegasus", "Pegasus", "ForConditionalGeneration", {"pegasus-large": _PEGASUS}),
 ]

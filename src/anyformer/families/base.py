@@ -3,22 +3,11 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from operator import attrgetter
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_type_hints
 
-from anyformer.config import (
-    AttentionConfig,
-    EmbeddingConfig,
-    FeedForwardConfig,
-    HeadConfig,
-    HeadKind,
-    InitConfig,
-    ModelConfig,
-    NormConfig,
-    PositionConfig,
-    SpecialTokens,
-)
+from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, nearest
 from anyformer.families.rows import Row, resolve, row
 
@@ -101,15 +90,13 @@ class Family:
         raise UserError(f"Model type {self.model_type!r} has no architecture with the head {config.head.kind!r}.")
 
 
-def activation(name: str) -> str:
-    """Our name of Hugging Face's activation. Raises UserError for one that is not known."""
+def _activation(name: str) -> str:
     if name not in ACTIVATIONS:
         raise UserError(f"config.json: the activation {name!r} is not supported ({nearest(name, ACTIVATIONS)}).")
     return ACTIVATIONS[name]
 
 
-def their_activation(name: str) -> str:
-    """Hugging Face's name of our activation. Raises UserError where it has none."""
+def _their_activation(name: str) -> str:
     for theirs, ours in ACTIVATIONS.items():
         if ours == name:
             return theirs
@@ -126,24 +113,24 @@ def read_fields(raw: Raw, fields: Fields, tokens: Raw) -> dict[str, dict[str, An
 
     Special tokens, which all families write alike, are among them; `tokens` has the family's defaults.
     """
-    values: defaultdict[str, dict[str, Any]] = defaultdict(dict, {"": {"special_tokens": _special_tokens(raw, tokens)}})
+    values: defaultdict[str, dict[str, Any]] = defaultdict(dict, special_tokens=_special_tokens(raw, tokens))
     for theirs, (ours, default) in fields.items():
         value = raw.get(theirs, default)
         for name in ours.split():
             part, _, field_name = name.rpartition(".")
-            values[part][field_name] = activation(value) if field_name == "activation" else value
+            values[part][field_name] = _activation(value) if field_name == "activation" else value
     return values
 
 
 def write_fields(config: ModelConfig, fields: Fields) -> dict[str, Any]:
     """The inverse of `read_fields`."""
-    values = {theirs: (ours, attrgetter(ours.split()[0])(config)) for theirs, (ours, _) in fields.items()}
     tokens = config.special_tokens
+    written: dict[str, Any] = {}
+    for theirs, (ours, _) in fields.items():
+        value = attrgetter(ours.split()[0])(config)
+        written[theirs] = _their_activation(value) if ours.endswith(".activation") else value
     return {
-        **{
-            theirs: their_activation(value) if ours.endswith(".activation") else value
-            for theirs, (ours, value) in values.items()
-        },
+        **written,
         "bos_token_id": tokens.bos,
         "eos_token_id": None if not tokens.eos else tokens.eos[0] if len(tokens.eos) == 1 else list(tokens.eos),
         "pad_token_id": tokens.pad,
@@ -151,15 +138,7 @@ def write_fields(config: ModelConfig, fields: Fields) -> dict[str, Any]:
     }
 
 
-_PARTS: Mapping[str, type] = {
-    "attention": AttentionConfig,
-    "feed_forward": FeedForwardConfig,
-    "position": PositionConfig,
-    "norm": NormConfig,
-    "embedding": EmbeddingConfig,
-    "head": HeadConfig,
-    "init": InitConfig,
-}
+_PARTS: dict[str, Any] = {name: kind for name, kind in get_type_hints(ModelConfig).items() if is_dataclass(kind)}
 
 
 def make_config(given: Mapping[str, Mapping[str, Any]], model_type: str, **more: Any) -> ModelConfig:
@@ -180,24 +159,8 @@ def none_if_default(value: T, default: object) -> T | None:
     return None if value == default else value
 
 
-def _special_tokens(raw: Raw, defaults: Raw) -> SpecialTokens:
+def _special_tokens(raw: Raw, defaults: Raw) -> dict[str, Any]:
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     bos, eos, pad, start = (raw.get(name, defaults.get(name)) for name in names)
     ends = () if eos is None else tuple(cast("Sequence[int]", eos)) if isinstance(eos, list | tuple) else (eos,)
-    return SpecialTokens(bos=bos, eos=ends, pad=pad, decoder_start=start)
-
-
-def labels(raw: Raw) -> int:
-    """The number of labels that a classifier's config.json speaks of."""
-    names: Collection[Any] | None = raw.get("id2label")
-    return len(names) if names else raw.get("num_labels", 2)
-
-
-def their_labels(head: HeadConfig) -> dict[str, Any]:
-    """`id2label` and `label2id` with Hugging Face's placeholder names, for heads that classify."""
-    if head.kind not in ("classification", "token_classification"):
-        return {}
-    return {
-        "id2label": {str(i): f"LABEL_{i}" for i in range(head.labels)},
-        "label2id": {f"LABEL_{i}": i for i in range(head.labels)},
-    }
+    return {"bos": bos, "eos": ends, "pad": pad, "decoder_start": start}

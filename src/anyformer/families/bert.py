@@ -8,17 +8,7 @@ from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError
-from anyformer.families.base import (
-    Family,
-    Fields,
-    Raw,
-    labels,
-    make_config,
-    read_fields,
-    refuse,
-    their_labels,
-    write_fields,
-)
+from anyformer.families.base import Family, Fields, Raw, make_config, read_fields, refuse, write_fields
 from anyformer.families.rows import Row, alias, linear, linears, row
 
 _FIELDS: Fields = {
@@ -47,13 +37,12 @@ _DISTILBERT_FIELDS: Fields = {
     "dropout": ("dropout embedding.dropout", 0.1),
     "initializer_range": ("init.std", 0.02),
 }
-
-
 _TOKENS = {
     "bert": {"pad_token_id": 0},
     "roberta": {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
     "distilbert": {"pad_token_id": 0},
 }
+_CLASSIFIERS = ("classification", "token_classification")
 
 
 def _read(raw: Raw, kind: HeadKind, model_type: str) -> ModelConfig:
@@ -69,9 +58,15 @@ def _read(raw: Raw, kind: HeadKind, model_type: str) -> ModelConfig:
         head |= {"transform": transform, "bias": "learned"}
     else:
         head["pooler"] = None if kind == "token_classification" else pooler
-    if kind in ("classification", "token_classification"):
-        head |= {"labels": labels(raw), "dropout": _classifier_dropout(raw, kind, given[""]["dropout"], distilbert)}
-    pad = given[""]["special_tokens"].pad
+    if kind in _CLASSIFIERS:
+        labels = len(raw.get("id2label") or ()) or raw.get("num_labels", 2)
+        dropout = raw.get("classifier_dropout")
+        if distilbert and kind == "classification":
+            dropout = raw.get("seq_classif_dropout", 0.2)
+        elif distilbert or dropout is None:
+            dropout = given[""]["dropout"]
+        head |= {"labels": labels, "dropout": dropout}
+    pad = given["special_tokens"]["pad"]
     position: dict[str, Any] = {"kind": "learned"}
     if roberta:
         if pad is None:
@@ -89,24 +84,20 @@ def _read(raw: Raw, kind: HeadKind, model_type: str) -> ModelConfig:
     )
 
 
-def _classifier_dropout(raw: Raw, kind: HeadKind, dropout: float, distilbert: bool) -> float:
-    if distilbert:
-        return raw.get("seq_classif_dropout", 0.2) if kind == "classification" else dropout
-    own = raw.get("classifier_dropout")
-    return dropout if own is None else own
-
-
 def _write(config: ModelConfig, model_type: str) -> dict[str, Any]:
     kind, dropout = config.head.kind, config.head.dropout
     classifier: dict[str, Any] = {}
+    if kind in _CLASSIFIERS:
+        names = {i: f"LABEL_{i}" for i in range(config.head.labels)}
+        classifier["id2label"] = {str(i): name for i, name in names.items()}
+        classifier["label2id"] = {name: i for i, name in names.items()}
     if model_type != "distilbert":
-        classifier = {"classifier_dropout": dropout if kind in ("classification", "token_classification") else None}
+        classifier["classifier_dropout"] = dropout if kind in _CLASSIFIERS else None
     elif kind == "classification":
-        classifier = {"seq_classif_dropout": dropout}
+        classifier["seq_classif_dropout"] = dropout
     return {
         **write_fields(config, _DISTILBERT_FIELDS if model_type == "distilbert" else _FIELDS),
         "max_position_embeddings": config.max_length + config.position.offset,
-        **their_labels(config.head),
         **classifier,
     }
 

@@ -8,16 +8,7 @@ aren't there.
 
 from typing import Any, cast
 
-from anyformer.config import (
-    AttentionConfig,
-    EmbeddingConfig,
-    FeedForwardConfig,
-    HeadKind,
-    InitConfig,
-    ModelConfig,
-    NormConfig,
-    PositionConfig,
-)
+from anyformer.config import ModelConfig
 from anyformer.families.base import Family, Raw
 from anyformer.migration import WEIGHTS, current_model
 
@@ -52,13 +43,6 @@ def current_config_json(raw: Raw) -> Raw:
     return {**raw, "config": current_model(raw["config"])}
 
 
-def _read(raw: Raw, head: HeadKind) -> ModelConfig:
-    return ModelConfig.from_dict(current_config_json(raw)["config"])
-
-
-_RENAMED = ((r"(?<!\.weight)\.(integers|scales|minima)$", r".weight.\1"), *WEIGHTS)
-"""Names in directories that version 0.1 wrote."""
-
 FAMILY = Family(
     model_type="anyformer",
     architectures={
@@ -67,26 +51,27 @@ FAMILY = Family(
         "TransformerForSequenceClassification": "classification",
         "TransformerForTokenClassification": "token_classification",
     },
-    read=_read,
+    read=lambda raw, head: ModelConfig.from_dict(current_config_json(raw)["config"]),
     write=lambda config: {"config": config.to_dict()},
     rows=(),
-    renamed=_RENAMED,
+    # Names in directories that version 0.1 wrote.
+    renamed=((r"(?<!\.weight)\.(integers|scales|minima)$", r".weight.\1"), *WEIGHTS),
     presets={
         # What the speed runs of nanoGPT settled on (Jordan et al. 2024, modded-nanogpt), at a size for two cores and
         # ten minutes of characters.
-        "modern-nano": ModelConfig(
-            vocab_size=65,
-            d_model=256,
-            encoder_layers=0,
-            decoder_layers=4,
-            max_length=256,
-            attention=AttentionConfig(heads=4, bias=False, output_bias=False, qk_norm=True),
-            feed_forward=FeedForwardConfig(width=1024, activation="relu_squared", bias=False),
-            position=PositionConfig(kind="rotary"),
-            norm=NormConfig(kind="rms", eps=1e-6),
-            embedding=EmbeddingConfig(tied=False),
-            init=InitConfig(std=0.0625, scale_residual=True),
-            model_type="anyformer",
-        ),
+        "modern-nano": ModelConfig.from_dict(
+            {
+                "vocab_size": 65,
+                "d_model": 256,
+                "decoder_layers": 4,
+                "max_length": 256,
+                "attention": {"heads": 4, "bias": False, "output_bias": False, "qk_norm": True},
+                "feed_forward": {"width": 1024, "activation": "relu_squared", "bias": False},
+                "position.kind": "rotary",
+                "norm": {"kind": "rms", "eps": 1e-6},
+                "embedding.tied": False,
+                "init": {"std": 0.0625, "scale_residual": True},
+            }
+        )
     },
 )

@@ -33,10 +33,6 @@ def _parts(tensor: Tensor, count: int) -> Sequence[Tensor]:
     return [part.contiguous() for part in tensor.chunk(count)]
 
 
-def _columns(tensor: Tensor, count: int) -> Sequence[Tensor]:
-    return _parts(tensor.t(), count)
-
-
 def _join(tensors: Sequence[Tensor]) -> Tensor:
     import torch
 
@@ -44,7 +40,7 @@ def _join(tensors: Sequence[Tensor]) -> Tensor:
 
 
 COPY = Operation(lambda tensor, _: [tensor], lambda tensors: tensors[0])
-TRANSPOSE = Operation(_columns, lambda tensors: _join(tensors).t().contiguous())
+TRANSPOSE = Operation(lambda tensor, count: _parts(tensor.t(), count), lambda tensors: _join(tensors).t().contiguous())
 """GPT-2 stores matrices as [in, out]; several of ours may stand side by side in one of them."""
 SPLIT = Operation(_parts, _join)
 ROW = Operation(lambda tensor, _: [tensor.flatten()], lambda tensors: tensors[0][None])
@@ -88,11 +84,7 @@ def linears(theirs: str, ours: str, layers: Mapping[str, str]) -> list[Row]:
 
 
 def resolve(rows: Iterable[Row], ours: Collection[str]) -> dict[str, Row]:
-    """The table for one model: its name on disk for every row that applies, layers counted out.
-
-    Args:
-        rows: The family's table.
-        ours: The names in the model's state dict.
+    """The rows of a family that apply to a model with these weights, one for each layer, by name on disk.
 
     Raises:
         UserError: one of our names has no row, so the family's format can't hold it.
@@ -103,23 +95,14 @@ def resolve(rows: Iterable[Row], ours: Collection[str]) -> dict[str, Row]:
     claimed: set[str] = set()
     for line in rows:
         for layer in range(layers) if "{i}" in line.theirs else (0,):
-            filled = _fill(line, layer)
-            if filled.theirs in table or not names.issuperset((*filled.ours, filled.requires or filled.ours[0])):
+            templates = (line.theirs, line.requires or line.ours[0], *line.ours)
+            theirs, required, *found = (name.replace("{i}", str(layer)) for name in templates)
+            if theirs in table or not names.issuperset((required, *found)):
                 continue
-            if filled.alias:
-                table[filled.theirs] = filled
-            elif claimed.isdisjoint(filled.ours):
-                table[filled.theirs] = filled
-                claimed.update(filled.ours)
+            if line.alias or claimed.isdisjoint(found):
+                table[theirs] = replace(line, theirs=theirs, ours=tuple(found), requires=None)
+                claimed.update(() if line.alias else found)
     for name in ours:
         if name not in claimed:
             raise UserError(f"This model type has no place for the weight {name}.")
     return table
-
-
-def _fill(line: Row, layer: int) -> Row:
-    def number(name: str) -> str:
-        return name.replace("{i}", str(layer))
-
-    requires = None if line.requires is None else number(line.requires)
-    return replace(line, theirs=number(line.theirs), ours=tuple(map(number, line.ours)), requires=requires)

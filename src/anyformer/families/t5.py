@@ -8,18 +8,7 @@ from functools import partial
 from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
-from anyformer.families.base import (
-    Family,
-    Fields,
-    Raw,
-    activation,
-    make_config,
-    none_if_default,
-    read_fields,
-    refuse,
-    their_activation,
-    write_fields,
-)
+from anyformer.families.base import Family, Fields, Raw, make_config, none_if_default, read_fields, refuse, write_fields
 from anyformer.families.rows import Row, alias, linear, linears, row
 
 _TOKENS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
@@ -30,6 +19,7 @@ _FIELDS: Fields = {
     "n_positions": ("max_length", 512),
     "num_heads": ("attention.heads", 8),
     "d_ff": ("feed_forward.width", 2048),
+    "dense_act_fn": ("feed_forward.activation", "relu"),
     "relative_attention_num_buckets": ("position.buckets", 32),
     "relative_attention_max_distance": ("position.max_distance", 128),
     "layer_norm_epsilon": ("norm.eps", 1e-6),
@@ -40,8 +30,10 @@ _FIELDS: Fields = {
 
 def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
     refuse(raw, is_encoder_decoder=False)
-    given = read_fields(raw, _FIELDS, _TOKENS)
     projection: str = raw.get("feed_forward_proj", "relu")
+    # "gated-gelu" means the tanh approximation, as in Mesh TensorFlow.
+    activation = "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
+    given = read_fields({**raw, "dense_act_fn": activation}, _FIELDS, _TOKENS)
     scaled = raw.get("scale_decoder_outputs", given["embedding"]["tied"]) and model_type == "t5"
     head_dim = none_if_default(raw.get("d_kv", 64), given[""]["d_model"] / given["attention"]["heads"])
     return make_config(
@@ -49,12 +41,7 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
         model_type,
         decoder_layers=raw.get("num_decoder_layers") or given[""]["encoder_layers"],
         attention={"head_dim": head_dim, "bias": False, "output_bias": False, "scale": 1.0},
-        feed_forward={
-            # "gated-gelu" means the tanh approximation, as in Mesh TensorFlow.
-            "activation": "gelu_tanh" if projection == "gated-gelu" else activation(projection.removeprefix("gated-")),
-            "gated": projection.startswith("gated-"),
-            "bias": False,
-        },
+        feed_forward={"gated": projection.startswith("gated-"), "bias": False},
         position={"kind": "relative"},
         norm={"kind": "rms", "placement": "pre"},
         head={"kind": head, "scaled": scaled and head == "language_model"},
@@ -63,14 +50,14 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    inner = config.feed_forward
-    name = "gelu" if inner.gated and inner.activation == "gelu_tanh" else their_activation(inner.activation)
-    scaled = config.head.scaled
+    fields, gated, scaled = write_fields(config, _FIELDS), config.feed_forward.gated, config.head.scaled
+    activation = fields.pop("dense_act_fn")
+    activation = "gelu" if gated and activation == "gelu_new" else activation
     return {
-        **write_fields(config, _FIELDS),
+        **fields,
         "num_decoder_layers": config.decoder_layers,
         "d_kv": config.attention.head_dim or config.d_model // config.attention.heads,
-        "feed_forward_proj": f"gated-{name}" if inner.gated else name,
+        "feed_forward_proj": f"gated-{activation}" if gated else activation,
         **({"scale_decoder_outputs": scaled} if scaled != config.embedding.tied else {}),
         "is_encoder_decoder": True,
     }

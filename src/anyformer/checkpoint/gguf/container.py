@@ -14,8 +14,9 @@ made by it, so that no header takes more time or memory than its file is long.
 
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -25,8 +26,7 @@ from numpy.typing import NDArray
 
 from anyformer.errors import UserError
 
-MAGIC = b"GGUF"
-VERSIONS = (2, 3)
+_VERSIONS = (2, 3)
 ALIGNMENT = 32
 _MOST_ALIGNMENT = 2**20
 _MOST_DIMENSIONS = 4
@@ -36,90 +36,58 @@ _SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8
 
 T = TypeVar("T")
 
-_STRING, _ARRAY = 8, 9
-NUMBERS: Mapping[int, tuple[str, str]] = {
-    0: ("B", "<u1"),
-    1: ("b", "<i1"),
-    2: ("<H", "<u2"),
-    3: ("<h", "<i2"),
-    4: ("<I", "<u4"),
-    5: ("<i", "<i4"),
-    6: ("<f", "<f4"),
-    7: ("?", "?"),
-    10: ("<Q", "<u8"),
-    11: ("<q", "<i8"),
-    12: ("<d", "<f8"),
-}
-"""Types of values: how struct and numpy call them."""
-_FLOAT32 = 6
+_STRING, _ARRAY, _FLOAT32 = 8, 9, 6
+_NUMBERS = {0: "B", 1: "b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "?", 10: "<Q", 11: "<q", 12: "<d"}
+"""Types of values: what both struct and numpy call them."""
 
 
 @dataclass(frozen=True)
 class TensorType:
-    """One format."""
+    """One format. A row is a whole number of blocks, whose weights share their scales."""
 
     number: int
     name: str
     block: int
-    """Weights in a block, which share their scales; a row is a whole number of blocks."""
+    """Weights in a block."""
     bytes: int
     """Bytes of a block."""
 
+    def size(self, shape: Sequence[int]) -> int:
+        """Bytes of a tensor of this shape."""
+        return prod(shape) // self.block * self.bytes
 
-_SIZES = [
-    (0, "F32", 1, 4),
-    (1, "F16", 1, 2),
-    (2, "Q4_0", 32, 18),
-    (3, "Q4_1", 32, 20),
-    (6, "Q5_0", 32, 22),
-    (7, "Q5_1", 32, 24),
-    (8, "Q8_0", 32, 34),
-    (9, "Q8_1", 32, 40),
-    (10, "Q2_K", 256, 84),
-    (11, "Q3_K", 256, 110),
-    (12, "Q4_K", 256, 144),
-    (13, "Q5_K", 256, 176),
-    (14, "Q6_K", 256, 210),
-    (15, "Q8_K", 256, 292),
-    (16, "IQ2_XXS", 256, 66),
-    (17, "IQ2_XS", 256, 74),
-    (18, "IQ3_XXS", 256, 98),
-    (19, "IQ1_S", 256, 50),
-    (20, "IQ4_NL", 32, 18),
-    (21, "IQ3_S", 256, 110),
-    (22, "IQ2_S", 256, 82),
-    (23, "IQ4_XS", 256, 136),
-    (24, "I8", 1, 1),
-    (25, "I16", 1, 2),
-    (26, "I32", 1, 4),
-    (27, "I64", 1, 8),
-    (28, "F64", 1, 8),
-    (29, "IQ1_M", 256, 56),
-    (30, "BF16", 1, 2),
-    (34, "TQ1_0", 256, 54),
-    (35, "TQ2_0", 256, 66),
-    (39, "MXFP4", 32, 17),
-    (40, "NVFP4", 64, 36),
-    (41, "Q1_0", 128, 18),
+
+_TYPES = [
+    (1, {"F32": (0, 4), "F16": (1, 2), "BF16": (30, 2), "F64": (28, 8)}),
+    (1, {"I8": (24, 1), "I16": (25, 2), "I32": (26, 4), "I64": (27, 8)}),
+    (32, {"Q4_0": (2, 18), "Q4_1": (3, 20), "Q5_0": (6, 22), "Q5_1": (7, 24), "Q8_0": (8, 34), "Q8_1": (9, 40)}),
+    (256, {"Q2_K": (10, 84), "Q3_K": (11, 110), "Q4_K": (12, 144), "Q5_K": (13, 176), "Q6_K": (14, 210)}),
+    (256, {"Q8_K": (15, 292), "TQ1_0": (34, 54), "TQ2_0": (35, 66)}),
+    (256, {"IQ1_S": (19, 50), "IQ1_M": (29, 56), "IQ2_XXS": (16, 66), "IQ2_XS": (17, 74), "IQ2_S": (22, 82)}),
+    (256, {"IQ3_XXS": (18, 98), "IQ3_S": (21, 110), "IQ4_XS": (23, 136)}),
+    (32, {"IQ4_NL": (20, 18), "MXFP4": (39, 17)}),
+    (64, {"NVFP4": (40, 36)}),
+    (128, {"Q1_0": (41, 18)}),
 ]
-
-TYPES: Mapping[int, TensorType] = {row[0]: TensorType(*row) for row in _SIZES}
-"""By number."""
-NAMED: Mapping[str, TensorType] = {kind.name: kind for kind in TYPES.values()}
-"""By name."""
+"""Weights in a block, and each name with its number and the bytes of a block."""
+NAMED = {name: TensorType(row[0], name, block, row[1]) for block, types in _TYPES for name, row in types.items()}
+TYPES = {kind.number: kind for kind in NAMED.values()}
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies and what it is."""
+    """A tensor's type and position in the file."""
 
     shape: tuple[int, ...]
     """The slowest dimension first, as in torch; the file lists them the other way round."""
     type: TensorType
     start: int
     """First byte in the file."""
-    size: int
-    """Bytes."""
+
+    @property
+    def end(self) -> int:
+        """The byte after the last one."""
+        return self.start + self.type.size(self.shape)
 
 
 class Container:
@@ -136,60 +104,24 @@ class Container:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._bytes = _map(self.path)
+        try:
+            with self.path.open("rb") as file:
+                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise UserError(f"{self.path} can't be read: {error.strerror or error}.") from error
+        except ValueError as error:
+            raise UserError(f"{self.path} is empty.") from error
         reader = _Reader(self._bytes, self.path)
         count, pairs = reader.header()
         self.metadata = dict(reader.unique(reader.pair() for _ in range(pairs)))
         declared = dict(reader.unique(reader.tensor() for _ in range(count)))
-        self.tensors = _placed(declared, reader, _alignment(self.metadata, reader))
+        self.tensors = reader.positioned(declared, self.metadata.get("general.alignment", ALIGNMENT))
 
     def blocks(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor as they are: its shape, with each row as its blocks' bytes. Nothing is copied."""
         info = self.tensors[name]
-        flat = np.frombuffer(self._bytes, np.uint8, count=info.size, offset=info.start)
+        flat = np.frombuffer(self._bytes, np.uint8, count=info.end - info.start, offset=info.start)
         return flat.reshape(*info.shape[:-1], -1)
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is empty.") from error
-
-
-def _alignment(metadata: Mapping[str, Any], reader: "_Reader") -> int:
-    value = metadata.get("general.alignment", ALIGNMENT)
-    if not isinstance(value, int) or not 1 <= value <= _MOST_ALIGNMENT or value & (value - 1):
-        raise reader.damaged(f"the alignment {str(value)[:40]} is not a power of two")
-    return value
-
-
-def _placed(
-    declared: Mapping[str, tuple[tuple[int, ...], TensorType, int]], reader: "_Reader", alignment: int
-) -> dict[str, TensorInfo]:
-    """The tensors with their place in the file, which is theirs alone."""
-    begin = -(-reader.position // alignment) * alignment
-    placed: dict[str, TensorInfo] = {}
-    for name, (shape, kind, offset) in declared.items():
-        if shape[-1] % kind.block:
-            raise reader.damaged(
-                f"rows of {name} have {shape[-1]} weights, not a multiple of {kind.name}'s {kind.block}"
-            )
-        info = TensorInfo(shape, kind, begin + offset, prod(shape) // kind.block * kind.bytes)
-        if offset % alignment:
-            raise reader.damaged(f"{name} lies at {offset}, which is not aligned to {alignment} bytes")
-        if info.start + info.size > reader.size:
-            raise reader.damaged(f"{name} ends at byte {info.start + info.size} of {reader.size}")
-        placed[name] = info
-    end, before = 0, ""
-    for name, info in sorted(placed.items(), key=lambda item: item[1].start):
-        if info.start < end:
-            raise reader.damaged(f"{name} and {before} overlap")
-        end, before = info.start + info.size, name
-    return placed
 
 
 class _Reader:
@@ -204,16 +136,16 @@ class _Reader:
 
     def header(self) -> tuple[int, int]:
         """The numbers of tensors and of pairs."""
-        if self.content[:4] != MAGIC:
+        if self.content[:4] != b"GGUF":
             raise UserError(f"{self.path} is not a GGUF file: it does not begin with GGUF.")
         self.position = 4
         version = self.integer("<I")
-        if version not in VERSIONS:
-            big_endian = "; it is big-endian" if version >> 24 in VERSIONS else ""
+        if version not in _VERSIONS:
+            big_endian = "; it is big-endian" if version >> 24 in _VERSIONS else ""
             raise UserError(f"{self.path} is of GGUF version {version}, and only 2 and 3 can be read{big_endian}.")
         tensors, pairs = self.integer("<Q"), self.integer("<Q")
-        for count, smallest, what in ((pairs, _SMALLEST_PAIR, "pairs"), (tensors, _SMALLEST_TENSOR, "tensors")):
-            self.require_bytes(count * smallest, f"{count} {what}")
+        self.require_bytes(pairs * _SMALLEST_PAIR, f"{pairs} pairs")
+        self.require_bytes(tensors * _SMALLEST_TENSOR, f"{tensors} tensors")
         return tensors, pairs
 
     def unique(self, items: Iterator[tuple[str, T]]) -> Iterator[tuple[str, T]]:
@@ -226,19 +158,17 @@ class _Reader:
             yield name, value
 
     def pair(self) -> tuple[str, Any]:
-        """A key and its value."""
         key = self.text(_LONGEST_NAME)
         return key, self.value(self.integer("<I"), key)
 
     def value(self, kind: int, key: str) -> Any:
-        """A value of this type."""
         if kind == _STRING:
             return self.text()
         if kind == _ARRAY:
             return self.array(key)
-        if kind not in NUMBERS:
+        if kind not in _NUMBERS:
             raise self.damaged(f"the value of {key[:80]!r} is of the unknown type {kind}")
-        number = self.number(NUMBERS[kind][0])
+        number = self.number(_NUMBERS[kind])
         # The shortest decimal that is the same 32 bits: 1e-05, not 9.999999747378752e-06.
         return float(str(np.float32(number))) if kind == _FLOAT32 else number
 
@@ -249,16 +179,16 @@ class _Reader:
         if kind == _STRING:
             self.require_bytes(8 * count, what)
             return [self.text() for _ in range(count)]
-        if kind not in NUMBERS:
+        if kind not in _NUMBERS:
             raise self.damaged(f"{key[:80]!r} is an array of the type {kind}, neither numbers nor texts")
-        dtype = np.dtype(NUMBERS[kind][1])
+        dtype = np.dtype(_NUMBERS[kind])
         self.require_bytes(dtype.itemsize * count, what)
         values: NDArray[Any] = np.frombuffer(self.content, dtype, count=count, offset=self.position)
         self.position += values.nbytes
         return values
 
-    def tensor(self) -> tuple[str, tuple[tuple[int, ...], TensorType, int]]:
-        """A tensor's name, shape, type and offset."""
+    def tensor(self) -> tuple[str, TensorInfo]:
+        """A tensor's name, and what it is; `start` counts from the beginning of the data."""
         name = self.text(_LONGEST_NAME)
         dimensions = self.integer("<I")
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
@@ -269,10 +199,29 @@ class _Reader:
         kind = self.integer("<I")
         if kind not in TYPES:
             raise UserError(f"{self.path}: the tensor {name[:80]!r} is of the type {kind}, which is not known.")
-        return name, (shape, TYPES[kind], self.integer("<Q"))
+        return name, TensorInfo(shape, TYPES[kind], self.integer("<Q"))
+
+    def positioned(self, declared: Mapping[str, TensorInfo], alignment: Any) -> dict[str, TensorInfo]:
+        """The tensors with `start` counted from the beginning of the file, none beyond its end or in another."""
+        if not isinstance(alignment, int) or not 1 <= alignment <= _MOST_ALIGNMENT or alignment & (alignment - 1):
+            raise self.damaged(f"the alignment {str(alignment)[:40]} is not a power of two")
+        begin = -(-self.position // alignment) * alignment
+        found: dict[str, TensorInfo] = {}
+        for name, info in declared.items():
+            row, kind = info.shape[-1], info.type
+            if row % kind.block:
+                raise self.damaged(f"rows of {name} have {row} weights, not a multiple of {kind.name}'s {kind.block}")
+            if info.start % alignment:
+                raise self.damaged(f"{name} lies at {info.start}, which is not aligned to {alignment} bytes")
+            found[name] = replace(info, start=begin + info.start)
+            if found[name].end > self.size:
+                raise self.damaged(f"{name} ends at byte {found[name].end} of {self.size}")
+        for (before, left), (name, right) in pairwise(sorted(found.items(), key=lambda item: item[1].start)):
+            if right.start < left.end:
+                raise self.damaged(f"{name} and {before} overlap")
+        return found
 
     def text(self, longest: int | None = None) -> str:
-        """A string."""
         length = self.integer("<Q")
         self.require_bytes(length, f"a text of {length} bytes")
         if longest is not None and length > longest:
@@ -284,11 +233,9 @@ class _Reader:
             raise self.damaged(f"the text at byte {start} is not UTF-8") from error
 
     def integer(self, form: str) -> int:
-        """One integer."""
         return cast("int", self.number(form))
 
     def number(self, form: str) -> int | float | bool:
-        """One number."""
         length = struct.calcsize(form)
         self.require_bytes(length, "a number")
         (value,) = struct.unpack_from(form, self.content, self.position)

@@ -1,6 +1,5 @@
 """A GGUF file as a source of tensors: its config, its table of names and its weights."""
 
-from collections.abc import Collection
 from functools import reduce
 from pathlib import Path
 
@@ -48,13 +47,8 @@ class GGUFSource(TensorSource):
             ignored=kind.ignored,
         )
         # A head that repeats the token embedding has been compared with it already.
-        self._names = [name for name in self.container.tensors if contents.output == "own" or name != _HEAD]
-        self.dtype = reduce(torch.promote_types, (stored_dtype(self.container, name) for name in self._names))
-
-    @property
-    @override
-    def names(self) -> Collection[str]:
-        return self._names
+        self.names = [name for name in self.container.tensors if contents.output == "own" or name != _HEAD]
+        self.dtype = reduce(torch.promote_types, (stored_dtype(self.container, name) for name in self.names))
 
     @override
     def read(self, name: str) -> Tensor | QuantizedWeight:

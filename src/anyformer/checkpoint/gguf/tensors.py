@@ -1,7 +1,6 @@
 """Tensors of a GGUF file: floating point, or the integers, scales and minima of a quantized one; read and written."""
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -33,7 +32,7 @@ def dense(container: Container, name: str) -> Tensor:
     blocks = container.blocks(name)
     if info.type.name in _FLOATS:
         return torch.from_numpy(blocks.reshape(-1).copy()).view(_FLOATS[info.type.name]).reshape(info.shape)
-    gguf = _package(container)
+    gguf = package(f"{container.path} has quantized weights, and reading them")
     try:
         with np.errstate(all="ignore"):  # scales that are no numbers make weights that are none
             values = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(info.type.number))
@@ -63,14 +62,12 @@ def quantized(container: Container, name: str) -> QuantizedWeight | None:
     return None if minima.isinf().any() else QuantizedWeight(integers, scales, minima)
 
 
-def _package(container: Container) -> Any:
+def package(purpose: str) -> Any:
+    """The package gguf. Raises UserError where it is not installed, saying what needs it."""
     try:
         import gguf
     except ImportError as error:
-        raise UserError(
-            f"{container.path} has quantized weights, and reading them needs a package that is not installed: "
-            "pip install 'anyformer[gguf]'."
-        ) from error
+        raise UserError(f"{purpose} needs a package that is not installed: pip install 'anyformer[gguf]'.") from error
     return gguf
 
 
@@ -105,11 +102,6 @@ def stored_as(name: str, shape: Sequence[int], wanted: TensorType) -> TensorType
     if wanted.name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1") and name in _OUTER:
         return NAMED["Q8_0"]
     return wanted
-
-
-def size(shape: Sequence[int], kind: TensorType) -> int:
-    """Bytes of a tensor in this format."""
-    return prod(shape) // kind.block * kind.bytes
 
 
 def encode(name: str, tensor: Tensor, kind: TensorType) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anyformer import atomic
 from anyformer.checkpoint.gguf.container import TensorType
-from anyformer.checkpoint.gguf.tensors import encode, format_named, size, stored_as
+from anyformer.checkpoint.gguf.tensors import encode, format_named, package, stored_as
 from anyformer.checkpoint.gguf.tokenizer import tokenizer_metadata
 from anyformer.config import HeadConfig, ModelConfig
 from anyformer.errors import UserError
@@ -55,7 +55,7 @@ def save_gguf(
         UserError: the matrices are integers, llama.cpp can't compute the model or its tokenizer, a type that is not
             known, the package gguf is missing, or the disk is full.
     """
-    gguf = _package()
+    gguf = package("Writing GGUF")
     if bits_of(model) is not None:
         raise UserError(
             "This model's matrices are integers already: write the model that they were made of, as q8_0 or q4_1."
@@ -101,14 +101,6 @@ def save_gguf(
     return Written(architecture.name, Counter(stored.name for stored in formats.values()), path.stat().st_size, notes)
 
 
-def _package() -> Any:
-    try:
-        import gguf
-    except ImportError as error:
-        raise UserError("Writing GGUF needs a package that is not installed: pip install 'anyformer[gguf]'.") from error
-    return gguf
-
-
 def _tensors(model: Transformer, rows: Mapping[str, Row]) -> dict[str, tuple[tuple[int, ...], Row, list[Tensor]]]:
     """Name in the file -> its shape, its row in the table, and the weights that it is made of."""
     state = model.state_dict()
@@ -127,7 +119,7 @@ def _add_tensor_info(writer: Any, name: str, shape: Sequence[int], kind: TensorT
     import gguf
 
     stored = gguf.GGMLQuantizationType(kind.number)
-    writer.add_tensor_info(name, shape, np.dtype(np.float32), size(shape, kind), raw_dtype=stored)
+    writer.add_tensor_info(name, shape, np.dtype(np.float32), kind.size(shape), raw_dtype=stored)
 
 
 def _add_metadata(writer: Any, key: str, value: Any) -> None:

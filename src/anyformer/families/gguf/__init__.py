@@ -57,7 +57,7 @@ def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
     back = from_gguf(_contents(config, kind, metadata))
     # LLaMA 3's scaling is its factors, which different lengths and frequencies can have in common.
     factors = rope_factors(config)
-    same_factors = factors is not None and scaling.alike(rope_factors(back), factors)
+    same_factors = factors is not None and scaling.alike(rope_factors(back) or (), factors)
     for field, (computed, meant) in diff(_computed(back), _computed(config)).items():
         if not (same_factors and field.startswith("position.scaling.")):
             raise UserError(

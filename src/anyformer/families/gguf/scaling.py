@@ -53,9 +53,8 @@ def factors(config: ModelConfig) -> list[float] | None:
         return None
     head_dim = config.attention.head_dim or config.d_model // config.attention.heads
     length, low, high = scaling.original_length or LLAMA3[0], scaling.low_frequency, scaling.high_frequency
-    return [
-        _divisor(turns, scaling.factor, low, high) for turns in _turns(length, config.position.theta, head_dim // 2)
-    ]
+    turns = _turns(length, config.position.theta, head_dim // 2)
+    return [_divisor(turn, scaling.factor, low, high) for turn in turns]
 
 
 def _turns(length: float, theta: float, pairs: int) -> list[float]:
@@ -89,25 +88,12 @@ def _llama3(divisors: Sequence[float], theta: float) -> dict[str, Any]:
         width = (x0 - x1) / (y0 - y1)
         bands.append((x0 - y0 * width, x0 + (1 - y0) * width))
     for bottom, top in bands:
-        rope = _scaling(factor, length, bottom, top)
-        if 0 < bottom < top and _fits(rope, divisors, theta):
-            return rope
+        if 0 < bottom < top and alike([_divisor(turn, factor, bottom, top) for turn in turns], divisors):
+            rope = {"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": length}
+            return {**rope, "low_freq_factor": bottom, "high_freq_factor": top}
     raise UserError("The factors in rope_freqs.weight are not those of LLaMA 3's scaling, the only one supported.")
 
 
-def _scaling(factor: float, length: int, low: float, high: float) -> dict[str, Any]:
-    frequencies = {"low_freq_factor": low, "high_freq_factor": high}
-    return {"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": length, **frequencies}
-
-
-def _fits(rope: dict[str, Any], divisors: Sequence[float], theta: float) -> bool:
-    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
-    turns = _turns(rope["original_max_position_embeddings"], theta, len(divisors))
-    return alike([_divisor(turn, factor, low, high) for turn in turns], divisors)
-
-
-def alike(a: Sequence[float] | None, b: Sequence[float] | None) -> bool:
+def alike(a: Sequence[float], b: Sequence[float]) -> bool:
     """Whether two lists of factors are the same but for rounding."""
-    if a is None or b is None:
-        return a is b
     return len(a) == len(b) and all(abs(x - y) <= 1e-5 * y for x, y in zip(a, b, strict=True))
