@@ -27,7 +27,6 @@ def _list_of(test: Test) -> Test:
 
 
 def _biased(value: Any) -> bool:
-    """A sequence of tokens and its bias."""
     return isinstance(value, list) and len(cast("list[Any]", value)) == 2 and _ids(value[0]) and _number(value[1])
 
 
@@ -53,6 +52,7 @@ _TYPES: Sequence[tuple[str, Test, str]] = [
     ("sequence_bias", _list_of(_biased), "a list of pairs, each of a list of token ids and a number"),
 ]
 """Fields, what each may hold, and that in words."""
+FIELDS = [field for fields, _, _ in _TYPES for field in fields.split()]
 
 
 def read(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:

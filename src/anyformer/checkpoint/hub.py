@@ -1,4 +1,4 @@
-"""Where a model lies: a directory, a GGUF file, or a repository on the Hugging Face hub that becomes a directory."""
+"""Finds a model: a directory, a GGUF file, or a repository on the Hugging Face hub that becomes a directory."""
 
 import re
 from pathlib import Path
@@ -20,11 +20,13 @@ def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
     """
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
-        # A training run keeps its model in a folder of its own.
-        model = path / "model"
-        if (path / "config.json").is_file():
-            return path
-        return model if (model / "config.json").is_file() else _only_gguf(path) or path
+        for directory in (path, path / "model"):  # where a training run keeps its model
+            if (directory / "config.json").is_file():
+                return directory
+        files = sorted(path.glob(f"*{GGUF}"))
+        if len(files) > 1:
+            raise UserError(f"{path} has {len(files)} GGUF files: name one of them, such as {files[0]}.")
+        return files[0] if files else path
     name = str(path_or_hub_id)
     if path.is_file() and path.suffix == GGUF:
         return path
@@ -37,13 +39,6 @@ def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
     return _download(name, [*_WANTED, "*.bin"] if allow_pickle else _WANTED)
 
 
-def _only_gguf(directory: Path) -> Path | None:
-    files = sorted(directory.glob(f"*{GGUF}"))
-    if len(files) > 1:
-        raise UserError(f"{directory} has {len(files)} GGUF files: name one of them, such as {files[0]}.")
-    return files[0] if files else None
-
-
 def _download(name: str, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
@@ -51,9 +46,8 @@ def _download(name: str, wanted: list[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except GatedRepoError as error:
-        raise UserError(
-            f"The model {name} on the hub is gated: ask for access there, then log in with `hf auth login`."
-        ) from error
+        reason = f"The model {name} on the hub is gated: ask for access there, then log in with `hf auth login`."
+        raise UserError(reason) from error
     except RepositoryNotFoundError as error:
         raise UserError(f"There is no directory {name}, and no model of that name on the hub.") from error
     except HFValidationError as error:

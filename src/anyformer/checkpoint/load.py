@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from anyformer.checkpoint.gguf.source import GGUFSource
 from anyformer.checkpoint.json_files import read_json_object
 from anyformer.checkpoint.sources import (
     SAFETENSORS,
-    SAFETENSORS_INDEX,
     PickleSource,
     QuantizedSource,
     SafetensorsSource,
     TensorSource,
+    has_weights,
 )
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
@@ -74,9 +73,8 @@ def load(
     model = skeleton(config)
     assign(model, source.family.table(model.state_dict()), source, _converter(model, source, kind), dtype, device)
     if kind is not None and isinstance(source, QuantizedSource) and f"int{bits_of(model)}" != kind:
-        raise UserError(
-            f"{source.path} holds integers of {bits_of(model)} bits already: quantize the model that it was made of."
-        )
+        bits = f"{bits_of(model)} bits"
+        raise UserError(f"{source.path} holds integers of {bits} already: quantize the model that it was made of.")
     model.origin = source.origin
     return model.eval(), tokenizer
 
@@ -94,7 +92,7 @@ def open_source(path: Path, *, allow_pickle: bool = False) -> TensorSource:
             f"{path} holds weights that were quantized by {method!r}, which is not supported: load the model that "
             "they were made of, with `quantize` if they should be integers."
         )
-    if (path / SAFETENSORS).is_file() or (path / SAFETENSORS_INDEX).is_file():
+    if has_weights(path, SAFETENSORS):
         return SafetensorsSource(path, raw)
     return PickleSource(path, raw, allow_pickle=allow_pickle)
 
@@ -102,8 +100,7 @@ def open_source(path: Path, *, allow_pickle: bool = False) -> TensorSource:
 def settle(source: TensorSource) -> ModelConfig:
     """The config of the model in a source: the tensors have the last word on whether it has a head and a pooler.
 
-    A head that differs from the token embedding is a head of its own, and a bare model without the weights of a pooler
-    has none.
+    A head that differs from the token table is its own, and a bare model without the weights of a pooler has none.
 
     Raises:
         UserError: more layers than tensors. A number costs nothing to write, and a layer to build.
@@ -118,15 +115,13 @@ def settle(source: TensorSource) -> ModelConfig:
 
     has_pooler = stored("pooler.dense.weight") or stored("pooler.dense.bias")
     if config.head.kind == "none" and config.head.pooler is not None and not has_pooler:
-        config = replace(config, head=replace(config.head, pooler=None))
+        config = config.replace(head={"pooler": None})
     if config.head.kind == "language_model":
         head, table = stored("head.projection.weight"), stored("token_embedding.table.weight")
-        tied = config.embedding.tied
+        tied = config.embedding.tied or (head is None and family.ties_missing_head)
         if tied and head and table:
             tied = _equal(source.read(head), source.read(table))
-        elif not head:
-            tied = tied or family.ties_missing_head
-        config = replace(config, embedding=replace(config.embedding, tied=tied))
+        config = config.replace(embedding={"tied": tied})
     return config
 
 
@@ -138,15 +133,12 @@ def assign(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> None:
-    """Give every weight of a model without storage its tensor from a source, one at a time.
+    """Give every weight of a model without storage (`skeleton`) its tensor from a source, converted one at a time.
 
     Args:
-        model: What `skeleton` made.
         table: The row for every name in the source.
-        source: Where the tensors are.
-        convert: What becomes of each of them.
-        dtype: Their dtype; None: that of the source.
-        device: Where to put them; None: the CPU.
+        dtype: None: that of the source.
+        device: None: the CPU.
 
     Raises:
         UserError: tensors that are damaged, unknown, missing or misshapen.
@@ -161,7 +153,11 @@ def assign(
         if theirs not in names:
             continue
         stored = source.read(names[theirs])
-        _require_float(source, theirs, stored)
+        if isinstance(stored, Tensor) and stored.dtype not in _FLOATS:
+            raise UserError(
+                f"{source.path}: the weight {theirs} is stored as {str(stored.dtype).removeprefix('torch.')}, which is "
+                "not supported: it should be floating point of 16 bits or more."
+            )
         parts = _apply(row.operation, stored, len(row.ours))
         if [part.shape for part in parts] != [shapes[ours] for ours in row.ours]:
             raise UserError(
@@ -218,9 +214,8 @@ def _match(table: Mapping[str, Row], source: TensorSource) -> dict[str, str]:
     found: dict[str, str] = {}
     unknown: list[str] = []
     for name in source.names:
-        known = next((candidate for candidate in (name, family.prefix + name) if candidate in table), None)
-        if known is not None:
-            found[known] = name
+        if name in table or family.prefix + name in table:
+            found[name if name in table else family.prefix + name] = name
         elif not any(re.fullmatch(pattern, name) for pattern in family.ignored):
             unknown.append(name)
     if unknown:
@@ -250,14 +245,6 @@ def _equal(a: Tensor | QuantizedWeight, b: Tensor | QuantizedWeight) -> bool:
     return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a.to(b), b)
 
 
-def _require_float(source: TensorSource, name: str, weight: Tensor | QuantizedWeight) -> None:
-    if isinstance(weight, Tensor) and weight.dtype not in _FLOATS:
-        raise UserError(
-            f"{source.path}: the weight {name} is stored as {str(weight.dtype).removeprefix('torch.')}, which is not "
-            "supported: it should be floating point of 16 bits or more."
-        )
-
-
 def _require_device(device: torch.device | str | None) -> None:
     """Raise UserError for a device that can't hold and give back a number."""
     try:
@@ -269,11 +256,9 @@ def _require_device(device: torch.device | str | None) -> None:
 
 def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """The dtype of this name. Raises UserError for one that weights can't have."""
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in _DTYPES:
+    if isinstance(dtype, str) and dtype not in _DTYPES:
         raise UserError(f"There is no dtype {dtype!r}: choose one of {', '.join(_DTYPES)}.")
-    return _DTYPES[dtype]
+    return _DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 
 def _more(names: list[str]) -> str:

@@ -16,8 +16,6 @@ _MODES = {
 FILES = ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
 """All that is written for any pooling."""
 
-_PACKAGE = "sentence_transformers.models"
-
 
 def read(directory: Path) -> PoolingConfig:
     """The pooling of a model directory; plain means where it says nothing. Raises UserError for one we do not know."""
@@ -25,7 +23,10 @@ def read(directory: Path) -> PoolingConfig:
     if not modules.is_file():
         return PoolingConfig()
     kind, normalize, max_tokens = "mean", False, None
-    for module in _modules(modules):
+    chain = read_json(modules)
+    if not isinstance(chain, list) or not all(isinstance(module, dict) for module in cast("list[Any]", chain)):
+        raise UserError(f"{modules} should hold a list of modules, each a JSON object.")
+    for module in cast("list[dict[str, Any]]", chain):
         name = str(module.get("type", "")).rsplit(".", 1)[-1]
         path = path_inside(directory, str(module.get("path", "")))
         if name == "Transformer" and (path / "sentence_bert_config.json").is_file():
@@ -39,17 +40,9 @@ def read(directory: Path) -> PoolingConfig:
     return PoolingConfig(kind=kind, normalize=normalize, max_tokens=max_tokens)
 
 
-def _modules(path: Path) -> list[dict[str, Any]]:
-    modules = read_json(path)
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in cast("list[Any]", modules)):
-        raise UserError(f"{path} should hold a list of modules, each a JSON object.")
-    return cast("list[dict[str, Any]]", modules)
-
-
 def _kind(path: Path) -> Any:
-    modes = [
-        name for name, value in read_json_object(path).items() if name.startswith("pooling_mode_") and value is True
-    ]
+    settings = read_json_object(path)
+    modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
     if len(modes) != 1 or modes[0] not in _MODES:
         raise UserError(f"{path} asks for the pooling {' and '.join(modes) or 'of nothing'}, which is not supported.")
     return _MODES[modes[0]]
@@ -59,15 +52,11 @@ def files(pooling: PoolingConfig, d_model: int) -> dict[str, Any]:
     """What to write for this pooling: file name -> JSON value; nothing for plain means, which need no saying."""
     if pooling == PoolingConfig():
         return {}
-    chain = [
-        ("", "Transformer"),
-        ("1_Pooling", "Pooling"),
-        *([("2_Normalize", "Normalize")] if pooling.normalize else []),
-    ]
+    chain = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     return {
         "modules.json": [
-            {"idx": i, "name": str(i), "path": path, "type": f"{_PACKAGE}.{name}"}
-            for i, (path, name) in enumerate(chain)
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+            for i, (path, name) in enumerate(chain[: 3 if pooling.normalize else 2])
         ],
         "1_Pooling/config.json": {
             "word_embedding_dimension": d_model,

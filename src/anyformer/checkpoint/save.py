@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anyformer import atomic
-from anyformer.checkpoint import pooling
+from anyformer.checkpoint import generation_settings, pooling
 from anyformer.checkpoint.sources import SAFETENSORS, SAFETENSORS_INDEX
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
@@ -29,24 +29,7 @@ GIGABYTE = 10**9
 OWN = "no Hugging Face class can express this model, so only anyformer opens it."
 _LOG = logging.getLogger(__name__)
 
-_GENERATION_FIELDS = (
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "encoder_repetition_penalty",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "length_penalty",
-    "max_length",
-    "min_length",
-    "min_new_tokens",
-    "no_repeat_ngram_size",
-    "num_beams",
-    "repetition_penalty",
-    "sequence_bias",
-    "suppress_tokens",
-)
+_GENERATION_FIELDS = {*generation_settings.FIELDS, "max_length"} - {"do_sample", "temperature", "top_k", "top_p"}
 """What older models say about generation in their config.json; generation_config.json is where it belongs now."""
 
 
@@ -71,10 +54,8 @@ def save(
     """
     config, bits = model.config, bits_of(model)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"The tokenizer has {tokenizer.vocab_size} tokens and the model only {config.vocab_size}: "
-            "they do not belong together."
-        )
+        sizes = f"The tokenizer has {tokenizer.vocab_size} tokens and the model only {config.vocab_size}"
+        raise UserError(f"{sizes}: they do not belong together.")
     family, raw = _config_json(model)
     if family is own.FAMILY and not (Path(directory) / "config.json").exists():
         _LOG.warning("%s is written as our own model type, %r: %s", directory, family.model_type, OWN)
@@ -100,9 +81,8 @@ def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
     if origin and _describes(origin, config):
         return FAMILIES[origin["model_type"]], {**origin, "torch_dtype" if "torch_dtype" in origin else "dtype": dtype}
     family, written = to_huggingface(config)
-    kept = dict(origin) if origin.get("model_type") == family.model_type else {}
-    kept.pop("torch_dtype", None)
-    return family, {**kept, **written, "dtype": dtype}
+    kept = origin if origin.get("model_type") == family.model_type else {}
+    return family, {**{k: v for k, v in kept.items() if k != "torch_dtype"}, **written, "dtype": dtype}
 
 
 def _describes(raw: Mapping[str, Any], config: ModelConfig) -> bool:
@@ -127,13 +107,12 @@ def _generation(model: Transformer) -> dict[str, Any]:
 
 def _weights(model: Transformer, family: Family, *, bare: bool) -> dict[str, Tensor]:
     """Name on disk -> tensor. Files of bare models have no prefix."""
-    state = model.state_dict()
-    stored: dict[str, Tensor] = {}
-    for theirs, line in family.table(state).items():
-        if not line.alias:
-            tensor = line.operation.write([state[name].detach() for name in line.ours])
-            stored[theirs.removeprefix(family.prefix) if bare else theirs] = tensor.contiguous().cpu()
-    return stored
+    state, prefix = model.state_dict(), family.prefix if bare else ""
+    return {
+        theirs.removeprefix(prefix): line.operation.write([state[name] for name in line.ours]).contiguous().cpu()
+        for theirs, line in family.table(state).items()
+        if not line.alias
+    }
 
 
 def _write_weights(tensors: Mapping[str, Tensor], directory: Path, max_shard_size: int) -> None:
@@ -182,21 +161,18 @@ def _move(fresh: Path, directory: Path) -> None:
     """Put complete files in place of old ones, config.json last, and remove what an earlier model leaves behind.
 
     A directory without a config.json, such as a tokenizer's own, holds no earlier model."""
-    files = sorted(
-        (path.relative_to(fresh) for path in fresh.rglob("*") if path.is_file()), key=lambda p: p.name == "config.json"
-    )
     if not directory.exists():
         fresh.rename(directory)
         return
-    replaced = (directory / "config.json").exists()
-    for name in files:
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (fresh / name).replace(directory / name)
+    files = [path.relative_to(fresh) for path in fresh.rglob("*") if path.is_file()]
     # What else belongs to a model or a tokenizer, and would be taken for the next one's.
     companions: list[str] = [SAFETENSORS_INDEX]
-    if replaced:
+    if (directory / "config.json").exists():
         companions += pooling.FILES
         companions += TOKENIZER_FILES if any(str(name) in TOKENIZER_FILES for name in files) else ()
+    for name in sorted(files, key=lambda path: path.name == "config.json"):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (fresh / name).replace(directory / name)
     for old in (*directory.glob("model*.safetensors"), *map(directory.joinpath, companions)):
         if old.relative_to(directory) not in files and old.is_file():
             old.unlink()

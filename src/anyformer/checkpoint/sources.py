@@ -25,9 +25,8 @@ from anyformer.model import Origin
 from anyformer.tokenizer import Tokenizer
 
 SAFETENSORS = "model.safetensors"
-SAFETENSORS_INDEX = "model.safetensors.index.json"
+SAFETENSORS_INDEX = f"{SAFETENSORS}.index.json"
 PICKLE = "pytorch_model.bin"
-PICKLE_INDEX = "pytorch_model.bin.index.json"
 _MAX_MAPPED = 64 * 2**20
 
 
@@ -94,11 +93,9 @@ class SafetensorsSource(_ModelDirectory):
         super().__init__(path, raw, family)
         self._open_files: dict[Path, Any] = {}
         self._mapped_bytes = 0
-        index = path / SAFETENSORS_INDEX
-        files = _shards(index) if index.is_file() else [path / SAFETENSORS]
         self._stored = {
             self.family.current_name(name): (file, name)
-            for file in files
+            for file in _files(path, SAFETENSORS)
             for name in cast("list[str]", self._open(file).keys())
         }
         self.names = self._stored.keys()
@@ -171,9 +168,8 @@ class PickleSource(_ModelDirectory):
 
     def __init__(self, path: Path, raw: Mapping[str, Any], *, allow_pickle: bool) -> None:
         super().__init__(path, raw)
-        index = path / PICKLE_INDEX
-        files = _shards(index) if index.is_file() else [path / PICKLE]
-        if not index.is_file() and not files[0].is_file():
+        files = _files(path, PICKLE)
+        if not has_weights(path, PICKLE):
             raise UserError(f"{path} has no {SAFETENSORS} and no {SAFETENSORS_INDEX}: there are no weights to read.")
         if not allow_pickle:
             raise UserError(f"{path} has only {files[0].name}, a pickle; if you trust its author, add --allow-pickle.")
@@ -187,12 +183,20 @@ class PickleSource(_ModelDirectory):
         return self._tensors[name]
 
 
-def _shards(index: Path) -> list[Path]:
+def has_weights(path: Path, name: str) -> bool:
+    """Whether a directory has a file of this name, or an index of several."""
+    return (path / name).is_file() or (path / f"{name}.index.json").is_file()
+
+
+def _files(path: Path, name: str) -> list[Path]:
+    """The file of this name, or the shards that its index names."""
+    index = path / f"{name}.index.json"
+    if not index.is_file():
+        return [path / name]
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map.")
-    names = set(map(str, cast("dict[str, Any]", weight_map).values()))
-    return [path_inside(index.parent, name) for name in sorted(names)]
+    return [path_inside(path, shard) for shard in sorted(set(map(str, cast("dict[str, Any]", weight_map).values())))]
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:

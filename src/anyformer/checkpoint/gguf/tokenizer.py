@@ -17,22 +17,19 @@ from anyformer.tokenizer.sentencepiece import SPACE
 _COMPOSED = ("NFC", "NFKC")
 
 
-def tokenizer_metadata(tokenizer: Tokenizer | None, config: ModelConfig) -> tuple[dict[str, Any], list[str]]:
-    """The metadata of a tokenizer, and a sentence for everything that llama.cpp does in another way.
+def tokenizer_metadata(tokenizer: Tokenizer | None, config: ModelConfig, notes: list[str]) -> dict[str, Any]:
+    """The metadata of a tokenizer. `notes` gets a sentence for everything that llama.cpp does in another way.
 
     Raises:
         UserError: a tokenizer that llama.cpp can't follow, and why.
     """
-    notes: list[str] = []
-    if len(config.special_tokens.eos) > len(ENDS):
-        notes.append(
-            f"A GGUF file has {len(ENDS)} tokens that end a text, of the model's {len(config.special_tokens.eos)}."
-        )
+    if (ends := len(config.special_tokens.eos)) > len(ENDS):
+        notes.append(f"A GGUF file has {len(ENDS)} tokens that end a text, of the model's {ends}.")
     # The tokenizer's keys are where llama.cpp looks for the number of segments.
     segments = {} if config.decoder_layers else {"token_type_count": max(1, config.embedding.segments)}
     if tokenizer is None:
         notes.append("The model has no tokenizer, so llama.cpp can be given token ids but no text.")
-        return _prefixed({"model": "none", **roles(None, config), **segments}), notes
+        return _prefixed({"model": "none", **roles(None, config), **segments})
     entries = Entries.of(tokenizer, config.vocab_size, notes)
     pipeline = json.loads(tokenizer.backend.to_str())
     kind = pipeline["model"]["type"]
@@ -41,9 +38,10 @@ def tokenizer_metadata(tokenizer: Tokenizer | None, config: ModelConfig) -> tupl
     if kind not in _KINDS:
         raise UserError(f"llama.cpp has no tokenizer of the kind {kind}.")
     metadata = _KINDS[kind](pipeline, entries, notes)
-    metadata = {**roles(tokenizer, config), **metadata, **entries.metadata(), **segments}
-    template = {} if tokenizer.chat_template is None else {"tokenizer.chat_template": tokenizer.chat_template}
-    return {**_prefixed(metadata), **template}, notes
+    metadata = _prefixed({**roles(tokenizer, config), **metadata, **entries.metadata(), **segments})
+    if tokenizer.chat_template is not None:
+        metadata["tokenizer.chat_template"] = tokenizer.chat_template
+    return metadata
 
 
 def _prefixed(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -57,16 +55,14 @@ def _byte_bpe(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, An
         raise UserError("llama.cpp has no character-level tokenizer: train with --tokenizer bpe:8192, for example.")
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise UserError("llama.cpp's BPE knows no marks at the ends of words, which this tokenizer has.")
-    if normalizer is not None and normalizer["type"] not in _COMPOSED:
+    composes = normalizer is not None
+    if composes and normalizer["type"] not in _COMPOSED:
         raise UserError(f"llama.cpp does not change text before BPE, as this tokenizer does ({normalizer['type']}).")
-    if normalizer is not None:
+    if composes:
         notes.append(_not_composed(normalizer["type"]))
-    pre = _pretokenizer_name(
-        pipeline.get("pre_tokenizer"), ignores_merges=bool(model.get("ignore_merges")), composes=normalizer is not None
-    )
-    merges = [
-        pair if isinstance(pair, str) else " ".join(pair) for pair in cast("list[str | list[str]]", model["merges"])
-    ]
+    pre = _pretokenizer_name(pipeline.get("pre_tokenizer"), bool(model.get("ignore_merges")), composes)
+    pairs = cast("list[str | list[str]]", model["merges"])
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
     return {"model": "gpt2", "pre": pre, "merges": merges, "add_space_prefix": False, **entries.around()}
 
 
@@ -76,27 +72,21 @@ _INEXACT = ("tekken", "falcon", "default")
 """Names under which llama.cpp splits some texts in another way than the tokenizers that go by them."""
 
 
-def _pretokenizer_name(pre_tokenizer: Any, *, ignores_merges: bool, composes: bool) -> str:
-    """The name of a way of splitting text into words.
+def _pretokenizer_name(pre_tokenizer: Any, ignores_merges: bool, composes: bool) -> str:
+    """llama.cpp's name for the pre_tokenizer of a tokenizer.json, as `PRETOKENIZERS` describe them.
 
-    llama.cpp has each of them compiled in, and a file only names one (`tokenizer.ggml.pre`): another way of splitting
-    gives other tokens, so what has no name can't be expressed.
-
-    Args:
-        pre_tokenizer: The JSON in tokenizer.json.
-        ignores_merges: A word that is a token stays whole.
-        composes: Text is brought into the form NFC first. llama.cpp never does, but some names promise it.
+    It has each of them compiled in, and a file only names one (`tokenizer.ggml.pre`): another way of splitting gives
+    other tokens. It never composes text, but some names promise it, and those come first.
 
     Raises:
-        UserError: no name stands for it.
+        UserError: there is no name for it.
     """
     steps = _steps(pre_tokenizer)
-    for known in PRETOKENIZERS:
-        same = steps == _steps(json.loads(cast("Any", known.build()).__getstate__()))
-        if same and known.name not in _INEXACT and (known.ignores_merges, known.composes) == (ignores_merges, composes):
-            return known.name
-    if composes:
-        return _pretokenizer_name(pre_tokenizer, ignores_merges=ignores_merges, composes=False)
+    for composed in (True, False) if composes else (False,):
+        for known in PRETOKENIZERS:
+            fits = known.name not in _INEXACT and (known.ignores_merges, known.composes) == (ignores_merges, composed)
+            if fits and steps == _steps(json.loads(cast("Any", known.build()).__getstate__())):
+                return known.name
     raise UserError(
         "llama.cpp has no name for the way this tokenizer cuts words (its pre_tokenizer); it knows those of GPT-2, "
         "SmolLM, LLaMA 3 and Qwen2, the last of which `anyformer train` makes."
@@ -147,10 +137,8 @@ def _adds_space(pipeline: Any, notes: list[str]) -> bool:
         for part in _steps_of(normalizer, "normalizers")
     ]
     replace = ("Replace", None, " ")
-    if pre_tokenizer is None and steps == [("Prepend", SPACE, None), replace]:
-        return True
-    if pre_tokenizer is None and steps == [replace]:
-        return False
+    if pre_tokenizer is None and steps in ([("Prepend", SPACE, None), replace], [replace]):
+        return len(steps) > 1
     metaspace = {} if pre_tokenizer is None or pre_tokenizer["type"] != "Metaspace" else pre_tokenizer
     if not steps and metaspace and not metaspace.get("split", True):
         scheme = metaspace["prepend_scheme"]

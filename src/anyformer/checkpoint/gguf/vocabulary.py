@@ -36,29 +36,23 @@ class Entries:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, size: int, notes: list[str]) -> Entries:
-        """The entries of a tokenizer, filled up to the size of the model's token table.
-
-        Raises:
-            UserError: more tokens than the model has.
-        """
+        """A tokenizer's, filled up to the size of the model's token table. Raises UserError for one that has more."""
         named = {id_: token for token, id_ in tokenizer.backend.get_vocab(with_added_tokens=True).items()}
         if named and max(named) >= size:
-            raise UserError(
-                f"The tokenizer has ids up to {max(named)} and the model only {size} tokens: they do not belong "
-                "together."
-            )
+            sizes = f"The tokenizer has ids up to {max(named)} and the model only {size} tokens"
+            raise UserError(f"{sizes}: they do not belong together.")
         added = tokenizer.backend.get_added_tokens_decoder()
         tokens = [named.get(i, f"[PAD{i}]") for i in range(size)]
         token_types = [NORMAL if i in named else UNUSED for i in range(size)]
         for i, token in added.items():
             token_types[i] = CONTROL if token.special else USER
         if spaced := [token.content for token in added.values() if token.lstrip or token.rstrip or token.single_word]:
+            more = f" and {len(spaced) - 1} more" if len(spaced) > 1 else ""
             notes.append(
                 f"llama.cpp takes special tokens as they are written, and leaves the spaces around {spaced[0]!r}"
-                f"{_more(spaced)} which this tokenizer swallows, or finds it inside words where this one does not."
+                f"{more} which this tokenizer swallows, or finds it inside words where this one does not."
             )
-        before, after = _around(tokenizer)
-        return cls(tokens, token_types, before, after)
+        return cls(tokens, token_types, *_around(tokenizer))
 
     def metadata(self) -> dict[str, Any]:
         """The keys for all this. Raises UserError for two tokens alike, of which llama.cpp would know but one."""
@@ -102,7 +96,3 @@ def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
             if plain and whole[start : start + len(plain)] == plain:
                 return whole[:start], whole[start + len(plain) :]
     raise UserError("What this tokenizer puts around a text can't be told, so llama.cpp can't be told either.")
-
-
-def _more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from anyformer import atomic
-from anyformer.checkpoint.gguf.container import TensorType
 from anyformer.checkpoint.gguf.tensors import encode, format_named, package, stored_as
 from anyformer.checkpoint.gguf.tokenizer import tokenizer_metadata
 from anyformer.config import HeadConfig, ModelConfig
@@ -24,7 +23,6 @@ from anyformer.tokenizer import Tokenizer
 
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 """llama.cpp's numbers for a file that is mostly of one type."""
-_ROPE = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,13 @@ def save_gguf(
         )
     wanted = format_named(kind)
     path = Path(path)
-    config, architecture, metadata, notes = _expressible(model.config)
-    vocabulary, vocabulary_notes = tokenizer_metadata(tokenizer, config)
-    notes += vocabulary_notes
+    notes: list[str] = []
+    config = _within_window(_without_head(model.config, notes), notes)
+    architecture, metadata = to_gguf(config)
+    _refuse(config, architecture)
+    if architecture.name == "bert":
+        notes.append("llama.cpp computes GELU by its tanh formula, which moves hidden states by about 1e-3.")
+    vocabulary = tokenizer_metadata(tokenizer, config, notes)
     general: dict[str, Any] = {
         "general.type": "model",
         "general.name": path.stem,
@@ -82,13 +84,16 @@ def save_gguf(
     with atomic.replacing(path, make_parents=True) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture.name)
         try:
+            # Each value in the type that llama.cpp reads it as.
+            add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
             for key, value in {**metadata, **general, **vocabulary}.items():
                 if key != "general.architecture":
-                    _add_metadata(writer, key, value)
+                    add.get(type(value), writer.add_array)(key, value)
             if factors is not None:
-                _add_tensor_info(writer, _ROPE, (len(factors),), format_named("f32"))
+                writer.add_tensor_info("rope_freqs.weight", (len(factors),), np.dtype(np.float32), 4 * len(factors))
             for name, (shape, _, _) in tensors.items():
-                _add_tensor_info(writer, name, shape, formats[name])
+                stored, bytes_ = gguf.GGMLQuantizationType(formats[name].number), formats[name].size(shape)
+                writer.add_tensor_info(name, shape, np.dtype(np.float32), bytes_, raw_dtype=stored)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
@@ -107,53 +112,10 @@ def _tensors(model: Transformer, rows: Mapping[str, Row]) -> dict[str, tuple[tup
     found: dict[str, tuple[tuple[int, ...], Row, list[Tensor]]] = {}
     for theirs, row in rows.items():
         # A second name with an operation of its own is no second name but another tensor (T5's head).
-        if row.alias and row.operation is COPY:
-            continue
-        parts = [state[name].detach().cpu() for name in row.ours]
-        shape = row.operation.write([part.to("meta") for part in parts]).shape
-        found[theirs] = (tuple(shape), row, parts)
+        if not row.alias or row.operation is not COPY:
+            parts = [state[name].detach().cpu() for name in row.ours]
+            found[theirs] = (row.operation.write([part.to("meta") for part in parts]).shape, row, parts)
     return found
-
-
-def _add_tensor_info(writer: Any, name: str, shape: Sequence[int], kind: TensorType) -> None:
-    import gguf
-
-    stored = gguf.GGMLQuantizationType(kind.number)
-    writer.add_tensor_info(name, shape, np.dtype(np.float32), kind.size(shape), raw_dtype=stored)
-
-
-def _add_metadata(writer: Any, key: str, value: Any) -> None:
-    """One pair of metadata, in the type that llama.cpp reads it as."""
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, value)
-
-
-def _expressible(config: ModelConfig) -> tuple[ModelConfig, Architecture, dict[str, Any], list[str]]:
-    """The model as llama.cpp computes it.
-
-    Returns:
-        Its config, its architecture, the metadata that describes it, and a sentence for everything in which it
-        differs from the model that was given.
-
-    Raises:
-        UserError: llama.cpp can't compute the model at all, and why.
-    """
-    notes: list[str] = []
-    config = _without_head(config, notes)
-    config = _within_window(config, notes)
-    kind, metadata = to_gguf(config)
-    _refuse(config, kind)
-    if kind.name == "bert":
-        notes.append("llama.cpp computes GELU by its tanh formula, which moves hidden states by about 1e-3.")
-    return config, kind, metadata, notes
 
 
 def _without_head(config: ModelConfig, notes: list[str]) -> ModelConfig:
