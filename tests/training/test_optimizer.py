@@ -13,15 +13,9 @@ from torch import Tensor, nn
 
 import anyformer as af
 from anyformer.errors import UserError
+from anyformer.training.config import OPTIMIZERS
 from anyformer.training.muon import Muon, orthogonalise
-from anyformer.training.optimizer import (
-    OPTIMIZERS,
-    adamw,
-    flatten_state,
-    load_flat_state,
-    make_optimizer,
-    set_learning_rate,
-)
+from anyformer.training.optimizer import flatten_state, load_flat_state, make_optimizer, set_learning_rate
 
 VOCAB = 32
 SMALL = {"vocab_size": VOCAB, "d_model": 16, "dropout": 0.0}
@@ -60,7 +54,7 @@ def _train(model: af.Transformer, optimizer: torch.optim.Optimizer, steps: range
 @pytest.mark.parametrize("name", ["gpt2-nano", "llama-nano", "bert-tiny"])
 def test_only_matrices_are_decayed(name: str):
     model = _model(name)
-    optimizer = adamw(model, 1e-3, weight_decay=0.1)
+    optimizer = make_optimizer("adamw", model, 1e-3, weight_decay=0.1)
     decayed, spared = optimizer.param_groups
     assert decayed["weight_decay"] == 0.1
     assert spared["weight_decay"] == 0.0
@@ -102,7 +96,7 @@ def test_a_step_is_that_of_plain_adamw():
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
     twin = copy.deepcopy(model)
-    ours = adamw(model, 1e-2, weight_decay=0.1, betas=(0.9, 0.99))
+    ours = make_optimizer("adamw", model, 1e-2, weight_decay=0.1, betas=(0.9, 0.99))
     groups = [{"params": [twin.weight], "weight_decay": 0.1}, {"params": [twin.bias], "weight_decay": 0.0}]
     plain = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.99), foreach=False)
     for _ in range(5):

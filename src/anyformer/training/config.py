@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,9 +27,7 @@ OPTIMIZERS = ("adamw", "muon")
 ENGINES = ("ddp", "fsdp", "deepspeed")
 
 _CONTEXT = 256
-_TOKENS_PER_BATCH = 1024
 _PAIR_TOKENS = 4096
-_SMOOTHING = 0.1
 _DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
@@ -159,16 +156,11 @@ class TrainConfig:
         _require(self.zero_stage in (1, 2, 3), "zero_stage", self.zero_stage, "must be 1, 2 or 3")
         if self.steps is not None and self.minutes is not None:
             raise UserError("A run ends after --steps or after --minutes: give one of the two.")
-        kinds: dict[str, Iterable[str]] = {
-            "dtype": _DTYPES,
-            "objective": OBJECTIVES,
-            "optimizer": OPTIMIZERS,
-            "engine": ENGINES,
-        }
-        for name, known in kinds.items():
-            asked: str | None = getattr(self, name)
-            if asked is not None and asked not in known:
-                raise UserError(f"--{name} {asked}: there is no such {name} ({nearest(asked, known)}).")
+        known = {"dtype": _DTYPES, "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "engine": ENGINES}
+        for name, values in known.items():
+            value: str | None = getattr(self, name)
+            if value is not None and value not in values:
+                raise UserError(f"--{name} {value}: there is no such {name} ({nearest(value, values)}).")
         check_schedule(self.schedule, self.warmup, self.decay)
         if self.name is not None and (Path(self.name).name != self.name or self.name in (".", "..")):
             raise UserError(f"--name {self.name!r} must be the name of a folder, without a path (see --runs).")
@@ -200,17 +192,18 @@ class TrainConfig:
                 f"--context {context} is longer than the model's max_length of {model.max_length}: "
                 "shorten the one or raise the other."
             )
+        smoothing = 0.1 if objective == "seq2seq" else 0.0
         chosen: dict[str, Any] = {
             "model": model,
             "objective": objective,
             "context": context,
-            "batch_size": self.batch_size or max(1, _TOKENS_PER_BATCH // context),
+            "batch_size": self.batch_size or max(1, 1024 // context),
             "batch_tokens": self.batch_tokens or _PAIR_TOKENS,
-            "label_smoothing": _smoothing(self.label_smoothing, objective),
+            "label_smoothing": smoothing if self.label_smoothing is None else self.label_smoothing,
             "learning_rate": self.learning_rate or default_learning_rate(model, self.optimizer),
             "minutes": self.minutes if self.minutes or self.steps else MINUTES,
         }
-        return CompleteConfig(**{**{field.name: getattr(self, field.name) for field in fields(self)}, **chosen})
+        return CompleteConfig(**{**vars(self), **chosen})
 
     def objective_of_model(self) -> str:
         """What was asked for, or what suits the model: an encoder-decoder without pairs restores corrupted spans.
@@ -220,9 +213,8 @@ class TrainConfig:
         """
         model = self.model
         if model.head.kind != "language_model":
-            raise UserError(
-                f"model.head.kind: training from scratch needs a language_model head, not {model.head.kind!r}."
-            )
+            kind = model.head.kind
+            raise UserError(f"model.head.kind: training from scratch needs a language_model head, not {kind!r}.")
         if model.is_encoder_decoder:
             kind, fitting = "an encoder-decoder", "seq2seq" if self.source is not None else "span_corruption"
         elif model.is_encoder_only:
@@ -263,19 +255,11 @@ def default_learning_rate(model: ModelConfig, optimizer: str = "adamw") -> float
     return rate if model.norm.placement == "pre" else rate / 4
 
 
-_TOKENIZERS = {"causal": "bpe", "masked": "wordpiece", "span_corruption": "unigram", "seq2seq": "bpe"}
-
-
 def default_tokenizer(objective: str, characters: int) -> str:
     """A vocabulary that grows with the square root of the text (Heaps' law), as a power of two."""
     size = 2 ** round(math.log2(0.6 * math.sqrt(max(characters, 1))))
-    return f"{_TOKENIZERS[objective]}:{min(max(size, 512), 32768)}"
-
-
-def _smoothing(given: float | None, objective: str) -> float:
-    if given is not None:
-        return given
-    return _SMOOTHING if objective == "seq2seq" else 0.0
+    kind = {"masked": "wordpiece", "span_corruption": "unigram"}.get(objective, "bpe")
+    return f"{kind}:{min(max(size, 512), 32768)}"
 
 
 def _require(condition: bool, name: str, value: object, reason: str) -> None:

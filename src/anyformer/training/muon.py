@@ -16,13 +16,11 @@ from torch import Tensor, nn
 
 from anyformer.training.dtensor import distribute_like, full_tensor
 
+# As in https://kellerjordan.github.io/posts/muon/ and torch.optim.Muon.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _STACK = 1 << 20
 """Numbers that are orthogonalised at a time, but at least one matrix: larger products fill the cores alone."""
-
-_SMALLEST = 1e-7
-"""As in https://kellerjordan.github.io/posts/muon/ and torch.optim.Muon."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -38,7 +36,6 @@ class Muon(torch.optim.Optimizer):
     Args:
         matrices: what Muon updates.
         rest: the optimizer of everything else.
-        learning_rate: of the matrices.
         weight_decay: of the matrices, decoupled.
         momentum: share of the old momentum that is kept; the update looks ahead (Nesterov).
         dtype: the format of the matrix products.
@@ -87,7 +84,7 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
         ahead = [full_tensor(self._ahead(matrix, group["momentum"])) for matrix in matrices]
-        wide = torch.stack([_wide(matrix) for matrix in ahead])
+        wide = torch.stack([matrix if _is_wide(matrix) else matrix.T for matrix in ahead])
         for matrix, update in zip(matrices, orthogonalise(wide, self.dtype), strict=True):
             mine = distribute_like(update if _is_wide(matrix) else update.T, matrix)
             decay = group["lr"] * group["weight_decay"]
@@ -112,10 +109,6 @@ class Muon(torch.optim.Optimizer):
 
 def _is_wide(matrix: Tensor) -> bool:
     return matrix.shape[0] <= matrix.shape[1]
-
-
-def _wide(matrix: Tensor) -> Tensor:
-    return matrix if _is_wide(matrix) else matrix.T
 
 
 def _stacks(matrices: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
@@ -145,18 +138,15 @@ def orthogonalise(
     """
     if matrix.shape[-2] > matrix.shape[-1]:
         return orthogonalise(matrix.mT, dtype).mT
-    x = (matrix / matrix.norm(dim=(-2, -1), keepdim=True).clamp(min=_SMALLEST)).to(dtype)
+    x = (matrix / matrix.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype)
     rows, columns = x.shape[-2:]
-    found = _by_gram(x) if columns >= 2 * rows and torch.finfo(dtype).bits >= 32 else _directly(x)
-    return found.to(matrix.dtype)
-
-
-def _directly(x: Tensor) -> Tensor:
+    if columns >= 2 * rows and torch.finfo(dtype).bits >= 32:
+        return _by_gram(x).to(matrix.dtype)
     a, b, c = _COEFFICIENTS
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = _sum(x, _sum(gram, gram, gram, b, c), x, a, 1.0)
-    return x
+    return x.to(matrix.dtype)
 
 
 def _by_gram(x: Tensor) -> Tensor:

@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from anyformer.blocks.block import TransformerBlock
 from anyformer.errors import UserError, nearest
+from anyformer.training.config import OPTIMIZERS
 from anyformer.training.dtensor import copy_like
 from anyformer.training.muon import Muon
-
-Optimizer: TypeAlias = torch.optim.Optimizer
-"""What every entry of `OPTIMIZERS` makes."""
 
 _FUSED = ("cpu", "cuda", "mps")
 """Devices for which torch has one kernel for the whole update of AdamW."""
 
 
-def adamw(
-    model: nn.Module,
-    learning_rate: float,
-    *,
-    weight_decay: float = 0.1,
-    betas: tuple[float, float] = (0.9, 0.95),
-    dtype: torch.dtype = torch.float32,
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), with weight decay on matrices only; `make_optimizer` has the arguments.
-
-    Matrices (embedding tables among them) are decayed; biases and the weights of norms are not, for pulling those to
-    zero keeps nothing from overfitting.
-    """
-    return _adamw(_trained(model), learning_rate, weight_decay, betas)
-
-
-def muon(
+def make_optimizer(
+    name: str,
     model: nn.Module,
     learning_rate: float,
     *,
@@ -45,39 +29,41 @@ def muon(
     betas: tuple[float, float] = (0.9, 0.95),
     dtype: torch.dtype = torch.float32,
 ) -> Optimizer:
-    """Muon for the matrices inside the blocks, AdamW for everything else; `make_optimizer` has the arguments.
-
-    A row of an embedding table, of a head or of a table of relative positions belongs to one token or distance, so
-    such a table is not a linear map, whose directions Muon would balance.
-    """
-    parameters = _trained(model)
-    inside = _matrices_of_blocks(model)
-    matrices = [parameter for parameter in parameters if id(parameter) in inside]
-    rest = [parameter for parameter in parameters if id(parameter) not in inside]
-    others = _adamw(rest, learning_rate, weight_decay, betas)
-    return Muon(matrices, others, learning_rate, weight_decay=weight_decay, dtype=dtype)
-
-
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "muon": muon}
-
-
-def make_optimizer(name: str, model: nn.Module, learning_rate: float, **options: Any) -> Optimizer:
     """The optimizer of that name, for all parameters of a model that are trained.
+
+    AdamW (Loshchilov & Hutter 2019) decays matrices, embedding tables among them, but not biases and the weights of
+    norms: pulling those to zero keeps nothing from overfitting.
+
+    Muon updates the matrices inside the blocks, and AdamW everything else: a row of an embedding table, of a head or of
+    a table of relative positions belongs to one token or distance, so such a table is not a linear map, whose
+    directions Muon would balance.
 
     Args:
         name: one of `OPTIMIZERS`.
         model: in its place already: on its device, and sharded where it is sharded.
         learning_rate: one for all; `set_learning_rate` changes it.
-        options: `weight_decay` of matrices (0.1; vectors are not decayed); `betas`, AdamW's decay rates of gradients
-            and of squared gradients (0.9, 0.95); `dtype` of Muon's matrix products (float32), the one in which they
-            are fastest. Weights and state keep their own.
+        weight_decay: of matrices, decoupled.
+        betas: AdamW's decay rates of gradients and of squared gradients.
+        dtype: of Muon's matrix products, the one in which they are fastest. Weights and state keep their own.
 
     Raises:
         UserError: there is no such optimizer.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"There is no optimizer {name!r} ({nearest(name, OPTIMIZERS)}).")
-    return OPTIMIZERS[name](model, learning_rate, **options)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    inside = _matrices_of_blocks(model) if name == "muon" else set[int]()
+    rest = [parameter for parameter in trained if id(parameter) not in inside]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in rest if parameter.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in rest if parameter.dim() < 2], "weight_decay": 0.0},
+    ]
+    fused = all(parameter.device.type in _FUSED for parameter in rest)
+    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
+    if name == "adamw":
+        return adamw
+    matrices = [parameter for parameter in trained if id(parameter) in inside]
+    return Muon(matrices, adamw, learning_rate, weight_decay=weight_decay, dtype=dtype)
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
@@ -151,21 +137,6 @@ def load_flat_state(optimizer: Optimizer, names: Mapping[Any, str], state: Mappi
     }
     optimizer.state.clear()
     optimizer.state.update(copies)
-
-
-def _trained(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def _adamw(
-    parameters: list[nn.Parameter], learning_rate: float, weight_decay: float, betas: tuple[float, float]
-) -> torch.optim.AdamW:
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in parameters if parameter.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.dim() < 2], "weight_decay": 0.0},
-    ]
-    fused = all(parameter.device.type in _FUSED for parameter in parameters)
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
 
 
 def _matrices_of_blocks(model: nn.Module) -> set[int]:

@@ -20,7 +20,6 @@ _NEW_TOKENS = 160
 _EXAMPLES = 3
 _TEMPERATURE = 0.8
 _WINDOW = 24
-_LIBRARY_PROMPT = "def "
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +33,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Passages to show, and what to type for more.
-
-    Attributes:
-        command: the subcommand.
-        arguments: what comes after the run directory, as a shell wants it.
-    """
+    """Passages to show, and the subcommand for more, with its arguments after the run directory, quoted for a shell."""
 
     passages: Sequence[Passage]
     command: str
@@ -49,27 +43,26 @@ class Sample:
 def take_sample(model: Transformer, data: TrainingData) -> Sample:
     """Continue a prompt, rewrite a source, or fill in masked tokens of the validation text: what the model is for."""
     tokenizer, config = data.tokenizer, data.config
-    if model.config.is_encoder_decoder:
-        return _rewritten(model, data)
     first = next(iter(data.batches.validation()))
+    if first.source is not None:
+        return _rewritten(model, tokenizer, first.source[:_EXAMPLES].tolist())
     if model.config.is_encoder_only:
         text = np.where(first.targets == IGNORED, first.tokens, first.targets)
         ids: list[int] = text[~np.isin(text, sorted(tokenizer.special_ids))].tolist()
         return _filled(model, tokenizer, ids, min(_WINDOW, config.context - 2), config.seed)
-    prompt = _LIBRARY_PROMPT if not config.data else _opening(tokenizer, first.tokens[0, :64].tolist())
+    prompt = "def "
+    if config.data:
+        text = tokenizer.decode(first.tokens[0, :64].tolist())
+        prompt = next((word for word in text.split() if any(character.isalpha() for character in word)), text)
     return _continued(model, tokenizer, prompt, config.seed)
 
 
-def _rewritten(model: Transformer, data: TrainingData) -> Sample:
-    """The first sources of the validation data, with what the model makes of them."""
-    tokenizer, batch = data.tokenizer, next(iter(data.batches.validation()))
+def _rewritten(model: Transformer, tokenizer: Tokenizer, sources: list[list[int]]) -> Sample:
+    """Sources, with what the model makes of them."""
     passages: list[Passage] = []
     prompt = ""
-    if batch.source is None:
-        raise ValueError("an encoder-decoder is trained on sources")
-    left = room(model, 0)
-    new = _NEW_TOKENS if left is None else min(_NEW_TOKENS, left)
-    for row in batch.source[:_EXAMPLES].tolist():
+    new = _new_tokens(model, 0)
+    for row in sources:
         # The ids as they are: read from their text, they may be more than fit.
         source = [token for token in row if token != tokenizer.pad]
         written = generate_ids(model, torch.tensor([source], device=model.device), max_new_tokens=new)[0].tolist()
@@ -82,18 +75,16 @@ def _rewritten(model: Transformer, data: TrainingData) -> Sample:
 
 def _continued(model: Transformer, tokenizer: Tokenizer, prompt: str, seed: int) -> Sample:
     ids = encode_prompt(model, tokenizer, prompt) if prompt else []
-    left = room(model, len(ids)) if prompt else 0
-    new = _NEW_TOKENS if left is None else min(_NEW_TOKENS, left)
+    new = _new_tokens(model, len(ids)) if prompt else 0
     text = ""
     if new > 0:
         text = generate(model, tokenizer, [ids], max_new_tokens=new, temperature=_TEMPERATURE, top_k=40, seed=seed)[0]
     return Sample([Passage(prompt, text)], "generate", f"{shlex.quote(prompt)} --temperature {_TEMPERATURE}")
 
 
-def _opening(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """The first word of a text that is one."""
-    text = tokenizer.decode(ids)
-    return next((word for word in text.split() if any(character.isalpha() for character in word)), text)
+def _new_tokens(model: Transformer, tokens: int) -> int:
+    left = room(model, tokens)
+    return _NEW_TOKENS if left is None else min(_NEW_TOKENS, left)
 
 
 def _filled(model: Transformer, tokenizer: Tokenizer, ids: list[int], length: int, seed: int) -> Sample:

@@ -11,11 +11,10 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
-
-from typing_extensions import override
 
 from anyformer.errors import UserError, nearest
+
+SCHEDULES = ("cosine", "linear", "inverse_sqrt", "wsd")
 
 FLOOR = 0.1
 """The last learning rate of a cosine, as a share of the peak."""
@@ -24,26 +23,18 @@ _RECENT = 15
 """Steps whose median length is expected of the next one."""
 
 
-class Budget(Protocol):
-    """When a run ends."""
-
-    def progress(self, step: int) -> float:
-        """How much of the run will be done after this step (from 0), which is about to start; above 1: it is over."""
-        ...
-
-
-class StepBudget(Budget):
+class StepBudget:
     """A run of a number of steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    @override
     def progress(self, step: int) -> float:
+        """How much of the run will be done after this step (from 0), which is about to start; above 1: it is over."""
         return (step + 1) / self.steps
 
 
-class TimeBudget(Budget):
+class TimeBudget:
     """A run of a number of seconds, from its first step on. A step that would end too late is not begun.
 
     Everything between the steps counts as well. The next step is expected to take the median of the latest ones, so
@@ -68,65 +59,34 @@ class TimeBudget(Budget):
         self._before = elapsed
         self._now = now
         self._start: float | None = None
-        self._latest = 0.0
+        self._latest: float | None = None
         self._took = deque[float](maxlen=_RECENT)
-        self._warm = False
 
     @property
     def elapsed(self) -> float:
         """Seconds that the run has taken until now: what a checkpoint keeps."""
         return self._before if self._start is None else self._before + self._now() - self._start
 
-    @override
     def progress(self, step: int) -> float:
-        return self._broadcast(self._progress())
-
-    def _progress(self) -> float:
+        """As that of a `StepBudget`, the same in all processes."""
         now = self._now()
         if self._start is None:
-            self._start = self._latest = now
-            return self._before / self.seconds
-        if self._warm:
+            self._start = now
+            return self._broadcast(self._before / self.seconds)
+        if self._latest is not None:
             self._took.append(now - self._latest)
-        self._warm, self._latest = True, now
+        self._latest = now
         expected = statistics.median(self._took) if self._took else 0.0
-        return (self._before + now - self._start + expected) / self.seconds
-
-
-def _cosine(falling: float, warmup: float, decay: float) -> float:
-    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * falling))
-
-
-def _linear(falling: float, warmup: float, decay: float) -> float:
-    return 1 - falling
-
-
-def _inverse_sqrt(falling: float, warmup: float, decay: float) -> float:
-    """Vaswani et al. 2017, section 5.3, as a share of the peak."""
-    return math.sqrt(warmup / (warmup + falling * (1 - warmup)))
-
-
-def _wsd(falling: float, warmup: float, decay: float) -> float:
-    """Warmup, stable, decay: the peak, then ``1 - sqrt`` to zero (Hägele et al. 2024, the 1-sqrt cooldown)."""
-    left = (1 - falling) * (1 - warmup)
-    return 1.0 if left >= decay else 1 - math.sqrt(1 - left / decay)
-
-
-SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
-    "cosine": _cosine,
-    "linear": _linear,
-    "inverse_sqrt": _inverse_sqrt,
-    "wsd": _wsd,
-}
-"""What comes after the rise: functions of the share of the way down (0 to 1), the warmup and the decay."""
+        return self._broadcast((self._before + now - self._start + expected) / self.seconds)
 
 
 def learning_rate_factor(name: str, progress: float, *, warmup: float, decay: float = 0.2) -> float:
     """The learning rate as a share of its peak: a linear rise, then what the schedule says.
 
     Args:
-        name: one of `SCHEDULES`: `cosine` falls to `FLOOR`, `linear` and `wsd` to 0, `inverse_sqrt` with one over
-            the root of the steps.
+        name: one of `SCHEDULES`: `cosine` falls to `FLOOR`, `linear` to 0, `inverse_sqrt` with one over the root of
+            the steps (Vaswani et al. 2017, section 5.3), and `wsd` (warmup, stable, decay) stays at the peak and ends
+            with ``1 - sqrt`` to 0 (Hägele et al. 2024).
         progress: in [0, 1].
         warmup: the share of the run in which it rises.
         decay: the share of the run, at its end, in which `wsd` falls.
@@ -137,15 +97,19 @@ def learning_rate_factor(name: str, progress: float, *, warmup: float, decay: fl
     check_schedule(name, warmup, decay)
     if progress < warmup:
         return progress / warmup
-    return SCHEDULES[name]((progress - warmup) / (1 - warmup), warmup, decay)
+    falling = (progress - warmup) / (1 - warmup)
+    if name == "cosine":
+        return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * falling))
+    if name == "linear":
+        return 1 - falling
+    if name == "inverse_sqrt":
+        return math.sqrt(warmup / (warmup + falling * (1 - warmup)))
+    left = (1 - falling) * (1 - warmup)
+    return 1.0 if left >= decay else 1 - math.sqrt(1 - left / decay)
 
 
 def check_schedule(name: str, warmup: float, decay: float = 0.2) -> None:
-    """Decline a schedule that can't be followed.
-
-    Raises:
-        UserError: there is none of that name, or its parts don't fit into the run.
-    """
+    """Raises UserError where there is no schedule of that name, or its parts don't fit into the run."""
     if name not in SCHEDULES:
         raise UserError(f"There is no schedule {name!r} ({nearest(name, SCHEDULES)}).")
     if not 0 <= warmup < 1:

@@ -34,7 +34,7 @@ from anyformer.training.precision import peak_flops_per_second
 from anyformer.training.progress import TrainingProgress, say
 from anyformer.training.resolve import ResolvedRun
 from anyformer.training.sample import Sample, take_sample
-from anyformer.training.schedule import Budget, StepBudget, TimeBudget, learning_rate_factor
+from anyformer.training.schedule import StepBudget, TimeBudget, learning_rate_factor
 from anyformer.training.strategies.base import Strategy
 
 _SAVE_EVERY = 300.0
@@ -207,7 +207,7 @@ class Trainer:
                 self._report()
             raise UserError(f"{error} The model in {self.directory.model} is that of step {self._saved}.") from error
 
-    def _budget(self, started: float) -> Budget:
+    def _budget(self, started: float) -> StepBudget | TimeBudget:
         config = self.config
         if config.steps is not None:
             return StepBudget(config.steps)

@@ -12,7 +12,7 @@ from tests.training.conftest import FLOAT, single
 import anyformer as af
 from anyformer.data.batch import IGNORED, Batch
 from anyformer.data.objectives import Causal, Masked
-from anyformer.training.optimizer import adamw
+from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
 from anyformer.training.schedule import learning_rate_factor
 from anyformer.training.strategies.base import Strategy, model_inputs
@@ -77,7 +77,7 @@ def test_steps_are_those_of_the_plain_loop_written_out():
     model, twin, batch = _model("gpt2-nano"), _model("gpt2-nano"), _batch("gpt2-nano")
     engine = single(model, grad_clip=0.5, label_smoothing=0.1)
     figures = _steps(engine, batch, 8, _cosine(3e-3, 0.25))
-    optimizer = adamw(twin, 1.0)
+    optimizer = make_optimizer("adamw", twin, 1.0)
     for step, (found, length) in enumerate(figures):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * learning_rate_factor("cosine", (step + 1) / 8, warmup=0.25)

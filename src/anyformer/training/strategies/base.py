@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
@@ -23,7 +24,7 @@ from anyformer.data.feistel_shuffle import mix_seed
 from anyformer.model import Transformer
 from anyformer.training.averaging import Average
 from anyformer.training.checkpoints import read_state, write_state
-from anyformer.training.optimizer import Optimizer, flatten_state, load_flat_state, set_learning_rate
+from anyformer.training.optimizer import flatten_state, load_flat_state, set_learning_rate
 from anyformer.training.precision import Precision
 from anyformer.training.strategies.group import Group
 from anyformer.training.strategies.launch import check_engine
