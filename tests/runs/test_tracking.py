@@ -15,19 +15,19 @@ import pytest
 
 from anyformer.errors import UserError
 from anyformer.runs import tracking
-from anyformer.runs.tracking import TRACKERS, Opening, Trackers
+from anyformer.runs.tracking import TRACKERS, Trackers
 from tests.runs.run_files import HEADER, evaluation, sample, step
 
 
 class _Notebook:
     """A tracker that remembers, and can be made to fail."""
 
-    opened: Opening
+    opened: tuple[Path, Mapping[str, Any], bool]
     lines: list[tuple[int, dict[str, float], dict[str, str]]]
     broken = False
 
-    def __init__(self, opening: Opening) -> None:
-        type(self).opened, type(self).lines = opening, []
+    def __init__(self, directory: Path, config: Mapping[str, Any], resumed: bool) -> None:
+        type(self).opened, type(self).lines = (directory, config, resumed), []
 
     def log(self, step: int, numbers: Mapping[str, float], texts: Mapping[str, str]) -> None:
         if self.broken:
@@ -71,9 +71,8 @@ def _track(trackers: Trackers) -> None:
 
 def test_what_a_tracker_is_told(directory: Path, notebook: type[_Notebook], tmp_path: Path):
     _track(Trackers(["notebook", "notebook"], directory, CONFIG, resumed=True))
-    opened = notebook.opened
-    assert (opened.name, opened.directory, opened.resumed) == ("first", tmp_path / "runs" / "first", True)
-    assert opened.config == {"preset": "llama-nano", "track": ["notebook"], "model.attention.heads": 4}
+    config = {"preset": "llama-nano", "track": ["notebook"], "model.attention.heads": 4}
+    assert notebook.opened == (tmp_path / "runs" / "first", config, True)
     first, second, third, fourth, last = notebook.lines
     assert first[0] == 10
     assert first[1]["training/loss"] == 2.5
@@ -120,7 +119,7 @@ def test_a_missing_library_is_named(directory: Path, monkeypatch: pytest.MonkeyP
 def test_one_that_can_not_begin_is_a_sentence_and_closes_the_others(
     directory: Path, notebook: type[_Notebook], monkeypatch: pytest.MonkeyPatch
 ):
-    def locked(opening: Opening) -> _Notebook:
+    def locked(directory: Path, config: Mapping[str, Any], resumed: bool) -> _Notebook:
         raise RuntimeError("no key.")
 
     monkeypatch.setitem(TRACKERS, "locked", locked)

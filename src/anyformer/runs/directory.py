@@ -29,7 +29,6 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
-_LOCK = ".lock"
 
 
 def model_directory(path: str | os.PathLike[str]) -> Path:
@@ -49,18 +48,13 @@ class RunDirectory:
     """A run's own directory, which nothing else writes to.
 
     Args:
-        path: where it is.
         writes: False for the processes that only look on.
-
-    Attributes:
-        model: where the model is.
-        checkpoints: where the checkpoints are.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
         self.model, self.checkpoints = path / MODEL, path / CHECKPOINTS
-        self._lock = FileLock(path / _LOCK)
+        self._lock = FileLock(path / ".lock")
 
     @classmethod
     def create(cls, runs: Path, name: str | None, preset: str) -> Self:
@@ -73,15 +67,15 @@ class RunDirectory:
         try:
             runs.mkdir(parents=True, exist_ok=True)
             for candidate in names:
+                made = cls(runs / candidate)
                 try:
-                    (runs / candidate).mkdir()
+                    made.path.mkdir()
                 except FileExistsError:
                     continue
                 try:
-                    made = cls(runs / candidate)
                     made.lock()
                 except BaseException:  # Ctrl-C among them
-                    shutil.rmtree(runs / candidate, ignore_errors=True)
+                    made.discard()
                     raise
                 return made
         except OSError as error:

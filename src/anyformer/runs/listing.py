@@ -44,12 +44,9 @@ class Run:
     """The content of a run directory, as far as it can be read.
 
     Attributes:
-        path: the directory.
         config: config.yaml; empty where it can't be read.
         header: the first line of metrics.jsonl (`parameters`, `flops_per_token`, `peak_flops_per_second`, `device`...).
         steps: lines of metrics.jsonl on training, by increasing step; of repeated steps the last.
-        evaluations: lines on evaluations.
-        samples: lines with samples.
         end: the line that says how it ended.
         broken_lines: number of lines that are no JSON objects: a run that was killed may leave half a line.
     """
@@ -146,8 +143,7 @@ class Run:
     def tokens(self) -> int | None:
         """Tokens that it has been trained on."""
         known = (value for line in reversed(self.steps) if (value := number(line, "tokens")) is not None)
-        count = next(known, None)
-        return None if count is None else round(count)
+        return next(map(round, known), None)
 
     @property
     def seconds(self) -> float | None:
@@ -232,7 +228,9 @@ def read_run(path: Path) -> Run:
         UserError: there is none, or the disk refuses.
     """
     if not path.is_dir():
-        raise UserError(f"There is no run directory {path}{_hint(path)}.")
+        siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+        hint = nearest(path.name, [each.name for each in siblings if is_run(each)])
+        raise UserError(f"There is no run directory {path}{f' ({hint})' if hint.startswith('did') else ''}.")
     if not is_run(path):
         raise UserError(f"{path} is no run directory: it has neither {METRICS} nor {CONFIG}.")
     run = Run(path, _config(path / CONFIG))
@@ -326,11 +324,3 @@ def _config(path: Path) -> dict[str, Any]:
         # The run can be shown without; `anyformer train --config` is what complains about this file.
         values = None
     return current_settings({str(name): value for name, value in values.items()}) if isinstance(values, dict) else {}
-
-
-def _hint(path: Path) -> str:
-    """The nearest name beside it, where one is near."""
-    parent = path.parent
-    names = [each.name for each in parent.iterdir() if is_run(each)] if parent.is_dir() else []
-    hint = nearest(path.name, names)
-    return f" ({hint})" if hint.startswith("did") else ""

@@ -12,7 +12,6 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,32 +48,14 @@ class Tracker(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """What a tracker is opened with.
-
-    Attributes:
-        name: of the run.
-        directory: the run directory.
-        config: every setting of the run.
-        resumed: whether the run is taken up again, and what was tracked is to be continued.
-    """
-
-    name: str
-    directory: Path
-    config: Mapping[str, Any]
-    resumed: bool = False
-
-
 class TensorBoard:
     """Event files in RUN/tensorboard: `tensorboard --logdir runs` shows all runs."""
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(self, directory: Path, config: Mapping[str, Any], resumed: bool) -> None:
         _library("tensorboard")
-        self._writer = _library("torch.utils.tensorboard").SummaryWriter(
-            str(opening.directory / "tensorboard"), flush_secs=10
-        )
-        settings = "\n".join(f"    {name}: {value}" for name, value in opening.config.items())
+        library = _library("torch.utils.tensorboard")
+        self._writer = library.SummaryWriter(str(directory / "tensorboard"), flush_secs=10)
+        settings = "\n".join(f"    {name}: {value}" for name, value in config.items())
         self._writer.add_text("config", settings, 0)
 
     def log(self, step: int, numbers: Mapping[str, float], texts: Mapping[str, str]) -> None:
@@ -94,34 +75,29 @@ class WeightsAndBiases:
 
     _SETTINGS: Mapping[str, Any] = {
         "finish_timeout": 120.0,
-        "finish_timeout_raises": True,
-        "disable_git": True,
-        "save_code": False,
-        "disable_job_creation": True,
         "console": "off",
-        "quiet": True,
-        "x_disable_meta": True,
-        "x_disable_stats": True,
-        "x_disable_machine_info": True,
+        "save_code": False,
         "x_save_requirements": False,
+        **dict.fromkeys(("finish_timeout_raises", "quiet", "disable_git", "disable_job_creation"), True),
+        **dict.fromkeys(("x_disable_meta", "x_disable_stats", "x_disable_machine_info"), True),
     }
     """Program, repository, machine and console stay here: what was asked for is metrics. And at the end of a run
     nobody waits for a network that is down: what could not be sent lies in the run directory."""
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(self, directory: Path, config: Mapping[str, Any], resumed: bool) -> None:
         library = _library("wandb")
-        folder = opening.directory / "wandb"
+        folder = directory / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / "run-id"
-        resumed = {"id": known.read_text(), "resume": "allow"} if opening.resumed and known.is_file() else {}
+        same = {"id": known.read_text(), "resume": "allow"} if resumed and known.is_file() else {}
         settings = {name: value for name, value in self._SETTINGS.items() if name in library.Settings.model_fields}
         self._run = library.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=opening.name,
-            config=dict(opening.config),
-            dir=str(opening.directory),
+            name=directory.name,
+            config=dict(config),
+            dir=str(directory),
             settings=library.Settings(**settings),
-            **resumed,
+            **same,
         )
         known.write_text(self._run.id)
         # Its own step only counts up, which that of a run taken up again does not.
@@ -139,15 +115,15 @@ class WeightsAndBiases:
 class Trackio:
     """A run of trackio, on this machine: `trackio show --project anyformer`. `TRACKIO_DIR` says where."""
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(self, directory: Path, config: Mapping[str, Any], resumed: bool) -> None:
         self._library = _library("trackio")
         # It prints a few lines at both ends, which would tear the progress bar.
         with contextlib.redirect_stdout(io.StringIO()):
             self._run = self._library.init(
                 project=os.environ.get("TRACKIO_PROJECT", PROJECT),
-                name=opening.name,
-                config=dict(opening.config),
-                resume="allow" if opening.resumed else "never",
+                name=directory.name,
+                config=dict(config),
+                resume="allow" if resumed else "never",
                 **dict.fromkeys(("embed", "auto_log_gpu", "auto_log_cpu"), False),
             )
 
@@ -161,19 +137,20 @@ class Trackio:
             self._library.finish()
 
 
-TRACKERS: dict[str, Callable[[Opening], Tracker]] = {
+TRACKERS: dict[str, Callable[[Path, Mapping[str, Any], bool], Tracker]] = {
     "tensorboard": TensorBoard,
     "trackio": Trackio,
     "wandb": WeightsAndBiases,
 }
+"""Each is made of the run directory, every setting of the run by dotted name, and whether the run is taken up again, so
+that what was tracked is to be continued."""
 
 
 class Trackers:
     """The trackers of a run, as one. What goes wrong in one of them is said once, and never stops training.
 
     Args:
-        names: of TRACKERS.
-        directory: the run directory, where event files go; its name is the run's.
+        directory: where event files go; its name is the run's.
         config: the run's settings, as config.yaml has them.
         resumed: whether the run is taken up again: what was tracked is continued.
         warn: says a sentence.
@@ -195,15 +172,13 @@ class Trackers:
         self._warn = warn
         self._failed: set[str] = set()
         self._open: dict[str, Tracker] = {}
-        opening = Opening(directory.name, directory, flatten(config), resumed)
         for name in dict.fromkeys(names):
             try:
-                self._open[name] = TRACKERS[name](opening)
-            except UserError:
-                self.close()
-                raise
+                self._open[name] = TRACKERS[name](directory, flatten(config), resumed)
             except Exception as error:
                 self.close()
+                if isinstance(error, UserError):
+                    raise
                 hint = " WANDB_MODE=offline sends nothing." if name == "wandb" else ""
                 raise UserError(f"--track {name} can't begin: {_sentence(error)}.{hint}") from error
 

@@ -45,12 +45,7 @@ _FREE = {
 
 
 class Checkpoints:
-    """The checkpoints of a run.
-
-    Args:
-        folder: where they are.
-        keep: how many; older ones are removed once a newer one is complete.
-    """
+    """The checkpoints of a run in its folder; all but the newest `keep` are removed once a newer one is complete."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
@@ -92,13 +87,12 @@ def read_facts(checkpoint: Path, config: CompleteConfig, fingerprint: str, conso
         checkpoint: its folder.
         config: of the run that goes on from it.
         fingerprint: of that run's data.
-        console: where to show the changes.
 
     Raises:
         UserError: it can't be read, or it would become another run.
     """
     try:
-        facts: object = json.loads((checkpoint / FACTS).read_text(encoding="utf-8"))
+        facts: Any = json.loads((checkpoint / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"The checkpoint {checkpoint} can't be read: {error}.") from error
     if not isinstance(facts, dict):
@@ -113,9 +107,9 @@ def read_facts(checkpoint: Path, config: CompleteConfig, fingerprint: str, conso
     }
     forbidden = [change for name, change in changes.items() if name not in _FREE]
     if forbidden:
+        what = "; ".join(forbidden)
         raise UserError(
-            f"{checkpoint} can't be resumed with another config ({'; '.join(forbidden)}): change it back, or begin "
-            "a new run."
+            f"{checkpoint} can't be resumed with another config ({what}): change it back, or begin a new run."
         )
     if facts.get("fingerprint") != fingerprint:
         raise UserError(

@@ -19,8 +19,6 @@ from anyformer.training.config import DEFAULT_PRESET, CompleteConfig, TrainConfi
 _MODEL = ("vocab_size", "max_length")
 """Fields that the file keeps among the model's."""
 
-_NOT_REPEATED = ("name", *_MODEL)
-
 
 def settings(config: TrainConfig) -> dict[str, Any]:
     """All that decides a run, as plain values. Paths are absolute, so that they work from anywhere."""
@@ -35,7 +33,7 @@ def settings(config: TrainConfig) -> dict[str, Any]:
             value = [_absolute(source) for source in value]
         elif isinstance(value, Path) or (field.name in ("source", "target") and value and not config.data):
             value = _absolute(value)
-        if field.name not in _NOT_REPEATED:
+        if field.name not in ("name", *_MODEL):
             values[field.name] = value
     return values
 
@@ -75,11 +73,10 @@ def read_yaml(path: Path, preset: str | None = None) -> TrainConfig:
         model = find_preset(name).replace(**cast("dict[str, Any]", changes))
     except ConfigError as error:
         raise UserError(f"{path}: model.{error}") from error
-    made: dict[str, Any] = {"preset": name, "model": model}
-    for field, value in values.items():
-        if field != "preset":
-            made[field] = _coerce(value, hints[field], f"{path}: {field}")
-    return TrainConfig(**made, **{name: getattr(model, name) for name in _MODEL if name in changes})
+    values.pop("preset", None)
+    made = {field: _coerce(value, hints[field], f"{path}: {field}") for field, value in values.items()}
+    made |= {field: getattr(model, field) for field in _MODEL if field in changes}
+    return TrainConfig(preset=name, model=model, **made)
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -12,13 +12,7 @@ from anyformer.data.batch import Batch
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a model makes of a text.
-
-    Attributes:
-        nats: the loss of all predictions together.
-        predicted: how many there were.
-        seconds: how long it took.
-    """
+    """The loss of all `predicted` tokens together, in nats, and the seconds that this took."""
 
     nats: float
     predicted: int
@@ -52,10 +46,9 @@ def evaluate(
     start = time.monotonic()
     total, predicted = 0.0, 0
     for batch in batches:
-        count = batch.predicted
-        if count:
+        if batch.predicted:
             total += nats(batch)
-            predicted += count
+            predicted += batch.predicted
         if stop() and predicted:
             break
     return Evaluation(total, predicted, time.monotonic() - start)

@@ -11,17 +11,9 @@ from types import FrameType
 
 
 class Interrupt:
-    """Whether the user wants the run to end.
-
-    Attributes:
-        signal: the signal that asked for it, None if none did.
-    """
+    """The signal that asks for the end of the run; None: none does."""
 
     signal: int | None = None
-
-    def asked(self) -> bool:
-        """Whether a signal asked for the end."""
-        return self.signal is not None
 
     @property
     def exit_status(self) -> int:

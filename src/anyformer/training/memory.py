@@ -18,19 +18,16 @@ from anyformer.errors import UserError
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_SIZES = (1 << 30, 1 << 25)
-"""Bytes; older versions refuse all above 32 MB."""
 
 
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory; returns whether it will. Does nothing elsewhere."""
     if platform.libc_ver()[0] != "glibc":
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in _SIZES)
-    return kept and bool(mallopt(_M_TRIM_THRESHOLD, _SIZES[0]))
+    mallopt = ctypes.CDLL(None).mallopt
+    # Older versions refuse all above 32 MB.
+    kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
+    return kept and bool(mallopt(_M_TRIM_THRESHOLD, 1 << 30))
 
 
 @contextmanager

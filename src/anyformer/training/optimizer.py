@@ -76,7 +76,6 @@ def flatten_state(optimizer: Optimizer, names: Mapping[Any, str]) -> dict[str, T
     """What an optimizer remembers, as one flat dict that doesn't depend on the order of the parameters.
 
     Args:
-        optimizer: of some or all of the parameters.
         names: of the parameters: `{parameter: name for name, parameter in model.named_parameters()}`.
 
     Returns:

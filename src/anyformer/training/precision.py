@@ -95,12 +95,7 @@ def can_compile(device: torch.device) -> bool:
 
 
 def choose_compilation(asked: bool | None, device: torch.device, *, distributed: bool = False) -> tuple[bool, str]:
-    """Whether to compile the model, and why, for people.
-
-    Args:
-        asked: what the user wants; None: whatever pays.
-        device: where it computes.
-        distributed: over several processes.
+    """Whether to compile the model, and why, for people; `asked`: None: where it pays.
 
     Raises:
         UserError: it was asked for and can't be done.

@@ -6,7 +6,7 @@ on the same data finds them there and reads none of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -73,10 +73,6 @@ class TrainingData:
 
 def prepare(config: CompleteConfig, console: Console) -> TrainingData:
     """Read the data, train or load the tokenizer, tokenize; or find all that in the cache.
-
-    Args:
-        config: as `TrainConfig.complete` made it.
-        console: where to show what is going on.
 
     Raises:
         UserError: data that is missing, empty or not text; a tokenizer that can't be had or does not fit the model; a
@@ -183,11 +179,6 @@ def _items(corpora: Sequence[_Corpus]) -> Iterator[tuple[str, Document | Pair]]:
         yield _VALIDATION, item
 
 
-def _texts(items: Iterable[Document | Pair]) -> Iterator[str | Document]:
-    for item in items:
-        yield from (item.source, item.target) if isinstance(item, Pair) else (item,)
-
-
 def _tokenizer(spec: str, config: CompleteConfig, cache: Cache, digest: str, corpora: Sequence[_Corpus]) -> Tokenizer:
     """Load the tokenizer from its path or from the cache, where it is trained if it isn't there."""
     if Path(spec).exists():
@@ -199,19 +190,15 @@ def _tokenizer(spec: str, config: CompleteConfig, cache: Cache, digest: str, cor
             # Evenly spread items are enough. A tokenizer of characters must know all, those of the validation text too.
             training = (item for split, item in _items(corpora) if split == _TRAINING)
             items = islice(training, 0, None, -(-corpora[0].split.characters // _ENOUGH))
-        Tokenizer.train(_texts(items), spec, special=config.objective).save(folder)
+        texts = chain.from_iterable((i.source, i.target) if isinstance(i, Pair) else (i,) for i in items)
+        Tokenizer.train(texts, spec, special=config.objective).save(folder)
 
     found = cache.entry("tokenizers", key("tokenizer", digest, spec, config.objective), train, Tokenizer.load)
     return Tokenizer(found.backend, {**found.config, "model_max_length": config.context})
 
 
 def fit_model(model: ModelConfig, tokenizer: Tokenizer, vocab_size: int | None) -> ModelConfig:
-    """The model with the tokenizer's vocabulary and special tokens.
-
-    Args:
-        model: its config.
-        tokenizer: the one it will be trained with.
-        vocab_size: rows of its table; None: as many as the tokenizer has tokens.
+    """The model with the tokenizer's special tokens, and with its vocabulary where `vocab_size` is None.
 
     Raises:
         UserError: the model's vocabulary is too small for the tokenizer.
@@ -237,7 +224,5 @@ def _with(model: ModelConfig, size: int, tokens: SpecialTokens, padding: int | N
         # Such models number their positions from the one after the padding token's id.
         position = replace(position, offset=padding + 1)
     embedding = replace(model.embedding, padding=padding)
-    source = None if model.source_vocab_size is None else size
-    return replace(
-        model, vocab_size=size, source_vocab_size=source, special_tokens=tokens, embedding=embedding, position=position
-    )
+    sizes = {"vocab_size": size, "source_vocab_size": None if model.source_vocab_size is None else size}
+    return replace(model, **sizes, special_tokens=tokens, embedding=embedding, position=position)

@@ -28,11 +28,7 @@ from anyformer.training.trainer import Trainer
 
 
 def run(
-    config: TrainConfig,
-    *,
-    resume: Path | None = None,
-    console: Console | None = None,
-    started: float | None = None,
+    config: TrainConfig, *, resume: Path | None = None, console: Console | None = None, started: float | None = None
 ) -> int:
     """Train a model and leave it in a run directory.
 
@@ -76,13 +72,9 @@ def run(
             directory.rewind(-1 if facts is None else facts["step"])
             after = f"after step {facts['step']:,}" if facts else "from the beginning: no checkpoint yet"
             say(console, f"resumed    {after}")
-        trackers = Trackers(
-            config.track if group.is_main else (),
-            directory.path,
-            settings(config),
-            resumed=resume is not None,
-            warn=partial(say, console),
-        )
+        names, resumed = config.track if group.is_main else (), resume is not None
+        warn = partial(say, console)
+        trackers = Trackers(names, directory.path, settings(config), resumed=resumed, warn=warn)
         stack.callback(trackers.close)
         return Trainer(run, directory, strategy, trackers, console, facts).run(started)
 

@@ -59,10 +59,9 @@ class Trainer:
 
     Args:
         run: what to do, and on which data.
-        directory: the run's own.
         strategy: has the model.
-        trackers: who else wants the metrics.
-        console: where to show progress.
+        trackers: of the metrics; none in the processes that only look on.
+        console: where to show progress; a quiet one in those.
         resumed: what the checkpoint says whose state the strategy has loaded; None for a new run.
     """
 
@@ -125,7 +124,9 @@ class Trainer:
                         self._progress = progress
                         logs = self.step % config.log_every == 0
                         evaluates = config.evaluate_every is not None and self.step % config.evaluate_every == 0
-                        saves = self.group.broadcast(evaluates or self._save_is_due())
+                        snaps = config.save_every is not None and self.step % config.save_every == 0
+                        late = config.save_every is None and time.monotonic() - self._saved_at > _SAVE_EVERY
+                        saves = self.group.broadcast(evaluates or snaps or late)
                         # Reading waits for an accelerator, and the CPU has done its work anyway.
                         if logs or saves or self.precision.device.type == "cpu":
                             self._read()
@@ -136,7 +137,7 @@ class Trainer:
                             self._say(f"step {self.step:<5} {self._summary(self._evaluate())}")
                             self._sample()
                         if saves:
-                            if config.save_every is not None and self.step % config.save_every == 0:
+                            if snaps:
                                 self.strategy.snapshot()
                             self._save()
                             meter.resume()
@@ -169,7 +170,18 @@ class Trainer:
     def _begin(self) -> bool:
         """Evaluate and save the first weights; returns whether to train them."""
         self._thin_validation()
-        self._log(self._about())
+        self._log(
+            {
+                "step": 0,
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "parameters": self.parameters,
+                "flops_per_token": self.flops.token,
+                "peak_flops_per_second": peak_flops_per_second(self.precision),
+                "device": str(self.precision.device),
+                "dtype": self.precision.name,
+                "engine": str(self.strategy),
+            }
+        )
         before = self._evaluate()
         if self._interrupted():
             self._say("Stopped before training began; nothing was saved.")
@@ -189,11 +201,6 @@ class Trainer:
                 if not math.isfinite(value):
                     raise DivergedError.after(step, f"the {name} is {value}")
         self.meter.read(results)
-
-    def _save_is_due(self) -> bool:
-        if self.config.save_every is not None:
-            return self.step % self.config.save_every == 0
-        return time.monotonic() - self._saved_at > _SAVE_EVERY
 
     @contextmanager
     def _failure_logged(self) -> Generator[None]:
@@ -292,31 +299,17 @@ class Trainer:
         self._log({"step": self.step, "sample": [dataclasses.asdict(passage) for passage in sample.passages]}, *then)
         return sample
 
-    def _about(self) -> dict[str, Any]:
-        """The first line of metrics.jsonl."""
-        return {
-            "step": 0,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "parameters": self.parameters,
-            "flops_per_token": self.flops.token,
-            "peak_flops_per_second": peak_flops_per_second(self.precision),
-            "device": str(self.precision.device),
-            "dtype": self.precision.name,
-            "engine": str(self.strategy),
-        }
-
     def _log(self, *records: Mapping[str, Any]) -> None:
         self.directory.log(*records)
-        if self.group.is_main:
-            for record in records:
-                self.trackers.log(record)
+        for record in records:
+            self.trackers.log(record)
 
     def _report(self) -> None:
         if self.group.is_main:
             write_report(self.directory.path, DEFAULTS)
 
     def _interrupted(self) -> bool:
-        return self.group.any(self._interrupt.asked())
+        return self.group.any(self._interrupt.signal is not None)
 
     def _stopped(self) -> int:
         self._log({"step": self.step, "state": "stopped"})
@@ -342,5 +335,4 @@ class Trainer:
         self._say(f"next       anyformer {sample.command} {path} {sample.arguments}")
 
     def _say(self, text: str) -> None:
-        if self.group.is_main:
-            say(self.console, text)
+        say(self.console, text)

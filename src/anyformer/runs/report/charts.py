@@ -46,9 +46,7 @@ def report_data(run: Run) -> dict[str, Any]:
 def comparison_data(runs: Sequence[Run]) -> dict[str, Any]:
     """The charts of a page on several runs: their curves over each other."""
     axes: list[dict[str, Values]] = []
-    validation: list[dict[str, Any]] = []
-    training: list[dict[str, Any]] = []
-    speed: list[dict[str, Any]] = []
+    validation, training, speed = [list[dict[str, Any]]() for _ in range(3)]
     for color, run in enumerate(runs):
         kept = thin([_column(run.steps, name) for name in ("loss", "tokens_per_second")])
         index = len(axes)
@@ -121,20 +119,11 @@ def _series(name: str, axis: int, color: int, values: Values, style: str = "line
     return {"name": name, "axis": axis, "color": color, "style": style, "y": [_short(value) for value in values]}
 
 
-def _chart(
-    title: str,
-    form: str,
-    series: list[dict[str, Any]],
-    *,
-    note: str = "",
-    zero: bool = False,
-    scaled: bool = False,
-    marks: Sequence[dict[str, Any]] = (),
-) -> dict[str, Any]:
+def _chart(title: str, form: str, series: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
     """A chart; `zero`: its axis begins there; `scaled`: it follows the choice of scale."""
     drawn = [each for each in series if any(value is not None for value in each["y"])]
-    chart = {"title": title, "note": note, "format": form, "zero": zero, "scaled": scaled}
-    return {**chart, "series": drawn, "marks": list(marks)}
+    chart = {"title": title, "note": "", "format": form, "zero": False, "scaled": False, "series": drawn, "marks": []}
+    return chart | options
 
 
 def _axis(run: Run, lines: Sequence[Line]) -> dict[str, Values]:

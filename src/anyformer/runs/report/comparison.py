@@ -34,17 +34,11 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
     """The values of comparison.html."""
     names = [run.name for run in runs]
     best = best_scores(runs)
-    rows = [
-        {
-            "name": run.name,
-            "cells": [
-                {"text": show(run), "best": (column, run.name) in best}
-                for column, show in COLUMNS.items()
-                if column != "name"
-            ],
-        }
-        for run in runs
-    ]
+
+    def cells(run: Run) -> list[dict[str, Any]]:
+        shown = [(column, show(run)) for column, show in COLUMNS.items() if column != "name"]
+        return [{"text": text, "best": (column, run.name) in best} for column, text in shown]
+
     return {
         "title": f"{', '.join(names[:4])} · anyformer",
         "heading": " vs ".join(names) if len(names) <= 3 else f"{len(names)} runs",
@@ -55,7 +49,7 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
         "state": "",
         "runs": runs,
         "columns": list(COLUMNS),
-        "rows": rows,
+        "rows": [{"name": run.name, "cells": cells(run)} for run in runs],
         "data": comparison_data(runs),
         "differences": [
             {"name": name, "cells": [setting(value) for value in values]} for name, values in differences(runs).items()
@@ -85,6 +79,5 @@ def best_scores(runs: Sequence[Run]) -> set[tuple[str, str]]:
 
 def differing(runs: Sequence[Run]) -> bool:
     """Whether the runs' losses are of different texts or tokens, and so can't be compared."""
-    return bool(
-        {"tokenizer", "data", "validation", "field", "source", "target", "objective"} & differences(runs).keys()
-    )
+    settings = {"tokenizer", "data", "validation", "field", "source", "target", "objective"}
+    return bool(settings & differences(runs).keys())

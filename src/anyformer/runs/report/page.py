@@ -9,13 +9,6 @@ from anyformer.runs.listing import Line, Run, default_settings, flatten, number,
 from anyformer.runs.report.charts import report_data, tokens_at
 from anyformer.runs.report.formatting import clock, count, flops, loss, perplexity, setting, share, si
 
-_SAMPLES = 6
-_FURTHER = 60
-_ROWS = 200
-
-_LIBRARY = "Python's standard library"
-"""The data of a run that was given none."""
-
 _SHAPE = (
     *("vocab_size", "d_model", "encoder_layers", "decoder_layers", "max_length", "attention.heads"),
     *("attention.kv_heads", "feed_forward.width", "feed_forward.activation", "position.kind", "norm.kind"),
@@ -81,8 +74,7 @@ def unreadable(run: Run) -> str:
 
 def _facts(run: Run) -> list[str]:
     config, header = run.config, run.header
-    dtype, device = (header.get(name) or config.get(name) for name in ("dtype", "device"))
-    engine = header.get("engine") or config.get("engine")
+    dtype, device, engine = (header.get(name) or config.get(name) for name in ("dtype", "device", "engine"))
     facts = [
         run.preset,
         None if run.parameters is None else f"{count(run.parameters)} parameters",
@@ -126,7 +118,7 @@ def _figures(run: Run) -> list[dict[str, str]]:
 
 
 def _evaluations(run: Run) -> list[list[str]]:
-    lines = evenly(run.evaluations, _ROWS)
+    lines = evenly(run.evaluations, 200)
     return [
         [
             f"{line['step']:,}",
@@ -143,7 +135,7 @@ def _evaluations(run: Run) -> list[list[str]]:
 def _samples(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Those that are shown, over the whole run, and those that are folded away."""
     lines = [line for line in run.samples if passages(line)]
-    shown = evenly(lines, _SAMPLES)
+    shown = evenly(lines, 6)
     folded = [line for line in lines if all(line is not each for each in shown)]
     scores = {line["step"]: number(line, "validation_loss") for line in run.evaluations}
 
@@ -152,7 +144,7 @@ def _samples(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         note = "" if score is None else f"loss {loss(score)}"
         return {"step": f"{line['step']:,}", "note": note, "passages": passages(line)}
 
-    return [told(line) for line in shown], [told(line) for line in evenly(folded, _FURTHER)]
+    return [told(line) for line in shown], [told(line) for line in evenly(folded, 60)]
 
 
 def evenly(lines: Sequence[Line], most: int) -> list[Line]:
@@ -176,8 +168,9 @@ def _settings(run: Run, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
             if name.startswith("model.") != bool(prefix):
                 continue
             short = name.removeprefix(prefix)
-            told = _LIBRARY if name == "data" and not value and not run.config.get("source") else setting(value)
-            row = {"name": short, "value": told, "changed": _changed(name, value, standard)}
+            library = name == "data" and not value and not run.config.get("source")
+            text = "Python's standard library" if library else setting(value)
+            row = {"name": short, "value": text, "changed": _changed(name, value, standard)}
             seen = short in _SHAPE if prefix else short not in _SELDOM
             (rows if row["changed"] or (seen and value is not None) else rest).append(row)
         if rows or rest:

@@ -68,9 +68,9 @@ class Strategy:
 
     Args:
         model: with its first weights; is trained in place.
-        plan: how.
-        group: the processes.
     """
+
+    engine = ""
 
     def __init__(self, model: Transformer, plan: Plan, group: Group) -> None:
         self.plan, self.group = plan, group
@@ -85,7 +85,7 @@ class Strategy:
                 if plan.compile:
                     # The loss, which sorts out what is to be predicted, gains nothing by it.
                     stack.compile()
-        self.wrapped = self._wrap()
+        self.wrapped: Any = self._wrap()
         self.optimizer = plan.optimizer(self.model)
         device = plan.precision.device.type
         self._scaler = torch.amp.GradScaler(device, enabled=plan.precision.dtype == torch.float16)
@@ -129,7 +129,7 @@ class Strategy:
 
     def evaluate(self, batch: Batch) -> float:
         """The summed loss of a batch in nats, over all processes; nothing changes."""
-        training = self.wrapped.training
+        training: bool = self.wrapped.training
         self.wrapped.eval()
         with torch.no_grad(), self._eager():
             mine = self._mine(batch)
@@ -165,17 +165,19 @@ class Strategy:
         self._load_state(read_state(folder))
 
     def close(self) -> None:
-        """Let go of what is shared, before the group is left."""
+        """Let go of all tensors: those that are shared must be gone before the group is."""
+        del self.optimizer, self.wrapped, self.model
 
     @override
     def __str__(self) -> str:
         """What is active, for people: `ddp, 2 processes (gloo)`."""
-        return "one process"
+        processes = f"{self.group.world_size} processes ({self.group.backend})"
+        return f"{self.engine}, {processes}" if self.engine else "one process"
 
     def _placed(self, model: Transformer) -> Transformer:
         return model.to(self.plan.precision.device)
 
-    def _wrap(self) -> nn.Module:
+    def _wrap(self) -> Any:
         """What is called to compute: the model as it is spread over the processes."""
         return self.model
 
@@ -191,7 +193,7 @@ class Strategy:
         parts = batch.split(self.plan.grad_accumulation)
         for index, part in enumerate(parts):
             mine, last = self._mine(part), index == len(parts) - 1
-            self._seed_dropout(number, index)
+            torch.manual_seed(mix_seed(self.plan.seed, _DROPOUT, number, index, self.group.rank) >> 1)
             with self._last(last):
                 share = self._loss(mine) * (mine.predicted / max(batch.predicted, 1))
                 # Gradients become their mean over the processes.
@@ -226,9 +228,6 @@ class Strategy:
     def _forward(self, **inputs: Any) -> Tensor:
         """The loss of the model as it is spread over the processes."""
         return self.wrapped(**inputs).loss
-
-    def _seed_dropout(self, step: int, part: int) -> None:
-        torch.manual_seed(mix_seed(self.plan.seed, _DROPOUT, step, part, self.group.rank) >> 1)
 
     def _eager(self) -> AbstractContextManager[object]:
         """Compiling for other shapes, and without gradients, would take longer than it saves."""
@@ -291,8 +290,6 @@ def make_strategy(name: str | None, model: Transformer, plan: Plan, group: Group
     Args:
         name: one of ENGINES; None: a single process.
         model: with its first weights, the same on all processes.
-        plan: how a step is taken.
-        group: the processes.
         zero_stage: what DeepSpeed shards: 1 the optimizer's state, 2 the gradients as well, 3 the weights as well.
 
     Raises:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
@@ -16,7 +16,7 @@ from anyformer.training.strategies.base import LossModule, Strategy
 class DDP(Strategy):
     """Trains on several processes, each of which has the whole model (Li et al. 2020, PyTorch Distributed)."""
 
-    _copies: DistributedDataParallel
+    engine = "ddp"
 
     @override
     def save(self, folder: Path) -> None:
@@ -25,25 +25,15 @@ class DDP(Strategy):
             super().save(folder)
 
     @override
-    def close(self) -> None:
-        # What adds up the gradients must be gone before the group is.
-        del self._copies, self.wrapped
-
-    @override
-    def __str__(self) -> str:
-        return f"ddp, {self.group.world_size} processes ({self.group.backend})"
-
-    @override
-    def _wrap(self) -> nn.Module:
+    def _wrap(self) -> DistributedDataParallel:
         device = self.plan.precision.device
-        self._copies = DistributedDataParallel(
+        return DistributedDataParallel(
             LossModule(self.model),
             device_ids=None if device.type == "cpu" else [device],
             # A pooler is no part of a language model's loss. Looking for such parts takes time, so only where one is.
             find_unused_parameters=self.model.pooler is not None,
             gradient_as_bucket_view=True,
         )
-        return self._copies
 
     @override
     def _forward(self, **inputs: Any) -> Tensor:
@@ -51,4 +41,4 @@ class DDP(Strategy):
 
     @override
     def _last(self, last: bool) -> AbstractContextManager[object]:
-        return nullcontext() if last else self._copies.no_sync()
+        return nullcontext() if last else self.wrapped.no_sync()

@@ -43,9 +43,7 @@ class DeepSpeed(Sharded):
     """Trains on several processes through DeepSpeed.
 
     Args:
-        model: with its first weights; is trained in place.
-        plan: how. Its optimizer must be AdamW, for the weights are cut without regard to rows and columns.
-        group: the processes.
+        plan: its optimizer must be AdamW, for the weights are cut without regard to rows and columns.
         stage: of ZeRO, 1 to 3.
 
     Raises:
@@ -53,7 +51,7 @@ class DeepSpeed(Sharded):
     """
 
     def __init__(self, model: Transformer, plan: Plan, group: Group, stage: int) -> None:
-        self.stage = stage
+        self.stage, self.engine = stage, f"deepspeed ZeRO-{stage}"
         if model.pooler is not None and isinstance(model.head, LanguageModelHead):
             # No loss reaches it, but DeepSpeed would give it gradients of zeros, and the optimizer decay it.
             model.pooler.requires_grad_(False)
@@ -64,29 +62,28 @@ class DeepSpeed(Sharded):
                 "leave --optimizer out, or use --engine ddp or fsdp."
             )
         self._trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._engine: Any = self._initialize(LossModule(model))
-        self.wrapped = self._engine
+        self.wrapped = self._initialize(LossModule(model))
         self._remember()
 
     @override
     def step(self, number: int, batch: Batch, learning_rate: float) -> Float[Tensor, "2"]:
         # DeepSpeed reads the norm itself, and a gradient that is not finite is noticed only after the step.
-        set_learning_rate(self._engine.optimizer, learning_rate)
+        set_learning_rate(self.wrapped.optimizer, learning_rate)
         loss = self._loss_and_gradient(number, batch).item()
         if not math.isfinite(loss):
             return torch.tensor([loss, math.nan])
-        self._engine.step()
-        norm = float(self._engine.get_global_grad_norm() or 0.0)
+        self.wrapped.step()
+        norm = float(self.wrapped.get_global_grad_norm() or 0.0)
         if math.isfinite(norm) and self.plan.average is not None:
             self.plan.average.update(self._weights())
         return torch.tensor([loss, norm])
 
     @override
     def _backward(self, loss: Tensor, last: bool) -> None:
-        self._engine.set_gradient_accumulation_boundary(is_boundary=last)
-        self._engine.backward(loss)
+        self.wrapped.set_gradient_accumulation_boundary(is_boundary=last)
+        self.wrapped.backward(loss)
         if not last:
-            self._engine.step()
+            self.wrapped.step()
 
     @override
     @contextmanager
@@ -118,6 +115,9 @@ class DeepSpeed(Sharded):
     def load(self, folder: Path) -> None:
         # Each process reads one whole tensor after the other and keeps its piece.
         utils = self._deepspeed.utils
+        set_weight, set_moment = utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state
+        if self.stage == 3:
+            set_weight, set_moment = utils.safe_set_local_fp32_param, utils.safe_set_local_optimizer_state
         found = names(folder)
         parameters = dict(self.model.named_parameters())
         self._check(folder, found, parameters)
@@ -134,27 +134,25 @@ class DeepSpeed(Sharded):
                     continue
                 moments = [state.get(key, torch.zeros_like(value)).to(value.device) for key in keys[:-1]]
                 steps = max(steps, float(state.get(keys[-1], torch.zeros(()))))
-                if self.stage == 3:
-                    utils.safe_set_local_fp32_param(parameter, self._piece(parameter, value))
-                    for key, moment in zip(_MOMENTS, moments, strict=True):
-                        utils.safe_set_local_optimizer_state(parameter, self._piece(parameter, moment), key)
-                else:
-                    utils.safe_set_full_fp32_param(parameter, value)
-                    for key, moment in zip(_MOMENTS, moments, strict=True):
-                        utils.safe_set_full_optimizer_state(parameter, moment, key)
+                set_weight(parameter, self._piece(parameter, value))
+                for key, moment in zip(_MOMENTS, moments, strict=True):
+                    set_moment(parameter, self._piece(parameter, moment), key)
         for flat in self._flat():
             self.optimizer.state[flat]["step"].fill_(steps)
         self._forget()
-        self._load_average(folder, found, parameters)
+        if self.plan.average is not None:
+            pieces: dict[str, Tensor] = {}
+            for name in sorted(key for key in found if key.startswith("average.")):
+                value = read_shards(folder, only={name})[name]
+                key = name.removeprefix("average.")
+                parameter = parameters.get(key.partition(".")[2])
+                pieces[key] = value if parameter is None else self._piece(parameter, value).clone()
+            self.plan.average.load_state(pieces)
 
     @override
     def close(self) -> None:
-        self._engine.destroy()
-        del self._engine, self.wrapped, self.optimizer, self.model
-
-    @override
-    def __str__(self) -> str:
-        return f"deepspeed ZeRO-{self.stage}, {self.group.world_size} processes ({self.group.backend})"
+        self.wrapped.destroy()
+        super().close()
 
     def _initialize(self, module: LossModule) -> Any:
         precision = self.plan.precision
@@ -201,7 +199,7 @@ class DeepSpeed(Sharded):
                 "step": torch.zeros((), device=where),
                 **{key: torch.zeros_like(flat) for key in _MOMENTS},
             }
-        zero = self._engine.optimizer
+        zero = self.wrapped.optimizer
         if self.stage < 3:
             for group, flat in zip(zero.bit16_groups, self._flat(), strict=True):
                 self._deepspeed.utils.lazy_init_hp_params_optimizer_state(group, flat, self.optimizer.state)
@@ -209,11 +207,11 @@ class DeepSpeed(Sharded):
     def _forget(self) -> None:
         """Stage 3 keeps weights that it has put together for later use: not after their pieces were changed."""
         if self.stage == 3:
-            self._engine.empty_partition_cache()
+            self.wrapped.empty_partition_cache()
 
     def _flat(self) -> list[Tensor]:
         """This process's pieces of all weights, end to end, as the optimizer has them."""
-        zero = self._engine.optimizer
+        zero = self.wrapped.optimizer
         return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
 
     @override
@@ -226,12 +224,10 @@ class DeepSpeed(Sharded):
 
     def _local(self, parameter: Tensor) -> Tensor:
         """What this process computes with: in stage 3 an equal share of the weights end to end, padded with zeros."""
-        piece: Tensor = getattr(parameter, "ds_tensor", parameter).data
-        return piece
+        return getattr(parameter, "ds_tensor", parameter).data
 
     def _shape(self, parameter: Tensor) -> torch.Size:
-        shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-        return shape
+        return getattr(parameter, "ds_shape", parameter.shape)
 
     def _whole(self, parameter: Tensor, piece: Tensor) -> Tensor:
         """Put the processes' pieces together; all of them must ask for it."""
@@ -272,17 +268,6 @@ class DeepSpeed(Sharded):
             for name, piece in self.plan.average.state().items():
                 parameter = parameters.get(name.partition(".")[2])
                 yield f"average.{name}", piece if parameter is None else self._whole(parameter, piece)
-
-    def _load_average(self, folder: Path, found: Collection[str], parameters: Mapping[str, Tensor]) -> None:
-        if self.plan.average is None:
-            return
-        pieces: dict[str, Tensor] = {}
-        for name in sorted(key for key in found if key.startswith("average.")):
-            value = read_shards(folder, only={name})[name]
-            key = name.removeprefix("average.")
-            parameter = parameters.get(key.partition(".")[2])
-            pieces[key] = value if parameter is None else self._piece(parameter, value).clone()
-        self.plan.average.load_state(pieces)
 
     def _check(self, folder: Path, found: Collection[str], parameters: Mapping[str, Tensor]) -> None:
         """Raise UserError where a checkpoint is of another model or another optimizer."""

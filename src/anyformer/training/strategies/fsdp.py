@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from typing_extensions import override
 
 from anyformer.data.batch import Batch
@@ -25,11 +24,13 @@ from anyformer.training.strategies.sharded import Sharded, read_shards, write_sh
 class FSDP(Sharded):
     """Trains on several processes, each of which holds a share of weights, gradients and the optimizer's state."""
 
+    engine = "fsdp"
+
     @override
     def evaluate(self, batch: Batch) -> float:
         nats = super().evaluate(batch)
         # Without a way back nothing would take the root's whole weights away again, and they would be mistaken for it.
-        self._sharded.reshard()
+        self.wrapped.reshard()
         return nats
 
     @override
@@ -45,25 +46,12 @@ class FSDP(Sharded):
         self._load_state(read_shards(folder, dict(self.model.named_parameters())))
 
     @override
-    def close(self) -> None:
-        # Sharded tensors must be gone before the group is.
-        del self.optimizer, self.wrapped, self.model
-
-    @override
-    def __str__(self) -> str:
-        return f"fsdp, {self.group.world_size} processes ({self.group.backend})"
-
-    @property
-    def _sharded(self) -> FSDPModule:
-        return cast("FSDPModule", self.wrapped)
-
-    @override
     def _placed(self, model: Transformer) -> Transformer:
         # Sharding moves it, a block at a time: the whole model may not fit on one device.
         return model
 
     @override
-    def _wrap(self) -> nn.Module:
+    def _wrap(self) -> Transformer:
         precision = self.plan.precision
         mesh = init_device_mesh(precision.device.type, (self.group.world_size,))
         narrow = None if precision.dtype == torch.float32 else precision.dtype

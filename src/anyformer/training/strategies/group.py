@@ -28,14 +28,13 @@ class Group:
     Every method must be called by all processes in the same order.
 
     Args:
-        device: of several processes; its type decides what carries the messages: nccl for cuda, gloo for cpu.
-            None: this process is alone.
+        device: type of the devices, which decides what carries the messages; None: this process is alone.
 
     Attributes:
         rank: the number of this process; number 0 alone writes and prints.
         world_size: how many there are.
         local_rank: its number on this machine.
-        backend: what carries the messages.
+        backend: what carries the messages: nccl for cuda, gloo for cpu, empty for a process alone.
 
     Raises:
         UserError: several processes can't train together on such a device, or there isn't one for each.

@@ -186,8 +186,7 @@ class _Crew:
             if self.interrupts > 1:
                 raise KeyboardInterrupt
             return _LOST if self.failed else 0
-        rank = causes[0]
-        status = self.processes[rank].returncode
+        rank, status = causes[0], self.processes[causes[0]].returncode
         if status < 0:
             if self.interrupts:
                 raise KeyboardInterrupt
@@ -209,19 +208,18 @@ def _environment(processes: int, lifeline: int) -> dict[str, str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    chosen = {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    loop = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
-    if loop is not None:
-        chosen["GLOO_SOCKET_IFNAME"] = loop
-    told = {
+    loops = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    return {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        **({"GLOO_SOCKET_IFNAME": loops[0]} if loops else {}),
+        **os.environ,
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         _LIFELINE: str(lifeline),
     }
-    return chosen | os.environ | told
 
 
 def _end_with_launcher(lifeline: int) -> None:

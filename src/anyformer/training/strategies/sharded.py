@@ -124,6 +124,5 @@ def _namesake(name: str, parameters: Mapping[str, Tensor]) -> Tensor | None:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, CheckpointException):
-        first = next(iter(error.failures.values()))
-        return str(first[0])
+        return str(next(iter(error.failures.values()))[0])
     return str(getattr(error, "strerror", None) or error)
