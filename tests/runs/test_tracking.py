@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -157,6 +158,7 @@ def test_tensorboard_writes_event_files(directory: Path):
 _TRACK = """
 import sys
 from pathlib import Path
+from typing import Any
 from anyformer.runs.tracking import Trackers
 trackers = Trackers([sys.argv[1]], Path(sys.argv[2]), {"preset": "llama-nano"}, resumed=sys.argv[3] == "resumed")
 for step in map(int, sys.argv[4:]):
