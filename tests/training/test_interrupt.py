@@ -15,9 +15,9 @@ from anyformer.training.interrupt import interruptible
 def test_first_signal_marks_and_second_ends(number: signal.Signals, capfd: pytest.CaptureFixture[str]):
     before = signal.getsignal(number)
     with interruptible() as interrupt:
-        assert not interrupt.asked()
+        assert interrupt.signal is None
         os.kill(os.getpid(), number)
-        assert interrupt.asked()
+        assert interrupt.signal == number
         assert interrupt.exit_status == 128 + number
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
@@ -30,7 +30,7 @@ def test_other_threads_are_left_alone():
 
     def work() -> None:
         with interruptible() as interrupt:
-            asked.append(interrupt.asked())
+            asked.append(interrupt.signal is not None)
 
     thread = threading.Thread(target=work)
     thread.start()
