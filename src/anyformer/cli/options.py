@@ -35,8 +35,6 @@ def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
     Args:
         kind: A dataclass, see `Parser.add_fields`. Its docstring is the help, and "Examples:" begins the end of it. The
             flags of each base class have a section of the help, titled by its docstring.
-        argv: The arguments after the command.
-        command: Its name.
 
     Raises:
         UserError: An argument is missing, unknown (with the nearest valid one) or misshapen.
@@ -105,10 +103,8 @@ class Parser(argparse.ArgumentParser):
         of a field that is a dataclass are flags like the others, in a section and with a prefix of its name.
 
         Args:
-            kind: The dataclass.
             names: The fields to add; None: all.
             section: The title of the section of the help.
-            prefix: The beginning of the flags' names.
             values: An instance whose values the help shows; None: the defaults.
             hidden: Leave them out of the help.
         """

@@ -40,9 +40,6 @@ class Terminal:
 
     Answers go to standard output; everything else to standard error, so that a pipe gets answers alone. Where standard
     input is no terminal, each of its lines is a question or a command, and a mistake ends the chat.
-
-    Args:
-        conversation: The model's side.
     """
 
     def __init__(self, conversation: Conversation) -> None:

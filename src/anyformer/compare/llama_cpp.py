@@ -34,7 +34,6 @@ class LlamaCpp:
     """A GGUF file opened by llama.cpp on one thread; a context manager.
 
     Args:
-        path: The file.
         context: Most tokens at once.
         gives: logits, of a model with a decoder; each token's hidden states or one vector for a text, of an encoder.
 

@@ -100,13 +100,10 @@ def measure(
     batch_size: int = 4,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Quality:
-    """Predict each token of a text from those before it in its window.
+    """Predict each token of a text from those before it in its window, with a decoder-only model.
 
     Args:
-        model: A decoder-only model.
-        text: See `read_text`.
         context: Tokens of a window; None: as many as the model has positions for, at most 1,024.
-        batch_size: Windows that are read at a time.
         progress: Called after each batch with the number of its predictions.
 
     Raises:

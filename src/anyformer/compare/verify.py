@@ -56,7 +56,6 @@ def verify(
     GGUF files that transformers does not read, or not faithfully, are compared with llama.cpp.
 
     Args:
-        path_or_hub_id: The model.
         tolerance: Largest difference allowed, relative to the largest magnitude.
         device, dtype, quantize: How it is loaded here, see `load`; transformers keeps to float32 on the CPU.
         allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors, here and there.

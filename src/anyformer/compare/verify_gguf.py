@@ -27,9 +27,7 @@ def verify_gguf(path: Path, original: Transformer, tokenizer: Tokenizer | None) 
     The difference that is allowed, relative to the largest value, follows from what llama.cpp rounds: 1e-3 in F32.
 
     Args:
-        path: The file.
-        original: The model that it was made from, in float32.
-        tokenizer: The tokenizer of that.
+        original: The model that the file was made from, in float32; the tokenizer is its own.
 
     Raises:
         UserError: llama.cpp is not installed, or does not open the file.

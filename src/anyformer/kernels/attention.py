@@ -30,9 +30,6 @@ def attention(
     Where there are fewer key/value heads than query heads, each is shared by a group of them.
 
     Args:
-        query: A vector for each token and head.
-        key: What it is multiplied with.
-        value: What is summed up.
         attn_mask: True where a query sees a key, or what is added to its score.
         dropout_p: Probability of dropping a weight.
         is_causal: Queries see only keys up to their own position; there are as many queries as keys.

@@ -70,9 +70,6 @@ def linear_cross_entropy(
 
     Args:
         input: Hidden states; rows after the last target are ignored (see `drop_ignored`).
-        linear_weight: A row a token of the vocabulary.
-        target: The id of the right token for each row.
-        linear_bias: Added to the logits.
         ignore_index: Rows with this target count for nothing.
         label_smoothing: Share s of the target that is spread over the vocabulary (Szegedy et al. 2016, section 7).
         matmul: "int8": in training products are computed in integers of 8 bits, where that is faster.

@@ -34,9 +34,6 @@ def linear(
     """``input @ weight.T + bias``, as `torch.nn.functional.linear`.
 
     Args:
-        input: Vectors.
-        weight: A row an output.
-        bias: Added to each output.
         matmul: "int8": where gradients are recorded, products of 8-bit integers, forward and backward, where these are
             faster (see `int8_linear`).
     """

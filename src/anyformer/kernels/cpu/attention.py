@@ -30,10 +30,8 @@ def forward(
 
     Args:
         query: [batch, heads, queries, head_dim] in bfloat16.
-        key: [batch, kv_heads, keys, head_dim], likewise.
-        value: As the key.
+        key, value: [batch, kv_heads, keys, head_dim], likewise.
         bias: [1 or batch, 1 or heads, keys, queries rounded up to whole `QUERY_BLOCK`s] in float32.
-        scale: Of the scores.
         is_causal: Queries see only keys up to their own position; there are as many queries as keys.
 
     Returns:

@@ -42,12 +42,7 @@ Signature = tuple[type[c_int64] | None, *tuple[type[c_int64 | c_void_p], ...]]
 
 
 class Library:
-    """The functions of a .cpp file.
-
-    Args:
-        name: The file's, without its extension.
-        functions: The signatures of the functions that it exports.
-    """
+    """The functions that a .cpp file, named without its extension, exports, by their signatures."""
 
     def __init__(self, name: str, **functions: Signature) -> None:
         self._name = name

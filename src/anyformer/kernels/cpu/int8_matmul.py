@@ -51,9 +51,7 @@ def int8_matmul(
     """``left @ right.T + bias``, each row of left and right being scaled to -127 ... 127 and rounded.
 
     Args:
-        left: In float32 or bfloat16; as it is or transposed, it is read where it lies.
-        right: Likewise.
-        bias: Added to each row.
+        left, right: In float32 or bfloat16; as it is or transposed, it is read where it lies.
         out: Where to write it, contiguous, in float32 or bfloat16.
         sums: Where to write the sum of each row of left, as it is before it is rounded, in float32, such as the
             gradient of a bias; None: it isn't wanted.

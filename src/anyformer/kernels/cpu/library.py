@@ -16,12 +16,7 @@ from anyformer.kernels.operation import is_real
 
 
 class Kernel(Library):
-    """A library that exports `supported`, `workspace_size` and `run`.
-
-    Args:
-        name: The name of its .cpp file.
-        arguments: The structure that `run` takes.
-    """
+    """A library that exports `supported`, `workspace_size` and `run`, which takes a structure of arguments."""
 
     def __init__(self, name: str, arguments: type[ctypes.Structure]) -> None:
         super().__init__(name, supported=(c_int64,), workspace_size=(c_int64, c_void_p), run=(None, c_void_p, c_void_p))

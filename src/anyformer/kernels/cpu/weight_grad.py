@@ -34,8 +34,6 @@ def weight_grad(
     """``grad.T @ input``, summed in float32.
 
     Args:
-        grad: The gradient of the layer's outputs.
-        input: The layer's inputs.
         out: Where to write it, contiguous; None: into a new tensor.
         bias_grad: Where to write the sum of the rows of grad; None: it isn't computed.
         add: Add the product to what `out` holds.
