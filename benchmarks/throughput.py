@@ -117,7 +117,7 @@ def anyformer_step(row: Row, setting: str, dropout: str, layers: int | None) -> 
     from anyformer.data.batch import Batch
     from anyformer.model import build
     from anyformer.training.memory import keep_freed_memory
-    from anyformer.training.optimizer import adamw
+    from anyformer.training.optimizer import make_optimizer
     from anyformer.training.precision import choose_compilation, choose_precision
     from anyformer.training.strategies.base import Plan, Strategy
     from anyformer.training.strategies.group import Group
@@ -126,7 +126,7 @@ def anyformer_step(row: Row, setting: str, dropout: str, layers: int | None) -> 
     precision = choose_precision("cpu", next((name for word, name in DTYPES.items() if word in setting), None))
     asked = True if "compiled" in setting else False if "eager" in setting else None
     torch.manual_seed(0)
-    optimizer = partial(adamw, learning_rate=LEARNING_RATE, weight_decay=DECAY, betas=BETAS)
+    optimizer = partial(make_optimizer, "adamw", learning_rate=LEARNING_RATE, weight_decay=DECAY, betas=BETAS)
     plan = Plan(precision, optimizer, grad_clip=CLIP, compile=choose_compilation(asked, precision.device)[0])
     strategy = Strategy(build(preset(row, dropout, layers)), plan, Group())
 
