@@ -12,6 +12,8 @@ from anyformer.errors import UserError, nearest
 from anyformer.training.schedule import check_schedule
 
 DEFAULT_PRESET = "llama-nano"
+MINUTES = 2.0
+"""How long a run takes that was given neither steps nor minutes."""
 
 OBJECTIVES = {
     "causal": "a decoder-only model",
@@ -199,7 +201,7 @@ class TrainConfig:
             "batch_tokens": self.batch_tokens or _PAIR_TOKENS,
             "label_smoothing": smoothing if self.label_smoothing is None else self.label_smoothing,
             "learning_rate": self.learning_rate or default_learning_rate(model, self.optimizer),
-            "minutes": self.minutes if self.minutes or self.steps else 2.0,
+            "minutes": self.minutes if self.minutes or self.steps else MINUTES,
         }
         return CompleteConfig(**{**vars(self), **chosen})
 
