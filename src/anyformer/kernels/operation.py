@@ -23,7 +23,7 @@ class Operation(Generic[P, R]):
         name: Its name in a graph, after ``anyformer::``.
         function: Takes tensors and numbers, annotated as `torch.library.custom_op` asks for, the first a tensor.
         fake: Returns empty tensors of the results' shapes, dtypes and strides; None: the function does so itself when
-            it gets tensors without memory (see `is_real`).
+            it gets tensors without memory.
     """
 
     def __init__(self, name: str, function: Callable[P, R], fake: Callable[..., Any] | None = None) -> None:
@@ -48,7 +48,7 @@ class Operation(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The result of the function."""
-        if torch.compiler.is_compiling() or not is_real(args[0]):
+        if torch.compiler.is_compiling() or type(args[0]) not in (Tensor, nn.Parameter):
             return self._registered(*args, **kwargs)
         function = self.function if self._differentiable is None else self._differentiable.apply
         return function(*args, **kwargs)
@@ -57,8 +57,3 @@ class Operation(Generic[P, R]):
 def operation(name: str, fake: Callable[..., Any] | None = None) -> Callable[[Callable[P, R]], Operation[P, R]]:
     """A decorator that makes an `Operation` of a function."""
     return lambda function: Operation(name, function, fake)
-
-
-def is_real(x: Any) -> bool:
-    """Whether a tensor has memory, unlike those that torch.compile traces with."""
-    return type(x) in (Tensor, nn.Parameter)

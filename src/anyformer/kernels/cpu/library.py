@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from anyformer.kernels.autocast import matmul_dtype
 from anyformer.kernels.cpu.build import Library
 from anyformer.kernels.cpu_features import enabled, has_avx512_bf16
-from anyformer.kernels.operation import is_real
 
 
 class Kernel(Library):
@@ -39,7 +39,7 @@ class Kernel(Library):
         for name, value in arguments.items():
             if not isinstance(value, Tensor):
                 values[name] = value
-            elif not is_real(value):
+            elif isinstance(value, FakeTensor):
                 return
             else:
                 kind = self._types[name]
