@@ -5,8 +5,6 @@ system. A program that is killed leaves the old content in place, and the tempor
 the umask.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

@@ -11,8 +11,6 @@ Decoder-only, encoder-only and encoder-decoder are not three classes but two num
 This module imports no torch, so that the command line can show, compare and check configs at once.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

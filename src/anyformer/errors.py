@@ -1,7 +1,5 @@
 """The one exception that is meant for people, and the hint that goes with a misspelt name."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Names that version 0.1 wrote to disk, and their names now: one table for each kind of file."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any, cast

@@ -3,8 +3,6 @@
 What does not fit is refused with the field's dotted name and, for a name that is not known, the nearest one that is.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

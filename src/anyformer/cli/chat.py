@@ -1,7 +1,5 @@
 """`anyformer chat MODEL`: talk with a model in the terminal."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

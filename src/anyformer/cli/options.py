@@ -1,7 +1,5 @@
 """Command-line arguments from dataclasses: a field is an argument, and the string below it is its help."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import inspect

@@ -1,7 +1,5 @@
 """`anyformer runs`: what has been trained here, and how runs compare."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

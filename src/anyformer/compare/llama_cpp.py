@@ -3,8 +3,6 @@
 The package llama-cpp-py-sync brings the library and, made from the same headers, what cffi needs to call it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self

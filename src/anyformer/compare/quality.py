@@ -1,7 +1,5 @@
 """How well a model predicts a text, and what quantizing it costs."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -8,8 +8,6 @@ number of windows, the last window of an epoch overlaps the first, and the targe
 Every token is thus predicted exactly once an epoch, but for the very first, which has nothing before it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -9,8 +9,6 @@ one, the first to finish wins and the other takes that. Every key is a hash of a
 in the cache is ever out of date, and all of it can be deleted.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Generator, Iterable

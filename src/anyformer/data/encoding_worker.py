@@ -8,8 +8,6 @@ process that started it, however that ends. All are pickled, by and for processe
     result     (lengths, ids) as the bytes of an array of uint32 and of one of that typecode, or a string: what is wrong
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import sys

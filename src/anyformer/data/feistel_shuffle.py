@@ -5,8 +5,6 @@ A Feistel network is a bijection of the numbers of 2h bits whatever its round fu
 Rogaway 2002), which keeps it a bijection, now of the numbers below n.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

@@ -4,8 +4,6 @@ A data set is written `hf:NAME[:CONFIG][:SPLIT]`, such as `hf:roneneldan/TinySto
 `hf:Salesforce/wikitext:wikitext-2-v1:test`. NAME may be a folder, too.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys

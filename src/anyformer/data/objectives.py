@@ -14,8 +14,6 @@ stream_start    True for the first token of the stream, which the ring puts afte
 (Sequence to sequence has pairs and no windows, see `pair_batches`.)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

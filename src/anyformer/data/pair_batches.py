@@ -6,8 +6,6 @@ batches, and pairs of exactly the same lengths are shuffled among themselves: so
 the same number of batches of the same shapes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -6,8 +6,6 @@ they start quickly, whatever the program has loaded, and end with it, however th
 number of workers.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Records: the lines of jsonl, the rows of csv, tsv and parquet, and the fields in them that hold text."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io

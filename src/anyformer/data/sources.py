@@ -5,8 +5,6 @@ PIECE characters comes in several pieces, so that no file is ever in memory whol
 followed by text, where tokenizers that split words never join.
 """
 
-from __future__ import annotations
-
 import codecs
 import sysconfig
 from collections.abc import Iterable, Iterator

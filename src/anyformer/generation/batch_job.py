@@ -8,8 +8,6 @@
 A job that is started again continues behind the last complete line, if it is still the same job.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

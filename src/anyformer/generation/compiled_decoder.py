@@ -4,8 +4,6 @@ Models with anything else than the library's own modules are refused, and left t
 activations and norms, weights that are neither float32 nor bfloat16 nor quantized.
 """
 
-from __future__ import annotations
-
 import ctypes
 from ctypes import c_int64, c_void_p
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Activations, and the product that gates them."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -1,7 +1,5 @@
 """Scaled dot-product attention: torch's fused kernel, or what is faster in training on a CPU."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -6,8 +6,6 @@ their gradient, and forgotten. Only a core's cache full of them is ever float32,
 gradients are known in the forward pass because nothing comes after a loss but a factor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -7,8 +7,6 @@ Nothing that was quantized is kept: weights, their gradients and the optimizer a
 dtype that the CPU is fast in otherwise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any

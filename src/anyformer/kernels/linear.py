@@ -1,7 +1,5 @@
 """``x @ weight.T + bias``: in floating point, trained in 8-bit integers, or of a quantized weight."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Compiled operations that autograd differentiates and that torch.compile keeps whole."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 

@@ -1,7 +1,5 @@
 """Root mean square layer normalization."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float

@@ -9,8 +9,6 @@
               report.html     curves and samples, to be looked at
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

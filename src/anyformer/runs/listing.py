@@ -4,8 +4,6 @@ A run can be read while it is being written, after it was killed in the middle o
 a newer version: what is missing is None, and lines that can't be read are counted.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sys

@@ -1,7 +1,5 @@
 """What is written to metrics.jsonl while a model trains."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 

@@ -4,8 +4,6 @@ Nothing leaves the machine unless the tracker that was asked for sends it: Tenso
 Weights & Biases sends the metrics, the samples and the config, or nothing where its `WANDB_MODE` says so.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import math

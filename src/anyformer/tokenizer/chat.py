@@ -1,8 +1,6 @@
 """Chat templates: Jinja written by strangers, so rendered in a sandbox, with what `transformers` offers them, and with
 a budget: each turn of a loop, each call and each character that is made costs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar

@@ -7,8 +7,6 @@ bert    WordPiece; `##` is left out there, and words begin with ▁
 t5      SentencePiece Unigram
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial

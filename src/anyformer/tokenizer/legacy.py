@@ -1,7 +1,5 @@
 """Directories from before `tokenizer.json`: the pipeline is built from the vocabulary files by convention."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Loading a Tokenizer from a directory, whichever files it has."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ A model file is a protocol buffer. Only the few fields that segmentation needs a
 pieces = 1 {piece = 1, score = 2, type = 3}, trainer_spec = 2 {model_type = 3}, normalizer_spec = 3 {charsmap = 2}.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import struct

@@ -1,7 +1,5 @@
 """Which token plays which role (beginning, end, padding, mask ...), read from what a directory declares."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """The files of a tokenizer's directory: their names, and reading them with one clear sentence for each fault."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Averages of the weights of a run, which are often better than the latest ones."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """Batches for training, a pure function of the step, and batches for validation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """config.yaml: a TrainConfig on disk."""
 
-from __future__ import annotations
-
 import dataclasses
 import types
 from collections.abc import Mapping

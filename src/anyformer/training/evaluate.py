@@ -1,7 +1,5 @@
 """The loss over a validation text."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """Ctrl-C, and a polite kill, between two steps."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -4,8 +4,6 @@ torch.optim.Muon is the same update with its products always in bfloat16, which 
 bfloat16 instructions but no matrix unit for them. Here the format is chosen; the tests hold the two to be equal.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The optimizers by name: AdamW, and Muon for the matrices inside the blocks with AdamW for everything else."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any

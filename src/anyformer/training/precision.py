@@ -1,7 +1,5 @@
 """The dtype of a run's matrix products, and whether to compile. Weights and the optimizer's state stay in float32."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import time

@@ -1,7 +1,5 @@
 """What a run shows: a bar on a terminal, a line now and then elsewhere."""
 
-from __future__ import annotations
-
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 

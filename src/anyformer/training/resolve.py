@@ -1,7 +1,5 @@
 """Every choice that a run leaves open, made and checked in one place."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 

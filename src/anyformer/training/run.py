@@ -1,7 +1,5 @@
 """A training run, from its config to its directory."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager

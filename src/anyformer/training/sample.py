@@ -1,7 +1,5 @@
 """What a model has learnt, in its own words."""
 
-from __future__ import annotations
-
 import random
 import shlex
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Both kinds of run, so many steps or so many seconds, are described by one number
 learning rate is a function of it, so a run that ends by the clock anneals like any other.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 import time

@@ -1,7 +1,5 @@
 """Evaluate, train, evaluate, save, sample."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import shlex

@@ -1,7 +1,5 @@
 """Activations of bfloat16 numbers in training (see activation.cpp)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

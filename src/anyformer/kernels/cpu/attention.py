@@ -1,7 +1,5 @@
 """Attention in training, on processors that multiply pairs of bfloat16 numbers (see attention.cpp)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

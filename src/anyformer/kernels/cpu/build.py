@@ -5,8 +5,6 @@ to its place in the cache, and renamed into it; a file lock keeps other processe
 that ends earlier waits for its compilers, so that the next one finds their libraries.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import logging

@@ -1,7 +1,5 @@
 """Cross-entropy and its gradient (see cross_entropy.cpp)."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import BFloat16, Float, Int
 from torch import Tensor

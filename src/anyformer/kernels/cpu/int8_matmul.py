@@ -1,7 +1,5 @@
 """Matrix products by way of 8-bit integers (see int8_matmul.cpp)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Libraries with one operation each, whose arguments are a structure."""
 
-from __future__ import annotations
-
 import ctypes
 from ctypes import c_int64, c_void_p
 from typing import Any

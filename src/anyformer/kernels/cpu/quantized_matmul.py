@@ -1,7 +1,5 @@
 """Products with quantized weights (see quantized_matmul.cpp)."""
 
-from __future__ import annotations
-
 import ctypes
 from ctypes import c_int64, c_void_p
 from typing import Any

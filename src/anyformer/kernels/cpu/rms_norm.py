@@ -1,7 +1,5 @@
 """RMS norms in training (see rms_norm.cpp)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -2,8 +2,6 @@
 
 # ruff: noqa: D101
 
-from __future__ import annotations
-
 from ctypes import Structure, c_double, c_int64, c_void_p
 from functools import partial
 from typing import Any, Self

@@ -1,7 +1,5 @@
 """The gradient of a linear layer's weight, on processors that multiply matrices (see weight_grad.cpp)."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import BFloat16, Float
 from torch import Tensor

@@ -10,8 +10,6 @@ A page is one file that asks nothing of a network: style, script and numbers are
 sample, a path, a name) and is escaped by Jinja; a policy in the page forbids it to load anything.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from importlib.resources import files

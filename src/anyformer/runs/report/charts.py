@@ -4,8 +4,6 @@ A chart's data is ``{"axes": [{"step", "time", "tokens"}], "charts": [{"title", 
 names the axis that its values stand over. What is not a finite number is None, and leaves a gap.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate

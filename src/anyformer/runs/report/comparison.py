@@ -1,7 +1,5 @@
 """What the page on several runs says, beside their curves."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

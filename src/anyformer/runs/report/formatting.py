@@ -1,7 +1,5 @@
 """Numbers and settings, as a person would write them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """What the page on one run says, beside its curves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

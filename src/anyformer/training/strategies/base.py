@@ -1,7 +1,5 @@
 """How a step is taken: by one process here, by several in the subclasses of `Strategy`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace

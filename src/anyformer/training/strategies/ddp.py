@@ -1,7 +1,5 @@
 """A copy of the model on each process, whose gradients are added up: PyTorch's DistributedDataParallel."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any

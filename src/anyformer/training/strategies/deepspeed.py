@@ -5,8 +5,6 @@ DeepSpeed's own engine: backward, reduction, clipping, the step. Weights stay in
 the plan's format by its torch_autocast.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -4,8 +4,6 @@ Weights, gradients and the optimizer's state are cut along their first dimension
 exist only while it computes. Embeddings, final norm and head are one group with the root, so tied weights are together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

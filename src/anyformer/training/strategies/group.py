@@ -1,7 +1,5 @@
 """The processes that train together, and what they have to tell each other."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -6,8 +6,6 @@ whatever happens is said once, and Ctrl-C, an error or the end of the terminal l
 Nothing here imports torch: the process that watches needs no gigabyte of libraries.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

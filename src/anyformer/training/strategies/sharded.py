@@ -4,8 +4,6 @@ Those are written and read by torch.distributed.checkpoint, so any number of pro
 wrote. The files are named by process, and those that hold pieces say in their metadata where in the whole each belongs.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
