@@ -91,3 +91,13 @@ def test_two_ways_to_say_how_to_convert(gpt: Path, tmp_path: Path, capsys: pytes
     command = ["convert", str(gpt), str(tmp_path / "new"), "--allow-pickle", "--quantize", "int8"]
     assert main([*command, "--type", "q8_0"]) == 2
     assert "--quantize int8 and --type q8_0 contradict each other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [("--quantize", "int8"), ("--dtype", "bfloat16")])
+def test_a_file_for_llama_cpp_is_verified_in_float32(
+    bert: Path, flags: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = af.load(bert, allow_pickle=True)
+    af.save_gguf(model, tmp_path / "bert.gguf", tokenizer=tokenizer, kind="f32")
+    assert main(["verify", str(tmp_path / "bert.gguf"), *flags]) == 2
+    assert "leave out --dtype and --quantize" in capsys.readouterr().err

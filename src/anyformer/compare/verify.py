@@ -68,8 +68,13 @@ def verify(
         raise UserError(
             f"{path_or_hub_id} holds integers, which transformers can't read: verify the model that they were made of."
         )
+    in_llama_cpp = path.is_file() and Container(path).metadata.get("general.architecture") not in _WHOLE_IN_TRANSFORMERS
+    if in_llama_cpp and (quantize is not None or dtype not in (None, "float32", torch.float32)):
+        raise UserError(
+            f"{path} is compared with llama.cpp, and for that computed in float32: leave out --dtype and --quantize."
+        )
     model, tokenizer = load(path, dtype or torch.float32, device, quantize=quantize, allow_pickle=allow_pickle)
-    if path.is_file() and Container(path).metadata.get("general.architecture") not in _WHOLE_IN_TRANSFORMERS:
+    if in_llama_cpp:
         from anyformer.compare.verify_gguf import verify_gguf  # which has parts of this file
 
         return verify_gguf(path, model, tokenizer)[:-1]  # the last compares with what the file was made from
