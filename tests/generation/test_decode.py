@@ -31,6 +31,25 @@ def test_ragged_batches_equal_recomputation_alone(
     assert said.tolist() == [recompute(model, text, NEW) for text in texts]
 
 
+@pytest.mark.parametrize("name", ["rotary", "learned both"])
+def test_of_equally_likely_tokens_the_lowest_id_is_next(name: str) -> None:
+    model = build(WRITERS[name])
+    assert model.head is not None
+    assert model.head.projection is not None
+    weight = model.head.projection.weight
+    with torch.no_grad():
+        weight[[4, 9, 17]] = weight[9] * 100
+        weight[[5, 11]] = -weight[9]
+    ids = torch.tensor([[3, 4, 5, 6]])
+    (said,) = generate_ids(model, ids, max_new_tokens=NEW, stop_at_eos=False).tolist()
+    assert {4, 5} & set(said)
+    assert not {9, 11, 17} & set(said)
+    engine = BatchingEngine(model, None, slots=1, capacity=20)
+    request = engine.submit(ids[0].tolist(), max_new_tokens=NEW, stop_at_eos=False)
+    engine.run()
+    assert request.tokens == said
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_padding_in_the_middle(name: str) -> None:
     model = build(WRITERS[name])

@@ -135,11 +135,6 @@ def test_rows_are_drawn_independently() -> None:
     assert fits(counts, torch.full((9,), 1 / 9, dtype=torch.double))
 
 
-def test_temperature_0_is_greedy() -> None:
-    rows = torch.tensor([[0.0, 3.0, 3.0], [5.0, 1.0, 5.0]])
-    assert Sampler(GenerationConfig())(rows).tolist() == [1, 0]
-
-
 @pytest.mark.parametrize(
     ("values", "named"),
     [

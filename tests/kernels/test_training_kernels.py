@@ -362,9 +362,8 @@ def test_the_widest_tensor_of_a_block_is_computed_again(monkeypatch: pytest.Monk
 
 
 @compiled_only
+@pytest.mark.parametrize("backend", ["compiled"], indirect=True)  # stand-ins support what they are given
 def test_it_is_for_bfloat16(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if backend != "compiled":
-        pytest.skip("stand-ins support what they are given")
     x = torch.randn(2, 4, 8, 16)
     assert not rms_norm.supports(x)
     assert rms_norm.supports(x.to(BF16))
@@ -382,11 +381,10 @@ def test_it_is_for_bfloat16(backend: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert not cross_entropy.supports(x, BF16)
 
 
+@pytest.mark.parametrize("backend", ["stand-ins"], indirect=True)
 @pytest.mark.parametrize("name", [pytest.param("gpt2-nano", marks=pytest.mark.slow), "llama-nano"])
 def test_torch_compile_keeps_operations(backend: str, name: str) -> None:
     """A compiled stack learns what an eager one learns, and its graph has the registered operations."""
-    if backend != "stand-ins":
-        pytest.skip("a program of its own uses stand-ins")
     command = [sys.executable, "-m", "tests.kernels.compiled_graph", name]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr

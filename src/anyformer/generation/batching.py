@@ -76,7 +76,7 @@ class Request:
             history = History(ids=ids, padding=new.new_zeros(1), new=len(self.tokens))
             for processor in self._processors:
                 scores = processor(scores, history)
-        token = int(self._sampler(scores))
+        token = int(scores.argmax() if self._sampler.greedy else self._sampler(scores))
         if self._top is not None:
             log_p = logits[0].log_softmax(dim=-1)
             best = log_p.topk(min(self._top, len(log_p)))

@@ -138,7 +138,9 @@ def decode(
                         history = History(ids=texts[:, :length], padding=padding, new=length - start)
                         for processor in processors:
                             scores = processor(scores, history)
-                    if guess is None:
+                    if sampler.greedy:
+                        token = scores.argmax(dim=-1)
+                    elif guess is None:
                         token = sampler(scores)
                     else:
                         guessed = None if guesses.probabilities is None else guesses.probabilities[accepted]

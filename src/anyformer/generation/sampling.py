@@ -15,11 +15,16 @@ from anyformer.generation.config import GenerationConfig
 
 @dataclass(frozen=True)
 class Sampler:
-    """Chooses the next token by its logits."""
+    """Draws the next token by its logits."""
 
     config: GenerationConfig
     generator: torch.Generator | None = None
     """None: torch's global one."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn: the likeliest token is next, of equals the one with the lowest id."""
+        return self.config.temperature == 0.0
 
     def filter(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
         """The logits that are sampled from: -inf for every token that can't be."""
@@ -36,8 +41,6 @@ class Sampler:
 
     def __call__(self, logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:
         """The next token of each text."""
-        if self.config.temperature == 0.0:
-            return logits.argmax(dim=-1)  # of equals the one with the lowest id
         return draw(self.filter(logits), self.generator)
 
 

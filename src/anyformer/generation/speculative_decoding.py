@@ -64,12 +64,12 @@ class DraftModel:
         with evaluating(self._model):
             while len(ids) < end and not cache_is_stale(self._model, len(ids)):
                 logits = check_nan(self._decoder.read(ids))
-                if self._sampler.config.temperature > 0:
+                if self._sampler.greedy:
+                    ids.append(int(logits.argmax()))
+                else:
                     logits = self._sampler.filter(logits)
                     probabilities.append(logits.softmax(dim=-1))
                     ids.append(int(draw(logits, self._sampler.generator)))
-                else:
-                    ids.append(int(logits.argmax()))
         return Guesses(ids[len(text) :], torch.cat(probabilities) if probabilities else None)
 
 
@@ -111,15 +111,13 @@ class Speculator:
 def verify(
     sampler: Sampler, logits: Float[Tensor, "1 vocab"], guess: int, guessed: Float[Tensor, " vocab"] | None
 ) -> Int[Tensor, " 1"]:
-    """The model's own choice: the guess with the probability ``min(1, p / q)``, otherwise one of ``max(0, p - q)``.
+    """Draw a token: the guess with the probability ``min(1, p / q)``, otherwise one of ``max(0, p - q)``.
 
     Args:
-        sampler, logits: The model's.
+        sampler, logits: The model's; the sampler isn't greedy.
         guess: The token that was guessed.
         guessed: The distribution that it was drawn from; None: it is certain.
     """
-    if sampler.config.temperature == 0.0:
-        return sampler(logits)
     probabilities = sampler.filter(logits)[0].softmax(dim=-1)
     if guessed is None:
         guessed = torch.zeros_like(probabilities)

@@ -43,7 +43,7 @@ def int8_linear(
     """
     rows = as_rows(input, matmul_dtype(input))
     out: Tensor = _Int8Linear.apply(rows, weight, bias)  # pyright: ignore[reportAssignmentType]
-    return out.view(*input.shape[:-1], -1)
+    return out.view(*input.shape[:-1], len(weight))
 
 
 class _Int8Linear(torch.autograd.Function):

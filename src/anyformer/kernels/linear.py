@@ -42,7 +42,7 @@ def linear(
         if torch.is_grad_enabled() and weight.requires_grad and weight_grad.supports(input):
             with autocast_disabled(input):
                 out, _ = amx_linear(as_rows(input, torch.bfloat16), weight, bias)
-            return out.view(*input.shape[:-1], -1)
+            return out.view(*input.shape[:-1], len(weight))
         return F.linear(input, weight, bias)
 
 

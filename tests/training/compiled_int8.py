@@ -1,0 +1,40 @@
+"""Compare an int8 layer under torch.compile with an eager one.
+
+A program of its own, for torch.compile can't look through the checks of shapes that tests run with.
+"""
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.blocks.linear import Linear
+from anyformer.kernels import int8_linear as int8
+from anyformer.kernels.cpu import int8_matmul
+
+
+def main(library: str) -> None:
+    int8_matmul._MIN_SIZE.clear()
+    if library == "torch's":
+        int8._matmul = int8._reference
+    torch.manual_seed(0)
+    layer, x = Linear(24, 53), torch.randn(37, 24)
+    layer.matmul = "int8"
+    whole = nn.Sequential(layer, nn.GELU()).train()
+
+    def found(function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_(), *whole.parameters()]
+        product = function(leaves[0]).tanh()
+        return [product.detach(), *torch.autograd.grad(product, leaves, torch.ones_like(product))]
+
+    eager, compiled = found(whole), found(torch.compile(whole, fullgraph=True))
+    for one, other in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(one, other, atol=0.02 * float(other.abs().max()), rtol=0)
+    layer.matmul = "float"
+    assert not torch.equal(found(whole)[0], eager[0])
+    print("equal")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
