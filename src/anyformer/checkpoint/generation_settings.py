@@ -5,8 +5,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
-from anyformer.checkpoint.json_files import read_json_object
 from anyformer.errors import UserError
+from anyformer.limits import read_object
 
 FILE = "generation_config.json"
 _MOST_BEAMS = 1024
@@ -62,7 +62,7 @@ def read(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         UserError: a field that `anyformer.generation` reads holds something else than it should.
     """
     path = directory / FILE
-    settings = read_json_object(path) if path.is_file() else {}
+    settings = read_object(path) if path.is_file() else {}
     path = path if settings else directory / "config.json"
     for fields, fits, wanted in _TYPES:
         for field in fields.split():

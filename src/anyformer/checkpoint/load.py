@@ -11,7 +11,6 @@ from torch import Tensor
 
 from anyformer.checkpoint import hub
 from anyformer.checkpoint.gguf.source import GGUFSource
-from anyformer.checkpoint.json_files import read_json_object
 from anyformer.checkpoint.sources import (
     SAFETENSORS,
     PickleSource,
@@ -25,6 +24,7 @@ from anyformer.errors import UserError
 from anyformer.families import own
 from anyformer.families.rows import Operation, Row
 from anyformer.kernels.quantization import Quantization, QuantizedWeight, dequantize
+from anyformer.limits import read_object
 from anyformer.model import Transformer, skeleton
 from anyformer.quantization import bits_of, bits_per_module, quantizable, quantization, quantize_weight, set_weight
 from anyformer.tokenizer import Tokenizer
@@ -83,7 +83,7 @@ def open_source(path: Path, *, allow_pickle: bool = False) -> TensorSource:
     """The source for a model directory or a GGUF file. Raises UserError for one that can't be read."""
     if path.is_file():
         return GGUFSource(path)
-    raw = read_json_object(path / "config.json")
+    raw = read_object(path / "config.json")
     method = own.quantization_method(raw)
     if method == own.METHOD:
         return QuantizedSource(path, raw)

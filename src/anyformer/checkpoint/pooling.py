@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, cast
 
-from anyformer.checkpoint.json_files import path_inside, read_json, read_json_object
 from anyformer.config import PoolingConfig
 from anyformer.errors import UserError
+from anyformer.limits import path_inside, read_json, read_object
 
 _MODES = {
     "pooling_mode_mean_tokens": "mean",
@@ -30,7 +30,7 @@ def read(directory: Path) -> PoolingConfig:
         name = str(module.get("type", "")).rsplit(".", 1)[-1]
         path = path_inside(directory, str(module.get("path", "")))
         if name == "Transformer" and (path / "sentence_bert_config.json").is_file():
-            max_tokens = read_json_object(path / "sentence_bert_config.json").get("max_seq_length")
+            max_tokens = read_object(path / "sentence_bert_config.json").get("max_seq_length")
         elif name == "Pooling":
             kind = _kind(path / "config.json")
         elif name == "Normalize":
@@ -41,7 +41,7 @@ def read(directory: Path) -> PoolingConfig:
 
 
 def _kind(path: Path) -> Any:
-    settings = read_json_object(path)
+    settings = read_object(path)
     modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
     if len(modes) != 1 or modes[0] not in _MODES:
         raise UserError(f"{path} asks for the pooling {' and '.join(modes) or 'of nothing'}, which is not supported.")

@@ -15,12 +15,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from anyformer.checkpoint import generation_settings, pooling
-from anyformer.checkpoint.json_files import path_inside, read_json_object
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import FAMILIES, from_huggingface, own
 from anyformer.families.base import Family
 from anyformer.kernels.quantization import GROUP, QuantizedWeight
+from anyformer.limits import path_inside, read_object
 from anyformer.model import Origin
 from anyformer.tokenizer import Tokenizer
 
@@ -193,7 +193,7 @@ def _files(path: Path, name: str) -> list[Path]:
     index = path / f"{name}.index.json"
     if not index.is_file():
         return [path / name]
-    weight_map = read_json_object(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map.")
     return [path_inside(path, shard) for shard in sorted(set(map(str, cast("dict[str, Any]", weight_map).values())))]

@@ -50,7 +50,7 @@ class ModelOptions(LoadOptions):
 def read_config(name: str) -> ModelConfig:
     """The config of a preset, of a model or run directory, or of a GGUF file. Raises UserError if it is none."""
     from anyformer.families import from_huggingface, preset
-    from anyformer.tokenizer.tokenizer_files import parse_object, read_bytes
+    from anyformer.limits import read_object
 
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
@@ -62,5 +62,5 @@ def read_config(name: str) -> ModelConfig:
         return preset(name)
     for file in (path / "config.json", path / "model" / "config.json"):
         if file.is_file():
-            return from_huggingface(parse_object(read_bytes(file), file))
+            return from_huggingface(read_object(file))
     raise UserError(f"{name} has no config.json, so it is not a model directory.")

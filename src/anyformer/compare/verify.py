@@ -12,11 +12,11 @@ from torch import Tensor
 
 from anyformer.checkpoint import hub, load
 from anyformer.checkpoint.gguf.container import Container
-from anyformer.checkpoint.json_files import read_json_object
 from anyformer.errors import UserError
 from anyformer.families import to_huggingface
 from anyformer.families.own import quantization_method
 from anyformer.generation import generate_ids
+from anyformer.limits import read_object
 from anyformer.model import ModelOutput, Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -64,7 +64,7 @@ def verify(
         UserError: transformers (or llama.cpp) is not installed, or can't open the model.
     """
     path = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
-    if path.is_dir() and quantization_method(read_json_object(path / "config.json")) is not None:
+    if path.is_dir() and quantization_method(read_object(path / "config.json")) is not None:
         raise UserError(
             f"{path_or_hub_id} holds integers, which transformers can't read: verify the model that they were made of."
         )
@@ -79,7 +79,7 @@ def verify(
 
         return verify_gguf(path, model, tokenizer)[:-1]  # the last compares with what the file was made from
     transformers = _transformers()
-    config = to_huggingface(model.config)[1] if path.is_file() else read_json_object(path / "config.json")
+    config = to_huggingface(model.config)[1] if path.is_file() else read_object(path / "config.json")
     if not (names := cast("list[str] | None", config.get("architectures"))):
         raise UserError(f"{path / 'config.json'} names no architecture, so transformers can't be asked for one.")
     name = names[0]

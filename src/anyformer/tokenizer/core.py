@@ -14,7 +14,7 @@ from typing import Any, cast
 import tokenizers
 from tokenizers import models
 
-from anyformer import atomic
+from anyformer import atomic, limits
 from anyformer.errors import UserError
 from anyformer.tokenizer import chat, legacy, special, tokenizer_files, training
 from anyformer.tokenizer.chat import Message
@@ -52,7 +52,7 @@ class Tokenizer:
         self.config = dict(config)
         self._files = dict(companions or {})
         special_map, added = (
-            tokenizer_files.parse_object(self._files[name], Path(name)) if name in self._files else None
+            limits.parse_object(self._files[name], Path(name)) if name in self._files else None
             for name in (tokenizer_files.SPECIAL_MAP, tokenizer_files.ADDED)
         )
         declared = special.declared(config, special_map)

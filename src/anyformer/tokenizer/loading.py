@@ -7,6 +7,7 @@ from typing import Any
 import tokenizers
 from tokenizers import normalizers
 
+from anyformer import limits
 from anyformer.errors import UserError
 from anyformer.tokenizer import legacy, sentencepiece, special, tokenizer_files
 from anyformer.tokenizer.core import Tokenizer
@@ -31,17 +32,17 @@ def load(path: Path) -> Tokenizer:
 
 def _read(path: Path, directory: Path) -> Tokenizer:
     files = [directory / name for name in tokenizer_files.COMPANIONS]
-    companions = {file.name: tokenizer_files.read_bytes(file) for file in files if file.is_file()}
+    companions = {file.name: limits.read_bytes(file) for file in files if file.is_file()}
     parsed = {
-        name: tokenizer_files.parse_object(content, directory / name)
+        name: limits.parse_object(content, directory / name)
         for name, content in companions.items()
         if name.endswith(".json")
     }
     config = parsed.get(tokenizer_files.CONFIG, {})
     chosen = path / tokenizer_files.TOKENIZER if path.is_dir() else path
     if chosen.suffix == ".json" and chosen.is_file() and chosen.name != "vocab.json":
-        content = tokenizer_files.read_bytes(chosen)
-        tokenizer_files.parse_object(content, chosen)
+        content = limits.read_bytes(chosen)
+        limits.parse_object(content, chosen)
         try:
             backend = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # the library raises bare Exceptions

@@ -21,9 +21,10 @@ from tokenizers.pre_tokenizers import PreTokenizer
 from typing_extensions import override
 
 from anyformer.errors import UserError
+from anyformer.limits import parse_object, read_bytes
 from anyformer.tokenizer.core import Tokenizer, clean_up
 from anyformer.tokenizer.special import add, surround
-from anyformer.tokenizer.tokenizer_files import CONFIG, parse_object, read_bytes, to_json
+from anyformer.tokenizer.tokenizer_files import CONFIG, to_json
 
 PAIR = ("source.spm", "target.spm", "vocab.json")
 

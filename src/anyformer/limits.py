@@ -1,0 +1,188 @@
+"""Limits on what a file may ask of the program: every model, data file and run directory may come from a stranger.
+
+docs/security.md lists the limits and says how to raise them. What is read here is a regular file: a named pipe or a
+device would be waited for, perhaps forever.
+"""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import yaml
+
+from anyformer.errors import UserError
+
+MEGABYTE = 10**6
+JSON_BYTES = 256 * MEGABYTE
+"""Bytes of a JSON file; the largest tokenizer.json of a published model has a tenth of it."""
+YAML_BYTES = 1 * MEGABYTE
+"""Bytes of a YAML file."""
+_LONGEST_NAME = 1000
+DEPTH = 100
+"""Objects and lists within each other, in JSON and YAML."""
+
+
+def open_file(path: Path, *, buffering: int = -1) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        UserError: it is a folder, a named pipe, a device or a socket.
+        OSError: it can't be opened.
+    """
+    # Without O_NONBLOCK the opening of a named pipe waits for a writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UserError(f"{path} is not a file but {_kind(os.fstat(descriptor).st_mode)}.")
+        return os.fdopen(descriptor, "rb", buffering)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        UserError: it can't be read, or has more bytes than the limit.
+    """
+    try:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise UserError(f"{path} has {size:,} bytes, more than the {limit:,} that such a file may have.")
+            return file.read(limit)
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} has no {path.name}.") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise UserError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def read_text(path: Path, limit: int = JSON_BYTES) -> str:
+    """The content of a regular file in UTF-8.
+
+    Raises:
+        UserError: it can't be read, is too large, or is not UTF-8.
+    """
+    content = read_bytes(path, limit)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: byte {error.start} can't be part of a text.") from error
+
+
+def parse_json(content: str | bytes, where: object) -> Any:
+    """The value that a JSON text describes.
+
+    Args:
+        content: The text.
+        where: What to call it in a message, such as its path.
+
+    Raises:
+        UserError: it is not JSON, or is nested more than `DEPTH` levels deep.
+    """
+    try:
+        value: object = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from error
+    except RecursionError:
+        raise UserError(_too_deep(where)) from None
+    except ValueError as error:  # an integer of thousands of digits, or bytes that are not UTF-8
+        raise UserError(f"{where} is not JSON: {error}.") from error
+    check_depth(value, where)
+    return value
+
+
+def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
+    """The value in a JSON file. Raises UserError where it can't be read, is too large, too deep or is not JSON."""
+    return parse_json(read_bytes(path, limit), path)
+
+
+def parse_object(content: str | bytes, where: object) -> dict[str, Any]:
+    """The object that a JSON text describes. Raises UserError as `parse_json`, and for another value."""
+    value = parse_json(content, where)
+    if not isinstance(value, dict):
+        raise UserError(f"{where} should hold a JSON object, not {type(value).__name__}.")
+    return cast("dict[str, Any]", value)
+
+
+def read_object(path: Path, limit: int = JSON_BYTES) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError as `read_json`, and for another value."""
+    return parse_object(read_bytes(path, limit), path)
+
+
+def read_yaml(path: Path, limit: int = YAML_BYTES) -> Any:
+    """The value in a YAML file of plain values: no aliases, which can make gigabytes of a few lines, and no dates.
+
+    Raises:
+        UserError: it can't be read, is too large, too deep, or is not such YAML.
+    """
+    text = read_text(path, limit)
+    try:
+        return yaml.load(text, _PlainLoader)
+    except RecursionError:
+        raise UserError(_too_deep(path)) from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+
+
+def check_depth(value: object, where: object) -> None:
+    """Raise UserError for a value of objects and lists that are nested more than `DEPTH` levels deep."""
+    level = [value]
+    for _ in range(DEPTH + 1):
+        inner = list[object]()
+        for each in level:
+            if isinstance(each, dict):
+                inner += cast("dict[str, object]", each).values()
+            elif isinstance(each, list):
+                inner += cast("list[object]", each)
+        level = [each for each in inner if isinstance(each, dict | list)]
+        if not level:
+            return
+    raise UserError(_too_deep(where))
+
+
+def path_inside(directory: Path, name: str) -> Path:
+    """The path of a file that another file names. Raises UserError if it leads out of the directory."""
+    lexical = Path(name)
+    if lexical.is_absolute() or ".." in lexical.parts or "\0" in name or len(name) > _LONGEST_NAME:
+        raise UserError(f"{directory} names a file outside itself: {name[:40]!r}.")
+    return directory / name
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML's values that JSON has, too."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A node. Raises YAMLError for an alias, and beyond `DEPTH` levels."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=event.start_mark)
+        self._depth += 1
+        if self._depth > DEPTH:
+            raise RecursionError
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _too_deep(where: object) -> str:
+    return f"{where} is nested more than {DEPTH} levels deep."
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
+    return next((name for test, name in kinds.items() if test(mode)), "a device")
