@@ -49,16 +49,18 @@ def test_the_folder_must_exist_or_is_made(tmp_path: Path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there is no umask")
-@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o027, 0o077])
 def test_permissions_follow_the_umask(tmp_path: Path, mask: int):
     before = os.umask(mask)
     try:
         atomic.write(tmp_path / "file", "text")
+        atomic.append(tmp_path / "log", "text")
         with atomic.temporary_folder(tmp_path / "folder") as folder:
             folder.rename(tmp_path / "folder")
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~mask
+    for name in ("file", "log"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~mask
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~mask
 
 
@@ -84,6 +86,43 @@ def test_a_folder_is_moved_whole(tmp_path: Path):
     with pytest.raises(OSError, match="not empty"), atomic.temporary_folder(tmp_path / "deep" / "folder") as folder:
         atomic.move(folder, tmp_path / "deep" / "folder")
     assert _names(tmp_path / "deep") == ["folder"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and named pipes as POSIX has them")
+def test_links_are_replaced_and_never_followed(tmp_path: Path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("mine")
+    (tmp_path / "file").symlink_to("victim/file")
+    atomic.write(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new"
+    assert not (tmp_path / "file").is_symlink()
+    (tmp_path / ".file.1.tmp").symlink_to("victim")
+    (tmp_path / ".file.2.tmp").symlink_to("victim/file")
+    atomic.remove_abandoned(tmp_path, age=0)
+    assert (victim / "file").read_text() == "mine"
+    assert _names(victim) == ["file"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and named pipes as POSIX has them")
+@pytest.mark.timeout(20)
+def test_only_regular_files_are_added_to(tmp_path: Path):
+    atomic.append(tmp_path / "file", "ä\n")
+    atomic.append(tmp_path / "file", "\ud800")
+    assert (tmp_path / "file").read_bytes() == b"\xc3\xa4\n?"
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "link").symlink_to("victim")
+    (tmp_path / "dangling").symlink_to("elsewhere")
+    for name in ("link", "dangling"):
+        with pytest.raises(UserError, match=f"{name} is a symbolic link"):
+            atomic.append(tmp_path / name, "text")
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert not (tmp_path / "elsewhere").exists()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="No such device"):  # nobody reads it
+        atomic.append(tmp_path / "pipe", "text")
+    with pytest.raises(UserError, match="no regular file"):
+        atomic.append(Path("/dev/null"), "text")
 
 
 _WRITES = """

@@ -2,12 +2,14 @@
 
 New content is written to ``.NAME.RANDOM.tmp`` in the same folder and then renamed, which is atomic within a file
 system. A program that is killed leaves the old content in place, and the temporary file beside it. Permissions follow
-the umask.
+the umask. A symbolic link is replaced itself, and what it leads to stays as it is; a file that is added to instead
+(`append`) can't be a link.
 """
 
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -56,6 +58,32 @@ def replacing(path: Path, *, make_parents: bool = False) -> Generator[Path]:
         raise UserError(f"{path} can't be written: {error.strerror or error}.") from error
 
 
+def append(path: Path, content: str) -> None:
+    """Add to the end of a file, which is made where there is none. What can't be encoded in UTF-8 becomes `?`.
+
+    Raises:
+        UserError: it is a symbolic link, by which another file would be written to, or is no regular file.
+        OSError: it can't be written.
+    """
+    refuse_link(path)
+    # A named pipe that nobody reads is refused, not waited for.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    flags |= sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UserError(f"{path} is no regular file, which could be added to.")
+        file.write(content.encode("utf-8", errors="replace"))
+
+
+def refuse_link(path: Path) -> None:
+    """Raise UserError where something that is to be written to is a symbolic link."""
+    if path.is_symlink():
+        raise UserError(
+            f"{path} is a symbolic link, by which something elsewhere would be written to: put a copy in its place, or "
+            "remove it."
+        )
+
+
 @contextmanager
 def temporary_folder(path: Path) -> Generator[Path]:
     """Yield an empty folder beside `path`, which is removed at the end of the block unless it has been renamed.
@@ -98,8 +126,10 @@ def remove_abandoned(folder: Path, name: str = "*", *, age: float = _ABANDONED) 
         age: seconds since the last change from which on one counts as abandoned.
     """
     for path in folder.glob(f".{name}.*.tmp"):
+        if path.is_symlink():
+            continue  # none of ours, and nothing beyond it is looked at
         try:
-            latest = max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+            latest = max(each.lstat().st_mtime for each in (path, *path.rglob("*")))
         except FileNotFoundError:
             continue  # another program has just finished with it
         if time.time() - latest >= age:

@@ -7,6 +7,8 @@ device would be waited for, perhaps forever.
 import json
 import os
 import stat
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -34,8 +36,9 @@ def open_file(path: Path, *, buffering: int = -1) -> BinaryIO:
     # Without O_NONBLOCK the opening of a named pipe waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UserError(f"{path} is not a file but {_kind(os.fstat(descriptor).st_mode)}.")
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{path} is not a file but {_kind(mode)}.")
         return os.fdopen(descriptor, "rb", buffering)
     except BaseException:
         os.close(descriptor)
@@ -131,7 +134,7 @@ def read_yaml(path: Path, limit: int = YAML_BYTES) -> Any:
 def check_depth(value: object, where: object) -> None:
     """Raise UserError for a value of objects and lists that are nested more than `DEPTH` levels deep."""
     level = [value]
-    for _ in range(DEPTH + 1):
+    for _ in range(DEPTH):
         inner = list[object]()
         for each in level:
             if isinstance(each, dict):
@@ -145,11 +148,48 @@ def check_depth(value: object, where: object) -> None:
 
 
 def path_inside(directory: Path, name: str) -> Path:
-    """The path of a file that another file names. Raises UserError if it leads out of the directory."""
+    """The path of a file that another file names.
+
+    Raises:
+        UserError: it leads out of the directory, as it is written or by a symbolic link. The links of Hugging Face's
+            cache, from a snapshot to its blobs, are allowed.
+    """
     lexical = Path(name)
     if lexical.is_absolute() or ".." in lexical.parts or "\0" in name or len(name) > _LONGEST_NAME:
         raise UserError(f"{directory} names a file outside itself: {name[:40]!r}.")
-    return directory / name
+    path = directory / name
+    # Unlike Path.resolve, realpath takes links that lead to each other.
+    root, target = Path(os.path.realpath(directory)), Path(os.path.realpath(path))
+    is_blob = root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"
+    if not (target.is_relative_to(root) or is_blob):
+        raise UserError(f"{path} is a symbolic link out of its folder: put a copy of the file in its place.")
+    return path
+
+
+def check_file(path: Path) -> None:
+    """Check a path before a library opens it, which would wait for a named pipe.
+
+    Raises:
+        UserError: it is a folder, a named pipe, a device or a socket; one that is missing is left to the library.
+    """
+    with suppress(OSError, ValueError):
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{path} is not a file but {_kind(mode)}.")
+
+
+def check_files(directory: Path, patterns: Iterable[str]) -> None:
+    """Check the files of a folder that are about to be read.
+
+    Args:
+        directory: The folder.
+        patterns: Their names, as for `Path.glob`; those that are missing are passed over.
+
+    Raises:
+        UserError: as `path_inside` and `check_file`.
+    """
+    for path in (path for pattern in patterns for path in directory.glob(pattern)):
+        check_file(path_inside(directory, str(path.relative_to(directory))))
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -176,6 +216,11 @@ class _PlainLoader(yaml.SafeLoader):
 _PlainLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")} | {None}
+# The others give dates, bytes and sets.
+_PlainLoader.yaml_constructors = {
+    tag: constructor for tag, constructor in yaml.SafeLoader.yaml_constructors.items() if tag in _PLAIN
 }
 
 
