@@ -56,7 +56,7 @@ def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise UserError(f"{path} has {size:,} bytes, more than the {limit:,} that such a file may have.")
-            return file.read(limit)
+            return file.read(size)  # a buffer of the limit would be allocated whole
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} has no {path.name}.") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
