@@ -7,6 +7,7 @@ import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -106,7 +107,7 @@ class Parser(argparse.ArgumentParser):
             values: An instance whose values the help shows; None: the defaults.
             hidden: Leave them out of the help.
         """
-        helps, known = _helps(kind), _fields(kind)
+        helps, known = {} if hidden else _helps(kind), _fields(kind)
         for name in known if names is None else names:
             field, hint = known[name]
             default = field.default if field.default_factory is MISSING else field.default_factory()
@@ -208,6 +209,7 @@ def _synopsis(action: argparse.Action) -> str:
     return shown if required else f"[{shown}]"
 
 
+@cache
 def _fields(kind: Any) -> dict[str, tuple[Any, Any]]:
     """The fields of a dataclass and their types."""
     hints = get_type_hints(kind, include_extras=True)
@@ -220,13 +222,24 @@ def _is_positional(hint: Any) -> bool:
 
 def _helps(kind: type[Any]) -> dict[str, str]:
     """The string below each field of a dataclass, in one line."""
-    found: dict[str, str] = {}
-    for base in reversed(kind.__mro__[:-1]):
-        (source,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        for field, text in pairwise(cast("ast.ClassDef", source).body):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                found[cast("ast.Name", field.target).id] = " ".join(str(text.value.value).split())
-    return found
+    return {name: text for base in reversed(kind.__mro__[:-1]) for name, text in _own_helps(base).items()}
+
+
+@cache
+def _own_helps(kind: type[Any]) -> dict[str, str]:
+    """Those of the fields that are not inherited."""
+    module = _syntax(inspect.getfile(kind))
+    source = next(node for node in module.body if isinstance(node, ast.ClassDef) and node.name == kind.__name__)
+    return {
+        cast("ast.Name", field.target).id: " ".join(str(text.value.value).split())
+        for field, text in pairwise(source.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+
+
+@cache
+def _syntax(file: str) -> ast.Module:
+    return ast.parse(Path(file).read_text(encoding="utf-8"))
 
 
 def _converter(kind: Any, optional: bool) -> Callable[[str], Any]:
