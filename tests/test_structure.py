@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -12,7 +13,7 @@ def test_tests_mirror_the_source() -> None:
     """tests/PACKAGE/test_MODULE.py tests anyformer/PACKAGE/MODULE.py, or the package of that name."""
     elsewhere = {
         # What no single module does.
-        *(TESTS / f"test_{what}.py" for what in ("docs", "meta_device", "structure")),
+        *(TESTS / f"test_{what}.py" for what in ("docs", "hostile_folder", "meta_device", "structure")),
         TESTS / "blocks" / "test_equations.py",
         TESTS / "blocks" / "test_parts.py",
         TESTS / "checkpoint" / "test_version_0_1.py",
@@ -29,3 +30,64 @@ def test_tests_mirror_the_source() -> None:
         if not module.is_dir() and not module.with_suffix(".py").exists():
             strays.append(str(path.relative_to(ROOT)))
     assert not strays
+
+
+STARTS = {
+    "subprocess": {"Popen", "run", "call", "check_call", "check_output", "getoutput", "getstatusoutput"},
+    "os": {"system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp", "startfile"},
+    "sys": {"executable"},
+    "shutil": {"which"},
+    "ctypes": {"CDLL", "PyDLL", "cdll"},
+    "pickle": {"load", "loads", "Unpickler"},
+    "runpy": {"run_path", "run_module"},
+}
+MODULES = {"multiprocessing", "pty", "runpy", "imp", "code", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+BUILTINS = {"eval", "exec", "compile", "__import__"}
+ALLOWED = {
+    "processes.py": {"subprocess.Popen", "subprocess.run", "sys.executable", "shutil.which"},
+    # From where `ownership.check_own` has looked.
+    "kernels/cpu/build.py": {"ctypes.CDLL"},
+    # The C library of the system.
+    "training/memory.py": {"ctypes.CDLL"},
+    # Between processes of the same program.
+    "data/parallel_encoding.py": {"pickle.load"},
+    "data/encoding_worker.py": {"pickle.load"},
+}
+"""What may start a program or run code, and where."""
+
+
+def _runs_code(tree: ast.AST) -> set[str]:
+    found = set[str]()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id=module), attr=name):
+                starts = name in STARTS.get(module, ()) or (module == "os" and name.startswith(("exec", "spawn")))
+                found |= {f"{module}.{name}"} if starts else set()
+                if (module, name) == ("torch", "load"):
+                    found.add("torch.load")
+            case ast.Call(func=ast.Name(id=name)) if name in BUILTINS:
+                found.add(name)
+            case ast.Import(names=names):
+                found |= {name.name for name in names if name.name.partition(".")[0] in MODULES}
+            case ast.ImportFrom(module=str(module), names=names):
+                root = module.partition(".")[0]
+                found |= {module} if root in MODULES else set()
+                found |= {f"{module}.{name.name}" for name in names if name.name in STARTS.get(module, ())}
+            case ast.keyword(arg=("shell" | "trust_remote_code") as argument, value=ast.Constant(value=True)):
+                found.add(f"{argument}=True")
+            case _:
+                pass
+    return found
+
+
+def test_programs_and_code_are_started_in_one_place() -> None:
+    """By anyformer.processes, so that nothing is imported from the current folder; and nothing is unpickled."""
+    found = {}
+    for path in SOURCE.rglob("*.py"):
+        runs = _runs_code(ast.parse(path.read_text(encoding="utf-8")))
+        if "torch.load" in runs and "weights_only=True" in path.read_text(encoding="utf-8"):
+            runs.remove("torch.load")
+        name = path.relative_to(SOURCE).as_posix()
+        if not runs <= ALLOWED.get(name, set()):
+            found[name] = runs - ALLOWED.get(name, set())
+    assert not found

@@ -137,9 +137,16 @@ def remove_abandoned(folder: Path, name: str = "*", *, age: float = _ABANDONED) 
 
 
 def cache_folder() -> Path:
-    """The folder of what can be made again: $ANYFORMER_CACHE, or else the platform's own for this user."""
+    """The folder of what can be made again: $ANYFORMER_CACHE, or else the platform's own for this user.
+
+    Raises:
+        UserError: there is neither. The platform's would then lie in the current folder.
+    """
     given = os.environ.get("ANYFORMER_CACHE")
-    return Path(given) if given else user_cache_path("anyformer", appauthor=False)
+    folder = Path(given) if given else user_cache_path("anyformer", appauthor=False)
+    if not given and not folder.is_absolute():
+        raise UserError("This user has no home folder for a cache: set ANYFORMER_CACHE to a folder of your own.")
+    return folder
 
 
 def _temporary(path: Path) -> Path:

@@ -77,4 +77,6 @@ def _help() -> str:
 
 def script() -> None:
     """The console script."""
+    # For what the libraries that we use start: none of it imports from the current folder.
+    os.environ["PYTHONSAFEPATH"] = "1"
     sys.exit(main())

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from anyformer import atomic
+from anyformer import atomic, ownership
 from anyformer.errors import UserError
 
 _VERSION = "1"
@@ -44,11 +44,24 @@ def identity(files: Iterable[Path]) -> str:
 
 
 class Cache:
-    """A folder of entries, made when the first entry is."""
+    """A folder of entries."""
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
-        """Use the cache in a folder; None: the user's."""
-        self.folder = atomic.cache_folder() if folder is None else Path(folder)
+        """Use the cache in a folder; None: the user's own, see `ownership.private_folder`.
+
+        Raises:
+            UserError: there is no such folder, or others may write to the user's: what is in it would be trusted.
+        """
+        if folder is not None:
+            self.folder = Path(folder)
+            return
+        try:
+            self.folder = ownership.private_folder(atomic.cache_folder())
+        except OSError as error:
+            raise UserError(
+                f"The cache folder {atomic.cache_folder()} can't be used: {error.strerror or error}. Set "
+                "ANYFORMER_CACHE to another one, or name one that you trust with --cache."
+            ) from error
 
     def entry(self, kind: str, name: str, make: Callable[[Path], None], read: Callable[[Path], _T]) -> _T:
         """Read an entry, which is made before where it is absent or damaged.

@@ -22,6 +22,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from anyformer import processes
 from anyformer.data import encoding_worker
 from anyformer.data.sources import Document
 from anyformer.errors import UserError
@@ -109,13 +110,13 @@ class _Worker:
 
     def __init__(self, greeting: bytes) -> None:
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", encoding_worker.__file__],
+            self._process = processes.start(
+                processes.python(encoding_worker.__file__),
+                changes={"TOKENIZERS_PARALLELISM": "false"},
                 # Unbuffered, so that the pipe to a dead process can be closed: there is nothing left to write.
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
                 # In a group of its own, so that Ctrl-C reaches only the calling program, which then ends it.
                 process_group=0,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),

@@ -1,6 +1,5 @@
 """The dtype of a run's matrix products, and whether to compile. Weights and the optimizer's state stay in float32."""
 
-import shutil
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +9,7 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 
+from anyformer import processes
 from anyformer.errors import UserError
 from anyformer.kernels.cpu import activation, attention, cross_entropy, int8_matmul, rms_norm, weight_grad
 from anyformer.kernels.cpu_features import enabled, has_amx_bf16, has_avx512_bf16
@@ -89,7 +89,7 @@ def can_compile(device: torch.device) -> bool:
     """Whether torch.compile has what it needs: a C++ compiler for CPUs, Triton for GPUs."""
     if device.type == "cuda":
         return find_spec("triton") is not None
-    return sys.platform != "win32" and any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    return sys.platform != "win32" and any(processes.find(name) for name in ("g++", "clang++", "c++"))
 
 
 def choose_compilation(asked: bool | None, device: torch.device, *, distributed: bool = False) -> tuple[bool, str]:

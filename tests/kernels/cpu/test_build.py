@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from anyformer import processes
 from anyformer.kernels import cpu_features
 from anyformer.kernels.cpu import build
 
@@ -25,14 +27,14 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 @pytest.mark.parametrize(("there", "chosen"), [(("g++", "c++"), "g++"), (("clang++",), "clang++")])
 def test_the_systems_compiler_comes_first(there: tuple[str, ...], chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(build.shutil, "which", lambda name: f"/bin/{name}" if name in there else None)
+    monkeypatch.setattr(processes.shutil, "which", lambda name: f"/bin/{name}" if name in there else None)
     assert build._compiler() == [f"/bin/{chosen}"]
 
 
 def test_a_package_may_bring_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(processes.shutil, "which", lambda name: None)
     monkeypatch.setattr(build, "find_spec", lambda name: object())
-    assert build._compiler() == [sys.executable, "-m", "ziglang", "c++"]
+    assert build._compiler() == [sys.executable, "-P", "-m", "ziglang", "c++"]
     monkeypatch.setattr(build, "find_spec", lambda name: None)
     with pytest.raises(OSError, match="pip install ziglang"):
         build._compiler()
@@ -72,7 +74,9 @@ def test_the_packages_compiler_makes_the_library(libraries: list[str], tmp_path:
 
 def test_what_an_ended_program_left_behind_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "_run", lambda command, folder: (folder / "new.so").touch())
+    run = processes.run
+    compiled = lambda command, folder=None, **rest: (folder / "new.so").touch() if folder else run(command, **rest)  # noqa: E731
+    monkeypatch.setattr(processes, "run", compiled)
     made = build._build("cross_entropy")
     made.unlink()
     left = made.with_name(f".{made.name}.0123456789abcdef.tmp")
@@ -100,21 +104,21 @@ def test_what_can_not_be_compiled_is_told_once_and_leaves_nothing(
 
 
 def test_many_ask_and_one_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran, run = [], build._run
+    ran, run = [], processes.run
 
-    def counted(command: Sequence[str], folder: Path) -> None:
+    def counted(command: Sequence[str], **options: Any) -> str:
         ran.append(command[-1])
-        run(command, folder)
+        return run(command, **options)
 
     (tmp_path / "whole.cpp").write_text("int five = 5;\n")
     monkeypatch.setattr(build, "_HERE", tmp_path)
     monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "_run", counted)
+    monkeypatch.setattr(processes, "run", counted)
     library = build.Library("whole")
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(lambda _: library.start(), range(50)))) == 1
     assert library.get(wait=True) is not None
-    assert ran == ["new.o", "new.so"]
+    assert [what for what in ran if what != "--version"] == ["new.o", "new.so"]
 
 
 def test_a_short_program_leaves_a_library(tmp_path: Path) -> None:
@@ -122,6 +126,106 @@ def test_a_short_program_leaves_a_library(tmp_path: Path) -> None:
     use = "from anyformer.kernels.cpu.rms_norm import KERNEL; KERNEL.start()"
     subprocess.run([sys.executable, "-c", use], check=True, env=environment, timeout=300)
     assert sorted(path.suffix for path in (tmp_path / "native").iterdir()) == [".lock", ".so"]
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache, and a source that compiles at once."""
+    sources, cache = tmp_path / "sources", tmp_path / "cache"
+    sources.mkdir()
+    text = 'extern "C" __attribute__((visibility("default"))) int five() { return 5; }\n'
+    (sources / "small.cpp").write_text(text)
+    monkeypatch.setattr(build, "_HERE", sources)
+    monkeypatch.setenv("ANYFORMER_CACHE", str(cache))
+    build._warn.cache_clear()
+    return cache
+
+
+FIVE = (ctypes.c_int64,)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such permissions")
+@pytest.mark.parametrize("shared", [".", "native", "native/*.so"])
+def test_a_library_that_others_may_have_written_is_not_loaded(
+    shared: str, small: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build._build("small")
+    assert [path.stat().st_mode & 0o777 for path in (small, made.parent, made)] == [0o700] * 3
+    before = made.stat().st_ino
+    next(small.glob(shared) if shared != "." else iter([small])).chmod(0o777)
+    loaded: list[str] = []
+    monkeypatch.setattr(build.ctypes, "CDLL", lambda path: loaded.append(Path(path).stat().st_ino))
+    build.Library("small").get(wait=True)
+    if shared == "native/*.so":  # nobody else could have changed it before, so it is made anew
+        assert loaded != [before]
+        return
+    assert not loaded
+    assert f"other users may write to {(small / shared).resolve()}: chmod go-w it" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["short", "shorter", "text", "another"])
+def test_a_damaged_library_is_made_anew(damage: str, small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = build._build("small")
+    content = made.read_bytes()
+    if damage == "another":  # without the function
+        other = build._HERE / "other.cpp"
+        other.write_text("int six = 6;\n")
+        content = build._build("other").read_bytes()
+    kept = {"short": len(content) // 2, "shorter": 50, "text": 0, "another": len(content)}[damage]
+    made.write_bytes(content[:kept] or b"no library")
+    library = build.Library("small", five=FIVE).get(wait=True)
+    assert library is not None
+    assert library.five() == 5
+    assert not caplog.text
+
+
+def test_whatever_goes_wrong_is_one_sentence(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert build.Library("small", six=FIVE).get(wait=True) is None
+    assert caplog.text.count("torch alone computes") == 1
+    assert "six" in caplog.text
+    assert build.Library("absent").get(wait=True) is None
+
+
+ENDS = """
+import shutil, sys
+from pathlib import Path
+from anyformer import processes
+from anyformer.kernels.cpu import build
+run = processes.run
+def removed(command, *, folder=None, **options):
+    if folder is not None:
+        shutil.rmtree(sys.argv[1])
+    return run(command, folder=folder, **options)
+processes.run = removed
+library = build.Library("rms_norm")
+library.get(wait=sys.argv[2] == "waits")
+"""
+
+
+@pytest.mark.parametrize("end", ["waits", "ends"])
+def test_a_cache_that_is_removed_meanwhile_is_not_worth_a_word(end: str, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    environment = os.environ | {"ANYFORMER_CACHE": str(cache)}
+    command = [sys.executable, "-c", ENDS, str(cache), end]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(find_spec("ziglang") is None, reason="is a dependency on Linux only")
+def test_the_compiler_is_not_taken_from_the_current_folder(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    for name in ("ziglang.py", "g++", "c++"):
+        (tmp_path / name).write_text(f"#!{sys.executable}\nopen({str(marker)!r}, 'w')\n")
+        (tmp_path / name).chmod(0o700)
+    environment = os.environ | {"PATH": os.pathsep, "ANYFORMER_CACHE": str(tmp_path / "cache")}
+    environment.pop("CXX", None)
+    code = "import sys; del sys.path[0]; from anyformer.kernels.cpu.build import _compiler, _version\n"
+    code += "print(_version(tuple(_compiler())))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert "clang version" in done.stdout, done.stderr
+    assert not marker.exists()
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or COMPILER is None, reason="needs a compiler for such processors")

@@ -3,6 +3,8 @@
 A library is keyed by its source, the compiler and the processor's features. It is compiled in a background thread, next
 to its place in the cache, and renamed into it; a file lock keeps other processes from compiling it, too. A program
 that ends earlier waits for its compilers, so that the next one finds their libraries.
+
+A library is code, so it is loaded only from where nobody but this user and root may write.
 """
 
 import ctypes
@@ -10,7 +12,7 @@ import hashlib
 import logging
 import os
 import platform
-import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -23,7 +25,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from anyformer import atomic
+from anyformer import atomic, ownership, processes
 from anyformer.kernels import cpu_features
 
 _log = logging.getLogger("anyformer")
@@ -33,7 +35,7 @@ _FLAGS = [
     *("-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-threadsafe-statics"),
     "-ffp-contract=fast",  # clang would contract within a statement only, and not across overloaded operators
 ]
-_ZIG = [sys.executable, "-m", "ziglang", "c++"]
+_ZIG = processes.python("-m", "ziglang", "c++")
 
 Signature = tuple[type[c_int64] | None, *tuple[type[c_int64 | c_void_p], ...]]
 """The type that a C function returns, and those of its arguments."""
@@ -66,13 +68,43 @@ class Library:
 
     def _load(self) -> None:
         try:
-            library = ctypes.CDLL(str(_build(self._name)))
+            library = _build(self._name)
+            try:
+                self._loaded = self._open(library)
+            except (OSError, AttributeError):
+                # It was cut short, or made for another machine.
+                library.unlink(missing_ok=True)
+                self._loaded = self._open(_build(self._name))
+        except Exception as error:
+            # Whatever it is, torch computes the same. A program that has ended doesn't care.
+            if threading.main_thread().is_alive() and not isinstance(error, _CacheRemovedError):
+                _warn(_reason(error))
+
+    def _open(self, path: Path) -> ctypes.CDLL:
+        path = ownership.check_own(path)
+        if not _is_whole(path):
+            raise OSError(f"{path} is damaged")
+        library = ctypes.CDLL(str(path))
+        try:
             for name, (result, *arguments) in self._functions.items():
                 function = getattr(library, name)
                 function.restype, function.argtypes = result, arguments
-            self._loaded = library
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-            _warn(_reason(error))
+        except AttributeError:
+            # While it is loaded, another file at this path would not be.
+            _close(library)
+            raise
+        return library
+
+
+class _CacheRemovedError(Exception):
+    """Somebody has removed the cache while something was made in it."""
+
+
+def _close(library: ctypes.CDLL) -> None:
+    if sys.platform != "win32":
+        import _ctypes
+
+        _ctypes.dlclose(library._handle)
 
 
 @cache
@@ -96,31 +128,51 @@ def _build(name: str) -> Path:
         flags.append("-DEMULATED_AMX")
     key = [_version(tuple(compiler)), platform.machine(), cpu_features.flags(), *flags, *linker_flags]
     key += [path.read_text() for path in (source, *sorted(_HERE.glob("*.h")))]
-    folder = atomic.cache_folder() / "native"
+    folder = ownership.private_folder(atomic.cache_folder() / "native")
     library = folder / f"{name}-{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:24]}.so"
     if library.exists():
         return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(library.with_suffix(".lock")):
-        if not library.exists():
-            # Of a process that was killed while it compiled.
-            atomic.remove_abandoned(folder, library.name, age=0)
-            with atomic.temporary_folder(library) as temporary:
-                _run([*compiler, "-c", str(source), *flags, "-o", "new.o"], temporary)
-                _run([*compiler, "new.o", *linker_flags, "-o", "new.so"], temporary)
-                (temporary / "new.so").rename(library)
+    try:
+        _compile(source, library, [*compiler, *flags], linker_flags)
+    except (OSError, subprocess.CalledProcessError) as error:
+        if not folder.exists():
+            raise _CacheRemovedError from error
+        raise
     return library
 
 
-def _run(command: Sequence[str], folder: Path) -> None:
-    stderr = subprocess.STDOUT
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, stderr=stderr, text=True, errors="replace")
+def _compile(source: Path, library: Path, compiler: Sequence[str], linker_flags: Sequence[str]) -> None:
+    with FileLock(library.with_suffix(".lock")):
+        if library.exists():
+            return
+        # Of a process that was killed while it compiled.
+        atomic.remove_abandoned(library.parent, library.name, age=0)
+        with atomic.temporary_folder(library) as temporary:
+            # Its own temporary files, too, are made where nobody else may write.
+            changes: dict[str, str] = dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(temporary))
+            processes.run([*compiler, "-c", str(source), "-o", "new.o"], folder=temporary, changes=changes)
+            processes.run([*compiler, "new.o", *linker_flags, "-o", "new.so"], folder=temporary, changes=changes)
+            (temporary / "new.so").chmod(0o700)
+            atomic.move(temporary / "new.so", library)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether an ELF file has all its bytes. Loading one that was cut short would end the program by SIGBUS."""
+    with path.open("rb") as file:
+        header = file.read(64)
+    if header[:4] != b"\x7fELF":
+        return True
+    if len(header) < 64:
+        return False
+    # The table of sections, which is the last part: its offset, and the size and number of its entries.
+    (offset,), (size, count) = struct.unpack_from("<Q", header, 40), struct.unpack_from("<HH", header, 58)
+    return offset + size * count <= path.stat().st_size
 
 
 def _compiler() -> list[str]:
     """The command of the system's compiler, or of the one in the Python package `ziglang`."""
     for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++"):
-        if name and (found := shutil.which(name)):
+        if name and (found := processes.find(name)):
             return [found]
     if find_spec("ziglang") is not None:
         return _ZIG
@@ -129,7 +181,7 @@ def _compiler() -> list[str]:
 
 @cache
 def _version(compiler: tuple[str, ...]) -> str:
-    return subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
+    return processes.run([*compiler, "--version"], timeout=60)
 
 
 def _reason(error: Exception) -> str:

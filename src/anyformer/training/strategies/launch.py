@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from anyformer import processes as programs
 from anyformer.errors import UserError, nearest
 from anyformer.training.config import ENGINES
 from anyformer.training.interrupt import handled
@@ -129,7 +130,7 @@ class _Crew:
     """The processes that were started, by rank, and what those say that nobody listens to."""
 
     def __init__(self, folder: Path) -> None:
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[programs.Process] = []
         self.failed: list[int] = []
         self.interrupts = 0
         self._folder = folder
@@ -138,9 +139,9 @@ class _Crew:
         """Start one. Only the first reads our input and speaks; what the others say is kept in case they fail."""
         first = not self.processes
         with self._errors(len(self.processes)).open("wb") as errors:
-            process = subprocess.Popen(
-                [sys.executable, *_PROGRAM, *argv],
-                env=environment,
+            process = programs.start(
+                programs.python(*_PROGRAM, *argv),
+                changes=environment,
                 stdin=None if first else subprocess.DEVNULL,
                 stdout=None if first else subprocess.DEVNULL,
                 stderr=None if first else errors,
@@ -211,7 +212,7 @@ def _environment(processes: int, lifeline: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         **({"GLOO_SOCKET_IFNAME": loops[0]} if loops else {}),
-        **os.environ,
+        **programs.environment(),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
