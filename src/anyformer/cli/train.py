@@ -12,6 +12,7 @@ from anyformer.families import preset as find_preset
 from anyformer.runs.directory import CONFIG, check_run_directory
 from anyformer.training.config import DEFAULT_PRESET, TrainConfig
 from anyformer.training.config_file import read_yaml
+from anyformer.training.consent import check_consent
 from anyformer.training.strategies.launch import check_engine, launch, needs_launch, one_of_many
 
 _ENDS = {"steps": "minutes", "minutes": "steps"}
@@ -74,7 +75,7 @@ def run(argv: list[str]) -> int:
             if name in values:
                 raise UserError(f"--resume goes on in {resume}: leave out --{name}.")
         values["config"] = resume / CONFIG
-    config = _read(values)
+    config = _read(values, resume=resume is not None)
 
     if needs_launch(config.processes):
         check_engine(config.engine, config.processes)
@@ -89,7 +90,8 @@ def read_arguments(argv: list[str]) -> TrainConfig:
     """The run that the arguments ask for.
 
     Raises:
-        UserError: an unknown preset, a config file that can't be read, a flag that would do nothing, and as `parse`.
+        UserError: an unknown preset, a config file that can't be read or asks for too much (see `check_consent`), a
+            flag that would do nothing, and as `parse`.
     """
     return _read(_parser().given(argv))
 
@@ -103,10 +105,10 @@ def _parser() -> Parser:
     return parser
 
 
-def _read(values: Mapping[str, Any]) -> TrainConfig:
+def _read(values: Mapping[str, Any], *, resume: bool = False) -> TrainConfig:
     name: str | None = values.get("preset")
     if "config" in values:
-        base = read_yaml(values["config"], name)
+        base = check_consent(read_yaml(values["config"], name), values["config"], values, resume=resume)
     else:
         known = name or DEFAULT_PRESET
         base = TrainConfig(preset=known, model=find_preset(known))
@@ -117,7 +119,7 @@ def _read(values: Mapping[str, Any]) -> TrainConfig:
     for field, causes in _FOLLOWING.items():
         if f"model.{field}" in values:
             changes[field] = getattr(model, field)
-        elif any(cause in values for cause in causes):
+        elif any(cause in values and values[cause] != getattr(base, cause) for cause in causes):
             changes[field] = None
     config = replace(base, **{**(dropped if len(dropped) == 1 else {}), **changes, "model": model})
     for field, (serves, purpose) in _SERVES.items():
