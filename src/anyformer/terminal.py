@@ -1,24 +1,50 @@
-"""What reaches the user: standard output and standard error.
+"""What reaches the user: standard output and standard error. `anyformer.console` has tables and colors.
 
 Text of a model, a file or a template may contain escape sequences, which a terminal obeys: they rename its window,
 move the cursor over what was shown before, or write to the clipboard. So all output to a terminal is filtered here, and
 messages always are. Output to a file or a pipe is unchanged.
 """
 
+import errno
+import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Iterable, Mapping
-from typing import TextIO
+import threading
+import traceback
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from types import FrameType, TracebackType
+from typing import IO, TextIO
 
-from rich.console import Console as RichConsole
-from rich.console import ConsoleOptions, RenderableType
-from rich.segment import Segment
 from typing_extensions import override
 
 # All control characters but tab and line end, and those that change the direction of what was shown before.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _LONGEST_MESSAGE = 2000
+_LONGEST_REPORT = 20_000
+_STREAMS: Mapping[str, str] = {"stdin": "r", "stdout": "w", "stderr": "w"}
+
+_failure: "OutputError | None" = None
+
+
+class OutputError(Exception):
+    """Standard output can't be written, as on a full device."""
+
+
+class ReaderLeftError(OutputError):
+    """Whoever read standard output has left, as in ``| head``: there is nothing more to say."""
+
+
+class Terminated(SystemExit):
+    """A signal that asks the program to end, so that it can tidy up. The status is 128 and the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.status = 128 + number
+        self.name = signal.Signals(number).name
 
 
 def printable(text: str) -> str:
@@ -35,47 +61,93 @@ def shorten(text: str, length: int = _LONGEST_MESSAGE) -> str:
 
 
 def write(*values: object, sep: str = " ", end: str = "\n", flush: bool = False) -> None:
-    """Print to standard output, as `print`."""
+    """Print to standard output, as `print`.
+
+    Raises:
+        OutputError: it can't be written. What is written after that is dropped.
+    """
     text = sep.join(map(str, values)) + end
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-    if flush:
+    try:
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+        if flush:
+            sys.stdout.flush()
+    except OSError as error:
+        raise _output_error(error) from error
+
+
+def finish() -> None:
+    """Write what standard output still holds back. Raises OutputError for that, and for a failure that was noted."""
+    global _failure
+    failure, _failure = _failure, None
+    try:
         sys.stdout.flush()
+    except OSError as error:
+        failure = failure or _output_error(error)
+    if failure is not None:
+        raise failure
+
+
+def note_failure(error: OSError) -> None:
+    """Let `finish` say that standard output can't be written, and drop what is written until then."""
+    global _failure
+    _failure = _output_error(error)
+
+
+def _output_error(error: OSError) -> OutputError:
+    discard(sys.stdout)
+    kind = ReaderLeftError if isinstance(error, BrokenPipeError) else OutputError
+    return kind(f"standard output can't be written: {error.strerror or error}.")
+
+
+def discard(stream: IO[str]) -> None:
+    """Send what is written to a standard stream nowhere, with what it holds back: Python flushes it at its end."""
+    with suppress(OSError, ValueError):  # not a file
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, stream.fileno())
+        os.close(descriptor)
+        stream.flush()
 
 
 def message(text: object) -> None:
-    """Print a line to standard error, in a readable length."""
-    sys.stderr.write(f"{shorten(printable(str(text)))}\n")
+    """Print one line to standard error, in a readable length."""
+    _report(f"{shorten(printable(' '.join(str(text).splitlines())))}\n")
 
 
-class Console(RichConsole):
-    """A rich console whose text is printable where it goes to a terminal; markup is off, so brackets are text."""
+def report(text: str) -> None:
+    """Print lines of another program, or of a traceback, to standard error."""
+    _report(shorten(printable(text), _LONGEST_REPORT))
 
-    def __init__(
-        self,
-        *,
-        stderr: bool = False,
-        file: TextIO | None = None,
-        width: int | None = None,
-        soft_wrap: bool = False,
-        quiet: bool = False,
-    ) -> None:
-        super().__init__(
-            stderr=stderr,
-            file=file,
-            width=width,
-            soft_wrap=soft_wrap,
-            quiet=quiet,
-            markup=False,
-            highlight=False,
-            emoji=False,
-        )
 
-    @override
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        for segment in super().render(renderable, options):
-            if segment.control is None and self.is_terminal:
-                segment = segment._replace(text=printable(segment.text))
-            yield segment
+def _report(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        discard(sys.stderr)
+
+
+def output_is_terminal() -> bool:
+    """Whether standard output is shown to a person."""
+    return sys.stdout.isatty()
+
+
+def prepare() -> None:
+    """Make the streams, warnings and signals of this process fit for the command line; see `prepare_streams`.
+
+    Warnings, those of the package's logger and tracebacks go to standard error through the filter. SIGTERM and SIGHUP
+    raise `Terminated`, unless whoever started the program has seen to it that they are ignored.
+    """
+    prepare_streams()
+    logger = logging.getLogger("anyformer")
+    if not any(isinstance(handler, _Messages) for handler in logger.handlers):
+        logger.addHandler(_Messages(logging.WARNING))
+    sys.excepthook, threading.excepthook = _show_exception, _show_thread_exception
+    warnings.showwarning = _show_warning
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number: int | None = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _terminate)
 
 
 def prepare_streams() -> None:
@@ -90,12 +162,66 @@ def prepare_streams() -> None:
             if descriptor != number:
                 os.dup2(descriptor, number)
                 os.close(descriptor)
+            os.set_inheritable(number, True)
             stream = os.fdopen(number, mode, encoding="utf-8", closefd=False)
             setattr(sys, name, stream)
-    streams: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
-    for stream in streams:
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+            stream.reconfigure(errors=errors)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-_STREAMS: Mapping[str, str] = {"stdin": "r", "stdout": "w", "stderr": "w"}
+def system_refusal(error: BaseException) -> str | None:
+    """The sentence for what may happen anywhere: memory, space, open files or the right to write are lacking.
+
+    None for any other error.
+    """
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this."
+    if isinstance(error, RecursionError):
+        return "something in the input is nested too deep."
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}{error.strerror}."
+    return None
+
+
+_REFUSALS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "ENAMETOOLONG", "EMFILE", "ENFILE", "ENOMEM", "EROFS", "EACCES", "EPERM")
+    if hasattr(errno, name)
+}
+
+
+class _Messages(logging.Handler):
+    """What is logged, as messages."""
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        message(record.getMessage())
+
+
+def _show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    report("".join(traceback.format_exception(kind, error, trace)))
+
+
+def _show_thread_exception(given: threading.ExceptHookArgs) -> None:
+    if given.exc_value is not None and given.exc_type is not SystemExit:
+        _show_exception(given.exc_type, given.exc_value, given.exc_traceback)
+
+
+def _show_warning(
+    text: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if file is None:
+        report(warnings.formatwarning(text, category, filename, lineno, line))
+    else:
+        file.write(warnings.formatwarning(text, category, filename, lineno, line))
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated(number)

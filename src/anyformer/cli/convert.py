@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from anyformer.cli.loading import LoadOptions
 from anyformer.cli.options import Positional, parse
 from anyformer.errors import UserError
+from anyformer.terminal import write
 
 if TYPE_CHECKING:
     from anyformer.compare.verify import Check
@@ -82,7 +83,7 @@ def _to_integers(options: ConvertOptions) -> int:
     model, tokenizer = replace(options, quantize=options.type).load(options.source)
     save(model, options.target, tokenizer=tokenizer)
     size = sum(path.stat().st_size for path in Path(options.target).glob("*.safetensors"))
-    print(f"{options.target}: {options.type}, {size / 1e6:,.1f} MB{'' if tokenizer else ', without a tokenizer'}")
+    write(f"{options.target}: {options.type}, {size / 1e6:,.1f} MB{'' if tokenizer else ', without a tokenizer'}")
     return 0
 
 
@@ -93,9 +94,9 @@ def _to_gguf(options: ConvertOptions) -> list[Check]:
     model, tokenizer = options.load(options.source)
     written = save_gguf(model, path, tokenizer=tokenizer, kind=options.type or "f16")
     for note in written.notes:
-        print(f"note: {note}")
+        write(f"note: {note}")
     formats = ", ".join(f"{count} {name}" for name, count in written.formats.items())
-    print(f"{path}: {written.architecture}, tensors {formats}, {written.size / 1e6:,.1f} MB")
+    write(f"{path}: {written.architecture}, tensors {formats}, {written.size / 1e6:,.1f} MB")
     if not options.verify:
         return []
     from anyformer.compare.verify_gguf import verify_gguf
@@ -110,7 +111,7 @@ def _to_directory(options: ConvertOptions) -> list[Check]:
         raise UserError(f"A model directory has no weights of type {options.type}: choose f32, f16 or bf16.")
     model, tokenizer = replace(options, dtype=_DTYPES[options.type] or options.dtype).load(options.source)
     model_type = save(model, options.target, tokenizer=tokenizer)
-    print(f"{options.target}: {model_type}{'' if tokenizer else ', without a tokenizer'}")
+    write(f"{options.target}: {model_type}{'' if tokenizer else ', without a tokenizer'}")
     if not options.verify:
         return []
     from anyformer.compare.verify import verify

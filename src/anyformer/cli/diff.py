@@ -28,8 +28,9 @@ def run(argv: list[str]) -> int:
     options = parse(DiffOptions, argv, "diff")
     differences = diff(read_config(options.a), read_config(options.b))
 
-    from rich.console import Console
     from rich.table import Table
+
+    from anyformer.console import Console
 
     if not differences:
         Console().print(f"{options.a} and {options.b} are the same architecture.")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from anyformer.cli.loading import ModelOptions
 from anyformer.cli.options import Positional, parse
+from anyformer.terminal import write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +33,13 @@ def run(argv: list[str]) -> int:
     vectors = embed(model, tokenizer, options.texts).cpu()
     if options.json:
         for vector in vectors:
-            print(json.dumps([float(number) for number in vector]))
+            write(json.dumps([float(number) for number in vector]))
         return 0
 
-    from rich.console import Console
     from rich.table import Table
     from torch.nn.functional import normalize
+
+    from anyformer.console import Console
 
     directions = normalize(vectors, dim=1)
     table = Table("cosine", *map(str, range(1, len(options.texts) + 1)), box=None, header_style="bold", pad_edge=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from anyformer.cli.loading import ModelOptions
 from anyformer.cli.options import flag, parse
 from anyformer.errors import UserError
+from anyformer.terminal import write
 
 if TYPE_CHECKING:
     from anyformer.compare.quality import Quality, Text
@@ -51,10 +52,10 @@ def run(argv: list[str]) -> int:
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"{flag(name)} is at least 1, not {value}.")
 
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from anyformer.compare.quality import measure, predictions, read_text, weight_dtype
+    from anyformer.console import Console
 
     text: Text | None = None
     results: dict[str, Quality] = {}
@@ -64,7 +65,12 @@ def run(argv: list[str]) -> int:
         if text is None:
             text = read_text(tokenizer, options.data, options.field, options.limit)
         title = weight_dtype(model)
-        columns = (TextColumn(title), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn(title, markup=False),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task(title, total=predictions(text))
             quality = measure(model, text, options.context, options.batch_size, partial(bar.advance, task))
@@ -81,19 +87,20 @@ def run(argv: list[str]) -> int:
                 "read_tokens_per_second": quality.prompt_tokens_per_second,
                 "written_tokens_per_second": quality.decode_tokens_per_second,
             }
-            print(json.dumps(figures), flush=True)
+            write(json.dumps(figures), flush=True)
     if not options.json and text is not None:
         _show(results, text)
     return 0
 
 
 def _show(results: dict[str, Quality], text: Text) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from anyformer.console import Console
 
     console = Console()
     first = next(iter(results.values()))
-    console.print(f"{first.evaluation.predicted:,} tokens, {text.size:,} bytes of text", highlight=False)
+    console.print(f"{first.evaluation.predicted:,} tokens, {text.size:,} bytes of text")
     table = Table("weights", box=None, header_style="bold", pad_edge=False)
     for column in ("perplexity", "cost", "bits per byte", "MB", "tokens/s read", "written"):
         table.add_column(column, justify="right", no_wrap=True)

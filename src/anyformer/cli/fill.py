@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from anyformer.cli.loading import ModelOptions
 from anyformer.cli.options import Positional, parse
 from anyformer.errors import UserError
+from anyformer.terminal import write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ def run(argv: list[str]) -> int:
     masks = fill(*options.load_model(), options.text, top=options.top)
     for number, candidates in enumerate(masks, 1):
         if len(masks) > 1:
-            print(f"mask {number}")
+            write(f"mask {number}")
         for candidate in candidates:
-            print(f"{candidate.probability:7.1%}  {candidate.text.strip()}")
+            write(f"{candidate.probability:7.1%}  {candidate.text.strip()}")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from anyformer.cli.loading import ModelOptions
 from anyformer.cli.options import Positional, flag, parse
 from anyformer.cli.sampling import SamplingOptions, generation_options
 from anyformer.errors import UserError
+from anyformer.terminal import message, write
 
 if TYPE_CHECKING:
     from anyformer.generation.config import GenerationOptions
@@ -112,19 +112,19 @@ def run(argv: list[str]) -> int:
     if search:
         found = generate_n_best(model, tokenizer, options.prompt, options.n_best, **given)[0]
         for best in found:
-            print(f"{best.score:.4f}  " if len(found) > 1 else "", before, best.text, sep="", flush=True)
+            write(f"{best.score:.4f}  " if len(found) > 1 else "", before, best.text, sep="", flush=True)
     elif options.logprobs is not None:
         _show_logprobs(model, tokenizer, options.prompt, options.logprobs, **given)
     elif options.samples != 1:
         samples = generate_samples(model, tokenizer, options.prompt, draft=draft, **given)[0]
         for number, text in enumerate(samples, start=1):
-            print(f"[{number}] {before}{text}", flush=True)
+            write(f"[{number}] {before}{text}", flush=True)
     else:
         pieces = generate_stream(model, tokenizer, options.prompt, draft=draft, **given)
-        print(before, end="", flush=True)
+        write(before, end="", flush=True)
         for piece in pieces:
-            print(piece, end="", flush=True)
-        print()
+            write(piece, end="", flush=True)
+        write()
     return 0
 
 
@@ -138,9 +138,9 @@ def _answer_file(
     **given: Unpack[GenerationOptions],
 ) -> int:
     """Answer the prompts of a file, with a progress bar."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from anyformer.console import Console
     from anyformer.generation.batch_job import answer_prompts, read_prompts
 
     prompts = read_prompts(file, options.field)
@@ -148,7 +148,12 @@ def _answer_file(
     settings |= {"stop": list(options.stop), "logit_bias": list(options.logit_bias)}
     settings["temperature"] = options.temperature or 0.0
     console = Console(stderr=True)
-    columns = (TextColumn("generating"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("generating", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     bar = Progress(*columns, console=console, disable=not console.is_terminal)
     task = bar.add_task("generating", total=len(prompts))
     counts: list[int] = []
@@ -163,10 +168,10 @@ def _answer_file(
     except KeyboardInterrupt:
         if counts:
             done = f"{counts[-1]} of {len(prompts)} prompts are answered: the same command goes on from there."
-            print(done, file=sys.stderr)
+            message(done)
         raise
     already = f" ({counts[0]} of them were there already)" if counts[0] else ""
-    print(f"answers    {out}: {len(prompts)}{already}")
+    write(f"answers    {out}: {len(prompts)}{already}")
     return 0
 
 
@@ -175,10 +180,9 @@ def _show_logprobs(
 ) -> None:
     """Generate a text and show its tokens, each with so many of the likeliest in its place."""
     import torch
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
+    from anyformer.console import Console
     from anyformer.generation import BatchingEngine, encode_prompt
     from anyformer.generation.inference import require_tokenizer
     from anyformer.generation.prompt import make_prompt
@@ -204,10 +208,10 @@ def _show_logprobs(
     for each in request.logprobs:
         likeliest = "  ".join(f"{text_of(token)} {percent(logprob)}" for token, logprob in each.top.items())
         cells = [text_of(each.token), percent(each.logprob), likeliest]
-        table.add_row(*(Text(cell) for cell in cells[: len(table.columns)]))
-    print(f"{prompt if model.config.is_decoder_only else ''}{request.text}\n")
+        table.add_row(*cells[: len(table.columns)])
+    write(f"{prompt if model.config.is_decoder_only else ''}{request.text}\n")
     Console(soft_wrap=True).print(table)
-    print(f"\nlog-probability {sum(each.logprob for each in request.logprobs):.3f} nats, {len(request.tokens)} tokens")
+    write(f"\nlog-probability {sum(each.logprob for each in request.logprobs):.3f} nats, {len(request.tokens)} tokens")
 
 
 def _check_flags(options: GenerateOptions) -> None:

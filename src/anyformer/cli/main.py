@@ -2,10 +2,11 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 
-from anyformer import __version__
+from anyformer import __version__, terminal
 from anyformer.errors import UserError, nearest
 
 _GROUPS = {
@@ -33,32 +34,56 @@ COMMANDS = {name: summary for group in _GROUPS.values() for name, summary in gro
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Run the command line.
+
+    Returns:
+        The exit status: 0; 1 if a comparison found a difference; 2 for what the user can mend; 128 and the signal's
+        number where a signal ended it, so 130 after Ctrl-C.
+    """
     argv = list(sys.argv[1:] if arguments is None else arguments)
     # OpenMP's threads wait for each other by spinning, and starve each other as soon as another program wants a core.
     # This many spins are enough on idle cores, and training beside one busy process ran 10 times faster than with its
     # default of 300,000 (docs/measurements/training.md). It is read when torch is imported, which is later.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    status = _status(partial(_run, argv))
+    return _status(terminal.finish) or status
+
+
+def _run(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        terminal.write(_help())
+    elif argv[0] in ("-V", "--version"):
+        terminal.write(f"anyformer {__version__}")
+    elif argv[0] not in COMMANDS:
+        raise UserError(f"there is no command {argv[0]!r} ({nearest(argv[0], COMMANDS)}).")
+    else:
+        return import_module(f"anyformer.cli.{argv[0]}").run(argv[1:])
+    return 0
+
+
+def _status(action: Callable[[], int | None]) -> int:
+    """The exit status of what is done; says in one sentence why it failed."""
     try:
-        if not argv or argv[0] in ("-h", "--help", "help"):
-            print(_help())
-        elif argv[0] in ("-V", "--version"):
-            print(f"anyformer {__version__}")
-        elif argv[0] not in COMMANDS:
-            raise UserError(f"there is no command {argv[0]!r} ({nearest(argv[0], COMMANDS)}).")
-        else:
-            return import_module(f"anyformer.cli.{argv[0]}").run(argv[1:])
+        return action() or 0
+    except terminal.ReaderLeftError:
         return 0
-    except UserError as error:
-        print(f"anyformer: {error}", file=sys.stderr)
+    except (UserError, terminal.OutputError) as error:
+        terminal.message(f"anyformer: {error}")
         return 2
     except KeyboardInterrupt:
-        print("anyformer: interrupted.", file=sys.stderr)
+        terminal.message("anyformer: interrupted.")
         return 130
-    except BrokenPipeError:
-        # The reader of our output has left (as in `| head`): nothing more to say, not even when Python shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except terminal.Terminated as end:
+        terminal.message(f"anyformer: ended by {end.name}.")
+        return end.status
+    except SystemExit as end:  # after --help
+        return end.code if isinstance(end.code, int) else 0
+    except (MemoryError, RecursionError, OSError) as error:
+        reason = terminal.system_refusal(error)
+        if reason is None:
+            raise
+        terminal.message(f"anyformer: {reason}")
+        return 2
 
 
 def _help() -> str:
@@ -79,4 +104,5 @@ def script() -> None:
     """The console script."""
     # For what the libraries that we use start: none of it imports from the current folder.
     os.environ["PYTHONSAFEPATH"] = "1"
+    terminal.prepare()
     sys.exit(main())

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, nearest
+from anyformer.terminal import write
 
 T = TypeVar("T")
 
@@ -142,6 +143,10 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"{self.prog} has no option {option} ({hint}).")
         values = vars(space)
         return {name: tuple(cast("list[Any]", v)) if isinstance(v, list) else v for name, v in values.items()}
+
+    @override
+    def print_help(self, file: Any = None) -> None:
+        write(self.format_help(), end="")
 
     @override
     def error(self, message: str) -> NoReturn:

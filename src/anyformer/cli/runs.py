@@ -5,18 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from anyformer.cli.options import Positional, parse
+from anyformer.console import Console
 from anyformer.errors import UserError
 from anyformer.runs.listing import Run, differences, is_run, read_run, read_runs
 from anyformer.runs.report import write_comparison, write_report
 from anyformer.runs.report.comparison import COLUMNS, TEXTS, best_scores, differing
 from anyformer.runs.report.formatting import setting
 from anyformer.runs.report.page import unreadable
+from anyformer.terminal import write
 from anyformer.training.config import DEFAULTS
 
 _DIRECTORY = Path("runs")
@@ -58,11 +59,11 @@ def run(argv: list[str]) -> int:
             write_comparison(runs, options.html)
     if options.json:
         differing_settings = {"differences": differences(runs)} if compared else {}
-        print(json.dumps({"runs": [each.summary() for each in runs], **differing_settings}, indent=2, default=str))
+        write(json.dumps({"runs": [each.summary() for each in runs], **differing_settings}, indent=2, default=str))
         return 0
     _print(runs, compared)
     if options.html is not None:
-        print(f"\ncurves     {options.html}")
+        write(f"\ncurves     {options.html}")
     return 0
 
 

@@ -8,6 +8,7 @@ from anyformer.cli.loading import read_config
 from anyformer.cli.options import Parser, Positional, change_model, make
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
+from anyformer.terminal import write
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ def run(argv: list[str]) -> int:
 
 
 def _print(config: ModelConfig, options: ShowOptions) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from anyformer.analysis import cache_bytes_per_token, part_costs
+    from anyformer.console import Console
 
     context = options.context or config.max_length
     account = part_costs(config, context)
@@ -53,13 +54,13 @@ def _print(config: ModelConfig, options: ShowOptions) -> None:
     cache = cache_bytes_per_token(config)
     if options.json:
         costs = {"parameters": parameters, "flops_per_token": flops, "cache_bytes_per_token": cache, "context": context}
-        print(json.dumps({"config": config.to_dict(), "parts": [asdict(part) for part in account], **costs}, indent=2))
+        write(json.dumps({"config": config.to_dict(), "parts": [asdict(part) for part in account], **costs}, indent=2))
         return
     console = Console()
     settings = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
     for field, value in _essentials(config):
         settings.add_row(field, shown(value))
-    console.print(f"[bold]{options.model}[/bold]")
+    console.print(options.model, style="bold")
     console.print(settings)
     table = Table("part", box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
     for heading in ("layers", "parameters", "share", "FLOPs per token"):

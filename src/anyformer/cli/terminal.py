@@ -12,10 +12,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from anyformer import atomic
+from anyformer.console import Console
 from anyformer.errors import UserError, nearest
+from anyformer.terminal import output_is_terminal, write
 
 if TYPE_CHECKING:
     from anyformer.generation import Conversation
@@ -31,9 +31,6 @@ Ctrl-C stops an answer. A line that begins with a space is never a command."""
 
 _NO_SYSTEM = "(no system message but the template's own, if it has one)"
 
-# What a terminal would obey instead of showing it: all control characters but tab and line end.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
 
 class Terminal:
     """A chat with the user: questions, answers and commands.
@@ -45,7 +42,7 @@ class Terminal:
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
         self._notes = Console(stderr=True)
-        self._asks, self._shows = sys.stdin.isatty(), sys.stdout.isatty()
+        self._asks, self._shows = sys.stdin.isatty(), output_is_terminal()
         self._saved: set[Path] = set()
         if self._asks:
             with suppress(ImportError):
@@ -104,10 +101,10 @@ class Terminal:
             try:
                 return input(prompt)
             except EOFError:
-                print()
+                write()
                 return None
             except KeyboardInterrupt:
-                print()
+                write()
                 if interrupted:
                     return None
                 interrupted = True
@@ -131,11 +128,10 @@ class Terminal:
             self._say("\n")
 
     def _say(self, text: str) -> None:
-        sys.stdout.write(_CONTROL.sub("", text) if self._shows else text)
-        sys.stdout.flush()
+        write(text, end="", flush=True)
 
     def _note(self, text: str, style: str = "dim") -> None:
-        self._notes.print(text, style=style, markup=False, highlight=False, soft_wrap=not self._notes.is_terminal)
+        self._notes.print(text, style=style, soft_wrap=not self._notes.is_terminal)
 
     def _obey(self, line: str) -> bool:
         """Do what a command says; False to leave."""

@@ -40,9 +40,12 @@ def run(argv: list[str]) -> int:
 
 def show(checks: Sequence[Check]) -> int:
     """Print comparisons; returns 0 if all are equal, else 1."""
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console(highlight=False)
+    from anyformer.console import Console
+
+    console = Console()
     for check in checks:
-        console.print("[green]equal    [/]" if check.equal else "[red]different[/]", f"{check.name}: {check.detail}")
+        verdict = Text("equal    ", "green") if check.equal else Text("different", "red")
+        console.print(verdict, f"{check.name}: {check.detail}")
     return 0 if all(check.equal for check in checks) else 1

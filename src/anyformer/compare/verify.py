@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -89,7 +88,7 @@ def verify(
     gguf_file: dict[str, str] = {"gguf_file": path.name} if path.is_file() else {}
     directory = str(path.parent if path.is_file() else path)
     try:
-        with contextlib.redirect_stderr(io.StringIO() if gguf_file else sys.stderr):  # a progress bar
+        with contextlib.redirect_stderr(io.StringIO()) if gguf_file else contextlib.nullcontext():  # a progress bar
             safe = None if allow_pickle else True
             theirs = kind.from_pretrained(directory, dtype=torch.float32, use_safetensors=safe, **gguf_file).eval()
     except (NotImplementedError, RuntimeError, ValueError) as error:

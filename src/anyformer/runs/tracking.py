@@ -8,7 +8,6 @@ import contextlib
 import io
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 
 from anyformer.errors import UserError, nearest
 from anyformer.runs.listing import flatten, passages
+from anyformer.terminal import message
 
 PROJECT = "anyformer"
 """The project that runs are filed under, where the tracker's own environment variable names no other."""
@@ -164,7 +164,7 @@ class Trackers:
         config: Mapping[str, Any],
         *,
         resumed: bool = False,
-        warn: Callable[[str], None] = lambda text: print(f"anyformer: {text}", file=sys.stderr),
+        warn: Callable[[str], None] = lambda text: message(f"anyformer: {text}"),
     ) -> None:
         check(names)
         self._warn = warn

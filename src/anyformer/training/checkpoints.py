@@ -18,12 +18,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anyformer import atomic
+from anyformer.console import Console
 from anyformer.errors import UserError
 from anyformer.migration import current_settings, current_weight
 from anyformer.runs.listing import flatten

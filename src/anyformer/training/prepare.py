@@ -13,10 +13,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from anyformer.config import ModelConfig, SpecialTokens
+from anyformer.console import Console
 from anyformer.data.corpus import Corpus, Split
 from anyformer.data.disk_cache import Cache, identity, key
 from anyformer.data.materialize import STANDARD_INPUT, materialize
@@ -84,7 +85,8 @@ def prepare(config: CompleteConfig, console: Console) -> TrainingData:
     pairs = config.objective == "seq2seq"
     with console.status("reading the data") as status:
         config = keep_standard_input(config)
-        corpora, names = zip(*(_pair_corpora if pairs else _text_corpora)(config, cache, status.update), strict=True)
+        read = _pair_corpora if pairs else _text_corpora
+        corpora, names = zip(*read(config, cache, lambda line: status.update(Text(line))), strict=True)
     digest = key(*(*names, "")[:2])
     characters = sum(corpus.split.characters for corpus in corpora)
     spec = config.tokenizer or default_tokenizer(config.objective, corpora[0].split.characters)
@@ -96,7 +98,12 @@ def prepare(config: CompleteConfig, console: Console) -> TrainingData:
     make_batches: Any = pair_batches if pairs else text_batches
 
     def write(folder: Path) -> None:
-        columns = (TextColumn("tokenizing"), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("tokenizing", markup=False),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
             advance = partial(bar.advance, bar.add_task("tokenizing", total=characters))
             paths = {split: folder / split for split in _SPLITS}

@@ -1,8 +1,8 @@
 """What a run shows: a bar on a terminal, a line now and then elsewhere."""
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from anyformer.console import Console
 from anyformer.runs.metrics import Meter
 from anyformer.runs.report.formatting import clock
 
@@ -13,8 +13,14 @@ class TrainingProgress(Progress):
     """Loss, tokens a second, and time left. A context manager."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("training"), BarColumn(24), TaskProgressColumn(), TextColumn("{task.fields[line]}"))
+        columns = (
+            TextColumn("training", markup=False),
+            BarColumn(24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[line]}", markup=False),
+        )
         super().__init__(*columns, console=console, disable=not console.is_terminal)
+        self._console = console
         self._task = self.add_task("training", total=1.0, line="")
         self._lines = 0
 
@@ -26,9 +32,9 @@ class TrainingProgress(Progress):
         self.update(self._task, completed=progress, line=line)
         if not self.console.is_terminal and int(progress * _LINES) > self._lines:
             self._lines = int(progress * _LINES)
-            say(self.console, f"training   {progress:.0%}  {line}")
+            say(self._console, f"training   {progress:.0%}  {line}")
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print a line as it is: no markup, no breaking."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    """Print a line as it is, without breaking it."""
+    console.print(text, style=style, soft_wrap=True)

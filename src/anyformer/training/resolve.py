@@ -3,8 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 
-from rich.console import Console
-
+from anyformer.console import Console
 from anyformer.runs.tracking import check as check_trackers
 from anyformer.training.averaging import make_average
 from anyformer.training.config import CompleteConfig, TrainConfig

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
+from anyformer.console import Console
 from anyformer.data.materialize import STANDARD_INPUT
 from anyformer.errors import UserError
 from anyformer.model import Transformer, build

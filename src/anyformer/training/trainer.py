@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 import torch
-from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
 from anyformer.analysis import part_costs, training_flops
 from anyformer.checkpoint import save
+from anyformer.console import Console
 from anyformer.errors import UserError
 from anyformer.families.own import FAMILY as OWN_FAMILY
 from anyformer.runs.directory import RunDirectory

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from anyformer import processes as programs
 from anyformer.errors import UserError, nearest
+from anyformer.terminal import report
 from anyformer.training.config import ENGINES
 from anyformer.training.interrupt import handled
 
@@ -194,8 +195,7 @@ class _Crew:
                 "when memory runs out, and the others were ended."
             )
         if 0 not in causes:
-            sys.stderr.write(self._errors(rank).read_text(encoding="utf-8", errors="replace"))
-            sys.stderr.flush()
+            report(self._errors(rank).read_text(encoding="utf-8", errors="replace"))
         return status
 
     def _errors(self, rank: int) -> Path:

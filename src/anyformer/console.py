@@ -1,0 +1,71 @@
+"""Tables, colors and progress bars on the streams of `anyformer.terminal`."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+from typing_extensions import override
+
+from anyformer.terminal import discard, note_failure, printable
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+
+class Console(RichConsole):
+    """A rich console without markup, so that brackets are text, whose text is printable where a terminal shows it.
+
+    If it can't be written to, what is printed is dropped: a run must not be lost because its terminal is gone.
+    `anyformer.terminal.finish` says so for standard output.
+    """
+
+    def __init__(
+        self,
+        *,
+        stderr: bool = False,
+        file: TextIO | None = None,
+        width: int | None = None,
+        soft_wrap: bool = False,
+        quiet: bool = False,
+    ) -> None:
+        super().__init__(
+            stderr=stderr,
+            file=file,
+            width=width,
+            soft_wrap=soft_wrap,
+            quiet=quiet,
+            markup=False,
+            highlight=False,
+            emoji=False,
+        )
+
+    @override
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        shown = self.stderr or self.is_terminal or self.file.isatty()
+        for segment in super().render(renderable, options):
+            if shown and segment.control is None:
+                segment = segment._replace(text=printable(segment.text))
+            yield segment
+
+    @override
+    def status(self, status: RenderableType, **options: Any) -> "Status":
+        # A spinner takes its text for markup whatever the console does.
+        return super().status(Text(status) if isinstance(status, str) else status, **options)
+
+    @override
+    def on_broken_pipe(self) -> None:
+        raise  # the error that rich calls this for; its own way ends the program
+
+    @override
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        try:
+            super().__exit__(exc_type, exc_value, traceback)
+        except OSError as error:
+            self.quiet = True
+            if self.stderr:
+                discard(self.file)
+            else:
+                note_failure(error)
