@@ -9,7 +9,6 @@ the umask. A symbolic link is replaced itself, and what it leads to stays as it 
 import os
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -62,16 +61,13 @@ def append(path: Path, content: str) -> None:
     """Add to the end of a file, which is made where there is none. What can't be encoded in UTF-8 becomes `?`.
 
     Raises:
-        UserError: it is a symbolic link, by which another file would be written to, or is no regular file.
-        OSError: it can't be written.
+        UserError: it is a symbolic link, by which another file would be written to.
+        OSError: it can't be written, as a named pipe that nobody reads can't.
     """
     refuse_link(path)
-    # A named pipe that nobody reads is refused, not waited for.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     flags |= sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
     with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UserError(f"{path} is no regular file, which could be added to.")
         file.write(content.encode("utf-8", errors="replace"))
 
 

@@ -21,6 +21,8 @@ JSON_BYTES = 256 * MEGABYTE
 """Bytes of a JSON file; the largest tokenizer.json of a published model has a tenth of it."""
 YAML_BYTES = 1 * MEGABYTE
 """Bytes of a YAML file."""
+LOG_BYTES = 1000 * MEGABYTE
+"""Bytes of a run's metrics.jsonl; a step takes about 200."""
 _LONGEST_NAME = 1000
 DEPTH = 100
 """Objects and lists within each other, in JSON and YAML."""
@@ -93,7 +95,7 @@ def parse_json(content: str | bytes, where: object) -> Any:
     except RecursionError:
         raise UserError(_too_deep(where)) from None
     except ValueError as error:  # an integer of thousands of digits, or bytes that are not UTF-8
-        raise UserError(f"{where} is not JSON: {error}.") from error
+        raise UserError(f"{where} is not JSON: {str(error).partition(';')[0]}.") from error
     check_depth(value, where)
     return value
 

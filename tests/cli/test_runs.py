@@ -107,7 +107,15 @@ def test_html(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["runs", "--html", "all.html"]) == 0
     assert "second vs first" in Path("all.html").read_text()
     capsys.readouterr()
+    Path("diary.html").write_text("<html>my only diary of anyformer</html>")
+    for names in (["first"], ["first", "second"], []):
+        assert "is there already" in _fails(capsys, "runs", *names, "--html", "diary.html")
+    assert Path("diary.html").read_text() == "<html>my only diary of anyformer</html>"
+    assert main(["runs", "first", "--html", "both.html"]) == 0  # a page of ours is replaced
+    assert "Training run</p>" in Path("both.html").read_text()
+    capsys.readouterr()
     assert "is a directory" in _fails(capsys, "runs", "--html", str(tmp_path))
+    assert "is not a file but a device" in _fails(capsys, "runs", "--html", "/dev/null")
     assert "can't be written" in _fails(capsys, "runs", "--html", "nowhere/all.html")
 
 

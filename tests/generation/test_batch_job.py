@@ -201,6 +201,54 @@ def test_answers_go_to_files_only(gpt: Path, tmp_path: Path, capsys: pytest.Capt
     assert {path.name for path in tmp_path.iterdir()} == {"prompts.txt", "pipe"}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links as POSIX has them")
+@pytest.mark.timeout(60)
+def test_links_lead_nowhere_else(tmp_path: Path) -> None:
+    job = BatchJob(tmp_path / "a.jsonl", ["a", "b"], {"batch_size": 1}, "model")
+    job.run(lambda first, texts: texts)
+    answers, description = _read(job.path), (tmp_path / "a.jsonl.job").read_bytes()
+    victim = tmp_path / "victim"
+    for name in ("a.jsonl", ".a.jsonl.lock"):
+        for content in (None, job.path.read_bytes()[:20]):
+            victim.unlink(missing_ok=True)
+            if content is not None:
+                victim.write_bytes(content)
+            (tmp_path / name).rename(tmp_path / "kept")
+            (tmp_path / name).symlink_to(victim)
+            with pytest.raises(UserError, match=rf"{name} is a symbolic link, by which something elsewhere"):
+                job.run(lambda first, texts: texts)
+            assert (victim.read_bytes() if victim.exists() else None) == content
+            (tmp_path / "kept").replace(tmp_path / name)
+    # A description is read from its folder alone, and written in the place of a link.
+    victim.write_bytes(description)
+    (tmp_path / "a.jsonl.job").unlink()
+    outside = tmp_path.parent / f"{tmp_path.name}-description"
+    outside.write_bytes(description)
+    (tmp_path / "a.jsonl.job").symlink_to(outside)
+    with pytest.raises(UserError, match="missing or damaged"):
+        job.run(lambda first, texts: texts)
+    job.path.write_bytes(b"")
+    job.run(lambda first, texts: texts)
+    assert _read(job.path) == answers
+    assert not (tmp_path / "a.jsonl.job").is_symlink()
+    assert outside.read_bytes() == description
+    for name in ("a.jsonl.job", ".a.jsonl.lock"):
+        (tmp_path / name).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match=r"missing or damaged|is not a file but a named pipe"):
+            job.run(lambda first, texts: texts)
+
+
+@pytest.mark.parametrize("settings", ["[1]", '"x"', "3", "[[1, 2]]"])
+def test_a_description_of_another_type_is_damaged(tmp_path: Path, settings: str) -> None:
+    job = BatchJob(tmp_path / "a.jsonl", ["a"], {"batch_size": 1}, "model")
+    job.run(lambda first, texts: texts)
+    fields = {"count": [1], "prompts": {}, "model": None}
+    (tmp_path / "a.jsonl.job").write_text(f'{json.dumps(fields)[:-1]}, "settings": {settings}}}')
+    with pytest.raises(UserError, match=r"missing or damaged|was begun otherwise"):
+        job.run(lambda first, texts: texts)
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     def write(first: int, texts: Sequence[str]) -> Sequence[str]:
         with pytest.raises(UserError, match="another process"):

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -20,7 +21,10 @@ from safetensors.numpy import load_file
 
 import anyformer as af
 from anyformer.cli import train
+from anyformer.console import Console
 from anyformer.errors import UserError
+from anyformer.training.checkpoints import read_facts
+from anyformer.training.config import TrainConfig
 from tests.training.conftest import TINY, Trains, metrics
 
 TIMES = ("elapsed", "tokens_per_second", "flops_per_second", "started", "peak_flops_per_second", "engine")
@@ -34,6 +38,7 @@ FLAGS = [
 _DRIVER = """
 import json, os, sys
 from anyformer.cli import train
+from anyformer.console import Console
 from anyformer.runs import report
 from anyformer.training import run
 from anyformer.errors import UserError
@@ -240,3 +245,62 @@ def test_a_damaged_checkpoint_is_named(file: str, text: Path, trains: Trains, tm
     place = run / "checkpoints" / "step-00000008" / file
     place.write_bytes(place.read_bytes()[:50])
     assert f"{place.parent} can't be read" in _refused("--resume", str(run), "--steps", "12")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("step", "8"), ("step", -1), ("step", True), ("every", 0), ("meter", [1]), ("meter", {"a": "x"}), ("config", 3)],
+)
+def test_facts_of_another_type_are_named(field: str, value: object, tmp_path: Path) -> None:
+    facts = {"step": 8, "every": 1, "meter": {"tokens": 1}, "config": {}, field: value}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=f"can't be read: {field} in run.json should be"):
+        read_facts(tmp_path, TrainConfig(preset="gpt2-nano", model=af.preset("gpt2-nano")).complete(), "", Console())
+
+
+def _outside(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links as POSIX has them")
+def test_a_foreign_run_leads_nowhere_else(text: Path, trains: Trains, tmp_path: Path) -> None:
+    run = trains(*FLAGS, "--data", str(text), "--steps", "8", "--save-every", "4", "--cache", str(tmp_path / "cache"))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("config.yaml", "metrics.jsonl", "report.html"):
+        (outside / name).write_bytes((run / name).read_bytes())
+    for name in ("model", "checkpoints"):
+        shutil.copytree(run / name, outside / name)
+    shutil.copytree(run / "checkpoints" / "step-00000004", outside / "step-00000002")
+    before = _outside(outside)
+    planted = [*(each.name for each in outside.iterdir()), ".lock", ".config.yaml.tmp", ".metrics.jsonl.tmp"]
+    planted += ["checkpoints/step-00000008", "checkpoints/step-00000008/run.json"]
+    planted += ["checkpoints/step-00000008/state.safetensors"]
+    for name in planted:
+        foreign = tmp_path / "foreign"
+        shutil.copytree(run, foreign)
+        place = foreign / name
+        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+        place.symlink_to(outside / name)
+        assert "symbolic link" in _refused("--resume", str(foreign), "--steps", "12"), name
+        assert _outside(outside) == before
+        shutil.rmtree(foreign)
+    # An old checkpoint that is a link stands aside, and is not removed with the others.
+    (run / "checkpoints" / "step-00000002").symlink_to(outside / "step-00000002")
+    (run / "checkpoints" / ".step-00000003.x.tmp").symlink_to(outside / "step-00000002")
+    assert train.run(["--resume", str(run), "--steps", "12"]) == 0
+    assert _outside(outside) == before
+    assert (run / "checkpoints" / "step-00000012").is_dir()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no umask")
+def test_permissions_follow_the_umask(text: Path, trains: Trains, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        run = trains(*FLAGS, "--data", str(text), "--steps", "4", "--cache", str(tmp_path / "cache"))
+    finally:
+        os.umask(before)
+    made = [each for place in (run, tmp_path / "cache") for each in (place, *place.rglob("*"))]
+    assert len(made) > 15
+    for path in made:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o750 if path.is_dir() else 0o640), path

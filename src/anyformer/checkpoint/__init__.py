@@ -2,6 +2,7 @@
 
 from anyformer.checkpoint.gguf.write import save_gguf
 from anyformer.checkpoint.load import load, torch_dtype
-from anyformer.checkpoint.save import save
+from anyformer.checkpoint.save import check_target, save
+from anyformer.checkpoint.tensors import write_tensors
 
-__all__ = ["load", "save", "save_gguf", "torch_dtype"]
+__all__ = ["check_target", "load", "save", "save_gguf", "torch_dtype", "write_tensors"]

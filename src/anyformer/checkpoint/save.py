@@ -2,19 +2,20 @@
 
 import json
 import logging
+import re
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from anyformer import atomic
+from anyformer import atomic, limits
 from anyformer.checkpoint import generation_settings, pooling
 from anyformer.checkpoint.sources import SAFETENSORS, SAFETENSORS_INDEX
+from anyformer.checkpoint.tensors import write_tensors
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import FAMILIES, from_huggingface, own, to_huggingface
@@ -27,6 +28,15 @@ from anyformer.tokenizer.tokenizer_files import TOKENIZER_FILES
 
 GIGABYTE = 10**9
 OWN = "no Hugging Face class can express this model, so only anyformer opens it."
+
+_SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+_FILES = {
+    *("config.json", generation_settings.FILE, SAFETENSORS_INDEX, "README.md", ".git", ".gitattributes"),
+    *(name.partition("/")[0] for name in pooling.FILES),
+    *TOKENIZER_FILES,
+}
+"""What a directory of a model or of a tokenizer may hold, beside weights, to be known as one without a config.json."""
+
 _LOG = logging.getLogger(__name__)
 
 _GENERATION_FIELDS = {*generation_settings.FIELDS, "max_length"} - {"do_sample", "temperature", "top_k", "top_p"}
@@ -42,7 +52,8 @@ def save(
 
     Args:
         model: What to write.
-        directory: Where; files of an earlier model there are replaced or removed once the new ones are complete.
+        directory: Where: a new or empty directory, or one of a model or a tokenizer (see `check_target`), whose files
+            are replaced, or removed, once the new ones are complete. Whatever else is there stays.
         tokenizer: Its tokenizer, written beside it; None: one that lies there stays.
         max_shard_size: Bytes of weights in one file, beyond which they are spread over several.
 
@@ -50,8 +61,10 @@ def save(
         The `model_type` that it was written as: "anyformer" where no Hugging Face class can express the model.
 
     Raises:
-        UserError: the tokenizer has more tokens than the model, or the files can't be written.
+        UserError: the tokenizer has more tokens than the model, the directory holds something else, or the files can't
+            be written.
     """
+    check_target(Path(directory))
     config, bits = model.config, bits_of(model)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         sizes = f"The tokenizer has {tokenizer.vocab_size} tokens and the model only {config.vocab_size}"
@@ -125,12 +138,12 @@ def _write_weights(tensors: Mapping[str, Tensor], directory: Path, max_shard_siz
         shards[-1][name] = tensor
         room -= tensor.nbytes
     if len(shards) == 1:
-        save_file(shards[0], directory / SAFETENSORS, metadata={"format": "pt"})
+        write_tensors(directory / SAFETENSORS, shards[0], {"format": "pt"})
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file(shard, directory / file, metadata={"format": "pt"})
+        write_tensors(directory / file, shard, {"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
     _write_json(directory / SAFETENSORS_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -157,6 +170,25 @@ def _replacing_directory(directory: Path) -> Generator[Path]:
         raise UserError(f"{directory} can't be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
+def check_target(directory: Path) -> None:
+    """Check that a model may be written to a directory, where it replaces the files of the same names.
+
+    Raises:
+        UserError: it is neither new nor empty, has no config.json of a model, and holds more than a model's or a
+            tokenizer's files.
+    """
+    try:
+        names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    except OSError as error:
+        raise UserError(f"{directory} can't be read: {error.strerror or error}.") from error
+    foreign = [name for name in names if name not in _FILES and not _SHARD.fullmatch(name)]
+    if foreign and not ("config.json" in names and "model_type" in limits.read_object(directory / "config.json")):
+        raise UserError(
+            f"{directory} holds something else than a model ({min(foreign)!r}, for one): choose a new directory, or "
+            "empty this one."
+        )
+
+
 def _move(fresh: Path, directory: Path) -> None:
     """Put complete files in place of old ones, config.json last, and remove what an earlier model leaves behind.
 
@@ -164,15 +196,30 @@ def _move(fresh: Path, directory: Path) -> None:
     if not directory.exists():
         fresh.rename(directory)
         return
-    files = [path.relative_to(fresh) for path in fresh.rglob("*") if path.is_file()]
+    files = [str(path.relative_to(fresh)) for path in fresh.rglob("*") if path.is_file()]
     # What else belongs to a model or a tokenizer, and would be taken for the next one's.
-    companions: list[str] = [SAFETENSORS_INDEX]
+    old = _weight_files(directory)
     if (directory / "config.json").exists():
-        companions += pooling.FILES
-        companions += TOKENIZER_FILES if any(str(name) in TOKENIZER_FILES for name in files) else ()
-    for name in sorted(files, key=lambda path: path.name == "config.json"):
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        old |= {*pooling.FILES}
+        old |= {*TOKENIZER_FILES} if any(name in TOKENIZER_FILES for name in files) else set()
+    for folder in {str(Path(name).parent) for name in old.union(files)}:
+        limits.path_inside(directory, folder)  # a symbolic link in the place of 1_Pooling would lead elsewhere
+    for name in sorted(files, key=lambda name: name == "config.json"):
+        (directory / name).parent.mkdir(exist_ok=True)
         (fresh / name).replace(directory / name)
-    for old in (*directory.glob("model*.safetensors"), *map(directory.joinpath, companions)):
-        if old.relative_to(directory) not in files and old.is_file():
-            old.unlink()
+    for name in old.difference(files):
+        if (directory / name).is_file():
+            (directory / name).unlink()
+
+
+def _weight_files(directory: Path) -> set[str]:
+    """The weights of the model in a directory: those that its index names, and those whose names say it."""
+    named = {path.name for path in directory.iterdir() if _SHARD.fullmatch(path.name)}
+    index: Any = {}
+    if (directory / SAFETENSORS_INDEX).exists():
+        with suppress(UserError):  # a damaged one names nothing
+            index = limits.read_object(directory / SAFETENSORS_INDEX).get("weight_map")
+    shards = map(str, cast("dict[str, Any]", index).values()) if isinstance(index, dict) else ()
+    # Only those that lie in the directory itself, as every model's do.
+    named |= {name for name in shards if name.endswith(".safetensors") and Path(name).name == name}
+    return named | {SAFETENSORS, SAFETENSORS_INDEX}

@@ -78,8 +78,9 @@ def _to_integers(options: ConvertOptions) -> int:
     if options.verify:
         raise UserError("No other program reads a directory of integers: `anyformer evaluate` says what they cost.")
 
-    from anyformer.checkpoint import save
+    from anyformer.checkpoint import check_target, save
 
+    check_target(Path(options.target))
     model, tokenizer = replace(options, quantize=options.type).load(options.source)
     save(model, options.target, tokenizer=tokenizer)
     size = sum(path.stat().st_size for path in Path(options.target).glob("*.safetensors"))
@@ -105,10 +106,11 @@ def _to_gguf(options: ConvertOptions) -> list[Check]:
 
 
 def _to_directory(options: ConvertOptions) -> list[Check]:
-    from anyformer.checkpoint import save
+    from anyformer.checkpoint import check_target, save
 
     if options.type not in _DTYPES:
         raise UserError(f"A model directory has no weights of type {options.type}: choose f32, f16 or bf16.")
+    check_target(Path(options.target))
     model, tokenizer = replace(options, dtype=_DTYPES[options.type] or options.dtype).load(options.source)
     model_type = save(model, options.target, tokenizer=tokenizer)
     write(f"{options.target}: {model_type}{'' if tokenizer else ', without a tokenizer'}")

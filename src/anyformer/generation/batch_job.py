@@ -15,12 +15,12 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack, cast
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from filelock import FileLock, Timeout
 
-from anyformer import atomic
+from anyformer import atomic, limits
 from anyformer.data.input_files import RECORD_SUFFIXES, suffix_of
 from anyformer.data.records import records
 from anyformer.data.sources import text_lines
@@ -160,16 +160,21 @@ class BatchJob:
             progress: Called at first and after each batch with the number of answers that there are.
 
         Raises:
-            UserError: the path is no file; another process is at it; the file was written by something else, or by a
-                job with other prompts, settings or model (the sentence says what changed); the disk refuses.
+            UserError: the path is no file, or a symbolic link; another process is at it; the file was written by
+                something else, or by a job with other prompts, settings or model (the sentence says what changed); the
+                disk refuses.
         """
         path, size = self.path, self.settings["batch_size"]
+        locked = path.with_name(f".{path.name}.lock")
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is no regular file, which a job could go on with: choose another for the answers.")
         with _disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            for each in (path, locked):
+                atomic.refuse_link(each)
+            limits.check_file(locked)
             try:
-                lock = FileLock(path.with_name(f".{path.name}.lock")).acquire(timeout=0)
+                lock = FileLock(locked).acquire(timeout=0)
             except Timeout as error:
                 raise UserError(f"{path} is being written by another process: wait for it, or end it.") from error
         with lock:
@@ -183,18 +188,19 @@ class BatchJob:
                 progress(self.count)
 
     def _append(self, texts: Sequence[str]) -> None:
-        with self.path.open("a", encoding="utf-8", errors="replace", newline="\n") as file:
-            for index, text in enumerate(texts, start=self.count):
-                answer = {"index": index, "prompt": self.prompts[index], "text": text}
-                file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        answers = [
+            {"index": index, "prompt": self.prompts[index], "text": text}
+            for index, text in enumerate(texts, start=self.count)
+        ]
+        atomic.append(self.path, "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
         self.count += len(texts)
 
     def _resume(self) -> None:
         """Count the answers in the file, or begin it."""
         path, description = self.path, self.path.with_name(f"{self.path.name}.job")
         self.count, size, wrong = 0, 0, None
-        path.touch()
-        with path.open("rb") as file:
+        atomic.append(path, "")
+        with limits.open_file(path) as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
@@ -217,10 +223,10 @@ class BatchJob:
         """Raise UserError for a file of another job; the prompt of this index is the first that differs."""
         path, now = self.path, self._summary()
         try:
-            before = cast("dict[str, Any]", json.loads(description.read_text(encoding="utf-8")))
-            settings: dict[str, Any] = before["settings"]
+            before = limits.read_object(limits.path_inside(path.parent, description.name))
+            settings: dict[str, Any] = dict(**before["settings"])
             count, prompts, model = before["count"], before["prompts"], before["model"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (UserError, KeyError, TypeError) as error:
             raise UserError(
                 f"{description} is missing or damaged, so nobody can say what {path} was made of: {_OTHER_FILE}."
             ) from error
@@ -251,9 +257,9 @@ class BatchJob:
 def _prompt_of(line: bytes, index: int) -> str | None:
     """The prompt of an answer; None where the line is none, or not the one with this index."""
     try:
-        record = json.loads(line)
+        record = limits.parse_object(line, "the answer")
         return str(record["prompt"]) if record["index"] == index and isinstance(record["text"], str) else None
-    except (ValueError, TypeError, KeyError):
+    except (UserError, KeyError):
         return None
 
 

@@ -14,19 +14,21 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from anyformer import atomic
+from anyformer import atomic, limits
 from anyformer.errors import UserError
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
+LOCK = ".lock"
 
 
 def model_directory(path: str | os.PathLike[str]) -> Path:
@@ -37,9 +39,21 @@ def model_directory(path: str | os.PathLike[str]) -> Path:
 
 
 def check_run_directory(path: Path) -> None:
-    """Raises UserError where there is no run."""
-    if not (path / CONFIG).is_file():
+    """Check that a run can be taken up again. Raises UserError where there is none, or one that a link is part of."""
+    if not (path / CONFIG).exists():
         raise UserError(f"There is no run in {path}: it has no {CONFIG}. --resume wants a folder such as runs/gpt2-1.")
+    _check_entries(path)
+
+
+def _check_entries(path: Path) -> None:
+    """Raise UserError where something in the directory, which may come from anyone, would lead what a run writes
+    elsewhere, or have it wait."""
+    try:
+        for each in path.iterdir():
+            atomic.refuse_link(each)
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
+    limits.check_files(path, (CONFIG, METRICS, LOCK))
 
 
 class RunDirectory:
@@ -52,7 +66,7 @@ class RunDirectory:
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
         self.model, self.checkpoints = path / MODEL, path / CHECKPOINTS
-        self._lock = FileLock(path / ".lock")
+        self._lock = FileLock(path / LOCK)
 
     @classmethod
     def create(cls, runs: Path, name: str | None, preset: str) -> Self:
@@ -84,8 +98,13 @@ class RunDirectory:
         )
 
     def lock(self) -> None:
-        """Keep others out until this process ends, however it ends. Raises UserError where somebody is in."""
+        """Keep others out until this process ends, however it ends.
+
+        Raises:
+            UserError: somebody is in, a symbolic link or a named pipe is in the directory, or it can't be written to.
+        """
         try:
+            _check_entries(self.path)
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(f"{self.path} is being trained by another process: wait for it, or end it.") from error
@@ -107,23 +126,22 @@ class RunDirectory:
             return
         path = self.path / METRICS
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+            atomic.append(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
         except OSError as error:
             raise UserError(f"{path} can't be written: {error.strerror or error}.") from error
 
     def finished(self) -> bool:
         """Whether the last line of metrics.jsonl says so."""
         file = self.path / METRICS
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        return bool(lines) and json.loads(lines[-1]).get("state") == "finished"
+        lines = limits.read_text(file, limits.LOG_BYTES).splitlines() if file.exists() else []
+        return bool(lines) and _object(lines[-1]).get("state") == "finished"
 
     def rewind(self, step: int) -> None:
         """Take out of metrics.jsonl what came after a step, for it will come again."""
         path = self.path / METRICS
         if not self.writes or not path.exists():
             return
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+        kept = [line for line in limits.read_text(path, limits.LOG_BYTES).splitlines() if _step(line) <= step]
         atomic.write(path, "".join(f"{line}\n" for line in kept))
 
     def discard(self) -> None:
@@ -133,8 +151,13 @@ class RunDirectory:
 
 
 def _step(line: str) -> float:
-    """The step of a line of metrics.jsonl; beyond all for one that was cut off."""
-    try:
-        return float(json.loads(line).get("step", 0))
-    except (ValueError, AttributeError):
-        return math.inf
+    """The step of a line of metrics.jsonl; beyond all for one that was cut off, or says something else."""
+    step = _object(line).get("step", math.inf)
+    return step if isinstance(step, int | float) else math.inf
+
+
+def _object(line: str) -> dict[str, Any]:
+    """What a line of metrics.jsonl says; nothing where it was cut off, or is of something else."""
+    with suppress(UserError):
+        return limits.parse_object(line, METRICS)
+    return {}

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from anyformer import atomic, limits
 from anyformer.errors import UserError, nearest
 from anyformer.runs.listing import flatten, passages
 from anyformer.terminal import message
@@ -87,7 +88,7 @@ class WeightsAndBiases:
         folder = directory / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / "run-id"
-        same = {"id": known.read_text(), "resume": "allow"} if resumed and known.is_file() else {}
+        same = {"id": limits.read_text(known), "resume": "allow"} if resumed and known.is_file() else {}
         settings = {name: value for name, value in self._SETTINGS.items() if name in library.Settings.model_fields}
         self._run = library.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -97,7 +98,7 @@ class WeightsAndBiases:
             settings=library.Settings(**settings),
             **same,
         )
-        known.write_text(self._run.id)
+        atomic.write(known, self._run.id)
         # Its own step only counts up, which that of a run taken up again does not.
         self._run.define_metric("*", step_metric="step")
 

@@ -11,18 +11,18 @@ A checkpoint is written beside its place and renamed into it, so it is whole or 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from anyformer import atomic
+from anyformer import atomic, limits
+from anyformer.checkpoint import write_tensors
 from anyformer.console import Console
 from anyformer.errors import UserError
 from anyformer.migration import current_settings, current_weight
@@ -44,6 +44,25 @@ _FREE = {
 """What decides how long a run goes on and what carries it, not what is learnt at a step."""
 
 
+def _whole(value: object, smallest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and smallest <= value < 2**63
+
+
+def _numbers(value: object) -> bool:
+    numbers = list(cast("dict[str, object]", value).values()) if isinstance(value, dict) else [None]
+    return all(isinstance(number, int | float) and abs(number) < _LARGEST for number in numbers)
+
+
+_LARGEST = 1e300
+_FACTS: Sequence[tuple[str, Callable[[object], bool], str]] = [
+    ("step", lambda value: _whole(value, 0), "a whole number, 0 or more"),
+    ("every", lambda value: _whole(value, 1), "a whole number, 1 or more"),
+    ("meter", _numbers, "an object of numbers"),
+    ("config", lambda value: isinstance(value, dict), "an object"),
+]
+"""What the fields of run.json hold."""
+
+
 class Checkpoints:
     """The checkpoints of a run in its folder; all but the newest `keep` are removed once a newer one is complete."""
 
@@ -51,8 +70,11 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def latest(self) -> Path | None:
-        """The newest one that is complete."""
-        return max(self._complete(), default=None)
+        """The newest one that is complete. Raises UserError if it is a symbolic link."""
+        latest = max(self._complete(), default=None)
+        if latest is not None:
+            limits.path_inside(self.folder, latest.name)
+        return latest
 
     def save(self, strategy: Strategy, step: int, facts: Mapping[str, Any]) -> None:
         """Write a checkpoint, on all processes. Raises UserError where the disk refuses; older ones then stay."""
@@ -92,13 +114,13 @@ def read_facts(checkpoint: Path, config: CompleteConfig, fingerprint: str, conso
         UserError: it can't be read, or it would become another run.
     """
     try:
-        facts: Any = json.loads((checkpoint / FACTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"The checkpoint {checkpoint} can't be read: {error}.") from error
-    if not isinstance(facts, dict):
-        raise UserError(f"The checkpoint {checkpoint} can't be read: {FACTS} holds no fields.")
-    facts = cast("dict[str, Any]", facts)
-    before = flatten(current_settings(facts.get("config", {})))
+        facts = limits.read_object(limits.path_inside(checkpoint, FACTS))
+    except UserError as error:
+        raise UserError(f"The checkpoint {checkpoint} can't be read: {error}") from error
+    for field, fits, wanted in _FACTS:
+        if not fits(facts.get(field)):
+            raise UserError(f"The checkpoint {checkpoint} can't be read: {field} in {FACTS} should be {wanted}.")
+    before = flatten(current_settings(facts["config"]))
     now = flatten(json.loads(json.dumps(settings(config))))
     changes = {
         name: f"{name.replace('_', '-')} {before.get(name)} -> {now.get(name)}"
@@ -123,14 +145,13 @@ def read_facts(checkpoint: Path, config: CompleteConfig, fingerprint: str, conso
 
 def write_state(folder: Path, state: Mapping[str, Tensor], name: str = STATE) -> None:
     """Write tensors and wait until they are on the disk. Raises OSError or SafetensorError where it refuses."""
-    path = folder / name
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    write_tensors(folder / name, {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()})
+    atomic.sync(folder / name)
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
     """Read what `write_state` or several processes wrote. Raises UserError where it is missing or damaged."""
+    limits.check_files(folder, ("*.safetensors",))
     if not (folder / STATE).exists() and any(folder.glob("*.safetensors")):
         # It imports torch.distributed, which takes a second.
         from anyformer.training.strategies.sharded import read_shards

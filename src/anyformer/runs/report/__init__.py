@@ -19,12 +19,15 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from anyformer import __version__, atomic
+from anyformer import __version__, atomic, limits
+from anyformer.errors import UserError
 from anyformer.runs.listing import Run, read_run
 from anyformer.runs.report.comparison import comparison
 from anyformer.runs.report.page import page
 
 REPORT = "report.html"
+_MARK = b'<meta name="generator" content="anyformer'
+"""What a page of ours has in its head."""
 
 
 def write_report(directory: Path, defaults: Mapping[str, Any], file: Path | None = None) -> Path:
@@ -39,18 +42,35 @@ def write_report(directory: Path, defaults: Mapping[str, Any], file: Path | None
         The page's path.
 
     Raises:
-        UserError: no such run directory, or the disk refuses. The page that was there before stays as it was.
+        UserError: no such run directory, the file is there already and no such page, or the disk refuses. What was
+            there before stays as it was.
     """
     run = read_run(directory)
     path = file or directory / REPORT
+    if file is not None:
+        _require_page(file)
     atomic.write(path, _render("page.html", page(run, defaults)))
     return path
 
 
 def write_comparison(runs: Sequence[Run], file: Path) -> Path:
-    """Write a page with the curves of runs over each other. Raises UserError where the disk refuses."""
+    """Write a page with the curves of runs over each other. Raises UserError as `write_report`."""
+    _require_page(file)
     atomic.write(file, _render("comparison.html", comparison(runs)))
     return file
+
+
+def _require_page(path: Path) -> None:
+    """Raise UserError for a file that is no page of ours, and would be lost if it were replaced by one."""
+    try:
+        with limits.open_file(path) as file:
+            if _MARK in file.read(4096):
+                return
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}.") from error
+    raise UserError(f"{path} is there already, and no page of anyformer's: name another file, or remove it.")
 
 
 def _render(template: str, values: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from typing_extensions import override
 
 from anyformer.errors import UserError
+from anyformer.limits import check_files
 from anyformer.migration import current_weight
 from anyformer.model import Transformer, build
 from anyformer.training.strategies.base import Strategy
@@ -100,6 +101,7 @@ def read_shards(
 
 
 def _contents(folder: Path) -> dict[str, TensorStorageMetadata]:
+    check_files(folder, ("*.safetensors",))
     try:
         found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except (OSError, SafetensorError) as error:

@@ -1,0 +1,24 @@
+"""Tensors to a safetensors file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a new safetensors file, whose permissions follow the umask.
+
+    Args:
+        path: The file, of which there is none yet.
+        tensors: Contiguous, on the CPU, no two of them in the same memory.
+        metadata: What the header says beside them.
+
+    Raises:
+        OSError or SafetensorError: it can't be written.
+    """
+    path.touch(exist_ok=False)
+    permissions = path.stat().st_mode
+    save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    path.chmod(permissions)  # the library's own let nobody else read the file, whatever the umask
