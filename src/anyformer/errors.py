@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 
 
 class UserError(Exception):
@@ -16,9 +17,13 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
     `did you mean 'gpt2'?` when one of the valid names is close, else `choose from 'a', 'b'`.
     """
-    names = sorted(set(valid))
+    names = sorted(set(islice(valid, _MOST)))
     close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.6)
     for candidate in names:
         if close and candidate.lower() == close[0]:
             return f"did you mean {candidate!r}?"
     return "choose from " + ", ".join(repr(n) for n in names) if names else "there are none to choose from"
+
+
+_MOST = 1000
+"""Names that are looked at; a file may have millions."""

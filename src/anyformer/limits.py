@@ -23,6 +23,8 @@ YAML_BYTES = 1 * MEGABYTE
 """Bytes of a YAML file."""
 LOG_BYTES = 1000 * MEGABYTE
 """Bytes of a run's metrics.jsonl; a step takes about 200."""
+RECORD_BYTES = 16 * MEGABYTE
+"""Bytes of a record of data, such as a line of jsonl, or of a line of text that is a prompt or one side of a pair."""
 _LONGEST_NAME = 1000
 DEPTH = 100
 """Objects and lists within each other, in JSON and YAML."""

@@ -218,9 +218,9 @@ def test_zstandard_frames_join(tmp_path: Path, content: bytes, sizes: list[int],
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a.txt.zst").write_bytes(b"")
     (tmp_path / "a.parquet").write_bytes(b"")
-    for library, name in (("zstandard", "a.txt.zst"), ("pyarrow", "a.parquet")):
-        monkeypatch.setitem(sys.modules, library, None)
-        with pytest.raises(UserError, match=rf"{library}: pip install 'anyformer\[data\]'"):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name in ("a.txt.zst", "a.parquet"):
+        with pytest.raises(UserError, match=r"pyarrow: pip install 'anyformer\[data\]'"):
             list(documents(tmp_path / name))
 
 

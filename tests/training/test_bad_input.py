@@ -225,9 +225,7 @@ def test_ctrl_c_saves_the_model_and_says_where(number: signal.Signals, text: Pat
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_ctrl_c_before_training_leaves_nothing(tmp_path: Path):
-    fifo = tmp_path / "slow.txt"
-    os.mkfifo(fifo)
-    process = _python("-m", "anyformer", "train", "gpt2-nano", "--data", str(fifo), "--runs", str(tmp_path / "runs"))
+    process = _python("-m", "anyformer", "train", "gpt2-nano", "--data", "-", "--runs", str(tmp_path / "runs"))
     try:
         _until(tmp_path / "runs" / "gpt2-nano-1", "", process)
         process.send_signal(signal.SIGINT)
@@ -241,7 +239,7 @@ def test_ctrl_c_before_training_leaves_nothing(tmp_path: Path):
 
 def _python(*arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen([sys.executable, *arguments], text=True, env=environment, **pipes)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from anyformer.cli.loading import ModelOptions
 from anyformer.cli.options import flag, parse
 from anyformer.errors import UserError
+from anyformer.limits import RECORD_BYTES
 from anyformer.terminal import write
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class EvaluateOptions(ModelOptions):
     """The text: files, folders and globs, as for training."""
     field: str = "text"
     """The field that holds the text of a record."""
+    max_record_bytes: Annotated[int, "N"] = RECORD_BYTES
+    """Bytes that a record may have."""
     context: int | None = None
     """Tokens of a window (default: as many as the model was trained on, at most 1,024)."""
     limit: int | None = None
@@ -48,7 +51,7 @@ def run(argv: list[str]) -> int:
     options = parse(EvaluateOptions, argv, "evaluate")
     if options.compare and options.quantize is not None:
         raise UserError("--compare evaluates all of them: leave out --quantize.")
-    for name in ("limit", "batch_size"):
+    for name in ("limit", "batch_size", "max_record_bytes"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"{flag(name)} is at least 1, not {value}.")
 
@@ -63,7 +66,7 @@ def run(argv: list[str]) -> int:
     for quantize in (None, "int8", "int4") if options.compare else (options.quantize,):
         model, tokenizer = replace(options, quantize=quantize).load_model()
         if text is None:
-            text = read_text(tokenizer, options.data, options.field, options.limit)
+            text = read_text(tokenizer, options.data, options.field, options.limit, options.max_record_bytes)
         title = weight_dtype(model)
         columns = (
             TextColumn(title, markup=False),

@@ -12,6 +12,7 @@ from anyformer.cli.loading import ModelOptions
 from anyformer.cli.options import Positional, flag, parse
 from anyformer.cli.sampling import SamplingOptions, generation_options
 from anyformer.errors import UserError
+from anyformer.limits import RECORD_BYTES
 from anyformer.terminal import message, write
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ _NOT_WITH_BEAMS = (
     *("stop", "draft", "samples", "logprobs"),
 )
 _NOT_WITH_FILE = ("n_best", "samples", "logprobs")
-_NOT_OF_THE_TEXT = ("model", "prompt", "file", "out", "field", "device", "allow_pickle", *_NOT_WITH_FILE)
+_NOT_OF_THE_TEXT = (
+    *("model", "prompt", "file", "out", "field", "max_record_bytes", "device", "allow_pickle"),
+    *_NOT_WITH_FILE,
+)
 """Options that change nothing of what is written to a file."""
 
 
@@ -39,6 +43,8 @@ class _FileOptions:
     """Where the answers to --file go, one JSON object a line. Started again, the command goes on with what is there."""
     field: str = "prompt"
     """The field of --file's records that holds the prompt."""
+    max_record_bytes: Annotated[int, "N"] = RECORD_BYTES
+    """Bytes that a record of --file may have, or a line."""
     batch_size: int = 8
     """Prompts of --file that are answered at a time."""
 
@@ -143,7 +149,7 @@ def _answer_file(
     from anyformer.console import Console
     from anyformer.generation.batch_job import answer_prompts, read_prompts
 
-    prompts = read_prompts(file, options.field)
+    prompts = read_prompts(file, options.field, options.max_record_bytes)
     settings = {name: value for name, value in asdict(options).items() if name not in _NOT_OF_THE_TEXT}
     settings |= {"stop": list(options.stop), "logit_bias": list(options.logit_bias)}
     settings["temperature"] = options.temperature or 0.0
@@ -223,8 +229,9 @@ def _check_flags(options: GenerateOptions) -> None:
             raise UserError("Give a prompt or a --file of prompts, not both.")
         for name in _given_of(options, _NOT_WITH_FILE):
             raise UserError(f"{flag(name)} is for a single prompt: a --file gets one answer a prompt.")
-        if options.batch_size < 1:
-            raise UserError(f"--batch-size is a number of prompts, at least 1, not {options.batch_size}.")
+        for name in ("batch_size", "max_record_bytes"):
+            if (value := getattr(options, name)) < 1:
+                raise UserError(f"{flag(name)} is at least 1, not {value}.")
     if options.samples > 1 and not options.temperature:
         raise UserError("--samples draws texts, and greedy ones would all be the same: add --temperature 0.8.")
     if options.n_best != 1 and options.temperature:

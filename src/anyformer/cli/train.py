@@ -27,7 +27,7 @@ _SERVES: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
 }
 """Flags that serve one kind of run, and would do nothing in another."""
 _SECTIONS: dict[str, tuple[str, ...]] = {
-    "data": ("data", "validation", "field", "source", "target", "tokenizer", "workers", "cache"),
+    "data": ("data", "validation", "field", "max_record_bytes", "source", "target", "tokenizer", "workers", "cache"),
     "objective": ("objective", "document_masking", "whole_word_masking", "label_smoothing"),
     "batches and length": ("steps", "minutes", "context", "batch_size", "batch_tokens", "grad_accumulation"),
     "optimization": (

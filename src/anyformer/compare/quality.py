@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anyformer.data.records import utf8_length
 from anyformer.data.sources import Paths, documents
-from anyformer.data.token_files import utf8_length
 from anyformer.errors import UserError
 from anyformer.generation import generate_ids
 from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.inference import evaluating, require_generative, require_tokenizer
+from anyformer.limits import RECORD_BYTES
 from anyformer.model import Transformer
 from anyformer.quantization import quantized_weights
 from anyformer.tokenizer import Tokenizer
@@ -65,7 +66,13 @@ class Quality:
         return self.evaluation.predicted / max(self.evaluation.seconds, 1e-9)
 
 
-def read_text(tokenizer: Tokenizer | None, paths: Paths, field: str = "text", limit: int | None = None) -> Text:
+def read_text(
+    tokenizer: Tokenizer | None,
+    paths: Paths,
+    field: str = "text",
+    limit: int | None = None,
+    max_record_bytes: int = RECORD_BYTES,
+) -> Text:
     """The tokens of files, as training would see them, at most `limit` of them.
 
     Raises:
@@ -74,7 +81,7 @@ def read_text(tokenizer: Tokenizer | None, paths: Paths, field: str = "text", li
     tokenizer = require_tokenizer(tokenizer, "its text can't be read")
     ids: list[int] = []
     size, waiting = 0, False
-    for document in documents(paths, field):
+    for document in documents(paths, field, max_record_bytes=max_record_bytes):
         if waiting and tokenizer.separator is not None:
             ids.append(tokenizer.separator)
         ids += tokenizer.encode_batch([document.text], special=False)[0]

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from anyformer import limits
 from anyformer.data.input_files import Paths, find_files
 from anyformer.data.sources import Document, documents
 from anyformer.errors import UserError
@@ -106,19 +107,26 @@ class Corpus:
         split: how much there is, and what of it is held out.
     """
 
-    def __init__(self, paths: Paths, field: str = "text", split: Split | None = None) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        field: str = "text",
+        split: Split | None = None,
+        *,
+        max_record_bytes: int = limits.RECORD_BYTES,
+    ) -> None:
         """Read all the data once, to find every fault in it; nothing is read where the split is known.
 
         Raises:
             UserError: as `documents` does.
         """
         self.files = find_files(paths)
-        self._field = field
+        self._field, self._max_record_bytes = field, max_record_bytes
         self.split = Split.by_hash(self.files, self._sizes()) if split is None else split
 
     def __iter__(self) -> Iterator[Document]:
         """All documents."""
-        return documents(self.files, self._field)
+        return documents(self.files, self._field, max_record_bytes=self._max_record_bytes)
 
     def training(self) -> Iterator[Document]:
         """The documents to train on."""

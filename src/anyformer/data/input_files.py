@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from typing_extensions import override
 
+from anyformer import limits
 from anyformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ COMPRESSED = (".gz", ".zst")
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 _BUFFER = 1 << 18
+_EXPANSION = 1000
+_EXPANDED_BYTES = 100 * limits.MEGABYTE
+"""Bytes that a file may become when it is decompressed, however small it is."""
 
 
 def supported() -> str:
@@ -113,50 +117,45 @@ def opened(path: Path) -> Generator[BinaryIO, None, None]:
     """Open a file for reading, decompressed.
 
     Raises:
-        UserError: it can't be read, now or later inside the `with`, or is not whole.
+        UserError: it can't be read, now or later inside the `with`, is not whole, or grows out of all proportion.
     """
     kind = path.suffix.lower()
     try:
-        with path.open("rb", buffering=_BUFFER) as file:
-            if kind == ".gz":
-                with gzip.open(file) as unpacked:
-                    yield cast("BinaryIO", io.BufferedReader(cast("Any", unpacked), _BUFFER))
-            elif kind == ".zst":
-                yield cast("BinaryIO", io.BufferedReader(_Joined(_zstandard(file, path)), _BUFFER))
-            else:
+        with limits.open_file(path, buffering=_BUFFER) as file:
+            if kind not in COMPRESSED:
                 yield file
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                return
+            with gzip.open(file) if kind == ".gz" else _zstandard(file, path) as unpacked:
+                yield cast("BinaryIO", io.BufferedReader(_Unpacked(unpacked, Expansion(path)), _BUFFER))
+    except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"{path} can't be read: {error.strerror}.") from error
         name = {".gz": "gzip", ".zst": "zstandard"}.get(kind, "complete")
-        raise UserError(f"{path} is not a whole {name} file: {error}.") from error
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or str(error).splitlines()[0]}.") from error
+        raise UserError(f"{path} is not a whole {name} file: {str(error).splitlines()[0]}.") from error
 
 
-def _zstandard(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Decompress one or more frames, and tell one that is cut off, which the library's own reader does not."""
-    try:
-        import zstandard
-    except ImportError as error:
-        raise UserError(f"Reading {path} needs zstandard: pip install 'anyformer[data]'.") from error
-    frame: Any = None
-    while block := file.read(_BUFFER):
-        while block:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            try:
-                yield cast("bytes", frame.decompress(block))
-            except zstandard.ZstdError as error:
-                raise EOFError(str(error)) from error
-            block, frame = (cast("bytes", frame.unused_data), None) if frame.eof else (b"", frame)
-    if frame is not None:
-        raise EOFError("it ends in the middle of a frame")
+class Expansion:
+    """Counts what becomes of a compressed file, which may be gigabytes of a few bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._room = max(_EXPANDED_BYTES, _EXPANSION * path.stat().st_size)
+
+    def add(self, count: int) -> None:
+        """Take in a number of bytes. Raises UserError where all of them are too many for the size of the file."""
+        self._room -= count
+        if self._room < 0:
+            raise UserError(
+                f"{self._path} becomes more than {_EXPANSION:,} times as large when it is decompressed, which no text "
+                "does: if it is meant to, write it without compression."
+            )
 
 
-class _Joined(io.RawIOBase):
-    """A file that has the content of blocks."""
+class _Unpacked(io.RawIOBase):
+    """A decompressed stream, whose bytes are counted."""
 
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks = blocks
-        self._block = memoryview(b"")
+    def __init__(self, stream: Any, expansion: Expansion) -> None:
+        self._stream, self._expansion = stream, expansion
 
     @override
     def readable(self) -> bool:
@@ -164,9 +163,17 @@ class _Joined(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         room = memoryview(buffer).cast("B")
-        while not self._block and (block := next(self._blocks, None)) is not None:
-            self._block = memoryview(block)
-        count = min(len(room), len(self._block))
-        room[:count] = self._block[:count]
-        self._block = self._block[count:]
-        return count
+        block: bytes = self._stream.read(len(room))
+        room[: len(block)] = block
+        self._expansion.add(len(block))
+        return len(block)
+
+
+def _zstandard(file: BinaryIO, path: Path) -> Any:
+    """The stream of one or more frames; reading raises OSError for one that is damaged or cut off."""
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise UserError(f"Reading {path} needs pyarrow: pip install 'anyformer[data]'.") from error
+    # The library `zstandard` either takes a frame that is cut off for a whole one, or makes all of a block at once.
+    return pa.CompressedInputStream(file, "zstd")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from anyformer import limits
 from anyformer.data.batch import Int64
 from anyformer.data.corpus import VALIDATION_FRACTION, Split
 from anyformer.data.input_files import RECORD_SUFFIXES, Paths, find_files, suffix_of
@@ -47,18 +48,26 @@ class PairCorpus:
     Pairs with an empty side are left out. See `Corpus`.
     """
 
-    def __init__(self, files: Sequence[Path], fields: tuple[str, str] | None, split: Split | None = None) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        fields: tuple[str, str] | None,
+        split: Split | None = None,
+        *,
+        max_record_bytes: int = limits.RECORD_BYTES,
+    ) -> None:
         """Read all the data once, unless the split is known.
 
         Args:
             files: of `record_files`, or the two of `parallel_files`.
             fields: the names of source and target in records; None for two parallel files.
+            max_record_bytes: the size that a record, or a line of a parallel file, may have.
 
         Raises:
             UserError: the data is faulty, the files differ in their number of lines, or there is no pair.
         """
         self.files = list(files)
-        self._fields = fields
+        self._fields, self._max_record_bytes = fields, max_record_bytes
         self.split = split or self._scan()
 
     def __iter__(self) -> Iterator[Pair]:
@@ -75,10 +84,11 @@ class PairCorpus:
 
     def _all(self) -> Iterator[Pair]:
         if self._fields is None:
-            yield from _side_by_side(*self.files)
+            source, target = self.files
+            yield from _side_by_side(source, target, self._max_record_bytes)
         else:
             for path in self.files:
-                for line, (source, target) in records(path, self._fields):
+                for line, (source, target) in records(path, self._fields, self._max_record_bytes):
                     yield Pair(source, target, path, line)
 
     def _scan(self) -> Split:
@@ -127,8 +137,8 @@ def record_files(paths: Paths) -> list[Path]:
     return files
 
 
-def _side_by_side(source: Path, target: Path) -> Iterator[Pair]:
-    left, right = text_lines(source), text_lines(target)
+def _side_by_side(source: Path, target: Path, max_record_bytes: int) -> Iterator[Pair]:
+    left, right = text_lines(source, max_record_bytes), text_lines(target, max_record_bytes)
     count = others = 0
     for count, text in enumerate(left, start=1):
         other = next(right, None)

@@ -13,8 +13,9 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
+from anyformer import limits
 from anyformer.data.input_files import TEXT_SUFFIXES, Paths, find_files, opened, suffix_of, walk
-from anyformer.data.records import not_text, records
+from anyformer.data.records import check_size, not_text, records
 from anyformer.errors import UserError
 
 PIECE = 1 << 17
@@ -41,18 +42,19 @@ class Document:
     last: bool = True
 
 
-def documents(paths: Paths, field: str = "text") -> Iterator[Document]:
+def documents(paths: Paths, field: str = "text", *, max_record_bytes: int = limits.RECORD_BYTES) -> Iterator[Document]:
     """Read the documents of files, folders and globs (see `find_files`), in order. Empty ones are passed over.
 
     Args:
         field: of a record that holds the text; text files have no fields.
+        max_record_bytes: the size that a record may have; that of text files is not limited.
 
     Raises:
         UserError: what `find_files` and `records` raise; a file that is not UTF-8 text (with the offset of the byte),
             or no text in any of the files.
     """
     files = find_files(paths)
-    found = chain.from_iterable(_read(path, field) for path in files)
+    found = chain.from_iterable(_read(path, field, max_record_bytes) for path in files)
     first = next(found, None)
     if first is None:
         which = f"{files[0]} is" if len(files) == 1 else f"all {len(files)} files, {files[0]} the first, are"
@@ -73,14 +75,21 @@ def standard_library() -> list[Path]:
     return found
 
 
-def text_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file without their ends, which are \\n or \\r\\n; raises UserError as `documents`."""
-    rest = ""
+def text_lines(path: Path, max_record_bytes: int = limits.RECORD_BYTES) -> Iterator[str]:
+    """Yield the lines of a text file without their ends, which are \\n or \\r\\n.
+
+    Raises:
+        UserError: as `documents`; a line has more bytes than a record may have.
+    """
+    rest, number = "", 0
     with opened(path) as file:
         for text in _decoded(file, path):
             *lines, rest = (rest + text).split("\n")
             for line in lines:
+                number += 1
+                check_size(line, max_record_bytes, path, number)
                 yield line.removesuffix("\r")
+            check_size(rest, max_record_bytes, path, number + 1)
     if rest:
         yield rest.removesuffix("\r")
 
@@ -93,13 +102,13 @@ def _is_text(path: Path) -> bool:
     return True
 
 
-def _read(path: Path, field: str) -> Iterator[Document]:
+def _read(path: Path, field: str, max_record_bytes: int) -> Iterator[Document]:
     if suffix_of(path) in TEXT_SUFFIXES:
         with opened(path) as file:
             for piece, last in _pieces(_decoded(file, path)):
                 yield Document(piece, path, last=last)
     else:
-        for number, (text,) in records(path, (field,)):
+        for number, (text,) in records(path, (field,), max_record_bytes):
             for piece, last in _pieces((text,)):
                 yield Document(piece, path, number, last)
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from anyformer import atomic
 from anyformer.data.parallel_encoding import Ids, Lengths, encode_chunks, id_dtype
+from anyformer.data.records import utf8_length
 from anyformer.data.sources import Document
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
@@ -190,8 +191,3 @@ class _Writer:
         self._file.seek(0)
         self._file.write(json.dumps(asdict(header)).encode().ljust(HEADER - 1) + b"\n")
         return np.array(self._lengths, dtype=np.uint32)
-
-
-def utf8_length(text: str) -> int:
-    """The length of a text in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode("utf-8"))

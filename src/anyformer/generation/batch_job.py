@@ -30,11 +30,14 @@ from anyformer.generation.generate import generate
 from anyformer.generation.inference import require_generative, require_tokenizer
 from anyformer.generation.prompt import encode_prompt
 from anyformer.generation.speculative_decoding import Draft
+from anyformer.limits import MEGABYTE, RECORD_BYTES
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
 _SAMPLES = 512
 """Numbers of each weight that its hash is made of."""
+_PROMPTS_SIZE, _PROMPT_OVERHEAD = 256 * MEGABYTE, 100
+"""Characters of all prompts of a file, and how many each counts beside its own."""
 _OTHER_FILE = "choose another file for the answers"
 
 
@@ -45,22 +48,28 @@ class FilePrompt(NamedTuple):
     location: str
 
 
-def read_prompts(path: Path, field: str = "prompt") -> list[FilePrompt]:
+def read_prompts(path: Path, field: str = "prompt", max_record_bytes: int = RECORD_BYTES) -> list[FilePrompt]:
     """The prompts of a file: the lines of a text, or a field of the records of a .jsonl, .csv, .tsv or .parquet file.
 
     Raises:
-        UserError: the file can't be read, or a prompt is missing or empty (with the number of its line).
+        UserError: the file can't be read, or a prompt is missing, empty or too large (with the number of its line); or
+            there are too many to be held in memory.
     """
     if not path.is_file():
         raise UserError(f"There is no file of prompts at {path}.")
     suffix, prompts = suffix_of(path), list[FilePrompt]()
     is_record = suffix in RECORD_SUFFIXES
-    lines = records(path, (field,)) if is_record else enumerate(((line,) for line in text_lines(path)), start=1)
+    texts = ((text,) for text in text_lines(path, max_record_bytes))
+    lines = records(path, (field,), max_record_bytes) if is_record else enumerate(texts, start=1)
+    size = 0
     for number, (text,) in lines:
         location = f"{path}, {'row' if suffix == '.parquet' else 'line'} {number}"
         if not text.strip():
             raise UserError(f"{location}, has an empty prompt: write one, or take the line out.")
         prompts.append(FilePrompt(text, location))
+        size += len(text) + _PROMPT_OVERHEAD
+        if size > _PROMPTS_SIZE:
+            raise UserError(f"{path} has more prompts than fit into memory: split it into several files.")
     if not prompts:
         raise UserError(f"There is no prompt in {path}: write one a line.")
     return prompts

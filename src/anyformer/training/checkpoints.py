@@ -39,7 +39,8 @@ STATE = "state.safetensors"
 
 _FREE = {
     *("steps", "minutes", "log_every", "evaluate_every", "save_every", "keep", "track", "workers", "cache"),
-    *("device", "dtype", "engine", "processes", "zero_stage", "compile", "grad_accumulation", "gradient_checkpointing"),
+    *("max_record_bytes", "device", "dtype", "engine", "processes", "zero_stage", "compile", "grad_accumulation"),
+    "gradient_checkpointing",
 }
 """What decides how long a run goes on and what carries it, not what is learnt at a step."""
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, nearest
+from anyformer.limits import RECORD_BYTES
 from anyformer.training.schedule import check_schedule
 
 DEFAULT_PRESET = "llama-nano"
@@ -47,6 +48,8 @@ class TrainConfig:
     """Text to validate on, of parallel files the source, then the target (default: a tenth of the data is held out)."""
     field: str = "text"
     """The field that holds the text, in records such as lines of jsonl, csv or parquet."""
+    max_record_bytes: Annotated[int, "N"] = RECORD_BYTES
+    """Bytes that a record may have, and a line of parallel files."""
     source: str | None = None
     """For sequence to sequence: the file to read from; with --data the name of the field."""
     target: str | None = None
@@ -142,7 +145,7 @@ class TrainConfig:
         for name in ("context", "batch_size", "batch_tokens", "steps", "evaluate_every", "save_every", "workers"):
             count: int | None = getattr(self, name)
             _require(count is None or count >= (2 if name == "context" else 1), name, count, "is too small")
-        for name in ("log_every", "grad_accumulation", "processes", "keep"):
+        for name in ("max_record_bytes", "log_every", "grad_accumulation", "processes", "keep"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "is too small")
         for name in ("minutes", "learning_rate", "grad_clip"):
             rate: float | None = getattr(self, name)

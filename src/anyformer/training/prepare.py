@@ -148,7 +148,8 @@ def _text_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress)
         if paths:
             files = find_files(materialize(map(str, paths), (config.field,), cache, progress=progress))
             name = key("documents", identity(files), config.field)
-            yield _with_split(partial(Corpus, files, config.field), cache, name), name
+            corpus = partial(Corpus, files, config.field, max_record_bytes=config.max_record_bytes)
+            yield _with_split(corpus, cache, name), name
 
 
 def _pair_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress) -> Iterator[tuple[_Corpus, str]]:
@@ -165,7 +166,8 @@ def _pair_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress)
         fields = (source, target) if found else None
         files = record_files(found) if found else parallel_files(source, target)
         name = key("pairs", identity(files), fields)
-        yield _with_split(partial(PairCorpus, files, fields), cache, name), name
+        corpus = partial(PairCorpus, files, fields, max_record_bytes=config.max_record_bytes)
+        yield _with_split(corpus, cache, name), name
 
 
 def _with_split(corpus: Callable[..., _Corpus], cache: Cache, name: str) -> _Corpus:

@@ -1,0 +1,144 @@
+"""What a small file may ask of the program: bounded memory, whatever becomes of it when it is decompressed."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import os
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from anyformer.data import input_files
+from anyformer.data.records import records
+from anyformer.data.sources import documents, text_lines
+from anyformer.errors import UserError
+
+LIMIT = 1000
+FITS, LARGE = "a" * (LIMIT - 100), "a" * (LIMIT + 1)
+
+
+def jsonl(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(f'{{"text": "{text}"}}\n' for text in texts), encoding="utf-8")
+    return path
+
+
+def table(path: Path, texts: list[str]) -> Path:
+    held = io.StringIO(newline="")
+    csv.writer(held, quoting=csv.QUOTE_ALL).writerows([["text"], *([text] for text in texts)])
+    path.write_text(held.getvalue(), encoding="utf-8", newline="")
+    return path
+
+
+def parquet(path: Path, texts: list[str], compression: str = "zstd") -> Path:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"text": texts}), path, compression=compression, write_statistics=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "where"),
+    [
+        (jsonl, "a.jsonl", "line 3"),
+        (table, "a.csv", "line 4"),
+        (parquet, "a.parquet", "row 3"),
+    ],
+)
+def test_a_record_has_a_limit_that_can_be_raised(
+    tmp_path: Path, write: Callable[[Path, list[str]], Path], name: str, where: str
+):
+    for large in (LARGE, "é" * (LIMIT // 2 + 1), "a\\n" * LIMIT if write is jsonl else "a\n" * LIMIT):
+        path = write(tmp_path / name, [FITS, FITS, large, "b"])
+        found = records(path, ("text",), LIMIT)
+        assert [next(found)[1][0], next(found)[1][0]] == [FITS, FITS]
+        with pytest.raises(UserError, match=rf"{where}, has more than 1,000 bytes: .*raise --max-record-bytes"):
+            next(found)
+        assert len(list(records(path, ("text",), 10 * LIMIT))) == 4
+
+
+def test_a_line_of_text_has_the_same_limit(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text(f"{FITS}\n{FITS}\n{LARGE}")
+    found = text_lines(path, LIMIT)
+    assert [next(found), next(found)] == [FITS, FITS]
+    with pytest.raises(UserError, match="line 3, has more than 1,000 bytes"):
+        next(found)
+    assert len(list(text_lines(path))) == 3
+
+
+def _zstandard(content: bytes) -> bytes:
+    return pytest.importorskip("zstandard").compress(content)
+
+
+@pytest.mark.parametrize(("kind", "compress"), [("gz", gzip.compress), ("zst", _zstandard)])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_what_is_decompressed_is_never_in_memory_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, compress: Callable[[bytes], bytes]
+):
+    begin = b'{"text": "' if name == "a.jsonl" else b'text\n"'
+    content = begin + b"a" * 30_000_000
+    path = tmp_path / f"{name}.{kind}"
+    path.write_bytes(compress(content))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="more than 100,000 bytes"):
+            list(text_lines(path, 100_000) if name == "a.txt" else records(path, ("text",), 100_000))
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_that_grows_out_of_all_proportion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(_zstandard(b"abcdefg\n" * 500_000))
+    assert sum(len(document.text) for document in documents(path)) == 4_000_000
+    monkeypatch.setattr(input_files, "_EXPANDED_BYTES", 1_000_000)
+    with pytest.raises(UserError, match="more than 1,000 times as large when it is decompressed"):
+        list(documents(path))
+
+
+@pytest.mark.parametrize(("size", "rows"), [(900_000, 10_000), (0, 100_000)])
+def test_rows_of_parquet_that_are_made_of_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, rows: int
+):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["a" * size]))
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"text": texts}), path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 1000
+    monkeypatch.setattr(input_files, "_EXPANDED_BYTES", 1_000_000)
+    whole, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        with pytest.raises(UserError, match="more than 1,000 times as large when it is decompressed"):
+            list(records(path, ("text",)))
+    finally:
+        pa.set_memory_pool(whole)
+    assert pool.max_memory() < 30_000_000
+
+
+def test_a_deep_record(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": ' + "[" * 100_000)
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1, is nested too deeply"):
+        list(records(tmp_path / "a.jsonl", ("text",)))
+
+
+def test_a_table_of_many_columns_is_refused_at_once(tmp_path: Path):
+    (tmp_path / "a.csv").write_text(",".join(f"column{i}" for i in range(200_000)) + "\n")
+    with pytest.raises(UserError, match="has no field 'text'") as error:
+        list(records(tmp_path / "a.csv", ("text",)))
+    assert len(str(error.value)) < 20_000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes as POSIX has them")
+def test_a_named_pipe_is_refused(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(UserError, match=r"a\.txt is not a file but a named pipe"):
+        list(documents(tmp_path / "a.txt"))
