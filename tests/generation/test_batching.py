@@ -1,5 +1,7 @@
 """Texts in a running batch say what they say alone, whoever comes and goes."""
 
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -108,3 +110,38 @@ def test_half_a_stop_string_is_held_back() -> None:
     stops = StopStrings(["<end>"])
     assert [stops.push(piece) for piece in ("one <", "e", "x", "<end", ">two")] == ["one ", "", "<ex", "", ""]
     assert stops.found
+
+
+def test_a_request_that_is_over_can_be_iterated_again() -> None:
+    engine = BatchingEngine(build(WRITERS["learned"]))
+    request = engine.submit([5, 6, 7], max_new_tokens=3)
+    engine.run()
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: list(request), daemon=True)
+        thread.start()
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("where", ["step", "prompt", "token"])
+def test_a_step_that_raises_ends_every_text(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = BatchingEngine(build(WRITERS["learned"]), slots=2)
+    requests = [engine.submit([5, 6, 7], max_new_tokens=9) for _ in range(4)]
+    if where != "prompt":
+        engine.step()
+        assert engine.running == 2
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((requests[1], "append") if where == "token" else (engine, "_step")), fail)
+        with pytest.raises(RuntimeError, match="no memory"):
+            engine.run()
+    assert [request.finish_reason for request in requests] == ["error"] * 4
+    assert [list(request) for request in requests] == [[]] * 4
+    assert engine.running == engine.waiting == 0
+    # The engine itself goes on.
+    again = engine.submit([5, 6, 7], max_new_tokens=9, stop_at_eos=False)
+    engine.run()
+    assert again.tokens == recompute(engine.model, [5, 6, 7], 9)

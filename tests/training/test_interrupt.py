@@ -11,7 +11,7 @@ import pytest
 from anyformer.training.interrupt import interruptible
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_first_signal_marks_and_second_ends(number: signal.Signals, capfd: pytest.CaptureFixture[str]):
     before = signal.getsignal(number)
     with interruptible() as interrupt:
@@ -23,6 +23,30 @@ def test_first_signal_marks_and_second_ends(number: signal.Signals, capfd: pytes
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
     assert "once more to quit" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_is_ignored_stays_ignored(number: signal.Signals):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with interruptible() as interrupt:
+            os.kill(os.getpid(), number)
+            assert interrupt.signal is None
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_without_standard_error_a_signal_still_only_marks():
+    kept = os.dup(2)
+    os.close(2)
+    try:
+        with interruptible() as interrupt:
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    assert interrupt.signal == signal.SIGTERM
 
 
 def test_other_threads_are_left_alone():

@@ -14,7 +14,7 @@ from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.errors import UserError
 from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
-from anyformer.generation.inference import DAMAGED, cache_limit, check_nan, evaluating, require_generative
+from anyformer.generation.inference import DamagedError, cache_limit, check_nan, evaluating, require_generative
 from anyformer.generation.logits_processors import History, LogitsProcessor, make_processors
 from anyformer.generation.prompt import Prompt, encode_prompt, eos_ids, make_prompt
 from anyformer.generation.sampling import Sampler, make_sampler
@@ -38,7 +38,10 @@ class TokenLogprob:
 
 @dataclass(eq=False, kw_only=True)
 class Request:
-    """A text of a `BatchingEngine`. Iterating waits for its pieces, while another thread steps."""
+    """A text of a `BatchingEngine`.
+
+    Iterating waits for its pieces, while another thread steps. Each piece is handed out once.
+    """
 
     prompt: Prompt
     tokens: list[int] = field(default_factory=list[int])
@@ -46,7 +49,7 @@ class Request:
     text: str = ""
     """Their text as far as it is certain; "" without a tokenizer."""
     finish_reason: Finish | None = None
-    """None: not yet. stop: an end-of-text token or a stop string; length: max_new_tokens."""
+    """None: not yet. stop: an end-of-text token or a stop string; length: max_new_tokens; error: a step raised."""
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     """One for each token, if asked for."""
     cache: KeyValueCache | None = None
@@ -66,6 +69,7 @@ class Request:
     def __iter__(self) -> Iterator[str]:
         while (piece := self._pieces.get()) is not None:
             yield piece
+        self._pieces.put(None)  # whoever iterates again, or beside, ends as well
 
     def append(self, logits: Tensor) -> None:
         """Choose the next token by its logits, [1, vocab]."""
@@ -94,10 +98,12 @@ class Request:
 
     def finish(self, reason: Finish) -> None:
         """Hand out what was held back, and say why it is over."""
-        if self._detokenizer is not None:
-            self._append_text(self._detokenizer.flush())
-        self.finish_reason = reason
-        self._pieces.put(None)
+        try:
+            if self._detokenizer is not None:
+                self._append_text(self._detokenizer.flush())
+        finally:
+            self.finish_reason = reason
+            self._pieces.put(None)
 
     def _append_text(self, piece: str) -> None:
         if piece:
@@ -217,31 +223,45 @@ class BatchingEngine:
             request.finish("cancelled")
 
     def step(self) -> bool:
-        """Read a chunk of a prompt, and generate a token more of every text; False: there is nothing left to do."""
+        """Read a chunk of a prompt, and generate a token more of every text; False: there is nothing left to do.
+
+        Raises:
+            UserError: the model answers with NaN. The texts that it answers end with "error", the others go on. After
+                any other exception all texts end with "error", since the cache may hold a part of a step.
+        """
         with self._lock, evaluating(self.model), torch.inference_mode():
-            if self._running:
-                latest = torch.tensor([[request.tokens[-1]] for request in self._running], device=self.model.device)
-                logits = self._step(latest, self._cache)[:, 0]
-                damaged = cast("list[bool]", logits.amax(dim=-1).isnan().tolist())
-                for request, row, bad in zip(list(self._running), logits.split(1), damaged, strict=True):
-                    if bad:
-                        request.finish("error")
-                    else:
-                        request.append(row)
-                for row in range(len(self._running) - 1, -1, -1):
-                    if self._running[row].finished:
-                        self._leave(row)
-                if any(damaged):
-                    raise UserError(DAMAGED)
-            budget = self.chunk
-            while budget > 0 and self._waiting and len(self._running) < self.slots:
-                budget -= self._read(self._waiting[0], budget)
-            return bool(self._running or self._waiting)
+            try:
+                return self._advance()
+            except DamagedError:
+                raise
+            except BaseException:
+                self._fail()
+                raise
 
     def run(self) -> None:
-        """Step until every text is over."""
+        """Step until every text is over. Raises as `step`."""
         while self.step():
             pass
+
+    def _advance(self) -> bool:
+        if self._running:
+            latest = torch.tensor([[request.tokens[-1]] for request in self._running], device=self.model.device)
+            logits = self._step(latest, self._cache)[:, 0]
+            damaged = cast("list[bool]", logits.amax(dim=-1).isnan().tolist())
+            for request, row, bad in zip(list(self._running), logits.split(1), damaged, strict=True):
+                if bad:
+                    request.finish("error")
+                else:
+                    request.append(row)
+            for row in range(len(self._running) - 1, -1, -1):
+                if self._running[row].finished:
+                    self._leave(row)
+            if any(damaged):
+                raise DamagedError
+        budget = self.chunk
+        while budget > 0 and self._waiting and len(self._running) < self.slots:
+            budget -= self._read(self._waiting[0], budget)
+        return bool(self._running or self._waiting)
 
     def _read(self, request: Request, budget: int) -> int:
         """Read a chunk of a prompt; returns what it costs in tokens."""
@@ -254,13 +274,24 @@ class BatchingEngine:
             self._waiting.popleft().cache = None
             try:
                 request.append(check_nan(logits))
-            except UserError:
+            except BaseException:
                 request.finish("error")
                 raise
             if not request.finished:
                 self._cache.put(len(self._running), cache)
                 self._running.append(request)
         return chunk.shape[1] + (0 if source is None else source.shape[1])
+
+    def _fail(self) -> None:
+        """End all texts where they are."""
+        requests = [*self._running, *self._waiting]
+        self._running.clear()
+        self._waiting.clear()
+        self._cache.clear()
+        for request in requests:
+            request.cache = None
+            if not request.finished:
+                request.finish("error")
 
     def _leave(self, row: int) -> None:
         self._cache.remove(row)

@@ -1,8 +1,13 @@
 """What all ways of running a model share: evaluation mode, checks, and the limits of its cache."""
 
-from collections.abc import Generator
+import os
+import threading
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
+from weakref import WeakKeyDictionary
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,16 +18,56 @@ from anyformer.tokenizer import Tokenizer
 DAMAGED = "The model answers with NaN: its weights are damaged, or its training diverged."
 
 
+class DamagedError(UserError):
+    """The model answers with NaN."""
+
+    def __init__(self) -> None:
+        super().__init__(DAMAGED)
+
+
+class _Users:
+    """Those who run a model side by side, and its modules that were in training mode before the first of them."""
+
+    def __init__(self, training: Sequence[torch.nn.Module]) -> None:
+        self.count = 0
+        self.training = training
+
+
+_users: WeakKeyDictionary[Transformer, _Users] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
 @contextmanager
 def evaluating(model: Transformer) -> Generator[None, None, None]:
-    """Switch dropout off for a while; modules that were in training mode are put back into it."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    """Switch dropout off for a while; modules that were in training mode are put back into it.
+
+    Threads may run a model side by side: the last one that ends puts it back.
+    """
+    _compute_alone_after_fork()
+    with _lock:
+        training = [module for module in model.modules() if module.training]
+        users = _users.get(model)
+        # Modules in training mode in spite of other users: somebody trains the model, and left a generator half read.
+        if users is None or users.count == 0 or training:
+            users = _users[model] = _Users(training)
+        users.count += 1
+        for module in training:
+            module.training = False
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _lock:
+            users.count -= 1
+            if users.count == 0:
+                for module in users.training:
+                    module.training = True
+
+
+@cache
+def _compute_alone_after_fork() -> None:
+    """Let processes that are forked from now on compute with one thread: OpenMP's would be waited for forever there."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def float_logits(out: ModelOutput) -> Float[Tensor, "batch time vocab"]:
@@ -35,7 +80,7 @@ def float_logits(out: ModelOutput) -> Float[Tensor, "batch time vocab"]:
 def check_nan(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
     """Return the logits. Raises UserError where one is NaN."""
     if bool(logits.amax(dim=-1).isnan().any()):  # the maximum of some numbers and a NaN is NaN
-        raise UserError(DAMAGED)
+        raise DamagedError
     return logits
 
 
