@@ -1,6 +1,7 @@
 """The command line as a user calls it: what the commands print and how they end."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import anyformer as af
 from anyformer.cli.main import COMMANDS, main
+from anyformer.compare.verify import _model_class
+from anyformer.errors import UserError
 
 TEXT = ["the cat sat on the mat", "a dog and a cat", "Paris is the capital of France."]
 
@@ -281,6 +284,65 @@ def test_verify_wrongly(gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     weights.pop("transformer.ln_f.weight")
     save_file(weights, bad / "model.safetensors")
     assert "transformer.ln_f.weight is missing" in _fails(capsys, "verify", str(bad))
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "config.json"])
+def test_verify_runs_no_code_of_the_models(
+    where: str, gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it ask whether to, nor import any of a custom generate/."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    bad = shutil.copytree(gpt, tmp_path / "bad")
+    code = "raise SystemExit('it ran')\n"
+    (bad / "own.py").write_text(code)
+    (bad / "custom_generate").mkdir()
+    (bad / "custom_generate" / "generate.py").write_text(code)
+    config = json.loads((bad / where).read_text())
+    classes = {
+        "AutoTokenizer": ["own.Tokens", "own.Tokens"],
+        "AutoModelForCausalLM": "own.Model",
+        "AutoConfig": "own.C",
+    }
+    config |= {"auto_map": classes, "tokenizer_class": "Tokens"}
+    (bad / where).write_text(json.dumps(config))
+    assert main(["verify", str(bad)]) == 0
+
+
+def test_verify_says_that_a_model_wants_its_own_code(
+    gpt: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+    from transformers.dynamic_module_utils import resolve_trust_remote_code
+
+    def remote(path: str, **options: object) -> None:
+        resolve_trust_remote_code(options["trust_remote_code"], path, False, True)  # as for a class that only it has
+
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", remote)
+    assert "brings its own code" in _fails(capsys, "verify", str(gpt))
+
+
+@pytest.mark.parametrize("name", ["AutoModelForCausalLM", "pipeline", "Trainer", 3])
+def test_verify_takes_models_only(name: object) -> None:
+    import transformers
+
+    assert _model_class(transformers, "GPT2LMHeadModel") is transformers.GPT2LMHeadModel
+    with pytest.raises(UserError, match=f"no class {name}"):
+        _model_class(transformers, name)
+
+
+def test_verify_opens_no_other_model(gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = shutil.copytree(gpt, tmp_path / "bad")
+    (bad / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
+    assert "holds an adapter" in _fails(capsys, "verify", str(bad))
+
+
+def test_verify_is_one_sentence_where_transformers_fails(
+    gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = shutil.copytree(gpt, tmp_path / "bad")
+    (bad / "generation_config.json").write_text('{"penalty_alpha": 0.6, "top_k": 4}')
+    _fails(capsys, "verify", str(bad))
 
 
 def test_a_reader_that_leaves_is_no_error(gpt: Path) -> None:

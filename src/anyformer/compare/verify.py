@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -60,7 +60,7 @@ def verify(
         allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors, here and there.
 
     Raises:
-        UserError: transformers (or llama.cpp) is not installed, or can't open the model.
+        UserError: transformers (or llama.cpp) is not installed, can't open the model, or would run code of its own.
     """
     path = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
     if path.is_dir() and quantization_method(read_object(path / "config.json")) is not None:
@@ -81,23 +81,28 @@ def verify(
     config = to_huggingface(model.config)[1] if path.is_file() else read_object(path / "config.json")
     if not (names := cast("list[str] | None", config.get("architectures"))):
         raise UserError(f"{path / 'config.json'} names no architecture, so transformers can't be asked for one.")
-    name = names[0]
-    kind = getattr(transformers, name, None)
-    if kind is None:
-        raise UserError(f"transformers has no class {name}, so there is nothing to compare {path_or_hub_id} with.")
+    kind = _model_class(transformers, names[0])
     gguf_file: dict[str, str] = {"gguf_file": path.name} if path.is_file() else {}
-    directory = str(path.parent if path.is_file() else path)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()) if gguf_file else contextlib.nullcontext():  # a progress bar
-            safe = None if allow_pickle else True
-            theirs = kind.from_pretrained(directory, dtype=torch.float32, use_safetensors=safe, **gguf_file).eval()
-    except (NotImplementedError, RuntimeError, ValueError) as error:
-        if not gguf_file:
-            raise
-        raise UserError(f"transformers can't read {path}: {str(error).splitlines()[0]}") from error
+    directory = path.parent if path.is_file() else path
+    if (directory / "adapter_config.json").exists() and not gguf_file:
+        raise UserError(f"{directory} holds an adapter, so transformers would open another model: move it away.")
+    # transformers runs no code of the model's, and asks nobody whether to, looks for nothing elsewhere, and unpickles
+    # nothing but tensors, and those only if asked to.
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, **gguf_file}
+    weights: dict[str, Any] = {
+        "use_safetensors": None if allow_pickle else True,
+        "weights_only": True,
+        "dtype": torch.float32,
+    }
+    if "/" in str(config.get("attn_implementation")):
+        weights["attn_implementation"] = "eager"  # instead of a kernel of the hub
+    silent = contextlib.redirect_stderr(io.StringIO()) if gguf_file else contextlib.nullcontext()  # a progress bar
+    with silent, _theirs(path):
+        theirs = kind.from_pretrained(str(directory), **weights, **options).eval()
     checks: list[Check] = []
     if tokenizer is not None:
-        theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **gguf_file)
+        with _theirs(path):
+            theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory), **options)
         checks.append(compare_tokens(lambda text: theirs_tokenizer(text)["input_ids"], tokenizer))
     with torch.inference_mode():
         checks += _numbers(theirs, model, tokenizer, tolerance)
@@ -118,6 +123,29 @@ def _transformers() -> Any:
     return transformers
 
 
+def _model_class(transformers: Any, name: object) -> Any:
+    """The model class that config.json names. Raises UserError where that is none, but another part of transformers."""
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise UserError(f"transformers has no class {name}, so there is nothing to compare with.")
+    return kind
+
+
+@contextlib.contextmanager
+def _theirs(what: object = "this model") -> Generator[None]:
+    """What transformers does. Raises UserError where it fails, whatever it raises."""
+    try:
+        yield
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{what} brings its own code, which transformers would need and nobody here runs: there is nothing to "
+                "compare with."
+            ) from error
+        lines = str(error).strip().splitlines()
+        raise UserError(f"transformers can't read {what}: {lines[0] if lines else type(error).__name__}") from error
+
+
 def compare_tokens(encode: Callable[[str], list[int]], ours: Tokenizer) -> Check:
     """Whether a tokenizer gives the ids of another one's `encode`."""
     for text in SAMPLES:
@@ -130,11 +158,12 @@ def compare_tokens(encode: Callable[[str], list[int]], ours: Tokenizer) -> Check
 def _numbers(theirs: Any, model: Transformer, tokenizer: Tokenizer | None, tolerance: float) -> list[Check]:
     """Logits and hidden states of a batch of one text."""
     ids, source = _inputs(model, tokenizer)
+    inputs = {"input_ids": ids} if source is None else {"input_ids": source, "decoder_input_ids": ids}
+    with _theirs():
+        expected = theirs(**inputs, output_hidden_states=True)
     if source is None:
-        expected = theirs(input_ids=ids, output_hidden_states=True)
         states = expected.hidden_states
     else:
-        expected = theirs(input_ids=source, decoder_input_ids=ids, output_hidden_states=True)
         states = (*expected.encoder_hidden_states, *expected.decoder_hidden_states)
     got: ModelOutput = model(ids, source=source, return_hidden=True)
     ours = (*(got.source_hidden_states or ()), *(got.hidden_states or ()))
@@ -170,7 +199,9 @@ def _greedy(theirs: Any, model: Transformer, tokenizer: Tokenizer | None) -> Che
     prompt = ids if source is None else source
     new = min(NEW_TOKENS, (model.config.context_length or ids.shape[1] + NEW_TOKENS) - ids.shape[1])
     mask = torch.ones_like(prompt)
-    expected = theirs.generate(prompt, attention_mask=mask, max_new_tokens=new, do_sample=False, num_beams=1)
+    greedy = {"max_new_tokens": new, "do_sample": False, "num_beams": 1, "trust_remote_code": False}
+    with _theirs():
+        expected = theirs.generate(prompt, attention_mask=mask, **greedy)
     expected = expected[:, ids.shape[1] if source is None else 1 :]
     got = generate_ids(model, prompt, max_new_tokens=new, beams=1)
     if torch.equal(expected, got):
