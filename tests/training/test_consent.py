@@ -29,6 +29,7 @@ def _written(folder: Path, content: str) -> Path:
         ("track: [wandb, tensorboard]", "--track wandb tensorboard"),
         ("runs: /usr/lib", "--runs /usr/lib"),
         ("cache: /usr/lib/a b", "--cache '/usr/lib/a b'"),
+        ("max_record_bytes: 1000000000000", "--max-record-bytes 1000000000000"),
         ("data: ['hf:someone/set', notes.txt]", "--data hf:someone/set notes.txt"),
         ("validation: ['hf:someone/set']", "--validation hf:someone/set"),
     ],
@@ -94,6 +95,6 @@ def test_every_field_is_thought_of() -> None:
         *("gradient_checkpointing", "compile", "zero_stage", "save_every", "keep", "evaluate_every", "log_every"),
         *("seed", "name", "device", "dtype", "model", "vocab_size", "max_length"),
     }
-    checked = {"processes", "engine", "track", "runs", "workers"}
+    checked = {"processes", "engine", "track", "runs", "workers", "max_record_bytes"}
     read = {"data", "validation", "source", "target", "tokenizer", "cache"}
     assert set(TrainConfig.__dataclass_fields__) == harmless | checked | read

@@ -103,7 +103,12 @@ def verify(
     if tokenizer is not None:
         with _theirs(path):
             theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory), **options)
-        checks.append(compare_tokens(lambda text: theirs_tokenizer(text)["input_ids"], tokenizer))
+
+        def encode(text: str) -> list[int]:
+            with _theirs(path):
+                return theirs_tokenizer(text)["input_ids"]
+
+        checks.append(compare_tokens(encode, tokenizer))
     with torch.inference_mode():
         checks += _numbers(theirs, model, tokenizer, tolerance)
         if model.decoder is not None and model.config.head.kind == "language_model":

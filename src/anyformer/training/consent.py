@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.errors import UserError
+from anyformer.limits import RECORD_BYTES
 from anyformer.training.config import TrainConfig
 
 _READS = ("data", "validation", "source", "target", "tokenizer", "cache")
@@ -21,7 +22,7 @@ def check_consent(config: TrainConfig, file: Path, given: Mapping[str, Any], *, 
     """The config that a file holds, if the command line agrees to what it asks for.
 
     Several processes, their engine and the trackers have to be given there, as do data sets of the hub, a folder for
-    runs other than the current or the file's own, and a cache folder where no cache is yet. Of a file that belongs to
+    runs other than the current or the file's own, a cache folder where no cache is yet, and a higher limit. Of a file that belongs to
     another user (but root) so do the files that are read: they might be such as the other may not read. More processes
     that tokenize than there are cores are not started.
 
@@ -34,7 +35,7 @@ def check_consent(config: TrainConfig, file: Path, given: Mapping[str, Any], *, 
     """
     missing = {name: value for name, value in _asked(config, file, resume=resume) if name not in given}
     if missing:
-        flags = " ".join(f"--{name} {_words(value)}" for name, value in missing.items())
+        flags = " ".join(f"--{name.replace('_', '-')} {_words(value)}" for name, value in missing.items())
         raise UserError(
             f"{file} asks for what only the command line may decide, as a config file may come from a stranger. If you "
             f"want it, add {flags}"
@@ -52,6 +53,8 @@ def _asked(config: TrainConfig, file: Path, *, resume: bool) -> Iterator[tuple[s
     own = {Path("runs").absolute(), file.absolute().parent.parent}
     if not resume and config.runs.absolute() not in own:
         yield "runs", config.runs
+    if config.max_record_bytes > RECORD_BYTES:
+        yield "max_record_bytes", config.max_record_bytes
     foreign = os.name == "posix" and file.stat().st_uid not in (0, os.geteuid())
     for name in _READS:
         value: Any = getattr(config, name)
