@@ -7,7 +7,9 @@ legacy           directories from before tokenizer.json: vocab.txt, vocab.json +
 sentencepiece    spiece.model, and Marian's pair of SentencePiece models
 gguf             the tokenizer of a GGUF file
 training         char, byte-level BPE, WordPiece and Unigram from one's own text
-chat             sandboxed chat templates
+library          what the library `tokenizers` raises, as UserError
+chat             chat templates
+template_sandbox the sandbox that they are rendered in, and template_budget, what they pay for
 """
 
 from anyformer.tokenizer.core import StreamDecoder, Tokenizer

@@ -18,13 +18,17 @@ from anyformer import atomic, limits
 from anyformer.errors import UserError
 from anyformer.tokenizer import chat, legacy, special, tokenizer_files, training
 from anyformer.tokenizer.chat import Message
+from anyformer.tokenizer.library import Translated
 
 _UNLIMITED = 10**9
 """`transformers` writes 1e30 for a tokenizer that knows no longest text."""
+_LARGEST_ID = 2**32 - 1
 _INCOMPLETE = "\ufffd"
 _LONGEST_HELD = 16
 _WINDOW = 32
 _KEPT = 6
+_ENCODING = Translated("The text can't be encoded with this tokenizer")
+_DECODING = Translated("These ids can't be decoded with this tokenizer")
 
 
 class Tokenizer:
@@ -66,7 +70,8 @@ class Tokenizer:
         self.bos, self.eos, self.unk, self.sep, self.pad, self.cls, self.mask = map(self._id, special.ROLES)
         self.chat_template = self._template()
         longest: object = config.get("model_max_length")
-        self.model_max_length = int(longest) if isinstance(longest, int | float) and longest < _UNLIMITED else None
+        limited = isinstance(longest, int | float) and 1 <= longest < _UNLIMITED
+        self.model_max_length = int(cast("float", longest)) if limited else None
         self.cleans_up = bool(config.get("clean_up_tokenization_spaces")) and not isinstance(backend.model, models.BPE)
         self._alphabet = _closed_alphabet(backend)
 
@@ -145,7 +150,7 @@ class Tokenizer:
 
     def token(self, index: int) -> str | None:
         """Return the token of an id as the vocabulary spells it, None where there is none."""
-        return self.backend.id_to_token(index)
+        return self.backend.id_to_token(index) if 0 <= index <= _LARGEST_ID else None
 
     def encode(self, text: str, special: bool = True, second: str | None = None) -> list[int]:
         """Return the ids of a text, or of a pair of texts.
@@ -177,20 +182,27 @@ class Tokenizer:
 
     def _encoding(self, text: str, second: str | None, special: bool) -> tokenizers.Encoding:
         self.require_encodable((text,) if second is None else (text, second))
-        try:
-            return self.backend.encode(text, second, add_special_tokens=special)
-        except TypeError as error:
-            raise UserError("The text can't be encoded: it holds half of a surrogate pair.") from error
+        with _ENCODING:
+            try:
+                return self.backend.encode(text, second, add_special_tokens=special)
+            except TypeError as error:
+                raise UserError("The text can't be encoded: it holds half of a surrogate pair.") from error
 
     def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Return the ids of each text, in parallel. Raises UserError as `encode` does."""
         self.require_encodable(texts)
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special)
+        with _ENCODING:
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special)
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Return the text of ids, without the special tokens unless asked for them."""
-        text = self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        """Return the text of ids, without the special tokens unless asked for them.
+
+        Raises:
+            UserError: what is not an id, that is a whole number from 0 to 2^32 - 1.
+        """
+        with _DECODING:
+            text = self.backend.decode(list(ids), skip_special_tokens=skip_special)
         return clean_up(text) if self.cleans_up else text
 
     def chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:

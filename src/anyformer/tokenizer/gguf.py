@@ -18,6 +18,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from anyformer.errors import UserError, nearest
 from anyformer.tokenizer.core import Tokenizer
 from anyformer.tokenizer.legacy import WORD_PATTERN, bert_normalizer, byte_words, surround_sentences
+from anyformer.tokenizer.library import Translated
 from anyformer.tokenizer.sentencepiece import SPACE, pipeline
 from anyformer.tokenizer.special import CONVENTIONS, add, surround
 
@@ -159,14 +160,10 @@ def read(metadata: Mapping[str, Any]) -> Tokenizer | None:
         return None
     if not isinstance(kind, str) or kind not in _KINDS:
         raise UserError(f"The tokenizer model {str(kind)[:40]!r} is not supported ({nearest(str(kind), _KINDS)}).")
-    source = _Source(metadata)
-    try:
+    with Translated("The tokenizer's metadata does not fit together"):
+        source = _Source(metadata)
         backend = _KINDS[kind](source)
-    except UserError:
-        raise
-    except Exception as error:  # the library raises bare Exceptions
-        raise UserError(f"The tokenizer's metadata does not fit together: {str(error)[:200]}.") from error
-    return Tokenizer(backend, _config(source))
+        return Tokenizer(backend, _config(source))
 
 
 def _config(source: _Source) -> dict[str, Any]:

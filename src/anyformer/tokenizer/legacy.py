@@ -9,6 +9,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from anyformer.errors import UserError
+from anyformer.tokenizer.library import Translated
 from anyformer.tokenizer.special import roles_of, surround
 
 WORD_PATTERN = (
@@ -22,10 +23,8 @@ cl100k_base with single digits. Unlike GPT-2's it keeps indentation together, wh
 def word_piece(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """BERT's tokenizer from `vocab.txt` (Devlin et al. 2018): clean, split on space and punctuation, WordPiece."""
     path = directory / "vocab.txt"
-    try:
+    with Translated(f"{path} can't be read as a WordPiece vocabulary"):
         vocabulary = models.WordPiece.read_file(str(path))
-    except Exception as error:  # the library raises bare Exceptions
-        raise UserError(f"{path} can't be read as a WordPiece vocabulary: {error}.") from error
     roles = roles_of(config, vocabulary)
     if any(role not in roles or roles[role].content not in vocabulary for role in ("unk", "cls", "sep")):
         raise UserError(f"{path} has no [UNK], [CLS] and [SEP], so it is not a BERT vocabulary.")
@@ -64,11 +63,9 @@ def byte_level(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokeniz
             f"{directory} has no tokenizer.json, and {config['tokenizer_class']} can't be built from its "
             "vocab.json and merges.txt here: open it once with transformers' AutoTokenizer and save_pretrained it."
         )
-    try:
+    with Translated(f"{directory} holds a vocab.json and merges.txt that can't be read"):
         vocabulary, merges = models.BPE.read_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
         model = models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False)
-    except Exception as error:  # the library raises bare Exceptions
-        raise UserError(f"{directory} holds a vocab.json and merges.txt that can't be read: {error}.") from error
     backend = tokenizers.Tokenizer(model)
     backend.decoder = decoders.ByteLevel()
     build(backend, vocabulary, config)

@@ -11,6 +11,7 @@ from anyformer import limits
 from anyformer.errors import UserError
 from anyformer.tokenizer import legacy, sentencepiece, special, tokenizer_files
 from anyformer.tokenizer.core import Tokenizer
+from anyformer.tokenizer.library import Translated
 
 _LEGACY: dict[tuple[str, ...], Callable[[Path, Mapping[str, Any]], tokenizers.Tokenizer]] = {
     ("vocab.json", "merges.txt"): legacy.byte_level,
@@ -24,10 +25,8 @@ def load(path: Path) -> Tokenizer:
     if not path.exists():
         raise UserError(f"There is no tokenizer at {path}: no such file or directory.")
     directory = path if path.is_dir() else path.parent
-    try:
+    with Translated(f"The tokenizer in {directory} has a field that is missing or misshapen"):
         return _read(path, directory)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"The tokenizer in {directory} has a field that is missing or misshapen: {error}.") from error
 
 
 def _read(path: Path, directory: Path) -> Tokenizer:
@@ -43,10 +42,8 @@ def _read(path: Path, directory: Path) -> Tokenizer:
     if chosen.suffix == ".json" and chosen.is_file() and chosen.name != "vocab.json":
         content = limits.read_bytes(chosen)
         limits.parse_object(content, chosen)
-        try:
+        with Translated(f"{chosen} is not a tokenizer that the tokenizers library can read"):
             backend = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
-        except Exception as error:  # the library raises bare Exceptions
-            raise UserError(f"{chosen} is not a tokenizer that the tokenizers library can read: {error}.") from error
         is_bert = isinstance(backend.normalizer, normalizers.BertNormalizer)
         if is_bert and "do_lower_case" in config and config.get("tokenizer_class") not in special.GENERIC_CLASSES:
             # it and its like win over tokenizer.json, as in BERT's own class

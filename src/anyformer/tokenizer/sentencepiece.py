@@ -23,6 +23,7 @@ from typing_extensions import override
 from anyformer.errors import UserError
 from anyformer.limits import parse_object, read_bytes
 from anyformer.tokenizer.core import Tokenizer, clean_up
+from anyformer.tokenizer.library import Translated
 from anyformer.tokenizer.special import add, surround
 from anyformer.tokenizer.tokenizer_files import CONFIG, to_json
 
@@ -177,7 +178,8 @@ class MarianTokenizer(Tokenizer):
             return [part]
         start = part.find("<<") + 2 if part.startswith(">>") and "<<" in part else 0
         code = [part[:start]] if start else []
-        return code + self._segmenter.encode(part[start:], add_special_tokens=False).tokens
+        with Translated("The text can't be encoded with this tokenizer"):
+            return code + self._segmenter.encode(part[start:], add_special_tokens=False).tokens
 
 
 def pipeline(

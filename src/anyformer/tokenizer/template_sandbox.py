@@ -1,0 +1,235 @@
+"""jinja2's sandbox, which keeps a template from everything but its values, with a budget for what it does with them.
+
+Loops, operators, slices, comparisons and text become calls that pay (`template_budget`) before anything is done.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import BuiltinMethodType
+from typing import Any, cast
+
+import jinja2
+import jinja2.ext
+from jinja2 import nodes
+from jinja2.parser import Parser
+from jinja2.runtime import BlockReference, LoopContext, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEscapeFormatter, SandboxedFormatter
+from jinja2.visitor import NodeTransformer
+from markupsafe import Markup
+from typing_extensions import override
+
+from anyformer.tokenizer import template_budget as budget
+
+_LONGEST = 50_000
+"""Characters of a template; jinja2 compiles it in a time that can grow with the square of its length."""
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """An environment whose templates pay for what they do; `template_budget.begin` starts a rendering."""
+
+    intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
+
+    def __init__(self) -> None:
+        # The optimizer would compute constant expressions when a template is compiled.
+        extensions = [_Generation, jinja2.ext.loopcontrols]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False)
+        del self.globals["lipsum"]
+        self.filters = {**budget.filters(), **_FUNCTIONS}
+        self.tests = budget.tests()
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        if len(source) > _LONGEST:
+            raise jinja2.TemplateSyntaxError(f"it has more than {_LONGEST:,} characters", 1)
+        return _Meter().visit(super()._parse(source, name, filename))
+
+    @override
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        sequence, times = (right, left) if isinstance(left, int) else (left, right)
+        if operator == "%" and isinstance(left, str):
+            budget.percent_format(left, right)
+        elif operator == "+" and isinstance(left, str | list | tuple):
+            budget.spend(budget.size(left) + budget.size(right))
+        elif operator == "*" and isinstance(sequence, str | list | tuple):
+            budget.spend(budget.size(sequence) * max(0, times) if isinstance(times, int) else 0)
+        else:
+            budget.weigh(left, right)
+            if operator == "**" and isinstance(left, int) and isinstance(right, int):
+                budget.size(1 << max(0, min(left.bit_length() * right, 2**20)))
+        return super().call_binop(context, operator, left, right)
+
+    @override
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if not isinstance(argument, str | int):
+            budget.weigh(argument)
+        return super().getitem(obj, argument)
+
+    def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function, a method or a macro of a template."""
+        budget.spend(budget.CALL)
+        # A macro and a loop only pass values on.
+        if not isinstance(function, Macro | LoopContext | BlockReference):
+            builtin = isinstance(function, BuiltinMethodType) or isinstance(getattr(function, "__self__", None), Markup)
+            given = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
+            if not (builtin and budget.pay_for_method(function.__self__, function.__name__, args, given)):
+                budget.weigh(*args, *given.values())
+        result = super().call(context, function, *args, **kwargs)
+        budget.spend(budget.size(result))
+        return result
+
+    @override
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        if super().wrap_str_format(value) is None:
+            return None
+        text = cast("str", value.__self__)
+        if value.__name__ == "format_map":
+            raise jinja2.TemplateRuntimeError("it calls 'format_map', which is not offered to templates")
+        kind = _EscapeFormatter if isinstance(text, Markup) else _Formatter
+        formatter = kind(self, escape=text.escape) if isinstance(text, Markup) else _Formatter(self)
+        return lambda *args, **kwargs: type(text)(formatter.vformat(text, args, kwargs))
+
+
+class _Formatter(SandboxedFormatter):
+    """`str.format`, which pays for each field."""
+
+    @override
+    def convert_field(self, value: Any, conversion: Any) -> Any:
+        budget.weigh(value)
+        return super().convert_field(value, conversion)
+
+    @override
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        budget.weigh(value)
+        budget.spend(sum(map(int, budget.DIGITS.findall(format_spec))))
+        return super().format_field(value, format_spec)
+
+
+class _EscapeFormatter(_Formatter, SandboxedEscapeFormatter):
+    """The same for text that is marked as HTML."""
+
+
+# What templates are compiled to. The context comes first, so that nothing is called when a template is compiled.
+
+
+@jinja2.pass_context
+def _repeated(context: object, cost: int) -> bool:
+    budget.spend(cost)
+    return True
+
+
+@jinja2.pass_context
+def _iterated(context: object, values: Iterable[Any]) -> Iterator[Any]:
+    return budget.turns(values)
+
+
+@jinja2.pass_context
+def _written(context: object, value: Any) -> Any:
+    budget.weigh(value, value)  # it is copied once more when a text is put together
+    return value
+
+
+@jinja2.pass_context
+def _sliced(context: object, value: Any, start: Any, stop: Any, step: Any) -> Any:
+    part = slice(start, stop, step)
+    if isinstance(value, str | list | tuple):
+        sequence = cast("Sequence[Any]", value)
+        budget.weigh(start, stop, step)
+        budget.spend(budget.size(range(*part.indices(len(sequence)))))
+    return value[part]
+
+
+@jinja2.pass_context
+def _compared(context: object, left: Any, *rest: Any) -> Any:
+    """``left < b <= c``, where the names of the operators and the other operands take turns."""
+    result = True
+    budget.spend(budget.OPERATION)
+    for name, right in zip(rest[::2], map(budget.read, rest[1::2]), strict=True):
+        budget.compare(name, left, right)
+        result = _OPERATORS[name](left, right)
+        if not result:
+            break
+        left = right
+    return result
+
+
+_OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "gt": lambda a, b: a > b,
+    "gteq": lambda a, b: a >= b,
+    "lt": lambda a, b: a < b,
+    "lteq": lambda a, b: a <= b,
+    "in": lambda a, b: a in b,
+    "notin": lambda a, b: a not in b,
+}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    function.__name__: function for function in (_repeated, _iterated, _written, _sliced, _compared)
+}
+
+
+class _Meter(NodeTransformer):
+    """Puts what pays into a program."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
+        node = self._visit_repeated(node)
+        node.iter = _call("_iterated", node.iter)
+        if node.test is not None:
+            cost = nodes.Const(budget.TURN + budget.NODE * _count(node.test))
+            node.test = nodes.And(_call("_repeated", cost), node.test, lineno=node.lineno, environment=node.environment)
+        return node
+
+    def _visit_repeated(self, node: Any) -> Any:
+        cost = nodes.Const(budget.TURN + budget.NODE * sum(map(_count, node.body)))
+        self.generic_visit(node)
+        pay = nodes.ExprStmt(_call("_repeated", cost), lineno=node.lineno, environment=node.environment)
+        node.body = [pay, *node.body]
+        return node
+
+    visit_Macro = visit_CallBlock = visit_Block = _visit_repeated  # noqa: N815
+
+    def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        node.nodes = [_call("_written", part) for part in node.nodes]
+        return node
+
+    visit_Concat = visit_Output  # noqa: N815
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        operands = [part for each in node.ops for part in (nodes.Const(each.op), each.expr)]
+        return _call("_compared", node.expr, *operands)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if not isinstance(node.arg, nodes.Slice):
+            return node
+        part = node.arg
+        return _call("_sliced", node.node, *(each or nodes.Const(None) for each in (part.start, part.stop, part.step)))
+
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        node.key = _call("_written", node.key)  # a key is hashed
+        return node
+
+    def visit_ScopedEvalContextModifier(self, node: nodes.Node) -> nodes.Node:  # noqa: N802
+        raise jinja2.TemplateSyntaxError("'autoescape' is not offered to templates", node.lineno)
+
+
+def _count(node: nodes.Node) -> int:
+    return 1 + sum(map(_count, node.iter_child_nodes()))
+
+
+def _call(name: str, value: Any, *arguments: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(
+        value, name, list(arguments), [], None, None, lineno=value.lineno, environment=value.environment
+    )
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks the assistant's words for training; in rendering it is only its body."""
+
+    def __init__(self, environment: jinja2.Environment) -> None:
+        super().__init__(environment)
+        self.tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
