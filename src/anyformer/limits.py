@@ -91,7 +91,8 @@ def parse_json(content: str | bytes, where: object) -> Any:
         UserError: it is not JSON, or is nested more than `DEPTH` levels deep.
     """
     try:
-        value: object = json.loads(content)
+        # json.loads takes bytes for UTF-16 where they look like it.
+        value: object = json.loads(content if isinstance(content, str) else content.decode("utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from error
     except RecursionError:
