@@ -95,9 +95,11 @@ def parse_json(content: str | bytes, where: object) -> Any:
         value: object = json.loads(content if isinstance(content, str) else content.decode("utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not JSON: byte {error.start} is not UTF-8.") from error
     except RecursionError:
         raise UserError(_too_deep(where)) from None
-    except ValueError as error:  # an integer of thousands of digits, or bytes that are not UTF-8
+    except ValueError as error:  # an integer of thousands of digits
         raise UserError(f"{where} is not JSON: {str(error).partition(';')[0]}.") from error
     check_depth(value, where)
     return value

@@ -167,3 +167,31 @@ def test_the_usual_settings_of_a_preset():
 def test_reading_runs_imports_no_torch():
     code = "import sys, anyformer.cli.runs, anyformer.runs.report; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and named pipes as POSIX has them")
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
+def test_a_run_that_can_not_be_read_stops_no_others(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    runs = tmp_path / "runs"
+    for run in ("pipe", "link", "whole"):
+        (runs / run).mkdir(parents=True)
+        (runs / run / "config.yaml").write_text("steps: 1\n")
+        (runs / run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    (runs / "link" / name).rename(tmp_path / "elsewhere")
+    (runs / "link" / name).symlink_to(tmp_path / "elsewhere")
+    (runs / "pipe" / name).unlink()
+    os.mkfifo(runs / "pipe" / name)
+    assert [run.name for run in read_runs(runs)] == ["whole"]
+    said = capsys.readouterr().err
+    assert f"{name} is a symbolic link out of its folder" in said
+    assert f"{name} is not a file but a named pipe" in said
+    for run in ("pipe", "link"):
+        with pytest.raises(UserError, match=rf"{name} is "):
+            read_run(runs / run)
+
+
+def test_a_config_that_expands_is_left_out(tmp_path: Path):
+    lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 25))]
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    assert read_run(tmp_path).config == {}

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from anyformer.errors import UserError
+from anyformer.limits import path_inside
 
 GGUF = ".gguf"
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.spm", "*.txt"]
@@ -22,11 +23,11 @@ def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
     if path.is_dir():
         for directory in (path, path / "model"):  # where a training run keeps its model
             if (directory / "config.json").is_file():
-                return directory
+                return path_inside(path, directory.name) if directory is not path else path
         files = sorted(path.glob(f"*{GGUF}"))
         if len(files) > 1:
             raise UserError(f"{path} has {len(files)} GGUF files: name one of them, such as {files[0]}.")
-        return files[0] if files else path
+        return path_inside(path, files[0].name) if files else path
     name = str(path_or_hub_id)
     if path.is_file() and path.suffix == GGUF:
         return path

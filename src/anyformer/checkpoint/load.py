@@ -18,13 +18,13 @@ from anyformer.checkpoint.sources import (
     SafetensorsSource,
     TensorSource,
     has_weights,
+    read_config_json,
 )
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import own
 from anyformer.families.rows import Operation, Row
 from anyformer.kernels.quantization import Quantization, QuantizedWeight, dequantize
-from anyformer.limits import read_object
 from anyformer.model import Transformer, skeleton
 from anyformer.quantization import bits_of, bits_per_module, quantizable, quantization, quantize_weight, set_weight
 from anyformer.tokenizer import Tokenizer
@@ -81,9 +81,9 @@ def load(
 
 def open_source(path: Path, *, allow_pickle: bool = False) -> TensorSource:
     """The source for a model directory or a GGUF file. Raises UserError for one that can't be read."""
-    if path.is_file():
+    if not path.is_dir():
         return GGUFSource(path)
-    raw = read_object(path / "config.json")
+    raw = read_config_json(path)
     method = own.quantization_method(raw)
     if method == own.METHOD:
         return QuantizedSource(path, raw)

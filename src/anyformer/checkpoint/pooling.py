@@ -28,11 +28,12 @@ def read(directory: Path) -> PoolingConfig:
         raise UserError(f"{modules} should hold a list of modules, each a JSON object.")
     for module in cast("list[dict[str, Any]]", chain):
         name = str(module.get("type", "")).rsplit(".", 1)[-1]
-        path = path_inside(directory, str(module.get("path", "")))
-        if name == "Transformer" and (path / "sentence_bert_config.json").is_file():
-            max_tokens = read_object(path / "sentence_bert_config.json").get("max_seq_length")
+        path = str(module.get("path", ""))
+        lengths = path_inside(directory, f"{path}/sentence_bert_config.json".lstrip("/"))
+        if name == "Transformer" and lengths.is_file():
+            max_tokens = read_object(lengths).get("max_seq_length")
         elif name == "Pooling":
-            kind = _kind(path / "config.json")
+            kind = _kind(path_inside(directory, f"{path}/config.json"))
         elif name == "Normalize":
             normalize = True
         elif name != "Transformer":

@@ -20,13 +20,20 @@ from anyformer.errors import UserError
 from anyformer.families import FAMILIES, from_huggingface, own
 from anyformer.families.base import Family
 from anyformer.kernels.quantization import GROUP, QuantizedWeight
-from anyformer.limits import path_inside, read_object
+from anyformer.limits import check_file, check_files, path_inside, read_object
 from anyformer.model import Origin
 from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.tokenizer_files import TOKENIZER_FILES
 
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = f"{SAFETENSORS}.index.json"
 PICKLE = "pytorch_model.bin"
+_READ = (
+    *("config.json", generation_settings.FILE, SAFETENSORS, SAFETENSORS_INDEX, PICKLE, f"{PICKLE}.index.json"),
+    *pooling.FILES,
+    *TOKENIZER_FILES,
+)
+"""What is read from a directory, beside the files that an index names."""
 _MAX_MAPPED = 64 * 2**20
 
 
@@ -117,6 +124,7 @@ class SafetensorsSource(_ModelDirectory):
 
     def _open(self, path: Path) -> Any:
         if path not in self._open_files:
+            check_file(path)
             try:
                 self._open_files[path] = safe_open(path, framework="pt", device="cpu")
             except FileNotFoundError as error:
@@ -183,6 +191,16 @@ class PickleSource(_ModelDirectory):
         return self._tensors[name]
 
 
+def read_config_json(path: Path) -> dict[str, Any]:
+    """The config.json of a model directory.
+
+    Raises:
+        UserError: it can't be read, or a file of the model or its tokenizer is a link out of the directory, or no file.
+    """
+    check_files(path, _READ)
+    return read_object(path / "config.json")
+
+
 def has_weights(path: Path, name: str) -> bool:
     """Whether a directory has a file of this name, or an index of several."""
     return (path / name).is_file() or (path / f"{name}.index.json").is_file()
@@ -200,6 +218,7 @@ def _files(path: Path, name: str) -> list[Path]:
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
+    check_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

@@ -50,7 +50,7 @@ class ModelOptions(LoadOptions):
 def read_config(name: str) -> ModelConfig:
     """The config of a preset, of a model or run directory, or of a GGUF file. Raises UserError if it is none."""
     from anyformer.families import from_huggingface, preset
-    from anyformer.limits import read_object
+    from anyformer.limits import path_inside, read_object
 
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
@@ -60,7 +60,7 @@ def read_config(name: str) -> ModelConfig:
         return read_gguf_config(Container(path))
     if not path.is_dir():
         return preset(name)
-    for file in (path / "config.json", path / "model" / "config.json"):
-        if file.is_file():
-            return from_huggingface(read_object(file))
+    for name in ("config.json", "model/config.json"):
+        if (path / name).exists():
+            return from_huggingface(read_object(path_inside(path, name)))
     raise UserError(f"{name} has no config.json, so it is not a model directory.")

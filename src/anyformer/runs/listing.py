@@ -5,7 +5,6 @@ a newer version: what is missing is None, and lines that can't be read are count
 """
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
+from anyformer import limits, terminal
 from anyformer.errors import UserError, nearest
 from anyformer.families import preset as find_preset
 from anyformer.migration import current_settings
@@ -216,14 +214,14 @@ def flops_per_second(header: Line, line: Line) -> float | None:
 
 def is_run(path: Path) -> bool:
     """Whether this is a run directory."""
-    return (path / METRICS).is_file() or (path / CONFIG).is_file()
+    return (path / METRICS).exists() or (path / CONFIG).exists()
 
 
 def read_run(path: Path) -> Run:
     """Read a run directory.
 
     Raises:
-        UserError: there is none, or the disk refuses.
+        UserError: there is none, it can't be read, or a file in it is a link out of it, or no file.
     """
     if not path.is_dir():
         siblings = path.parent.iterdir() if path.parent.is_dir() else ()
@@ -231,6 +229,7 @@ def read_run(path: Path) -> Run:
         raise UserError(f"There is no run directory {path}{f' ({hint})' if hint.startswith('did') else ''}.")
     if not is_run(path):
         raise UserError(f"{path} is no run directory: it has neither {METRICS} nor {CONFIG}.")
+    limits.check_files(path, (CONFIG, METRICS))
     run = Run(path, _config(path / CONFIG))
     for line in _lines(path / METRICS):
         if line is None:
@@ -241,10 +240,20 @@ def read_run(path: Path) -> Run:
 
 
 def read_runs(directory: Path) -> list[Run]:
-    """All runs in a directory, newest first. Raises UserError where there is no such directory, or no run in it."""
+    """All runs in a directory, newest first; those that can't be read are named on standard error, and left out.
+
+    Raises:
+        UserError: there is no such directory, or no run in it that can be read.
+    """
     if not directory.is_dir():
         raise UserError(f"There is no directory {directory}.")
-    found = [read_run(path) for path in sorted(directory.iterdir()) if path.is_dir() and is_run(path)]
+    found: list[Run] = []
+    for path in sorted(directory.iterdir()):
+        if path.is_dir() and is_run(path):
+            try:
+                found.append(read_run(path))
+            except UserError as error:
+                terminal.message(error)
     if not found:
         raise UserError(f"There are no runs in {directory}: `anyformer train` makes one.")
     return sorted(found, key=lambda run: run.begun, reverse=True)
@@ -303,22 +312,18 @@ def _drop(step: int, lines: list[Line]) -> None:
 
 def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
     """The objects in a file of JSON lines, None for a line that is something else."""
-    try:
-        text = path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
+    text = limits.read_bytes(path, limits.LOG_BYTES).decode("utf-8", errors="replace") if path.is_file() else ""
     for row in filter(str.strip, text.split("\n")):
         try:
-            value: object = json.loads(row)
-        except (ValueError, RecursionError):
-            value = None
-        yield cast("dict[str, Any]", value) if isinstance(value, dict) else None
+            yield limits.parse_object(row, path)
+        except UserError:
+            yield None
 
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        values: Any = limits.read_yaml(path)
+    except UserError:
         # The run can be shown without; `anyformer train --config` is what complains about this file.
         values = None
     return current_settings({str(name): value for name, value in values.items()}) if isinstance(values, dict) else {}

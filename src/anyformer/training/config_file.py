@@ -8,6 +8,7 @@ from typing import Any, cast, get_args, get_type_hints
 
 import yaml
 
+from anyformer import limits
 from anyformer.config import ConfigError
 from anyformer.errors import UserError, nearest
 from anyformer.families import preset as find_preset
@@ -78,12 +79,9 @@ def read_yaml(path: Path, preset: str | None = None) -> TrainConfig:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        values: object = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"The config file {path} can't be read: {error.strerror or error}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The config file {path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not path.exists():
+        raise UserError(f"The config file {path} can't be read: No such file or directory.")
+    values: object = limits.read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"The config file {path} should hold fields, such as `steps: 100`.")
     return current_settings(cast("Mapping[str, Any]", values))

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anyformer.errors import UserError
+from anyformer.limits import open_file
 
 _VERSIONS = (2, 3)
 ALIGNMENT = 32
@@ -105,7 +106,7 @@ class Container:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            with self.path.open("rb") as file:
+            with open_file(self.path) as file:
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise UserError(f"{self.path} can't be read: {error.strerror or error}.") from error
