@@ -36,7 +36,7 @@ def test_no_tokenizer_is_none(tmp_path: Path):
         ("tokenizer.json", b'{"model": ', "is not JSON.*line 1"),
         ("tokenizer.json", b"{}", "can read"),
         ("tokenizer.json", b"[]", "JSON object"),
-        ("tokenizer.json", b"\xff\xfe", "is not JSON: 'utf-8' codec"),
+        ("tokenizer.json", b"\xff\xfe", "is not JSON: byte 0 is not UTF-8"),
         ("tokenizer_config.json", b"nonsense", "tokenizer_config.json is not JSON"),
         ("special_tokens_map.json", b"{", "special_tokens_map.json is not JSON"),
         pytest.param("tokenizer_config.json", b'{"a": ' + b"[" * 100_000, "nested more than 100 levels", id="deep"),
