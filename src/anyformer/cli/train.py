@@ -1,11 +1,14 @@
 """`anyformer train [PRESET] ...`: a model from scratch, on your own text."""
 
+import contextlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from anyformer import atomic, ownership
 from anyformer.cli.options import Parser, Positional, change_model, flag
 from anyformer.errors import UserError
 from anyformer.families import preset as find_preset
@@ -80,6 +83,10 @@ def run(argv: list[str]) -> int:
     if needs_launch(config.processes):
         check_engine(config.engine, config.processes)
         return launch(["train", *argv], config.processes)
+    # torch.compile's own choice is a folder of a known name in /tmp, out of which it would load another user's code.
+    with contextlib.suppress(OSError):
+        compiled = ownership.private_folder(atomic.cache_folder() / "torchinductor")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     with one_of_many():
         from anyformer.training.run import run as train
 

@@ -22,9 +22,9 @@ def check_consent(config: TrainConfig, file: Path, given: Mapping[str, Any], *, 
     """The config that a file holds, if the command line agrees to what it asks for.
 
     Several processes, their engine and the trackers have to be given there, as do data sets of the hub, a folder for
-    runs other than the current or the file's own, a cache folder where no cache is yet, and a higher limit. Of a file that belongs to
-    another user (but root) so do the files that are read: they might be such as the other may not read. More processes
-    that tokenize than there are cores are not started.
+    runs other than the current or the file's own, a cache folder where no cache is yet, and a higher limit. Of a file
+    that belongs to another user (but root) so do the files that are read: they might be such as the other may not read.
+    More processes that tokenize than there are cores are not started.
 
     Args:
         given: the values of the flags, by field.
