@@ -5,6 +5,10 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from anyformer import limits
+from anyformer.data import input_files
+from anyformer.tokenizer import template_budget, template_sandbox
+
 ROOT = Path(__file__).parents[1]
 SOURCE, TESTS = ROOT / "src" / "anyformer", ROOT / "tests"
 
@@ -91,3 +95,11 @@ def test_programs_and_code_are_started_in_one_place() -> None:
         if not runs <= ALLOWED.get(name, set()):
             found[name] = runs - ALLOWED.get(name, set())
     assert not found
+
+
+def test_the_limits_are_those_that_the_page_names() -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    values = [limits.JSON_BYTES, limits.YAML_BYTES, limits.LOG_BYTES, limits.RECORD_BYTES, limits.DEPTH]
+    values += [input_files._EXPANDED_BYTES, input_files._EXPANSION, template_sandbox._LONGEST]
+    values += [template_budget._BUDGET, template_budget._LARGEST, template_budget._BITS]
+    assert [value for value in values if f" {value:,} " not in page] == []
