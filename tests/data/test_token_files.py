@@ -253,7 +253,9 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"x" * 5000, b'{"format": "other"}'.ljust(HEADER)])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[1]", b"x" * 5000, b'{"format": "other"}'.ljust(HEADER), b"[" * HEADER]
+)
 def test_other_files_are_refused(tmp_path: Path, content: bytes):
     (tmp_path / "t").write_bytes(content)
     with pytest.raises(UserError, match="not a token file"):
@@ -336,3 +338,11 @@ def _runs(number: int) -> bool:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.skipif(os.name != "posix", reason="named pipes as POSIX has them")
+@pytest.mark.timeout(20)
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "t")
+    with pytest.raises(UserError, match="not a token file"):
+        TokenFile.open(tmp_path / "t")

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from anyformer import atomic
+from anyformer import atomic, limits
 from anyformer.data.parallel_encoding import Ids, Lengths, encode_chunks, id_dtype
 from anyformer.data.records import utf8_length
 from anyformer.data.sources import Document
@@ -71,13 +71,13 @@ class TokenFile:
         """Open a token file; raises UserError when it is missing, damaged or something else."""
         path = Path(path)
         try:
-            with path.open("rb") as file:
-                header = Header(**cast("dict[str, Any]", json.loads(file.read(HEADER))))
+            with limits.open_file(path) as file:
+                header = Header(**limits.parse_object(file.read(HEADER), path))
             if header.format != FORMAT:
                 raise ValueError("another format")
             dtype = _DTYPES[header.dtype]
             size = path.stat().st_size
-        except (ValueError, TypeError, KeyError) as error:
+        except (UserError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is not a token file of this version: delete it to have it made anew.") from error
         except OSError as error:
             raise UserError(f"The token file {path} can't be read: {error.strerror or error}.") from error
