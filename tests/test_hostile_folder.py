@@ -154,7 +154,7 @@ def hostile(tmp_path: Path) -> Hostile:
 def _save(folder: Path, preset: str) -> None:
     torch.manual_seed(0)
     objective = {"bert-tiny": "masked", "t5-nano": "span_corruption"}.get(preset, "causal")
-    tokenizer = af.Tokenizer.train(["hello there, general text"], "char", special=objective)
+    tokenizer = af.Tokenizer.train(["hello there, general text\n"] * 9, "bpe:270", special=objective)
     layers = {"encoder_layers": 1} if preset == "bert-tiny" else {"decoder_layers": 1}
     config = af.preset(preset, vocab_size=tokenizer.vocab_size, **layers)
     af.save(af.build(config), folder, tokenizer=tokenizer)
@@ -176,9 +176,9 @@ def test_generate(hostile: Hostile) -> None:
         ("llama-nano", "chat . --max-new-tokens 2"),
         ("llama-nano", "evaluate . --data text.txt"),
         ("llama-nano", "verify ."),
-        ("llama-nano", "convert . TARGET"),
+        ("llama-nano", "convert . TARGET --type int8"),
         ("llama-nano", "convert . TARGET.gguf"),
-        ("bert-tiny", "fill . h[MASK]llo"),
+        ("bert-tiny", "fill . hello[MASK]"),
         ("bert-tiny", "embed . hello"),
         ("bert-tiny", "verify ."),
         ("t5-nano", "generate . hello --max-new-tokens 2"),

@@ -20,6 +20,7 @@ def test_tests_mirror_the_source() -> None:
         *(TESTS / f"test_{what}.py" for what in ("docs", "hostile_folder", "meta_device", "structure")),
         TESTS / "blocks" / "test_equations.py",
         TESTS / "blocks" / "test_parts.py",
+        TESTS / "checkpoint" / "test_foreign_files.py",
         TESTS / "checkpoint" / "test_version_0_1.py",
         TESTS / "kernels" / "test_training_kernels.py",
         TESTS / "training" / "test_bad_input.py",
