@@ -149,3 +149,24 @@ def test_configs_need_no_torch(code: str) -> None:
 def test_layers_can_be_counted(layers: int) -> None:
     with pytest.raises(ConfigError, match="decoder_layers"):
         af.preset("gpt2", decoder_layers=layers)
+
+
+@pytest.mark.parametrize("part", ["factor", "low_frequency", "high_frequency", "beta_fast", "beta_slow"])
+@pytest.mark.parametrize("value", [1e308, 1e-308, 0.0, -1.0, float("nan"), float("inf")])
+def test_a_scaling_that_overflows_is_refused(part: str, value: float) -> None:
+    given: dict[str, Any] = {"kind": "yarn", "factor": 2.0, "original_length": 8, part: value}
+    with pytest.raises(ConfigError, match=f"scaling.{part}: is a positive number, from 1e-6 to 1e6"):
+        RotaryScaling(**given)
+    with pytest.raises(ConfigError, match=r"scaling\.original_length: must be positive"):
+        RotaryScaling(kind="yarn", factor=2.0, original_length=0)
+
+
+@pytest.mark.parametrize("theta", [1e308, 1.0, -1.0, float("nan")])
+def test_a_base_of_wavelengths_that_overflows_is_refused(theta: float) -> None:
+    with pytest.raises(ConfigError, match=r"position\.theta: lies above 1, up to 1e12"):
+        tiny(position={"kind": "rotary", "theta": theta})
+
+
+def test_a_million_ends_of_text_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at most 1000 tokens, not 1,000,000"):
+        tiny(special_tokens={"eos": (1,) * 10**6})

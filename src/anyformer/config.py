@@ -23,6 +23,11 @@ from anyformer.schema import ConfigError, change, check_numbers, differences, ma
 _DEEPEST = 10_000
 """Layers of a stack: ten times the deepest known (Wang et al. 2022, DeepNet)."""
 
+_MOST_EOS = 1000
+_STRETCH = 1e6
+"""Numbers by which positions are scaled: ten thousand times those of published models, and no overflow."""
+_LARGEST_THETA = 1e12
+
 Scaling = Literal["linear", "dynamic", "llama3", "yarn"]
 
 
@@ -129,7 +134,16 @@ class RotaryScaling:
             self.kind in get_args(Scaling),
             f"{name}: unknown kind {self.kind!r} ({nearest(self.kind, get_args(Scaling))})",
         )
-        _require(self.factor > 0, f"{name}.factor: must be positive, not {self.factor}")
+        for part in ("factor", "low_frequency", "high_frequency", "beta_fast", "beta_slow", "attention_factor"):
+            value = getattr(self, part)
+            _require(
+                value is None or 1 / _STRETCH <= value <= _STRETCH,
+                f"{name}.{part}: is a positive number, from 1e-6 to 1e6, not {value}",
+            )
+        _require(
+            self.original_length is None or self.original_length >= 1,
+            f"{name}.original_length: must be positive, not {self.original_length}",
+        )
         if self.kind in ("llama3", "yarn"):
             _require(self.original_length is not None, f"{name}.original_length: {self.kind} scaling needs it")
         if self.kind == "llama3":
@@ -176,7 +190,7 @@ class PositionConfig:
             self.layout in ("interleaved", "halves"), f"position.layout: is interleaved or halves, not {self.layout!r}"
         )
         _require(self.offset >= 0, "position.offset: can't be negative")
-        _require(self.theta > 0, "position.theta: must be positive")
+        _require(1 < self.theta <= _LARGEST_THETA, f"position.theta: lies above 1, up to 1e12, not {self.theta}")
         _require(
             self.buckets >= 4 and self.buckets % 2 == 0,
             f"position.buckets: an even number of at least 4, not {self.buckets}",
@@ -314,6 +328,9 @@ class SpecialTokens:
     pad: int | None = None
     decoder_start: int | None = None
     """Encoder-decoders: the first token that the decoder reads."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.eos) <= _MOST_EOS, f"special_tokens.eos: at most {_MOST_EOS} tokens, not {len(self.eos):,}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ import yaml
 from anyformer.errors import UserError
 
 MEGABYTE = 10**6
-JSON_BYTES = 256 * MEGABYTE
-"""Bytes of a JSON file; the largest tokenizer.json of a published model has a tenth of it."""
+JSON_BYTES = 50 * MEGABYTE
+"""Bytes of a JSON file: more than any tokenizer.json of a published model. Short values take 25 times the memory."""
 YAML_BYTES = 1 * MEGABYTE
 """Bytes of a YAML file."""
 LOG_BYTES = 1000 * MEGABYTE

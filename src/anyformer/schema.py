@@ -74,7 +74,8 @@ def _coerce(value: Any, hint: Any, name: str, current: Any) -> Any:
             return value
         if not isinstance(value, Mapping):
             raise ConfigError(
-                f"{name}: wants fields of its own (such as {name}.{next(iter(get_type_hints(hint)))}), not {value!r}."
+                f"{name}: wants fields of its own (such as {name}.{next(iter(get_type_hints(hint)))}), not "
+                f"{value!r:.60}."
             )
         fields = cast("Mapping[str, Any]", value)
         if current is None:
@@ -82,14 +83,14 @@ def _coerce(value: Any, hint: Any, name: str, current: Any) -> Any:
         return change(current, fields, f"{name}.")
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise ConfigError(f"{name}: {value!r} is unknown ({nearest(str(value), get_args(hint))}).")
+            raise ConfigError(f"{name}: {value!r:.60} is unknown ({nearest(str(value), get_args(hint))}).")
         return value
     if get_origin(hint) is tuple:
         return tuple(cast("list[int]", value)) if isinstance(value, list | tuple) else (value,)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{name}: wants {hint.__name__}, not {value!r}.")
+        raise ConfigError(f"{name}: wants {hint.__name__}, not {value!r:.60}.")
     return value
 
 

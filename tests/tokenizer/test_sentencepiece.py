@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 from tests.tokenizer.hugging_face import (
     CORPUS,
@@ -73,3 +74,27 @@ def test_sentencepiece_pair_of_marian(tmp_path: Path):
     ours.save(out)
     (out / "config.json").write_text(json.dumps({"model_type": "marian"}))
     assert_equal(Tokenizer.load(out), automatic(out), samples[1])
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 10**6, b"\x0a" + b"\xff" * 8 + b"\x7f" + b"a", b"\x0a\x02\x0a\x7f"])
+def test_a_model_that_lies_about_its_lengths_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "spiece.model").write_bytes(content)
+    with pytest.raises(UserError, match="not a whole SentencePiece model"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("extra", [-1, 10**9, "9" * 100, 1.5, None, []])
+def test_a_number_of_sentinels_that_takes_all_memory_is_refused(tmp_path: Path, extra: object):
+    pieces = b"".join(
+        _field(1, _field(1, text) + b"\x18" + bytes([kind])) for text, kind in ((b"<unk>", 2), (b"</s>", 3))
+    )
+    (tmp_path / "spiece.model").write_bytes(pieces)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"extra_ids": 2}))
+    assert Tokenizer.load(tmp_path).vocab_size == 4
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"extra_ids": extra}))
+    with pytest.raises(UserError, match="extra_ids should be a number from 0 to 10,000"):
+        Tokenizer.load(tmp_path)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | 2, len(content)]) + content

@@ -10,6 +10,8 @@ from anyformer.limits import read_object
 
 FILE = "generation_config.json"
 _MOST_BEAMS = 1024
+_MOST_TOKENS = 100_000
+"""Items of a list: each costs time for each token that is generated."""
 
 Test = Callable[[Any], bool]
 
@@ -22,8 +24,10 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
-def _list_of(test: Test) -> Test:
-    return lambda value: isinstance(value, list) and all(map(test, cast("list[Any]", value)))
+def _list_of(test: Test, most: int = _MOST_TOKENS) -> Test:
+    return lambda value: (
+        isinstance(value, list) and len(cast("list[Any]", value)) <= most and all(map(test, cast("list[Any]", value)))
+    )
 
 
 def _biased(value: Any) -> bool:

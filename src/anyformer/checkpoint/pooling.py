@@ -37,7 +37,7 @@ def read(directory: Path) -> PoolingConfig:
         elif name == "Normalize":
             normalize = True
         elif name != "Transformer":
-            raise UserError(f"{modules} asks for a module {name!r}, which is not supported.")
+            raise UserError(f"{modules} asks for a module {name!r:.60}, which is not supported.")
     return PoolingConfig(kind=kind, normalize=normalize, max_tokens=max_tokens)
 
 

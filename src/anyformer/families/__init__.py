@@ -60,7 +60,7 @@ def from_huggingface(raw: Raw) -> ModelConfig:
         if name is None:
             raise UserError("config.json has no model_type, so it does not say which family the model is of.")
         if name not in FAMILIES:
-            raise UserError(f"The model type {name!r} is not supported ({nearest(str(name), FAMILIES)}).")
+            raise UserError(f"The model type {name!r:.60} is not supported ({nearest(str(name), FAMILIES)}).")
         return FAMILIES[name].read(raw, FAMILIES[name].head(raw))
     except UserError:
         raise

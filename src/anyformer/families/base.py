@@ -77,7 +77,7 @@ class Family:
         named = raw.get("architectures") or [next(iter(self.architectures))]
         if named[0] not in self.architectures:
             raise UserError(
-                f"config.json: the architecture {named[0]} is not supported for model type {self.model_type!r} "
+                f"config.json: the architecture {named[0]!s:.60} is not supported for model type {self.model_type!r} "
                 f"({nearest(named[0], self.architectures)})."
             )
         return self.architectures[named[0]]
@@ -92,7 +92,7 @@ class Family:
 
 def _activation(name: str) -> str:
     if name not in ACTIVATIONS:
-        raise UserError(f"config.json: the activation {name!r} is not supported ({nearest(name, ACTIVATIONS)}).")
+        raise UserError(f"config.json: the activation {name!r:.60} is not supported ({nearest(name, ACTIVATIONS)}).")
     return ACTIVATIONS[name]
 
 

@@ -21,7 +21,7 @@ from tokenizers.pre_tokenizers import PreTokenizer
 from typing_extensions import override
 
 from anyformer.errors import UserError
-from anyformer.limits import parse_object, read_bytes
+from anyformer.limits import MEGABYTE, parse_object, read_bytes
 from anyformer.tokenizer.core import Tokenizer, clean_up
 from anyformer.tokenizer.library import Translated
 from anyformer.tokenizer.special import add, surround
@@ -33,6 +33,10 @@ SPACE = "\u2581"
 _UNIGRAM = 1
 _UNKNOWN, _CONTROL, _USER = 2, 3, 4
 _VARINT, _BYTES = 0, 2
+_BYTES_OF_MODEL = 16 * MEGABYTE
+"""Three times the largest published; each field of one takes some tens of bytes of memory."""
+_MOST_SENTINELS = 10_000
+"""A hundred times as many as T5 has."""
 _FIXED_SIZES = {1: 8, 5: 4}
 """Wire types of a fixed number of bytes."""
 
@@ -49,7 +53,7 @@ class Model:
 
 def read_model(path: Path) -> Model:
     """Read a SentencePiece model; raises UserError when it is damaged or not a unigram model."""
-    content = read_bytes(path)
+    content = read_bytes(path, _BYTES_OF_MODEL)
     try:
         model = _fields(content)
         pieces = [_fields(piece) for piece in model.get(1, [])]
@@ -74,7 +78,9 @@ def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     model = read_model(path)
     if "</s>" not in model.pieces:
         raise UserError(f"{path} has no </s>, so it is not a T5 vocabulary.")
-    extra = int(config.get("extra_ids", 100))
+    extra = config.get("extra_ids", 100)
+    if not isinstance(extra, int) or not 0 <= extra <= _MOST_SENTINELS:
+        raise UserError(f"{directory}: extra_ids should be a number from 0 to {_MOST_SENTINELS:,}, not {extra!r:.40}.")
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra))]
     unknown = model.types.index(_UNKNOWN)
     backend = pipeline(model.pieces + sentinels, model.scores + [0.0] * extra, unknown, model.charsmap)
@@ -245,10 +251,11 @@ def _fields(content: bytes) -> dict[int, list[Any]]:
 
 def _varint(content: bytes, position: int) -> tuple[int, int]:
     value = shift = 0
-    while True:
+    while shift < 64:
         byte = content[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
         shift += 7
+    raise ValueError("a number of more than 64 bits")

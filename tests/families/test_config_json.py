@@ -1,0 +1,61 @@
+"""A config.json of a stranger describes a model or is refused in a sentence, whatever its fields hold."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import anyformer as af
+from anyformer.blocks.rope import frequencies
+from anyformer.checkpoint import generation_settings
+from anyformer.errors import UserError
+from anyformer.families import FAMILIES, from_huggingface, to_huggingface
+from anyformer.model import skeleton
+
+VALUES: list[Any] = [None, True, 0, -1, 3, 10**12, 10**30, 1.5, 1e308, 1e-308, float("nan"), float("inf")]
+VALUES += ["", "x", "9" * 5000, [], [1], [None], [[1]], {}, {"a": 1}]
+ROPE = ["factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"]
+ROPE += ["attention_factor", "mscale", "mscale_all_dim", "truncate", "rope_theta", "rope_type"]
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_fields_of_any_json_type(model_type: str) -> None:
+    family, raw = to_huggingface(next(iter(FAMILIES[model_type].presets.values())))
+    for field in raw:
+        for value in VALUES:
+            with contextlib.suppress(UserError):
+                assert from_huggingface({**raw, field: value}).model_type == family.model_type
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "llama3", "yarn"])
+def test_rotary_fields_of_any_json_type(kind: str) -> None:
+    _, raw = to_huggingface(af.preset("smollm2-135m"))
+    usual = {"rope_type": kind, "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "mscale": 1.0}
+    for field in ROPE:
+        for value in VALUES:
+            with contextlib.suppress(UserError):
+                config = from_huggingface({**raw, "rope_parameters": None, "rope_scaling": {**usual, field: value}})
+                assert (config.context_length or 0) < 10**12
+                radians, factor = frequencies(config.position, 64, config.max_length, torch.tensor([[10_000]]))
+                assert (torch.isfinite(radians) & (radians >= 0)).all()
+                assert factor > 0
+
+
+@pytest.mark.parametrize("size", ["vocab_size", "d_model", "max_length", "feed_forward.width"])
+def test_sizes_take_no_memory_before_they_are_refused(size: str) -> None:
+    for value in (10**9, 10**12, 10**17):
+        with contextlib.suppress(UserError):
+            skeleton(af.preset("gpt2-nano", **{size: value}))
+    with pytest.raises(UserError, match="must lie in"):
+        af.preset("gpt2-nano", decoder_layers=10**7)
+
+
+@pytest.mark.parametrize("field", generation_settings.FIELDS)
+def test_generation_settings_of_any_json_type(tmp_path: Path, field: str) -> None:
+    for value in [*VALUES, [1] * 10**6, [[1, 2], 3], [[[1], "x"]]]:
+        (tmp_path / generation_settings.FILE).write_text(json.dumps({field: value}))
+        with contextlib.suppress(UserError):
+            assert field in generation_settings.read(tmp_path, {})
