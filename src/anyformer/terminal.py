@@ -5,7 +5,9 @@ move the cursor over what was shown before, or write to the clipboard. So all ou
 messages always are. Output to a file or a pipe is unchanged.
 """
 
+import codecs
 import errno
+import io
 import logging
 import os
 import re
@@ -165,9 +167,13 @@ def prepare_streams() -> None:
             os.set_inheritable(number, True)
             stream = os.fdopen(number, mode, encoding="utf-8", closefd=False)
             setattr(sys, name, stream)
-    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=errors)  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # UTF-8 is what is typed and piped even where the locale says nothing of it.
+        encoding = "utf-8" if codecs.lookup(sys.stdin.encoding).name == "ascii" else sys.stdin.encoding
+        sys.stdin.reconfigure(encoding=encoding, errors="replace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def system_refusal(error: BaseException) -> str | None:

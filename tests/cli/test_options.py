@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 
 import anyformer
+from anyformer.cli.embed import EmbedOptions
 from anyformer.cli.main import COMMANDS
 from anyformer.cli.options import Parser, Positional, parse
 from anyformer.errors import UserError
@@ -222,3 +223,10 @@ def test_flags_that_messages_recommend_exist() -> None:
                 assert flag in known[command], f"{file}: anyformer {command} has no {flag}: {text}"
         for command in re.findall("`anyformer ([a-z]+)", text):
             assert command in COMMANDS, f"{file}: {text}"
+
+
+def test_text_that_the_locale_cannot_decode_is_utf_8() -> None:
+    undecoded = "caf\u00e9".encode().decode("ascii", "surrogateescape")
+    options = parse(EmbedOptions, [undecoded, undecoded, "\udcff"], "embed")
+    assert options.texts == ("caf\u00e9", "\ufffd")
+    assert options.model == undecoded  # the name of a file

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import parse
+from anyformer.cli.options import Text, parse
 from anyformer.cli.sampling import SamplingOptions, generation_options
 
 
@@ -20,9 +20,9 @@ class ChatOptions(SamplingOptions, ModelOptions):
         anyformer chat runs/llama-nano-1 --system "Answer in one sentence." --temperature 0
     """
 
-    system: str | None = None
+    system: Text[str | None] = None
     """How the model is to behave (default: what its template says)."""
-    stop: Annotated[tuple[str, ...], "STRING"] = ()
+    stop: Annotated[Text[tuple[str, ...]], "STRING"] = ()
     """Strings that end an answer, and are no part of it."""
     max_new_tokens: int = 1024
     """Stop an answer after this many tokens."""

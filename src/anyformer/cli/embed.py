@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 
 from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import Positional, parse
+from anyformer.cli.options import Positional, Text, parse
 from anyformer.terminal import write
 
 
@@ -17,7 +17,7 @@ class EmbedOptions(ModelOptions):
         anyformer embed sentence-transformers/all-MiniLM-L6-v2 "a cat" --json
     """
 
-    texts: Positional[tuple[str, ...]]
+    texts: Positional[Text[tuple[str, ...]]]
     """The texts."""
     json: bool = False
     """Print the vectors, one JSON list a line."""

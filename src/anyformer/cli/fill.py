@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import Positional, parse
+from anyformer.cli.options import Positional, Text, parse
 from anyformer.errors import UserError
 from anyformer.terminal import write
 
@@ -17,7 +17,7 @@ class FillOptions(ModelOptions):
         anyformer fill runs/bert-mini-1 "for [MASK] in range(10):" --top 10
     """
 
-    text: Positional[str]
+    text: Positional[Text[str]]
     """The text, with the tokenizer's mask token ([MASK], <mask>) where a word is missing."""
     top: int = 5
     """Guesses for each mask."""

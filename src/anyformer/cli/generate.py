@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
 from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import Positional, flag, parse
+from anyformer.cli.options import Positional, Text, flag, parse
 from anyformer.cli.sampling import SamplingOptions, generation_options
 from anyformer.errors import UserError
 from anyformer.limits import RECORD_BYTES
@@ -75,13 +75,13 @@ class GenerateOptions(_FileOptions, SamplingOptions, _BeamOptions, ModelOptions)
         anyformer generate openai-community/gpt2 --file prompts.txt --out answers.jsonl
     """
 
-    prompt: Positional[str] = ""
+    prompt: Positional[Text[str]] = ""
     """The text to go on from; for an encoder-decoder the source."""
     max_new_tokens: int | None = None
     """Stop after this many tokens, sooner at end-of-text (default: 200, or as many as the context has room for)."""
     logit_bias: Annotated[tuple[str, ...], "TOKEN:BIAS"] = ()
     """Add a bias to the logit of the token with this id, such as 11:-100."""
-    stop: Annotated[tuple[str, ...], "STRING"] = ()
+    stop: Annotated[Text[tuple[str, ...]], "STRING"] = ()
     """Strings that end the text, and are no part of it."""
     samples: int = 1
     """Draw so many texts, each by itself; it wants a --temperature."""

@@ -24,6 +24,10 @@ _POSITIONAL = object()
 Positional = Annotated[T, _POSITIONAL]
 """A field that is given by its position instead of a flag."""
 
+_TEXT = object()
+Text = Annotated[T, _TEXT]
+"""A field whose strings are text, not names of files: bytes that the locale can't decode are taken for UTF-8."""
+
 _METAVARS = {int: "N", float: "X", Path: "FILE"}
 _NUMBERS = {int: "a whole number", float: "a number"}
 _WIDTH, _USAGE_WIDTH = 100, 72
@@ -188,7 +192,7 @@ class Parser(argparse.ArgumentParser):
                 add(opposite, **switch, help=argparse.SUPPRESS)
             return
         how["nargs"] = ("+" if required else "*") if several else "?" if positional and not required else None
-        how["type"] = _converter(kind, optional)
+        how["type"] = _as_text if _TEXT in notes else _converter(kind, optional)
         if positional:
             # argparse requires an argument of any number unless its default is given, if only as it is.
             how |= {"metavar": name.upper().removesuffix("S" if several else ""), "default": argparse.SUPPRESS}
@@ -245,6 +249,10 @@ def _own_helps(kind: type[Any]) -> dict[str, str]:
 @cache
 def _syntax(file: str) -> ast.Module:
     return ast.parse(Path(file).read_text(encoding="utf-8"))
+
+
+def _as_text(argument: str) -> str:
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _converter(kind: Any, optional: bool) -> Callable[[str], Any]:
