@@ -22,6 +22,7 @@ def test_tests_mirror_the_source() -> None:
         TESTS / "blocks" / "test_parts.py",
         TESTS / "checkpoint" / "test_foreign_files.py",
         TESTS / "checkpoint" / "test_version_0_1.py",
+        TESTS / "cli" / "test_every_command.py",
         TESTS / "kernels" / "test_training_kernels.py",
         TESTS / "training" / "test_bad_input.py",
         TESTS / "training" / "test_end_to_end.py",
