@@ -19,13 +19,13 @@ from anyformer.errors import UserError
 MEGABYTE = 10**6
 JSON_BYTES = 50 * MEGABYTE
 """Bytes of a JSON file: more than any tokenizer.json of a published model. Short values take 25 times the memory."""
-YAML_BYTES = 1 * MEGABYTE
-"""Bytes of a YAML file."""
-LOG_BYTES = 1000 * MEGABYTE
+YAML_BYTES = MEGABYTE // 5
+"""Bytes of a YAML file; so many take two seconds to read."""
+LOG_BYTES = 256 * MEGABYTE
 """Bytes of a run's metrics.jsonl; a step takes about 200."""
 RECORD_BYTES = 16 * MEGABYTE
 """Bytes of a record of data, such as a line of jsonl, or of a line of text that is a prompt or one side of a pair."""
-_LONGEST_NAME = 1000
+_LONGEST_NAME, _LONGEST_NUMBER = 1000, 400
 DEPTH = 100
 """Objects and lists within each other, in JSON and YAML."""
 
@@ -134,7 +134,7 @@ def read_yaml(path: Path, limit: int = YAML_BYTES) -> Any:
         return yaml.load(text, _PlainLoader)
     except RecursionError:
         raise UserError(_too_deep(path)) from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (yaml.YAMLError, LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
 
 
@@ -219,6 +219,23 @@ class _PlainLoader(yaml.SafeLoader):
         finally:
             self._depth -= 1
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping. Raises YAMLError for a name that is no text, or there twice."""
+        names = set[object]()
+        for key, _ in node.value:
+            name: object = self.construct_object(key, deep=True) if isinstance(key, yaml.ScalarNode) else None
+            if not isinstance(name, str) or name in names:
+                problem = f"{name!r} is there twice" if isinstance(name, str) else "a field's name is no text"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            names.add(name)
+        return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int:
+        """A whole number. Raises YAMLError for one that Python could not print."""
+        if len(node.value) > _LONGEST_NUMBER:
+            raise yaml.MarkedYAMLError(problem="a number is too long", problem_mark=node.start_mark)
+        return self.construct_yaml_int(node)
+
 
 _PlainLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -228,7 +245,7 @@ _PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float
 # The others give dates, bytes and sets.
 _PlainLoader.yaml_constructors = {
     tag: constructor for tag, constructor in yaml.SafeLoader.yaml_constructors.items() if tag in _PLAIN
-}
+} | {"tag:yaml.org,2002:int": _PlainLoader.construct_number}
 
 
 def _too_deep(where: object) -> str:

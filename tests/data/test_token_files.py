@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from anyformer import processes
 from anyformer.data import encoding_worker, parallel_encoding
 from anyformer.data import token_files as module
 from anyformer.data.sources import Document, documents
@@ -140,7 +141,7 @@ def test_processes_end_with_the_work(monkeypatch: pytest.MonkeyPatch):
             super().__init__(*arguments, **options)
             started.append(self)
 
-    monkeypatch.setattr(parallel_encoding.subprocess, "Popen", Kept)
+    monkeypatch.setattr(processes, "Process", Kept)
     monkeypatch.setattr(parallel_encoding, "CHUNK", 1)
     results = parallel_encoding.encode_chunks(labeled(*["one two"] * 20), trained("bpe:300"), 2)
     next(results)

@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anyformer.errors import UserError
 from anyformer.runs.listing import default_settings, differences, read_run, read_runs
+from anyformer.runs.report.comparison import comparison
+from anyformer.runs.report.page import page
 from anyformer.training.config import DEFAULTS
 from tests.runs.run_files import HEADER, config, evaluation, sample, short_run, step, write_run
 
@@ -195,3 +199,61 @@ def test_a_config_that_expands_is_left_out(tmp_path: Path):
     lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 25))]
     (tmp_path / "config.yaml").write_text("\n".join(lines))
     assert read_run(tmp_path).config == {}
+
+
+def test_an_endless_log_is_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_run(tmp_path / "good", short_run())
+    bad = write_run(tmp_path / "bad", [])
+    with (bad / "metrics.jsonl").open("wb") as file:
+        file.truncate(64 << 30)  # takes no space on the disk
+    assert [run.name for run in read_runs(tmp_path)] == ["good"]
+    assert "metrics.jsonl has 68,719,476,736 bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 25))]),
+        "steps: 1\nsteps: 2",
+        "1: 2",
+        "a: 2026-13-45\nb: !!timestamp 2026-13-45",
+        "steps: 0x" + "f" * 100_000,
+        "[" * 500,
+    ],
+)
+def test_a_config_that_is_no_plain_yaml_is_left_out_at_once(content: str, tmp_path: Path):
+    run = write_run(tmp_path / "r", short_run())
+    (run / "config.yaml").write_text(content)
+    begun = time.monotonic()
+    assert read_run(run).config == {}
+    assert read_run(run).step == 100
+    assert time.monotonic() - begun < 5
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.just(10**400) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = (*HEADER, *step(1), "validation_loss", "bits_per_byte", "sample", "state", "reason", "before", "written")
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(st.dictionaries(st.sampled_from(FIELDS), VALUES), max_size=4),
+    changes=st.dictionaries(st.sampled_from(tuple(config())), VALUES, max_size=4),
+)
+def test_any_value_in_any_field(tmp_path: Path, lines: list[dict[str, Any]], changes: dict[str, Any]):
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    write_run(folder / "a", [*short_run(), *lines], config() | {"model": {}} | changes)
+    write_run(folder / "b", [*lines, *short_run()])
+    runs = read_runs(folder)
+    json.dumps([run.summary() for run in runs])
+    for values in (*(page(run, DEFAULTS) for run in runs), comparison(runs)):
+        json.dumps(values["data"], allow_nan=False)
+
+
+def test_speeds_beyond_all_numbers_leave_gaps(tmp_path: Path):
+    lines = [HEADER | {"flops_per_token": 1e300}, *(step(i, loss=1e308, tokens_per_second=1e300) for i in range(1, 60))]
+    run = read_run(write_run(tmp_path / "r", lines))
+    json.dumps(page(run, DEFAULTS)["data"], allow_nan=False)

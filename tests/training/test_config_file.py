@@ -9,6 +9,7 @@ import pytest
 
 import anyformer as af
 from anyformer.cli import train
+from anyformer.errors import UserError
 from anyformer.training.config_file import read_yaml
 from tests.training.conftest import Trains, losses, metrics, prose
 
@@ -46,3 +47,22 @@ def test_a_run_of_an_earlier_version_is_resumed(old: Path, trains: Trains, tmp_p
     ours, theirs = (dict(af.load(run / "model")[0].named_parameters()) for run in (old, new))
     for name, weight in ours.items():
         assert (weight - theirs[name]).abs().max() < 1e-5, name
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("steps: 1\nsteps: 2", "'steps' is there twice"),
+        ("3: 4", "name is no text"),
+        ("data: &a [x]\nvalidation: *a", "aliases are not allowed"),
+        ("learning_rate: 1" + "0" * 330, "learning_rate can't be 1"),
+        ('runs: "a\\0b"', "runs can't be 'a.x00b': no path or name has a null character"),
+        ('data: ["a\\0b"]', "data can't be 'a.x00b'"),
+        ("steps: 1" + "0" * 30, "--steps 1000000000000000000000000000000 is too large"),
+        ("steps: 2026-11-27", "steps wants a whole number, not '2026-11-27'"),
+    ],
+)
+def test_what_a_config_may_not_hold(content: str, message: str, tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_yaml(tmp_path / "config.yaml")

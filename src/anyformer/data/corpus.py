@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -93,8 +92,11 @@ class Split:
         try:
             with np.load(path, allow_pickle=False) as kept:
                 characters, count, dropped, by_document = map(int, kept["facts"])
-                held_out = np.unpackbits(kept["chosen"], count=count).astype(np.bool_) if by_document else None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                chosen = kept["chosen"]
+                if min(characters, count, dropped) < 0 or (by_document and not 0 <= 8 * len(chosen) - count < 8):
+                    raise ValueError("its numbers contradict each other")
+                held_out = np.unpackbits(chosen, count=count).astype(np.bool_) if by_document else None
+        except Exception as error:  # numpy raises many kinds for a file of somebody else's, MemoryError among them
             raise UserError(f"{path} can't be read ({error}): delete its folder to have it made anew.") from error
         return cls(characters, count, dropped, held_out)
 

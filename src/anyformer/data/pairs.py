@@ -213,9 +213,11 @@ class PairFile:
 def _offsets(path: Path, total: int) -> Int64:
     try:
         offsets: Int64 = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy raises many kinds for a file of somebody else's, MemoryError among them
         raise UserError(f"{path} can't be read ({error}): delete its folder to have it made anew.") from error
-    if offsets.dtype != np.int64 or offsets.ndim != 1 or not len(offsets) or offsets[-1] != total:
+    if offsets.dtype != np.int64 or offsets.ndim != 1 or not len(offsets) or offsets[0] != 0 or offsets[-1] != total:
+        raise UserError(f"{path} is damaged: delete its folder to have it made anew.")
+    if (np.diff(offsets) < 0).any():
         raise UserError(f"{path} is damaged: delete its folder to have it made anew.")
     return offsets
 

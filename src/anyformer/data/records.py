@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -45,6 +46,7 @@ def records(path: Path, fields: Sequence[str], max_record_bytes: int = limits.RE
             the number).
     """
     kind = suffix_of(path)
+    max_record_bytes = min(max_record_bytes, sys.maxsize - 1)
     with opened(path) as file:
         if kind == ".parquet":
             yield from _parquet(file, path, fields, max_record_bytes)

@@ -52,6 +52,11 @@ class Header:
     digest: str
     format: str = FORMAT
 
+    def is_valid(self) -> bool:
+        """Whether each field has a value of its type, and numbers are ones that can be."""
+        counts = (self.tokens, self.bytes, self.documents, self.vocab_size)
+        return type(self.digest) is str and all(type(count) is int and count >= 0 for count in counts)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenFile:
@@ -73,10 +78,10 @@ class TokenFile:
         try:
             with limits.open_file(path) as file:
                 header = Header(**limits.parse_object(file.read(HEADER), path))
-            if header.format != FORMAT:
+                size = os.fstat(file.fileno()).st_size
+            if header.format != FORMAT or not header.is_valid():
                 raise ValueError("another format")
             dtype = _DTYPES[header.dtype]
-            size = path.stat().st_size
         except (UserError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is not a token file of this version: delete it to have it made anew.") from error
         except OSError as error:

@@ -17,9 +17,13 @@ DEFAULT_NEW_TOKENS = 200
 """New tokens at most where `GenerationConfig.max_new_tokens` is None."""
 
 _CHAT_TEMPERATURE = 0.7
+_MOST_TOKENS, _MOST_TEXTS = 1 << 24, 1 << 16
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": (lambda count: count is None or count >= 1, "is at least 1, not {}"),
-    "samples": (lambda count: count >= 1, "is a number of texts, at least 1, not {}"),
+    "max_new_tokens": (lambda count: 1 <= count <= _MOST_TOKENS, "is at most 16,777,216 and at least 1, not {!s:.40}"),
+    "samples": (
+        lambda count: 1 <= count <= _MOST_TEXTS,
+        "is a number of texts, at most 65,536 and at least 1, not {!s:.40}",
+    ),
     "seed": (lambda seed: -(2**63) <= seed < 2**63, "is a whole number of 64 bits, below 2**63, not {!s:.40}"),
     "temperature": (lambda value: 0.0 <= value < math.inf, "is 0 (always the likeliest token) or more, not {}"),
     "top_k": (lambda count: count >= 1, "is a number of tokens, at least 1, not {}: leave it out to keep them all"),
@@ -28,7 +32,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "repetition_penalty": (lambda value: 0.0 < value < math.inf, "is a positive number, 1 for none, not {}"),
     "presence_penalty": (lambda value: abs(value) < math.inf, "is a finite number, 0 for none, not {}"),
     "frequency_penalty": (lambda value: abs(value) < math.inf, "is a finite number, 0 for none, not {}"),
-    "beams": (lambda count: count >= 1, "is a number of texts that grow side by side, at least 1, not {}"),
+    "beams": (
+        lambda count: 1 <= count <= _MOST_TEXTS,
+        "is a number of texts that grow side by side, at most 65,536 and at least 1, not {!s:.40}",
+    ),
     "length_penalty": (lambda value: abs(value) < math.inf, "is a finite number, not {}"),
     "early_stopping": (lambda value: value in (True, False, "never"), 'is true, false or "never", not {!r}'),
 }

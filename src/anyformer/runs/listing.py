@@ -116,13 +116,15 @@ class Run:
         """When, in seconds since 1970."""
         try:
             return datetime.fromisoformat(str(self.header.get("started"))).timestamp()
-        except ValueError:
+        except (ValueError, OverflowError):
             return self._modified
 
     @property
     def _modified(self) -> float:
-        file = self.path / METRICS
-        return (file if file.is_file() else self.path).stat().st_mtime
+        for path in (self.path / METRICS, self.path):
+            with contextlib.suppress(OSError):
+                return path.stat().st_mtime
+        return 0.0
 
     @property
     def parameters(self) -> int | None:

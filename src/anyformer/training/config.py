@@ -29,6 +29,14 @@ ENGINES = ("ddp", "fsdp", "deepspeed")
 
 _CONTEXT = 256
 _PAIR_TOKENS = 4096
+_BATCH_TOKENS = 1 << 28
+"""More than any model was trained with, and gigabytes."""
+_MOST = 10**15
+_LARGEST = {
+    **dict.fromkeys(("context", "batch_size", "batch_tokens"), _BATCH_TOKENS),
+    **dict.fromkeys(("workers", "processes"), 1024),
+}
+"""The largest number that a setting may be, where that is less than `_MOST`."""
 _DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
@@ -145,8 +153,10 @@ class TrainConfig:
         for name in ("context", "batch_size", "batch_tokens", "steps", "evaluate_every", "save_every", "workers"):
             count: int | None = getattr(self, name)
             _require(count is None or count >= (2 if name == "context" else 1), name, count, "is too small")
+            _require(count is None or count <= _LARGEST.get(name, _MOST), name, count, "is too large")
         for name in ("max_record_bytes", "log_every", "grad_accumulation", "processes", "keep"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "is too small")
+            _require(getattr(self, name) <= _LARGEST.get(name, _MOST), name, getattr(self, name), "is too large")
         for name in ("minutes", "learning_rate", "grad_clip"):
             rate: float | None = getattr(self, name)
             _require(rate is None or 0 < rate < float("inf"), name, rate, "must be positive, and not infinite")
@@ -195,12 +205,18 @@ class TrainConfig:
                 f"--context {context} is longer than the model's max_length of {model.max_length}: "
                 "shorten the one or raise the other."
             )
+        batch_size = self.batch_size or max(1, 1024 // context)
+        if batch_size * context > _BATCH_TOKENS:
+            raise UserError(
+                f"--batch-size {batch_size} and --context {context} make a batch of more than {_BATCH_TOKENS:,} "
+                "tokens: lower one of them."
+            )
         smoothing = 0.1 if objective == "seq2seq" else 0.0
         chosen: dict[str, Any] = {
             "model": model,
             "objective": objective,
             "context": context,
-            "batch_size": self.batch_size or max(1, 1024 // context),
+            "batch_size": batch_size,
             "batch_tokens": self.batch_tokens or _PAIR_TOKENS,
             "label_smoothing": smoothing if self.label_smoothing is None else self.label_smoothing,
             "learning_rate": self.learning_rate or default_learning_rate(model, self.optimizer),
@@ -267,4 +283,4 @@ def default_tokenizer(objective: str, characters: int) -> str:
 
 def _require(condition: bool, name: str, value: object, reason: str) -> None:
     if not condition:
-        raise UserError(f"--{name.replace('_', '-')} {value} {reason}.")
+        raise UserError(f"--{name.replace('_', '-')} {str(value)[:40]} {reason}.")

@@ -96,13 +96,15 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     if get_args(kind):
         listed = cast("list[Any]", value) if isinstance(value, list) else [value]
         return tuple(_coerce(item, get_args(kind)[0], where) for item in listed)
-    if isinstance(value, str) and kind in (Path, float):
+    if isinstance(value, str) and "\0" in value:
+        raise UserError(f"{where} can't be {value!r}: no path or name has a null character.")
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
         try:
-            return kind(value)
-        except ValueError as error:
+            return float(value)
+        except (ValueError, OverflowError) as error:
             raise UserError(f"{where} can't be {value!r}.") from error
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{where} wants {_KINDS[kind]}, not {value!r}.")
     return value

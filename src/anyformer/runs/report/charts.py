@@ -4,6 +4,7 @@ A chart's data is ``{"axes": [{"step", "time", "tokens"}], "charts": [{"title", 
 names the axis that its values stand over. What is not a finite number is None, and leaves a gap.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
@@ -163,4 +164,4 @@ def _at(values: Values, kept: Sequence[int]) -> Values:
 
 
 def _short(value: float | None, digits: int = 6) -> float | None:
-    return None if value is None else float(f"{value:.{digits}g}")
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
