@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -108,3 +109,12 @@ def test_a_known_split_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(corpus, "documents", None)
     second = Corpus(tmp_path, split=first.split)
     assert (second.split.count, second.split.characters) == (MIN_DOCUMENTS, first.split.characters)
+
+
+@pytest.mark.parametrize(
+    "facts", [[9, 10**9, 0, 1], [9, -1, 0, 1], [-1, 8, 0, 1], [9, 99, 0, 1], [9, 8, 0], [[9, 8, 0, 1]]]
+)
+def test_a_split_of_contradictory_numbers_is_damaged(tmp_path: Path, facts: list[int]):
+    np.savez(tmp_path / "split.npz", facts=np.array(facts, np.int64), chosen=np.zeros(1, np.uint8))
+    with pytest.raises(UserError, match="delete its folder"):
+        Split.load(tmp_path / "split.npz")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from anyformer.data import pairs as module
 from anyformer.data import parallel_encoding
 from anyformer.data.corpus import MIN_DOCUMENTS
 from anyformer.data.pairs import Pair, PairCorpus, PairFile, parallel_files, record_files, tokenize_pairs
@@ -147,3 +148,10 @@ def test_damaged_pairs_are_refused(tmp_path: Path, name: str, content: bytes | N
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"made anew|can't be read"):
         PairFile.open(tmp_path / "a")
+
+
+@pytest.mark.parametrize("offsets", [[0, 5, 3, 6], [1, 6], [-1, 6], [0, 2**62, 6]])
+def test_offsets_that_lead_elsewhere_are_damaged(tmp_path: Path, offsets: list[int]):
+    np.save(tmp_path / "source.npy", np.array(offsets, np.int64))
+    with pytest.raises(UserError, match="is damaged"):
+        module._offsets(tmp_path / "source.npy", 6)

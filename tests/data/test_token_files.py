@@ -347,3 +347,16 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "t")
     with pytest.raises(UserError, match="not a token file"):
         TokenFile.open(tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tokens", "3"), ("tokens", -1), ("tokens", 3.0), ("tokens", True), ("bytes", None), ("digest", 1), ("dtype", [])],
+)
+def test_a_header_with_values_of_other_types_is_refused(tmp_path: Path, field: str, value: object):
+    path = tmp_path / "a.bin"
+    header = {"dtype": "uint16", "tokens": 3, "bytes": 3, "documents": 1, "vocab_size": 9, "digest": ""}
+    header |= {"format": module.FORMAT, field: value}
+    path.write_bytes(json.dumps(header).encode().ljust(HEADER) + bytes(6))
+    with pytest.raises(UserError, match="not a token file"):
+        TokenFile.open(path)

@@ -76,3 +76,10 @@ def test_what_a_caller_does_not_know_is_refused() -> None:
         generation.generate_ids(model, ids, stop="a")
     with pytest.raises(UserError, match="one text"):
         af.BatchingEngine(model).submit([3], samples=2)
+
+
+@pytest.mark.parametrize("field", ["max_new_tokens", "samples", "beams"])
+@pytest.mark.parametrize("count", [10**12, 10**30, -1])
+def test_numbers_that_no_memory_could_hold(field: str, count: int):
+    with pytest.raises(UserError, match=f"{field} is .*at least 1, not {count}"):
+        GenerationConfig(**{field: count})

@@ -27,3 +27,14 @@ def test_what_can_be_cut_into_flat_pieces():
     TrainConfig(optimizer="muon", engine="fsdp", **options)
     with pytest.raises(UserError, match="whole matrices"):
         TrainConfig(optimizer="muon", engine="deepspeed", **options)
+
+
+@pytest.mark.parametrize("field", ["batch_size", "context", "batch_tokens", "workers", "steps", "grad_accumulation"])
+def test_numbers_that_no_memory_could_hold(field: str):
+    with pytest.raises(UserError, match=f"--{field.replace('_', '-')} 1000000000000000000000000000000 is too large"):
+        TrainConfig(model=preset("gpt2-nano"), **{field: 10**30})
+
+
+def test_a_batch_that_no_memory_could_hold():
+    with pytest.raises(UserError, match="make a batch of more than 268,435,456 tokens"):
+        TrainConfig(model=preset("gpt2-nano"), batch_size=10**8, context=64).complete()
