@@ -252,6 +252,8 @@ def _syntax(file: str) -> ast.Module:
 
 
 def _as_text(argument: str) -> str:
+    if argument is argparse.SUPPRESS:  # argparse knows it by its identity
+        return argument
     return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -19,7 +19,10 @@ DEFAULT_NEW_TOKENS = 200
 _CHAT_TEMPERATURE = 0.7
 _MOST_TOKENS, _MOST_TEXTS = 1 << 24, 1 << 16
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": (lambda count: 1 <= count <= _MOST_TOKENS, "is at most 16,777,216 and at least 1, not {!s:.40}"),
+    "max_new_tokens": (
+        lambda count: count is None or 1 <= count <= _MOST_TOKENS,
+        "is at most 16,777,216 and at least 1, not {!s:.40}",
+    ),
     "samples": (
         lambda count: 1 <= count <= _MOST_TEXTS,
         "is a number of texts, at most 65,536 and at least 1, not {!s:.40}",
