@@ -44,13 +44,13 @@ def of_ours(model: Transformer, drawn: ModelSpec, inputs: Inputs) -> Trace:
 
 
 def assert_same(ours: Trace, theirs: Trace, exact: Callable[[], Trace]) -> None:
-    """Raise unless both have the same tensors, each within 1e-5 of its largest magnitude.
+    """Raise unless both have the same tensors, ours within 1e-5 of the largest magnitude of theirs.
 
     Args:
         ours: From our model.
         theirs: From Hugging Face's.
-        exact: Makes theirs in float64, to tell how much of a larger difference is rounding: a few draws are so badly
-            conditioned that Hugging Face itself is not within 1e-5 of the truth.
+        exact: Makes theirs in float64, to tell how much of a larger difference is rounding, and whose: a few draws are
+            so badly conditioned that Hugging Face itself is not within 1e-5 of the truth.
     """
     assert ours.keys() == theirs.keys()
     off = {name: _difference(ours[name], theirs[name]) / _scale(name, theirs) for name in theirs}
@@ -59,8 +59,11 @@ def assert_same(ours: Trace, theirs: Trace, exact: Callable[[], Trace]) -> None:
         return
     truth = exact()
     for name, share in off.items():
-        rounding = _difference(theirs[name], truth[name]) / _scale(name, theirs)
-        assert share <= 4 * rounding, (
+        error = _difference(ours[name], truth[name]) / _scale(name, theirs)
+        # A draw that is badly conditioned is so for all of its gradients, and luck spares some of them.
+        alike = [other for other in theirs if other.startswith(GRADIENT)] if name.startswith(GRADIENT) else [name]
+        rounding = max(_difference(theirs[each], truth[each]) / _scale(each, theirs) for each in alike)
+        assert error <= TOLERANCE or share <= 4 * rounding, (
             f"{name}: off by {share:.2e} relative (and Hugging Face's rounding is {rounding:.2e})"
         )
 
@@ -88,12 +91,16 @@ def _real(state: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _backward(trace: Trace, loss: Tensor | None) -> None:
-    """Differentiate the loss, or for a model without a head some number that depends on all that it says."""
+    """Differentiate the loss, or for a model without a head some number that depends on all that it says.
+
+    That number is not compared: it is a sum of both signs, and may be as small as the rounding of its terms.
+    """
     if loss is None:
         last = max((name for name in trace if name.startswith("hidden")), key=lambda name: int(name.split()[-1]))
         said = [trace[name] for name in (last, "pooled") if name in trace]
         generator = torch.Generator().manual_seed(0)
-        loss = torch.stack([(part * torch.randn(part.shape, generator=generator)).mean() for part in said]).sum()
+        torch.stack([(part * torch.randn(part.shape, generator=generator)).mean() for part in said]).sum().backward()
+        return
     loss.backward()
     trace["loss"] = loss.detach()
 
