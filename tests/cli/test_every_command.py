@@ -1,4 +1,4 @@
-"""Every command in every circumstance: closed streams, full devices, no home, read-only folders, ASCII.
+"""Every command in every circumstance: closed streams, full devices, no home, read-only folders, ASCII, and signals.
 
 The gate has a share of it; `pytest -m slow` walks all.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -258,3 +260,41 @@ def test_ascii(command: str, start: Start, here: Path, tmp_path: Path) -> None:
     status, _, err = start(command, stdin=str(tmp_path / "question"), encoding="ascii").end()
     assert (status, "Traceback" in err) == (0, False), err
     assert_whole(here)
+
+
+@walked
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("moment", [0.0, 0.05, 0.2])
+def test_signals(command: str, number: signal.Signals, moment: float, start: Start, here: Path, tmp_path: Path) -> None:
+    argv, stdin = ARGUMENTS[command], os.devnull
+    if command == "train":
+        argv = ["--steps=100000" if part == "--steps=3" else part for part in argv]
+    if command == "chat":  # it waits for a question
+        stdin = str(tmp_path / "pipe")
+        os.mkfifo(stdin)
+        writer = os.open(stdin, os.O_RDWR)
+    process = start(command, stdin=stdin, argv=argv)
+    while not _listens(process.pid):
+        time.sleep(0.001)
+    time.sleep(moment)
+    os.kill(process.pid, number)
+    if command == "chat":
+        os.close(writer)
+    status, out, err = process.end()
+    assert "Traceback" not in err
+    assert status in ((128 + number,) if command == "train" else (0, 128 + number)), err
+    if status and "Stopping after this step" not in err:
+        assert_one_sentence(err)
+    assert_whole(here)
+    if "The model is in" in out:
+        assert (here / "runs" / "new" / "checkpoints").is_dir()
+
+
+def _listens(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM, or is over."""
+    try:
+        fields = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True
+    caught = next(line for line in fields.splitlines() if line.startswith("SigCgt")) if "SigCgt" in fields else ""
+    return "Z (zombie)" in fields or bool(caught and int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)

@@ -63,7 +63,7 @@ def assert_same(ours: Trace, theirs: Trace, exact: Callable[[], Trace]) -> None:
         # A draw that is badly conditioned is so for all of its gradients, and luck spares some of them.
         alike = [other for other in theirs if other.startswith(GRADIENT)] if name.startswith(GRADIENT) else [name]
         rounding = max(_difference(theirs[each], truth[each]) / _scale(each, theirs) for each in alike)
-        assert error <= TOLERANCE or share <= 4 * rounding, (
+        assert error <= TOLERANCE or share <= 5 * rounding, (
             f"{name}: off by {share:.2e} relative (and Hugging Face's rounding is {rounding:.2e})"
         )
 

@@ -1,6 +1,7 @@
 """`anyformer COMMAND ...`: finds the command's file and turns what goes wrong into one sentence."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -105,4 +106,9 @@ def script() -> None:
     # For what the libraries that we use start: none of it imports from the current folder.
     os.environ["PYTHONSAFEPATH"] = "1"
     terminal.prepare()
-    sys.exit(main())
+    status = _status(main)
+    # A signal that comes while Python shuts down would end it with another status, or a traceback.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    sys.exit(status)
