@@ -154,7 +154,7 @@ def hostile(tmp_path: Path) -> Hostile:
 def _save(folder: Path, preset: str) -> None:
     torch.manual_seed(0)
     objective = {"bert-tiny": "masked", "t5-nano": "span_corruption"}.get(preset, "causal")
-    tokenizer = af.Tokenizer.train(["hello there, general text\n"] * 9, "bpe:270", special=objective)
+    tokenizer = af.Tokenizer.train(["hello there, general text\n"] * 9, "bpe:400", special=objective)
     layers = {"encoder_layers": 1} if preset == "bert-tiny" else {"decoder_layers": 1}
     config = af.preset(preset, vocab_size=tokenizer.vocab_size, **layers)
     af.save(af.build(config), folder, tokenizer=tokenizer)

@@ -59,7 +59,7 @@ def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
         with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
-                raise UserError(f"{path} has {size:,} bytes, more than the {limit:,} that such a file may have.")
+                raise UserError(_too_large(path, size, limit))
             return file.read(size)  # a buffer of the limit would be allocated whole
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} has no {path.name}.") from error
@@ -165,38 +165,45 @@ def path_inside(directory: Path, name: str) -> Path:
     if lexical.is_absolute() or ".." in lexical.parts or "\0" in name or len(name) > _LONGEST_NAME:
         raise UserError(f"{directory} names a file outside itself: {name[:40]!r}.")
     path = directory / name
-    # Unlike Path.resolve, realpath takes links that lead to each other.
-    root, target = Path(os.path.realpath(directory)), Path(os.path.realpath(path))
+    try:
+        # Unlike Path.resolve, realpath takes links that lead to each other.
+        root, target = Path(os.path.realpath(directory)), Path(os.path.realpath(path))
+    except ValueError as error:  # a half of a character
+        raise UserError(f"{directory} names a file that can't exist: {name[:40]!r}.") from error
     is_blob = root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"
     if not (target.is_relative_to(root) or is_blob):
         raise UserError(f"{path} is a symbolic link out of its folder: put a copy of the file in its place.")
     return path
 
 
-def check_file(path: Path) -> None:
-    """Check a path before a library opens it, which would wait for a named pipe.
+def check_file(path: Path, limit: int | None = None) -> None:
+    """Check a path before a library opens it, which would wait for a named pipe, or read a file of any size.
 
     Raises:
-        UserError: it is a folder, a named pipe, a device or a socket; one that is missing is left to the library.
+        UserError: it is a folder, a named pipe, a device or a socket, or has more bytes than the limit; one that is
+            missing is left to the library.
     """
     with suppress(OSError, ValueError):
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise UserError(f"{path} is not a file but {_kind(mode)}.")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path} is not a file but {_kind(status.st_mode)}.")
+        if limit is not None and status.st_size > limit:
+            raise UserError(_too_large(path, status.st_size, limit))
 
 
-def check_files(directory: Path, patterns: Iterable[str]) -> None:
+def check_files(directory: Path, patterns: Iterable[str], limit: int | None = None) -> None:
     """Check the files of a folder that are about to be read.
 
     Args:
         directory: The folder.
         patterns: Their names, as for `Path.glob`; those that are missing are passed over.
+        limit: Bytes that each may have; None: any number.
 
     Raises:
         UserError: as `path_inside` and `check_file`.
     """
     for path in (path for pattern in patterns for path in directory.glob(pattern)):
-        check_file(path_inside(directory, str(path.relative_to(directory))))
+        check_file(path_inside(directory, str(path.relative_to(directory))), limit)
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -246,6 +253,10 @@ _PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float
 _PlainLoader.yaml_constructors = {
     tag: constructor for tag, constructor in yaml.SafeLoader.yaml_constructors.items() if tag in _PLAIN
 } | {"tag:yaml.org,2002:int": _PlainLoader.construct_number}
+
+
+def _too_large(path: Path, size: int, limit: int) -> str:
+    return f"{path} has {size:,} bytes, more than the {limit:,} that such a file may have."
 
 
 def _too_deep(where: object) -> str:

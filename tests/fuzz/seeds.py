@@ -79,7 +79,7 @@ TARGETS = {
             "checkpoints/step-00000002/run.json",
             "checkpoints/step-00000002/state.safetensors",
         ],
-        ["train --resume {} --steps 2"],
+        ["train --resume {} --steps 2 --no-compile"],
     ),
     "job": Target(
         "job",

@@ -27,7 +27,7 @@ from tests.fuzz.seeds import TARGETS, make_seeds
 from tests.fuzz.worker import SECONDS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork") or not Path("/proc").exists(), reason="needs Linux")
-_SHARE, _ALL = 4 * 25, 870
+_SHARE, _ALL = 4 * 15, 870
 _SECRET = '{"secret": 1}'
 _HANGS = 3 * SECONDS
 """Seconds on the clock: other programs may share the cores, so processor time is what counts otherwise."""

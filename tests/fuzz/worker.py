@@ -29,7 +29,7 @@ _CHANGES = {
     *("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"),
     *("os.chown", "os.mkfifo", "shutil.rmtree", "shutil.move", "shutil.copyfile"),
 }
-_STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "ctypes.dlopen"}
+_STARTS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect"}
 
 
 class Watch:
@@ -51,7 +51,14 @@ class Watch:
         elif event in _CHANGES:
             for path in arguments[:2]:
                 self._look(event, path, True)
-        elif event in _STARTS and arguments != (None,):  # ctypes.PyDLL(None) is the interpreter itself
+        elif event == "ctypes.dlopen":
+            if arguments[0] not in (None, "libc.so.6"):  # the interpreter itself, and what gives freed memory back
+                self.touched.append(f"{event} {arguments[0]}")
+        elif event == "subprocess.Popen":
+            # Our own processes, which tokenize, never import from the current folder.
+            if arguments[0] != sys.executable or arguments[1][1] != "-P":
+                self.touched.append(f"{event} {str(arguments)[:200]}")
+        elif event in _STARTS:
             self.touched.append(f"{event} {str(arguments)[:200]}")
 
     def _look(self, event: str, path: object, writes: bool) -> None:
@@ -90,7 +97,8 @@ def run(argv: list[str], text: str, watch: Watch, root: Path) -> dict[str, Any]:
     from anyformer.cli.main import main
 
     old = sys.stdin, sys.stdout, sys.stderr
-    made = [tempfile.TemporaryFile("w+", dir=root, encoding="utf-8", newline="") for _ in range(2)]  # noqa: SIM115
+    how = {"dir": root, "encoding": "utf-8", "newline": "", "errors": "backslashreplace"}  # as the command line's own
+    made = [tempfile.TemporaryFile("w+", **how) for _ in range(2)]  # noqa: SIM115
     kept = os.dup(2)
     os.dup2(made[1].fileno(), 2)
     sys.stdin, (sys.stdout, sys.stderr) = io.TextIOWrapper(io.BytesIO(text.encode())), made

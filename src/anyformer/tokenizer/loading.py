@@ -30,7 +30,7 @@ def load(path: Path) -> Tokenizer:
 
 
 def _read(path: Path, directory: Path) -> Tokenizer:
-    limits.check_files(directory, tokenizer_files.TOKENIZER_FILES)
+    limits.check_files(directory, tokenizer_files.TOKENIZER_FILES, limits.JSON_BYTES)
     files = [directory / name for name in tokenizer_files.COMPANIONS]
     companions = {file.name: limits.read_bytes(file) for file in files if file.is_file()}
     parsed = {

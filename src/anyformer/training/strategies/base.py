@@ -19,6 +19,7 @@ from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.linear import Linear
 from anyformer.data.batch import IGNORED, Batch
 from anyformer.data.feistel_shuffle import mix_seed
+from anyformer.errors import UserError
 from anyformer.model import Transformer
 from anyformer.training.averaging import Average
 from anyformer.training.checkpoints import read_state, write_state
@@ -252,7 +253,11 @@ class Strategy:
         def part(name: str) -> dict[str, Tensor]:
             return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
 
-        self.model.load_state_dict(part("model"))
+        try:
+            self.model.load_state_dict(part("model"))
+        except RuntimeError as error:
+            first = " ".join(str(error).split("\n\t")[1:2]) or str(error)
+            raise UserError(f"The checkpoint does not hold this run's model: {first}") from error
         load_flat_state(self.optimizer, self._names(), part("optimizer"))
         if self.plan.average is not None:
             self.plan.average.load_state(part("average"))
