@@ -23,6 +23,8 @@ def test_tests_mirror_the_source() -> None:
         TESTS / "checkpoint" / "test_foreign_files.py",
         TESTS / "checkpoint" / "test_version_0_1.py",
         TESTS / "cli" / "test_every_command.py",
+        TESTS / "families" / "test_config_json.py",
+        TESTS / "fuzz" / "test_fuzz.py",
         TESTS / "kernels" / "test_training_kernels.py",
         TESTS / "training" / "test_bad_input.py",
         TESTS / "training" / "test_end_to_end.py",
