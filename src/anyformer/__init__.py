@@ -13,7 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from anyformer.checkpoint import load, save, save_gguf
+    from anyformer.adapters import merge
+    from anyformer.checkpoint import load, save, save_adapter, save_gguf
     from anyformer.config import ModelConfig, diff
     from anyformer.errors import UserError
     from anyformer.families import preset
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _NAMES = {
-    "checkpoint": "load save save_gguf",
+    "adapters": "merge",
+    "checkpoint": "load save save_adapter save_gguf",
     "config": "ModelConfig diff",
     "errors": "UserError",
     "families": "preset",
@@ -64,9 +66,11 @@ __all__ = [
     "generate_samples",
     "generate_stream",
     "load",
+    "merge",
     "preset",
     "quantize",
     "save",
+    "save_adapter",
     "save_gguf",
     "score",
 ]

@@ -215,6 +215,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.origin = Origin()
+        self.adapter_configs: dict[str, Any] = {}
         self.token_embedding = TokenEmbedding(config.embedding, config.vocab_size, config.d_model)
         self.source_embedding = (
             TokenEmbedding(config.embedding, config.source_vocab_size, config.d_model)

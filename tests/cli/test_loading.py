@@ -1,6 +1,7 @@
 """Every command that loads a model loads it in the same ways, and does what its own message recommends."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import anyformer as af
+from anyformer.adapters import LoraConfig, add_adapter
+from anyformer.adapters.modules import adapters
 from anyformer.cli.main import main
 
 TEXT = ["the cat sat on the mat", "a dog and a cat", "Paris is the capital of France."]
@@ -101,3 +104,57 @@ def test_a_file_for_llama_cpp_is_verified_in_float32(
     af.save_gguf(model, tmp_path / "bert.gguf", tokenizer=tokenizer, kind="f32")
     assert main(["verify", str(tmp_path / "bert.gguf"), *flags]) == 2
     assert "leave out --dtype and --quantize" in capsys.readouterr().err
+
+
+@pytest.fixture
+def adapted(tmp_path: Path) -> Path:
+    """A model, and an adapter of it that changes what it says."""
+    torch.manual_seed(0)
+    tokenizer = af.Tokenizer.train(TEXT, "bpe:300")
+    config = af.preset("gpt2-nano", vocab_size=tokenizer.vocab_size, d_model=32, decoder_layers=2)
+    model = af.build(config.replace(special_tokens={"bos": None, "eos": (), "pad": None}))
+    af.save(model, tmp_path / "base", tokenizer=tokenizer)
+    add_adapter(model, LoraConfig(rank=4))
+    for each in adapters(model):
+        torch.nn.init.normal_(each.b)
+    af.save_adapter(model, tmp_path / "adapter")
+    return tmp_path
+
+
+def test_every_command_takes_adapters(adapted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, adapter = str(adapted / "base"), str(adapted / "adapter")
+    said: dict[str, str] = {}
+    for name, flags in {
+        "plain": [],
+        "none": ["--adapter", f"{adapter}:0"],
+        "whole": ["--adapter", adapter],
+        "halves": ["--adapter", f"{adapter}:0.5", f"{adapter}:0.5"],
+        "integers": ["--adapter", adapter, "--quantize", "int8"],
+    }.items():
+        assert main(["evaluate", base, "--data", str(notes(adapted)), "--json", *flags]) == 0
+        said[name] = capsys.readouterr().out
+    loss = {name: json.loads(text.splitlines()[-1])["perplexity"] for name, text in said.items()}
+    assert loss["plain"] == pytest.approx(loss["none"], rel=1e-6)
+    assert loss["whole"] == pytest.approx(loss["halves"], rel=1e-4)
+    assert loss["whole"] == pytest.approx(loss["integers"], rel=0.02)
+    assert loss["whole"] != pytest.approx(loss["plain"], rel=0.02)
+    merged = str(adapted / "merged")
+    assert main(["convert", base, merged, "--adapter", adapter]) == 0
+    assert main(["convert", base, str(adapted / "small"), "--adapter", adapter, "--type", "int8"]) == 0
+    for path in (merged, str(adapted / "small")):
+        capsys.readouterr()
+        assert main(["evaluate", path, "--data", str(notes(adapted)), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])["perplexity"]
+        assert found == pytest.approx(loss["whole"], rel=1e-4 if path == merged else 0.02)
+    assert main(["generate", base, "the", "--adapter", adapter, "--max-new-tokens", "3"]) == 0
+    whole = capsys.readouterr().out
+    assert main(["generate", merged, "the", "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out == whole
+    assert main(["verify", base, "--adapter", adapter]) == 2
+    assert "convert MODEL DIR" in capsys.readouterr().err
+
+
+def notes(folder: Path) -> Path:
+    path = folder / "notes.txt"
+    path.write_text("the cat sat on the mat\n" * 20, encoding="utf-8")
+    return path

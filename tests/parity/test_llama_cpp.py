@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import re
@@ -18,6 +19,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import anyformer as af
+from anyformer.adapters import LoraConfig, add_adapter
+from anyformer.adapters.modules import adapters
+from anyformer.checkpoint import save_adapter
+from anyformer.compare.llama_cpp import LlamaCpp
 from anyformer.compare.verify import Check
 from anyformer.compare.verify_gguf import verify_gguf
 from anyformer.tokenizer.gguf import PRETOKENIZERS
@@ -78,6 +83,53 @@ def test_what_llama_cpp_computes_otherwise_is_refused(family: str, data: st.Data
     checks = written(ours_of(drawn.build()))
     if checks is not None:
         assert_equal(checks)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "qwen3"])
+def test_adapters_are_added_by_llama_cpp(family: str, tmp_path: Path) -> None:
+    """Of all layers, of some of those that a file has side by side, and of other ranks and scales."""
+    equal = 0
+
+    @settings(max_examples=6)
+    @given(expressible(family), st.data())
+    def check(drawn: ModelSpec, data: st.DataObject) -> None:
+        nonlocal equal
+        model = ours_of(drawn.build())
+        path, adapter = tmp_path / "model.gguf", tmp_path / "adapter.gguf"
+        try:
+            af.save_gguf(model, path, kind="f32")
+        except af.UserError:
+            return
+        names = data.draw(st.sampled_from(("all-linear", ["c_attn", "q_proj", "v_proj"], ["c_proj", "down_proj"])))
+        config = LoraConfig(
+            rank=3, target_modules=names, rank_pattern={"q_proj": 2}, use_rslora=data.draw(st.booleans())
+        )
+        add_adapter(model, config)
+        for each in adapters(model):
+            torch.nn.init.normal_(each.b, std=0.3, generator=torch.Generator().manual_seed(1))
+        save_adapter(model, adapter)
+        time = min(12, model.config.attention.window or 12)  # llama.cpp has no windows
+        tokens = torch.randint(drawn.vocab_size, (1, time), generator=torch.Generator().manual_seed(2))
+        with torch.inference_mode():
+            ours = model(tokens).logits[0]
+        with LlamaCpp(path, adapter=adapter) as other:
+            theirs = other.logits(tokens[0].tolist())
+        with LlamaCpp(path) as plain:
+            assert (plain.logits(tokens[0].tolist()) - theirs).abs().max() > 1e-2
+        assert (ours - theirs).abs().max() <= 1e-3 * ours.abs().max()
+        equal += 1
+
+    check()
+    assert equal >= 2
+
+
+def test_what_llama_cpp_has_no_adapter_for_is_refused(llama: af.Transformer, tmp_path: Path) -> None:
+    for config in (LoraConfig(use_dora=True), LoraConfig(target_modules=["embed_tokens"])):
+        model = copy.deepcopy(llama)
+        add_adapter(model, config)
+        with pytest.raises(af.UserError, match="`merge` it"):
+            save_adapter(model, tmp_path / "adapter.gguf")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,9 @@ class LanguageModelHead(nn.Module):
         tied_weight: Float[Tensor, "vocab d_model"] | QuantizedMatrix | None = None,
     ) -> Float[Tensor, "*batch vocab"]:
         """Score every token of the vocabulary; a tied head gets the weight of the token embedding."""
-        return linear(self._transform(x), self._weight(tied_weight), self.bias)
+        x = self._transform(x)
+        out = linear(x, self._weight(tied_weight), self.bias)
+        return out if self.projection is None else self.projection.adapted(x, out, self.bias)
 
     def loss(
         self,
@@ -64,6 +66,8 @@ class LanguageModelHead(nn.Module):
         label_smoothing: float = 0.0,
     ) -> Float[Tensor, ""]:
         """As `loss` of the logits, without ever holding all of them (see `kernels.linear_cross_entropy`)."""
+        if self.projection is not None and self.projection.adapters is not None:
+            return loss(self(x), targets, label_smoothing)
         x, targets = kernels.drop_ignored(x.flatten(0, -2), targets.flatten(), IGNORED)
         weight = self._weight(tied_weight)
         return kernels.linear_cross_entropy(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anyformer.checkpoint import hub
+from anyformer.checkpoint.adapters import load_adapter
 from anyformer.checkpoint.gguf.source import GGUFSource
 from anyformer.checkpoint.sources import (
     SAFETENSORS,
@@ -43,6 +44,7 @@ def load(
     *,
     quantize: str | None = None,
     allow_pickle: bool = False,
+    adapter: str | Path | Sequence[str | Path] = (),
 ) -> tuple[Transformer, Tokenizer | None]:
     """Load a model directory in Hugging Face's format, a GGUF file, or a repository of the hub.
 
@@ -55,6 +57,8 @@ def load(
             the activations. A GGUF file's own integers of as few bits are kept. None: as stored, and a directory that
             was saved quantized stays so.
         allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors (tensors only, no code).
+        adapter: Directories of low-rank adapters, in PEFT's format or in mlx-lm's, that are added to the model; a
+            number behind a colon weights one, as in ``"DIR:0.5"``.
 
     Returns:
         The model, in evaluation mode, with the head that config.json's `architectures` names; and its tokenizer, or
@@ -62,7 +66,7 @@ def load(
 
     Raises:
         UserError: no such model or device, an unsupported one, senseless settings, or weights that are damaged,
-            unknown, missing or misshapen.
+            unknown, missing or misshapen; an adapter for another model.
     """
     kind = None if quantize is None else quantization(quantize)
     dtype = torch_dtype(dtype)
@@ -76,6 +80,8 @@ def load(
         bits = f"{bits_of(model)} bits"
         raise UserError(f"{source.path} holds integers of {bits} already: quantize the model that it was made of.")
     model.origin = source.origin
+    for each in [adapter] if isinstance(adapter, str | Path) else adapter:
+        load_adapter(model, each)
     return model.eval(), tokenizer
 
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from anyformer import atomic, limits
+from anyformer.adapters.modules import adapters
 from anyformer.checkpoint import generation_settings, pooling
 from anyformer.checkpoint.sources import SAFETENSORS, SAFETENSORS_INDEX
 from anyformer.checkpoint.tensors import write_tensors
@@ -65,6 +66,8 @@ def save(
             be written.
     """
     check_target(Path(directory))
+    if next(adapters(model), None) is not None:
+        raise UserError("The model has adapters: `merge` them into its weights first, or `save_adapter`.")
     config, bits = model.config, bits_of(model)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         sizes = f"The tokenizer has {tokenizer.vocab_size} tokens and the model only {config.vocab_size}"

@@ -28,6 +28,7 @@ class ConvertOptions(LoadOptions):
         anyformer convert openai-community/gpt2 gpt2.gguf --type q8_0 --verify
         anyformer convert gpt2.gguf gpt2
         anyformer convert openai-community/gpt2 small --type int4
+        anyformer convert openai-community/gpt2 merged --adapter my-adapter
     """
 
     source: Positional[str]
@@ -37,6 +38,8 @@ class ConvertOptions(LoadOptions):
     type: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "int8", "int4"] | None = None
     """The format of the weights; int8 and int4 make a directory, the q types a GGUF file (default: f16 in a GGUF file,
     as stored in a directory)."""
+    adapter_only: bool = False
+    """Write the adapter alone, as a GGUF file for llama.cpp."""
     verify: bool = False
     """Compare what was written with what llama.cpp reads (of a directory, transformers): token ids, numbers, text."""
 
@@ -58,12 +61,12 @@ def run(argv: list[str]) -> int:
         return _to_integers(options)
     if options.target.endswith(".gguf"):
         checks = _to_gguf(options)
-    elif options.source.endswith(".gguf"):
+    elif options.source.endswith(".gguf") or options.adapter:
         checks = _to_directory(options)
     else:
         raise UserError(
             "convert makes a GGUF file or reads one: one of the two names has to end in .gguf,"
-            " or --type is int8 or int4."
+            " or --type is int8 or int4, or --adapter names what to merge."
         )
     if checks:
         from anyformer.cli.verify import show
@@ -79,9 +82,14 @@ def _to_integers(options: ConvertOptions) -> int:
         raise UserError("No other program reads a directory of integers: `anyformer evaluate` says what they cost.")
 
     from anyformer.checkpoint import check_target, save
+    from anyformer.quantization import quantize
 
     check_target(Path(options.target))
-    model, tokenizer = replace(options, quantize=options.type).load(options.source)
+    if options.adapter:  # is merged before the weights are rounded
+        model, tokenizer = replace(options, quantize=None).load(options.source)
+        quantize(model, str(options.type))
+    else:
+        model, tokenizer = replace(options, quantize=options.type).load(options.source)
     save(model, options.target, tokenizer=tokenizer)
     size = sum(path.stat().st_size for path in Path(options.target).glob("*.safetensors"))
     write(f"{options.target}: {options.type}, {size / 1e6:,.1f} MB{'' if tokenizer else ', without a tokenizer'}")
@@ -92,6 +100,8 @@ def _to_gguf(options: ConvertOptions) -> list[Check]:
     from anyformer.checkpoint import save_gguf
 
     path = Path(options.target)
+    if options.adapter_only:
+        return _adapter_to_gguf(options, path)
     model, tokenizer = options.load(options.source)
     written = save_gguf(model, path, tokenizer=tokenizer, kind=options.type or "f16")
     for note in written.notes:
@@ -103,6 +113,17 @@ def _to_gguf(options: ConvertOptions) -> list[Check]:
     from anyformer.compare.verify_gguf import verify_gguf
 
     return verify_gguf(path, model.float(), tokenizer)
+
+
+def _adapter_to_gguf(options: ConvertOptions, path: Path) -> list[Check]:
+    from anyformer.checkpoint import load, save_adapter
+
+    if len(options.adapter) != 1 or options.verify:
+        raise UserError("--adapter-only writes one adapter: give one --adapter, and leave out --verify.")
+    model, _ = load(options.source, adapter=options.adapter, allow_pickle=options.allow_pickle)
+    save_adapter(model, path)
+    write(f"{path}: an adapter, {path.stat().st_size / 1e6:,.1f} MB; llama.cpp adds it by --lora")
+    return []
 
 
 def _to_directory(options: ConvertOptions) -> list[Check]:

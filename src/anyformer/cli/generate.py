@@ -111,7 +111,8 @@ def run(argv: list[str]) -> int:
         raise UserError(f"{names} are for texts without beams: leave them out, or --beams 1.")
     draft: Draft | None = None
     if options.draft is not None:
-        draft = "prompt" if options.draft == "prompt" else replace(options, quantize=None).load(options.draft)[0]
+        plain = replace(options, quantize=None, adapter=())
+        draft = "prompt" if options.draft == "prompt" else plain.load(options.draft)[0]
     if options.file is not None and options.out is not None:
         return _answer_file(model, tokenizer, options, options.file, options.out, draft, **given)
     before = options.prompt if model.config.is_decoder_only else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from anyformer.cli.options import Positional
 from anyformer.errors import UserError
@@ -27,12 +27,25 @@ class LoadOptions:
     """Quantize the matrices to 8 or 4 bits while they are read."""
     allow_pickle: bool = False
     """Read pytorch_model.bin where there is no safetensors file."""
+    adapter: Annotated[tuple[str, ...], "DIR[:WEIGHT]"] = ()
+    """Low-rank adapters to add to the model, in PEFT's format or in mlx-lm's."""
 
     def load(self, path_or_hub_id: str) -> tuple[Transformer, Tokenizer | None]:
         """The model and its tokenizer, see `anyformer.load`."""
+        from anyformer.adapters import merge
         from anyformer.checkpoint import load
+        from anyformer.quantization import bits_of
 
-        return load(path_or_hub_id, self.dtype, self.device, quantize=self.quantize, allow_pickle=self.allow_pickle)
+        model, tokenizer = load(
+            path_or_hub_id,
+            self.dtype,
+            self.device,
+            quantize=self.quantize,
+            allow_pickle=self.allow_pickle,
+            adapter=self.adapter,
+        )
+        # In the weights an adapter costs nothing; integers stay as they are, and it stays beside them.
+        return (merge(model) if self.adapter and bits_of(model) is None else model), tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from anyformer.cli.loading import ModelOptions
 from anyformer.cli.options import parse
+from anyformer.errors import UserError
 
 if TYPE_CHECKING:
     from anyformer.compare.verify import Check
@@ -32,6 +33,11 @@ class VerifyOptions(ModelOptions):
 def run(argv: list[str]) -> int:
     """Print each comparison."""
     options = asdict(parse(VerifyOptions, argv, "verify"))
+    if options.pop("adapter"):
+        raise UserError(
+            "verify compares a model without adapters: write one that has them merged, by `anyformer convert MODEL DIR "
+            "--adapter ADAPTER`, and verify that."
+        )
 
     from anyformer.compare.verify import verify
 

@@ -34,12 +34,13 @@ class LlamaCpp:
     Args:
         context: Most tokens at once.
         gives: logits, of a model with a decoder; each token's hidden states or one vector for a text, of an encoder.
+        adapter: A GGUF file with an adapter for the model.
 
     Raises:
         UserError: llama.cpp is not installed, or does not open the file; with its own words.
     """
 
-    def __init__(self, path: Path, *, context: int = 512, gives: Gives = "logits") -> None:
+    def __init__(self, path: Path, *, context: int = 512, gives: Gives = "logits", adapter: Path | None = None) -> None:
         self._lib, self._ffi = library()
         self._errors: list[str] = []
         # Kept, as the library calls it for as long as it lives; it would print on standard error without.
@@ -66,6 +67,16 @@ class LlamaCpp:
             self._lib.llama_model_free(self._model)
             raise self._cannot_open(path)
         self._width = int(self._lib.llama_model_n_embd(self._model))
+        if adapter is not None:
+            loaded = self._lib.llama_adapter_lora_init(self._model, str(adapter).encode())
+            if loaded == self._ffi.NULL:
+                raise self._cannot_open(adapter)
+            self._lib.llama_set_adapters_lora(
+                self._context,
+                self._ffi.new("struct llama_adapter_lora *[]", [loaded]),
+                1,
+                self._ffi.new("float[]", [1.0]),
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -103,6 +103,8 @@ class CompiledDecoder:
             return structs.Matrix()
         if type(module) not in (Linear, Embedding):
             raise UnsupportedModelError(f"a layer of class {type(module).__name__}")
+        if cast("Linear", module).adapters is not None:
+            raise UnsupportedModelError("adapters")
         weight = cast("Linear", module).weight
         outputs, inputs = weight.shape
         if isinstance(weight, QuantizedMatrix):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from anyformer.kernels.activation import recomputed_in_backward
 from anyformer.kernels.autocast import as_rows, autocast_disabled
@@ -54,8 +55,15 @@ def quantized_linear(
 ) -> Float[Tensor, "*batch outputs"]:
     """``input @ weight.T + bias`` of the first `outputs` rows of a quantized weight, in the dtype of the input.
 
-    Compiled code quantizes the input to 8 bits as well; torch dequantizes some rows of the weight at a time.
+    Compiled code quantizes the input to 8 bits as well; torch dequantizes some rows of the weight at a time. The input
+    gets a gradient, the weight none.
     """
+    if torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad)):
+        return _QuantizedLinear.apply(input, *weight, outputs, bias)  # pyright: ignore[reportReturnType]
+    return _quantized_linear(input, weight, outputs, bias)
+
+
+def _quantized_linear(input: Tensor, weight: PackedWeight, outputs: int, bias: Tensor | None) -> Tensor:
     if quantized_matmul.supports(input):
         return quantized_matmul.quantized_matmul(input, weight, outputs, bias)
     blocks = max(1, _CHUNK // (weight.scales.shape[1] * GROUP * BLOCK_ROWS))
@@ -67,6 +75,29 @@ def quantized_linear(
         part = unpack(weight.blocks(block, block + blocks), outputs - rows.start)
         out[..., rows] = F.linear(input, dequantize(part, input.dtype), None if bias is None else bias[rows])
     return out
+
+
+class _QuantizedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        integers: Tensor,
+        scales: Tensor,
+        minima: Tensor | None,
+        outputs: int,
+        bias: Tensor | None,
+    ) -> Tensor:
+        ctx.weight, ctx.outputs = PackedWeight(integers, scales, minima), outputs
+        return _quantized_linear(input, ctx.weight, outputs, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad = grad_outputs[0]
+        grad_input = grad @ dequantize(unpack(ctx.weight, ctx.outputs), grad.dtype) if ctx.needs_input_grad[0] else None
+        grad_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[5] else None
+        return grad_input, None, None, None, None, grad_bias
 
 
 class DtypeCast:

@@ -61,7 +61,7 @@ def save_gguf(
     wanted = format_named(kind)
     path = Path(path)
     notes: list[str] = []
-    config = _within_window(_without_head(model.config, notes), notes)
+    config = storable(model.config, notes)
     architecture, metadata = to_gguf(config)
     _refuse(config, architecture)
     if architecture.name == "bert":
@@ -116,6 +116,11 @@ def _tensors(model: Transformer, rows: Mapping[str, Row]) -> dict[str, tuple[tup
             parts = [state[name].detach().cpu() for name in row.ours]
             found[theirs] = (row.operation.write([part.to("meta") for part in parts]).shape, row, parts)
     return found
+
+
+def storable(config: ModelConfig, notes: list[str]) -> ModelConfig:
+    """The config that llama.cpp will compute; notes get what differs."""
+    return _within_window(_without_head(config, notes), notes)
 
 
 def _without_head(config: ModelConfig, notes: list[str]) -> ModelConfig:

@@ -1,0 +1,104 @@
+"""What a low-rank adapter is made with."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from anyformer.errors import UserError
+
+T = TypeVar("T")
+Bias = Literal["none", "all", "lora_only"]
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """LoRA, DoRA and rsLoRA; names of modules are those of Hugging Face's class, as in PEFT.
+
+    Raises:
+        UserError: a rank below 1, or numbers that make no adapter.
+    """
+
+    rank: int = 16
+    """Rows of A and columns of B."""
+    alpha: float | None = None
+    """The adapter counts alpha / rank times; None: twice the rank."""
+    dropout: float = 0.0
+    """Of the input of A, in training."""
+    target_modules: str | Sequence[str] = "all-linear"
+    """Names, or the ends of dotted names, of the layers that get an adapter; a string is a regular expression for
+    whole names, or "all-linear": every linear layer but the output layer."""
+    exclude_modules: str | Sequence[str] = ()
+    """Those of them that get none."""
+    layers_to_transform: Sequence[int] = ()
+    """The numbers of the layers that get adapters; empty: all."""
+    layers_pattern: Sequence[str] = ()
+    """The names before those numbers, such as "layers"; empty: any."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Other ranks, by regular expressions for the ends of names."""
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Other alphas."""
+    use_rslora: bool = False
+    """Divide alpha by the square root of the rank."""
+    use_dora: bool = False
+    """Learn the length of each row of a weight as well."""
+    bias: Bias = "none"
+    """The biases that are trained: of all layers, or of those with an adapter."""
+    modules_to_save: Sequence[str] = ()
+    """Modules that are trained whole and saved with the adapter, such as a classifier."""
+
+    def __post_init__(self) -> None:
+        for rank in (self.rank, *self.rank_pattern.values()):
+            if rank < 1:
+                raise UserError(f"The rank of an adapter is a whole number, at least 1, not {rank}.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"The dropout of an adapter is at least 0 and below 1, not {self.dropout}.")
+
+    def rank_of(self, module: str) -> int:
+        """The rank of the adapter of a module, by its dotted name."""
+        return _by_pattern(self.rank_pattern, module, self.rank)
+
+    def alpha_of(self, module: str) -> float:
+        """Its alpha."""
+        return _by_pattern(self.alpha_pattern, module, 2.0 * self.rank if self.alpha is None else self.alpha)
+
+    def scale_of(self, module: str, rank: int) -> float:
+        """What an adapter of this rank is multiplied by."""
+        return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def selects(self, module: str) -> bool:
+        """Whether a linear layer gets an adapter, by its dotted name."""
+        kept = [rf"(.*\.)?{name}(\..*)?" for name in self.modules_to_save]
+        if _matches(self.exclude_modules, module) or any(re.fullmatch(pattern, module) for pattern in kept):
+            return False
+        if self.target_modules == "all-linear":
+            return self._selects_layer(module)
+        if isinstance(self.target_modules, str) or module in self.target_modules:
+            return _matches(self.target_modules, module)
+        return _matches(self.target_modules, module) and self._selects_layer(module)
+
+    def saves(self, module: str) -> bool:
+        """Whether a module is trained whole and saved with the adapter: one of `modules_to_save` ends its name, as in
+        PEFT, or that of a module around it."""
+        parts = module.split(".")
+        around = [".".join(parts[: count + 1]) for count in range(len(parts))]
+        return any(name.endswith(kept) for name in around for kept in self.modules_to_save)
+
+    def _selects_layer(self, module: str) -> bool:
+        if not self.layers_to_transform:
+            return True
+        patterns = self.layers_pattern or [r"[^.]*"]
+        # The first number in a name is the layer's; an expert inside it would have another.
+        found = next((found for each in patterns if (found := re.match(rf"(?:^|.*?\.){each}\.(\d+)\.", module))), None)
+        return found is not None and int(found[1]) in self.layers_to_transform
+
+
+def _by_pattern(patterns: Mapping[str, T], module: str, default: T) -> T:
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+
+
+def _matches(names: str | Sequence[str], module: str) -> bool:
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)

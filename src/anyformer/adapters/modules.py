@@ -1,0 +1,132 @@
+"""The layers of a model that can have an adapter, by the names that Hugging Face's class has for them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.blocks.adapter import LowRankAdapter
+from anyformer.blocks.linear import Embedding, Linear
+from anyformer.families import FAMILIES, own, to_huggingface
+from anyformer.families.base import Family
+from anyformer.families.rows import TRANSPOSE, Row
+from anyformer.model import Transformer
+
+ADAPTERS = ".adapters."
+"""In the name of each weight of an adapter."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer of Hugging Face's, and the modules of ours that it holds side by side."""
+
+    name: str
+    """Its dotted name."""
+    modules: Sequence[Linear | Embedding]
+    row: Row
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether it is a table of rows."""
+        return isinstance(self.modules[0], Embedding)
+
+    @property
+    def fan_in_fan_out(self) -> bool:
+        """Whether its weight is stored as [inputs, outputs]."""
+        return self.row.operation is TRANSPOSE
+
+    def split(self, b: Tensor) -> Sequence[Tensor]:
+        """The rows of each module, from those of the layer, [outputs, ...]."""
+        return self.row.operation.read(b.t() if self.fan_in_fan_out else b, len(self.modules))
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The rows of the layer, from those of each module."""
+        joined = self.row.operation.write(parts)
+        return joined.t().contiguous() if self.fan_in_fan_out else joined
+
+
+def base_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model without those of its adapters."""
+    return {name: tensor for name, tensor in model.state_dict().items() if ADAPTERS not in name}
+
+
+def family_of(model: Transformer) -> Family:
+    """The family that the model was loaded from, or the one that it would be saved as."""
+    named = FAMILIES.get(model.config.model_type)
+    return to_huggingface(model.config)[0] if named is None or named is own.FAMILY else named
+
+
+def targets(model: Transformer) -> dict[str, Target]:
+    """Every linear layer and embedding of a model, by its name in Hugging Face's class."""
+    family, modules = family_of(model), dict(model.named_modules())
+    # Quantized weights have buffers in the place of a parameter; the tables know parameters.
+    names = {name.replace(".weight.integers", ".weight") for name in base_state(model)}
+    names = {name for name in names if ".weight." not in name}
+    prefix = family.prefix if model.config.head.kind == "none" else ""
+    found: dict[str, Target] = {}
+    for theirs, row in family.table(names).items():
+        ours = [modules[name.removesuffix(".weight")] for name in row.ours if name.endswith(".weight")]
+        layers = [module for module in ours if isinstance(module, Linear | Embedding)]
+        if len(layers) == len(row.ours) and not row.alias and theirs.endswith(".weight"):
+            name = theirs.removesuffix(".weight").removeprefix(prefix)
+            found[name] = Target(name, layers, row)
+    return found
+
+
+def is_output_layer(model: Transformer, target: Target) -> bool:
+    """Whether a layer is the language-model head, or the last layer of a classifier."""
+    head = model.head
+    last = getattr(head, "projection", None) or getattr(head, "labels", None)
+    return target.modules[0] is last
+
+
+def adapters(model: nn.Module, name: str | None = None) -> Iterator[LowRankAdapter]:
+    """The adapters of a model: of this name, or all."""
+    for path, module in model.named_modules():
+        if isinstance(module, LowRankAdapter) and name in (None, path.rpartition(".")[2]):
+            yield module
+
+
+def inputs_of(target: Target) -> int:
+    """The width of what a layer reads: for an embedding its rows."""
+    rows, columns = target.modules[0].weight.shape
+    return rows if target.is_embedding else columns
+
+
+def attach(
+    target: Target,
+    name: str,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    *,
+    dropout: float = 0.0,
+    magnitude: Tensor | None = None,
+) -> None:
+    """Give a layer an adapter.
+
+    Args:
+        a, b: [rank, inputs] and [outputs, rank], of the layer as Hugging Face has it.
+        magnitude: [outputs]; None: no DoRA.
+    """
+    shared = nn.Parameter(a)
+    parts = [b] if target.is_embedding else target.split(b)
+    lengths = [None] * len(parts) if magnitude is None else target.split(magnitude[:, None])
+    for module, part, length in zip(target.modules, parts, lengths, strict=True):
+        if module.adapters is None:
+            module.adapters = nn.ModuleDict()
+        own = None if length is None else nn.Parameter(length.flatten().clone())
+        rows = nn.Parameter(part.clone().contiguous())
+        adapter = LowRankAdapter(shared, rows, scale, dropout=dropout, magnitude=own)
+        module.adapters[name] = adapter.train(module.training)
+
+
+@torch.no_grad()
+def row_lengths(target: Target, update: Tensor) -> Tensor:
+    """The length of each row of a layer's weight plus an update, [outputs, inputs], in the layer's order: [outputs]."""
+    from anyformer.blocks.adapter import dense
+
+    parts = zip(target.modules, target.split(update), strict=True)
+    lengths = [torch.linalg.vector_norm(dense(module.weight, update.dtype) + part, dim=1) for module, part in parts]
+    return target.join([length[:, None] for length in lengths]).flatten()

@@ -1,0 +1,277 @@
+"""Adapters equal PEFT's: its files here and ours there, merged and unmerged, and thirty steps of training."""
+
+import copy
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+import anyformer as af
+from anyformer.adapters import LoraConfig, add_adapter, disabled, merge, remove
+from anyformer.adapters.modules import adapters, targets
+from anyformer.checkpoint import load_adapter, save_adapter
+from anyformer.errors import UserError
+from tests.parity import hf_models
+from tests.parity.conversion import ours_of
+from tests.parity.model_spec import Inputs, ModelSpec, draw_inputs
+
+ARCHITECTURES = [name for name, family in hf_models.ARCHITECTURES.items() if not name.endswith("Model")]
+pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's own
+few = settings(max_examples=4)
+
+
+@st.composite
+def options(draw: st.DrawFn, names: list[str]) -> dict[str, Any]:
+    """Fields of PEFT's LoraConfig for a model with linear layers of these names."""
+    ends = sorted({name.rpartition(".")[2] for name in names})
+    some = draw(st.lists(st.sampled_from(ends), min_size=1, unique=True))
+    kind = draw(st.sampled_from(("all", "names", "pattern", "paths")))
+    chosen: Any = {"all": "all-linear", "names": some, "pattern": rf".*\.({'|'.join(some)})", "paths": names[:3]}[kind]
+    made: dict[str, Any] = {
+        "target_modules": chosen,
+        "r": draw(st.integers(1, 6)),
+        "lora_alpha": draw(st.sampled_from((1, 8, 3.5))),
+        "lora_dropout": draw(st.sampled_from((0.0, 0.1))),
+        "use_rslora": draw(st.booleans()),
+        "use_dora": draw(st.booleans()),
+        "bias": draw(st.sampled_from(("none", "none", "all", "lora_only"))),
+    }
+    if draw(st.booleans()):
+        made["rank_pattern"] = {draw(st.sampled_from(ends)): draw(st.integers(1, 4))}
+    if draw(st.booleans()):
+        made["alpha_pattern"] = {draw(st.sampled_from(ends)): 5}
+    if kind == "names" and draw(st.booleans()):
+        made["layers_to_transform"] = [0]
+    if kind != "paths" and draw(st.booleans()) and len(some) < len(ends):
+        made["exclude_modules"] = [next(end for end in ends if end not in some)]
+    return made
+
+
+def layers(model: af.Transformer) -> list[str]:
+    return [name for name, target in targets(model).items() if not target.is_embedding]
+
+
+def adapted(theirs: Any, made: dict[str, Any], seed: int) -> Any:
+    """PEFT's model around a model of Hugging Face's, all that it trains being moved."""
+    model = peft.get_peft_model(theirs, peft.LoraConfig(**made))
+    chance = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=chance)
+    return model.eval()
+
+
+def scores(model: Any, inputs: Inputs) -> Tensor:
+    """The logits of either side's model."""
+    with torch.no_grad():
+        if isinstance(model, af.Transformer):
+            found = model(**{**inputs.ours, "targets": None}).logits
+        else:
+            found = model(**inputs.theirs).logits
+    assert found is not None
+    # What is scored at padding means nothing.
+    return found if inputs.mask is None or found.dim() == 2 else found * inputs.mask[..., None]
+
+
+def assert_near(ours: Tensor, theirs: Tensor) -> None:
+    assert float((ours - theirs).abs().max()) <= 1e-5 * max(1.0, float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@few
+@given(data=st.data())
+def test_adapters_of_peft_and_ours_are_the_same(architecture: str, data: st.DataObject) -> None:
+    spec: ModelSpec = data.draw(hf_models.models(architecture))
+    inputs: Inputs = data.draw(draw_inputs(spec))
+    model = ours_of(spec.build())
+    made = data.draw(options(layers(model)))
+    task = {"SequenceClassification": "SEQ_CLS", "TokenClassification": "TOKEN_CLS"}
+    made["task_type"] = next((name for end, name in task.items() if architecture.endswith(end)), None)
+    try:
+        theirs = adapted(spec.build(), made, data.draw(st.integers(0, 99)))
+    except (ValueError, TypeError):  # it selects nothing, or adapts a head that it trains whole as well
+        return
+    expected = scores(theirs, inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        load_adapter(model, folder)
+        assert_near(scores(model, inputs), expected)
+        with tempfile.TemporaryDirectory() as back:
+            save_adapter(model, back)
+            again = peft.PeftModel.from_pretrained(spec.build(), back).eval()
+            assert_near(scores(again, inputs), expected)
+    with disabled(model):
+        if made["bias"] == "none" and made["task_type"] is None:
+            assert_near(scores(model, inputs), scores(spec.build(), inputs))
+    merge(model)
+    assert next(adapters(model), None) is None
+    assert_near(scores(model, inputs), expected)
+
+
+TRAINED = ["LlamaForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel", "BertForMaskedLM", "RobertaForMaskedLM"]
+TRAINED += ["T5ForConditionalGeneration", "BartForConditionalGeneration"]
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
+@settings(max_examples=3)
+@given(data=st.data())
+def test_thirty_steps_of_adamw_are_those_of_peft(architecture: str, data: st.DataObject) -> None:
+    spec: ModelSpec = data.draw(hf_models.models(architecture))
+    inputs: Inputs = data.draw(draw_inputs(spec))
+    kind = data.draw(st.sampled_from(({}, {"use_rslora": True}, {"use_dora": True})))
+    made = {"target_modules": "all-linear", "r": 4, "lora_alpha": 8, "task_type": None, **kind}
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    theirs, model = peft.get_peft_model(spec.build(), peft.LoraConfig(**made)).eval(), ours_of(spec.build())
+    model.requires_grad_(False)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        load_adapter(model, folder)
+    assert inputs.targets is not None
+    for each in (theirs, model):
+        trained = [parameter for parameter in each.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=2e-3)
+        losses: list[float] = []
+        for _ in range(30):
+            logits = (each(**inputs.ours) if each is model else each(**inputs.theirs)).logits
+            loss = F.cross_entropy(logits.flatten(0, 1), inputs.targets.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        if each is theirs:
+            expected = losses
+    assert losses == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_an_adapter_of_a_quantized_model_learns(kind: str) -> None:
+    torch.manual_seed(0)
+    config = af.preset("llama-nano", vocab_size=40, d_model=64, decoder_layers=2, attention={"heads": 4})
+    model = af.quantize(af.build(config), kind)
+    tokens = torch.randint(40, (4, 20))
+
+    def logits() -> Tensor:
+        with torch.inference_mode():
+            found = model(tokens).logits
+        assert found is not None
+        return found
+
+    before = logits()
+    add_adapter(model, LoraConfig(rank=8))
+    assert torch.equal(logits(), before)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    losses: list[float] = []
+    for _ in range(60):
+        loss = model(tokens[:, :-1], targets=tokens[:, 1:], return_logits=False).loss
+        assert loss is not None
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+    with disabled(model):
+        assert torch.equal(logits(), before)
+    found = logits()
+    merge(model)
+    # Compiled products of integers round their inputs to 8 bits, those of the merged weights don't.
+    assert float((logits() - found).norm()) < 0.1 * float(found.norm())
+
+
+def test_a_fresh_adapter_changes_nothing(tmp_path: Path) -> None:
+    model = af.build(af.preset("gpt2-nano", vocab_size=40, d_model=32, attention={"heads": 2}))
+    tokens = torch.randint(40, (2, 9))
+    before = model.eval()(tokens).logits
+    for made in (LoraConfig(rank=3), LoraConfig(rank=3, use_dora=True), LoraConfig(target_modules=["wpe", "c_fc"])):
+        add_adapter(model, made)
+        torch.testing.assert_close(model(tokens).logits, before, atol=1e-5, rtol=1e-5)
+        save_adapter(model, tmp_path)
+        merge(model)
+        torch.testing.assert_close(model(tokens).logits, before, atol=1e-5, rtol=1e-5)
+    af.save(model, tmp_path / "model")
+    add_adapter(model, LoraConfig(target_modules=["wte"]))
+    with pytest.raises(UserError, match="head is tied"):
+        merge(model)
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    model = af.build(af.preset("gpt2-nano", vocab_size=40, d_model=32, attention={"heads": 2}))
+    with pytest.raises(UserError, match="did you mean 'c_attn'"):
+        add_adapter(model, LoraConfig(target_modules=["c_atn"]))
+    with pytest.raises(UserError, match="rank of an adapter"):
+        LoraConfig(rank=0)
+    add_adapter(model, LoraConfig(rank=3))
+    with pytest.raises(UserError, match="merge"):
+        af.save(model, tmp_path / "model")
+    save_adapter(model, tmp_path / "adapter")
+    other = af.build(af.preset("gpt2-nano", vocab_size=40, d_model=48, attention={"heads": 2}))
+    with pytest.raises(UserError, match="does not fit this model"):
+        load_adapter(other, tmp_path / "adapter")
+    other = af.build(af.preset("llama-nano", vocab_size=40))
+    with pytest.raises(UserError, match=r"has no layer transformer\.h\.0\.attn\.c_attn"):
+        load_adapter(other, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    for change, message in (
+        ({"peft_type": "IA3"}, "adapter type 'IA3' is not supported"),
+        ({"lora_bias": True}, "lora_bias = true is not supported"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"r": "many"}, "misshapen: rank"),
+        ({"r": 4}, "does not fit this model"),
+    ):
+        kept = path.read_text(encoding="utf-8")
+        path.write_text(json.dumps({**json.loads(kept), **change}), encoding="utf-8")
+        fresh = af.build(af.preset("gpt2-nano", vocab_size=40, d_model=32, attention={"heads": 2}))
+        with pytest.raises(UserError, match=message):
+            load_adapter(fresh, tmp_path / "adapter")
+        path.write_text(kept, encoding="utf-8")
+    with pytest.raises(UserError, match="There is no adapter"):
+        load_adapter(model, tmp_path)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_files_of_mlx_lm(dora: bool, tmp_path: Path) -> None:
+    """Matrices are [inputs, rank] and [rank, outputs], and the scale is applied as it is."""
+    torch.manual_seed(0)
+    model = af.build(
+        af.preset("llama-nano", vocab_size=40, d_model=32, decoder_layers=2, attention={"heads": 4})
+    ).eval()
+    base = copy.deepcopy(model)
+    add_adapter(model, LoraConfig(rank=3, alpha=60, target_modules=["q_proj", "down_proj"], use_dora=dora))
+    for each in adapters(model):
+        torch.nn.init.normal_(each.b, std=0.1)
+    tokens = torch.randint(40, (2, 9))
+    expected = model(tokens).logits
+    save_adapter(model, tmp_path / "mlx", library="mlx")
+    raw = json.loads((tmp_path / "mlx" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert raw["fine_tune_type"] == ("dora" if dora else "lora")
+    assert raw["lora_parameters"]["scale"] == 20.0
+    files = load_file(tmp_path / "mlx" / "adapters.safetensors")
+    a, b = (files[f"model.layers.0.self_attn.q_proj.lora_{part}"] for part in "ab")
+    assert a.shape == (32, 3)
+    assert b.shape == (3, 32)
+    assert ("model.layers.1.mlp.down_proj.m" in files) == dora
+    load_adapter(base, tmp_path / "mlx")
+    torch.testing.assert_close(base(tokens).logits, expected, atol=1e-5, rtol=1e-5)
+    save_adapter(base, tmp_path / "peft")
+    again = copy.deepcopy(base)
+    remove(again)
+    load_adapter(again, tmp_path / "peft")
+    torch.testing.assert_close(again(tokens).logits, expected, atol=1e-5, rtol=1e-5)
+    for change, message in (
+        ({"fine_tune_type": "full"}, "is no adapter"),
+        ({"lora_parameters": {"scale": "much"}}, "scale is a number"),
+    ):
+        (tmp_path / "mlx" / "adapter_config.json").write_text(json.dumps({**raw, **change}), encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            load_adapter(af.build(model.config), tmp_path / "mlx")
