@@ -66,7 +66,7 @@ def test_what_every_run_writes_is_read_without_a_question(tmp_path: Path) -> Non
 
 
 def test_workers_of_a_file_are_no_more_than_cores(tmp_path: Path) -> None:
-    path = _written(tmp_path, "workers: 100000")
+    path = _written(tmp_path, "workers: 1000")
     assert read_arguments(["--config", str(path)]).workers is None
     assert read_arguments(["--config", str(path), "--workers", "3"]).workers == 3
 
