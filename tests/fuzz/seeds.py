@@ -14,6 +14,8 @@ import torch
 import zstandard
 
 import anyformer as af
+from anyformer.adapters import LoraConfig, add_adapter, merge
+from anyformer.checkpoint import save_adapter
 from anyformer.cli.main import main
 
 TEXT = "the cat sat on the mat . a dog ran to my house , and then it slept . we saw it .\n"
@@ -67,6 +69,11 @@ TARGETS = {
         ["model.safetensors.index.json", "model-00001-of-00002.safetensors"],
         ["generate {} the --max-new-tokens 1"],
     ),
+    "adapter": Target(
+        "adapted",
+        ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"],
+        ["generate {}/model the --max-new-tokens 1 --adapter {}/adapter"],
+    ),
     "gguf": Target("gguf", ["model.gguf"], ["generate {}/model.gguf the --max-new-tokens 1", "show {}/model.gguf"]),
     "run": Target(
         "run", ["config.yaml", "metrics.jsonl"], ["runs {}", "runs {} --json", "runs {} --html {}/page.html"]
@@ -118,6 +125,10 @@ def make_seeds(root: Path) -> None:
     _pieces(root)
     model, tokenizer = af.load(root / "llama")
     af.save(model, root / "shards", tokenizer=tokenizer, max_shard_size=20_000)
+    shutil.copytree(root / "llama", root / "adapted" / "model")
+    add_adapter(model, LoraConfig(rank=2, rank_pattern={"q_proj": 3}, exclude_modules=["v_proj"]))
+    save_adapter(model, root / "adapted" / "adapter", base="some/model")
+    merge(model)
     (root / "gguf").mkdir()
     af.save_gguf(model, root / "gguf" / "model.gguf", tokenizer=tokenizer)
     _run(root)

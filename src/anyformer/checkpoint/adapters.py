@@ -29,6 +29,7 @@ def load_adapter(model: Transformer, directory: str | Path, name: str | None = N
     path, weight = _weighted(directory)
     if not (path / peft.CONFIG).is_file():
         raise UserError(f"There is no adapter in {path}: it has no {peft.CONFIG}.")
+    limits.check_files(path, (peft.CONFIG, peft.WEIGHTS, mlx.WEIGHTS))
     if name is None:
         number = len({each for each in model.adapter_configs if each.startswith(DEFAULT)})
         name = DEFAULT if number == 0 else f"{DEFAULT}-{number + 1}"
