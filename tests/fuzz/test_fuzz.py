@@ -19,7 +19,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.mutations import mutate
@@ -108,7 +108,15 @@ def check(commands: Commands, name: str, chance: Random) -> None:
     changed = folder / chance.choice(target.files)
     mutate(changed, chance)
     argv = chance.choice(target.commands).replace("{}", str(folder)).split()
-    note(f"{argv}; {changed} is {describe(changed)}")
+    try:
+        judge(commands, argv, changed)
+    except AssertionError as error:
+        error.add_note(f"{argv}; {changed} is {describe(changed)}")
+        raise
+
+
+def judge(commands: Commands, argv: list[str], changed: Path) -> None:
+    """Run a command, and raise AssertionError where it doesn't end as it should."""
     answer = commands.run(argv, "the cat\n")
     assert "signal" not in answer, answer["signal"]
     assert not answer["failure"], answer["failure"]
