@@ -9,8 +9,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import anyformer as af
+from anyformer.adapters import LoraConfig, add_adapter
+from anyformer.adapters.modules import adapters
 from anyformer.cli.main import main
-from anyformer.compare.quality import Text, measure, read_text
+from anyformer.compare.quality import Text, divergence, measure, read_text
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -93,10 +95,54 @@ def test_the_table_and_the_figures(directory: Path, text: Path, capsys: pytest.C
     assert rows[0]["bytes_of_weights"] > 3 * rows[1]["bytes_of_weights"] > 3 * rows[2]["bytes_of_weights"]
     assert rows[1]["perplexity"] == pytest.approx(rows[0]["perplexity"], rel=0.01)
     assert all(row["tokens"] == 100 for row in rows)
+    assert rows[0]["divergence"] is None
+    assert 0 < rows[1]["divergence"] < rows[2]["divergence"]
     assert main([*command, "--quantize", "int4"]) == 0
     out = capsys.readouterr().out
     assert "100 tokens" in out
     assert f"{rows[2]['perplexity']:.3f}" in out
+
+
+def test_divergence_is_that_of_the_distributions(directory: Path) -> None:
+    model, _ = af.load(directory)
+    other, _ = af.load(directory, quantize="int4")
+    ids = torch.randint(5, 200, (31,)).tolist()
+    found = divergence(other, model, Text(ids, 31, start=None), context=64)
+    with torch.inference_mode():
+        theirs, ours = (each(torch.tensor([ids[:-1]])).logits.double().log_softmax(-1) for each in (model, other))
+    assert found == pytest.approx(float((theirs.exp() * (theirs - ours)).sum(-1).mean()), rel=1e-3)
+    assert divergence(model, model, Text(ids, 31, start=None)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_what_rounding_costs_an_adapter(
+    directory: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = af.load(directory)
+    add_adapter(model, LoraConfig(rank=2))
+    for each in adapters(model):
+        torch.nn.init.normal_(each.b, std=0.1)
+    af.save_adapter(model, tmp_path)
+    command = [
+        "evaluate",
+        str(directory),
+        "--data",
+        str(text),
+        "--limit",
+        "100",
+        "--adapter",
+        str(tmp_path),
+        "--compare",
+    ]
+    assert main([*command, "--json"]) == 0
+    rows = {row["weights"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    kinds = [f"{kind} and the adapter" for kind in ("int8", "int4")] + [f"merged, then {k}" for k in ("int8", "int4")]
+    assert rows.keys() == {"float32", *kinds}
+    assert all(0 < rows[kind]["divergence"] < 0.1 for kind in kinds)
+    assert rows["merged, then int4"]["bytes_of_weights"] < rows["int4 and the adapter"]["bytes_of_weights"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    nearer = rows["merged, then int4"]["divergence"] <= rows["int4 and the adapter"]["divergence"]
+    assert f"int4: the adapter costs less {'merged before' if nearer else 'beside'}" in " ".join(out.split())
 
 
 def test_convert_makes_a_directory_of_integers(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div
 
 from anyformer.data.records import utf8_length
 from anyformer.data.sources import Paths, documents
@@ -22,6 +23,8 @@ from anyformer.training.evaluate import Evaluation
 
 _USUAL_CONTEXT = 1024
 _DECODED = 48
+_COMPARED = 4096
+"""Predictions whose whole distributions are compared: a vocabulary's numbers each, in two models."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class Quality:
         bits_per_byte: The bits that a compressor with this model would need for a byte of the text.
         size: Bytes of the weights in memory.
         decode_tokens_per_second: Tokens a second that it generates, one text at a time.
+        divergence: From the first model that is compared, see `divergence`; None: there is none.
     """
 
     evaluation: Evaluation
     bits_per_byte: float
     size: int
     decode_tokens_per_second: float
+    divergence: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -114,13 +119,7 @@ def measure(
     Raises:
         UserError: a model that doesn't predict next tokens, or a window that it has no positions for.
     """
-    require_generative(model)
-    if not model.config.is_decoder_only:
-        raise UserError("evaluate measures how well a decoder predicts a text, and this model reads a source first.")
-    longest = model.config.context_length
-    context = context or min(_USUAL_CONTEXT, model.config.max_length, longest or _USUAL_CONTEXT)
-    if context < 2 or (longest is not None and context > longest):
-        raise UserError(f"The context is a number of tokens from 2 to {longest or 'any'}, not {context}.")
+    context = _window(model, context)
     nats, predicted, seconds = 0.0, 0, 0.0
     with evaluating(model), torch.inference_mode():
         for tokens, targets in _batches(text, context, batch_size):
@@ -137,6 +136,26 @@ def measure(
     return Quality(evaluation, bits, size, _decode_tokens_per_second(model, text, context))
 
 
+def divergence(
+    model: Transformer, reference: Transformer, text: Text, context: int | None = None, batch_size: int = 4
+) -> float:
+    """Mean Kullback-Leibler divergence of a model's predictions from a reference's, in nats a token.
+
+    It is of the first 4,096 predictions of a text, and tells models apart whose perplexities luck makes equal.
+    """
+    context = _window(model, context)
+    nats, predicted = 0.0, 0
+    with evaluating(model), evaluating(reference), torch.inference_mode():
+        for tokens, _ in _batches(text, context, batch_size):
+            logits = [each(tokens.to(each.device)).logits.float().log_softmax(dim=-1) for each in (model, reference)]
+            ours, theirs = (part.flatten(0, 1).cpu() for part in logits)
+            nats += float(kl_div(ours, theirs, reduction="sum", log_target=True))
+            predicted += len(ours)
+            if predicted >= _COMPARED:
+                break
+    return nats / predicted
+
+
 def predictions(text: Text) -> int:
     """How many tokens of a text are predicted."""
     return len(text.ids) - (text.start is None)
@@ -146,6 +165,18 @@ def weight_dtype(model: Transformer) -> str:
     """The dtype of its matrices, int8 or int4 for quantized ones."""
     bits = sorted({weight.bits for _, weight in quantized_weights(model)})
     return " and ".join(f"int{number}" for number in bits) or str(model.dtype).removeprefix("torch.")
+
+
+def _window(model: Transformer, context: int | None) -> int:
+    """The tokens of a window. Raises UserError as `measure`."""
+    require_generative(model)
+    if not model.config.is_decoder_only:
+        raise UserError("evaluate measures how well a decoder predicts a text, and this model reads a source first.")
+    longest = model.config.context_length
+    context = context or min(_USUAL_CONTEXT, model.config.max_length, longest or _USUAL_CONTEXT)
+    if context < 2 or (longest is not None and context > longest):
+        raise UserError(f"The context is a number of tokens from 2 to {longest or 'any'}, not {context}.")
+    return context
 
 
 def _batches(text: Text, context: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
