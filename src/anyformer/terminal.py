@@ -45,7 +45,7 @@ class Terminated(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
-        self.status = 128 + number
+        self.number, self.status = number, 128 + number
         self.name = signal.Signals(number).name
 
 
@@ -144,6 +144,7 @@ def prepare() -> None:
     if not any(isinstance(handler, _Messages) for handler in logger.handlers):
         logger.addHandler(_Messages(logging.WARNING))
     sys.excepthook, threading.excepthook = _show_exception, _show_thread_exception
+    sys.unraisablehook = _show_unraisable
     warnings.showwarning = _show_warning
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):
@@ -212,6 +213,15 @@ def _show_exception(kind: type[BaseException], error: BaseException, trace: Trac
 
 def _show_thread_exception(given: threading.ExceptHookArgs) -> None:
     if given.exc_value is not None and given.exc_type is not SystemExit:
+        _show_exception(given.exc_type, given.exc_value, given.exc_traceback)
+
+
+def _show_unraisable(given: "sys.UnraisableHookArgs") -> None:
+    if isinstance(given.exc_value, Terminated | KeyboardInterrupt):
+        # The signal came while Python was tidying up, where nothing can be raised: it comes once more.
+        number = given.exc_value.number if isinstance(given.exc_value, Terminated) else signal.SIGINT
+        signal.raise_signal(number)
+    elif given.exc_value is not None:
         _show_exception(given.exc_type, given.exc_value, given.exc_traceback)
 
 

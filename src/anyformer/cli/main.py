@@ -101,12 +101,16 @@ def _help() -> str:
     )
 
 
+def _main() -> int:
+    terminal.prepare()
+    return main()
+
+
 def script() -> None:
     """The console script."""
     # For what the libraries that we use start: none of it imports from the current folder.
     os.environ["PYTHONSAFEPATH"] = "1"
-    terminal.prepare()
-    status = _status(main)
+    status = _status(_main)
     # A signal that comes while Python shuts down would end it with another status, or a traceback.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
