@@ -153,6 +153,8 @@ def _answer_file(
     prompts = read_prompts(file, options.field, options.max_record_bytes)
     settings = {name: value for name, value in asdict(options).items() if name not in _NOT_OF_THE_TEXT}
     settings |= {"stop": list(options.stop), "logit_bias": list(options.logit_bias)}
+    if adapters := list(settings.pop("adapter")):  # without any, a job that an earlier version began goes on
+        settings["adapter"] = adapters
     settings["temperature"] = options.temperature or 0.0
     console = Console(stderr=True)
     columns = (
