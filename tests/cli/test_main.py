@@ -342,7 +342,7 @@ def test_verify_is_one_sentence_where_transformers_fails(
 ) -> None:
     bad = shutil.copytree(gpt, tmp_path / "bad")
     (bad / "generation_config.json").write_text('{"penalty_alpha": 0.6, "top_k": 4}')
-    _fails(capsys, "verify", str(bad))
+    assert "transformers" in _fails(capsys, "verify", str(bad))
 
 
 def test_a_reader_that_leaves_is_no_error(gpt: Path) -> None:

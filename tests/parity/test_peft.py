@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import anyformer as af
@@ -223,7 +223,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         load_adapter(other, tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
     for change, message in (
-        ({"peft_type": "IA3"}, "adapter type 'IA3' is not supported"),
+        ({"peft_type": "IA3"}, 'adapter type "IA3" is not supported'),
+        ({"rank_pattern": {"con: [": 1}}, "is no regular expression"),
+        ({"alpha_pattern": {"(a+)+$": 1}}, "may take too long"),
+        ({"alpha_pattern": {"c_attn": "much"}}, "misshapen: alpha_pattern"),
+        ({"alpha_pattern": {"c_attn": 1e999}}, "alpha of an adapter is a finite number"),
+        ({"modules_to_save": [3]}, "misshapen: modules_to_save"),
         ({"lora_bias": True}, "lora_bias = true is not supported"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"r": "many"}, "misshapen: rank"),
@@ -275,3 +280,36 @@ def test_files_of_mlx_lm(dora: bool, tmp_path: Path) -> None:
         (tmp_path / "mlx" / "adapter_config.json").write_text(json.dumps({**raw, **change}), encoding="utf-8")
         with pytest.raises(UserError, match=message):
             load_adapter(af.build(model.config), tmp_path / "mlx")
+
+
+def test_a_weighted_adapter_is_saved_as_it_counts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = af.preset("llama-nano", vocab_size=40, d_model=32, decoder_layers=2, attention={"heads": 4})
+    model, tokens = af.build(config).eval(), torch.randint(40, (2, 9))
+    base, again = copy.deepcopy(model), copy.deepcopy(model)
+    add_adapter(model, LoraConfig(rank=3, alpha=6, alpha_pattern={"q_proj": 9}))
+    for each in adapters(model):
+        torch.nn.init.normal_(each.b, std=0.1)
+    save_adapter(model, tmp_path / "whole")
+    load_adapter(base, f"{tmp_path / 'whole'}:0.5")
+    assert not torch.allclose(base(tokens).logits, model(tokens).logits, atol=1e-3)
+    save_adapter(base, tmp_path / "half")
+    load_adapter(again, tmp_path / "half")
+    torch.testing.assert_close(again(tokens).logits, base(tokens).logits)
+
+
+def test_an_adapter_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
+    config = af.preset("llama-nano", vocab_size=40, d_model=32, decoder_layers=2, attention={"heads": 4})
+    model = af.build(config)
+    add_adapter(model, LoraConfig(rank=3))
+    save_adapter(model, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    last = max(tensors)
+    for bad in (torch.zeros(()), torch.zeros(3, 5), torch.zeros(tensors[last].shape, dtype=torch.int8)):
+        save_file({**tensors, last: bad}, path)
+        fresh = af.build(config)
+        with pytest.raises(UserError, match="does not fit this model"):
+            load_adapter(fresh, tmp_path)
+        assert next(adapters(fresh), None) is None
+        assert not fresh.adapter_configs

@@ -9,10 +9,10 @@ from torch import nn
 
 from anyformer.adapters.config import LoraConfig
 from anyformer.adapters.modules import (
+    Matrices,
     Target,
     adapters,
     attach,
-    inputs_of,
     is_output_layer,
     row_lengths,
     targets,
@@ -56,20 +56,19 @@ def add_adapter(model: Transformer, config: LoraConfig, name: str = DEFAULT) -> 
     Raises:
         UserError: the config selects no layer, or there is an adapter of this name.
     """
-    if any(True for _ in adapters(model, name)):
+    if name in model.adapter_configs:
         raise UserError(f"The model has an adapter {name!r} already: merge it, or choose another name.")
     found = selected(model, config)
     model.requires_grad_(False)
     for module, target in found.items():
-        rank, inputs = config.rank_of(module), inputs_of(target)
-        outputs = target.modules[0].weight.shape[1] if target.is_embedding else _outputs(target)
+        rank, (outputs, inputs) = config.rank_of(module), target.shape
         a, b = torch.empty(rank, inputs, device=model.device), torch.zeros(outputs, rank, device=model.device)
         if target.is_embedding:
             a, b = a.zero_(), b.normal_()
         else:
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
         lengths = row_lengths(target, b @ a) if config.use_dora and not target.is_embedding else None
-        attach(target, name, a, b, config.scale_of(module, rank), dropout=config.dropout, magnitude=lengths)
+        attach(target, name, Matrices(a, b, lengths), config.scale_of(module, rank), config.dropout)
     _train_biases(model, config, found)
     for module, target in targets(model).items():
         if config.saves(module):
@@ -93,13 +92,12 @@ def _train_biases(model: Transformer, config: LoraConfig, found: dict[str, Targe
                     bias.requires_grad_(True)
 
 
-def _outputs(target: Target) -> int:
-    return sum(module.weight.shape[0] for module in target.modules)
-
-
 @contextmanager
 def disabled(model: Transformer) -> Generator[None]:
-    """Leave all adapters out for a while, as for the reference of DPO."""
+    """Leave all adapters out for a while, as for the reference of DPO.
+
+    Biases and modules that were trained whole stay as they are.
+    """
     found = [adapter for adapter in adapters(model) if adapter.enabled]
     for adapter in found:
         adapter.enabled = False

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from anyformer.errors import UserError
@@ -52,8 +52,21 @@ class LoraConfig:
         for rank in (self.rank, *self.rank_pattern.values()):
             if rank < 1:
                 raise UserError(f"The rank of an adapter is a whole number, at least 1, not {rank}.")
+        for alpha in (self.alpha or 0.0, *self.alpha_pattern.values()):
+            if not math.isfinite(alpha):
+                raise UserError(f"The alpha of an adapter is a finite number, not {alpha}.")
         if not 0 <= self.dropout < 1:
             raise UserError(f"The dropout of an adapter is at least 0 and below 1, not {self.dropout}.")
+
+    def weighted(self, weight: float) -> "LoraConfig":
+        """The config of an adapter that counts so many times."""
+        pattern = {name: weight * alpha for name, alpha in self.alpha_pattern.items()}
+        return replace(self, alpha=weight * self.alpha_of(""), alpha_pattern=pattern)
+
+    @property
+    def is_low_rank_only(self) -> bool:
+        """Whether no other weights are trained beside the adapter's."""
+        return self.bias == "none" and not self.modules_to_save
 
     def rank_of(self, module: str) -> int:
         """The rank of the adapter of a module, by its dotted name."""

@@ -2,19 +2,32 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from anyformer.blocks.adapter import LowRankAdapter
+from anyformer.blocks.adapter import LowRankAdapter, dense
 from anyformer.blocks.linear import Embedding, Linear
 from anyformer.families import FAMILIES, own, to_huggingface
 from anyformer.families.base import Family
 from anyformer.families.rows import TRANSPOSE, Row
 from anyformer.model import Transformer
 
-ADAPTERS = ".adapters."
+_ADAPTERS = ".adapters."
 """In the name of each weight of an adapter."""
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """The adapter of a layer of Hugging Face's."""
+
+    a: Tensor
+    """[rank, inputs]"""
+    b: Tensor
+    """[outputs, rank]"""
+    magnitude: Tensor | None = None
+    """[outputs]; None: no DoRA."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,21 @@ class Target:
         """Whether its weight is stored as [inputs, outputs]."""
         return self.row.operation is TRANSPOSE
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs of an adapter: the inputs of an embedding are its rows."""
+        rows, columns = sum(part.weight.shape[0] for part in self.modules), self.modules[0].weight.shape[1]
+        return (columns, rows) if self.is_embedding else (rows, columns)
+
+    def matrices(self, name: str) -> Matrices | None:
+        """Its adapter of this name, if it has one."""
+        found = [adapter for part in self.modules if (adapter := adapter_of(part, name)) is not None]
+        if not found:
+            return None
+        b = found[0].b.detach() if self.is_embedding else self.join([each.b.detach() for each in found])
+        lengths = [each.magnitude.detach()[:, None] for each in found if each.magnitude is not None]
+        return Matrices(found[0].a.detach(), b, self.join(lengths).flatten() if lengths else None)
+
     def split(self, b: Tensor) -> Sequence[Tensor]:
         """The rows of each module, from those of the layer, [outputs, ...]."""
         return self.row.operation.read(b.t() if self.fan_in_fan_out else b, len(self.modules))
@@ -48,7 +76,12 @@ class Target:
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
     """The weights of a model without those of its adapters."""
-    return {name: tensor for name, tensor in model.state_dict().items() if ADAPTERS not in name}
+    return {name: tensor for name, tensor in model.state_dict().items() if _ADAPTERS not in name}
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Those of them that are parameters."""
+    return {name: parameter for name, parameter in model.named_parameters() if _ADAPTERS not in name}
 
 
 def family_of(model: Transformer) -> Family:
@@ -57,13 +90,18 @@ def family_of(model: Transformer) -> Family:
     return to_huggingface(model.config)[0] if named is None or named is own.FAMILY else named
 
 
+def prefix_of(model: Transformer) -> str:
+    """What the family's table has before names that a bare model of Hugging Face's has without."""
+    return family_of(model).prefix if model.config.head.kind == "none" else ""
+
+
 def targets(model: Transformer) -> dict[str, Target]:
     """Every linear layer and embedding of a model, by its name in Hugging Face's class."""
     family, modules = family_of(model), dict(model.named_modules())
     # Quantized weights have buffers in the place of a parameter; the tables know parameters.
     names = {name.replace(".weight.integers", ".weight") for name in base_state(model)}
     names = {name for name in names if ".weight." not in name}
-    prefix = family.prefix if model.config.head.kind == "none" else ""
+    prefix = prefix_of(model)
     found: dict[str, Target] = {}
     for theirs, row in family.table(names).items():
         ours = [modules[name.removesuffix(".weight")] for name in row.ours if name.endswith(".weight")]
@@ -88,30 +126,16 @@ def adapters(model: nn.Module, name: str | None = None) -> Iterator[LowRankAdapt
             yield module
 
 
-def inputs_of(target: Target) -> int:
-    """The width of what a layer reads: for an embedding its rows."""
-    rows, columns = target.modules[0].weight.shape
-    return rows if target.is_embedding else columns
+def adapter_of(module: nn.Module, name: str) -> LowRankAdapter | None:
+    """The adapter of one of our modules."""
+    adapters = getattr(module, "adapters", None)
+    return cast("LowRankAdapter", adapters[name]) if adapters is not None and name in adapters else None
 
 
-def attach(
-    target: Target,
-    name: str,
-    a: Tensor,
-    b: Tensor,
-    scale: float,
-    *,
-    dropout: float = 0.0,
-    magnitude: Tensor | None = None,
-) -> None:
-    """Give a layer an adapter.
-
-    Args:
-        a, b: [rank, inputs] and [outputs, rank], of the layer as Hugging Face has it.
-        magnitude: [outputs]; None: no DoRA.
-    """
-    shared = nn.Parameter(a)
-    parts = [b] if target.is_embedding else target.split(b)
+def attach(target: Target, name: str, matrices: Matrices, scale: float, dropout: float = 0.0) -> None:
+    """Give a layer an adapter, see `LowRankAdapter`."""
+    shared, magnitude = nn.Parameter(matrices.a), matrices.magnitude
+    parts = [matrices.b] if target.is_embedding else target.split(matrices.b)
     lengths = [None] * len(parts) if magnitude is None else target.split(magnitude[:, None])
     for module, part, length in zip(target.modules, parts, lengths, strict=True):
         if module.adapters is None:
@@ -125,8 +149,6 @@ def attach(
 @torch.no_grad()
 def row_lengths(target: Target, update: Tensor) -> Tensor:
     """The length of each row of a layer's weight plus an update, [outputs, inputs], in the layer's order: [outputs]."""
-    from anyformer.blocks.adapter import dense
-
     parts = zip(target.modules, target.split(update), strict=True)
     lengths = [torch.linalg.vector_norm(dense(module.weight, update.dtype) + part, dim=1) for module, part in parts]
     return target.join([length[:, None] for length in lengths]).flatten()

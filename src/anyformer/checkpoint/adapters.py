@@ -1,13 +1,21 @@
 """Low-rank adapters on disk: loaded from everybody's formats, saved in PEFT's."""
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from anyformer import limits
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from anyformer import atomic, limits
 from anyformer.adapters import DEFAULT
+from anyformer.adapters.modules import Matrices, Target, attach, base_parameters, family_of, prefix_of, targets
 from anyformer.checkpoint import mlx, peft
 from anyformer.checkpoint.gguf.adapter import save_gguf_adapter
+from anyformer.checkpoint.stored_adapter import StoredAdapter
+from anyformer.checkpoint.tensors import write_tensors
 from anyformer.errors import UserError
 from anyformer.model import Transformer
 
@@ -36,9 +44,61 @@ def load_adapter(model: Transformer, directory: str | Path, name: str | None = N
     if name in model.adapter_configs:
         raise UserError(f"The model has an adapter {name!r} already.")
     raw = limits.read_object(path / peft.CONFIG)
-    read = peft if "peft_type" in raw or not mlx.is_mlx(raw) else mlx
-    model.adapter_configs[name] = read.load(model, path, name, weight)
+    stored = mlx.read(path) if mlx.is_mlx(raw) and "peft_type" not in raw else peft.read(path)
+    config, known = stored.config, targets(model)
+    if weight != 1.0:
+        if config.use_dora or stored.others:
+            raise UserError(f"{path} can't be weighted: DoRA and whole modules count once or not at all.")
+        config = config.weighted(weight)
+    if stored.others and not all(each.is_low_rank_only for each in model.adapter_configs.values()):
+        raise UserError(f"{path}: another adapter has replaced biases or whole modules already: give one of the two.")
+    # All is checked before anything is changed.
+    fitting = [_fit(path, model, stored, module, known.get(module)) for module in stored.layers]
+    replaced = _replacements(model, path, stored)
+    for module, target, found in fitting:
+        attach(target, name, found, config.scale_of(module, len(found.a)), config.dropout)
+    for parameter, value in replaced:
+        parameter.data.copy_(value)
+    model.adapter_configs[name] = config
     return model
+
+
+def _fit(
+    path: Path, model: Transformer, stored: StoredAdapter, module: str, target: Target | None
+) -> tuple[str, Target, Matrices]:
+    """The matrices of a layer. Raises UserError where there is no such layer, or they are incomplete or don't fit."""
+    of, parts = "" if stored.base is None else f" ({stored.base[:80]})", stored.layers[module]
+    if target is None:
+        other = f"the adapter was made for another model{of}"
+        raise UserError(f"{path}: this model has no layer {module[:80]}: {other}.")
+    if target.is_embedding and model.config.is_encoder_decoder:
+        raise UserError(f"{path}: an adapter of {module}, which encoder and decoder share, is not supported.")
+    dora = stored.config.use_dora and not target.is_embedding
+    if set(parts) != {"a", "b", *(["magnitude"] if dora else [])}:
+        raise UserError(f"{path}: the adapter of {module} has a part too few or too many: {', '.join(sorted(parts))}.")
+    (outputs, inputs), rank = target.shape, stored.config.rank_of(module)
+    wanted = {"a": (rank, inputs), "b": (outputs, rank), "magnitude": (outputs,)}
+    for part, tensor in parts.items():
+        if tensor.shape != wanted[part] or not tensor.is_floating_point():
+            shapes = f"shape {list(tensor.shape)}, and {list(wanted[part])} would fit"
+            raise UserError(f"{path}: the adapter of {module} does not fit this model{of}: {part} has {shapes}.")
+    return module, target, Matrices(**{part: tensor.to(model.device) for part, tensor in parts.items()})
+
+
+def _replacements(model: Transformer, path: Path, stored: StoredAdapter) -> list[tuple[nn.Parameter, Tensor]]:
+    """Biases and modules that were trained whole, and the parameters of the model in whose place they are put."""
+    own, prefix = base_parameters(model), prefix_of(model)
+    table = family_of(model).table(own)
+    found: list[tuple[nn.Parameter, Tensor]] = []
+    for name, tensor in stored.others.items():
+        row = table.get(prefix + name)
+        if row is None:
+            raise UserError(f"{path}: this model has no weight {name[:80]}: the adapter was made for another model.")
+        wanted = row.operation.write([own[ours].to("meta") for ours in row.ours]).shape
+        if tensor.shape != wanted or not tensor.is_floating_point():
+            raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, which does not fit {list(wanted)}.")
+        found += zip((own[ours] for ours in row.ours), row.operation.read(tensor, len(row.ours)), strict=True)
+    return found
 
 
 def save_adapter(
@@ -68,12 +128,26 @@ def save_adapter(
     chosen = names[0] if name is None else name
     if chosen not in model.adapter_configs:
         raise UserError(f"The model has no adapter {chosen!r}.")
+    config = model.adapter_configs[chosen]
     if str(directory).endswith(".gguf"):
         save_gguf_adapter(model, Path(directory), chosen)
     elif library == "mlx":
-        mlx.save(model, Path(directory), model.adapter_configs[chosen], chosen)
+        _write(Path(directory), mlx.WEIGHTS, *mlx.files(model, config, chosen))
     else:
-        peft.save(model, Path(directory), model.adapter_configs[chosen], chosen, base)
+        _write(Path(directory), peft.WEIGHTS, *peft.files(model, config, chosen, base))
+
+
+def _write(directory: Path, weights: str, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write the two files of an adapter. Raises UserError where the disk refuses."""
+    whole = {key: tensor.cpu().contiguous().clone() for key, tensor in tensors.items()}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with atomic.temporary_folder(directory / weights) as made:
+            write_tensors(made / weights, whole, {"format": "pt"})
+            (made / weights).replace(directory / weights)
+        atomic.write(directory / peft.CONFIG, json.dumps(raw, indent=2, sort_keys=True) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{directory} can't be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def _weighted(directory: str | Path) -> tuple[Path, float]:

@@ -3,19 +3,17 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
 from anyformer import limits
-from anyformer.adapters.attach import DEFAULT
 from anyformer.adapters.config import LoraConfig
-from anyformer.adapters.modules import Target, attach, family_of, targets
-from anyformer.blocks.adapter import LowRankAdapter
-from anyformer.checkpoint.tensors import read_tensors, write_adapter
+from anyformer.adapters.modules import base_parameters, family_of, prefix_of, targets
+from anyformer.checkpoint.stored_adapter import StoredAdapter
+from anyformer.checkpoint.tensors import read_tensors
 from anyformer.errors import UserError
 from anyformer.model import Transformer
 
@@ -49,224 +47,105 @@ _WITHOUT_EFFECT = {
 """Fields that say how it was made, or where: what it computes is the same."""
 
 
-@dataclass(frozen=True)
-class PeftAdapter:
-    """An adapter directory that was read."""
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("use_rslora", "use_dora"), bool),
+    **dict.fromkeys(("alpha", "dropout"), (int, float)),
+    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), (str, list)),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), dict),
+    "rank": int,
+    "layers_to_transform": (int, list),
+    "bias": str,
+    "modules_to_save": list,
+}
+"""What a file may hold in each of our fields."""
+_ITEMS: dict[str, Any] = {
+    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"), str),
+    **dict.fromkeys(("layers_to_transform", "rank_pattern"), int),
+    "alpha_pattern": (int, float),
+}
+"""And in the lists and objects among them."""
+_LONGEST_PATTERN, _MOST_REPEATS = 500, 3
 
-    config: LoraConfig
-    base: str | None
-    """The model that it was trained on, as PEFT noted it."""
-    tensors: Mapping[str, Tensor]
-    """By the names of Hugging Face's class."""
 
-
-def read(directory: Path) -> PeftAdapter:
+def read(directory: Path) -> StoredAdapter:
     """Read an adapter. Raises UserError where it is damaged, or of a kind that is not supported."""
-    raw = limits.read_object(directory / CONFIG)
+    path = directory / CONFIG
+    raw = limits.read_object(path)
     kind = raw.get("peft_type")
     if kind != "LORA":
         raise UserError(
-            f"{directory / CONFIG}: the adapter type {kind!r} is not supported: only LORA is, with its DoRA."
+            f"{path}: the adapter type {json.dumps(kind)[:80]} is not supported: only LORA is, DoRA included."
         )
     for name, value in raw.items():
         if name not in _FIELDS and name not in _WITHOUT_EFFECT and value not in (None, False, [], {}):
-            raise UserError(f"{directory / CONFIG}: {name} = {json.dumps(value)[:80]} is not supported.")
-    given = {ours: raw[theirs] for theirs, ours in _FIELDS.items() if raw.get(theirs) is not None}
-    try:
-        config = LoraConfig(**_checked(given))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{directory / CONFIG} has a field that is misshapen: {error}.") from error
-    path = directory / WEIGHTS
-    tensors = read_tensors(path)
-    unknown = next((name for name in tensors if not name.startswith(_PREFIX)), None)
-    if unknown is not None:
-        raise UserError(f"{path}: the weight {unknown} should begin with {_PREFIX}.")
-    base = raw.get("base_model_name_or_path")
-    named = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
-    return PeftAdapter(config, base if isinstance(base, str) else None, named)
-
-
-def _checked(given: dict[str, Any]) -> dict[str, Any]:
-    """The fields, each of the type that it should have. Raises TypeError."""
-    kinds: dict[str, Any] = {
-        "rank": int,
-        "alpha": (int, float),
-        "dropout": (int, float),
-        "use_rslora": bool,
-        "use_dora": bool,
-        "target_modules": (str, list),
-        "exclude_modules": (str, list),
-        "layers_pattern": (str, list),
-        "layers_to_transform": (int, list),
-        "rank_pattern": dict,
-        "alpha_pattern": dict,
-        "bias": str,
-        "modules_to_save": list,
-    }
-    for name, value in given.items():
-        if not isinstance(value, kinds[name]) or (isinstance(value, bool) and kinds[name] is not bool):
-            raise TypeError(f"{name} is {json.dumps(value)[:80]}")
-    for name in ("layers_to_transform", "layers_pattern"):
-        if name in given and not isinstance(given[name], list):
-            given[name] = [given[name]]
-    return given
-
-
-def load(model: Transformer, directory: Path, name: str = DEFAULT, weight: float = 1.0) -> LoraConfig:
-    """Give a model the adapter of a directory.
-
-    Args:
-        model: The base, or another fine-tuned form of it.
-        directory: Has adapter_config.json and adapter_model.safetensors.
-        name: Tells it from other adapters.
-        weight: The adapter counts so many times.
-
-    Returns:
-        What it was made with.
-
-    Raises:
-        UserError: it is damaged, made for another model, or has a field that is not supported.
-    """
-    adapter = read(directory)
-    config, known = adapter.config, targets(model)
-    if config.use_dora and weight != 1.0:
-        raise UserError(f"{directory} is a DoRA adapter, which can't be weighted: give it without a weight.")
-    parts, others = _grouped(adapter.tensors)
-    for module, found in parts.items():
-        target = known.get(module)
-        if target is None:
-            raise UserError(
-                f"{directory}: this model has no layer {module}: the adapter was made for another model{_of(adapter)}."
-            )
-        if not {"a", "b"} <= found.keys():
-            raise UserError(f"{directory}: the adapter of {module} has only one of its two matrices.")
-        _check_shapes(directory, adapter, module, target, found)
-        rank = found["a"].shape[0]
-        attach(
-            target,
-            name,
-            found["a"].to(model.device),
-            found["b"].to(model.device),
-            weight * config.scale_of(module, rank),
-            dropout=config.dropout,
-            magnitude=None if "magnitude" not in found else found["magnitude"].to(model.device),
-        )
-    _replace(model, directory, others)
-    return config
-
-
-def _grouped(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """The matrices of each layer's adapter; and other weights, by name."""
-    parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+            raise UserError(f"{path}: {name[:80]} = {json.dumps(value)[:80]} is not supported.")
+    given = {ours: _checked(ours, raw[theirs], path) for theirs, ours in _FIELDS.items() if raw.get(theirs) is not None}
+    config = LoraConfig(**given)
+    _check_patterns([*config.rank_pattern, *config.alpha_pattern], path)
+    layers: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     others: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        if ".original_module." in key:
-            continue  # what PEFT keeps of a module that is trained whole, beside the trained one
-        suffix = next((each for each in _SUFFIXES if key.endswith(each)), None)
-        if suffix is None:
-            others[re.sub(r"\.(base_layer|modules_to_save(\.default)?)\.", ".", key)] = tensor
-        else:
-            parts[key.removesuffix(suffix)][_SUFFIXES[suffix]] = tensor
-    return parts, others
+    for key, tensor in read_tensors(directory / WEIGHTS).items():
+        if not key.startswith(_PREFIX):
+            raise UserError(f"{directory / WEIGHTS}: the weight {key[:80]} should begin with {_PREFIX}.")
+        name = key.removeprefix(_PREFIX)
+        suffix = next((each for each in _SUFFIXES if name.endswith(each)), None)
+        if suffix is not None:
+            layers[name.removesuffix(suffix)][_SUFFIXES[suffix]] = tensor
+        elif ".original_module." not in name:  # PEFT keeps it beside a module that is trained whole
+            others[re.sub(r"\.(base_layer|modules_to_save(\.default)?)\.", ".", name)] = tensor
+    base = raw.get("base_model_name_or_path")
+    return StoredAdapter(config, layers, others, base if isinstance(base, str) else None)
 
 
-def _check_shapes(
-    directory: Path, adapter: PeftAdapter, module: str, target: Target, found: Mapping[str, Tensor]
-) -> None:
-    rows, columns = sum(part.weight.shape[0] for part in target.modules), target.modules[0].weight.shape[1]
-    outputs, inputs = (columns, rows) if target.is_embedding else (rows, columns)
-    rank = adapter.config.rank_of(module)
-    wanted = {"a": (rank, inputs), "b": (outputs, rank), "magnitude": (outputs,)}
-    for part, tensor in found.items():
-        if tensor.shape != wanted[part] or not tensor.is_floating_point():
-            shape = f"shape {list(tensor.shape)}, and {list(wanted[part])} would fit"
-            raise UserError(
-                f"{directory}: the adapter of {module} does not fit this model{_of(adapter)}: {part} has {shape}."
-            )
-    if adapter.config.use_dora and "magnitude" not in found and not target.is_embedding:
-        raise UserError(f"{directory}: the DoRA adapter of {module} has no lora_magnitude_vector.")
+def _checked(name: str, value: Any, path: Path) -> Any:
+    """The value of one of our fields. Raises UserError for one of another type."""
+    if name in ("layers_to_transform", "layers_pattern") and not isinstance(value, list):
+        value = [value]
+    kind, each = _KINDS[name], _ITEMS.get(name)
+    items: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    fits = _is(value, kind) and (each is None or all(_is(item, each) for item in items))
+    if not fits:
+        raise UserError(f"{path} has a field that is misshapen: {name} is {json.dumps(value)[:80]}.")
+    return value
 
 
-def _of(adapter: PeftAdapter) -> str:
-    return "" if adapter.base is None else f" ({adapter.base})"
+def _is(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and (not isinstance(value, bool) or kind is bool)
 
 
-def _replace(model: Transformer, directory: Path, others: Mapping[str, Tensor]) -> None:
-    """Put biases and modules that were trained whole in the place of the model's."""
-    if not others:
-        return
-    family, own = family_of(model), dict(model.named_parameters())
-    table = family.table({name for name in own if ".adapters." not in name})
-    prefix = family.prefix if model.config.head.kind == "none" else ""
-    for name, tensor in others.items():
-        row = table.get(name) or table.get(prefix + name)
-        if row is None:
-            raise UserError(f"{directory}: this model has no weight {name}: the adapter was made for another model.")
-        parts = row.operation.read(tensor, len(row.ours))
-        for ours, part in zip(row.ours, parts, strict=True):
-            if part.shape != own[ours].shape:
-                raise UserError(
-                    f"{directory}: {name} has shape {list(tensor.shape)}, which does not fit {list(own[ours].shape)}."
-                )
-            own[ours].data.copy_(part)
+def _check_patterns(patterns: Iterable[str], path: Path) -> None:
+    """Raise UserError for a regular expression that is none, or may take a time without end."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise UserError(f"{path}: {pattern[:80]!r} is no regular expression: {error}.") from error
+        repeats = len(re.findall(r"[*+{]", pattern))
+        if len(pattern) > _LONGEST_PATTERN or repeats > _MOST_REPEATS or re.search(r"\)[*+{]", pattern):
+            raise UserError(f"{path}: {pattern[:80]!r} may take too long: write out the names of the layers.")
 
 
-def save(model: Transformer, directory: Path, config: LoraConfig, name: str = DEFAULT, base: str | None = None) -> None:
-    """Write an adapter of a model.
-
-    Args:
-        model: Has it.
-        directory: Where; made if there is none.
-        config: What it was made with.
-        name: That of the adapter.
-        base: The model that it was trained on, for people and for PEFT.
-
-    Raises:
-        UserError: the model has no such adapter, or the files can't be written.
-    """
+def files(
+    model: Transformer, config: LoraConfig, name: str, base: str | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config file and the tensors of an adapter of a model; `base` is the model that PEFT looks up."""
     tensors: dict[str, Tensor] = {}
-    fused = False
-    for module, target in targets(model).items():
-        found = [
-            cast("LowRankAdapter", part.adapters[name])
-            for part in target.modules
-            if part.adapters is not None and name in part.adapters
-        ]
-        if not found:
-            continue
-        fused = fused or target.fan_in_fan_out
-        key = f"{_PREFIX}{module}"
-        b = found[0].b if target.is_embedding else target.join([each.b.detach() for each in found])
-        pair = {".lora_embedding_A": found[0].a, ".lora_embedding_B": b}
-        pair = pair if target.is_embedding else {".lora_A.weight": found[0].a, ".lora_B.weight": b}
-        tensors |= {key + suffix: tensor for suffix, tensor in pair.items()}
-        lengths = [each.magnitude.detach()[:, None] for each in found if each.magnitude is not None]
-        if lengths:
-            tensors[f"{key}.lora_magnitude_vector"] = target.join(lengths).flatten()
-    if not tensors:
-        raise UserError(f"The model has no adapter {name!r} to save.")
-    tensors |= _trained_whole(model, config)
-    raw = _to_json(model, config, base, fan_in_fan_out=fused)
-    write_adapter(directory, CONFIG, raw, WEIGHTS, tensors)
-
-
-def _trained_whole(model: Transformer, config: LoraConfig) -> dict[str, Tensor]:
-    """The biases and modules that are saved beside the adapter, by their keys."""
-    own = {name: each for name, each in model.named_parameters() if ".adapters." not in name}
-    family = family_of(model)
-    prefix = family.prefix if model.config.head.kind == "none" else ""
-    found: dict[str, Tensor] = {}
-    adapted = {name for name, target in targets(model).items() if target.modules[0].adapters is not None}
-    for theirs, row in family.table(own).items():
-        name = theirs.removeprefix(prefix)
-        module = name.rpartition(".")[0]
-        whole = config.saves(module)
-        bias = name.endswith(".bias") and (config.bias == "all" or (config.bias == "lora_only" and module in adapted))
-        if not row.alias and (whole or bias):
+    adapted = {module: target for module, target in targets(model).items() if target.matrices(name) is not None}
+    for module, target in adapted.items():
+        found, key = target.matrices(name), f"{_PREFIX}{module}"
+        assert found is not None
+        pair = ("embedding_A", "embedding_B") if target.is_embedding else ("A.weight", "B.weight")
+        tensors |= {f"{key}.lora_{end}": tensor for end, tensor in zip(pair, (found.a, found.b), strict=True)}
+        if found.magnitude is not None:
+            tensors[f"{key}.lora_magnitude_vector"] = found.magnitude
+    own, prefix = base_parameters(model), prefix_of(model)
+    for theirs, row in family_of(model).table(own).items():
+        module, _, part = theirs.removeprefix(prefix).rpartition(".")
+        bias = part == "bias" and (config.bias == "all" or (config.bias == "lora_only" and module in adapted))
+        if not row.alias and (config.saves(module) or bias):
             layer = f"{module}.base_layer" if bias and module in adapted else module
-            key = f"{_PREFIX}{layer}.{name.rpartition('.')[2]}"
-            found[key] = row.operation.write([own[ours].detach() for ours in row.ours])
-    return found
+            tensors[f"{_PREFIX}{layer}.{part}"] = row.operation.write([own[ours].detach() for ours in row.ours])
+    return _to_json(model, config, base, fan_in_fan_out=any(each.fan_in_fan_out for each in adapted.values())), tensors
 
 
 _TASKS = {"language_model": "CAUSAL_LM", "classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}

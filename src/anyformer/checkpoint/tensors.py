@@ -1,15 +1,13 @@
-"""Tensors to a safetensors file and back; an adapter's directory."""
+"""Tensors to a safetensors file and back."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from anyformer import atomic, limits
+from anyformer import limits
 from anyformer.errors import UserError
 
 
@@ -37,18 +35,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again.") from error
-
-
-def write_adapter(
-    directory: Path, config: str, raw: Mapping[str, Any], weights: str, tensors: Mapping[str, Tensor]
-) -> None:
-    """Write the two files of an adapter, under their names. Raises UserError where the disk refuses."""
-    whole = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with atomic.temporary_folder(directory / weights) as made:
-            write_tensors(made / weights, whole, {"format": "pt"})
-            (made / weights).replace(directory / weights)
-        atomic.write(directory / config, json.dumps(raw, indent=2, sort_keys=True) + "\n")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{directory} can't be written: {getattr(error, 'strerror', None) or error}.") from error

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from anyformer import atomic
-from anyformer.adapters.modules import base_state
+from anyformer.adapters.modules import adapter_of, base_state
 from anyformer.blocks.adapter import LowRankAdapter
 from anyformer.blocks.linear import Linear
 from anyformer.checkpoint.gguf.tensors import package
@@ -29,17 +28,17 @@ def save_gguf_adapter(model: Transformer, path: Path, name: str) -> None:
     """
     gguf = package("Writing GGUF")
     config = model.adapter_configs[name]
-    if config.use_dora or config.bias != "none" or config.modules_to_save:
+    if config.use_dora or not config.is_low_rank_only:
         raise UserError("llama.cpp has no DoRA, and no biases or whole modules in adapters: `merge` it into the model.")
     base = storable(model.config, [])
     architecture, _ = to_gguf(base)
     rows = table(architecture, base, {name.replace(".integers", "") for name in base_state(model)})
     modules = dict(model.named_modules())
     tensors: dict[str, Tensor] = {}
-    adapted = {module for module in modules.values() if _adapter(module, name) is not None}
+    adapted = {module for module in modules.values() if adapter_of(module, name) is not None}
     for theirs, row in rows.items():
         parts = [modules.get(ours.removesuffix(".weight")) for ours in row.ours]
-        found = [_adapter(part, name) for part in parts if part is not None]
+        found = [adapter_of(part, name) for part in parts if part is not None]
         layers = [part for part in parts if isinstance(part, Linear)]
         if row.alias or len(layers) != len(row.ours) or not any(found):
             continue
@@ -63,11 +62,6 @@ def save_gguf_adapter(model: Transformer, path: Path, name: str) -> None:
             writer.write_tensors_to_file()
         finally:
             writer.close()
-
-
-def _adapter(module: torch.nn.Module, name: str) -> LowRankAdapter | None:
-    adapters = getattr(module, "adapters", None)
-    return cast("LowRankAdapter", adapters[name]) if adapters is not None and name in adapters else None
 
 
 def _joined(parts: Sequence[tuple[int, LowRankAdapter | None]]) -> tuple[Tensor, Sequence[Tensor]]:
