@@ -116,8 +116,10 @@ def _variants(options: EvaluateOptions) -> Iterator[tuple[str | None, Callable[[
         model, tokenizer = options.load_model()
         return quantize(model, kind), tokenizer
 
-    yield (options.quantize, options.load_model) if not options.compare else (None, options.load_model)
-    kinds: tuple[Literal["int8", "int4"], ...] = ("int8", "int4") if options.compare else ()
+    yield options.quantize, options.load_model
+    if not options.compare:
+        return
+    kinds: tuple[Literal["int8", "int4"], ...] = ("int8", "int4")
     for kind in kinds:
         beside = replace(options, quantize=kind).load_model
         if options.adapter:
