@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self, override
 
 IGNORED = -100
 """A target that the loss ignores, as `ignore_index` of `torch.nn.functional.cross_entropy` does."""
 
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
+Float32 = npt.NDArray[np.float32]
 Rng = np.random.Generator
 
 
@@ -24,7 +26,8 @@ class Batch:
 
     Attributes:
         tokens: [batch, time] input ids, of an encoder-decoder those of the decoder.
-        targets: [batch, time] ids to predict, IGNORED where there is none.
+        targets: [batch, time] ids to predict, IGNORED where there is none; for a classifier of whole texts [batch] the
+            classes or numbers, or [batch, labels] which labels a text has.
         mask: [batch, time] padding mask, True for tokens that aren't padding; None without padding, or where causal
             attention hides it anyway, as it follows the text.
         segments: [batch, time] segment ids; None for all zero.
@@ -35,7 +38,7 @@ class Batch:
     """
 
     tokens: Int64
-    targets: Int64
+    targets: Int64 | Float32
     mask: Bool | None = None
     segments: Int64 | None = None
     source: Int64 | None = None
@@ -43,13 +46,63 @@ class Batch:
     documents: Int64 | None = None
 
     @property
+    def examples(self) -> int:
+        """The number of examples that the batch can be split into: here of rows."""
+        return len(self.tokens)
+
+    @property
     def predicted(self) -> int:
-        """The number of targets that aren't IGNORED."""
+        """What the loss is the mean of: the number of targets that aren't IGNORED."""
         return int((self.targets != IGNORED).sum())
 
-    def split(self, chunks: int) -> list[Batch]:
-        """Split the batch along its rows, like `torch.tensor_split`, but into no more chunks than there are rows."""
-        edges = np.linspace(0, len(self.tokens), min(chunks, len(self.tokens)) + 1).astype(int).tolist()
+    def split(self, chunks: int) -> list[Self]:
+        """Split the batch by examples, like `torch.tensor_split`, but into no more chunks than there are."""
+        edges = np.linspace(0, self.examples, min(chunks, self.examples) + 1).astype(int).tolist()
         fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         given: dict[str, Any] = {name: rows for name, rows in fields if rows is not None}
-        return [Batch(**{name: rows[begin:end] for name, rows in given.items()}) for begin, end in pairwise(edges)]
+        rows_of = {name: len(rows) // self.examples for name, rows in given.items()}
+        return [
+            replace(self, **{name: rows[begin * rows_of[name] : end * rows_of[name]] for name, rows in given.items()})
+            for begin, end in pairwise(edges)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceBatch(Batch):
+    """Pairs of answers: rows 0, 2, 4 ... are the chosen ones, 1, 3, 5 ... the rejected ones.
+
+    Attributes:
+        targets: [2 * pairs, time] the tokens of the answers, IGNORED elsewhere.
+        reference: [2 * pairs] the log-probability of each answer under the reference model.
+    """
+
+    reference: Float32
+
+    @property
+    @override
+    def examples(self) -> int:
+        return len(self.tokens) // 2
+
+    @property
+    @override
+    def predicted(self) -> int:
+        return self.examples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingBatch(Batch):
+    """Texts whose vectors are compared; those of an example follow one another.
+
+    Attributes:
+        targets: [examples] the score of each pair, the class of each text, or zeros.
+    """
+
+    @property
+    @override
+    def examples(self) -> int:
+        return len(self.targets)
+
+    @property
+    @override
+    def predicted(self) -> int:
+        return self.examples
