@@ -1,19 +1,15 @@
 """`anyformer evaluate`, and directories of integers made by `anyformer convert`."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 import anyformer as af
 from anyformer.adapters import LoraConfig, add_adapter
 from anyformer.adapters.modules import adapters
 from anyformer.cli.main import main
-from anyformer.compare.quality import Text, divergence, measure, read_text
-from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
 WORDS = "the cat sat on the mat and the dog ran after the cat because it was a dog. " * 20
@@ -46,47 +42,6 @@ def directory(text: Path) -> Path:
     return text.parent / "model"
 
 
-def _loss_by_hand(model: Transformer, text: Text, context: int) -> float:
-    ids, total = torch.tensor(text.ids), 0.0
-    for begin in range(0, len(ids) - 1, context):
-        window = ids[begin : begin + context + 1]
-        with torch.no_grad():
-            logits = model(window[None, :-1]).logits
-        assert logits is not None
-        total += float(cross_entropy(logits[0], window[1:], reduction="sum"))
-    return total / (len(ids) - 1)
-
-
-@pytest.mark.parametrize("context", [7, 64])
-def test_every_token_is_predicted_once(directory: Path, text: Path, context: int) -> None:
-    model, tokenizer = af.load(directory)
-    read = read_text(tokenizer, [text], limit=150)
-    assert len(read.ids) == 151
-    counts: list[int] = []
-    quality = measure(model, read, context, batch_size=3, progress=counts.append)
-    assert sum(counts) == quality.evaluation.predicted == 150
-    wanted = _loss_by_hand(model, read, context)
-    assert quality.evaluation.loss == pytest.approx(wanted, rel=1e-5)
-    assert quality.perplexity == pytest.approx(math.exp(wanted), rel=1e-4)
-    nats_per_byte = wanted * 150 / (read.size * 150 / 150)
-    assert quality.bits_per_byte == pytest.approx(nats_per_byte / math.log(2), rel=0.02)
-
-
-def test_windows_begin_as_the_tokenizer_begins_texts(directory: Path) -> None:
-    model, _ = af.load(directory)
-    ids = torch.randint(5, 200, (20,)).tolist()
-    quality = measure(model, Text(ids, 20, start=3), context=8)
-    assert quality.evaluation.predicted == 20
-    total = 0.0
-    for begin in range(0, 20, 8):
-        window = torch.tensor(ids[begin : begin + 8])
-        with torch.no_grad():
-            logits = model(torch.cat([torch.tensor([3]), window[:-1]])[None]).logits
-        assert logits is not None
-        total += float(cross_entropy(logits[0], window, reduction="sum"))
-    assert quality.evaluation.nats == pytest.approx(total, rel=1e-5)
-
-
 def test_the_table_and_the_figures(directory: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", str(directory), "--data", str(text), "--limit", "100"]
     assert main([*command, "--compare", "--json"]) == 0
@@ -101,17 +56,6 @@ def test_the_table_and_the_figures(directory: Path, text: Path, capsys: pytest.C
     out = capsys.readouterr().out
     assert "100 tokens" in out
     assert f"{rows[2]['perplexity']:.3f}" in out
-
-
-def test_divergence_is_that_of_the_distributions(directory: Path) -> None:
-    model, _ = af.load(directory)
-    other, _ = af.load(directory, quantize="int4")
-    ids = torch.randint(5, 200, (31,)).tolist()
-    found = divergence(other, model, Text(ids, 31, start=None), context=64)
-    with torch.inference_mode():
-        theirs, ours = (each(torch.tensor([ids[:-1]])).logits.double().log_softmax(-1) for each in (model, other))
-    assert found == pytest.approx(float((theirs.exp() * (theirs - ours)).sum(-1).mean()), rel=1e-3)
-    assert divergence(model, model, Text(ids, 31, start=None)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_what_rounding_costs_an_adapter(
@@ -197,15 +141,6 @@ def test_convert_refuses_what_makes_no_sense(directory: Path, capsys: pytest.Cap
     assert "q8_0" in capsys.readouterr().err
     assert main(["convert", str(directory), "x", "--type", "int8", "--verify"]) == 2
     assert "evaluate" in capsys.readouterr().err
-
-
-def test_only_decoders_are_evaluated(directory: Path) -> None:
-    encoder = af.build(af.preset("bert-tiny", vocab_size=50)).eval()
-    with pytest.raises(af.UserError, match="doesn't write"):
-        measure(encoder, Text([1, 2, 3], 3, None))
-    both = af.build(af.preset("t5-nano", vocab_size=50)).eval()
-    with pytest.raises(af.UserError, match="reads a source first"):
-        measure(both, Text([1, 2, 3], 3, None))
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

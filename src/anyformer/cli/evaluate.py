@@ -15,7 +15,7 @@ from anyformer.limits import RECORD_BYTES
 from anyformer.terminal import write
 
 if TYPE_CHECKING:
-    from anyformer.compare.quality import Quality, Text
+    from anyformer.evaluation.perplexity import Quality, Text
     from anyformer.model import Transformer
     from anyformer.tokenizer import Tokenizer
 
@@ -63,8 +63,8 @@ def run(argv: list[str]) -> int:
 
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from anyformer.compare.quality import divergence, measure, predictions, read_text, weight_dtype
     from anyformer.console import Console
+    from anyformer.evaluation.perplexity import divergence, measure, predictions, read_text, weight_dtype
 
     text: Text | None = None
     reference: Transformer | None = None

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,14 +84,24 @@ def read_text(
         UserError: no tokenizer, files that can't be read, or fewer than two tokens in them.
     """
     tokenizer = require_tokenizer(tokenizer, "its text can't be read")
+    found = documents(paths, field, max_record_bytes=max_record_bytes)
+    return join_texts(tokenizer, ((document.text, document.last) for document in found), limit)
+
+
+def join_texts(tokenizer: Tokenizer, pieces: Iterable[tuple[str, bool]], limit: int | None = None) -> Text:
+    """The tokens of texts in pieces, each with whether it is the last one of its text, at most `limit` of them.
+
+    Raises:
+        UserError: fewer than two tokens, or a text that can't be encoded.
+    """
     ids: list[int] = []
     size, waiting = 0, False
-    for document in documents(paths, field, max_record_bytes=max_record_bytes):
+    for text, last in pieces:
         if waiting and tokenizer.separator is not None:
             ids.append(tokenizer.separator)
-        ids += tokenizer.encode_batch([document.text], special=False)[0]
-        size += utf8_length(document.text)
-        waiting = document.last
+        ids += tokenizer.encode_batch([text], special=False)[0]
+        size += utf8_length(text)
+        waiting = last
         if limit is not None and len(ids) > limit:
             size = round(size * (limit + 1) / len(ids))
             ids = ids[: limit + 1]
@@ -119,21 +129,31 @@ def measure(
     Raises:
         UserError: a model that doesn't predict next tokens, or a window that it has no positions for.
     """
-    context = _window(model, context)
-    nats, predicted, seconds = 0.0, 0, 0.0
-    with evaluating(model), torch.inference_mode():
-        for tokens, targets in _batches(text, context, batch_size):
-            begin = time.perf_counter()
-            out = model(tokens.to(model.device), targets=targets.to(model.device), return_logits=False)
-            assert out.loss is not None
-            nats += float(out.loss) * targets.numel()
-            seconds += time.perf_counter() - begin
-            predicted += targets.numel()
-            progress(targets.numel())
-    evaluation = Evaluation(nats, predicted, seconds)
+    begin = time.perf_counter()
+    parts = list(losses(model, text, context, batch_size, progress))
+    seconds = time.perf_counter() - begin
+    evaluation = Evaluation(sum(nats for nats, _ in parts), sum(count for _, count in parts), seconds)
     bits = evaluation.bits_per_byte(predictions(text) + 1, text.size)
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    return Quality(evaluation, bits, size, _decode_tokens_per_second(model, text, context))
+    speed = _decode_tokens_per_second(model, text, _window(model, context))
+    return Quality(evaluation, bits, size, speed)
+
+
+def losses(
+    model: Transformer,
+    text: Text,
+    context: int | None = None,
+    batch_size: int = 4,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Iterator[tuple[float, int]]:
+    """The summed loss in nats and the number of predictions of each batch of windows. Arguments as of `measure`."""
+    context = _window(model, context)
+    with evaluating(model), torch.inference_mode():
+        for tokens, targets in _batches(text, context, batch_size):
+            out = model(tokens.to(model.device), targets=targets.to(model.device), return_logits=False)
+            assert out.loss is not None
+            yield float(out.loss) * targets.numel(), targets.numel()
+            progress(targets.numel())
 
 
 def divergence(

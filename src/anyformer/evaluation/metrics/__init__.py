@@ -1,0 +1,44 @@
+"""Metrics: pure functions of references and predictions, which give a value and its bootstrap interval.
+
+Each function returns `Metric` objects by the names under which `anyformer.evaluate` reports them::
+
+    metrics = classification(["good", "bad", "good"], ["good", "good", "good"])
+    metrics["accuracy"].value, metrics["accuracy"].interval()
+"""
+
+from anyformer.evaluation.metrics.classification import (
+    ClassScores,
+    class_table,
+    classification,
+    confusion_matrix,
+    multilabel,
+)
+from anyformer.evaluation.metrics.language_model import language_model
+from anyformer.evaluation.metrics.metric import Interval, Metric, mean, ratio
+from anyformer.evaluation.metrics.retrieval import relevant_ranks, retrieval
+from anyformer.evaluation.metrics.similarity import regression, similarity
+from anyformer.evaluation.metrics.tagging import entities, entity_table, tagging
+from anyformer.evaluation.metrics.text import exact_match, summaries, translation
+
+__all__ = [
+    "ClassScores",
+    "Interval",
+    "Metric",
+    "class_table",
+    "classification",
+    "confusion_matrix",
+    "entities",
+    "entity_table",
+    "exact_match",
+    "language_model",
+    "mean",
+    "multilabel",
+    "ratio",
+    "regression",
+    "relevant_ranks",
+    "retrieval",
+    "similarity",
+    "summaries",
+    "tagging",
+    "translation",
+]

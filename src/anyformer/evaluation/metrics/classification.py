@@ -1,0 +1,129 @@
+"""One label, or several, for each row: accuracy, F1 and Matthews' correlation, as scikit-learn defines them."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from anyformer.evaluation.metrics.metric import Array, Metric, divide, mean
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How well one class is found.
+
+    Attributes:
+        support: How many rows are of it.
+    """
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+def classification(
+    references: Sequence[str], predictions: Sequence[str], labels: Sequence[str] = ()
+) -> dict[str, Metric]:
+    """Accuracy, F1 and Matthews' correlation coefficient of one label for each row.
+
+    With two labels F1 is that of the second one, as scikit-learn's of class 1; with more it is the mean of the classes
+    (macro), and f1_weighted is weighted by their support. Classes that are neither in the references nor in the
+    predictions don't count.
+
+    Args:
+        labels: All that there are, in their order; others are sorted behind them.
+    """
+    known = all_labels(references, predictions, labels)
+    rows = class_counts([{name} for name in references], [{name} for name in predictions], known)
+    metrics = {"accuracy": mean([reference == said for reference, said in zip(references, predictions, strict=True)])}
+    if len(known) == 2:
+        metrics["f1"] = Metric(rows[:, 1::2], micro_f1)
+    else:
+        metrics |= {"f1": Metric(rows, macro_f1), "f1_weighted": Metric(rows, weighted_f1)}
+    return metrics | {"mcc": Metric(rows, _mcc)}
+
+
+def multilabel(
+    references: Sequence[Collection[str]], predictions: Sequence[Collection[str]], labels: Sequence[str] = ()
+) -> dict[str, Metric]:
+    """Micro and macro F1 of several labels for each row, and the share of rows that have exactly their labels."""
+    said = [name for row in predictions for name in row]
+    known = all_labels([name for row in references for name in row], said, labels)
+    rows = class_counts(references, predictions, known)
+    exact = mean([set(reference) == set(said) for reference, said in zip(references, predictions, strict=True)])
+    return {"f1": Metric(rows, micro_f1), "f1_macro": Metric(rows, macro_f1), "exact_match": exact}
+
+
+def all_labels(references: Collection[str], predictions: Collection[str], labels: Sequence[str] = ()) -> list[str]:
+    """The labels that were given, then the others that occur, sorted."""
+    return [*labels, *sorted({*references, *predictions} - set(labels))]
+
+
+def class_counts(
+    references: Sequence[Collection[str]], predictions: Sequence[Collection[str]], labels: Sequence[str]
+) -> Array:
+    """For each row and class [rows, 3 * classes]: is it right, predicted, true? From their sums all F1 follow."""
+    index = {name: number for number, name in enumerate(labels)}
+    sets = np.zeros((2, len(references), len(labels)))
+    for one_hot, rows in zip(sets, (predictions, references), strict=True):
+        for row, names in zip(one_hot, rows, strict=True):
+            row[[index[name] for name in names]] = 1
+    predicted, actual = sets
+    return np.concatenate([predicted * actual, predicted, actual], axis=1)
+
+
+def class_table(counts: Array, labels: Sequence[str]) -> list[ClassScores]:
+    """Precision, recall, F1 and support of each class, from `class_counts` or their sum."""
+    right, predicted, actual = _split(counts.sum(axis=0) if counts.ndim > 1 else counts)
+    precision, recall = divide(right, predicted), divide(right, actual)
+    columns = zip(labels, precision, recall, f1(right, predicted, actual), actual, strict=True)
+    return [ClassScores(label, float(p), float(r), float(both), int(support)) for label, p, r, both, support in columns]
+
+
+def confusion_matrix(
+    references: Sequence[str], predictions: Sequence[str], labels: Sequence[str]
+) -> npt.NDArray[np.int64]:
+    """How often each label (row) was taken for each other one (column)."""
+    index = {name: number for number, name in enumerate(labels)}
+    matrix = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    np.add.at(matrix, ([index[name] for name in references], [index[name] for name in predictions]), 1)
+    return matrix
+
+
+def f1(right: Array, predicted: Array, actual: Array) -> Array:
+    """The harmonic mean of precision and recall; 0 where there is neither a prediction nor anything to be found."""
+    return divide(2 * right, predicted + actual)
+
+
+def micro_f1(sums: Array) -> Array:
+    """F1 over all classes together."""
+    return f1(*(part.sum(axis=-1) for part in _split(sums)))
+
+
+def macro_f1(sums: Array) -> Array:
+    """The mean of the F1 of all classes that occur."""
+    right, predicted, actual = _split(sums)
+    return divide(f1(right, predicted, actual).sum(axis=-1), (predicted + actual > 0).sum(axis=-1).astype(np.float64))
+
+
+def weighted_f1(sums: Array) -> Array:
+    """The mean of the F1 of all classes, weighted by their support."""
+    right, predicted, actual = _split(sums)
+    return divide((f1(right, predicted, actual) * actual).sum(axis=-1), actual.sum(axis=-1))
+
+
+def _mcc(sums: Array) -> Array:
+    """Matthews' correlation coefficient of any number of classes (Gorodkin 2004)."""
+    right, predicted, actual = _split(sums)
+    rows = actual.sum(axis=-1)
+    covariance = right.sum(axis=-1) * rows - (predicted * actual).sum(axis=-1)
+    variances = (rows**2 - (predicted**2).sum(axis=-1)) * (rows**2 - (actual**2).sum(axis=-1))
+    return divide(covariance, np.sqrt(variances))
+
+
+def _split(sums: Array) -> tuple[Array, Array, Array]:
+    right, predicted, actual = np.split(sums, 3, axis=-1)
+    return right, predicted, actual

@@ -1,0 +1,101 @@
+"""A metric, and how far it is certain: percentile intervals of the bootstrap."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+_AT_A_TIME = 1 << 20
+"""How many counts of rows are held at a time."""
+
+
+class Interval(NamedTuple):
+    """A confidence interval; NaN where there are no rows."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A metric that follows from sums over the rows of a data set.
+
+    Accuracy is the sum of right answers over the sum of ones, BLEU a function of summed n-gram counts. A bootstrap
+    resample only counts some rows several times and others not at all, so that the sums of all resamples are one matrix
+    product.
+
+    Args:
+        rows: [rows, statistics] what each row adds to the sums.
+        function: From sums [..., statistics] to values [...].
+    """
+
+    rows: Array
+    function: Callable[[Array], Array]
+
+    @property
+    def value(self) -> float:
+        """The metric; NaN where it isn't defined."""
+        return float(self.of_counts(np.ones((1, len(self.rows))))[0]) if len(self.rows) else float("nan")
+
+    def of_counts(self, counts: Array) -> Array:
+        """The metric of several resamples [resamples], from how often each row is in each [resamples, rows]."""
+        return self.function(counts @ self.rows)
+
+    def interval(self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
+        """The percentile bootstrap interval over rows (Efron & Tibshirani 1993, chapter 13)."""
+        values = [self.of_counts(counts) for counts in _counts(len(self.rows), resamples, seed)]
+        return _percentiles(values, confidence)
+
+    def difference(self, after: "Metric", confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
+        """The interval of how much another model gains on the same rows: both see the same resamples (paired).
+
+        Raises:
+            ValueError: the numbers of rows differ.
+        """
+        if len(self.rows) != len(after.rows):
+            raise ValueError(f"paired metrics are of the same rows, not of {len(self.rows)} and {len(after.rows)}")
+        counts = _counts(len(self.rows), resamples, seed)
+        return _percentiles([after.of_counts(each) - self.of_counts(each) for each in counts], confidence)
+
+
+def mean(values: npt.ArrayLike) -> Metric:
+    """The mean of a number for each row."""
+    return ratio(values, np.ones(np.shape(values)))
+
+
+def ratio(numerators: npt.ArrayLike, denominators: npt.ArrayLike) -> Metric:
+    """The sum of a number for each row divided by the sum of another."""
+    return Metric(np.stack([numerators, denominators], axis=-1).astype(np.float64), _quotient)
+
+
+def _quotient(sums: Array) -> Array:
+    return divide(sums[..., 0], sums[..., 1], undefined=np.nan)
+
+
+def divide(numerator: Array, denominator: Array, undefined: float = 0.0) -> Array:
+    """The quotient, and `undefined` where the denominator is 0."""
+    safe = np.where(denominator == 0, 1.0, denominator)
+    return np.where(denominator == 0, undefined, numerator / safe)
+
+
+def _counts(rows: int, resamples: int, seed: int) -> Iterator[Array]:
+    """How often each row was drawn, [some resamples, rows]; as many rows are drawn as there are."""
+    rng = np.random.default_rng(seed)
+    size = max(1, _AT_A_TIME // max(1, rows))
+    for begin in range(0, resamples if rows else 0, size):
+        count = min(size, resamples - begin)
+        drawn = rng.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(np.float64)
+
+
+def _percentiles(values: list[Array], confidence: float) -> Interval:
+    found = np.concatenate(values) if values else np.empty(0)
+    found = found[~np.isnan(found)]
+    if not len(found):
+        return Interval(float("nan"), float("nan"))
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))

@@ -1,0 +1,59 @@
+"""A number for each row: correlations and the mean squared error."""
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import override
+
+from anyformer.evaluation.metrics.metric import Array, Metric, divide, mean
+
+
+def similarity(references: npt.ArrayLike, predictions: npt.ArrayLike) -> dict[str, Metric]:
+    """Spearman's and Pearson's correlation; NaN where all references or all predictions are the same."""
+    x, y = (np.asarray(numbers, dtype=np.float64) for numbers in (references, predictions))
+    return {
+        "spearman": _Spearman(np.stack([x, y], axis=-1), _correlation),
+        "pearson": Metric(_moments(_standardized(x), _standardized(y)), _correlation),
+    }
+
+
+def regression(references: npt.ArrayLike, predictions: npt.ArrayLike) -> dict[str, Metric]:
+    """The correlations, and the mean squared error."""
+    errors = np.square(np.subtract(references, predictions, dtype=np.float64))
+    return similarity(references, predictions) | {"mse": mean(errors)}
+
+
+class _Spearman(Metric):
+    """The correlation of ranks, which are others in each resample."""
+
+    @override
+    def of_counts(self, counts: Array) -> Array:
+        middle = (len(self.rows) + 1) / 2
+        x, y = (_ranks(column, counts) - middle for column in self.rows.T)
+        return self.function(np.einsum("br,brs->bs", counts, _moments(x, y)))
+
+
+def _ranks(values: Array, counts: Array) -> Array:
+    """The rank of each row [resamples, rows], from 1, where it counts several times; equal ones share their mean."""
+    order = np.argsort(values, kind="stable")
+    _, starts, group = np.unique(values, return_index=True, return_inverse=True)
+    starts = np.searchsorted(values[order], values[starts])
+    tied = np.add.reduceat(counts[:, order], starts, axis=1)
+    return (tied.cumsum(axis=1) - (tied - 1) / 2)[:, group]
+
+
+def _standardized(values: Array) -> Array:
+    """With mean 0 and deviation 1, so that sums of squares are exact; zeros if all are the same."""
+    if not len(values) or (values == values[0]).all():
+        return np.zeros_like(values)
+    centered = values - values.mean()
+    return centered / np.abs(centered).max()
+
+
+def _moments(x: Array, y: Array) -> Array:
+    return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=-1)
+
+
+def _correlation(sums: Array) -> Array:
+    rows, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
+    variances = np.maximum(rows * xx - x * x, 0) * np.maximum(rows * yy - y * y, 0)
+    return np.clip(divide(rows * xy - x * y, np.sqrt(variances), undefined=np.nan), -1, 1)

@@ -1,0 +1,69 @@
+"""Generated texts beside references: exact match, and BLEU, chrF and ROUGE by the libraries that define them."""
+
+import re
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from anyformer.errors import UserError
+from anyformer.evaluation.metrics.metric import Array, Metric, mean
+
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def exact_match(references: Sequence[str], predictions: Sequence[str], *, normalized: bool = False) -> Metric:
+    """The share of texts that are their reference, but for whitespace around them; or as `normalize` leaves them."""
+    canonical = normalize if normalized else str.strip
+    return mean([canonical(text) == canonical(said) for text, said in zip(references, predictions, strict=True)])
+
+
+def normalize(text: str) -> str:
+    """In lower case, without punctuation and English articles (Rajpurkar et al. 2016, SQuAD's evaluate-v1.1.py)."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def translation(references: Sequence[str], predictions: Sequence[str]) -> dict[str, Metric]:
+    """BLEU and chrF as sacrebleu's defaults define them, from 0 to 100.
+
+    Raises:
+        UserError: sacrebleu isn't installed.
+    """
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+    except ImportError as error:
+        raise UserError("BLEU and chrF need sacrebleu: pip install 'anyformer[eval]'.") from error
+    scorers: dict[str, Any] = {"bleu": BLEU(force=True), "chrf": CHRF()}
+    return {name: _corpus_metric(scorer, references, predictions) for name, scorer in scorers.items()}
+
+
+def summaries(references: Sequence[str], predictions: Sequence[str]) -> dict[str, Metric]:
+    """ROUGE-1, -2, -L and -Lsum (mean F1 of the rows, without stemming) as rouge-score defines them, from 0 to 1.
+
+    It knows only the letters a to z and digits. For ROUGE-Lsum each line is a sentence.
+
+    Raises:
+        UserError: rouge-score isn't installed.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise UserError("ROUGE needs rouge-score: pip install 'anyformer[eval]'.") from error
+    scorer = RougeScorer(list(ROUGE))
+    scores = [scorer.score(text, said) for text, said in zip(references, predictions, strict=True)]
+    return {name: mean([score[name].fmeasure for score in scores]) for name in ROUGE}
+
+
+def _corpus_metric(scorer: Any, references: Sequence[str], predictions: Sequence[str]) -> Metric:
+    """One of sacrebleu's metrics. Its own bootstrap sums the counts of each row in the same way."""
+    rows = np.array(scorer._extract_corpus_statistics(predictions, [references]), dtype=np.float64)
+
+    def scores(sums: Array) -> Array:
+        counts = sums.round().astype(np.int64).tolist()
+        return np.array([scorer._compute_score_from_stats(each).score for each in counts])
+
+    return Metric(rows, scores)

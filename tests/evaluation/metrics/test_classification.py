@@ -1,0 +1,96 @@
+"""Metrics of classes, against scikit-learn's."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as theirs
+from sklearn.preprocessing import MultiLabelBinarizer
+
+from anyformer.evaluation.metrics import class_table, classification, confusion_matrix, multilabel
+from anyformer.evaluation.metrics.classification import all_labels, class_counts
+
+NAMES = ["good", "bad", "mixed", "none", "a"]
+
+
+@st.composite
+def labelled(draw: st.DrawFn) -> tuple[list[str], list[str]]:
+    names = NAMES[: draw(st.integers(1, len(NAMES)))]
+    pairs = draw(st.lists(st.tuples(*[st.sampled_from(names)] * 2), min_size=1, max_size=40))
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _sklearn(references: list[str], predictions: list[str]) -> dict[str, float]:
+    keywords: dict[str, Any] = {"zero_division": 0}
+    known = sorted({*references, *predictions})
+    averages = {"f1": "macro", "f1_weighted": "weighted"}
+    if len(known) == 2:
+        averages, keywords = {"f1": "binary"}, keywords | {"pos_label": known[1]}
+    found = {name: theirs.f1_score(references, predictions, average=a, **keywords) for name, a in averages.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a single class
+        mcc = theirs.matthews_corrcoef(references, predictions)
+    return found | {"accuracy": theirs.accuracy_score(references, predictions), "mcc": mcc}
+
+
+@given(labelled())
+def test_scores_are_scikit_learns(pair: tuple[list[str], list[str]]) -> None:
+    found = {name: metric.value for name, metric in classification(*pair).items()}
+    assert found == pytest.approx(_sklearn(*pair), abs=1e-9)
+
+
+@given(labelled())
+def test_scores_of_resamples_are_those_of_the_rows(pair: tuple[list[str], list[str]]) -> None:
+    """A row that counts twice is as good as two rows."""
+    references, predictions = (np.array(column) for column in pair)
+    counts = np.random.default_rng(0).integers(3, size=len(references))
+    counts[0] += 1
+    whole = classification(*pair)
+    drawn = classification([*references.repeat(counts)], [*predictions.repeat(counts)], all_labels(*pair))
+    for name, metric in drawn.items():
+        assert whole[name].of_counts(counts[None].astype(float))[0] == pytest.approx(metric.value, abs=1e-9)
+
+
+@given(labelled())
+def test_the_table_and_the_matrix_are_scikit_learns(pair: tuple[list[str], list[str]]) -> None:
+    labels = all_labels(*pair)
+    counts = class_counts([{name} for name in pair[0]], [{name} for name in pair[1]], labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a single class
+        wanted: Any = theirs.classification_report(*pair, output_dict=True, zero_division=0)
+        matrix = theirs.confusion_matrix(*pair, labels=labels)
+    for row in class_table(counts, labels):
+        ours = {"precision": row.precision, "recall": row.recall, "f1-score": row.f1, "support": row.support}
+        assert ours == pytest.approx(wanted[row.label])
+    assert (confusion_matrix(*pair, labels) == matrix).all()
+
+
+@given(
+    st.lists(st.tuples(*[st.sets(st.sampled_from(NAMES))] * 2), min_size=1, max_size=30).filter(
+        lambda rows: len({name for row in rows for names in row for name in names}) > 1
+    )
+)
+def test_several_labels_are_scikit_learns(rows: list[tuple[set[str], set[str]]]) -> None:
+    references, predictions = [row[0] for row in rows], [row[1] for row in rows]
+    binarizer = MultiLabelBinarizer().fit([*references, *predictions])
+    x, y = binarizer.transform(references), binarizer.transform(predictions)
+    found = {name: metric.value for name, metric in multilabel(references, predictions).items()}
+    assert found == pytest.approx(
+        {
+            "f1": theirs.f1_score(x, y, average="micro", zero_division=0),
+            "f1_macro": theirs.f1_score(x, y, average="macro", zero_division=0),
+            "exact_match": theirs.accuracy_score(x, y),
+        }
+    )
+
+
+def test_the_second_label_is_the_positive_one() -> None:
+    rows = ["yes", "no", "no"], ["yes", "yes", "no"]
+    assert classification(*rows, labels=["no", "yes"])["f1"].value == pytest.approx(2 / 3)
+    assert classification(*rows, labels=["yes", "no"])["f1"].value == pytest.approx(2 / 3)
+    rows = ["yes", "no", "no", "no"], ["yes", "yes", "no", "no"]
+    assert classification(*rows, labels=["no", "yes"])["f1"].value == pytest.approx(2 / 3)
+    assert classification(*rows, labels=["yes", "no"])["f1"].value == pytest.approx(0.8)
