@@ -3,10 +3,24 @@
 From files to text:
 
 input_files         files, folders and globs: found, opened, decompressed
-records             the fields of jsonl, csv, tsv and parquet
+formats/            what is in a file, record by record: json, csv and tsv, parquet, conll
+records             the fields of json, jsonl, csv, tsv and parquet
 materialize         standard input and data sets of the Hugging Face hub, as files
 sources             files -> documents
 corpus              documents, split into training and validation
+
+From files to examples, for fine-tuning:
+
+examples/           what an example is, whatever its columns are called
+  rows              files, data sets of the hub and standard input -> rows, with their structure
+  columns           what columns are called, and which of them make up an example
+  tasks             which task the columns are for
+  parts             the parts of an example in a row, checked
+  convert           rows -> examples (`messages`: conversations; `preferences`, `unpaired`: pairs of answers)
+  labels            what the labels, tags and scores of a whole data set mean
+  loading           all of it: files -> a set of examples, and a sentence on what was found
+  held_out          examples for validation, duplicates and overlap
+  encoded           examples as token ids
 
 From text to token ids:
 

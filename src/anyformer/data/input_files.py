@@ -6,7 +6,7 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SUFFIXES = (*TEXT_SUFFIXES, *RECORD_SUFFIXES)
+TAGGED_SUFFIXES = (".conll", ".iob", ".bio")
+"""Of files of words with tags, which only fine-tuning reads."""
 COMPRESSED = (".gz", ".zst")
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -32,25 +34,29 @@ _EXPANDED_BYTES = 100 * limits.MEGABYTE
 """Bytes that a file may become when it is decompressed, however small it is."""
 
 
-def supported() -> str:
+def supported(suffixes: Sequence[str] = SUFFIXES) -> str:
     """The file kinds that can be read, as people write them."""
-    return f"{', '.join(SUFFIXES)} (each also as {' or '.join(COMPRESSED)})"
+    return f"{', '.join(suffixes)} (each also as {' or '.join(COMPRESSED)})"
 
 
-def suffix_of(path: Path) -> str | None:
+def suffix_of(path: Path, suffixes: Sequence[str] = SUFFIXES) -> str | None:
     """Return the supported suffix of a file, looking through a final .gz or .zst; None where it has none."""
     name = path.name.lower()
     for compressed in COMPRESSED:
         name = name.removesuffix(compressed)
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+    return next((suffix for suffix in suffixes if name.endswith(suffix)), None)
 
 
-def find_files(paths: Paths) -> list[Path]:
+def find_files(paths: Paths, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """Return the files that `paths` name, each once: files as given, folders with everything readable in them, sorted,
     and globs such as `data/*.txt` or `data/**/*.md` with all that they match, sorted.
 
     Hidden files and folders are passed over, and so are files of other kinds inside a folder or under a glob. A .json
     file inside a folder is passed over, too, since most are settings and not data: name it, or use a glob.
+
+    Args:
+        paths: files, folders and globs.
+        suffixes: of the kinds of files that can be read.
 
     Raises:
         UserError: a path is missing, a named file is of a kind that can't be read, a folder or glob has nothing to
@@ -63,42 +69,42 @@ def find_files(paths: Paths) -> list[Path]:
     for item in given:
         path = Path(item)
         is_glob = any(character in "*?[" for character in str(path))
-        found += _matching(path) if is_glob and not path.exists() else _named(path)
+        found += _matching(path, suffixes) if is_glob and not path.exists() else _named(path, suffixes)
     once: dict[Path, Path] = {}
     for path in found:
         once.setdefault(path.absolute(), path)
     return list(once.values())
 
 
-def _named(path: Path) -> list[Path]:
+def _named(path: Path, suffixes: Sequence[str]) -> list[Path]:
     if path.is_dir():
-        inside = list(walk(path))
+        inside = list(walk(path, suffixes=suffixes))
         if not inside:
-            raise UserError(f"The folder {path} has no file to read: looked for {supported()}.")
+            raise UserError(f"The folder {path} has no file to read: looked for {supported(suffixes)}.")
         return inside
     if not path.exists():
         raise UserError(f"There is no data at {path}: no such file or folder.")
-    if suffix_of(path) is None:
-        raise UserError(f"{path} is not a kind of file that can be read: use {supported()}.")
+    if suffix_of(path, suffixes) is None:
+        raise UserError(f"{path} is not a kind of file that can be read: use {supported(suffixes)}.")
     return [path]
 
 
-def _matching(pattern: Path) -> list[Path]:
+def _matching(pattern: Path, suffixes: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     named = [part for part in pattern.parts if part.startswith(".")]
     for path in sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))):
         if any(part.startswith(".") and not any(PurePath(part).match(own) for own in named) for part in path.parts):
             continue
         if path.is_dir():
-            found += walk(path)
-        elif suffix_of(path) is not None:
+            found += walk(path, suffixes=suffixes)
+        elif suffix_of(path, suffixes) is not None:
             found.append(path)
     if not found:
-        raise UserError(f"Nothing that can be read matches {pattern}: looked for {supported()}.")
+        raise UserError(f"Nothing that can be read matches {pattern}: looked for {supported(suffixes)}.")
     return found
 
 
-def walk(root: Path, leave_out: frozenset[str] = frozenset()) -> Iterator[Path]:
+def walk(root: Path, leave_out: frozenset[str] = frozenset(), suffixes: Sequence[str] = SUFFIXES) -> Iterator[Path]:
     """Yield all supported files under a folder in an order that depends on nothing but their names."""
 
     def refuse(error: OSError) -> None:
@@ -108,7 +114,7 @@ def walk(root: Path, leave_out: frozenset[str] = frozenset()) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in leave_out)
         for name in sorted(files):
             path = Path(folder, name)
-            if not name.startswith(".") and suffix_of(path) not in (None, ".json") and path.is_file():
+            if not name.startswith(".") and suffix_of(path, suffixes) not in (None, ".json") and path.is_file():
                 yield path
 
 

@@ -4,14 +4,19 @@ A data set is written `hf:NAME[:CONFIG][:SPLIT]`, such as `hf:roneneldan/TinySto
 `hf:Salesforce/wikitext:wikitext-2-v1:test`. NAME may be a folder, too.
 """
 
+import codecs
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from anyformer import limits
 from anyformer.data.disk_cache import Cache, key
+from anyformer.data.formats.parquet import class_names
 from anyformer.data.records import text_of, unknown_field
 from anyformer.errors import UserError
 
@@ -52,39 +57,106 @@ def materialize(
     return found
 
 
-def _standard_input(cache: Cache, stdin: BinaryIO) -> Path:
+def standard_input(cache: Cache, stdin: BinaryIO | None = None) -> Path:
+    """Keep standard input as a file: what begins as JSON as .json, and anything else as .txt.
+
+    Raises:
+        UserError: there is nothing on it, or it is a terminal.
+    """
+    return _standard_input(cache, sys.stdin.buffer if stdin is None else stdin, sniff=True)
+
+
+def hub_rows(spec: str, cache: Cache) -> tuple[Path, dict[str, tuple[str, ...]]]:
+    """Keep all fields of a data set of the hub.
+
+    Returns:
+        The rows as a .jsonl.zst file, and the names of the classes in columns of whole numbers.
+
+    Raises:
+        UserError: it can't be had.
+    """
+
+    def make(folder: Path) -> None:
+        names = dict[str, tuple[str, ...]]()
+        _pack(folder / "rows.jsonl.zst", spec, _whole_rows(spec, names))
+        (folder / "names.json").write_text(json.dumps(names), encoding="utf-8")
+
+    def read(folder: Path) -> tuple[Path, dict[str, tuple[str, ...]]]:
+        names = limits.read_object(folder / "names.json")
+        return folder / "rows.jsonl.zst", {column: tuple(map(str, classes)) for column, classes in names.items()}
+
+    return cache.entry("sources", _name(spec, None), make, read)
+
+
+def _standard_input(cache: Cache, stdin: BinaryIO, sniff: bool = False) -> Path:
     if stdin.isatty():
         raise UserError("--data - reads standard input, and that is a terminal: pipe a text into the command.")
 
     def write(path: Path) -> str:
-        digest = hashlib.sha256()
+        digest, suffix = hashlib.sha256(), ".txt"
         with path.open("wb") as file:
             while block := stdin.read(_BLOCK):
+                if sniff and not file.tell() and block.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"["):
+                    suffix = ".json"
                 digest.update(block)
                 file.write(block)
         if not path.stat().st_size:
             raise UserError("There is no text to read: standard input is empty.")
-        return f"stdin-{digest.hexdigest()[:32]}.txt"
+        return f"stdin-{digest.hexdigest()[:32]}{suffix}"
 
     return cache.keep("sources", write)
 
 
 def _hub(spec: str, fields: Sequence[str], cache: Cache) -> Path:
     def write(path: Path) -> None:
-        try:
-            import zstandard
-        except ImportError as error:
-            raise UserError(f"Reading {spec} needs datasets and zstandard: pip install 'anyformer[data]'.") from error
-        with path.open("wb") as file, zstandard.ZstdCompressor(level=3).stream_writer(file) as packed:
-            for values in _rows(spec, fields):
-                line = json.dumps(dict(zip(fields, values, strict=True)), ensure_ascii=False)
-                packed.write(line.encode("utf-8") + b"\n")
+        rows = (dict(zip(fields, values, strict=True)) for values in _rows(spec, fields))
+        _pack(path, spec, rows)
 
+    return cache.file("sources", f"{_name(spec, tuple(fields))}.jsonl.zst", write)
+
+
+def _name(spec: str, *facts: object) -> str:
+    """What a data set is called in the cache."""
     name = "".join(character if character.isalnum() else "-" for character in spec.removeprefix(HUB))
-    return cache.file("sources", f"{name[:80]}-{key(spec, tuple(fields))[:12]}.jsonl.zst", write)
+    return f"{name[:80]}-{key(spec, *facts)[:12]}"
+
+
+def _pack(path: Path, spec: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as .jsonl.zst."""
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UserError(f"Reading {spec} needs datasets and zstandard: pip install 'anyformer[data]'.") from error
+    with path.open("wb") as file, zstandard.ZstdCompressor(level=3).stream_writer(file) as packed:
+        for row in rows:
+            packed.write(json.dumps(row, ensure_ascii=False, default=_as_text).encode("utf-8") + b"\n")
+
+
+def _as_text(value: object) -> str:
+    """A date, or what else JSON doesn't have."""
+    return value.isoformat() if isinstance(value, date) else f"<{type(value).__name__}>"
 
 
 def _rows(spec: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    with _stream(spec) as stream:
+        for number, row in enumerate(cast("Iterable[Mapping[str, Any]]", stream), start=1):
+            if number == 1:
+                for field in fields:
+                    if field.partition(".")[0] not in row and field not in row:
+                        raise UserError(f"{spec} {unknown_field(field, row)}")
+            yield tuple(text_of(row, field, f"{spec}, row {number},") for field in fields)
+
+
+def _whole_rows(spec: str, names: dict[str, tuple[str, ...]]) -> Iterator[Mapping[str, Any]]:
+    """The rows of a data set; `names` is filled with those of its classes."""
+    with _stream(spec) as stream:
+        if getattr(stream, "features", None) is not None:
+            names.update(class_names(stream.features.arrow_schema))
+        yield from cast("Iterable[Mapping[str, Any]]", stream)
+
+
+@contextmanager
+def _stream(spec: str) -> Generator[Any, None, None]:
     try:
         import datasets
         from datasets.exceptions import DatasetsError
@@ -99,13 +171,7 @@ def _rows(spec: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
         # With one part after the name that is the config, unless there is no such config.
         if split is None and config is not None and config not in untyped.get_dataset_config_names(name):
             config, split = None, config
-        stream = untyped.load_dataset(name, config, split=split or "train", streaming=True)
-        for number, row in enumerate(cast("Iterable[Mapping[str, Any]]", stream), start=1):
-            if number == 1:
-                for field in fields:
-                    if field.partition(".")[0] not in row and field not in row:
-                        raise UserError(f"{spec} {unknown_field(field, row)}")
-            yield tuple(text_of(row, field, f"{spec}, row {number},") for field in fields)
+        yield untyped.load_dataset(name, config, split=split or "train", streaming=True)
     except (DatasetsError, OSError, ValueError, LookupError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise UserError(f"The data set {spec} can't be read: {line}.") from error

@@ -85,7 +85,7 @@ class PairCorpus:
     def _all(self) -> Iterator[Pair]:
         if self._fields is None:
             source, target = self.files
-            yield from _side_by_side(source, target, self._max_record_bytes)
+            yield from side_by_side(source, target, self._max_record_bytes)
         else:
             for path in self.files:
                 for line, (source, target) in records(path, self._fields, self._max_record_bytes):
@@ -137,7 +137,8 @@ def record_files(paths: Paths) -> list[Path]:
     return files
 
 
-def _side_by_side(source: Path, target: Path, max_record_bytes: int) -> Iterator[Pair]:
+def side_by_side(source: Path, target: Path, max_record_bytes: int) -> Iterator[Pair]:
+    """Yield the pairs of two parallel files. Raises UserError where they differ in their number of lines."""
     left, right = text_lines(source, max_record_bytes), text_lines(target, max_record_bytes)
     count = others = 0
     for count, text in enumerate(left, start=1):

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from anyformer import limits
+from anyformer.data.formats import check_size, not_text
 from anyformer.data.input_files import TEXT_SUFFIXES, Paths, find_files, opened, suffix_of, walk
-from anyformer.data.records import check_size, not_text, records
+from anyformer.data.records import records
 from anyformer.errors import UserError
 
 PIECE = 1 << 17
@@ -83,7 +84,7 @@ def text_lines(path: Path, max_record_bytes: int = limits.RECORD_BYTES) -> Itera
     """
     rest, number = "", 0
     with opened(path) as file:
-        for text in _decoded(file, path):
+        for text in decoded(file, path):
             *lines, rest = (rest + text).split("\n")
             for line in lines:
                 number += 1
@@ -105,7 +106,7 @@ def _is_text(path: Path) -> bool:
 def _read(path: Path, field: str, max_record_bytes: int) -> Iterator[Document]:
     if suffix_of(path) in TEXT_SUFFIXES:
         with opened(path) as file:
-            for piece, last in _pieces(_decoded(file, path)):
+            for piece, last in _pieces(decoded(file, path)):
                 yield Document(piece, path, last=last)
     else:
         for number, (text,) in records(path, (field,), max_record_bytes):
@@ -137,7 +138,7 @@ def _cut(text: str, start: int) -> int:
     return end if end > start else limit
 
 
-def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
+def decoded(file: BinaryIO, path: Path) -> Iterator[str]:
     """Decode a file block by block, dropping a byte-order mark and refusing what is not text."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     read = 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from anyformer.data.records import utf8_length
+from anyformer.data.formats import utf8_length
 from anyformer.data.sources import Paths, documents
 from anyformer.errors import UserError
 from anyformer.generation import generate_ids

@@ -1,0 +1,126 @@
+"""What columns are called, and which of them make up an example."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from anyformer.data.examples import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """The names of columns, where they aren't the usual ones; `a.b` is column b of the object in column a."""
+
+    text: str | None = None
+    """A text, to be learned, classified or embedded."""
+    second: str | None = None
+    """The second text of a pair."""
+    label: str | None = None
+    """The label, the labels, or the number of a text or of a pair."""
+    prompt: str | None = None
+    """A prompt: a text or messages."""
+    completion: str | None = None
+    """The completion of a prompt: a text or messages."""
+    chosen: str | None = None
+    """The better answer: a text, a message or messages."""
+    rejected: str | None = None
+    """The worse answer: a text, a message or messages."""
+    messages: str | None = None
+    """A conversation."""
+    system: str | None = None
+    """The system message of a conversation."""
+    tools: str | None = None
+    """Descriptions of the functions that an assistant may call."""
+    source: str | None = None
+    """A text to be rewritten, as in translation."""
+    target: str | None = None
+    """What a source is to be rewritten as."""
+    tokens: str | None = None
+    """A list of words."""
+    tags: str | None = None
+    """A list with a tag for each word."""
+    anchor: str | None = None
+    """A text to be embedded, such as a query."""
+    positive: str | None = None
+    """A text like the anchor, such as an answer to it."""
+    negative: str | None = None
+    """A text unlike the anchor, or a list of such texts."""
+    score: str | None = None
+    """How similar the texts of a pair are."""
+
+    def given(self) -> dict[str, str]:
+        """Those that are not None."""
+        named = ((each.name, getattr(self, each.name)) for each in fields(self))
+        return {role: column for role, column in named if column is not None}
+
+
+Names = tuple[str, ...]
+
+LABELS: Names = ("label", "labels", "class", "category", "sentiment", "intent", "stars", "rating")
+SCORES: Names = ("score", "similarity_score", "similarity")
+TEXTS: Names = ("text", "sentence", "content", "review", "comment", "tweet", "question", "title", "sentence1")
+PAIRS = (
+    *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2")),
+    *(("question", "sentence"), ("question", "passage"), ("question", "answer"), ("query", "passage")),
+)
+REWRITES = (
+    *(("source", "target"), ("src", "tgt"), ("document", "summary"), ("article", "highlights")),
+    *(("article", "summary"), ("dialogue", "summary"), ("text", "summary")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Columns that make up an example.
+
+    Attributes:
+        kind: How an example is made of them, a key of `convert.BUILDERS`.
+        task: What a model learns from it.
+        required: For each part of an example the names that its column may have.
+        optional: Parts that a row may lack.
+        asked: Whether it is looked for only when its task is asked for.
+    """
+
+    kind: str
+    task: Task
+    required: Mapping[str, Names]
+    optional: Mapping[str, Names] = field(default_factory=dict[str, Names])
+    asked: bool = False
+
+
+_SYSTEM: Mapping[str, Names] = {"system": ("system", "system_prompt"), "tools": ("tools",)}
+_CONVERSATION: Names = ("messages", "conversations", "conversation", "dialog")
+_COMPLETION: Mapping[str, Names] = {"prompt": ("prompt",), "completion": ("completion",)}
+
+SHAPES: tuple[Shape, ...] = (
+    Shape("tag", "tag", {"tokens": ("tokens", "words"), "tags": ("ner_tags", "tags", "pos_tags", "labels")}),
+    Shape(
+        "preference",
+        "preference",
+        {"chosen": ("chosen",), "rejected": ("rejected",)},
+        {"prompt": ("prompt", "instruction", *_CONVERSATION, "question"), "input": ("input",), **_SYSTEM},
+    ),
+    Shape("unpaired", "preference", {**_COMPLETION, "label": ("label",)}),
+    Shape("chat", "chat", {"messages": _CONVERSATION}, _SYSTEM),
+    Shape("segments", "completion", {"segments": ("segments",)}),
+    Shape(
+        "alpaca",
+        "chat",
+        {"instruction": ("instruction",), "output": ("output", "response")},
+        {"input": ("input", "context"), "history": ("history",), **_SYSTEM},
+    ),
+    Shape("completion", "completion", _COMPLETION),
+    Shape("conversation", "chat", _COMPLETION, _SYSTEM),
+    Shape("translation", "seq2seq", {"translation": ("translation",)}),
+    *(Shape("rewrite", "seq2seq", {"source": (source,), "target": (target,)}) for source, target in REWRITES),
+    Shape("rewrite", "seq2seq", {"source": ("prompt",), "target": ("completion",)}, asked=True),
+    Shape("embed", "embed", {"anchor": ("anchor", "query"), "positive": ("positive",)}, {"negative": ("negative",)}),
+    *(Shape("similarity", "embed", {"text": (a,), "second": (b,), "score": SCORES}) for a, b in PAIRS),
+    *(Shape("similarity", "embed", {"text": (a,), "second": (b,), "label": LABELS}, asked=True) for a, b in PAIRS),
+    Shape("similarity", "embed", {"text": TEXTS, "label": LABELS}, asked=True),
+    *(Shape("classify", "classify", {"text": (a,), "second": (b,), "label": LABELS}) for a, b in PAIRS),
+    Shape("classify", "classify", {"text": TEXTS, "label": LABELS}),
+    *(Shape("classify", "classify", {"text": (a,), "second": (b,), "label": SCORES}, asked=True) for a, b in PAIRS),
+    Shape("classify", "classify", {"text": TEXTS, "label": SCORES}, asked=True),
+    Shape("text", "text", {"text": ("text", "content")}),
+)
+"""What is looked for, in this order."""

@@ -1,0 +1,102 @@
+"""Examples to hold out for validation, and examples that are there twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+
+from anyformer.data.examples import (
+    ClassifyExample,
+    EmbedExample,
+    Example,
+    Seq2SeqExample,
+    TagExample,
+    Where,
+)
+from anyformer.errors import UserError
+
+SHARE = 0.1
+"""Of the examples that are held out."""
+
+Twice = tuple[Where, Where]
+"""The places of an example, and of one that says the same."""
+
+
+def held_out(examples: Sequence[Example], share: float = SHARE, seed: int = 0) -> tuple[list[Example], list[Example]]:
+    """Split examples for training and validation, by a hash of their content.
+
+    Examples that say the same, or ask the same of a classifier, a tagger or a translator, are on the same side. The
+    split depends on nothing but the examples, the share and the seed, not on their order.
+
+    Args:
+        examples: All of them.
+        share: Of the different examples, how many are held out; at least one is.
+        seed: Another one gives another split.
+
+    Returns:
+        Those to train on, and those held out.
+
+    Raises:
+        UserError: The share is not between 0 and 1, or there are no two different examples.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"The share of examples that are held out must be between 0 and 1, not {share:g}.")
+    keys = [_key(example, seed) for example in examples]
+    ranked = sorted(set(keys))
+    if len(ranked) < 2:
+        raise UserError(
+            "There are no two different examples, so that none can be held out: give examples for validation."
+        )
+    out = frozenset(ranked[: min(max(round(share * len(ranked)), 1), len(ranked) - 1)])
+    training = [example for example, key in zip(examples, keys, strict=True) if key not in out]
+    return training, [example for example, key in zip(examples, keys, strict=True) if key in out]
+
+
+def duplicates(examples: Iterable[Example]) -> list[Twice]:
+    """Examples that say the same as one before, label included, each with the first that does."""
+    first, found = dict[bytes, Where](), list[Twice]()
+    for example in examples:
+        before = first.setdefault(_digest(example, whole=True), example.where)
+        if before is not example.where:
+            found.append((before, example.where))
+    return found
+
+
+def overlap(training: Iterable[Example], validation: Iterable[Example]) -> list[Twice]:
+    """Examples for validation that ask the same as one for training, each with the first that does."""
+    first = dict[bytes, Where]()
+    for example in training:
+        first.setdefault(_digest(example), example.where)
+    keys = ((_digest(example), example.where) for example in validation)
+    return [(first[key], where) for key, where in keys if key in first]
+
+
+def _key(example: Example, seed: int) -> bytes:
+    return hashlib.blake2b(_digest(example), digest_size=16, salt=seed.to_bytes(8, "little", signed=True)).digest()
+
+
+def _digest(example: Example, whole: bool = False) -> bytes:
+    """A hash of what an example says; unless it is wanted whole, of what it asks where that is told apart."""
+    content = _content(example) if whole else _question(example)
+    return hashlib.blake2b(repr(content).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _question(example: Example) -> object:
+    match example:
+        case ClassifyExample(text=text, second=second):
+            return text, second
+        case TagExample(words=words):
+            return tuple(words)
+        case EmbedExample(texts=texts):
+            return tuple(texts)
+        case Seq2SeqExample(source=source):
+            return source
+        case _:
+            return _content(example)
+
+
+def _content(example: Example) -> object:
+    """All that an example says, without where it is from."""
+    values = (getattr(example, each.name) for each in fields(example) if each.name != "where")
+    return [_content(value) if hasattr(value, "where") else value for value in values]

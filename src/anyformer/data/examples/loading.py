@@ -1,0 +1,176 @@
+"""Files to examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from anyformer import limits
+from anyformer.data.disk_cache import Cache
+from anyformer.data.examples import ClassifyExample, EmbedExample, Example, TagExample, Task, TextExample
+from anyformer.data.examples.columns import Columns
+from anyformer.data.examples.convert import to_example
+from anyformer.data.examples.labels import LabelKind, settle_embeddings, settle_labels, settle_tags
+from anyformer.data.examples.rows import Row, RowFile, row_files
+from anyformer.data.examples.tasks import Reading, find_reading
+from anyformer.data.examples.unpaired import pair_up
+from anyformer.data.records import record_limit
+from anyformer.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleSet:
+    """The examples of some files.
+
+    Attributes:
+        task: What a model learns from them.
+        reason: Why, for people: "because of the column 'messages'".
+        examples: All of them, in the order of the files.
+        labels: The names of labels, tags or classes, in the order of their numbers; None where there are none.
+        kind: For the task classify, what is said about a text.
+        files: Where they are from.
+        notes: What else was found, for people: what the labels are, and what was left out.
+        skipped: What was wrong with each row that was skipped.
+    """
+
+    task: Task
+    reason: str
+    examples: Sequence[Example]
+    labels: tuple[str, ...] | None = None
+    kind: LabelKind | None = None
+    files: Sequence[Path] = ()
+    notes: Sequence[str] = ()
+    skipped: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.examples)
+
+    def describe(self) -> str:
+        """A sentence on what was found, such as `classify, because of the columns 'sentence' and 'label': 67,349
+        examples in train.tsv.gz; 2 labels: 0, 1.`
+        """
+        count = f"{len(self):,} example{'s' if len(self) != 1 else ''}"
+        names = " and ".join(path.name for path in self.files) if len(self.files) <= 2 else f"{len(self.files)} files"
+        return "; ".join([f"{self.task}, {self.reason}: {count} in {names}", *self.notes]) + "."
+
+    def with_examples(self, examples: Sequence[Example]) -> ExampleSet:
+        """The same with other examples, such as a part of them."""
+        return replace(self, examples=examples)
+
+
+def load_examples(
+    paths: Sequence[str],
+    *,
+    task: Task | None = None,
+    columns: Columns | None = None,
+    header: Sequence[str] = (),
+    labels: Sequence[str] | None = None,
+    kind: LabelKind | None = None,
+    skip_faulty: bool = False,
+    max_record_bytes: int = limits.RECORD_BYTES,
+    cache: Cache | None = None,
+    stdin: BinaryIO | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> ExampleSet:
+    """Read the examples of files, and find out what they are for.
+
+    Args:
+        paths: As for `read_rows`.
+        task: What they are for; None: what follows from the columns of the first row.
+        columns: Those whose names are not the usual ones.
+        header: The names of the columns of .csv and .tsv files that have no header.
+        labels: The names of labels or tags there are, such as those of the training data or of a model; None: all
+            that occur.
+        kind: For the task classify, what is said about a text; None: what follows from the labels.
+        skip_faulty: Leave faulty rows out instead of raising. Files that can't be read are still refused.
+        max_record_bytes: The size that a row may have.
+        cache, stdin, progress: As for `row_files`.
+
+    Raises:
+        UserError: A file can't be read, a row is faulty (with its place), or nothing can be learned from them.
+    """
+    files = row_files(paths, cache, stdin=stdin, progress=progress)
+    skipped, classes = list[str](), dict[str, dict[str, None]]()
+    first: Reading | None = None
+    examples, unpaired = list[Example](), list[tuple[Row, Reading]]()
+    for file in files:
+        rows = iter(file.rows(header, record_limit(max_record_bytes)))
+        row = next(rows, None)
+        if row is None:
+            continue
+        reading = find_reading(row.values, f"{row.where},", task, columns)
+        first = first or reading
+        _check_same(first, reading, row)
+        for part, column in reading.columns.items():
+            classes.setdefault(part, {}).update(dict.fromkeys(row.classes.get(column, ())))
+        for each in _chained(row, rows):
+            try:
+                if reading.shape.kind == "unpaired":
+                    unpaired.append((each, reading))
+                else:
+                    examples.append(to_example(each, reading))
+            except UserError as error:
+                if not skip_faulty:
+                    raise
+                skipped.append(str(error))
+    if first is None:
+        raise UserError(f"There is no example to read: {_which(files)} empty.")
+    notes = [f"{len(skipped):,} faulty row{'s' if len(skipped) != 1 else ''} left out"] if skipped else list[str]()
+    if unpaired:
+        pairs, note = pair_up(unpaired)
+        examples += pairs
+        notes += [note] if note else []
+    if first.task == "text":
+        examples = [example for example in examples if cast("TextExample", example).text.strip()]
+    if not examples:
+        reason = f"all {len(skipped):,} rows are faulty, {skipped[0]}" if skipped else f"{_which(files)} empty."
+        raise UserError(f"There is no example to read: {reason}")
+    made = ExampleSet(
+        task=first.task,
+        reason=first.reason,
+        examples=examples,
+        files=[path for file in files for path in (file.shown, file.target) if path is not None],
+        notes=notes,
+        skipped=skipped,
+    )
+    return _settled(made, kind, labels, {part: tuple(names) for part, names in classes.items()})
+
+
+def _settled(
+    found: ExampleSet, kind: LabelKind | None, known: Sequence[str] | None, classes: Mapping[str, Sequence[str]]
+) -> ExampleSet:
+    """The examples with the names and numbers that their labels mean."""
+    given = cast("Sequence[Any]", found.examples)
+    if found.task == "classify":
+        examples, labels = settle_labels(
+            cast("Sequence[ClassifyExample]", given), kind, known, classes.get("label", ())
+        )
+        names = None if labels.kind == "regression" else labels.names
+        return replace(found, examples=examples, labels=names, kind=labels.kind, notes=[labels.note, *found.notes])
+    if found.task == "tag":
+        tagged, labels = settle_tags(cast("Sequence[TagExample]", given), known, classes.get("tags", ()))
+        return replace(found, examples=tagged, labels=labels.names, notes=[labels.note, *found.notes])
+    if found.task == "embed":
+        embedded, names, note = settle_embeddings(cast("Sequence[EmbedExample]", given))
+        return replace(found, examples=embedded, labels=names or None, notes=[note, *found.notes])
+    return found
+
+
+def _chained(row: Row, rows: Iterable[Row]) -> Iterator[Row]:
+    yield row
+    yield from rows
+
+
+def _check_same(first: Reading, reading: Reading, row: Row) -> None:
+    if reading.task != first.task:
+        raise UserError(
+            f"{row.where.path} is for {reading.task}, {reading.reason}, and the files before are for {first.task}, "
+            f"{first.reason}: use them one after the other."
+        )
+
+
+def _which(files: Sequence[RowFile]) -> str:
+    return f"{files[0].shown} is" if len(files) == 1 else f"all {len(files)} files, {files[0].shown} the first, are"

@@ -1,0 +1,71 @@
+"""Tables in text: csv and tsv."""
+
+import csv
+import io
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from anyformer.data.formats import too_large, utf8_length
+from anyformer.errors import UserError
+
+
+def table_rows(file: BinaryIO, path: Path, limit: int) -> Iterator[tuple[int, list[str]]]:
+    """Read the rows of a .csv or .tsv file.
+
+    Args:
+        file: Its content, decompressed.
+        path: Its name, for messages and the delimiter.
+        limit: Bytes that a row may have.
+
+    Yields:
+        The line that a row begins at, from 1, and its fields; rows without any are passed over. The first row may be
+        a header.
+
+    Raises:
+        UserError: The file is faulty, or a row is too large.
+    """
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    begin, size = 1, 0
+
+    def lines() -> Iterator[str]:
+        nonlocal size
+        for line in iter(partial(text.readline, limit + 1), ""):
+            size += utf8_length(line)
+            if size > limit:
+                raise too_large(limit, path, begin)
+            yield line
+
+    delimiter = "\t" if ".tsv" in [suffix.lower() for suffix in path.suffixes[-2:]] else ","
+    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
+    try:
+        while (row := _next_row(rows)) is not None:
+            if row:
+                yield begin, row
+            begin, size = rows.line_num + 1, 0
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text, from line {begin} on: {error.reason}.") from error
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {begin}, can't be read: {error} (a quote inside a quoted field must be doubled)."
+        ) from error
+    finally:
+        if not file.closed:  # as it is where its reader was left in the middle
+            text.detach()
+
+
+def check_width(row: list[str], width: int, path: Path, number: int, header: str = "the header has") -> None:
+    """Raise UserError for a row that has not as many fields as the header."""
+    if len(row) != width:
+        own = f"{len(row)} field{'s' if len(row) > 1 else ''}"
+        raise UserError(f"{path}, line {number}, has {own}, and {header} {width}.")
+
+
+def _next_row(rows: Iterator[list[str]]) -> list[str] | None:
+    # The limit is one for all readers of the process, and 131,072 characters are too few for a document.
+    limit = csv.field_size_limit((1 << 31) - 1)
+    try:
+        return next(rows, None)
+    finally:
+        csv.field_size_limit(limit)

@@ -1,0 +1,85 @@
+"""Parquet."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from anyformer.data.input_files import Expansion
+from anyformer.errors import UserError
+
+ROW_BYTES = 16
+"""What a row counts beside its content, against files of endless rows."""
+_ROWS = 16
+"""Rows that are read at a time. A few bytes can stand for megabytes in each of them, and with so few rows there is no
+time to be won any more."""
+_BUFFER = 1 << 20
+
+
+@contextmanager
+def open_parquet(file: BinaryIO, path: Path) -> Generator[Any, None, None]:
+    """Open a file as a `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        UserError: It can't be read, now or later inside the `with`, or grows out of all proportion.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError(f"Reading {path} needs pyarrow: pip install 'anyformer[data]'.") from error
+    try:
+        with tempfile.TemporaryFile() as unpacked:
+            source: Any = file
+            if path.suffix.lower() != ".parquet":
+                # The index of a parquet file is at its end, so it can't be read as a stream.
+                shutil.copyfileobj(file, unpacked)
+                source = unpacked
+            table = parquet.ParquetFile(source, buffer_size=_BUFFER)
+            groups = (table.metadata.row_group(index).total_byte_size for index in range(table.num_row_groups))
+            Expansion(path).add(sum(groups))
+            yield table
+    except (pa.ArrowException, ValueError) as error:  # ValueError: text that is not UTF-8
+        line = str(error).splitlines()[0]
+        raise UserError(f"{path} is not a whole parquet file: {line}.") from error
+
+
+def parquet_rows(table: Any, fields: Sequence[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number of each row, from 1, and its values; `fields`: those that are wanted, None for all."""
+    batches = table.iter_batches(_ROWS, columns=None if fields is None else list(fields), use_threads=False)
+    rows = (row for batch in batches for row in cast("list[dict[str, Any]]", batch.to_pylist()))
+    yield from enumerate(rows, start=1)
+
+
+def class_names(schema: Any) -> dict[str, tuple[str, ...]]:
+    """The names of the classes in columns of whole numbers, as the library `datasets` notes them in a file."""
+    try:
+        noted: object = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    for name in ("info", "features"):
+        noted = cast("Mapping[str, object]", noted).get(name) if isinstance(noted, dict) else None
+    if not isinstance(noted, dict):
+        return {}
+    found = {column: _names(feature) for column, feature in cast("dict[str, object]", noted).items()}
+    return {column: names for column, names in found.items() if names is not None}
+
+
+def _names(feature: object) -> tuple[str, ...] | None:
+    """The names of a `ClassLabel`, or of a list of them."""
+    if isinstance(feature, list):
+        feature = cast("list[object]", feature)[0] if feature else None
+    if not isinstance(feature, dict):
+        return None
+    known = cast("dict[str, object]", feature)
+    if known.get("_type") in ("Sequence", "List", "LargeList"):
+        return _names(known.get("feature")) if isinstance(known.get("feature"), dict) else None
+    names = known.get("names")
+    if known.get("_type") != "ClassLabel" or not isinstance(names, list):
+        return None
+    if not all(isinstance(name, str) for name in cast("list[object]", names)):
+        return None
+    return tuple(cast("list[str]", names))
