@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anyformer.adapters import merge
-    from anyformer.checkpoint import load, save, save_adapter, save_gguf
+    from anyformer.checkpoint import load, load_with_head, save, save_adapter, save_gguf
     from anyformer.config import ModelConfig, diff
     from anyformer.errors import UserError
     from anyformer.families import preset
@@ -37,7 +37,7 @@ __version__ = "0.2.0"
 
 _NAMES = {
     "adapters": "merge",
-    "checkpoint": "load save save_adapter save_gguf",
+    "checkpoint": "load load_with_head save save_adapter save_gguf",
     "config": "ModelConfig diff",
     "errors": "UserError",
     "families": "preset",
@@ -66,6 +66,7 @@ __all__ = [
     "generate_samples",
     "generate_stream",
     "load",
+    "load_with_head",
     "merge",
     "preset",
     "quantize",

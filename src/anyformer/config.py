@@ -13,6 +13,7 @@ This module imports no torch, so that the command line can show, compare and che
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast, get_args
@@ -262,6 +263,7 @@ class EmbeddingConfig:
 
 
 HeadKind = Literal["none", "language_model", "classification", "token_classification"]
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,10 +279,19 @@ class HeadConfig:
     """language_model: a bias over the vocabulary; fixed: stored and added but not trained (Marian, BART)."""
     scaled: bool = False
     """language_model: divide the hidden states by sqrt(d_model) (T5 v1.0)."""
+    pooling: Literal["first", "last"] = "first"
+    """classification: the token that stands for the text, the first (BERT) or the last (decoders, BART)."""
     pooler: str | None = None
-    """none, classification: an activation name; a dense layer and it on the first token (BERT's pooler)."""
+    """none, classification: an activation name; a dense layer and it on that token (BERT's pooler)."""
     labels: int = 2
     """classification, token_classification: number of labels."""
+    label_names: tuple[str, ...] = ()
+    """Their names, `id2label` in config.json; empty: LABEL_0, LABEL_1 ..."""
+    label_bias: bool = True
+    """A bias over the labels (Hugging Face's decoders that classify texts have none)."""
+    problem_type: ProblemType | None = None
+    """classification: one label is right, or any number of them, or each is a number; None: a regression if there is
+    one label, and otherwise as the targets are (see `anyformer.blocks.head.loss`)."""
     dropout: float = 0.0
     """Dropout before the classifier."""
 
@@ -290,7 +301,30 @@ class HeadConfig:
             f"head.kind: {self.kind!r} is unknown ({nearest(self.kind, get_args(HeadKind))})",
         )
         _require(self.bias in ("none", "learned", "fixed"), f"head.bias: is none, learned or fixed, not {self.bias!r}")
+        _require(
+            self.pooling in ("first", "last"), f"head.pooling: is the first or the last token, not {self.pooling!r}"
+        )
         _require(self.labels >= 1, "head.labels: at least one label is needed")
+        if self.label_names:
+            _require(
+                len(self.label_names) == self.labels,
+                f"head.label_names: {len(self.label_names)} names don't fit {self.labels} labels",
+            )
+            twice = [name for name, count in Counter(self.label_names).items() if count > 1]
+            _require(not twice, f"head.label_names: {twice and twice[0]!r:.60} is the name of more than one label")
+        _require(
+            self.problem_type is None or self.problem_type in get_args(ProblemType),
+            f"head.problem_type: {self.problem_type!r:.60} is unknown "
+            f"({nearest(str(self.problem_type), get_args(ProblemType))})",
+        )
+        _require(
+            self.problem_type is None or self.kind == "classification",
+            f"head.problem_type: only a classification head has one, not {self.kind}",
+        )
+        _require(
+            self.problem_type != "single_label_classification" or self.labels > 1,
+            "head.problem_type: of one label alone none can be chosen: take two labels, or regression",
+        )
         _require_rate(self.dropout, "head.dropout")
 
 
@@ -395,9 +429,11 @@ class ModelConfig:
             _require(
                 self.embedding.padding is not None, "position.skip_padding: needs embedding.padding, the token to skip"
             )
-        if self.head.kind == "classification" or self.head.pooler is not None:
+        if (self.head.kind == "classification" or self.head.pooler is not None) and self.head.pooling == "first":
             _require(
-                self.decoder_layers == 0, "head.kind: the pooled first token sees the whole text only in an encoder"
+                self.decoder_layers == 0,
+                "head.kind: the pooled first token sees the whole text only in an encoder: with a decoder, "
+                "head.pooling is last",
             )
 
     def _check_attention(self, attention: AttentionConfig | None, name: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
@@ -225,7 +226,7 @@ class Transformer(nn.Module):
         self.encoder = Stack(config, causal=False, cross=False) if config.encoder_layers else None
         self.decoder = Stack(config, causal=True, cross=config.encoder_layers > 0) if config.decoder_layers else None
         head = config.head
-        self.pooler = Pooler(head.pooler, config.d_model) if head.pooler else None
+        self.pooler = Pooler(head, config.d_model) if head.pooler or head.kind == "classification" else None
         self.head = (
             LanguageModelHead(head, config.norm, config.d_model, config.vocab_size, tied=config.embedding.tied)
             if head.kind == "language_model"
@@ -244,7 +245,7 @@ class Transformer(nn.Module):
         mask: Bool[Tensor, "batch time"] | None = None,
         source_mask: Bool[Tensor, "batch source"] | None = None,
         documents: Int[Tensor, "batch time"] | None = None,
-        targets: Num[Tensor, "batch time"] | Num[Tensor, " batch"] | None = None,
+        targets: Num[Tensor, "batch time"] | Num[Tensor, " batch"] | Num[Tensor, "batch labels"] | None = None,
         return_hidden: bool = False,
         cache: KeyValueCache | None = None,
         last_only: bool = False,
@@ -255,20 +256,22 @@ class Transformer(nn.Module):
 
         Args:
             tokens: Token ids: the input of an encoder, or what a decoder has generated so far.
-            source: Encoder-decoders: token ids of what the encoder reads. May be left out once the cache knows it.
+            source: Encoder-decoders: token ids of what the encoder reads. May be left out once the cache knows it, and
+                by a classifier, both of whose stacks then read `tokens`: the decoder one place later, after its start
+                token (Lewis et al. 2020, section 3.2).
             segments: Segment ids, where the model has segments; None: all 0.
             mask: True for a real token, False for padding (on the left or the right); None: all are real.
             source_mask: The same for the source.
             documents: Single stacks: which document of its row each token belongs to, a number for each stretch of
                 tokens. Attention and positions begin anew with each. None: a row is one text.
             targets: The right answer at each position (for a language model the next token), aligned with the logits;
-                -100 is ignored.
+                for a classifier of texts a class or number each, or 0 or 1 for each label; -100 is ignored.
             return_hidden: Keep the hidden states of every layer.
             cache: Keys and values of what the decoder has read; `tokens` continue it.
             last_only: Compute the logits of the last position alone, which is all that generation needs.
-            return_logits: False leaves them out, and the loss of a language model is then computed without ever
-                holding all of them (see `kernels.linear_cross_entropy`).
-            label_smoothing: Share of each target that is spread over the vocabulary.
+            return_logits: False leaves them out, unless a classifier's loss needs them; a language model's is computed
+                without ever holding all of them (see `kernels.linear_cross_entropy`).
+            label_smoothing: Share of each target that is spread over the vocabulary, or the classes.
 
         Raises:
             ValueError: a text longer than the model's positions, a missing source, a full cache, documents in a
@@ -276,6 +279,8 @@ class Transformer(nn.Module):
         """
         if documents is not None and (cache is not None or self.config.is_encoder_decoder):
             raise ValueError("documents are told apart only in a single stack without a cache")
+        if source is None and self.config.is_encoder_decoder and self.config.head.kind == "classification":
+            source, source_mask, tokens = tokens, mask, self._shift_right(tokens, mask)
         states: list[Tensor] | None = [] if return_hidden else None
         source_states: list[Tensor] | None = [] if return_hidden and source is not None else None
         stack, encoder_states = self.decoder or self.encoder, None
@@ -304,10 +309,10 @@ class Transformer(nn.Module):
         logits = mean = None
         if not return_logits and targets is not None and isinstance(self.head, LanguageModelHead):
             mean = self.head.loss(hidden, targets, self.token_embedding.weight, label_smoothing=label_smoothing)
-        else:
+        elif return_logits or targets is not None:
             logits = self._logits(hidden[:, -1:] if last_only else hidden, pooled)
             if targets is not None and logits is not None:
-                mean = loss(logits, targets, label_smoothing)
+                mean = loss(logits, targets, label_smoothing, self.config.head.problem_type)
         return ModelOutput(
             logits=logits,
             hidden=hidden,
@@ -329,6 +334,15 @@ class Transformer(nn.Module):
             raise ValueError("the model has no encoder")
         embedding = self.token_embedding if self.source_embedding is None else self.source_embedding
         return self.encoder(embedding(source), source, mask=source_mask, hidden_states=hidden_states)
+
+    def encode_text(
+        self, tokens: Int[Tensor, "batch time"], mask: Bool[Tensor, "batch time"] | None = None
+    ) -> Float[Tensor, "batch time d_model"]:
+        """The last hidden states of texts, of which `config.pooling` makes vectors: the encoder's, if there is one."""
+        if self.encoder is not None:
+            return self.encode(tokens, mask)
+        assert self.decoder is not None
+        return self.decoder(self.token_embedding(tokens), tokens, mask=mask)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -358,8 +372,17 @@ class Transformer(nn.Module):
         if isinstance(self.head, LanguageModelHead):
             return self.head(hidden, self.token_embedding.weight)
         if isinstance(self.head, Classifier):
-            return self.head(hidden if pooled is None else pooled)
+            return self.head(hidden if self.config.head.kind == "token_classification" else pooled)
         return None
+
+    def _shift_right(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """The tokens one place later, after the decoder's start token."""
+        start = self.config.special_tokens.decoder_start
+        if start is None:
+            raise ValueError("the decoder reads the text after a start token: special_tokens.decoder_start is missing")
+        if mask is not None:
+            tokens = tokens.where(mask, start)
+        return F.pad(tokens[:, :-1], (1, 0), value=start)
 
 
 def build(config: ModelConfig) -> Transformer:

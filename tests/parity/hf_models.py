@@ -30,6 +30,21 @@ _RATES = st.sampled_from((0.0, 0.1))
 _STDS = st.sampled_from((0.02, 0.05))
 
 
+def _labels(draw: st.DrawFn, architecture: str) -> dict[str, Any]:
+    if "Classification" not in architecture:
+        return {}
+    count = draw(st.integers(1 if "Sequence" in architecture else 2, 5))
+    labels: dict[str, Any] = {"num_labels": count}
+    if draw(st.booleans()):
+        names = [f"{draw(st.sampled_from(('B-', 'I-', '')))}{index}" for index in range(count)]
+        labels["id2label"] = dict(enumerate(names))
+        labels["label2id"] = {name: index for index, name in enumerate(names)}
+    if "Sequence" in architecture:
+        problems = [None, "regression", "multi_label_classification", "single_label_classification"]
+        labels["problem_type"] = draw(st.sampled_from(problems if count > 1 else problems[:3]))
+    return labels
+
+
 @st.composite
 def gpt2(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """GPT-2, with the Mistral project's switches."""
@@ -51,7 +66,10 @@ def gpt2(draw: st.DrawFn, architecture: str) -> ModelSpec:
         "resid_pdrop": draw(_RATES),
         "bos_token_id": 1,
         "eos_token_id": 2,
+        **_labels(draw, architecture),
     }
+    if "SequenceClassification" in architecture:
+        options["pad_token_id"] = 3
     return ModelSpec("gpt2", architecture, options, draw(_SEEDS))
 
 
@@ -106,9 +124,11 @@ def rotary(draw: st.DrawFn, family: str, architecture: str, **more: Any) -> Mode
         "rms_norm_eps": draw(st.sampled_from((1e-6, 1e-5, 1e-3))),
         "tie_word_embeddings": draw(st.booleans()),
         "initializer_range": draw(_STDS),
-        "pad_token_id": draw(st.sampled_from((None, 0, 3))),
+        # Classifiers of texts find the last token by it.
+        "pad_token_id": draw(st.sampled_from((0, 3) if "SequenceClassification" in architecture else (None, 0, 3))),
         "bos_token_id": 1,
         "eos_token_id": draw(st.sampled_from((2, [2, 4]))),
+        **_labels(draw, architecture),
         **{name: draw(value) for name, value in more.items()},
     }
     if options.get("head_dim", 0) is None:
@@ -169,12 +189,6 @@ def bert(draw: st.DrawFn, architecture: str, family: str = "bert", pad: int = 0)
     return ModelSpec(family, architecture, options | _labels(draw, architecture), draw(_SEEDS))
 
 
-def _labels(draw: st.DrawFn, architecture: str) -> dict[str, int]:
-    if "Classification" not in architecture:
-        return {}
-    return {"num_labels": draw(st.integers(1 if "Sequence" in architecture else 2, 5))}
-
-
 @st.composite
 def roberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """RoBERTa: positions that skip padding."""
@@ -218,11 +232,17 @@ def t5(draw: st.DrawFn, architecture: str, family: str = "t5") -> ModelSpec:
         "feed_forward_proj": draw(st.sampled_from(("relu", "gated-gelu", "gated-silu", "gelu"))),
         "dropout_rate": draw(_RATES),
         "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "classifier_dropout": draw(_RATES),
+        **_labels(draw, architecture),
     }
     untied = draw(st.booleans())
     if untied:
         options["tie_word_embeddings"] = False
-    return ModelSpec(family, architecture, options, draw(_SEEDS), untied and "For" in architecture)
+    return ModelSpec(
+        family, architecture, options, draw(_SEEDS), untied and architecture.endswith("ForConditionalGeneration")
+    )
 
 
 def mt5(architecture: str) -> st.SearchStrategy[ModelSpec]:
@@ -274,7 +294,14 @@ def marian(draw: st.DrawFn, architecture: str) -> ModelSpec:
 @st.composite
 def bart(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """BART."""
-    options = {"vocab_size": draw(st.integers(20, 90)), **_columns(draw)}
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        **_columns(draw),
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+        "classifier_dropout": draw(_RATES),
+        **_labels(draw, architecture),
+    }
     return ModelSpec("bart", architecture, options, draw(_SEEDS))
 
 
@@ -304,6 +331,8 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
 
 _ENCODER_HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
 
+_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
+
 ARCHITECTURES = {
     "GPT2LMHeadModel": "gpt2",
     "GPT2Model": "gpt2",
@@ -315,6 +344,12 @@ ARCHITECTURES = {
     "Qwen2Model": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3Model": "qwen3",
+    **{
+        f"{name}{head}": name.lower()
+        for name in ("GPT2", "Llama", "Mistral", "Qwen2", "Qwen3", "T5", "MT5")
+        for head in _CLASSIFIERS
+    },
+    "BartForSequenceClassification": "bart",
     **{f"Bert{head}": "bert" for head in _ENCODER_HEADS},
     **{f"Roberta{head}": "roberta" for head in _ENCODER_HEADS},
     **{f"DistilBert{head}": "distilbert" for head in _ENCODER_HEADS},
@@ -331,8 +366,10 @@ ARCHITECTURES = {
 }
 """Every class that can be loaded, and its family."""
 
-DECODERS = [name for name, family in ARCHITECTURES.items() if KINDS[family] == "decoder"]
-SEQ2SEQ = [name for name, family in ARCHITECTURES.items() if KINDS[family] == "seq2seq"]
+_OTHERS = {name: KINDS[family] for name, family in ARCHITECTURES.items() if not name.endswith(_CLASSIFIERS)}
+DECODERS = [name for name, kind in _OTHERS.items() if kind == "decoder"]
+SEQ2SEQ = [name for name, kind in _OTHERS.items() if kind == "seq2seq"]
+"""Bare models and those that write text, which read token by token."""
 _LANGUAGE_HEADS = ("LMHeadModel", "ForCausalLM", "MTModel", "ForConditionalGeneration")
 GENERATORS = [name for name in DECODERS + SEQ2SEQ if name.endswith(_LANGUAGE_HEADS)]
 """Classes that write text."""

@@ -13,6 +13,7 @@ import torch
 import transformers
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 CONTEXT = 64
@@ -39,7 +40,14 @@ class ModelSpec:
     @property
     def kind(self) -> str:
         """decoder, encoder or seq2seq."""
-        return KINDS[self.family]
+        kind = KINDS[self.family]
+        # A T5 that classifies tokens is its encoder.
+        return "encoder" if kind == "seq2seq" and "TokenClassification" in self.architecture else kind
+
+    @property
+    def classifies_texts(self) -> bool:
+        """Whether it has an answer for each text."""
+        return "SequenceClassification" in self.architecture
 
     @property
     def vocab_size(self) -> int:
@@ -55,6 +63,16 @@ class ModelSpec:
     def has_language_head(self) -> bool:
         """Whether the logits are scores of tokens."""
         return self.has_head and "Classification" not in self.architecture
+
+    def as_text(self, ids: Tensor) -> Tensor:
+        """The ids, [time], as a text whose end Hugging Face's classifiers find: they look for ids, we have the mask."""
+        if not self.classifies_texts or self.kind == "encoder":
+            return ids
+        special: int = self.options["pad_token_id" if self.kind == "decoder" else "eos_token_id"]
+        text = ids.masked_fill(ids == special, special + 1)
+        if self.kind == "seq2seq":
+            text[-1] = special
+        return text
 
     @property
     def is_dynamic(self) -> bool:
@@ -153,10 +171,17 @@ def draw_inputs(draw: st.DrawFn, drawn: ModelSpec) -> Inputs:
         return [draw(st.integers(1, longest)) for _ in range(batch - 1)] + [longest]
 
     padded = draw(st.booleans())
-    mask = ragged(lengths(time), "right") if padded and drawn.kind != "decoder" else None
+    # Dynamic angles are those of the longest text of a batch there, and of each text here.
+    has_mask = drawn.kind != "decoder" or (drawn.classifies_texts and not drawn.is_dynamic)
+    mask = ragged(lengths(time), "right") if padded and has_mask else None
     tokens = ids(drawn.vocab_size, time)
+    if drawn.classifies_texts:
+        ends = [time] * batch if mask is None else mask.sum(dim=1).tolist()
+        rest = drawn.options.get("pad_token_id", 0)
+        rows = (drawn.as_text(row[:end]) for row, end in zip(tokens, ends, strict=True))
+        tokens = pad_sequence(list(rows), batch_first=True, padding_value=rest)
     source = source_mask = segments = None
-    if drawn.kind == "seq2seq":
+    if drawn.kind == "seq2seq" and not drawn.classifies_texts:
         source = ids(drawn.options["vocab_size"], draw(st.integers(1, 24)))
         source_mask = ragged(lengths(source.shape[1]), "right") if padded else None
     if drawn.options.get("type_vocab_size", 1) > 1 and draw(st.booleans()):
@@ -168,13 +193,15 @@ def _targets(drawn: ModelSpec, tokens: Tensor, mask: Tensor | None, generator: t
     if not drawn.has_head:
         return None
     labels = drawn.options.get("num_labels", 2)
-    if "SequenceClassification" in drawn.architecture:
-        shape = (tokens.shape[0],)
-        if labels == 1:
-            return torch.randn(shape, generator=generator)
-        return torch.randint(labels, shape, generator=generator)
+    if drawn.classifies_texts:
+        texts, problem = len(tokens), drawn.options.get("problem_type")
+        if problem == "multi_label_classification":
+            return torch.randint(2, (texts, labels), generator=generator).float()
+        if problem == "regression" or labels == 1:
+            return torch.randn((texts,) if labels == 1 else (texts, labels), generator=generator)
+        return torch.randint(labels, (texts,), generator=generator)
     classes = drawn.vocab_size if drawn.has_language_head else labels
-    if drawn.kind == "decoder":
+    if drawn.kind == "decoder" and drawn.has_language_head:
         # Hugging Face's causal models shift the labels themselves, so the last position answers nothing.
         targets = torch.cat((tokens[:, 1:], torch.full_like(tokens[:, :1], -100)), dim=1)
     else:
@@ -188,6 +215,6 @@ def _targets(drawn: ModelSpec, tokens: Tensor, mask: Tensor | None, generator: t
 
 def labels(drawn: ModelSpec, inputs: Inputs) -> Tensor | None:
     """The targets in Hugging Face's convention: the same, or for a causal model one place to the right."""
-    if drawn.kind != "decoder" or inputs.targets is None:
+    if drawn.kind != "decoder" or not drawn.has_language_head or inputs.targets is None:
         return inputs.targets
     return torch.cat((torch.full_like(inputs.targets[:, :1], -100), inputs.targets[:, :-1]), dim=1)

@@ -37,9 +37,10 @@ def assert_padding(data: st.DataObject, architecture: str, side: str) -> None:
     ours = ours_of(theirs)
     count = data.draw(st.integers(2, 3))
     rows = draw_rows(data, drawn.vocab_size, count, 30 if drawn.kind == "decoder" else 15)
+    rows = [drawn.as_text(row) for row in rows]
     given_ = _batch(data, drawn, rows, side)
     sources = None
-    if drawn.kind == "seq2seq":
+    if drawn.kind == "seq2seq" and not drawn.classifies_texts:
         sources = draw_rows(data, drawn.options["vocab_size"], count, 15)
         filler = draw_filler(data, drawn, drawn.options["vocab_size"])
         given_ |= {"source": pad(sources, side, filler), "source_mask": ragged(list(map(len, sources)), side)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ def of_theirs(model: PreTrainedModel, drawn: ModelSpec, inputs: Inputs) -> Trace
     states = out.get("decoder_hidden_states") or out.hidden_states
     trace = _trace(drawn, inputs, states, out.get("encoder_hidden_states"), out.get("pooler_output"), out.get("logits"))
     _backward(trace, out.get("loss"))
-    return trace | _their_gradients(model)
+    return trace | their_gradients(model)
 
 
 def of_ours(model: Transformer, drawn: ModelSpec, inputs: Inputs) -> Trace:
@@ -40,7 +41,7 @@ def of_ours(model: Transformer, drawn: ModelSpec, inputs: Inputs) -> Trace:
         # Where a model has a head, what its pooler says is a step on the way, and Hugging Face keeps it to itself.
         trace.pop("pooled", None)
     _backward(trace, out.loss)
-    return trace | _our_gradients(model)
+    return trace | our_gradients(model)
 
 
 def assert_same(ours: Trace, theirs: Trace, exact: Callable[[], Trace]) -> None:
@@ -109,23 +110,27 @@ def _gradient(weight: Tensor) -> Tensor:
     return torch.zeros_like(weight) if weight.grad is None else weight.grad
 
 
-def _their_gradients(model: PreTrainedModel) -> Trace:
+def their_gradients(model: PreTrainedModel) -> Trace:
     """By the names of files of models with a head; of two names for one weight the one that our tables write."""
-    prefix = FAMILIES[model.config.model_type].prefix
+    family = FAMILIES[model.config.model_type]
+    written = {line.theirs for line in family.rows if not line.alias}
     heads = tuple(name for name, _ in model.named_children())
     bare = f"{model.base_model_prefix}" not in heads
     names: dict[int, list[str]] = {}
     weights: dict[int, Tensor] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         if weight.requires_grad:
-            names.setdefault(id(weight), []).append(prefix + name if bare else name)
+            names.setdefault(id(weight), []).extend((name, family.prefix + name) if bare else (name,))
             weights[id(weight)] = weight
-    written = {line.theirs for line in FAMILIES[model.config.model_type].rows if not line.alias}
-    chosen = {key: next((n for n in many if n in written), many[0]) for key, many in names.items()}
+
+    def is_written(name: str) -> bool:
+        return name in written or re.sub(r"\.\d+\.", ".{i}.", name, count=1) in written
+
+    chosen = {key: next(filter(is_written, many), many[-1]) for key, many in names.items()}
     return {GRADIENT + chosen[key]: _gradient(weight) for key, weight in weights.items()}
 
 
-def _our_gradients(model: Transformer) -> Trace:
+def our_gradients(model: Transformer) -> Trace:
     weights = dict(model.named_parameters())
     table = resolve(FAMILIES[model.config.model_type].rows, list(model.state_dict()))
     return {

@@ -10,8 +10,9 @@ from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.feed_forward import ACTIVATIONS
 from anyformer.blocks.linear import Linear, linear
 from anyformer.blocks.norm import norm
+from anyformer.blocks.pooling import POOLINGS
 from anyformer.blocks.quantized import QuantizedMatrix
-from anyformer.config import HeadConfig, NormConfig
+from anyformer.config import HeadConfig, NormConfig, ProblemType
 from anyformer.schema import lookup
 
 IGNORED = -100
@@ -80,6 +81,15 @@ class LanguageModelHead(nn.Module):
             matmul=self.matmul if self.training else "float",
         )
 
+    def log_probabilities(
+        self,
+        x: Float[Tensor, "tokens d_model"],
+        targets: Int[Tensor, " tokens"],
+        tied_weight: Float[Tensor, "vocab d_model"] | QuantizedMatrix | None = None,
+    ) -> Float[Tensor, " tokens"]:
+        """``log p(target)`` of each token, in nats."""
+        return -F.cross_entropy(self(x, tied_weight).float(), targets, reduction="none")
+
     def _transform(self, x: Tensor) -> Tensor:
         if self.transform is not None:
             x = self.transform(x)
@@ -107,20 +117,24 @@ class Transform(nn.Module):
 
 
 class Pooler(nn.Module):
-    """``act(dense(first token))``: one vector for the whole sequence (Devlin et al. 2019, section 3)."""
+    """One vector for the whole sequence: its first or last token, and ``act(dense(x))`` of it where the config says so.
 
-    def __init__(self, name: str, d_model: int) -> None:
+    BERT takes the first (Devlin et al. 2019, section 3), a decoder the last (Radford et al. 2018, section 3.2), and
+    BART the last of its decoder, which reads the text as well (Lewis et al. 2020, section 3.2).
+    """
+
+    def __init__(self, config: HeadConfig, d_model: int) -> None:
         super().__init__()
-        self.dense = Linear(d_model, d_model)
-        self.activation = lookup(ACTIVATIONS, name, "head.pooler")
+        self.pool = POOLINGS[config.pooling]
+        self.dense = Linear(d_model, d_model) if config.pooler else None
+        self.activation = lookup(ACTIVATIONS, config.pooler, "head.pooler") if config.pooler else None
 
     def forward(
         self, x: Float[Tensor, "batch time d_model"], mask: Bool[Tensor, "batch time"] | None = None
     ) -> Float[Tensor, "batch d_model"]:
-        """Pool each sequence; the mask says where it begins, if some have padding before them."""
-        start = 0 if mask is None else mask.int().argmax(dim=1)
-        first = x[torch.arange(len(x), device=x.device), start]
-        return self.activation(self.dense(first))
+        """Pool each sequence; the mask says where it begins and ends, if some have padding."""
+        x = self.pool(x, mask)
+        return x if self.dense is None or self.activation is None else self.activation(self.dense(x))
 
 
 class Classifier(nn.Module):
@@ -129,7 +143,7 @@ class Classifier(nn.Module):
     def __init__(self, config: HeadConfig, d_model: int) -> None:
         super().__init__()
         self.dropout = Dropout(config.dropout)
-        self.labels = Linear(d_model, config.labels)
+        self.labels = Linear(d_model, config.labels, bias=config.label_bias)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch labels"]:
         """Score every label."""
@@ -137,10 +151,34 @@ class Classifier(nn.Module):
 
 
 def loss(
-    logits: Float[Tensor, "*batch classes"], targets: Num[Tensor, "*batch"], label_smoothing: float = 0.0
+    logits: Float[Tensor, "*batch classes"],
+    targets: Num[Tensor, "*batch"] | Num[Tensor, "*batch classes"],
+    label_smoothing: float = 0.0,
+    problem_type: ProblemType | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy in nats over the targets that are not -100; mean squared error if there is one class."""
-    logits = logits.float().flatten(0, -2)
-    if logits.shape[-1] == 1:
-        return F.mse_loss(logits[:, 0], targets.flatten().float())
-    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing)
+    """The mean loss over all targets that are not -100; 0, and gradients of 0, where all are.
+
+    ============================ ======================================================== ===================
+    problem                      loss                                                     targets
+    ============================ ======================================================== ===================
+    single_label_classification  cross-entropy in nats                                    [*batch] classes
+    multi_label_classification   binary cross-entropy of each label in nats               [*batch, classes]
+    regression                   squared error                                            [*batch], or as above
+    ============================ ======================================================== ===================
+
+    Args:
+        label_smoothing: Share of the target that is spread over the classes; of a single label only.
+        problem_type: Which of them; None: a regression if there is one class, several labels if the targets are no
+            integers.
+    """
+    logits = logits.float()
+    if problem_type is None and logits.shape[-1] > 1:
+        problem_type = "multi_label_classification" if targets.is_floating_point() else "single_label_classification"
+    kept = targets != IGNORED
+    if problem_type == "single_label_classification":
+        logits, targets = logits.flatten(0, -2), targets.flatten()
+        mean = F.cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=label_smoothing)
+        return mean.where(kept.any(), 0.0)
+    difference = F.binary_cross_entropy_with_logits if problem_type == "multi_label_classification" else F.mse_loss
+    losses = difference(logits.view_as(targets), targets.float(), reduction="none")
+    return losses.where(kept, 0.0).sum() / kept.sum().clamp(min=1)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anyformer.blocks.initialization import initialize_weights
 from anyformer.checkpoint import hub
 from anyformer.checkpoint.adapters import load_adapter
 from anyformer.checkpoint.gguf.source import GGUFSource
@@ -21,9 +22,9 @@ from anyformer.checkpoint.sources import (
     has_weights,
     read_config_json,
 )
-from anyformer.config import ModelConfig
+from anyformer.config import ModelConfig, ProblemType
 from anyformer.errors import UserError
-from anyformer.families import own
+from anyformer.families import TaskHead, own, with_head
 from anyformer.families.rows import Operation, Row
 from anyformer.kernels.quantization import Quantization, QuantizedWeight, dequantize
 from anyformer.model import Transformer, skeleton
@@ -68,21 +69,92 @@ def load(
         UserError: no such model or device, an unsupported one, senseless settings, or weights that are damaged,
             unknown, missing or misshapen; an adapter for another model.
     """
+    model, tokenizer = _load(path_or_hub_id, None, dtype, device, quantize, allow_pickle)
+    for each in [adapter] if isinstance(adapter, str | Path) else adapter:
+        load_adapter(model, each)
+    return model.eval(), tokenizer
+
+
+def load_with_head(
+    path_or_hub_id: str | Path,
+    kind: TaskHead,
+    labels: Sequence[str] | int = 2,
+    *,
+    problem_type: ProblemType | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    quantize: str | None = None,
+    allow_pickle: bool = False,
+) -> tuple[Transformer, Tokenizer | None]:
+    """Load a model without its head, and give it a new one to be trained.
+
+    Weights of the new head are drawn as the family's paper does (see docs/initialization.md), in floating point even if
+    the others are quantized. A pooler is kept if there is one. Seed what is drawn with `torch.manual_seed`.
+
+    Args:
+        kind: none, classification (one answer a text) or token_classification (one a token).
+        labels: Of a classifier: their names, or how many there are.
+        problem_type: Of a classifier of texts, see `HeadConfig`.
+        path_or_hub_id, dtype, device, quantize, allow_pickle: See `load`.
+
+    Returns:
+        The model, in evaluation mode, and its tokenizer, or None where there is none.
+
+    Raises:
+        UserError: as `load`; a family without such a head, or labels that don't fit.
+    """
+
+    def change(config: ModelConfig) -> ModelConfig:
+        return with_head(config, kind, labels, problem_type)
+
+    return _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle)
+
+
+def _load(
+    path_or_hub_id: str | Path,
+    change: Callable[[ModelConfig], ModelConfig] | None,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    quantize: str | None,
+    allow_pickle: bool,
+) -> tuple[Transformer, Tokenizer | None]:
     kind = None if quantize is None else quantization(quantize)
     dtype = torch_dtype(dtype)
     _require_device(device)
     source = open_source(hub.find(path_or_hub_id, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
     tokenizer = source.tokenizer()
     config = settle(source)
-    model = skeleton(config)
-    assign(model, source.family.table(model.state_dict()), source, _converter(model, source, kind), dtype, device)
+    if change is None:
+        model = skeleton(config)
+        table = source.family.table(model.state_dict())
+    else:
+        model = skeleton(_without_missing_pooler(change(config), source))
+        table = _kept(skeleton(config), model, source)
+    assign(model, table, source, _converter(model, source, kind), dtype, device)
     if kind is not None and isinstance(source, QuantizedSource) and f"int{bits_of(model)}" != kind:
         bits = f"{bits_of(model)} bits"
         raise UserError(f"{source.path} holds integers of {bits} already: quantize the model that it was made of.")
+    for part in (model.head, model.pooler):
+        if part is not None and any(weight.is_meta for weight in part.parameters()):
+            part.to_empty(device="cpu")
+            initialize_weights(part, model.config)
+            part.to(model.device, model.dtype).requires_grad_(True)
     model.origin = source.origin
-    for each in [adapter] if isinstance(adapter, str | Path) else adapter:
-        load_adapter(model, each)
     return model.eval(), tokenizer
+
+
+def _kept(trained: Transformer, model: Transformer, source: TensorSource) -> dict[str, Row]:
+    """The rows of the weights that a model with another head takes from the source, which forgets all others.
+
+    Raises UserError for weights that the model in the source does not have.
+    """
+    needed = {name for name in model.state_dict() if not name.startswith("head.")}
+    stored = {name for name in needed if name.startswith("pooler.") and _stored(source, name)}
+    table = source.family.table({*trained.state_dict(), *stored})
+    found = _match(table, source)
+    kept = {theirs: row for theirs, row in table.items() if needed.issuperset(row.ours)}
+    source.names = [found[theirs] for theirs in kept if theirs in found]
+    return kept
 
 
 def open_source(path: Path, *, allow_pickle: bool = False) -> TensorSource:
@@ -111,24 +183,31 @@ def settle(source: TensorSource) -> ModelConfig:
     Raises:
         UserError: more layers than tensors. A number costs nothing to write, and a layer to build.
     """
-    config, family, names = source.config, source.family, set(source.names)
+    config, family, names = source.config, source.family, source.names
     layers = config.encoder_layers + config.decoder_layers
     if layers > len(names):
         raise UserError(f"{source.path}: config.json speaks of {layers} layers, and there are {len(names)} weights.")
 
-    def stored(ours: str) -> str | None:
-        return next((name for name in family.stored_names(ours) if name in names), None)
-
-    has_pooler = stored("pooler.dense.weight") or stored("pooler.dense.bias")
-    if config.head.kind == "none" and config.head.pooler is not None and not has_pooler:
-        config = config.replace(head={"pooler": None})
+    config = _without_missing_pooler(config, source)
     if config.head.kind == "language_model":
-        head, table = stored("head.projection.weight"), stored("token_embedding.table.weight")
+        head, table = (_stored(source, name) for name in ("head.projection.weight", "token_embedding.table.weight"))
         tied = config.embedding.tied or (head is None and family.ties_missing_head)
         if tied and head and table:
             tied = _equal(source.read(head), source.read(table))
         config = config.replace(embedding={"tied": tied})
     return config
+
+
+def _without_missing_pooler(config: ModelConfig, source: TensorSource) -> ModelConfig:
+    has_pooler = _stored(source, "pooler.dense.weight") or _stored(source, "pooler.dense.bias")
+    if config.head.kind == "none" and config.head.pooler is not None and not has_pooler:
+        return config.replace(head={"pooler": None})
+    return config
+
+
+def _stored(source: TensorSource, ours: str) -> str | None:
+    """The name in the source of one of our weights."""
+    return next((name for name in source.family.stored_names(ours) if name in source.names), None)
 
 
 def assign(
@@ -142,7 +221,7 @@ def assign(
     """Give every weight of a model without storage (`skeleton`) its tensor from a source, converted one at a time.
 
     Args:
-        table: The row for every name in the source.
+        table: The row for every name in the source, together of all weights that are not to be drawn.
         dtype: None: that of the source.
         device: None: the CPU.
 
@@ -191,8 +270,8 @@ def assign(
         set_weight(model, name.removesuffix(".weight"), weights.pop(name), dtype)
     for name, weight in weights.items():
         weights[name] = weight.to(dtype)
-    # That nothing is missing has been seen above; what is quantized is in its place.
-    model.load_state_dict(weights, assign=True, strict=not quantized)
+    # That nothing is missing has been seen above; what is quantized is in its place, and a new head is yet to be drawn.
+    model.load_state_dict(weights, assign=True, strict=False)
     if quantized:
         model.requires_grad_(False)
 

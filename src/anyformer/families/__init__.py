@@ -4,13 +4,14 @@
 to the preset meant by it.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from anyformer.config import AttentionConfig, InitConfig, ModelConfig, PoolingConfig
+from anyformer.config import AttentionConfig, HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, nearest
 from anyformer.families import bart, bert, gpt2, llama, own, t5
-from anyformer.families.base import Family, Raw
+from anyformer.families.base import Family, Raw, write_labels
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -36,6 +37,9 @@ ALIASES = {
     "pegasus": "pegasus-large",
     "transformer": "transformer-base",
 }
+
+TaskHead = Literal["none", "classification", "token_classification"]
+"""A head that a model gets in the place of the one that it was trained with."""
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
@@ -80,6 +84,32 @@ def to_huggingface(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
         if written is not None:
             return family, written
     raise AssertionError("our own model type can express every config")
+
+
+def with_head(
+    config: ModelConfig, kind: TaskHead, labels: Sequence[str] | int = 2, problem_type: ProblemType | None = None
+) -> ModelConfig:
+    """The config with another head, made as Hugging Face's class of its family makes it.
+
+    Args:
+        kind: none, classification (one answer a text) or token_classification (one a token).
+        labels: Of a classifier: the names, or how many.
+        problem_type: See `HeadConfig`.
+
+    Raises:
+        UserError: the family has no such class, or the labels don't fit.
+    """
+    names, count = ((), labels) if isinstance(labels, int) else (tuple(labels), len(labels))
+    head = HeadConfig(kind=kind, labels=count, label_names=names, problem_type=problem_type)
+    family, raw = to_huggingface(config)
+    if family is own.FAMILY:
+        return config.replace(head=replace(head, pooling="first" if config.is_encoder_only else "last"))
+    config = replace(config, head=replace(head, pooling="last"))
+    family.architecture(config)
+    read = family.read({**raw, **write_labels(head)}, kind)
+    if read.decoder_layers == 0:
+        config = config.replace(decoder_layers=0, decoder_attention=None, decoder_feed_forward=None)
+    return replace(config, head=read.head)
 
 
 def _try(family: Family, config: ModelConfig) -> dict[str, Any] | None:

@@ -5,12 +5,24 @@ All are the paper's encoder-decoder. Marian keeps its sinusoids, halves instead 
 positions and normalizes the embeddings; Pegasus is Marian with the norms first.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
-from anyformer.families.base import Family, Fields, Raw, make_config, none_if_default, read_fields, refuse, write_fields
+from anyformer.families.base import (
+    Family,
+    Fields,
+    Raw,
+    make_config,
+    none_if_default,
+    read_fields,
+    read_seq2seq_head,
+    refuse,
+    write_fields,
+    write_seq2seq_head,
+)
 from anyformer.families.rows import ROW, Row, alias, linear, linears, row
 
 _TOKENS = {
@@ -50,7 +62,7 @@ def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
         position={"kind": "learned", "offset": 2} if bart else {"kind": "sinusoidal", "layout": "halves"},
         norm={"kind": "layer", "eps": 1e-5, "placement": "pre" if pre else "post"},
         embedding={"norm": bart, "padding": given["special_tokens"]["pad"]},
-        head={"kind": head, "bias": "fixed" if head == "language_model" else "none"},
+        head=read_seq2seq_head(raw, head) | ({"bias": "fixed"} if head == "language_model" else {}),
         init={"kind": "xavier"} if model_type == "marian" else {"kind": "normal", "std": raw.get("init_std", 0.02)},
     )
     attention = replace(config.attention, heads=raw.get("decoder_attention_heads", 16))
@@ -75,6 +87,7 @@ def _write(config: ModelConfig, model_type: str) -> dict[str, Any]:
         "decoder_ffn_dim": (config.decoder_feed_forward or config.feed_forward).width,
         "is_encoder_decoder": True,
         "forced_eos_token_id": eos[0] if eos else None,
+        **write_seq2seq_head(config.head),
         **own,
     }
 
@@ -111,6 +124,8 @@ ROWS = [
     row("final_logits_bias", "head.bias", ROW),
     row("lm_head.weight", "head.projection.weight"),
     alias("lm_head.weight", "token_embedding.table.weight"),
+    *linear("classification_head.dense", "pooler.dense"),
+    *linear("classification_head.out_proj", "head.labels"),
 ]
 
 
@@ -148,10 +163,12 @@ _PAPER = {
 _BART: dict[str, Raw] = {"bart-base": _sizes(768, 6, 12, 3072), "bart-large": _sizes(1024, 12, 16, 4096)}
 
 
-def _family(model_type: str, name: str, head: str, presets: dict[str, Raw], **more: ModelConfig) -> Family:
+def _family(
+    model_type: str, name: str, heads: Mapping[str, HeadKind], presets: dict[str, Raw], **more: ModelConfig
+) -> Family:
     return Family(
         model_type=model_type,
-        architectures={f"{name}{head}": "language_model", f"{name}Model": "none"},
+        architectures={f"{name}{head}": kind for head, kind in heads.items()},
         read=partial(_read, model_type=model_type),
         write=partial(_write, model_type=model_type),
         rows=ROWS,
@@ -162,8 +179,9 @@ def _family(model_type: str, name: str, head: str, presets: dict[str, Raw], **mo
     )
 
 
+_HEADS: dict[str, HeadKind] = {"ForConditionalGeneration": "language_model", "Model": "none"}
 FAMILIES = [
-    _family("marian", "Marian", "MTModel", {"opus-mt": _OPUS}, **_PAPER),
-    _family("bart", "Bart", "ForConditionalGeneration", _BART),
-    _family("pegasus", "Pegasus", "ForConditionalGeneration", {"pegasus-large": _PEGASUS}),
+    _family("marian", "Marian", {"MTModel": "language_model", "Model": "none"}, {"opus-mt": _OPUS}, **_PAPER),
+    _family("bart", "Bart", {**_HEADS, "ForSequenceClassification": "classification"}, _BART),
+    _family("pegasus", "Pegasus", _HEADS, {"pegasus-large": _PEGASUS}),
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, is_dataclass
 from operator import attrgetter
 from typing import Any, TypeVar, cast, get_type_hints
 
-from anyformer.config import HeadKind, ModelConfig
+from anyformer.config import HeadConfig, HeadKind, ModelConfig
 from anyformer.errors import UserError, nearest
 from anyformer.families.rows import Row, resolve, row
 
@@ -136,6 +136,78 @@ def write_fields(config: ModelConfig, fields: Fields) -> dict[str, Any]:
         "pad_token_id": tokens.pad,
         **({} if tokens.decoder_start is None else {"decoder_start_token_id": tokens.decoder_start}),
     }
+
+
+CLASSIFIERS = ("classification", "token_classification")
+"""Kinds of heads with labels."""
+
+
+def read_labels(raw: Raw, kind: HeadKind) -> dict[str, Any]:
+    """The fields of HeadConfig that say what a classifier's labels are; none for another kind of head.
+
+    Raises UserError for names that do not belong to the labels 0, 1, 2 ...
+    """
+    if kind not in CLASSIFIERS:
+        return {}
+    given: Mapping[Any, Any] = raw.get("id2label") or {}
+    named = {str(index): str(name) for index, name in given.items()}
+    labels: int = len(named) or raw.get("num_labels") or 2
+    for index in map(str, range(len(named))):
+        if index not in named:
+            raise UserError(f"config.json: id2label has {len(named)} names, and none for the label {index}.")
+    names = tuple(named[str(index)] for index in range(len(named)))
+    return {
+        "labels": labels,
+        "label_names": () if names == _numbered(labels) else names,
+        "problem_type": raw.get("problem_type") if kind == "classification" else None,
+    }
+
+
+def write_labels(head: HeadConfig) -> dict[str, Any]:
+    """The inverse of `read_labels`."""
+    if head.kind not in CLASSIFIERS:
+        return {}
+    names = head.label_names or _numbered(head.labels)
+    return {
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+        "problem_type": head.problem_type,
+    }
+
+
+def _numbered(labels: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{index}" for index in range(labels))
+
+
+def read_decoder_head(raw: Raw, kind: HeadKind) -> dict[str, Any]:
+    """The fields of HeadConfig of a decoder (GenericFor...Classification in transformers' modeling_layers.py)."""
+    head = {"kind": kind, **read_labels(raw, kind)}
+    if kind == "classification":
+        return {**head, "pooling": "last", "label_bias": False}
+    if kind == "token_classification":
+        refuse(raw, token_classification_bias=False)
+        rates = (raw.get(name) for name in ("classifier_dropout", "hidden_dropout"))
+        return {**head, "dropout": next((rate for rate in rates if rate is not None), 0.1)}
+    return head
+
+
+def write_decoder_head(head: HeadConfig) -> dict[str, Any]:
+    """The inverse of `read_decoder_head`."""
+    dropout = {"classifier_dropout": head.dropout} if head.kind == "token_classification" else {}
+    return {**write_labels(head), **dropout}
+
+
+def read_seq2seq_head(raw: Raw, kind: HeadKind) -> dict[str, Any]:
+    """The fields of HeadConfig of BART's and T5's classifiers (transformers' BartClassificationHead)."""
+    if kind not in CLASSIFIERS:
+        return {"kind": kind}
+    pooler = {"pooling": "last", "pooler": "tanh"} if kind == "classification" else {}
+    return {"kind": kind, **read_labels(raw, kind), **pooler, "dropout": raw.get("classifier_dropout", 0.0)}
+
+
+def write_seq2seq_head(head: HeadConfig) -> dict[str, Any]:
+    """The inverse of `read_seq2seq_head`."""
+    return {**write_labels(head), **({"classifier_dropout": head.dropout} if head.kind in CLASSIFIERS else {})}
 
 
 _PARTS: dict[str, Any] = {name: kind for name, kind in get_type_hints(ModelConfig).items() if is_dataclass(kind)}

@@ -8,7 +8,18 @@ from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError
-from anyformer.families.base import Family, Fields, Raw, make_config, read_fields, refuse, write_fields
+from anyformer.families.base import (
+    CLASSIFIERS,
+    Family,
+    Fields,
+    Raw,
+    make_config,
+    read_fields,
+    read_labels,
+    refuse,
+    write_fields,
+    write_labels,
+)
 from anyformer.families.rows import Row, alias, linear, linears, row
 
 _FIELDS: Fields = {
@@ -42,7 +53,6 @@ _TOKENS = {
     "roberta": {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
     "distilbert": {"pad_token_id": 0},
 }
-_CLASSIFIERS = ("classification", "token_classification")
 
 
 def _read(raw: Raw, kind: HeadKind, model_type: str) -> ModelConfig:
@@ -58,14 +68,13 @@ def _read(raw: Raw, kind: HeadKind, model_type: str) -> ModelConfig:
         head |= {"transform": transform, "bias": "learned"}
     else:
         head["pooler"] = None if kind == "token_classification" else pooler
-    if kind in _CLASSIFIERS:
-        labels = len(raw.get("id2label") or ()) or raw.get("num_labels", 2)
+    if kind in CLASSIFIERS:
         dropout = raw.get("classifier_dropout")
         if distilbert and kind == "classification":
             dropout = raw.get("seq_classif_dropout", 0.2)
         elif distilbert or dropout is None:
             dropout = given[""]["dropout"]
-        head |= {"labels": labels, "dropout": dropout}
+        head |= {**read_labels(raw, kind), "dropout": dropout}
     pad = given["special_tokens"]["pad"]
     position: dict[str, Any] = {"kind": "learned"}
     if roberta:
@@ -86,13 +95,9 @@ def _read(raw: Raw, kind: HeadKind, model_type: str) -> ModelConfig:
 
 def _write(config: ModelConfig, model_type: str) -> dict[str, Any]:
     kind, dropout = config.head.kind, config.head.dropout
-    classifier: dict[str, Any] = {}
-    if kind in _CLASSIFIERS:
-        names = {i: f"LABEL_{i}" for i in range(config.head.labels)}
-        classifier["id2label"] = {str(i): name for i, name in names.items()}
-        classifier["label2id"] = {name: i for i, name in names.items()}
+    classifier = write_labels(config.head)
     if model_type != "distilbert":
-        classifier["classifier_dropout"] = dropout if kind in _CLASSIFIERS else None
+        classifier["classifier_dropout"] = dropout if kind in CLASSIFIERS else None
     elif kind == "classification":
         classifier["seq_classif_dropout"] = dropout
     return {

@@ -3,7 +3,18 @@
 from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig, SpecialTokens
-from anyformer.families.base import Family, Fields, Raw, make_config, none_if_default, read_fields, refuse, write_fields
+from anyformer.families.base import (
+    Family,
+    Fields,
+    Raw,
+    make_config,
+    none_if_default,
+    read_decoder_head,
+    read_fields,
+    refuse,
+    write_decoder_head,
+    write_fields,
+)
 from anyformer.families.rows import SPLIT, TRANSPOSE, alias, linear, row
 
 _FIELDS: Fields = {
@@ -34,7 +45,7 @@ def read(raw: Raw, head: HeadKind) -> ModelConfig:
         feed_forward={"width": raw.get("n_inner") or 4 * given[""]["d_model"]},
         position={"kind": "learned"},
         norm={"kind": "layer", "placement": "pre"},
-        head={"kind": head},
+        head=read_decoder_head(raw, head),
         init={"kind": "normal", "scale_residual": True},
     )
 
@@ -46,6 +57,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "n_ctx": config.max_length,
         "n_inner": none_if_default(config.feed_forward.width, 4 * config.d_model),
         "scale_attn_weights": config.attention.scale is None,
+        **write_decoder_head(config.head),
     }
 
 
@@ -65,6 +77,9 @@ ROWS = [
     *linear("transformer.ln_f", "decoder.final_norm"),
     row("lm_head.weight", "head.projection.weight"),
     alias("lm_head.weight", "token_embedding.table.weight"),
+    # Its classifier of tokens has a bias, and that of texts another name.
+    *linear("classifier", "head.labels", requires="head.labels.bias"),
+    row("score.weight", "head.labels.weight"),
 ]
 
 
@@ -76,7 +91,12 @@ _BASE = _size(12, 768, 12)
 
 FAMILY = Family(
     model_type="gpt2",
-    architectures={"GPT2LMHeadModel": "language_model", "GPT2Model": "none"},
+    architectures={
+        "GPT2LMHeadModel": "language_model",
+        "GPT2Model": "none",
+        "GPT2ForSequenceClassification": "classification",
+        "GPT2ForTokenClassification": "token_classification",
+    },
     read=read,
     write=write,
     rows=ROWS,

@@ -10,7 +10,17 @@ from typing import Any
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import rope
-from anyformer.families.base import Family, Fields, Raw, make_config, none_if_default, read_fields, write_fields
+from anyformer.families.base import (
+    Family,
+    Fields,
+    Raw,
+    make_config,
+    none_if_default,
+    read_decoder_head,
+    read_fields,
+    write_decoder_head,
+    write_fields,
+)
 from anyformer.families.rows import alias, linear, linears, row
 
 _FIELDS: Fields = {
@@ -63,7 +73,7 @@ def _read(config_json: Raw, head: HeadKind, model_type: str) -> ModelConfig:
         position=rope.read(raw, max_length),
         norm={"kind": "rms", "placement": "pre"},
         embedding={"padding": raw.get("pad_token_id")},
-        head={"kind": head},
+        head=read_decoder_head(raw, head),
         init={"kind": "normal"},
     )
 
@@ -105,6 +115,7 @@ def _write(config: ModelConfig, model_type: str) -> dict[str, Any]:
         "num_key_value_heads": attention.kv_heads or attention.heads,
         "head_dim": attention.head_dim or config.d_model // attention.heads,
         **rope.write(config.position),
+        **write_decoder_head(config.head),
         **own,
     }
 
@@ -128,6 +139,7 @@ ROWS = [
     *linear("model.norm", "decoder.final_norm"),
     row("lm_head.weight", "head.projection.weight"),
     alias("lm_head.weight", "token_embedding.table.weight"),
+    *linear("score", "head.labels"),
 ]
 
 _LLAMA3 = {
@@ -181,7 +193,12 @@ _QWEN3 = {**_QWEN2_5, "max_position_embeddings": 40960, "eos_token_id": 151645}
 def _family(model_type: str, name: str, presets: dict[str, Raw]) -> Family:
     return Family(
         model_type=model_type,
-        architectures={f"{name}ForCausalLM": "language_model", f"{name}Model": "none"},
+        architectures={
+            f"{name}ForCausalLM": "language_model",
+            f"{name}Model": "none",
+            f"{name}ForSequenceClassification": "classification",
+            f"{name}ForTokenClassification": "token_classification",
+        },
         read=partial(_read, model_type=model_type),
         write=partial(_write, model_type=model_type),
         rows=ROWS,

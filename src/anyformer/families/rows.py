@@ -56,13 +56,14 @@ class Row:
     operation: Operation = COPY
     alias: bool = False
     """A second name of a tensor that has a row of its own: read if that is missing, compared if not, never written."""
-    requires: str | None = None
-    """The row applies only to models that have this weight of ours as well."""
+    requires: tuple[str, ...] = ()
+    """The row applies only to models that have these weights of ours as well."""
 
 
 def row(theirs: str, ours: str | Sequence[str], operation: Operation = COPY, requires: str | None = None) -> Row:
     """A line of a table."""
-    return Row(theirs, (ours,) if isinstance(ours, str) else tuple(ours), operation, requires=requires)
+    required = () if requires is None else (requires,)
+    return Row(theirs, (ours,) if isinstance(ours, str) else tuple(ours), operation, requires=required)
 
 
 def alias(theirs: str, ours: str) -> Row:
@@ -83,6 +84,11 @@ def linears(theirs: str, ours: str, layers: Mapping[str, str]) -> list[Row]:
     return [line for name, our in layers.items() for line in linear(theirs + name, ours + our)]
 
 
+def prefixed(prefix: str, rows: Iterable[Row], requires: str) -> list[Row]:
+    """Rows with a prefix to each name on disk, for models that have this weight of ours."""
+    return [replace(line, theirs=prefix + line.theirs, requires=(*line.requires, requires)) for line in rows]
+
+
 def resolve(rows: Iterable[Row], ours: Collection[str]) -> dict[str, Row]:
     """The rows of a family that apply to a model with these weights, one for each layer, by name on disk.
 
@@ -95,12 +101,12 @@ def resolve(rows: Iterable[Row], ours: Collection[str]) -> dict[str, Row]:
     claimed: set[str] = set()
     for line in rows:
         for layer in range(layers) if "{i}" in line.theirs else (0,):
-            templates = (line.theirs, line.requires or line.ours[0], *line.ours)
-            theirs, required, *found = (name.replace("{i}", str(layer)) for name in templates)
-            if theirs in table or not names.issuperset((required, *found)):
+            theirs, *found = (name.replace("{i}", str(layer)) for name in (line.theirs, *line.ours))
+            required = (name.replace("{i}", str(layer)) for name in line.requires)
+            if theirs in table or not names.issuperset((*found, *required)):
                 continue
             if line.alias or claimed.isdisjoint(found):
-                table[theirs] = replace(line, theirs=theirs, ours=tuple(found), requires=None)
+                table[theirs] = replace(line, theirs=theirs, ours=tuple(found), requires=())
                 claimed.update(() if line.alias else found)
     for name in ours:
         if name not in claimed:

@@ -8,8 +8,19 @@ from functools import partial
 from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
-from anyformer.families.base import Family, Fields, Raw, make_config, none_if_default, read_fields, refuse, write_fields
-from anyformer.families.rows import Row, alias, linear, linears, row
+from anyformer.families.base import (
+    Family,
+    Fields,
+    Raw,
+    make_config,
+    none_if_default,
+    read_fields,
+    read_seq2seq_head,
+    refuse,
+    write_fields,
+    write_seq2seq_head,
+)
+from anyformer.families.rows import Row, alias, linear, linears, prefixed, row
 
 _TOKENS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
 _FIELDS: Fields = {
@@ -29,22 +40,25 @@ _FIELDS: Fields = {
 
 
 def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
-    refuse(raw, is_encoder_decoder=False)
+    if head != "token_classification":
+        refuse(raw, is_encoder_decoder=False)
     projection: str = raw.get("feed_forward_proj", "relu")
     # "gated-gelu" means the tanh approximation, as in Mesh TensorFlow.
     activation = "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
     given = read_fields({**raw, "dense_act_fn": activation}, _FIELDS, _TOKENS)
     scaled = raw.get("scale_decoder_outputs", given["embedding"]["tied"]) and model_type == "t5"
     head_dim = none_if_default(raw.get("d_kv", 64), given[""]["d_model"] / given["attention"]["heads"])
+    decoder_layers = raw.get("num_decoder_layers") or given[""]["encoder_layers"]
     return make_config(
         given,
         model_type,
-        decoder_layers=raw.get("num_decoder_layers") or given[""]["encoder_layers"],
+        # A classifier of tokens is an encoder alone, whatever config.json says of a decoder.
+        decoder_layers=0 if head == "token_classification" else decoder_layers,
         attention={"head_dim": head_dim, "bias": False, "output_bias": False, "scale": 1.0},
         feed_forward={"gated": projection.startswith("gated-"), "bias": False},
         position={"kind": "relative"},
         norm={"kind": "rms", "placement": "pre"},
-        head={"kind": head, "scaled": scaled and head == "language_model"},
+        head=read_seq2seq_head(raw, head) | {"scaled": scaled and head == "language_model"},
         init={"kind": "t5", "std": 1.0},
     )
 
@@ -55,11 +69,12 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     activation = "gelu" if gated and activation == "gelu_new" else activation
     return {
         **fields,
-        "num_decoder_layers": config.decoder_layers,
+        "num_decoder_layers": config.decoder_layers or config.encoder_layers,
         "d_kv": config.attention.head_dim or config.d_model // config.attention.heads,
         "feed_forward_proj": f"gated-{activation}" if gated else activation,
         **({"scale_decoder_outputs": scaled} if scaled != config.embedding.tied else {}),
-        "is_encoder_decoder": True,
+        "is_encoder_decoder": config.is_encoder_decoder,
+        **write_seq2seq_head(config.head),
     }
 
 
@@ -84,7 +99,7 @@ def _stack(stack: str, feed_forward_index: int) -> list[Row]:
     ]
 
 
-ROWS = [
+_BODY = [
     row("shared.weight", "token_embedding.table.weight"),
     *_stack("encoder", 1),
     *_stack("decoder", 2),
@@ -92,6 +107,14 @@ ROWS = [
     *linear("decoder.block.{i}.layer.1.layer_norm", "decoder.blocks.{i}.cross_attention_norm"),
     row("lm_head.weight", "head.projection.weight"),
     alias("lm_head.weight", "token_embedding.table.weight"),
+]
+ROWS = [
+    # Classifiers hold the model as a part, the others are it.
+    *prefixed("transformer.", _BODY, requires="head.labels.weight"),
+    *_BODY,
+    *linear("classification_head.dense", "pooler.dense"),
+    *linear("classification_head.out_proj", "head.labels", requires="pooler.dense.weight"),
+    *linear("classifier", "head.labels"),
 ]
 
 
@@ -130,12 +153,15 @@ def _family(model_type: str, name: str, presets: Mapping[str, Raw], **more: Mode
             f"{name}ForConditionalGeneration": "language_model",
             f"{name}WithLMHeadModel": "language_model",
             f"{name}Model": "none",
+            f"{name}ForSequenceClassification": "classification",
+            f"{name}ForTokenClassification": "token_classification",
         },
         read=partial(_read, model_type=model_type),
         write=_write,
         rows=ROWS,
+        prefix="transformer.",
         # Old files have a bias for cross-attention, which the model never had.
-        ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+        ignored=(r"(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
         presets={preset: _read(fields, "language_model", model_type) for preset, fields in presets.items()} | more,
         ties_missing_head=True,
     )

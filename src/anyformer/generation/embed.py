@@ -1,6 +1,6 @@
 """Text embeddings."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyformer.blocks.linear import Linear
+from anyformer.blocks.pooling import POOLINGS
 from anyformer.errors import UserError
 from anyformer.generation.inference import check_ids, check_nan, evaluating, require_tokenizer
 from anyformer.generation.prompt import input_pad_id, pad
@@ -18,14 +19,6 @@ from anyformer.tokenizer import Tokenizer
 
 _MIN_TOKENS, _MAX_TOKENS = 512, 4096
 """Tokens of a batch that keep the cores busy, and tokens whose activations still fit the cache of a CPU."""
-
-_POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mean": lambda hidden, mask: (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True),
-    "first": lambda hidden, mask: hidden[:, 0],
-    "last": lambda hidden, mask: hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1],
-    "max": lambda hidden, mask: hidden.masked_fill(~mask[..., None], -torch.inf).amax(dim=1),
-}
-"""From hidden states [batch, time, d_model] and mask [batch, time] of texts padded on the right to [batch, d_model]."""
 
 
 def embed(
@@ -67,7 +60,8 @@ def embed(
         for indices in _batches([len(row) for row in rows], batch_size or len(rows)):
             ids, mask = pad([rows[index] for index in indices], input_pad_id(model, tokenizer), device)
             check_ids(ids, config.source_vocab_size or config.vocab_size)
-            pooled = check_nan(_POOLINGS[pooling.kind](_last_hidden_state(model, ids, mask).float(), mask))
+            hidden = model.encode_text(ids, None if bool(mask.all()) else mask)
+            pooled = check_nan(POOLINGS[pooling.kind](hidden.float(), mask))
             vectors[indices] = F.normalize(pooled, dim=-1) if pooling.normalize else pooled
     return vectors
 
@@ -107,15 +101,6 @@ def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
-
-
-def _last_hidden_state(model: Transformer, ids: Tensor, mask: Tensor) -> Tensor:
-    """[batch, time, d_model], without the cost of a head over the vocabulary."""
-    padding_mask = None if bool(mask.all()) else mask
-    if model.encoder is not None:
-        return model.encode(ids, padding_mask)
-    assert model.decoder is not None
-    return model.decoder(model.token_embedding(ids), ids, mask=padding_mask)
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[list[int]]:

@@ -265,22 +265,6 @@ class Strategy:
             self._scaler.load_state_dict({name: type(scaler[name])(value) for name, value in part("scaler").items()})
 
 
-class LossModule(nn.Module):
-    """A model whose only output is its loss, for engines that watch outputs to see what has a part in them."""
-
-    def __init__(self, model: Transformer) -> None:
-        super().__init__()
-        self.model = model
-
-    @override
-    def forward(self, **inputs: Any) -> Tensor:
-        # Not model(...): DeepSpeed watches the outputs of every module that is called, and can't look into this one's.
-        loss = self.model.forward(**inputs).loss
-        if loss is None:
-            raise ValueError("a loss needs targets")
-        return loss
-
-
 def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     """The arguments of `Transformer.forward`, whose names are those of a batch's fields."""
     arrays = {field.name: getattr(batch, field.name) for field in fields(batch)}

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from anyformer.training.strategies.base import LossModule, Strategy
+from anyformer.training.losses import LossModule
+from anyformer.training.strategies.base import Strategy
 
 
 class DDP(Strategy):

@@ -1,0 +1,53 @@
+"""From the hidden states of a text to one vector."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def pool_mean(
+    hidden: Float[Tensor, "batch time d_model"], mask: Bool[Tensor, "batch time"] | None = None
+) -> Float[Tensor, "batch d_model"]:
+    """The mean of the hidden states (Reimers & Gurevych 2019, section 3); the mask is False for padding."""
+    if mask is None:
+        return hidden.mean(dim=1)
+    return (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
+def pool_first(
+    hidden: Float[Tensor, "batch time d_model"], mask: Bool[Tensor, "batch time"] | None = None
+) -> Float[Tensor, "batch d_model"]:
+    """The hidden state of the first token, wherever the padding is: BERT's [CLS] (Devlin et al. 2019, section 3)."""
+    return _select(hidden, 0 if mask is None else mask.int().argmax(dim=1))
+
+
+def pool_last(
+    hidden: Float[Tensor, "batch time d_model"], mask: Bool[Tensor, "batch time"] | None = None
+) -> Float[Tensor, "batch d_model"]:
+    """The hidden state of the last token, the only one of a decoder that sees the whole text (Radford et al. 2018,
+    section 3.2)."""
+    return _select(hidden, -1 if mask is None else -1 - mask.flip(1).int().argmax(dim=1))
+
+
+def pool_max(
+    hidden: Float[Tensor, "batch time d_model"], mask: Bool[Tensor, "batch time"] | None = None
+) -> Float[Tensor, "batch d_model"]:
+    """The largest number of each dimension."""
+    if mask is not None:
+        hidden = hidden.masked_fill(~mask[..., None], -torch.inf)
+    return hidden.amax(dim=1)
+
+
+def _select(hidden: Tensor, index: Tensor | int) -> Tensor:
+    return hidden[torch.arange(len(hidden), device=hidden.device), index]
+
+
+POOLINGS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "mean": pool_mean,
+    "first": pool_first,
+    "last": pool_last,
+    "max": pool_max,
+}
+"""From hidden states [batch, time, d_model] and mask [batch, time] to [batch, d_model]."""

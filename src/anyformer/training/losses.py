@@ -1,0 +1,209 @@
+"""What training makes smaller: a module around the model for each kind of batch, whose output is the mean loss."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Num
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
+
+from anyformer.blocks.head import IGNORED, LanguageModelHead
+from anyformer.blocks.pooling import POOLINGS
+from anyformer.errors import UserError, nearest
+from anyformer.kernels.autocast import autocast_disabled
+from anyformer.model import Transformer
+
+_MAX_LOGITS = 1 << 25
+"""Logits that exist at a time: 128 MB in float32."""
+
+
+class LossModule(nn.Module):
+    """A model whose only output is its loss, for engines that watch outputs to see what has a part in them.
+
+    `forward` takes the fields of a `Batch` as tensors, and two settings of the training loop:
+
+    - return_logits: False, for no loss returns them;
+    - label_smoothing: share of each target that is spread over the other answers.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+    @override
+    def forward(self, **inputs: Any) -> Float[Tensor, ""]:
+        # Not model(...): DeepSpeed watches the outputs of every module that is called, and can't look into this one's.
+        loss = self.model.forward(**inputs).loss
+        if loss is None:
+            raise ValueError("a loss needs targets")
+        return loss
+
+
+class PreferenceLoss(LossModule):
+    """Direct preference optimization (Rafailov et al. 2023, equation 7), for a `PreferenceBatch`::
+
+        -log sigmoid(beta * (log p(chosen) / ref(chosen) - log p(rejected) / ref(rejected)))
+
+    It is ln 2 where the model is the reference. With label smoothing s, the share of pairs that are thought to be the
+    wrong way round, it is ``1 - s`` times that and s times that of the swapped pair (Mitchell 2023, cDPO).
+
+    Args:
+        model: A language model.
+        beta: What keeps the model near the reference.
+    """
+
+    def __init__(self, model: Transformer, beta: float = 0.1) -> None:
+        super().__init__(model)
+        self.beta = beta
+
+    @override
+    def forward(
+        self,
+        *,
+        reference: Float[Tensor, " rows"],
+        return_logits: bool = False,
+        label_smoothing: float = 0.0,
+        **inputs: Any,
+    ) -> Float[Tensor, ""]:
+        ratios = answer_log_probabilities(self.model, **inputs) - reference
+        margin = self.beta * (ratios[0::2] - ratios[1::2])
+        return -((1 - label_smoothing) * F.logsigmoid(margin) + label_smoothing * F.logsigmoid(-margin)).mean()
+
+
+def answer_log_probabilities(
+    model: Transformer,
+    tokens: Int[Tensor, "rows time"],
+    targets: Int[Tensor, "rows time"],
+    mask: Bool[Tensor, "rows time"] | None = None,
+    **inputs: Any,
+) -> Float[Tensor, " rows"]:
+    """The log-probability of each row's targets together, in nats; those of -100 count for nothing.
+
+    Logits are computed of tokens with a target only, for some tokens at a time, and in the backward pass once more.
+
+    Args:
+        model: A language model.
+        inputs: Other arguments of `Transformer.forward`, such as the source of an encoder-decoder.
+    """
+    head, weight = model.head, model.token_embedding.weight
+    if not isinstance(head, LanguageModelHead):
+        raise ValueError("only a language model has probabilities of tokens")
+    hidden = model.forward(tokens, mask=mask, return_logits=False, **inputs).hidden
+    kept = targets != IGNORED
+    chunk = max(1, _MAX_LOGITS // model.config.vocab_size)
+    parts = list(zip(hidden[kept].split(chunk), targets[kept].split(chunk), strict=True))
+    of_part: Callable[..., Tensor] = head.log_probabilities
+    if len(parts) > 1:
+        of_part = partial(checkpoint, of_part, use_reentrant=False, preserve_rng_state=False)
+    found = torch.cat([of_part(x, answers, weight) for x, answers in parts])
+    return torch.zeros(kept.shape, device=found.device).masked_scatter(kept, found).sum(dim=1)
+
+
+class EmbeddingLoss(LossModule):
+    """A loss of the vectors that `anyformer.embed` makes of texts, for an `EmbeddingBatch`.
+
+    ================== =========================== ============================== ======================================
+    kind               texts of an example         targets                        loss
+    ================== =========================== ============================== ======================================
+    in_batch_negatives anchor, positive, negatives any                            `in_batch_negatives`
+    cosine             pair                        similarity, in [-1, 1]         `cosine_error`
+    triplet            anchor, positive, negative  any                            `triplet`
+    class_triplet      one                         class                          `class_triplet`
+    ================== =========================== ============================== ======================================
+
+    Label smoothing has a meaning for in_batch_negatives alone. The parts of a batch have the batch's mean loss for
+    cosine and triplet only: in_batch_negatives and class_triplet compare each example with all others of its part.
+
+    Args:
+        model: Any model; of an encoder-decoder the encoder is used.
+        kind: One of these names.
+        scale: Of the cosines, the inverse of a temperature; in_batch_negatives.
+        margin: By how much negatives should be farther away than positives; triplet, class_triplet.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+
+    def __init__(self, model: Transformer, kind: str, scale: float = 20.0, margin: float = 5.0) -> None:
+        super().__init__(model)
+        if kind not in EMBEDDING_LOSSES:
+            raise UserError(f"There is no embedding loss {kind!r} ({nearest(kind, EMBEDDING_LOSSES)}).")
+        self.kind, self.scale, self.margin = kind, scale, margin
+
+    @override
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        *,
+        tokens: Int[Tensor, "rows time"],
+        targets: Num[Tensor, " examples"],
+        mask: Bool[Tensor, "rows time"] | None = None,
+        return_logits: bool = False,
+        label_smoothing: float = 0.0,
+    ) -> Float[Tensor, ""]:
+        pooling = self.model.config.pooling
+        vectors = POOLINGS[pooling.kind](self.model.encode_text(tokens, mask).float(), mask)
+        if pooling.normalize:
+            vectors = F.normalize(vectors, dim=-1)
+        with autocast_disabled(vectors):
+            texts = vectors.unflatten(0, (len(targets), -1))
+            return EMBEDDING_LOSSES[self.kind](self, texts, targets, label_smoothing)
+
+
+Vectors = Float[Tensor, "examples texts d_model"]
+
+
+def in_batch_negatives(vectors: Vectors, scale: float = 20.0, label_smoothing: float = 0.0) -> Float[Tensor, ""]:
+    """Cross-entropy of finding each anchor's positive among all texts of the batch but anchors, by ``scale * cosine``.
+
+    Henderson et al. 2017, section 4.4; `MultipleNegativesRankingLoss` of sentence-transformers. The first text of an
+    example is the anchor, the second its positive; others are harder negatives.
+    """
+    vectors = F.normalize(vectors, dim=-1)
+    candidates = vectors[:, 1:].transpose(0, 1).flatten(0, 1)
+    scores = scale * vectors[:, 0] @ candidates.t()
+    return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device), label_smoothing=label_smoothing)
+
+
+def cosine_error(vectors: Vectors, scores: Num[Tensor, " examples"]) -> Float[Tensor, ""]:
+    """Mean squared error of the cosine of each pair (Reimers & Gurevych 2019, section 3, regression objective)."""
+    first, second = vectors.unbind(dim=1)
+    return F.mse_loss(F.cosine_similarity(first, second), scores.float())
+
+
+def triplet(vectors: Vectors, margin: float = 5.0) -> Float[Tensor, ""]:
+    """``max(|anchor - positive| - |anchor - negative| + margin, 0)`` (Reimers & Gurevych 2019, section 3)."""
+    anchor, positive, negative = vectors.unbind(dim=1)
+    return F.relu(_distance(anchor, positive) - _distance(anchor, negative) + margin).mean()
+
+
+def class_triplet(vectors: Vectors, classes: Num[Tensor, " examples"], margin: float = 5.0) -> Float[Tensor, ""]:
+    """The mean over all triplets of a batch, two texts of a class and one of another, whose `triplet` loss isn't 0.
+
+    Hermans et al. 2017, "batch all"; `BatchAllTripletLoss` of sentence-transformers.
+    """
+    (texts,) = vectors.unbind(dim=1)
+    # Not by products of the vectors, which lose all digits of a small distance.
+    distances = torch.cdist(texts, texts, compute_mode="donot_use_mm_for_euclid_dist")
+    same = classes[:, None] == classes
+    anchors, positives = same.fill_diagonal_(False).nonzero(as_tuple=True)
+    losses = F.relu(distances[anchors, positives][:, None] - distances[anchors] + margin)
+    losses = losses * (classes[anchors][:, None] != classes)
+    return losses.sum() / (losses > 0).sum().clamp(min=1)
+
+
+def _distance(a: Float[Tensor, "*batch d_model"], b: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
+    """The Euclidean distance, whose gradient is 0 where it is 0: texts may be alike."""
+    return torch.linalg.vector_norm(a - b, dim=-1)
+
+
+EMBEDDING_LOSSES: dict[str, Callable[[EmbeddingLoss, Tensor, Tensor, float], Tensor]] = {
+    "in_batch_negatives": lambda of, vectors, targets, smoothing: in_batch_negatives(vectors, of.scale, smoothing),
+    "cosine": lambda of, vectors, targets, smoothing: cosine_error(vectors, targets),
+    "triplet": lambda of, vectors, targets, smoothing: triplet(vectors, of.margin),
+    "class_triplet": lambda of, vectors, targets, smoothing: class_triplet(vectors, targets, of.margin),
+}
+"""The loss of vectors [examples, texts, d_model], of targets [examples] and of label smoothing, by kind."""
