@@ -13,9 +13,9 @@ from anyformer.checkpoint.gguf.container import Container
 from anyformer.compare.llama_cpp import LlamaCpp
 from anyformer.compare.verify import NEW_TOKENS, SAMPLES, Check, compare_tensors, compare_tokens
 from anyformer.generation import embed
-from anyformer.generation.cached_decoder import common_prefix
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.prompt import common_prefix
 
 _TOLERANCES = {"F32": 1e-3, "F16": 5e-3, "BF16": 2e-2}
 """llama.cpp rounds what it multiplies to the precision of the weights."""

@@ -20,7 +20,8 @@ examples/           what an example is, whatever its columns are called
   labels            what the labels, tags and scores of a whole data set mean
   loading           all of it: files -> a set of examples, and a sentence on what was found
   held_out          examples for validation, duplicates and overlap
-  encoded           examples as token ids
+  encoded           examples as token ids, with those that are learned
+  chat, completion  conversations, texts and completions -> token ids
 
 From text to token ids:
 

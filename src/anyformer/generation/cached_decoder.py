@@ -19,6 +19,7 @@ from anyformer.generation.inference import cache_is_stale, float_logits
 from anyformer.generation.prompt import Prompt
 from anyformer.kernels.cpu_features import enabled
 from anyformer.model import Transformer
+from anyformer.tokenizer.prompt import common_prefix
 
 _CHUNK_ROWS = 512
 """New tokens that the compiled step takes at a time: more would only take more memory."""
@@ -152,11 +153,3 @@ class PrefixCache(CachedDecoder):
         logits = self._step(ids, self.cache, last_only=True)
         self._ids += ids[0].tolist()
         return logits
-
-
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many ids two texts have in common at their beginnings."""
-    if second[: len(first)] == first:
-        return len(first)  # the usual case, and quicker so
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((position for position, (one, other) in pairs if one != other), len(second))

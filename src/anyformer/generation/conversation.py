@@ -13,16 +13,16 @@ from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig, Ge
 from anyformer.generation.decode import decode
 from anyformer.generation.inference import cache_limit, check_ids, require_generative, require_tokenizer
 from anyformer.generation.logits_processors import make_processors
-from anyformer.generation.prompt import Prompt, encode_prompt, eos_ids
+from anyformer.generation.prompt import Prompt, eos_ids
 from anyformer.generation.sampling import make_sampler
 from anyformer.generation.stop_strings import Detokenizer, cut_at_stop, stream_text
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.chat import NEXT_TURN
+from anyformer.tokenizer.prompt import encode_conversation, render_conversation
 
 Message = dict[str, str]
 """``{"role": "system" | "user" | "assistant", "content": "..."}``"""
-
-_NEXT_TURN = "\nUser:"
 
 
 class Conversation:
@@ -94,7 +94,8 @@ class Conversation:
 
     @system.setter
     def system(self, text: str | None) -> None:
-        self._render([*_system_messages(text), {"role": "user", "content": "?"}])
+        asked = [*_system_messages(text), {"role": "user", "content": "?"}]
+        render_conversation(self._tokenizer, asked, add_generation_prompt=True)
         self._system = text
 
     def reset(self) -> None:
@@ -130,7 +131,7 @@ class Conversation:
         self.forgotten = forgotten
         answer = ""
         try:
-            for piece in pieces if self.has_template else cut_at_stop(pieces, _NEXT_TURN):
+            for piece in pieces if self.has_template else cut_at_stop(pieces, NEXT_TURN):
                 # Without a template the answer begins with the space behind ``Assistant:``.
                 if piece := piece if answer or self.has_template else piece.lstrip():
                     answer += piece
@@ -169,19 +170,9 @@ class Conversation:
                 yield token
         self.unfinished = True
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        if self.has_template:
-            return self._tokenizer.chat(messages)
-        names = {"system": "", "user": "User: ", "assistant": "Assistant: "}
-        lines = [f"{names[message['role']]}{message['content'].strip()}\n" for message in messages]
-        return "".join(lines) + "Assistant:"
-
     def _encode(self, messages: Sequence[Message]) -> list[int]:
-        text = self._render(messages)
-        if not self.has_template:
-            ids = encode_prompt(self._model, self._tokenizer, text)
-        elif not (ids := self._tokenizer.encode(text, special=False)):
-            raise UserError("The chat template makes nothing of these messages: correct it, or take it out.")
+        text = render_conversation(self._tokenizer, messages, add_generation_prompt=True)
+        ids = encode_conversation(self._tokenizer, text)
         check_ids(torch.tensor(ids), self._model.config.vocab_size)
         return ids
 

@@ -16,6 +16,7 @@ from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig, ge
 from anyformer.generation.inference import check_ids, check_length
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.prompt import encode_decoder_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,16 +124,10 @@ def encode_prompt(model: Transformer, tokenizer: Tokenizer, text: str) -> list[i
     Raises:
         UserError: the text is empty, and there is no token to begin with.
     """
-    before, plain, after = tokenizer.encode_parts(text)
-    ids = before + plain
     if model.config.is_encoder_decoder:
-        ids += after
-    elif not plain:
-        bos = model.config.special_tokens.bos if model.config.special_tokens.bos is not None else tokenizer.bos
-        ids += after
-        while ids and ids[-1] in {tokenizer.eos, tokenizer.sep, *model.config.special_tokens.eos} - {bos}:
-            ids.pop()
-        ids = ids or ([] if bos is None else [bos])
+        ids = tokenizer.encode(text)
+    else:
+        ids = encode_decoder_prompt(tokenizer, text, model.config.special_tokens)
     if not ids:
         raise UserError(
             "The prompt is empty, and the model has no beginning-of-text token: write a few words to start from."

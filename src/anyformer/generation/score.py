@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from anyformer.errors import UserError
 from anyformer.generation import inference
-from anyformer.generation.cached_decoder import common_prefix
 from anyformer.generation.prompt import batches, decoder_start_id, encode_prompt, input_pad_id, pad
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.prompt import common_prefix
 
 
 @dataclass(frozen=True)

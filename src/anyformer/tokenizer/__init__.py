@@ -9,6 +9,7 @@ gguf             the tokenizer of a GGUF file
 training         char, byte-level BPE, WordPiece and Unigram from one's own text
 library          what the library `tokenizers` raises, as UserError
 chat             chat templates
+prompt           what a decoder reads before it goes on, in training as in generation
 template_sandbox the sandbox that they are rendered in, and template_budget, what they pay for
 """
 

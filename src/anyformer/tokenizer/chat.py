@@ -11,7 +11,7 @@ import jinja2
 from anyformer.errors import UserError
 from anyformer.terminal import shorten
 from anyformer.tokenizer import template_budget as budget
-from anyformer.tokenizer.template_sandbox import Sandbox
+from anyformer.tokenizer.template_sandbox import Output, Sandbox
 
 Message = Mapping[str, Any]
 
@@ -55,19 +55,71 @@ def _compiled(template: str) -> jinja2.Template:
 
 
 def render(
-    template: str, messages: Sequence[Message], add_generation_prompt: bool, variables: Mapping[str, Any]
+    template: str,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    variables: Mapping[str, Any],
+    tools: Sequence[Any] | None = None,
 ) -> str:
     """Render a conversation; raises UserError when the template is faulty, refuses the messages or doesn't end."""
+    return render_spans(template, messages, add_generation_prompt, variables, tools)[0]
+
+
+def render_spans(
+    template: str,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    variables: Mapping[str, Any],
+    tools: Sequence[Any] | None = None,
+) -> tuple[str, list[tuple[int, int]]]:
+    """Render a conversation.
+
+    Returns:
+        The text, and begin and end in it of each block that the template marks with ``{% generation %}``.
+
+    Raises:
+        UserError: as `render`.
+    """
     budget.begin()
+    output = Output()
+    # As in `transformers`: what a message doesn't have may be written as null.
+    given = [{name: value for name, value in message.items() if value is not None} for message in messages]
     try:
-        return _compiled(template).render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **variables
+        output.collect(
+            _compiled(template).generate(
+                messages=given, tools=tools, documents=None, add_generation_prompt=add_generation_prompt, **variables
+            )
         )
+        return output.finish()
     except jinja2.TemplateSyntaxError as error:
         reason = _reason(error, str(error.message))
         raise UserError(f"The chat template has a mistake in line {error.lineno}: {reason}.") from error
     except Exception as error:  # a stranger's program can fail in any way
         raise UserError(f"The chat template refuses these messages: {_reason(error, str(error))}.") from error
+
+
+_SPEAKERS = {"system": "", "user": "User: ", "assistant": "Assistant: "}
+NEXT_TURN = "\nUser:"
+"""What a model without a chat template writes after its answer if it doesn't end the text."""
+
+
+def render_plain(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    """Render a conversation for a model without a chat template, as lines that begin with ``User:`` and ``Assistant:``.
+
+    Raises:
+        UserError: a message of somebody else, or one that is no text.
+    """
+    lines: list[str] = []
+    for number, message in enumerate(messages, 1):
+        role, content = message.get("role"), message.get("content")
+        if role not in _SPEAKERS or not isinstance(content, str):
+            what = f"of {role!r}" if role not in _SPEAKERS else "without text"
+            raise UserError(
+                f"Message {number} is {what}, and without a chat template only texts of 'system', 'user' and "
+                "'assistant' can be shown to the model."
+            )
+        lines.append(f"{_SPEAKERS[role]}{content.strip()}\n")
+    return "".join(lines) + "Assistant:" * add_generation_prompt
 
 
 def _reason(error: Exception, text: str) -> str:

@@ -166,6 +166,15 @@ class Tokenizer:
         """
         return list(self._encoding(text, second, special).ids)
 
+    def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a text, as `encode` with ``special=False``, and where in it the characters of each are.
+
+        Raises:
+            UserError: as `encode`.
+        """
+        encoding = self._encoding(text, None, special=False)
+        return list(encoding.ids), list(encoding.offsets)
+
     def encode_parts(self, text: str) -> tuple[list[int], list[int], list[int]]:
         """Return the ids of a text, and those that the tokenizer puts before and after it: ``(before, text, after)``.
 
@@ -205,20 +214,37 @@ class Tokenizer:
             text = self.backend.decode(list(ids), skip_special_tokens=skip_special)
         return clean_up(text) if self.cleans_up else text
 
-    def chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    def chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Sequence[Any] | None = None
+    ) -> str:
         """Render a conversation, `[{"role": "user", "content": "..."}]`, as the text its model was tuned on.
 
         Encode the result with `special=False`: a template writes its special tokens itself.
 
+        Args:
+            messages: the conversation.
+            add_generation_prompt: end with what comes before the assistant's next message.
+            tools: descriptions of functions that the model may call, as JSON schemas.
+
         Raises:
             UserError: there is no chat template, or it refuses the messages.
+        """
+        return self.chat_spans(messages, add_generation_prompt, tools)[0]
+
+    def chat_spans(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Sequence[Any] | None = None
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Render a conversation as `chat` does.
+
+        Returns:
+            The text, and begin and end in it of what the template marks as the assistant's, by ``{% generation %}``.
         """
         if self.chat_template is None:
             raise UserError(
                 "This tokenizer has no chat template, so its model wasn't tuned for chat: give it a plain prompt."
             )
         variables = {f"{role}_token": token.content for role, token in self._roles.items()}
-        return chat.render(self.chat_template, messages, add_generation_prompt, variables)
+        return chat.render_spans(self.chat_template, messages, add_generation_prompt, variables, tools)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the tokenizer into a directory so that `AutoTokenizer.from_pretrained` gives the same ids.

@@ -4,6 +4,7 @@ Loops, operators, slices, comparisons and text become calls that pay (`template_
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from types import BuiltinMethodType
 from typing import Any, cast
 
@@ -223,13 +224,54 @@ def _call(name: str, value: Any, *arguments: nodes.Expr) -> nodes.Filter:
     )
 
 
+class Output:
+    """What a template has written, and where in it the blocks ``{% generation %}`` are."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._length = 0
+        self._blocks: list[tuple[int, str]] = []
+
+    def collect(self, pieces: Iterable[str]) -> None:
+        """Take the pieces of a rendering, as it makes them."""
+        token = _output.set(self)
+        try:
+            for piece in pieces:
+                self._pieces.append(piece)
+                self._length += len(piece)
+        finally:
+            _output.reset(token)
+
+    def mark(self, body: str) -> None:
+        """Note a block, which is written next."""
+        self._blocks.append((self._length, body))
+
+    def finish(self) -> tuple[str, list[tuple[int, int]]]:
+        """The text, and begin and end of each block in it; none where one is not written as it is, as in a macro."""
+        text = "".join(self._pieces)
+        if not all(text.startswith(body, begin) for begin, body in self._blocks):
+            return text, []
+        return text, [(begin, begin + len(body)) for begin, body in self._blocks]
+
+
+_output: ContextVar[Output | None] = ContextVar("output", default=None)
+
+
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's words for training; in rendering it is only its body."""
+    """`{% generation %}` marks the assistant's words for training. As in `transformers`, it has a scope of its own."""
 
     def __init__(self, environment: jinja2.Environment) -> None:
         super().__init__(environment)
         self.tags = {"generation"}
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+    def _mark(self, caller: Callable[[], str]) -> str:
+        body = caller()
+        output = _output.get()
+        if output is not None:
+            output.mark(body)
+        return body

@@ -48,19 +48,19 @@ def write_report(directory: Path, defaults: Mapping[str, Any], file: Path | None
     run = read_run(directory)
     path = file or directory / REPORT
     if file is not None:
-        _require_page(file)
-    atomic.write(path, _render("page.html", page(run, defaults)))
+        require_page(file)
+    atomic.write(path, render("page.html", page(run, defaults)))
     return path
 
 
 def write_comparison(runs: Sequence[Run], file: Path) -> Path:
     """Write a page with the curves of runs over each other. Raises UserError as `write_report`."""
-    _require_page(file)
-    atomic.write(file, _render("comparison.html", comparison(runs)))
+    require_page(file)
+    atomic.write(file, render("comparison.html", comparison(runs)))
     return file
 
 
-def _require_page(path: Path) -> None:
+def require_page(path: Path) -> None:
     """Raise UserError for a file that is no page of ours, and would be lost if it were replaced by one."""
     try:
         with limits.open_file(path) as file:
@@ -73,20 +73,30 @@ def _require_page(path: Path) -> None:
     raise UserError(f"{path} is there already, and no page of anyformer's: name another file, or remove it.")
 
 
-def _render(template: str, values: Mapping[str, Any]) -> str:
-    here = files(__name__)
+def render(template: str, values: Mapping[str, Any], package: str = __name__) -> str:
+    """Render a page of the files of a package, which may extend those of this one. All texts in it are escaped.
+
+    Args:
+        template: name of its file.
+        values: what it says.
+        package: where its file is; a file style.css that is there, too, is added to the style of all pages.
+    """
+    folders = list(dict.fromkeys((package, __name__)))
+
+    def read(name: str) -> str | None:
+        found = (files(folder) / name for folder in folders)
+        return next((file.read_text(encoding="utf-8") for file in found if file.is_file()), None)
+
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (here / name).read_text(encoding="utf-8")),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(read), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
     now = time.time()
+    styles = [files(folder) / "style.css" for folder in reversed(folders)]
     return environment.get_template(template).render(
         **values,
         version=__version__,
         written=round(now),
         when=time.strftime("%Y-%m-%d %H:%M", time.localtime(now)),
-        style=Markup((here / "style.css").read_text(encoding="utf-8")),
-        script=Markup((here / "charts.js").read_text(encoding="utf-8")),
+        style=Markup("".join(file.read_text(encoding="utf-8") for file in styles if file.is_file())),
+        script=Markup((files(__name__) / "charts.js").read_text(encoding="utf-8")),
     )

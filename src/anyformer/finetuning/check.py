@@ -1,0 +1,237 @@
+"""The check of examples before training on them: what there is, what is cut off, and what can't work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from anyformer.data.examples import Example, Task, Where
+from anyformer.data.examples.encoded import Cut, LearnedTokens
+from anyformer.errors import UserError
+from anyformer.terminal import shorten
+from anyformer.tokenizer import Tokenizer
+
+_FEW = 8
+"""Labels that a line names."""
+_SHOWN = 80
+"""Characters of a system prompt that a line repeats."""
+_WITH_LEARNED = ("text", "chat", "completion", "preference", "seq2seq")
+
+
+class Check:
+    """Counts over the encoded examples of a task, added one after the other.
+
+    Args:
+        task: What is learned from them.
+        tokenizer: What encoded them.
+        context: Tokens that a row has at most; None: any number.
+        stops: Ids at which generation ends a text; none: it isn't known.
+
+    Attributes:
+        examples, rows, tokens, learned: How many there are, after rows were cut; a row is a text that the model reads.
+        cut: The rows that were longer than the context, by what they lost: ``rows``, ``tokens``, ``learned``,
+            ``ends`` of answers, and rows that have lost ``all`` of their learned tokens.
+        unlearned: Rows without a learned token.
+        mismatches: Borders between prompt and answer across which the tokenizer would merge characters.
+        duplicates: Examples that are there already.
+        overlap: Examples that are among those of `against` as well.
+        labels: How often each is there.
+        system_prompt: What the chat template adds to conversations without one; None: nothing.
+        system_prompts: The number of conversations that it was added to.
+    """
+
+    def __init__(
+        self, task: Task, tokenizer: Tokenizer, *, context: int | None = None, stops: Collection[int] = ()
+    ) -> None:
+        self.task: Task = task
+        self.context = context
+        self.examples = self.rows = self.tokens = self.learned = 0
+        self.cut: Counter[str] = Counter()
+        self.unlearned = self.mismatches = self.duplicates = self.overlap = self.system_prompts = 0
+        self.labels: Counter[str] = Counter()
+        self.system_prompt: str | None = None
+        self._numbers: list[float] = []
+        self._tokenizer = tokenizer
+        self._stops = frozenset(stops)
+        self._ends: Counter[int] = Counter()
+        self._doubled = 0
+        self._seen: set[bytes] = set()
+        self._mismatch: str | None = None
+        self._unlearned_at: Where | None = None
+
+    def add(
+        self,
+        example: Example,
+        rows: Iterable[LearnedTokens | Sequence[int]],
+        cuts: Iterable[Cut] = (),
+        labels: Iterable[str | float] = (),
+    ) -> None:
+        """Count an example.
+
+        Args:
+            example: As it was read.
+            rows: What the model reads of it, after it was cut; plain ids where no tokens are learned.
+            cuts: What was cut off each row.
+            labels: What is to be said about it: names, or numbers.
+        """
+        self.examples += 1
+        key = example_key(example)
+        self.duplicates += key in self._seen
+        self._seen.add(key)
+        for row in rows:
+            self._add_row(example, row)
+        for cut in cuts:
+            counted = {"tokens": cut.tokens, "learned": cut.learned, "ends": cut.lost_end, "all": cut.lost_all}
+            self.cut.update({"rows": int(cut.tokens > 0), **{name: int(count) for name, count in counted.items()}})
+        for label in labels:
+            if isinstance(label, str):
+                self.labels[label] += 1
+            else:
+                self._numbers.append(label)
+
+    def _add_row(self, example: Example, row: LearnedTokens | Sequence[int]) -> None:
+        tokens = row.tokens if isinstance(row, LearnedTokens) else row
+        self.rows += 1
+        self.tokens += len(tokens)
+        bos = self._tokenizer.bos
+        self._doubled += bos is not None and list(tokens[:2]) == [bos, bos]
+        if not isinstance(row, LearnedTokens):
+            return
+        self.learned += row.count
+        self.mismatches += row.mismatches
+        if row.count == 0:
+            self.unlearned += 1
+            self._unlearned_at = self._unlearned_at or example.where
+        else:
+            # The token at the end of each stretch that is learned.
+            borders = zip(row.learned, [*row.learned[1:], False], strict=True)
+            self._ends.update(tokens[k] for k, (here, after) in enumerate(borders) if here and not after)
+
+    def add_mismatch(self, sentence: str | None) -> None:
+        """Note what `generation_mismatch` found; the first such sentence stops the run."""
+        self._mismatch = self._mismatch or sentence
+
+    def add_system_prompt(self, text: str | None) -> None:
+        """Note a conversation that gets the template's own system prompt; None: it gets none."""
+        if text is not None:
+            self.system_prompt = text
+            self.system_prompts += 1
+
+    def against(self, training: Check) -> None:
+        """Count the examples that are among those for training as well."""
+        self.overlap = len(self._seen & training._seen)
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What there is, as names and texts."""
+        rows = "" if self.rows == self.examples else f" in {_count(self.rows, 'row')}"
+        found = [("examples", f"{self.examples:,}{rows}"), ("tokens", f"{self.tokens:,}{self._share()}")]
+        if self._numbers:
+            low, high = min(self._numbers), max(self._numbers)
+            mean = sum(self._numbers) / len(self._numbers)
+            found.append(("labels", f"numbers from {low:g} to {high:g}, {mean:.3g} on average"))
+        if self.labels:
+            shown = ", ".join(f"{shorten(name, 40)} {count:,}" for name, count in self.labels.most_common(_FEW))
+            more = f", and {len(self.labels) - _FEW:,} more" if len(self.labels) > _FEW else ""
+            found.append(("labels", f"{len(self.labels):,}: {shown}{more}"))
+        return found
+
+    def warnings(self) -> list[tuple[str, str]]:
+        """What a user should know before training, as names and texts."""
+        found: list[tuple[str, str]] = []
+        if self.cut["rows"]:
+            parts = [f"{_count(self.cut['rows'], 'row')} longer than {self.context:,} tokens"]
+            parts.append(f"{_count(self.cut['tokens'], 'token')} left out")
+            if self.cut["learned"]:
+                parts[-1] += f", {self.cut['learned']:,} of them to be learned"
+            if self.cut["ends"]:
+                parts.append(f"{_count(self.cut['ends'], 'row')} without the end of the answer")
+            if self.cut["all"]:
+                parts.append(f"{self.cut['all']:,} without any of it")
+            found.append(("cut", "; ".join(parts)))
+        if self.unlearned:
+            text = f"{_count(self.unlearned, 'row')} without a token to be learned, the first {self._unlearned_at}"
+            found.append(("unlearned", text))
+        if self.system_prompt is not None:
+            text, where = (
+                shorten(" ".join(self.system_prompt.split()), _SHOWN),
+                _count(self.system_prompts, "conversation"),
+            )
+            found.append(("template", f"adds a system prompt to {where}: {text!r}"))
+        found += self._ends_warning()
+        if self.mismatches:
+            text = f"at {self.mismatches:,} the tokenizer would merge prompt and answer: each is encoded alone"
+            found.append(("borders", text))
+        if self._doubled:
+            token = self._tokenizer.token(self._tokenizer.bos or 0)
+            found.append(("doubled", f"{_count(self._doubled, 'row')} with {token!r} twice at the beginning"))
+        if self.duplicates:
+            found.append(("duplicates", f"{_count(self.duplicates, 'example')} there already"))
+        if self.overlap:
+            found.append(("overlap", f"{_count(self.overlap, 'example')} for training as well"))
+        return found
+
+    def lines(self) -> list[str]:
+        """`facts` and `warnings`, for people."""
+        return [f"{name:<11}{text}" for name, text in (*self.facts(), *self.warnings())]
+
+    def problems(self) -> None:
+        """Raise UserError if training on these examples can't work: nothing is learned, or not what is used later."""
+        if not self.examples:
+            raise UserError("There is no example to train on.")
+        if self._mismatch is not None:
+            raise UserError(self._mismatch)
+        if self.task in _WITH_LEARNED and not self.learned:
+            raise UserError(self._nothing_learned())
+        if self.task == "classify" and not self._numbers and len(self.labels) == 1:
+            (label,) = self.labels
+            raise UserError(f"All {self.examples:,} examples have the label {label!r}: there is nothing to tell apart.")
+        if self.task == "tag" and len(self.labels) == 1:
+            (label,) = self.labels
+            raise UserError(f"All words have the tag {label!r}: there is nothing to find.")
+
+    def _nothing_learned(self) -> str:
+        if self.cut["all"]:
+            return (
+                f"No token is left to be learned: the prompts alone are longer than the context of {self.context:,} "
+                "tokens. Give --context more, or shorten them."
+            )
+        return f"No token is to be learned, as in {self._unlearned_at}: there is no answer."
+
+    def _share(self) -> str:
+        if self.task not in _WITH_LEARNED or not self.tokens:
+            return ""
+        return f", {self.learned:,} of them learned ({self.learned / self.tokens:.0%})"
+
+    def _ends_warning(self) -> list[tuple[str, str]]:
+        others = {token: count for token, count in self._ends.items() if token not in self._stops}
+        # Where a row was cut, it ends somewhere.
+        missing = sum(others.values()) - self.cut["ends"]
+        if not self._stops or missing <= 0 or self.task in ("text", "seq2seq"):
+            return []
+        token = max(others, key=lambda token: others[token])
+        stops = " or ".join(sorted(repr(self._tokenizer.token(stop)) for stop in self._stops))
+        what = "1 answer ends" if missing == 1 else f"{missing:,} answers end"
+        text = f"{what} otherwise than generation, which stops at {stops}: most with {self._tokenizer.token(token)!r}"
+        return [("ends", text)]
+
+
+def example_key(example: Example) -> bytes:
+    """What two examples have in common if they say the same, wherever they stand."""
+    values = [getattr(example, field.name) for field in fields(example) if field.name != "where"]
+    text = json.dumps([type(example).__name__, values], sort_keys=True, default=_plain)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for: an example in another one, a mapping or sequence of another type."""
+    if hasattr(value, "where"):
+        return example_key(value).hex()
+    return dict(value) if hasattr(value, "keys") else list(value) if hasattr(value, "__iter__") else str(value)
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"

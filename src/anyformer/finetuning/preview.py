@@ -1,0 +1,158 @@
+"""A page that draws examples as the model will see them, before training on them.
+
+The page is one file that asks nothing of a network and runs no script. Every text in it is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anyformer import atomic
+from anyformer.data.examples import TASKS, Task, Where
+from anyformer.data.examples.encoded import Cut, LearnedTokens
+from anyformer.finetuning.check import Check
+from anyformer.runs.report import render, require_page
+from anyformer.tokenizer import StreamDecoder, Tokenizer
+
+ROWS = 60
+"""Examples that a page draws."""
+_TOKENS = 2000
+"""Tokens of a text that it draws."""
+_WHOLE = Cut()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewText:
+    """A text of an example, as the model reads it.
+
+    Attributes:
+        tokens: Its ids.
+        title: What it is among others: chosen, rejected, source, target, ...
+        learned: Which tokens are learned; None: that isn't about tokens.
+        tags: What is to be said about each token; None where nothing is.
+        cut: What was cut off it.
+    """
+
+    tokens: Sequence[int]
+    title: str = ""
+    learned: Sequence[bool] | None = None
+    tags: Sequence[str | None] | None = None
+    cut: Cut = _WHOLE
+
+    @classmethod
+    def of(cls, row: LearnedTokens, title: str = "", cut: Cut = _WHOLE) -> PreviewText:
+        """A row of a decoder."""
+        return cls(tokens=row.tokens, title=title, learned=row.learned, cut=cut)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewRow:
+    """An example: one text, or several side by side, and what is to be said about them, if that is a label."""
+
+    where: Where
+    texts: Sequence[PreviewText]
+    label: str | None = None
+
+
+def write_preview(
+    path: Path, name: str, tokenizer: Tokenizer, rows: Sequence[PreviewRow], checks: Mapping[str, Check]
+) -> Path:
+    """Write the page.
+
+    Args:
+        path: Where to; a page of ours that is there is replaced.
+        name: What is trained, for the heading.
+        tokenizer: What encoded the rows.
+        rows: Examples, the first `ROWS` of which are drawn.
+        checks: The counts above them, such as those of training and of validation, by name.
+
+    Raises:
+        UserError: the file is there already and no such page, or the disk refuses.
+    """
+    require_page(path)
+    texts = [text for row in rows for text in row.texts]
+    shown = rows[:ROWS]
+    task: Task | None = next((check.task for check in checks.values()), None)
+    values = {
+        "title": f"{name} · anyformer",
+        "state": "",
+        "heading": name,
+        "about": [] if task is None else [str(task), TASKS[task]],
+        "checks": [
+            {"name": each, "facts": check.facts(), "warnings": check.warnings()} for each, check in checks.items()
+        ],
+        "title_of_rows": "1 example" if len(shown) == 1 else f"{len(shown)} examples",
+        "shows_learned": any(text.learned is not None for text in texts),
+        "shows_tags": any(text.tags is not None for text in texts),
+        "rows": [_row(number, row, tokenizer) for number, row in enumerate(shown, 1)],
+    }
+    atomic.write(path, render("preview.html", values, __package__ or ""))
+    return path
+
+
+def _row(number: int, row: PreviewRow, tokenizer: Tokenizer) -> dict[str, Any]:
+    special = tokenizer.special_ids
+    texts = [
+        {
+            "title": text.title,
+            "counts": _counts(text),
+            "tokens": list(_tokens(text, tokenizer, special)),
+            "notes": list(_notes(text)),
+        }
+        for text in row.texts
+    ]
+    return {"number": number, "where": str(row.where), "label": row.label, "texts": texts}
+
+
+def _counts(text: PreviewText) -> str:
+    learned = "" if text.learned is None else f", {sum(text.learned):,} learned"
+    return f"{len(text.tokens):,} token{'s' * (len(text.tokens) != 1)}{learned}"
+
+
+def _notes(text: PreviewText) -> Iterator[str]:
+    if len(text.tokens) > _TOKENS:
+        yield f"{len(text.tokens) - _TOKENS:,} more tokens are not drawn."
+    if text.cut.tokens:
+        lost = f", {text.cut.learned:,} of them to be learned" if text.cut.learned else ""
+        end = " The end of the answer is lost." if text.cut.lost_end else ""
+        yield f"{text.cut.tokens:,} more tokens are cut off{lost}.{end}"
+
+
+def _tokens(text: PreviewText, tokenizer: Tokenizer, special: frozenset[int]) -> Iterator[dict[str, Any]]:
+    ids = list(text.tokens[:_TOKENS])
+    for place, (token, piece) in enumerate(zip(ids, pieces(tokenizer, ids), strict=True)):
+        tag = None if text.tags is None else text.tags[place]
+        kinds = {
+            "learned": text.learned is not None and text.learned[place],
+            "special": token in special,
+            "tagged": tag is not None,
+            "byte": not piece,
+        }
+        yield {
+            # A line end is drawn as what it is, and goes to the next line.
+            "text": piece.replace("\n", "↵\n") or "·",
+            "kind": " ".join(kind for kind, holds in kinds.items() if holds),
+            "title": f"{token} {tokenizer.token(token) or ''}".rstrip(),
+            "tag": tag,
+        }
+
+
+def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """The text of each token: a character of several tokens is that of the last one, and empty for the others.
+
+    They are, joined, the text of all ids with its special tokens; words of BERT's tokenizers are not put together as
+    written text is.
+    """
+    if tokenizer.cleans_up:
+        words = [tokenizer.token(token) or "" for token in ids]
+        return [
+            f" {word}" if k and not word.startswith("##") else word.removeprefix("##") for k, word in enumerate(words)
+        ]
+    decoder = StreamDecoder(tokenizer, skip_special=False)
+    found = [decoder.push(token) for token in ids]
+    if found:
+        found[-1] += decoder.flush()
+    return found

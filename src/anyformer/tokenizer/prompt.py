@@ -1,0 +1,92 @@
+"""What a decoder reads before it goes on, a text or a conversation, as ids. Training and generation share it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from anyformer.config import SpecialTokens
+from anyformer.errors import UserError
+from anyformer.tokenizer.chat import Message, render_plain
+from anyformer.tokenizer.core import Tokenizer
+
+
+def encode_decoder_prompt(tokenizer: Tokenizer, text: str, tokens: SpecialTokens | None = None) -> list[int]:
+    """The ids of a text that is to be continued.
+
+    It gets only those special tokens that the tokenizer puts before it, without an end-of-text; an empty one begins
+    with the beginning-of-text token, and has no ids where there is none.
+
+    Args:
+        tokenizer: The model's.
+        text: Any text.
+        tokens: The model's own special tokens, for an empty text.
+    """
+    tokens = tokens or SpecialTokens()
+    before, plain, after = tokenizer.encode_parts(text)
+    if plain:
+        return before + plain
+    bos = tokens.bos if tokens.bos is not None else tokenizer.bos
+    ids = before + after
+    while ids and ids[-1] in {tokenizer.eos, tokenizer.sep, *tokens.eos} - {bos}:
+        ids.pop()
+    return ids or ([] if bos is None else [bos])
+
+
+def render_conversation(
+    tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool, tools: Sequence[Any] | None = None
+) -> str:
+    """The text of a conversation: by the chat template, or in plain lines where there is none.
+
+    Raises:
+        UserError: the template refuses the messages, or they can't be shown without one.
+    """
+    if tokenizer.chat_template is not None:
+        return tokenizer.chat(messages, add_generation_prompt, tools)
+    return render_plain(messages, add_generation_prompt)
+
+
+def encode_conversation(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a conversation that `render_conversation` made: a template writes its special tokens itself.
+
+    Raises:
+        UserError: the template makes nothing of the conversation.
+    """
+    if tokenizer.chat_template is None:
+        return encode_decoder_prompt(tokenizer, text)
+    ids = tokenizer.encode(text, special=False)
+    if not ids:
+        raise UserError("The chat template makes nothing of these messages: correct it, or take it out.")
+    return ids
+
+
+def encode_continuation(
+    tokenizer: Tokenizer, prompt: Sequence[int], whole: Sequence[int], text: str
+) -> tuple[list[int], bool]:
+    """The ids of a text behind a prompt whose ids stay as they are, as they do in generation.
+
+    Args:
+        tokenizer: Of both.
+        prompt: The ids of the prompt.
+        whole: The ids of the prompt and the text, encoded together.
+        text: The text.
+
+    Returns:
+        The ids, and whether the tokenizer would have merged characters on both sides of the border between the two.
+    """
+    if list(whole[: len(prompt)]) == list(prompt):
+        return list(whole[len(prompt) :]), False
+    # Behind a line end, as some tokenizers put a space before a text.
+    try:
+        newline, ids = (tokenizer.encode(each, special=False) for each in ("\n", f"\n{text}"))
+    except UserError:  # a tokenizer of characters that doesn't know the line end
+        newline, ids = [], []
+    if newline and ids[: len(newline)] == newline:
+        return ids[len(newline) :], True
+    return tokenizer.encode(text, special=False), True
+
+
+def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many ids, or characters, two texts have in common at their beginnings."""
+    if second[: len(first)] == first:
+        return len(first)  # the usual case, and quicker so
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((position for position, (one, other) in pairs if one != other), len(second))

@@ -1,0 +1,183 @@
+"""What is counted before training, and the runs that are stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyformer.data.examples import (
+    ChatExample,
+    ClassifyExample,
+    CompletionExample,
+    EmbedExample,
+    Example,
+    PreferenceExample,
+    TagExample,
+    TextExample,
+    Where,
+)
+from anyformer.data.examples.chat import added_system_prompt, encode_chat_rows, generation_mismatch
+from anyformer.data.examples.encoded import LearnedTokens, truncate
+from anyformer.errors import UserError
+from anyformer.finetuning.check import Check, example_key
+from anyformer.tokenizer import Tokenizer
+from tests.data.examples import templates
+from tests.data.examples.templates import tokenizer_of
+
+SMOLLM2 = tokenizer_of(templates.SMOLLM2, "<|im_end|>")
+
+
+def where(number: int) -> Where:
+    return Where(Path("chats.jsonl"), number)
+
+
+def chat(number: int, question: str, answer: str | None, system: str | None = None) -> ChatExample:
+    messages = [{"role": "user", "content": question}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    if answer is not None:
+        messages.append({"role": "assistant", "content": answer})
+    learned = [message["role"] == "assistant" for message in messages]
+    return ChatExample(where=where(number), messages=messages, learned=learned)
+
+
+def count(check: Check, tokenizer: Tokenizer, examples: list[ChatExample]) -> Check:
+    """As fine-tuning does."""
+    prompt = added_system_prompt(tokenizer)
+    for example in examples:
+        rows = encode_chat_rows(tokenizer, example)
+        check.add_mismatch(generation_mismatch(tokenizer, example, rows))
+        kept, cuts = zip(*(truncate(row, check.context) for row in rows), strict=True)
+        check.add(example, kept, cuts)
+        check.add_system_prompt(None if example.messages[0]["role"] == "system" else prompt)
+    return check
+
+
+def test_what_there_is_and_what_is_cut_off_is_said():
+    context = 60
+    examples = [
+        chat(1, "Speak?", "Yes.", system="Be kind."),
+        chat(2, "Speak?", "No.", system="Be kind."),
+        chat(3, "Speak?", "Yes.", system="Be kind."),
+        chat(4, "Speak?", "a b c d e f g h i j k l m n o p q r s t u v w x y z", system="Be kind."),
+        chat(5, "a b c d e f g h i j k l m n o p q r s t u v w x y z", "Yes.", system="Be kind."),
+        chat(6, "Speak?", None, system="Be kind."),
+        chat(7, "Speak?", "Yes."),
+    ]
+    check = count(Check("chat", SMOLLM2, context=context), SMOLLM2, examples)
+    rows = [encode_chat_rows(SMOLLM2, example)[0] for example in examples]
+    assert check.examples == check.rows == 7
+    assert check.tokens == sum(min(context, len(row.tokens)) for row in rows)
+    assert check.learned == sum(sum(row.learned[:context]) for row in rows)
+    # Lines 4 and 5, and the last, whose system prompt leaves no room.
+    lost = [row for row in rows if len(row.tokens) > context]
+    assert check.cut["rows"] == len(lost) == 3
+    assert check.cut["tokens"] == sum(len(row.tokens) - context for row in lost)
+    assert check.cut["learned"] == sum(sum(row.learned[context:]) for row in lost)
+    assert (check.cut["ends"], check.cut["all"]) == (3, 2)
+    assert (check.unlearned, check.duplicates) == (3, 1)
+    lines = "\n".join(check.lines())
+    assert f"examples   7\ntokens     {check.tokens}, {check.learned} of them learned (" in lines
+    assert "cut        3 rows longer than 60 tokens; " in lines
+    assert "3 rows without the end of the answer; 2 without any of it" in lines
+    assert "unlearned  3 rows without a token to be learned, the first chats.jsonl, line 5" in lines
+    assert "template   adds a system prompt to 1 conversation: 'You are a helpful AI assistant named SmolLM" in lines
+    assert "duplicates 1 example there already" in lines
+    check.problems()
+
+
+def test_examples_of_validation_that_are_trained_on_are_counted():
+    training = count(Check("chat", SMOLLM2), SMOLLM2, [chat(1, "a", "b"), chat(2, "c", "d")])
+    validation = count(Check("chat", SMOLLM2), SMOLLM2, [chat(9, "c", "d"), chat(8, "c", "e")])
+    validation.against(training)
+    assert validation.overlap == 1
+    assert "overlap    1 example for training as well" in validation.lines()
+
+
+def test_examples_are_the_same_if_they_say_the_same():
+    completion = CompletionExample(where=where(1), segments=(("a", False), ("b", True)))
+    one = PreferenceExample(where=where(1), chosen=completion, rejected=chat(1, "a", "b"))
+    same = PreferenceExample(where=where(2), chosen=replace(completion, where=where(3)), rejected=chat(9, "a", "b"))
+    other = replace(same, rejected=chat(9, "a", "c"))
+    assert example_key(one) == example_key(same) != example_key(other)
+    assert example_key(completion) != example_key(replace(completion, segments=(("a", True), ("b", True))))
+    lists = replace(completion, segments=[["a", False], ["b", True]])  # pyright: ignore[reportArgumentType]
+    assert example_key(completion) == example_key(lists)
+    assert example_key(TextExample(where=where(1), text="a")) != example_key(ClassifyExample(where=where(1), text="a"))
+    embed = EmbedExample(where=where(1), texts=("a", "b"), score=0.5)
+    assert example_key(embed) != example_key(replace(embed, score=0.25))
+
+
+def test_runs_that_teach_nothing_are_stopped():
+    with pytest.raises(UserError, match="There is no example"):
+        Check("chat", SMOLLM2).problems()
+    with pytest.raises(UserError, match=r"No token is to be learned, as in chats.jsonl, line 3: there is no answer"):
+        count(Check("chat", SMOLLM2), SMOLLM2, [chat(3, "a", None)]).problems()
+    with pytest.raises(UserError, match="the prompts alone are longer than the context of 10 tokens"):
+        count(Check("chat", SMOLLM2, context=10), SMOLLM2, [chat(3, "a", "b")]).problems()
+
+
+def test_a_template_that_generation_shows_otherwise_stops_the_run():
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}</s>"
+        "{% endgeneration %}{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>[INST]{% endif %}"
+    )
+    tokenizer = tokenizer_of(template, "</s>")
+    check = count(Check("chat", tokenizer), tokenizer, [chat(3, "a", "b")])
+    with pytest.raises(UserError, match=r"^chats.jsonl, line 3: the chat template writes 'b</s>' before the answer"):
+        check.problems()
+
+
+@pytest.mark.parametrize(("stops", "warned"), [((), False), ((2,), True), ((2, 4), False)])
+def test_answers_that_generation_would_not_end_are_said(stops: tuple[int, ...], warned: bool):
+    assert SMOLLM2.id("<|im_end|>") == 4
+    check = count(Check("chat", SMOLLM2, stops=stops), SMOLLM2, [chat(1, "a", "b"), chat(2, "a", "c")])
+    sentence = "ends       2 answers end otherwise than generation, which stops at '</s>': most with '<|im_end|>'"
+    assert (sentence in check.lines()) == warned
+    # What was cut ends somewhere, which is said elsewhere.
+    cut = Check("chat", SMOLLM2, context=30, stops=(4,))
+    count(cut, SMOLLM2, [chat(1, "a", "b c d e f g h i j k l", system="b")])
+    assert cut.cut["ends"] == 1
+    assert not any(line.startswith("ends") for line in cut.lines())
+
+
+def test_a_doubled_beginning_and_merged_borders_are_said():
+    check = Check("completion", SMOLLM2)
+    example = CompletionExample(where=where(1), segments=(("<s>a", False), ("b", True)))
+    check.add(example, [LearnedTokens([1, 1, 30, 31], [False, False, False, True], mismatches=1)])
+    lines = check.lines()
+    assert "doubled    1 row with '<s>' twice at the beginning" in lines
+    assert "borders    at 1 the tokenizer would merge prompt and answer: each is encoded alone" in lines
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "line", "problem"),
+    [
+        ("classify", ["a", "b", "a"], "labels     2: a 2, b 1", None),
+        ("classify", [0.5, 1.0], "labels     numbers from 0.5 to 1, 0.75 on average", None),
+        ("classify", ["a", "a"], "labels     1: a 2", "All 2 examples have the label 'a'"),
+        ("tag", ["O", "O"], "labels     1: O 2", "All words have the tag 'O'"),
+        ("tag", ["O", "B-x"], "labels     2: O 1, B-x 1", None),
+        ("classify", list("abcdefghij"), "labels     10: a 1, b 1, c 1, d 1, e 1, f 1, g 1, h 1, and 2 more", None),
+    ],
+)
+def test_labels_are_counted(task: Any, labels: list[str | float], line: str, problem: str | None):
+    check = Check(task, SMOLLM2)
+    for number, label in enumerate(labels):
+        example: Example = (
+            TagExample(where=where(number), words=["a"], tags=[str(label)])
+            if task == "tag"
+            else ClassifyExample(where=where(number), text="a", label=label)
+        )
+        check.add(example, [[30, 31]], labels=[label])
+    assert line in check.lines()
+    assert f"tokens     {2 * len(labels)}" in check.lines()
+    if problem is None:
+        check.problems()
+    else:
+        with pytest.raises(UserError, match=problem):
+            check.problems()
