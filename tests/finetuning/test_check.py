@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,15 @@ from anyformer.data.examples import (
     ChatExample,
     ClassifyExample,
     CompletionExample,
-    EmbedExample,
     Example,
-    PreferenceExample,
     TagExample,
-    TextExample,
     Where,
 )
 from anyformer.data.examples.chat import added_system_prompt, encode_chat_rows, generation_mismatch
 from anyformer.data.examples.encoded import LearnedTokens, truncate
+from anyformer.data.examples.held_out import duplicates, overlap
 from anyformer.errors import UserError
-from anyformer.finetuning.check import Check, example_key
+from anyformer.finetuning.check import Check
 from anyformer.tokenizer import Tokenizer
 from tests.data.examples import templates
 from tests.data.examples.templates import tokenizer_of
@@ -78,37 +75,27 @@ def test_what_there_is_and_what_is_cut_off_is_said():
     assert check.cut["tokens"] == sum(len(row.tokens) - context for row in lost)
     assert check.cut["learned"] == sum(sum(row.learned[context:]) for row in lost)
     assert (check.cut["ends"], check.cut["all"]) == (3, 2)
-    assert (check.unlearned, check.duplicates) == (3, 1)
+    assert check.unlearned == 3
     lines = "\n".join(check.lines())
     assert f"examples   7\ntokens     {check.tokens}, {check.learned} of them learned (" in lines
     assert "cut        3 rows longer than 60 tokens; " in lines
     assert "3 rows without the end of the answer; 2 without any of it" in lines
     assert "unlearned  3 rows without a token to be learned, the first chats.jsonl, line 5" in lines
     assert "template   adds a system prompt to 1 conversation: 'You are a helpful AI assistant named SmolLM" in lines
-    assert "duplicates 1 example there already" in lines
     check.problems()
 
 
-def test_examples_of_validation_that_are_trained_on_are_counted():
-    training = count(Check("chat", SMOLLM2), SMOLLM2, [chat(1, "a", "b"), chat(2, "c", "d")])
-    validation = count(Check("chat", SMOLLM2), SMOLLM2, [chat(9, "c", "d"), chat(8, "c", "e")])
-    validation.against(training)
-    assert validation.overlap == 1
-    assert "overlap    1 example for training as well" in validation.lines()
-
-
-def test_examples_are_the_same_if_they_say_the_same():
-    completion = CompletionExample(where=where(1), segments=(("a", False), ("b", True)))
-    one = PreferenceExample(where=where(1), chosen=completion, rejected=chat(1, "a", "b"))
-    same = PreferenceExample(where=where(2), chosen=replace(completion, where=where(3)), rejected=chat(9, "a", "b"))
-    other = replace(same, rejected=chat(9, "a", "c"))
-    assert example_key(one) == example_key(same) != example_key(other)
-    assert example_key(completion) != example_key(replace(completion, segments=(("a", True), ("b", True))))
-    lists = replace(completion, segments=[["a", False], ["b", True]])  # pyright: ignore[reportArgumentType]
-    assert example_key(completion) == example_key(lists)
-    assert example_key(TextExample(where=where(1), text="a")) != example_key(ClassifyExample(where=where(1), text="a"))
-    embed = EmbedExample(where=where(1), texts=("a", "b"), score=0.5)
-    assert example_key(embed) != example_key(replace(embed, score=0.25))
+def test_examples_that_are_there_twice_are_said():
+    training = [chat(1, "a", "b"), chat(2, "c", "d"), chat(3, "a", "b")]
+    check = count(Check("chat", SMOLLM2), SMOLLM2, training)
+    check.duplicates = duplicates(training)
+    assert "duplicates 1 example there already, the first chats.jsonl, line 3 (as chats.jsonl, line 1)" in check.lines()
+    held_out = [chat(9, "c", "d"), chat(8, "c", "e")]
+    check = count(Check("chat", SMOLLM2), SMOLLM2, held_out)
+    check.overlap = overlap(training, held_out)
+    assert "overlap    1 example for training as well, the first chats.jsonl, line 9 (as chats.jsonl, line 2)" in (
+        check.lines()
+    )
 
 
 def test_runs_that_teach_nothing_are_stopped():

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import fields
-from typing import Any
 
 from anyformer.data.examples import Example, Task, Where
 from anyformer.data.examples.encoded import Cut, LearnedTokens
+from anyformer.data.examples.held_out import Twice
 from anyformer.errors import UserError
 from anyformer.terminal import shorten
 from anyformer.tokenizer import Tokenizer
@@ -37,8 +34,8 @@ class Check:
             ``ends`` of answers, and rows that have lost ``all`` of their learned tokens.
         unlearned: Rows without a learned token.
         mismatches: Borders between prompt and answer across which the tokenizer would merge characters.
-        duplicates: Examples that are there already.
-        overlap: Examples that are among those of `against` as well.
+        duplicates: Examples that say the same as one before, as `held_out.duplicates` finds them.
+        overlap: Examples that ask the same as one for training, as `held_out.overlap` finds them.
         labels: How often each is there.
         system_prompt: What the chat template adds to conversations without one; None: nothing.
         system_prompts: The number of conversations that it was added to.
@@ -51,7 +48,9 @@ class Check:
         self.context = context
         self.examples = self.rows = self.tokens = self.learned = 0
         self.cut: Counter[str] = Counter()
-        self.unlearned = self.mismatches = self.duplicates = self.overlap = self.system_prompts = 0
+        self.unlearned = self.mismatches = self.system_prompts = 0
+        self.duplicates: Sequence[Twice] = ()
+        self.overlap: Sequence[Twice] = ()
         self.labels: Counter[str] = Counter()
         self.system_prompt: str | None = None
         self._numbers: list[float] = []
@@ -59,7 +58,6 @@ class Check:
         self._stops = frozenset(stops)
         self._ends: Counter[int] = Counter()
         self._doubled = 0
-        self._seen: set[bytes] = set()
         self._mismatch: str | None = None
         self._unlearned_at: Where | None = None
 
@@ -79,9 +77,6 @@ class Check:
             labels: What is to be said about it: names, or numbers.
         """
         self.examples += 1
-        key = example_key(example)
-        self.duplicates += key in self._seen
-        self._seen.add(key)
         for row in rows:
             self._add_row(example, row)
         for cut in cuts:
@@ -120,10 +115,6 @@ class Check:
         if text is not None:
             self.system_prompt = text
             self.system_prompts += 1
-
-    def against(self, training: Check) -> None:
-        """Count the examples that are among those for training as well."""
-        self.overlap = len(self._seen & training._seen)
 
     def facts(self) -> list[tuple[str, str]]:
         """What there is, as names and texts."""
@@ -169,9 +160,13 @@ class Check:
             token = self._tokenizer.token(self._tokenizer.bos or 0)
             found.append(("doubled", f"{_count(self._doubled, 'row')} with {token!r} twice at the beginning"))
         if self.duplicates:
-            found.append(("duplicates", f"{_count(self.duplicates, 'example')} there already"))
+            before, where = self.duplicates[0]
+            text = f"{_count(len(self.duplicates), 'example')} there already, the first {where} (as {before})"
+            found.append(("duplicates", text))
         if self.overlap:
-            found.append(("overlap", f"{_count(self.overlap, 'example')} for training as well"))
+            before, where = self.overlap[0]
+            text = f"{_count(len(self.overlap), 'example')} for training as well, the first {where} (as {before})"
+            found.append(("overlap", text))
         return found
 
     def lines(self) -> list[str]:
@@ -217,20 +212,6 @@ class Check:
         what = "1 answer ends" if missing == 1 else f"{missing:,} answers end"
         text = f"{what} otherwise than generation, which stops at {stops}: most with {self._tokenizer.token(token)!r}"
         return [("ends", text)]
-
-
-def example_key(example: Example) -> bytes:
-    """What two examples have in common if they say the same, wherever they stand."""
-    values = [getattr(example, field.name) for field in fields(example) if field.name != "where"]
-    text = json.dumps([type(example).__name__, values], sort_keys=True, default=_plain)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has no form for: an example in another one, a mapping or sequence of another type."""
-    if hasattr(value, "where"):
-        return example_key(value).hex()
-    return dict(value) if hasattr(value, "keys") else list(value) if hasattr(value, "__iter__") else str(value)
 
 
 def _count(count: int, what: str) -> str:

@@ -118,7 +118,7 @@ SPECIAL = [
     *("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     *("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
 ]
-KINDS = ("byte_bpe", "sentencepiece")
+KINDS = ("byte_bpe", "sentencepiece", "metaspace")
 
 
 _LINES = [line for text in CORPUS for line in text.splitlines(keepends=True)] + ["\n\n", "\n\n\n", " \n"] * 50
@@ -135,7 +135,11 @@ def _trained(kind: str) -> str:
         alphabet = pre_tokenizers.ByteLevel.alphabet()
     else:
         # As LLaMA's and Mistral's: a space is put before each text between special tokens.
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        if kind == "metaspace":
+            # Newer ones do so before the whole text only.
+            backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        else:
+            backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         backend.decoder = decoders.Sequence(
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         )
@@ -144,7 +148,7 @@ def _trained(kind: str) -> str:
     )
     backend.train_from_iterator(_LINES, trainer)
     pipeline = json.loads(backend.to_str())
-    if kind == "sentencepiece":
+    if kind != "byte_bpe":
         vocabulary = pipeline["model"]["vocab"]
         pipeline["model"]["byte_fallback"] = True
         vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}

@@ -119,6 +119,9 @@ class _Encoder:
         self._tokenizer = tokenizer
         self._example = example
         self._special = tokenizer.special_ids
+        added = tokenizer.backend.get_added_tokens_decoder().items()
+        self._separating = {id_ for id_, token in added if token.special and not token.normalized}
+        self._known: tuple[str, list[int]] = "", []
         self.answers = [index for index, learned in enumerate(example.learned) if learned]
 
     def render(self, count: int, add_generation_prompt: bool) -> str:
@@ -127,8 +130,20 @@ class _Encoder:
         return render_conversation(self._tokenizer, messages, add_generation_prompt, self._example.tools)
 
     def ids(self, text: str) -> list[int]:
-        """The ids of a rendered conversation."""
-        return encode_conversation(self._tokenizer, text)
+        """The ids of a rendered conversation.
+
+        One that continues the latest one is encoded from the last special token of that on: what is before such a token
+        is encoded without regard to what follows.
+        """
+        if self._tokenizer.chat_template is None:
+            return encode_conversation(self._tokenizer, text)
+        known, before = self._known if text.startswith(self._known[0]) else ("", [])
+        new, offsets = self._tokenizer.encode_offsets(text[len(known) :])
+        ids = before + new
+        last = next((k for k in reversed(range(len(new))) if new[k] in self._separating), None)
+        if last is not None:
+            self._known = text[: len(known) + offsets[last][0]], ids[: len(before) + last]
+        return ids or encode_conversation(self._tokenizer, text)
 
     def rows(self, learn_all: bool) -> list[LearnedTokens]:
         """The conversation as rows."""
@@ -137,7 +152,9 @@ class _Encoder:
             ids = self.ids(self.render(len(self._example.messages), False))
             return [LearnedTokens(ids, [False] + [learn_all] * (len(ids) - 1))]  # nothing predicts the first token
         if self.answers[0] == 0:
-            raise UserError("the conversation begins with an answer: put a question before it.")
+            raise UserError(
+                'the conversation begins with an answer: put a question before it, or "train": false into it.'
+            )
         marked = self._marked() if has_template else None
         if marked is not None:
             return [marked]
