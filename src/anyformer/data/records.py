@@ -80,10 +80,12 @@ def column_of(field: str, header: Sequence[str], path: Path) -> int:
 
 
 def _texts(record: Mapping[str, Any], fields: Sequence[str], path: Path, kind: Kind, number: int) -> tuple[str, ...]:
-    texts: list[Any] = [record.get(field) for field in fields]
-    for text in texts:
-        if type(text) is not str or not text.isascii():
-            return tuple([text_of(record, field, f"{path}, {kind} {number},") for field in fields])
+    texts = list[str]()
+    for field in fields:
+        text = record.get(field)
+        if type(text) is not str or not (text.isascii() or _SURROGATE.search(text) is None):
+            text = text_of(record, field, f"{path}, {kind} {number},")
+        texts.append(text)
     return tuple(texts)
 
 

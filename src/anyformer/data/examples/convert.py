@@ -99,12 +99,8 @@ def _segments(parts: Parts) -> CompletionExample:
         segment = as_object(each, parts.where, own)
         learned = segment.get("label")
         if not isinstance(learned, bool):
-            said = (
-                f"that is {kind_of(learned)}"
-                if "label" in segment
-                else 'a segment is like {"text": "...", "label": true}'
-            )
-            raise fault(parts.where, f"doesn't say by true or false in the label of {own} whether it is learned", said)
+            advice = 'a segment is like {"text": "...", "label": true}'
+            raise fault(parts.where, f"has neither true nor false as the label of {own}", advice)
         if text := as_text(segment.get("text"), parts.where, own, empty=True):
             found.append((text, learned))
     if not any(learned for _, learned in found):

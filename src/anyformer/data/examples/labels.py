@@ -99,7 +99,7 @@ def settle_tags(
     names = tuple(known) if known is not None else _ordered(found, classes)
     if known is None and len(found) == 1:
         raise UserError(
-            f"{_first([e.where for e in examples])}: all tags are {names[0]!r}, so there is nothing to learn."
+            f"{_first([e.where for e in examples])}: all tags are {names[0][:40]!r}, so there is nothing to learn."
         )
     made = [
         replace(example, tags=tuple(_known(str(tag), names, example.where, "tag") for tag in example.tags))
@@ -164,7 +164,7 @@ def _single(
     counts = Counter(named)
     names = tuple(known) if known is not None else _ordered(counts, classes)
     if known is None and len(counts) == 1:
-        raise UserError(f"{_first(wheres)}: all labels are {named[0]!r}, so there is nothing to learn.")
+        raise UserError(f"{_first(wheres)}: all labels are {named[0][:40]!r}, so there is nothing to learn.")
     if known is None and not classes and len(named) >= _MANY and len(counts) > len(named) / 2:
         raise UserError(
             f"{_first(wheres)}: there are {len(counts):,} different labels in {len(named):,} examples, which are too "

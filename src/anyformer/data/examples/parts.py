@@ -57,8 +57,8 @@ class Parts:
         return found
 
     def text(self, part: str, *, empty: bool = False) -> str:
-        """A text; `empty`: whether it may be empty, or be missing."""
-        if empty and self.get(part) is None:
+        """A text; `empty`: whether it may be empty or null, or missing if it is optional."""
+        if empty and self.get(part) is None and (part not in self.required or self.column(part) in self.row.values):
             return ""
         column = self.column(part)
         return as_text(self.value(part), self.where, f"its column {column!r}", empty=empty)

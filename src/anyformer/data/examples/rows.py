@@ -159,16 +159,13 @@ def _parallel(path: str) -> list[Path] | None:
 def _table(file: BinaryIO, path: Path, columns: Sequence[str], limit: int) -> Iterator[Row]:
     rows = table_rows(file, path, limit)
     header, has = (list(columns), "the columns that were named are") if columns else ([], "the header has")
+    if not header:
+        header = next(rows, (1, list[str]()))[1]
+    for name in filter(None, header):
+        column_of(name, header, path)
     for number, row in rows:
-        if not header:
-            header = row
-        elif len(row) == len(header):
-            yield Row(Where(path, number), dict(zip(header, row, strict=True)))
-        else:
-            check_width(row, len(header), path, number, has)
-        if header is row:
-            for name in filter(None, header):
-                column_of(name, header, path)
+        check_width(row, len(header), path, number, has)
+        yield Row(Where(path, number), dict(zip(header, row, strict=True)))
 
 
 def _parquet(file: BinaryIO, path: Path, limit: int) -> Iterator[Row]:

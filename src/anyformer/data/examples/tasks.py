@@ -17,6 +17,8 @@ _DATA = re.compile(r"-?\d+(\.\d+)?|.{40,}|.* .* .* .*", re.DOTALL)
 """What is no name of a column, but a number or a sentence."""
 _LABELS = (True, False, 0, 1, "true", "false", "True", "False", "0", "1")
 """Of unpaired preferences."""
+_RARE = ("segments", "translation")
+"""Kinds of shapes that nobody looks for."""
 _SAID = ("label", "labels", "score", "scores")
 """Columns that aren't texts to embed."""
 
@@ -149,7 +151,7 @@ def _listed(found: Mapping[str, str]) -> str:
 
 
 def _no_task(sample: Mapping[str, Any], where: object, task: Task | None, given: Mapping[str, str]) -> UserError:
-    columns = [str(column) for column in sample]
+    columns = [str(column)[:60] for column in sample]
     some = ", ".join(map(repr, columns[:_FEW])) + (", ..." if len(columns) > _FEW else "")
     has = f"{where} has the column{'s' if len(columns) != 1 else ''} {some or 'none'}"
     if task is None:
@@ -158,10 +160,13 @@ def _no_task(sample: Mapping[str, Any], where: object, task: Task | None, given:
             how = "if the first line is no header, name the columns with --header NAME,NAME."
         how = _misspelt(columns) or how
         return UserError(f"{has}, from which no task follows: {how}")
-    shape = next(
-        (each for each in SHAPES if each.task == task and given.keys() <= each.required.keys() | each.optional.keys()),
-        next(each for each in SHAPES if each.task == task),
-    )
+    shapes = [shape for shape in SHAPES if shape.task == task]
+
+    def distance(shape: Shape) -> tuple[bool, bool, int]:
+        missing = sum(not any(name in sample for name in names) for names in shape.required.values())
+        return not given.keys() <= shape.required.keys() | shape.optional.keys(), shape.kind in _RARE, missing
+
+    shape = min(shapes, key=distance)
     needs = " and ".join(f"{part} ({', '.join(map(repr, names))})" for part, names in shape.required.items())
     flags = " ".join(f"--{part} NAME" for part in shape.required)
     return UserError(f"{has}, and {task} needs {needs}: say which they are with {flags}.")

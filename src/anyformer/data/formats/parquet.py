@@ -48,10 +48,10 @@ def open_parquet(file: BinaryIO, path: Path) -> Generator[Any, None, None]:
 
 
 def parquet_rows(table: Any, fields: Sequence[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number of each row, from 1, and its values; `fields`: those that are wanted, None for all."""
+    """The number of each row, from 1, and its values; `fields`: those that are wanted, None for all."""
     batches = table.iter_batches(_ROWS, columns=None if fields is None else list(fields), use_threads=False)
     rows = (row for batch in batches for row in cast("list[dict[str, Any]]", batch.to_pylist()))
-    yield from enumerate(rows, start=1)
+    return enumerate(rows, start=1)
 
 
 def class_names(schema: Any) -> dict[str, tuple[str, ...]]:

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyformer.data.examples import ClassifyExample, EmbedExample, TagExample, Where
+from anyformer.data.examples.labels import settle_embeddings, settle_labels, settle_tags
+from anyformer.errors import UserError
+
+
+def texts(*labels: Any, second: str | None = None) -> list[ClassifyExample]:
+    return [
+        ClassifyExample(where=Where(Path("a.csv"), number), text="x", second=second, label=label)
+        for number, label in enumerate(labels, start=1)
+    ]
+
+
+def settled(*labels: Any, **options: Any) -> tuple[list[Any], str, tuple[str, ...]]:
+    found, known = settle_labels(texts(*labels), **options)
+    return [example.label for example in found], known.kind, known.names
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "values", "kind", "names"),
+    [
+        (["b", "a", "b"], {}, ["b", "a", "b"], "single", ("a", "b")),
+        ([10, 9, 10], {}, ["10", "9", "10"], "single", ("9", "10")),
+        (["10", "9", "10"], {}, ["10", "9", "10"], "single", ("9", "10")),
+        ([True, False], {}, ["true", "false"], "single", ("false", "true")),
+        ([1.0, 0.0, 1.0], {}, ["1", "0", "1"], "single", ("0", "1")),
+        (["1.0", "0"], {}, ["1", "0"], "single", ("0", "1")),
+        ([-1, 1], {}, ["-1", "1"], "single", ("-1", "1")),
+        ([1, 2.5], {}, [1.0, 2.5], "regression", ()),
+        (["5.0", "3.8"], {}, [5.0, 3.8], "regression", ()),
+        ([1, 3], {"kind": "regression"}, [1.0, 3.0], "regression", ()),
+        ([1.5, 3], {"kind": "single"}, ["1.5", "3"], "single", ("1.5", "3")),
+        ([("a", "b"), (), ("b",)], {}, [("a", "b"), (), ("b",)], "multiple", ("a", "b")),
+        ([(10,), (9, 10)], {}, [("10",), ("9", "10")], "multiple", ("9", "10")),
+        ([(0, 1, 1), (0, 0, 0)], {}, [("1", "2"), ()], "multiple", ("0", "1", "2")),
+        (["a", "b"], {"kind": "multiple"}, [("a",), ("b",)], "multiple", ("a", "b")),
+        (["z", "a"], {"classes": ("z", "m", "a")}, ["z", "a"], "single", ("z", "m", "a")),
+        (["a", "a"], {"known": ("b", "a")}, ["a", "a"], "single", ("b", "a")),
+        ([1, 0], {"known": ("neg", "pos")}, ["pos", "neg"], "single", ("neg", "pos")),
+        (["1", "0"], {"known": ("neg", "pos")}, ["pos", "neg"], "single", ("neg", "pos")),
+        ([(1,), ("neg",)][:1], {"known": ("neg", "pos")}, [("pos",)], "multiple", ("neg", "pos")),
+    ],
+)
+def test_labels_are_names_or_numbers(
+    labels: list[Any], options: dict[str, Any], values: list[Any], kind: str, names: tuple[str, ...]
+):
+    assert settled(*labels, **options) == (values, kind, names)
+
+
+def test_what_was_found_is_said():
+    assert settle_labels(texts("b", "a"))[1].note == "2 labels: a, b"
+    assert settle_labels(texts(0, 2.5))[1].note == "numbers from 0 to 2.5 to be predicted, as some have decimals"
+    assert settle_labels(texts(*map(str, range(9))))[1].note == "9 labels: 0, 1, 2, 3, 4, 5, 6, 7, ..."
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        ([1, 1, 1], {}, r"a\.csv: all labels are '1', so there is nothing to learn"),
+        ([1.5, 1.5], {}, r"a\.csv: all labels are 1\.5, so there is nothing to learn"),
+        ([(), ()], {}, r"a\.csv: all examples have the same labels"),
+        ([1, "a"], {}, r"a\.csv, line 2, has a text as its label, and the rows before have a number"),
+        ([1, True], {}, r"a\.csv, line 2, has true or false as its label, and the rows before have a number"),
+        (["a", ("a",)], {}, r"a\.csv, line 2, has a list as its label, and the rows before have a text"),
+        ([("a",), (1,)], {}, r"a\.csv, line 2, has texts as labels, and the rows before numbers"),
+        ([0.5, float("nan")], {}, r"a\.csv, line 2, has nan as its label: only finite numbers can be learned"),
+        (["0.5", "inf", "1"], {}, r"a\.csv, line 2, has inf in its label"),
+        (["0.5", "1.5", "2.5", "x"], {}, r"a\.csv, line 4, has 'x' as its label: that is no number, as most labels"),
+        (["a", "b"], {"kind": "regression"}, r"a\.csv, line 1, has no number in its label: that is 'a'"),
+        ([("a",)], {"kind": "single"}, r"a\.csv, line 1, has a list of labels, and single labels were asked for"),
+        (["c"], {"known": ("a", "b")}, r"a\.csv, line 1, has the label 'c', which isn't among the 2 .*: a, b\."),
+        ([0, 2], {"known": ("a", "b")}, r"a\.csv, line 2, has the label '2', which isn't among the 2"),
+        ([*range(30)], {}, r"a\.csv: there are 30 different labels in 30 examples, which are too many"),
+    ],
+)
+def test_labels_that_can_not_be_learned(labels: list[Any], options: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        settle_labels(texts(*labels), **options)
+
+
+def test_pairs_and_single_texts_are_not_mixed():
+    with pytest.raises(UserError, match=r"line 1, has a pair of texts, and the rows before have one text"):
+        settle_labels([*texts("a"), *texts("b", second="y")])
+
+
+def tagged(*tags: tuple[Any, ...]) -> list[TagExample]:
+    return [
+        TagExample(where=Where(Path("a.conll"), number), words=("x",) * len(each), tags=each)
+        for number, each in enumerate(tags, start=1)
+    ]
+
+
+def test_tags_are_names():
+    found, known = settle_tags(tagged(("O", "B-x"), ("O",)))
+    assert [example.tags for example in found] == [("O", "B-x"), ("O",)]
+    assert known.names == ("B-x", "O")
+    found, known = settle_tags(tagged((10, 9)))
+    assert (found[0].tags, known.names) == (("10", "9"), ("9", "10"))
+    assert settle_tags(tagged((1, 0)), ("O", "B-x"))[0][0].tags == ("B-x", "O")
+    assert settle_tags(tagged(("O", "B-x")), None, ("O", "B-x", "I-x"))[1].names == ("O", "B-x", "I-x")
+    with pytest.raises(UserError, match=r"a\.conll: all tags are 'O', so there is nothing to learn"):
+        settle_tags(tagged(("O", "O")))
+    with pytest.raises(UserError, match=r"a\.conll, line 2, has texts as tags, and the rows before numbers"):
+        settle_tags(tagged((1, 2), ("O",)))
+    with pytest.raises(UserError, match=r"a\.conll, line 1, has the tag 'B-y', which isn't among the 2"):
+        settle_tags(tagged(("O", "B-y")), ("O", "B-x"))
+
+
+def embedded(*scores: Any, label: bool = False, count: int = 2) -> list[EmbedExample]:
+    return [
+        EmbedExample(where=Where(Path("a.csv"), number), texts=("x",) * count, **{"label" if label else "score": score})
+        for number, score in enumerate(scores, start=1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("examples", "scores", "note"),
+    [
+        (embedded(0.0, 0.5, 1.0), [0.0, 0.5, 1.0], "scores from 0 to 1"),
+        (embedded(-1.0, 1.0), [-1.0, 1.0], "scores from -1 to 1"),
+        (embedded(0.0, 3.8, 5.0), [0.0, 0.76, 1.0], "scores from 0 to 5, divided by 5"),
+        (embedded("0.0", "3.8", label=True), [0.0, 0.76], "scores from 0 to 3.8, divided by 5"),
+    ],
+)
+def test_scores_are_scaled(examples: list[EmbedExample], scores: list[float], note: str):
+    found, names, said = settle_embeddings(examples)
+    assert [example.score for example in found] == scores
+    assert {example.label for example in found} == {None}
+    assert (names, said) == ((), note)
+
+
+def test_classes_and_texts_alone():
+    found, names, said = settle_embeddings(embedded(1, 0, label=True))
+    assert [example.label for example in found] == ["1", "0"]
+    assert (names, said) == (("0", "1"), "2 labels: 0, 1")
+    assert settle_embeddings(embedded(None, None))[2] == "pairs"
+    assert settle_embeddings(embedded(None, count=3))[2] == "triplets"
+    with pytest.raises(UserError, match=r"a\.csv, line 1, has 3 texts, and the rows before have 2"):
+        settle_embeddings([*embedded(None), *embedded(None, count=3)])
+    with pytest.raises(UserError, match=r"a\.csv, line 2, has a score of a range that isn't known, .* from 0 to 100"):
+        settle_embeddings(embedded(0.0, 100.0))

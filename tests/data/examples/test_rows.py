@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from anyformer.data import input_files
+from anyformer.data.disk_cache import Cache
+from anyformer.data.examples.rows import read_rows, row_files
+from anyformer.errors import UserError
+
+here = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+text = st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"]), max_size=8)
+
+
+def write(path: Path, content: str | bytes) -> str:
+    data = content.encode() if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+def read(*paths: str | Path, **options: Any) -> list[Any]:
+    return [row.values for row in read_rows([str(path) for path in paths], **options)]
+
+
+@here
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {
+                "messages": st.lists(st.fixed_dictionaries({"role": text, "content": text}), max_size=3),
+                "label": st.integers(-5, 5),
+                "score": st.floats(-1, 1),
+                "ok": st.booleans(),
+            }
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_every_kind_of_file_gives_the_same_structure(tmp_path: Path, rows: list[dict[str, Any]]):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    paths = [
+        write(tmp_path / "a.jsonl", lines),
+        write(tmp_path / "b.jsonl.gz", lines),
+        write(tmp_path / "c.json", lines),
+        write(tmp_path / "d.json", json.dumps(rows, indent=1)),
+        write(tmp_path / "e.json.gz", json.dumps({"data": rows})),
+    ]
+    if any(row["messages"] for row in rows):
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "f.parquet")
+        paths.append(str(tmp_path / "f.parquet"))
+    for path in paths:
+        assert read(path) == rows
+
+
+def test_the_place_of_a_row_is_kept(tmp_path: Path):
+    table, array = write(tmp_path / "a.csv", 'a,b\n1,"x\ny"\n2,z\n'), write(tmp_path / "a.json", '[{"a": 1}, {"a": 2}]')
+    found = [(str(row.where), row.values) for row in read_rows([table, array])]
+    assert found == [
+        (f"{table}, line 2", {"a": "1", "b": "x\ny"}),
+        (f"{table}, line 4", {"a": "2", "b": "z"}),
+        (f"{array}, row 1", {"a": 1}),
+        (f"{array}, row 2", {"a": 2}),
+    ]
+
+
+def test_a_table_without_a_header(tmp_path: Path):
+    table = write(tmp_path / "a.csv", "x,y,5.0\nz,w,3\n")
+    columns = ("sentence1", "sentence2", "score")
+    assert read(table, columns=columns)[1] == {"sentence1": "z", "sentence2": "w", "score": "3"}
+    with pytest.raises(UserError, match=r"a\.csv, line 1, has 3 fields, and the columns that were named are 2"):
+        read(table, columns=("a", "b"))
+    with pytest.raises(UserError, match="has 2 fields called 'a': give them different names"):
+        read(table, columns=("a", "a", "b"))
+    assert read(write(tmp_path / "b.csv", ",a,\n1,2,3\n")) == [{"": "3", "a": "2"}]
+
+
+def test_sentences_texts_and_parallel_lines(tmp_path: Path):
+    assert read(write(tmp_path / "a.conll", "a\tO\nb\tB-x\n\nc\tO\n")) == [
+        {"tokens": ["a", "b"], "ner_tags": ["O", "B-x"]},
+        {"tokens": ["c"], "ner_tags": ["O"]},
+    ]
+    assert read(write(tmp_path / "a.txt", "\ufeffone\n\ntwo")) == [{"text": "one\n\ntwo"}]
+    assert read(write(tmp_path / "empty.txt", "")) == []
+    source, target = write(tmp_path / "a.en.gz", "one\n\ntwo\n"), write(tmp_path / "a.de", "eins\n\nzwei\n")
+    pairs = [{"source": "one", "target": "eins"}, {"source": "two", "target": "zwei"}]
+    assert read(f"{source},{target}") == pairs
+    write(tmp_path / "a.de", "eins\n")
+    with pytest.raises(UserError, match=r"has 3 lines and .* has 1"):
+        read(f"{source},{target}")
+    with pytest.raises(UserError, match=r"There is no file .*a\.fr to take pairs from"):
+        read(f"{source},{tmp_path / 'a.fr'}")
+    assert read(write(tmp_path / "a,b.txt", "a name with a comma")) == [{"text": "a name with a comma"}]
+
+
+def test_folders_and_globs(tmp_path: Path):
+    write(tmp_path / "a.conll", "a\tO\n")
+    write(tmp_path / "b.jsonl", '{"x": 1}\n')
+    write(tmp_path / "settings.json", "{}")
+    assert read(tmp_path) == [{"tokens": ["a"], "ner_tags": ["O"]}, {"x": 1}]
+    assert read(tmp_path / "*.jsonl", tmp_path / "b.jsonl") == [{"x": 1}]
+    with pytest.raises(UserError, match=r"is not a kind of file that can be read: use \.jsonl, .*\.conll"):
+        read(write(tmp_path / "a.png", ""))
+    with pytest.raises(UserError, match="No data was given"):
+        read()
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (b'\xef\xbb\xbf {"a": 1}\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
+        (b'\n[{"a": 1}]', [{"a": 1}]),
+        (b"a text", [{"text": "a text"}]),
+    ],
+)
+def test_standard_input_is_what_it_looks_like(tmp_path: Path, content: bytes, rows: list[Any]):
+    (file,) = row_files(["-"], Cache(tmp_path), stdin=io.BytesIO(content))
+    found = list(file.rows((), 1000))
+    assert [row.values for row in found] == rows
+    assert str(found[0].where.path) == "standard input"
+
+
+def test_parquet_keeps_names_of_classes_and_leaves_nulls_inside_objects_out(tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    names = datasets.ClassLabel(names=["neg", "pos"])
+    features = datasets.Features(
+        {
+            "label": names,
+            "tags": datasets.List(names),
+            "m": datasets.List({"role": datasets.Value("string"), "name": datasets.Value("string")}),
+        }
+    )
+    rows = {"label": [1, -1], "tags": [[0, 1], []], "m": [[{"role": "a", "name": None}], None]}
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "a.parquet")
+    first, second = read_rows([str(tmp_path / "a.parquet")])
+    assert first.values == {"label": "pos", "tags": ["neg", "pos"], "m": [{"role": "a"}]}
+    assert second.values["label"] is None
+    assert first.classes["label"] == ("neg", "pos")
+
+
+def test_a_class_without_a_name_is_named(tmp_path: Path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    note = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["neg", "pos"]}}}}
+    schema = pa.schema([("label", pa.int64())], metadata={"huggingface": json.dumps(note)})
+    parquet.write_table(pa.table({"label": [0, 7]}, schema=schema), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet, row 2, has class 7 in its column 'label', .* for 0 to 1 only"):
+        read(tmp_path / "a.parquet")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_data_set_of_the_hub_is_read_whole_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    datasets = pytest.importorskip("datasets")
+    pytest.importorskip("zstandard")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["z", "a"])})
+    rows = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [0, 1]}, features)
+    said: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows.to_iterable_dataset())
+    cache = Cache(tmp_path)
+    for _ in range(2):
+        (file,) = row_files(["hf:some/set"], cache, progress=said.append)
+        found = list(file.rows((), 1000))
+        assert [(str(row.where), row.values) for row in found] == [
+            ("hf:some/set, line 1", {"text": "x", "label": "z"}),
+            ("hf:some/set, line 2", {"text": "y", "label": "a"}),
+        ]
+        assert found[0].classes == {"label": ("z", "a")}
+        monkeypatch.setattr(datasets, "load_dataset", None)
+    assert said == ["reading hf:some/set"] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"a": {"b": ["\\ud800"]}}', r"a\.jsonl, line 1, holds half a character"),
+        ("a.jsonl", '{"\\udfff": 1}', r"a\.jsonl, line 1, holds half a character"),
+        ("a.jsonl", '{"a": ' + "[" * 150 + "]" * 150 + "}", r"a\.jsonl, line 1, is nested more than 100 levels"),
+        ("a.jsonl", '{"a": "' + "x" * 2000 + '"}', r"a\.jsonl, line 1, has more than 1,000 bytes"),
+        ("a.csv", "a\n" + "x" * 2000, r"a\.csv, line 2, has more than 1,000 bytes"),
+        ("a.txt", "x" * 2000, r"a\.txt has more than 1,000 bytes, and a text file is one example"),
+        ("a.txt", b"x\xff", r"a\.txt is not UTF-8 text: byte 1"),
+    ],
+)
+def test_faults_are_named(tmp_path: Path, name: str, content: str | bytes, message: str):
+    with pytest.raises(UserError, match=message):
+        read(write(tmp_path / name, content), max_record_bytes=1000)
+
+
+def test_parquet_is_read_within_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"m": [[{"content": "x"}], [{"content": "x" * 2000}]]}), path)
+    with pytest.raises(UserError, match=r"a\.parquet, row 2, has more than 1,000 bytes"):
+        read(path, max_record_bytes=1000)
+    parquet.write_table(pa.table({"m": [["x" * 1000] * 50] * 100}), path)
+    monkeypatch.setattr(input_files, "_EXPANDED_BYTES", 100_000)
+    with pytest.raises(UserError, match="times as large when it is decompressed"):
+        read(path)

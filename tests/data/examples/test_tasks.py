@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from anyformer.data.examples.columns import Columns
+from anyformer.data.examples.tasks import detect, find_reading
+from anyformer.errors import UserError
+
+MESSAGES = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+FOUND: list[tuple[dict[str, Any], str, str]] = [
+    ({"messages": MESSAGES}, "chat", "because of the column 'messages'"),
+    ({"conversations": [], "system": "", "tools": ""}, "chat", "because of the column 'conversations'"),
+    ({"instruction": "", "input": "", "output": "", "text": ""}, "chat", "'instruction' and 'output'"),
+    ({"instruction": "", "context": "", "response": "", "category": ""}, "chat", "'instruction' and 'response'"),
+    ({"prompt": "a", "completion": "b"}, "completion", "because of the columns 'prompt' and 'completion'"),
+    ({"prompt": [], "completion": []}, "chat", "'prompt' and 'completion'"),
+    ({"segments": []}, "completion", "because of the column 'segments'"),
+    ({"prompt": "", "chosen": "", "rejected": ""}, "preference", "because of the columns 'chosen' and 'rejected'"),
+    ({"chosen": [], "rejected": []}, "preference", "'chosen' and 'rejected'"),
+    ({"conversations": [], "chosen": {}, "rejected": {}}, "preference", "'chosen' and 'rejected'"),
+    ({"prompt": "", "completion": "", "label": True}, "preference", "'prompt', 'completion' and 'label'"),
+    ({"text": "", "label": 1}, "classify", "because of the columns 'text' and 'label'"),
+    ({"sentence": "", "label": "", "idx": 1}, "classify", "'sentence' and 'label'"),
+    ({"sentence1": "", "sentence2": "", "label": 1, "idx": 1}, "classify", "'sentence1', 'sentence2' and 'label'"),
+    ({"premise": "", "hypothesis": "", "label": 1}, "classify", "'premise', 'hypothesis' and 'label'"),
+    ({"question": "", "sentence": "", "label": 1}, "classify", "'question', 'sentence' and 'label'"),
+    ({"sentence1": "", "sentence2": "", "score": 1}, "embed", "'sentence1', 'sentence2' and 'score'"),
+    ({"anchor": "", "positive": "", "negative": ""}, "embed", "because of the columns 'anchor' and 'positive'"),
+    ({"tokens": [], "ner_tags": []}, "tag", "because of the columns 'tokens' and 'ner_tags'"),
+    ({"tokens": [], "pos_tags": [], "id": ""}, "tag", "'tokens' and 'pos_tags'"),
+    ({"translation": {"en": "", "de": ""}}, "seq2seq", "because of the column 'translation'"),
+    ({"source": "", "target": ""}, "seq2seq", "'source' and 'target'"),
+    ({"document": "", "summary": "", "id": ""}, "seq2seq", "'document' and 'summary'"),
+    ({"article": "", "highlights": "", "id": ""}, "seq2seq", "'article' and 'highlights'"),
+    ({"text": "", "summary": ""}, "seq2seq", "'text' and 'summary'"),
+    ({"text": ""}, "text", "because of the column 'text'"),
+]
+
+
+@pytest.mark.parametrize(("sample", "task", "reason"), FOUND, ids=[" ".join(sample) for sample, *_ in FOUND])
+def test_the_columns_say_which_task(sample: dict[str, Any], task: str, reason: str):
+    found, why = detect(sample.keys(), sample)
+    assert found == task
+    assert why.endswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("sample", "task", "columns", "kind"),
+    [
+        ({"text": "", "label": 1}, "text", Columns(), "text"),
+        ({"text": "", "label": 1}, "embed", Columns(), "similarity"),
+        ({"sentence1": "", "sentence2": "", "score": 1}, "classify", Columns(), "classify"),
+        ({"prompt": "", "completion": ""}, "chat", Columns(), "conversation"),
+        ({"prompt": "", "completion": ""}, "seq2seq", Columns(), "rewrite"),
+        ({"prompt": "", "completion": "", "label": 1}, "completion", Columns(), "completion"),
+        ({"body": "", "stars": 1}, None, Columns(text="body"), "classify"),
+        ({"a": "", "b": "", "c": ""}, None, Columns(text="a", second="b", label="c"), "classify"),
+        ({"q": "", "a": ""}, None, Columns(prompt="q", completion="a"), "completion"),
+        ({"q": "", "a": ""}, None, Columns(anchor="q", positive="a"), "embed"),
+        ({"in": {"q": ""}, "a": ""}, None, Columns(source="in.q", target="a"), "rewrite"),
+        ({"translation": {"en": "", "de": "", "fr": ""}}, None, Columns(source="de", target="fr"), "rewrite"),
+        ({"words": [], "upos": []}, None, Columns(tags="upos"), "tag"),
+        ({"log": []}, None, Columns(messages="log"), "chat"),
+        ({"a": "", "b": ""}, "embed", Columns(), "embed"),
+        ({"a": "", "b": "", "score": "0.3"}, "embed", Columns(), "similarity"),
+    ],
+)
+def test_what_is_asked_for_comes_first(sample: dict[str, Any], task: Any, columns: Columns, kind: str):
+    reading = find_reading(sample, "a.csv", task, columns)
+    assert reading.shape.kind == kind
+    assert set(columns.given()) <= set(reading.columns)
+    assert reading.reason.startswith("as asked, with" if task else "because of")
+
+
+@pytest.mark.parametrize(
+    ("sample", "task", "columns", "message"),
+    [
+        (
+            {"txet": "", "label": ""},
+            None,
+            Columns(),
+            "from which no task follows: did you mean 'text' instead of 'txet'?",
+        ),
+        ({}, None, Columns(), "has the columns none, from which no task follows: name the task and its columns"),
+        ({"A sentence that was no header.": "", "5.0": ""}, None, Columns(), "if the first line is no header, name"),
+        ({"text": ""}, "classify", Columns(), "classify needs .*label.*: say which they are with .*--label NAME"),
+        ({"text": ""}, "clasify", Columns(), r"There is no task 'clasify': did you mean 'classify'\?$"),
+        ({"review": "", "l": ""}, None, Columns(text="reviw"), "has no column 'reviw': did you mean 'review'"),
+        ({"text": "", "label": 1}, "chat", Columns(), "chat needs messages"),
+        ({"a": "", "b": ""}, None, Columns(source="a", label="b"), "from which no task follows"),
+    ],
+)
+def test_what_is_missing_is_named(sample: dict[str, Any], task: Any, columns: Columns, message: str):
+    with pytest.raises(UserError, match=message):
+        find_reading(sample, "a.csv, line 2,", task, columns)
