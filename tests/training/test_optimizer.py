@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import anyformer as af
 from anyformer.errors import UserError
-from anyformer.training.config import OPTIMIZERS
+from anyformer.training.run_config import OPTIMIZERS
 from anyformer.training.muon import Muon, orthogonalise
 from anyformer.training.optimizer import flatten_state, load_flat_state, make_optimizer, set_learning_rate
 

@@ -18,7 +18,8 @@ from anyformer.runs.report.comparison import COLUMNS, TEXTS, best_scores, differ
 from anyformer.runs.report.formatting import setting
 from anyformer.runs.report.page import unreadable
 from anyformer.terminal import write
-from anyformer.training.config import DEFAULTS
+from anyformer.training.config import TrainConfig
+from anyformer.training.run_config import defaults
 
 _DIRECTORY = Path("runs")
 _SPARE = ("tokens", "preset", "time", "parameters", "tokens/s")
@@ -54,7 +55,7 @@ def run(argv: list[str]) -> int:
         if options.html.is_dir():
             raise UserError(f"--html {options.html} is a directory: name the file in it.")
         if len(runs) == 1:
-            write_report(runs[0].path, DEFAULTS, options.html)
+            write_report(runs[0].path, defaults(TrainConfig), options.html)
         else:
             write_comparison(runs, options.html)
     if options.json:

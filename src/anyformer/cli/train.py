@@ -90,7 +90,7 @@ def run(argv: list[str]) -> int:
     with one_of_many():
         from anyformer.training.run import run as train
 
-        return train(config, resume=resume, started=started)
+        return train(config, resume=resume, started=started).status
 
 
 def read_arguments(argv: list[str]) -> TrainConfig:

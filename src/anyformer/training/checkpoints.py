@@ -27,9 +27,9 @@ from anyformer.console import Console
 from anyformer.errors import UserError
 from anyformer.migration import current_settings, current_weight
 from anyformer.runs.listing import flatten
-from anyformer.training.config import CompleteConfig
 from anyformer.training.config_file import settings
 from anyformer.training.progress import say
+from anyformer.training.run_config import RunConfig
 
 if TYPE_CHECKING:
     from anyformer.training.strategies.base import Strategy
@@ -103,7 +103,7 @@ class Checkpoints:
         return [path.parent for path in self.folder.glob(f"step-*/{FACTS}")]
 
 
-def read_facts(checkpoint: Path, config: CompleteConfig, fingerprint: str, console: Console) -> dict[str, Any]:
+def read_facts(checkpoint: Path, config: RunConfig, fingerprint: str, console: Console) -> dict[str, Any]:
     """Read what a checkpoint says about the run, and show what has changed since.
 
     Args:

@@ -1,43 +1,49 @@
-"""config.yaml: a TrainConfig on disk."""
+"""config.yaml: the config of a run on disk."""
 
 import dataclasses
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import yaml
 
 from anyformer import limits
-from anyformer.config import ConfigError
+from anyformer.config import ConfigError, ModelConfig
 from anyformer.errors import UserError, nearest
 from anyformer.families import preset as find_preset
 from anyformer.migration import current_settings
-from anyformer.training.config import DEFAULT_PRESET, CompleteConfig, TrainConfig
+from anyformer.training.config import DEFAULT_PRESET, TrainConfig
+from anyformer.training.run_config import RunConfig
 
 _MODEL = ("vocab_size", "max_length")
 """Fields that the file keeps among the model's."""
 
+T = TypeVar("T", bound=RunConfig)
 
-def settings(config: TrainConfig) -> dict[str, Any]:
+
+def settings(config: RunConfig) -> dict[str, Any]:
     """All that decides a run, as plain values. Paths are absolute, so that they work from anywhere."""
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
+    common = {field.name for field in dataclasses.fields(RunConfig)}
+    for field in sorted(dataclasses.fields(config), key=lambda field: field.name in common):  # what is trained first
         value: Any = getattr(config, field.name)
-        if field.name == "model":
-            value = config.model.to_dict()
+        if isinstance(value, ModelConfig):
+            value = value.to_dict()
         elif isinstance(value, tuple):
             value = list(cast("tuple[str, ...]", value))
         if field.name in ("data", "validation"):
             value = [_absolute(source) for source in value]
         elif isinstance(value, Path) or (field.name in ("source", "target") and value and not config.data):
             value = _absolute(value)
+        elif field.name == "base" and Path(value).exists():
+            value = _absolute(value)
         if field.name not in ("name", *_MODEL):
             values[field.name] = value
     return values
 
 
-def to_yaml(config: CompleteConfig) -> str:
+def to_yaml(config: RunConfig) -> str:
     """The file that repeats this run."""
     return yaml.safe_dump(settings(config), sort_keys=False, allow_unicode=True)
 
@@ -48,7 +54,7 @@ def _absolute(source: str | Path) -> str:
 
 
 def read_yaml(path: Path, preset: str | None = None) -> TrainConfig:
-    """Read a file such as `to_yaml` writes; fields may be left out, of the model as well.
+    """Read a file such as `to_yaml` writes for a `TrainConfig`; fields may be left out, of the model as well.
 
     Args:
         path: the file.
@@ -57,11 +63,7 @@ def read_yaml(path: Path, preset: str | None = None) -> TrainConfig:
     Raises:
         UserError: no such file, not YAML, or a field that is unknown (with the nearest valid name) or misshapen.
     """
-    values = _mapping(path)
-    hints = get_type_hints(TrainConfig)
-    for name in values:
-        if name not in hints or name in _MODEL:
-            raise UserError(f"{path}: there is no field {name!r} ({nearest(str(name), hints)}).")
+    values = _mapping(path, TrainConfig)
     changes: Any = values.pop("model", None) or {}
     name = preset or values.get("preset") or DEFAULT_PRESET
     if not isinstance(changes, dict) or not isinstance(name, str):
@@ -73,18 +75,35 @@ def read_yaml(path: Path, preset: str | None = None) -> TrainConfig:
     except ConfigError as error:
         raise UserError(f"{path}: model.{error}") from error
     values.pop("preset", None)
-    made = {field: _coerce(value, hints[field], f"{path}: {field}") for field, value in values.items()}
+    made = _typed(path, values, TrainConfig)
     made |= {field: getattr(model, field) for field in _MODEL if field in changes}
     return TrainConfig(preset=name, model=model, **made)
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, kind: type[T]) -> T:
+    """Read a file such as `to_yaml` writes for this kind of config. Raises UserError as `read_yaml`."""
+    try:
+        return kind(**_typed(path, _mapping(path, kind), kind))
+    except TypeError as error:  # a field without a default is missing
+        raise UserError(f"{path} is incomplete: {str(error).partition(' ')[2]}.") from error
+
+
+def _typed(path: Path, values: Mapping[str, Any], kind: type[RunConfig]) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {field: _coerce(value, hints[field], f"{path}: {field}") for field, value in values.items()}
+
+
+def _mapping(path: Path, kind: type[RunConfig]) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"The config file {path} can't be read: No such file or directory.")
     values: object = limits.read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"The config file {path} should hold fields, such as `steps: 100`.")
-    return current_settings(cast("Mapping[str, Any]", values))
+    found, known = current_settings(cast("Mapping[str, Any]", values)), get_type_hints(kind)
+    for name in found:
+        if name not in known or name in _MODEL:
+            raise UserError(f"{path}: there is no field {name!r} ({nearest(str(name), known)}).")
+    return found
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:

@@ -9,16 +9,18 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from anyformer.errors import UserError
 from anyformer.limits import RECORD_BYTES
-from anyformer.training.config import TrainConfig
+from anyformer.training.run_config import RunConfig
 
-_READS = ("data", "validation", "source", "target", "tokenizer", "cache")
+_READS = ("data", "validation", "source", "target", "tokenizer", "base", "cache")
+
+T = TypeVar("T", bound=RunConfig)
 
 
-def check_consent(config: TrainConfig, file: Path, given: Mapping[str, Any], *, resume: bool = False) -> TrainConfig:
+def check_consent(config: T, file: Path, given: Mapping[str, Any], *, resume: bool = False) -> T:
     """The config that a file holds, if the command line agrees to what it asks for.
 
     Several processes, their engine and the trackers have to be given there, as do data sets of the hub, a folder for
@@ -44,7 +46,7 @@ def check_consent(config: TrainConfig, file: Path, given: Mapping[str, Any], *, 
     return replace(config, workers=None) if too_many else config
 
 
-def _asked(config: TrainConfig, file: Path, *, resume: bool) -> Iterator[tuple[str, Any]]:
+def _asked(config: RunConfig, file: Path, *, resume: bool) -> Iterator[tuple[str, Any]]:
     if config.processes > 1:
         yield "processes", config.processes
     for name in ("engine", "track"):
@@ -57,7 +59,7 @@ def _asked(config: TrainConfig, file: Path, *, resume: bool) -> Iterator[tuple[s
         yield "max_record_bytes", config.max_record_bytes
     foreign = os.name == "posix" and file.stat().st_uid not in (0, os.geteuid())
     for name in _READS:
-        value: Any = getattr(config, name)
+        value: Any = getattr(config, name, None)
         if name == "cache":
             asks = value is not None and (foreign or not (value / "tokens").is_dir())
         else:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from anyformer.blocks.block import TransformerBlock
 from anyformer.errors import UserError, nearest
-from anyformer.training.config import OPTIMIZERS
+from anyformer.training.run_config import OPTIMIZERS
 from anyformer.training.dtensor import copy_like
 from anyformer.training.muon import Muon
 

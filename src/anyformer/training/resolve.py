@@ -1,17 +1,21 @@
 """Every choice that a run leaves open, made and checked in one place."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from anyformer.console import Console
 from anyformer.runs.tracking import check as check_trackers
 from anyformer.training.averaging import make_average
-from anyformer.training.config import CompleteConfig, TrainConfig
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import choose_compilation, choose_precision, start_compiler
-from anyformer.training.prepare import TrainingData, prepare
+from anyformer.training.recipe import Recipe
+from anyformer.training.run_config import RunConfig
 from anyformer.training.strategies.base import Plan
 from anyformer.training.strategies.group import Group
+
+Prepare = Callable[[Any, Console], Recipe]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,37 +23,38 @@ class ResolvedRun:
     """A run that leaves nothing open.
 
     Attributes:
-        config: with tokenizer, model, device and dtype as they were chosen: what config.yaml repeats.
-        data: its batches and its tokenizer.
+        recipe: its model, its batches, and its config as config.yaml repeats it.
         plan: how a step is taken, where and in which dtype.
         compile_reason: why it is compiled, or is not, for people.
     """
 
-    config: CompleteConfig
-    data: TrainingData
+    recipe: Recipe
     plan: Plan
     compile_reason: str
 
 
-def resolve(config: TrainConfig, group: Group, console: Console) -> ResolvedRun:
+def resolve(config: RunConfig, recipe: Prepare, group: Group, console: Console) -> ResolvedRun:
     """Choose what is left open, by the model, the machine and the data, which is read and tokenized here.
 
     All processes get the same.
 
+    Args:
+        recipe: makes the recipe from the config.
+
     Raises:
         UserError: fields that contradict each other; an average, a tracker, an optimizer, a device or a dtype that
-            can't be had; data that is missing or does not suit the model (see `prepare`).
+            can't be had; data that is missing or does not suit the model.
     """
-    complete = config.complete()
-    average = make_average(complete.average)
-    check_trackers(complete.track)
-    found = choose_precision(complete.device, complete.dtype, group.local_rank)
+    average = make_average(config.average)
+    check_trackers(config.track)
+    found = choose_precision(config.device, config.dtype, group.local_rank)
     dtype, reason = group.broadcast((found.dtype, found.reason))
     precision = replace(found, dtype=dtype, reason=reason)
     start_compiler(precision)
-    compiles, compile_reason = choose_compilation(complete.compile, precision.device, distributed=group.world_size > 1)
-    complete = replace(complete, device=precision.device.type, dtype=precision.name)
-    data = group.main_first(lambda: prepare(complete, console))
+    compiles, compile_reason = choose_compilation(config.compile, precision.device, distributed=group.world_size > 1)
+    settled = replace(config, device=precision.device.type, dtype=precision.name)
+    made = group.main_first(lambda: recipe(settled, console))
+    complete = made.config
     optimizer = partial(
         make_optimizer,
         complete.optimizer,
@@ -61,6 +66,7 @@ def resolve(config: TrainConfig, group: Group, console: Console) -> ResolvedRun:
     plan = Plan(
         precision,
         optimizer,
+        made.loss,
         average,
         grad_clip=complete.grad_clip,
         grad_accumulation=complete.grad_accumulation,
@@ -69,4 +75,4 @@ def resolve(config: TrainConfig, group: Group, console: Console) -> ResolvedRun:
         compile=compiles,
         gradient_checkpointing=complete.gradient_checkpointing,
     )
-    return ResolvedRun(data.config, data, plan, compile_reason)
+    return ResolvedRun(made, plan, compile_reason)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,33 +12,50 @@ import torch
 from anyformer.console import Console
 from anyformer.data.materialize import STANDARD_INPUT
 from anyformer.errors import UserError
-from anyformer.model import Transformer, build
+from anyformer.model import Transformer
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.tracking import Trackers
 from anyformer.training.checkpoints import Checkpoints, read_facts
-from anyformer.training.config import TrainConfig
 from anyformer.training.config_file import settings, to_yaml
 from anyformer.training.memory import explain_out_of_memory, keep_freed_memory
 from anyformer.training.progress import say
-from anyformer.training.resolve import ResolvedRun, resolve
+from anyformer.training.pretraining import Pretraining
+from anyformer.training.resolve import Prepare, ResolvedRun, resolve
+from anyformer.training.run_config import RunConfig
 from anyformer.training.strategies.base import make_strategy
 from anyformer.training.strategies.group import Group, join, started_by_launcher
 from anyformer.training.trainer import Trainer
 
 
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What is left of a run.
+
+    Attributes:
+        status: the exit status: 0, or 128 and the signal's number where a signal ended the run early.
+        directory: the run's.
+    """
+
+    status: int
+    directory: Path
+
+
 def run(
-    config: TrainConfig, *, resume: Path | None = None, console: Console | None = None, started: float | None = None
-) -> int:
+    config: RunConfig,
+    recipe: Prepare = Pretraining,
+    *,
+    resume: Path | None = None,
+    console: Console | None = None,
+    started: float | None = None,
+) -> Finished:
     """Train a model and leave it in a run directory.
 
     Args:
         config: what to do.
+        recipe: makes of the config what is trained.
         resume: the run directory to go on in; None: a new one.
         console: where to show it; None: standard output.
         started: when the run began, on the monotonic clock; None: now.
-
-    Returns:
-        The exit status: 0, or 128 and the signal's number where a signal ended the run early.
 
     Raises:
         UserError: anything that the user can mend. A model that was saved stays as it was; a run that never began
@@ -52,15 +70,15 @@ def run(
         stack.callback(group.close)
         console = (console or Console()) if group.is_main else Console(quiet=True)
         directory = stack.enter_context(_directory(config, resume, group))
-        run = resolve(config, group, console)
-        config = run.config
+        run = resolve(config, recipe, group, console)
+        config = run.recipe.config
         latest = group.broadcast(Checkpoints(directory.checkpoints, config.keep).latest())
-        facts = None if latest is None else read_facts(latest, config, run.data.fingerprint, console)
+        facts = None if latest is None else read_facts(latest, config, run.recipe.fingerprint, console)
         if facts is None or config.steps is None or facts["step"] < config.steps:
             directory.write_config(to_yaml(config))
         torch.manual_seed(config.seed)
         with explain_out_of_memory():
-            model = build(config.model)
+            model = run.recipe.build()
         strategy = make_strategy(config.engine, model, run.plan, group, zero_stage=config.zero_stage)
         stack.callback(strategy.close)
         _introduce(console, run, model, directory, f"{strategy}, {run.compile_reason}")
@@ -74,15 +92,16 @@ def run(
         warn = partial(say, console)
         trackers = Trackers(names, directory.path, settings(config), resumed=resumed, warn=warn)
         stack.callback(trackers.close)
-        return Trainer(run, directory, strategy, trackers, console, facts).run(started)
+        status = Trainer(run, directory, strategy, trackers, console, facts).run(started)
+        return Finished(status, directory.path)
 
 
 @contextmanager
-def _directory(config: TrainConfig, resume: Path | None, group: Group) -> Generator[RunDirectory]:
+def _directory(config: RunConfig, resume: Path | None, group: Group) -> Generator[RunDirectory]:
     """The run's directory, which the first process makes or enters, and removes again if no model has come into it."""
     made = None
     if group.is_main and resume is None:
-        made = RunDirectory.create(config.runs, config.name, config.preset)
+        made = RunDirectory.create(config.runs, config.name, config.label)
     elif group.is_main and resume is not None:
         made = RunDirectory(resume)
         made.lock()
@@ -97,11 +116,11 @@ def _directory(config: TrainConfig, resume: Path | None, group: Group) -> Genera
 
 
 def _introduce(console: Console, run: ResolvedRun, model: Transformer, directory: RunDirectory, strategy: str) -> None:
-    config = run.config
+    config = run.recipe.config
     size = sum(parameter.numel() for parameter in model.parameters())
     length = f"{config.steps:,} steps" if config.steps is not None else f"{config.minutes:g} minutes in all"
-    say(console, f"model      {config.preset}, {size:,} parameters; {run.plan.precision}")
+    say(console, f"model      {run.recipe.name}, {size:,} parameters; {run.plan.precision}")
     say(console, f"engine     {strategy}")
-    for line in run.data.summary():
+    for line in run.recipe.summary():
         say(console, line)
     say(console, f"run        {directory.path}: {length}")

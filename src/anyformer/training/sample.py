@@ -12,7 +12,8 @@ from anyformer.data.batch import IGNORED
 from anyformer.generation import encode_prompt, fill, generate, generate_ids, room
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
-from anyformer.training.prepare import TrainingData
+from anyformer.training.batcher import Batcher
+from anyformer.training.run_config import RunConfig
 
 _NEW_TOKENS = 160
 _EXAMPLES = 3
@@ -38,16 +39,15 @@ class Sample:
     arguments: str
 
 
-def take_sample(model: Transformer, data: TrainingData) -> Sample:
+def take_sample(model: Transformer, tokenizer: Tokenizer, config: RunConfig, batches: Batcher) -> Sample:
     """Continue a prompt, rewrite a source, or fill in masked tokens of the validation text: what the model is for."""
-    tokenizer, config = data.tokenizer, data.config
-    first = next(iter(data.batches.validation()))
+    first = next(iter(batches.validation()))
     if first.source is not None:
         return _rewritten(model, tokenizer, first.source[:_EXAMPLES].tolist())
     if model.config.is_encoder_only:
         text = np.where(first.targets == IGNORED, first.tokens, first.targets)
         ids: list[int] = text[~np.isin(text, sorted(tokenizer.special_ids))].tolist()
-        return _filled(model, tokenizer, ids, min(_WINDOW, config.context - 2), config.seed)
+        return _filled(model, tokenizer, ids, min(_WINDOW, first.tokens.shape[1] - 2), config.seed)
     prompt = "def "
     if config.data:
         text = tokenizer.decode(first.tokens[0, :64].tolist())

@@ -14,16 +14,13 @@ from rich.text import Text
 from torch import Tensor
 
 from anyformer.analysis import part_costs, training_flops
-from anyformer.checkpoint import save
 from anyformer.console import Console
 from anyformer.errors import UserError
-from anyformer.families.own import FAMILY as OWN_FAMILY
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.metrics import Meter
 from anyformer.runs.report import write_report
 from anyformer.runs.tracking import Trackers
 from anyformer.training.checkpoints import Checkpoints
-from anyformer.training.config import DEFAULTS
 from anyformer.training.config_file import settings
 from anyformer.training.evaluate import Evaluation, evaluate
 from anyformer.training.interrupt import interruptible
@@ -31,7 +28,8 @@ from anyformer.training.memory import explain_out_of_memory
 from anyformer.training.precision import peak_flops_per_second
 from anyformer.training.progress import TrainingProgress, say
 from anyformer.training.resolve import ResolvedRun
-from anyformer.training.sample import Sample, take_sample
+from anyformer.training.sample import Sample
+from anyformer.training.run_config import defaults
 from anyformer.training.schedule import StepBudget, TimeBudget, learning_rate_factor
 from anyformer.training.strategies.base import Strategy
 
@@ -72,12 +70,13 @@ class Trainer:
         console: Console,
         resumed: Mapping[str, Any] | None = None,
     ) -> None:
-        self.config, self.data, self.precision = run.config, run.data, run.plan.precision
+        self.recipe, self.config, self.precision = run.recipe, run.recipe.config, run.plan.precision
+        self.batches = run.recipe.batches
         self.directory, self.strategy, self.group = directory, strategy, strategy.group
         self.trackers, self.console = trackers, console
         self.checkpoints = Checkpoints(directory.checkpoints, self.config.keep)
-        self.flops = training_flops(self.config.model, self.config.context)
-        self.parameters = sum(part.parameters for part in part_costs(self.config.model, self.config.context))
+        self.flops = training_flops(self.recipe.model_config, self.config.context)
+        self.parameters = sum(part.parameters for part in part_costs(self.recipe.model_config, self.config.context))
         facts = resumed or {}
         self.resumed = resumed is not None
         self.meter = Meter(self.flops, facts.get("meter"))
@@ -88,7 +87,7 @@ class Trainer:
         self._saved_at = 0.0
         self._every: int = facts.get("every", 1)
         self._latest: tuple[int, Evaluation] | None = None
-        self._model_type = ""
+        self._stored = ""
 
     def run(self, started: float) -> int:
         """Do all of it.
@@ -111,7 +110,7 @@ class Trainer:
             with self._failure_logged():
                 with explain_out_of_memory(), TrainingProgress(self.console) as bar:
                     while (progress := budget.progress(self.step)) <= 1:
-                        batch = self.data.batches.batch(self.step)
+                        batch = self.batches.batch(self.step)
                         factor = learning_rate_factor(
                             config.schedule, progress, warmup=config.warmup, decay=config.decay
                         )
@@ -228,7 +227,7 @@ class Trainer:
         """Where time is short, evaluate only every so many-th batch."""
         if self.config.minutes is None:
             return
-        batches = self.data.batches.validation_batches
+        batches = self.batches.validation_batches
         once = [self._evaluation(batches, lambda: False).seconds for _ in range(2)]
         wanted = math.ceil(max(1.0, min(once) * batches / (_EVALUATION_SHARE * 60 * self.config.minutes)))
         self._every = self.group.broadcast(wanted)
@@ -237,7 +236,7 @@ class Trainer:
 
     def _evaluation(self, every: int, stop: Callable[[], bool]) -> Evaluation:
         with self.strategy.averaged():
-            return evaluate(self.strategy.evaluate, self.data.batches.validation(every), stop)
+            return evaluate(self.strategy.evaluate, self.batches.validation(every), stop)
 
     def _evaluate(self) -> Evaluation:
         """Evaluate and log, once a step. Raises DivergedError where the model answers with NaN."""
@@ -254,7 +253,7 @@ class Trainer:
 
     def _scores(self, evaluation: Evaluation) -> dict[str, float]:
         scores = {"validation_loss": evaluation.loss}
-        if (size := self.data.batches.validation_size) is not None:
+        if (size := self.batches.validation_size) is not None:
             scores["bits_per_byte"] = evaluation.bits_per_byte(*size)
         return scores
 
@@ -267,7 +266,7 @@ class Trainer:
         facts = {
             "meter": self.meter.state(),
             "every": self._every,
-            "fingerprint": self.data.fingerprint,
+            "fingerprint": self.recipe.fingerprint,
             "config": settings(self.config),
         }
         self.checkpoints.save(self.strategy, self.step, facts)
@@ -281,7 +280,7 @@ class Trainer:
             if model is not None:
                 finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
                 if finite:
-                    self._model_type = save(model, self.directory.model, tokenizer=self.data.tokenizer)
+                    self._stored = self.recipe.save(model, self.directory.model)
         if self.group.any(not finite):
             raise DivergedError.after(self.step, "the weights are no longer finite")
         self._saved = self.step
@@ -292,7 +291,7 @@ class Trainer:
             if model is None:
                 return None
             training = model.training
-            sample = take_sample(model, self.data)
+            sample = self.recipe.sample(model)
             model.train(training)
         self._log({"step": self.step, "sample": [dataclasses.asdict(passage) for passage in sample.passages]}, *then)
         return sample
@@ -304,7 +303,7 @@ class Trainer:
 
     def _report(self) -> None:
         if self.group.is_main:
-            write_report(self.directory.path, DEFAULTS)
+            write_report(self.directory.path, defaults(self.recipe.config_type))
 
     def _interrupted(self) -> bool:
         return self.group.any(self._interrupt.signal is not None)
@@ -314,7 +313,7 @@ class Trainer:
         self._report()
         done = f"Stopped after step {self.step:,}, {self._progress:.0%} of the way."
         self._say(f"{done} The model is in {self.directory.model}.")
-        self._say(f"next       anyformer train --resume {shlex.quote(str(self.directory.path))}")
+        self._say(f"next       anyformer {self.recipe.command} --resume {shlex.quote(str(self.directory.path))}")
         return self._interrupt.exit_status
 
     def _conclude(self) -> None:
@@ -326,8 +325,7 @@ class Trainer:
         for part in sample.passages:
             passage = Text.assemble(part.before, (part.written, "bold green"), part.after)
             self.console.print(passage, soft_wrap=True)
-        own = self._model_type == OWN_FAMILY.model_type
-        self._say(f"model      {self.directory.model}, {'in our own format' if own else 'a Hugging Face directory'}")
+        self._say(f"model      {self.directory.model}, {self._stored}")
         self._say(f"report     {self.directory.path / 'report.html'}")
         path = shlex.quote(str(self.directory.path))
         self._say(f"next       anyformer {sample.command} {path} {sample.arguments}")

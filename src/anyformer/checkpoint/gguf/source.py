@@ -36,14 +36,15 @@ class GGUFSource(TensorSource):
         self.path = path
         self.container = Container(path)
         contents = _contents(self.container)
-        self.config = read_config(self.container, contents)
+        config = self.config = read_config(self.container, contents)
         kind = architecture(contents.architecture)
         self.family = Family(
             model_type=f"GGUF {kind.name}",
             architectures={},
-            read=lambda raw, head: self.config,
+            # Not self.config: a cycle would keep the file mapped until the garbage collector finds it.
+            read=lambda raw, head: config,
             write=lambda config: {},
-            rows=kind.rows(self.config),
+            rows=kind.rows(config),
             ignored=kind.ignored,
         )
         # A head that repeats the token embedding has been compared with it already.

@@ -38,6 +38,7 @@ class Plan:
     Attributes:
         precision: where and in which dtype to compute.
         optimizer: makes the optimizer of a model's parameters, once they are where they will stay.
+        loss: makes the module that computes the loss of a batch, whose fields are its arguments, from a model.
         average: what averages the weights; None for nothing.
         grad_clip: largest norm of the gradient.
         grad_accumulation: number of parts that a batch is computed in.
@@ -49,6 +50,7 @@ class Plan:
 
     precision: Precision
     optimizer: Callable[[Transformer], Optimizer]
+    loss: Callable[[Transformer], nn.Module]
     average: Average | None = None
     grad_clip: float = 1.0
     grad_accumulation: int = 1
@@ -131,8 +133,8 @@ class Strategy:
         training: bool = self.wrapped.training
         self.wrapped.eval()
         with torch.no_grad(), self._eager():
-            mine = self._mine(batch)
-            nats = self._loss(mine, smoothing=0.0) * mine.predicted
+            mine, predicted = self._mine(batch)
+            nats = self._loss(mine, smoothing=0.0) * predicted
         self.wrapped.train(training)
         return self.group.sum(nats.detach().float()).item()
 
@@ -177,8 +179,8 @@ class Strategy:
         return model.to(self.plan.precision.device)
 
     def _wrap(self) -> Any:
-        """What is called to compute: the model as it is spread over the processes."""
-        return self.model
+        """What is called to compute the loss: the model as it is spread over the processes."""
+        return self.plan.loss(self.model)
 
     def _last(self, last: bool) -> AbstractContextManager[object]:
         """Gradients have to be added up over the processes only after the last part of a batch."""
@@ -191,10 +193,11 @@ class Strategy:
         total = torch.zeros((), device=self.plan.precision.device)
         parts = batch.split(self.plan.grad_accumulation)
         for index, part in enumerate(parts):
-            mine, last = self._mine(part), index == len(parts) - 1
+            mine, predicted = self._mine(part)
+            last = index == len(parts) - 1
             torch.manual_seed(mix_seed(self.plan.seed, _DROPOUT, number, index, self.group.rank) >> 1)
             with self._last(last):
-                share = self._loss(mine) * (mine.predicted / max(batch.predicted, 1))
+                share = self._loss(mine) * (predicted / max(batch.predicted, 1))
                 # Gradients become their mean over the processes.
                 self._backward(share * self.group.world_size, last)
             total += share.detach()
@@ -208,25 +211,25 @@ class Strategy:
         """Shorten the gradient of all processes together; returns how long it was."""
         return nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.grad_clip)
 
-    def _mine(self, batch: Batch) -> Batch:
-        """The rows of this process. One that has none reads a row for nothing, for all must call the model."""
-        rows = batch.split(self.group.world_size)
-        if self.group.rank < len(rows):
-            return rows[self.group.rank]
-        return replace(rows[0], targets=rows[0].targets * 0 + IGNORED)
+    def _mine(self, batch: Batch) -> tuple[Batch, int]:
+        """The examples of this process, and how many predictions of them count.
+
+        A process that has none computes one for nothing, for all must call the model.
+        """
+        parts = batch.split(self.group.world_size)
+        if self.group.rank < len(parts):
+            mine = parts[self.group.rank]
+            return mine, mine.predicted
+        return parts[0], 0
 
     def _loss(self, batch: Batch, smoothing: float | None = None) -> Tensor:
         precision = self.plan.precision
         with precision.autocast():
-            return self._forward(
+            return self.wrapped(
                 **model_inputs(batch, precision.device),
                 return_logits=False,
                 label_smoothing=self.plan.label_smoothing if smoothing is None else smoothing,
             )
-
-    def _forward(self, **inputs: Any) -> Tensor:
-        """The loss of the model as it is spread over the processes."""
-        return self.wrapped(**inputs).loss
 
     def _eager(self) -> AbstractContextManager[object]:
         """Compiling for other shapes, and without gradients, would take longer than it saves."""
@@ -234,15 +237,21 @@ class Strategy:
 
     def _weights(self) -> dict[str, Tensor]:
         """The trained tensors: what this process has of them."""
-        return {name: parameter.data for name, parameter in self.model.named_parameters()}
+        return {name: parameter.data for parameter, name in self._names().items()}
 
     def _names(self) -> dict[nn.Parameter, str]:
-        return {parameter: name for name, parameter in self.model.named_parameters()}
+        return {parameter: name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def _trained_state(self) -> dict[str, Tensor]:
+        """The model's state without what is frozen, which is that of the model it was made from."""
+        state, names = self.model.state_dict(), set(self._names().values())
+        frozen = len(names) < sum(1 for _ in self.model.parameters())
+        return {name: tensor for name, tensor in state.items() if not frozen or name in names}
 
     def _state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
         parts = {
-            "model": self.model.state_dict(),
+            "model": self._trained_state(),
             "optimizer": flatten_state(self.optimizer, self._names()),
             "average": {} if self.plan.average is None else self.plan.average.state(),
             "scaler": {name: torch.tensor(float(value)) for name, value in self._scaler.state_dict().items()},
@@ -253,8 +262,13 @@ class Strategy:
         def part(name: str) -> dict[str, Tensor]:
             return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
 
+        model, known = part("model"), self.model.state_dict()
+        absent = [f"it has no {name}" for name in self._trained_state() if name not in model]
+        foreign = [f"it has {name}, which the model has not" for name in model if name not in known]
+        if misfit := absent + foreign:
+            raise UserError(f"The checkpoint does not hold this run's model: {misfit[0]}.")
         try:
-            self.model.load_state_dict(part("model"))
+            self.model.load_state_dict(model, strict=False)
         except RuntimeError as error:
             first = " ".join(str(error).split("\n\t")[1:2]) or str(error)
             raise UserError(f"The checkpoint does not hold this run's model: {first}") from error

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from anyformer.training.losses import LossModule
 from anyformer.training.strategies.base import Strategy
 
 
@@ -27,16 +26,12 @@ class DDP(Strategy):
     def _wrap(self) -> DistributedDataParallel:
         device = self.plan.precision.device
         return DistributedDataParallel(
-            LossModule(self.model),
+            self.plan.loss(self.model),
             device_ids=None if device.type == "cpu" else [device],
             # A pooler is no part of a language model's loss. Looking for such parts takes time, so only where one is.
             find_unused_parameters=self.model.pooler is not None,
             gradient_as_bucket_view=True,
         )
-
-    @override
-    def _forward(self, **inputs: Any) -> Tensor:
-        return self.wrapped(**inputs)
 
     @override
     def _last(self, last: bool) -> AbstractContextManager[object]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from anyformer.blocks.block import TransformerBlock
@@ -61,7 +61,7 @@ class DeepSpeed(Sharded):
                 "leave --optimizer out, or use --engine ddp or fsdp."
             )
         self._trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self.wrapped = self._initialize(LossModule(model))
+        self.wrapped = self._initialize(plan.loss(model))
         self._remember()
 
     @override
@@ -124,6 +124,8 @@ class DeepSpeed(Sharded):
         with torch.no_grad():
             for name, parameter in parameters.items():
                 keys = [f"optimizer.{key}.{name}" for key in (*_MOMENTS, "step")]
+                if f"model.{name}" not in found:  # frozen, and as in the model it was made from
+                    continue
                 state = read_shards(folder, only={f"model.{name}", *keys})
                 value = state[f"model.{name}"].to(self.plan.precision.device)
                 if value.shape != self._shape(parameter):
@@ -153,7 +155,7 @@ class DeepSpeed(Sharded):
         self.wrapped.destroy()
         super().close()
 
-    def _initialize(self, module: LossModule) -> Any:
+    def _initialize(self, module: nn.Module) -> Any:
         precision = self.plan.precision
         if precision.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -214,12 +216,8 @@ class DeepSpeed(Sharded):
         return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
 
     @override
-    def _forward(self, **inputs: Any) -> Tensor:
-        return self.wrapped(**inputs)
-
-    @override
     def _weights(self) -> dict[str, Tensor]:
-        return {name: self._local(parameter) for name, parameter in self.model.named_parameters()}
+        return {name: self._local(parameter) for parameter, name in self._names().items()}
 
     def _local(self, parameter: Tensor) -> Tensor:
         """What this process computes with: in stage 3 an equal share of the weights end to end, padded with zeros."""
@@ -270,7 +268,7 @@ class DeepSpeed(Sharded):
 
     def _check(self, folder: Path, found: Collection[str], parameters: Mapping[str, Tensor]) -> None:
         """Raise UserError where a checkpoint is of another model or another optimizer."""
-        missing = sorted(name for name in parameters if f"model.{name}" not in found)
+        missing = sorted(name for name in self._trained if f"model.{name}" not in found)
         if missing:
             raise _misfit(folder, f"it has no {missing[0]!r}")
         for name in found:

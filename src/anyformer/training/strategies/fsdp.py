@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from typing_extensions import override
@@ -49,7 +49,7 @@ class FSDP(Sharded):
         return model
 
     @override
-    def _wrap(self) -> Transformer:
+    def _wrap(self) -> nn.Module:
         precision = self.plan.precision
         mesh = init_device_mesh(precision.device.type, (self.group.world_size,))
         narrow = None if precision.dtype == torch.float32 else precision.dtype
@@ -57,8 +57,9 @@ class FSDP(Sharded):
         for stack in (self.model.encoder, self.model.decoder):
             for block in () if stack is None else stack.blocks:
                 fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(self.model, mesh=mesh, mp_policy=policy)
-        return self.model
+        module = self.plan.loss(self.model)
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+        return module
 
     @override
     def _clip(self) -> Tensor:

@@ -22,7 +22,7 @@ from pathlib import Path
 from anyformer import processes as programs
 from anyformer.errors import UserError, nearest
 from anyformer.terminal import report
-from anyformer.training.config import ENGINES
+from anyformer.training.run_config import ENGINES
 from anyformer.training.interrupt import handled
 
 _PROGRAM = ("-m", "anyformer")

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from typing_extensions import override
 
+from anyformer.adapters import add_adapter
 from anyformer.errors import UserError
 from anyformer.limits import check_files
 from anyformer.migration import current_weight
@@ -38,6 +39,8 @@ class Sharded(Strategy):
             if self._gathered is None and self.group.is_main:
                 self._gathered = build(self.model.config)
                 self._gathered.origin = self.model.origin
+                for name, config in self.model.adapter_configs.items():
+                    add_adapter(self._gathered, config, name)
             targets = {} if self._gathered is None else self._gathered.state_dict()
             with torch.no_grad():
                 for name, tensor in self._full_weights():

@@ -1,0 +1,130 @@
+"""What fine-tuning needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from typing_extensions import override
+
+from anyformer.adapters import LoraConfig
+from anyformer.config import ModelConfig
+from anyformer.data.examples import TASKS, Task
+from anyformer.errors import UserError, nearest
+from anyformer.training.run_config import BATCH_TOKENS, CompleteRunConfig, RunConfig
+
+EPOCHS = 3.0
+"""Passes over the data of a run that was given no length."""
+
+EMBEDDING_LOSSES = ("in_batch_negatives", "cosine", "triplet", "class_triplet")
+_QUANTIZED = ("int8", "int4")
+_LEARNED = ("answers", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(RunConfig):
+    """Go on training a model on your own examples."""
+
+    base: str
+    task: Annotated[str | None, "{text,chat,completion,preference,classify,tag,embed,seq2seq}"] = None
+    """What the model learns (default: what the columns say)."""
+    columns: Annotated[tuple[str, ...], "ROLE=COLUMN"] = ()
+    """Which column plays which role, such as text=review label=stars (default: by their names)."""
+    data: Annotated[tuple[str, ...], "PATH"] = ()
+    """Files, folders and globs of examples (.jsonl .json .csv .tsv .parquet .conll .txt, also .gz .zst), - for standard
+    input, hf:NAME for a data set of the Hugging Face hub."""
+    validation: Annotated[tuple[str, ...], "PATH"] = ()
+    """Examples to validate on (default: a tenth of the data is held out)."""
+    train_on: Annotated[str, "{answers,all}"] = "answers"
+    """Chat and completion: the tokens that are learned."""
+    context: int | None = None
+    """Tokens of an example, longer ones are cut (default: as many as the model has positions for, at most 1,024)."""
+    packing: bool | None = None
+    """Put several examples into a row, which do not see each other (default: on an accelerator; elsewhere examples of
+    about equal length share a batch)."""
+    batch_size: int | None = None
+    """Examples in a batch, of all processes together (default: 32; 16 for text to be generated)."""
+    epochs: float | None = None
+    """Passes over the data, instead of --steps or --minutes (default: 3)."""
+    lora: Annotated[int | None, "RANK"] = None
+    """Train a low-rank adapter of this rank, and leave the weights as they are."""
+    lora_alpha: float | None = None
+    """The adapter counts alpha / rank times (default: twice the rank)."""
+    lora_dropout: float = 0.0
+    """Dropout before the adapter."""
+    targets: Annotated[tuple[str, ...], "LAYER"] = ("all-linear",)
+    """The layers that get adapters, by Hugging Face's names, such as q_proj v_proj."""
+    dora: bool = False
+    """Learn the length of each row of a weight as well (DoRA)."""
+    rslora: bool = False
+    """Divide alpha by the square root of the rank (rsLoRA)."""
+    quantize: Annotated[str | None, "{int8,int4}"] = None
+    """Quantize the weights that stay as they are (QLoRA)."""
+    learning_rate: float | None = None
+    """Peak of the learning rate (default: chosen by the task, the model's width, and whether an adapter is trained)."""
+    schedule: Annotated[str, "{cosine,linear,inverse_sqrt,wsd}"] = "linear"
+    warmup: float = 0.06
+    weight_decay: float = 0.01
+    beta2: float = 0.999
+    """AdamW's decay rate of the mean of squared gradients."""
+    beta: float = 0.1
+    """Preference: how closely the model stays to what it was (DPO)."""
+    loss: Annotated[str | None, "{in_batch_negatives,cosine,triplet,class_triplet}"] = None
+    """Embed: what is compared (default: what the columns say)."""
+    minutes: float | None = None
+    """How long the run may take in all, instead of --epochs or --steps."""
+    label_smoothing: float | None = None
+    """Share of the target's probability that is spread over all others (default: 0)."""
+    allow_pickle: bool = False
+    """Read pytorch_model.bin where there is no safetensors file."""
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known: dict[str, tuple[str, ...]] = {
+            "task": tuple(TASKS),
+            "train_on": _LEARNED,
+            "quantize": _QUANTIZED,
+            "loss": EMBEDDING_LOSSES,
+        }
+        for name, values in known.items():
+            value: str | None = getattr(self, name)
+            if value is not None and value not in values:
+                raise UserError(f"--{name.replace('_', '-')} {value} is unknown ({nearest(value, values)}).")
+        lengths = [name for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
+        if len(lengths) > 1:
+            raise UserError(f"A run has one length: give --{lengths[0]} or --{lengths[1]}.")
+        if self.epochs is not None and not 0 < self.epochs < 1e6:
+            raise UserError(f"--epochs {self.epochs} must be positive, and not infinite.")
+        if not 0 < self.beta < float("inf"):
+            raise UserError(f"--beta {self.beta} must be positive, and not infinite.")
+        for column in self.columns:
+            if not all(column.partition("=")):
+                raise UserError(f"--columns {column}: write ROLE=COLUMN, such as text=review.")
+        if self.lora is None:
+            for name in ("lora_alpha", "dora", "rslora", "lora_dropout", "quantize"):
+                if getattr(self, name):
+                    raise UserError(f"--{name.replace('_', '-')} is for adapters: add --lora 16.")
+        if self.quantize is not None and self.engine in ("fsdp", "deepspeed"):
+            raise UserError(f"--quantize does not work with --engine {self.engine}: use ddp, or leave it out.")
+        self.adapter  # refuses what makes no adapter
+
+    @property
+    def adapter(self) -> LoraConfig | None:
+        """The adapter that is trained; None: all weights are."""
+        if self.lora is None:
+            return None
+        return LoraConfig(
+            rank=self.lora,
+            alpha=self.lora_alpha,
+            dropout=self.lora_dropout,
+            target_modules="all-linear" if self.targets == ("all-linear",) else self.targets,
+            use_dora=self.dora,
+            use_rslora=self.rslora,
+        )
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """The columns that were named, by role."""
+        return dict(column.split("=", 1) for column in self.columns)

@@ -1,0 +1,67 @@
+"""What a run trains: where its model comes from, on which batches, and how it is saved and shown."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from anyformer.config import ModelConfig
+from anyformer.model import Transformer
+from anyformer.training.batcher import Batcher
+from anyformer.training.losses import LossModule
+from anyformer.training.run_config import CompleteRunConfig, RunConfig
+from anyformer.training.sample import Sample
+
+
+class Recipe(ABC):
+    """All that the training loop does not know about what it trains.
+
+    Attributes:
+        command: the subcommand that starts and resumes such runs.
+        config_type: the kind of config that describes one.
+        name: of the model, for people.
+        config: of the run; leaves nothing open.
+        model_config: of the model that is trained.
+        batches: for training and for validation.
+        fingerprint: of all that decides the batches: a run can be resumed only on the same.
+    """
+
+    command: ClassVar[str]
+    config_type: ClassVar[type[RunConfig]]
+    name: str
+    config: CompleteRunConfig
+    model_config: ModelConfig
+    batches: Batcher
+    fingerprint: str
+
+    @abstractmethod
+    def build(self) -> Transformer:
+        """The model with its first weights, the same on all processes."""
+
+    def loss(self, model: Transformer) -> nn.Module:
+        """The module that computes the loss of a batch."""
+        return LossModule(model)
+
+    @abstractmethod
+    def summary(self) -> Sequence[str]:
+        """Lines on the data, for people."""
+
+    @abstractmethod
+    def save(self, model: Transformer, directory: Path) -> str:
+        """Write the model; returns what the directory is, for people. Raises UserError where the disk refuses."""
+
+    def measure(self, model: Transformer) -> Mapping[str, Any]:
+        """What to log about the model before and after training, beside its validation loss."""
+        del model
+        return {}
+
+    @abstractmethod
+    def sample(self, model: Transformer) -> Sample:
+        """What the model has learnt, in its own words."""
+
+    def report(self, directory: Path) -> Sequence[str]:
+        """Write what is to be said when the run has finished, and return lines for people."""
+        del directory
+        return ()
