@@ -19,8 +19,11 @@ from anyformer.errors import UserError
 from anyformer.runs.listing import default_settings, differences, read_run, read_runs
 from anyformer.runs.report.comparison import comparison
 from anyformer.runs.report.page import page
-from anyformer.training.config import DEFAULTS
+from anyformer.training.config import TrainConfig
+from anyformer.training.run_config import defaults
 from tests.runs.run_files import HEADER, config, evaluation, sample, short_run, step, write_run
+
+DEFAULTS = defaults(TrainConfig)
 
 
 def test_a_run_is_summed_up(tmp_path: Path):

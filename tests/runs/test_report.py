@@ -19,9 +19,11 @@ from anyformer.errors import UserError
 from anyformer.runs.listing import read_run
 from anyformer.runs.report import formatting, write_comparison, write_report
 from anyformer.runs.report.charts import smoothed, thin
-from anyformer.training.config import DEFAULTS
+from anyformer.training.config import TrainConfig
+from anyformer.training.run_config import defaults
 from tests.runs.run_files import HEADER, config, evaluation, sample, short_run, step, write_run
 
+DEFAULTS = defaults(TrainConfig)
 Values = list[float | None]
 
 

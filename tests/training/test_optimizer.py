@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import anyformer as af
 from anyformer.errors import UserError
-from anyformer.training.run_config import OPTIMIZERS
 from anyformer.training.muon import Muon, orthogonalise
 from anyformer.training.optimizer import flatten_state, load_flat_state, make_optimizer, set_learning_rate
+from anyformer.training.run_config import OPTIMIZERS
 
 VOCAB = 32
 SMALL = {"vocab_size": VOCAB, "d_model": 16, "dropout": 0.0}

@@ -15,10 +15,10 @@ from typing_extensions import override
 
 from anyformer.data.batch import Batch
 from anyformer.families import preset
-from anyformer.model import build
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.tracking import Trackers
 from anyformer.training.config import TrainConfig
+from anyformer.training.pretraining import Pretraining
 from anyformer.training.resolve import resolve
 from anyformer.training.strategies.base import Strategy
 from anyformer.training.strategies.group import Group
@@ -80,10 +80,10 @@ def trainer(text: Path, tmp_path: Path):
             dtype="float32",
             **options,
         )
-        run = resolve(config, Group(), Console(quiet=True))
+        run = resolve(config, Pretraining, Group(), Console(quiet=True))
         directory = RunDirectory.create(tmp_path / "runs", name, "gpt2-nano")
         torch.manual_seed(0)
-        strategy = Late(build(run.config.model), run.plan, Group())
+        strategy = Late(run.recipe.build(), run.plan, Group())
         elsewhere = replace(run.plan.precision, device=torch.device(device))
         run = replace(run, plan=replace(run.plan, precision=elsewhere))
         Counted.reads.clear()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 from typing_extensions import override
 
 from anyformer.adapters import LoraConfig
-from anyformer.config import ModelConfig
-from anyformer.data.examples import TASKS, Task
+from anyformer.data.examples import TASKS
 from anyformer.errors import UserError, nearest
-from anyformer.training.run_config import BATCH_TOKENS, CompleteRunConfig, RunConfig
+from anyformer.training.run_config import RunConfig
 
 EPOCHS = 3.0
 """Passes over the data of a run that was given no length."""
@@ -108,7 +106,7 @@ class FinetuneConfig(RunConfig):
                     raise UserError(f"--{name.replace('_', '-')} is for adapters: add --lora 16.")
         if self.quantize is not None and self.engine in ("fsdp", "deepspeed"):
             raise UserError(f"--quantize does not work with --engine {self.engine}: use ddp, or leave it out.")
-        self.adapter  # refuses what makes no adapter
+        _ = self.adapter  # refuses what makes no adapter
 
     @property
     def adapter(self) -> LoraConfig | None:

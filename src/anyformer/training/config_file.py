@@ -34,9 +34,11 @@ def settings(config: RunConfig) -> dict[str, Any]:
             value = list(cast("tuple[str, ...]", value))
         if field.name in ("data", "validation"):
             value = [_absolute(source) for source in value]
-        elif isinstance(value, Path) or (field.name in ("source", "target") and value and not config.data):
-            value = _absolute(value)
-        elif field.name == "base" and Path(value).exists():
+        elif (
+            isinstance(value, Path)
+            or (field.name in ("source", "target") and value and not config.data)
+            or (field.name == "base" and Path(value).exists())
+        ):
             value = _absolute(value)
         if field.name not in ("name", *_MODEL):
             values[field.name] = value

@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 from anyformer.blocks.block import TransformerBlock
 from anyformer.errors import UserError, nearest
-from anyformer.training.run_config import OPTIMIZERS
 from anyformer.training.dtensor import copy_like
 from anyformer.training.muon import Muon
+from anyformer.training.run_config import OPTIMIZERS
 
 _FUSED = ("cpu", "cuda", "mps")
 """Devices for which torch has one kernel for the whole update of AdamW."""

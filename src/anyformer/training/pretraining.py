@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+
 from typing_extensions import override
 
 from anyformer.checkpoint import save

@@ -66,7 +66,6 @@ def resolve(config: RunConfig, recipe: Prepare, group: Group, console: Console) 
     plan = Plan(
         precision,
         optimizer,
-        made.loss,
         average,
         grad_clip=complete.grad_clip,
         grad_accumulation=complete.grad_accumulation,
@@ -74,5 +73,6 @@ def resolve(config: RunConfig, recipe: Prepare, group: Group, console: Console) 
         seed=complete.seed,
         compile=compiles,
         gradient_checkpointing=complete.gradient_checkpointing,
+        loss=made.loss,
     )
     return ResolvedRun(made, plan, compile_reason)

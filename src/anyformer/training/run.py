@@ -18,8 +18,8 @@ from anyformer.runs.tracking import Trackers
 from anyformer.training.checkpoints import Checkpoints, read_facts
 from anyformer.training.config_file import settings, to_yaml
 from anyformer.training.memory import explain_out_of_memory, keep_freed_memory
-from anyformer.training.progress import say
 from anyformer.training.pretraining import Pretraining
+from anyformer.training.progress import say
 from anyformer.training.resolve import Prepare, ResolvedRun, resolve
 from anyformer.training.run_config import RunConfig
 from anyformer.training.strategies.base import make_strategy

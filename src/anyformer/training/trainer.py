@@ -28,8 +28,8 @@ from anyformer.training.memory import explain_out_of_memory
 from anyformer.training.precision import peak_flops_per_second
 from anyformer.training.progress import TrainingProgress, say
 from anyformer.training.resolve import ResolvedRun
-from anyformer.training.sample import Sample
 from anyformer.training.run_config import defaults
+from anyformer.training.sample import Sample
 from anyformer.training.schedule import StepBudget, TimeBudget, learning_rate_factor
 from anyformer.training.strategies.base import Strategy
 

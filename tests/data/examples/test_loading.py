@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.fuzz.mutations import mutate_value
 
 from anyformer.data.disk_cache import Cache
 from anyformer.data.examples import TASKS
@@ -19,6 +18,7 @@ from anyformer.data.examples.held_out import duplicates
 from anyformer.data.examples.loading import load_examples
 from anyformer.data.examples.tasks import find_reading
 from anyformer.errors import UserError
+from tests.fuzz.mutations import mutate_value
 
 
 def write(path: Path, content: str) -> str:

@@ -4,11 +4,12 @@ Rows are padded on the right to the longest one. A decoder needs no mask for tha
 it anyway.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
+from typing_extensions import override
 
 from anyformer.data.batch import IGNORED, Batch, Bool, EmbeddingBatch, Float32, Int64, PreferenceBatch
 from anyformer.data.examples.encoded import LearnedTokens
@@ -16,21 +17,23 @@ from anyformer.data.examples.encoded import LearnedTokens
 Ids = Sequence[int]
 
 
-class Dataset(Protocol):
+class Dataset(ABC):
     """Tokenized examples."""
 
+    __slots__ = ()
+
     @property
+    @abstractmethod
     def lengths(self) -> Int64:
         """[examples] tokens of the longest row of each."""
-        ...
 
+    @abstractmethod
     def collate(self, members: Sequence[int]) -> Batch:
         """A batch of the examples of these numbers."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
-class CausalDataset:
+class CausalDataset(Dataset):
     """Texts for a decoder, some tokens of which are learned.
 
     Attributes:
@@ -41,9 +44,11 @@ class CausalDataset:
     pad: int
 
     @property
+    @override
     def lengths(self) -> Int64:
         return np.array([sum(len(text.tokens) - 1 for text in row) for row in self.rows], np.int64)
 
+    @override
     def collate(self, members: Sequence[int]) -> Batch:
         rows = [self.rows[member] for member in members]
         tokens = _padded([[token for text in row for token in text.tokens[:-1]] for row in rows], self.pad)
@@ -76,7 +81,7 @@ def pack(texts: Sequence[LearnedTokens], capacity: int) -> list[list[LearnedToke
 
 
 @dataclass(frozen=True, slots=True)
-class PreferenceDataset:
+class PreferenceDataset(Dataset):
     """Pairs of answers to the same prompt.
 
     Attributes:
@@ -93,10 +98,12 @@ class PreferenceDataset:
         object.__setattr__(self, "reference", np.zeros((len(self.chosen), 2), np.float32))
 
     @property
+    @override
     def lengths(self) -> Int64:
         pairs = zip(self.chosen, self.rejected, strict=True)
         return np.array([max(len(a.tokens), len(b.tokens)) - 1 for a, b in pairs], np.int64)
 
+    @override
     def collate(self, members: Sequence[int]) -> PreferenceBatch:
         texts = [text for member in members for text in (self.chosen[member], self.rejected[member])]
         return PreferenceBatch(
@@ -107,7 +114,7 @@ class PreferenceDataset:
 
 
 @dataclass(frozen=True, slots=True)
-class ClassificationDataset:
+class ClassificationDataset(Dataset):
     """Texts with a label each, several labels, or a number.
 
     Attributes:
@@ -121,9 +128,11 @@ class ClassificationDataset:
     pad: int
 
     @property
+    @override
     def lengths(self) -> Int64:
         return np.array([len(text) for text in self.texts], np.int64)
 
+    @override
     def collate(self, members: Sequence[int]) -> Batch:
         texts = [self.texts[member] for member in members]
         segments = None if self.segments is None else _padded([self.segments[member] for member in members], 0)
@@ -131,7 +140,7 @@ class ClassificationDataset:
 
 
 @dataclass(frozen=True, slots=True)
-class TaggingDataset:
+class TaggingDataset(Dataset):
     """Texts with a label for some of their tokens.
 
     Attributes:
@@ -143,9 +152,11 @@ class TaggingDataset:
     pad: int
 
     @property
+    @override
     def lengths(self) -> Int64:
         return np.array([len(text) for text in self.texts], np.int64)
 
+    @override
     def collate(self, members: Sequence[int]) -> Batch:
         texts = [self.texts[member] for member in members]
         return Batch(
@@ -154,7 +165,7 @@ class TaggingDataset:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingDataset:
+class EmbeddingDataset(Dataset):
     """Texts whose vectors are compared: as many of each example.
 
     Attributes:
@@ -166,16 +177,18 @@ class EmbeddingDataset:
     pad: int
 
     @property
+    @override
     def lengths(self) -> Int64:
         return np.array([max(map(len, texts)) for texts in self.texts], np.int64)
 
+    @override
     def collate(self, members: Sequence[int]) -> EmbeddingBatch:
         texts = [text for member in members for text in self.texts[member]]
         return EmbeddingBatch(_padded(texts, self.pad), self.labels[list(members)], _mask(texts))
 
 
 @dataclass(frozen=True, slots=True)
-class Seq2SeqDataset:
+class Seq2SeqDataset(Dataset):
     """Sources and targets, each with its end.
 
     Attributes:
@@ -188,16 +201,16 @@ class Seq2SeqDataset:
     start: int
 
     @property
+    @override
     def lengths(self) -> Int64:
         pairs = zip(self.sources, self.targets, strict=True)
         return np.array([max(len(source), len(target)) for source, target in pairs], np.int64)
 
+    @override
     def collate(self, members: Sequence[int]) -> Batch:
         sources, targets = ([side[member] for member in members] for side in (self.sources, self.targets))
         tokens = _padded([[self.start, *target[:-1]] for target in targets], self.pad)
-        return Batch(
-            tokens, _padded(targets, IGNORED), source=_padded(sources, self.pad), source_mask=_mask(sources)
-        )
+        return Batch(tokens, _padded(targets, IGNORED), source=_padded(sources, self.pad), source_mask=_mask(sources))
 
 
 def _targets(text: LearnedTokens) -> list[int]:

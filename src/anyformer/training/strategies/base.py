@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from typing_extensions import override
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.linear import Linear
-from anyformer.data.batch import IGNORED, Batch
+from anyformer.data.batch import Batch
 from anyformer.data.feistel_shuffle import mix_seed
 from anyformer.errors import UserError
 from anyformer.model import Transformer
 from anyformer.training.averaging import Average
 from anyformer.training.checkpoints import read_state, write_state
+from anyformer.training.losses import LossModule
 from anyformer.training.optimizer import flatten_state, load_flat_state, set_learning_rate
 from anyformer.training.precision import Precision
 from anyformer.training.strategies.group import Group
@@ -38,7 +39,6 @@ class Plan:
     Attributes:
         precision: where and in which dtype to compute.
         optimizer: makes the optimizer of a model's parameters, once they are where they will stay.
-        loss: makes the module that computes the loss of a batch, whose fields are its arguments, from a model.
         average: what averages the weights; None for nothing.
         grad_clip: largest norm of the gradient.
         grad_accumulation: number of parts that a batch is computed in.
@@ -46,11 +46,11 @@ class Plan:
         seed: decides dropout.
         compile: compile the stacks.
         gradient_checkpointing: compute the activations of each block again in the backward pass.
+        loss: makes the module that computes the loss of a batch, whose fields are its arguments, from a model.
     """
 
     precision: Precision
     optimizer: Callable[[Transformer], Optimizer]
-    loss: Callable[[Transformer], nn.Module]
     average: Average | None = None
     grad_clip: float = 1.0
     grad_accumulation: int = 1
@@ -58,6 +58,7 @@ class Plan:
     seed: int = 0
     compile: bool = False
     gradient_checkpointing: bool = False
+    loss: Callable[[Transformer], nn.Module] = LossModule
 
 
 class Strategy:
@@ -130,7 +131,7 @@ class Strategy:
 
     def evaluate(self, batch: Batch) -> float:
         """The summed loss of a batch in nats, over all processes; nothing changes."""
-        training: bool = self.wrapped.training
+        training = self.model.training
         self.wrapped.eval()
         with torch.no_grad(), self._eager():
             mine, predicted = self._mine(batch)

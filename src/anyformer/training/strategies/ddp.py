@@ -2,9 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 

@@ -27,7 +27,6 @@ from anyformer.data.batch import Batch
 from anyformer.errors import UserError
 from anyformer.model import Transformer
 from anyformer.training.checkpoints import write_state
-from anyformer.training.losses import LossModule
 from anyformer.training.optimizer import set_learning_rate
 from anyformer.training.strategies.base import Plan
 from anyformer.training.strategies.group import Group

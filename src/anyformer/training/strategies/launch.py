@@ -22,8 +22,8 @@ from pathlib import Path
 from anyformer import processes as programs
 from anyformer.errors import UserError, nearest
 from anyformer.terminal import report
-from anyformer.training.run_config import ENGINES
 from anyformer.training.interrupt import handled
+from anyformer.training.run_config import ENGINES
 
 _PROGRAM = ("-m", "anyformer")
 
