@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import anyformer as af
+from anyformer.compare.verify import verify
 from anyformer.families import to_huggingface
 from anyformer.quantization import bits_of
 from tests.parity import hf_models
@@ -71,6 +72,19 @@ def test_every_family_gets_a_head(
     assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "architecture", [name for name in hf_models.ARCHITECTURES if "Classification" in name and "MT5" not in name]
+)
+@settings(max_examples=2)
+@given(data=st.data())
+def test_verify_compares_classifiers(
+    architecture: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("model")
+    data.draw(hf_models.models(architecture)).build().save_pretrained(folder)
+    assert [check.detail for check in verify(str(folder)) if not check.equal] == []
+
+
 def test_the_head_is_drawn_as_the_family_draws_it(tmp_path: Path) -> None:
     af.save(_small("bert-tiny"), tmp_path)
     torch.manual_seed(3)
@@ -101,6 +115,18 @@ def test_a_pooler_that_is_there_is_kept(architecture: str, tmp_path: Path) -> No
     dense = getattr(theirs, "bert", theirs).pooler.dense
     assert torch.equal(model.pooler.dense.weight, dense.weight)
     assert torch.equal(model.pooler.dense.bias, dense.bias)
+
+
+def test_a_pooler_that_a_file_can_not_have_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    base = _small("bert-tiny", head={"kind": "none", "transform": None, "bias": "none"})
+    af.save_gguf(base, tmp_path / "base.gguf", kind="f32")
+    model, _ = af.load_with_head(tmp_path / "base.gguf", "classification", NAMES)
+    assert model.pooler is not None
+    assert model.pooler.dense.weight.any()
+    before = base.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in _body(model).items())
+    assert af.save(model, tmp_path / "made") == "bert"
 
 
 def test_an_old_head_is_replaced_by_one_of_its_kind(tmp_path: Path) -> None:

@@ -166,10 +166,10 @@ def _numbers(theirs: Any, model: Transformer, tokenizer: Tokenizer | None, toler
     inputs = {"input_ids": ids} if source is None else {"input_ids": source, "decoder_input_ids": ids}
     with _theirs():
         expected = theirs(**inputs, output_hidden_states=True)
-    if source is None:
-        states = expected.hidden_states
-    else:
+    if model.config.is_encoder_decoder:
         states = (*expected.encoder_hidden_states, *expected.decoder_hidden_states)
+    else:
+        states = expected.hidden_states
     got: ModelOutput = model(ids, source=source, return_hidden=True)
     ours = (*(got.source_hidden_states or ()), *(got.hidden_states or ()))
     checks = [compare_tensors("hidden states", states, ours, tolerance)]
@@ -179,7 +179,10 @@ def _numbers(theirs: Any, model: Transformer, tokenizer: Tokenizer | None, toler
 
 
 def _inputs(model: Transformer, tokenizer: Tokenizer | None) -> tuple[Tensor, Tensor | None]:
-    """Tokens of the first sample, or random ones without a tokenizer; and the source of an encoder-decoder."""
+    """Tokens of the first sample, or random ones without a tokenizer; and the source of an encoder-decoder that writes.
+
+    A classifier with two stacks reads the tokens with both.
+    """
     config = model.config
     limit = min(config.context_length or 64, 64)
     if tokenizer is None:
@@ -188,7 +191,14 @@ def _inputs(model: Transformer, tokenizer: Tokenizer | None) -> tuple[Tensor, Te
         ids = torch.randint(smallest, (1, min(limit, 16)), generator=generator)
     else:
         ids = torch.tensor([tokenizer.encode(SAMPLES[0])[:limit]])
-    return ids.clamp(max=config.vocab_size - 1), ids if config.is_encoder_decoder else None
+    ids = ids.clamp(max=config.vocab_size - 1)
+    if config.head.kind == "classification" and config.decoder_layers:
+        # transformers finds the last token of a text by its id: the last that isn't padding, or the last eos.
+        ids = ids[ids != config.special_tokens.pad][None]
+        if config.is_encoder_decoder:
+            ids[:, -1] = config.special_tokens.eos[0]
+        return ids, None
+    return ids, ids if config.is_encoder_decoder else None
 
 
 def compare_tensors(name: str, expected: Sequence[Tensor], got: Sequence[Tensor], tolerance: float) -> Check:
