@@ -376,6 +376,18 @@ def test_vectors_are_those_that_embed_makes() -> None:
         torch.testing.assert_close(value(EmbeddingLoss(model, "cosine"), left), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_vectors_are_compared_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast narrows the products of the model, not those of its vectors."""
+    model = small_encoder()
+    for kind in LOSSES:
+        batch = embeddings(kind)
+        vectors = torch.randn(*batch.tokens.shape, 16)
+        monkeypatch.setattr(model, "encode_text", lambda *_, vectors=vectors: vectors)
+        exact = value(EmbeddingLoss(model, kind), batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(value(EmbeddingLoss(model, kind), batch), exact)
+
+
 def test_texts_that_are_alike_have_finite_gradients() -> None:
     model = small_encoder()
     for kind in ("triplet", "class_triplet"):
