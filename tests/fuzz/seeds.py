@@ -94,6 +94,7 @@ TARGETS = {
         ["generate {}/model --file {}/prompts.txt --out {}/answers.jsonl"],
     ),
     "jsonl": Target("data", ["text.jsonl"], ["evaluate {}/model --data {}/text.jsonl --limit 50"]),
+    "json": Target("data", ["text.json"], ["evaluate {}/model --data {}/text.json --limit 50"]),
     "csv": Target("data", ["text.csv"], ["evaluate {}/model --data {}/text.csv --limit 50"]),
     "parquet": Target("data", ["text.parquet"], ["evaluate {}/model --data {}/text.parquet --limit 50"]),
     "gz": Target("data", ["text.jsonl.gz"], ["evaluate {}/model --data {}/text.jsonl.gz --limit 50"]),
@@ -217,6 +218,7 @@ def _data(root: Path) -> None:
     data = root / "data"
     lines = "".join(json.dumps({"text": text, "more": {"label": 1}}) + "\n" for text in texts).encode()
     (data / "text.jsonl").write_bytes(lines)
+    _json(data / "text.json", {"version": 1, "data": [{"text": text} for text in texts]})
     (data / "text.jsonl.gz").write_bytes(gzip.compress(lines))
     (data / "text.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines))
     rows = "".join(f'{number},"{text}"\n' for number, text in enumerate(texts))

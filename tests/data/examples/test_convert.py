@@ -128,6 +128,7 @@ GOOD, BAD = turns(("assistant", "good")), turns(("assistant", "bad"))
         {"chosen": QUESTION + GOOD, "rejected": json.dumps(QUESTION + BAD)},
         {"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"},
         {"question": "q", "chosen": "good", "rejected": "bad"},
+        {"input": "q", "chosen": "good", "rejected": "bad"},
         {
             "conversations": [{"from": "human", "value": "q"}],
             "chosen": {"from": "gpt", "value": "good"},

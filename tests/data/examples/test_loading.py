@@ -81,7 +81,7 @@ def test_names_of_classes_are_in_their_order(tmp_path: Path):
 
 
 def test_answers_judged_one_by_one_are_paired(tmp_path: Path):
-    def row(prompt: str, completion: str, label: Any) -> dict[str, Any]:
+    def row(prompt: Any, completion: Any, label: Any) -> dict[str, Any]:
         return {"prompt": prompt, "completion": completion, "label": label}
 
     judged = [row("p", "a", True), row("q", "b", True), row("p", "c", False), row("p", "d", True)]
@@ -95,6 +95,13 @@ def test_answers_judged_one_by_one_are_paired(tmp_path: Path):
     with pytest.raises(UserError, match=r"a\.jsonl, line 2, has a label that doesn't say whether"):
         load_examples([lines(tmp_path / "a.jsonl", judged[0], row("p", "c", "good"))])
     assert load_examples([lines(tmp_path / "a.jsonl", *judged)], task="completion").task == "completion"
+    asked = [{"role": "user", "content": "q"}]
+    answers = [[{"role": "assistant", "content": answer}] for answer in "ab"]
+    talks = [
+        {"prompt": asked, "completion": answer, "label": label} for answer, label in zip(answers, (1, 0), strict=True)
+    ]
+    (pair,) = load_examples([lines(tmp_path / "a.jsonl", *talks)]).examples
+    assert (pair.chosen.messages, pair.rejected.messages) == (asked + answers[0], asked + answers[1])
 
 
 def test_faulty_rows_are_refused_or_left_out(tmp_path: Path):

@@ -172,8 +172,8 @@ def test_a_data_set_of_the_hub_is_read_whole_and_once(tmp_path: Path, monkeypatc
         (file,) = row_files(["hf:some/set"], cache, progress=said.append)
         found = list(file.rows((), 1000))
         assert [(str(row.where), row.values) for row in found] == [
-            ("hf:some/set, line 1", {"text": "x", "label": "z"}),
-            ("hf:some/set, line 2", {"text": "y", "label": "a"}),
+            ("hf:some/set, row 1", {"text": "x", "label": "z"}),
+            ("hf:some/set, row 2", {"text": "y", "label": "a"}),
         ]
         assert found[0].classes == {"label": ("z", "a")}
         monkeypatch.setattr(datasets, "load_dataset", None)

@@ -97,7 +97,7 @@ SHAPES: tuple[Shape, ...] = (
         "preference",
         "preference",
         {"chosen": ("chosen",), "rejected": ("rejected",)},
-        {"prompt": ("prompt", "instruction", *_CONVERSATION, "question"), "input": ("input",), **_SYSTEM},
+        {"prompt": ("prompt", "instruction", *_CONVERSATION, "question", "input"), "input": ("input",), **_SYSTEM},
     ),
     Shape("unpaired", "preference", {**_COMPLETION, "label": ("label",)}),
     Shape("chat", "chat", {"messages": _CONVERSATION}, _SYSTEM),

@@ -1,4 +1,16 @@
-"""Files to examples."""
+"""Files to examples, and a sentence on what was found, such as these::
+
+    chat, because of the column 'messages': 1,204 examples in chats.jsonl.
+    classify, because of the columns 'sentence' and 'label': 67,349 examples in train.tsv.gz; 2 labels: 0, 1.
+    embed, because of the columns 'sentence1', 'sentence2' and 'score': 5,749 examples in train.csv; scores from 0 to 5,
+    divided by 5.
+    text, as asked, with the column 'content': 3 examples in a.parquet.
+
+What is wrong is a sentence, too::
+
+    chats.jsonl, line 17, has an unknown role in message 2 of its column 'messages', 'asistant': did you mean
+    'assistant'?
+"""
 
 from __future__ import annotations
 
@@ -16,6 +28,7 @@ from anyformer.data.examples.labels import LabelKind, settle_embeddings, settle_
 from anyformer.data.examples.rows import Row, RowFile, row_files
 from anyformer.data.examples.tasks import Reading, find_reading
 from anyformer.data.examples.unpaired import pair_up
+from anyformer.data.materialize import HUB
 from anyformer.data.records import record_limit
 from anyformer.errors import UserError
 
@@ -49,11 +62,11 @@ class ExampleSet:
         return len(self.examples)
 
     def describe(self) -> str:
-        """A sentence on what was found, such as `classify, because of the columns 'sentence' and 'label': 67,349
-        examples in train.tsv.gz; 2 labels: 0, 1.`
-        """
+        """A sentence on what was found."""
         count = f"{len(self):,} example{'s' if len(self) != 1 else ''}"
-        names = " and ".join(path.name for path in self.files) if len(self.files) <= 2 else f"{len(self.files)} files"
+        names = f"{len(self.files)} files"
+        if len(self.files) <= 2:
+            names = " and ".join(str(path) if str(path).startswith(HUB) else path.name for path in self.files)
         return "; ".join([f"{self.task}, {self.reason}: {count} in {names}", *self.notes]) + "."
 
     def with_examples(self, examples: Sequence[Example]) -> ExampleSet:

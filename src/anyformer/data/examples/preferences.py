@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from anyformer.data.examples import ChatExample, CompletionExample, Message, PreferenceExample
 from anyformer.data.examples.messages import conversation, text_or_messages
 from anyformer.data.examples.parts import Parts, fault
 
-_ASKED = ("instruction", "question")
+_ASKED = ("instruction", "question", "input")
 """Columns of what a user asks an assistant; a column `prompt` of texts has texts that are continued."""
 
 
@@ -24,13 +24,13 @@ def preference(parts: Parts) -> PreferenceExample:
     prompt = _messages(parts, "prompt") if parts.has("prompt") else None
     if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
-            return text_preference(parts, *_shared_text(chosen, rejected))
+            return _text_preference(parts, *_shared_text(chosen, rejected))
         if isinstance(prompt, str) and parts.column("prompt") not in _ASKED and not parts.has("system"):
-            return text_preference(parts, prompt, chosen, rejected)
+            return _text_preference(parts, prompt, chosen, rejected)
     return _conversations(parts, prompt, chosen, rejected)
 
 
-def text_preference(parts: Parts, prompt: str, chosen: str, rejected: str) -> PreferenceExample:
+def _text_preference(parts: Parts, prompt: str, chosen: str, rejected: str) -> PreferenceExample:
     """A pair of texts after a text. Raises UserError where one of them is empty."""
     if not chosen.strip() or not rejected.strip():
         raise fault(parts.where, "has an empty answer", "fill it in, or leave the row out")
@@ -39,12 +39,6 @@ def text_preference(parts: Parts, prompt: str, chosen: str, rejected: str) -> Pr
         for text in (chosen, rejected)
     ]
     return PreferenceExample(where=parts.where, chosen=sides[0], rejected=sides[1])
-
-
-def is_good(value: object) -> bool | None:
-    """What the label of an answer that has no counterpart says; None where it says nothing."""
-    words: Mapping[str, bool] = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-    return words.get(str(value).lower()) if isinstance(value, bool | int | float | str) else None
 
 
 def _messages(parts: Parts, part: str) -> str | list[Message]:
@@ -71,7 +65,7 @@ def _conversations(
     rejected: str | Sequence[Message],
 ) -> PreferenceExample:
     if isinstance(prompt, str):
-        more = parts.text("input", empty=True)
+        more = parts.text("input", empty=True) if parts.column("prompt") != "input" else ""
         prompt = [{"role": "user", "content": f"{prompt}\n{more}" if more else prompt}]
     sides: list[Sequence[Message]] = [
         [{"role": "assistant", "content": side}] if isinstance(side, str) else side for side in (chosen, rejected)

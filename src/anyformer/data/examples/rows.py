@@ -88,7 +88,7 @@ class RowFile:
             else:
                 counted, objects = json_records(file, self.shown, limit, kind or ".jsonl", "text")
                 for number, values in objects:
-                    yield self._row(Where(self.shown, number, counted), values)
+                    yield self._row(Where(self.shown, number, "row" if self.is_typed else counted), values)
 
     def _row(self, where: Where, values: dict[str, Any]) -> Row:
         measure(values, where)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from anyformer.data.examples import PreferenceExample
 from anyformer.data.examples.parts import Parts, fault
-from anyformer.data.examples.preferences import is_good, text_preference
+from anyformer.data.examples.preferences import preference
 from anyformer.data.examples.rows import Row
-from anyformer.data.examples.tasks import Reading
+from anyformer.data.examples.tasks import Reading, find_reading
 from anyformer.errors import UserError
+
+_WORDS: Mapping[str, bool] = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 def pair_up(rows: Sequence[tuple[Row, Reading]]) -> tuple[list[PreferenceExample], str | None]:
@@ -21,19 +23,15 @@ def pair_up(rows: Sequence[tuple[Row, Reading]]) -> tuple[list[PreferenceExample
     Raises:
         UserError: A row is faulty, or no prompt has both a good and a bad answer.
     """
-    answers = dict[str, dict[bool, list[tuple[Parts, str]]]]()
+    answers = dict[str, dict[bool, list[Parts]]]()
     for row, reading in rows:
         parts = Parts(row, reading)
-        good = is_good(parts.value("label"))
+        good = _is_good(parts.value("label"))
         if good is None:
             raise fault(row.where, "has a label that doesn't say whether the completion is good", "use true or false")
-        of_prompt = answers.setdefault(parts.text("prompt"), {True: [], False: []})
-        of_prompt[good].append((parts, parts.text("completion")))
-    pairs = [
-        text_preference(parts, prompt, chosen, rejected)
-        for prompt, both in answers.items()
-        for (parts, chosen), (_, rejected) in zip(both[True], both[False], strict=False)
-    ]
+        parts.value("completion")
+        answers.setdefault(repr(parts.value("prompt")), {True: [], False: []})[good].append(parts)
+    pairs = [_pair(good, bad) for both in answers.values() for good, bad in zip(both[True], both[False], strict=False)]
     if not pairs:
         raise UserError(
             f"{rows[0][0].where.path} has a label for each completion, and no prompt with both a good and a bad one: "
@@ -41,3 +39,17 @@ def pair_up(rows: Sequence[tuple[Row, Reading]]) -> tuple[list[PreferenceExample
         )
     left = len(rows) - 2 * len(pairs)
     return pairs, f"{left:,} rows without a counterpart left out" if left else None
+
+
+def _pair(good: Parts, bad: Parts) -> PreferenceExample:
+    values = {
+        "prompt": good.value("prompt"),
+        "chosen": good.value("completion"),
+        "rejected": bad.value("completion"),
+    }
+    return preference(Parts(Row(good.where, values), find_reading(values, good.where, "preference")))
+
+
+def _is_good(value: object) -> bool | None:
+    """What the label of an answer says; None where it says nothing."""
+    return _WORDS.get(str(value).lower()) if isinstance(value, bool | int | float | str) else None
