@@ -123,7 +123,7 @@ def test_a_template_that_generation_shows_otherwise_stops_the_run():
 def test_answers_that_generation_would_not_end_are_said(stops: tuple[int, ...], warned: bool):
     assert SMOLLM2.id("<|im_end|>") == 4
     check = count(Check("chat", SMOLLM2, stops=stops), SMOLLM2, [chat(1, "a", "b"), chat(2, "a", "c")])
-    sentence = "ends       2 answers end otherwise than generation, which stops at '</s>': most with '<|im_end|>'"
+    sentence = "ends       2 answers end with '<|im_end|>', at which generation doesn't stop: it does at '</s>'"
     assert (sentence in check.lines()) == warned
     # What was cut ends somewhere, which is said elsewhere.
     cut = Check("chat", SMOLLM2, context=30, stops=(4,))

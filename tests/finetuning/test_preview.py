@@ -15,9 +15,11 @@ from anyformer.data.examples.encoded import LearnedTokens, truncate
 from anyformer.errors import UserError
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.preview import PreviewRow, PreviewText, pieces, write_preview
+from anyformer.tokenizer import Tokenizer
 from tests.data.examples import templates
 from tests.data.examples.templates import KINDS, tokenizer_of
 from tests.data.examples.test_chat import answers, example_of
+from tests.tokenizer.hugging_face import CORPUS
 
 SMOLLM2 = tokenizer_of(templates.SMOLLM2, "<|im_end|>")
 WHERE = Where(Path("<chats>.jsonl"), 7)
@@ -121,3 +123,13 @@ def test_the_pieces_of_a_text_are_the_text(kind: str, text: str):
     ids = tokenizer.encode(f"{text}</s>")
     assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids, skip_special=False)
     assert len(pieces(tokenizer, ids)) == len(ids)
+
+
+def test_the_pieces_of_words_are_drawn_together():
+    trained = Tokenizer.train(CORPUS, "wordpiece:300", special="masked")
+    tokenizer = Tokenizer(trained.backend, {**trained.config, "clean_up_tokenization_spaces": True})
+    assert tokenizer.cleans_up
+    ids = tokenizer.encode("Speak, speak proceeding.")
+    shown = pieces(tokenizer, ids)
+    assert "".join(shown) == "[CLS] Speak , speak proceeding . [SEP]"
+    assert len(shown) == len(ids)

@@ -213,3 +213,59 @@ def test_what_templates_say_of_their_loops_and_texts_stays(tmp_path: Path):
     llama_like(tmp_path, {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template})
     expected = automatic(tmp_path).apply_chat_template(MESSAGES, tokenize=False)
     assert Tokenizer.load(tmp_path).chat(MESSAGES, add_generation_prompt=False) == expected
+
+
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+
+
+def test_tools_and_messages_without_content_equal_transformers(tmp_path: Path):
+    template = (
+        "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
+        "{% for m in messages %}{{ m.role }}{{ m.keys() | list }}{{ m.content }}{% endfor %}"
+    )
+    llama_like(tmp_path, {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template})
+    ours, theirs = Tokenizer.load(tmp_path), automatic(tmp_path)
+    messages = [{"role": "user", "content": "a", "tool_calls": None}, {"role": "assistant", "content": None}]
+    for tools in (None, TOOLS):
+        expected = theirs.apply_chat_template(messages, tools=tools, tokenize=False)
+        assert ours.chat(messages, False, tools) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "marked"),
+    [
+        ("a{% generation %}b{{ 1 }}{% endgeneration %}c{% generation %}d{% endgeneration %}", "ab1cd", ["b1", "d"]),
+        ("{% for m in messages %}{% generation %}{{ m.role }}{% endgeneration %};{% endfor %}", None, None),
+        # A block has a scope of its own.
+        ("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "21", ["2"]),
+        # Where it is written as something else, it has no place in the text.
+        ("aa{% macro f() %}{% generation %}b{% endgeneration %}{% endmacro %}{{ f() | upper }}", "aaB", []),
+        ("{% if false %}{% generation %}b{% endgeneration %}{% endif %}a", "a", []),
+    ],
+)
+def test_what_a_template_marks_is_found_in_its_text(
+    tmp_path: Path, template: str, text: str | None, marked: list[str] | None
+):
+    llama_like(tmp_path, {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template})
+    ours, theirs = Tokenizer.load(tmp_path), automatic(tmp_path)
+    rendered, spans = ours.chat_spans(MESSAGES)
+    assert rendered == ours.chat(MESSAGES, False) == theirs.apply_chat_template(MESSAGES, tokenize=False)
+    assert text is None or rendered == text
+    expected = [message["role"] for message in MESSAGES] if marked is None else marked
+    assert [rendered[begin:end] for begin, end in spans] == expected
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        _DOUBLED % ("'abcdefghij'", 17, "n.x + n.x") + _OFTEN + "{% generation %}{{ n.x }}{% endgeneration %}" + _END,
+        "{% macro f(n) %}{% generation %}{{ f(n + 1) }}{{ f(n + 1) }}{% endgeneration %}{% endmacro %}{{ f(0) }}",
+        "{% generation %}{{ caller.__globals__ }}{% endgeneration %}",
+        "{% generation %}{{ self._mark }}{{ self.environment.extensions.x }}{% endgeneration %}",
+    ],
+)
+def test_what_a_template_marks_is_paid_for_and_fenced_in(template: str):
+    with pytest.raises(UserError, match="refuses these messages"):
+        chat.render(template, MESSAGES, False, {})
+    # The next rendering is none the wiser.
+    assert chat.render_spans("{% generation %}a{% endgeneration %}", MESSAGES, False, {}) == ("a", [(0, 1)])

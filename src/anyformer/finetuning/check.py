@@ -210,7 +210,7 @@ class Check:
         token = max(others, key=lambda token: others[token])
         stops = " or ".join(sorted(repr(self._tokenizer.token(stop)) for stop in self._stops))
         what = "1 answer ends" if missing == 1 else f"{missing:,} answers end"
-        text = f"{what} otherwise than generation, which stops at {stops}: most with {self._tokenizer.token(token)!r}"
+        text = f"{what} with {self._tokenizer.token(token)!r}, at which generation doesn't stop: it does at {stops}"
         return [("ends", text)]
 
 

@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.legacy import byte_words
 from tests.tokenizer.hugging_face import CORPUS
 
 _CHATML_TURN = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -118,7 +119,7 @@ SPECIAL = [
     *("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     *("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
 ]
-KINDS = ("byte_bpe", "sentencepiece", "metaspace")
+KINDS = ("byte_bpe", "llama3", "sentencepiece", "metaspace")
 
 
 _LINES = [line for text in CORPUS for line in text.splitlines(keepends=True)] + ["\n\n", "\n\n\n", " \n"] * 50
@@ -129,8 +130,10 @@ def _trained(kind: str) -> str:
     """A tokenizer.json, with the tokens of SPECIAL as the first ones."""
     backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     alphabet: list[str] = []
-    if kind == "byte_bpe":
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if kind in ("byte_bpe", "llama3"):
+        # GPT-2's words divide line ends before a word, those of Llama 3 and Qwen keep them together.
+        gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.pre_tokenizer = byte_words() if kind == "llama3" else gpt2
         backend.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
     else:
@@ -148,7 +151,7 @@ def _trained(kind: str) -> str:
     )
     backend.train_from_iterator(_LINES, trainer)
     pipeline = json.loads(backend.to_str())
-    if kind != "byte_bpe":
+    if kind in ("sentencepiece", "metaspace"):
         vocabulary = pipeline["model"]["vocab"]
         pipeline["model"]["byte_fallback"] = True
         vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}

