@@ -13,6 +13,7 @@ from anyformer.data.examples import (
     CompletionExample,
     Example,
     TagExample,
+    TextExample,
     Where,
 )
 from anyformer.data.examples.chat import added_system_prompt, encode_chat_rows, generation_mismatch
@@ -130,6 +131,20 @@ def test_answers_that_generation_would_not_end_are_said(stops: tuple[int, ...], 
     count(cut, SMOLLM2, [chat(1, "a", "b c d e f g h i j k l", system="b")])
     assert cut.cut["ends"] == 1
     assert not any(line.startswith("ends") for line in cut.lines())
+
+
+def test_a_template_with_the_date_is_said():
+    dated = tokenizer_of("{{ strftime_now('%Y') }}" + templates.CHATML, "<|im_end|>")
+    for tokenizer, said in ((dated, True), (SMOLLM2, False)):
+        lines = Check("chat", tokenizer).lines()
+        assert any(line.startswith("date       the chat template writes today's") for line in lines) == said
+
+
+def test_rows_without_learned_tokens_are_no_problem_where_none_are_expected():
+    check = Check("seq2seq", SMOLLM2)
+    check.add(TextExample(where=where(1), text="a"), [[30, 31], [32]])
+    check.problems()
+    assert check.lines() == ["examples   1 in 2 rows", "tokens     3"]
 
 
 def test_a_doubled_beginning_and_merged_borders_are_said():

@@ -16,7 +16,6 @@ _FEW = 8
 """Labels that a line names."""
 _SHOWN = 80
 """Characters of a system prompt that a line repeats."""
-_WITH_LEARNED = ("text", "chat", "completion", "preference", "seq2seq")
 
 
 class Check:
@@ -57,7 +56,7 @@ class Check:
         self._tokenizer = tokenizer
         self._stops = frozenset(stops)
         self._ends: Counter[int] = Counter()
-        self._doubled = 0
+        self._doubled = self._with_learned = 0
         self._mismatch: str | None = None
         self._unlearned_at: Where | None = None
 
@@ -96,6 +95,7 @@ class Check:
         self._doubled += bos is not None and list(tokens[:2]) == [bos, bos]
         if not isinstance(row, LearnedTokens):
             return
+        self._with_learned += 1
         self.learned += row.count
         self.mismatches += row.mismatches
         if row.count == 0:
@@ -152,6 +152,8 @@ class Check:
                 _count(self.system_prompts, "conversation"),
             )
             found.append(("template", f"adds a system prompt to {where}: {text!r}"))
+        if self.task in ("chat", "preference") and "strftime_now" in (self._tokenizer.chat_template or ""):
+            found.append(("date", "the chat template writes today's, which is another one when the model is used"))
         found += self._ends_warning()
         if self.mismatches:
             text = f"at {self.mismatches:,} the tokenizer would merge prompt and answer: each is encoded alone"
@@ -179,7 +181,7 @@ class Check:
             raise UserError("There is no example to train on.")
         if self._mismatch is not None:
             raise UserError(self._mismatch)
-        if self.task in _WITH_LEARNED and not self.learned:
+        if self._with_learned and not self.learned:
             raise UserError(self._nothing_learned())
         if self.task == "classify" and not self._numbers and len(self.labels) == 1:
             (label,) = self.labels
@@ -197,9 +199,9 @@ class Check:
         return f"No token is to be learned, as in {self._unlearned_at}: there is no answer."
 
     def _share(self) -> str:
-        if self.task not in _WITH_LEARNED or not self.tokens:
+        if not self._with_learned:
             return ""
-        return f", {self.learned:,} of them learned ({self.learned / self.tokens:.0%})"
+        return f", {self.learned:,} of them learned ({self.learned / max(1, self.tokens):.0%})"
 
     def _ends_warning(self) -> list[tuple[str, str]]:
         others = {token: count for token, count in self._ends.items() if token not in self._stops}
