@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from anyformer.checkpoint import load, load_with_head, save, save_adapter, save_gguf
     from anyformer.config import ModelConfig, diff
     from anyformer.errors import UserError
+    from anyformer.evaluation import evaluate
     from anyformer.families import preset
     from anyformer.generation import (
         BatchingEngine,
@@ -40,6 +41,7 @@ _NAMES = {
     "checkpoint": "load load_with_head save save_adapter save_gguf",
     "config": "ModelConfig diff",
     "errors": "UserError",
+    "evaluation": "evaluate",
     "families": "preset",
     "generation": "BatchingEngine GenerationConfig embed fill generate generate_ids generate_samples generate_stream "
     "score",
@@ -60,6 +62,7 @@ __all__ = [
     "build",
     "diff",
     "embed",
+    "evaluate",
     "fill",
     "generate",
     "generate_ids",

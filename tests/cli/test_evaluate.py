@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.evaluation.models import decoder, encoder, vary
 
 import anyformer as af
 from anyformer.adapters import LoraConfig, add_adapter
@@ -162,3 +164,104 @@ def test_convert_writes_a_directory_of_integers(tmp_path: Path, kind: str, capsy
     assert not (tmp_path / "small.gguf").exists()
     assert main(["diff", str(tmp_path / "small"), str(tmp_path / "model")]) == 0
     assert main(["show", str(tmp_path / "small")]) == 0
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> tuple[Path, Path]:
+    """A classifier, and examples for it."""
+    model, tokenizer = vary(*encoder({"kind": "classification", "labels": 2, "label_names": ("bad", "good")}))
+    af.save(model, tmp_path / "classifier", tokenizer=tokenizer)
+    rows = [f"{WORDS[begin:][:20].split('.')[0].strip()},{('bad', 'good')[begin % 2]}" for begin in range(0, 120, 5)]
+    (tmp_path / "dev.csv").write_text("sentence,label\nthe \x1b[31mred\x1b[0m cat,good\n" + "\n".join(rows) + "\n")
+    return tmp_path / "classifier", tmp_path / "dev.csv"
+
+
+def test_a_task_is_evaluated_by_its_columns(
+    classifier: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, data = classifier
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["evaluate", str(directory), "--data", str(data), "--json", "--worst", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    scores = af.evaluate(*af.load(directory), str(data))
+    assert {name: each["value"] for name, each in found["metrics"].items()} == pytest.approx(scores)
+    assert found["metrics"]["accuracy"]["low"] <= scores["accuracy"] <= found["metrics"]["accuracy"]["high"]
+    assert found["confusion"]["labels"] == ["bad", "good"]
+    assert sum(map(sum, found["confusion"]["matrix"])) == found["examples"] == 25
+    assert len(found["worst"]) == 3
+    assert main(["evaluate", str(directory), "--data", str(data), "--worst", "25"]) == 0
+    out = capsys.readouterr().out
+    for shown in ("classify: 25 examples", "95% interval", "mcc", "is, taken for", f"{data}, line "):
+        assert shown in out
+    assert "\x1b" not in out
+    assert main(["evaluate", str(directory), "--data", str(data), "--limit", "7", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["examples"] == 7
+
+
+def test_columns_are_flags(classifier: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    directory, data = classifier
+    other = data.with_name("other.csv")
+    other.write_text(data.read_text().replace("sentence,label", "words,verdict"))
+    command = ["evaluate", str(directory), "--data", str(other), "--json"]
+    assert main([*command, "--text", "words", "--label", "verdict"]) == 0
+    assert json.loads(capsys.readouterr().out)["task"] == "classify"
+    assert main([*command, "--task", "classify"]) == 2
+    assert "--text NAME" in capsys.readouterr().err
+
+
+def test_answers_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = decoder()
+    af.save(model, tmp_path / "model", tokenizer=tokenizer)
+    rows = [{"prompt": f"the {word}: ", "completion": ("yes", "no")[len(word) % 2]} for word in WORDS.split()]
+    (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["evaluate", str(tmp_path / "model"), "--data", str(tmp_path / "dev.jsonl")]
+    assert main([*command, "--choices", "yes", "no", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["task"] == "completion"
+    assert found["confusion"]["labels"] == ["yes", "no"]
+    assert main([*command, "--max-new-tokens", "2", "--limit", "3"]) == 0
+    assert "rougeL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a file with --data, or tasks of lm-eval with --suite"),
+        (["--data", "dev.csv", "--suite", "piqa"], "--suite brings its own data"),
+        (["--data", "dev.csv", "--compare"], "--compare is for texts"),
+        (["--data", "dev.csv", "--worst", "-1"], "0 or more"),
+        (["--data", "dev.csv", "--task", "tag"], "needs tokens"),
+        (["--data", "dev.csv", "--task", "sort"], "--task can't be 'sort'"),
+        (["--data", "dev.csv", "--choices", "good"], "at least two answers"),
+        (["--data", "dev.csv", "--label", "missing"], "has no column 'missing'"),
+    ],
+)
+def test_what_a_task_refuses(
+    classifier: tuple[Path, Path],
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(classifier[0].parent)
+    assert main(["evaluate", "classifier", *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_suite_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = pytest.importorskip("anyformer.evaluation.harness", reason="lm-eval is not installed (extra eval)")
+    model, tokenizer = decoder()
+    af.save(model, tmp_path / "model", tokenizer=tokenizer)
+    asked: list[Any] = []
+
+    def run_suite(model: Any, tokenizer: Any, tasks: list[str], **options: Any) -> Any:
+        asked.append((tasks, options["limit"], options["chat_template"]))
+        return {"piqa": {"acc,none": 0.5, "acc_stderr,none": 0.1, "samples": 7.0}}
+
+    monkeypatch.setattr(harness, "run_suite", run_suite)
+    command = ["evaluate", str(tmp_path / "model"), "--suite", "piqa,hellaswag", "--limit", "7"]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["acc,none"] == 0.5
+    assert main([*command, "--chat-template"]) == 0
+    assert capsys.readouterr().out.split()[-5:] == ["piqa", "acc", "0.5000", "0.1000", "7"]
+    assert asked == [(["piqa", "hellaswag"], 7, False), (["piqa", "hellaswag"], 7, True)]

@@ -35,8 +35,7 @@ def _labels(draw: st.DrawFn, architecture: str) -> dict[str, Any]:
         return {}
     count = draw(st.integers(1 if "Sequence" in architecture else 2, 5))
     labels: dict[str, Any] = {"num_labels": count}
-    # Two labels without names are left out of the config.json, where BART's class then reads three.
-    if draw(st.booleans()) or (count == 2 and architecture.startswith("Bart")):
+    if draw(st.booleans()):
         names = [f"{draw(st.sampled_from(('B-', 'I-', '')))}{index}" for index in range(count)]
         labels["id2label"] = dict(enumerate(names))
         labels["label2id"] = {name: index for index, name in enumerate(names)}

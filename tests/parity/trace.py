@@ -78,10 +78,8 @@ def _trace(
     logits: Tensor | None,
 ) -> Trace:
     trace = {f"hidden state {layer}": _real(state, inputs.mask) for layer, state in enumerate(states)}
-    # A classifier reads one text with both stacks.
-    source_mask = inputs.mask if inputs.source is None else inputs.source_mask
     for layer, state in enumerate(source_states or ()):
-        trace[f"source hidden state {layer}"] = _real(state, source_mask)
+        trace[f"source hidden state {layer}"] = _real(state, inputs.source_mask)
     if pooled is not None:
         trace["pooled"] = pooled
     if logits is not None:

@@ -1,15 +1,17 @@
-"""`anyformer evaluate MODEL --data text`: how well a model predicts a text, and what rounding it costs."""
+"""`anyformer evaluate MODEL --data FILE`: how good a model is at a text, a task or a suite, and what rounding costs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from anyformer.cli.loading import ModelOptions
 from anyformer.cli.options import flag, parse
+from anyformer.data.examples import Task
+from anyformer.data.examples.columns import Columns
 from anyformer.errors import UserError
 from anyformer.limits import RECORD_BYTES
 from anyformer.terminal import write
@@ -23,44 +25,193 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(ModelOptions):
-    """How well a decoder predicts a text: perplexity, bits per byte, and what it takes.
+class _TextOptions:
+    """Predicting a text."""
 
-    The text is cut into windows of --context tokens, and each token is predicted from those before it in its window.
-
-    Examples:
-        anyformer evaluate openai-community/gpt2 --data notes.txt
-        anyformer evaluate openai-community/gpt2 --data notes.txt --compare
-    """
-
-    data: Annotated[tuple[str, ...], "PATH"]
-    """The text: files, folders and globs, as for training."""
     field: str = "text"
     """The field that holds the text of a record."""
     max_record_bytes: Annotated[int, "N"] = RECORD_BYTES
     """Bytes that a record may have."""
     context: int | None = None
     """Tokens of a window (default: as many as the model was trained on, at most 1,024)."""
-    limit: int | None = None
-    """Read this many tokens of the text (default: all)."""
-    batch_size: int = 4
-    """Windows that are read at a time."""
     compare: bool = False
     """Evaluate it as stored, with int8 and with int4, and show what each costs; with an --adapter, beside the integers
     and merged before they are made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AnswerOptions:
+    """Answers of models that write text."""
+
+    choices: Annotated[tuple[str, ...], "ANSWER"] = ()
+    """The answers to choose from, by their probability, instead of writing one."""
+    max_new_tokens: int | None = None
+    """New tokens of an answer (default: as many as the context has room for, at most 200)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SuiteOptions:
+    """Suites of lm-eval."""
+
+    suite: str | None = None
+    """Tasks of lm-eval, such as piqa,hellaswag, or YAML files of your own."""
+    few_shot: int | None = None
+    """Examples that are shown before each question (default: as the task says)."""
+    chat_template: bool = False
+    """Ask in the model's chat template."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(_TextOptions, _AnswerOptions, _SuiteOptions, Columns, ModelOptions):
+    """How good a model is: at predicting a text, at a task with examples, or at a suite of tasks.
+
+    A text is cut into windows of --context tokens, and each token is predicted from those before it in its window.
+    Examples are rows of jsonl, json, csv, tsv, parquet or conll files; their columns say which task they are for.
+
+    Examples:
+        anyformer evaluate openai-community/gpt2 --data notes.txt
+        anyformer evaluate openai-community/gpt2 --data notes.txt --compare
+        anyformer evaluate my-classifier --data dev.csv
+        anyformer evaluate my-model --task chat --data dev.jsonl --choices positive negative
+        anyformer evaluate my-model --suite piqa,hellaswag --limit 100
+    """
+
+    data: Annotated[tuple[str, ...], "PATH"] = ()
+    """The text or the examples: files, folders and globs, as for training."""
+    task: Task | None = None
+    """What the model is to do with examples (default: what their columns say)."""
+    limit: int | None = None
+    """Read this many tokens of the text, or examples (default: all)."""
+    batch_size: int | None = None
+    """Windows that are read at a time (default: 4), or answers that are written (default: 16)."""
+    worst: int = 5
+    """Rows to show that the model is most wrong about."""
     json: bool = False
     """Print the figures as JSON, one object a line."""
+
+    @property
+    def columns(self) -> Columns:
+        """The names of columns."""
+        return Columns(**{column.name: getattr(self, column.name) for column in fields(Columns)})
 
 
 def run(argv: list[str]) -> int:
     """Print the figures."""
     options = parse(EvaluateOptions, argv, "evaluate")
-    if options.compare and options.quantize is not None:
-        raise UserError("--compare evaluates all of them: leave out --quantize.")
-    for name in ("limit", "batch_size", "max_record_bytes"):
+    for name in ("limit", "batch_size", "max_record_bytes", "max_new_tokens"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"{flag(name)} is at least 1, not {value}.")
+    if options.worst < 0 or (options.few_shot or 0) < 0:
+        raise UserError("--worst and --few-shot are numbers of rows, 0 or more.")
+    if options.suite is not None:
+        return _run_suite(options, options.suite)
+    if not options.data:
+        raise UserError("Nothing was given to evaluate on: name a file with --data, or tasks of lm-eval with --suite.")
+    if options.task is not None or options.columns.given() or options.choices or _are_examples(options.data):
+        return _run_task(options)
+    return _run_text(options)
 
+
+def _are_examples(data: Sequence[str]) -> bool:
+    """Whether the columns of the first file say a task. Raises nothing: what is wrong with it is said later."""
+    from anyformer.data.examples.rows import read_rows
+    from anyformer.data.examples.tasks import detect
+    from anyformer.data.input_files import RECORD_SUFFIXES, TAGGED_SUFFIXES
+
+    if not data[0].lower().partition(".gz")[0].endswith((*RECORD_SUFFIXES, *TAGGED_SUFFIXES)):
+        return False
+    try:
+        row = next(iter(read_rows(data[:1])))
+        return detect(row.values.keys(), row.values)[0] != "text"
+    except (UserError, StopIteration):
+        return False
+
+
+def _run_suite(options: EvaluateOptions, suite: str) -> int:
+    import os
+
+    from rich.table import Table
+
+    from anyformer.console import Console
+
+    if options.data or options.task is not None or options.compare:
+        raise UserError("--suite brings its own data: leave out --data, --task and --compare.")
+    if not Console(stderr=True).is_terminal:
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    from anyformer.evaluation.harness import run_suite
+
+    model, tokenizer = options.load_model()
+    results = run_suite(
+        model,
+        tokenizer,
+        [task for task in suite.split(",") if task],
+        limit=options.limit,
+        few_shot=options.few_shot,
+        chat_template=options.chat_template,
+        batch_size=options.batch_size,
+    )
+    table = Table("task", "metric", box=None, header_style="bold", pad_edge=False)
+    for column in ("value", "standard error", "examples"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for task, metrics in results.items():
+        if options.json:
+            write(json.dumps({"task": task, **metrics}), flush=True)
+        for name, value in metrics.items():
+            metric, _, kind = name.partition(",")
+            if name != "samples" and not metric.endswith("_stderr"):
+                error = metrics.get(f"{metric}_stderr,{kind}")
+                shown = "" if error is None else f"{error:.4f}"
+                table.add_row(task, metric, f"{value:.4f}", shown, f"{metrics.get('samples', 0):,.0f}")
+    if not options.json:
+        Console().print(table)
+    return 0
+
+
+def _run_task(options: EvaluateOptions) -> int:
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from anyformer.cli.evaluation_page import show, to_json
+    from anyformer.console import Console
+    from anyformer.evaluation import Options, evaluate_task
+
+    if options.compare:
+        raise UserError("--compare is for texts: leave out --task, the columns and --choices.")
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn())
+    model, tokenizer = options.load_model()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        stages: dict[str, TaskID] = {}
+
+        def advance(stage: str, count: int, total: int) -> None:
+            if stage not in stages:
+                stages[stage] = bar.add_task(stage, total=total)
+            bar.advance(stages[stage], count)
+
+        found = evaluate_task(
+            model,
+            tokenizer,
+            options.data,
+            options.task,
+            columns=options.columns,
+            limit=options.limit,
+            options=Options(
+                choices=options.choices,
+                max_new_tokens=options.max_new_tokens,
+                batch_size=options.batch_size or 16,
+                progress=advance,
+            ),
+        )
+    if options.json:
+        write(json.dumps(to_json(found, options.worst)), flush=True)
+    else:
+        show(found, options.worst)
+    return 0
+
+
+def _run_text(options: EvaluateOptions) -> int:
+    if options.compare and options.quantize is not None:
+        raise UserError("--compare evaluates all of them: leave out --quantize.")
+    batch_size = options.batch_size or 4
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from anyformer.console import Console
@@ -83,9 +234,9 @@ def run(argv: list[str]) -> int:
         )
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task(title, total=predictions(text))
-            quality = measure(model, text, options.context, options.batch_size, partial(bar.advance, task))
+            quality = measure(model, text, options.context, batch_size, partial(bar.advance, task))
         if reference is not None:
-            off = divergence(model, reference, text, options.context, options.batch_size)
+            off = divergence(model, reference, text, options.context, batch_size)
             quality = replace(quality, divergence=off)
         elif options.compare:
             reference = model

@@ -204,6 +204,19 @@ class Tokenizer:
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special)
         return [encoding.ids for encoding in encodings]
 
+    def encodings(self, texts: Sequence[str | tuple[str, str]]) -> list[tokenizers.Encoding]:
+        """Return ids, segments and offsets of each text or pair of texts, with special tokens, in parallel.
+
+        Raises:
+            UserError: as `encode`.
+        """
+        self.require_encodable(part for text in texts for part in ((text,) if isinstance(text, str) else text))
+        with _ENCODING:
+            try:
+                return self.backend.encode_batch(list(texts))
+            except TypeError as error:
+                raise UserError("The text can't be encoded: it holds half of a surrogate pair.") from error
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of ids, without the special tokens unless asked for them.
 

@@ -1,0 +1,103 @@
+"""Texts, pairs of texts and words as a classifier reads them: with special tokens and segments, cut to a length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from anyformer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierInput:
+    """Token ids.
+
+    Attributes:
+        tokens: Ids, with the special ones.
+        segments: The segment of each: 1 for the second text of a pair, where the tokenizer tells them apart.
+        cut: Tokens that were cut off.
+    """
+
+    tokens: Sequence[int]
+    segments: Sequence[int]
+    cut: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WordsInput(ClassifierInput):
+    """Token ids of words.
+
+    Attributes:
+        first: For each word the index of its first token, whose label is the word's; None for words that were cut off,
+            and for those that the tokenizer makes nothing of.
+    """
+
+    first: Sequence[int | None] = ()
+
+
+def encode_texts(
+    tokenizer: Tokenizer, texts: Sequence[tuple[str, str | None]], max_length: int | None = None
+) -> list[ClassifierInput]:
+    """Encode texts, or pairs of texts, as `transformers` does.
+
+    Args:
+        tokenizer: The model's.
+        texts: Each with its second text, or None.
+        max_length: Tokens to keep. Of a pair the longer text is cut, at its end.
+
+    Raises:
+        UserError: a text can't be encoded.
+        ValueError: the special tokens alone are more than `max_length`.
+    """
+    encodings = tokenizer.encodings([text if second is None else (text, second) for text, second in texts])
+    inputs: list[ClassifierInput] = []
+    for (text, second), encoding in zip(texts, encodings, strict=True):
+        cut = 0 if max_length is None else max(0, len(encoding.ids) - max_length)
+        if max_length is not None and cut:
+            encoding = _truncated(tokenizer, text, second, max_length)
+        inputs.append(ClassifierInput(encoding.ids, encoding.type_ids, cut))
+    return inputs
+
+
+def encode_words(tokenizer: Tokenizer, words: Sequence[str], max_length: int | None = None) -> WordsInput:
+    """Encode words, as a text with spaces between them.
+
+    Args:
+        tokenizer: The model's.
+        words: Of a sentence.
+        max_length: Tokens to keep.
+
+    Raises:
+        UserError, ValueError: as `encode_texts`.
+    """
+    text = " ".join(words)
+    encoding: Any = tokenizer.encodings([text])[0]
+    cut = 0 if max_length is None else max(0, len(encoding.ids) - max_length)
+    if max_length is not None and cut:
+        encoding = _truncated(tokenizer, text, None, max_length)
+    # The word that each character is part of, None for the spaces between them.
+    word_at = [part for index, word in enumerate(words) for part in (*[index] * len(word), None)]
+    first: list[int | None] = [None] * len(words)
+    for position, (begin, end) in enumerate(encoding.offsets):
+        for word in word_at[begin:end]:
+            if word is not None and first[word] is None:
+                first[word] = position
+    return WordsInput(encoding.ids, encoding.type_ids, cut, first)
+
+
+def _truncated(tokenizer: Tokenizer, text: str, second: str | None, max_length: int) -> Any:
+    """The encoding of a text that is too long, the longer one of two being cut first."""
+    backend: Any = tokenizer.backend
+    parts = [backend.encode(part, add_special_tokens=False) for part in (text, second) if part is not None]
+    room = max_length - backend.num_special_tokens_to_add(second is not None)
+    if room < len(parts):
+        raise ValueError(f"{max_length} tokens have no room for a text beside the special tokens")
+    lengths = [len(part.ids) for part in parts]
+    if len(parts) == 2 and sum(lengths) > room:
+        shorter = min(*lengths, room // 2)
+        longer = room - shorter
+        lengths = [shorter, longer] if lengths[0] <= lengths[1] else [longer, shorter]
+    else:
+        lengths = [room]
+    for part, length in zip(parts, lengths, strict=True):
+        part.truncate(length)
+    return backend.post_process(*parts)

@@ -1,0 +1,186 @@
+"""How a model that writes text answers examples: how likely it finds the right answers, and which it gives itself."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from anyformer.data.examples import ChatExample, CompletionExample, Seq2SeqExample
+from anyformer.data.examples.chat import encode_chat_rows
+from anyformer.data.examples.completion import encode_completion
+from anyformer.data.examples.encoded import LearnedTokens, truncate
+from anyformer.errors import UserError
+from anyformer.evaluation.loglikelihood import Continuation, log_likelihoods
+from anyformer.evaluation.predict import Progress
+from anyformer.generation import generate
+from anyformer.generation.config import DEFAULT_NEW_TOKENS
+from anyformer.model import Transformer
+from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.prompt import encode_conversation, encode_decoder_prompt, render_conversation
+
+Answered = ChatExample | CompletionExample | Seq2SeqExample
+"""Examples with an answer that a model can write."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLoss:
+    """How unlikely the learned tokens of an example are.
+
+    Attributes:
+        nats: The sum of their losses.
+        tokens: How many there are.
+    """
+
+    nats: float
+    tokens: int
+
+
+def question(example: Answered) -> str:
+    """What is asked, for people."""
+    match example:
+        case ChatExample():
+            before = example.messages[: _last(example)]
+            return "\n".join(str(message.get("content") or "") for message in before)
+        case CompletionExample():
+            return "".join(text for text, _ in example.segments[: _last(example)])
+        case Seq2SeqExample():
+            return example.source
+
+
+def answer(example: Answered) -> str:
+    """The last answer to be learned."""
+    match example:
+        case ChatExample():
+            return str(example.messages[_last(example)].get("content") or "")
+        case CompletionExample():
+            return example.segments[_last(example)][0]
+        case Seq2SeqExample():
+            return example.target
+
+
+def with_answer(example: Answered, text: str) -> Answered:
+    """The example up to its last answer, which is another one, the only one to be learned."""
+    match example:
+        case ChatExample():
+            last = _last(example)
+            messages = [*example.messages[:last], {"role": "assistant", "content": text}]
+            return replace(example, messages=messages, learned=[False] * last + [True])
+        case CompletionExample():
+            before = [(part, False) for part, _ in example.segments[: _last(example)]]
+            return replace(example, segments=[*before, (text, True)])
+        case Seq2SeqExample():
+            return replace(example, target=text)
+
+
+def answer_losses(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    examples: Sequence[Answered],
+    *,
+    progress: Progress = lambda count: None,
+) -> list[AnswerLoss]:
+    """The loss of all tokens that are learned of each example. Rows that are too long are cut as in training."""
+    parts = [(index, *part) for index, example in enumerate(examples) for part in _parts(model, tokenizer, example)]
+    scores = log_likelihoods(model, [continuation for _, continuation, _ in parts], progress=progress)
+    nats, tokens = [0.0] * len(examples), [0] * len(examples)
+    for (index, _, learned), score in zip(parts, scores, strict=True):
+        nats[index] -= math.fsum(value for value, counts in zip(score.logprobs, learned, strict=True) if counts)
+        tokens[index] += sum(learned)
+    return [AnswerLoss(*each) for each in zip(nats, tokens, strict=True)]
+
+
+def choose(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    examples: Sequence[Answered],
+    choices: Sequence[str],
+    *,
+    progress: Progress = lambda count: None,
+) -> list[list[float]]:
+    """The log-probability of each choice as the last answer, with its end, [examples, choices].
+
+    Raises:
+        UserError: an example with a choice as its answer has no room in the context.
+    """
+    answered = [with_answer(example, choice) for example in examples for choice in choices]
+    parts = [_parts(model, tokenizer, example, cut=False) for example in answered]
+    for example, part in zip(answered, parts, strict=True):
+        if not part:
+            raise UserError(f"{example.where}: the choice {answer(example)!r} has no token that could be scored.")
+    scored = 0
+
+    def advance(count: int) -> None:
+        nonlocal scored
+        before, scored = scored // len(choices), scored + count
+        progress(scored // len(choices) - before)
+
+    scores = log_likelihoods(model, [part[-1][0] for part in parts], progress=advance)
+    values = [score.logprob for score in scores]
+    return [values[begin : begin + len(choices)] for begin in range(0, len(values), len(choices))]
+
+
+def give_answers(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    examples: Sequence[Answered],
+    *,
+    max_new_tokens: int | None = None,
+    batch_size: int = 16,
+    progress: Progress = lambda count: None,
+) -> list[str]:
+    """The last answer of each example, as the model writes it: greedily, or with the beams that its settings ask for.
+
+    A question that leaves no room for `max_new_tokens` in the context loses its beginning.
+    """
+    context = model.config.context_length
+    new = max_new_tokens or DEFAULT_NEW_TOKENS
+    if context is not None:
+        new = min(new, context // 2)
+    room = None if context is None else context - (0 if model.config.is_encoder_decoder else new)
+    prompts = [_prompt(model, tokenizer, example) for example in examples]
+    prompts = prompts if room is None else [ids[-room:] for ids in prompts]
+    return generate(model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=new, progress=progress)
+
+
+def _last(example: ChatExample | CompletionExample) -> int:
+    """The place of the last answer to be learned."""
+    learned = example.learned if isinstance(example, ChatExample) else [each for _, each in example.segments]
+    places = [index for index, each in enumerate(learned) if each]
+    if not places:
+        raise UserError(f"{example.where}: there is no answer to compare with.")
+    return places[-1]
+
+
+def _parts(
+    model: Transformer, tokenizer: Tokenizer, example: Answered, *, cut: bool = True
+) -> list[tuple[Continuation, Sequence[bool]]]:
+    """What is scored of an example, from its first learned token to its last, and which of those tokens are learned."""
+    if isinstance(example, Seq2SeqExample):
+        target = tokenizer.encode(example.target)[: model.config.max_length]
+        return [(Continuation(tokenizer.encode(example.source), target), [True] * len(target))] if target else []
+    parts: list[tuple[Continuation, Sequence[bool]]] = []
+    for row in _encode(model, tokenizer, example):
+        kept = truncate(row, model.config.max_length)[0] if cut else row
+        # The first token has nothing before it.
+        places = [index for index, learned in enumerate(kept.learned) if learned and index > 0]
+        if places:
+            begin, end = places[0], places[-1] + 1
+            parts.append((Continuation(kept.tokens[:begin], kept.tokens[begin:end]), kept.learned[begin:end]))
+    return parts
+
+
+def _encode(model: Transformer, tokenizer: Tokenizer, example: ChatExample | CompletionExample) -> list[LearnedTokens]:
+    if isinstance(example, ChatExample):
+        return encode_chat_rows(tokenizer, example)
+    return [encode_completion(tokenizer, example, special_tokens=model.config.special_tokens)]
+
+
+def _prompt(model: Transformer, tokenizer: Tokenizer, example: Answered) -> list[int]:
+    match example:
+        case ChatExample():
+            messages = example.messages[: _last(example)]
+            text = render_conversation(tokenizer, messages, True, example.tools)
+            return encode_conversation(tokenizer, text)
+        case CompletionExample():
+            return encode_decoder_prompt(tokenizer, question(example), model.config.special_tokens)
+        case Seq2SeqExample():
+            return tokenizer.encode(example.source)

@@ -1,0 +1,122 @@
+"""What a model says about examples, in batches of texts of about the same length."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anyformer.data.examples import ClassifyExample, TagExample
+from anyformer.data.examples.classifier_input import ClassifierInput, encode_texts, encode_words
+from anyformer.errors import UserError
+from anyformer.evaluation.metrics.metric import Array
+from anyformer.generation.inference import check_ids, check_nan, evaluating, require_tokenizer
+from anyformer.generation.prompt import input_pad_id, pad
+from anyformer.model import Transformer
+from anyformer.tokenizer import Tokenizer
+
+Progress = Callable[[int], None]
+"""Called after each batch with the number of its examples."""
+
+_BATCH_TOKENS = 4096
+"""Tokens of a batch, padding included."""
+
+
+def label_names(model: Transformer) -> list[str]:
+    """The names of a classifier's labels; LABEL_0, LABEL_1 ... where it has none, as in `transformers`."""
+    head = model.config.head
+    return list(head.label_names) or [f"LABEL_{index}" for index in range(head.labels)]
+
+
+def is_regression(model: Transformer) -> bool:
+    """Whether a classifier's logits are numbers that it predicts."""
+    head = model.config.head
+    return head.problem_type == "regression" or (head.problem_type is None and head.labels == 1)
+
+
+def classify(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    examples: Sequence[ClassifyExample],
+    *,
+    progress: Progress = lambda count: None,
+) -> Array:
+    """The logits of texts or pairs of texts, [examples, labels]. What is too long for the model is cut.
+
+    Raises:
+        UserError: a model without a classification head, no tokenizer, or an output that is NaN.
+    """
+    _require_head(model, "classification", "classifies texts")
+    tokenizer = require_tokenizer(tokenizer, "give the model token ids")
+    texts = [(example.text, example.second) for example in examples]
+    inputs = encode_texts(tokenizer, texts, _longest(model))
+    logits = np.zeros((len(inputs), model.config.head.labels))
+    for rows, found in _forward(model, tokenizer, inputs, progress):
+        logits[rows] = found.cpu().numpy()
+    return logits
+
+
+def tag(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    examples: Sequence[TagExample],
+    *,
+    progress: Progress = lambda count: None,
+) -> list[list[Float[Tensor, " labels"] | None]]:
+    """The logits of each word's first token; None for words that were cut off, as they are beyond the context.
+
+    Raises:
+        UserError: a model without a head for tokens, no tokenizer, or an output that is NaN.
+    """
+    _require_head(model, "token_classification", "labels tokens")
+    tokenizer = require_tokenizer(tokenizer, "give the model token ids")
+    inputs = [encode_words(tokenizer, example.words, _longest(model)) for example in examples]
+    found: list[list[Tensor | None]] = [[] for _ in examples]
+    for rows, logits in _forward(model, tokenizer, inputs, progress):
+        for row, own in zip(rows, logits.cpu(), strict=True):
+            found[row] = [None if index is None else own[index] for index in inputs[row].first]
+    return found
+
+
+def _require_head(model: Transformer, kind: str, what: str) -> None:
+    if model.config.head.kind != kind:
+        raise UserError(
+            f"This model has no head that {what} (its head is {model.config.head.kind!r}): load one that was trained "
+            "for that, or fine-tune it first."
+        )
+
+
+def _longest(model: Transformer) -> int:
+    """Tokens of a text that the model reads."""
+    return model.config.context_length or model.config.max_length
+
+
+def _forward(
+    model: Transformer, tokenizer: Tokenizer, inputs: Sequence[ClassifierInput], progress: Progress
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Indices of inputs and their logits, [batch, labels] or [batch, time, labels]."""
+    segments = model.config.embedding.segments
+    with evaluating(model), torch.inference_mode():
+        for rows in batches_by_length([len(each.tokens) for each in inputs], _BATCH_TOKENS):
+            batch = [inputs[row] for row in rows]
+            ids, mask = pad([each.tokens for each in batch], input_pad_id(model, tokenizer), model.device)
+            check_ids(ids, model.config.vocab_size)
+            kinds = pad([each.segments for each in batch], 0, model.device)[0] if segments > 1 else None
+            logits = model(ids, mask=None if bool(mask.all()) else mask, segments=kinds).logits
+            assert logits is not None
+            check_nan(logits.flatten(0, -2))
+            yield rows, logits.float()
+            progress(len(rows))
+
+
+def batches_by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Indices of rows that share a batch of at most so many tokens, the longest first."""
+    batch = list[int]()
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
