@@ -183,3 +183,11 @@ def test_labels_are_counted(task: Any, labels: list[str | float], line: str, pro
     else:
         with pytest.raises(UserError, match=problem):
             check.problems()
+        check.problems(training=False)
+
+
+def test_several_labels_may_be_one_that_some_texts_lack():
+    check = Check("classify", SMOLLM2)
+    check.add(ClassifyExample(where=where(1), text="a", label=("a",)), [[30]], labels=["a"])
+    check.add(ClassifyExample(where=where(2), text="b", label=()), [[31]])
+    check.problems()

@@ -94,7 +94,13 @@ def test_pairs_labels_tags_and_cuts_are_drawn(tmp_path: Path):
     page = Page(write_preview(tmp_path / "page.html", "x", SMOLLM2, rows, {"training": check, "validation": check}))
     assert [len(kinds & {"learned"}) for kinds, _ in page.tokens] == [0, 1, 1, 0, 1, 1, 1, 0, 0, 0, 0]
     assert ["tagged" in kinds for kinds, _ in page.tokens[-2:]] == [True, False]
-    for text in ("chosen", "rejected", "a & b", "1 more tokens are cut off, 1 of them to be learned", "validation"):
+    for text in (
+        "chosen",
+        "rejected",
+        "a & b",
+        "Cut off: 1 more token, 1 of them to be learned. The end of the answer is lost.",
+        "validation",
+    ):
         assert text in page.text
     assert 'data-tag="B-person"' in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "cut" in page.text
@@ -107,7 +113,7 @@ def test_long_texts_and_many_rows_are_not_drawn_to_the_end(tmp_path: Path):
     long = [PreviewRow(where=WHERE, texts=[PreviewText(tokens=[30] * 2500)])]
     page = Page(write_preview(tmp_path / "page.html", "x", SMOLLM2, long, {}))
     assert len(page.tokens) == 2000
-    assert "500 more tokens are not drawn" in page.text
+    assert "Not drawn: 500 more tokens" in page.text
 
 
 def test_a_file_of_somebody_else_is_not_replaced(tmp_path: Path):

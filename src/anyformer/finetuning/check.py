@@ -175,15 +175,21 @@ class Check:
         """`facts` and `warnings`, for people."""
         return [f"{name:<11}{text}" for name, text in (*self.facts(), *self.warnings())]
 
-    def problems(self) -> None:
-        """Raise UserError if training on these examples can't work: nothing is learned, or not what is used later."""
+    def problems(self, *, training: bool = True) -> None:
+        """Raise UserError if training on these examples can't work: nothing is learned, or not what is used later.
+
+        Args:
+            training: Whether they are for training; examples for validation may all have one label.
+        """
         if not self.examples:
             raise UserError("There is no example to train on.")
         if self._mismatch is not None:
             raise UserError(self._mismatch)
         if self._with_learned and not self.learned:
             raise UserError(self._nothing_learned())
-        if self.task == "classify" and not self._numbers and len(self.labels) == 1:
+        if not training:
+            return
+        if self.task == "classify" and list(self.labels.values()) == [self.examples]:
             (label,) = self.labels
             raise UserError(f"All {self.examples:,} examples have the label {label!r}: there is nothing to tell apart.")
         if self.task == "tag" and len(self.labels) == 1:

@@ -114,11 +114,11 @@ def _counts(text: PreviewText) -> str:
 
 def _notes(text: PreviewText) -> Iterator[str]:
     if len(text.tokens) > _TOKENS:
-        yield f"{len(text.tokens) - _TOKENS:,} more tokens are not drawn."
+        yield f"Not drawn: {len(text.tokens) - _TOKENS:,} more tokens."
     if text.cut.tokens:
         lost = f", {text.cut.learned:,} of them to be learned" if text.cut.learned else ""
         end = " The end of the answer is lost." if text.cut.lost_end else ""
-        yield f"{text.cut.tokens:,} more tokens are cut off{lost}.{end}"
+        yield f"Cut off: {text.cut.tokens:,} more token{'s' * (text.cut.tokens != 1)}{lost}.{end}"
 
 
 def _tokens(text: PreviewText, tokenizer: Tokenizer, special: frozenset[int]) -> Iterator[dict[str, Any]]:
