@@ -83,6 +83,8 @@ def hub_rows(spec: str, cache: Cache) -> tuple[Path, dict[str, tuple[str, ...]]]
 
     def read(folder: Path) -> tuple[Path, dict[str, tuple[str, ...]]]:
         names = limits.read_object(folder / "names.json")
+        if not (folder / "rows.jsonl.zst").is_file():
+            raise UserError(f"{folder} has lost its rows.")
         return folder / "rows.jsonl.zst", {column: tuple(map(str, classes)) for column, classes in names.items()}
 
     return cache.entry("sources", _name(spec, None), make, read)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from anyformer.data.examples import ClassifyExample, EmbedExample, TagExample, Where
-from anyformer.data.examples.labels import settle_embeddings, settle_labels, settle_tags
+from anyformer.data.examples.labels import check_learnable, settle_embeddings, settle_labels, settle_tags
 from anyformer.errors import UserError
 
 
@@ -62,9 +62,6 @@ def test_what_was_found_is_said():
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
-        ([1, 1, 1], {}, r"a\.csv: all labels are '1', so there is nothing to learn"),
-        ([1.5, 1.5], {}, r"a\.csv: all labels are 1\.5, so there is nothing to learn"),
-        ([(), ()], {}, r"a\.csv: all examples have the same labels"),
         ([1, "a"], {}, r"a\.csv, line 2, has a text as its label, and the rows before have a number"),
         ([1, True], {}, r"a\.csv, line 2, has true or false as its label, and the rows before have a number"),
         (["a", ("a",)], {}, r"a\.csv, line 2, has a list as its label, and the rows before have a text"),
@@ -76,12 +73,30 @@ def test_what_was_found_is_said():
         ([("a",)], {"kind": "single"}, r"a\.csv, line 1, has a list of labels, and single labels were asked for"),
         (["c"], {"known": ("a", "b")}, r"a\.csv, line 1, has the label 'c', which isn't among the 2 .*: a, b\."),
         ([0, 2], {"known": ("a", "b")}, r"a\.csv, line 2, has the label '2', which isn't among the 2"),
-        ([*range(30)], {}, r"a\.csv: there are 30 different labels in 30 examples, which are too many"),
     ],
 )
 def test_labels_that_can_not_be_learned(labels: list[Any], options: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         settle_labels(texts(*labels), **options)
+
+
+@pytest.mark.parametrize(
+    ("labels", "named", "message"),
+    [
+        (["a", "a"], False, r"a\.csv: all labels are 'a', so there is nothing to learn\."),
+        ([1.5, 1.5], True, r"a\.csv: all labels are 1\.5, so there is nothing to learn"),
+        ([(), ()], True, r"a\.csv: all labels are missing, so there is nothing to learn"),
+        ([("a",), ("a",)], True, r"a\.csv: all labels are \('a',\), so there is nothing to learn"),
+        ([*map(str, range(30))], False, r"a\.csv: there are 30 different labels in 30 examples, which are too many"),
+    ],
+)
+def test_labels_that_teach_nothing(labels: list[Any], named: bool, message: str):
+    where = Where(Path("a.csv"), 1)
+    with pytest.raises(UserError, match=message):
+        check_learnable(labels, where, named=named)
+    check_learnable([*labels[:1], "other"], where)
+    check_learnable([*map(str, range(30))], where)
+    check_learnable([*map(str, range(15))] * 2, where, named=False)
 
 
 def test_pairs_and_single_texts_are_not_mixed():
@@ -104,8 +119,6 @@ def test_tags_are_names():
     assert (found[0].tags, known.names) == (("10", "9"), ("9", "10"))
     assert settle_tags(tagged((1, 0)), ("O", "B-x"))[0][0].tags == ("B-x", "O")
     assert settle_tags(tagged(("O", "B-x")), None, ("O", "B-x", "I-x"))[1].names == ("O", "B-x", "I-x")
-    with pytest.raises(UserError, match=r"a\.conll: all tags are 'O', so there is nothing to learn"):
-        settle_tags(tagged(("O", "O")))
     with pytest.raises(UserError, match=r"a\.conll, line 2, has texts as tags, and the rows before numbers"):
         settle_tags(tagged((1, 2), ("O",)))
     with pytest.raises(UserError, match=r"a\.conll, line 1, has the tag 'B-y', which isn't among the 2"):

@@ -56,6 +56,33 @@ def test_validation_has_the_labels_of_training(tmp_path: Path):
         load_examples([other], labels=found.labels)
 
 
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        ({"text": "x", "label": "a"}, {}),
+        ({"text": "x", "label": 1.5}, {}),
+        ({"text": "x", "label": ["a"]}, {}),
+        ({"text": "x", "label": "a"}, {"task": "embed"}),
+        ({"tokens": ["x"], "tags": ["O"]}, {}),
+    ],
+)
+def test_one_label_can_be_compared_with_but_not_learned(tmp_path: Path, row: Any, options: Any):
+    path = lines(tmp_path / "a.jsonl", row, row)
+    with pytest.raises(UserError, match=r"a\.jsonl: all labels are .*, so there is nothing to learn"):
+        load_examples([path], **options)
+    found = load_examples([path], training=False, **options)
+    assert len(found) == 2
+    if found.labels:
+        assert len(load_examples([path], labels=found.labels, **options)) == 2
+
+
+def test_scores_and_pairs_need_no_different_labels(tmp_path: Path):
+    path = lines(tmp_path / "a.jsonl", {"anchor": "a", "positive": "b"}, {"anchor": "c", "positive": "b"})
+    assert len(load_examples([path])) == 2
+    path = lines(tmp_path / "a.jsonl", *[{"sentence1": "a", "sentence2": "b", "score": 0.5}] * 2)
+    assert len(load_examples([path])) == 2
+
+
 def test_several_files_are_one_set_if_they_are_for_one_task(tmp_path: Path):
     one = lines(tmp_path / "a.jsonl", {"messages": [{"role": "assistant", "content": "x"}]})
     two = lines(tmp_path / "b.jsonl", {"instruction": "x", "output": "y"})

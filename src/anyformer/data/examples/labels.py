@@ -55,7 +55,7 @@ def settle_labels(
         classes: The names that the files have for numbers of classes.
 
     Raises:
-        UserError: Labels are of different types, unknown, all the same, all different, or not finite.
+        UserError: Labels are of different types, unknown, or not finite.
     """
     raw = cast("list[Any]", [example.label for example in examples])
     wheres = [example.where for example in examples]
@@ -67,8 +67,6 @@ def settle_labels(
         values, labels = _several(raw, wheres, known, classes)
     elif kind == "regression" or (kind is None and known is None and not classes and _has_decimals(raw, wheres)):
         numbers = [as_number(label, where, "its label") for label, where in zip(raw, wheres, strict=True)]
-        if len(set(numbers)) == 1:
-            raise UserError(f"{_first(wheres)}: all labels are {numbers[0]:g}, so there is nothing to learn.")
         note = f"numbers from {min(numbers):g} to {max(numbers):g}"
         why = "as asked" if kind else "as some have decimals"
         values, labels = list[Any](numbers), Labels("regression", (), f"{note} to be predicted, {why}")
@@ -87,7 +85,7 @@ def settle_tags(
     """Make names of tags that are as the rows have them; the arguments are those of `settle_labels`.
 
     Raises:
-        UserError: Tags are texts and numbers, unknown, or all the same.
+        UserError: Tags are texts and numbers, or unknown.
     """
     given = cast("list[Sequence[object]]", [example.tags for example in examples])
     is_text = isinstance(given[0][0], str)
@@ -97,10 +95,6 @@ def settle_tags(
             raise fault(example.where, "has texts as tags, and the rows before numbers, or the other way round")
         found.update(map(str, tags))
     names = tuple(known) if known is not None else _ordered(found, classes)
-    if known is None and len(found) == 1:
-        raise UserError(
-            f"{_first([e.where for e in examples])}: all tags are {names[0][:40]!r}, so there is nothing to learn."
-        )
     made = [
         replace(example, tags=tuple(_known(str(tag), names, example.where, "tag") for tag in example.tags))
         for example in examples
@@ -138,6 +132,28 @@ def settle_embeddings(examples: Sequence[EmbedExample]) -> tuple[list[EmbedExamp
     return made, labels.names, labels.note
 
 
+def check_learnable(labels: Sequence[object], where: Where, *, named: bool = True) -> None:
+    """Refuse labels from which nothing can be learned.
+
+    Args:
+        labels: Those of all examples.
+        where: The place of the first one.
+        named: Whether a list of names says which labels there are, however seldom each occurs.
+
+    Raises:
+        UserError: They are all the same, or too many to be classes.
+    """
+    counts = Counter(labels)
+    if len(counts) == 1:
+        only = labels[0] if isinstance(labels[0], tuple) else repr(labels[0])[:40]
+        raise UserError(f"{where.path}: all labels are {only or 'missing'}, so there is nothing to learn.")
+    if not named and len(labels) >= _MANY and len(counts) > len(labels) / 2:
+        raise UserError(
+            f"{where.path}: there are {len(counts):,} different labels in {len(labels):,} examples, which are too many "
+            "for classes: name another column, or say that numbers are to be predicted."
+        )
+
+
 def _scored(
     examples: Sequence[EmbedExample], scores: Sequence[float]
 ) -> tuple[list[EmbedExample], tuple[str, ...], str]:
@@ -161,15 +177,7 @@ def _scored(
 def _single(
     named: Sequence[str], wheres: Sequence[Where], known: Sequence[str] | None, classes: Sequence[str]
 ) -> tuple[list[Any], Labels]:
-    counts = Counter(named)
-    names = tuple(known) if known is not None else _ordered(counts, classes)
-    if known is None and len(counts) == 1:
-        raise UserError(f"{_first(wheres)}: all labels are {named[0][:40]!r}, so there is nothing to learn.")
-    if known is None and not classes and len(named) >= _MANY and len(counts) > len(named) / 2:
-        raise UserError(
-            f"{_first(wheres)}: there are {len(counts):,} different labels in {len(named):,} examples, which are too "
-            "many for classes: name another column, or say that numbers are to be predicted."
-        )
+    names = tuple(known) if known is not None else _ordered(named, classes)
     values = [_known(name, names, where) for name, where in zip(named, wheres, strict=True)]
     return list(values), Labels("single", names, f"{_count(names, 'label')}: {_some(names)}")
 
@@ -190,8 +198,6 @@ def _several(
             raise fault(where, "has texts as labels, and the rows before numbers, or the other way round")
     found = {str(each) for row in raw for each in row}
     names = tuple(known) if known is not None else _ordered(found, classes)
-    if not found or (known is None and len({frozenset(row) for row in raw}) == 1):
-        raise UserError(f"{_first(wheres)}: all examples have the same labels, so there is nothing to learn.")
     values = [
         tuple(dict.fromkeys(_known(str(each), names, where) for each in row))
         for row, where in zip(raw, wheres, strict=True)
@@ -297,7 +303,3 @@ def _count(names: Sequence[str], noun: str) -> str:
 def _some(names: Sequence[str]) -> str:
     """The names, unless there are many."""
     return ", ".join(name[:40] for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-
-
-def _first(wheres: Sequence[Where]) -> str:
-    return str(wheres[0].path)

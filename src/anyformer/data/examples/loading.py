@@ -24,7 +24,13 @@ from anyformer.data.disk_cache import Cache
 from anyformer.data.examples import ClassifyExample, EmbedExample, Example, TagExample, Task, TextExample
 from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.convert import to_example
-from anyformer.data.examples.labels import LabelKind, settle_embeddings, settle_labels, settle_tags
+from anyformer.data.examples.labels import (
+    LabelKind,
+    check_learnable,
+    settle_embeddings,
+    settle_labels,
+    settle_tags,
+)
 from anyformer.data.examples.rows import Row, RowFile, row_files
 from anyformer.data.examples.tasks import Reading, find_reading
 from anyformer.data.examples.unpaired import pair_up
@@ -82,6 +88,7 @@ def load_examples(
     header: Sequence[str] = (),
     labels: Sequence[str] | None = None,
     kind: LabelKind | None = None,
+    training: bool | None = None,
     skip_faulty: bool = False,
     max_record_bytes: int = limits.RECORD_BYTES,
     cache: Cache | None = None,
@@ -98,6 +105,8 @@ def load_examples(
         labels: The names of labels or tags there are, such as those of the training data or of a model; None: all
             that occur.
         kind: For the task classify, what is said about a text; None: what follows from the labels.
+        training: Whether they are to be learned from, so that labels which can't teach anything are refused; None: if
+            no labels are given.
         skip_faulty: Leave faulty rows out instead of raising. Files that can't be read are still refused.
         max_record_bytes: The size that a row may have.
         cache, stdin, progress: As for `row_files`.
@@ -149,7 +158,11 @@ def load_examples(
         notes=notes,
         skipped=skipped,
     )
-    return _settled(made, kind, labels, {part: tuple(names) for part, names in classes.items()})
+    named = {part: tuple(names) for part, names in classes.items()}
+    made = _settled(made, kind, labels, named)
+    if training or (training is None and labels is None):
+        _check_learnable(made, bool(labels or named.get("label")))
+    return made
 
 
 def _settled(
@@ -170,6 +183,21 @@ def _settled(
         embedded, names, note = settle_embeddings(cast("Sequence[EmbedExample]", given))
         return replace(found, examples=embedded, labels=names or None, notes=[note, *found.notes])
     return found
+
+
+def _check_learnable(found: ExampleSet, named: bool) -> None:
+    first = found.examples[0]
+    values = list[object]()
+    for example in found.examples:
+        match example:
+            case TagExample(tags=tags):
+                values += tags
+            case ClassifyExample(label=label) | EmbedExample(label=label):
+                values.append(label)
+            case _:
+                return
+    if found.task != "embed" or found.labels:
+        check_learnable(values, first.where, named=named or found.kind != "single")
 
 
 def _chained(row: Row, rows: Iterable[Row]) -> Iterator[Row]:

@@ -32,6 +32,8 @@ from anyformer.errors import UserError
 
 SUFFIXES = (*RECORD_SUFFIXES, *TAGGED_SUFFIXES, *TEXT_SUFFIXES)
 _NUMBER_BYTES = 8
+_COLUMNS = 2000
+"""Of a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +151,16 @@ def row_files(
 
 def _parallel(path: str) -> list[Path] | None:
     source, comma, target = path.partition(",")
-    if not comma or not source or not target or Path(path).exists():
+    if not comma or not source or not target or _exists(path):
         return None
-    if Path(source).exists() or Path(target).exists():
-        return parallel_files(source, target)
-    return None
+    return parallel_files(source, target) if _exists(source) or _exists(target) else None
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # a text that is too long for a name
+        return False
 
 
 def _table(file: BinaryIO, path: Path, columns: Sequence[str], limit: int) -> Iterator[Row]:
@@ -161,6 +168,8 @@ def _table(file: BinaryIO, path: Path, columns: Sequence[str], limit: int) -> It
     header, has = (list(columns), "the columns that were named are") if columns else ([], "the header has")
     if not header:
         header = next(rows, (1, list[str]()))[1]
+    if len(header) > _COLUMNS:
+        raise UserError(f"{path} has {len(header):,} columns, more than the {_COLUMNS:,} that data may have.")
     for name in filter(None, header):
         column_of(name, header, path)
     for number, row in rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,10 +172,10 @@ def _no_task(sample: Mapping[str, Any], where: object, task: Task | None, given:
     return UserError(f"{has}, and {task} needs {needs}: say which they are with {flags}.")
 
 
-def _misspelt(columns: Collection[str]) -> str | None:
+def _misspelt(columns: Sequence[str]) -> str | None:
     """A question about the first column that is nearly a usual name."""
     usual = sorted({name for shape in SHAPES for names in shape.required.values() for name in names})
-    for column in columns:
+    for column in columns[:_FEW]:
         hint = nearest(column, usual)
         if column not in usual and hint.endswith("?"):
             return f"{hint.removesuffix('?')} instead of {column!r}?"

@@ -130,12 +130,12 @@ class _Parser:
         """Read a value. Raises UserError where there is none, or where it has too many bytes for record `number`."""
         self.peek()
         while True:
-            if len(self._text) - self._at > 4 * self._limit:
-                raise too_large(self._limit, self.path, number, "row")
             try:
                 value, end = self._scanner.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _LONGEST_LITERAL
+                if cut and len(self._text) - self._at > self._limit:
+                    raise too_large(self._limit, self.path, number, "row") from None
                 if cut and self._more():
                     continue
                 self._advance(error.pos)
@@ -162,7 +162,8 @@ class _Parser:
 
     def _more(self) -> bool:
         """Read a block, as large as what is held, so that each character is looked at a few times only."""
-        block = self._start or self._file.read(max(_BLOCK, len(self._text) - self._at))
+        held = len(self._text) - self._at
+        block = self._start or self._file.read(max(_BLOCK, min(held, self._limit + 1 - held)))
         self._start = b""
         offset = self._read - len(self._decoder.getstate()[0])
         try:
@@ -178,9 +179,10 @@ def _document(parser: _Parser, field: str) -> Iterator[JsonRecord]:
     if parser.peek() == "[":
         yield from _elements(parser, field)
     else:
-        found = False
-        parser.take("{")
-        while parser.peek() != "}":
+        found, end = False, parser.take("{")
+        if parser.peek() == "}":
+            end = parser.take("}")
+        while end != "}":
             if parser.peek() != '"':
                 raise parser.error("expecting a name in quotes")
             name: str = parser.value(1)
@@ -190,10 +192,7 @@ def _document(parser: _Parser, field: str) -> Iterator[JsonRecord]:
                 yield from _elements(parser, field)
             else:
                 parser.value(1)
-            if parser.peek() == "}":
-                break
-            parser.take(",")
-        parser.take("}")
+            end = parser.take(",", "}")
         if not found:
             raise UserError(
                 f'{parser.path} holds one object: records are an array of objects, an object a line, or {{"data": '
