@@ -2,12 +2,13 @@
 
 from anyformer.checkpoint.adapters import load_adapter, save_adapter
 from anyformer.checkpoint.gguf.write import save_gguf
-from anyformer.checkpoint.load import load, load_with_head, torch_dtype
+from anyformer.checkpoint.load import inspect, load, load_with_head, torch_dtype
 from anyformer.checkpoint.save import check_target, save
 from anyformer.checkpoint.tensors import write_tensors
 
 __all__ = [
     "check_target",
+    "inspect",
     "load",
     "load_adapter",
     "load_with_head",

@@ -75,6 +75,12 @@ def load(
     return model.eval(), tokenizer
 
 
+def inspect(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> tuple[ModelConfig, Tokenizer | None]:
+    """The config and the tokenizer of what `load` would load, without its weights. Raises UserError as `load`."""
+    source = open_source(hub.find(path_or_hub_id, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
+    return settle(source), source.tokenizer()
+
+
 def load_with_head(
     path_or_hub_id: str | Path,
     kind: TaskHead,

@@ -13,6 +13,7 @@ from anyformer.errors import UserError, nearest
 _GROUPS = {
     "Train": {
         "train": "train a model from scratch on your own text",
+        "finetune": "go on training a model on your own examples",
         "runs": "list and compare training runs",
     },
     "Use": {

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from typing_extensions import override
 
 from anyformer.adapters import LoraConfig
-from anyformer.data.examples import TASKS
+from anyformer.config import ModelConfig
+from anyformer.data.examples import TASKS, Task
 from anyformer.errors import UserError, nearest
-from anyformer.training.run_config import RunConfig
+from anyformer.training.run_config import CompleteRunConfig, RunConfig
 
 EPOCHS = 3.0
 """Passes over the data of a run that was given no length."""
 
 EMBEDDING_LOSSES = ("in_batch_negatives", "cosine", "triplet", "class_triplet")
+LABEL_KINDS = ("single", "multiple", "regression")
+GENERATIVE: tuple[Task, ...] = ("text", "chat", "completion", "preference", "seq2seq")
+"""Tasks whose answers are texts."""
+
+_CONTEXT = 1024
+_BATCH_TOKENS = 4096
+"""Of a validation batch."""
 _QUANTIZED = ("int8", "int4")
 _LEARNED = ("answers", "all")
 
@@ -34,6 +44,10 @@ class FinetuneConfig(RunConfig):
     input, hf:NAME for a data set of the Hugging Face hub."""
     validation: Annotated[tuple[str, ...], "PATH"] = ()
     """Examples to validate on (default: a tenth of the data is held out)."""
+    labels: tuple[str, ...] = ()
+    """Classify and tag: the names of all labels, in the order of their numbers (default: those that occur)."""
+    label_kind: Annotated[str | None, "{single,multiple,regression}"] = None
+    """Classify: one label a text, several, or a number (default: what the labels look like)."""
     train_on: Annotated[str, "{answers,all}"] = "answers"
     """Chat and completion: the tokens that are learned."""
     context: int | None = None
@@ -85,6 +99,7 @@ class FinetuneConfig(RunConfig):
             "train_on": _LEARNED,
             "quantize": _QUANTIZED,
             "loss": EMBEDDING_LOSSES,
+            "label_kind": LABEL_KINDS,
         }
         for name, values in known.items():
             value: str | None = getattr(self, name)
@@ -109,6 +124,11 @@ class FinetuneConfig(RunConfig):
         _ = self.adapter  # refuses what makes no adapter
 
     @property
+    @override
+    def label(self) -> str:
+        return re.sub(r"[^\w.-]", "-", Path(self.base).name.removesuffix(".gguf")) or "model"
+
+    @property
     def adapter(self) -> LoraConfig | None:
         """The adapter that is trained; None: all weights are."""
         if self.lora is None:
@@ -126,3 +146,58 @@ class FinetuneConfig(RunConfig):
     def roles(self) -> dict[str, str]:
         """The columns that were named, by role."""
         return dict(column.split("=", 1) for column in self.columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteFinetuneConfig(FinetuneConfig, CompleteRunConfig):
+    """A FinetuneConfig that leaves nothing open."""
+
+    task: str = "text"
+    context: int = 1
+    batch_size: int = 1
+    batch_tokens: int = _BATCH_TOKENS
+    learning_rate: float = 1e-4
+    label_smoothing: float = 0.0
+    packing: bool = False
+
+
+def complete(config: FinetuneConfig, model: ModelConfig, task: Task, **found: Any) -> CompleteFinetuneConfig:
+    """Fill in what was left open.
+
+    Args:
+        config: What was asked for.
+        model: Of the base.
+        task: What the examples are for.
+        found: Other fields that the examples settle.
+    """
+    generates = task in GENERATIVE
+    chosen: dict[str, Any] = {
+        "task": task,
+        "context": config.context or longest_text(model, task),
+        "batch_size": config.batch_size or (16 if generates else 32),
+        "batch_tokens": config.batch_tokens or _BATCH_TOKENS,
+        "learning_rate": config.learning_rate or default_learning_rate(model, task, adapter=config.lora is not None),
+        "label_smoothing": config.label_smoothing or 0.0,
+        "packing": bool(config.packing if config.packing is not None else config.device != "cpu" and generates),
+        "epochs": config.epochs or (None if config.steps or config.minutes else EPOCHS),
+    }
+    return CompleteFinetuneConfig(**{**vars(config), **chosen, **found})
+
+
+def longest_text(model: ModelConfig, task: Task) -> int:
+    """Tokens that a text has at most, if nothing else is said."""
+    limits = [_CONTEXT, model.max_length, *([] if model.context_length is None else [model.context_length])]
+    if task == "embed" and model.pooling.max_tokens is not None:
+        limits.append(model.pooling.max_tokens)
+    return min(limits)
+
+
+def default_learning_rate(model: ModelConfig, task: Task, *, adapter: bool) -> float:
+    """The peak of the learning rate: smaller for wider models, ten times as large for an adapter.
+
+    Devlin et al. 2019, appendix A.3, take 2e-5 to 5e-5 for a width of 768; Schulman et al. 2025, LoRA Without Regret,
+    find the best rate of an adapter to be about ten times that of the weights. Preferences are learned at a tenth, as
+    in Rafailov et al. 2023, appendix B, so that the model stays near the reference.
+    """
+    rate = min(1e-4, 0.0384 / model.d_model)
+    return rate * (10 if adapter else 1) * (0.1 if task == "preference" else 1)

@@ -9,7 +9,7 @@ from anyformer.checkpoint import save
 from anyformer.console import Console
 from anyformer.families.own import FAMILY as OWN_FAMILY
 from anyformer.model import Transformer, build
-from anyformer.training.config import TrainConfig
+from anyformer.training.config import CompleteConfig, TrainConfig
 from anyformer.training.prepare import TrainingData, prepare
 from anyformer.training.recipe import Recipe
 from anyformer.training.sample import Sample, take_sample
@@ -27,8 +27,13 @@ class Pretraining(Recipe):
 
     def __init__(self, config: TrainConfig, console: Console) -> None:
         self.data: TrainingData = prepare(config.complete(), console)
-        self.config, self.batches, self.fingerprint = self.data.config, self.data.batches, self.data.fingerprint
+        self.batches, self.fingerprint = self.data.batches, self.data.fingerprint
         self.model_config, self.name = self.data.config.model, self.data.config.preset
+
+    @property
+    @override
+    def config(self) -> CompleteConfig:
+        return self.data.config
 
     @override
     def build(self) -> Transformer:

@@ -22,7 +22,6 @@ class Recipe(ABC):
         command: the subcommand that starts and resumes such runs.
         config_type: the kind of config that describes one.
         name: of the model, for people.
-        config: of the run; leaves nothing open.
         model_config: of the model that is trained.
         batches: for training and for validation.
         fingerprint: of all that decides the batches: a run can be resumed only on the same.
@@ -31,10 +30,14 @@ class Recipe(ABC):
     command: ClassVar[str]
     config_type: ClassVar[type[RunConfig]]
     name: str
-    config: CompleteRunConfig
     model_config: ModelConfig
     batches: Batcher
     fingerprint: str
+
+    @property
+    @abstractmethod
+    def config(self) -> CompleteRunConfig:
+        """The config of the run, which leaves nothing open: what config.yaml repeats."""
 
     @abstractmethod
     def build(self) -> Transformer:

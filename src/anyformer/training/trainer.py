@@ -184,6 +184,7 @@ class Trainer:
             self._say("Stopped before training began; nothing was saved.")
             return False
         self._say(f"before     {self._summary(before)}")
+        self._measure()
         self._save_model()
         return True
 
@@ -285,6 +286,13 @@ class Trainer:
             raise DivergedError.after(self.step, "the weights are no longer finite")
         self._saved = self.step
 
+    def _measure(self) -> None:
+        """Log what the recipe finds out about the model, before training and after it."""
+        with self.strategy.gathered() as model:
+            found = {} if model is None else self.recipe.measure(model)
+        if found:
+            self._log({"step": self.step, **found})
+
     def _sample(self, *then: Mapping[str, Any]) -> Sample | None:
         """What the model has learnt, and what to log after it; None on the processes that don't speak."""
         with self.strategy.gathered() as model:
@@ -317,10 +325,13 @@ class Trainer:
         return self._interrupt.exit_status
 
     def _conclude(self) -> None:
+        self._measure()
         sample = self._sample({"step": self.step, "state": "finished"})
         self._report()
         if sample is None:
             return
+        for line in self.recipe.report(self.directory.path):
+            self._say(line)
         self._say("sample")
         for part in sample.passages:
             passage = Text.assemble(part.before, (part.written, "bold green"), part.after)

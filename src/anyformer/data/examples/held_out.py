@@ -57,7 +57,7 @@ def duplicates(examples: Iterable[Example]) -> list[Twice]:
     """Examples that say the same as one before, label included, each with the first that does."""
     first, found = dict[bytes, Where](), list[Twice]()
     for example in examples:
-        before = first.setdefault(_digest(example, whole=True), example.where)
+        before = first.setdefault(digest(example), example.where)
         if before is not example.where:
             found.append((before, example.where))
     return found
@@ -67,18 +67,23 @@ def overlap(training: Iterable[Example], validation: Iterable[Example]) -> list[
     """Examples for validation that ask the same as one for training, each with the first that does."""
     first = dict[bytes, Where]()
     for example in training:
-        first.setdefault(_digest(example), example.where)
-    keys = ((_digest(example), example.where) for example in validation)
+        first.setdefault(_hash(_question(example)), example.where)
+    keys = ((_hash(_question(example)), example.where) for example in validation)
     return [(first[key], where) for key, where in keys if key in first]
 
 
+def digest(example: Example) -> bytes:
+    """A hash of all that an example says."""
+    return _hash(_content(example))
+
+
 def _key(example: Example, seed: int) -> bytes:
-    return hashlib.blake2b(_digest(example), digest_size=16, salt=seed.to_bytes(8, "little", signed=True)).digest()
+    return hashlib.blake2b(
+        _hash(_question(example)), digest_size=16, salt=seed.to_bytes(8, "little", signed=True)
+    ).digest()
 
 
-def _digest(example: Example, whole: bool = False) -> bytes:
-    """A hash of what an example says; unless it is wanted whole, of what it asks where that is told apart."""
-    content = _content(example) if whole else _question(example)
+def _hash(content: object) -> bytes:
     return hashlib.blake2b(repr(content).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

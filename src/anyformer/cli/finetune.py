@@ -1,0 +1,116 @@
+"""`anyformer finetune MODEL --data FILE ...`: a model that somebody has trained, on your own examples."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from anyformer.cli.options import Parser, Positional
+from anyformer.errors import UserError
+from anyformer.finetuning.config import FinetuneConfig
+from anyformer.runs.directory import CONFIG, check_run_directory
+from anyformer.training.config_file import read_settings
+from anyformer.training.consent import check_consent
+from anyformer.training.strategies.launch import check_engine, launch, needs_launch, one_of_many
+
+_LENGTHS = ("epochs", "steps", "minutes")
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "examples": (
+        *("data", "validation", "task", "columns", "labels", "label_kind", "train_on", "context", "packing"),
+        *("max_record_bytes", "cache"),
+    ),
+    "adapter": ("lora", "lora_alpha", "lora_dropout", "targets", "dora", "rslora", "quantize"),
+    "length and batches": ("epochs", "steps", "minutes", "batch_size", "batch_tokens", "grad_accumulation"),
+    "optimization": (
+        *("optimizer", "learning_rate", "schedule", "warmup", "decay", "weight_decay", "beta2", "grad_clip"),
+        *("label_smoothing", "beta", "loss", "average", "seed"),
+    ),
+    "hardware": (
+        *("device", "dtype", "compile", "gradient_checkpointing", "engine", "processes", "zero_stage", "allow_pickle"),
+    ),
+    "run directory": ("name", "runs", "save_every", "keep", "evaluate_every", "log_every", "track"),
+}
+"""The fields of a FinetuneConfig that are flags, by section of the help."""
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Go on training a model on your own examples.
+
+    What is learned follows from the columns of the data: chats, prompts and completions, preferences, labels, tags,
+    pairs of like texts, translations. Before it starts the command says what it found, and which tokens are learned;
+    afterwards, what the model gained. With --lora an adapter is trained, and the model stays as it is.
+
+    Examples:
+        anyformer finetune HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --lora 16
+        anyformer finetune nreimers/MiniLM-L6-H384-uncased --data reviews.csv --columns text=review label=stars
+        anyformer finetune model.gguf --data chats.jsonl --lora 16 --quantize int4 --minutes 20
+        anyformer finetune google-t5/t5-small --data pairs.jsonl --preview pairs.html
+        anyformer finetune --resume runs/SmolLM2-135M-Instruct-1
+    """
+
+    model: Positional[str | None] = None
+    """A model directory, a run directory, a GGUF file, or a hub id."""
+    resume: Annotated[Path | None, "RUN"] = None
+    """Go on with the run in this directory, as if it had never stopped."""
+    preview: Path | None = None
+    """Write a page that shows the examples as the model will see them, and don't train."""
+
+
+def run(argv: list[str]) -> int:
+    """Fine-tune a model; returns the exit status."""
+    started = time.monotonic()
+    parser = Parser("finetune", FinetuneOptions.__doc__ or "")
+    parser.add_fields(FinetuneOptions)
+    for section, names in _SECTIONS.items():
+        parser.add_fields(FinetuneConfig, names, section=section)
+    values = parser.given(argv)
+    resume: Path | None = values.pop("resume", None)
+    preview: Path | None = values.pop("preview", None)
+    config = _read(values, resume)
+    if preview is not None:
+        return _preview(config, preview)
+
+    if needs_launch(config.processes):
+        check_engine(config.engine, config.processes)
+        return launch(["finetune", *argv], config.processes)
+    with one_of_many():
+        from anyformer.finetuning.recipe import Finetuning
+        from anyformer.training.run import run as train
+
+        return train(config, Finetuning, resume=resume, started=started).status
+
+
+def _read(values: Mapping[str, Any], resume: Path | None) -> FinetuneConfig:
+    names = {field.name for field in fields(FinetuneConfig)}
+    changes = {name: value for name, value in values.items() if name in names}
+    if resume is None:
+        if "model" not in values:
+            raise UserError("Which model is to be fine-tuned? Give its directory, a GGUF file or a hub id.")
+        if not changes.get("data"):
+            raise UserError("What is it to learn? Give a file of examples with --data.")
+        return FinetuneConfig(base=values["model"], **changes)
+    check_run_directory(resume)
+    for name in ("model", "name", "runs"):
+        if name in values:
+            raise UserError(f"--resume goes on in {resume}: leave out {'MODEL' if name == 'model' else f'--{name}'}.")
+    file = resume / CONFIG
+    base = check_consent(read_settings(file, FinetuneConfig), file, values, resume=True)
+    ends = [name for name in _LENGTHS if name in values]
+    return replace(base, **(dict.fromkeys(_LENGTHS) if ends else {}), **changes)
+
+
+def _preview(config: FinetuneConfig, path: Path) -> int:
+    from anyformer.console import Console
+    from anyformer.finetuning.preview import write_preview
+    from anyformer.finetuning.recipe import Finetuning
+    from anyformer.training.progress import say
+
+    console = Console()
+    recipe = Finetuning(config, console)
+    for line in recipe.summary():
+        say(console, line)
+    written = write_preview(path, recipe.name, recipe.tokenizer, recipe.preview, recipe.checks)
+    say(console, f"preview    {written}")
+    return 0

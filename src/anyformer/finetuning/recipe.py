@@ -1,0 +1,269 @@
+"""Fine-tuning as a recipe of the training loop: the model, its batches, and what it gained."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from typing_extensions import override
+
+from anyformer.adapters import add_adapter
+from anyformer.adapters.modules import family_of
+from anyformer.blocks.dropout import Dropout
+from anyformer.checkpoint import load, save, save_adapter
+from anyformer.checkpoint.load import inspect, load_with_head
+from anyformer.console import Console
+from anyformer.data.disk_cache import Cache, key
+from anyformer.data.examples import Example, Task
+from anyformer.data.examples.batches import ExampleBatches
+from anyformer.data.examples.columns import Columns
+from anyformer.data.examples.datasets import Dataset, PreferenceDataset
+from anyformer.data.examples.held_out import digest, duplicates, held_out, overlap
+from anyformer.data.examples.loading import ExampleSet, load_examples
+from anyformer.errors import UserError
+from anyformer.evaluation.evaluate import evaluate_examples
+from anyformer.evaluation.result import Evaluation
+from anyformer.evaluation.tasks import Options
+from anyformer.finetuning.check import Check
+from anyformer.finetuning.config import GENERATIVE, CompleteFinetuneConfig, FinetuneConfig, complete
+from anyformer.finetuning.encoding import Encoding
+from anyformer.finetuning.fit import fitted
+from anyformer.finetuning.preview import PreviewRow
+from anyformer.model import Transformer
+from anyformer.tokenizer import Tokenizer
+from anyformer.training.batcher import Batcher
+from anyformer.training.losses import EmbeddingLoss, LossModule, PreferenceLoss, answer_log_probabilities
+from anyformer.training.precision import choose_precision
+from anyformer.training.recipe import Recipe
+from anyformer.training.sample import Passage, Sample
+from anyformer.training.strategies.base import model_inputs
+
+_MEASURED = 2000
+_GENERATED = 32
+"""Held-out examples that are evaluated before and after training: such with labels, and such with texts to write."""
+_SHOWN = 3
+_HEADS: Mapping[str, Any] = {"classify": "classification", "tag": "token_classification", "embed": "none"}
+_PROBLEMS: Mapping[str | None, Any] = {
+    "single": "single_label_classification",
+    "multiple": "multi_label_classification",
+    "regression": "regression",
+    None: None,
+}
+
+
+class Finetuning(Recipe):
+    """A model that somebody has trained, and examples of a task.
+
+    Raises:
+        UserError: no such model, one that can't do the task, examples that are faulty, or such that nothing can be
+            learned from.
+    """
+
+    command = "finetune"
+    config_type = FinetuneConfig
+
+    def __init__(self, config: FinetuneConfig, console: Console) -> None:
+        base, tokenizer = inspect(config.base, allow_pickle=config.allow_pickle)
+        if tokenizer is None:
+            raise UserError(f"{config.base} has no tokenizer: put its tokenizer.json beside it.")
+        self.tokenizer: Tokenizer = tokenizer
+        self.name = Path(config.base).name
+        with console.status("reading the examples"):
+            self.found = fitted(_read(config), base)
+            training, validation = self._split(config)
+            self.task: Task = self.found.task
+            labels = self.found.labels or ()
+            settled = {"labels": labels, "label_kind": self.found.kind, "loss": _embedding_loss(config, training)}
+            self._config = complete(config, base, self.task, **settled)
+            self.model_config = base
+            self.preview: list[PreviewRow] = []
+            encoding = Encoding(
+                tokenizer=tokenizer,
+                model=base,
+                context=self.config.context,
+                labels=labels,
+                kind=self.found.kind,
+                learn_all=config.train_on == "all",
+                packing=self.config.packing,
+            )
+            self.checks = {name: self._check() for name in ("training", "validation")}
+            self.training, held = (
+                encoding.encode(self.task, examples, check, self.preview)
+                for examples, check in zip((training, validation), self.checks.values(), strict=True)
+            )
+        self.checks["training"].duplicates = duplicates(training)
+        self.checks["validation"].overlap = overlap(training, validation)
+        for check in self.checks.values():
+            check.problems()
+        self._examples, self.validation = training, validation
+        self._held = held
+        self.batches = self._batcher(held)
+        if self.config.epochs is not None:
+            steps = max(1, math.ceil(self.config.epochs * self.batches.steps_per_epoch))
+            self._config = replace(self.config, steps=steps, epochs=None)
+        self.fingerprint = key(self.batches.digest, tokenizer.fingerprint, self.task)
+        self.evaluations: list[Evaluation] = []
+
+    @property
+    @override
+    def config(self) -> CompleteFinetuneConfig:
+        return self._config
+
+    @override
+    def build(self) -> Transformer:
+        config = self.config
+        options: dict[str, Any] = {"quantize": config.quantize, "allow_pickle": config.allow_pickle, "dtype": "float32"}
+        head, labels = _HEADS.get(self.task), config.labels or 1
+        same = self.model_config.head.kind == head and (
+            head == "none" or self.model_config.head.label_names == config.labels != ()
+        )
+        if head is None or same:
+            model, _ = load(config.base, **options)
+        else:
+            problem = _PROBLEMS[config.label_kind] if head == "classification" else None
+            model, _ = load_with_head(config.base, head, labels, problem_type=problem, **options)
+        if self.task == "embed":
+            pooling = replace(model.config.pooling, max_tokens=config.context)
+            model.config = replace(model.config, pooling=pooling)
+        if config.adapter is not None:
+            add_adapter(model, replace(config.adapter, modules_to_save=() if same else _fresh(model)))
+        else:
+            model.requires_grad_(True)
+        if isinstance(self.training, PreferenceDataset) and isinstance(self._held, PreferenceDataset):
+            for part in model.modules():
+                if isinstance(part, Dropout):  # the reference has none, and the two are compared
+                    part.p = 0.0
+            for dataset in (self.training, self._held):
+                self._refer(model, dataset)
+        self.model_config = model.config
+        return model
+
+    @override
+    def loss(self, model: Transformer) -> nn.Module:
+        if self.task == "preference":
+            return PreferenceLoss(model, self.config.beta)
+        if self.task == "embed":
+            return EmbeddingLoss(model, self.config.loss or "in_batch_negatives")
+        return LossModule(model)
+
+    @override
+    def summary(self) -> Sequence[str]:
+        lines = [f"data       {self.found.describe()}"]
+        for name, check in self.checks.items():
+            lines += [f"{name:<11}" if number == 0 else f"  {line}" for number, line in enumerate(["", *check.lines()])]
+        return lines
+
+    @override
+    def save(self, model: Transformer, directory: Path) -> str:
+        if self.config.adapter is None:
+            save(model, directory, tokenizer=self.tokenizer)
+            return "a Hugging Face directory"
+        base = Path(self.config.base)
+        save_adapter(model, directory, base=str(base.absolute()) if base.exists() else self.config.base)
+        self.tokenizer.save(directory)
+        return "an adapter in PEFT's format"
+
+    @override
+    def measure(self, model: Transformer) -> Mapping[str, Any]:
+        count = _GENERATED if self.task in GENERATIVE else _MEASURED
+        found = evaluate_examples(model, self.tokenizer, self.validation[:count], self.task, Options(max_new_tokens=64))
+        self.evaluations.append(found)
+        return {"scores": {name: value for name, value in found.scores.items() if math.isfinite(value)}}
+
+    @override
+    def sample(self, model: Transformer) -> Sample:
+        latest = self.evaluations[-1].rows[:_SHOWN] if self.evaluations else ()
+        passages = [Passage(f"{row.text}\n    ", row.prediction) for row in latest]
+        command = {"chat": "chat", "completion": "generate", "seq2seq": "generate", "embed": "embed"}.get(
+            self.task, "evaluate"
+        )
+        arguments = {"chat": "", "evaluate": f"--data {' '.join(self.config.data)}"}.get(command, "TEXT")
+        return Sample(passages, command, arguments)
+
+    def _split(self, config: FinetuneConfig) -> tuple[Sequence[Example], Sequence[Example]]:
+        if not config.validation:
+            return held_out(self.found.examples, seed=config.seed)
+        other = _read(config, self.found)
+        return self.found.examples, other.examples
+
+    def _check(self) -> Check:
+        tokens = self.model_config.special_tokens
+        stops = {*tokens.eos, *([] if self.tokenizer.eos is None else [self.tokenizer.eos])}
+        return Check(self.task, self.tokenizer, context=self.config.context, stops=stops)
+
+    def _batcher(self, held: Dataset) -> Batcher:
+        config = self.config
+        batches = ExampleBatches(
+            self.training, self.training.lengths, config.batch_size, config.seed, by_length=not config.packing
+        )
+        validation = ExampleBatches(held, held.lengths, config.batch_size)
+        return Batcher(
+            batches.batch,
+            partial(validation.validation, config.batch_tokens),
+            steps_per_epoch=batches.steps_per_epoch,
+            validation_batches=len(validation.validation_members(config.batch_tokens)),
+            validation_size=None,
+            digest=key(*(digest(example).hex() for example in (*self._examples, *self.validation))),
+            summary="",
+        )
+
+    def _refer(self, model: Transformer, dataset: PreferenceDataset) -> None:
+        """Compute the log-probabilities of all answers as the model gives them before training."""
+        precision = choose_precision(self.config.device, self.config.dtype)
+        model.eval().to(precision.device)
+        order = np.argsort(dataset.lengths, kind="stable")
+        for members in np.array_split(order, max(1, len(order) // self.config.batch_size)):
+            inputs = model_inputs(dataset.collate(members.tolist()), precision.device)
+            inputs.pop("reference")
+            with torch.no_grad(), precision.autocast():
+                found = answer_log_probabilities(model, **inputs)
+            dataset.reference[members] = found.float().cpu().numpy().reshape(-1, 2)
+
+
+def _read(config: FinetuneConfig, training: ExampleSet | None = None) -> ExampleSet:
+    """The examples of the training data, or with them given those for validation."""
+    known: Any = config.roles
+    try:
+        columns = Columns(**known)
+    except TypeError as error:
+        role = next(name for name in known if name not in Columns.__dataclass_fields__)
+        raise UserError(f"--columns {role}={known[role]}: there is no role {role!r}.") from error
+    task: Any = config.task if training is None else training.task
+    labels = config.labels or None if training is None else training.labels
+    kind: Any = config.label_kind if training is None else training.kind
+    return load_examples(
+        config.data if training is None else config.validation,
+        task=task,
+        columns=columns,
+        labels=labels,
+        kind=kind,
+        max_record_bytes=config.max_record_bytes,
+        cache=Cache(config.cache),
+    )
+
+
+def _embedding_loss(config: FinetuneConfig, examples: Sequence[Any]) -> str | None:
+    if config.loss is not None or not hasattr(examples[0], "texts"):
+        return config.loss
+    first = examples[0]
+    if first.score is not None:
+        return "cosine"
+    return "class_triplet" if first.label is not None and len(first.texts) == 1 else "in_batch_negatives"
+
+
+def _fresh(model: Transformer) -> tuple[str, ...]:
+    """The modules of a head, by Hugging Face's names, that an adapter is saved with: they were drawn, not loaded."""
+    table = family_of(model).table(model.state_dict())
+    rows = {theirs: row for theirs, row in table.items() if any(name.startswith("head.") for name in row.ours)}
+    heads = {theirs.partition(".")[0] for theirs in rows}
+    pooler = {
+        theirs.partition(".")[0]
+        for theirs, row in table.items()
+        if "pooler.dense.weight" in row.ours and "classif" in theirs.partition(".")[0]
+    }
+    return tuple(sorted(heads | pooler))
