@@ -13,7 +13,7 @@ from torch import nn
 from typing_extensions import override
 
 from anyformer.adapters import add_adapter
-from anyformer.adapters.modules import family_of
+from anyformer.adapters.modules import base_parameters, family_of
 from anyformer.blocks.dropout import Dropout
 from anyformer.checkpoint import load, save, save_adapter
 from anyformer.checkpoint.load import inspect, load_with_head
@@ -98,8 +98,8 @@ class Finetuning(Recipe):
             )
         self.checks["training"].duplicates = duplicates(training)
         self.checks["validation"].overlap = overlap(training, validation)
-        for check in self.checks.values():
-            check.problems()
+        for name, check in self.checks.items():
+            check.problems(training=name == "training")
         self._examples, self.validation = training, validation
         self._held = held
         self.batches = self._batcher(held)
@@ -122,7 +122,8 @@ class Finetuning(Recipe):
         same = self.model_config.head.kind == head and (
             head == "none" or self.model_config.head.label_names == config.labels != ()
         )
-        if head is None or same:
+        loads = head is None or same
+        if loads:
             model, _ = load(config.base, **options)
         else:
             problem = _PROBLEMS[config.label_kind] if head == "classification" else None
@@ -131,7 +132,7 @@ class Finetuning(Recipe):
             pooling = replace(model.config.pooling, max_tokens=config.context)
             model.config = replace(model.config, pooling=pooling)
         if config.adapter is not None:
-            add_adapter(model, replace(config.adapter, modules_to_save=() if same else _fresh(model)))
+            add_adapter(model, replace(config.adapter, modules_to_save=() if loads else _fresh(model)))
         else:
             model.requires_grad_(True)
         if isinstance(self.training, PreferenceDataset) and isinstance(self._held, PreferenceDataset):
@@ -258,7 +259,7 @@ def _embedding_loss(config: FinetuneConfig, examples: Sequence[Any]) -> str | No
 
 def _fresh(model: Transformer) -> tuple[str, ...]:
     """The modules of a head, by Hugging Face's names, that an adapter is saved with: they were drawn, not loaded."""
-    table = family_of(model).table(model.state_dict())
+    table = family_of(model).table(base_parameters(model))
     rows = {theirs: row for theirs, row in table.items() if any(name.startswith("head.") for name in row.ours)}
     heads = {theirs.partition(".")[0] for theirs in rows}
     pooler = {
