@@ -130,7 +130,12 @@ def _read(model: Transformer, data: Data, task: Task | None, columns: Columns | 
         multiple = head.problem_type == "multi_label_classification"
         kind = "regression" if is_regression(model) else "multiple" if multiple else None
     found = load_examples(
-        [str(path) for path in paths], task=task, columns=columns, labels=head.label_names or None, kind=kind
+        [str(path) for path in paths],
+        task=task,
+        columns=columns,
+        labels=head.label_names or None,
+        kind=kind,
+        training=False,
     )
     return found.examples, found.task
 

@@ -21,6 +21,11 @@ FOUND: list[tuple[dict[str, Any], str, str]] = [
     ({"chosen": [], "rejected": []}, "preference", "'chosen' and 'rejected'"),
     ({"conversations": [], "chosen": {}, "rejected": {}}, "preference", "'chosen' and 'rejected'"),
     ({"prompt": "", "completion": "", "label": True}, "preference", "'prompt', 'completion' and 'label'"),
+    (
+        {"prompt": "", "completion": "", "label": "spam"},
+        "completion",
+        "because of the columns 'prompt' and 'completion'",
+    ),
     ({"text": "", "label": 1}, "classify", "because of the columns 'text' and 'label'"),
     ({"sentence": "", "label": "", "idx": 1}, "classify", "'sentence' and 'label'"),
     ({"sentence1": "", "sentence2": "", "label": 1, "idx": 1}, "classify", "'sentence1', 'sentence2' and 'label'"),
@@ -39,7 +44,9 @@ FOUND: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("sample", "task", "reason"), FOUND, ids=[" ".join(sample) for sample, *_ in FOUND])
+@pytest.mark.parametrize(
+    ("sample", "task", "reason"), FOUND, ids=[f"{task}-{' '.join(sample)}" for sample, task, _ in FOUND]
+)
 def test_the_columns_say_which_task(sample: dict[str, Any], task: str, reason: str):
     found, why = detect(sample.keys(), sample)
     assert found == task
