@@ -1,5 +1,6 @@
 """Answers of models that write text: how likely the right ones are, which of several is chosen, and their own."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,9 @@ def test_losses_are_those_of_the_learned_tokens() -> None:
         nats, tokens = _loss(model, row)
         assert each.tokens == tokens > 2
         assert each.nats == pytest.approx(nats, rel=1e-4)
+    assert [each.ends for each in found] == [2, 1, 1]
+    end = LearnedTokens(rows[1].tokens, [False] * (len(rows[1].tokens) - 1) + [True])
+    assert math.log(found[1].end_probability) == pytest.approx(-_loss(model, end)[0], rel=1e-4)
 
 
 def test_what_is_too_long_is_cut_as_in_training() -> None:
@@ -94,7 +98,8 @@ def test_the_last_answer_is_asked_for() -> None:
     found = answers.give_answers(model, tokenizer, [CHAT, COMPLETION], max_new_tokens=5)
     prompt = tokenizer.encode(tokenizer.chat(CHAT.messages[:3]), special=False)
     (wanted,) = af.generate(model, tokenizer, [prompt], max_new_tokens=5)
-    assert found == [wanted, *af.generate(model, tokenizer, ["the cat sat "], max_new_tokens=5)]
+    texts = [each.text for each in found]
+    assert texts == [wanted, *af.generate(model, tokenizer, ["the cat sat "], max_new_tokens=5)]
     assert answers.question(CHAT) == "the cat\nsat on\nthe dog"
     assert answers.answer(CHAT) == "ran after it"
     assert (answers.question(COMPLETION), answers.answer(COMPLETION)) == ("the cat sat ", "on the mat")
@@ -105,7 +110,20 @@ def test_a_question_that_is_too_long_loses_its_beginning() -> None:
     long = CompletionExample(where=HERE, segments=(("the cat sat on the mat and " * 9, False), ("ran", True)))
     (found,) = answers.give_answers(model, tokenizer, [long], max_new_tokens=50)
     ids = tokenizer.encode(answers.question(long))[-8:]
-    assert found == af.generate(model, tokenizer, [ids], max_new_tokens=8)[0]
+    assert found.text == af.generate(model, tokenizer, [ids], max_new_tokens=8)[0]
+
+
+def test_an_answer_has_stopped_where_the_model_ends_it() -> None:
+    model, tokenizer = decoder(max_length=32)
+    (found,) = answers.give_answers(model, tokenizer, [COMPLETION], max_new_tokens=5)
+    prompt = tokenizer.encode("the cat sat ", special=False)
+    ids = af.generate_ids(model, torch.tensor([prompt]), max_new_tokens=5, stop_at_eos=False)[0].tolist()
+    assert found.stopped == (tokenizer.eos in ids)
+    model.config = model.config.replace(special_tokens={"eos": (ids[2],)})  # pretend that it is the end
+    (found,) = answers.give_answers(model, tokenizer, [COMPLETION], max_new_tokens=5)
+    assert found.stopped
+    (found,) = answers.give_answers(model, tokenizer, [COMPLETION], max_new_tokens=ids.index(ids[2]) or 1)
+    assert not found.stopped
 
 
 def test_no_answer_is_refused() -> None:

@@ -155,7 +155,7 @@ def test_rewriting(tmp_path: Path) -> None:
     options = Options(max_new_tokens=8, batch_size=2)
     found = evaluate_task(model, tokenizer, _jsonl(tmp_path / "dev.jsonl", rows), options=options)
     names = {"bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "perplexity"}
-    assert set(found.scores) == names
+    assert set(found.scores) == names | {"end_probability", "stopped"}
     assert 0 < found.scores["exact_match"] < 1
     assert found.worst(5)[0].reference == "the dog"
 
@@ -168,7 +168,8 @@ def test_conversations(tmp_path: Path) -> None:
     ]
     path = _jsonl(tmp_path / "dev.jsonl", rows)
     found = evaluate_task(model, tokenizer, path, options=Options(max_new_tokens=3))
-    assert set(found.scores) == {"rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "perplexity"}
+    names = {"rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "perplexity", "end_probability", "stopped"}
+    assert set(found.scores) == names
     chosen = evaluate_task(model, tokenizer, path, options=Options(choices=("yes", "no")))
     assert set(chosen.scores) == {"accuracy", "f1", "mcc", "perplexity"}
     assert chosen.scores["perplexity"] == found.scores["perplexity"]

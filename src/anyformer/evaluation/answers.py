@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 from anyformer.data.examples import ChatExample, CompletionExample, Seq2SeqExample
 from anyformer.data.examples.chat import encode_chat_rows
@@ -11,8 +12,9 @@ from anyformer.data.examples.encoded import LearnedTokens, truncate
 from anyformer.errors import UserError
 from anyformer.evaluation.loglikelihood import Continuation, log_likelihoods
 from anyformer.evaluation.predict import Progress
-from anyformer.generation import generate
-from anyformer.generation.config import DEFAULT_NEW_TOKENS
+from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
+from anyformer.generation.generate import generate_hypotheses
+from anyformer.generation.prompt import eos_ids
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.prompt import encode_conversation, encode_decoder_prompt, render_conversation
@@ -28,10 +30,27 @@ class AnswerLoss:
     Attributes:
         nats: The sum of their losses.
         tokens: How many there are.
+        end_probability: The sum of the probabilities of those that end an answer.
+        ends: How many of those there are.
     """
 
     nats: float
     tokens: int
+    end_probability: float = 0.0
+    ends: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GivenAnswer:
+    """An answer that a model wrote.
+
+    Attributes:
+        text: What it says.
+        stopped: Whether the model ended it; else it was cut off.
+    """
+
+    text: str
+    stopped: bool
 
 
 def question(example: Answered) -> str:
@@ -81,11 +100,19 @@ def answer_losses(
     """The loss of all tokens that are learned of each example. Rows that are too long are cut as in training."""
     parts = [(index, *part) for index, example in enumerate(examples) for part in _parts(model, tokenizer, example)]
     scores = log_likelihoods(model, [continuation for _, continuation, _ in parts], progress=progress)
-    nats, tokens = [0.0] * len(examples), [0] * len(examples)
-    for (index, _, learned), score in zip(parts, scores, strict=True):
-        nats[index] -= math.fsum(value for value, counts in zip(score.logprobs, learned, strict=True) if counts)
-        tokens[index] += sum(learned)
-    return [AnswerLoss(*each) for each in zip(nats, tokens, strict=True)]
+    stops = {*eos_ids(model, GenerationConfig.for_model(model)), tokenizer.eos}
+    found = [AnswerLoss(0.0, 0) for _ in examples]
+    for (index, continuation, learned), score in zip(parts, scores, strict=True):
+        places = list(compress(zip(continuation.ids, score.logprobs, strict=True), learned))
+        ends = [math.exp(value) for token, value in places if token in stops]
+        so_far = found[index]
+        found[index] = AnswerLoss(
+            so_far.nats - math.fsum(value for _, value in places),
+            so_far.tokens + len(places),
+            so_far.end_probability + math.fsum(ends),
+            so_far.ends + len(ends),
+        )
+    return found
 
 
 def choose(
@@ -126,7 +153,7 @@ def give_answers(
     max_new_tokens: int | None = None,
     batch_size: int = 16,
     progress: Progress = lambda count: None,
-) -> list[str]:
+) -> list[GivenAnswer]:
     """The last answer of each example, as the model writes it: greedily, or with the beams that its settings ask for.
 
     A question that leaves no room for `max_new_tokens` in the context loses its beginning.
@@ -138,7 +165,8 @@ def give_answers(
     room = None if context is None else context - (0 if model.config.is_encoder_decoder else new)
     prompts = [_prompt(model, tokenizer, example) for example in examples]
     prompts = prompts if room is None else [ids[-room:] for ids in prompts]
-    return generate(model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=new, progress=progress)
+    texts = generate_hypotheses(model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=new, progress=progress)
+    return [GivenAnswer(each.text, each.stopped) for each in texts]
 
 
 def _last(example: ChatExample | CompletionExample) -> int:

@@ -55,8 +55,9 @@ def evaluate(
                             numbers: spearman, pearson, mse
     tag                     entity_f1, precision, recall, accuracy
     embed                   spearman, pearson of scores; recall@1, recall@5, recall@10, mrr of pairs
-    seq2seq                 bleu, chrf, rouge1, rouge2, rougeL, rougeLsum, exact_match, perplexity
-    chat, completion        rouge1, rouge2, rougeL, rougeLsum, exact_match, perplexity;
+    seq2seq                 bleu, chrf, rouge1, rouge2, rougeL, rougeLsum, exact_match, perplexity,
+                            end_probability, stopped
+    chat, completion        rouge1, rouge2, rougeL, rougeLsum, exact_match, perplexity, end_probability, stopped;
                             with choices: accuracy, f1, mcc, perplexity
     text                    perplexity, bits_per_byte
     ======================  ============================================================================

@@ -21,6 +21,7 @@ from anyformer.errors import UserError
 from anyformer.evaluation import answers, predict
 from anyformer.evaluation.metrics import (
     ClassScores,
+    Metric,
     class_table,
     classification,
     confusion_matrix,
@@ -29,6 +30,7 @@ from anyformer.evaluation.metrics import (
     language_model,
     mean,
     multilabel,
+    ratio,
     regression,
     relevant_ranks,
     retrieval,
@@ -59,12 +61,14 @@ class Options:
         choices: chat, completion: The answers to choose from, by their log-probability. Empty: answers are generated.
         max_new_tokens: Of a generated answer; None: as many as the context has room for, at most 200.
         batch_size: Answers that are generated at a time.
+        skip_missing: Leave out the metrics whose library isn't installed, and say so in a note.
         progress: Called after each batch with what is done, the number of its examples, and that of all examples.
     """
 
     choices: Sequence[str] = ()
     max_new_tokens: int | None = None
     batch_size: int = 16
+    skip_missing: bool = False
     progress: Callable[[str, int, int], None] = field(default=lambda what, count, total: None)
 
     def __post_init__(self) -> None:
@@ -181,16 +185,40 @@ def evaluate_answers(
         batch_size=options.batch_size,
         progress=_progress(options, "answers", examples),
     )
-    match = exact_match(references, given)
-    rewriting = translation(references, given) if task == "seq2seq" else {}
-    metrics = {**rewriting, **summaries(references, given), "exact_match": match, **metrics}
+    texts = [each.text for each in given]
+    match = exact_match(references, texts)
+    compared, notes = _compared(references, texts, [*([translation] if task == "seq2seq" else []), summaries], options)
+    metrics = {**compared, "exact_match": match, **metrics}
+    if any(each.ends for each in unlikely):
+        ends = [each.end_probability for each in unlikely]
+        metrics["end_probability"] = ratio(ends, [each.ends for each in unlikely])
+    metrics["stopped"] = mean([each.stopped for each in given])
     rows = [
         EvaluatedRow(example.where, text, reference, said, loss.nats / max(1, loss.tokens), bool(right))
         for example, text, reference, said, loss, right in zip(
-            examples, shown, references, given, unlikely, match.rows[:, 0], strict=True
+            examples, shown, references, texts, unlikely, match.rows[:, 0], strict=True
         )
     ]
-    return Evaluation(task=task, metrics=metrics, rows=rows)
+    return Evaluation(task=task, metrics=metrics, rows=rows, notes=notes)
+
+
+def _compared(
+    references: Sequence[str],
+    texts: Sequence[str],
+    metrics: Sequence[Callable[[Sequence[str], Sequence[str]], dict[str, Metric]]],
+    options: Options,
+) -> tuple[dict[str, Metric], list[str]]:
+    """Metrics of texts beside references, and what is to be said about those that are left out."""
+    found: dict[str, Metric] = {}
+    notes: list[str] = []
+    for each in metrics:
+        try:
+            found |= each(references, texts)
+        except UserError as error:
+            if not options.skip_missing:
+                raise
+            notes.append(f"Left out: {error}")
+    return found, notes
 
 
 def evaluate_preferences(

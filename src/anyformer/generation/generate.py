@@ -23,11 +23,13 @@ Prompts = str | Sequence[str] | Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A new text that beam search found for a prompt."""
+    """A new text for a prompt."""
 
     text: str
     score: float
     """Its log-probability divided by ``length ** length_penalty``."""
+    stopped: bool = False
+    """Whether it ended with a token or a string that ends texts; else it was cut off."""
 
 
 def generate(
@@ -61,11 +63,29 @@ def generate(
     Raises:
         UserError: as `generate_ids`, where there is no tokenizer, and for a batch size below 1.
     """
+    found = generate_hypotheses(
+        model, tokenizer, prompts, config, batch_size=batch_size, progress=progress, draft=draft, **options
+    )
+    return [hypothesis.text for hypothesis in found]
+
+
+def generate_hypotheses(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    prompts: Prompts,
+    config: GenerationConfig | None = None,
+    *,
+    batch_size: int | None = None,
+    progress: Callable[[int], None] | None = None,
+    draft: Draft | None = None,
+    **options: Unpack[GenerationOptions],
+) -> list[Hypothesis]:
+    """As `generate`, with whether each text has ended or was cut off; scores are those of no beam, 0."""
     config = resolve(model, config, options)
     if config.samples != 1:
         raise UserError("`generate` makes one text of each prompt: ask `generate_samples` for samples.")
     texts = _generate(model, tokenizer, prompts, config, batch_size, progress, draft=draft)
-    return [hypothesis.text for (hypothesis,) in texts]
+    return [hypothesis for (hypothesis,) in texts]
 
 
 def generate_samples(
@@ -164,9 +184,22 @@ def _generate(
         for index, group, scores in zip(indices, cast("Any", found.ids).tolist(), found.scores, strict=True):
             before = [] if model.config.is_encoder_decoder else rows[index]
             results[index] = [
-                Hypothesis(continuation(tokenizer, before, new, config.stop, eos), float(score))
+                _hypothesis(tokenizer, before, new, config.stop, eos, float(score))
                 for new, score in zip(group, scores, strict=True)
             ]
         if progress is not None:
             progress(len(indices))
     return [results[index] for index in range(len(rows))]
+
+
+def _hypothesis(
+    tokenizer: Tokenizer,
+    before: Sequence[int],
+    new: Sequence[int],
+    stop: str | Sequence[str],
+    eos: Sequence[int],
+    score: float,
+) -> Hypothesis:
+    text = continuation(tokenizer, before, new, stop, eos)
+    ended = any(token in eos for token in new)
+    return Hypothesis(text, score, ended or (bool(stop) and text != continuation(tokenizer, before, new, (), eos)))

@@ -45,10 +45,17 @@ class Metric:
         """The metric of several resamples [resamples], from how often each row is in each [resamples, rows]."""
         return self.function(counts @ self.rows)
 
+    def resampled(self, resamples: int = 1000, seed: int = 0) -> Array:
+        """The metric of each bootstrap resample [resamples]; nothing where there are no rows.
+
+        Metrics of as many rows see the same resamples.
+        """
+        values = [self.of_counts(counts) for counts in _counts(len(self.rows), resamples, seed)]
+        return np.concatenate(values) if values else np.empty(0)
+
     def interval(self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
         """The percentile bootstrap interval over rows (Efron & Tibshirani 1993, chapter 13)."""
-        values = [self.of_counts(counts) for counts in _counts(len(self.rows), resamples, seed)]
-        return _percentiles(values, confidence)
+        return percentiles(self.resampled(resamples, seed), confidence)
 
     def difference(self, after: "Metric", confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
         """The interval of how much another model gains on the same rows: both see the same resamples (paired).
@@ -58,8 +65,7 @@ class Metric:
         """
         if len(self.rows) != len(after.rows):
             raise ValueError(f"paired metrics are of the same rows, not of {len(self.rows)} and {len(after.rows)}")
-        counts = _counts(len(self.rows), resamples, seed)
-        return _percentiles([after.of_counts(each) - self.of_counts(each) for each in counts], confidence)
+        return percentiles(after.resampled(resamples, seed) - self.resampled(resamples, seed), confidence)
 
 
 def mean(values: npt.ArrayLike) -> Metric:
@@ -92,9 +98,9 @@ def _counts(rows: int, resamples: int, seed: int) -> Iterator[Array]:
         yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(np.float64)
 
 
-def _percentiles(values: list[Array], confidence: float) -> Interval:
-    found = np.concatenate(values) if values else np.empty(0)
-    found = found[~np.isnan(found)]
+def percentiles(values: Array, confidence: float = 0.95) -> Interval:
+    """The interval that holds this share of the values, as much being below it as above; NaN is left out."""
+    found = values[~np.isnan(values)]
     if not len(found):
         return Interval(float("nan"), float("nan"))
     low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
