@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.generation.models import BOS, VOCAB, WRITERS, build
 from torch import Tensor
 
+from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.model import Transformer
 
 few = settings(max_examples=6, derandomize=True, database=None)
@@ -72,3 +73,21 @@ def test_a_full_cache_is_an_error_and_changes_nothing() -> None:
         with pytest.raises(ValueError, match="4 tokens, and 5"):
             model(torch.tensor([[3, 4], [6, 7]]), cache=cache)
     assert cache.lengths.tolist() == [3, 1]
+
+
+def test_a_copy_of_rows_goes_on_by_itself() -> None:
+    cache = KeyValueCache(layers=2, batch=2, kv_heads=1, capacity=6, head_dim=2)
+    cache.extend(torch.tensor([[1, 2], [3, 0]]), torch.tensor([[True, True], [True, False]]))
+    for layer in cache.layers:
+        layer.update(torch.ones(2, 1, 2, 2), torch.ones(2, 1, 2, 2))
+    other = cache.copy(torch.tensor([1, 0, 1]))
+    assert other.lengths.tolist() == [1, 2, 1]
+    other.extend(torch.tensor([[7], [8], [9]]))
+    for layer in other.layers:
+        layer.update(torch.full((3, 1, 1, 2), 5.0), torch.full((3, 1, 1, 2), 5.0))
+    assert other.tokens[:, :3].tolist() == [[3, 7, 0], [1, 2, 8], [3, 9, 0]]
+    assert cache.lengths.tolist() == [2, 1]
+    assert cache.tokens[:, :3].tolist() == [[1, 2, 0], [3, 0, 0]]
+    assert all(float(layer.keys[:, :, :2].max()) == 1 for layer in cache.layers)
+    cache.extend(torch.tensor([[4], [5]]))
+    assert cache.lengths.tolist() == [3, 2]

@@ -5,6 +5,7 @@ to its length and empty behind it. Sequences of a batch may have different lengt
 one, and enter and leave while others go on (`put`, `remove`).
 """
 
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -260,6 +261,14 @@ class KeyValueCache:
             self._set_lengths(self._lengths[rows])
         if self.source_mask is not None and sources:
             self.source_mask = self.source_mask[rows]
+
+    def copy(self, rows: Int[Tensor, " kept"]) -> "KeyValueCache":
+        """A cache of its own with copies of these rows, of a single stack."""
+        other = copy(self)
+        other._slots = _WriteSlots()
+        other.layers = [LayerCache(layer.keys, layer.values, other._slots) for layer in self.layers]
+        other.select(rows)
+        return other
 
     def clear(self) -> None:
         """Forget all sequences. Others are brought in by `put`, up to the batch that the cache was made for."""

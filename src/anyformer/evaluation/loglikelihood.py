@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.blocks.head import LanguageModelHead
-from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.generation.cached_decoder import DecoderStep, common_prefix
 from anyformer.generation.inference import check_ids, check_nan, evaluating, require_generative
 from anyformer.generation.prompt import decoder_start_id, pad
@@ -20,6 +19,8 @@ Ids = tuple[int, ...]
 
 _SCORED_TOKENS, _READ_TOKENS = 512, 4096
 """Tokens of a batch, padding included: those whose logits are held, and those that are only read."""
+_LEAST_FILLED = 0.7
+"""Contexts that are shorter than so much of the longest one are not read with it."""
 _WORTH_SHARING = 32
 """Tokens that all texts of a batch must begin with to be read before the others."""
 
@@ -76,40 +77,36 @@ def log_likelihoods(
     found: dict[int, LogLikelihood] = {}
     with evaluating(model), torch.inference_mode():
         read = _EncoderDecoder(model) if model.config.is_encoder_decoder else _Decoder(model)
-        for batch in _batches(_contexts(model, continuations, max_length or model.config.max_length)):
-            logits = read(batch)
-            check_nan(logits.flatten(0, 1))
-            targets = [(row, *target) for row, (_, queries) in enumerate(batch.rows) for target in queries]
-            found |= _pick(logits, targets)
-            progress(len(targets))
+        for contexts in _groups(_contexts(model, continuations, max_length or model.config.max_length)):
+            read.contexts(
+                [context.ids for context in contexts], max(len(ids) for each in contexts for ids in each.rows)
+            )
+            for batch in _batches(contexts):
+                logits = read.rows([row.owner for row in batch], [row.ids for row in batch])
+                check_nan(logits.flatten(0, 1))
+                targets = [(row, *target) for row, each in enumerate(batch) for target in each.targets]
+                found |= _pick(logits, targets)
+                progress(len(targets))
     return [found[index] for index in range(len(continuations))]
-
-
-Queries = list[tuple[int, Ids]]
-"""Continuations that differ at most in their last token, and their indices."""
 
 
 @dataclass(frozen=True)
 class _Context:
-    """What is read before (of an encoder-decoder the source), and the tokens after which logits are needed."""
+    """What is read before (of an encoder-decoder the source), and the tokens after which logits are needed.
+
+    Attributes:
+        rows: For these tokens the continuations, which differ at most in their last token, and their indices.
+    """
 
     ids: Ids
-    rows: dict[Ids, Queries] = field(default_factory=dict[Ids, Queries])
+    rows: dict[Ids, list[tuple[int, Ids]]] = field(default_factory=dict[Ids, list[tuple[int, Ids]]])
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Rows of some contexts: the tokens of each, and the number of its context."""
-
-    contexts: list[Ids] = field(default_factory=list[Ids])
-    rows: list[tuple[Ids, Queries]] = field(default_factory=list[tuple[Ids, Queries]])
-    owners: list[int] = field(default_factory=list[int])
-
-    def has_room(self, context: _Context, ids: Ids) -> bool:
-        """Whether a row of this context would still fit."""
-        scored = max(len(ids), max((len(row) for row, _ in self.rows), default=0)) * (len(self.rows) + 1)
-        read = max(len(context.ids), max(map(len, self.contexts), default=0)) * (len(self.contexts) + 1)
-        return not self.rows or (scored <= _SCORED_TOKENS and read <= _READ_TOKENS)
+class _Row(NamedTuple):
+    owner: int
+    """The number of its context in the group."""
+    ids: Ids
+    targets: list[tuple[int, Ids]]
 
 
 def _contexts(model: Transformer, continuations: Sequence[Continuation], longest: int) -> list[_Context]:
@@ -128,73 +125,82 @@ def _contexts(model: Transformer, continuations: Sequence[Continuation], longest
     return [*contexts.values()]
 
 
-def _batches(contexts: list[_Context]) -> Iterator[_Batch]:
-    """Contexts of about the same length, with rows of about the same length, the longest first."""
-    batch = _Batch()
-    contexts.sort(key=lambda each: (round(8 * math.log2(8 + len(each.ids))), max(map(len, each.rows))), reverse=True)
-    for context in contexts:
-        new = True
-        for ids, queries in context.rows.items():
-            if not batch.has_room(context, ids):
-                yield batch
-                batch, new = _Batch(), True
-            if new:
-                batch.contexts.append(context.ids)
-                new = False
-            batch.rows.append((ids, queries))
-            batch.owners.append(len(batch.contexts) - 1)
-    if batch.rows:
-        yield batch
+def _groups(contexts: list[_Context]) -> Iterator[list[_Context]]:
+    """Contexts of about the same length that are read together, the longest first."""
+    group = list[_Context]()
+    for context in sorted(contexts, key=lambda context: len(context.ids), reverse=True):
+        longest = len(group[0].ids) if group else 0
+        if group and ((len(group) + 1) * longest > _READ_TOKENS or len(context.ids) < _LEAST_FILLED * longest):
+            yield group
+            group = []
+        group.append(context)
+    if group:
+        yield group
+
+
+def _batches(contexts: list[_Context]) -> Iterator[list[_Row]]:
+    """The rows of contexts, those of about the same length together, the longest first."""
+    rows = [_Row(owner, ids, found) for owner, each in enumerate(contexts) for ids, found in each.rows.items()]
+    rows.sort(key=lambda row: len(row.ids), reverse=True)
+    begin = 0
+    while begin < len(rows):
+        end = begin + max(1, _SCORED_TOKENS // len(rows[begin].ids))
+        yield rows[begin:end]
+        begin = end
 
 
 class _Decoder:
-    """The logits of a batch by a decoder-only model: contexts are read once, and their keys and values copied."""
+    """A decoder-only model. It reads contexts once, and each row goes on from a copy of their keys and values."""
 
     def __init__(self, model: Transformer) -> None:
         self.model, self.step = model, DecoderStep(model)
 
-    def __call__(self, batch: _Batch) -> Float[Tensor, "rows time vocab"]:
-        device = self.model.device
-        contexts, shared = batch.contexts, _common_length(batch.contexts)
-        longest = max(map(len, contexts))
-        capacity = longest + max(len(ids) for ids, _ in batch.rows)
+    def contexts(self, contexts: Sequence[Ids], room: int) -> None:
+        """Read contexts, with room for so many tokens behind each."""
+        shared, longest = _common_length(contexts), max(map(len, contexts))
         if shared >= _WORTH_SHARING and len(contexts) > 1:
-            cache = self.model.make_cache(1, capacity)
-            self._read([contexts[0][:shared]], cache)
-            cache.select(torch.zeros(len(contexts), dtype=torch.long, device=device))
+            self.cache = self.model.make_cache(1, longest + room)
+            self._read([contexts[0][:shared]])
+            self.cache.select(torch.zeros(len(contexts), dtype=torch.long, device=self.model.device))
         else:
-            cache, shared = self.model.make_cache(len(contexts), capacity), 0
+            self.cache, shared = self.model.make_cache(len(contexts), longest + room), 0
         if longest > shared:
-            self._read([ids[shared:] for ids in contexts], cache)
-        if batch.owners != [*range(len(contexts))]:
-            cache.select(torch.tensor(batch.owners, device=device))
-        ids, mask = _pad([ids for ids, _ in batch.rows], self.model)
-        return self.step(ids, cache, mask=mask)
+            self._read([ids[shared:] for ids in contexts])
 
-    def _read(self, rows: Sequence[Ids], cache: KeyValueCache) -> None:
+    def rows(self, owners: Sequence[int], rows: Sequence[Ids]) -> Float[Tensor, "rows time vocab"]:
+        """The logits of rows, each behind the context of this number."""
         ids, mask = _pad(rows, self.model)
-        self.step(ids, cache, mask=mask, last_only=True)
+        return self.step(ids, self.cache.copy(torch.tensor(owners, device=self.model.device)), mask=mask)
+
+    def _read(self, rows: Sequence[Ids]) -> None:
+        ids, mask = _pad(rows, self.model)
+        self.step(ids, self.cache, mask=mask, last_only=True)
 
 
 class _EncoderDecoder:
-    """The logits of a batch by an encoder-decoder: sources are read once."""
+    """An encoder-decoder. It reads sources once."""
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
 
-    def __call__(self, batch: _Batch) -> Float[Tensor, "rows time vocab"]:
-        model, owners = self.model, torch.tensor(batch.owners, device=self.model.device)
+    def contexts(self, contexts: Sequence[Ids], room: int) -> None:
+        """Read sources."""
+        source, self.source_mask = _pad(contexts, self.model, self.model.config.source_vocab_size)
+        self.states = self.model.encode(source, self.source_mask)
+
+    def rows(self, owners: Sequence[int], rows: Sequence[Ids]) -> Float[Tensor, "rows time vocab"]:
+        """The logits of rows, each for the source of this number."""
+        model = self.model
         assert model.decoder is not None
         assert isinstance(model.head, LanguageModelHead)
-        source, source_mask = _pad(batch.contexts, model, model.config.source_vocab_size)
-        states = model.encode(source, source_mask)[owners]
-        ids, mask = _pad([ids for ids, _ in batch.rows], model)
+        index = torch.tensor(owners, device=model.device)
+        ids, mask = _pad(rows, model)
         hidden = model.decoder(
             model.token_embedding(ids),
             ids,
             mask=mask,
-            encoder_states=states,
-            source_mask=None if source_mask is None else source_mask[owners],
+            encoder_states=self.states[index],
+            source_mask=None if self.source_mask is None else self.source_mask[index],
         )
         return model.head(hidden, model.token_embedding.weight).float()
 
