@@ -12,11 +12,8 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from anyformer.adapters import add_adapter
-from anyformer.adapters.modules import base_parameters, family_of
 from anyformer.blocks.dropout import Dropout
-from anyformer.checkpoint import load, save, save_adapter
-from anyformer.checkpoint.load import inspect, load_with_head
+from anyformer.checkpoint import inspect
 from anyformer.console import Console
 from anyformer.data.disk_cache import Cache, key
 from anyformer.data.examples import Example, Task
@@ -33,6 +30,7 @@ from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import GENERATIVE, CompleteFinetuneConfig, FinetuneConfig, complete
 from anyformer.finetuning.encoding import Encoding
 from anyformer.finetuning.fit import fitted
+from anyformer.finetuning.model import build_model, save_model
 from anyformer.finetuning.preview import PreviewRow
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -47,13 +45,6 @@ _MEASURED = 2000
 _GENERATED = 32
 """Held-out examples that are evaluated before and after training: such with labels, and such with texts to write."""
 _SHOWN = 3
-_HEADS: Mapping[str, Any] = {"classify": "classification", "tag": "token_classification", "embed": "none"}
-_PROBLEMS: Mapping[str | None, Any] = {
-    "single": "single_label_classification",
-    "multiple": "multi_label_classification",
-    "regression": "regression",
-    None: None,
-}
 
 
 class Finetuning(Recipe):
@@ -116,25 +107,7 @@ class Finetuning(Recipe):
 
     @override
     def build(self) -> Transformer:
-        config = self.config
-        options: dict[str, Any] = {"quantize": config.quantize, "allow_pickle": config.allow_pickle, "dtype": "float32"}
-        head, labels = _HEADS.get(self.task), config.labels or 1
-        same = self.model_config.head.kind == head and (
-            head == "none" or self.model_config.head.label_names == config.labels != ()
-        )
-        loads = head is None or same
-        if loads:
-            model, _ = load(config.base, **options)
-        else:
-            problem = _PROBLEMS[config.label_kind] if head == "classification" else None
-            model, _ = load_with_head(config.base, head, labels, problem_type=problem, **options)
-        if self.task == "embed":
-            pooling = replace(model.config.pooling, max_tokens=config.context)
-            model.config = replace(model.config, pooling=pooling)
-        if config.adapter is not None:
-            add_adapter(model, replace(config.adapter, modules_to_save=() if loads else _fresh(model)))
-        else:
-            model.requires_grad_(True)
+        model = build_model(self.config, self.model_config)
         if isinstance(self.training, PreferenceDataset) and isinstance(self._held, PreferenceDataset):
             for part in model.modules():
                 if isinstance(part, Dropout):  # the reference has none, and the two are compared
@@ -161,13 +134,7 @@ class Finetuning(Recipe):
 
     @override
     def save(self, model: Transformer, directory: Path) -> str:
-        if self.config.adapter is None:
-            save(model, directory, tokenizer=self.tokenizer)
-            return "a Hugging Face directory"
-        base = Path(self.config.base)
-        save_adapter(model, directory, base=str(base.absolute()) if base.exists() else self.config.base)
-        self.tokenizer.save(directory)
-        return "an adapter in PEFT's format"
+        return save_model(model, directory, self.tokenizer, self.config)
 
     @override
     def measure(self, model: Transformer) -> Mapping[str, Any]:
@@ -255,16 +222,3 @@ def _embedding_loss(config: FinetuneConfig, examples: Sequence[Any]) -> str | No
     if first.score is not None:
         return "cosine"
     return "class_triplet" if first.label is not None and len(first.texts) == 1 else "in_batch_negatives"
-
-
-def _fresh(model: Transformer) -> tuple[str, ...]:
-    """The modules of a head, by Hugging Face's names, that an adapter is saved with: they were drawn, not loaded."""
-    table = family_of(model).table(base_parameters(model))
-    rows = {theirs: row for theirs, row in table.items() if any(name.startswith("head.") for name in row.ours)}
-    heads = {theirs.partition(".")[0] for theirs in rows}
-    pooler = {
-        theirs.partition(".")[0]
-        for theirs, row in table.items()
-        if "pooler.dense.weight" in row.ours and "classif" in theirs.partition(".")[0]
-    }
-    return tuple(sorted(heads | pooler))

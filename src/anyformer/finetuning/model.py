@@ -1,0 +1,73 @@
+"""The model that is fine-tuned: loaded, with the head of its task and perhaps an adapter; and saved."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from anyformer.adapters import add_adapter
+from anyformer.adapters.modules import base_parameters, family_of
+from anyformer.checkpoint import load, load_with_head, save, save_adapter
+from anyformer.config import ModelConfig
+from anyformer.finetuning.config import CompleteFinetuneConfig
+from anyformer.model import Transformer
+from anyformer.tokenizer import Tokenizer
+
+_HEADS: Mapping[str, Any] = {"classify": "classification", "tag": "token_classification", "embed": "none"}
+"""What each task that isn't a language model's needs."""
+_PROBLEMS: Mapping[str | None, Any] = {
+    "single": "single_label_classification",
+    "multiple": "multi_label_classification",
+    "regression": "regression",
+    None: None,
+}
+
+
+def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transformer:
+    """The model with its first weights. A head that the base lacks is drawn, and saved with an adapter.
+
+    Args:
+        config: Of the run.
+        base: Of the model as it is stored.
+    """
+    options: dict[str, Any] = {"quantize": config.quantize, "allow_pickle": config.allow_pickle, "dtype": "float32"}
+    head, labels = _HEADS.get(config.task), config.labels or 1
+    same = base.head.kind == head and (head == "none" or base.head.label_names == config.labels != ())
+    loads = head is None or same
+    if loads:
+        model, _ = load(config.base, **options)
+    else:
+        problem = _PROBLEMS[config.label_kind] if head == "classification" else None
+        model, _ = load_with_head(config.base, head, labels, problem_type=problem, **options)
+    if config.task == "embed":
+        pooling = replace(model.config.pooling, max_tokens=config.context)
+        model.config = replace(model.config, pooling=pooling)
+    if config.adapter is None:
+        model.requires_grad_(True)
+    else:
+        add_adapter(model, replace(config.adapter, modules_to_save=() if loads else _head_modules(model)))
+    return model
+
+
+def save_model(model: Transformer, directory: Path, tokenizer: Tokenizer, config: CompleteFinetuneConfig) -> str:
+    """Write the model, or its adapter alone; returns what the directory is, for people."""
+    if config.adapter is None:
+        save(model, directory, tokenizer=tokenizer)
+        return "a Hugging Face directory"
+    base = Path(config.base)
+    save_adapter(model, directory, base=str(base.absolute()) if base.exists() else config.base)
+    tokenizer.save(directory)
+    return "an adapter in PEFT's format"
+
+
+def _head_modules(model: Transformer) -> tuple[str, ...]:
+    """The modules of a head, by Hugging Face's names, that an adapter is saved with: they were drawn, not loaded."""
+    table = family_of(model).table(base_parameters(model))
+    found: set[str] = set()
+    for theirs, row in table.items():
+        module = theirs.partition(".")[0]
+        if any(ours.startswith("head.") for ours in row.ours) or (
+            "pooler.dense.weight" in row.ours and "classif" in module
+        ):
+            found.add(module)
+    return tuple(sorted(found))
