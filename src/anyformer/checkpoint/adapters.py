@@ -13,10 +13,12 @@ from anyformer import atomic, limits
 from anyformer.adapters import DEFAULT
 from anyformer.adapters.modules import Matrices, Target, attach, base_parameters, family_of, prefix_of, targets
 from anyformer.checkpoint import mlx, peft
+from anyformer.checkpoint.adapter_directory import HEAD, find_adapter, head_json
 from anyformer.checkpoint.gguf.adapter import save_gguf_adapter
 from anyformer.checkpoint.stored_adapter import StoredAdapter
 from anyformer.checkpoint.tensors import write_tensors
 from anyformer.errors import UserError
+from anyformer.families.base import CLASSIFIERS
 from anyformer.model import Transformer
 
 
@@ -35,6 +37,7 @@ def load_adapter(model: Transformer, directory: str | Path, name: str | None = N
         UserError: there is no adapter, it is damaged, of a kind that is not supported, or made for another model.
     """
     path, weight = _weighted(directory)
+    path = find_adapter(path) or path
     if not (path / peft.CONFIG).is_file():
         raise UserError(f"There is no adapter in {path}: it has no {peft.CONFIG}.")
     limits.check_files(path, (peft.CONFIG, peft.WEIGHTS, mlx.WEIGHTS))
@@ -135,6 +138,8 @@ def save_adapter(
         _write(Path(directory), mlx.WEIGHTS, *mlx.files(model, config, chosen))
     else:
         _write(Path(directory), peft.WEIGHTS, *peft.files(model, config, chosen, base))
+        if model.config.head.kind in CLASSIFIERS and config.modules_to_save:
+            atomic.write(Path(directory) / HEAD, json.dumps(head_json(model.config.head), indent=2) + "\n")
 
 
 def _write(directory: Path, weights: str, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

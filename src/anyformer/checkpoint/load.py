@@ -4,13 +4,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from anyformer.blocks.initialization import initialize_weights
 from anyformer.checkpoint import hub
+from anyformer.checkpoint.adapter_directory import find_adapter, open_adapter
 from anyformer.checkpoint.adapters import load_adapter
 from anyformer.checkpoint.gguf.source import GGUFSource
 from anyformer.checkpoint.sources import (
@@ -50,7 +51,8 @@ def load(
     """Load a model directory in Hugging Face's format, a GGUF file, or a repository of the hub.
 
     Args:
-        path_or_hub_id: A model or run directory, a .gguf file, or a name such as ``openai-community/gpt2``.
+        path_or_hub_id: A model or run directory, a .gguf file, or a name such as ``openai-community/gpt2``. A directory
+            with an adapter alone stands for the model on this machine that it names, with the adapter.
         dtype: The dtype of the weights; None: as stored (the widest, where the file has several; float32, where a GGUF
             file has quantized ones).
         device: Where to put them; None: the CPU.
@@ -69,14 +71,27 @@ def load(
         UserError: no such model or device, an unsupported one, senseless settings, or weights that are damaged,
             unknown, missing or misshapen; an adapter for another model.
     """
-    model, tokenizer = _load(path_or_hub_id, None, dtype, device, quantize, allow_pickle)
+    alone = find_adapter(path_or_hub_id)
+    if alone is None:
+        model, tokenizer = _load(path_or_hub_id, None, dtype, device, quantize, allow_pickle)
+    else:
+        model, tokenizer = _load_with_adapter(alone, dtype, device, quantize, allow_pickle)
     for each in [adapter] if isinstance(adapter, str | Path) else adapter:
         load_adapter(model, each)
     return model.eval(), tokenizer
 
 
 def inspect(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> tuple[ModelConfig, Tokenizer | None]:
-    """The config and the tokenizer of what `load` would load, without its weights. Raises UserError as `load`."""
+    """The config and the tokenizer of what `load` would load, without its weights.
+
+    Raises:
+        UserError: as `load`, and for a directory that holds an adapter alone.
+    """
+    if find_adapter(path_or_hub_id) is not None:
+        raise UserError(
+            f"{path_or_hub_id} holds an adapter and no model: merge it into its base first, by anyformer convert "
+            f"{path_or_hub_id} DIR."
+        )
     source = open_source(hub.find(path_or_hub_id, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
     return settle(source), source.tokenizer()
 
@@ -114,6 +129,30 @@ def load_with_head(
         return with_head(config, kind, labels, problem_type)
 
     return _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle)
+
+
+def _load_with_adapter(
+    directory: Path,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    quantize: str | None,
+    allow_pickle: bool,
+) -> tuple[Transformer, Tokenizer | None]:
+    found = open_adapter(directory)
+    if found.head is None:
+        model, tokenizer = _load(found.base, None, dtype, device, quantize, allow_pickle)
+    else:
+        model, tokenizer = load_with_head(
+            found.base,
+            cast("TaskHead", found.head.kind),
+            found.head.label_names or found.head.labels,
+            problem_type=found.head.problem_type,
+            dtype=dtype,
+            device=device,
+            quantize=quantize,
+            allow_pickle=allow_pickle,
+        )
+    return load_adapter(model, directory), Tokenizer.find(directory) or tokenizer
 
 
 def _load(

@@ -76,10 +76,10 @@ def run(argv: list[str]) -> int:
         check_engine(config.engine, config.processes)
         return launch(["finetune", *argv], config.processes)
     with one_of_many():
-        from anyformer.finetuning.recipe import Finetuning
+        from anyformer.finetuning.recipe import finetuning
         from anyformer.training.run import run as train
 
-        return train(config, Finetuning, resume=resume, started=started).status
+        return train(config, finetuning, resume=resume, started=started).status
 
 
 def _read(values: Mapping[str, Any], resume: Path | None) -> FinetuneConfig:

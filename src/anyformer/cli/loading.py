@@ -45,7 +45,7 @@ class LoadOptions:
             adapter=self.adapter,
         )
         # In the weights an adapter costs nothing; integers stay as they are, and it stays beside them.
-        return (merge(model) if self.adapter and bits_of(model) is None else model), tokenizer
+        return (merge(model) if model.adapter_configs and bits_of(model) is None else model), tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

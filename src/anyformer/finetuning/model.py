@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from anyformer.adapters import add_adapter
 from anyformer.adapters.modules import base_parameters, family_of
@@ -31,14 +31,15 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transforme
         base: Of the model as it is stored.
     """
     options: dict[str, Any] = {"quantize": config.quantize, "allow_pickle": config.allow_pickle, "dtype": "float32"}
-    head, labels = _HEADS.get(config.task), config.labels or 1
+    head: Any = _HEADS.get(config.task)
+    labels = config.labels or 1
     same = base.head.kind == head and (head == "none" or base.head.label_names == config.labels != ())
     loads = head is None or same
     if loads:
         model, _ = load(config.base, **options)
     else:
         problem = _PROBLEMS[config.label_kind] if head == "classification" else None
-        model, _ = load_with_head(config.base, head, labels, problem_type=problem, **options)
+        model, _ = load_with_head(config.base, cast("Any", head), labels, problem_type=problem, **options)
     if config.task == "embed":
         pooling = replace(model.config.pooling, max_tokens=config.context)
         model.config = replace(model.config, pooling=pooling)

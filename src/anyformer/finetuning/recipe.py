@@ -1,8 +1,8 @@
-"""Fine-tuning as a recipe of the training loop: the model, its batches, and what it gained."""
+"""Fine-tuning on examples as a recipe of the training loop: the model, its batches, and what it gained."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from anyformer.data.examples.batches import ExampleBatches
 from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.datasets import Dataset, PreferenceDataset
 from anyformer.data.examples.held_out import digest, duplicates, held_out, overlap
-from anyformer.data.examples.loading import ExampleSet, load_examples
-from anyformer.errors import UserError
+from anyformer.data.examples.loading import ExampleSet, find_task, load_examples
+from anyformer.errors import UserError, nearest
 from anyformer.evaluation.evaluate import evaluate_examples
 from anyformer.evaluation.result import Evaluation
 from anyformer.evaluation.tasks import Options
@@ -32,6 +32,7 @@ from anyformer.finetuning.encoding import Encoding
 from anyformer.finetuning.fit import fitted
 from anyformer.finetuning.model import build_model, save_model
 from anyformer.finetuning.preview import PreviewRow
+from anyformer.finetuning.text import TextFinetuning
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.batcher import Batcher
@@ -45,6 +46,18 @@ _MEASURED = 2000
 _GENERATED = 32
 """Held-out examples that are evaluated before and after training: such with labels, and such with texts to write."""
 _SHOWN = 3
+
+
+def finetuning(config: FinetuneConfig, console: Console) -> Recipe:
+    """The recipe of a run: on plain text, or on examples.
+
+    Raises:
+        UserError: as `TextFinetuning` and `Finetuning`.
+    """
+    if config.task is None:
+        task = find_task(config.data, columns=_columns(config), cache=Cache(config.cache))
+        config = replace(config, task=task) if task == "text" else config
+    return (TextFinetuning if config.task == "text" else Finetuning)(config, console)
 
 
 class Finetuning(Recipe):
@@ -195,24 +208,26 @@ class Finetuning(Recipe):
 
 def _read(config: FinetuneConfig, training: ExampleSet | None = None) -> ExampleSet:
     """The examples of the training data, or with them given those for validation."""
-    known: Any = config.roles
-    try:
-        columns = Columns(**known)
-    except TypeError as error:
-        role = next(name for name in known if name not in Columns.__dataclass_fields__)
-        raise UserError(f"--columns {role}={known[role]}: there is no role {role!r}.") from error
     task: Any = config.task if training is None else training.task
     labels = config.labels or None if training is None else training.labels
     kind: Any = config.label_kind if training is None else training.kind
     return load_examples(
         config.data if training is None else config.validation,
         task=task,
-        columns=columns,
+        columns=_columns(config),
         labels=labels,
         kind=kind,
         max_record_bytes=config.max_record_bytes,
         cache=Cache(config.cache),
     )
+
+
+def _columns(config: FinetuneConfig) -> Columns:
+    known = {field.name for field in fields(Columns)}
+    for role, column in config.roles.items():
+        if role not in known:
+            raise UserError(f"--columns {role}={column}: there is no role {role!r} ({nearest(role, known)}).")
+    return Columns(**config.roles)
 
 
 def _embedding_loss(config: FinetuneConfig, examples: Sequence[Any]) -> str | None:

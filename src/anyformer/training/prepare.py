@@ -72,14 +72,17 @@ class TrainingData:
         return [*lines, f"{self.batches.summary} ({self.config.tokenizer})"]
 
 
-def prepare(config: CompleteConfig, console: Console) -> TrainingData:
+def prepare(config: CompleteConfig, console: Console, tokenizer: Tokenizer | None = None) -> TrainingData:
     """Read the data, train or load the tokenizer, tokenize; or find all that in the cache.
+
+    Args:
+        tokenizer: One that is there already; the config's is then only its name.
 
     Raises:
         UserError: data that is missing, empty or not text; a tokenizer that can't be had or does not fit the model; a
             cache that can't be written.
     """
-    if config.tokenizer is not None and not Path(config.tokenizer).exists():
+    if tokenizer is None and config.tokenizer is not None and not Path(config.tokenizer).exists():
         parse_spec(config.tokenizer)
     cache = Cache(config.cache)
     pairs = config.objective == "seq2seq"
@@ -90,9 +93,12 @@ def prepare(config: CompleteConfig, console: Console) -> TrainingData:
     digest = key(*(*names, "")[:2])
     characters = sum(corpus.split.characters for corpus in corpora)
     spec = config.tokenizer or default_tokenizer(config.objective, corpora[0].split.characters)
-    with console.status(f"training the tokenizer {spec}"):
-        tokenizer = _tokenizer(spec, config, cache, digest, corpora)
-    config = replace(config, tokenizer=spec, model=fit_model(config.model, tokenizer, config.vocab_size))
+    model = config.model
+    if tokenizer is None:
+        with console.status(f"training the tokenizer {spec}"):
+            tokenizer = _tokenizer(spec, config, cache, digest, corpora)
+        model = fit_model(model, tokenizer, config.vocab_size)
+    config = replace(config, tokenizer=spec, model=model)
     kind: Any = PairFile if pairs else TokenFile
     tokenize: Any = tokenize_pairs if pairs else tokenize_splits
     make_batches: Any = pair_batches if pairs else text_batches

@@ -165,6 +165,19 @@ def load_examples(
     return made
 
 
+def find_task(paths: Sequence[str], *, columns: Columns | None = None, cache: Cache | None = None) -> Task | None:
+    """What the examples of files are for, by the columns of the first one; None where there is none.
+
+    Raises:
+        UserError: as `load_examples`.
+    """
+    for file in row_files(paths, cache):
+        row = next(iter(file.rows((), record_limit(limits.RECORD_BYTES))), None)
+        if row is not None:
+            return find_reading(row.values, f"{row.where},", None, columns).task
+    return None
+
+
 def _settled(
     found: ExampleSet, kind: LabelKind | None, known: Sequence[str] | None, classes: Mapping[str, Sequence[str]]
 ) -> ExampleSet:

@@ -1,0 +1,74 @@
+"""A directory that holds an adapter and says which model it belongs to, as a fine-tuning run leaves it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from anyformer import limits
+from anyformer.checkpoint import peft
+from anyformer.config import HeadConfig
+from anyformer.errors import UserError
+
+HEAD = "head_config.json"
+"""The labels of a head that was trained with an adapter: config.json's, for the base has another head, or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterDirectory:
+    """Where an adapter lies, its base, and the head that belongs to it.
+
+    Attributes:
+        head: Kind, labels and problem type of a classifier; None: that of the base.
+    """
+
+    path: Path
+    base: str
+    head: HeadConfig | None
+
+
+def find_adapter(path: str | Path) -> Path | None:
+    """The directory of an adapter without a model beside it: the path, or model/ of a run; None where it is none."""
+    for directory in (Path(path), Path(path) / "model"):
+        if (directory / "config.json").exists():
+            return None
+        if (directory / peft.CONFIG).is_file():
+            return directory if directory == Path(path) else limits.path_inside(Path(path), "model")
+    return None
+
+
+def open_adapter(directory: Path) -> AdapterDirectory:
+    """Read what an adapter's directory says.
+
+    Raises:
+        UserError: it names no base on this machine; or it belongs to another user, who may not choose what is read.
+    """
+    raw = limits.read_object(limits.path_inside(directory, peft.CONFIG))
+    base = raw.get("base_model_name_or_path")
+    advice = f"load the model that it belongs to, with --adapter {directory}"
+    if not isinstance(base, str) or not Path(base).exists():
+        named = f", and its base {base[:80]!r} is not on this machine" if isinstance(base, str) and base else ""
+        raise UserError(f"{directory} holds an adapter alone{named}: {advice}.")
+    if os.name == "posix" and (directory / peft.CONFIG).stat().st_uid not in (0, os.geteuid()):
+        raise UserError(f"{directory} belongs to another user, and asks for the model {base[:80]!r}: {advice}.")
+    return AdapterDirectory(directory, base, _read_head(directory))
+
+
+def head_json(head: HeadConfig) -> dict[str, Any]:
+    """What is written about the head of an adapter."""
+    return {"kind": head.kind, "labels": list(head.label_names) or head.labels, "problem_type": head.problem_type}
+
+
+def _read_head(directory: Path) -> HeadConfig | None:
+    if not (directory / HEAD).exists():
+        return None
+    raw = limits.read_object(limits.path_inside(directory, HEAD))
+    kind, labels, problem = raw.get("kind"), raw.get("labels"), raw.get("problem_type")
+    names: tuple[str, ...] = ()
+    if isinstance(labels, list) and all(isinstance(name, str) for name in cast("list[object]", labels)):
+        names = tuple(cast("list[str]", labels))
+    count: Any = len(names) or labels
+    fits = isinstance(count, int) and not isinstance(count, bool) and 1 <= count < 2**20
+    if kind not in ("classification", "token_classification") or not fits:
+        raise UserError(f"{directory / HEAD} should have the kind and the labels of a classifier.")
+    return HeadConfig(kind=kind, labels=count, label_names=names, problem_type=cast("Any", problem))
