@@ -39,6 +39,10 @@ class FinetuneConfig(RunConfig):
     """What the model learns (default: what the columns say)."""
     columns: Annotated[tuple[str, ...], "ROLE=COLUMN"] = ()
     """Which column plays which role, such as text=review label=stars (default: by their names)."""
+    header: tuple[str, ...] = ()
+    """The names of the columns of .csv and .tsv files that have no header."""
+    skip_faulty: bool = False
+    """Leave faulty rows out, and say how many."""
     data: Annotated[tuple[str, ...], "PATH"] = ()
     """Files, folders and globs of examples (.jsonl .json .csv .tsv .parquet .conll .txt, also .gz .zst), - for standard
     input, hf:NAME for a data set of the Hugging Face hub."""

@@ -55,7 +55,7 @@ def finetuning(config: FinetuneConfig, console: Console) -> Recipe:
         UserError: as `TextFinetuning` and `Finetuning`.
     """
     if config.task is None:
-        task = find_task(config.data, columns=_columns(config), cache=Cache(config.cache))
+        task = find_task(config.data, columns=_columns(config), header=config.header, cache=Cache(config.cache))
         config = replace(config, task=task) if task == "text" else config
     return (TextFinetuning if config.task == "text" else Finetuning)(config, console)
 
@@ -215,8 +215,11 @@ def _read(config: FinetuneConfig, training: ExampleSet | None = None) -> Example
         config.data if training is None else config.validation,
         task=task,
         columns=_columns(config),
+        header=config.header,
         labels=labels,
         kind=kind,
+        training=training is None,
+        skip_faulty=config.skip_faulty,
         max_record_bytes=config.max_record_bytes,
         cache=Cache(config.cache),
     )

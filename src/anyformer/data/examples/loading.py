@@ -165,14 +165,16 @@ def load_examples(
     return made
 
 
-def find_task(paths: Sequence[str], *, columns: Columns | None = None, cache: Cache | None = None) -> Task | None:
+def find_task(
+    paths: Sequence[str], *, columns: Columns | None = None, header: Sequence[str] = (), cache: Cache | None = None
+) -> Task | None:
     """What the examples of files are for, by the columns of the first one; None where there is none.
 
     Raises:
         UserError: as `load_examples`.
     """
     for file in row_files(paths, cache):
-        row = next(iter(file.rows((), record_limit(limits.RECORD_BYTES))), None)
+        row = next(iter(file.rows(header, record_limit(limits.RECORD_BYTES))), None)
         if row is not None:
             return find_reading(row.values, f"{row.where},", None, columns).task
     return None
