@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from anyformer.errors import UserError
     from anyformer.evaluation import evaluate
     from anyformer.families import preset
+    from anyformer.finetuning.finetune import FinetuneResult, finetune
     from anyformer.generation import (
         BatchingEngine,
         GenerationConfig,
@@ -43,6 +44,7 @@ _NAMES = {
     "errors": "UserError",
     "evaluation": "evaluate",
     "families": "preset",
+    "finetuning.finetune": "FinetuneResult finetune",
     "generation": "BatchingEngine GenerationConfig embed fill generate generate_ids generate_samples generate_stream "
     "score",
     "model": "ModelOutput Transformer build",
@@ -53,6 +55,7 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names.s
 
 __all__ = [
     "BatchingEngine",
+    "FinetuneResult",
     "GenerationConfig",
     "ModelConfig",
     "ModelOutput",
@@ -64,6 +67,7 @@ __all__ = [
     "embed",
     "evaluate",
     "fill",
+    "finetune",
     "generate",
     "generate_ids",
     "generate_samples",

@@ -2,20 +2,16 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 from anyformer.cli.options import Parser, Positional
 from anyformer.errors import UserError
-from anyformer.finetuning.config import FinetuneConfig
-from anyformer.runs.directory import CONFIG, check_run_directory
-from anyformer.training.config_file import read_settings
-from anyformer.training.consent import check_consent
+from anyformer.finetuning.config import FinetuneConfig, resumed
 from anyformer.training.strategies.launch import check_engine, launch, needs_launch, one_of_many
 
-_LENGTHS = ("epochs", "steps", "minutes")
-_SECTIONS: dict[str, tuple[str, ...]] = {
+SECTIONS: dict[str, tuple[str, ...]] = {
     "examples": (
         *("data", "validation", "task", "columns", "header", "labels", "label_kind", "train_on", "context", "packing"),
         *("skip_faulty", "max_record_bytes", "cache"),
@@ -63,7 +59,7 @@ def run(argv: list[str]) -> int:
     started = time.monotonic()
     parser = Parser("finetune", FinetuneOptions.__doc__ or "")
     parser.add_fields(FinetuneOptions)
-    for section, names in _SECTIONS.items():
+    for section, names in SECTIONS.items():
         parser.add_fields(FinetuneConfig, names, section=section)
     values = parser.given(argv)
     resume: Path | None = values.pop("resume", None)
@@ -91,14 +87,9 @@ def _read(values: Mapping[str, Any], resume: Path | None) -> FinetuneConfig:
         if not changes.get("data"):
             raise UserError("What is it to learn? Give a file of examples with --data.")
         return FinetuneConfig(base=values["model"], **changes)
-    check_run_directory(resume)
-    for name in ("model", "name", "runs"):
-        if name in values:
-            raise UserError(f"--resume goes on in {resume}: leave out {'MODEL' if name == 'model' else f'--{name}'}.")
-    file = resume / CONFIG
-    base = check_consent(read_settings(file, FinetuneConfig), file, values, resume=True)
-    ends = [name for name in _LENGTHS if name in values]
-    return replace(base, **(dict.fromkeys(_LENGTHS) if ends else {}), **changes)
+    if "model" in values:
+        raise UserError(f"--resume goes on in {resume}: leave out MODEL.")
+    return resumed(resume, changes)
 
 
 def _preview(config: FinetuneConfig, path: Path) -> int:

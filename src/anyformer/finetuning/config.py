@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from typing_extensions import override
 
-from anyformer.adapters import LoraConfig
 from anyformer.config import ModelConfig
 from anyformer.data.examples import TASKS, Task
 from anyformer.errors import UserError, nearest
+from anyformer.runs.directory import CONFIG, check_run_directory
+from anyformer.training.config_file import read_settings
+from anyformer.training.consent import check_consent
 from anyformer.training.run_config import CompleteRunConfig, RunConfig
+
+if TYPE_CHECKING:
+    from anyformer.adapters import LoraConfig
 
 EPOCHS = 3.0
 """Passes over the data of a run that was given no length."""
@@ -28,6 +34,62 @@ _BATCH_TOKENS = 4096
 """Of a validation batch."""
 _QUANTIZED = ("int8", "int4")
 _LEARNED = ("answers", "all")
+
+
+class FinetuneOptions(TypedDict, total=False):
+    """The fields of `FinetuneConfig` but its base and its data, as keyword arguments."""
+
+    validation: str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
+    task: str | None
+    columns: Mapping[str, str] | Sequence[str]
+    labels: Sequence[str]
+    label_kind: str | None
+    train_on: str
+    context: int | None
+    packing: bool | None
+    max_record_bytes: int
+    cache: str | Path | None
+    lora: int | None
+    lora_alpha: float | None
+    lora_dropout: float
+    targets: str | Sequence[str]
+    dora: bool
+    rslora: bool
+    quantize: str | None
+    epochs: float | None
+    steps: int | None
+    minutes: float | None
+    batch_size: int | None
+    batch_tokens: int | None
+    grad_accumulation: int
+    optimizer: str
+    learning_rate: float | None
+    schedule: str
+    warmup: float
+    decay: float
+    weight_decay: float
+    beta2: float
+    grad_clip: float
+    label_smoothing: float | None
+    beta: float
+    loss: str | None
+    average: str | None
+    seed: int
+    device: str | None
+    dtype: str | None
+    compile: bool | None
+    gradient_checkpointing: bool
+    engine: str | None
+    processes: int
+    zero_stage: int
+    allow_pickle: bool
+    name: str | None
+    runs: str | Path
+    save_every: int | None
+    keep: int
+    evaluate_every: int | None
+    log_every: int
+    track: str | Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +199,8 @@ class FinetuneConfig(RunConfig):
         """The adapter that is trained; None: all weights are."""
         if self.lora is None:
             return None
+        from anyformer.adapters import LoraConfig  # with torch, for which --help doesn't wait
+
         return LoraConfig(
             rank=self.lora,
             alpha=self.lora_alpha,
@@ -163,6 +227,26 @@ class CompleteFinetuneConfig(FinetuneConfig, CompleteRunConfig):
     learning_rate: float = 1e-4
     label_smoothing: float = 0.0
     packing: bool = False
+
+
+_LENGTHS = ("epochs", "steps", "minutes")
+
+
+def resumed(run: Path, changes: Mapping[str, Any]) -> FinetuneConfig:
+    """The config to go on with in a run directory: its own, with changes.
+
+    Raises:
+        UserError: There is no run, its config can't be read or asks for what only its user may decide, or a change
+            would have it somewhere else.
+    """
+    check_run_directory(run)
+    for name in ("name", "runs"):
+        if name in changes:
+            raise UserError(f"--resume goes on in {run}: leave out --{name}.")
+    file = run / CONFIG
+    config = check_consent(read_settings(file, FinetuneConfig), file, changes, resume=True)
+    ends = any(name in changes for name in _LENGTHS)
+    return replace(config, **{**(dict.fromkeys(_LENGTHS) if ends else {}), **changes})
 
 
 def complete(config: FinetuneConfig, model: ModelConfig, task: Task, **found: Any) -> CompleteFinetuneConfig:
