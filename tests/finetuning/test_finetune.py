@@ -41,18 +41,18 @@ def test_options_are_the_fields_of_the_config() -> None:
 
 
 def test_rows_are_learned_and_what_was_gained_is_returned(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = af.finetune(base, ROWS, steps=30, learning_rate=2e-2, batch_size=8, runs="out", name="first")
+    same: Any = {"steps": 60, "learning_rate": 2e-2, "batch_size": 8, "dtype": "float32", "runs": "out"}
+    result = af.finetune(base, ROWS, name="first", **same)
     assert result.directory == Path("out/first")
     assert not result.model.training
     assert result.model.config.head.label_names == ("no", "yes")
-    assert result.metrics["after"]["validation_loss"] < 0.4 < result.metrics["before"]["validation_loss"]
+    assert result.metrics["after"]["validation_loss"] < 0.3 < result.metrics["before"]["validation_loss"]
     assert result.metrics["after"]["accuracy"] == 1.0
     saved, _ = af.load(result.directory)
     text = torch.tensor([result.tokenizer.encode("a good film 3")])
     assert torch.equal(result.model(text).logits, saved(text).logits)
     assert capsys.readouterr().out == ""  # no terminal
-    again = af.finetune(base, ROWS, steps=30, learning_rate=2e-2, batch_size=8, runs="out")
-    assert again.metrics == result.metrics
+    assert af.finetune(base, ROWS, **same).metrics == result.metrics
 
 
 def test_rows_are_kept_so_that_the_run_can_be_repeated(base: Path) -> None:
@@ -71,12 +71,21 @@ def test_options_are_given_as_python_has_them(base: Path) -> None:
     columns: Mapping[str, str] = {"text": "review", "label": "stars"}
     files = [Path("train.jsonl")]
     result = af.finetune(
-        str(base), files, columns=columns, validation=rows[:6], labels=["yes", "no"], steps=1, track=()
+        str(base),
+        files,
+        columns=columns,
+        validation=rows[:6],
+        labels=["yes", "no"],
+        steps=1,
+        lora=2,
+        targets="query",
+        track=(),
     )
     config = read_run(result.directory).config
     assert config["columns"] == ["text=review", "label=stars"]
     assert config["labels"] == ["yes", "no"]
-    assert config["track"] == []
+    assert config["targets"] == ["query"]
+    assert result.model.adapter_configs
     assert len(config["validation"]) == 1
     assert result.model.config.head.label_names == ("yes", "no")
 

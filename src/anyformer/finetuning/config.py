@@ -42,11 +42,13 @@ class FinetuneOptions(TypedDict, total=False):
     validation: str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
     task: str | None
     columns: Mapping[str, str] | Sequence[str]
+    header: Sequence[str]
     labels: Sequence[str]
     label_kind: str | None
     train_on: str
     context: int | None
     packing: bool | None
+    skip_faulty: bool
     max_record_bytes: int
     cache: str | Path | None
     lora: int | None

@@ -122,7 +122,7 @@ def _values(options: FinetuneOptions) -> dict[str, Any]:
     columns = values.get("columns")
     if isinstance(columns, Mapping):
         values["columns"] = [f"{role}={name}" for role, name in cast("Mapping[str, str]", columns).items()]
-    for name in ("columns", "labels", "targets", "track"):
+    for name in ("columns", "header", "labels", "targets", "track"):
         if name in values:
             values[name] = (values[name],) if isinstance(values[name], str) else tuple(values[name])
     for name in ("runs", "cache"):
