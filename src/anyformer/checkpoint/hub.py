@@ -40,6 +40,17 @@ def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
     return _download(name, [*_WANTED, "*.bin"] if allow_pickle else _WANTED)
 
 
+def is_cached(name: str) -> bool:
+    """Whether the repository of this name was downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:
+        return False
+
+
 def _download(name: str, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError

@@ -88,7 +88,7 @@ def _read(values: Mapping[str, Any], resume: Path | None) -> FinetuneConfig:
             raise UserError("What is it to learn? Give a file of examples with --data.")
         return FinetuneConfig(base=values["model"], **changes)
     if "model" in values:
-        raise UserError(f"--resume goes on in {resume}: leave out MODEL.")
+        changes["base"] = values["model"]
     return resumed(resume, changes)
 
 

@@ -28,12 +28,22 @@ EMBEDDING_LOSSES = ("in_batch_negatives", "cosine", "triplet", "class_triplet")
 LABEL_KINDS = ("single", "multiple", "regression")
 GENERATIVE: tuple[Task, ...] = ("text", "chat", "completion", "preference", "seq2seq")
 """Tasks whose answers are texts."""
+_PACKED: tuple[Task, ...] = ("text", "chat", "completion")
+"""Tasks of which several examples can share a row."""
+_TASKS_OF: Mapping[str, tuple[Task, ...]] = {
+    "labels": ("classify", "tag", "embed"),
+    "label_kind": ("classify",),
+    "loss": ("embed",),
+    "packing": _PACKED,
+}
+"""The tasks that a setting is for."""
 
 _CONTEXT = 1024
 _BATCH_TOKENS = 4096
 """Of a validation batch."""
 _QUANTIZED = ("int8", "int4")
 _LEARNED = ("answers", "all")
+_ALL_LINEAR = ("all-linear",)
 
 
 class FinetuneOptions(TypedDict, total=False):
@@ -133,7 +143,7 @@ class FinetuneConfig(RunConfig):
     """The adapter counts alpha / rank times (default: twice the rank)."""
     lora_dropout: float = 0.0
     """Dropout before the adapter."""
-    targets: Annotated[tuple[str, ...], "LAYER"] = ("all-linear",)
+    targets: Annotated[tuple[str, ...], "LAYER"] = _ALL_LINEAR
     """The layers that get adapters, by Hugging Face's names, such as q_proj v_proj."""
     dora: bool = False
     """Learn the length of each row of a weight as well (DoRA)."""
@@ -183,9 +193,11 @@ class FinetuneConfig(RunConfig):
         for column in self.columns:
             if not all(column.partition("=")):
                 raise UserError(f"--columns {column}: write ROLE=COLUMN, such as text=review.")
+        if len(self.roles) < len(self.columns):
+            raise UserError(f"--columns {' '.join(self.columns)}: a role is named twice.")
         if self.lora is None:
-            for name in ("lora_alpha", "dora", "rslora", "lora_dropout", "quantize"):
-                if getattr(self, name):
+            for name in ("lora_alpha", "dora", "rslora", "lora_dropout", "targets", "quantize"):
+                if getattr(self, name) not in (None, False, 0.0, _ALL_LINEAR):
                     raise UserError(f"--{name.replace('_', '-')} is for adapters: add --lora 16.")
         if self.quantize is not None and self.engine in ("fsdp", "deepspeed"):
             raise UserError(f"--quantize does not work with --engine {self.engine}: use ddp, or leave it out.")
@@ -207,7 +219,7 @@ class FinetuneConfig(RunConfig):
             rank=self.lora,
             alpha=self.lora_alpha,
             dropout=self.lora_dropout,
-            target_modules="all-linear" if self.targets == ("all-linear",) else self.targets,
+            target_modules="all-linear" if self.targets == _ALL_LINEAR else self.targets,
             use_dora=self.dora,
             use_rslora=self.rslora,
         )
@@ -246,7 +258,11 @@ def resumed(run: Path, changes: Mapping[str, Any]) -> FinetuneConfig:
         if name in changes:
             raise UserError(f"--resume goes on in {run}: leave out --{name}.")
     file = run / CONFIG
-    config = check_consent(read_settings(file, FinetuneConfig), file, changes, resume=True)
+    config = read_settings(file, FinetuneConfig)
+    base = changes.get("base", config.base)
+    if config.base not in (base, str(Path(base).absolute())):
+        raise UserError(f"--resume goes on in {run}, and so with {config.base}: leave out {base}.")
+    config = check_consent(config, file, changes, resume=True)
     ends = any(name in changes for name in _LENGTHS)
     return replace(config, **{**(dict.fromkeys(_LENGTHS) if ends else {}), **changes})
 
@@ -259,7 +275,18 @@ def complete(config: FinetuneConfig, model: ModelConfig, task: Task, **found: An
         model: Of the base.
         task: What the examples are for.
         found: Other fields that the examples settle.
+
+    Raises:
+        UserError: A setting doesn't fit the model or the task.
     """
+    longest = model.context_length
+    if config.context is not None and longest is not None and config.context > longest:
+        raise UserError(f"--context {config.context} is longer than the {longest} tokens that the model can read.")
+    if config.lora is not None and config.lora > model.d_model:
+        raise UserError(f"--lora {config.lora} is no low rank: the model is {model.d_model} wide.")
+    for name, tasks in _TASKS_OF.items():
+        if getattr(config, name) and task not in tasks:
+            raise UserError(f"--{name.replace('_', '-')} is for {' and '.join(tasks)}, and the task is {task}.")
     generates = task in GENERATIVE
     chosen: dict[str, Any] = {
         "task": task,
@@ -268,7 +295,7 @@ def complete(config: FinetuneConfig, model: ModelConfig, task: Task, **found: An
         "batch_tokens": config.batch_tokens or _BATCH_TOKENS,
         "learning_rate": config.learning_rate or default_learning_rate(model, task, adapter=config.lora is not None),
         "label_smoothing": config.label_smoothing or 0.0,
-        "packing": bool(config.packing if config.packing is not None else config.device != "cpu" and generates),
+        "packing": bool(config.packing if config.packing is not None else config.device != "cpu" and task in _PACKED),
         "epochs": config.epochs or (None if config.steps or config.minutes else EPOCHS),
     }
     return CompleteFinetuneConfig(**{**vars(config), **chosen, **found})

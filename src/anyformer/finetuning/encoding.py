@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,11 @@ def _preference(
         if all(any(text.learned[1:]) for text in kept):
             chosen.append(kept[0])
             rejected.append(kept[1])
+    if not chosen:
+        raise UserError(
+            f"No pair is left to be learned: the context of {encoding.context:,} tokens cuts off an answer of each. "
+            "Give --context more, or shorten the prompts."
+        )
     return PreferenceDataset(chosen, rejected, encoding.pad)
 
 
@@ -145,7 +151,8 @@ def _add(
 ) -> list[LearnedTokens]:
     """Cut the rows of an example to the context, and count them."""
     kept, cuts = zip(*(truncate(row, encoding.context) for row in rows), strict=True)
-    check.add(example, kept, cuts)
+    # Of a source no token is to be learned.
+    check.add(example, [row.tokens if title == "source" else row for row, title in zip_longest(kept, titles)], cuts)
     if len(preview) < ROWS:
         names = titles or [""] * len(rows)
         texts = [PreviewText.of(*part) for part in zip(kept, names, cuts, strict=True)]
@@ -162,6 +169,7 @@ def _classify(
     numbers = {name: number for number, name in enumerate(encoding.labels)}
     if encoding.kind == "regression":
         targets: Any = np.array([_number(example) for example in examples], np.float32)
+        targets[targets == IGNORED] = np.nextafter(np.float32(IGNORED), np.float32(0))  # it is to be learned
     elif encoding.kind == "multiple":
         targets = np.zeros((len(examples), len(encoding.labels)), np.float32)
         for row, example in enumerate(examples):
@@ -206,6 +214,11 @@ def _tag(encoding: Encoding, examples: Sequence[TagExample], check: Check, previ
             preview.append(PreviewRow(where=example.where, texts=[text]))
         texts.append(words.tokens)
         targets.append(row)
+    if all(number == IGNORED for row in targets for number in row):
+        raise UserError(
+            f"No word is left to be tagged, as in {examples[0].where}: the tokenizer makes nothing of them, or the "
+            f"context of {encoding.context:,} tokens has no room for them."
+        )
     return TaggingDataset(texts, targets, encoding.pad)
 
 

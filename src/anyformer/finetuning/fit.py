@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import cast
 
 from anyformer.config import ModelConfig
-from anyformer.data.examples import CompletionExample, Seq2SeqExample
+from anyformer.data.examples import CompletionExample, EmbedExample, Seq2SeqExample
 from anyformer.data.examples.loading import ExampleSet
 from anyformer.errors import UserError
+from anyformer.training.run_config import RunConfig
 
 
 def fitted(found: ExampleSet, model: ModelConfig) -> ExampleSet:
@@ -30,6 +31,48 @@ def fitted(found: ExampleSet, model: ModelConfig) -> ExampleSet:
     if found.task in ("chat", "completion", "preference", "seq2seq") and model.head.kind != "language_model":
         raise UserError(f"The task {found.task} is for a language model, and this model's head is {model.head.kind}.")
     return found
+
+
+def embedding_loss(asked: str | None, example: EmbedExample) -> str:
+    """The loss that compares the vectors of examples such as this one.
+
+    Args:
+        asked: One of `EMBEDDING_LOSSES`; None: what suits them.
+
+    Raises:
+        UserError: They lack what it compares.
+    """
+    count = len(example.texts)
+    if example.score is not None:
+        what, fitting = "pairs with a score", ("cosine",)
+    elif example.label is None:
+        what, fitting = f"rows of {count} texts", ("in_batch_negatives", "triplet")[: 2 if count == 3 else 1]
+    elif count == 1:
+        what, fitting = "texts with a class", ("class_triplet",)
+    else:
+        raise UserError(
+            "Pairs with a class say nothing about how near their vectors are: give scores, or an anchor and a positive "
+            "in each row; --task classify learns the classes."
+        )
+    if asked is not None and asked not in fitting:
+        raise UserError(f"--loss {asked} is not for {what}: leave it out, or take {' or '.join(fitting)}.")
+    return asked or fitting[0]
+
+
+def check_parts(loss: str, config: RunConfig) -> None:
+    """Raise UserError if the loss compares each example with all others of a batch, and the batch is cut in parts."""
+    if loss not in ("in_batch_negatives", "class_triplet"):
+        return
+    flags = {
+        f"--grad-accumulation {config.grad_accumulation}": config.grad_accumulation > 1,
+        f"--engine {config.engine}": config.engine is not None,
+    }
+    for flag, cuts in flags.items():
+        if cuts:
+            raise UserError(
+                f"The loss {loss} compares each example with all others of its batch, which {flag} would cut into "
+                "parts: leave it out."
+            )
 
 
 def _rewriting(example: CompletionExample) -> Seq2SeqExample:

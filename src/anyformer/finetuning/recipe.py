@@ -16,9 +16,9 @@ from anyformer.blocks.dropout import Dropout
 from anyformer.checkpoint import inspect
 from anyformer.console import Console
 from anyformer.data.disk_cache import Cache, key
-from anyformer.data.examples import Example, Task
+from anyformer.data.examples import EmbedExample, Example, Task
 from anyformer.data.examples.batches import ExampleBatches
-from anyformer.data.examples.columns import Columns
+from anyformer.data.examples.columns import NamedColumns
 from anyformer.data.examples.datasets import Dataset, PreferenceDataset
 from anyformer.data.examples.held_out import digest, duplicates, held_out, overlap
 from anyformer.data.examples.loading import ExampleSet, find_task, load_examples
@@ -29,7 +29,7 @@ from anyformer.evaluation.tasks import Options
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import GENERATIVE, CompleteFinetuneConfig, FinetuneConfig, complete
 from anyformer.finetuning.encoding import Encoding
-from anyformer.finetuning.fit import fitted
+from anyformer.finetuning.fit import check_parts, embedding_loss, fitted
 from anyformer.finetuning.model import build_model, save_model
 from anyformer.finetuning.preview import PreviewRow
 from anyformer.finetuning.text import TextFinetuning
@@ -82,7 +82,10 @@ class Finetuning(Recipe):
             training, validation = self._split(config)
             self.task: Task = self.found.task
             labels = self.found.labels or ()
-            settled = {"labels": labels, "label_kind": self.found.kind, "loss": _embedding_loss(config, training)}
+            settled: dict[str, Any] = {"labels": labels, "label_kind": self.found.kind}
+            if isinstance(training[0], EmbedExample):
+                settled["loss"] = embedding_loss(config.loss, training[0])
+                check_parts(settled["loss"], config)
             self._config = complete(config, base, self.task, **settled)
             self.model_config = base
             self.preview: list[PreviewRow] = []
@@ -225,18 +228,9 @@ def _read(config: FinetuneConfig, training: ExampleSet | None = None) -> Example
     )
 
 
-def _columns(config: FinetuneConfig) -> Columns:
-    known = {field.name for field in fields(Columns)}
+def _columns(config: FinetuneConfig) -> NamedColumns:
+    known = {field.name for field in fields(NamedColumns)}
     for role, column in config.roles.items():
         if role not in known:
             raise UserError(f"--columns {role}={column}: there is no role {role!r} ({nearest(role, known)}).")
-    return Columns(**config.roles)
-
-
-def _embedding_loss(config: FinetuneConfig, examples: Sequence[Any]) -> str | None:
-    if config.loss is not None or not hasattr(examples[0], "texts"):
-        return config.loss
-    first = examples[0]
-    if first.score is not None:
-        return "cosine"
-    return "class_triplet" if first.label is not None and len(first.texts) == 1 else "in_batch_negatives"
+    return NamedColumns(**config.roles)

@@ -23,8 +23,9 @@ T = TypeVar("T", bound=RunConfig)
 def check_consent(config: T, file: Path, given: Mapping[str, Any], *, resume: bool = False) -> T:
     """The config that a file holds, if the command line agrees to what it asks for.
 
-    Several processes, their engine and the trackers have to be given there, as do data sets of the hub, a folder for
-    runs other than the current or the file's own, a cache folder where no cache is yet, and a higher limit. Of a file
+    Several processes, their engine and the trackers have to be given there, as do data sets of the hub, a model of the
+    hub that was not downloaded before, pickled weights, a folder for runs other than the current or the file's own, a
+    cache folder where no cache is yet, and a higher limit. Of a file
     that belongs to another user (but root) so do the files that are read: they might be such as the other may not read.
     More processes that tokenize than there are cores are not started.
 
@@ -37,7 +38,7 @@ def check_consent(config: T, file: Path, given: Mapping[str, Any], *, resume: bo
     """
     missing = {name: value for name, value in _asked(config, file, resume=resume) if name not in given}
     if missing:
-        flags = " ".join(f"--{name.replace('_', '-')} {_words(value)}" for name, value in missing.items())
+        flags = " ".join(_flag(name, value) for name, value in missing.items())
         raise UserError(
             f"{file} asks for what only the command line may decide, as a config file may come from a stranger. If you "
             f"want it, add {flags}"
@@ -57,16 +58,32 @@ def _asked(config: RunConfig, file: Path, *, resume: bool) -> Iterator[tuple[str
         yield "runs", config.runs
     if config.max_record_bytes > RECORD_BYTES:
         yield "max_record_bytes", config.max_record_bytes
+    if getattr(config, "allow_pickle", False):
+        yield "allow_pickle", True
     foreign = os.name == "posix" and file.stat().st_uid not in (0, os.geteuid())
     for name in _READS:
         value: Any = getattr(config, name, None)
         if name == "cache":
             asks = value is not None and (foreign or not (value / "tokens").is_dir())
+        elif name == "base":
+            asks = value is not None and (foreign or not (Path(value).exists() or _is_cached(value)))
         else:
             hub = isinstance(value, tuple) and any(str(path).startswith("hf:") for path in value)
             asks = bool(value) and (foreign or hub)
         if asks:
             yield name, value
+
+
+def _is_cached(name: str) -> bool:
+    from anyformer.checkpoint.hub import is_cached  # it imports torch
+
+    return is_cached(name)
+
+
+def _flag(name: str, value: Any) -> str:
+    if name == "base":  # the model has no flag
+        return _words(value)
+    return f"--{name.replace('_', '-')}" + ("" if value is True else f" {_words(value)}")
 
 
 def _words(value: Any) -> str:

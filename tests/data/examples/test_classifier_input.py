@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.data.examples.classifier_input import encode_texts, encode_words
+from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
 SENTENCE = "the cat sat on the mat, and the dogs' owners ran after it (because it was a dog)."
@@ -69,5 +70,5 @@ def test_every_word_of_a_byte_level_text_has_a_token(pair: tuple[Tokenizer, Any]
 
 
 def test_special_tokens_alone_are_no_text(pair: tuple[Tokenizer, Any]) -> None:
-    with pytest.raises(ValueError, match="no room"):
+    with pytest.raises(UserError, match="no room"):
         encode_texts(pair[0], [("the cat", "the dog")], 4)

@@ -91,7 +91,7 @@ def test_what_is_asked_for_comes_first(sample: dict[str, Any], task: Any, column
             "from which no task follows: did you mean 'text' instead of 'txet'?",
         ),
         ({}, None, Columns(), "has the columns none, from which no task follows: name the task and its columns"),
-        ({"A sentence that was no header.": "", "5.0": ""}, None, Columns(), "if the first line is no header, name"),
+        ({"A sentence that was no header.": "", "5.0": ""}, None, Columns(), "if the first line is no header, write"),
         ({"text": ""}, "classify", Columns(), "classify needs .*label.*: say which they are with .*--label NAME"),
         ({"text": ""}, "clasify", Columns(), r"There is no task 'clasify': did you mean 'classify'\?$"),
         ({"review": "", "l": ""}, None, Columns(text="reviw"), "has no column 'reviw': did you mean 'review'"),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
 
@@ -45,8 +46,7 @@ def encode_texts(
         max_length: Tokens to keep. Of a pair the longer text is cut, at its end.
 
     Raises:
-        UserError: a text can't be encoded.
-        ValueError: the special tokens alone are more than `max_length`.
+        UserError: a text can't be encoded, or `max_length` has no room beside the special tokens.
     """
     encodings = tokenizer.encodings([text if second is None else (text, second) for text, second in texts])
     inputs: list[ClassifierInput] = []
@@ -67,7 +67,7 @@ def encode_words(tokenizer: Tokenizer, words: Sequence[str], max_length: int | N
         max_length: Tokens to keep.
 
     Raises:
-        UserError, ValueError: as `encode_texts`.
+        UserError: as `encode_texts`.
     """
     text = " ".join(words)
     encoding: Any = tokenizer.encodings([text])[0]
@@ -90,7 +90,7 @@ def _truncated(tokenizer: Tokenizer, text: str, second: str | None, max_length: 
     parts = [backend.encode(part, add_special_tokens=False) for part in (text, second) if part is not None]
     room = max_length - backend.num_special_tokens_to_add(second is not None)
     if room < len(parts):
-        raise ValueError(f"{max_length} tokens have no room for a text beside the special tokens")
+        raise UserError(f"A context of {max_length} tokens has no room for a text beside the special tokens: raise it.")
     lengths = [len(part.ids) for part in parts]
     if len(parts) == 2 and sum(lengths) > room:
         shorter = min(*lengths, room // 2)

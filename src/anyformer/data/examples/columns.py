@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
+from typing_extensions import override
+
 from anyformer.data.examples import Task
 
 
@@ -51,6 +53,20 @@ class Columns:
         """Those that are not None."""
         named = ((each.name, getattr(self, each.name)) for each in fields(self))
         return {role: column for role, column in named if column is not None}
+
+    def ask(self, *roles: str) -> str:
+        """How a command line names the columns of roles: ``--text NAME --label NAME``."""
+        return " ".join(f"--{role} NAME" for role in roles)
+
+
+class NamedColumns(Columns):
+    """Those of a command that has one flag for all: ``--columns text=NAME label=NAME``."""
+
+    __slots__ = ()
+
+    @override
+    def ask(self, *roles: str) -> str:
+        return " ".join(["--columns", *(f"{role}=NAME" for role in roles)])
 
 
 Names = tuple[str, ...]

@@ -187,7 +187,7 @@ def _translation(parts: Parts) -> Seq2SeqExample:
         raise fault(
             parts.where,
             f"has {len(found)} texts in {place}",
-            "with others than a source and its target, name them with --source and --target",
+            "with others than a source and its target, name those of the source and the target",
         )
     source, target = (as_text(each, parts.where, f"{name!r} of {place}") for name, each in found.items())
     return Seq2SeqExample(where=parts.where, source=source, target=target)

@@ -102,14 +102,20 @@ def settle_tags(
     return made, Labels("single", names, f"{_count(names, 'tag')}: {_some(names)}")
 
 
-def settle_embeddings(examples: Sequence[EmbedExample]) -> tuple[list[EmbedExample], tuple[str, ...], str]:
+def settle_embeddings(
+    examples: Sequence[EmbedExample], known: Sequence[str] | None = None
+) -> tuple[list[EmbedExample], tuple[str, ...], str]:
     """Make scores, or names of classes, of scores and labels that are as the rows have them.
+
+    Args:
+        examples: At least one.
+        known: The names of the classes there are; None: all that occur.
 
     Returns:
         The examples, the names of classes, and what was found, for people.
 
     Raises:
-        UserError: Examples have different parts, or scores of an unknown range.
+        UserError: Examples have different parts, unknown classes, or scores of an unknown range.
     """
     count = len(examples[0].texts)
     for example in examples:
@@ -127,7 +133,7 @@ def settle_embeddings(examples: Sequence[EmbedExample]) -> tuple[list[EmbedExamp
         return _scored(
             examples, [as_number(label, where, "its label") for label, where in zip(raw, wheres, strict=True)]
         )
-    values, labels = _single(_names_of_numbers(raw, wheres), wheres, None, ())
+    values, labels = _single(_names_of_numbers(raw, wheres), wheres, known, ())
     made = [replace(example, label=value) for example, value in zip(examples, values, strict=True)]
     return made, labels.names, labels.note
 

@@ -195,7 +195,7 @@ def _settled(
         tagged, labels = settle_tags(cast("Sequence[TagExample]", given), known, classes.get("tags", ()))
         return replace(found, examples=tagged, labels=labels.names, notes=[labels.note, *found.notes])
     if found.task == "embed":
-        embedded, names, note = settle_embeddings(cast("Sequence[EmbedExample]", given))
+        embedded, names, note = settle_embeddings(cast("Sequence[EmbedExample]", given), known)
         return replace(found, examples=embedded, labels=names or None, notes=[note, *found.notes])
     return found
 

@@ -92,7 +92,7 @@ def find_reading(
             return Reading(shape, found, _optional(shape, given), f"{verb} {_listed(found)}")
     if task == "embed" and not given and (reading := _by_order(sample)):
         return reading
-    raise _no_task(sample, where, task, given)
+    raise _no_task(sample, where, task, columns or Columns())
 
 
 def _fit(shape: Shape, sample: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str] | None:
@@ -150,14 +150,15 @@ def _listed(found: Mapping[str, str]) -> str:
     return f"the columns {', '.join(first)} and {last}" if first else f"the column {last}"
 
 
-def _no_task(sample: Mapping[str, Any], where: object, task: Task | None, given: Mapping[str, str]) -> UserError:
+def _no_task(sample: Mapping[str, Any], where: object, task: Task | None, asked: Columns) -> UserError:
+    given = asked.given()
     columns = [str(column)[:60] for column in sample]
     some = ", ".join(map(repr, columns[:_FEW])) + (", ..." if len(columns) > _FEW else "")
     has = f"{where} has the column{'s' if len(columns) != 1 else ''} {some or 'none'}"
     if task is None:
-        how = "name the task and its columns, such as --task classify --text NAME --label NAME."
+        how = f"name the task and its columns, such as --task classify {asked.ask('text', 'label')}."
         if any(_DATA.fullmatch(column) for column in columns):
-            how = "if the first line is no header, name the columns with --header NAME,NAME."
+            how = "if the first line is no header, write the names of the columns above it."
         how = _misspelt(columns) or how
         return UserError(f"{has}, from which no task follows: {how}")
     shapes = [shape for shape in SHAPES if shape.task == task]
@@ -168,8 +169,7 @@ def _no_task(sample: Mapping[str, Any], where: object, task: Task | None, given:
 
     shape = min(shapes, key=distance)
     needs = " and ".join(f"{part} ({', '.join(map(repr, names))})" for part, names in shape.required.items())
-    flags = " ".join(f"--{part} NAME" for part in shape.required)
-    return UserError(f"{has}, and {task} needs {needs}: say which they are with {flags}.")
+    return UserError(f"{has}, and {task} needs {needs}: say which they are with {asked.ask(*shape.required)}.")
 
 
 def _misspelt(columns: Sequence[str]) -> str | None:

@@ -1,0 +1,51 @@
+"""From a model and a file of examples to a better model, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import anyformer as af
+from anyformer.cli.main import main
+from tests.finetuning import toys
+from tests.finetuning.conftest import Tunes
+from tests.training.conftest import metrics
+
+LEARNED: dict[str, tuple[str, float]] = {
+    "classify": ("accuracy", 0.9),
+    "tag": ("entity_f1", 0.9),
+    "embed": ("spearman", 0.8),
+    "chat": ("exact_match", 0.5),
+    "completion": ("exact_match", 0.9),
+    "preference": ("accuracy", 0.9),
+    "seq2seq": ("exact_match", 0.9),
+}
+"""What each task is measured by, and how good it should be on toys."""
+
+
+@pytest.mark.parametrize("task", LEARNED)
+def test_a_task_is_learned(
+    task: str, tunes: Tunes, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metric, good = LEARNED[task]
+    validation = toys.write(tmp_path / "validation.jsonl", toys.rows(task, 30, seed=7))
+    run = tunes(task, "--epochs=8", "--learning-rate=2e-2", f"--validation={validation}", rows=toys.rows(task, 100))
+    assert sorted(path.name for path in run.glob("[!.]*"))[-1] == "report.html"
+    lines = metrics(run)
+    losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    before, after = [line["scores"][metric] for line in lines if "scores" in line]
+    assert losses[-1] < 0.5 * losses[0]
+    assert after > before
+    assert after >= good
+    model, tokenizer = af.load(run)
+    assert tokenizer is not None
+    assert model.config.head.label_names == {"classify": ("no", "yes"), "tag": ("B-animal", "B-thing", "O")}.get(
+        task, ()
+    )
+    capsys.readouterr()
+    assert main(["evaluate", str(run), f"--task={task}", f"--data={validation}", "--json", "--device=cpu"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert found["metrics"][metric]["value"] == pytest.approx(after, rel=1e-5)
