@@ -23,15 +23,13 @@ from anyformer.data.examples.datasets import Dataset, PreferenceDataset
 from anyformer.data.examples.held_out import digest, duplicates, held_out, overlap
 from anyformer.data.examples.loading import ExampleSet, find_task, load_examples
 from anyformer.errors import UserError, nearest
-from anyformer.evaluation.evaluate import evaluate_examples
-from anyformer.evaluation.result import Evaluation
-from anyformer.evaluation.tasks import Options
 from anyformer.finetuning.check import Check
-from anyformer.finetuning.config import GENERATIVE, CompleteFinetuneConfig, FinetuneConfig, complete
+from anyformer.finetuning.config import CompleteFinetuneConfig, FinetuneConfig, complete
 from anyformer.finetuning.encoding import Encoding
 from anyformer.finetuning.fit import check_parts, embedding_loss, fitted
 from anyformer.finetuning.model import build_model, save_model
 from anyformer.finetuning.preview import PreviewRow
+from anyformer.finetuning.report import Report
 from anyformer.finetuning.text import TextFinetuning
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -42,9 +40,6 @@ from anyformer.training.recipe import Recipe
 from anyformer.training.sample import Passage, Sample
 from anyformer.training.strategies.base import model_inputs
 
-_MEASURED = 2000
-_GENERATED = 32
-"""Held-out examples that are evaluated before and after training: such with labels, and such with texts to write."""
 _SHOWN = 3
 
 
@@ -114,7 +109,7 @@ class Finetuning(Recipe):
             steps = max(1, math.ceil(self.config.epochs * self.batches.steps_per_epoch))
             self._config = replace(self.config, steps=steps, epochs=None)
         self.fingerprint = key(self.batches.digest, tokenizer.fingerprint, self.task)
-        self.evaluations: list[Evaluation] = []
+        self._report = Report(self.config, tokenizer, self.validation, self.checks)
 
     @property
     @override
@@ -153,16 +148,17 @@ class Finetuning(Recipe):
         return save_model(model, directory, self.tokenizer, self.config)
 
     @override
-    def measure(self, model: Transformer) -> Mapping[str, Any]:
-        count = _GENERATED if self.task in GENERATIVE else _MEASURED
-        found = evaluate_examples(model, self.tokenizer, self.validation[:count], self.task, Options(max_new_tokens=64))
-        self.evaluations.append(found)
-        return {"scores": {name: value for name, value in found.scores.items() if math.isfinite(value)}}
+    def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
+        return self._report.measure(model, directory, step)
+
+    @override
+    def report(self, directory: Path) -> Sequence[str]:
+        return self._report.conclude(directory)
 
     @override
     def sample(self, model: Transformer) -> Sample:
-        latest = self.evaluations[-1].rows[:_SHOWN] if self.evaluations else ()
-        passages = [Passage(f"{row.text}\n    ", row.prediction) for row in latest]
+        rows = self._report.rows(model)[:_SHOWN]
+        passages = [Passage(f"{row.text}\n    ", row.prediction) for row in rows]
         command = {"chat": "chat", "completion": "generate", "seq2seq": "generate", "embed": "embed"}.get(
             self.task, "evaluate"
         )

@@ -1,9 +1,10 @@
 """Continued pretraining: a model goes on with what it was trained for, on your own text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import override
 
@@ -12,6 +13,7 @@ from anyformer.console import Console
 from anyformer.errors import UserError
 from anyformer.finetuning.config import CompleteFinetuneConfig, FinetuneConfig, complete
 from anyformer.finetuning.model import build_model, save_model
+from anyformer.finetuning.report import Report
 from anyformer.model import Transformer
 from anyformer.training.config import TrainConfig
 from anyformer.training.prepare import prepare
@@ -61,6 +63,7 @@ class TextFinetuning(Recipe):
         if made.epochs is not None:
             steps = max(1, math.ceil(made.epochs * self.batches.steps_per_epoch))
             self._config = replace(self._config, steps=steps, epochs=None)
+        self._report = Report(self._config, tokenizer)
 
     @property
     @override
@@ -78,6 +81,14 @@ class TextFinetuning(Recipe):
     @override
     def save(self, model: Transformer, directory: Path) -> str:
         return save_model(model, directory, self.tokenizer, self._config)
+
+    @override
+    def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
+        return self._report.measure(model, directory, step)
+
+    @override
+    def report(self, directory: Path) -> Sequence[str]:
+        return self._report.conclude(directory)
 
     @override
     def sample(self, model: Transformer) -> Sample:

@@ -6,6 +6,7 @@
               metrics.jsonl   one JSON object a line: losses, evaluations, samples
               model/          a Hugging Face directory, loadable at any moment
               checkpoints/    what `anyformer train --resume runs/NAME` needs
+              evaluation.json after fine-tuning: the task's metrics before and after it, and rows
               report.html     curves and samples, to be looked at
 """
 
@@ -28,6 +29,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
+EVALUATION = "evaluation.json"
 LOCK = ".lock"
 
 

@@ -18,7 +18,7 @@ from anyformer import limits, terminal
 from anyformer.errors import UserError, nearest
 from anyformer.families import preset as find_preset
 from anyformer.migration import current_settings
-from anyformer.runs.directory import CONFIG, METRICS
+from anyformer.runs.directory import CONFIG, EVALUATION, METRICS
 
 Line = Mapping[str, Any]
 
@@ -231,7 +231,7 @@ def read_run(path: Path) -> Run:
         raise UserError(f"There is no run directory {path}{f' ({hint})' if hint.startswith('did') else ''}.")
     if not is_run(path):
         raise UserError(f"{path} is no run directory: it has neither {METRICS} nor {CONFIG}.")
-    limits.check_files(path, (CONFIG, METRICS))
+    limits.check_files(path, (CONFIG, METRICS, EVALUATION))
     run = Run(path, _config(path / CONFIG))
     for line in _lines(path / METRICS):
         if line is None:

@@ -55,9 +55,13 @@ class Recipe(ABC):
     def save(self, model: Transformer, directory: Path) -> str:
         """Write the model; returns what the directory is, for people. Raises UserError where the disk refuses."""
 
-    def measure(self, model: Transformer) -> Mapping[str, Any]:
-        """What to log about the model before and after training, beside its validation loss."""
-        del model
+    def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
+        """Measure the model before training, at step 0, and after it, in the first process only.
+
+        Returns:
+            What to log beside its validation loss. More may be written into the run directory.
+        """
+        del model, directory, step
         return {}
 
     @abstractmethod

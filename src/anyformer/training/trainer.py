@@ -88,6 +88,7 @@ class Trainer:
         self._every: int = facts.get("every", 1)
         self._latest: tuple[int, Evaluation] | None = None
         self._stored = ""
+        self._measuring = 0.0
 
     def run(self, started: float) -> int:
         """Do all of it.
@@ -220,7 +221,7 @@ class Trainer:
             raise ValueError("a complete config has steps or minutes")
         seconds = 60 * config.minutes
         elapsed = self.meter.elapsed if self.resumed else 0.0
-        evaluating = 0.0 if self._latest is None else self._latest[1].seconds
+        evaluating = self._measuring + (0.0 if self._latest is None else self._latest[1].seconds)
         left = started + seconds - time.monotonic() - evaluating - _SAMPLE_SHARE * seconds
         return TimeBudget(max(left, seconds / 2), elapsed, broadcast=self.group.broadcast)
 
@@ -288,8 +289,10 @@ class Trainer:
 
     def _measure(self) -> None:
         """Log what the recipe finds out about the model, before training and after it."""
+        begin = time.monotonic()
         with self.strategy.gathered() as model:
-            found = {} if model is None else self.recipe.measure(model)
+            found = {} if model is None else self.recipe.measure(model, self.directory.path, self.step)
+        self._measuring = time.monotonic() - begin
         if found:
             self._log({"step": self.step, **found})
 

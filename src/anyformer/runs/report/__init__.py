@@ -1,6 +1,7 @@
 """Pages on runs: report.html in a run directory, and a page on several runs.
 
 page         what the page on one run says
+gains        what it says of fine-tuning
 comparison   what the page on several runs says
 charts       their curves, as numbers
 formatting   numbers and settings as text

@@ -6,6 +6,7 @@ from typing import Any
 from anyformer.runs.listing import Line, Run, default_settings, flatten, number, passages
 from anyformer.runs.report.charts import report_data, tokens_at
 from anyformer.runs.report.formatting import clock, count, flops, loss, perplexity, setting, share, si
+from anyformer.runs.report.gains import gains
 
 _SHAPE = (
     *("vocab_size", "d_model", "encoder_layers", "decoder_layers", "max_length", "attention.heads"),
@@ -28,6 +29,10 @@ _OWN = (
 """Settings that every run has its own of: a difference would say nothing. So have the tokenizer's own tokens."""
 
 
+_LABELED = ("classify", "tag", "embed", "preference")
+"""Tasks of fine-tuning whose loss is not that of tokens of a text."""
+
+
 def page(run: Run, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The values of page.html; `defaults` are those of a run's settings."""
     samples, further = _samples(run)
@@ -38,6 +43,7 @@ def page(run: Run, defaults: Mapping[str, Any]) -> dict[str, Any]:
         "facts": _facts(run),
         "notes": notes(run),
         "figures": _figures(run),
+        "gains": gains(run.path),
         "data": report_data(run),
         "evaluations": _evaluations(run),
         "samples": samples,
@@ -99,8 +105,10 @@ def _figures(run: Run) -> list[dict[str, str]]:
     best = run.best
     if best is not None and run.validation_loss is not None and best["validation_loss"] < run.validation_loss - 5e-3:
         came = f"best {loss(best['validation_loss'])} at step {best['step']:,}"
-    add("Validation loss", loss(run.validation_loss), came or "nats per token")
-    add("Perplexity", perplexity(run.validation_loss), "per token")
+    unit = "" if run.config.get("task") in _LABELED else "nats per token"
+    add("Validation loss", loss(run.validation_loss), came or unit)
+    if run.config.get("task") not in _LABELED:
+        add("Perplexity", perplexity(run.validation_loss), "per token")
     add("Bits per byte", loss(run.bits_per_byte))
     if not run.evaluations and run.steps:
         add("Training loss", loss(number(run.steps[-1], "loss")), "nats per token")
@@ -188,7 +196,9 @@ def _changed(name: str, value: Any, standard: Mapping[str, Any]) -> str:
 
 def _commands(run: Run) -> list[dict[str, str]]:
     path = f"{run.path.resolve().parent.name}/{run.name}"
-    commands = [{"what": "Repeat", "line": f"anyformer train --config {path}/config.yaml"}] if run.config else []
+    tuned = "base" in run.config
+    repeats = run.config and not tuned
+    commands = [{"what": "Repeat", "line": f"anyformer train --config {path}/config.yaml"}] if repeats else []
     if run.state in ("stopped", "diverged"):
-        commands.insert(0, {"what": "Go on", "line": f"anyformer train --resume {path}"})
+        commands.insert(0, {"what": "Go on", "line": f"anyformer {'finetune' if tuned else 'train'} --resume {path}"})
     return commands

@@ -1,0 +1,206 @@
+"""What a model can do before and after fine-tuning, on the same examples, in a form that a run directory keeps."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from anyformer.data.examples import Example, Task
+from anyformer.errors import UserError
+from anyformer.evaluation.answers import answer
+from anyformer.evaluation.evaluate import evaluate_examples
+from anyformer.evaluation.metrics import Interval, Metric, language_model
+from anyformer.evaluation.metrics.metric import Array, percentiles
+from anyformer.evaluation.perplexity import Text, join_texts, losses
+from anyformer.evaluation.result import Evaluation
+from anyformer.evaluation.tasks import Options
+from anyformer.finetuning.config import GENERATIVE
+from anyformer.model import Transformer
+from anyformer.tokenizer import Tokenizer
+
+_EXAMPLES, _GENERATED = 2000, 32
+"""Examples that are measured at most: such with labels, and such with texts to write."""
+_FIRST, _FIRST_GENERATED = 32, 4
+"""Those that are timed first where time is short."""
+_NEW_TOKENS = (32, 256)
+"""The fewest and the most tokens of an answer; it is given half as many again as the longest reference has."""
+_GENERAL_SHARE = 0.25
+"""Of the time for measuring, the part for general text."""
+_GENERAL_TOKENS, _WINDOW = 4096, 256
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """A metric: its value, and those of its bootstrap resamples, by which it is compared with an earlier one."""
+
+    value: float
+    resampled: Array
+
+    @classmethod
+    def of(cls, metric: Metric) -> "Figure":
+        """The figure of a metric."""
+        return cls(metric.value, metric.resampled())
+
+    @property
+    def interval(self) -> Interval:
+        """Holds 95% of the resamples."""
+        return percentiles(self.resampled)
+
+    def difference(self, before: "Figure") -> Interval | None:
+        """The paired interval of what was gained since; None: the two are not of the same rows."""
+        if self.resampled.shape != before.resampled.shape:
+            return None
+        return percentiles(self.resampled - before.resampled)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What a model could do.
+
+    Attributes:
+        examples: How many it was measured on.
+        figures: The metrics of the task, by name.
+        predictions: What the model said to each example.
+        general: Perplexity of a text that has nothing to do with the task; None: the model predicts no texts.
+        windows, size: Of the general text: how many windows were read, and bytes of the text.
+    """
+
+    examples: int
+    figures: Mapping[str, Figure]
+    predictions: Sequence[str] = ()
+    general: Figure | None = None
+    windows: int = 0
+    size: int = 0
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The metrics as finite numbers."""
+        found = {name: figure.value for name, figure in self.figures.items()}
+        if self.general is not None:
+            found["general_perplexity"] = self.general.value
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values of JSON."""
+        return {
+            "examples": self.examples,
+            "figures": {name: _plain(figure) for name, figure in self.figures.items()},
+            "predictions": list(self.predictions),
+            "general": None if self.general is None else _plain(self.general),
+            "windows": self.windows,
+            "size": self.size,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Measurement":
+        """What `to_dict` made. Raises ValueError for anything else."""
+        try:
+            return cls(
+                examples=int(values["examples"]),
+                figures={str(name): _figure(each) for name, each in values["figures"].items()},
+                predictions=[str(each) for each in values["predictions"]],
+                general=None if values["general"] is None else _figure(values["general"]),
+                windows=int(values["windows"]),
+                size=int(values["size"]),
+            )
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError("these values are not those of a measurement") from error
+
+
+def measure(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    examples: Sequence[Any],
+    task: Task,
+    *,
+    before: Measurement | None = None,
+    seconds: float | None = None,
+) -> tuple[Measurement, Evaluation]:
+    """Measure a model on the first examples, and on general text.
+
+    Args:
+        model, tokenizer: What to measure.
+        examples: Of the task; none: general text alone is measured.
+        task: What they ask.
+        before: An earlier measurement, whose examples and text are measured again; None: this is the first one.
+        seconds: About how long it may take; None: as long as a few examples, or a few thousand with labels, take.
+    """
+    options = Options(max_new_tokens=_new_tokens(tokenizer, examples, task), skip_missing=True)
+
+    def evaluate(rows: Sequence[Example]) -> Evaluation:
+        return evaluate_examples(model, tokenizer, rows, task, options)
+
+    generates = task in GENERATIVE
+    count = min(len(examples), _GENERATED if generates else _EXAMPLES)
+    if before is not None:
+        count = min(len(examples), before.examples)
+    elif seconds is not None and count:
+        first = min(count, _FIRST_GENERATED if generates else _FIRST)
+        evaluate(examples[:2])  # the first time takes longer: libraries are imported, code is compiled
+        begin = time.monotonic()
+        evaluate(examples[:first])
+        each = max(1e-9, time.monotonic() - begin) / first
+        count = max(first, min(count, int((1 - _GENERAL_SHARE) * seconds / each)))
+    found = evaluate(examples[:count]) if count else Evaluation(task=task, metrics={})
+    general = _general_text(model, tokenizer)
+    parts: list[tuple[float, int]] = []
+    if general is not None:
+        limit = None if before is None else max(1, before.windows)
+        parts = _read(model, general, limit, None if seconds is None else _GENERAL_SHARE * seconds)
+    measured = Measurement(
+        examples=count,
+        figures={name: Figure.of(metric) for name, metric in found.metrics.items()},
+        predictions=[row.prediction for row in found.rows],
+        general=Figure.of(language_model(*map(list, zip(*parts, strict=True)))["perplexity"]) if parts else None,
+        windows=len(parts),
+        size=0 if general is None else general.size,
+    )
+    return measured, found
+
+
+def _new_tokens(tokenizer: Tokenizer, examples: Sequence[Any], task: Task) -> int | None:
+    if task not in ("chat", "completion", "seq2seq"):
+        return None
+    texts = [answer(example) for example in examples[:_GENERATED]]
+    longest = max(map(len, tokenizer.encode_batch(texts, special=False)), default=0)
+    fewest, most = _NEW_TOKENS
+    return min(max(fewest, longest + longest // 2), most)
+
+
+def _general_text(model: Transformer, tokenizer: Tokenizer) -> Text | None:
+    """English prose that is always there: Python's own help; None: the model does not predict texts."""
+    if not model.config.is_decoder_only or model.config.head.kind != "language_model":
+        return None
+    try:
+        topics: Mapping[str, str] = import_module("pydoc_data.topics").topics
+        pieces = ((topics[name], True) for name in sorted(topics))
+        return join_texts(tokenizer, pieces, _GENERAL_TOKENS)
+    except (ImportError, UserError):  # a Python without its help, a tokenizer without these characters
+        return None
+
+
+def _read(model: Transformer, text: Text, limit: int | None, seconds: float | None) -> list[tuple[float, int]]:
+    """The loss in nats and the predictions of windows of a text, as far as the time goes."""
+    longest = model.config.context_length or model.config.max_length
+    begin = time.monotonic()
+    parts: list[tuple[float, int]] = []
+    for part in islice(losses(model, text, min(_WINDOW, longest), batch_size=1), limit):
+        parts.append(part)
+        if limit is None and seconds is not None and time.monotonic() - begin > seconds:
+            break
+    return parts
+
+
+def _plain(figure: Figure) -> dict[str, Any]:
+    resampled = [None if math.isnan(value) else float(f"{value:.6g}") for value in figure.resampled.tolist()]
+    return {"value": figure.value if math.isfinite(figure.value) else None, "resampled": resampled}
+
+
+def _figure(values: Mapping[str, Any]) -> Figure:
+    value = values["value"]
+    return Figure(math.nan if value is None else float(value), np.array(values["resampled"], dtype=np.float64))

@@ -1,0 +1,233 @@
+"""What fine-tuning gained and lost: as evaluation.json in the run directory, and in lines for people."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from anyformer import atomic, limits
+from anyformer.data.examples import Example, Task
+from anyformer.errors import UserError
+from anyformer.evaluation.evaluate import evaluate_examples
+from anyformer.evaluation.result import EvaluatedRow, Evaluation
+from anyformer.evaluation.tasks import Options
+from anyformer.finetuning.check import Check
+from anyformer.finetuning.config import GENERATIVE, CompleteFinetuneConfig
+from anyformer.finetuning.formatting import gained, general
+from anyformer.finetuning.measure import Figure, Measurement, measure
+from anyformer.finetuning.model_card import write_card
+from anyformer.model import Transformer
+from anyformer.runs.directory import EVALUATION, MODEL
+from anyformer.terminal import printable
+from anyformer.tokenizer import Tokenizer
+
+BEFORE = "before.json"
+"""Of a run directory: what was measured before training, which a run that is taken up again compares with."""
+
+_SHARE = 0.04
+"""Of the time of a run that ends by the clock, what it may take to measure the model before it, and again after it."""
+_SAMPLED, _NEW_TOKENS = 3, 64
+"""Examples of a sample while training goes on, and tokens of each."""
+_NO_CHECKS: Mapping[str, Check] = {}
+_LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "mse")
+_SELDOM = ("rouge1", "rouge2", "rougeLsum", "recall@5", "recall@10")
+"""Metrics that the page has, and the terminal has not."""
+_ROWS, _WORST = 8, 10
+_CHARACTERS = 2000
+"""Of a text that is kept in evaluation.json."""
+
+
+class Report:
+    """Measures a model before and after a run, and writes what it finds out.
+
+    Args:
+        config: Of the run.
+        tokenizer: The model's.
+        examples: Of the task, which the model is not trained on; none: general text alone is measured.
+        checks: Counts of the examples: "training" and "validation".
+    """
+
+    def __init__(
+        self,
+        config: CompleteFinetuneConfig,
+        tokenizer: Tokenizer,
+        examples: Sequence[Example] = (),
+        checks: Mapping[str, Check] = _NO_CHECKS,
+    ) -> None:
+        self._config, self._tokenizer = config, tokenizer
+        self._examples, self._checks = examples, checks
+        self._latest: Evaluation | None = None
+        self._result: dict[str, Any] | None = None
+
+    @property
+    def _task(self) -> Task:
+        return cast("Task", self._config.task)
+
+    def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
+        """Measure the model before training, at step 0, or after it; see `Recipe.measure`.
+
+        What was found before stays in the run directory, so that a run that is taken up again knows it.
+        """
+        minutes = self._config.minutes
+        before = _read_before(directory / BEFORE) if step else None
+        measured, self._latest = measure(
+            model,
+            self._tokenizer,
+            self._examples,
+            self._task,
+            before=before,
+            seconds=None if minutes is None else _SHARE * 60 * minutes,
+        )
+        if step:
+            self._result = result(before, measured, self._latest, self._checks)
+            text = json.dumps(self._result, indent=1, ensure_ascii=False, allow_nan=False)
+            atomic.write(directory / EVALUATION, f"{text}\n")
+        else:
+            atomic.write(directory / BEFORE, json.dumps(measured.to_dict(), allow_nan=False))
+        return {"scores": measured.scores}
+
+    def rows(self, model: Transformer) -> Sequence[EvaluatedRow]:
+        """What the model says to examples: those that were measured just now, or a few."""
+        latest, self._latest = self._latest, None
+        if latest is None and len(self._examples) > 1:
+            options = Options(max_new_tokens=_NEW_TOKENS, skip_missing=True)
+            latest = evaluate_examples(model, self._tokenizer, self._examples[:_SAMPLED], self._task, options)
+        return () if latest is None else latest.rows
+
+    def conclude(self, directory: Path) -> Sequence[str]:
+        """Write the model card, and return lines for people. Raises UserError where the disk refuses."""
+        if self._result is None:
+            return ()
+        write_card(directory / MODEL, directory.resolve().name, self._config, self._result, self._checks)
+        return lines(self._result)
+
+
+def _read_before(path: Path) -> Measurement | None:
+    """What was measured before training; None: nothing that can be read."""
+    try:
+        return Measurement.from_dict(limits.read_object(path))
+    except (UserError, ValueError):
+        return None
+
+
+def result(
+    before: Measurement | None, after: Measurement, evaluation: Evaluation, checks: Mapping[str, Check]
+) -> dict[str, Any]:
+    """What is known at the end of a run, as plain values of JSON.
+
+    Args:
+        before: What was measured before training, if that is known.
+        after: What was measured now.
+        evaluation: The rows and tables of the latter.
+        checks: Counts of the examples: "training" and "validation".
+    """
+    known = before.figures if before is not None else {}
+    said = [None] * len(evaluation.rows)
+    if before is not None and len(before.predictions) == len(evaluation.rows):
+        said = [_said(evaluation, text) for text in before.predictions]
+    rows = [replace(row, prediction=_said(evaluation, row.prediction)) for row in evaluation.rows]
+    pairs = list(zip(rows, said, strict=True))
+    text = None
+    if after.general is not None:
+        same = before is not None and (before.size, before.windows) == (after.size, after.windows)
+        text = _figure("perplexity", before.general if before is not None and same else None, after.general)
+    trained = checks["training"].labels if "training" in checks else {}
+    confusion = evaluation.confusion
+    return {
+        "task": evaluation.task,
+        "examples": after.examples,
+        "held_out": checks["validation"].examples if "validation" in checks else None,
+        "metrics": {name: _figure(name, known.get(name), figure) for name, figure in after.figures.items()},
+        "general": text,
+        "classes": [
+            {
+                "label": row.label,
+                "training": trained.get(row.label),
+                "held_out": row.support,
+                "precision": _finite(row.precision),
+                "recall": _finite(row.recall),
+                "f1": _finite(row.f1),
+            }
+            for row in evaluation.classes
+        ],
+        "confusion": None
+        if confusion is None
+        else {"labels": list(confusion.labels), "matrix": confusion.matrix.tolist()},
+        "answers": [_row(*pair) for pair in _chosen(pairs, evaluation.task in GENERATIVE)],
+        "changed": sum(earlier is not None and earlier != row.prediction for row, earlier in pairs),
+        "worst": [_row(*pair) for pair in _worst(pairs)],
+        "notes": list(evaluation.notes),
+    }
+
+
+def lines(values: Mapping[str, Any]) -> list[str]:
+    """The metrics before and after, for people."""
+    shown = {name.replace("_", " "): each for name, each in values["metrics"].items() if name not in _SELDOM}
+    width = max([10, *map(len, shown)])
+    said: list[str] = []
+    for name, each in shown.items():
+        if each["after"] is None:
+            continue
+        count = f"; {values['examples']:,} example{'s' * (values['examples'] != 1)} held out" if not said else ""
+        said.append(f"{name:<{width}} {gained(each)}{count}")
+    if (figure := values["general"]) is not None:
+        said.append(f"general text: perplexity {general(figure)}")
+    return [*said, *map(printable, values["notes"])]
+
+
+def _figure(name: str, before: Figure | None, after: Figure) -> dict[str, Any]:
+    difference = None if before is None else _bounds(after.difference(before))
+    return {
+        "before": None if before is None else _finite(before.value),
+        "before_interval": None if before is None else _bounds(before.interval),
+        "after": _finite(after.value),
+        "interval": _bounds(after.interval),
+        "difference": difference,
+        "distinguishable": None if difference is None else not difference[0] <= 0 <= difference[1],
+        "higher_is_better": name not in _LOWER_IS_BETTER,
+    }
+
+
+def _bounds(interval: Sequence[float] | None) -> list[float] | None:
+    """An interval's ends; None where it isn't known."""
+    return None if interval is None or not all(map(math.isfinite, interval)) else [float(each) for each in interval]
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _chosen(pairs: Sequence[tuple[EvaluatedRow, str | None]], generates: bool) -> list[tuple[EvaluatedRow, str | None]]:
+    """The rows to show: of texts the first ones, of labels those that were taken for another before."""
+    changed = [(row, earlier) for row, earlier in pairs if generates or earlier not in (None, row.prediction)]
+    if generates:
+        return changed[:_ROWS]
+    # As many that are right now as such that aren't any more, if there are.
+    better = [pair for pair in changed if pair[0].right in (True, None)]
+    worse = [pair for pair in changed if pair[0].right is False]
+    kept = max(_ROWS // 2, _ROWS - len(worse))
+    return better[:kept] + worse[: _ROWS - len(better[:kept])]
+
+
+def _worst(pairs: Sequence[tuple[EvaluatedRow, str | None]]) -> list[tuple[EvaluatedRow, str | None]]:
+    wrong = [pair for pair in pairs if not pair[0].right]
+    return sorted(wrong, key=lambda pair: pair[0].loss, reverse=True)[:_WORST]
+
+
+def _said(evaluation: Evaluation, prediction: str) -> str:
+    """What a model said; of words with tags, those that are wrong."""
+    return prediction or ("nothing wrong" if evaluation.task == "tag" else "")
+
+
+def _row(row: EvaluatedRow, earlier: str | None) -> dict[str, Any]:
+    return {
+        "where": f"{row.where.path.name}, {row.where.kind} {row.where.number}",
+        "question": row.text[:_CHARACTERS],
+        "reference": row.reference[:_CHARACTERS],
+        "before": None if earlier is None else earlier[:_CHARACTERS],
+        "after": row.prediction[:_CHARACTERS],
+        "right": row.right,
+        "loss": _finite(row.loss),
+    }

@@ -1,0 +1,141 @@
+"""What the page on a run of fine-tuning says about what was gained: evaluation.json, as texts and places."""
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from anyformer import limits
+from anyformer.errors import UserError
+from anyformer.runs.directory import EVALUATION
+
+_LABELS, _CLASSES = 12, 60
+"""Labels of a confusion matrix that is drawn, and of a table."""
+_SCALES = {"bleu": 100.0, "chrf": 100.0, "chrf++": 100.0}
+"""Metrics whose best value isn't 1."""
+_OPEN = ("perplexity", "bits_per_byte", "mse")
+"""Metrics without a largest value, which have no place on a scale."""
+
+
+def gains(directory: Path) -> dict[str, Any] | None:
+    """The values of the section; None where there is no evaluation.json that can be read."""
+    file = directory / EVALUATION
+    if not file.is_file():
+        return None
+    # It may be of another version, or anybody's.
+    with contextlib.suppress(UserError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
+        return _section(limits.read_object(file))
+    return None
+
+
+def _section(values: Mapping[str, Any]) -> dict[str, Any]:
+    count = int(values["examples"])
+    rows = [_metric(str(name), each) for name, each in values["metrics"].items() if each["after"] is not None]
+    if values["general"] is not None:
+        rows.append(_metric("perplexity", values["general"], "general text, perplexity"))
+    answers = [_row(each) for each in values["answers"]]
+    generates = values["task"] not in ("classify", "tag", "embed")
+    changed = int(values["changed"])
+    return {
+        "about": f"{count:,} example{'s' * (count != 1)} that the model is not trained on, 95% intervals"
+        if count
+        else "",
+        "metrics": rows,
+        "classes": [_class(each) for each in values["classes"][:_CLASSES]],
+        "confusion": _confusion(values["confusion"]),
+        "answers_title": "Answers before and after" if generates else f"Changed: {changed:,} of {count:,}",
+        "answers": answers,
+        "worst": [] if generates else [_row(each) for each in values["worst"]],
+        "notes": [str(note) for note in values["notes"]],
+    }
+
+
+def _metric(name: str, values: Mapping[str, Any], title: str | None = None) -> dict[str, Any]:
+    before, after = _number(values["before"]), _number(values["after"])
+    interval, difference = _bounds(values["interval"]), _bounds(values["difference"])
+    gain = None if before is None or after is None or difference is None else after - before
+    better = gain is not None and (gain > 0) == bool(values["higher_is_better"])
+    apart = values["distinguishable"] is True
+    verdict = ("better" if better else "worse") if apart else "not distinguishable"
+    return {
+        "name": title or name.replace("_", " "),
+        "before": _text(before),
+        "after": _text(after),
+        "interval": _range(interval),
+        "gain": "" if gain is None else f"{'+' * (gain >= 0)}{_text(gain)}",
+        "difference": _range(difference),
+        "verdict": "" if gain is None else verdict,
+        "scale": None if name in _OPEN else _scale(before, after, interval, _SCALES.get(name, 1.0)),
+    }
+
+
+def _scale(
+    before: float | None, after: float | None, interval: tuple[float, float] | None, best: float
+) -> dict[str, str | None]:
+    """Places from 0 to 100 of a bar: the value before and after, and the interval."""
+
+    def place(value: float | None) -> str | None:
+        return None if value is None else f"{100 * min(max(value / best, 0.0), 1.0):.1f}"
+
+    low, high = interval or (after, after)
+    return {"before": place(before), "after": place(after), "low": place(low), "high": place(high)}
+
+
+def _class(values: Mapping[str, Any]) -> list[str]:
+    counts = [_number(values[name]) for name in ("training", "held_out")]
+    scores = [_number(values[name]) for name in ("precision", "recall", "f1")]
+    return [str(values["label"]), *("–" if each is None else f"{each:,.0f}" for each in counts), *map(_text, scores)]
+
+
+def _confusion(values: Any) -> dict[str, Any] | None:
+    if values is None or len(values["labels"]) > _LABELS:
+        return None
+    labels = [str(label) for label in values["labels"]]
+    matrix = [[int(count) for count in row] for row in values["matrix"]]
+    rows = [
+        {
+            "label": label,
+            "cells": [
+                {"count": f"{count:,}", "share": f"{100 * count / max(1, sum(row)):.0f}", "right": number == place}
+                for place, count in enumerate(row)
+            ],
+        }
+        for number, (label, row) in enumerate(zip(labels, matrix, strict=True))
+    ]
+    return {"labels": labels, "rows": rows}
+
+
+def _row(values: Mapping[str, Any]) -> dict[str, Any]:
+    texts = {name: str(values[name]) for name in ("where", "question", "reference", "after")}
+    before = values["before"]
+    return {**texts, "before": None if before is None else str(before), "right": values["right"] is True}
+
+
+def _number(value: Any) -> float | None:
+    """A finite number; None for None. Raises TypeError for anything else."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError("that is no number")
+    return float(value) if math.isfinite(value) else None
+
+
+def _bounds(values: Any) -> tuple[float, float] | None:
+    if values is None:
+        return None
+    low, high = (_number(value) for value in cast("Sequence[Any]", values))
+    return None if low is None or high is None else (low, high)
+
+
+def _text(value: float | None) -> str:
+    if value is None:
+        return "–"
+    size = abs(value)
+    if size < 1000:
+        return f"{value:.3f}" if size < 10 else f"{value:.1f}"
+    return f"{value:,.0f}" if size < 1e7 else f"{value:.3g}"
+
+
+def _range(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f"{_text(bounds[0])} to {_text(bounds[1])}"

@@ -1,0 +1,76 @@
+"""README.md of a fine-tuned model, as the hub's own library reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from anyformer.finetuning.config import CompleteFinetuneConfig
+from anyformer.finetuning.model_card import escape, write_card
+from tests.finetuning.runs import evaluation, tune
+
+_RESULT: dict[str, Any] = {"metrics": {}, "general": None, "classes": [], "answers": [], "notes": []}
+
+
+def _card(run: Path) -> ModelCard:
+    return ModelCard.load(run / "model" / "README.md")
+
+
+def test_of_a_classifier(tmp_path: Path) -> None:
+    run = tune("classify", tmp_path)
+    card, found = _card(run), evaluation(run)
+    data = card.data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-classification")
+    assert data.model_name == "run"
+    assert data.get("base_model") is None  # a folder of this machine
+    assert data.eval_results is not None
+    values = {each.metric_type: each.metric_value for each in data.eval_results}
+    assert values == pytest.approx({name: each["after"] for name, each in found["metrics"].items()}, abs=1e-6)
+    text = card.text
+    assert str(tmp_path) not in card.content
+    assert "AutoModelForSequenceClassification.from_pretrained(PATH)" in text
+    assert f"| accuracy | {found['metrics']['accuracy']['before']:.3f} |" in text
+    assert "| w\\*\\*f \\| &lt;b&gt; | " in text
+    assert "| learning rate | 0.003 |" in text
+    assert "## Examples" in text
+
+
+def test_of_an_adapter_of_a_chat(tmp_path: Path) -> None:
+    run = tune("chat", tmp_path, "--lora", "2", steps=1)
+    card = _card(run)
+    assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "text-generation")
+    assert "lora" in (card.data.tags or [])
+    assert "PeftModel.from_pretrained(base, PATH)" in card.text
+    # What is in an example can't end the block that it is in.
+    assert "````\nasked:\nthe dog 9\n\nright:\nno ```<script>alert(1)</script>\n" in card.text
+
+
+def test_of_an_embedding_model(tmp_path: Path) -> None:
+    card = _card(tune("embed", tmp_path, steps=1))
+    assert (card.data.library_name, card.data.pipeline_tag) == ("sentence-transformers", "sentence-similarity")
+    assert "SentenceTransformer(PATH)" in card.text
+
+
+def test_names_of_the_hub_are_kept_and_others_are_escaped(tmp_path: Path) -> None:
+    config = CompleteFinetuneConfig(
+        base="someone/model", data=("hf:glue:sst2", "a/b.csv"), task="completion", labels=("x",), lora=8, context=64
+    )
+    name = "x\n---\nlicense: mit\n# <b>"
+    write_card(tmp_path, name, config, {**_RESULT, "notes": ["a <img src=x> *note*"]}, {})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.get("base_model") == "someone/model"
+    assert card.data.get("base_model_relation") == "adapter"
+    assert card.data.get("datasets") == ["glue"]
+    assert card.data.get("license") is None
+    assert "# x --- license: mit # &lt;b&gt;" in card.text
+    assert "<img" not in card.text
+
+
+def test_a_text_is_one_line_that_says_just_what_it_is() -> None:
+    assert escape("a|b\n`c` <d> [e](f) *g*_h_ \x1b[31m") == (
+        "a\\|b \\`c\\` &lt;d&gt; \\[e\\](f) \\*g\\*\\_h\\_ " + escape("\x1b[31m")
+    )
+    assert "\x1b" not in escape("\x1b[31m")

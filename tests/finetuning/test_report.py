@@ -1,0 +1,200 @@
+"""What a run says at its end: in the terminal, in evaluation.json, on its page."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anyformer.cli import finetune
+from anyformer.evaluation import Evaluation, evaluate_task
+from anyformer.evaluation.metrics import mean
+from anyformer.evaluation.perplexity import losses
+from anyformer.finetuning import measure as measuring
+from anyformer.finetuning import report
+from anyformer.finetuning.formatting import gained, general
+from anyformer.finetuning.measure import Figure, Measurement, measure
+from anyformer.runs.report.gains import gains
+from anyformer.training.schedule import TimeBudget
+from anyformer.training.trainer import Trainer
+from tests.evaluation.models import decoder, encoder
+from tests.finetuning.runs import ROWS, evaluation, load, tune
+
+
+def _said(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def _write(path: Path, rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_metrics_before_and_after_are_those_of_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = _write(tmp_path / "held.jsonl", [{**row, "text": row["text"] + " too"} for row in ROWS["classify"][:20]])
+    run = tune("classify", tmp_path, "--validation", str(held), steps=20)
+    said, found = _said(capsys), evaluation(run)
+    model, tokenizer = load(run)
+    after = evaluate_task(model, tokenizer, held, "classify")
+    accuracy = found["metrics"]["accuracy"]
+    assert accuracy["after"] == pytest.approx(after.scores["accuracy"])
+    assert accuracy["interval"] == pytest.approx(list(after.intervals()["accuracy"]))
+    # The model before training: the base with the head that the run's seed draws.
+    before = json.loads((run / "before.json").read_text())
+    assert found["examples"] == len(before["predictions"]) == len(after.rows) == 20
+    right = [said == row.reference for said, row in zip(before["predictions"], after.rows, strict=True)]
+    assert accuracy["before"] == pytest.approx(np.mean(right))
+    paired = mean(right).difference(mean([bool(row.right) for row in after.rows]))
+    assert accuracy["difference"] == pytest.approx(list(paired), abs=1e-5)
+    assert accuracy["distinguishable"] == (not paired.low <= 0 <= paired.high)
+    line = next(line for line in said if line.startswith("accuracy"))
+    assert line == f"{'accuracy':<10} {gained(accuracy)}; 20 examples held out"
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scores = [each["scores"]["accuracy"] for each in logged if "scores" in each]
+    assert scores == [accuracy["before"], accuracy["after"]]
+
+    assert [each["label"] for each in found["classes"]] == ["miaow", "w**f | <b>"]
+    assert [each["training"] for each in found["classes"]] == [30, 30]
+    assert after.confusion is not None
+    assert found["confusion"]["matrix"] == after.confusion.matrix.tolist()
+    for each in found["answers"]:
+        assert each["before"] != each["after"]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Before and after" in page
+    assert "w**f | &lt;b&gt;" in page
+    assert "<b>w" not in page
+    assert "| <b>" not in page
+
+
+def test_the_line_says_what_may_be_chance() -> None:
+    def figure(before: list[float], after: list[float]) -> dict[str, Any]:
+        was, now = (measured(values) for values in (before, after))
+        evaluated = Evaluation(task="classify", metrics={"accuracy": mean(after)})
+        return report.result(was, now, evaluated, {})
+
+    def measured(values: list[float]) -> Measurement:
+        return Measurement(examples=len(values), figures={"accuracy": Figure.of(mean(values))})
+
+    better = figure([0, 1] * 100, [1] * 180 + [0] * 20)
+    assert re.fullmatch(
+        r"accuracy   0\.500 -> 0\.900 \[0\.8\d, 0\.9\d\], \+0\.40 \[0\.\d\d, 0\.\d\d\]; 200 examples held out",
+        report.lines(better)[0],
+    )
+    same = figure([0, 1] * 100, [1, 0] * 100)
+    assert report.lines(same)[0].endswith(": not distinguishable; 200 examples held out")
+    unknown = report.result(None, measured([1, 0, 1, 1]), Evaluation(task="classify", metrics={}), {})
+    assert report.lines(unknown) == ["accuracy   0.750 [0.25, 1.00]; 4 examples held out"]
+    assert general({"before": 21.3, "after": 23.9, "distinguishable": True}) == "21.3 -> 23.9 (+12%)"
+
+
+def test_a_chat_shows_answers_ends_and_what_was_forgotten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tune("chat", tmp_path, "--learning-rate", "1e-2", steps=30)
+    said, found = _said(capsys), evaluation(run)
+    assert any(line.startswith("general text: perplexity ") for line in said)
+    ends, stopped = (found["metrics"][name] for name in ("end_probability", "stopped"))
+    assert ends["before"] < 0.1 < 0.9 < ends["after"]
+    assert stopped["before"] < stopped["after"] == 1.0
+    first = found["answers"][0]
+    assert first["reference"] == first["after"].strip() != first["before"].strip()
+    model, tokenizer = load(run)
+    text = measuring._general_text(model, tokenizer)
+    assert text is not None
+    nats, tokens = np.sum(list(losses(model, text, 64, batch_size=1)), axis=0)
+    assert found["general"]["after"] == pytest.approx(np.exp(nats / tokens), rel=1e-5)
+    assert tokens == 4096
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "general text" in page
+
+
+def test_what_was_measured_survives_the_run_directory() -> None:
+    model, tokenizer = decoder(max_length=32)
+    measured, _ = measure(model, tokenizer, (), "text")
+    assert measured.general is not None
+    again = Measurement.from_dict(json.loads(json.dumps(measured.to_dict())))
+    assert again.scores == measured.scores
+    assert again.general is not None
+    assert again.general.interval == pytest.approx(measured.general.interval, rel=1e-5)
+    for damaged in ({}, {**measured.to_dict(), "figures": [1]}, {**measured.to_dict(), "general": {"value": "x"}}):
+        with pytest.raises(ValueError, match=r"."):
+            Measurement.from_dict(damaged)
+
+
+def test_a_resumed_run_compares_with_what_was_measured_before(tmp_path: Path) -> None:
+    whole = evaluation(tune("classify", tmp_path, steps=8))
+    begun = tune("classify", tmp_path, "--name", "half", steps=4).parent / "half"
+    assert finetune.run(["--resume", str(begun), "--steps", "8"]) == 0
+    again = evaluation(begun)
+    assert again["metrics"]["accuracy"]["before"] == whole["metrics"]["accuracy"]["before"]
+    assert again["metrics"]["accuracy"]["difference"] is not None
+    (begun / "before.json").write_text("[")
+    assert finetune.run(["--resume", str(begun), "--steps", "9"]) == 0
+    assert evaluation(begun)["metrics"]["accuracy"]["before"] is None
+
+
+def test_time_that_is_short_is_not_spent_on_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = encoder({"kind": "classification", "labels": 2})
+    seen: list[int] = []
+
+    def evaluated(model: Any, tokenizer: Any, rows: Any, task: Any, options: Any) -> Evaluation:
+        seen.append(len(rows))
+        clock[0] += 0.01 * len(rows)
+        return Evaluation(task="classify", metrics={"accuracy": mean([1.0] * len(rows))})
+
+    clock = [0.0]
+    monkeypatch.setattr(measuring, "evaluate_examples", evaluated)
+    monkeypatch.setattr(measuring.time, "monotonic", lambda: clock[0])
+    examples = list(range(5000))
+    first, _ = measure(model, tokenizer, examples, "classify", seconds=8.0)
+    assert seen == [2, 32, 600]
+    assert first.examples == 600
+    measure(model, tokenizer, examples, "classify", before=first, seconds=8.0)
+    assert seen == [2, 32, 600, 600]  # the same rows again
+    measure(model, tokenizer, examples, "classify")
+    assert seen[-1] == 2000
+
+
+def test_a_run_by_the_clock_keeps_time_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 10.0)
+    run: Any = SimpleNamespace(
+        config=SimpleNamespace(steps=None, minutes=1.0),
+        resumed=False,
+        group=SimpleNamespace(broadcast=lambda value: value),
+        _latest=None,
+        _measuring=0.0,
+    )
+    budget = Trainer._budget(run, 0.0)
+    run._measuring = 2.0  # as long as it took before training
+    shorter = Trainer._budget(run, 0.0)
+    assert isinstance(budget, TimeBudget)
+    assert isinstance(shorter, TimeBudget)
+    assert budget.seconds - shorter.seconds == pytest.approx(2.0)
+
+
+def test_metrics_whose_library_is_missing_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    run = tune("chat", tmp_path, steps=1)
+    found = evaluation(run)
+    assert "rougeL" not in found["metrics"]
+    assert found["notes"] == ["Left out: ROUGE needs rouge-score: pip install 'anyformer[eval]'."]
+
+
+def test_a_page_of_an_evaluation_that_is_damaged(tmp_path: Path) -> None:
+    run = tune("classify", tmp_path, steps=1)
+    good = evaluation(run)
+    assert gains(run) is not None
+    for change in (
+        {"metrics": 3},
+        {"examples": "x"},
+        {"confusion": {"labels": ["a"], "matrix": [["x"]]}},
+        {"answers": [1]},
+    ):
+        (run / "evaluation.json").write_text(json.dumps({**good, **change}))
+        assert gains(run) is None
