@@ -60,6 +60,8 @@ class Origin:
     """Its config.json, as it was."""
     generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Its generation_config.json: forced tokens, banned tokens, lengths."""
+    drawn: frozenset[str] = frozenset()
+    """Names of the weights that it came without, and that were drawn."""
 
 
 class Positions(NamedTuple):

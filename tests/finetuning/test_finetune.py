@@ -26,7 +26,7 @@ ROWS = [{"text": f"a {'good' if i % 2 else 'bad'} film {i}", "label": "yes" if i
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny encoder, in the current directory."""
     monkeypatch.chdir(tmp_path)
-    tokenizer = af.Tokenizer.train([row["text"] for row in ROWS], "wordpiece:60", special="masked")
+    tokenizer = af.Tokenizer.train([row["text"] for row in ROWS], "wordpiece:300", special="masked")
     sizes: dict[str, Any] = {"d_model": 16, "vocab_size": tokenizer.vocab_size, "encoder_layers": 1, "max_length": 32}
     torch.manual_seed(0)
     af.save(af.build(af.preset("bert-tiny", **sizes, attention={"heads": 2})), "base", tokenizer=tokenizer)
@@ -86,6 +86,10 @@ def test_options_are_given_as_python_has_them(base: Path) -> None:
     assert config["labels"] == ["yes", "no"]
     assert config["targets"] == ["query"]
     assert result.model.adapter_configs
+    tokens = torch.tensor([result.tokenizer.encode("a good film")])
+    for loaded, _ in (af.load(base, adapter=result.directory), af.load(result.directory)):
+        assert loaded.config.head == result.model.config.head
+        assert torch.equal(loaded(tokens).logits, result.model(tokens).logits)
     assert len(config["validation"]) == 1
     assert result.model.config.head.label_names == ("yes", "no")
 

@@ -1,7 +1,6 @@
 """A directory that holds an adapter and says which model it belongs to, as a fine-tuning run leaves it."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,19 +13,6 @@ HEAD = "head_config.json"
 """The labels of a head that was trained with an adapter: config.json's, for the base has another head, or none."""
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterDirectory:
-    """Where an adapter lies, its base, and the head that belongs to it.
-
-    Attributes:
-        head: Kind, labels and problem type of a classifier; None: that of the base.
-    """
-
-    path: Path
-    base: str
-    head: HeadConfig | None
-
-
 def find_adapter(path: str | Path) -> Path | None:
     """The directory of an adapter without a model beside it: the path, or model/ of a run; None where it is none."""
     for directory in (Path(path), Path(path) / "model"):
@@ -37,8 +23,8 @@ def find_adapter(path: str | Path) -> Path | None:
     return None
 
 
-def open_adapter(directory: Path) -> AdapterDirectory:
-    """Read what an adapter's directory says.
+def read_base(directory: Path) -> str:
+    """The model that an adapter's directory names.
 
     Raises:
         UserError: it names no base on this machine; or it belongs to another user, who may not choose what is read.
@@ -51,7 +37,7 @@ def open_adapter(directory: Path) -> AdapterDirectory:
         raise UserError(f"{directory} holds an adapter alone{named}: {advice}.")
     if os.name == "posix" and (directory / peft.CONFIG).stat().st_uid not in (0, os.geteuid()):
         raise UserError(f"{directory} belongs to another user, and asks for the model {base[:80]!r}: {advice}.")
-    return AdapterDirectory(directory, base, _read_head(directory))
+    return base
 
 
 def head_json(head: HeadConfig) -> dict[str, Any]:
@@ -59,7 +45,13 @@ def head_json(head: HeadConfig) -> dict[str, Any]:
     return {"kind": head.kind, "labels": list(head.label_names) or head.labels, "problem_type": head.problem_type}
 
 
-def _read_head(directory: Path) -> HeadConfig | None:
+def read_head(path: Path) -> HeadConfig | None:
+    """Kind, labels and problem type of the classifier that was trained with an adapter; None: it keeps its base's head.
+
+    Raises:
+        UserError: they are not what a head could have.
+    """
+    directory = find_adapter(path) or path
     if not (directory / HEAD).exists():
         return None
     raw = limits.read_object(limits.path_inside(directory, HEAD))

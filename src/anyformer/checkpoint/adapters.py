@@ -36,7 +36,7 @@ def load_adapter(model: Transformer, directory: str | Path, name: str | None = N
     Raises:
         UserError: there is no adapter, it is damaged, of a kind that is not supported, or made for another model.
     """
-    path, weight = _weighted(directory)
+    path, weight = weighted(directory)
     path = find_adapter(path) or path
     if not (path / peft.CONFIG).is_file():
         raise UserError(f"There is no adapter in {path}: it has no {peft.CONFIG}.")
@@ -155,7 +155,7 @@ def _write(directory: Path, weights: str, raw: Mapping[str, Any], tensors: Mappi
         raise UserError(f"{directory} can't be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
-def _weighted(directory: str | Path) -> tuple[Path, float]:
+def weighted(directory: str | Path) -> tuple[Path, float]:
     """A path, and the number behind a colon at its end, where there is no such path as a whole."""
     found = re.fullmatch(r"(.+):(-?\d*\.?\d+)", str(directory))
     if found is None or Path(directory).exists():

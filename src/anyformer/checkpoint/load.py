@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from dataclasses import replace
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from anyformer.blocks.initialization import initialize_weights
 from anyformer.checkpoint import hub
-from anyformer.checkpoint.adapter_directory import find_adapter, open_adapter
-from anyformer.checkpoint.adapters import load_adapter
+from anyformer.checkpoint.adapter_directory import find_adapter, read_base, read_head
+from anyformer.checkpoint.adapters import load_adapter, weighted
 from anyformer.checkpoint.gguf.source import GGUFSource
 from anyformer.checkpoint.sources import (
     SAFETENSORS,
@@ -23,7 +24,7 @@ from anyformer.checkpoint.sources import (
     has_weights,
     read_config_json,
 )
-from anyformer.config import ModelConfig, ProblemType
+from anyformer.config import HeadConfig, ModelConfig, ProblemType
 from anyformer.errors import UserError
 from anyformer.families import TaskHead, own, with_head
 from anyformer.families.rows import Operation, Row
@@ -61,7 +62,7 @@ def load(
             was saved quantized stays so.
         allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors (tensors only, no code).
         adapter: Directories of low-rank adapters, in PEFT's format or in mlx-lm's, that are added to the model; a
-            number behind a colon weights one, as in ``"DIR:0.5"``.
+            number behind a colon weights one, as in ``"DIR:0.5"``. Of a classifier's the model gets the head.
 
     Returns:
         The model, in evaluation mode, with the head that config.json's `architectures` names; and its tokenizer, or
@@ -71,13 +72,18 @@ def load(
         UserError: no such model or device, an unsupported one, senseless settings, or weights that are damaged,
             unknown, missing or misshapen; an adapter for another model.
     """
+    adapters = [adapter] if isinstance(adapter, str | Path) else list(adapter)
     alone = find_adapter(path_or_hub_id)
-    if alone is None:
-        model, tokenizer = _load(path_or_hub_id, None, dtype, device, quantize, allow_pickle)
-    else:
-        model, tokenizer = _load_with_adapter(alone, dtype, device, quantize, allow_pickle)
-    for each in [adapter] if isinstance(adapter, str | Path) else adapter:
+    if alone is not None:
+        path_or_hub_id = read_base(alone)
+        adapters.insert(0, alone)
+    heads = [head for each in adapters if (head := read_head(weighted(each)[0])) is not None]
+    change = None if not heads else partial(_with_head_of, heads[0])
+    model, tokenizer = _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle)
+    for each in adapters:
         load_adapter(model, each)
+    if alone is not None:
+        tokenizer = Tokenizer.find(alone) or tokenizer
     return model.eval(), tokenizer
 
 
@@ -131,28 +137,8 @@ def load_with_head(
     return _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle)
 
 
-def _load_with_adapter(
-    directory: Path,
-    dtype: torch.dtype | str | None,
-    device: torch.device | str | None,
-    quantize: str | None,
-    allow_pickle: bool,
-) -> tuple[Transformer, Tokenizer | None]:
-    found = open_adapter(directory)
-    if found.head is None:
-        model, tokenizer = _load(found.base, None, dtype, device, quantize, allow_pickle)
-    else:
-        model, tokenizer = load_with_head(
-            found.base,
-            cast("TaskHead", found.head.kind),
-            found.head.label_names or found.head.labels,
-            problem_type=found.head.problem_type,
-            dtype=dtype,
-            device=device,
-            quantize=quantize,
-            allow_pickle=allow_pickle,
-        )
-    return load_adapter(model, directory), Tokenizer.find(directory) or tokenizer
+def _with_head_of(head: HeadConfig, config: ModelConfig) -> ModelConfig:
+    return with_head(config, cast("TaskHead", head.kind), head.label_names or head.labels, head.problem_type)
 
 
 def _load(
@@ -179,12 +165,13 @@ def _load(
     if kind is not None and isinstance(source, QuantizedSource) and f"int{bits_of(model)}" != kind:
         bits = f"{bits_of(model)} bits"
         raise UserError(f"{source.path} holds integers of {bits} already: quantize the model that it was made of.")
+    drawn = frozenset(name for name, weight in model.named_parameters() if weight.is_meta)
     for part in (model.head, model.pooler):
         if part is not None and any(weight.is_meta for weight in part.parameters()):
             part.to_empty(device="cpu")
             initialize_weights(part, model.config)
             part.to(model.device, model.dtype).requires_grad_(True)
-    model.origin = source.origin
+    model.origin = replace(source.origin, drawn=drawn)
     return model.eval(), tokenizer
 
 

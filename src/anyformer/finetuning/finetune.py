@@ -105,9 +105,11 @@ def finetune(
     if finished.status:
         raise SystemExit(finished.status)
     device = choose_precision(config.device, config.dtype).device
-    model, tokenizer = load(
-        finished.directory, device=device, quantize=config.quantize, allow_pickle=config.allow_pickle
-    )
+    loading: dict[str, Any] = {"quantize": config.quantize, "allow_pickle": config.allow_pickle, "device": device}
+    if config.lora is None:
+        model, tokenizer = load(finished.directory, **loading)
+    else:
+        model, tokenizer = load(config.base, adapter=finished.directory, **loading)
     assert tokenizer is not None
     return FinetuneResult(model, tokenizer, _metrics(finished.directory), finished.directory)
 

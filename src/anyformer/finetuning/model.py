@@ -46,7 +46,7 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transforme
     if config.adapter is None:
         model.requires_grad_(True)
     else:
-        add_adapter(model, replace(config.adapter, modules_to_save=() if loads else _head_modules(model)))
+        add_adapter(model, replace(config.adapter, modules_to_save=_drawn_modules(model)))
     return model
 
 
@@ -61,14 +61,9 @@ def save_model(model: Transformer, directory: Path, tokenizer: Tokenizer, config
     return "an adapter in PEFT's format"
 
 
-def _head_modules(model: Transformer) -> tuple[str, ...]:
-    """The modules of a head, by Hugging Face's names, that an adapter is saved with: they were drawn, not loaded."""
-    table = family_of(model).table(base_parameters(model))
-    found: set[str] = set()
-    for theirs, row in table.items():
-        module = theirs.partition(".")[0]
-        if any(ours.startswith("head.") for ours in row.ours) or (
-            "pooler.dense.weight" in row.ours and "classif" in module
-        ):
-            found.add(module)
-    return tuple(sorted(found))
+def _drawn_modules(model: Transformer) -> tuple[str, ...]:
+    """The modules that were drawn, not loaded, by Hugging Face's names: they are saved with an adapter."""
+    family = family_of(model)
+    table = family.table(base_parameters(model))
+    drawn = {theirs for theirs, row in table.items() if not model.origin.drawn.isdisjoint(row.ours)}
+    return tuple(sorted({theirs.removeprefix(family.prefix).partition(".")[0] for theirs in drawn}))
