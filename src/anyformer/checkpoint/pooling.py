@@ -13,6 +13,11 @@ _MODES = {
     "pooling_mode_lasttoken": "last",
     "pooling_mode_max_tokens": "max",
 }
+"""Fields of 1_Pooling/config.json, one of which is true."""
+_NAMES = {"mean": "mean", "cls": "first", "lasttoken": "last", "max": "max"}
+"""Values of its field `pooling_mode`, which sentence-transformers writes from version 6 on."""
+_ENDLESS = 10**6
+"""Tokens from which on a tokenizer's limit only says that there is none."""
 FILES = ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
 """All that is written for any pooling."""
 
@@ -30,8 +35,9 @@ def read(directory: Path) -> PoolingConfig:
         name = str(module.get("type", "")).rsplit(".", 1)[-1]
         path = str(module.get("path", ""))
         lengths = path_inside(directory, f"{path}/sentence_bert_config.json".lstrip("/"))
-        if name == "Transformer" and lengths.is_file():
-            max_tokens = read_object(lengths).get("max_seq_length")
+        if name == "Transformer":
+            known = read_object(lengths).get("max_seq_length") if lengths.is_file() else None
+            max_tokens = _model_max_length(directory) if known is None else known
         elif name == "Pooling":
             kind = _kind(path_inside(directory, f"{path}/config.json"))
         elif name == "Normalize":
@@ -43,10 +49,23 @@ def read(directory: Path) -> PoolingConfig:
 
 def _kind(path: Path) -> Any:
     settings = read_object(path)
-    modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
-    if len(modes) != 1 or modes[0] not in _MODES:
-        raise UserError(f"{path} asks for the pooling {' and '.join(modes) or 'of nothing'}, which is not supported.")
-    return _MODES[modes[0]]
+    named: Any = settings.get("pooling_mode")
+    if named is not None:
+        modes, known = [str(each) for each in (named if isinstance(named, list) else [named])], _NAMES
+    else:
+        modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
+        known = _MODES
+    if len(modes) != 1 or modes[0] not in known:
+        asked = " and ".join(modes)[:80] or "of nothing"
+        raise UserError(f"{path} asks for the pooling {asked}, which is not supported.")
+    return known[modes[0]]
+
+
+def _model_max_length(directory: Path) -> int | None:
+    """The tokenizer's own limit, which holds where sentence-transformers writes no other; None: there is none."""
+    path = directory / "tokenizer_config.json"
+    found = read_object(path).get("model_max_length") if path.is_file() else None
+    return found if isinstance(found, int) and not isinstance(found, bool) and 0 < found < _ENDLESS else None
 
 
 def files(pooling: PoolingConfig, d_model: int) -> dict[str, Any]:
