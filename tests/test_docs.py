@@ -7,6 +7,7 @@ import pkgutil
 import re
 import shlex
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
@@ -19,9 +20,11 @@ import torch
 
 import anyformer as af
 from anyformer.analysis import part_costs
-from anyformer.cli.main import COMMANDS
+from anyformer.cli.main import COMMANDS, main
 from anyformer.cli.options import Parser
+from anyformer.data.examples import TASKS
 from anyformer.families import ALIASES, FAMILIES, PRESETS
+from tests.finetuning.example_files import make as make_example_files
 
 ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -235,7 +238,44 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if _fences(_read(page), "python")], ids=_name)
+FINETUNING = DOCS / "finetuning.md"
+"""Its examples, commands too, run on files of their own."""
+
+
+@pytest.fixture
+def shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """The folder of fine-tuning's examples; makes an example a short run."""
+    monkeypatch.chdir(tmp_path)
+    make_example_files(tmp_path)
+    # What takes the time of a run as short as these is left out.
+    monkeypatch.setattr("anyformer.training.precision._fastest_on_cpu", lambda: (torch.float32, "as the test says"))
+    monkeypatch.setattr("anyformer.finetuning.measure._general_text", lambda *_: None)
+    return lambda text: re.sub(r"(minutes|epochs)([= ])\d+", r"steps\g<2>2", text)
+
+
+def test_python_of_finetuning_runs(shorter: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, Any] = {"__name__": "docs"}
+    for number, code in enumerate(_fences(_read(FINETUNING), "python")):
+        exec(compile(shorter(code), f"{_name(FINETUNING)}, block {number + 1}", "exec"), namespace)
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_commands_of_finetuning_run(shorter: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
+    ran: set[str] = set()
+    for line in "".join(_fences(_read(FINETUNING), "sh")).splitlines():
+        words = shlex.split(shorter(line))
+        assert words.pop(0) == "anyformer"
+        if "--processes" not in words:
+            assert main(words) == 0, f"{line}: {capsys.readouterr().err}"
+            said = re.findall(r"^data +(\w+),", capsys.readouterr().out, re.MULTILINE)
+            ran.update(said)
+    assert ran >= set(TASKS) - {"text"}
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page != FINETUNING and _fences(_read(page), "python")], ids=_name
+)
 def test_python_runs(page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from anyformer.blocks.feed_forward import ACTIVATIONS
     from anyformer.blocks.norm import NORMS

@@ -27,7 +27,7 @@ _GROUPS = {
         "diff": "what separates two models",
     },
     "Check and convert": {
-        "evaluate": "how well a model predicts a text, and what quantizing it costs",
+        "evaluate": "how good a model is at a text or a task, and what quantizing it costs",
         "verify": "compare a model with the same in transformers",
         "convert": "write a GGUF file for llama.cpp, or read one into a directory",
     },

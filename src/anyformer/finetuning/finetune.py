@@ -15,7 +15,7 @@ from anyformer.console import Console
 from anyformer.data.disk_cache import Cache
 from anyformer.errors import UserError, nearest
 from anyformer.finetuning.config import FinetuneConfig, FinetuneOptions, resumed
-from anyformer.finetuning.recipe import Finetuning
+from anyformer.finetuning.recipe import finetuning
 from anyformer.model import Transformer
 from anyformer.runs.directory import METRICS
 from anyformer.tokenizer import Tokenizer
@@ -68,7 +68,7 @@ def finetune(
         The model, its tokenizer, the metrics before and after, and the run directory.
 
     Raises:
-        UserError: As `Finetuning`, `FinetuneConfig` and `run`: options that contradict each other, examples that are
+        UserError: As `FinetuneConfig` and `run`: options that contradict each other, examples that are
             faulty or that nothing can be learned from, a task that the model can't do.
         KeyboardInterrupt: Ctrl-C ended the run early. What it has learned is kept, and `resume` goes on with it.
 
@@ -99,12 +99,12 @@ def finetune(
         )
     console = Console()
     console.quiet = not (console.is_terminal or console.is_jupyter) if quiet is None else quiet
-    finished = run(config, Finetuning, resume=directory, console=console, started=started)
+    finished = run(config, finetuning, resume=directory, console=console, started=started)
     if finished.status == 128 + signal.SIGINT:
         raise KeyboardInterrupt(f"fine-tuning was stopped early; resume={str(finished.directory)!r} goes on")
     if finished.status:
         raise SystemExit(finished.status)
-    device = choose_precision(config.device, config.dtype).device
+    device = choose_precision(config.device, "float32").device
     loading: dict[str, Any] = {"quantize": config.quantize, "allow_pickle": config.allow_pickle, "device": device}
     if config.lora is None:
         model, tokenizer = load(finished.directory, **loading)
