@@ -10,7 +10,9 @@ from huggingface_hub import ModelCard
 
 from anyformer.finetuning.config import CompleteFinetuneConfig
 from anyformer.finetuning.model_card import escape, write_card
-from tests.finetuning.runs import evaluation, tune
+from tests.finetuning import toys
+from tests.finetuning.conftest import Tunes
+from tests.finetuning.test_report import classified, evaluation
 
 _RESULT: dict[str, Any] = {"metrics": {}, "general": None, "classes": [], "answers": [], "notes": []}
 
@@ -19,8 +21,8 @@ def _card(run: Path) -> ModelCard:
     return ModelCard.load(run / "model" / "README.md")
 
 
-def test_of_a_classifier(tmp_path: Path) -> None:
-    run = tune("classify", tmp_path)
+def test_of_a_classifier(tunes: Tunes, tmp_path: Path) -> None:
+    run = tunes("classify", "--steps=40", "--learning-rate=2e-2", rows=classified())
     card, found = _card(run), evaluation(run)
     data = card.data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-classification")
@@ -34,22 +36,24 @@ def test_of_a_classifier(tmp_path: Path) -> None:
     assert "AutoModelForSequenceClassification.from_pretrained(PATH)" in text
     assert f"| accuracy | {found['metrics']['accuracy']['before']:.3f} |" in text
     assert "| w\\*\\*f \\| &lt;b&gt; | " in text
-    assert "| learning rate | 0.003 |" in text
+    assert "| learning rate | 0.02 |" in text
     assert "## Examples" in text
 
 
-def test_of_an_adapter_of_a_chat(tmp_path: Path) -> None:
-    run = tune("chat", tmp_path, "--lora", "2", steps=1)
-    card = _card(run)
+def test_of_an_adapter_of_a_chat(tunes: Tunes) -> None:
+    fence = {"role": "assistant", "content": "no ```<script>alert(1)</script>"}
+    rows = [{"messages": [row["messages"][0], fence]} for row in toys.rows("chat")]
+    card = _card(tunes("chat", "--steps=1", "--lora=2", rows=rows))
     assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "text-generation")
     assert "lora" in (card.data.tags or [])
     assert "PeftModel.from_pretrained(base, PATH)" in card.text
     # What is in an example can't end the block that it is in.
-    assert "````\nasked:\nthe dog 9\n\nright:\nno ```<script>alert(1)</script>\n" in card.text
+    assert "\n\n````\nasked:\n" in card.text
+    assert "\n\nright:\nno ```<script>alert(1)</script>\n" in card.text
 
 
-def test_of_an_embedding_model(tmp_path: Path) -> None:
-    card = _card(tune("embed", tmp_path, steps=1))
+def test_of_an_embedding_model(tunes: Tunes) -> None:
+    card = _card(tunes("embed", "--steps=1"))
     assert (card.data.library_name, card.data.pipeline_tag) == ("sentence-transformers", "sentence-similarity")
     assert "SentenceTransformer(PATH)" in card.text
 

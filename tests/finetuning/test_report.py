@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import anyformer as af
 from anyformer.cli import finetune
 from anyformer.evaluation import Evaluation, evaluate_task
 from anyformer.evaluation.metrics import mean
@@ -25,24 +26,36 @@ from anyformer.runs.report.gains import gains
 from anyformer.training.schedule import TimeBudget
 from anyformer.training.trainer import Trainer
 from tests.evaluation.models import decoder, encoder
-from tests.finetuning.runs import ROWS, evaluation, load, tune
+from tests.finetuning import toys
+from tests.finetuning.conftest import Tunes
+
+HOSTILE = "w**f | <b>"
+"""A label that is to be read as it is."""
+
+
+def classified(count: int = 60, seed: int = 0) -> list[toys.Row]:
+    """Toys for a classifier with such a label."""
+    return [
+        {**row, "label": HOSTILE if row["label"] == "yes" else "miaow"} for row in toys.rows("classify", count, seed)
+    ]
+
+
+def evaluation(run: Path) -> dict[str, Any]:
+    """What evaluation.json says."""
+    return json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
 
 
 def _said(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def _write(path: Path, rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def test_metrics_before_and_after_are_those_of_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    held = _write(tmp_path / "held.jsonl", [{**row, "text": row["text"] + " too"} for row in ROWS["classify"][:20]])
-    run = tune("classify", tmp_path, "--validation", str(held), steps=20)
+def test_metrics_before_and_after_are_those_of_evaluate(
+    tunes: Tunes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = toys.write(tmp_path / "held.jsonl", classified(20, seed=7))
+    run = tunes("classify", "--steps=20", f"--validation={held}", rows=classified())
     said, found = _said(capsys), evaluation(run)
-    model, tokenizer = load(run)
-    after = evaluate_task(model, tokenizer, held, "classify")
+    after = evaluate_task(*af.load(run), held, "classify")
     accuracy = found["metrics"]["accuracy"]
     assert accuracy["after"] == pytest.approx(after.scores["accuracy"])
     assert accuracy["interval"] == pytest.approx(list(after.intervals()["accuracy"]))
@@ -60,8 +73,9 @@ def test_metrics_before_and_after_are_those_of_evaluate(tmp_path: Path, capsys: 
     scores = [each["scores"]["accuracy"] for each in logged if "scores" in each]
     assert scores == [accuracy["before"], accuracy["after"]]
 
-    assert [each["label"] for each in found["classes"]] == ["miaow", "w**f | <b>"]
-    assert [each["training"] for each in found["classes"]] == [30, 30]
+    assert [each["label"] for each in found["classes"]] == ["miaow", HOSTILE]
+    labels = [row["label"] for row in classified()]
+    assert [each["training"] for each in found["classes"]] == [labels.count("miaow"), labels.count(HOSTILE)]
     assert after.confusion is not None
     assert found["confusion"]["matrix"] == after.confusion.matrix.tolist()
     for each in found["answers"]:
@@ -94,24 +108,45 @@ def test_the_line_says_what_may_be_chance() -> None:
     assert general({"before": 21.3, "after": 23.9, "distinguishable": True}) == "21.3 -> 23.9 (+12%)"
 
 
-def test_a_chat_shows_answers_ends_and_what_was_forgotten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tune("chat", tmp_path, "--learning-rate", "1e-2", steps=30)
+def test_a_chat_shows_answers_ends_and_what_was_forgotten(tunes: Tunes, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {
+            "messages": [
+                row["messages"][0],
+                {"role": "assistant", "content": f"{row['messages'][1]['content']} <script>"},
+            ]
+        }
+        for row in toys.rows("chat")
+    ]
+    run = tunes("chat", "--steps=60", "--learning-rate=2e-2", rows=rows)
     said, found = _said(capsys), evaluation(run)
     assert any(line.startswith("general text: perplexity ") for line in said)
     ends, stopped = (found["metrics"][name] for name in ("end_probability", "stopped"))
     assert ends["before"] < 0.1 < 0.9 < ends["after"]
     assert stopped["before"] < stopped["after"] == 1.0
     first = found["answers"][0]
-    assert first["reference"] == first["after"].strip() != first["before"].strip()
-    model, tokenizer = load(run)
+    assert first["after"].strip() in ("yes <script>", "no <script>")
+    assert first["before"] != first["after"]
+    model, tokenizer = af.load(run)
+    assert tokenizer is not None
     text = measuring._general_text(model, tokenizer)
     assert text is not None
-    nats, tokens = np.sum(list(losses(model, text, 64, batch_size=1)), axis=0)
+    nats, tokens = np.sum(list(losses(model, text, 48, batch_size=1)), axis=0)
     assert found["general"]["after"] == pytest.approx(np.exp(nats / tokens), rel=1e-5)
     assert tokens == 4096
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "<script>alert" not in page
+    assert "yes &lt;script&gt;" in page
+    assert "yes <script>" not in page
     assert "general text" in page
+
+
+def test_a_sample_is_of_the_model_as_it_is_then(tunes: Tunes) -> None:
+    run = tunes("chat", "--steps=12", "--evaluate-every=8", "--learning-rate=2e-2")
+    before = json.loads((run / "before.json").read_text())["predictions"]
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    samples = {each["step"]: [part["written"] for part in each["sample"]] for each in logged if "sample" in each}
+    assert list(samples) == [8, 12]
+    assert samples[8] != before[:3]
 
 
 def test_what_was_measured_survives_the_run_directory() -> None:
@@ -127,9 +162,9 @@ def test_what_was_measured_survives_the_run_directory() -> None:
             Measurement.from_dict(damaged)
 
 
-def test_a_resumed_run_compares_with_what_was_measured_before(tmp_path: Path) -> None:
-    whole = evaluation(tune("classify", tmp_path, steps=8))
-    begun = tune("classify", tmp_path, "--name", "half", steps=4).parent / "half"
+def test_a_resumed_run_compares_with_what_was_measured_before(tunes: Tunes) -> None:
+    whole = evaluation(tunes("classify", "--steps=8"))
+    begun = tunes("classify", "--steps=4", name="half")
     assert finetune.run(["--resume", str(begun), "--steps", "8"]) == 0
     again = evaluation(begun)
     assert again["metrics"]["accuracy"]["before"] == whole["metrics"]["accuracy"]["before"]
@@ -178,16 +213,15 @@ def test_a_run_by_the_clock_keeps_time_for_the_end(monkeypatch: pytest.MonkeyPat
     assert budget.seconds - shorter.seconds == pytest.approx(2.0)
 
 
-def test_metrics_whose_library_is_missing_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_metrics_whose_library_is_missing_are_left_out(tunes: Tunes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
-    run = tune("chat", tmp_path, steps=1)
-    found = evaluation(run)
+    found = evaluation(tunes("chat", "--steps=1"))
     assert "rougeL" not in found["metrics"]
     assert found["notes"] == ["Left out: ROUGE needs rouge-score: pip install 'anyformer[eval]'."]
 
 
-def test_a_page_of_an_evaluation_that_is_damaged(tmp_path: Path) -> None:
-    run = tune("classify", tmp_path, steps=1)
+def test_a_page_of_an_evaluation_that_is_damaged(tunes: Tunes) -> None:
+    run = tunes("classify", "--steps=1")
     good = evaluation(run)
     assert gains(run) is not None
     for change in (

@@ -38,6 +38,8 @@ _SETTINGS = (
     *("optimizer", "label_smoothing", "loss", "beta", "train_on", "lora", "lora_alpha", "lora_dropout", "dora"),
     *("rslora", "quantize", "dtype", "seed"),
 )
+_ONLY: Mapping[str, Sequence[str]] = {"beta": ("preference",), "train_on": ("chat", "completion")}
+"""Settings that other tasks don't obey."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _EXAMPLES, _LABELS, _CHARACTERS = 5, 100, 600
 _ESCAPED = re.compile(r"[\\`*_{}\[\]|~$<>&]")
@@ -141,7 +143,7 @@ def _paragraphs(
     yield from _measured(result)
     yield from _answers(result)
     yield "## Training"
-    values = {key: getattr(config, key) for key in _SETTINGS if key != "beta" or config.task == "preference"}
+    values = {key: getattr(config, key) for key in _SETTINGS if config.task in _ONLY.get(key, (config.task,))}
     rows = [("data", ", ".join(_file_name([each]) for each in config.data) or "Python's standard library")]
     for key, value in values.items():
         if value not in (None, False, ()):
@@ -181,7 +183,7 @@ def _usage(directory: Path, config: CompleteFinetuneConfig) -> Iterator[str]:
 
 def _measured(result: Mapping[str, Any]) -> Iterator[str]:
     metrics = {name: each for name, each in result["metrics"].items() if each["after"] is not None}
-    if metrics or result["general"] is not None:
+    if metrics or result["general"] is not None or result.get("validation_loss") is not None:
         yield "## Evaluation"
     if metrics:
         yield (
@@ -210,6 +212,8 @@ def _measured(result: Mapping[str, Any]) -> Iterator[str]:
         yield _table(("label", "trained on", "held out", "precision", "recall", "F1"), rows)
     if result["general"] is not None:
         yield f"General text, which has nothing to do with the task: perplexity {general(result['general'])}."
+    if (losses := result.get("validation_loss")) is not None:
+        yield f"Validation loss: {number(losses[0])} before, {number(losses[1])} after."
     for note in result["notes"]:
         yield escape(note)
 

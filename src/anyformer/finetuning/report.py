@@ -20,6 +20,7 @@ from anyformer.finetuning.measure import Figure, Measurement, measure
 from anyformer.finetuning.model_card import write_card
 from anyformer.model import Transformer
 from anyformer.runs.directory import EVALUATION, MODEL
+from anyformer.runs.listing import number, read_run
 from anyformer.terminal import printable
 from anyformer.tokenizer import Tokenizer
 
@@ -72,7 +73,7 @@ class Report:
         """
         minutes = self._config.minutes
         before = _read_before(directory / BEFORE) if step else None
-        measured, self._latest = measure(
+        measured, found = measure(
             model,
             self._tokenizer,
             self._examples,
@@ -81,7 +82,8 @@ class Report:
             seconds=None if minutes is None else _SHARE * 60 * minutes,
         )
         if step:
-            self._result = result(before, measured, self._latest, self._checks)
+            self._latest = found
+            self._result = result(before, measured, found, self._checks)
             text = json.dumps(self._result, indent=1, ensure_ascii=False, allow_nan=False)
             atomic.write(directory / EVALUATION, f"{text}\n")
         else:
@@ -100,7 +102,10 @@ class Report:
         """Write the model card, and return lines for people. Raises UserError where the disk refuses."""
         if self._result is None:
             return ()
-        write_card(directory / MODEL, directory.resolve().name, self._config, self._result, self._checks)
+        known = [number(line, "validation_loss") for line in read_run(directory).evaluations]
+        losses = [loss for loss in known if loss is not None]
+        values = {**self._result, "validation_loss": (losses[0], losses[-1]) if len(losses) > 1 else None}
+        write_card(directory / MODEL, directory.resolve().name, self._config, values, self._checks)
         return lines(self._result)
 
 
