@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import shutil
-import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from safetensors.numpy import load_file
 
 import anyformer as af
 from anyformer.cli import train
@@ -26,8 +20,8 @@ from anyformer.errors import UserError
 from anyformer.training.checkpoints import read_facts
 from anyformer.training.config import TrainConfig
 from tests.training.conftest import TINY, Trains, metrics
+from tests.training.kills import Starts, assert_survives, driver, places_with_cache
 
-TIMES = ("elapsed", "tokens_per_second", "flops_per_second", "started", "peak_flops_per_second", "engine")
 FLAGS = [
     "gpt2-nano",
     *("--tokenizer", "bpe:300", *TINY, "--model.dropout", "0.1", "--context", "16", "--batch-size", "4"),
@@ -35,127 +29,32 @@ FLAGS = [
     *("--optimizer", "muon", "--average", "ema:0.9", "--schedule", "wsd", "--grad-accumulation", "2"),
 ]
 
-_DRIVER = """
-import json, os, sys
-from anyformer.cli import train
-from anyformer.console import Console
-from anyformer.runs import report
-from anyformer.training import run
-from anyformer.errors import UserError
-for line in sys.stdin:
-    argv, limit = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        import resource, torch
-        torch.set_num_threads(1)
-        if limit:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        try:
-            status = train.run(argv)
-        except UserError as error:
-            print(error, file=sys.stderr, flush=True)
-            status = 2
-        os._exit(status)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-
-Starts = Callable[..., tuple[int, Callable[[], int]]]
-
 
 @pytest.fixture(scope="module")
 def starts() -> Generator[Starts]:
-    """Starts `anyformer train` in a process that has imported torch already: its pid, and what waits for its status."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-c", _DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as driver:
-        assert driver.stdin is not None
-        assert driver.stdout is not None
-        write, read = driver.stdin, driver.stdout
-
-        def start(*argv: str, limit: int = 0) -> tuple[int, Callable[[], int]]:
-            write.write(json.dumps([argv, limit]) + "\n")
-            write.flush()
-            return int(read.readline()), lambda: int(read.readline())
-
+    with driver("train") as start:
         yield start
-        write.close()
 
 
-def _log(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in metrics(run)]
-
-
-def _same(run: Path, other: Path) -> None:
-    """Log, model and the whole state of training are equal."""
-    assert _log(run) == _log(other)
-    for name in ("model/model.safetensors", "checkpoints/step-00000060/state.safetensors"):
-        ours, theirs = load_file(run / name), load_file(other / name)
-        assert ours.keys() == theirs.keys()
-        for key in ours:
-            assert ours[key].tobytes() == theirs[key].tobytes(), key
-
-
-def _places(tmp_path: Path, name: str) -> list[str]:
-    return ["--runs", str(tmp_path / "runs"), "--name", name, "--cache", str(tmp_path / f"cache-{name}")]
-
-
-def _survives(text: Path, tmp_path: Path, starts: Starts, kills: int, seed: int) -> None:
-    data = ["--data", str(text)]
-    begun = time.monotonic()
-    _, status = starts(*FLAGS, *data, *_places(tmp_path, "whole"))
-    assert status() == 0
-    length = time.monotonic() - begun
-    whole, cut = tmp_path / "runs" / "whole", tmp_path / "runs" / "cut"
-    chance = random.Random(seed)
-
-    def go() -> tuple[int, Callable[[], int]]:
-        if (cut / "config.yaml").exists():
-            return starts("--resume", str(cut))
-        # It was killed before it had said what to do.
-        shutil.rmtree(cut, ignore_errors=True)
-        return starts(*FLAGS, *data, *_places(tmp_path, "cut"))
-
-    for _ in range(kills):
-        pid, status = go()
-        _wait_for_a_moment(chance, cut, tmp_path / "cache-cut", length / 2)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        ended = status() == 0
-        if (cut / "model" / "config.json").exists():
-            model, tokenizer = af.load(cut / "model")
-            assert tokenizer is not None
-            assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
-        if ended:
-            # It was done before it could be killed: begin another.
-            _same(cut, whole)
-            for place in (cut, tmp_path / "cache-cut"):
-                shutil.rmtree(place, ignore_errors=True)
-    _, status = go()
-    assert status() == 0
-    _same(cut, whole)
-
-
-def _wait_for_a_moment(chance: random.Random, run: Path, cache: Path, length: float) -> None:
-    """Any time, or in the middle of tokenizing or of a checkpoint."""
-    until = time.monotonic() + chance.uniform(0, length)
-    watched = chance.choice([None, (run / "checkpoints", ".step-*.tmp"), (run, ".model.*"), (cache, "**/.*")])
-    while time.monotonic() < until:
-        if watched is not None and any(watched[0].glob(watched[1])):
-            return
-        time.sleep(0.001)
+def _is_whole(directory: Path) -> None:
+    if (directory / "config.json").exists():
+        model, tokenizer = af.load(directory)
+        assert tokenizer is not None
+        assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
 def test_killed_a_few_times(text: Path, tmp_path: Path, starts: Starts) -> None:
-    _survives(text, tmp_path, starts, kills=4, seed=0)
+    assert_survives(
+        [*FLAGS, "--data", str(text)], tmp_path, starts, kills=4, seed=0, check=_is_whole, where=places_with_cache
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_fifty_times(text: Path, tmp_path: Path, starts: Starts) -> None:
-    _survives(text, tmp_path, starts, kills=50, seed=1)
+    assert_survives(
+        [*FLAGS, "--data", str(text)], tmp_path, starts, kills=50, seed=1, check=_is_whole, where=places_with_cache
+    )
 
 
 def test_killed_before_its_last_words(text: Path, trains: Trains) -> None:
@@ -171,11 +70,11 @@ def test_killed_before_its_last_words(text: Path, trains: Trains) -> None:
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(text: Path, tmp_path: Path, starts: Starts) -> None:
     data = ["--data", str(text)]
-    _, status = starts(*FLAGS, *data, *_places(tmp_path, "whole"))
+    _, status = starts(*FLAGS, *data, *places_with_cache(tmp_path, "whole"))
     assert status() == 0
     whole, cut = tmp_path / "runs" / "whole", tmp_path / "runs" / "cut"
     size = (whole / "checkpoints" / "step-00000060" / "state.safetensors").stat().st_size
-    first = [*FLAGS, *data, *_places(tmp_path, "cut")]
+    first = [*FLAGS, *data, *places_with_cache(tmp_path, "cut")]
     first[first.index("--steps") + 1] = "21"
     _, status = starts(*first)
     assert status() == 0

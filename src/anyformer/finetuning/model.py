@@ -8,7 +8,7 @@ from typing import Any, cast
 from anyformer.adapters import add_adapter
 from anyformer.adapters.modules import base_parameters, family_of
 from anyformer.checkpoint import load, load_with_head, save, save_adapter
-from anyformer.config import ModelConfig
+from anyformer.config import HeadConfig, ModelConfig, ProblemType
 from anyformer.finetuning.config import CompleteFinetuneConfig
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -32,14 +32,11 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transforme
     """
     options: dict[str, Any] = {"quantize": config.quantize, "allow_pickle": config.allow_pickle, "dtype": "float32"}
     head: Any = _HEADS.get(config.task)
-    labels = config.labels or 1
-    same = base.head.kind == head and (head == "none" or base.head.label_names == config.labels != ())
-    loads = head is None or same
-    if loads:
+    problem = _PROBLEMS[config.label_kind] if head == "classification" else None
+    if head is None or _has_head(base.head, head, config.labels, problem):
         model, _ = load(config.base, **options)
     else:
-        problem = _PROBLEMS[config.label_kind] if head == "classification" else None
-        model, _ = load_with_head(config.base, cast("Any", head), labels, problem_type=problem, **options)
+        model, _ = load_with_head(config.base, cast("Any", head), config.labels or 1, problem_type=problem, **options)
     if config.task == "embed":
         pooling = replace(model.config.pooling, max_tokens=config.context)
         model.config = replace(model.config, pooling=pooling)
@@ -47,7 +44,21 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transforme
         model.requires_grad_(True)
     else:
         add_adapter(model, replace(config.adapter, modules_to_save=_drawn_modules(model)))
+    # What the loss doesn't reach gets no gradient, which engines of several processes would wait for.
+    if head == "none" and model.encoder is not None and model.decoder is not None:
+        model.decoder.requires_grad_(False)
+    if model.pooler is not None and head != "classification":
+        model.pooler.requires_grad_(False)
     return model
+
+
+def _has_head(head: HeadConfig, kind: str, labels: tuple[str, ...], problem: ProblemType | None) -> bool:
+    """Whether a model has the head of the task, with the same labels."""
+    if head.kind != kind:
+        return False
+    if problem == "regression":
+        return head.labels == 1 and head.problem_type in (None, problem)
+    return kind == "none" or (head.label_names == labels != () and head.problem_type in (None, problem))
 
 
 def save_model(model: Transformer, directory: Path, tokenizer: Tokenizer, config: CompleteFinetuneConfig) -> str:

@@ -82,7 +82,7 @@ class Finetuning(Recipe):
                 settled["loss"] = embedding_loss(config.loss, training[0])
                 check_parts(settled["loss"], config)
             self._config = complete(config, base, self.task, **settled)
-            self.model_config = base
+            self._base = self.model_config = base
             self.preview: list[PreviewRow] = []
             encoding = Encoding(
                 tokenizer=tokenizer,
@@ -118,7 +118,7 @@ class Finetuning(Recipe):
 
     @override
     def build(self) -> Transformer:
-        model = build_model(self.config, self.model_config)
+        model = build_model(self.config, self._base)
         if isinstance(self.training, PreferenceDataset) and isinstance(self._held, PreferenceDataset):
             for part in model.modules():
                 if isinstance(part, Dropout):  # the reference has none, and the two are compared

@@ -88,6 +88,7 @@ class Report:
             atomic.write(directory / EVALUATION, f"{text}\n")
         else:
             atomic.write(directory / BEFORE, json.dumps(measured.to_dict(), allow_nan=False))
+            self._latest = None  # a sample is taken after some training
         return {"scores": measured.scores}
 
     def rows(self, model: Transformer) -> Sequence[EvaluatedRow]:

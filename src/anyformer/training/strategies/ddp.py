@@ -6,6 +6,7 @@ from pathlib import Path
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
+from anyformer.blocks.head import LanguageModelHead
 from anyformer.training.strategies.base import Strategy
 
 
@@ -27,7 +28,7 @@ class DDP(Strategy):
             self.plan.loss(self.model),
             device_ids=None if device.type == "cpu" else [device],
             # A pooler is no part of a language model's loss. Looking for such parts takes time, so only where one is.
-            find_unused_parameters=self.model.pooler is not None,
+            find_unused_parameters=self.model.pooler is not None and isinstance(self.model.head, LanguageModelHead),
             gradient_as_bucket_view=True,
         )
 
