@@ -24,6 +24,7 @@ def test_tests_mirror_the_source() -> None:
         TESTS / "checkpoint" / "test_version_0_1.py",
         TESTS / "cli" / "test_every_command.py",
         TESTS / "families" / "test_config_json.py",
+        *(TESTS / "finetuning" / f"test_{what}.py" for what in ("bad_input", "end_to_end", "interchange")),
         TESTS / "fuzz" / "test_fuzz.py",
         TESTS / "kernels" / "test_training_kernels.py",
         TESTS / "training" / "test_bad_input.py",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 import anyformer as af
 from anyformer.cli.finetune import SECTIONS
+from anyformer.cli.main import main
 from anyformer.errors import UserError
 from anyformer.finetuning.config import FinetuneConfig, FinetuneOptions
 from anyformer.runs.listing import read_run
@@ -99,6 +101,24 @@ def test_it_speaks_as_the_command_does_if_asked_to(base: Path, capsys: pytest.Ca
     said = capsys.readouterr().out
     assert "examples   27" in said
     assert f"model      {result.directory}/model" in said
+    assert said.endswith(f"next       anyformer evaluate {result.directory} --data FILE\n")
+
+
+def test_what_comes_next_has_the_columns_of_the_data(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"a": row["text"], "my label": row["label"]} for row in ROWS]
+    Path("dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    columns = {"text": "a", "label": "my label"}
+    af.finetune(base, rows, columns=columns, validation="dev.jsonl", steps=1, quiet=False)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == "next       anyformer evaluate runs/base-1 --data dev.jsonl --text a --label 'my label'"
+    assert main(shlex.split(line)[2:]) == 0
+
+
+def test_plain_text_has_no_preview(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("notes.txt").write_text("a good film. " * 500, encoding="utf-8")
+    assert main(["finetune", str(base), "--data", "notes.txt", "--preview", "page.html"]) == 2
+    assert "--preview draws examples of a task" in capsys.readouterr().err
+    assert not Path("page.html").exists()
 
 
 @pytest.mark.parametrize(

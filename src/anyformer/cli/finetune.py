@@ -12,7 +12,7 @@ from anyformer.finetuning.config import FinetuneConfig, resumed
 from anyformer.training.strategies.launch import check_engine, launch, needs_launch, one_of_many
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "examples": (
+    "data": (
         *("data", "validation", "task", "columns", "header", "labels", "label_kind", "train_on", "context", "packing"),
         *("skip_faulty", "max_record_bytes", "cache"),
     ),
@@ -95,11 +95,13 @@ def _read(values: Mapping[str, Any], resume: Path | None) -> FinetuneConfig:
 def _preview(config: FinetuneConfig, path: Path) -> int:
     from anyformer.console import Console
     from anyformer.finetuning.preview import write_preview
-    from anyformer.finetuning.recipe import Finetuning
+    from anyformer.finetuning.recipe import Finetuning, finetuning
     from anyformer.training.progress import say
 
     console = Console()
-    recipe = Finetuning(config, console)
+    recipe = finetuning(config, console)
+    if not isinstance(recipe, Finetuning):
+        raise UserError("--preview draws examples of a task, and this is plain text, all of which is learned.")
     for line in recipe.summary():
         say(console, line)
     written = write_preview(path, recipe.name, recipe.tokenizer, recipe.preview, recipe.checks)

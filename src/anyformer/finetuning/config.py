@@ -13,6 +13,7 @@ from typing_extensions import override
 from anyformer.config import ModelConfig
 from anyformer.data.examples import TASKS, Task
 from anyformer.errors import UserError, nearest
+from anyformer.limits import RECORD_BYTES
 from anyformer.runs.directory import CONFIG, check_run_directory
 from anyformer.training.config_file import read_settings
 from anyformer.training.consent import check_consent
@@ -113,7 +114,7 @@ class FinetuneConfig(RunConfig):
     """What the model learns (default: what the columns say)."""
     columns: Annotated[tuple[str, ...], "ROLE=COLUMN"] = ()
     """Which column plays which role, such as text=review label=stars (default: by their names)."""
-    header: tuple[str, ...] = ()
+    header: Annotated[tuple[str, ...], "NAME"] = ()
     """The names of the columns of .csv and .tsv files that have no header."""
     skip_faulty: bool = False
     """Leave faulty rows out, and say how many."""
@@ -122,7 +123,7 @@ class FinetuneConfig(RunConfig):
     input, hf:NAME for a data set of the Hugging Face hub."""
     validation: Annotated[tuple[str, ...], "PATH"] = ()
     """Examples to validate on (default: a tenth of the data is held out)."""
-    labels: tuple[str, ...] = ()
+    labels: Annotated[tuple[str, ...], "NAME"] = ()
     """Classify and tag: the names of all labels, in the order of their numbers (default: those that occur)."""
     label_kind: Annotated[str | None, "{single,multiple,regression}"] = None
     """Classify: one label a text, several, or a number (default: what the labels look like)."""
@@ -164,6 +165,15 @@ class FinetuneConfig(RunConfig):
     """Embed: what is compared (default: what the columns say)."""
     minutes: float | None = None
     """How long the run may take in all, instead of --epochs or --steps."""
+    batch_tokens: int | None = None
+    """Tokens of a validation batch, with padding (default: 4096)."""
+    name: str | None = None
+    """Name of the run directory (default: the model's with a number)."""
+    max_record_bytes: Annotated[int, "N"] = RECORD_BYTES
+    """Bytes that a row may have."""
+    cache: Annotated[Path | None, "FOLDER"] = None
+    """Where data sets of the hub, standard input and tokens of plain text are kept (default: the user's cache
+    folder)."""
     label_smoothing: float | None = None
     """Share of the target's probability that is spread over all others (default: 0)."""
     allow_pickle: bool = False

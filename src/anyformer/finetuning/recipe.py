@@ -1,6 +1,7 @@
 """Fine-tuning on examples as a recipe of the training loop: the model, its batches, and what it gained."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -162,8 +163,12 @@ class Finetuning(Recipe):
         command = {"chat": "chat", "completion": "generate", "seq2seq": "generate", "embed": "embed"}.get(
             self.task, "evaluate"
         )
-        arguments = {"chat": "", "evaluate": f"--data {' '.join(self.config.data)}"}.get(command, "TEXT")
-        return Sample(passages, command, arguments)
+        return Sample(passages, command, {"chat": "", "evaluate": self._to_evaluate()}.get(command, "TEXT"))
+
+    def _to_evaluate(self) -> str:
+        """The arguments of `anyformer evaluate`; on other data than those of training."""
+        columns = (word for role, column in self.config.roles.items() for word in (f"--{role}", column))
+        return f"--data {shlex.join(self.config.validation) or 'FILE'} {shlex.join(columns)}".rstrip()
 
     def _split(self, config: FinetuneConfig) -> tuple[Sequence[Example], Sequence[Example]]:
         if not config.validation:
