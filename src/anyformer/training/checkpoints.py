@@ -121,8 +121,10 @@ def read_facts(checkpoint: Path, config: RunConfig, fingerprint: str, console: C
     for field, fits, wanted in _FACTS:
         if not fits(facts.get(field)):
             raise UserError(f"The checkpoint {checkpoint} can't be read: {field} in {FACTS} should be {wanted}.")
-    before = flatten(current_settings(facts["config"]))
     now = flatten(json.loads(json.dumps(settings(config))))
+    # A checkpoint of an earlier version lacks the fields that models have got since.
+    newer = {name: value for name, value in now.items() if name.startswith("model.")}
+    before = newer | flatten(current_settings(facts["config"]))
     changes = {
         name: f"{name.replace('_', '-')} {before.get(name)} -> {now.get(name)}"
         for name in sorted({*before, *now})
