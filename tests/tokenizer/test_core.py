@@ -122,3 +122,16 @@ def test_a_stream_of_byte_fallback_tokens():
     ids = [256, *"é🙂日本".encode(), 256, 256, *b"z"] * 12
     stream = StreamDecoder(tokenizer)
     assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
+
+
+def test_a_run_of_characters_of_single_bytes_is_streamed_whole():
+    names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "a"]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = Tokenizer(backend, {})
+    text = "a" + "\U00010000" * 9 + "é" * 20 + "a"
+    decoder = StreamDecoder(tokenizer)
+    pieces = [decoder.push(token) for token in tokenizer.encode(text)]
+    assert "".join(pieces) + decoder.flush() == text
+    assert max(map(len, pieces)) == 1

@@ -25,6 +25,7 @@ _UNLIMITED = 10**9
 _LARGEST_ID = 2**32 - 1
 _INCOMPLETE = "\ufffd"
 _LONGEST_HELD = 16
+_LONGEST_CHARACTER = 4  # bytes of UTF-8
 _WINDOW = 32
 _KEPT = 6
 _ENCODING = Translated("The text can't be encoded with this tokenizer")
@@ -339,7 +340,12 @@ class StreamDecoder:
         self._window.append(token)
         text = self._decode(self._window)
         held = len(text) - len(text.rstrip(_INCOMPLETE))
-        end = max(self._sent, len(text) - max(min(held, _LONGEST_HELD), self._clean_up_reach))
+        if held > 1:
+            # Where tokens are single bytes, a whole run of them is held while its last character is incomplete.
+            shorter = (self._decode(self._window[:-missing]) for missing in range(1, _LONGEST_CHARACTER))
+            text = next((sure for sure in shorter if not sure.endswith(_INCOMPLETE)), text)
+        left = len(text) - len(text.rstrip(_INCOMPLETE))
+        end = max(self._sent, len(text) - max(min(left, _LONGEST_HELD), self._clean_up_reach))
         new = text[self._sent : end]
         self._sent = max(self._sent, end)
         if len(self._window) >= _WINDOW and not held and not self._clean_up_reach:
