@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from anyformer import limits
-from anyformer.checkpoint import peft
+from anyformer.checkpoint import hub, peft
 from anyformer.config import HeadConfig
 from anyformer.errors import UserError
 
@@ -27,12 +27,13 @@ def read_base(directory: Path) -> str:
     """The model that an adapter's directory names.
 
     Raises:
-        UserError: it names no base on this machine; or it belongs to another user, who may not choose what is read.
+        UserError: it names no base on this machine, as a file or in the hub's cache; or it belongs to another user,
+            who may not choose what is read.
     """
     raw = limits.read_object(limits.path_inside(directory, peft.CONFIG))
     base = raw.get("base_model_name_or_path")
     advice = f"load the model that it belongs to, with --adapter {directory}"
-    if not isinstance(base, str) or not Path(base).exists():
+    if not isinstance(base, str) or not (Path(base).exists() or hub.is_cached(base)):
         named = f", and its base {base[:80]!r} is not on this machine" if isinstance(base, str) and base else ""
         raise UserError(f"{directory} holds an adapter alone{named}: {advice}.")
     if os.name == "posix" and (directory / peft.CONFIG).stat().st_uid not in (0, os.geteuid()):
