@@ -33,7 +33,7 @@ def read_base(directory: Path) -> str:
     raw = limits.read_object(limits.path_inside(directory, peft.CONFIG))
     base = raw.get("base_model_name_or_path")
     advice = f"load the model that it belongs to, with --adapter {directory}"
-    if not isinstance(base, str) or not (Path(base).exists() or hub.is_cached(base)):
+    if not isinstance(base, str) or not base or not (Path(base).exists() or hub.is_cached(base)):
         named = f", and its base {base[:80]!r} is not on this machine" if isinstance(base, str) and base else ""
         raise UserError(f"{directory} holds an adapter alone{named}: {advice}.")
     if os.name == "posix" and (directory / peft.CONFIG).stat().st_uid not in (0, os.geteuid()):
