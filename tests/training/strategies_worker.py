@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import warnings
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from anyformer.blocks.dropout import Dropout
+from anyformer.checkpoint import save
 from anyformer.config import ModelConfig
+from anyformer.console import Console
 from anyformer.data.batch import IGNORED, Batch
 from anyformer.families import preset
-from anyformer.model import build
+from anyformer.finetuning.config import FinetuneConfig
+from anyformer.finetuning.recipe import Finetuning
+from anyformer.model import Transformer, build
 from anyformer.training.averaging import make_average
+from anyformer.training.losses import LossModule
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
+from anyformer.training.recipe import Recipe
 from anyformer.training.strategies.base import Plan, make_strategy
 from anyformer.training.strategies.group import Group, join
+from tests.finetuning import toys
 
 STEPS = 8
 
@@ -31,7 +43,11 @@ CASES: dict[str, dict[str, Any]] = {
     "masked": {"preset": "bert-tiny", "layers": {"encoder_layers": 2}, "grad_accumulation": 3, "average": "last:2"},
     "pairs": {"preset": "t5-small", "layers": {"encoder_layers": 2, "decoder_layers": 1}, "label_smoothing": 0.1},
     "muon": {"preset": "llama-nano", "layers": {"decoder_layers": 2}, "optimizer": "muon", "recompute": True},
+    "classify": {"task": "classify", "model": "encoder"},
+    "chat": {"task": "chat", "model": "decoder", "lora": 4, "average": "ema:0.9"},
+    "embed": {"task": "embed", "model": "both"},
 }
+FINETUNED = ("classify", "chat", "embed")
 
 
 def config(case: str) -> ModelConfig:
@@ -57,6 +73,46 @@ def batch(case: str, step: int, rows: int = 7, time: int = 12) -> Batch:
     return Batch(tokens, targets, source=source, source_mask=np.arange(9) < chance.integers(3, 10, (rows, 1)))
 
 
+TOYS = "ANYFORMER_TEST_TOYS"
+"""The folder of what is fine-tuned. Training a tokenizer twice may give two."""
+
+
+def write_toys(folder: Path) -> None:
+    """Write the models and the examples of all cases."""
+    for case in FINETUNED:
+        (folder / case).mkdir()
+        model, tokenizer = toys.MODELS[CASES[case]["model"]]()
+        save(model, folder / case / "model", tokenizer=tokenizer)
+        toys.write(folder / case / "data.jsonl", toys.rows(CASES[case]["task"]))
+
+
+@cache
+def recipe(case: str) -> Recipe:
+    """Fine-tuning on the toy examples that `write_toys` has written."""
+    options, place = CASES[case], Path(os.environ[TOYS]) / case
+    data = place / "data.jsonl"
+    given = {"batch_size": 7, "lora": options.get("lora"), "device": "cpu", "dtype": "float32"}
+    return Finetuning(FinetuneConfig(base=str(place / "model"), data=(str(data),), **given), Console(quiet=True))
+
+
+def made(case: str) -> tuple[Transformer, Callable[..., Batch], Callable[[Transformer], nn.Module]]:
+    """The model of a case, what makes its batches, and its loss."""
+    tuned = recipe(case) if case in FINETUNED else None
+    torch.manual_seed(0)
+    if tuned is None:
+        return build(config(case)), partial(batch, case), LossModule
+    model = tuned.build()
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.p = 0.0
+
+    def of(step: int, rows: int = 7) -> Batch:
+        whole = tuned.batches.batch(step)
+        return whole if rows == 7 else whole.split(7)[0]
+
+    return model, of, tuned.loss
+
+
 def train(
     group: Group,
     case: str,
@@ -75,7 +131,7 @@ def train(
         averaged weights (on the first process).
     """
     options = CASES[case]
-    torch.manual_seed(0)
+    model, batches, loss = made(case)
     plan = Plan(
         Precision(torch.device("cpu"), getattr(torch, dtype), "for a test"),
         lambda model: make_optimizer(options.get("optimizer", "adamw"), model, 1.0),
@@ -84,30 +140,31 @@ def train(
         grad_accumulation=options.get("grad_accumulation", 2),
         label_smoothing=options.get("label_smoothing", 0.0),
         gradient_checkpointing=options.get("recompute", False),
+        loss=loss,
     )
-    made = make_strategy(engine, build(config(case)), plan, group, zero_stage=zero)
-    said, figures = str(made), {}
+    strategy = make_strategy(engine, model, plan, group, zero_stage=zero)
+    said, figures = str(strategy), {}
     if load is not None:
-        made.load(Path(load))
+        strategy.load(Path(load))
     else:
         # Nothing that a step does may be disturbed by it.
-        made.evaluate(batch(case, 1000))
+        strategy.evaluate(batches(1000))
     for step in range(STEPS // 2 if load else 0, end):
-        figures[str(step)] = made.step(step, batch(case, step), 1e-3 * (1 + step % 3)).tolist()
+        figures[str(step)] = strategy.step(step, batches(step), 1e-3 * (1 + step % 3)).tolist()
         if step % 2:
-            made.snapshot()
+            strategy.snapshot()
     if save is not None:
         if group.is_main:
             Path(save).mkdir()
         group.any(False)
-        made.save(Path(save))
-    with made.averaged():
-        figures["averaged"] = [made.evaluate(batch(case, 1001))]
+        strategy.save(Path(save))
+    with strategy.averaged():
+        figures["averaged"] = [strategy.evaluate(batches(1001))]
     # One row for two processes: one of them has none.
-    figures["latest"] = [made.evaluate(batch(case, 1002, rows=1)), made.evaluate(batch(case, 1003))]
-    with made.gathered() as model:
+    figures["latest"] = [strategy.evaluate(batches(1002, rows=1)), strategy.evaluate(batches(1003))]
+    with strategy.gathered() as model:
         weights = {} if model is None else {name: value.clone() for name, value in model.state_dict().items()}
-    made.close()
+    strategy.close()
     return said, figures, weights
 
 

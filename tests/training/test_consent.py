@@ -11,6 +11,7 @@ import pytest
 from anyformer.cli import train as command
 from anyformer.cli.train import read_arguments
 from anyformer.errors import UserError
+from anyformer.finetuning.config import FinetuneConfig, resumed
 from anyformer.training.config import TrainConfig
 
 
@@ -98,3 +99,23 @@ def test_every_field_is_thought_of() -> None:
     checked = {"processes", "engine", "track", "runs", "workers", "max_record_bytes"}
     read = {"data", "validation", "source", "target", "tokenizer", "cache"}
     assert set(TrainConfig.__dataclass_fields__) == harmless | checked | read
+
+
+def test_a_model_of_the_hub_is_fetched_when_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for one that was fetched before."""
+    path = _written(tmp_path, "base: someone/model\ndata: [chats.jsonl]\nallow_pickle: true\nsteps: 3")
+    with pytest.raises(UserError, match=r"add --allow-pickle someone/model$"):
+        resumed(path.parent, {})
+    assert resumed(path.parent, {"base": "someone/model", "allow_pickle": True}).base == "someone/model"
+    monkeypatch.setattr("anyformer.checkpoint.hub.is_cached", lambda name: name == "someone/model")
+    assert resumed(path.parent, {"allow_pickle": True}).steps == 3
+
+
+def test_every_field_of_fine_tuning_is_thought_of() -> None:
+    """As above."""
+    harmless = {
+        *("task", "columns", "header", "labels", "label_kind", "train_on", "packing", "skip_faulty", "epochs", "lora"),
+        *("lora_alpha", "lora_dropout", "targets", "dora", "rslora", "quantize", "beta", "loss"),
+    }
+    own = set(FinetuneConfig.__dataclass_fields__) - set(TrainConfig.__dataclass_fields__)
+    assert own == harmless | {"base", "allow_pickle"}

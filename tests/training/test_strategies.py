@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,12 @@ SAID = {
 }
 ZERO_FROM = [("zero1", "zero2"), ("zero2", "zero3"), ("zero3", "zero1"), ("zero2", "one"), ("zero3", "fsdp")]
 NOISE = "attention.key.bias"
+_ZERO_CASES = [
+    (stage, case)
+    for stage in ZERO
+    for case in strategies_worker.CASES
+    if case != "muon" and (stage != "zero1" or case not in strategies_worker.FINETUNED)
+]
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 ALL = [*NATIVE, *(pytest.param(name, marks=needs_deepspeed) for name in ZERO)]
@@ -63,6 +68,7 @@ class Two:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        here["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
         command = [sys.executable, strategies_worker.__file__, str(todo)]
         processes = [
             subprocess.Popen(
@@ -86,6 +92,13 @@ class Two:
         return made["said"], made["figures"], load_file(self.folder / f"{name}.safetensors")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _toys(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("toys")
+    strategies_worker.write_toys(folder)
+    os.environ[strategies_worker.TOYS] = str(folder)
+
+
 @pytest.fixture(scope="session")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result]:
     return cache(lambda case: train(Group(), case))
@@ -107,6 +120,7 @@ def native(tmp_path_factory: pytest.TempPathFactory, halfway: Path) -> Two:
     for name, of in NATIVE.items():
         other = next(other for other in NATIVE if other != name)
         jobs[f"{name}-save"] = {**of, "case": "tied", "save": saved[name], "end": STEPS // 2}
+        jobs[f"{name}-adapter"] = {**of, "case": "chat", "save": f"{saved[name]}-adapter", "end": STEPS // 2}
         jobs[f"{name}-bf16"] = {**of, "case": "tied", "dtype": "bfloat16"}
         jobs[f"{name}-from-one"] = {**of, "case": "tied", "load": str(halfway)}
         jobs[f"{name}-from-{other}"] = {**of, "case": "tied", "load": saved[other]}
@@ -119,9 +133,10 @@ def native(tmp_path_factory: pytest.TempPathFactory, halfway: Path) -> Two:
 def zero(tmp_path_factory: pytest.TempPathFactory, halfway: Path, native: Two) -> Two:
     two = Two(tmp_path_factory.mktemp("zero"))
     saved = {name: str(two.folder / f"{name}-checkpoint") for name in ZERO}
-    jobs = {f"{name}-{case}": {**ZERO[name], "case": case} for name, case in product(ZERO, ("tied", "masked", "pairs"))}
+    jobs = {f"{name}-{case}": {**ZERO[name], "case": case} for name, case in _ZERO_CASES}
     for name, of in ZERO.items():
         jobs[f"{name}-save"] = {**of, "case": "tied", "save": saved[name], "end": STEPS // 2}
+        jobs[f"{name}-adapter"] = {**of, "case": "chat", "save": f"{saved[name]}-adapter", "end": STEPS // 2}
     saved |= {"one": str(halfway), "fsdp": str(native.folder / "fsdp-checkpoint")}
     for name, origin in ZERO_FROM:
         jobs[f"{name}-from-{origin}"] = {**ZERO[name], "case": "tied", "load": saved[origin]}
@@ -148,12 +163,7 @@ def assert_equal(found: Result, wanted: Result, tolerance: float = 1e-5) -> None
     ("engine", "case"),
     [
         *((engine, case) for engine in NATIVE for case in strategies_worker.CASES),
-        *(
-            pytest.param(e, case, marks=needs_deepspeed)
-            for e in ZERO
-            for case in strategies_worker.CASES
-            if case != "muon"
-        ),
+        *(pytest.param(*each, marks=needs_deepspeed) for each in _ZERO_CASES),
     ],
 )
 def test_two_processes_equal_one(
@@ -172,6 +182,17 @@ def test_a_checkpoint_of_two_resumes_on_one(
     saved = results(request, engine).folder / f"{engine}-checkpoint"
     assert {path.suffix for path in saved.iterdir()} == {".safetensors"}
     assert_equal(train(Group(), "tied", load=str(saved)), one("tied"))
+
+
+@pytest.mark.parametrize("engine", ALL)
+def test_a_checkpoint_of_an_adapter_is_without_its_base(
+    request: pytest.FixtureRequest, one: Callable[[str], Result], engine: str
+) -> None:
+    saved = results(request, engine).folder / f"{engine}-checkpoint-adapter"
+    names = {name for path in saved.iterdir() for name in load_file(path)}
+    assert names
+    assert {name for name in names if ".adapters." not in name} <= {"average.updates"}, names
+    assert_equal(train(Group(), "chat", load=str(saved)), one("chat"))
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ class DeepSpeed(Sharded):
 
     def __init__(self, model: Transformer, plan: Plan, group: Group, stage: int) -> None:
         self.stage, self.engine = stage, f"deepspeed ZeRO-{stage}"
+        self._frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
         if model.pooler is not None and isinstance(model.head, LanguageModelHead):
             # No loss reaches it, but DeepSpeed would give it gradients of zeros, and the optimizer decay it.
             model.pooler.requires_grad_(False)
@@ -248,6 +249,8 @@ class DeepSpeed(Sharded):
         utils = self._deepspeed.utils
         step: Tensor = self.optimizer.state[self._flat()[0]]["step"]
         for name, parameter in self.model.named_parameters():
+            if name in self._frozen:  # as in the model it was made from
+                continue
             if name not in self._trained:
                 yield f"model.{name}", self._whole(parameter, self._local(parameter))
                 continue
@@ -257,7 +260,7 @@ class DeepSpeed(Sharded):
                 for key in _MOMENTS:
                     yield f"optimizer.{key}.{name}", utils.safe_get_full_optimizer_state(parameter, key)
         for name, buffer in self.model.named_buffers():
-            if name in self.model.state_dict():
+            if name in self.model.state_dict() and not self._frozen:
                 yield f"model.{name}", buffer
         if self.plan.average is not None:
             parameters = dict(self.model.named_parameters())
