@@ -1,12 +1,11 @@
 """Predicted tokens: perplexity and bits per byte."""
 
 import numpy as np
-import numpy.typing as npt
 
-from anyformer.evaluation.metrics.metric import Array, Metric, ratio
+from anyformer.evaluation.metrics.metric import Array, Metric, Numbers, ratio
 
 
-def language_model(nats: npt.ArrayLike, tokens: npt.ArrayLike, size: npt.ArrayLike | None = None) -> dict[str, Metric]:
+def language_model(nats: Numbers, tokens: Numbers, size: Numbers | None = None) -> dict[str, Metric]:
     """Perplexity, the exponential of the mean loss of a token, and bits per byte.
 
     Args:

@@ -1,13 +1,14 @@
 """A metric, and how far it is certain: percentile intervals of the bootstrap."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Numbers = Sequence[float] | npt.NDArray[Any]
 
 _AT_A_TIME = 1 << 20
 """How many counts of rows are held at a time."""
@@ -68,12 +69,12 @@ class Metric:
         return percentiles(after.resampled(resamples, seed) - self.resampled(resamples, seed), confidence)
 
 
-def mean(values: npt.ArrayLike) -> Metric:
+def mean(values: Numbers) -> Metric:
     """The mean of a number for each row."""
     return ratio(values, np.ones(np.shape(values)))
 
 
-def ratio(numerators: npt.ArrayLike, denominators: npt.ArrayLike) -> Metric:
+def ratio(numerators: Numbers, denominators: Numbers) -> Metric:
     """The sum of a number for each row divided by the sum of another."""
     return Metric(np.stack([numerators, denominators], axis=-1).astype(np.float64), _quotient)
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from anyformer.evaluation.metrics.metric import Array, Metric, mean
+from anyformer.evaluation.metrics.metric import Array, Metric, Numbers, mean
 
 CUTOFFS = (1, 5, 10)
 
 
-def retrieval(ranks: Sequence[npt.ArrayLike], cutoffs: Sequence[int] = CUTOFFS) -> dict[str, Metric]:
+def retrieval(ranks: Sequence[Numbers], cutoffs: Sequence[int] = CUTOFFS) -> dict[str, Metric]:
     """Recall@k and the mean reciprocal rank.
 
     Args:

@@ -1,13 +1,12 @@
 """A number for each row: correlations and the mean squared error."""
 
 import numpy as np
-import numpy.typing as npt
 from typing_extensions import override
 
-from anyformer.evaluation.metrics.metric import Array, Metric, divide, mean
+from anyformer.evaluation.metrics.metric import Array, Metric, Numbers, divide, mean
 
 
-def similarity(references: npt.ArrayLike, predictions: npt.ArrayLike) -> dict[str, Metric]:
+def similarity(references: Numbers, predictions: Numbers) -> dict[str, Metric]:
     """Spearman's and Pearson's correlation; NaN where all references or all predictions are the same."""
     x, y = (np.asarray(numbers, dtype=np.float64) for numbers in (references, predictions))
     return {
@@ -16,7 +15,7 @@ def similarity(references: npt.ArrayLike, predictions: npt.ArrayLike) -> dict[st
     }
 
 
-def regression(references: npt.ArrayLike, predictions: npt.ArrayLike) -> dict[str, Metric]:
+def regression(references: Numbers, predictions: Numbers) -> dict[str, Metric]:
     """The correlations, and the mean squared error."""
     errors = np.square(np.subtract(references, predictions, dtype=np.float64))
     return similarity(references, predictions) | {"mse": mean(errors)}
