@@ -50,7 +50,7 @@ SCRIPT = "import sys\nfrom anyformer.cli.main import script\nsys.exit(script())\
 PROGRAMS = ("g++", "gcc", "c++", "cc", "clang++", "as", "ld", "ldconfig", "git", "uname", "lscpu", "nvidia-smi", "sh")
 CONTENT = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"),
-    *("config.yaml", "metrics.jsonl", "model", "checkpoints", "text.txt"),
+    *("config.yaml", "metrics.jsonl", "model", "checkpoints", "text.txt", "labels.csv"),
 )
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
@@ -180,6 +180,7 @@ def test_generate(hostile: Hostile) -> None:
         ("llama-nano", "convert . TARGET.gguf"),
         ("bert-tiny", "fill . hello[MASK]"),
         ("bert-tiny", "embed . hello"),
+        ("bert-tiny", "finetune . --data labels.csv --steps 1 --device cpu --runs TARGET"),
         ("bert-tiny", "verify ."),
         ("t5-nano", "generate . hello --max-new-tokens 2"),
     ],
@@ -187,6 +188,9 @@ def test_generate(hostile: Hostile) -> None:
 def test_every_command(hostile: Hostile, tmp_path: Path, preset: str, arguments: str) -> None:
     _save(hostile.folder, preset)
     (hostile.folder / "text.txt").write_text("hello there, general text\n" * 20)
+    (hostile.folder / "labels.csv").write_text(
+        "text,label\n" + "".join(f"hello {n},{'ab'[n % 2]}\n" for n in range(12))
+    )
     hostile.fill()
     target = tmp_path / "made"
     target.mkdir()

@@ -28,8 +28,17 @@ SOURCE = Path(af.__file__).parents[1]
 TEXT = "The cat sat on the mat. a dog ran to my house and then it slept! " * 40
 TINY = ["--model.d-model=16", "--model.decoder-layers=1", "--model.attention.heads=2", "--model.feed-forward.width=16"]
 TRAIN = ["--tokenizer=char", "--context=16", "--batch-size=2", "--device=cpu", *TINY]
+TUNE = ["--batch-size=2", "--device=cpu", "--steps=3", "--name=new"]
 ARGUMENTS: Mapping[str, list[str]] = {
     "train": ["gpt2-nano", "--data={place}/text.txt", *TRAIN, "--steps=3", "--name=new"],
+    "finetune": [
+        "{place}/bert",
+        "--data={place}/labels.csv",
+        "--steps=3",
+        "--batch-size=2",
+        "--device=cpu",
+        "--name=new",
+    ],
     "runs": ["{place}/runs"],
     "generate": ["{place}/gpt", "the cat", "--max-new-tokens=4"],
     "chat": ["{place}/gpt", "--max-new-tokens=4"],
@@ -41,7 +50,8 @@ ARGUMENTS: Mapping[str, list[str]] = {
     "verify": ["{place}/gpt"],
     "convert": ["{place}/gpt", "integers", "--type=int8"],
 }
-WRITERS = ("train", "convert")
+TRAINERS = ("train", "finetune")
+WRITERS = (*TRAINERS, "convert")
 """Commands that write a folder here."""
 
 
@@ -62,6 +72,7 @@ def place() -> Iterator[Path]:
         folder = Path(name)
         folder.chmod(0o755)
         (folder / "text.txt").write_text(TEXT)
+        (folder / "labels.csv").write_text("text,label\n" + "".join(f"the cat {n},{'ab'[n % 2]}\n" for n in range(12)))
         torch.manual_seed(0)
         tokenizer = af.Tokenizer.train([TEXT], "bpe:300")
         sizes = {"vocab_size": tokenizer.vocab_size, "d_model": 16, "decoder_layers": 1}
@@ -237,7 +248,7 @@ def test_no_home(command: str, home: str | None, start: Start, here: Path) -> No
     if status != 0:
         assert status == 2, err
         assert_one_sentence(err)
-        assert command == "train", err  # it wants a cache
+        assert command in TRAINERS, err  # it wants a cache
     assert_whole(here)
 
 
@@ -267,7 +278,7 @@ def test_ascii(command: str, start: Start, here: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("moment", [0.0, 0.05, 0.2])
 def test_signals(command: str, number: signal.Signals, moment: float, start: Start, here: Path, tmp_path: Path) -> None:
     argv, stdin = ARGUMENTS[command], os.devnull
-    if command == "train":
+    if command in TRAINERS:
         argv = ["--steps=100000" if part == "--steps=3" else part for part in argv]
     if command == "chat":  # it waits for a question
         stdin = str(tmp_path / "pipe")
@@ -282,7 +293,7 @@ def test_signals(command: str, number: signal.Signals, moment: float, start: Sta
         os.close(writer)
     status, out, err = process.end()
     assert "Traceback" not in err
-    assert status in ((128 + number,) if command == "train" else (0, 128 + number)), err
+    assert status in ((128 + number,) if command in TRAINERS else (0, 128 + number)), err
     if status and "Stopping after this step" not in err:
         # A chat may have said before that the model has no template.
         assert_one_sentence(err.splitlines(keepends=True)[-1] if command == "chat" else err)

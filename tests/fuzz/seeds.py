@@ -88,6 +88,24 @@ TARGETS = {
         ],
         ["train --resume {} --steps 2 --no-compile"],
     ),
+    "finetuning": Target(
+        "tuned",
+        [
+            "config.yaml",
+            "metrics.jsonl",
+            "before.json",
+            f"{_CHECKPOINT}/run.json",
+            f"{_CHECKPOINT}/state.safetensors",
+            "model/adapter_config.json",
+            "model/head_config.json",
+        ],
+        ["finetune --resume {} --steps 2 --no-compile", "embed {} cat", "runs {}"],
+    ),
+    "labels": Target(
+        "labels",
+        ["labels.csv"],
+        ["finetune {}/model --data {}/labels.csv --preview {}/page.html"],
+    ),
     "job": Target(
         "job",
         ["answers.jsonl", "answers.jsonl.job"],
@@ -133,6 +151,7 @@ def make_seeds(root: Path) -> None:
     (root / "gguf").mkdir()
     af.save_gguf(model, root / "gguf" / "model.gguf", tokenizer=tokenizer)
     _run(root)
+    _finetuning(root)
     _data(root)
 
 
@@ -205,6 +224,17 @@ def _run(root: Path) -> None:
     sizes = ["--model.d-model=16", "--model.decoder-layers=1", "--model.attention.heads=2", "--context", "16"]
     where = ["--data", str(root / "text.txt"), "--tokenizer", "char", "--runs", str(root), "--name", "run"]
     assert main(["train", "gpt2-nano", *sizes, *where, "--steps", "2", "--batch-size", "2"]) == 0
+
+
+def _finetuning(root: Path) -> None:
+    words = TEXT.split()
+    rows = "".join(f"the {word} {number},{'cat' if number % 2 else 'dog'}\n" for number, word in enumerate(words[:12]))
+    (root / "labels").mkdir()
+    (root / "labels" / "labels.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
+    shutil.copytree(root / "bert", root / "labels" / "model")
+    where = ["--runs", str(root), "--name", "tuned", "--device", "cpu"]
+    data = ["--data", str(root / "labels" / "labels.csv"), "--batch-size", "4"]
+    assert main(["finetune", str(root / "bert"), *data, *where, "--lora", "2", "--steps", "2"]) == 0
 
 
 def _data(root: Path) -> None:
