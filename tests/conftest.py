@@ -20,10 +20,13 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="anyformer-cache-", ignore_cleanup_errors=True)
     os.environ["ANYFORMER_CACHE"] = _cache.name
 
-# A shell starts background jobs with Ctrl-C ignored, and every child would inherit that. A handler isn't inherited: the
-# programs that the tests start listen to Ctrl-C, while the tests themselves ignore it as before.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, lambda *_: None)
+# A shell starts background jobs with Ctrl-C ignored, nohup what it starts with SIGHUP ignored, and every child would
+# inherit that. A handler isn't inherited: the programs that the tests start listen to them, while the tests themselves
+# ignore them as before.
+for name in ("SIGINT", "SIGHUP"):
+    number = getattr(signal, name, None)
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 install_import_hook(["anyformer.blocks", "anyformer.model", "anyformer.generation"], "beartype.beartype")
 

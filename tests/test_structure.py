@@ -25,6 +25,7 @@ def test_tests_mirror_the_source() -> None:
         TESTS / "cli" / "test_every_command.py",
         TESTS / "families" / "test_config_json.py",
         *(TESTS / "finetuning" / f"test_{what}.py" for what in ("bad_input", "end_to_end", "interchange")),
+        *(TESTS / "finetuning" / f"test_{what}.py" for what in ("packing", "parts", "resume")),
         TESTS / "fuzz" / "test_fuzz.py",
         TESTS / "kernels" / "test_training_kernels.py",
         TESTS / "training" / "test_bad_input.py",

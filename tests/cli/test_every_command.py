@@ -61,8 +61,10 @@ walked = pytest.mark.parametrize(
 )
 
 _ROOT = hasattr(os, "getuid") and os.getuid() == 0
-STRANGER = 54321 if _ROOT and all(folder.stat().st_mode & 1 for folder in Path(os.__file__).resolve().parents) else None
-"""A user without an account, if this is root and Python lies where others may read it."""
+_FOLDERS = [folder for file in (os.__file__, torch.__file__) for folder in Path(file).resolve().parents]
+_READABLE = all(folder.stat().st_mode & 1 for folder in _FOLDERS)
+STRANGER = 54321 if _ROOT and _READABLE else None
+"""A user without an account, if this is root and Python and its packages lie where others may read them."""
 
 
 @pytest.fixture(scope="module")

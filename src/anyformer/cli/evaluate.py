@@ -83,7 +83,7 @@ class EvaluateOptions(_TextOptions, _AnswerOptions, _SuiteOptions, Columns, Mode
     limit: int | None = None
     """Read this many tokens of the text, or examples (default: all)."""
     batch_size: int | None = None
-    """Windows that are read at a time (default: 4), or answers that are written (default: 16)."""
+    """Windows that are read at a time, or answers that are written (default: 4 windows, 16 answers)."""
     worst: int = 5
     """Rows to show that the model is most wrong about."""
     json: bool = False
@@ -177,7 +177,12 @@ def _run_task(options: EvaluateOptions) -> int:
     if options.compare:
         raise UserError("--compare is for texts: leave out --task, the columns and --choices.")
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
     model, tokenizer = options.load_model()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         stages: dict[str, TaskID] = {}

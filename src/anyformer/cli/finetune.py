@@ -40,7 +40,7 @@ class FinetuneOptions:
 
     Examples:
         anyformer finetune HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --lora 16
-        anyformer finetune nreimers/MiniLM-L6-H384-uncased --data reviews.csv --columns text=review label=stars
+        anyformer finetune bert-base-uncased --data reviews.csv --columns text=review label=stars
         anyformer finetune model.gguf --data chats.jsonl --lora 16 --quantize int4 --minutes 20
         anyformer finetune google-t5/t5-small --data pairs.jsonl --preview pairs.html
         anyformer finetune --resume runs/SmolLM2-135M-Instruct-1
