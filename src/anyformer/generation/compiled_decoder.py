@@ -6,7 +6,9 @@ activations and norms, weights that are neither float32 nor bfloat16 nor quantiz
 
 import ctypes
 from ctypes import c_int64, c_void_p
+from operator import is_not
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +88,8 @@ class CompiledDecoder:
             head=last,
         )
         self._tables: tuple[int, Tensor | None, Tensor | None, Tensor | None] = (0, None, None, None)
+        self._addresses: WeakKeyDictionary[KeyValueCache, tuple[list[Tensor], ctypes.Array[structs.LayerCache]]]
+        self._addresses = WeakKeyDictionary()
         self._quantized, self._max_length = bits_of(model) is not None, cache_limit(model)
         self._workspace = torch.empty(0, dtype=torch.uint8)
 
@@ -199,7 +203,7 @@ class CompiledDecoder:
         if source_mask is not None:
             source_mask = source_mask.to(torch.uint8).contiguous()
         logits = torch.empty(batch, num_logits, self.vocab_size)
-        caches = _layer_caches(cache)
+        caches = self._layer_caches(cache)
         source_length = 0 if layer.cross is None else layer.cross.keys.shape[2]
         max_keys, num_threads = max(cache.length, source_length), torch.get_num_threads()
         library: Any = LIBRARY.get()
@@ -252,8 +256,20 @@ class CompiledDecoder:
         recent = None if ngrams is None else ngram_window(cache.tokens, positions, positions, ngrams.longest)
         return embedding(self.model.token_embedding(tokens), added, None, recent).flatten(0, 1).float().contiguous()
 
+    def _layer_caches(self, cache: KeyValueCache) -> ctypes.Array[structs.LayerCache]:
+        """The addresses of a cache's keys and values, which are the same tensors at most steps."""
+        tensors: list[Tensor] = []
+        for layer in cache.layers:
+            tensors += (layer.keys, layer.values)
+            if layer.cross is not None:
+                tensors += (layer.cross.keys, layer.cross.values)
+        known = self._addresses.get(cache)
+        if known is None or len(known[0]) != len(tensors) or any(map(is_not, known[0], tensors)):
+            known = self._addresses[cache] = tensors, _addresses(cache)
+        return known[1]
 
-def _layer_caches(cache: KeyValueCache) -> ctypes.Array[structs.LayerCache]:
+
+def _addresses(cache: KeyValueCache) -> ctypes.Array[structs.LayerCache]:
     """The addresses of the layers' keys and values."""
     caches = (structs.LayerCache * len(cache.layers))()
     for views, layer in zip(caches, cache.layers, strict=True):
