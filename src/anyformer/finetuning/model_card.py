@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from anyformer import __version__, atomic, limits
-from anyformer.data.examples import TASKS
+from anyformer.data.examples import TASKS, Task
 from anyformer.errors import UserError
 from anyformer.families.own import FAMILY as OWN_FAMILY
 from anyformer.finetuning.check import Check
@@ -137,7 +137,7 @@ def _paragraphs(
     yield f"# {escape(name)}"
     what = "An adapter of" if config.adapter is not None else "A fine-tuned version of"
     count = f" It was trained on {checks['training'].examples:,} examples." if "training" in checks else ""
-    yield f"{what} {escape(base)}. It has learned {TASKS[config.task]}.{count}"  # pyright: ignore[reportArgumentType]
+    yield f"{what} {escape(base)}. It has learned {TASKS[cast(Task, config.task)]}.{count}"
     yield "## Use"
     yield from _usage(directory, config)
     yield from _measured(result)

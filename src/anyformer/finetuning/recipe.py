@@ -1,11 +1,9 @@
 """Fine-tuning on examples as a recipe of the training loop: the model, its batches, and what it gained."""
 
-import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,6 @@ from torch import nn
 from typing_extensions import override
 
 from anyformer.blocks.dropout import Dropout
-from anyformer.checkpoint import inspect
 from anyformer.console import Console
 from anyformer.data.disk_cache import Cache, key
 from anyformer.data.examples import EmbedExample, Example, Task
@@ -24,16 +21,15 @@ from anyformer.data.examples.datasets import Dataset, PreferenceDataset
 from anyformer.data.examples.held_out import digest, duplicates, held_out, overlap
 from anyformer.data.examples.loading import ExampleSet, find_task, load_examples
 from anyformer.errors import UserError, nearest
+from anyformer.finetuning.base import BaseFinetuning
 from anyformer.finetuning.check import Check
-from anyformer.finetuning.config import CompleteFinetuneConfig, FinetuneConfig, complete
+from anyformer.finetuning.config import FinetuneConfig, complete
 from anyformer.finetuning.encoding import Encoding
 from anyformer.finetuning.fit import check_parts, embedding_loss, fitted
-from anyformer.finetuning.model import build_model, save_model
 from anyformer.finetuning.preview import PreviewRow
 from anyformer.finetuning.report import Report
 from anyformer.finetuning.text import TextFinetuning
 from anyformer.model import Transformer
-from anyformer.tokenizer import Tokenizer
 from anyformer.training.batcher import Batcher
 from anyformer.training.losses import EmbeddingLoss, LossModule, PreferenceLoss, answer_log_probabilities
 from anyformer.training.precision import choose_precision
@@ -56,7 +52,7 @@ def finetuning(config: FinetuneConfig, console: Console) -> Recipe:
     return (TextFinetuning if config.task == "text" else Finetuning)(config, console)
 
 
-class Finetuning(Recipe):
+class Finetuning(BaseFinetuning):
     """A model that somebody has trained, and examples of a task.
 
     Raises:
@@ -64,15 +60,9 @@ class Finetuning(Recipe):
             learned from.
     """
 
-    command = "finetune"
-    config_type = FinetuneConfig
-
     def __init__(self, config: FinetuneConfig, console: Console) -> None:
-        base, tokenizer = inspect(config.base, allow_pickle=config.allow_pickle)
-        if tokenizer is None:
-            raise UserError(f"{config.base} has no tokenizer: put its tokenizer.json beside it.")
-        self.tokenizer: Tokenizer = tokenizer
-        self.name = Path(config.base).name
+        super().__init__(config)
+        base, tokenizer = self.base, self.tokenizer
         with console.status("reading the examples"):
             self.found = fitted(_read(config), base)
             training, validation = self._split(config)
@@ -83,7 +73,6 @@ class Finetuning(Recipe):
                 settled["loss"] = embedding_loss(config.loss, training[0])
                 check_parts(settled["loss"], config)
             self._config = complete(config, base, self.task, **settled)
-            self._base = self.model_config = base
             self.preview: list[PreviewRow] = []
             encoding = Encoding(
                 tokenizer=tokenizer,
@@ -106,27 +95,19 @@ class Finetuning(Recipe):
         self._examples, self.validation = training, validation
         self._held = held
         self.batches = self._batcher(held)
-        if self.config.epochs is not None:
-            steps = max(1, math.ceil(self.config.epochs * self.batches.steps_per_epoch))
-            self._config = replace(self.config, steps=steps, epochs=None)
+        self._config = self._in_steps(self._config)
         self.fingerprint = key(self.batches.digest, tokenizer.fingerprint, self.task)
         self._report = Report(self.config, tokenizer, self.validation, self.checks)
 
-    @property
-    @override
-    def config(self) -> CompleteFinetuneConfig:
-        return self._config
-
     @override
     def build(self) -> Transformer:
-        model = build_model(self.config, self._base)
+        model = super().build()
         if isinstance(self.training, PreferenceDataset) and isinstance(self._held, PreferenceDataset):
             for part in model.modules():
                 if isinstance(part, Dropout):  # the reference has none, and the two are compared
                     part.p = 0.0
             for dataset in (self.training, self._held):
                 self._refer(model, dataset)
-        self.model_config = model.config
         return model
 
     @override
@@ -143,18 +124,6 @@ class Finetuning(Recipe):
         for name, check in self.checks.items():
             lines += [f"{name:<11}" if number == 0 else f"  {line}" for number, line in enumerate(["", *check.lines()])]
         return lines
-
-    @override
-    def save(self, model: Transformer, directory: Path) -> str:
-        return save_model(model, directory, self.tokenizer, self.config)
-
-    @override
-    def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
-        return self._report.measure(model, directory, step)
-
-    @override
-    def report(self, directory: Path) -> Sequence[str]:
-        return self._report.conclude(directory)
 
     @override
     def sample(self, model: Transformer) -> Sample:

@@ -1,0 +1,70 @@
+"""What every fine-tuning run does, whatever it learns."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from anyformer.checkpoint import inspect
+from anyformer.config import ModelConfig
+from anyformer.errors import UserError
+from anyformer.finetuning.config import CompleteFinetuneConfig, FinetuneConfig
+from anyformer.finetuning.model import build_model, save_model
+from anyformer.finetuning.report import Report
+from anyformer.model import Transformer
+from anyformer.tokenizer import Tokenizer
+from anyformer.training.recipe import Recipe
+
+
+class BaseFinetuning(Recipe):
+    """A model that somebody has trained.
+
+    Raises:
+        UserError: no such model, or one without a tokenizer.
+    """
+
+    command = "finetune"
+    config_type = FinetuneConfig
+    _config: CompleteFinetuneConfig
+    _report: Report
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        base, tokenizer = inspect(config.base, allow_pickle=config.allow_pickle)
+        if tokenizer is None:
+            raise UserError(f"{config.base} has no tokenizer: put its tokenizer.json beside it.")
+        self.name = Path(config.base).name
+        self.base: ModelConfig = base
+        self.model_config = base
+        self.tokenizer: Tokenizer = tokenizer
+
+    @property
+    @override
+    def config(self) -> CompleteFinetuneConfig:
+        return self._config
+
+    @override
+    def build(self) -> Transformer:
+        model = build_model(self._config, self.base)
+        self.model_config = model.config
+        return model
+
+    @override
+    def save(self, model: Transformer, directory: Path) -> str:
+        return save_model(model, directory, self.tokenizer, self._config)
+
+    @override
+    def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
+        return self._report.measure(model, directory, step)
+
+    @override
+    def report(self, directory: Path) -> Sequence[str]:
+        return self._report.conclude(directory)
+
+    def _in_steps(self, config: CompleteFinetuneConfig) -> CompleteFinetuneConfig:
+        """The config with its length in steps, where that was given in epochs."""
+        if config.epochs is None:
+            return config
+        return replace(config, steps=max(1, math.ceil(config.epochs * self.batches.steps_per_epoch)), epochs=None)
