@@ -132,40 +132,36 @@ def _batch(drawn: ModelSpec, step: int) -> Inputs:
     )
 
 
-def _curves(drawn: ModelSpec, rate: float) -> list[tuple[float, float]]:
+def _curves(drawn: ModelSpec, rate: float, dtype: torch.dtype = torch.float32) -> tuple[list[float], list[float]]:
     """The losses of our model and theirs, trained alike from the same weights; ours without whole logits, as it is
     trained.
     """
     theirs: Any = drawn.build()
-    ours = ours_of(theirs)
+    theirs.to(dtype)
+    ours = ours_of(theirs).to(dtype)
     ours.train()
     theirs.train()
     optimizers = [torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1) for model in (ours, theirs)]
-    curve: list[tuple[float, float]] = []
+    curves: tuple[list[float], list[float]] = ([], [])
     for step in range(STEPS):
         inputs = _batch(drawn, step)
         losses = (
             ours(**inputs.ours, return_logits=False).loss,
             theirs(**inputs.theirs, labels=labels(drawn, inputs)).loss,
         )
-        for optimizer, loss in zip(optimizers, losses, strict=True):
+        for optimizer, loss, curve in zip(optimizers, losses, curves, strict=True):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        curve.append((losses[0].item(), losses[1].item()))
-    return curve
-
-
-def _assert_equal(curve: list[tuple[float, float]]) -> None:
-    for step, (a, b) in enumerate(curve):
-        assert a == pytest.approx(b, rel=1e-4), f"step {step}"
+            curve.append(loss.item())
+    return curves
 
 
 @pytest.mark.parametrize("drawn", MODELS)
 def test_loss_curve_equals(drawn: ModelSpec) -> None:
-    curve = _curves(drawn, 5e-3)
-    _assert_equal(curve)
-    assert curve[-1][0] < 0.9 * curve[0][0], "nothing was learnt, so nothing was proved"
+    ours, theirs = _curves(drawn, 5e-3)
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    assert ours[-1] < 0.9 * ours[0], "nothing was learnt, so nothing was proved"
 
 
 LEARNERS = [name for name in hf_models.ARCHITECTURES if name in hf_models.GENERATORS or name.endswith("MaskedLM")]
@@ -178,7 +174,12 @@ LEARNERS = [name for name in hf_models.ARCHITECTURES if name in hf_models.GENERA
 def test_loss_curves_equal_over_many_configs(architecture: str, data: st.DataObject) -> None:
     drawn = data.draw(hf_models.models(architecture))
     drawn = replace(drawn, options={**drawn.options, **dict.fromkeys(RATES, 0.0)})
-    _assert_equal(_curves(drawn, 1e-3))
+    ours, theirs = _curves(drawn, 1e-3)
+    if ours != pytest.approx(theirs, rel=1e-4):
+        # A rounding error that turns a ReLU on or off grows with each step: weights of theirs that are changed by one
+        # part in 2 ** 23 have given another curve than theirs, too. With float64 there is none to grow.
+        ours, theirs = _curves(drawn, 1e-3, torch.float64)
+    assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def _named(name: str) -> ModelSpec:
