@@ -40,6 +40,7 @@ def make(folder: Path, count: int = 24) -> None:
     sentences = ["".join(f"{word} {tag}\n" for word, tag in sentence) for sentence in tagged]
     (folder / "names.conll").write_text("\n".join(sentences), encoding="utf-8")
     (folder / "notes.txt").write_text("\n\n".join(text for text, _ in labeled) * 9, encoding="utf-8")
+    (folder / "mine.yaml").write_text("lora: 16\nbatch_size: 8\nsteps: 2\n", encoding="utf-8")
 
 
 def _table(path: Path, lines: list[str]) -> None:

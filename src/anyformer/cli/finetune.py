@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from anyformer.cli.options import Parser, Positional
 from anyformer.errors import UserError
-from anyformer.finetuning.config import FinetuneConfig, resumed
+from anyformer.finetuning.config import FinetuneConfig, configured, resumed
 from anyformer.training.strategies.launch import check_engine, launch, needs_launch, one_of_many
 
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -48,6 +48,8 @@ class FinetuneOptions:
 
     model: Positional[str | None] = None
     """A model directory, a run directory, a GGUF file, or a hub id."""
+    config: Path | None = None
+    """Begin with the settings of a config.yaml; other flags override them."""
     resume: Annotated[Path | None, "RUN"] = None
     """Go on with the run in this directory, as if it had never stopped."""
     preview: Path | None = None
@@ -81,15 +83,21 @@ def run(argv: list[str]) -> int:
 def _read(values: Mapping[str, Any], resume: Path | None) -> FinetuneConfig:
     names = {field.name for field in fields(FinetuneConfig)}
     changes = {name: value for name, value in values.items() if name in names}
-    if resume is None:
-        if "model" not in values:
-            raise UserError("Which model is to be fine-tuned? Give its directory, a GGUF file or a hub id.")
-        if not changes.get("data"):
-            raise UserError("What is it to learn? Give a file of examples with --data.")
-        return FinetuneConfig(base=values["model"], **changes)
     if "model" in values:
         changes["base"] = values["model"]
-    return resumed(resume, changes)
+    if resume is not None:
+        if "config" in values:
+            raise UserError(f"--resume goes on in {resume}: leave out --config.")
+        return resumed(resume, changes)
+    if "config" in values:
+        config = configured(values["config"], changes)
+    elif "base" in changes:
+        config = FinetuneConfig(**changes)
+    else:
+        raise UserError("Which model is to be fine-tuned? Give its directory, a GGUF file or a hub id.")
+    if not config.data:
+        raise UserError("What is it to learn? Give a file of examples with --data.")
+    return config
 
 
 def _preview(config: FinetuneConfig, path: Path) -> int:

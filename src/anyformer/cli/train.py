@@ -74,7 +74,7 @@ def run(argv: list[str]) -> int:
     resume: Path | None = values.pop("resume", None)
     if resume is not None:
         check_run_directory(resume)
-        for name in ("name", "runs"):
+        for name in ("name", "runs", "config"):
             if name in values:
                 raise UserError(f"--resume goes on in {resume}: leave out --{name}.")
         values["config"] = resume / CONFIG

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
@@ -15,7 +15,7 @@ from anyformer.data.examples import TASKS, Task
 from anyformer.errors import UserError, nearest
 from anyformer.limits import RECORD_BYTES
 from anyformer.runs.directory import CONFIG, check_run_directory
-from anyformer.training.config_file import read_settings
+from anyformer.training.config_file import read_fields
 from anyformer.training.consent import check_consent
 from anyformer.training.run_config import CompleteRunConfig, RunConfig
 
@@ -256,6 +256,16 @@ class CompleteFinetuneConfig(FinetuneConfig, CompleteRunConfig):
 _LENGTHS = ("epochs", "steps", "minutes")
 
 
+def configured(file: Path, changes: Mapping[str, Any]) -> FinetuneConfig:
+    """The config that a config.yaml describes, with changes; another length replaces the file's.
+
+    Raises:
+        UserError: The file can't be read, names no model, or asks for what only its user may decide, see
+            `check_consent`.
+    """
+    return _merged(file, read_fields(file, FinetuneConfig), changes)
+
+
 def resumed(run: Path, changes: Mapping[str, Any]) -> FinetuneConfig:
     """The config to go on with in a run directory: its own, with changes.
 
@@ -268,13 +278,19 @@ def resumed(run: Path, changes: Mapping[str, Any]) -> FinetuneConfig:
         if name in changes:
             raise UserError(f"--resume goes on in {run}: leave out --{name}.")
     file = run / CONFIG
-    config = read_settings(file, FinetuneConfig)
-    base = changes.get("base", config.base)
-    if config.base not in (base, str(Path(base).absolute())):
-        raise UserError(f"--resume goes on in {run}, and so with {config.base}: leave out {base}.")
-    config = check_consent(config, file, changes, resume=True)
-    ends = any(name in changes for name in _LENGTHS)
-    return replace(config, **{**(dict.fromkeys(_LENGTHS) if ends else {}), **changes})
+    values = read_fields(file, FinetuneConfig)
+    own, base = values.get("base"), changes.get("base")
+    if base is not None and own not in (base, str(Path(base).absolute())):
+        raise UserError(f"--resume goes on in {run}, and so with {own}: leave out {base}.")
+    return _merged(file, values, changes, resume=True)
+
+
+def _merged(file: Path, values: dict[str, Any], changes: Mapping[str, Any], *, resume: bool = False) -> FinetuneConfig:
+    lengths = dict.fromkeys(_LENGTHS) if any(name in changes for name in _LENGTHS) else {}
+    merged: dict[str, Any] = {**values, **lengths, **changes}
+    if "base" not in merged:
+        raise UserError(f"{file} names no model: give one on the command line, or add the field base.")
+    return check_consent(FinetuneConfig(**merged), file, changes, resume=resume)
 
 
 def complete(config: FinetuneConfig, model: ModelConfig, task: Task, **found: Any) -> CompleteFinetuneConfig:

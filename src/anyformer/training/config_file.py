@@ -4,7 +4,7 @@ import dataclasses
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 import yaml
 
@@ -18,8 +18,6 @@ from anyformer.training.run_config import RunConfig
 
 _MODEL = ("vocab_size", "max_length")
 """Fields that the file keeps among the model's."""
-
-T = TypeVar("T", bound=RunConfig)
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -82,12 +80,9 @@ def read_yaml(path: Path, preset: str | None = None) -> TrainConfig:
     return TrainConfig(preset=name, model=model, **made)
 
 
-def read_settings(path: Path, kind: type[T]) -> T:
-    """Read a file such as `to_yaml` writes for this kind of config. Raises UserError as `read_yaml`."""
-    try:
-        return kind(**_typed(path, _mapping(path, kind), kind))
-    except TypeError as error:  # a field without a default is missing
-        raise UserError(f"{path} is incomplete: {str(error).partition(' ')[2]}.") from error
+def read_fields(path: Path, kind: type[RunConfig]) -> dict[str, Any]:
+    """Read the fields of a file such as `to_yaml` writes for this kind of config. Raises UserError as `read_yaml`."""
+    return _typed(path, _mapping(path, kind), kind)
 
 
 def _typed(path: Path, values: Mapping[str, Any], kind: type[RunConfig]) -> dict[str, Any]:

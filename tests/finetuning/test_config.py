@@ -1,0 +1,92 @@
+"""`--config`: a run that is described by a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from anyformer.cli.main import main
+from anyformer.errors import UserError
+from anyformer.finetuning.config import configured
+from anyformer.runs.listing import read_run
+from tests.finetuning import toys
+from tests.finetuning.conftest import Tunes
+from tests.training.conftest import losses
+
+
+def _file(folder: Path, content: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def test_the_config_of_a_run_repeats_it(tunes: Tunes) -> None:
+    run = tunes("classify", "--epochs=1", "--lora=4")
+    assert main(["finetune", "--config", str(run / "config.yaml"), "--name=again"]) == 0
+    again = run.parent / "again"
+    assert losses(again) == losses(run)
+    assert (again / "config.yaml").read_text() == (run / "config.yaml").read_text()
+
+
+def test_flags_and_the_model_override_a_file(models: Path, tmp_path: Path) -> None:
+    data = toys.write(tmp_path / "tags.jsonl", toys.rows("tag"))
+    file = _file(tmp_path, f"base: {models / 'decoder'}\ndata: {data}\nepochs: 2\nlora: 4\ndora: true\nseed: 7")
+    config = configured(file, {"base": str(models / "encoder"), "steps": 2, "dora": False})
+    assert (config.base, config.data) == (str(models / "encoder"), (str(data),))
+    assert (config.epochs, config.steps, config.minutes) == (None, 2, None)
+    assert (config.lora, config.dora, config.seed) == (4, False, 7)
+    argv = ["finetune", str(models / "encoder"), "--config", str(file), "--steps=2", "--name=mine", "--device=cpu"]
+    assert main([*argv, f"--runs={tmp_path / 'runs'}"]) == 0
+    assert read_run(tmp_path / "runs" / "mine").config["base"] == str(models / "encoder")
+
+
+def test_a_file_needs_no_more_than_the_flags_leave_open(tmp_path: Path) -> None:
+    """And it may hold what fits only with them."""
+    file = _file(tmp_path, "quantize: int4")
+    assert configured(file, {"base": str(tmp_path), "lora": 8}).quantize == "int4"
+    with pytest.raises(UserError, match="names no model"):
+        configured(file, {"lora": 8})
+    with pytest.raises(UserError, match=r"there is no field 'lorra' \(did you mean 'lora'"):
+        configured(_file(tmp_path, "lorra: 3"), {})
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "message"),
+    [
+        ("data: [chats.jsonl]", [], "names no model"),
+        ("base: BASE", [], "What is it to learn"),
+        ("base: someone/model\ndata: [chats.jsonl]", [], "add someone/model"),
+        ("base: BASE\ndata: ['hf:someone/set']", [], "add --data hf:someone/set"),
+        ("base: BASE\ndata: [chats.jsonl]\nmax_record_bytes: 1000000000000", [], "add --max-record-bytes"),
+        ("base: BASE\ndata: [chats.jsonl]\nallow_pickle: true", [], "add --allow-pickle"),
+        ("base: BASE\ndata: [chats.jsonl]\nprocesses: 2\nengine: ddp", [], "add --processes 2 --engine ddp"),
+        ("base: BASE\ndata: [chats.jsonl]\ntrack: [wandb]", [], "add --track wandb"),
+        ("preset: gpt2", [], "there is no field 'preset'"),
+        ("base: BASE\ndata: [chats.jsonl]", ["--resume=RUN"], "leave out --config"),
+    ],
+)
+def test_what_a_file_may_not_decide(
+    content: str,
+    flags: list[str],
+    message: str,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = _file(tmp_path, content.replace("BASE", str(models / "decoder")))
+    assert main(["finetune", "--config", str(file), *flags]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_writes_every_field_that_a_file_may_hold(tunes: Tunes) -> None:
+    written = yaml.safe_load((tunes("classify", "--steps=1") / "config.yaml").read_text())
+    file = tunes("tag", "--steps=1", name="other") / "config.yaml"
+    assert set(written) == set(yaml.safe_load(file.read_text()))
+    assert configured(file, {}).task == "tag"
