@@ -63,7 +63,7 @@ class Measurement:
     """What a model could do.
 
     Attributes:
-        examples: How many it was measured on.
+        examples: How many it was measured on; of plain text, windows.
         figures: The metrics of the task, by name.
         predictions: What the model said to each example.
         general: Perplexity of a text that has nothing to do with the task; None: the model predicts no texts.
@@ -118,6 +118,8 @@ def measure(
     examples: Sequence[Any],
     task: Task,
     *,
+    text: Text | None = None,
+    window: int = _WINDOW,
     before: Measurement | None = None,
     seconds: float | None = None,
 ) -> tuple[Measurement, Evaluation]:
@@ -125,8 +127,10 @@ def measure(
 
     Args:
         model, tokenizer: What to measure.
-        examples: Of the task; none: general text alone is measured.
+        examples: Of the task.
         task: What they ask.
+        text: Of the task text, in the place of examples. Without either, general text alone is measured.
+        window: Tokens of it that are read at a time.
         before: An earlier measurement, whose examples and text are measured again; None: this is the first one.
         seconds: About how long it may take; None: as long as a few examples, or a few thousand with labels, take.
     """
@@ -147,11 +151,16 @@ def measure(
         each = max(1e-9, time.monotonic() - begin) / first
         count = max(first, min(count, int((1 - _GENERAL_SHARE) * seconds / each)))
     found = evaluate(examples[:count]) if count else Evaluation(task=task, metrics={})
+    if text is not None:
+        limit = None if before is None else max(1, before.examples)
+        windows = _read(model, text, window, limit, None if seconds is None else (1 - _GENERAL_SHARE) * seconds)
+        count = len(windows)
+        found = Evaluation(task=task, metrics=language_model(*map(list, zip(*windows, strict=True))))
     general = _general_text(model, tokenizer)
     parts: list[tuple[float, int]] = []
     if general is not None:
         limit = None if before is None else max(1, before.windows)
-        parts = _read(model, general, limit, None if seconds is None else _GENERAL_SHARE * seconds)
+        parts = _read(model, general, _WINDOW, limit, None if seconds is None else _GENERAL_SHARE * seconds)
     measured = Measurement(
         examples=count,
         figures={name: Figure.of(metric) for name, metric in found.metrics.items()},
@@ -184,12 +193,14 @@ def _general_text(model: Transformer, tokenizer: Tokenizer) -> Text | None:
         return None
 
 
-def _read(model: Transformer, text: Text, limit: int | None, seconds: float | None) -> list[tuple[float, int]]:
+def _read(
+    model: Transformer, text: Text, window: int, limit: int | None, seconds: float | None
+) -> list[tuple[float, int]]:
     """The loss in nats and the predictions of windows of a text, as far as the time goes."""
     longest = model.config.context_length or model.config.max_length
     begin = time.monotonic()
     parts: list[tuple[float, int]] = []
-    for part in islice(losses(model, text, min(_WINDOW, longest), batch_size=1), limit):
+    for part in islice(losses(model, text, min(window, longest), batch_size=1), limit):
         parts.append(part)
         if limit is None and seconds is not None and time.monotonic() - begin > seconds:
             break

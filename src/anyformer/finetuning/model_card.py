@@ -187,7 +187,7 @@ def _measured(result: Mapping[str, Any]) -> Iterator[str]:
         yield "## Evaluation"
     if metrics:
         yield (
-            f"On {result['examples']:,} examples that it was not trained on, with 95% bootstrap intervals; that of the "
+            f"On {result['measured_on']} that it was not trained on, with 95% bootstrap intervals; that of the "
             "difference is paired."
         )
         rows = [

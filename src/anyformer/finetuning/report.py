@@ -11,6 +11,7 @@ from anyformer import atomic, limits
 from anyformer.data.examples import Example, Task
 from anyformer.errors import UserError
 from anyformer.evaluation.evaluate import evaluate_examples
+from anyformer.evaluation.perplexity import Text
 from anyformer.evaluation.result import EvaluatedRow, Evaluation
 from anyformer.evaluation.tasks import Options
 from anyformer.finetuning.check import Check
@@ -46,7 +47,9 @@ class Report:
     Args:
         config: Of the run.
         tokenizer: The model's.
-        examples: Of the task, which the model is not trained on; none: general text alone is measured.
+        examples: Of the task, which the model is not trained on.
+        text: Of the task text, which the model is not trained on. Without it and examples, general text alone is
+            measured.
         checks: Counts of the examples: "training" and "validation".
     """
 
@@ -56,8 +59,9 @@ class Report:
         tokenizer: Tokenizer,
         examples: Sequence[Example] = (),
         checks: Mapping[str, Check] = _NO_CHECKS,
+        text: Text | None = None,
     ) -> None:
-        self._config, self._tokenizer = config, tokenizer
+        self._config, self._tokenizer, self._text = config, tokenizer, text
         self._examples, self._checks = examples, checks
         self._latest: Evaluation | None = None
         self._result: dict[str, Any] | None = None
@@ -78,6 +82,8 @@ class Report:
             self._tokenizer,
             self._examples,
             self._task,
+            text=self._text,
+            window=self._config.context,
             before=before,
             seconds=None if minutes is None else _SHARE * 60 * minutes,
         )
@@ -139,11 +145,14 @@ def result(
     if after.general is not None:
         same = before is not None and (before.size, before.windows) == (after.size, after.windows)
         text = _figure("perplexity", before.general if before is not None and same else None, after.general)
+    plural = "s" * (after.examples != 1)
+    measured_on = f"window{plural} of text" if evaluation.task == "text" else f"example{plural}"
     trained = checks["training"].labels if "training" in checks else {}
     confusion = evaluation.confusion
     return {
         "task": evaluation.task,
         "examples": after.examples,
+        "measured_on": f"{after.examples:,} {measured_on}",
         "held_out": checks["validation"].examples if "validation" in checks else None,
         "metrics": {name: _figure(name, known.get(name), figure) for name, figure in after.figures.items()},
         "general": text,
@@ -176,7 +185,7 @@ def lines(values: Mapping[str, Any]) -> list[str]:
     for name, each in shown.items():
         if each["after"] is None:
             continue
-        count = f"; {values['examples']:,} example{'s' * (values['examples'] != 1)} held out" if not said else ""
+        count = f"; {values['measured_on']} held out" if not said else ""
         said.append(f"{name:<{width}} {gained(each)}{count}")
     if (figure := values["general"]) is not None:
         said.append(f"general text: perplexity {general(figure)}")

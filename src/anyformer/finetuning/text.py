@@ -6,7 +6,9 @@ from dataclasses import fields, replace
 from typing_extensions import override
 
 from anyformer.console import Console
+from anyformer.data.token_files import TokenFile
 from anyformer.errors import UserError
+from anyformer.evaluation.perplexity import Text
 from anyformer.finetuning.base import BaseFinetuning
 from anyformer.finetuning.config import FinetuneConfig, complete
 from anyformer.finetuning.report import Report
@@ -18,6 +20,8 @@ from anyformer.training.sample import Sample, take_sample
 
 _BATCH_TOKENS = 4096
 """Tokens of a batch, about."""
+_MEASURED = 1 << 14
+"""Tokens whose perplexity is measured before and after training, at most."""
 
 
 class TextFinetuning(BaseFinetuning):
@@ -50,7 +54,15 @@ class TextFinetuning(BaseFinetuning):
         self._data = prepare(train.complete(), console, tokenizer)
         self.batches, self.fingerprint = self._data.batches, self._data.fingerprint
         self._config = self._in_steps(replace(made, batch_size=batch_size))
-        self._report = Report(self._config, tokenizer)
+        self._report = Report(self._config, tokenizer, text=self._held_out())
+
+    def _held_out(self) -> Text | None:
+        """The beginning of the text to validate on, for a model whose loss is that of the next token."""
+        held = self._data.held_out
+        if not (isinstance(held, TokenFile) and self.base.is_decoder_only):
+            return None
+        ids = held.ids[:_MEASURED].tolist()
+        return Text(ids, round(held.header.bytes * len(ids) / len(held)), start=None)
 
     @override
     def summary(self) -> Sequence[str]:

@@ -49,6 +49,7 @@ class TrainingData:
     Attributes:
         config: the run's, with the tokenizer named and the model as it will be built.
         batches: for training and for validation.
+        held_out: the text or the pairs to validate on.
         fingerprint: of the tokens, the tokenizer and the objective: a run can be resumed only on the same.
         files: number of files.
         characters: number of characters in them.
@@ -58,6 +59,7 @@ class TrainingData:
     config: CompleteConfig
     tokenizer: Tokenizer
     batches: Batcher
+    held_out: TokenFile | PairFile
     fingerprint: str
     files: int
     characters: int
@@ -122,6 +124,7 @@ def prepare(config: CompleteConfig, console: Console, tokenizer: Tokenizer | Non
         config,
         tokenizer,
         batches,
+        held_out=files[1],
         fingerprint=key(batches.digest, tokenizer.fingerprint, config.objective),
         files=sum(len(corpus.files) for corpus in corpora),
         characters=characters,

@@ -38,9 +38,7 @@ def _section(values: Mapping[str, Any]) -> dict[str, Any]:
     generates = values["task"] not in ("classify", "tag", "embed")
     changed = int(values["changed"])
     return {
-        "about": f"{count:,} example{'s' * (count != 1)} that the model is not trained on, 95% intervals"
-        if count
-        else "",
+        "about": f"{values['measured_on']} that the model is not trained on, 95% intervals" if count else "",
         "metrics": rows,
         "classes": [_class(each) for each in values["classes"][:_CLASSES]],
         "confusion": _confusion(values["confusion"]),
