@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from safetensors.numpy import load_file
 
 import anyformer as af
 from anyformer.cli.main import main
+from anyformer.tokenizer import Tokenizer
 from tests.finetuning import toys
 from tests.finetuning.conftest import Tunes, arguments
 from tests.training.conftest import metrics
@@ -91,6 +94,33 @@ def test_another_run_is_not_resumed(
     data.write_text(content)
     assert main(["finetune", "--resume", str(run), "--steps=8", str(models / "encoder")]) == 0
     assert metrics(run)[-1]["step"] == 8
+
+
+def test_another_base_is_not_resumed_with(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its weights, its config and its chat template are those of the beginning; a copy of the files will do."""
+    base, data = tmp_path / "base", toys.write(tmp_path / "data.jsonl", toys.rows("chat"))
+    shutil.copytree(models / "decoder", base)
+    assert main([*arguments(base, data), "--name=run", "--steps=2", "--lora=4"]) == 0
+    run = tmp_path / "runs" / "run"
+
+    model, tokenizer = af.load(base)
+    assert tokenizer is not None
+    next(model.parameters()).data.view(-1)[5] += 1e-3
+    af.save(model, base, tokenizer=tokenizer)
+    assert "the model that it fine-tunes has changed since" in _refused(capsys, run, "--steps=4")
+    shutil.rmtree(base)
+    shutil.copytree(models / "decoder", base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "rope_theta": 5.0, "rms_norm_eps": 0.5}))
+    assert "the model that it fine-tunes has changed since" in _refused(capsys, run, "--steps=4")
+    (base / "config.json").write_text(json.dumps(config))
+    other = Tokenizer(tokenizer.backend, {**tokenizer.config, "chat_template": f"{toys.TEMPLATE}\n"})
+    other.save(base)
+    assert "the data or the tokenizer has changed since" in _refused(capsys, run, "--steps=4")
+    shutil.rmtree(base)
+    shutil.copytree(models / "decoder", base, copy_function=shutil.copy)
+    assert main(["finetune", "--resume", str(run), "--steps=4"]) == 0
+    assert metrics(run)[-1]["step"] == 4
 
 
 def test_the_base_stays_out_of_checkpoints(tunes: Tunes) -> None:

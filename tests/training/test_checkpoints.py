@@ -154,7 +154,12 @@ def test_facts_of_another_type_are_named(field: str, value: object, tmp_path: Pa
     facts = {"step": 8, "every": 1, "meter": {"tokens": 1}, "config": {}, field: value}
     (tmp_path / "run.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match=f"can't be read: {field} in run.json should be"):
-        read_facts(tmp_path, TrainConfig(preset="gpt2-nano", model=af.preset("gpt2-nano")).complete(), "", Console())
+        read_facts(
+            tmp_path,
+            TrainConfig(preset="gpt2-nano", model=af.preset("gpt2-nano")).complete(),
+            {"fingerprint": ""},
+            Console(),
+        )
 
 
 def _outside(folder: Path) -> dict[str, bytes]:

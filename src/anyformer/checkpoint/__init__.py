@@ -1,6 +1,7 @@
 """Models on disk, in Hugging Face's format and in llama.cpp's."""
 
 from anyformer.checkpoint.adapters import load_adapter, save_adapter
+from anyformer.checkpoint.fingerprint import weights_fingerprint
 from anyformer.checkpoint.gguf.write import save_gguf
 from anyformer.checkpoint.load import inspect, load, load_with_head, torch_dtype
 from anyformer.checkpoint.save import check_target, save
@@ -16,5 +17,6 @@ __all__ = [
     "save_adapter",
     "save_gguf",
     "torch_dtype",
+    "weights_fingerprint",
     "write_tensors",
 ]

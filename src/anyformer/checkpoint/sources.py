@@ -206,6 +206,13 @@ def has_weights(path: Path, name: str) -> bool:
     return (path / name).is_file() or (path / f"{name}.index.json").is_file()
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The files that hold the weights of a model directory, in order; a GGUF file alone holds its own."""
+    if not path.is_dir():
+        return [path]
+    return _files(path, SAFETENSORS if has_weights(path, SAFETENSORS) else PICKLE)
+
+
 def _files(path: Path, name: str) -> list[Path]:
     """The file of this name, or the shards that its index names."""
     index = path / f"{name}.index.json"

@@ -8,8 +8,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from anyformer.checkpoint import inspect
+from anyformer.checkpoint import inspect, weights_fingerprint
 from anyformer.config import ModelConfig
+from anyformer.data.disk_cache import key
 from anyformer.errors import UserError
 from anyformer.finetuning.config import CompleteFinetuneConfig, FinetuneConfig
 from anyformer.finetuning.model import build_model, save_model
@@ -39,6 +40,8 @@ class BaseFinetuning(Recipe):
         self.base: ModelConfig = base
         self.model_config = base
         self.tokenizer: Tokenizer = tokenizer
+        weights = weights_fingerprint(config.base, allow_pickle=config.allow_pickle)
+        self.base_fingerprint = key(weights, base.to_dict())
 
     @property
     @override

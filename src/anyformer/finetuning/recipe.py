@@ -96,7 +96,9 @@ class Finetuning(BaseFinetuning):
         self._held = held
         self.batches = self._batcher(held)
         self._config = self._in_steps(self._config)
-        self.fingerprint = key(self.batches.digest, tokenizer.fingerprint, self.task)
+        self.fingerprint = key(
+            self.batches.digest, tokenizer.fingerprint, tokenizer.chat_template, tokenizer.eos, self.task
+        )
         self._report = Report(self.config, tokenizer, self.validation, self.checks)
 
     @override

@@ -54,6 +54,11 @@ def _numbers(value: object) -> bool:
     return all(isinstance(number, int | float) and abs(number) < _LARGEST for number in numbers)
 
 
+_FINGERPRINTED = {
+    "fingerprint": "the data or the tokenizer",
+    "base_fingerprint": "the model that it fine-tunes",
+}
+"""What the fingerprints of run.json are of."""
 _LARGEST = 1e300
 _FACTS: Sequence[tuple[str, Callable[[object], bool], str]] = [
     ("step", lambda value: _whole(value, 0), "a whole number, 0 or more"),
@@ -103,13 +108,15 @@ class Checkpoints:
         return [path.parent for path in self.folder.glob(f"step-*/{FACTS}")]
 
 
-def read_facts(checkpoint: Path, config: RunConfig, fingerprint: str, console: Console) -> dict[str, Any]:
+def read_facts(
+    checkpoint: Path, config: RunConfig, fingerprints: Mapping[str, str | None], console: Console
+) -> dict[str, Any]:
     """Read what a checkpoint says about the run, and show what has changed since.
 
     Args:
         checkpoint: its folder.
         config: of the run that goes on from it.
-        fingerprint: of that run's data.
+        fingerprints: what may not have changed, as `fingerprints` of that run's recipe.
 
     Raises:
         UserError: it can't be read, or it would become another run.
@@ -136,11 +143,12 @@ def read_facts(checkpoint: Path, config: RunConfig, fingerprint: str, console: C
         raise UserError(
             f"{checkpoint} can't be resumed with another config ({what}): change it back, or begin a new run."
         )
-    if facts.get("fingerprint") != fingerprint:
-        raise UserError(
-            f"{checkpoint} can't be resumed: the data or the tokenizer has changed since. Put it back, or begin a "
-            "new run."
-        )
+    for name, fingerprint in fingerprints.items():
+        if facts.get(name) != fingerprint:
+            raise UserError(
+                f"{checkpoint} can't be resumed: {_FINGERPRINTED[name]} has changed since. Put it back, or begin a new "
+                "run."
+            )
     for change in changes.values():
         say(console, f"changed    {change}")
     return facts

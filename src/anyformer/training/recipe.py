@@ -25,6 +25,7 @@ class Recipe(ABC):
         model_config: of the model that is trained.
         batches: for training and for validation.
         fingerprint: of all that decides the batches: a run can be resumed only on the same.
+        base_fingerprint: of the model that it begins with, likewise; None: it begins with weights that are drawn.
     """
 
     command: ClassVar[str]
@@ -33,11 +34,17 @@ class Recipe(ABC):
     model_config: ModelConfig
     batches: Batcher
     fingerprint: str
+    base_fingerprint: str | None = None
 
     @property
     @abstractmethod
     def config(self) -> CompleteRunConfig:
         """The config of the run, which leaves nothing open: what config.yaml repeats."""
+
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """The fingerprints by name, as checkpoints have them."""
+        return {"fingerprint": self.fingerprint, "base_fingerprint": self.base_fingerprint}
 
     @abstractmethod
     def build(self) -> Transformer:

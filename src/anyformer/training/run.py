@@ -73,7 +73,7 @@ def run(
         run = resolve(config, recipe, group, console)
         config = run.recipe.config
         latest = group.broadcast(Checkpoints(directory.checkpoints, config.keep).latest())
-        facts = None if latest is None else read_facts(latest, config, run.recipe.fingerprint, console)
+        facts = None if latest is None else read_facts(latest, config, run.recipe.fingerprints, console)
         if facts is None or config.steps is None or facts["step"] < config.steps:
             directory.write_config(to_yaml(config))
         torch.manual_seed(config.seed)

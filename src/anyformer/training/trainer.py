@@ -268,7 +268,7 @@ class Trainer:
         facts = {
             "meter": self.meter.state(),
             "every": self._every,
-            "fingerprint": self.recipe.fingerprint,
+            **self.recipe.fingerprints,
             "config": settings(self.config),
         }
         self.checkpoints.save(self.strategy, self.step, facts)
