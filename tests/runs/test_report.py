@@ -97,6 +97,41 @@ def test_the_curves_are_those_of_the_log(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("settings", "unit"),
+    [
+        ({"task": "chat", "loss": None}, "nats per token"),
+        ({"task": "classify", "label_kind": "single"}, "cross-entropy, nats"),
+        ({"task": "classify", "label_kind": "multiple"}, "binary cross-entropy of a label, nats"),
+        ({"task": "classify", "label_kind": "regression"}, "squared error"),
+        ({"task": "tag"}, "cross-entropy of a tag, nats"),
+        ({"task": "embed", "loss": "in_batch_negatives"}, "cross-entropy of the positive, nats"),
+        ({"task": "embed", "loss": "cosine"}, "squared error of the cosine"),
+        ({"task": "embed", "loss": "triplet"}, "triplet loss"),
+        ({"task": "preference"}, "DPO loss, nats"),
+        ({"task": ["?"], "loss": {}}, "nats per token"),
+    ],
+)
+def test_the_loss_of_a_task_has_its_unit(settings: dict[str, Any], unit: str, tmp_path: Path):
+    tuned = {"base": "model", "data": ["a.jsonl"], **settings}
+    lines = [HEADER, {"step": 0, "validation_loss": 0.7}, step(5), {"step": 9, "validation_loss": 0.5}]
+    run = write_run(tmp_path / "tuned", lines[:2], tuned)
+    assert f"Validation loss 0.7000 {unit}" in _page(run).text
+    run = write_run(tmp_path / "other", lines, tuned)
+    page = _page(run)
+    assert _chart(page, "Loss")["note"] == unit
+    assert ("perplexity" in page.text.lower()) == (unit == "nats per token")
+    assert "anyformer finetune --config" in page.text
+    runs = [read_run(run), read_run(write_run(tmp_path / "third", lines, tuned))]
+    page = _Page(write_comparison(runs, tmp_path / "both.html").read_text())
+    assert _chart(page, "Validation loss")["note"] == unit
+    assert "losses are comparable" in page.text
+    runs.append(read_run(write_run(tmp_path / "trained", short_run(), {**config(), "data": ["a.jsonl"]})))
+    page = _Page(write_comparison(runs, tmp_path / "all.html").read_text())
+    assert _chart(page, "Validation loss")["note"] == ("nats per token" if unit == "nats per token" else "")
+    assert "comparable only where" in page.text
+
+
 def test_nothing_is_loaded_from_anywhere(tmp_path: Path):
     run = write_run(tmp_path / "good", short_run())
     page = _page(run)

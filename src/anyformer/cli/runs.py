@@ -32,7 +32,7 @@ _STYLES = {"running": "blue", "finished": "green", "stopped": "yellow", "diverge
 class RunsOptions:
     """List the runs in a directory, newest first; of runs that are named one by one say what differs in their configs.
 
-    The losses are those of the latest evaluation, in nats per token.
+    The losses are those of the latest evaluation: of models that predict tokens, in nats per token.
 
     Examples:
         anyformer runs
@@ -129,7 +129,7 @@ def _print_differences(console: Console, runs: Sequence[Run]) -> None:
         table.add_row(Text(name), *(Text(setting(value)) for value in values))
     _show(console, table)
     if differing(runs):
-        console.print("\nTheir losses are of different texts or tokens and don't compare; bits per byte may.")
+        console.print("\nTheir losses are of different texts, tokens or tasks and don't compare; bits per byte may.")
 
 
 def _show(console: Console, table: Table) -> None:

@@ -2,7 +2,7 @@
 
 ::
 
-    runs/NAME/config.yaml     repeats the run: anyformer train --config runs/NAME/config.yaml
+    runs/NAME/config.yaml     repeats the run: anyformer train (or finetune) --config runs/NAME/config.yaml
               metrics.jsonl   one JSON object a line: losses, evaluations, samples
               model/          a Hugging Face directory, loadable at any moment
               checkpoints/    what `anyformer train --resume runs/NAME` needs

@@ -174,7 +174,7 @@ class Run:
 
     @property
     def validation_loss(self) -> float | None:
-        """Of the latest evaluation, in nats a token."""
+        """Of the latest evaluation, in nats a token where tokens are predicted."""
         return number(self.evaluations[-1] if self.evaluations else {}, "validation_loss")
 
     @property

@@ -17,7 +17,7 @@ class Meter:
         state: of the meter of a run that goes on, as `state` gave it.
 
     Attributes:
-        loss: mean over the steps that were read since the latest line, in nats.
+        loss: mean over the steps that were read since the latest line.
         tokens: read since training began.
         tokens_per_second: over the steps since the latest line.
     """

@@ -5,7 +5,7 @@ from typing import Any
 
 from anyformer.runs.listing import Run, differences, passages
 from anyformer.runs.report.charts import comparison_data
-from anyformer.runs.report.formatting import clock, count, loss, setting, whole
+from anyformer.runs.report.formatting import PER_TOKEN, clock, count, loss, loss_unit, setting, whole
 from anyformer.runs.report.page import unreadable
 
 Show = Callable[[Run], str]
@@ -40,7 +40,7 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "title": f"{', '.join(names[:4])} · anyformer",
         "heading": " vs ".join(names) if len(names) <= 3 else f"{len(names)} runs",
-        "about": "losses are in nats per token, and comparable only where tokenizer and validation text are the same"
+        "about": "losses are comparable only where the task, the tokenizer and the validation data are the same"
         if differing(runs)
         else "same tokenizer and data: losses are comparable",
         "notes": [f"{run.name}: {unreadable(run)}" for run in runs if run.broken_lines],
@@ -76,6 +76,9 @@ def best_scores(runs: Sequence[Run]) -> set[tuple[str, str]]:
 
 
 def differing(runs: Sequence[Run]) -> bool:
-    """Whether the runs' losses are of different texts or tokens, and so can't be compared."""
+    """Whether the runs' losses are of different texts, tokens or tasks, and so can't be compared."""
     settings = {"tokenizer", "data", "validation", "field", "source", "target", "objective"}
+    settings |= {"task", "columns", "train_on", "label_kind", "loss", "beta"}
+    if any(loss_unit(run.config) == PER_TOKEN for run in runs):
+        settings.add("base")  # which has the tokenizer
     return bool(settings & differences(runs).keys())

@@ -5,7 +5,18 @@ from typing import Any
 
 from anyformer.runs.listing import Line, Run, default_settings, flatten, number, passages
 from anyformer.runs.report.charts import report_data, tokens_at
-from anyformer.runs.report.formatting import clock, count, flops, loss, perplexity, setting, share, si
+from anyformer.runs.report.formatting import (
+    PER_TOKEN,
+    clock,
+    count,
+    flops,
+    loss,
+    loss_unit,
+    perplexity,
+    setting,
+    share,
+    si,
+)
 from anyformer.runs.report.gains import gains
 
 _SHAPE = (
@@ -29,10 +40,6 @@ _OWN = (
 """Settings that every run has its own of: a difference would say nothing. So have the tokenizer's own tokens."""
 
 
-_LABELED = ("classify", "tag", "embed", "preference")
-"""Tasks of fine-tuning whose loss is not that of tokens of a text."""
-
-
 def page(run: Run, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The values of page.html; `defaults` are those of a run's settings."""
     samples, further = _samples(run)
@@ -46,6 +53,7 @@ def page(run: Run, defaults: Mapping[str, Any]) -> dict[str, Any]:
         "gains": gains(run.path),
         "data": report_data(run),
         "evaluations": _evaluations(run),
+        "per_token": loss_unit(run.config) == PER_TOKEN,
         "samples": samples,
         "further": further,
         "settings": _settings(run, defaults),
@@ -105,13 +113,13 @@ def _figures(run: Run) -> list[dict[str, str]]:
     best = run.best
     if best is not None and run.validation_loss is not None and best["validation_loss"] < run.validation_loss - 5e-3:
         came = f"best {loss(best['validation_loss'])} at step {best['step']:,}"
-    unit = "" if run.config.get("task") in _LABELED else "nats per token"
+    unit = loss_unit(run.config)
     add("Validation loss", loss(run.validation_loss), came or unit)
-    if run.config.get("task") not in _LABELED:
+    if unit == PER_TOKEN:
         add("Perplexity", perplexity(run.validation_loss), "per token")
     add("Bits per byte", loss(run.bits_per_byte))
     if not run.evaluations and run.steps:
-        add("Training loss", loss(number(run.steps[-1], "loss")), "nats per token")
+        add("Training loss", loss(number(run.steps[-1], "loss")), unit)
     add("Tokens", count(run.tokens), "" if run.step is None else f"{run.step:,} step{'s' * (run.step != 1)}")
     add("Time", clock(run.seconds))
     add("Tokens/s", count(run.tokens_per_second), "while training")
@@ -124,15 +132,14 @@ def _figures(run: Run) -> list[dict[str, str]]:
 
 
 def _evaluations(run: Run) -> list[list[str]]:
-    lines = evenly(run.evaluations, 200)
+    lines, per_token = evenly(run.evaluations, 200), loss_unit(run.config) == PER_TOKEN
     return [
         [
             f"{line['step']:,}",
             clock(number(line, "elapsed")),
             count(tokens),
             loss(number(line, "validation_loss")),
-            perplexity(number(line, "validation_loss")),
-            loss(number(line, "bits_per_byte")),
+            *((perplexity(number(line, "validation_loss")), loss(number(line, "bits_per_byte"))) if per_token else ()),
         ]
         for line, tokens in zip(lines, tokens_at(run, lines), strict=True)
     ]
@@ -196,9 +203,8 @@ def _changed(name: str, value: Any, standard: Mapping[str, Any]) -> str:
 
 def _commands(run: Run) -> list[dict[str, str]]:
     path = f"{run.path.resolve().parent.name}/{run.name}"
-    tuned = "base" in run.config
-    repeats = run.config and not tuned
-    commands = [{"what": "Repeat", "line": f"anyformer train --config {path}/config.yaml"}] if repeats else []
+    command = "anyformer finetune" if "base" in run.config else "anyformer train"
+    commands = [{"what": "Repeat", "line": f"{command} --config {path}/config.yaml"}] if run.config else []
     if run.state in ("stopped", "diverged"):
-        commands.insert(0, {"what": "Go on", "line": f"anyformer {'finetune' if tuned else 'train'} --resume {path}"})
+        commands.insert(0, {"what": "Go on", "line": f"{command} --resume {path}"})
     return commands
