@@ -15,7 +15,14 @@ import anyformer as af
 from anyformer.blocks.quantized import QuantizedMatrix, dequantize
 from anyformer.kernels.cpu_features import SWITCH
 from anyformer.model import Transformer
-from anyformer.quantization import bits_per_module, quantizable, quantization, quantize_weight, quantized_weights
+from anyformer.quantization import (
+    bits_per_module,
+    parameter_count,
+    quantizable,
+    quantization,
+    quantize_weight,
+    quantized_weights,
+)
 
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2-nano": {},
@@ -107,6 +114,16 @@ def test_log_probabilities_stay_near(preset: str, kind: str, dtype: torch.dtype,
     wanted = _answer(model)
     error = (_answer(loaded) - wanted).std() / wanted.std()
     assert float(error) < bound + (0.02 if dtype == torch.bfloat16 else 0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_integers_are_counted_as_the_weights_that_they_stand_for(kind: str, tied: bool) -> None:
+    model = af.build(af.preset("llama-nano", vocab_size=96, d_model=64, decoder_layers=1, embedding={"tied": tied}))
+    count = sum(weight.numel() for weight in model.parameters())
+    assert parameter_count(model) == count
+    assert parameter_count(af.quantize(model, kind)) == count
+    assert sum(weight.numel() for weight in model.parameters()) < count / 10
 
 
 def test_untied_heads_and_odd_widths(tmp_path: Path) -> None:

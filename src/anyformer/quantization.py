@@ -66,6 +66,12 @@ def quantized_weights(model: nn.Module) -> Iterator[tuple[str, QuantizedMatrix]]
     return ((name, part) for name, part in model.named_modules() if isinstance(part, QuantizedMatrix))
 
 
+def parameter_count(model: nn.Module) -> int:
+    """The number of weights of a model, each once; of a quantized matrix those that its integers stand for."""
+    floating = sum(parameter.numel() for parameter in model.parameters())
+    return floating + sum(weight.shape.numel() for _, weight in quantized_weights(model))
+
+
 def bits_of(model: nn.Module) -> int | None:
     """The fewest bits of its weights; None where all are in floating point."""
     return min((weight.bits for _, weight in quantized_weights(model)), default=None)

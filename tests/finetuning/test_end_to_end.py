@@ -49,3 +49,15 @@ def test_a_task_is_learned(
     assert main(["evaluate", str(run), f"--task={task}", f"--data={validation}", "--json", "--device=cpu"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert found["metrics"][metric]["value"] == pytest.approx(after, rel=1e-5)
+
+
+@pytest.mark.parametrize("flags", [["--quantize=int8"], ["--quantize=int4"]])
+def test_the_parameters_of_a_base_are_counted_whatever_they_are_stored_as(
+    flags: list[str], tunes: Tunes, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tunes("preference", "--steps=1", "--lora=4", *flags)
+    base, _ = af.load(models / "decoder")
+    model, _ = af.load(run)
+    sizes = [sum(weight.numel() for weight in each.parameters()) for each in (base, model)]
+    said = f"model      decoder, {sizes[1]:,} parameters, {sizes[1] - sizes[0]:,} of them trained; float32"
+    assert capsys.readouterr().out.startswith(said)

@@ -53,10 +53,9 @@ class Terminal:
     def greet(self, name: str, model: Transformer) -> None:
         """Say who is there, and what the user should know of a model that wasn't tuned for chat."""
         if self._asks:
-            from anyformer.model import skeleton
+            from anyformer.quantization import parameter_count
 
-            # Integers are no parameters of torch's: those of the model that they stand for are counted.
-            size = sum(weight.numel() for weight in skeleton(model.config).parameters())
+            size = parameter_count(model)
             context = self._conversation.context
             self._note(
                 f"{Path(name).name}  {model.config.model_type}, {size / 1e6:,.1f}M parameters, "

@@ -21,6 +21,7 @@ from anyformer.generation.batching import BatchingEngine
 from anyformer.generation.config import GenerationConfig, GenerationOptions
 from anyformer.generation.inference import require_generative, require_tokenizer
 from anyformer.model import Transformer
+from anyformer.quantization import parameter_count
 from anyformer.terminal import shorten
 from anyformer.tokenizer import Tokenizer
 
@@ -186,8 +187,7 @@ class AnyformerLM(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes down about the model."""
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        return {"model_num_parameters": parameters, "model_dtype": str(self.model.dtype)}
+        return {"model_num_parameters": parameter_count(self.model), "model_dtype": str(self.model.dtype)}
 
 
 register_model("anyformer")(AnyformerLM)

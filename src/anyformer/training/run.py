@@ -13,6 +13,7 @@ from anyformer.console import Console
 from anyformer.data.materialize import STANDARD_INPUT
 from anyformer.errors import UserError
 from anyformer.model import Transformer
+from anyformer.quantization import parameter_count
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.tracking import Trackers
 from anyformer.training.checkpoints import Checkpoints, read_facts
@@ -117,9 +118,11 @@ def _directory(config: RunConfig, resume: Path | None, group: Group) -> Generato
 
 def _introduce(console: Console, run: ResolvedRun, model: Transformer, directory: RunDirectory, strategy: str) -> None:
     config = run.recipe.config
-    size = sum(parameter.numel() for parameter in model.parameters())
+    size = parameter_count(model)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    parameters = f"{size:,} parameters" + (f", {trained:,} of them trained" if trained < size else "")
     length = f"{config.steps:,} steps" if config.steps is not None else f"{config.minutes:g} minutes in all"
-    say(console, f"model      {run.recipe.name}, {size:,} parameters; {run.plan.precision}")
+    say(console, f"model      {run.recipe.name}, {parameters}; {run.plan.precision}")
     say(console, f"engine     {strategy}")
     for line in run.recipe.summary():
         say(console, line)
