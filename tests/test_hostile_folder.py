@@ -151,13 +151,13 @@ def hostile(tmp_path: Path) -> Hostile:
     return made
 
 
-def _save(folder: Path, preset: str) -> None:
+def _save(folder: Path, preset: str, **changes: Any) -> None:
     torch.manual_seed(0)
     objective = {"bert-tiny": "masked", "t5-nano": "span_corruption"}.get(preset, "causal")
     tokenizer = af.Tokenizer.train(["hello there, general text\n"] * 9, "bpe:400", special=objective)
     layers = {"encoder_layers": 1} if preset == "bert-tiny" else {"decoder_layers": 1}
     config = af.preset(preset, vocab_size=tokenizer.vocab_size, **layers)
-    af.save(af.build(config), folder, tokenizer=tokenizer)
+    af.save(af.build(config.replace(**changes)), folder, tokenizer=tokenizer)
 
 
 def test_generate(hostile: Hostile) -> None:
@@ -180,13 +180,15 @@ def test_generate(hostile: Hostile) -> None:
         ("llama-nano", "convert . TARGET.gguf"),
         ("bert-tiny", "fill . hello[MASK]"),
         ("bert-tiny", "embed . hello"),
+        ("bert-tiny", "classify . hello --second there"),
         ("bert-tiny", "finetune . --data labels.csv --steps 1 --device cpu --runs TARGET"),
         ("bert-tiny", "verify ."),
         ("t5-nano", "generate . hello --max-new-tokens 2"),
     ],
 )
 def test_every_command(hostile: Hostile, tmp_path: Path, preset: str, arguments: str) -> None:
-    _save(hostile.folder, preset)
+    head = {"kind": "classification", "transform": None, "bias": "none", "pooler": "tanh"}
+    _save(hostile.folder, preset, **({"head": head} if arguments.startswith("classify") else {}))
     (hostile.folder / "text.txt").write_text("hello there, general text\n" * 20)
     (hostile.folder / "labels.csv").write_text(
         "text,label\n" + "".join(f"hello {n},{'ab'[n % 2]}\n" for n in range(12))

@@ -134,6 +134,21 @@ def test_words_for_masks(tmp_path: Path) -> None:
     assert harmless(on_screen("fill", str(path), "the [MASK] sat", "--top", "60"))
 
 
+@pytest.mark.parametrize("kind", ["classification", "token_classification"])
+def test_names_of_labels(kind: str, tmp_path: Path) -> None:
+    path, tokenizer = _hostile(tmp_path, "bert-tiny", "wordpiece:120", special="masked")
+    pooler = "tanh" if kind == "classification" else None
+    names = ("O", f"B-{EVIL}", f"I-{EVIL}")
+    head = {"kind": kind, "transform": None, "bias": "none", "pooler": pooler, "labels": 3, "label_names": names}
+    model = af.build(af.load(path)[0].config.replace(head=head))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    af.save(model, tmp_path / "labels", tokenizer=tokenizer)
+    shown = on_screen("classify", str(tmp_path / "labels"), f"the {EVIL} cat sat on [/b] a dog", "the cat")
+    assert harmless(shown)
+    assert "owned" in shown
+
+
 @pytest.mark.parametrize("argv", [["show"], ["generate"], ["runs"], ["train", "--resume"], ["diff", "gpt2"]])
 def test_errors(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*argv, f"no\n{EVIL}" + "x" * 5000]) == 2

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anyformer.checkpoint import load, load_with_head, save, save_adapter, save_gguf
     from anyformer.config import ModelConfig, diff
     from anyformer.errors import UserError
-    from anyformer.evaluation import evaluate
+    from anyformer.evaluation import classify, evaluate, tag
     from anyformer.families import preset
     from anyformer.finetuning.finetune import FinetuneResult, finetune
     from anyformer.generation import (
@@ -42,7 +42,7 @@ _NAMES = {
     "checkpoint": "load load_with_head save save_adapter save_gguf",
     "config": "ModelConfig diff",
     "errors": "UserError",
-    "evaluation": "evaluate",
+    "evaluation": "classify evaluate tag",
     "families": "preset",
     "finetuning.finetune": "FinetuneResult finetune",
     "generation": "BatchingEngine GenerationConfig embed fill generate generate_ids generate_samples generate_stream "
@@ -63,6 +63,7 @@ __all__ = [
     "Transformer",
     "UserError",
     "build",
+    "classify",
     "diff",
     "embed",
     "evaluate",
@@ -81,6 +82,7 @@ __all__ = [
     "save_adapter",
     "save_gguf",
     "score",
+    "tag",
 ]
 
 

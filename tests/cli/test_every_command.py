@@ -44,6 +44,7 @@ ARGUMENTS: Mapping[str, list[str]] = {
     "chat": ["{place}/gpt", "--max-new-tokens=4"],
     "fill": ["{place}/bert", "the [MASK] sat"],
     "embed": ["{place}/bert", "the cat", "a dog"],
+    "classify": ["{place}/classifier", "the cat", "a dog"],
     "show": ["{place}/gpt"],
     "diff": ["{place}/gpt", "gpt2"],
     "evaluate": ["{place}/gpt", "--data={place}/text.txt", "--limit=40"],
@@ -87,6 +88,8 @@ def place() -> Iterator[Path]:
         pieces = af.Tokenizer.train([TEXT], "wordpiece:80", special="masked")
         bert = af.preset("bert-tiny", vocab_size=pieces.vocab_size, **{"embedding.padding": pieces.pad})
         af.save(af.build(bert.replace(special_tokens={"pad": pieces.pad})), folder / "bert", tokenizer=pieces)
+        classifier = bert.replace(head={"kind": "classification", "transform": None, "bias": "none", "pooler": "tanh"})
+        af.save(af.build(classifier), folder / "classifier", tokenizer=pieces)
         train = [argument.format(place=folder) for argument in ARGUMENTS["train"]]
         assert main(["train", *train, "--runs", str(folder / "runs")]) == 0
         subprocess.run(["chmod", "-R", "a+rX", name], check=True)

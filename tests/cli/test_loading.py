@@ -43,6 +43,15 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _only_pickle(path)
 
 
+@pytest.fixture(scope="module")
+def classifier(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, tokenizer = af.load(bert, allow_pickle=True)
+    path = tmp_path_factory.mktemp("classifier")
+    head = {"kind": "classification", "transform": None, "bias": "none", "pooler": "tanh"}
+    af.save(af.build(model.config.replace(head=head)), path, tokenizer=tokenizer)
+    return _only_pickle(path)
+
+
 @pytest.mark.parametrize(
     ("command", "arguments"),
     [
@@ -55,6 +64,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("convert", ["integers", "--quantize", "int8"]),
         ("fill", ["a [MASK]"]),
         ("embed", ["a cat", "a dog"]),
+        ("classify", ["a cat", "a dog"]),
     ],
 )
 def test_a_pickle_is_read_where_the_message_says_so(
@@ -68,7 +78,8 @@ def test_a_pickle_is_read_where_the_message_says_so(
     monkeypatch.chdir(tmp_path)
     Path("notes.txt").write_text("\n".join(TEXT))
     monkeypatch.setattr("sys.stdin", io.StringIO("the cat\n"))
-    path = request.getfixturevalue("bert" if command in ("fill", "embed") else "gpt")
+    fixtures = {"fill": "bert", "embed": "bert", "classify": "classifier"}
+    path = request.getfixturevalue(fixtures.get(command, "gpt"))
     assert main([command, str(path), *arguments]) == 2
     assert "add --allow-pickle" in capsys.readouterr().err
     assert main([command, str(path), *arguments, "--allow-pickle"]) == 0, capsys.readouterr().err

@@ -175,7 +175,7 @@ def test_examples_parse(command: str) -> None:
         assert _parser(command).given(arguments) is not None
 
 
-_LOADING = ("generate", "chat", "fill", "embed", "evaluate", "verify", "convert")
+_LOADING = ("generate", "chat", "fill", "embed", "classify", "evaluate", "verify", "convert")
 """Commands that load a model."""
 _RAISED_BY: dict[str, tuple[str, ...]] = {
     "checkpoint/gguf": ("convert",),

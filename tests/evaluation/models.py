@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import anyformer as af
 from anyformer.blocks.head import Classifier
-from anyformer.data.examples import ClassifyExample, Where
-from anyformer.evaluation.predict import classify
+from anyformer.evaluation.logits import text_logits
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -27,8 +25,8 @@ def _sharp(model: Transformer) -> Transformer:
 
 def vary(model: Transformer, tokenizer: Tokenizer) -> tuple[Transformer, Tokenizer]:
     """Let a classifier of texts find each class in some of them: without training, one wins everywhere."""
-    examples = [ClassifyExample(where=Where(Path("x"), 1), text=WORDS[begin : begin + 20]) for begin in range(60)]
-    logits = torch.from_numpy(classify(model, tokenizer, examples)).float()
+    texts = [(WORDS[begin : begin + 20], None) for begin in range(60)]
+    logits = torch.from_numpy(text_logits(model, tokenizer, texts)[0]).float()
     assert isinstance(model.head, Classifier)
     with torch.no_grad():
         model.head.labels.bias -= logits.mean(dim=0)

@@ -101,7 +101,10 @@ def test_it_speaks_as_the_command_does_if_asked_to(base: Path, capsys: pytest.Ca
     said = capsys.readouterr().out
     assert "examples   27" in said
     assert f"model      {result.directory}/model" in said
-    assert said.endswith(f"next       anyformer evaluate {result.directory} --data FILE\n")
+    next_, other = said.splitlines()[-2:]
+    assert next_ == f'next       anyformer classify {result.directory} "text"'
+    assert other == f"           anyformer evaluate {result.directory} --data FILE"
+    assert main(shlex.split(next_)[2:]) == 0
 
 
 def test_what_comes_next_has_the_columns_of_the_data(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,8 +113,18 @@ def test_what_comes_next_has_the_columns_of_the_data(base: Path, capsys: pytest.
     columns = {"text": "a", "label": "my label"}
     af.finetune(base, rows, columns=columns, validation="dev.jsonl", steps=1, quiet=False)
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line == "next       anyformer evaluate runs/base-1 --data dev.jsonl --text a --label 'my label'"
-    assert main(shlex.split(line)[2:]) == 0
+    assert line == "           anyformer evaluate runs/base-1 --data dev.jsonl --text a --label 'my label'"
+    assert main(shlex.split(line)[1:]) == 0
+
+
+def test_what_comes_next_is_for_the_task(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [{"premise": row["text"], "hypothesis": "a film", "label": row["label"]} for row in ROWS]
+    words = [{"tokens": row["text"].split(), "ner_tags": ["O", "O", "B-work", "I-work"]} for row in ROWS]
+    for number, (rows, texts) in enumerate([(pairs, '"text" --second "text"'), (words, '"text"')], start=1):
+        af.finetune(base, rows, steps=1, quiet=False)
+        line = capsys.readouterr().out.splitlines()[-2]
+        assert line == f"next       anyformer classify runs/base-{number} {texts}"
+        assert main(shlex.split(line)[2:]) == 0
 
 
 def test_plain_text_has_no_preview(base: Path, capsys: pytest.CaptureFixture[str]) -> None:

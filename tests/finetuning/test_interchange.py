@@ -12,8 +12,7 @@ import torch
 import transformers
 
 import anyformer as af
-from anyformer.data.examples import ClassifyExample, Where
-from anyformer.evaluation.predict import classify
+from anyformer.evaluation.logits import text_logits
 from tests.finetuning.conftest import Tunes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -23,8 +22,7 @@ TEXTS = ["the cat sat on the mat", "a dog .", "because it was a good or a bad do
 
 def _ours(run: Path) -> torch.Tensor:
     model, tokenizer = af.load(run)
-    examples = [ClassifyExample(where=Where(Path("x"), 1), text=text) for text in TEXTS]
-    return torch.from_numpy(classify(model, tokenizer, examples)).float()
+    return torch.from_numpy(text_logits(model, tokenizer, [(text, None) for text in TEXTS])[0]).float()
 
 
 def _theirs(model: Any, folder: Path) -> torch.Tensor:

@@ -99,7 +99,7 @@ TARGETS = {
             "model/adapter_config.json",
             "model/head_config.json",
         ],
-        ["finetune --resume {} --steps 2 --no-compile", "embed {} cat", "runs {}"],
+        ["finetune --resume {} --steps 2 --no-compile", "embed {} cat", "classify {} cat", "runs {}"],
     ),
     "labels": Target(
         "labels",

@@ -21,6 +21,7 @@ _GROUPS = {
         "chat": "talk with a model in the terminal",
         "fill": "fill in masked words",
         "embed": "turn texts into vectors",
+        "classify": "label texts, or the words of texts",
     },
     "Look inside": {
         "show": "what a model is made of and what it costs",

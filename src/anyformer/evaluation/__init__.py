@@ -1,7 +1,23 @@
-"""How good a model is at a task: predictions, metrics with intervals, and lm-eval's suites."""
+"""What classifiers and taggers say, and how good a model is at a task: metrics with intervals, lm-eval's suites."""
 
+from anyformer.evaluation.classify import Classification, classify
 from anyformer.evaluation.evaluate import evaluate, evaluate_examples, evaluate_task
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, Scores
+from anyformer.evaluation.tag import Entity, TaggedText, TaggedWord, tag
 from anyformer.evaluation.tasks import Options
 
-__all__ = ["EvaluatedRow", "Evaluation", "Options", "Scores", "evaluate", "evaluate_examples", "evaluate_task"]
+__all__ = [
+    "Classification",
+    "Entity",
+    "EvaluatedRow",
+    "Evaluation",
+    "Options",
+    "Scores",
+    "TaggedText",
+    "TaggedWord",
+    "classify",
+    "evaluate",
+    "evaluate_examples",
+    "evaluate_task",
+    "tag",
+]

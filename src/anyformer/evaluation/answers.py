@@ -10,8 +10,8 @@ from anyformer.data.examples.chat import encode_chat_rows
 from anyformer.data.examples.completion import encode_completion
 from anyformer.data.examples.encoded import LearnedTokens, truncate
 from anyformer.errors import UserError
+from anyformer.evaluation.logits import Progress
 from anyformer.evaluation.loglikelihood import Continuation, log_likelihoods
-from anyformer.evaluation.predict import Progress
 from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
 from anyformer.generation.generate import generate_hypotheses
 from anyformer.generation.prompt import eos_ids

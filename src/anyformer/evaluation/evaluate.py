@@ -20,7 +20,7 @@ from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.labels import LabelKind
 from anyformer.data.examples.loading import load_examples
 from anyformer.errors import UserError
-from anyformer.evaluation.predict import is_regression
+from anyformer.evaluation.logits import is_regression
 from anyformer.evaluation.result import Evaluation, Scores
 from anyformer.evaluation.tasks import (
     Options,

@@ -18,7 +18,8 @@ from anyformer.data.examples import (
     TextExample,
 )
 from anyformer.errors import UserError
-from anyformer.evaluation import answers, predict
+from anyformer.evaluation import answers
+from anyformer.evaluation.logits import Progress, is_regression, label_names, text_logits, word_logits
 from anyformer.evaluation.metrics import (
     ClassScores,
     Metric,
@@ -86,15 +87,16 @@ def evaluate_classify(
     for example in examples:
         if example.label is None:
             raise UserError(f"{example.where}: there is no label to compare with.")
-    logits = predict.classify(model, tokenizer, examples, progress=_progress(options, "classify", examples))
-    if predict.is_regression(model):
+    texts = [(example.text, example.second) for example in examples]
+    logits, _ = text_logits(model, tokenizer, texts, progress=_progress(options, "classify", examples))
+    if is_regression(model):
         return _regression(examples, logits)
     for example in examples:
         if isinstance(example.label, float):
             raise UserError(
                 f"{example.where}: the label is the number {example.label:g}, and this model knows classes."
             )
-    names = predict.label_names(model)
+    names = label_names(model)
     several = any(isinstance(example.label, tuple) for example in examples)
     if several or model.config.head.problem_type == "multi_label_classification":
         return _multilabel(examples, logits, names)
@@ -106,8 +108,9 @@ def evaluate_tag(
     model: Transformer, tokenizer: Tokenizer | None, examples: Sequence[TagExample], options: Options
 ) -> Evaluation:
     """A tag for each word; one that is beyond the context counts as O."""
-    found = predict.tag(model, tokenizer, examples, progress=_progress(options, "tag", examples))
-    names = predict.label_names(model)
+    sentences = [example.words for example in examples]
+    found = word_logits(model, tokenizer, sentences, progress=_progress(options, "tag", examples))
+    names = label_names(model)
     index = {name: number for number, name in enumerate(names)}
     outside = "O" if "O" in index else names[0]
     references, said, rows = list[list[str]](), list[list[str]](), list[EvaluatedRow]()
@@ -400,7 +403,7 @@ def _log_softmax(logits: Array) -> Array:
     return torch.from_numpy(logits).log_softmax(dim=-1).numpy()
 
 
-def _progress(options: Options, what: str, examples: Sequence[Any]) -> predict.Progress:
+def _progress(options: Options, what: str, examples: Sequence[Any]) -> Progress:
     def advance(count: int) -> None:
         options.progress(what, count, len(examples))
 

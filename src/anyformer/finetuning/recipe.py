@@ -14,7 +14,7 @@ from typing_extensions import override
 from anyformer.blocks.dropout import Dropout
 from anyformer.console import Console
 from anyformer.data.disk_cache import Cache, key
-from anyformer.data.examples import EmbedExample, Example, Task
+from anyformer.data.examples import ClassifyExample, EmbedExample, Example, Task
 from anyformer.data.examples.batches import ExampleBatches
 from anyformer.data.examples.columns import NamedColumns
 from anyformer.data.examples.datasets import Dataset, PreferenceDataset
@@ -131,10 +131,24 @@ class Finetuning(BaseFinetuning):
     def sample(self, model: Transformer) -> Sample:
         rows = self._report.rows(model)[:_SHOWN]
         passages = [Passage(f"{row.text}\n    ", row.prediction) for row in rows]
-        command = {"chat": "chat", "completion": "generate", "seq2seq": "generate", "embed": "embed"}.get(
-            self.task, "evaluate"
-        )
-        return Sample(passages, command, {"chat": "", "evaluate": self._to_evaluate()}.get(command, "TEXT"))
+        return Sample(passages, self._commands())
+
+    def _commands(self) -> list[tuple[str, str]]:
+        """What can be asked of the model, each with its arguments."""
+        match self.task:
+            case "chat":
+                return [("chat", "")]
+            case "completion" | "seq2seq":
+                return [("generate", "TEXT")]
+            case "embed":
+                return [("embed", "TEXT")]
+            case "classify" | "tag":
+                example = self._examples[0]
+                pairs = isinstance(example, ClassifyExample) and example.second is not None
+                texts = '"text" --second "text"' if pairs else '"text"'
+                return [("classify", texts), ("evaluate", self._to_evaluate())]
+            case _:
+                return [("evaluate", self._to_evaluate())]
 
     def _to_evaluate(self) -> str:
         """The arguments of `anyformer evaluate`; on other data than those of training."""

@@ -48,15 +48,19 @@ class FilePrompt(NamedTuple):
     location: str
 
 
-def read_prompts(path: Path, field: str = "prompt", max_record_bytes: int = RECORD_BYTES) -> list[FilePrompt]:
+def read_prompts(
+    path: Path, field: str = "prompt", max_record_bytes: int = RECORD_BYTES, noun: str = "prompt"
+) -> list[FilePrompt]:
     """The prompts of a file: the lines of a text, or a field of the records of a .jsonl, .csv, .tsv or .parquet file.
+
+    Messages call them by the noun.
 
     Raises:
         UserError: the file can't be read, or a prompt is missing, empty or too large (with the number of its line); or
             there are too many to be held in memory.
     """
     if not path.is_file():
-        raise UserError(f"There is no file of prompts at {path}.")
+        raise UserError(f"There is no file of {noun}s at {path}.")
     suffix, prompts = suffix_of(path), list[FilePrompt]()
     is_record = suffix in RECORD_SUFFIXES
     texts = ((text,) for text in text_lines(path, max_record_bytes))
@@ -65,13 +69,13 @@ def read_prompts(path: Path, field: str = "prompt", max_record_bytes: int = RECO
     for number, (text,) in lines:
         location = f"{path}, {'row' if suffix == '.parquet' else 'line'} {number}"
         if not text.strip():
-            raise UserError(f"{location}, has an empty prompt: write one, or take the line out.")
+            raise UserError(f"{location}, has an empty {noun}: write one, or take the line out.")
         prompts.append(FilePrompt(text, location))
         size += len(text) + _PROMPT_OVERHEAD
         if size > _PROMPTS_SIZE:
-            raise UserError(f"{path} has more prompts than fit into memory: split it into several files.")
+            raise UserError(f"{path} has more {noun}s than fit into memory: split it into several files.")
     if not prompts:
-        raise UserError(f"There is no prompt in {path}: write one a line.")
+        raise UserError(f"There is no {noun} in {path}: write one a line.")
     return prompts
 
 

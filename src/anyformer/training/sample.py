@@ -32,11 +32,10 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Passages to show, and the subcommand for more, with its arguments after the run directory, quoted for a shell."""
+    """Passages to show, and the subcommands for more, each with its arguments after the run directory, for a shell."""
 
     passages: Sequence[Passage]
-    command: str
-    arguments: str
+    commands: Sequence[tuple[str, str]]
 
 
 def take_sample(model: Transformer, tokenizer: Tokenizer, config: RunConfig, batches: Batcher) -> Sample:
@@ -68,7 +67,7 @@ def _rewritten(model: Transformer, tokenizer: Tokenizer, sources: list[list[int]
         before = tokenizer.decode(plain, skip_special=False).strip()
         prompt = tokenizer.decode(plain[:_WINDOW], skip_special=False).strip()
         passages.append(Passage(f"{before}\n    ", tokenizer.decode(written).strip()))
-    return Sample(passages, "generate", shlex.quote(prompt))
+    return Sample(passages, [("generate", shlex.quote(prompt))])
 
 
 def _continued(model: Transformer, tokenizer: Tokenizer, prompt: str, seed: int) -> Sample:
@@ -77,7 +76,7 @@ def _continued(model: Transformer, tokenizer: Tokenizer, prompt: str, seed: int)
     text = ""
     if new > 0:
         text = generate(model, tokenizer, [ids], max_new_tokens=new, temperature=_TEMPERATURE, top_k=40, seed=seed)[0]
-    return Sample([Passage(prompt, text)], "generate", f"{shlex.quote(prompt)} --temperature {_TEMPERATURE}")
+    return Sample([Passage(prompt, text)], [("generate", f"{shlex.quote(prompt)} --temperature {_TEMPERATURE}")])
 
 
 def _new_tokens(model: Transformer, tokens: int) -> int:
@@ -101,7 +100,7 @@ def _filled(model: Transformer, tokenizer: Tokenizer, ids: list[int], length: in
         passages.append(Passage(before, f"[{hidden}? {guesses}]", after))
         if len(passages) == _EXAMPLES:
             break
-    return Sample(passages, "fill", shlex.quote(prompt))
+    return Sample(passages, [("fill", shlex.quote(prompt))])
 
 
 def _mask_one(tokenizer: Tokenizer, ids: list[int], chance: random.Random) -> tuple[str, str, str] | None:

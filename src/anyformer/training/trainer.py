@@ -342,7 +342,8 @@ class Trainer:
         self._say(f"model      {self.directory.model}, {self._stored}")
         self._say(f"report     {self.directory.path / 'report.html'}")
         path = shlex.quote(str(self.directory.path))
-        self._say(f"next       anyformer {sample.command} {path} {sample.arguments}")
+        for number, (command, arguments) in enumerate(sample.commands):
+            self._say(f"{'' if number else 'next':<11}anyformer {command} {path} {arguments}")
 
     def _say(self, text: str) -> None:
         say(self.console, text)

@@ -12,8 +12,8 @@ from anyformer.evaluation.metrics.metric import Array, Metric, divide, ratio
 Tags = Sequence[Sequence[str]]
 
 
-class Entity(NamedTuple):
-    """A run of words with a name, such as a person's."""
+class EntitySpan(NamedTuple):
+    """The words of an entity, such as a person's name."""
 
     kind: str
     start: int
@@ -55,20 +55,20 @@ def entity_counts(references: Tags, predictions: Tags) -> tuple[list[str], Array
     return kinds, counts.reshape(len(references), -1)
 
 
-def entities(tags: Sequence[str]) -> list[Entity]:
+def entities(tags: Sequence[str]) -> list[EntitySpan]:
     """The entities of tags such as B-person, I-person and O, in any of the schemes IOB1, IOB2, IOE and IOBES.
 
     Tags that no scheme allows are read as conlleval.pl does: an entity also begins with an I whose kind is not that of
     the word before.
     """
-    found: list[Entity] = []
+    found: list[EntitySpan] = []
     begin, before, kind_before = 0, "O", ""
     for position, tag in enumerate([*tags, "O"]):
         # "B-a-b" is of kind a-b, "B" of kind _.
         prefix, kind = tag[0], tag[1:].split("-", maxsplit=1)[-1] or "_"
         changed = kind != kind_before
         if before != "O" and (before in "ES" or prefix in "BSO" or changed):
-            found.append(Entity(kind_before, begin, position))
+            found.append(EntitySpan(kind_before, begin, position))
         if prefix != "O" and (prefix in "BS" or before in "OES" or changed):
             begin = position
         before, kind_before = prefix, kind
@@ -78,7 +78,7 @@ def entities(tags: Sequence[str]) -> list[Entity]:
 def is_entity_scheme(tags: Iterable[str]) -> bool:
     """Whether tags are O and the beginnings and insides of entities, and not parts of speech, say."""
     tags = set(tags)
-    return "O" in tags and all(tag == "O" or tag in "BIES" or tag.startswith(("B-", "I-", "E-", "S-")) for tag in tags)
+    return "O" in tags and all(tag in ("O", *"BIES") or tag.startswith(("B-", "I-", "E-", "S-")) for tag in tags)
 
 
 def _precision(sums: Array) -> Array:

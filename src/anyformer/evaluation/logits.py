@@ -1,4 +1,4 @@
-"""What a model says about examples, in batches of texts of about the same length."""
+"""The logits of classifiers and taggers, in batches of texts of about the same length."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anyformer.data.examples import ClassifyExample, TagExample
 from anyformer.data.examples.classifier_input import ClassifierInput, encode_texts, encode_words
 from anyformer.errors import UserError
 from anyformer.evaluation.metrics.metric import Array
@@ -35,56 +34,86 @@ def is_regression(model: Transformer) -> bool:
     return head.problem_type == "regression" or (head.problem_type is None and head.labels == 1)
 
 
-def classify(
+def text_logits(
     model: Transformer,
     tokenizer: Tokenizer | None,
-    examples: Sequence[ClassifyExample],
+    texts: Sequence[tuple[str, str | None]],
     *,
     progress: Progress = lambda count: None,
-) -> Array:
-    """The logits of texts or pairs of texts, [examples, labels]. What is too long for the model is cut.
+) -> tuple[Float[Array, "texts labels"], list[int]]:
+    """The logits of a classifier.
+
+    Args:
+        model, tokenizer: See `anyformer.load`.
+        texts: Each with its second text, or None. What is too long for the model is cut.
+        progress: See `Progress`.
+
+    Returns:
+        The logits, and the number of tokens of each text that were cut off.
 
     Raises:
-        UserError: a model without a classification head, no tokenizer, or an output that is NaN.
+        UserError: a model without a classification head, no tokenizer, a text without a token, an output that is NaN.
     """
     _require_head(model, "classification", "classifies texts")
     tokenizer = require_tokenizer(tokenizer, "give the model token ids")
-    texts = [(example.text, example.second) for example in examples]
     inputs = encode_texts(tokenizer, texts, _longest(model))
     logits = np.zeros((len(inputs), model.config.head.labels))
     for rows, found in _forward(model, tokenizer, inputs, progress):
         logits[rows] = found.cpu().numpy()
-    return logits
+    return logits, [each.cut for each in inputs]
 
 
-def tag(
+def word_logits(
     model: Transformer,
     tokenizer: Tokenizer | None,
-    examples: Sequence[TagExample],
+    sentences: Sequence[Sequence[str]],
     *,
     progress: Progress = lambda count: None,
 ) -> list[list[Float[Tensor, " labels"] | None]]:
-    """The logits of each word's first token; None for words that were cut off, as they are beyond the context.
+    """The logits of each word's first token, as `encode_words` finds it.
+
+    Args:
+        model, tokenizer: See `anyformer.load`.
+        sentences: The words of each.
+        progress: See `Progress`.
+
+    Returns:
+        For each word of each sentence its logits; None for words that are beyond the context, and for those that the
+        tokenizer makes nothing of.
 
     Raises:
-        UserError: a model without a head for tokens, no tokenizer, or an output that is NaN.
+        UserError: as `text_logits`, but the head is one for tokens.
     """
     _require_head(model, "token_classification", "labels tokens")
     tokenizer = require_tokenizer(tokenizer, "give the model token ids")
-    inputs = [encode_words(tokenizer, example.words, _longest(model)) for example in examples]
-    found: list[list[Tensor | None]] = [[] for _ in examples]
+    inputs = [encode_words(tokenizer, words, _longest(model)) for words in sentences]
+    found: list[list[Tensor | None]] = [[] for _ in sentences]
     for rows, logits in _forward(model, tokenizer, inputs, progress):
         for row, own in zip(rows, logits.cpu(), strict=True):
             found[row] = [None if index is None else own[index] for index in inputs[row].first]
     return found
 
 
+def require_words(texts: Sequence[str], what: str = "Text") -> None:
+    """Raise UserError for a text that is empty, or only space; `what` is what it is called."""
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            raise UserError(f"{what} {number} of {len(texts)} is empty: leave it out.")
+
+
+_FUNCTIONS = {"classification": "classify", "token_classification": "tag"}
+
+
 def _require_head(model: Transformer, kind: str, what: str) -> None:
-    if model.config.head.kind != kind:
-        raise UserError(
-            f"This model has no head that {what} (its head is {model.config.head.kind!r}): load one that was trained "
-            "for that, or fine-tune it first."
-        )
+    head = model.config.head.kind
+    if head == kind:
+        return
+    if head in _FUNCTIONS:
+        raise UserError(f"This model has no head that {what}: its head is {head!r}, so use `{_FUNCTIONS[head]}`.")
+    raise UserError(
+        f"This model has no head that {what} (its head is {head!r}): load one that was trained for that, or train it "
+        "with `anyformer finetune MODEL --data FILE`."
+    )
 
 
 def _longest(model: Transformer) -> int:
@@ -96,6 +125,9 @@ def _forward(
     model: Transformer, tokenizer: Tokenizer, inputs: Sequence[ClassifierInput], progress: Progress
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Indices of inputs and their logits, [batch, labels] or [batch, time, labels]."""
+    for number, each in enumerate(inputs, start=1):
+        if not each.tokens:
+            raise UserError(f"Text {number} of {len(inputs)} has no token: leave it out.")
     segments = model.config.embedding.segments
     with evaluating(model), torch.inference_mode():
         for rows in batches_by_length([len(each.tokens) for each in inputs], _BATCH_TOKENS):
