@@ -31,7 +31,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anyformer.data.examples import Task
 
 Examples = list[dict[str, Any]]
 
@@ -40,7 +43,7 @@ Examples = list[dict[str, Any]]
 class Row:
     """A task, and the recipe that all contenders share."""
 
-    task: str
+    task: Task
     metric: str
     epochs: float
     batch_size: int
@@ -124,7 +127,7 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
         raise SystemExit("the run failed")
     trained, tokenizer = af.load(out / "run", quantize="int4" if "int4" in setting else None)
     options = Options(choices=tuple(WORDS.values())) if row.task == "chat" else None
-    return evaluate(trained, tokenizer, str(dev), row.task, options=options)[row.metric]  # pyright: ignore
+    return evaluate(trained, tokenizer, str(dev), row.task, options=options)[row.metric]
 
 
 def _tags(*paths: Path) -> list[str]:
@@ -185,7 +188,8 @@ def trainer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: i
     for row_best, row_labels in zip(best, labels, strict=True):
         pairs = zip(row_labels, row_best, strict=True)
         kept.append([(names[int(label)], names[int(each)]) for label, each in pairs if label != -100])
-    return float(f1_score(*([[part[side] for part in tags] for tags in kept] for side in (0, 1))))  # pyright: ignore
+    score: Any = f1_score(*([[part[side] for part in tags] for tags in kept] for side in (0, 1)))
+    return float(score)
 
 
 def sentence_transformers(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int, out: Path) -> float:

@@ -87,7 +87,7 @@ def test_choices_are_scored_with_their_end() -> None:
         for choice, score in zip(("yes", "no"), scores, strict=True):
             other = answers.with_answer(example, choice)
             row = (
-                encode_chat(tokenizer, other) if isinstance(other, ChatExample) else encode_completion(tokenizer, other)  # pyright: ignore
+                encode_chat(tokenizer, other) if isinstance(other, ChatExample) else encode_completion(tokenizer, other)  # pyright: ignore[reportArgumentType]
             )
             assert sum(row.learned) == _loss(model, row)[1]
             assert score == pytest.approx(-_loss(model, row)[0], rel=1e-4)

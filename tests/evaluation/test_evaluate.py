@@ -17,7 +17,7 @@ from sklearn import metrics as sklearn
 import anyformer as af
 from anyformer.data.examples.columns import Columns
 from anyformer.errors import UserError
-from anyformer.evaluation import Options, evaluate_task
+from anyformer.evaluation import Options, evaluate
 from anyformer.evaluation.perplexity import measure, read_text
 from tests.evaluation.models import WORDS, decoder, encoder, encoder_decoder, vary
 
@@ -43,7 +43,7 @@ def test_one_label(tmp_path: Path) -> None:
     model, tokenizer = vary(*encoder(_head(labels=3, label_names=("bad", "good", "none"))))
     labels = [("bad", "good", "none")[index % 3] for index in range(20)]
     path = _csv(tmp_path / "dev.csv", ["sentence", "label"], [[*row] for row in zip(TEXTS, labels, strict=True)])
-    found = evaluate_task(model, tokenizer, path)
+    found = evaluate(model, tokenizer, path)
     assert found.task == "classify"
     assert found.scores == af.evaluate(model, tokenizer, str(path), task="classify")
     said = [row.prediction for row in found.rows]
@@ -64,7 +64,7 @@ def test_one_label(tmp_path: Path) -> None:
 def test_numbers_stand_for_labels_without_names(tmp_path: Path) -> None:
     model, tokenizer = encoder(_head(labels=2))
     rows = [[text, index % 2] for index, text in enumerate(TEXTS)]
-    found = evaluate_task(model, tokenizer, _csv(tmp_path / "dev.csv", ["text", "label"], rows))
+    found = evaluate(model, tokenizer, _csv(tmp_path / "dev.csv", ["text", "label"], rows))
     assert {row.reference for row in found.rows} == {"LABEL_0", "LABEL_1"}
     assert set(found.scores) == {"accuracy", "f1", "mcc"}
 
@@ -73,7 +73,7 @@ def test_several_labels(tmp_path: Path) -> None:
     names = ("a", "b", "c")
     model, tokenizer = encoder(_head(labels=3, label_names=names, problem_type="multi_label_classification"))
     rows = [{"text": text, "labels": [names[index % 3]] * (index % 4 > 0)} for index, text in enumerate(TEXTS)]
-    found = evaluate_task(model, tokenizer, _jsonl(tmp_path / "dev.jsonl", rows))
+    found = evaluate(model, tokenizer, _jsonl(tmp_path / "dev.jsonl", rows))
     truth = np.array([[name in row["labels"] for name in names] for row in rows])
     said = np.array([[name in row.prediction for name in names] for row in found.rows])
     assert said.any()
@@ -87,7 +87,7 @@ def test_numbers_to_be_predicted(tmp_path: Path) -> None:
         [text, other, index / 7] for index, (text, other) in enumerate(zip(TEXTS, TEXTS[3:] + TEXTS[:3], strict=True))
     ]
     path = _csv(tmp_path / "dev.csv", ["sentence1", "sentence2", "score"], rows)
-    found = evaluate_task(model, tokenizer, path, task="classify")
+    found = evaluate(model, tokenizer, path, task="classify")
     said = [float(row.prediction) for row in found.rows]
     wanted = [row[2] for row in rows]
     assert found.scores["pearson"] == pytest.approx(stats.pearsonr(wanted, said).statistic, abs=1e-2)
@@ -101,7 +101,7 @@ def test_tags(tmp_path: Path) -> None:
         {"tokens": text.split() * 4, "ner_tags": [names[index % 3] for index in range(4 * len(text.split()))]}
         for text in TEXTS
     ]
-    found = evaluate_task(model, tokenizer, _jsonl(tmp_path / "dev.jsonl", rows))
+    found = evaluate(model, tokenizer, _jsonl(tmp_path / "dev.jsonl", rows))
     assert set(found.scores) == {"entity_f1", "precision", "recall", "accuracy"}
     assert 0 < found.scores["accuracy"] < 1
     assert [row.label for row in found.classes] == ["x"]
@@ -113,7 +113,7 @@ def test_tags_that_are_no_entities(tmp_path: Path) -> None:
     names = ("DET", "NOUN")
     model, tokenizer = encoder(_head("token_classification", labels=2, label_names=names))
     rows = [{"tokens": text.split(), "tags": [names[len(word) % 2] for word in text.split()]} for text in TEXTS]
-    found = evaluate_task(model, tokenizer, _jsonl(tmp_path / "dev.jsonl", rows))
+    found = evaluate(model, tokenizer, _jsonl(tmp_path / "dev.jsonl", rows))
     assert set(found.scores) == {"accuracy", "f1", "mcc"}
 
 
@@ -121,7 +121,7 @@ def test_scored_pairs(tmp_path: Path) -> None:
     model, tokenizer = encoder({"kind": "none"})
     rows = [[a, b, index / 19] for index, (a, b) in enumerate(zip(TEXTS, TEXTS[5:] + TEXTS[:5], strict=True))]
     path = _csv(tmp_path / "dev.csv", ["sentence1", "sentence2", "score"], rows)
-    found = evaluate_task(model, tokenizer, path)
+    found = evaluate(model, tokenizer, path)
     a, b = (af.embed(model, tokenizer, [row[column] for row in rows]) for column in (0, 1))
     cosines = torch.cosine_similarity(a, b).numpy()
     wanted = [row[2] for row in rows]
@@ -153,7 +153,7 @@ def test_rewriting(tmp_path: Path) -> None:
     targets = [*written[:3], "the dog"]
     rows = [{"source": source, "target": target} for source, target in zip(TEXTS, targets, strict=False) if target]
     options = Options(max_new_tokens=8, batch_size=2)
-    found = evaluate_task(model, tokenizer, _jsonl(tmp_path / "dev.jsonl", rows), options=options)
+    found = evaluate(model, tokenizer, _jsonl(tmp_path / "dev.jsonl", rows), options=options)
     names = {"bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "perplexity"}
     assert set(found.scores) == names | {"end_probability", "stopped"}
     assert 0 < found.scores["exact_match"] < 1
@@ -167,10 +167,10 @@ def test_conversations(tmp_path: Path) -> None:
         for index, text in enumerate(TEXTS)
     ]
     path = _jsonl(tmp_path / "dev.jsonl", rows)
-    found = evaluate_task(model, tokenizer, path, options=Options(max_new_tokens=3))
+    found = evaluate(model, tokenizer, path, options=Options(max_new_tokens=3))
     names = {"rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "perplexity", "end_probability", "stopped"}
     assert set(found.scores) == names
-    chosen = evaluate_task(model, tokenizer, path, options=Options(choices=("yes", "no")))
+    chosen = evaluate(model, tokenizer, path, options=Options(choices=("yes", "no")))
     assert set(chosen.scores) == {"accuracy", "f1", "mcc", "perplexity"}
     assert chosen.scores["perplexity"] == found.scores["perplexity"]
     assert {row.prediction for row in chosen.rows} <= {"yes", "no"}
@@ -183,7 +183,7 @@ def test_conversations(tmp_path: Path) -> None:
 def test_preferences(tmp_path: Path) -> None:
     model, tokenizer = decoder(max_length=64)
     rows = [{"prompt": text, "chosen": " yes no", "rejected": " dog"} for text in TEXTS]
-    found = evaluate_task(model, tokenizer, _jsonl(tmp_path / "dev.jsonl", rows))
+    found = evaluate(model, tokenizer, _jsonl(tmp_path / "dev.jsonl", rows))
     turned = [{"prompt": text, "chosen": " dog", "rejected": " yes no"} for text in TEXTS]
     other = af.evaluate(model, tokenizer, _jsonl(tmp_path / "turned.jsonl", turned))
     assert found.scores["accuracy"] + other["accuracy"] == pytest.approx(1)
@@ -214,7 +214,7 @@ def test_a_difference_of_two_models_is_paired(tmp_path: Path) -> None:
     rows = [[text, ("bad", "good")[index % 2]] for index, text in enumerate(TEXTS)]
     path = _csv(tmp_path / "dev.csv", ["text", "label"], rows)
     head = _head(labels=2, label_names=("bad", "good"))
-    before, after = (evaluate_task(*encoder(head, seed), path) for seed in (0, 1))
+    before, after = (evaluate(*encoder(head, seed), path) for seed in (0, 1))
     differences = before.differences(after)
     low, high = differences["accuracy"]
     assert low <= after.scores["accuracy"] - before.scores["accuracy"] <= high

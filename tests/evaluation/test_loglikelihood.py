@@ -63,7 +63,9 @@ def test_each_is_that_of_its_text_alone(
 def test_what_is_greedy_is_found() -> None:
     model = MODELS["rotary"]
     with torch.no_grad():
-        best = int(model(torch.tensor([[5, 6, 7]])).logits[0, -1].argmax())  # pyright: ignore
+        logits = model(torch.tensor([[5, 6, 7]])).logits
+    assert logits is not None
+    best = int(logits[0, -1].argmax())
     found = log_likelihoods(model, [Continuation([5, 6, 7], [token]) for token in (best, (best + 1) % VOCAB)])
     assert [each.is_greedy for each in found] == [True, False]
 

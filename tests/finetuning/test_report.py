@@ -15,7 +15,7 @@ import pytest
 
 import anyformer as af
 from anyformer.cli import finetune
-from anyformer.evaluation import Evaluation, evaluate_task
+from anyformer.evaluation import Evaluation, evaluate
 from anyformer.evaluation.metrics import mean
 from anyformer.evaluation.perplexity import losses
 from anyformer.finetuning import measure as measuring
@@ -55,7 +55,7 @@ def test_metrics_before_and_after_are_those_of_evaluate(
     held = toys.write(tmp_path / "held.jsonl", classified(20, seed=7))
     run = tunes("classify", "--steps=20", f"--validation={held}", rows=classified())
     said, found = _said(capsys), evaluation(run)
-    after = evaluate_task(*af.load(run), held, "classify")
+    after = evaluate(*af.load(run), held, "classify")
     accuracy = found["metrics"]["accuracy"]
     assert accuracy["after"] == pytest.approx(after.scores["accuracy"])
     assert accuracy["interval"] == pytest.approx(list(after.intervals()["accuracy"]))

@@ -172,7 +172,7 @@ def _run_task(options: EvaluateOptions) -> int:
 
     from anyformer.cli.evaluation_page import show, to_json
     from anyformer.console import Console
-    from anyformer.evaluation import Options, evaluate_task
+    from anyformer.evaluation import Options, evaluate
 
     if options.compare:
         raise UserError("--compare is for texts: leave out --task, the columns and --choices.")
@@ -192,7 +192,7 @@ def _run_task(options: EvaluateOptions) -> int:
                 stages[stage] = bar.add_task(stage, total=total)
             bar.advance(stages[stage], count)
 
-        found = evaluate_task(
+        found = evaluate(
             model,
             tokenizer,
             options.data,

@@ -1,7 +1,7 @@
 """What classifiers and taggers say, and how good a model is at a task: metrics with intervals, lm-eval's suites."""
 
 from anyformer.evaluation.classify import Classification, classify
-from anyformer.evaluation.evaluate import evaluate, evaluate_examples, evaluate_task
+from anyformer.evaluation.evaluate import evaluate, evaluate_examples
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, Scores
 from anyformer.evaluation.tag import Entity, TaggedText, TaggedWord, tag
 from anyformer.evaluation.tasks import Options
@@ -18,6 +18,5 @@ __all__ = [
     "classify",
     "evaluate",
     "evaluate_examples",
-    "evaluate_task",
     "tag",
 ]

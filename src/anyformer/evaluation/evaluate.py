@@ -21,7 +21,7 @@ from anyformer.data.examples.labels import LabelKind
 from anyformer.data.examples.loading import load_examples
 from anyformer.errors import UserError
 from anyformer.evaluation.logits import is_regression
-from anyformer.evaluation.result import Evaluation, Scores
+from anyformer.evaluation.result import Evaluation
 from anyformer.evaluation.tasks import (
     Options,
     evaluate_answers,
@@ -47,7 +47,7 @@ def evaluate(
     columns: Columns | None = None,
     limit: int | None = None,
     options: Options | None = None,
-) -> Scores:
+) -> Evaluation:
     """Evaluate a model on a data set.
 
     ======================  ============================================================================
@@ -71,25 +71,12 @@ def evaluate(
         options: How answers are generated or chosen.
 
     Returns:
-        The metrics by name. `evaluate_task` has intervals, tables and rows as well.
+        The metrics by name, such as ``{"accuracy": 0.87, ...}``, whose attributes are their intervals, the scores of
+        each class, the confusion matrix and the rows.
 
     Raises:
         UserError: data that can't be read, a task that the model has no head for, labels that it doesn't know.
     """
-    return evaluate_task(model, tokenizer, data, task, columns=columns, limit=limit, options=options).scores
-
-
-def evaluate_task(
-    model: Transformer,
-    tokenizer: Tokenizer | None,
-    data: Data,
-    task: Task | None = None,
-    *,
-    columns: Columns | None = None,
-    limit: int | None = None,
-    options: Options | None = None,
-) -> Evaluation:
-    """As `evaluate`, with intervals, the scores of each class, the confusion matrix and the rows."""
     if limit is not None and limit < 1:
         raise UserError(f"limit is a number of rows, at least 1, not {limit}.")
     options = options or Options()

@@ -1,10 +1,11 @@
 """What an evaluation found out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from anyformer.data.examples import Task, Where
 from anyformer.evaluation.metrics import ClassScores, Interval, Metric
@@ -41,9 +42,9 @@ class Confusion:
     matrix: npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The metrics of a task, and the rows that they are of.
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Evaluation(Mapping[str, float]):
+    """The metrics of a task by name, as numbers; and with intervals, and the rows that they are of.
 
     Attributes:
         metrics: By name; each has a `value` and a bootstrap `interval`.
@@ -60,10 +61,26 @@ class Evaluation:
     confusion: Confusion | None = None
     notes: Sequence[str] = field(default=())
 
+    @override
+    def __getitem__(self, name: str) -> float:
+        return self.metrics[name].value
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.metrics)
+
+    @override
+    def __len__(self) -> int:
+        return len(self.metrics)
+
+    @override
+    def __repr__(self) -> str:
+        return repr(self.scores)
+
     @property
     def scores(self) -> Scores:
-        """The metrics as numbers."""
-        return {name: metric.value for name, metric in self.metrics.items()}
+        """The metrics as a dict of numbers."""
+        return dict(self)
 
     def intervals(self, confidence: float = 0.95) -> dict[str, Interval]:
         """The bootstrap interval of each metric."""

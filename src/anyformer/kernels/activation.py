@@ -67,7 +67,7 @@ def recomputed_in_backward(x: Tensor) -> AbstractContextManager[object]:
     if latest is None or latest[0]() is not x:
         return nullcontext()
     # Somebody else may decide what is saved, such as activation checkpointing, which recomputes everything.
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:  # pyright: ignore
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
         return nullcontext()
     recompute, saved = latest[1], (x.data_ptr(), x.numel(), x._version)
 
