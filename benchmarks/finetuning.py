@@ -110,7 +110,7 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
     import anyformer as af
     from anyformer.cli.main import main
     from anyformer.evaluation.evaluate import evaluate
-    from anyformer.evaluation.tasks import Options
+    from anyformer.evaluation.options import Options
 
     flags = {"data": train, "validation": dev, "task": row.task, "seed": seed, "runs": out, "name": "run"}
     if setting != "own recipe":

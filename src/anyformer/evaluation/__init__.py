@@ -2,9 +2,9 @@
 
 from anyformer.evaluation.classify import Classification, classify
 from anyformer.evaluation.evaluate import evaluate, evaluate_examples
+from anyformer.evaluation.options import Options
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, Scores
 from anyformer.evaluation.tag import Entity, TaggedText, TaggedWord, tag
-from anyformer.evaluation.tasks import Options
 
 __all__ = [
     "Classification",

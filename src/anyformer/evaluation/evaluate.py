@@ -21,16 +21,13 @@ from anyformer.data.examples.labels import LabelKind
 from anyformer.data.examples.loading import load_examples
 from anyformer.errors import UserError
 from anyformer.evaluation.logits import is_regression
+from anyformer.evaluation.options import Options
 from anyformer.evaluation.result import Evaluation
-from anyformer.evaluation.tasks import (
-    Options,
-    evaluate_answers,
-    evaluate_classify,
-    evaluate_embed,
-    evaluate_preferences,
-    evaluate_tag,
-    evaluate_text,
-)
+from anyformer.evaluation.tasks.answers import evaluate_answers, evaluate_preferences
+from anyformer.evaluation.tasks.classify import evaluate_classify
+from anyformer.evaluation.tasks.embed import evaluate_embed
+from anyformer.evaluation.tasks.tag import evaluate_tag
+from anyformer.evaluation.tasks.text import evaluate_text
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 

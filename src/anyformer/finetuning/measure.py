@@ -16,9 +16,9 @@ from anyformer.evaluation.answers import answer
 from anyformer.evaluation.evaluate import evaluate_examples
 from anyformer.evaluation.metrics import Interval, Metric, language_model
 from anyformer.evaluation.metrics.metric import Array, percentiles
+from anyformer.evaluation.options import Options
 from anyformer.evaluation.perplexity import Text, join_texts, losses
 from anyformer.evaluation.result import Evaluation
-from anyformer.evaluation.tasks import Options
 from anyformer.finetuning.config import GENERATIVE
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer

@@ -11,9 +11,9 @@ from anyformer import atomic, limits
 from anyformer.data.examples import Example, Task
 from anyformer.errors import UserError
 from anyformer.evaluation.evaluate import evaluate_examples
+from anyformer.evaluation.options import Options
 from anyformer.evaluation.perplexity import Text
 from anyformer.evaluation.result import EvaluatedRow, Evaluation
-from anyformer.evaluation.tasks import Options
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import GENERATIVE, CompleteFinetuneConfig
 from anyformer.finetuning.formatting import gained, general
