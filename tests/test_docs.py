@@ -270,7 +270,7 @@ def test_commands_of_finetuning_run(shorter: Callable[[str], str], capsys: pytes
             assert main(words) == 0, f"{line}: {capsys.readouterr().err}"
             said = re.findall(r"^data +(\w+),", capsys.readouterr().out, re.MULTILINE)
             ran.update(said)
-    assert ran >= set(TASKS) - {"text"}
+    assert ran >= set(TASKS)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,8 @@ def test_the_next_token_is_learned(
     run = _tune(models / "decoder", notes, *flags)
     said = capsys.readouterr().out
     _is_learned(run, share)
+    size = len(notes.read_text())
+    assert f"\ndata       text, {size:,} characters in 1 file\n" in said
     found = json.loads((run / "evaluation.json").read_text())
     perplexity = found["metrics"]["perplexity"]
     first, *_, last = [line["validation_loss"] for line in metrics(run) if "validation_loss" in line]

@@ -66,7 +66,8 @@ class TextFinetuning(BaseFinetuning):
 
     @override
     def summary(self) -> Sequence[str]:
-        return self._data.summary()
+        first, *others = self._data.summary()
+        return [first.replace("data       ", "data       text, ", 1), *others]
 
     @override
     def sample(self, model: Transformer) -> Sample:
