@@ -119,8 +119,10 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
     if "int8" in setting:
         flags["dtype"] = "int8"
     if "int4" in setting:
-        flags |= {"lora": 16, "quantize": "int4", "grad-accumulation": 4}
+        flags |= {"lora": 16, "quantize": "int4"}
     arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    if "int4" in setting:
+        arguments.append("--gradient-checkpointing")
     if row.task == "tag":
         arguments += ["--labels", *_tags(train, dev)]
     if main(["finetune", str(model), *arguments]):
@@ -296,8 +298,9 @@ def contend(options: argparse.Namespace) -> None:
             path.write_text("".join(json.dumps(example) + "\n" for example in kept))
         run = CONTENDERS[options.contend.partition(" ")[0]]
         score = run(row, base(options.row), options.contend, *files, options.seed, out)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"score": score, "seconds": time.perf_counter() - started, "memory": memory}))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds, processor = time.perf_counter() - started, used.ru_utime + used.ru_stime
+    print(json.dumps({"score": score, "seconds": seconds, "processor": processor, "memory": used.ru_maxrss * 1024}))
 
 
 def main() -> None:
@@ -316,7 +319,7 @@ def main() -> None:
         return
     row = ROWS[options.row]
     names = options.only.split(",") if options.only else row.contenders
-    print(f"| {options.row} | {row.metric} | seconds | memory |\n| --- | --- | --- | --- |")
+    print(f"| {options.row} | {row.metric} | seconds | processor | memory |\n| --- | --- | --- | --- | --- |")
     for name in names:
         found: list[dict[str, float]] = []
         for seed in range(options.seed, options.seed + options.seeds):
@@ -327,7 +330,7 @@ def main() -> None:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
             found.append(json.loads(done.stdout.splitlines()[-1]))
         middle = {key: statistics.median(each[key] for each in found) for key in found[0]}
-        shown = f"{middle['score']:.4f} | {middle['seconds']:,.0f} | {middle['memory'] / 2**30:.2f} GiB"
+        shown = f"{middle['score']:.4f} | {middle['seconds']:,.0f} | {middle['processor']:,.0f} | {middle['memory'] / 2**30:.2f} GiB"
         print(f"| {name} | {shown} |", flush=True)
 
 

@@ -11,7 +11,9 @@ from tests.parity.model_spec import ragged
 from torch import Tensor
 
 import anyformer as af
-from anyformer.blocks.head import IGNORED, loss
+from anyformer.adapters import LoraConfig, add_adapter
+from anyformer.blocks import head as heads
+from anyformer.blocks.head import IGNORED, LanguageModelHead, loss
 from anyformer.blocks.pooling import POOLINGS
 
 
@@ -71,6 +73,33 @@ def test_logits_can_be_left_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
     without = model(tokens, return_logits=False)
     assert without.logits is None
     assert torch.equal(without.hidden, whole.hidden)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("change", ["int8", "adapter"])
+def test_a_frozen_head_has_the_loss_of_its_logits(
+    change: str, smoothing: float, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a few tokens at a time, in the backward pass as well."""
+    torch.manual_seed(0)
+    config = af.preset("llama-nano", vocab_size=64, d_model=32, decoder_layers=1, feed_forward={"width": 32})
+    model = af.build(config.replace(embedding={"tied": tied}, attention={"heads": 2})).eval().requires_grad_(False)
+    if change == "int8":
+        model = af.quantize(model, "int8")
+    else:
+        add_adapter(model, LoraConfig(rank=4, target_modules=("q_proj",) if tied else ("lm_head",)))
+    assert isinstance(model.head, LanguageModelHead)
+    weight = model.token_embedding.weight
+    hidden, targets = torch.randn(3, 7, 32, requires_grad=True), torch.randint(64, (3, 7))
+    targets[:, 2:4] = IGNORED
+    whole = loss(model.head(hidden, weight), targets, smoothing)
+    (expected,) = torch.autograd.grad(whole, hidden)
+    monkeypatch.setattr(heads, "_MAX_LOGITS", 64 * 4)
+    found = model.head.loss(hidden, targets, weight, label_smoothing=smoothing)
+    (gradient,) = torch.autograd.grad(found, hidden)
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
 def _alone(kind: str, hidden: Tensor) -> Tensor:

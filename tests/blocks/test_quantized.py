@@ -228,6 +228,35 @@ def test_any_four_bits_multiply_like_their_matrix(
     assert float(off.norm()) <= (1e-2 if compiled else 1e-5) * float((x.abs() @ numbers.abs().T).norm())
 
 
+@given(st.integers(1, 4), st.integers(1, 4), st.sampled_from([0, 0, 8]), st.integers(1, 40), st.integers(0, 99))
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_inputs_get_the_gradient_of_their_matrix(
+    compiled: bool, kind: Quantization, groups: int, across: int, more: int, vectors: int, seed: int
+) -> None:
+    """Compiled code rounds the gradient, and the transposed weight, to 8 bits: if its rows are whole groups."""
+    torch.manual_seed(seed)
+    outputs = across * GROUP + more
+    layer = _quantized(nn.Linear(groups * GROUP, outputs), kind)
+    x, grad = torch.randn(2, vectors, groups * GROUP, requires_grad=True), torch.randn(2, vectors, outputs)
+    weight = layer.weight
+    assert isinstance(weight, QuantizedMatrix)
+    (found,) = torch.autograd.grad(layer(x), x, grad)
+    expected = grad @ weight.dequantize(torch.float32)
+    rounded = compiled and outputs % GROUP == 0
+    assert float((found - expected).norm()) <= (1.5e-2 if rounded else 1e-5) * float(expected.norm())
+    assert (weight.transposed() is None) == (outputs % GROUP > 0)
+    assert layer.state_dict().keys() == _quantized(nn.Linear(groups * GROUP, outputs), kind).state_dict().keys()
+
+
+def test_a_transpose_too_large_for_its_scales_is_not_made() -> None:
+    scales = torch.full((32, 1), 6e4).half()
+    matrix = QuantizedMatrix(QuantizedWeight(torch.full((32, 32), 100, dtype=torch.int8), scales, None))
+    assert matrix.transposed() is None
+    x = torch.randn(2, 32, requires_grad=True)
+    quantized_linear(x, matrix.packed, 32, transposed=matrix.transposed).sum().backward()
+    assert x.grad is not None
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
 def test_what_is_no_number_stays_none(compiled: bool, kind: str, wrong: float) -> None:

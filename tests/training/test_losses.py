@@ -15,10 +15,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import anyformer as af
+from anyformer.blocks import head as heads
 from anyformer.data.batch import IGNORED, Batch, EmbeddingBatch, PreferenceBatch
 from anyformer.errors import UserError
-from anyformer.training import losses
-from anyformer.training.losses import EmbeddingLoss, LossModule, PreferenceLoss, answer_log_probabilities
+from anyformer.training.losses import (
+    EMBEDDING_LOSSES,
+    EmbeddingLoss,
+    LossModule,
+    PreferenceLoss,
+    answer_log_probabilities,
+)
 from anyformer.training.strategies.base import model_inputs
 from tests.parity import hf_models, trace
 from tests.parity.conversion import ours_of
@@ -193,7 +199,7 @@ def test_log_probabilities_are_those_of_the_logits(stacks: str, monkeypatch: pyt
     expected.square().sum().backward()
     exact = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     for most in (1 << 25, 40 * 5):
-        monkeypatch.setattr(losses, "_MAX_LOGITS", most)
+        monkeypatch.setattr(heads, "_MAX_LOGITS", most)
         found = answer_log_probabilities(model, tokens, targets, mask, **more)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         for name, gradient in gradients(model, found.square().sum()).items():
@@ -206,7 +212,7 @@ def test_logits_are_computed_of_answers_only(monkeypatch: pytest.MonkeyPatch) ->
     head: Any = model.head
     scored = head.forward
     monkeypatch.setattr(head, "forward", lambda x, *rest: rows.append(x.numel() // 16) or scored(x, *rest))
-    monkeypatch.setattr(losses, "_MAX_LOGITS", 40 * 5)
+    monkeypatch.setattr(heads, "_MAX_LOGITS", 40 * 5)
     value(PreferenceLoss(model), batch)
     answers = int((batch.targets != IGNORED).sum())
     assert sum(rows) == answers < batch.tokens.size
@@ -275,7 +281,7 @@ def test_embedding_losses_are_those_of_sentence_transformers(kind: str, data: st
     features = [{"vectors": both[1][:, text]} for text in range(texts)]
     expected = their_loss(kind, TheirEmbeddings(), features, targets, margin)
     module = EmbeddingLoss(small_encoder(), kind, margin=margin)
-    loss = losses.EMBEDDING_LOSSES[kind](module, both[0], targets, 0.0)
+    loss = EMBEDDING_LOSSES[kind](module, both[0], targets, 0.0)
     torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-6, atol=1e-6)
     if expected.requires_grad:
         loss.backward()

@@ -51,7 +51,7 @@ class LowRankAdapter(nn.Module):
         if not self.enabled:
             return out
         dropped = F.dropout(x, self.dropout, self.training).to(self.a.dtype)
-        delta = self.scale * F.linear(F.linear(dropped, self.a), self.b)
+        delta = F.linear(self.scale * F.linear(dropped, self.a), self.b)
         if self.magnitude is None:
             return out + delta.to(out.dtype)
         ratio = self.magnitude / self._norms(weight)

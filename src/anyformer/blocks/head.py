@@ -18,6 +18,9 @@ from anyformer.schema import lookup
 IGNORED = -100
 """Targets of this value are ignored."""
 
+_MAX_LOGITS = 1 << 25
+"""Logits that exist at a time: 128 MB in float32."""
+
 
 class LanguageModelHead(nn.Module):
     """Logits over the vocabulary: ``scale * transform(x) @ weight.T + bias``.
@@ -67,13 +70,15 @@ class LanguageModelHead(nn.Module):
         label_smoothing: float = 0.0,
     ) -> Float[Tensor, ""]:
         """As `loss` of the logits, without ever holding all of them (see `kernels.linear_cross_entropy`)."""
-        if self.projection is not None and self.projection.adapters is not None:
-            return loss(self(x), targets, label_smoothing)
         x, targets = kernels.drop_ignored(x.flatten(0, -2), targets.flatten(), IGNORED)
         weight = self._weight(tied_weight)
+        adapted = self.projection is not None and self.projection.adapters is not None
+        if adapted or isinstance(weight, QuantizedMatrix):
+            losses = self.token_losses(x[: len(targets)], targets, tied_weight, label_smoothing=label_smoothing)
+            return losses.sum() / (targets != IGNORED).sum().clamp(min=1)
         return kernels.linear_cross_entropy(
             self._transform(x),
-            weight.dequantize(x.dtype) if isinstance(weight, QuantizedMatrix) else weight,
+            weight,
             targets,
             linear_bias=self.bias,
             ignore_index=IGNORED,
@@ -81,14 +86,24 @@ class LanguageModelHead(nn.Module):
             matmul=self.matmul if self.training else "float",
         )
 
-    def log_probabilities(
+    def token_losses(
         self,
         x: Float[Tensor, "tokens d_model"],
         targets: Int[Tensor, " tokens"],
         tied_weight: Float[Tensor, "vocab d_model"] | QuantizedMatrix | None = None,
+        *,
+        label_smoothing: float = 0.0,
     ) -> Float[Tensor, " tokens"]:
-        """``log p(target)`` of each token, in nats."""
-        return -F.cross_entropy(self(x, tied_weight).float(), targets, reduction="none")
+        """The cross-entropy of each token in nats: ``-log p(target)`` without smoothing; 0 where it is ignored."""
+
+        def losses(x: Tensor, targets: Tensor) -> Tensor:
+            logits = self(x, tied_weight).float()
+            return F.cross_entropy(
+                logits, targets, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="none"
+            )
+
+        vocab_size = self._weight(tied_weight).shape[0]
+        return kernels.in_parts(losses, x, targets, size=max(1, _MAX_LOGITS // vocab_size))
 
     def _transform(self, x: Tensor) -> Tensor:
         if self.transform is not None:

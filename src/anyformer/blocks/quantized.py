@@ -1,6 +1,7 @@
 """A matrix of 8-bit or 4-bit integers, instead of a parameter."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from jaxtyping import Float, Int
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from anyformer.kernels.packing import PackedWeight, pack, select_rows, unpack
-from anyformer.kernels.quantization import GROUP, QuantizedWeight, dequantize
+from anyformer.kernels.quantization import GROUP, QuantizedWeight, can_quantize, dequantize, quantize_int8
 
 
 class QuantizedMatrix(nn.Module):
@@ -29,6 +30,7 @@ class QuantizedMatrix(nn.Module):
 
     def __init__(self, weight: QuantizedWeight, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        self._transposed: PackedWeight | None = None
         rows, groups = weight.scales.shape
         self.shape = torch.Size((rows, groups * GROUP))
         for name, part in pack(weight)._asdict().items():
@@ -64,6 +66,16 @@ class QuantizedMatrix(nn.Module):
         """The matrix in floating point; None: in the dtype of the activations."""
         return dequantize(self.unpacked(), dtype or self.dtype)
 
+    def transposed(self) -> PackedWeight | None:
+        """The transpose in integers of 8 bits, which the gradient of an input is multiplied with; made once.
+
+        None where its rows are not whole groups, or its numbers too large for the scales.
+        """
+        if self._transposed is None and can_quantize(*reversed(self.shape)):
+            with suppress(ValueError):
+                self._transposed = pack(quantize_int8(self.dequantize(torch.float32).T))
+        return self._transposed
+
     def rows(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch columns"]:
         """The rows of these indices, in the dtype of the activations."""
         return dequantize(select_rows(self.packed, ids.flatten()), self.dtype).view(*ids.shape, -1)
@@ -78,7 +90,7 @@ class QuantizedMatrix(nn.Module):
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         # Scales keep their dtype whatever becomes of the activations: bfloat16 would round them.
-        kept = self.scales, self.minima
+        kept, self._transposed = (self.scales, self.minima), None
         super()._apply(fn, recurse)
         for name, before in zip(("scales", "minima"), kept, strict=True):
             if before is not None and getattr(self, name).dtype != before.dtype:

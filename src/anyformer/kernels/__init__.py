@@ -8,6 +8,7 @@ from anyformer.kernels.activation import activation, gelu_tanh, relu_squared
 from anyformer.kernels.attention import attention
 from anyformer.kernels.cross_entropy import drop_ignored, linear_cross_entropy
 from anyformer.kernels.dropout import dropout
+from anyformer.kernels.in_parts import in_parts
 from anyformer.kernels.linear import Matmul, PrepackedWeight, linear, prepacked_linear, quantized_linear
 from anyformer.kernels.reference import attention_weights
 from anyformer.kernels.rms_norm import rms_norm
@@ -21,6 +22,7 @@ __all__ = [
     "drop_ignored",
     "dropout",
     "gelu_tanh",
+    "in_parts",
     "linear",
     "linear_cross_entropy",
     "prepacked_linear",

@@ -1,5 +1,6 @@
 """``x @ weight.T + bias``: in floating point, trained in 8-bit integers, or of a quantized weight."""
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -52,14 +53,20 @@ def quantized_linear(
     weight: PackedWeight,
     outputs: int,
     bias: Float[Tensor, " outputs"] | None = None,
+    *,
+    transposed: Callable[[], PackedWeight | None] = lambda: None,
 ) -> Float[Tensor, "*batch outputs"]:
     """``input @ weight.T + bias`` of the first `outputs` rows of a quantized weight, in the dtype of the input.
 
     Compiled code quantizes the input to 8 bits as well; torch dequantizes some rows of the weight at a time. The input
     gets a gradient, the weight none.
+
+    Args:
+        transposed: The transpose of the weight, quantized along its own rows, for compiled code to multiply the
+            gradient with; None: the weight is dequantized instead.
     """
     if torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad)):
-        return _QuantizedLinear.apply(input, *weight, outputs, bias)  # pyright: ignore[reportReturnType]
+        return _QuantizedLinear.apply(input, *weight, outputs, bias, transposed)  # pyright: ignore[reportReturnType]
     return _quantized_linear(input, weight, outputs, bias)
 
 
@@ -87,17 +94,25 @@ class _QuantizedLinear(torch.autograd.Function):
         minima: Tensor | None,
         outputs: int,
         bias: Tensor | None,
+        transposed: Callable[[], PackedWeight | None],
     ) -> Tensor:
-        ctx.weight, ctx.outputs = PackedWeight(integers, scales, minima), outputs
+        ctx.weight, ctx.outputs, ctx.transposed = PackedWeight(integers, scales, minima), outputs, transposed
         return _quantized_linear(input, ctx.weight, outputs, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad = grad_outputs[0]
-        grad_input = grad @ dequantize(unpack(ctx.weight, ctx.outputs), grad.dtype) if ctx.needs_input_grad[0] else None
+        grad_input = None
+        if ctx.needs_input_grad[0]:
+            transposed = ctx.transposed() if quantized_matmul.supports(grad) else None
+            if transposed is None:
+                grad_input = grad @ dequantize(unpack(ctx.weight, ctx.outputs), grad.dtype)
+            else:
+                inputs = ctx.weight.scales.shape[1] * GROUP
+                grad_input = quantized_matmul.quantized_matmul(grad, transposed, inputs, None)
         grad_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[5] else None
-        return grad_input, None, None, None, None, grad_bias
+        return grad_input, None, None, None, None, grad_bias, None
 
 
 class DtypeCast:

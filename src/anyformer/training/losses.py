@@ -1,14 +1,12 @@
 """What training makes smaller: a module around the model for each kind of batch, whose output is the mean loss."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from anyformer.blocks.head import IGNORED, LanguageModelHead
@@ -16,9 +14,6 @@ from anyformer.blocks.pooling import POOLINGS
 from anyformer.errors import UserError, nearest
 from anyformer.kernels.autocast import autocast_disabled
 from anyformer.model import Transformer
-
-_MAX_LOGITS = 1 << 25
-"""Logits that exist at a time: 128 MB in float32."""
 
 
 class LossModule(nn.Module):
@@ -94,12 +89,7 @@ def answer_log_probabilities(
         raise ValueError("only a language model has probabilities of tokens")
     hidden = model.forward(tokens, mask=mask, return_logits=False, **inputs).hidden
     kept = targets != IGNORED
-    chunk = max(1, _MAX_LOGITS // model.config.vocab_size)
-    parts = list(zip(hidden[kept].split(chunk), targets[kept].split(chunk), strict=True))
-    of_part: Callable[..., Tensor] = head.log_probabilities
-    if len(parts) > 1:
-        of_part = partial(checkpoint, of_part, use_reentrant=False, preserve_rng_state=False)
-    found = torch.cat([of_part(x, answers, weight) for x, answers in parts])
+    found = -head.token_losses(hidden[kept], targets[kept], weight)
     return torch.zeros(kept.shape, device=found.device).masked_scatter(kept, found).sum(dim=1)
 
 
