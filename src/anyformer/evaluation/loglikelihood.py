@@ -221,13 +221,16 @@ def _common_length(rows: Sequence[Ids]) -> int:
 def _pick(
     logits: Float[Tensor, "rows time vocab"], targets: Sequence[tuple[int, int, Ids]]
 ) -> dict[int, LogLikelihood]:
-    """The log-likelihoods by index, from the row of the logits, the index and the ids of each."""
+    """The log-likelihoods by index, from the row of the logits, the index and the ids of each; the logits are spent."""
     rows = torch.tensor([row for row, _, _ in targets], device=logits.device)
     ids, mask = pad([ids for _, _, ids in targets], 0, logits.device)
     time = torch.arange(ids.shape[1], device=logits.device)
     check_ids(ids, logits.shape[-1])
-    logprobs = logits[rows[:, None], time, ids] - logits.logsumexp(dim=-1)[rows, : ids.shape[1]]
-    greedy = ((logits.argmax(dim=-1)[rows, : ids.shape[1]] == ids) | ~mask).all(dim=1)
+    chosen = logits[rows[:, None], time, ids]
+    highest, best = logits.max(dim=-1, keepdim=True)
+    logsumexp = (highest + logits.sub_(highest).exp_().sum(dim=-1, keepdim=True).log()).squeeze(-1)
+    logprobs = chosen - logsumexp[rows, : ids.shape[1]]
+    greedy = ((best.squeeze(-1)[rows, : ids.shape[1]] == ids) | ~mask).all(dim=1)
     found: list[list[float]] = logprobs.tolist()
     return {
         index: LogLikelihood(each[: len(ids)], bool(is_greedy))
