@@ -330,8 +330,8 @@ def main() -> None:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
             found.append(json.loads(done.stdout.splitlines()[-1]))
         middle = {key: statistics.median(each[key] for each in found) for key in found[0]}
-        shown = f"{middle['score']:.4f} | {middle['seconds']:,.0f} | {middle['processor']:,.0f} | {middle['memory'] / 2**30:.2f} GiB"
-        print(f"| {name} | {shown} |", flush=True)
+        seconds = f"{middle['seconds']:,.0f} | {middle['processor']:,.0f}"
+        print(f"| {name} | {middle['score']:.4f} | {seconds} | {middle['memory'] / 2**30:.2f} GiB |", flush=True)
 
 
 if __name__ == "__main__":

@@ -45,20 +45,20 @@ def test_one_label(tmp_path: Path) -> None:
     path = _csv(tmp_path / "dev.csv", ["sentence", "label"], [[*row] for row in zip(TEXTS, labels, strict=True)])
     found = evaluate(model, tokenizer, path)
     assert found.task == "classify"
-    assert found.scores == af.evaluate(model, tokenizer, str(path), task="classify")
+    assert found == af.evaluate(model, tokenizer, str(path), task="classify")
     said = [row.prediction for row in found.rows]
     assert len(set(said)) > 1
-    assert found.scores["accuracy"] == sklearn.accuracy_score(labels, said)
-    assert found.scores["f1"] == pytest.approx(sklearn.f1_score(labels, said, average="macro", zero_division=0))
+    assert found["accuracy"] == sklearn.accuracy_score(labels, said)
+    assert found["f1"] == pytest.approx(sklearn.f1_score(labels, said, average="macro", zero_division=0))
     assert found.confusion is not None
     assert (found.confusion.matrix == sklearn.confusion_matrix(labels, said, labels=["bad", "good", "none"])).all()
     low, high = found.intervals()["accuracy"]
-    assert low <= found.scores["accuracy"] <= high
+    assert low <= found["accuracy"] <= high
     worst = found.worst(3)
     assert all(row.reference != row.prediction for row in worst)
     assert worst[0].loss == max(row.loss for row in found.rows)
     assert str(worst[0].where).startswith(str(path))
-    assert af.evaluate(model, tokenizer, [path], limit=5).keys() == found.scores.keys()
+    assert af.evaluate(model, tokenizer, [path], limit=5).keys() == found.keys()
 
 
 def test_numbers_stand_for_labels_without_names(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_numbers_stand_for_labels_without_names(tmp_path: Path) -> None:
     rows = [[text, index % 2] for index, text in enumerate(TEXTS)]
     found = evaluate(model, tokenizer, _csv(tmp_path / "dev.csv", ["text", "label"], rows))
     assert {row.reference for row in found.rows} == {"LABEL_0", "LABEL_1"}
-    assert set(found.scores) == {"accuracy", "f1", "mcc"}
+    assert set(found) == {"accuracy", "f1", "mcc"}
 
 
 def test_several_labels(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_several_labels(tmp_path: Path) -> None:
     truth = np.array([[name in row["labels"] for name in names] for row in rows])
     said = np.array([[name in row.prediction for name in names] for row in found.rows])
     assert said.any()
-    assert found.scores["f1"] == pytest.approx(sklearn.f1_score(truth, said, average="micro"))
-    assert found.scores["exact_match"] == sklearn.accuracy_score(truth, said)
+    assert found["f1"] == pytest.approx(sklearn.f1_score(truth, said, average="micro"))
+    assert found["exact_match"] == sklearn.accuracy_score(truth, said)
 
 
 def test_numbers_to_be_predicted(tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_numbers_to_be_predicted(tmp_path: Path) -> None:
     found = evaluate(model, tokenizer, path, task="classify")
     said = [float(row.prediction) for row in found.rows]
     wanted = [row[2] for row in rows]
-    assert found.scores["pearson"] == pytest.approx(stats.pearsonr(wanted, said).statistic, abs=1e-2)
-    assert found.scores["mse"] == pytest.approx(np.square(np.subtract(wanted, said)).mean(), rel=1e-2)
+    assert found["pearson"] == pytest.approx(stats.pearsonr(wanted, said).statistic, abs=1e-2)
+    assert found["mse"] == pytest.approx(np.square(np.subtract(wanted, said)).mean(), rel=1e-2)
 
 
 def test_tags(tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_tags(tmp_path: Path) -> None:
         for text in TEXTS
     ]
     found = evaluate(model, tokenizer, _jsonl(tmp_path / "dev.jsonl", rows))
-    assert set(found.scores) == {"entity_f1", "precision", "recall", "accuracy"}
-    assert 0 < found.scores["accuracy"] < 1
+    assert set(found) == {"entity_f1", "precision", "recall", "accuracy"}
+    assert 0 < found["accuracy"] < 1
     assert [row.label for row in found.classes] == ["x"]
     assert "beyond the model's context, and count as O" in found.notes[0]
     assert found.worst(1)[0].prediction.count(" for ") > 1
@@ -114,7 +114,7 @@ def test_tags_that_are_no_entities(tmp_path: Path) -> None:
     model, tokenizer = encoder(_head("token_classification", labels=2, label_names=names))
     rows = [{"tokens": text.split(), "tags": [names[len(word) % 2] for word in text.split()]} for text in TEXTS]
     found = evaluate(model, tokenizer, _jsonl(tmp_path / "dev.jsonl", rows))
-    assert set(found.scores) == {"accuracy", "f1", "mcc"}
+    assert set(found) == {"accuracy", "f1", "mcc"}
 
 
 def test_scored_pairs(tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_scored_pairs(tmp_path: Path) -> None:
     cosines = torch.cosine_similarity(a, b).numpy()
     wanted = [row[2] for row in rows]
     assert found.task == "embed"
-    assert found.scores["spearman"] == pytest.approx(stats.spearmanr(wanted, cosines).statistic, abs=1e-6)
-    assert found.scores["pearson"] == pytest.approx(stats.pearsonr(wanted, cosines).statistic, abs=1e-5)
+    assert found["spearman"] == pytest.approx(stats.spearmanr(wanted, cosines).statistic, abs=1e-6)
+    assert found["pearson"] == pytest.approx(stats.pearsonr(wanted, cosines).statistic, abs=1e-5)
 
 
 def test_retrieval(tmp_path: Path) -> None:
@@ -155,8 +155,8 @@ def test_rewriting(tmp_path: Path) -> None:
     options = Options(max_new_tokens=8, batch_size=2)
     found = evaluate(model, tokenizer, _jsonl(tmp_path / "dev.jsonl", rows), options=options)
     names = {"bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "perplexity"}
-    assert set(found.scores) == names | {"end_probability", "stopped"}
-    assert 0 < found.scores["exact_match"] < 1
+    assert set(found) == names | {"end_probability", "stopped"}
+    assert 0 < found["exact_match"] < 1
     assert found.worst(5)[0].reference == "the dog"
 
 
@@ -169,10 +169,10 @@ def test_conversations(tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "dev.jsonl", rows)
     found = evaluate(model, tokenizer, path, options=Options(max_new_tokens=3))
     names = {"rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "perplexity", "end_probability", "stopped"}
-    assert set(found.scores) == names
+    assert set(found) == names
     chosen = evaluate(model, tokenizer, path, options=Options(choices=("yes", "no")))
-    assert set(chosen.scores) == {"accuracy", "f1", "mcc", "perplexity"}
-    assert chosen.scores["perplexity"] == found.scores["perplexity"]
+    assert set(chosen) == {"accuracy", "f1", "mcc", "perplexity"}
+    assert chosen["perplexity"] == found["perplexity"]
     assert {row.prediction for row in chosen.rows} <= {"yes", "no"}
     with pytest.raises(
         UserError, match="line 2: the label is 'no', and those that can be predicted are 'yes', 'maybe'"
@@ -186,7 +186,7 @@ def test_preferences(tmp_path: Path) -> None:
     found = evaluate(model, tokenizer, _jsonl(tmp_path / "dev.jsonl", rows))
     turned = [{"prompt": text, "chosen": " dog", "rejected": " yes no"} for text in TEXTS]
     other = af.evaluate(model, tokenizer, _jsonl(tmp_path / "turned.jsonl", turned))
-    assert found.scores["accuracy"] + other["accuracy"] == pytest.approx(1)
+    assert found["accuracy"] + other["accuracy"] == pytest.approx(1)
 
 
 def test_text(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_difference_of_two_models_is_paired(tmp_path: Path) -> None:
     before, after = (evaluate(*encoder(head, seed), path) for seed in (0, 1))
     differences = before.differences(after)
     low, high = differences["accuracy"]
-    assert low <= after.scores["accuracy"] - before.scores["accuracy"] <= high
+    assert low <= after["accuracy"] - before["accuracy"] <= high
     assert before.differences(before)["accuracy"] == (0, 0)
 
 

@@ -24,7 +24,7 @@ def show(evaluation: Evaluation, worst: int) -> None:
         console.print(note)
     table = _table("metric", "value", "95% interval")
     intervals = evaluation.intervals()
-    for name, value in evaluation.scores.items():
+    for name, value in evaluation.items():
         low, high = intervals[name]
         table.add_row(name, _number(value), "" if math.isnan(low) else f"{_number(low)} to {_number(high)}")
     console.print(table)
@@ -57,7 +57,7 @@ def to_json(evaluation: Evaluation, worst: int) -> dict[str, Any]:
         "examples": len(evaluation.rows),
         "metrics": {
             name: {"value": _finite(value), "low": _finite(intervals[name].low), "high": _finite(intervals[name].high)}
-            for name, value in evaluation.scores.items()
+            for name, value in evaluation.items()
         },
         "classes": [
             {"label": row.label, "precision": row.precision, "recall": row.recall, "f1": row.f1, "support": row.support}

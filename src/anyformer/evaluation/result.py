@@ -1,11 +1,10 @@
 """What an evaluation found out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import override
 
 from anyformer.data.examples import Task, Where
 from anyformer.evaluation.metrics import ClassScores, Interval, Metric
@@ -43,8 +42,8 @@ class Confusion:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Evaluation(Mapping[str, float]):
-    """The metrics of a task by name, as numbers; and with intervals, and the rows that they are of.
+class Evaluation(dict[str, float]):
+    """The metrics of a task by name, a dict of numbers; its attributes say more.
 
     Attributes:
         metrics: By name; each has a `value` and a bootstrap `interval`.
@@ -61,26 +60,8 @@ class Evaluation(Mapping[str, float]):
     confusion: Confusion | None = None
     notes: Sequence[str] = field(default=())
 
-    @override
-    def __getitem__(self, name: str) -> float:
-        return self.metrics[name].value
-
-    @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.metrics)
-
-    @override
-    def __len__(self) -> int:
-        return len(self.metrics)
-
-    @override
-    def __repr__(self) -> str:
-        return repr(self.scores)
-
-    @property
-    def scores(self) -> Scores:
-        """The metrics as a dict of numbers."""
-        return dict(self)
+    def __post_init__(self) -> None:
+        self.update({name: metric.value for name, metric in self.metrics.items()})
 
     def intervals(self, confidence: float = 0.95) -> dict[str, Interval]:
         """The bootstrap interval of each metric."""
