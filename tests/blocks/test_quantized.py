@@ -26,6 +26,7 @@ from anyformer.kernels.quantization import (
     pack_int4,
     quantize_int4,
     quantize_int8,
+    transpose_int8,
     unpack_int4,
 )
 
@@ -115,6 +116,16 @@ def test_tiles_lose_nothing(matrix: Tensor, kind: Quantization, data: st.DataObj
     some = torch.tensor(data.draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=5)))
     for whole, back in zip(rounded, select_rows(pack(rounded), some), strict=True):
         assert (whole is None and back is None) or torch.equal(whole[some], back)
+
+
+@given(matrices(), st.sampled_from(list(QUANTIZERS)), st.sampled_from([32, 1 << 18]))
+def test_a_transpose_is_that_of_the_matrix(matrix: Tensor, kind: Quantization, chunk: int) -> None:
+    whole = QUANTIZERS[kind](matrix.repeat(GROUP, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("anyformer.kernels.quantization._CHUNK", chunk)
+        found = transpose_int8(whole)
+    expected = quantize_int8(dequantize(whole, torch.float32).T)
+    assert all(torch.equal(a, b) for a, b in zip(found[:2], expected[:2], strict=True))
 
 
 @given(matrices())

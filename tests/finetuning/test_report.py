@@ -57,7 +57,7 @@ def test_metrics_before_and_after_are_those_of_evaluate(
     said, found = _said(capsys), evaluation(run)
     after = evaluate(*af.load(run), held, "classify")
     accuracy = found["metrics"]["accuracy"]
-    assert accuracy["after"] == pytest.approx(after.scores["accuracy"])
+    assert accuracy["after"] == pytest.approx(after["accuracy"])
     assert accuracy["interval"] == pytest.approx(list(after.intervals()["accuracy"]))
     # The model before training: the base with the head that the run's seed draws.
     before = json.loads((run / "before.json").read_text())
@@ -215,7 +215,11 @@ def test_a_run_by_the_clock_keeps_time_for_the_end(monkeypatch: pytest.MonkeyPat
 
 def test_metrics_whose_library_is_missing_are_left_out(tunes: Tunes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
-    found = evaluation(tunes("chat", "--steps=1"))
+    rows = [
+        {"messages": [question, {**answer, "content": f"{answer['content']} {answer['content']}"}]}
+        for question, answer in (row["messages"] for row in toys.rows("chat"))
+    ]
+    found = evaluation(tunes("chat", "--steps=1", rows=rows))
     assert "rougeL" not in found["metrics"]
     assert found["notes"] == ["Left out: ROUGE needs rouge-score: pip install 'anyformer[eval]'."]
 
@@ -232,3 +236,10 @@ def test_a_page_of_an_evaluation_that_is_damaged(tunes: Tunes) -> None:
     ):
         (run / "evaluation.json").write_text(json.dumps({**good, **change}))
         assert gains(run) is None
+
+
+def test_answers_of_one_word_are_not_compared_by_rouge(tunes: Tunes) -> None:
+    found = evaluation(tunes("chat", "--steps=1"))
+    assert "rougeL" not in found["metrics"]
+    assert "exact_match" in found["metrics"]
+    assert not found["notes"]

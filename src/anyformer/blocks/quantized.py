@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from anyformer.kernels.packing import PackedWeight, pack, select_rows, unpack
-from anyformer.kernels.quantization import GROUP, QuantizedWeight, can_quantize, dequantize, quantize_int8
+from anyformer.kernels.quantization import GROUP, QuantizedWeight, dequantize, transpose_int8
 
 
 class QuantizedMatrix(nn.Module):
@@ -71,9 +71,9 @@ class QuantizedMatrix(nn.Module):
 
         None where its rows are not whole groups, or its numbers too large for the scales.
         """
-        if self._transposed is None and can_quantize(*reversed(self.shape)):
+        if self._transposed is None:
             with suppress(ValueError):
-                self._transposed = pack(quantize_int8(self.dequantize(torch.float32).T))
+                self._transposed = pack(transpose_int8(self.unpacked()))
         return self._transposed
 
     def rows(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch columns"]:

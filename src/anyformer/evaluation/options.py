@@ -15,6 +15,7 @@ class Options:
         choices: chat, completion: The answers to choose from, by their log-probability. Empty: answers are generated.
         max_new_tokens: Of a generated answer; None: as many as the context has room for, at most 200.
         batch_size: Answers that are generated at a time.
+        rouge: chat, completion: Compare answers by ROUGE.
         skip_missing: Leave out the metrics whose library isn't installed, and say so in a note.
         progress: Called after each batch with what is done, the number of its examples, and that of all examples.
     """
@@ -22,6 +23,7 @@ class Options:
     choices: Sequence[str] = ()
     max_new_tokens: int | None = None
     batch_size: int = 16
+    rouge: bool = True
     skip_missing: bool = False
     progress: Callable[[str, int, int], None] = field(default=lambda what, count, total: None)
 

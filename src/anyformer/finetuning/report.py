@@ -101,7 +101,7 @@ class Report:
         """What the model says to examples: those that were measured just now, or a few."""
         latest, self._latest = self._latest, None
         if latest is None and len(self._examples) > 1:
-            options = Options(max_new_tokens=_NEW_TOKENS, skip_missing=True)
+            options = Options(max_new_tokens=_NEW_TOKENS, rouge=False, skip_missing=True)
             latest = evaluate_examples(model, self._tokenizer, self._examples[:_SAMPLED], self._task, options)
         return () if latest is None else latest.rows
 

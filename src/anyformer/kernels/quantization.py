@@ -89,6 +89,23 @@ def quantize_int8(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
     return QuantizedWeight(integers, scales, None)
 
 
+def transpose_int8(weight: QuantizedWeight) -> QuantizedWeight:
+    """The transposed matrix in 8 bits, with scales along its own rows.
+
+    Raises:
+        ValueError: rows that don't make whole groups, numbers that are not finite, or too large for the scales.
+    """
+    rows, columns = weight.shape
+    if rows % GROUP:
+        raise ValueError("has rows that make no whole groups")
+    # At no time the whole matrix is in floating point.
+    size = max(1, _CHUNK // (columns * GROUP)) * GROUP
+    minima = [None] * rows if weight.minima is None else weight.minima.split(size)
+    parts = zip(weight.integers.split(size), weight.scales.split(size), minima, strict=False)
+    found = [quantize_int8(dequantize(QuantizedWeight(*part), torch.float32).T) for part in parts]
+    return QuantizedWeight(torch.cat([p.integers for p in found], 1), torch.cat([p.scales for p in found], 1), None)
+
+
 def quantize_int4(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
     """To 0 ... 15 by a scale and a minimum for each group: those of the least squared error among some that are tried.
 

@@ -19,10 +19,15 @@ _M_MMAP_THRESHOLD = -3
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory; returns whether it will. Does nothing elsewhere."""
+    """Tell glibc to keep memory that is freed from now on; returns whether it will. Does nothing elsewhere.
+
+    What is free already goes back to the system: no step uses what loading and quantizing a model left behind.
+    """
     if platform.libc_ver()[0] != "glibc":
         return False
-    mallopt = ctypes.CDLL(None).mallopt
+    libc = ctypes.CDLL(None)
+    libc.malloc_trim(0)
+    mallopt = libc.mallopt
     # Older versions refuse all above 32 MB.
     kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
     return kept and bool(mallopt(_M_TRIM_THRESHOLD, 1 << 30))

@@ -18,7 +18,7 @@ from anyformer.runs.directory import RunDirectory
 from anyformer.runs.tracking import Trackers
 from anyformer.training.checkpoints import Checkpoints, read_facts
 from anyformer.training.config_file import settings, to_yaml
-from anyformer.training.memory import explain_out_of_memory, keep_freed_memory
+from anyformer.training.memory import explain_out_of_memory
 from anyformer.training.pretraining import Pretraining
 from anyformer.training.progress import say
 from anyformer.training.resolve import Prepare, ResolvedRun, resolve
@@ -65,7 +65,6 @@ def run(
     started = time.monotonic() if started is None else started
     if started_by_launcher() and STANDARD_INPUT in (*config.data, *config.validation):
         raise UserError("Several processes can't share standard input: write it to a file and give --data that.")
-    keep_freed_memory()
     with ExitStack() as stack:
         group = join(config.engine, config.device)
         stack.callback(group.close)

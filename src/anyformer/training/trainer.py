@@ -24,7 +24,7 @@ from anyformer.training.checkpoints import Checkpoints
 from anyformer.training.config_file import settings
 from anyformer.training.evaluate import Evaluation, evaluate
 from anyformer.training.interrupt import interruptible
-from anyformer.training.memory import explain_out_of_memory
+from anyformer.training.memory import explain_out_of_memory, keep_freed_memory
 from anyformer.training.precision import peak_flops_per_second
 from anyformer.training.progress import TrainingProgress, say
 from anyformer.training.resolve import ResolvedRun
@@ -108,6 +108,7 @@ class Trainer:
                 return self._interrupt.exit_status
             budget = self._budget(started)
             self._saved_at = time.monotonic()
+            keep_freed_memory()
             with self._failure_logged():
                 with explain_out_of_memory(), TrainingProgress(self.console) as bar:
                     while (progress := budget.progress(self.step)) <= 1:

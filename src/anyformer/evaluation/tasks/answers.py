@@ -47,7 +47,8 @@ def evaluate_answers(
     )
     texts = [each.text for each in given]
     match = exact_match(references, texts)
-    compared, notes = _compared(references, texts, [*([translation] if task == "seq2seq" else []), summaries], options)
+    comparisons = [translation, summaries] if task == "seq2seq" else [summaries] if options.rouge else []
+    compared, notes = _compared(references, texts, comparisons, options)
     metrics = {**compared, "exact_match": match, **metrics}
     if any(each.ends for each in unlikely):
         ends = [each.end_probability for each in unlikely]
