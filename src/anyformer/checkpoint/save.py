@@ -20,7 +20,7 @@ from anyformer.checkpoint.tensors import write_tensors
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import FAMILIES, from_huggingface, own, to_huggingface
-from anyformer.families.base import Family
+from anyformer.families.base import Family, write_labels
 from anyformer.kernels.quantization import GROUP
 from anyformer.model import Transformer
 from anyformer.quantization import bits_of
@@ -95,7 +95,10 @@ def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
     origin, config = model.origin.config, model.config
     dtype = str(model.dtype).removeprefix("torch.")
     if origin and _describes(origin, config):
-        return FAMILIES[origin["model_type"]], {**origin, "torch_dtype" if "torch_dtype" in origin else "dtype": dtype}
+        # BartConfig of transformers counts three labels where it finds no names, and leaves out those of two.
+        labels = {} if "id2label" in origin else write_labels(config.head)
+        dtype_name = "torch_dtype" if "torch_dtype" in origin else "dtype"
+        return FAMILIES[origin["model_type"]], {**labels, **origin, dtype_name: dtype}
     family, written = to_huggingface(config)
     kept = origin if origin.get("model_type") == family.model_type else {}
     return family, {**{k: v for k, v in kept.items() if k != "torch_dtype"}, **written, "dtype": dtype}
