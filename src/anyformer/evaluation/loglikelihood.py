@@ -19,8 +19,10 @@ Ids = tuple[int, ...]
 
 _SCORED_TOKENS, _READ_TOKENS = 512, 4096
 """Tokens of a batch, padding included: those whose logits are held, and those that are only read."""
-_LEAST_FILLED = 0.7
-"""Contexts that are shorter than so much of the longest one are not read with it."""
+_LEAST_TOKENS = 128
+"""Tokens of a batch that make fast matrix products already: what would fill more with padding waits for the next."""
+_CONTEXT_FILLED, _ROW_FILLED = 0.7, 0.8
+"""Contexts, and rows behind them, that are shorter than so much of the longest one are not read with it."""
 _WORTH_SHARING = 32
 """Tokens that all texts of a batch must begin with to be read before the others."""
 
@@ -130,7 +132,7 @@ def _groups(contexts: list[_Context]) -> Iterator[list[_Context]]:
     group = list[_Context]()
     for context in sorted(contexts, key=lambda context: len(context.ids), reverse=True):
         longest = len(group[0].ids) if group else 0
-        if group and ((len(group) + 1) * longest > _READ_TOKENS or len(context.ids) < _LEAST_FILLED * longest):
+        if group and ((len(group) + 1) * longest > _READ_TOKENS or len(context.ids) < _CONTEXT_FILLED * longest):
             yield group
             group = []
         group.append(context)
@@ -141,12 +143,16 @@ def _groups(contexts: list[_Context]) -> Iterator[list[_Context]]:
 def _batches(contexts: list[_Context]) -> Iterator[list[_Row]]:
     """The rows of contexts, those of about the same length together, the longest first."""
     rows = [_Row(owner, ids, found) for owner, each in enumerate(contexts) for ids, found in each.rows.items()]
-    rows.sort(key=lambda row: len(row.ids), reverse=True)
-    begin = 0
-    while begin < len(rows):
-        end = begin + max(1, _SCORED_TOKENS // len(rows[begin].ids))
-        yield rows[begin:end]
-        begin = end
+    batch = list[_Row]()
+    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
+        longest = len(batch[0].ids) if batch else 0
+        shorter = len(row.ids) < _ROW_FILLED * longest and len(batch) * longest >= _LEAST_TOKENS
+        if batch and (shorter or (len(batch) + 1) * longest > _SCORED_TOKENS):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 class _Decoder:
