@@ -74,6 +74,7 @@ class LanguageModelHead(nn.Module):
         weight = self._weight(tied_weight)
         adapted = self.projection is not None and self.projection.adapters is not None
         if adapted or isinstance(weight, QuantizedMatrix):
+            # Rows without a target follow those that have one (see `kernels.drop_ignored`).
             losses = self.token_losses(x[: len(targets)], targets, tied_weight, label_smoothing=label_smoothing)
             return losses.sum() / (targets != IGNORED).sum().clamp(min=1)
         return kernels.linear_cross_entropy(

@@ -89,8 +89,10 @@ class QuantizedMatrix(nn.Module):
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        # The transpose would stay where it is.
+        self._transposed = None
         # Scales keep their dtype whatever becomes of the activations: bfloat16 would round them.
-        kept, self._transposed = (self.scales, self.minima), None
+        kept = self.scales, self.minima
         super()._apply(fn, recurse)
         for name, before in zip(("scales", "minima"), kept, strict=True):
             if before is not None and getattr(self, name).dtype != before.dtype:

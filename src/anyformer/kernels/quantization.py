@@ -43,6 +43,11 @@ class QuantizedWeight(NamedTuple):
         """8 or 4."""
         return 8 if self.minima is None else 4
 
+    def rows(self, start: int, end: int) -> "QuantizedWeight":
+        """Some of its rows, as a view."""
+        minima = None if self.minima is None else self.minima[start:end]
+        return QuantizedWeight(self.integers[start:end], self.scales[start:end], minima)
+
     def to(self, device: torch.device | str | None) -> "QuantizedWeight":
         """The same on a device."""
         minima = None if self.minima is None else self.minima.to(device)
@@ -98,12 +103,13 @@ def transpose_int8(weight: QuantizedWeight) -> QuantizedWeight:
     rows, columns = weight.shape
     if rows % GROUP:
         raise ValueError("has rows that make no whole groups")
-    # At no time the whole matrix is in floating point.
+    # Some groups of rows at a time, so that the whole matrix never is in floating point.
     size = max(1, _CHUNK // (columns * GROUP)) * GROUP
-    minima = [None] * rows if weight.minima is None else weight.minima.split(size)
-    parts = zip(weight.integers.split(size), weight.scales.split(size), minima, strict=False)
-    found = [quantize_int8(dequantize(QuantizedWeight(*part), torch.float32).T) for part in parts]
-    return QuantizedWeight(torch.cat([p.integers for p in found], 1), torch.cat([p.scales for p in found], 1), None)
+    parts = [
+        quantize_int8(dequantize(weight.rows(start, start + size), torch.float32).T) for start in range(0, rows, size)
+    ]
+    integers, scales = (torch.cat(column, dim=1) for column in zip(*(part[:2] for part in parts), strict=True))
+    return QuantizedWeight(integers, scales, None)
 
 
 def quantize_int4(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
