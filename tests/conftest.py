@@ -12,6 +12,8 @@ import pytest
 from hypothesis import is_hypothesis_test, settings
 from jaxtyping import install_import_hook
 
+from tests.browser import browse, chromium  # noqa: F401
+
 # As the command line does: tests share their cores with whatever else runs.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 # And tokens are not put into the user's own cache. The workers of pytest-xdist share one: code is compiled once.
