@@ -1,0 +1,404 @@
+"""What a comparison found: compare.json, and the objects that it is read into.
+
+::
+
+    version       1
+    title         the contenders, for people
+    repeat        the command that repeats it
+    setup         what all contenders have in common, see `Setup`
+    contenders    one object each, see `ContenderResult`: config, size, costs, curves, samples
+    groups        numbers that may stand beside each other, see `Panel`
+    tasks         likewise, of tasks that every family can do; `chance` is the score of guessing
+    verdicts      one object for each two members of a panel, see `Verdict`; a is the one whose number is the better
+    ablation      what each change is worth, see `Ablation`; null unless fields were varied
+
+Numbers of different panels do not compare. Losses are in nats, intervals cover 95%, seconds are of the training loop,
+FLOPs count a multiply-add as two. A name in `a`, `b` and `contender` is the `name` of one of the contenders.
+"""
+
+import dataclasses
+import json
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from anyformer import atomic
+from anyformer.errors import UserError
+from anyformer.limits import read_object
+
+T = TypeVar("T")
+
+VERSION = 1
+BETTER = "better"
+UNDECIDED = "not distinguishable at this budget"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A moment of a run.
+
+    Attributes:
+        tokens: of text that were read, the same for every family at the same step.
+        flops: of training until then.
+        seconds: of training until then.
+        training_loss: mean since the point before; None at step 0.
+        validation_loss: of its objective, in nats a prediction.
+        bits_per_byte: of the validation text; None unless the model predicts every byte.
+    """
+
+    step: int
+    tokens: int
+    flops: float
+    seconds: float
+    training_loss: float | None = None
+    validation_loss: float | None = None
+    bits_per_byte: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A run, from its first step to its last."""
+
+    seed: int
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A text of the held-out share, and what a model wrote after its beginning."""
+
+    prompt: str
+    written: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """What a model would put into a blank."""
+
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blank:
+    """A held-out text with a word left out, and a model's guesses, the likeliest first."""
+
+    before: str
+    answer: str
+    after: str
+    guesses: tuple[Guess, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A learning rate that was tried, and the validation loss that it led to."""
+
+    learning_rate: float
+    validation_loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContenderResult:
+    """One of the models that are compared.
+
+    Attributes:
+        name: short, and of no other contender.
+        spec: as it was given.
+        config: of the model that was trained, as `ModelConfig.to_dict` has it, tuples as lists.
+        objective: what it was trained to do, for people.
+        parameters: of one model, all of them.
+        parameters_outside_embeddings: without the tables of tokens and positions, and without an output matrix of the
+            size of the vocabulary.
+        flops_per_token: of a training step, for each token of text.
+        steps, tokens, flops: of one run; tokens are those of text.
+        bytes: of text in UTF-8 that one run read.
+        order_digest: SHA-256 of the token ids of all batches in order, by seed.
+        seconds: of the training loop, the mean over seeds.
+        tokens_per_second: likewise.
+        memory_bytes: of weights, gradients and the optimizer's state.
+        cache_bytes_per_token: keys and values of a token while text is generated, at two bytes a number; 0: none.
+        learning_rate: the peak.
+        trials: the learning rates that were tried before.
+        notes: what was changed to match sizes, and what else is to be known.
+        runs: run directories, by seed, relative to compare.json.
+        curves: by seed.
+    """
+
+    name: str
+    spec: str
+    config: dict[str, Any]
+    objective: str
+    parameters: int
+    parameters_outside_embeddings: int
+    flops_per_token: float
+    steps: int
+    tokens: int
+    flops: float
+    bytes: int
+    order_digest: tuple[str, ...]
+    seconds: float
+    tokens_per_second: float
+    memory_bytes: int
+    cache_bytes_per_token: int
+    learning_rate: float
+    trials: tuple[Trial, ...] = ()
+    notes: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    blanks: tuple[Blank, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The number of a contender in a panel.
+
+    Attributes:
+        value: the mean over seeds.
+        interval: the noise band: what the mean could be with other seeds and other held-out pieces.
+        seeds: the number of each seed.
+        parts: the same by kind of item, where there are kinds.
+        controls: what simpler models reach, by name.
+    """
+
+    contender: str
+    value: float
+    interval: tuple[float, float]
+    seeds: tuple[float, ...]
+    parts: dict[str, float] = field(default_factory=dict[str, float])
+    controls: dict[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Numbers of the same thing, which compare.
+
+    Attributes:
+        name: such as next_byte.
+        title: for people.
+        measure: what the numbers are, such as bits per byte.
+        lower_is_better: whether a small number is a good one.
+        note: what is to be known when it is read.
+        pieces: held-out pieces, or items, that each number is of.
+        chance: what guessing reaches, of tasks.
+        scores: the best first.
+        left_out: why a contender is not in it, by its name.
+    """
+
+    name: str
+    title: str
+    measure: str
+    lower_is_better: bool
+    note: str = ""
+    pieces: int = 0
+    chance: float | None = None
+    scores: tuple[Score, ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether one contender is better than another.
+
+    Attributes:
+        panel: the name of the group or task.
+        a: the one whose number is the better.
+        b: the other.
+        measure: what is compared.
+        difference: a's number less b's.
+        interval: of the difference, for this comparison alone.
+        p: the share of resamples in which the difference has another sign, twice.
+        p_corrected: the same after Holm's correction for the number of verdicts of the panel.
+        verdict: "better", that is a than b, or "not distinguishable at this budget".
+    """
+
+    panel: str
+    a: str
+    b: str
+    measure: str
+    difference: float
+    interval: tuple[float, float]
+    p: float
+    p_corrected: float
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What a value of a field is worth, as the mean over all combinations of the other fields (a main effect).
+
+    Attributes:
+        field: dotted, such as norm.kind.
+        value: the one that it is changed to.
+        baseline: the first one of the field.
+        panel, measure: of the numbers.
+        difference: with `value`, less with `baseline`.
+        interval, p, p_corrected: as of a `Verdict`.
+        verdict: better, worse or not distinguishable at this budget.
+    """
+
+    field: str
+    value: Any
+    baseline: Any
+    panel: str
+    measure: str
+    difference: float
+    interval: tuple[float, float]
+    p: float
+    p_corrected: float
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """A grid of changes to one model.
+
+    Attributes:
+        base: what is changed, as it was given.
+        factors: the values of each field.
+        grid: the values of each contender, by its name.
+        effects: one for each value but the first of each field.
+    """
+
+    base: str
+    factors: dict[str, list[Any]]
+    grid: dict[str, dict[str, Any]]
+    effects: tuple[Effect, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all contenders have in common.
+
+    Attributes:
+        data: as it was given; empty: the standard library of Python.
+        training_bytes, held_out_bytes: of text in UTF-8.
+        training_tokens, held_out_tokens: of the same.
+        data_digest: SHA-256 of the token ids of the training share.
+        tokenizer: its kind and size.
+        vocab_size: its tokens.
+        context: tokens that a model reads at a time, those around a text among them.
+        window: tokens of text in a row of a batch.
+        batch_size: rows of a batch.
+        match: parameters, flops or none.
+        matched: what each contender has of that.
+        budget: tokens, flops or minutes.
+        amount: so many of these for each contender and seed.
+        seeds: how many.
+        tuned: whether learning rates were tried.
+        machine: processor, number of cores and version of torch.
+        seconds: of the whole comparison, so far as it was run at once.
+    """
+
+    data: tuple[str, ...]
+    training_bytes: int
+    held_out_bytes: int
+    training_tokens: int
+    held_out_tokens: int
+    data_digest: str
+    tokenizer: str
+    vocab_size: int
+    context: int
+    window: int
+    batch_size: int
+    match: str
+    matched: dict[str, float]
+    budget: str
+    amount: float
+    seeds: int
+    tuned: bool = False
+    machine: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All that a comparison found."""
+
+    title: str
+    repeat: str
+    setup: Setup
+    contenders: tuple[ContenderResult, ...]
+    groups: tuple[Panel, ...]
+    tasks: tuple[Panel, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    ablation: Ablation | None = None
+    version: int = VERSION
+
+    def to_json(self) -> str:
+        """The content of compare.json. A number that is not finite becomes null."""
+        return json.dumps(_finite(dataclasses.asdict(self)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Write compare.json. Raises UserError where the disk refuses."""
+        atomic.write(path, self.to_json())
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: object = "compare.json") -> "Comparison":
+        """The inverse of `to_json`. Raises UserError for what is of another version, missing or misshapen."""
+        if values.get("version") != VERSION:
+            raise UserError(f"{where} is not of this version of anyformer: run the comparison again.")
+        return _read(cls, values, f"{where}: ")
+
+    @classmethod
+    def read(cls, path: Path) -> "Comparison":
+        """Read compare.json. Raises UserError as `from_dict`, and where it can't be read."""
+        return cls.from_dict(read_object(path), path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(name): _finite(each) for name, each in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in cast("list[Any]", value)]
+    return value
+
+
+def _read(kind: type[T], values: Any, where: str) -> T:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}wants an object, not {repr(values)[:40]}.")
+    given, hints = cast("Mapping[str, Any]", values), get_type_hints(kind)
+    fields = dataclasses.fields(cast("Any", kind))
+    for each in fields:
+        if each.name not in given and each.default is each.default_factory:
+            raise UserError(f"{where}{each.name} is missing.")
+    known = {name: _value(hints[name], value, f"{where}{name} ") for name, value in given.items() if name in hints}
+    return kind(**known)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (types.UnionType,):
+        return None if value is None else _value(arguments[0], value, where)
+    if dataclasses.is_dataclass(hint):
+        return _read(cast("type[Any]", hint), value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}wants a list, not {repr(value)[:40]}.")
+        items = cast("list[Any]", value)
+        kinds = arguments[:1] * len(items) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) != len(items):
+            raise UserError(f"{where}wants {len(kinds)} values, not {len(items)}.")
+        return tuple(_value(kind, item, where) for kind, item in zip(kinds, items, strict=True))
+    if origin in (dict, list):
+        if not isinstance(value, origin):
+            raise UserError(f"{where}wants {'an object' if origin is dict else 'a list'}, not {repr(value)[:40]}.")
+        if origin is dict:
+            inner = cast("dict[str, Any]", value)
+            return {name: _value(arguments[1], item, where) for name, item in inner.items()}
+        return [_value(arguments[0], item, where) for item in cast("list[Any]", value)]
+    if hint is Any:
+        return value
+    if hint is float:
+        if value is None:  # it was not finite
+            return math.nan
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise UserError(f"{where}wants {getattr(hint, '__name__', hint)}, not {repr(value)[:40]}.")
