@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.cli.loading import read_config
 from anyformer.cli.main import main
+from anyformer.compare.contenders import read_config
 from anyformer.tokenizer.tokenizer_files import TOKENIZER_FILES
 
 pytestmark = [

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from anyformer.cli.loading import read_config
 from anyformer.cli.options import Positional, parse
 from anyformer.cli.show import shown
+from anyformer.compare.contenders import read_config
 from anyformer.config import diff
 
 
@@ -14,11 +14,12 @@ class DiffOptions:
 
     Examples:
         anyformer diff gpt2 llama
+        anyformer diff llama llama:norm.kind=layer,attention.kv_heads=32
         anyformer diff runs/llama-nano-1 llama-3.2-1b
     """
 
     a: Positional[str]
-    """A preset, a model directory, a run directory, or a GGUF file."""
+    """A preset, a config file, a model or run directory, or a GGUF file, perhaps with fields changed."""
     b: Positional[str]
     """What to compare it with."""
 
@@ -26,7 +27,7 @@ class DiffOptions:
 def run(argv: list[str]) -> int:
     """Print the fields in which two models differ."""
     options = parse(DiffOptions, argv, "diff")
-    differences = diff(read_config(options.a), read_config(options.b))
+    differences = diff(read_config(options.a).config, read_config(options.b).config)
 
     from rich.table import Table
 

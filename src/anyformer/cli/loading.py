@@ -1,16 +1,13 @@
-"""Models on the command line: loading one, or reading its config."""
+"""Models on the command line: loading one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from anyformer.cli.options import Positional
-from anyformer.errors import UserError
 
 if TYPE_CHECKING:
-    from anyformer.config import ModelConfig
     from anyformer.model import Transformer
     from anyformer.tokenizer import Tokenizer
 
@@ -58,22 +55,3 @@ class ModelOptions(LoadOptions):
     def load_model(self) -> tuple[Transformer, Tokenizer | None]:
         """The model and its tokenizer."""
         return self.load(self.model)
-
-
-def read_config(name: str) -> ModelConfig:
-    """The config of a preset, of a model or run directory, or of a GGUF file. Raises UserError if it is none."""
-    from anyformer.families import from_huggingface, preset
-    from anyformer.limits import path_inside, read_object
-
-    path = Path(name)
-    if path.suffix == ".gguf" and path.is_file():
-        from anyformer.checkpoint.gguf.container import Container
-        from anyformer.checkpoint.gguf.source import read_config as read_gguf_config
-
-        return read_gguf_config(Container(path))
-    if not path.is_dir():
-        return preset(name)
-    for name in ("config.json", "model/config.json"):
-        if (path / name).exists():
-            return from_huggingface(read_object(path_inside(path, name)))
-    raise UserError(f"{name} has no config.json, so it is not a model directory.")

@@ -4,8 +4,8 @@ import json
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import Any
 
-from anyformer.cli.loading import read_config
 from anyformer.cli.options import Parser, Positional, change_model, make
+from anyformer.compare.contenders import read_config
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.terminal import write
@@ -21,7 +21,7 @@ class ShowOptions:
     """
 
     model: Positional[str]
-    """A preset, a model directory, a run directory, or a GGUF file."""
+    """A preset, a config file, a model or run directory, or a GGUF file, perhaps with fields changed."""
     context: int | None = None
     """Tokens that each token attends to (default: as many as the model was made for)."""
     json: bool = False
@@ -35,7 +35,7 @@ def run(argv: list[str]) -> int:
     parser.add_model_flags()
     given = parser.given(argv)
     options = make(ShowOptions, given)
-    config = change_model(read_config(options.model), given, "show")
+    config = change_model(read_config(options.model).config, given, "show")
     if options.context is not None and options.context < 1:
         raise UserError(f"--context is a number of tokens, at least 1, not {options.context}.")
     _print(config, options)
