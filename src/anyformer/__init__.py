@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anyformer.adapters import merge
     from anyformer.checkpoint import load, load_with_head, save, save_adapter, save_gguf
+    from anyformer.compare.attention import Attention, attention
     from anyformer.config import ModelConfig, diff
     from anyformer.errors import UserError
     from anyformer.evaluation import classify, evaluate, tag
@@ -40,6 +41,7 @@ __version__ = "0.2.0"
 _NAMES = {
     "adapters": "merge",
     "checkpoint": "load load_with_head save save_adapter save_gguf",
+    "compare.attention": "Attention attention",
     "config": "ModelConfig diff",
     "errors": "UserError",
     "evaluation": "classify evaluate tag",
@@ -54,6 +56,7 @@ _NAMES = {
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
+    "Attention",
     "BatchingEngine",
     "FinetuneResult",
     "GenerationConfig",
@@ -62,6 +65,7 @@ __all__ = [
     "Tokenizer",
     "Transformer",
     "UserError",
+    "attention",
     "build",
     "classify",
     "diff",

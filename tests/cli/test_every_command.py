@@ -47,13 +47,14 @@ ARGUMENTS: Mapping[str, list[str]] = {
     "classify": ["{place}/classifier", "the cat", "a dog"],
     "show": ["{place}/gpt"],
     "diff": ["{place}/gpt", "gpt2"],
+    "attention": ["{place}/gpt", "the cat sat"],
     "evaluate": ["{place}/gpt", "--data={place}/text.txt", "--limit=40"],
     "verify": ["{place}/gpt"],
     "convert": ["{place}/gpt", "integers", "--type=int8"],
 }
 TRAINERS = ("train", "finetune")
-WRITERS = (*TRAINERS, "convert")
-"""Commands that write a folder here."""
+WRITERS = (*TRAINERS, "convert", "attention")
+"""Commands that write a folder or a file here."""
 
 
 GATE = ("diff", "convert")

@@ -1,5 +1,6 @@
 """Multi-head attention, for self- and cross-attention, causal or not, cached or not."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -73,9 +74,13 @@ class MultiHeadAttention(nn.Module):
         mask: Mask = ALL_VISIBLE,
         rotation: Rotation | None = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
-        """The attention weights, which `forward` never holds as a whole; every row sums to 1."""
+        """The attention weights, which `forward` never holds as a whole; every row sums to 1.
+
+        The softmax is computed in float32 at least, and so are its inputs.
+        """
         query, key, _ = self.project(x, encoder_states, rotation, None)
-        return kernels.attention_weights(query, key, mask.scores, mask.causal, self.scale)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        return kernels.attention_weights(query.to(dtype), key.to(dtype), mask.scores, mask.causal, self.scale)
 
     def project(
         self, x: Tensor, encoder_states: Tensor | KeysValues | None, rotation: Rotation | None, cache: LayerCache | None

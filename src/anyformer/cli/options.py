@@ -103,8 +103,9 @@ class Parser(argparse.ArgumentParser):
     ) -> None:
         """Add an argument for each field of a dataclass.
 
-        A field is a flag, unless it is `Positional`; ``Annotated[float, "P"]`` names its value in the help. The fields
-        of a field that is a dataclass are flags like the others, in a section and with a prefix of its name.
+        A field is a flag, unless it is `Positional`; ``Annotated[float, "P"]`` names its value in the help, and
+        ``Annotated[Path, "-o"]`` has the short flag ``-o`` as well. The fields of a field that is a dataclass are flags
+        like the others, in a section and with a prefix of its name.
 
         Args:
             names: The fields to add; None: all.
@@ -198,8 +199,11 @@ class Parser(argparse.ArgumentParser):
             how |= {"metavar": name.upper().removesuffix("S" if several else ""), "default": argparse.SUPPRESS}
             self._section("arguments").add_argument(name, **how)
         else:
-            metavar = next((note for note in notes if isinstance(note, str)), None) or _metavar(name, kind)
-            self._section(section).add_argument(flag(name), dest=name, metavar=metavar, required=required, **how)
+            said = [note for note in notes if isinstance(note, str)]
+            short = [note for note in said if note.startswith("-")]
+            metavar = next((note for note in said if note not in short), None) or _metavar(name, kind)
+            names = [flag(name), *short]
+            self._section(section).add_argument(*names, dest=name, metavar=metavar, required=required, **how)
 
 
 class _Switch(argparse.Action):
