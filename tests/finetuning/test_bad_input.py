@@ -212,28 +212,6 @@ def test_a_model_without_a_tokenizer(models: Path, tmp_path: Path, capsys: pytes
     assert not list(tmp_path.glob("runs/*"))
 
 
-PAIRS = [{"anchor": row["text"], "positive": "cat " + row["text"]} for row in toys.rows("classify")]
-
-
-@pytest.mark.parametrize("flags", [["--grad-accumulation=2"], ["--engine=ddp", "--processes=2"]])
-@pytest.mark.parametrize(("rows", "loss"), [(PAIRS, "in_batch_negatives"), (toys.rows("classify"), "class_triplet")])
-def test_examples_that_are_compared_with_all_others_stay_together(
-    rows: list[Any], loss: str, flags: list[str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As the processes see it that --processes starts.
-    monkeypatch.setattr("anyformer.cli.finetune.needs_launch", lambda processes: False)
-    monkeypatch.setattr("anyformer.training.run.join", lambda engine, device: Group())
-    from anyformer.training.strategies.group import Group
-
-    said = refused("embed", "--task=embed", *flags, rows=rows)
-    assert re.search(f"The loss {loss} compares each example with all others of its batch, which {flags[0][:8]}", said)
-
-
-def test_pairs_with_a_class_teach_no_vectors(refused: Callable[..., str]) -> None:
-    rows = [{"sentence1": row["text"], "sentence2": "cat", "label": row["label"]} for row in toys.rows("classify")]
-    assert "Pairs with a class say nothing" in refused("embed", "--task=embed", rows=rows)
-
-
 def test_the_preview_replaces_no_file_of_somebody(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

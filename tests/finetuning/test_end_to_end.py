@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import anyformer as af
 from anyformer.cli.main import main
@@ -61,3 +62,31 @@ def test_the_parameters_of_a_base_are_counted_whatever_they_are_stored_as(
     sizes = [sum(weight.numel() for weight in each.parameters()) for each in (base, model)]
     said = f"model      decoder, {sizes[1]:,} parameters, {sizes[1] - sizes[0]:,} of them trained; float32"
     assert capsys.readouterr().out.startswith(said)
+
+
+def test_classes_of_pairs_are_learned_by_vectors(tunes: Tunes, tmp_path: Path) -> None:
+    """What reads the classes off the vectors is trained with them, and isn't a part of the model, or of an adapter."""
+    rows, others = toys.pairs_with_a_class(100), toys.pairs_with_a_class(30, seed=7)
+    validation = toys.write(tmp_path / "validation.jsonl", others)
+    flags = ["--task=embed", f"--validation={validation}"]
+    run = tunes("embed", "--epochs=8", "--learning-rate=2e-2", *flags, rows=rows)
+    losses = [line["validation_loss"] for line in metrics(run) if "validation_loss" in line]
+    assert losses[-1] < 0.5 * losses[0]
+    model, tokenizer = af.load(run)
+    assert not hasattr(model, "pair_classifier")
+    scores = af.evaluate(model, tokenizer, str(validation), task="embed")
+    assert scores["accuracy"] >= 0.8
+    adapted, _ = af.load(tunes("embed", "--steps=1", "--lora=4", *flags, rows=rows, name="adapter"))
+    assert not hasattr(adapted, "pair_classifier")
+
+
+@pytest.mark.parametrize("model", ["encoder", "decoder", "both"])
+def test_an_adapter_for_vectors_is_loaded_without_the_head_of_its_base(
+    model: str, tunes: Tunes, models: Path, tmp_path: Path
+) -> None:
+    base = models / model
+    assert af.load(base)[0].config.head.kind == "language_model"
+    run = tunes("embed", "--steps=2", "--lora=4", "--learning-rate=1e-1", model=model)
+    made = [af.embed(*af.load(run), ["a cat"]), af.embed(*af.load(base, adapter=run), ["a cat"])]
+    assert torch.equal(*made)
+    assert not torch.allclose(made[0], af.embed(*af.load(base), ["a cat"]))

@@ -114,6 +114,20 @@ def rows(task: str, count: int = 60, seed: int = 0) -> list[Row]:
             return [{"source": text, "target": said[animal]} for text, animal in texts]
 
 
+def positives() -> list[Row]:
+    """Texts with another that belongs to each."""
+    return [{"anchor": row["text"], "positive": "cat " + row["text"]} for row in rows("classify")]
+
+
+def pairs_with_a_class(count: int = 60, seed: int = 0) -> list[Row]:
+    """Pairs, and whether an animal is in the first one."""
+    first, second = rows("classify", count, seed), rows("classify", count, seed + 1)
+    return [
+        {"sentence1": a["text"], "sentence2": b["text"], "label": a["label"]}
+        for a, b in zip(first, second, strict=True)
+    ]
+
+
 def write(path: Path, content: Sequence[Row]) -> Path:
     """Write rows as lines of JSON."""
     path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")

@@ -27,7 +27,7 @@ from anyformer.finetuning.config import FinetuneConfig
 from anyformer.finetuning.recipe import Finetuning
 from anyformer.model import Transformer, build
 from anyformer.training.averaging import make_average
-from anyformer.training.losses import LossModule
+from anyformer.training.losses import PAIR_CLASSIFIER, LossModule
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
 from anyformer.training.recipe import Recipe
@@ -46,8 +46,10 @@ CASES: dict[str, dict[str, Any]] = {
     "classify": {"task": "classify", "model": "encoder"},
     "chat": {"task": "chat", "model": "decoder", "lora": 4, "average": "ema:0.9"},
     "embed": {"task": "embed", "model": "both"},
+    "negatives": {"task": "embed", "model": "encoder", "rows": toys.positives},
+    "pair-class": {"task": "embed", "model": "encoder", "rows": toys.pairs_with_a_class},
 }
-FINETUNED = ("classify", "chat", "embed")
+FINETUNED = ("classify", "chat", "embed", "negatives", "pair-class")
 
 
 def config(case: str) -> ModelConfig:
@@ -83,7 +85,8 @@ def write_toys(folder: Path) -> None:
         (folder / case).mkdir()
         model, tokenizer = toys.MODELS[CASES[case]["model"]]()
         save(model, folder / case / "model", tokenizer=tokenizer)
-        toys.write(folder / case / "data.jsonl", toys.rows(CASES[case]["task"]))
+        task, rows = CASES[case]["task"], CASES[case].get("rows")
+        toys.write(folder / case / "data.jsonl", toys.rows(task) if rows is None else rows())
 
 
 @cache
@@ -92,7 +95,8 @@ def recipe(case: str) -> Recipe:
     options, place = CASES[case], Path(os.environ[TOYS]) / case
     data = place / "data.jsonl"
     given = {"batch_size": 7, "lora": options.get("lora"), "device": "cpu", "dtype": "float32"}
-    return Finetuning(FinetuneConfig(base=str(place / "model"), data=(str(data),), **given), Console(quiet=True))
+    config = FinetuneConfig(base=str(place / "model"), data=(str(data),), task=options["task"], **given)
+    return Finetuning(config, Console(quiet=True))
 
 
 def made(case: str) -> tuple[Transformer, Callable[..., Batch], Callable[[Transformer], nn.Module]]:
@@ -163,7 +167,8 @@ def train(
     # One row for two processes: one of them has none.
     figures["latest"] = [strategy.evaluate(batches(1002, rows=1)), strategy.evaluate(batches(1003))]
     with strategy.gathered() as model:
-        weights = {} if model is None else {name: value.clone() for name, value in model.state_dict().items()}
+        state = {} if model is None else model.state_dict()
+        weights = {name: value.clone() for name, value in state.items() if PAIR_CLASSIFIER not in name}
     strategy.close()
     return said, figures, weights
 

@@ -24,6 +24,7 @@ from anyformer.training.losses import (
     LossModule,
     PreferenceLoss,
     answer_log_probabilities,
+    pair_class,
 )
 from anyformer.training.strategies.base import model_inputs
 from tests.parity import hf_models, trace
@@ -239,6 +240,8 @@ def test_a_preference_needs_a_language_model() -> None:
 class TheirEmbeddings(nn.Module):
     """The end of a sentence-transformers model: its losses ask a model for "sentence_embedding"."""
 
+    device = torch.device("cpu")
+
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"sentence_embedding": features["vectors"]}
 
@@ -287,6 +290,24 @@ def test_embedding_losses_are_those_of_sentence_transformers(kind: str, data: st
         loss.backward()
         expected.backward()
         torch.testing.assert_close(both[0].grad, both[1].grad, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_the_loss_of_a_pairs_class_is_that_of_sentence_transformers(data: st.DataObject) -> None:
+    made = pytest.importorskip("sentence_transformers.sentence_transformer.losses", reason="the reference")
+    count, classes = data.draw(st.integers(1, 6)), data.draw(st.integers(2, 4))
+    chance = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    vectors = torch.randn((count, 2, 8), generator=chance)
+    targets = torch.randint(classes, (count,), generator=chance)
+    both = [vectors.clone().requires_grad_() for _ in range(2)]
+    theirs = made.SoftmaxLoss(TheirEmbeddings(), embedding_dimension=8, num_labels=classes)
+    expected = theirs([{"vectors": both[1][:, text]} for text in range(2)], targets)
+    loss = pair_class(both[0], targets, theirs.classifier)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(both[0].grad, both[1].grad, rtol=1e-5, atol=1e-6)
 
 
 POOLINGS = {"mean": "mean", "first": "cls", "last": "lasttoken", "max": "max"}

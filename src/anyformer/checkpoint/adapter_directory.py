@@ -49,12 +49,16 @@ def head_json(head: HeadConfig) -> dict[str, Any]:
 def read_head(path: Path) -> HeadConfig | None:
     """Kind, labels and problem type of the classifier that was trained with an adapter; None: it keeps its base's head.
 
+    An adapter for PEFT's task FEATURE_EXTRACTION was trained without a head, whatever its base has.
+
     Raises:
         UserError: they are not what a head could have.
     """
     directory = find_adapter(path) or path
     if not (directory / HEAD).exists():
-        return None
+        config = directory / peft.CONFIG
+        raw = limits.read_object(limits.path_inside(directory, peft.CONFIG)) if config.is_file() else {}
+        return HeadConfig(kind="none") if raw.get("task_type") == peft.FEATURE_EXTRACTION else None
     raw = limits.read_object(limits.path_inside(directory, HEAD))
     kind, labels, problem = raw.get("kind"), raw.get("labels"), raw.get("problem_type")
     names: tuple[str, ...] = ()

@@ -148,13 +148,15 @@ def files(
     return _to_json(model, config, base, fan_in_fan_out=any(each.fan_in_fan_out for each in adapted.values())), tensors
 
 
+FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+"""PEFT's task of a model without a head."""
 _TASKS = {"language_model": "CAUSAL_LM", "classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
 
 
 def _to_json(model: Transformer, config: LoraConfig, base: str | None, *, fan_in_fan_out: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
     fields["lora_alpha"] = config.alpha_of("")
-    task = _TASKS.get(model.config.head.kind, "FEATURE_EXTRACTION")
+    task = _TASKS.get(model.config.head.kind, FEATURE_EXTRACTION)
     if task == "CAUSAL_LM" and not model.config.is_decoder_only:
         task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else None
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}

@@ -94,8 +94,11 @@ class EmbeddingBatch(Batch):
     """Texts whose vectors are compared; those of an example follow one another.
 
     Attributes:
-        targets: [examples] the score of each pair, the class of each text, or zeros.
+        targets: [examples] the score of each pair, the class of each text or pair, or zeros.
+        slots: [examples] the place of each in the batch that this is a part of; None: nothing compares examples.
     """
+
+    slots: Int64 | None = None
 
     @property
     @override

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EPOCHS = 3.0
 """Passes over the data of a run that was given no length."""
 
-EMBEDDING_LOSSES = ("in_batch_negatives", "cosine", "triplet", "class_triplet")
+EMBEDDING_LOSSES = ("in_batch_negatives", "cosine", "triplet", "class_triplet", "softmax")
 LABEL_KINDS = ("single", "multiple", "regression")
 GENERATIVE: tuple[Task, ...] = ("text", "chat", "completion", "preference", "seq2seq")
 """Tasks whose answers are texts."""
@@ -161,7 +161,7 @@ class FinetuneConfig(RunConfig):
     """AdamW's decay rate of the mean of squared gradients."""
     beta: float = 0.1
     """Preference: how closely the model stays to what it was (DPO)."""
-    loss: Annotated[str | None, "{in_batch_negatives,cosine,triplet,class_triplet}"] = None
+    loss: Annotated[str | None, "{in_batch_negatives,cosine,triplet,class_triplet,softmax}"] = None
     """Embed: what is compared (default: what the columns say)."""
     minutes: float | None = None
     """How long the run may take in all, instead of --epochs or --steps."""

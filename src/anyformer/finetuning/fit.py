@@ -8,7 +8,6 @@ from anyformer.config import ModelConfig
 from anyformer.data.examples import CompletionExample, EmbedExample, Seq2SeqExample
 from anyformer.data.examples.loading import ExampleSet
 from anyformer.errors import UserError
-from anyformer.training.run_config import RunConfig
 
 
 def fitted(found: ExampleSet, model: ModelConfig) -> ExampleSet:
@@ -50,29 +49,10 @@ def embedding_loss(asked: str | None, example: EmbedExample) -> str:
     elif count == 1:
         what, fitting = "texts with a class", ("class_triplet",)
     else:
-        raise UserError(
-            "Pairs with a class say nothing about how near their vectors are: give scores, or an anchor and a positive "
-            "in each row; --task classify learns the classes."
-        )
+        what, fitting = "pairs with a class", ("softmax",)
     if asked is not None and asked not in fitting:
         raise UserError(f"--loss {asked} is not for {what}: leave it out, or take {' or '.join(fitting)}.")
     return asked or fitting[0]
-
-
-def check_parts(loss: str, config: RunConfig) -> None:
-    """Raise UserError if the loss compares each example with all others of a batch, and the batch is cut in parts."""
-    if loss not in ("in_batch_negatives", "class_triplet"):
-        return
-    flags = {
-        f"--grad-accumulation {config.grad_accumulation}": config.grad_accumulation > 1,
-        f"--engine {config.engine}": config.engine is not None,
-    }
-    for flag, cuts in flags.items():
-        if cuts:
-            raise UserError(
-                f"The loss {loss} compares each example with all others of its batch, which {flag} would cut into "
-                "parts: leave it out."
-            )
 
 
 def _rewriting(example: CompletionExample) -> Seq2SeqExample:

@@ -1,9 +1,12 @@
 """The model that is fine-tuned: loaded, with the head of its task and perhaps an adapter; and saved."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+
+from torch import nn
 
 from anyformer.adapters import add_adapter
 from anyformer.adapters.modules import base_parameters, family_of
@@ -12,6 +15,7 @@ from anyformer.config import HeadConfig, ModelConfig, ProblemType
 from anyformer.finetuning.config import CompleteFinetuneConfig
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
+from anyformer.training.losses import PAIR_CLASSIFIER
 
 _HEADS: Mapping[str, Any] = {"classify": "classification", "tag": "token_classification", "embed": "none"}
 """What each task that isn't a language model's needs."""
@@ -49,6 +53,8 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transforme
         model.decoder.requires_grad_(False)
     if model.pooler is not None and head != "classification":
         model.pooler.requires_grad_(False)
+    if config.loss == "softmax":
+        model.add_module(PAIR_CLASSIFIER, nn.Linear(3 * model.config.d_model, len(config.labels)))
     return model
 
 
@@ -63,13 +69,27 @@ def _has_head(head: HeadConfig, kind: str, labels: tuple[str, ...], problem: Pro
 
 def save_model(model: Transformer, directory: Path, tokenizer: Tokenizer, config: CompleteFinetuneConfig) -> str:
     """Write the model, or its adapter alone; returns what the directory is, for people."""
-    if config.adapter is None:
-        save(model, directory, tokenizer=tokenizer)
-        return "a Hugging Face directory"
-    base = Path(config.base)
-    save_adapter(model, directory, base=str(base.absolute()) if base.exists() else config.base)
-    tokenizer.save(directory)
-    return "an adapter in PEFT's format"
+    with _without_pair_classifier(model):
+        if config.adapter is None:
+            save(model, directory, tokenizer=tokenizer)
+            return "a Hugging Face directory"
+        base = Path(config.base)
+        save_adapter(model, directory, base=str(base.absolute()) if base.exists() else config.base)
+        tokenizer.save(directory)
+        return "an adapter in PEFT's format"
+
+
+@contextmanager
+def _without_pair_classifier(model: Transformer) -> Generator[None]:
+    """As sentence-transformers' loss, it serves training alone."""
+    modules = dict(model.named_children())
+    if PAIR_CLASSIFIER in modules:
+        delattr(model, PAIR_CLASSIFIER)
+    try:
+        yield
+    finally:
+        if PAIR_CLASSIFIER in modules:
+            model.add_module(PAIR_CLASSIFIER, modules[PAIR_CLASSIFIER])
 
 
 def _drawn_modules(model: Transformer) -> tuple[str, ...]:

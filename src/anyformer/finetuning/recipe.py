@@ -25,7 +25,7 @@ from anyformer.finetuning.base import BaseFinetuning
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import FinetuneConfig, complete
 from anyformer.finetuning.encoding import Encoding
-from anyformer.finetuning.fit import check_parts, embedding_loss, fitted
+from anyformer.finetuning.fit import embedding_loss, fitted
 from anyformer.finetuning.preview import PreviewRow
 from anyformer.finetuning.report import Report
 from anyformer.finetuning.text import TextFinetuning
@@ -71,7 +71,6 @@ class Finetuning(BaseFinetuning):
             settled: dict[str, Any] = {"labels": labels, "label_kind": self.found.kind}
             if isinstance(training[0], EmbedExample):
                 settled["loss"] = embedding_loss(config.loss, training[0])
-                check_parts(settled["loss"], config)
             self._config = complete(config, base, self.task, **settled)
             self.preview: list[PreviewRow] = []
             encoding = Encoding(

@@ -1,6 +1,7 @@
 """What training makes smaller: a module around the model for each kind of batch, whose output is the mean loss."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +24,13 @@ class LossModule(nn.Module):
 
     - return_logits: False, for no loss returns them;
     - label_smoothing: share of each target that is spread over the other answers.
+
+    Attributes:
+        compares_examples: whether the loss of an example depends on the others of its batch, so that a part of a batch
+            has to know the `WholeBatch`.
     """
+
+    compares_examples = False
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
@@ -93,6 +100,25 @@ def answer_log_probabilities(
     return torch.zeros(kept.shape, device=found.device).masked_scatter(kept, found).sum(dim=1)
 
 
+Vectors = Float[Tensor, "examples texts d_model"]
+
+PAIR_CLASSIFIER = "pair_classifier"
+"""The module of a model that learns vectors by the classes of pairs: a linear layer, which isn't saved with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeBatch:
+    """What a loss that compares each example with all others needs where a batch is computed in parts.
+
+    Attributes:
+        vectors: [examples, texts, d_model] of all examples, without gradient.
+        targets: [examples] of all examples.
+    """
+
+    vectors: Tensor
+    targets: Tensor
+
+
 class EmbeddingLoss(LossModule):
     """A loss of the vectors that `anyformer.embed` makes of texts, for an `EmbeddingBatch`.
 
@@ -103,13 +129,15 @@ class EmbeddingLoss(LossModule):
     cosine             pair                        similarity, in [-1, 1]         `cosine_error`
     triplet            anchor, positive, negative  any                            `triplet`
     class_triplet      one                         class                          `class_triplet`
+    softmax            pair                        class                          `pair_class`
     ================== =========================== ============================== ======================================
 
-    Label smoothing has a meaning for in_batch_negatives alone. The parts of a batch have the batch's mean loss for
-    cosine and triplet only: in_batch_negatives and class_triplet compare each example with all others of its part.
+    Label smoothing has a meaning for in_batch_negatives and softmax alone. in_batch_negatives and class_triplet compare
+    each example with all others: a part of a batch has the gradient of the batch's loss where it is given the vectors
+    of the `WholeBatch`, into which its own are put (GradCache; Gao et al. 2021, section 3.2).
 
     Args:
-        model: Any model; of an encoder-decoder the encoder is used.
+        model: Any model; of an encoder-decoder the encoder is used. For softmax it has the module `PAIR_CLASSIFIER`.
         kind: One of these names.
         scale: Of the cosines, the inverse of a temperature; in_batch_negatives.
         margin: By how much negatives should be farther away than positives; triplet, class_triplet.
@@ -123,6 +151,7 @@ class EmbeddingLoss(LossModule):
         if kind not in EMBEDDING_LOSSES:
             raise UserError(f"There is no embedding loss {kind!r} ({nearest(kind, EMBEDDING_LOSSES)}).")
         self.kind, self.scale, self.margin = kind, scale, margin
+        self.compares_examples = kind in ("in_batch_negatives", "class_triplet")
 
     @override
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -131,19 +160,23 @@ class EmbeddingLoss(LossModule):
         tokens: Int[Tensor, "rows time"],
         targets: Num[Tensor, " examples"],
         mask: Bool[Tensor, "rows time"] | None = None,
+        slots: Int[Tensor, " examples"] | None = None,
+        whole: WholeBatch | None = None,
+        return_vectors: bool = False,
         return_logits: bool = False,
         label_smoothing: float = 0.0,
-    ) -> Float[Tensor, ""]:
+    ) -> Float[Tensor, ""] | Vectors:
         pooling = self.model.config.pooling
-        vectors = POOLINGS[pooling.kind](self.model.encode_text(tokens, mask).float(), mask)
+        rows = POOLINGS[pooling.kind](self.model.encode_text(tokens, mask).float(), mask)
         if pooling.normalize:
-            vectors = F.normalize(vectors, dim=-1)
+            rows = F.normalize(rows, dim=-1)
+        vectors = rows.unflatten(0, (len(targets), -1))
+        if return_vectors:
+            return vectors
+        if whole is not None and slots is not None:
+            vectors, targets = whole.vectors.index_copy(0, slots, vectors), whole.targets
         with autocast_disabled(vectors):
-            texts = vectors.unflatten(0, (len(targets), -1))
-            return EMBEDDING_LOSSES[self.kind](self, texts, targets, label_smoothing)
-
-
-Vectors = Float[Tensor, "examples texts d_model"]
+            return EMBEDDING_LOSSES[self.kind](self, vectors, targets, label_smoothing)
 
 
 def in_batch_negatives(vectors: Vectors, scale: float = 20.0, label_smoothing: float = 0.0) -> Float[Tensor, ""]:
@@ -185,6 +218,18 @@ def class_triplet(vectors: Vectors, classes: Num[Tensor, " examples"], margin: f
     return losses.sum() / (losses > 0).sum().clamp(min=1)
 
 
+def pair_class(
+    vectors: Vectors, classes: Num[Tensor, " examples"], classifier: nn.Module, label_smoothing: float = 0.0
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the class of each pair u, v, as a linear layer reads it off ``[u, v, |u - v|]``.
+
+    Reimers & Gurevych 2019, section 3, classification objective; `SoftmaxLoss` of sentence-transformers.
+    """
+    first, second = vectors.unbind(dim=1)
+    logits = classifier(torch.cat((first, second, (first - second).abs()), dim=-1))
+    return F.cross_entropy(logits, classes.long(), label_smoothing=label_smoothing)
+
+
 def _distance(a: Float[Tensor, "*batch d_model"], b: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
     """The Euclidean distance, whose gradient is 0 where it is 0: texts may be alike."""
     return torch.linalg.vector_norm(a - b, dim=-1)
@@ -195,5 +240,8 @@ EMBEDDING_LOSSES: dict[str, Callable[[EmbeddingLoss, Tensor, Tensor, float], Ten
     "cosine": lambda of, vectors, targets, smoothing: cosine_error(vectors, targets),
     "triplet": lambda of, vectors, targets, smoothing: triplet(vectors, of.margin),
     "class_triplet": lambda of, vectors, targets, smoothing: class_triplet(vectors, targets, of.margin),
+    "softmax": lambda of, vectors, targets, smoothing: pair_class(
+        vectors, targets, of.model.get_submodule(PAIR_CLASSIFIER), smoothing
+    ),
 }
 """The loss of vectors [examples, texts, d_model], of targets [examples] and of label smoothing, by kind."""

@@ -169,7 +169,7 @@ class EmbeddingDataset(Dataset):
     """Texts whose vectors are compared: as many of each example.
 
     Attributes:
-        labels: [examples] the score of each pair (float32), or the class of each text (int64).
+        labels: [examples] the score of each pair (float32), or the class of each text or pair (int64).
     """
 
     texts: Sequence[Sequence[Ids]]
@@ -184,7 +184,8 @@ class EmbeddingDataset(Dataset):
     @override
     def collate(self, members: Sequence[int]) -> EmbeddingBatch:
         texts = [text for member in members for text in self.texts[member]]
-        return EmbeddingBatch(_padded(texts, self.pad), self.labels[list(members)], _mask(texts))
+        slots = np.arange(len(members), dtype=np.int64)
+        return EmbeddingBatch(_padded(texts, self.pad), self.labels[list(members)], _mask(texts), slots=slots)
 
 
 @dataclass(frozen=True, slots=True)

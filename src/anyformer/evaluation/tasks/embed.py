@@ -29,11 +29,11 @@ def evaluate_embed(
         return _similarity(examples, vector)
     if all(example.label is None and len(example.texts) >= 2 for example in examples):
         return _retrieval(examples, vector)
-    if all(example.label is not None and len(example.texts) == 1 for example in examples):
+    if all(example.label is not None and len(example.texts) <= 2 for example in examples):
         return _neighbors(examples, vector)
     raise UserError(
-        "Vectors are compared by pairs with a score, by texts with another that belongs to each, or by texts with a "
-        "class: pairs with a class say nothing about how near they are."
+        "Vectors are compared by pairs with a score, by texts with another that belongs to each, or by texts or pairs "
+        "with a class."
     )
 
 
@@ -72,10 +72,10 @@ def _retrieval(examples: Sequence[EmbedExample], vector: dict[str, Array]) -> Ev
 
 
 def _neighbors(examples: Sequence[EmbedExample], vector: dict[str, Array]) -> Evaluation:
-    """Whether the nearest other text has the same class."""
+    """Whether the nearest other text, or pair, has the same class; a pair u, v is [u, v, |u - v|]."""
     if len(examples) < 2:
         raise UserError("The nearest other text takes at least two texts.")
-    vectors = np.stack([vector[example.texts[0]] for example in examples])
+    vectors = np.stack([_joined([vector[text] for text in example.texts]) for example in examples])
     nearest: list[int] = []
     for number, query in enumerate(vectors):
         cosines = vectors @ query
@@ -84,15 +84,23 @@ def _neighbors(examples: Sequence[EmbedExample], vector: dict[str, Array]) -> Ev
     rows = [
         EvaluatedRow(
             example.where,
-            example.texts[0],
+            " | ".join(example.texts),
             str(example.label),
-            f"{examples[other].label}: {examples[other].texts[0]}",
+            f"{examples[other].label}: {' | '.join(examples[other].texts)}",
             float(vectors[number] @ vectors[other]),
             example.label == examples[other].label,
         )
         for number, (example, other) in enumerate(zip(examples, nearest, strict=True))
     ]
-    notes = ["Accuracy is that of the nearest other text's class."]
+    notes = [f"Accuracy is that of the nearest other {'text' if len(examples[0].texts) == 1 else 'pair'}'s class."]
     return Evaluation(
         task="embed", metrics={"accuracy": mean([bool(row.right) for row in rows])}, rows=rows, notes=notes
     )
+
+
+def _joined(vectors: list[Array]) -> Array:
+    """The unit vector of a text, or of a pair."""
+    if len(vectors) == 1:
+        return vectors[0]
+    first, second = vectors
+    return unit(np.concatenate((first, second, np.abs(first - second)))[None])[0]

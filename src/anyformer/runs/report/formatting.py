@@ -47,6 +47,7 @@ _VECTORS = {
     "cosine": "squared error of the cosine",
     "triplet": "triplet loss",
     "class_triplet": "triplet loss",
+    "softmax": "cross-entropy of the pair's class, nats",
 }
 
 

@@ -1,6 +1,6 @@
 """How a step is taken: by one process here, by several in the subclasses of `Strategy`."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
@@ -23,7 +23,7 @@ from anyformer.errors import UserError
 from anyformer.model import Transformer
 from anyformer.training.averaging import Average
 from anyformer.training.checkpoints import read_state, write_state
-from anyformer.training.losses import LossModule
+from anyformer.training.losses import LossModule, WholeBatch
 from anyformer.training.optimizer import flatten_state, load_flat_state, set_learning_rate
 from anyformer.training.precision import Precision
 from anyformer.training.strategies.group import Group
@@ -135,7 +135,7 @@ class Strategy:
         self.wrapped.eval()
         with torch.no_grad(), self._eager():
             mine, predicted = self._mine(batch)
-            nats = self._loss(mine, smoothing=0.0) * predicted
+            nats = self._loss(mine, smoothing=0.0, **self._whole_batch(batch, [batch])) * predicted
         self.wrapped.train(training)
         return self.group.sum(nats.detach().float()).item()
 
@@ -193,16 +193,46 @@ class Strategy:
         self.wrapped.train()
         total = torch.zeros((), device=self.plan.precision.device)
         parts = batch.split(self.plan.grad_accumulation)
+        whole = self._whole_batch(batch, parts, number)
         for index, part in enumerate(parts):
             mine, predicted = self._mine(part)
             last = index == len(parts) - 1
-            torch.manual_seed(mix_seed(self.plan.seed, _DROPOUT, number, index, self.group.rank) >> 1)
+            self._seed_dropout(number, index)
+            share = predicted / max(batch.predicted, 1)
             with self._last(last):
-                share = self._loss(mine) * (predicted / max(batch.predicted, 1))
-                # Gradients become their mean over the processes.
-                self._backward(share * self.group.world_size, last)
-            total += share.detach()
+                loss = self._loss(mine, **whole)
+                # Gradients become their mean over the processes. A part that knows the whole batch has its whole loss.
+                self._backward(loss * (bool(predicted) if whole else share) * self.group.world_size, last)
+            total += loss.detach() * share
         return self.group.sum(total)
+
+    def _whole_batch(self, batch: Batch, parts: Sequence[Batch], number: int | None = None) -> dict[str, Any]:
+        """For a loss that compares each example with all others of a batch in parts: the vectors of all of them.
+
+        They are computed with the same dropout as those of the parts that gradients go through.
+
+        Args:
+            batch: of all processes.
+            parts: it.
+            number: of the step; None: nothing is dropped.
+        """
+        compares = getattr(self.wrapped, "module", self.wrapped).compares_examples
+        if not compares or len(parts) * self.group.world_size == 1:
+            return {}
+        device, texts = self.plan.precision.device, len(batch.tokens) // batch.examples
+        whole = torch.zeros(batch.examples, texts, self.model.config.d_model, device=device)
+        for index, part in enumerate(parts):
+            mine, predicted = self._mine(part)
+            if number is not None:
+                self._seed_dropout(number, index)
+            with torch.no_grad():
+                vectors = self._loss(mine, return_vectors=True)
+            if predicted:
+                whole[model_inputs(mine, device)["slots"]] = vectors
+        return {"whole": WholeBatch(self.group.sum(whole), torch.from_numpy(batch.targets).to(device))}
+
+    def _seed_dropout(self, number: int, part: int) -> None:
+        torch.manual_seed(mix_seed(self.plan.seed, _DROPOUT, number, part, self.group.rank) >> 1)
 
     def _backward(self, loss: Tensor, last: bool) -> None:
         del last
@@ -223,13 +253,14 @@ class Strategy:
             return mine, mine.predicted
         return parts[0], 0
 
-    def _loss(self, batch: Batch, smoothing: float | None = None) -> Tensor:
+    def _loss(self, batch: Batch, smoothing: float | None = None, **settings: Any) -> Tensor:
         precision = self.plan.precision
         with precision.autocast():
             return self.wrapped(
                 **model_inputs(batch, precision.device),
                 return_logits=False,
                 label_smoothing=self.plan.label_smoothing if smoothing is None else smoothing,
+                **settings,
             )
 
     def _eager(self) -> AbstractContextManager[object]:
