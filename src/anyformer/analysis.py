@@ -96,6 +96,35 @@ class TrainingFlops:
     """For any other."""
 
 
+def step_flops(config: ModelConfig, rows: int, tokens: int, source: int = 0, predicted: int | None = None) -> int:
+    """Floating-point operations of a training step on a batch whose two sides may differ in length.
+
+    As `training_flops`, but an encoder-decoder's cross-attention is given what it reads, keys and values of which are
+    computed once for each token of the source, and logits are counted where there is something to predict.
+
+    Args:
+        rows: Texts in the batch.
+        tokens, source: Tokens of a row, and of its source.
+        predicted: Tokens of the batch that have a target; None: all.
+    """
+    costs = {part.name: part.flops for part in part_costs(config, tokens)}
+    head = costs.pop("head", 0)
+    costs.pop("decoder cross-attention", None)
+    read = sum(flops for name, flops in costs.items() if name.startswith("encoder"))
+    forward = sum(costs.values()) * tokens
+    if config.is_encoder_decoder:
+        encoder = part_costs(config, source)
+        forward -= read * tokens
+        forward += sum(part.flops for part in encoder if part.name.startswith("encoder")) * source
+        decoder = skeleton(config).decoder
+        assert decoder is not None
+        blocks = [block.cross_attention for block in cast("list[TransformerBlock]", list(decoder.blocks))]
+        memory = sum(_matmul_flops(block.key, block.value) for block in blocks if block is not None)
+        attended = sum(part.flops for part in encoder if part.name == "decoder cross-attention")
+        forward += (attended - memory) * tokens + memory * source
+    return 3 * (rows * forward + head * (rows * tokens if predicted is None else predicted))
+
+
 def training_flops(config: ModelConfig, context: int) -> TrainingFlops:
     """A step costs three forward passes, as the backward pass costs two (Kaplan et al. 2020, section 2.1)."""
     costs = part_costs(config, context)

@@ -39,6 +39,10 @@ ARGUMENTS: Mapping[str, list[str]] = {
         "--device=cpu",
         "--name=new",
     ],
+    "compare": [
+        *("gpt2", "llama", "--data={place}/corpus.txt", "--tokenizer=bpe:300", "--context=16", "--batch-size=2"),
+        *("--tokens=60", "--seeds=1", "--device=cpu", "--no-tasks", "--out=new"),
+    ],
     "runs": ["{place}/runs"],
     "generate": ["{place}/gpt", "the cat", "--max-new-tokens=4"],
     "chat": ["{place}/gpt", "--max-new-tokens=4"],
@@ -76,6 +80,7 @@ def place() -> Iterator[Path]:
         folder = Path(name)
         folder.chmod(0o755)
         (folder / "text.txt").write_text(TEXT)
+        (folder / "corpus.txt").write_text(TEXT * 10)
         (folder / "labels.csv").write_text("text,label\n" + "".join(f"the cat {n},{'ab'[n % 2]}\n" for n in range(12)))
         torch.manual_seed(0)
         tokenizer = af.Tokenizer.train([TEXT], "bpe:300")

@@ -14,6 +14,7 @@ _GROUPS = {
     "Train": {
         "train": "train a model from scratch on your own text",
         "finetune": "go on training a model on your own examples",
+        "compare": "models of several families, trained and judged side by side",
         "runs": "list and compare training runs",
     },
     "Use": {

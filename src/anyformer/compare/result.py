@@ -94,10 +94,10 @@ class Blank:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A learning rate that was tried, and the validation loss that it led to."""
+    """A learning rate that was tried, and the validation loss that it led to; None: training diverged."""
 
     learning_rate: float
-    validation_loss: float
+    validation_loss: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +330,7 @@ class Comparison:
 
     def to_json(self) -> str:
         """The content of compare.json. A number that is not finite becomes null."""
-        return json.dumps(_finite(dataclasses.asdict(self)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(to_plain(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def write(self, path: Path) -> None:
         """Write compare.json. Raises UserError where the disk refuses."""
@@ -341,12 +341,22 @@ class Comparison:
         """The inverse of `to_json`. Raises UserError for what is of another version, missing or misshapen."""
         if values.get("version") != VERSION:
             raise UserError(f"{where} is not of this version of anyformer: run the comparison again.")
-        return _read(cls, values, f"{where}: ")
+        return from_plain(cls, values, f"{where}: ")
 
     @classmethod
     def read(cls, path: Path) -> "Comparison":
         """Read compare.json. Raises UserError as `from_dict`, and where it can't be read."""
         return cls.from_dict(read_object(path), path)
+
+
+def to_plain(value: Any) -> Any:
+    """A dataclass as JSON has it. A number that is not finite becomes null."""
+    return _finite(dataclasses.asdict(value))
+
+
+def from_plain(kind: type[T], values: Any, where: str) -> T:
+    """The inverse of `to_plain`. Raises UserError, which begins with `where`, for what is missing or misshapen."""
+    return _read(kind, values, where)
 
 
 def _finite(value: Any) -> Any:
@@ -385,10 +395,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if len(kinds) != len(items):
             raise UserError(f"{where}wants {len(kinds)} values, not {len(items)}.")
         return tuple(_value(kind, item, where) for kind, item in zip(kinds, items, strict=True))
-    if origin in (dict, list):
-        if not isinstance(value, origin):
-            raise UserError(f"{where}wants {'an object' if origin is dict else 'a list'}, not {repr(value)[:40]}.")
-        if origin is dict:
+    if origin in (dict, Mapping, list):
+        if not isinstance(value, list if origin is list else dict):
+            raise UserError(f"{where}wants {'a list' if origin is list else 'an object'}, not {repr(value)[:40]}.")
+        if isinstance(value, dict):
             inner = cast("dict[str, Any]", value)
             return {name: _value(arguments[1], item, where) for name, item in inner.items()}
         return [_value(arguments[0], item, where) for item in cast("list[Any]", value)]

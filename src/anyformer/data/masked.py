@@ -15,6 +15,8 @@ from anyformer.data.batch import IGNORED, Batch, Bool, Int64, Rng
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
+PROBABILITY = 0.15
+"""The share of tokens that are targets (Devlin et al. 2018, section 3.1)."""
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -94,7 +96,7 @@ class Masked:
     special: Int64
     before: int | None = None
     after: int | None = None
-    probability: float = 0.15
+    probability: float = PROBABILITY
     words: WordBoundaries | None = None
 
     @classmethod

@@ -15,7 +15,7 @@ stream_start    True for the first token of the stream, which the ring puts afte
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -74,7 +74,20 @@ class Causal:
         return Batch(tokens, targets, mask, documents=documents)
 
 
-Objective = Causal | Masked | SpanCorruption
+class Objective(Protocol):
+    """What makes batches of windows: see above."""
+
+    overlap: ClassVar[int]
+
+    def stride(self, context: int) -> int:
+        """The distance between two windows in tokens."""
+        ...
+
+    def __call__(
+        self, windows: Int64, loss_mask: Bool, padding_mask: Bool | None, rng: Rng, stream_start: Bool | None = None
+    ) -> Batch:
+        """Make a batch."""
+        ...
 
 
 def objective(

@@ -107,7 +107,8 @@ class Tokenizer:
         Args:
             texts: the documents, read once; those of `anyformer.data` as they are, since they may come in pieces.
             spec: `char`, `bpe:N`, `wordpiece:N` or `unigram:N`, with N tokens in all, special ones included.
-            special: the objective that decides on special tokens: `causal`, `masked`, `span_corruption` or `seq2seq`.
+            special: the objective that decides on special tokens: `causal`, `masked`, `span_corruption` or `seq2seq`;
+                or `any` of them.
             lowercase: WordPiece only: fold to lower case and strip accents, as BERT's uncased models do.
             model_max_length: written into the config, in tokens.
 

@@ -8,6 +8,8 @@ The special tokens follow the objective:
     seq2seq          <pad> </s> <unk> as the first three, and </s> after a text, as T5 has it
     span_corruption  the same, and the sentinels <extra_id_99> ... <extra_id_0> as the last hundred, as T5 has them;
                      of a small vocabulary they are no more than a tenth
+    any              <s> <pad> </s> <unk> <mask>, as RoBERTa has them, and the sentinels: for models of every kind that
+                     share a tokenizer; nothing is put around a text
 WordPiece and Unigram always have an unknown token. For characters it exists only where the objective has one.
 """
 
@@ -30,6 +32,15 @@ SPECIAL: dict[str, dict[str, str]] = {
     "masked": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     "seq2seq": {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
     "span_corruption": {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
+    "any": {
+        "bos": "<s>",
+        "pad": "<pad>",
+        "eos": "</s>",
+        "unk": "<unk>",
+        "mask": "<mask>",
+        "cls": "<s>",
+        "sep": "</s>",
+    },
 }
 
 SENTINELS = 100
@@ -46,7 +57,7 @@ def train(
     roles = dict(SPECIAL[special])
     counted = _Counted(texts)
     sentinels: list[str] = []
-    if special == "span_corruption":
+    if special in ("span_corruption", "any"):
         count = SENTINELS if size is None else max(1, min(SENTINELS, size // 10))
         sentinels = [f"<extra_id_{index}>" for index in reversed(range(count))]
     if size is None:
@@ -57,7 +68,7 @@ def train(
         raise UserError("There is too little text to train a tokenizer on: give more.")
     if special == "masked":
         surround_sentences(backend, roles["cls"], roles["sep"])
-    elif special != "causal":
+    elif special not in ("causal", "any"):
         surround(backend, None, roles["eos"])
     add(backend, _special_tokens(sentinels))
     config: dict[str, Any] = {
@@ -128,8 +139,8 @@ def _char(texts: _Counted, roles: dict[str, str], special: str) -> tokenizers.To
         pass
     if special == "causal" and texts.documents < 2:
         roles.clear()
-    first = [] if special == "causal" else list(roles.values())
-    last = list(roles.values()) if special == "causal" else []
+    named = list(dict.fromkeys(roles.values()))
+    first, last = ([], named) if special == "causal" else (named, [])
     vocabulary = {token: id_ for id_, token in enumerate([*first, *sorted(texts.characters), *last])}
     # BPE without merges is a character tokenizer that needs no splitting beforehand, which makes it fast
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=roles.get("unk")))

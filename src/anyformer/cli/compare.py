@@ -1,0 +1,98 @@
+"""`anyformer compare CONTENDER ...`: models of several families, trained and judged side by side."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from anyformer.cli.options import Positional, parse
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Train models of several families on the same text within the same budget, and say which is better at what.
+
+    A family's name (gpt2, llama, bert, t5, transformer ...) is a model of that family scaled down to a size that
+    learns something in minutes; sizes are made equal. Presets with a size, with fields changed (llama:norm.kind=layer),
+    config files and finished runs can be compared, too. What was done stays in a folder: the same command goes on with
+    it after it was stopped, and several that run at the same time share the work.
+
+    Examples:
+        anyformer compare gpt2 llama bert t5 transformer --data notes.txt
+        anyformer compare llama llama:norm.kind=layer --flops 1e13 --seeds 5
+        anyformer compare llama-nano --vary norm.kind=layer,rms position.kind=rotary,learned
+    """
+
+    contenders: Positional[tuple[str, ...]]
+    """A preset, a family, a config file or a run; with fields changed after a colon."""
+    vary: Annotated[tuple[str, ...], "FIELD=A,B"] = ()
+    """Compare all combinations of these values of a single model's fields, and say what each change is worth."""
+    data: Annotated[tuple[str, ...], "PATH"] = ()
+    """Files, folders and globs of text (default: the standard library of the running Python)."""
+    field: str = "text"
+    """The field that holds the text, in records such as lines of jsonl."""
+    tokenizer: str | None = None
+    """Kind and size of the tokenizer that is trained for all, bpe:N or unigram:N (default: bpe, N to suit the text)."""
+    match: Annotated[str, "{parameters,flops,none}"] = "parameters"
+    """What is made equal: parameters outside embeddings, or FLOPs of training a token."""
+    tokens: float | None = None
+    """Budget of each contender and seed: tokens of text to train on (default: a million)."""
+    flops: float | None = None
+    """The same in floating-point operations of training, such as 1e13."""
+    minutes: float | None = None
+    """The same in minutes of training on this machine."""
+    seeds: Annotated[int, "N"] = 3
+    """How many times each is trained: the differences between them are the noise."""
+    tune: bool = False
+    """Try three learning rates for each, within the budget."""
+    context: Annotated[int, "N"] = 128
+    """Tokens that a model reads at a time."""
+    batch_size: Annotated[int, "N"] = 8
+    """Texts in a batch."""
+    tasks: bool = True
+    """Do the tasks that every family can do; --no-tasks leaves them out."""
+    processes: Annotated[int, "N"] = 1
+    """How many processes share the work."""
+    device: str | None = None
+    """cpu, cuda, mps ... (default: an accelerator if there is one)."""
+    dtype: Annotated[str | None, "{float32,bfloat16,float16,int8}"] = None
+    """The dtype of matrix products in training (default: the fastest here)."""
+    out: Annotated[Path | None, "FOLDER"] = None
+    """Where to keep it (default: a folder in comparisons/, the same for the same command)."""
+
+
+def run(argv: list[str]) -> int:
+    """Compare models; returns the exit status."""
+    options = parse(CompareOptions, argv, "compare")
+    from anyformer.compare.compare import work
+    from anyformer.compare.jobs import StoppedError
+    from anyformer.compare.request import Request, budget_of
+    from anyformer.compare.summary import show
+    from anyformer.console import Console
+    from anyformer.training.progress import say
+
+    budget = budget_of({"tokens": options.tokens, "flops": options.flops, "minutes": options.minutes})
+    request = Request(
+        contenders=options.contenders,
+        vary=options.vary,
+        data=options.data,
+        field=options.field,
+        tokenizer=options.tokenizer,
+        match=options.match,
+        budget=budget,
+        seeds=options.seeds,
+        tune=options.tune,
+        context=options.context,
+        batch_size=options.batch_size,
+        tasks=options.tasks,
+        device=options.device,
+        dtype=options.dtype,
+    )
+    console = Console()
+    try:
+        comparison, out = work(request, options.out, processes=options.processes, say=lambda line: say(console, line))
+    except StoppedError as stopped:
+        say(console, "Stopped: the same command goes on with it.")
+        return stopped.status
+    show(console, comparison)
+    say(console, f"numbers    {out / 'compare.json'}")
+    return 0

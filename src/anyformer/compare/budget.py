@@ -1,0 +1,120 @@
+"""What a step costs, and how many of them a budget allows."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+
+from anyformer.analysis import step_flops
+from anyformer.compare.windows import Windows, cut
+from anyformer.config import ModelConfig
+from anyformer.data.batch import Batch, Int64
+from anyformer.data.batches import Batches
+from anyformer.data.masked import PROBABILITY
+from anyformer.data.span_corruption import SpanCorruption
+from anyformer.errors import UserError
+
+KINDS = ("tokens", "flops", "minutes")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each contender may spend on each seed.
+
+    Attributes:
+        kind: tokens of text, floating-point operations of training, or minutes of it.
+        amount: so many.
+    """
+
+    kind: str
+    amount: float
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.amount:,.6g} {'FLOPs' if self.kind == 'flops' else self.kind}"
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a run does with its budget.
+
+    Attributes:
+        steps: how many.
+        tokens: of text in all of them.
+        flops: of all of them.
+        digest: SHA-256 of the ids of all windows in order, restored from what the model reads and predicts.
+    """
+
+    steps: int
+    tokens: int
+    flops: int
+    digest: str
+
+
+def batch_flops(config: ModelConfig, batch: Batch) -> int:
+    """Floating-point operations of a training step on a batch."""
+    rows, tokens = batch.tokens.shape
+    source = 0 if batch.source is None else batch.source.shape[1]
+    return _step_flops(config, rows, tokens, source, batch.predicted)
+
+
+_step_flops = lru_cache(maxsize=1 << 12)(step_flops)
+
+
+def flops_per_token(config: ModelConfig, window: int) -> float:
+    """Operations of training for a token of text, as the mean over what a model does with windows."""
+    shapes = _shapes(config, window)
+    return sum(_step_flops(config, 1, *shape) for shape in shapes) / len(shapes) / window
+
+
+def _shapes(config: ModelConfig, window: int) -> list[tuple[int, int, int]]:
+    """Tokens, tokens of the source, and targets of a row, of each kind of batch."""
+    if config.is_encoder_only:
+        return [(window + 2, 0, max(1, round(PROBABILITY * window)))]
+    if config.is_encoder_decoder:
+        source, targets = SpanCorruption((), 0, 0, 0).lengths(window)
+        read = cut(window, 0.5)
+        return [(targets, source, targets), (window - read, read + 1, window - read)]
+    return [(window, 0, window)]
+
+
+def allow(
+    budget: Budget, config: ModelConfig, batches: Batches, windows: Windows, seconds: float | None = None
+) -> Allowance:
+    """How many steps a budget allows, and what they read.
+
+    Of floating-point operations it is the number of steps that comes nearest: within half a step.
+
+    Args:
+        windows: the objective that `batches` has.
+        seconds: of a step, where the budget is of minutes.
+
+    Raises:
+        UserError: it is too small for one step.
+    """
+    flops, tokens, digest = 0, 0, hashlib.sha256()
+    steps = 0
+    for batch in _batches(batches):
+        restored: Int64 = windows.reading.restore(batch)
+        cost = batch_flops(config, batch)
+        spent = {
+            "tokens": float(restored.size),
+            "flops": float(cost),
+            "minutes": (seconds or 0.0) / 60,
+        }[budget.kind]
+        before = {"tokens": float(tokens), "flops": float(flops), "minutes": steps * spent}[budget.kind]
+        if steps == 0 and spent > budget.amount:
+            raise UserError(
+                f"A budget of {budget} is too small for one step, which takes {spent:,.4g}: raise --{budget.kind}, or "
+                "lower --batch-size or --context."
+            )
+        if before + spent / 2 > budget.amount:
+            break
+        flops, tokens, steps = flops + cost, tokens + restored.size, steps + 1
+        digest.update(restored.tobytes())
+    return Allowance(steps, tokens, flops, digest.hexdigest())
+
+
+def _batches(batches: Batches) -> Iterator[Batch]:
+    return (batches.batch(step) for step in count())

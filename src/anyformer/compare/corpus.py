@@ -1,0 +1,157 @@
+"""The text of a comparison: one tokenizer for all, the tokens to train on, and those that nobody trains on.
+
+::
+
+    DIRECTORY/data/tokenizer/     trained on the training share
+                   training.bin   token files, see `anyformer.data.token_files`
+                   held_out.bin   a tenth of the text: one half for curves and learning rates, the other for verdicts
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from anyformer import atomic
+from anyformer.compare.windows import AROUND
+from anyformer.data.batch import Int64
+from anyformer.data.corpus import Corpus
+from anyformer.data.disk_cache import Cache
+from anyformer.data.materialize import HUB, STANDARD_INPUT, materialize
+from anyformer.data.sources import Document, find_files, standard_library
+from anyformer.data.token_files import TokenFile, tokenize_splits
+from anyformer.errors import UserError
+from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.special import surround
+from anyformer.training.config import default_tokenizer
+
+_ENOUGH = 1 << 24
+"""Characters that the tokenizer is trained on at most."""
+FEWEST = 8
+"""Windows that each half of the held-out text has at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedText:
+    """What all contenders are trained and judged on.
+
+    Attributes:
+        tokenizer: of all of them; nothing is put around a text, see `tokenizer_for`.
+        training, held_out: the tokens.
+        context: tokens that a model reads at a time.
+    """
+
+    tokenizer: Tokenizer
+    training: TokenFile
+    held_out: TokenFile
+    context: int
+
+    @property
+    def window(self) -> int:
+        """Tokens of text in a row of a batch."""
+        return self.context - AROUND
+
+    @property
+    def for_curves(self) -> Int64:
+        """[tokens] of the half of the held-out text that is looked at while training."""
+        return self.held_out.ids[: len(self.held_out) // 2].astype(np.int64)
+
+    @property
+    def for_verdicts(self) -> Int64:
+        """[tokens] of the half that is looked at once, at the end."""
+        return self.held_out.ids[len(self.held_out) // 2 :].astype(np.int64)
+
+    def pieces(self, most: int) -> Int64:
+        """[pieces, window] stretches of the text for verdicts, as far apart as can be, and as many as are asked for."""
+        ids = self.for_verdicts
+        count = len(ids) // self.window
+        chosen = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
+        return ids[: count * self.window].reshape(count, self.window)[chosen].astype(np.int64)
+
+    def bytes_of(self, windows: Int64) -> Int64:
+        """[rows] the length of the text of windows in UTF-8; a token of bytes that are no whole character has its own.
+
+        Args:
+            windows: [rows, window] ids.
+        """
+        tokenizer = self.tokenizer
+        if '"type":"ByteLevel"' not in "".join(tokenizer.backend.to_str().split()):
+            return np.array([len(tokenizer.decode(row).encode("utf-8")) for row in windows.tolist()])
+        # Such tokens are written in 256 characters, one for each byte.
+        special = tokenizer.special_ids
+        tokens = ("" if id_ in special else tokenizer.token(id_) or "" for id_ in range(tokenizer.vocab_size))
+        return np.array([*map(len, tokens)])[windows].sum(axis=1)
+
+    def texts(self, ids: Int64) -> list[str]:
+        """The documents in a stream of tokens."""
+        parts = np.split(ids, np.flatnonzero(ids == self.tokenizer.separator))
+        return [text for part in parts if (text := self.tokenizer.decode(part.tolist())).strip()]
+
+
+def read_files(data: Sequence[str], field: str) -> list[Path]:
+    """The files of the text; without any those of the standard library. Raises UserError where there are none."""
+    if not data:
+        return standard_library()
+    kept = any(path == STANDARD_INPUT or path.startswith(HUB) for path in data)
+    return find_files(materialize(data, (field,), Cache()) if kept else data)
+
+
+def prepare(
+    folder: Path, files: Sequence[Path], field: str, context: int, spec: str | None, tokenizer: Tokenizer | None
+) -> SharedText:
+    """Split the text, train the tokenizer on the training share, and write the tokens; or open what is there.
+
+    Args:
+        spec: kind and size of the tokenizer, such as bpe:4096; None: of byte pairs, in number to suit the text.
+        tokenizer: one that is there already.
+
+    Raises:
+        UserError: the text can't be read, or is too short for a held-out part.
+    """
+    if not folder.is_dir():
+        try:
+            with atomic.temporary_folder(folder) as made:
+                _write(made, files, field, spec, tokenizer)
+                atomic.move(made, folder)
+        except OSError as error:
+            raise UserError(f"{folder} can't be written: {error.strerror or error}.") from error
+    paths = {split: TokenFile.open(folder / f"{split}.bin") for split in ("training", "held_out")}
+    text = SharedText(Tokenizer.load(folder / "tokenizer"), **paths, context=context)
+    needed = FEWEST * text.window
+    if len(text.held_out) < 2 * needed or len(text.training) < needed:
+        raise UserError(
+            f"The data is too short for a held-out part: a tenth of it has {len(text.held_out):,} tokens, and two "
+            f"times {FEWEST} windows of {text.window} need {2 * needed:,}. Give more text, or a smaller --context."
+        )
+    return text
+
+
+def _write(folder: Path, files: Sequence[Path], field: str, spec: str | None, tokenizer: Tokenizer | None) -> None:
+    corpus = Corpus(files, field)
+    if tokenizer is None:
+        wanted = spec or default_tokenizer("causal", corpus.split.characters)
+        every = -(-corpus.split.characters // _ENOUGH)
+        tokenizer = Tokenizer.train(islice(corpus.training(), 0, None, every), wanted, special="any")
+    tokenizer.save(folder / "tokenizer")
+    paths = {split: folder / f"{split}.bin" for split in ("training", "held_out")}
+    tokenize_splits(_labeled(corpus), tokenizer, paths)
+
+
+def _labeled(corpus: Corpus) -> Iterator[tuple[str, Document]]:
+    return (("held_out" if held_out else "training", document) for held_out, document in corpus.labeled())
+
+
+_AROUND = {"causal": ("bos", None), "masked": ("cls", "sep"), "span_corruption": (None, "eos")}
+
+
+def tokenizer_for(tokenizer: Tokenizer, objective: str) -> Tokenizer:
+    """The same tokenizer, which puts around a text what models of an objective have seen there."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    config: dict[str, Any] = tokenizer.complete_config()
+    before, after = (None if role is None else config.get(f"{role}_token") for role in _AROUND[objective])
+    surround(backend, before, after)
+    return Tokenizer(backend, config)

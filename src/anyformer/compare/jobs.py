@@ -1,0 +1,287 @@
+"""The work of a comparison, in parts that several processes share and that a killed one takes up again.
+
+::
+
+    DIRECTORY/jobs/0-gpt2-seed1/            a run directory, see `anyformer.runs.directory`
+                  0-gpt2-seed1.json         what came out: its presence says that the job is done
+                  0-gpt2-rate0.002.json     of a learning rate that was tried
+                  .0-gpt2-seed1.lock        held by the process that works on it
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from anyformer import atomic, limits
+from anyformer.checkpoint import load
+from anyformer.compare.budget import Allowance, Budget, allow
+from anyformer.compare.corpus import tokenizer_for
+from anyformer.compare.measure import measure
+from anyformer.compare.plan import DATA, JOBS, Plan, Planned, seeds_of
+from anyformer.compare.recipe import ContenderTraining, training_batches, windows
+from anyformer.compare.result import Blank, Curve, Point, Sample, from_plain, to_plain
+from anyformer.compare.tasks import TaskResult
+from anyformer.compare.training import objective_of, run_config
+from anyformer.console import Console
+from anyformer.runs.directory import CONFIG, model_directory
+from anyformer.runs.listing import read_run
+from anyformer.training.run import run
+from anyformer.training.trainer import DivergedError
+
+RATES = (0.5, 1.0, 2.0)
+"""Learning rates that are tried, as multiples of the default."""
+_TRIAL = 0.1
+"""Of the budget of one seed, for each of them."""
+_TASK_TOKENS = 1 << 20
+"""Of the training text, and of the held-out text, that tasks are made from."""
+
+
+class StoppedError(Exception):
+    """A signal ended a run early.
+
+    Attributes:
+        status: the exit status.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of one contender, or what is found out about one that is there already.
+
+    Attributes:
+        rate: the learning rate that is tried; None: the run counts.
+    """
+
+    number: int
+    contender: Planned
+    seed: int
+    rate: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its run directory."""
+        slug = "".join(c if c.isalnum() or c in "._=" else "-" for c in self.contender.name)[:80]
+        return f"{self.number}-{slug}-" + (f"seed{self.seed}" if self.rate is None else f"rate{self.rate:.4g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """The numbers of one run in one group, as `Pieces` of one seed."""
+
+    totals: tuple[float, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came out of a job.
+
+    Attributes:
+        learning_rate: of the run; None of one that was there already.
+        validation_loss: after training; None of one that was there already, or that diverged.
+        allowance: what it spent; None of a model that was there already.
+        curve: of its training.
+        seconds: of its training.
+        numbers: of the model, by group; empty of a trial.
+        samples, blanks, tasks: likewise.
+        directory: of its run, relative to the comparison's.
+    """
+
+    learning_rate: float | None = None
+    validation_loss: float | None = None
+    allowance: Allowance | None = None
+    curve: Curve | None = None
+    seconds: float = 0.0
+    numbers: dict[str, Numbers] = field(default_factory=dict[str, Numbers])
+    samples: tuple[Sample, ...] = ()
+    blanks: tuple[Blank, ...] = ()
+    tasks: dict[str, TaskResult] = field(default_factory=dict[str, TaskResult])
+    directory: str = ""
+
+
+def all_jobs(plan: Plan) -> list[Job]:
+    """All jobs, in the order that they are to be done in: a contender of each kind early."""
+    numbered = list(enumerate(plan.contenders))
+    trials = [
+        Job(number, each, 0, rate * each.learning_rate)
+        for number, each in numbered
+        for rate in RATES
+        if plan.request.tune and each.directory is None
+    ]
+    return trials + [Job(number, each, seed) for seed in range(seeds_of(plan)) for number, each in numbered]
+
+
+def trials_of(plan: Plan, job: Job) -> list[Job]:
+    """The jobs that decide on a job's learning rate."""
+    return [each for each in all_jobs(plan) if each.rate is not None and each.number == job.number]
+
+
+def is_ready(plan: Plan, job: Job) -> bool:
+    """Whether a job can be begun."""
+    return job.rate is not None or all(is_done(plan, each) for each in trials_of(plan, job))
+
+
+def is_done(plan: Plan, job: Job) -> bool:
+    """Whether a job is finished."""
+    return _file(plan, job).exists()
+
+
+@contextmanager
+def claimed(plan: Plan, job: Job) -> Generator[bool]:
+    """Keep a job to this process; yields False where another one has it."""
+    (plan.out / JOBS).mkdir(exist_ok=True)
+    lock = FileLock(plan.out / JOBS / f".{job.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def perform(plan: Plan, job: Job) -> None:
+    """Do a job, or the rest of it.
+
+    Raises:
+        UserError: training diverged, the disk refuses.
+        StoppedError: a signal ended it; it will be gone on with.
+    """
+    directory = plan.out / JOBS / job.name
+    rate = learning_rate(plan, job)
+    outcome = Outcome(learning_rate=rate)
+    if job.contender.directory is not None:
+        directory = job.contender.directory
+    else:
+        allowed = allow_job(plan, job)
+        try:
+            _train(plan, job, directory, rate, allowed)
+        except DivergedError:
+            if job.rate is None:
+                raise
+            _write(plan, job, outcome)
+            return
+        curve = _curve(plan, job, directory, allowed)
+        last = curve.points[-1]
+        outcome = replace(
+            outcome, validation_loss=last.validation_loss, allowance=allowed, curve=curve, seconds=last.seconds
+        )
+    outcome = replace(outcome, directory=_relative(directory, plan.out))
+    _write(plan, job, outcome if job.rate is not None else _measured(plan, job, directory, outcome))
+
+
+def learning_rate(plan: Plan, job: Job) -> float | None:
+    """The one that a job trains with: of those that were tried the best, or else the default."""
+    if job.contender.directory is not None:
+        return None
+    if job.rate is not None:
+        return job.rate
+    tried = [read(plan, each) for each in trials_of(plan, job)]
+    losses = [math.inf if each.validation_loss is None else each.validation_loss for each in tried]
+    return tried[losses.index(min(losses))].learning_rate if tried else job.contender.learning_rate
+
+
+def allow_job(plan: Plan, job: Job) -> Allowance:
+    """What a job may do: trials and runs together spend the whole budget. Raises UserError where it is too small."""
+    budget, tune = plan.request.budget, plan.request.tune
+    share = _TRIAL if job.rate is not None else 1 - len(RATES) * _TRIAL * tune / seeds_of(plan)
+    batches = training_batches(job.contender.config, plan.text, plan.request.batch_size, job.seed)
+    made = windows(job.contender.config, plan.text)
+    return allow(Budget(budget.kind, budget.amount * share), job.contender.config, batches, made, job.contender.seconds)
+
+
+def read(plan: Plan, job: Job) -> Outcome:
+    """What came out of a job that is done. Raises UserError where that is damaged."""
+    path = _file(plan, job)
+    return from_plain(Outcome, limits.read_json(path), f"{path}, which can be deleted to have it made anew: ")
+
+
+def _train(plan: Plan, job: Job, directory: Path, rate: float | None, allowed: Allowance) -> None:
+    request = plan.request
+    config = run_config(
+        request,
+        job.contender.config,
+        job.contender.name,
+        steps=allowed.steps,
+        seed=job.seed,
+        learning_rate=rate,
+        name=directory.name,
+        runs=directory.parent,
+        tokenizer=plan.out / DATA / "tokenizer",
+    )
+    begun = (directory / CONFIG).is_file()
+    if directory.exists() and not begun:
+        shutil.rmtree(directory, ignore_errors=True)  # it was killed before it wrote anything
+    recipe = partial(ContenderTraining, text=plan.text)
+    finished = run(config, recipe, resume=directory if begun else None, console=Console(quiet=True))
+    if finished.status:
+        raise StoppedError(finished.status)
+
+
+def _measured(plan: Plan, job: Job, directory: Path, outcome: Outcome) -> Outcome:
+    """With the numbers of a model that is trained."""
+    model, _ = load(model_directory(directory), torch.float32)
+    objective = objective_of(job.contender.config)
+    text = plan.text
+    found = measure(model, tokenizer_for(text.tokenizer, objective), text)
+    tasks: dict[str, TaskResult] = {}
+    if plan.request.tasks:
+        from anyformer.compare.tasks import make_tasks, run_tasks  # pyright: ignore
+
+        training = text.texts(text.training.ids[:_TASK_TOKENS].astype(np.int64))
+        made = make_tasks(training, text.texts(text.for_verdicts[:_TASK_TOKENS]), text.tokenizer)
+        tasks = run_tasks(model, tokenizer_for(text.tokenizer, objective), made, objective)
+    numbers = {
+        name: Numbers(totals=tuple(each.totals[0].tolist()), weights=tuple(each.weights.tolist()))
+        for name, each in found.pieces.items()
+    }
+    return replace(outcome, numbers=numbers, samples=tuple(found.samples), blanks=tuple(found.blanks), tasks=tasks)
+
+
+def _curve(plan: Plan, job: Job, directory: Path, allowed: Allowance) -> Curve:
+    log = read_run(directory)
+    points: list[Point] = []
+    before = 0
+    for line in log.evaluations:
+        step = int(line["step"])
+        losses = [float(each["loss"]) for each in log.steps if before < each["step"] <= step]
+        points.append(
+            Point(
+                step=step,
+                tokens=step * plan.request.batch_size * plan.text.window,
+                flops=allowed.flops * step / allowed.steps,
+                seconds=float(line.get("elapsed", 0.0)),
+                training_loss=sum(losses) / len(losses) if losses else None,
+                validation_loss=line.get("validation_loss"),
+                bits_per_byte=line.get("bits_per_byte"),
+            )
+        )
+        before = step
+    return Curve(seed=job.seed, points=tuple(points))
+
+
+def _write(plan: Plan, job: Job, outcome: Outcome) -> None:
+    atomic.write(_file(plan, job), json.dumps(to_plain(outcome), allow_nan=False) + "\n")
+
+
+def _file(plan: Plan, job: Job) -> Path:
+    return plan.out / JOBS / f"{job.name}.json"
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)

@@ -1,0 +1,234 @@
+"""Sizes of contenders, made equal.
+
+Depth and width decide most at budgets of minutes (2606.05186), so they are the same for all, and what is made to fit is
+the inner width of the feed-forward blocks. An encoder-decoder has two stacks:
+
+    --match parameters   half of the blocks in each: as many blocks, and as many weights
+    --match flops        all of them in each: a token passes as many blocks, and costs as much, with twice the weights
+                         (Raffel et al. 2020, section 3.2.2)
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from anyformer.compare.contenders import Contender, read_config
+from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig
+from anyformer.errors import UserError
+from anyformer.families import ALIASES, FAMILIES
+from anyformer.model import Stack, skeleton
+from anyformer.schema import differences
+
+D_MODEL, BLOCKS, HEADS = 128, 4, 4
+"""The size of llama-nano, which learns something in minutes on two cores."""
+TOLERANCE = 0.05
+_LEAST_WIDTH, _WIDEST = 8, 16
+"""Inner width of a feed-forward block: at least, and at most as a multiple of d_model."""
+MEASURES = ("parameters", "flops", "none")
+
+Size = Callable[[ModelConfig], float]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender that is about to be trained, or was already.
+
+    Attributes:
+        name: as it is called in tables.
+        spec: as it was given.
+        config: of the model; vocabulary and special tokens are still those of its preset.
+        notes: what was changed, one sentence each.
+        fixed: whether it is compared as it is: a file's or a run's.
+        source: where it is from.
+    """
+
+    name: str
+    spec: str
+    config: ModelConfig
+    notes: tuple[str, ...]
+    fixed: bool
+    source: Contender
+
+
+def entries(specs: Sequence[str], match: str) -> list[Entry]:
+    """The contenders that are named. Families get the size of the first that has one, or else of `llama-nano`.
+
+    Raises:
+        UserError: as `read_config`; a name given twice.
+    """
+    found = [read_config(spec) for spec in specs]
+    sized = next((each.config for each in found if not _is_family(each.name)), None)
+    made: list[Entry] = []
+    for each in found:
+        config, notes = each.config, ()
+        if _is_family(each.name):
+            family = each.name.partition(":")[0]
+            base = read_config(family).config
+            small, notes = scaled(base, sized, match)
+            changes = {name: value for name, (_, value) in differences(base, config, "")}
+            config = small.replace(**changes)
+        fixed = each.directory is not None or _is_file(each)
+        made.append(Entry(each.name, each.name, config, notes, fixed, each))
+    return [replace(entry, name=name) for entry, name in zip(made, _names([each.name for each in made]), strict=True)]
+
+
+def scaled(config: ModelConfig, like: ModelConfig | None, match: str) -> tuple[ModelConfig, tuple[str, ...]]:
+    """A family at the size of another model: everything but sizes, dropout and what belongs to long texts stays.
+
+    Args:
+        config: a preset of the family.
+        like: has d_model, heads and blocks; None: the default size.
+        match: decides on the blocks of encoder-decoders, see above.
+
+    Returns:
+        The model, and sentences on what was left out.
+    """
+    d_model = D_MODEL if like is None else like.d_model
+    heads = HEADS if like is None else (like.decoder_attention or like.attention).heads
+    blocks = BLOCKS if like is None else depth(like, match)
+    layers = {"encoder_layers": blocks if config.encoder_layers else 0, "decoder_layers": 0}
+    layers["decoder_layers"] = blocks if config.decoder_layers else 0
+    if config.is_encoder_decoder and match != "flops":
+        layers = {"encoder_layers": math.ceil(blocks / 2), "decoder_layers": max(1, blocks // 2)}
+    shrink = d_model / config.d_model
+    spread = config.init.std / math.sqrt(shrink) if config.init.kind != "t5" else d_model**-0.5
+    changes: dict[str, Any] = {
+        "d_model": d_model,
+        "dropout": 0.0,
+        "embedding.dropout": 0.0,
+        **layers,
+        "position.scaling": None,
+        "position.theta": min(config.position.theta, 10_000.0),
+        "init.std": spread,
+    }
+    for stack in ("", "decoder_"):
+        attention: AttentionConfig | None = getattr(config, f"{stack}attention")
+        feed_forward: FeedForwardConfig | None = getattr(config, f"{stack}feed_forward")
+        if attention is not None:
+            changes[f"{stack}attention"] = _attention(attention, heads, d_model)
+        if feed_forward is not None:
+            changes[f"{stack}feed_forward"] = replace(
+                feed_forward, width=max(_LEAST_WIDTH, round(feed_forward.width * shrink)), dropout=0.0
+            )
+    small = config.replace(**changes)
+    notes = [f"scaled down from d_model {config.d_model} to {d_model}, and {_blocks(config)} to {_blocks(small)}"]
+    if max(config.dropout, config.attention.dropout, config.feed_forward.dropout, config.embedding.dropout):
+        notes.append("without dropout, for which a short run has no use")
+    if small.position != config.position:
+        notes.append("rotary positions of theta 10,000 without scaling, as texts are short")
+    return small, tuple(notes)
+
+
+def _attention(attention: AttentionConfig, heads: int, d_model: int) -> AttentionConfig:
+    """With other heads, of which about the same share has keys and values."""
+    groups = round(attention.heads / (attention.kv_heads or attention.heads))
+    fitting = [count for count in range(1, heads + 1) if heads % count == 0]
+    shared = min(fitting, key=lambda count: abs(math.log(heads / count / groups)))
+    kv_heads = None if attention.kv_heads is None or shared == heads else shared
+    head_dim = None if d_model % heads == 0 else max(2, 2 * (d_model // heads // 2))
+    return replace(attention, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dropout=0.0, window_from=0)
+
+
+def matched(found: Sequence[Entry], size: Size, what: str) -> list[Entry]:
+    """Contenders of the same size, within 5%.
+
+    The size is that of the first one that is compared as it is, or else of the first one.
+
+    Args:
+        size: of a model.
+        what: the size's name, for people.
+
+    Raises:
+        UserError: one can't be matched.
+    """
+    like = next((entry for entry in found if entry.fixed), found[0])
+    target = size(like.config)
+    return [entry if entry is like else _fitted(entry, like, target, size, what) for entry in found]
+
+
+def _fitted(entry: Entry, like: Entry, target: float, size: Size, what: str) -> Entry:
+    own = size(entry.config)
+    if abs(own / target - 1) <= 0.001:
+        return entry
+    if entry.fixed:
+        if abs(own / target - 1) <= TOLERANCE:
+            return entry
+        raise UserError(
+            f"{entry.spec} has {own:,.0f} {what} and {like.spec} has {target:,.0f}, and neither is to be changed: "
+            "compare models of one size, or give --match none."
+        )
+    width = entry.config.feed_forward.width
+    slope = (size(with_width(entry.config, width + 64)) - own) / 64
+    wanted = round(width + (target - own) / slope)
+    wanted = min(max(wanted, _LEAST_WIDTH), _WIDEST * entry.config.d_model)
+    made = with_width(entry.config, wanted)
+    if abs(size(made) / target - 1) > TOLERANCE:
+        raise UserError(
+            f"{entry.spec} can't be matched with {like.spec}, which has {target:,.0f} {what}: with the nearest width "
+            f"of its feed-forward blocks it has {size(made):,.0f}. Name families (gpt2, llama, bert), which are "
+            "scaled, or give --match none."
+        )
+    note = f"feed_forward.width {width} -> {wanted}, to have as many {what} as {like.spec}"
+    return replace(entry, config=made, notes=(*entry.notes, note))
+
+
+def with_width(config: ModelConfig, width: int) -> ModelConfig:
+    """The model with another inner width of its feed-forward blocks; a decoder's own keeps its proportion."""
+    made = config.replace(feed_forward={"width": width})
+    if config.decoder_feed_forward is None:
+        return made
+    own = max(1, round(config.decoder_feed_forward.width * width / config.feed_forward.width))
+    return made.replace(decoder_feed_forward={"width": own})
+
+
+def parameters_outside_embeddings(config: ModelConfig) -> int:
+    """Weights of the blocks, and of what a head has beside an output matrix (Kaplan et al. 2020, section 2.1).
+
+    Left out are tables of tokens, segments, positions and n-grams, and what has a row for each token of the vocabulary.
+    """
+    model = skeleton(config)
+    parts: list[nn.Module | None] = [model.token_embedding, model.source_embedding]
+    for stack in (model.encoder, model.decoder):
+        if isinstance(stack, Stack):
+            parts += [stack.position, stack.embedding.ngrams, stack.embedding.segments]
+    tables = {id(weight) for part in parts if part is not None for weight in part.parameters()}
+    head = {id(weight) for weight in model.head.parameters()} if model.head is not None else set[int]()
+    return sum(
+        weight.numel()
+        for weight in model.parameters()
+        if id(weight) not in tables and not (id(weight) in head and len(weight) == config.vocab_size)
+    )
+
+
+def depth(config: ModelConfig, match: str) -> int:
+    """Blocks that are compared: of all stacks, or those that a token passes."""
+    stacks = config.encoder_layers, config.decoder_layers
+    return max(stacks) if match == "flops" else sum(stacks)
+
+
+def _blocks(config: ModelConfig) -> str:
+    stacks = [count for count in (config.encoder_layers, config.decoder_layers) if count]
+    return f"{' + '.join(map(str, stacks))} blocks"
+
+
+def _is_family(spec: str) -> bool:
+    """Whether it names a family without a size."""
+    name = spec.partition(":")[0]
+    return name in ALIASES or name in FAMILIES
+
+
+def _is_file(contender: Contender) -> bool:
+    return "/" in contender.name or contender.name.endswith((".json", ".yaml", ".yml", ".gguf"))
+
+
+def _names(specs: Sequence[str]) -> list[str]:
+    """Short names, all different: the last part of a path, and a number where that is not enough."""
+    names: list[str] = []
+    for spec in specs:
+        short = spec.rstrip("/").rpartition("/")[2] if "=" not in spec else spec
+        number = sum(name == short or name.startswith(f"{short} (") for name in names)
+        names.append(f"{short} ({number + 1})" if number else short)
+    return names

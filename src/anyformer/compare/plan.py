@@ -1,0 +1,278 @@
+"""What is compared, settled once: plan.json in the comparison's directory.
+
+::
+
+    DIRECTORY/plan.json   the request, and each contender's config, learning rate and seconds a step
+              data/       see `anyformer.compare.corpus`
+              jobs/       run directories, see `anyformer.compare.jobs`
+              compare.json
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from filelock import FileLock
+
+from anyformer import atomic, limits
+from anyformer.analysis import part_costs
+from anyformer.compare import ablation, corpus, matching
+from anyformer.compare.budget import flops_per_token
+from anyformer.compare.corpus import SharedText
+from anyformer.compare.matching import Entry
+from anyformer.compare.request import Request
+from anyformer.compare.result import Ablation
+from anyformer.compare.speed import seconds_per_step
+from anyformer.config import ModelConfig
+from anyformer.data.disk_cache import identity, key
+from anyformer.errors import UserError
+from anyformer.runs.directory import CONFIG, model_directory
+from anyformer.tokenizer import Tokenizer
+from anyformer.training.config import default_learning_rate
+from anyformer.training.config_file import read_yaml
+from anyformer.training.prepare import fit_model
+
+PLAN, DATA, JOBS, RESULT = "plan.json", "data", "jobs", "compare.json"
+_SIZES = ("d_model", "encoder_layers", "decoder_layers", "feed_forward", "attention.heads", "attention.kv_heads")
+"""Fields that are sizes themselves: where they are varied, nothing is made equal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A contender, settled.
+
+    Attributes:
+        name, spec: as in `Entry`.
+        config: of the model that is trained, or was.
+        learning_rate: the one it has by default.
+        directory: of a model that is there already; None: it is trained.
+        objective: what that one was trained on; None: not known.
+        seconds: of a step on this machine, where the budget is of minutes.
+        notes: what was changed.
+    """
+
+    name: str
+    spec: str
+    config: ModelConfig
+    learning_rate: float
+    directory: Path | None = None
+    objective: str | None = None
+    seconds: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A comparison, ready to be worked on.
+
+    Attributes:
+        out: its directory.
+        matched: the size that was made equal, by contender.
+    """
+
+    out: Path
+    request: Request
+    text: SharedText
+    contenders: tuple[Planned, ...]
+    matched: dict[str, float]
+    ablation: Ablation | None
+
+
+def make_plan(request: Request, out: Path) -> Plan:
+    """Settle what is compared, or read what was settled before by the same request.
+
+    Of several processes one does it, and the others wait.
+
+    Raises:
+        UserError: the directory holds another comparison; anything that is wrong with contenders, data or budget.
+    """
+    files = corpus.read_files(request.data or _data_of_runs(request), request.field)
+    asked = {**request.to_dict(), "files": identity(files)}
+    fresh = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / ".lock"):
+            if not (out / PLAN).exists():
+                try:
+                    _write(request, asked, files, out)
+                except UserError:
+                    if fresh:
+                        _remove(out)
+                    raise
+            return _read(request, asked, files, out)
+    except OSError as error:
+        raise UserError(f"The comparison can't be written to {out}: {error.strerror or error}.") from error
+
+
+def _write(request: Request, asked: dict[str, Any], files: Sequence[Path], out: Path) -> None:
+    if any(not each.name.startswith(".") for each in out.iterdir()):
+        raise UserError(f"{out} holds something else: choose another folder with --out.")
+    made = ablation.grid(request.contenders[0], request.vary) if request.vary else None
+    names = ablation.specs(made) if made is not None else {}
+    found = matching.entries([*names.values()] if made is not None else request.contenders, request.match)
+    if made is not None:
+        found = [replace(entry, name=name) for entry, name in zip(found, names, strict=True)]
+    tokenizer = _tokenizer_of_runs(found)
+    with atomic.temporary_folder(out / DATA) as folder:
+        text = corpus.prepare(folder / DATA, files, request.field, request.context, request.tokenizer, tokenizer)
+        entries = [_fitted(entry, text) for entry in found]
+        sizes = made is not None and any(name.startswith(_SIZES) for name in made.factors)
+        size, what = _size(request, text)
+        if request.match != "none" and not sizes:
+            entries = matching.matched(entries, size, what)
+        entries = _check_blocks(entries, request.match)
+        planned = [_planned(entry) for entry in entries]
+        if request.budget.kind == "minutes":
+            trained = [each for each in planned if each.directory is None]
+            times = seconds_per_step([each.config for each in trained], text, request)
+            taken = dict(zip([each.name for each in trained], times, strict=True))
+            planned = [replace(each, seconds=taken.get(each.name)) for each in planned]
+        content = {
+            "version": 1,
+            "asked": asked,
+            "matched": {each.name: size(each.config) for each in planned},
+            "contenders": [_to_dict(each) for each in planned],
+        }
+        atomic.move(folder / DATA, out / DATA)
+    atomic.write(out / PLAN, json.dumps(content, indent=1) + "\n")
+
+
+def _read(request: Request, asked: dict[str, Any], files: Sequence[Path], out: Path) -> Plan:
+    stored = limits.read_object(out / PLAN)
+    if stored.get("version") != 1 or stored.get("asked") != json.loads(json.dumps(asked)):
+        raise UserError(
+            f"{out} holds another comparison, or the data has changed since: choose another folder with --out."
+        )
+    text = corpus.prepare(out / DATA, files, request.field, request.context, request.tokenizer, None)
+    try:
+        planned = tuple(_from_dict(each) for each in stored["contenders"])
+        matched = {str(name): float(value) for name, value in stored["matched"].items()}
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{out / PLAN} is damaged: choose another folder with --out.") from error
+    made = ablation.grid(request.contenders[0], request.vary) if request.vary else None
+    return Plan(out=out, request=request, text=text, contenders=planned, matched=matched, ablation=made)
+
+
+def seeds_of(plan: Plan) -> int:
+    """How many there are: one, where a model that is there already takes part."""
+    return 1 if any(each.directory is not None for each in plan.contenders) else plan.request.seeds
+
+
+def _size(request: Request, text: SharedText) -> tuple[matching.Size, str]:
+    if request.match == "flops":
+        return partial(flops_per_token, window=text.window), "FLOPs a token"
+    return matching.parameters_outside_embeddings, "parameters outside embeddings"
+
+
+def _fitted(entry: Entry, text: SharedText) -> Entry:
+    """With the vocabulary and the special tokens of the shared tokenizer, and the context."""
+    if entry.source.directory is not None:
+        longest = entry.config.context_length
+        if longest is not None and longest < text.context:
+            raise UserError(f"{entry.spec} reads {longest} tokens at a time: give --context {longest} or less.")
+        return entry
+    config = entry.config.replace(max_length=text.context)
+    return replace(entry, config=fit_model(config, text.tokenizer, None))
+
+
+def _planned(entry: Entry) -> Planned:
+    return Planned(
+        name=entry.name,
+        spec=entry.spec,
+        config=entry.config,
+        learning_rate=default_learning_rate(entry.config),
+        directory=entry.source.directory,
+        objective=None if entry.source.directory is None else _objective(entry.source.directory),
+        notes=entry.notes,
+    )
+
+
+def _objective(directory: Path) -> str | None:
+    """What a run was trained on; None where its directory does not say."""
+    config = directory / CONFIG
+    return getattr(read_yaml(config), "objective", None) if config.is_file() else None
+
+
+def _check_blocks(found: Sequence[Entry], match: str) -> list[Entry]:
+    """Say where depth or width differ, which decide most."""
+    first = found[0]
+    made: list[Entry] = []
+    for entry in found:
+        sizes = [(each.config.d_model, matching.depth(each.config, match)) for each in (entry, first)]
+        note = "" if sizes[0] == sizes[1] else "d_model {} and {} blocks, where {} has {} and {}"
+        text = note.format(*sizes[0], first.name, *sizes[1])
+        made.append(replace(entry, notes=(*entry.notes, text)) if note else entry)
+    return made
+
+
+def _tokenizer_of_runs(found: Sequence[Entry]) -> Tokenizer | None:
+    """The tokenizer that finished models have in common; None without such models.
+
+    Raises:
+        UserError: they have different ones, or one has none.
+    """
+    chosen: tuple[str, Tokenizer] | None = None
+    for entry in found:
+        if entry.source.directory is None:
+            continue
+        tokenizer = Tokenizer.find(model_directory(entry.source.directory))
+        if tokenizer is None:
+            raise UserError(f"{entry.spec} has no tokenizer, so it can't be compared on a text.")
+        if chosen is not None and _pipeline(tokenizer) != _pipeline(chosen[1]):
+            raise UserError(
+                f"{chosen[0]} and {entry.spec} have different tokenizers, so nothing they predict is the same: compare "
+                "runs that share one, or let them be trained anew, from their config.yaml."
+            )
+        chosen = chosen or (entry.spec, tokenizer)
+    return None if chosen is None else chosen[1]
+
+
+def _pipeline(tokenizer: Tokenizer) -> object:
+    """What decides on the ids of a text, without what is put around it."""
+    pipeline = cast("dict[str, Any]", json.loads(tokenizer.backend.to_str()))
+    return {name: part for name, part in pipeline.items() if name != "post_processor"}
+
+
+def _data_of_runs(request: Request) -> tuple[str, ...]:
+    """The data of the first finished run among the contenders, which its held-out part is of."""
+    for spec in request.contenders:
+        config = Path(spec) / CONFIG
+        if Path(spec).is_dir() and config.is_file():
+            return read_yaml(config).data
+    return ()
+
+
+def default_folder(request: Request) -> Path:
+    """Where a comparison is kept unless it is said: the same folder for the same request."""
+    names = [Path(spec.partition(":")[0]).name for spec in request.contenders]
+    slug = "".join(c if c.isalnum() or c in "._" else "-" for c in "-".join(names))
+    return Path("comparisons") / f"{slug[:60].strip('-.')}-{key(request.to_dict())[:6]}"
+
+
+def _to_dict(planned: Planned) -> dict[str, Any]:
+    directory = None if planned.directory is None else str(planned.directory)
+    return {**vars(planned), "config": planned.config.to_dict(), "directory": directory, "notes": list(planned.notes)}
+
+
+def _from_dict(values: dict[str, Any]) -> Planned:
+    directory = None if values["directory"] is None else Path(values["directory"])
+    config = ModelConfig.from_dict(values["config"])
+    settled: dict[str, Any] = {**values, "config": config, "directory": directory, "notes": tuple(values["notes"])}
+    return Planned(**settled)
+
+
+def _remove(out: Path) -> None:
+    """Remove the folder of a comparison that never began, if there is nothing in it."""
+    (out / ".lock").unlink(missing_ok=True)
+    try:
+        out.rmdir()
+    except OSError:
+        return
+
+
+def parameters(config: ModelConfig) -> int:
+    """All weights of a model."""
+    return sum(part.parameters for part in part_costs(config, config.max_length))

@@ -1,0 +1,99 @@
+"""What a comparison is asked to do."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from anyformer.compare.budget import Budget
+from anyformer.compare.matching import MEASURES
+from anyformer.errors import UserError, nearest
+
+CONTEXT, BATCH_SIZE, SEEDS, TOKENS = 128, 8, 3, 1_000_000
+BUDGET = Budget("tokens", TOKENS)
+_LEAST_CONTEXT, _MOST = 16, 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The contenders, and what they share.
+
+    Attributes:
+        contenders: as `read_config` takes them; with `vary` a single one.
+        vary: fields and their values, such as norm.kind=layer,rms.
+        data, field: the text; empty: the standard library of Python.
+        tokenizer: kind and size of the one that is trained; None: bpe, of a size that suits the text.
+        match: parameters, flops or none.
+        budget: what each contender may spend on each seed.
+        seeds: how many.
+        tune: whether three learning rates are tried, within the budget.
+        context, batch_size: of each batch, in tokens and in rows.
+        tasks: whether the common tasks are done.
+        device, dtype: of training; None: the fastest.
+
+    Raises:
+        UserError: a value that makes no sense.
+    """
+
+    contenders: tuple[str, ...]
+    vary: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    field: str = "text"
+    tokenizer: str | None = None
+    match: str = "parameters"
+    budget: Budget = BUDGET
+    seeds: int = SEEDS
+    tune: bool = False
+    context: int = CONTEXT
+    batch_size: int = BATCH_SIZE
+    tasks: bool = True
+    device: str | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.match not in MEASURES:
+            raise UserError(f"--match {self.match}: there is no such measure ({nearest(self.match, MEASURES)}).")
+        if not 0 < self.budget.amount < float("inf"):
+            raise UserError(f"--{self.budget.kind} must be positive, and not infinite: it is {self.budget.amount:g}.")
+        for name, least in (("seeds", 1), ("batch_size", 1), ("context", _LEAST_CONTEXT)):
+            value = getattr(self, name)
+            if not least <= value <= _MOST:
+                raise UserError(f"--{name.replace('_', '-')} {value} must lie between {least} and {_MOST:,}.")
+        if not self.contenders:
+            raise UserError("There is nothing to compare: name two models, such as gpt2 and llama.")
+        if self.vary and len(self.contenders) > 1:
+            raise UserError(f"--vary changes one model, and there are {len(self.contenders)}: name one of them.")
+        if len(self.contenders) == 1 and not self.vary:
+            raise UserError(
+                f"There is nothing to compare {self.contenders[0]} with: name another model, or --vary one of its "
+                "fields."
+            )
+
+    def arguments(self, out: str) -> list[str]:
+        """The arguments of the command that asks for the same."""
+        given = [*self.contenders, "--out", out]
+        for name in ("vary", "data"):
+            if values := getattr(self, name):
+                given += [f"--{name}", *values]
+        given += [f"--{self.budget.kind}", f"{self.budget.amount:.17g}".removesuffix(".0")]
+        defaults = {each.name: each.default for each in fields(Request)}
+        for name in ("field", "tokenizer", "match", "seeds", "context", "batch_size", "device", "dtype"):
+            if (value := getattr(self, name)) != defaults[name]:
+                given += [f"--{name.replace('_', '-')}", str(value)]
+        return given + ["--tune"] * self.tune + ["--no-tasks"] * (not self.tasks)
+
+    def command(self, out: str) -> str:
+        """The same, for a shell."""
+        return f"anyformer compare {shlex.join(self.arguments(out))}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For plan.json."""
+        return {**asdict(self), "contenders": list(self.contenders), "vary": list(self.vary), "data": list(self.data)}
+
+
+def budget_of(amounts: Mapping[str, float | None]) -> Budget:
+    """The one budget that is given; a million tokens without any. Raises UserError for two."""
+    given: Sequence[tuple[str, float]] = [(kind, value) for kind, value in amounts.items() if value is not None]
+    if len(given) > 1:
+        raise UserError(f"A budget is of one kind: give --{given[0][0]} or --{given[1][0]}, not both.")
+    return Budget(*given[0]) if given else BUDGET

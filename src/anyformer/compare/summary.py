@@ -1,0 +1,71 @@
+"""A comparison in the terminal: the panels, what may be said about them, and what changes are worth."""
+
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from anyformer.compare.result import BETTER, UNDECIDED, Comparison, Panel, Verdict
+from anyformer.console import Console
+
+_STYLES = {BETTER: "green", "worse": "red", UNDECIDED: ""}
+
+
+def show(console: Console, comparison: Comparison) -> None:
+    """Print the numbers of each panel, with its verdicts; and the effects of an ablation."""
+    for panel in (*comparison.groups, *comparison.tasks):
+        if panel.scores:
+            _panel(console, panel, [each for each in comparison.verdicts if each.panel == panel.name])
+    if comparison.ablation is not None and comparison.ablation.effects:
+        _effects(console, comparison)
+    if comparison.setup.seeds == 1:
+        console.print(Text("\nOne seed: the noise of training is not in the intervals."), soft_wrap=True)
+
+
+def _panel(console: Console, panel: Panel, verdicts: list[Verdict]) -> None:
+    chance = "" if panel.chance is None else f"; chance is {panel.chance:.2f}"
+    console.print(Text(f"\n{panel.title}: {panel.measure}{chance}", style="bold"), soft_wrap=True)
+    if panel.note:
+        console.print(Text(panel.note, style="dim"), soft_wrap=True)
+    table = _table("", panel.measure, "95% interval")
+    for score in panel.scores:
+        table.add_row(Text(score.contender), f"{score.value:.4f}", _interval(score.interval))
+    _print(console, table)
+    if verdicts:
+        table = _table("", "difference", "95% interval", "verdict")
+        for each in verdicts:
+            pair = f"{each.a} and {each.b}" if each.verdict == UNDECIDED else f"{each.a} than {each.b}"
+            verdict = Text(each.verdict, style=_STYLES[each.verdict])
+            table.add_row(Text(pair), f"{each.difference:+.4f}", _interval(each.interval), verdict)
+        _print(console, table)
+
+
+def _effects(console: Console, comparison: Comparison) -> None:
+    ablation = comparison.ablation
+    assert ablation is not None
+    console.print(Text("\nWhat each change is worth, the others averaged", style="bold"))
+    table = _table("change", "measure", "difference", "95% interval", "verdict")
+    for each in ablation.effects:
+        change = Text(f"{each.field} {each.baseline} -> {each.value}")
+        verdict = Text(each.verdict, style=_STYLES[each.verdict])
+        name = next(p.title for p in (*comparison.groups, *comparison.tasks) if p.name == each.panel)
+        table.add_row(change, f"{name}: {each.measure}", f"{each.difference:+.4f}", _interval(each.interval), verdict)
+    _print(console, table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("difference", "95% interval") else "left", no_wrap=True)
+    return table
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
+def _print(console: Console, table: Table) -> None:
+    """As wide as it is where there is no terminal to fold it for."""
+    if not console.is_terminal:
+        options = console.options.update(max_width=10_000)
+        console.width = max(console.width, Measurement.get(console, options, table).maximum)
+    console.print(table)
