@@ -46,7 +46,11 @@ class Look:
 
 
 LOOKS = [Look(width=width, dark=dark) for width in (1280, 390) for dark in (False, True)]
-"""Those that every page is tested in: `@pytest.mark.parametrize("look", LOOKS, ids=str)`."""
+looks = pytest.mark.parametrize(
+    "look",
+    [pytest.param(look, id=str(look), marks=[pytest.mark.slow] if look.phone != look.dark else []) for look in LOOKS],
+)
+"""Every page is tested in all of them. Two are enough for the gate: both widths and both colors are among them."""
 
 
 class Browse(Protocol):

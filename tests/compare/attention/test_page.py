@@ -14,13 +14,14 @@ import torch
 import anyformer as af
 from anyformer.compare.attention.page import most_tokens, stacks, write_page
 from anyformer.errors import UserError
-from tests.browser import LOOKS, Browse, Look, assert_readable
+from tests.browser import Browse, Look, assert_readable, looks
 from tests.finetuning import toys
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 Pages = Callable[[str], tuple[af.Attention, Path]]
+EVIL = ["<!--</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>{{ 7 }}"]
 TEXT = "the cat sat on the mat and the dog ran after it"
 
 
@@ -51,7 +52,7 @@ def _pixels(page: Page, selector: str) -> Any:
     )
 
 
-@pytest.mark.parametrize("look", LOOKS, ids=str)
+@looks
 def test_it_can_be_read_by_everybody(look: Look, pages: Pages, browse: Browse):
     page = browse(pages("both")[1], look)
     assert_readable(page)
@@ -162,9 +163,7 @@ def test_heads_are_sorted(pages: Pages, browse: Browse):
         assert page.locator(".heads button").first.get_attribute("aria-checked") == "true"
 
 
-@pytest.mark.parametrize(
-    "evil", ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<!--", "{{ 7 }}"]
-)
+@pytest.mark.parametrize("evil", EVIL)
 def test_texts_of_others_stay_texts(evil: str, browse: Browse, tmp_path: Path):
     weights = torch.ones(1, 1, 1, 1)
     found = af.Attention(tokens=(evil,), decoder=weights, text_tokens=1)

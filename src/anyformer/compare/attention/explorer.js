@@ -34,7 +34,7 @@
       const { queries, keys, weights } = stack();
       return weights[(head * queries.length + query) * keys.length + key] / 255;
     };
-    const title = (head) => { const [layer, number] = place(head); return `Layer ${layer + 1}, head ${number + 1}`; };
+    const title = (head) => { const [layer, number] = place(head); return `Layer ${stack().numbers[layer]}, head ${number + 1}`; };
 
     const readColors = () => {
       const low = color(root, "--card"), high = color(root, "--heat");
@@ -71,7 +71,7 @@
       heads.style.setProperty("--narrow", count <= 9 ? count : Math.min(8, Math.ceil(count / 2)));
       const rows = Array.from({ length: pattern ? 1 : layers }, (_, layer) => {
         const row = document.createElement("div"), name = document.createElement("i");
-        row.className = "row"; name.textContent = layer + 1; name.title = `layer ${layer + 1}`;
+        row.className = "row"; name.textContent = stack().numbers[layer]; name.title = `layer ${stack().numbers[layer]}`;
         if (!pattern) row.append(name);
         return row;
       });
@@ -81,7 +81,7 @@
         canvas.width = image.width; canvas.height = image.height;
         canvas.getContext("2d").putImageData(image, 0, 0);
         bold.textContent = score;
-        text.append(bold, `${layer + 1}.${number + 1}`);
+        text.append(bold, `${stack().numbers[layer]}.${number + 1}`);
         button.type = "button"; button.dataset.head = head; button.title = `${title(head)}: ${does[head]}`;
         button.setAttribute("role", "radio");
         button.setAttribute("aria-label", `${title(head)}: ${does[head]}${pattern ? `; ${pattern.name} ${score}` : ""}`);

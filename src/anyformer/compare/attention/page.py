@@ -62,8 +62,13 @@ def page(found: Attention, model: str) -> dict[str, Any]:
     }
 
 
-def stacks(found: Attention) -> list[dict[str, Any]]:
-    """The weights of each stack as the page's script reads them: a byte each, 255 being 1, in base64."""
+def stacks(found: Attention, *, ends: bool = False) -> list[dict[str, Any]]:
+    """The weights of each stack as the page's script reads them: a byte each, 255 being 1, in base64.
+
+    Args:
+        found: The weights.
+        ends: Leave out all layers but the first and the last.
+    """
     source = found.source_tokens or found.tokens
     given = [
         ("encoder", "Encoder", found.encoder, source, None),
@@ -71,7 +76,7 @@ def stacks(found: Attention) -> list[dict[str, Any]]:
         ("cross", "Cross-attention", found.cross, found.tokens, source),
     ]
     return [
-        _stack(name, title, weights, queries, keys, causal=name == "decoder")
+        _stack(name, title, weights, queries, keys, causal=name == "decoder", ends=ends)
         for name, title, weights, queries, keys in given
         if weights is not None
     ]
@@ -85,7 +90,11 @@ def _stack(
     keys: tuple[str, ...] | None,
     *,
     causal: bool,
+    ends: bool,
 ) -> dict[str, Any]:
+    numbers = list(range(len(weights)))
+    numbers = sorted({numbers[0], numbers[-1]}) if ends else numbers
+    weights = weights[numbers]
     layers, heads = weights.shape[:2]
     found = patterns(weights, queries, keys, causal=causal)
     kinds = [{"name": each.name, "scores": _hundredths(each.scores), "chance": round(each.chance, 2)} for each in found]
@@ -93,6 +102,7 @@ def _stack(
         "name": name,
         "title": title,
         "layers": layers,
+        "numbers": [number + 1 for number in numbers],
         "heads": heads,
         "queries": list(queries),
         "keys": list(keys or queries),

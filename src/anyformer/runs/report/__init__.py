@@ -74,15 +74,16 @@ def require_page(path: Path) -> None:
     raise UserError(f"{path} is there already, and no page of anyformer's: name another file, or remove it.")
 
 
-def render(template: str, values: Mapping[str, Any], package: str = __name__) -> str:
-    """Render a page of the files of a package, which may extend those of this one. All texts in it are escaped.
+def render(template: str, values: Mapping[str, Any], *packages: str) -> str:
+    """Render a page of the files of packages, which may extend those of this one. All texts in it are escaped.
 
     Args:
         template: name of its file.
         values: what it says.
-        package: where its file is; a file style.css that is there, too, is added to the style of all pages.
+        packages: where its file is, and those that it includes; a file style.css that is there, too, is added to the
+            style of all pages.
     """
-    folders = list(dict.fromkeys((package, __name__)))
+    folders = list(dict.fromkeys((*packages, __name__)))
 
     def read(name: str) -> str | None:
         found = (files(folder) / name for folder in folders)

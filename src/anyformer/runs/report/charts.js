@@ -2,7 +2,8 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const SVG = "http://www.w3.org/2000/svg";
-  const choice = { x: "step", scale: "focus" };
+  const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`)?.value;
+  const choice = { x: chosen("x") || "step", scale: chosen("scale") || "focus" };
   const views = [];
 
   const SUFFIXES = [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
@@ -34,8 +35,9 @@
   };
   const PLACE = {
     step: (v) => `step ${v.toLocaleString("en")}`, time: (v) => clock(v), tokens: (v) => `${si(v, 4, "B")} tokens`,
+    flops: (v) => `${si(v, 3)} FLOPs`.replace(/([A-Z]) FLOPs$/, " $1FLOPs"),
   };
-  const XTICK = { step: (v) => si(v, 4), time: clock, tokens: (v) => si(v, 4, "B") };
+  const XTICK = { step: (v) => si(v, 4), time: clock, tokens: (v) => si(v, 4, "B"), flops: (v) => si(v, 3) };
   const TIMES = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800];
 
   const make = (name, attributes, parent) => {
@@ -142,7 +144,7 @@
         pen = fits;
       }
       const style = `--key: var(--c${s.color % 8})`;
-      const line = make("path", { d: path, style, class: s.style === "faint" ? "faint" : "" }, plot);
+      const line = make("path", { d: path, style, class: s.style === "faint" || s.style === "seed" ? "faint" : "" }, plot);
       if (s.color > 7) line.setAttribute("stroke-dasharray", "6 4");
       const shown = s.points.filter((p) => known(p) && (!log || p[1] > 0));
       if ((s.style === "points" && shown.length <= 40) || shown.length === 1)
@@ -163,7 +165,7 @@
     cursor.replaceChildren();
     let place = view.chart.note;
     if (at !== null) {
-      const guide = drawn.find((s) => s.style !== "points") || drawn[0], p = guide && nearest(guide, at);
+      const guide = drawn.find((s) => s.style !== "points" && s.style !== "seed") || drawn[0], p = guide && nearest(guide, at);
       if (p) {
         at = p[0];
         place = PLACE[choice.x](at);
@@ -176,6 +178,7 @@
     let raw = "";
     for (const s of drawn) {
       const p = at === null ? s.points.filter(known).at(-1) : nearest(s, at);
+      if (s.style === "seed") continue;
       if (s.style === "faint") {
         if (at !== null && p && size.width > 600) raw = ` (this line ${form(p[1])})`;
         continue;

@@ -1,0 +1,12 @@
+"""compare.html: what a comparison found, on one page that needs no network.
+
+curves    numbers over tokens, FLOPs and seconds, those of the same objective together
+panels    groups and tasks with intervals, chance and verdicts, as texts and places
+models    costs, configs, texts
+maps      attention of each model on the same sentence
+page      all of it
+"""
+
+from anyformer.compare.page.page import write_page
+
+__all__ = ["write_page"]

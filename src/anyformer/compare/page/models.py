@@ -1,0 +1,102 @@
+"""What a comparison says of its models: what they cost, where their configs differ, and what they write."""
+
+from collections.abc import Callable
+from typing import Any
+
+from anyformer.compare.result import Comparison, ContenderResult
+from anyformer.config import ConfigError, ModelConfig
+from anyformer.runs.listing import flatten
+from anyformer.runs.report.formatting import clock, count, setting, si, whole
+
+_COSTS: dict[str, Callable[[ContenderResult], str]] = {
+    "parameters": lambda each: count(each.parameters),
+    "outside embeddings": lambda each: count(each.parameters_outside_embeddings),
+    "FLOPs a token": lambda each: si(each.flops_per_token),
+    "memory": lambda each: size(each.memory_bytes),
+    "tokens/s": lambda each: count(each.tokens_per_second),
+    "KV bytes a token": lambda each: f"{each.cache_bytes_per_token:,}" if each.cache_bytes_per_token else "none",
+    "FLOPs": lambda each: si(each.flops),
+    "tokens": lambda each: count(each.tokens),
+    "time": lambda each: clock(each.seconds),
+    "steps": lambda each: whole(each.steps),
+    "learning rate": lambda each: f"{each.learning_rate:.2g}",
+}
+"""The columns of the table of costs."""
+COST_NOTE = (
+    "FLOPs a token are those of training. Memory is that of weights, gradients and the optimizer. Keys and values of a "
+    "token that is generated take two bytes a number."
+)
+
+
+def costs(comparison: Comparison) -> dict[str, Any]:
+    """The table of costs."""
+    rows = [
+        {"name": each.name, "color": color % 8, "cells": [show(each) for show in _COSTS.values()]}
+        for color, each in enumerate(comparison.contenders)
+    ]
+    return {"columns": list(_COSTS), "rows": rows, "note": COST_NOTE}
+
+
+def trials(comparison: Comparison) -> list[dict[str, Any]]:
+    """The learning rates that were tried."""
+    return [
+        {
+            "name": each.name,
+            "tried": ", ".join(f"{trial.learning_rate:.2g}: {trial.validation_loss:.4f}" for trial in each.trials),
+            "chosen": f"{each.learning_rate:.2g}",
+        }
+        for each in comparison.contenders
+        if each.trials
+    ]
+
+
+def differences(comparison: Comparison) -> list[dict[str, Any]]:
+    """The fields in which configs differ, with the value of each."""
+    configs = [flatten(each.config) for each in comparison.contenders]
+    names = dict.fromkeys(name for config in configs for name in config)
+    rows = {name: [config.get(name) for config in configs] for name in names}
+    return [
+        {"name": name, "cells": [setting(value) for value in values]}
+        for name, values in rows.items()
+        if any(value != values[0] for value in values)
+    ]
+
+
+def samples(comparison: Comparison) -> list[dict[str, Any]]:
+    """What each model wrote, and what it would put into blanks."""
+    return [
+        {
+            "name": each.name,
+            "color": color % 8,
+            "passages": [{"before": text.prompt, "written": text.written, "after": ""} for text in each.samples],
+            "blanks": [
+                {
+                    "before": blank.before,
+                    "answer": blank.answer,
+                    "after": blank.after,
+                    "guesses": [
+                        {"text": guess.text, "share": f"{guess.probability:.0%}", "right": guess.text == blank.answer}
+                        for guess in blank.guesses
+                    ],
+                }
+                for blank in each.blanks
+            ],
+        }
+        for color, each in enumerate(comparison.contenders)
+        if each.samples or each.blanks
+    ]
+
+
+def config_of(each: ContenderResult) -> ModelConfig | None:
+    """The config of a contender; None where this version of anyformer can't read it."""
+    try:
+        return ModelConfig.from_dict(each.config)
+    except (ConfigError, TypeError, ValueError):
+        return None
+
+
+def size(number: int) -> str:
+    """Bytes, as `16.8 MB`."""
+    text = si(number)
+    letter = text[-1] if text[-1].isalpha() else ""
+    return f"{text.removesuffix(letter)} {letter}B" if number else "–"

@@ -1,0 +1,157 @@
+"""Groups and tasks as texts and places: numbers with their intervals, chance lines, and what may be said."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from anyformer.compare.result import BETTER, Comparison, Effect, Panel, Score, Verdict
+from anyformer.runs.report.formatting import setting
+
+
+def panels(comparison: Comparison, which: Sequence[Panel]) -> list[dict[str, Any]]:
+    """The values of groups, or of tasks; those that no contender is in are left out."""
+    colors = {each.name: color for color, each in enumerate(comparison.contenders)}
+    return [_panel(panel, comparison, colors) for panel in which if panel.scores]
+
+
+def findings(comparison: Comparison) -> list[dict[str, str]]:
+    """What may be said in a sentence of each panel that has something to compare."""
+    found: list[dict[str, str]] = []
+    for panel in (*comparison.groups, *comparison.tasks):
+        verdicts = [each for each in comparison.verdicts if each.panel == panel.name]
+        if len(panel.scores) > 1 and verdicts:
+            found.append({"title": panel.title, "measure": panel.measure, **_finding(panel, verdicts)})
+    return found
+
+
+def effects(comparison: Comparison) -> list[dict[str, Any]]:
+    """What each change of an ablation is worth."""
+    titles = {panel.name: panel.title for panel in (*comparison.groups, *comparison.tasks)}
+    found = comparison.ablation.effects if comparison.ablation else ()
+    return [_effect(each, titles) for each in found]
+
+
+def _finding(panel: Panel, verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """Who is ahead: the best, and all whom it can't be told from."""
+    best, *others = (score.contender for score in panel.scores)
+    behind = {each.b for each in verdicts if each.a == best and each.verdict == BETTER}
+    level = [name for name in others if name not in behind]
+    rest = [name for name in others if name in behind]
+    if not level:
+        return {"said": f"{best} is better than {_list(rest)}", "tone": "better"}
+    if not rest:
+        return {"said": f"{_list([best, *level])} are not distinguishable at this budget", "tone": ""}
+    return {
+        "said": f"{best} is better than {_list(rest)}, and not distinguishable from {_list(level)}",
+        "tone": "better",
+    }
+
+
+def _list(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _panel(panel: Panel, comparison: Comparison, colors: Mapping[str, int]) -> dict[str, Any]:
+    place = _scale(panel)
+    verdicts = [each for each in comparison.verdicts if each.panel == panel.name]
+    apart = sum(each.verdict == BETTER for each in verdicts)
+    items = "held-out pieces" if panel.chance is None else "items"
+    direction = "lower is better" if panel.lower_is_better else "higher is better"
+    return {
+        "name": panel.name,
+        "title": panel.title,
+        "measure": panel.measure,
+        "note": panel.note,
+        "about": ", ".join([direction, *([f"{panel.pieces:,} {items}"] if panel.pieces else [])]),
+        "chance": None if panel.chance is None else {"text": number(panel.chance), "place": place(panel.chance)},
+        "rows": [_row(score, place, colors) for score in panel.scores],
+        "left_out": [{"name": name, "why": why} for name, why in panel.left_out.items()],
+        "parts": _parts(panel),
+        "verdicts": [_verdict(each) for each in verdicts],
+        "apart": f"{apart} of {len(verdicts)} {'pairs differ' if len(verdicts) > 1 else 'pair differs'}",
+    }
+
+
+def _row(score: Score, place: Any, colors: Mapping[str, int]) -> dict[str, Any]:
+    low, high = score.interval
+    return {
+        "name": score.contender,
+        "color": colors.get(score.contender, 0) % 8,
+        "value": number(score.value),
+        "interval": interval(score.interval),
+        "places": {"value": place(score.value), "low": place(low), "high": place(high)},
+        "seeds": [place(each) for each in score.seeds],
+        "each_seed": ", ".join(map(number, score.seeds)),
+        "controls": [
+            {"name": name, "text": number(value), "place": place(value)} for name, value in score.controls.items()
+        ],
+    }
+
+
+def _parts(panel: Panel) -> dict[str, Any] | None:
+    """The numbers by kind of item."""
+    kinds = list(dict.fromkeys(kind for score in panel.scores for kind in score.parts))
+    rows = [
+        {"name": score.contender, "cells": [number(score.parts.get(kind, math.nan)) for kind in kinds]}
+        for score in panel.scores
+    ]
+    return {"kinds": kinds, "rows": rows} if kinds else None
+
+
+def _scale(panel: Panel) -> Any:
+    """From a number to its place from 0 to 100, as text: all of a task from 0 to 1, else what there is and a margin."""
+    values = [each for score in panel.scores for each in (score.value, *score.interval, *score.controls.values())]
+    values = [value for value in values if math.isfinite(value)]
+    if panel.chance is not None:
+        low, high = 0.0, max(1.0, *values) if values else 1.0
+    else:
+        low, high = (min(values), max(values)) if values else (0.0, 1.0)
+        margin = 0.08 * (high - low or abs(high) or 1.0)
+        low, high = low - margin, high + margin
+
+    def place(value: float) -> str | None:
+        return f"{100 * min(max((value - low) / (high - low), 0.0), 1.0):.1f}" if math.isfinite(value) else None
+
+    return place
+
+
+def _verdict(each: Verdict) -> dict[str, str]:
+    better = each.verdict == BETTER
+    return {
+        "pair": f"{each.a} than {each.b}" if better else f"{each.a} and {each.b}",
+        "difference": f"{each.difference:+.4f}",
+        "interval": interval(each.interval, signed=True),
+        "p": probability(each.p_corrected),
+        "verdict": each.verdict,
+        "tone": "better" if better else "",
+    }
+
+
+def _effect(each: Effect, titles: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "field": each.field,
+        "change": f"{setting(each.baseline)} → {setting(each.value)}",
+        "panel": titles.get(each.panel, each.panel),
+        "measure": each.measure,
+        "difference": f"{each.difference:+.4f}",
+        "interval": interval(each.interval, signed=True),
+        "p": probability(each.p_corrected),
+        "verdict": each.verdict,
+        "tone": each.verdict if each.verdict in ("better", "worse") else "",
+    }
+
+
+def number(value: float) -> str:
+    """Four digits after the point; "–" for what isn't known."""
+    return f"{value:.4f}" if math.isfinite(value) else "–"
+
+
+def interval(bounds: tuple[float, float], *, signed: bool = False) -> str:
+    """`2.0100 to 2.0300`."""
+    low, high = (f"{bound:+.4f}" if signed and math.isfinite(bound) else number(bound) for bound in bounds)
+    return f"{low} to {high}"
+
+
+def probability(value: float) -> str:
+    """A p-value: `0.012`, or `below 0.001`."""
+    return "–" if not math.isfinite(value) else "below 0.001" if value < 0.001 else f"{value:.3f}"

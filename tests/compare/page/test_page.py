@@ -1,0 +1,192 @@
+"""compare.html in a browser: all numbers of a result, every control, and no number beside one of another group."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import anyformer as af
+from anyformer.compare.page import write_page
+from anyformer.compare.page.curves import curves
+from anyformer.compare.page.panels import findings, number, panels
+from anyformer.compare.result import BETTER, UNDECIDED, Comparison, Sample
+from anyformer.errors import UserError
+from tests.browser import Browse, Look, assert_readable, looks
+from tests.compare.results import make_comparison
+from tests.finetuning import toys
+
+EVIL = ["<!--</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>{{ 7 }}"]
+TEXT = "the cat sat on the mat and the dog ran after it because it was a good or a bad dog"
+MODELS: dict[str, Callable[..., Any]] = {
+    "gpt2": toys.decoder,
+    "t5": toys.encoder_decoder,
+    "bert": toys.encoder,
+}
+
+
+def _with_text(comparison: Comparison, text: str) -> Comparison:
+    samples = (Sample(prompt=text, written=" and it ran"),)
+    return replace(comparison, contenders=tuple(replace(each, samples=samples) for each in comparison.contenders))
+
+
+@pytest.fixture(scope="module")
+def found() -> Comparison:
+    return _with_text(make_comparison(ablation=True), TEXT)
+
+
+@pytest.fixture(scope="module")
+def file(found: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page beside the runs that it is of."""
+    folder = tmp_path_factory.mktemp("comparison")
+    for each in found.contenders:
+        model, tokenizer = MODELS[each.name]()
+        af.save(model, folder / each.runs[0], tokenizer=tokenizer)
+    return write_page(found, folder / "compare.html")
+
+
+@looks
+def test_it_can_be_read_by_everybody(look: Look, file: Path, browse: Browse):
+    page = browse(file, look)
+    assert page.locator("#charts figure").count() == 3
+    for summary in page.locator("summary").all():
+        summary.click()
+    assert_readable(page)
+
+
+def test_every_control_works(file: Path, browse: Browse):
+    page = browse(file)
+    first = page.locator("#charts svg").first
+    shown = {first.inner_html()}
+    for name in ("x", "scale"):
+        for choice in page.locator(f'input[name="{name}"]').all()[1:]:
+            choice.check()
+            shown.add(first.inner_html())
+    assert len(shown) == 5
+    page.locator('input[name="x"][value="flops"]').check()
+    first.focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#charts figcaption").first.inner_text().find("FLOPs") > 0
+    again = browse(file, fragment="x=time&scale=log")
+    assert again.locator('input[name="x"]:checked').get_attribute("value") == "time"
+    names = page.locator(".stacks span").all_inner_texts()
+    assert names == ["gpt2", "t5: encoder", "t5: decoder", "t5: cross-attention", "bert"]
+    heads = set[str]()
+    for place in range(len(names)):
+        page.locator(".stacks input").nth(place).check()
+        page.locator(".heads button").last.click()
+        heads.add(page.locator(".head").inner_text())
+    assert heads == {"Layer 1, head 2", "Layer 2, head 2"}  # the last of each: T5 has a single layer here
+
+
+def test_all_numbers_are_there(found: Comparison, file: Path, browse: Browse):
+    page = browse(file)
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    for panel in (*found.groups, *found.tasks):
+        text = page.locator(f"#panel-{panel.name}").inner_text()
+        for score in panel.scores:
+            assert all(part in text for part in (score.contender, number(score.value), number(score.interval[0])))
+        for name, why in panel.left_out.items():
+            assert f"{name} {why}" in text
+        for verdict in found.verdicts:
+            assert (f"{verdict.difference:+.4f}" in text) >= (verdict.panel == panel.name)
+        if panel.chance is not None:
+            assert f"chance, {number(panel.chance)}" in text
+            assert page.locator(f"#panel-{panel.name} svg .chance").count() == len(panel.scores)
+    text = page.locator("main").inner_text()
+    assert found.repeat in text
+    for each in found.contenders:
+        for said in (each.objective, each.order_digest[0][:12], each.notes[0], each.samples[0].written):
+            assert said in text
+    assert "norm.kind" in text
+    assert "786k" in text
+    assert "2,048" in text
+
+
+def test_it_is_small(file: Path):
+    assert file.stat().st_size < 3_000_000
+
+
+def test_losses_of_different_objectives_have_different_charts(found: Comparison):
+    data = curves(found)
+    charts = {chart["title"]: {line["name"] for line in chart["series"]} for chart in data["charts"]}
+    assert charts == {"Causal": {"gpt2"}, "Span corruption and continuation": {"t5"}, "Masked": {"bert"}}
+    same = replace(found, contenders=tuple(replace(each, objective="causal") for each in found.contenders))
+    (chart,) = curves(same)["charts"]
+    assert chart["note"] == "nats"  # not all of them know bits per byte
+    assert {line["name"] for line in chart["series"]} == {"gpt2", "t5", "bert"}
+
+
+@settings(max_examples=20)
+@given(st.lists(st.lists(st.floats(0, 9) | st.just(math.nan), min_size=3, max_size=3), min_size=1, max_size=3))
+def test_a_curve_is_the_mean_of_its_seeds(values: list[list[float]]):
+    comparison = make_comparison()
+    each = comparison.contenders[1]
+    runs = [
+        replace(
+            each.curves[0],
+            seed=seed,
+            points=tuple(
+                replace(point, validation_loss=value, bits_per_byte=None)
+                for point, value in zip(each.curves[0].points, seeds, strict=False)
+            ),
+        )
+        for seed, seeds in enumerate(values)
+    ]
+    (chart,) = curves(replace(comparison, contenders=(replace(each, curves=tuple(runs)),)))["charts"] or ({},)
+    if not chart:
+        return
+    mean = [sum(column) / len(values) for column in zip(*values, strict=True)]
+    lines = [line for line in chart["series"] if line["style"] == "line"]
+    for line in lines:
+        assert line["y"] == [None if math.isnan(value) else pytest.approx(value, rel=1e-5, abs=1e-9) for value in mean]
+    assert len([line for line in chart["series"] if line["style"] == "seed"]) <= (len(values) if len(values) > 1 else 0)
+
+
+def test_what_is_said_is_what_the_verdicts_say():
+    comparison = make_comparison()
+    said = {each["title"]: each["said"] for each in findings(comparison)}
+    assert said["Cloze"] == "bert is better than t5 and gpt2"
+    undecided = tuple(replace(each, verdict=UNDECIDED) for each in comparison.verdicts)
+    said = {each["title"]: each["said"] for each in findings(replace(comparison, verdicts=undecided))}
+    assert said["Cloze"] == "bert, t5 and gpt2 are not distinguishable at this budget"
+    mixed = tuple(replace(each, verdict=BETTER if each.b == "gpt2" else UNDECIDED) for each in comparison.verdicts)
+    said = {each["title"]: each["said"] for each in findings(replace(comparison, verdicts=mixed))}
+    assert said["Cloze"] == "bert is better than gpt2, and not distinguishable from t5"
+    assert "Next byte" not in said  # one number alone says nothing
+
+
+def test_places_are_in_order():
+    comparison = make_comparison()
+    for panel in panels(comparison, (*comparison.groups, *comparison.tasks)):
+        for row in panel["rows"]:
+            low, value, high = (float(row["places"][name]) for name in ("low", "value", "high"))
+            assert 0 <= low <= value <= high <= 100
+    (task,) = panels(comparison, comparison.tasks)
+    assert float(task["chance"]["place"]) == pytest.approx(25)
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_texts_of_others_stay_texts(evil: str, browse: Browse, tmp_path: Path):
+    text = json.dumps(json.loads(_with_text(make_comparison(), evil).to_json()))
+    for word in ('"gpt2"', '"causal"', '"notes.txt"', '"another objective"'):
+        text = text.replace(word, json.dumps(evil)) if word != '"gpt2"' else text
+    comparison = Comparison.from_dict(json.loads(text))
+    comparison = replace(comparison, title=evil, repeat=evil)
+    page = browse(write_page(comparison, tmp_path / "compare.html"))
+    assert page.locator("h1").inner_text() == evil
+    assert page.locator("img").count() == 0
+    assert page.locator(".attention").count() == 0  # its runs are gone
+
+
+def test_what_is_there_is_not_lost(tmp_path: Path):
+    (tmp_path / "compare.html").write_text("mine")
+    with pytest.raises(UserError, match="no page of anyformer's"):
+        write_page(make_comparison(), tmp_path / "compare.html")
