@@ -21,6 +21,7 @@ from anyformer.runs.report import formatting, write_comparison, write_report
 from anyformer.runs.report.charts import smoothed, thin
 from anyformer.training.config import TrainConfig
 from anyformer.training.run_config import defaults
+from tests.browser import Browse, Look, assert_readable, looks
 from tests.runs.run_files import HEADER, config, evaluation, sample, short_run, step, write_run
 
 DEFAULTS = defaults(TrainConfig)
@@ -130,6 +131,22 @@ def test_the_loss_of_a_task_has_its_unit(settings: dict[str, Any], unit: str, tm
     page = _Page(write_comparison(runs, tmp_path / "all.html").read_text())
     assert _chart(page, "Validation loss")["note"] == ("nats per token" if unit == "nats per token" else "")
     assert "comparable only where" in page.text
+
+
+@looks
+def test_pages_can_be_read_by_everybody(look: Look, browse: Browse, tmp_path: Path):
+    runs = [write_run(tmp_path / name, short_run()) for name in ("one", "other")]
+    for file in (
+        write_report(runs[0], DEFAULTS),
+        write_comparison([read_run(run) for run in runs], tmp_path / "both.html"),
+    ):
+        page = browse(file, look)
+        page.locator('input[name="x"][value="time"]').check()
+        page.locator('input[name="scale"][value="log"]').check()
+        for summary in page.locator("summary").all():
+            summary.click()
+        assert_readable(page)
+        assert page.locator("#charts svg path").count() > 0
 
 
 def test_nothing_is_loaded_from_anywhere(tmp_path: Path):
