@@ -95,4 +95,5 @@ def run(argv: list[str]) -> int:
         return stopped.status
     show(console, comparison)
     say(console, f"numbers    {out / 'compare.json'}")
+    say(console, f"page       {out / 'compare.html'}")
     return 0

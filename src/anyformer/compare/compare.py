@@ -13,9 +13,11 @@ from anyformer.compare.assemble import assemble
 from anyformer.compare.budget import flops_per_token
 from anyformer.compare.jobs import Job
 from anyformer.compare.matching import parameters_outside_embeddings
+from anyformer.compare.page import PAGE, write_page
 from anyformer.compare.plan import RESULT, Plan, default_folder, make_plan, seeds_of
 from anyformer.compare.request import BATCH_SIZE, CONTEXT, SEEDS, Request, budget_of
 from anyformer.compare.result import Comparison
+from anyformer.runs.report import require_page
 
 Say = Callable[[str], None]
 _WAIT = 0.5
@@ -64,7 +66,7 @@ def compare(
         device, dtype: of training.
 
     Returns:
-        All numbers; they are in ``compare.json``, too.
+        All numbers; they are in ``compare.json``, too, and on a page, ``compare.html``.
 
     Raises:
         UserError: contenders that can't be matched, a budget that is too small for one step, data that is too short,
@@ -106,6 +108,7 @@ def work(
     """
     begun = time.monotonic()
     out = out or default_folder(request)
+    require_page(out / PAGE)  # before hours of work
     plan = make_plan(request, out)
     for line in introduction(plan):
         say(line)
@@ -127,6 +130,7 @@ def work(
         torch.set_num_threads(threads)
     comparison = assemble(plan, time.monotonic() - begun)
     comparison.write(out / RESULT)
+    write_page(comparison, out / PAGE)
     return comparison, out
 
 

@@ -7,6 +7,6 @@ maps      attention of each model on the same sentence
 page      all of it
 """
 
-from anyformer.compare.page.page import write_page
+from anyformer.compare.page.page import PAGE, write_page
 
-__all__ = ["write_page"]
+__all__ = ["PAGE", "write_page"]
