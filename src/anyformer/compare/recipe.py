@@ -21,6 +21,7 @@ from anyformer.training.config import CompleteConfig, TrainConfig
 from anyformer.training.recipe import Recipe
 from anyformer.training.sample import Sample
 
+_ROWS = 16
 _VALIDATION_WINDOWS = 64
 """Of the half for curves: as many as are evaluated at each point of a curve."""
 
@@ -55,7 +56,7 @@ class ContenderTraining(Recipe):
         batches = training_batches(self.model_config, text, self._config.batch_size, config.seed)
         # Whole batches of whole windows: nothing is padded, and nothing evaluated twice.
         count = min(_VALIDATION_WINDOWS, len(text.for_curves) // text.window)
-        rows = min(self._config.batch_size, count)
+        rows = min(_ROWS, count)
         held_out = text.for_curves[: (count - count % rows) * text.window]
         validation = partial(validation_batches, held_out, text.context, rows, made, config.seed)
 

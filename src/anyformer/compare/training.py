@@ -8,6 +8,8 @@ from anyformer.training.config import TrainConfig
 
 _POINTS, _LINES = 12, 50
 """Points of a validation curve, and lines of metrics.jsonl."""
+_APART = 10
+"""Steps between two points, at least: each is an evaluation and a checkpoint."""
 
 
 def objective_of(config: ModelConfig) -> str:
@@ -51,7 +53,7 @@ def run_config(
         learning_rate=learning_rate,
         name=name,
         runs=runs,
-        evaluate_every=max(1, steps // _POINTS),
+        evaluate_every=max(_APART, steps // _POINTS),
         log_every=max(1, steps // _LINES),
         device=request.device,
         dtype=request.dtype,

@@ -13,6 +13,7 @@ sample, a path, a name) and is escaped by Jinja; a policy in the page forbids it
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -83,22 +84,31 @@ def render(template: str, values: Mapping[str, Any], *packages: str) -> str:
         packages: where its file is, and those that it includes; a file style.css that is there, too, is added to the
             style of all pages.
     """
-    folders = list(dict.fromkeys((*packages, __name__)))
+    folders = tuple(dict.fromkeys((*packages, __name__)))
+    now = time.time()
+    styles = [files(folder) / "style.css" for folder in reversed(folders)]
+    return (
+        _environment(folders)
+        .get_template(template)
+        .render(
+            **values,
+            version=__version__,
+            written=round(now),
+            when=time.strftime("%Y-%m-%d %H:%M", time.localtime(now)),
+            style=Markup("".join(file.read_text(encoding="utf-8") for file in styles if file.is_file())),
+            script=Markup((files(__name__) / "charts.js").read_text(encoding="utf-8")),
+        )
+    )
+
+
+@cache
+def _environment(folders: tuple[str, ...]) -> jinja2.Environment:
+    """The templates of some packages. Compiling them takes longer than rendering, and a run renders its report often."""
 
     def read(name: str) -> str | None:
         found = (files(folder) / name for folder in folders)
         return next((file.read_text(encoding="utf-8") for file in found if file.is_file()), None)
 
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.FunctionLoader(read), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    now = time.time()
-    styles = [files(folder) / "style.css" for folder in reversed(folders)]
-    return environment.get_template(template).render(
-        **values,
-        version=__version__,
-        written=round(now),
-        when=time.strftime("%Y-%m-%d %H:%M", time.localtime(now)),
-        style=Markup("".join(file.read_text(encoding="utf-8") for file in styles if file.is_file())),
-        script=Markup((files(__name__) / "charts.js").read_text(encoding="utf-8")),
     )

@@ -1,0 +1,240 @@
+"""Whole comparisons of small models."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import anyformer as af
+from anyformer.cli.main import main
+from anyformer.compare import jobs
+from anyformer.compare.compare import compare
+from anyformer.compare.result import Comparison
+from anyformer.errors import UserError
+from tests.compare.texts import text
+
+FAMILIES = ("gpt2", "llama", "bert", "t5", "transformer")
+SMALL: dict[str, Any] = {
+    "context": 32,
+    "batch_size": 4,
+    "tokenizer": "bpe:320",
+    "tasks": False,
+    "device": "cpu",
+    "dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("data") / "notes.txt"
+    path.write_text(text())
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def found(data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
+    out = tmp_path_factory.mktemp("comparison") / "out"
+    return compare(FAMILIES, data=data, out=out, tokens=600, seeds=1, **SMALL), out
+
+
+def test_every_family_sees_the_same_bytes_in_the_same_order(found: tuple[Comparison, Path]) -> None:
+    comparison, _ = found
+    assert len({each.order_digest for each in comparison.contenders}) == 1
+    assert len({each.tokens for each in comparison.contenders}) == 1
+    assert len({each.bytes for each in comparison.contenders}) == 1
+    sizes = [*comparison.setup.matched.values()]
+    assert max(sizes) / min(sizes) < 1.05
+
+
+def test_numbers_stand_in_their_groups_only(found: tuple[Comparison, Path]) -> None:
+    comparison, _ = found
+    members = {group.name: {score.contender for score in group.scores} for group in comparison.groups}
+    assert members == {
+        "next_byte": {"gpt2", "llama"},
+        "continuation": {"gpt2", "llama", "t5", "transformer"},
+        "filling_in": {"bert"},
+        "spans": {"t5", "transformer"},
+    }
+    for verdict in comparison.verdicts:
+        assert {verdict.a, verdict.b} <= members[verdict.panel]
+    assert len(comparison.verdicts) == 1 + 6 + 0 + 1
+    for group in comparison.groups:
+        assert set(group.left_out) == set(FAMILIES) - members[group.name]
+
+
+def test_the_numbers_are_in_compare_json_and_each_model_loads(found: tuple[Comparison, Path]) -> None:
+    comparison, out = found
+    assert json.loads((out / "compare.json").read_text()) == json.loads(comparison.to_json())
+    for each in comparison.contenders:
+        model, tokenizer = af.load(out / each.runs[0])
+        assert tokenizer is not None
+        assert json.loads(json.dumps(model.config.to_dict()))["vocab_size"] == each.config["vocab_size"]
+        assert each.samples or each.blanks
+        assert [point.step for point in each.curves[0].points][-1] == each.steps
+
+
+def test_what_is_finished_is_not_done_again(found: tuple[Comparison, Path], data: str) -> None:
+    comparison, out = found
+    before = {path: path.stat().st_mtime_ns for path in (out / "jobs").rglob("*") if path.is_file()}
+    again = compare(FAMILIES, data=data, out=out, tokens=600, seeds=1, **SMALL)
+    assert again.groups == comparison.groups
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "jobs").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="holds another comparison"):
+        compare(FAMILIES, data=data, out=out, tokens=700, seeds=1, **SMALL)
+
+
+def test_equal_models_under_different_names_are_not_told_apart(data: str, tmp_path: Path) -> None:
+    config = tmp_path / "mine.json"
+    config.write_text(json.dumps({"model_type": "anyformer", "config": af.preset("gpt2-nano").to_dict()}))
+    shutil.copy(config, tmp_path / "other.json")
+    names = ["gpt2-nano", str(config), str(tmp_path / "other.json")]
+    found = compare(names, data=data, out=tmp_path / "out", tokens=300, seeds=2, **SMALL)
+    assert [each.name for each in found.contenders] == ["gpt2-nano", "mine.json", "other.json"]
+    assert len(found.verdicts) == 6
+    for verdict in found.verdicts:
+        assert (verdict.difference, verdict.verdict) == (0.0, "not distinguishable at this budget")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [{"tokens": 1000}, {"flops": 3e9}])
+def test_two_comparisons_with_one_seed_are_bitwise_equal(data: str, tmp_path: Path, budget: dict[str, float]) -> None:
+    one, two = (
+        compare(["gpt2", "bert", "t5"], data=data, out=tmp_path / name, seeds=1, **budget, **SMALL)
+        for name in ("one", "two")
+    )
+    assert one.groups == two.groups
+    assert one.verdicts == two.verdicts
+    assert [each.order_digest for each in one.contenders] == [each.order_digest for each in two.contenders]
+
+
+@pytest.mark.slow
+def test_budgets_in_flops_are_equal(data: str, tmp_path: Path) -> None:
+    found = compare(["gpt2", "bert", "t5"], data=data, out=tmp_path / "out", flops=1.2e11, seeds=1, **SMALL)
+    for each in found.contenders:
+        assert each.flops == pytest.approx(1.2e11, rel=0.01)
+        assert each.flops == pytest.approx(each.flops_per_token * each.tokens, rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_model_that_knows_no_order_is_found(data: str, tmp_path: Path) -> None:
+    names = ["bert", "bert:position.kind=none"]
+    found = compare(names, data=data, out=tmp_path / "out", tokens=120_000, seeds=3, **SMALL)
+    (verdict,) = found.verdicts
+    assert (verdict.a, verdict.b, verdict.verdict) == (*names, "better")
+
+
+@pytest.mark.slow
+def test_an_ablation_says_what_each_change_is_worth(data: str, tmp_path: Path) -> None:
+    vary = ["norm.kind=rms,layer", "feed_forward.activation=silu,relu"]
+    found = compare(["llama-nano"], vary=vary, data=data, out=tmp_path / "out", tokens=1000, seeds=2, **SMALL)
+    assert found.ablation is not None
+    assert [*found.ablation.grid] == [
+        f"norm.kind={norm} feed_forward.activation={activation}"
+        for norm in ("rms", "layer")
+        for activation in ("silu", "relu")
+    ]
+    values = {score.contender: score.value for score in found.groups[0].scores}
+    for effect in (each for each in found.ablation.effects if each.panel == "next_byte"):
+        with_it, without = (
+            [value for name, value in values.items() if f"{effect.field}={level}" in name]
+            for level in (effect.value, effect.baseline)
+        )
+        assert effect.difference == pytest.approx(sum(with_it) / 2 - sum(without) / 2)
+        assert effect.interval[0] <= effect.difference <= effect.interval[1]
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_goes_on_and_ends_the_same(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compare(["gpt2", "bert"], data=data, out=tmp_path / "whole", tokens=6000, seeds=1, **SMALL)
+    from anyformer.training.trainer import Trainer
+
+    class PowerFailure(BaseException):
+        pass
+
+    log, lines = Trainer._log, 0
+
+    def failing(self: Trainer, *records: Any) -> None:
+        nonlocal lines
+        lines += 1
+        if lines == 40:
+            raise PowerFailure
+        log(self, *records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_log", failing)
+        with pytest.raises(PowerFailure):
+            compare(["gpt2", "bert"], data=data, out=tmp_path / "killed", tokens=6000, seeds=1, **SMALL)
+    assert not (tmp_path / "killed" / "compare.json").exists()
+    killed = compare(["gpt2", "bert"], data=data, out=tmp_path / "killed", tokens=6000, seeds=1, **SMALL)
+    assert killed.groups == whole.groups
+
+
+@pytest.mark.slow
+def test_learning_rates_are_tried_within_the_budget(data: str, tmp_path: Path) -> None:
+    found = compare(["gpt2"] * 2, data=data, out=tmp_path / "out", tokens=4000, seeds=2, tune=True, **SMALL)
+    for each in found.contenders:
+        assert len(each.trials) == len(jobs.RATES)
+        best = min(each.trials, key=lambda trial: trial.validation_loss or 99.0)
+        assert each.learning_rate == best.learning_rate
+        assert each.tokens == pytest.approx(4000 * (1 - 0.15), rel=0.05)
+
+
+@pytest.mark.slow
+def test_several_processes_share_the_work(data: str, tmp_path: Path) -> None:
+    alone = compare(["gpt2", "llama"], data=data, out=tmp_path / "alone", tokens=1000, seeds=2, **SMALL)
+    both = compare(["gpt2", "llama"], data=data, out=tmp_path / "both", tokens=1000, seeds=2, processes=2, **SMALL)
+    assert both.groups == alone.groups
+    assert torch.get_num_threads() >= 1
+
+
+SENTENCES = {
+    "a budget too small for one step": (["gpt2", "llama", "--tokens=3"], "too small for one step"),
+    "presets of different sizes": (["gpt2-medium", "llama-nano", "--tokens=500"], "can't be matched"),
+    "an unknown field to vary": (["llama-nano", "--vary", "norm.knd=layer,rms"], "norm.knd: no such field"),
+    "a value that is none": (["llama-nano", "--vary", "norm.kind=layer,rmsnorm"], "rmsnorm"),
+    "nothing to vary": (["llama-nano", "--vary", "norm.kind"], "two or more different values"),
+    "a missing run": (["gpt2", "runs/nothing-1"], "There is no runs/nothing-1"),
+    "two budgets": (["gpt2", "llama", "--tokens=3", "--flops=3"], "of one kind"),
+    "one contender": (["gpt2"], "nothing to compare gpt2 with"),
+    "an unknown measure": (["gpt2", "llama", "--match=size"], "no such measure"),
+}
+
+
+@pytest.mark.parametrize("mistake", SENTENCES)
+def test_a_mistake_is_one_sentence(
+    mistake: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, reason = SENTENCES[mistake]
+    common = ["--tokenizer=bpe:320", "--context=32", "--batch-size=4", "--no-tasks", "--device=cpu"]
+    assert main(["compare", *arguments, "--data", data, *common]) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.startswith("anyformer: ")
+    assert error.count("\n") == 1
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and "comparisons" not in str(path)]
+    assert left == []
+
+
+def test_data_that_is_too_short(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text(text(40))
+    with pytest.raises(UserError, match=r"^The data is too short for a held-out part"):
+        compare(["gpt2", "llama"], data=str(tmp_path / "short.txt"), out=tmp_path / "out", **SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_with_different_tokenizers_do_not_mix(data: str, tmp_path: Path) -> None:
+    for name, spec in (("one", "bpe:300"), ("two", "bpe:310")):
+        tokenizer = af.Tokenizer.train([text()], spec)
+        config = af.preset("gpt2-nano", vocab_size=tokenizer.vocab_size)
+        af.save(af.build(config), tmp_path / name, tokenizer=tokenizer)
+    names = [str(tmp_path / "one"), str(tmp_path / "two")]
+    with pytest.raises(UserError, match="have different tokenizers"):
+        compare(names, data=data, out=tmp_path / "out", **SMALL)
+    same = compare([names[0], names[0]], data=data, out=tmp_path / "same", **SMALL)
+    assert {each.verdict for each in same.verdicts} == {"not distinguishable at this budget"}
