@@ -103,7 +103,7 @@ def render(template: str, values: Mapping[str, Any], *packages: str) -> str:
 
 @cache
 def _environment(folders: tuple[str, ...]) -> jinja2.Environment:
-    """The templates of some packages. Compiling them takes longer than rendering, and a run renders its report often."""
+    """Templates of packages. Compiling them takes longer than rendering, and a run renders its report often."""
 
     def read(name: str) -> str | None:
         found = (files(folder) / name for folder in folders)
