@@ -1,20 +1,27 @@
-"""Write what can be computed into the families' pages: `python docs/make_diffs.py [--check]`.
+"""Write what can be computed into the pages: `python docs/make_diffs.py [--check]`.
 
-The difference to GPT-2, and the sizes of all presets.
+The families' difference to GPT-2, the sizes of all presets, a drawing of each family, and the examples of diagrams.md.
 """
 
 import argparse
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from anyformer import diff, preset
 from anyformer.analysis import cache_bytes_per_token, part_costs
+from anyformer.compare.contenders import read_config
+from anyformer.compare.diagram import draw, panels
+from anyformer.families import ALIASES, PRESETS
 
-FAMILIES = Path(__file__).parent / "families"
+DOCS = Path(__file__).parent
+FAMILIES = DOCS / "families"
 BEGIN, END = "<!-- diff -->", "<!-- /diff -->"
 _PLACE = re.compile(f"{BEGIN}\n.*?{END}", re.DOTALL)
+_PRESET = re.compile(r"\| `([\w.-]+)` \|\n\| --- ")
+_EXAMPLE = re.compile(r"^anyformer diagram (.+) -o ([\w.-]+\.svg)$", re.MULTILINE)
 _SIZE = re.compile(r"^\| `(?P<name>[\w.-]+)` \| [\d,]+ \|(?P<cache> [\d,]+ bytes \|)?", re.MULTILINE)
 
 
@@ -46,7 +53,7 @@ def size(row: re.Match[str]) -> str:
 
 def filled(page: str) -> str:
     """The page with its table and its sizes as they should be; the head of the table names the preset."""
-    name = re.search(r"\| `([\w.-]+)` \|\n\| --- ", page)
+    name = _PRESET.search(page)
     if name is None:
         return page
     compared = _PLACE.sub(lambda _: f"{BEGIN}\n{table(name[1])}\n{END}", page)
@@ -54,19 +61,40 @@ def filled(page: str) -> str:
     return before + heading + _SIZE.sub(size, sizes)
 
 
+def family_picture(page: Path) -> str:
+    """The drawing of a family: of its preset of the page's name, or of the one in its table. What is not as in GPT-2 is
+    in color."""
+    known = ALIASES.get(page.stem, page.stem)
+    name = known if known in PRESETS else _PRESET.findall(page.read_text(encoding="utf-8"))[0]
+    (gpt2,), (drawn,) = (panels([(each, preset(each))]) for each in ("gpt2", name))
+    return draw([drawn], [] if drawn == gpt2 else [gpt2, drawn])
+
+
+def examples() -> dict[Path, str]:
+    """The pictures of diagrams.md, as its commands draw them."""
+    found: dict[Path, str] = {}
+    for command, file in _EXAMPLE.findall((DOCS / "diagrams.md").read_text(encoding="utf-8")):
+        models = [(name, read_config(name).config) for name in shlex.split(command)]
+        found[DOCS / "diagrams" / file] = draw(panels(models))
+    return found
+
+
 def main() -> int:
-    """Rewrite the pages, or with --check only say which of them are out of date."""
+    """Rewrite pages and pictures, or with --check only say which of them are out of date."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of date")
     check = parser.parse_args().check
+    pages = sorted(FAMILIES.glob("*.md"))
+    wanted = {page: filled(page.read_text(encoding="utf-8")) for page in pages} | examples()
+    wanted |= {page.with_suffix(".svg"): family_picture(page) for page in pages}
     stale: list[str] = []
-    for path in sorted(FAMILIES.glob("*.md")):
-        text = path.read_text(encoding="utf-8")
-        if filled(text) == text:
+    for path, text in wanted.items():
+        if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         stale.append(path.name)
         if not check:
-            path.write_text(filled(text), encoding="utf-8")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
     for name in stale:
         print(f"{name} {'is out of date' if check else 'written'}")
     return 1 if check and stale else 0

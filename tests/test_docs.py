@@ -156,6 +156,21 @@ def test_tables_are_current(page: Path) -> None:
     assert script.filled(text) == text, "run `python docs/make_diffs.py`"
 
 
+@pytest.mark.parametrize("page", FAMILY_PAGES, ids=_name)
+def test_every_family_shows_its_blocks(page: Path) -> None:
+    assert f"]({page.stem}.svg)" in _read(page)
+    assert _read(page.with_suffix(".svg")) == _script().family_picture(page), "run `python docs/make_diffs.py`"
+
+
+def test_examples_of_diagrams_are_current() -> None:
+    found = _script().examples()
+    assert len(found) >= 4
+    assert {path.name for path in (DOCS / "diagrams").iterdir()} == {path.name for path in found}
+    for path, text in found.items():
+        assert f"](diagrams/{path.name})" in _read(DOCS / "diagrams.md")
+        assert _read(path) == text, "run `python docs/make_diffs.py`"
+
+
 def test_a_stale_table_is_noticed() -> None:
     script, text = _script(), _read(DOCS / "families" / "llama.md")
     stale = text.replace("| `norm.kind` | layer | rms |", "| `norm.kind` | layer | layer |")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from anyformer.adapters import merge
     from anyformer.checkpoint import load, load_with_head, save, save_adapter, save_gguf
     from anyformer.compare.attention import Attention, attention
+    from anyformer.compare.diagram import diagram
     from anyformer.config import ModelConfig, diff
     from anyformer.errors import UserError
     from anyformer.evaluation import classify, evaluate, tag
@@ -42,6 +43,7 @@ _NAMES = {
     "adapters": "merge",
     "checkpoint": "load load_with_head save save_adapter save_gguf",
     "compare.attention": "Attention attention",
+    "compare.diagram": "diagram",
     "config": "ModelConfig diff",
     "errors": "UserError",
     "evaluation": "classify evaluate tag",
@@ -68,6 +70,7 @@ __all__ = [
     "attention",
     "build",
     "classify",
+    "diagram",
     "diff",
     "embed",
     "evaluate",

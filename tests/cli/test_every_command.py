@@ -52,6 +52,7 @@ ARGUMENTS: Mapping[str, list[str]] = {
     "show": ["{place}/gpt"],
     "diff": ["{place}/gpt", "gpt2"],
     "attention": ["{place}/gpt", "the cat sat"],
+    "diagram": ["{place}/gpt", "gpt2"],
     "evaluate": ["{place}/gpt", "--data={place}/text.txt", "--limit=40"],
     "verify": ["{place}/gpt"],
     "convert": ["{place}/gpt", "integers", "--type=int8"],

@@ -28,6 +28,7 @@ _GROUPS = {
         "show": "what a model is made of and what it costs",
         "diff": "what separates two models",
         "attention": "what each head attends to in your text, as a page",
+        "diagram": "a drawing of a model, or of what separates two",
     },
     "Check and convert": {
         "evaluate": "how good a model is at a text or a task, and what quantizing it costs",

@@ -1,0 +1,64 @@
+"""`anyformer diagram MODEL [OTHER]`: a drawing of a model, or of what separates two."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from anyformer.cli.options import Positional, parse
+from anyformer.compare.contenders import read_config
+from anyformer.errors import UserError
+from anyformer.terminal import write
+
+
+@dataclass(frozen=True)
+class DiagramOptions:
+    """Draw a model's blocks as an SVG picture; of two models, with what differs in color.
+
+    Blocks have the same place in every drawing, and those that a model lacks are dashed. Shapes of tensors, masks,
+    parameters, FLOPs and the bytes of the key-value cache are in it.
+
+    Examples:
+        anyformer diagram llama-3.2-1b -o llama.svg
+        anyformer diagram gpt2 llama -o blocks.svg
+        anyformer diagram llama llama:norm.kind=layer,position.kind=learned -o change.svg
+    """
+
+    model: Positional[str]
+    """A preset, a config file, a model or run directory, or a GGUF file, perhaps with fields changed."""
+    other: Positional[str | None] = None
+    """What to compare it with."""
+    output: Annotated[Path | None, "-o"] = None
+    """The picture, a new file (default: standard output)."""
+    context: int | None = None
+    """Tokens that each token attends to, for the FLOPs (default: as many as the shorter model was made for)."""
+
+
+def run(argv: list[str]) -> int:
+    """Draw the models."""
+    options = parse(DiagramOptions, argv, "diagram")
+    names = [options.model] if options.other is None else [options.model, options.other]
+    contenders = [read_config(name) for name in names]
+    if options.output is not None:
+        _check_new(options.output)
+
+    from anyformer import atomic
+    from anyformer.compare.diagram import draw, panels
+
+    picture = draw(panels([(each.name, each.config) for each in contenders], options.context))
+    if options.output is None:
+        write(picture, end="")
+    else:
+        atomic.write(options.output, picture)
+        write(f"{options.output}: {' and '.join(names)}")
+    return 0
+
+
+def _check_new(path: Path) -> None:
+    """Raise UserError for a file that is there already, or has no folder, before anything is computed."""
+    try:
+        if path.is_symlink() or path.exists():
+            raise UserError(f"{path} is there already: name another file, or remove it.")
+        if not path.parent.is_dir():
+            raise UserError(f"{path} can't be written: there is no folder {path.parent}.")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}.") from error

@@ -1,0 +1,12 @@
+"""Drawings of models, from their configs: the same places in every drawing, and in color only what differs.
+
+facts    what a drawing says of a model, and at which place
+panel    models beside each other: their costs, and where they differ
+drawing  where everything is drawn (stack: the blocks of a stack; masks: thumbnails of attention masks)
+svg      shapes, and how they look; text: how wide a line is
+"""
+
+from anyformer.compare.diagram.drawing import diagram, draw
+from anyformer.compare.diagram.panel import Panel, lit, panels, undrawn
+
+__all__ = ["Panel", "diagram", "draw", "lit", "panels", "undrawn"]
