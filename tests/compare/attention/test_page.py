@@ -166,7 +166,7 @@ def test_heads_are_sorted(pages: Pages, browse: Browse):
 @pytest.mark.parametrize("evil", EVIL)
 def test_texts_of_others_stay_texts(evil: str, browse: Browse, tmp_path: Path):
     weights = torch.ones(1, 1, 1, 1)
-    found = af.Attention(tokens=(evil,), decoder=weights, text_tokens=1)
+    found = af.Attention(text=evil, tokens=(evil,), decoder=weights, text_tokens=1)
     page = browse(write_page(found, tmp_path / "page.html", model=evil))
     assert page.locator("h1").inner_text() == evil
     assert page.locator(".strip.queries button").inner_text() == evil
@@ -187,7 +187,7 @@ def test_a_page_of_any_model_is_small(tmp_path: Path):
 def test_what_is_there_is_not_lost(tmp_path: Path):
     file = tmp_path / "notes.html"
     file.write_text("mine")
-    found = af.Attention(tokens=("a",), decoder=torch.ones(1, 1, 1, 1), text_tokens=1)
+    found = af.Attention(text="a", tokens=("a",), decoder=torch.ones(1, 1, 1, 1), text_tokens=1)
     with pytest.raises(UserError, match="no page of anyformer's"):
         write_page(found, file)
     assert file.read_text() == "mine"

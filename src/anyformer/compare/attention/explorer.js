@@ -70,9 +70,10 @@
       heads.style.setProperty("--columns", Math.min(16, count));
       heads.style.setProperty("--narrow", count <= 9 ? count : Math.min(8, Math.ceil(count / 2)));
       const rows = Array.from({ length: pattern ? 1 : layers }, (_, layer) => {
-        const row = document.createElement("div"), name = document.createElement("i");
-        row.className = "row"; name.textContent = stack().numbers[layer]; name.title = `layer ${stack().numbers[layer]}`;
+        const [row, cells, name] = ["div", "div", "i"].map((tag) => document.createElement(tag));
+        row.className = "row"; cells.className = "cells"; name.textContent = stack().numbers[layer]; name.title = `layer ${stack().numbers[layer]}`;
         if (!pattern) row.append(name);
+        row.append(cells);
         return row;
       });
       for (const head of order()) {
@@ -86,7 +87,7 @@
         button.setAttribute("role", "radio");
         button.setAttribute("aria-label", `${title(head)}: ${does[head]}${pattern ? `; ${pattern.name} ${score}` : ""}`);
         button.append(canvas, text);
-        rows[pattern ? 0 : layer].append(button);
+        rows[pattern ? 0 : layer].lastChild.append(button);
       }
       heads.replaceChildren(...rows);
       const counts = new Map();
@@ -111,6 +112,7 @@
       strips.keys.setAttribute("aria-label", "Tokens of the source");
       strips.queries.setAttribute("aria-label", crosses ? "Tokens of the target" : "Tokens of the text");
       find(".direction").hidden = crosses;
+      find(".focus").classList.toggle("many", keys.length > 36);
       for (const [side, tokens] of Object.entries(sides)) {
         strips[side].replaceChildren(...tokens.map((token, index) => {
           const button = document.createElement("button");
@@ -159,9 +161,9 @@
       for (const labels of [true, false]) {
         context.font = `${letters}px ${font}`;
         const widest = (tokens) => Math.min(96, Math.max(...tokens.map((token) => context.measureText(shown(token).trim()).width)) + 8);
-        left = labels ? Math.ceil(widest(queries)) : 0; top = labels ? Math.ceil(widest(keys)) : 0;
+        left = labels ? Math.ceil(widest(queries)) : 1; top = labels ? Math.ceil(widest(keys)) : 1;
         cell = Math.min(34, (width - left - 2) / keys.length, (Math.max(420, width) - top) / queries.length);
-        if (!labels || cell >= 11) break;
+        if (!labels || cell >= 8.5) break;
       }
       const all = [left + cell * keys.length + 2, top + cell * queries.length + 2];
       map.style.width = `${all[0]}px`; map.style.height = `${all[1]}px`;
@@ -175,8 +177,8 @@
       context.strokeStyle = style.getPropertyValue("--line");
       context.strokeRect(left - 0.5, top - 0.5, cell * keys.length + 1, cell * queries.length + 1);
       const at = looked(), row = at && weights(at).gives;
-      if (left) {
-        context.font = `${Math.min(letters, cell + 1)}px ${font}`; context.textBaseline = "middle";
+      if (left > 1) {
+        context.font = `${Math.min(letters, cell + 0.5)}px ${font}`; context.textBaseline = "middle";
         const write = (token, lit, angle, x, y) => {
           context.save();
           context.fillStyle = style.getPropertyValue(lit ? "--ink" : "--soft");

@@ -15,6 +15,8 @@ from anyformer.runs.report import render, require_page
 _MOST_TOKENS = 64
 """Of a text on a page: more can't be told apart on a screen."""
 _FEWEST_TOKENS = 8
+_MOST_CHARACTERS = 400
+"""Of a text in the title, of which three lines are shown."""
 _MOST_WEIGHTS = 4_000_000
 """Of a page, a byte each."""
 
@@ -49,12 +51,11 @@ def write_page(found: Attention, file: Path, *, model: str = "") -> Path:
 def page(found: Attention, model: str) -> dict[str, Any]:
     """The values of page.html."""
     shown = stacks(found)
-    text = "".join(found.source_tokens or found.tokens)
     return {
         "title": f"Attention · {model or 'anyformer'}",
         "state": "",
         "model": model,
-        "text": " ".join(text.split()),
+        "text": " ".join(found.text[:_MOST_CHARACTERS].split()),
         "facts": [f"{stack['title']}: {stack['layers']} layers of {stack['heads']} heads" for stack in shown],
         "notes": notes(found),
         "stacks": shown,

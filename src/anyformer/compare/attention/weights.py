@@ -31,6 +31,8 @@ class Attention:
     Weights are in float32 on the CPU.
     """
 
+    text: str
+    """As it was given."""
     tokens: tuple[str, ...]
     """What the decoder reads, of an encoder what that does: its special tokens, and the text of each other token."""
     source_tokens: tuple[str, ...] | None = None
@@ -146,6 +148,7 @@ def attention(
             model(**inputs, return_logits=False)
     tokens = {name: _spellings(tokenizer, ids[0].tolist()) for name, ids in record.read.items()}
     return Attention(
+        text=text,
         tokens=tokens.get("decoder") or tokens["encoder"],
         source_tokens=tokens["encoder"] if config.is_encoder_decoder else None,
         encoder=_stacked(record.encoder),
