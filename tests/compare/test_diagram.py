@@ -294,7 +294,9 @@ def test_pictures_in_one_page_do_not_clash(tmp_path: Path) -> None:
         assert not any("Also different" in text for text in picture.words("text"))
 
 
-@pytest.mark.parametrize("look", LOOKS, ids=str)
+@pytest.mark.parametrize(
+    "look", [look if look.phone == look.dark else pytest.param(look, marks=pytest.mark.slow) for look in LOOKS], ids=str
+)
 def test_in_a_browser(look: Look, browse: Browse, tmp_path: Path) -> None:
     pair = [("gpt2", af.preset("gpt2")), ("a " + "name " * 40, af.preset("t5").replace(norm={"kind": "W" * 90}))]
     qwen = af.preset("qwen3").replace(attention={"window": 4096, "window_from": 20}, position={"theta": 1e12})
@@ -302,8 +304,13 @@ def test_in_a_browser(look: Look, browse: Browse, tmp_path: Path) -> None:
     pictures = [draw(panels(pair), identifier="a"), draw(panels([("q", qwen), ("r", roberta)]), identifier="b")]
     body = "".join(f'<div style="overflow-x:auto" tabindex="0">{picture}</div>' for picture in pictures)
     page = tmp_path / "page.html"
-    page.write_text(f'<!doctype html><html lang="en"><title>t</title><main><h1>t</h1>{body}</main>', encoding="utf-8")
+    others = "<style>svg text { font: bold 20px serif; fill: red; } svg path { stroke: red; stroke-width: 9; }</style>"
+    html = f'<!doctype html><html lang="en"><title>t</title>{others}<main><h1>t</h1>{body}</main>'
+    page.write_text(html, encoding="utf-8")
     opened = browse(page, look)
+    assert opened.locator("text.size-130").first.evaluate("e => getComputedStyle(e).fontSize") == "13px"
+    drawn = "[...document.querySelectorAll('svg text, svg tspan, svg path')].map((e) => getComputedStyle(e))"
+    assert "rgb(255, 0, 0)" not in opened.evaluate(f"{drawn}.flatMap((style) => [style.fill, style.stroke])")
     assert_readable(opened)
     outside = opened.evaluate(
         """() => [...document.querySelectorAll("svg g[data-place]")].flatMap((group) => {

@@ -110,6 +110,14 @@ def test_all_numbers_are_there(found: Comparison, file: Path, browse: Browse):
     assert "2,048" in text
 
 
+def test_the_models_are_drawn(found: Comparison, file: Path, browse: Browse):
+    pictures = browse(file).locator("svg[id^=diagram-]")
+    assert pictures.count() == len(found.contenders)
+    for picture, each in zip(pictures.all(), found.contenders, strict=True):
+        assert picture.locator("title").first.text_content() == f"Architecture of {each.name}"
+        assert picture.locator(".lit").count() > 20
+
+
 def test_it_is_small(file: Path):
     assert file.stat().st_size < 3_000_000
 

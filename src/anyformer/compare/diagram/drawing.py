@@ -82,8 +82,9 @@ def draw(drawn: Sequence[Panel], among: Sequence[Panel] = (), identifier: str = 
         if number:
             svg.path(picture, f"M{x - _BETWEEN / 2:g} 24V{_LEGEND - 8:g}", "rule")
         _model(svg.group(picture, x=x), Style(panel, places))
-    others = " and ".join(panel.name for panel in among if panel not in drawn)
-    _legend(picture, f"differs from {others}" if others else "differs" if len(among) > 1 else "")
+    others = [panel.name for panel in among if panel not in drawn]
+    differs = "not the same in all" if len(among) > 2 else f"differs from {others[0]}" if others else "differs"
+    _legend(picture, differs if len(among) > 1 else "")
     _rest(picture, rest, columns)
     return svg.to_text(picture)
 

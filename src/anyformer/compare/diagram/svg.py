@@ -8,13 +8,15 @@ from anyformer.compare.diagram.text import clean, fit, width
 
 _STYLE = """
 #ID { --paper: #ffffff; --card: #f6f7f8; --fill: #ffffff; --ink: #1d2329; --soft: #56606b; --faint: #7d8792;
-  --line: #b3bbc4; --edge: #dde1e6; --lit: #b3470c; --lit-fill: #fdf0e7; color-scheme: light dark; }
+  --line: #b3bbc4; --edge: #dde1e6; --lit: #b3470c; --lit-fill: #fdf0e7; color-scheme: light dark; touch-action: auto; }
 @media (prefers-color-scheme: dark) {
   #ID { --paper: #0f1318; --card: #161b21; --fill: #1c2229; --ink: #e6eaee; --soft: #a2adb8; --faint: #828d98;
     --line: #56616c; --edge: #2b323a; --lit: #f7a878; --lit-fill: #38241a; }
 }
 #ID text { font-family: Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "DejaVu Sans",
   sans-serif; fill: var(--ink); font-variant-numeric: tabular-nums; }
+SIZES
+#ID path { stroke: none; stroke-linecap: butt; stroke-linejoin: miter; }
 #ID .soft { fill: var(--soft); }
 #ID .bold { font-weight: 600; }
 #ID .paper { fill: var(--paper); }
@@ -37,6 +39,10 @@ _STYLE = """
 #ID text.lit, #ID tspan.lit { fill: var(--lit); font-weight: 600; }
 #ID .lit > .seen { fill: var(--lit); }
 """
+
+# Of the page around it other rules may hold for every svg, so that an attribute such as font-size is not enough.
+_SIZES = (10.0, 11.5, 12.0, 13.0, 15.0, 16.0, 18.0)
+"""Of fonts, in pixels."""
 
 
 def root(identifier: str, size: tuple[float, float], title: str, description: str) -> Element:
@@ -64,7 +70,8 @@ def root(identifier: str, size: tuple[float, float], title: str, description: st
     )
     for tag, text in (("title", title), ("desc", description)):
         add(picture, tag, {"id": f"{identifier}-{tag}"}).text = clean(text)
-    add(picture, "style").text = _STYLE.replace("#ID", f"#{identifier}")
+    sizes = "\n".join(f"#ID .{_size(size)} {{ font-size: {size:g}px; }}" for size in _SIZES)
+    add(picture, "style").text = _STYLE.replace("SIZES", sizes).replace("#ID", f"#{identifier}")
     add(picture, "rect", {"class": "paper", "width": wide, "height": high, "rx": "12"})
     return picture
 
@@ -139,8 +146,8 @@ def text(
         anchor: start, middle or end.
         place: Of the fact that it states.
     """
-    made = add(parent, "text", {"x": f"{x:g}", "y": f"{y:g}", "font-size": f"{size:g}"})
-    for name, value in (("class", style), ("text-anchor", anchor.removeprefix("start")), ("data-place", place)):
+    made = add(parent, "text", {"x": f"{x:g}", "y": f"{y:g}", "class": f"{_size(size)} {style}".strip()})
+    for name, value in (("text-anchor", anchor.removeprefix("start")), ("data-place", place)):
         if value:
             made.set(name, value)
     made.text = fit(content, room, size, bold="bold" in style or "lit" in style)
@@ -166,13 +173,18 @@ def line(parent: Element, x: float, y: float, parts: Sequence[tuple[str, str, st
         longest = widths.index(max(widths))
         rest = left - sum(widths) + widths[longest]
         texts[longest] = fit(texts[longest], rest, size, bold="lit" in parts[longest][1])
-    made = add(parent, "text", {"x": f"{x:g}", "y": f"{y:g}", "font-size": f"{size:g}"})
+    made = add(parent, "text", {"x": f"{x:g}", "y": f"{y:g}", "class": _size(size)})
     for number, (content, (_, style, place)) in enumerate(zip(texts, parts, strict=True)):
         if number:
             add(made, "tspan", {"class": "soft"}).text = dot
         attributes = {"data-place": place, "class": style}
         span = add(made, "tspan", {name: value for name, value in attributes.items() if value})
         span.text = content
+
+
+def _size(size: float) -> str:
+    """The class of a size, one of `_SIZES`."""
+    return f"size-{round(10 * size)}"
 
 
 def to_text(picture: Element) -> str:

@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from markupsafe import Markup
+
+from anyformer.compare.diagram import draw, panels
 from anyformer.compare.result import Comparison, ContenderResult
 from anyformer.config import ConfigError, ModelConfig
 from anyformer.runs.listing import flatten
@@ -59,6 +62,16 @@ def differences(comparison: Comparison) -> list[dict[str, Any]]:
         {"name": name, "cells": [setting(value) for value in values]}
         for name, values in rows.items()
         if any(value != values[0] for value in values)
+    ]
+
+
+def diagrams(comparison: Comparison) -> list[dict[str, Any]]:
+    """A drawing of each model; in color what is not the same in all of them."""
+    configs = [(each.name, config) for each in comparison.contenders if (config := config_of(each)) is not None]
+    drawn = panels(configs) if configs else []
+    return [
+        {"name": panel.name, "svg": Markup(draw([panel], among=drawn, identifier=f"diagram-{number}"))}
+        for number, panel in enumerate(drawn)
     ]
 
 

@@ -7,7 +7,7 @@ from anyformer import atomic
 from anyformer.compare import attention
 from anyformer.compare.page.curves import curves
 from anyformer.compare.page.maps import maps
-from anyformer.compare.page.models import costs, differences, samples, trials
+from anyformer.compare.page.models import costs, diagrams, differences, samples, trials
 from anyformer.compare.page.panels import effects, findings, panels
 from anyformer.compare.result import Comparison, Setup
 from anyformer.runs.report import render, require_page
@@ -56,7 +56,7 @@ def page(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "costs": costs(comparison),
         "trials": trials(comparison),
         "matched": _matched(comparison),
-        "diagrams": [],
+        "diagrams": diagrams(comparison),
         "differences": differences(comparison),
         "samples": samples(comparison),
         "maps": maps(comparison, folder),
