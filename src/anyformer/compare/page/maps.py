@@ -9,7 +9,7 @@ from anyformer.compare.attention.page import stacks
 from anyformer.compare.result import Comparison, ContenderResult
 from anyformer.errors import UserError
 
-_MOST_TOKENS, _MOST_WORDS = 24, 14
+_MOST_TOKENS, _FEWEST_WORDS, _MOST_WORDS = 24, 4, 14
 _MOST_MODELS = 8
 """Of a page: more can't be chosen from at a glance."""
 _MOST_BYTES = 400_000
@@ -55,7 +55,8 @@ def _stacks(each: ContenderResult, folder: Path, words: list[str]) -> list[dict[
 
 
 def _words(comparison: Comparison) -> list[str]:
-    """The first words of a held-out text."""
+    """The first words of the held-out text that has the most words of letters: code and numbers are hard to read."""
     texts = [sample.prompt for each in comparison.contenders for sample in each.samples]
     texts += [f"{it.before}{it.answer}{it.after}" for each in comparison.contenders for it in each.blanks]
-    return next((words[:_MOST_WORDS] for text in texts if len(words := text.split()) >= 4), [])
+    found = [words[:_MOST_WORDS] for text in texts if len(words := text.split()) >= _FEWEST_WORDS]
+    return max(found, key=lambda words: sum(word.strip(".,;:!?").isalpha() for word in words), default=[])

@@ -88,7 +88,11 @@ def samples(comparison: Comparison) -> list[dict[str, Any]]:
                     "answer": blank.answer,
                     "after": blank.after,
                     "guesses": [
-                        {"text": guess.text, "share": f"{guess.probability:.0%}", "right": guess.text == blank.answer}
+                        {
+                            "text": _visible(guess.text),
+                            "share": f"{guess.probability:.0%}",
+                            "right": guess.text == blank.answer,
+                        }
                         for guess in blank.guesses
                     ],
                 }
@@ -106,6 +110,12 @@ def config_of(each: ContenderResult) -> ModelConfig | None:
         return ModelConfig.from_dict(each.config)
     except (ConfigError, TypeError, ValueError):
         return None
+
+
+def _visible(text: str) -> str:
+    """A guess in one line; of one that is nothing but space, the space."""
+    text = text.replace("\n", "\u23ce").replace("\t", "\u21e5")
+    return text if text.strip() else text.replace(" ", "\u2423")
 
 
 def size(number: int) -> str:

@@ -65,11 +65,19 @@ def _panel(panel: Panel, comparison: Comparison, colors: Mapping[str, int]) -> d
         "about": ", ".join([direction, *([f"{panel.pieces:,} {items}"] if panel.pieces else [])]),
         "chance": None if panel.chance is None else {"text": number(panel.chance), "place": place(panel.chance)},
         "rows": [_row(score, place, colors) for score in panel.scores],
-        "left_out": [{"name": name, "why": why} for name, why in panel.left_out.items()],
+        "left_out": _left_out(panel),
         "parts": _parts(panel),
         "verdicts": [_verdict(each) for each in verdicts],
         "apart": f"{apart} of {len(verdicts)} {'pairs differ' if len(verdicts) > 1 else 'pair differs'}",
     }
+
+
+def _left_out(panel: Panel) -> list[dict[str, str]]:
+    """Those that are not in a panel, by reason."""
+    names: dict[str, list[str]] = {}
+    for name, why in panel.left_out.items():
+        names.setdefault(why, []).append(name)
+    return [{"names": _list(each), "why": why} for why, each in names.items()]
 
 
 def _row(score: Score, place: Any, colors: Mapping[str, int]) -> dict[str, Any]:
