@@ -11,6 +11,8 @@ from anyformer.config import ConfigError, ModelConfig
 from anyformer.runs.listing import flatten
 from anyformer.runs.report.formatting import clock, count, setting, si, whole
 
+_MOST_DIAGRAMS = 8
+"""Of a page: a grid of changes may have many models, which differ little."""
 _COSTS: dict[str, Callable[[ContenderResult], str]] = {
     "parameters": lambda each: count(each.parameters),
     "outside embeddings": lambda each: count(each.parameters_outside_embeddings),
@@ -71,7 +73,7 @@ def diagrams(comparison: Comparison) -> list[dict[str, Any]]:
     drawn = panels(configs) if configs else []
     return [
         {"name": panel.name, "svg": Markup(draw([panel], among=drawn, identifier=f"diagram-{number}"))}
-        for number, panel in enumerate(drawn)
+        for number, panel in enumerate(drawn[:_MOST_DIAGRAMS])
     ]
 
 

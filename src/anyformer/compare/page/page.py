@@ -6,7 +6,6 @@ from typing import Any
 from anyformer import atomic
 from anyformer.compare import attention
 from anyformer.compare.page.curves import curves
-from anyformer.compare.page.diagrams import diagrams
 from anyformer.compare.page.maps import maps
 from anyformer.compare.page.models import costs, diagrams, differences, samples, trials
 from anyformer.compare.page.panels import effects, findings, panels
