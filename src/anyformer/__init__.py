@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         generate_stream,
         score,
     )
+    from anyformer.learn.eject import eject
     from anyformer.model import ModelOutput, Transformer, build
     from anyformer.quantization import quantize
     from anyformer.tokenizer import Tokenizer
@@ -51,6 +52,7 @@ _NAMES = {
     "finetuning.finetune": "FinetuneResult finetune",
     "generation": "BatchingEngine GenerationConfig embed fill generate generate_ids generate_samples generate_stream "
     "score",
+    "learn.eject": "eject",
     "model": "ModelOutput Transformer build",
     "quantization": "quantize",
     "tokenizer": "Tokenizer",
@@ -72,6 +74,7 @@ __all__ = [
     "classify",
     "diagram",
     "diff",
+    "eject",
     "embed",
     "evaluate",
     "fill",

@@ -29,6 +29,7 @@ _GROUPS = {
         "diff": "what separates two models",
         "attention": "what each head attends to in your text, as a page",
         "diagram": "a drawing of a model, or of what separates two",
+        "eject": "an architecture as one Python file, to be read and changed",
     },
     "Check and convert": {
         "evaluate": "how good a model is at a text or a task, and what quantizing it costs",

@@ -1,0 +1,1 @@
+"""Learning how a model works: its architecture as one readable file."""

@@ -1,0 +1,11 @@
+"""An architecture as one Python file that needs torch and safetensors alone.
+
+source         fills the templates with a config
+architecture   what one says of the blocks
+program        what the other says of loading, sampling and training
+names          the names of the weights in Hugging Face's files
+"""
+
+from anyformer.learn.eject.source import architecture_diff, eject
+
+__all__ = ["architecture_diff", "eject"]

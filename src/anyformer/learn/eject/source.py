@@ -1,0 +1,87 @@
+"""A config, folded into the source of one file."""
+
+import difflib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from anyformer.compare.contenders import read_config
+from anyformer.config import ModelConfig
+from anyformer.errors import UserError, nearest
+from anyformer.learn.eject.architecture import ACTIVATIONS, INITIALIZERS, NORMS, POSITIONS, architecture
+from anyformer.learn.eject.program import program
+
+
+def eject(spec: str) -> str:
+    """An architecture as one Python file that needs torch and safetensors alone: its config folded to constants.
+
+    The file has ``class Model``, ``load(directory) -> Model`` for the weights of a directory in Hugging Face's format,
+    and functions that sample and train; ``model(tokens)``, or ``model(source, tokens)`` of an encoder-decoder, gives
+    logits. It is the same for the same config.
+
+    Args:
+        spec: A preset, a config file, a model or run directory, perhaps with fields changed (see `read_config`).
+
+    Returns:
+        Its source.
+
+    Raises:
+        UserError: there is no such model; it has a block of somebody's own, or one that a file can't show.
+    """
+    contender = read_config(spec)
+    return _render("program.py.jinja", _values(contender.config, Path(contender.name).name or contender.name))
+
+
+def architecture_diff(a: str, b: str) -> str:
+    """What separates two architectures, as a diff of their files without what loads, samples and trains.
+
+    Args:
+        a, b: As of `eject`.
+
+    Raises:
+        UserError: as `eject`.
+    """
+    sides = [_values(read_config(spec).config, spec)["architecture"].strip().splitlines() for spec in (a, b)]
+    return "\n".join(difflib.unified_diff(sides[0], sides[1], a, b, n=1, lineterm=""))
+
+
+def _render(template: str, values: Mapping[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (files(__package__ or "") / name).read_text(encoding="utf-8")),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def _values(config: ModelConfig, name: str) -> dict[str, Any]:
+    """What the templates say of a model."""
+    _check(config)
+    values = architecture(config)
+    values["architecture"] = _render("architecture.py.jinja", values)
+    return values | program(config, name)
+
+
+def _check(config: ModelConfig) -> None:
+    """Raise UserError for what a file can't show."""
+    activations = {config.feed_forward.activation, config.head.transform, config.head.pooler} - {None}
+    if config.decoder_feed_forward is not None:
+        activations.add(config.decoder_feed_forward.activation)
+    named = [("feed_forward.activation", activation, ACTIVATIONS) for activation in sorted(map(str, activations))]
+    named += [("norm.kind", config.norm.kind, NORMS), ("position.kind", config.position.kind, POSITIONS)]
+    named += [("init.kind", config.init.kind, INITIALIZERS)]
+    for field, kind, known in named:
+        if kind not in known:
+            raise UserError(
+                f"{field} is {kind!r}, a block of your own, whose code a file can't be made of: choose one that "
+                f"anyformer has ({nearest(kind, known)})."
+            )
+    if config.embedding.ngrams > 1 and config.position.skip_padding:
+        raise UserError(
+            "embedding.ngrams and position.skip_padding together have no standalone file: drop one of them."
+        )
