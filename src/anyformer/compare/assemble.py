@@ -11,10 +11,10 @@ import torch
 from anyformer.analysis import cache_bytes_per_token
 from anyformer.compare import ablation, jobs
 from anyformer.compare.budget import flops_per_token
+from anyformer.compare.experiment import Plan, parameters, seeds_of
 from anyformer.compare.jobs import Outcome
 from anyformer.compare.matching import parameters_outside_embeddings
 from anyformer.compare.measure import PANELS, members
-from anyformer.compare.plan import Plan, parameters, seeds_of
 from anyformer.compare.result import Comparison, ContenderResult, Panel, Score, Setup, Trial, Verdict
 from anyformer.compare.statistics import Pieces
 from anyformer.compare.tasks import TaskResult

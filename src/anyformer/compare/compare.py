@@ -11,10 +11,10 @@ from anyformer import processes as programs
 from anyformer.compare import jobs
 from anyformer.compare.assemble import assemble
 from anyformer.compare.budget import flops_per_token
+from anyformer.compare.experiment import RESULT, Plan, default_folder, make_plan, seeds_of
 from anyformer.compare.jobs import Job
 from anyformer.compare.matching import parameters_outside_embeddings
 from anyformer.compare.page import PAGE, write_page
-from anyformer.compare.plan import RESULT, Plan, default_folder, make_plan, seeds_of
 from anyformer.compare.request import BATCH_SIZE, CONTEXT, SEEDS, Request, budget_of
 from anyformer.compare.result import Comparison
 from anyformer.runs.report import require_page

@@ -25,8 +25,8 @@ from anyformer import atomic, limits
 from anyformer.checkpoint import load
 from anyformer.compare.budget import Allowance, Budget, allow
 from anyformer.compare.corpus import tokenizer_for
+from anyformer.compare.experiment import DATA, JOBS, Plan, Planned, seeds_of
 from anyformer.compare.measure import measure
-from anyformer.compare.plan import DATA, JOBS, Plan, Planned, seeds_of
 from anyformer.compare.recipe import ContenderTraining, training_batches, windows
 from anyformer.compare.result import Blank, Curve, Point, Sample, from_plain, to_plain
 from anyformer.compare.tasks import TaskResult
