@@ -29,7 +29,7 @@ from anyformer.compare.experiment import DATA, JOBS, Plan, Planned, seeds_of
 from anyformer.compare.measure import measure
 from anyformer.compare.recipe import ContenderTraining, training_batches, windows
 from anyformer.compare.result import Blank, Curve, Point, Sample, from_plain, to_plain
-from anyformer.compare.tasks import TaskResult
+from anyformer.compare.tasks import TaskResult, make_tasks, run_tasks
 from anyformer.compare.training import objective_of, run_config
 from anyformer.console import Console
 from anyformer.runs.directory import CONFIG, model_directory
@@ -241,11 +241,9 @@ def _measured(plan: Plan, job: Job, directory: Path, outcome: Outcome) -> Outcom
     found = measure(model, tokenizer_for(text.tokenizer, objective), text)
     tasks: dict[str, TaskResult] = {}
     if plan.request.tasks:
-        from anyformer.compare.tasks import make_tasks, run_tasks  # pyright: ignore
-
         training = text.texts(text.training.ids[:_TASK_TOKENS].astype(np.int64))
         made = make_tasks(training, text.texts(text.for_verdicts[:_TASK_TOKENS]), text.tokenizer)
-        tasks = run_tasks(model, tokenizer_for(text.tokenizer, objective), made, objective)
+        tasks = run_tasks(model, tokenizer_for(text.tokenizer, objective), made)
     numbers = {
         name: Numbers(totals=tuple(each.totals[0].tolist()), weights=tuple(each.weights.tolist()))
         for name, each in found.pieces.items()

@@ -1,0 +1,191 @@
+"""Fine-tuning a classifier: how much better is it than what was never trained on the text?
+
+Every model gets the same head: the mean of the hidden states of the stack that reads the text (of an encoder-decoder
+its encoder), and one linear layer. It sees the same examples in the same order for the same number of steps. Beside it
+stand two controls:
+
+============== ====================================================================================
+random         the same model with fresh weights, fine-tuned alike: what its shape alone can learn
+bag of words   logistic regression on which tokens a text has: what needs no order
+============== ====================================================================================
+
+Without labels of one's own the question is which of four held-out texts a passage is from; of a corpus whose held-out
+share has no two long texts, whether the words of a passage are in order or shuffled, of which a bag of words knows
+nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from anyformer.blocks.pooling import pool_mean
+from anyformer.compare.tasks.choices import Ids, Objective
+from anyformer.compare.tasks.fit import fit, seeded, shuffled_batches
+from anyformer.compare.tasks.labels import TEST, TRAINING, Labeled, LabeledTexts
+from anyformer.compare.tasks.result import TaskResult
+from anyformer.evaluation.logits import batches_by_length
+from anyformer.generation.inference import check_ids, check_nan, evaluating
+from anyformer.generation.prompt import input_pad_id, pad
+from anyformer.model import Transformer, build
+from anyformer.tokenizer import Tokenizer
+
+_FEWEST = 40
+"""Examples to be tested on that say anything."""
+_STEPS, _BATCH_SIZE = 64, 32
+_LEARNING_RATE = 2e-3
+_BATCH_TOKENS = 4096
+_BAG_STEPS, _BAG_LEARNING_RATE = 300, 0.05
+
+
+class Example(NamedTuple):
+    """The tokens of a text, and the number of its class."""
+
+    ids: Ids
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The task.
+
+    Attributes:
+        training, test: Its examples.
+        labels: The names of the classes.
+        bag_of_words: The scores of the items by that control.
+        seed: Of fresh weights, and of the order of the examples.
+        reason: Why it is left out; None: it isn't.
+    """
+
+    name: ClassVar[str] = "classifier"
+    training: Sequence[Example]
+    test: Sequence[Example]
+    labels: Sequence[str]
+    bag_of_words: Sequence[float]
+    seed: int
+    reason: str | None = None
+
+    @classmethod
+    def make(cls, texts: LabeledTexts, tokenizer: Tokenizer, max_tokens: int, seed: int) -> Classification:
+        """Draw a thousand texts to train on and 400 to be tested on; long ones are cut."""
+        rng = np.random.default_rng(seed)
+        training, test = (
+            _encode(part, tokenizer, max_tokens, rng)[:most]
+            for part, most in ((texts.training, TRAINING), (texts.test, TEST))
+        )
+        count = min(len(training), len(test))
+        if count < _FEWEST or len({example.label for example in training}) < 2:
+            reason = f"There are too few texts for a classifier: {count} to train or to test on, of {_FEWEST}."
+            return cls((), (), texts.labels, (), seed, reason)
+        bag = _bag_of_words(training, test, len(texts.labels), tokenizer.vocab_size, seed)
+        return cls(training, test, texts.labels, bag, seed)
+
+    def run(self, model: Transformer, tokenizer: Tokenizer, objective: Objective | None) -> TaskResult:
+        """Fine-tune a copy of a model and one with fresh weights, and score them.
+
+        Raises:
+            UserError: a text beyond the model's context, an id outside of its vocabulary, an output that is NaN.
+        """
+        scores, controls = tuple[float, ...](), dict[str, tuple[float, ...]]()
+        if self.reason is None:
+            with seeded(self.seed):
+                fresh = build(model.config).to(model.device)
+            pad_id = input_pad_id(model, tokenizer)
+            scores = self._fine_tuned(copy.deepcopy(model), pad_id)
+            controls = {"random": self._fine_tuned(fresh, pad_id), "bag of words": tuple(self.bag_of_words)}
+        return TaskResult(
+            name=self.name,
+            measure="accuracy",
+            chance=_most_frequent(self.test) if self.test else 1 / max(1, len(self.labels)),
+            items=scores,
+            controls=controls,
+            reason=self.reason,
+        )
+
+    def _fine_tuned(self, model: Transformer, pad_id: int) -> tuple[float, ...]:
+        """The scores of a model, which is trained."""
+        labels = torch.tensor([example.label for example in self.training], device=model.device)
+        batches = shuffled_batches(len(self.training), _BATCH_SIZE, self.seed)
+
+        def loss(step: int) -> Tensor:
+            rows = next(batches)
+            return F.cross_entropy(classifier(*_pad([self.training[row] for row in rows], pad_id, model)), labels[rows])
+
+        with seeded(self.seed):
+            classifier = _Classifier(model, len(self.labels))
+            fit(classifier, loss, _STEPS, _LEARNING_RATE)
+        scores = [0.0] * len(self.test)
+        with evaluating(model), torch.inference_mode():
+            for rows in batches_by_length([len(example.ids) for example in self.test], _BATCH_TOKENS):
+                logits = check_nan(classifier(*_pad([self.test[row] for row in rows], pad_id, model)))
+                for row, found in zip(rows, cast("list[int]", logits.argmax(dim=-1).tolist()), strict=True):
+                    scores[row] = float(found == self.test[row].label)
+        return tuple(scores)
+
+
+class _Classifier(nn.Module):
+    """The mean hidden state of the stack that reads a text, and one linear layer."""
+
+    def __init__(self, model: Transformer, labels: int) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(True)
+        self.head = nn.Linear(model.config.d_model, labels, device=model.device, dtype=model.dtype)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        # What doesn't read the text has no gradient, and decay would still change it.
+        if model.encoder is not None and model.decoder is not None:
+            model.decoder.requires_grad_(False)
+
+    def forward(
+        self, tokens: Int[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
+    ) -> Float[Tensor, "batch labels"]:
+        """The logits of each text."""
+        hidden = self.model.encode_text(tokens, None if bool(mask.all()) else mask)
+        return self.head(pool_mean(hidden, mask)).float()
+
+
+def _pad(examples: Sequence[Example], pad_id: int, model: Transformer) -> tuple[Tensor, Tensor]:
+    ids, mask = pad([example.ids for example in examples], pad_id, model.device)
+    check_ids(ids, model.config.vocab_size)
+    return ids, mask
+
+
+def _encode(texts: Sequence[Labeled], tokenizer: Tokenizer, max_tokens: int, rng: np.random.Generator) -> list[Example]:
+    """The first tokens of texts, in random order; without those that have none."""
+    rows = tokenizer.encode_batch([text for text, _ in texts], special=False)
+    examples = [Example(tuple(ids[:max_tokens]), label) for ids, (_, label) in zip(rows, texts, strict=True) if ids]
+    return [examples[place] for place in rng.permutation(len(examples))]
+
+
+def _most_frequent(examples: Sequence[Example]) -> float:
+    """The share of the most frequent class, which is what a guess that knows it is right with."""
+    return Counter(example.label for example in examples).most_common(1)[0][1] / len(examples)
+
+
+def _bag_of_words(
+    training: Sequence[Example], test: Sequence[Example], labels: int, vocab_size: int, seed: int
+) -> list[float]:
+    """Logistic regression on which tokens a text has (Wang & Manning 2012, section 2: binarized counts)."""
+
+    def bags(examples: Sequence[Example]) -> Tensor:
+        found = torch.zeros(len(examples), vocab_size)
+        for row, example in enumerate(examples):
+            found[row, list(set(example.ids))] = 1.0
+        return F.normalize(found)
+
+    inputs, targets = bags(training), torch.tensor([example.label for example in training])
+    with seeded(seed):
+        model = nn.Linear(vocab_size, labels)
+        nn.init.zeros_(model.weight)
+        fit(model, lambda step: F.cross_entropy(model(inputs), targets), _BAG_STEPS, _BAG_LEARNING_RATE)
+    found = model(bags(test)).argmax(dim=-1).tolist()
+    return [float(guess == example.label) for guess, example in zip(found, test, strict=True)]
