@@ -30,9 +30,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["encoder", TEXT], "{page}: 8 tokens\n"),
         (["encoder", TEXT * 9], "The text has {long} tokens; these are the first 32.\n{page}: 32 tokens\n"),
-        (["decoder", TEXT, "--quantize=int8"], "{page}: "),
+        pytest.param(["decoder", TEXT, "--quantize=int8"], "{page}: ", marks=pytest.mark.slow),
         (["decoder", TEXT, "--adapter={place}/adapter"], "{page}: "),
-        (["both", TEXT], "The target is the model's own: it was generated greedily"),
+        pytest.param(
+            ["both", TEXT], "The target is the model's own: it was generated greedily", marks=pytest.mark.slow
+        ),
         (["both", TEXT, "--target", "a dog"], "{page}: "),
     ],
 )

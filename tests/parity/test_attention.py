@@ -18,10 +18,18 @@ from tests.parity.model_spec import Inputs, draw_inputs
 TOLERANCE = 1e-6
 
 
-ONE_OF_EACH_FAMILY = {family: name for name, family in hf_models.ARCHITECTURES.items()}.values()
+KINDS = (
+    "GPT2LMHeadModel",
+    "MistralForCausalLM",
+    "Qwen3Model",
+    "RobertaModel",
+    "T5ForConditionalGeneration",
+    "BartForSequenceClassification",
+)
+"""One of each kind of attention: the gate has these, and `pytest -m slow` every class."""
 
 
-@pytest.mark.parametrize("architecture", ONE_OF_EACH_FAMILY)
+@pytest.mark.parametrize("architecture", KINDS)
 @settings(max_examples=8)
 @given(data=st.data())
 def test_weights_equal(architecture: str, data: st.DataObject) -> None:

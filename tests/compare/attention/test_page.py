@@ -64,7 +64,9 @@ def test_it_can_be_read_by_everybody(look: Look, pages: Pages, browse: Browse):
     assert_readable(page)
 
 
-@pytest.mark.parametrize("kind", toys.MODELS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "both" else pytest.param(kind, marks=pytest.mark.slow) for kind in toys.MODELS]
+)
 def test_weights_are_those_of_the_model(kind: str, pages: Pages, browse: Browse):
     found, file = pages(kind)
     page = browse(file)
