@@ -63,6 +63,11 @@ def test_what_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (file.config.decoder_layers, file.directory) == (1, None)
     changed = read_config("gpt2:norm.kind=rms")
     assert (changed.config.norm.kind, changed.config.decoder_layers, changed.directory) == ("rms", 1, None)
+    tokenizer = af.Tokenizer.train(["the cat sat on the mat"], "bpe:260")
+    small = config.replace(vocab_size=tokenizer.vocab_size)
+    af.save_gguf(af.build(small), tmp_path / "model.gguf", tokenizer=tokenizer)
+    assert read_config("model.gguf").config.vocab_size == tokenizer.vocab_size
+    assert read_config("model.gguf:norm.kind=rms").config.norm.kind == "rms"
     assert read_config(f"{run}:norm.kind=rms").config == config.replace(norm={"kind": "rms"})
 
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from unittest.mock import patch
+from xml.etree.ElementTree import Element
 
 import pytest
 import torch
@@ -106,6 +107,30 @@ def test_the_costs_that_are_drawn_are_all_that_there_are(config: ModelConfig) ->
     assert all(cost_text(cost) in words for cost in costs.values())
 
 
+def _places(config: ModelConfig) -> list[tuple[str, dict[str, str]]]:
+    """The box at each place."""
+    root = Drawing(af.diagram(config, names=["it"])).root
+    found = [(group.get("data-place", ""), group.find(f"{SVG}rect")) for group in root.iter(f"{SVG}g")]
+    return [(place, dict(box.attrib)) for place, box in found if place and box is not None]
+
+
+@settings(max_examples=20)
+@given(configs())
+def test_every_drawing_has_the_same_places(config: ModelConfig) -> None:
+    assert _places(config) == _places(af.preset("gpt2-nano"))
+    words = Drawing(af.diagram(config)).words("text")
+    for name in ("encoder", "decoder", "token embedding", "attention", "cross-attention", "feed-forward"):
+        assert words.count(name) == (1 if name in ("encoder", "decoder") else 2)
+    for stack, lacks in (("encoder", config.encoder_layers == 0), ("decoder", config.decoder_layers == 0)):
+        if lacks or (config.embedding.segments == 0 and config.embedding.ngrams == 1):
+            ghosts = [each.text for name in ("segments", "ngrams") for each in _at(config, f"{stack}.{name}")]
+            assert ghosts == ["segments", "n-grams"]
+
+
+def _at(config: ModelConfig, place: str) -> list[Element]:
+    return Drawing(af.diagram(config)).at(place, "text")
+
+
 def _check_differences(a: ModelConfig, b: ModelConfig) -> None:
     drawn, differences = panels([("a", a), ("b", b)], 16), set(af.diff(a, b))
     drawing = Drawing(draw(drawn))
@@ -201,6 +226,20 @@ def test_all_of_the_architecture_is_drawn(config: ModelConfig, data: st.DataObje
     # What it changes can't be told by the weights, their shapes and the arithmetic.
     assert drawn[0].facts == drawn[1].facts
     assert drawn[0].costs == drawn[1].costs or field.startswith("head.")
+
+
+def test_a_screen_reader_is_told_the_differences() -> None:
+    bert, t5 = af.preset("bert-tiny"), af.preset("t5-nano")
+    said = (
+        Drawing(af.diagram(bert, t5, names=["bert", "t5"]))
+        .words("desc")[0]
+        .partition("Differences between bert and t5: ")[2]
+    )
+    assert "decoder: absent against present" in said
+    assert "decoder attention" not in said
+    assert "encoder feed-forward activation: gelu against gelu_tanh" in said
+    assert "encoder position: learned, 512 against absent" in said
+    assert "norm.eps: 1e-12 against 1e-06" in said
 
 
 def test_the_same_config_gives_the_same_bytes() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from anyformer.compare.diagram.panel import Panel, differences, undrawn
+from anyformer.compare.diagram.panel import ABSENT, Panel, differences, undrawn
 from anyformer.runs.report.formatting import count, si
 
 _PHRASES = {
@@ -38,7 +38,14 @@ def description(drawn: Sequence[Panel], among: Sequence[Panel]) -> str:
     sentences = [sentence for panel in drawn for sentence in _sentences(panel)]
     if len(among) > 1:
         names = " and ".join(panel.name for panel in among)
-        found = [f"{_words(place)}: {' against '.join(texts)}" for place, texts in differences(among).items()]
+        places, found = differences(among), list[str]()
+        for place, texts in places.items():
+            above = [place[:end] for end, character in enumerate(place) if character == "."]
+            if any(ABSENT in places.get(each, ()) for each in above):
+                continue  # a block that one of them lacks is said as a whole
+            is_block = any(each.startswith(f"{place}.") for each in places)
+            said = (text if text == ABSENT or not is_block else "present" for text in texts)
+            found.append(f"{_words(place)}: {' against '.join(said)}")
         found += [f"{each.field}: {' against '.join(each.values)}" for each in undrawn(among)]
         sentences.append(f"Differences between {names}: {'; '.join(found)}." if found else f"{names} are the same.")
     return " ".join(sentences)

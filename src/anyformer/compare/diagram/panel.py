@@ -11,6 +11,7 @@ from anyformer.errors import UserError
 from anyformer.runs.report.formatting import setting
 from anyformer.terminal import shorten
 
+ABSENT = "absent"
 _LONGEST = 200
 """Characters of a name or a value."""
 
@@ -109,10 +110,10 @@ def undrawn(drawn: Sequence[Panel]) -> list[Difference]:
 
 
 def differences(drawn: Sequence[Panel]) -> dict[str, tuple[str, ...]]:
-    """What differs at each place, as it stands there; "absent" where a model has nothing."""
+    """What differs at each place, as it stands there; `ABSENT` where a model has nothing."""
     places = lit(drawn)
     order = dict.fromkeys(place for panel in drawn for place in panel.facts if place in places)
-    return {place: tuple(_text(panel, place) or "absent" for panel in drawn) for place in order}
+    return {place: tuple(_text(panel, place) or ABSENT for panel in drawn) for place in order}
 
 
 def _text(panel: Panel, place: str) -> str | None:
