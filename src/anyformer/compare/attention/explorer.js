@@ -7,6 +7,7 @@
     return text.trim() === "" ? text.replace(/ /g, "␣") : text;
   };
   const named = (token) => `“${shown(token).trim()}”`;
+  const LETTERS = 12;
   const special = (token) => /^(\[.+\]|<.+>)$/.test(token.trim());
 
   // Colors are those of the page, light or dark.
@@ -156,16 +157,17 @@
     const drawMap = () => {
       const { queries, keys } = stack(), context = map.getContext("2d"), ratio = window.devicePixelRatio || 1;
       const style = getComputedStyle(root), font = style.getPropertyValue("--sans"), width = Math.floor(map.parentElement.clientWidth);
-      let cell = 0, left = 0, top = 0, letters = 12;
-      // The labels are left out where they would be too small to be read.
-      for (const labels of [true, false]) {
-        context.font = `${letters}px ${font}`;
-        const widest = (tokens) => Math.min(96, Math.max(...tokens.map((token) => context.measureText(shown(token).trim()).width)) + 8);
-        left = labels ? Math.ceil(widest(queries)) : 1; top = labels ? Math.ceil(widest(keys)) : 1;
-        cell = Math.min(34, (width - left - 2) / keys.length, (Math.max(420, width) - top) / queries.length);
-        if (!labels || cell >= 8.5) break;
+      const widest = (tokens) => Math.min(96, Math.max(...tokens.map((token) => context.measureText(shown(token).trim()).width)) + 8);
+      let [left, top, wide, high] = [0, 0, 0, 0], labeled = { rows: true, columns: true };
+      context.font = `${LETTERS}px ${font}`;
+      // Labels are left out where they would be too small to be read, which makes room for the map.
+      for (let pass = 0; pass < 2; pass++) {
+        left = labeled.rows ? Math.ceil(widest(queries)) : 1; top = labeled.columns ? Math.ceil(widest(keys)) : 1;
+        wide = Math.min(34, (width - left - 2) / keys.length); high = Math.min(34, (Math.max(420, width) - top) / queries.length);
+        if (!stack().crosses) wide = high = Math.min(wide, high);
+        labeled = { rows: labeled.rows && high >= 8.5, columns: labeled.columns && wide >= 8.5 };
       }
-      const all = [left + cell * keys.length + 2, top + cell * queries.length + 2];
+      const all = [left + wide * keys.length + 2, top + high * queries.length + 2];
       map.style.width = `${all[0]}px`; map.style.height = `${all[1]}px`;
       map.width = Math.round(all[0] * ratio); map.height = Math.round(all[1] * ratio);
       context.scale(ratio, ratio);
@@ -173,31 +175,30 @@
       small.width = image.width; small.height = image.height;
       small.getContext("2d").putImageData(image, 0, 0);
       context.imageSmoothingEnabled = false;
-      context.drawImage(small, left, top, cell * keys.length, cell * queries.length);
+      context.drawImage(small, left, top, wide * keys.length, high * queries.length);
       context.strokeStyle = style.getPropertyValue("--line");
-      context.strokeRect(left - 0.5, top - 0.5, cell * keys.length + 1, cell * queries.length + 1);
+      context.strokeRect(left - 0.5, top - 0.5, wide * keys.length + 1, high * queries.length + 1);
       const at = looked(), row = at && weights(at).gives;
-      if (left > 1) {
-        context.font = `${Math.min(letters, cell + 0.5)}px ${font}`; context.textBaseline = "middle";
-        const write = (token, lit, angle, x, y) => {
-          context.save();
-          context.fillStyle = style.getPropertyValue(lit ? "--ink" : "--soft");
-          context.translate(x, y); context.rotate(angle);
-          context.textAlign = angle ? "left" : "right";
-          let text = shown(token).trim() || shown(token);
-          while (text.length > 1 && context.measureText(text).width > 90) text = `${text.slice(0, -2)}…`;
-          context.fillText(text, 0, 0);
-          context.restore();
-        };
-        queries.forEach((token, i) => write(token, at && row && at.index === i, 0, left - 6, top + cell * (i + 0.5)));
-        keys.forEach((token, i) => write(token, at && !row && at.index === i, -Math.PI / 2, left + cell * (i + 0.5), top - 6));
-      }
+      context.textBaseline = "middle";
+      const write = (token, lit, angle, cell, x, y) => {
+        context.save();
+        context.font = `${Math.min(LETTERS, cell + 0.5)}px ${font}`;
+        context.fillStyle = style.getPropertyValue(lit ? "--ink" : "--soft");
+        context.translate(x, y); context.rotate(angle);
+        context.textAlign = angle ? "left" : "right";
+        let text = shown(token).trim() || shown(token);
+        while (text.length > 1 && context.measureText(text).width > 90) text = `${text.slice(0, -2)}…`;
+        context.fillText(text, 0, 0);
+        context.restore();
+      };
+      if (labeled.rows) queries.forEach((token, i) => write(token, at && row && at.index === i, 0, high, left - 6, top + high * (i + 0.5)));
+      if (labeled.columns) keys.forEach((token, i) => write(token, at && !row && at.index === i, -Math.PI / 2, wide, left + wide * (i + 0.5), top - 6));
       if (at) {
         context.strokeStyle = style.getPropertyValue("--c1"); context.lineWidth = 1.5;
-        if (row) context.strokeRect(left, top + cell * at.index, cell * keys.length, cell);
-        else context.strokeRect(left + cell * at.index, top, cell, cell * queries.length);
+        if (row) context.strokeRect(left, top + high * at.index, wide * keys.length, high);
+        else context.strokeRect(left + wide * at.index, top, wide, high * queries.length);
       }
-      size = { left, top, cell, width };
+      size = { left, top, wide, high, width };
       map.setAttribute("aria-label", `Map of ${title(state.head)}: a row for each token that attends, a column for each that is attended to`);
     };
     const drawHead = () => {
@@ -257,8 +258,8 @@
       on(strip, "keydown", (event) => { if (event.key === "Escape") { state.pinned = null; point(null); } else arrows(event, strip, 1); });
     }
     const under = (event) => {
-      const box = map.getBoundingClientRect(), { left, top, cell } = size;
-      const row = Math.floor((event.clientY - box.top - top) / cell), column = Math.floor((event.clientX - box.left - left) / cell);
+      const box = map.getBoundingClientRect(), { left, top, wide, high } = size;
+      const row = Math.floor((event.clientY - box.top - top) / high), column = Math.floor((event.clientX - box.left - left) / wide);
       const { queries, keys, crosses } = stack();
       if (row >= 0 && row < queries.length && (column < keys.length) && (crosses || state.direction === "from")) return { side: "queries", index: row };
       return !crosses && column >= 0 && column < keys.length && row < queries.length ? { side: "queries", index: column } : null;
