@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,12 @@ from filelock import FileLock, Timeout
 from anyformer import atomic, limits
 from anyformer.checkpoint import load
 from anyformer.compare.budget import Allowance, Budget, allow
-from anyformer.compare.corpus import tokenizer_for
+from anyformer.compare.corpus import prepare, tokenizer_for
 from anyformer.compare.experiment import DATA, JOBS, Plan, Planned, seeds_of
 from anyformer.compare.measure import measure
 from anyformer.compare.recipe import ContenderTraining, training_batches, windows
 from anyformer.compare.result import Blank, Curve, Point, Sample, from_plain, to_plain
-from anyformer.compare.tasks import TaskResult, make_tasks, run_tasks
+from anyformer.compare.tasks import Task, TaskResult, make_tasks, run_tasks
 from anyformer.compare.training import objective_of, run_config
 from anyformer.console import Console
 from anyformer.runs.directory import CONFIG, model_directory
@@ -41,6 +41,8 @@ RATES = (0.5, 1.0, 2.0)
 """Learning rates that are tried, as multiples of the default."""
 _TRIAL = 0.1
 """Of the budget of one seed, for each of them."""
+_TASK_WINDOW = 32
+"""Tokens of a task's item, at most."""
 _TASK_TOKENS = 1 << 20
 """Of the training text, and of the held-out text, that tasks are made from."""
 
@@ -241,14 +243,21 @@ def _measured(plan: Plan, job: Job, directory: Path, outcome: Outcome) -> Outcom
     found = measure(model, tokenizer_for(text.tokenizer, objective), text)
     tasks: dict[str, TaskResult] = {}
     if plan.request.tasks:
-        training = text.texts(text.training.ids[:_TASK_TOKENS].astype(np.int64))
-        made = make_tasks(training, text.texts(text.for_verdicts[:_TASK_TOKENS]), text.tokenizer)
-        tasks = run_tasks(model, tokenizer_for(text.tokenizer, objective), made)
+        tasks = run_tasks(model, tokenizer_for(text.tokenizer, objective), _tasks(plan.out, text.context))
     numbers = {
         name: Numbers(totals=tuple(each.totals[0].tolist()), weights=tuple(each.weights.tolist()))
         for name, each in found.pieces.items()
     }
     return replace(outcome, numbers=numbers, samples=tuple(found.samples), blanks=tuple(found.blanks), tasks=tasks)
+
+
+@lru_cache(maxsize=1)
+def _tasks(out: Path, context: int) -> tuple[Task, ...]:
+    """The tasks of a comparison: the same items for every model."""
+    text = prepare(out / DATA, (), "text", context, None, None)
+    training = text.texts(text.training.ids[:_TASK_TOKENS].astype(np.int64))
+    held_out = text.texts(text.for_verdicts[:_TASK_TOKENS])
+    return make_tasks(training, held_out, text.tokenizer, max_tokens=min(_TASK_WINDOW, text.window))
 
 
 def _curve(plan: Plan, job: Job, directory: Path, allowed: Allowance) -> Curve:
