@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from anyformer.adapters import merge
     from anyformer.checkpoint import load, load_with_head, save, save_adapter, save_gguf
     from anyformer.compare.attention import Attention, attention
+    from anyformer.compare.compare import compare
     from anyformer.compare.diagram import diagram
     from anyformer.config import ModelConfig, diff
     from anyformer.errors import UserError
@@ -44,6 +45,7 @@ _NAMES = {
     "adapters": "merge",
     "checkpoint": "load load_with_head save save_adapter save_gguf",
     "compare.attention": "Attention attention",
+    "compare.compare": "compare",
     "compare.diagram": "diagram",
     "config": "ModelConfig diff",
     "errors": "UserError",
@@ -72,6 +74,7 @@ __all__ = [
     "attention",
     "build",
     "classify",
+    "compare",
     "diagram",
     "diff",
     "eject",

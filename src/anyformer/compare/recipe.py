@@ -1,6 +1,8 @@
 """The training of a contender, as the ordinary training loop runs it."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -91,9 +93,21 @@ class ContenderTraining(Recipe):
 
     @override
     def save(self, model: Transformer, directory: Path) -> str:
-        own = save(model, directory, tokenizer=self.tokenizer) == OWN_FAMILY.model_type
+        # That no class of Hugging Face's can express a model is no news here, once for each contender and seed.
+        with _quiet(logging.getLogger(save.__module__)):
+            own = save(model, directory, tokenizer=self.tokenizer) == OWN_FAMILY.model_type
         return "in our own format" if own else "a Hugging Face directory"
 
     @override
     def sample(self, model: Transformer) -> Sample:
         return Sample((), ())  # what a contender writes is part of what is measured
+
+
+@contextmanager
+def _quiet(log: logging.Logger) -> Generator[None]:
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
