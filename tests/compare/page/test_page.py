@@ -20,7 +20,7 @@ from anyformer.compare.page.panels import findings, number, panels
 from anyformer.compare.result import BETTER, UNDECIDED, Comparison, Sample
 from anyformer.errors import UserError
 from tests.browser import Browse, Look, assert_readable, looks
-from tests.compare.results import make_comparison
+from tests.compare.results import make_comparison, make_contender
 from tests.finetuning import toys
 
 EVIL = ["<!--</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>{{ 7 }}"]
@@ -193,6 +193,34 @@ def test_texts_of_others_stay_texts(evil: str, browse: Browse, tmp_path: Path):
     assert page.locator("h1").inner_text() == evil
     assert page.locator("img").count() == 0
     assert page.locator(".attention").count() == 0  # its runs are gone
+
+
+@looks
+def test_a_grid_of_changes_can_be_read(look: Look, browse: Browse, tmp_path: Path):
+    comparison = make_comparison(ablation=True)
+    names = [
+        f"norm.kind={norm},position.kind={kind},attention.kv_heads={heads}"
+        for norm in ("layer", "rms")
+        for kind in ("rotary", "learned", "sinusoidal")
+        for heads in (1, 2, 4)
+    ]
+    contenders = tuple(replace(make_contender("gpt2", "causal", 2.0), name=name) for name in names)
+    (panel,) = (each for each in comparison.groups if each.name == "next_byte")
+    scores = tuple(replace(panel.scores[0], contender=name) for name in names)
+    group = replace(panel, scores=scores, left_out={})
+    page = browse(
+        write_page(
+            replace(
+                comparison, title=" vs ".join(names), contenders=contenders, groups=(group,), tasks=(), verdicts=()
+            ),
+            tmp_path / "compare.html",
+        ),
+        look,
+    )
+    assert_readable(page)
+    effect = comparison.ablation.effects[0] if comparison.ablation else pytest.fail("no ablation")
+    assert f"{effect.difference:+.4f}" in page.locator('[aria-label="Effects"]').inner_text()
+    assert page.locator('[aria-label^="Diagram of"]').count() == 8
 
 
 def test_what_is_there_is_not_lost(tmp_path: Path):
