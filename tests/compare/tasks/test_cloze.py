@@ -16,7 +16,7 @@ def _make(train: list[str], held_out: list[str], tokenizer: Tokenizer) -> Cloze:
     return Cloze.make(found, WordStatistics.of(train, held_out), tokenizer, seed=0)
 
 
-@settings(max_examples=24)
+@settings(max_examples=10)
 @given(corpora())
 def test_candidates_are_alike(corpus: Corpus) -> None:
     train, held_out, tokenizer = corpus.texts()

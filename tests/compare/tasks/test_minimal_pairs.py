@@ -25,7 +25,7 @@ def _neighbors(text: str) -> set[str]:
     return {text[a.begin : b.end] for a, b in pairwise(found)}
 
 
-@settings(max_examples=24)
+@settings(max_examples=10)
 @given(corpora())
 def test_a_pair_has_the_same_tokens_in_an_order_that_occurs_nowhere(corpus: Corpus) -> None:
     train, held_out, tokenizer = corpus.texts()
