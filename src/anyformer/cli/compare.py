@@ -50,6 +50,8 @@ class CompareOptions:
     """Texts in a batch."""
     tasks: bool = True
     """Do the tasks that every family can do; --no-tasks leaves them out."""
+    classify: Annotated[tuple[str, ...], "PATH"] = ()
+    """Texts with labels for the classifier among the tasks (default: which text a passage of the data is from)."""
     processes: Annotated[int, "N"] = 1
     """How many processes share the work."""
     device: str | None = None
@@ -84,6 +86,7 @@ def run(argv: list[str]) -> int:
         context=options.context,
         batch_size=options.batch_size,
         tasks=options.tasks,
+        classify=options.classify,
         device=options.device,
         dtype=options.dtype,
     )

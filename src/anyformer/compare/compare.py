@@ -17,6 +17,7 @@ from anyformer.compare.matching import parameters_outside_embeddings
 from anyformer.compare.page import PAGE, write_page
 from anyformer.compare.request import BATCH_SIZE, CONTEXT, SEEDS, Request, budget_of
 from anyformer.compare.result import Comparison
+from anyformer.compare.tasks import read_labeled_texts
 from anyformer.runs.report import require_page
 
 Say = Callable[[str], None]
@@ -40,6 +41,7 @@ def compare(
     tokenizer: str | None = None,
     field: str = "text",
     tasks: bool = True,
+    classify: str | Sequence[str] = (),
     processes: int = 1,
     device: str | None = None,
     dtype: str | None = None,
@@ -62,6 +64,8 @@ def compare(
         tokenizer: kind and size of the one that is trained, such as ``"bpe:2048"``.
         field: of records that holds the text.
         tasks: do the tasks that every family can do.
+        classify: files of texts with labels for the classifier among them, as `anyformer finetune` reads them; empty:
+            passages of the text itself.
         processes: that share the work.
         device, dtype: of training.
 
@@ -85,6 +89,7 @@ def compare(
         context=context,
         batch_size=batch_size,
         tasks=tasks,
+        classify=(classify,) if isinstance(classify, str) else tuple(map(str, classify)),
         device=device,
         dtype=dtype,
     )
@@ -109,6 +114,8 @@ def work(
     begun = time.monotonic()
     out = out or default_folder(request)
     require_page(out / PAGE)  # before hours of work
+    if request.classify:
+        read_labeled_texts(request.classify)
     plan = make_plan(request, out)
     for line in introduction(plan):
         say(line)

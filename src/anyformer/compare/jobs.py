@@ -29,7 +29,7 @@ from anyformer.compare.experiment import DATA, JOBS, Plan, Planned, seeds_of
 from anyformer.compare.measure import measure
 from anyformer.compare.recipe import ContenderTraining, training_batches, windows
 from anyformer.compare.result import Blank, Curve, Point, Sample, from_plain, to_plain
-from anyformer.compare.tasks import Task, TaskResult, make_tasks, run_tasks
+from anyformer.compare.tasks import Task, TaskResult, make_tasks, read_labeled_texts, run_tasks
 from anyformer.compare.training import objective_of, run_config
 from anyformer.console import Console
 from anyformer.runs.directory import CONFIG, model_directory
@@ -243,7 +243,9 @@ def _measured(plan: Plan, job: Job, directory: Path, outcome: Outcome) -> Outcom
     found = measure(model, tokenizer_for(text.tokenizer, objective), text)
     tasks: dict[str, TaskResult] = {}
     if plan.request.tasks:
-        tasks = run_tasks(model, tokenizer_for(text.tokenizer, objective), _tasks(plan.out, text.context))
+        tasks = run_tasks(
+            model, tokenizer_for(text.tokenizer, objective), _tasks(plan.out, text.context, plan.request.classify)
+        )
     numbers = {
         name: Numbers(totals=tuple(each.totals[0].tolist()), weights=tuple(each.weights.tolist()))
         for name, each in found.pieces.items()
@@ -252,12 +254,14 @@ def _measured(plan: Plan, job: Job, directory: Path, outcome: Outcome) -> Outcom
 
 
 @lru_cache(maxsize=1)
-def _tasks(out: Path, context: int) -> tuple[Task, ...]:
+def _tasks(out: Path, context: int, classify: tuple[str, ...]) -> tuple[Task, ...]:
     """The tasks of a comparison: the same items for every model."""
     text = prepare(out / DATA, (), "text", context, None, None)
     training = text.texts(text.training.ids[:_TASK_TOKENS].astype(np.int64))
     held_out = text.texts(text.for_verdicts[:_TASK_TOKENS])
-    return make_tasks(training, held_out, text.tokenizer, max_tokens=min(_TASK_WINDOW, text.window))
+    labeled = read_labeled_texts(classify) if classify else None
+    length = min(_TASK_WINDOW, text.window)
+    return make_tasks(training, held_out, text.tokenizer, max_tokens=length, labeled=labeled)
 
 
 def _curve(plan: Plan, job: Job, directory: Path, allowed: Allowance) -> Curve:

@@ -29,6 +29,7 @@ class Request:
         tune: whether three learning rates are tried, within the budget.
         context, batch_size: of each batch, in tokens and in rows.
         tasks: whether the common tasks are done.
+        classify: texts with labels for the classifier among them; empty: the text itself.
         device, dtype: of training; None: the fastest.
 
     Raises:
@@ -47,6 +48,7 @@ class Request:
     context: int = CONTEXT
     batch_size: int = BATCH_SIZE
     tasks: bool = True
+    classify: tuple[str, ...] = ()
     device: str | None = None
     dtype: str | None = None
 
@@ -61,6 +63,8 @@ class Request:
                 raise UserError(f"--{name.replace('_', '-')} {value} must lie between {least} and {_MOST:,}.")
         if not self.contenders:
             raise UserError("There is nothing to compare: name two models, such as gpt2 and llama.")
+        if self.classify and not self.tasks:
+            raise UserError("--classify is for the tasks, and --no-tasks leaves them out: give one of them.")
         if self.vary and len(self.contenders) > 1:
             raise UserError(f"--vary changes one model, and there are {len(self.contenders)}: name one of them.")
         if len(self.contenders) == 1 and not self.vary:
@@ -72,7 +76,7 @@ class Request:
     def arguments(self, out: str) -> list[str]:
         """The arguments of the command that asks for the same."""
         given = [*self.contenders, "--out", out]
-        for name in ("vary", "data"):
+        for name in ("vary", "data", "classify"):
             if values := getattr(self, name):
                 given += [f"--{name}", *values]
         given += [f"--{self.budget.kind}", f"{self.budget.amount:.17g}".removesuffix(".0")]
@@ -88,7 +92,8 @@ class Request:
 
     def to_dict(self) -> dict[str, Any]:
         """For plan.json."""
-        return {**asdict(self), "contenders": list(self.contenders), "vary": list(self.vary), "data": list(self.data)}
+        values = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def budget_of(amounts: Mapping[str, float | None]) -> Budget:

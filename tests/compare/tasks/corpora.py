@@ -113,7 +113,7 @@ def trained(preset: str) -> Contender:
             return found
 
         # Who predicts a part of the tokens takes more steps to learn all of them.
-        fit(model, loss, 250 if fresh.objective in ("causal", "prefix") else 800, 3e-3)
+        fit(model, loss, {"masked": 800, "span_corruption": 2000}.get(fresh.objective, 250), 3e-3)
     return Contender(model, fresh.tokenizer, fresh.objective)
 
 

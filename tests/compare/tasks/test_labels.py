@@ -1,9 +1,11 @@
 """Texts with classes, from a file or from the corpus."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from anyformer.compare.compare import compare
 from anyformer.compare.tasks.labels import by_document, by_order, read_labeled_texts
 from anyformer.compare.tasks.words import words
 from anyformer.errors import UserError
@@ -35,6 +37,17 @@ def test_labels_that_can_not_be_learned_are_refused(tmp_path: Path, rows: list[s
     path.write_text("\n".join(["text,label", *rows]))
     with pytest.raises(UserError, match=reason):
         read_labeled_texts([str(path)])
+
+
+def test_they_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "classify.csv").write_text("text,label\na,yes\nb,yes\n")
+    (tmp_path / "data.csv").write_text("".join(TRAIN))
+    asked: dict[str, Any] = {name: str(tmp_path / f"{name}.csv") for name in ("data", "classify")}
+    with pytest.raises(UserError, match="all labels are 'yes', so there is nothing to learn"):
+        compare(["gpt2", "llama"], out=tmp_path / "out", **asked)
+    with pytest.raises(UserError, match="--classify is for the tasks, and --no-tasks leaves them out"):
+        compare(["gpt2", "llama"], tasks=False, **asked)
+    assert not (tmp_path / "out").exists()
 
 
 def test_passages_of_documents_are_told_apart() -> None:
