@@ -39,7 +39,7 @@ LENGTH = 6
 _TOKENS = 20
 """Different tokens that sequences are made of."""
 _TEST = 200
-_STEPS, _BATCH_SIZE = 60, 32
+_STEPS, _BATCH_SIZE = 100, 32
 _LEARNING_RATE = 2e-3
 _CHARACTERS = 200_000
 """Of the training text that are counted."""
