@@ -130,7 +130,7 @@ def _verdict(each: Verdict) -> dict[str, str]:
         "difference": f"{each.difference:+.4f}",
         "interval": interval(each.interval, signed=True),
         "p": probability(each.p_corrected),
-        "verdict": each.verdict,
+        "verdict": each.verdict.removesuffix(" at this budget"),
         "tone": "better" if better else "",
     }
 
