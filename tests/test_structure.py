@@ -23,6 +23,7 @@ def test_tests_mirror_the_source() -> None:
         TESTS / "checkpoint" / "test_foreign_files.py",
         TESTS / "checkpoint" / "test_version_0_1.py",
         TESTS / "cli" / "test_every_command.py",
+        TESTS / "compare" / "tasks" / "test_tasks.py",
         TESTS / "families" / "test_config_json.py",
         *(TESTS / "finetuning" / f"test_{what}.py" for what in ("bad_input", "end_to_end", "interchange")),
         *(TESTS / "finetuning" / f"test_{what}.py" for what in ("packing", "parts", "resume")),
