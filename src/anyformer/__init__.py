@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anyformer.compare.attention import Attention, attention
     from anyformer.compare.compare import compare
     from anyformer.compare.diagram import diagram
+    from anyformer.compare.plan.training_plan import TrainingPlan, plan
     from anyformer.config import ModelConfig, diff
     from anyformer.errors import UserError
     from anyformer.evaluation import classify, evaluate, tag
@@ -47,6 +48,7 @@ _NAMES = {
     "compare.attention": "Attention attention",
     "compare.compare": "compare",
     "compare.diagram": "diagram",
+    "compare.plan.training_plan": "TrainingPlan plan",
     "config": "ModelConfig diff",
     "errors": "UserError",
     "evaluation": "classify evaluate tag",
@@ -69,6 +71,7 @@ __all__ = [
     "ModelConfig",
     "ModelOutput",
     "Tokenizer",
+    "TrainingPlan",
     "Transformer",
     "UserError",
     "attention",
@@ -89,6 +92,7 @@ __all__ = [
     "load",
     "load_with_head",
     "merge",
+    "plan",
     "preset",
     "quantize",
     "save",

@@ -27,6 +27,7 @@ _GROUPS = {
     "Look inside": {
         "show": "what a model is made of and what it costs",
         "diff": "what separates two models",
+        "plan": "what training would take: memory, time and money",
         "attention": "what each head attends to in your text, as a page",
         "diagram": "a drawing of a model, or of what separates two",
         "eject": "an architecture as one Python file, to be read and changed",

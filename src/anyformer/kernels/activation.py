@@ -69,13 +69,19 @@ def recomputed_in_backward(x: Tensor) -> AbstractContextManager[object]:
     # Somebody else may decide what is saved, such as activation checkpointing, which recomputes everything.
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
         return nullcontext()
-    recompute, saved = latest[1], (x.data_ptr(), x.numel(), x._version)
+    recompute, saved = latest[1], _identity(x)
 
     def pack(tensor: Tensor) -> Tensor | torch.Size:
-        same = tensor.is_contiguous() and (tensor.data_ptr(), tensor.numel(), tensor._version) == saved
-        return tensor.shape if same else tensor
+        return tensor.shape if tensor.is_contiguous() and _identity(tensor) == saved else tensor
 
     def unpack(packed: Tensor | torch.Size) -> Tensor:
         return packed if isinstance(packed, Tensor) else recompute().view(packed)
 
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
+def _identity(x: Tensor) -> tuple[object, ...]:
+    """What contiguous tensors have in common that hold the same numbers; of a storage not its address, which is null
+    for tensors without memory."""
+    storage = x.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+    return storage, x.storage_offset(), x.numel(), x._version

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
+OPERATIONS: dict[str, Callable[..., Any]] = {}
+"""The functions of all operations, by name."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -26,6 +29,7 @@ class Operation(Generic[P, R]):
 
     def __init__(self, name: str, function: Callable[P, R], fake: Callable[..., Any] | None = None) -> None:
         self.function = function
+        OPERATIONS[name] = function
         schema = torch.library.infer_schema(function, mutates_args=())
         self._name = name
         self._registered: Any = torch.library.custom_op(

@@ -5,13 +5,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from anyformer.console import Console
+from anyformer.model import Transformer
 from anyformer.runs.tracking import check as check_trackers
 from anyformer.training.averaging import make_average
+from anyformer.training.losses import LossModule
 from anyformer.training.optimizer import make_optimizer
-from anyformer.training.precision import choose_compilation, choose_precision, start_compiler
+from anyformer.training.precision import Precision, choose_compilation, choose_precision, start_compiler
 from anyformer.training.recipe import Recipe
-from anyformer.training.run_config import RunConfig
+from anyformer.training.run_config import CompleteRunConfig, RunConfig
 from anyformer.training.strategies.base import Plan
 from anyformer.training.strategies.group import Group
 
@@ -45,7 +49,7 @@ def resolve(config: RunConfig, recipe: Prepare, group: Group, console: Console) 
         UserError: fields that contradict each other; an average, a tracker, an optimizer, a device or a dtype that
             can't be had; data that is missing or does not suit the model.
     """
-    average = make_average(config.average)
+    make_average(config.average)  # refuses before the data is read
     check_trackers(config.track)
     found = choose_precision(config.device, config.dtype, group.local_rank)
     dtype, reason = group.broadcast((found.dtype, found.reason))
@@ -55,24 +59,34 @@ def resolve(config: RunConfig, recipe: Prepare, group: Group, console: Console) 
     settled = replace(config, device=precision.device.type, dtype=precision.name)
     made = group.main_first(lambda: recipe(settled, console))
     complete = made.config
-    optimizer = partial(
-        make_optimizer,
-        complete.optimizer,
-        learning_rate=complete.learning_rate,
-        weight_decay=complete.weight_decay,
-        betas=(0.9, complete.beta2),
-        dtype=precision.dtype,
-    )
-    plan = Plan(
-        precision,
-        optimizer,
-        average,
-        grad_clip=complete.grad_clip,
-        grad_accumulation=complete.grad_accumulation,
-        label_smoothing=complete.label_smoothing,
-        seed=complete.seed,
-        compile=compiles,
-        gradient_checkpointing=complete.gradient_checkpointing,
-        loss=made.loss,
-    )
+    plan = make_plan(complete, precision, made.loss, compiles=compiles)
     return ResolvedRun(made, plan, compile_reason)
+
+
+def make_plan(
+    config: CompleteRunConfig,
+    precision: Precision,
+    loss: Callable[[Transformer], nn.Module] = LossModule,
+    *,
+    compiles: bool = False,
+) -> Plan:
+    """How a run with this config takes a step. Raises UserError for an average or an optimizer that can't be had."""
+    return Plan(
+        precision,
+        partial(
+            make_optimizer,
+            config.optimizer,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, config.beta2),
+            dtype=precision.dtype,
+        ),
+        make_average(config.average),
+        grad_clip=config.grad_clip,
+        grad_accumulation=config.grad_accumulation,
+        label_smoothing=config.label_smoothing,
+        seed=config.seed,
+        compile=compiles,
+        gradient_checkpointing=config.gradient_checkpointing,
+        loss=loss,
+    )

@@ -1,6 +1,7 @@
 """Libraries with one operation each, whose arguments are a structure."""
 
 import ctypes
+from collections.abc import Callable, Mapping
 from ctypes import c_int64, c_void_p
 from typing import Any
 
@@ -10,7 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from anyformer.kernels.autocast import matmul_dtype
 from anyformer.kernels.cpu.build import Library
+from anyformer.kernels.cpu.structs import address
 from anyformer.kernels.cpu_features import enabled, has_avx512_bf16
+
+observers: list[Callable[[str, Mapping[str, Any]], None]] = []
+"""Called with the name and the arguments of a kernel that is given tensors without memory."""
 
 
 class Kernel(Library):
@@ -32,21 +37,26 @@ class Kernel(Library):
         return library is not None and library.supported() > 0
 
     def run(self, **arguments: Tensor | float | None) -> None:
-        """Run it with torch's number of threads, in a workspace of its own, unless tensors are without memory."""
+        """Run it with torch's number of threads, in a workspace of its own.
+
+        On tensors without memory nothing is done, or, where there are `observers`, only the workspace is made.
+        """
+        is_fake = any(isinstance(value, FakeTensor) for value in arguments.values())
+        if is_fake and not observers:
+            return
         values: dict[str, Any] = {"num_threads": torch.get_num_threads()}
         for name, value in arguments.items():
-            if not isinstance(value, Tensor):
-                values[name] = value
-            elif isinstance(value, FakeTensor):
-                return
-            else:
-                kind = self._types[name]
-                values[name] = value.data_ptr() if kind is c_void_p else kind.of(value)
+            kind = self._types[name]
+            is_tensor = isinstance(value, Tensor)
+            values[name] = value if not is_tensor else address(value) if kind is c_void_p else kind.of(value)
         library: Any = self.get(wait=True)
         struct = self._arguments(**values)
-        address = ctypes.addressof(struct)
-        workspace = torch.empty(library.workspace_size(address), dtype=torch.uint8)
-        library.run(address, workspace.data_ptr())
+        workspace = torch.empty(library.workspace_size(ctypes.addressof(struct)), dtype=torch.uint8)
+        if is_fake:
+            for observe in observers:
+                observe(self._name, arguments)
+        else:
+            library.run(ctypes.addressof(struct), workspace.data_ptr())
 
 
 def supports_bf16(x: Tensor, dtype: torch.dtype | None = None) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)
 NO_NORM, LAYER_NORM, RMS_NORM = range(3)
@@ -56,13 +57,18 @@ class Decoder(Structure):
     ]
 
 
+def address(tensor: Tensor) -> int:
+    """Where a tensor lies; of one without memory a number that is not 0, which stands for no tensor."""
+    return 64 if isinstance(tensor, FakeTensor) else tensor.data_ptr()
+
+
 class TensorView(Structure):
     _fields_ = [*_pointers("data"), *_integers("batch_stride head_stride time_stride")]
 
     @classmethod
     def of(cls, tensor: Tensor) -> Self:
         """A tensor [batch, heads, time, head_dim]."""
-        return cls(tensor.data_ptr(), *tensor.stride()[:3])
+        return cls(address(tensor), *tensor.stride()[:3])
 
 
 class LayerCache(Structure):
@@ -138,7 +144,7 @@ class Int8Operand(Structure):
     def of(cls, matrix: Tensor) -> Self:
         """A matrix with one contiguous dimension."""
         transposed = matrix.stride(1) != 1
-        return cls(matrix.data_ptr(), DTYPES[matrix.dtype], matrix.stride(int(transposed)), transposed)
+        return cls(address(matrix), DTYPES[matrix.dtype], matrix.stride(int(transposed)), transposed)
 
 
 class Int8MatmulArgs(Structure):

@@ -177,7 +177,8 @@ class Strategy:
         return f"{self.engine}, {processes}" if self.engine else "one process"
 
     def _placed(self, model: Transformer) -> Transformer:
-        return model.to(self.plan.precision.device)
+        device = self.plan.precision.device
+        return model if model.device == device else model.to(device)
 
     def _wrap(self) -> Any:
         """What is called to compute the loss: the model as it is spread over the processes."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from typing_extensions import override
 
@@ -51,7 +51,7 @@ class FSDP(Sharded):
     @override
     def _wrap(self) -> nn.Module:
         precision = self.plan.precision
-        mesh = init_device_mesh(precision.device.type, (self.group.world_size,))
+        mesh = self._mesh()
         narrow = None if precision.dtype == torch.float32 else precision.dtype
         policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32)
         for stack in (self.model.encoder, self.model.decoder):
@@ -60,6 +60,9 @@ class FSDP(Sharded):
         module = self.plan.loss(self.model)
         fully_shard(module, mesh=mesh, mp_policy=policy)
         return module
+
+    def _mesh(self) -> DeviceMesh:
+        return init_device_mesh(self.plan.precision.device.type, (self.group.world_size,))
 
     @override
     def _clip(self) -> Tensor:

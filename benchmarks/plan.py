@@ -1,0 +1,133 @@
+"""What `anyformer plan` says beside what training takes: memory, and with --time the seconds of a step.
+
+    python benchmarks/plan.py                    # every family, each in a process of its own; memory alone
+    python benchmarks/plan.py --only 'llama'     # the cases whose names begin so
+    python benchmarks/plan.py --time             # time as well, on a machine that does nothing else
+
+Memory is what a process grows by while it takes four steps, less what it had after steps of a model with one layer and
+16 tokens: the interpreter, torch and the code that it has loaded. Time is the median of ten steps; the estimate is
+calibrated in another process, by `calibrate` on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+CASES: dict[str, list[str]] = {
+    "gpt2-nano": ["--context", "128", "--batch-size", "16"],
+    "gpt2": ["--context", "128", "--batch-size", "4"],
+    "llama-nano": ["--context", "256", "--batch-size", "32"],
+    "smollm2-135m": ["--context", "256", "--batch-size", "4"],
+    "mistral-7b:d_model=384,decoder_layers=6,attention.heads=6,attention.kv_heads=2,attention.head_dim=64,"
+    "feed_forward.width=1024,vocab_size=8192": ["--context", "256", "--batch-size", "8"],
+    "qwen2.5-0.5b:d_model=384,decoder_layers=6,attention.heads=6,attention.kv_heads=2,attention.head_dim=64,"
+    "feed_forward.width=1024,vocab_size=8192": ["--context", "256", "--batch-size", "8"],
+    "qwen3-0.6b:d_model=384,decoder_layers=6,attention.heads=6,attention.kv_heads=2,attention.head_dim=64,"
+    "feed_forward.width=1024,vocab_size=8192": ["--context", "256", "--batch-size", "8"],
+    "bert-mini": ["--context", "128", "--batch-size", "16"],
+    "roberta-base:encoder_layers=4,vocab_size=8192": ["--context", "128", "--batch-size", "8"],
+    "distilbert-base:encoder_layers=3,vocab_size=8192": ["--context", "128", "--batch-size", "8"],
+    "t5-small": ["--context", "128", "--batch-size", "8"],
+    "mt5-small:vocab_size=16384": ["--context", "128", "--batch-size", "8"],
+    "bart-base:encoder_layers=3,decoder_layers=3,vocab_size=8192": ["--context", "128", "--batch-size", "8"],
+    "opus-mt:encoder_layers=3,decoder_layers=3,vocab_size=8192": ["--context", "128", "--batch-size", "8"],
+    "pegasus-large:encoder_layers=2,decoder_layers=2,vocab_size=8192": ["--context", "128", "--batch-size", "8"],
+    "transformer-tiny": ["--context", "128", "--batch-size", "16"],
+}
+WAYS: dict[str, list[str]] = {
+    "float32": ["--dtype", "float32"],
+    "bfloat16": ["--dtype", "bfloat16"],
+    "int8": ["--dtype", "int8"],
+    "checkpointing": ["--dtype", "float32", "--gradient-checkpointing"],
+    "accumulation": ["--dtype", "float32", "--grad-accumulation", "4"],
+    "LoRA": ["--dtype", "bfloat16", "--lora", "16"],
+    "ddp": ["--dtype", "float32", "--engine", "ddp", "--processes", "2"],
+    "fsdp": ["--dtype", "float32", "--engine", "fsdp", "--processes", "2"],
+}
+
+
+def main() -> None:
+    """Run the cases, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--ways", nargs="*", default=list(WAYS))
+    parser.add_argument("--time", action="store_true")
+    parser.add_argument("--child", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    if options.child:
+        child(*options.child)
+        return
+    columns = "| model | way | estimate | measured | of it |" + (
+        " estimate | measured | of it |" if options.time else ""
+    )
+    print(columns)
+    print("| --- | --- |" + " ---: |" * (columns.count("|") - 3), flush=True)
+    for model, flags in CASES.items():
+        if not model.startswith(options.only):
+            continue
+        for way in options.ways:
+            arguments = [model, *flags, *WAYS[way]]
+            planned, found = run("plan", arguments, options.time), run("measure", arguments, options.time)
+            memory = _cells(planned["peak"] / 1e6, found["peak"] / 1e6, "MB")
+            times = _cells(planned["seconds"] * 1e3, found["seconds"] * 1e3, "ms") if options.time else ""
+            print(f"| {model.partition(':')[0]} | {way} | {memory}{times}", flush=True)
+
+
+def _cells(estimate: float, measured: float, unit: str) -> str:
+    return f" {estimate:,.0f} {unit} | {measured:,.0f} {unit} | {estimate / measured - 1:+.0%} |"
+
+
+def run(what: str, arguments: list[str], time: bool) -> dict[str, Any]:
+    """What a process of its own finds; of several that train together, the first."""
+    command = [sys.executable, "-W", "ignore", __file__, "--child", what, str(int(time)), *arguments]
+    several = what == "measure" and "--processes" in arguments
+    processes = [
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for env in _environments(several)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise SystemExit(f"failed: {' '.join(command)}")
+    return json.loads(outputs[0].strip().splitlines()[-1])
+
+
+def _environments(several: bool) -> Iterator[dict[str, str]]:
+    if not several:
+        yield dict(os.environ)
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for rank in range(2):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        yield {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in ranks.items()}}
+
+
+def child(what: str, time: str, *arguments: str) -> None:
+    """Plan, or measure, one case, and print what was found as JSON."""
+    from anyformer.cli.plan import read_arguments
+    from anyformer.compare.plan.calibrate import calibrate
+    from anyformer.compare.plan.measure import measure
+    from anyformer.compare.plan.step import count_step
+    from anyformer.training.strategies.group import join
+
+    workload = read_arguments(list(arguments)).workload
+    if what == "plan":
+        count = count_step(workload)
+        seconds = calibrate(workload, count).seconds if time == "1" else 0.0
+        print(json.dumps({"peak": count.peak, "seconds": seconds}))
+        return
+    group = join(workload.config.engine, "cpu")
+    found = measure(workload, group, steps=10 if time == "1" else 3)
+    print(json.dumps({"peak": found.peak, "seconds": found.step}), flush=True)
+    group.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""`anyformer plan MODEL ...`: what training would take, before it is begun."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from anyformer.cli.options import Parser, Positional, change_model
+from anyformer.terminal import write
+
+if TYPE_CHECKING:
+    from anyformer.compare.plan.training_plan import Request, TrainingPlan
+
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "batches and length": ("context", "batch_size", "batch_tokens", "grad_accumulation", "steps"),
+    "what is trained": ("optimizer", "average", "label_smoothing"),
+    "hardware": ("dtype", "gradient_checkpointing", "engine", "processes"),
+}
+_TRAINING = ("objective", "document_masking", "tokenizer")
+_TUNING = ("task", "labels", "label_kind", "packing", "lora", "lora_alpha", "lora_dropout", "targets", "dora", "rslora")
+"""The fields of a RunConfig, a TrainConfig and a FinetuneConfig that decide what a step takes."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What training takes before it is begun: memory by part, whether it fits, operations, time and money.
+
+    Put it in the place of `train` or `finetune`: it takes their flags, and reads neither weights nor data. Memory is
+    counted on tensors without data, through the step that training takes. On this machine real steps tell the time,
+    elsewhere the device's peak and the share of it that is usual.
+
+    Examples:
+        anyformer plan llama-3.2-1b --batch-size 8 --context 2048 --device h100
+        anyformer plan llama-3.1-8b --lora 16 --batch-size 16 --device a100 --engine fsdp --processes 8 --tokens 1000000
+        anyformer plan gpt2 --context 512 --batch-size 16 --steps 2000
+        anyformer plan runs/bert-mini-1 --task classify --batch-size 32
+    """
+
+    model: Positional[str]
+    """A preset, a config file, a model or run directory; fields of it changed as in llama:norm.kind=layer."""
+    device: str | None = None
+    """The kind of device, such as h100, a100, l4, t4, rtx-4090 (default: this machine's processors)."""
+    tokens: int | None = None
+    """Tokens that the run reads, instead of --steps, for its time and price."""
+    price_per_hour: float | None = None
+    """What an hour of a device costs (default: a price of the table, with its date)."""
+    calibrate: bool = True
+    """Take some real steps to tell the time on this machine; --no-calibrate leaves that out."""
+    json: bool = False
+    """Print JSON instead of tables."""
+
+
+def run(argv: list[str]) -> int:
+    """Print the plan; returns the exit status."""
+    values = _parser().given(argv)
+    as_json: bool = values.get("json", False)
+    asked = _request(values)
+
+    from anyformer.compare.plan.training_plan import make_plan
+
+    found = make_plan(asked)
+    if as_json:
+        write(json.dumps({**asdict(found), "flops_per_token": found.flops_per_token}, indent=2))
+    else:
+        _print(found)
+    return 0
+
+
+def read_arguments(argv: Sequence[str]) -> "Request":
+    """What the arguments ask for. Raises UserError as `anyformer.plan`."""
+    return _request(_parser().given(argv))
+
+
+def _parser() -> Parser:
+    from anyformer.finetuning.config import FinetuneConfig
+    from anyformer.training.config import TrainConfig
+
+    parser = Parser("plan", PlanOptions.__doc__ or "")
+    parser.add_fields(PlanOptions)
+    shown: set[str] = {field.name for field in fields(PlanOptions)}
+    for section, names in _SECTIONS.items():
+        parser.add_fields(TrainConfig, names, section=section)
+        shown |= {*names}
+    parser.add_fields(TrainConfig, _TRAINING, section="training from scratch")
+    parser.add_fields(FinetuneConfig, _TUNING, section="fine-tuning")
+    shown |= {*_TRAINING, *_TUNING, "base", "preset"}
+    # The others change nothing here: they are taken so that plan can stand in the place of another command.
+    for kind in (TrainConfig, FinetuneConfig):
+        others = [field.name for field in fields(kind) if field.name not in shown]
+        parser.add_fields(kind, others, hidden=True)
+        shown |= {*others}
+    parser.add_model_flags()
+    return parser
+
+
+def _request(values: Mapping[str, Any]) -> "Request":
+    from dataclasses import replace
+
+    from anyformer.compare.contenders import read_config
+    from anyformer.compare.plan.training_plan import request
+
+    contender = read_config(values["model"])
+    contender = replace(contender, config=change_model(contender.config, values, "plan"))
+    own = {field.name for field in fields(PlanOptions)}
+    options = {name: value for name, value in values.items() if name not in own and "." not in name}
+    given = {name: values.get(name) for name in ("device", "tokens", "price_per_hour")}
+    return request(contender, options, **given, calibrate=values.get("calibrate", True))
+
+
+def _print(found: "TrainingPlan") -> None:
+    from rich.table import Table
+
+    from anyformer.compare.plan.devices import PRICES_OF
+    from anyformer.console import Console
+
+    console = Console()
+    trained = f", {found.trained_parameters:,} of them trained" if found.trained_parameters < found.parameters else ""
+    where = found.device if found.engine is None else f"{found.processes} {found.device}, {found.engine}"
+    console.print(f"{found.model}: {found.parameters:,} parameters{trained}", style="bold", highlight=False)
+    console.print(
+        f"{found.task}, {found.batch_size} texts of {found.context} tokens a step, {found.dtype} on {where}",
+        highlight=False,
+    )
+    table = Table("memory", box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    for heading in ("counted", "share", "formula"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for name, size in found.memory.items():
+        said = found.formula.get(name)
+        bar = "█" * round(24 * size / found.peak)
+        table.add_row(name, _size(size), f"{size / found.peak:.0%}", "" if said is None else _size(said), bar)
+    each = "" if found.processes == 1 else " of each process"
+    table.add_row(f"peak{each}", _size(found.peak), "", "", "", style="bold")
+    console.print()
+    console.print(table)
+    console.print()
+    verdict = "fits" if found.fits else "does not fit"
+    together = f" {found.processes} times" if found.device == "cpu" and found.processes > 1 else ""
+    console.print(
+        f"It {verdict}{together} into {_size(found.device_memory)} beside {_size(found.base)} for "
+        f"{'Python and torch' if found.device == 'cpu' else 'CUDA'}.",
+        style="green" if found.fits else "red",
+        highlight=False,
+    )
+    for change in found.changes:
+        told = "fits" if change.fits else "does not"
+        console.print(f"  {change.flags}: {_size(change.peak)}, {told}", highlight=False)
+    if found.changes and not found.changes[-1].fits:
+        console.print("  None of these is enough: take a shorter --context, a smaller --batch-size or model.")
+    if found.cache:
+        console.print(f"Generating such a text keeps {_size(found.cache)} of keys and values.", highlight=False)
+    console.print(
+        f"A step takes {found.flops:.3g} FLOPs, {found.flops_per_token:.3g} a token (6 N + 12 L d s: "
+        f"{found.flops_formula / found.tokens:.3g}).",
+        highlight=False,
+    )
+    time = found.time
+    console.print(
+        f"A step takes {_time(time.seconds)} ({_time(time.low)} to {_time(time.high)}: {time.reason}); "
+        f"{found.tokens / time.seconds:,.0f} tokens/s.",
+        highlight=False,
+    )
+    if found.seconds is not None:
+        low, likely, high = map(_time, found.seconds)
+        console.print(f"{found.steps:,} steps take {likely} ({low} to {high}).", highlight=False)
+    if found.cost is not None:
+        low, likely, high = found.cost
+        console.print(
+            f"They cost ${likely:,.2f} (${low:,.2f} to ${high:,.2f}) at ${found.price_per_hour:g} an hour and device "
+            f"(prices of the table: {PRICES_OF}).",
+            highlight=False,
+        )
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"

@@ -1,0 +1,91 @@
+"""What devices can do, and what an hour of them costs: the one place for these numbers, each with its source."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from anyformer.errors import UserError, nearest
+from anyformer.limits import read_text
+
+PRICES_OF = "December 2024"
+"""When the prices were right: of an hour of one GPU of Amazon EC2 in the United States, the instance's price divided by
+its GPUs. Those of H100, H200 and A100 are of Capacity Blocks (aws.amazon.com/ec2/capacityblocks/pricing), the others on
+demand (g4dn, g5, g6, g6e and p3). They change, and others ask for less: ``--price-per-hour`` says what you pay."""
+
+SHARES = (0.2, 0.35, 0.5)
+"""Low, likely and high share of a GPU's peak that training reaches. PaLM reached 46% (Chowdhery et al. 2022, table 3),
+Megatron-LM 44-52% on A100 (Narayanan et al. 2021, table 1), torchtitan about 35% for Llama 3.1 8B on H100 (Liang et al.
+2024, table 1). Models of less than a billion parameters are nearer the low one, for their products are small."""
+
+CPU_SHARES = (0.25, 0.5, 0.8)
+"""The same of what this machine's products reach (docs/measurements/training.md), where nothing was calibrated."""
+
+CUDA_CONTEXT = 500_000_000
+"""Bytes that CUDA and its libraries take on a GPU before the first tensor, about."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device to train on.
+
+    Attributes:
+        name: as `--device` takes it.
+        memory: in bytes.
+        peak: FLOPs a second of dense products, by dtype. TF32 is not counted, as torch does not use it unasked.
+        bandwidth: of its memory, in bytes a second.
+        price: of an hour, in US dollars; None: unknown.
+        source: where the peaks come from.
+    """
+
+    name: str
+    memory: float
+    peak: dict[str, float] = field(default_factory=dict[str, float])
+    bandwidth: float = 0.0
+    price: float | None = None
+    source: str = ""
+
+
+def _gpu(name: str, memory: float, bf16: float, fp32: float, bandwidth: float, source: str, price: float | None = None,
+         *, fp16_only: bool = False) -> Device:  # fmt: skip
+    """Gigabytes, teraflops and gigabytes a second."""
+    narrow = {"float16": bf16 * 1e12} if fp16_only else {"bfloat16": bf16 * 1e12, "float16": bf16 * 1e12}
+    return Device(name, memory * 1e9, {"float32": fp32 * 1e12, **narrow}, bandwidth * 1e9, price, source)
+
+
+DEVICES = {
+    device.name: device
+    for device in (
+        _gpu("h200", 141, 989.4, 66.9, 4800, "NVIDIA H200 datasheet (2024), SXM, without sparsity", 5.408),
+        _gpu("h100", 80, 989.4, 66.9, 3350, "NVIDIA H100 datasheet (2023), SXM, without sparsity", 4.916),
+        _gpu("a100", 80, 312, 19.5, 2039, "NVIDIA A100 datasheet (2021), 80 GB SXM, without sparsity"),
+        _gpu("a100-40gb", 40, 312, 19.5, 1555, "NVIDIA A100 datasheet (2021), 40 GB, without sparsity", 1.844),
+        _gpu("l40s", 48, 362, 91.6, 864, "NVIDIA L40S datasheet (2023), without sparsity", 1.861),
+        _gpu("l4", 24, 121, 30.3, 300, "NVIDIA L4 datasheet (2023), without sparsity", 0.805),
+        _gpu("a10g", 24, 70, 35, 600, "AWS EC2 G5, NVIDIA A10G (2021), without sparsity", 1.006),
+        _gpu("v100", 16, 125, 15.7, 900, "NVIDIA V100 datasheet (2018), SXM2 16 GB", 3.06, fp16_only=True),
+        _gpu("t4", 16, 65, 8.1, 320, "NVIDIA T4 datasheet (2018)", 0.526, fp16_only=True),
+        _gpu("rtx-4090", 24, 165.2, 82.6, 1008, "NVIDIA Ada GPU architecture (2023), sums in float32"),
+        _gpu("rtx-3090", 24, 71, 35.6, 936, "NVIDIA Ampere GA102 architecture (2021), sums in float32"),
+        _gpu("mi300x", 192, 1307.4, 163.4, 5300, "AMD Instinct MI300X data sheet (2023), without sparsity"),
+    )
+}
+
+
+def find_device(name: str | None) -> Device:
+    """The device of a name; None or cpu: this machine's processors. Raises UserError for one that is not known."""
+    if name in (None, "cpu"):
+        return Device("cpu", _machine_memory(), source="measured on this machine")
+    if name not in DEVICES:
+        known = ("cpu", *DEVICES)
+        raise UserError(f"--device {name}: there is no such device in the table ({nearest(str(name), known)}).")
+    return DEVICES[name]
+
+
+def _machine_memory() -> float:
+    """Bytes that are available, the cache of files counted."""
+    path = Path("/proc/meminfo")
+    if path.exists():
+        line = next((line for line in read_text(path, 1 << 16).splitlines() if line.startswith("MemAvailable:")), "")
+        if line:
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")

@@ -1,0 +1,100 @@
+"""Real training steps, timed, and what memory the process takes for them."""
+
+import gc
+import re
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from anyformer.compare.plan.step import Workload
+from anyformer.model import build
+from anyformer.training.memory import keep_freed_memory
+from anyformer.training.precision import start_compiler
+from anyformer.training.resolve import make_plan
+from anyformer.training.strategies.base import make_strategy
+from anyformer.training.strategies.group import Group
+
+_STATUS = Path("/proc/self/status")
+_RESET = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What real steps took.
+
+    Attributes:
+        seconds: of each step after the first.
+        peak: bytes that the process grew by at most; None where the system does not tell.
+        base: bytes of the process before: the interpreter, torch, and the code that a step runs.
+    """
+
+    seconds: tuple[float, ...]
+    peak: int | None
+    base: int | None
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step: the median."""
+        return statistics.median(self.seconds)
+
+
+def measure(workload: Workload, group: Group | None = None, *, steps: int = 20, seconds: float = 60.0) -> Measured:
+    """Take the workload's step for real, as a run does, and some more.
+
+    Args:
+        group: the processes that train together; None: this one alone.
+        steps: how many are timed, at most; the first one, which allocates, comes before.
+        seconds: after which no more are begun.
+    """
+    group = group or Group()
+    start_compiler(workload.precision)
+    _steps(_smallest(workload), group, 2, seconds)  # loads the libraries' code, which isn't the model's memory
+    gc.collect()
+    keep_freed_memory()
+    base = resident("VmRSS")
+    if base is not None:
+        _RESET.write_text("5")
+    times = _steps(workload, group, steps + 1, seconds)
+    peak = resident("VmHWM")
+    if workload.precision.device.type == "cuda":
+        peak, base = torch.cuda.max_memory_allocated(), 0
+    return Measured(tuple(times[1:] or times), None if peak is None or base is None else peak - base, base)
+
+
+def _steps(workload: Workload, group: Group, count: int, seconds: float) -> list[float]:
+    torch.manual_seed(workload.config.seed)
+    config, end = workload.config, time.monotonic() + seconds
+    plan = make_plan(config, workload.precision, workload.loss)
+    strategy = make_strategy(config.engine, workload.fit(build(workload.model)), plan, group)
+    batch, times = workload.batch(), list[float]()
+    try:
+        for number in range(count):
+            start = time.perf_counter()
+            strategy.step(number, batch, config.learning_rate).tolist()
+            times.append(time.perf_counter() - start)
+            if group.any(time.monotonic() > end and number > 1):
+                break
+    finally:
+        strategy.close()
+    return times
+
+
+def _smallest(workload: Workload) -> Workload:
+    """The same with one layer a stack and a text for each process."""
+    model = workload.model
+    layers = {name: min(getattr(model, name), 1) for name in ("encoder_layers", "decoder_layers")}
+    rows = max(2, workload.config.processes)
+    config = replace(workload.config, batch_size=rows, batch_tokens=rows * 16, context=16, grad_accumulation=1)
+    return replace(workload, model=model.replace(**layers), config=config)
+
+
+def resident(field: str = "VmRSS") -> int | None:
+    """A field of the process's status, in bytes."""
+    try:
+        found = re.search(rf"^{field}:\s*(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found and _RESET.exists() else None
+    except OSError:
+        return None

@@ -1,0 +1,93 @@
+"""`anyformer plan`: what training would take."""
+
+import json
+from collections.abc import Sequence
+
+import pytest
+
+import anyformer as af
+from anyformer.cli.main import main
+
+SMALL = ("--context", "32", "--batch-size", "4", "--no-calibrate")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    status = main(["plan", *arguments])
+    captured = capsys.readouterr()
+    return status, captured.out if status == 0 else captured.err
+
+
+def test_it_says_what_each_part_takes_and_whether_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out = run(capsys, "llama-nano", *SMALL, "--dtype", "float32", "--steps", "100")
+
+    assert status == 0
+    for part in ("weights", "activations", "logits", "optimizer", "peak"):
+        assert any(line.startswith(part) for line in out.splitlines())
+    assert "It fits" in out
+    assert "100 steps take" in out
+
+
+def test_json_has_every_number_and_python_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out = run(capsys, "llama-nano", *SMALL, "--dtype", "float32", "--json")
+    found = json.loads(out)
+    same = af.plan("llama-nano", context=32, batch_size=4, dtype="float32")
+
+    assert status == 0
+    assert found["peak"] == sum(found["memory"].values()) == same.peak
+    assert found["flops"] == same.flops > 0
+    assert found["parameters"] == same.parameters
+    assert found["memory"]["weights"] == pytest.approx(found["formula"]["weights"], rel=0.01)
+
+
+def test_what_does_not_fit_is_told_which_flags_help(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("llama-3.2-3b:decoder_layers=1,vocab_size=2000", "--context", "1024", "--batch-size", "128")
+    status, out = run(
+        capsys, *arguments, "--device", "t4", "--price-per-hour", "0.5", "--tokens", "1000000000", "--json"
+    )
+    found = json.loads(out)
+
+    assert status == 0
+    assert not found["fits"]
+    assert [change["fits"] for change in found["changes"]][-1]
+    assert not any(change["fits"] for change in found["changes"][:-1])
+    assert found["changes"][0]["flags"].startswith("--grad-accumulation")
+    assert found["cost"][1] == pytest.approx(found["seconds"][1] / 3600 * 0.5)
+
+
+def test_the_flags_of_train_and_finetune_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    others = ("--data", "notes.txt", "--seed", "3", "--learning-rate", "1e-3", "--name", "x", "--schedule", "cosine")
+    status, out = run(capsys, "llama-nano", *SMALL, "--dtype", "float32", *others, "--json")
+    _, plain = run(capsys, "llama-nano", *SMALL, "--dtype", "float32", "--json")
+    tuned = run(capsys, "llama-nano", *SMALL, "--dtype", "float32", "--lora", "4", "--data", "chats.jsonl", "--json")
+
+    assert status == tuned[0] == 0
+    assert json.loads(out)["peak"] == json.loads(plain)["peak"]
+    found = json.loads(tuned[1])
+    assert 0 < found["trained_parameters"] < found["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("llama-nano", "--device", "h1000"), "--device h1000"),
+        (("llama-nano", *SMALL, "--engine", "ddp", "--processes", "3"), "take 3 or 6"),
+        (("llama-nano", *SMALL, "--processes", "2"), "needs an --engine"),
+        (("gpt2", "--task", "text", "--context", "4096"), "--context 4096"),
+        (("gpt2", "--context", "1024", "--batch-size", "100000000"), "lower one of them"),
+        (("bert-tiny", "--task", "chat"), "is an encoder"),
+        (("llama-nano", "--task", "seq2seq"), "one stack"),
+        (("llama-nano", *SMALL, "--engine", "deepspeed", "--processes", "2"), "--engine fsdp"),
+        (("llama-nano", *SMALL, "--dtype", "int8", "--device", "h100"), "for CPUs"),
+        (("llama-nano", "--price-per-hour", "-1"), "--price-per-hour"),
+        (("llama-nano", "--tokens", "0"), "--tokens 0"),
+        (("no-such-model",), "no-such-model"),
+    ],
+)
+def test_what_makes_no_sense_is_one_sentence(
+    arguments: Sequence[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, error = run(capsys, *arguments)
+
+    assert status == 2
+    assert reason in error
+    assert error.count("\n") == 1
