@@ -120,10 +120,13 @@ def test_budgets_in_flops_are_equal(data: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_model_that_knows_no_order_is_found(data: str, tmp_path: Path) -> None:
-    names = ["bert", "bert:position.kind=none"]
+    # An encoder-decoder: a causal decoder can learn order without positions (Haviv et al. 2022), and BERT learns
+    # nothing of order within so few steps, with positions or without.
+    names = ["t5", "t5:position.kind=none"]
     found = compare(names, data=data, out=tmp_path / "out", tokens=24_000, seeds=3, **SMALL)
-    (verdict,) = found.verdicts
-    assert (verdict.a, verdict.b, verdict.verdict) == (*names, "better")
+    verdicts = {each.panel: (each.a, each.b, each.verdict) for each in found.verdicts}
+    assert verdicts["continuation"] == (*names, "better")
+    assert (*names[::-1], "better") not in verdicts.values()
 
 
 @pytest.mark.slow
