@@ -35,7 +35,7 @@ class CompareOptions:
     match: Annotated[str, "{parameters,flops,none}"] = "parameters"
     """What is made equal: parameters outside embeddings, or FLOPs of training a token."""
     tokens: float | None = None
-    """Budget of each contender and seed: tokens of text to train on (default: a million)."""
+    """Budget of each contender and seed: tokens of text to train on (default: half a million)."""
     flops: float | None = None
     """The same in floating-point operations of training, such as 1e13."""
     minutes: float | None = None

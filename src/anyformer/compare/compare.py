@@ -56,7 +56,7 @@ def compare(
         data: files, folders and globs of text; empty: the standard library of Python.
         out: the folder to keep it in; None: one in ``comparisons``, the same for the same arguments.
         vary: fields of a single contender and their values, such as ``["norm.kind=layer,rms"]``.
-        tokens, flops, minutes: what each contender may spend on each seed, one of them; None: a million tokens.
+        tokens, flops, minutes: what each contender may spend on each seed, one of them; None: half a million tokens.
         seeds: how many times each is trained.
         match: ``"parameters"`` outside embeddings, ``"flops"`` a token, or ``"none"``.
         tune: try three learning rates each, within the budget.

@@ -9,7 +9,7 @@ from anyformer.compare.budget import Budget
 from anyformer.compare.matching import MEASURES
 from anyformer.errors import UserError, nearest
 
-CONTEXT, BATCH_SIZE, SEEDS, TOKENS = 128, 8, 3, 1_000_000
+CONTEXT, BATCH_SIZE, SEEDS, TOKENS = 128, 8, 3, 500_000
 BUDGET = Budget("tokens", TOKENS)
 _LEAST_CONTEXT, _MOST = 16, 1 << 20
 
@@ -97,7 +97,7 @@ class Request:
 
 
 def budget_of(amounts: Mapping[str, float | None]) -> Budget:
-    """The one budget that is given; a million tokens without any. Raises UserError for two."""
+    """The one budget that is given; half a million tokens without any. Raises UserError for two."""
     given: Sequence[tuple[str, float]] = [(kind, value) for kind, value in amounts.items() if value is not None]
     if len(given) > 1:
         raise UserError(f"A budget is of one kind: give --{given[0][0]} or --{given[1][0]}, not both.")
