@@ -7,6 +7,7 @@ drawn by `pytest -m slow`, which runs these tests too, and by pytest without `-m
 import os
 import signal
 import tempfile
+from typing import Any
 
 import pytest
 from hypothesis import is_hypothesis_test, settings
@@ -35,6 +36,14 @@ install_import_hook(["anyformer.blocks", "anyformer.model", "anyformer.generatio
 # A busy machine is slow at times, and a first call may have to import or to compile.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    """Called by pytest-xdist: a file's tests go to one worker, for some have fixtures that take half a minute."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -201,7 +201,7 @@ SENTENCES = {
     "an unknown field to vary": (["llama-nano", "--vary", "norm.knd=layer,rms"], "norm.knd: no such field"),
     "a value that is none": (["llama-nano", "--vary", "norm.kind=layer,rmsnorm"], "rmsnorm"),
     "nothing to vary": (["llama-nano", "--vary", "norm.kind"], "two or more different values"),
-    "a missing run": (["gpt2", "runs/nothing-1"], "There is no runs/nothing-1"),
+    "a missing run": (["gpt2", "runs/nothing-1"], "There is no 'runs/nothing-1'"),
     "two budgets": (["gpt2", "llama", "--tokens=3", "--flops=3"], "of one kind"),
     "one contender": (["gpt2"], "nothing to compare gpt2 with"),
     "an unknown measure": (["gpt2", "llama", "--match=size"], "no such measure"),

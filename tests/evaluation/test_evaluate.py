@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from sklearn import metrics as sklearn
 
@@ -243,7 +244,19 @@ def test_what_is_refused(tmp_path: Path) -> None:
             Options(**wrong)
     with pytest.raises(UserError, match="batch_size is at least 1"):
         Options(batch_size=0)
-    rows = [{"sentence1": "a", "sentence2": "b", "label": label} for label in ("x", "y", "x")]
-    bare, words = encoder({"kind": "none"})
-    with pytest.raises(UserError, match="pairs with a class say nothing"):
-        af.evaluate(bare, words, _jsonl(tmp_path / "p.jsonl", rows), task="embed")
+
+
+def test_pairs_with_a_class_are_compared_by_both_vectors_and_their_difference(tmp_path: Path) -> None:
+    pairs = [("the cat", "the cat", "same"), ("the dog", "the dog", "same"), ("the cat", "the dog", "other")]
+    pairs += [("the dog", "the cat", "other")]
+    rows = [{"sentence1": a, "sentence2": b, "label": label} for a, b, label in pairs]
+    model, tokenizer = encoder({"kind": "none"})
+    found = af.evaluate(model, tokenizer, _jsonl(tmp_path / "p.jsonl", rows), task="embed")
+    vectors = {
+        text: F.normalize(af.embed(model, tokenizer, [text])[0].double(), dim=0) for text in ("the cat", "the dog")
+    }
+    joined = [torch.cat((vectors[a], vectors[b], (vectors[a] - vectors[b]).abs())) for a, b, _ in pairs]
+    joined = torch.stack([F.normalize(each, dim=0) for each in joined])
+    nearest = (joined @ joined.t() - 2 * torch.eye(4)).argmax(dim=1).tolist()
+    right = [pairs[other][2] == label for other, (_, _, label) in zip(nearest, pairs, strict=True)]
+    assert found["accuracy"] == sum(right) / 4

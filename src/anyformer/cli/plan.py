@@ -31,7 +31,7 @@ class PlanOptions:
 
     Examples:
         anyformer plan llama-3.2-1b --batch-size 8 --context 2048 --device h100
-        anyformer plan llama-3.1-8b --lora 16 --batch-size 16 --device a100 --engine fsdp --processes 8 --tokens 1000000
+        anyformer plan llama-3.1-8b --lora 16 --device a100 --engine fsdp --processes 8 --tokens 1000000
         anyformer plan gpt2 --context 512 --batch-size 16 --steps 2000
         anyformer plan runs/bert-mini-1 --task classify --batch-size 32
     """

@@ -69,7 +69,7 @@ def _is_there(source: str) -> bool:
 def _preset(name: str) -> ModelConfig:
     if "/" in name or Path(name).suffix in _READERS:
         raise UserError(
-            f"There is no {name}: a model is a preset, a config file, a model or run directory, or a GGUF file."
+            f"There is no {name!r}: a model is a preset, a config file, a model or run directory, or a GGUF file."
         )
     return preset(name)
 
