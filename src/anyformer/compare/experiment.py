@@ -10,6 +10,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -91,7 +92,7 @@ def make_plan(request: Request, out: Path) -> Plan:
     """
     files = corpus.read_files(request.data or _data_of_runs(request), request.field)
     asked = {**request.to_dict(), "files": identity(files)}
-    fresh = not out.exists()
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / ".lock"):
@@ -99,8 +100,11 @@ def make_plan(request: Request, out: Path) -> Plan:
                 try:
                     _write(request, asked, files, out)
                 except UserError:
-                    if fresh:
-                        _remove(out)
+                    if made:
+                        (out / ".lock").unlink(missing_ok=True)
+                    with suppress(OSError):  # a folder with something in it stays
+                        for folder in made:
+                            folder.rmdir()
                     raise
             return _read(request, asked, files, out)
     except OSError as error:
@@ -262,15 +266,6 @@ def _from_dict(values: dict[str, Any]) -> Planned:
     config = ModelConfig.from_dict(values["config"])
     settled: dict[str, Any] = {**values, "config": config, "directory": directory, "notes": tuple(values["notes"])}
     return Planned(**settled)
-
-
-def _remove(out: Path) -> None:
-    """Remove the folder of a comparison that never began, if there is nothing in it."""
-    (out / ".lock").unlink(missing_ok=True)
-    try:
-        out.rmdir()
-    except OSError:
-        return
 
 
 def parameters(config: ModelConfig) -> int:
