@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urljoin
 
 import pytest
 
@@ -54,9 +55,12 @@ looks = pytest.mark.parametrize(
 
 
 class Browse(Protocol):
-    """Open a file. Its address may have a fragment, such as `x=time`."""
+    """Open a file, or the address of a page of a server, which may then ask that server for more.
 
-    def __call__(self, file: Path, look: Look = ..., *, fragment: str = ...) -> Page: ...
+    The address of a file may have a fragment, such as `x=time`.
+    """
+
+    def __call__(self, file: Path | str, look: Look = ..., *, fragment: str = ...) -> Page: ...
 
 
 @dataclass(frozen=True)
@@ -102,22 +106,24 @@ def watched(chromium: Chromium) -> Iterator[Browse]:
     problems: list[str] = []
     closing: list[Callable[[], None]] = []
 
-    def open_page(file: Path, look: Look = LOOKS[0], *, fragment: str = "") -> Page:
+    def open_page(file: Path | str, look: Look = LOOKS[0], *, fragment: str = "") -> Page:
         context = chromium.browser.new_context(
             viewport={"width": look.width, "height": 844 if look.phone else 900},
             color_scheme="dark" if look.dark else "light",
             reduced_motion="reduce",
             has_touch=look.phone,
             is_mobile=look.phone,
-            offline=True,
+            offline=isinstance(file, Path),
         )
         closing.append(context.close)
         page = context.new_page()
         page.set_default_timeout(10_000)
-        address = file.resolve().as_uri()
+        address = file.resolve().as_uri() if isinstance(file, Path) else file
+        server = None if isinstance(file, Path) else urljoin(file, "/")
 
         def asked(url: str) -> None:
-            if url.partition("#")[0] != address and not url.startswith(("data:", "blob:")):
+            own = url.partition("#")[0] == address if server is None else url.startswith(server)
+            if not own and not url.startswith(("data:", "blob:")):
                 problems.append(f"a request for {url}")
 
         page.on("request", lambda request: asked(request.url))

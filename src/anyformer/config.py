@@ -1,6 +1,6 @@
 """The description of any transformer, as data.
 
-A :class:`ModelConfig` is a handful of small frozen dataclasses, each named after the block that it configures.
+A `ModelConfig` is a handful of small frozen dataclasses, each named after the block that it configures.
 Decoder-only, encoder-only and encoder-decoder are not three classes but two numbers::
 
     encoder_layers  decoder_layers

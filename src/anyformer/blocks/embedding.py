@@ -31,7 +31,7 @@ class TokenEmbedding(nn.Module):
 
 
 class InputEmbedding(nn.Module):
-    """``dropout(norm(token + n-grams + segment + position))``, of which a config may leave out all but the first."""
+    """``dropout(norm(token + ngrams + segment + position))``, of which a config may leave out all but the first."""
 
     def __init__(self, config: EmbeddingConfig, norm_config: NormConfig, d_model: int) -> None:
         super().__init__()

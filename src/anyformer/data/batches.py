@@ -52,6 +52,7 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         self.windows_per_epoch = -(-len(tokens) // self._stride)
+        """Samples of an epoch."""
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0: the same whenever and wherever it is asked for."""

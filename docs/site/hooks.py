@@ -1,0 +1,138 @@
+"""What mkdocs does beside its plugins: the reference, the notebooks, and the files outside of docs/ that pages link to.
+
+Pages in docs/ can be read on a code host as they are; links from them to files of the repository lead, on the site, to
+a page that shows the file.
+"""
+
+import posixpath
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import api
+import docstrings
+import formulas
+import notebooks
+
+ROOT = Path(__file__).parents[2]
+_PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "reporting.md"}
+"""Files of the repository that are pages, and their place on the site."""
+_LANGUAGES = {".py": "python", ".sh": "sh", ".yml": "yaml", ".toml": "toml", ".cpp": "cpp", ".h": "cpp"}
+_LINK = re.compile(r"(?<=\]\()(?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?(?=\))")
+_SOURCE = re.compile(r"\]\((?:\.\./)*((?:src|benchmarks|tests)/[\w./-]+\.\w+)")
+_FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Completes the navigation with what is generated, and typesets formulas."""
+    config.markdown_extensions.append(formulas.FormulaExtension())  # pyright: ignore[reportArgumentType]
+    nav: list[dict[str, Any]] = config.nav or []
+    for entry in nav:
+        for title, below in entry.items():
+            if title == "Reference":
+                entry[title] = [*below, *_reference_nav()]
+            elif title == "Learn":
+                entry[title] = [*(page.uri for page in notebooks.pages()), *below]
+    config.nav = nav
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages that are generated."""
+    for page in notebooks.pages():
+        files.append(File.generated(config, page.uri, content=page.markdown))
+    for name, uri in _PAGES.items():
+        files.append(File.generated(config, uri, content=(ROOT / name).read_text(encoding="utf-8")))
+    linked = {name for file in files.documentation_pages() for name in _SOURCE.findall(file.content_string)}
+    for name in sorted(linked):
+        files.append(File.generated(config, _source_uri(name), content=_source_page(name)))
+    for page in api.pages():
+        files.append(File.generated(config, page.uri, content=_reference_page(page)))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links to files outside of docs/ lead to their pages; the front page has neither navigation nor contents."""
+    if page.file.src_uri == "index.md":
+        page.meta["hide"] = ["navigation", "toc"]
+    markdown = markdown.replace("<!-- pages -->", _reference_list())
+    generated = page.file.src_uri in _PAGES.values()
+    folder = posixpath.dirname(page.file.src_uri)
+
+    def moved(link: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join("" if generated else "docs", folder, link["path"]))
+        if path in _PAGES:
+            target = _PAGES[path]
+        elif path == "README.md":
+            target = "index.md"
+        elif path.startswith("docs/"):
+            target = path.removeprefix("docs/")
+        else:
+            target = _source_uri(path)
+        if files.get_file_from_path(target) is None:  # a folder: what is in it is in the navigation
+            inside = sorted(
+                file.src_uri for file in files.documentation_pages() if file.src_uri.startswith(f"{target}/")
+            )
+            target = inside[0] if inside else target
+        return posixpath.relpath(target, folder or ".") + (link["anchor"] or "")
+
+    parts = _FENCE.split(markdown)
+    return "".join(part if part.startswith("```") else _LINK.sub(moved, part) for part in parts)
+
+
+def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
+    """Shapes of tensors are made readable, when cross-references have become links."""
+    return docstrings.readable_shapes(output) if page.file.src_uri.startswith("reference/") else output
+
+
+def _reference_nav() -> list[dict[str, Any]]:
+    by_kind: dict[str, dict[str, list[dict[str, str]]]] = {"anyformer": {}, "modules": {}}
+    for page in api.pages():
+        sections = by_kind["modules" if page.module else "anyformer"]
+        sections.setdefault(page.section, []).append({page.title: page.uri})
+    return [{section: below} for sections in by_kind.values() for section, below in sections.items()]
+
+
+def _reference_page(page: api.Page) -> str:
+    if not page.module:
+        options = f"heading_level: 1\n      heading: anyformer.{page.title}\n      toc_label: {page.title}\n"
+        return f"::: {page.objects[0]}\n    options:\n      {options}"
+    name = f"anyformer.{page.title}".replace(".", ".<wbr>")  # where a narrow screen may break it
+    lines = [f"# {name}\n\n::: {page.module}\n    options:\n      members: false\n"]
+    lines += ["      show_root_heading: false\n      show_root_toc_entry: false\n"]
+    if page.elsewhere:
+        lines += [
+            "\nAlso here: " + ", ".join(f"[`{path.rpartition('.')[2]}`][{path}]" for path in page.elsewhere),
+            ".\n",
+        ]
+    return "".join(lines) + "\n" + "\n".join(f"::: {path}\n" for path in page.objects)
+
+
+def _reference_list() -> str:
+    lines: list[str] = []
+    section = None
+    for page in api.pages():
+        if page.section != section:
+            section = page.section
+            lines.append(f"\n## {section}\n\n| | |\n| --- | --- |")
+        uri = posixpath.relpath(page.uri, "reference")
+        about = page.about.replace("|", "\\|")
+        lines.append(f"| [`{'' if page.module else 'af.'}{page.title}`]({uri}) | {about} |")
+    return "\n".join(lines) + "\n"
+
+
+def _source_uri(name: str) -> str:
+    return f"source/{name}.md"
+
+
+def _source_page(name: str) -> str:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    language = _LANGUAGES.get(Path(name).suffix, "text")
+    return f"---\nsearch:\n  exclude: true\n---\n\n# {Path(name).name}\n\n`{name}`\n\n````{language}\n{text}````\n"

@@ -1,0 +1,35 @@
+"""The notebooks as pages: their sources, in jupytext's percent format, rendered without being run."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+_CELL = re.compile(r"^# %%[ ]*(?P<kind>\[markdown\])?(?P<metadata>.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A notebook as a page."""
+
+    uri: str
+    markdown: str
+
+
+def pages() -> list[Page]:
+    """Those in notebooks/, in the order of their names; none where there is no such folder."""
+    sources = sorted(path for path in FOLDER.glob("*.py") if "# %% [markdown]" in path.read_text(encoding="utf-8"))
+    return [Page(f"tutorials/{path.stem}.md", markdown(path.read_text(encoding="utf-8"))) for path in sources]
+
+
+def markdown(source: str) -> str:
+    """A percent script as Markdown: text cells as they are, code cells as blocks of Python."""
+    parts = _CELL.split(source)
+    cells: list[str] = []
+    for kind, body in zip(parts[1::3], parts[3::3], strict=True):
+        body = body.strip("\n")
+        if kind:
+            cells.append("\n".join(re.sub(r"^# ?", "", line) for line in body.splitlines()))
+        elif body:
+            cells.append(f"```python\n{re.sub(r'^# (?=[%!])', '', body, flags=re.MULTILINE)}\n```")
+    return "\n\n".join(cells) + "\n"

@@ -1,0 +1,270 @@
+"""The documentation site: it builds without a warning, has every public name, and requests nothing from elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from pathlib import Path
+from pkgutil import resolve_name
+from types import ModuleType
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import anyformer as af
+from tests.browser import Browse, Look, looks
+
+ROOT = Path(__file__).parents[1]
+SITE = ROOT / "docs" / "site"
+
+
+def _script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"site_{name}", SITE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # for its dataclasses
+    spec.loader.exec_module(module)
+    return module
+
+
+api, formulas, notebooks = map(_script, ("api", "formulas", "notebooks"))
+
+
+def test_every_name_of_the_package_has_a_page() -> None:
+    pages = {page.title: page for page in api.pages() if not page.module}
+    assert set(pages) == set(af.__all__)
+    for name, page in pages.items():
+        value = getattr(af, name)
+        if inspect.ismodule(value):  # a package that can be called: it is the function of its name
+            value = getattr(import_module(f"{value.__name__}.{name}"), name)
+        assert [resolve_name(path) for path in page.objects] == [value]
+
+
+@pytest.mark.parametrize("page", [page for page in api.pages() if page.module], ids=lambda page: page.title)
+def test_every_public_name_of_a_module_is_documented(page: object) -> None:
+    module = import_module(page.module)
+    exported = getattr(module, "__all__", None)
+    names = exported or [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == module.__name__
+    ]
+    documented = {path.rpartition(".")[2] for path in [*page.objects, *page.elsewhere]}
+    assert documented >= set(names)
+    assert documented, "there is nothing on the page"
+
+
+def test_modules_of_blocks_are_all_documented() -> None:
+    modules = {page.title for page in api.pages() if page.module}
+    blocks = {f"blocks.{path.stem}" for path in (ROOT / "src/anyformer/blocks").glob("[!_]*.py")}
+    assert modules >= blocks | {"config", "model", "kernels", "generation", "checkpoint", "tokenizer", "evaluation"}
+
+
+def _shown(formula: str) -> str:
+    return " ".join(formulas.mathml(formula).itertext())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "elements"),
+    [
+        ("softmax(q k^T / sqrt(head_dim)) v", "softmax ( q k T head_dim ) v", {"mfrac", "msqrt", "msup"}),
+        (
+            "(x - mean(x)) / sqrt(var(x) + eps) * weight + bias",
+            "x − mean ( x ) var ( x ) + eps ⋅ weight + bias",
+            {"mfrac"},
+        ),
+        ("input @ weight.T + bias", "input weight T + bias", {"msup"}),
+        ("mean <- d mean + (1 - d) weights", "mean ← d mean + ( 1 − d ) weights", set()),
+        ("max(|u - v| + margin, 0)", "max ( | u − v | + margin , 0 )", set()),
+        ("theta^(-2i / head_dim)", "θ − 2 i head_dim", {"msup", "mfrac"}),
+    ],
+)
+def test_formulas(text: str, shown: str, elements: set[str]) -> None:
+    assert _shown(text) == shown
+    assert {element.tag for element in formulas.mathml(text).iter()} >= elements
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "prompt + text",
+        "openai-community/gpt2",
+        "dtype='int8'",
+        "model(tokens)",
+        "batch_size=8",
+        "python -m",
+        "load(directory) -> Model",
+        "act(x",
+        "x * ",
+        "{i} * 2",
+        "(Hugging Face's name, our name, operation)",
+        "a / / b",
+        "[0 * 1",
+    ],
+)
+def test_code_is_no_formula(code: str) -> None:
+    with pytest.raises(formulas.NotAFormulaError):
+        formulas.mathml(code)
+
+
+_atoms = st.sampled_from(["x", "weight", "3", "head_dim", "mean(x)", "sqrt(eps)"])
+_products = st.lists(_atoms, min_size=1, max_size=3).map(" * ".join)
+_sums = st.lists(_products, min_size=1, max_size=3).map(" + ".join)
+
+
+@given(_sums, _sums, _products)
+def test_nothing_of_a_formula_is_lost(left: str, right: str, factor: str) -> None:
+    """Fractions and roots take the place of signs and brackets; everything else is there, in its order."""
+    text = f"({left}) / ({right}) * {factor}"
+    kept = re.findall(r"[\w]+|[*+]", re.sub(r"sqrt\((\w+)\)", r"\1", text))
+    shown = [token.replace("⋅", "*") for token in _shown(text).split() if token not in "()"]
+    assert shown == kept
+    fraction = next(formulas.mathml(text).iter("mfrac"))
+    assert len(fraction) == 2
+
+
+def test_notebooks_become_pages() -> None:
+    source = """# ---
+# jupyter: {}
+# ---
+
+# %% [markdown]
+# # A GPT from scratch
+#
+# With `anyformer`.
+
+# %% tags=["install"]
+# %pip install anyformer
+
+# %%
+x = 1
+
+# a comment
+print(x)
+"""
+    assert notebooks.markdown(source) == (
+        "# A GPT from scratch\n\nWith `anyformer`.\n\n"
+        "```python\n%pip install anyformer\n```\n\n"
+        "```python\nx = 1\n\n# a comment\nprint(x)\n```\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built once as its reader builds it. Warnings end the build."""
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install '.[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONWARNINGS": "ignore"}
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder
+
+
+class _Page(HTMLParser):
+    """What a page refers to, and what can be referred to in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.anchors |= {values[name] for name in ("id", "name") if values.get(name)}
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        elif tag == "link" and values.get("rel") != "canonical" and "href" in values:
+            self.loaded.append(values["href"])
+        elif "src" in values:
+            self.loaded.append(values["src"])
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, _Page]:
+    """Every page of the site, parsed."""
+    found = {path: _Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html") if path.name != "404.html"}
+    assert len(found) > 100
+    return found
+
+
+def test_every_link_of_the_site_leads_somewhere(pages: dict[Path, _Page]) -> None:
+    broken: list[str] = []
+    for path, page in pages.items():
+        for link in [*page.links, *page.loaded]:
+            address = urlsplit(link)
+            if address.scheme in ("http", "https", "mailto") and link in page.links:
+                continue
+            target = (path.parent / unquote(address.path)).resolve() if address.path else path
+            target = target / "index.html" if target.is_dir() else target
+            missing = address.scheme or not target.exists()
+            fragment = unquote(address.fragment)
+            if missing or (fragment and target in pages and fragment not in pages[target].anchors):
+                broken.append(f"{path.name}: {link}")
+    assert not broken
+
+
+def test_every_name_has_its_place_on_the_site(site: Path, pages: dict[Path, _Page]) -> None:
+    for page in api.pages():
+        built = pages[(site / page.uri).with_suffix(".html")]
+        assert built.anchors >= set(page.objects)
+    fields = pages[site / "reference" / "config.html"].anchors
+    assert {f"anyformer.config.AttentionConfig.{name}" for name in ("heads", "kv_heads", "qk_norm")} <= fields
+
+
+def test_shapes_and_formulas_are_typeset(site: Path) -> None:
+    text = (site / "reference/blocks/attention.html").read_text(encoding="utf-8")
+    assert '<span class="shape" title="Tensor">[batch, queries, d_model]</span>' in text
+    assert "Tensor</span>, <" not in text
+    assert "batch queries d_model" not in text
+    assert "<msqrt>" in text
+    assert 'href="../config.html#anyformer.config.AttentionConfig"' in text
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[str]:
+    """Where the site is served."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@looks
+def test_the_site_in_a_browser(browse: Browse, address: str, look: Look) -> None:
+    """Search finds a name, nothing is wider than the window, and no other machine is asked for anything."""
+    page = browse(f"{address}/index.html", look)
+    for path in ("guide", "families/llama", "reference/blocks/attention", "measurements/training", "index"):
+        page.goto(f"{address}/{path}.html", wait_until="load")
+        assert page.evaluate("document.documentElement.scrollWidth") <= look.width, path
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(19, 21, 25)" if look.dark else "rgb(251, 250, 248)")
+    assert page.evaluate("getComputedStyle(document.querySelector('h1')).fontFamily").startswith("Inter, system-ui")
+    if look.phone:
+        page.click("label.md-header__button[for=__search]")
+    page.fill(".md-search__input", "RMSNorm")
+    page.wait_for_selector(".md-search-result__item a[href*='reference/blocks/norm.html']")
