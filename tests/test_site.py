@@ -146,6 +146,8 @@ def test_notebooks_become_pages() -> None:
 # %% [markdown]
 # # A GPT from scratch
 #
+# [![Open in Colab](https://example.com/badge.svg)](https://example.com/notebook)
+#
 # With `anyformer`.
 
 # %% tags=["install"]

@@ -63,13 +63,17 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     if page.file.src_uri == "index.md":
         page.meta["hide"] = ["navigation", "toc"]
     markdown = markdown.replace("<!-- pages -->", _reference_list())
-    generated = page.file.src_uri in _PAGES.values()
     folder = posixpath.dirname(page.file.src_uri)
+    origin = "" if page.file.src_uri in _PAGES.values() else f"docs/{folder}"
+    if folder == notebooks.PLACE:
+        origin = notebooks.FOLDER.name
 
     def moved(link: re.Match[str]) -> str:
-        path = posixpath.normpath(posixpath.join("" if generated else "docs", folder, link["path"]))
+        path = posixpath.normpath(posixpath.join(origin, link["path"]))
         if path in _PAGES:
             target = _PAGES[path]
+        elif posixpath.dirname(path) == notebooks.FOLDER.name:
+            target = f"{notebooks.PLACE}/{Path(path).stem}.md"
         elif path == "README.md":
             target = "index.md"
         elif path.startswith("docs/"):

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
+PLACE = "tutorials"
+"""Where they are on the site."""
+_BADGE = re.compile(r"^\[!\[[^\]]*\]\(https?:[^)]*\)\]\([^)]*\)\n*", re.MULTILINE)
+"""A picture from elsewhere that is a link: the site asks no other machine for anything."""
 _CELL = re.compile(r"^# %%[ ]*(?P<kind>\[markdown\])?(?P<metadata>.*)$", re.MULTILINE)
 
 
@@ -19,7 +23,7 @@ class Page:
 def pages() -> list[Page]:
     """Those in notebooks/, in the order of their names; none where there is no such folder."""
     sources = sorted(path for path in FOLDER.glob("*.py") if "# %% [markdown]" in path.read_text(encoding="utf-8"))
-    return [Page(f"tutorials/{path.stem}.md", markdown(path.read_text(encoding="utf-8"))) for path in sources]
+    return [Page(f"{PLACE}/{path.stem}.md", markdown(path.read_text(encoding="utf-8"))) for path in sources]
 
 
 def markdown(source: str) -> str:
@@ -32,4 +36,4 @@ def markdown(source: str) -> str:
             cells.append("\n".join(re.sub(r"^# ?", "", line) for line in body.splitlines()))
         elif body:
             cells.append(f"```python\n{re.sub(r'^# (?=[%!])', '', body, flags=re.MULTILINE)}\n```")
-    return "\n\n".join(cells) + "\n"
+    return _BADGE.sub("", "\n\n".join(cells)) + "\n"
