@@ -1,0 +1,80 @@
+// How the order of the tokens enters: a vector that is added, a rotation of queries and keys, or a bias on the scores.
+
+const NO_POSITIONS = { embed: () => null, rotation: () => null, bias: () => null };
+
+// Sines and cosines of the position (Vaswani et al. 2017, section 3.5).
+const sinusoidal = ({ layout }, { d_model }) => {
+  const embed = (positions) => {
+    const out = new Matrix(positions.length, d_model), half = Math.ceil(d_model / 2);
+    positions.forEach((position, token) => {
+      const row = out.row(token);
+      for (let i = 0; i < half; i++) {
+        const angle = Math.max(position, 0) / 10000 ** ((2 * i) / d_model);
+        const [sine, cosine] = layout === "interleaved" ? [2 * i, 2 * i + 1] : [i, half + i];
+        row[sine] = Math.sin(angle);
+        if (cosine < d_model) row[cosine] = Math.cos(angle);
+      }
+    });
+    return out;
+  };
+  return { ...NO_POSITIONS, embed };
+};
+
+// A learned vector for each position (GPT-2, BERT).
+const learned = ({ offset }, { table }) => ({
+  ...NO_POSITIONS,
+  embed: (positions) => {
+    const out = new Matrix(positions.length, table.columns);
+    positions.forEach((position, token) => out.row(token).set(table.row(Math.max(position + offset, 0))));
+    return out;
+  },
+});
+
+// Queries and keys turn by an angle that grows with their position (Su et al. 2021).
+const rotary = (position, { head_dim, trained_length }) => {
+  const half = head_dim / 2;
+  const frequencies = (length) => {
+    if (position.frequencies) return position.frequencies;
+    const factor = position.dynamic_factor, overshoot = (factor * Math.max(length, trained_length)) / trained_length - (factor - 1);
+    const theta = position.theta * overshoot ** (head_dim / (head_dim - 2));
+    return Array.from({ length: half }, (_, i) => theta ** ((-2 * i) / head_dim));
+  };
+  const rotation = (positions, length) => {
+    const [cosines, sines] = [0, 1].map(() => new Matrix(positions.length, half)), sharpness = position.sharpness ?? 1;
+    const radians = frequencies(length);
+    positions.forEach((at, token) => {
+      for (let i = 0; i < half; i++) {
+        const angle = Math.fround(at * radians[i]);
+        cosines.row(token)[i] = Math.cos(angle) * sharpness;
+        sines.row(token)[i] = Math.sin(angle) * sharpness;
+      }
+    });
+    return { cosines, sines };
+  };
+  return { ...NO_POSITIONS, rotation };
+};
+
+// Turn pair (i, i + half) of every head of each row, in place (RoFormer, equation 34, in halves).
+const rotate = (x, head_dim, { cosines, sines }) => {
+  const half = head_dim / 2;
+  for (let token = 0; token < x.rows; token++) {
+    const row = x.row(token), cosine = cosines.row(token), sine = sines.row(token);
+    for (let start = 0; start < row.length; start += head_dim)
+      for (let i = 0; i < half; i++) {
+        const first = row[start + i], second = row[start + half + i];
+        row[start + i] = first * cosine[i] - second * sine[i];
+        row[start + half + i] = second * cosine[i] + first * sine[i];
+      }
+  }
+};
+
+// A learned bias for each head and (bucketed) distance (Raffel et al. 2020, section 2.1).
+const relative = ({ buckets, max_distance }, { table }) => ({
+  ...NO_POSITIONS,
+  bias: (head, query, key) => {
+    const distance = Math.max(-max_distance, Math.min(max_distance, key - query));
+    return table.numbers[buckets[distance + max_distance] * table.columns + head];
+  },
+});
+
+const POSITIONS = { none: () => ({ ...NO_POSITIONS }), sinusoidal, learned, rotary, relative };
