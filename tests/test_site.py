@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from functools import partial
 from html.parser import HTMLParser
@@ -30,8 +31,8 @@ ROOT = Path(__file__).parents[1]
 SITE = ROOT / "docs" / "site"
 
 
-def _script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"site_{name}", SITE / f"{name}.py")
+def _script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"site_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -40,7 +41,7 @@ def _script(name: str) -> ModuleType:
     return module
 
 
-api, formulas, notebooks = map(_script, ("api", "formulas", "notebooks"))
+api, formulas, notebooks = (_script(SITE / f"{name}.py") for name in ("api", "formulas", "notebooks"))
 
 
 def test_every_name_of_the_package_has_a_page() -> None:
@@ -164,6 +165,36 @@ print(x)
         "```python\n%pip install anyformer\n```\n\n"
         "```python\nx = 1\n\n# a comment\nprint(x)\n```\n"
     )
+
+
+def test_a_recording_is_what_was_printed() -> None:
+    recording = _script(ROOT / "docs" / "make_recording.py")
+    progress = [(float(step), f"training   {step}%  step {step}") for step in range(10, 100, 10)]
+    sample = [(95.0, f"    line {number}") for number in range(20)]
+    printed = [(1.0, "model      a <tiny> & long " + "x " * 50), *progress, (95.0, "sample"), *sample, (96.0, "")]
+    lines = recording.screen([("anyformer train", recording.shortened(printed))])
+    root = ElementTree.fromstring(recording.draw(lines))
+    texts = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[:2] == ["$", "anyformer train"]
+    assert texts[2].startswith("model      a <tiny> & long x x")
+    assert texts[3].startswith("           x x")
+    assert [text for text in texts if "%" in text] == [progress[place][1] for place in (0, 3, 6, 8)]
+    assert [text for text in texts if "line" in text] == [text for _, text in sample[:7]]
+    assert texts.count("...") == 1
+    assert all(len(text) <= recording.COLUMNS for text in texts)
+    times = [line.seconds for line in lines]
+    assert times == sorted(times)
+    assert times[-1] < 15
+
+
+def test_the_recording_is_of_its_commands() -> None:
+    recording = _script(ROOT / "docs" / "make_recording.py")
+    root = ElementTree.parse(recording.PICTURE).getroot()
+    texts = list(root.iter("{http://www.w3.org/2000/svg}text"))
+    assert ["".join(node.itertext()) for node in texts if node.get("class") == "command"] == recording.COMMANDS
+    labels = [node[0].text.strip() for node in texts if len(node)]
+    assert labels[0] == "model"
+    assert labels[-3:] == ["model", "report", "next"]
 
 
 @pytest.fixture(scope="module")
