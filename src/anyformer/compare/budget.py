@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
 
@@ -16,6 +16,8 @@ from anyformer.data.span_corruption import SpanCorruption
 from anyformer.errors import UserError
 
 KINDS = ("tokens", "flops", "minutes")
+TRIAL = 0.1
+"""Of the budget of one seed, for each learning rate that is tried."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,31 @@ class Budget:
     def __str__(self) -> str:
         """For people."""
         return f"{self.amount:,.6g} {'FLOPs' if self.kind == 'flops' else self.kind}"
+
+    def share(self, share: float) -> "Budget":
+        """A part of it."""
+        return replace(self, amount=self.amount * share)
+
+    def require_step(self, config: ModelConfig, batch: Batch, tokens: int, seconds: float | None) -> None:
+        """Raises UserError where it is too small for one step.
+
+        Args:
+            batch: of that step.
+            tokens: of text that the batch has.
+            seconds: of a step, where the budget is of minutes.
+        """
+        spent = self.spent(config, batch, tokens, seconds)
+        if spent > self.amount:
+            raise UserError(
+                f"A budget of {self} is too small for one step, which takes {spent:,.4g}: raise --{self.kind}, or "
+                "lower --batch-size or --context."
+            )
+
+    def spent(self, config: ModelConfig, batch: Batch, tokens: int, seconds: float | None) -> float:
+        """By one step."""
+        if self.kind == "minutes":
+            return (seconds or 0.0) / 60
+        return float(tokens if self.kind == "tokens" else batch_flops(config, batch))
 
 
 @dataclass(frozen=True)
@@ -93,25 +120,16 @@ def allow(
     Raises:
         UserError: it is too small for one step.
     """
-    flops, tokens, digest = 0, 0, hashlib.sha256()
-    steps = 0
+    flops, tokens, steps, spent, digest = 0, 0, 0, 0.0, hashlib.sha256()
     for batch in _batches(batches):
         restored: Int64 = windows.reading.restore(batch)
-        cost = batch_flops(config, batch)
-        spent = {
-            "tokens": float(restored.size),
-            "flops": float(cost),
-            "minutes": (seconds or 0.0) / 60,
-        }[budget.kind]
-        before = {"tokens": float(tokens), "flops": float(flops), "minutes": steps * spent}[budget.kind]
-        if steps == 0 and spent > budget.amount:
-            raise UserError(
-                f"A budget of {budget} is too small for one step, which takes {spent:,.4g}: raise --{budget.kind}, or "
-                "lower --batch-size or --context."
-            )
-        if before + spent / 2 > budget.amount:
+        if steps == 0:
+            budget.require_step(config, batch, restored.size, seconds)
+        cost = budget.spent(config, batch, restored.size, seconds)
+        if spent + cost / 2 > budget.amount:
             break
-        flops, tokens, steps = flops + cost, tokens + restored.size, steps + 1
+        spent, steps = spent + cost, steps + 1
+        flops, tokens = flops + batch_flops(config, batch), tokens + restored.size
         digest.update(restored.tobytes())
     return Allowance(steps, tokens, flops, digest.hexdigest())
 

@@ -21,9 +21,10 @@ from filelock import FileLock
 from anyformer import atomic, limits
 from anyformer.analysis import part_costs
 from anyformer.compare import ablation, corpus, matching
-from anyformer.compare.budget import flops_per_token
+from anyformer.compare.budget import TRIAL, flops_per_token
 from anyformer.compare.corpus import SharedText
 from anyformer.compare.matching import Entry
+from anyformer.compare.recipe import training_batches
 from anyformer.compare.request import Request
 from anyformer.compare.result import Ablation
 from anyformer.compare.speed import seconds_per_step
@@ -134,6 +135,7 @@ def _write(request: Request, asked: dict[str, Any], files: Sequence[Path], out: 
             times = seconds_per_step([each.config for each in trained], text, request)
             taken = dict(zip([each.name for each in trained], times, strict=True))
             planned = [replace(each, seconds=taken.get(each.name)) for each in planned]
+        _check_budget(request, text, planned)
         content = {
             "version": 1,
             "asked": asked,
@@ -142,6 +144,15 @@ def _write(request: Request, asked: dict[str, Any], files: Sequence[Path], out: 
         }
         atomic.move(folder / DATA, out / DATA)
     atomic.write(out / PLAN, json.dumps(content, indent=1) + "\n")
+
+
+def _check_budget(request: Request, text: SharedText, contenders: Sequence[Planned]) -> None:
+    """Raises UserError where the budget of a run, or of trying a learning rate, is too small for one step."""
+    budget = request.budget.share(TRIAL if request.tune else 1.0)
+    for each in contenders:
+        if each.directory is None:
+            batch = training_batches(each.config, text, request.batch_size, 0).batch(0)
+            budget.require_step(each.config, batch, request.batch_size * text.window, each.seconds)
 
 
 def _read(request: Request, asked: dict[str, Any], files: Sequence[Path], out: Path) -> Plan:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from anyformer import atomic, limits
 from anyformer.checkpoint import load
-from anyformer.compare.budget import Allowance, Budget, allow
+from anyformer.compare.budget import TRIAL, Allowance, allow
 from anyformer.compare.corpus import prepare, tokenizer_for
 from anyformer.compare.experiment import DATA, JOBS, Plan, Planned, seeds_of
 from anyformer.compare.measure import measure
@@ -39,8 +39,6 @@ from anyformer.training.trainer import DivergedError
 
 RATES = (0.5, 1.0, 2.0)
 """Learning rates that are tried, as multiples of the default."""
-_TRIAL = 0.1
-"""Of the budget of one seed, for each of them."""
 _TASK_WINDOW = 32
 """Tokens of a task's item, at most."""
 _TASK_TOKENS = 1 << 20
@@ -200,11 +198,13 @@ def learning_rate(plan: Plan, job: Job) -> float | None:
 
 def allow_job(plan: Plan, job: Job) -> Allowance:
     """What a job may do: trials and runs together spend the whole budget. Raises UserError where it is too small."""
-    budget, tune = plan.request.budget, plan.request.tune
-    share = _TRIAL if job.rate is not None else 1 - len(RATES) * _TRIAL * tune / seeds_of(plan)
+    tune = plan.request.tune
+    budget = plan.request.budget.share(
+        TRIAL if job.rate is not None else 1 - len(RATES) * TRIAL * tune / seeds_of(plan)
+    )
     batches = training_batches(job.contender.config, plan.text, plan.request.batch_size, job.seed)
     made = windows(job.contender.config, plan.text)
-    return allow(Budget(budget.kind, budget.amount * share), job.contender.config, batches, made, job.contender.seconds)
+    return allow(budget, job.contender.config, batches, made, job.contender.seconds)
 
 
 def read(plan: Plan, job: Job) -> Outcome:

@@ -1,5 +1,6 @@
 """Numbers of several contenders, side by side, and what may be said about them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -21,7 +22,7 @@ def judge(panel: Panel, found: Mapping[str, Pieces]) -> tuple[Panel, list[Verdic
         Score(
             contender=name,
             value=found[name].value,
-            interval=estimate(found[name]).interval,
+            interval=_possible(estimate(found[name]).interval, panel),
             seeds=tuple(found[name].seeds.tolist()),
         )
         for name in names
@@ -49,3 +50,9 @@ def judge(panel: Panel, found: Mapping[str, Pieces]) -> tuple[Panel, list[Verdic
     ]
     pieces = max((each.totals.shape[1] for each in found.values()), default=0)
     return replace(panel, scores=tuple(scores), pieces=pieces), judged
+
+
+def _possible(interval: tuple[float, float], panel: Panel) -> tuple[float, float]:
+    """Without values that a measure can't take: few seeds make an interval wide."""
+    highest = math.inf if panel.lower_is_better else 1.0
+    return max(0.0, interval[0]), min(highest, interval[1])

@@ -16,7 +16,9 @@ from anyformer.data.examples.datasets import Dataset
 from anyformer.data.feistel_shuffle import feistel_shuffle, mix_seed
 
 _ORDER, _POOL = 6, 7  # other draws than those of `batches` and `pair_batches`
-_POOL_BATCHES = 32
+_POOL_BATCHES = 32, 128
+"""Batches of a pool, at least and at most: as many as leave an epoch four pools, for in one alone the same examples
+would meet again and again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +41,12 @@ class ExampleBatches:
         """Batches after which each example was seen once."""
         return -(-len(self.lengths) // self.batch_size)
 
+    @property
+    def pool_batches(self) -> int:
+        """Batches of a pool; the last of an epoch may have fewer."""
+        fewest, most = _POOL_BATCHES
+        return max(fewest, min(most, self.steps_per_epoch // 4))
+
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0: the same whenever and wherever it is asked for."""
         return self.dataset.collate(self.members(step))
@@ -46,7 +54,7 @@ class ExampleBatches:
     def members(self, step: int) -> list[int]:
         """The numbers of the examples of a step."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        pool, index = divmod(number, _POOL_BATCHES)
+        pool, index = divmod(number, self.pool_batches)
         return _pool(self, epoch, pool)[index]
 
     def validation(self, batch_tokens: int, every: int = 1) -> Iterator[Batch]:
@@ -71,8 +79,8 @@ class ExampleBatches:
 def _pool(batches: ExampleBatches, epoch: int, pool: int) -> list[list[int]]:
     """The batches of a pool, which is the same for many steps."""
     count, size = len(batches.lengths), batches.batch_size
-    first = pool * _POOL_BATCHES * size
-    places = np.arange(first, min(first + _POOL_BATCHES * size, count))
+    first = pool * batches.pool_batches * size
+    places = np.arange(first, min(first + batches.pool_batches * size, count))
     members = feistel_shuffle(places, count, mix_seed(batches.seed, _ORDER, epoch))
     if batches.by_length:
         members = members[np.argsort(batches.lengths[members], kind="stable")]
