@@ -139,6 +139,8 @@ def test_retrieval(tmp_path: Path) -> None:
     rows = [{"anchor": a, "positive": b} for a, b in zip(TEXTS, TEXTS[7:] + TEXTS[:7], strict=True)]
     found = af.evaluate(model, tokenizer, _jsonl(tmp_path / "other.jsonl", rows))
     assert 0 < found["mrr"] < 1
+    json.dumps([row.right for row in found.rows])
+    assert [row.right for row in found.rows] == [row.loss == 1 for row in found.rows]
 
 
 def test_classes_of_neighbors(tmp_path: Path) -> None:

@@ -63,7 +63,12 @@ def _retrieval(examples: Sequence[EmbedExample], vector: dict[str, Array]) -> Ev
     best = [int((matrices[1] @ vector[query]).argmax()) for query in queries]
     rows = [
         EvaluatedRow(
-            where[query], query, documents[min(relevant[query])], documents[first], float(found.min()), found.min() == 1
+            where[query],
+            query,
+            documents[min(relevant[query])],
+            documents[first],
+            float(found.min()),
+            bool(found.min() == 1),
         )
         for query, first, found in zip(queries, best, ranks, strict=True)
     ]
