@@ -49,6 +49,14 @@ def test_progress_bars_take_no_markup() -> None:
                 assert "markup" in [keyword.arg for keyword in node.keywords], path
 
 
+def test_forced_colors_make_no_terminal_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notebooks set FORCE_COLOR for the programs that they start."""
+    monkeypatch.delenv("TTY_COMPATIBLE", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not Console(file=io.StringIO()).is_terminal
+    assert Console(file=Screen()).is_terminal
+
+
 class Gone(Screen):
     """A terminal whose window was closed."""
 

@@ -1,5 +1,6 @@
 """Tables, colors and progress bars on the streams of `anyformer.terminal`."""
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -41,6 +42,14 @@ class Console(RichConsole):
             highlight=False,
             emoji=False,
         )
+
+    @property
+    @override
+    def is_terminal(self) -> bool:
+        # FORCE_COLOR, which notebooks set for the programs they start, makes a terminal of anything, to rich. Progress
+        # bars would fill pages there.
+        forced = bool(os.environ.get("FORCE_COLOR")) and os.environ.get("TTY_COMPATIBLE") != "1"
+        return super().is_terminal and (not forced or self.file.isatty())
 
     @override
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
