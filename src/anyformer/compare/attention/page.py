@@ -44,8 +44,13 @@ def write_page(found: Attention, file: Path, *, model: str = "") -> Path:
         UserError: the file is there already and is no page of anyformer's, or the disk refuses.
     """
     require_page(file)
-    atomic.write(file, render("page.html", page(found, model), __package__ or ""))
+    atomic.write(file, text_of_page(found, model))
     return file
+
+
+def text_of_page(found: Attention, model: str = "") -> str:
+    """The page as HTML."""
+    return render("page.html", page(found, model), __package__ or "")
 
 
 def page(found: Attention, model: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The attention weights of a model that reads a text."""
 
+import html
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,13 @@ class Attention:
         """Whether the text or the target is longer than what was read."""
         read, target = (self.tokens, ()) if self.source_tokens is None else (self.source_tokens, self.tokens)
         return self.text_tokens > len(read) or (self.target_tokens or 0) > len(target)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page of `anyformer attention`, in a frame of its own."""
+        from anyformer.compare.attention.page import text_of_page  # which is made from this class
+
+        page = html.escape(text_of_page(self))
+        return f'<iframe srcdoc="{page}" sandbox="allow-scripts" width="100%" height="720" style="border:0"></iframe>'
 
 
 @dataclass
