@@ -159,11 +159,15 @@ x = 1
 
 # a comment
 print(x)
+
+# %% language="bash" magic_args="-e"
+# anyformer train  # two minutes
 """
     assert notebooks.markdown(source) == (
         "# A GPT from scratch\n\nWith `anyformer`.\n\n"
         "```python\n%pip install anyformer\n```\n\n"
-        "```python\nx = 1\n\n# a comment\nprint(x)\n```\n"
+        "```python\nx = 1\n\n# a comment\nprint(x)\n```\n\n"
+        "```sh\nanyformer train  # two minutes\n```\n"
     )
 
 

@@ -30,10 +30,13 @@ def markdown(source: str) -> str:
     """A percent script as Markdown: text cells as they are, code cells as blocks of Python."""
     parts = _CELL.split(source)
     cells: list[str] = []
-    for kind, body in zip(parts[1::3], parts[3::3], strict=True):
+    for kind, metadata, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
         body = body.strip("\n")
+        uncommented = "\n".join(re.sub(r"^# ?", "", line) for line in body.splitlines())
         if kind:
-            cells.append("\n".join(re.sub(r"^# ?", "", line) for line in body.splitlines()))
+            cells.append(uncommented)
+        elif 'language="bash"' in metadata:
+            cells.append(f"```sh\n{uncommented}\n```")
         elif body:
             cells.append(f"```python\n{re.sub(r'^# (?=[%!])', '', body, flags=re.MULTILINE)}\n```")
     return _BADGE.sub("", "\n\n".join(cells)) + "\n"
