@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+import anyformer as af
 from anyformer.cli.main import main
 from anyformer.errors import UserError
-from anyformer.finetuning.config import configured
+from anyformer.finetuning.config import FinetuneConfig, complete, configured
 from anyformer.runs.listing import read_run
 from tests.finetuning import toys
 from tests.finetuning.conftest import Tunes
@@ -50,6 +54,20 @@ def test_a_file_needs_no_more_than_the_flags_leave_open(tmp_path: Path) -> None:
         configured(file, {"lora": 8})
     with pytest.raises(UserError, match=r"there is no field 'lorra' \(did you mean 'lora'"):
         configured(_file(tmp_path, "lorra: 3"), {})
+
+
+@given(examples=st.integers(1, 1_000_000), lora=st.sampled_from([None, 8]))
+def test_many_examples_are_read_less_often_in_larger_batches(examples: int, lora: int | None) -> None:
+    model, config = af.preset("bert-base"), FinetuneConfig(base="bert", data=("a.csv",), lora=lora)
+    few, found = (complete(config, model, "classify", examples=number) for number in (100, examples))
+    assert (few.epochs, few.batch_size) == (3, 32)
+    assert found.epochs == pytest.approx(max(1, min(3, 60_000 / examples)))
+    many = examples >= 60_000
+    assert found.batch_size == (64 if many else 32)
+    assert found.learning_rate == few.learning_rate * (2 if many and lora is None else 1)
+    own = replace(config, batch_size=8, epochs=2.5, learning_rate=1e-6)
+    for asked in (complete(own, model, "classify", examples=examples), complete(own, model, "chat")):
+        assert (asked.batch_size, asked.epochs, asked.learning_rate) == (8, 2.5, 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from anyformer.adapters import LoraConfig
 
 EPOCHS = 3.0
+_ENOUGH = 60_000
+"""Examples, repeated ones among them, after which a pretrained model has learned most: with more of them an epoch or
+two do, in larger batches at a larger learning rate, which take half of the time."""
 """Passes over the data of a run that was given no length."""
 
 EMBEDDING_LOSSES = ("in_batch_negatives", "cosine", "triplet", "class_triplet", "softmax")
@@ -135,9 +138,11 @@ class FinetuneConfig(RunConfig):
     """Put several examples into a row, which do not see each other (default: on an accelerator; elsewhere examples of
     about equal length share a batch)."""
     batch_size: int | None = None
-    """Examples in a batch, of all processes together (default: 32; 16 for text to be generated)."""
+    """Examples in a batch, of all processes together (default: 32, or 64 from 60,000 examples on; 16 for text to be
+    generated)."""
     epochs: float | None = None
-    """Passes over the data, instead of --steps or --minutes (default: 3)."""
+    """Passes over the data, instead of --steps or --minutes (default: 3, or fewer from 20,000 examples on: what 60,000
+    examples are, but one at least)."""
     lora: Annotated[int | None, "RANK"] = None
     """Train a low-rank adapter of this rank, and leave the weights as they are."""
     lora_alpha: float | None = None
@@ -293,13 +298,16 @@ def _merged(file: Path, values: dict[str, Any], changes: Mapping[str, Any], *, r
     return check_consent(FinetuneConfig(**merged), file, changes, resume=resume)
 
 
-def complete(config: FinetuneConfig, model: ModelConfig, task: Task, **found: Any) -> CompleteFinetuneConfig:
+def complete(
+    config: FinetuneConfig, model: ModelConfig, task: Task, *, examples: int = 0, **found: Any
+) -> CompleteFinetuneConfig:
     """Fill in what was left open.
 
     Args:
         config: What was asked for.
         model: Of the base.
         task: What the examples are for.
+        examples: How many there are.
         found: Other fields that the examples settle.
 
     Raises:
@@ -313,16 +321,19 @@ def complete(config: FinetuneConfig, model: ModelConfig, task: Task, **found: An
     for name, tasks in _TASKS_OF.items():
         if getattr(config, name) and task not in tasks:
             raise UserError(f"--{name.replace('_', '-')} is for {' and '.join(tasks)}, and the task is {task}.")
-    generates = task in GENERATIVE
+    default_batch = 16 if task in GENERATIVE else 64 if examples >= _ENOUGH else 32
+    rate = default_learning_rate(model, task, adapter=config.lora is not None)
+    if config.batch_size is None and default_batch == 64 and config.lora is None:
+        rate *= 2  # in proportion to the batch (Goyal et al. 2017, section 2.1)
     chosen: dict[str, Any] = {
         "task": task,
         "context": config.context or longest_text(model, task),
-        "batch_size": config.batch_size or (16 if generates else 32),
+        "batch_size": config.batch_size or default_batch,
         "batch_tokens": config.batch_tokens or _BATCH_TOKENS,
-        "learning_rate": config.learning_rate or default_learning_rate(model, task, adapter=config.lora is not None),
+        "learning_rate": config.learning_rate or rate,
         "label_smoothing": config.label_smoothing or 0.0,
         "packing": bool(config.packing if config.packing is not None else config.device != "cpu" and task in _PACKED),
-        "epochs": config.epochs or (None if config.steps or config.minutes else EPOCHS),
+        "epochs": config.epochs or (None if config.steps or config.minutes else default_epochs(examples)),
     }
     return CompleteFinetuneConfig(**{**vars(config), **chosen, **found})
 
@@ -333,6 +344,11 @@ def longest_text(model: ModelConfig, task: Task) -> int:
     if task == "embed" and model.pooling.max_tokens is not None:
         limits.append(model.pooling.max_tokens)
     return min(limits)
+
+
+def default_epochs(examples: int) -> float:
+    """Passes over so many examples."""
+    return max(1.0, min(EPOCHS, _ENOUGH / max(examples, 1)))
 
 
 def default_learning_rate(model: ModelConfig, task: Task, *, adapter: bool) -> float:

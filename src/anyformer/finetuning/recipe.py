@@ -71,7 +71,7 @@ class Finetuning(BaseFinetuning):
             settled: dict[str, Any] = {"labels": labels, "label_kind": self.found.kind}
             if isinstance(training[0], EmbedExample):
                 settled["loss"] = embedding_loss(config.loss, training[0])
-            self._config = complete(config, base, self.task, **settled)
+            self._config = complete(config, base, self.task, examples=len(training), **settled)
             self.preview: list[PreviewRow] = []
             encoding = Encoding(
                 tokenizer=tokenizer,
