@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from anyformer.compare.result import BETTER, UNDECIDED, Ablation, Effect, Panel
-from anyformer.compare.statistics import ALPHA, Pieces, estimate, holm
+from anyformer.compare.result import Ablation, Effect, Panel
+from anyformer.compare.statistics import Estimate, Pieces, estimate
+from anyformer.compare.verdicts import decide
 from anyformer.errors import UserError
 
-WORSE = "worse"
 _MOST = 64
 
 
@@ -55,19 +55,17 @@ def effects(ablation: Ablation, panels: Sequence[tuple[Panel, Mapping[str, Piece
     for panel, found in panels:
         if set(found) != set(ablation.grid):
             continue
-        own = [_effect(ablation, panel, found, name, value) for name, value in _changes(ablation)]
-        sign = 1 if panel.lower_is_better else -1
-        for each, p in zip(own, holm([effect.p for effect in own]), strict=True):
-            verdict = UNDECIDED if p >= ALPHA else BETTER if sign * each.difference < 0 else WORSE
-            made.append(replace(each, p_corrected=p, verdict=verdict))
+        changes = [(name, value) for name, values in ablation.factors.items() for value in values[1:]]
+        differences = decide(panel, [_estimate(ablation, found, name, value) for name, value in changes])
+        made += (
+            Effect(field=name, value=value, baseline=ablation.factors[name][0], **vars(each))
+            for (name, value), each in zip(changes, differences, strict=True)
+        )
     return replace(ablation, effects=tuple(made))
 
 
-def _changes(ablation: Ablation) -> list[tuple[str, Any]]:
-    return [(name, value) for name, values in ablation.factors.items() for value in values[1:]]
-
-
-def _effect(ablation: Ablation, panel: Panel, found: Mapping[str, Pieces], name: str, value: Any) -> Effect:
+def _estimate(ablation: Ablation, found: Mapping[str, Pieces], name: str, value: Any) -> Estimate:
+    """The difference that a value of a field makes, less that of the field's first."""
     baseline = ablation.factors[name][0]
     pairs = [
         (found[_name({**setting, name: value})], found[_name({**setting, name: baseline})])
@@ -75,19 +73,7 @@ def _effect(ablation: Ablation, panel: Panel, found: Mapping[str, Pieces], name:
         if setting[name] == baseline
     ]
     totals = np.mean([changed.totals - before.totals for changed, before in pairs], axis=0)
-    estimated = estimate(Pieces(totals, pairs[0][0].weights))
-    return Effect(
-        field=name,
-        value=value,
-        baseline=baseline,
-        panel=panel.name,
-        measure=panel.measure,
-        difference=estimated.value,
-        interval=estimated.interval,
-        p=estimated.p,
-        p_corrected=estimated.p,
-        verdict=UNDECIDED,
-    )
+    return estimate(Pieces(totals, pairs[0][0].weights))
 
 
 def _name(setting: Mapping[str, Any], separator: str = " ") -> str:

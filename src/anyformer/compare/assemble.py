@@ -20,6 +20,7 @@ from anyformer.compare.statistics import Pieces
 from anyformer.compare.tasks import TaskResult
 from anyformer.compare.training import objective_of
 from anyformer.compare.verdicts import judge
+from anyformer.runs.report.formatting import listed
 
 _BYTES_A_PARAMETER = 16
 """Of weights, gradients and AdamW's two averages in float32."""
@@ -51,7 +52,7 @@ def assemble(plan: Plan, seconds: float) -> Comparison:
         made = ablation.effects(made, [(panel, found) for panel, _, found in judged])
     panels = [panel for panel, _, _ in judged]
     return Comparison(
-        title=_listed([each.name for each in plan.contenders]) if made is None else f"changes to {made.base}",
+        title=listed([each.name for each in plan.contenders]) if made is None else f"changes to {made.base}",
         repeat=plan.request.command(str(plan.out)),
         setup=_setup(plan, seconds),
         contenders=tuple(_contender(plan, n, outcomes, tried) for n in range(len(plan.contenders))),
@@ -181,7 +182,3 @@ def _setup(plan: Plan, seconds: float) -> Setup:
         machine=f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         seconds=seconds,
     )
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -27,8 +27,9 @@ from anyformer.compare.budget import TRIAL, Allowance, allow
 from anyformer.compare.corpus import prepare, tokenizer_for
 from anyformer.compare.experiment import DATA, JOBS, Plan, Planned, seeds_of
 from anyformer.compare.measure import measure
+from anyformer.compare.plain import from_plain, to_plain
 from anyformer.compare.recipe import ContenderTraining, training_batches, windows
-from anyformer.compare.result import Blank, Curve, Point, Sample, from_plain, to_plain
+from anyformer.compare.result import Blank, Curve, Point, Sample
 from anyformer.compare.tasks import Task, TaskResult, make_tasks, read_labeled_texts, run_tasks
 from anyformer.compare.training import objective_of, run_config
 from anyformer.console import Console

@@ -16,23 +16,20 @@ Numbers of different panels do not compare. Losses are in nats, intervals cover 
 FLOPs count a multiply-add as two. A name in `a`, `b` and `contender` is the `name` of one of the contenders.
 """
 
-import dataclasses
 import json
-import math
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any
 
 from anyformer import atomic
+from anyformer.compare.plain import from_plain, to_plain
 from anyformer.errors import UserError
 from anyformer.limits import read_object
 
-T = TypeVar("T")
-
 VERSION = 1
 BETTER = "better"
+WORSE = "worse"
 UNDECIDED = "not distinguishable at this budget"
 
 
@@ -200,24 +197,20 @@ class Panel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """Whether one contender is better than another.
+class Difference:
+    """A difference of two numbers of a panel, and whether it is more than noise.
 
     Attributes:
         panel: the name of the group or task.
-        a: the one whose number is the better.
-        b: the other.
         measure: what is compared.
-        difference: a's number less b's.
-        interval: of the difference, for this comparison alone.
+        difference: the first number less the second.
+        interval: of the difference, for this one alone.
         p: the share of resamples in which the difference has another sign, twice.
-        p_corrected: the same after Holm's correction for the number of verdicts of the panel.
-        verdict: "better", that is a than b, or "not distinguishable at this budget".
+        p_corrected: the same after Holm's correction for the number of differences of the panel.
+        verdict: "better" or "worse", that is the first than the second, or "not distinguishable at this budget".
     """
 
     panel: str
-    a: str
-    b: str
     measure: str
     difference: float
     interval: tuple[float, float]
@@ -227,29 +220,36 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effect:
+class Verdict(Difference):
+    """Whether one contender is better than another.
+
+    Attributes:
+        a: the one whose number is the better, so that the verdict is never "worse".
+        b: the other.
+    """
+
+    a: str
+    b: str
+
+    @property
+    def pair(self) -> str:
+        """The two, as they are read with the verdict."""
+        return f"{self.a} {'than' if self.verdict == BETTER else 'and'} {self.b}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect(Difference):
     """What a value of a field is worth, as the mean over all combinations of the other fields (a main effect).
 
     Attributes:
         field: dotted, such as norm.kind.
-        value: the one that it is changed to.
+        value: the one that it is changed to, whose number is the first.
         baseline: the first one of the field.
-        panel, measure: of the numbers.
-        difference: with `value`, less with `baseline`.
-        interval, p, p_corrected: as of a `Verdict`.
-        verdict: better, worse or not distinguishable at this budget.
     """
 
     field: str
     value: Any
     baseline: Any
-    panel: str
-    measure: str
-    difference: float
-    interval: tuple[float, float]
-    p: float
-    p_corrected: float
-    verdict: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,68 +347,3 @@ class Comparison:
     def read(cls, path: Path) -> "Comparison":
         """Read compare.json. Raises UserError as `from_dict`, and where it can't be read."""
         return cls.from_dict(read_object(path), path)
-
-
-def to_plain(value: Any) -> Any:
-    """A dataclass as JSON has it. A number that is not finite becomes null."""
-    return _finite(dataclasses.asdict(value))
-
-
-def from_plain(kind: type[T], values: Any, where: str) -> T:
-    """The inverse of `to_plain`. Raises UserError, which begins with `where`, for what is missing or misshapen."""
-    return _read(kind, values, where)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(name): _finite(each) for name, each in cast("dict[Any, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in cast("list[Any]", value)]
-    return value
-
-
-def _read(kind: type[T], values: Any, where: str) -> T:
-    if not isinstance(values, Mapping):
-        raise UserError(f"{where}wants an object, not {repr(values)[:40]}.")
-    given, hints = cast("Mapping[str, Any]", values), get_type_hints(kind)
-    fields = dataclasses.fields(cast("Any", kind))
-    for each in fields:
-        if each.name not in given and each.default is each.default_factory:
-            raise UserError(f"{where}{each.name} is missing.")
-    known = {name: _value(hints[name], value, f"{where}{name} ") for name, value in given.items() if name in hints}
-    return kind(**known)
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (types.UnionType,):
-        return None if value is None else _value(arguments[0], value, where)
-    if dataclasses.is_dataclass(hint):
-        return _read(cast("type[Any]", hint), value, where)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{where}wants a list, not {repr(value)[:40]}.")
-        items = cast("list[Any]", value)
-        kinds = arguments[:1] * len(items) if arguments[-1] is Ellipsis else arguments
-        if len(kinds) != len(items):
-            raise UserError(f"{where}wants {len(kinds)} values, not {len(items)}.")
-        return tuple(_value(kind, item, where) for kind, item in zip(kinds, items, strict=True))
-    if origin in (dict, Mapping, list):
-        if not isinstance(value, list if origin is list else dict):
-            raise UserError(f"{where}wants {'a list' if origin is list else 'an object'}, not {repr(value)[:40]}.")
-        if isinstance(value, dict):
-            inner = cast("dict[str, Any]", value)
-            return {name: _value(arguments[1], item, where) for name, item in inner.items()}
-        return [_value(arguments[0], item, where) for item in cast("list[Any]", value)]
-    if hint is Any:
-        return value
-    if hint is float:
-        if value is None:  # it was not finite
-            return math.nan
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    raise UserError(f"{where}wants {getattr(hint, '__name__', hint)}, not {repr(value)[:40]}.")

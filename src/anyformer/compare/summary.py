@@ -4,10 +4,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from anyformer.compare.result import BETTER, UNDECIDED, Comparison, Panel, Verdict
+from anyformer.compare.result import BETTER, UNDECIDED, WORSE, Comparison, Difference, Panel, Verdict
 from anyformer.console import Console
 
-_STYLES = {BETTER: "green", "worse": "red", UNDECIDED: ""}
+_STYLES = {BETTER: "green", WORSE: "red", UNDECIDED: ""}
+_DIFFERENCE = ("difference", "95% interval", "verdict")
 
 
 def show(console: Console, comparison: Comparison) -> None:
@@ -31,11 +32,9 @@ def _panel(console: Console, panel: Panel, verdicts: list[Verdict]) -> None:
         table.add_row(Text(score.contender), f"{score.value:.4f}", _interval(score.interval))
     _print(console, table)
     if verdicts:
-        table = _table("", "difference", "95% interval", "verdict")
+        table = _table("", *_DIFFERENCE)
         for each in verdicts:
-            pair = f"{each.a} and {each.b}" if each.verdict == UNDECIDED else f"{each.a} than {each.b}"
-            verdict = Text(each.verdict, style=_STYLES[each.verdict])
-            table.add_row(Text(pair), f"{each.difference:+.4f}", _interval(each.interval), verdict)
+            table.add_row(Text(each.pair), *_cells(each))
         _print(console, table)
 
 
@@ -43,12 +42,11 @@ def _effects(console: Console, comparison: Comparison) -> None:
     ablation = comparison.ablation
     assert ablation is not None
     console.print(Text("\nWhat each change is worth, the others averaged", style="bold"))
-    table = _table("change", "measure", "difference", "95% interval", "verdict")
+    table = _table("change", "measure", *_DIFFERENCE)
     for each in ablation.effects:
         change = Text(f"{each.field} {each.baseline} -> {each.value}")
-        verdict = Text(each.verdict, style=_STYLES[each.verdict])
         name = next(p.title for p in (*comparison.groups, *comparison.tasks) if p.name == each.panel)
-        table.add_row(change, f"{name}: {each.measure}", f"{each.difference:+.4f}", _interval(each.interval), verdict)
+        table.add_row(change, f"{name}: {each.measure}", *_cells(each))
     _print(console, table)
 
 
@@ -57,6 +55,11 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="right" if column in ("difference", "95% interval") else "left", no_wrap=True)
     return table
+
+
+def _cells(each: Difference) -> tuple[str, str, Text]:
+    """Of the columns of a difference."""
+    return f"{each.difference:+.4f}", _interval(each.interval), Text(each.verdict, style=_STYLES[each.verdict])
 
 
 def _interval(interval: tuple[float, float]) -> str:

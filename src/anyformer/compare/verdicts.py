@@ -1,12 +1,12 @@
 """Numbers of several contenders, side by side, and what may be said about them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from anyformer.compare.result import BETTER, UNDECIDED, Panel, Score, Verdict
-from anyformer.compare.statistics import ALPHA, Pieces, difference, estimate, holm
+from anyformer.compare.result import BETTER, UNDECIDED, WORSE, Difference, Panel, Score, Verdict
+from anyformer.compare.statistics import ALPHA, Estimate, Pieces, difference, estimate, holm
 
 
 def judge(panel: Panel, found: Mapping[str, Pieces]) -> tuple[Panel, list[Verdict]]:
@@ -27,29 +27,33 @@ def judge(panel: Panel, found: Mapping[str, Pieces]) -> tuple[Panel, list[Verdic
         )
         for name in names
     ]
-    verdicts: list[Verdict] = []
-    for a, b in combinations(names, 2):
-        estimated = difference(found[a], found[b])
-        verdicts.append(
-            Verdict(
-                panel=panel.name,
-                a=a,
-                b=b,
-                measure=panel.measure,
-                difference=estimated.value,
-                interval=estimated.interval,
-                p=estimated.p,
-                p_corrected=estimated.p,
-                verdict=UNDECIDED,
-            )
-        )
-    corrected = holm([each.p for each in verdicts])
-    judged = [
-        replace(each, p_corrected=p, verdict=BETTER if p < ALPHA else UNDECIDED)
-        for each, p in zip(verdicts, corrected, strict=True)
-    ]
+    pairs = list(combinations(names, 2))
+    differences = decide(panel, [difference(found[a], found[b]) for a, b in pairs])
+    verdicts = [Verdict(a=a, b=b, **vars(each)) for (a, b), each in zip(pairs, differences, strict=True)]
     pieces = max((each.totals.shape[1] for each in found.values()), default=0)
-    return replace(panel, scores=tuple(scores), pieces=pieces), judged
+    return replace(panel, scores=tuple(scores), pieces=pieces), verdicts
+
+
+def decide(panel: Panel, estimates: Sequence[Estimate]) -> list[Difference]:
+    """Which of the differences of a panel are more than noise, all of them together: p is corrected for their number.
+
+    Args:
+        panel: of the numbers.
+        estimates: each of a first number less a second.
+    """
+    sign = 1 if panel.lower_is_better else -1
+    return [
+        Difference(
+            panel=panel.name,
+            measure=panel.measure,
+            difference=each.value,
+            interval=each.interval,
+            p=each.p,
+            p_corrected=p,
+            verdict=UNDECIDED if p >= ALPHA else BETTER if sign * each.value < 0 else WORSE,
+        )
+        for each, p in zip(estimates, holm([each.p for each in estimates]), strict=True)
+    ]
 
 
 def _possible(interval: tuple[float, float], panel: Panel) -> tuple[float, float]:

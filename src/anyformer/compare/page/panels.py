@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anyformer.compare.result import BETTER, Comparison, Effect, Panel, Score, Verdict
-from anyformer.runs.report.formatting import setting
+from anyformer.compare.result import BETTER, WORSE, Comparison, Difference, Effect, Panel, Score, Verdict
+from anyformer.runs.report.formatting import listed, setting
 
 
 def panels(comparison: Comparison, which: Sequence[Panel]) -> list[dict[str, Any]]:
@@ -38,17 +38,13 @@ def _finding(panel: Panel, verdicts: Sequence[Verdict]) -> dict[str, str]:
     level = [name for name in others if name not in behind]
     rest = [name for name in others if name in behind]
     if not level:
-        return {"said": f"{best} is better than {_list(rest)}", "tone": "better"}
+        return {"said": f"{best} is better than {listed(rest)}", "tone": "better"}
     if not rest:
-        return {"said": f"{_list([best, *level])} are not distinguishable at this budget", "tone": ""}
+        return {"said": f"{listed([best, *level])} are not distinguishable at this budget", "tone": ""}
     return {
-        "said": f"{best} is better than {_list(rest)}, and not distinguishable from {_list(level)}",
+        "said": f"{best} is better than {listed(rest)}, and not distinguishable from {listed(level)}",
         "tone": "better",
     }
-
-
-def _list(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _panel(panel: Panel, comparison: Comparison, colors: Mapping[str, int]) -> dict[str, Any]:
@@ -77,7 +73,7 @@ def _left_out(panel: Panel) -> list[dict[str, str]]:
     names: dict[str, list[str]] = {}
     for name, why in panel.left_out.items():
         names.setdefault(why, []).append(name)
-    return [{"names": _list(each), "why": why} for why, each in names.items()]
+    return [{"names": listed(each), "why": why} for why, each in names.items()]
 
 
 def _row(score: Score, place: Any, colors: Mapping[str, int]) -> dict[str, Any]:
@@ -124,15 +120,7 @@ def _scale(panel: Panel) -> Any:
 
 
 def _verdict(each: Verdict) -> dict[str, str]:
-    better = each.verdict == BETTER
-    return {
-        "pair": f"{each.a} than {each.b}" if better else f"{each.a} and {each.b}",
-        "difference": f"{each.difference:+.4f}",
-        "interval": interval(each.interval, signed=True),
-        "p": probability(each.p_corrected),
-        "verdict": each.verdict.removesuffix(" at this budget"),
-        "tone": "better" if better else "",
-    }
+    return {"pair": each.pair, **_difference(each), "verdict": each.verdict.removesuffix(" at this budget")}
 
 
 def _effect(each: Effect, titles: Mapping[str, str]) -> dict[str, str]:
@@ -141,11 +129,17 @@ def _effect(each: Effect, titles: Mapping[str, str]) -> dict[str, str]:
         "change": f"{setting(each.baseline)} → {setting(each.value)}",
         "panel": titles.get(each.panel, each.panel),
         "measure": each.measure,
+        **_difference(each),
+    }
+
+
+def _difference(each: Difference) -> dict[str, str]:
+    return {
         "difference": f"{each.difference:+.4f}",
         "interval": interval(each.interval, signed=True),
         "p": probability(each.p_corrected),
         "verdict": each.verdict,
-        "tone": each.verdict if each.verdict in ("better", "worse") else "",
+        "tone": each.verdict if each.verdict in (BETTER, WORSE) else "",
     }
 
 

@@ -42,6 +42,11 @@ class Choice(NamedTuple):
     places: tuple[tuple[int, int], ...]
 
 
+def encode(text: str, tokenizer: Tokenizer) -> Ids:
+    """The tokens of a text, without any around it."""
+    return tuple(tokenizer.encode(text, special=False))
+
+
 def differences(texts: Sequence[Ids]) -> tuple[tuple[int, int], ...]:
     """The stretches in which texts of the same number of tokens differ."""
     differs = [False, *(len(set(ids)) > 1 for ids in zip(*texts, strict=True)), False]

@@ -13,9 +13,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from anyformer.compare.tasks.choices import Choice, Ids, Objective, log_scores
+from anyformer.compare.tasks.choices import Choice, Ids, Objective, encode, log_scores
 from anyformer.compare.tasks.result import TaskResult
-from anyformer.compare.tasks.words import Word, WordStatistics, words
+from anyformer.compare.tasks.words import FREQUENT, Word, WordStatistics, later_places, words
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -23,8 +23,6 @@ CANDIDATES = 4
 RATIO = 1.5
 """Of the occurrences of two candidates, at most."""
 _FEWEST, _MOST = 24, 200
-_FREQUENT = 10
-"""Occurrences of a word in the training text from which on a model may know it."""
 _NEAREST = 60
 """Words of about the same frequency that are tried."""
 
@@ -91,7 +89,7 @@ class _Vocabulary:
 
     def __init__(self, known: WordStatistics) -> None:
         self.known = known
-        frequent = ((count, word) for word, count in known.counts.items() if count >= _FREQUENT)
+        frequent = ((count, word) for word, count in known.counts.items() if count >= FREQUENT)
         self.sorted = sorted(frequent)
 
     def like(self, word: str) -> list[str]:
@@ -106,11 +104,10 @@ class _Vocabulary:
 
 def _blank(passage: str, vocabulary: _Vocabulary, tokenizer: Tokenizer, rng: np.random.Generator) -> Blank | None:
     found = words(passage)
-    inner = range(max(1, len(found) // 2), len(found) - 1)
     ids, offsets = tokenizer.encode_offsets(passage)
-    for index in rng.permutation(np.array(inner, dtype=np.int64)).tolist():
+    for index in later_places(found, rng):
         left, word, right = found[index - 1 : index + 2]
-        if vocabulary.known.counts[word.text] < _FREQUENT or word.text.isdigit():
+        if not vocabulary.known.is_frequent(word.text) or word.text.isdigit():
             continue
         place = _place(offsets, word)
         if place[0] == 0:
@@ -123,7 +120,7 @@ def _blank(passage: str, vocabulary: _Vocabulary, tokenizer: Tokenizer, rng: np.
             known = vocabulary.known
             if known.knows(left.text, gaps[0], other) and known.knows(other, gaps[1], right.text):
                 continue
-            text = tuple(tokenizer.encode(before + other + after, special=False))
+            text = encode(before + other + after, tokenizer)
             if _differs_only_at(place, texts[0], text):
                 candidates.append(other)
                 texts.append(text)

@@ -24,16 +24,14 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from anyformer.compare.tasks.choices import Choice, Ids, Objective, differences, log_scores
+from anyformer.compare.tasks.choices import Choice, Objective, differences, encode, log_scores
 from anyformer.compare.tasks.result import TaskResult
-from anyformer.compare.tasks.words import WordStatistics, words
+from anyformer.compare.tasks.words import WordStatistics, later_places, words
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
 _FEWEST, _MOST = 24, 160
 """Pairs: fewer say nothing, more take long."""
-_FREQUENT = 10
-"""Occurrences of a word in the training text from which on a model may know it."""
 _TRIES = 40
 """Other frames that a frame is paired with before it is given up."""
 _TIE = 1e-4
@@ -111,11 +109,6 @@ class MinimalPairs:
         )
 
 
-def encode(text: str, tokenizer: Tokenizer) -> Ids:
-    """The tokens of a text, without any around it."""
-    return tuple(tokenizer.encode(text, special=False))
-
-
 def is_minimal(right: str, wrong: str, tokenizer: Tokenizer) -> bool:
     """Whether two texts have the same tokens in another order, the first of them in common."""
     a, b = encode(right, tokenizer), encode(wrong, tokenizer)
@@ -136,9 +129,7 @@ def _shared_out(made: dict[str, list[MinimalPair]], most: int) -> list[MinimalPa
 
 def _swapped(passage: str, known: WordStatistics, rng: _Rng) -> tuple[str, str] | None:
     found = words(passage)
-    # Of the second half, so that something comes before; the last word has no neighbor.
-    places = rng.permutation(np.arange(max(1, len(found) // 2), len(found) - 1))
-    for place in map(int, places):
+    for place in later_places(found, rng):
         left, right = found[place : place + 2]
         gap = passage[left.end : right.begin]
         around = [word.text for word in found[place - 1 : place + 3]]
@@ -194,5 +185,5 @@ def _frames(text: str, known: WordStatistics) -> list[_Frame]:
         if len(gap := text[left.end : word.begin]) == 1
         and len(next_gap := text[word.end : right.begin]) == 1
         and "\n" not in gap + next_gap
-        and min(known.counts[each.text] for each in (left, word, right)) >= _FREQUENT
+        and all(known.is_frequent(each.text) for each in (left, word, right))
     ]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
+
+FREQUENT = 10
+"""Occurrences of a word in the training text from which on a model may know it."""
 _WORD = re.compile(r"\w+")
 _CHARACTERS = 4_000_000
 """Of a corpus that are counted: enough for the words that are frequent in it."""
@@ -27,6 +31,11 @@ class Word(NamedTuple):
 def words(text: str) -> list[Word]:
     """The words of a text: runs of letters, digits and underscores."""
     return [Word(match.group(), match.start(), match.end()) for match in _WORD.finditer(text)]
+
+
+def later_places(found: Sequence[Word], rng: np.random.Generator) -> list[int]:
+    """Places of words of a text's second half, so that something comes before, in any order; the last is none."""
+    return rng.permutation(np.arange(max(1, len(found) // 2), len(found) - 1)).tolist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,10 @@ class WordStatistics:
         for text in _first(held_out_texts):
             seen.update(_neighbors(text, words(text)))
         return cls(counts, counts.total(), frozenset(seen))
+
+    def is_frequent(self, word: str) -> bool:
+        """Whether a model that was trained on the text may know a word."""
+        return self.counts[word] >= FREQUENT
 
     def knows(self, left: str, gap: str, right: str) -> bool:
         """Whether a word follows another one somewhere in the corpus."""

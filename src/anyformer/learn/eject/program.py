@@ -8,8 +8,8 @@ from typing import Any
 
 from anyformer import __version__
 from anyformer.config import ModelConfig
-from anyformer.learn.eject.architecture import WIDTH
 from anyformer.learn.eject.names import stored_names
+from anyformer.learn.eject.parts import WIDTH
 
 
 def program(config: ModelConfig, name: str) -> dict[str, Any]:

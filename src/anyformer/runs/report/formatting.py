@@ -1,7 +1,7 @@
 """Numbers and settings, as a person would write them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -26,6 +26,11 @@ def flops(value: float | None) -> str:
     """`1.65 TFLOP/s`."""
     text = si(value)
     return text if value is None else f"{text.rstrip('kMGTP')} {text[len(text.rstrip('kMGTP')) :]}FLOP/s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`gpt2, llama and t5`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def whole(value: int | None) -> str:
