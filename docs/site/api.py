@@ -20,7 +20,7 @@ NAMES = {
     "Comparing": "compare attention Attention diagram plan TrainingPlan eject",
     "Errors": "UserError",
 }
-"""The names of `anyformer`, by what they are for."""
+"""The names of `anyformer`, by what they are for; those that are missing here come last."""
 
 MODULES = {
     "Architecture": "config families model analysis blocks/*",
@@ -116,7 +116,9 @@ def pages() -> list[Page]:
     """All pages of the reference, in the order of the navigation."""
     found: list[Page] = []
     own_page: set[str] = set()
-    for section, names in NAMES.items():
+    listed = " ".join(NAMES.values()).split()
+    others = [str(name) for name in package().exports or () if name not in listed]
+    for section, names in {**NAMES, "More": " ".join(others)}.items():
         for name in names.split():
             what = defined(package(), name)
             own_page.add(what.path)

@@ -15,8 +15,7 @@ class Stack:
     feed_forward: FeedForwardConfig
     layers: int
     is_decoder: bool
-    has_mask: bool
-    """Whether its attention is told by a mask what a token sees."""
+    has_relative_positions: bool
 
     @property
     def window(self) -> int | None:
@@ -28,20 +27,23 @@ class Stack:
         """The first layer that has the window, where others have none; 0: all or none."""
         return 0 if self.window is None else self.attention.window_from
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether its attention is told by a mask what a token sees."""
+        return self.has_relative_positions or self.window is not None
+
 
 def stacks_of(config: ModelConfig) -> list[Stack]:
     """The encoder and the decoder, as far as a model has them."""
     first = (config.attention, config.feed_forward)
     second = (config.decoder_attention or first[0], config.decoder_feed_forward or first[1])
     relative = config.position.kind == "relative"
-
-    def stack(name: str, attention: AttentionConfig, feed_forward: FeedForwardConfig, layers: int) -> Stack:
-        has_window = attention.window is not None and attention.window_from < layers
-        return Stack(name, attention, feed_forward, layers, name == "Decoder", relative or has_window)
-
-    found = [stack("Encoder", *first, config.encoder_layers)] if config.encoder_layers else []
+    found: list[Stack] = []
+    if config.encoder_layers:
+        found.append(Stack("Encoder", *first, config.encoder_layers, is_decoder=False, has_relative_positions=relative))
     if config.decoder_layers:
-        found.append(stack("Decoder", *(second if found else first), config.decoder_layers))
+        parts = second if config.encoder_layers else first
+        found.append(Stack("Decoder", *parts, config.decoder_layers, is_decoder=True, has_relative_positions=relative))
     return found
 
 
