@@ -182,7 +182,7 @@ print(f"knows nothing {math.log(vocab_size):.2f}, bigram {bigram_loss:.2f} nats 
 
 # %%
 frequent = torch.bincount(training, minlength=vocab_size).topk(24).indices
-names = [tokenizer.decode([i]).replace(" ", "·").replace("\n", "⏎") for i in frequent.tolist()]
+names = [tokenizer.decode([i]).replace(" ", "·").replace("\n", "\\n") for i in frequent.tolist()]
 figure, axes = plt.subplots(figsize=(5.2, 4.8))
 axes.imshow(bigram[frequent][:, frequent].sqrt(), cmap="Blues")
 axes.set_xticks(range(24), names, rotation=90, family="monospace")
@@ -261,7 +261,7 @@ assert torch.allclose(head.weights(x).sum(dim=-1), torch.ones(batch, length))
 with torch.no_grad():
     q, k = head.query(x)[0], head.key(x)[0]
     pictures = {"scores $QK^\\top/\\sqrt{d_k}$": q @ k.T / d_model**0.5, "what may be seen": visible.float()}
-    pictures["weights: softmax of each row"] = head.weights(x)[0]
+    pictures["weights"] = head.weights(x)[0]
 figure, panels = plt.subplots(1, 3, figsize=(9, 2.9))
 for axes, (title, matrix) in zip(panels, pictures.items()):
     shown = axes.imshow(matrix, cmap="Blues")

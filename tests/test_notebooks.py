@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -155,7 +156,7 @@ def test_a_notebook_runs_from_top_to_bottom(source: Path, environment: None, tmp
 def test_a_command_that_fails_fails_the_notebook(environment: None, tmp_path: Path) -> None:
     from nbclient.exceptions import CellExecutionError
 
-    notebook = _read(SOURCES[3])
+    notebook = _read(FOLDER / "4_transformer_translates.py")
     (cell,) = (cell for cell in notebook.cells if cell.source.startswith("%%bash -e\n"))
     cell.source = "%%bash -e\nanyformer train no-such-model\necho after it"
     notebook.cells = [cell]
@@ -180,25 +181,11 @@ def test_a_notebook_runs_in_a_fresh_environment_from_its_own_install_cell(
     for line in local.splitlines():
         command = re.sub(r"^%pip", f"{python} -m pip", line)
         subprocess.run(command, shell=True, check=True)
-    _run_in(python, notebook, tmp_path)
-
-
-def _run_in(python: Path, notebook: NotebookNode, folder: Path) -> None:
-    """Run the cells with another Python's kernel."""
-    import json
-
-    kernels = folder / "share" / "jupyter" / "kernels" / "fresh"
-    kernels.mkdir(parents=True)
+    # A kernel of that environment, whose programs come first.
+    kernel = tmp_path / "jupyter" / "kernels" / "fresh" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
     command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (kernels / "kernel.json").write_text(json.dumps({"argv": command, "display_name": "fresh", "language": "python"}))
-    path, data = os.environ["PATH"], os.environ.get("JUPYTER_PATH")
-    try:
-        os.environ["PATH"] = os.pathsep.join((str(python.parent), path))
-        os.environ["JUPYTER_PATH"] = str(folder / "share" / "jupyter")
-        _execute(notebook, folder, "fresh")
-    finally:
-        os.environ["PATH"] = path
-        if data is None:
-            del os.environ["JUPYTER_PATH"]
-        else:
-            os.environ["JUPYTER_PATH"] = data
+    kernel.write_text(json.dumps({"argv": command, "display_name": "fresh", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("PATH", os.pathsep.join((str(python.parent), os.environ["PATH"])))
+    _execute(notebook, tmp_path, "fresh")
