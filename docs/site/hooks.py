@@ -74,8 +74,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
             target = _PAGES[path]
         elif posixpath.dirname(path) == notebooks.FOLDER.name:
             target = f"{notebooks.PLACE}/{Path(path).stem}.md"
-        elif path == "README.md":
-            target = "index.md"
+        elif path == "README.md":  # the front page stands for it, and has other headings
+            return posixpath.relpath("index.md", folder or ".")
         elif path.startswith("docs/"):
             target = path.removeprefix("docs/")
         else:
