@@ -17,7 +17,7 @@ NAMES = {
     "Files": "load load_with_head save save_gguf save_adapter merge quantize Tokenizer",
     "Text": "generate generate_samples generate_stream generate_ids GenerationConfig BatchingEngine score fill embed",
     "Tasks": "finetune FinetuneResult classify tag evaluate",
-    "Comparing": "compare attention Attention diagram plan TrainingPlan eject",
+    "Comparing": "compare attention Attention diagram plan TrainingPlan eject explain",
     "Errors": "UserError",
 }
 """The names of `anyformer`, by what they are for; those that are missing here come last."""
@@ -30,7 +30,7 @@ MODULES = {
     "Training": "training.config training.run_config training.run training.optimizer training.muon training.schedule "
     "training.losses finetuning.config runs.directory runs.metrics runs.listing runs.tracking",
     "Use": "generation evaluation evaluation.harness",
-    "Comparison": "compare.diagram compare.experiment compare.result compare.statistics learn.eject",
+    "Comparison": "compare.diagram compare.experiment compare.result compare.statistics learn.eject learn.explain",
     "Shared": "errors schema limits",
 }
 """Public modules, by what they are for; a package stands for what its `__all__` has, PACKAGE/* for its modules."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         score,
     )
     from anyformer.learn.eject import eject
+    from anyformer.learn.explain import explain
     from anyformer.model import ModelOutput, Transformer, build
     from anyformer.quantization import quantize
     from anyformer.tokenizer import Tokenizer
@@ -57,6 +58,7 @@ _NAMES = {
     "generation": "BatchingEngine GenerationConfig embed fill generate generate_ids generate_samples generate_stream "
     "score",
     "learn.eject": "eject",
+    "learn.explain": "explain",
     "model": "ModelOutput Transformer build",
     "quantization": "quantize",
     "tokenizer": "Tokenizer",
@@ -83,6 +85,7 @@ __all__ = [
     "eject",
     "embed",
     "evaluate",
+    "explain",
     "fill",
     "finetune",
     "generate",

@@ -53,12 +53,13 @@ ARGUMENTS: Mapping[str, list[str]] = {
     "diff": ["{place}/gpt", "gpt2"],
     "attention": ["{place}/gpt", "the cat sat"],
     "diagram": ["{place}/gpt", "gpt2"],
+    "explain": ["{place}/gpt"],
     "evaluate": ["{place}/gpt", "--data={place}/text.txt", "--limit=40"],
     "verify": ["{place}/gpt"],
     "convert": ["{place}/gpt", "integers", "--type=int8"],
 }
 TRAINERS = ("train", "finetune")
-WRITERS = (*TRAINERS, "convert", "attention")
+WRITERS = (*TRAINERS, "convert", "attention", "explain")
 """Commands that write a folder or a file here."""
 
 

@@ -115,3 +115,24 @@ def test_presets(name: str) -> None:
 @given(config=configs())
 def test_drawn(config: ModelConfig) -> None:
     check(config, steps=30)
+
+
+SPEED = """
+const answer = ({ description, listed, bytes }) => {
+  const model = new Model(description, Weights.unpack(listed, new Uint8Array(Buffer.from(bytes, "base64")).slice()));
+  const writer = new Writer(model, { prompt: [1, 2, 3] }), begun = process.cpuUsage().user, count = 60;
+  for (let i = 0; i < count; i++) writer.read([likeliest(writer.logits)]);
+  return (count * 1e6) / (process.cpuUsage().user - begun);
+};
+"""
+
+
+@needs_node
+@pytest.mark.slow
+def test_llama_nano_writes_twenty_tokens_a_second() -> None:
+    """Of processor time, as other programs may want the machine."""
+    model = af.build(PRESETS["llama-nano"])
+    listed, bytes_ = pack(page_weights(model))
+    speed = run(SPEED, {"description": describe(model), "listed": listed, "bytes": bytes_})
+    print(f"{speed:.0f} tokens/s")
+    assert speed >= 20

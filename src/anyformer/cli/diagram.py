@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 from anyformer.cli.options import Positional, parse
+from anyformer.cli.output import check_new
 from anyformer.compare.contenders import read_config
-from anyformer.errors import UserError
 from anyformer.terminal import write
 
 
@@ -39,7 +39,7 @@ def run(argv: list[str]) -> int:
     names = [options.model] if options.other is None else [options.model, options.other]
     contenders = [read_config(name) for name in names]
     if options.output is not None:
-        _check_new(options.output)
+        check_new(options.output)
 
     from anyformer import atomic
     from anyformer.compare.diagram import draw, panels
@@ -51,14 +51,3 @@ def run(argv: list[str]) -> int:
         atomic.write(options.output, picture)
         write(f"{options.output}: {' and '.join(names)}")
     return 0
-
-
-def _check_new(path: Path) -> None:
-    """Raise UserError for a file that is there already, or has no folder, before anything is computed."""
-    try:
-        if path.is_symlink() or path.exists():
-            raise UserError(f"{path} is there already: name another file, or remove it.")
-        if not path.parent.is_dir():
-            raise UserError(f"{path} can't be written: there is no folder {path.parent}.")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}.") from error

@@ -31,6 +31,7 @@ _GROUPS = {
         "attention": "what each head attends to in your text, as a page",
         "diagram": "a drawing of a model, or of what separates two",
         "eject": "an architecture as one Python file, to be read and changed",
+        "explain": "a page in which a model runs, and shows what it computes",
     },
     "Check and convert": {
         "evaluate": "how good a model is at a text or a task, and what quantizing it costs",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from anyformer.learn.explain.scripts import engine
+from anyformer.learn.explain.scripts import engine, source
 
 READ = """
 const given = JSON.parse(require("fs").readFileSync(0, "utf8"));
@@ -22,9 +22,9 @@ def run(script: str, given: Any) -> Any:
     """What a script's function `answer` returns for what it is given, both as JSON."""
     node = shutil.which("node")
     assert node is not None
-    source = f'"use strict";\n{engine()}\n{script}\n{READ}'
+    whole = f'"use strict";\n{engine()}\n{source("view", ("session",))}\n{script}\n{READ}'
     done = subprocess.run(
-        [node, "--input-type=commonjs", "-e", source],
+        [node, "--input-type=commonjs", "-e", whole],
         input=json.dumps(given),
         capture_output=True,
         text=True,

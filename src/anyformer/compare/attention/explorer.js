@@ -21,8 +21,8 @@
 
   const explore = (root) => {
     const find = (selector) => root.querySelector(selector);
-    const stacks = JSON.parse(find("script").textContent).stacks;
-    for (const stack of stacks) stack.weights = bytes(stack.weights);
+    let stacks = JSON.parse(find("script").textContent).stacks;
+    for (const stack of stacks) if (stack.weights) stack.weights = bytes(stack.weights);
     const map = find("canvas.map"), heads = find(".heads"), sort = find("select"), said = find(".said");
     const strips = { queries: find(".strip.queries"), keys: find(".strip.keys") };
     // What is looked at: a head of a stack; and a token of one side, pinned or only pointed at.
@@ -84,17 +84,18 @@
         canvas.getContext("2d").putImageData(image, 0, 0);
         bold.textContent = score;
         text.append(bold, `${stack().numbers[layer]}.${number + 1}`);
-        button.type = "button"; button.dataset.head = head; button.title = `${title(head)}: ${does[head]}`;
+        const label = does[head] ? `${title(head)}: ${does[head]}` : title(head);
+        button.type = "button"; button.dataset.head = head; button.title = label;
         button.setAttribute("role", "radio");
-        button.setAttribute("aria-label", `${title(head)}: ${does[head]}${pattern ? `; ${pattern.name} ${score}` : ""}`);
+        button.setAttribute("aria-label", `${label}${pattern ? `; ${pattern.name} ${score}` : ""}`);
         button.append(canvas, text);
         rows[pattern ? 0 : layer].lastChild.append(button);
       }
       heads.replaceChildren(...rows);
       const counts = new Map();
-      for (const each of does) counts.set(each, (counts.get(each) || 0) + 1);
+      for (const each of does) if (each) counts.set(each, (counts.get(each) || 0) + 1);
       const all = [...counts].sort((a, b) => b[1] - a[1]).map(([name, number]) => `${name} ${number}`);
-      find(".counts").textContent = pattern ? `Layer and head, and how much of its attention goes to: ${pattern.name}.` : `${all.join(" · ")}.`;
+      find(".counts").textContent = pattern ? `Layer and head, and how much of its attention goes to: ${pattern.name}.` : all.length ? `${all.join(" · ")}.` : "";
       markHead();
     };
     const markHead = () => {
@@ -206,7 +207,7 @@
       find(".head").textContent = title(state.head);
       find(".does").textContent = own
         ? `${own.name}: ${percent(own.scores[state.head])}${own.chance < 1 ? `, where chance is ${percent(own.chance)}` : " of the entropy of equal weights"}`
-        : "no clear pattern";
+        : stack().patterns.length ? "no clear pattern" : "";
       markHead(); drawMap(); drawWeights();
     };
     const point = (at) => { state.pointed = at; drawMap(); drawWeights(); };
@@ -217,6 +218,7 @@
       sort.replaceChildren(none, ...stack().patterns.map((each) => new Option(each.name, each.name)));
       if (![...sort.options].some((option) => option.value === state.sort)) state.sort = "";
       sort.value = state.sort;
+      sort.parentElement.hidden = stack().patterns.length === 0;
       state.head = telling();
       // A token in the middle, so that there is something to see at once.
       state.pinned = { side: "queries", index: Math.floor((stack().queries.length - 1) * 0.6) }; state.pointed = null;
@@ -268,10 +270,22 @@
     on(map, "pointerleave", () => point(null));
     on(map, "click", (event) => { const at = under(event); if (at) pin(at); });
 
-    for (const part of root.children) if (part.tagName === "DIV") part.hidden = false;
-    readColors(); begin();
+    const show = () => {
+      for (const part of root.children) if (part.tagName === "DIV") part.hidden = false;
+      readColors(); begin();
+    };
+    if (stacks[0].weights) show();
+    // A page that computes attention itself sends stacks, whose weights are bytes; and the head and the token to look at.
+    on(root, "stacks", ({ detail }) => {
+      stacks = detail.stacks;
+      state.stack = detail.stack ?? state.stack;
+      for (const [index, input] of root.querySelectorAll(".stacks input").entries()) input.checked = index === state.stack;
+      show();
+      state.head = detail.head; state.pinned = { side: "queries", index: detail.query };
+      drawHead();
+    });
     new ResizeObserver(() => { if (size && Math.floor(map.parentElement.clientWidth) !== size.width) drawMap(); }).observe(map.parentElement);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { readColors(); drawHeads(); drawHead(); });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (size) { readColors(); drawHeads(); drawHead(); } });
   };
   document.querySelectorAll("section.attention").forEach(explore);
 })();

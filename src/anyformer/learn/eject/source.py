@@ -10,9 +10,10 @@ import jinja2
 
 from anyformer.compare.contenders import read_config
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError
 from anyformer.learn.eject.architecture import ACTIVATIONS, INITIALIZERS, NORMS, POSITIONS, architecture
 from anyformer.learn.eject.program import program
+from anyformer.learn.known_blocks import require_known
 
 
 def eject(spec: str) -> str:
@@ -69,18 +70,8 @@ def _values(config: ModelConfig, name: str) -> dict[str, Any]:
 
 def _check(config: ModelConfig) -> None:
     """Raise UserError for what a file can't show."""
-    activations = {config.feed_forward.activation, config.head.transform, config.head.pooler} - {None}
-    if config.decoder_feed_forward is not None:
-        activations.add(config.decoder_feed_forward.activation)
-    named = [("feed_forward.activation", activation, ACTIVATIONS) for activation in sorted(map(str, activations))]
-    named += [("norm.kind", config.norm.kind, NORMS), ("position.kind", config.position.kind, POSITIONS)]
-    named += [("init.kind", config.init.kind, INITIALIZERS)]
-    for field, kind, known in named:
-        if kind not in known:
-            raise UserError(
-                f"{field} is {kind!r}, a block of your own, whose code a file can't be made of: choose one that "
-                f"anyformer has ({nearest(kind, known)})."
-            )
+    known = {"activation": ACTIVATIONS, "norm": NORMS, "position": POSITIONS, "init": INITIALIZERS}
+    require_known(config, known, "a file can't be made of")
     if config.embedding.ngrams > 1 and config.position.skip_padding:
         raise UserError(
             "embedding.ngrams and position.skip_padding together have no standalone file: drop one of them."

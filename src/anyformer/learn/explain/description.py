@@ -50,6 +50,7 @@ def _stack(config: ModelConfig, stack: Stack) -> dict[str, Any]:
         "scales": [block.attention.scale for block in blocks],
         "windows": stack.windows,
         "activation": feed_forward.activation,
+        "gated": feed_forward.gated,
         "width": feed_forward.width,
         "skipped": stack.skipped,
         "position": _position(config, stack, attention),

@@ -20,3 +20,8 @@ def source(folder: str, names: tuple[str, ...]) -> str:
     """The source of files of a folder beside this one, in this order."""
     directory = files(__package__ or "") / folder
     return "\n".join((directory / f"{name}.js").read_text(encoding="utf-8") for name in names)
+
+
+def page_script() -> str:
+    """The source of what shows a model that runs."""
+    return source("view", ("elements", "reading", "session", "overview", "details", "page"))

@@ -1,0 +1,148 @@
+"""The page: a model that runs in a browser, and what it computes."""
+
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from anyformer.checkpoint import load
+from anyformer.checkpoint.adapter_directory import find_adapter
+from anyformer.checkpoint.load import inspect
+from anyformer.compare.diagram import draw, panels
+from anyformer.config import ModelConfig
+from anyformer.errors import UserError
+from anyformer.generation.config import GenerationConfig
+from anyformer.generation.inference import require_tokenizer
+from anyformer.generation.prompt import decoder_start_id, eos_ids
+from anyformer.learn.explain.description import describe
+from anyformer.learn.explain.scripts import engine, page_script
+from anyformer.learn.explain.tokenizer import describe_tokenizer
+from anyformer.learn.explain.weights import pack, page_weights
+from anyformer.learn.known_blocks import require_known
+from anyformer.model import Transformer, skeleton
+from anyformer.quantization import parameter_count
+from anyformer.runs.report import render
+from anyformer.runs.report.formatting import count
+from anyformer.tokenizer import Tokenizer
+
+MOST_PARAMETERS = 36_000_000
+"""Of a page: a byte each, a third more in base64, and a second of a browser's time for a text of 30 tokens."""
+_KNOWN = {
+    "activation": ("relu", "relu_squared", "gelu", "gelu_tanh", "silu", "tanh"),
+    "norm": ("layer", "rms"),
+    "position": ("none", "sinusoidal", "learned", "rotary", "relative"),
+}
+
+
+def explain(model: Transformer | str | Path, tokenizer: Tokenizer | None = None, *, name: str | None = None) -> str:
+    """A page in which a model runs: what it computes of one's own text, step by step, without a network.
+
+    ``Path("model.html").write_text(af.explain("runs/llama-nano-1"), encoding="utf-8")``
+
+    The page has the weights of matrices in integers of 8 bits with a scale for each row, and all others in float32;
+    plain JavaScript computes with them what the model does, for every architecture that a config describes, and gets
+    the tokenizer's ids.
+
+    Args:
+        model: A model of at most 36 million parameters, or a model or run directory.
+        tokenizer: Its tokenizer; of a directory, the one in it.
+        name: What the page calls it; None: as the directory.
+
+    Returns:
+        The page, as HTML.
+
+    Raises:
+        UserError: a model that is too large or has blocks of somebody's own, no tokenizer, one that a page doesn't
+            know, weights that are not finite; of a directory, as `load`.
+    """
+    if not isinstance(model, Transformer):
+        name = Path(model).name if name is None else name
+        check_stored(str(model))
+        model, tokenizer = load(model)
+    check(model.config, parameter_count(model))
+    tokenizer = require_tokenizer(tokenizer, "copy the tokenizer.json that it was trained with beside its weights")
+    if tokenizer.vocab_size > (model.config.source_vocab_size or model.config.vocab_size):
+        largest = model.config.source_vocab_size or model.config.vocab_size
+        raise UserError(
+            f"The tokenizer has {tokenizer.vocab_size:,} tokens, and the model {largest:,}: take the tokenizer that it "
+            "was trained with."
+        )
+    return render("explain.html", _values(model, tokenizer, name or "a model"), __package__ or "", _ATTENTION)
+
+
+_ATTENTION = "anyformer.compare.attention"
+"""Where the maps of attention are from."""
+
+
+def check_stored(path_or_hub_id: str) -> None:
+    """`check` of what `load` would load, before its weights are read. Raises UserError as `inspect` does."""
+    if find_adapter(path_or_hub_id) is None:
+        config, _ = inspect(path_or_hub_id)
+        check(config, parameter_count(skeleton(config)))
+
+
+def check(config: ModelConfig, parameters: int) -> None:
+    """Raise UserError for a model that no page can run."""
+    require_known(config, _KNOWN, "a page can't run")
+    if parameters > MOST_PARAMETERS:
+        raise UserError(
+            f"The model has {count(parameters)} parameters, and a page runs at most {count(MOST_PARAMETERS)} in a "
+            "browser: take a smaller one, or look at this one with `anyformer attention`."
+        )
+
+
+def _values(model: Transformer, tokenizer: Tokenizer, name: str) -> dict[str, Any]:
+    config = model.config
+    listed, weights = pack(page_weights(model))
+    kind = "encoder-decoder" if config.is_encoder_decoder else "decoder" if config.is_decoder_only else "encoder"
+    titles = {"encoder": ["Encoder"], "decoder": ["Decoder"], "encoder-decoder": ["Encoder", "Decoder", "Cross"]}
+    heads = config.attention.heads
+    layers = " + ".join(str(each) for each in (config.encoder_layers, config.decoder_layers) if each)
+    return {
+        "title": f"{name} · anyformer",
+        "state": "",
+        "model": name,
+        "kind": kind,
+        "facts": [
+            kind,
+            f"{count(parameter_count(model))} parameters",
+            f"{layers} layer{'s' if layers != '1' else ''} of {heads} head{'s' if heads > 1 else ''}",
+            f"{config.vocab_size:,} tokens known",
+        ],
+        "reads": {"writes": _writes(config), "fills": _fills(config), "labels": "classification" in config.head.kind},
+        "example": _example(config, tokenizer),
+        "attention": {"stacks": [{"title": title} for title in titles[kind]]},
+        "data": {
+            "model": describe(model),
+            "weights": listed,
+            "tokenizer": describe_tokenizer(tokenizer, config.special_tokens),
+            "start": decoder_start_id(model) if config.is_encoder_decoder else None,
+            "eos": list(eos_ids(model, GenerationConfig())),
+        },
+        "weights": Markup(weights),
+        "diagram": Markup(draw(panels([(name, config)]))),
+        "engine": Markup(engine()),
+        "page_script": Markup(page_script()),
+    }
+
+
+def _writes(config: ModelConfig) -> bool:
+    return config.decoder_layers > 0 and config.head.kind == "language_model"
+
+
+def _fills(config: ModelConfig) -> bool:
+    return config.is_encoder_only and config.head.kind == "language_model"
+
+
+def _example(config: ModelConfig, tokenizer: Tokenizer) -> str:
+    """A text that the page opens with, of characters that the tokenizer knows."""
+    texts = ["def main(self, name):\n    return", "the", *sorted(tokenizer.backend.get_vocab(with_added_tokens=False))]
+    if _fills(config) and tokenizer.mask_token is not None:
+        texts.insert(0, f"def main({tokenizer.mask_token}, name):")
+    for text in texts:
+        try:
+            tokenizer.require_encodable([text])
+        except UserError:
+            continue
+        return text
+    return ""

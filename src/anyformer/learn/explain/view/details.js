@@ -1,0 +1,84 @@
+// What one part of the model does with one token: the equation, and its numbers.
+
+const POSITIONS_IN_WORDS = {
+  none: "Nothing says where a token stands: a decoder finds out from what it may see.",
+  sinusoidal: "Sines and cosines of the token's place are added, of a different wavelength in each dimension.",
+  learned: "A learned vector for the token's place is added.",
+  rotary: "The token's place is not added: it turns queries and keys in every block (RoPE).",
+  relative: "The token's place is not added: every distance between two tokens has a learned bias on the scores.",
+};
+const ACTIVATIONS_IN_WORDS = { relu: "ReLU", relu_squared: "ReLU²", gelu: "GELU", gelu_tanh: "GELU", silu: "SiLU", tanh: "tanh" };
+
+const equation = (...lines) => element("p", { class: "equation" }, lines.flatMap((line, i) => (i ? [element("br"), line] : [line])));
+const caption = (text) => element("p", { class: "caption" }, text);
+const cosine = (a, b) => a.reduce((sum, number, i) => sum + number * b[i], 0) / (length(a) * length(b) || 1);
+
+const embeddingDetails = ({ reading, token, stack, model }) => {
+  const of = (matrix) => reading.row(token, matrix), first = reading.records[0];
+  const addends = [
+    ["token", of((record) => record.token)],
+    ["n-grams", first.ngrams && of((record) => record.ngrams)],
+    ["segment", first.segment],
+    ["position", first.position && of((record) => record.position)],
+  ].filter(([, vector]) => vector);
+  const sum = of((record) => record.embedded), scaled = model.embedding_scale === 1 ? "" : ` · √${model.d_model}`;
+  return [
+    equation(`x = ${addends.map(([name]) => (name === "token" ? `E[${reading.ids[token]}]${scaled}` : name)).join(" + ")}`),
+    caption(`${quoted(reading.tokens[token])} is token ${reading.ids[token]} of the vocabulary: a row of the table E. ${POSITIONS_IN_WORDS[stack.position.kind]}`),
+    element("dl", { class: "stripes" }, [...addends, ["x", sum]].flatMap(([name, vector]) => [
+      element("dt", {}, name, element("small", {}, ` length ${decimals(length(vector))}`)),
+      element("dd", {}, stripe(vector, `${name}: ${vector.length} numbers of length ${decimals(length(vector))}`)),
+    ])),
+    caption("Each cell is one number: orange above zero, blue below."),
+  ];
+};
+
+// What each head of a layer reads: a row for a head, a cell for a token.
+const headsOfToken = ({ reading, token, stack, layer }, part, keys, lookAt) => {
+  const rows = Array.from({ length: stack.heads }, (_, head) => {
+    const weights = reading.weights(layer, part, stack.heads, head, token), best = likeliest(weights);
+    return { name: `head ${head + 1}`, size: weights[best], text: `${visible(keys[best])} ${percent(weights[best])}`, value: head, tone: part };
+  });
+  return bars(rows, { choose: (head) => lookAt(part, layer, head), label: "What each head attends to most" });
+};
+
+const blockDetails = (seen) => {
+  const { reading, token, stack, layer, model, keys, sourceKeys, lookAt, guesses } = seen;
+  const of = (name) => reading.row(token, (record) => record.layers[layer][name].written);
+  const entry = (name) => reading.row(token, (record) => record.layers[layer][name]);
+  const names = { attention: "attention", cross: "cross-attention", feedForward: "feed-forward" };
+  const parts = ["attention", ...(stack.cross ? ["cross"] : []), "feedForward"];
+  const x = entry("input"), norm = model.norm.kind === "rms" ? "RMSNorm" : "LayerNorm";
+  const wrapped = (name) => (stack.pre_norm ? `x ← x + ${name}(${norm}(x))` : `x ← ${norm}(x + ${name}(x))`);
+  const inner = reading.row(token, (record) => record.layers[layer].feedForward.inner);
+  const neurons = top(inner.map(Math.abs), 6).map(({ token: neuron }) => ({ name: `neuron ${neuron + 1}`, size: inner[neuron], text: decimals(inner[neuron]), tone: "feedForward" }));
+  const active = inner.filter((number) => Math.abs(number) > 0.1).length / inner.length;
+  const window = stack.windows[layer];
+  const act = ACTIVATIONS_IN_WORDS[stack.activation];
+  return [
+    equation(...parts.map((name) => wrapped({ attention: "attention", cross: "cross", feedForward: "feed-forward" }[name]))),
+    element("h4", {}, "Residual stream"),
+    caption("The block reads x, and writes by adding to it. Lengths of the vectors:"),
+    bars([
+      { name: "x", size: length(x), text: decimals(length(x)), tone: "stream" },
+      ...parts.map((name) => ({ name: `+ ${names[name]}`, size: length(of(name)), text: decimals(length(of(name))), tone: name })),
+      { name: "x after", size: length(entry("output")), text: decimals(length(entry("output"))), tone: "stream" },
+    ], { label: "Lengths of the residual stream and of what is added" }),
+    caption(`The stream turns by ${Math.round((Math.acos(Math.min(1, cosine(x, entry("output")))) * 180) / Math.PI)}°.`),
+    element("h4", {}, "Attention"),
+    equation("softmax(q·k · scale) v"),
+    caption(`${stack.causal ? "Each token reads those before it and itself" : "Each token reads all others"}${window === null ? "" : `, ${window} of them at most`}; here the token that each of ${stack.heads} heads reads most.${stack.kv_heads < stack.heads ? ` ${stack.heads / stack.kv_heads} heads share keys and values.` : ""}`),
+    headsOfToken(seen, "attention", keys, lookAt),
+    ...(stack.cross ? [element("h4", {}, "Cross-attention"), caption("Keys and values are the source's, as the encoder left them."), headsOfToken(seen, "cross", sourceKeys, lookAt)] : []),
+    element("h4", {}, "Feed-forward"),
+    equation(stack.gated ? `down(${act}(gate(x)) ⊙ up(x))` : `down(${act}(up(x)))`),
+    caption(`Each token by itself: ${stack.width} neurons, of which ${percent(active)} are beyond ±0.1. The strongest:`),
+    bars(neurons, { label: "The strongest neurons" }),
+    ...(guesses ? [
+      element("h4", {}, "Logit lens"),
+      equation("softmax(head(x after))"),
+      caption("What the model would answer if it stopped here:"),
+      bars(guesses(reading.state(token, (record) => record.layers[layer].output), 5), { label: "What this layer would answer" }),
+    ] : []),
+  ];
+};
