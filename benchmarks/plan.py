@@ -2,11 +2,13 @@
 
     python benchmarks/plan.py                    # every family, each in a process of its own; memory alone
     python benchmarks/plan.py --only 'llama'     # the cases whose names begin so
-    python benchmarks/plan.py --time             # time as well, on a machine that does nothing else
+    python benchmarks/plan.py --time             # time as well
+    python benchmarks/plan.py --time --batch 4   # of smaller batches
 
 Memory is what a process grows by while it takes four steps, less what it had after steps of a model with one layer and
 16 tokens: the interpreter, torch and the code that it has loaded. Time is the median of ten steps; the estimate is
-calibrated in another process, by `calibrate` on the same machine.
+calibrated in another process, by `calibrate` on the same machine. Both are processor time of one thread, so that other
+work on the machine decides less; of several processes, which share its cores, no time is told.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import socket
 import subprocess
 import sys
+import time as clock
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,6 +62,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--ways", nargs="*", default=list(WAYS))
     parser.add_argument("--time", action="store_true")
+    parser.add_argument("--batch", help="texts, instead of each case's own number")
     parser.add_argument("--child", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     if options.child:
@@ -73,10 +77,13 @@ def main() -> None:
         if not model.startswith(options.only):
             continue
         for way in options.ways:
-            arguments = [model, *flags, *WAYS[way]]
+            batch = ["--batch-size", options.batch] if options.batch else []
+            arguments = [model, *flags, *WAYS[way], *batch]
             planned, found = run("plan", arguments, options.time), run("measure", arguments, options.time)
             memory = _cells(planned["peak"] / 1e6, found["peak"] / 1e6, "MB")
-            times = _cells(planned["seconds"] * 1e3, found["seconds"] * 1e3, "ms") if options.time else ""
+            times = " | | |" if options.time and "--processes" in arguments else ""
+            if options.time and not times:
+                times = _cells(planned["seconds"] * 1e3, found["seconds"] * 1e3, "ms")
             print(f"| {model.partition(':')[0]} | {way} | {memory}{times}", flush=True)
 
 
@@ -117,6 +124,7 @@ def child(what: str, time: str, *arguments: str) -> None:
     from anyformer.compare.plan.step import count_step
     from anyformer.training.strategies.group import join
 
+    clock.perf_counter = clock.process_time
     workload = read_arguments(list(arguments)).workload
     if what == "plan":
         count = count_step(workload)

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +11,8 @@ import anyformer as af
 from anyformer.cli.main import main
 
 SMALL = ("--context", "32", "--batch-size", "4", "--no-calibrate")
+GPU = ("--device", "h100")
+"""Counted alone: what a CPU's heap loses is not the same each time."""
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -28,9 +32,9 @@ def test_it_says_what_each_part_takes_and_whether_it_fits(capsys: pytest.Capture
 
 
 def test_json_has_every_number_and_python_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out = run(capsys, "llama-nano", *SMALL, "--dtype", "float32", "--json")
+    status, out = run(capsys, "llama-nano", *SMALL, *GPU, "--dtype", "float32", "--json")
     found = json.loads(out)
-    same = af.plan("llama-nano", context=32, batch_size=4, dtype="float32")
+    same = af.plan("llama-nano", context=32, batch_size=4, dtype="float32", device="h100")
 
     assert status == 0
     assert found["peak"] == sum(found["memory"].values()) == same.peak
@@ -56,9 +60,10 @@ def test_what_does_not_fit_is_told_which_flags_help(capsys: pytest.CaptureFixtur
 
 def test_the_flags_of_train_and_finetune_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
     others = ("--data", "notes.txt", "--seed", "3", "--learning-rate", "1e-3", "--name", "x", "--schedule", "cosine")
-    status, out = run(capsys, "llama-nano", *SMALL, "--dtype", "float32", *others, "--json")
-    _, plain = run(capsys, "llama-nano", *SMALL, "--dtype", "float32", "--json")
-    tuned = run(capsys, "llama-nano", *SMALL, "--dtype", "float32", "--lora", "4", "--data", "chats.jsonl", "--json")
+    status, out = run(capsys, "llama-nano", *SMALL, *GPU, "--dtype", "float32", *others, "--json")
+    _, plain = run(capsys, "llama-nano", *SMALL, *GPU, "--dtype", "float32", "--json")
+    lora = ("--lora", "4", "--data", "chats.jsonl")
+    tuned = run(capsys, "llama-nano", *SMALL, *GPU, "--dtype", "float32", *lora, "--json")
 
     assert status == tuned[0] == 0
     assert json.loads(out)["peak"] == json.loads(plain)["peak"]
@@ -91,3 +96,39 @@ def test_what_makes_no_sense_is_one_sentence(
     assert status == 2
     assert reason in error
     assert error.count("\n") == 1
+
+
+def run_directory(folder: Path, **settings: Any) -> Path:
+    """What a run leaves of its settings, before its first model is saved."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_run_directory_is_planned_with_its_own_settings_which_flags_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"context": 16, "batch_size": 6, "steps": 7, "dtype": "float32", "optimizer": "muon"}
+    trained = run_directory(tmp_path / "trained", preset="llama-nano", model={"vocab_size": 300}, **settings)
+    tuned = run_directory(tmp_path / "tuned", base="llama-nano", task="text", lora=4, **settings)
+    found = [
+        json.loads(run(capsys, str(path), "--no-calibrate", *GPU, *flags, "--json")[1])
+        for path, flags in ((trained, ()), (trained, ("--batch-size", "2", "--tokens", "320")), (tuned, ()))
+    ]
+    by_hand = run(capsys, "llama-nano:vocab_size=300", *GPU, "--context", "16", "--batch-size", "6",
+                  "--optimizer", "muon", "--json")[1]  # fmt: skip
+
+    assert found[0]["memory"] == json.loads(by_hand)["memory"]
+    assert [each["batch_size"] for each in found] == [6, 2, 6]
+    assert [each["steps"] for each in found] == [7, 10, 7]
+    assert found[0]["dtype"] == "bfloat16"  # float32 was chosen for another device
+    assert found[2]["trained_parameters"] < found[2]["parameters"]
+
+
+def test_a_run_is_planned_for_another_task_without_its_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = run_directory(tmp_path / "trained", preset="bert-tiny", context=16, batch_size=6, dtype="float32")
+    arguments = ("--task", "classify", *GPU, "--context", "8", "--batch-size", "4", "--json")
+
+    assert json.loads(run(capsys, str(trained), *arguments)[1])["batch_size"] == 4

@@ -25,14 +25,16 @@ _TUNING = ("task", "labels", "label_kind", "packing", "lora", "lora_alpha", "lor
 class PlanOptions:
     """What training takes before it is begun: memory by part, whether it fits, operations, time and money.
 
-    Put it in the place of `train` or `finetune`: it takes their flags, and reads neither weights nor data. Memory is
-    counted on tensors without data, through the step that training takes. On this machine real steps tell the time,
-    elsewhere the device's peak and the share of it that is usual.
+    Put it in the place of `train` or `finetune`: it takes their flags, and reads neither weights nor data. Of a run
+    directory it takes the run's settings, which flags change. Memory is counted on tensors without data, through the
+    step that training takes. On this machine real steps tell the time, elsewhere the device's peak and the share of it
+    that is usual.
 
     Examples:
         anyformer plan llama-3.2-1b --batch-size 8 --context 2048 --device h100
         anyformer plan llama-3.1-8b --lora 16 --device a100 --engine fsdp --processes 8 --tokens 1000000
         anyformer plan gpt2 --context 512 --batch-size 16 --steps 2000
+        anyformer plan runs/llama-nano-1 --batch-size 64
         anyformer plan runs/bert-mini-1 --task classify --batch-size 32
     """
 
@@ -96,14 +98,16 @@ def _parser() -> Parser:
 def _request(values: Mapping[str, Any]) -> "Request":
     from dataclasses import replace
 
-    from anyformer.compare.contenders import read_config
+    from anyformer.compare.plan.run_settings import read_run
     from anyformer.compare.plan.training_plan import request
 
-    contender = read_config(values["model"])
-    contender = replace(contender, config=change_model(contender.config, values, "plan"))
     own = {field.name for field in fields(PlanOptions)}
-    options = {name: value for name, value in values.items() if name not in own and "." not in name}
     given = {name: values.get(name) for name in ("device", "tokens", "price_per_hour")}
+    options = {name: value for name, value in values.items() if name not in own and "." not in name}
+    contender, options = read_run(
+        values["model"], options, elsewhere=given["device"] is not None, is_sized=given["tokens"] is not None
+    )
+    contender = replace(contender, config=change_model(contender.config, values, "plan"))
     return request(contender, options, **given, calibrate=values.get("calibrate", True))
 
 

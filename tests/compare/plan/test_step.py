@@ -1,6 +1,7 @@
 """The step that is counted beside the step that is taken."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def workload(name: str, **options: Any) -> Workload:
     sources = {"source_vocab_size": 300} if config.source_vocab_size is not None else {}
     config = config.replace(**{**layers, "vocab_size": 300, **sources})
     values = {"context": 24, "batch_size": 4, "dtype": "float32", **options}
-    return make_workload(Contender(name, config), values, find_device("cpu"))
+    made = make_workload(Contender(name, config), values, find_device("cpu"))
+    return replace(made, in_heap=False)  # test_rehearsal.py tests what the heap adds
 
 
 def real_step(asked: Workload, tmp_path: Path) -> tuple[int, int]:
@@ -105,6 +107,16 @@ def test_weights_and_state_take_what_their_numbers_take(
     # AdamW's count of steps is one number a tensor.
     assert counted.resident["optimizer"] == pytest.approx(8 * trained, rel=0.02)
     assert counted.peak >= sum(counted.resident.values())
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_quantized_weights_take_their_integers_and_scales(kind: str) -> None:
+    whole = count_step(workload("llama-nano", lora=2))
+
+    counted = count_step(workload("llama-nano", lora=2, quantize=kind))
+
+    assert counted.parameters[1] == whole.parameters[1] > 0
+    assert 0.1 * whole.resident["weights"] < counted.resident["weights"] < 0.4 * whole.resident["weights"]
 
 
 @pytest.mark.slow

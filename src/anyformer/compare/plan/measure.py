@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from anyformer.compare.plan.step import Workload
-from anyformer.model import build
 from anyformer.training.memory import keep_freed_memory
 from anyformer.training.precision import start_compiler
 from anyformer.training.resolve import make_plan
@@ -68,7 +67,7 @@ def _steps(workload: Workload, group: Group, count: int, seconds: float) -> list
     torch.manual_seed(workload.config.seed)
     config, end = workload.config, time.monotonic() + seconds
     plan = make_plan(config, workload.precision, workload.loss)
-    strategy = make_strategy(config.engine, workload.fit(build(workload.model)), plan, group)
+    strategy = make_strategy(config.engine, workload.draw(), plan, group)
     batch, times = workload.batch(), list[float]()
     try:
         for number in range(count):

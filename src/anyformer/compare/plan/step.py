@@ -16,12 +16,15 @@ from typing_extensions import override
 from anyformer.adapters import add_adapter
 from anyformer.blocks.head import Classifier, LanguageModelHead
 from anyformer.compare.plan.batches import random_batch
-from anyformer.compare.plan.heap import heap_size
+from anyformer.compare.plan.internals import FakeStore
+from anyformer.compare.plan.rehearsal import heap_size
 from anyformer.compare.plan.simulation import Simulation
 from anyformer.config import ModelConfig
 from anyformer.data.batch import Batch
 from anyformer.finetuning.config import CompleteFinetuneConfig
-from anyformer.model import Transformer
+from anyformer.kernels.quantization import GROUP, QuantizedWeight
+from anyformer.model import Transformer, build
+from anyformer.quantization import bits_per_module, quantizable, quantization, quantize, set_weight
 from anyformer.training.config import CompleteConfig
 from anyformer.training.losses import EmbeddingLoss, LossModule, PreferenceLoss
 from anyformer.training.precision import Precision
@@ -33,6 +36,8 @@ from anyformer.training.strategies.group import Group
 
 _STEPS = 2
 """The optimizer's state exists from the end of the first step on, so the second needs the most memory."""
+_REHEARSED = 4
+"""The heap grows for some steps more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,23 @@ class Workload:
             return EmbeddingLoss(model, getattr(self.config, "loss", None) or "in_batch_negatives")
         return LossModule(model)
 
+    def simulate(self, simulation: Simulation) -> Transformer:
+        """The model as it is when training begins, without numbers in its weights."""
+        model = Transformer(self.model, initialize=False)
+        kind = getattr(self.config, "quantize", None)
+        if kind is not None:
+            modules = quantizable(model)
+            for name, bits in bits_per_module(model, quantization(kind)).items():
+                rows, columns = modules[name].weight.shape
+                set_weight(model, name, _empty_weight(rows, columns, bits), torch.float32)
+            simulation.restart()  # a model is quantized while it is loaded, one weight at a time
+        return self.fit(model)
+
+    def draw(self) -> Transformer:
+        """The model with weights, as they are drawn."""
+        model, kind = build(self.model), getattr(self.config, "quantize", None)
+        return self.fit(model if kind is None else quantize(model, kind))
+
     def fit(self, model: Transformer) -> Transformer:
         """The model with an adapter, where one is trained, and without gradients of what the loss does not reach."""
         adapter = self.config.adapter if isinstance(self.config, CompleteFinetuneConfig) else None
@@ -80,6 +102,13 @@ class Workload:
         if self.task == "embed" and model.encoder is not None and model.decoder is not None:
             model.decoder.requires_grad_(False)
         return model
+
+
+def _empty_weight(rows: int, columns: int, bits: int) -> QuantizedWeight:
+    scales = torch.empty(rows, columns // GROUP, dtype=torch.float16)
+    if bits == 8:
+        return QuantizedWeight(torch.empty(rows, columns, dtype=torch.int8), scales, None)
+    return QuantizedWeight(torch.empty(rows, columns // 2, dtype=torch.uint8), scales, torch.empty_like(scales))
 
 
 @dataclass(frozen=True)
@@ -108,11 +137,23 @@ class StepCount:
 
 def count_step(workload: Workload) -> StepCount:
     """Take the workload's step on tensors without memory."""
-    simulation, config = Simulation(), workload.config
+    simulation = Simulation()
+    sizes, resident = _take(workload, _STEPS, simulation)
+    parts = {name: size for name, size in simulation.peak.items() if size}
+    allocator = 0
+    if workload.in_heap:
+        allocator = max(0, heap_size(partial(_take, workload, _REHEARSED)) - sum(parts.values()))
+    flops = simulation.flops * workload.config.processes
+    return StepCount(parts, resident, allocator, flops, sizes)
+
+
+def _take(workload: Workload, steps: int, simulation: Simulation) -> tuple[tuple[int, int], dict[str, int]]:
+    """Take steps in a simulation; returns the numbers of parameters, and the bytes that stay, by part."""
+    config = workload.config
     with _group(config.processes) as group, _inputs(simulation):
         mesh = init_device_mesh(workload.precision.device.type, (config.processes,)) if group.backend else None
         with simulation.running():
-            model = workload.fit(Transformer(workload.model, initialize=False))
+            model = workload.simulate(simulation)
             sizes = _sizes(model)
             if isinstance(model.head, LanguageModelHead | Classifier):
                 for name in ("loss", "forward"):
@@ -127,14 +168,12 @@ def count_step(workload: Workload) -> StepCount:
             strategy.optimizer.step = simulation.within("optimizer", strategy.optimizer.step)  # pyright: ignore[reportAttributeAccessIssue]
             batch = workload.batch()
             with simulation.part("activations"):
-                for number in range(_STEPS):
+                for number in range(steps):
                     simulation.flops = 0
                     strategy.step(number, batch, config.learning_rate)
-            resident = simulation.live.copy()
+            resident = dict(simulation.live)
             del model, strategy, trained
-    parts = {name: size for name, size in simulation.peak.items() if size}
-    allocator = max(0, heap_size(simulation.events) - sum(parts.values())) if workload.in_heap else 0
-    return StepCount(parts, dict(resident), allocator, simulation.flops * config.processes, sizes)
+    return sizes, resident
 
 
 def _sizes(model: Transformer) -> tuple[int, int]:
@@ -172,8 +211,6 @@ class _Alone(Group):
     def __init__(self, processes: int) -> None:
         super().__init__()
         if processes > 1:
-            from torch.testing._internal.distributed.fake_pg import FakeStore
-
             self.world_size, self.backend = processes, "fake"
             dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
 

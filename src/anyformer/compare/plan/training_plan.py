@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.analysis import cache_bytes_per_token
-from anyformer.compare.contenders import Contender, read_config
+from anyformer.compare.contenders import Contender
 from anyformer.compare.plan.calibrate import StepTime, by_peak, calibrate
 from anyformer.compare.plan.devices import CUDA_CONTEXT, Device, find_device
 from anyformer.compare.plan.fit import Change, changes_that_fit
 from anyformer.compare.plan.measure import resident
+from anyformer.compare.plan.run_settings import read_run
 from anyformer.compare.plan.step import StepCount, Workload, count_step
 from anyformer.compare.plan.workload import make_workload
 from anyformer.config import ModelConfig
@@ -122,7 +123,8 @@ def plan(
     """What training a model takes, before it is begun, as `anyformer plan` says.
 
     Args:
-        model: A config, a preset, or a directory; see `anyformer diff`. None of its weights is read or allocated.
+        model: A config, a preset, or a directory; see `anyformer diff`. None of its weights is read or allocated. Of a
+            run directory the run's settings are taken, unless options change them.
         device: One of the table, such as ``"h100"``; None: this machine's processors.
         tokens: Of the whole run, for time and money; ``steps=1000`` is another way to say it.
         price_per_hour: Of a device, in dollars; None: that of the table, if it has one.
@@ -138,7 +140,11 @@ def plan(
         found = af.plan("llama-3.2-1b", device="h100", batch_size=8, context=2048)
         print(found.peak / 1e9, found.fits)
     """
-    contender = Contender("model", model) if isinstance(model, ModelConfig) else read_config(str(model))
+    if isinstance(model, ModelConfig):
+        contender = Contender("model", model)
+    else:
+        away, sized = device is not None, tokens is not None
+        contender, options = read_run(str(model), options, elsewhere=away, is_sized=sized)
     return make_plan(request(contender, options, device, tokens, price_per_hour, calibrate=calibrate))
 
 

@@ -14,7 +14,6 @@ from anyformer.data.examples import TASKS, Task
 from anyformer.errors import UserError, nearest
 from anyformer.families import with_head
 from anyformer.finetuning.config import FinetuneConfig, complete
-from anyformer.quantization import quantization
 from anyformer.tokenizer.training import parse_spec
 from anyformer.training.config import TrainConfig
 from anyformer.training.precision import Precision, choose_precision
@@ -25,7 +24,7 @@ __all__ = ["fine_tunes", "make_workload"]
 _HEADS: dict[str, Any] = {"classify": "classification", "tag": "token_classification", "embed": "none"}
 _TRAINED = {field.name for field in fields(TrainConfig)}
 _TUNED = {field.name for field in fields(FinetuneConfig)}
-_ONLY_TUNED = _TUNED - _TRAINED
+_ONLY_TUNED, _ONLY_TRAINED = _TUNED - _TRAINED, _TRAINED - _TUNED
 _PROBLEMS = {"single": "single_label_classification", "multiple": "multi_label_classification"}
 
 
@@ -45,13 +44,10 @@ def make_workload(contender: Contender, values: Mapping[str, Any], device: Devic
         UserError: settings that contradict each other, a task that the model can't do, a context that it has no
             positions for, a batch that the processes can't share.
     """
-    tunes = fine_tunes(values) or (contender.directory is not None and {*values} - _TUNED <= _TRAINED - _TUNED)
+    tunes = fine_tunes(values) or (contender.directory is not None and _ONLY_TRAINED.isdisjoint(values))
     given = {name: value for name, value in values.items() if name not in ("device", "data", "validation")}
     if given.get("engine") == "deepspeed":
         raise UserError("plan counts ddp and fsdp; DeepSpeed's stage 3 shards what fsdp does: plan --engine fsdp.")
-    if given.get("quantize") is not None:
-        quantization(given.pop("quantize"))
-        raise UserError("plan counts weights in float32: leave --quantize out, the rest of the step stays as it is.")
     precision = _precision(given.get("dtype"), device)
     given["dtype"] = precision.name
     made = _finetuning(contender, given, precision) if tunes else _training(contender, given, precision)

@@ -1,7 +1,9 @@
 """Libraries with one operation each, whose arguments are a structure."""
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from ctypes import c_int64, c_void_p
 from typing import Any
 
@@ -14,8 +16,26 @@ from anyformer.kernels.cpu.build import Library
 from anyformer.kernels.cpu.structs import address
 from anyformer.kernels.cpu_features import enabled, has_avx512_bf16
 
-observers: list[Callable[[str, Mapping[str, Any]], None]] = []
-"""Called with the name and the arguments of a kernel that is given tensors without memory."""
+_interceptor: ContextVar[Callable[[str, Mapping[str, Any]], None] | None] = ContextVar("interceptor", default=None)
+
+
+@contextmanager
+def intercepted(interceptor: Callable[[str, Mapping[str, Any]], None]) -> Generator[None]:
+    """In here no kernel runs: each call allocates its workspace, and the interceptor gets its name and arguments."""
+    token = _interceptor.set(interceptor)
+    try:
+        yield
+    finally:
+        _interceptor.reset(token)
+
+
+def was_intercepted(name: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether a kernel must not run; then the interceptor has been told of it."""
+    interceptor = _interceptor.get()
+    if interceptor is None:
+        return False
+    interceptor(name, arguments)
+    return True
 
 
 class Kernel(Library):
@@ -39,10 +59,9 @@ class Kernel(Library):
     def run(self, **arguments: Tensor | float | None) -> None:
         """Run it with torch's number of threads, in a workspace of its own.
 
-        On tensors without memory nothing is done, or, where there are `observers`, only the workspace is made.
+        On tensors without memory nothing is done, unless it is `intercepted`.
         """
-        is_fake = any(isinstance(value, FakeTensor) for value in arguments.values())
-        if is_fake and not observers:
+        if _interceptor.get() is None and any(isinstance(value, FakeTensor) for value in arguments.values()):
             return
         values: dict[str, Any] = {"num_threads": torch.get_num_threads()}
         for name, value in arguments.items():
@@ -52,10 +71,7 @@ class Kernel(Library):
         library: Any = self.get(wait=True)
         struct = self._arguments(**values)
         workspace = torch.empty(library.workspace_size(ctypes.addressof(struct)), dtype=torch.uint8)
-        if is_fake:
-            for observe in observers:
-                observe(self._name, arguments)
-        else:
+        if not was_intercepted(self._name, arguments):
             library.run(ctypes.addressof(struct), workspace.data_ptr())
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.build import Library
+from anyformer.kernels.cpu.library import was_intercepted
 from anyformer.kernels.cpu_features import enabled
 from anyformer.kernels.packing import PackedWeight
 from anyformer.kernels.quantization import GROUP
@@ -42,17 +43,18 @@ def quantized_matmul(
     rows = inputs.shape[0]
     threads, address = torch.get_num_threads(), ctypes.addressof(matrix)
     workspace = torch.empty(library.workspace_size(address, rows, threads), dtype=torch.uint8)
-    library.quantized_matmul(address, inputs.data_ptr(), rows, out.data_ptr(), workspace.data_ptr(), threads)
+    if not was_intercepted("quantized_matmul", {"rows": rows, "out_features": outputs, "in_features": x.shape[-1]}):
+        library.quantized_matmul(address, inputs.data_ptr(), rows, out.data_ptr(), workspace.data_ptr(), threads)
     return out.to(x.dtype)
 
 
 def described(weight: PackedWeight, outputs: int, bias: Float[Tensor, " outputs"] | None) -> structs.Matrix:
     """Where a matrix lies; whoever uses it keeps the tensors."""
     return structs.Matrix(
-        weights=weight.integers.data_ptr(),
-        scales=weight.scales.data_ptr(),
-        minima=None if weight.minima is None else weight.minima.data_ptr(),
-        bias=None if bias is None else bias.data_ptr(),
+        weights=structs.address(weight.integers),
+        scales=structs.address(weight.scales),
+        minima=None if weight.minima is None else structs.address(weight.minima),
+        bias=None if bias is None else structs.address(bias),
         out_features=outputs,
         in_features=weight.scales.shape[1] * GROUP,
         dtype=structs.INT8 if weight.minima is None else structs.INT4,

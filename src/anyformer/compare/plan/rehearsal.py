@@ -1,0 +1,182 @@
+"""What the C library's heap takes for the tensors of training steps, found by allocating them.
+
+glibc aligns a tensor by asking itself for 96 bytes more than it needs and cutting off both ends. The small objects that
+torch keeps for each tensor and each node of the graph settle in those ends. Many of them live longer than the tensor,
+so a hole that it leaves is not joined with its neighbors, and the heap grows beyond the tensors that are alive: by a
+tenth as a rule, to twice their size with gradient checkpointing. The buffers that a library keeps for products do the
+same.
+
+No formula tells where all of them come to lie, so glibc is asked: the step is taken on real tensors, among the objects
+that torch makes in a real step. Their memory is neither written nor read, so it costs none: the system provides a page
+when it is first written.
+"""
+
+import ctypes
+import gc
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils.flop_counter import flop_registry
+from typing_extensions import override
+
+from anyformer.compare.plan.internals import FakeTensor, no_modes
+from anyformer.compare.plan.simulation import Simulation
+from anyformer.training.memory import keep_freed_memory
+
+_REHEARSALS = 2
+"""Where the objects lie is left to chance, and with it the size of the heap: the larger one counts."""
+_PAGE = 4096
+_MOST_FLOPS = 1 << 34
+"""Larger products are not computed to learn what their library keeps for them."""
+_aten = torch.ops.aten
+_PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default}
+
+
+def heap_size(take_steps: Callable[[Simulation], object]) -> int:
+    """Bytes that tensors, and what libraries keep for products, take of the heap; 0 where there is no such heap.
+
+    Args:
+        take_steps: Trains in a simulation, for some steps.
+    """
+    most = 0
+    for _ in range(_REHEARSALS):
+        gc.collect()
+        if not keep_freed_memory():
+            return 0
+        rehearsal = Rehearsal()
+        try:
+            take_steps(rehearsal)
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):
+                raise
+            return 0  # the system promises no more memory than it has
+        most = max(most, rehearsal.size)
+    return most
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a tensor is but for its numbers."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def empty(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
+
+
+def _layout(tensor: Tensor) -> _Layout:
+    return _Layout(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+def _empty(layout: _Layout) -> Tensor:
+    return layout.empty()
+
+
+class Rehearsal(Simulation):
+    """A `Simulation` on real tensors, whose memory is not touched.
+
+    Nothing is computed but the first product of each shape, for which its library allocates what it keeps.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tensors = nullcontext()
+        self._layouts: dict[Any, Any] = {}
+        self._places: set[tuple[int, int]] = set()
+        self._now: dict[int, tuple[int, int]] = {}
+        self._kept = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of all pages in which a tensor ever lay, and of what libraries keep."""
+        pages = end = 0
+        for address, size in sorted(self._places):
+            first, last = max(address // _PAGE, end), -(-(address + size) // _PAGE)
+            if last > first:
+                pages, end = pages + last - first, last
+        return pages * _PAGE + self._kept
+
+    @override
+    def _outputs(self, func: Any, args: Any, kwargs: Any) -> Any:
+        tensors = [part for part in tree_iter((args, kwargs)) if isinstance(part, Tensor)]
+        is_abstract = str(kwargs.get("device")) == "meta" or any(
+            isinstance(part, FakeTensor) or part.is_meta for part in tensors
+        )
+        is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
+        if is_abstract or is_view or func.namespace == "c10d":  # DTensors' shapes, and processes that aren't there
+            return func(*args, **kwargs)
+        if func._schema.is_mutable:
+            return _written(func, args, kwargs)
+        key = func, repr(tree_map_only(Tensor, _layout, (args, kwargs)))
+        if key not in self._layouts:
+            self._layouts[key] = self._layouts_of(func, args, kwargs)
+            if func in _PRODUCTS and flop_registry[func._overloadpacket](*args, **kwargs) <= _MOST_FLOPS:
+                return self._product(func, args, kwargs)
+        with no_modes():
+            return tree_map_only(_Layout, _empty, self._layouts[key])
+
+    def _layouts_of(self, func: Any, args: Any, kwargs: Any) -> Any:
+        with no_modes(), self._fake:
+            args, kwargs = tree_map_only(_Layout, _empty, tree_map_only(Tensor, _layout, (args, kwargs)))
+            return tree_map_only(Tensor, _layout, func(*args, **kwargs))
+
+    def _product(self, func: Any, args: Any, kwargs: Any) -> Any:
+        before = _allocated()
+        with no_modes(), torch.no_grad():
+            out = func(*args, **kwargs)
+        self._kept += max(0, _allocated() - before - out.nbytes)
+        return out
+
+    @override
+    def _allocate(self, storage: torch.UntypedStorage) -> None:
+        super()._allocate(storage)
+        if storage.device.type == "cpu" and storage.nbytes():
+            self._now[id(storage)] = storage.data_ptr(), storage.nbytes()
+            self._places.add(self._now[id(storage)])
+
+    @override
+    def _release(self, key: int) -> None:
+        super()._release(key)
+        self._now.pop(key, None)
+
+    @override
+    def restart(self) -> None:
+        super().restart()
+        self._places = {*self._now.values()}
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Any:
+    """What a function that writes into its arguments returns."""
+    written = [
+        kwargs[argument.name] if argument.name in kwargs else args[place]
+        for place, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    count = len(func._schema.returns)
+    return None if not count else written[0] if count == 1 else tuple(written[:count])
+
+
+class _Mallinfo(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")),
+        *((name, ctypes.c_size_t) for name in ("uordblks", "fordblks", "keepcost")),
+    ]
+
+
+def _allocated() -> int:
+    """Bytes that are allocated from glibc; 0 in versions that do not tell."""
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        return 0
+    mallinfo.restype = _Mallinfo
+    found: Any = mallinfo()
+    return found.uordblks + found.hblkhd

@@ -1,0 +1,74 @@
+"""The step on real tensors that nobody touches, beside the step that is taken."""
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+
+from anyformer.compare.contenders import read_config
+from anyformer.compare.plan import step
+from anyformer.compare.plan.devices import find_device
+from anyformer.compare.plan.measure import resident
+from anyformer.compare.plan.rehearsal import heap_size
+from anyformer.compare.plan.step import count_step
+from anyformer.compare.plan.workload import make_workload
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is glibc's")
+
+MODEL = "llama-nano:decoder_layers=2,vocab_size=300"
+
+
+def workload(**options: Any) -> step.Workload:
+    values = {"context": 256, "batch_size": 32, "dtype": "float32", **options}
+    return make_workload(read_config(MODEL), values, find_device("cpu"))
+
+
+def test_tensors_lie_in_a_heap_that_is_larger_than_they_are_and_costs_no_memory() -> None:
+    asked = workload()
+    count_step(replace(asked, in_heap=False))  # loads what the next one needs
+    before = resident()
+
+    counted = count_step(asked)
+
+    live, after = sum(counted.parts.values()), resident()
+    assert live > 200e6
+    assert 0 < counted.allocator < live
+    if before is not None and after is not None:
+        assert after - before < live / 2  # of products alone, one of each shape
+
+
+def test_a_heap_that_the_system_has_no_memory_for_is_not_rehearsed() -> None:
+    def refuse(simulation: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+
+    def fail(simulation: object) -> None:
+        raise RuntimeError("another reason")
+
+    assert heap_size(refuse) == 0
+    with pytest.raises(RuntimeError, match="another reason"):
+        heap_size(fail)
+
+
+MEASURE = """
+import json, sys
+from anyformer.cli.plan import read_arguments
+from anyformer.compare.plan.measure import measure
+print(json.dumps(measure(read_arguments(sys.argv[1:]).workload, steps=3).peak))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--gradient-checkpointing"]])
+def test_a_step_makes_a_process_grow_by_as_much(flags: list[str]) -> None:
+    arguments = [MODEL, "--context", "256", "--batch-size", "32", "--dtype", "float32", *flags]
+    run = partial(subprocess.run, capture_output=True, text=True, check=True)
+    found: int | None = json.loads(run([sys.executable, "-c", MEASURE, *arguments]).stdout.splitlines()[-1])
+    if found is None:
+        pytest.skip("this system does not tell")
+    counted = count_step(workload(gradient_checkpointing=bool(flags)))
+    assert counted.peak == pytest.approx(found, rel=0.2)
