@@ -10,7 +10,10 @@ from anyformer.limits import read_text
 PRICES_OF = "December 2024"
 """When the prices were right: of an hour of one GPU of Amazon EC2 in the United States, the instance's price divided by
 its GPUs. Those of H100, H200 and A100 are of Capacity Blocks (aws.amazon.com/ec2/capacityblocks/pricing), the others on
-demand (g4dn, g5, g6, g6e and p3). They change, and others ask for less: ``--price-per-hour`` says what you pay."""
+demand (g4dn, g5, g6, g6e and p3). They change, and others ask for less: ``--price-per-hour`` says what you pay.
+
+Read again in November 2026, in copies of those pages or in others that quote them: the prices of Capacity Blocks, and
+the peaks of H100, A100, V100, L40S and RTX 4090. The other numbers are as they were first written down."""
 
 SHARES = (0.2, 0.35, 0.5)
 """Low, likely and high share of a GPU's peak that training reaches. PaLM reached 46% (Chowdhery et al. 2022, table 3),
