@@ -20,7 +20,7 @@ from anyformer.compare.plan.workload import make_workload
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is glibc's")
 
-MODEL = "llama-nano:decoder_layers=2,vocab_size=300"
+MODEL = "llama-nano:decoder_layers=1,vocab_size=300"
 
 
 def workload(**options: Any) -> step.Workload:
@@ -36,7 +36,7 @@ def test_tensors_lie_in_a_heap_that_is_larger_than_they_are_and_costs_no_memory(
     counted = count_step(asked)
 
     live, after = sum(counted.parts.values()), resident()
-    assert live > 200e6
+    assert live > 100e6
     assert 0 < counted.allocator < live
     if before is not None and after is not None:
         assert after - before < live / 2  # of products alone, one of each shape
