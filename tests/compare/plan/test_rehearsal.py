@@ -39,7 +39,7 @@ def test_tensors_lie_in_a_heap_that_is_larger_than_they_are_and_costs_no_memory(
     assert live > 100e6
     assert 0 < counted.allocator < live
     if before is not None and after is not None:
-        assert after - before < live / 2  # of products alone, one of each shape
+        assert after - before < 0.7 * live  # of the first product of each shape
 
 
 def test_a_heap_that_the_system_has_no_memory_for_is_not_rehearsed() -> None:
