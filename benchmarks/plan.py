@@ -40,7 +40,12 @@ CASES: dict[str, list[str]] = {
     "t5-small": ["--context", "128", "--batch-size", "8"],
     "mt5-small:vocab_size=16384": ["--context", "128", "--batch-size", "8"],
     "bart-base:encoder_layers=3,decoder_layers=3,vocab_size=8192": ["--context", "128", "--batch-size", "8"],
-    "opus-mt:encoder_layers=3,decoder_layers=3,vocab_size=8192": ["--context", "128", "--batch-size", "8"],
+    "opus-mt:encoder_layers=3,decoder_layers=3,vocab_size=8192,embedding.padding=0": [
+        "--context",
+        "128",
+        "--batch-size",
+        "8",
+    ],
     "pegasus-large:encoder_layers=2,decoder_layers=2,vocab_size=8192": ["--context", "128", "--batch-size", "8"],
     "transformer-tiny": ["--context", "128", "--batch-size", "16"],
 }
