@@ -309,7 +309,7 @@ axes.set_xticks([])
 axes.set_yticks(range(len(sentences)), sentences)
 for row in range(len(sentences)):
     for column in range(len(sentences)):
-        value = similarity[row, column].item()
+        value = round(similarity[row, column].item(), 1) + 0.0  # no -0.0
         axes.text(column, row, f"{value:.1f}", ha="center", va="center", color="white" if value > 0.6 else "black")
 axes.set_title("Cosine of the sentences' vectors")
 plt.show()
@@ -345,4 +345,5 @@ display(SVG(af.diagram(af.preset("bert-tiny"), models["BERT with rotary position
 # %% [markdown]
 # `anyformer compare llama-nano --vary norm.kind=layer,rms position.kind=rotary,learned` trains all combinations and says
 # what each change is worth ([comparing](../docs/compare.md)). What the encoder-decoder was made for is the subject of
-# [the notebook on translation](4_transformer_translates.ipynb).
+# [the notebook on translation](4_transformer_translates.ipynb); [the next one](3_finetune.ipynb) takes trained models
+# and fine-tunes them on data of your own.
