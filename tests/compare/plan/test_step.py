@@ -38,7 +38,7 @@ def workload(name: str, **options: Any) -> Workload:
     config = config.replace(**{**layers, "vocab_size": 300, **sources})
     values = {"context": 24, "batch_size": 4, "dtype": "float32", **options}
     made = make_workload(Contender(name, config), values, find_device("cpu"))
-    return replace(made, in_heap=False)  # test_rehearsal.py tests what the heap adds
+    return replace(made, in_heap=False)  # test_dry_run.py tests what the heap adds
 
 
 def real_step(asked: Workload, tmp_path: Path) -> tuple[int, int]:

@@ -16,8 +16,8 @@ from typing_extensions import override
 from anyformer.adapters import add_adapter
 from anyformer.blocks.head import Classifier, LanguageModelHead
 from anyformer.compare.plan.batches import random_batch
+from anyformer.compare.plan.dry_run import heap_size
 from anyformer.compare.plan.internals import FakeStore
-from anyformer.compare.plan.rehearsal import heap_size
 from anyformer.compare.plan.simulation import Simulation
 from anyformer.config import ModelConfig
 from anyformer.data.batch import Batch
@@ -36,7 +36,7 @@ from anyformer.training.strategies.group import Group
 
 _STEPS = 2
 """The optimizer's state exists from the end of the first step on, so the second needs the most memory."""
-_REHEARSED = 4
+_DRY_RUN_STEPS = 4
 """The heap grows for some steps more."""
 
 
@@ -142,7 +142,7 @@ def count_step(workload: Workload) -> StepCount:
     parts = {name: size for name, size in simulation.peak.items() if size}
     allocator = 0
     if workload.in_heap:
-        allocator = max(0, heap_size(partial(_take, workload, _REHEARSED)) - sum(parts.values()))
+        allocator = max(0, heap_size(partial(_take, workload, _DRY_RUN_STEPS)) - sum(parts.values()))
     flops = simulation.flops * workload.config.processes
     return StepCount(parts, resident, allocator, flops, sizes)
 

@@ -28,7 +28,7 @@ from anyformer.compare.plan.internals import FakeTensor, no_modes
 from anyformer.compare.plan.simulation import Simulation
 from anyformer.training.memory import keep_freed_memory
 
-_REHEARSALS = 2
+_DRY_RUNS = 2
 """Where the objects lie is left to chance, and with it the size of the heap: the larger one counts."""
 _PAGE = 4096
 _MOST_FLOPS = 1 << 34
@@ -44,18 +44,18 @@ def heap_size(take_steps: Callable[[Simulation], object]) -> int:
         take_steps: Trains in a simulation, for some steps.
     """
     most = 0
-    for _ in range(_REHEARSALS):
+    for _ in range(_DRY_RUNS):
         gc.collect()
         if not keep_freed_memory():
             return 0
-        rehearsal = Rehearsal()
+        dry_run = DryRun()
         try:
-            take_steps(rehearsal)
+            take_steps(dry_run)
         except RuntimeError as error:
             if "can't allocate memory" not in str(error):
                 raise
             return 0  # the system promises no more memory than it has
-        most = max(most, rehearsal.size)
+        most = max(most, dry_run.size)
     return most
 
 
@@ -79,7 +79,7 @@ def _empty(layout: _Layout) -> Tensor:
     return layout.empty()
 
 
-class Rehearsal(Simulation):
+class DryRun(Simulation):
     """A `Simulation` on real tensors, whose memory is not touched.
 
     Nothing is computed but the first product of each shape, for which its library allocates what it keeps.

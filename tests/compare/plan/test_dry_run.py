@@ -13,8 +13,8 @@ import pytest
 from anyformer.compare.contenders import read_config
 from anyformer.compare.plan import step
 from anyformer.compare.plan.devices import find_device
+from anyformer.compare.plan.dry_run import heap_size
 from anyformer.compare.plan.measure import resident
-from anyformer.compare.plan.rehearsal import heap_size
 from anyformer.compare.plan.step import count_step
 from anyformer.compare.plan.workload import make_workload
 
@@ -42,7 +42,7 @@ def test_tensors_lie_in_a_heap_that_is_larger_than_they_are_and_costs_no_memory(
         assert after - before < 0.7 * live  # of the first product of each shape
 
 
-def test_a_heap_that_the_system_has_no_memory_for_is_not_rehearsed() -> None:
+def test_a_heap_that_the_system_has_no_memory_for_is_0() -> None:
     def refuse(simulation: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
 
