@@ -152,6 +152,13 @@ def test_checkpointing_and_parts_of_a_batch_take_less_and_each_process_its_share
     assert counted["fsdp"].flops == pytest.approx(counted["whole"].flops, rel=0.02)
 
 
+def test_each_of_many_processes_has_its_share_alone_in_memory() -> None:
+    counted = count_step(workload("llama-nano", context=8, batch_size=8).change(engine="fsdp", processes=8))
+    state = 8 * counted.parameters[1] / 8  # two moments of four bytes each
+    assert counted.parts["optimizer"] == pytest.approx(state, rel=0.05)
+    assert sum(counted.parts.values()) < 4 * 4 * counted.parameters[0]
+
+
 def test_nothing_is_allocated_for_a_model_that_no_machine_holds() -> None:
     contender = read_config("llama-3.1-8b")
     asked = make_workload(contender, {"context": 16, "batch_size": 1, "dtype": "bfloat16"}, find_device("h100"))

@@ -170,6 +170,9 @@ def _take(workload: Workload, steps: int, simulation: Simulation) -> tuple[tuple
             with simulation.part("activations"):
                 for number in range(steps):
                     simulation.flops = 0
+                    if number == 1:
+                        # DTensor runs an operation on whole fake tensors once, to learn the shape of its result.
+                        simulation.restart_peak()
                     strategy.step(number, batch, config.learning_rate)
             resident = dict(simulation.live)
             del model, strategy, trained
