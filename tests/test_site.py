@@ -139,6 +139,15 @@ def test_nothing_of_a_formula_is_lost(left: str, right: str, factor: str) -> Non
     assert len(fraction) == 2
 
 
+def test_formulas_of_notebooks_are_typeset() -> None:
+    found = notebooks.markdown("# %% [markdown]\n# of $d_k$ and\n# $x$:\n#\n# $$\\frac{1}{2}$$\n\n# %%\nprint('$1$')\n")
+    assert found.count("<span><math") == 2
+    assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block"><mrow><mfrac>' in found
+    assert "print('$1$')" in found
+    for page in notebooks.pages():
+        assert "$$" not in page.markdown
+
+
 def test_notebooks_become_pages() -> None:
     source = """# ---
 # jupyter: {}

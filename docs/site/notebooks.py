@@ -4,12 +4,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from latex2mathml.converter import convert
+
 FOLDER = Path(__file__).parents[2] / "notebooks"
 PLACE = "tutorials"
 """Where they are on the site."""
 _BADGE = re.compile(r"^\[!\[[^\]]*\]\(https?:[^)]*\)\]\([^)]*\)\n*", re.MULTILINE)
 """A picture from elsewhere that is a link: the site asks no other machine for anything."""
 _CELL = re.compile(r"^# %%[ ]*(?P<kind>\[markdown\])?(?P<metadata>.*)$", re.MULTILINE)
+
+
+_FORMULA = re.compile(r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+)\$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,17 @@ def markdown(source: str) -> str:
         body = body.strip("\n")
         uncommented = "\n".join(re.sub(r"^# ?", "", line) for line in body.splitlines())
         if kind:
-            cells.append(uncommented)
+            cells.append(_FORMULA.sub(_typeset, uncommented))
         elif 'language="bash"' in metadata:
             cells.append(f"```sh\n{uncommented}\n```")
         elif body:
             cells.append(f"```python\n{re.sub(r'^# (?=[%!])', '', body, flags=re.MULTILINE)}\n```")
     return _BADGE.sub("", "\n\n".join(cells)) + "\n"
+
+
+def _typeset(formula: re.Match[str]) -> str:
+    """LaTeX as MathML, which browsers show without a script."""
+    if formula["block"] is not None:
+        return convert(formula["block"], display="block")
+    # In a span, as Markdown takes a line that begins with a formula for a block.
+    return f"<span>{convert(formula['inline'])}</span>"
