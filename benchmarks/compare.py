@@ -313,7 +313,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=Path, default=shared / "multi30k", help="the folder of Multi30k")
     parser.add_argument("--out", type=Path, default=Path("comparisons/known"))
     parser.add_argument("--tokens", type=float, default=1_500_000, help="of text, for each family and seed")
-    parser.add_argument("--steps", type=int, default=2000, help="of each translator and seed")
+    parser.add_argument("--steps", type=int, default=1200, help="of each translator and seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", choices=("families", "translation"), help="one half of it")

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 EPOCHS = 3.0
 _ENOUGH = 60_000
 """Examples, repeated ones among them, after which a pretrained model has learned most: with more of them an epoch or
-two do, in larger batches at a larger learning rate, which take half of the time."""
+two do, in larger batches at a larger learning rate and with a mean of the last hundred steps' weights: the same
+quality in a quarter of the time (docs/measurements/finetuning.md)."""
 """Passes over the data of a run that was given no length."""
 
 EMBEDDING_LOSSES = ("in_batch_negatives", "cosine", "triplet", "class_triplet", "softmax")
@@ -322,15 +323,17 @@ def complete(
         if getattr(config, name) and task not in tasks:
             raise UserError(f"--{name.replace('_', '-')} is for {' and '.join(tasks)}, and the task is {task}.")
     default_batch = 16 if task in GENERATIVE else 64 if examples >= _ENOUGH else 32
-    rate = default_learning_rate(model, task, adapter=config.lora is not None)
+    rate, average = default_learning_rate(model, task, adapter=config.lora is not None), config.average
     if config.batch_size is None and default_batch == 64 and config.lora is None:
         rate *= 2  # in proportion to the batch (Goyal et al. 2017, section 2.1)
+        average = average or "ema:0.99"
     chosen: dict[str, Any] = {
         "task": task,
         "context": config.context or longest_text(model, task),
         "batch_size": config.batch_size or default_batch,
         "batch_tokens": config.batch_tokens or _BATCH_TOKENS,
         "learning_rate": config.learning_rate or rate,
+        "average": average,
         "label_smoothing": config.label_smoothing or 0.0,
         "packing": bool(config.packing if config.packing is not None else config.device != "cpu" and task in _PACKED),
         "epochs": config.epochs or (None if config.steps or config.minutes else default_epochs(examples)),
