@@ -11,7 +11,6 @@ that torch makes in a real step. Their memory is neither written nor read, so it
 when it is first written.
 """
 
-import ctypes
 import gc
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,7 +25,7 @@ from typing_extensions import override
 
 from anyformer.compare.plan.internals import FakeTensor, no_modes
 from anyformer.compare.plan.simulation import Simulation
-from anyformer.training.memory import keep_freed_memory
+from anyformer.training.memory import allocated_memory, keep_freed_memory
 
 _DRY_RUNS = 2
 """Where the objects lie is left to chance, and with it the size of the heap: the larger one counts."""
@@ -128,10 +127,10 @@ class DryRun(Simulation):
             return tree_map_only(Tensor, _layout, func(*args, **kwargs))
 
     def _product(self, func: Any, args: Any, kwargs: Any) -> Any:
-        before = _allocated()
+        before = allocated_memory()
         with no_modes(), torch.no_grad():
             out = func(*args, **kwargs)
-        self._kept += max(0, _allocated() - before - out.nbytes)
+        self._kept += max(0, allocated_memory() - before - out.nbytes)
         return out
 
     @override
@@ -161,22 +160,3 @@ def _written(func: Any, args: Any, kwargs: Any) -> Any:
     ]
     count = len(func._schema.returns)
     return None if not count else written[0] if count == 1 else tuple(written[:count])
-
-
-class _Mallinfo(ctypes.Structure):
-    """glibc's struct mallinfo2."""
-
-    _fields_ = [
-        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")),
-        *((name, ctypes.c_size_t) for name in ("uordblks", "fordblks", "keepcost")),
-    ]
-
-
-def _allocated() -> int:
-    """Bytes that are allocated from glibc; 0 in versions that do not tell."""
-    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
-    if mallinfo is None:
-        return 0
-    mallinfo.restype = _Mallinfo
-    found: Any = mallinfo()
-    return found.uordblks + found.hblkhd
