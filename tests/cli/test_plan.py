@@ -85,7 +85,7 @@ def test_the_flags_of_train_and_finetune_are_taken(capsys: pytest.CaptureFixture
         (("llama-nano", *SMALL, "--dtype", "int8", "--device", "h100"), "for CPUs"),
         (("llama-nano", "--price-per-hour", "-1"), "--price-per-hour"),
         (("llama-nano", "--tokens", "0"), "--tokens 0"),
-        (("no-such-model",), "no-such-model"),
+        (("no-such-model",), "'no-such-model' (the nearest of"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(

@@ -9,7 +9,6 @@ import ctypes
 import platform
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -32,27 +31,6 @@ def keep_freed_memory() -> bool:
     # Older versions refuse all above 32 MB.
     kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
     return kept and bool(mallopt(_M_TRIM_THRESHOLD, 1 << 30))
-
-
-class _Mallinfo(ctypes.Structure):
-    """glibc's struct mallinfo2."""
-
-    _fields_ = [
-        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")),
-        *((name, ctypes.c_size_t) for name in ("uordblks", "fordblks", "keepcost")),
-    ]
-
-
-def allocated_memory() -> int:
-    """Bytes that are allocated from glibc; 0 with another C library, and with versions that do not tell."""
-    if platform.libc_ver()[0] != "glibc":
-        return 0
-    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
-    if mallinfo is None:
-        return 0
-    mallinfo.restype = _Mallinfo
-    found: Any = mallinfo()
-    return found.uordblks + found.hblkhd
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The step on real tensors that nobody touches, beside the step that is taken."""
 
+import ctypes
 import json
 import platform
 import subprocess
@@ -40,6 +41,24 @@ def test_tensors_lie_in_a_heap_that_is_larger_than_they_are_and_costs_no_memory(
     assert 0 < counted.allocator < live
     if before is not None and after is not None:
         assert after - before < 0.7 * live  # of the first product of each shape
+
+
+@pytest.mark.parametrize(("written", "reserved"), [(1, 1 << 24), (5 << 20, 1), (1 << 24, 1 << 24)])
+def test_what_a_library_keeps_takes_the_pages_that_it_wrote(written: int, reserved: int) -> None:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    kept: list[int] = []
+
+    def keep(simulation: object) -> None:
+        if not kept:  # in the second dry run it is there already
+            kept.append(libc.malloc(written + reserved))
+            ctypes.memset(kept[0], 1, written)
+
+    try:
+        assert heap_size(keep) == pytest.approx(written, abs=1 << 20)
+    finally:
+        libc.free(kept[0])
 
 
 def test_a_heap_that_the_system_has_no_memory_for_is_0() -> None:

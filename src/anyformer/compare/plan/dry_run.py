@@ -8,15 +8,19 @@ same.
 
 No formula tells where all of them come to lie, so glibc is asked: the step is taken on real tensors, among the objects
 that torch makes in a real step. Their memory is neither written nor read, so it costs none: the system provides a page
-when it is first written.
+when it is first written. The pages that are written after all are those of libraries and objects.
 """
 
 import gc
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_iter, tree_map_only
@@ -25,11 +29,13 @@ from typing_extensions import override
 
 from anyformer.compare.plan.internals import FakeTensor, no_modes
 from anyformer.compare.plan.simulation import Simulation
-from anyformer.training.memory import allocated_memory, keep_freed_memory
+from anyformer.training.memory import keep_freed_memory
 
 _DRY_RUNS = 2
 """Where the objects lie is left to chance, and with it the size of the heap: the larger one counts."""
 _PAGE = 4096
+_AT_ONCE = 4096
+_MAPS, _PAGES = Path("/proc/self/maps"), Path("/proc/self/pagemap")
 _MOST_FLOPS = 1 << 34
 """Larger products are not computed to learn what their library keeps for them."""
 _aten = torch.ops.aten
@@ -42,11 +48,13 @@ def heap_size(take_steps: Callable[[Simulation], object]) -> int:
     Args:
         take_steps: Trains in a simulation, for some steps.
     """
-    most = 0
+    gc.collect()
+    if not keep_freed_memory():
+        return 0
+    most, heap = 0, _Heap()
     for _ in range(_DRY_RUNS):
         gc.collect()
-        if not keep_freed_memory():
-            return 0
+        keep_freed_memory()
         dry_run = DryRun()
         try:
             take_steps(dry_run)
@@ -54,8 +62,42 @@ def heap_size(take_steps: Callable[[Simulation], object]) -> int:
             if "can't allocate memory" not in str(error):
                 raise
             return 0  # the system promises no more memory than it has
-        most = max(most, dry_run.size)
+        most = max(most, dry_run.size(heap.new_pages()))
     return most
+
+
+class _Heap:
+    """Pages of the heap that are written from now on, where the system tells: those of what libraries keep.
+
+    In a dry run nobody writes into tensors.
+    """
+
+    def __init__(self) -> None:
+        _, self._before = _written_pages()
+
+    def new_pages(self) -> Iterator[int]:
+        """Their numbers."""
+        first, written = _written_pages()
+        written[: len(self._before)] &= ~self._before[: len(written)]
+        return (first + int(place) for place in np.flatnonzero(written))
+
+
+def _written_pages() -> tuple[int, npt.NDArray[np.bool_]]:
+    """The number of the heap's first page, and of each of its pages whether it was written."""
+    try:
+        found = re.search(r"^(\w+)-(\w+) .*\[heap\]$", _MAPS.read_text(), re.MULTILINE)
+        if found is None:
+            return 0, np.zeros(0, np.bool_)
+        first, end = (int(address, 16) // _PAGE for address in found.groups())
+        written = np.zeros(end - first, np.bool_)
+        with _PAGES.open("rb") as file:
+            file.seek(8 * first)
+            for place in range(0, len(written), _AT_ONCE):  # what is read lies in the heap as well
+                part = np.frombuffer(file.read(8 * min(_AT_ONCE, len(written) - place)), "<u8")
+                written[place : place + len(part)] = part >> 63
+        return first, written
+    except OSError:
+        return 0, np.zeros(0, np.bool_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +132,15 @@ class DryRun(Simulation):
         self._layouts: dict[Any, Any] = {}
         self._places: set[tuple[int, int]] = set()
         self._now: dict[int, tuple[int, int]] = {}
-        self._kept = 0
 
-    @property
-    def size(self) -> int:
-        """Bytes of all pages in which a tensor ever lay, and of what libraries keep."""
+    def size(self, others: Iterable[int]) -> int:
+        """Bytes of all pages in which a tensor ever lay, and of others, which are given by their numbers."""
         pages = end = 0
-        for address, size in sorted(self._places):
+        for address, size in sorted(self._places.union((page * _PAGE, _PAGE) for page in others)):
             first, last = max(address // _PAGE, end), -(-(address + size) // _PAGE)
             if last > first:
                 pages, end = pages + last - first, last
-        return pages * _PAGE + self._kept
+        return pages * _PAGE
 
     @override
     def _outputs(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -117,7 +157,8 @@ class DryRun(Simulation):
         if key not in self._layouts:
             self._layouts[key] = self._layouts_of(func, args, kwargs)
             if func in _PRODUCTS and flop_registry[func._overloadpacket](*args, **kwargs) <= _MOST_FLOPS:
-                return self._product(func, args, kwargs)
+                with no_modes(), torch.no_grad():
+                    func(*args, **kwargs)
         with no_modes():
             return tree_map_only(_Layout, _empty, self._layouts[key])
 
@@ -125,13 +166,6 @@ class DryRun(Simulation):
         with no_modes(), self._fake:
             args, kwargs = tree_map_only(_Layout, _empty, tree_map_only(Tensor, _layout, (args, kwargs)))
             return tree_map_only(Tensor, _layout, func(*args, **kwargs))
-
-    def _product(self, func: Any, args: Any, kwargs: Any) -> Any:
-        before = allocated_memory()
-        with no_modes(), torch.no_grad():
-            out = func(*args, **kwargs)
-        self._kept += max(0, allocated_memory() - before - out.nbytes)
-        return out
 
     @override
     def _allocate(self, storage: torch.UntypedStorage) -> None:

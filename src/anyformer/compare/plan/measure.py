@@ -4,6 +4,8 @@ import gc
 import re
 import statistics
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from anyformer.compare.plan.step import Workload
 from anyformer.training.memory import keep_freed_memory
 from anyformer.training.precision import start_compiler
 from anyformer.training.resolve import make_plan
-from anyformer.training.strategies.base import make_strategy
+from anyformer.training.strategies.base import Strategy, make_strategy
 from anyformer.training.strategies.group import Group
 
 _STATUS = Path("/proc/self/status")
@@ -50,34 +52,42 @@ def measure(workload: Workload, group: Group | None = None, *, steps: int = 20, 
     """
     group = group or Group()
     start_compiler(workload.precision)
-    _steps(_smallest(workload), group, 2, seconds)  # loads the libraries' code, which isn't the model's memory
+    with _strategy(_smallest(workload), group) as strategy:  # loads the libraries' code, which isn't the model's memory
+        _steps(strategy, _smallest(workload), 2, seconds)
     gc.collect()
     keep_freed_memory()
     base = resident("VmRSS")
-    if base is not None:
-        _RESET.write_text("5")
-    times = _steps(workload, group, steps + 1, seconds)
+    with _strategy(workload, group) as strategy:
+        keep_freed_memory()  # as a run does when its first step begins
+        if base is not None:
+            _RESET.write_text("5")
+        times = _steps(strategy, workload, steps + 1, seconds)
     peak = resident("VmHWM")
     if workload.precision.device.type == "cuda":
         peak, base = torch.cuda.max_memory_allocated(), 0
     return Measured(tuple(times[1:] or times), None if peak is None or base is None else peak - base, base)
 
 
-def _steps(workload: Workload, group: Group, count: int, seconds: float) -> list[float]:
+@contextmanager
+def _strategy(workload: Workload, group: Group) -> Generator[Strategy]:
     torch.manual_seed(workload.config.seed)
-    config, end = workload.config, time.monotonic() + seconds
-    plan = make_plan(config, workload.precision, workload.loss)
-    strategy = make_strategy(config.engine, workload.draw(), plan, group)
-    batch, times = workload.batch(), list[float]()
+    plan = make_plan(workload.config, workload.precision, workload.loss)
+    strategy = make_strategy(workload.config.engine, workload.draw(), plan, group)
+    gc.collect()
     try:
-        for number in range(count):
-            start = time.perf_counter()
-            strategy.step(number, batch, config.learning_rate).tolist()
-            times.append(time.perf_counter() - start)
-            if group.any(time.monotonic() > end and number > 1):
-                break
+        yield strategy
     finally:
         strategy.close()
+
+
+def _steps(strategy: Strategy, workload: Workload, count: int, seconds: float) -> list[float]:
+    end, batch, times = time.monotonic() + seconds, workload.batch(), list[float]()
+    for number in range(count):
+        start = time.perf_counter()
+        strategy.step(number, batch, workload.config.learning_rate).tolist()
+        times.append(time.perf_counter() - start)
+        if strategy.group.any(time.monotonic() > end and number > 1):
+            break
     return times
 
 

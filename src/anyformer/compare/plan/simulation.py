@@ -88,10 +88,6 @@ class Simulation(TorchDispatchMode):
 
     def restart(self) -> None:
         """Forget how much memory there was before."""
-        self.restart_peak()
-
-    def restart_peak(self) -> None:
-        """Forget what was live before."""
         self.peak, self._most = self.live.copy(), self.live.total()
 
     @contextmanager

@@ -34,10 +34,10 @@ from anyformer.training.strategies.base import Strategy
 from anyformer.training.strategies.fsdp import FSDP
 from anyformer.training.strategies.group import Group
 
-_STEPS = 2
-"""The optimizer's state exists from the end of the first step on, so the second needs the most memory."""
-_DRY_RUN_STEPS = 4
-"""The heap grows for some steps more."""
+_COUNTED = range(1, 2)
+"""The second step: the optimizer's state exists, and DTensor has learned the shapes of results from whole tensors."""
+_DRY_RUN = range(4)
+"""The heap keeps what the first step took, and grows for some steps more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Workload:
             return EmbeddingLoss(model, getattr(self.config, "loss", None) or "in_batch_negatives")
         return LossModule(model)
 
-    def simulate(self, simulation: Simulation) -> Transformer:
+    def simulate(self) -> Transformer:
         """The model as it is when training begins, without numbers in its weights."""
         model = Transformer(self.model, initialize=False)
         kind = getattr(self.config, "quantize", None)
@@ -83,7 +83,6 @@ class Workload:
             for name, bits in bits_per_module(model, quantization(kind)).items():
                 rows, columns = modules[name].weight.shape
                 set_weight(model, name, _empty_weight(rows, columns, bits), torch.float32)
-            simulation.restart()  # a model is quantized while it is loaded, one weight at a time
         return self.fit(model)
 
     def draw(self) -> Transformer:
@@ -138,22 +137,26 @@ class StepCount:
 def count_step(workload: Workload) -> StepCount:
     """Take the workload's step on tensors without memory."""
     simulation = Simulation()
-    sizes, resident = _take(workload, _STEPS, simulation)
+    sizes, resident = _take(workload, _COUNTED, simulation)
     parts = {name: size for name, size in simulation.peak.items() if size}
     allocator = 0
     if workload.in_heap:
-        allocator = max(0, heap_size(partial(_take, workload, _DRY_RUN_STEPS)) - sum(parts.values()))
+        allocator = max(0, heap_size(partial(_take, workload, _DRY_RUN)) - sum(parts.values()))
     flops = simulation.flops * workload.config.processes
     return StepCount(parts, resident, allocator, flops, sizes)
 
 
-def _take(workload: Workload, steps: int, simulation: Simulation) -> tuple[tuple[int, int], dict[str, int]]:
-    """Take steps in a simulation; returns the numbers of parameters, and the bytes that stay, by part."""
+def _take(workload: Workload, counted: range, simulation: Simulation) -> tuple[tuple[int, int], dict[str, int]]:
+    """Take steps in a simulation; returns the numbers of parameters, and the bytes that stay, by part.
+
+    Args:
+        counted: numbers of the steps whose memory counts; those before it are taken as well.
+    """
     config = workload.config
     with _group(config.processes) as group, _inputs(simulation):
         mesh = init_device_mesh(workload.precision.device.type, (config.processes,)) if group.backend else None
         with simulation.running():
-            model = workload.simulate(simulation)
+            model = workload.simulate()
             sizes = _sizes(model)
             if isinstance(model.head, LanguageModelHead | Classifier):
                 for name in ("loss", "forward"):
@@ -168,11 +171,10 @@ def _take(workload: Workload, steps: int, simulation: Simulation) -> tuple[tuple
             strategy.optimizer.step = simulation.within("optimizer", strategy.optimizer.step)  # pyright: ignore[reportAttributeAccessIssue]
             batch = workload.batch()
             with simulation.part("activations"):
-                for number in range(steps):
+                for number in range(counted.stop):
                     simulation.flops = 0
-                    if number == 1:
-                        # DTensor runs an operation on whole fake tensors once, to learn the shape of its result.
-                        simulation.restart_peak()
+                    if number == counted.start:
+                        simulation.restart()  # as a run hands back what loading, quantizing and sharding left behind
                     strategy.step(number, batch, config.learning_rate)
             resident = dict(simulation.live)
             del model, strategy, trained
