@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import anyformer as af
 from anyformer.config import ModelConfig
+from tests.parity.model_spec import ragged
 
 SMALL = {"d_model": 16, "vocab_size": 20, "attention": {"heads": 2, "head_dim": 8}, "feed_forward": {"width": 24}}
 
@@ -140,3 +141,33 @@ def test_compiles(name: str) -> None:
     command = [sys.executable, "-c", _COMPILE, repr(small(name).to_dict())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_classifier_computes_the_pooled_token_alone(name: str) -> None:
+    """Logits and gradients are the same, with padding on either side and without."""
+    torch.manual_seed(0)
+    pooling = "last" if small(name).decoder_layers else "first"
+    model = af.build(small(name, head={"kind": "classification", "pooling": pooling, "labels": 3})).eval()
+    tokens, targets = torch.randint(3, 20, (3, 6)), torch.tensor([0, 2, 1])
+    for mask in (None, ragged([6, 2, 4], "left"), ragged([6, 2, 4], "right")):
+        found = [model(tokens, mask=mask, targets=targets, pooled_only=only) for only in (False, True)]
+        assert [out.hidden.shape[1] for out in found] == [6, 1]
+        torch.testing.assert_close(found[1].logits, found[0].logits)
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        gradients = [torch.autograd.grad(out.loss, weights, allow_unused=True, materialize_grads=True) for out in found]
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if small(name).decoder_layers])
+def test_the_last_logits_alone(name: str) -> None:
+    torch.manual_seed(0)
+    model = af.build(small(name)).eval()
+    arguments = {**_arguments(model.config), "targets": None}
+    whole, last = (model(**arguments, last_only=only) for only in (False, True))
+    torch.testing.assert_close(last.logits, whole.logits[:, -1:])
+    assert last.hidden.shape[1] == 1
+    everything = model(**arguments, last_only=True, return_hidden=True)
+    torch.testing.assert_close(everything.logits, last.logits)
+    torch.testing.assert_close(everything.hidden, whole.hidden)

@@ -24,6 +24,7 @@ from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.mask import Mask, attention_mask
 from anyformer.blocks.ngrams import ngram_window
 from anyformer.blocks.norm import norm
+from anyformer.blocks.pooling import last_token
 from anyformer.blocks.position import (
     PositionSize,
     lengths_of_documents,
@@ -40,8 +41,9 @@ class ModelOutput:
 
     logits: Float[Tensor, "batch scored vocab"] | Float[Tensor, "batch labels"] | None
     """The head's scores, of every position or the last alone; None without a head, or where they are left out."""
-    hidden: Float[Tensor, "batch time d_model"]
-    """The last hidden states: after the final norm, before the head."""
+    hidden: Float[Tensor, "batch selected d_model"]
+    """The last hidden states: after the final norm, before the head. Of every position, or of the last or the pooled
+    one alone."""
     loss: Float[Tensor, ""] | None = None
     """Mean loss in nats over the targets, where there are any."""
     pooled: Float[Tensor, "batch d_model"] | None = None
@@ -129,12 +131,15 @@ class Stack(nn.Module):
         source_mask: Bool[Tensor, "batch source"] | None = None,
         cache: KeyValueCache | None = None,
         hidden_states: list[Tensor] | None = None,
-    ) -> Float[Tensor, "batch time d_model"]:
+        selected: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch selected d_model"]:
         """Pass a batch through all blocks, and the final norm.
 
         Args:
             vectors: The token embeddings.
             hidden_states: A list that gets the embeddings and every block's output, the last one after the final norm.
+            selected: The position of each sequence whose output is needed: behind the self-attention of the last block
+                nothing is computed of the others. None: all are needed.
 
         The other arguments are those of `Transformer`.
         """
@@ -149,7 +154,15 @@ class Stack(nn.Module):
             if hidden_states is not None:
                 hidden_states.append(x)
             layer_cache = None if cache is None else cache.layers[layer]
-            x = block(x, encoder_states, mask=masks[window], source_mask=source, rotation=rotation, cache=layer_cache)
+            x = block(
+                x,
+                encoder_states,
+                mask=masks[window],
+                source_mask=source,
+                rotation=rotation,
+                cache=layer_cache,
+                selected=selected if layer == len(self.blocks) - 1 else None,
+            )
         x = self.final_norm(x)
         if hidden_states is not None:
             hidden_states.append(x)
@@ -251,6 +264,7 @@ class Transformer(nn.Module):
         return_hidden: bool = False,
         cache: KeyValueCache | None = None,
         last_only: bool = False,
+        pooled_only: bool = False,
         return_logits: bool = True,
         label_smoothing: float = 0.0,
     ) -> ModelOutput:
@@ -271,6 +285,7 @@ class Transformer(nn.Module):
             return_hidden: Keep the hidden states of every layer.
             cache: Keys and values of what the decoder has read; `tokens` continue it.
             last_only: Compute the logits of the last position alone, which is all that generation needs.
+            pooled_only: Of a classifier of texts, compute the last hidden state of the token alone that is pooled.
             return_logits: False leaves them out, unless a classifier's loss needs them; a language model's is computed
                 without ever holding all of them (see `kernels.linear_cross_entropy`).
             label_smoothing: Share of each target that is spread over the vocabulary, or the classes.
@@ -296,6 +311,12 @@ class Transformer(nn.Module):
         elif source is not None:
             raise ValueError("only an encoder-decoder reads a source")
         assert stack is not None
+        selected = None
+        if not return_hidden:
+            if last_only and self.pooler is None and tokens.shape[1] > 1:
+                selected = last_token(tokens)
+            elif pooled_only and self.pooler is not None and self.config.head.kind == "classification":
+                selected = self.pooler.token(tokens, mask)
         hidden = stack(
             self.token_embedding(tokens),
             tokens,
@@ -306,8 +327,9 @@ class Transformer(nn.Module):
             source_mask=source_mask if cache is None else cache.source_mask,
             cache=cache,
             hidden_states=states,
+            selected=selected,
         )
-        pooled = None if self.pooler is None else self.pooler(hidden, mask)
+        pooled = None if self.pooler is None else self.pooler(hidden, mask if selected is None else None)
         logits = mean = None
         if not return_logits and targets is not None and isinstance(self.head, LanguageModelHead):
             mean = self.head.loss(hidden, targets, self.token_embedding.weight, label_smoothing=label_smoothing)

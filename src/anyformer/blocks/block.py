@@ -1,6 +1,6 @@
 """The transformer block that every family is made of."""
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anyformer.blocks.attention import ALL_VISIBLE, MultiHeadAttention
@@ -9,6 +9,7 @@ from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.kv_cache import KeysValues, LayerCache
 from anyformer.blocks.mask import Mask
 from anyformer.blocks.norm import norm
+from anyformer.blocks.pooling import select
 from anyformer.blocks.rope import Rotation
 from anyformer.config import AttentionConfig, FeedForwardConfig, NormConfig
 
@@ -64,7 +65,8 @@ class TransformerBlock(nn.Module):
         source_mask: Mask = ALL_VISIBLE,
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
-    ) -> Float[Tensor, "batch time d_model"]:
+        selected: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch selected d_model"]:
         """Pass a batch through the block.
 
         Args:
@@ -74,15 +76,18 @@ class TransformerBlock(nn.Module):
             source_mask: Which tokens see which of the encoder's.
             rotation: Rotary positions.
             cache: This layer's keys and values of earlier tokens.
+            selected: The one position of each sequence that goes on behind self-attention; None: all do.
         """
         cross, cross_norm = self.cross_attention, self.cross_attention_norm
         encoder_kv = None if cross is None else _encoder_kv(cross, encoder_states, cache)
         if self.pre_norm:
             x = x + self.dropout(self.attention(self.attention_norm(x), mask=mask, rotation=rotation, cache=cache))
+            x = select(x, selected)
             if cross is not None and cross_norm is not None:
                 x = x + self.dropout(cross(cross_norm(x), encoder_kv, mask=source_mask))
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, mask=mask, rotation=rotation, cache=cache)))
+        x = x + self.dropout(self.attention(x, mask=mask, rotation=rotation, cache=cache))
+        x = self.attention_norm(select(x, selected))
         if cross is not None and cross_norm is not None:
             x = cross_norm(x + self.dropout(cross(x, encoder_kv, mask=source_mask)))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))

@@ -10,7 +10,7 @@ from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.feed_forward import ACTIVATIONS
 from anyformer.blocks.linear import Linear, linear
 from anyformer.blocks.norm import norm
-from anyformer.blocks.pooling import POOLINGS
+from anyformer.blocks.pooling import POOLINGS, TOKENS
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.config import HeadConfig, NormConfig, ProblemType
 from anyformer.schema import lookup
@@ -141,7 +141,7 @@ class Pooler(nn.Module):
 
     def __init__(self, config: HeadConfig, d_model: int) -> None:
         super().__init__()
-        self.pool = POOLINGS[config.pooling]
+        self.pool, self.token = POOLINGS[config.pooling], TOKENS[config.pooling]
         self.dense = Linear(d_model, d_model) if config.pooler else None
         self.activation = lookup(ACTIVATIONS, config.pooler, "head.pooler") if config.pooler else None
 

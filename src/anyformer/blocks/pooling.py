@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 
@@ -20,7 +20,7 @@ def pool_first(
     hidden: Float[Tensor, "batch time d_model"], mask: Bool[Tensor, "batch time"] | None = None
 ) -> Float[Tensor, "batch d_model"]:
     """The hidden state of the first token, wherever the padding is: BERT's [CLS] (Devlin et al. 2019, section 3)."""
-    return _select(hidden, 0 if mask is None else mask.int().argmax(dim=1))
+    return _vectors(hidden, first_token(hidden, mask))
 
 
 def pool_last(
@@ -28,7 +28,7 @@ def pool_last(
 ) -> Float[Tensor, "batch d_model"]:
     """The hidden state of the last token, the only one of a decoder that sees the whole text (Radford et al. 2018,
     section 3.2)."""
-    return _select(hidden, -1 if mask is None else -1 - mask.flip(1).int().argmax(dim=1))
+    return _vectors(hidden, last_token(hidden, mask))
 
 
 def pool_max(
@@ -40,7 +40,33 @@ def pool_max(
     return hidden.amax(dim=1)
 
 
-def _select(hidden: Tensor, index: Tensor | int) -> Tensor:
+def first_token(
+    tokens: Shaped[Tensor, "batch time *_"], mask: Bool[Tensor, "batch time"] | None = None
+) -> Int[Tensor, " batch"]:
+    """The index of each sequence's first token."""
+    if mask is None:
+        return torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+    return mask.int().argmax(dim=1)
+
+
+def last_token(
+    tokens: Shaped[Tensor, "batch time *_"], mask: Bool[Tensor, "batch time"] | None = None
+) -> Int[Tensor, " batch"]:
+    """The index of each sequence's last token."""
+    end = tokens.shape[1] - 1
+    if mask is None:
+        return torch.full((len(tokens),), end, device=tokens.device)
+    return end - mask.flip(1).int().argmax(dim=1)
+
+
+def select(
+    x: Shaped[Tensor, "batch time *features"], index: Int[Tensor, " batch"] | None
+) -> Shaped[Tensor, "batch selected *features"]:
+    """One position of each sequence, [batch, 1, ...]; all of them if the index is None."""
+    return x if index is None else _vectors(x, index)[:, None]
+
+
+def _vectors(hidden: Tensor, index: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), index]
 
 
@@ -51,3 +77,6 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
     "max": pool_max,
 }
 """From hidden states [batch, time, d_model] and mask [batch, time] to [batch, d_model]."""
+
+TOKENS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"first": first_token, "last": last_token}
+"""Of the poolings that take one token, its index: from tokens [batch, time, ...] and mask [batch, time] to [batch]."""

@@ -135,7 +135,7 @@ def _forward(
             ids, mask = pad([each.tokens for each in batch], input_pad_id(model, tokenizer), model.device)
             check_ids(ids, model.config.vocab_size)
             kinds = pad([each.segments for each in batch], 0, model.device)[0] if segments > 1 else None
-            logits = model(ids, mask=None if bool(mask.all()) else mask, segments=kinds).logits
+            logits = model(ids, mask=None if bool(mask.all()) else mask, segments=kinds, pooled_only=True).logits
             assert logits is not None
             check_nan(logits.flatten(0, -2))
             yield rows, logits.float()

@@ -39,7 +39,7 @@ class LossModule(nn.Module):
     @override
     def forward(self, **inputs: Any) -> Float[Tensor, ""]:
         # Not model(...): DeepSpeed watches the outputs of every module that is called, and can't look into this one's.
-        loss = self.model.forward(**inputs).loss
+        loss = self.model.forward(**inputs, pooled_only=True).loss
         if loss is None:
             raise ValueError("a loss needs targets")
         return loss
