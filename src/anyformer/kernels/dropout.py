@@ -5,22 +5,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-_LEVELS = 1 << 16
-"""Steps of a probability on a CPU: the rate is exact to 1 / 131,072."""
+from anyformer.kernels.cpu import dropout as cpu
 
 
 def dropout(input: Float[Tensor, "*shape"], p: float, training: bool = True) -> Float[Tensor, "*shape"]:
     """``input * keep / (1 - p)``, where `keep` is 0 with probability p for each number, and 1 otherwise.
 
-    On a CPU torch draws each decision by itself, which takes longer than some of the products around it. Here one draw
-    of its generator serves four numbers, 16 bits each, in a tenth of the time.
+    On a CPU torch draws each decision by itself, which takes longer than some of the products around it. Compiled code
+    computes them from one number that torch's generator draws, and computes them again in the backward pass.
     """
     if not training or p == 0.0:
         return input
-    threshold = round(p * _LEVELS)
-    if input.device.type != "cpu" or not 0 < threshold < _LEVELS or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not cpu.supports(input, p):
         return F.dropout(input, p)
-    draws = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
-    bits = draws.view(torch.int16)[: input.numel()].view(input.shape)
-    keep = (bits >= threshold - _LEVELS // 2).to(input.dtype)
-    return input * keep.mul_(_LEVELS / (_LEVELS - threshold))
+    return cpu.dropout(input, torch.empty(1, dtype=torch.int64).random_(-(1 << 63), None), p)

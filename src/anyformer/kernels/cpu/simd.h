@@ -59,7 +59,7 @@ struct SplitVector {
     SplitVector& operator OPERATOR## = (const SplitVector& other) { return *this = *this OPERATOR other; }
     SPLIT_OPERATOR(+)
     SPLIT_OPERATOR(-)
-    SPLIT_OPERATOR(*) SPLIT_OPERATOR(/) SPLIT_OPERATOR(&) SPLIT_OPERATOR(|)
+    SPLIT_OPERATOR(*) SPLIT_OPERATOR(/) SPLIT_OPERATOR(&) SPLIT_OPERATOR(|) SPLIT_OPERATOR(^)
 #undef SPLIT_OPERATOR
 
         friend SplitVector operator<<(const SplitVector& a, int bits) {

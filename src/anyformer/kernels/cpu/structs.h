@@ -118,6 +118,17 @@ struct ActivationArgs {
     int64_t num_threads;
 };
 
+// out = x * scale where a random number of 32 bits is at least `threshold`, otherwise 0.
+struct DropoutArgs {
+    const void* x;
+    void* out;
+    Dtype dtype;  // FLOAT32 or BFLOAT16
+    int64_t count, threshold;
+    double scale;
+    const uint32_t* seed;  // two numbers
+    int64_t num_threads;
+};
+
 // Cross-entropy of bfloat16 logits [rows, vocab_size], which are overwritten with grad_scale times their gradient.
 struct CrossEntropyArgs {
     void* logits;

@@ -118,6 +118,16 @@ class ActivationArgs(Structure):
     ]
 
 
+class DropoutArgs(Structure):
+    _fields_ = [
+        *_pointers("x out"),
+        *_integers("dtype count threshold"),
+        ("scale", c_double),
+        *_pointers("seed"),
+        *_integers("num_threads"),
+    ]
+
+
 class CrossEntropyArgs(Structure):
     _fields_ = [
         *_pointers("logits targets losses"),
