@@ -263,6 +263,7 @@ def test_configs(config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(config=configs())
 def test_many_configs(config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
