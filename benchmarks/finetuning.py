@@ -167,7 +167,7 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
         return evaluate(trained, tokenizer, str(dev), row.task, options=options)[row.metric]
 
     found = Found(score(), memory)
-    (state,) = (out / "run/checkpoints").glob("*/state.safetensors")
+    state = max((out / "run/checkpoints").glob("*/state.safetensors"))
     with safe_open(state, "pt") as file:
         names = set(file.keys())
         if not any(name.startswith("average.") for name in names):
