@@ -71,6 +71,26 @@ def test_what_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert read_config(f"{run}:norm.kind=rms").config == config.replace(norm={"kind": "rms"})
 
 
+@pytest.mark.parametrize("flags", [[], ["--lora=2"]])
+def test_a_fine_tuned_run(tmp_path: Path, flags: list[str]) -> None:
+    """With an adapter alone it has the head that was trained, and before anything is saved that of its base."""
+    tokenizer = af.Tokenizer.train(["the cat sat on the mat"], "bpe:260")
+    sizes = {"d_model": 16, "encoder_layers": 1, "attention": {"heads": 2}, "feed_forward": {"width": 16}}
+    base = af.preset("bert-tiny", vocab_size=tokenizer.vocab_size, **sizes)
+    af.save(af.build(base), tmp_path / "base", tokenizer=tokenizer)
+    rows = [f"the {word} {number},{label}" for number in range(8) for word, label in (("cat", "good"), ("mat", "bad"))]
+    (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]))
+    arguments = [str(tmp_path / "base"), "--data", str(tmp_path / "data.csv"), "--runs", str(tmp_path), *flags]
+    assert main(["finetune", *arguments, "--name", "run", "--steps", "1", "--device", "cpu"]) == 0
+    run = tmp_path / "run"
+    found = read_config(str(run))
+    assert (found.config, found.directory) == (af.load(run)[0].config, run)
+    assert found.config.head.label_names == ("bad", "good")
+    assert "class Model" in af.eject(str(run))
+    (run / "model").rename(tmp_path / "elsewhere")
+    assert read_config(str(run)).config.encoder_layers == 1
+
+
 BAD = {
     "gpt3": "There is no preset 'gpt3'",
     "": "There is no preset ''",

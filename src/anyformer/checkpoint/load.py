@@ -102,6 +102,16 @@ def inspect(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> tuple[
     return settle(source), source.tokenizer()
 
 
+def inspect_adapter(directory: Path) -> ModelConfig:
+    """The config of what `load` makes of a directory that holds an adapter alone: its base's, with the adapter's head.
+
+    Raises:
+        UserError: as `load`.
+    """
+    (config, _), head = inspect(read_base(directory)), read_head(directory)
+    return config if head is None else _with_head_of(head, config)
+
+
 def load_with_head(
     path_or_hub_id: str | Path,
     kind: TaskHead,

@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from anyformer.checkpoint.adapter_directory import find_adapter
 from anyformer.config import ConfigError, ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import from_huggingface, preset
 from anyformer.limits import parse_json, path_inside, read_object
+from anyformer.limits import read_yaml as read_any_yaml
 
 _FIELDS = re.compile(r",(?=[^,=]+=)")
 """The comma between two fields; a value may have commas too."""
@@ -80,6 +82,10 @@ def _stored(path: Path) -> ModelConfig:
     for name in ("config.json", "model/config.json"):
         if (path / name).exists():
             return _from_json(path_inside(path, name))
+    if (adapter := find_adapter(path)) is not None:
+        from anyformer.checkpoint.load import inspect_adapter
+
+        return inspect_adapter(adapter)
     if (path / "config.yaml").exists():  # a run that has saved no model yet
         return _from_yaml(path_inside(path, "config.yaml"))
     raise UserError(f"{path} has no config.json, so it is not a model directory.")
@@ -94,8 +100,13 @@ def _from_json(path: Path) -> ModelConfig:
 
 
 def _from_yaml(path: Path) -> ModelConfig:
-    from anyformer.training.config_file import read_yaml
+    from anyformer.training.config_file import read_fields, read_yaml
 
+    raw: object = read_any_yaml(path)
+    if isinstance(raw, dict) and "base" in raw:
+        from anyformer.finetuning.config import FinetuneConfig
+
+        return read_config(read_fields(path, FinetuneConfig)["base"]).config
     return read_yaml(path).model
 
 
