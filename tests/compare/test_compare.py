@@ -249,3 +249,21 @@ def test_runs_with_different_tokenizers_do_not_mix(data: str, tmp_path: Path) ->
         compare(names, data=data, out=tmp_path / "out", **SMALL)
     same = compare([names[0], names[0]], data=data, out=tmp_path / "same", **SMALL)
     assert {each.verdict for each in same.verdicts} == {"not distinguishable at this budget"}
+
+
+def test_a_fine_tuned_run_beside_its_base(data: str, tmp_path: Path) -> None:
+    """An adapter alone takes part; what predicts no text is refused."""
+    tokenizer = af.Tokenizer.train([text()], "bpe:300")
+    config = af.preset("gpt2-nano", vocab_size=tokenizer.vocab_size, d_model=16, decoder_layers=1)
+    base = tmp_path / "base"
+    af.save(af.build(config.replace(attention={"heads": 2}, max_length=64)), base, tokenizer=tokenizer)
+    common = ["--task=text", "--steps=3", "--lora=2", "--context=32", "--batch-size=4", "--device=cpu"]
+    assert main(["finetune", str(base), "--data", data, "--runs", str(tmp_path), "--name=tuned", *common]) == 0
+    labels = af.build(config.replace(attention={"heads": 2}, head={"kind": "classification", "pooling": "last"}))
+    af.save(labels, tmp_path / "labels", tokenizer=tokenizer)
+    runs = [str(base), str(tmp_path / "tuned")]
+    found = compare(runs, out=tmp_path / "out", data=data, **SMALL)
+    one, other = (score.value for score in found.groups[0].scores)
+    assert one != other
+    with pytest.raises(UserError, match="labels predicts no text, by which models are compared"):
+        compare([runs[0], str(tmp_path / "labels")], out=tmp_path / "none", data=data, **SMALL)

@@ -100,14 +100,23 @@ def _from_json(path: Path) -> ModelConfig:
 
 
 def _from_yaml(path: Path) -> ModelConfig:
-    from anyformer.training.config_file import read_fields, read_yaml
+    from anyformer.training.config_file import read_yaml
+
+    tuned = read_fine_tuning(path)
+    return read_yaml(path).model if tuned is None else read_config(str(tuned["base"])).config
+
+
+def read_fine_tuning(path: Path) -> dict[str, Any] | None:
+    """The settings in the config.yaml of a fine-tuning run; None for one that trained from scratch.
+
+    Raises:
+        UserError: as `read_yaml`.
+    """
+    from anyformer.finetuning.config import FinetuneConfig
+    from anyformer.training.config_file import read_fields
 
     raw: object = read_any_yaml(path)
-    if isinstance(raw, dict) and "base" in raw:
-        from anyformer.finetuning.config import FinetuneConfig
-
-        return read_config(read_fields(path, FinetuneConfig)["base"]).config
-    return read_yaml(path).model
+    return read_fields(path, FinetuneConfig) if isinstance(raw, dict) and "base" in raw else None
 
 
 def _from_gguf(path: Path) -> ModelConfig:

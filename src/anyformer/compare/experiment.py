@@ -20,8 +20,10 @@ from filelock import FileLock
 
 from anyformer import atomic, limits
 from anyformer.analysis import part_costs
+from anyformer.checkpoint.adapter_directory import find_adapter
 from anyformer.compare import ablation, corpus, matching
 from anyformer.compare.budget import TRIAL, flops_per_token
+from anyformer.compare.contenders import read_fine_tuning
 from anyformer.compare.corpus import SharedText
 from anyformer.compare.matching import Entry
 from anyformer.compare.recipe import training_batches
@@ -208,7 +210,8 @@ def _planned(entry: Entry) -> Planned:
 def _objective(directory: Path) -> str | None:
     """What a run was trained on; None where its directory does not say."""
     config = directory / CONFIG
-    return getattr(read_yaml(config), "objective", None) if config.is_file() else None
+    trained = config.is_file() and read_fine_tuning(config) is None
+    return getattr(read_yaml(config), "objective", None) if trained else None
 
 
 def _check_blocks(found: Sequence[Entry], match: str) -> list[Entry]:
@@ -227,13 +230,19 @@ def _tokenizer_of_runs(found: Sequence[Entry]) -> Tokenizer | None:
     """The tokenizer that finished models have in common; None without such models.
 
     Raises:
-        UserError: they have different ones, or one has none.
+        UserError: they have different ones, or one has none, or predicts no text.
     """
     chosen: tuple[str, Tokenizer] | None = None
     for entry in found:
         if entry.source.directory is None:
             continue
-        tokenizer = Tokenizer.find(model_directory(entry.source.directory))
+        if entry.config.head.kind != "language_model":
+            raise UserError(
+                f"{entry.spec} predicts no text, by which models are compared (its head is "
+                f"{entry.config.head.kind!r}): `anyformer evaluate` measures it on its own task."
+            )
+        directory = entry.source.directory
+        tokenizer = Tokenizer.find(find_adapter(directory) or model_directory(directory))
         if tokenizer is None:
             raise UserError(f"{entry.spec} has no tokenizer, so it can't be compared on a text.")
         if chosen is not None and _pipeline(tokenizer) != _pipeline(chosen[1]):
@@ -252,10 +261,10 @@ def _pipeline(tokenizer: Tokenizer) -> object:
 
 
 def _data_of_runs(request: Request) -> tuple[str, ...]:
-    """The data of the first finished run among the contenders, which its held-out part is of."""
+    """The data of the first finished run among the contenders, of which a part was held out; examples are no text."""
     for spec in request.contenders:
         config = Path(spec) / CONFIG
-        if Path(spec).is_dir() and config.is_file():
+        if Path(spec).is_dir() and config.is_file() and read_fine_tuning(config) is None:
             return read_yaml(config).data
     return ()
 

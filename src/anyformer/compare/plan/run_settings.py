@@ -5,13 +5,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from anyformer.compare.contenders import Contender, read_config
+from anyformer.compare.contenders import Contender, read_config, read_fine_tuning
 from anyformer.finetuning.config import FinetuneConfig
 from anyformer.limits import path_inside
-from anyformer.limits import read_yaml as read_any_yaml
 from anyformer.runs.directory import CONFIG, MODEL
 from anyformer.training.config import TrainConfig
-from anyformer.training.config_file import read_fields, read_yaml
+from anyformer.training.config_file import read_yaml
 
 _TRAINED = {field.name for field in fields(TrainConfig)}
 _TUNED = {field.name for field in fields(FinetuneConfig)}
@@ -43,9 +42,9 @@ def read_run(
     if not (directory / CONFIG).is_file() or (directory / "config.json").exists():
         return read_config(spec), dict(given)
     file = path_inside(directory, CONFIG)
-    raw: object = read_any_yaml(file)
-    tunes = isinstance(raw, dict) and "base" in raw
-    settings = read_fields(file, FinetuneConfig) if tunes else vars(read_yaml(file))
+    tuned = read_fine_tuning(file)
+    tunes = tuned is not None
+    settings = vars(read_yaml(file)) if tuned is None else tuned
     if tunes and not (directory / MODEL / "config.json").exists():  # an adapter, or nothing yet
         contender = read_config(str(settings["base"]))
     else:
