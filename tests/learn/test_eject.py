@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -228,7 +229,11 @@ def check(config: ModelConfig, folder: Path) -> None:
     inputs = inputs_of(config)
     exact = expected(model, inputs).detach()
     largest = max(1.0, float(exact.abs().max()))
-    torch.testing.assert_close(alone(*inputs), exact, rtol=1e-5, atol=1e-5 * largest)
+    # In float64 they are the same. In float32 a few drawn configs round by more than 1e-5, in either of the two.
+    precise = expected(copy.deepcopy(model).double(), inputs).detach()
+    torch.testing.assert_close(copy.deepcopy(alone).double()(*inputs), precise, rtol=1e-10, atol=1e-10 * largest)
+    rounding = float((exact - precise).abs().max())
+    torch.testing.assert_close(alone(*inputs), exact, rtol=1e-5, atol=max(1e-5 * largest, 3 * rounding))
     for each, forward in ((model, lambda: expected(model, inputs)), (alone, lambda: alone(*inputs))):
         # Gradients that are nothing but rounding, such as those of keys' biases, would be steps of full length.
         optimizer = torch.optim.AdamW(each.parameters(), lr=1e-3, eps=1e-2)
