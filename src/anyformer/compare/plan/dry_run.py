@@ -13,7 +13,8 @@ when it is first written. The pages that are written after all are those of libr
 
 import gc
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,13 @@ _AT_ONCE = 4096
 _MAPS, _PAGES = Path("/proc/self/maps"), Path("/proc/self/pagemap")
 _MOST_FLOPS = 1 << 34
 """Larger products are not computed to learn what their library keeps for them."""
-_aten = torch.ops.aten
+_GLOO_THREADS = 2
+"""Of a process group. Each has a heap of its own, which keeps what was gathered there."""
+_GLOO_SEGMENTS = 1 << 21
+"""Bytes of the two pieces in which it adds up tensors, at most."""
+_LARGEST_IN_THREAD = 1 << 26
+"""Bytes: what is larger is no part of a thread's heap, and goes back to the system at once (glibc, HEAP_MAX_SIZE)."""
+_aten, _c10d = torch.ops.aten, torch.ops.c10d
 _PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default}
 
 
@@ -132,6 +139,7 @@ class DryRun(Simulation):
         self._layouts: dict[Any, Any] = {}
         self._places: set[tuple[int, int]] = set()
         self._now: dict[int, tuple[int, int]] = {}
+        self._threads = [ThreadPoolExecutor(1) for _ in range(_GLOO_THREADS)]
 
     def size(self, others: Iterable[int]) -> int:
         """Bytes of all pages in which a tensor ever lay, and of others, which are given by their numbers."""
@@ -149,6 +157,8 @@ class DryRun(Simulation):
             isinstance(part, FakeTensor) or part.is_meta for part in tensors
         )
         is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
+        if func.namespace == "c10d":
+            self._copy_whole(func, tensors)
         if is_abstract or is_view or func.namespace == "c10d":  # DTensors' shapes, and processes that aren't there
             return func(*args, **kwargs)
         if func._schema.is_mutable:
@@ -167,6 +177,15 @@ class DryRun(Simulation):
             args, kwargs = tree_map_only(_Layout, _empty, tree_map_only(Tensor, _layout, (args, kwargs)))
             return tree_map_only(Tensor, _layout, func(*args, **kwargs))
 
+    def _copy_whole(self, func: Any, tensors: Sequence[Tensor]) -> None:
+        """What gloo allocates to exchange tensors: a copy of the whole one, of which each process has a share."""
+        size = max(tensor.nbytes for tensor in tensors)
+        if func is _c10d._reduce_scatter_base_.default:
+            self._places.add(_place(size))
+        in_thread = size if func is _c10d._allgather_base_.default else min(size // 2, _GLOO_SEGMENTS)
+        if in_thread < _LARGEST_IN_THREAD:
+            self._places.update(thread.submit(_place, in_thread).result() for thread in self._threads)
+
     @override
     def _allocate(self, storage: torch.UntypedStorage) -> None:
         super()._allocate(storage)
@@ -183,6 +202,12 @@ class DryRun(Simulation):
     def restart(self) -> None:
         super().restart()
         self._places = {*self._now.values()}
+
+
+def _place(size: int) -> tuple[int, int]:
+    """Where a tensor of so many bytes comes to lie, and its size."""
+    with no_modes():
+        return torch.empty(size, dtype=torch.uint8).data_ptr(), size
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Any:

@@ -36,8 +36,10 @@ from anyformer.training.strategies.group import Group
 
 _COUNTED = range(1, 2)
 """The second step: the optimizer's state exists, and DTensor has learned the shapes of results from whole tensors."""
-_DRY_RUN = range(4)
+_DRY_RUN = range(6)
 """The heap keeps what the first step took, and grows for some steps more."""
+_BUCKET = 25 << 20
+"""Bytes of gradients that DistributedDataParallel exchanges at a time (its bucket_cap_mb)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,14 +256,23 @@ class _Replicated(Strategy):
 
     @override
     def _wrap(self) -> nn.Module:
-        self._buckets: list[Tensor] = []
-        for parameter in self.model.parameters():
+        groups: list[list[nn.Parameter]] = [[]]
+        for parameter in reversed([*self.model.parameters()]):
             if parameter.requires_grad:
-                bucket = torch.empty_like(parameter)
-                self._buckets.append(bucket)
-                parameter.register_post_accumulate_grad_hook(partial(_move, bucket))
+                if sum(each.nbytes for each in groups[-1]) >= _BUCKET:
+                    groups.append([])
+                groups[-1].append(parameter)
+        for group in groups:
+            bucket = torch.empty(sum(parameter.numel() for parameter in group))
+            for parameter, part in zip(group, bucket.split([each.numel() for each in group]), strict=True):
+                is_last = parameter is group[-1]
+                move = partial(_move, part.view_as(parameter), bucket if is_last else None)
+                parameter.register_post_accumulate_grad_hook(move)
         return super()._wrap()
 
 
-def _move(bucket: Tensor, parameter: Tensor) -> None:
-    parameter.grad = bucket
+def _move(grad: Tensor, full: Tensor | None, parameter: Tensor) -> None:
+    """Give a parameter its part of a bucket, which is exchanged when it is full."""
+    parameter.grad = grad
+    if full is not None:
+        dist.all_reduce(full)
