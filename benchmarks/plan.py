@@ -55,8 +55,8 @@ WAYS: dict[str, list[str]] = {
     "int8": ["--dtype", "int8"],
     "checkpointing": ["--dtype", "float32", "--gradient-checkpointing"],
     "accumulation": ["--dtype", "float32", "--grad-accumulation", "4"],
-    "LoRA": ["--dtype", "bfloat16", "--lora", "16", "--context", "128"],
-    "LoRA over int8": ["--dtype", "bfloat16", "--lora", "16", "--quantize", "int8", "--context", "128"],
+    "LoRA": ["--dtype", "bfloat16", "--lora", "16", "--context", "64"],
+    "LoRA over int8": ["--dtype", "bfloat16", "--lora", "16", "--quantize", "int8", "--context", "64"],
     "ddp": ["--dtype", "float32", "--engine", "ddp", "--processes", "2"],
     "fsdp": ["--dtype", "float32", "--engine", "fsdp", "--processes", "2"],
 }

@@ -14,7 +14,6 @@ when it is first written. The pages that are written after all are those of libr
 import gc
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ _MAPS, _PAGES = Path("/proc/self/maps"), Path("/proc/self/pagemap")
 _MOST_FLOPS = 1 << 34
 """Larger products are not computed to learn what their library keeps for them."""
 _GLOO_THREADS = 2
-"""Of a process group. Each has a heap of its own, which keeps what was gathered there."""
+"""Of a process group. Each has a heap of its own, which keeps the memory of what was gathered there."""
 _GLOO_SEGMENTS = 1 << 21
 """Bytes of the two pieces in which it adds up tensors, at most."""
 _LARGEST_IN_THREAD = 1 << 26
@@ -139,16 +138,16 @@ class DryRun(Simulation):
         self._layouts: dict[Any, Any] = {}
         self._places: set[tuple[int, int]] = set()
         self._now: dict[int, tuple[int, int]] = {}
-        self._threads = [ThreadPoolExecutor(1) for _ in range(_GLOO_THREADS)]
+        self._in_thread = 0
 
     def size(self, others: Iterable[int]) -> int:
-        """Bytes of all pages in which a tensor ever lay, and of others, which are given by their numbers."""
+        """Bytes of all pages in which a tensor ever lay, of gloo's, and of others, which are given by their numbers."""
         pages = end = 0
         for address, size in sorted(self._places.union((page * _PAGE, _PAGE) for page in others)):
             first, last = max(address // _PAGE, end), -(-(address + size) // _PAGE)
             if last > first:
                 pages, end = pages + last - first, last
-        return pages * _PAGE
+        return pages * _PAGE + _GLOO_THREADS * self._in_thread
 
     @override
     def _outputs(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -184,7 +183,7 @@ class DryRun(Simulation):
             self._places.add(_place(size))
         in_thread = size if func is _c10d._allgather_base_.default else min(size // 2, _GLOO_SEGMENTS)
         if in_thread < _LARGEST_IN_THREAD:
-            self._places.update(thread.submit(_place, in_thread).result() for thread in self._threads)
+            self._in_thread = max(self._in_thread, in_thread)
 
     @override
     def _allocate(self, storage: torch.UntypedStorage) -> None:
