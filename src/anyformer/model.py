@@ -24,6 +24,7 @@ from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.mask import Mask, attention_mask
 from anyformer.blocks.ngrams import ngram_window
 from anyformer.blocks.norm import norm
+from anyformer.blocks.packing import UNPADDED, Packing
 from anyformer.blocks.pooling import last_token
 from anyformer.blocks.position import (
     PositionSize,
@@ -73,12 +74,14 @@ class Positions(NamedTuple):
     """Of each token in its sequence."""
     keys: Int[Tensor, "1 keys"]
     """Of the tokens that it may attend to, those in the cache included."""
-    encoded: Int[Tensor, "#batch time"]
+    encoded: Int[Tensor, "#batch tokens"]
     """What the positional encoding encodes: -1 for tokens that do not count, and anew for each document."""
-    lengths: Int[Tensor, "#batch #time"]
+    lengths: Int[Tensor, "#batch #tokens"]
     """Tokens of each sequence, or of the document around each token."""
     padding_mask: Bool[Tensor, "batch keys"] | None
     """False for keys that are padding."""
+    packing: Packing = UNPADDED
+    """How the tokens are packed, and with them what is encoded and the lengths."""
 
 
 class Stack(nn.Module):
@@ -144,16 +147,22 @@ class Stack(nn.Module):
         The other arguments are those of `Transformer`.
         """
         positions = self._positions(tokens, mask, documents, cache)
-        ngrams = self._ngram_window(tokens, positions, cache)
+        packing = positions.packing
+        inputs = vectors, segments, self._ngram_window(tokens, positions, cache)
+        vectors, segments, ngrams = (None if part is None else packing.pack(part) for part in inputs)
         x = self.embedding(vectors, self.position.embed(positions.encoded), segments, ngrams)
         rotation = self.position.rotation(positions.encoded, positions.lengths)
         rotation = None if rotation is None else rotation.to(x.dtype)
         masks = self._masks(positions, documents)
-        source = Mask() if source_mask is None else Mask(source_mask[:, None, None, :])
+        source = Mask(None if source_mask is None else source_mask[:, None, None, :], packing=packing)
+        chosen = None
         for layer, (block, window) in enumerate(zip(self.blocks, self.windows, strict=True)):
             if hidden_states is not None:
-                hidden_states.append(x)
+                hidden_states.append(packing.unpack(x))
             layer_cache = None if cache is None else cache.layers[layer]
+            if selected is not None and layer == len(self.blocks) - 1:
+                # From there on there is one token of each row, and no padding.
+                chosen, source = packing.select(selected), source._replace(packing=UNPADDED)
             x = block(
                 x,
                 encoder_states,
@@ -161,9 +170,10 @@ class Stack(nn.Module):
                 source_mask=source,
                 rotation=rotation,
                 cache=layer_cache,
-                selected=selected if layer == len(self.blocks) - 1 else None,
+                selected=chosen,
             )
         x = self.final_norm(x)
+        x = packing.unpack(x) if selected is None else x
         if hidden_states is not None:
             hidden_states.append(x)
         return x
@@ -172,11 +182,11 @@ class Stack(nn.Module):
         self, tokens: Tensor, mask: Tensor | None, documents: Tensor | None, cache: KeyValueCache | None
     ) -> Positions:
         if cache is not None:
-            queries, lengths, padding_mask = cache.extend(tokens, mask)
+            queries, lengths, padding_mask, packing = cache.extend(tokens, mask)
             self._require_length(cache.length)
             keys = torch.arange(cache.length, device=tokens.device)[None]
-            encoded = queries if mask is None or padding_mask is None else queries.masked_fill(~mask, -1)
-            return Positions(queries, keys, encoded, lengths, padding_mask)
+            encoded, lengths = packing.pack(queries), packing.pack(lengths.expand(-1, tokens.shape[1]))
+            return Positions(queries, keys, encoded, lengths, padding_mask, packing)
         keys = torch.arange(tokens.shape[1], device=tokens.device)[None]
         counted = mask if self.skipped is None else tokens != self.skipped
         if documents is not None:
@@ -202,7 +212,7 @@ class Stack(nn.Module):
                 padding_mask=positions.padding_mask,
                 bias=bias,
                 documents=documents,
-            )
+            )._replace(packing=positions.packing)
             for window in set(self.windows)
         }
 

@@ -91,3 +91,37 @@ def test_a_copy_of_rows_goes_on_by_itself() -> None:
     assert all(float(layer.keys[:, :, :2].max()) == 1 for layer in cache.layers)
     cache.extend(torch.tensor([[4], [5]]))
     assert cache.lengths.tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("name", UNCUT)
+@few
+@given(data=st.data())
+def test_padding_is_not_computed(name: str, data: st.DataObject) -> None:
+    model = build(WRITERS[name])
+    assert model.decoder is not None
+    computed: list[int] = []
+    model.decoder.blocks[0].feed_forward.register_forward_pre_hook(
+        lambda _, inputs: computed.append(inputs[0].shape[:-1].numel())
+    )
+    source = torch.tensor([[5, 6, 7]] * 3) if model.config.is_encoder_decoder else None
+    texts: list[list[int]] = [[], [], []]
+    cache = model.make_cache(batch=3, capacity=16)
+    for step in range(2):
+        # Padding is anywhere, and in the second step, of which only the last logits are looked at, on the left.
+        lengths = data.draw(st.tuples(*[st.integers(1, 4)] * 3))
+        mask = torch.arange(4) >= 4 - torch.tensor(lengths)[:, None]
+        if step == 0:
+            mask = mask[:, torch.tensor(data.draw(st.permutations(range(4))))]
+        ids = torch.tensor([[data.draw(token) for _ in range(4)] for _ in range(3)])
+        for text, row, real in zip(texts, ids, mask, strict=True):
+            text += row[real].tolist()
+        with torch.no_grad():
+            given_ = source if step == 0 else None
+            logits = model(ids, given_, mask=mask, cache=cache, last_only=step == 1).logits
+        assert computed == [int(mask.sum())]
+        for row, text in enumerate(texts):
+            with torch.no_grad():
+                alone = model(torch.tensor([text]), None if source is None else source[:1]).logits[0]
+            found, wanted = (logits[row], alone[-1:]) if step == 1 else (logits[row][mask[row]], alone)
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        computed.clear()

@@ -45,26 +45,27 @@ class MultiHeadAttention(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "batch queries d_model"],
+        x: Float[Tensor, "#batch queries d_model"],
         encoder_states: Float[Tensor, "batch keys d_model"] | KeysValues | None = None,
         *,
         mask: Mask = ALL_VISIBLE,
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
-    ) -> Float[Tensor, "batch queries d_model"]:
+    ) -> Float[Tensor, "#batch queries d_model"]:
         """Attend from each token of x to x, or to other states.
 
         Args:
             x: Makes the queries.
             encoder_states: Makes the keys and values of cross-attention, or is them (`keys_values`); None: x does.
-            mask: Which queries see which keys.
+            mask: Which queries see which keys, and how x is packed.
             rotation: Rotary positions of queries and keys.
             cache: Keys and values of earlier tokens, which those of x are added to.
         """
         query, key, value = self.project(x, encoder_states, rotation, cache)
         dropout_p = self.dropout.p if self.training else 0.0
+        query = mask.packing.unpack(query.transpose(1, 2)).transpose(1, 2)
         out = kernels.attention(query, key, value, mask.scores, dropout_p, mask.causal, self.scale)
-        return self.output(out.transpose(1, 2).flatten(2))
+        return self.output(mask.packing.pack(out.transpose(1, 2)).flatten(2))
 
     def weights(
         self,
@@ -85,7 +86,7 @@ class MultiHeadAttention(nn.Module):
     def project(
         self, x: Tensor, encoder_states: Tensor | KeysValues | None, rotation: Rotation | None, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [batch, heads, queries, head_dim], keys and values [batch, kv_heads, keys, head_dim]."""
+        """Queries [batch, heads, queries, head_dim], packed as x is; keys, values [batch, kv_heads, keys, head_dim]."""
         query = self.query_norm(self.query(x).unflatten(2, (self.heads, self.head_dim))).transpose(1, 2)
         if isinstance(encoder_states, KeysValues):
             return query, encoder_states.keys, encoder_states.values

@@ -58,7 +58,7 @@ class TransformerBlock(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "batch time d_model"],
+        x: Float[Tensor, "#batch time d_model"],
         encoder_states: Float[Tensor, "batch source d_model"] | None = None,
         *,
         mask: Mask = ALL_VISIBLE,
@@ -66,13 +66,13 @@ class TransformerBlock(nn.Module):
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
         selected: Int[Tensor, " batch"] | None = None,
-    ) -> Float[Tensor, "batch selected d_model"]:
+    ) -> Float[Tensor, "#batch selected d_model"]:
         """Pass a batch through the block.
 
         Args:
             x: The residual stream.
             encoder_states: What cross-attention attends to; may be left out once the cache has its keys and values.
-            mask: Which tokens see which.
+            mask: Which tokens see which, and how the stream is packed.
             source_mask: Which tokens see which of the encoder's.
             rotation: Rotary positions.
             cache: This layer's keys and values of earlier tokens.

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from anyformer.blocks.packing import UNPADDED, Packing
+
 _CLEARED_SLOTS = 64
 """Slots that are cleared at a time."""
 
@@ -34,6 +36,8 @@ class NewTokens(NamedTuple):
     """Tokens of each sequence, the new ones included."""
     padding_mask: Bool[Tensor, "batch longest"] | None
     """True for the slots that each sequence has filled; None: all sequences have filled as many."""
+    packing: Packing = UNPADDED
+    """That of the new tokens without padding."""
 
 
 @dataclass
@@ -43,12 +47,13 @@ class _WriteSlots:
     start: int = 0
     end: int = 0
     index: tuple[Tensor, Tensor] | None = None
-    """Rows and slots."""
-    mask: Tensor | None = None
-    """False for those of the new tokens that are padding."""
+    """Rows and slots of the new tokens, packed."""
+    packing: Packing = UNPADDED
 
-    def set(self, start: int, end: int, index: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None) -> None:
-        self.start, self.end, self.index, self.mask = start, end, index, mask
+    def set(
+        self, start: int, end: int, index: tuple[Tensor, Tensor] | None = None, packing: Packing = UNPADDED
+    ) -> None:
+        self.start, self.end, self.index, self.packing = start, end, index, packing
 
 
 class LayerCache:
@@ -84,17 +89,20 @@ class LayerCache:
         self.cross, self.source_index, self._expanded = cross, source_index, None
 
     def update(
-        self, keys: Float[Tensor, "batch kv_heads new head_dim"], values: Float[Tensor, "batch kv_heads new head_dim"]
+        self, keys: Float[Tensor, "#batch kv_heads new head_dim"], values: Float[Tensor, "#batch kv_heads new head_dim"]
     ) -> KeysValues:
-        """Write the new keys and values where the cache has made room for them, and return all of them."""
+        """Write the new keys and values where the cache has made room for them, and return all of them.
+
+        Where some of the new tokens are padding, they come packed or not.
+        """
         slots = self._slots
         for cached, new in ((self.keys, keys), (self.values, values)):
             if slots.index is None:
                 cached[:, :, slots.start : slots.end] = new
             else:
                 rows, columns = slots.index
-                by_token = new.transpose(1, 2)
-                cached[rows, :, columns] = by_token if slots.mask is None else by_token[slots.mask]
+                new = new.transpose(1, 2)
+                cached[rows, :, columns] = new if new.shape[:2] == rows.shape else slots.packing.pack(new)
         return KeysValues(self.keys[:, :, : slots.end], self.values[:, :, : slots.end])
 
     def select(self, rows: Int[Tensor, " kept"], length: int, *, sources: bool) -> None:
@@ -217,25 +225,24 @@ class KeyValueCache:
             self._slots.set(first, end)
             positions = torch.arange(first, end, device=self._device)[None]
             return NewTokens(positions, positions[:, -1:] + 1, None)
-        before = self.lengths
+        before, packing = self.lengths, UNPADDED
         if mask is None:
             positions = before[:, None] + torch.arange(new, device=self._device)
             after = before + new
-            slots = (torch.arange(self.batch, device=self._device)[:, None], positions)
         else:
-            positions = before[:, None] + mask.cumsum(dim=1) - 1
+            packing = Packing.of(mask)
+            positions = (before[:, None] + mask.cumsum(dim=1) - 1).clamp(min=0)
             after = before + mask.sum(dim=1)
-            rows, columns = mask.nonzero(as_tuple=True)
-            slots = (rows, positions[rows, columns])
-            positions = positions.clamp(min=0)
+        rows = torch.arange(self.batch, device=self._device)[:, None]
+        slots = packing.pack(rows.expand_as(positions)), packing.pack(positions)
         longest = int(after.max())
         self._require(longest)
         self._clear(longest, before)
-        self.tokens[slots] = tokens if mask is None else tokens[mask]
+        self.tokens[slots] = packing.pack(tokens)
         self._set_lengths(after)
-        self._slots.set(0, longest, slots, mask)
+        self._slots.set(0, longest, slots, packing)
         real = torch.arange(longest, device=self._device)[None] < after[:, None]
-        return NewTokens(positions, after[:, None], real)
+        return NewTokens(positions, after[:, None], real, packing)
 
     def truncate(self, length: int | Int[Tensor, " batch"]) -> None:
         """Forget all tokens but the first `length` (of each sequence its own)."""

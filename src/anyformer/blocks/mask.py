@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from anyformer.blocks.packing import UNPADDED, Packing
+
 
 class Mask(NamedTuple):
     """A mask in the form that lets attention take the fastest path.
@@ -16,6 +18,8 @@ class Mask(NamedTuple):
 
     scores: Bool[Tensor, "#batch #heads queries keys"] | Float[Tensor, "#batch #heads queries keys"] | None = None
     causal: bool = False
+    packing: Packing = UNPADDED
+    """How the queries are packed."""
 
 
 def attention_mask(

@@ -9,20 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anyformer.blocks.head import LanguageModelHead
 from anyformer.generation.cached_decoder import DecoderStep, common_prefix
-from anyformer.generation.inference import check_ids, check_nan, evaluating, require_generative
+from anyformer.generation.inference import check_ids, check_nan, evaluating, head_logits, require_generative
 from anyformer.generation.prompt import decoder_start_id, pad
 from anyformer.model import Transformer
+from anyformer.training.memory import keep_freed_memory
 
 Ids = tuple[int, ...]
 
 _SCORED_TOKENS, _READ_TOKENS = 512, 4096
-"""Tokens of a batch, padding included: those whose logits are held, and those that are only read."""
-_LEAST_TOKENS = 128
-"""Tokens of a batch that make fast matrix products already: what would fill more with padding waits for the next."""
-_CONTEXT_FILLED, _ROW_FILLED = 0.7, 0.8
-"""Contexts, and rows behind them, that are shorter than so much of the longest one are not read with it."""
+"""Tokens of a batch: those whose logits are held, and, with padding, those whose keys and values are."""
+_REDUCED_LOGITS = 1 << 19
+"""Logits that are reduced at a time: they stay in the cache of a core."""
 _WORTH_SHARING = 32
 """Tokens that all texts of a batch must begin with to be read before the others."""
 
@@ -76,6 +74,8 @@ def log_likelihoods(
         ValueError: a continuation that is empty, has no context, or is longer than `max_length`.
     """
     require_generative(model)
+    if model.device.type == "cpu":
+        keep_freed_memory()
     found: dict[int, LogLikelihood] = {}
     with evaluating(model), torch.inference_mode():
         read = _EncoderDecoder(model) if model.config.is_encoder_decoder else _Decoder(model)
@@ -85,10 +85,9 @@ def log_likelihoods(
             )
             for batch in _batches(contexts):
                 logits = read.rows([row.owner for row in batch], [row.ids for row in batch])
-                check_nan(logits.flatten(0, 1))
-                targets = [(row, *target) for row, each in enumerate(batch) for target in each.targets]
-                found |= _pick(logits, targets)
-                progress(len(targets))
+                picked = _pick(logits, batch)
+                found |= picked
+                progress(len(picked))
     return [found[index] for index in range(len(continuations))]
 
 
@@ -128,11 +127,10 @@ def _contexts(model: Transformer, continuations: Sequence[Continuation], longest
 
 
 def _groups(contexts: list[_Context]) -> Iterator[list[_Context]]:
-    """Contexts of about the same length that are read together, the longest first."""
+    """Contexts that are read together, the longest first."""
     group = list[_Context]()
     for context in sorted(contexts, key=lambda context: len(context.ids), reverse=True):
-        longest = len(group[0].ids) if group else 0
-        if group and ((len(group) + 1) * longest > _READ_TOKENS or len(context.ids) < _CONTEXT_FILLED * longest):
+        if group and (len(group) + 1) * len(group[0].ids) > _READ_TOKENS:
             yield group
             group = []
         group.append(context)
@@ -141,16 +139,15 @@ def _groups(contexts: list[_Context]) -> Iterator[list[_Context]]:
 
 
 def _batches(contexts: list[_Context]) -> Iterator[list[_Row]]:
-    """The rows of contexts, those of about the same length together, the longest first."""
+    """The rows of contexts, the longest first."""
     rows = [_Row(owner, ids, found) for owner, each in enumerate(contexts) for ids, found in each.rows.items()]
-    batch = list[_Row]()
+    batch, tokens = list[_Row](), 0
     for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
-        longest = len(batch[0].ids) if batch else 0
-        shorter = len(row.ids) < _ROW_FILLED * longest and len(batch) * longest >= _LEAST_TOKENS
-        if batch and (shorter or (len(batch) + 1) * longest > _SCORED_TOKENS):
+        if batch and tokens + len(row.ids) > _SCORED_TOKENS:
             yield batch
-            batch = []
+            batch, tokens = [], 0
         batch.append(row)
+        tokens += len(row.ids)
     if batch:
         yield batch
 
@@ -173,10 +170,11 @@ class _Decoder:
         if longest > shared:
             self._read([ids[shared:] for ids in contexts])
 
-    def rows(self, owners: Sequence[int], rows: Sequence[Ids]) -> Float[Tensor, "rows time vocab"]:
-        """The logits of rows, each behind the context of this number."""
+    def rows(self, owners: Sequence[int], rows: Sequence[Ids]) -> Float[Tensor, "tokens vocab"]:
+        """The logits after each token of rows, each behind the context of this number."""
         ids, mask = _pad(rows, self.model)
-        return self.step(ids, self.cache.copy(torch.tensor(owners, device=self.model.device)), mask=mask)
+        cache = self.cache.copy(torch.tensor(owners, device=self.model.device))
+        return self.step(ids, cache, mask=mask, packed=True).flatten(0, 1)
 
     def _read(self, rows: Sequence[Ids]) -> None:
         ids, mask = _pad(rows, self.model)
@@ -194,11 +192,10 @@ class _EncoderDecoder:
         source, self.source_mask = _pad(contexts, self.model, self.model.config.source_vocab_size)
         self.states = self.model.encode(source, self.source_mask)
 
-    def rows(self, owners: Sequence[int], rows: Sequence[Ids]) -> Float[Tensor, "rows time vocab"]:
-        """The logits of rows, each for the source of this number."""
+    def rows(self, owners: Sequence[int], rows: Sequence[Ids]) -> Float[Tensor, "tokens vocab"]:
+        """The logits after each token of rows, each for the source of this number."""
         model = self.model
         assert model.decoder is not None
-        assert isinstance(model.head, LanguageModelHead)
         index = torch.tensor(owners, device=model.device)
         ids, mask = _pad(rows, model)
         hidden = model.decoder(
@@ -208,7 +205,7 @@ class _EncoderDecoder:
             encoder_states=self.states[index],
             source_mask=None if self.source_mask is None else self.source_mask[index],
         )
-        return model.head(hidden, model.token_embedding.weight).float()
+        return head_logits(model, hidden.flatten(0, 1) if mask is None else hidden[mask])
 
 
 def _pad(rows: Sequence[Ids], model: Transformer, vocab_size: int | None = None) -> tuple[Tensor, Tensor | None]:
@@ -224,21 +221,22 @@ def _common_length(rows: Sequence[Ids]) -> int:
     return common_prefix(min(rows), max(rows))
 
 
-def _pick(
-    logits: Float[Tensor, "rows time vocab"], targets: Sequence[tuple[int, int, Ids]]
-) -> dict[int, LogLikelihood]:
-    """The log-likelihoods by index, from the row of the logits, the index and the ids of each; the logits are spent."""
-    rows = torch.tensor([row for row, _, _ in targets], device=logits.device)
-    ids, mask = pad([ids for _, _, ids in targets], 0, logits.device)
-    time = torch.arange(ids.shape[1], device=logits.device)
-    check_ids(ids, logits.shape[-1])
-    chosen = logits[rows[:, None], time, ids]
-    highest, best = logits.max(dim=-1, keepdim=True)
-    logsumexp = (highest + logits.sub_(highest).exp_().sum(dim=-1, keepdim=True).log()).squeeze(-1)
-    logprobs = chosen - logsumexp[rows, : ids.shape[1]]
-    greedy = ((best.squeeze(-1)[rows, : ids.shape[1]] == ids) | ~mask).all(dim=1)
-    found: list[list[float]] = logprobs.tolist()
-    return {
-        index: LogLikelihood(each[: len(ids)], bool(is_greedy))
-        for (_, index, ids), each, is_greedy in zip(targets, found, greedy, strict=True)
-    }
+def _pick(logits: Float[Tensor, "tokens vocab"], batch: Sequence[_Row]) -> dict[int, LogLikelihood]:
+    """The log-likelihoods of the continuations by their index, from the logits after each token of the rows."""
+    parts = logits.split(-(-_REDUCED_LOGITS // logits.shape[1]))
+    reduced = [(part.amax(dim=1), part.logsumexp(dim=1)) for part in parts]
+    highest, logsumexp = (torch.cat(each) for each in zip(*reduced, strict=True))
+    check_nan(highest[:, None])
+    found: dict[int, LogLikelihood] = {}
+    end = 0
+    for row in batch:
+        begin, end = end, end + len(row.ids)
+        for index, ids in row.targets:
+            target = torch.tensor(ids, device=logits.device)
+            check_ids(target, logits.shape[1])
+            chosen = logits[begin:end].gather(1, target[:, None]).squeeze(1)
+            # Where a maximum is takes several times as long to find, and few continuations have nothing but maxima.
+            is_greedy = bool((chosen == highest[begin:end]).all())
+            is_greedy = is_greedy and bool((logits[begin:end].argmax(dim=1) == target).all())
+            found[index] = LogLikelihood((chosen - logsumexp[begin:end]).tolist(), is_greedy)
+    return found

@@ -14,8 +14,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from anyformer.blocks.kv_cache import KeyValueCache
+from anyformer.blocks.packing import UNPADDED, Packing
 from anyformer.generation.compiled_decoder import LIBRARY, CompiledDecoder, UnsupportedModelError
-from anyformer.generation.inference import cache_is_stale, float_logits
+from anyformer.generation.inference import cache_is_stale, float_logits, head_logits
 from anyformer.generation.prompt import Prompt
 from anyformer.kernels.cpu_features import enabled
 from anyformer.model import Transformer
@@ -51,7 +52,8 @@ class DecoderStep:
         source: Int[Tensor, "batch source"] | None = None,
         source_mask: Bool[Tensor, "batch source"] | None = None,
         last_only: bool = False,
-    ) -> Float[Tensor, "batch scored vocab"]:
+        packed: bool = False,
+    ) -> Float[Tensor, "#batch scored vocab"]:
         """Return the logits after each token, in float32, and add the tokens to the cache.
 
         Args:
@@ -60,16 +62,18 @@ class DecoderStep:
             mask: False for padding; None: there is none.
             source, source_mask: In an encoder-decoder's first step, as for the model.
             last_only: Return the logits after the last column only, [batch, 1, vocab].
+            packed: Return none after padding: where there is some, the others in one row, [1, tokens, vocab].
         """
-        compiled = self._compiled
+        compiled, packing = self._compiled, Packing.of(mask) if packed and mask is not None else UNPADDED
         if compiled is None or source is not None or not compiled.supports(tokens, cache):
-            out = self.model(tokens, source, mask=mask, source_mask=source_mask, cache=cache, last_only=last_only)
-            return float_logits(out)
+            masks = {"mask": mask, "source_mask": source_mask}
+            out = self.model(tokens, source, cache=cache, last_only=last_only, return_logits=not packed, **masks)
+            return head_logits(self.model, packing.pack(out.hidden)) if packed else float_logits(out)
         if last_only and mask is None:
             *chunks, tokens = tokens.split(max(1, _CHUNK_ROWS // len(tokens)), dim=1)
             for chunk in chunks:
                 compiled(chunk, cache, None, num_logits=0)
-        return compiled(tokens, cache, mask, num_logits=1 if last_only else tokens.shape[1])
+        return packing.pack(compiled(tokens, cache, mask, num_logits=1 if last_only else tokens.shape[1]))
 
 
 class CachedDecoder:

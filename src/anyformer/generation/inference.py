@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anyformer.blocks.head import LanguageModelHead
 from anyformer.errors import UserError
 from anyformer.model import ModelOutput, Transformer
 from anyformer.tokenizer import Tokenizer
@@ -75,6 +76,13 @@ def float_logits(out: ModelOutput) -> Float[Tensor, "batch time vocab"]:
     if out.logits is None:
         raise ValueError("a model without a language-model head has no logits")
     return out.logits.float()
+
+
+def head_logits(model: Transformer, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+    """The logits of these hidden states of a model with a language-model head, in float32."""
+    if not isinstance(model.head, LanguageModelHead):
+        raise ValueError("a model without a language-model head has no logits")
+    return model.head(hidden, model.token_embedding.weight).float()
 
 
 def check_nan(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
