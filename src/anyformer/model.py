@@ -148,9 +148,9 @@ class Stack(nn.Module):
         """
         positions = self._positions(tokens, mask, documents, cache)
         packing = positions.packing
-        inputs = vectors, segments, self._ngram_window(tokens, positions, cache)
-        vectors, segments, ngrams = (None if part is None else packing.pack(part) for part in inputs)
-        x = self.embedding(vectors, self.position.embed(positions.encoded), segments, ngrams)
+        extra = segments, self._ngram_window(tokens, positions, cache)
+        segments, ngrams = (None if part is None else packing.pack(part) for part in extra)
+        x = self.embedding(packing.pack(vectors), self.position.embed(positions.encoded), segments, ngrams)
         rotation = self.position.rotation(positions.encoded, positions.lengths)
         rotation = None if rotation is None else rotation.to(x.dtype)
         masks = self._masks(positions, documents)

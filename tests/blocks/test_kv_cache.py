@@ -100,9 +100,12 @@ def test_padding_is_not_computed(name: str, data: st.DataObject) -> None:
     model = build(WRITERS[name])
     assert model.decoder is not None
     computed: list[int] = []
-    model.decoder.blocks[0].feed_forward.register_forward_pre_hook(
-        lambda _, inputs: computed.append(inputs[0].shape[:-1].numel())
-    )
+
+    def count(_: Any, inputs: tuple[Tensor]) -> None:
+        computed.append(inputs[0].shape[:-1].numel())
+
+    feed_forward: Any = model.decoder.blocks[0].feed_forward
+    feed_forward.register_forward_pre_hook(count)
     source = torch.tensor([[5, 6, 7]] * 3) if model.config.is_encoder_decoder else None
     texts: list[list[int]] = [[], [], []]
     cache = model.make_cache(batch=3, capacity=16)

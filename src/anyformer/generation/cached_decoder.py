@@ -66,8 +66,15 @@ class DecoderStep:
         """
         compiled, packing = self._compiled, Packing.of(mask) if packed and mask is not None else UNPADDED
         if compiled is None or source is not None or not compiled.supports(tokens, cache):
-            masks = {"mask": mask, "source_mask": source_mask}
-            out = self.model(tokens, source, cache=cache, last_only=last_only, return_logits=not packed, **masks)
+            out = self.model(
+                tokens,
+                source,
+                mask=mask,
+                source_mask=source_mask,
+                cache=cache,
+                last_only=last_only,
+                return_logits=not packed,
+            )
             return head_logits(self.model, packing.pack(out.hidden)) if packed else float_logits(out)
         if last_only and mask is None:
             *chunks, tokens = tokens.split(max(1, _CHUNK_ROWS // len(tokens)), dim=1)
@@ -87,8 +94,14 @@ class CachedDecoder:
         self._step = DecoderStep(self.model)
         self.prompt = prompt.repeat(self.copies)
         self.cache = self.model.make_cache(len(prompt.ids), prompt.capacity)
-        masks = {"mask": prompt.mask, "source_mask": prompt.source_mask}
-        logits = self._step(prompt.ids, self.cache, source=prompt.source, last_only=True, **masks)[:, -1]
+        logits = self._step(
+            prompt.ids,
+            self.cache,
+            mask=prompt.mask,
+            source=prompt.source,
+            source_mask=prompt.source_mask,
+            last_only=True,
+        )[:, -1]
         if self.copies == 1:
             return logits
         rows = torch.arange(len(prompt.ids), device=logits.device).repeat_interleave(self.copies)
