@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from tests.tokenizer.hugging_face import (
     few,
     known,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("spec", "special"), KINDS)
@@ -142,3 +146,13 @@ def test_nothing_to_train_on():
             Tokenizer.train(["", ""], spec)
     with pytest.raises(UserError, match="did you mean 'masked'"):
         Tokenizer.train(CORPUS, "char", special="maskd")
+
+
+def test_wordpiece_is_the_same_in_every_process():
+    """Hash tables differ between processes, and here most pairs, and many letters, are equally frequent."""
+    code = (
+        "import sys; from tests.tokenizer.hugging_face import CORPUS; from anyformer.tokenizer import Tokenizer\n"
+        "for size in (90, 200): print(Tokenizer.train(CORPUS, f'wordpiece:{size}', special='masked').backend.to_str())"
+    )
+    found = {subprocess.check_output([sys.executable, "-c", code], cwd=ROOT) for _ in range(2)}
+    assert len(found) == 1

@@ -15,7 +15,11 @@ WordPiece and Unigram always have an unknown token. For characters it exists onl
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import tokenizers
@@ -168,6 +172,7 @@ def _subword(
         backend.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(min_frequency=2, initial_alphabet=alphabet, **options)
+        train = partial(backend.train_from_iterator, texts, trainer)
     elif kind == "wordpiece":
         # With BERT's splitting (Devlin et al. 2018). It forgets spacing, so decoding is approximate.
         backend = tokenizers.Tokenizer(models.WordPiece(unk_token=roles["unk"]))
@@ -175,7 +180,8 @@ def _subword(
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.decoder = decoders.WordPiece(prefix="##")
         # each letter takes two tokens, at the start of a word and inside it
-        trainer = trainers.WordPieceTrainer(limit_alphabet=min(1000, (size - len(roles)) // 2), **options)
+        letters = min(1000, (size - len(roles)) // 2)
+        train = partial(_train_wordpiece, backend, texts, letters, options)
     else:
         # Unigram (Kudo 2018) on NFKC text, as SentencePiece has it, but with line ends kept as tokens.
         backend = tokenizers.Tokenizer(models.Unigram())
@@ -184,8 +190,9 @@ def _subword(
         backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("\n", behavior="isolated"), words])
         backend.decoder = decoders.Metaspace(prepend_scheme="first", split=True)
         trainer = trainers.UnigramTrainer(unk_token=roles["unk"], **options)
+        train = partial(backend.train_from_iterator, texts, trainer)
     try:
-        backend.train_from_iterator(texts, trainer)
+        train()
     except UserError:
         raise
     except Exception as error:  # the library raises bare Exceptions
@@ -194,6 +201,42 @@ def _subword(
             f"distinct characters: {error}."
         ) from error
     return backend
+
+
+def _train_wordpiece(
+    backend: tokenizers.Tokenizer, texts: Iterable[str], letters: int, options: dict[str, Any]
+) -> None:
+    """Train WordPiece with so many letters at most, with the same result each time.
+
+    The library numbers the letters inside words as they come out of a hash table, in each process in another order, and
+    of pairs that are equally frequent the numbers decide which is merged. So one pass over the text finds these
+    letters, and another, over a copy of it on disk, begins with them in the order of the alphabet.
+    """
+    scratch = tokenizers.Tokenizer(models.WordPiece())
+    scratch.normalizer, scratch.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    special = options["special_tokens"]
+    normalize = backend.normalizer.normalize_str  # `scratch` is locked while it is trained
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryFile("w+", encoding="ascii") as copy:
+
+        def copied() -> Iterator[str]:
+            for text in texts:
+                copy.write(json.dumps(text) + "\n")
+                counts.update(normalize(text))
+                yield text
+
+        letters_alone: dict[str, Any] = {**options, "vocab_size": 0}
+        scratch.train_from_iterator(copied(), trainers.WordPieceTrainer(**letters_alone))
+        found = scratch.get_vocab()
+        known = [letter for letter in counts if letter in found or f"##{letter}" in found]
+        alphabet = sorted(sorted(known, key=lambda letter: (-counts[letter], letter))[:letters])
+        inside = [f"##{letter}" for letter in alphabet if f"##{letter}" in found]
+        first = [*special, *_special_tokens(inside)]
+        options = {**options, "special_tokens": first, "initial_alphabet": alphabet, "limit_alphabet": letters}
+        copy.seek(0)
+        scratch.train_from_iterator(map(json.loads, copy), trainers.WordPieceTrainer(**options))
+    backend.model = models.WordPiece(scratch.get_vocab(), unk_token=backend.model.unk_token)
+    add(backend, special)
 
 
 def _special_tokens(tokens: Iterable[str]) -> list[AddedToken]:
