@@ -5,17 +5,23 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from anyformer.compare.contenders import read_config
 from anyformer.compare.plan import step
 from anyformer.compare.plan.devices import find_device
 from anyformer.compare.plan.dry_run import heap_size
+from anyformer.compare.plan.internals import FakeStore
 from anyformer.compare.plan.measure import resident
+from anyformer.compare.plan.simulation import Simulation
 from anyformer.compare.plan.step import count_step
 from anyformer.compare.plan.workload import make_workload
 
@@ -59,6 +65,40 @@ def test_what_a_library_keeps_takes_the_pages_that_it_wrote(written: int, reserv
         assert heap_size(keep) == pytest.approx(written, abs=1 << 20)
     finally:
         libc.free(kept[0])
+
+
+def gather(whole: Tensor, share: Tensor) -> None:
+    dist.all_gather_into_tensor(whole, share)  # pyright: ignore[reportDeprecated]  (since torch 2.13)
+
+
+def reduce_and_scatter(whole: Tensor, share: Tensor) -> None:
+    dist.reduce_scatter_tensor(share, whole)  # pyright: ignore[reportDeprecated]
+
+
+def reduce_all(whole: Tensor, share: Tensor) -> None:
+    del share
+    dist.all_reduce(whole)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.distributed.* is deprecated:FutureWarning")  # torch 2.13 renames them
+@pytest.mark.parametrize(
+    ("exchange", "copies"),
+    # A copy in each of gloo's two threads; one in this thread, and pieces of half of it in each; those alone.
+    [(gather, 2.0), (reduce_and_scatter, 2.0), (reduce_all, 1.0)],
+)
+def test_what_gloo_copies_to_exchange_tensors_counts(exchange: Callable[[Tensor, Tensor], None], copies: float) -> None:
+    size = 4 << 20
+
+    def take(simulation: Simulation) -> None:
+        with simulation.running():
+            simulation.restart()
+            exchange(torch.empty(size // 4), torch.empty(size // 8))
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        assert heap_size(take) == pytest.approx((1.5 + copies) * size, rel=0.1)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_heap_that_the_system_has_no_memory_for_is_0() -> None:
