@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from anyformer.checkpoint.adapter_directory import find_adapter
 from anyformer.config import ConfigError, ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import from_huggingface, preset
@@ -82,6 +81,8 @@ def _stored(path: Path) -> ModelConfig:
     for name in ("config.json", "model/config.json"):
         if (path / name).exists():
             return _from_json(path_inside(path, name))
+    from anyformer.checkpoint.adapter_directory import find_adapter
+
     if (adapter := find_adapter(path)) is not None:
         from anyformer.checkpoint.load import inspect_adapter
 

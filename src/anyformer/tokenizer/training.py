@@ -235,7 +235,11 @@ def _train_wordpiece(
         options = {**options, "special_tokens": first, "initial_alphabet": alphabet, "limit_alphabet": letters}
         copy.seek(0)
         scratch.train_from_iterator(map(json.loads, copy), trainers.WordPieceTrainer(**options))
-    backend.model = models.WordPiece(scratch.get_vocab(), unk_token=backend.model.unk_token)
+    found = scratch.get_vocab()
+    tokens = dict.fromkeys([*map(str, special), *alphabet, *inside, *sorted(found, key=found.__getitem__)])
+    backend.model = models.WordPiece(
+        dict(zip(tokens, range(len(tokens)), strict=True)), unk_token=backend.model.unk_token
+    )
     add(backend, special)
 
 
