@@ -329,7 +329,9 @@ def test_a_file_is_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     command = [sys.executable, str(path), str(run / "model"), "the cat"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.split() == wanted
-    more = [*command, "--train", str(text), "--steps", "21", "--temperature", "0.8", "--top-k", "5"]
+    other = tmp_path / "other.txt"  # of the first text there is nothing left to learn
+    other.write_text("blue birds sing in tall green trees by the river.\n" * 400)
+    more = [*command, "--train", str(other), "--steps", "21", "--temperature", "0.8", "--top-k", "5"]
     done = subprocess.run(more, capture_output=True, text=True, check=True, timeout=300)
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", done.stdout)]
     assert losses[-1] < losses[0]

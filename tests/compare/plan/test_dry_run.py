@@ -1,6 +1,5 @@
 """The step on real tensors that nobody touches, beside the step that is taken."""
 
-import ctypes
 import json
 import platform
 import subprocess
@@ -49,22 +48,29 @@ def test_tensors_lie_in_a_heap_that_is_larger_than_they_are_and_costs_no_memory(
         assert after - before < 0.7 * live  # of the first product of each shape
 
 
-@pytest.mark.parametrize(("written", "reserved"), [(1, 1 << 24), (5 << 20, 1), (1 << 24, 1 << 24)])
-def test_what_a_library_keeps_takes_the_pages_that_it_wrote(written: int, reserved: int) -> None:
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
-    kept: list[int] = []
+KEEPING = """
+import ctypes
+from anyformer.compare.plan.dry_run import heap_size
 
-    def keep(simulation: object) -> None:
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+for written, reserved in ((1, 1 << 24), (5 << 20, 1), (1 << 24, 1 << 24)):
+    kept = []
+
+    def keep(simulation):
         if not kept:  # in the second dry run it is there already
             kept.append(libc.malloc(written + reserved))
             ctypes.memset(kept[0], 1, written)
 
-    try:
-        assert heap_size(keep) == pytest.approx(written, abs=1 << 20)
-    finally:
-        libc.free(kept[0])
+    print(heap_size(keep) - written)
+"""
+
+
+def test_what_a_library_keeps_takes_the_pages_that_it_wrote() -> None:
+    """In a process of its own: where much was freed before, what is kept takes pages that were written already."""
+    differences = subprocess.check_output([sys.executable, "-c", KEEPING], text=True).split()
+    assert len(differences) == 3
+    assert max(abs(int(each)) for each in differences) < 1 << 20
 
 
 def gather(whole: Tensor, share: Tensor) -> None:
