@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import anyformer as af
 from anyformer.cli.main import main
 from anyformer.compare.contenders import read_config
+from anyformer.errors import UserError
 from anyformer.families import ALIASES, PRESETS
 from anyformer.training.config import TrainConfig
 from anyformer.training.config_file import to_yaml
@@ -89,6 +90,15 @@ def test_a_fine_tuned_run(tmp_path: Path, flags: list[str]) -> None:
     assert "class Model" in af.eject(str(run))
     (run / "model").rename(tmp_path / "elsewhere")
     assert read_config(str(run)).config.encoder_layers == 1
+    config = (run / "config.yaml").read_text()
+    for base, message in (
+        (run, "has no config.json"),  # itself
+        (run / "config.yaml", "neither a model directory nor"),
+        (tmp_path / "none", "is not on this machine"),
+    ):
+        (run / "config.yaml").write_text(config.replace(str(tmp_path / "base"), str(base)))
+        with pytest.raises(UserError, match=message):
+            read_config(str(run))
 
 
 BAD = {

@@ -101,10 +101,18 @@ def _from_json(path: Path) -> ModelConfig:
 
 
 def _from_yaml(path: Path) -> ModelConfig:
+    from anyformer.checkpoint import hub
+    from anyformer.checkpoint.load import inspect
     from anyformer.training.config_file import read_yaml
 
     tuned = read_fine_tuning(path)
-    return read_yaml(path).model if tuned is None else read_config(str(tuned["base"])).config
+    if tuned is None:
+        return read_yaml(path).model
+    base = str(tuned["base"])
+    # Nothing is downloaded that a file asks for, nor followed further than to a model.
+    if not (Path(base).exists() or hub.is_cached(base)):
+        raise UserError(f"{path}: the run has saved no model yet, and its base {base[:80]!r} is not on this machine.")
+    return inspect(base)[0]
 
 
 def read_fine_tuning(path: Path) -> dict[str, Any] | None:

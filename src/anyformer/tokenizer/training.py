@@ -172,7 +172,7 @@ def _subword(
         backend.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(min_frequency=2, initial_alphabet=alphabet, **options)
-        train = partial(backend.train_from_iterator, texts, trainer)
+        train_model = partial(backend.train_from_iterator, texts, trainer)
     elif kind == "wordpiece":
         # With BERT's splitting (Devlin et al. 2018). It forgets spacing, so decoding is approximate.
         backend = tokenizers.Tokenizer(models.WordPiece(unk_token=roles["unk"]))
@@ -181,7 +181,7 @@ def _subword(
         backend.decoder = decoders.WordPiece(prefix="##")
         # each letter takes two tokens, at the start of a word and inside it
         letters = min(1000, (size - len(roles)) // 2)
-        train = partial(_train_wordpiece, backend, texts, letters, options)
+        train_model = partial(_train_wordpiece, backend, texts, letters, options)
     else:
         # Unigram (Kudo 2018) on NFKC text, as SentencePiece has it, but with line ends kept as tokens.
         backend = tokenizers.Tokenizer(models.Unigram())
@@ -190,9 +190,9 @@ def _subword(
         backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("\n", behavior="isolated"), words])
         backend.decoder = decoders.Metaspace(prepend_scheme="first", split=True)
         trainer = trainers.UnigramTrainer(unk_token=roles["unk"], **options)
-        train = partial(backend.train_from_iterator, texts, trainer)
+        train_model = partial(backend.train_from_iterator, texts, trainer)
     try:
-        train()
+        train_model()
     except UserError:
         raise
     except Exception as error:  # the library raises bare Exceptions
