@@ -6,8 +6,9 @@ from typing import cast
 from torch import nn
 
 from anyformer.blocks.block import TransformerBlock
+from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
-from anyformer.model import Stack, skeleton
+from anyformer.model import skeleton
 
 
 @dataclass(frozen=True)

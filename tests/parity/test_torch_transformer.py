@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import anyformer as af
+from anyformer.blocks.stack import Stack
 from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig, NormConfig, PositionConfig
-from anyformer.model import Stack, Transformer
+from anyformer.model import Transformer
 
 
 def _attention(theirs: nn.MultiheadAttention) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from anyformer.blocks.position import (
     SinusoidalPosition,
 )
 from anyformer.blocks.rope import Rotation
+from anyformer.blocks.stack import Stack
 
 __all__ = [
     "ACTIVATIONS",
@@ -46,6 +47,7 @@ __all__ = [
     "RotaryPosition",
     "Rotation",
     "SinusoidalPosition",
+    "Stack",
     "TokenEmbedding",
     "TransformerBlock",
     "attention_mask",

@@ -30,12 +30,13 @@ from anyformer.blocks.position import (
     SinusoidalPosition,
 )
 from anyformer.blocks.quantized import QuantizedMatrix
+from anyformer.blocks.stack import Stack
 from anyformer.generation.inference import cache_limit
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.build import Library
 from anyformer.kernels.cpu.quantized_matmul import described
-from anyformer.model import Stack, Transformer
+from anyformer.model import Transformer
 from anyformer.quantization import bits_of
 
 LIBRARY = Library(

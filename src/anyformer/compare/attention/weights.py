@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.blocks.block import TransformerBlock
+from anyformer.blocks.stack import Stack
 from anyformer.errors import UserError
 from anyformer.generation import inference
 from anyformer.generation.config import GenerationConfig
 from anyformer.generation.decode import generate_ids
 from anyformer.generation.prompt import decoder_start_id, eos_ids
-from anyformer.model import Stack, Transformer
+from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
 _MOST_GENERATED = 64

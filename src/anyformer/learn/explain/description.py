@@ -9,8 +9,9 @@ from anyformer.blocks import rope
 from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.position import RelativePosition
+from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
-from anyformer.model import Stack, Transformer
+from anyformer.model import Transformer
 
 MOST_TOKENS = 1024
 """Of a text on a page: more would take a browser minutes."""
