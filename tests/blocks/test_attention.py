@@ -1,7 +1,6 @@
 """Attention against its equation, and the properties that masks, groups, windows and rotations must have."""
 
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -10,7 +9,6 @@ from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.mask import Mask, attention_mask
 from anyformer.blocks.position import PositionSize, RotaryPosition
 from anyformer.config import AttentionConfig, PositionConfig, RotaryScaling
-from anyformer.kernels.attention import blockwise_attention
 
 sizes = st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.integers(1, 9), st.integers(1, 3))
 
@@ -44,41 +42,6 @@ def test_equals_the_equation(drawn: tuple[int, int, int, int], causal: bool, win
     distance = where.T - where
     visible = (distance.abs() < window) & ((distance >= 0) | (not causal))
     torch.testing.assert_close(attention(x, mask=mask), _by_hand(attention, x, x, visible), atol=1e-5, rtol=1e-5)
-
-
-@given(
-    st.integers(1, 150),
-    st.integers(1, 150),
-    st.sampled_from(["none", "causal", "padded", "bias", "bias of each text"]),
-    st.sampled_from([torch.float32, torch.bfloat16]),
-    st.integers(0, 2**32),
-)
-@settings(max_examples=40)
-def test_in_pieces_equals_the_fused_kernel(queries: int, keys: int, kind: str, dtype: torch.dtype, seed: int) -> None:
-    torch.manual_seed(seed)
-    lengths = (queries, queries, queries) if kind == "causal" else (queries, keys, keys)
-    inputs = [torch.randn(2, length, 3, 8, dtype=torch.float64).transpose(1, 2) for length in lengths]
-    gradient = torch.randn_like(inputs[0])
-    if kind == "padded":
-        real = torch.rand(2, 1, 1, keys) < 0.7
-        real[..., 0] = True
-        scores = real
-    elif "bias" in kind:
-        scores = torch.randn(2 if "each" in kind else 1, 3, queries, keys, dtype=torch.float64)
-        scores = scores.masked_fill(torch.rand(queries, keys).index_fill(1, torch.tensor(0), 1.0) < 0.3, -torch.inf)
-        inputs.append(scores)
-    else:
-        scores = None
-    narrow = [tensor.to(dtype).requires_grad_() for tensor in inputs]
-    inputs = [tensor.requires_grad_() for tensor in inputs]
-    mask, is_causal = narrow[3] if "bias" in kind else scores, kind == "causal"
-    exact = F.scaled_dot_product_attention(*inputs[:3], attn_mask=scores, is_causal=is_causal, scale=0.3)
-    found = blockwise_attention(narrow[0], narrow[1], narrow[2], mask, is_causal, 0.3)
-    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.05}
-    torch.testing.assert_close(found.double(), exact, **tolerance)
-    expected = torch.autograd.grad(exact, inputs, gradient)
-    for mine, right in zip(torch.autograd.grad(found, narrow, gradient.to(dtype)), expected, strict=True):
-        torch.testing.assert_close(mine.double(), right, **tolerance)
 
 
 @given(sizes, st.integers(1, 7), st.integers(0, 2**32))

@@ -23,8 +23,9 @@ def use_stand_ins(patch: pytest.MonkeyPatch) -> None:
     def supports(x: Tensor, dtype: torch.dtype | None = None) -> bool:
         return (dtype or matmul_dtype(x)) == torch.bfloat16
 
-    for module in (attention, cross_entropy, rms_norm, weight_grad):
+    for module in (cross_entropy, rms_norm, weight_grad):
         patch.setattr(module, "supports", supports)
+    patch.setattr(attention, "supports", lambda query, dtype, dropout_p: dtype == torch.bfloat16 and not dropout_p)
     patch.setattr(
         activation,
         "supports",
@@ -62,12 +63,14 @@ def _attend(
     return weights @ value, scores.logsumexp(dim=-1)
 
 
-def _attention_forward(query: Tensor, key: Tensor, value: Tensor, bias: Any, scale: float, causal: bool) -> Any:
+def _attention_forward(
+    query: Tensor, key: Tensor, value: Tensor, bias: Any, scale: float, causal: bool, *_: Any
+) -> Any:
     out, logsumexp = _attend(query, key, value, bias, scale, causal)
     return attention.empty_like(query).copy_(out), logsumexp
 
 
-def _attention_backward(grad, query, key, value, bias, out, logsumexp, scale, causal, wants_bias):  # type: ignore[no-untyped-def]
+def _attention_backward(grad, query, key, value, bias, seed, out, logsumexp, scale, causal, dropout_p, wants_bias):  # type: ignore[no-untyped-def]
     operands = [query, key, value, *([bias] if wants_bias else [])]
 
     def attend(query: Tensor, key: Tensor, value: Tensor, with_grad: Tensor | None = None) -> Tensor:

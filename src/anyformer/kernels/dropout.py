@@ -24,12 +24,12 @@ def dropout(input: Float[Tensor, "*shape"], p: float, training: bool = True) -> 
     if input.device.type != "cpu" or not 0 < threshold < _LEVELS or torch.compiler.is_compiling():
         return F.dropout(input, p)
     if cpu.supports(input):
-        return cpu.dropout(input, _draw(1), p)
-    bits = _draw(-(-input.numel() // 4)).view(torch.int16)[: input.numel()].view(input.shape)
+        return cpu.dropout(input, draw(1), p)
+    bits = draw(-(-input.numel() // 4)).view(torch.int16)[: input.numel()].view(input.shape)
     keep = (bits >= threshold - _LEVELS // 2).to(input.dtype)
     return input * keep.mul_(_LEVELS / (_LEVELS - threshold))
 
 
-def _draw(count: int) -> Tensor:
+def draw(count: int) -> Tensor:
     """Numbers of 64 random bits."""
     return torch.empty(count, dtype=torch.int64).random_(-(1 << 63), None)

@@ -115,12 +115,14 @@ def start_compiler(precision: Precision) -> None:
     """Start the compiler on what a run of this precision needs, so that it is done before the first step."""
     if precision.device.type != "cpu" or not enabled():
         return
-    modules = [int8_matmul] if precision.int8 and not has_amx_bf16() else []
+    kernels = [attention.kernel(precision.dtype)]
+    if precision.int8 and not has_amx_bf16():
+        kernels.append(int8_matmul.KERNEL)
     if precision.dtype == torch.bfloat16 and has_avx512_bf16():
-        modules += [attention, activation, cross_entropy, rms_norm]
-        modules += [weight_grad] if has_amx_bf16() else []
-    for module in modules:
-        module.KERNEL.start()
+        kernels += [activation.KERNEL, cross_entropy.KERNEL, rms_norm.KERNEL]
+        kernels += [weight_grad.KERNEL] if has_amx_bf16() else []
+    for kernel in kernels:
+        kernel.start()
 
 
 def peak_flops_per_second(precision: Precision) -> float:

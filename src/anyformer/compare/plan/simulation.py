@@ -252,6 +252,7 @@ def _no_flops(**_: Any) -> int:
 
 _KERNEL_FLOPS: dict[str, Callable[..., int]] = {
     "attention": _attention_flops,
+    "attention_fp32": _attention_flops,
     "int8_matmul": _int8_matmul_flops,
     "quantized_matmul": _linear_flops,
     "weight_grad": _linear_flops,

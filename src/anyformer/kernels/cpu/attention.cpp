@@ -6,6 +6,7 @@
 #include "structs.h"
 #include "threads.h"
 #include "simd.h"
+#include "arena.h"
 #include "amx.h"
 
 namespace {
@@ -26,18 +27,6 @@ void multiply(const BFloat16* rows, int64_t stride, const float* columns, int64_
         bf16_matmul<4>(rows, stride, columns, column_stride, depth, accumulate, to, to_stride);
     if (vectors) bf16_matmul<2>(rows, stride, columns, column_stride, depth, accumulate, to, to_stride);
 }
-
-// Allocates from a thread's workspace.
-struct Arena {
-    char* next;
-
-    template <class T>
-    T* allocate(int64_t count) {
-        auto allocated = reinterpret_cast<T*>(next);
-        next += round_up(count * int64_t(sizeof(T)), 64);
-        return allocated;
-    }
-};
 
 class AttentionKernel {
    public:

@@ -1,4 +1,4 @@
-"""Attention in training, on processors that multiply pairs of bfloat16 numbers (see attention.cpp)."""
+"""Attention in training (see attention.cpp and attention_fp32.cpp)."""
 
 from typing import Any
 
@@ -6,37 +6,59 @@ import torch
 from torch import Tensor
 
 from anyformer.kernels.cpu import structs
-from anyformer.kernels.cpu.library import Kernel, supports_bf16
+from anyformer.kernels.cpu.library import Kernel
+from anyformer.kernels.cpu_features import enabled, has_avx512_bf16
 from anyformer.kernels.operation import operation
 
-KERNEL = Kernel("attention", structs.AttentionArgs)
+_BF16 = Kernel("attention", structs.AttentionArgs)
+_FP32 = Kernel("attention_fp32", structs.AttentionArgs)
+_LEVELS = 1 << 32
 
-QUERY_BLOCK = 128
-"""Queries that compiled code computes together: rows of a bias have room for whole blocks."""
+
+def supports(query: Tensor, dtype: torch.dtype, dropout_p: float = 0.0) -> bool:
+    """Whether compiled code attends to this in a dtype; it waits for the compiler."""
+    if query.device.type != "cpu" or dtype not in structs.DTYPES:
+        return False
+    return enabled() and kernel(dtype, dropout_p).supported()
 
 
-def supports(query: Tensor) -> bool:
-    """Whether compiled code attends to this; it waits for the compiler."""
-    return supports_bf16(query) and KERNEL.supported()
+@torch.compiler.assume_constant_result
+def kernel(dtype: torch.dtype, dropout_p: float = 0.0) -> Kernel:
+    """The one with products of bfloat16, on processors that multiply pairs of them and where nothing is dropped; the
+    one with products of float32."""
+    return _BF16 if dtype == torch.bfloat16 and dropout_p == 0.0 and has_avx512_bf16() else _FP32
+
+
+def query_block(dtype: torch.dtype, dropout_p: float = 0.0) -> int:
+    """Queries whose scores are computed together: rows of a bias have room for whole blocks."""
+    return 128 if kernel(dtype, dropout_p) is _BF16 else 16
 
 
 @operation("attention")
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, is_causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    is_causal: bool,
+    dropout_p: float,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """``softmax(scale q k^T + bias) v`` with sums in float32, and the logsumexp of each query's scores.
+    """``dropout(softmax(scale q k^T + bias)) v`` with sums in float32, and the logsumexp of each query's scores.
 
     Args:
-        query: [batch, heads, queries, head_dim] in bfloat16.
+        query: [batch, heads, queries, head_dim] in float32 or bfloat16.
         key, value: [batch, kv_heads, keys, head_dim], likewise.
-        bias: [1 or batch, 1 or heads, keys, queries rounded up to whole `QUERY_BLOCK`s] in float32.
+        bias: [1 or batch, 1 or heads, keys, queries rounded up to whole `query_block`s] in float32.
         is_causal: Queries see only keys up to their own position; there are as many queries as keys.
+        seed: A number of 64 bits, of which it is a function what is dropped; None: nothing is.
 
     Returns:
-        [batch, heads, queries, head_dim] in bfloat16, and [batch, heads, queries] in float32.
+        [batch, heads, queries, head_dim] in the dtype of the operands, and [batch, heads, queries] in float32.
     """
     out, logsumexp = empty_like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
-    _run(query, key, value, bias, scale, is_causal, out=out, logsumexp=logsumexp)
+    _run(query, key, value, bias, scale, is_causal, dropout_p, seed, out=out, logsumexp=logsumexp)
     return out, logsumexp
 
 
@@ -47,19 +69,22 @@ def backward(
     key: Tensor,
     value: Tensor,
     bias: Tensor | None,
+    seed: Tensor | None,
     out: Tensor,
     logsumexp: Tensor,
     scale: float,
     is_causal: bool,
+    dropout_p: float,
     bias_requires_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of query, key, value and bias; that of the bias is empty if it isn't wanted."""
     grad_query, grad_key, grad_value = empty_like(query), empty_like(key), empty_like(value)
     grads = {"grad_query": grad_query, "grad_key": grad_key, "grad_value": grad_value}
     grad_bias = torch.zeros_like(bias) if bias is not None and bias_requires_grad else None
-    grad = _contiguous_heads(grad.bfloat16())
+    grad = _contiguous_heads(grad.to(query.dtype))
     saved = {"out": out, "logsumexp": logsumexp}
-    _run(query, key, value, bias, scale, is_causal, **saved, grad_out=grad, grad_bias=grad_bias, **grads)
+    options = scale, is_causal, dropout_p, seed
+    _run(query, key, value, bias, *options, **saved, grad_out=grad, grad_bias=grad_bias, **grads)
     return grad_query, grad_key, grad_value, grad.new_empty(0) if grad_bias is None else grad_bias
 
 
@@ -80,6 +105,8 @@ def _run(
     bias: Tensor | None,
     scale: float,
     is_causal: bool,
+    dropout_p: float,
+    seed: Tensor | None,
     *,
     grad_bias: Tensor | None = None,
     **tensors: Tensor,
@@ -89,7 +116,8 @@ def _run(
     for name, part in (("bias", bias), ("grad_bias", grad_bias)):
         if part is not None:
             tensors[name] = part.expand(*query.shape[:2], -1, -1)
-    KERNEL.run(
+    threshold = round(dropout_p * _LEVELS)
+    kernel(query.dtype, dropout_p).run(
         **tensors,
         batch=query.shape[0],
         heads=query.shape[1],
@@ -99,20 +127,23 @@ def _run(
         head_dim=query.shape[3],
         causal=is_causal,
         scale=scale,
+        dtype=structs.DTYPES[query.dtype],
+        seed=seed,
+        threshold=threshold,
+        kept_scale=_LEVELS / (_LEVELS - threshold),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *operands, ctx.scale, ctx.is_causal = inputs
-    ctx.save_for_backward(*operands, *output)
+    query, key, value, bias, *ctx.options, seed = inputs
+    ctx.save_for_backward(query, key, value, bias, seed, *output)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     wants_bias = ctx.needs_input_grad[3]
-    query, key, value, bias, out, logsumexp = ctx.saved_tensors
-    *grads, grad_bias = backward(grad, query, key, value, bias, out, logsumexp, ctx.scale, ctx.is_causal, wants_bias)
-    return *grads, grad_bias if wants_bias else None, None, None
+    *grads, grad_bias = backward(grad, *ctx.saved_tensors, *ctx.options, wants_bias)
+    return *grads, grad_bias if wants_bias else None, None, None, None, None
 
 
 forward.register_autograd(_backward, setup_context=_setup_context)

@@ -1,28 +1,19 @@
-// Dropout. Which numbers are kept is a function of a seed and their index: the backward pass needs no mask.
+// Dropout. Which numbers are kept is computed again in the backward pass (see random.h).
 #include "structs.h"
 #include "threads.h"
 #include "simd.h"
+#include "random.h"
 
 namespace {
 
 constexpr int64_t CHUNK = 1 << 13;  // elements that a thread takes at a time
-
-// A random number for each index: the integer hash of Wellons 2018 ("lowbias32") with a key in two places.
-inline UIntVec random(UIntVec index, const uint32_t* seed) {
-    UIntVec x = index + seed[0];
-    x = (x ^ x >> 16) * 0x7feb352du + seed[1];
-    x = (x ^ x >> 15) * 0x846ca68bu;
-    return x ^ x >> 16;
-}
 
 template <class T>
 void run(Threads& threads, const DropoutArgs& a) {
     const T* from = static_cast<const T*>(a.x);
     T* to = static_cast<T*>(a.out);
     const float scale = float(a.scale);
-    uint32_t lanes[LANES];
-    for (uint32_t lane = 0; lane < LANES; lane++) lanes[lane] = lane;
-    const UIntVec first = load_as<UIntVec>(lanes);
+    const UIntVec first = lane_indices();
     const UIntVec threshold = uint32_t(a.threshold) + UIntVec{};
     threads.parallel_for((a.count + CHUNK - 1) / CHUNK, [&](int64_t chunk) {
         const int64_t end = min((chunk + 1) * CHUNK, a.count);

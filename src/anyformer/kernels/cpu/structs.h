@@ -83,16 +83,20 @@ struct Batch {
     int64_t num_threads;
 };
 
-// Attention in training, forward or (with grad_out) backward. Tensors are bfloat16 unless noted.
+// Attention in training, forward or (with grad_out) backward. Tensors have one dtype unless noted.
 struct AttentionArgs {
     TensorView query, key, value, out;                      // [batch, heads or kv_heads, queries or keys, head_dim]
     TensorView grad_out, grad_query, grad_key, grad_value;  // grad_out.data is null in the forward pass
-    TensorView bias, grad_bias;  // float32 [batch, heads, keys, queries rounded up to a multiple of 128]; null data:
-                                 // none. With a batch stride of 0 the gradient is summed over the batch.
+    TensorView bias, grad_bias;  // float32 [batch, heads, keys, queries rounded up to whole blocks]; null data: none.
+                                 // With a batch stride of 0 the gradient is summed over the batch.
     float* logsumexp;            // [batch, heads, queries]
     int64_t batch, heads, kv_heads, queries, keys, head_dim;
     int64_t causal;  // query i attends to keys up to i
     double scale;
+    Dtype dtype;           // FLOAT32 or BFLOAT16
+    const uint32_t* seed;  // two numbers; null: no dropout
+    int64_t threshold;     // a weight is kept where a random number of 32 bits is at least that
+    double kept_scale;     // of the weights that are kept
     int64_t num_threads;
 };
 

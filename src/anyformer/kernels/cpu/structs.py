@@ -95,6 +95,10 @@ class AttentionArgs(Structure):
         *_pointers("logsumexp"),
         *_integers("batch heads kv_heads queries keys head_dim causal"),
         ("scale", c_double),
+        *_integers("dtype"),
+        *_pointers("seed"),
+        *_integers("threshold"),
+        ("kept_scale", c_double),
         *_integers("num_threads"),
     ]
 
