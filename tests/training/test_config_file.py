@@ -50,7 +50,10 @@ def test_a_run_of_an_earlier_version_is_resumed(
     assert losses(old) == pytest.approx(losses(new), rel=1e-5)
     ours, theirs = (dict(af.load(run / "model")[0].named_parameters()) for run in (old, new))
     for name, weight in ours.items():
-        assert (weight - theirs[name]).abs().max() < 1e-5, name
+        # The bias of keys adds the same to all scores of a query: its gradient is 0 but for rounding, of which AdamW
+        # makes steps.
+        bound = 1e-4 if name.endswith("attention.key.bias") else 1e-5
+        assert (weight - theirs[name]).abs().max() < bound, name
 
 
 @pytest.mark.parametrize(
