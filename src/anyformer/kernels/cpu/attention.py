@@ -135,14 +135,16 @@ def _run(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, bias, *ctx.options, seed = inputs
-    ctx.save_for_backward(query, key, value, bias, seed, *output)
+    *operands, ctx.scale, ctx.is_causal, ctx.dropout_p, seed = inputs
+    ctx.save_for_backward(*operands, seed, *output)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    query, key, value, bias, seed, out, logsumexp = ctx.saved_tensors
     wants_bias = ctx.needs_input_grad[3]
-    *grads, grad_bias = backward(grad, *ctx.saved_tensors, *ctx.options, wants_bias)
+    options = ctx.scale, ctx.is_causal, ctx.dropout_p, wants_bias
+    *grads, grad_bias = backward(grad, query, key, value, bias, seed, out, logsumexp, *options)
     return *grads, grad_bias if wants_bias else None, None, None, None, None
 
 
