@@ -11,9 +11,8 @@
 
 namespace {
 
-constexpr int64_t QUERY_BLOCK = 4 * LANES;                      // queries that are processed at a time
-constexpr int64_t ROWS = REGISTER_BYTES == 64 ? 8 : 4;          // of a product, and
-constexpr int64_t MAX_VECTORS = REGISTER_BYTES == 64 ? 2 : 1;   // vectors: as many as there are registers for
+constexpr int64_t QUERY_BLOCK = 4 * LANES;    // queries that are processed at a time
+constexpr int64_t ROWS = 8, MAX_VECTORS = 2;  // of a product: as many as there are registers for accumulators
 
 // An operand of a product, of which single numbers are read.
 struct Factor {
@@ -314,7 +313,8 @@ void run(const AttentionArgs& args, Threads& threads, char* workspace) {
 
 extern "C" {
 
-EXPORTED int64_t supported() { return 1; }
+// With smaller registers torch's kernels are as fast, or faster (docs/measurements/training.md).
+EXPORTED int64_t supported() { return REGISTER_BYTES == 64; }
 
 EXPORTED int64_t workspace_size(const AttentionArgs* args) {
     return args->num_threads * AttentionKernel<float>::workspace_size(*args);
