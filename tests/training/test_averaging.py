@@ -42,11 +42,26 @@ def test_a_moving_average_is_its_recurrence(seed: int, steps: int, decay: float)
     found = average.weights()
     assert found is not None
     for name, first in walk[0].items():
-        mean = first.double()
+        mean, kept = first.double(), 1.0
         for updates, weights in enumerate(walk[1:], 1):
-            share = min(decay, (1 + updates) / (10 + updates))
-            mean = share * mean + (1 - share) * weights[name].double()
+            kept *= min(decay, (1 + updates) / (10 + updates))
+            if kept <= 0.95:
+                mean, kept = kept * mean + (1 - kept) * weights[name].double(), 1.0
         torch.testing.assert_close(found[name].double(), mean, rtol=1e-5, atol=1e-6)
+
+
+@given(st.sampled_from([1, 5, 30, 400, 2000]), st.sampled_from([0.0, 0.9, 0.99, 0.999]))
+def test_steps_that_are_one_update_make_little_difference(steps: int, decay: float):
+    """On a path that is straight the average lags as far behind as one of every step, but for a twentieth."""
+    average, lag = MovingAverage(decay), 0.0
+    for step in range(steps):
+        average.update({"weight": torch.tensor([float(step)])})
+        share = min(decay, (1 + step) / (10 + step)) if step else 0.0
+        lag = share * (lag + 1 if step else 0.0)
+    found = average.weights()
+    assert found is not None
+    ours = steps - 1 - float(found["weight"])
+    assert ours == pytest.approx(lag, rel=0.06, abs=0.5)
 
 
 @given(seeds, st.integers(1, 9), st.integers(1, 6))

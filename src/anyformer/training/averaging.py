@@ -55,10 +55,16 @@ class Average:
             _fill(weights, live)
 
 
-class MovingAverage(Average):
-    """An exponential moving average: ``mean <- d mean + (1 - d) weights`` after each step, from the first one on.
+_LEAST_SHARE = 0.05
+"""Of the weights in a moving average when they are added to it: reading and writing all of it takes as long as a
+twentieth of a short step."""
 
-    ``d = min(decay, (1 + t) / (10 + t))`` after t updates, so that it forgets the first weights soon.
+
+class MovingAverage(Average):
+    """An exponential moving average: ``mean <- d mean + (1 - d) weights``, from the first step on.
+
+    ``d = min(decay, (1 + t) / (10 + t))`` after t steps, so that it forgets the first weights soon. Where that is close
+    to 1, several steps are one update, with the product of their d and the latest weights.
 
     Args:
         decay: in [0, 1).
@@ -67,6 +73,7 @@ class MovingAverage(Average):
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self._updates = 0
+        self._kept = 1.0
         self._mean: dict[str, Tensor] = {}
 
     @override
@@ -75,9 +82,11 @@ class MovingAverage(Average):
             self._mean = _copies(weights)
         else:
             self._mean = _distributed_like(weights, self._mean)
-            decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
-            latest = [weights[name].detach().float() for name in self._mean]
-            get_ema_multi_avg_fn(decay)(list(self._mean.values()), latest, self._updates)
+            self._kept *= min(self.decay, (1 + self._updates) / (10 + self._updates))
+            if 1 - self._kept >= _LEAST_SHARE:
+                latest = [weights[name].detach().float() for name in self._mean]
+                get_ema_multi_avg_fn(self._kept)(list(self._mean.values()), latest, self._updates)
+                self._kept = 1.0
         self._updates += 1
 
     @override
@@ -86,13 +95,15 @@ class MovingAverage(Average):
 
     @override
     def state(self) -> dict[str, Tensor]:
-        return {"updates": torch.tensor(self._updates)} | {f"mean.{name}": mean for name, mean in self._mean.items()}
+        counts = {"updates": torch.tensor(self._updates), "kept": torch.tensor(self._kept, dtype=torch.float64)}
+        return counts | {f"mean.{name}": mean for name, mean in self._mean.items()}
 
     @override
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        if "updates" not in state or any(key != "updates" and not key.startswith("mean.") for key in state):
+        if "updates" not in state or any(not key.startswith("mean.") for key in state.keys() - {"updates", "kept"}):
             raise _misfit("ema")
         self._updates = int(state["updates"])
+        self._kept = float(state.get("kept", 1.0))
         self._mean = _part(state, "mean.")
 
 
