@@ -67,7 +67,7 @@ class Row:
 
 
 ROWS = {
-    "sst2": Row("classify", "accuracy", 1, 64, 2e-4, 128, ("own recipe", "trainer"), warmup=0.06),
+    "sst2": Row("classify", "accuracy", 1, 64, 2e-4, 128, ("own recipe int8", "trainer"), warmup=0.06),
     "stsb": Row("embed", "spearman", 4, 32, 5e-5, 256, ("anyformer", "anyformer int8", "sentence-transformers")),
     "wnut": Row("tag", "entity_f1", 3, 32, 5e-5, 128, ("anyformer", "anyformer int8", "trainer")),
     "qlora": Row("chat", "accuracy", 1, 16, 5e-4, 256, ("anyformer int4", "peft bfloat16")),
