@@ -17,6 +17,7 @@ from anyformer.config import ModelConfig
 from anyformer.data.batch import IGNORED
 from anyformer.errors import UserError
 from anyformer.families import ALIASES
+from anyformer.kernels.cpu_features import SWITCH
 from anyformer.training.prepare import fit_model
 from tests.compare.texts import tokenizer
 
@@ -69,8 +70,9 @@ def test_flops_of_a_step_are_those_that_pytorch_counts(name: str, rows: int, win
     batch = reading(config, tokenizer())(rng.numpy(), np.random.default_rng(data.draw(st.integers(0, 9))))
     tokens, targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
     source = None if batch.source is None else torch.from_numpy(batch.source)
-    # Its counter knows the plain products of attention, not the fused kernel.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # Its counter knows the plain products of attention, not fused or compiled kernels.
+    with pytest.MonkeyPatch.context() as patch, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        patch.setenv(SWITCH, "0")
         hidden = model(tokens, source, return_logits=False).hidden
         kept = targets != IGNORED
         logits = model.head(hidden[kept], model.token_embedding.weight)

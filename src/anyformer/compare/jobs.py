@@ -267,6 +267,11 @@ def _tasks(out: Path, context: int, classify: tuple[str, ...]) -> tuple[Task, ..
 
 def _curve(plan: Plan, job: Job, directory: Path, allowed: Allowance) -> Curve:
     log = read_run(directory)
+    logged, seconds, tokens = [0], [0.0], 0
+    for line in log.steps:  # without the time of evaluations and checkpoints
+        logged.append(int(line["step"]))
+        seconds.append(seconds[-1] + (line["tokens"] - tokens) / line["tokens_per_second"])
+        tokens = line["tokens"]
     points: list[Point] = []
     before = 0
     for line in log.evaluations:
@@ -277,7 +282,7 @@ def _curve(plan: Plan, job: Job, directory: Path, allowed: Allowance) -> Curve:
                 step=step,
                 tokens=step * plan.request.batch_size * plan.text.window,
                 flops=allowed.flops * step / allowed.steps,
-                seconds=float(line.get("elapsed", 0.0)),
+                seconds=float(np.interp(step, logged, seconds)),
                 training_loss=sum(losses) / len(losses) if losses else None,
                 validation_loss=line.get("validation_loss"),
                 bits_per_byte=line.get("bits_per_byte"),

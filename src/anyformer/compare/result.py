@@ -40,7 +40,7 @@ class Point:
     Attributes:
         tokens: of text that were read, the same for every family at the same step.
         flops: of training until then.
-        seconds: of training until then.
+        seconds: of training until then, without evaluations and checkpoints.
         training_loss: mean since the point before; None at step 0.
         validation_loss: of its objective, in nats a prediction.
         bits_per_byte: of the validation text; None unless the model predicts every byte.
@@ -113,7 +113,7 @@ class ContenderResult:
         steps, tokens, flops: of one run; tokens are those of text.
         bytes: of text in UTF-8 that one run read.
         order_digest: SHA-256 of the token ids of all batches in order, by seed.
-        seconds: of the training loop, the mean over seeds.
+        seconds: of training, the mean over seeds.
         tokens_per_second: likewise.
         memory_bytes: of weights, gradients and the optimizer's state.
         cache_bytes_per_token: keys and values of a token while text is generated, at two bytes a number; 0: none.

@@ -34,6 +34,12 @@ class Meter:
         self._since = time.monotonic()
         self._start = self._since - found.get("elapsed", 0.0)
 
+    def start(self) -> None:
+        """Training begins now: what was done since the meter was made, such as an evaluation, doesn't count."""
+        now = time.monotonic()
+        self._start += now - self._since
+        self._since = now
+
     @property
     def elapsed(self) -> float:
         """Seconds since training began, those in which a run was interrupted left out."""

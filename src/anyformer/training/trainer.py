@@ -109,6 +109,7 @@ class Trainer:
             budget = self._budget(started)
             self._saved_at = time.monotonic()
             keep_freed_memory()
+            meter.start()
             with self._failure_logged():
                 with explain_out_of_memory(), TrainingProgress(self.console) as bar:
                     while (progress := budget.progress(self.step)) <= 1:
@@ -152,10 +153,10 @@ class Trainer:
                         return 0
                     # It was killed between its last checkpoint and its last words.
                 elif not stopped:
+                    speed = meter.tokens / meter.elapsed
                     after = self._evaluate()
                     stopped = self._interrupted()
                     if not stopped:
-                        speed = meter.tokens / meter.elapsed
                         self._say(f"after      {self._summary(after)}; {self.step:,} steps, {speed:,.0f} tokens/s")
                 self._save()
             if stopped:
