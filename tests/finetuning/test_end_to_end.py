@@ -33,7 +33,7 @@ def test_a_task_is_learned(
 ) -> None:
     metric, good = LEARNED[task]
     validation = toys.write(tmp_path / "validation.jsonl", toys.rows(task, 30, seed=7))
-    run = tunes(task, "--epochs=8", "--learning-rate=2e-2", f"--validation={validation}", rows=toys.rows(task, 100))
+    run = tunes(task, "--epochs=8", "--learning-rate=1e-2", f"--validation={validation}", rows=toys.rows(task, 100))
     assert sorted(path.name for path in run.glob("[!.]*"))[-1] == "report.html"
     lines = metrics(run)
     losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
