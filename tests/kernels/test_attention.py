@@ -159,3 +159,11 @@ def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = reference.attention(x, x, x, scale=0.3)
     torch.testing.assert_close(kernels.attention(x.requires_grad_(), x, x, scale=0.3), expected)
     assert kernels.attention(x, x, x, None, 0.5).count_nonzero() > 0
+
+
+@pytest.mark.parametrize("dropout_p", [1.0, 1 - 1e-12])
+def test_all_weights_can_be_dropped(dropout_p: float) -> None:
+    operands = [torch.randn(1, 2, 5, 8) for _ in range(3)]
+    grad = torch.ones(1, 2, 5, 8)
+    for found in with_gradients(lambda *parts: kernels.attention(*parts, None, dropout_p), operands, grad):
+        assert not found.any()

@@ -17,7 +17,7 @@ _LEVELS = 1 << 32
 
 def supports(query: Tensor, dtype: torch.dtype, dropout_p: float = 0.0) -> bool:
     """Whether compiled code attends to this in a dtype; it waits for the compiler."""
-    if query.device.type != "cpu" or dtype not in structs.DTYPES:
+    if query.device.type != "cpu" or dtype not in structs.DTYPES or round(dropout_p * _LEVELS) == _LEVELS:
         return False
     return enabled() and kernel(dtype, dropout_p).supported()
 
