@@ -24,7 +24,8 @@ def attention(
 ) -> Float[Tensor, "batch heads queries head_dim"]:
     """``dropout(softmax(scale q k^T + mask)) v``, as `torch.nn.functional.scaled_dot_product_attention`.
 
-    Where there are fewer key/value heads than query heads, each is shared by a group of them.
+    Where there are fewer key/value heads than query heads, each is shared by a group of them. Compiled code is
+    differentiable once.
 
     Args:
         attn_mask: True where a query sees a key, or what is added to its score.
