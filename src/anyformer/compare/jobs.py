@@ -267,11 +267,7 @@ def _tasks(out: Path, context: int, classify: tuple[str, ...]) -> tuple[Task, ..
 
 def _curve(plan: Plan, job: Job, directory: Path, allowed: Allowance) -> Curve:
     log = read_run(directory)
-    logged, seconds, tokens = [0], [0.0], 0
-    for line in log.steps:  # without the time of evaluations and checkpoints
-        logged.append(int(line["step"]))
-        seconds.append(seconds[-1] + (line["tokens"] - tokens) / line["tokens_per_second"])
-        tokens = line["tokens"]
+    logged, _, seconds = zip((0.0, 0.0, 0.0), *log.training_times, strict=True)
     points: list[Point] = []
     before = 0
     for line in log.evaluations:

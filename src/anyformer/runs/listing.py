@@ -150,15 +150,22 @@ class Run:
         return max((seconds for seconds in times if seconds is not None), default=None)
 
     @property
-    def tokens_per_second(self) -> float | None:
-        """Mean speed of the training steps: evaluations and saves are left out."""
-        tokens = spent = before = 0.0
+    def training_times(self) -> list[tuple[float, float, float]]:
+        """Of each line on training its step, and the tokens and seconds until then: evaluations and saves left out."""
+        times: list[tuple[float, float, float]] = []
+        tokens = seconds = 0.0
         for line in self.steps:
             total, speed = number(line, "tokens"), number(line, "tokens_per_second")
             if total is not None and speed:
-                spent += (total - before) / speed
-                tokens, before = total, total
-        return tokens / spent if spent > 0 else None
+                tokens, seconds = total, seconds + (total - tokens) / speed
+                times.append((float(line["step"]), tokens, seconds))
+        return times
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Mean speed of the training steps."""
+        _, tokens, seconds = next(reversed(self.training_times), (0.0, 0.0, 0.0))
+        return tokens / seconds if seconds > 0 else None
 
     @property
     def flops_per_second(self) -> float | None:
