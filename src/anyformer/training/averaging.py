@@ -56,7 +56,7 @@ class Average:
 
 
 _LEAST_SHARE = 0.05
-"""Of the weights in a moving average when they are added to it: reading and writing all of it takes as long as a
+"""The share of the latest weights from which the mean is updated: an update reads and writes all of it, which takes a
 twentieth of a short step."""
 
 

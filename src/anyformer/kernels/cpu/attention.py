@@ -52,7 +52,8 @@ def forward(
         key, value: [batch, kv_heads, keys, head_dim], likewise.
         bias: [1 or batch, 1 or heads, keys, queries rounded up to whole `query_block`s] in float32.
         is_causal: Queries see only keys up to their own position; there are as many queries as keys.
-        seed: A number of 64 bits, of which it is a function what is dropped; None: nothing is.
+        dropout_p: Probability of dropping a weight.
+        seed: 64 random bits, from which forward and backward pass find the dropped weights; None: there are none.
 
     Returns:
         [batch, heads, queries, head_dim] in the dtype of the operands, and [batch, heads, queries] in float32.
