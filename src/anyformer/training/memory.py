@@ -16,6 +16,7 @@ from anyformer.errors import UserError
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_LARGE = 1 << 17
 
 
 def keep_freed_memory() -> bool:
@@ -31,6 +32,17 @@ def keep_freed_memory() -> bool:
     # Older versions refuse all above 32 MB.
     kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
     return kept and bool(mallopt(_M_TRIM_THRESHOLD, 1 << 30))
+
+
+def return_freed_memory() -> None:
+    """Tell glibc to hand large blocks back to the system as soon as they are freed: the opposite of the above.
+
+    As long as it is told nothing, the size of a large block is what it learned from those freed before.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        mallopt(_M_TRIM_THRESHOLD, _LARGE)
 
 
 @contextmanager

@@ -15,7 +15,8 @@ import gc
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from anyformer.compare.plan.simulation import Simulation
 from anyformer.training.memory import keep_freed_memory
 
 _DRY_RUNS = 2
-"""Where the objects lie is left to chance, and with it the size of the heap: the larger one counts."""
+_DRY_RUNS_OF_SEVERAL = 4
+"""Where the objects lie is left to chance, and with it the size of the heap: the largest one counts. Whole weights that
+come and go leave more to it."""
 _PAGE = 4096
 _AT_ONCE = 4096
 _MAPS, _PAGES = Path("/proc/self/maps"), Path("/proc/self/pagemap")
@@ -43,22 +46,25 @@ _GLOO_THREADS = 2
 _GLOO_SEGMENTS = 1 << 21
 """Bytes of the two pieces in which it adds up tensors, at most."""
 _LARGEST_IN_THREAD = 1 << 26
-"""Bytes: what is larger is no part of a thread's heap, and goes back to the system at once (glibc, HEAP_MAX_SIZE)."""
+"""Bytes: what is larger is no part of a thread's heap, but given back to the system when it is freed (glibc,
+HEAP_MAX_SIZE)."""
 _aten, _c10d = torch.ops.aten, torch.ops.c10d
+_GATHER, _REDUCE_SCATTER = _c10d._allgather_base_.default, _c10d._reduce_scatter_base_.default
 _PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default}
 
 
-def heap_size(take_steps: Callable[[Simulation], object]) -> int:
+def heap_size(take_steps: Callable[[Simulation], object], processes: int = 1) -> int:
     """Bytes that tensors, and what libraries keep for products, take of the heap; 0 where there is no such heap.
 
     Args:
         take_steps: Trains in a simulation, for some steps.
+        processes: that train together, of which it simulates one.
     """
     gc.collect()
     if not keep_freed_memory():
         return 0
     most, heap = 0, _Heap()
-    for _ in range(_DRY_RUNS):
+    for _ in range(_DRY_RUNS if processes == 1 else _DRY_RUNS_OF_SEVERAL):
         gc.collect()
         keep_freed_memory()
         dry_run = DryRun()
@@ -113,17 +119,21 @@ class _Layout:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
+    viewed: tuple[int, int] | None = None
+    """Of what a function returns: the number of the argument that has its memory, and where in there it begins."""
 
     def empty(self) -> Tensor:
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
 
+    def result(self, arguments: Sequence[Tensor]) -> Tensor:
+        if self.viewed is None:
+            return self.empty()
+        argument, offset = self.viewed
+        return arguments[argument].as_strided(self.shape, self.stride, offset)
+
 
 def _layout(tensor: Tensor) -> _Layout:
     return _Layout(tuple(tensor.shape), tensor.stride(), tensor.dtype)
-
-
-def _empty(layout: _Layout) -> Tensor:
-    return layout.empty()
 
 
 class DryRun(Simulation):
@@ -135,10 +145,11 @@ class DryRun(Simulation):
     def __init__(self) -> None:
         super().__init__()
         self._tensors = nullcontext()
-        self._layouts: dict[Any, Any] = {}
+        self._layouts: dict[tuple[Any, bytes], Any] = {}
         self._places: set[tuple[int, int]] = set()
         self._now: dict[int, tuple[int, int]] = {}
         self._in_thread = 0
+        self._outside = 0
 
     def size(self, others: Iterable[int]) -> int:
         """Bytes of all pages in which a tensor ever lay, of gloo's, and of others, which are given by their numbers."""
@@ -147,7 +158,7 @@ class DryRun(Simulation):
             first, last = max(address // _PAGE, end), -(-(address + size) // _PAGE)
             if last > first:
                 pages, end = pages + last - first, last
-        return pages * _PAGE + _GLOO_THREADS * self._in_thread
+        return pages * _PAGE + _GLOO_THREADS * self._in_thread + self._outside
 
     @override
     def _outputs(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -162,28 +173,40 @@ class DryRun(Simulation):
             return func(*args, **kwargs)
         if func._schema.is_mutable:
             return _written(func, args, kwargs)
-        key = func, repr(tree_map_only(Tensor, _layout, (args, kwargs)))
+        told = repr(tree_map_only(Tensor, _layout, (args, kwargs)))
+        key = func, sha256(told.encode()).digest()  # a long string would lie in the heap as long as this simulation
         if key not in self._layouts:
             self._layouts[key] = self._layouts_of(func, args, kwargs)
             if func in _PRODUCTS and flop_registry[func._overloadpacket](*args, **kwargs) <= _MOST_FLOPS:
                 with no_modes(), torch.no_grad():
                     func(*args, **kwargs)
         with no_modes():
-            return tree_map_only(_Layout, _empty, self._layouts[key])
+            return tree_map_only(_Layout, lambda layout: layout.result(tensors), self._layouts[key])
 
     def _layouts_of(self, func: Any, args: Any, kwargs: Any) -> Any:
         with no_modes(), self._fake:
-            args, kwargs = tree_map_only(_Layout, _empty, tree_map_only(Tensor, _layout, (args, kwargs)))
-            return tree_map_only(Tensor, _layout, func(*args, **kwargs))
+            args, kwargs = tree_map_only(_Layout, _Layout.empty, tree_map_only(Tensor, _layout, (args, kwargs)))
+            given = [part.untyped_storage() for part in tree_iter((args, kwargs)) if isinstance(part, Tensor)]
+
+            def layout(result: Tensor) -> _Layout:
+                same = (number for number, storage in enumerate(given) if storage is result.untyped_storage())
+                argument = next(same, None)
+                viewed = None if argument is None else (argument, int(result.storage_offset()))
+                return replace(_layout(result), viewed=viewed)
+
+            return tree_map_only(Tensor, layout, func(*args, **kwargs))
 
     def _copy_whole(self, func: Any, tensors: Sequence[Tensor]) -> None:
-        """What gloo allocates to exchange tensors: a copy of the whole one, of which each process has a share."""
+        """What gloo allocates to exchange tensors: copies of the whole one, of which each process has a share."""
         size = max(tensor.nbytes for tensor in tensors)
-        if func is _c10d._reduce_scatter_base_.default:
-            self._places.add(_place(size))
-        in_thread = size if func is _c10d._allgather_base_.default else min(size // 2, _GLOO_SEGMENTS)
+        if func in (_GATHER, _REDUCE_SCATTER):
+            with no_modes():
+                self._places.add((torch.empty(size, dtype=torch.uint8).data_ptr(), size))
+        in_thread = size if func is _GATHER else min(size // 2, _GLOO_SEGMENTS)
         if in_thread < _LARGEST_IN_THREAD:
             self._in_thread = max(self._in_thread, in_thread)
+        else:
+            self._outside = max(self._outside, in_thread)
 
     @override
     def _allocate(self, storage: torch.UntypedStorage) -> None:
@@ -201,12 +224,6 @@ class DryRun(Simulation):
     def restart(self) -> None:
         super().restart()
         self._places = {*self._now.values()}
-
-
-def _place(size: int) -> tuple[int, int]:
-    """Where a tensor of so many bytes comes to lie, and its size."""
-    with no_modes():
-        return torch.empty(size, dtype=torch.uint8).data_ptr(), size
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Any:

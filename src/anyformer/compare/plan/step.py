@@ -143,7 +143,8 @@ def count_step(workload: Workload) -> StepCount:
     parts = {name: size for name, size in simulation.peak.items() if size}
     allocator = 0
     if workload.in_heap:
-        allocator = max(0, heap_size(partial(_take, workload, _DRY_RUN)) - sum(parts.values()))
+        heap = heap_size(partial(_take, workload, _DRY_RUN), workload.config.processes)
+        allocator = max(0, heap - sum(parts.values()))
     flops = simulation.flops * workload.config.processes
     return StepCount(parts, resident, allocator, flops, sizes)
 
