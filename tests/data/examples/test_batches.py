@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -83,20 +84,25 @@ def test_validation_is_every_example_once(lengths: list[int], size: int, tokens:
     assert read == found[::every]
 
 
-@given(data=st.data(), size=st.integers(2, 8), seed=st.integers(0, 9))
-def test_texts_of_about_equal_length_share_a_batch(data: st.DataObject, size: int, seed: int) -> None:
-    lengths = data.draw(st.lists(st.integers(1, 500), min_size=32 * size, max_size=32 * size, unique=True))
-
-    def padded(by_length: bool) -> int:
-        batches = numbers(lengths, size, seed, by_length)
-        return sum(
-            len(members) * max(lengths[each] for each in members)
-            for members in map(batches.members, range(batches.steps_per_epoch))
+@given(size=st.integers(2, 8), seed=st.integers(0, 9), steps=st.integers(128, 200))
+def test_texts_of_about_equal_length_share_a_batch_of_a_pool(size: int, seed: int, steps: int) -> None:
+    lengths = np.random.default_rng(seed).permutation(steps * size)
+    batches = numbers(lengths.tolist(), size, seed, True)
+    pool = batches.pool_batches
+    assert 32 <= pool <= steps // 4
+    for first in range(0, steps, pool):
+        members = map(batches.members, range(first, min(first + pool, steps)))
+        assert all(
+            shorter[-1] < longer[0] for shorter, longer in pairwise(sorted(sorted(lengths[each]) for each in members))
         )
 
-    ordered = sorted(lengths)
-    best = sum(size * max(ordered[edge : edge + size]) for edge in range(0, len(ordered), size))
-    assert padded(by_length=True) == best <= padded(by_length=False)
+
+@given(size=st.integers(2, 8), seed=st.integers(0, 9))
+def test_an_epoch_of_few_batches_stays_as_it_was_shuffled(size: int, seed: int) -> None:
+    lengths = [*range(127 * size)]
+    by_length, by_chance = (numbers(lengths, size, seed, given) for given in (True, False))
+    for step in range(2 * 127):
+        assert sorted(by_length.members(step)) == sorted(by_chance.members(step))
 
 
 # packing

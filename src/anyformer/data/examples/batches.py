@@ -2,7 +2,8 @@
 
 An epoch is a shuffle of all examples. It is cut into pools of many batches, and examples of about equal length share a
 batch of their pool, so that little is padding; the batches of a pool come in random order. Each example is in exactly
-one batch of an epoch.
+one batch of an epoch. An epoch of few batches stays as it was shuffled: a tagger learns more from batches of mixed
+lengths, where a token counts as much in a short text as in a long one.
 """
 
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from anyformer.data.feistel_shuffle import feistel_shuffle, mix_seed
 
 _ORDER, _POOL = 6, 7  # other draws than those of `batches` and `pair_batches`
 _POOL_BATCHES = 32, 128
-"""Batches of a pool, at least and at most: as many as leave an epoch four pools, for in one alone the same examples
-would meet again and again."""
+"""Batches of a pool, at least and at most."""
+_POOLS = 4
+"""Of an epoch, at least: in one alone the same examples would meet again and again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +29,7 @@ class ExampleBatches:
 
     Attributes:
         batch_size: Examples of a batch; the last of an epoch may have fewer.
-        by_length: Whether examples of about equal length share a batch.
+        by_length: Whether examples of about equal length share a batch, where there are enough of them.
     """
 
     dataset: Dataset
@@ -43,9 +45,10 @@ class ExampleBatches:
 
     @property
     def pool_batches(self) -> int:
-        """Batches of a pool; the last of an epoch may have fewer."""
+        """Batches of a pool; the last of an epoch may have fewer. With 1 length decides nothing."""
         fewest, most = _POOL_BATCHES
-        return max(fewest, min(most, self.steps_per_epoch // 4))
+        batches = min(most, self.steps_per_epoch // _POOLS)
+        return batches if batches >= fewest else 1
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0: the same whenever and wherever it is asked for."""
