@@ -102,50 +102,16 @@ class Trainer:
         Raises:
             UserError: the loss is no longer a number, or the disk is full; it says which model was saved last.
         """
-        config, meter = self.config, self.meter
         with interruptible() as self._interrupt:
             if not self.resumed and not self._begin():
                 return self._interrupt.exit_status
             budget = self._budget(started)
             self._saved_at = time.monotonic()
             keep_freed_memory()
-            meter.start()
+            self.meter.start()
             with self._failure_logged():
                 with explain_out_of_memory(), TrainingProgress(self.console) as bar:
-                    while (progress := budget.progress(self.step)) <= 1:
-                        batch = self.batches.batch(self.step)
-                        factor = learning_rate_factor(
-                            config.schedule, progress, warmup=config.warmup, decay=config.decay
-                        )
-                        rate = config.learning_rate * factor
-                        self._unread.append(self.strategy.step(self.step, batch, rate))
-                        meter.add(rate, batch.tokens.size, 0 if batch.source is None else batch.source.size)
-                        self.step += 1
-                        self._progress = progress
-                        logs = self.step % config.log_every == 0
-                        evaluates = config.evaluate_every is not None and self.step % config.evaluate_every == 0
-                        snaps = config.save_every is not None and self.step % config.save_every == 0
-                        late = config.save_every is None and time.monotonic() - self._saved_at > _SAVE_EVERY
-                        saves = self.group.broadcast(evaluates or snaps or late)
-                        # Reading waits for an accelerator, and the CPU has done its work anyway.
-                        if logs or saves or self.precision.device.type == "cpu":
-                            self._read()
-                        bar.show(self.step, progress, meter)
-                        if logs:
-                            self._log(meter.line(self.step))
-                        if evaluates:
-                            self._say(f"step {self.step:<5} {self._summary(self._evaluate())}")
-                            self._sample()
-                        if saves:
-                            if snaps:
-                                self.strategy.snapshot()
-                            self._save()
-                            meter.resume()
-                        if self._interrupted():
-                            break
-                    self._read()
-                    if self.step > self.start and self.step % config.log_every:
-                        self._log(meter.line(self.step))
+                    self._train(budget, bar)
                 stopped = self.step > self.start and self._interrupted()
                 if self.step == self.start:
                     self._say(f"This run had ended after step {self.start:,}: give more --steps or --minutes.")
@@ -153,11 +119,7 @@ class Trainer:
                         return 0
                     # It was killed between its last checkpoint and its last words.
                 elif not stopped:
-                    speed = meter.tokens / meter.elapsed
-                    after = self._evaluate()
-                    stopped = self._interrupted()
-                    if not stopped:
-                        self._say(f"after      {self._summary(after)}; {self.step:,} steps, {speed:,.0f} tokens/s")
+                    stopped = not self._say_result()
                 self._save()
             if stopped:
                 return self._stopped()
@@ -166,6 +128,55 @@ class Trainer:
         except KeyboardInterrupt:
             return self._stopped()
         return 0
+
+    def _train(self, budget: StepBudget | TimeBudget, bar: TrainingProgress) -> None:
+        """Take steps until the budget is spent or somebody interrupts."""
+        config = self.config
+        while (progress := budget.progress(self.step)) <= 1:
+            self._take_step(progress)
+            logs = self.step % config.log_every == 0
+            evaluates = config.evaluate_every is not None and self.step % config.evaluate_every == 0
+            snaps = config.save_every is not None and self.step % config.save_every == 0
+            late = config.save_every is None and time.monotonic() - self._saved_at > _SAVE_EVERY
+            saves = self.group.broadcast(evaluates or snaps or late)
+            # Reading waits for an accelerator, and the CPU has done its work anyway.
+            if logs or saves or self.precision.device.type == "cpu":
+                self._read()
+            bar.show(self.step, progress, self.meter)
+            if logs:
+                self._log(self.meter.line(self.step))
+            if evaluates:
+                self._say(f"step {self.step:<5} {self._summary(self._evaluate())}")
+                self._sample()
+            if saves:
+                if snaps:
+                    self.strategy.snapshot()
+                self._save()
+                self.meter.resume()
+            if self._interrupted():
+                break
+        self._read()
+        if self.step > self.start and self.step % config.log_every:
+            self._log(self.meter.line(self.step))
+
+    def _take_step(self, progress: float) -> None:
+        """Learn from the next batch."""
+        config, batch = self.config, self.batches.batch(self.step)
+        factor = learning_rate_factor(config.schedule, progress, warmup=config.warmup, decay=config.decay)
+        rate = config.learning_rate * factor
+        self._unread.append(self.strategy.step(self.step, batch, rate))
+        self.meter.add(rate, batch.tokens.size, 0 if batch.source is None else batch.source.size)
+        self.step += 1
+        self._progress = progress
+
+    def _say_result(self) -> bool:
+        """Evaluate once more and say what was reached; returns False where somebody interrupts."""
+        speed = self.meter.tokens / self.meter.elapsed
+        after = self._evaluate()
+        if self._interrupted():
+            return False
+        self._say(f"after      {self._summary(after)}; {self.step:,} steps, {speed:,.0f} tokens/s")
+        return True
 
     def _begin(self) -> bool:
         """Evaluate and save the first weights; returns whether to train them."""
