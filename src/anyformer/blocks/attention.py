@@ -62,9 +62,10 @@ class MultiHeadAttention(nn.Module):
             cache: Keys and values of earlier tokens, which those of x are added to.
         """
         query, key, value = self.project(x, encoder_states, rotation, cache)
-        dropout_p = self.dropout.p if self.training else 0.0
-        query = mask.packing.unpack(query.transpose(1, 2)).transpose(1, 2)
-        out = kernels.attention(query, key, value, mask.scores, dropout_p, mask.causal, self.scale)
+        dropout_p, unpack = self.dropout.p if self.training else 0.0, mask.packing.unpack_heads
+        if cache is None and encoder_states is None:  # a cache has them in their places
+            key, value = unpack(key), unpack(value)
+        out = kernels.attention(unpack(query), key, value, mask.scores, dropout_p, mask.causal, self.scale)
         return self.output(mask.packing.pack(out.transpose(1, 2)).flatten(2))
 
     def weights(
@@ -75,10 +76,7 @@ class MultiHeadAttention(nn.Module):
         mask: Mask = ALL_VISIBLE,
         rotation: Rotation | None = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
-        """The attention weights, which `forward` never holds as a whole; every row sums to 1.
-
-        The softmax is computed in float32 at least, and so are its inputs.
-        """
+        """The attention weights, which `forward` never holds as a whole, in float32 at least; every row sums to 1."""
         query, key, _ = self.project(x, encoder_states, rotation, None)
         dtype = torch.promote_types(query.dtype, torch.float32)
         return kernels.attention_weights(query.to(dtype), key.to(dtype), mask.scores, mask.causal, self.scale)
@@ -86,7 +84,8 @@ class MultiHeadAttention(nn.Module):
     def project(
         self, x: Tensor, encoder_states: Tensor | KeysValues | None, rotation: Rotation | None, cache: LayerCache | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [batch, heads, queries, head_dim], packed as x is; keys, values [batch, kv_heads, keys, head_dim]."""
+        """Queries [batch, heads, queries, head_dim] and keys, values [batch, kv_heads, keys, head_dim], packed as x is;
+        keys and values of a cache or of other states are not packed."""
         query = self.query_norm(self.query(x).unflatten(2, (self.heads, self.head_dim))).transpose(1, 2)
         if isinstance(encoder_states, KeysValues):
             return query, encoder_states.keys, encoder_states.values

@@ -35,6 +35,10 @@ class Packing(NamedTuple):
             return x
         return x[0].index_select(0, self.tokens.flatten()).unflatten(0, self.tokens.shape)
 
+    def unpack_heads(self, x: Shaped[Tensor, "#batch heads tokens dim"]) -> Shaped[Tensor, "#batch heads time dim"]:
+        """As `unpack`, of queries, keys or values."""
+        return x if self.tokens is None else self.unpack(x.transpose(1, 2)).transpose(1, 2)
+
     def select(self, index: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """The index, among the packed tokens, of one position of each sequence."""
         if self.tokens is None:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from anyformer import kernels
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.embedding import InputEmbedding
 from anyformer.blocks.kv_cache import KeyValueCache
@@ -153,7 +154,11 @@ class Stack(nn.Module):
         # Reading a tensor makes an accelerator wait, and most sequences are short enough with all their padding.
         if self.context_length is not None and encoded.shape[1] > self.context_length:
             self._require_length(int(encoded.max()) + 1)
-        return Positions(keys, keys, encoded, lengths, mask)
+        if mask is None or documents is not None or not kernels.skips_padding(mask):
+            return Positions(keys, keys, encoded, lengths, mask)
+        packing = Packing.of(mask)
+        encoded, lengths = packing.pack(encoded.expand_as(tokens)), packing.pack(lengths.expand_as(tokens))
+        return Positions(keys, keys, encoded, lengths, mask, packing)
 
     def _masks(self, positions: Positions, documents: Tensor | None) -> dict[int | None, Mask]:
         """The mask for each window size."""
@@ -176,7 +181,7 @@ class Stack(nn.Module):
             return None
         count = self.embedding.ngrams.longest
         if cache is None:
-            return ngram_window(tokens, positions.queries, positions.encoded, count)
+            return ngram_window(tokens, positions.queries, positions.packing.unpack(positions.encoded), count)
         return ngram_window(cache.tokens, positions.queries, positions.queries, count)
 
     def _require_length(self, length: int) -> None:

@@ -19,16 +19,21 @@ def supports(query: Tensor, dtype: torch.dtype, dropout_p: float = 0.0) -> bool:
     """Whether compiled code attends to this in a dtype; it waits for the compiler."""
     if query.device.type != "cpu" or dtype not in structs.DTYPES or round(dropout_p * _LEVELS) == _LEVELS:
         return False
-    return enabled() and kernel(dtype, dropout_p).supported()
+    return _has_kernel(dtype, dropout_p)
 
 
 @torch.compiler.assume_constant_result
+def _has_kernel(dtype: torch.dtype, dropout_p: float) -> bool:
+    return enabled() and kernel(dtype, dropout_p).supported()
+
+
 def kernel(dtype: torch.dtype, dropout_p: float = 0.0) -> Kernel:
     """The one with products of bfloat16, on processors that multiply pairs of them and where nothing is dropped; the
     one with products of float32."""
     return _BF16 if dtype == torch.bfloat16 and dropout_p == 0.0 and has_avx512_bf16() else _FP32
 
 
+@torch.compiler.assume_constant_result
 def query_block(dtype: torch.dtype, dropout_p: float = 0.0) -> int:
     """Queries whose scores are computed together: rows of a bias have room for whole blocks."""
     return 128 if kernel(dtype, dropout_p) is _BF16 else 16
