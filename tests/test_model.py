@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import anyformer as af
+from anyformer import kernels
 from anyformer.config import ModelConfig
 from tests.parity.model_spec import ragged
 
@@ -55,6 +56,33 @@ def test_ordinary_module(name: str) -> None:
     assert all(weight.grad is not None for weight in model.parameters())
     optimizer.step()
     assert model(**arguments).loss < out.loss
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_leaving_padding_out_changes_nothing(name: str, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss, what is hidden in the tokens, and all gradients; of rows of which one has no padding."""
+    torch.manual_seed(0)
+    model = af.build(small(name)).double().eval()
+    arguments = _arguments(model.config)
+    mask = torch.arange(7) < torch.tensor([[7], [3]])
+    mask = mask.flip(1) if side == "left" else mask
+    inputs: dict[str, torch.Tensor] = {
+        **arguments,
+        "mask": mask,
+        "targets": arguments["targets"].masked_fill(~mask, -100),
+    }
+    if "source" in inputs:
+        inputs["source_mask"] = mask.flip(0)
+
+    def learned() -> list[torch.Tensor]:
+        out = model(**inputs)
+        return [out.loss, out.hidden[mask], *torch.autograd.grad(out.loss, [*model.parameters()])]
+
+    packed = learned()
+    monkeypatch.setattr(kernels, "skips_padding", lambda mask: False)
+    for ours, expected in zip(packed, learned(), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-12, rtol=1e-9)
 
 
 def test_losses_ignore_what_they_are_told_to() -> None:
