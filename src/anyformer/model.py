@@ -114,7 +114,8 @@ class Transformer(nn.Module):
                 by a classifier, both of whose stacks then read `tokens`: the decoder one place later, after its start
                 token (Lewis et al. 2020, section 3.2).
             segments: Segment ids, where the model has segments; None: all 0.
-            mask: True for a real token, False for padding (on the left or the right); None: all are real.
+            mask: True for a real token, False for padding (on the left or the right), for which what is returned is
+                undefined; None: all are real.
             source_mask: The same for the source.
             documents: Single stacks: which document of its row each token belongs to, a number for each stretch of
                 tokens. Attention and positions begin anew with each. None: a row is one text.
