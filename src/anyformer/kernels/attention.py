@@ -35,7 +35,8 @@ def attention(
     """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     dtype = matmul_dtype(query)
-    if _supports_compiled(query, attn_mask, dtype, dropout_p):
+    agree = _shapes_agree(query, key, value, attn_mask, is_causal)
+    if agree and _supports_compiled(query, attn_mask, dtype, dropout_p):
         bias = None if attn_mask is None else _by_key(attn_mask, query.shape[2], cpu.query_block(dtype, dropout_p))
         operands = query.to(dtype), key.to(dtype), value.to(dtype)
         seed = draw(1) if dropout_p > 0.0 else None
@@ -49,6 +50,18 @@ def attention(
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=grouped
     )
+
+
+def _shapes_agree(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> bool:
+    """Whether only the mask has to be broadcast, and nothing refused: torch does that."""
+    (batch, heads, queries, head_dim), (kv_heads, keys) = query.shape, key.shape[1:3]
+    if not key.shape == value.shape == (batch, kv_heads, keys, head_dim) or heads % kv_heads:
+        return False
+    if attn_mask is not None:
+        sizes = zip(attn_mask.shape, (batch, heads, queries), strict=False)
+        if attn_mask.dim() != 4 or attn_mask.shape[3] != keys or any(given not in (1, full) for given, full in sizes):
+            return False
+    return queries == keys or not is_causal
 
 
 def _supports_compiled(query: Tensor, attn_mask: Tensor | None, dtype: torch.dtype, dropout_p: float) -> bool:
