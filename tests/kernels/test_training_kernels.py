@@ -414,3 +414,47 @@ def test_logits_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "0")
     for torchs, ours in zip(found(), whole, strict=True):
         near(ours, torchs, 2 * ROUNDING)
+
+
+_MISMATCHED = """
+import torch
+import torch.nn.functional as F
+from anyformer import kernels
+from anyformer.kernels.packing import pack
+from anyformer.kernels.quantization import QuantizedWeight
+
+def trained(*shape, dtype=torch.float32):
+    return torch.randn(shape, dtype=dtype, requires_grad=True)
+
+def half(*shape):
+    return trained(*shape, dtype=torch.bfloat16)
+
+def targets(count):
+    return torch.ones(count, dtype=torch.long)
+
+whole = pack(QuantizedWeight(torch.zeros(32, 64, dtype=torch.int8), torch.ones(32, 2, dtype=torch.float16), None))
+cases = {
+    "columns": lambda: kernels.linear(trained(512, 513), trained(512, 512), matmul="int8"),
+    "bias": lambda: kernels.linear(trained(512, 512), trained(512, 512), trained(300), matmul="int8"),
+    "quantized columns": lambda: kernels.quantized_linear(torch.randn(4, 32), whole, 32),
+    "quantized bias": lambda: kernels.quantized_linear(torch.randn(4, 64), whole, 32, torch.randn(20)),
+    "norm": lambda: kernels.rms_norm(half(4, 64), trained(32), 1e-6),
+    "gate": lambda: kernels.activation(half(4, 64), F.silu, half(3, 64)),
+    "targets": lambda: kernels.linear_cross_entropy(trained(64, 32), trained(100, 32), targets(80)),
+    "width": lambda: kernels.linear_cross_entropy(trained(64, 32), trained(100, 48), targets(64)),
+}
+for name, compute in cases.items():
+    try:
+        compute()
+    except (RuntimeError, ValueError):
+        continue
+    raise SystemExit(name)
+"""
+
+
+def test_operands_whose_shapes_do_not_agree_are_refused() -> None:
+    """In a process of its own, where nothing else checks shapes."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _MISMATCHED], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -71,7 +71,13 @@ def linear_cross_entropy(
         ignore_index: Rows with this target count for nothing.
         label_smoothing: Share s of the target that is spread over the vocabulary (Szegedy et al. 2016, section 7).
         matmul: "int8": in training products are computed in integers of 8 bits, where that is faster.
+
+    Raises:
+        ValueError: the shapes don't agree.
     """
+    if input.shape[-1] != linear_weight.shape[-1] or len(target) > len(input):
+        shapes = tuple(input.shape), tuple(linear_weight.shape), tuple(target.shape)
+        raise ValueError("hidden states {}, a weight {} and targets {} don't belong together".format(*shapes))
     if len(input) == len(target):
         input, target = drop_ignored(input, target, ignore_index)
     dtype = matmul_dtype(input)

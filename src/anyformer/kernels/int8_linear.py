@@ -23,9 +23,13 @@ _SMALLEST = torch.finfo(torch.float32).tiny
 """A scale below it is inexact: what has one counts as 0."""
 
 
-def supports_int8(input: Tensor, weight: Tensor) -> bool:
-    """Whether gradients are recorded, and the products are large enough to be faster than in the input's dtype."""
-    if not torch.is_grad_enabled() or input.device.type != "cpu":
+def supports_int8(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether gradients are recorded, and the products are large enough to be faster than in the input's dtype.
+
+    Operands whose shapes don't agree are left to torch, which refuses them.
+    """
+    agree = input.shape[-1] == weight.shape[1] and (bias is None or bias.shape == weight.shape[:1])
+    if not agree or not torch.is_grad_enabled() or input.device.type != "cpu":
         return False
     rows = input.numel() // max(input.shape[-1], 1)
     return int8_matmul.is_faster(matmul_dtype(input), rows, *weight.shape)

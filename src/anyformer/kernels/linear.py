@@ -38,7 +38,7 @@ def linear(
             faster (see `int8_linear`).
     """
     with recomputed_in_backward(input):
-        if matmul == "int8" and supports_int8(input, weight):
+        if matmul == "int8" and supports_int8(input, weight, bias):
             return int8_linear(input, weight, bias)
         # Of torch's three products in bfloat16 that of the weight's gradient is slow on AMX, and it is not in float32.
         if torch.is_grad_enabled() and weight.requires_grad and weight_grad.supports(input):
@@ -71,7 +71,8 @@ def quantized_linear(
 
 
 def _quantized_linear(input: Tensor, weight: PackedWeight, outputs: int, bias: Tensor | None) -> Tensor:
-    if quantized_matmul.supports(input):
+    agree = input.shape[-1] == weight.scales.shape[1] * GROUP and (bias is None or bias.shape == (outputs,))
+    if agree and quantized_matmul.supports(input):
         return quantized_matmul.quantized_matmul(input, weight, outputs, bias)
     blocks = max(1, _CHUNK // (weight.scales.shape[1] * GROUP * BLOCK_ROWS))
     if torch.compiler.is_compiling() or outputs <= blocks * BLOCK_ROWS:

@@ -12,7 +12,7 @@ def rms_norm(
     input: Float[Tensor, "*batch width"], weight: Float[Tensor, " width"], eps: float
 ) -> Float[Tensor, "*batch width"]:
     """``input / sqrt(mean(input^2) + eps) * weight`` over the last dimension, in the dtype of the input."""
-    if input.requires_grad and cpu.supports(input):
+    if input.requires_grad and weight.shape == input.shape[-1:] and cpu.supports(input):
         out, _ = cpu.forward(input.float().contiguous(), weight.float(), eps)
         return out.to(input.dtype)
     # Heads of queries and keys can have a lower precision than the weight; torch is slow at such a mixture, and warns.

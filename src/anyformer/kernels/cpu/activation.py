@@ -14,8 +14,8 @@ KERNEL = Kernel("activation", structs.ActivationArgs)
 
 def supports(x: Tensor, multiplier: Tensor | None) -> bool:
     """Whether compiled code has activations of these; it waits for the compiler."""
-    bf16 = all(part is None or part.dtype == torch.bfloat16 for part in (x, multiplier))
-    return bf16 and supports_bf16(x) and KERNEL.supported()
+    agree = multiplier is None or (multiplier.shape == x.shape and multiplier.dtype == x.dtype)
+    return agree and x.dtype == torch.bfloat16 and supports_bf16(x) and KERNEL.supported()
 
 
 @operation("activation")
