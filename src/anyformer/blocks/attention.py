@@ -61,39 +61,39 @@ class MultiHeadAttention(nn.Module):
             rotation: Rotary positions of queries and keys.
             cache: Keys and values of earlier tokens, which those of x are added to.
         """
-        query, key, value = self.project(x, encoder_states, rotation, cache)
+        query, key, value = self.project(x, encoder_states, rotation)
         dropout_p, unpack = self.dropout.p if self.training else 0.0, mask.packing.unpack_heads
-        if cache is None and encoder_states is None:  # a cache has them in their places
+        if cache is not None:
+            key, value = cache.update(key, value)
+        elif encoder_states is None:
             key, value = unpack(key), unpack(value)
         out = kernels.attention(unpack(query), key, value, mask.scores, dropout_p, mask.causal, self.scale)
         return self.output(mask.packing.pack(out.transpose(1, 2)).flatten(2))
 
     def weights(
         self,
-        x: Float[Tensor, "batch queries d_model"],
+        x: Float[Tensor, "#batch queries d_model"],
         encoder_states: Float[Tensor, "batch keys d_model"] | KeysValues | None = None,
         *,
         mask: Mask = ALL_VISIBLE,
         rotation: Rotation | None = None,
-    ) -> Float[Tensor, "batch heads queries keys"]:
+    ) -> Float[Tensor, "batch heads time keys"]:
         """The attention weights, which `forward` never holds as a whole, in float32 at least; every row sums to 1."""
-        query, key, _ = self.project(x, encoder_states, rotation, None)
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        return kernels.attention_weights(query.to(dtype), key.to(dtype), mask.scores, mask.causal, self.scale)
+        query, key, _ = self.project(x, encoder_states, rotation)
+        unpack, dtype = mask.packing.unpack_heads, torch.promote_types(query.dtype, torch.float32)
+        key = unpack(key) if encoder_states is None else key
+        return kernels.attention_weights(unpack(query).to(dtype), key.to(dtype), mask.scores, mask.causal, self.scale)
 
     def project(
-        self, x: Tensor, encoder_states: Tensor | KeysValues | None, rotation: Rotation | None, cache: LayerCache | None
+        self, x: Tensor, encoder_states: Tensor | KeysValues | None, rotation: Rotation | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [batch, heads, queries, head_dim] and keys, values [batch, kv_heads, keys, head_dim], packed as x is;
-        keys and values of a cache or of other states are not packed."""
+        """Queries [batch, heads, time, head_dim]; keys, values [batch, kv_heads, keys, head_dim]; packed if x is."""
         query = self.query_norm(self.query(x).unflatten(2, (self.heads, self.head_dim))).transpose(1, 2)
         if isinstance(encoder_states, KeysValues):
             return query, encoder_states.keys, encoder_states.values
         key, value = self.keys_values(x if encoder_states is None else encoder_states)
         if rotation is not None:
             query, key = rotation(query), rotation(key)
-        if cache is not None:
-            key, value = cache.update(key, value)
         return query, key, value
 
     def keys_values(self, states: Float[Tensor, "batch keys d_model"]) -> KeysValues:
