@@ -226,7 +226,7 @@ print(max(seen) - seen[0], len(seen))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_the_floats_are_never_in_memory_together(kind: str, tmp_path: Path) -> None:
     af.save(_model("llama-nano"), tmp_path / "little")
     large = _model("llama-nano", vocab_size=2000, d_model=1024, feed_forward={"width": 4096}, decoder_layers=3)

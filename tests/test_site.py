@@ -277,7 +277,7 @@ def test_every_name_has_its_place_on_the_site(site: Path, pages: dict[Path, _Pag
 
 def test_shapes_and_formulas_are_typeset(site: Path) -> None:
     text = (site / "reference/blocks/attention.html").read_text(encoding="utf-8")
-    assert '<span class="shape" title="Tensor">[batch, queries, d_model]</span>' in text
+    assert '<span class="shape" title="Tensor">[batch, keys, d_model]</span>' in text
     assert "Tensor</span>, <" not in text
     assert "batch queries d_model" not in text
     assert "<msqrt>" in text

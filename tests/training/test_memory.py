@@ -16,23 +16,22 @@ def test_allocator_is_tuned_where_it_is_glibc():
 
 
 FREEING = """
-import sys, torch
+import torch
 from anyformer.compare.plan.measure import resident
-from anyformer.training import memory
-getattr(memory, sys.argv[1])()
-before = resident()
-freed = [torch.zeros(1 << 20) for _ in range(16)]
-del freed
-print(0 if before is None else resident() - before)
+from anyformer.training.memory import keep_freed_memory, return_freed_memory
+
+for function in (return_freed_memory, keep_freed_memory):
+    function()
+    before = resident()
+    freed = [torch.zeros(1 << 20) for _ in range(16)]
+    del freed
+    print(0 if before is None else resident() - before)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is glibc's")
 def test_freed_memory_is_kept_or_returned() -> None:
-    kept, returned = (
-        int(subprocess.check_output([sys.executable, "-c", FREEING, function], text=True))
-        for function in ("keep_freed_memory", "return_freed_memory")
-    )
+    returned, kept = map(int, subprocess.check_output([sys.executable, "-c", FREEING], text=True).split())
     if not kept:
         pytest.skip("this system does not tell")
     assert kept > 60e6
