@@ -280,6 +280,7 @@ def test_shapes_and_formulas_are_typeset(site: Path) -> None:
     assert '<span class="shape" title="Tensor">[batch, keys, d_model]</span>' in text
     assert "Tensor</span>, <" not in text
     assert "batch queries d_model" not in text
+    assert "batch keys d_model" not in text
     assert "<msqrt>" in text
     assert 'href="../config.html#anyformer.config.AttentionConfig"' in text
 

@@ -17,6 +17,7 @@ from anyformer.errors import UserError
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGE = 1 << 17
+"""Bytes of a block that is handed back: glibc's own threshold, before it adapts."""
 
 
 def keep_freed_memory() -> bool:
@@ -35,9 +36,9 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> None:
-    """Tell glibc to hand large blocks back to the system as soon as they are freed: the opposite of the above.
+    """Tell glibc to hand large blocks back to the system as soon as they are freed, unlike `keep_freed_memory`.
 
-    As long as it is told nothing, the size of a large block is what it learned from those freed before.
+    If it is told nothing, it keeps blocks as large as any that was freed before.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

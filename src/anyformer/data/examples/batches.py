@@ -45,7 +45,7 @@ class ExampleBatches:
 
     @property
     def pool_batches(self) -> int:
-        """Batches of a pool; the last of an epoch may have fewer. With 1 length decides nothing."""
+        """Batches of a pool; the last of an epoch may have fewer. 1: too few to be grouped by length."""
         fewest, most = _POOL_BATCHES
         batches = min(most, self.steps_per_epoch // _POOLS)
         return batches if batches >= fewest else 1

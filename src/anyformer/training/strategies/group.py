@@ -60,7 +60,7 @@ class Group:
             torch.cuda.set_device(self.local_rank)
         self.backend = dist.get_default_backend_for_device(device)
         if self.backend == "gloo":
-            # The recorder keeps small objects of each exchange, which lie between tensors in the heap and make it grow.
+            # c10d's flight recorder keeps small objects of each exchange; between tensors they make the heap grow.
             os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "0")
         if not dist.is_initialized():
             dist.init_process_group(self.backend, timeout=_PATIENCE)
