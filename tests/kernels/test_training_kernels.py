@@ -263,6 +263,13 @@ def test_what_asks_for_gradients_later_gets_them() -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_of_what_is_far_from_0(name: str) -> None:
+    x = torch.tensor([12.0, -12.0, 1e3, -1e3, 1e30, -1e30, 0.0]).to(BF16)
+    ours = kernels.activation(x.clone().requires_grad_(), ACTIVATIONS[name]).detach()
+    torch.testing.assert_close(ours, ACTIVATIONS[name](x), rtol=2 * ROUNDING, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_notice_what_is_no_number(name: str) -> None:
     x = torch.tensor([1.0, math.nan, -1.0]).to(BF16)
     ours = with_gradients(lambda x: kernels.activation(x, ACTIVATIONS[name]), [x], torch.ones(3))

@@ -86,7 +86,7 @@ def linear_cross_entropy(
         matmul == "int8"
         and grads
         and input.device.type == "cpu"
-        and int8_matmul.is_faster(dtype, len(input), *linear_weight.shape)
+        and int8_matmul.is_faster(len(input), *linear_weight.shape)
         and int8_matmul.supports()
     )
     operands = input, linear_weight, linear_bias

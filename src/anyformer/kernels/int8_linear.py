@@ -32,7 +32,7 @@ def supports_int8(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     if not agree or not torch.is_grad_enabled() or input.device.type != "cpu":
         return False
     rows = input.numel() // max(input.shape[-1], 1)
-    return int8_matmul.is_faster(matmul_dtype(input), rows, *weight.shape)
+    return int8_matmul.is_faster(rows, *weight.shape)
 
 
 def int8_linear(

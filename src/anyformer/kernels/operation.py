@@ -41,9 +41,15 @@ class Operation(Generic[P, R]):
     def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
         """As `torch.library.register_autograd`; it is differentiable once."""
         self._registered.register_autograd(backward, setup_context=setup_context)
-        methods = {"forward": self._call, "setup_context": setup_context, "backward": once_differentiable(backward)}
-        static = {name: staticmethod(method) for name, method in methods.items()}
-        self._differentiable = type(self._name, (Function,), static)
+
+        # An autograd.Function with a setup_context of its own inspects its signature at each call.
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = self._call(*args)
+            setup_context(ctx, args, output)
+            return output
+
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(backward))}
+        self._differentiable = type(self._name, (Function,), methods)
 
     def _call(self, *args: Any) -> Any:
         return self.function(*args)  # pyright: ignore[reportCallIssue]

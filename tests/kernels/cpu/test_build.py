@@ -275,7 +275,8 @@ def test_what_is_made_for_older_processors_holds(processor: str, examples: str) 
 def test_what_is_made_for_amx_holds_where_it_is_emulated(examples: str) -> None:
     tests = Path(__file__).parents[1] / "test_training_kernels.py"
     environment = os.environ | {cpu_features.SWITCH: "emulated"}
-    command = [sys.executable, "-m", "pytest", "-q", str(tests), "-m", examples]
+    # What torch compiles there are stand-ins for the kernels, whatever the processor.
+    command = [sys.executable, "-m", "pytest", "-q", str(tests), "-m", examples, "-k", "not torch_compile"]
     done = subprocess.run(command, env=environment, capture_output=True)
     assert done.returncode == 0, done.stdout.decode()
     assert b"skipped" not in done.stdout

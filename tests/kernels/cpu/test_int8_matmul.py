@@ -128,7 +128,7 @@ def test_a_loss_of_rounded_numbers(
     narrow: bool,
     seed: int,
 ) -> None:
-    monkeypatch.setattr(module, "_MIN_SIZE", {})
+    monkeypatch.setattr(module, "_MIN_SIZE", 0)
     torch.manual_seed(seed)
     operands = [torch.randn(tokens, 64), 0.3 * torch.randn(vocab, 64), *([torch.randn(vocab)] if biased else [])]
     targets = torch.randint(vocab, (tokens,))

@@ -61,9 +61,10 @@ class Library:
 
     def get(self, *, wait: bool = False) -> ctypes.CDLL | None:
         """The loaded library; None while it is being compiled (unless `wait`) and where that fails."""
-        thread = self.start()
-        if wait:
-            thread.join()
+        if self._loaded is None:
+            thread = self.start()
+            if wait:
+                thread.join()
         return self._loaded
 
     def _load(self) -> None:

@@ -35,7 +35,7 @@ inline FloatVec apply_activation(Activation activation, FloatVec x) {
     switch (activation) {
         case RELU: return max(FloatVec{}, x);  // in this order NaN propagates
         case RELU_SQUARED: return max(FloatVec{}, x) * max(FloatVec{}, x);
-        case GELU: return 0.5f * x * (1.0f + erf(x * 0.70710678f));
+        case GELU: return 0.5f * x * (1.0f + erf(x * 0.70710678f, exp(-0.5f * x * x)));
         case GELU_TANH: return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x));  // (1 + tanh y) / 2 = sigmoid 2y
         case SILU: return x * sigmoid(x);
         case TANH: return tanh(x);
@@ -48,7 +48,10 @@ inline FloatVec activation_grad(Activation activation, FloatVec x) {
     switch (activation) {
         case RELU: return select(x <= 0.0f, FloatVec{}, broadcast(1.0f));
         case RELU_SQUARED: return 2.0f * max(FloatVec{}, x);
-        case GELU: return 0.5f * (1.0f + erf(x * 0.70710678f)) + x * 0.39894228f * exp(-0.5f * x * x);
+        case GELU: {
+            FloatVec density = exp(-0.5f * x * x);
+            return 0.5f * (1.0f + erf(x * 0.70710678f, density)) + x * 0.39894228f * density;
+        }
         case GELU_TANH: {
             FloatVec square = x * x, s = sigmoid(1.59576912f * (x + 0.044715f * x * square));
             return s + x * s * (1.0f - s) * 1.59576912f * (1.0f + 0.134145f * square);

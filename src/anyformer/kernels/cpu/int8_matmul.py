@@ -10,8 +10,8 @@ from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel
 from anyformer.kernels.cpu_features import enabled, has_amx_bf16
 
-_MIN_SIZE = {torch.float32: 1 << 25, torch.bfloat16: 1 << 26}
-"""Multiplications from which a product gains; smaller ones are faster in the dtype that they would have otherwise."""
+_MIN_SIZE = 1 << 24
+"""Multiplications from which a product gains a quarter and more; much smaller ones are slower than in bfloat16."""
 
 LARGEST = 127
 _MAX_DEPTH = (1 << 31) // LARGEST**2
@@ -30,10 +30,10 @@ def supports() -> bool:
     return enabled() and not has_amx_bf16() and KERNEL.supported()
 
 
-def is_faster(dtype: torch.dtype, *sizes: int) -> bool:
-    """Whether products of these sizes gain on those in a dtype, and their sums are exact."""
+def is_faster(*sizes: int) -> bool:
+    """Whether products of these sizes gain on those in floating point, and their sums are exact."""
     # Transposed matrices of a single row or column are misread by torch's own product.
-    return math.prod(sizes) >= _MIN_SIZE.get(dtype, 0) and max(sizes) <= _MAX_DEPTH and min(sizes) >= 2
+    return math.prod(sizes) >= _MIN_SIZE and max(sizes) <= _MAX_DEPTH and min(sizes) >= 2
 
 
 def int8_matmul(

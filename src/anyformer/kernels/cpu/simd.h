@@ -365,15 +365,16 @@ inline FloatVec tanh(FloatVec x) {
     return bit_cast<FloatVec>(bit_cast<UIntVec>(value) | (bit_cast<UIntVec>(x) & 0x80000000u));
 }
 
-// erf(x) within 1.5e-7 (Abramowitz & Stegun 1964, 7.1.26).
-inline FloatVec erf(FloatVec x) {
-    FloatVec size = abs(x), t = 1.0f / (1.0f + 0.3275911f * size);
+// erf(x) within 1.5e-7, given e^(-x^2) (Abramowitz & Stegun 1964, 7.1.26).
+inline FloatVec erf(FloatVec x, FloatVec exp_minus_square) {
+    FloatVec size = min(broadcast(10.0f), abs(x));  // beyond, it is 1; in this order NaN propagates
+    FloatVec t = reciprocal(1.0f + 0.3275911f * size);
     FloatVec p = broadcast(1.061405429f);
     p = p * t - 1.453152027f;
     p = p * t + 1.421413741f;
     p = p * t - 0.284496736f;
     p = p * t + 0.254829592f;
-    FloatVec value = 1.0f - p * t * exp(-size * size);
+    FloatVec value = 1.0f - p * t * exp_minus_square;
     return bit_cast<FloatVec>(bit_cast<UIntVec>(value) | (bit_cast<UIntVec>(x) & 0x80000000u));
 }
 
