@@ -55,7 +55,7 @@ class Average:
             _fill(weights, live)
 
 
-_LEAST_SHARE = 0.05
+_LEAST_SHARE = 0.1
 """The share of the latest weights from which the mean is updated: an update reads and writes all of it, which takes a
 twentieth of a short step."""
 
