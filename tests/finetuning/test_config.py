@@ -62,10 +62,10 @@ def test_many_examples_are_read_less_often_in_larger_batches(examples: int, lora
     few, found = (complete(config, model, "classify", examples=number) for number in (100, examples))
     assert (few.epochs, few.batch_size) == (3, 32)
     assert found.epochs == pytest.approx(max(1, min(3, 60_000 / examples)))
-    many = examples >= 60_000
-    assert found.batch_size == (64 if many else 32)
-    assert found.learning_rate == few.learning_rate * (2 if many and lora is None else 1)
-    assert (few.average, found.average) == (None, "ema:0.99" if many and lora is None else None)
+    many = examples >= 60_000 and lora is None
+    assert found.batch_size == (128 if many else 32)
+    assert found.learning_rate == few.learning_rate * (2 if many else 1)
+    assert (few.average, found.average) == (None, "ema:0.99" if many else None)
     own = replace(config, batch_size=8, epochs=2.5, learning_rate=1e-6)
     assert complete(own, model, "classify", examples=examples).average is None
     for asked in (complete(own, model, "classify", examples=examples), complete(own, model, "chat")):

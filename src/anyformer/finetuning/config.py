@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from anyformer.adapters import LoraConfig
 
 EPOCHS = 3.0
+"""Passes over the data of a run that was given no length."""
 _ENOUGH = 60_000
 """Examples, repeated ones among them, after which a pretrained model has learned most: with more of them an epoch or
 two do, in larger batches at a larger learning rate and with a mean of the last hundred steps' weights: the same
 quality in a quarter of the time (docs/measurements/finetuning.md)."""
-"""Passes over the data of a run that was given no length."""
 
 EMBEDDING_LOSSES = ("in_batch_negatives", "cosine", "triplet", "class_triplet", "softmax")
 LABEL_KINDS = ("single", "multiple", "regression")
@@ -322,10 +322,11 @@ def complete(
     for name, tasks in _TASKS_OF.items():
         if getattr(config, name) and task not in tasks:
             raise UserError(f"--{name.replace('_', '-')} is for {' and '.join(tasks)}, and the task is {task}.")
-    default_batch = 16 if task in GENERATIVE else 64 if examples >= _ENOUGH else 32
+    many = examples >= _ENOUGH and config.lora is None and task not in GENERATIVE
+    default_batch = 16 if task in GENERATIVE else 128 if many else 32
     rate, average = default_learning_rate(model, task, adapter=config.lora is not None), config.average
-    if config.batch_size is None and default_batch == 64 and config.lora is None:
-        rate *= 2  # in proportion to the batch (Goyal et al. 2017, section 2.1)
+    if many and config.batch_size is None:
+        rate *= 2  # with the square root of the batch, as Malladi et al. 2022 find for Adam
         average = average or "ema:0.99"
     chosen: dict[str, Any] = {
         "task": task,
