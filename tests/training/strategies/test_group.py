@@ -15,6 +15,7 @@ group = Group("cpu")
 for _ in range(3):
     dist.all_reduce(torch.zeros(4))
 print(len(json.loads(_dump_fr_trace_json(True, False)).get("entries", [])))
+group.close()
 """
 
 
