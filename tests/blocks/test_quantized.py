@@ -16,7 +16,7 @@ from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.kernels import quantized_linear
 from anyformer.kernels.cpu.quantized_matmul import LIBRARY
 from anyformer.kernels.cpu_features import SWITCH, enabled
-from anyformer.kernels.packing import BLOCK_ROWS, pack, select_rows, unpack
+from anyformer.kernels.packing import BLOCK_ROWS, pack, select_rows, transpose, unpack
 from anyformer.kernels.quantization import (
     GROUP,
     QUANTIZERS,
@@ -26,7 +26,6 @@ from anyformer.kernels.quantization import (
     pack_int4,
     quantize_int4,
     quantize_int8,
-    transpose_int8,
     unpack_int4,
 )
 
@@ -121,11 +120,19 @@ def test_tiles_lose_nothing(matrix: Tensor, kind: Quantization, data: st.DataObj
 @given(matrices(), st.sampled_from(list(QUANTIZERS)), st.sampled_from([32, 1 << 18]))
 def test_a_transpose_is_that_of_the_matrix(matrix: Tensor, kind: Quantization, chunk: int) -> None:
     whole = QUANTIZERS[kind](matrix.repeat(GROUP, 1))
+    rows, columns = whole.shape
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("anyformer.kernels.quantization._CHUNK", chunk)
-        found = transpose_int8(whole)
-    expected = quantize_int8(dequantize(whole, torch.float32).T)
+        patch.setattr("anyformer.kernels.packing._CHUNK", chunk)
+        found = transpose(pack(whole), rows)
+    expected = pack(quantize_int8(dequantize(whole, torch.float32).T))
+    assert found.minima is None
     assert all(torch.equal(a, b) for a, b in zip(found[:2], expected[:2], strict=True))
+    assert unpack(found, columns).shape == (columns, rows)
+
+
+def test_rows_that_make_no_whole_groups_are_not_transposed() -> None:
+    with pytest.raises(ValueError, match="no whole groups"):
+        transpose(pack(quantize_int8(torch.randn(48, 64))), 48)
 
 
 @given(matrices())

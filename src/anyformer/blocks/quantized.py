@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
-from anyformer.kernels.packing import PackedWeight, pack, select_rows, unpack
-from anyformer.kernels.quantization import GROUP, QuantizedWeight, dequantize, transpose_int8
+from anyformer.kernels.packing import PackedWeight, pack, select_rows, transpose, unpack
+from anyformer.kernels.quantization import GROUP, QuantizedWeight, dequantize
 
 
 class QuantizedMatrix(nn.Module):
@@ -73,7 +73,7 @@ class QuantizedMatrix(nn.Module):
         """
         if self._transposed is None:
             with suppress(ValueError):
-                self._transposed = pack(transpose_int8(self.unpacked()))
+                self._transposed = transpose(self.packed, self.shape[0])
         return self._transposed
 
     def rows(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch columns"]:

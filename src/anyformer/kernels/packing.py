@@ -5,8 +5,10 @@ the integer of row r in column 4k + i; of 4 bits, it has that of column 4k + i i
 16 + 4k + i in its high one. So every byte is read once, in order, and four products of each row are one instruction.
 """
 
+import math
 import mmap
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from threading import Lock
 from typing import NamedTuple
@@ -16,12 +18,14 @@ import torch.nn.functional as F
 from jaxtyping import Float16, UInt8
 from torch import Tensor
 
-from anyformer.kernels.quantization import QuantizedWeight
+from anyformer.kernels.quantization import GROUP, QuantizedWeight, dequantize, quantize_int8
 
 BLOCK_ROWS = 16
 """Rows that are interleaved: as many as a vector register has float32 numbers."""
 _QUAD = 4
 _OFFSET = 128
+_CHUNK = 1 << 18
+"""Weights that are transposed at a time."""
 
 _MEMORY_BLOCK = 1 << 25
 _ALIGNMENT = 64
@@ -48,14 +52,43 @@ class PackedWeight(NamedTuple):
 
 def pack(weight: QuantizedWeight) -> PackedWeight:
     """Interleave the rows of a weight: a copy."""
+    return PackedWeight(*(None if part is None else _to_huge_pages(part) for part in _interleaved(weight)))
+
+
+def transpose(packed: PackedWeight, rows: int) -> PackedWeight:
+    """The transpose of a packed weight of so many rows, in 8 bits with scales along its own rows.
+
+    Some blocks are transposed at a time, so that the whole matrix never is in any other form.
+
+    Raises:
+        ValueError: rows that don't make whole groups, numbers that are not finite, or too large for the scales.
+    """
+    columns = packed.scales.shape[1] * GROUP
+    if rows % GROUP:
+        raise ValueError("has rows that make no whole groups")
+    groups, panels = rows // GROUP, -(-columns // BLOCK_ROWS)
+    device = packed.integers.device
+    integers = _empty((panels, groups, GROUP // _QUAD, BLOCK_ROWS, _QUAD), torch.uint8, device)
+    scales = _empty((panels, groups, BLOCK_ROWS), torch.float16, device)
+    step = max(1, _CHUNK // (columns * GROUP))
+    for group in range(0, groups, step):
+        first, last = (each * GROUP // BLOCK_ROWS for each in (group, group + step))
+        part = dequantize(unpack(packed.blocks(first, last), rows - group * GROUP), torch.float32)
+        made = _interleaved(quantize_int8(part.T))
+        integers[:, group : group + step], scales[:, group : group + step] = made.integers, made.scales
+    return PackedWeight(integers, scales, None)
+
+
+def _interleaved(weight: QuantizedWeight) -> PackedWeight:
+    """A packed weight that need not be contiguous."""
     rows, groups = weight.scales.shape
     byte = weight.integers.view(torch.uint8)
     if weight.minima is None:
         byte = byte ^ _OFFSET
     padded = F.pad(byte, (0, 0, 0, -rows % BLOCK_ROWS))
     quads = padded.view(-1, BLOCK_ROWS, groups, padded.shape[1] // groups // _QUAD, _QUAD)
-    minima = None if weight.minima is None else _interleaved(weight.minima)
-    return PackedWeight(_to_huge_pages(quads.permute(0, 2, 3, 1, 4)), _interleaved(weight.scales), minima)
+    minima = None if weight.minima is None else _blocks(weight.minima)
+    return PackedWeight(quads.permute(0, 2, 3, 1, 4), _blocks(weight.scales), minima)
 
 
 def unpack(packed: PackedWeight, rows: int) -> QuantizedWeight:
@@ -73,10 +106,10 @@ def select_rows(packed: PackedWeight, rows: Tensor) -> QuantizedWeight:
     return QuantizedWeight(_signed(integers, minima), packed.scales[block, :, row], minima)
 
 
-def _interleaved(part: Tensor) -> Tensor:
+def _blocks(part: Tensor) -> Tensor:
     """[rows, groups] as [blocks, groups, 16]."""
     padded = F.pad(part, (0, 0, 0, -len(part) % BLOCK_ROWS))
-    return _to_huge_pages(padded.view(-1, BLOCK_ROWS, part.shape[1]).mT)
+    return padded.view(-1, BLOCK_ROWS, part.shape[1]).mT
 
 
 def _rows(part: Tensor, rows: int) -> Tensor:
@@ -89,25 +122,33 @@ def _signed(integers: Tensor, minima: Tensor | None) -> Tensor:
 
 
 def _to_huge_pages(tensor: Tensor) -> Tensor:
-    """A contiguous copy in huge pages; on other devices than the CPU, the contiguous tensor.
+    """A contiguous copy in huge pages; on other devices than the CPU, the contiguous tensor."""
+    if tensor.device.type != "cpu":
+        return tensor.contiguous()
+    return _empty(tensor.shape, tensor.dtype, tensor.device).copy_(tensor)
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor without numbers, on a CPU in huge pages.
 
     With small pages a decoding step, which reads every weight from end to end, takes a tenth longer
     (docs/measurements/decoding.md). Many matrices are smaller than one huge page (2 MB), so they share blocks of
     memory, each of which is allocated from front to back and freed with the last tensor in it.
     """
     global _memory, _used
-    if tensor.device.type != "cpu" or tensor.numel() == 0:
-        return tensor.contiguous()
+    count = math.prod(shape)
+    size = count * dtype.itemsize
+    if device.type != "cpu" or size == 0:
+        return torch.empty(*shape, dtype=dtype, device=device)
     with _lock:
-        if tensor.nbytes >= _MEMORY_BLOCK:
-            memory, offset = _map(tensor.nbytes), 0
+        if size >= _MEMORY_BLOCK:
+            memory, offset = _map(size), 0
         else:
-            if _memory is None or _used + tensor.nbytes > _MEMORY_BLOCK:
+            if _memory is None or _used + size > _MEMORY_BLOCK:
                 _memory, _used = _map(_MEMORY_BLOCK), 0
             memory, offset = _memory, _used
-            _used += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
-    return copy.view(tensor.shape).copy_(tensor)
+            _used += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).view(*shape)
 
 
 def _map(size: int) -> mmap.mmap:

@@ -94,24 +94,6 @@ def quantize_int8(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
     return QuantizedWeight(integers, scales, None)
 
 
-def transpose_int8(weight: QuantizedWeight) -> QuantizedWeight:
-    """The transposed matrix in 8 bits, with scales along its own rows.
-
-    Raises:
-        ValueError: rows that don't make whole groups, numbers that are not finite, or too large for the scales.
-    """
-    rows, columns = weight.shape
-    if rows % GROUP:
-        raise ValueError("has rows that make no whole groups")
-    # Some groups of rows at a time, so that the whole matrix never is in floating point.
-    size = max(1, _CHUNK // (columns * GROUP)) * GROUP
-    parts = [
-        quantize_int8(dequantize(weight.rows(start, start + size), torch.float32).T) for start in range(0, rows, size)
-    ]
-    integers, scales = (torch.cat(column, dim=1) for column in zip(*(part[:2] for part in parts), strict=True))
-    return QuantizedWeight(integers, scales, None)
-
-
 def quantize_int4(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
     """To 0 ... 15 by a scale and a minimum for each group: those of the least squared error among some that are tried.
 
