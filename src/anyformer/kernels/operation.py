@@ -12,6 +12,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {}
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Operation(Generic[P, R]):
@@ -65,3 +66,12 @@ class Operation(Generic[P, R]):
 def operation(name: str, fake: Callable[..., Any] | None = None) -> Callable[[Callable[P, R]], Operation[P, R]]:
     """A decorator that makes an `Operation` of a function."""
     return lambda function: Operation(name, function, fake)
+
+
+def constant_result(function: F) -> F:
+    """A decorator of functions whose result never changes: torch.compile calls them once, while it compiles.
+
+    `torch.compiler.assume_constant_result` does the same, but imports all of the compiler, which takes 80 MB.
+    """
+    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return function

@@ -52,7 +52,9 @@ class PackedWeight(NamedTuple):
 
 def pack(weight: QuantizedWeight) -> PackedWeight:
     """Interleave the rows of a weight: a copy."""
-    return PackedWeight(*(None if part is None else _to_huge_pages(part) for part in _interleaved(weight)))
+    integers, scales, minima = _interleaved(weight)
+    minima = None if minima is None else _to_huge_pages(minima)
+    return PackedWeight(_to_huge_pages(integers), _to_huge_pages(scales), minima)
 
 
 def transpose(packed: PackedWeight, rows: int) -> PackedWeight:

@@ -8,7 +8,7 @@ from torch import Tensor
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel
 from anyformer.kernels.cpu_features import enabled, has_avx512_bf16
-from anyformer.kernels.operation import operation
+from anyformer.kernels.operation import constant_result, operation
 
 _BF16 = Kernel("attention", structs.AttentionArgs)
 _FP32 = Kernel("attention_fp32", structs.AttentionArgs)
@@ -22,7 +22,7 @@ def supports(query: Tensor, dtype: torch.dtype, dropout_p: float = 0.0) -> bool:
     return _has_kernel(dtype, dropout_p)
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _has_kernel(dtype: torch.dtype, dropout_p: float) -> bool:
     return enabled() and kernel(dtype, dropout_p).supported()
 
@@ -33,7 +33,7 @@ def kernel(dtype: torch.dtype, dropout_p: float = 0.0) -> Kernel:
     return _BF16 if dtype == torch.bfloat16 and dropout_p == 0.0 and has_avx512_bf16() else _FP32
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def query_block(dtype: torch.dtype, dropout_p: float = 0.0) -> int:
     """Queries whose scores are computed together: rows of a bias have room for whole blocks."""
     return 128 if kernel(dtype, dropout_p) is _BF16 else 16

@@ -2,13 +2,13 @@
 
 import math
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel
 from anyformer.kernels.cpu_features import enabled, has_amx_bf16
+from anyformer.kernels.operation import constant_result
 
 _MIN_SIZE = 1 << 24
 """Multiplications from which a product gains a quarter and more; much smaller ones are slower than in bfloat16."""
@@ -21,7 +21,7 @@ KERNEL = Kernel("int8_matmul", structs.Int8MatmulArgs)
 
 
 # Its answer never changes, and torch.compile would not find it out by itself.
-@torch.compiler.assume_constant_result
+@constant_result
 def supports() -> bool:
     """Whether `int8_matmul` is there: on processors that sum four products of bytes at a time, but have no AMX.
 

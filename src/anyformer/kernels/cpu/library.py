@@ -15,6 +15,7 @@ from anyformer.kernels.autocast import matmul_dtype
 from anyformer.kernels.cpu.build import Library
 from anyformer.kernels.cpu.structs import address
 from anyformer.kernels.cpu_features import enabled, has_avx512_bf16
+from anyformer.kernels.operation import constant_result
 
 _interceptor: ContextVar[Callable[[str, Mapping[str, Any]], None] | None] = ContextVar("interceptor", default=None)
 
@@ -47,7 +48,7 @@ class Kernel(Library):
         self._types: dict[str, Any] = {name: kind for name, kind, *_ in arguments._fields_}
 
     # Its answer never changes, and torch.compile would not find it out by itself.
-    @torch.compiler.assume_constant_result
+    @constant_result
     def supported(self) -> bool:
         """Whether it is compiled, and this processor has its instructions.
 
@@ -85,6 +86,6 @@ def supports_bf16(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     return x.device.type == "cpu" and (dtype or matmul_dtype(x)) == torch.bfloat16 and _has_avx512_bf16()
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _has_avx512_bf16() -> bool:
     return enabled() and has_avx512_bf16()

@@ -7,6 +7,7 @@ from torch import Tensor
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel, supports_bf16
 from anyformer.kernels.cpu_features import has_amx_bf16
+from anyformer.kernels.operation import constant_result
 
 KERNEL = Kernel("weight_grad", structs.WeightGradArgs)
 
@@ -16,7 +17,7 @@ def supports(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     return supports_bf16(x, dtype) and _has_amx() and KERNEL.supported()
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _has_amx() -> bool:
     return has_amx_bf16()
 
