@@ -138,6 +138,7 @@ def main(root: Path) -> None:
     import pyarrow.parquet  # noqa: F401
     import sentencepiece  # noqa: F401
     import torch
+    import torch._dynamo  # which torch.optim imports when it is first used
     import zstandard  # noqa: F401
 
     from anyformer.checkpoint import load  # noqa: F401

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def heap_size(take_steps: Callable[[Simulation], object], processes: int = 1) ->
         take_steps: Trains in a simulation, for some steps.
         processes: that train together, of which it simulates one.
     """
+    import_module("torch._dynamo")  # torch does so when it first needs it: that memory is not of the step
     gc.collect()
     if not keep_freed_memory():
         return 0
