@@ -131,7 +131,7 @@ def _to_huge_pages(tensor: Tensor) -> Tensor:
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor without numbers, on a CPU in huge pages.
+    """An uninitialized tensor, on a CPU in huge pages.
 
     With small pages a decoding step, which reads every weight from end to end, takes a tenth longer
     (docs/measurements/decoding.md). Many matrices are smaller than one huge page (2 MB), so they share blocks of
