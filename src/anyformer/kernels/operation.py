@@ -69,7 +69,7 @@ def operation(name: str, fake: Callable[..., Any] | None = None) -> Callable[[Ca
 
 
 def constant_result(function: F) -> F:
-    """A decorator of functions whose result never changes: torch.compile calls them once, while it compiles.
+    """A decorator of functions whose result never changes: torch.compile, which can't look into them, calls them once.
 
     `torch.compiler.assume_constant_result` does the same, but imports all of the compiler, which takes 80 MB.
     """

@@ -20,7 +20,6 @@ _MAX_DEPTH = (1 << 31) // LARGEST**2
 KERNEL = Kernel("int8_matmul", structs.Int8MatmulArgs)
 
 
-# Its answer never changes, and torch.compile would not find it out by itself.
 @constant_result
 def supports() -> bool:
     """Whether `int8_matmul` is there: on processors that sum four products of bytes at a time, but have no AMX.

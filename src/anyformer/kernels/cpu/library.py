@@ -47,7 +47,6 @@ class Kernel(Library):
         self._arguments = arguments
         self._types: dict[str, Any] = {name: kind for name, kind, *_ in arguments._fields_}
 
-    # Its answer never changes, and torch.compile would not find it out by itself.
     @constant_result
     def supported(self) -> bool:
         """Whether it is compiled, and this processor has its instructions.
