@@ -7,10 +7,15 @@ import sys
 import jaxtyping
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 import anyformer as af
 from anyformer import kernels
+from anyformer.blocks.adapter import LowRankAdapter
+from anyformer.blocks.packing import Packing
 from anyformer.config import ModelConfig
 from tests.parity.model_spec import ragged
 
@@ -27,6 +32,10 @@ def small(name: str, **changes: object) -> ModelConfig:
 
 
 FAMILIES = ["gpt2", "llama", "mistral", "qwen3", "bert", "roberta", "distilbert", "t5", "mt5", "transformer", "bart"]
+
+
+def _computes_everything(device: torch.device) -> bool:
+    return False
 
 
 def _arguments(config: ModelConfig) -> dict[str, torch.Tensor]:
@@ -80,9 +89,65 @@ def test_leaving_padding_out_changes_nothing(name: str, side: str, monkeypatch: 
         return [out.loss, out.hidden[mask], *torch.autograd.grad(out.loss, [*model.parameters()])]
 
     packed = learned()
-    monkeypatch.setattr(kernels, "skips_padding", lambda mask: False)
+    monkeypatch.setattr(kernels, "skips_tokens", _computes_everything)
     for ours, expected in zip(packed, learned(), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if small(name).decoder_layers])
+@given(data=st.data())
+def test_what_rows_begin_with_is_computed_once(name: str, data: st.DataObject) -> None:
+    """Loss, what is hidden where it is needed, and all gradients; of rows that begin alike, in some of their tokens."""
+    torch.manual_seed(0)
+    model = af.build(small(name)).double().eval()
+    rows, time = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 9))
+    # Of few tokens many rows begin alike.
+    tokens = torch.tensor(
+        data.draw(st.lists(st.lists(st.integers(0, 1), min_size=time, max_size=time), min_size=rows, max_size=rows))
+    )
+    targets = torch.randint(20, (rows, time))
+    needed = torch.tensor(
+        data.draw(st.lists(st.lists(st.booleans(), min_size=time, max_size=time), min_size=rows, max_size=rows))
+    )
+    inputs = {"tokens": tokens, "targets": targets.masked_fill(~needed, -100), "return_logits": False}
+    if model.config.is_encoder_decoder:
+        inputs["source"] = torch.randint(20, (rows, 4))
+
+    def learned() -> list[torch.Tensor]:
+        out = model(**inputs)
+        assert out.loss is not None
+        gradients = torch.autograd.grad(out.loss, [*model.parameters()], materialize_grads=True)
+        return [out.loss, out.hidden[needed], *gradients]
+
+    packed = learned()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "skips_tokens", _computes_everything)
+        expected = learned()
+    for ours, each in zip(packed, expected, strict=True):
+        torch.testing.assert_close(ours, each, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_rows_share_nothing_where_something_is_dropped(adapted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row has dropout of its own, in what rows begin with as well."""
+    model = af.build(small("llama" if adapted else "gpt2"))
+    if adapted:
+        a, b = nn.Parameter(torch.zeros(2, 16)), nn.Parameter(torch.zeros(16, 2))
+        query = model.get_submodule("decoder.blocks.0.attention.query")
+        query.adapters = nn.ModuleDict({"default": LowRankAdapter(a, b, 1.0, dropout=0.5)})
+    tokens = torch.zeros(3, 4, dtype=torch.long)
+    shared: list[torch.Tensor] = []
+    of_prefixes = Packing.of_prefixes
+
+    def recorded(tokens: torch.Tensor, read: torch.Tensor) -> Packing:
+        shared.append(tokens)
+        return of_prefixes(tokens, read)
+
+    monkeypatch.setattr(Packing, "of_prefixes", recorded)
+    model.train()(tokens, targets=tokens, return_logits=False)
+    assert not shared
+    model.eval()(tokens, targets=tokens, return_logits=False)
+    assert shared
 
 
 def test_losses_ignore_what_they_are_told_to() -> None:

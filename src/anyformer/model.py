@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from anyformer.blocks.embedding import TokenEmbedding
-from anyformer.blocks.head import Classifier, LanguageModelHead, Pooler, loss
+from anyformer.blocks.head import IGNORED, Classifier, LanguageModelHead, Pooler, loss
 from anyformer.blocks.initialization import initialize_weights
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.pooling import last_token
@@ -105,6 +105,7 @@ class Transformer(nn.Module):
         pooled_only: bool = False,
         return_logits: bool = True,
         label_smoothing: float = 0.0,
+        needed: Bool[Tensor, "batch time"] | None = None,
     ) -> ModelOutput:
         """Pass a batch through the model.
 
@@ -128,6 +129,8 @@ class Transformer(nn.Module):
             return_logits: False leaves them out, unless a classifier's loss needs them; a language model's is computed
                 without ever holding all of them (see `kernels.linear_cross_entropy`).
             label_smoothing: Share of each target that is spread over the vocabulary, or the classes.
+            needed: Where the last hidden state, and the logits, are needed; elsewhere they may be undefined. None:
+                everywhere, or where there is a target if the loss of a language model is computed without logits.
 
         Raises:
             ValueError: a text longer than the model's positions, a missing source, a full cache, documents in a
@@ -156,6 +159,9 @@ class Transformer(nn.Module):
                 selected = last_token(tokens)
             elif pooled_only and self.pooler is not None and self.config.head.kind == "classification":
                 selected = self.pooler.token(tokens, mask)
+        head = self.head if not return_logits and isinstance(self.head, LanguageModelHead) else None
+        if head is not None and targets is not None and needed is None and not return_hidden:
+            needed = targets != IGNORED
         hidden = stack(
             self.token_embedding(tokens),
             tokens,
@@ -167,11 +173,12 @@ class Transformer(nn.Module):
             cache=cache,
             hidden_states=states,
             selected=selected,
+            needed=needed,
         )
         pooled = None if self.pooler is None else self.pooler(hidden, mask if selected is None else None)
         logits = mean = None
-        if not return_logits and targets is not None and isinstance(self.head, LanguageModelHead):
-            mean = self.head.loss(hidden, targets, self.token_embedding.weight, label_smoothing=label_smoothing)
+        if head is not None and targets is not None:
+            mean = head.loss(hidden, targets, self.token_embedding.weight, label_smoothing=label_smoothing)
         elif return_logits or targets is not None:
             logits = self._logits(hidden[:, -1:] if last_only else hidden, pooled)
             if targets is not None and logits is not None:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.quantized import QuantizedMatrix
 
 Weight = Tensor | QuantizedMatrix
@@ -38,7 +39,8 @@ class LowRankAdapter(nn.Module):
     ) -> None:
         super().__init__()
         self.a, self.b, self.magnitude = a, b, magnitude
-        self.scale, self.dropout, self.enabled = scale, dropout, True
+        self.dropout = Dropout(dropout)
+        self.scale, self.enabled = scale, True
 
     def forward(
         self,
@@ -50,13 +52,13 @@ class LowRankAdapter(nn.Module):
         """The output of a linear layer with the adapter, from its input, its output without, its weight and bias."""
         if not self.enabled:
             return out
-        dropped = F.dropout(x, self.dropout, self.training).to(self.a.dtype)
+        dropped = self.dropout(x).to(self.a.dtype)
         delta = F.linear(self.scale * F.linear(dropped, self.a), self.b)
         if self.magnitude is None:
             return out + delta.to(out.dtype)
         ratio = self.magnitude / self._norms(weight)
         base = out if bias is None else out - bias
-        if self.dropout > 0 and self.training:
+        if self.dropout.is_active:
             base = F.linear(dropped, dense(weight, dropped.dtype))
         return out + ((ratio - 1) * base + ratio * delta).to(out.dtype)
 

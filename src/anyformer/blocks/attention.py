@@ -10,6 +10,7 @@ from anyformer.blocks.kv_cache import KeysValues, LayerCache
 from anyformer.blocks.linear import Linear
 from anyformer.blocks.mask import Mask
 from anyformer.blocks.norm import RMSNorm
+from anyformer.blocks.pooling import select
 from anyformer.blocks.rope import Rotation
 from anyformer.config import AttentionConfig
 
@@ -51,24 +52,25 @@ class MultiHeadAttention(nn.Module):
         mask: Mask = ALL_VISIBLE,
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
-    ) -> Float[Tensor, "#batch queries d_model"]:
+    ) -> Float[Tensor, "#batch selected d_model"]:
         """Attend from each token of x to x, or to other states.
 
         Args:
             x: Makes the queries.
             encoder_states: Makes the keys and values of cross-attention, or is them (`keys_values`); None: x does.
-            mask: Which queries see which keys, and how x is packed.
+            mask: Which queries see which keys, how x is packed, and which of its tokens attend.
             rotation: Rotary positions of queries and keys.
             cache: Keys and values of earlier tokens, which those of x are added to.
         """
-        query, key, value = self.project(x, encoder_states, rotation)
+        query, key, value = self.project(x, encoder_states, rotation, mask.selected)
         dropout_p, unpack = self.dropout.p if self.training else 0.0, mask.packing.unpack_heads
         if cache is not None:
             key, value = cache.update(key, value)
         elif encoder_states is None:
             key, value = unpack(key), unpack(value)
-        out = kernels.attention(unpack(query), key, value, mask.scores, dropout_p, mask.causal, self.scale)
-        return self.output(mask.packing.pack(out.transpose(1, 2)).flatten(2))
+        query = unpack(query) if mask.selected is None else query
+        out = kernels.attention(query, key, value, mask.scores, dropout_p, mask.causal, self.scale).transpose(1, 2)
+        return self.output((mask.packing.pack(out) if mask.selected is None else out).flatten(2))
 
     def weights(
         self,
@@ -85,15 +87,16 @@ class MultiHeadAttention(nn.Module):
         return kernels.attention_weights(unpack(query).to(dtype), key.to(dtype), mask.scores, mask.causal, self.scale)
 
     def project(
-        self, x: Tensor, encoder_states: Tensor | KeysValues | None, rotation: Rotation | None
+        self, x: Tensor, states: Tensor | KeysValues | None, rotation: Rotation | None, selected: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, heads, time, head_dim]; keys, values [batch, kv_heads, keys, head_dim]; packed if x is."""
-        query = self.query_norm(self.query(x).unflatten(2, (self.heads, self.head_dim))).transpose(1, 2)
-        if isinstance(encoder_states, KeysValues):
-            return query, encoder_states.keys, encoder_states.values
-        key, value = self.keys_values(x if encoder_states is None else encoder_states)
+        query = self.query(select(x, selected)).unflatten(2, (self.heads, self.head_dim))
+        query = self.query_norm(query).transpose(1, 2)
+        if isinstance(states, KeysValues):
+            return query, states.keys, states.values
+        key, value = self.keys_values(x if states is None else states)
         if rotation is not None:
-            query, key = rotation(query), rotation(key)
+            query, key = (rotation if selected is None else rotation.select(selected))(query), rotation(key)
         return query, key, value
 
     def keys_values(self, states: Float[Tensor, "batch keys d_model"]) -> KeysValues:

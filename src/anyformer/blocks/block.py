@@ -1,6 +1,6 @@
 """The transformer block that every family is made of."""
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyformer.blocks.attention import ALL_VISIBLE, MultiHeadAttention
@@ -65,7 +65,6 @@ class TransformerBlock(nn.Module):
         source_mask: Mask = ALL_VISIBLE,
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
-        selected: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "#batch selected d_model"]:
         """Pass a batch through the block.
 
@@ -76,18 +75,17 @@ class TransformerBlock(nn.Module):
             source_mask: Which tokens see which of the encoder's.
             rotation: Rotary positions.
             cache: This layer's keys and values of earlier tokens.
-            selected: The one position of each sequence that goes on behind self-attention; None: all do.
         """
         cross, cross_norm = self.cross_attention, self.cross_attention_norm
         encoder_kv = None if cross is None else _encoder_kv(cross, encoder_states, cache)
+        states = self.attention_norm(x) if self.pre_norm else x
+        attended = self.attention(states, mask=mask, rotation=rotation, cache=cache)
+        x = select(x, mask.selected) + self.dropout(attended)
         if self.pre_norm:
-            x = x + self.dropout(self.attention(self.attention_norm(x), mask=mask, rotation=rotation, cache=cache))
-            x = select(x, selected)
             if cross is not None and cross_norm is not None:
                 x = x + self.dropout(cross(cross_norm(x), encoder_kv, mask=source_mask))
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = x + self.dropout(self.attention(x, mask=mask, rotation=rotation, cache=cache))
-        x = self.attention_norm(select(x, selected))
+        x = self.attention_norm(x)
         if cross is not None and cross_norm is not None:
             x = cross_norm(x + self.dropout(cross(x, encoder_kv, mask=source_mask)))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))

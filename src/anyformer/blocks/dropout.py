@@ -13,6 +13,11 @@ class Dropout(nn.Module):
         super().__init__()
         self.p = p
 
+    @property
+    def is_active(self) -> bool:
+        """Whether it drops anything: in training, with a rate above 0."""
+        return self.training and self.p > 0
+
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Drop some of the numbers."""
         return kernels.dropout(x, self.p, self.training)
@@ -20,3 +25,8 @@ class Dropout(nn.Module):
     def extra_repr(self) -> str:
         """The rate, as `nn.Dropout` prints it."""
         return f"p={self.p}"
+
+
+def any_dropout(module: nn.Module) -> bool:
+    """Whether any part of a module drops something."""
+    return module.training and any(part.is_active for part in module.modules() if isinstance(part, Dropout))

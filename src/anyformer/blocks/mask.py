@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anyformer.blocks.packing import UNPADDED, Packing
+from anyformer.blocks.pooling import select
 
 
 class Mask(NamedTuple):
@@ -20,6 +21,17 @@ class Mask(NamedTuple):
     causal: bool = False
     packing: Packing = UNPADDED
     """How the queries are packed."""
+    selected: Int[Tensor, " batch"] | None = None
+    """The one query of each sequence, by its place in what is packed; None: all of them."""
+
+    def select(self, index: Int[Tensor, " batch"], keys: int) -> "Mask":
+        """The mask of one query of each sequence between it and so many keys."""
+        scores = self.scores
+        if scores is not None:
+            scores = select(scores.transpose(1, 2), index).transpose(1, 2)
+        elif self.causal:
+            scores = (torch.arange(keys, device=index.device) <= index[:, None])[:, None, None]
+        return Mask(scores, packing=self.packing, selected=self.packing.select(index))
 
 
 def attention_mask(

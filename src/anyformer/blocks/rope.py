@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from anyformer.blocks.pooling import select
 from anyformer.config import PositionConfig, RotaryScaling
 
 
@@ -19,6 +20,10 @@ class Rotation(NamedTuple):
     def to(self, dtype: torch.dtype) -> "Rotation":
         """The rotation in a dtype."""
         return Rotation(self.cos.to(dtype), self.sin.to(dtype))
+
+    def select(self, index: Int[Tensor, " batch"]) -> "Rotation":
+        """That of one position of each sequence."""
+        return Rotation(*(select(table.squeeze(1), index)[:, None] for table in self))
 
     def __call__(self, x: Float[Tensor, "batch heads time head_dim"]) -> Float[Tensor, "batch heads time head_dim"]:
         """Rotate pair (i, i + head_dim / 2) of each vector by its angle (RoFormer, equation 34, in halves)."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from anyformer import kernels
 from anyformer.blocks.block import TransformerBlock
+from anyformer.blocks.dropout import any_dropout
 from anyformer.blocks.embedding import InputEmbedding
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.mask import Mask, attention_mask
@@ -21,6 +22,9 @@ from anyformer.blocks.position import (
     positions_in_documents,
 )
 from anyformer.config import ModelConfig
+
+_MOST_PACKED = 0.9
+"""Share of a decoder's batch that is computed, at most, where it is packed: packing takes time as well."""
 
 
 class Positions(NamedTuple):
@@ -55,7 +59,7 @@ class Stack(nn.Module):
         attention, feed_forward = own[0] or config.attention, own[1] or config.feed_forward
         layers = config.decoder_layers if causal else config.encoder_layers
         head_dim = attention.head_dim or config.d_model // attention.heads
-        self.causal = causal
+        self.causal, self.cross = causal, cross
         self.windows = [attention.window if layer >= attention.window_from else None for layer in range(layers)]
         self.kv_heads, self.head_dim = attention.kv_heads or attention.heads, head_dim
         self.context_length = config.context_length if config.position.kind in ("learned", "sinusoidal") else None
@@ -91,18 +95,24 @@ class Stack(nn.Module):
         cache: KeyValueCache | None = None,
         hidden_states: list[Tensor] | None = None,
         selected: Int[Tensor, " batch"] | None = None,
+        needed: Bool[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch selected d_model"]:
         """Pass a batch through all blocks, and the final norm.
 
         Args:
             vectors: The token embeddings.
             hidden_states: A list that gets the embeddings and every block's output, the last one after the final norm.
-            selected: The position of each sequence whose output is needed: behind the self-attention of the last block
-                nothing is computed of the others. None: all are needed.
+            selected: The position of each sequence whose output is needed: in the last block nothing is computed of
+                the others but their keys and values. None: all are needed.
+            needed: Where the output is needed; elsewhere it may be undefined. None: everywhere.
 
         The other arguments are those of `Transformer`.
         """
-        positions = self._positions(tokens, mask, documents, cache)
+        if cache is None and documents is None and kernels.skips_tokens(tokens.device):
+            packing = self._packing(tokens, mask, segments, needed)
+        else:
+            packing = UNPADDED
+        positions = self._positions(tokens, mask, documents, cache, packing)
         packing = positions.packing
         extra = segments, self._ngram_window(tokens, positions, cache)
         segments, ngrams = (None if part is None else packing.pack(part) for part in extra)
@@ -111,22 +121,22 @@ class Stack(nn.Module):
         rotation = None if rotation is None else rotation.to(x.dtype)
         masks = self._masks(positions, documents)
         source = Mask(None if source_mask is None else source_mask[:, None, None, :], packing=packing)
-        chosen = None
         for layer, (block, window) in enumerate(zip(self.blocks, self.windows, strict=True)):
             if hidden_states is not None:
                 hidden_states.append(packing.unpack(x))
             layer_cache = None if cache is None else cache.layers[layer]
+            visible = masks[window]
             if selected is not None and layer == len(self.blocks) - 1:
                 # From there on there is one token of each row, and no padding.
-                chosen, source = packing.select(selected), source._replace(packing=UNPADDED)
+                source = source._replace(packing=UNPADDED)
+                visible = visible.select(selected, positions.keys.shape[1])
             x = block(
                 x,
                 encoder_states,
-                mask=masks[window],
+                mask=visible,
                 source_mask=source,
                 rotation=rotation,
                 cache=layer_cache,
-                selected=chosen,
             )
         x = self.final_norm(x)
         x = packing.unpack(x) if selected is None else x
@@ -134,8 +144,26 @@ class Stack(nn.Module):
             hidden_states.append(x)
         return x
 
+    def _packing(self, tokens: Tensor, mask: Tensor | None, segments: Tensor | None, needed: Tensor | None) -> Packing:
+        """What of a batch is computed."""
+        if mask is not None:
+            return Packing.of(mask) if 0 < int(mask.sum()) < mask.numel() else UNPADDED
+        if not self.causal:
+            return UNPADDED
+        # A decoder's output depends on no token that follows.
+        read = torch.ones_like(tokens, dtype=torch.bool) if needed is None else needed.flip(1).cummax(dim=1)[0].flip(1)
+        alike = not self.cross and segments is None and not any_dropout(self)
+        packing = Packing.of_prefixes(tokens, read) if alike else Packing.of(read)
+        count = 0 if packing.places is None else len(packing.places)
+        return packing if 0 < count < _MOST_PACKED * tokens.numel() else UNPADDED
+
     def _positions(
-        self, tokens: Tensor, mask: Tensor | None, documents: Tensor | None, cache: KeyValueCache | None
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        documents: Tensor | None,
+        cache: KeyValueCache | None,
+        packing: Packing,
     ) -> Positions:
         if cache is not None:
             queries, lengths, padding_mask, packing = cache.extend(tokens, mask)
@@ -154,9 +182,8 @@ class Stack(nn.Module):
         # Reading a tensor makes an accelerator wait, and most sequences are short enough with all their padding.
         if self.context_length is not None and encoded.shape[1] > self.context_length:
             self._require_length(int(encoded.max()) + 1)
-        if mask is None or documents is not None or not kernels.skips_padding(mask):
+        if packing.places is None:
             return Positions(keys, keys, encoded, lengths, mask)
-        packing = Packing.of(mask)
         encoded, lengths = packing.pack(encoded.expand_as(tokens)), packing.pack(lengths.expand_as(tokens))
         return Positions(keys, keys, encoded, lengths, mask, packing)
 

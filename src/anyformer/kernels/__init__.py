@@ -10,7 +10,7 @@ from anyformer.kernels.cross_entropy import drop_ignored, linear_cross_entropy
 from anyformer.kernels.dropout import dropout
 from anyformer.kernels.in_parts import in_parts
 from anyformer.kernels.linear import Matmul, PrepackedWeight, linear, prepacked_linear, quantized_linear
-from anyformer.kernels.padding import skips_padding
+from anyformer.kernels.padding import skips_tokens
 from anyformer.kernels.reference import attention_weights
 from anyformer.kernels.rms_norm import rms_norm
 
@@ -30,5 +30,5 @@ __all__ = [
     "quantized_linear",
     "relu_squared",
     "rms_norm",
-    "skips_padding",
+    "skips_tokens",
 ]

@@ -1,15 +1,11 @@
-"""Whether padding is left out of what is computed."""
+"""Whether what need not be computed of a batch is left out."""
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
 
-def skips_padding(mask: Bool[Tensor, "batch time"]) -> bool:
-    """Whether the tokens of a padded batch are best computed without the padding between them.
+def skips_tokens(device: torch.device) -> bool:
+    """Whether padding, and what rows have in common, is left out of what is computed of each token by itself.
 
-    On a CPU they are, where there is some. An accelerator would have to wait until the host knows how many they are.
+    On a CPU it is. An accelerator would have to wait until the host knows how many tokens are left.
     """
-    if mask.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    return 0 < int(mask.sum()) < mask.numel()
+    return device.type == "cpu" and not torch.compiler.is_compiling()

@@ -94,8 +94,8 @@ def answer_log_probabilities(
     head, weight = model.head, model.token_embedding.weight
     if not isinstance(head, LanguageModelHead):
         raise ValueError("only a language model has probabilities of tokens")
-    hidden = model.forward(tokens, mask=mask, return_logits=False, **inputs).hidden
     kept = targets != IGNORED
+    hidden = model.forward(tokens, mask=mask, return_logits=False, needed=kept, **inputs).hidden
     found = -head.token_losses(hidden[kept], targets[kept], weight)
     return torch.zeros(kept.shape, device=found.device).masked_scatter(kept, found).sum(dim=1)
 
