@@ -159,7 +159,7 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
     if "lora" in setting:
         flags["lora"] = 4
     if "int4" in setting:
-        flags |= {"lora": 16, "quantize": "int4", "grad-accumulation": 2, "batch-tokens": 1024}
+        flags |= {"lora": 16, "quantize": "int4", "batch-tokens": 1024}
     arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     if "int4" in setting:
         arguments.append("--gradient-checkpointing")

@@ -23,6 +23,11 @@ def test_precision_says_why():
     assert "times as fast on this CPU" in str(chosen)
 
 
+def test_quantized_weights_are_trained_on_in_float32_on_a_cpu():
+    assert choose_precision("cpu", None, quantized=True).name == "float32"
+    assert choose_precision("cpu", "bfloat16", quantized=True).name == "bfloat16"
+
+
 @pytest.mark.parametrize("device", ["toaster", "cuda:99", "xpu"])
 def test_an_absent_device_is_refused(device: str):
     with pytest.raises(UserError, match=f"--device {device} can't be used"):

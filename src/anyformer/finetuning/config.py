@@ -225,6 +225,11 @@ class FinetuneConfig(RunConfig):
         return re.sub(r"[^\w.-]", "-", Path(self.base).name.removesuffix(".gguf")) or "model"
 
     @property
+    @override
+    def is_quantized(self) -> bool:
+        return self.quantize is not None
+
+    @property
     def adapter(self) -> LoraConfig | None:
         """The adapter that is trained; None: all weights are."""
         if self.lora is None:

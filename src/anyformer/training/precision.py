@@ -53,7 +53,9 @@ class Precision:
         return f"{self.name} on {self.device} ({self.reason})"
 
 
-def choose_precision(device: str | None, dtype: str | None, local_rank: int = 0) -> Precision:
+def choose_precision(
+    device: str | None, dtype: str | None, local_rank: int = 0, *, quantized: bool = False
+) -> Precision:
     """The device and dtype that were asked for, or those that are fastest here.
 
     Whether a CPU gains by bfloat16 is measured, because its feature flags don't tell: AMX gains five times, some CPUs
@@ -63,6 +65,7 @@ def choose_precision(device: str | None, dtype: str | None, local_rank: int = 0)
         device: such as cpu or cuda; None: an accelerator if there is one.
         dtype: its name; None: the fastest.
         local_rank: which accelerator, where several processes share a machine.
+        quantized: whether the model's weights are quantized.
 
     Raises:
         UserError: there is no such device, or it gains nothing by int8.
@@ -82,6 +85,8 @@ def choose_precision(device: str | None, dtype: str | None, local_rank: int = 0)
         return Precision(where, chosen, "the GPU has bfloat16" if native else "the GPU has no bfloat16")
     if where.type != "cpu":
         return Precision(where, torch.float32, f"the safe choice on {where.type}")
+    if quantized:  # casts would take what the few products gain that are not of integers
+        return Precision(where, torch.float32, "products with quantized weights are of integers")
     return Precision(where, *_fastest_on_cpu())
 
 

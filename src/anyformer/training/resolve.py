@@ -51,7 +51,7 @@ def resolve(config: RunConfig, recipe: Prepare, group: Group, console: Console) 
     """
     make_average(config.average)  # refuses before the data is read
     check_trackers(config.track)
-    found = choose_precision(config.device, config.dtype, group.local_rank)
+    found = choose_precision(config.device, config.dtype, group.local_rank, quantized=config.is_quantized)
     dtype, reason = group.broadcast((found.dtype, found.reason))
     precision = replace(found, dtype=dtype, reason=reason)
     start_compiler(precision)

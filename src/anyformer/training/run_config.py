@@ -155,6 +155,11 @@ class RunConfig:
         """What the run's directory is named after."""
         raise NotImplementedError
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the weights that are trained on are quantized."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompleteRunConfig(RunConfig):

@@ -48,7 +48,7 @@ def make_workload(contender: Contender, values: Mapping[str, Any], device: Devic
     given = {name: value for name, value in values.items() if name not in ("device", "data", "validation")}
     if given.get("engine") == "deepspeed":
         raise UserError("plan counts ddp and fsdp; DeepSpeed's stage 3 shards what fsdp does: plan --engine fsdp.")
-    precision = _precision(given.get("dtype"), device)
+    precision = _precision(given.get("dtype"), device, quantized=bool(given.get("quantize")))
     given["dtype"] = precision.name
     made = _finetuning(contender, given, precision) if tunes else _training(contender, given, precision)
     config = made.config
@@ -113,10 +113,10 @@ def _check_task(task: str, model: ModelConfig) -> None:
         raise UserError("The task seq2seq is for an encoder-decoder, and this model has one stack.")
 
 
-def _precision(dtype: str | None, device: Device) -> Precision:
+def _precision(dtype: str | None, device: Device, *, quantized: bool) -> Precision:
     """The precision of a run on this device, whose tensors are counted as if they were a CPU's."""
     if device.name == "cpu":
-        return choose_precision("cpu", dtype)
+        return choose_precision("cpu", dtype, quantized=quantized)
     if dtype == "int8":
         raise UserError(f"--dtype int8 is for CPUs, and the device is {device.name}: use bfloat16, or leave it out.")
     chosen = dtype or ("bfloat16" if "bfloat16" in device.peak else "float16")
