@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,7 @@ from anyformer.runs.directory import EVALUATION, MODEL
 from anyformer.runs.listing import number, read_run
 from anyformer.terminal import printable
 from anyformer.tokenizer import Tokenizer
+from anyformer.training.precision import choose_precision
 
 BEFORE = "before.json"
 """Of a run directory: what was measured before training, which a run that is taken up again compares with."""
@@ -77,16 +79,17 @@ class Report:
         """
         minutes = self._config.minutes
         before = _read_before(directory / BEFORE) if step else None
-        measured, found = measure(
-            model,
-            self._tokenizer,
-            self._examples,
-            self._task,
-            text=self._text,
-            window=self._config.context,
-            before=before,
-            seconds=None if minutes is None else _SHARE * 60 * minutes,
-        )
+        with self._autocast():
+            measured, found = measure(
+                model,
+                self._tokenizer,
+                self._examples,
+                self._task,
+                text=self._text,
+                window=self._config.context,
+                before=before,
+                seconds=None if minutes is None else _SHARE * 60 * minutes,
+            )
         if step:
             self._latest = found
             self._result = result(before, measured, found, self._checks)
@@ -96,6 +99,12 @@ class Report:
             atomic.write(directory / BEFORE, json.dumps(measured.to_dict(), allow_nan=False))
             self._latest = None  # a sample is taken after some training
         return {"scores": measured.scores}
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """The run's dtype, for labels; what is generated is computed as it will be in use."""
+        if self._task not in ("classify", "tag"):
+            return nullcontext()
+        return choose_precision(self._config.device, self._config.dtype).autocast()
 
     def rows(self, model: Transformer) -> Sequence[EvaluatedRow]:
         """What the model says to examples: those that were measured just now, or a few."""
