@@ -30,7 +30,7 @@ class Packing(NamedTuple):
 
     @classmethod
     def of_prefixes(cls, tokens: Int[Tensor, "batch time"], read: Bool[Tensor, "batch time"]) -> "Packing":
-        """The packing of texts that a decoder reads, where what a row begins with as the one before it does is once.
+        """The packing of texts that a decoder reads, with a prefix that neighboring rows share only once.
 
         What a decoder computes of a token depends on the tokens up to it alone: a system prompt, or a question with
         several answers, is the same in all rows that begin with it.
@@ -40,7 +40,7 @@ class Packing(NamedTuple):
         """
         shared = (tokens[1:] == tokens[:-1]).cumprod(dim=1).bool() & read[:-1]
         new = read & ~F.pad(shared, (0, 0, 1, 0))
-        # A shared token is the latest one above it that is computed.
+        # A shared token is the latest one that is computed in the same column of a row above.
         numbers = (new.flatten().cumsum(dim=0) - 1).view_as(tokens)
         return cls(new.flatten().nonzero().squeeze(1), numbers.where(new, 0).cummax(dim=0)[0])
 

@@ -108,10 +108,7 @@ class Stack(nn.Module):
 
         The other arguments are those of `Transformer`.
         """
-        if cache is None and documents is None and kernels.skips_tokens(tokens.device):
-            packing = self._packing(tokens, mask, segments, needed)
-        else:
-            packing = UNPADDED
+        packing = self._packing(tokens, mask, segments, needed) if cache is None and documents is None else UNPADDED
         positions = self._positions(tokens, mask, documents, cache, packing)
         packing = positions.packing
         extra = segments, self._ngram_window(tokens, positions, cache)
@@ -145,7 +142,9 @@ class Stack(nn.Module):
         return x
 
     def _packing(self, tokens: Tensor, mask: Tensor | None, segments: Tensor | None, needed: Tensor | None) -> Packing:
-        """What of a batch is computed."""
+        """What of a batch without documents is computed, if it is read without a cache."""
+        if not kernels.skips_tokens(tokens.device):
+            return UNPADDED
         if mask is not None:
             return Packing.of(mask) if 0 < int(mask.sum()) < mask.numel() else UNPADDED
         if not self.causal:
