@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: torch's fused kernel, or compiled code in training on a CPU."""
+"""Scaled dot-product attention: torch's fused kernel, or compiled code on a CPU."""
 
 import math
 
@@ -11,6 +11,11 @@ from anyformer.kernels import reference
 from anyformer.kernels.autocast import autocast_disabled, matmul_dtype
 from anyformer.kernels.cpu import attention as cpu
 from anyformer.kernels.dropout import draw
+
+_FEW_QUERIES = 8
+"""Torch attends from fewer faster, where no gradient is recorded: compiled code computes sixteen at a time."""
+_MAX_BIAS = 1 << 24
+"""Numbers of a mask that compiled code gets for each query, where torch would get it for all of them together."""
 
 
 def attention(
@@ -66,7 +71,9 @@ def _shapes_agree(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor |
 
 def _supports_compiled(query: Tensor, attn_mask: Tensor | None, dtype: torch.dtype, dropout_p: float) -> bool:
     if not query.requires_grad and dropout_p == 0.0:
-        return False
+        bias = 0 if attn_mask is None else math.prod(attn_mask.shape[:2]) * attn_mask.shape[3] * query.shape[2]
+        if query.shape[2] < _FEW_QUERIES or bias > _MAX_BIAS:
+            return False
     if torch.compiler.is_compiling() and dropout_p > 0.0:
         return False
     if attn_mask is not None and attn_mask.requires_grad and attn_mask.shape[1:3] != query.shape[1:3]:

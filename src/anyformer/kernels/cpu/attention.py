@@ -1,4 +1,4 @@
-"""Attention in training (see attention.cpp and attention_fp32.cpp)."""
+"""Attention (see attention.cpp and attention_fp32.cpp)."""
 
 from typing import Any
 

@@ -148,6 +148,7 @@ class AttentionKernel {
                    float factor, float* to) const {
         for (int64_t row = 0; row < count; row++, to += depth) {
             const T* elements = at<T>(from, batch, head, first + row);
+            __builtin_prefetch(elements + from.head_stride);  // hardware does not foresee the next head's rows
             int64_t i = 0;
             for (; i + LANES <= args.head_dim; i += LANES) store(to + i, load(elements + i) * factor);
             if (i < args.head_dim) store(to + i, load(elements + i, args.head_dim - i) * factor);

@@ -13,7 +13,8 @@ namespace {
 #if defined(__AVX512VNNI__)
 constexpr int64_t QUAD = 4;                   // products that an instruction sums in each lane
 constexpr int64_t CHUNK = QUAD * LANES;       // depth is padded to a multiple of it
-constexpr int64_t PANEL_GROUP = 4;            // panels of a transposed matrix that a thread quantizes at a time
+constexpr int64_t PANEL_GROUP = 8;            // panels of a transposed matrix that a thread quantizes at a time
+constexpr int64_t PREFETCHED_ROWS = 16;       // of it: hardware does not prefetch parts of rows that lie far apart
 constexpr int64_t ROWS = 8, PANELS = 2;       // multiplied at a time: as many as there are registers for accumulators
 constexpr int64_t CACHE_BYTES = 1 << 18;      // of the left matrix, which stay in a core's cache
 constexpr int64_t DEPTH_BLOCK = 1 << 12;      // multiplied at a time, so that both operands are read in small parts
@@ -150,6 +151,8 @@ class Quantizer {
         IntVec max_bits[PANEL_GROUP] = {};
         FloatVec totals[PANEL_GROUP] = {};
         for (int64_t k = 0; k < depth; k++) {
+            const T* later = from + min(k + PREFETCHED_ROWS, depth - 1) * stride + first * LANES;
+            for (int64_t s = 0; s < PANEL_GROUP * LANES; s += 64 / sizeof(T)) __builtin_prefetch(later + s);
             UNROLL
             for (int64_t s = 0; s < PANEL_GROUP; s++) {
                 const FloatVec x = column_part<COMPLETE>(k, first + s);

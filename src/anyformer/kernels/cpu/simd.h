@@ -180,11 +180,16 @@ inline auto split(const V& v) {
 inline FloatVec load(const float* from) { return load_as<FloatVec>(from); }
 
 inline FloatVec load(const BFloat16* from) {
+#if defined(__AVX512F__)
+    auto bits = _mm512_cvtepu16_epi32(load_as<__m256i>(from));  // GCC would convert each half by itself
+    return bit_cast<FloatVec>(_mm512_slli_epi32(bits, 16));
+#else
     return map_load<FloatVec>(from, [](const BFloat16* from, auto like) {
         constexpr int COUNT = LANES_OF<decltype(like)>;
         auto bits = __builtin_convertvector(load_as<Vector<uint16_t, COUNT>>(from), Vector<uint32_t, COUNT>);
         return bit_cast<decltype(like)>(bits << 16);
     });
+#endif
 }
 
 template <class V>
