@@ -1,7 +1,9 @@
 """Fine-tuning on examples as a recipe of the training loop: the model, its batches, and what it gained."""
 
+import gc
 import shlex
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
@@ -63,7 +65,7 @@ class Finetuning(BaseFinetuning):
     def __init__(self, config: FinetuneConfig, console: Console) -> None:
         super().__init__(config)
         base, tokenizer = self.base, self.tokenizer
-        with console.status("reading the examples"):
+        with console.status("reading the examples"), _without_garbage_collection():
             self.found = fitted(_read(config), base)
             training, validation = self._split(config)
             self.task: Task = self.found.task
@@ -192,6 +194,18 @@ class Finetuning(BaseFinetuning):
             with torch.no_grad(), precision.autocast():
                 found = answer_log_probabilities(model, **inputs)
             dataset.reference[members] = found.float().cpu().numpy().reshape(-1, 2)
+
+
+@contextmanager
+def _without_garbage_collection() -> Generator[None]:
+    """The collector would visit all examples again and again while they are made, and find nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _read(config: FinetuneConfig, training: ExampleSet | None = None) -> ExampleSet:
