@@ -157,7 +157,7 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
     if "int8" in setting:
         flags["dtype"] = "int8"
     if "lora" in setting:
-        flags["lora"] = 4
+        flags["lora"] = 7
     if "int4" in setting:
         flags |= {"lora": 16, "quantize": "int4", "batch-tokens": 1024}
     arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]

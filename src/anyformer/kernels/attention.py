@@ -13,9 +13,9 @@ from anyformer.kernels.cpu import attention as cpu
 from anyformer.kernels.dropout import draw
 
 _FEW_QUERIES = 8
-"""Torch attends from fewer faster, where no gradient is recorded: compiled code computes sixteen at a time."""
+"""Of fewer, torch's attention is faster where no gradient is recorded: compiled code computes sixteen at a time."""
 _MAX_BIAS = 1 << 24
-"""Numbers of a mask that compiled code gets for each query, where torch would get it for all of them together."""
+"""Elements that a mask may have for compiled code without gradients, which expands it to all queries; torch does not."""
 
 
 def attention(

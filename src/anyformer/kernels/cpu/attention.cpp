@@ -1,4 +1,4 @@
-// Attention in training, forward and backward, with matrix products of bfloat16 (see amx.h).
+// Attention, forward and backward, with matrix products of bfloat16 (see amx.h).
 //
 // Scores are transposed, [keys, queries], with queries in the SIMD lanes: then nothing is summed across lanes, and the
 // result of one product is laid out as an operand of the next. The backward pass recomputes the scores from the saved
@@ -120,7 +120,11 @@ class AttentionKernel {
         for (int64_t row = 0; row < count; row++, to += depth) {
             bool inside = first + row < all;
             int64_t width = inside ? args.head_dim : 0;
-            if (inside) memcpy(to, at(from, batch, head, first + row), width * sizeof(BFloat16));
+            if (inside) {
+                const BFloat16* elements = at(from, batch, head, first + row);
+                __builtin_prefetch(elements + from.head_stride);  // hardware does not foresee the next head's rows
+                memcpy(to, elements, width * sizeof(BFloat16));
+            }
             if (width < depth) memset(to + width, 0, (depth - width) * sizeof(BFloat16));
         }
     }

@@ -1,4 +1,4 @@
-// Attention in training, forward and backward, in float32, with dropout.
+// Attention, forward and backward, in float32, with dropout.
 //
 // Scores are transposed, [keys, queries], with queries in the SIMD lanes: then nothing is summed across lanes, and the
 // result of one product is laid out as an operand of the next. The backward pass recomputes the scores from the saved
