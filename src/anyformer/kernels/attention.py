@@ -15,7 +15,7 @@ from anyformer.kernels.dropout import draw
 _FEW_QUERIES = 8
 """Of fewer, torch's attention is faster where no gradient is recorded: compiled code computes sixteen at a time."""
 _MAX_BIAS = 1 << 24
-"""Elements that a mask may have for compiled code without gradients, which expands it to all queries; torch does not."""
+"""Elements that a mask may have once it is expanded to all queries, which torch does not do, without gradients."""
 
 
 def attention(
