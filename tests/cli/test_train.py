@@ -166,6 +166,16 @@ def test_unknown_flags_name_the_nearest(argv: list[str], message: str):
         read_arguments(argv)
 
 
+def test_a_text_in_the_place_of_the_preset_is_told_where_it_goes(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("a text")
+    for name in (str(tmp_path / "notes.txt"), str(tmp_path)):
+        with pytest.raises(UserError, match=f"--data {name}"):
+            read_arguments([name])
+    for name in ("notes.txt", "x" * 5000, "a\0"):
+        with pytest.raises(UserError, match="There is no preset"):
+            read_arguments([name])
+
+
 def test_a_config_file_is_the_base_and_flags_override_it(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text("preset: gpt2-nano\nsteps: 50\nlearning_rate: 1e-3\ndata: a.txt\nmodel: {decoder_layers: 2}\n")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from anyformer import atomic, ownership
 from anyformer.cli.options import Parser, Positional, change_model, flag
+from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import preset as find_preset
 from anyformer.runs.directory import CONFIG, check_run_directory
@@ -112,13 +113,23 @@ def _parser() -> Parser:
     return parser
 
 
+def _preset(name: str) -> ModelConfig:
+    try:
+        return find_preset(name)
+    except UserError as error:
+        with contextlib.suppress(OSError):  # too long for the name of a file
+            if Path(name).exists():
+                raise UserError(f"There is no preset {name!r}: to train on that text, give --data {name}.") from error
+        raise
+
+
 def _read(values: Mapping[str, Any], *, resume: bool = False) -> TrainConfig:
     name: str | None = values.get("preset")
     if "config" in values:
         base = check_consent(read_yaml(values["config"], name), values["config"], values, resume=resume)
     else:
         known = name or DEFAULT_PRESET
-        base = TrainConfig(preset=known, model=find_preset(known))
+        base = TrainConfig(preset=known, model=_preset(known))
     # A base that ends by the clock may be told to end by steps, and the other way round.
     dropped = {other: None for ends, other in _ENDS.items() if ends in values}
     changes = {field: values[field] for fields in _SECTIONS.values() for field in fields if field in values}
