@@ -40,7 +40,7 @@ def text_logits(
     texts: Sequence[tuple[str, str | None]],
     *,
     progress: Progress = lambda count: None,
-) -> tuple[Float[Array, "texts labels"], list[int]]:
+) -> tuple[Array, list[int]]:
     """The logits of a classifier.
 
     Args:
@@ -49,7 +49,7 @@ def text_logits(
         progress: See `Progress`.
 
     Returns:
-        The logits, and the number of tokens of each text that were cut off.
+        The logits [texts, labels], and the number of tokens of each text that were cut off.
 
     Raises:
         UserError: a model without a classification head, no tokenizer, a text without a token, an output that is NaN.
