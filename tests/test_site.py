@@ -314,5 +314,4 @@ def test_the_site_in_a_browser(browse: Browse, address: str, look: Look) -> None
     if look.phone:
         page.click("label.md-header__button[for=__search]")
     page.fill(".md-search__input", "RMSNorm")
-    # A worker indexes the whole site first, which takes a while beside other tests.
-    page.wait_for_selector(".md-search-result__item a[href*='reference/blocks/norm.html']", timeout=60_000)
+    page.wait_for_selector(".md-search-result__item a[href*='reference/blocks/norm.html']")
