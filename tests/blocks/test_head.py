@@ -15,6 +15,7 @@ from anyformer.adapters import LoraConfig, add_adapter
 from anyformer.blocks import head as heads
 from anyformer.blocks.head import IGNORED, LanguageModelHead, loss
 from anyformer.blocks.pooling import POOLINGS
+from anyformer.kernels import cross_entropy
 
 
 @given(seed=st.integers(0, 999), smoothing=st.sampled_from((0.0, 0.1)))
@@ -96,6 +97,7 @@ def test_a_frozen_head_has_the_loss_of_its_logits(
     whole = loss(model.head(hidden, weight), targets, smoothing)
     (expected,) = torch.autograd.grad(whole, hidden)
     monkeypatch.setattr(heads, "_MAX_LOGITS", 64 * 4)
+    monkeypatch.setattr(cross_entropy, "_QUANTIZED_BYTES", 4 * 64 * 4)
     found = model.head.loss(hidden, targets, weight, label_smoothing=smoothing)
     (gradient,) = torch.autograd.grad(found, hidden)
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import anyformer as af
 from anyformer.kernels import cross_entropy as module
-from anyformer.kernels import linear_cross_entropy
+from anyformer.kernels import linear_cross_entropy, quantized_linear_cross_entropy
+from anyformer.kernels.cpu_features import SWITCH
+from anyformer.kernels.packing import pack, transpose
+from anyformer.kernels.quantization import GROUP, QUANTIZERS, Quantization, dequantize
 
 
 @settings(max_examples=60)
@@ -51,6 +57,57 @@ def test_equals_torch(
         assert our.grad is not None
         assert their.grad is not None
         torch.testing.assert_close(our.grad.double(), their.grad, rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=60)
+@given(
+    kind=st.sampled_from(sorted(QUANTIZERS)),
+    tokens=st.integers(1, 40),
+    vocab=st.integers(GROUP, 150),
+    groups=st.integers(1, 3),
+    at_once=st.integers(1, 4000),
+    smoothing=st.sampled_from([0.0, 0.1]),
+    with_bias=st.booleans(),
+    ignored=st.floats(0.0, 1.0),
+    compiled=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_of_a_quantized_weight_equals_that_of_its_logits(
+    kind: Quantization,
+    tokens: int,
+    vocab: int,
+    groups: int,
+    at_once: int,
+    smoothing: float,
+    with_bias: bool,
+    ignored: float,
+    compiled: bool,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    quantized = QUANTIZERS[kind](torch.randn(vocab, groups * GROUP) / 4)
+    weight = pack(quantized)
+    x = torch.randn(tokens, groups * GROUP, requires_grad=True)
+    parts = [x, torch.randn(vocab, requires_grad=True)] if with_bias else [x]
+    bias = parts[1] if with_bias else None
+    targets = torch.randint(vocab, (tokens,)).where(torch.rand(tokens) >= ignored, -100)
+    logits = F.linear(x, dequantize(quantized, torch.float32), bias)
+    expected = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
+    expected = expected / (targets != -100).sum().clamp(min=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SWITCH, str(int(compiled)))
+        patch.setattr(module, "_QUANTIZED_BYTES", 4 * at_once)
+        found = quantized_linear_cross_entropy(
+            x, weight, vocab, targets, bias=bias, transposed=lambda: transpose(weight, vocab), label_smoothing=smoothing
+        )
+        with torch.no_grad():
+            alone = quantized_linear_cross_entropy(x, weight, vocab, targets, bias=bias, label_smoothing=smoothing)
+    assert torch.equal(found, alone)
+    rounding = 0.1 if compiled else 1e-4  # to 8 bits, of inputs and gradients of a few tokens
+    torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding)
+    gradients = torch.autograd.grad(3 * found, parts), torch.autograd.grad(3 * expected, parts)
+    for our, their in zip(*gradients, strict=True):
+        assert (our - their).norm() <= rounding * their.norm() + 1e-6
 
 
 def test_an_evaluation_pays_for_no_gradients() -> None:
@@ -103,8 +160,9 @@ def test_bfloat16_stays_within_its_rounding() -> None:
         assert (rough - fine).abs().max() < 0.02 * fine.abs().max()
 
 
-def test_all_logits_are_never_held() -> None:
-    """The largest tensor that is made on the way has as many numbers as the matrix, not as all logits."""
+@pytest.mark.parametrize("quantized", [False, True])
+def test_all_logits_are_never_held(quantized: bool) -> None:
+    """The largest tensor that is made on the way is as large as the matrix at most, not as all logits."""
     made: list[int] = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -114,7 +172,31 @@ def test_all_logits_are_never_held() -> None:
                 made.append(result.numel())
             return result
 
+    x, weight, targets = torch.randn(400, 32, requires_grad=True), torch.randn(512, 32), torch.randint(500, (400,))
+    packed = pack(QUANTIZERS["int8"](weight))
     with pytest.MonkeyPatch.context() as patch, Watch():
-        patch.setattr(module, "_BYTES", 1 << 14)
-        linear_cross_entropy(torch.randn(400, 8, requires_grad=True), torch.randn(500, 8), torch.randint(500, (400,)))
-    assert max(made) <= 1 << 13
+        patch.setattr(module, "_QUANTIZED_BYTES" if quantized else "_BYTES", 1 << 14)
+        if quantized:
+            quantized_linear_cross_entropy(x, packed, 512, targets)
+        else:
+            linear_cross_entropy(x, weight, targets)
+    assert max(made) <= 512 * 32
+
+
+def test_logits_are_freed_before_the_next_are_computed() -> None:
+    """Two parts of them would take twice the memory."""
+    alive: list[int] = []
+    logits: list[weakref.ref[torch.Tensor]] = []
+
+    def product(*args: Any, **kwargs: Any) -> torch.Tensor:
+        alive.append(sum(part() is not None for part in logits))
+        out = real(*args, **kwargs)
+        logits.append(weakref.ref(out))
+        return out
+
+    real = module._product
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_product", product)
+        patch.setattr(module, "_BYTES", 4 * 30 * 10)
+        linear_cross_entropy(torch.randn(40, 8), torch.randn(30, 8), torch.randint(30, (40,)))
+    assert alive == [0] * 4

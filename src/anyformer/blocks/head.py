@@ -72,13 +72,24 @@ class LanguageModelHead(nn.Module):
         """As `loss` of the logits, without ever holding all of them (see `kernels.linear_cross_entropy`)."""
         x, targets = kernels.drop_ignored(x.flatten(0, -2), targets.flatten(), IGNORED)
         weight = self._weight(tied_weight)
-        adapted = self.projection is not None and self.projection.adapters is not None
-        if adapted or isinstance(weight, QuantizedMatrix):
+        if self.projection is not None and self.projection.adapters is not None:
             # Rows without a target follow those that have one (see `kernels.drop_ignored`).
             losses = self.token_losses(x[: len(targets)], targets, tied_weight, label_smoothing=label_smoothing)
             return losses.sum() / (targets != IGNORED).sum().clamp(min=1)
+        x = self._transform(x)
+        if isinstance(weight, QuantizedMatrix):
+            return kernels.quantized_linear_cross_entropy(
+                x,
+                weight.packed,
+                weight.shape[0],
+                targets,
+                bias=self.bias,
+                transposed=weight.transposed,
+                ignore_index=IGNORED,
+                label_smoothing=label_smoothing,
+            )
         return kernels.linear_cross_entropy(
-            self._transform(x),
+            x,
             weight,
             targets,
             linear_bias=self.bias,

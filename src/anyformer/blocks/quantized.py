@@ -69,7 +69,7 @@ class QuantizedMatrix(nn.Module):
     def transposed(self) -> PackedWeight | None:
         """The transpose in integers of 8 bits, which the gradient of an input is multiplied with; made once.
 
-        None where its rows are not whole groups, or its numbers too large for the scales.
+        None where its numbers are too large for the scales.
         """
         if self._transposed is None:
             with suppress(ValueError):

@@ -6,7 +6,7 @@ One function an operation, with the arguments of torch's own. Each takes the fir
 
 from anyformer.kernels.activation import activation, gelu_tanh, relu_squared
 from anyformer.kernels.attention import attention
-from anyformer.kernels.cross_entropy import drop_ignored, linear_cross_entropy
+from anyformer.kernels.cross_entropy import drop_ignored, linear_cross_entropy, quantized_linear_cross_entropy
 from anyformer.kernels.dropout import dropout
 from anyformer.kernels.in_parts import in_parts
 from anyformer.kernels.linear import Matmul, PrepackedWeight, linear, prepacked_linear, quantized_linear
@@ -28,6 +28,7 @@ __all__ = [
     "linear_cross_entropy",
     "prepacked_linear",
     "quantized_linear",
+    "quantized_linear_cross_entropy",
     "relu_squared",
     "rms_norm",
     "skips_tokens",

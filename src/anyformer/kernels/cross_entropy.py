@@ -13,14 +13,20 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from anyformer.kernels.autocast import autocast_disabled, matmul_dtype
 from anyformer.kernels.cpu import cross_entropy as cpu
 from anyformer.kernels.cpu import int8_matmul, weight_grad
+from anyformer.kernels.linear import quantized_input_grad, quantized_product
 from anyformer.kernels.operation import operation
+from anyformer.kernels.packing import PackedWeight
 
 _BYTES = 1 << 28
 """Size of the logits of a chunk of tokens: enough rows for fast products."""
+
+_QUANTIZED_BYTES = 1 << 26
+"""The same where the weight is quantized: compiled products with it are as fast with fewer rows."""
 
 _CHUNK_CPU, _CHUNK = 1 << 20, 1 << 25
 """Logits that are float32 at a time, on CPUs and on other devices."""
@@ -116,49 +122,143 @@ def chunked_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss, and the gradients of input, weight and bias; those that aren't needed are empty."""
     vocab, device = len(weight), input.device
-    if device.type == "cpu":
-        count, valid = max(len(target), 1), None
-    else:
-        valid = (target != ignore_index)[:, None]
-        count, target = valid.sum().clamp(min=1), target.where(valid[:, 0], 0)
     if int8:
         factor, offset = weight, bias
     else:
         factor, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
     compiled_grad_weight = not int8 and weight_grad.supports(input, dtype)
-    total = torch.zeros((), dtype=torch.float32, device=device)
     grad_input = torch.empty(input.shape, dtype=input.dtype, device=device) if needs_grad[0] else None
     grad_weight = torch.empty(weight.shape, device=device) if needs_grad[1] else None
     if grad_weight is not None and not len(input):
         grad_weight.zero_()
     grad_bias = torch.zeros(vocab, dtype=torch.float32, device=device) if needs_grad[2] else None
-    # In float16 small numbers divided by many tokens vanish.
-    post_scale = 1 / count if dtype == torch.float16 else 1.0
-    grad_scale = 1 / count / post_scale
-    rows = max(1, -(-len(input) // max(1, -(-len(input) * vocab * dtype.itemsize // _BYTES))))
-    loss_and_grad_: Callable[..., Tensor] = cpu.loss_and_grad_ if cpu.supports(input, dtype) else _loss_and_grad_
-    for start in range(0, len(input), rows):
-        x, targets = input[start : start + rows].to(dtype), target[start : start + rows, None]
-        scale = grad_scale if valid is None else grad_scale * valid[start : start + rows]
-        logits = _product(x, factor, offset, dtype, int8)
-        logits[len(targets) :] = 0
-        losses = loss_and_grad_(logits[: len(targets)], targets, label_smoothing, scale)
-        total += losses.sum() if valid is None else (losses * valid[start : start + rows, 0]).sum()
+
+    def forward(x: Tensor) -> Tensor:
+        return _product(x.to(dtype), factor, offset, dtype, int8)
+
+    def backward(logits: Tensor, rows: slice) -> None:
         if grad_bias is not None:
-            grad_bias += logits.sum(dim=0, dtype=torch.float32)
+            grad_bias.add_(logits.sum(dim=0, dtype=torch.float32))
         if grad_input is not None:
             # Most probabilities are less than half of a quantization step, so gradients are rounded stochastically.
-            grad_input[start : start + rows] = _product(logits, factor.t(), None, dtype, int8, stochastic=True)
-        if grad_weight is not None and compiled_grad_weight:
-            weight_grad.weight_grad(logits, x, grad_weight, add=start > 0)
-        elif grad_weight is not None:
-            _write_grad_weight(logits, x, grad_weight, int8=int8, add=start > 0)
+            grad_input[rows] = _product(logits, factor.t(), None, dtype, int8, stochastic=True)
+        if grad_weight is not None:
+            x, add = input[rows].to(dtype), rows.start > 0
+            if compiled_grad_weight:
+                weight_grad.weight_grad(logits, x, grad_weight, add=add)
+            else:
+                _write_grad_weight(logits, x, grad_weight, int8=int8, add=add)
+
+    most_rows = max(1, _BYTES // (vocab * dtype.itemsize))
+    loss, scale = _in_chunks(input, target, ignore_index, label_smoothing, forward, backward, most_rows, dtype)
     grads: list[Tensor] = []
     for grad, part in ((grad_input, input), (grad_weight, weight), (grad_bias, bias)):
-        if grad is not None and dtype == torch.float16:
-            grad *= post_scale
+        if grad is not None and scale is not None:
+            grad *= scale
         grads.append(input.new_empty(0) if grad is None or part is None else grad.to(part.dtype))
-    return total / count, grads[0], grads[1], grads[2]
+    return loss, grads[0], grads[1], grads[2]
+
+
+def quantized_linear_cross_entropy(
+    input: Float[Tensor, "rows d_model"],
+    weight: PackedWeight,
+    outputs: int,
+    target: Int[Tensor, " tokens"],
+    *,
+    bias: Float[Tensor, " vocab"] | None = None,
+    transposed: Callable[[], PackedWeight | None] = lambda: None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """`linear_cross_entropy` of a quantized weight, which gets no gradient (see `quantized_linear`)."""
+    if len(input) == len(target):
+        input, target = drop_ignored(input, target, ignore_index)
+    needs_grad = [torch.is_grad_enabled() and part is not None and part.requires_grad for part in (input, bias)]
+    arguments = weight, outputs, target, transposed, ignore_index, label_smoothing, needs_grad
+    return _QuantizedCrossEntropy.apply(input, bias, *arguments)  # pyright: ignore[reportReturnType]
+
+
+class _QuantizedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        bias: Tensor | None,
+        weight: PackedWeight,
+        outputs: int,
+        target: Tensor,
+        transposed: Callable[[], PackedWeight | None],
+        ignore_index: int,
+        label_smoothing: float,
+        needs_grad: list[bool],
+    ) -> Tensor:
+        grad_input = torch.empty_like(input) if needs_grad[0] else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_grad[1] else None
+
+        def forward(x: Tensor) -> Tensor:
+            return quantized_product(x, weight, outputs, bias)
+
+        def backward(logits: Tensor, rows: slice) -> None:
+            if grad_bias is not None:
+                grad_bias.add_(logits.sum(dim=0, dtype=torch.float32))
+            if grad_input is not None:
+                grad_input[rows] = quantized_input_grad(logits, weight, outputs, transposed)
+
+        with autocast_disabled(input):
+            most_rows = max(1, _QUANTIZED_BYTES // (outputs * input.dtype.itemsize))
+            loss, scale = _in_chunks(
+                input, target, ignore_index, label_smoothing, forward, backward, most_rows, input.dtype
+            )
+        grads = (grad if grad is None or scale is None else grad * scale for grad in (grad_input, grad_bias))
+        ctx.grads = [None if grad is None else grad.to(input.dtype) for grad in grads]
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return *(None if grad is None else grad * grad_outputs[0] for grad in ctx.grads), *(None,) * 7
+
+
+def _in_chunks(
+    input: Float[Tensor, "rows d_model"],
+    target: Int[Tensor, " tokens"],
+    ignore_index: int,
+    label_smoothing: float,
+    forward: Callable[[Tensor], Tensor],
+    backward: Callable[[Tensor, slice], None],
+    most_rows: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | float | None]:
+    """The mean loss of some rows at a time, and a factor of what `backward` computes; None: there is none.
+
+    Args:
+        forward: The logits of some rows of the input, in `dtype`.
+        backward: Takes the gradient of some logits, and the rows that they are of.
+        most_rows: How many rows may be computed at a time.
+    """
+    if input.device.type == "cpu":
+        count, valid = max(len(target), 1), None
+    else:
+        valid = (target != ignore_index)[:, None]
+        count, target = valid.sum().clamp(min=1), target.where(valid[:, 0], 0)
+    # In float16 small numbers divided by many tokens vanish.
+    post_scale = 1 / count if dtype == torch.float16 else None
+    grad_scale = 1.0 if dtype == torch.float16 else 1 / count
+    total = torch.zeros((), dtype=torch.float32, device=input.device)
+    step = max(1, -(-len(input) // max(1, -(-len(input) // most_rows))))
+    loss_and_grad_: Callable[..., Tensor] = cpu.loss_and_grad_ if cpu.supports(input, dtype) else _loss_and_grad_
+    for start in range(0, len(input), step):
+        rows = slice(start, start + step)
+        targets = target[rows, None]
+        logits = forward(input[rows])
+        logits[len(targets) :] = 0
+        losses = loss_and_grad_(
+            logits[: len(targets)], targets, label_smoothing, grad_scale if valid is None else grad_scale * valid[rows]
+        )
+        total += losses.sum() if valid is None else (losses * valid[rows, 0]).sum()
+        backward(logits, rows)
+        del logits  # before the next ones are allocated
+    return total / count, post_scale
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -63,14 +63,17 @@ def quantized_linear(
 
     Args:
         transposed: The transpose of the weight, quantized along its own rows, for compiled code to multiply the
-            gradient with; None: the weight is dequantized instead.
+            gradient with (see `packing.transpose`); None: the weight is dequantized instead.
     """
     if torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad)):
         return _QuantizedLinear.apply(input, *weight, outputs, bias, transposed)  # pyright: ignore[reportReturnType]
-    return _quantized_linear(input, weight, outputs, bias)
+    return quantized_product(input, weight, outputs, bias)
 
 
-def _quantized_linear(input: Tensor, weight: PackedWeight, outputs: int, bias: Tensor | None) -> Tensor:
+def quantized_product(
+    input: Float[Tensor, "*batch inputs"], weight: PackedWeight, outputs: int, bias: Float[Tensor, " outputs"] | None
+) -> Float[Tensor, "*batch outputs"]:
+    """`quantized_linear` of tensors that record no gradients."""
     agree = input.shape[-1] == weight.scales.shape[1] * GROUP and (bias is None or bias.shape == (outputs,))
     if agree and quantized_matmul.supports(input):
         return quantized_matmul.quantized_matmul(input, weight, outputs, bias)
@@ -83,6 +86,21 @@ def _quantized_linear(input: Tensor, weight: PackedWeight, outputs: int, bias: T
         part = unpack(weight.blocks(block, block + blocks), outputs - rows.start)
         out[..., rows] = F.linear(input, dequantize(part, input.dtype), None if bias is None else bias[rows])
     return out
+
+
+def quantized_input_grad(
+    grad: Float[Tensor, "*batch outputs"],
+    weight: PackedWeight,
+    outputs: int,
+    transposed: Callable[[], PackedWeight | None],
+) -> Float[Tensor, "*batch inputs"]:
+    """The gradient of the input of a `quantized_linear`, from that of its output."""
+    matrix = transposed() if quantized_matmul.supports(grad) else None
+    if matrix is None:
+        return grad @ dequantize(unpack(weight, outputs), grad.dtype)
+    if outputs % GROUP:
+        grad = torch.cat([grad, grad.new_zeros(*grad.shape[:-1], -outputs % GROUP)], dim=-1)  # as the matrix is padded
+    return quantized_matmul.quantized_matmul(grad, matrix, weight.scales.shape[1] * GROUP, None)
 
 
 class _QuantizedLinear(torch.autograd.Function):
@@ -98,7 +116,7 @@ class _QuantizedLinear(torch.autograd.Function):
         transposed: Callable[[], PackedWeight | None],
     ) -> Tensor:
         ctx.weight, ctx.outputs, ctx.transposed = PackedWeight(integers, scales, minima), outputs, transposed
-        return _quantized_linear(input, ctx.weight, outputs, bias)
+        return quantized_product(input, ctx.weight, outputs, bias)
 
     @staticmethod
     @once_differentiable
@@ -106,12 +124,7 @@ class _QuantizedLinear(torch.autograd.Function):
         grad = grad_outputs[0]
         grad_input = None
         if ctx.needs_input_grad[0]:
-            transposed = ctx.transposed() if quantized_matmul.supports(grad) else None
-            if transposed is None:
-                grad_input = grad @ dequantize(unpack(ctx.weight, ctx.outputs), grad.dtype)
-            else:
-                inputs = ctx.weight.scales.shape[1] * GROUP
-                grad_input = quantized_matmul.quantized_matmul(grad, transposed, inputs, None)
+            grad_input = quantized_input_grad(grad, ctx.weight, ctx.outputs, ctx.transposed)
         grad_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[5] else None
         return grad_input, None, None, None, None, grad_bias, None
 

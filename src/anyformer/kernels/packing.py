@@ -60,15 +60,14 @@ def pack(weight: QuantizedWeight) -> PackedWeight:
 def transpose(packed: PackedWeight, rows: int) -> PackedWeight:
     """The transpose of a packed weight of so many rows, in 8 bits with scales along its own rows.
 
-    Some blocks are transposed at a time, so that the whole matrix never is in any other form.
+    Some blocks are transposed at a time, so that the whole matrix never is in any other form. Its columns are padded
+    with zeros to whole groups.
 
     Raises:
-        ValueError: rows that don't make whole groups, numbers that are not finite, or too large for the scales.
+        ValueError: numbers that are not finite, or too large for the scales.
     """
     columns = packed.scales.shape[1] * GROUP
-    if rows % GROUP:
-        raise ValueError("has rows that make no whole groups")
-    groups, panels = rows // GROUP, -(-columns // BLOCK_ROWS)
+    groups, panels = -(-rows // GROUP), -(-columns // BLOCK_ROWS)
     device = packed.integers.device
     integers = _empty((panels, groups, GROUP // _QUAD, BLOCK_ROWS, _QUAD), torch.uint8, device)
     scales = _empty((panels, groups, BLOCK_ROWS), torch.float16, device)
@@ -76,7 +75,7 @@ def transpose(packed: PackedWeight, rows: int) -> PackedWeight:
     for group in range(0, groups, step):
         first, last = (each * GROUP // BLOCK_ROWS for each in (group, group + step))
         part = dequantize(unpack(packed.blocks(first, last), rows - group * GROUP), torch.float32)
-        made = _interleaved(quantize_int8(part.T))
+        made = _interleaved(quantize_int8(F.pad(part.T, (0, -len(part) % GROUP))))
         integers[:, group : group + step], scales[:, group : group + step] = made.integers, made.scales
     return PackedWeight(integers, scales, None)
 

@@ -36,7 +36,7 @@ from anyformer.training.strategies.group import Group
 
 _COUNTED = range(1, 2)
 """The second step: the optimizer's state exists, and DTensor has learned the shapes of results from whole tensors."""
-_DRY_RUN = range(6)
+_DRY_RUN = range(12)
 """The heap keeps what the first step took, and grows for some steps more."""
 _BUCKET = 25 << 20
 """Bytes of gradients that DistributedDataParallel exchanges at a time (its bucket_cap_mb)."""

@@ -62,7 +62,13 @@ struct Inputs {
     }
 
     static int64_t workspace_size(int64_t rows, int64_t in_features) {
-        return padded_rows(rows) * padded(in_features) * 8;  // 4 + 2 + 1 bytes an element, and 3 * 4 a group
+        return workspace_size_of_integers(rows, in_features) + padded_rows(rows) * padded(in_features) * (4 + 2);
+    }
+
+    // Where no matrix is of floating point.
+    static int64_t workspace_size_of_integers(int64_t rows, int64_t in_features) {
+        int64_t all = padded_rows(rows) * padded(in_features);
+        return all + 3 * 4 * all / GROUP + (uses_amx(rows) ? 2 * all : 0);
     }
 
     // Of each thread.
@@ -79,12 +85,12 @@ struct Inputs {
         int64_t all = padded_rows(rows) * width;
         unpacked_bf16 = uses_amx(rows) ? static_cast<BFloat16*>(thread_memory) : nullptr;
         unpacked_int8 = uses_unpacked_int8(rows) ? static_cast<uint8_t*>(thread_memory) : nullptr;
-        float32 = static_cast<float*>(memory);
-        bfloat16 = reinterpret_cast<BFloat16*>(float32 + all);
-        int8 = reinterpret_cast<int8_t*>(bfloat16 + all);
+        int8 = static_cast<int8_t*>(memory);
         scales = reinterpret_cast<float*>(int8 + all);
         sums = scales + all / GROUP;
         offsets = reinterpret_cast<int32_t*>(sums + all / GROUP);
+        bfloat16 = reinterpret_cast<BFloat16*>(offsets + all / GROUP);
+        float32 = reinterpret_cast<float*>(bfloat16 + all);
     }
 
     // The index of a row's group in scales, sums and offsets, and divided by GROUP in int8.

@@ -12,7 +12,7 @@ EXPORTED int64_t amx_min_rows() { return HAS_AMX ? AMX_ROWS : 0; }
 EXPORTED int64_t int8_min_rows() { return uses_unpacked_int8(AMX_ROWS) ? AMX_ROWS : 0; }
 
 EXPORTED int64_t workspace_size(const Matrix* matrix, int64_t rows, int64_t num_threads) {
-    return Inputs::workspace_size(rows, matrix->in_features) +
+    return Inputs::workspace_size_of_integers(rows, matrix->in_features) +
            num_threads * Inputs::thread_workspace_size(rows, matrix->in_features);
 }
 
@@ -22,7 +22,8 @@ EXPORTED void quantized_matmul(const Matrix* matrix, const float* x, int64_t row
     // Waking threads takes as long as some hundred thousand multiplications.
     if (rows * matrix->in_features * matrix->out_features < (1 << 18)) num_threads = 1;
     parallel(num_threads, [&](Threads threads) {
-        auto thread_memory = static_cast<char*>(workspace) + Inputs::workspace_size(rows, matrix->in_features);
+        auto thread_memory =
+            static_cast<char*>(workspace) + Inputs::workspace_size_of_integers(rows, matrix->in_features);
         Inputs inputs(workspace,
                       thread_memory + threads.index * Inputs::thread_workspace_size(rows, matrix->in_features), rows,
                       matrix->in_features);
