@@ -147,6 +147,31 @@ def test_a_model_learns_the_same_with_and_without_its_logits(name: str, smoothin
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_ignored_tokens_count_for_nothing_where_they_cannot_be_selected(
+    quantized: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a graph of torch.compile, where their number is not known."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(9, 32, dtype=dtype, requires_grad=True), torch.randn(64, 32, dtype=dtype)
+    targets = torch.randint(64, (9,))
+    targets[2:6] = -100
+    packed = pack(QUANTIZERS["int8"](weight))
+
+    def loss() -> torch.Tensor:
+        if quantized:
+            return quantized_linear_cross_entropy(x, packed, 64, targets)
+        return linear_cross_entropy(x, weight, targets)
+
+    expected = loss()
+    (gradient,) = torch.autograd.grad(expected, x)
+    monkeypatch.setattr(module, "drop_ignored", lambda x, target, _: (x, target))
+    found = loss()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.autograd.grad(found, x)[0], gradient, rtol=2e-2, atol=1e-3)
+
+
 def test_bfloat16_stays_within_its_rounding() -> None:
     torch.manual_seed(0)
     x, matrix = torch.randn(50, 32, requires_grad=True), torch.randn(300, 32, requires_grad=True)

@@ -236,17 +236,19 @@ def _in_chunks(
         backward: Takes the gradient of some logits, and the rows that they are of.
         most_rows: How many rows may be computed at a time.
     """
-    if input.device.type == "cpu":
+    kept = (target != ignore_index)[:, None]
+    if input.device.type == "cpu" and not torch.compiler.is_compiling() and kept.all():
         count, valid = max(len(target), 1), None
     else:
-        valid = (target != ignore_index)[:, None]
+        valid = kept
         count, target = valid.sum().clamp(min=1), target.where(valid[:, 0], 0)
     # In float16 small numbers divided by many tokens vanish.
     post_scale = 1 / count if dtype == torch.float16 else None
     grad_scale = 1.0 if dtype == torch.float16 else 1 / count
     total = torch.zeros((), dtype=torch.float32, device=input.device)
     step = max(1, -(-len(input) // max(1, -(-len(input) // most_rows))))
-    loss_and_grad_: Callable[..., Tensor] = cpu.loss_and_grad_ if cpu.supports(input, dtype) else _loss_and_grad_
+    compiled = valid is None and cpu.supports(input, dtype)
+    loss_and_grad_: Callable[..., Tensor] = cpu.loss_and_grad_ if compiled else _loss_and_grad_
     for start in range(0, len(input), step):
         rows = slice(start, start + step)
         targets = target[rows, None]

@@ -181,7 +181,7 @@ class DryRun(Simulation):
             self._layouts[key] = self._layouts_of(func, args, kwargs)
             if func in _PRODUCTS and flop_registry[func._overloadpacket](*args, **kwargs) <= _MOST_FLOPS:
                 with no_modes(), torch.no_grad():
-                    func(*args, **kwargs)
+                    return func(*args, **kwargs)
         with no_modes():
             return tree_map_only(_Layout, lambda layout: layout.result(tensors), self._layouts[key])
 
