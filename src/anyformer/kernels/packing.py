@@ -152,6 +152,13 @@ def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
     return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).view(*shape)
 
 
+def begin_memory_block() -> None:
+    """Leave the block of memory that is being filled to the weights that are in it already."""
+    global _memory
+    with _lock:
+        _memory = None
+
+
 def _map(size: int) -> mmap.mmap:
     if sys.platform != "linux":
         return mmap.mmap(-1, size)

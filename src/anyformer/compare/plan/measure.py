@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from anyformer.compare.plan.step import Workload
+from anyformer.kernels.packing import begin_memory_block
 from anyformer.training.memory import keep_freed_memory, return_freed_memory
 from anyformer.training.precision import start_compiler
 from anyformer.training.resolve import make_plan
@@ -55,6 +56,7 @@ def measure(workload: Workload, group: Group | None = None, *, steps: int = 20, 
     return_freed_memory()  # also that of gloo's threads, which could not be had back later
     with _strategy(_smallest(workload), group) as strategy:  # loads the libraries' code, which isn't the model's memory
         _steps(strategy, _smallest(workload), 2, seconds)
+    begin_memory_block()  # what is left of one would be no growth
     gc.collect()
     keep_freed_memory()
     base = resident("VmRSS")
