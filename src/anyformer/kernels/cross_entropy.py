@@ -173,6 +173,7 @@ def quantized_linear_cross_entropy(
     """`linear_cross_entropy` of a quantized weight, which gets no gradient (see `quantized_linear`)."""
     if len(input) == len(target):
         input, target = drop_ignored(input, target, ignore_index)
+    input = input[: len(target)]
     needs_grad = [torch.is_grad_enabled() and part is not None and part.requires_grad for part in (input, bias)]
     arguments = weight, outputs, target, transposed, ignore_index, label_smoothing, needs_grad
     return _QuantizedCrossEntropy.apply(input, bias, *arguments)  # pyright: ignore[reportReturnType]

@@ -39,7 +39,7 @@ _COUNTED = range(1, 2)
 _DRY_RUN = range(12)
 """The heap keeps what the first step took, and grows for some steps more."""
 _MARGIN = 1.03
-"""Times what a dry run's heap takes: of 126 measured processes some took a tenth more (docs/measurements/plan.md)."""
+"""Times what a dry run's heap takes: that of some real steps was up to a tenth larger (docs/measurements/plan.md)."""
 _BUCKET = 25 << 20
 """Bytes of gradients that DistributedDataParallel exchanges at a time (its bucket_cap_mb)."""
 
