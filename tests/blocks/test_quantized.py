@@ -270,6 +270,18 @@ def test_inputs_get_the_gradient_of_their_matrix(
     assert layer.state_dict().keys() == _quantized(nn.Linear(groups * GROUP, outputs), kind).state_dict().keys()
 
 
+def test_a_dropped_transpose_is_made_anew() -> None:
+    matrix = QuantizedMatrix(quantize_int8(torch.randn(64, 96)))
+    before = matrix.transposed()
+    assert before is not None
+    assert matrix.transposed() is before
+    matrix.drop_transposed()
+    after = matrix.transposed()
+    assert after is not None
+    assert after is not before
+    assert torch.equal(after.integers, before.integers)
+
+
 def test_a_transpose_too_large_for_its_scales_is_not_made() -> None:
     scales = torch.full((32, 1), 6e4).half()
     matrix = QuantizedMatrix(QuantizedWeight(torch.full((32, 32), 100, dtype=torch.int8), scales, None))

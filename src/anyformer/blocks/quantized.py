@@ -76,6 +76,10 @@ class QuantizedMatrix(nn.Module):
                 self._transposed = transpose(self.packed, self.shape[0])
         return self._transposed
 
+    def drop_transposed(self) -> None:
+        """Free the transpose, a byte for each weight; the next gradient makes it anew."""
+        self._transposed = None
+
     def rows(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch columns"]:
         """The rows of these indices, in the dtype of the activations."""
         return dequantize(select_rows(self.packed, ids.flatten()), self.dtype).view(*ids.shape, -1)

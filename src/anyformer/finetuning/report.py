@@ -21,6 +21,7 @@ from anyformer.finetuning.formatting import gained, general
 from anyformer.finetuning.measure import Figure, Measurement, measure
 from anyformer.finetuning.model_card import write_card
 from anyformer.model import Transformer
+from anyformer.quantization import quantized_weights
 from anyformer.runs.directory import EVALUATION, MODEL
 from anyformer.runs.listing import number, read_run
 from anyformer.terminal import printable
@@ -79,6 +80,8 @@ class Report:
         """
         minutes = self._config.minutes
         before = _read_before(directory / BEFORE) if step else None
+        for _, weight in quantized_weights(model):
+            weight.drop_transposed()  # caches of keys and values take its place
         with self._autocast():
             measured, found = measure(
                 model,
