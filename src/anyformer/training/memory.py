@@ -29,21 +29,21 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     libc.malloc_trim(0)
-    mallopt = libc.mallopt
     # Older versions refuse all above 32 MB.
-    kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
-    return kept and bool(mallopt(_M_TRIM_THRESHOLD, 1 << 30))
+    kept = any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
+    return kept and bool(libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30))
 
 
 def return_freed_memory() -> None:
-    """Tell glibc to hand large blocks back to the system as soon as they are freed, unlike `keep_freed_memory`.
+    """Tell glibc to hand large blocks back to the system as soon as they are freed, and what is free at once.
 
     If it is told nothing, it keeps blocks as large as any that was freed before.
     """
     if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, _LARGE)
-        mallopt(_M_TRIM_THRESHOLD, _LARGE)
+        libc = ctypes.CDLL(None)
+        libc.malloc_trim(0)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        libc.mallopt(_M_TRIM_THRESHOLD, _LARGE)
 
 
 @contextmanager

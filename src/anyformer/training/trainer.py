@@ -24,7 +24,7 @@ from anyformer.training.checkpoints import Checkpoints
 from anyformer.training.config_file import settings
 from anyformer.training.evaluate import Evaluation, evaluate
 from anyformer.training.interrupt import interruptible
-from anyformer.training.memory import explain_out_of_memory, keep_freed_memory
+from anyformer.training.memory import explain_out_of_memory, keep_freed_memory, return_freed_memory
 from anyformer.training.precision import peak_flops_per_second
 from anyformer.training.progress import TrainingProgress, say
 from anyformer.training.resolve import ResolvedRun
@@ -107,7 +107,7 @@ class Trainer:
                 return self._interrupt.exit_status
             budget = self._budget(started)
             self._saved_at = time.monotonic()
-            keep_freed_memory()
+            return_freed_memory()
             self.meter.start()
             with self._failure_logged():
                 with explain_out_of_memory(), TrainingProgress(self.console) as bar:
@@ -134,6 +134,8 @@ class Trainer:
         config = self.config
         while (progress := budget.progress(self.step)) <= 1:
             self._take_step(progress)
+            if self.step == self.start + 1:
+                keep_freed_memory()
             logs = self.step % config.log_every == 0
             evaluates = config.evaluate_every is not None and self.step % config.evaluate_every == 0
             snaps = config.save_every is not None and self.step % config.save_every == 0

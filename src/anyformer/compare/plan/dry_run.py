@@ -8,12 +8,12 @@ same.
 
 No formula tells where all of them come to lie, so glibc is asked: the step is taken on real tensors, among the objects
 that torch makes in a real step. Their memory is neither written nor read, so it costs none: the system provides a page
-when it is first written. The pages that are written after all are those of libraries and objects.
+when it is first written.
 """
 
 import gc
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -21,8 +21,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_iter, tree_map_only
@@ -31,15 +29,14 @@ from typing_extensions import override
 
 from anyformer.compare.plan.internals import FakeTensor, no_modes
 from anyformer.compare.plan.simulation import Simulation
-from anyformer.training.memory import keep_freed_memory
+from anyformer.training.memory import keep_freed_memory, return_freed_memory
 
 _DRY_RUNS = 2
 _DRY_RUNS_OF_SEVERAL = 4
 """Where the objects lie is left to chance, and with it the size of the heap: the largest one counts. Whole weights that
 come and go leave more to it."""
 _PAGE = 4096
-_AT_ONCE = 4096
-_MAPS, _PAGES = Path("/proc/self/maps"), Path("/proc/self/pagemap")
+_ROLLUP = Path("/proc/self/smaps_rollup")
 _MOST_FLOPS = 1 << 34
 """Larger products are not computed to learn what their library keeps for them."""
 _GLOO_THREADS = 2
@@ -65,10 +62,10 @@ def heap_size(take_steps: Callable[[Simulation], object], processes: int = 1) ->
     gc.collect()
     if not keep_freed_memory():
         return 0
-    most, heap = 0, _Heap()
+    most = kept = 0
     for _ in range(_DRY_RUNS if processes == 1 else _DRY_RUNS_OF_SEVERAL):
         gc.collect()
-        keep_freed_memory()
+        return_freed_memory()
         dry_run = DryRun()
         try:
             take_steps(dry_run)
@@ -76,42 +73,17 @@ def heap_size(take_steps: Callable[[Simulation], object], processes: int = 1) ->
             if "can't allocate memory" not in str(error):
                 raise
             return 0  # the system promises no more memory than it has
-        most = max(most, dry_run.size(heap.new_pages()))
-    return most
+        most, kept = max(most, dry_run.size()), max(kept, dry_run.kept)
+    return most + kept
 
 
-class _Heap:
-    """Pages of the heap that are written from now on, where the system tells: those of what libraries keep.
-
-    In a dry run nobody writes into tensors.
-    """
-
-    def __init__(self) -> None:
-        _, self._before = _written_pages()
-
-    def new_pages(self) -> Iterator[int]:
-        """Their numbers."""
-        first, written = _written_pages()
-        written[: len(self._before)] &= ~self._before[: len(written)]
-        return (first + int(place) for place in np.flatnonzero(written))
-
-
-def _written_pages() -> tuple[int, npt.NDArray[np.bool_]]:
-    """The number of the heap's first page, and of each of its pages whether it was written."""
+def _resident() -> int:
+    """Bytes of memory that this process has, to the page; 0 where the system does not tell."""
     try:
-        found = re.search(r"^(\w+)-(\w+) .*\[heap\]$", _MAPS.read_text(), re.MULTILINE)
-        if found is None:
-            return 0, np.zeros(0, np.bool_)
-        first, end = (int(address, 16) // _PAGE for address in found.groups())
-        written = np.zeros(end - first, np.bool_)
-        with _PAGES.open("rb") as file:
-            file.seek(8 * first)
-            for place in range(0, len(written), _AT_ONCE):  # what is read lies in the heap as well
-                part = np.frombuffer(file.read(8 * min(_AT_ONCE, len(written) - place)), "<u8")
-                written[place : place + len(part)] = part >> 63
-        return first, written
+        found = re.search(r"^Rss:\s*(\d+) kB", _ROLLUP.read_text(), re.MULTILINE)
     except OSError:
-        return 0, np.zeros(0, np.bool_)
+        return 0
+    return int(found[1]) * 1024 if found else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +114,9 @@ class DryRun(Simulation):
     """A `Simulation` on real tensors, whose memory is not touched.
 
     Nothing is computed but the first product of each shape, for which its library allocates what it keeps.
+
+    Attributes:
+        kept: bytes of memory that libraries keep for products.
     """
 
     def __init__(self) -> None:
@@ -150,13 +125,14 @@ class DryRun(Simulation):
         self._layouts: dict[tuple[Any, bytes], Any] = {}
         self._places: set[tuple[int, int]] = set()
         self._now: dict[int, tuple[int, int]] = {}
+        self.kept = 0
         self._in_thread = 0
         self._outside = 0
 
-    def size(self, others: Iterable[int]) -> int:
-        """Bytes of all pages in which a tensor ever lay, of gloo's, and of others, which are given by their numbers."""
+    def size(self) -> int:
+        """Bytes of all pages in which a tensor ever lay, and of gloo's."""
         pages = end = 0
-        for address, size in sorted(self._places.union((page * _PAGE, _PAGE) for page in others)):
+        for address, size in sorted(self._places):
             first, last = max(address // _PAGE, end), -(-(address + size) // _PAGE)
             if last > first:
                 pages, end = pages + last - first, last
@@ -181,7 +157,9 @@ class DryRun(Simulation):
             self._layouts[key] = self._layouts_of(func, args, kwargs)
             if func in _PRODUCTS and flop_registry[func._overloadpacket](*args, **kwargs) <= _MOST_FLOPS:
                 with no_modes(), torch.no_grad():
-                    return func(*args, **kwargs)
+                    before = _resident()
+                    func(*args, **kwargs)  # the result is large, and goes back to the system, or small
+                    self.kept += _resident() - before
         with no_modes():
             return tree_map_only(_Layout, lambda layout: layout.result(tensors), self._layouts[key])
 
@@ -224,7 +202,9 @@ class DryRun(Simulation):
 
     @override
     def restart(self) -> None:
+        """Forget how much memory there was before. What is freed from now on is kept, as after a run's first step."""
         super().restart()
+        keep_freed_memory()
         self._places = {*self._now.values()}
 
 

@@ -58,10 +58,9 @@ def measure(workload: Workload, group: Group | None = None, *, steps: int = 20, 
         _steps(strategy, _smallest(workload), 2, seconds)
     begin_memory_block()  # what is left of one would be no growth
     gc.collect()
-    keep_freed_memory()
+    return_freed_memory()
     base = resident("VmRSS")
     with _strategy(workload, group) as strategy:
-        keep_freed_memory()  # as a run does when its first step begins
         if base is not None:
             _RESET.write_text("5")
         times = _steps(strategy, workload, steps + 1, seconds)
@@ -89,6 +88,8 @@ def _steps(strategy: Strategy, workload: Workload, count: int, seconds: float) -
         start = time.perf_counter()
         strategy.step(number, batch, workload.config.learning_rate).tolist()
         times.append(time.perf_counter() - start)
+        if not number:
+            keep_freed_memory()  # as a run does
         if strategy.group.any(time.monotonic() > end and number > 1):
             break
     return times

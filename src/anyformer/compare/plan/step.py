@@ -36,9 +36,9 @@ from anyformer.training.strategies.group import Group
 
 _COUNTED = range(1, 2)
 """The second step: the optimizer's state exists, and DTensor has learned the shapes of results from whole tensors."""
-_DRY_RUN = range(12)
-"""The heap keeps what the first step took, and grows for some steps more."""
-_MARGIN = 1.03
+_DRY_RUN = range(1, 12)
+"""The heap grows for some steps."""
+_MARGIN = 1.05
 """Times what a dry run's heap takes: that of some real steps was up to a tenth larger (docs/measurements/plan.md)."""
 _BUCKET = 25 << 20
 """Bytes of gradients that DistributedDataParallel exchanges at a time (its bucket_cap_mb)."""
