@@ -50,16 +50,18 @@ ARGUMENTS: Mapping[str, list[str]] = {
     "embed": ["{place}/bert", "the cat", "a dog"],
     "classify": ["{place}/classifier", "the cat", "a dog"],
     "show": ["{place}/gpt"],
+    "plan": ["{place}/gpt", "--context=16", "--batch-size=2", "--device=cpu"],
     "diff": ["{place}/gpt", "gpt2"],
     "attention": ["{place}/gpt", "the cat sat"],
     "diagram": ["{place}/gpt", "gpt2"],
+    "eject": ["{place}/gpt", "--output=ejected.py"],
     "explain": ["{place}/gpt"],
     "evaluate": ["{place}/gpt", "--data={place}/text.txt", "--limit=40"],
     "verify": ["{place}/gpt"],
     "convert": ["{place}/gpt", "integers", "--type=int8"],
 }
 TRAINERS = ("train", "finetune")
-WRITERS = (*TRAINERS, "convert", "attention", "explain")
+WRITERS = (*TRAINERS, "convert", "attention", "eject", "explain")
 """Commands that write a folder or a file here."""
 
 

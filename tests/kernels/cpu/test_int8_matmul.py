@@ -64,8 +64,9 @@ def test_whole_numbers_are_exact(
     expected = left.double() @ right.double().t() + (0 if bias is None else bias.double())
     if add:
         out = torch.randn(rows, outputs, generator=chance)
-        expected += out.double()
     out = out.bfloat16() if narrow[2] else out
+    if add:
+        expected += out.double()
     room = torch.full((rows + 1,), torch.nan)
     sums = room[:rows] if summed else None
     found = int8_matmul(left, right, bias, out=out, sums=sums, add=add, stochastic=dither)
