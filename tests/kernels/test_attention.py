@@ -95,6 +95,18 @@ def test_equals_the_equation(
     assert_near([*found, alone], [*wanted, wanted[0]], BOUNDS[dtype])
 
 
+@pytest.mark.parametrize("keys", [2, 20, 150])
+def test_gradients_of_large_scores_are_as_exact(keys: int) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 2, time, 16) for time in (40, keys, keys))
+    operands = [query, key, value + 3, 30 + torch.randn(2, 2, 40, keys)]
+    grad = torch.randn(2, 2, 40, 16)
+    found = with_gradients(kernels.attention, operands, grad)
+    exact = with_gradients(reference.attention, [part.double() for part in operands], grad)
+    assert_near(found, exact, BOUNDS[torch.float32])
+    assert float(found[4].double().sum(dim=3).abs().max()) <= 5e-6
+
+
 def _kept(batch: int, heads: int, queries: int, keys: int, dropout_p: float) -> Tensor:
     """Which weights are kept: those of scores that are all 0, which one-hot values tell apart."""
     zeros = torch.zeros(batch, heads, max(queries, keys), keys)

@@ -258,7 +258,7 @@ class AttentionKernel {
                  QUERY_BLOCK);
         // Not the dot product of the output and its gradient: of a single key the gradient is to be 0, not almost 0,
         // which Adam would make a whole step of.
-        FloatVec means[QUERY_BLOCK / LANES] = {};
+        FloatVec sums[QUERY_BLOCK / LANES] = {}, means[QUERY_BLOCK / LANES] = {}, rests[QUERY_BLOCK / LANES] = {};
         for_each_score(block, [&](int64_t t, int64_t v, FloatVec score) {
             const int64_t index = t * QUERY_BLOCK + v * LANES;
             const FloatVec weight = attention_weight(score, load(logsumexp + v * LANES));
@@ -268,15 +268,30 @@ class AttentionKernel {
                 kept = select(keeps, weight * kept_scale, FloatVec{});
                 grad = select(keeps, grad * kept_scale, FloatVec{});
             }
+            sums[v] += weight;
             means[v] += weight * grad;
             store(scores + index, weight);
             store(weights + index, kept);
             store(grad_weights + index, grad);
         });
+        // All weights of a query share the rounding of its logsumexp, and all their gradients that of the mean: neither
+        // would cancel in sums over keys, as what each has of its own does.
+        FloatVec factors[QUERY_BLOCK / LANES];
+        for (int64_t v = 0; v < block.vectors; v++) {
+            factors[v] = select(sums[v] == 0.0f, FloatVec{}, 1.0f / sums[v]);
+            means[v] *= factors[v];
+        }
         for (int64_t t = 0; t < block.visible; t++)
             for (int64_t v = 0; v < block.vectors; v++) {
                 const int64_t index = t * QUERY_BLOCK + v * LANES;
-                const FloatVec grad = load(scores + index) * (load(grad_weights + index) - means[v]);
+                rests[v] += load(scores + index) * (load(grad_weights + index) - means[v]);
+            }
+        for (int64_t v = 0; v < block.vectors; v++) means[v] += rests[v] * factors[v];
+        for (int64_t t = 0; t < block.visible; t++)
+            for (int64_t v = 0; v < block.vectors; v++) {
+                const int64_t index = t * QUERY_BLOCK + v * LANES;
+                const FloatVec weight = load(scores + index) * factors[v];
+                const FloatVec grad = weight * (load(grad_weights + index) - means[v]);
                 if (args.grad_bias.data) {
                     float* sum = bias_row(args.grad_bias, block, t) + v * LANES;
                     store(sum, load(sum) + grad);
@@ -287,12 +302,15 @@ class AttentionKernel {
             memset(weights + t * QUERY_BLOCK, 0, QUERY_BLOCK * sizeof(float));
             memset(scores + t * QUERY_BLOCK, 0, QUERY_BLOCK * sizeof(float));
         }
+        for (int64_t q = 0; q < block.count; q++) {
+            float* row = grad_rows + q * depth;
+            for (int64_t i = 0; i < depth; i += LANES) store(row + i, load(row + i) * factors[q / LANES][q % LANES]);
+        }
         const int64_t vectors = depth / LANES;
         multiply({weights, QUERY_BLOCK, 1}, grad_rows, depth, rows, block.count, vectors, true, grad_values, depth);
         multiply({scores, QUERY_BLOCK, 1}, query_rows, depth, rows, block.count, vectors, true, grad_keys, depth);
         multiply({key_rows, 1, depth}, scores, QUERY_BLOCK, depth, block.visible, block.vectors, false, out_t,
                  QUERY_BLOCK);
-        FloatVec factors[QUERY_BLOCK / LANES];
         for (auto& factor : factors) factor = broadcast(scale);
         store_transposed(args.grad_query, block, factors);
     }
