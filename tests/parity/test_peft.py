@@ -62,6 +62,7 @@ def layers(model: af.Transformer) -> list[str]:
 
 def adapted(theirs: Any, made: dict[str, Any], seed: int) -> Any:
     """PEFT's model around a model of Hugging Face's, all that it trains being moved."""
+    torch.manual_seed(seed)  # PEFT draws the adapters' weights
     model = peft.get_peft_model(theirs, peft.LoraConfig(**made))
     chance = torch.Generator().manual_seed(seed)
     with torch.no_grad():
