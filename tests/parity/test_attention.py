@@ -13,7 +13,8 @@ from torch import Tensor
 from anyformer.compare.attention.weights import recording
 from tests.parity import hf_models
 from tests.parity.conversion import ours_of
-from tests.parity.model_spec import Inputs, draw_inputs
+from tests.parity.float64 import Float64
+from tests.parity.model_spec import Inputs, ModelSpec, draw_inputs
 
 TOLERANCE = 1e-6
 
@@ -69,9 +70,15 @@ def assert_same(data: st.DataObject, architecture: str) -> None:
             tolerance = TOLERANCE
             if _difference(weights, wanted, real) > tolerance:
                 # Scores that are far apart magnify the rounding of float32, theirs as well as ours.
-                exact = exact or _of_theirs(drawn.build().double(), inputs)
+                exact = exact or _exact(drawn, inputs)
                 tolerance = max(tolerance, 3 * _difference(wanted, exact[name][layer], real))
             assert _difference(weights, wanted, real) <= tolerance, f"{name}, layer {layer}"
+
+
+def _exact(drawn: ModelSpec, inputs: Inputs) -> dict[str, tuple[Tensor, ...]]:
+    theirs = drawn.build().double()
+    with Float64():
+        return _of_theirs(theirs, inputs)
 
 
 def _of_theirs(theirs: Any, inputs: Inputs) -> dict[str, tuple[Tensor, ...]]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.parity import hf_models, trace
 from tests.parity.conversion import ours_of
+from tests.parity.float64 import Float64
 from tests.parity.model_spec import Inputs, ModelSpec, draw_inputs, labels
 
 
@@ -22,8 +23,14 @@ def assert_same(data: st.DataObject, drawn: ModelSpec, edit: Callable[[Path], No
     trace.assert_same(
         trace.of_ours(ours, drawn, inputs),
         trace.of_theirs(theirs, drawn, inputs),
-        exact=lambda: trace.of_theirs(drawn.build().double(), drawn, inputs),
+        exact=lambda: _exact(drawn, inputs),
     )
+
+
+def _exact(drawn: ModelSpec, inputs: Inputs) -> trace.Trace:
+    theirs = drawn.build().double()
+    with Float64():
+        return trace.of_theirs(theirs, drawn, inputs)
 
 
 @pytest.mark.parametrize("architecture", hf_models.ARCHITECTURES)
