@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ from anyformer.training.memory import keep_freed_memory, return_freed_memory
 
 _DRY_RUNS = 2
 _DRY_RUNS_OF_SEVERAL = 4
-"""Where the objects lie is left to chance, and with it the size of the heap: the largest one counts. Whole weights that
-come and go leave more to it."""
+"""Where the objects lie is left to chance, and with it the size of the heap: the median counts. Whole weights that come
+and go leave more to it."""
 _PAGE = 4096
 _ROLLUP = Path("/proc/self/smaps_rollup")
 _MOST_FLOPS = 1 << 34
@@ -62,7 +63,7 @@ def heap_size(take_steps: Callable[[Simulation], object], processes: int = 1) ->
     gc.collect()
     if not keep_freed_memory():
         return 0
-    most = kept = 0
+    sizes, kept = list[int](), 0
     for _ in range(_DRY_RUNS if processes == 1 else _DRY_RUNS_OF_SEVERAL):
         gc.collect()
         return_freed_memory()
@@ -73,8 +74,9 @@ def heap_size(take_steps: Callable[[Simulation], object], processes: int = 1) ->
             if "can't allocate memory" not in str(error):
                 raise
             return 0  # the system promises no more memory than it has
-        most, kept = max(most, dry_run.size()), max(kept, dry_run.kept)
-    return most + kept
+        sizes.append(dry_run.size())
+        kept = max(kept, dry_run.kept)  # the first one that needs it allocates it
+    return round(median(sizes)) + kept
 
 
 def _resident() -> int:
