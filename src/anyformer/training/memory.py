@@ -3,6 +3,10 @@
 glibc hands large blocks back to the system as soon as they are freed, and gets them again, zeroed page by page, a
 moment later. A training step allocates the same large tensors every time, so this is pure loss: on two cores a step of
 GPT-2 took 3.03 s with it and 1.91 s without.
+
+Only the first step of a run does not keep its memory. What stays of it, such as the optimizer's state and what
+libraries allocate once, would lie between its tensors, and split the room that those of all other steps need: a step of
+GPT-2 nano in float32 took 549 MB instead of 410.
 """
 
 import ctypes

@@ -3,8 +3,7 @@
 glibc aligns a tensor by asking itself for 96 bytes more than it needs and cutting off both ends. The small objects that
 torch keeps for each tensor and each node of the graph settle in those ends. Many of them live longer than the tensor,
 so a hole that it leaves is not joined with its neighbors, and the heap grows beyond the tensors that are alive: by a
-tenth as a rule, to twice their size with gradient checkpointing. The buffers that a library keeps for products do the
-same.
+tenth as a rule, to twice their size with gradient checkpointing.
 
 No formula tells where all of them come to lie, so glibc is asked: the step is taken on real tensors, among the objects
 that torch makes in a real step. Their memory is neither written nor read, so it costs none: the system provides a page
