@@ -29,7 +29,7 @@ from typing_extensions import override
 
 from anyformer.compare.plan.internals import FakeTensor, no_modes
 from anyformer.compare.plan.simulation import Simulation
-from anyformer.training.memory import keep_freed_memory, return_freed_memory
+from anyformer.training.memory import keep_freed_memory, return_free_memory, return_freed_memory
 
 _DRY_RUNS = 2
 _DRY_RUNS_OF_SEVERAL = 4
@@ -159,7 +159,8 @@ class DryRun(Simulation):
             if func in _PRODUCTS and flop_registry[func._overloadpacket](*args, **kwargs) <= _MOST_FLOPS:
                 with no_modes(), torch.no_grad():
                     before = _resident()
-                    func(*args, **kwargs)  # the result is large, and goes back to the system, or small
+                    func(*args, **kwargs)
+                    return_free_memory()  # that of the result
                     self.kept += _resident() - before
         with no_modes():
             return tree_map_only(_Layout, lambda layout: layout.result(tensors), self._layouts[key])
