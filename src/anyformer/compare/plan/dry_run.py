@@ -44,8 +44,8 @@ _GLOO_THREADS = 2
 _GLOO_SEGMENTS = 1 << 21
 """Bytes of the two pieces in which it adds up tensors, at most."""
 _LARGEST_IN_THREAD = (1 << 26) - _GLOO_SEGMENTS
-"""Bytes: what is larger has no room in a thread's heap (glibc, HEAP_MAX_SIZE) beside those pieces, and is given back to the
-system when it is freed."""
+"""Bytes: what is larger has no room in a thread's heap (glibc, HEAP_MAX_SIZE) beside those pieces, and is given back to
+the system when it is freed."""
 _aten, _c10d = torch.ops.aten, torch.ops.c10d
 _GATHER, _REDUCE_SCATTER = _c10d._allgather_base_.default, _c10d._reduce_scatter_base_.default
 _PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default}
