@@ -31,7 +31,7 @@ def keep_freed_memory() -> bool:
     """
     if platform.libc_ver()[0] != "glibc":
         return False
-    return_free_memory()
+    trim_heap()
     libc = ctypes.CDLL(None)
     # Older versions refuse all above 32 MB.
     kept = any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
@@ -44,14 +44,14 @@ def return_freed_memory() -> None:
     If it is told nothing, it keeps blocks as large as any that was freed before.
     """
     if platform.libc_ver()[0] == "glibc":
-        return_free_memory()
+        trim_heap()
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
         libc.mallopt(_M_TRIM_THRESHOLD, _LARGE)
 
 
-def return_free_memory() -> None:
-    """Let glibc hand back to the system what is free now."""
+def trim_heap() -> None:
+    """Have glibc hand back to the system what is free now, once."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -135,7 +135,7 @@ class Trainer:
         while (progress := budget.progress(self.step)) <= 1:
             self._take_step(progress)
             if self.step == self.start + 1:
-                keep_freed_memory()
+                keep_freed_memory()  # what stays of a run's first step now lies below the tensors of all others
             logs = self.step % config.log_every == 0
             evaluates = config.evaluate_every is not None and self.step % config.evaluate_every == 0
             snaps = config.save_every is not None and self.step % config.save_every == 0

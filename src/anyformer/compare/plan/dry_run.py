@@ -29,7 +29,7 @@ from typing_extensions import override
 
 from anyformer.compare.plan.internals import FakeTensor, no_modes
 from anyformer.compare.plan.simulation import Simulation
-from anyformer.training.memory import keep_freed_memory, return_free_memory, return_freed_memory
+from anyformer.training.memory import keep_freed_memory, return_freed_memory, trim_heap
 
 _DRY_RUNS = 2
 _DRY_RUNS_OF_SEVERAL = 4
@@ -160,7 +160,7 @@ class DryRun(Simulation):
                 with no_modes(), torch.no_grad():
                     before = _resident()
                     func(*args, **kwargs)
-                    return_free_memory()  # that of the result
+                    trim_heap()  # that of the result
                     self.kept += _resident() - before
         with no_modes():
             return tree_map_only(_Layout, lambda layout: layout.result(tensors), self._layouts[key])
