@@ -36,3 +36,32 @@ def test_freed_memory_is_kept_or_returned() -> None:
         pytest.skip("this system does not tell")
     assert kept > 60e6
     assert returned < 20e6
+
+
+SMALL_OBJECTS = """
+import ctypes
+import torch
+from anyformer.compare.plan.measure import resident
+from anyformer.training.memory import keep_freed_memory
+
+keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+for _ in range(2):
+    tensors, objects = [], []
+    for _ in range(64):
+        tensors.append(torch.ones(1 << 18))
+        objects.extend(libc.malloc(size) for size in (24, 40, 56, 72, 88))
+    before = resident()
+    del tensors
+    whole = torch.ones(1 << 24)
+    print(0 if before is None else resident() - before)
+    del whole
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is glibc's")
+def test_small_objects_do_not_split_the_room_of_tensors() -> None:
+    """A tensor as large as all before it fits in their room, though objects made between them are still in use."""
+    grown = [int(each) for each in subprocess.check_output([sys.executable, "-c", SMALL_OBJECTS], text=True).split()]
+    assert max(grown) < 8e6

@@ -7,6 +7,12 @@ GPT-2 took 3.03 s with it and 1.91 s without.
 Only the first step of a run does not keep its memory. What stays of it, such as the optimizer's state and what
 libraries allocate once, would lie between its tensors, and split the room that those of all other steps need: a step of
 GPT-2 nano in float32 took 549 MB instead of 410.
+
+Small objects would split it as well. For a tensor aligned to 64 bytes glibc takes 96 bytes more than it needs, and cuts
+off both ends, where the next small objects settle, such as nodes of the graph. One that outlives the tensor keeps its
+room from being joined with its neighbors'. So there are free blocks of the same sizes elsewhere, which glibc takes
+before the ends because they have been free for longer: a step of LLaMA nano with gradient checkpointing takes 195 MB
+instead of 298.
 """
 
 import ctypes
@@ -22,6 +28,12 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGE = 1 << 17
 """Bytes of a block that is handed back: glibc's own threshold, before it adapts."""
+_END_SIZES = range(24, 104, 16)
+"""Bytes that an object in the end of a tensor may have: glibc's blocks of 32 to 96 bytes, less its header."""
+_SMALL_BLOCKS = 4000
+"""Of each size: 2.6 MB with what lies between them. With 2,000 a step of SmolLM2 takes a tenth more."""
+_between: list[int] = []
+"""Addresses of the blocks in use between the free ones, which are not joined because of them."""
 
 
 def keep_freed_memory() -> bool:
@@ -33,9 +45,21 @@ def keep_freed_memory() -> bool:
         return False
     trim_heap()
     libc = ctypes.CDLL(None)
+    _reserve_small_blocks(libc)
     # Older versions refuse all above 32 MB.
     kept = any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
     return kept and bool(libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30))
+
+
+def _reserve_small_blocks(libc: ctypes.CDLL) -> None:
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
+    for address in _between:
+        libc.free(address)
+    blocks = [libc.malloc(size) for size in _END_SIZES for _ in range(2 * _SMALL_BLOCKS)]
+    _between[:] = blocks[1::2]
+    for address in blocks[::2]:
+        libc.free(address)
 
 
 def return_freed_memory() -> None:
