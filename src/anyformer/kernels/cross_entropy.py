@@ -138,7 +138,7 @@ def chunked_cross_entropy(
 
     def backward(logits: Tensor, rows: slice) -> None:
         if grad_bias is not None:
-            grad_bias.add_(logits.sum(dim=0, dtype=torch.float32))
+            _add_column_sums(logits, grad_bias)
         if grad_input is not None:
             # Most probabilities are less than half of a quantization step, so gradients are rounded stochastically.
             grad_input[rows] = _product(logits, factor.t(), None, dtype, int8, stochastic=True)
@@ -201,7 +201,7 @@ class _QuantizedCrossEntropy(torch.autograd.Function):
 
         def backward(logits: Tensor, rows: slice) -> None:
             if grad_bias is not None:
-                grad_bias.add_(logits.sum(dim=0, dtype=torch.float32))
+                _add_column_sums(logits, grad_bias)
             if grad_input is not None:
                 grad_input[rows] = quantized_input_grad(logits, weight, outputs, transposed)
 
@@ -314,6 +314,12 @@ def _loss_and_grad_(
         if grad is not part:
             part.copy_(grad)
     return losses
+
+
+def _add_column_sums(logits: Tensor, out: Tensor) -> None:
+    """Add ``logits.sum(0)``, in float32; some columns at a time, for torch converts all that it sums first."""
+    for part, columns in zip(out.split(_VOCAB_CHUNK), logits.split(_VOCAB_CHUNK, dim=1), strict=True):
+        part.add_(columns.sum(dim=0, dtype=torch.float32))
 
 
 def _write_grad_weight(logits: Tensor, x: Tensor, out: Tensor, *, int8: bool, add: bool) -> None:
