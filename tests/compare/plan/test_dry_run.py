@@ -192,4 +192,4 @@ def test_a_step_makes_a_process_grow_by_as_much(flags: list[str]) -> None:
         pytest.skip("this system does not tell")
     # In a process of its own as well: where other tests have left holes, tensors settle in them.
     counted = json.loads(run([sys.executable, "-c", COUNT, *arguments]).stdout.splitlines()[-1])
-    assert counted == pytest.approx(found, rel=0.2)
+    assert 0.95 * found <= counted <= 1.15 * found

@@ -1,9 +1,7 @@
 """What the C library's heap takes for the tensors of training steps, found by allocating them.
 
-glibc aligns a tensor by asking itself for 96 bytes more than it needs and cutting off both ends. The small objects that
-torch keeps for each tensor and each node of the graph settle in those ends. Many of them live longer than the tensor,
-so a hole that it leaves is not joined with its neighbors, and the heap grows beyond the tensors that are alive: by a
-tenth as a rule, to twice their size with gradient checkpointing.
+The room that a tensor leaves is not always what the next one needs, and some of it stays with small objects that outlive
+the tensor (anyformer/training/memory.py), so the heap grows beyond the tensors that are alive, by a tenth as a rule.
 
 No formula tells where all of them come to lie, so glibc is asked: the step is taken on real tensors, among the objects
 that torch makes in a real step. Their memory is neither written nor read, so it costs none: the system provides a page
@@ -58,7 +56,7 @@ def heap_size(take_steps: Callable[[Simulation], object], processes: int = 1) ->
         take_steps: Trains in a simulation, for some steps.
         processes: that train together, of which it simulates one.
     """
-    import_module("torch._dynamo")  # torch does so when it first needs it: that memory is not of the step
+    _load_libraries()
     gc.collect()
     if not keep_freed_memory():
         return 0
@@ -76,6 +74,15 @@ def heap_size(take_steps: Callable[[Simulation], object], processes: int = 1) ->
         sizes.append(dry_run.size())
         kept = max(kept, dry_run.kept)  # the first one that needs it allocates it
     return round(median(sizes)) + kept
+
+
+def _load_libraries() -> None:
+    """Have torch load what it loads when it first needs it, whose memory is not that of a step."""
+    import_module("torch._dynamo")
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(256, 256, dtype=dtype)
+        torch.addmm(matrix, matrix, matrix)
+        torch.bmm(matrix[None], matrix[None])
 
 
 def _resident() -> int:

@@ -38,8 +38,6 @@ _COUNTED = range(1, 2)
 """The second step: the optimizer's state exists, and DTensor has learned the shapes of results from whole tensors."""
 _DRY_RUN = range(1, 12)
 """The heap grows for some steps."""
-_MARGIN = 1.04
-"""Times what a dry run's heap takes: that of some real steps was up to a tenth larger (docs/measurements/plan.md)."""
 _BUCKET = 25 << 20
 """Bytes of gradients that DistributedDataParallel exchanges at a time (its bucket_cap_mb)."""
 
@@ -146,7 +144,7 @@ def count_step(workload: Workload) -> StepCount:
     allocator = 0
     if workload.in_heap:
         heap = heap_size(partial(_take, workload, _DRY_RUN), workload.config.processes)
-        allocator = max(0, round(heap * _MARGIN) - sum(parts.values()))
+        allocator = max(0, heap - sum(parts.values()))
     flops = simulation.flops * workload.config.processes
     return StepCount(parts, resident, allocator, flops, sizes)
 
