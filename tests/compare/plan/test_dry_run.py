@@ -154,6 +154,20 @@ def heap_of(exchange: Callable[[Tensor, Tensor], None], size: int) -> int:
         dist.destroy_process_group()
 
 
+def test_operands_of_several_dtypes_are_copied_to_one() -> None:
+    """In a process of its own, whose heap holds nothing else: 2 and 4 MB, a copy and the result of 4 MB each."""
+    code = f"from {__name__} import *; print(heap_size(multiply))"
+    found = int(subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], text=True, cwd=ROOT))
+    assert found == pytest.approx(14 << 20, rel=0.05)
+
+
+def multiply(simulation: Simulation) -> None:
+    with simulation.running():
+        simulation.restart()
+        narrow, wide = torch.empty(1 << 20, dtype=torch.bfloat16), torch.empty(1 << 20)
+        narrow.mul(wide)
+
+
 def test_a_heap_that_the_system_has_no_memory_for_is_0() -> None:
     def refuse(simulation: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import reduce
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -170,6 +171,8 @@ class DryRun(Simulation):
                     trim_heap()  # that of the result
                     self.kept += _resident() - before
         with no_modes():
+            promoted = _promoted(func, tensors)
+            self._places.update((part.data_ptr(), part.nbytes) for part in promoted)
             return tree_map_only(_Layout, lambda layout: layout.result(tensors), self._layouts[key])
 
     def _layouts_of(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -215,6 +218,15 @@ class DryRun(Simulation):
         super().restart()
         keep_freed_memory()
         self._places = {*self._now.values()}
+
+
+def _promoted(func: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What a CPU copies operands of several dtypes to, before it allocates the result."""
+    dtypes = {part.dtype for part in tensors if part.is_floating_point() and part.dim()}
+    if len(dtypes) < 2 or torch.Tag.pointwise not in func.tags:
+        return []
+    common = reduce(torch.promote_types, dtypes)
+    return [torch.empty_like(part, dtype=common) for part in tensors if part.dtype in dtypes - {common}]
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Any:
