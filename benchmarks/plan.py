@@ -5,10 +5,10 @@
     python benchmarks/plan.py --time             # time as well
     python benchmarks/plan.py --time --batch 4   # of smaller batches
 
-Memory is what a process grows by while it takes twelve steps, less what it had after steps of a model with one layer and
-16 tokens: the interpreter, torch and the code that it has loaded. Time is the median of eleven steps; the estimate is
-calibrated in another process, by `calibrate` on the same machine. Both are processor time of one thread, so that other
-work on the machine decides less; of several processes, which share its cores, no time is told.
+Memory is what a process grows by while it takes twelve steps, less what it had after steps of a model with one layer
+and 16 tokens: the interpreter, torch and the code that it has loaded. Time is the median of eleven steps; the estimate
+is calibrated in another process, by `calibrate` on the same machine. Both are processor time of one thread, so that
+other work on the machine decides less; of several processes, which share its cores, no time is told.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _LARGE = 1 << 17
 _END_SIZES = range(24, 104, 16)
 """Bytes that an object in the end of a tensor may have: glibc's blocks of 32 to 96 bytes, less its header."""
 _SMALL_BLOCKS = 4000
-"""Of each size: 2.6 MB with what lies between them. With 2,000 a step of SmolLM2 takes a tenth more."""
+"""Of each size: 2.6 MB with what lies between them. With twice as many a step of 30 layers takes 0 to 2% less."""
 _between: list[int] = []
 """Addresses of the blocks in use between the free ones, which are not joined because of them."""
 

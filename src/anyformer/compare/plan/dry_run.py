@@ -1,7 +1,8 @@
 """What the C library's heap takes for the tensors of training steps, found by allocating them.
 
-The room that a tensor leaves is not always what the next one needs, and some of it stays with small objects that outlive
-the tensor (anyformer/training/memory.py), so the heap grows beyond the tensors that are alive, by a tenth as a rule.
+The room that a tensor leaves is not always what the next one needs, and some of it stays with small objects that
+outlive the tensor (anyformer/training/memory.py), so the heap grows beyond the tensors that are alive, by a tenth as a
+rule.
 
 No formula tells where all of them come to lie, so glibc is asked: the step is taken on real tensors, among the objects
 that torch makes in a real step. Their memory is neither written nor read, so it costs none: the system provides a page
