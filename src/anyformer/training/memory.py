@@ -54,10 +54,10 @@ def keep_freed_memory() -> bool:
 def _reserve_small_blocks(libc: ctypes.CDLL) -> None:
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
-    for address in _between:
-        libc.free(address)
+    while _between:
+        libc.free(_between.pop())
     blocks = [libc.malloc(size) for size in _END_SIZES for _ in range(2 * _SMALL_BLOCKS)]
-    _between[:] = blocks[1::2]
+    _between.extend(blocks[1::2])
     for address in blocks[::2]:
         libc.free(address)
 
