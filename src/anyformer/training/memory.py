@@ -52,6 +52,7 @@ def keep_freed_memory() -> bool:
 
 
 def _reserve_small_blocks(libc: ctypes.CDLL) -> None:
+    """Free every second of many small blocks."""
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
     while _between:
