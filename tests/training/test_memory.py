@@ -55,7 +55,8 @@ for _ in range(2):
     before = resident()
     del tensors
     whole = torch.ones(1 << 24)
-    print(0 if before is None else resident() - before)
+    if before is not None:
+        print(resident() - before)
     del whole
 """
 
@@ -64,4 +65,6 @@ for _ in range(2):
 def test_small_objects_do_not_split_the_room_of_tensors() -> None:
     """A tensor as large as all before it fits in their room, though objects made between them are still in use."""
     grown = [int(each) for each in subprocess.check_output([sys.executable, "-c", SMALL_OBJECTS], text=True).split()]
+    if not grown:
+        pytest.skip("this system does not tell")
     assert max(grown) < 8e6
