@@ -36,6 +36,8 @@ class ModelSpec:
     seed: int
     untie_head: bool = False
     """Give the head a matrix of its own after building: T5 v1.1, whose config class ties it in any case."""
+    neighbor: int = 0
+    """Which of the models whose weights differ from those of number 0 in the last bit: its rounding differs, too."""
 
     @property
     def kind(self) -> str:
@@ -87,6 +89,12 @@ class ModelSpec:
             head: Any = model.lm_head
             head.weight = nn.Parameter(torch.empty_like(head.weight))
         randomize(model, self.seed)
+        if self.neighbor:
+            generator = torch.Generator().manual_seed(self.neighbor)
+            with torch.no_grad():
+                for weight in filter(lambda weight: weight.requires_grad, model.parameters()):
+                    towards = torch.randn(weight.shape, generator=generator).sign() * torch.inf
+                    weight.copy_(weight.nextafter(towards))
         return model.eval()
 
 

@@ -16,7 +16,7 @@ import anyformer as af
 from anyformer.generation import beam_search_ids
 from tests.parity import hf_models
 from tests.parity.conversion import ours_of
-from tests.parity.float64 import Float64
+from tests.parity.float64 import Float64, build_wide
 from tests.parity.model_spec import ModelSpec, ragged
 from tests.parity.padding import draw_filler, draw_rows, pad
 
@@ -59,7 +59,7 @@ def _theirs(theirs: Any, row: Tensor, search: af.GenerationConfig, new: int) -> 
 
 def _exact(drawn: ModelSpec, theirs: Any, *arguments: Any) -> tuple[list[list[int]], Tensor]:
     """The same in float64."""
-    model: Any = drawn.build().double()
+    model: Any = build_wide(drawn)
     model.generation_config = theirs.generation_config
     with Float64():
         return _theirs(model, *arguments)

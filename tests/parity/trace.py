@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from tests.parity.model_spec import Inputs, ModelSpec, labels
 
 Trace = dict[str, Tensor]
 GRADIENT = "gradient of "
+Roundings = Sequence[tuple[Trace, Trace]]
+"""What models make of a batch, in float32 and in float64."""
 
 
 def of_theirs(model: PreTrainedModel, drawn: ModelSpec, inputs: Inputs) -> Trace:
@@ -44,29 +46,35 @@ def of_ours(model: Transformer, drawn: ModelSpec, inputs: Inputs) -> Trace:
     return trace | our_gradients(model)
 
 
-def assert_same(ours: Trace, theirs: Trace, exact: Callable[[], Trace]) -> None:
+def assert_same(ours: Trace, theirs: Trace, roundings: Callable[[], Roundings]) -> None:
     """Raise unless both have the same tensors, ours within 1e-5 of the largest magnitude of theirs.
 
     Args:
         ours: From our model.
         theirs: From Hugging Face's.
-        exact: Makes theirs in float64, to tell how much of a larger difference is rounding, and whose: a few draws are
-            so badly conditioned that Hugging Face itself is not within 1e-5 of the truth.
+        roundings: Makes theirs in float32 and in float64, and that of models one rounding away, to tell how much of a
+            larger difference is rounding, and whose: a few draws are so badly conditioned that Hugging Face itself is
+            not within 1e-5 of the truth.
     """
-    assert ours.keys() == theirs.keys()
-    off = {name: _difference(ours[name], theirs[name]) / _scale(name, theirs) for name in theirs}
-    off = {name: share for name, share in off.items() if share > TOLERANCE}
+    off = {name: share for name, share in _differences(ours, theirs).items() if share > TOLERANCE}
     if not off:
         return
-    truth = exact()
+    made = roundings()
+    truth = made[0][1]
     for name, share in off.items():
         error = _difference(ours[name], truth[name]) / _scale(name, theirs)
         # A draw that is badly conditioned is so for all of its gradients, and luck spares some of them.
         alike = [other for other in theirs if other.startswith(GRADIENT)] if name.startswith(GRADIENT) else [name]
-        rounding = max(_difference(theirs[each], truth[each]) / _scale(each, theirs) for each in alike)
+        rounding = max(_difference(a[each], b[each]) / _scale(each, theirs) for a, b in made for each in alike)
         assert error <= TOLERANCE or share <= 5 * rounding, (
             f"{name}: off by {share:.2e} relative (and Hugging Face's rounding is {rounding:.2e})"
         )
+
+
+def assert_close(ours: Trace, theirs: Trace, tolerance: float) -> None:
+    """Raise unless both have the same tensors, ours within a tolerance of the largest magnitude of theirs."""
+    for name, share in _differences(ours, theirs).items():
+        assert share <= tolerance, f"{name}: off by {share:.2e} relative"
 
 
 def _trace(
@@ -140,6 +148,11 @@ def our_gradients(model: Transformer) -> Trace:
         for theirs, line in table.items()
         if not line.alias and all(name in weights for name in line.ours)
     }
+
+
+def _differences(ours: Trace, theirs: Trace) -> dict[str, float]:
+    assert ours.keys() == theirs.keys()
+    return {name: _difference(ours[name], theirs[name]) / _scale(name, theirs) for name in theirs}
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
