@@ -68,3 +68,33 @@ def test_small_objects_do_not_split_the_room_of_tensors() -> None:
     if not grown:
         pytest.skip("this system does not tell")
     assert max(grown) < 8e6
+
+
+LARGER_OBJECTS = """
+import ctypes
+import torch
+from anyformer.compare.plan.measure import resident
+from anyformer.training.memory import keep_freed_memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+sizes = range(512, 1536, 16)
+used = [libc.malloc(size) for size in sizes for _ in range(400)]  # what imports left free
+keep_freed_memory()
+tensor, neighbor = torch.ones(1 << 22), torch.ones(1 << 20)
+before = resident()
+del tensor
+objects = [libc.malloc(size) for size in sizes for _ in range(16)]
+tensor = torch.ones((1 << 22) - 100)
+if before is not None:
+    print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is glibc's")
+def test_larger_objects_do_not_split_the_room_of_tensors() -> None:
+    """A tensor fits in the room of one before it, though objects made between them are still in use."""
+    grown = subprocess.check_output([sys.executable, "-c", LARGER_OBJECTS], text=True)
+    if not grown:
+        pytest.skip("this system does not tell")
+    assert int(grown) < 8e6

@@ -13,7 +13,7 @@ off both ends, where the next small objects settle, such as nodes of the graph. 
 room from being joined with its neighbors'. So there are free blocks of the same sizes elsewhere, which glibc takes
 before the ends because they have been free for longer: a step of LLaMA nano with gradient checkpointing takes 195 MB
 instead of 298. Larger objects, such as a dictionary, go into the smallest free block that has the room for them; some
-of 32 kB keep them out of those of tensors: BERT mini with checkpointing took 288 MB in one run of four, and takes 261.
+of 32 kB keep them out of those of tensors: BERT mini with checkpointing took 288 MB in one run of five, and takes 261.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ _LARGE = 1 << 17
 """Bytes of a block that is handed back: glibc's own threshold, before it adapts."""
 _FREE_BLOCKS = {**dict.fromkeys(range(24, 104, 16), 4000), 1 << 15: 64}
 """How many there are of each size in bytes. The first are those that an object in the end of a tensor may have: glibc's
-blocks of 32 to 96 bytes, less its header; twice as many save 0 to 2% more of a step of 30 layers. All take 3 MB, and 4
+blocks of 32 to 96 bytes, less its header; twice as many save 0 to 2% more of a step of 30 layers. All take 3 MB, and 2
 more once the last are used."""
 _separators: list[int] = []
 """Addresses of the blocks that stay in use between the free ones, or these would be joined."""
