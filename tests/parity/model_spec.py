@@ -5,7 +5,7 @@ A `ModelSpec` is what a failing proof prints: the class, the fields of its confi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -37,7 +37,7 @@ class ModelSpec:
     untie_head: bool = False
     """Give the head a matrix of its own after building: T5 v1.1, whose config class ties it in any case."""
     neighbor: int = 0
-    """Which of the models whose weights differ from those of number 0 in the last bit: its rounding differs, too."""
+    """Which of the models whose weights differ from those of number 0 in the last bit."""
 
     @property
     def kind(self) -> str:
@@ -80,6 +80,10 @@ class ModelSpec:
     def is_dynamic(self) -> bool:
         """Whether the rotary angles depend on the length of the text."""
         return (self.options.get("rope_parameters") or {}).get("rope_type") == "dynamic"
+
+    def neighbors(self) -> list[ModelSpec]:
+        """This one and three whose rounding differs: luck may spare one model, but hardly all."""
+        return [replace(self, neighbor=number) for number in range(4)]
 
     def build(self) -> PreTrainedModel:
         """The model, in eval mode, every weight random."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -66,22 +64,17 @@ def assert_same(data: st.DataObject, architecture: str) -> None:
     if not off:
         return
     # Scores that are far apart magnify the rounding of float32, theirs as well as ours.
-    neighbors = [replace(drawn, neighbor=number) for number in range(4)]
-    exact = [_in_float64(partial(_of_theirs, build_wide(each), inputs)) for each in neighbors]
-    same = _in_float64(partial(_of_ours, ours.double(), drawn, inputs))
+    with Float64():
+        exact = [_of_theirs(build_wide(each), inputs) for each in drawn.neighbors()]
+        same = _of_ours(ours.double(), drawn, inputs)
     assert max(_differences(same, exact[0], inputs).values()) <= EQUAL
     roundings = [
         _differences(_of_theirs(each.build(), inputs), truth, inputs)
-        for each, truth in zip(neighbors, exact, strict=True)
+        for each, truth in zip(drawn.neighbors(), exact, strict=True)
     ]
     for name, error in off.items():
         rounding = max(each[name] for each in roundings)
         assert error <= 3 * rounding, f"{name}: off by {error:.2e} (and Hugging Face's rounding is {rounding:.2e})"
-
-
-def _in_float64(attend: Callable[[], Layers]) -> Layers:
-    with Float64():
-        return attend()
 
 
 def _of_ours(ours: Transformer, drawn: ModelSpec, inputs: Inputs) -> Layers:

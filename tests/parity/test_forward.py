@@ -32,9 +32,9 @@ def assert_same(data: st.DataObject, drawn: ModelSpec, edit: Callable[[Path], No
 
 def _roundings(ours: Transformer, drawn: ModelSpec, inputs: Inputs) -> trace.Roundings:
     """Of Hugging Face's models, once ours agrees with the first in float64."""
-    neighbors = [replace(drawn, neighbor=number) for number in range(4)]
     made = [
-        (trace.of_theirs(each.build(), each, inputs), _in_float64(build_wide(each), each, inputs)) for each in neighbors
+        (trace.of_theirs(each.build(), each, inputs), _in_float64(build_wide(each), each, inputs))
+        for each in drawn.neighbors()
     ]
     trace.assert_close(_in_float64(ours.double(), drawn, inputs), made[0][1], EQUAL)
     return made
