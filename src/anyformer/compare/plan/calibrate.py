@@ -3,13 +3,17 @@
 from dataclasses import dataclass, replace
 
 from anyformer.compare.plan.devices import CPU_SHARES, SHARES, Device
-from anyformer.compare.plan.measure import measure
+from anyformer.compare.plan.measure import Measured, measure
 from anyformer.compare.plan.step import StepCount, Workload, count_step
 from anyformer.training.precision import peak_flops_per_second
 
 STEPS = 20
 _PATIENCE = 60.0
 """Seconds that calibrating may take, about."""
+_FEWEST = 4
+"""Steps that tell the time: the first one, which allocates, and three."""
+_LAYERS = (1, 3)
+"""Of the two smaller models, in each stack."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +46,44 @@ def by_peak(workload: Workload, flops: float, device: Device) -> StepTime:
     return StepTime(flops / peak / likely, flops / peak / high, flops / peak / low, told)
 
 
-def calibrate(workload: Workload, count: StepCount, *, memory: float = float("inf")) -> StepTime:
-    """Take real steps on this machine, of a model with fewer layers where those of the whole would take too long.
+def calibrate(workload: Workload, count: StepCount) -> StepTime:
+    """Take real steps on this machine, of two smaller models where those of the whole would take too long.
 
-    Several processes share this machine's cores, so one that uses all of them stands for them.
+    Time grows linearly with the layers, as operations do, from what embeddings and logits take. Several processes share
+    this machine's cores, so one that uses all of them stands for them.
 
     Args:
-        count: of the workload.
-        memory: bytes that there are.
+        workload: which this machine has the memory for.
+        count: of it.
     """
     alone = replace(workload, config=replace(workload.config, engine=None, processes=1))
-    guess = by_peak(workload, count.flops, Device("cpu", memory)).seconds * STEPS
-    part, scale, told = alone, 1.0, "real steps of this model"
-    if guess > _PATIENCE or count.peak * workload.config.processes > memory:
-        model = workload.model
-        layers = {name: min(getattr(model, name), 1) for name in ("encoder_layers", "decoder_layers")}
-        part = replace(alone, model=model.replace(**layers))
-        small = count_step(part)
-        if small.peak > memory or guess * small.flops / count.flops > 4 * _PATIENCE:
-            return by_peak(workload, count.flops, Device("cpu", memory))
-        scale, told = count.flops / small.flops, "real steps of this model with one layer, times the operations"
-    found = measure(part, steps=STEPS, seconds=_PATIENCE)
-    times = sorted(found.seconds)
-    low, high = times[len(times) // 10], times[-1 - len(times) // 10]
-    return StepTime(found.step * scale, low * scale, high * scale, f"{len(times)} {told}, just now")
+    if _fits_patience(workload, count.flops):
+        found = measure(alone, steps=STEPS, seconds=_PATIENCE)
+        return _step_time(found, found.step, f"{len(found.seconds)} real steps of this model, just now")
+    few, more = (_shorten(alone, layers) for layers in _LAYERS)
+    flops_few, flops_more = (count_step(replace(part, in_heap=False)).flops for part in (few, more))
+    if flops_more >= count.flops or not _fits_patience(workload, flops_more):
+        return by_peak(workload, count.flops, Device("cpu", float("inf")))
+    small, large = (measure(part, steps=STEPS, seconds=_PATIENCE / 2) for part in (few, more))
+    slope = max(0.0, large.step - small.step) / (flops_more - flops_few)
+    seconds = large.step + slope * (count.flops - flops_more)
+    told = f"{len(small.seconds)} and {len(large.seconds)} real steps of this model with {_LAYERS[0]} and {_LAYERS[1]}"
+    return _step_time(large, seconds, f"{told} layers, just now, and a line through them")
+
+
+def _fits_patience(workload: Workload, flops: int) -> bool:
+    """Whether enough steps are likely to be done in time."""
+    return by_peak(workload, flops, Device("cpu", float("inf"))).seconds * _FEWEST <= _PATIENCE
+
+
+def _shorten(workload: Workload, layers: int) -> Workload:
+    model = workload.model
+    fewer = {name: min(getattr(model, name), layers) for name in ("encoder_layers", "decoder_layers")}
+    return replace(workload, model=model.replace(**fewer))
+
+
+def _step_time(found: Measured, seconds: float, reason: str) -> StepTime:
+    """The seconds, spread as those that were measured."""
+    times, scale = sorted(found.seconds), seconds / found.step
+    tenth = len(times) // 10
+    return StepTime(seconds, times[tenth] * scale, times[-1 - tenth] * scale, reason)

@@ -186,11 +186,7 @@ def make_plan(asked: Request) -> TrainingPlan:
     changes = () if fits else changes_that_fit(workload, room, shared=shared)
     batch = workload.batch()
     tokens = batch.tokens.size + (0 if batch.source is None else batch.source.size)
-    time = (
-        calibrate(workload, count, memory=room)
-        if shared and asked.calibrate and fits
-        else by_peak(workload, count.flops, device)
-    )
+    time = calibrate(workload, count) if shared and asked.calibrate and fits else by_peak(workload, count.flops, device)
     steps = asked.steps if asked.tokens is None else -(-asked.tokens // tokens)
     seconds = None if steps is None else (time.low * steps, time.seconds * steps, time.high * steps)
     price = device.price if asked.price_per_hour is None else asked.price_per_hour
