@@ -56,11 +56,11 @@ def calibrate(workload: Workload, count: StepCount) -> StepTime:
         workload: which this machine has the memory for.
         count: of it.
     """
-    alone = replace(workload, config=replace(workload.config, engine=None, processes=1))
+    alone = workload.change(engine=None, processes=1)
     if _fits_patience(workload, count.flops):
         found = measure(alone, steps=STEPS, seconds=_PATIENCE)
         return _step_time(found, found.step, f"{len(found.seconds)} real steps of this model, just now")
-    few, more = (_shorten(alone, layers) for layers in _LAYERS)
+    few, more = (alone.shorten(layers) for layers in _LAYERS)
     flops_few, flops_more = (count_step(replace(part, in_heap=False)).flops for part in (few, more))
     if flops_more >= count.flops or not _fits_patience(workload, flops_more):
         return by_peak(workload, count.flops, Device("cpu", float("inf")))
@@ -74,12 +74,6 @@ def calibrate(workload: Workload, count: StepCount) -> StepTime:
 def _fits_patience(workload: Workload, flops: int) -> bool:
     """Whether enough steps are likely to be done in time."""
     return by_peak(workload, flops, Device("cpu", float("inf"))).seconds * _FEWEST <= _PATIENCE
-
-
-def _shorten(workload: Workload, layers: int) -> Workload:
-    model = workload.model
-    fewer = {name: min(getattr(model, name), layers) for name in ("encoder_layers", "decoder_layers")}
-    return replace(workload, model=model.replace(**fewer))
 
 
 def _step_time(found: Measured, seconds: float, reason: str) -> StepTime:

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -97,11 +97,8 @@ def _steps(strategy: Strategy, workload: Workload, count: int, seconds: float) -
 
 def _smallest(workload: Workload) -> Workload:
     """The same with one layer a stack and a text for each process."""
-    model = workload.model
-    layers = {name: min(getattr(model, name), 1) for name in ("encoder_layers", "decoder_layers")}
     rows = max(2, workload.config.processes)
-    config = replace(workload.config, batch_size=rows, batch_tokens=rows * 16, context=16, grad_accumulation=1)
-    return replace(workload, model=model.replace(**layers), config=config)
+    return workload.shorten(1).change(batch_size=rows, batch_tokens=rows * 16, context=16, grad_accumulation=1)
 
 
 def resident(field: str = "VmRSS") -> int | None:

@@ -64,6 +64,12 @@ class Workload:
         """The same with other fields of the config."""
         return replace(self, config=replace(self.config, **changes))
 
+    def shorten(self, layers: int) -> "Workload":
+        """The same with at most so many layers in each stack."""
+        stacks = ("encoder_layers", "decoder_layers")
+        fewer = {name: min(getattr(self.model, name), layers) for name in stacks}
+        return replace(self, model=self.model.replace(**fewer))
+
     def batch(self) -> Batch:
         """A batch of random tokens."""
         return random_batch(self.task, self.config, self.model)
