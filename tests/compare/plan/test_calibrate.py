@@ -33,7 +33,7 @@ def count(asked: Workload) -> StepCount:
 
 def steps_in_time(number: float, asked: StepCount, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the machine take as many steps of the workload as calibrating may."""
-    peak = asked.flops * number / calibrate._PATIENCE / calibrate.CPU_SHARES[1]  # pyright: ignore[reportPrivateUsage]
+    peak = asked.flops * number / calibrate.SECONDS / calibrate.CPU_SHARES[1]
 
     def known(precision: Precision) -> float:
         return peak
@@ -90,7 +90,7 @@ def test_steps_that_take_too_long_are_not_begun(layers: int, steps: float, monke
     monkeypatch.delattr(calibrate, "measure")
     time = calibrate.calibrate(asked, count(asked))
 
-    assert time.seconds == pytest.approx(calibrate._PATIENCE / steps)  # pyright: ignore[reportPrivateUsage]
+    assert time.seconds == pytest.approx(calibrate.SECONDS / steps)
     assert "a share of it" in time.reason
 
 

@@ -8,10 +8,10 @@ from anyformer.compare.plan.step import StepCount, Workload, count_step
 from anyformer.training.precision import peak_flops_per_second
 
 STEPS = 20
-_PATIENCE = 60.0
-"""Seconds that calibrating may take, about."""
-_FEWEST = 4
-"""Steps that tell the time: the first one, which allocates, and three."""
+SECONDS = 60.0
+"""Both are what calibrating takes at most, about."""
+_FEWEST_STEPS = 4
+"""The first one, which allocates, and three that tell the time."""
 _LAYERS = (1, 3)
 """Of the two smaller models, in each stack."""
 
@@ -57,23 +57,23 @@ def calibrate(workload: Workload, count: StepCount) -> StepTime:
         count: of it.
     """
     alone = workload.change(engine=None, processes=1)
-    if _fits_patience(workload, count.flops):
-        found = measure(alone, steps=STEPS, seconds=_PATIENCE)
+    if _in_time(workload, count.flops):
+        found = measure(alone, steps=STEPS, seconds=SECONDS)
         return _step_time(found, found.step, f"{len(found.seconds)} real steps of this model, just now")
     few, more = (alone.shorten(layers) for layers in _LAYERS)
     flops_few, flops_more = (count_step(replace(part, in_heap=False)).flops for part in (few, more))
-    if flops_more >= count.flops or not _fits_patience(workload, flops_more):
+    if flops_more >= count.flops or not _in_time(workload, flops_more):
         return by_peak(workload, count.flops, Device("cpu", float("inf")))
-    small, large = (measure(part, steps=STEPS, seconds=_PATIENCE / 2) for part in (few, more))
+    small, large = (measure(part, steps=STEPS, seconds=SECONDS / 2) for part in (few, more))
     slope = max(0.0, large.step - small.step) / (flops_more - flops_few)
     seconds = large.step + slope * (count.flops - flops_more)
     told = f"{len(small.seconds)} and {len(large.seconds)} real steps of this model with {_LAYERS[0]} and {_LAYERS[1]}"
     return _step_time(large, seconds, f"{told} layers, just now, and a line through them")
 
 
-def _fits_patience(workload: Workload, flops: int) -> bool:
+def _in_time(workload: Workload, flops: int) -> bool:
     """Whether enough steps are likely to be done in time."""
-    return by_peak(workload, flops, Device("cpu", float("inf"))).seconds * _FEWEST <= _PATIENCE
+    return by_peak(workload, flops, Device("cpu", float("inf"))).seconds * _FEWEST_STEPS <= SECONDS
 
 
 def _step_time(found: Measured, seconds: float, reason: str) -> StepTime:
