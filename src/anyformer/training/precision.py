@@ -121,7 +121,7 @@ def start_compiler(precision: Precision) -> None:
     if precision.device.type != "cpu" or not enabled():
         return
     kernels = [attention.kernel(precision.dtype)]
-    if precision.int8 and not has_amx_bf16():
+    if precision.int8:
         kernels.append(int8_matmul.KERNEL)
     if precision.dtype == torch.bfloat16 and has_avx512_bf16():
         kernels += [activation.KERNEL, cross_entropy.KERNEL, rms_norm.KERNEL]

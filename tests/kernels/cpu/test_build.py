@@ -273,10 +273,11 @@ def test_what_is_made_for_older_processors_holds(processor: str, examples: str) 
 @pytest.mark.skipif("avx512_bf16" not in cpu_features.flags().split(), reason="needs products of bfloat16 pairs")
 @pytest.mark.parametrize("examples", EXAMPLES)
 def test_what_is_made_for_amx_holds_where_it_is_emulated(examples: str) -> None:
-    tests = Path(__file__).parents[1] / "test_training_kernels.py"
+    here = Path(__file__).parent
+    tests = here.parent / "test_training_kernels.py", here / "test_int8_matmul.py"
     environment = os.environ | {cpu_features.SWITCH: "emulated"}
     # What torch compiles there are stand-ins for the kernels, whatever the processor.
-    command = [sys.executable, "-m", "pytest", "-q", str(tests), "-m", examples, "-k", "not torch_compile"]
+    command = [sys.executable, "-m", "pytest", "-q", *map(str, tests), "-m", examples, "-k", "not torch_compile"]
     done = subprocess.run(command, env=environment, capture_output=True)
     assert done.returncode == 0, done.stdout.decode()
     assert b"skipped" not in done.stdout

@@ -19,8 +19,22 @@ class EmulatedAmx {
             ::store(tiles[to][r], total);
         }
     }
+    void integer_dot_product(int to, int rows, int columns) {
+        for (int r = 0; r < LANES; r++)
+            for (int c = 0; c < LANES; c++) {
+                auto total = bit_cast<int32_t>(tiles[to][r][c]);
+                for (int i = 0; i < LANES; i++) {
+                    auto x = bit_cast<Quad>(tiles[rows][r][i]), y = bit_cast<Quad>(tiles[columns][i][c]);
+                    for (int q = 0; q < 4; q++) total += x.bytes[q] * y.bytes[q];
+                }
+                tiles[to][r][c] = bit_cast<float>(total);
+            }
+    }
 
    private:
+    struct Quad {
+        int8_t bytes[4];
+    };
     static FloatVec load(const float* row) { return ::load(row); }
     float tiles[8][LANES][LANES];
 };
@@ -31,7 +45,9 @@ inline thread_local EmulatedAmx emulated_amx;
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbf16ps
+#undef _tile_dpbssd
 #define _tile_loadd(tile, from, stride) emulated_amx.load(tile, from, stride)
 #define _tile_stored(tile, to, stride) emulated_amx.store(tile, to, stride)
 #define _tile_zero(tile) emulated_amx.zero(tile)
 #define _tile_dpbf16ps(to, rows, columns) emulated_amx.dot_product(to, rows, columns)
+#define _tile_dpbssd(to, rows, columns) emulated_amx.integer_dot_product(to, rows, columns)

@@ -2,8 +2,9 @@
 //
 // Quantized blocks stay in a core's cache until they are multiplied, and int32 sums in registers until they are scaled
 // back: as passes of their own, quantizing and scaling cost half as much as the product
-// (docs/measurements/training.md).
+// (docs/measurements/training.md). AMX multiplies signed integers in tiles, VNNI signed by unsigned ones in rows.
 #include "int_matmul.h"
+#include "amx.h"
 #include "structs.h"
 #include "threads.h"
 #include "simd.h"
@@ -17,28 +18,36 @@ constexpr int64_t PANEL_GROUP = 8;            // panels of a transposed matrix t
 constexpr int64_t PREFETCHED_ROWS = 16;       // of it: hardware does not prefetch parts of rows that lie far apart
 constexpr int64_t ROWS = 8, PANELS = 2;       // multiplied at a time: as many as there are registers for accumulators
 constexpr int64_t CACHE_BYTES = 1 << 18;      // of the left matrix, which stay in a core's cache
+constexpr int64_t AMX_CACHE_BYTES = 1 << 20;  // processors with AMX have a larger one
 constexpr int64_t DEPTH_BLOCK = 1 << 12;      // multiplied at a time, so that both operands are read in small parts
 constexpr float MIN_SCALE = 1.17549435e-38f;  // smaller scales are subnormal: their rows are quantized to 0
 
 // The larger of `bits` and |x|, compared by their bits as integers, so that NaN is the largest of all.
 IntVec max_abs_bits(IntVec bits, FloatVec x) { return max(bits, bit_cast<IntVec>(abs(x))); }
 
-// A quantized matrix, packed in panels of 16 rows: [panel, depth / 4, 16, 4].
+// A quantized matrix, packed in panels of 16 rows: [panel, depth / 4, 16, 4]; the left operand of AMX in tiles of 16 rows:
+// [panel, depth / 64, 16, 64].
 struct QuantizedMatrix {
     int64_t panels, depth;  // depth: padded to whole chunks
+    bool is_tiled;
+    float rounding;  // added to a float32, it leaves the nearest integer in the lowest byte; without AMX plus 128 in the
+                     // right operand, whose bytes are unsigned
     int8_t* data;
     float* scales;     // [panels * 16]
-    int32_t* offsets;  // [panels * 16]: -128 times the sum of a row, of the left operand; null: the right operand,
-                       // which has 128 added
+    int32_t* offsets;  // [panels * 16]: -128 times the sum of a row; null: the right operand, or AMX
 
     // Allocates from the workspace, in multiples of 64 bytes.
     QuantizedMatrix(int64_t rows, int64_t depth, bool left, char*& workspace)
-        : panels(round_up(rows, LANES * PANELS) / LANES), depth(round_up(depth, CHUNK)) {
+        : panels(round_up(rows, LANES * PANELS) / LANES),
+          depth(round_up(depth, CHUNK)),
+          is_tiled(left && HAS_AMX),
+          rounding(left || HAS_AMX ? 12582912.0f : 12583040.0f) {
         const int64_t count = panels * LANES;
+        const bool has_offsets = left && !HAS_AMX;
         data = reinterpret_cast<int8_t*>(workspace);
         scales = reinterpret_cast<float*>(workspace + count * this->depth);
-        offsets = left ? reinterpret_cast<int32_t*>(scales + count) : nullptr;
-        workspace = reinterpret_cast<char*>(scales + count * (left ? 2 : 1));
+        offsets = has_offsets ? reinterpret_cast<int32_t*>(scales + count) : nullptr;
+        workspace = reinterpret_cast<char*>(scales + count * (has_offsets ? 2 : 1));
     }
 
     int8_t* panel(int64_t index) const { return data + index * LANES * depth; }
@@ -141,8 +150,13 @@ class Quantizer {
             for (int64_t k = 0; k < CHUNK; k += LANES)
                 store(bytes + r * CHUNK + k, round(row_part<COMPLETE>(panel, r, i + k) * inverses[r], dither));
         }
-        auto rows = reinterpret_cast<float*>(to.panel(panel) + i * LANES);
-        transpose(reinterpret_cast<const float*>(bytes), LANES, rows, LANES);
+        int8_t* chunk = to.panel(panel) + i * LANES;
+        to.is_tiled ? void(memcpy(chunk, bytes, sizeof bytes)) : transpose_chunk(bytes, chunk);
+    }
+
+    // Between [16, 64] and [16, 16, 4].
+    static void transpose_chunk(const int8_t* from, int8_t* out) {
+        transpose(reinterpret_cast<const float*>(from), LANES, reinterpret_cast<float*>(out), LANES);
     }
 
     template <bool COMPLETE>
@@ -171,7 +185,7 @@ class Quantizer {
         }
         Dither dither = make_dither(first, scales[0]);
         const int64_t complete = COMPLETE ? depth / QUAD * QUAD : 0;
-        auto quads = [&](auto is_complete, int64_t k) {
+        auto quantize_quads = [&](auto is_complete, int64_t k, int8_t* out, int64_t stride) {
             UNROLL
             for (int64_t s = 0; s < PANEL_GROUP; s++) {
                 UIntVec quad{};
@@ -181,18 +195,25 @@ class Quantizer {
                         bit_cast<UIntVec>(round(column_part<is_complete>(k + q, first + s) * inverses[s], dither));
                     quad |= (q == QUAD - 1 ? byte : byte & 0xff) << (8 * q);
                 }
-                if (s < count) memcpy(to.panel(first + s) + k * LANES, &quad, sizeof quad);
+                if (s < count) memcpy(out + s * stride, &quad, sizeof quad);
             }
         };
-        int64_t k = 0;
-        for (; k < complete; k += QUAD) quads(std::true_type{}, k);
-        for (; k < to.depth; k += QUAD) quads(std::false_type{}, k);
+        alignas(64) int8_t chunks[PANEL_GROUP * LANES * CHUNK];
+        for (int64_t k = 0; k < to.depth; k += CHUNK) {
+            int8_t* out = to.is_tiled ? chunks : to.panel(first) + k * LANES;
+            const int64_t stride = LANES * (to.is_tiled ? CHUNK : to.depth);
+            for (int64_t i = 0; i < CHUNK; i += QUAD, out += QUAD * LANES)
+                k + i < complete ? quantize_quads(std::true_type{}, k + i, out, stride)
+                                 : quantize_quads(std::false_type{}, k + i, out, stride);
+            for (int64_t s = 0; to.is_tiled && s < count; s++)
+                transpose_chunk(chunks + s * LANES * CHUNK, to.panel(first + s) + k * LANES);
+        }
         for (int64_t s = 0; s < count; s++) store_scales(first + s, scales[s]);
     }
 
     IntVec round(FloatVec x, Dither& dither) const {
         if (stochastic) x = min(broadcast(127.0f), x + dither.next());
-        return bit_cast<IntVec>(x + (to.offsets ? 12582912.0f : 12583040.0f));
+        return bit_cast<IntVec>(x + to.rounding);
     }
 
     // Seeded by the scales, so that an element is not rounded the same way in every batch.
@@ -247,6 +268,10 @@ class Int8Matmul {
         quantize_rows(threads, p.right, p.columns, p.depth, false, nullptr, right);
         for (int64_t begin = 0; begin < left.depth; begin += DEPTH_BLOCK) {
             const int64_t end = min(begin + DEPTH_BLOCK, left.depth), panel_pairs = right.panels / PANELS;
+            if (HAS_AMX) {
+                multiply_all_tiles(threads, begin, end);
+                continue;
+            }
             const int64_t row_block = round_up(min(CACHE_BYTES / (end - begin), p.rows), ROWS);
             threads.parallel_for((p.rows + row_block - 1) / row_block * panel_pairs, [&](int64_t item) {
                 const int64_t first = item / panel_pairs * row_block, panel = item % panel_pairs * PANELS;
@@ -261,6 +286,64 @@ class Int8Matmul {
     const QuantizedMatrix left, right;
     IntVec* const partial_sums;  // [rows, panels]; only of matrices deeper than DEPTH_BLOCK
     char* const end;
+
+    // Blocks of the right matrix stay in a core's cache, and the output is written along its rows: AMX is so fast that
+    // misses of the translation buffer, one a row, would take twice as long as the products.
+    void multiply_all_tiles(Threads& threads, int64_t begin, int64_t end) const {
+        const int64_t row_pairs = left.panels / PANELS;
+        const int64_t panels = min(round_up(AMX_CACHE_BYTES / (end - begin) / LANES, PANELS), right.panels);
+        threads.parallel_for((right.panels + panels - 1) / panels * row_pairs, [&](int64_t item) {
+            const int64_t first = item / row_pairs * panels, row = item % row_pairs * PANELS * LANES;
+            for (int64_t panel = first; panel < min(first + panels, right.panels); panel += PANELS)
+                multiply_tiles(row, panel, begin, end);
+        });
+    }
+
+    // Two panels by two.
+    void multiply_tiles(int64_t row, int64_t panel, int64_t begin, int64_t end) const {
+#if defined(USE_AMX)
+        alignas(64) int32_t product[LANES * PANELS][LANES * PANELS];
+        const int64_t stride = right.panels * LANES;
+        const bool is_last = end == left.depth;
+        int32_t* partial = reinterpret_cast<int32_t*>(partial_sums) + row * stride + panel * LANES;
+        if (is_last && begin) copy_sums(partial, stride, product);
+        amx_matmul(left.panel(row / LANES) + begin * LANES, left.depth * LANES, right.panel(panel) + begin * LANES,
+                   right.depth * LANES, end - begin, begin > 0, is_last ? product[0] : partial,
+                   is_last ? LANES * PANELS : stride);
+        if (!is_last) return;
+        const int64_t rows = min(LANES * PANELS, p.rows - row), column = panel * LANES;
+        if (column + PANELS * LANES <= p.columns)
+            p.dtype == BFLOAT16 ? store_block<BFloat16>(row, rows, column, product)
+                                : store_block<float>(row, rows, column, product);
+        else
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t t = 0; t < PANELS; t++)
+                    store_output(row + r, column + t * LANES, load_as<IntVec>(product[r] + t * LANES));
+#endif
+    }
+
+    // Outputs of complete panels.
+    template <class T>
+    void store_block(int64_t row, int64_t rows, int64_t column, const int32_t (*sums)[LANES * PANELS]) const {
+        FloatVec scales[PANELS], bias[PANELS];
+        for (int t = 0; t < PANELS; t++) {
+            scales[t] = load(right.scales + column + t * LANES);
+            bias[t] = p.bias ? load(p.bias + column + t * LANES) : FloatVec{};
+        }
+        T* to = static_cast<T*>(p.out) + row * p.columns + column;
+        for (int64_t r = 0; r < rows; r++, to += p.columns) {
+            UNROLL
+            for (int t = 0; t < PANELS; t++) {
+                FloatVec sum = convert<FloatVec>(load_as<IntVec>(sums[r] + t * LANES));
+                FloatVec y = sum * (scales[t] * left.scales[row + r]) + bias[t];
+                store(to + t * LANES, p.accumulate ? y + load(to + t * LANES) : y);
+            }
+        }
+    }
+
+    static void copy_sums(const int32_t* from, int64_t stride, int32_t (*to)[LANES * PANELS]) {
+        for (int64_t r = 0; r < LANES * PANELS; r++) memcpy(to[r], from + r * stride, sizeof to[r]);
+    }
 
     void multiply(int64_t row, int64_t panel, int64_t begin, int64_t end) const {
         const int8_t* x = left.panel(row / LANES) + row % LANES * QUAD;
@@ -329,8 +412,10 @@ EXPORTED int64_t workspace_size(const Int8MatmulArgs* sums) {
 
 EXPORTED void run(const Int8MatmulArgs* sums, void* workspace) {
 #if defined(__AVX512VNNI__)
-    parallel(sums->num_threads,
-             [&](Threads threads) { Int8Matmul(*sums, static_cast<char*>(workspace)).run(threads); });
+    parallel(sums->num_threads, [&](Threads threads) {
+        AmxTiles registers(true);
+        Int8Matmul(*sums, static_cast<char*>(workspace)).run(threads);
+    });
 #endif
 }
 }

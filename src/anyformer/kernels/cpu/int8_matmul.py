@@ -7,7 +7,7 @@ from torch import Tensor
 
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel
-from anyformer.kernels.cpu_features import enabled, has_amx_bf16
+from anyformer.kernels.cpu_features import enabled
 from anyformer.kernels.operation import constant_result
 
 _MIN_SIZE = 1 << 24
@@ -22,11 +22,8 @@ KERNEL = Kernel("int8_matmul", structs.Int8MatmulArgs)
 
 @constant_result
 def supports() -> bool:
-    """Whether `int8_matmul` is there: on processors that sum four products of bytes at a time, but have no AMX.
-
-    With AMX, which multiplies whole matrices of them, torch's products are faster. It waits for the compiler.
-    """
-    return enabled() and not has_amx_bf16() and KERNEL.supported()
+    """Whether `int8_matmul` is there: on processors that sum four products of bytes at a time. Waits for the compiler."""
+    return enabled() and KERNEL.supported()
 
 
 def is_faster(*sizes: int) -> bool:
