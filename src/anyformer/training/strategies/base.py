@@ -23,6 +23,7 @@ from anyformer.errors import UserError
 from anyformer.model import Transformer
 from anyformer.training.averaging import Average
 from anyformer.training.checkpoints import read_state, write_state
+from anyformer.training.clipping import clip_grad_norm_
 from anyformer.training.losses import LossModule, WholeBatch
 from anyformer.training.optimizer import flatten_state, load_flat_state, set_learning_rate
 from anyformer.training.precision import Precision
@@ -241,7 +242,7 @@ class Strategy:
 
     def _clip(self) -> Tensor:
         """Shorten the gradient of all processes together; returns how long it was."""
-        return nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.grad_clip)
+        return clip_grad_norm_(self.model.parameters(), self.plan.grad_clip)
 
     def _mine(self, batch: Batch) -> tuple[Batch, int]:
         """The examples of this process, and how many predictions of them count.
