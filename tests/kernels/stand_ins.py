@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.autocast import matmul_dtype
-from anyformer.kernels.cpu import activation, attention, cross_entropy, rms_norm, weight_grad
+from anyformer.kernels.cpu import activation, attention, bf16_matmul, cross_entropy, rms_norm
 
 FUNCTIONS = {kind: function for function, kind in COMPILED.items()}
 
@@ -23,7 +23,7 @@ def use_stand_ins(patch: pytest.MonkeyPatch) -> None:
     def supports(x: Tensor, dtype: torch.dtype | None = None) -> bool:
         return (dtype or matmul_dtype(x)) == torch.bfloat16
 
-    for module in (cross_entropy, rms_norm, weight_grad):
+    for module in (bf16_matmul, cross_entropy, rms_norm):
         patch.setattr(module, "supports", supports)
     patch.setattr(attention, "supports", lambda query, dtype, dropout_p: dtype == torch.bfloat16 and not dropout_p)
     patch.setattr(
@@ -39,7 +39,7 @@ def use_stand_ins(patch: pytest.MonkeyPatch) -> None:
         for name, function in zip(("forward", "backward"), functions, strict=True):
             patch.setattr(getattr(module, name), "function", function)
     patch.setattr(cross_entropy, "loss_and_grad_", _loss_and_grad_)
-    patch.setattr(weight_grad, "weight_grad", _weight_grad)
+    patch.setattr(bf16_matmul, "bf16_matmul", _bf16_matmul)
 
 
 def _gradients(function: Callable[..., Tensor], operands: list[Tensor], grad: Tensor) -> list[Tensor]:
@@ -119,10 +119,12 @@ def _loss_and_grad_(logits: Tensor, targets: Tensor, label_smoothing: float, gra
     return losses
 
 
-def _weight_grad(grad: Tensor, x: Tensor, out: Any = None, *, bias_grad: Any = None, add: bool = False) -> Tensor:
-    product = grad.float().t() @ x.float()
-    if bias_grad is not None:
-        bias_grad.copy_(grad.float().sum(dim=0))
-    if out is None:
-        return product
+def _bf16_matmul(
+    left: Tensor, right: Tensor, bias: Tensor | None = None, *, out: Tensor, sums: Any = None, add: bool = False
+) -> Tensor:
+    product = left.bfloat16().float() @ right.bfloat16().float().t()
+    if bias is not None:
+        product += bias
+    if sums is not None:
+        sums.copy_(left.float().sum(dim=1))
     return out.add_(product) if add else out.copy_(product)

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from anyformer.kernels.autocast import autocast_disabled, matmul_dtype
+from anyformer.kernels.cpu import bf16_matmul, int8_matmul
 from anyformer.kernels.cpu import cross_entropy as cpu
-from anyformer.kernels.cpu import int8_matmul, weight_grad
 from anyformer.kernels.linear import quantized_input_grad, quantized_product
 from anyformer.kernels.operation import operation
 from anyformer.kernels.packing import PackedWeight
@@ -31,9 +31,9 @@ _QUANTIZED_BYTES = 1 << 26
 _CHUNK_CPU, _CHUNK = 1 << 20, 1 << 25
 """Logits that are float32 at a time, on CPUs and on other devices."""
 
-_VOCAB_CHUNK, _INT8_VOCAB_CHUNK = 1 << 12, 1 << 14
+_VOCAB_CHUNK, _PACKED_VOCAB_CHUNK = 1 << 12, 1 << 14
 """Rows of the weight whose gradient is computed at a time: it comes in the dtype of the products and is accumulated in
-float32; quantized products need room for their integers as well."""
+float32; compiled products need room for packed operands."""
 
 _ROW_MULTIPLE = 32
 """The number of kept rows is rounded up to a multiple of it, so that products have few shapes: torch's library for them
@@ -122,11 +122,16 @@ def chunked_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss, and the gradients of input, weight and bias; those that aren't needed are empty."""
     vocab, device = len(weight), input.device
+    matmul: Callable[..., Tensor] | None = None
+    rounding: dict[str, bool] = {}
     if int8:
-        factor, offset = weight, bias
-    else:
-        factor, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
-    compiled_grad_weight = not int8 and weight_grad.supports(input, dtype)
+        # Most probabilities are less than half of a quantization step, so gradients are rounded stochastically.
+        matmul, rounding = int8_matmul.int8_matmul, {"stochastic": True}
+    elif bf16_matmul.supports(input, dtype):
+        matmul = bf16_matmul.bf16_matmul
+    lower, lower_bias = weight, bias
+    if matmul is None:
+        lower, lower_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     grad_input = torch.empty(input.shape, dtype=input.dtype, device=device) if needs_grad[0] else None
     grad_weight = torch.empty(weight.shape, device=device) if needs_grad[1] else None
     if grad_weight is not None and not len(input):
@@ -134,20 +139,26 @@ def chunked_cross_entropy(
     grad_bias = torch.zeros(vocab, dtype=torch.float32, device=device) if needs_grad[2] else None
 
     def forward(x: Tensor) -> Tensor:
-        return _product(x.to(dtype), factor, offset, dtype, int8)
+        if matmul is None:
+            return F.linear(x.to(dtype), lower, lower_bias)
+        return matmul(x.to(dtype), weight, bias, out=torch.empty(len(x), vocab, dtype=dtype))
 
     def backward(logits: Tensor, rows: slice) -> None:
         if grad_bias is not None:
             _add_column_sums(logits, grad_bias)
-        if grad_input is not None:
-            # Most probabilities are less than half of a quantization step, so gradients are rounded stochastically.
-            grad_input[rows] = _product(logits, factor.t(), None, dtype, int8, stochastic=True)
-        if grad_weight is not None:
-            x, add = input[rows].to(dtype), rows.start > 0
-            if compiled_grad_weight:
-                weight_grad.weight_grad(logits, x, grad_weight, add=add)
-            else:
-                _write_grad_weight(logits, x, grad_weight, int8=int8, add=add)
+        x, add = input[rows].to(dtype), rows.start > 0
+        if matmul is None:
+            if grad_input is not None:
+                grad_input[rows] = logits @ lower
+            if grad_weight is not None:
+                _write_grad_weight(logits, x, grad_weight, add=add)
+            return
+        for start in range(0, vocab, _PACKED_VOCAB_CHUNK):
+            part = slice(start, start + _PACKED_VOCAB_CHUNK)
+            if grad_input is not None:
+                matmul(logits[:, part], weight[part].t(), out=grad_input[rows], add=start > 0, **rounding)
+            if grad_weight is not None:
+                matmul(logits[:, part].t(), x.t(), out=grad_weight[part], add=add, **rounding)
 
     most_rows = max(1, _BYTES // (vocab * dtype.itemsize))
     loss, scale = _in_chunks(input, target, ignore_index, label_smoothing, forward, backward, most_rows, dtype)
@@ -278,16 +289,6 @@ def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
 chunked_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _product(
-    left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype, int8: bool, *, stochastic: bool = False
-) -> Tensor:
-    """``left @ right.T + bias``."""
-    if not int8:
-        return F.linear(left, right, bias)
-    out = torch.empty(len(left), len(right), dtype=dtype)
-    return int8_matmul.int8_matmul(left, right, bias, out=out, stochastic=stochastic)
-
-
 def _loss_and_grad_(
     logits: Float[Tensor, "rows vocab"],
     targets: Int[Tensor, "rows 1"],
@@ -322,12 +323,8 @@ def _add_column_sums(logits: Tensor, out: Tensor) -> None:
         part.add_(columns.sum(dim=0, dtype=torch.float32))
 
 
-def _write_grad_weight(logits: Tensor, x: Tensor, out: Tensor, *, int8: bool, add: bool) -> None:
+def _write_grad_weight(logits: Tensor, x: Tensor, out: Tensor, *, add: bool) -> None:
     """``logits.T @ x``, in float32; some rows at a time, for products come in the dtype of their factors."""
-    chunk = _INT8_VOCAB_CHUNK if int8 else _VOCAB_CHUNK
-    for rows, columns in zip(out.split(chunk), logits.split(chunk, dim=1), strict=True):
-        if int8:
-            int8_matmul.int8_matmul(columns.t(), x.t(), out=rows, add=add, stochastic=True)
-        else:
-            product = columns.t() @ x
-            rows.add_(product) if add else rows.copy_(product)
+    for rows, columns in zip(out.split(_VOCAB_CHUNK), logits.split(_VOCAB_CHUNK, dim=1), strict=True):
+        product = columns.t() @ x
+        rows.add_(product) if add else rows.copy_(product)

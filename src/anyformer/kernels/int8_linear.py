@@ -1,8 +1,8 @@
 """Products of 8-bit integers in training (SwitchBack: Wortsman et al. 2023, section 2).
 
 CPUs multiply integers of 8 bits twice as fast as bfloat16: with VNNI three to five times as fast as float32, with AMX
-fifteen times. So products are computed as ``(a_int @ b_int) * a_scale * b_scale``, where each row of a and each column of b
-is scaled to -127 ... 127 and rounded: an error of about 1 % of a product of numbers that are normally distributed.
+fifteen times. So products are computed as ``(a_int @ b_int) * a_scale * b_scale``, where each row of a and each column
+of b is scaled to -127 ... 127 and rounded: an error of about 1 % of a product of numbers that are normally distributed.
 Nothing that was quantized is kept: weights, their gradients and the optimizer are float32, and activations are in the
 dtype that the CPU is fast in otherwise.
 """

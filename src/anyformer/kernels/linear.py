@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from anyformer.kernels.activation import recomputed_in_backward
 from anyformer.kernels.autocast import as_rows, autocast_disabled
-from anyformer.kernels.cpu import quantized_matmul, weight_grad
+from anyformer.kernels.cpu import bf16_matmul, quantized_matmul
 from anyformer.kernels.int8_linear import int8_linear, supports_int8
 from anyformer.kernels.operation import operation
 from anyformer.kernels.packing import BLOCK_ROWS, PackedWeight, unpack
@@ -19,6 +19,9 @@ from anyformer.kernels.quantization import GROUP, dequantize
 
 Matmul = Literal["float", "int8"]
 """How a linear layer multiplies while it is trained."""
+
+_AMX_SIZE = 512
+"""Inputs and outputs from which our product in bfloat16 is faster than torch's; the weight's gradient always is."""
 
 _CHUNK = 1 << 18
 """Weights that are dequantized at a time: they stay in the cache of a core until they are used."""
@@ -40,10 +43,9 @@ def linear(
     with recomputed_in_backward(input):
         if matmul == "int8" and supports_int8(input, weight, bias):
             return int8_linear(input, weight, bias)
-        # Of torch's three products in bfloat16 that of the weight's gradient is slow on AMX, and it is not in float32.
-        if torch.is_grad_enabled() and weight.requires_grad and weight_grad.supports(input):
+        if torch.is_grad_enabled() and weight.requires_grad and bf16_matmul.supports(input):
             with autocast_disabled(input):
-                out, _ = amx_linear(as_rows(input, torch.bfloat16), weight, bias)
+                out = amx_linear(as_rows(input, torch.bfloat16), weight, bias)
             return out.view(*input.shape[:-1], len(weight))
         return F.linear(input, weight, bias)
 
@@ -174,31 +176,38 @@ def prepacked_linear(input: Float[Tensor, "*batch inputs"], weight: PrepackedWei
 
 
 @operation("amx_linear")
-def amx_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The output, and the weight in bfloat16."""
-    lower = weight.bfloat16()
-    return F.linear(input, lower, None if bias is None else bias.bfloat16()), lower
+def amx_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The output in bfloat16."""
+    return _amx_product(input, weight, bias)
 
 
-@operation("linear_weight_grad")
-def linear_weight_grad(grad: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of weight and bias, in float32."""
-    grad_bias = grad.new_empty(grad.shape[1], dtype=torch.float32)
-    return weight_grad.weight_grad(grad, input, bias_grad=grad_bias), grad_bias
+@operation("amx_linear_grad")
+def amx_linear_grad(grad: Tensor, input: Tensor, weight: Tensor, needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of input, weight and bias; those that aren't needed are empty."""
+    grad_input, grad_weight, grad_bias = grad.new_empty(0), grad.new_empty(0), grad.new_empty(0)
+    if needed[0]:
+        grad_input = _amx_product(grad, weight.t(), None)
+    if needed[1] or needed[2]:
+        grad_weight, grad_bias = torch.empty_like(weight), weight.new_empty(len(weight))
+        bf16_matmul.bf16_matmul(grad.t(), input.t(), out=grad_weight, sums=grad_bias)
+    return grad_input, grad_weight, grad_bias
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(inputs[0], output[1])
-    ctx.set_materialize_grads(False)
+def _amx_product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    """``left @ right.T + bias`` in bfloat16."""
+    if min(right.shape) >= _AMX_SIZE:
+        return bf16_matmul.bf16_matmul(left, right, bias, out=left.new_empty(len(left), len(right)))
+    return F.linear(left, right.to(left.dtype), None if bias is None else bias.to(left.dtype))
 
 
-def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    input, weight = ctx.saved_tensors
-    wants_input, wants_weight, wants_bias = ctx.needs_input_grad
-    grad_weight = grad_bias = None
-    if wants_weight or wants_bias:
-        grad_weight, grad_bias = linear_weight_grad(grad, input)
-    return grad @ weight if wants_input else None, grad_weight, grad_bias if wants_bias else None
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (input, weight), needed = ctx.saved_tensors, list(ctx.needs_input_grad)
+    grads = amx_linear_grad(grad.contiguous(), input, weight, needed)
+    return tuple(part if wanted else None for part, wanted in zip(grads, needed, strict=True))
 
 
 amx_linear.register_autograd(_backward, setup_context=_setup_context)

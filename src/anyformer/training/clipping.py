@@ -19,7 +19,9 @@ def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tens
     flat = [gradient.view(-1) for gradient in gradients]
     norm = torch.stack([torch.dot(gradient, gradient) for gradient in flat]).sum().sqrt()
     if not norm <= max_norm:
-        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor)
     return norm
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from anyformer import processes
 from anyformer.errors import UserError
-from anyformer.kernels.cpu import activation, attention, cross_entropy, int8_matmul, rms_norm, weight_grad
+from anyformer.kernels.cpu import activation, attention, bf16_matmul, cross_entropy, int8_matmul, rms_norm
 from anyformer.kernels.cpu_features import enabled, has_amx_bf16, has_avx512_bf16
 
 _WORTH_IT = 1.5
@@ -125,7 +125,7 @@ def start_compiler(precision: Precision) -> None:
         kernels.append(int8_matmul.KERNEL)
     if precision.dtype == torch.bfloat16 and has_avx512_bf16():
         kernels += [activation.KERNEL, cross_entropy.KERNEL, rms_norm.KERNEL]
-        kernels += [weight_grad.KERNEL] if has_amx_bf16() else []
+        kernels += [bf16_matmul.KERNEL] if has_amx_bf16() else []
     for kernel in kernels:
         kernel.start()
 

@@ -238,7 +238,7 @@ def _attention_flops(
     return products * 2 * scores * head_dim // (2 if causal else 1)
 
 
-def _int8_matmul_flops(*, rows: int, columns: int, depth: int, **_: Any) -> int:
+def _matmul_flops(*, rows: int, columns: int, depth: int, **_: Any) -> int:
     return 2 * rows * columns * depth
 
 
@@ -253,8 +253,8 @@ def _no_flops(**_: Any) -> int:
 _KERNEL_FLOPS: dict[str, Callable[..., int]] = {
     "attention": _attention_flops,
     "attention_fp32": _attention_flops,
-    "int8_matmul": _int8_matmul_flops,
+    "bf16_matmul": _matmul_flops,
+    "int8_matmul": _matmul_flops,
     "quantized_matmul": _linear_flops,
-    "weight_grad": _linear_flops,
 }
 """Of compiled code, which torch's counter can't look into."""

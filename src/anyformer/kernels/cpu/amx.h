@@ -93,42 +93,6 @@ inline void amx_matmul(const BFloat16* rows, int64_t stride, bool two_row_tiles,
     _tile_stored(3, out_below + LANES, out_stride);
 }
 
-// out [32, 32] = or += rows panels^T, of two panels each: rows [depth / 64, 16, 64], panels [depth / 4, 16, 4]. Strides
-// are from panel to panel, and of out from row to row, in elements.
-inline void amx_matmul(const int8_t* rows, int64_t row_stride, const int8_t* panels, int64_t panel_stride,
-                       int64_t depth, bool accumulate, int32_t* out, int64_t out_stride) {
-    constexpr int64_t TILE_BYTES = 1024;
-    const int8_t *below = rows + row_stride, *right = panels + panel_stride;
-    int32_t* out_below = out + LANES * out_stride;
-    out_stride *= sizeof(int32_t);
-    asm volatile("" ::: "memory");
-    if (accumulate) {
-        _tile_loadd(0, out, out_stride);
-        _tile_loadd(1, out + LANES, out_stride);
-        _tile_loadd(2, out_below, out_stride);
-        _tile_loadd(3, out_below + LANES, out_stride);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    for (int64_t i = 0; i < depth * LANES; i += TILE_BYTES) {
-        _tile_loadd(4, rows + i, 64);
-        _tile_loadd(6, panels + i, 64);
-        _tile_dpbssd(0, 4, 6);
-        _tile_loadd(7, right + i, 64);
-        _tile_dpbssd(1, 4, 7);
-        _tile_loadd(5, below + i, 64);
-        _tile_dpbssd(2, 5, 6);
-        _tile_dpbssd(3, 5, 7);
-    }
-    _tile_stored(0, out, out_stride);
-    _tile_stored(1, out + LANES, out_stride);
-    _tile_stored(2, out_below, out_stride);
-    _tile_stored(3, out_below + LANES, out_stride);
-}
-
 // out [16, 16 VECTORS] = or += rows [16, depth] columns [depth / 2, 16 VECTORS, 2]. The stride of rows is in bfloat16
 // elements, those of columns and out in 32-bit ones.
 template <int VECTORS>

@@ -17,12 +17,15 @@ LARGEST = 127
 _MAX_DEPTH = (1 << 31) // LARGEST**2
 """Terms of a sum that is sure to fit 32 bits."""
 
-KERNEL = Kernel("int8_matmul", structs.Int8MatmulArgs)
+KERNEL = Kernel("int8_matmul", structs.MatmulArgs)
 
 
 @constant_result
 def supports() -> bool:
-    """Whether `int8_matmul` is there: on processors that sum four products of bytes at a time. Waits for the compiler."""
+    """Whether `int8_matmul` is there: on processors that sum four products of bytes at a time.
+
+    It waits for the compiler.
+    """
     return enabled() and KERNEL.supported()
 
 

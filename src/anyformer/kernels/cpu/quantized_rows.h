@@ -1,10 +1,8 @@
 // Matrices quantized to 8-bit integers row by row, packed as operands of an integer matrix product.
 #pragma once
 #include "int_matmul.h"
-#include "amx.h"
 #include "structs.h"
-#include "threads.h"
-#include "simd.h"
+#include "tile_matmul.h"
 
 #if defined(__AVX512VNNI__)
 constexpr int64_t QUAD = 4;                   // products that an instruction sums in each lane
@@ -43,6 +41,9 @@ struct QuantizedMatrix {
     }
 
     int8_t* panel(int64_t index) const { return data + index * LANES * depth; }
+#if defined(USE_AMX)
+    TilePanels tiles() const { return {panels, depth, reinterpret_cast<const char*>(data)}; }
+#endif
 };
 
 // Random numbers in [-1/2, 1/2) (Marsaglia 2003, "Xorshift RNGs", 32 bits).
@@ -65,7 +66,7 @@ class Dither {
 template <class T>
 class Quantizer {
    public:
-    Quantizer(const Int8Operand& from, int64_t rows, int64_t depth, bool stochastic, float* row_sums,
+    Quantizer(const MatmulOperand& from, int64_t rows, int64_t depth, bool stochastic, float* row_sums,
               const QuantizedMatrix& to)
         : from(static_cast<const T*>(from.data)),
           stride(from.stride),
@@ -226,7 +227,7 @@ class Quantizer {
     }
 };
 
-inline void quantize_rows(Threads& threads, const Int8Operand& from, int64_t rows, int64_t depth, bool stochastic,
+inline void quantize_rows(Threads& threads, const MatmulOperand& from, int64_t rows, int64_t depth, bool stochastic,
                    float* row_sums, const QuantizedMatrix& to) {
     auto run = [&](auto quantizer) {
         if (from.transposed)

@@ -100,17 +100,6 @@ struct AttentionArgs {
     int64_t num_threads;
 };
 
-// The gradient of a linear layer's weight, grad_out^T input, in float32.
-struct WeightGradArgs {
-    const void *grad_out, *input;           // bfloat16 [rows, out_features] and [rows, in_features]
-    int64_t grad_out_stride, input_stride;  // elements from row to row
-    float* grad_weight;                     // [out_features, in_features]
-    int64_t rows, out_features, in_features;
-    float* grad_bias;    // [out_features]; null: not wanted
-    int64_t accumulate;  // 1: add to grad_weight
-    int64_t num_threads;
-};
-
 // out = act(x), or act(x) * multiplier; all bfloat16.
 struct ActivationArgs {
     Activation kind;
@@ -156,7 +145,7 @@ struct RmsNormArgs {
 };
 
 // A floating-point matrix [rows, depth] that is quantized row by row.
-struct Int8Operand {
+struct MatmulOperand {
     const void* data;
     Dtype dtype;         // FLOAT32 or BFLOAT16
     int64_t stride;      // elements from row to row; if transposed, from column to column
@@ -164,8 +153,8 @@ struct Int8Operand {
 };
 
 // out [rows, columns] = left [rows, depth] right [columns, depth]^T + bias
-struct Int8MatmulArgs {
-    Int8Operand left, right;
+struct MatmulArgs {
+    MatmulOperand left, right;
     int64_t rows, columns, depth;
     const float* bias;  // [columns]; null: none
     float* row_sums;    // [rows]: sums of the rows of left before quantization; null: not wanted

@@ -103,17 +103,6 @@ class AttentionArgs(Structure):
     ]
 
 
-class WeightGradArgs(Structure):
-    _fields_ = [
-        *_pointers("grad_out input"),
-        *_integers("grad_out_stride input_stride"),
-        *_pointers("grad_weight"),
-        *_integers("rows out_features in_features"),
-        *_pointers("grad_bias"),
-        *_integers("accumulate num_threads"),
-    ]
-
-
 class ActivationArgs(Structure):
     _fields_ = [
         *_integers("kind count"),
@@ -151,7 +140,7 @@ class RmsNormArgs(Structure):
     ]
 
 
-class Int8Operand(Structure):
+class MatmulOperand(Structure):
     _fields_ = [*_pointers("data"), *_integers("dtype stride transposed")]
 
     @classmethod
@@ -161,9 +150,9 @@ class Int8Operand(Structure):
         return cls(address(matrix), DTYPES[matrix.dtype], matrix.stride(int(transposed)), transposed)
 
 
-class Int8MatmulArgs(Structure):
+class MatmulArgs(Structure):
     _fields_ = [
-        *_fields(Int8Operand, "left right"),
+        *_fields(MatmulOperand, "left right"),
         *_integers("rows columns depth"),
         *_pointers("bias row_sums out"),
         *_integers("dtype accumulate stochastic_rounding num_threads"),
