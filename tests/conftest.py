@@ -17,6 +17,8 @@ from tests.browser import browse, chromium  # noqa: F401
 
 # As the command line does: tests share their cores with whatever else runs.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+# A number of threads that is adapted to other programs would change results in their last bits.
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 # And tokens are not put into the user's own cache. The workers of pytest-xdist share one: code is compiled once.
 _cache = None
 if "PYTEST_XDIST_WORKER" not in os.environ:

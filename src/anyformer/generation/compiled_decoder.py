@@ -6,6 +6,7 @@ activations and norms, weights that are neither float32 nor bfloat16 nor quantiz
 
 import ctypes
 from ctypes import c_int64, c_void_p
+from functools import cache
 from operator import is_not
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -36,6 +37,7 @@ from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.build import Library
 from anyformer.kernels.cpu.quantized_matmul import described
+from anyformer.kernels.threads import AdaptiveThreads
 from anyformer.model import Transformer
 from anyformer.quantization import bits_of
 
@@ -52,6 +54,10 @@ _MAX_WIDTH, _MAX_HEAD_DIM = 1 << 14, 512
 _MAX_FLOAT_ROWS = 32
 """New tokens of a batch up to which the compiled step, which multiplies row by row, is faster with floating-point
 weights: it reads them once for all rows, but torch's matrix products win from here (docs/measurements/decoding.md)."""
+
+
+_threads = cache(AdaptiveThreads)
+"""Of this process, by torch's number of threads."""
 
 
 class UnsupportedModelError(Exception):
@@ -193,6 +199,7 @@ class CompiledDecoder:
     def __call__(self, tokens: Tensor, cache: KeyValueCache, mask: Tensor | None, *, num_logits: int) -> Tensor:
         """The logits after the last `num_logits` columns."""
         batch, new = tokens.shape
+        threads = _threads(torch.get_num_threads())
         # All keys are written before any is read, so the new tokens of a sequence attend to each other.
         positions = cache.extend(tokens, mask).positions.expand(batch, new).contiguous()
         hidden_states = self._embed(tokens, positions, cache)
@@ -206,7 +213,7 @@ class CompiledDecoder:
         logits = torch.empty(batch, num_logits, self.vocab_size)
         caches = self._layer_caches(cache)
         source_length = 0 if layer.cross is None else layer.cross.keys.shape[2]
-        max_keys, num_threads = max(cache.length, source_length), torch.get_num_threads()
+        max_keys, num_threads = max(cache.length, source_length), threads.count
         library: Any = LIBRARY.get()
         decoder = ctypes.addressof(self.table)
         size: int = library.workspace_size(decoder, batch * new, max_keys, num_threads)
@@ -232,7 +239,10 @@ class CompiledDecoder:
             workspace=self._workspace.data_ptr(),
             num_threads=num_threads,
         )
+        threads.begin()
         library.decode_step(decoder, ctypes.addressof(arguments), max_keys)
+        if new == 1:  # a prompt's tokens take less time each
+            threads.end(batch)
         return logits
 
     def _position_tables(self, capacity: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

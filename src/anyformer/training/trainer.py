@@ -5,7 +5,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from anyformer.analysis import part_costs, training_flops
 from anyformer.console import Console
 from anyformer.errors import UserError
+from anyformer.kernels.threads import AdaptiveThreads
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.metrics import Meter
 from anyformer.runs.report import write_report
@@ -84,6 +85,8 @@ class Trainer:
         self.step = self._saved = self.start
         self._progress = 1.0
         self._unread: list[Tensor] = []
+        threads = torch.get_num_threads() if self.precision.device.type == "cpu" else 1
+        self._threads = AdaptiveThreads(threads, torch.set_num_threads)
         self._saved_at = 0.0
         self._every: int = facts.get("every", 1)
         self._latest: tuple[int, Evaluation] | None = None
@@ -110,7 +113,7 @@ class Trainer:
             return_freed_memory()
             self.meter.start()
             with self._failure_logged():
-                with explain_out_of_memory(), TrainingProgress(self.console) as bar:
+                with explain_out_of_memory(), TrainingProgress(self.console) as bar, closing(self._threads):
                     self._train(budget, bar)
                 stopped = self.step > self.start and self._interrupted()
                 if self.step == self.start:
@@ -133,6 +136,8 @@ class Trainer:
         """Take steps until the budget is spent or somebody interrupts."""
         config = self.config
         while (progress := budget.progress(self.step)) <= 1:
+            tokens = self.meter.tokens
+            self._threads.begin()
             self._take_step(progress)
             if self.step == self.start + 1:
                 keep_freed_memory()  # what stays of a run's first step now lies below the tensors of all others
@@ -144,6 +149,7 @@ class Trainer:
             # Reading waits for an accelerator, and the CPU has done its work anyway.
             if logs or saves or self.precision.device.type == "cpu":
                 self._read()
+            self._threads.end(self.meter.tokens - tokens)
             bar.show(self.step, progress, self.meter)
             if logs:
                 self._log(self.meter.line(self.step))

@@ -1,0 +1,95 @@
+"""The number of threads is adapted to other programs, by clocks that a test turns."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anyformer.kernels.threads import AdaptiveThreads
+
+
+class Machine:
+    """Cores, other programs' threads on them, and a loop whose threads wait for each other."""
+
+    def __init__(self, cores: int) -> None:
+        self.cores, self.others, self.now, self.cpu = cores, 0, 0.0, 0.0
+        self.applied: list[int] = []
+        self.threads = AdaptiveThreads(cores, self.applied.append, lambda: self.now, lambda: self.cpu)
+
+    def speed(self, threads: int) -> float:
+        """Steps a second: each thread has its share of the cores, and all wait for one that has none."""
+        share = min(1.0, self.cores / (threads + self.others))
+        return 100 * threads * share * (1.0 if share == 1 else 1 / threads**2)
+
+    def run(self, seconds: float) -> float:
+        """Steps a second over some time."""
+        steps, end = 0, self.now + seconds
+        begin = self.now
+        while self.now < end:
+            count = self.threads.count
+            self.threads.begin()
+            taken = 1 / self.speed(count)
+            self.now += taken
+            self.cpu += taken * count * min(1.0, self.cores / (count + self.others))
+            self.threads.end(1)
+            self.now += 0.01  # a pause is no work
+            steps += 1
+        return steps / (self.now - begin)
+
+
+@pytest.fixture(autouse=True)
+def _not_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+@settings(max_examples=25)
+@given(cores=st.integers(1, 64), seconds=st.floats(1, 30))
+def test_alone_nothing_changes(cores: int, seconds: float) -> None:
+    machine = Machine(cores)
+    machine.run(seconds)
+    assert machine.threads.count == cores
+    assert machine.applied == []
+
+
+@settings(max_examples=25)
+@given(cores=st.integers(2, 8), others=st.integers(1, 3))
+def test_fewer_threads_beside_other_programs_and_all_after_them(cores: int, others: int) -> None:
+    machine = Machine(cores)
+    machine.run(2)
+    machine.others = others * cores
+    slow = machine.speed(cores)
+    machine.run(10)
+    assert machine.run(20) > 1.2 * slow  # trials of more threads among them
+    assert machine.threads.count < cores
+    machine.others = 0
+    machine.run(60)
+    assert machine.threads.count == cores
+
+
+def test_threads_that_gain_nothing_by_it_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(2)
+    machine.others = 2
+    monkeypatch.setattr(machine, "speed", lambda threads: 50.0 * threads)
+    alone = 100.0 / (1 + 100.0 * 0.01)
+    assert machine.run(60) > 0.95 * alone
+    assert machine.threads.count == 2
+    machine.threads.close()
+    assert machine.applied[-1] == 2
+
+
+def test_a_number_that_somebody_chose_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    machine = Machine(2)
+    machine.others = 4
+    machine.run(20)
+    assert machine.applied == []
+
+
+def test_the_first_number_comes_back() -> None:
+    machine = Machine(2)
+    machine.others = 2
+    machine.run(5)
+    assert machine.threads.count == 1
+    machine.threads.close()
+    assert machine.applied[-1] == machine.threads.count == 2
