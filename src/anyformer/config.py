@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast, get_args
 
 from anyformer.errors import nearest
-from anyformer.schema import ConfigError, change, check_numbers, differences, make
+from anyformer.schema import ConfigError, change, check, differences, make
 
 _DEEPEST = 10_000
 """Layers of a stack: ten times the deepest known (Wang et al. 2022, DeepNet)."""
@@ -401,7 +401,7 @@ class ModelConfig:
     """The Hugging Face `model_type` that it is written as, where that can express it. No block reads this."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "")
+        check(self)
         _require(self.vocab_size >= 1, f"vocab_size: must be positive, not {self.vocab_size}")
         _require(self.d_model >= 1, f"d_model: must be positive, not {self.d_model}")
         for name in ("encoder_layers", "decoder_layers"):
@@ -484,7 +484,7 @@ class ModelConfig:
         Raises:
             ConfigError: an unknown field (with the nearest valid name), or a value that does not fit.
         """
-        return change(self, changes, "")
+        return change(self, changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dicts, for YAML and JSON."""
@@ -493,7 +493,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`. Raises ConfigError for unknown, missing or misshapen fields."""
-        return make(cls, values, "")
+        return make(cls, values)
 
 
 def diff(a: ModelConfig, b: ModelConfig) -> dict[str, tuple[Any, Any]]:

@@ -224,15 +224,15 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         load_adapter(other, tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
     for change, message in (
-        ({"peft_type": "IA3"}, 'adapter type "IA3" is not supported'),
+        ({"peft_type": "IA3"}, "adapter type 'IA3' is not supported"),
         ({"rank_pattern": {"con: [": 1}}, "is no regular expression"),
         ({"alpha_pattern": {"(a+)+$": 1}}, "may take too long"),
-        ({"alpha_pattern": {"c_attn": "much"}}, "misshapen: alpha_pattern"),
+        ({"alpha_pattern": {"c_attn": "much"}}, "alpha_pattern: wants a number, not 'much'"),
         ({"alpha_pattern": {"c_attn": 1e999}}, "alpha of an adapter is a finite number"),
-        ({"modules_to_save": [3]}, "misshapen: modules_to_save"),
+        ({"modules_to_save": [3]}, "modules_to_save: wants text, not 3"),
         ({"lora_bias": True}, "lora_bias = true is not supported"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
-        ({"r": "many"}, "misshapen: rank"),
+        ({"r": "many"}, "rank: wants a whole number, not 'many'"),
         ({"r": 4}, "does not fit this model"),
     ):
         kept = path.read_text(encoding="utf-8")

@@ -24,6 +24,7 @@ from anyformer.checkpoint.sources import (
     has_weights,
     read_config_json,
 )
+from anyformer.checkpoint.tensors import FLOATS
 from anyformer.config import HeadConfig, ModelConfig, ProblemType
 from anyformer.errors import UserError
 from anyformer.families import TaskHead, own, with_head
@@ -37,7 +38,6 @@ Convert = Callable[[str, Tensor | QuantizedWeight], Tensor | QuantizedWeight]
 """From one of our names and the weight in the file to the weight in the model."""
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def load(
@@ -280,7 +280,7 @@ def assign(
         if theirs not in names:
             continue
         stored = source.read(names[theirs])
-        if isinstance(stored, Tensor) and stored.dtype not in _FLOATS:
+        if isinstance(stored, Tensor) and stored.dtype not in FLOATS:
             raise UserError(
                 f"{source.path}: the weight {theirs} is stored as {str(stored.dtype).removeprefix('torch.')}, which is "
                 "not supported: it should be floating point of 16 bits or more."

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from anyformer.config import AttentionConfig, HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, cut, nearest
 from anyformer.families import bart, bert, gpt2, llama, own, t5
 from anyformer.families.base import Family, Raw, write_labels
 
@@ -69,7 +69,7 @@ def from_huggingface(raw: Raw) -> ModelConfig:
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"config.json has a field that is missing or misshapen: {error}.") from error
+        raise UserError(f"config.json has a field that is missing or misshapen: {cut(str(error))}.") from error
 
 
 def to_huggingface(config: ModelConfig) -> tuple[Family, dict[str, Any]]:

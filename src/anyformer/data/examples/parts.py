@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -12,6 +11,9 @@ from anyformer.data.examples.rows import Row, measure
 from anyformer.data.examples.tasks import Reading
 from anyformer.data.records import MISSING, find, unknown_field
 from anyformer.errors import UserError
+
+_LARGEST = 3e38
+"""A number that fits into 32 bits; targets have as many."""
 
 
 class Parts:
@@ -127,8 +129,8 @@ def as_number(value: object, where: Where, place: str) -> float:
     if number is None:
         own = repr(value[:40]) if isinstance(value, str) else kind_of(value)
         raise fault(where, f"has no number in {place}", f"that is {own}")
-    if not math.isfinite(number):
-        raise fault(where, f"has {number} in {place}", "only finite numbers can be learned")
+    if not abs(number) <= _LARGEST:
+        raise fault(where, f"has {number:g} in {place}", "only finite numbers below 3e38 can be learned")
     return number
 
 
