@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast, get_args
 
-from anyformer.errors import nearest
+from anyformer.errors import cut, nearest, quote
 from anyformer.schema import ConfigError, change, check, differences, make
 
 _DEEPEST = 10_000
@@ -133,7 +133,7 @@ class RotaryScaling:
         name = "position.scaling"
         _require(
             self.kind in get_args(Scaling),
-            f"{name}: unknown kind {self.kind!r} ({nearest(self.kind, get_args(Scaling))})",
+            f"{name}: unknown kind {quote(self.kind)} ({nearest(self.kind, get_args(Scaling))})",
         )
         for part in ("factor", "low_frequency", "high_frequency", "beta_fast", "beta_slow", "attention_factor"):
             value = getattr(self, part)
@@ -188,7 +188,8 @@ class PositionConfig:
 
     def __post_init__(self) -> None:
         _require(
-            self.layout in ("interleaved", "halves"), f"position.layout: is interleaved or halves, not {self.layout!r}"
+            self.layout in ("interleaved", "halves"),
+            f"position.layout: is interleaved or halves, not {quote(self.layout)}",
         )
         _require(self.offset >= 0, "position.offset: can't be negative")
         _require(1 < self.theta <= _LARGEST_THETA, f"position.theta: lies above 1, up to 1e12, not {self.theta}")
@@ -201,7 +202,7 @@ class PositionConfig:
             f"position.max_distance: must exceed half of the {self.buckets} buckets",
         )
         if self.scaling is not None:
-            _require(self.kind == "rotary", f"position.scaling: only rotary positions are scaled, not {self.kind}")
+            _require(self.kind == "rotary", f"position.scaling: only rotary positions are scaled, not {cut(self.kind)}")
         if self.skip_padding:
             _require(self.kind == "learned", "position.skip_padding: only learned positions know it")
 
@@ -231,7 +232,7 @@ class NormConfig:
 
     def __post_init__(self) -> None:
         _require(self.eps > 0, f"norm.eps: must be positive, not {self.eps}")
-        _require(self.placement in ("pre", "post"), f"norm.placement: is pre or post, not {self.placement!r}")
+        _require(self.placement in ("pre", "post"), f"norm.placement: is pre or post, not {quote(self.placement)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,11 +299,14 @@ class HeadConfig:
     def __post_init__(self) -> None:
         _require(
             self.kind in get_args(HeadKind),
-            f"head.kind: {self.kind!r} is unknown ({nearest(self.kind, get_args(HeadKind))})",
+            f"head.kind: {quote(self.kind)} is unknown ({nearest(self.kind, get_args(HeadKind))})",
         )
-        _require(self.bias in ("none", "learned", "fixed"), f"head.bias: is none, learned or fixed, not {self.bias!r}")
         _require(
-            self.pooling in ("first", "last"), f"head.pooling: is the first or the last token, not {self.pooling!r}"
+            self.bias in ("none", "learned", "fixed"), f"head.bias: is none, learned or fixed, not {quote(self.bias)}"
+        )
+        _require(
+            self.pooling in ("first", "last"),
+            f"head.pooling: is the first or the last token, not {quote(self.pooling)}",
         )
         _require(self.labels >= 1, "head.labels: at least one label is needed")
         if self.label_names:
@@ -311,10 +315,10 @@ class HeadConfig:
                 f"head.label_names: {len(self.label_names)} names don't fit {self.labels} labels",
             )
             twice = [name for name, count in Counter(self.label_names).items() if count > 1]
-            _require(not twice, f"head.label_names: {twice and twice[0]!r:.60} is the name of more than one label")
+            _require(not twice, f"head.label_names: {quote(twice and twice[0])} is the name of more than one label")
         _require(
             self.problem_type is None or self.problem_type in get_args(ProblemType),
-            f"head.problem_type: {self.problem_type!r:.60} is unknown "
+            f"head.problem_type: {quote(self.problem_type)} is unknown "
             f"({nearest(str(self.problem_type), get_args(ProblemType))})",
         )
         _require(

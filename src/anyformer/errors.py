@@ -15,6 +15,8 @@ class UserError(Exception):
 
 def quote(value: object) -> str:
     """The value as Python writes it, in 200 characters at most, for a message about what a stranger wrote."""
+    if isinstance(value, str):
+        return cut(repr(value[:_QUOTED]))
     try:
         return cut(_SHORT.repr(value))
     except ValueError:  # a number of thousands of digits

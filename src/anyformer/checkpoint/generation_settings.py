@@ -5,7 +5,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.limits import read_object
 
 FILE = "generation_config.json"
@@ -72,5 +72,5 @@ def read(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         for field in fields.split():
             value = (settings or config).get(field)
             if value is not None and not fits(value):
-                raise UserError(f"{path}: {field} should be {wanted}, not {repr(value)[:40]}.")
+                raise UserError(f"{path}: {field} should be {wanted}, not {quote(value)}.")
     return settings

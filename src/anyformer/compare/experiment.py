@@ -32,7 +32,7 @@ from anyformer.compare.result import Ablation
 from anyformer.compare.speed import seconds_per_step
 from anyformer.config import ModelConfig
 from anyformer.data.disk_cache import identity, key
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.runs.directory import CONFIG, model_directory
 from anyformer.schema import make
 from anyformer.tokenizer import Tokenizer
@@ -272,7 +272,7 @@ def _tokenizer_of_runs(found: Sequence[Entry]) -> Tokenizer | None:
         if entry.config.head.kind != "language_model":
             raise UserError(
                 f"{entry.spec} predicts no text, by which models are compared (its head is "
-                f"{entry.config.head.kind!r}): `anyformer evaluate` measures it on its own task."
+                f"{quote(entry.config.head.kind)}): `anyformer evaluate` measures it on its own task."
             )
         directory = entry.source.directory
         tokenizer = Tokenizer.find(find_adapter(directory) or model_directory(directory))
