@@ -72,7 +72,7 @@ class Planned:
 
     def __post_init__(self) -> None:
         if not (0 < self.learning_rate <= _MOST and (self.seconds is None or _LEAST < self.seconds <= _MOST)):
-            raise UserError("learning_rate and seconds want positive numbers")
+            raise UserError("learning_rate and seconds want positive numbers.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +185,7 @@ def _read(request: Request, asked: dict[str, Any], files: Sequence[Path], out: P
         settled = make(Settled, {name: stored.get(name) for name in ("matched", "contenders")})
         _check(settled.contenders, [*specs], request, text)
     except UserError as error:
-        raise UserError(f"{out / PLAN} is damaged: choose another folder with --out ({error}).") from error
+        raise UserError(f"{out / PLAN} is damaged, so choose another folder with --out: {error}") from error
     return Plan(
         out=out, request=request, text=text, contenders=settled.contenders, matched=settled.matched, ablation=made
     )
@@ -194,16 +194,16 @@ def _read(request: Request, asked: dict[str, Any], files: Sequence[Path], out: P
 def _check(contenders: Sequence[Planned], specs: Sequence[str], request: Request, text: SharedText) -> None:
     """Raise UserError for contenders that were not settled for these specifications and this text."""
     if [each.spec for each in contenders] != specs or len({each.name for each in contenders}) < len(specs):
-        raise UserError("the contenders are others")
+        raise UserError("the contenders are others.")
     for each in contenders:
         if each.directory not in (None, Path(each.spec)):
-            raise UserError(f"{each.spec} was elsewhere")
+            raise UserError(f"{each.spec} was elsewhere.")
         if request.budget.kind == "minutes" and each.directory is None and each.seconds is None:
-            raise UserError(f"{each.spec} was not timed")
+            raise UserError(f"{each.spec} was not timed.")
         config, longest = each.config, each.config.context_length
         is_short = longest is not None and longest < text.context
         if is_short or config.vocab_size < text.tokenizer.vocab_size or config.head.kind != "language_model":
-            raise UserError(f"{each.spec} can't read the text")
+            raise UserError(f"{each.spec} can't read the text.")
 
 
 def seeds_of(plan: Plan) -> int:
