@@ -113,7 +113,7 @@ def _finite(value: Any) -> Any:
 def _value(value: Any, hint: Any, name: str, current: Any = None, nulls: bool = False) -> Any:
     """The value as a type wants it; `current` is what an object of some fields changes."""
     if hint in NAMES:
-        if _is(value, hint):
+        if fits(value, hint):
             return value if hint is str or hint is bool else hint(value)
         if hint is float and value is None and nulls:
             return math.nan
@@ -126,7 +126,7 @@ def _value(value: Any, hint: Any, name: str, current: Any = None, nulls: bool = 
         if value is None and type(None) in arguments:
             return None
         *options, last = (option for option in arguments if option is not type(None))
-        kind = next((option for option in options if option in NAMES and _is(value, option)), last)
+        kind = next((option for option in options if option in NAMES and fits(value, option)), last)
         return _value(value, kind, name, current, nulls)
     if dataclasses.is_dataclass(hint):
         if isinstance(value, cast("type", hint)):
@@ -168,7 +168,7 @@ _LIMITS: Mapping[Any, str] = {int: "a whole number below 2^63", float: "a finite
 _LARGEST = 1 << 63
 
 
-def _is(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
     """Whether a value is one of this type's, a whole number also one of `float`'s."""
     if kind is Path:
         return isinstance(value, str | Path) and "\0" not in str(value)

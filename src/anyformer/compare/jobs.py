@@ -34,7 +34,7 @@ from anyformer.compare.training import objective_of, run_config
 from anyformer.console import Console
 from anyformer.errors import UserError
 from anyformer.runs.directory import CONFIG, model_directory
-from anyformer.runs.listing import read_run
+from anyformer.runs.listing import number, read_run
 from anyformer.schema import make, to_plain
 from anyformer.training.run import run
 from anyformer.training.trainer import DivergedError
@@ -285,7 +285,8 @@ def _curve(plan: Plan, job: Job, directory: Path, allowed: Allowance) -> Curve:
     before = 0
     for line in log.evaluations:
         step = int(line["step"])
-        losses = [float(each["loss"]) for each in log.steps if before < each["step"] <= step]
+        known = [number(each, "loss") for each in log.steps if before < each["step"] <= step]
+        losses = [loss for loss in known if loss is not None]
         points.append(
             Point(
                 step=step,
@@ -293,8 +294,8 @@ def _curve(plan: Plan, job: Job, directory: Path, allowed: Allowance) -> Curve:
                 flops=allowed.flops * step / allowed.steps,
                 seconds=float(np.interp(step, logged, seconds)),
                 training_loss=sum(losses) / len(losses) if losses else None,
-                validation_loss=line.get("validation_loss"),
-                bits_per_byte=line.get("bits_per_byte"),
+                validation_loss=number(line, "validation_loss"),
+                bits_per_byte=number(line, "bits_per_byte"),
             )
         )
         before = step
