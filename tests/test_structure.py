@@ -108,6 +108,24 @@ def test_programs_and_code_are_started_in_one_place() -> None:
     assert not found
 
 
+def test_values_are_quoted_by_one_function() -> None:
+    """A message cuts what it quotes by `errors.quote` and `errors.cut`, and in no way of its own."""
+    strays = [
+        f"{path.relative_to(SOURCE)}:{node.lineno}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FormattedValue) and _cuts(node)
+    ]
+    assert not strays
+
+
+def _cuts(node: ast.FormattedValue) -> bool:
+    """Whether a value is quoted as Python writes it, and its end left out."""
+    sliced = isinstance(node.value, ast.Subscript) and isinstance(node.value.slice, ast.Slice)
+    of_repr = sliced and isinstance(node.value.value, ast.Call) and ast.unparse(node.value.value.func) == "repr"
+    return of_repr or (node.conversion == ord("r") and (sliced or node.format_spec is not None))
+
+
 def test_the_limits_are_those_that_the_page_names() -> None:
     page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     values = [limits.JSON_BYTES, limits.YAML_BYTES, limits.LOG_BYTES, limits.RECORD_BYTES, limits.DEPTH]

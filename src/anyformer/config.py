@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast, get_args
 
-from anyformer.errors import nearest
-from anyformer.schema import ConfigError, change, check_numbers, differences, make
+from anyformer.errors import cut, nearest, quote
+from anyformer.schema import ConfigError, change, check, differences, make
 
 _DEEPEST = 10_000
 """Layers of a stack: ten times the deepest known (Wang et al. 2022, DeepNet)."""
@@ -133,7 +133,7 @@ class RotaryScaling:
         name = "position.scaling"
         _require(
             self.kind in get_args(Scaling),
-            f"{name}: unknown kind {self.kind!r} ({nearest(self.kind, get_args(Scaling))})",
+            f"{name}: unknown kind {quote(self.kind)} ({nearest(self.kind, get_args(Scaling))})",
         )
         for part in ("factor", "low_frequency", "high_frequency", "beta_fast", "beta_slow", "attention_factor"):
             value = getattr(self, part)
@@ -188,7 +188,8 @@ class PositionConfig:
 
     def __post_init__(self) -> None:
         _require(
-            self.layout in ("interleaved", "halves"), f"position.layout: is interleaved or halves, not {self.layout!r}"
+            self.layout in ("interleaved", "halves"),
+            f"position.layout: is interleaved or halves, not {quote(self.layout)}",
         )
         _require(self.offset >= 0, "position.offset: can't be negative")
         _require(1 < self.theta <= _LARGEST_THETA, f"position.theta: lies above 1, up to 1e12, not {self.theta}")
@@ -201,7 +202,7 @@ class PositionConfig:
             f"position.max_distance: must exceed half of the {self.buckets} buckets",
         )
         if self.scaling is not None:
-            _require(self.kind == "rotary", f"position.scaling: only rotary positions are scaled, not {self.kind}")
+            _require(self.kind == "rotary", f"position.scaling: only rotary positions are scaled, not {cut(self.kind)}")
         if self.skip_padding:
             _require(self.kind == "learned", "position.skip_padding: only learned positions know it")
 
@@ -231,7 +232,7 @@ class NormConfig:
 
     def __post_init__(self) -> None:
         _require(self.eps > 0, f"norm.eps: must be positive, not {self.eps}")
-        _require(self.placement in ("pre", "post"), f"norm.placement: is pre or post, not {self.placement!r}")
+        _require(self.placement in ("pre", "post"), f"norm.placement: is pre or post, not {quote(self.placement)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,11 +299,14 @@ class HeadConfig:
     def __post_init__(self) -> None:
         _require(
             self.kind in get_args(HeadKind),
-            f"head.kind: {self.kind!r} is unknown ({nearest(self.kind, get_args(HeadKind))})",
+            f"head.kind: {quote(self.kind)} is unknown ({nearest(self.kind, get_args(HeadKind))})",
         )
-        _require(self.bias in ("none", "learned", "fixed"), f"head.bias: is none, learned or fixed, not {self.bias!r}")
         _require(
-            self.pooling in ("first", "last"), f"head.pooling: is the first or the last token, not {self.pooling!r}"
+            self.bias in ("none", "learned", "fixed"), f"head.bias: is none, learned or fixed, not {quote(self.bias)}"
+        )
+        _require(
+            self.pooling in ("first", "last"),
+            f"head.pooling: is the first or the last token, not {quote(self.pooling)}",
         )
         _require(self.labels >= 1, "head.labels: at least one label is needed")
         if self.label_names:
@@ -311,10 +315,10 @@ class HeadConfig:
                 f"head.label_names: {len(self.label_names)} names don't fit {self.labels} labels",
             )
             twice = [name for name, count in Counter(self.label_names).items() if count > 1]
-            _require(not twice, f"head.label_names: {twice and twice[0]!r:.60} is the name of more than one label")
+            _require(not twice, f"head.label_names: {quote(twice and twice[0])} is the name of more than one label")
         _require(
             self.problem_type is None or self.problem_type in get_args(ProblemType),
-            f"head.problem_type: {self.problem_type!r:.60} is unknown "
+            f"head.problem_type: {quote(self.problem_type)} is unknown "
             f"({nearest(str(self.problem_type), get_args(ProblemType))})",
         )
         _require(
@@ -401,7 +405,7 @@ class ModelConfig:
     """The Hugging Face `model_type` that it is written as, where that can express it. No block reads this."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "")
+        check(self)
         _require(self.vocab_size >= 1, f"vocab_size: must be positive, not {self.vocab_size}")
         _require(self.d_model >= 1, f"d_model: must be positive, not {self.d_model}")
         for name in ("encoder_layers", "decoder_layers"):
@@ -484,7 +488,7 @@ class ModelConfig:
         Raises:
             ConfigError: an unknown field (with the nearest valid name), or a value that does not fit.
         """
-        return change(self, changes, "")
+        return change(self, changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dicts, for YAML and JSON."""
@@ -493,7 +497,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`. Raises ConfigError for unknown, missing or misshapen fields."""
-        return make(cls, values, "")
+        return make(cls, values)
 
 
 def diff(a: ModelConfig, b: ModelConfig) -> dict[str, tuple[Any, Any]]:

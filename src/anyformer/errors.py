@@ -1,6 +1,7 @@
-"""The one exception that is meant for people, and the hint that goes with a misspelt name."""
+"""The one exception that is meant for people, and the parts of its sentence that quote what somebody wrote."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from itertools import islice
 
@@ -12,13 +13,34 @@ class UserError(Exception):
     """
 
 
+def quote(value: object) -> str:
+    """The value as Python writes it, in 200 characters at most, for a message about what a stranger wrote."""
+    if isinstance(value, str):
+        return cut(repr(value[:_QUOTED]))
+    try:
+        return cut(_SHORT.repr(value))
+    except ValueError:  # a number of thousands of digits
+        return "a number too long to write"
+
+
+def cut(text: str) -> str:
+    """The text without quotation marks, in 200 characters at most."""
+    return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 3]}..."
+
+
+_QUOTED = 200
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = _QUOTED
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return a hint for a `name` that is not in `valid`.
 
     `did you mean 'gpt2'?` when one of the valid names is close, else `choose from 'a', 'b'`, or where there are many
     `the nearest of 55 are 'a', 'b', 'c'`.
     """
-    names = sorted(set(islice(valid, _MOST)))
+    name, names = name[:_LONGEST], sorted({each[:_LONGEST] for each in islice(valid, _MOST)})
     close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.6)
     for candidate in names:
         if close and candidate.lower() == close[0]:
@@ -33,3 +55,5 @@ _MOST = 1000
 """Names that are looked at; a file may have millions."""
 _LISTED = 20
 """Names that a sentence has room for."""
+_LONGEST = 100
+"""Characters of a name that are looked at."""

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 
 import yaml
 
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 
 MEGABYTE = 10**6
 JSON_BYTES = 50 * MEGABYTE
@@ -25,7 +25,7 @@ LOG_BYTES = 256 * MEGABYTE
 """Bytes of a run's metrics.jsonl; a step takes about 200."""
 RECORD_BYTES = 16 * MEGABYTE
 """Bytes of a record of data, such as a line of jsonl, or of a line of text that is a prompt or one side of a pair."""
-_LONGEST_NAME, _LONGEST_NUMBER = 1000, 400
+_LONGEST_NAME, _LONGEST_NUMBER = 200, 400
 DEPTH = 100
 """Objects and lists within each other, in JSON and YAML."""
 
@@ -163,13 +163,13 @@ def path_inside(directory: Path, name: str) -> Path:
     """
     lexical = Path(name)
     if lexical.is_absolute() or ".." in lexical.parts or "\0" in name or len(name) > _LONGEST_NAME:
-        raise UserError(f"{directory} names a file outside itself: {name[:40]!r}.")
+        raise UserError(f"{directory} names a file outside itself: {quote(name)}.")
     path = directory / name
     try:
         # Unlike Path.resolve, realpath takes links that lead to each other.
         root, target = Path(os.path.realpath(directory)), Path(os.path.realpath(path))
     except ValueError as error:  # a half of a character
-        raise UserError(f"{directory} names a file that can't exist: {name[:40]!r}.") from error
+        raise UserError(f"{directory} names a file that can't exist: {quote(name)}.") from error
     is_blob = root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"
     if not (target.is_relative_to(root) or is_blob):
         raise UserError(f"{path} is a symbolic link out of its folder: put a copy of the file in its place.")
@@ -232,7 +232,7 @@ class _PlainLoader(yaml.SafeLoader):
         for key, _ in node.value:
             name: object = self.construct_object(key, deep=True) if isinstance(key, yaml.ScalarNode) else None
             if not isinstance(name, str) or name in names:
-                problem = f"{name!r} is there twice" if isinstance(name, str) else "a field's name is no text"
+                problem = f"{quote(name)} is there twice" if isinstance(name, str) else "a field's name is no text"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             names.add(name)
         return super().construct_mapping(node, deep)

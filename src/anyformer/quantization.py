@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from anyformer.blocks.embedding import TokenEmbedding
 from anyformer.blocks.linear import Embedding, Linear, replace_weight
 from anyformer.blocks.quantized import QuantizedMatrix
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, nearest, quote
 from anyformer.kernels.quantization import QUANTIZERS, Quantization, QuantizedWeight, can_quantize
 from anyformer.model import Transformer
 
@@ -19,7 +19,7 @@ def quantization(name: str) -> Quantization:
     for kind in get_args(Quantization):
         if kind == name:
             return kind
-    raise UserError(f"There is no quantization {name!r} ({nearest(name, get_args(Quantization))}).")
+    raise UserError(f"There is no quantization {quote(name)} ({nearest(name, get_args(Quantization))}).")
 
 
 def quantizable(model: Transformer) -> dict[str, Linear | Embedding]:

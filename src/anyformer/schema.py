@@ -1,133 +1,189 @@
-"""Frozen dataclasses within dataclasses: made from plain values, changed field by field, and compared.
+"""The reader of mappings into dataclasses: config files, a stranger's JSON, changes to a config.
 
-What does not fit is refused with the field's dotted name and, for a name that is not known, the nearest one that is.
+A value that does not fit its field's type is refused with the field's dotted name, a name that is not known with the
+nearest one that is. Ranges are for each dataclass to check, in its `__post_init__`.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, cut, nearest, quote
 
 T = TypeVar("T")
 
 
 class ConfigError(UserError, ValueError):
-    """A config that describes no transformer: the message names the field and the reason."""
+    """A config that describes no transformer, or a file that describes no config: the message names the field."""
 
 
 def lookup(table: Mapping[str, T], name: str, field: str) -> T:
     """The entry of a table that a field names. Raises ConfigError for an unknown name."""
     if name not in table:
-        raise ConfigError(f"{field}: {name!r} is unknown ({nearest(name, table)}).")
+        raise ConfigError(f"{field}: {quote(name)} is unknown ({nearest(name, table)}).")
     return table[name]
 
 
-def change(config: T, changes: Mapping[str, Any], prefix: str) -> T:
+def change(config: T, changes: Mapping[str, Any], prefix: str = "") -> T:
     """A copy with other values; nested fields by dict or dotted name. `prefix` is the name of the config itself."""
-    hints = get_type_hints(type(config))
-    values: dict[str, Any] = {}
-    for name, value in _nested(changes).items():
-        if name not in hints:
-            raise ConfigError(f"{prefix}{name}: no such field ({nearest(name, list(hints))}).")
-        values[name] = _coerce(value, hints[name], f"{prefix}{name}", getattr(config, name))
-    return dataclasses.replace(cast("Any", config), **values)
+    return dataclasses.replace(cast("Any", config), **typed(type(config), changes, prefix, current=config))
 
 
-def make(kind: type[T], values: Mapping[str, Any], prefix: str) -> T:
-    """A config from nested dicts."""
-    hints, values = get_type_hints(kind), _nested(values)
-    for name in values:
-        if name not in hints:
-            raise ConfigError(f"{prefix}{name}: no such field ({nearest(name, list(hints))}).")
-    made = {name: _coerce(value, hints[name], f"{prefix}{name}", None) for name, value in values.items()}
-    required = [f.name for f in dataclasses.fields(cast("Any", kind)) if f.default is f.default_factory]
-    missing = [name for name in required if name not in made]
-    if missing:
-        raise ConfigError(f"{prefix}{missing[0]}: is missing.")
+def make(kind: type[T], values: Any, prefix: str = "", *, nulls: bool = False) -> T:
+    """A dataclass from nested objects, the inverse of `to_plain`.
+
+    Args:
+        kind: The dataclass.
+        values: What a file holds: any value.
+        prefix: Begins the messages: the file's name, or that of the field around it.
+        nulls: Whether null stands for a number that was not finite.
+
+    Raises:
+        ConfigError: Something is unknown, missing or misshapen.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix}wants an object, not {quote(values)}.")
+    made = typed(kind, cast("Mapping[str, Any]", values), prefix, nulls=nulls)
+    for each in dataclasses.fields(cast("Any", kind)):
+        if each.name not in made and each.default is each.default_factory:
+            raise ConfigError(f"{prefix}{each.name}: is missing.")
     return kind(**made)
 
 
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names as dicts of the parts that they begin with."""
-    made: dict[str, Any] = {}
-    for name, value in values.items():
-        head, _, rest = name.partition(".")
+def typed(
+    kind: type[Any], values: Mapping[str, Any], prefix: str = "", *, current: Any = None, nulls: bool = False
+) -> dict[str, Any]:
+    """The values of some fields of a dataclass, as the fields' types want them.
+
+    Args:
+        current: An instance, whose parts an object of some of their fields changes.
+
+    Raises:
+        ConfigError: A field is unknown or misshapen.
+    """
+    hints = _hints(kind)
+    nested: dict[str, Any] = {}
+    for dotted, value in values.items():
+        name, _, rest = dotted.partition(".")
+        if name not in hints:
+            raise ConfigError(f"{prefix}{cut(name)}: no such field ({nearest(name, hints)}).")
         part = {rest: value} if rest else value
-        merges = isinstance(part, Mapping) and isinstance(made.get(head), dict)
-        made[head] = {**made[head], **cast("Mapping[str, Any]", part)} if merges else part
-    return made
+        if isinstance(part, Mapping) and isinstance(nested.get(name), dict):
+            nested[name].update(part)
+        else:
+            nested[name] = dict(cast("Mapping[str, Any]", part)) if isinstance(part, Mapping) else part
+    return {
+        name: _value(value, hints[name], f"{prefix}{name}", getattr(current, name, None), nulls)
+        for name, value in nested.items()
+    }
 
 
-def _coerce(value: Any, hint: Any, name: str, current: Any) -> Any:
-    """The value as the field's type wants it; `current` is what a partial dict changes."""
-    if get_origin(hint) in (Union, UnionType):
-        options = get_args(hint)
-        if value is None and type(None) in options:
-            return None
-        hint = next(option for option in options if option is not type(None))
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, cast("type", hint)):
-            return value
-        if not isinstance(value, Mapping):
-            raise ConfigError(
-                f"{name}: wants fields of its own (such as {name}.{next(iter(get_type_hints(hint)))}), not "
-                f"{value!r:.60}."
-            )
-        fields = cast("Mapping[str, Any]", value)
-        if current is None:
-            return make(cast("type[Any]", hint), fields, f"{name}.")
-        return change(current, fields, f"{name}.")
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise ConfigError(f"{name}: {value!r:.60} is unknown ({nearest(str(value), get_args(hint))}).")
-        return value
-    if get_origin(hint) is tuple:
-        return tuple(cast("list[int]", value)) if isinstance(value, list | tuple) else (value,)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{name}: wants {hint.__name__}, not {value!r:.60}.")
-    return value
+def check(config: Any, prefix: str = "") -> None:
+    """Raise ConfigError for a field of a dataclass that holds something else than its type says.
 
-
-def check_numbers(config: Any, prefix: str) -> None:
-    """Raise ConfigError for a field that should hold a whole number, a number or a name and holds something else.
-
-    A file may say `true`, `96.0` or `[]` where a number is meant; nothing that is computed by it would notice at once.
+    A file may say `"false"`, `96.0` or `[]` where a switch or a number is meant; nothing that is computed by it would
+    notice at once.
     """
     for name, hint in _hints(type(config)).items():
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
-            check_numbers(value, f"{prefix}{name}.")
-        elif value is not None or type(None) not in hint:
-            for part in cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,):
-                wanted = next((text for kind, text in _WANTED.items() if kind in hint and not _is(part, kind)), None)
-                if wanted is not None:
-                    raise ConfigError(f"{prefix}{name}: wants {wanted}, not {repr(part)[:40]}.")
+            check(value, f"{prefix}{name}.")
+        else:
+            _value(value, hint, f"{prefix}{name}")
 
 
-_WANTED: Mapping[type, str] = {
-    int: "a whole number of less than 19 digits",
-    float: "a finite number",
-    str: "a name",
+def to_plain(value: Any) -> Any:
+    """A dataclass as JSON has it. A number that is not finite becomes null."""
+    return _finite(dataclasses.asdict(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _finite(each) for name, each in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in cast("list[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _value(value: Any, hint: Any, name: str, current: Any = None, nulls: bool = False) -> Any:
+    """The value as a type wants it; `current` is what an object of some fields changes."""
+    if hint in NAMES:
+        if fits(value, hint):
+            return value if hint is str or hint is bool else hint(value)
+        if hint is float and value is None and nulls:
+            return math.nan
+        wanted = _LIMITS.get(hint, NAMES[hint]) if type(value) in (int, hint) else NAMES[hint]
+        raise ConfigError(f"{name}: wants {wanted}, not {quote(value)}.")
+    if hint is Any:
+        return value
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        *options, last = (option for option in arguments if option is not type(None))
+        kind = next((option for option in options if option in NAMES and fits(value, option)), last)
+        return _value(value, kind, name, current, nulls)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, cast("type", hint)):
+            return value
+        if not isinstance(value, Mapping):
+            first = dataclasses.fields(hint)[0].name
+            raise ConfigError(f"{name}: wants fields of its own (such as {name}.{first}), not {quote(value)}.")
+        if current is None:
+            return make(cast("type[Any]", hint), value, f"{name}.", nulls=nulls)
+        return change(current, cast("Mapping[str, Any]", value), f"{name}.")
+    if origin is Literal:
+        if not any(value == each and type(value) is type(each) for each in arguments):
+            raise ConfigError(f"{name}: {quote(value)} is unknown ({nearest(str(value), map(str, arguments))}).")
+        return value
+    if origin in (tuple, list, Sequence):
+        items = cast("list[Any]", value) if isinstance(value, list | tuple) else [value]
+        kinds = arguments if origin is tuple and Ellipsis not in arguments else arguments[:1] * len(items)
+        if len(kinds) != len(items):
+            raise ConfigError(f"{name}: wants {len(kinds)} values, not {len(items)}.")
+        made = [_value(item, each, name, None, nulls) for item, each in zip(items, kinds, strict=True)]
+        return made if origin is list else tuple(made)
+    if origin not in (dict, Mapping):
+        raise TypeError(f"{name}: {hint} is the type of no field that is read")
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name}: wants an object, not {quote(value)}.")
+    entries = cast("Mapping[str, Any]", value).items()
+    return {key: _value(item, arguments[1], name, None, nulls) for key, item in entries}
+
+
+NAMES: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
 }
+"""Types of values, for people."""
+_LIMITS: Mapping[Any, str] = {int: "a whole number below 2^63", float: "a finite number"}
+_LARGEST = 1 << 63
 
 
-def _is(value: Any, kind: type) -> bool:
-    if kind is str:
-        return isinstance(value, str)
-    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18
-    return whole or (kind is float and isinstance(value, float) and math.isfinite(value))
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is one of this type's, a whole number also one of `float`'s."""
+    if kind is Path:
+        return isinstance(value, str | Path) and "\0" not in str(value)
+    if kind in (bool, str):
+        return isinstance(value, kind)
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        return False
+    return -_LARGEST <= value < _LARGEST if kind is int else abs(value) <= sys.float_info.max
 
 
 @cache
-def _hints(kind: type) -> dict[str, tuple[Any, ...]]:
-    """The types that each field may have; of a tuple, those of its items."""
-    return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(kind).items()}
+def _hints(kind: type) -> dict[str, Any]:
+    """The type of each field."""
+    hints = get_type_hints(kind)
+    return {each.name: hints[each.name] for each in dataclasses.fields(kind)}
 
 
 def differences(a: Any, b: Any, prefix: str) -> list[tuple[str, tuple[Any, Any]]]:

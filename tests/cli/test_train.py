@@ -208,14 +208,14 @@ def test_a_written_config_reads_back(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("stepz: 3", r"no field 'stepz' \(did you mean 'steps'\?\)"),
+        ("stepz: 3", r"stepz: no such field \(did you mean 'steps'\?\)"),
         ("model: {decoder_layer: 3}", r"model.decoder_layer: no such field \(did you mean 'decoder_layers'\?\)"),
         ("model: {attention: {head: 3}}", r"model.attention.head: no such field \(did you mean 'heads'\?\)"),
         ("model: 3", "model wants fields of its own"),
         ("preset: gpt3", "did you mean 'gpt2'"),
-        ("steps: many", "steps wants a whole number, not 'many'"),
-        ("steps: true", "steps wants a whole number, not True"),
-        ("learning_rate: fast", "learning_rate can't be 'fast'"),
+        ("steps: many", "steps: wants a whole number, not 'many'"),
+        ("steps: true", "steps: wants a whole number, not True"),
+        ("learning_rate: fast", "learning_rate: wants a number, not 'fast'"),
         ("- 3", "should hold fields"),
         ("a: [", "is not YAML"),
         ("seed: -1", "--seed -1 must lie in"),

@@ -87,6 +87,44 @@ def test_what_is_finished_is_not_done_again(found: tuple[Comparison, Path], data
         compare(FAMILIES, data=data, out=out, tokens=700, seeds=1, **SMALL)
 
 
+_JOB = "jobs/0-gpt2-seed0.json"
+DAMAGE = {
+    "a number of 400 digits": (_JOB, ["seconds"], 10**400, "seconds: wants a finite number, not 1"),
+    "another type": (_JOB, ["allowance", "steps"], "x", "allowance.steps: wants a whole number, not 'x'"),
+    "an unknown field": (_JOB, ["secons"], 1.0, r"secons: no such field \(did you mean 'seconds'\?\)"),
+    "no numbers": (_JOB, ["numbers"], {}, "numbers of gpt2 that are not of the same pieces"),
+    "empty numbers": (_JOB, ["numbers", "next_byte"], {"totals": [], "weights": []}, "as many totals as weights"),
+    "unequal numbers": (_JOB, ["numbers", "next_byte", "totals"], [1.0], "as many totals as weights"),
+    "other numbers": (_JOB, ["numbers", "next_byte"], {"totals": [1.0], "weights": [1.0]}, "not of the same pieces"),
+    "the same step twice": (_JOB, ["curve", "points", 0, "step"], 10**6, "points: each wants a later step"),
+    "a plan of nothing": ("plan.json", ["contenders"], [], "the contenders are others"),
+    "a plan without sizes": ("plan.json", ["matched"], [], "matched: wants an object"),
+    "a plan with a long number": ("plan.json", ["contenders", 0, "config", "d_model"], 10**400, "d_model: wants"),
+    "a model elsewhere": ("plan.json", ["contenders", 0, "directory"], "/etc", "gpt2 was elsewhere"),
+    "another vocabulary": ("plan.json", ["contenders", 0, "config", "vocab_size"], 3, "gpt2 can't read the text"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_a_stranger_wrote_into_a_comparison_is_refused(
+    name: str, found: tuple[Comparison, Path], data: str
+) -> None:
+    file, place, value, sentence = DAMAGE[name]
+    path = found[1] / file
+    kept = path.read_text()
+    values: Any = json.loads(kept)
+    at = values
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = value
+    path.write_text(json.dumps(values))
+    try:
+        with pytest.raises(UserError, match=sentence):
+            compare(FAMILIES, data=data, out=found[1], tokens=600, seeds=1, **SMALL)
+    finally:
+        path.write_text(kept)
+
+
 def test_equal_models_under_different_names_are_not_told_apart(data: str, tmp_path: Path) -> None:
     config = tmp_path / "mine.json"
     config.write_text(json.dumps({"model_type": "anyformer", "config": af.preset("gpt2-nano").to_dict()}))

@@ -54,7 +54,7 @@ def test_a_misshapen_file_is_refused_or_read(wrong: object, data: st.DataObject)
 def test_what_is_missing_is_named() -> None:
     values = json.loads(make_comparison().to_json())
     del values["verdicts"][0]["interval"]
-    with pytest.raises(UserError, match=r"^compare\.json: verdicts interval is missing\.$"):
+    with pytest.raises(UserError, match=r"^compare\.json: verdicts\.interval: is missing\.$"):
         Comparison.from_dict(values)
     with pytest.raises(UserError, match="run the comparison again"):
         Comparison.from_dict({"version": 99})

@@ -15,7 +15,7 @@ from anyformer.errors import UserError
 from anyformer.families import FAMILIES, from_huggingface, to_huggingface
 from anyformer.model import skeleton
 
-VALUES: list[Any] = [None, True, 0, -1, 3, 10**12, 10**30, 1.5, 1e308, 1e-308, float("nan"), float("inf")]
+VALUES: list[Any] = [None, True, 0, -1, 3, 10**12, 10**30, 10**400, 1.5, 1e308, 1e-308, float("nan"), float("inf")]
 VALUES += ["", "x", "9" * 5000, [], [1], [None], [[1]], {}, {"a": 1}]
 ROPE = ["factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"]
 ROPE += ["attention_factor", "mscale", "mscale_all_dim", "truncate", "rope_theta", "rope_type"]
@@ -27,7 +27,10 @@ def test_fields_of_any_json_type(model_type: str) -> None:
     for field in raw:
         for value in VALUES:
             with contextlib.suppress(UserError):
-                assert from_huggingface({**raw, field: value}).model_type == family.model_type
+                config = from_huggingface({**raw, field: value})
+                assert config.model_type == family.model_type
+                switches = (config.attention.bias, config.feed_forward.bias, config.embedding.tied)
+                assert all(isinstance(switch, bool) for switch in switches), (field, value)
 
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "llama3", "yarn"])
@@ -46,7 +49,7 @@ def test_rotary_fields_of_any_json_type(kind: str) -> None:
 
 @pytest.mark.parametrize("size", ["vocab_size", "d_model", "max_length", "feed_forward.width"])
 def test_sizes_take_no_memory_before_they_are_refused(size: str) -> None:
-    for value in (10**9, 10**12, 10**17):
+    for value in (10**9, 10**12, 10**17, 2**63 - 1):
         with contextlib.suppress(UserError):
             skeleton(af.preset("gpt2-nano", **{size: value}))
     with pytest.raises(UserError, match="must lie in"):

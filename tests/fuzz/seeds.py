@@ -31,7 +31,10 @@ TEMPLATE = """\
 
 @dataclass(frozen=True)
 class Target:
-    """Files of a folder that are mutated, and the commands that read them; {} is the folder."""
+    """Patterns of the files in a folder that are mutated, and the commands that read them.
+
+    In a command {} is the folder, {seeds} the one of all seeds.
+    """
 
     folder: str
     files: Sequence[str]
@@ -44,8 +47,12 @@ _WRITE = (
 )
 _TOKENIZE = ("generate {} the --max-new-tokens 1", "generate {} <b>é --max-new-tokens 1 --logprobs 1")
 _CHECKPOINT = "checkpoints/step-00000002"
+COMPARED = (
+    "gpt2-nano:d_model=16,decoder_layers=1,attention.heads=2,feed_forward.width=24 t5 --match none --tokens 400"
+    " --seeds 1 --tune --context 16 --batch-size 2 --tokenizer bpe:300 --no-tasks --device cpu --dtype float32"
+)
 TARGETS = {
-    "config": Target("llama", ["config.json"], [*_WRITE, "show {}", "diff {} gpt2"]),
+    "config": Target("llama", ["config.json"], [*_WRITE, "show {}", "diff {} gpt2", "eject {}"]),
     "config of an encoder": Target(
         "bert", ["config.json", "1_Pooling/config.json", "modules.json"], ["embed {} cat dog"]
     ),
@@ -73,6 +80,20 @@ TARGETS = {
         "adapted",
         ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"],
         ["generate {}/model the --max-new-tokens 1 --adapter {}/adapter"],
+    ),
+    "adapter of mlx": Target(
+        "mlx",
+        ["adapter/adapter_config.json", "adapter/adapters.safetensors"],
+        ["generate {}/model the --max-new-tokens 1 --adapter {}/adapter"],
+    ),
+    "adapter of llama.cpp": Target(
+        "adapted",
+        ["adapter.gguf"],
+        [
+            "generate {}/adapter.gguf the --max-new-tokens 1",
+            "show {}/adapter.gguf",
+            "generate {}/model the --max-new-tokens 1 --adapter {}/adapter.gguf",
+        ],
     ),
     "gguf": Target("gguf", ["model.gguf"], ["generate {}/model.gguf the --max-new-tokens 1", "show {}/model.gguf"]),
     "run": Target(
@@ -106,6 +127,27 @@ TARGETS = {
         ["labels.csv"],
         ["finetune {}/model --data {}/labels.csv --preview {}/page.html"],
     ),
+    "distinct labels": Target(
+        "distinct",
+        ["labels.csv", "tags.jsonl"],
+        [
+            "finetune {}/model --data {}/labels.csv --preview {}/page.html",
+            "finetune {}/model --data {}/tags.jsonl --preview {}/page.html",
+        ],
+    ),
+    "comparison": Target(
+        "comparison",
+        [
+            *("out/plan.json", "out/jobs/*-seed*.json", "out/jobs/*-seed*.json", "out/jobs/*-rate*.json"),
+            *("out/data/*.bin", "out/data/tokenizer/tokenizer.json", "out/jobs/*/model/*.json", "out/compare.html"),
+        ],
+        [f"compare {COMPARED} --data {{seeds}}/text.txt --out {{}}/out"],
+    ),
+    "comparison to go on with": Target(
+        "comparing",
+        ["out/plan.json", "out/jobs/*/config.yaml", "out/jobs/*/metrics.jsonl", "out/jobs/*/checkpoints/*/run.json"],
+        [f"compare {COMPARED} --data {{seeds}}/text.txt --out {{}}/out"],
+    ),
     "job": Target(
         "job",
         ["answers.jsonl", "answers.jsonl.job"],
@@ -115,6 +157,14 @@ TARGETS = {
     "json": Target("data", ["text.json"], ["evaluate {}/model --data {}/text.json --limit 50"]),
     "csv": Target("data", ["text.csv"], ["evaluate {}/model --data {}/text.csv --limit 50"]),
     "parquet": Target("data", ["text.parquet"], ["evaluate {}/model --data {}/text.parquet --limit 50"]),
+    "parquet's types": Target(
+        "data",
+        ["types.parquet"],
+        [
+            "finetune {}/model --data {}/types.parquet --preview {}/page.html",
+            "finetune {}/model --data {}/types.parquet --columns text=when --preview {}/page.html",
+        ],
+    ),
     "gz": Target("data", ["text.jsonl.gz"], ["evaluate {}/model --data {}/text.jsonl.gz --limit 50"]),
     "zst": Target("data", ["text.jsonl.zst"], ["evaluate {}/model --data {}/text.jsonl.zst --limit 50"]),
 }
@@ -148,10 +198,17 @@ def make_seeds(root: Path) -> None:
     add_adapter(model, LoraConfig(rank=2, rank_pattern={"q_proj": 3}, exclude_modules=["v_proj"]))
     save_adapter(model, root / "adapted" / "adapter", base="some/model")
     merge(model)
+    shutil.copytree(root / "llama", root / "mlx" / "model")
+    add_adapter(model, LoraConfig(rank=2))
+    save_adapter(model, root / "mlx" / "adapter", library="mlx")
+    save_adapter(model, root / "adapted" / "adapter.gguf")
+    merge(model)
     (root / "gguf").mkdir()
     af.save_gguf(model, root / "gguf" / "model.gguf", tokenizer=tokenizer)
     _run(root)
     _finetuning(root)
+    _distinct(root)
+    _comparison(root)
     _data(root)
 
 
@@ -237,6 +294,52 @@ def _finetuning(root: Path) -> None:
     assert main(["finetune", str(root / "bert"), *data, *where, "--lora", "2", "--steps", "2"]) == 0
 
 
+def _distinct(root: Path) -> None:
+    folder = root / "distinct"
+    folder.mkdir()
+    shutil.copytree(root / "bert", folder / "model")
+    rows = "".join(f"the {number},{number % 400}x\n" for number in range(900))
+    (folder / "labels.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
+    tags = [{"tokens": ["the", "cat"], "tags": ["O", f"B-{number % 400}"]} for number in range(900)]
+    (folder / "tags.jsonl").write_text("".join(json.dumps(each) + "\n" for each in tags), encoding="utf-8")
+
+
+def _comparison(root: Path) -> None:
+    out = root / "comparison" / "out"
+    data = ["--data", str(root / "text.txt"), "--out", str(out)]
+    assert main(["compare", *COMPARED.split(), *data]) == 0
+    shutil.copytree(root / "comparison", root / "comparing")
+    for path in (root / "comparing" / "out" / "jobs").glob("1-*-seed0.json"):
+        path.unlink()
+
+
+def _types(path: Path, texts: list[str]) -> None:
+    """A column of each type whose values Python has not all of; not compressed, so that mutations change values."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    whole = pa.array(range(len(texts)), pa.int64())
+    types = {
+        "when": pa.timestamp("us"),
+        "there": pa.timestamp("ns", tz="Europe/Berlin"),
+        "long": pa.duration("s"),
+        "time": pa.time64("us"),
+    }
+    columns = {name: whole.cast(kind) for name, kind in types.items()}
+    columns |= {
+        "text": pa.array(texts),
+        "label": pa.array(["x", "y"] * (len(texts) // 2)).dictionary_encode(),
+        "day": whole.cast(pa.int32()).cast(pa.date32()),
+        "money": whole.cast(pa.decimal128(38, 2)),
+        "half": whole.cast(pa.float32()).cast(pa.float16()),
+        "bytes": pa.array([text.encode() for text in texts]),
+        "pairs": pa.array([[("a", 1)]] * len(texts), pa.map_(pa.string(), pa.int32())),
+        "nothing": pa.nulls(len(texts)),
+        "inner": pa.array([{"a": [1, 2]}] * len(texts)),
+    }
+    parquet.write_table(pa.table(columns), path, compression="none", use_dictionary=False)
+
+
 def _data(root: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
@@ -254,6 +357,7 @@ def _data(root: Path) -> None:
     rows = "".join(f'{number},"{text}"\n' for number, text in enumerate(texts))
     (data / "text.csv").write_text(f"number,text\n{rows}", encoding="utf-8")
     parquet.write_table(pa.table({"text": texts, "number": list(range(len(texts)))}), data / "text.parquet")
+    _types(data / "types.parquet", texts)
     job = root / "job"
     (job / "prompts.txt").write_text("the\na dog\nwe\n", encoding="utf-8")
     argv = ["generate", str(job / "model"), "--file", str(job / "prompts.txt"), "--out", str(job / "answers.jsonl")]

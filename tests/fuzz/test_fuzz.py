@@ -27,7 +27,7 @@ from tests.fuzz.seeds import TARGETS, make_seeds
 from tests.fuzz.worker import SECONDS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork") or not Path("/proc").exists(), reason="needs Linux")
-_SHARE, _ALL = 4 * 15, 870
+_SHARE, _ALL = 4 * 15, 625
 _SECRET = '{"secret": 1}'
 _HANGS = 3 * SECONDS
 """Seconds on the clock: other programs may share the cores, so processor time is what counts otherwise."""
@@ -105,9 +105,10 @@ def check(commands: Commands, name: str, chance: Random) -> None:
         shutil.rmtree(inside)
     folder = case / target.folder
     shutil.copytree(commands.root / "seeds" / target.folder, folder)
-    changed = folder / chance.choice(target.files)
+    changed = chance.choice(sorted(folder.glob(chance.choice(target.files))))
     mutate(changed, chance)
-    argv = chance.choice(target.commands).replace("{}", str(folder)).split()
+    command = chance.choice(target.commands).replace("{}", str(folder))
+    argv = command.replace("{seeds}", str(commands.root / "seeds")).split()
     try:
         judge(commands, argv, changed)
     except AssertionError as error:
@@ -130,6 +131,7 @@ def judge(commands: Commands, argv: list[str], changed: Path) -> None:
         sentence = answer["stderr"].splitlines()[-1]
         assert re.match("anyformer( [a-z]+)?: ", sentence), f"no sentence: {answer['stderr']}"
         assert len(sentence) < 3000, f"a long sentence: {sentence}"
+        assert "a" * 201 not in sentence, f"a long quote: {sentence}"
         assert not _ESCAPES.search(sentence), f"escapes: {sentence!r}"
 
 

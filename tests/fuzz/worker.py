@@ -142,7 +142,22 @@ def main(root: Path) -> None:
     import zstandard  # noqa: F401
 
     from anyformer.checkpoint import load  # noqa: F401
-    from anyformer.cli import chat, classify, diff, embed, evaluate, fill, finetune, generate, runs, show, train  # noqa: F401
+    from anyformer.cli import (  # noqa: F401
+        chat,
+        classify,
+        compare,
+        diff,
+        eject,
+        embed,
+        evaluate,
+        fill,
+        finetune,
+        generate,
+        runs,
+        show,
+        train,
+    )
+    from anyformer.compare import compare as comparing  # noqa: F401
     from anyformer.finetuning.recipe import finetuning  # noqa: F401
     from anyformer.generation import batch_job, generate_samples  # noqa: F401
     from anyformer.training import trainer  # noqa: F401

@@ -224,15 +224,17 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         load_adapter(other, tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
     for change, message in (
-        ({"peft_type": "IA3"}, 'adapter type "IA3" is not supported'),
+        ({"peft_type": "IA3"}, "adapter type 'IA3' is not supported"),
         ({"rank_pattern": {"con: [": 1}}, "is no regular expression"),
         ({"alpha_pattern": {"(a+)+$": 1}}, "may take too long"),
-        ({"alpha_pattern": {"c_attn": "much"}}, "misshapen: alpha_pattern"),
-        ({"alpha_pattern": {"c_attn": 1e999}}, "alpha of an adapter is a finite number"),
-        ({"modules_to_save": [3]}, "misshapen: modules_to_save"),
-        ({"lora_bias": True}, "lora_bias = true is not supported"),
+        ({"alpha_pattern": {"c_attn": "much"}}, "alpha_pattern: wants a number, not 'much'"),
+        ({"alpha_pattern": {"c_attn": 1e999}}, "alpha_pattern: wants a finite number"),
+        ({"alpha_pattern": {"c_attn": 10**400}}, "alpha_pattern: wants a finite number, not 1"),
+        ({"lora_alpha": 10**400}, "alpha: wants a finite number, not 1"),
+        ({"modules_to_save": [3]}, "modules_to_save: wants text, not 3"),
+        ({"lora_bias": True}, "lora_bias = True is not supported"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
-        ({"r": "many"}, "misshapen: rank"),
+        ({"r": "many"}, "rank: wants a whole number, not 'many'"),
         ({"r": 4}, "does not fit this model"),
     ):
         kept = path.read_text(encoding="utf-8")
@@ -276,7 +278,8 @@ def test_files_of_mlx_lm(dora: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(again(tokens).logits, expected, atol=1e-5, rtol=1e-5)
     for change, message in (
         ({"fine_tune_type": "full"}, "is no adapter"),
-        ({"lora_parameters": {"scale": "much"}}, "scale is a number"),
+        ({"lora_parameters": {"scale": "much"}}, "lora_parameters.scale: wants a number, not 'much'"),
+        ({"lora_parameters": {"scale": 10**400}}, "lora_parameters.scale: wants a finite number, not 1"),
     ):
         (tmp_path / "mlx" / "adapter_config.json").write_text(json.dumps({**raw, **change}), encoding="utf-8")
         with pytest.raises(UserError, match=message):
@@ -307,10 +310,12 @@ def test_an_adapter_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "adapter_model.safetensors"
     tensors = load_file(path)
     last = max(tensors)
-    for bad in (torch.zeros(()), torch.zeros(3, 5), torch.zeros(tensors[last].shape, dtype=torch.int8)):
+    shape = tensors[last].shape
+    other = [torch.zeros(shape).to(dtype) for dtype in (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)]
+    for bad in (torch.zeros(()), torch.zeros(3, 5), *other):
         save_file({**tensors, last: bad}, path)
         fresh = af.build(config)
-        with pytest.raises(UserError, match="does not fit this model"):
+        with pytest.raises(UserError, match=r"does not fit this model|is stored as (int8|float8_e\dm\d)"):
             load_adapter(fresh, tmp_path)
         assert next(adapters(fresh), None) is None
         assert not fresh.adapter_configs

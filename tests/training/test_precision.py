@@ -28,7 +28,7 @@ def test_quantized_weights_are_trained_on_in_float32_on_a_cpu():
     assert choose_precision("cpu", "bfloat16", quantized=True).name == "bfloat16"
 
 
-@pytest.mark.parametrize("device", ["toaster", "cuda:99", "xpu"])
+@pytest.mark.parametrize("device", ["toaster", "cuda:99", "xpu", "meta"])
 def test_an_absent_device_is_refused(device: str):
     with pytest.raises(UserError, match=f"--device {device} can't be used"):
         choose_precision(device, "float32")

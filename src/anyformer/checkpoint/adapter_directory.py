@@ -7,7 +7,7 @@ from typing import Any, cast
 from anyformer import limits
 from anyformer.checkpoint import hub, peft
 from anyformer.config import HeadConfig
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 
 HEAD = "head_config.json"
 """The labels of a head that was trained with an adapter: config.json's, for the base has another head, or none."""
@@ -34,10 +34,10 @@ def read_base(directory: Path) -> str:
     base = raw.get("base_model_name_or_path")
     advice = f"load the model that it belongs to, with --adapter {directory}"
     if not isinstance(base, str) or not base or not (Path(base).exists() or hub.is_cached(base)):
-        named = f", and its base {base[:80]!r} is not on this machine" if isinstance(base, str) and base else ""
+        named = f", and its base {quote(base)} is not on this machine" if isinstance(base, str) and base else ""
         raise UserError(f"{directory} holds an adapter alone{named}: {advice}.")
     if os.name == "posix" and (directory / peft.CONFIG).stat().st_uid not in (0, os.geteuid()):
-        raise UserError(f"{directory} belongs to another user, and asks for the model {base[:80]!r}: {advice}.")
+        raise UserError(f"{directory} belongs to another user, and asks for the model {quote(base)}: {advice}.")
     return base
 
 

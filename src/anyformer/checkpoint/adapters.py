@@ -16,8 +16,8 @@ from anyformer.checkpoint import mlx, peft
 from anyformer.checkpoint.adapter_directory import HEAD, find_adapter, head_json
 from anyformer.checkpoint.gguf.adapter import save_gguf_adapter
 from anyformer.checkpoint.stored_adapter import StoredAdapter
-from anyformer.checkpoint.tensors import write_tensors
-from anyformer.errors import UserError
+from anyformer.checkpoint.tensors import FLOATS, write_tensors
+from anyformer.errors import UserError, cut
 from anyformer.families.base import CLASSIFIERS
 from anyformer.model import Transformer
 
@@ -70,10 +70,10 @@ def _fit(
     path: Path, model: Transformer, stored: StoredAdapter, module: str, target: Target | None
 ) -> tuple[str, Target, Matrices]:
     """The matrices of a layer. Raises UserError where there is no such layer, or they are incomplete or don't fit."""
-    of, parts = "" if stored.base is None else f" ({stored.base[:80]})", stored.layers[module]
+    of, parts = "" if stored.base is None else f" ({cut(stored.base)})", stored.layers[module]
     if target is None:
         other = f"the adapter was made for another model{of}"
-        raise UserError(f"{path}: this model has no layer {module[:80]}: {other}.")
+        raise UserError(f"{path}: this model has no layer {cut(module)}: {other}.")
     if target.is_embedding and model.config.is_encoder_decoder:
         raise UserError(f"{path}: an adapter of {module}, which encoder and decoder share, is not supported.")
     dora = stored.config.use_dora and not target.is_embedding
@@ -82,7 +82,8 @@ def _fit(
     (outputs, inputs), rank = target.shape, stored.config.rank_of(module)
     wanted = {"a": (rank, inputs), "b": (outputs, rank), "magnitude": (outputs,)}
     for part, tensor in parts.items():
-        if tensor.shape != wanted[part] or not tensor.is_floating_point():
+        _check_dtype(path, f"{part} of {module}", tensor)
+        if tensor.shape != wanted[part]:
             shapes = f"shape {list(tensor.shape)}, and {list(wanted[part])} would fit"
             raise UserError(f"{path}: the adapter of {module} does not fit this model{of}: {part} has {shapes}.")
     return module, target, Matrices(**{part: tensor.to(model.device) for part, tensor in parts.items()})
@@ -96,12 +97,19 @@ def _replacements(model: Transformer, path: Path, stored: StoredAdapter) -> list
     for name, tensor in stored.others.items():
         row = table.get(prefix + name)
         if row is None:
-            raise UserError(f"{path}: this model has no weight {name[:80]}: the adapter was made for another model.")
+            raise UserError(f"{path}: this model has no weight {cut(name)}: the adapter was made for another model.")
         wanted = row.operation.write([own[ours].to("meta") for ours in row.ours]).shape
-        if tensor.shape != wanted or not tensor.is_floating_point():
+        _check_dtype(path, name, tensor)
+        if tensor.shape != wanted:
             raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, which does not fit {list(wanted)}.")
         found += zip((own[ours] for ours in row.ours), row.operation.read(tensor, len(row.ours)), strict=True)
     return found
+
+
+def _check_dtype(path: Path, name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FLOATS:
+        stored = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{path}: {name} is stored as {stored}: it should be floating point of 16 bits or more.")
 
 
 def save_adapter(

@@ -1,12 +1,12 @@
 """The generation settings that come with a model, checked before anything obeys them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.limits import read_object
+from anyformer.schema import fits
 
 FILE = "generation_config.json"
 _MOST_BEAMS = 1024
@@ -21,7 +21,7 @@ def _whole(smallest: int, largest: int = 2**31 - 1) -> Test:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return fits(value, float)
 
 
 def _list_of(test: Test, most: int = _MOST_TOKENS) -> Test:
@@ -68,9 +68,9 @@ def read(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     path = directory / FILE
     settings = read_object(path) if path.is_file() else {}
     path = path if settings else directory / "config.json"
-    for fields, fits, wanted in _TYPES:
+    for fields, test, wanted in _TYPES:
         for field in fields.split():
             value = (settings or config).get(field)
-            if value is not None and not fits(value):
-                raise UserError(f"{path}: {field} should be {wanted}, not {repr(value)[:40]}.")
+            if value is not None and not test(value):
+                raise UserError(f"{path}: {field} should be {wanted}, not {quote(value)}.")
     return settings

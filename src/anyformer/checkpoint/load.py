@@ -24,8 +24,9 @@ from anyformer.checkpoint.sources import (
     has_weights,
     read_config_json,
 )
+from anyformer.checkpoint.tensors import FLOATS
 from anyformer.config import HeadConfig, ModelConfig, ProblemType
-from anyformer.errors import UserError
+from anyformer.errors import UserError, cut, quote
 from anyformer.families import TaskHead, own, with_head
 from anyformer.families.rows import Operation, Row
 from anyformer.kernels.quantization import Quantization, QuantizedWeight, dequantize
@@ -37,7 +38,6 @@ Convert = Callable[[str, Tensor | QuantizedWeight], Tensor | QuantizedWeight]
 """From one of our names and the weight in the file to the weight in the model."""
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def load(
@@ -209,7 +209,7 @@ def open_source(path: Path, *, allow_pickle: bool = False) -> TensorSource:
         return QuantizedSource(path, raw)
     if method is not None:
         raise UserError(
-            f"{path} holds weights that were quantized by {method!r}, which is not supported: load the model that "
+            f"{path} holds weights that were quantized by {quote(method)}, which is not supported: load the model that "
             "they were made of, with `quantize` if they should be integers."
         )
     if has_weights(path, SAFETENSORS):
@@ -280,7 +280,7 @@ def assign(
         if theirs not in names:
             continue
         stored = source.read(names[theirs])
-        if isinstance(stored, Tensor) and stored.dtype not in _FLOATS:
+        if isinstance(stored, Tensor) and stored.dtype not in FLOATS:
             raise UserError(
                 f"{source.path}: the weight {theirs} is stored as {str(stored.dtype).removeprefix('torch.')}, which is "
                 "not supported: it should be floating point of 16 bits or more."
@@ -347,7 +347,7 @@ def _match(table: Mapping[str, Row], source: TensorSource) -> dict[str, str]:
             unknown.append(name)
     if unknown:
         raise UserError(
-            f"{source.path}: the weight {unknown[0]} is unknown to a {family.model_type} model of "
+            f"{source.path}: the weight {cut(unknown[0])} is unknown to a {family.model_type} model of "
             f"{source.described_by}{_more(unknown)}."
         )
     return found
@@ -378,13 +378,13 @@ def _require_device(device: torch.device | str | None) -> None:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ValueError, ImportError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
-        raise UserError(f"There is no device {str(device)!r} to put a model on ({reason}): try cpu.") from error
+        raise UserError(f"There is no device {quote(str(device))} to put a model on ({reason}): try cpu.") from error
 
 
 def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """The dtype of this name. Raises UserError for one that weights can't have."""
     if isinstance(dtype, str) and dtype not in _DTYPES:
-        raise UserError(f"There is no dtype {dtype!r}: choose one of {', '.join(_DTYPES)}.")
+        raise UserError(f"There is no dtype {quote(dtype)}: choose one of {', '.join(_DTYPES)}.")
     return _DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 

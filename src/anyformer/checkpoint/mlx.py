@@ -3,11 +3,11 @@
 Its matrices are ours transposed, and its scale is applied as it is: alpha is scale times rank.
 """
 
-import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -16,12 +16,23 @@ from anyformer.adapters.config import LoraConfig
 from anyformer.adapters.modules import targets
 from anyformer.checkpoint.stored_adapter import StoredAdapter
 from anyformer.checkpoint.tensors import read_tensors
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.model import Transformer
+from anyformer.schema import make
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 _PARTS = {".lora_a": "a", ".lora_b": "b", ".m": "magnitude"}
-_USUAL_SCALE = 20.0
+
+
+@dataclass(frozen=True)
+class LoraParameters:
+    """The lora_parameters of an adapter_config.json."""
+
+    scale: float = 20.0
+    alpha: float | None = None
+    rank: int | None = None
+    dropout: float = 0.0
+    keys: Sequence[str] | None = None
 
 
 def is_mlx(raw: Mapping[str, Any]) -> bool:
@@ -35,17 +46,13 @@ def read(directory: Path) -> StoredAdapter:
     raw = limits.read_object(path)
     kind = raw.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
-        raise UserError(f"{path}: fine_tune_type {json.dumps(kind)[:80]} is no adapter: only lora and dora are.")
-    parameters = raw.get("lora_parameters")
-    given = cast("dict[str, Any]", parameters) if isinstance(parameters, dict) else {}
-    scale = given.get("scale", _USUAL_SCALE)
-    if not isinstance(scale, int | float) or isinstance(scale, bool):
-        raise UserError(f"{path}: lora_parameters.scale is a number, not {json.dumps(scale)[:80]}.")
+        raise UserError(f"{path}: fine_tune_type {quote(kind)} is no adapter: only lora and dora are.")
+    parameters = make(LoraParameters, raw.get("lora_parameters") or {}, f"{path}: lora_parameters.")
     layers: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in read_tensors(directory / WEIGHTS).items():
         suffix = next((each for each in _PARTS if key.endswith(each)), None)
         if suffix is None or tensor.dim() > 2:
-            raise UserError(f"{directory / WEIGHTS}: the weight {key[:80]} is none of an adapter.")
+            raise UserError(f"{directory / WEIGHTS}: the weight {quote(key)} is none of an adapter.")
         layers[key.removesuffix(suffix)][_PARTS[suffix]] = tensor.t().contiguous()
     ranks = {len(parts["a"]) for parts in layers.values() if "a" in parts and parts["a"].dim() == 2}
     if len(ranks) != 1:
@@ -53,7 +60,8 @@ def read(directory: Path) -> StoredAdapter:
     (rank,) = ranks
     ends = sorted({module.rpartition(".")[2] for module in layers})
     dora = kind == "dora"
-    return StoredAdapter(LoraConfig(rank=rank, alpha=scale * rank, target_modules=ends, use_dora=dora), layers)
+    alpha = parameters.scale * rank
+    return StoredAdapter(LoraConfig(rank=rank, alpha=alpha, target_modules=ends, use_dora=dora), layers)
 
 
 def files(model: Transformer, config: LoraConfig, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,6 +1,5 @@
 """Adapters in PEFT's format: adapter_config.json and adapter_model.safetensors, in and out."""
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -14,8 +13,9 @@ from anyformer.adapters.config import LoraConfig
 from anyformer.adapters.modules import base_parameters, family_of, prefix_of, targets
 from anyformer.checkpoint.stored_adapter import StoredAdapter
 from anyformer.checkpoint.tensors import read_tensors
-from anyformer.errors import UserError
+from anyformer.errors import UserError, cut, quote
 from anyformer.model import Transformer
+from anyformer.schema import make
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -46,24 +46,6 @@ _WITHOUT_EFFECT = {
 }
 """Fields that say how it was made, or where: what it computes is the same."""
 
-
-_KINDS: dict[str, Any] = {
-    **dict.fromkeys(("use_rslora", "use_dora"), bool),
-    **dict.fromkeys(("alpha", "dropout"), (int, float)),
-    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), (str, list)),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), dict),
-    "rank": int,
-    "layers_to_transform": (int, list),
-    "bias": str,
-    "modules_to_save": list,
-}
-"""What a file may hold in each of our fields."""
-_ITEMS: dict[str, Any] = {
-    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"), str),
-    **dict.fromkeys(("layers_to_transform", "rank_pattern"), int),
-    "alpha_pattern": (int, float),
-}
-"""And in the lists and objects among them."""
 _LONGEST_PATTERN, _MOST_REPEATS = 500, 3
 
 
@@ -73,20 +55,21 @@ def read(directory: Path) -> StoredAdapter:
     raw = limits.read_object(path)
     kind = raw.get("peft_type")
     if kind != "LORA":
-        raise UserError(
-            f"{path}: the adapter type {json.dumps(kind)[:80]} is not supported: only LORA is, DoRA included."
-        )
+        raise UserError(f"{path}: the adapter type {quote(kind)} is not supported: only LORA is, DoRA included.")
     for name, value in raw.items():
         if name not in _FIELDS and name not in _WITHOUT_EFFECT and value not in (None, False, [], {}):
-            raise UserError(f"{path}: {name[:80]} = {json.dumps(value)[:80]} is not supported.")
-    given = {ours: _checked(ours, raw[theirs], path) for theirs, ours in _FIELDS.items() if raw.get(theirs) is not None}
-    config = LoraConfig(**given)
+            raise UserError(f"{path}: {cut(name)} = {quote(value)} is not supported.")
+    given = {ours: raw[theirs] for theirs, ours in _FIELDS.items() if raw.get(theirs) is not None}
+    try:
+        config = make(LoraConfig, given)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     _check_patterns([*config.rank_pattern, *config.alpha_pattern], path)
     layers: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     others: dict[str, Tensor] = {}
     for key, tensor in read_tensors(directory / WEIGHTS).items():
         if not key.startswith(_PREFIX):
-            raise UserError(f"{directory / WEIGHTS}: the weight {key[:80]} should begin with {_PREFIX}.")
+            raise UserError(f"{directory / WEIGHTS}: the weight {quote(key)} should begin with {_PREFIX}.")
         name = key.removeprefix(_PREFIX)
         suffix = next((each for each in _SUFFIXES if name.endswith(each)), None)
         if suffix is not None:
@@ -97,32 +80,16 @@ def read(directory: Path) -> StoredAdapter:
     return StoredAdapter(config, layers, others, base if isinstance(base, str) else None)
 
 
-def _checked(name: str, value: Any, path: Path) -> Any:
-    """The value of one of our fields. Raises UserError for one of another type."""
-    if name in ("layers_to_transform", "layers_pattern") and not isinstance(value, list):
-        value = [value]
-    kind, each = _KINDS[name], _ITEMS.get(name)
-    items: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    fits = _is(value, kind) and (each is None or all(_is(item, each) for item in items))
-    if not fits:
-        raise UserError(f"{path} has a field that is misshapen: {name} is {json.dumps(value)[:80]}.")
-    return value
-
-
-def _is(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and (not isinstance(value, bool) or kind is bool)
-
-
 def _check_patterns(patterns: Iterable[str], path: Path) -> None:
     """Raise UserError for a regular expression that is none, or may take a time without end."""
     for pattern in patterns:
         try:
             re.compile(pattern)
         except (re.error, RecursionError, OverflowError) as error:
-            raise UserError(f"{path}: {pattern[:80]!r} is no regular expression: {error}.") from error
+            raise UserError(f"{path}: {quote(pattern)} is no regular expression: {error}.") from error
         repeats = len(re.findall(r"[*+{]", pattern))
         if len(pattern) > _LONGEST_PATTERN or repeats > _MOST_REPEATS or re.search(r"\)[*+{]", pattern):
-            raise UserError(f"{path}: {pattern[:80]!r} may take too long: write out the names of the layers.")
+            raise UserError(f"{path}: {quote(pattern)} may take too long: write out the names of the layers.")
 
 
 def files(

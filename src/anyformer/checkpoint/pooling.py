@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from anyformer.config import PoolingConfig
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.limits import path_inside, read_json, read_object
 
 _MODES = {
@@ -43,7 +43,7 @@ def read(directory: Path) -> PoolingConfig:
         elif name == "Normalize":
             normalize = True
         elif name != "Transformer":
-            raise UserError(f"{modules} asks for a module {name!r:.60}, which is not supported.")
+            raise UserError(f"{modules} asks for a module {quote(name)}, which is not supported.")
     return PoolingConfig(kind=kind, normalize=normalize, max_tokens=max_tokens)
 
 

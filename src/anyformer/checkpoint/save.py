@@ -18,7 +18,7 @@ from anyformer.checkpoint import generation_settings, pooling
 from anyformer.checkpoint.sources import SAFETENSORS, SAFETENSORS_INDEX
 from anyformer.checkpoint.tensors import write_tensors
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, from_huggingface, own, to_huggingface
 from anyformer.families.base import Family, write_labels
 from anyformer.kernels.quantization import GROUP
@@ -190,8 +190,8 @@ def check_target(directory: Path) -> None:
     foreign = [name for name in names if name not in _FILES and not _SHARD.fullmatch(name)]
     if foreign and not ("config.json" in names and "model_type" in limits.read_object(directory / "config.json")):
         raise UserError(
-            f"{directory} holds something else than a model ({min(foreign)!r}, for one): choose a new directory, or "
-            "empty this one."
+            f"{directory} holds something else than a model ({quote(min(foreign))}, for one): choose a new directory, "
+            "or empty this one."
         )
 
 

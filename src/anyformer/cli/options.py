@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, nearest
+from anyformer.schema import NAMES
 from anyformer.terminal import write
 
 T = TypeVar("T")
@@ -29,7 +30,6 @@ Text = Annotated[T, _TEXT]
 """A field whose strings are text, not names of files: bytes that the locale can't decode are taken for UTF-8."""
 
 _METAVARS = {int: "N", float: "X", Path: "FILE"}
-_NUMBERS = {int: "a whole number", float: "a number"}
 _WIDTH, _USAGE_WIDTH = 100, 72
 
 
@@ -273,7 +273,7 @@ def _converter(kind: Any, optional: bool) -> Callable[[str], Any]:
         try:
             return kind(text) if choices is None else choices[text]
         except ValueError:
-            raise argparse.ArgumentTypeError(f"wants {_NUMBERS[kind]}, not {text!r}") from None
+            raise argparse.ArgumentTypeError(f"wants {NAMES[kind]}, not {text!r}") from None
 
     return convert
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ def grid(base: str, vary: Sequence[str]) -> Ablation:
     Raises:
         UserError: a field without values, with one alone, or given twice; more combinations than can be trained.
     """
-    factors: dict[str, list[Any]] = {}
+    factors: dict[str, list[str]] = {}
     for each in vary:
         name, equals, values = each.partition("=")
         found = [value.strip() for value in values.split(",") if value.strip()]
@@ -34,7 +33,7 @@ def grid(base: str, vary: Sequence[str]) -> Ablation:
         if name in factors:
             raise UserError(f"--vary {name} is given twice: give all its values together.")
         factors[name] = found
-    names: dict[str, dict[str, Any]] = {}
+    names: dict[str, dict[str, str]] = {}
     for values in product(*factors.values()):
         setting = dict(zip(factors, values, strict=True))
         names[_name(setting)] = setting
@@ -64,7 +63,7 @@ def effects(ablation: Ablation, panels: Sequence[tuple[Panel, Mapping[str, Piece
     return replace(ablation, effects=tuple(made))
 
 
-def _estimate(ablation: Ablation, found: Mapping[str, Pieces], name: str, value: Any) -> Estimate:
+def _estimate(ablation: Ablation, found: Mapping[str, Pieces], name: str, value: str) -> Estimate:
     """The difference that a value of a field makes, less that of the field's first."""
     baseline = ablation.factors[name][0]
     pairs = [
@@ -76,5 +75,5 @@ def _estimate(ablation: Ablation, found: Mapping[str, Pieces], name: str, value:
     return estimate(Pieces(totals, pairs[0][0].weights))
 
 
-def _name(setting: Mapping[str, Any], separator: str = " ") -> str:
+def _name(setting: Mapping[str, str], separator: str = " ") -> str:
     return separator.join(f"{name}={value}" for name, value in setting.items())

@@ -11,7 +11,7 @@ import torch
 from anyformer.analysis import cache_bytes_per_token
 from anyformer.compare import ablation, jobs
 from anyformer.compare.budget import flops_per_token
-from anyformer.compare.experiment import Plan, parameters, seeds_of
+from anyformer.compare.experiment import JOBS, Plan, parameters, seeds_of
 from anyformer.compare.jobs import Outcome
 from anyformer.compare.matching import parameters_outside_embeddings
 from anyformer.compare.measure import PANELS, members
@@ -20,6 +20,7 @@ from anyformer.compare.statistics import Pieces
 from anyformer.compare.tasks import TaskResult
 from anyformer.compare.training import objective_of
 from anyformer.compare.verdicts import judge
+from anyformer.errors import UserError, cut
 from anyformer.runs.report.formatting import listed
 
 _BYTES_A_PARAMETER = 16
@@ -42,6 +43,7 @@ def assemble(plan: Plan, seconds: float) -> Comparison:
         else:
             trial = Trial(learning_rate=job.rate, validation_loss=outcome.validation_loss)
             tried[job.contender.name].append(trial)
+    _check(plan, outcomes)
     groups = [_group(plan, panel, outcomes) for panel in PANELS]
     names = list(dict.fromkeys(name for found in outcomes.values() for name in found[0].tasks))
     tasks = [_task(name, outcomes) for name in names]
@@ -61,6 +63,25 @@ def assemble(plan: Plan, seconds: float) -> Comparison:
         verdicts=tuple(verdicts),
         ablation=made,
     )
+
+
+def _check(plan: Plan, outcomes: dict[str, list[Outcome]]) -> None:
+    """Raise UserError for runs that were not measured on the same pieces and items."""
+    sizes: dict[object, object] = {}
+    for each in plan.contenders:
+        for run in outcomes[each.name]:
+            facts: dict[object, object] = {"tasks": {*run.tasks}, (each.name, "groups"): {*run.numbers}}
+            facts |= {name: numbers.weights for name, numbers in run.numbers.items()}
+            for name, task in run.tasks.items():
+                facts |= {(name, "items"): len(task.items)} if task.items else {}
+                facts[each.name, name] = {*task.parts}, {*task.controls}
+            if not members(each.config, each.objective) <= {*run.numbers} or any(
+                sizes.setdefault(name, fact) != fact for name, fact in facts.items()
+            ):
+                raise UserError(
+                    f"{plan.out / JOBS} has numbers of {cut(each.name)} that are not of the same pieces as the others: "
+                    "delete them to have them made anew."
+                )
 
 
 def _group(plan: Plan, panel: Panel, outcomes: dict[str, list[Outcome]]) -> tuple[Panel, dict[str, Pieces]]:

@@ -75,7 +75,7 @@ class Allowance:
 
     steps: int
     tokens: int
-    flops: int
+    flops: float
     digest: str
 
 

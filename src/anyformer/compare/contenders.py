@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.config import ConfigError, ModelConfig
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.families import from_huggingface, preset
 from anyformer.limits import parse_json, path_inside, read_object
 from anyformer.limits import read_yaml as read_any_yaml
@@ -70,7 +70,7 @@ def _is_there(source: str) -> bool:
 def _preset(name: str) -> ModelConfig:
     if "/" in name or Path(name).suffix in _READERS:
         raise UserError(
-            f"There is no {name!r}: a model is a preset, a config file, a model or run directory, or a GGUF file."
+            f"There is no {quote(name)}: a model is a preset, a config file, a model or run directory, or a GGUF file."
         )
     return preset(name)
 
@@ -111,7 +111,7 @@ def _from_yaml(path: Path) -> ModelConfig:
     base = str(tuned["base"])
     # Nothing is downloaded that a file asks for, nor followed further than to a model.
     if not (Path(base).exists() or hub.is_cached(base)):
-        raise UserError(f"{path}: the run has saved no model yet, and its base {base[:80]!r} is not on this machine.")
+        raise UserError(f"{path}: the run has saved no model yet, and its base {quote(base)} is not on this machine.")
     return inspect(base)[0]
 
 
@@ -143,7 +143,8 @@ def _changed(config: ModelConfig, changes: str, spec: str) -> ModelConfig:
     for change in _FIELDS.split(changes):
         field, equals, value = change.partition("=")
         if not equals or not field.strip():
-            raise UserError(f"{spec}: after the colon come fields, as in llama:norm.kind=layer; {change!r} is none.")
+            given = quote(change)
+            raise UserError(f"{spec}: after the colon come fields, as in llama:norm.kind=layer; {given} is none.")
         values[field.strip()] = _value(value.strip())
     try:
         changed = config.replace(**values)

@@ -32,14 +32,17 @@ from anyformer.compare.result import Ablation
 from anyformer.compare.speed import seconds_per_step
 from anyformer.config import ModelConfig
 from anyformer.data.disk_cache import identity, key
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.runs.directory import CONFIG, model_directory
+from anyformer.schema import make
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.config import default_learning_rate
 from anyformer.training.config_file import read_yaml
 from anyformer.training.prepare import fit_model
 
 PLAN, DATA, JOBS, RESULT = "plan.json", "data", "jobs", "compare.json"
+_LEAST, _MOST = 1e-5, 1e9
+"""Seconds of a step; a learning rate is at most as large."""
 _SIZES = ("d_model", "encoder_layers", "decoder_layers", "feed_forward", "attention.heads", "attention.kv_heads")
 """Fields that are sizes themselves: where they are varied, nothing is made equal."""
 
@@ -66,6 +69,18 @@ class Planned:
     objective: str | None = None
     seconds: float | None = None
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (0 < self.learning_rate <= _MOST and (self.seconds is None or _LEAST < self.seconds <= _MOST)):
+            raise UserError("learning_rate and seconds want positive numbers.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """The part of plan.json that the request does not say."""
+
+    matched: dict[str, float]
+    contenders: tuple[Planned, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,13 +179,31 @@ def _read(request: Request, asked: dict[str, Any], files: Sequence[Path], out: P
             f"{out} holds another comparison, or the data has changed since: choose another folder with --out."
         )
     text = corpus.prepare(out / DATA, files, request.field, request.context, request.tokenizer, None)
-    try:
-        planned = tuple(_from_dict(each) for each in stored["contenders"])
-        matched = {str(name): float(value) for name, value in stored["matched"].items()}
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{out / PLAN} is damaged: choose another folder with --out.") from error
     made = ablation.grid(request.contenders[0], request.vary) if request.vary else None
-    return Plan(out=out, request=request, text=text, contenders=planned, matched=matched, ablation=made)
+    specs = request.contenders if made is None else ablation.specs(made).values()
+    try:
+        settled = make(Settled, {name: stored.get(name) for name in ("matched", "contenders")})
+        _check(settled.contenders, [*specs], request, text)
+    except UserError as error:
+        raise UserError(f"{out / PLAN} is damaged, so choose another folder with --out: {error}") from error
+    return Plan(
+        out=out, request=request, text=text, contenders=settled.contenders, matched=settled.matched, ablation=made
+    )
+
+
+def _check(contenders: Sequence[Planned], specs: Sequence[str], request: Request, text: SharedText) -> None:
+    """Raise UserError for contenders that were not settled for these specifications and this text."""
+    if [each.spec for each in contenders] != specs or len({each.name for each in contenders}) < len(specs):
+        raise UserError("the contenders are others.")
+    for each in contenders:
+        if each.directory not in (None, Path(each.spec)):
+            raise UserError(f"{each.spec} was elsewhere.")
+        if request.budget.kind == "minutes" and each.directory is None and each.seconds is None:
+            raise UserError(f"{each.spec} was not timed.")
+        config, longest = each.config, each.config.context_length
+        is_short = longest is not None and longest < text.context
+        if is_short or config.vocab_size < text.tokenizer.vocab_size or config.head.kind != "language_model":
+            raise UserError(f"{each.spec} can't read the text.")
 
 
 def seeds_of(plan: Plan) -> int:
@@ -239,7 +272,7 @@ def _tokenizer_of_runs(found: Sequence[Entry]) -> Tokenizer | None:
         if entry.config.head.kind != "language_model":
             raise UserError(
                 f"{entry.spec} predicts no text, by which models are compared (its head is "
-                f"{entry.config.head.kind!r}): `anyformer evaluate` measures it on its own task."
+                f"{quote(entry.config.head.kind)}): `anyformer evaluate` measures it on its own task."
             )
         directory = entry.source.directory
         tokenizer = Tokenizer.find(find_adapter(directory) or model_directory(directory))
@@ -279,13 +312,6 @@ def default_folder(request: Request) -> Path:
 def _to_dict(planned: Planned) -> dict[str, Any]:
     directory = None if planned.directory is None else str(planned.directory)
     return {**vars(planned), "config": planned.config.to_dict(), "directory": directory, "notes": list(planned.notes)}
-
-
-def _from_dict(values: dict[str, Any]) -> Planned:
-    directory = None if values["directory"] is None else Path(values["directory"])
-    config = ModelConfig.from_dict(values["config"])
-    settled: dict[str, Any] = {**values, "config": config, "directory": directory, "notes": tuple(values["notes"])}
-    return Planned(**settled)
 
 
 def parameters(config: ModelConfig) -> int:

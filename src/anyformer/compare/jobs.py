@@ -27,14 +27,15 @@ from anyformer.compare.budget import TRIAL, Allowance, allow
 from anyformer.compare.corpus import prepare, tokenizer_for
 from anyformer.compare.experiment import DATA, JOBS, Plan, Planned, seeds_of
 from anyformer.compare.measure import measure
-from anyformer.compare.plain import from_plain, to_plain
 from anyformer.compare.recipe import ContenderTraining, training_batches, windows
 from anyformer.compare.result import Blank, Curve, Point, Sample
 from anyformer.compare.tasks import Task, TaskResult, make_tasks, read_labeled_texts, run_tasks
 from anyformer.compare.training import objective_of, run_config
 from anyformer.console import Console
+from anyformer.errors import UserError
 from anyformer.runs.directory import CONFIG, model_directory
-from anyformer.runs.listing import read_run
+from anyformer.runs.listing import number, read_run
+from anyformer.schema import make, to_plain
 from anyformer.training.run import run
 from anyformer.training.trainer import DivergedError
 
@@ -44,6 +45,10 @@ _TASK_WINDOW = 32
 """Tokens of a task's item, at most."""
 _TASK_TOKENS = 1 << 20
 """Of the training text, and of the held-out text, that tasks are made from."""
+
+
+_LARGEST = 1e100
+"""A sum of numbers below it can be squared."""
 
 
 class StoppedError(Exception):
@@ -84,6 +89,11 @@ class Numbers:
 
     totals: tuple[float, ...]
     weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        sums = math.fsum(map(abs, self.totals)), math.fsum(map(abs, self.weights))
+        if len(self.totals) != len(self.weights) or not (sums[0] < _LARGEST and 0 < sums[1] < _LARGEST):
+            raise UserError("numbers: wants as many totals as weights, all of them finite.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +221,10 @@ def allow_job(plan: Plan, job: Job) -> Allowance:
 def read(plan: Plan, job: Job) -> Outcome:
     """What came out of a job that is done. Raises UserError where that is damaged."""
     path = _file(plan, job)
-    return from_plain(Outcome, limits.read_json(path), f"{path}, which can be deleted to have it made anew: ")
+    try:
+        return make(Outcome, limits.read_json(path), nulls=True)
+    except UserError as error:
+        raise UserError(f"{path} is damaged, and made anew once it is deleted: {error}") from error
 
 
 def _train(plan: Plan, job: Job, directory: Path, rate: float | None, allowed: Allowance) -> None:
@@ -272,7 +285,8 @@ def _curve(plan: Plan, job: Job, directory: Path, allowed: Allowance) -> Curve:
     before = 0
     for line in log.evaluations:
         step = int(line["step"])
-        losses = [float(each["loss"]) for each in log.steps if before < each["step"] <= step]
+        known = [number(each, "loss") for each in log.steps if before < each["step"] <= step]
+        losses = [loss for loss in known if loss is not None]
         points.append(
             Point(
                 step=step,
@@ -280,8 +294,8 @@ def _curve(plan: Plan, job: Job, directory: Path, allowed: Allowance) -> Curve:
                 flops=allowed.flops * step / allowed.steps,
                 seconds=float(np.interp(step, logged, seconds)),
                 training_loss=sum(losses) / len(losses) if losses else None,
-                validation_loss=line.get("validation_loss"),
-                bits_per_byte=line.get("bits_per_byte"),
+                validation_loss=number(line, "validation_loss"),
+                bits_per_byte=number(line, "bits_per_byte"),
             )
         )
         before = step

@@ -19,13 +19,14 @@ FLOPs count a multiply-add as two. A name in `a`, `b` and `contender` is the `na
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from anyformer import atomic
-from anyformer.compare.plain import from_plain, to_plain
 from anyformer.errors import UserError
 from anyformer.limits import read_object
+from anyformer.schema import make, to_plain
 
 VERSION = 1
 BETTER = "better"
@@ -61,6 +62,10 @@ class Curve:
 
     seed: int
     points: tuple[Point, ...]
+
+    def __post_init__(self) -> None:
+        if any(before.step >= after.step for before, after in pairwise(self.points)):
+            raise UserError("points: each wants a later step than the one before.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,8 +253,8 @@ class Effect(Difference):
     """
 
     field: str
-    value: Any
-    baseline: Any
+    value: str
+    baseline: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,8 +269,8 @@ class Ablation:
     """
 
     base: str
-    factors: dict[str, list[Any]]
-    grid: dict[str, dict[str, Any]]
+    factors: dict[str, list[str]]
+    grid: dict[str, dict[str, str]]
     effects: tuple[Effect, ...] = ()
 
 
@@ -341,7 +346,7 @@ class Comparison:
         """The inverse of `to_json`. Raises UserError for what is of another version, missing or misshapen."""
         if values.get("version") != VERSION:
             raise UserError(f"{where} is not of this version of anyformer: run the comparison again.")
-        return from_plain(cls, values, f"{where}: ")
+        return make(cls, values, f"{where}: ", nulls=True)
 
     @classmethod
     def read(cls, path: Path) -> "Comparison":

@@ -23,7 +23,7 @@ from anyformer.config import SpecialTokens
 from anyformer.data.batch import IGNORED, Batch, Bool, Int64, Rng
 from anyformer.data.masked import Masked
 from anyformer.data.span_corruption import SpanCorruption, decoder_start
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, nearest, quote
 from anyformer.tokenizer import Tokenizer
 
 __all__ = ["OBJECTIVES", "Causal", "Masked", "Objective", "SpanCorruption", "decoder_start", "objective"]
@@ -113,7 +113,7 @@ def objective(
     if name == "span_corruption":
         return SpanCorruption.of_tokenizer(tokenizer, tokens or SpecialTokens())
     if name != "causal":
-        raise UserError(f"There is no objective called {name!r}: {nearest(name, OBJECTIVES)}")
+        raise UserError(f"There is no objective called {quote(name)}: {nearest(name, OBJECTIVES)}")
     if document_masking and tokenizer.separator is None:
         raise UserError(
             "--document-masking needs a token between documents, and this tokenizer has none: the data is a single "

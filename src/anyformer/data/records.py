@@ -12,7 +12,7 @@ from anyformer.data.formats.delimited import check_width, table_rows
 from anyformer.data.formats.json_records import json_records
 from anyformer.data.formats.parquet import ROW_BYTES, open_parquet, parquet_rows
 from anyformer.data.input_files import Expansion, opened, suffix_of
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, nearest, quote
 
 Record = tuple[int, tuple[str, ...]]
 """The line or row it begins at, counted from 1, and the text of each wanted field, "" for null."""
@@ -73,7 +73,7 @@ def record_limit(max_record_bytes: int) -> int:
 def column_of(field: str, header: Sequence[str], path: Path) -> int:
     """The place of a field in a header. Raises UserError where it isn't there once."""
     if (count := header.count(field)) > 1:
-        raise UserError(f"{path} has {count} fields called {field!r}: give them different names.")
+        raise UserError(f"{path} has {count} fields called {quote(field)}: give them different names.")
     if not count:
         raise UserError(f"{path} {unknown_field(field, header)}")
     return header.index(field)
@@ -98,7 +98,7 @@ def text_of(record: Mapping[str, Any], field: str, where: str) -> str:
         return ""
     if not isinstance(value, str):
         kind = type(value).__name__
-        raise UserError(f"{where} has no text in its field {field!r}: that is of type {kind}. Name another field.")
+        raise UserError(f"{where} has no text in its field {quote(field)}: that is of type {kind}. Name another field.")
     check_characters(value, where)
     return value
 
@@ -115,7 +115,7 @@ def unknown_field(field: str, names: Iterable[str], noun: str = "field") -> str:
     hint = nearest(field, known)
     some = [repr(name) for name in known[:_FEW]] + ["..."] * (len(known) > _FEW)
     others = "" if hint.startswith("choose") or not known else f" It has {', '.join(some)}."
-    return f"has no {noun} {field!r}: {hint}{others}" + ("" if hint.endswith("?") else ".")
+    return f"has no {noun} {quote(field)}: {hint}{others}" + ("" if hint.endswith("?") else ".")
 
 
 def find(record: Mapping[str, Any], field: str) -> object:
@@ -146,4 +146,4 @@ def _require_text(schema: Any, field: str, path: Path) -> None:
     text = kind.value_type if types.is_dictionary(kind) else kind
     tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
     if not any(test(text) for test in tests):
-        raise UserError(f"{path} has no text in its field {field!r}: that is of type {kind}. Name another field.")
+        raise UserError(f"{path} has no text in its field {quote(field)}: that is of type {kind}. Name another field.")

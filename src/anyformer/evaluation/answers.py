@@ -9,7 +9,7 @@ from anyformer.data.examples import ChatExample, CompletionExample, Seq2SeqExamp
 from anyformer.data.examples.chat import encode_chat_rows
 from anyformer.data.examples.completion import encode_completion
 from anyformer.data.examples.encoded import LearnedTokens, truncate
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.evaluation.logits import Progress
 from anyformer.evaluation.loglikelihood import Continuation, log_likelihoods
 from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
@@ -132,7 +132,7 @@ def choose(
     parts = [_parts(model, tokenizer, example, cut=False) for example in answered]
     for example, part in zip(answered, parts, strict=True):
         if not part:
-            raise UserError(f"{example.where}: the choice {answer(example)!r} has no token that could be scored.")
+            raise UserError(f"{example.where}: the choice {quote(answer(example))} has no token that could be scored.")
     scored = 0
 
     def advance(count: int) -> None:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.data.examples.classifier_input import ClassifierInput, encode_texts, encode_words
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.evaluation.metrics.metric import Array
 from anyformer.generation.inference import check_ids, check_nan, evaluating, require_tokenizer
 from anyformer.generation.prompt import input_pad_id, pad
@@ -109,10 +109,10 @@ def _require_head(model: Transformer, kind: str, what: str) -> None:
     if head == kind:
         return
     if head in _FUNCTIONS:
-        raise UserError(f"This model has no head that {what}: its head is {head!r}, so use `{_FUNCTIONS[head]}`.")
+        raise UserError(f"This model has no head that {what}: its head is {quote(head)}, so use `{_FUNCTIONS[head]}`.")
     raise UserError(
-        f"This model has no head that {what} (its head is {head!r}): load one that was trained for that, or train it "
-        "with `anyformer finetune MODEL --data FILE`."
+        f"This model has no head that {what} (its head is {quote(head)}): load one that was trained for that, or train "
+        "it with `anyformer finetune MODEL --data FILE`."
     )
 
 

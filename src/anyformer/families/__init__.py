@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from anyformer.config import AttentionConfig, HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.families import bart, bert, gpt2, llama, own, t5
 from anyformer.families.base import Family, Raw, write_labels
 
@@ -52,7 +52,7 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     """
     known = ALIASES.get(name, name)
     if known not in PRESETS:
-        raise UserError(f"There is no preset {name!r} ({nearest(name, [*PRESETS, *ALIASES])}).")
+        raise UserError(f"There is no preset {quote(name)} ({nearest(name, [*PRESETS, *ALIASES])}).")
     return PRESETS[known].replace(**changes)
 
 
@@ -64,12 +64,12 @@ def from_huggingface(raw: Raw) -> ModelConfig:
         if name is None:
             raise UserError("config.json has no model_type, so it does not say which family the model is of.")
         if name not in FAMILIES:
-            raise UserError(f"The model type {name!r:.60} is not supported ({nearest(str(name), FAMILIES)}).")
+            raise UserError(f"The model type {quote(name)} is not supported ({nearest(str(name), FAMILIES)}).")
         return FAMILIES[name].read(raw, FAMILIES[name].head(raw))
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"config.json has a field that is missing or misshapen: {error}.") from error
+        raise UserError(f"config.json has a field that is missing or misshapen: {cut(str(error))}.") from error
 
 
 def to_huggingface(config: ModelConfig) -> tuple[Family, dict[str, Any]]:

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any, TypeVar, cast, get_type_hints
 
 from anyformer.config import HeadConfig, HeadKind, ModelConfig
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.families.rows import Row, resolve, row
 
 Raw = Mapping[str, Any]
@@ -77,8 +77,8 @@ class Family:
         named = raw.get("architectures") or [next(iter(self.architectures))]
         if named[0] not in self.architectures:
             raise UserError(
-                f"config.json: the architecture {named[0]!s:.60} is not supported for model type {self.model_type!r} "
-                f"({nearest(named[0], self.architectures)})."
+                f"config.json: the architecture {cut(str(named[0]))} is not supported for model type "
+                f"{self.model_type!r} ({nearest(named[0], self.architectures)})."
             )
         return self.architectures[named[0]]
 
@@ -92,7 +92,7 @@ class Family:
 
 def _activation(name: str) -> str:
     if name not in ACTIVATIONS:
-        raise UserError(f"config.json: the activation {name!r:.60} is not supported ({nearest(name, ACTIVATIONS)}).")
+        raise UserError(f"config.json: the activation {quote(name)} is not supported ({nearest(name, ACTIVATIONS)}).")
     return ACTIVATIONS[name]
 
 
@@ -100,7 +100,7 @@ def _their_activation(name: str) -> str:
     for theirs, ours in ACTIVATIONS.items():
         if ours == name:
             return theirs
-    raise UserError(f"Hugging Face has no name for the activation {name!r}.")
+    raise UserError(f"Hugging Face has no name for the activation {quote(name)}.")
 
 
 Fields = Mapping[str, tuple[str, Any]]
@@ -116,6 +116,7 @@ def read_fields(raw: Raw, fields: Fields, tokens: Raw) -> dict[str, dict[str, An
     values: defaultdict[str, dict[str, Any]] = defaultdict(dict, special_tokens=_special_tokens(raw, tokens))
     for theirs, (ours, default) in fields.items():
         value = raw.get(theirs, default)
+        value = False if value is None and isinstance(default, bool) else value  # transformers takes null for it
         for name in ours.split():
             part, _, field_name = name.rpartition(".")
             values[part][field_name] = _activation(value) if field_name == "activation" else value
@@ -223,7 +224,8 @@ def refuse(raw: Raw, **unsupported: Any) -> None:
     """Raise UserError where config.json has a switch on that no model here can follow: refuse(raw, is_decoder=True)."""
     for name, value in unsupported.items():
         if raw.get(name) == value:
-            raise UserError(f"config.json: {name} = {value} is not supported for model type {raw.get('model_type')!r}.")
+            kind = quote(raw.get("model_type"))
+            raise UserError(f"config.json: {name} = {value} is not supported for model type {kind}.")
 
 
 def none_if_default(value: T, default: object) -> T | None:

@@ -57,7 +57,7 @@ def _read(config_json: Raw, head: HeadKind, model_type: str) -> ModelConfig:
     raw = {**_DEFAULTS[model_type], **config_json}
     given = read_fields(raw, _FIELDS, {})
     heads, max_length = given["attention"]["heads"], given[""]["max_length"]
-    bias = {"mistral": False, "qwen2": True}.get(model_type, raw.get("attention_bias", False))
+    bias = {"mistral": False, "qwen2": True}.get(model_type, raw.get("attention_bias") or False)
     return make_config(
         given,
         model_type,
@@ -69,7 +69,7 @@ def _read(config_json: Raw, head: HeadKind, model_type: str) -> ModelConfig:
             "qk_norm": model_type == "qwen3",
             **_window(raw, given[""]["decoder_layers"], model_type),
         },
-        feed_forward={"gated": True, "bias": raw.get("mlp_bias", False)},
+        feed_forward={"gated": True, "bias": raw.get("mlp_bias") or False},
         position=rope.read(raw, max_length),
         norm={"kind": "rms", "placement": "pre"},
         embedding={"padding": raw.get("pad_token_id")},

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from anyformer.config import PositionConfig, RotaryScaling
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.families.base import Raw
 
 
@@ -17,7 +17,7 @@ def read(raw: Raw, max_length: int) -> dict[str, Any]:
         return {"kind": "rotary", "theta": theta}
     if kind not in ("linear", "dynamic", "llama3", "yarn"):
         raise UserError(
-            f"config.json: the rope scaling {kind!r:.60} is not supported (linear, dynamic, llama3 and yarn are)."
+            f"config.json: the rope scaling {quote(kind)} is not supported (linear, dynamic, llama3 and yarn are)."
         )
     given: dict[str, Any] = {}
     if kind in ("linear", "dynamic"):

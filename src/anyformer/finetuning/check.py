@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from anyformer.data.examples import Example, Task, Where
 from anyformer.data.examples.encoded import Cut, LearnedTokens
 from anyformer.data.examples.held_out import Twice
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.terminal import shorten
 from anyformer.tokenizer import Tokenizer
 
@@ -151,7 +151,7 @@ class Check:
                 shorten(" ".join(self.system_prompt.split()), _SHOWN),
                 _count(self.system_prompts, "conversation"),
             )
-            found.append(("template", f"adds a system prompt to {where}: {text!r}"))
+            found.append(("template", f"adds a system prompt to {where}: {quote(text)}"))
         if self.task in ("chat", "preference") and "strftime_now" in (self._tokenizer.chat_template or ""):
             found.append(("date", "the chat template writes today's, which is another one when the model is used"))
         found += self._ends_warning()
@@ -160,7 +160,7 @@ class Check:
             found.append(("borders", text))
         if self._doubled:
             token = self._tokenizer.token(self._tokenizer.bos or 0)
-            found.append(("doubled", f"{_count(self._doubled, 'row')} with {token!r} twice at the beginning"))
+            found.append(("doubled", f"{_count(self._doubled, 'row')} with {quote(token)} twice at the beginning"))
         if self.duplicates:
             before, where = self.duplicates[0]
             text = f"{_count(len(self.duplicates), 'example')} there already, the first {where} (as {before})"
@@ -191,10 +191,11 @@ class Check:
             return
         if self.task == "classify" and list(self.labels.values()) == [self.examples]:
             (label,) = self.labels
-            raise UserError(f"All {self.examples:,} examples have the label {label!r}: there is nothing to tell apart.")
+            count = f"{self.examples:,} examples"
+            raise UserError(f"All {count} have the label {quote(label)}: there is nothing to tell apart.")
         if self.task == "tag" and len(self.labels) == 1:
             (label,) = self.labels
-            raise UserError(f"All words have the tag {label!r}: there is nothing to find.")
+            raise UserError(f"All words have the tag {quote(label)}: there is nothing to find.")
 
     def _nothing_learned(self) -> str:
         if self.cut["all"]:
@@ -218,7 +219,8 @@ class Check:
         token = max(others, key=lambda token: others[token])
         stops = " or ".join(sorted(repr(self._tokenizer.token(stop)) for stop in self._stops))
         what = "1 answer ends" if missing == 1 else f"{missing:,} answers end"
-        text = f"{what} with {self._tokenizer.token(token)!r}, at which generation doesn't stop: it does at {stops}"
+        end = quote(self._tokenizer.token(token))
+        text = f"{what} with {end}, at which generation doesn't stop: it does at {stops}"
         return [("ends", text)]
 
 

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from anyformer.config import ModelConfig
 from anyformer.data.examples import TASKS, Task
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, cut, nearest
 from anyformer.limits import RECORD_BYTES
 from anyformer.runs.directory import CONFIG, check_run_directory
 from anyformer.training.config_file import read_fields
@@ -198,7 +198,7 @@ class FinetuneConfig(RunConfig):
         for name, values in known.items():
             value: str | None = getattr(self, name)
             if value is not None and value not in values:
-                raise UserError(f"--{name.replace('_', '-')} {value} is unknown ({nearest(value, values)}).")
+                raise UserError(f"--{name.replace('_', '-')} {cut(value)} is unknown ({nearest(value, values)}).")
         lengths = [name for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
         if len(lengths) > 1:
             raise UserError(f"A run has one length: give --{lengths[0]} or --{lengths[1]}.")
@@ -208,9 +208,9 @@ class FinetuneConfig(RunConfig):
             raise UserError(f"--beta {self.beta} must be positive, and not infinite.")
         for column in self.columns:
             if not all(column.partition("=")):
-                raise UserError(f"--columns {column}: write ROLE=COLUMN, such as text=review.")
+                raise UserError(f"--columns {cut(column)}: write ROLE=COLUMN, such as text=review.")
         if len(self.roles) < len(self.columns):
-            raise UserError(f"--columns {' '.join(self.columns)}: a role is named twice.")
+            raise UserError(f"--columns {cut(' '.join(self.columns))}: a role is named twice.")
         if self.lora is None:
             for name in ("lora_alpha", "dora", "rslora", "lora_dropout", "targets", "quantize"):
                 if getattr(self, name) not in (None, False, 0.0, _ALL_LINEAR):

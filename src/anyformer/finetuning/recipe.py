@@ -22,7 +22,7 @@ from anyformer.data.examples.columns import NamedColumns
 from anyformer.data.examples.datasets import Dataset, PreferenceDataset
 from anyformer.data.examples.held_out import digest, duplicates, held_out, overlap
 from anyformer.data.examples.loading import ExampleSet, find_task, load_examples
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, nearest, quote
 from anyformer.finetuning.base import BaseFinetuning
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import FinetuneConfig, complete
@@ -231,5 +231,5 @@ def _columns(config: FinetuneConfig) -> NamedColumns:
     known = {field.name for field in fields(NamedColumns)}
     for role, column in config.roles.items():
         if role not in known:
-            raise UserError(f"--columns {role}={column}: there is no role {role!r} ({nearest(role, known)}).")
+            raise UserError(f"--columns {role}={column}: there is no role {quote(role)} ({nearest(role, known)}).")
     return NamedColumns(**config.roles)

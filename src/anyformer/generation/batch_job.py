@@ -24,7 +24,7 @@ from anyformer import atomic, limits
 from anyformer.data.input_files import RECORD_SUFFIXES, suffix_of
 from anyformer.data.records import records
 from anyformer.data.sources import text_lines
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig, GenerationOptions
 from anyformer.generation.generate import generate
 from anyformer.generation.inference import require_generative, require_tokenizer
@@ -244,7 +244,7 @@ class BatchJob:
                 f"{description} is missing or damaged, so nobody can say what {path} was made of: {_OTHER_FILE}."
             ) from error
         changes = [
-            f"{name} was {old!r} and is {new!r}"
+            f"{name} was {quote(old)} and is {quote(new)}"
             for name in sorted({*settings, *now["settings"]})
             if (old := settings.get(name)) != (new := now["settings"].get(name))
         ]

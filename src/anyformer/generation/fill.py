@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.generation import inference
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ def fill(model: Transformer, tokenizer: Tokenizer | None, text: str, top: int = 
         raise UserError("Filling masks takes an encoder such as BERT, and this model writes text: use `generate`.")
     if config.head.kind != "language_model":
         raise UserError(
-            f"This encoder has no masked-language-model head (its head is {config.head.kind!r}), so it can't "
+            f"This encoder has no masked-language-model head (its head is {quote(config.head.kind)}), so it can't "
             "fill masks: load one that was saved with it, or use `embed`."
         )
     if tokenizer.mask is None or tokenizer.mask_token is None:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.blocks.head import LanguageModelHead
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.model import ModelOutput, Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -138,6 +138,6 @@ def require_generative(model: Transformer) -> None:
         )
     if model.config.head.kind != "language_model":
         raise UserError(
-            f"This model has no language-model head (its head is {model.config.head.kind!r}), so it can't "
+            f"This model has no language-model head (its head is {quote(model.config.head.kind)}), so it can't "
             "write text: load one that was saved with it."
         )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, nearest, quote
 
 
 def require_known(config: ModelConfig, known: Mapping[str, Iterable[str]], why: str) -> None:
@@ -24,6 +24,6 @@ def require_known(config: ModelConfig, known: Mapping[str, Iterable[str]], why: 
     for field, kind, what in named:
         if what in known and kind not in (names := list(known[what])):
             raise UserError(
-                f"{field} is {kind!r}, a block of your own, whose code {why}: choose one that anyformer has "
+                f"{field} is {quote(kind)}, a block of your own, whose code {why}: choose one that anyformer has "
                 f"({nearest(kind, names)})."
             )

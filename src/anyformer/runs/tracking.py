@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from anyformer import atomic, limits
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, nearest, quote
 from anyformer.runs.listing import flatten, passages
 from anyformer.terminal import message
 
@@ -217,7 +217,7 @@ def check(names: Sequence[str]) -> None:
     """Raises UserError for a tracker that there is none of."""
     for name in names:
         if name not in TRACKERS:
-            raise UserError(f"--track: there is no tracker {name!r} ({nearest(name, TRACKERS)}).")
+            raise UserError(f"--track: there is no tracker {quote(name)} ({nearest(name, TRACKERS)}).")
 
 
 def _library(name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.terminal import shorten
 from anyformer.tokenizer import template_budget as budget
 from anyformer.tokenizer.template_sandbox import Output, Sandbox
@@ -113,7 +113,7 @@ def render_plain(messages: Sequence[Message], add_generation_prompt: bool) -> st
     for number, message in enumerate(messages, 1):
         role, content = message.get("role"), message.get("content")
         if role not in _SPEAKERS or not isinstance(content, str):
-            what = f"of {role!r}" if role not in _SPEAKERS else "without text"
+            what = f"of {quote(role)}" if role not in _SPEAKERS else "without text"
             raise UserError(
                 f"Message {number} is {what}, and without a chat template only texts of 'system', 'user' and "
                 "'assistant' can be shown to the model."

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import models
 
 from anyformer import atomic, limits
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.tokenizer import chat, legacy, special, tokenizer_files, training
 from anyformer.tokenizer.chat import Message
 from anyformer.tokenizer.library import Translated
@@ -314,7 +314,7 @@ class Tokenizer:
             for character in text:
                 if character not in self._alphabet:
                     raise UserError(
-                        f"The character {character!r} (U+{ord(character):04X}) is not in this character-level "
+                        f"The character {quote(character)} (U+{ord(character):04X}) is not in this character-level "
                         "tokenizer: it knows only those of the text it was trained on."
                     )
 

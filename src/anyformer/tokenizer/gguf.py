@@ -15,7 +15,7 @@ from typing import Any, cast
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, nearest, quote
 from anyformer.tokenizer.core import Tokenizer
 from anyformer.tokenizer.legacy import WORD_PATTERN, bert_normalizer, byte_words, surround_sentences
 from anyformer.tokenizer.library import Translated
@@ -103,7 +103,7 @@ class _Source:
         self.ids = {token: i for i, token in enumerate(self.tokens)}
         if len(self.ids) < len(self.tokens):
             twice = next(token for i, token in enumerate(self.tokens) if self.ids[token] != i)
-            raise UserError(f"The vocabulary has the token {twice[:40]!r} twice.")
+            raise UserError(f"The vocabulary has the token {quote(twice)} twice.")
         if any(len(token) > _LONGEST for token in self.tokens):
             raise UserError(f"The vocabulary has a token of more than {_LONGEST} characters.")
         self.types = [int(value) for value in self.numbers("token_type")] or [1] * len(self.tokens)
@@ -159,7 +159,7 @@ def read(metadata: Mapping[str, Any]) -> Tokenizer | None:
     if kind is None or str(kind) in ("none", "no_vocab"):
         return None
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise UserError(f"The tokenizer model {str(kind)[:40]!r} is not supported ({nearest(str(kind), _KINDS)}).")
+        raise UserError(f"The tokenizer model {quote(str(kind))} is not supported ({nearest(str(kind), _KINDS)}).")
     with Translated("The tokenizer's metadata does not fit together"):
         source = _Source(metadata)
         backend = _KINDS[kind](source)
@@ -183,7 +183,7 @@ def _config(source: _Source) -> dict[str, Any]:
 def _byte_level(source: _Source) -> tokenizers.Tokenizer:
     name = source.get("pre") or "default"
     if name not in _BY_NAME:
-        raise UserError(f"The pre-tokenizer {name!r} is not supported ({nearest(name, _BY_NAME)}).")
+        raise UserError(f"The pre-tokenizer {quote(name)} is not supported ({nearest(name, _BY_NAME)}).")
     words = _BY_NAME[name]
     merges = [(merge[:at], merge[at + 1 :]) for merge in source.texts("merges") if (at := merge.find(" ", 1)) > 0]
     backend = tokenizers.Tokenizer(models.BPE(source.ids, merges, ignore_merges=words.ignores_merges))
@@ -235,7 +235,7 @@ def _word_piece(source: _Source) -> tokenizers.Tokenizer:
     source.roles = {role: token for role, token in {**usual, **declared}.items() if role not in ("bos", "eos")}
     missing = [role for role in ("unk", "cls", "sep") if role not in source.roles]
     if missing:
-        raise UserError(f"The vocabulary has no token for the role {missing[0]!r}, so it is not BERT's.")
+        raise UserError(f"The vocabulary has no token for the role {quote(missing[0])}, so it is not BERT's.")
     backend = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=source.roles["unk"], max_input_chars_per_word=100))
     # Older files do not say whether text is folded to lower case, but if it is, no word has a capital.
     words = (name for name, kind in zip(names, source.types, strict=True) if kind == 1 and not name.startswith("["))

@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers.pre_tokenizers import PreTokenizer
 from typing_extensions import override
 
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.limits import MEGABYTE, parse_object, read_bytes
 from anyformer.tokenizer.core import Tokenizer, clean_up
 from anyformer.tokenizer.library import Translated
@@ -80,7 +80,7 @@ def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
         raise UserError(f"{path} has no </s>, so it is not a T5 vocabulary.")
     extra = config.get("extra_ids", 100)
     if not isinstance(extra, int) or not 0 <= extra <= _MOST_SENTINELS:
-        raise UserError(f"{directory}: extra_ids should be a number from 0 to {_MOST_SENTINELS:,}, not {extra!r:.40}.")
+        raise UserError(f"{directory}: extra_ids should be a number from 0 to {_MOST_SENTINELS:,}, not {quote(extra)}.")
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra))]
     unknown = model.types.index(_UNKNOWN)
     backend = pipeline(model.pieces + sentinels, model.scores + [0.0] * extra, unknown, model.charsmap)

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, nearest, quote
 from anyformer.tokenizer.legacy import byte_words, surround_sentences
 from anyformer.tokenizer.special import add, surround
 
@@ -57,7 +57,7 @@ def train(
     """Train, and return the backend and its tokenizer_config. See `Tokenizer.train`."""
     kind, size = parse_spec(spec)
     if special not in SPECIAL:
-        raise UserError(f"There is no set of special tokens called {special!r}: {nearest(special, SPECIAL)}")
+        raise UserError(f"There is no set of special tokens called {quote(special)}: {nearest(special, SPECIAL)}")
     roles = dict(SPECIAL[special])
     counted = _Counted(texts)
     sentinels: list[str] = []
@@ -95,15 +95,15 @@ def parse_spec(spec: str) -> tuple[str, int | None]:
     kind, colon, number = spec.partition(":")
     if kind == "char":
         if colon:
-            raise UserError(f"The tokenizer {spec!r} can't have a size: write 'char'.")
+            raise UserError(f"The tokenizer {quote(spec)} can't have a size: write 'char'.")
         return kind, None
     if kind not in _LEAST:
         raise UserError(
-            f"There is no kind of tokenizer called {spec!r}: {nearest(kind, ['char', *_LEAST])}. "
+            f"There is no kind of tokenizer called {quote(spec)}: {nearest(kind, ['char', *_LEAST])}. "
             "Write char, bpe:8192, wordpiece:N or unigram:N, or give the path of a tokenizer."
         )
     if not number.isascii() or not number.isdigit() or int(number) == 0:
-        raise UserError(f"The tokenizer {spec!r} needs the size of its vocabulary, for example {kind}:8192.")
+        raise UserError(f"The tokenizer {quote(spec)} needs the size of its vocabulary, for example {kind}:8192.")
     return kind, int(number)
 
 

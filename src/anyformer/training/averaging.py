@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from typing_extensions import override
 
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.training.dtensor import distribute_like
 
 
@@ -165,8 +165,8 @@ def make_average(text: str | None) -> Average | None:
         if kind == "last" and int(number) >= 1:
             return LatestAverage(int(number))
     raise UserError(
-        f"--average {text!r} is not an average: give ema:DECAY with a decay from 0 to below 1, such as ema:0.999, or "
-        "last:NUMBER with a number of checkpoints, such as last:5."
+        f"--average {quote(text)} is not an average: give ema:DECAY with a decay from 0 to below 1, such as ema:0.999, "
+        "or last:NUMBER with a number of checkpoints, such as last:5."
     )
 
 

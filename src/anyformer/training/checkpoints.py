@@ -24,7 +24,7 @@ from torch import Tensor
 from anyformer import atomic, limits
 from anyformer.checkpoint import write_tensors
 from anyformer.console import Console
-from anyformer.errors import UserError
+from anyformer.errors import UserError, cut
 from anyformer.migration import current_settings, current_weight
 from anyformer.runs.listing import flatten
 from anyformer.training.config_file import settings
@@ -133,7 +133,7 @@ def read_facts(
     newer = {name: value for name, value in now.items() if name.startswith("model.")}
     before = newer | flatten(current_settings(facts["config"]))
     changes = {
-        name: f"{name.replace('_', '-')} {before.get(name)} -> {now.get(name)}"
+        name: cut(f"{name.replace('_', '-')} {before.get(name)} -> {now.get(name)}")
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
     }

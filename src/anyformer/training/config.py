@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from typing_extensions import override
 
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.training.run_config import BATCH_TOKENS, CompleteRunConfig, RunConfig
 
 DEFAULT_PRESET = "llama-nano"
@@ -63,9 +63,8 @@ class TrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.objective is not None and self.objective not in OBJECTIVES:
-            raise UserError(
-                f"--objective {self.objective}: there is no such objective ({nearest(self.objective, OBJECTIVES)})."
-            )
+            hint = nearest(self.objective, OBJECTIVES)
+            raise UserError(f"--objective {cut(self.objective)}: there is no such objective ({hint}).")
         if (self.source is None) != (self.target is None):
             raise UserError("Pairs need both --source and --target.")
 
@@ -116,7 +115,7 @@ class TrainConfig(RunConfig):
         model = self.model
         if model.head.kind != "language_model":
             kind = model.head.kind
-            raise UserError(f"model.head.kind: training from scratch needs a language_model head, not {kind!r}.")
+            raise UserError(f"model.head.kind: training from scratch needs a language_model head, not {quote(kind)}.")
         if model.is_encoder_decoder:
             kind, fitting = "an encoder-decoder", "seq2seq" if self.source is not None else "span_corruption"
         elif model.is_encoder_only:

@@ -1,8 +1,8 @@
 """config.yaml: the config of a run on disk."""
 
 import dataclasses
-import types
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
@@ -10,9 +10,10 @@ import yaml
 
 from anyformer import limits
 from anyformer.config import ConfigError, ModelConfig
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, cut, quote
 from anyformer.families import preset as find_preset
 from anyformer.migration import current_settings
+from anyformer.schema import change, typed
 from anyformer.training.config import DEFAULT_PRESET, TrainConfig
 from anyformer.training.run_config import RunConfig
 
@@ -71,7 +72,7 @@ def read_yaml(path: Path, preset: str | None = None) -> TrainConfig:
     if preset is not None:
         changes = {}
     try:
-        model = find_preset(name).replace(**cast("dict[str, Any]", changes))
+        model = change(find_preset(name), cast("dict[str, Any]", changes))
     except ConfigError as error:
         raise UserError(f"{path}: model.{error}") from error
     values.pop("preset", None)
@@ -87,7 +88,19 @@ def read_fields(path: Path, kind: type[RunConfig]) -> dict[str, Any]:
 
 def _typed(path: Path, values: Mapping[str, Any], kind: type[RunConfig]) -> dict[str, Any]:
     hints = get_type_hints(kind)
-    return {field: _coerce(value, hints[field], f"{path}: {field}") for field, value in values.items()}
+    read = {name: _scalar(value, hints.get(name), f"{path}: {cut(name)}") for name, value in values.items()}
+    return typed(kind, read, f"{path}: ")
+
+
+def _scalar(value: Any, hint: Any, name: str) -> Any:
+    """The value that YAML means: it takes 1e-3 for text."""
+    for each in cast("list[Any]", value if isinstance(value, list) else [value]):
+        if isinstance(each, str) and "\0" in each:
+            raise UserError(f"{name} can't be {quote(each)}: no path or name has a null character.")
+    if isinstance(value, str) and float in (hint, *get_args(hint)):
+        with suppress(ValueError):
+            return float(value)
+    return value
 
 
 def _mapping(path: Path, kind: type[RunConfig]) -> dict[str, Any]:
@@ -96,34 +109,8 @@ def _mapping(path: Path, kind: type[RunConfig]) -> dict[str, Any]:
     values: object = limits.read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"The config file {path} should hold fields, such as `steps: 100`.")
-    found, known = current_settings(cast("Mapping[str, Any]", values)), get_type_hints(kind)
-    for name in found:
-        if name not in known or name in _MODEL:
-            raise UserError(f"{path}: there is no field {name!r} ({nearest(str(name), known)}).")
+    found = current_settings(cast("Mapping[str, Any]", values))
+    for name in _MODEL:
+        if name in found:
+            raise UserError(f"{path}: {name}: no such field (did you mean 'model.{name}'?).")
     return found
-
-
-def _coerce(value: Any, hint: Any, where: str) -> Any:
-    """The value as the field's type wants it: YAML knows no paths, and reads 1e-3 as text."""
-    options: tuple[Any, ...] = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    kind = options[0]
-    if get_args(kind):
-        listed = cast("list[Any]", value) if isinstance(value, list) else [value]
-        return tuple(_coerce(item, get_args(kind)[0], where) for item in listed)
-    if isinstance(value, str) and "\0" in value:
-        raise UserError(f"{where} can't be {value!r}: no path or name has a null character.")
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (ValueError, OverflowError) as error:
-            raise UserError(f"{where} can't be {value!r}.") from error
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{where} wants {_KINDS[kind]}, not {value!r}.")
-    return value
-
-
-_KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}

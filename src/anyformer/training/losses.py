@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from anyformer.blocks.head import IGNORED, LanguageModelHead
 from anyformer.blocks.pooling import POOLINGS
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, nearest, quote
 from anyformer.kernels.autocast import autocast_disabled
 from anyformer.model import Transformer
 
@@ -149,7 +149,7 @@ class EmbeddingLoss(LossModule):
     def __init__(self, model: Transformer, kind: str, scale: float = 20.0, margin: float = 5.0) -> None:
         super().__init__(model)
         if kind not in EMBEDDING_LOSSES:
-            raise UserError(f"There is no embedding loss {kind!r} ({nearest(kind, EMBEDDING_LOSSES)}).")
+            raise UserError(f"There is no embedding loss {quote(kind)} ({nearest(kind, EMBEDDING_LOSSES)}).")
         self.kind, self.scale, self.margin = kind, scale, margin
         self.compares_examples = kind in ("in_batch_negatives", "class_triplet")
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anyformer.blocks.block import TransformerBlock
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.training.dtensor import copy_like
 from anyformer.training.muon import Muon
 from anyformer.training.run_config import OPTIMIZERS
@@ -48,7 +48,7 @@ def make_optimizer(
         UserError: there is no such optimizer.
     """
     if name not in OPTIMIZERS:
-        raise UserError(f"There is no optimizer {name!r} ({nearest(name, OPTIMIZERS)}).")
+        raise UserError(f"There is no optimizer {quote(name)} ({nearest(name, OPTIMIZERS)}).")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     inside = _matrices_of_blocks(model) if name == "muon" else set[int]()
     rest = [parameter for parameter in trained if id(parameter) not in inside]
@@ -112,13 +112,13 @@ def load_flat_state(optimizer: Optimizer, names: Mapping[Any, str], state: Mappi
         parameter = parameters.get(name)
         if parameter is None or set(values) != expected.get(id(parameter), set()):
             raise UserError(
-                f"The checkpoint's optimizer state has {', '.join(sorted(values))} for {name!r}, which doesn't fit "
-                "this run: resume it with the --optimizer and the model that it was saved with."
+                f"The checkpoint's optimizer state has {cut(', '.join(sorted(values)))} for {quote(name)}, which "
+                "doesn't fit this run: resume it with the --optimizer and the model that it was saved with."
             )
         for key, value in values.items():
             if key != "step" and value.shape != parameter.shape:
                 raise UserError(
-                    f"The checkpoint's {key} of {name!r} has the shape {tuple(value.shape)}, and the model's is "
+                    f"The checkpoint's {key} of {quote(name)} has the shape {tuple(value.shape)}, and the model's is "
                     f"{tuple(parameter.shape)}: resume it with the model that it was saved with."
                 )
     # A fused AdamW expects its count of steps beside the weights, the plain one on the CPU.

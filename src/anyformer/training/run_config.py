@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.limits import RECORD_BYTES
 from anyformer.training.schedule import check_schedule
 
@@ -134,10 +134,10 @@ class RunConfig:
         for name, values in known.items():
             value: str | None = getattr(self, name)
             if value is not None and value not in values:
-                raise UserError(f"--{name} {value}: there is no such {name} ({nearest(value, values)}).")
+                raise UserError(f"--{name} {cut(value)}: there is no such {name} ({nearest(value, values)}).")
         check_schedule(self.schedule, self.warmup, self.decay)
         if self.name is not None and (Path(self.name).name != self.name or self.name in (".", "..")):
-            raise UserError(f"--name {self.name!r} must be the name of a folder, without a path (see --runs).")
+            raise UserError(f"--name {quote(self.name)} must be the name of a folder, without a path (see --runs).")
         if self.processes > 1 and self.engine is None:
             raise UserError(f"--processes {self.processes} needs an --engine: ddp, fsdp or deepspeed.")
         if self.dtype == "int8" and self.engine not in (None, "ddp"):
@@ -179,4 +179,4 @@ def defaults(kind: type[RunConfig]) -> dict[str, Any]:
 
 def _require(condition: bool, name: str, value: object, reason: str) -> None:
     if not condition:
-        raise UserError(f"--{name.replace('_', '-')} {str(value)[:40]} {reason}.")
+        raise UserError(f"--{name.replace('_', '-')} {cut(str(value))} {reason}.")

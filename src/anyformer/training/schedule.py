@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, nearest, quote
 
 SCHEDULES = ("cosine", "linear", "inverse_sqrt", "wsd")
 
@@ -109,7 +109,7 @@ def learning_rate_factor(name: str, progress: float, *, warmup: float, decay: fl
 def check_schedule(name: str, warmup: float, decay: float = 0.2) -> None:
     """Raises UserError where there is no schedule of that name, or its parts don't fit into the run."""
     if name not in SCHEDULES:
-        raise UserError(f"There is no schedule {name!r} ({nearest(name, SCHEDULES)}).")
+        raise UserError(f"There is no schedule {quote(name)} ({nearest(name, SCHEDULES)}).")
     if not 0 <= warmup < 1:
         raise UserError(f"--warmup {warmup} is a share of the run, in [0, 1).")
     if name == "inverse_sqrt" and warmup == 0:

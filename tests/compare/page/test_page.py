@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 import anyformer as af
 from anyformer.compare.page import write_page
 from anyformer.compare.page.curves import curves
+from anyformer.compare.page.page import page as made_page
 from anyformer.compare.page.panels import findings, number, panels
 from anyformer.compare.result import BETTER, UNDECIDED, Comparison, Sample
 from anyformer.errors import UserError
@@ -180,6 +182,26 @@ def test_places_are_in_order():
             assert 0 <= low <= value <= high <= 100
     (task,) = panels(comparison, comparison.tasks)
     assert float(task["chance"]["place"]) == pytest.approx(25)
+
+
+_WRONG = st.sampled_from([None, True, 0, -1, 10**400, 1e308, -1e308, 5e-324, "", "x" * 3000, [], {}, ["x"], [1, 2]])
+
+
+@given(data=st.data())
+def test_a_page_of_what_a_stranger_wrote(data: st.DataObject):
+    values: Any = json.loads(make_comparison(ablation=True).to_json())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at: Any = values
+        while True:
+            key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))
+            if not isinstance(at[key], dict | list) or not at[key] or data.draw(st.booleans()):
+                break
+            at = at[key]
+        at[key] = data.draw(_WRONG)
+        if not at:
+            break
+    with suppress(UserError):
+        made_page(Comparison.from_dict(values), Path("nowhere"))
 
 
 @pytest.mark.parametrize("evil", EVIL)

@@ -69,6 +69,8 @@ def test_what_was_found_is_said():
         ([0.5, float("nan")], {}, r"a\.csv, line 2, has nan as its label: only finite numbers can be learned"),
         (["0.5", "inf", "1"], {}, r"a\.csv, line 2, has inf in its label"),
         (["0.5", "1.5", "2.5", "x"], {}, r"a\.csv, line 4, has 'x' as its label: that is no number, as most labels"),
+        ([0.5, 1e308], {}, r"a\.csv, line 2, has 1e\+308 in its label: only finite numbers below 3e38"),
+        ([0.5, 10**400], {}, r"a\.csv, line 2, has inf in its label: only finite numbers"),
         (["a", "b"], {"kind": "regression"}, r"a\.csv, line 1, has no number in its label: that is 'a'"),
         ([("a",)], {"kind": "single"}, r"a\.csv, line 1, has a list of labels, and single labels were asked for"),
         (["c"], {"known": ("a", "b")}, r"a\.csv, line 1, has the label 'c', which isn't among the 2 .*: a, b\."),

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from anyformer.data.examples.rows import read_rows
 from anyformer.data.formats.parquet import class_names
+from anyformer.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
 
@@ -43,3 +46,22 @@ def test_what_is_no_such_note_names_nothing(content: object):
     assert class_names(noted(content)) == {}
     assert class_names(pa.schema([])) == {}
     assert class_names(pa.schema([], metadata={"huggingface": b"\xff{"})) == {}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.timestamp("us"),
+        pa.timestamp("us", tz="No/Where"),
+        pa.timestamp("us", tz="+99:99"),
+        pa.duration("s"),
+        pa.time64("us"),
+    ],
+    ids=str,
+)
+def test_a_time_that_python_has_not_is_a_sentence(kind: Any, tmp_path: Path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    times = pa.array([2**62], pa.int64()).cast(kind, safe=False)
+    parquet.write_table(pa.table({"text": ["x"], "when": times}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x\.parquet is not a whole parquet file: a value can't be read"):
+        list(read_rows([str(tmp_path / "x.parquet")]))

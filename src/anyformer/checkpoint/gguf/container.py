@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.limits import open_file
 
 _VERSIONS = (2, 3)
@@ -154,7 +154,7 @@ class _Reader:
         seen: set[str] = set()
         for name, value in items:
             if name in seen:
-                raise self.damaged(f"{name[:80]!r} is there twice")
+                raise self.damaged(f"{quote(name)} is there twice")
             seen.add(name)
             yield name, value
 
@@ -168,7 +168,7 @@ class _Reader:
         if kind == _ARRAY:
             return self.array(key)
         if kind not in _NUMBERS:
-            raise self.damaged(f"the value of {key[:80]!r} is of the unknown type {kind}")
+            raise self.damaged(f"the value of {quote(key)} is of the unknown type {kind}")
         number = self.number(_NUMBERS[kind])
         # The shortest decimal that is the same 32 bits: 1e-05, not 9.999999747378752e-06.
         return float(str(np.float32(number))) if kind == _FLOAT32 else number
@@ -176,12 +176,12 @@ class _Reader:
     def array(self, key: str) -> list[str] | NDArray[Any]:
         """Numbers stay where they are in the file; texts become a list."""
         kind, count = self.integer("<I"), self.integer("<Q")
-        what = f"the {count} values of {key[:80]!r}"
+        what = f"the {count} values of {quote(key)}"
         if kind == _STRING:
             self.require_bytes(8 * count, what)
             return [self.text() for _ in range(count)]
         if kind not in _NUMBERS:
-            raise self.damaged(f"{key[:80]!r} is an array of the type {kind}, neither numbers nor texts")
+            raise self.damaged(f"{quote(key)} is an array of the type {kind}, neither numbers nor texts")
         dtype = np.dtype(_NUMBERS[kind])
         self.require_bytes(dtype.itemsize * count, what)
         values: NDArray[Any] = np.frombuffer(self.content, dtype, count=count, offset=self.position)
@@ -193,19 +193,19 @@ class _Reader:
         name = self.text(_LONGEST_NAME)
         dimensions = self.integer("<I")
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
-            raise self.damaged(f"the tensor {name[:80]!r} has {dimensions} dimensions")
+            raise self.damaged(f"the tensor {quote(name)} has {dimensions} dimensions")
         shape = tuple(self.integer("<Q") for _ in range(dimensions))[::-1]
         if min(shape) < 1:
-            raise self.damaged(f"the tensor {name[:80]!r} has a dimension of size 0")
+            raise self.damaged(f"the tensor {quote(name)} has a dimension of size 0")
         kind = self.integer("<I")
         if kind not in TYPES:
-            raise UserError(f"{self.path}: the tensor {name[:80]!r} is of the type {kind}, which is not known.")
+            raise UserError(f"{self.path}: the tensor {quote(name)} is of the type {kind}, which is not known.")
         return name, TensorInfo(shape, TYPES[kind], self.integer("<Q"))
 
     def positioned(self, declared: Mapping[str, TensorInfo], alignment: Any) -> dict[str, TensorInfo]:
         """The tensors with `start` counted from the beginning of the file, none beyond its end or in another."""
         if not isinstance(alignment, int) or not 1 <= alignment <= _MOST_ALIGNMENT or alignment & (alignment - 1):
-            raise self.damaged(f"the alignment {str(alignment)[:40]} is not a power of two")
+            raise self.damaged(f"the alignment {quote(alignment)} is not a power of two")
         begin = -(-self.position // alignment) * alignment
         found: dict[str, TensorInfo] = {}
         for name, info in declared.items():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.gguf import CONTROL, ROLES, UNUSED, USER
 
@@ -49,7 +49,7 @@ class Entries:
         if spaced := [token.content for token in added.values() if token.lstrip or token.rstrip or token.single_word]:
             more = f" and {len(spaced) - 1} more" if len(spaced) > 1 else ""
             notes.append(
-                f"llama.cpp takes special tokens as they are written, and leaves the spaces around {spaced[0]!r}"
+                f"llama.cpp takes special tokens as they are written, and leaves the spaces around {quote(spaced[0])}"
                 f"{more} which this tokenizer swallows, or finds it inside words where this one does not."
             )
         return cls(tokens, token_types, *_around(tokenizer))
@@ -59,7 +59,7 @@ class Entries:
         if len(set(self.tokens)) < len(self.tokens):
             seen: set[str] = set()
             twice = next(token for token in self.tokens if token in seen or seen.add(token))
-            raise UserError(f"Two tokens of this vocabulary would both be {twice!r} to llama.cpp.")
+            raise UserError(f"Two tokens of this vocabulary would both be {quote(twice)} to llama.cpp.")
         scores = {} if self.scores is None else {"scores": self.scores}
         return {"tokens": self.tokens, "token_type": self.token_types, **scores}
 

@@ -9,7 +9,7 @@ from anyformer.compare.diagram import draw, panels
 from anyformer.compare.result import Comparison, ContenderResult
 from anyformer.config import ConfigError, ModelConfig
 from anyformer.runs.listing import flatten
-from anyformer.runs.report.formatting import clock, count, setting, si, whole
+from anyformer.runs.report.formatting import clock, count, loss, setting, si, whole
 
 _MOST_DIAGRAMS = 8
 """Of a page: a grid of changes may have many models, which differ little."""
@@ -47,7 +47,7 @@ def trials(comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {
             "name": each.name,
-            "tried": ", ".join(f"{trial.learning_rate:.2g}: {trial.validation_loss:.4f}" for trial in each.trials),
+            "tried": ", ".join(f"{trial.learning_rate:.2g}: {loss(trial.validation_loss)}" for trial in each.trials),
             "chosen": f"{each.learning_rate:.2g}",
         }
         for each in comparison.contenders

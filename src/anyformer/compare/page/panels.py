@@ -114,7 +114,7 @@ def _scale(panel: Panel) -> Any:
         low, high = low - margin, high + margin
 
     def place(value: float) -> str | None:
-        return f"{100 * min(max((value - low) / (high - low), 0.0), 1.0):.1f}" if math.isfinite(value) else None
+        return f"{100 * min(max((value - low) / (high - low or 1.0), 0.0), 1.0):.1f}" if math.isfinite(value) else None
 
     return place
 

@@ -22,7 +22,7 @@ from anyformer.data.examples.parts import Parts, as_list, as_object, as_text, fa
 from anyformer.data.examples.preferences import preference
 from anyformer.data.examples.rows import Row
 from anyformer.data.examples.tasks import Reading
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 
 
 def to_example(row: Row, reading: Reading) -> Example:
@@ -42,7 +42,7 @@ def _text(parts: Parts) -> TextExample:
 
 
 def _chat(parts: Parts) -> ChatExample:
-    place = f"its column {parts.column('messages')!r}"
+    place = f"its column {quote(parts.column('messages'))}"
     messages, learned = read_messages(parts.value("messages"), parts.where, place)
     return conversation(parts, messages, learned)
 
@@ -55,7 +55,7 @@ def _alpaca(parts: Parts) -> ChatExample:
         learned.extend((False, True))
 
     if parts.has("history"):
-        place = f"its column {parts.column('history')!r}"
+        place = f"its column {quote(parts.column('history'))}"
         history = from_json(parts.get("history"), parts.where, place)
         for number, turn in enumerate(as_list(history, parts.where, place) if history != [] else [], start=1):
             own = f"turn {number} of {place}"
@@ -79,7 +79,7 @@ def _conversation(parts: Parts) -> ChatExample:
     """A prompt and its completion as messages."""
     messages, learned = list[Message](), list[bool]()
     for part, role in (("prompt", "user"), ("completion", "assistant")):
-        place = f"its column {parts.column(part)!r}"
+        place = f"its column {quote(parts.column(part))}"
         found = text_or_messages(parts.value(part), parts.where, place)
         if isinstance(found, str):
             messages.append({"role": role, "content": as_text(found, parts.where, place)})
@@ -88,12 +88,12 @@ def _conversation(parts: Parts) -> ChatExample:
             messages += found[0]
             learned += found[1] if part == "completion" else [False] * len(found[0])
     if not any(message["role"] == "assistant" for message in messages[-1:]):
-        raise fault(parts.where, f"has no answer of the assistant at the end of its column {parts.column(part)!r}")
+        raise fault(parts.where, f"has no answer of the assistant at the end of its column {quote(parts.column(part))}")
     return conversation(parts, messages, learned)
 
 
 def _segments(parts: Parts) -> CompletionExample:
-    place, found = f"its column {parts.column('segments')!r}", list[tuple[str, bool]]()
+    place, found = f"its column {quote(parts.column('segments'))}", list[tuple[str, bool]]()
     for number, each in enumerate(parts.items("segments"), start=1):
         own = f"segment {number} of {place}"
         segment = as_object(each, parts.where, own)
@@ -115,7 +115,7 @@ def _classify(parts: Parts) -> ClassifyExample:
 
 def _label(parts: Parts) -> Any:
     """A label as the row has it: a text, a number, a boolean, or a tuple of texts or whole numbers."""
-    place = f"its column {parts.column('label')!r}"
+    place = f"its column {quote(parts.column('label'))}"
     value = parts.value("label")
     if isinstance(value, str) and value.lstrip().startswith("["):
         with suppress(UserError):  # a name may begin like a list, too
@@ -134,7 +134,7 @@ def _label(parts: Parts) -> Any:
 
 def _tag(parts: Parts) -> TagExample:
     words, tags = parts.items("tokens"), parts.items("tags")
-    tokens, own = f"its column {parts.column('tokens')!r}", f"its column {parts.column('tags')!r}"
+    tokens, own = f"its column {quote(parts.column('tokens'))}", f"its column {quote(parts.column('tags'))}"
     if len(words) != len(tags):
         raise fault(
             parts.where,
@@ -158,7 +158,7 @@ def _embed(parts: Parts) -> EmbedExample:
         name for name in parts.row.values if name.startswith("negative_") and parts.row.values[name] is not None
     ]
     for column in dict.fromkeys([*columns, *numbered]):
-        place = f"its column {column!r}"
+        place = f"its column {quote(column)}"
         value = parts.find(column)
         several = as_list(value, parts.where, place) if isinstance(value, list) else [value]
         texts += [as_text(each, parts.where, place) for each in several]
@@ -172,7 +172,7 @@ def _similarity(parts: Parts) -> EmbedExample:
         return EmbedExample(where=parts.where, texts=texts, score=parts.number("score"))
     label = _label(parts)
     if isinstance(label, tuple):
-        raise fault(parts.where, f"has a list in its column {parts.column('label')!r}", "there must be one label")
+        raise fault(parts.where, f"has a list in its column {quote(parts.column('label'))}", "there must be one label")
     return EmbedExample(where=parts.where, texts=texts, label=label)
 
 
@@ -181,7 +181,7 @@ def _rewrite(parts: Parts) -> Seq2SeqExample:
 
 
 def _translation(parts: Parts) -> Seq2SeqExample:
-    place = f"its column {parts.column('translation')!r}"
+    place = f"its column {quote(parts.column('translation'))}"
     found = as_object(from_json(parts.value("translation"), parts.where, place), parts.where, place)
     if len(found) != 2:
         raise fault(
@@ -189,7 +189,7 @@ def _translation(parts: Parts) -> Seq2SeqExample:
             f"has {len(found)} texts in {place}",
             "with others than a source and its target, name those of the source and the target",
         )
-    source, target = (as_text(each, parts.where, f"{name!r} of {place}") for name, each in found.items())
+    source, target = (as_text(each, parts.where, f"{quote(name)} of {place}") for name, each in found.items())
     return Seq2SeqExample(where=parts.where, source=source, target=target)
 
 

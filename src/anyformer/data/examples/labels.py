@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from anyformer.data.examples import ClassifyExample, EmbedExample, TagExample, Where
 from anyformer.data.examples.parts import as_number, fault, number_of
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 
 LabelKind = Literal["single", "multiple", "regression"]
 """What is said about a text: one label, several labels, or a number."""
@@ -151,8 +151,8 @@ def check_learnable(labels: Sequence[object], where: Where, *, named: bool = Tru
     """
     counts = Counter(labels)
     if len(counts) == 1:
-        only = labels[0] if isinstance(labels[0], tuple) else repr(labels[0])[:40]
-        raise UserError(f"{where.path}: all labels are {only or 'missing'}, so there is nothing to learn.")
+        only = "missing" if labels[0] == () else quote(labels[0])
+        raise UserError(f"{where.path}: all labels are {only}, so there is nothing to learn.")
     if not named and len(labels) >= _MANY and len(counts) > len(labels) / 2:
         raise UserError(
             f"{where.path}: there are {len(counts):,} different labels in {len(labels):,} examples, which are too many "
@@ -259,7 +259,7 @@ def _has_decimals(raw: Sequence[Any], wheres: Sequence[Where]) -> bool:
     if 2 * with_decimals > len(raw):
         index = numbers.index(None)
         raise fault(
-            wheres[index], f"has {str(raw[index])[:40]!r} as its label", "that is no number, as most labels are"
+            wheres[index], f"has {quote(str(raw[index]))} as its label", "that is no number, as most labels are"
         )
     return False
 
@@ -299,7 +299,7 @@ def _known(name: str, names: Sequence[str], where: Where, noun: str = "label") -
         return name
     if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(names):
         return names[int(name)]
-    raise fault(where, f"has the {noun} {name[:40]!r}, which isn't among the {len(names)} that there are", _some(names))
+    raise fault(where, f"has the {noun} {quote(name)}, which isn't among the {len(names)} that there are", _some(names))
 
 
 def _count(names: Sequence[str], noun: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from anyformer.data.examples import ChatExample, Message, Where
 from anyformer.data.examples.parts import Parts, as_list, as_object, as_text, fault, from_json, kind_of
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, nearest, quote
 
 ROLES: Mapping[str, str] = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -81,7 +81,7 @@ def read_message(given: Mapping[str, Any], where: Where, place: str) -> tuple[Me
     name = as_text(said, where, f"the role of {place}").strip().lower()
     role = ROLES.get(name)
     if role is None:
-        raise fault(where, f"has an unknown role in {place}, {name[:40]!r}", nearest(name, ROLES))
+        raise fault(where, f"has an unknown role in {place}, {quote(name)}", nearest(name, ROLES))
     content = given.get("content", given.get("value"))
     calls = _calls(given, name, content, where, place)
     if name in _CALLS:
@@ -103,7 +103,7 @@ def _content(value: object, where: Where, place: str) -> str:
     for part in cast("list[object]", value):
         found = as_object(part, where, place) if not isinstance(part, str) else {"type": "text", "text": part}
         if found.get("type", "text") != "text":
-            raise fault(where, f"has something else than text in {place}", f"{str(found['type'])[:40]!r}")
+            raise fault(where, f"has something else than text in {place}", f"{quote(str(found['type']))}")
         texts.append(as_text(found.get("text"), where, place, empty=True))
     return "".join(texts)
 
@@ -145,7 +145,7 @@ def _call(value: object, where: Where, place: str) -> dict[str, Any]:
 def _tools(parts: Parts) -> Sequence[Any] | None:
     if not parts.has("tools"):
         return None
-    place = f"its column {parts.column('tools')!r}"
+    place = f"its column {quote(parts.column('tools'))}"
     value = from_json(parts.get("tools"), parts.where, place)
     if value in ("", []):
         return None

@@ -11,7 +11,10 @@ from anyformer.data.examples import Where
 from anyformer.data.examples.rows import Row, measure
 from anyformer.data.examples.tasks import Reading
 from anyformer.data.records import MISSING, find, unknown_field
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
+
+_LARGEST = 3e38
+"""A number that fits into 32 bits; targets have as many."""
 
 
 class Parts:
@@ -53,7 +56,7 @@ class Parts:
         if found is MISSING:
             raise UserError(f"{self.where}, {unknown_field(column, self.row.values, 'column')}")
         if found is None:
-            raise fault(self.where, f"has nothing in its column {column!r}")
+            raise fault(self.where, f"has nothing in its column {quote(column)}")
         return found
 
     def text(self, part: str, *, empty: bool = False) -> str:
@@ -61,16 +64,16 @@ class Parts:
         if empty and self.get(part) is None and (part not in self.required or self.column(part) in self.row.values):
             return ""
         column = self.column(part)
-        return as_text(self.value(part), self.where, f"its column {column!r}", empty=empty)
+        return as_text(self.value(part), self.where, f"its column {quote(column)}", empty=empty)
 
     def number(self, part: str) -> float:
         """A finite number, which may be written as a text."""
-        return as_number(self.value(part), self.where, f"its column {self.column(part)!r}")
+        return as_number(self.value(part), self.where, f"its column {quote(self.column(part))}")
 
     def items(self, part: str) -> list[Any]:
         """A list that isn't empty, which may be written as JSON."""
         column = self.column(part)
-        return as_list(self.value(part), self.where, f"its column {column!r}")
+        return as_list(self.value(part), self.where, f"its column {quote(column)}")
 
 
 def fault(where: Where, what: str, advice: str | None = None) -> UserError:
@@ -127,8 +130,8 @@ def as_number(value: object, where: Where, place: str) -> float:
     if number is None:
         own = repr(value[:40]) if isinstance(value, str) else kind_of(value)
         raise fault(where, f"has no number in {place}", f"that is {own}")
-    if not math.isfinite(number):
-        raise fault(where, f"has {number} in {place}", "only finite numbers can be learned")
+    if not abs(number) <= _LARGEST:
+        raise fault(where, f"has {number:g} in {place}", "only finite numbers below 3e38 can be learned")
     return number
 
 

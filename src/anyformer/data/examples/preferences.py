@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from anyformer.data.examples import ChatExample, CompletionExample, Message, PreferenceExample
 from anyformer.data.examples.messages import conversation, text_or_messages
 from anyformer.data.examples.parts import Parts, fault
+from anyformer.errors import quote
 
 _ASKED = ("instruction", "question", "input")
 """Columns of what a user asks an assistant; a column `prompt` of texts has texts that are continued."""
@@ -42,7 +43,7 @@ def _text_preference(parts: Parts, prompt: str, chosen: str, rejected: str) -> P
 
 
 def _messages(parts: Parts, part: str) -> str | list[Message]:
-    found = text_or_messages(parts.value(part), parts.where, f"its column {parts.column(part)!r}")
+    found = text_or_messages(parts.value(part), parts.where, f"its column {quote(parts.column(part))}")
     return found if isinstance(found, str) else found[0]
 
 
@@ -85,8 +86,8 @@ def _conversations(
 def _side(parts: Parts, prompt: Sequence[Message], answer: Sequence[Message], name: str) -> ChatExample:
     own = [message["role"] == "assistant" for message in answer]
     if not any(own):
-        raise fault(parts.where, f"has no answer of the assistant in its column {parts.column(name)!r}")
+        raise fault(parts.where, f"has no answer of the assistant in its column {quote(parts.column(name))}")
     for message in answer:
         if message["role"] == "assistant" and not message["content"].strip() and "tool_calls" not in message:
-            raise fault(parts.where, f"has an empty answer in its column {parts.column(name)!r}")
+            raise fault(parts.where, f"has an empty answer in its column {quote(parts.column(name))}")
     return conversation(parts, [*prompt, *answer], [False] * len(prompt) + own)

@@ -28,7 +28,7 @@ from anyformer.data.materialize import HUB, STANDARD_INPUT, hub_rows, standard_i
 from anyformer.data.pairs import parallel_files, side_by_side
 from anyformer.data.records import check_characters, column_of, record_limit
 from anyformer.data.sources import decoded
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 
 SUFFIXES = (*RECORD_SUFFIXES, *TAGGED_SUFFIXES, *TEXT_SUFFIXES)
 _NUMBER_BYTES = 8
@@ -258,5 +258,6 @@ def _named(value: object, names: Sequence[str], where: Where, column: str) -> ob
     if 0 <= value < len(names):
         return names[value]
     raise UserError(
-        f"{where}, has class {value} in its column {column!r}, and the file has names for 0 to {len(names) - 1} only."
+        f"{where}, has class {value} in its column {quote(column)}, "
+        f"and the file has names for 0 to {len(names) - 1} only."
     )

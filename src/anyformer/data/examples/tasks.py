@@ -10,7 +10,7 @@ from typing import Any
 from anyformer.data.examples import TASKS, Task
 from anyformer.data.examples.columns import SHAPES, Columns, Shape
 from anyformer.data.records import MISSING, find, unknown_field
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, nearest, quote
 
 _FEW = 20
 _DATA = re.compile(r"-?\d+(\.\d+)?|.{40,}|.* .* .* .*", re.DOTALL)
@@ -78,7 +78,7 @@ def find_reading(
         UserError: There is no such task or column, or no task follows from the columns.
     """
     if task is not None and task not in TASKS:
-        raise UserError(f"There is no task {task!r}: {nearest(task, TASKS)}" + _stop(nearest(task, TASKS)))
+        raise UserError(f"There is no task {quote(task)}: {nearest(task, TASKS)}" + _stop(nearest(task, TASKS)))
     given = {} if columns is None else columns.given()
     for column in given.values():
         if find(sample, _inside_translation(column, sample)) is MISSING:
@@ -178,7 +178,7 @@ def _misspelt(columns: Sequence[str]) -> str | None:
     for column in columns[:_FEW]:
         hint = nearest(column, usual)
         if column not in usual and hint.endswith("?"):
-            return f"{hint.removesuffix('?')} instead of {column!r}?"
+            return f"{hint.removesuffix('?')} instead of {quote(column)}?"
     return None
 
 

@@ -50,8 +50,16 @@ def open_parquet(file: BinaryIO, path: Path) -> Generator[Any, None, None]:
 def parquet_rows(table: Any, fields: Sequence[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number of each row, from 1, and its values; `fields`: those that are wanted, None for all."""
     batches = table.iter_batches(_ROWS, columns=None if fields is None else list(fields), use_threads=False)
-    rows = (row for batch in batches for row in cast("list[dict[str, Any]]", batch.to_pylist()))
+    rows = (row for batch in batches for row in _values(batch))
     return enumerate(rows, start=1)
+
+
+def _values(batch: Any) -> list[dict[str, Any]]:
+    try:
+        return batch.to_pylist()
+    except (ArithmeticError, LookupError, TypeError, AttributeError, ImportError) as error:
+        # Of times that Python has not, in zones that nobody knows.
+        raise ValueError(f"a value can't be read ({error})") from error
 
 
 def class_names(schema: Any) -> dict[str, tuple[str, ...]]:

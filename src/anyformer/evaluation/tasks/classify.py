@@ -6,7 +6,7 @@ from typing import cast
 import numpy as np
 
 from anyformer.data.examples import ClassifyExample
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.evaluation.logits import is_regression, label_names, text_logits
 from anyformer.evaluation.metrics import class_table, multilabel, regression
 from anyformer.evaluation.metrics.classification import class_counts
@@ -66,7 +66,8 @@ def _regression(examples: Sequence[ClassifyExample], logits: Array) -> Evaluatio
     wanted: list[float] = []
     for example in examples:
         if isinstance(example.label, str | tuple):
-            raise UserError(f"{example.where}: the label {example.label!r} is a name, and this model predicts numbers.")
+            label = quote(example.label)
+            raise UserError(f"{example.where}: the label {label} is a name, and this model predicts numbers.")
         wanted.append(float(cast("float", example.label)))
     found = logits[:, 0]
     rows = [

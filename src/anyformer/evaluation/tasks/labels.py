@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from anyformer.data.examples import Example, Task
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.evaluation.metrics import ClassScores, class_table, classification, confusion_matrix
 from anyformer.evaluation.metrics.classification import all_labels, class_counts
 from anyformer.evaluation.metrics.metric import Array
@@ -52,7 +52,7 @@ def known_label(label: str, names: Sequence[str], example: Example) -> str:
     if label.isdecimal() and int(label) < len(names):
         return names[int(label)]
     some = ", ".join(map(repr, names[:_SHOWN_LABELS])) + (" ..." if len(names) > _SHOWN_LABELS else "")
-    raise UserError(f"{example.where}: the label is {label!r}, and those that can be predicted are {some}.")
+    raise UserError(f"{example.where}: the label is {quote(label)}, and those that can be predicted are {some}.")
 
 
 def log_softmax(logits: Array) -> Array:

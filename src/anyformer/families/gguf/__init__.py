@@ -8,7 +8,7 @@ scaling        scaled rotary positions
 from typing import Any
 
 from anyformer.config import ModelConfig, SpecialTokens, diff
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, nearest, quote
 from anyformer.families import FAMILIES, canonical, to_huggingface
 from anyformer.families.gguf import scaling
 from anyformer.families.gguf.architectures import ARCHITECTURES
@@ -23,7 +23,7 @@ rope_factors = scaling.factors
 def architecture(name: str) -> Architecture:
     """The architecture of this name. Raises UserError for one that is not supported."""
     if name not in ARCHITECTURES:
-        raise UserError(f"The GGUF architecture {name!r} is not supported ({nearest(name, ARCHITECTURES)}).")
+        raise UserError(f"The GGUF architecture {quote(name)} is not supported ({nearest(name, ARCHITECTURES)}).")
     return ARCHITECTURES[name]
 
 
@@ -50,9 +50,9 @@ def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
     model_type = to_huggingface(config)[0].model_type
     kind = next((kind for kind in ARCHITECTURES.values() if model_type in kind.model_types), None)
     if kind is None:
-        raise UserError(f"GGUF has no architecture for a model of type {model_type!r}.")
+        raise UserError(f"GGUF has no architecture for a model of type {quote(model_type)}.")
     if config.head.kind != kind.head:
-        raise UserError(f"GGUF's {kind.name} architecture has no place for a head of kind {config.head.kind!r}.")
+        raise UserError(f"GGUF's {kind.name} architecture has no place for a head of kind {quote(config.head.kind)}.")
     metadata = kind.write(config, FAMILIES[kind.model_types[0]].write(config))
     back = from_gguf(_contents(config, kind, metadata))
     # LLaMA 3's scaling is its factors, which different lengths and frequencies can have in common.
@@ -61,8 +61,8 @@ def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
     for field, (computed, meant) in diff(_computed(back), _computed(config)).items():
         if not (same_factors and field.startswith("position.scaling.")):
             raise UserError(
-                f"GGUF's {kind.name} architecture can't express {field} = {meant!r} (llama.cpp would compute with "
-                f"{computed!r})."
+                f"GGUF's {kind.name} architecture can't express {field} = {quote(meant)} (llama.cpp would compute with "
+                f"{quote(computed)})."
             )
     return kind, metadata
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from anyformer.config import HeadKind, ModelConfig
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.families.base import Raw
 from anyformer.families.rows import Row
 
@@ -103,7 +103,7 @@ def _number(key: str, value: Any) -> int | float:
     if isinstance(value, list) and value and all(v == value[0] for v in cast("list[Any]", value)):
         value = cast("list[Any]", value)[0]  # one number for each layer
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise UserError(f"The key {key} should be one positive number, not {str(value)[:40]}.")
+        raise UserError(f"The key {key} should be one positive number, not {quote(value)}.")
     return value
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.families.gguf.base import Contents
 
 _ORIGINAL = "rope.scaling.original_context_length"
@@ -23,7 +23,7 @@ def read(contents: Contents) -> dict[str, Any]:
     if kind in (None, "none") or not factor:
         return {}
     if kind not in ("linear", "yarn"):
-        raise UserError(f"The rope scaling {kind!r} is not supported (linear and yarn are).")
+        raise UserError(f"The rope scaling {quote(kind)} is not supported (linear and yarn are).")
     rope: dict[str, Any] = {"rope_type": kind, "factor": factor, "rope_theta": theta}
     if kind == "yarn":
         rope["original_max_position_embeddings"] = contents.get(_ORIGINAL)

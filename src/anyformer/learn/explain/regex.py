@@ -2,7 +2,7 @@
 
 import re
 
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.terminal import shorten
 
 WHITE_SPACE = r"\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -116,6 +116,6 @@ def _escape(letter: str, in_class: bool, ignores_case: bool, pattern: str) -> st
 
 def _unknown(pattern: str, what: str) -> UserError:
     return UserError(
-        f"The tokenizer splits text by the regular expression {shorten(pattern, 80)!r}, and a page doesn't know "
-        f"{what!r} in it: train a tokenizer with anyformer, or take another model."
+        f"The tokenizer splits text by the regular expression {quote(shorten(pattern, 80))}, and a page doesn't know "
+        f"{quote(what)} in it: train a tokenizer with anyformer, or take another model."
     )

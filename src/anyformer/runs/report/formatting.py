@@ -9,7 +9,7 @@ _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 def si(value: float | None, digits: int = 3, billion: str = "G") -> str:
     """`1.12M`; "–" for what isn't known."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return "–"
     for size, letter in _UNITS:
         if abs(value) >= size * (1 - 0.5 * 10**-digits):
@@ -86,7 +86,7 @@ def share(value: float | None) -> str:
 
 def clock(seconds: float | None) -> str:
     """`4:05`, `2:04:05`, `3d 4h`."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return "–"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -19,7 +19,7 @@ from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.linear import Linear
 from anyformer.data.batch import Batch
 from anyformer.data.feistel_shuffle import mix_seed
-from anyformer.errors import UserError
+from anyformer.errors import UserError, cut
 from anyformer.model import Transformer
 from anyformer.training.averaging import Average
 from anyformer.training.checkpoints import read_state, write_state
@@ -298,7 +298,7 @@ class Strategy:
 
         model, known = part("model"), self.model.state_dict()
         absent = [f"it has no {name}" for name in self._trained_state() if name not in model]
-        foreign = [f"it has {name}, which the model has not" for name in model if name not in known]
+        foreign = [f"it has {cut(name)}, which the model has not" for name in model if name not in known]
         if misfit := absent + foreign:
             raise UserError(f"The checkpoint does not hold this run's model: {misfit[0]}.")
         try:

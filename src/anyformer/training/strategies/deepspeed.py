@@ -24,7 +24,7 @@ from typing_extensions import override
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.data.batch import Batch
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.model import Transformer
 from anyformer.training.checkpoints import write_state
 from anyformer.training.optimizer import set_learning_rate
@@ -129,7 +129,7 @@ class DeepSpeed(Sharded):
                 state = read_shards(folder, only={f"model.{name}", *keys})
                 value = state[f"model.{name}"].to(self.plan.precision.device)
                 if value.shape != self._shape(parameter):
-                    raise _misfit(folder, f"{name!r} has the shape {tuple(value.shape)}")
+                    raise _misfit(folder, f"{quote(name)} has the shape {tuple(value.shape)}")
                 self._local(parameter).copy_(self._piece(parameter, value))
                 if name not in self._trained:
                     continue
@@ -272,7 +272,7 @@ class DeepSpeed(Sharded):
         """Raise UserError where a checkpoint is of another model or another optimizer."""
         missing = sorted(name for name in self._trained if f"model.{name}" not in found)
         if missing:
-            raise _misfit(folder, f"it has no {missing[0]!r}")
+            raise _misfit(folder, f"it has no {quote(missing[0])}")
         for name in found:
             kind, _, key = name.partition(".")
             if kind == "optimizer" and key.partition(".")[0] not in (*_MOMENTS, "step"):

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from anyformer import processes as programs
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, nearest, quote
 from anyformer.terminal import report
 from anyformer.training.interrupt import handled
 from anyformer.training.run_config import ENGINES
@@ -48,7 +48,7 @@ def check_engine(name: str | None, processes: int) -> None:
             raise UserError(f"{processes} processes train together, and nothing says how: add --engine ddp or fsdp.")
         return
     if name not in ENGINES:
-        raise UserError(f"There is no engine {name!r} ({nearest(name, ENGINES)}).")
+        raise UserError(f"There is no engine {quote(name)} ({nearest(name, ENGINES)}).")
     if processes < 2:
         raise UserError(
             f"--engine {name} is for several processes, and this is one: add --processes 2, start with torchrun, or "
