@@ -99,15 +99,15 @@ def test_a_proportion_has_wilsons_interval(rows: int, rate: float, confidence: f
 @pytest.mark.parametrize("rows", [3, 40])
 def test_what_is_right_in_all_rows_has_an_interval(rows: int) -> None:
     """All resamples are 1 then, and 1 to 1 would be the interval of three rows as of three million."""
-    labels = ["a", "b"] * rows
-    tags = [["B-x", "O"], ["O", "B-y"]] * rows
+    labels = ["a", "b", "c"] * rows
+    tags = [["B-x", "O"], ["O", "B-y"], ["B-x", "B-y"]] * rows
     found = {**classification(labels, labels), **{f"tag {name}": each for name, each in tagging(tags, tags).items()}}
-    expected = stats.binomtest(2 * rows, 2 * rows).proportion_ci(method="wilson").low
+    expected = stats.binomtest(3 * rows, 3 * rows).proportion_ci(method="wilson").low
     for name, metric in found.items():
         low, high = metric.interval()
         assert (metric.value, high) == pytest.approx((1.0, 1.0))
         assert low == pytest.approx(expected if name != "mcc" else 2 * expected - 1)
-    other = ["b", "a"] * rows
+    other = ["b", "c", "a"] * rows
     low, high = classification(labels, other)["f1"].interval()
     assert (low, high) == pytest.approx((0.0, 1 - expected))
     assert np.isnan(language_model([2.0] * rows, [1] * rows)["perplexity"].interval()).all()

@@ -71,11 +71,11 @@ class Metric:
         return bool((weights == 1).all() and np.isin(right, (0, 1)).all())
 
     def interval(self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
-        """Wilson's interval of a proportion, else the percentile bootstrap over rows (Efron & Tibshirani 1993, chapter
-        13).
+        """Wilson's interval of a proportion, else that of the percentile bootstrap over rows.
 
-        Where all resamples are the same, the bootstrap knows nothing: at one of its bounds a metric has Wilson's
-        interval for as many rows, all right or all wrong, and elsewhere none (NaN).
+        The bootstrap is that of Efron & Tibshirani 1993, chapter 13. Where all resamples are the same, it knows
+        nothing: at one of its bounds a metric has Wilson's interval for as many rows, all right or all wrong, and
+        elsewhere none (NaN).
         """
         if self.is_proportion:
             return wilson(self.value, len(self.rows), confidence)
@@ -83,10 +83,10 @@ class Metric:
         if found.high - found.low > 1e-9 * abs(found.high) or np.isnan(found.low):
             return found
         low, high = self.bounds or (np.nan, np.nan)
-        share = (found.low - low) / (high - low)
-        if not np.isclose(share, (0, 1)).any():
+        place = (found.low - low) / (high - low)
+        if not np.isclose(place, (0, 1)).any():
             return Interval(np.nan, np.nan)
-        bounds = wilson(round(share), int(self.rows.any(axis=1).sum()), confidence)
+        bounds = wilson(round(place), int(self.rows.any(axis=1).sum()), confidence)
         return Interval(*(low + (high - low) * bound for bound in bounds))
 
     def difference(self, after: "Metric", confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
