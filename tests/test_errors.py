@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import anyformer as af
+from anyformer import usual_names
 from anyformer.checkpoint import mlx, peft
 from anyformer.checkpoint.generation_settings import read as read_generation_settings
 from anyformer.checkpoint.pooling import read as read_pooling
@@ -21,7 +23,9 @@ from anyformer.data.examples.loading import load_examples
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.families import from_huggingface
 from anyformer.finetuning.config import FinetuneConfig
-from anyformer.schema import make
+from anyformer.generation.config import GenerationConfig
+from anyformer.schema import ConfigError, make
+from anyformer.training.config import TrainConfig
 from anyformer.training.config_file import read_fields, read_yaml
 
 names = st.text("abcdefgh", min_size=3, max_size=8)
@@ -191,3 +195,46 @@ def test_a_message_quotes_little_of_a_long_value(kind: str, folder: Path, data: 
         said = ""
     assert max(map(len, re.findall("y+|9+", said)), default=0) <= 200
     assert len(said) < 3000
+
+
+def test_names_of_other_libraries_are_answered_with_ours():
+    fields = [field.name for kind in (TrainConfig, FinetuneConfig) for field in dataclasses.fields(kind)]
+    for theirs, ours in {
+        "lr": "learning_rate",
+        "num_train_epochs": "epochs",
+        "per_device_train_batch_size": "batch_size",
+        "max_seq_length": "context",
+        "gradient_accumulation_steps": "grad_accumulation",
+        "warmup_ratio": "warmup",
+        "output_dir": "runs",
+        "bf16": "dtype",
+        "r": "lora",
+    }.items():
+        assert nearest(theirs, fields) == f"that is {ours!r} here"
+        flags = [f"--{name.replace('_', '-')}" for name in fields]
+        assert nearest(f"--{theirs.replace('_', '-')}", flags) == f"that is '--{ours.replace('_', '-')}' here"
+    with pytest.raises(
+        ConfigError, match=r"n_layer: no such field \(that is 'decoder_layers' or 'encoder_layers' here"
+    ):
+        af.preset("gpt2", n_layer=2)
+    with pytest.raises(ConfigError, match=r"n_head: no such field \(that is 'attention.heads' here"):
+        af.preset("gpt2").replace(n_head=2)
+    with pytest.raises(ConfigError, match=r"attention.num_attention_heads: no such field \(that is 'heads' here"):
+        af.preset("gpt2").replace(attention={"num_attention_heads": 2})
+    with pytest.raises(
+        TypeError, match=r"plan\(\) got an unexpected keyword argument 'lr' \(that is 'learning_rate' h"
+    ):
+        af.plan("gpt2", lr=1)
+
+
+def test_every_name_of_ours_is_one():
+    known = {
+        field.name for kind in (TrainConfig, FinetuneConfig, GenerationConfig) for field in dataclasses.fields(kind)
+    }
+    config = af.preset("gpt2")
+    for names in usual_names._OURS:
+        for name in names.replace(" / ", " ").split():
+            first, _, rest = name.partition(".")
+            assert name in known or hasattr(getattr(config, first) if rest else config, rest or first), name
+    theirs = [name for names in usual_names._OURS.values() for name in names.split()]
+    assert len(theirs) == len(set(theirs))

@@ -5,6 +5,8 @@ import reprlib
 from collections.abc import Iterable
 from itertools import islice
 
+from anyformer.usual_names import usual_name
+
 
 class UserError(Exception):
     """A mistake the user can mend: one clear sentence on what is wrong, where, and what to do.
@@ -34,13 +36,23 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = _QUOTED
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
 
 
+def check_keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise TypeError, as Python does, for the first keyword argument that a function does not have."""
+    names = set(known)
+    for name in given:
+        if name not in names:
+            raise TypeError(f"{function}() got an unexpected keyword argument {quote(name)} ({nearest(name, names)})")
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return a hint for a `name` that is not in `valid`.
 
-    `did you mean 'gpt2'?` when one of the valid names is close, else `choose from 'a', 'b'`, or where there are many
-    `the nearest of 55 are 'a', 'b', 'c'`.
+    `that is 'learning_rate' here` for a setting that other libraries call so, `did you mean 'gpt2'?` when one of the
+    valid names is close, else `choose from 'a', 'b'`, or where there are many `the nearest of 55 are 'a', 'b', 'c'`.
     """
     name, names = name[:_LONGEST], sorted({each[:_LONGEST] for each in islice(valid, _MOST)})
+    if ours := usual_name(name, names):
+        return f"that is {' or '.join(map(repr, ours))} here"
     close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.6)
     for candidate in names:
         if close and candidate.lower() == close[0]:

@@ -4,6 +4,7 @@ docs/security.md lists the limits and says how to raise them. What is read here 
 device would be waited for, perhaps forever.
 """
 
+import errno
 import json
 import os
 import stat
@@ -28,6 +29,17 @@ RECORD_BYTES = 16 * MEGABYTE
 _LONGEST_NAME, _LONGEST_NUMBER = 200, 400
 DEPTH = 100
 """Objects and lists within each other, in JSON and YAML."""
+
+
+def can_be_path(path: str | os.PathLike[str]) -> bool:
+    """Whether a path could be one of this file system: a text that somebody took for one may be too long."""
+    try:
+        os.stat(path)  # noqa: PTH116, Path("x\0") can be made, too
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    except ValueError:  # a null character
+        return False
+    return True
 
 
 def open_file(path: Path, *, buffering: int = -1) -> BinaryIO:

@@ -9,6 +9,7 @@ Shapes, here and everywhere::
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ class Origin:
     """Its generation_config.json: forced tokens, banned tokens, lengths."""
     drawn: frozenset[str] = frozenset()
     """Names of the weights that it came without, and that were drawn."""
+    paths: tuple[Path, ...] = ()
+    """Where it and its adapters were loaded from, as they were given."""
 
 
 class Transformer(nn.Module):

@@ -1,6 +1,7 @@
 """`anyformer evaluate`, and directories of integers made by `anyformer convert`."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,23 @@ def test_the_table_and_the_figures(directory: Path, text: Path, capsys: pytest.C
     out = capsys.readouterr().out
     assert "100 tokens" in out
     assert f"{rows[2]['perplexity']:.3f}" in out
+
+
+@pytest.mark.parametrize("named", ["words.txt", "", "*.txt"])
+def test_a_text_that_the_run_was_trained_on(
+    named: str, directory: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(directory, tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.yaml").write_text(f"data: [{json.dumps(str(text.parent / named))}]\n")
+    command = ["evaluate", str(tmp_path / "run"), "--data", str(text), "--limit", "20"]
+    assert main(command) == 0
+    said = "This model was trained on words.txt, but for the tenth that was held out:"
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert main([*command, "--json"]) == 0
+    assert said in json.loads(capsys.readouterr().out)["notes"][0]
+    (tmp_path / "other.txt").write_text(WORDS)
+    assert main([*command[:3], str(tmp_path / "other.txt"), *command[4:]]) == 0
+    assert "trained on" not in capsys.readouterr().out
 
 
 def test_what_rounding_costs_an_adapter(

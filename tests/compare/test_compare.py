@@ -133,8 +133,11 @@ def test_equal_models_under_different_names_are_not_told_apart(data: str, tmp_pa
     found = compare(names, data=data, out=tmp_path / "out", tokens=300, seeds=2, **SMALL)
     assert [each.name for each in found.contenders] == ["gpt2-nano", "mine.json", "other.json"]
     assert len(found.verdicts) == 6
+    panels = {each.name: each for each in (*found.groups, *found.tasks)}
     for verdict in found.verdicts:
-        assert (verdict.difference, verdict.verdict) == (0.0, "not distinguishable at this budget")
+        few = panels[verdict.panel].pieces < 30
+        assert verdict.difference == 0.0
+        assert verdict.verdict == ("no verdict" if few else "not distinguishable at this budget")
 
 
 @pytest.mark.slow
@@ -293,7 +296,7 @@ def test_runs_with_different_tokenizers_do_not_mix(data: str, tmp_path: Path) ->
     with pytest.raises(UserError, match="have different tokenizers"):
         compare(names, data=data, out=tmp_path / "out", **SMALL)
     same = compare([names[0], names[0]], data=data, out=tmp_path / "same", **SMALL)
-    assert {each.verdict for each in same.verdicts} == {"not distinguishable at this budget"}
+    assert {(each.difference, each.verdict) for each in same.verdicts} == {(0.0, "no verdict")}
 
 
 def test_a_fine_tuned_run_beside_its_base(data: str, tmp_path: Path) -> None:

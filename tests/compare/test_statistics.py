@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from anyformer.compare.result import BETTER, UNDECIDED, Panel
+from anyformer.compare.result import BETTER, NO_VERDICT, UNDECIDED, Panel
 from anyformer.compare.statistics import Pieces, difference, estimate, holm
 from anyformer.compare.verdicts import judge
 
@@ -92,8 +92,32 @@ def test_of_equal_models_about_one_in_twenty_pairs_would_pass_without_correction
 
 def test_higher_is_better_for_tasks() -> None:
     panel = Panel(name="cloze", title="Cloze", measure="accuracy", lower_is_better=False)
-    right, wrong = [[1.0] * 90 + [0.0] * 10], [[1.0] * 30 + [0.0] * 70]
+    right, wrong = [[1.0] * 90 + [0.0] * 10] * 2, [[1.0] * 30 + [0.0] * 70] * 2
     panel, (verdict,) = judge(panel, {"weak": Pieces.of_items(wrong), "strong": Pieces.of_items(right)})
     assert (verdict.a, verdict.b, verdict.verdict) == ("strong", "weak", BETTER)
     assert verdict.difference == pytest.approx(0.6)
     assert [each.contender for each in panel.scores] == ["strong", "weak"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "items", "reason"),
+    [
+        (1, 100, "there is one seed, and another could turn it round"),
+        (3, 29, "it takes 30 items, and there are 29"),
+        (2, 30, None),
+    ],
+)
+def test_one_seed_and_few_items_name_no_winner(seeds: int, items: int, reason: str | None) -> None:
+    task = Panel(name="cloze", title="Cloze", measure="accuracy", lower_is_better=False, chance=0.25)
+    found = {name: Pieces.of_items([[right] * items] * seeds) for name, right in (("weak", 0.0), ("strong", 1.0))}
+    panel, (verdict,) = judge(task, found)
+    assert panel.no_verdict == reason
+    assert verdict.verdict == (BETTER if reason is None else NO_VERDICT)
+    assert (verdict.difference, verdict.pair[:6]) == (1.0, "strong")
+    # All are right, and so are all resamples of them.
+    wilson = stats.binomtest(items, items).proportion_ci(method="wilson")
+    assert panel.scores[0].interval == pytest.approx((wilson.low, 1.0))
+    assert panel.scores[1].interval == pytest.approx((0.0, 1 - wilson.low))
+    a = _pieces(0, items, seeds=seeds)
+    text, _ = judge(_PANEL, {"a": a, "b": Pieces(a.totals + a.weights, a.weights)})
+    assert text.no_verdict == (reason and reason.replace("items", "held-out pieces"))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 import torch
 
@@ -141,7 +140,8 @@ def test_plain_text_has_no_preview(base: Path, capsys: pytest.CaptureFixture[str
         ({"base": "base"}, "What is it to learn"),
         ({"base": "base", "data": [ROWS[0], "x.csv"]}, "item 2 is a str"),
         ({"base": "base", "data": [{"text": b"\0"}]}, "data, row 1, is not what a .jsonl file can hold"),
-        ({"base": "base", "data": [{"text": np.float32(1)}]}, "data, row 1, is not what a .jsonl file can hold"),
+        ({"base": "base", "data": {"train": ROWS}}, r"data is a dict of 'train': give a list of rows"),
+        ({"base": ("model", "tokenizer"), "data": ROWS}, r"base is a tuple, .* give the directory"),
         ({"base": "base", "data": ROWS, "resume": "runs/x"}, "leave base out"),
         ({"resume": "runs/x"}, "There is no run in"),
         ({"base": "base", "data": ROWS, "engine": "ddp", "processes": 2}, "From Python a run has one process"),
@@ -155,9 +155,53 @@ def test_what_is_wrong_is_one_sentence(base: Path, arguments: dict[str, Any], me
 
 
 def test_an_unknown_option_has_a_neighbor(base: Path) -> None:
-    options: Any = {"learning_rat": 1.0}
-    with pytest.raises(TypeError, match="did you mean 'learning_rate'"):
-        af.finetune(base, ROWS, **options)
+    for name, ours in {"learning_rat": "did you mean 'learning_rate'", "lr": "that is 'learning_rate' here"}.items():
+        options: Any = {name: 1.0}
+        with pytest.raises(TypeError, match=ours):
+            af.finetune(base, ROWS, **options)
+
+
+def test_frames_and_data_sets_are_rows(base: Path) -> None:
+    pandas, datasets = pytest.importorskip("pandas"), pytest.importorskip("datasets")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["yes", "no"])})
+    classes = datasets.Dataset.from_list(
+        [{**row, "label": int(row["label"] == "no")} for row in ROWS], features=features
+    )
+    kept = set[str]()
+    for data, labels in ((ROWS, ("no", "yes")), (pandas.DataFrame(ROWS), ("no", "yes")), (classes, ("yes", "no"))):
+        result = af.finetune(base, data, validation=data, steps=1)
+        assert result.model.config.head.label_names == labels
+        config = read_run(result.directory).config
+        assert config["data"] == config["validation"]
+        kept.update(config["data"])
+        evaluated = af.evaluate(result.directory, data)
+        assert evaluated == pytest.approx({name: result.metrics["after"][name] for name in evaluated})
+        assert evaluated.notes[0].startswith("This model was trained on these rows: ")
+    assert sorted(Path(path).suffix for path in kept) == [".jsonl", ".parquet"]
+
+
+def test_evaluating_on_what_was_learned_is_said(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train", "dev"):
+        Path(f"{name}.csv").write_text("".join(f"{row['text']},{row['label']}\n" for row in ROWS), encoding="utf-8")
+    header = ["text", "label"]
+    held = af.finetune(base, "train.csv", header=header, steps=1)
+    given = af.finetune(base, [Path().absolute() / "tr*.csv"], header=header, validation="dev.csv", steps=1)
+    Path("elsewhere").mkdir()
+    for path, result, said in (
+        ("train.csv", held, "trained on train.csv, but for the tenth that was held out: the figures"),
+        ("train.csv", given, "trained on train.csv: the figures"),
+        ("dev.csv", held, ""),
+        ("dev.csv", given, ""),
+    ):
+        for model in (str(result.directory), f"{result.directory}/model"):
+            assert main(["evaluate", model, "--data", path, "--header", *header]) == 0
+            out = " ".join(capsys.readouterr().out.split())
+            assert said in out
+            assert ("This model was trained on" in out) == bool(said)
+        notes = af.evaluate(*af.load(result.directory), path, header=header).notes
+        assert [said in note for note in notes] == [True] * bool(said)
+    (held.directory / "config.yaml").write_text("- [")  # whoever goes on with the run is told
+    assert not af.evaluate(held.directory, "train.csv", header=header).notes
 
 
 def test_ctrl_c_is_one(base: Path) -> None:

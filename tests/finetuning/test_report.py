@@ -16,7 +16,7 @@ import pytest
 import anyformer as af
 from anyformer.cli import finetune
 from anyformer.evaluation import Evaluation, evaluate
-from anyformer.evaluation.metrics import mean
+from anyformer.evaluation.metrics import mean, share
 from anyformer.evaluation.perplexity import losses
 from anyformer.finetuning import measure as measuring
 from anyformer.finetuning import report
@@ -66,7 +66,10 @@ def test_metrics_before_and_after_are_those_of_evaluate(
     assert accuracy["before"] == pytest.approx(np.mean(right))
     paired = mean(right).difference(mean([bool(row.right) for row in after.rows]))
     assert accuracy["difference"] == pytest.approx(list(paired), abs=1e-5)
-    assert accuracy["distinguishable"] == (not paired.low <= 0 <= paired.high)
+    assert accuracy["distinguishable"] is None
+    few = "No verdict: 20 examples can't show what was gained, it takes 30 or more."
+    assert found["notes"] == [few]
+    assert few in said
     line = next(line for line in said if line.startswith("accuracy"))
     assert line == f"{'accuracy':<10} {gained(accuracy)}; 20 examples held out"
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -94,7 +97,7 @@ def test_the_line_says_what_may_be_chance() -> None:
         return report.result(was, now, evaluated, {})
 
     def measured(values: list[float]) -> Measurement:
-        return Measurement(examples=len(values), figures={"accuracy": Figure.of(mean(values))})
+        return Measurement(examples=len(values), figures={"accuracy": Figure.of(share(values))})
 
     better = figure([0, 1] * 100, [1] * 180 + [0] * 20)
     assert re.fullmatch(
@@ -104,7 +107,34 @@ def test_the_line_says_what_may_be_chance() -> None:
     same = figure([0, 1] * 100, [1, 0] * 100)
     assert report.lines(same)[0].endswith(": not distinguishable; 200 examples held out")
     unknown = report.result(None, measured([1, 0, 1, 1]), Evaluation(task="classify", metrics={}), {})
-    assert report.lines(unknown) == ["accuracy   0.750 [0.25, 1.00]; 4 examples held out"]
+    assert report.lines(unknown) == ["accuracy   0.750 [0.30, 0.95]; 4 examples held out"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 29, 30, 200])
+def test_few_examples_have_no_verdict(count: int, tmp_path: Path) -> None:
+    """Three of three that are right now would have the interval from 1 to 1, and be better."""
+    was, now = (
+        Measurement(examples=count, figures={"accuracy": Figure.of(share([right] * count))}) for right in (0, 1)
+    )
+    found = report.result(was, now, Evaluation(task="classify", metrics={}), {})
+    (tmp_path / "evaluation.json").write_text(json.dumps(found), encoding="utf-8")
+    page = gains(tmp_path)
+    assert page is not None
+    said = " ".join(report.lines(found))
+    figure, (metric,) = found["metrics"]["accuracy"], page["metrics"]
+    assert figure["interval"][0] < 1.0
+    assert figure["difference"] == [1.0, 1.0]
+    if count < 30:
+        assert (figure["distinguishable"], metric["verdict"]) == (None, "no verdict")
+        assert f"No verdict: {count} example" in said
+        assert found["notes"] == page["notes"]
+        assert "30 or more" in page["notes"][0]
+    else:
+        assert (figure["distinguishable"], metric["verdict"], page["notes"]) == (True, "better", [])
+        assert "verdict" not in said
+
+
+def test_what_was_forgotten_is_a_share() -> None:
     assert general({"before": 21.3, "after": 23.9, "distinguishable": True}) == "21.3 -> 23.9 (+12%)"
 
 
@@ -221,7 +251,7 @@ def test_metrics_whose_library_is_missing_are_left_out(tunes: Tunes, monkeypatch
     ]
     found = evaluation(tunes("chat", "--steps=1", rows=rows))
     assert "rougeL" not in found["metrics"]
-    assert found["notes"] == ["Left out: ROUGE needs rouge-score: pip install 'anyformer[eval]'."]
+    assert found["notes"][0] == "Left out: ROUGE needs rouge-score: pip install 'anyformer[eval]'."
 
 
 def test_a_page_of_an_evaluation_that_is_damaged(tunes: Tunes) -> None:
@@ -242,4 +272,4 @@ def test_answers_of_one_word_are_not_compared_by_rouge(tunes: Tunes) -> None:
     found = evaluation(tunes("chat", "--steps=1"))
     assert "rougeL" not in found["metrics"]
     assert "exact_match" in found["metrics"]
-    assert not found["notes"]
+    assert not any("ROUGE" in note for note in found["notes"])

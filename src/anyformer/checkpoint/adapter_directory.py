@@ -15,7 +15,7 @@ HEAD = "head_config.json"
 
 def find_adapter(path: str | Path) -> Path | None:
     """The directory of an adapter without a model beside it: the path, or model/ of a run; None where it is none."""
-    for directory in (Path(path), Path(path) / "model"):
+    for directory in (Path(path), Path(path) / "model") if limits.can_be_path(path) else ():
         if (directory / "config.json").exists():
             return None
         if (directory / peft.CONFIG).is_file():

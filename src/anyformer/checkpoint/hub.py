@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from anyformer.errors import UserError
-from anyformer.limits import path_inside
+from anyformer.limits import can_be_path, path_inside
 
 GGUF = ".gguf"
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.spm", "*.txt"]
@@ -20,6 +20,8 @@ def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
         UserError: neither a directory nor a hub id, several GGUF files, no such repository, or no network.
     """
     path = Path(path_or_hub_id).expanduser()
+    if not can_be_path(path):
+        raise UserError(f"There is no directory {str(path_or_hub_id)[:80]!r}, and no file can be called so.")
     if path.is_dir():
         for directory in (path, path / "model"):  # where a training run keeps its model
             if (directory / "config.json").is_file():

@@ -84,6 +84,8 @@ def load(
         load_adapter(model, each)
     if alone is not None:
         tokenizer = Tokenizer.find(alone) or tokenizer
+    paths = (Path(path_or_hub_id), *(weighted(each)[0] for each in adapters))
+    model.origin = replace(model.origin, paths=paths)
     return model.eval(), tokenizer
 
 

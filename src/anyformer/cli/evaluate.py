@@ -80,6 +80,8 @@ class EvaluateOptions(_TextOptions, _AnswerOptions, _SuiteOptions, Columns, Mode
     """The text or the examples: files, folders and globs, as for training."""
     task: Task | None = None
     """What the model is to do with examples (default: what their columns say)."""
+    header: Annotated[tuple[str, ...], "NAME"] = ()
+    """The names of the columns of .csv and .tsv files that have no header."""
     limit: int | None = None
     """Read this many tokens of the text, or examples (default: all)."""
     batch_size: int | None = None
@@ -107,21 +109,23 @@ def run(argv: list[str]) -> int:
         return _run_suite(options, options.suite)
     if not options.data:
         raise UserError("Nothing was given to evaluate on: name a file with --data, or tasks of lm-eval with --suite.")
-    if options.task is not None or options.columns.given() or options.choices or _are_examples(options.data):
+    asked = options.task is not None or options.columns.given() or options.choices or options.header
+    if asked or _are_examples(options):
         return _run_task(options)
     return _run_text(options)
 
 
-def _are_examples(data: Sequence[str]) -> bool:
+def _are_examples(options: EvaluateOptions) -> bool:
     """Whether the columns of the first file say a task. Raises nothing: what is wrong with it is said later."""
     from anyformer.data.examples.rows import read_rows
     from anyformer.data.examples.tasks import detect
     from anyformer.data.input_files import RECORD_SUFFIXES, TAGGED_SUFFIXES
 
-    if not data[0].lower().partition(".gz")[0].endswith((*RECORD_SUFFIXES, *TAGGED_SUFFIXES)):
+    first = options.data[0]
+    if not first.lower().partition(".gz")[0].endswith((*RECORD_SUFFIXES, *TAGGED_SUFFIXES)):
         return False
     try:
-        row = next(iter(read_rows(data[:1])))
+        row = next(iter(read_rows([first], columns=options.header)))
         return detect(row.values.keys(), row.values)[0] != "text"
     except (UserError, StopIteration):
         return False
@@ -198,6 +202,7 @@ def _run_task(options: EvaluateOptions) -> int:
             options.data,
             options.task,
             columns=options.columns,
+            header=options.header,
             limit=options.limit,
             options=Options(
                 choices=options.choices,
@@ -220,9 +225,12 @@ def _run_text(options: EvaluateOptions) -> int:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from anyformer.console import Console
+    from anyformer.data.sources import find_files
     from anyformer.evaluation.perplexity import divergence, measure, predictions, read_text, weight_dtype
+    from anyformer.evaluation.trained_on import trained_on
 
     text: Text | None = None
+    notes: list[str] = []
     reference: Transformer | None = None
     results: dict[str, Quality] = {}
     console = Console(stderr=True)
@@ -230,6 +238,7 @@ def _run_text(options: EvaluateOptions) -> int:
         model, tokenizer = load()
         if text is None:
             text = read_text(tokenizer, options.data, options.field, options.limit, options.max_record_bytes)
+            notes = [note] if (note := trained_on(model, find_files(options.data))) else []
         title = name or weight_dtype(model)
         columns = (
             TextColumn(title, markup=False),
@@ -257,10 +266,11 @@ def _run_text(options: EvaluateOptions) -> int:
                 "bytes_of_weights": quality.size,
                 "read_tokens_per_second": quality.prompt_tokens_per_second,
                 "written_tokens_per_second": quality.decode_tokens_per_second,
+                "notes": notes,
             }
             write(json.dumps(figures), flush=True)
     if not options.json and text is not None:
-        _show(results, text)
+        _show(results, text, notes)
     return 0
 
 
@@ -285,7 +295,7 @@ def _variants(options: EvaluateOptions) -> Iterator[tuple[str | None, Callable[[
             yield kind, beside
 
 
-def _show(results: dict[str, Quality], text: Text) -> None:
+def _show(results: dict[str, Quality], text: Text, notes: Sequence[str]) -> None:
     from rich.table import Table
 
     from anyformer.console import Console
@@ -293,6 +303,8 @@ def _show(results: dict[str, Quality], text: Text) -> None:
     console = Console()
     first = next(iter(results.values()))
     console.print(f"{first.evaluation.predicted:,} tokens, {text.size:,} bytes of text")
+    for note in notes:
+        console.print(note)
     table = Table("weights", box=None, header_style="bold", pad_edge=False)
     for column in ("perplexity", "cost", "KL", "bits per byte", "MB", "tokens/s read", "written"):
         table.add_column(column, justify="right", no_wrap=True)

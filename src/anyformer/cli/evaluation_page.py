@@ -11,8 +11,8 @@ from anyformer.terminal import printable, shorten
 
 _MOST_LABELS = 12
 """Labels of a confusion matrix that is printed."""
-_TEXT, _ANSWER = 100, 60
-"""Characters of a row's text, and of an answer, that are shown."""
+_NAME, _TEXT = 60, 2000
+"""Characters that are shown of a label, and of a row's text: short ones are chosen, and shown whole."""
 
 
 def show(evaluation: Evaluation, worst: int) -> None:
@@ -32,7 +32,7 @@ def show(evaluation: Evaluation, worst: int) -> None:
         table = _table("class", "precision", "recall", "F1", "examples")
         for row in evaluation.classes:
             scores = (f"{value:.3f}" for value in (row.precision, row.recall, row.f1))
-            table.add_row(_line(row.label, _ANSWER), *scores, f"{row.support:,}")
+            table.add_row(_line(row.label, _NAME), *scores, f"{row.support:,}")
         console.print()
         console.print(table)
     confusion = evaluation.confusion
@@ -45,7 +45,7 @@ def show(evaluation: Evaluation, worst: int) -> None:
     for number, row in enumerate(evaluation.worst(worst)):
         console.print("\nMost wrong about" if number == 0 else "")
         console.print(f"{row.where}: {_line(row.text, _TEXT)}")
-        console.print(f"  right: {_line(row.reference, _ANSWER)}   said: {_line(row.prediction, _ANSWER)}")
+        console.print(f"  right: {_line(row.reference, _TEXT)}   said: {_line(row.prediction, _TEXT)}")
 
 
 def to_json(evaluation: Evaluation, worst: int) -> dict[str, Any]:

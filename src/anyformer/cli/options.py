@@ -143,7 +143,7 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(f"{argument!r} is one argument too many; usage: {self.usage}")
             option = argument.partition("=")[0]
             hint = nearest(option, [name for action in self._actions for name in action.option_strings])
-            if not hint.startswith("did you mean"):
+            if not hint.startswith(("did you mean", "that is")):
                 hint = f"{self.prog} --help lists them"
             raise UserError(f"{self.prog} has no option {option} ({hint}).")
         values = vars(space)

@@ -18,6 +18,8 @@ from anyformer.compare.page import PAGE, write_page
 from anyformer.compare.request import BATCH_SIZE, CONTEXT, SEEDS, Request, budget_of
 from anyformer.compare.result import Comparison
 from anyformer.compare.tasks import read_labeled_texts
+from anyformer.data.disk_cache import Cache
+from anyformer.data.examples.tables import Data, kept_paths
 from anyformer.runs.report import require_page
 
 Say = Callable[[str], None]
@@ -27,7 +29,7 @@ _WAIT = 0.5
 def compare(
     contenders: Sequence[str],
     *,
-    data: str | Sequence[str] = (),
+    data: Data = (),
     out: str | os.PathLike[str] | None = None,
     vary: str | Sequence[str] = (),
     tokens: float | None = None,
@@ -41,7 +43,7 @@ def compare(
     tokenizer: str | None = None,
     field: str = "text",
     tasks: bool = True,
-    classify: str | Sequence[str] = (),
+    classify: Data = (),
     processes: int = 1,
     device: str | None = None,
     dtype: str | None = None,
@@ -53,7 +55,8 @@ def compare(
     Args:
         contenders: presets, families (which are scaled down), config files, or finished runs, with fields changed:
             ``["gpt2", "llama:norm.kind=layer", "runs/llama-nano-1"]``.
-        data: files, folders and globs of text; empty: the standard library of Python.
+        data: files, folders and globs of text, or rows, as `anyformer.finetune` takes them; empty: the standard library
+            of Python.
         out: the folder to keep it in; None: one in ``comparisons``, the same for the same arguments.
         vary: fields of a single contender and their values, such as ``["norm.kind=layer,rms"]``.
         tokens, flops, minutes: what each contender may spend on each seed, one of them; None: half a million tokens.
@@ -79,7 +82,7 @@ def compare(
     request = Request(
         contenders=tuple(contenders),
         vary=(vary,) if isinstance(vary, str) else tuple(vary),
-        data=(data,) if isinstance(data, str) else tuple(map(str, data)),
+        data=kept_paths(data, Cache),
         field=field,
         tokenizer=tokenizer,
         match=match,
@@ -89,7 +92,7 @@ def compare(
         context=context,
         batch_size=batch_size,
         tasks=tasks,
-        classify=(classify,) if isinstance(classify, str) else tuple(map(str, classify)),
+        classify=kept_paths(classify, Cache),
         device=device,
         dtype=dtype,
     )

@@ -32,6 +32,8 @@ VERSION = 1
 BETTER = "better"
 WORSE = "worse"
 UNDECIDED = "not distinguishable at this budget"
+NO_VERDICT = "no verdict"
+ONE_SEED = "One seed: the noise of training is not in the intervals, so they name no winner. Give --seeds 3."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +190,7 @@ class Panel:
         chance: what guessing reaches, of tasks.
         scores: the best first.
         left_out: why a contender is not in it, by its name.
+        no_verdict: why its differences have no verdict, a clause; None: they have.
     """
 
     name: str
@@ -199,6 +202,7 @@ class Panel:
     chance: float | None = None
     scores: tuple[Score, ...] = ()
     left_out: dict[str, str] = field(default_factory=dict[str, str])
+    no_verdict: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +216,8 @@ class Difference:
         interval: of the difference, for this one alone.
         p: the share of resamples in which the difference has another sign, twice.
         p_corrected: the same after Holm's correction for the number of differences of the panel.
-        verdict: "better" or "worse", that is the first than the second, or "not distinguishable at this budget".
+        verdict: "better" or "worse", that is the first than the second, or "not distinguishable at this budget"; "no
+            verdict" for what the panel says in `no_verdict`.
     """
 
     panel: str

@@ -4,10 +4,10 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from anyformer.compare.result import BETTER, UNDECIDED, WORSE, Comparison, Difference, Panel, Verdict
+from anyformer.compare.result import BETTER, ONE_SEED, WORSE, Comparison, Difference, Panel, Verdict
 from anyformer.console import Console
 
-_STYLES = {BETTER: "green", WORSE: "red", UNDECIDED: ""}
+_STYLES = {BETTER: "green", WORSE: "red"}
 _DIFFERENCE = ("difference", "95% interval", "verdict")
 
 
@@ -19,14 +19,15 @@ def show(console: Console, comparison: Comparison) -> None:
     if comparison.ablation is not None and comparison.ablation.effects:
         _effects(console, comparison)
     if comparison.setup.seeds == 1:
-        console.print(Text("\nOne seed: the noise of training is not in the intervals."), soft_wrap=True)
+        console.print(Text(f"\n{ONE_SEED}"), soft_wrap=True)
 
 
 def _panel(console: Console, panel: Panel, verdicts: list[Verdict]) -> None:
     chance = "" if panel.chance is None else f"; chance is {panel.chance:.2f}"
     console.print(Text(f"\n{panel.title}: {panel.measure}{chance}", style="bold"), soft_wrap=True)
-    if panel.note:
-        console.print(Text(panel.note, style="dim"), soft_wrap=True)
+    for note in (panel.note, f"No verdict: {panel.no_verdict}." if panel.no_verdict and verdicts else ""):
+        if note:
+            console.print(Text(note, style="dim"), soft_wrap=True)
     table = _table("", panel.measure, "95% interval")
     for score in panel.scores:
         table.add_row(Text(score.contender), f"{score.value:.4f}", _interval(score.interval))
@@ -59,7 +60,7 @@ def _table(*columns: str) -> Table:
 
 def _cells(each: Difference) -> tuple[str, str, Text]:
     """Of the columns of a difference."""
-    return f"{each.difference:+.4f}", _interval(each.interval), Text(each.verdict, style=_STYLES[each.verdict])
+    return f"{each.difference:+.4f}", _interval(each.interval), Text(each.verdict, style=_STYLES.get(each.verdict, ""))
 
 
 def _interval(interval: tuple[float, float]) -> str:

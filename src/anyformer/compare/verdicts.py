@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from anyformer.compare.result import BETTER, UNDECIDED, WORSE, Difference, Panel, Score, Verdict
+from anyformer.compare.result import BETTER, NO_VERDICT, UNDECIDED, WORSE, Difference, Panel, Score, Verdict
 from anyformer.compare.statistics import ALPHA, Estimate, Pieces, difference, estimate, holm
+from anyformer.evaluation.metrics.metric import FEWEST, Interval, wilson
 
 
 def judge(panel: Panel, found: Mapping[str, Pieces]) -> tuple[Panel, list[Verdict]]:
@@ -22,26 +23,27 @@ def judge(panel: Panel, found: Mapping[str, Pieces]) -> tuple[Panel, list[Verdic
         Score(
             contender=name,
             value=found[name].value,
-            interval=_possible(estimate(found[name]).interval, panel),
+            interval=_interval(found[name], panel),
             seeds=tuple(found[name].seeds.tolist()),
         )
         for name in names
     ]
+    first = next(iter(found.values()), None)
+    seeds, pieces = (0, 0) if first is None else first.totals.shape
+    panel = replace(panel, scores=tuple(scores), pieces=pieces, no_verdict=_no_verdict(panel, seeds, pieces))
     pairs = list(combinations(names, 2))
     differences = decide(panel, [difference(found[a], found[b]) for a, b in pairs])
     verdicts = [Verdict(a=a, b=b, **vars(each)) for (a, b), each in zip(pairs, differences, strict=True)]
-    pieces = max((each.totals.shape[1] for each in found.values()), default=0)
-    return replace(panel, scores=tuple(scores), pieces=pieces), verdicts
+    return panel, verdicts
 
 
 def decide(panel: Panel, estimates: Sequence[Estimate]) -> list[Difference]:
     """Which of the differences of a panel are more than noise, all of them together: p is corrected for their number.
 
     Args:
-        panel: of the numbers.
+        panel: of the numbers; where it says why there is no verdict, there is none.
         estimates: each of a first number less a second.
     """
-    sign = 1 if panel.lower_is_better else -1
     return [
         Difference(
             panel=panel.name,
@@ -50,13 +52,34 @@ def decide(panel: Panel, estimates: Sequence[Estimate]) -> list[Difference]:
             interval=each.interval,
             p=each.p,
             p_corrected=p,
-            verdict=UNDECIDED if p >= ALPHA else BETTER if sign * each.value < 0 else WORSE,
+            verdict=_verdict(panel, each.value, p),
         )
         for each, p in zip(estimates, holm([each.p for each in estimates]), strict=True)
     ]
 
 
-def _possible(interval: tuple[float, float], panel: Panel) -> tuple[float, float]:
-    """Without values that a measure can't take: few seeds make an interval wide."""
+def _verdict(panel: Panel, value: float, p: float) -> str:
+    if panel.no_verdict is not None:
+        return NO_VERDICT
+    return UNDECIDED if p >= ALPHA else BETTER if (value < 0) == panel.lower_is_better else WORSE
+
+
+def _no_verdict(panel: Panel, seeds: int, pieces: int) -> str | None:
+    """Why nothing is said about which is better; None: it is."""
+    if seeds == 1:
+        return "there is one seed, and another could turn it round"
+    if pieces < FEWEST:
+        items = "held-out pieces" if panel.chance is None else "items"
+        return f"it takes {FEWEST} {items}, and there are {pieces}"
+    return None
+
+
+def _interval(pieces: Pieces, panel: Panel) -> tuple[float, float]:
+    """The noise band, without values that a measure can't take: few seeds make it wide.
+
+    Of a task it is at least as wide as Wilson's for as many items: if all are right, resamples are all alike.
+    """
+    low, high = estimate(pieces).interval
+    least = Interval(low, high) if panel.chance is None else wilson(pieces.value, pieces.totals.shape[1])
     highest = math.inf if panel.lower_is_better else 1.0
-    return max(0.0, interval[0]), min(highest, interval[1])
+    return max(0.0, min(low, least.low)), min(highest, max(high, least.high))

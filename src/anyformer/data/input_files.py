@@ -68,6 +68,8 @@ def find_files(paths: Paths, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     found: list[Path] = []
     for item in given:
         path = Path(item)
+        if not limits.can_be_path(path):
+            raise UserError(f"There is no data at {str(path)[:80]!r}, and no file can be called so: name a file.")
         is_glob = any(character in "*?[" for character in str(path))
         found += _matching(path, suffixes) if is_glob and not path.exists() else _named(path, suffixes)
     once: dict[Path, Path] = {}

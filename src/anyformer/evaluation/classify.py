@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from anyformer.checkpoint.by_name import takes_model
 from anyformer.errors import UserError
 from anyformer.evaluation.logits import is_regression, label_names, require_words, text_logits
 from anyformer.model import Transformer
@@ -41,6 +42,7 @@ class Classification:
         return next(iter(self.scores.values())) if not self.labels and len(self.scores) == 1 else None
 
 
+@takes_model
 def classify(
     model: Transformer,
     tokenizer: Tokenizer | None,

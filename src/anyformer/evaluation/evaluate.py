@@ -1,9 +1,10 @@
 """Evaluate a model on a data set."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, cast
 
+from anyformer.checkpoint.by_name import takes_model
 from anyformer.data.examples import (
     ChatExample,
     ClassifyExample,
@@ -16,9 +17,10 @@ from anyformer.data.examples import (
     Task,
     TextExample,
 )
-from anyformer.data.examples.columns import Columns
+from anyformer.data.examples.columns import Columns, as_columns
 from anyformer.data.examples.labels import LabelKind
 from anyformer.data.examples.loading import load_examples
+from anyformer.data.examples.tables import Data, Table, read_data
 from anyformer.errors import UserError
 from anyformer.evaluation.logits import is_regression
 from anyformer.evaluation.options import Options
@@ -28,20 +30,20 @@ from anyformer.evaluation.tasks.classify import evaluate_classify
 from anyformer.evaluation.tasks.embed import evaluate_embed
 from anyformer.evaluation.tasks.tag import evaluate_tag
 from anyformer.evaluation.tasks.text import evaluate_text
+from anyformer.evaluation.trained_on import trained_on
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
-Data = str | Path | Sequence[str | Path] | Sequence[Example]
-"""Files, folders and globs; or examples."""
 
-
+@takes_model
 def evaluate(
     model: Transformer,
     tokenizer: Tokenizer | None,
-    data: Data,
+    data: Data | Sequence[Example],
     task: Task | None = None,
     *,
-    columns: Columns | None = None,
+    columns: Columns | Mapping[str, str] | None = None,
+    header: Sequence[str] = (),
     limit: int | None = None,
     options: Options | None = None,
 ) -> Evaluation:
@@ -60,10 +62,12 @@ def evaluate(
     ======================  ============================================================================
 
     Args:
-        model, tokenizer: See `anyformer.load`.
-        data: Files, folders and globs, see docs/finetuning.md; or examples.
+        model, tokenizer: See `anyformer.load`; or in the place of both the directory to load them from.
+        data: Files, folders and globs, see docs/finetuning.md; or rows, as dicts, a data frame of pandas or polars, or
+            a `datasets.Dataset`; or examples.
         task: One of those above; None: as the columns of the data say.
-        columns: The names of columns that aren't the usual ones.
+        columns: The names of columns that aren't the usual ones, such as ``{"text": "review", "label": "stars"}``.
+        header: The names of the columns of .csv and .tsv files that have no header.
         limit: Rows to evaluate, the first ones; None: all.
         options: How answers are generated or chosen.
 
@@ -77,8 +81,9 @@ def evaluate(
     if limit is not None and limit < 1:
         raise UserError(f"limit is a number of rows, at least 1, not {limit}.")
     options = options or Options()
-    examples, found = _read(model, data, task, columns)
-    return evaluate_examples(model, tokenizer, examples[:limit], found, options)
+    examples, found, warning = _read(model, data, task, as_columns(columns), header)
+    evaluation = evaluate_examples(model, tokenizer, examples[:limit], found, options)
+    return evaluation if warning is None else replace(evaluation, notes=(warning, *evaluation.notes))
 
 
 def evaluate_examples(
@@ -103,26 +108,33 @@ def evaluate_examples(
             return evaluate_text(model, tokenizer, rows, options)
 
 
-def _read(model: Transformer, data: Data, task: Task | None, columns: Columns | None) -> tuple[Sequence[Example], Task]:
-    """The examples and their task."""
-    paths = [data] if isinstance(data, str | Path) else data
-    if paths and not isinstance(paths[0], str | Path):
-        examples = cast("Sequence[Example]", paths)
-        return examples, task or _TASKS[type(examples[0])]
+def _read(
+    model: Transformer,
+    data: Data | Sequence[Example],
+    task: Task | None,
+    columns: Columns | None,
+    header: Sequence[str],
+) -> tuple[Sequence[Example], Task, str | None]:
+    """The examples, their task, and a sentence if the model was trained on them."""
+    if isinstance(data, Sequence) and data and isinstance(data[0], tuple(_TASKS)):
+        examples = cast("Sequence[Example]", data)
+        return examples, task or _TASKS[type(examples[0])], None
     head = model.config.head
     kind: LabelKind | None = None
     if head.kind == "classification":
         multiple = head.problem_type == "multi_label_classification"
         kind = "regression" if is_regression(model) else "multiple" if multiple else None
+    rows = read_data(data)
     found = load_examples(
-        [str(path) for path in paths],
+        rows,
         task=task,
         columns=columns,
+        header=header,
         labels=head.label_names or None,
         kind=kind,
         training=False,
     )
-    return found.examples, found.task
+    return found.examples, found.task, trained_on(model, rows if isinstance(rows, Table) else found.files)
 
 
 _TASKS: Mapping[type[Example], Task] = {

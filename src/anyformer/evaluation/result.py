@@ -46,7 +46,7 @@ class Evaluation(dict[str, float]):
     """The metrics of a task by name, a dict of numbers; its attributes say more.
 
     Attributes:
-        metrics: By name; each has a `value` and a bootstrap `interval`.
+        metrics: By name; each has a `value` and an `interval`.
         rows: In the order of the data.
         classes: Of labels and entities, the scores of each.
         confusion: Of one label a row.
@@ -64,7 +64,7 @@ class Evaluation(dict[str, float]):
         self.update({name: metric.value for name, metric in self.metrics.items()})
 
     def intervals(self, confidence: float = 0.95) -> dict[str, Interval]:
-        """The bootstrap interval of each metric."""
+        """The interval of each metric; NaN where it isn't known."""
         return {name: metric.interval(confidence) for name, metric in self.metrics.items()}
 
     def differences(self, after: "Evaluation", confidence: float = 0.95) -> dict[str, Interval]:
@@ -76,6 +76,20 @@ class Evaluation(dict[str, float]):
         }
 
     def worst(self, count: int = 10) -> list[EvaluatedRow]:
-        """The rows with the highest loss, of those that aren't right."""
-        wrong = [row for row in self.rows if not row.right]
-        return sorted(wrong, key=lambda row: row.loss, reverse=True)[:count]
+        """Short rows that the model is most wrong about, see `telling`."""
+        return [self.rows[index] for index in telling(self.rows, count)]
+
+
+def telling(rows: Sequence[EvaluatedRow], count: int) -> list[int]:
+    """Indices of rows that show in few words what a model gets wrong, the highest loss first.
+
+    They are the shortest of those that aren't right and whose loss is among the highest quarter; of few, or of equal
+    ones, more.
+    """
+    wrong = sorted((index for index, row in enumerate(rows) if not row.right), key=lambda index: -rows[index].loss)
+    if not wrong or count < 1:
+        return []
+    least = rows[wrong[min(len(wrong) - 1, max(count, len(wrong) // 4) - 1)]].loss
+    high = [index for index in wrong if rows[index].loss >= least]
+    shortest = sorted(high, key=lambda index: len(rows[index].text))[:count]
+    return sorted(shortest, key=lambda index: -rows[index].loss)

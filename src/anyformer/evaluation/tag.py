@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from anyformer.checkpoint.by_name import takes_model
 from anyformer.evaluation.logits import label_names, require_words, word_logits
 from anyformer.evaluation.metrics.tagging import entities, is_entity_scheme
 from anyformer.evaluation.words import Span, word_spans
@@ -71,6 +72,7 @@ def finds_entities(model: Transformer) -> bool:
     return is_entity_scheme(label_names(model))
 
 
+@takes_model
 def tag(
     model: Transformer, tokenizer: Tokenizer | None, texts: str | Sequence[str | Sequence[str]]
 ) -> list[TaggedText]:

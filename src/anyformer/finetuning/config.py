@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -21,6 +21,7 @@ from anyformer.training.run_config import CompleteRunConfig, RunConfig
 
 if TYPE_CHECKING:
     from anyformer.adapters import LoraConfig
+    from anyformer.data.examples.tables import Data
 
 EPOCHS = 3.0
 """Passes over the data of a run that was given no length."""
@@ -54,7 +55,7 @@ _ALL_LINEAR = ("all-linear",)
 class FinetuneOptions(TypedDict, total=False):
     """The fields of `FinetuneConfig` but its base and its data, as keyword arguments."""
 
-    validation: str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
+    validation: Data
     task: str | None
     columns: Mapping[str, str] | Sequence[str]
     header: Sequence[str]

@@ -1,10 +1,8 @@
 """Fine-tuning from Python."""
 
-import hashlib
-import json
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack, cast
@@ -13,7 +11,8 @@ from anyformer import limits
 from anyformer.checkpoint import load
 from anyformer.console import Console
 from anyformer.data.disk_cache import Cache
-from anyformer.errors import UserError, nearest
+from anyformer.data.examples.tables import Data, kept_paths
+from anyformer.errors import UserError, check_keywords
 from anyformer.finetuning.config import FinetuneConfig, FinetuneOptions, resumed
 from anyformer.finetuning.recipe import finetuning
 from anyformer.model import Transformer
@@ -22,9 +21,6 @@ from anyformer.tokenizer import Tokenizer
 from anyformer.training.precision import choose_precision
 from anyformer.training.run import run
 from anyformer.training.strategies.launch import needs_launch
-
-Data = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
-"""Files, folders and globs, as `anyformer finetune --data` takes them; or rows, as they would be in a .jsonl file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +53,9 @@ def finetune(
 
     Args:
         base: A model directory, a run directory, a GGUF file, or a hub id.
-        data: Files, folders and globs of examples; or rows as dicts, which are kept in the cache folder as a file, so
-            that the run can be resumed and repeated.
+        data: Files, folders and globs of examples; or rows, as dicts, a data frame of pandas or polars, or a
+            `datasets.Dataset`, which are kept in the cache folder as a file, so that the run can be resumed and
+            repeated.
         resume: A run directory to go on in, instead of a base.
         quiet: Whether to print nothing; None: unless standard output is a terminal or a notebook.
         **options: The fields of `FinetuneConfig`, which are the flags of the command: ``task="classify"``,
@@ -80,7 +77,7 @@ def finetune(
     """
     started = time.monotonic()
     values = _values(options)
-    examples = _paths(data, values.get("cache"))
+    examples = kept_paths(data, lambda: Cache(values.get("cache")))
     values |= {"data": examples} if examples else {}
     directory = None if resume is None else Path(resume)
     if directory is not None:
@@ -89,6 +86,11 @@ def finetune(
         config = resumed(directory, values)
     elif base is None:
         raise UserError("Which model is to be fine-tuned? Give its directory, a GGUF file or a hub id.")
+    elif not isinstance(base, str | Path):
+        raise UserError(
+            f"base is a {type(base).__name__}, and a run has to name its model: give the directory that it was loaded "
+            "from, or save it with af.save(model, DIR, tokenizer=tokenizer) and give DIR."
+        )
     elif not examples:
         raise UserError("What is it to learn? Give data: a file of examples, or rows.")
     else:
@@ -116,10 +118,7 @@ def finetune(
 
 def _values(options: FinetuneOptions) -> dict[str, Any]:
     """The options as a `FinetuneConfig` has them."""
-    known = FinetuneOptions.__annotations__
-    for name in options:
-        if name not in known:
-            raise TypeError(f"finetune() got an unexpected keyword argument {name!r} ({nearest(name, known)})")
+    check_keywords("finetune", options, {*FinetuneOptions.__annotations__, "base", "data", "resume", "quiet"})
     values: dict[str, Any] = dict(options)
     columns = values.get("columns")
     if isinstance(columns, Mapping):
@@ -131,37 +130,8 @@ def _values(options: FinetuneOptions) -> dict[str, Any]:
         if values.get(name) is not None:
             values[name] = Path(values[name])
     if "validation" in values:
-        values["validation"] = _paths(values["validation"], values.get("cache"))
+        values["validation"] = kept_paths(values["validation"], lambda: Cache(values.get("cache")))
     return values
-
-
-def _paths(data: Data, cache: Path | None) -> tuple[str, ...]:
-    """Files with the examples: those that are named, or one that holds the rows."""
-    if isinstance(data, str | Path):
-        return (str(data),)
-    given = list[object](data)
-    if all(isinstance(each, str | Path) for each in given):
-        return tuple(map(str, given))
-    lines = [_line(row, number) for number, row in enumerate(given, 1)]
-
-    def write(path: Path) -> str:
-        content = "".join(lines).encode("utf-8")
-        path.write_bytes(content)
-        return f"{hashlib.sha256(content).hexdigest()[:16]}.jsonl"
-
-    return (str(Cache(cache).keep("rows", write)),)
-
-
-def _line(row: object, number: int) -> str:
-    if not isinstance(row, Mapping):
-        raise UserError(
-            f"data holds paths or rows, and a row is a dict such as one of a .jsonl file: item {number} is a "
-            f"{type(row).__name__}."
-        )
-    try:
-        return json.dumps(dict(cast("Mapping[str, Any]", row)), ensure_ascii=False) + "\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"data, row {number}, is not what a .jsonl file can hold: {error}.") from error
 
 
 def _metrics(directory: Path) -> dict[str, dict[str, float]]:

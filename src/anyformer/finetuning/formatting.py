@@ -25,7 +25,7 @@ def points(figure: Mapping[str, Any]) -> str:
     if figure["before"] is None or figure["after"] is None or bounds is None:
         return ""
     gain = figure["after"] - figure["before"]
-    apart = "" if figure["distinguishable"] else ": not distinguishable"
+    apart = ": not distinguishable" if figure["distinguishable"] is False else ""
     return f"{'+' * (gain >= 0)}{_digits(bounds)(gain)}{interval(bounds)}{apart}"
 
 

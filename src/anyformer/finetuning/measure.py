@@ -23,6 +23,8 @@ from anyformer.finetuning.config import GENERATIVE
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
+FEWEST_WINDOWS = 10
+"""Windows of text below which nothing is said about what was gained: each is the mean of many predictions."""
 _EXAMPLES, _GENERATED = 2000, 32
 """Examples that are measured at most: such with labels, and such with texts to write."""
 _FIRST, _FIRST_GENERATED = 32, 4
@@ -36,20 +38,16 @@ _GENERAL_TOKENS, _WINDOW = 4096, 256
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """A metric: its value, and those of its bootstrap resamples, by which it is compared with an earlier one."""
+    """A metric: its value, its interval, and the values of resamples, by which it is compared with an earlier one."""
 
     value: float
+    interval: Interval
     resampled: Array
 
     @classmethod
     def of(cls, metric: Metric) -> "Figure":
         """The figure of a metric."""
-        return cls(metric.value, metric.resampled())
-
-    @property
-    def interval(self) -> Interval:
-        """Holds 95% of the resamples."""
-        return percentiles(self.resampled)
+        return cls(metric.value, metric.interval(), metric.resampled())
 
     def difference(self, before: "Figure") -> Interval | None:
         """The paired interval of what was gained since; None: the two are not of the same rows."""
@@ -211,9 +209,10 @@ def _read(
 
 def _plain(figure: Figure) -> dict[str, Any]:
     resampled = [None if math.isnan(value) else float(f"{value:.6g}") for value in figure.resampled.tolist()]
-    return {"value": figure.value if math.isfinite(figure.value) else None, "resampled": resampled}
+    value, *interval = (each if math.isfinite(each) else None for each in (figure.value, *figure.interval))
+    return {"value": value, "interval": interval, "resampled": resampled}
 
 
 def _figure(values: Mapping[str, Any]) -> Figure:
-    value = values["value"]
-    return Figure(math.nan if value is None else float(value), np.array(values["resampled"], dtype=np.float64))
+    value, low, high = (math.nan if each is None else float(each) for each in (values["value"], *values["interval"]))
+    return Figure(value, Interval(low, high), np.array(values["resampled"], dtype=np.float64))

@@ -187,8 +187,8 @@ def _measured(result: Mapping[str, Any]) -> Iterator[str]:
         yield "## Evaluation"
     if metrics:
         yield (
-            f"On {result['measured_on']} that it was not trained on, with 95% bootstrap intervals; that of the "
-            "difference is paired."
+            f"On {result['measured_on']} that it was not trained on, with 95% intervals; that of the "
+            "difference is a paired bootstrap's."
         )
         rows = [
             (

@@ -4,7 +4,7 @@ import gc
 import shlex
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,10 @@ from anyformer.console import Console
 from anyformer.data.disk_cache import Cache, key
 from anyformer.data.examples import ClassifyExample, EmbedExample, Example, Task
 from anyformer.data.examples.batches import ExampleBatches
-from anyformer.data.examples.columns import NamedColumns
+from anyformer.data.examples.columns import as_columns
 from anyformer.data.examples.datasets import Dataset, PreferenceDataset
 from anyformer.data.examples.held_out import digest, duplicates, held_out, overlap
 from anyformer.data.examples.loading import ExampleSet, find_task, load_examples
-from anyformer.errors import UserError, nearest, quote
 from anyformer.finetuning.base import BaseFinetuning
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import FinetuneConfig, complete
@@ -49,7 +48,7 @@ def finetuning(config: FinetuneConfig, console: Console) -> Recipe:
         UserError: as `TextFinetuning` and `Finetuning`.
     """
     if config.task is None:
-        task = find_task(config.data, columns=_columns(config), header=config.header, cache=Cache(config.cache))
+        task = find_task(config.data, columns=as_columns(config.roles), header=config.header, cache=Cache(config.cache))
         config = replace(config, task=task) if task == "text" else config
     return (TextFinetuning if config.task == "text" else Finetuning)(config, console)
 
@@ -216,7 +215,7 @@ def _read(config: FinetuneConfig, training: ExampleSet | None = None) -> Example
     return load_examples(
         config.data if training is None else config.validation,
         task=task,
-        columns=_columns(config),
+        columns=as_columns(config.roles),
         header=config.header,
         labels=labels,
         kind=kind,
@@ -225,11 +224,3 @@ def _read(config: FinetuneConfig, training: ExampleSet | None = None) -> Example
         max_record_bytes=config.max_record_bytes,
         cache=Cache(config.cache),
     )
-
-
-def _columns(config: FinetuneConfig) -> NamedColumns:
-    known = {field.name for field in fields(NamedColumns)}
-    for role, column in config.roles.items():
-        if role not in known:
-            raise UserError(f"--columns {role}={column}: there is no role {quote(role)} ({nearest(role, known)}).")
-    return NamedColumns(**config.roles)

@@ -12,13 +12,14 @@ from anyformer import atomic, limits
 from anyformer.data.examples import Example, Task
 from anyformer.errors import UserError
 from anyformer.evaluation.evaluate import evaluate_examples
+from anyformer.evaluation.metrics import FEWEST
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.perplexity import Text
-from anyformer.evaluation.result import EvaluatedRow, Evaluation
+from anyformer.evaluation.result import EvaluatedRow, Evaluation, telling
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import GENERATIVE, CompleteFinetuneConfig
 from anyformer.finetuning.formatting import gained, general
-from anyformer.finetuning.measure import Figure, Measurement, measure
+from anyformer.finetuning.measure import FEWEST_WINDOWS, Figure, Measurement, measure
 from anyformer.finetuning.model_card import write_card
 from anyformer.model import Transformer
 from anyformer.quantization import quantized_weights
@@ -148,6 +149,8 @@ def result(
         checks: Counts of the examples: "training" and "validation".
     """
     known = before.figures if before is not None else {}
+    fewest = FEWEST_WINDOWS if evaluation.task == "text" else FEWEST
+    enough = after.examples >= fewest
     said = [None] * len(evaluation.rows)
     if before is not None and len(before.predictions) == len(evaluation.rows):
         said = [_said(evaluation, text) for text in before.predictions]
@@ -156,7 +159,12 @@ def result(
     text = None
     if after.general is not None:
         same = before is not None and (before.size, before.windows) == (after.size, after.windows)
-        text = _figure("perplexity", before.general if before is not None and same else None, after.general)
+        text = _figure(
+            "perplexity",
+            before.general if before is not None and same else None,
+            after.general,
+            enough=after.windows >= FEWEST_WINDOWS,
+        )
     plural = "s" * (after.examples != 1)
     measured_on = f"window{plural} of text" if evaluation.task == "text" else f"example{plural}"
     trained = checks["training"].labels if "training" in checks else {}
@@ -166,7 +174,9 @@ def result(
         "examples": after.examples,
         "measured_on": f"{after.examples:,} {measured_on}",
         "held_out": checks["validation"].examples if "validation" in checks else None,
-        "metrics": {name: _figure(name, known.get(name), figure) for name, figure in after.figures.items()},
+        "metrics": {
+            name: _figure(name, known.get(name), figure, enough=enough) for name, figure in after.figures.items()
+        },
         "general": text,
         "classes": [
             {
@@ -184,8 +194,15 @@ def result(
         else {"labels": list(confusion.labels), "matrix": confusion.matrix.tolist()},
         "answers": [_row(*pair) for pair in _chosen(pairs, evaluation.task in GENERATIVE)],
         "changed": sum(earlier is not None and earlier != row.prediction for row, earlier in pairs),
-        "worst": [_row(*pair) for pair in _worst(pairs)],
-        "notes": list(evaluation.notes),
+        "worst": [_row(*pairs[index]) for index in telling([row for row, _ in pairs], _WORST)],
+        "notes": [
+            *evaluation.notes,
+            *(
+                [f"No verdict: {after.examples:,} {measured_on} can't show what was gained, it takes {fewest} or more."]
+                if known and not enough
+                else []
+            ),
+        ],
     }
 
 
@@ -204,7 +221,7 @@ def lines(values: Mapping[str, Any]) -> list[str]:
     return [*said, *map(printable, values["notes"])]
 
 
-def _figure(name: str, before: Figure | None, after: Figure) -> dict[str, Any]:
+def _figure(name: str, before: Figure | None, after: Figure, *, enough: bool) -> dict[str, Any]:
     difference = None if before is None else _bounds(after.difference(before))
     return {
         "before": None if before is None else _finite(before.value),
@@ -212,7 +229,7 @@ def _figure(name: str, before: Figure | None, after: Figure) -> dict[str, Any]:
         "after": _finite(after.value),
         "interval": _bounds(after.interval),
         "difference": difference,
-        "distinguishable": None if difference is None else not difference[0] <= 0 <= difference[1],
+        "distinguishable": None if difference is None or not enough else not difference[0] <= 0 <= difference[1],
         "higher_is_better": name not in _LOWER_IS_BETTER,
     }
 
@@ -236,11 +253,6 @@ def _chosen(pairs: Sequence[tuple[EvaluatedRow, str | None]], generates: bool) -
     worse = [pair for pair in changed if pair[0].right is False]
     kept = max(_ROWS // 2, _ROWS - len(worse))
     return better[:kept] + worse[: _ROWS - len(better[:kept])]
-
-
-def _worst(pairs: Sequence[tuple[EvaluatedRow, str | None]]) -> list[tuple[EvaluatedRow, str | None]]:
-    wrong = [pair for pair in pairs if not pair[0].right]
-    return sorted(wrong, key=lambda pair: pair[0].loss, reverse=True)[:_WORST]
 
 
 def _said(evaluation: Evaluation, prediction: str) -> str:

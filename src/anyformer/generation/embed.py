@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from anyformer.blocks.linear import Linear
 from anyformer.blocks.pooling import POOLINGS
+from anyformer.checkpoint.by_name import takes_model
 from anyformer.errors import UserError
 from anyformer.generation.inference import check_ids, check_nan, evaluating, require_tokenizer
 from anyformer.generation.prompt import input_pad_id, pad
@@ -21,6 +22,7 @@ _MIN_TOKENS, _MAX_TOKENS = 512, 4096
 """Tokens of a batch that keep the cores busy, and tokens whose activations still fit the cache of a CPU."""
 
 
+@takes_model
 def embed(
     model: Transformer,
     tokenizer: Tokenizer | None,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from anyformer.checkpoint.by_name import takes_model
 from anyformer.errors import UserError, quote
 from anyformer.generation import inference
 from anyformer.model import Transformer
@@ -20,6 +21,7 @@ class Candidate:
     probability: float
 
 
+@takes_model
 def fill(model: Transformer, tokenizer: Tokenizer | None, text: str, top: int = 5) -> list[list[Candidate]]:
     """Predict the masked tokens of a text, each independently of the others.
 

@@ -6,6 +6,7 @@ from typing import Any, Unpack, cast
 
 import torch
 
+from anyformer.checkpoint.by_name import takes_model
 from anyformer.errors import UserError
 from anyformer.generation.beam_search import Hypotheses, beam_search_ids
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
@@ -32,6 +33,7 @@ class Hypothesis:
     """Whether it ended with a token or a string that ends texts; else it was cut off."""
 
 
+@takes_model
 def generate(
     model: Transformer,
     tokenizer: Tokenizer | None,
@@ -88,6 +90,7 @@ def generate_hypotheses(
     return [hypothesis for (hypothesis,) in texts]
 
 
+@takes_model
 def generate_samples(
     model: Transformer,
     tokenizer: Tokenizer | None,
@@ -130,6 +133,7 @@ def generate_n_best(
     return _generate(model, tokenizer, prompts, config, batch_size, progress, n_best=n_best)
 
 
+@takes_model
 def generate_stream(
     model: Transformer,
     tokenizer: Tokenizer | None,

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 
+from anyformer.checkpoint.by_name import takes_model
 from anyformer.errors import UserError
 from anyformer.generation import inference
 from anyformer.generation.prompt import batches, decoder_start_id, encode_prompt, input_pad_id, pad
@@ -36,6 +37,7 @@ class Score:
         return math.exp(-self.logprob / len(self.logprobs)) if self.logprobs else math.nan
 
 
+@takes_model
 def score(
     model: Transformer,
     tokenizer: Tokenizer | None,

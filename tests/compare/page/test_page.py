@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import anyformer as af
 from anyformer.compare.page import write_page
 from anyformer.compare.page.curves import curves
-from anyformer.compare.page.page import page as made_page
+from anyformer.compare.page.page import page as values_of
 from anyformer.compare.page.panels import findings, number, panels
 from anyformer.compare.result import BETTER, UNDECIDED, Comparison, Sample
 from anyformer.errors import UserError
@@ -172,6 +172,15 @@ def test_what_is_said_is_what_the_verdicts_say():
     said = {each["title"]: each["said"] for each in findings(replace(comparison, verdicts=mixed))}
     assert said["Cloze"] == "bert is better than gpt2, and not distinguishable from t5"
     assert "Next byte" not in said  # one number alone says nothing
+    reason = "there is one seed, and another could turn it round"
+    tasks = tuple(replace(each, no_verdict=reason) for each in comparison.tasks)
+    none = replace(comparison, verdicts=undecided, tasks=tasks, setup=replace(comparison.setup, seeds=1))
+    said = {each["title"]: each["said"] for each in findings(none)}
+    assert said["Cloze"] == f"no verdict: {reason}"
+    values = values_of(none, Path())
+    assert values["tasks"][0]["note"].endswith(f"No verdict: {reason}.")
+    assert values["tasks"][0]["apart"] == "none"
+    assert any("they name no winner" in note for note in values["notes"])
 
 
 def test_places_are_in_order():
@@ -201,7 +210,7 @@ def test_a_page_of_what_a_stranger_wrote(data: st.DataObject):
         if not at:
             break
     with suppress(UserError):
-        made_page(Comparison.from_dict(values), Path("nowhere"))
+        values_of(Comparison.from_dict(values), Path("nowhere"))
 
 
 @pytest.mark.parametrize("evil", EVIL)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from anyformer.evaluation.metrics import Metric, classification, mean, ratio, similarity
+from anyformer.evaluation.metrics import Metric, classification, language_model, mean, ratio, share, similarity, tagging
 from anyformer.evaluation.metrics.metric import _counts
 
 
@@ -21,6 +22,9 @@ def test_an_interval_is_that_of_the_resamples(values: list[float], seed: int) ->
     array = np.array(values)
     by_hand = [array[rows].mean() for rows in _resampled(len(values), 200, seed)]
     low, high = mean(values).interval(confidence=0.9, resamples=200, seed=seed)
+    if np.ptp(by_hand) < 1e-9 * abs(by_hand[0]) or not any(by_hand):
+        assert np.isnan([low, high]).all()  # rows that are all the same say nothing about others
+        return
     assert (low, high) == pytest.approx(tuple(np.quantile(by_hand, [0.05, 0.95])), rel=1e-9, abs=1e-9)
 
 
@@ -44,7 +48,7 @@ def test_intervals_cover_what_they_promise() -> None:
     rng = np.random.default_rng(1)
     inside = 0
     for seed in range(300):
-        low, high = mean(rng.random(100) < 0.8).interval(resamples=300, seed=seed)
+        low, high = mean((rng.random(100) < 0.8) + 0.0).interval(resamples=300, seed=seed)
         inside += low <= 0.8 <= high
     assert 0.90 < inside / 300 < 0.99
 
@@ -80,3 +84,30 @@ def test_a_thousand_resamples_of_a_thousand_rows_are_quick(name: str) -> None:
     begin = time.process_time()
     metrics[name].interval()
     assert time.process_time() - begin < 3
+
+
+@given(st.integers(1, 400), st.floats(0, 1), st.sampled_from([0.9, 0.95]))
+def test_a_proportion_has_wilsons_interval(rows: int, rate: float, confidence: float) -> None:
+    right = round(rate * rows)
+    metric = share([True] * right + [False] * (rows - right))
+    expected = stats.binomtest(right, rows).proportion_ci(confidence, method="wilson")
+    assert metric.interval(confidence) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert metric.interval(confidence).low < metric.value + 1e-12
+    assert mean([0.5] * rows).interval(confidence) == pytest.approx((np.nan, np.nan), nan_ok=True)
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+def test_what_is_right_in_all_rows_has_an_interval(rows: int) -> None:
+    """All resamples are 1 then, and 1 to 1 would be the interval of three rows as of three million."""
+    labels = ["a", "b", "c"] * rows
+    tags = [["B-x", "O"], ["O", "B-y"], ["B-x", "B-y"]] * rows
+    found = {**classification(labels, labels), **{f"tag {name}": each for name, each in tagging(tags, tags).items()}}
+    expected = stats.binomtest(3 * rows, 3 * rows).proportion_ci(method="wilson").low
+    for name, metric in found.items():
+        low, high = metric.interval()
+        assert (metric.value, high) == pytest.approx((1.0, 1.0))
+        assert low == pytest.approx(expected if name != "mcc" else 2 * expected - 1)
+    other = ["b", "c", "a"] * rows
+    low, high = classification(labels, other)["f1"].interval()
+    assert (low, high) == pytest.approx((0.0, 1 - expected))
+    assert np.isnan(language_model([2.0] * rows, [1] * rows)["perplexity"].interval()).all()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.stack import Stack
+from anyformer.checkpoint.by_name import takes_model
 from anyformer.errors import UserError
 from anyformer.generation import inference
 from anyformer.generation.config import GenerationConfig
@@ -107,6 +108,7 @@ def _record_weights(found: list[Tensor], attention: Any, args: tuple[Any, ...], 
     found.append(attention.weights(*args, **{name: kwargs[name] for name in ("mask", "rotation") if name in kwargs}))
 
 
+@takes_model
 def attention(
     model: Transformer,
     tokenizer: Tokenizer | None,

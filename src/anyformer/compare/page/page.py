@@ -9,7 +9,7 @@ from anyformer.compare.page.curves import curves
 from anyformer.compare.page.maps import maps
 from anyformer.compare.page.models import costs, diagrams, differences, samples, trials
 from anyformer.compare.page.panels import effects, findings, panels
-from anyformer.compare.result import Comparison, Setup
+from anyformer.compare.result import ONE_SEED, Comparison, Setup
 from anyformer.runs.report import render, require_page
 from anyformer.runs.report.formatting import clock, count, si
 
@@ -93,7 +93,7 @@ def _notes(comparison: Comparison) -> list[str]:
         "beyond chance after Holm's correction for the number of pairs."
     ]
     if setup.seeds == 1:
-        notes.append("One seed: the noise of training is not in the intervals.")
+        notes.append(ONE_SEED)
     return notes
 
 

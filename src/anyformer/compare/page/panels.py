@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anyformer.compare.result import BETTER, WORSE, Comparison, Difference, Effect, Panel, Score, Verdict
+from anyformer.compare.result import BETTER, NO_VERDICT, WORSE, Comparison, Difference, Effect, Panel, Score, Verdict
 from anyformer.runs.report.formatting import listed, setting
 
 
@@ -33,6 +33,8 @@ def effects(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _finding(panel: Panel, verdicts: Sequence[Verdict]) -> dict[str, str]:
     """Who is ahead: the best, and all whom it can't be told from."""
+    if panel.no_verdict is not None:
+        return {"said": f"{NO_VERDICT}: {panel.no_verdict}", "tone": ""}
     best, *others = (score.contender for score in panel.scores)
     behind = {each.b for each in verdicts if each.a == best and each.verdict == BETTER}
     level = [name for name in others if name not in behind]
@@ -57,14 +59,16 @@ def _panel(panel: Panel, comparison: Comparison, colors: Mapping[str, int]) -> d
         "name": panel.name,
         "title": panel.title,
         "measure": panel.measure,
-        "note": panel.note,
+        "note": " ".join(filter(None, [panel.note, f"No verdict: {panel.no_verdict}." if panel.no_verdict else ""])),
         "about": ", ".join([direction, *([f"{panel.pieces:,} {items}"] if panel.pieces else [])]),
         "chance": None if panel.chance is None else {"text": number(panel.chance), "place": place(panel.chance)},
         "rows": [_row(score, place, colors) for score in panel.scores],
         "left_out": _left_out(panel),
         "parts": _parts(panel),
         "verdicts": [_verdict(each) for each in verdicts],
-        "apart": f"{apart} of {len(verdicts)} {'pairs differ' if len(verdicts) > 1 else 'pair differs'}",
+        "apart": f"{apart} of {len(verdicts)} {'pairs differ' if len(verdicts) > 1 else 'pair differs'}"
+        if panel.no_verdict is None
+        else "none",
     }
 
 

@@ -14,6 +14,8 @@ from anyformer.training.config_file import read_yaml
 
 _TRAINED = {field.name for field in fields(TrainConfig)}
 _TUNED = {field.name for field in fields(FinetuneConfig)}
+SETTINGS = _TRAINED | _TUNED
+"""Names of all settings of a run."""
 _ELSEWHERE = {
     *("model", "preset", "base", "tokenizer", "vocab_size", "max_length"),
     *("device", "runs", "name", "minutes", "epochs"),

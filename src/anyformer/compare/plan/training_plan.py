@@ -11,11 +11,11 @@ from anyformer.compare.plan.calibrate import StepTime, by_peak, calibrate
 from anyformer.compare.plan.devices import CUDA_CONTEXT, Device, find_device
 from anyformer.compare.plan.fit import Change, changes_that_fit
 from anyformer.compare.plan.measure import resident
-from anyformer.compare.plan.run_settings import read_run
+from anyformer.compare.plan.run_settings import SETTINGS, read_run
 from anyformer.compare.plan.step import StepCount, Workload, count_step
 from anyformer.compare.plan.workload import make_workload
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError
+from anyformer.errors import UserError, check_keywords
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +140,7 @@ def plan(
         found = af.plan("llama-3.2-1b", device="h100", batch_size=8, context=2048)
         print(found.peak / 1e9, found.fits)
     """
+    check_keywords("plan", options, SETTINGS | {"device", "tokens", "price_per_hour", "calibrate"})
     if isinstance(model, ModelConfig):
         contender = Contender("model", model)
     else:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing_extensions import override
 
 from anyformer.data.examples import Task
+from anyformer.errors import UserError, nearest, quote
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,17 @@ class NamedColumns(Columns):
     @override
     def ask(self, *roles: str) -> str:
         return " ".join(["--columns", *(f"{role}=NAME" for role in roles)])
+
+
+def as_columns(columns: Columns | Mapping[str, str] | None) -> Columns | None:
+    """The columns that are named by role. Raises UserError for a role that there isn't."""
+    if columns is None or isinstance(columns, Columns):
+        return columns
+    roles = [each.name for each in fields(Columns)]
+    for role, column in columns.items():
+        if role not in roles:
+            raise UserError(f"--columns {role}={column}: there is no role {quote(role)} ({nearest(role, roles)}).")
+    return NamedColumns(**columns)
 
 
 Names = tuple[str, ...]

@@ -32,6 +32,7 @@ from anyformer.data.examples.labels import (
     settle_tags,
 )
 from anyformer.data.examples.rows import Row, RowFile, row_files
+from anyformer.data.examples.tables import Table
 from anyformer.data.examples.tasks import Reading, find_reading
 from anyformer.data.examples.unpaired import pair_up
 from anyformer.data.materialize import HUB
@@ -81,7 +82,7 @@ class ExampleSet:
 
 
 def load_examples(
-    paths: Sequence[str],
+    paths: Sequence[str] | Table,
     *,
     task: Task | None = None,
     columns: Columns | None = None,
@@ -95,10 +96,10 @@ def load_examples(
     stdin: BinaryIO | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ExampleSet:
-    """Read the examples of files, and find out what they are for.
+    """Read the examples of files, or of rows in memory, and find out what they are for.
 
     Args:
-        paths: As for `read_rows`.
+        paths: As for `read_rows`; or the rows.
         task: What they are for; None: what follows from the columns of the first row.
         columns: Those whose names are not the usual ones.
         header: The names of the columns of .csv and .tsv files that have no header.
@@ -114,7 +115,7 @@ def load_examples(
     Raises:
         UserError: A file can't be read, a row is faulty (with its place), or nothing can be learned from them.
     """
-    files = row_files(paths, cache, stdin=stdin, progress=progress)
+    files = [paths] if isinstance(paths, Table) else row_files(paths, cache, stdin=stdin, progress=progress)
     skipped, classes = list[str](), dict[str, dict[str, None]]()
     first: Reading | None = None
     examples, unpaired = list[Example](), list[tuple[Row, Reading]]()
@@ -228,5 +229,5 @@ def _check_same(first: Reading, reading: Reading, row: Row) -> None:
         )
 
 
-def _which(files: Sequence[RowFile]) -> str:
+def _which(files: Sequence[RowFile | Table]) -> str:
     return f"{files[0].shown} is" if len(files) == 1 else f"all {len(files)} files, {files[0].shown} the first, are"

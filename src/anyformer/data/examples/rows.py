@@ -94,7 +94,7 @@ class RowFile:
 
     def _row(self, where: Where, values: dict[str, Any]) -> Row:
         measure(values, where)
-        return _typed(where, values, self.classes) if self.is_typed else Row(where, values)
+        return typed_row(where, values, self.classes) if self.is_typed else Row(where, values)
 
 
 def read_rows(
@@ -186,7 +186,7 @@ def _parquet(file: BinaryIO, path: Path, limit: int) -> Iterator[Row]:
             if size > limit:
                 raise too_large(limit, path, number, "row")
             expansion.add(size + ROW_BYTES)
-            yield _typed(where, values, classes)
+            yield typed_row(where, values, classes)
 
 
 def _document(file: BinaryIO, path: Path, limit: int) -> Iterator[Row]:
@@ -232,7 +232,7 @@ def measure(values: Mapping[str, Any], where: Where) -> int:
     raise UserError(f"{where}, is nested more than {limits.DEPTH} levels deep.")
 
 
-def _typed(where: Where, values: dict[str, Any], classes: Mapping[str, Sequence[str]]) -> Row:
+def typed_row(where: Where, values: dict[str, Any], classes: Mapping[str, Sequence[str]]) -> Row:
     """A row of a file whose columns have types."""
     values = {name: _without_nulls(value) for name, value in values.items()}
     for column, names in classes.items():

@@ -1,4 +1,4 @@
-"""Metrics: pure functions of references and predictions, which give a value and its bootstrap interval.
+"""Metrics: pure functions of references and predictions, which give a value and its interval.
 
 Each function returns `Metric` objects by the names under which `anyformer.evaluate` reports them::
 
@@ -14,13 +14,14 @@ from anyformer.evaluation.metrics.classification import (
     multilabel,
 )
 from anyformer.evaluation.metrics.language_model import language_model
-from anyformer.evaluation.metrics.metric import Interval, Metric, mean, ratio
+from anyformer.evaluation.metrics.metric import FEWEST, Interval, Metric, mean, ratio, share
 from anyformer.evaluation.metrics.retrieval import relevant_ranks, retrieval
 from anyformer.evaluation.metrics.similarity import regression, similarity
 from anyformer.evaluation.metrics.tagging import entities, entity_table, tagging
 from anyformer.evaluation.metrics.text import exact_match, summaries, translation
 
 __all__ = [
+    "FEWEST",
     "ClassScores",
     "Interval",
     "Metric",
@@ -37,6 +38,7 @@ __all__ = [
     "regression",
     "relevant_ranks",
     "retrieval",
+    "share",
     "similarity",
     "summaries",
     "tagging",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from anyformer.evaluation.metrics.metric import Array, Metric, divide, mean
+from anyformer.evaluation.metrics.metric import UNIT, Array, Metric, divide, share
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ def classification(
     """
     known = all_labels(references, predictions, labels)
     rows = class_counts([{name} for name in references], [{name} for name in predictions], known)
-    metrics = {"accuracy": mean([reference == said for reference, said in zip(references, predictions, strict=True)])}
+    metrics = {"accuracy": share([reference == said for reference, said in zip(references, predictions, strict=True)])}
     if len(known) == 2:
-        metrics["f1"] = Metric(rows[:, 1::2], micro_f1)
+        metrics["f1"] = Metric(rows[:, 1::2], micro_f1, UNIT)
     else:
-        metrics |= {"f1": Metric(rows, macro_f1), "f1_weighted": Metric(rows, weighted_f1)}
-    return metrics | {"mcc": Metric(rows, _mcc)}
+        metrics |= {"f1": Metric(rows, macro_f1, UNIT), "f1_weighted": Metric(rows, weighted_f1, UNIT)}
+    return metrics | {"mcc": Metric(rows, _mcc, (-1.0, 1.0))}
 
 
 def multilabel(
@@ -53,8 +53,8 @@ def multilabel(
     said = [name for row in predictions for name in row]
     known = all_labels([name for row in references for name in row], said, labels)
     rows = class_counts(references, predictions, known)
-    exact = mean([set(reference) == set(said) for reference, said in zip(references, predictions, strict=True)])
-    return {"f1": Metric(rows, micro_f1), "f1_macro": Metric(rows, macro_f1), "exact_match": exact}
+    exact = share([set(reference) == set(said) for reference, said in zip(references, predictions, strict=True)])
+    return {"f1": Metric(rows, micro_f1, UNIT), "f1_macro": Metric(rows, macro_f1, UNIT), "exact_match": exact}
 
 
 def all_labels(references: Collection[str], predictions: Collection[str], labels: Sequence[str] = ()) -> list[str]:

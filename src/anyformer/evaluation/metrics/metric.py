@@ -1,7 +1,8 @@
-"""A metric, and how far it is certain: percentile intervals of the bootstrap."""
+"""A metric, and how far it is certain: Wilson's interval of a proportion, the bootstrap's percentiles of all others."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,11 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Numbers = Sequence[float] | npt.NDArray[Any]
 
+FEWEST = 30
+"""Rows below which nothing is said about which of two models is better. Resamples of a few rows are too much alike: of
+five that are right all are, and an interval of them would be a point."""
+UNIT = (0.0, 1.0)
+"""The bounds of proportions and of F1."""
 _AT_A_TIME = 1 << 20
 """How many counts of rows are held at a time."""
 
@@ -32,10 +38,12 @@ class Metric:
     Args:
         rows: [rows, statistics] what each row adds to the sums.
         function: From sums [..., statistics] to values [...].
+        bounds: The worst and the best value that there can be; None: it has no such bounds.
     """
 
     rows: Array
     function: Callable[[Array], Array]
+    bounds: tuple[float, float] | None = None
 
     @property
     def value(self) -> float:
@@ -54,9 +62,32 @@ class Metric:
         values = [self.of_counts(counts) for counts in _counts(len(self.rows), resamples, seed)]
         return np.concatenate(values) if values else np.empty(0)
 
+    @property
+    def is_proportion(self) -> bool:
+        """Whether each row is right or wrong, and the metric the share of those that are right."""
+        if self.function is not _quotient or self.bounds != UNIT:
+            return False
+        right, weights = self.rows.T
+        return bool((weights == 1).all() and np.isin(right, (0, 1)).all())
+
     def interval(self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
-        """The percentile bootstrap interval over rows (Efron & Tibshirani 1993, chapter 13)."""
-        return percentiles(self.resampled(resamples, seed), confidence)
+        """Wilson's interval of a proportion, else that of the percentile bootstrap over rows.
+
+        The bootstrap is that of Efron & Tibshirani 1993, chapter 13. Where all resamples are the same, it knows
+        nothing: at one of its bounds a metric has Wilson's interval for as many rows, all right or all wrong, and
+        elsewhere none (NaN).
+        """
+        if self.is_proportion:
+            return wilson(self.value, len(self.rows), confidence)
+        found = percentiles(self.resampled(resamples, seed), confidence)
+        if found.high - found.low > 1e-9 * abs(found.high) or np.isnan(found.low):
+            return found
+        low, high = self.bounds or (np.nan, np.nan)
+        place = (found.low - low) / (high - low)
+        if not np.isclose(place, (0, 1)).any():
+            return Interval(np.nan, np.nan)
+        bounds = wilson(round(place), int(self.rows.any(axis=1).sum()), confidence)
+        return Interval(*(low + (high - low) * bound for bound in bounds))
 
     def difference(self, after: "Metric", confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
         """The interval of how much another model gains on the same rows: both see the same resamples (paired).
@@ -74,6 +105,11 @@ def mean(values: Numbers) -> Metric:
     return ratio(values, np.ones(np.shape(values)))
 
 
+def share(values: Numbers) -> Metric:
+    """The mean of a number from 0, wrong, to 1, right, for each row."""
+    return replace(mean(values), bounds=UNIT)
+
+
 def ratio(numerators: Numbers, denominators: Numbers) -> Metric:
     """The sum of a number for each row divided by the sum of another."""
     return Metric(np.stack([numerators, denominators], axis=-1).astype(np.float64), _quotient)
@@ -87,6 +123,16 @@ def divide(numerator: Array, denominator: Array, undefined: float = 0.0) -> Arra
     """The quotient, and `undefined` where the denominator is 0."""
     safe = np.where(denominator == 0, 1.0, denominator)
     return np.where(denominator == 0, undefined, numerator / safe)
+
+
+def wilson(share: float, count: int, confidence: float = 0.95) -> Interval:
+    """The interval of a proportion that was seen as a share of so many rows (Wilson 1927); NaN where there are none."""
+    if not count:
+        return Interval(float("nan"), float("nan"))
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return Interval(max(0.0, float(middle - half)), min(1.0, float(middle + half)))
 
 
 def _counts(rows: int, resamples: int, seed: int) -> Iterator[Array]:

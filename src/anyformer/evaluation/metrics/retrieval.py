@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from anyformer.evaluation.metrics.metric import Array, Metric, Numbers, mean
+from anyformer.evaluation.metrics.metric import Array, Metric, Numbers, share
 
 CUTOFFS = (1, 5, 10)
 
@@ -17,8 +17,8 @@ def retrieval(ranks: Sequence[Numbers], cutoffs: Sequence[int] = CUTOFFS) -> dic
         ranks: For each query the ranks of its relevant documents, see `relevant_ranks`.
     """
     found = [np.asarray(each) for each in ranks]
-    recalls = {f"recall@{k}": mean([(each <= k).mean() for each in found]) for k in cutoffs}
-    return recalls | {"mrr": mean([1 / each.min() for each in found])}
+    recalls = {f"recall@{k}": share([(each <= k).mean() for each in found]) for k in cutoffs}
+    return recalls | {"mrr": share([1 / each.min() for each in found])}
 
 
 def relevant_ranks(

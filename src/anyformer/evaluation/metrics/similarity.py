@@ -10,8 +10,8 @@ def similarity(references: Numbers, predictions: Numbers) -> dict[str, Metric]:
     """Spearman's and Pearson's correlation; NaN where all references or all predictions are the same."""
     x, y = (np.asarray(numbers, dtype=np.float64) for numbers in (references, predictions))
     return {
-        "spearman": _Spearman(np.stack([x, y], axis=-1), _correlation),
-        "pearson": Metric(_moments(_standardized(x), _standardized(y)), _correlation),
+        "spearman": _Spearman(np.stack([x, y], axis=-1), _correlation, (-1.0, 1.0)),
+        "pearson": Metric(_moments(_standardized(x), _standardized(y)), _correlation, (-1.0, 1.0)),
     }
 
 

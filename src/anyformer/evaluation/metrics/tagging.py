@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from anyformer.evaluation.metrics.classification import ClassScores, class_table, micro_f1
-from anyformer.evaluation.metrics.metric import Array, Metric, divide, ratio
+from anyformer.evaluation.metrics.metric import UNIT, Array, Metric, divide, ratio
 
 Tags = Sequence[Sequence[str]]
 
@@ -29,10 +30,10 @@ def tagging(references: Tags, predictions: Tags) -> dict[str, Metric]:
         for row, found in zip(references, predictions, strict=True)
     ]
     return {
-        "entity_f1": Metric(counts, micro_f1),
-        "precision": Metric(counts, _precision),
-        "recall": Metric(counts, _recall),
-        "accuracy": ratio(right, [len(row) for row in references]),
+        "entity_f1": Metric(counts, micro_f1, UNIT),
+        "precision": Metric(counts, _precision, UNIT),
+        "recall": Metric(counts, _recall, UNIT),
+        "accuracy": replace(ratio(right, [len(row) for row in references]), bounds=UNIT),
     }
 
 

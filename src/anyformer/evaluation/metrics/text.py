@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from anyformer.errors import UserError
-from anyformer.evaluation.metrics.metric import Array, Metric, mean
+from anyformer.evaluation.metrics.metric import Array, Metric, share
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -18,7 +18,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 def exact_match(references: Sequence[str], predictions: Sequence[str], *, normalized: bool = False) -> Metric:
     """The share of texts that are their reference, but for whitespace around them; or as `normalize` leaves them."""
     canonical = normalize if normalized else str.strip
-    return mean([canonical(text) == canonical(said) for text, said in zip(references, predictions, strict=True)])
+    return share([canonical(text) == canonical(said) for text, said in zip(references, predictions, strict=True)])
 
 
 def normalize(text: str) -> str:
@@ -55,7 +55,7 @@ def summaries(references: Sequence[str], predictions: Sequence[str]) -> dict[str
         raise UserError("ROUGE needs rouge-score: pip install 'anyformer[eval]'.") from error
     scorer = RougeScorer(list(ROUGE))
     scores = [scorer.score(text, said) for text, said in zip(references, predictions, strict=True)]
-    return {name: mean([score[name].fmeasure for score in scores]) for name in ROUGE}
+    return {name: share([score[name].fmeasure for score in scores]) for name in ROUGE}
 
 
 def _corpus_metric(scorer: Any, references: Sequence[str], predictions: Sequence[str]) -> Metric:
@@ -66,4 +66,4 @@ def _corpus_metric(scorer: Any, references: Sequence[str], predictions: Sequence
         counts = sums.round().astype(np.int64).tolist()
         return np.array([scorer._compute_score_from_stats(each).score for each in counts])
 
-    return Metric(rows, scores)
+    return Metric(rows, scores, (0.0, 100.0))

@@ -8,7 +8,8 @@ import numpy as np
 from anyformer.data.examples import PreferenceExample, Task
 from anyformer.errors import UserError
 from anyformer.evaluation import answers
-from anyformer.evaluation.metrics import Metric, exact_match, language_model, mean, ratio, summaries, translation
+from anyformer.evaluation.metrics import Metric, exact_match, language_model, ratio, share, summaries, translation
+from anyformer.evaluation.metrics.metric import UNIT
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.result import EvaluatedRow, Evaluation
 from anyformer.evaluation.tasks.labels import known_label, log_softmax, single_label
@@ -52,8 +53,8 @@ def evaluate_answers(
     metrics = {**compared, "exact_match": match, **metrics}
     if any(each.ends for each in unlikely):
         ends = [each.end_probability for each in unlikely]
-        metrics["end_probability"] = ratio(ends, [each.ends for each in unlikely])
-    metrics["stopped"] = mean([each.stopped for each in given])
+        metrics["end_probability"] = replace(ratio(ends, [each.ends for each in unlikely]), bounds=UNIT)
+    metrics["stopped"] = share([each.stopped for each in given])
     rows = [
         EvaluatedRow(example.where, text, reference, said, loss.nats / max(1, loss.tokens), bool(right))
         for example, text, reference, said, loss, right in zip(
@@ -101,5 +102,5 @@ def evaluate_preferences(
         )
         for example, better, worse in zip(examples, nats[::2], nats[1::2], strict=True)
     ]
-    metrics = {"accuracy": mean([bool(row.right) for row in rows])}
+    metrics = {"accuracy": share([bool(row.right) for row in rows])}
     return Evaluation(task="preference", metrics=metrics, rows=rows, notes=["Accuracy: the better answer is likelier."])

@@ -7,7 +7,7 @@ import numpy as np
 
 from anyformer.data.examples import EmbedExample
 from anyformer.errors import UserError
-from anyformer.evaluation.metrics import mean, relevant_ranks, retrieval, similarity
+from anyformer.evaluation.metrics import relevant_ranks, retrieval, share, similarity
 from anyformer.evaluation.metrics.metric import Array
 from anyformer.evaluation.metrics.retrieval import unit
 from anyformer.evaluation.options import Options
@@ -99,7 +99,7 @@ def _neighbors(examples: Sequence[EmbedExample], vector: dict[str, Array]) -> Ev
     ]
     notes = [f"Accuracy is that of the nearest other {'text' if len(examples[0].texts) == 1 else 'pair'}'s class."]
     return Evaluation(
-        task="embed", metrics={"accuracy": mean([bool(row.right) for row in rows])}, rows=rows, notes=notes
+        task="embed", metrics={"accuracy": share([bool(row.right) for row in rows])}, rows=rows, notes=notes
     )
 
 

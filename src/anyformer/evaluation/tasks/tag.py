@@ -41,7 +41,9 @@ def evaluate_tag(
         said.append(tags)
         words = " ".join(example.words)
         shown = [f"{word}/{tag}" for word, tag in zip(example.words, right, strict=True) if tag != outside]
-        rows.append(EvaluatedRow(example.where, words, " ".join(shown), ", ".join(wrong), sum(losses), not wrong))
+        rows.append(
+            EvaluatedRow(example.where, words, " ".join(shown), ", ".join(wrong), float(np.mean(losses)), not wrong)
+        )
     notes = [f"{cut:,} words are beyond the model's context, and count as {outside}."] if cut else []
     if is_entity_scheme(names):
         metrics, classes = tagging(references, said), entity_table(references, said)

@@ -54,8 +54,8 @@ def _metric(name: str, values: Mapping[str, Any], title: str | None = None) -> d
     interval, difference = _bounds(values["interval"]), _bounds(values["difference"])
     gain = None if before is None or after is None or difference is None else after - before
     better = gain is not None and (gain > 0) == bool(values["higher_is_better"])
-    apart = values["distinguishable"] is True
-    verdict = ("better" if better else "worse") if apart else "not distinguishable"
+    apart = values["distinguishable"]
+    verdict = "no verdict" if apart is None else ("better" if better else "worse") if apart else "not distinguishable"
     return {
         "name": title or name.replace("_", " "),
         "before": _text(before),
