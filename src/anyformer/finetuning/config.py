@@ -40,6 +40,7 @@ _TASKS_OF: Mapping[str, tuple[Task, ...]] = {
     "label_kind": ("classify",),
     "loss": ("embed",),
     "packing": _PACKED,
+    "system": ("chat", "preference"),
 }
 """The tasks that a setting is for."""
 
@@ -61,6 +62,7 @@ class FinetuneOptions(TypedDict, total=False):
     labels: Sequence[str]
     label_kind: str | None
     train_on: str
+    system: str | None
     context: int | None
     packing: bool | None
     skip_faulty: bool
@@ -133,6 +135,8 @@ class FinetuneConfig(RunConfig):
     """Classify: one label a text, several, or a number (default: what the labels look like)."""
     train_on: Annotated[str, "{answers,all}"] = "answers"
     """Chat and completion: the tokens that are learned."""
+    system: Annotated[str | None, "TEXT"] = None
+    """Chat and preference: the system message of conversations that have none."""
     context: int | None = None
     """Tokens of an example, longer ones are cut (default: as many as the model has positions for, at most 1,024)."""
     packing: bool | None = None

@@ -11,7 +11,6 @@ from typing import BinaryIO
 from anyformer.data.formats import not_text, too_large, utf8_length
 from anyformer.errors import UserError
 
-
 _DELIMITERS = ",;\t"
 """Of .csv files: spreadsheets write semicolons where the comma is that of decimals."""
 
