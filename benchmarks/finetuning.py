@@ -8,6 +8,8 @@
     python benchmarks/finetuning.py sst2 --data shared/data --only 'own recipe int8 lora'
     python benchmarks/finetuning.py sst2 --data shared/data --seeds 3 --only 'anyformer float32,trainer'
     python benchmarks/finetuning.py wnut --data shared/data --limit 2000 --only 'anyformer int8,trainer'
+    python benchmarks/finetuning.py wnut --data shared/data --seeds 5 --only 'own recipe,trainer'
+    python benchmarks/finetuning.py wnut --data shared/data --seeds 5 --only 'own recipe,trainer' --sample 340
 
 Each row trains the same model, with the same fresh head where it has one, on the same examples with the same batch
 size, epochs, peak and schedule of the learning rate, one contender after the other, each in a process of its own.
@@ -28,6 +30,7 @@ import csv
 import gzip
 import importlib.util
 import json
+import random
 import resource
 import statistics
 import subprocess
@@ -79,7 +82,7 @@ ROWS = {
         "classify", "accuracy", 1, 128, 2e-4, 128, ("own recipe int8", "trainer", "trainer bfloat16"), warmup=0.06
     ),
     "stsb": Row("embed", "spearman", 4, 32, 5e-5, 256, ("anyformer", "anyformer int8", "sentence-transformers")),
-    "wnut": Row("tag", "entity_f1", 3, 32, 5e-5, 128, ("anyformer", "anyformer int8", "trainer")),
+    "wnut": Row("tag", "entity_f1", 3, 32, 5e-5, 128, ("own recipe", "anyformer", "anyformer int8", "trainer")),
     "qlora": Row("chat", "accuracy", 1, 16, 5e-4, 256, ("anyformer int4", "peft bfloat16")),
 }
 WORDS = {"0": "negative", "1": "positive"}
@@ -364,6 +367,8 @@ def contend(options: argparse.Namespace) -> None:
         files = out / "train.jsonl", out / "dev.jsonl"
         for path, examples in zip(files, read(options.row, options.data), strict=True):
             kept = examples[: options.limit] if path == files[0] else examples
+            if path == files[0] and options.sample:
+                kept = random.Random(options.seed).sample(kept, options.sample)
             path.write_text("".join(json.dumps(example) + "\n" for example in kept))
         run, model = CONTENDERS[options.contend.partition(" ")[0]], base(options.row)
         if row.task in ("classify", "tag"):
@@ -381,6 +386,7 @@ def main() -> None:
     parser.add_argument("row", choices=ROWS)
     parser.add_argument("--data", type=Path, required=True, help="the folder of sst2, stsb and wnut17")
     parser.add_argument("--limit", type=int, help="train on the first so many examples")
+    parser.add_argument("--sample", type=int, help="train on so many examples, drawn anew for each seed")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each contender; the table has medians")
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--only", help="contenders, separated by commas")
@@ -396,7 +402,9 @@ def main() -> None:
         found: list[dict[str, Any]] = []
         for seed in range(options.seed, options.seed + options.seeds):
             command = [sys.executable, __file__, options.row, "--data", str(options.data), "--seed", str(seed)]
-            command += ["--contend", name, *(["--limit", str(options.limit)] if options.limit else [])]
+            command += ["--contend", name]
+            for flag, value in (("--limit", options.limit), ("--sample", options.sample)):
+                command += [flag, str(value)] if value else []
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")

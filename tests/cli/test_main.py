@@ -1,6 +1,7 @@
 """The command line as a user calls it: what the commands print and how they end."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -158,6 +159,30 @@ def test_generate(gpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["generate", str(gpt), "a dog", *arguments]) == 0
         drawn.append(capsys.readouterr().out)
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("flags", [[], ["--logprobs", "0"], ["--samples=2", "--temperature=1", "--logit-bias=0:1000"]])
+def test_generate_says_why_there_is_no_text(
+    gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    model, tokenizer = af.load(gpt)
+    assert tokenizer is not None
+    silent = af.build(model.config.replace(special_tokens={"eos": (0,)}))
+    for weight in silent.parameters():
+        torch.nn.init.zeros_(weight)  # so the first token is the likeliest
+    af.save(silent, tmp_path / "plain", tokenizer=tokenizer)
+    chat = af.Tokenizer(tokenizer.backend, {**tokenizer.config, "chat_template": "{{ messages[0].content }}"})
+    af.save(silent, tmp_path / "a chat", tokenizer=chat)
+
+    assert main(["generate", str(tmp_path / "plain"), "the cat", *flags]) == 0
+    assert capsys.readouterr().err == "The model ended the text at once.\n"
+    assert main(["generate", str(tmp_path / "a chat"), "the cat", *flags]) == 0
+    shown = capsys.readouterr()
+    assert "the cat\n" in shown.out
+    assert "It has a chat template" in shown.err
+    assert shlex.split(shown.err)[-3:] == ["anyformer", "chat", str(tmp_path / "a chat")]
+    assert main(["generate", str(tmp_path / "a chat"), "the cat", "--logit-bias=0:-1000"]) == 0
+    assert not capsys.readouterr().err
 
 
 def test_generate_shows_samples_and_probabilities(gpt: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,7 +129,7 @@ def test_a_binary_file_is_refused_with_its_offset(tmp_path: Path, before: str, b
     path = write(tmp_path / "a.txt", before.encode() + bad + b"more")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "_BLOCK", block)
-        with pytest.raises(UserError, match=rf"a\.txt is not UTF-8 text: byte {len(before.encode())} "):
+        with pytest.raises(UserError, match=rf"a\.txt, line \d+, is not UTF-8 text: byte {len(before.encode())} "):
             list(documents(path))
 
 

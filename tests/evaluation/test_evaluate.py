@@ -108,6 +108,10 @@ def test_tags(tmp_path: Path) -> None:
     assert [row.label for row in found.classes] == ["x"]
     assert "beyond the model's context, and count as O" in found.notes[0]
     assert found.worst(1)[0].prediction.count(" for ") > 1
+    dict(model.named_parameters())["head.labels.bias"].data[names.index("O")] += 1000
+    found = evaluate(model, tokenizer, tmp_path / "dev.jsonl")
+    count = sum(tag == "B-x" for row in rows for tag in row["ner_tags"])
+    assert found.notes[-1] == f"Never right: x (0 of {count}). They need more examples, or more epochs."
 
 
 def test_tags_that_are_no_entities(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import anyformer as af
 from anyformer.cli.main import main
+from anyformer.data.examples import Task
 from anyformer.errors import UserError
 from anyformer.finetuning.config import FinetuneConfig, complete, configured
 from anyformer.runs.listing import read_run
@@ -56,6 +58,9 @@ def test_a_file_needs_no_more_than_the_flags_leave_open(tmp_path: Path) -> None:
         configured(_file(tmp_path, "lorra: 3"), {})
 
 
+TAG_OR_CLASSIFY: tuple[Task, Task] = ("tag", "classify")
+
+
 @given(examples=st.integers(1, 1_000_000), lora=st.sampled_from([None, 8]))
 def test_many_examples_are_read_less_often_in_larger_batches(examples: int, lora: int | None) -> None:
     model, config = af.preset("bert-base"), FinetuneConfig(base="bert", data=("a.csv",), lora=lora)
@@ -70,6 +75,25 @@ def test_many_examples_are_read_less_often_in_larger_batches(examples: int, lora
     assert complete(own, model, "classify", examples=examples).average is None
     for asked in (complete(own, model, "classify", examples=examples), complete(own, model, "chat")):
         assert (asked.batch_size, asked.epochs, asked.learning_rate) == (8, 2.5, 1e-6)
+
+
+@given(examples=st.integers(1, 1_000_000), batch_size=st.sampled_from([None, 8, 64]))
+def test_few_sentences_are_read_more_often_by_a_tagger(examples: int, batch_size: int | None) -> None:
+    model, config = af.preset("bert-base"), FinetuneConfig(base="bert", data=("a.csv",), batch_size=batch_size)
+    tag, label = (complete(config, model, task, examples=examples) for task in TAG_OR_CLASSIFY)
+    assert tag.epochs is not None
+    assert label.epochs is not None
+    steps = tag.epochs * examples / tag.batch_size
+    assert label.epochs <= tag.epochs <= 20
+    assert steps >= 500 or tag.epochs == 20
+    assert tag.epochs == label.epochs or steps == pytest.approx(min(500, 20 * examples / tag.batch_size))
+    assert complete(config, model, "tag").epochs == 3  # of an unknown number of examples
+    lengths: list[dict[str, Any]] = [{"steps": 7}, {"minutes": 1.0}, {"epochs": 2.0}]
+    for asked in lengths:
+        own = complete(replace(config, **asked), model, "tag", examples=examples)
+        assert [getattr(own, name) for name in ("steps", "minutes", "epochs")] == [
+            asked.get(name) for name in ("steps", "minutes", "epochs")
+        ]
 
 
 @pytest.mark.parametrize(

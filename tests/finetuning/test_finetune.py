@@ -1,7 +1,9 @@
 """`anyformer.finetune`: the command as a function."""
 
 import dataclasses
+import html
 import json
+import re
 import shlex
 import signal
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from anyformer.errors import UserError
 from anyformer.finetuning.config import FinetuneConfig, FinetuneOptions
 from anyformer.runs.listing import read_run
 from anyformer.training.run import Finished
+from tests.finetuning import toys
 
 ROWS = [{"text": f"a {'good' if i % 2 else 'bad'} film {i}", "label": "yes" if i % 2 else "no"} for i in range(30)]
 
@@ -124,6 +127,42 @@ def test_what_comes_next_is_for_the_task(base: Path, capsys: pytest.CaptureFixtu
         line = capsys.readouterr().out.splitlines()[-2]
         assert line == f"next       anyformer classify runs/base-{number} {texts}"
         assert main(shlex.split(line)[2:]) == 0
+
+
+def test_a_system_message_is_added_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = toys.decoder(max_length=64)
+    af.save(model, tmp_path / "chat", tokenizer=tokenizer)
+    asked = [{"role": "user", "content": "yes or no"}, {"role": "assistant", "content": "yes"}]
+    own = [{"messages": [{"role": "system", "content": "a mat"}, *asked]}]
+    given = [{"messages": [{**asked[0], "content": f"{number} or no"}, asked[1]]} for number in range(20)]
+    toys.write(Path("chats.jsonl"), own + given)
+    command = ["finetune", str(tmp_path / "chat"), "--data", "chats.jsonl", "--system", "a good dog", "--device", "cpu"]
+    assert main([*command, "--preview", "page.html"]) == 0
+    assert "--system added to 20 conversations" in capsys.readouterr().out
+    shown = re.findall("<pre.*?</pre>", Path("page.html").read_text(), re.DOTALL)
+    texts = [html.unescape(re.sub("<[^>]+>", "", row)) for row in shown]
+    assert sorted({text.partition("user")[0] for text in texts}) == [
+        "system: a good dog<|endoftext|>",
+        "system: a mat<|endoftext|>",
+    ]
+    assert main([*command, "--steps", "1"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "next       anyformer chat runs/chat-1 --system 'a good dog'"
+    assert "a good dog" in Path("runs/chat-1/model/README.md").read_text()
+    # What is measured after it is asked in the same way.
+    assert "a good dog" in Path("runs/chat-1/evaluation.json").read_text()
+
+
+def test_a_system_message_is_for_conversations(base: Path) -> None:
+    with pytest.raises(UserError, match="--system is for chat and preference, and the task is classify"):
+        af.finetune(base, ROWS, system="a dog", steps=1)
+    model, tokenizer = toys.decoder()
+    af.save(model, "chat", tokenizer=tokenizer)
+    with pytest.raises(UserError, match=r"--system is for conversations, and .*line 1, is a text"):
+        af.finetune("chat", toys.rows("preference"), system="a dog", steps=1)
 
 
 def test_plain_text_has_no_preview(base: Path, capsys: pytest.CaptureFixture[str]) -> None:

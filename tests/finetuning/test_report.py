@@ -49,6 +49,27 @@ def _said(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+def test_a_tagger_says_how_well_it_finds_each_class(
+    tunes: Tunes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rare = {"tokens": ["was", "it"], "ner_tags": ["B-rare", "I-rare"]}
+    held = toys.write(tmp_path / "held.jsonl", [*toys.rows("tag", 20, seed=7), rare, rare])
+    run = tunes("tag", "--steps=40", f"--validation={held}", rows=[*toys.rows("tag"), rare])
+    said = capsys.readouterr().out
+    scores = {row.label: row for row in evaluate(*af.load(run), held, "tag").classes}
+    assert (scores["animal"].f1 > 0.9, scores["rare"].f1) == (True, 0)
+    shown = re.findall(r"^(?:F1 of)? +(\w+) +(\d\.\d+); (\d+) held out$", said, re.MULTILINE)
+    assert shown == [
+        (name, f"{scores[name].f1:.3f}", f"{scores[name].support}") for name in ("animal", "thing", "rare")
+    ]
+    sentence = "Never right: rare (0 of 2). They need more examples, or more epochs."
+    assert sentence in said
+    section = gains(run)
+    assert section is not None
+    assert section["notes"] == [sentence]
+    assert [row[0] for row in section["classes"]] == ["animal", "rare", "thing"]
+
+
 def test_metrics_before_and_after_are_those_of_evaluate(
     tunes: Tunes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,8 +13,8 @@ from anyformer.training.strategies.launch import check_engine, launch, needs_lau
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "data": (
-        *("data", "validation", "task", "columns", "header", "labels", "label_kind", "train_on", "context", "packing"),
-        *("skip_faulty", "max_record_bytes", "cache"),
+        *("data", "validation", "task", "columns", "header", "labels", "label_kind", "train_on", "system"),
+        *("context", "packing", "skip_faulty", "max_record_bytes", "cache"),
     ),
     "adapter": ("lora", "lora_alpha", "lora_dropout", "targets", "dora", "rslora", "quantize"),
     "length and batches": ("epochs", "steps", "minutes", "batch_size", "batch_tokens", "grad_accumulation"),

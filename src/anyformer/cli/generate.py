@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -116,23 +117,38 @@ def run(argv: list[str]) -> int:
     if options.file is not None and options.out is not None:
         return _answer_file(model, tokenizer, options, options.file, options.out, draft, **given)
     before = options.prompt if model.config.is_decoder_only else ""
+    written = list[str]()
     if search:
         found = generate_n_best(model, tokenizer, options.prompt, options.n_best, **given)[0]
         for best in found:
             write(f"{best.score:.4f}  " if len(found) > 1 else "", before, best.text, sep="", flush=True)
+            written.append(best.text)
     elif options.logprobs is not None:
-        _show_logprobs(model, tokenizer, options.prompt, options.logprobs, **given)
+        written.append(_show_logprobs(model, tokenizer, options.prompt, options.logprobs, **given))
     elif options.samples != 1:
-        samples = generate_samples(model, tokenizer, options.prompt, draft=draft, **given)[0]
-        for number, text in enumerate(samples, start=1):
+        written += generate_samples(model, tokenizer, options.prompt, draft=draft, **given)[0]
+        for number, text in enumerate(written, start=1):
             write(f"[{number}] {before}{text}", flush=True)
     else:
         pieces = generate_stream(model, tokenizer, options.prompt, draft=draft, **given)
         write(before, end="", flush=True)
         for piece in pieces:
             write(piece, end="", flush=True)
+            written.append(piece)
         write()
+    if not options.stop and not any(map(str.strip, written)):
+        _explain_silence(tokenizer, options.model)
     return 0
+
+
+def _explain_silence(tokenizer: Tokenizer | None, name: str) -> None:
+    """Say why there is no text, and what to do with a model that answers in conversations."""
+    advice = (
+        ""
+        if tokenizer is None or tokenizer.chat_template is None
+        else (f" It has a chat template, so it expects a conversation: anyformer chat {shlex.quote(name)}")
+    )
+    message(f"The model ended the text at once.{advice}")
 
 
 def _answer_file(
@@ -186,8 +202,8 @@ def _answer_file(
 
 def _show_logprobs(
     model: Transformer, tokenizer: Tokenizer | None, prompt: str, top: int, **given: Unpack[GenerationOptions]
-) -> None:
-    """Generate a text and show its tokens, each with so many of the likeliest in its place."""
+) -> str:
+    """Generate a text and show its tokens, each with so many of the likeliest in its place; returns it."""
     import torch
     from rich.table import Table
 
@@ -221,6 +237,7 @@ def _show_logprobs(
     write(f"{prompt if model.config.is_decoder_only else ''}{request.text}\n")
     Console(soft_wrap=True).print(table)
     write(f"\nlog-probability {sum(each.logprob for each in request.logprobs):.3f} nats, {len(request.tokens)} tokens")
+    return request.text
 
 
 def _check_flags(options: GenerateOptions) -> None:

@@ -9,11 +9,12 @@ from anyformer.data.examples import Example, Task, Where
 from anyformer.data.examples.encoded import Cut, LearnedTokens
 from anyformer.data.examples.held_out import Twice
 from anyformer.errors import UserError, quote
+from anyformer.finetuning.spelling import look_alikes
 from anyformer.terminal import shorten
 from anyformer.tokenizer import Tokenizer
 
-_FEW = 8
-"""Labels that a line names."""
+_FEW, _PAIRS = 8, 4
+"""Labels that a line names, and pairs of them that are spelled alike."""
 _SHOWN = 80
 """Characters of a system prompt that a line repeats."""
 
@@ -133,6 +134,12 @@ class Check:
     def warnings(self) -> list[tuple[str, str]]:
         """What a user should know before training, as names and texts."""
         found: list[tuple[str, str]] = []
+        if alike := look_alikes(self.labels):
+            pairs = [
+                " is nearly ".join(f"{shorten(name, 40)!r} ({self.labels[name]:,})" for name in each) for each in alike
+            ]
+            more = f", and {len(alike) - _PAIRS:,} more" if len(alike) > _PAIRS else ""
+            found.append(("spelling", f"{', '.join(pairs[:_PAIRS])}{more}: each counts as a label of its own"))
         if self.cut["rows"]:
             parts = [f"{_count(self.cut['rows'], 'row')} longer than {self.context:,} tokens"]
             parts.append(f"{_count(self.cut['tokens'], 'token')} left out")

@@ -29,6 +29,10 @@ _ENOUGH = 60_000
 """Examples, repeated ones among them, after which a pretrained model has learned most: with more of them an epoch or
 two do, in larger batches at a larger learning rate and with a mean of the last hundred steps' weights: the same
 quality in a quarter of the time (docs/measurements/finetuning.md)."""
+_TAG_STEPS, _TAG_EPOCHS = 500, 20.0
+"""Steps of a tagger at least, as far as so many epochs have them: most words are no entity, so that a rare label is in
+few batches, and is found only long after the frequent ones. Mosbach et al. 2021, section 6, find as many epochs to be
+harmless where there are few examples, and fewer to fail."""
 
 EMBEDDING_LOSSES = ("in_batch_negatives", "cosine", "triplet", "class_triplet", "softmax")
 LABEL_KINDS = ("single", "multiple", "regression")
@@ -41,6 +45,7 @@ _TASKS_OF: Mapping[str, tuple[Task, ...]] = {
     "label_kind": ("classify",),
     "loss": ("embed",),
     "packing": _PACKED,
+    "system": ("chat", "preference"),
 }
 """The tasks that a setting is for."""
 
@@ -62,6 +67,7 @@ class FinetuneOptions(TypedDict, total=False):
     labels: Sequence[str]
     label_kind: str | None
     train_on: str
+    system: str | None
     context: int | None
     packing: bool | None
     skip_faulty: bool
@@ -134,6 +140,8 @@ class FinetuneConfig(RunConfig):
     """Classify: one label a text, several, or a number (default: what the labels look like)."""
     train_on: Annotated[str, "{answers,all}"] = "answers"
     """Chat and completion: the tokens that are learned."""
+    system: Annotated[str | None, "TEXT"] = None
+    """Chat and preference: the system message of conversations that have none."""
     context: int | None = None
     """Tokens of an example, longer ones are cut (default: as many as the model has positions for, at most 1,024)."""
     packing: bool | None = None
@@ -143,8 +151,8 @@ class FinetuneConfig(RunConfig):
     """Examples in a batch, of all processes together (default: 32, or 64 from 60,000 examples on; 16 for text to be
     generated)."""
     epochs: float | None = None
-    """Passes over the data, instead of --steps or --minutes (default: 3, or fewer from 20,000 examples on: what 60,000
-    examples are, but one at least)."""
+    """Passes over the data, instead of --steps or --minutes (default: 3; of tags as many as 500 batches are, from 3 to
+    20; from 20,000 examples on fewer: what 60,000 examples are, but one at least)."""
     lora: Annotated[int | None, "RANK"] = None
     """Train a low-rank adapter of this rank, and leave the weights as they are."""
     lora_alpha: float | None = None
@@ -343,8 +351,9 @@ def complete(
         "average": average,
         "label_smoothing": config.label_smoothing or 0.0,
         "packing": bool(config.packing if config.packing is not None else config.device != "cpu" and task in _PACKED),
-        "epochs": config.epochs or (None if config.steps or config.minutes else default_epochs(examples)),
     }
+    if not (config.epochs or config.steps or config.minutes):
+        chosen["epochs"] = default_epochs(examples, task, chosen["batch_size"])
     return CompleteFinetuneConfig(**{**vars(config), **chosen, **found})
 
 
@@ -356,9 +365,12 @@ def longest_text(model: ModelConfig, task: Task) -> int:
     return min(limits)
 
 
-def default_epochs(examples: int) -> float:
-    """Passes over so many examples."""
-    return max(1.0, min(EPOCHS, _ENOUGH / max(examples, 1)))
+def default_epochs(examples: int, task: Task, batch_size: int) -> float:
+    """Passes over so many examples, where nothing else is said; 0 examples: their number isn't known."""
+    epochs = max(1.0, min(EPOCHS, _ENOUGH / max(examples, 1)))
+    if task != "tag" or not examples:
+        return epochs
+    return max(epochs, min(_TAG_EPOCHS, _TAG_STEPS * batch_size / examples))
 
 
 def default_learning_rate(model: ModelConfig, task: Task, *, adapter: bool) -> float:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import cast
 
 from anyformer.config import ModelConfig
-from anyformer.data.examples import CompletionExample, EmbedExample, Seq2SeqExample
+from anyformer.data.examples import ChatExample, CompletionExample, EmbedExample, PreferenceExample, Seq2SeqExample
 from anyformer.data.examples.loading import ExampleSet
 from anyformer.errors import UserError
 
@@ -30,6 +30,34 @@ def fitted(found: ExampleSet, model: ModelConfig) -> ExampleSet:
     if found.task in ("chat", "completion", "preference", "seq2seq") and model.head.kind != "language_model":
         raise UserError(f"The task {found.task} is for a language model, and this model's head is {model.head.kind}.")
     return found
+
+
+def with_system_message(found: ExampleSet, text: str) -> ExampleSet:
+    """The examples with a system message in each conversation that had none.
+
+    Raises:
+        UserError: there is no conversation.
+    """
+    count = 0
+
+    def side(example: ChatExample | CompletionExample) -> ChatExample:
+        if not isinstance(example, ChatExample):
+            raise UserError(f"--system is for conversations, and {example.where}, is a text: leave it out.")
+        if example.messages[0]["role"] == "system":
+            return example
+        nonlocal count
+        count += 1
+        messages = [{"role": "system", "content": text}, *example.messages]
+        return replace(example, messages=messages, learned=[False, *example.learned])
+
+    examples = list[ChatExample | PreferenceExample]()
+    for example in cast("Sequence[ChatExample | PreferenceExample]", found.examples):
+        pair = isinstance(example, PreferenceExample)
+        examples.append(
+            replace(example, chosen=side(example.chosen), rejected=side(example.rejected)) if pair else side(example)
+        )
+    note = f"--system added to {count:,} conversation{'s' * (count != 1)}"
+    return replace(found, examples=examples, notes=[*found.notes, note])
 
 
 def embedding_loss(asked: str | None, example: EmbedExample) -> str:

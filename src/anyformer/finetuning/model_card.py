@@ -35,7 +35,18 @@ _CLASSES: Mapping[str, str] = {
 }
 _SETTINGS = (
     *("steps", "minutes", "batch_size", "context", "packing", "learning_rate", "schedule", "warmup", "weight_decay"),
-    *("optimizer", "label_smoothing", "loss", "beta", "train_on", "lora", "lora_alpha", "lora_dropout", "dora"),
+    *(
+        "optimizer",
+        "label_smoothing",
+        "loss",
+        "beta",
+        "train_on",
+        "system",
+        "lora",
+        "lora_alpha",
+        "lora_dropout",
+        "dora",
+    ),
     *("rslora", "quantize", "dtype", "seed"),
 )
 _ONLY: Mapping[str, Sequence[str]] = {"beta": ("preference",), "train_on": ("chat", "completion")}

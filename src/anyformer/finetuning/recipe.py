@@ -26,7 +26,7 @@ from anyformer.finetuning.base import BaseFinetuning
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import FinetuneConfig, complete
 from anyformer.finetuning.encoding import Encoding
-from anyformer.finetuning.fit import embedding_loss, fitted
+from anyformer.finetuning.fit import embedding_loss, fitted, with_system_message
 from anyformer.finetuning.preview import PreviewRow
 from anyformer.finetuning.report import Report
 from anyformer.finetuning.text import TextFinetuning
@@ -137,7 +137,8 @@ class Finetuning(BaseFinetuning):
         """What can be asked of the model, each with its arguments."""
         match self.task:
             case "chat":
-                return [("chat", "")]
+                system = self.config.system
+                return [("chat", "" if system is None else f"--system {shlex.quote(system)}")]
             case "completion" | "seq2seq":
                 return [("generate", "TEXT")]
             case "embed":
@@ -212,7 +213,7 @@ def _read(config: FinetuneConfig, training: ExampleSet | None = None) -> Example
     task: Any = config.task if training is None else training.task
     labels = config.labels or None if training is None else training.labels
     kind: Any = config.label_kind if training is None else training.kind
-    return load_examples(
+    found = load_examples(
         config.data if training is None else config.validation,
         task=task,
         columns=as_columns(config.roles),
@@ -224,3 +225,5 @@ def _read(config: FinetuneConfig, training: ExampleSet | None = None) -> Example
         max_record_bytes=config.max_record_bytes,
         cache=Cache(config.cache),
     )
+    chats = config.system is not None and found.task in ("chat", "preference")
+    return with_system_message(found, config.system or "") if chats else found

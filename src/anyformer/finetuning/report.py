@@ -25,7 +25,7 @@ from anyformer.model import Transformer
 from anyformer.quantization import quantized_weights
 from anyformer.runs.directory import EVALUATION, MODEL
 from anyformer.runs.listing import number, read_run
-from anyformer.terminal import printable
+from anyformer.terminal import printable, shorten
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.precision import choose_precision
 
@@ -41,6 +41,8 @@ _LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "mse")
 _SELDOM = ("rouge1", "rouge2", "rougeLsum", "recall@5", "recall@10")
 """Metrics that the page has, and the terminal has not."""
 _ROWS, _WORST = 8, 10
+_CLASSES, _LABEL = 20, 40
+"""Classes whose scores the terminal has, and characters of a class's name."""
 _CHARACTERS = 2000
 """Of a text that is kept in evaluation.json."""
 
@@ -216,9 +218,23 @@ def lines(values: Mapping[str, Any]) -> list[str]:
             continue
         count = f"; {values['measured_on']} held out" if not said else ""
         said.append(f"{name:<{width}} {gained(each)}{count}")
+    if values["task"] == "tag":
+        said += _by_class(values["classes"], width)
     if (figure := values["general"]) is not None:
         said.append(f"general text: perplexity {general(figure)}")
     return [*said, *map(printable, values["notes"])]
+
+
+def _by_class(classes: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """F1 of each class that is to be found, the most frequent first."""
+    rows = sorted((row for row in classes if row["held_out"]), key=lambda row: -row["held_out"])
+    names = [shorten(printable(row["label"]), _LABEL) for row in rows[:_CLASSES]]
+    longest = max(map(len, names), default=0)
+    said = [
+        f"{'' if number else 'F1 of':<{width}} {name:<{longest}}  {row['f1']:.3f}; {row['held_out']:,} held out"
+        for number, (name, row) in enumerate(zip(names, rows, strict=False))
+    ]
+    return [*said, f"{'':<{width}} and of {len(rows) - _CLASSES:,} more, see the report"] if rows[_CLASSES:] else said
 
 
 def _figure(name: str, before: Figure | None, after: Figure, *, enough: bool) -> dict[str, Any]:

@@ -40,6 +40,11 @@ def test_conversations_in_all_their_forms():
         {"messages": marked[1:], "system": "s"},
         {"conversations": SHARE},
         {"conversations": json.dumps(SHARE)},
+        {"messages": [{**{k: v for k, v in m.items() if k != "content"}, "text": m["content"]} for m in marked]},
+        {
+            "prompt": json.dumps([{"role": m["role"], "text": m["content"]} for m in marked[:2]]),
+            "completion": marked[2:],
+        },
         {"prompt": marked[:2], "completion": marked[2:]},
     ):
         found = make(values)
@@ -48,6 +53,8 @@ def test_conversations_in_all_their_forms():
         assert found.tools is None
     parts = [{"role": "user", "content": [{"type": "text", "text": "q"}, {"text": "!"}, "?"]}, CONVERSATION[2]]
     assert make({"messages": parts}).messages[0] == {"role": "user", "content": "q!?"}
+    both = [{"role": "user", "content": "q", "text": "Q"}, {"role": "assistant", "content": None, "text": "a"}]
+    assert make({"messages": both}).messages == [{"role": "user", "content": "q", "text": "Q"}, CONVERSATION[2]]
     named = [{"role": "user", "content": "q", "name": "Ann", "tool_calls": None}, CONVERSATION[2]]
     assert make({"messages": named}).messages[0] == {"role": "user", "content": "q", "name": "Ann"}
 

@@ -83,6 +83,8 @@ def test_a_table_without_a_header(tmp_path: Path):
     with pytest.raises(UserError, match="has 2 fields called 'a': give them different names"):
         read(table, columns=("a", "a", "b"))
     assert read(write(tmp_path / "b.csv", ",a,\n1,2,3\n")) == [{"": "3", "a": "2"}]
+    semicolons = write(tmp_path / "c.csv", "so, so;1,5\nyes, and no;2\n")
+    assert read(semicolons, columns=["text", "label"])[0] == {"text": "so, so", "label": "1,5"}
 
 
 def test_sentences_texts_and_parallel_lines(tmp_path: Path):
@@ -190,7 +192,7 @@ def test_a_data_set_of_the_hub_is_read_whole_and_once(tmp_path: Path, monkeypatc
         ("a.csv", "a\n" + "x" * 2000, r"a\.csv, line 2, has more than 1,000 bytes"),
         ("a.csv", ",".join(map(str, range(2001))), r"a\.csv has 2,001 columns, more than the 2,000 that data may have"),
         ("a.txt", "x" * 2000, r"a\.txt has more than 1,000 bytes, and a text file is one example"),
-        ("a.txt", b"x\xff", r"a\.txt is not UTF-8 text: byte 1"),
+        ("a.txt", b"x\xff", r"a\.txt, line 1, is not UTF-8 text: byte 1"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, name: str, content: str | bytes, message: str):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
+import shlex
 from typing import Any
 
 import pytest
 
-from anyformer.data.examples.columns import Columns
+from anyformer.data.examples.columns import Columns, NamedColumns
 from anyformer.data.examples.tasks import detect, find_reading
 from anyformer.errors import UserError
 
@@ -102,3 +104,31 @@ def test_what_is_asked_for_comes_first(sample: dict[str, Any], task: Any, column
 def test_what_is_missing_is_named(sample: dict[str, Any], task: Any, columns: Columns, message: str):
     with pytest.raises(UserError, match=message):
         find_reading(sample, "a.csv, line 2,", task, columns)
+
+
+@pytest.mark.parametrize(
+    ("sample", "task", "given", "line"),
+    [
+        ({"id": "7", "review_text": "a good movie", "verdict": "pos"}, None, {}, "text=review_text label=verdict"),
+        ({"id": "7", "review": "a good movie", "verdict": 1}, None, {"text": "reveiw"}, "text=review label=verdict"),
+        ({"the review": "a good movie", "ok": "yes"}, "classify", {}, "'text=the review' label=ok"),
+        ({"log": [{"role": "user"}], "x": 1}, "chat", {}, "messages=log"),
+        ({"words": ["a"], "ner": ["O"]}, None, {}, "tokens=words tags=ner"),
+        ({"Frage": "Why is that so?", "Antwort": "So."}, "chat", {}, "prompt=Frage completion=Antwort"),
+        ({"prompt": "a", "responce": "b"}, None, {}, "prompt=prompt completion=responce"),
+        ({"en": "a b", "de": "c"}, "seq2seq", {"target": "ed"}, "source=en target=de"),
+        ({"contnt": "a"}, None, {}, "text=contnt"),
+        ({"q": "a long question", "a": "b"}, "preference", {"prompt": "q"}, "chosen=a rejected=NAME prompt=q"),
+    ],
+)
+def test_a_missing_column_is_answered_with_the_line_to_write(
+    sample: dict[str, Any], task: Any, given: dict[str, str], line: str
+):
+    with pytest.raises(UserError) as error:
+        find_reading(sample, "a.csv, line 2,", task, NamedColumns(**given))
+    said = str(error.value)
+    assert said.endswith(f"--columns {line}.")
+    if "NAME" not in line:  # and it is understood
+        words = dict(word.split("=") for word in shlex.split(line))
+        asked = re.search(r"--task (\w+)", said)
+        find_reading(sample, "a.csv", task or (asked and asked[1]), NamedColumns(**words))

@@ -1,5 +1,6 @@
 """What columns are called, and which of them make up an example."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
@@ -55,9 +56,9 @@ class Columns:
         named = ((each.name, getattr(self, each.name)) for each in fields(self))
         return {role: column for role, column in named if column is not None}
 
-    def ask(self, *roles: str) -> str:
-        """How a command line names the columns of roles: ``--text NAME --label NAME``."""
-        return " ".join(f"--{role} NAME" for role in roles)
+    def ask(self, **columns: str) -> str:
+        """How a command line names the columns of roles: ``--text review --label stars``."""
+        return " ".join(f"--{role} {shlex.quote(column)}" for role, column in columns.items())
 
 
 class NamedColumns(Columns):
@@ -66,8 +67,8 @@ class NamedColumns(Columns):
     __slots__ = ()
 
     @override
-    def ask(self, *roles: str) -> str:
-        return " ".join(["--columns", *(f"{role}=NAME" for role in roles)])
+    def ask(self, **columns: str) -> str:
+        return " ".join(["--columns", *(shlex.quote(f"{role}={column}") for role, column in columns.items())])
 
 
 def as_columns(columns: Columns | Mapping[str, str] | None) -> Columns | None:

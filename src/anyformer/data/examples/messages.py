@@ -1,4 +1,4 @@
-"""Conversations: lists of messages with role and content, or with from and value, as ShareGPT has them."""
+"""Conversations: lists of messages with role and content or text, or with from and value, as ShareGPT has them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ ROLES: Mapping[str, str] = {
 }
 """What those who write a conversation are called in data, and in chat templates."""
 _CALLS = ("function_call", "tool_call")
+_CONTENT = ("content", "value", "text")
+"""Keys of what is said, of which the first that is there counts."""
 _DROPPED = ("role", "content", "from", "value", "train", "weight", "tool_calls", "function_call")
 """Keys of a message that are read here; all others are left to the template."""
 
@@ -82,7 +84,8 @@ def read_message(given: Mapping[str, Any], where: Where, place: str) -> tuple[Me
     role = ROLES.get(name)
     if role is None:
         raise fault(where, f"has an unknown role in {place}, {quote(name)}", nearest(name, ROLES))
-    content = given.get("content", given.get("value"))
+    said_in = next((key for key in _CONTENT if given.get(key) is not None), "content")
+    content = given.get(said_in)
     calls = _calls(given, name, content, where, place)
     if name in _CALLS:
         content = None
@@ -91,7 +94,7 @@ def read_message(given: Mapping[str, Any], where: Where, place: str) -> tuple[Me
     if not text.strip() and not calls and is_learned:
         raise fault(where, f"has an empty answer in {place}", 'fill it in, or mark the message with "train": false')
     message: dict[str, Any] = {"role": role, "content": text}
-    message |= {key: each for key, each in given.items() if key not in _DROPPED and each is not None}
+    message |= {key: each for key, each in given.items() if key not in (*_DROPPED, said_in) and each is not None}
     return message | ({"tool_calls": calls} if calls else {}), is_learned
 
 

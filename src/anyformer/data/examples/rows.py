@@ -164,7 +164,7 @@ def _exists(path: str) -> bool:
 
 
 def _table(file: BinaryIO, path: Path, columns: Sequence[str], limit: int) -> Iterator[Row]:
-    rows = table_rows(file, path, limit)
+    rows = table_rows(file, path, limit, len(columns) or None)
     header, has = (list(columns), "the columns that were named are") if columns else ([], "the header has")
     if not header:
         header = next(rows, (1, list[str]()))[1]

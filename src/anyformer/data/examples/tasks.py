@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches as close_matches
+from itertools import islice
 from typing import Any
 
 from anyformer.data.examples import TASKS, Task
@@ -17,10 +19,14 @@ _DATA = re.compile(r"-?\d+(\.\d+)?|.{40,}|.* .* .* .*", re.DOTALL)
 """What is no name of a column, but a number or a sentence."""
 _LABELS = (True, False, 0, 1, "true", "false", "True", "False", "0", "1")
 """Of unpaired preferences."""
-_RARE = ("segments", "translation")
-"""Kinds of shapes that nobody looks for."""
 _SAID = ("label", "labels", "score", "scores")
 """Columns that aren't texts to embed."""
+_LISTS = ("messages", "tokens", "tags")
+"""Parts that are no texts."""
+_NUMBERING = ("", "id", "idx", "index")
+"""Columns that only number the rows."""
+_CLOSE = 0.75
+"""Likeness of two names of which one may be meant by the other, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,8 @@ def find_reading(
     given = {} if columns is None else columns.given()
     for column in given.values():
         if find(sample, _inside_translation(column, sample)) is MISSING:
-            raise UserError(f"{where} {unknown_field(column, sample, 'column')}")
+            line = (columns or Columns()).ask(**_suggestion(sample, task, given)[1])
+            raise UserError(f"{where} {unknown_field(column, sample, 'column')} Write {line}.")
     for shape in SHAPES:
         if task not in (None, shape.task) or (task is None and shape.asked):
             continue
@@ -151,25 +158,78 @@ def _listed(found: Mapping[str, str]) -> str:
 
 
 def _no_task(sample: Mapping[str, Any], where: object, task: Task | None, asked: Columns) -> UserError:
-    given = asked.given()
     columns = [str(column)[:60] for column in sample]
     some = ", ".join(map(repr, columns[:_FEW])) + (", ..." if len(columns) > _FEW else "")
     has = f"{where} has the column{'s' if len(columns) != 1 else ''} {some or 'none'}"
+    if task is None and not asked.given() and any(_DATA.fullmatch(column) for column in columns):
+        return UserError(
+            f"{has}, from which no task follows: if the first line is no header, write the names of the columns above "
+            "it."
+        )
+    shape, suggested = _suggestion(sample, task, asked.given())
+    line = asked.ask(**suggested)
     if task is None:
-        how = f"name the task and its columns, such as --task classify {asked.ask('text', 'label')}."
-        if any(_DATA.fullmatch(column) for column in columns):
-            how = "if the first line is no header, write the names of the columns above it."
-        how = _misspelt(columns) or how
+        line = f"--task {shape.task} {line}"
+        misspelt = _misspelt(columns)
+        how = f"{misspelt} Or write {line}." if misspelt else f"name the task and its columns, such as {line}."
         return UserError(f"{has}, from which no task follows: {how}")
-    shapes = [shape for shape in SHAPES if shape.task == task]
-
-    def distance(shape: Shape) -> tuple[bool, bool, int]:
-        missing = sum(not any(name in sample for name in names) for names in shape.required.values())
-        return not given.keys() <= shape.required.keys() | shape.optional.keys(), shape.kind in _RARE, missing
-
-    shape = min(shapes, key=distance)
     needs = " and ".join(f"{part} ({', '.join(map(repr, names))})" for part, names in shape.required.items())
-    return UserError(f"{has}, and {task} needs {needs}: say which they are with {asked.ask(*shape.required)}.")
+    return UserError(f"{has}, and {task} needs {needs}: say which they are with {line}.")
+
+
+def _suggestion(sample: Mapping[str, Any], task: Task | None, given: Mapping[str, str]) -> tuple[Shape, dict[str, str]]:
+    """The shape that suits a row best, and a column for each of its parts; NAME where none is left for one."""
+
+    def fit(shape: Shape) -> tuple[tuple[bool | int, ...], Shape, dict[str, str]]:
+        columns, guessed = _columns_for(shape, sample, given)
+        stray = not given.keys() <= shape.required.keys() | shape.optional.keys()
+        unnamed = sum(part not in columns for part in shape.required)
+        parts = {part: columns.get(part, "NAME") for part in (*shape.required, *given)}
+        return (stray, unnamed, shape.kind == "text", guessed, shape.kind != "classify"), shape, parts
+
+    roles = {each.name for each in fields(Columns)}
+    shapes = (shape for shape in SHAPES if shape.task == task or (task is None and not shape.asked))
+    suitable = (shape for shape in shapes if shape.required.keys() <= roles)
+    return min(map(fit, suitable), key=lambda found: found[0])[1:]
+
+
+def _columns_for(shape: Shape, sample: Mapping[str, Any], given: Mapping[str, str]) -> tuple[dict[str, str], int]:
+    """The columns that were named, that have nearly such a name or a usual one, or whose value suits; last, how many
+    are known by their value only."""
+    left, found, guessed = dict(sample), dict[str, str](), 0
+    parts = dict.fromkeys((*shape.required, *given))
+    for part in parts:
+        if part in given and find(sample, _inside_translation(given[part], sample)) is not MISSING:
+            found[part] = given[part]
+            left.pop(given[part], None)
+    for by_value in (False, True):
+        for part in [part for part in parts if part not in found]:
+            names = (given.get(part, ""), *shape.required.get(part, ()))
+            column = _by_value(part, left) if by_value else _close(names, left)
+            if column is not None:
+                found[part] = column
+                del left[column]
+                guessed += by_value
+    return found, guessed
+
+
+def _close(names: Iterable[str], columns: Iterable[str]) -> str | None:
+    """The column that has one of the names, or nearly."""
+    known = list(islice(columns, _FEW))
+    tries = ((name, cutoff) for cutoff in (1, _CLOSE) for name in names)
+    return next((hit for name, cutoff in tries for hit in close_matches(name, known, 1, cutoff)), None)
+
+
+def _by_value(part: str, values: Mapping[str, Any]) -> str | None:
+    """The column whose value is likeliest for a part: the longest text, the shortest label, a list of words."""
+    sizes = {column: len(str(value)) for column, value in values.items() if column not in _NUMBERING}
+    lists = [column for column in sizes if isinstance(values[column], list)]
+    texts = [column for column in sizes if isinstance(values[column], str)]
+    if part in _LISTS:
+        return next(iter(lists), None)
+    if part in ("label", "score"):
+        return min((column for column in sizes if column not in lists), key=lambda column: sizes[column], default=None)
+    return max(texts, key=lambda column: sizes[column], default=None)
 
 
 def _misspelt(columns: Sequence[str]) -> str | None:

@@ -4,20 +4,26 @@ import csv
 import io
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from anyformer.data.formats import too_large, utf8_length
+from anyformer.data.formats import not_text, too_large, utf8_length
 from anyformer.errors import UserError
 
+_DELIMITERS = ",;\t"
+"""Of .csv files: spreadsheets write semicolons where the comma is that of decimals."""
 
-def table_rows(file: BinaryIO, path: Path, limit: int) -> Iterator[tuple[int, list[str]]]:
+
+def table_rows(file: BinaryIO, path: Path, limit: int, width: int | None = None) -> Iterator[tuple[int, list[str]]]:
     """Read the rows of a .csv or .tsv file.
 
     Args:
         file: Its content, decompressed.
         path: Its name, for messages and the delimiter.
         limit: Bytes that a row may have.
+        width: Number of columns, by which the delimiter of a .csv file is known; None: it is the first that the first
+            line has, of comma, semicolon and tab.
 
     Yields:
         The line that a row begins at, from 1, and its fields; rows without any are passed over. The first row may be
@@ -37,15 +43,19 @@ def table_rows(file: BinaryIO, path: Path, limit: int) -> Iterator[tuple[int, li
                 raise too_large(limit, path, begin)
             yield line
 
-    delimiter = "\t" if ".tsv" in [suffix.lower() for suffix in path.suffixes[-2:]] else ","
-    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
     try:
+        source = lines()
+        if "\0" in (first := next(source, "")):  # UTF-16 without a byte-order mark
+            raise not_text(path)
+        is_tsv = ".tsv" in [suffix.lower() for suffix in path.suffixes[-2:]]
+        delimiter = "\t" if is_tsv else _delimiter(first, width)
+        rows = csv.reader(chain([first], source), delimiter=delimiter, strict=True)
         while (row := _next_row(rows)) is not None:
             if row:
                 yield begin, row
             begin, size = rows.line_num + 1, 0
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text, from line {begin} on: {error.reason}.") from error
+        raise not_text(path) from error
     except csv.Error as error:
         raise UserError(
             f"{path}, line {begin}, can't be read: {error} (a quote inside a quoted field must be doubled)."
@@ -60,6 +70,12 @@ def check_width(row: list[str], width: int, path: Path, number: int, header: str
     if len(row) != width:
         own = f"{len(row)} field{'s' if len(row) > 1 else ''}"
         raise UserError(f"{path}, line {number}, has {own}, and {header} {width}.")
+
+
+def _delimiter(first: str, width: int | None) -> str:
+    """The delimiter of a table with this first line and, if it is known, this many columns."""
+    fields = {each: len(_next_row(csv.reader([first], delimiter=each)) or ()) for each in _DELIMITERS}
+    return next((each for each in _DELIMITERS if (fields[each] == width if width else fields[each] > 1)), ",")
 
 
 def _next_row(rows: Iterator[list[str]]) -> list[str] | None:

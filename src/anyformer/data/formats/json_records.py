@@ -80,6 +80,8 @@ def _lines(lines: Iterable[bytes], path: Path, limit: int, field: str) -> Iterat
         except UnicodeDecodeError as error:
             raise not_text(path, end - len(content) + error.start, number) from error
         except json.JSONDecodeError as error:
+            if b"\0" in content:
+                raise not_text(path, end - len(content) + content.index(b"\0"), number) from error
             where = f"{path}, line {number}, is not JSON"
             raise UserError(f"{where}: {error.msg} at its character {error.pos + 1}.") from error
         except RecursionError:

@@ -8,6 +8,9 @@ import numpy.typing as npt
 
 from anyformer.evaluation.metrics.metric import UNIT, Array, Metric, divide, share
 
+_NAMED, _CHARACTERS = 12, 40
+"""Classes that a sentence names, and characters of a name."""
+
 
 @dataclass(frozen=True)
 class ClassScores:
@@ -81,6 +84,15 @@ def class_table(counts: Array, labels: Sequence[str]) -> list[ClassScores]:
     precision, recall = divide(right, predicted), divide(right, actual)
     columns = zip(labels, precision, recall, f1(right, predicted, actual), actual, strict=True)
     return [ClassScores(label, float(p), float(r), float(both), int(support)) for label, p, r, both, support in columns]
+
+
+def never_right(classes: Sequence[ClassScores]) -> str | None:
+    """Sentence that names the classes of which nothing is found; None: there are none."""
+    missed = [f"{row.label[:_CHARACTERS]} (0 of {row.support:,})" for row in classes if row.support and not row.recall]
+    if not missed:
+        return None
+    more = f", and {len(missed) - _NAMED:,} more" if len(missed) > _NAMED else ""
+    return f"Never right: {', '.join(missed[:_NAMED])}{more}. They need more examples, or more epochs."
 
 
 def confusion_matrix(

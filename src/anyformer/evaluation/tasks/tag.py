@@ -7,6 +7,7 @@ import numpy as np
 from anyformer.data.examples import TagExample
 from anyformer.evaluation.logits import label_names, word_logits
 from anyformer.evaluation.metrics import classification, entity_table, tagging
+from anyformer.evaluation.metrics.classification import never_right
 from anyformer.evaluation.metrics.tagging import is_entity_scheme
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.result import EvaluatedRow, Evaluation
@@ -50,4 +51,6 @@ def evaluate_tag(
     else:
         flat, other = ([tag for row in tags for tag in row] for tags in (references, said))
         metrics, classes = classification(flat, other, names), label_table(flat, other, names)
+    if (missed := never_right(classes)) is not None:
+        notes.append(missed)
     return Evaluation(task="tag", metrics=metrics, rows=rows, classes=classes, notes=notes)
