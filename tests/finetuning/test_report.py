@@ -164,7 +164,7 @@ def test_what_was_measured_survives_the_run_directory() -> None:
 
 def test_a_resumed_run_compares_with_what_was_measured_before(tunes: Tunes) -> None:
     whole = evaluation(tunes("classify", "--steps=8"))
-    begun = tunes("classify", "--steps=4", name="half")
+    begun = tunes("classify", "--steps=4", "--keep-optimizer", name="half")
     assert finetune.run(["--resume", str(begun), "--steps", "8"]) == 0
     again = evaluation(begun)
     assert again["metrics"]["accuracy"]["before"] == whole["metrics"]["accuracy"]["before"]

@@ -104,6 +104,7 @@ class FinetuneOptions(TypedDict, total=False):
     runs: str | Path
     save_every: int | None
     keep: int
+    keep_optimizer: bool
     evaluate_every: int | None
     log_every: int
     track: str | Sequence[str]

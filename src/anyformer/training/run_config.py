@@ -92,6 +92,9 @@ class RunConfig:
     """Steps between two checkpoints to resume from (default: every five minutes, and at the end)."""
     keep: int = 2
     """Checkpoints that are kept."""
+    keep_optimizer: bool = False
+    """Keep the last checkpoint of a run that has finished, so that --resume can give it more steps. Without it no
+    optimizer state stays: twice the trained weights, for AdamW."""
     evaluate_every: int | None = None
     """Steps between evaluations, each of which saves the model as well (default: before and after training only)."""
     log_every: int = 10

@@ -116,6 +116,7 @@ class Trainer:
                 if self.step == self.start:
                     self._say(f"This run had ended after step {self.start:,}: give more --steps or --minutes.")
                     if self.group.broadcast(self.directory.finished()):
+                        self._finish()
                         return 0
                     # It was killed between its last checkpoint and its last words.
                 elif not stopped:
@@ -346,6 +347,7 @@ class Trainer:
         self._measure()
         sample = self._sample({"step": self.step, "state": "finished"})
         self._report()
+        self._finish()
         if sample is None:
             return
         for line in self.recipe.report(self.directory.path):
@@ -359,6 +361,11 @@ class Trainer:
         path = shlex.quote(str(self.directory.path))
         for number, (command, arguments) in enumerate(sample.commands):
             self._say(f"{'' if number else 'next':<11}anyformer {command} {path} {arguments}")
+
+    def _finish(self) -> None:
+        """Let go of what only further steps would need."""
+        if not self.config.keep_optimizer:
+            self.checkpoints.finish(self.group)
 
     def _say(self, text: str) -> None:
         say(self.console, text)

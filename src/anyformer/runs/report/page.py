@@ -29,7 +29,18 @@ _SHAPE = (
 _SELDOM = (
     *("field", "max_record_bytes", "source", "target", "document_masking", "whole_word_masking", "label_smoothing"),
     *("workers", "cache", "batch_tokens", "grad_accumulation", "beta2", "average", "gradient_checkpointing"),
-    *("compile", "engine", "processes", "zero_stage", "save_every", "keep", "log_every", "track", "validation"),
+    *(
+        "compile",
+        "engine",
+        "processes",
+        "zero_stage",
+        "save_every",
+        "keep",
+        "keep_optimizer",
+        "log_every",
+        "track",
+        "validation",
+    ),
 )
 """Settings of a run that are folded away where they are as usual."""
 
