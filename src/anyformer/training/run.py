@@ -87,9 +87,10 @@ def run(
         torch.manual_seed(config.seed)
         with explain_out_of_memory():
             model = run.recipe.build()
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         strategy = make_strategy(config.engine, model, run.plan, group, zero_stage=config.zero_stage)
         stack.callback(strategy.close)
-        _introduce(console, run, model, directory, f"{strategy}, {run.compile_reason}")
+        _introduce(console, run, model, trained, directory, f"{strategy}, {run.compile_reason}")
         if latest is not None:
             strategy.load(latest)
         if resume is not None:
@@ -100,7 +101,7 @@ def run(
         warn = partial(say, console)
         trackers = Trackers(names, directory.path, settings(config), resumed=resumed, warn=warn)
         stack.callback(trackers.close)
-        status = Trainer(run, directory, strategy, trackers, console, facts).run(started)
+        status = Trainer(run, directory, strategy, trackers, console, facts, trained).run(started)
         return Finished(status, directory.path)
 
 
@@ -149,10 +150,11 @@ def _directory(config: RunConfig, resume: Path | None, group: Group) -> Generato
             directory.discard()
 
 
-def _introduce(console: Console, run: ResolvedRun, model: Transformer, directory: RunDirectory, strategy: str) -> None:
+def _introduce(
+    console: Console, run: ResolvedRun, model: Transformer, trained: int, directory: RunDirectory, strategy: str
+) -> None:
     config = run.recipe.config
     size = parameter_count(model)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     parameters = f"{size:,} parameters" + (f", {trained:,} of them trained" if trained < size else "")
     length = f"{config.steps:,} steps" if config.steps is not None else f"{config.minutes:g} minutes in all"
     say(console, f"model      {run.recipe.name}, {parameters}; {run.plan.precision}")
