@@ -209,6 +209,7 @@ def resumable(hostile: Hostile, capsys: pytest.CaptureFixture[str]) -> Hostile:
     text.write_text("hello there, general text\n" * 200)
     flags = "--tokenizer char --context 16 --batch-size 4 --steps 4 --save-every 2 --device cpu --dtype float32"
     shape = "--model.d-model 16 --model.decoder-layers 1 --model.attention.heads 2 --model.feed-forward.width 16"
+    shape += " --keep-optimizer"
     shutil.rmtree(hostile.folder)
     place = ["--runs", str(hostile.folder.parent), "--name", hostile.folder.name]
     assert train.run(["gpt2-nano", "--data", str(text), *flags.split(), *shape.split(), *place]) == 0

@@ -165,6 +165,25 @@ def test_every_command_takes_adapters(adapted: Path, capsys: pytest.CaptureFixtu
     assert "convert MODEL DIR" in capsys.readouterr().err
 
 
+def test_convert_merges_the_adapter_that_a_directory_holds(adapted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, run = str(adapted / "base"), adapted / "run"
+    with_adapter, tokenizer = af.load(base, adapter=adapted / "adapter")
+    af.save_adapter(with_adapter, run / "model", base=base)
+    assert tokenizer is not None
+    tokens = torch.tensor([tokenizer.encode(TEXT[0])])
+    expected = with_adapter(tokens).logits
+    for source, target, flags in ((run, "merged", []), (run / "model", "verified", ["--verify"])):
+        assert main(["convert", str(source), str(adapted / target), *flags]) == 0, capsys.readouterr().err
+        merged, same = af.load(adapted / target)
+        assert same is not None
+        assert not merged.adapter_configs
+        torch.testing.assert_close(merged(tokens).logits, expected, rtol=1e-4, atol=1e-4)
+    assert main(["convert", str(run), str(adapted / "small"), "--type", "int8"]) == 0
+    # Its base is read while the target is written.
+    assert main(["convert", str(run), base]) == 2
+    assert "would be lost" in capsys.readouterr().err
+
+
 def notes(folder: Path) -> Path:
     path = folder / "notes.txt"
     path.write_text("the cat sat on the mat\n" * 20, encoding="utf-8")

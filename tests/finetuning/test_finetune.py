@@ -60,7 +60,7 @@ def test_rows_are_learned_and_what_was_gained_is_returned(base: Path, capsys: py
 
 
 def test_rows_are_kept_so_that_the_run_can_be_repeated(base: Path) -> None:
-    result = af.finetune(base, iter(ROWS), steps=2, save_every=1)
+    result = af.finetune(base, iter(ROWS), steps=2, save_every=1, keep_optimizer=True)
     (file,) = read_run(result.directory).config["data"]
     assert [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()] == ROWS
     longer = af.finetune(resume=result.directory, steps=4)

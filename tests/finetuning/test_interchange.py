@@ -59,6 +59,24 @@ def test_the_adapter_of_a_classifier_in_peft(tunes: Tunes, models: Path, flags: 
     torch.testing.assert_close(_theirs(model, run / "model"), _ours(run), rtol=1e-5, atol=1e-5)
 
 
+def test_the_adapter_of_a_classifier_that_was_one_before(tunes: Tunes, models: Path, tmp_path: Path) -> None:
+    """Its classifier is trained on, and saved with the adapter, as in PEFT."""
+    base = tunes("classify", "--steps=2", name="base") / "model"
+    run = tunes("classify", "--steps=5", "--lora=4", model=str(base), name="adapted")
+    theirs: Any = transformers.AutoModelForSequenceClassification.from_pretrained(base)
+    model: Any = peft.PeftModel.from_pretrained(theirs, str(run / "model"))
+    found = _theirs(model, base)
+    torch.testing.assert_close(found, _ours(run), rtol=1e-5, atol=1e-5)
+    assert not torch.equal(_head(base), _head(run))
+    af.save(af.merge(af.load(run)[0]), tmp_path / "merged")
+    merged: Any = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(_theirs(merged, base), found, rtol=1e-5, atol=1e-5)
+
+
+def _head(run: Path) -> torch.Tensor:
+    return af.load(run)[0].state_dict()["head.labels.weight"]
+
+
 def test_the_adapter_of_a_decoder_in_peft(tunes: Tunes, models: Path) -> None:
     run = tunes("chat", "--steps=5", "--lora=4")
     base: Any = transformers.AutoModelForCausalLM.from_pretrained(models / "decoder")

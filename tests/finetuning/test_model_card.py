@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
+import anyformer as af
 from anyformer.finetuning.config import CompleteFinetuneConfig
 from anyformer.finetuning.model_card import escape, write_card
+from anyformer.runs.directory import base_name
+from anyformer.runs.report.formatting import count
 from tests.finetuning import toys
 from tests.finetuning.conftest import Tunes
 from tests.finetuning.test_report import classified, evaluation
@@ -22,7 +27,8 @@ def _card(run: Path) -> ModelCard:
 
 
 def test_of_a_classifier(tunes: Tunes, tmp_path: Path) -> None:
-    run = tunes("classify", "--steps=40", "--learning-rate=2e-2", rows=classified())
+    base = tunes("classify", "--steps=1", rows=classified(), name="first") / "model"
+    run = tunes("classify", "--steps=40", "--learning-rate=2e-2", rows=classified(), model=str(base))
     card, found = _card(run), evaluation(run)
     data = card.data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-classification")
@@ -37,6 +43,13 @@ def test_of_a_classifier(tunes: Tunes, tmp_path: Path) -> None:
     assert f"| accuracy | {found['metrics']['accuracy']['before']:.3f} |" in text
     assert "| w\\*\\*f \\| &lt;b&gt; | " in text
     assert "| learning rate | 0.02 |" in text
+    assert "A fine-tuned version of first." in text  # a run's name, and not that of its folder model/
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+    tokens = steps[-1]["tokens"] / steps[-1]["step"]
+    assert tokens < 8 * 32  # as they were, and not batch size times context
+    assert f"| tokens a step | {tokens:,.0f} |" in text
+    size = sum(weight.numel() for weight in af.load(run)[0].parameters())
+    assert f"| parameters | {count(size)} |" in text
     assert "## Examples" in text
 
 
@@ -46,6 +59,7 @@ def test_of_an_adapter_of_a_chat(tunes: Tunes) -> None:
     card = _card(tunes("chat", "--steps=1", "--lora=2", rows=rows))
     assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "text-generation")
     assert "lora" in (card.data.tags or [])
+    assert re.search(r"\| parameters \| [\d.k]+, [\d.k]+ trained \|", card.text)
     assert "PeftModel.from_pretrained(base, PATH)" in card.text
     # What is in an example can't end the block that it is in.
     assert "\n\n````\nasked:\n" in card.text
@@ -71,6 +85,17 @@ def test_names_of_the_hub_are_kept_and_others_are_escaped(tmp_path: Path) -> Non
     assert card.data.get("license") is None
     assert "# x --- license: mit # &lt;b&gt;" in card.text
     assert "<img" not in card.text
+
+
+def test_a_base_is_called_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "good" / "model"
+    run.mkdir(parents=True)
+    (run.parent / "config.yaml").touch()
+    cached = tmp_path / "hub" / "models--someone--small" / "snapshots" / "0123abc"
+    cached.mkdir(parents=True)
+    names = {"someone/model": "someone/model", "runs/good": "good", str(run): "good", str(cached): "someone/small"}
+    assert {base: base_name(base) for base in names} == names
 
 
 def test_a_text_is_one_line_that_says_just_what_it_is() -> None:

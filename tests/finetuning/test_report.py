@@ -74,13 +74,14 @@ def test_metrics_before_and_after_are_those_of_evaluate(
     tunes: Tunes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = toys.write(tmp_path / "held.jsonl", classified(20, seed=7))
-    run = tunes("classify", "--steps=20", f"--validation={held}", rows=classified())
+    base = str(tunes("classify", "--steps=1", rows=classified(), name="base") / "model")
+    _said(capsys)
+    run = tunes("classify", "--steps=20", f"--validation={held}", rows=classified(), model=base)
     said, found = _said(capsys), evaluation(run)
     after = evaluate(*af.load(run), held, "classify")
     accuracy = found["metrics"]["accuracy"]
     assert accuracy["after"] == pytest.approx(after["accuracy"])
     assert accuracy["interval"] == pytest.approx(list(after.intervals()["accuracy"]))
-    # The model before training: the base with the head that the run's seed draws.
     before = json.loads((run / "before.json").read_text())
     assert found["examples"] == len(before["predictions"]) == len(after.rows) == 20
     right = [said == row.reference for said, row in zip(before["predictions"], after.rows, strict=True)]
@@ -109,6 +110,36 @@ def test_metrics_before_and_after_are_those_of_evaluate(
     assert "w**f | &lt;b&gt;" in page
     assert "<b>w" not in page
     assert "| <b>" not in page
+
+
+@pytest.mark.parametrize("task", ["classify", "tag"])
+def test_a_new_head_has_no_before(task: str, tunes: Tunes, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a head says that was just drawn is noise."""
+    run = tunes(task, "--steps=40", "--lora=2")
+    said, found = _said(capsys), evaluation(run)
+    assert not any(line.startswith("before") or " -> " in line for line in said)
+    assert all(each["before"] is each["difference"] is None for each in found["metrics"].values())
+    assert not (run / "before.json").exists()
+    page = (run / "report.html").read_text(encoding="utf-8")
+    card = (run / "model" / "README.md").read_text(encoding="utf-8")
+    assert "After training" in page
+    for text in (page.partition("<main")[2], card):
+        assert "before" not in re.sub(r"(?s)<script.*?</script>", "", text).lower()
+    # A curve has more points than two.
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [each["step"] for each in logged if "loss" in each] == list(range(2, 41, 2))
+    assert [each["step"] for each in logged if "validation_loss" in each] == [0, 10, 20, 30, 40]
+
+
+def test_every_kind_of_entity_is_counted(tunes: Tunes, tmp_path: Path) -> None:
+    rows = toys.rows("tag")
+    held = toys.write(tmp_path / "held.jsonl", [row for row in rows if "B-thing" not in row["ner_tags"]][:8])
+    run = tunes("tag", "--steps=1", f"--validation={held}", rows=rows)
+    tags = [tag for row in rows for tag in row["ner_tags"]]
+    counts = {each["label"]: (each["training"], each["held_out"]) for each in evaluation(run)["classes"]}
+    assert counts["animal"][0] == tags.count("B-animal")
+    assert counts["animal"][1] > 0
+    assert counts["thing"] == (tags.count("B-thing"), 0)
 
 
 def test_the_line_says_what_may_be_chance() -> None:
@@ -214,8 +245,9 @@ def test_what_was_measured_survives_the_run_directory() -> None:
 
 
 def test_a_resumed_run_compares_with_what_was_measured_before(tunes: Tunes) -> None:
-    whole = evaluation(tunes("classify", "--steps=8"))
-    begun = tunes("classify", "--steps=4", name="half")
+    base = str(tunes("classify", "--steps=1", name="base") / "model")
+    whole = evaluation(tunes("classify", "--steps=8", model=base))
+    begun = tunes("classify", "--steps=4", "--keep-optimizer", name="half", model=base)
     assert finetune.run(["--resume", str(begun), "--steps", "8"]) == 0
     again = evaluation(begun)
     assert again["metrics"]["accuracy"]["before"] == whole["metrics"]["accuracy"]["before"]

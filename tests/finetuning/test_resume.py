@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Generator
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.training.conftest import metrics
 from tests.training.kills import Starts, assert_survives, driver, places
 
 COMMON = ["--steps=16", "--save-every=3", "--evaluate-every=7", "--log-every=3", "--grad-accumulation=2"]
+COMMON += ["--keep-optimizer"]
 RUNS: dict[str, tuple[str, list[str]]] = {
     "lora": ("chat", ["--lora=4", "--lora-dropout=0.2", "--packing"]),
     "full": ("preference", ["--average=ema:0.9"]),
@@ -72,7 +74,7 @@ def _refused(capsys: pytest.CaptureFixture[str], run: Path, *flags: str) -> str:
 def test_another_run_is_not_resumed(
     tunes: Tunes, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tunes("classify", "--steps=4", "--lora=4")
+    run = tunes("classify", "--steps=4", "--lora=4", "--keep-optimizer")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     changes = ["--lora=2", "--dora", "--learning-rate=0.5", "--context=8", "--lora-alpha=3", "--labels", "yes", "no"]
     said = _refused(capsys, run, "--steps=8", *changes)
@@ -100,7 +102,7 @@ def test_another_base_is_not_resumed_with(models: Path, tmp_path: Path, capsys: 
     """Its weights, its config and its chat template are those of the beginning; a copy of the files will do."""
     base, data = tmp_path / "base", toys.write(tmp_path / "data.jsonl", toys.rows("chat"))
     shutil.copytree(models / "decoder", base)
-    assert main([*arguments(base, data), "--name=run", "--steps=2", "--lora=4"]) == 0
+    assert main([*arguments(base, data), "--name=run", "--steps=2", "--lora=4", "--keep-optimizer"]) == 0
     run = tmp_path / "runs" / "run"
 
     model, tokenizer = af.load(base)
@@ -123,8 +125,24 @@ def test_another_base_is_not_resumed_with(models: Path, tmp_path: Path, capsys: 
     assert metrics(run)[-1]["step"] == 4
 
 
+@pytest.mark.parametrize("flags", [[], ["--lora=4"]])
+def test_a_finished_run_says_how_to_train_on(
+    tunes: Tunes, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    run = tunes("classify", "--steps=2", *flags)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["finished.json"]
+    assert "has finished after step 2" in _refused(capsys, run, "--epochs=9")
+    assert main(["finetune", "--resume", str(run)]) == 0
+    said = capsys.readouterr().out
+    commands = re.findall(r"^(?:next)? +anyformer (\w+ .*)$", said, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == (["convert", "finetune"] if flags else ["finetune"])
+    for command in commands:
+        short = ["--steps=1", f"--runs={tmp_path / 'runs'}", "--device=cpu"] if command.startswith("finetune") else []
+        assert main([*command.replace("FILE", str(tmp_path / "classify.jsonl")).split(), *short]) == 0
+
+
 def test_the_base_stays_out_of_checkpoints(tunes: Tunes) -> None:
-    run = tunes("chat", "--steps=2", "--lora=4", "--quantize=int8")
+    run = tunes("chat", "--steps=2", "--lora=4", "--quantize=int8", "--keep-optimizer")
     names = load_file(run / "checkpoints" / "step-00000002" / "state.safetensors")
     weights = {name.removeprefix("model.") for name in names if name.startswith("model.")}
     assert weights

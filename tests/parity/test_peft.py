@@ -119,6 +119,36 @@ def test_adapters_of_peft_and_ours_are_the_same(architecture: str, data: st.Data
     assert_near(scores(model, inputs), expected)
 
 
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if "Classification" in name])
+@settings(max_examples=2)
+@given(data=st.data())
+def test_a_classifier_is_saved_with_its_adapter_as_by_peft(architecture: str, data: st.DataObject) -> None:
+    spec: ModelSpec = data.draw(hf_models.models(architecture))
+    inputs: Inputs = data.draw(draw_inputs(spec))
+    model, base = ours_of(spec.build()), spec.build()
+    for name, parameter in base.named_parameters():  # a head of another draw
+        if any(word in name for word in ("score", "classif")):
+            parameter.data.normal_()
+    add_adapter(model, LoraConfig(rank=data.draw(st.integers(1, 4)), use_dora=data.draw(st.booleans())))
+    assert model.head is not None
+    assert all(weight.requires_grad for weight in model.head.parameters())
+    chance = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=chance)
+    expected = scores(model, inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(model, folder)
+        raw = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+        assert raw["task_type"] == ("SEQ_CLS" if "Sequence" in architecture else "TOKEN_CLS")
+        theirs = peft.PeftModel.from_pretrained(base, folder).eval()
+    assert_near(scores(theirs, inputs), expected)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        again = load_adapter(ours_of(spec.build()), folder)
+    assert_near(scores(again, inputs), expected)
+
+
 TRAINED = ["LlamaForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel", "BertForMaskedLM", "RobertaForMaskedLM"]
 TRAINED += ["T5ForConditionalGeneration", "BartForConditionalGeneration"]
 

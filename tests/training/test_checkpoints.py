@@ -27,6 +27,7 @@ FLAGS = [
     *("--tokenizer", "bpe:300", *TINY, "--model.dropout", "0.1", "--context", "16", "--batch-size", "4"),
     *("--steps", "60", "--save-every", "7", "--evaluate-every", "20", "--log-every", "4", "--dtype", "float32"),
     *("--optimizer", "muon", "--average", "ema:0.9", "--schedule", "wsd", "--grad-accumulation", "2"),
+    "--keep-optimizer",
 ]
 
 
@@ -117,6 +118,41 @@ def test_a_run_that_had_ended_keeps_its_config(text: Path, trains: Trains, tmp_p
     before = (run / "config.yaml").read_text()
     assert train.run(["--resume", str(run), "--steps", "5"]) == 0
     assert (run / "config.yaml").read_text() == before
+
+
+def test_a_finished_run_keeps_no_optimizer_state(
+    text: Path, trains: Trains, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [each for each in FLAGS if each != "--keep-optimizer"]
+    run = trains(*flags, "--data", str(text), "--steps", "8", "--cache", str(tmp_path / "cache"))
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["finished.json"]
+    left = _outside(run)
+    text.unlink()  # no data is read to say so
+    capsys.readouterr()
+    for changes in ([], ["--steps", "8"], ["--steps", "5"], ["--learning-rate", "0.5"]):
+        assert train.run(["--resume", str(run), *changes]) == 0
+        shown = capsys.readouterr().out
+        assert "This run has finished after step 8" in shown
+        assert f"next       anyformer finetune {run} --data FILE" in shown.replace("\n ", " ")
+    for changes in (["--steps", "9"], ["--minutes", "1"]):
+        said = _refused("--resume", str(run), *changes)
+        assert f"takes no more steps. Train on from its model, by anyformer finetune {run} --data FILE" in said
+    assert _outside(run) == left
+    assert af.load(run)[1] is not None
+
+
+def test_a_run_that_is_killed_as_it_finishes(text: Path, trains: Trains, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether before its checkpoints go, or in between, it has finished."""
+    run = trains(*FLAGS, "--data", str(text), "--steps", "8")
+    shutil.copytree(run / "checkpoints", run.parent / "kept")
+    log = metrics(run)
+    assert train.run(["--resume", str(run), "--no-keep-optimizer"]) == 0
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["finished.json"]
+    shutil.copytree(run.parent / "kept" / "step-00000008", run / "checkpoints" / "step-00000008")
+    assert train.run(["--resume", str(run)]) == 0
+    assert "has finished after step 8" in capsys.readouterr().out
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["finished.json"]
+    assert metrics(run) == log
 
 
 def test_a_run_can_only_be_trained_once_at_a_time(text: Path, trains: Trains, tmp_path: Path) -> None:

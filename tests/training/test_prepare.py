@@ -23,6 +23,7 @@ from anyformer.families import preset
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.config import TrainConfig
 from anyformer.training.prepare import TrainingData, prepare
+from tests.tokenizer.hugging_face import automatic
 from tests.training.conftest import prose
 
 SPECS = {"gpt2-nano": "bpe:300", "bert-tiny": "wordpiece:100", "t5-small": "unigram:80", "transformer-tiny": "bpe:300"}
@@ -47,6 +48,21 @@ def pairs(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "a.en").write_text("".join(f"{line}\n" for line in lines))
     (tmp_path / "a.de").write_text("".join(f"{line.upper() if i != 7 else ''}\n" for i, line in enumerate(lines)))
     return {"source": str(tmp_path / "a.en"), "target": str(tmp_path / "a.de")}
+
+
+@pytest.mark.parametrize(
+    ("name", "segments"), [("bert-tiny", True), ("roberta-base", False), ("distilbert-base", False)]
+)
+def test_a_tokenizer_of_a_model_with_segments_says_so(
+    name: str, segments: bool, prepares: Any, text: Path, tmp_path: Path
+) -> None:
+    found = prepares(name, data=(str(text),), tokenizer="wordpiece:100")
+    found.tokenizer.save(tmp_path / "saved")
+    written = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert ("token_type_ids" in written["model_input_names"]) is segments
+    assert {"input_ids", "attention_mask"} <= set(written["model_input_names"])
+    theirs = automatic(tmp_path / "saved")
+    assert ("token_type_ids" in theirs("the cat")) is segments
 
 
 @pytest.mark.parametrize("name", ["gpt2-nano", "bert-tiny", "t5-small"])

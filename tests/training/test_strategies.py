@@ -235,7 +235,7 @@ def test_bfloat16_stays_within_its_rounding(
 def test_the_command_starts_two_and_resumes_on_one(tmp_path: Path, text: Path, trains: Trains) -> None:
     flags = ["gpt2-nano", "--data", str(text), *TINY, "--tokenizer=char", "--context=16", "--batch-size=5", "--steps=6"]
     flags += ["--device=cpu", "--dtype=float32", "--log-every=1", "--save-every=3", "--grad-accumulation=2"]
-    flags += ["--cache", str(tmp_path / "cache"), "--keep=5"]
+    flags += ["--cache", str(tmp_path / "cache"), "--keep=5", "--keep-optimizer"]
     alone = trains(*flags, name="alone")
     two = [*flags, "--engine=fsdp", "--processes=2", "--name=two", "--runs", str(tmp_path / "runs")]
     command = [sys.executable, "-m", "anyformer", "train", *two]

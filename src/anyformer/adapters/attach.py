@@ -3,9 +3,10 @@
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from anyformer.adapters.config import LoraConfig
 from anyformer.adapters.modules import (
@@ -16,6 +17,7 @@ from anyformer.adapters.modules import (
     is_output_layer,
     row_lengths,
     targets,
+    whole_modules,
 )
 from anyformer.blocks.adapter import LowRankAdapter
 from anyformer.blocks.linear import Embedding, Linear
@@ -44,6 +46,7 @@ def add_adapter(model: Transformer, config: LoraConfig, name: str = DEFAULT) -> 
     """Give a model an adapter that changes nothing yet, and leave only it to be trained.
 
     A is drawn as `torch.nn.Linear` draws its weight, and B is zero; for an embedding the other way round, as in PEFT.
+    A classifier, and weights that a model came without, are trained whole, as if `modules_to_save` named them.
 
     Args:
         model: Any transformer, quantized ones as well.
@@ -58,6 +61,8 @@ def add_adapter(model: Transformer, config: LoraConfig, name: str = DEFAULT) -> 
     """
     if name in model.adapter_configs:
         raise UserError(f"The model has an adapter {name!r} already: merge it, or choose another name.")
+    whole = dict.fromkeys((*config.modules_to_save, *whole_modules(model)))
+    config = replace(config, modules_to_save=tuple(whole))
     found = selected(model, config)
     model.requires_grad_(False)
     for module, target in found.items():
@@ -70,6 +75,7 @@ def add_adapter(model: Transformer, config: LoraConfig, name: str = DEFAULT) -> 
         lengths = row_lengths(target, b @ a) if config.use_dora and not target.is_embedding else None
         attach(target, name, Matrices(a, b, lengths), config.scale_of(module, rank), config.dropout)
     _train_biases(model, config, found)
+    make_dense(model, config)
     for module, target in targets(model).items():
         if config.saves(module):
             for part in target.modules:
@@ -90,6 +96,20 @@ def _train_biases(model: Transformer, config: LoraConfig, found: dict[str, Targe
                 bias: nn.Parameter | None = getattr(module, "bias", None)
                 if bias is not None:
                     bias.requires_grad_(True)
+
+
+def make_dense(model: Transformer, config: LoraConfig) -> None:
+    """Put the weights of modules that are trained whole into floating point: integers can't be trained."""
+    for name, target in targets(model).items():
+        for module in target.modules if config.saves(name) else ():
+            weight = module.weight
+            if isinstance(weight, QuantizedMatrix):
+                _set_weight(module, weight.dequantize(), trained=False)
+
+
+def _set_weight(module: Linear | Embedding, weight: Tensor, *, trained: bool) -> None:
+    del module.weight
+    module.weight = nn.Parameter(weight, requires_grad=trained)
 
 
 @contextmanager
@@ -132,8 +152,7 @@ def merge(model: Transformer) -> Transformer:
             assert isinstance(adapter, LowRankAdapter)
             dense = adapter.merged(dense) if isinstance(module, Linear) else adapter.merged(dense.t()).t().contiguous()
         trained = not isinstance(weight, QuantizedMatrix) and weight.requires_grad
-        del module.weight
-        module.weight = nn.Parameter(dense, requires_grad=trained)
+        _set_weight(module, dense, trained=trained)
     remove(model)
     return model
 

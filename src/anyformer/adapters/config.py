@@ -82,8 +82,7 @@ class LoraConfig:
 
     def selects(self, module: str) -> bool:
         """Whether a linear layer gets an adapter, by its dotted name."""
-        kept = [rf"(.*\.)?{name}(\..*)?" for name in self.modules_to_save]
-        if _matches(self.exclude_modules, module) or any(re.fullmatch(pattern, module) for pattern in kept):
+        if _matches(self.exclude_modules, module) or self.saves(module):
             return False
         if self.target_modules == "all-linear":
             return self._selects_layer(module)

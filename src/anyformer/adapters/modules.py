@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.blocks.adapter import LowRankAdapter, dense
+from anyformer.blocks.head import Classifier
 from anyformer.blocks.linear import Embedding, Linear
 from anyformer.families import FAMILIES, own, to_huggingface
 from anyformer.families.base import Family
@@ -97,19 +98,35 @@ def prefix_of(model: Transformer) -> str:
 
 def targets(model: Transformer) -> dict[str, Target]:
     """Every linear layer and embedding of a model, by its name in Hugging Face's class."""
-    family, modules = family_of(model), dict(model.named_modules())
-    # Quantized weights have buffers in the place of a parameter; the tables know parameters.
-    names = {name.replace(".weight.integers", ".weight") for name in base_state(model)}
-    names = {name for name in names if ".weight." not in name}
-    prefix = prefix_of(model)
+    modules, prefix = dict(model.named_modules()), prefix_of(model)
     found: dict[str, Target] = {}
-    for theirs, row in family.table(names).items():
+    for theirs, row in _table(model).items():
         ours = [modules[name.removesuffix(".weight")] for name in row.ours if name.endswith(".weight")]
         layers = [module for module in ours if isinstance(module, Linear | Embedding)]
         if len(layers) == len(row.ours) and not row.alias and theirs.endswith(".weight"):
             name = theirs.removesuffix(".weight").removeprefix(prefix)
             found[name] = Target(name, layers, row)
     return found
+
+
+def _table(model: Transformer) -> dict[str, Row]:
+    """The row of each weight on disk, with quantized ones under the names that they have in floating point."""
+    names = {name.replace(".weight.integers", ".weight") for name in base_state(model)}
+    return family_of(model).table({name for name in names if ".weight." not in name})
+
+
+def whole_modules(model: Transformer) -> tuple[str, ...]:
+    """The modules that are trained and saved whole with any adapter: a classifier, as in PEFT, and all that was drawn.
+
+    Returns:
+        Hugging Face's names of the outermost modules, sorted.
+    """
+    drawn = set(model.origin.drawn)
+    if isinstance(model.head, Classifier):
+        drawn |= {"head.labels.weight"}
+    prefix = family_of(model).prefix
+    stored = {theirs for theirs, row in _table(model).items() if not drawn.isdisjoint(row.ours)}
+    return tuple(sorted({theirs.removeprefix(prefix).partition(".")[0] for theirs in stored}))
 
 
 def is_output_layer(model: Transformer, target: Target) -> bool:

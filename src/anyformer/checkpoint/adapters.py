@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from anyformer import atomic, limits
 from anyformer.adapters import DEFAULT
+from anyformer.adapters.attach import make_dense
 from anyformer.adapters.modules import Matrices, Target, attach, base_parameters, family_of, prefix_of, targets
 from anyformer.checkpoint import mlx, peft
 from anyformer.checkpoint.adapter_directory import HEAD, find_adapter, head_json
 from anyformer.checkpoint.gguf.adapter import save_gguf_adapter
 from anyformer.checkpoint.stored_adapter import StoredAdapter
-from anyformer.checkpoint.tensors import FLOATS, write_tensors
+from anyformer.checkpoint.tensors import write_tensors
 from anyformer.errors import UserError, cut
-from anyformer.families.base import CLASSIFIERS
 from anyformer.model import Transformer
 
 
@@ -57,6 +57,7 @@ def load_adapter(model: Transformer, directory: str | Path, name: str | None = N
         raise UserError(f"{path}: another adapter has replaced biases or whole modules already: give one of the two.")
     # All is checked before anything is changed.
     fitting = [_fit(path, model, stored, module, known.get(module)) for module in stored.layers]
+    make_dense(model, config)
     replaced = _replacements(model, path, stored)
     for module, target, found in fitting:
         attach(target, name, found, config.scale_of(module, len(found.a)), config.dropout)
@@ -146,7 +147,7 @@ def save_adapter(
         _write(Path(directory), mlx.WEIGHTS, *mlx.files(model, config, chosen))
     else:
         _write(Path(directory), peft.WEIGHTS, *peft.files(model, config, chosen, base))
-        if model.config.head.kind in CLASSIFIERS and config.modules_to_save:
+        if peft.saves_classifier(model, config):
             atomic.write(Path(directory) / HEAD, json.dumps(head_json(model.config.head), indent=2) + "\n")
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,17 @@ from torch import Tensor
 
 from anyformer import limits
 from anyformer.adapters.config import LoraConfig
-from anyformer.adapters.modules import base_parameters, family_of, prefix_of, targets
+from anyformer.adapters.modules import (
+    base_parameters,
+    family_of,
+    is_output_layer,
+    prefix_of,
+    targets,
+)
 from anyformer.checkpoint.stored_adapter import StoredAdapter
 from anyformer.checkpoint.tensors import read_tensors
 from anyformer.errors import UserError, cut, quote
+from anyformer.families.base import CLASSIFIERS
 from anyformer.model import Transformer
 from anyformer.schema import make
 
@@ -112,7 +119,27 @@ def files(
         if not row.alias and (config.saves(module) or bias):
             layer = f"{module}.base_layer" if bias and module in adapted else module
             tensors[f"{_PREFIX}{layer}.{part}"] = row.operation.write([own[ours].detach() for ours in row.ours])
-    return _to_json(model, config, base, fan_in_fan_out=any(each.fan_in_fan_out for each in adapted.values())), tensors
+    raw = _to_json(model, config, base)
+    if config.target_modules == "all-linear":
+        raw["target_modules"] = _shortest_names(adapted, targets(model))
+    return {**raw, "fan_in_fan_out": any(each.fan_in_fan_out for each in adapted.values())}, tensors
+
+
+def _shortest_names(adapted: Collection[str], every: Collection[str]) -> list[str]:
+    """The ends of the names of layers, or the whole names where another layer's name ends so, too.
+
+    PEFT writes such lists, for its own "all-linear" takes in layers that belong to a classifier (DistilBERT's).
+    """
+    ends = {name.rpartition(".")[2] for name in adapted}
+    others = {name.rpartition(".")[2] for name in every if name not in adapted}
+    return sorted(adapted if ends & others else ends)
+
+
+def saves_classifier(model: Transformer, config: LoraConfig) -> bool:
+    """Whether an adapter holds the classifier of its model."""
+    if model.config.head.kind not in CLASSIFIERS:
+        return False
+    return any(is_output_layer(model, target) and config.saves(name) for name, target in targets(model).items())
 
 
 FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
@@ -120,10 +147,12 @@ FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
 _TASKS = {"language_model": "CAUSAL_LM", "classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
 
 
-def _to_json(model: Transformer, config: LoraConfig, base: str | None, *, fan_in_fan_out: bool) -> dict[str, Any]:
+def _to_json(model: Transformer, config: LoraConfig, base: str | None) -> dict[str, Any]:
     fields: dict[str, Any] = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
     fields["lora_alpha"] = config.alpha_of("")
     task = _TASKS.get(model.config.head.kind, FEATURE_EXTRACTION)
+    if task in ("SEQ_CLS", "TOKEN_CLS") and not saves_classifier(model, config):
+        task = None  # PEFT would look for the classifier's weights
     if task == "CAUSAL_LM" and not model.config.is_decoder_only:
         task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else None
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
@@ -134,7 +163,6 @@ def _to_json(model: Transformer, config: LoraConfig, base: str | None, *, fan_in
         "peft_type": "LORA",
         "task_type": task,
         "base_model_name_or_path": base,
-        "fan_in_fan_out": fan_in_fan_out,
         "inference_mode": True,
         "init_lora_weights": True,
     }

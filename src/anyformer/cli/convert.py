@@ -21,6 +21,8 @@ _DTYPES = {None: None, "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 class ConvertOptions(LoadOptions):
     """Write a model directory as a GGUF file for llama.cpp, or a GGUF file as a model directory.
 
+    An adapter, the one of a run or of --adapter, is merged into the weights.
+
     With --type int8 or int4 any model becomes a directory of integers, which loads at once and takes half or a quarter
     of the memory; only anyformer opens it.
 
@@ -29,6 +31,7 @@ class ConvertOptions(LoadOptions):
         anyformer convert gpt2.gguf gpt2
         anyformer convert openai-community/gpt2 small --type int4
         anyformer convert openai-community/gpt2 merged --adapter my-adapter
+        anyformer convert runs/chat merged
     """
 
     source: Positional[str]
@@ -53,26 +56,35 @@ def run(argv: list[str]) -> int:
                 f"--quantize {options.quantize} and --type {options.type} contradict each other: give one of them."
             )
         options = replace(options, type=options.quantize)
-    source = Path(options.source)
-    # Of a run directory the model in it is read.
-    if source.exists() and Path(options.target).resolve() in (source.resolve(), (source / "model").resolve()):
+    base = _base(options.source)
+    # Of a run directory the model in it is read, and of an adapter its base.
+    read = [Path(options.source), Path(options.source) / "model", *([] if base is None else [Path(base)])]
+    if Path(options.target).resolve() in (path.resolve() for path in read if path.exists()):
         raise UserError(f"{options.target} is what is to be converted, and would be lost: choose another name for it.")
     if options.type in ("int8", "int4"):
         return _to_integers(options)
     if options.target.endswith(".gguf"):
         checks = _to_gguf(options)
-    elif options.source.endswith(".gguf") or options.adapter:
+    elif options.source.endswith(".gguf") or options.adapter or base is not None:
         checks = _to_directory(options)
     else:
         raise UserError(
             "convert makes a GGUF file or reads one: one of the two names has to end in .gguf,"
-            " or --type is int8 or int4, or --adapter names what to merge."
+            " or --type is int8 or int4, or there is an adapter to merge: --adapter DIR, or a run that trained one."
         )
     if checks:
         from anyformer.cli.verify import show
 
         return show(checks)
     return 0
+
+
+def _base(source: str) -> str | None:
+    """The model that the adapter of a directory belongs to; None where it holds none, or a whole model."""
+    from anyformer.checkpoint.adapter_directory import find_adapter, read_base
+
+    found = find_adapter(source)
+    return None if found is None else read_base(found)
 
 
 def _to_integers(options: ConvertOptions) -> int:
@@ -85,7 +97,7 @@ def _to_integers(options: ConvertOptions) -> int:
     from anyformer.quantization import quantize
 
     check_target(Path(options.target))
-    if options.adapter:  # is merged before the weights are rounded
+    if options.adapter or _base(options.source) is not None:  # is merged before the weights are rounded
         model, tokenizer = replace(options, quantize=None).load(options.source)
         quantize(model, str(options.type))
     else:

@@ -25,7 +25,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "hardware": (
         *("device", "dtype", "compile", "gradient_checkpointing", "engine", "processes", "zero_stage", "allow_pickle"),
     ),
-    "run directory": ("name", "runs", "save_every", "keep", "evaluate_every", "log_every", "track"),
+    "run directory": ("name", "runs", "save_every", "keep", "keep_optimizer", "evaluate_every", "log_every", "track"),
 }
 """The fields of a FinetuneConfig that are flags, by section of the help."""
 

@@ -39,7 +39,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
         *("average", "seed"),
     ),
     "hardware": ("device", "dtype", "compile", "gradient_checkpointing", "engine", "processes", "zero_stage"),
-    "run directory": ("name", "runs", "save_every", "keep", "evaluate_every", "log_every", "track"),
+    "run directory": ("name", "runs", "save_every", "keep", "keep_optimizer", "evaluate_every", "log_every", "track"),
 }
 """The fields of a TrainConfig that are flags, by section of the help."""
 

@@ -16,6 +16,7 @@ from anyformer.finetuning.config import CompleteFinetuneConfig, FinetuneConfig
 from anyformer.finetuning.model import build_model, save_model
 from anyformer.finetuning.report import Report
 from anyformer.model import Transformer
+from anyformer.runs.directory import base_name
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.recipe import Recipe
 
@@ -36,7 +37,7 @@ class BaseFinetuning(Recipe):
         base, tokenizer = inspect(config.base, allow_pickle=config.allow_pickle)
         if tokenizer is None:
             raise UserError(f"{config.base} has no tokenizer: put its tokenizer.json beside it.")
-        self.name = Path(config.base).name
+        self.name = base_name(config.base)
         self.base: ModelConfig = base
         self.model_config = base
         self.tokenizer: Tokenizer = tokenizer
@@ -52,6 +53,7 @@ class BaseFinetuning(Recipe):
     def build(self) -> Transformer:
         model = build_model(self._config, self.base)
         self.model_config = model.config
+        self.head_is_new = any(name.startswith("head.") for name in model.origin.drawn)
         return model
 
     @override
@@ -60,11 +62,13 @@ class BaseFinetuning(Recipe):
 
     @override
     def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
+        if self.head_is_new and not step:
+            return {}
         return self._report.measure(model, directory, step)
 
     @override
     def report(self, directory: Path) -> Sequence[str]:
-        return self._report.conclude(directory)
+        return self._report.conclude(directory, first_loss=not self.head_is_new)
 
     def _in_steps(self, config: CompleteFinetuneConfig) -> CompleteFinetuneConfig:
         """The config with its length in steps, where that was given in epochs."""

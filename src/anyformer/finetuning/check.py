@@ -37,6 +37,7 @@ class Check:
         duplicates: Examples that say the same as one before, as `held_out.duplicates` finds them.
         overlap: Examples that ask the same as one for training, as `held_out.overlap` finds them.
         labels: How often each is there.
+        entities: Of the task tag, how often each kind of entity is there.
         system_prompt: What the chat template adds to conversations without one; None: nothing.
         system_prompts: The number of conversations that it was added to.
     """
@@ -52,6 +53,7 @@ class Check:
         self.duplicates: Sequence[Twice] = ()
         self.overlap: Sequence[Twice] = ()
         self.labels: Counter[str] = Counter()
+        self.entities: Counter[str] = Counter()
         self.system_prompt: str | None = None
         self._numbers: list[float] = []
         self._tokenizer = tokenizer

@@ -14,7 +14,7 @@ from anyformer.config import ModelConfig
 from anyformer.data.examples import TASKS, Task
 from anyformer.errors import UserError, cut, nearest
 from anyformer.limits import RECORD_BYTES
-from anyformer.runs.directory import CONFIG, check_run_directory
+from anyformer.runs.directory import CONFIG, base_name, check_run_directory
 from anyformer.training.config_file import read_fields
 from anyformer.training.consent import check_consent
 from anyformer.training.run_config import CompleteRunConfig, RunConfig
@@ -111,6 +111,7 @@ class FinetuneOptions(TypedDict, total=False):
     runs: str | Path
     save_every: int | None
     keep: int
+    keep_optimizer: bool
     evaluate_every: int | None
     log_every: int
     track: str | Sequence[str]
@@ -231,7 +232,7 @@ class FinetuneConfig(RunConfig):
     @property
     @override
     def label(self) -> str:
-        return re.sub(r"[^\w.-]", "-", Path(self.base).name.removesuffix(".gguf")) or "model"
+        return re.sub(r"[^\w.-]", "-", base_name(self.base).rpartition("/")[2].removesuffix(".gguf")) or "model"
 
     @property
     @override

@@ -37,6 +37,7 @@ from anyformer.data.examples.encoded import Cut, LearnedTokens, truncate
 from anyformer.data.examples.labels import LabelKind
 from anyformer.data.objectives import decoder_start
 from anyformer.errors import UserError
+from anyformer.evaluation.metrics.tagging import entities, is_entity_scheme
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.preview import ROWS, PreviewRow, PreviewText
 from anyformer.tokenizer import Tokenizer
@@ -200,6 +201,7 @@ def _tag(encoding: Encoding, examples: Sequence[TagExample], check: Check, previ
     numbers = {name: number for number, name in enumerate(encoding.labels)}
     texts: list[Sequence[int]] = []
     targets: list[Sequence[int]] = []
+    named = is_entity_scheme(encoding.labels)
     for example in examples:
         words = encode_words(encoding.tokenizer, example.words, encoding.context)
         row = [IGNORED] * len(words.tokens)
@@ -208,6 +210,7 @@ def _tag(encoding: Encoding, examples: Sequence[TagExample], check: Check, previ
                 row[position] = numbers[tag]
         cut = Cut(tokens=words.cut)
         check.add(example, [words.tokens], [cut], example.tags)
+        check.entities.update(entity.kind for entity in (entities(example.tags) if named else ()))
         if len(preview) < ROWS:
             tags = [None if number == IGNORED else encoding.labels[number] for number in row]
             text = PreviewText(tokens=words.tokens, tags=tags, cut=cut)

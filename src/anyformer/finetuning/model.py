@@ -9,7 +9,6 @@ from typing import Any, cast
 from torch import nn
 
 from anyformer.adapters import add_adapter
-from anyformer.adapters.modules import base_parameters, family_of
 from anyformer.checkpoint import load, load_with_head, save, save_adapter
 from anyformer.config import HeadConfig, ModelConfig, ProblemType
 from anyformer.finetuning.config import CompleteFinetuneConfig
@@ -47,7 +46,7 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transforme
     if config.adapter is None:
         model.requires_grad_(True)
     else:
-        add_adapter(model, replace(config.adapter, modules_to_save=_drawn_modules(model)))
+        add_adapter(model, config.adapter)
     # What the loss doesn't reach gets no gradient, which engines of several processes would wait for.
     if head == "none" and model.encoder is not None and model.decoder is not None:
         model.decoder.requires_grad_(False)
@@ -90,11 +89,3 @@ def _without_pair_classifier(model: Transformer) -> Generator[None]:
     finally:
         if PAIR_CLASSIFIER in modules:
             model.add_module(PAIR_CLASSIFIER, modules[PAIR_CLASSIFIER])
-
-
-def _drawn_modules(model: Transformer) -> tuple[str, ...]:
-    """The modules that were drawn, not loaded, by Hugging Face's names: they are saved with an adapter."""
-    family = family_of(model)
-    table = family.table(base_parameters(model))
-    drawn = {theirs for theirs, row in table.items() if not model.origin.drawn.isdisjoint(row.ours)}
-    return tuple(sorted({theirs.removeprefix(family.prefix).partition(".")[0] for theirs in drawn}))

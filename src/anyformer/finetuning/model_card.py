@@ -12,6 +12,7 @@ from anyformer.families.own import FAMILY as OWN_FAMILY
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import CompleteFinetuneConfig
 from anyformer.finetuning.formatting import general, interval, number, points
+from anyformer.runs.directory import base_name, is_hub_id
 from anyformer.terminal import printable, shorten
 
 FILE = "README.md"
@@ -51,7 +52,6 @@ _SETTINGS = (
 )
 _ONLY: Mapping[str, Sequence[str]] = {"beta": ("preference",), "train_on": ("chat", "completion")}
 """Settings that other tasks don't obey."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _EXAMPLES, _LABELS, _CHARACTERS = 5, 100, 600
 _ESCAPED = re.compile(r"[\\`*_{}\[\]|~$<>&]")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
@@ -137,8 +137,8 @@ def _is_own(directory: Path) -> bool:
 
 def _hub_base(config: CompleteFinetuneConfig) -> str | None:
     """The base's name on the hub; None: it is a file or a folder of this machine."""
-    local = Path(config.base).exists() or _HUB_ID.fullmatch(config.base) is None
-    return None if local else config.base
+    name = base_name(config.base)
+    return name if is_hub_id(name) else None
 
 
 def _paragraphs(
@@ -159,6 +159,7 @@ def _paragraphs(
     for key, value in values.items():
         if value not in (None, False, ()):
             rows.append((key.replace("_", " "), f"{value:g}" if isinstance(value, float) else str(value)))
+    rows[1:1] = [(name, value) for name, value in result.get("run", {}).items() if value]
     yield _table(("setting", "value"), [(escape(key), escape(value)) for key, value in rows])
     yield f"Trained with anyformer {__version__}."
 
@@ -197,10 +198,9 @@ def _measured(result: Mapping[str, Any]) -> Iterator[str]:
     if metrics or result["general"] is not None or result.get("validation_loss") is not None:
         yield "## Evaluation"
     if metrics:
-        yield (
-            f"On {result['measured_on']} that it was not trained on, with 95% intervals; that of the "
-            "difference is a paired bootstrap's."
-        )
+        compared = any(each["before"] is not None for each in metrics.values())
+        paired = "; that of the difference is a paired bootstrap's" if compared else ""
+        yield f"On {result['measured_on']} that it was not trained on, with 95% intervals{paired}."
         rows = [
             (
                 escape(name.replace("_", " ")),
@@ -210,7 +210,10 @@ def _measured(result: Mapping[str, Any]) -> Iterator[str]:
             )
             for name, each in metrics.items()
         ]
-        yield _table(("metric", "before", "after", "difference"), rows)
+        heads = ("metric", "before", "after", "difference")
+        shown = range(len(heads)) if compared else (0, 2)
+        heads, *rows = ([row[index] for index in shown] for row in (heads, *rows))
+        yield _table(heads, rows)
     if result["classes"]:
         rows = [
             (
@@ -224,7 +227,9 @@ def _measured(result: Mapping[str, Any]) -> Iterator[str]:
     if result["general"] is not None:
         yield f"General text, which has nothing to do with the task: perplexity {general(result['general'])}."
     if (losses := result.get("validation_loss")) is not None:
-        yield f"Validation loss: {number(losses[0])} before, {number(losses[1])} after."
+        first, last = losses
+        before = "" if first is None else f"{number(first)} before, "
+        yield f"Validation loss: {before}{number(last)} after."
     for note in result["notes"]:
         yield escape(note)
 
@@ -243,7 +248,7 @@ def _answers(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _base(config: CompleteFinetuneConfig) -> str:
     """The base as others may know it: a folder's path is nobody else's business."""
-    return printable(_hub_base(config) or Path(config.base).name or "model")
+    return printable(base_name(config.base))
 
 
 def _file_name(paths: Sequence[str]) -> str:

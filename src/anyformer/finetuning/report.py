@@ -12,7 +12,7 @@ from anyformer import atomic, limits
 from anyformer.data.examples import Example, Task
 from anyformer.errors import UserError
 from anyformer.evaluation.evaluate import evaluate_examples
-from anyformer.evaluation.metrics import FEWEST
+from anyformer.evaluation.metrics import FEWEST, ClassScores
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.perplexity import Text
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, telling
@@ -25,6 +25,7 @@ from anyformer.model import Transformer
 from anyformer.quantization import quantized_weights
 from anyformer.runs.directory import EVALUATION, MODEL
 from anyformer.runs.listing import number, read_run
+from anyformer.runs.report.formatting import parameters
 from anyformer.terminal import printable, shorten
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.precision import choose_precision
@@ -120,13 +121,24 @@ class Report:
             latest = evaluate_examples(model, self._tokenizer, self._examples[:_SAMPLED], self._task, options)
         return () if latest is None else latest.rows
 
-    def conclude(self, directory: Path) -> Sequence[str]:
-        """Write the model card, and return lines for people. Raises UserError where the disk refuses."""
+    def conclude(self, directory: Path, *, first_loss: bool = True) -> Sequence[str]:
+        """Write the model card, and return lines for people.
+
+        Args:
+            directory: Of the run.
+            first_loss: Whether the loss before training says anything.
+
+        Raises:
+            UserError: the disk refuses.
+        """
         if self._result is None:
             return ()
-        known = [number(line, "validation_loss") for line in read_run(directory).evaluations]
-        losses = [loss for loss in known if loss is not None]
-        values = {**self._result, "validation_loss": (losses[0], losses[-1]) if len(losses) > 1 else None}
+        run = read_run(directory)
+        known = [loss for line in run.evaluations if (loss := number(line, "validation_loss")) is not None]
+        losses = (known[0] if first_loss and len(known) > 1 else None, known[-1]) if known else None
+        facts = {"parameters": parameters(run.parameters, run.trained_parameters)}
+        facts["tokens a step"] = "" if run.tokens_per_step is None else f"{run.tokens_per_step:,.0f}"
+        values = {**self._result, "validation_loss": losses, "run": facts}
         write_card(directory / MODEL, directory.resolve().name, self._config, values, self._checks)
         return lines(self._result)
 
@@ -169,7 +181,7 @@ def result(
         )
     plural = "s" * (after.examples != 1)
     measured_on = f"window{plural} of text" if evaluation.task == "text" else f"example{plural}"
-    trained = checks["training"].labels if "training" in checks else {}
+    trained = _counts(checks["training"]) if "training" in checks else {}
     confusion = evaluation.confusion
     return {
         "task": evaluation.task,
@@ -189,7 +201,7 @@ def result(
                 "recall": _finite(row.recall),
                 "f1": _finite(row.f1),
             }
-            for row in evaluation.classes
+            for row in _every_class(evaluation, trained)
         ],
         "confusion": None
         if confusion is None
@@ -206,6 +218,18 @@ def result(
             ),
         ],
     }
+
+
+def _counts(check: Check) -> Mapping[str, int]:
+    """How often each label is there; of words with tags, each kind of entity."""
+    return check.entities or check.labels
+
+
+def _every_class(evaluation: Evaluation, trained: Mapping[str, int]) -> Sequence[ClassScores]:
+    """The scores of each class, those included that were trained on and do not occur where they are measured."""
+    known = {row.label for row in evaluation.classes}
+    absent = sorted(set(trained) - known) if evaluation.classes else []
+    return [*evaluation.classes, *(ClassScores(label, math.nan, math.nan, math.nan, 0) for label in absent)]
 
 
 def lines(values: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -31,6 +32,7 @@ CHECKPOINTS = "checkpoints"
 MODEL = "model"
 EVALUATION = "evaluation.json"
 LOCK = ".lock"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def model_directory(path: str | os.PathLike[str]) -> Path:
@@ -38,6 +40,23 @@ def model_directory(path: str | os.PathLike[str]) -> Path:
     where = Path(path)
     inside = where / MODEL
     return inside if (inside / "config.json").is_file() and not (where / "config.json").is_file() else where
+
+
+def base_name(base: str) -> str:
+    """The name of a model that was given as a hub id or a path: that of its repository, its run, or its folder."""
+    if is_hub_id(base):
+        return base
+    path = Path(base).absolute()
+    cached = next((part for part in reversed(path.parts) if part.startswith("models--")), None)
+    if cached is not None:
+        return cached.removeprefix("models--").replace("--", "/", 1)
+    # The model of a run is in its folder model/.
+    return (path.parent.name if path.name == MODEL and (path.parent / CONFIG).is_file() else path.name) or "model"
+
+
+def is_hub_id(base: str) -> bool:
+    """Whether a model is named by the hub's name for it, and is no file or folder of this machine."""
+    return _HUB_ID.fullmatch(base) is not None and not Path(base).exists()
 
 
 def check_run_directory(path: Path) -> None:

@@ -133,6 +133,19 @@ class Run:
         return None if count is None else round(count)
 
     @property
+    def trained_parameters(self) -> int | None:
+        """Weights that are trained, those of an adapter among them."""
+        trained = number(self.header, "trained_parameters")
+        return None if trained is None else round(trained)
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Tokens of a batch, padding included, on average over the run."""
+        line = self.steps[-1] if self.steps else {}
+        tokens, step = number(line, "tokens"), number(line, "step")
+        return tokens / step if tokens and step else None
+
+    @property
     def step(self) -> int | None:
         """The latest step."""
         return max((int(line["step"]) for line in (*self.steps[-1:], *self.evaluations[-1:])), default=None)

@@ -84,10 +84,13 @@ def train(
         config["do_lower_case"] = lowercase  # KerasHub asks for it
     if sentinels:
         config["additional_special_tokens"] = sentinels[::-1]
-    if special != "masked":
-        # transformers would otherwise hand segment ids to models that have no use for them
-        config["model_input_names"] = ["input_ids", "attention_mask"]
+    config["model_input_names"] = input_names(segments=special == "masked")
     return backend, config
+
+
+def input_names(*, segments: bool) -> list[str]:
+    """What transformers hands to a model: segment ids only if it has segments, for others have no use for them."""
+    return ["input_ids", *(["token_type_ids"] if segments else []), "attention_mask"]
 
 
 def parse_spec(spec: str) -> tuple[str, int | None]:

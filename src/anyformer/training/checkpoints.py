@@ -4,6 +4,8 @@
 
     checkpoints/step-00000500/state.safetensors   weights, the optimizer's state, averages (or shards of them)
                               run.json            the step, the log's running sums, the config
+    checkpoints/finished.json                     run.json of the last step, when the run has finished by itself: it
+                                                  stands in the place of all checkpoints
 
 A checkpoint is written beside its place and renamed into it, so it is whole or absent whenever the power fails.
 """
@@ -33,12 +35,25 @@ from anyformer.training.run_config import RunConfig
 
 if TYPE_CHECKING:
     from anyformer.training.strategies.base import Strategy
+    from anyformer.training.strategies.group import Group
 
 FACTS = "run.json"
+FINISHED = "finished.json"
 STATE = "state.safetensors"
 
 _FREE = {
-    *("steps", "minutes", "log_every", "evaluate_every", "save_every", "keep", "track", "workers", "cache"),
+    *(
+        "steps",
+        "minutes",
+        "log_every",
+        "evaluate_every",
+        "save_every",
+        "keep",
+        "keep_optimizer",
+        "track",
+        "workers",
+        "cache",
+    ),
     *("max_record_bytes", "device", "dtype", "engine", "processes", "zero_stage", "compile", "grad_accumulation"),
     "gradient_checkpointing",
 }
@@ -104,6 +119,30 @@ class Checkpoints:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"The checkpoint {path} can't be written: {reason}.") from error
 
+    def finish(self, group: Group) -> None:
+        """Leave of the checkpoints only what the newest says about the run. Raises UserError where the disk refuses."""
+        if group.is_main and (latest := self.latest()) is not None:
+            facts = limits.read_object(limits.path_inside(latest, FACTS))
+            atomic.write(self.folder / FINISHED, json.dumps(facts))
+            self._remove_all()
+        group.any(False)
+
+    def finished(self) -> Mapping[str, Any] | None:
+        """What `finish` left; None: the run has not finished, or keeps its checkpoints.
+
+        Raises:
+            UserError: it can't be read.
+        """
+        if not (self.folder / FINISHED).exists():
+            return None
+        facts = limits.read_object(limits.path_inside(self.folder, FINISHED))
+        _check_facts(facts, self.folder / FINISHED, FINISHED)
+        return facts
+
+    def _remove_all(self) -> None:
+        for old in self._complete():
+            shutil.rmtree(old, ignore_errors=True)
+
     def _complete(self) -> list[Path]:
         return [path.parent for path in self.folder.glob(f"step-*/{FACTS}")]
 
@@ -125,9 +164,7 @@ def read_facts(
         facts = limits.read_object(limits.path_inside(checkpoint, FACTS))
     except UserError as error:
         raise UserError(f"The checkpoint {checkpoint} can't be read: {error}") from error
-    for field, fits, wanted in _FACTS:
-        if not fits(facts.get(field)):
-            raise UserError(f"The checkpoint {checkpoint} can't be read: {field} in {FACTS} should be {wanted}.")
+    _check_facts(facts, checkpoint, FACTS)
     now = flatten(json.loads(json.dumps(settings(config))))
     # A checkpoint of an earlier version lacks the fields that models have got since.
     newer = {name: value for name, value in now.items() if name.startswith("model.")}
@@ -152,6 +189,13 @@ def read_facts(
     for change in changes.values():
         say(console, f"changed    {change}")
     return facts
+
+
+def _check_facts(facts: Mapping[str, Any], checkpoint: Path, file: str) -> None:
+    """Raise UserError where a field of run.json is not what it should be."""
+    for field, fits, wanted in _FACTS:
+        if not fits(facts.get(field)):
+            raise UserError(f"The checkpoint {checkpoint} can't be read: {field} in {file} should be {wanted}.")
 
 
 def write_state(folder: Path, state: Mapping[str, Tensor], name: str = STATE) -> None:

@@ -29,7 +29,7 @@ from anyformer.errors import UserError
 from anyformer.families import to_huggingface
 from anyformer.runs.directory import model_directory
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.training import parse_spec
+from anyformer.tokenizer.training import input_names, parse_spec
 from anyformer.training.batcher import Batcher, pair_batches, text_batches
 from anyformer.training.config import CompleteConfig, TrainConfig, default_tokenizer
 
@@ -212,7 +212,8 @@ def _tokenizer(spec: str, config: CompleteConfig, cache: Cache, digest: str, cor
         Tokenizer.train(texts, spec, special=config.objective).save(folder)
 
     found = cache.entry("tokenizers", key("tokenizer", digest, spec, config.objective), train, Tokenizer.load)
-    return Tokenizer(found.backend, {**found.config, "model_max_length": config.context})
+    names = input_names(segments=config.model.embedding.segments > 1)  # RoBERTa has one, which tells nothing apart
+    return Tokenizer(found.backend, {**found.config, "model_max_length": config.context, "model_input_names": names})
 
 
 def fit_model(model: ModelConfig, tokenizer: Tokenizer, vocab_size: int | None) -> ModelConfig:

@@ -25,6 +25,7 @@ class Recipe(ABC):
         model_config: of the model that is trained.
         batches: for training and for validation.
         fingerprint: of all that decides the batches: a run can be resumed only on the same.
+        head_is_new: whether a head was drawn for a model that had been trained: what it says before training is noise.
         base_fingerprint: of the model that it begins with, likewise; None: it begins with weights that are drawn.
     """
 
@@ -35,6 +36,7 @@ class Recipe(ABC):
     batches: Batcher
     fingerprint: str
     base_fingerprint: str | None = None
+    head_is_new: bool = False
 
     @property
     @abstractmethod

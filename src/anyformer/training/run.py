@@ -1,14 +1,17 @@
 """A training run, from its config to its directory."""
 
+import shlex
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from anyformer.checkpoint.adapter_directory import find_adapter
 from anyformer.console import Console
 from anyformer.data.materialize import STANDARD_INPUT
 from anyformer.errors import UserError
@@ -70,18 +73,24 @@ def run(
         stack.callback(group.close)
         console = (console or Console()) if group.is_main else Console(quiet=True)
         directory = stack.enter_context(_directory(config, resume, group))
+        checkpoints = Checkpoints(directory.checkpoints, config.keep)
+        if resume is not None and (facts := checkpoints.finished()) is not None:
+            _say_finished(config, directory.path, facts, console)
+            checkpoints.finish(group)  # it may have been killed before
+            return Finished(0, directory.path)
         run = resolve(config, recipe, group, console)
         config = run.recipe.config
-        latest = group.broadcast(Checkpoints(directory.checkpoints, config.keep).latest())
+        latest = group.broadcast(checkpoints.latest())
         facts = None if latest is None else read_facts(latest, config, run.recipe.fingerprints, console)
         if facts is None or config.steps is None or facts["step"] < config.steps:
             directory.write_config(to_yaml(config))
         torch.manual_seed(config.seed)
         with explain_out_of_memory():
             model = run.recipe.build()
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         strategy = make_strategy(config.engine, model, run.plan, group, zero_stage=config.zero_stage)
         stack.callback(strategy.close)
-        _introduce(console, run, model, directory, f"{strategy}, {run.compile_reason}")
+        _introduce(console, run, model, trained, directory, f"{strategy}, {run.compile_reason}")
         if latest is not None:
             strategy.load(latest)
         if resume is not None:
@@ -92,8 +101,34 @@ def run(
         warn = partial(say, console)
         trackers = Trackers(names, directory.path, settings(config), resumed=resumed, warn=warn)
         stack.callback(trackers.close)
-        status = Trainer(run, directory, strategy, trackers, console, facts).run(started)
+        status = Trainer(run, directory, strategy, trackers, console, facts, trained).run(started)
         return Finished(status, directory.path)
+
+
+def _say_finished(config: RunConfig, path: Path, facts: Mapping[str, Any], console: Console) -> None:
+    """Say what can be done with a run that has finished and let go of its optimizer state.
+
+    Raises:
+        UserError: it is asked for more steps.
+    """
+    run, base = (shlex.quote(f"{path}{end}") for end in ("", "-merged"))
+    if find_adapter(path) is None:
+        commands = [f"anyformer finetune {run} --data FILE"]
+    else:
+        commands = [f"anyformer convert {run} {base}", f"anyformer finetune {base} --data FILE"]
+    what = f"This run has finished after step {facts['step']:,}, and its optimizer state is gone"
+    past = facts["config"].get("minutes")
+    longer = (
+        (config.steps or 0) > facts["step"] or config.minutes not in (None, past) or getattr(config, "epochs", None)
+    )
+    if longer:
+        raise UserError(
+            f"{what}, so it takes no more steps. Train on from its model, by {' and '.join(commands)}; a run that is "
+            "begun with --keep-optimizer can be given more steps."
+        )
+    say(console, f"{what}. Its model can be trained further:")
+    for number, command in enumerate(commands):
+        say(console, f"{'' if number else 'next':<11}{command}")
 
 
 @contextmanager
@@ -115,10 +150,11 @@ def _directory(config: RunConfig, resume: Path | None, group: Group) -> Generato
             directory.discard()
 
 
-def _introduce(console: Console, run: ResolvedRun, model: Transformer, directory: RunDirectory, strategy: str) -> None:
+def _introduce(
+    console: Console, run: ResolvedRun, model: Transformer, trained: int, directory: RunDirectory, strategy: str
+) -> None:
     config = run.recipe.config
     size = parameter_count(model)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     parameters = f"{size:,} parameters" + (f", {trained:,} of them trained" if trained < size else "")
     length = f"{config.steps:,} steps" if config.steps is not None else f"{config.minutes:g} minutes in all"
     say(console, f"model      {run.recipe.name}, {parameters}; {run.plan.precision}")

@@ -92,10 +92,13 @@ class RunConfig:
     """Steps between two checkpoints to resume from (default: every five minutes, and at the end)."""
     keep: int = 2
     """Checkpoints that are kept."""
+    keep_optimizer: bool = False
+    """Keep the last checkpoint of a run that has finished, so that --resume can give it more steps. Without it no
+    optimizer state stays: twice the trained weights, for AdamW."""
     evaluate_every: int | None = None
     """Steps between evaluations, each of which saves the model as well (default: before and after training only)."""
-    log_every: int = 10
-    """Steps between two lines of metrics.jsonl."""
+    log_every: int | None = None
+    """Steps between two lines of metrics.jsonl (default: 10, or a twentieth of a run of less than 200 steps)."""
     track: Annotated[tuple[str, ...], "TRACKER"] = ()
     """Where to send the metrics as well: tensorboard, wandb, trackio."""
     seed: int = 0
@@ -111,11 +114,21 @@ class RunConfig:
     at a little noise in what is learned (default: the fastest of the others here)."""
 
     def __post_init__(self) -> None:
-        for name in ("context", "batch_size", "batch_tokens", "steps", "evaluate_every", "save_every", "workers"):
+        counts = (
+            "context",
+            "batch_size",
+            "batch_tokens",
+            "steps",
+            "evaluate_every",
+            "save_every",
+            "log_every",
+            "workers",
+        )
+        for name in counts:
             count: int | None = getattr(self, name)
             _require(count is None or count >= (2 if name == "context" else 1), name, count, "is too small")
             _require(count is None or count <= _LARGEST.get(name, _MOST), name, count, "is too large")
-        for name in ("max_record_bytes", "log_every", "grad_accumulation", "processes", "keep"):
+        for name in ("max_record_bytes", "grad_accumulation", "processes", "keep"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "is too small")
             _require(getattr(self, name) <= _LARGEST.get(name, _MOST), name, getattr(self, name), "is too large")
         for name in ("minutes", "learning_rate", "grad_clip"):
@@ -154,6 +167,11 @@ class RunConfig:
     def label(self) -> str:
         """What the run's directory is named after."""
         raise NotImplementedError
+
+    @property
+    def log_interval(self) -> int:
+        """Steps between two lines of metrics.jsonl."""
+        return self.log_every or (10 if self.steps is None else max(1, min(10, self.steps // 20)))
 
     @property
     def is_quantized(self) -> bool:

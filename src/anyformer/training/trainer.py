@@ -37,6 +37,10 @@ from anyformer.training.strategies.base import Strategy
 _SAVE_EVERY = 300.0
 """Seconds between two checkpoints, unless they are counted in steps."""
 
+_SHORT, _POINTS, _MOST_VALIDATION = 200, 4, 0.05
+"""A run of at most so many steps is evaluated so often, to have a curve, if one pass over the validation text takes at
+most this share of its batches."""
+
 _EVALUATION_SHARE = 0.05
 _SAMPLE_SHARE = 0.03
 """Of the time of a run that ends by the clock: what an evaluation, and the end, may take."""
@@ -60,6 +64,7 @@ class Trainer:
         trackers: of the metrics; none in the processes that only look on.
         console: where to show progress; a quiet one in those.
         resumed: what the checkpoint says whose state the strategy has loaded; None for a new run.
+        trained_parameters: How many weights are trained; None: all.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Trainer:
         trackers: Trackers,
         console: Console,
         resumed: Mapping[str, Any] | None = None,
+        trained_parameters: int | None = None,
     ) -> None:
         self.recipe, self.config, self.precision = run.recipe, run.recipe.config, run.plan.precision
         self.batches = run.recipe.batches
@@ -78,6 +84,7 @@ class Trainer:
         self.checkpoints = Checkpoints(directory.checkpoints, self.config.keep)
         self.flops = training_flops(self.recipe.model_config, self.config.context)
         self.parameters = sum(part.parameters for part in part_costs(self.recipe.model_config, self.config.context))
+        self.trained_parameters = self.parameters if trained_parameters is None else trained_parameters
         facts = resumed or {}
         self.resumed = resumed is not None
         self.meter = Meter(self.flops, facts.get("meter"))
@@ -119,6 +126,7 @@ class Trainer:
                 if self.step == self.start:
                     self._say(f"This run had ended after step {self.start:,}: give more --steps or --minutes.")
                     if self.group.broadcast(self.directory.finished()):
+                        self._finish()
                         return 0
                     # It was killed between its last checkpoint and its last words.
                 elif not stopped:
@@ -141,7 +149,7 @@ class Trainer:
             self._take_step(progress)
             if self.step == self.start + 1:
                 keep_freed_memory()  # what stays of a run's first step now lies below the tensors of all others
-            logs = self.step % config.log_every == 0
+            logs = self.step % config.log_interval == 0
             evaluates = config.evaluate_every is not None and self.step % config.evaluate_every == 0
             snaps = config.save_every is not None and self.step % config.save_every == 0
             late = config.save_every is None and time.monotonic() - self._saved_at > _SAVE_EVERY
@@ -156,6 +164,9 @@ class Trainer:
             if evaluates:
                 self._say(f"step {self.step:<5} {self._summary(self._evaluate())}")
                 self._sample()
+            elif self._is_point():
+                self._say(f"step {self.step:<5} {self._summary(self._evaluate())}")
+                self.meter.resume()
             if saves:
                 if snaps:
                     self.strategy.snapshot()
@@ -164,8 +175,16 @@ class Trainer:
             if self._interrupted():
                 break
         self._read()
-        if self.step > self.start and self.step % config.log_every:
+        if self.step > self.start and self.step % config.log_interval:
             self._log(self.meter.line(self.step))
+
+    def _is_point(self) -> bool:
+        """Whether the model is evaluated after this step for the curve alone, without being saved."""
+        steps, batches = self.config.steps, self.batches.validation_batches
+        if steps is None or self.config.evaluate_every is not None or steps > _SHORT:
+            return False
+        every = steps // _POINTS
+        return batches <= _MOST_VALIDATION * steps and self.step < steps and self.step % every == 0
 
     def _take_step(self, progress: float) -> None:
         """Learn from the next batch."""
@@ -194,6 +213,8 @@ class Trainer:
                 "step": 0,
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "parameters": self.parameters,
+                "trained_parameters": self.trained_parameters,
+                "head_is_new": self.recipe.head_is_new,
                 "flops_per_token": self.flops.token,
                 "peak_flops_per_second": peak_flops_per_second(self.precision),
                 "device": str(self.precision.device),
@@ -205,7 +226,8 @@ class Trainer:
         if self._interrupted():
             self._say("Stopped before training began; nothing was saved.")
             return False
-        self._say(f"before     {self._summary(before)}")
+        if not self.recipe.head_is_new:
+            self._say(f"before     {self._summary(before)}")
         self._measure()
         self._save_model()
         return True
@@ -352,6 +374,7 @@ class Trainer:
         self._measure()
         sample = self._sample({"step": self.step, "state": "finished"})
         self._report()
+        self._finish()
         if sample is None:
             return
         for line in self.recipe.report(self.directory.path):
@@ -365,6 +388,11 @@ class Trainer:
         path = shlex.quote(str(self.directory.path))
         for number, (command, arguments) in enumerate(sample.commands):
             self._say(f"{'' if number else 'next':<11}anyformer {command} {path} {arguments}")
+
+    def _finish(self) -> None:
+        """Let go of what only further steps would need."""
+        if not self.config.keep_optimizer:
+            self.checkpoints.finish(self.group)
 
     def _say(self, text: str) -> None:
         say(self.console, text)

@@ -102,10 +102,7 @@ class Workload:
         """The model with an adapter, where one is trained, and without gradients of what the loss does not reach."""
         adapter = self.config.adapter if isinstance(self.config, CompleteFinetuneConfig) else None
         if adapter is not None:
-            head = ("head",) if isinstance(model.head, Classifier) else ()
-            add_adapter(model, replace(adapter, modules_to_save=()))
-            for module in (getattr(model, name) for name in head):
-                module.requires_grad_(True)
+            add_adapter(model, adapter)
         if self.task == "embed" and model.encoder is not None and model.decoder is not None:
             model.decoder.requires_grad_(False)
         return model

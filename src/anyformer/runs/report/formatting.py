@@ -22,6 +22,13 @@ def count(value: float | None, digits: int = 3) -> str:
     return si(value, digits, billion="B")
 
 
+def parameters(every: int | None, trained: int | None, noun: str = "") -> str:
+    """`22.7M parameters, 148k trained`, with this noun; nothing where it isn't known."""
+    if every is None:
+        return ""
+    return f"{count(every)}{noun}" if trained in (None, every) else f"{count(every)}{noun}, {count(trained)} trained"
+
+
 def flops(value: float | None) -> str:
     """`1.65 TFLOP/s`."""
     text = si(value)

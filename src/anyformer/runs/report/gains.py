@@ -40,6 +40,7 @@ def _section(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "about": f"{values['measured_on']} that the model is not trained on, 95% intervals" if count else "",
         "metrics": rows,
+        "compared": any(row["before"] != _text(None) for row in rows),
         "classes": [_class(each) for each in values["classes"][:_CLASSES]],
         "confusion": _confusion(values["confusion"]),
         "answers_title": "Answers before and after" if generates else f"Changed: {changed:,} of {count:,}",

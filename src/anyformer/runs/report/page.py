@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from anyformer.runs.directory import base_name
 from anyformer.runs.listing import Line, Run, default_settings, flatten, number, passages
 from anyformer.runs.report.charts import report_data, tokens_at
 from anyformer.runs.report.formatting import (
@@ -12,6 +13,7 @@ from anyformer.runs.report.formatting import (
     flops,
     loss,
     loss_unit,
+    parameters,
     perplexity,
     setting,
     share,
@@ -29,7 +31,18 @@ _SHAPE = (
 _SELDOM = (
     *("field", "max_record_bytes", "source", "target", "document_masking", "whole_word_masking", "label_smoothing"),
     *("workers", "cache", "batch_tokens", "grad_accumulation", "beta2", "average", "gradient_checkpointing"),
-    *("compile", "engine", "processes", "zero_stage", "save_every", "keep", "log_every", "track", "validation"),
+    *(
+        "compile",
+        "engine",
+        "processes",
+        "zero_stage",
+        "save_every",
+        "keep",
+        "keep_optimizer",
+        "log_every",
+        "track",
+        "validation",
+    ),
 )
 """Settings of a run that are folded away where they are as usual."""
 
@@ -88,13 +101,11 @@ def _facts(run: Run) -> list[str]:
     config, header = run.config, run.header
     dtype, device, engine = (header.get(name) or config.get(name) for name in ("dtype", "device", "engine"))
     facts = [
-        run.preset,
-        None if run.parameters is None else f"{count(run.parameters)} parameters",
+        run.preset or (base_name(base) if isinstance(base := config.get("base"), str) else None),
+        parameters(run.parameters, run.trained_parameters, " parameters"),
         config.get("objective"),
         config.get("tokenizer"),
-        f"{config['batch_size']} × {config['context']} tokens a step"
-        if {"batch_size", "context"} <= config.keys() and None not in (config["batch_size"], config["context"])
-        else None,
+        None if run.tokens_per_step is None else f"{run.tokens_per_step:,.0f} tokens a step",
         " on ".join(str(each) for each in (dtype, device) if each) or None,
         engine,
     ]
@@ -109,7 +120,7 @@ def _figures(run: Run) -> list[dict[str, str]]:
             figures.append({"label": label, "value": value, "note": note})
 
     first = number(run.evaluations[0], "validation_loss") if len(run.evaluations) > 1 else None
-    came = "" if first is None else f"from {loss(first)}"
+    came = "" if first is None or run.header.get("head_is_new") is True else f"from {loss(first)}"
     best = run.best
     if best is not None and run.validation_loss is not None and best["validation_loss"] < run.validation_loss - 5e-3:
         came = f"best {loss(best['validation_loss'])} at step {best['step']:,}"
@@ -183,6 +194,7 @@ def _settings(run: Run, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
             short = name.removeprefix(prefix)
             library = name == "data" and not value and not run.config.get("source")
             text = "Python's standard library" if library else setting(value)
+            text = base_name(value) if name == "base" and isinstance(value, str) else text
             row = {"name": short, "value": text, "changed": _changed(name, value, standard)}
             seen = short in _SHAPE if prefix else short not in _SELDOM
             (rows if row["changed"] or (seen and value is not None) else rest).append(row)
