@@ -161,12 +161,13 @@ def count_step(workload: Workload, *, in_heap: bool = True) -> StepCount:
         in_heap: False leaves out what the C library's heap adds.
     """
     layers = {stack: getattr(workload.model, f"{stack}_layers") for stack in _STACKS}
-    numbers, per_layer = _trace(workload.shorten(_MOST_LAYERS))
+    few = workload.shorten(_MOST_LAYERS)
+    numbers, per_layer = _trace(few)
 
     def shortened(most: int) -> StepCount:
         found = {name: sizes.copy() for name, sizes in numbers.items()}
         for stack, added in per_layer.items():
-            missing = min(most, layers[stack]) - _MOST_LAYERS
+            missing = min(most, layers[stack]) - getattr(few.model, f"{stack}_layers")
             for name, sizes in added.items():
                 found[name].update({part: missing * size for part, size in sizes.items()})
         return _step_count(found, workload.config.processes)
