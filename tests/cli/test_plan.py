@@ -1,6 +1,7 @@
 """`anyformer plan`: what training would take."""
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,10 @@ def test_what_does_not_fit_is_told_which_flags_help(capsys: pytest.CaptureFixtur
 
     assert status == 0
     assert not found["fits"]
-    assert [change["fits"] for change in found["changes"]][-1]
-    assert not any(change["fits"] for change in found["changes"][:-1])
-    assert found["changes"][0]["flags"].startswith("--grad-accumulation")
+    fitting = [change["flags"] for change in found["changes"] if change["fits"]]
+    assert fitting[0].startswith("--grad-accumulation")
+    assert "--gradient-checkpointing" in fitting  # each kind by itself, though the first is enough
+    assert len([flags for flags in fitting if "--engine fsdp" in flags]) == 1
     assert found["cost"][1] == pytest.approx(found["seconds"][1] / 3600 * 0.5)
 
 
@@ -69,6 +71,37 @@ def test_the_flags_of_train_and_finetune_are_taken(capsys: pytest.CaptureFixture
     assert json.loads(out)["peak"] == json.loads(plain)["peak"]
     found = json.loads(tuned[1])
     assert 0 < found["trained_parameters"] < found["parameters"]
+
+
+def test_a_model_for_data_centers_is_planned_as_the_readme_says(capsys: pytest.CaptureFixture[str]) -> None:
+    begin = time.monotonic()
+    status, out = run(capsys, "llama-3.1-8b", "--lora", "16", "--batch-size", "16", "--device", "h100", "--json")
+    found = json.loads(out)
+
+    assert status == 0
+    assert time.monotonic() - begin < 120  # 4 s alone; it had taken more than 9 minutes
+    frozen = found["parameters"] - found["trained_parameters"]
+    assert found["memory"]["weights"] == pytest.approx(2 * frozen + 4 * found["trained_parameters"], rel=0.01)
+    kinds = {change["flags"].split()[0] for change in found["changes"] if change["fits"]}
+    assert kinds == {"--grad-accumulation", "--gradient-checkpointing", "--engine"}
+    low, likely, high = found["cost_per_million"]
+    assert 0 < low < likely < high
+    assert likely == pytest.approx(found["time"]["seconds"] / found["tokens"] * 1e6 / 3600 * found["price_per_hour"])
+    for part, usual in found["formula"].items():
+        differs = abs(found["memory"].get(part, 0) - usual) > 0.1 * usual
+        assert (part in found["differences"]) == differs
+
+
+def test_what_a_million_tokens_cost_and_why_a_formula_differs_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out = run(capsys, "llama-nano", *SMALL, *GPU)
+    without = run(capsys, "llama-nano", *SMALL, "--device", "rtx-4090")[1]
+
+    assert status == 0
+    assert "A million tokens take" in out
+    assert " and cost $" in out
+    assert "--price-per-hour tells one" in " ".join(without.split())
+    assert "activations: " in out
+    assert " by the formula; " in out
 
 
 @pytest.mark.parametrize(

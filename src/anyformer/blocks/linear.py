@@ -81,7 +81,7 @@ class Embedding(nn.Embedding):
     ) -> Float[Tensor, "*batch width"]:
         """Look up the rows of the ids, of any shape."""
         weight = cast("Tensor | QuantizedMatrix", self.weight)
-        out = weight.rows(ids) if isinstance(weight, QuantizedMatrix) else super().forward(ids)
+        out = weight.rows(ids) if isinstance(weight, QuantizedMatrix) else kernels.in_float32(super().forward(ids))
         for adapter in _adapters(self):
             out = adapter.rows(ids, out)
         return out

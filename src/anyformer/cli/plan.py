@@ -46,8 +46,9 @@ class PlanOptions:
     """Tokens that the run reads, instead of --steps, for its time and price."""
     price_per_hour: float | None = None
     """What an hour of a device costs (default: a price of the table, with its date)."""
-    calibrate: bool = True
-    """Take some real steps to tell the time on this machine; --no-calibrate leaves that out."""
+    calibrate: bool | None = None
+    """Take real steps for up to a minute to tell the time on this machine (default: for two seconds; --no-calibrate
+    leaves that out)."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -56,11 +57,15 @@ def run(argv: list[str]) -> int:
     """Print the plan; returns the exit status."""
     values = _parser().given(argv)
     as_json: bool = values.get("json", False)
-    asked = _request(values)
 
-    from anyformer.compare.plan.training_plan import make_plan
+    from anyformer.console import Console
 
-    found = make_plan(asked)
+    with Console(stderr=True).status("reading the model") as status:
+        asked = _request(values)
+
+        from anyformer.compare.plan.training_plan import make_plan
+
+        found = make_plan(asked, status.update)
     if as_json:
         write(json.dumps({**asdict(found), "flops_per_token": found.flops_per_token}, indent=2))
     else:
@@ -98,6 +103,7 @@ def _parser() -> Parser:
 def _request(values: Mapping[str, Any]) -> "Request":
     from dataclasses import replace
 
+    from anyformer.compare.plan.calibrate import FEW_SECONDS, SECONDS
     from anyformer.compare.plan.run_settings import read_run
     from anyformer.compare.plan.training_plan import request
 
@@ -108,7 +114,8 @@ def _request(values: Mapping[str, Any]) -> "Request":
         values["model"], options, elsewhere=given["device"] is not None, is_sized=given["tokens"] is not None
     )
     contender = replace(contender, config=change_model(contender.config, values, "plan"))
-    return request(contender, options, **given, calibrate=values.get("calibrate", True))
+    seconds = {None: FEW_SECONDS, True: SECONDS, False: 0.0}[values.get("calibrate")]
+    return request(contender, options, **given, calibrate=seconds)
 
 
 def _print(found: "TrainingPlan") -> None:
@@ -129,8 +136,8 @@ def _print(found: "TrainingPlan") -> None:
     for heading in ("counted", "share", "formula"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
-    for name, size in found.memory.items():
-        said = found.formula.get(name)
+    for name in dict.fromkeys((*found.memory, *found.formula)):
+        size, said = found.memory.get(name, 0), found.formula.get(name)
         bar = "█" * round(24 * size / found.peak)
         table.add_row(name, _size(size), f"{size / found.peak:.0%}", "" if said is None else _size(said), bar)
     each = "" if found.processes == 1 else " of each process"
@@ -138,6 +145,8 @@ def _print(found: "TrainingPlan") -> None:
     console.print()
     console.print(table)
     console.print()
+    for name, reason in found.differences.items():
+        console.print(f"{name}: {_size(found.formula[name])} by the formula; {reason}.", style="dim", highlight=False)
     verdict = "fits" if found.fits else "does not fit"
     together = f" {found.processes} times" if found.device == "cpu" and found.processes > 1 else ""
     console.print(
@@ -149,8 +158,8 @@ def _print(found: "TrainingPlan") -> None:
     for change in found.changes:
         told = "fits" if change.fits else "does not"
         console.print(f"  {change.flags}: {_size(change.peak)}, {told}", highlight=False)
-    if found.changes and not found.changes[-1].fits:
-        console.print("  None of these is enough: take a shorter --context, a smaller --batch-size or model.")
+    if not found.fits and not any(change.fits for change in found.changes):
+        console.print("  No flag is enough: take a shorter --context, a smaller --batch-size or model.")
     if found.cache:
         console.print(f"Generating such a text keeps {_size(found.cache)} of keys and values.", highlight=False)
     console.print(
@@ -162,6 +171,16 @@ def _print(found: "TrainingPlan") -> None:
     console.print(
         f"A step takes {_time(time.seconds)} ({_time(time.low)} to {_time(time.high)}: {time.reason}); "
         f"{found.tokens / time.seconds:,.0f} tokens/s.",
+        highlight=False,
+    )
+    money = "there is no price of it: --price-per-hour tells one"
+    if found.cost_per_million is not None:
+        low, likely, high = found.cost_per_million
+        money = f"${likely:,.4g} (${low:,.4g} to ${high:,.4g}) at ${found.price_per_hour:g} an hour and device"
+    console.print(
+        f"A million tokens take {_time(time.seconds * 1e6 / found.tokens)} and cost {money}."
+        if found.cost_per_million
+        else f"A million tokens take {_time(time.seconds * 1e6 / found.tokens)}; {money}.",
         highlight=False,
     )
     if found.seconds is not None:

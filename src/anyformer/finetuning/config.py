@@ -273,6 +273,16 @@ class CompleteFinetuneConfig(FinetuneConfig, CompleteRunConfig):
     label_smoothing: float = 0.0
     packing: bool = False
 
+    @property
+    def base_dtype(self) -> str:
+        """The dtype in which the base's weights are kept: bfloat16 where they stay as they are and products read that.
+
+        Weights that are trained, adapters among them, are float32, and so is all that is neither read by a product nor
+        looked up in a table while bfloat16 is autocast's dtype.
+        """
+        stays = self.lora is not None and self.quantize is None and self.engine != "deepspeed"
+        return "bfloat16" if stays and self.dtype == "bfloat16" else "float32"
+
 
 _LENGTHS = ("epochs", "steps", "minutes")
 

@@ -33,7 +33,8 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transforme
         config: Of the run.
         base: Of the model as it is stored.
     """
-    options: dict[str, Any] = {"quantize": config.quantize, "allow_pickle": config.allow_pickle, "dtype": "float32"}
+    options: dict[str, Any] = {"quantize": config.quantize, "allow_pickle": config.allow_pickle}
+    options["dtype"] = config.base_dtype
     head: Any = _HEADS.get(config.task)
     problem = _PROBLEMS[config.label_kind] if head == "classification" else None
     if head is None or _has_head(base.head, head, config.labels, problem):
@@ -47,6 +48,7 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transforme
         model.requires_grad_(True)
     else:
         add_adapter(model, config.adapter)
+        train_in_float32(model)
     # What the loss doesn't reach gets no gradient, which engines of several processes would wait for.
     if head == "none" and model.encoder is not None and model.decoder is not None:
         model.decoder.requires_grad_(False)
@@ -55,6 +57,13 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transforme
     if config.loss == "softmax":
         model.add_module(PAIR_CLASSIFIER, nn.Linear(3 * model.config.d_model, len(config.labels)))
     return model
+
+
+def train_in_float32(model: Transformer) -> None:
+    """Keep the weights that are trained in float32, whatever the others are kept in."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def _has_head(head: HeadConfig, kind: str, labels: tuple[str, ...], problem: ProblemType | None) -> bool:

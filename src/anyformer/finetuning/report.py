@@ -118,7 +118,8 @@ class Report:
         latest, self._latest = self._latest, None
         if latest is None and len(self._examples) > 1:
             options = Options(max_new_tokens=_NEW_TOKENS, rouge=False, skip_missing=True)
-            latest = evaluate_examples(model, self._tokenizer, self._examples[:_SAMPLED], self._task, options)
+            with self._autocast():
+                latest = evaluate_examples(model, self._tokenizer, self._examples[:_SAMPLED], self._task, options)
         return () if latest is None else latest.rows
 
     def conclude(self, directory: Path, *, first_loss: bool = True) -> Sequence[str]:

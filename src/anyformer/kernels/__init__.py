@@ -6,6 +6,7 @@ One function an operation, with the arguments of torch's own. Each takes the fir
 
 from anyformer.kernels.activation import activation, gelu_tanh, relu_squared
 from anyformer.kernels.attention import attention
+from anyformer.kernels.autocast import in_float32
 from anyformer.kernels.cross_entropy import drop_ignored, linear_cross_entropy, quantized_linear_cross_entropy
 from anyformer.kernels.dropout import dropout
 from anyformer.kernels.in_parts import in_parts
@@ -23,6 +24,7 @@ __all__ = [
     "drop_ignored",
     "dropout",
     "gelu_tanh",
+    "in_float32",
     "in_parts",
     "linear",
     "linear_cross_entropy",

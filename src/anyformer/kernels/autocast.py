@@ -15,6 +15,13 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if enabled else x.dtype
 
 
+def in_float32(x: Tensor) -> Tensor:
+    """The tensor in float32 at least where autocast is enabled, which leaves sums to it; elsewhere as it is."""
+    device = x.device.type
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if enabled else x
+
+
 def autocast_disabled(x: Tensor) -> AbstractContextManager[object]:
     """A context in which operations on the tensor's device keep the dtype of their inputs."""
     device = x.device.type

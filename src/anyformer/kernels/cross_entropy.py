@@ -161,7 +161,7 @@ def chunked_cross_entropy(
                 matmul(logits[:, part].t(), x.t(), out=grad_weight[part], add=add, **rounding)
 
     most_rows = max(1, _BYTES // (vocab * dtype.itemsize))
-    loss, scale = _in_chunks(input, target, ignore_index, label_smoothing, forward, backward, most_rows, dtype)
+    loss, scale = in_chunks(input, target, ignore_index, label_smoothing, forward, backward, most_rows, dtype)
     grads: list[Tensor] = []
     for grad, part in ((grad_input, input), (grad_weight, weight), (grad_bias, bias)):
         if grad is not None and scale is not None:
@@ -218,7 +218,7 @@ class _QuantizedCrossEntropy(torch.autograd.Function):
 
         with autocast_disabled(input):
             most_rows = max(1, _QUANTIZED_BYTES // (outputs * input.dtype.itemsize))
-            loss, scale = _in_chunks(
+            loss, scale = in_chunks(
                 input, target, ignore_index, label_smoothing, forward, backward, most_rows, input.dtype
             )
         grads = (grad if grad is None or scale is None else grad * scale for grad in (grad_input, grad_bias))
@@ -231,7 +231,12 @@ class _QuantizedCrossEntropy(torch.autograd.Function):
         return *(None if grad is None else grad * grad_outputs[0] for grad in ctx.grads), *(None,) * 7
 
 
-def _in_chunks(
+def chunk_rows(rows: int, most_rows: int) -> int:
+    """How many of so many rows are computed at a time, about as many each time."""
+    return max(1, -(-rows // max(1, -(-rows // most_rows))))
+
+
+def in_chunks(
     input: Float[Tensor, "rows d_model"],
     target: Int[Tensor, " tokens"],
     ignore_index: int,
@@ -258,15 +263,15 @@ def _in_chunks(
     post_scale = 1 / count if dtype == torch.float16 else None
     grad_scale = 1.0 if dtype == torch.float16 else 1 / count
     total = torch.zeros((), dtype=torch.float32, device=input.device)
-    step = max(1, -(-len(input) // max(1, -(-len(input) // most_rows))))
+    step = chunk_rows(len(input), most_rows)
     compiled = valid is None and cpu.supports(input, dtype)
-    loss_and_grad_: Callable[..., Tensor] = cpu.loss_and_grad_ if compiled else _loss_and_grad_
+    compute: Callable[..., Tensor] = cpu.loss_and_grad_ if compiled else loss_and_grad_
     for start in range(0, len(input), step):
         rows = slice(start, start + step)
         targets = target[rows, None]
         logits = forward(input[rows])
         logits[len(targets) :] = 0
-        losses = loss_and_grad_(
+        losses = compute(
             logits[: len(targets)], targets, label_smoothing, grad_scale if valid is None else grad_scale * valid[rows]
         )
         total += losses.sum() if valid is None else (losses * valid[rows, 0]).sum()
@@ -289,14 +294,19 @@ def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
 chunked_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _loss_and_grad_(
+def rows_at_a_time(logits: Float[Tensor, "rows vocab"]) -> int:
+    """Rows of logits that are float32 at a time."""
+    return max(1, (_CHUNK_CPU if logits.device.type == "cpu" else _CHUNK) // logits.shape[1])
+
+
+def loss_and_grad_(
     logits: Float[Tensor, "rows vocab"],
     targets: Int[Tensor, "rows 1"],
     label_smoothing: float,
     grad_scale: float | Float[Tensor, "#rows 1"],
 ) -> Float[Tensor, " rows"]:
     """The losses; the logits are replaced by `grad_scale` times the gradient of their sum, computed in float32."""
-    chunk = max(1, (_CHUNK_CPU if logits.device.type == "cpu" else _CHUNK) // logits.shape[1])
+    chunk = rows_at_a_time(logits)
     losses = torch.empty(len(logits), device=logits.device)
     for start in range(0, len(logits), chunk):
         rows = slice(start, start + chunk)

@@ -79,7 +79,7 @@ def quantized_product(
     agree = input.shape[-1] == weight.scales.shape[1] * GROUP and (bias is None or bias.shape == (outputs,))
     if agree and quantized_matmul.supports(input):
         return quantized_matmul.quantized_matmul(input, weight, outputs, bias)
-    blocks = max(1, _CHUNK // (weight.scales.shape[1] * GROUP * BLOCK_ROWS))
+    blocks = blocks_at_a_time(weight)
     if torch.compiler.is_compiling() or outputs <= blocks * BLOCK_ROWS:
         return F.linear(input, dequantize(unpack(weight, outputs), input.dtype), bias)
     out = torch.empty(*input.shape[:-1], outputs, dtype=input.dtype, device=input.device)
@@ -88,6 +88,11 @@ def quantized_product(
         part = unpack(weight.blocks(block, block + blocks), outputs - rows.start)
         out[..., rows] = F.linear(input, dequantize(part, input.dtype), None if bias is None else bias[rows])
     return out
+
+
+def blocks_at_a_time(weight: PackedWeight) -> int:
+    """Blocks of rows of a quantized weight that torch dequantizes at a time."""
+    return max(1, _CHUNK // (weight.scales.shape[1] * GROUP * BLOCK_ROWS))
 
 
 def quantized_input_grad(

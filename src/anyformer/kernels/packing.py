@@ -67,10 +67,8 @@ def transpose(packed: PackedWeight, rows: int) -> PackedWeight:
         ValueError: numbers that are not finite, or too large for the scales.
     """
     columns = packed.scales.shape[1] * GROUP
-    groups, panels = -(-rows // GROUP), -(-columns // BLOCK_ROWS)
-    device = packed.integers.device
-    integers = _empty((panels, groups, GROUP // _QUAD, BLOCK_ROWS, _QUAD), torch.uint8, device)
-    scales = _empty((panels, groups, BLOCK_ROWS), torch.float16, device)
+    groups = -(-rows // GROUP)
+    integers, scales, _ = empty_transpose(packed, rows)
     step = max(1, _CHUNK // (columns * GROUP))
     for group in range(0, groups, step):
         first, last = (each * GROUP // BLOCK_ROWS for each in (group, group + step))
@@ -78,6 +76,14 @@ def transpose(packed: PackedWeight, rows: int) -> PackedWeight:
         made = _interleaved(quantize_int8(F.pad(part.T, (0, -len(part) % GROUP))))
         integers[:, group : group + step], scales[:, group : group + step] = made.integers, made.scales
     return PackedWeight(integers, scales, None)
+
+
+def empty_transpose(packed: PackedWeight, rows: int) -> PackedWeight:
+    """What `transpose` returns, without its numbers."""
+    groups, panels = -(-rows // GROUP), -(-packed.scales.shape[1] * GROUP // BLOCK_ROWS)
+    device = packed.integers.device
+    integers = _empty((panels, groups, GROUP // _QUAD, BLOCK_ROWS, _QUAD), torch.uint8, device)
+    return PackedWeight(integers, _empty((panels, groups, BLOCK_ROWS), torch.float16, device), None)
 
 
 def _interleaved(weight: QuantizedWeight) -> PackedWeight:

@@ -1,4 +1,4 @@
-"""The dtype of a run's matrix products, and whether to compile. Weights and the optimizer's state stay in float32."""
+"""The dtype of a run's matrix products, and whether to compile. Trained weights and their state stay in float32."""
 
 import sys
 import time

@@ -110,8 +110,8 @@ class RunConfig:
     device: str | None = None
     """cpu, cuda, mps ... (default: an accelerator if there is one)."""
     dtype: Annotated[str | None, "{float32,bfloat16,float16,int8}"] = None
-    """The dtype of matrix products; weights are kept in float32. int8 is the fastest on CPUs with VNNI but without AMX,
-    at a little noise in what is learned (default: the fastest of the others here)."""
+    """The dtype of matrix products; weights that are trained are kept in float32. int8 is the fastest on CPUs with VNNI
+    but without AMX, at a little noise in what is learned (default: the fastest of the others here)."""
 
     def __post_init__(self) -> None:
         counts = (

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from anyformer.compare.contenders import Contender, read_config
+from anyformer.compare.plan import step
 from anyformer.compare.plan.devices import find_device
 from anyformer.compare.plan.step import Workload, count_step
 from anyformer.compare.plan.workload import make_workload
@@ -88,6 +89,60 @@ def test_so_they_are_with_other_settings(
     flops, peak = real_step(asked, tmp_path)
     assert counted.flops == pytest.approx(flops, rel=0.02)
     assert sum(counted.parts.values()) - sum(counted.resident.values()) == pytest.approx(peak, rel=0.02)
+
+
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"dtype": "bfloat16", "lora": 2},
+    {"gradient_checkpointing": True, "average": "ema:0.9"},
+    {"grad_accumulation": 4, "optimizer": "muon"},
+    {"task": "classify", "lora": 2, "quantize": "int8"},
+    {"engine": "ddp", "processes": 2},
+    {"engine": "fsdp", "processes": 2, "gradient_checkpointing": True},
+)
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    st.tuples(st.sampled_from(["gpt2-nano", "llama-nano"]), st.sampled_from(SETTINGS))
+    | st.tuples(st.sampled_from(["bert-tiny", "transformer-tiny"]), st.just(SETTINGS[0])),
+    st.integers(4, 7),
+)
+def test_three_layers_tell_what_more_take(setting: tuple[str, dict[str, Any]], layers: int) -> None:
+    small = workload(setting[0], **setting[1])
+    depth = {stack: layers for stack in ("encoder_layers", "decoder_layers") if getattr(small.model, stack)}
+    asked = replace(small, model=small.model.replace(**depth))
+
+    counted = count_step(asked)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "_MOST_LAYERS", layers)
+        whole = count_step(asked)
+    assert counted.parameters == whole.parameters
+    assert counted.flops == whole.flops
+    assert counted.peak == pytest.approx(whole.peak, rel=0.01)
+    assert sum(counted.resident.values()) == pytest.approx(sum(whole.resident.values()), rel=0.001)
+
+
+@pytest.mark.parametrize("options", [{}, {"lora": 2, "quantize": "int4"}, {"grad_accumulation": 4}])
+def test_no_more_than_three_layers_are_ever_made(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = list[tuple[int, int]]()
+    take = step._take
+
+    def noted(part: Workload, counted: range, *rest: Any) -> Any:
+        taken.append((part.model.decoder_layers, counted.stop))
+        return take(part, counted, *rest)
+
+    monkeypatch.setattr(step, "_take", noted)
+    asked = workload("llama-nano", **options)
+    deep, deeper = (
+        count_step(replace(asked, model=asked.model.replace(decoder_layers=layers))) for layers in (9999, 10_000)
+    )
+
+    assert [layers for layers, _ in taken] == [3, 3]
+    assert max(steps for _, steps in taken) <= 2
+    each = deeper.parameters[0] - deep.parameters[0]
+    assert deeper.parameters[0] == pytest.approx(10_000 * each, rel=0.01)
 
 
 @settings(max_examples=3, deadline=None)

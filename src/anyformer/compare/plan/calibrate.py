@@ -1,6 +1,6 @@
 """How long a step takes: on this machine by real steps, elsewhere by a device's peak."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from anyformer.compare.plan.devices import CPU_SHARES, SHARES, Device
 from anyformer.compare.plan.measure import Measured, measure
@@ -10,6 +10,8 @@ from anyformer.training.precision import peak_flops_per_second
 STEPS = 20
 SECONDS = 60.0
 """Both are what calibrating takes at most, about."""
+FEW_SECONDS = 2.0
+"""The same where nobody asked for it."""
 _FEWEST_STEPS = 4
 """The first one, which allocates, and three that tell the time."""
 _LAYERS = (1, 3)
@@ -46,7 +48,7 @@ def by_peak(workload: Workload, flops: float, device: Device) -> StepTime:
     return StepTime(flops / peak / likely, flops / peak / high, flops / peak / low, told)
 
 
-def calibrate(workload: Workload, count: StepCount) -> StepTime:
+def calibrate(workload: Workload, count: StepCount, seconds: float = SECONDS) -> StepTime:
     """Take real steps on this machine, of two smaller models where those of the whole would take too long.
 
     Time grows linearly with the layers, as operations do, from what embeddings and logits take. Several processes share
@@ -55,25 +57,26 @@ def calibrate(workload: Workload, count: StepCount) -> StepTime:
     Args:
         workload: which this machine has the memory for.
         count: of it.
+        seconds: that it may take, about.
     """
     alone = workload.change(engine=None, processes=1)
-    if _in_time(workload, count.flops):
-        found = measure(alone, steps=STEPS, seconds=SECONDS)
+    if _in_time(workload, count.flops, seconds):
+        found = measure(alone, steps=STEPS, seconds=seconds)
         return _step_time(found, found.step, f"{len(found.seconds)} real steps of this model, just now")
     few, more = (alone.shorten(layers) for layers in _LAYERS)
-    flops_few, flops_more = (count_step(replace(part, in_heap=False)).flops for part in (few, more))
-    if flops_more >= count.flops or not _in_time(workload, flops_more):
+    flops_few, flops_more = (count_step(part, in_heap=False).flops for part in (few, more))
+    if flops_more >= count.flops or not _in_time(workload, flops_more, seconds):
         return by_peak(workload, count.flops, Device("cpu", float("inf")))
-    small, large = (measure(part, steps=STEPS, seconds=SECONDS / 2) for part in (few, more))
+    small, large = (measure(part, steps=STEPS, seconds=seconds / 2) for part in (few, more))
     slope = max(0.0, large.step - small.step) / (flops_more - flops_few)
-    seconds = large.step + slope * (count.flops - flops_more)
+    likely = large.step + slope * (count.flops - flops_more)
     told = f"{len(small.seconds)} and {len(large.seconds)} real steps of this model with {_LAYERS[0]} and {_LAYERS[1]}"
-    return _step_time(large, seconds, f"{told} layers, just now, and a line through them")
+    return _step_time(large, likely, f"{told} layers, just now, and a line through them")
 
 
-def _in_time(workload: Workload, flops: int) -> bool:
+def _in_time(workload: Workload, flops: int, seconds: float) -> bool:
     """Whether enough steps are likely to be done in time."""
-    return by_peak(workload, flops, Device("cpu", float("inf"))).seconds * _FEWEST_STEPS <= SECONDS
+    return by_peak(workload, flops, Device("cpu", float("inf"))).seconds * _FEWEST_STEPS <= seconds
 
 
 def _step_time(found: Measured, seconds: float, reason: str) -> StepTime:

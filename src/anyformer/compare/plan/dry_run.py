@@ -51,19 +51,20 @@ _GATHER, _REDUCE_SCATTER = _c10d._allgather_base_.default, _c10d._reduce_scatter
 _PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default}
 
 
-def heap_size(take_steps: Callable[[Simulation], object], processes: int = 1) -> int:
+def heap_size(take_steps: Callable[[Simulation], object], processes: int = 1, dry_runs: int | None = None) -> int:
     """Bytes that tensors, and what libraries keep for products, take of the heap; 0 where there is no such heap.
 
     Args:
         take_steps: Trains in a simulation, for some steps.
         processes: that train together, of which it simulates one.
+        dry_runs: whose median counts; None: as many as it takes to leave little to chance.
     """
     _load_libraries()
     gc.collect()
     if not keep_freed_memory():
         return 0
     sizes, kept = list[int](), 0
-    for _ in range(_DRY_RUNS if processes == 1 else _DRY_RUNS_OF_SEVERAL):
+    for _ in range(dry_runs or (_DRY_RUNS if processes == 1 else _DRY_RUNS_OF_SEVERAL)):
         gc.collect()
         return_freed_memory()
         dry_run = DryRun()

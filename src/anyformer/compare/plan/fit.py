@@ -1,14 +1,14 @@
-"""Which flags would make a step fit, each tried by planning again."""
+"""Flags that would make a step fit, each tried by planning again."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from anyformer.compare.plan.step import Workload, count_step
+from anyformer.compare.plan.step import StepCount, Workload, count_step
 from anyformer.errors import UserError
 from anyformer.finetuning.config import CompleteFinetuneConfig
 
-_MOST_PROCESSES = 8
+_PROCESSES = (2, 4, 8)
 _LORA = 16
 
 
@@ -27,56 +27,75 @@ class Change:
     fits: bool
 
 
-def changes_that_fit(workload: Workload, room: float, *, shared: bool) -> tuple[Change, ...]:
-    """Changes, cheapest first, up to the first that fits.
+def changes_that_fit(
+    workload: Workload, count: StepCount, room: float, *, shared: bool, say: Callable[[str], None]
+) -> tuple[Change, ...]:
+    """Changes of every kind, the mildest first, each kind up to the first that fits.
+
+    What the C library's heap adds is taken to be the same share as without a change.
 
     Args:
+        count: of the workload, which does not fit.
         room: bytes for the training of one process, or of all of them.
         shared: whether all processes share it, as on a CPU.
+        say: is told the flags that are about to be tried.
     """
+    heap = count.peak / (count.peak - count.allocator)
+    stays = sum(count.resident.values())
     tried: list[Change] = []
-    for flags, changed in _candidates(workload, shared=shared):
-        peak = count_step(changed).peak
-        fits = peak * (changed.config.processes if shared else 1) <= room
-        tried.append(Change(flags, peak, fits))
-        if fits:
-            break
+
+    def fits(fields: dict[str, Any], at_least: float) -> bool:
+        """Try a change, unless even what it leaves in memory between two steps is too much."""
+        changed, flags = workload.change(**fields), _flags(fields)
+        processes = changed.config.processes if shared else 1
+        if at_least * processes > room:
+            return False
+        say(flags)
+        peak = round(count_step(changed, in_heap=False).peak * heap)
+        tried.append(Change(flags, peak, peak * processes <= room))
+        return tried[-1].fits
+
+    config, best = workload.config, dict[str, Any]()
+    alone = list[bool]()
+    for kind in _milder(workload):
+        alone.append(any(fits(fields, stays) for fields in kind))
+        best |= kind[-1]
+    if len(alone) > 1 and not any(alone):
+        alone.append(fits(best, stays))
+    best = {} if any(alone) else best
+    if not shared and workload.precision.name != "int8" and workload.task != "embed" and not config.is_quantized:
+        for processes in _PROCESSES:
+            if processes > config.processes and config.batch_size % processes == 0:
+                parts = min(best.get("grad_accumulation", config.grad_accumulation), config.batch_size // processes)
+                fields = {**best, "grad_accumulation": parts, "engine": "fsdp", "processes": processes}
+                if fits(fields, stays * config.processes / processes):
+                    break
+    if isinstance(config, CompleteFinetuneConfig) and workload.model.d_model >= _LORA and not config.is_quantized:
+        adapter = {**best, **({} if config.lora else {"lora": _LORA})}
+        # Integers change what is learned: only where nothing else is enough.
+        for fields in (adapter, {**adapter, "quantize": "int4"}):
+            try:
+                if (fields != best and fits(fields, 0)) or any(change.fits for change in tried):
+                    break
+            except UserError:  # the engine does not go with quantized weights
+                continue
     return tuple(tried)
 
 
-def _candidates(workload: Workload, *, shared: bool) -> Iterator[tuple[str, Workload]]:
-    """A smaller part of the batch at a time costs nothing; computing activations twice costs a third of the time; more
-    processes cost devices; an adapter learns less."""
+def _milder(workload: Workload) -> Iterator[list[dict[str, Any]]]:
+    """A batch in more parts, which costs nothing, and activations computed twice, which costs a third of the time."""
     config = workload.config
     parts = max(1, config.batch_size // config.processes)
-    steps: list[tuple[str, dict[str, Any]]] = []
-    compares = workload.task == "embed"
-    if parts > config.grad_accumulation and not compares:
-        steps += [(f"--grad-accumulation {n}", {"grad_accumulation": n}) for n in sorted({min(4, parts), parts})]
-    best = steps[-1] if steps else ("", {})
+    if parts > config.grad_accumulation and workload.task != "embed":
+        counts = sorted({min(4, parts), parts} - {*range(config.grad_accumulation + 1)})
+        yield [{"grad_accumulation": count} for count in counts]
     if not config.gradient_checkpointing:
-        checkpoint = ("--gradient-checkpointing", {"gradient_checkpointing": True})
-        steps.append(checkpoint)
-        best = (f"{best[0]} {checkpoint[0]}".strip(), {**best[1], **checkpoint[1]})
-        if best[0] != checkpoint[0]:
-            steps.append(best)
-    for flags, fields in steps:
-        yield flags, workload.change(**fields)
-    if not shared and workload.precision.name != "int8" and not compares:
-        for processes in (2, 4, _MOST_PROCESSES):
-            if processes > config.processes and config.batch_size % processes == 0:
-                accumulation = min(best[1].get("grad_accumulation", config.grad_accumulation),
-                                   config.batch_size // processes)  # fmt: skip
-                fields = {**best[1], "engine": "fsdp", "processes": processes, "grad_accumulation": accumulation}
-                rest = best[0].replace(f"--grad-accumulation {best[1].get('grad_accumulation')}", "").strip()
-                told = f"--grad-accumulation {accumulation}" if accumulation > 1 else ""
-                yield (
-                    " ".join(f"{told} {rest} --engine fsdp --processes {processes}".split()),
-                    workload.change(**fields),
-                )
-    if isinstance(config, CompleteFinetuneConfig) and config.lora is None and workload.model.d_model >= _LORA:
-        try:
-            changed = replace(config, lora=_LORA, **best[1])
-        except UserError:
-            return
-        yield f"{best[0]} --lora {_LORA}".strip(), replace(workload, config=changed)
+        yield [{"gradient_checkpointing": True}]
+
+
+def _flags(fields: dict[str, Any]) -> str:
+    """The flags that say so on the command line."""
+    said = {name: value for name, value in fields.items() if (name, value) != ("grad_accumulation", 1)}
+    return " ".join(
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in said.items()
+    )

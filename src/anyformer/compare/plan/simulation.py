@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
+from anyformer.blocks import quantized
 from anyformer.compare.plan.internals import (
     DynamicOutputShapeException,
     FakeTensor,
@@ -27,8 +29,11 @@ from anyformer.compare.plan.internals import (
     has_cpu_kernel,
     no_modes,
 )
+from anyformer.kernels import cross_entropy
+from anyformer.kernels.cpu import quantized_matmul
 from anyformer.kernels.cpu.library import intercepted
 from anyformer.kernels.operation import OPERATIONS
+from anyformer.kernels.packing import BLOCK_ROWS, PackedWeight, empty_transpose, transpose
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "batch")
 """What memory is for. Activations are all that a step computes on its way, temporary tensors among them."""
@@ -36,8 +41,29 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "batch")
 _KNOWN_NUMBERS = 1 << 22
 """Larger tensors of the batch's making are not computed."""
 _aten = torch.ops.aten
+_DEVICE = torch.ops.prim.device.default
+linear: Any = import_module("anyformer.kernels.linear")  # where a function of the package has its name
+_in_chunks, _loss_and_grad_ = cross_entropy.in_chunks, cross_entropy.loss_and_grad_
+_quantized_product = linear.quantized_product
 _READS = {_aten._local_scalar_dense.default, _aten.item.default, _aten.is_nonzero.default}
 _DRAWS = {"uniform_", "normal_", "random_", "bernoulli_"}
+
+
+@dataclass(slots=True)
+class Phase:
+    """A part of a step.
+
+    Attributes:
+        name: tells it from others.
+        begin: bytes that are allocated when it begins, by part.
+        flops: of the step before it.
+        peak: bytes when they were most in it, by part.
+    """
+
+    name: str
+    begin: Counter[str]
+    flops: int
+    peak: Counter[str]
 
 
 @dataclass(slots=True)
@@ -51,14 +77,14 @@ class Simulation(TorchDispatchMode):
 
     Attributes:
         live: bytes that are allocated, by part.
-        peak: the same when they were most.
+        phases: since the last restart.
         flops: of matrix products and attention, a multiply-add being two.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.live: Counter[str] = Counter()
-        self.peak: Counter[str] = Counter()
+        self.phases: list[Phase] = []
         self.flops = 0
         self._part = "weights"
         self._most = 0
@@ -80,15 +106,28 @@ class Simulation(TorchDispatchMode):
 
         # FSDP frees weights in this way, which is no operation that a mode would be told of.
         torch.UntypedStorage.resize_ = counted_resize  # pyright: ignore[reportAttributeAccessIssue]
+        cross_entropy.in_chunks, cross_entropy.loss_and_grad_ = self._in_few_chunks, _loss_and_grad_of_few
+        cross_entropy.quantized_product = linear.quantized_product = self._quantized_product_of_few
+        quantized.transpose = empty_transpose
         try:
             with self._tensors, intercepted(self._kernel), self:
                 yield
         finally:
             torch.UntypedStorage.resize_ = resize
+            cross_entropy.in_chunks, cross_entropy.loss_and_grad_ = _in_chunks, _loss_and_grad_
+            cross_entropy.quantized_product = linear.quantized_product = _quantized_product
+            quantized.transpose = transpose
 
     def restart(self) -> None:
-        """Forget how much memory there was before."""
-        self.peak, self._most = self.live.copy(), self.live.total()
+        """Forget how much memory there was before, and what was computed."""
+        self.phases.clear()
+        self.flops = 0
+        self.begin("start")
+
+    def begin(self, phase: str) -> None:
+        """Begin a phase, whose memory is counted by itself."""
+        self.phases.append(Phase(phase, self.live.copy(), self.flops, self.live.copy()))
+        self._most = self.live.total()
 
     @contextmanager
     def part(self, name: str) -> Generator[None]:
@@ -117,6 +156,15 @@ class Simulation(TorchDispatchMode):
                 self.live[name] += block.size
                 block.part = name
 
+    def sizes(self, tensors: Iterable[Tensor]) -> Counter[str]:
+        """Bytes of these tensors' storages, by part."""
+        blocks = (self._blocks.get(key) for key in {id(tensor.untyped_storage()) for tensor in tensors})
+        found = Counter[str]()
+        for block in blocks:
+            if block is not None:
+                found[block.part] += block.size
+        return found
+
     def known(self, array: npt.NDArray[Any]) -> Tensor:
         """A tensor like an array, whose data is remembered."""
         with no_modes():
@@ -127,6 +175,8 @@ class Simulation(TorchDispatchMode):
 
     @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE and isinstance(args[0], FakeTensor):  # asked for twice as often as anything is computed
+            return args[0].fake_device
         if not all(issubclass(kind, FakeTensor) or kind in (Tensor, nn.Parameter) for kind in types):
             return NotImplemented  # a DTensor: the operations on what this process has of it come here as well
         kwargs = kwargs or {}
@@ -158,6 +208,26 @@ class Simulation(TorchDispatchMode):
             if isinstance(part, Tensor):
                 self._allocate(part.untyped_storage())
         return out
+
+    def _in_few_chunks(self, x: Tensor, target: Tensor, *given: Any) -> Any:
+        """The loss of all rows, of which two chunks tell what all take: they are computed one after another."""
+        rows = 2 * cross_entropy.chunk_rows(len(x), given[-2])
+        if rows >= len(target):
+            return _in_chunks(x, target, *given)
+        before = self.flops
+        found = _in_chunks(x[:rows], target[:rows], *given)
+        self.flops = before + (self.flops - before) * len(x) // rows
+        return found
+
+    def _quantized_product_of_few(self, x: Tensor, weight: PackedWeight, outputs: int, bias: Tensor | None) -> Tensor:
+        """The product with a weight, a few blocks of which tell what all take: one is dequantized after the other."""
+        blocks = 2 * linear.blocks_at_a_time(weight)
+        few = min(outputs, blocks * BLOCK_ROWS)
+        if few == outputs or quantized_matmul.supports(x):
+            return _quantized_product(x, weight, outputs, bias)
+        _quantized_product(x, weight.blocks(0, blocks), few, None if bias is None else bias[:few])
+        self.flops += 2 * x.numel() * (outputs - few)
+        return x.new_empty(*x.shape[:-1], outputs)
 
     def _outputs(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What a function returns, without data."""
@@ -194,8 +264,8 @@ class Simulation(TorchDispatchMode):
             return
         self._blocks[key] = _Block(size, self._part)
         self.live[self._part] += size
-        if (total := self.live.total()) > self._most:
-            self._most, self.peak = total, self.live.copy()
+        if self.phases and (total := self.live.total()) > self._most:
+            self._most, self.phases[-1].peak = total, self.live.copy()
 
     def _release(self, key: int) -> None:
         block = self._blocks.pop(key, None)
@@ -208,6 +278,14 @@ class Simulation(TorchDispatchMode):
 
     def _kernel(self, name: str, arguments: Mapping[str, Any]) -> None:
         self.flops += _KERNEL_FLOPS.get(name, _no_flops)(**arguments)
+
+
+def _loss_and_grad_of_few(logits: Tensor, targets: Tensor, label_smoothing: float, grad_scale: Any) -> Tensor:
+    """The losses of many rows, a few of which tell what all take: they are computed one chunk after the other."""
+    rows = slice(2 * cross_entropy.rows_at_a_time(logits))
+    scale = grad_scale[rows] if isinstance(grad_scale, Tensor) else grad_scale
+    _loss_and_grad_(logits[rows], targets[rows], label_smoothing, scale)
+    return torch.empty(len(logits))
 
 
 def _is_accumulation(operands: tuple[Any, ...]) -> bool:

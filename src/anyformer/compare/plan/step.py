@@ -1,45 +1,50 @@
 """One training step: the model, the batch and the engine of a run, on tensors with memory or without."""
 
 import gc
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from typing_extensions import override
 
 from anyformer.adapters import add_adapter
 from anyformer.blocks.head import Classifier, LanguageModelHead
 from anyformer.compare.plan.batches import random_batch
 from anyformer.compare.plan.dry_run import heap_size
-from anyformer.compare.plan.internals import FakeStore
-from anyformer.compare.plan.simulation import Simulation
+from anyformer.compare.plan.simulation import PARTS, Simulation
 from anyformer.config import ModelConfig
 from anyformer.data.batch import Batch
 from anyformer.finetuning.config import CompleteFinetuneConfig
+from anyformer.finetuning.model import train_in_float32
 from anyformer.kernels.quantization import GROUP, QuantizedWeight
 from anyformer.model import Transformer, build
-from anyformer.quantization import bits_per_module, quantizable, quantization, quantize, set_weight
+from anyformer.quantization import bits_per_module, parameter_count, quantizable, quantization, quantize, set_weight
 from anyformer.training.config import CompleteConfig
 from anyformer.training.losses import EmbeddingLoss, LossModule, PreferenceLoss
 from anyformer.training.precision import Precision
 from anyformer.training.resolve import make_plan
 from anyformer.training.strategies import base
 from anyformer.training.strategies.base import Strategy
-from anyformer.training.strategies.fsdp import FSDP
 from anyformer.training.strategies.group import Group
 
-_COUNTED = range(1, 2)
-"""The second step: the optimizer's state exists, and DTensor has learned the shapes of results from whole tensors."""
+_FIRST_STEP, _SECOND_STEP = range(1), range(1, 2)
+"""The steps that are counted. The second one finds what DTensor has learned, and transposes of quantized weights."""
 _DRY_RUN = range(1, 12)
 """The heap grows for some steps."""
-_BUCKET = 25 << 20
-"""Bytes of gradients that DistributedDataParallel exchanges at a time (its bucket_cap_mb)."""
+_MOST_LAYERS = 3
+"""Layers of a stack with which a step is counted, at most."""
+_LAYERS_IN_HEAP = (2, 6)
+"""Layers of the two models on whose line it is what the heap adds to larger ones. Six layers take a second or two."""
+_STACKS = ("encoder", "decoder")
+_FIRST, _MIDDLE, _LAST, _BACKWARD = "first layer", "middle layers", "last layer", ", backward"
+_MAKE_STATE, _UPDATE = "make the optimizer's state", "update"
+_Numbers = dict[str, Counter[str]]
+"""All numbers of a step: those of the step itself, bytes by part that stay, and by part at the peak of each phase."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +72,9 @@ class Workload:
     def shorten(self, layers: int) -> "Workload":
         """The same with at most so many layers in each stack."""
         stacks = ("encoder_layers", "decoder_layers")
-        fewer = {name: min(getattr(self.model, name), layers) for name in stacks}
+        fewer: dict[str, Any] = {name: min(getattr(self.model, name), layers) for name in stacks}
+        if 0 < self.model.attention.window_from < self.model.decoder_layers:
+            fewer["attention"] = {"window_from": 1}
         return replace(self, model=self.model.replace(**fewer))
 
     def batch(self) -> Batch:
@@ -102,7 +109,10 @@ class Workload:
         """The model with an adapter, where one is trained, and without gradients of what the loss does not reach."""
         adapter = self.config.adapter if isinstance(self.config, CompleteFinetuneConfig) else None
         if adapter is not None:
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(getattr(torch, self.config.base_dtype))
             add_adapter(model, adapter)
+            train_in_float32(model)
         if self.task == "embed" and model.encoder is not None and model.decoder is not None:
             model.decoder.requires_grad_(False)
         return model
@@ -139,57 +149,221 @@ class StepCount:
         return sum(self.parts.values()) + self.allocator
 
 
-def count_step(workload: Workload) -> StepCount:
-    """Take the workload's step on tensors without memory."""
-    simulation = Simulation()
-    sizes, resident = _take(workload, _COUNTED, simulation)
-    parts = {name: size for name, size in simulation.peak.items() if size}
-    allocator = 0
-    if workload.in_heap:
-        heap = heap_size(partial(_take, workload, _DRY_RUN), workload.config.processes)
-        allocator = max(0, heap - sum(parts.values()))
-    flops = simulation.flops * workload.config.processes
-    return StepCount(parts, resident, allocator, flops, sizes)
+def count_step(workload: Workload, *, in_heap: bool = True) -> StepCount:
+    """Take the workload's step on tensors without memory, with three layers in the place of more.
+
+    All numbers grow linearly with the layers, memory within each phase of the step.
+
+    Args:
+        in_heap: False leaves out what the C library's heap adds.
+    """
+    layers = {stack: getattr(workload.model, f"{stack}_layers") for stack in _STACKS}
+    few = workload.shorten(_MOST_LAYERS)
+    numbers, per_layer = _trace(few)
+
+    def shortened(most: int) -> StepCount:
+        found = {name: sizes.copy() for name, sizes in numbers.items()}
+        for stack, added in per_layer.items():
+            missing = min(most, layers[stack]) - getattr(few.model, f"{stack}_layers")
+            for name, sizes in added.items():
+                found[name].update({part: missing * size for part, size in sizes.items()})
+        return _step_count(found, workload.config.processes)
+
+    deepest = max(layers.values())
+    whole = shortened(deepest)
+    if not (workload.in_heap and in_heap):
+        return whole
+    if deepest <= _LAYERS_IN_HEAP[1]:
+        return replace(whole, allocator=_allocator(workload, whole))
+    fewer, more = _LAYERS_IN_HEAP
+    small, large = (_allocator(workload.shorten(most), shortened(most), dry_runs=1) for most in (fewer, more))
+    allocator = large + (large - small) * (deepest - more) // (more - fewer)
+    return replace(whole, allocator=max(0, allocator))
 
 
-def _take(workload: Workload, counted: range, simulation: Simulation) -> tuple[tuple[int, int], dict[str, int]]:
-    """Take steps in a simulation; returns the numbers of parameters, and the bytes that stay, by part.
+def _trace(workload: Workload) -> tuple[_Numbers, dict[str, _Numbers]]:
+    """Take a step with three layers at most; returns its numbers, and what another layer adds to them, by stack.
+
+    Another layer is one more between the first and the last: it has the second one's weights and state, and what that
+    keeps from its forward to its backward pass, and gradients from there on.
+    """
+    simulation, config = Simulation(), workload.config
+    takes_two = config.engine == "fsdp" or config.is_quantized
+    step, layers = _take(workload, _SECOND_STEP if takes_two else _FIRST_STEP, simulation)
+    *phases, end = simulation.phases
+    numbers: _Numbers = {"step": step, "resident": end.begin}
+    per_layer: dict[str, _Numbers] = {
+        stack: {"step": sizes, "resident": resident} for stack, (sizes, resident) in layers.items()
+    }
+    held = {stack: Counter[str]() for stack in per_layer}
+    made = _minus(end.begin, phases[0].begin)  # by this step, and there from the beginning of all others
+    for number, phase in enumerate(phases):
+        following = simulation.phases[number + 1]
+        passed = _minus(following.begin, phase.begin)
+        if phase.name == _MAKE_STATE:
+            made = _minus(made, passed)
+            continue
+        name = f"{number} {phase.name}"
+        numbers[name] = Counter(phase.peak)
+        numbers[name].update(made)
+        for stack, added in per_layer.items():
+            middle = phase.name.startswith(f"{stack}'s {_MIDDLE}")
+            if middle:
+                added["step"]["flops"] += following.flops - phase.flops
+            if middle and not phase.name.endswith(_BACKWARD):
+                held[stack].update(passed)
+            added[name] = Counter(added["resident"])
+            added[name].update(held[stack])
+            if middle and phase.name.endswith(_BACKWARD):
+                held[stack].update(passed)
+    share = step["examples"] / step["counted examples"]
+    for sizes in (step, *(added["step"] for added in per_layer.values())):
+        sizes["flops"] = round(sizes["flops"] * share)
+    return numbers, per_layer
+
+
+def _minus(one: Counter[str], other: Counter[str]) -> Counter[str]:
+    """The differences, negative ones among them."""
+    return Counter({part: one[part] - other[part] for part in {*one, *other}})
+
+
+def _step_count(numbers: _Numbers, processes: int) -> StepCount:
+    step, resident, *phases = numbers.values()
+    peak = max(phases, key=Counter.total)
+    parts = {name: peak[name] for name in PARTS if peak[name] > 0}
+    sizes = step["parameters"], step["trained"]
+    return StepCount(parts, {**resident}, 0, step["flops"] * processes, sizes)
+
+
+def _allocator(workload: Workload, count: StepCount, dry_runs: int | None = None) -> int:
+    """Bytes that the C library's heap takes beyond the tensors of a step."""
+    heap = heap_size(partial(_take, workload, _DRY_RUN), workload.config.processes, dry_runs)
+    return max(0, heap - sum(count.parts.values()))
+
+
+def _take(
+    workload: Workload, counted: range, simulation: Simulation
+) -> tuple[Counter[str], dict[str, tuple[Counter[str], Counter[str]]]]:
+    """Take steps in a simulation.
 
     Args:
         counted: numbers of the steps whose memory counts; those before it are taken as well.
+
+    Returns:
+        Operations, parameters and examples of a step; and of the second layer of each stack of three its parameters,
+        and the bytes by part that stay.
     """
-    config = workload.config
-    with _group(config.processes) as group, _inputs(simulation):
-        mesh = init_device_mesh(workload.precision.device.type, (config.processes,)) if group.backend else None
-        with simulation.running():
-            model = workload.simulate()
-            sizes = _sizes(model)
-            if isinstance(model.head, LanguageModelHead | Classifier):
-                for name in ("loss", "forward"):
-                    if hasattr(model.head, name):
-                        setattr(model.head, name, simulation.within("logits", getattr(model.head, name)))
-            plan = make_plan(config, workload.precision, workload.loss)
-            strategy = _strategy(config.engine, model, plan, group, mesh)
-            gc.collect()  # FSDP lets go of the whole weights, parts of which are in cycles
-            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            for parameter in trained:
+    config, batch = workload.config, workload.batch()
+    plan = make_plan(config, workload.precision, workload.loss)
+    alike = batch if workload.task == "embed" else _two_parts(batch, config.grad_accumulation)
+    if alike is not batch:
+        plan = replace(plan, grad_accumulation=2)
+    with _processes(config, workload.precision) as make_strategy, _inputs(simulation), simulation.running():
+        model = workload.simulate()
+        if isinstance(model.head, LanguageModelHead | Classifier):
+            for name in ("loss", "forward"):
+                if hasattr(model.head, name):
+                    setattr(model.head, name, simulation.within("logits", getattr(model.head, name)))
+        sizes, stacks = _sizes(model), {name: getattr(model, name) for name in _STACKS}
+        seconds = {name: stack.blocks[1] for name, stack in stacks.items() if stack and len(stack.blocks) > 2}
+        layers = {name: _sizes(block) for name, block in seconds.items()}
+        strategy = make_strategy(model, plan)
+        _tell_phases(stacks, simulation)
+        if config.engine == "fsdp":
+            gc.collect()  # it lets go of the whole weights, parts of which are in cycles
+        for parameter in model.parameters():
+            if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(partial(_is_gradient, simulation))
-            strategy.optimizer.step = simulation.within("optimizer", strategy.optimizer.step)  # pyright: ignore[reportAttributeAccessIssue]
-            batch = workload.batch()
-            with simulation.part("activations"):
-                for number in range(counted.stop):
-                    simulation.flops = 0
-                    if number == counted.start:
-                        simulation.restart()  # as a run hands back what loading, quantizing and sharding left behind
-                    strategy.step(number, batch, config.learning_rate)
-            resident = dict(simulation.live)
-            del model, strategy, trained
-    return sizes, resident
+        update = simulation.within("optimizer", strategy.optimizer.step)
+
+        def updates() -> None:
+            for phase in (_UPDATE,) if counted.start else (_MAKE_STATE, _UPDATE):
+                simulation.begin(phase)
+                update()
+
+        strategy.optimizer.step = updates  # pyright: ignore[reportAttributeAccessIssue]
+        with simulation.part("activations"):
+            for number in range(counted.stop):
+                if number == counted.start:
+                    simulation.restart()  # as a run hands back what loading, quantizing and sharding left behind
+                strategy.step(number, alike, config.learning_rate)
+        simulation.begin("end")
+        step = sizes + Counter(
+            {"flops": simulation.flops, "examples": batch.examples, "counted examples": alike.examples}
+        )
+        stays = {
+            name: (layers[name], _resident(block, layers[name]["trained"] / sizes["trained"], strategy, simulation))
+            for name, block in seconds.items()
+        }
+        del model, strategy, stacks, seconds, update, updates
+    return step, stays
 
 
-def _sizes(model: Transformer) -> tuple[int, int]:
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(count for count, _ in counts), sum(count for count, trained in counts if trained)
+def _resident(block: nn.Module, share: float, strategy: Strategy, simulation: Simulation) -> Counter[str]:
+    """Bytes by part that stay of a block between two steps.
+
+    Args:
+        share: of all that is trained.
+    """
+    parameters = [*block.parameters()]
+    state = (part for each in parameters for part in strategy.optimizer.state.get(each, {}).values())
+    stored = (getattr(part, "_local_tensor", part) for part in (*parameters, *block.buffers(), *state))
+    found = simulation.sizes(stored)
+    for part in ("gradients", "activations"):  # buckets and averages of what is trained, or transposes
+        found[part] += round(share * simulation.live[part])
+    return found
+
+
+def _two_parts(batch: Batch, count: int) -> Batch:
+    """Of a batch in more parts than two, the largest one twice: gradients are there from the second on."""
+    if min(count, batch.examples) <= 2:
+        return batch
+    part = max(batch.split(count), key=lambda part: part.examples)
+    given = ((field.name, getattr(part, field.name)) for field in fields(part))
+    return replace(part, **{name: np.concatenate([rows, rows]) for name, rows in given if rows is not None})
+
+
+def _tell_phases(stacks: Mapping[str, Any], simulation: Simulation) -> None:
+    """Have a phase of the step begin where a stack's first, second and last layer begin, forward and backward.
+
+    At the peak of each, memory depends on the number of layers in one way.
+    """
+    for name, stack in stacks.items():
+        blocks = [*stack.blocks] if stack else []
+        last = len(blocks) - 1
+        forward, backward = {1: _MIDDLE, last: _LAST, 0: _FIRST}, {last - 1: _MIDDLE, 0: _FIRST}
+        for number, block in enumerate(blocks):
+            if number in forward:
+                begin = partial(simulation.begin, f"{name}'s {forward[number]}")
+                block.register_forward_pre_hook(lambda *_, begin=begin: begin())
+            if number in backward:
+                begin = partial(simulation.begin, f"{name}'s {backward[number]}{_BACKWARD}")
+                block.register_forward_hook(lambda *given, begin=begin: _when_back(given[-1], begin))
+
+
+def _when_back(out: Tensor, function: Callable[[], None]) -> None:
+    """Call a function when the backward pass comes to this tensor."""
+    if out.requires_grad:
+        out.register_hook(lambda grad: function())
+
+
+@contextmanager
+def _processes(
+    config: CompleteConfig | CompleteFinetuneConfig, precision: Precision
+) -> Generator[Callable[..., Strategy]]:
+    """In here there are as many processes, for whose engine a strategy can be made."""
+    if config.engine is None or config.processes == 1:
+        yield partial(Strategy, group=Group())
+        return
+    from anyformer.compare.plan.engines import fake_group, make_strategy
+
+    with fake_group(config.processes, precision.device.type) as (group, mesh):
+        yield partial(make_strategy, config.engine, group=group, mesh=mesh)
+
+
+def _sizes(module: nn.Module) -> Counter[str]:
+    trained = sum(part.numel() for part in module.parameters() if part.requires_grad)
+    return Counter({"parameters": parameter_count(module), "trained": trained})
 
 
 def _is_gradient(simulation: Simulation, parameter: Tensor) -> None:
@@ -214,69 +388,3 @@ def _inputs(simulation: Simulation) -> Generator[None]:
         yield
     finally:
         base.model_inputs = real
-
-
-class _Alone(Group):
-    """The first of several processes, the others of which aren't there."""
-
-    def __init__(self, processes: int) -> None:
-        super().__init__()
-        if processes > 1:
-            self.world_size, self.backend = processes, "fake"
-            dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
-
-
-@contextmanager
-def _group(processes: int) -> Generator[Group]:
-    group = _Alone(processes)
-    try:
-        yield group
-    finally:
-        if group.backend:
-            dist.destroy_process_group()
-
-
-def _strategy(engine: str | None, model: Transformer, plan: Any, group: Group, mesh: DeviceMesh | None) -> Strategy:
-    if engine == "fsdp":
-        assert mesh is not None
-        return _Sharded(model, plan, group, mesh)
-    return (_Replicated if engine == "ddp" else Strategy)(model, plan, group)
-
-
-class _Sharded(FSDP):
-    """FSDP, whose mesh was made while tensors had memory."""
-
-    def __init__(self, model: Transformer, plan: Any, group: Group, mesh: DeviceMesh) -> None:
-        self._made = mesh
-        super().__init__(model, plan, group)
-
-    @override
-    def _mesh(self) -> DeviceMesh:
-        return self._made
-
-
-class _Replicated(Strategy):
-    """What DistributedDataParallel, which reads its tensors' memory, does: all gradients are views of its buckets."""
-
-    @override
-    def _wrap(self) -> nn.Module:
-        groups: list[list[nn.Parameter]] = [[]]
-        for parameter in reversed([*self.model.parameters()]):
-            if parameter.requires_grad:
-                if sum(each.nbytes for each in groups[-1]) >= _BUCKET:
-                    groups.append([])
-                groups[-1].append(parameter)
-        for group in groups:
-            bucket = torch.empty(sum(parameter.numel() for parameter in group))
-            for parameter, part in zip(group, bucket.split([each.numel() for each in group]), strict=True):
-                is_last = parameter is group[-1]
-                move = partial(_move, part.view_as(parameter), bucket if is_last else None)
-                parameter.register_post_accumulate_grad_hook(move)
-        return super()._wrap()
-
-
-def _move(grad: Tensor, full: Tensor | None, parameter: Tensor) -> None:
-    """Give a parameter its part of a bucket, which is exchanged when it is full."""
-    parameter.grad = grad
-    if full is not None:
-        dist.all_reduce(full)

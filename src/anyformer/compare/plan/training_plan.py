@@ -1,13 +1,13 @@
 """What training takes: counted on tensors without memory, timed by real steps or by a device's peak."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anyformer.analysis import cache_bytes_per_token
 from anyformer.compare.contenders import Contender
-from anyformer.compare.plan.calibrate import StepTime, by_peak, calibrate
+from anyformer.compare.plan.calibrate import SECONDS, StepTime, by_peak, calibrate
 from anyformer.compare.plan.devices import CUDA_CONTEXT, Device, find_device
 from anyformer.compare.plan.fit import Change, changes_that_fit
 from anyformer.compare.plan.measure import resident
@@ -40,10 +40,11 @@ class TrainingPlan:
         base: what the process takes before: the interpreter and torch, or CUDA's context.
         device_memory: what there is.
         fits: whether that is enough; on a CPU for all processes together.
-        changes: flags that were tried because it doesn't fit, the last of which fits if any does.
+        changes: flags that were tried because it doesn't fit: of every kind, up to the first that is enough.
         cache: of the keys and values that generating a text as long as the context keeps, in bfloat16.
         formula: what the usual formulas say, by part: weights, gradients and optimizer from the number of parameters,
             activations from Korthikanti et al. 2022, equation 2.
+        differences: why what was counted is something else than the formula says, by part.
         tokens: that a step reads, sources among them, of all processes.
         flops: of a step, of all processes.
         flops_formula: `6 N + 12 L d s` (Chowdhery et al. 2022, appendix B) times the tokens.
@@ -52,6 +53,7 @@ class TrainingPlan:
         seconds: of the run, low, likely and high.
         price_per_hour: of a device; None: not known.
         cost: of the run, of all devices, likewise low, likely and high.
+        cost_per_million: the same of a million tokens; None: there is no price.
     """
 
     model: str
@@ -73,6 +75,7 @@ class TrainingPlan:
     changes: tuple[Change, ...]
     cache: int
     formula: Mapping[str, float]
+    differences: Mapping[str, str]
     tokens: int
     flops: int
     flops_formula: float
@@ -81,6 +84,7 @@ class TrainingPlan:
     seconds: tuple[float, float, float] | None
     price_per_hour: float | None
     cost: tuple[float, float, float] | None
+    cost_per_million: tuple[float, float, float] | None
 
     @property
     def flops_per_token(self) -> float:
@@ -99,7 +103,7 @@ class Request:
         steps: of the run; None: not known.
         tokens: of the run, instead of steps.
         price_per_hour: of a device; None: that of the table.
-        calibrate: take real steps, where it is planned for this machine.
+        calibrate: seconds that real steps may take, where it is planned for this machine.
     """
 
     workload: Workload
@@ -108,7 +112,7 @@ class Request:
     steps: int | None = None
     tokens: int | None = None
     price_per_hour: float | None = None
-    calibrate: bool = True
+    calibrate: float = SECONDS
 
 
 def plan(
@@ -128,7 +132,7 @@ def plan(
         device: One of the table, such as ``"h100"``; None: this machine's processors.
         tokens: Of the whole run, for time and money; ``steps=1000`` is another way to say it.
         price_per_hour: Of a device, in dollars; None: that of the table, if it has one.
-        calibrate: Take some real steps to know the time on this machine.
+        calibrate: Take real steps for up to a minute to know the time on this machine.
         **options: The flags of `anyformer train` and `anyformer finetune`: ``batch_size=8``, ``context=1024``,
             ``dtype="bfloat16"``, ``lora=16``, ``gradient_checkpointing=True``, ``engine="fsdp"``, ``processes=8``.
 
@@ -146,7 +150,7 @@ def plan(
     else:
         away, sized = device is not None, tokens is not None
         contender, options = read_run(str(model), options, elsewhere=away, is_sized=sized)
-    return make_plan(request(contender, options, device, tokens, price_per_hour, calibrate=calibrate))
+    return make_plan(request(contender, options, device, tokens, price_per_hour, calibrate=SECONDS * calibrate))
 
 
 def request(
@@ -156,7 +160,7 @@ def request(
     tokens: int | None = None,
     price_per_hour: float | None = None,
     *,
-    calibrate: bool = True,
+    calibrate: float = SECONDS,
 ) -> Request:
     """What is asked for by these options. Raises UserError as `plan`."""
     if tokens is not None and (tokens < 1 or options.get("steps") is not None):
@@ -176,22 +180,38 @@ def request(
     )
 
 
-def make_plan(asked: Request) -> TrainingPlan:
-    """Count the step, look whether it fits, and say what it costs."""
+def make_plan(asked: Request, say: Callable[[str], None] = lambda stage: None) -> TrainingPlan:
+    """Count the step, look whether it fits, and say what it costs.
+
+    Args:
+        say: is told what is being done.
+    """
     workload, device, config = asked.workload, asked.device, asked.workload.config
     shared = device.name == "cpu"
+    say("counting a step")
     count = count_step(workload)
     base = (resident() or 0) if shared else CUDA_CONTEXT
     room = device.memory - base * (config.processes if shared else 1)
     fits = count.peak * (config.processes if shared else 1) <= room
-    changes = () if fits else changes_that_fit(workload, room, shared=shared)
+    changes = (
+        ()
+        if fits
+        else changes_that_fit(
+            workload, count, room, shared=shared, say=lambda flags: say(f"counting a step with {flags}")
+        )
+    )
     batch = workload.batch()
     tokens = batch.tokens.size + (0 if batch.source is None else batch.source.size)
-    time = calibrate(workload, count) if shared and asked.calibrate and fits else by_peak(workload, count.flops, device)
+    if shared and asked.calibrate and fits:
+        say("taking real steps")
+        time = calibrate(workload, count, asked.calibrate)
+    else:
+        time = by_peak(workload, count.flops, device)
     steps = asked.steps if asked.tokens is None else -(-asked.tokens // tokens)
     seconds = None if steps is None else (time.low * steps, time.seconds * steps, time.high * steps)
     price = device.price if asked.price_per_hour is None else asked.price_per_hour
-    devices = 1 if shared else config.processes
+    dollars = 0.0 if price is None else price / 3600 * (1 if shared else config.processes)
+    usual = formula(workload, count)
     return TrainingPlan(
         model=asked.name,
         task=workload.task,
@@ -211,7 +231,8 @@ def make_plan(asked: Request) -> TrainingPlan:
         fits=fits,
         changes=changes,
         cache=cache_bytes_per_token(workload.model) * config.context,
-        formula=formula(workload, count),
+        formula=usual,
+        differences=differences(workload, count, usual),
         tokens=tokens,
         flops=count.flops,
         flops_formula=flops_formula(workload, count) * tokens,
@@ -219,20 +240,26 @@ def make_plan(asked: Request) -> TrainingPlan:
         steps=steps,
         seconds=seconds,
         price_per_hour=price,
-        cost=None
-        if price is None or seconds is None
-        else (
-            seconds[0] / 3600 * price * devices,
-            seconds[1] / 3600 * price * devices,
-            seconds[2] / 3600 * price * devices,
-        ),
+        cost=None if price is None or seconds is None else _times(seconds, dollars),
+        cost_per_million=None if price is None else _times((time.low, time.seconds, time.high), dollars * 1e6 / tokens),
     )
+
+
+def _times(values: tuple[float, float, float], factor: float) -> tuple[float, float, float]:
+    low, likely, high = values
+    return low * factor, likely * factor, high * factor
+
+
+_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5}
+_ALIKE = 0.1
+"""How far what was counted may be from a formula for both to be the same to people."""
 
 
 def formula(workload: Workload, count: StepCount) -> dict[str, float]:
     """Bytes by part of one process by the usual formulas, which explain what was counted and are not used for it.
 
-    Weights and their gradients take 4 bytes a parameter, AdamW's state 8, shared by the processes with fsdp.
+    Weights and their gradients take 4 bytes a parameter, those that stay as they are 2, 1 or a half as their dtype
+    does, AdamW's state 8, shared by the processes with fsdp.
     Activations take ``s b h (34 + 5 a s / h)`` a layer in 16 bits, of which 34 alone where attention is fused
     (Korthikanti et al. 2022, equation 2), and ``2 s b h`` where they are computed again.
     """
@@ -243,12 +270,45 @@ def formula(workload: Workload, count: StepCount) -> dict[str, float]:
     layers = model.encoder_layers + model.decoder_layers
     number = 2 if config.gradient_checkpointing else 34
     width = 1 if workload.precision.dtype.itemsize == 2 else 2
+    kept = getattr(config, "quantize", None) or getattr(config, "base_dtype", "float32")
     return {
-        "weights": 4 * everything / share,
+        "weights": (4 * trained + _BYTES[kept] * (everything - trained)) / share,
         "gradients": 4 * trained / share,
         "optimizer": (8 if config.optimizer == "adamw" else 4) * trained / share,
         "activations": config.context * rows * model.d_model * number * layers * width,
     }
+
+
+def differences(workload: Workload, count: StepCount, usual: Mapping[str, float]) -> dict[str, str]:
+    """Why the bytes of a part are not what its formula says, for people; parts that agree are left out."""
+    model, config = workload.model, workload.config
+    feed_forward, said = model.feed_forward, dict[str, str]()
+    kept = [
+        *(["the input of every adapter in float32"] if getattr(config, "lora", None) else []),
+        *(["three vectors of a gated feed-forward network, not two"] if feed_forward.gated else []),
+        *(["norms and sums in float32"] if workload.precision.dtype.itemsize == 2 else []),
+        "what the pass that is at work takes for a while",
+    ]
+    reasons = {
+        "weights": "beside the integers there are their scales, their transposes, and what is not quantized"
+        if config.is_quantized
+        else "buffers, and what is not shared evenly",
+        "gradients": "with ddp they stay in its buckets"
+        if count.parts.get("gradients", 0) > usual["gradients"]
+        else "memory is fullest when some of them, or all, are not there: each is freed, or not computed yet",
+        "optimizer": "its update allocates something as well"
+        if count.parts.get("optimizer", 0) > usual["optimizer"]
+        else "it has less to remember of some parameters",
+        "activations": "the formula is of the inputs of blocks alone, and one block is computed again at a time"
+        if config.gradient_checkpointing
+        else f"the formula is GPT-3's block in 16 bits; counted are also {', '.join(kept[:-1])}, and {kept[-1]}"
+        if count.parts.get("activations", 0) > usual["activations"]
+        else "the formula is GPT-3's block: memory may be fullest when few blocks' are there, and some keep less",
+    }
+    for part, reason in reasons.items():
+        if abs(count.parts.get(part, 0) - usual[part]) > _ALIKE * usual[part]:
+            said[part] = reason
+    return said
 
 
 def flops_formula(workload: Workload, count: StepCount) -> float:
