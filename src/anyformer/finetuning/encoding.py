@@ -37,6 +37,7 @@ from anyformer.data.examples.encoded import Cut, LearnedTokens, truncate
 from anyformer.data.examples.labels import LabelKind
 from anyformer.data.objectives import decoder_start
 from anyformer.errors import UserError
+from anyformer.evaluation.metrics.tagging import is_entity_scheme
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.preview import ROWS, PreviewRow, PreviewText
 from anyformer.tokenizer import Tokenizer
@@ -210,7 +211,7 @@ def _tag(encoding: Encoding, examples: Sequence[TagExample], check: Check, previ
         check.add(example, [words.tokens], [cut], example.tags)
         if len(preview) < ROWS:
             tags = [None if number == IGNORED else encoding.labels[number] for number in row]
-            text = PreviewText(tokens=words.tokens, tags=tags, cut=cut)
+            text = PreviewText(tokens=words.tokens, tags=tags, grouped=is_entity_scheme(numbers), cut=cut)
             preview.append(PreviewRow(where=example.where, texts=[text]))
         texts.append(words.tokens)
         targets.append(row)
