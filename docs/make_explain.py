@@ -21,8 +21,7 @@ PAGE = Path(__file__).parent / "explain" / "example.html"
 def write(run: str) -> None:
     """Write the page of a run."""
     PAGE.parent.mkdir(exist_ok=True)
-    model, tokenizer = af.load(run)
-    PAGE.write_text(af.explain(model, tokenizer, name="llama-nano"), encoding="utf-8")
+    PAGE.write_text(af.explain(run, name="llama-nano"), encoding="utf-8")
     print(f"{PAGE}: {PAGE.stat().st_size / 1e6:.1f} MB")
 
 

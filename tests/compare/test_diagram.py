@@ -78,8 +78,11 @@ def test_each_block_is_there_with_its_count_and_its_cost(config: ModelConfig) ->
     costs = {cost.name: cost for cost in part_costs(config, config.max_length)}
     for stack in ("encoder", "decoder"):
         for part in ("attention", "cross-attention", "feed-forward"):
-            (group,) = drawing.at(f"{stack}.{part}", "g")
             count = blocks.get(f"{stack}.{part}", 0)
+            if not getattr(config, f"{stack}_layers"):
+                assert not drawing.at(f"{stack}.{part}")
+                continue
+            (group,) = drawing.at(f"{stack}.{part}", "g")
             assert ("ghost" in group.get("class", "")) == (count == 0)
             words = "".join(group.itertext())
             assert (cost_text(costs[f"{stack} {part}"]) in words) if count else ("parameters" not in words)
@@ -114,17 +117,41 @@ def _places(config: ModelConfig) -> list[tuple[str, dict[str, str]]]:
     return [(place, dict(box.attrib)) for place, box in found if place and box is not None]
 
 
+def _stacks(*drawn: ModelConfig) -> list[str]:
+    """The stacks that any of some models has."""
+    return [stack for stack in ("encoder", "decoder") if any(getattr(config, f"{stack}_layers") for config in drawn)]
+
+
+SAME_STACKS = {("encoder",): "bert-tiny", ("decoder",): "gpt2-nano", ("encoder", "decoder"): "t5-nano"}
+
+
 @settings(max_examples=20)
 @given(configs())
 def test_every_drawing_has_the_same_places(config: ModelConfig) -> None:
-    assert _places(config) == _places(af.preset("gpt2-nano"))
+    stacks = _stacks(config)
+    assert _places(config) == _places(af.preset(SAME_STACKS[tuple(stacks)]))
     words = Drawing(af.diagram(config)).words("text")
-    for name in ("encoder", "decoder", "token embedding", "attention", "cross-attention", "feed-forward"):
-        assert words.count(name) == (1 if name in ("encoder", "decoder") else 2)
-    for stack, lacks in (("encoder", config.encoder_layers == 0), ("decoder", config.decoder_layers == 0)):
-        if lacks or (config.embedding.segments == 0 and config.embedding.ngrams == 1):
+    for name in ("encoder", "decoder"):
+        assert words.count(name) == (name in stacks)
+    for name in ("token embedding", "attention", "cross-attention", "feed-forward"):
+        assert words.count(name) == len(stacks)
+    if config.embedding.segments == 0 and config.embedding.ngrams == 1:
+        for stack in stacks:
             ghosts = [each.text for name in ("segments", "ngrams") for each in _at(config, f"{stack}.{name}")]
             assert ghosts == ["segments", "n-grams"]
+
+
+@settings(max_examples=20)
+@given(configs(), configs())
+def test_a_column_is_a_stack_of_some_model(a: ModelConfig, b: ModelConfig) -> None:
+    drawing, stacks = Drawing(af.diagram(a, b, names=["a", "b"])), _stacks(a, b)
+    for name in ("encoder", "decoder"):
+        assert len(drawing.at(f"{name}.attention", "g")) == (2 if name in stacks else 0)
+    assert float(drawing.root.get("width", 0)) == 2 * (316 * len(stacks) + 40 * len(stacks)) + 28
+    # Beside others, a picture has the columns of its own model.
+    (first, _) = drawn = panels([("a", a), ("b", b)], 16)
+    alone = Drawing(draw([first], among=drawn))
+    assert [name for name in ("encoder", "decoder") if alone.at(f"{name}.attention", "g")] == _stacks(a)
 
 
 def _at(config: ModelConfig, place: str) -> list[Element]:
@@ -373,6 +400,20 @@ def test_in_a_browser(look: Look, browse: Browse, tmp_path: Path) -> None:
     assert apart == []
     paper = opened.evaluate("getComputedStyle(document.querySelector('.paper')).fill")
     assert (sum(map(int, re.findall(r"\d+", paper))) < 100) == look.dark
+
+
+@pytest.mark.parametrize("look", [Look(), Look(width=390)], ids=str)
+def test_a_picture_alone_is_as_wide_as_the_window_at_most(look: Look, browse: Browse, tmp_path: Path) -> None:
+    for models, wide in ((("gpt2",), 356), (("gpt2", "llama"), 740), (("bert", "t5"), 1452)):
+        file = tmp_path / f"{'-'.join(models)}.svg"
+        file.write_text(af.diagram(*map(af.preset, models)), encoding="utf-8")
+        opened = browse(file, look)
+        size = opened.evaluate("(({ width, height }) => [width, height])(document.rootElement.getBoundingClientRect())")
+        window = opened.evaluate("document.rootElement.clientWidth")
+        assert size[0] == pytest.approx(min(wide, window), abs=16)
+        assert size[0] / size[1] == pytest.approx(
+            wide / float(Drawing(file.read_text()).root.get("height", 0)), rel=0.01
+        )
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -87,13 +88,17 @@ def test_pairs_labels_tags_and_cuts_are_drawn(tmp_path: Path):
     rows = [
         PreviewRow(where=WHERE, texts=[PreviewText.of(kept, "chosen", cut), PreviewText.of(row, "rejected")]),
         PreviewRow(where=WHERE, texts=[PreviewText(tokens=[30, 31])], label="a & b"),
-        PreviewRow(where=WHERE, texts=[PreviewText(tokens=[30, 31], tags=["B-person", None])]),
+        PreviewRow(
+            where=WHERE,
+            texts=[PreviewText(tokens=[30, 31, 32, 33, 34], tags=["B-person", None, "I-person", "O", "B-place"])],
+        ),
     ]
     check = Check("preference", SMOLLM2, context=3)
     check.add(ClassifyExample(where=WHERE, text="a"), [kept, row], [cut])
     page = Page(write_preview(tmp_path / "page.html", "x", SMOLLM2, rows, {"training": check, "validation": check}))
-    assert [len(kinds & {"learned"}) for kinds, _ in page.tokens] == [0, 1, 1, 0, 1, 1, 1, 0, 0, 0, 0]
-    assert ["tagged" in kinds for kinds, _ in page.tokens[-2:]] == [True, False]
+    assert [len(kinds & {"learned"}) for kinds, _ in page.tokens] == [0, 1, 1, 0, 1, 1, 1, *[0] * 7]
+    # An entity is a span from the first token of its first word to the last of its last.
+    assert ["entity" in kinds for kinds, _ in page.tokens[-5:]] == [True, True, True, False, True]
     for text in (
         "chosen",
         "rejected",
@@ -102,7 +107,13 @@ def test_pairs_labels_tags_and_cuts_are_drawn(tmp_path: Path):
         "validation",
     ):
         assert text in page.text
-    assert 'data-tag="B-person"' in (tmp_path / "page.html").read_text(encoding="utf-8")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert re.findall(r'--key: var\(--c(\d)\)"(?: data-tag="(\w+)")?', text.partition("<pre>")[2]) == [
+        ("0", "person"),
+        ("0", ""),
+        ("0", ""),
+        ("1", "place"),
+    ]
     assert "cut" in page.text
 
 

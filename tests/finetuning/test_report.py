@@ -15,9 +15,12 @@ import pytest
 
 import anyformer as af
 from anyformer.cli import finetune
+from anyformer.data.examples import Where
 from anyformer.evaluation import Evaluation, evaluate
 from anyformer.evaluation.metrics import mean, share
 from anyformer.evaluation.perplexity import losses
+from anyformer.evaluation.result import EvaluatedRow
+from anyformer.evaluation.spans import Piece, TaggedSpans
 from anyformer.finetuning import measure as measuring
 from anyformer.finetuning import report
 from anyformer.finetuning.formatting import gained, general
@@ -319,6 +322,18 @@ def test_a_page_of_an_evaluation_that_is_damaged(tunes: Tunes) -> None:
     ):
         (run / "evaluation.json").write_text(json.dumps({**good, **change}))
         assert gains(run) is None
+
+
+def test_a_tagger_has_the_spans_of_its_rows() -> None:
+    right = [Piece("Ann", "person"), Piece(f" saw {'it ' * 700}", ""), Piece("Bo", "person")]
+    spans = TaggedSpans(right, [Piece("Ann saw", "")])
+    where = Where(Path("dev.conll"), 1)
+    row = EvaluatedRow(where, "Ann saw", "Ann/B-person", "Ann: O for B-person", 1.0, False, spans)
+    found = report.result(None, Measurement(examples=1, figures={}), Evaluation(task="tag", metrics={}, rows=[row]), {})
+    (worst,) = json.loads(json.dumps(found["worst"]))
+    assert worst["spans"]["right"][0] == ["Ann", "person"]
+    assert len(worst["spans"]["right"]) == 2  # what is beyond the characters that are kept is left out
+    assert worst["spans"]["after"] == [["Ann saw", ""]]
 
 
 def test_answers_of_one_word_are_not_compared_by_rouge(tunes: Tunes) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import math
 import re
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from anyformer.config import ConfigError, ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import PRESETS
 from anyformer.learn.eject import architecture_diff, eject
+from anyformer.learn.eject.constants import literal
 
 VOCAB, SOURCE_VOCAB = 53, 41
 ALONE = """
@@ -244,6 +247,25 @@ def check(config: ModelConfig, folder: Path) -> None:
     code = path.read_text().partition('"""\n')[2]
     assert code.count("\n") <= (400 if config.is_encoder_decoder else 300)
     assert not re.search(r"\bconfig\b|anyformer\.", code)
+    assert_named(code)
+
+
+def assert_named(code: str) -> None:
+    """Constants at the head name the numbers of the config, all of them are used, and the code has no others."""
+    body = ast.parse(code).body
+    constants = {
+        node.targets[0].id for node in body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    blocks = [node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    model = blocks[: 1 + next(place for place, node in enumerate(blocks) if node.name == "initialize")]
+    numbers = {
+        node.value
+        for block in model
+        for node in ast.walk(block)
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float)
+    }
+    assert numbers <= {0, 1, 2, -1, 0.5, 10_000.0}, numbers
+    assert all(len(re.findall(rf"\b{name}\b", code)) > 1 for name in constants - {"MAX_LENGTH"})
 
 
 def assert_clean(*paths: Path) -> None:
@@ -265,6 +287,17 @@ def test_presets(name: str, tmp_path: Path) -> None:
 @given(config=configs())
 def test_configs(config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
     check(config, tmp_path_factory.mktemp("drawn"))
+
+
+def test_infinities_are_numbers_in_the_file() -> None:
+    # Two standard deviations are beyond the largest float.
+    made = imported_text(eject("bert-mini:init.std=1e308,vocab_size=50"))
+    assert made.INIT_STD == 1e308
+    assert torch.isinf(made.Model().token_embedding.table.weight).any()
+    for value in (math.inf, -math.inf, 1e-12, 2.0, 3):
+        assert eval(literal(value)) == value
+    assert literal(math.inf) == 'float("inf")'
+    assert math.isnan(eval(literal(math.nan)))
 
 
 @pytest.mark.slow

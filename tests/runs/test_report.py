@@ -149,6 +149,61 @@ def test_pages_can_be_read_by_everybody(look: Look, browse: Browse, tmp_path: Pa
         assert page.locator("#charts svg path").count() > 0
 
 
+TAGGED: dict[str, Any] = {
+    "task": "tag",
+    "examples": 1,
+    "measured_on": "1 example",
+    "metrics": {},
+    "general": None,
+    "classes": [
+        {"label": kind, "training": 9, "held_out": 1, "precision": 1.0, "recall": 1.0, "f1": 1.0}
+        for kind in ("person", "<place>")
+    ],
+    "confusion": None,
+    "answers": [],
+    "changed": 0,
+    "worst": [
+        {
+            "where": "dev.conll, line 1",
+            "question": "Ann saw Rome",
+            "reference": "Ann/B-person Rome/B-<place>",
+            "before": None,
+            "after": "saw: B-person for O",
+            "right": False,
+            "spans": {
+                "right": [["Ann", "person"], [" saw ", ""], ["Rome", "<place>"]],
+                "after": [["Ann", "person"], [" ", ""], ["saw", "person"], [" ", ""], ["Rome", "<place>"]],
+            },
+        }
+    ],
+    "notes": [],
+}
+
+
+@looks
+def test_entities_are_colored_spans(look: Look, browse: Browse, tmp_path: Path):
+    run = write_run(tmp_path / "run", short_run())
+    (run / "evaluation.json").write_text(json.dumps(TAGGED))
+    page = browse(write_report(run, DEFAULTS), look)
+    page.locator("summary", has_text="Most wrong about").click()
+    sides = page.locator(".answers dd pre").all_text_contents()
+    assert [side.replace("person", "").replace("<place>", "") for side in sides] == ["Ann saw Rome"] * 2
+    marks = page.locator(".answers mark").evaluate_all(
+        "all => all.map((each) => [each.firstChild.data, each.querySelector('small').textContent, each.className])"
+    )
+    assert marks == [
+        ["Ann", "person", "entity"],
+        ["Rome", "<place>", "entity"],
+        ["Ann", "person", "entity"],
+        ["saw", "person", "entity differs"],
+        ["Rome", "<place>", "entity"],
+    ]
+    edges = page.locator(".answers mark").evaluate_all("all => all.map((e) => getComputedStyle(e).borderBottomColor)")
+    assert edges[0] == edges[2] == edges[3] != edges[1] == edges[4]
+    assert page.locator(".entities .key").all_inner_texts() == ["person", "<place>"]
+    assert_readable(page)
+
+
 def test_nothing_is_loaded_from_anywhere(tmp_path: Path):
     run = write_run(tmp_path / "good", short_run())
     page = _page(run)

@@ -41,7 +41,7 @@ def run(argv: list[str]) -> int:
     # Before its weights are read.
     check_stored(options.model)
     model, tokenizer = options.load_model()
-    page = explain(model, tokenizer, name=Path(options.model).name)
+    page = explain(model, tokenizer, name=Path(options.model).name, directory=options.model)
     try:
         atomic.write(options.output, page)
     except OSError as error:

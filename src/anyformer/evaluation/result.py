@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from anyformer.data.examples import Task, Where
 from anyformer.evaluation.metrics import ClassScores, Interval, Metric
+from anyformer.evaluation.spans import TaggedSpans
 
 Scores = dict[str, float]
 """Metrics by name."""
@@ -23,6 +24,7 @@ class EvaluatedRow:
         prediction: What it said.
         loss: How wrong that is, to be compared within an evaluation; usually the negative log-likelihood in nats.
         right: Whether that is right; None: there is more than right and wrong.
+        spans: Of a tagged sentence, its entities.
     """
 
     where: Where
@@ -31,6 +33,7 @@ class EvaluatedRow:
     prediction: str
     loss: float
     right: bool | None = None
+    spans: TaggedSpans | None = None
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ def _tag(encoding: Encoding, examples: Sequence[TagExample], check: Check, previ
         check.entities.update(entity.kind for entity in (entities(example.tags) if named else ()))
         if len(preview) < ROWS:
             tags = [None if number == IGNORED else encoding.labels[number] for number in row]
-            text = PreviewText(tokens=words.tokens, tags=tags, cut=cut)
+            text = PreviewText(tokens=words.tokens, tags=tags, grouped=is_entity_scheme(numbers), cut=cut)
             preview.append(PreviewRow(where=example.where, texts=[text]))
         texts.append(words.tokens)
         targets.append(row)

@@ -13,6 +13,7 @@ from typing import Any
 from anyformer import atomic
 from anyformer.data.examples import TASKS, Task, Where
 from anyformer.data.examples.encoded import Cut, LearnedTokens
+from anyformer.evaluation.spans import kind_spans
 from anyformer.finetuning.check import Check
 from anyformer.runs.report import render, require_page
 from anyformer.tokenizer import StreamDecoder, Tokenizer
@@ -32,7 +33,8 @@ class PreviewText:
         tokens: Its ids.
         title: What it is among others: chosen, rejected, source, target, ...
         learned: Which tokens are learned; None: that isn't about tokens.
-        tags: What is to be said about each token; None where nothing is.
+        tags: The tag of each token that begins a word; None of the others.
+        grouped: Whether tags make up entities, and are not parts of speech, say.
         cut: What was cut off it.
     """
 
@@ -40,6 +42,7 @@ class PreviewText:
     title: str = ""
     learned: Sequence[bool] | None = None
     tags: Sequence[str | None] | None = None
+    grouped: bool = True
     cut: Cut = _WHOLE
 
     @classmethod
@@ -75,6 +78,7 @@ def write_preview(
     require_page(path)
     texts = [text for row in rows for text in row.texts]
     shown = rows[:ROWS]
+    colors = _colors(shown)
     task: Task | None = next((check.task for check in checks.values()), None)
     values = {
         "title": f"{name} · anyformer",
@@ -86,20 +90,36 @@ def write_preview(
         ],
         "title_of_rows": "1 example" if len(shown) == 1 else f"{len(shown)} examples",
         "shows_learned": any(text.learned is not None for text in texts),
-        "shows_tags": any(text.tags is not None for text in texts),
-        "rows": [_row(number, row, tokenizer) for number, row in enumerate(shown, 1)],
+        "kinds": [{"name": kind, "color": color} for kind, color in colors.items()],
+        "rows": [_row(number, row, tokenizer, colors) for number, row in enumerate(shown, 1)],
     }
     atomic.write(path, render("preview.html", values, __package__ or ""))
     return path
 
 
-def _row(number: int, row: PreviewRow, tokenizer: Tokenizer) -> dict[str, Any]:
+def _colors(rows: Sequence[PreviewRow]) -> dict[str, int]:
+    """The color of each kind of entity, or of each tag of another scheme."""
+    kinds = {kind for row in rows for text in row.texts for kind, _, _ in _spans(text)}
+    return {kind: place % 8 for place, kind in enumerate(sorted(kinds))}
+
+
+def _spans(text: PreviewText) -> list[tuple[str, int, int]]:
+    """Kind, first token, and the token behind the last of each entity: a word's tokens share the tag of its first."""
+    if text.tags is None:
+        return []
+    first = [place for place, tag in enumerate(text.tags) if tag is not None]
+    tags = [tag for tag in text.tags if tag is not None]
+    behind = [*first[1:], len(text.tags)]
+    return [(kind, first[start], behind[end - 1]) for kind, start, end in kind_spans(tags, grouped=text.grouped)]
+
+
+def _row(number: int, row: PreviewRow, tokenizer: Tokenizer, colors: Mapping[str, int]) -> dict[str, Any]:
     special = tokenizer.special_ids
     texts = [
         {
             "title": text.title,
             "counts": _counts(text),
-            "tokens": list(_tokens(text, tokenizer, special)),
+            "tokens": list(_tokens(text, tokenizer, special, colors)),
             "notes": list(_notes(text)),
         }
         for text in row.texts
@@ -121,22 +141,27 @@ def _notes(text: PreviewText) -> Iterator[str]:
         yield f"Cut off: {text.cut.tokens:,} more token{'s' * (text.cut.tokens != 1)}{lost}.{end}"
 
 
-def _tokens(text: PreviewText, tokenizer: Tokenizer, special: frozenset[int]) -> Iterator[dict[str, Any]]:
+def _tokens(
+    text: PreviewText, tokenizer: Tokenizer, special: frozenset[int], colors: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
     ids = list(text.tokens[:_TOKENS])
+    entity = {place: (kind, place == start) for kind, start, end in _spans(text) for place in range(start, end)}
     for place, (token, piece) in enumerate(zip(ids, pieces(tokenizer, ids), strict=True)):
         tag = None if text.tags is None else text.tags[place]
+        kind, begins = entity.get(place, ("", False)) if token not in special else ("", False)
         kinds = {
             "learned": text.learned is not None and text.learned[place],
             "special": token in special,
-            "tagged": tag is not None,
+            "entity": bool(kind),
             "byte": not piece,
         }
         yield {
             # A line end is drawn as what it is, and goes to the next line.
             "text": piece.replace("\n", "↵\n") or "·",
-            "kind": " ".join(kind for kind, holds in kinds.items() if holds),
-            "title": f"{token} {tokenizer.token(token) or ''}".rstrip(),
-            "tag": tag,
+            "kind": " ".join(name for name, holds in kinds.items() if holds),
+            "title": " ".join(filter(None, [str(token), tokenizer.token(token), tag])),
+            "tag": kind if begins else None,
+            "color": colors.get(kind),
         }
 
 

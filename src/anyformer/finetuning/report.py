@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from anyformer.evaluation.metrics import FEWEST, ClassScores
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.perplexity import Text
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, telling
+from anyformer.evaluation.spans import Piece
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import GENERATIVE, CompleteFinetuneConfig
 from anyformer.finetuning.formatting import gained, general
@@ -310,4 +312,11 @@ def _row(row: EvaluatedRow, earlier: str | None) -> dict[str, Any]:
         "after": row.prediction[:_CHARACTERS],
         "right": row.right,
         "loss": _finite(row.loss),
+        **({} if row.spans is None else {"spans": {"right": _cut(row.spans.right), "after": _cut(row.spans.said)}}),
     }
+
+
+def _cut(pieces: Sequence[Piece]) -> list[list[str]]:
+    """Text and kind of the first pieces."""
+    lengths = accumulate((len(piece.text) for piece in pieces), initial=0)
+    return [list(piece) for piece, before in zip(pieces, lengths, strict=False) if before < _CHARACTERS]

@@ -62,6 +62,10 @@ def test_it_can_be_read_by_everybody(look: Look, pages: Pages, browse: Browse):
         page.locator("select").select_option(index=1)
         assert _pixels(page, "canvas.map") > 2
     assert_readable(page)
+    page.locator(".view input").nth(2).check()
+    page.locator(".without input").check()
+    assert page.locator("svg.lines line").count() > 2
+    assert_readable(page)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +97,71 @@ def test_weights_are_those_of_the_model(kind: str, pages: Pages, browse: Browse)
             if stack["crosses"]:
                 page.locator(f'.strip.keys button[data-index="{keys - 1}"]').hover()
                 assert " is attended by " in page.locator(".said").inner_text()
+
+
+def _lines(page: Page) -> dict[tuple[int, int, int], float]:
+    """The shares that are drawn as lines, by head, query and key."""
+    drawn = page.locator("svg.lines line").evaluate_all(
+        "all => all.map(({ dataset: d }) => [[d.head, d.query, d.key].map(Number), Number(d.share)])"
+    )
+    return {tuple(ends): share for ends, share in drawn}
+
+
+@pytest.mark.parametrize("kind", ["decoder", "both"])
+def test_lines_are_the_weights(kind: str, pages: Pages, browse: Browse):
+    found, file = pages(kind)
+    page = browse(file)
+    number = len(stacks(found)) - 1  # of an encoder-decoder the cross-attention, whose sides differ
+    weights = getattr(found, stacks(found)[number]["name"])
+    if number:
+        page.locator(".stacks input").nth(number).check()
+    assert page.locator("svg.lines").is_hidden()
+    page.locator(".view input").nth(1).check()
+    assert page.locator("canvas.map").is_hidden()
+    (layers, heads), whole = weights.shape[:2], weights.flatten(0, 1)
+    first = (layers - 1) * heads  # of the last layer
+    page.locator(f'.heads button[data-head="{first}"]').click()
+    lines = _lines(page)
+    expected = {(first, query, key) for query, key in (whole[first] > 0.035).nonzero().tolist()}
+    assert expected <= lines.keys()
+    assert lines == pytest.approx({ends: float(whole[ends]) for ends in lines}, abs=0.003)
+    page.locator(".view input").nth(2).check()
+    assert {head for head, _, _ in _lines(page)} == set(range(first, first + heads))
+    assert page.locator(".legend span").count() == heads
+    # A token that is pointed at shows its own lines, at the right those that come to it.
+    for side, place in (("queries", 1), ("keys", 2)):
+        page.locator(f'svg.lines text[data-side="{side}"][data-index="3"]').hover()
+        shown = page.locator("svg.lines line:not(.away)").evaluate_all(
+            "all => all.map(({ dataset: d }) => [d.head, d.query, d.key].map(Number))"
+        )
+        assert {ends[place] for ends in shown} == {3}
+    assert " is attended by " in page.locator(".said").inner_text()
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_the_share_of_the_first_token_is_hidden_on_request(kind: str, pages: Pages, browse: Browse):
+    found, file = pages(kind)
+    page = browse(file)
+    (stack,) = stacks(found)
+    weights = getattr(found, stack["name"]).flatten(0, 1)[0]
+    before = _pixels(page, "canvas.map")
+    assert page.locator(".without-note").is_hidden()
+    page.locator(".without input").check()
+    assert page.locator(".without-note").is_visible()
+    page.locator('.heads button[data-head="0"]').click()
+    page.locator(".view input").nth(1).check()
+    lines = _lines(page)
+    assert lines
+    rest = weights.clone()
+    rest[:, 0] = 0
+    rest /= rest.sum(dim=-1, keepdim=True)
+    for (_, query, key), share in lines.items():
+        assert key > 0
+        assert share == pytest.approx(float(rest[query, key]), abs=0.02)
+    page.locator(".without input").uncheck()
+    assert any(key == 0 for _, _, key in _lines(page))
+    page.locator(".view input").nth(0).check()
+    assert _pixels(page, "canvas.map") > 2 < before
 
 
 def test_a_token_is_pinned_by_mouse(pages: Pages, browse: Browse):

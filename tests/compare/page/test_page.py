@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import anyformer as af
 from anyformer.compare.page import write_page
 from anyformer.compare.page.curves import curves
+from anyformer.compare.page.models import costs
 from anyformer.compare.page.page import page as values_of
 from anyformer.compare.page.panels import findings, number, panels
 from anyformer.compare.result import BETTER, UNDECIDED, Comparison, Sample
@@ -24,6 +25,9 @@ from anyformer.errors import UserError
 from tests.browser import Browse, Look, assert_readable, looks
 from tests.compare.results import make_comparison, make_contender
 from tests.finetuning import toys
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 EVIL = ["<!--</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>{{ 7 }}"]
 TEXT = "the cat sat on the mat and the dog ran after it because it was a good or a bad dog"
@@ -57,14 +61,68 @@ def file(found: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @looks
 def test_it_can_be_read_by_everybody(look: Look, file: Path, browse: Browse):
     page = browse(file, look)
+    assert_readable(page)
+    _open(page)
     assert page.locator("#charts figure").count() == 3
+    assert_readable(page)
+
+
+def _open(page: Page) -> None:
+    """Unfold all of a page."""
     for summary in page.locator("summary").all():
         summary.click()
-    assert_readable(page)
+
+
+def test_the_verdicts_are_first_with_their_numbers_and_the_rest_is_folded(
+    found: Comparison, file: Path, browse: Browse
+):
+    page = browse(file)
+    rows = page.locator(".findings > li")
+    shown = {row.locator("a").inner_text(): row.inner_text() for row in rows.all()}
+    assert list(shown) == ["The rest of a text given its beginning", "Cloze"]
+    assert [score in shown["Cloze"] for score in ("0.6100", "0.5500", "0.5400", "chance 0.2500")] == [True] * 4
+    assert "bert less t5: +0.0600, 95% interval +0.0400 to +0.0800" in shown["Cloze"]
+    assert "gpt2 less t5: -0.3000" in shown["The rest of a text given its beginning"]
+    parts = page.locator("details.part h2").all_inner_texts()
+    assert parts == ["Curves", "Groups", "Tasks", "Costs", "Diagrams", "Configs", "Samples", "Attention", "Training"]
+    assert page.locator("details[open]").count() == 0
+    assert page.locator("#charts, table.scores, .diagrams, .attention").evaluate_all(
+        "all => all.every((each) => !each.checkVisibility())"
+    )
+    # A verdict leads to its numbers.
+    rows.first.locator("a").click()
+    assert page.locator("#panel-continuation table").first.is_visible()
+    # A group of one model has nothing to compare: its number is in a list.
+    assert page.locator("article.panel h3").all_text_contents() == list(shown)
+    listed = page.locator('[aria-label="Numbers that no other model has"] tbody tr').all_text_contents()
+    assert len(listed) == 3
+    assert any("bert" in row and "Filling in" in row and "1.7000" in row for row in listed)
+
+
+def test_a_chart_is_drawn_when_it_is_unfolded(file: Path, browse: Browse):
+    page = browse(file)
+    page.locator("#curves-title").click()
+    chart = page.locator("#charts svg").first
+    page.wait_for_function("document.querySelector('#charts svg').viewBox.baseVal.width > 600")
+    assert chart.locator("path").count() > 0
+    page.locator("#maps-title").click()
+    page.wait_for_function("document.querySelector('canvas.map').clientWidth > 200")
+
+
+def test_a_column_that_no_model_has_is_gone(found: Comparison, browse: Browse, tmp_path: Path):
+    encoders = tuple(replace(each, cache_bytes_per_token=0) for each in found.contenders)
+    alike = write_page(replace(found, contenders=encoders), tmp_path / "compare.html")
+    for comparison, has in ((found, True), (replace(found, contenders=encoders), False)):
+        assert ("KV bytes a token" in costs(comparison)["columns"]) == has
+    pictures = browse(alike).locator("svg[id^=diagram-]")
+    for each, columns in (("gpt2", 1), ("t5", 2), ("bert", 1)):
+        picture = pictures.filter(has_text=f"Architecture of {each}")
+        assert picture.locator('[data-place$=".attention"]').count() == columns
 
 
 def test_every_control_works(file: Path, browse: Browse):
     page = browse(file)
+    _open(page)
     first = page.locator("#charts svg").first
     shown = {first.inner_html()}
     for name in ("x", "scale"):
@@ -77,6 +135,7 @@ def test_every_control_works(file: Path, browse: Browse):
     page.keyboard.press("ArrowLeft")
     assert page.locator("#charts figcaption").first.inner_text().find("FLOPs") > 0
     again = browse(file, fragment="x=time&scale=log")
+    _open(again)
     assert again.locator('input[name="x"]:checked').get_attribute("value") == "time"
     names = page.locator(".stacks span").all_inner_texts()
     assert names == ["gpt2", "t5: encoder", "t5: decoder", "t5: cross-attention", "bert"]
@@ -92,6 +151,8 @@ def test_all_numbers_are_there(found: Comparison, file: Path, browse: Browse):
     page = browse(file)
     page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     for panel in (*found.groups, *found.tasks):
+        if len(panel.scores) == 1:
+            continue
         text = page.locator(f"#panel-{panel.name}").inner_text()
         for score in panel.scores:
             assert all(part in text for part in (score.contender, number(score.value), number(score.interval[0])))
@@ -239,15 +300,17 @@ def test_a_grid_of_changes_can_be_read(look: Look, browse: Browse, tmp_path: Pat
     (panel,) = (each for each in comparison.groups if each.name == "next_byte")
     scores = tuple(replace(panel.scores[0], contender=name) for name in names)
     group = replace(panel, scores=scores, left_out={})
-    page = browse(
-        write_page(
-            replace(
-                comparison, title=" vs ".join(names), contenders=contenders, groups=(group,), tasks=(), verdicts=()
-            ),
-            tmp_path / "compare.html",
-        ),
-        look,
+    verdicts = tuple(
+        replace(comparison.verdicts[0], panel=panel.name, a=a, b=b)
+        for place, a in enumerate(names)
+        for b in names[:place]
     )
+    grid = replace(
+        comparison, title=" vs ".join(names), contenders=contenders, groups=(group,), tasks=(), verdicts=verdicts
+    )
+    page = browse(write_page(grid, tmp_path / "compare.html"), look)
+    assert "13 more, to 2.0200" in page.locator(".findings").inner_text()
+    _open(page)
     assert_readable(page)
     effect = comparison.ablation.effects[0] if comparison.ablation else pytest.fail("no ablation")
     assert f"{effect.difference:+.4f}" in page.locator('[aria-label="Effects"]').inner_text()

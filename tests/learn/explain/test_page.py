@@ -141,6 +141,11 @@ def test_it_can_be_read_by_everybody(look: Look, pages: Pages, browse: Browse) -
     page = ready(browse(pages("transformer-base" if look.phone else "gpt2")[2], look))
     for step in ("embedding", "block", "output"):
         page.locator(f".column.text .step.{step}").first.click()
+        # A line for each part says what it is for.
+        lessons = page.locator("#details .lesson").all_inner_texts()
+        blocks = 5 if look.phone else 4
+        assert len(lessons) == len(set(lessons)) == (blocks if step == "block" else 1)
+        assert all(lesson and "undefined" not in lesson for lesson in lessons)
         assert_readable(page)
     assert page.locator("h1").inner_text() == EVIL
 
@@ -183,14 +188,25 @@ def test_a_mask_is_filled(pages: Pages, browse: Browse) -> None:
     assert page.locator("#text").input_value() == f"the {names[0].removeprefix('##')} sat on the [MASK]"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("head", [{"kind": "classification"}, {"kind": "token_classification"}, {"kind": "none"}])
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param({"kind": kind}, marks=[] if kind == "none" else pytest.mark.slow)
+        for kind in ("classification", "token_classification", "none")
+    ],
+)
 def test_other_heads(head: dict[str, Any], browse: Browse, tmp_path: Path) -> None:
     model, tokenizer = toys.encoder(head={"transform": None, "bias": "none", "labels": 3, **head})
     (tmp_path / "model.html").write_text(explain(model, tokenizer), encoding="utf-8")
     page = ready(browse(tmp_path / "model.html"))
     labels = 0 if head["kind"] == "none" else 3
     assert page.locator("#details .bars li").count() == labels
+    # Probabilities of tokens are what a language model's head gives.
+    assert page.locator(".step.output .what").inner_text() == ("labels" if labels else "hidden states")
+    assert page.locator("#details .lesson").inner_text().startswith("The head weighs" if labels else "Without a head")
+    page.locator(".step.block").first.click()
+    assert page.locator("#details h4", has_text="Logit lens").count() == (labels > 0)
+    assert page.locator(".step .guess").count() == (page.locator(".step.block").count() if labels else 0)
 
 
 def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,21 +19,44 @@
     return [...probe.getImageData(0, 0, 1, 1).data.slice(0, 3)];
   };
 
+  // Of each row what is left without the first key, as shares that sum to 1. Where nearly all goes to it, the rest is
+  // rounding, and such a row is empty.
+  const LEAST = 0.02 * 255;
+  const withoutFirst = ({ weights, keys }) => {
+    const found = new Uint8Array(weights.length), columns = keys.length;
+    for (let row = 0; row < weights.length; row += columns) {
+      let rest = 0;
+      for (let key = 1; key < columns; key++) rest += weights[row + key];
+      if (rest >= LEAST) for (let key = 1; key < columns; key++) found[row + key] = Math.round((weights[row + key] / rest) * 255);
+    }
+    return found;
+  };
+
+  const SVG = "http://www.w3.org/2000/svg";
+  const shape = (name, attributes, text = "") => {
+    const made = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    made.textContent = text;
+    return made;
+  };
+
   const explore = (root) => {
     const find = (selector) => root.querySelector(selector);
     let stacks = JSON.parse(find("script").textContent).stacks;
     for (const stack of stacks) if (stack.weights) stack.weights = bytes(stack.weights);
-    const map = find("canvas.map"), heads = find(".heads"), sort = find("select"), said = find(".said");
+    const map = find("canvas.map"), lines = find("svg.lines"), heads = find(".heads"), sort = find("select"), said = find(".said");
     const strips = { queries: find(".strip.queries"), keys: find(".strip.keys") };
     // What is looked at: a head of a stack; and a token of one side, pinned or only pointed at.
-    const state = { stack: 0, head: 0, sort: "", direction: "from", pinned: null, pointed: null };
-    let palette = [], size = null;
+    // view: a map, or lines of the head or of its whole layer; without: whether the share of the first token is hidden.
+    const state = { stack: 0, head: 0, sort: "", direction: "from", view: "map", without: false, pinned: null, pointed: null };
+    let palette = [], size = null, drawnLines = null;
 
     const stack = () => stacks[state.stack];
+    const shares = () => (state.without ? (stack().others ??= withoutFirst(stack())) : stack().weights);
     const place = (head) => [Math.floor(head / stack().heads), head % stack().heads];
     const weight = (head, query, key) => {
-      const { queries, keys, weights } = stack();
-      return weights[(head * queries.length + query) * keys.length + key] / 255;
+      const { queries, keys } = stack();
+      return shares()[(head * queries.length + query) * keys.length + key] / 255;
     };
     const title = (head) => { const [layer, number] = place(head); return `Layer ${stack().numbers[layer]}, head ${number + 1}`; };
 
@@ -46,7 +69,7 @@
       });
     };
     const picture = (head) => {
-      const { queries, keys, weights } = stack(), rows = queries.length, columns = keys.length;
+      const { queries, keys } = stack(), weights = shares(), rows = queries.length, columns = keys.length;
       const image = new ImageData(columns, rows);
       for (let i = 0; i < rows * columns; i++) image.data.set([...palette[weights[head * rows * columns + i]], 255], 4 * i);
       return image;
@@ -208,10 +231,59 @@
       find(".does").textContent = own
         ? `${own.name}: ${percent(own.scores[state.head])}${own.chance < 1 ? `, where chance is ${percent(own.chance)}` : " of the entropy of equal weights"}`
         : stack().patterns.length ? "no clear pattern" : "";
-      markHead(); drawMap(); drawWeights();
+      markHead(); drawView(); drawWeights();
     };
-    const point = (at) => { state.pointed = at; drawMap(); drawWeights(); };
-    const pin = (at) => { state.pinned = same(state.pinned, at) ? null : at; state.pointed = null; drawMap(); drawWeights(); };
+
+    // Lines from the tokens that attend, at the left, to those that are attended to; the darker, the more.
+    const FAINT = 0.03, ROW = 21;
+    const drawLines = () => {
+      const { queries, keys, heads: count } = stack(), width = Math.floor(lines.parentElement.clientWidth);
+      const room = Math.min(130, Math.max(60, width * 0.26)), high = ROW * Math.max(queries.length, keys.length) + 8;
+      const layer = Math.floor(state.head / count) * count;
+      const drawn = state.view === "layer" ? Array.from({ length: count }, (_, number) => layer + number) : [state.head];
+      const y = (index) => ROW * (index + 0.5) + 4, parts = [];
+      for (const head of drawn) {
+        const stroke = drawn.length > 1 ? `var(--c${(head - layer) % 8})` : "var(--heat)";
+        queries.forEach((_, query) => keys.forEach((_, key) => {
+          const value = weight(head, query, key);
+          if (value < FAINT) return;
+          const beside = drawn.length > 1 ? ((head - layer + 0.5) / count - 0.5) * 10 : 0;
+          const ends = { x1: room + 6, y1: y(query) + beside, x2: width - room - 6, y2: y(key) + beside };
+          parts.push(shape("line", { ...ends, "data-head": head, "data-query": query, "data-key": key, "data-share": value.toFixed(3), style: `stroke: ${stroke}; --share: ${(value ** 0.6).toFixed(3)}` }));
+        }));
+      }
+      const names = (tokens, side, x, anchor) => tokens.forEach((token, index) => {
+        const text = shown(token).trim() || shown(token), longest = Math.floor(room / 7.5);
+        parts.push(shape("text", { x, y: y(index) + 4, "text-anchor": anchor, "data-side": side, "data-index": index }, text.length > longest ? `${text.slice(0, longest - 1)}…` : text));
+      });
+      names(queries, "queries", room, "end"); names(keys, "keys", width - room, "start");
+      lines.setAttribute("viewBox", `0 0 ${width} ${high}`);
+      lines.style.height = `${high}px`;
+      lines.setAttribute("aria-label", `Lines of ${drawn.length > 1 ? `all heads of layer ${stack().numbers[layer / count]}` : title(state.head)}: from each token that attends, at the left, to those that it attends to`);
+      lines.replaceChildren(...parts);
+      drawnLines = { width };
+      find(".legend").replaceChildren(...(drawn.length > 1 ? drawn.map((head) => {
+        const name = document.createElement("span");
+        name.style.setProperty("--key", `var(--c${(head - layer) % 8})`); name.textContent = `head ${head - layer + 1}`;
+        return name;
+      }) : []));
+      markLines();
+    };
+    const markLines = () => {
+      const at = looked(), gives = at && weights(at).gives;
+      for (const line of lines.querySelectorAll("line"))
+        line.classList.toggle("away", Boolean(at) && Number(gives ? line.dataset.query : line.dataset.key) !== at.index);
+      for (const text of lines.querySelectorAll("text"))
+        text.classList.toggle("at", Boolean(at) && Number(text.dataset.index) === at.index && text.dataset.side === (gives ? "queries" : "keys"));
+    };
+    const drawView = () => {
+      map.hidden = state.view !== "map"; lines.toggleAttribute("hidden", !map.hidden);  // an SVG element has no property of that name
+      find(".legend").replaceChildren();
+      if (map.hidden) drawLines(); else drawMap();
+    };
+    const look = () => { if (state.view === "map") drawMap(); else markLines(); drawWeights(); };
+    const point = (at) => { state.pointed = at; look(); };
+    const pin = (at) => { state.pinned = same(state.pinned, at) ? null : at; state.pointed = null; look(); };
 
     const begin = () => {
       const none = new Option("layer", "");
@@ -229,7 +301,11 @@
     for (const input of root.querySelectorAll(".stacks input"))
       on(input, "change", () => { state.stack = Number(input.value); begin(); });
     for (const input of root.querySelectorAll(".direction input"))
-      on(input, "change", () => { state.direction = input.value; drawMap(); drawWeights(); });
+      on(input, "change", () => { state.direction = input.value; look(); });
+    for (const input of root.querySelectorAll(".view input"))
+      on(input, "change", () => { state.view = input.value; drawView(); drawWeights(); });
+    const without = find(".without input");
+    on(without, "change", () => { state.without = without.checked; find(".without-note").hidden = !state.without; drawHeads(); drawHead(); });
     on(sort, "change", () => { state.sort = sort.value; state.head = order()[0]; drawHeads(); drawHead(); });
 
     // The arrow keys move within a group, of which one button is in the order of the tab key.
@@ -269,6 +345,10 @@
     on(map, "pointermove", (event) => { if (event.pointerType === "mouse") point(under(event)); });
     on(map, "pointerleave", () => point(null));
     on(map, "click", (event) => { const at = under(event); if (at) pin(at); });
+    const token = (event) => { const text = event.target.closest("text"); return text && { side: text.dataset.side, index: Number(text.dataset.index) }; };
+    on(lines, "pointerover", (event) => { if (event.pointerType === "mouse") point(token(event)); });
+    on(lines, "pointerleave", () => point(null));
+    on(lines, "click", (event) => { const at = token(event); if (at) pin(at); });
 
     const show = () => {
       for (const part of root.children) if (part.tagName === "DIV") part.hidden = false;
@@ -284,7 +364,10 @@
       state.head = detail.head; state.pinned = { side: "queries", index: detail.query };
       drawHead();
     });
-    new ResizeObserver(() => { if (size && Math.floor(map.parentElement.clientWidth) !== size.width) drawMap(); }).observe(map.parentElement);
+    new ResizeObserver(() => {
+      const drawn = state.view === "map" ? size : drawnLines;
+      if (drawn && Math.floor(map.parentElement.clientWidth) !== drawn.width) drawView();
+    }).observe(map.parentElement);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (size) { readColors(); drawHeads(); drawHead(); } });
   };
   document.querySelectorAll("section.attention").forEach(explore);

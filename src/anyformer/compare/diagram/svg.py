@@ -8,7 +8,8 @@ from anyformer.compare.diagram.text import clean, fit, width
 
 _STYLE = """
 #ID { --paper: #ffffff; --card: #f6f7f8; --fill: #ffffff; --ink: #1d2329; --soft: #56606b; --faint: #7d8792;
-  --line: #b3bbc4; --edge: #dde1e6; --lit: #b3470c; --lit-fill: #fdf0e7; color-scheme: light dark; touch-action: auto; }
+  --line: #b3bbc4; --edge: #dde1e6; --lit: #b3470c; --lit-fill: #fdf0e7; color-scheme: light dark; touch-action: auto;
+  max-width: 100%; height: auto; }
 @media (prefers-color-scheme: dark) {
   #ID { --paper: #0f1318; --card: #161b21; --fill: #1c2229; --ink: #e6eaee; --soft: #a2adb8; --faint: #828d98;
     --line: #56616c; --edge: #2b323a; --lit: #f7a878; --lit-fill: #38241a; }

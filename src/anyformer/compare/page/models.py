@@ -27,6 +27,8 @@ _COSTS: dict[str, Callable[[ContenderResult], str]] = {
     "learning rate": lambda each: f"{each.learning_rate:.2g}",
 }
 """The columns of the table of costs."""
+_NO_COST = ("none", "–", "0", "0:00")
+"""The cells of a model that was not trained here, or that keeps no keys and values."""
 COST_NOTE = (
     "FLOPs a token are those of training. Memory is that of weights, gradients and the optimizer. Keys and values of a "
     "token that is generated take two bytes a number."
@@ -34,12 +36,14 @@ COST_NOTE = (
 
 
 def costs(comparison: Comparison) -> dict[str, Any]:
-    """The table of costs."""
+    """The table of costs, without those that none of the models has."""
+    cells = {name: [show(each) for each in comparison.contenders] for name, show in _COSTS.items()}
+    cells = {name: column for name, column in cells.items() if any(cell not in _NO_COST for cell in column)}
     rows = [
-        {"name": each.name, "color": color % 8, "cells": [show(each) for show in _COSTS.values()]}
-        for color, each in enumerate(comparison.contenders)
+        {"name": each.name, "color": place % 8, "cells": [column[place] for column in cells.values()]}
+        for place, each in enumerate(comparison.contenders)
     ]
-    return {"columns": list(_COSTS), "rows": rows, "note": COST_NOTE}
+    return {"columns": list(cells), "rows": rows, "note": COST_NOTE}
 
 
 def trials(comparison: Comparison) -> list[dict[str, Any]]:
@@ -72,7 +76,11 @@ def diagrams(comparison: Comparison) -> list[dict[str, Any]]:
     configs = [(each.name, config) for each in comparison.contenders if (config := config_of(each)) is not None]
     drawn = panels(configs) if configs else []
     return [
-        {"name": panel.name, "svg": Markup(draw([panel], among=drawn, identifier=f"diagram-{number}"))}
+        {
+            "name": panel.name,
+            "svg": Markup(draw([panel], among=drawn, identifier=f"diagram-{number}")),
+            "wide": panel.config.is_encoder_decoder,
+        }
         for number, panel in enumerate(drawn[:_MOST_DIAGRAMS])
     ]
 

@@ -8,7 +8,7 @@ from anyformer.compare import attention
 from anyformer.compare.page.curves import curves
 from anyformer.compare.page.maps import maps
 from anyformer.compare.page.models import costs, diagrams, differences, samples, trials
-from anyformer.compare.page.panels import effects, findings, panels
+from anyformer.compare.page.panels import alone, effects, findings, panels
 from anyformer.compare.result import ONE_SEED, Comparison, Setup
 from anyformer.runs.report import render, require_page
 from anyformer.runs.report.formatting import clock, count, si
@@ -53,6 +53,7 @@ def page(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "data": curves(comparison),
         "groups": panels(comparison, comparison.groups),
         "tasks": panels(comparison, comparison.tasks),
+        "alone": alone(comparison),
         "costs": costs(comparison),
         "trials": trials(comparison),
         "matched": _matched(comparison),

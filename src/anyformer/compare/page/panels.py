@@ -7,21 +7,82 @@ from typing import Any
 from anyformer.compare.result import BETTER, NO_VERDICT, WORSE, Comparison, Difference, Effect, Panel, Score, Verdict
 from anyformer.runs.report.formatting import listed, setting
 
+_MOST_VALUES = 5
+"""Of a panel, beside its verdict."""
+
 
 def panels(comparison: Comparison, which: Sequence[Panel]) -> list[dict[str, Any]]:
-    """The values of groups, or of tasks; those that no contender is in are left out."""
-    colors = {each.name: color for color, each in enumerate(comparison.contenders)}
-    return [_panel(panel, comparison, colors) for panel in which if panel.scores]
+    """The values of groups, or of tasks, that have something to compare."""
+    colors = _colors(comparison)
+    return [_panel(panel, comparison, colors) for panel in which if len(panel.scores) > 1]
 
 
-def findings(comparison: Comparison) -> list[dict[str, str]]:
-    """What may be said in a sentence of each panel that has something to compare."""
-    found: list[dict[str, str]] = []
+def alone(comparison: Comparison) -> list[dict[str, str]]:
+    """The numbers that stand beside no other: those of panels with a single contender."""
+    return [
+        {
+            "name": score.contender,
+            "of": f"{panel.title}, {panel.measure}",
+            "value": number(score.value),
+            "interval": interval(score.interval),
+        }
+        for panel in (*comparison.groups, *comparison.tasks)
+        if len(panel.scores) == 1
+        for score in panel.scores
+    ]
+
+
+def findings(comparison: Comparison) -> list[dict[str, Any]]:
+    """The verdict on each panel that has something to compare, in a sentence, and the numbers that it is of."""
+    colors = _colors(comparison)
+    found: list[dict[str, Any]] = []
     for panel in (*comparison.groups, *comparison.tasks):
         verdicts = [each for each in comparison.verdicts if each.panel == panel.name]
         if len(panel.scores) > 1 and verdicts:
-            found.append({"title": panel.title, "measure": panel.measure, **_finding(panel, verdicts)})
+            about = [panel.measure, _direction(panel)]
+            about += [f"chance {number(panel.chance)}"] if panel.chance is not None else []
+            said = _finding(panel, verdicts)
+            found.append(
+                {
+                    "name": panel.name,
+                    "title": panel.title,
+                    "about": ", ".join(about),
+                    **said,
+                    "difference": _gap(panel, verdicts),
+                    **_values(panel, colors),
+                }
+            )
     return found
+
+
+def _colors(comparison: Comparison) -> dict[str, int]:
+    """The color of each contender, by its name."""
+    return {each.name: color % 8 for color, each in enumerate(comparison.contenders)}
+
+
+def _direction(panel: Panel) -> str:
+    return "lower is better" if panel.lower_is_better else "higher is better"
+
+
+def _values(panel: Panel, colors: Mapping[str, int]) -> dict[str, Any]:
+    """The numbers of the best contenders, and in a few words those of the others."""
+    shown = [
+        {"name": score.contender, "color": colors.get(score.contender, 0), "value": number(score.value)}
+        for score in panel.scores[:_MOST_VALUES]
+    ]
+    rest = panel.scores[_MOST_VALUES:]
+    return {"values": shown, "rest": f"{len(rest)} more, to {number(rest[-1].value)}" if rest else ""}
+
+
+def _gap(panel: Panel, verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """The difference between the best contender and the next one that it is better than, or else the next one."""
+    best = panel.scores[0].contender
+    order = {score.contender: place for place, score in enumerate(panel.scores)}
+    pairs = sorted((each for each in verdicts if each.a == best), key=lambda each: order.get(each.b, len(order)))
+    told = next((each for each in pairs if each.verdict == BETTER), None) or next(iter(pairs), None)
+    if told is None:
+        return {}
+    return {"pair": f"{told.a} less {told.b}", **_difference(told)}
 
 
 def effects(comparison: Comparison) -> list[dict[str, Any]]:
@@ -54,13 +115,12 @@ def _panel(panel: Panel, comparison: Comparison, colors: Mapping[str, int]) -> d
     verdicts = [each for each in comparison.verdicts if each.panel == panel.name]
     apart = sum(each.verdict == BETTER for each in verdicts)
     items = "held-out pieces" if panel.chance is None else "items"
-    direction = "lower is better" if panel.lower_is_better else "higher is better"
     return {
         "name": panel.name,
         "title": panel.title,
         "measure": panel.measure,
         "note": " ".join(filter(None, [panel.note, f"No verdict: {panel.no_verdict}." if panel.no_verdict else ""])),
-        "about": ", ".join([direction, *([f"{panel.pieces:,} {items}"] if panel.pieces else [])]),
+        "about": ", ".join([_direction(panel), *([f"{panel.pieces:,} {items}"] if panel.pieces else [])]),
         "chance": None if panel.chance is None else {"text": number(panel.chance), "place": place(panel.chance)},
         "rows": [_row(score, place, colors) for score in panel.scores],
         "left_out": _left_out(panel),
@@ -84,7 +144,7 @@ def _row(score: Score, place: Any, colors: Mapping[str, int]) -> dict[str, Any]:
     low, high = score.interval
     return {
         "name": score.contender,
-        "color": colors.get(score.contender, 0) % 8,
+        "color": colors.get(score.contender, 0),
         "value": number(score.value),
         "interval": interval(score.interval),
         "places": {"value": place(score.value), "low": place(low), "high": place(high)},

@@ -11,6 +11,7 @@ from anyformer.evaluation.metrics.classification import never_right
 from anyformer.evaluation.metrics.tagging import is_entity_scheme
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.result import EvaluatedRow, Evaluation
+from anyformer.evaluation.spans import TaggedSpans, span_pieces
 from anyformer.evaluation.tasks.labels import known_label, label_table
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ def evaluate_tag(
     index = {name: number for number, name in enumerate(names)}
     outside = "O" if "O" in index else names[0]
     references, said, rows = list[list[str]](), list[list[str]](), list[EvaluatedRow]()
-    cut = 0
+    cut, grouped = 0, is_entity_scheme(names)
     for example, logits in zip(examples, found, strict=True):
         right = [known_label(tag, names, example) for tag in example.tags]
         tags = [outside if each is None else names[int(each.argmax())] for each in logits]
@@ -42,11 +43,14 @@ def evaluate_tag(
         said.append(tags)
         words = " ".join(example.words)
         shown = [f"{word}/{tag}" for word, tag in zip(example.words, right, strict=True) if tag != outside]
+        spans = TaggedSpans(*(span_pieces(example.words, each, grouped=grouped) for each in (right, tags)))
         rows.append(
-            EvaluatedRow(example.where, words, " ".join(shown), ", ".join(wrong), float(np.mean(losses)), not wrong)
+            EvaluatedRow(
+                example.where, words, " ".join(shown), ", ".join(wrong), float(np.mean(losses)), not wrong, spans
+            )
         )
     notes = [f"{cut:,} words are beyond the model's context, and count as {outside}."] if cut else []
-    if is_entity_scheme(names):
+    if grouped:
         metrics, classes = tagging(references, said), entity_table(references, said)
     else:
         flat, other = ([tag for row in tags for tag in row] for tags in (references, said))

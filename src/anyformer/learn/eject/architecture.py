@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anyformer.config import AttentionConfig, ModelConfig
-from anyformer.learn.eject.parts import ACTIVATIONS, attention_part, call, feed_forward_part, layers_name, stack_part
+from anyformer.config import ModelConfig
+from anyformer.learn.eject.constants import constants
+from anyformer.learn.eject.parts import ACTIVATIONS, attention_part, call, feed_forward_part, stack_part
 from anyformer.learn.eject.rotation import rotations, sharpness
-from anyformer.learn.eject.stacks import Group, Stack, alike, stacks_of
+from anyformer.learn.eject.stacks import Group, Stack, alike, layers_name, stacks_of
 
 NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
 POSITIONS = ("none", "sinusoidal", "learned", "rotary", "relative")
@@ -24,9 +25,10 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
     # Two stacks of the same parts share their classes, and a class takes what one of its uses needs.
     attentions = {group: attention_part(config, group) for group in alike(stacks, lambda stack: stack.attention)}
     feed_forwards = {group: feed_forward_part(group) for group in alike(stacks, lambda stack: stack.feed_forward)}
+    layers = " + ".join(layers_name(stack, config.is_encoder_decoder) for stack in stacks)
     made = [stack_part(config, stack, _of(stack, attentions), _of(stack, feed_forwards)) for stack in stacks]
     return {
-        "constants": _constants(config, stacks, list(attentions), list(feed_forwards)),
+        "constants": constants(config, stacks, list(attentions), list(feed_forwards)),
         **_norms(config, stacks),
         **_positions(config),
         "rotations": rotations(config, list(attentions)),
@@ -40,7 +42,7 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         **_head(config),
         "model_docstring": _model_docstring(config),
         "init": _initialization(config),
-        "depth": config.encoder_layers + config.decoder_layers,
+        "depth": f"({layers})" if config.is_encoder_decoder else layers,
     }
 
 
@@ -48,32 +50,10 @@ def _of(stack: Stack, parts: Mapping[Group, dict[str, Any]]) -> dict[str, Any]:
     return next(part for group, part in parts.items() if stack in group.stacks)
 
 
-def _constants(
-    config: ModelConfig, stacks: Sequence[Stack], attentions: Sequence[Group], feed_forwards: Sequence[Group]
-) -> list[tuple[str, int]]:
-    """Names and values of what is counted."""
-    constants = [("VOCAB_SIZE", config.vocab_size)]
-    if config.source_vocab_size is not None:
-        constants.append(("SOURCE_VOCAB_SIZE", config.source_vocab_size))
-    constants += [("D_MODEL", config.d_model), ("MAX_LENGTH", config.max_length)]
-    constants += [(layers_name(stack, config.is_encoder_decoder), stack.layers) for stack in stacks]
-    for group in attentions:
-        constants += _sizes(config, group.stacks[0].attention, group.prefix)
-    return constants + [(f"{group.prefix}WIDTH", group.stacks[0].feed_forward.width) for group in feed_forwards]
-
-
-def _sizes(config: ModelConfig, attention: AttentionConfig, prefix: str) -> list[tuple[str, int]]:
-    kv_heads = attention.kv_heads or attention.heads
-    sizes = [(f"{prefix}HEADS", attention.heads)]
-    sizes += [(f"{prefix}KV_HEADS", kv_heads)] if kv_heads != attention.heads else []
-    return [*sizes, (f"{prefix}HEAD_DIM", attention.head_dim or config.d_model // attention.heads)]
-
-
 def _norms(config: ModelConfig, stacks: Sequence[Stack]) -> dict[str, Any]:
     norm = config.norm
     return {
         "norm": NORMS[norm.kind],
-        "eps": norm.eps,
         "qk_norm": any(stack.attention.qk_norm for stack in stacks),
         "pre_norm": norm.placement == "pre",
         "final_norm": norm.has_final,
@@ -85,32 +65,27 @@ def _positions(config: ModelConfig) -> dict[str, Any]:
     return {
         "position": position.kind,
         "layout": position.layout,
-        "theta": position.theta,
         "scaling": position.scaling,
         "sharpness": sharpness(config),
-        "buckets": position.buckets,
-        "max_distance": position.max_distance,
-        "rows": f"MAX_LENGTH + {position.offset}" if position.offset else "MAX_LENGTH",
-        "position_padding": position.offset - 1 if position.skip_padding else None,
+        "rows": "MAX_LENGTH + POSITION_OFFSET" if position.offset else "MAX_LENGTH",
         "offset": position.offset,
-        "skipped": config.embedding.padding if position.skip_padding else None,
+        "skips_padding": position.skip_padding,
     }
 
 
 def _embeddings(config: ModelConfig) -> dict[str, Any]:
     embedding = config.embedding
     modules = ['"ngrams": NgramEmbedding()'] if embedding.ngrams > 1 else []
-    modules += [f'"segments": nn.Embedding({embedding.segments}, D_MODEL)'] if embedding.segments else []
+    modules += ['"segments": nn.Embedding(SEGMENTS, D_MODEL)'] if embedding.segments else []
     modules += [f'"norm": {NORMS[config.norm.kind]}(D_MODEL)'] if embedding.norm else []
     return {
         "ngrams": embedding.ngrams,
-        "ngram_rows": embedding.ngram_rows,
         "embedded": modules and call("nn.ModuleDict", [f"{{{', '.join(modules)}}}"], indent=8, before=17),
         "segments": embedding.segments,
         "embedding_norm": embedding.norm,
         "embedding_dropout": embedding.dropout,
         "embedding_scaled": embedding.scaled,
-        "padding": embedding.padding,
+        "padding": embedding.padding is not None,
         "source_table": config.source_vocab_size is not None,
     }
 
@@ -122,7 +97,6 @@ def _texts(config: ModelConfig) -> dict[str, Any]:
         "cross": cross,
         "two_texts": cross and config.head.kind != "classification",
         "reads_tokens": config.position.skip_padding or config.embedding.ngrams > 1,
-        "decoder_start": decoder_start(config),
     }
 
 
@@ -143,7 +117,6 @@ def _head(config: ModelConfig) -> dict[str, Any]:
         "transform": ACTIVATIONS.get(head.transform or ""),
         "pooler": ACTIVATIONS.get(head.pooler or ""),
         "pooling": head.pooling,
-        "labels": head.labels,
         "label_bias": head.label_bias,
         "head_dropout": head.dropout,
     }
@@ -169,14 +142,7 @@ def _initialization(config: ModelConfig) -> dict[str, Any]:
     names = ", ".join(f'"{name}"' for name in wide) + ("," if len(wide) == 1 else "")
     return {
         "kind": init.kind,
-        "std": init.std,
         "scale_residual": init.scale_residual and init.kind == "normal",
         "docstring": INITIALIZERS[init.kind],
         "drawn_wide": names,
     }
-
-
-def decoder_start(config: ModelConfig) -> int:
-    """The first token that a decoder reads; 0 where the config does not say."""
-    tokens = config.special_tokens
-    return next((token for token in (tokens.decoder_start, tokens.bos, tokens.pad) if token is not None), 0)

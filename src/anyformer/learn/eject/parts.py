@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anyformer.config import ModelConfig
-from anyformer.learn.eject.stacks import Group, Stack
+from anyformer.learn.eject.stacks import Group, Stack, layers_name
 
 WIDTH = 120
 """Of a line."""
@@ -35,10 +35,10 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
     arguments += [f"mask{none}"] if mask else []
     arguments += ["causal=False"] if causal_argument else []
     arguments += [f"rotation{none}"] if rotation else []
-    scale = None if attention.scale is None else repr(float(attention.scale))
+    scale = None if attention.scale is None else f"{prefix}SCALE"
     operands = ["query", "key", "value"]
     operands += ["attn_mask=mask"] if mask else []
-    operands += [f"dropout_p={attention.dropout} if self.training else 0.0"] if attention.dropout else []
+    operands += [f"dropout_p={prefix}ATTENTION_DROPOUT if self.training else 0.0"] if attention.dropout else []
     operands += ["is_causal=causal"] if causal_argument else ["is_causal=True"] if needs_causal else []
     if attention.scale_by_layer:
         operands.append("scale=self.scale")
@@ -85,7 +85,7 @@ def feed_forward_part(group: Group) -> dict[str, Any]:
         "bias": part.bias,
         "gated": part.gated,
         "activation": ACTIVATIONS[part.activation],
-        "dropout": part.dropout,
+        "dropout": f"{group.prefix}FEED_FORWARD_DROPOUT" if part.dropout else "",
     }
 
 
@@ -101,9 +101,10 @@ def stack_part(
     keywords = ["mask=mask" if named else "mask"] if mask else ["None"] if attention["mask"] and not named else []
     keywords += ["causal=True"] if causal else []
     keywords += ["rotation=rotation" if named else "rotation"] if rotation else []
+    heads = "" if attention["name"] == "Attention" else f"{stack.name.upper()}_"
     arguments = ["self", "x", *(["source"] if cross else []), *(["mask"] if mask else [])]
     arguments += ["rotation"] if rotation else []
-    passed_mask = f"mask if layer < {stack.window_from} else window" if stack.window_from else "mask"
+    passed_mask = f"mask if layer < {heads}WINDOW_FROM else window" if stack.window_from else "mask"
     passed = [
         "x",
         *(["source"] if cross else []),
@@ -115,7 +116,6 @@ def stack_part(
     order = "norms after" if config.norm.placement == "post" else "norms before"
     parts = "attention, attention to the source, feed-forward" if cross else "attention, feed-forward"
     reads = config.position.skip_padding or config.embedding.ngrams > 1
-    heads = "" if attention["name"] == "Attention" else f"{stack.name.upper()}_"
     return {
         "name": stack.name,
         "attribute": stack.name.lower(),
@@ -132,7 +132,7 @@ def stack_part(
         "rotation": f"{heads.lower()}angles" if rotation else None,
         "mask": mask,
         "causal": stack.is_decoder,
-        "window": stack.window,
+        "window": f"{heads}WINDOW" if stack.window is not None else "",
         "window_from": stack.window_from,
         "passed": passed,
         "scale_by_layer": stack.attention.scale_by_layer,
@@ -151,11 +151,6 @@ def stack_part(
 
 def _slices(config: ModelConfig) -> bool:
     return config.position.kind == "learned" and not config.position.skip_padding
-
-
-def layers_name(stack: Stack, both: bool) -> str:
-    """The constant of a stack's number of layers, alone or where there are both."""
-    return f"{stack.name.upper()}_LAYERS" if both else "LAYERS"
 
 
 def call(function: str, operands: Sequence[str], *, indent: int, before: int) -> str:

@@ -12,16 +12,13 @@ def rotations(config: ModelConfig, groups: Sequence[Group]) -> list[dict[str, An
     """The functions that compute angles, one for each attention."""
     if config.position.kind != "rotary":
         return []
-    found: list[dict[str, Any]] = []
-    for group in groups:
-        attention = group.stacks[0].attention
-        low, high = _yarn_range(config, attention.head_dim or config.d_model // attention.heads)
-        names = {"name": f"{group.prefix.lower()}angles", "head_dim": f"{group.prefix}HEAD_DIM"}
-        found.append({**names, "low": low, "high": high})
-    return found
+    return [
+        {"name": f"{group.prefix.lower()}angles", "head_dim": f"{group.prefix}HEAD_DIM", "prefix": group.prefix}
+        for group in groups
+    ]
 
 
-def _yarn_range(config: ModelConfig, head_dim: int) -> tuple[float, float]:
+def yarn_range(config: ModelConfig, head_dim: int) -> tuple[float, float]:
     """Between which pairs YaRN blends (Peng et al. 2023, section 3.2); unused by others."""
     scaling = config.position.scaling
     if scaling is None or scaling.kind != "yarn" or scaling.original_length is None:

@@ -70,3 +70,8 @@ def alike(stacks: Sequence[Stack], part: Callable[[Stack], object]) -> list[Grou
     if len({part(stack) for stack in stacks}) == 1:
         return [Group(tuple(stacks), "")]
     return [Group((stack,), stack.name) for stack in stacks]
+
+
+def layers_name(stack: Stack, both: bool) -> str:
+    """The constant of a stack's number of layers, alone or where there are both."""
+    return f"{stack.name.upper()}_LAYERS" if both else "LAYERS"

@@ -15,6 +15,7 @@ from anyformer.generation.config import GenerationConfig
 from anyformer.generation.inference import require_tokenizer
 from anyformer.generation.prompt import decoder_start_id, eos_ids
 from anyformer.learn.explain.description import describe
+from anyformer.learn.explain.first_text import first_text
 from anyformer.learn.explain.scripts import engine, page_script
 from anyformer.learn.explain.tokenizer import describe_tokenizer
 from anyformer.learn.explain.weights import pack, page_weights
@@ -34,7 +35,13 @@ _KNOWN = {
 }
 
 
-def explain(model: Transformer | str | Path, tokenizer: Tokenizer | None = None, *, name: str | None = None) -> str:
+def explain(
+    model: Transformer | str | Path,
+    tokenizer: Tokenizer | None = None,
+    *,
+    name: str | None = None,
+    directory: str | Path | None = None,
+) -> str:
     """A page in which a model runs: what it computes of one's own text, step by step, without a network.
 
     ``Path("model.html").write_text(af.explain("runs/llama-nano-1"), encoding="utf-8")``
@@ -47,6 +54,7 @@ def explain(model: Transformer | str | Path, tokenizer: Tokenizer | None = None,
         model: A model of at most 36 million parameters, or a model or run directory.
         tokenizer: Its tokenizer; of a directory, the one in it.
         name: What the page calls it; None: as the directory.
+        directory: Of a model that is loaded already, its run directory: the page opens with a text of the run's data.
 
     Returns:
         The page, as HTML.
@@ -56,7 +64,7 @@ def explain(model: Transformer | str | Path, tokenizer: Tokenizer | None = None,
             know, weights that are not finite; of a directory, as `load`.
     """
     if not isinstance(model, Transformer):
-        name = Path(model).name if name is None else name
+        name, directory = Path(model).name if name is None else name, model
         check_stored(str(model))
         model, tokenizer = load(model)
     check(model.config, parameter_count(model))
@@ -67,7 +75,9 @@ def explain(model: Transformer | str | Path, tokenizer: Tokenizer | None = None,
             f"The tokenizer has {tokenizer.vocab_size:,} tokens, and the model {largest:,}: take the tokenizer that it "
             "was trained with."
         )
-    return render("explain.html", _values(model, tokenizer, name or "a model"), __package__ or "", _ATTENTION)
+    values = _values(model, tokenizer, name or "a model")
+    values["example"] = first_text(model.config, tokenizer, None if directory is None else Path(directory))
+    return render("explain.html", values, __package__ or "", _ATTENTION)
 
 
 _ATTENTION = "anyformer.compare.attention"
@@ -110,7 +120,6 @@ def _values(model: Transformer, tokenizer: Tokenizer, name: str) -> dict[str, An
             f"{config.vocab_size:,} tokens known",
         ],
         "reads": {"writes": _writes(config), "fills": _fills(config), "labels": "classification" in config.head.kind},
-        "example": _example(config, tokenizer),
         "attention": {"stacks": [{"title": title} for title in titles[kind]]},
         "data": {
             "model": describe(model),
@@ -132,17 +141,3 @@ def _writes(config: ModelConfig) -> bool:
 
 def _fills(config: ModelConfig) -> bool:
     return config.is_encoder_only and config.head.kind == "language_model"
-
-
-def _example(config: ModelConfig, tokenizer: Tokenizer) -> str:
-    """A text that the page opens with, of characters that the tokenizer knows."""
-    texts = ["def main(self, name):\n    return", "the", *sorted(tokenizer.backend.get_vocab(with_added_tokens=False))]
-    if _fills(config) and tokenizer.mask_token is not None:
-        texts.insert(0, f"def main({tokenizer.mask_token}, name):")
-    for text in texts:
-        try:
-            tokenizer.require_encodable([text])
-        except UserError:
-            continue
-        return text
-    return ""

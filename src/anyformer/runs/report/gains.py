@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +35,11 @@ def _section(values: Mapping[str, Any]) -> dict[str, Any]:
     rows = [_metric(str(name), each) for name, each in values["metrics"].items() if each["after"] is not None]
     if values["general"] is not None:
         rows.append(_metric("perplexity", values["general"], "general text, perplexity"))
-    answers = [_row(each) for each in values["answers"]]
+    kinds = [str(each["label"]) for each in values["classes"]]
+    colors = {kind: place % 8 for place, kind in enumerate(kinds)}
+    answers = [_row(each, colors) for each in values["answers"]]
+    worst = [_row(each, colors) for each in values["worst"]]
+    spans = any(each["spans"] for each in answers + worst)
     generates = values["task"] not in ("classify", "tag", "embed")
     changed = int(values["changed"])
     return {
@@ -45,7 +50,8 @@ def _section(values: Mapping[str, Any]) -> dict[str, Any]:
         "confusion": _confusion(values["confusion"]),
         "answers_title": "Answers before and after" if generates else f"Changed: {changed:,} of {count:,}",
         "answers": answers,
-        "worst": [] if generates else [_row(each) for each in values["worst"]],
+        "worst": [] if generates else worst,
+        "kinds": [{"name": kind, "color": colors[kind]} for kind in kinds[:_CLASSES]] if spans else [],
         "notes": [str(note) for note in values["notes"]],
     }
 
@@ -105,10 +111,31 @@ def _confusion(values: Any) -> dict[str, Any] | None:
     return {"labels": labels, "rows": rows}
 
 
-def _row(values: Mapping[str, Any]) -> dict[str, Any]:
+def _row(values: Mapping[str, Any], colors: Mapping[str, int]) -> dict[str, Any]:
     texts = {name: str(values[name]) for name in ("where", "question", "reference", "after")}
     before = values["before"]
-    return {**texts, "before": None if before is None else str(before), "right": values["right"] is True}
+    spans = values.get("spans")
+    return {
+        **texts,
+        "before": None if before is None else str(before),
+        "right": values["right"] is True,
+        "spans": None if spans is None else _spans(spans, colors),
+    }
+
+
+def _spans(values: Mapping[str, Any], colors: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
+    """The pieces of a sentence as it is tagged right and as it was tagged; a piece that only one of them has is so."""
+    sides = {name: [(str(text), str(kind)) for text, kind in values[name]] for name in ("right", "after")}
+    starts = {name: list(accumulate((len(text) for text, _ in pieces), initial=0)) for name, pieces in sides.items()}
+    placed = {name: list(zip(starts[name], pieces, strict=False)) for name, pieces in sides.items()}
+    common = set(placed["right"]) & set(placed["after"])
+    return {
+        name: [
+            {"text": each[1][0], "kind": each[1][1], "color": colors.get(each[1][1], 0), "agrees": each in common}
+            for each in pieces
+        ]
+        for name, pieces in placed.items()
+    }
 
 
 def _number(value: Any) -> float | None:

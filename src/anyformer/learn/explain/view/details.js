@@ -10,6 +10,22 @@ const POSITIONS_IN_WORDS = {
 const ACTIVATIONS_IN_WORDS = { relu: "ReLU", relu_squared: "ReLU²", gelu: "GELU", gelu_tanh: "GELU", silu: "SiLU", tanh: "tanh" };
 
 const equation = (...lines) => element("p", { class: "equation" }, lines.flatMap((line, i) => (i ? [element("br"), line] : [line])));
+// What a part is for, in a line.
+const LESSONS = {
+  tokens: "The tokenizer cuts the text into pieces of its vocabulary; all that the model sees of them are their numbers.",
+  embedding: "Every token begins as a learned vector, its row of a table: tokens that are used alike get vectors that are alike.",
+  stream: "A block reads the residual stream and writes by adding to it, so that later blocks find what earlier ones wrote.",
+  normed: "A block writes by adding to the residual stream, and the sum is normalized before the next one reads it.",
+  attention: "Attention carries information from token to token: queries look for keys that match, and bring back the values there.",
+  cross: "Cross-attention carries information from the source into the target: its keys and values are the encoder's output.",
+  feedForward: "The feed-forward looks at each token by itself: a neuron answers to a pattern, and adds its vector to the stream.",
+  lens: "The head, put on the stream before its end, shows how the answer forms from block to block.",
+  language_model: "The head compares the last vector with one for each token of the vocabulary: the better they match, the likelier the token.",
+  labels: "The head weighs the numbers of the last vector for each label: the larger the sum, the likelier the label.",
+  none: "Without a head the vectors themselves are the answer: texts that mean alike are to have vectors that are alike.",
+  source: "The encoder's output is a vector for each token of the source, which every block of the decoder reads.",
+};
+const lesson = (name) => element("p", { class: "lesson" }, LESSONS[name]);
 const caption = (text) => element("p", { class: "caption" }, text);
 const cosine = (a, b) => a.reduce((sum, number, i) => sum + number * b[i], 0) / (length(a) * length(b) || 1);
 
@@ -23,6 +39,7 @@ const embeddingDetails = ({ reading, token, stack, model }) => {
   ].filter(([, vector]) => vector);
   const sum = of((record) => record.embedded), scaled = model.embedding_scale === 1 ? "" : ` · √${model.d_model}`;
   return [
+    lesson("embedding"),
     equation(`x = ${addends.map(([name]) => (name === "token" ? `E[${reading.ids[token]}]${scaled}` : name)).join(" + ")}`),
     caption(`${quoted(reading.tokens[token])} is token ${reading.ids[token]} of the vocabulary: a row of the table E. ${POSITIONS_IN_WORDS[stack.position.kind]}`),
     element("dl", { class: "stripes" }, [...addends, ["x", sum]].flatMap(([name, vector]) => [
@@ -58,7 +75,8 @@ const blockDetails = (seen) => {
   return [
     equation(...parts.map((name) => wrapped({ attention: "attention", cross: "cross", feedForward: "feed-forward" }[name]))),
     element("h4", {}, "Residual stream"),
-    caption("The block reads x, and writes by adding to it. Lengths of the vectors:"),
+    lesson(stack.pre_norm ? "stream" : "normed"),
+    caption("Lengths of the vectors:"),
     bars([
       { name: "x", size: length(x), text: decimals(length(x)), tone: "stream" },
       ...parts.map((name) => ({ name: `+ ${names[name]}`, size: length(of(name)), text: decimals(length(of(name))), tone: name })),
@@ -66,16 +84,19 @@ const blockDetails = (seen) => {
     ], { label: "Lengths of the residual stream and of what is added" }),
     caption(`The stream turns by ${Math.round((Math.acos(Math.min(1, cosine(x, entry("output")))) * 180) / Math.PI)}°.`),
     element("h4", {}, "Attention"),
+    lesson("attention"),
     equation("softmax(q·k · scale) v"),
     caption(`${stack.causal ? "Each token reads those before it and itself" : "Each token reads all others"}${window === null ? "" : `, ${window} of them at most`}; here the token that each of ${stack.heads} heads reads most.${stack.kv_heads < stack.heads ? ` ${stack.heads / stack.kv_heads} heads share keys and values.` : ""}`),
     headsOfToken(seen, "attention", keys, lookAt),
-    ...(stack.cross ? [element("h4", {}, "Cross-attention"), caption("Keys and values are the source's, as the encoder left them."), headsOfToken(seen, "cross", sourceKeys, lookAt)] : []),
+    ...(stack.cross ? [element("h4", {}, "Cross-attention"), lesson("cross"), headsOfToken(seen, "cross", sourceKeys, lookAt)] : []),
     element("h4", {}, "Feed-forward"),
+    lesson("feedForward"),
     equation(stack.gated ? `down(${act}(gate(x)) ⊙ up(x))` : `down(${act}(up(x)))`),
-    caption(`Each token by itself: ${stack.width} neurons, of which ${percent(active)} are beyond ±0.1. The strongest:`),
+    caption(`${stack.width} neurons, of which ${percent(active)} are beyond ±0.1. The strongest:`),
     bars(neurons, { label: "The strongest neurons" }),
     ...(guesses ? [
       element("h4", {}, "Logit lens"),
+      lesson("lens"),
       equation("softmax(head(x after))"),
       caption("What the model would answer if it stopped here:"),
       bars(guesses(reading.state(token, (record) => record.layers[layer].output), 5), { label: "What this layer would answer" }),

@@ -1,6 +1,6 @@
 // The model as a vertical stack: what each block adds to the residual stream of a token, and what it would answer.
 
-const overview = (column, { title, side, reading, token, model, stack, guess, chosen, choose }) => {
+const overview = (column, { title, side, reading, token, model, stack, guess, gives, chosen, choose }) => {
   const layers = Array.from({ length: reading.layers }, (_, layer) => layer);
   const written = (layer, part) => length(reading.row(token, (record) => record.layers[layer][part].written));
   const parts = ["attention", ...(stack.cross ? ["cross"] : []), "feedForward"];
@@ -22,7 +22,7 @@ const overview = (column, { title, side, reading, token, model, stack, guess, ch
         answer(reading.state(token, (record) => record.layers[layer].output)))),
   ];
   rows.push(row({ side, kind: "output" }, side === "source" ? "To the decoder" : "Output",
-    element("span", { class: "what" }, side === "source" ? "read by its cross-attention" : "probabilities"), null));
+    element("span", { class: "what" }, side === "source" ? "read by its cross-attention" : gives), null));
   column.replaceChildren(
     element("h3", {}, title),
     element("p", { class: "aside keys-of-bars" }, parts.map((part) => element("span", { class: `key-of ${part}` }, names[part])), guess ? element("span", { class: "key-of" }, "→ its guess so far") : null),

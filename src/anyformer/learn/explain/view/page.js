@@ -58,23 +58,25 @@ const open = () => {
 
   const outputDetails = () => {
     const { side } = chosen, reading = readings[side], token = at[side], state = reading.state(token, (record) => record.output);
-    if (side === "source") return [caption("The encoder's output: a vector for each token of the source, which every block of the decoder reads by its cross-attention."), element("div", { class: "stripes" }, stripe(state.numbers, `${state.columns} numbers`))];
+    if (side === "source") return [lesson("source"), element("div", { class: "stripes" }, stripe(state.numbers, `${state.columns} numbers`))];
     const scores = session.scores(state);
-    if (!scores) return [caption("This model has no head: its answer is the hidden states themselves."), element("div", { class: "stripes" }, stripe(state.numbers, `${state.columns} numbers`))];
+    if (!scores) return [lesson("none"), element("div", { class: "stripes" }, stripe(state.numbers, `${state.columns} numbers`))];
     const last = token === reading.tokens.length - 1, plain = temperature() === 0;
     const rows = session.answers(scores, 10, session.writes && !plain ? temperature() : 1, session.writes && !plain ? topK() : null)
       .filter(({ share }) => share !== 0)
       .map(({ token: value, share }) => ({ name: visible(session.name(value)), size: share, text: head.problem === "regression" ? decimals(share) : percent(share), value, tone: "guess" }));
-    if (head.labels) return [equation(head.problem === "multi_label_classification" ? "sigmoid(W x + b)" : head.problem === "regression" ? "W x + b" : "softmax(W x + b)"), bars(rows, { label: "Labels" })];
+    if (head.labels) return [lesson("labels"), equation(head.problem === "multi_label_classification" ? "sigmoid(W x + b)" : head.problem === "regression" ? "W x + b" : "softmax(W x + b)"), bars(rows, { label: "Labels" })];
     if (session.fills) {
       const masked = session.ids[token] === tokenizer.description.mask?.id;
       return [
+        lesson("language_model"),
         equation("softmax(head(x))"),
         caption(masked ? "What may stand at the mask; choose one to put it there." : `What the model would put in the place of ${quoted(reading.tokens[token])}.`),
         bars(rows, { choose: masked ? fill : null, label: "Tokens for this place" }),
       ];
     }
     return [
+      lesson("language_model"),
       equation(plain ? "softmax(logits)" : `softmax(logits / ${temperature()})`),
       caption(`${last ? "What may come next" : `What the model expected after ${quoted(reading.tokens[token])}`}: ${plain ? "temperature 0 takes the first of them." : topK() === null ? "one is drawn." : `one of the first ${topK()} is drawn.`}${last ? " Choose one to write it." : ""}`),
       bars(rows, { choose: last && !session.isFull && !session.hasEnded ? (value) => { write(value); drawMaps(); } : null, label: "Next tokens" }),
@@ -107,6 +109,7 @@ const open = () => {
       if (!column) query("#overview").append((column = element("div", { class: `column ${side}` })));
       overview(column, {
         title: side === "source" ? "Encoder" : description.stacks.decoder ? "Decoder" : "Encoder", side, reading: readings[side], token: at[side], model: description, stack: stackOf(side), chosen, choose: chooseStep,
+        gives: { language_model: "probabilities", none: "hidden states" }[head.kind] ?? (head.problem === "regression" ? "a number" : "labels"),
         guess: side === "text" && head.kind !== "none" ? (state) => { const [best] = guessBars(state, 1); return { name: best.name, text: best.text }; } : null,
       });
     }
@@ -175,6 +178,7 @@ const open = () => {
     for (const slider of [temperatureSlider, topKSlider]) slider.addEventListener("input", slid);
     slid();
   }
+  query("#lesson-of-tokens").textContent = LESSONS.tokens;
   // Arrow keys move among tokens and among the parts of the model.
   document.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
