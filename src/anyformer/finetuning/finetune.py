@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, ClassVar, Unpack, cast
 
 from anyformer import limits
 from anyformer.checkpoint import load
@@ -17,6 +17,7 @@ from anyformer.errors import UserError, nearest
 from anyformer.finetuning.config import FinetuneConfig, FinetuneOptions, resumed
 from anyformer.finetuning.recipe import finetuning
 from anyformer.model import Transformer
+from anyformer.one_line import OneLine
 from anyformer.runs.directory import METRICS
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.precision import choose_precision
@@ -27,8 +28,8 @@ Data = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
 """Files, folders and globs, as `anyformer finetune --data` takes them; or rows, as they would be in a .jsonl file."""
 
 
-@dataclass(frozen=True, slots=True)
-class FinetuneResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class FinetuneResult(OneLine):
     """What fine-tuning leaves.
 
     Attributes:
@@ -38,6 +39,8 @@ class FinetuneResult:
             `validation_loss`, and the metrics of the task, see `anyformer.evaluate`.
         directory: The run directory, which holds `report.html` and, in `model/`, the model or the adapter.
     """
+
+    shown: ClassVar = ("directory", "metrics", "model")
 
     model: Transformer
     tokenizer: Tokenizer
