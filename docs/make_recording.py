@@ -91,6 +91,13 @@ def shortened(lines: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
     return kept
 
 
+def wrapped(text: str, columns: int) -> list[str]:
+    """A line as lines that are no longer: what has a label goes on below its text, all other is cut."""
+    label = _LABEL.match(text)
+    hanging = " " * len(label[0]) if label else ""
+    return textwrap.wrap(text, columns, subsequent_indent=hanging) if label else [text[:columns]]
+
+
 def screen(outputs: Sequence[tuple[str, Sequence[tuple[float, str]]]]) -> list[Line]:
     """The recording: commands as they are typed, and what each printed."""
     lines: list[Line] = []
@@ -102,14 +109,7 @@ def screen(outputs: Sequence[tuple[str, Sequence[tuple[float, str]]]]) -> list[L
         for seconds, text in printed:
             now += min(seconds - before, _WAIT)
             before = seconds
-            label = _LABEL.match(text)
-            hanging = " " * len(label[0]) if label else ""
-            parts = (
-                textwrap.wrap(text, COLUMNS, subsequent_indent=hanging, drop_whitespace=True)
-                if label
-                else [text[:COLUMNS]]
-            )
-            lines += (Line(now, part) for part in parts or [""])
+            lines += (Line(now, part) for part in wrapped(text, COLUMNS) or [""])
         lines.append(Line(now, ""))
         now += 1.0
     return lines[:-1]

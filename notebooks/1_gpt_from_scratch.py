@@ -14,8 +14,10 @@
 # | 3 | a first language model, which looks at one token |
 # | 4 – 6 | attention: looking at all of them |
 # | 7 – 9 | feed-forward, the block, the GPT |
-# | 10 – 13 | training, sampling, looking inside |
-# | 14 – 15 | from GPT to LLaMA, with real weights |
+# | 10 – 14 | training, what each part is for, sampling, looking inside |
+# | 15 – 16 | from GPT to LLaMA, with real weights |
+#
+# Each section ends with an exercise, and its solution is below it, folded.
 
 # %% tags=["install"]
 # %pip install -q "anyformer[notebooks] @ git+https://github.com/anyformer/anyformer"
@@ -39,10 +41,13 @@ from torch import nn
 
 import anyformer as af
 from anyformer import blocks
+from anyformer.compare.diagram import Matrix, matrices, stream
 
 torch.manual_seed(0)
 device = "cuda" if torch.cuda.is_available() else "cpu"
-plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+plt.rcParams.update(
+    {"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+)
 
 # %% [markdown]
 # ## 1. Text
@@ -56,6 +61,21 @@ text = "\n\n".join(topic.strip() for topic in topics.values()).translate(plain)
 
 print(f"{len(text):,} characters\n")
 print(text[text.index('The "while" statement') :][:300])
+
+# %% [markdown]
+# **Exercise.** How many different characters does the text have, and how many different words? Why is neither a good
+# vocabulary?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# print(len(set(text)), "characters,", len(set(text.split())), "words")
+# ```
+#
+# A hundred characters make long sequences; of the words, most occur once, and the next text has others.
+#
+# </details>
+
 
 # %% [markdown]
 # ## 2. Tokens
@@ -116,11 +136,19 @@ train_bpe(Counter({"low": 5, "lower": 2, "newest": 6, "widest": 3}), 6)
 sample = text[:40_000]
 library = af.Tokenizer.train([sample], "bpe:450")
 words = Counter(word for word, _ in library.backend.pre_tokenizer.pre_tokenize_str(sample))
-library_merges = [tuple(pair) for pair in json.loads(library.backend.to_str())["model"]["merges"]]
+library_merges = [
+    tuple(pair) for pair in json.loads(library.backend.to_str())["model"]["merges"]
+]
 
 merges = train_bpe(words, len(library_merges))
 assert merges == library_merges
-print("the same", len(merges), "merges, in the same order:", *("".join(pair) for pair in merges[:24]), "...")
+print(
+    "the same",
+    len(merges),
+    "merges, in the same order:",
+    *("".join(pair) for pair in merges[:24]),
+    "...",
+)
 
 
 # %% [markdown]
@@ -156,7 +184,21 @@ training, validation = ids[:split], ids[split:]
 vocab_size = tokenizer.vocab_size
 
 assert tokenizer.decode(ids.tolist()) == text
-print(f"{len(text):,} characters are {len(ids):,} tokens, {len(text) / len(ids):.1f} characters each")
+print(f"{len(text):,} characters are {len(ids):,} tokens, {len(text) / len(ids):.1f} each")
+
+# %% [markdown]
+# **Exercise.** Which is the longest token that was learned, and which tokens does your own name become?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# pieces = [tokenizer.decode([index]) for index in range(vocab_size)]
+# print(repr(max(pieces, key=len)))
+# print([tokenizer.decode([index]) for index in tokenizer.encode("Ada Lovelace")])
+# ```
+#
+# </details>
+
 
 # %% [markdown]
 # ## 3. Predict the next token
@@ -182,12 +224,18 @@ print(f"knows nothing {math.log(vocab_size):.2f}, bigram {bigram_loss:.2f} nats 
 
 # %%
 frequent = torch.bincount(training, minlength=vocab_size).topk(24).indices
-names = [tokenizer.decode([i]).replace(" ", "·").replace("\n", "\\n") for i in frequent.tolist()]
+names = [
+    tokenizer.decode([i]).replace(" ", "·").replace("\n", "\\n") for i in frequent.tolist()
+]
 figure, axes = plt.subplots(figsize=(5.2, 4.8))
 axes.imshow(bigram[frequent][:, frequent].sqrt(), cmap="Blues")
 axes.set_xticks(range(24), names, rotation=90, family="monospace")
 axes.set_yticks(range(24), names, family="monospace")
-axes.set(xlabel="next token", ylabel="previous token", title="How likely the 24 most frequent tokens follow each other")
+axes.set(
+    xlabel="next token",
+    ylabel="previous token",
+    title="How likely the 24 most frequent tokens follow each other",
+)
 plt.show()
 
 # %% [markdown]
@@ -202,6 +250,23 @@ for _ in range(60):
 print(tokenizer.decode(row))
 
 # %% [markdown]
+# **Exercise.** The loss of the bigram model is the mean over tokens. What would it be without the 0.01 that every pair
+# is given?
+#
+# <details><summary>Solution</summary>
+#
+# Infinite, as soon as the held-out text has one pair that never occurred in training: its probability is 0, and $-\ln
+# 0$ is $\infty$.
+#
+# ```python
+# seen_pairs = counts[validation[:-1], validation[1:]] > 0.01
+# print(f"{(~seen_pairs).float().mean():.1%} of the held-out pairs never occurred in training")
+# ```
+#
+# </details>
+
+
+# %% [markdown]
 # ## 4. Attention
 #
 # We want each position to use everything before it. Give each token a vector of `d_model` numbers, and let every
@@ -212,7 +277,8 @@ print(tokenizer.decode(row))
 batch, length, d_model = 1, 8, 32
 x = torch.randn(batch, length, d_model)  # [batch, time, d_model]
 
-visible = torch.ones(length, length).tril().bool()  # [time, time]; a row for each position, True for what it may see
+# [time, time]; a row for each position, True for what it may see
+visible = torch.ones(length, length).tril().bool()
 weights = visible / visible.sum(dim=1, keepdim=True)
 averaged = weights @ x
 
@@ -230,6 +296,48 @@ weights[:4, :4]
 # This is equation 1 of [Attention Is All You Need](https://arxiv.org/abs/1706.03762). The scores of what lies in the
 # future are set to $-\infty$, so that their weights are 0. The sum of $d_k$ products has a variance that grows with
 # $d_k$; dividing by the root keeps the softmax from becoming a maximum before anything is learned.
+
+
+# ### By hand
+#
+# Three tokens, and queries, keys and values of two numbers each, small enough to check on paper. The first score is
+# $(1 \cdot 1 + 0 \cdot 0) / \sqrt 2 = 0.71$. In the last row the scores 0.71, 0.71 and 1.41 become
+# $e^{0.71} = 2.03$, $2.03$ and $e^{1.41} = 4.11$; divided by their sum, 8.17, these are the weights 0.25, 0.25 and 0.5.
+
+# %%
+words3 = ["the", "cat", "sat"]
+q = torch.tensor(
+    [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+)  # [time, head_dim]: what each token looks for
+k = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])  # what each has to offer
+v = torch.tensor([[4.0, 0.0], [0.0, 8.0], [2.0, 2.0]])  # what each passes on
+future = ~torch.ones(3, 3).tril().bool()
+scores = (q @ k.T / 2**0.5).masked_fill(future, -torch.inf)
+attended = scores.softmax(dim=-1)
+assert torch.allclose(attended[2], torch.tensor([0.25, 0.25, 0.5]), atol=0.01)
+assert torch.allclose(attended[2] @ v, torch.tensor([2.0, 3.0]), atol=0.05)
+
+product = matrices(
+    Matrix("Q", q.tolist(), rows=words3),
+    "@",
+    Matrix("Kᵀ", k.T.tolist(), columns=words3),
+    "/ √2 =",
+    Matrix("scores", scores.tolist(), rows=words3, columns=words3),
+    identifier="scores-by-hand",
+)
+average = matrices(
+    Matrix("softmax(scores)", attended.tolist(), rows=words3, columns=words3),
+    "@",
+    Matrix("V", v.tolist(), rows=words3),
+    "=",
+    Matrix("output", (attended @ v).tolist(), rows=words3),
+    identifier="output-by-hand",
+)
+display(SVG(product), SVG(average))
+
+# %% [markdown]
+# *The* sees itself alone, so it keeps its value. *Sat* has collected something of all three. Now the same as a module,
+# for vectors of any width:
 
 
 # %%
@@ -255,12 +363,15 @@ assert torch.allclose(head.weights(x).sum(dim=-1), torch.ones(batch, length))
 
 # %% [markdown]
 # The matrix is the thing to understand. Row $i$ says where token $i$ looks. Before training it looks everywhere about
-# equally; after training (section 13) it will not.
+# equally; after training (section 14) it will not.
 
 # %%
 with torch.no_grad():
     q, k = head.query(x)[0], head.key(x)[0]
-    pictures = {"scores $QK^\\top/\\sqrt{d_k}$": q @ k.T / d_model**0.5, "what may be seen": visible.float()}
+    pictures = {
+        "scores $QK^\\top/\\sqrt{d_k}$": q @ k.T / d_model**0.5,
+        "what may be seen": visible.float(),
+    }
     pictures["weights"] = head.weights(x)[0]
 figure, panels = plt.subplots(1, 3, figsize=(9, 2.9))
 for axes, (title, matrix) in zip(panels, pictures.items()):
@@ -301,6 +412,23 @@ changed[0, -1] = torch.randn(d_model)
 assert torch.equal(head(x)[0, :-1], head(changed)[0, :-1])
 assert not torch.allclose(head(x)[0, -1], head(changed)[0, -1])
 
+# %% [markdown]
+# **Exercise.** Without dividing by $\sqrt{d_k}$, how large are the scores of random queries and keys of 64 numbers, and
+# what does the softmax make of them?
+#
+# <details><summary>Solution</summary>
+#
+# Their standard deviation is $\sqrt{64} = 8$, and the largest weight is close to 1: the head has chosen before it has
+# learned anything.
+#
+# ```python
+# many = torch.randn(1000, 64) @ torch.randn(64, 16)
+# print(f"{many.std():.1f}, {many.softmax(dim=-1).max(dim=-1).values.mean():.2f}")
+# print(f"{(many / 8).softmax(dim=-1).max(dim=-1).values.mean():.2f} with the root")
+# ```
+#
+# </details>
+
 
 # %% [markdown] tags=["part-2"]
 # ## 5. Several heads
@@ -322,7 +450,9 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x):  # [batch, time, d_model]
         q, k, v = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [batch, heads, time, head_dim]
+            layer(x)
+            .unflatten(-1, (self.heads, -1))
+            .transpose(1, 2)  # [batch, heads, time, head_dim]
             for layer in (self.query, self.key, self.value)
         )
         scores = q @ k.mT / q.shape[-1] ** 0.5  # [batch, heads, time, time]
@@ -333,10 +463,44 @@ class MultiHeadAttention(nn.Module):
 
 
 attention = MultiHeadAttention(d_model, heads=4)
+head_dim = d_model // attention.heads
+shapes = matrices(
+    Matrix("x", (length, d_model), "time", "d_model"),
+    "→",
+    Matrix("Q, each of 4 heads", (length, head_dim), "time", "head_dim"),
+    "@",
+    Matrix("Kᵀ", (head_dim, length), "head_dim", "time"),
+    "=",
+    Matrix("scores", (length, length), "time", "time"),
+    "softmax, @ V =",
+    Matrix("of each head", (length, head_dim), "time", "head_dim"),
+    "side by side",
+    Matrix("output", (length, d_model), "time", "d_model"),
+    identifier="shapes",
+)
+display(SVG(shapes))
+
+# %%
 config = config.replace(attention={"heads": 4, "bias": True, "output_bias": True})
 theirs = blocks.MultiHeadAttention(config.attention, d_model)
 theirs.load_state_dict(attention.state_dict())
 assert torch.allclose(attention(x), theirs(x, mask=causal), atol=1e-5)
+
+# %% [markdown]
+# **Exercise.** How many weights has an attention of width 32 with 1, 4 and 8 heads?
+#
+# <details><summary>Solution</summary>
+#
+# The same: heads divide the width, they don't add to it.
+#
+# ```python
+# for number in (1, 4, 8):
+#     layer = MultiHeadAttention(32, number)
+#     print(number, sum(weight.numel() for weight in layer.parameters()))
+# ```
+#
+# </details>
+
 
 # %% [markdown]
 # ## 6. Positions
@@ -350,16 +514,21 @@ assert torch.allclose(attention(x)[0, -1], attention(shuffled)[0, -1], atol=1e-5
 
 # %% [markdown]
 # So the position has to enter the vectors. The 2017 paper adds sines and cosines of many wavelengths, a kind of clock
-# with many hands. GPT-2 learns a vector for each position and adds that. LLaMA rotates queries and keys (section 14).
+# with many hands. GPT-2 learns a vector for each position and adds that. LLaMA rotates queries and keys (section 15).
 
 # %%
 clock = blocks.SinusoidalPosition(
-    config.replace(position={"kind": "sinusoidal"}).position, blocks.PositionSize(64, 4, 16, 100, True)
+    config.replace(position={"kind": "sinusoidal"}).position,
+    blocks.PositionSize(64, 4, 16, 100, True),
 )
 vectors = clock.embed(torch.arange(100)[None])[0]  # [time, d_model]
 figure, axes = plt.subplots(figsize=(7, 2.4))
 axes.imshow(vectors.T, cmap="RdBu", aspect="auto")
-axes.set(xlabel="position", ylabel="dimension", title="Sines (above) and cosines (below) of 32 wavelengths")
+axes.set(
+    xlabel="position",
+    ylabel="dimension",
+    title="Sines (above) and cosines (below) of 32 wavelengths",
+)
 plt.show()
 
 # %%
@@ -371,7 +540,21 @@ theirs.table.load_state_dict(positions.state_dict())
 ours = positions(torch.arange(length))  # [time, d_model]
 assert torch.equal(ours, theirs.embed(torch.arange(length)[None])[0])
 order = [3, 1, 6, 0, 2, 5, 4, 7]
-assert not torch.allclose(attention(x + ours)[0, -1], attention(x[:, order] + ours)[0, -1], atol=1e-3)
+assert not torch.allclose(
+    attention(x + ours)[0, -1], attention(x[:, order] + ours)[0, -1], atol=1e-3
+)
+
+# %% [markdown]
+# **Exercise.** Does the first token's output change if positions are added? Does the *causal mask* alone tell the model
+# anything about order?
+#
+# <details><summary>Solution</summary>
+#
+# The first token sees itself only, so its weights stay 1, and its output changes with its vector. The mask does tell
+# something: a token can see how many tokens it averages over, and models without positions learn to use that ([Haviv et
+# al. 2022](https://arxiv.org/abs/2203.16634)).
+#
+# </details>
 
 
 # %% [markdown]
@@ -403,6 +586,21 @@ theirs = blocks.FeedForward(config.feed_forward, d_model)
 theirs.load_state_dict(feed_forward.state_dict())
 assert torch.allclose(feed_forward(x), theirs(x), atol=1e-5)
 
+# %% [markdown]
+# **Exercise.** Without the GELU, what could the two matrices do that one couldn't?
+#
+# <details><summary>Solution</summary>
+#
+# Nothing: the product of two matrices is a matrix.
+#
+# ```python
+# up, down = torch.randn(128, 32), torch.randn(32, 128)
+# x_one = torch.randn(5, 32)
+# assert torch.allclose(x_one @ up.T @ down.T, x_one @ (down @ up).T, atol=1e-2)
+# ```
+#
+# </details>
+
 
 # %% [markdown]
 # ## 8. The block
@@ -433,9 +631,43 @@ class Block(nn.Module):
 
 
 block = Block(d_model, heads=4)
+lengths, stacked = [("embedding", x.norm(dim=-1).mean().item())], x
+for number in (1, 2):  # as if two blocks with these weights were stacked
+    for name in ("attention", "feed_forward"):
+        added = getattr(block, name)(getattr(block, name + "_norm")(stacked))
+        stacked = stacked + added
+        lengths.append(
+            (f"{name.replace('_', '-')} {number}", stacked.norm(dim=-1).mean().item())
+        )
+display(SVG(stream(lengths)))
+
+# %%
 theirs = blocks.TransformerBlock(config.attention, config.feed_forward, config.norm, d_model)
 theirs.load_state_dict(block.state_dict())
 assert torch.allclose(block(x), theirs(x, mask=causal), atol=1e-5)
+
+# %% [markdown]
+# **Exercise.** Measure the gradient that reaches the input of a stack of 12 blocks, and of one without the residuals.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def gradient_at_the_input(residual):
+#     start = torch.randn(1, 8, 32, requires_grad=True)
+#     y = start
+#     for _ in range(12):
+#         layer = Block(32, heads=4)
+#         y = layer(y) if residual else layer.feed_forward(layer.attention(y))
+#     y.square().mean().backward()
+#     return start.grad.norm().item()
+#
+#
+# with_residuals, without = gradient_at_the_input(True), gradient_at_the_input(False)
+# print(f"{with_residuals:.1e} with residuals, {without:.1e} without")
+# assert with_residuals > 1000 * without
+# ```
+#
+# </details>
 
 
 # %% [markdown]
@@ -471,14 +703,19 @@ class GPT(nn.Module):
 
 # %%
 context, heads = 64, 4
-gpt2 = af.preset("gpt2-nano", vocab_size=vocab_size)  # 4 layers, 128 wide, 4 heads, a context of 64 tokens
+# 4 layers, 128 wide, 4 heads, a context of 64 tokens
+gpt2 = af.preset("gpt2-nano", vocab_size=vocab_size)
 torch.manual_seed(0)
 reference = af.build(gpt2)
 
 
 def our_names(state):
     """The same weights under our names."""
-    names = {"token_embedding.table": "tokens", "decoder.position.table": "positions", "decoder.final_norm": "norm"}
+    names = {
+        "token_embedding.table": "tokens",
+        "decoder.position.table": "positions",
+        "decoder.final_norm": "norm",
+    }
     names["decoder.blocks"] = "blocks"
     renamed = {}
     for name, tensor in state.items():
@@ -492,13 +729,32 @@ gpt.load_state_dict(our_names(reference.state_dict()))
 
 tokens = training[None, :context]  # [batch, time]
 assert torch.allclose(gpt(tokens), reference(tokens).logits, atol=1e-5)
-print(f"{sum(weight.numel() for weight in gpt.parameters()):,} parameters; the same logits as the library's GPT-2")
+parameters = sum(weight.numel() for weight in gpt.parameters())
+print(f"{parameters:,} parameters; the same logits as the library's GPT-2")
 
 # %% [markdown]
 # This is the model, drawn by the library from its config. `× 4` stands for four blocks with weights of their own.
 
 # %%
 display(SVG(af.diagram(gpt2, names=["our GPT"])))
+
+# %% [markdown]
+# **Exercise.** Where are the weights? Count those of the tables, of attention and of feed-forward.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# shares = Counter()
+# for name, weight in gpt.named_parameters():
+#     place = "feed-forward" if "feed_forward" in name else "attention" if "attention" in name else "tables"
+#     shares[place] += weight.numel()
+# print(dict(shares))
+# ```
+#
+# A small model is half table; of GPT-3's 175 billion weights the tables are less than 1%, and two thirds are feed-
+# forward.
+#
+# </details>
 
 
 # %% [markdown]
@@ -512,7 +768,8 @@ display(SVG(af.diagram(gpt2, names=["our GPT"])))
 # %%
 def draw_batch(source, size, generator):
     starts = torch.randint(len(source) - context - 1, (size,), generator=generator)
-    rows = torch.stack([source[start : start + context + 1] for start in starts.tolist()])  # [batch, time + 1]
+    # [batch, time + 1]
+    rows = torch.stack([source[start : start + context + 1] for start in starts.tolist()])
     return rows[:, :-1].to(device), rows[:, 1:].to(device)
 
 
@@ -536,6 +793,23 @@ assert abs(losses[0] - math.log(vocab_size)) < 0.5  # before training it knows n
 assert losses[-1] < 0.1
 print(f"loss {losses[0]:.2f} -> {losses[-1]:.3f}")
 
+# %% [markdown]
+# **Exercise.** What would the loss be before training if the weights were ten times as large? Try it.
+#
+# <details><summary>Solution</summary>
+#
+# Larger than $\ln 1024$: the model is sure of itself, and wrong.
+#
+# ```python
+# loud = copy.deepcopy(gpt).to(device)
+# with torch.no_grad():
+#     for weight in loud.parameters():
+#         weight.mul_(10)
+# print(f"{loss_of(loud(inputs), targets).item():.1f} instead of {losses[0]:.1f}")
+# ```
+#
+# </details>
+
 
 # %% [markdown]
 # ## 11. Train
@@ -548,13 +822,21 @@ print(f"loss {losses[0]:.2f} -> {losses[-1]:.3f}")
 # %%
 @torch.no_grad()
 def validation_loss(model):
-    rows = validation[: len(validation) // (context + 1) * (context + 1)].view(-1, context + 1).to(device)
-    return sum(loss_of(model(part[:, :-1]), part[:, 1:]).item() * len(part) for part in rows.split(64)) / len(rows)
+    rows = (
+        validation[: len(validation) // (context + 1) * (context + 1)]
+        .view(-1, context + 1)
+        .to(device)
+    )
+    return sum(
+        loss_of(model(part[:, :-1]), part[:, 1:]).item() * len(part) for part in rows.split(64)
+    ) / len(rows)
 
 
 def train(model, steps, batch_size=16, peak=3e-3):
     """Train in place; the validation losses as {step: loss}."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.1, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=peak, weight_decay=0.1, betas=(0.9, 0.95)
+    )
     generator = torch.Generator().manual_seed(1)
     curve, started = {0: validation_loss(model)}, time.monotonic()
     for step in range(1, steps + 1):
@@ -570,7 +852,8 @@ def train(model, steps, batch_size=16, peak=3e-3):
         optimizer.step()
         if step % (steps // 10) == 0:
             curve[step] = validation_loss(model)
-            print(f"step {step:5}  validation loss {curve[step]:.3f}  {time.monotonic() - started:4.0f} s")
+            seconds = time.monotonic() - started
+            print(f"step {step:5}  validation loss {curve[step]:.3f}  {seconds:4.0f} s")
     return curve
 
 
@@ -587,9 +870,134 @@ axes.set(xlabel="step", ylabel="nats per token", title="Loss on text that it has
 axes.legend(frameon=False)
 plt.show()
 
+# %% [markdown]
+# **Exercise.** What is the *perplexity* of the model, and what does it mean?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# print(f"{math.exp(curve[800]):.0f}, and {math.exp(bigram_loss):.0f} of the bigram model")
+# ```
+#
+# It is as unsure as if it had to choose among that many equally likely tokens.
+#
+# </details>
+
 
 # %% [markdown]
-# ## 12. Sample
+# ## 12. What each part is for
+#
+# You have met the parts one by one. Do they earn their place? Put them together one by one, and train each model for as
+# many steps on the same batches. It is quicker with characters for tokens, as there are only a hundred of them: a bigram
+# model of characters knows that a `q` is followed by a `u`, and not much else.
+
+
+# %%
+class Parts(nn.Module):
+    """Embeddings, some of the parts above, and an output matrix."""
+
+    def __init__(
+        self, vocab_size, context, layers=1, heads=1, deep=False, residual=False, norm=False
+    ):
+        super().__init__()
+        width = 64
+        self.tokens = nn.Embedding(vocab_size, width)
+        self.positions = nn.Embedding(context, width)
+        parts = []
+        for _ in range(layers):
+            parts.append(MultiHeadAttention(width, heads) if heads > 1 else Head(width, width))
+            if deep:
+                parts.append(FeedForward(width, 4 * width))
+        self.parts = nn.ModuleList(parts)
+        norms = (nn.LayerNorm(width) if norm else nn.Identity() for _ in range(len(parts) + 1))
+        self.norms = nn.ModuleList(norms)
+        self.output = nn.Linear(width, vocab_size)
+        self.residual = residual
+        for table in (self.tokens, self.positions):
+            nn.init.normal_(table.weight, std=0.5)
+
+    def forward(self, tokens):  # [batch, time]
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.tokens(tokens) + self.positions(places)  # [batch, time, width]
+        for part, norm in zip(self.parts, self.norms):
+            added = part(norm(x))
+            x = x + added if self.residual else added
+        return self.output(self.norms[-1](x))  # [batch, time, vocab]
+
+
+def loss_with(steps=400, window=32, batch_size=32, peak=3e-3, **parts):
+    """Train one of them on characters; its loss on text that it has not seen."""
+    torch.manual_seed(0)
+    model = Parts(len(alphabet), window, **parts).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps)
+    offsets = torch.arange(window + 1)
+    for _ in range(steps):
+        rows = seen[torch.randint(len(seen) - window - 1, (batch_size, 1)) + offsets].to(device)
+        loss = loss_of(model(rows[:, :-1]), rows[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    held = unseen[: 1500 * (window + 1)].view(-1, window + 1).to(device)
+    with torch.no_grad():
+        return loss_of(model(held[:, :-1]), held[:, 1:]).item()
+
+
+alphabet = {character: index for index, character in enumerate(sorted(set(text)))}
+characters = torch.tensor([alphabet[character] for character in text])
+seen, unseen = characters[: len(text) * 9 // 10], characters[len(text) * 9 // 10 :]
+
+rungs = {
+    "bigram": {"layers": 0},
+    "+ one head": {"layers": 1},
+    "+ four heads": {"heads": 4},
+    "+ feed-forward": {"deep": True},
+    "+ residuals, three layers": {"residual": True, "layers": 3},
+    "+ norms": {"norm": True},
+}
+parts, falling = {}, {}
+for name, added in rungs.items():
+    parts |= added
+    falling[name] = loss_with(**parts)
+    print(f"{name:26} {falling[name]:.3f} nats per character")
+
+# %%
+figure, axes = plt.subplots(figsize=(6, 2.6))
+axes.barh(list(falling), list(falling.values()), color="tab:blue", height=0.6)
+axes.invert_yaxis()
+axes.set(xlabel="nats per character, held-out text", title="The loss falls with each part")
+axes.set_xlim(left=min(falling.values()) - 0.3)
+plt.show()
+assert falling["bigram"] > falling["+ four heads"] > falling["+ norms"]
+assert falling["+ feed-forward"] > falling["+ residuals, three layers"]
+
+# %% [markdown]
+# **Exercise.** Leave out one part that isn't a rung of its own: the positions. How much do they matter for characters?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# class WithoutPositions(Parts):
+#     def __init__(self, *arguments, **parts):
+#         super().__init__(*arguments, **parts)
+#         nn.init.zeros_(self.positions.weight)
+#         self.positions.weight.requires_grad_(False)
+#
+#
+# all_parts, Parts = Parts, WithoutPositions
+# print(f"{loss_with(**parts):.3f} without, {falling['+ norms']:.3f} with positions")
+# Parts = all_parts
+# ```
+#
+# Less than one would think: the causal mask gives some of the order away.
+#
+# </details>
+
+
+# %% [markdown]
+# ## 13. Sample
 #
 # Generation is a loop: predict, choose, append. *Greedy* decoding takes the likeliest token and soon repeats itself.
 # *Sampling* draws from the distribution. A *temperature* below 1 divides the logits and so makes the likely likelier;
@@ -624,7 +1032,12 @@ print(generate(gpt, 'The "for" statement', 120, temperature=0.8))
 
 # %%
 reference.load_state_dict(
-    dict(zip(reference.state_dict(), (gpt.cpu().state_dict()[n] for n in our_names(reference.state_dict()))))
+    dict(
+        zip(
+            reference.state_dict(),
+            (gpt.cpu().state_dict()[n] for n in our_names(reference.state_dict())),
+        )
+    )
 )
 reference.eval()
 gpt.to(device)
@@ -634,12 +1047,30 @@ assert ours == "If the" + theirs
 print(ours)
 
 # %% [markdown]
-# ## 13. Look at attention
+# **Exercise.** Which temperature gives greedy decoding, and which gives every token the same chance?
+#
+# <details><summary>Solution</summary>
+#
+# Close to 0 the likeliest token has all of the probability, and at infinity the logits no longer count:
+#
+# ```python
+# some = torch.tensor([2.0, 1.0, 0.0])
+# for temperature in (0.1, 1.0, 10.0, 1000.0):
+#     print(temperature, [round(chance, 2) for chance in (some / temperature).softmax(-1).tolist()])
+# ```
+#
+# </details>
+
+
+# %% [markdown]
+# ## 14. Look at attention
 #
 # `af.attention` gives the weights of every head for a text of yours. This is the matrix of section 4, trained.
 
 # %%
-found = af.attention(reference, tokenizer, 'The "while" statement is used for repeated execution')
+found = af.attention(
+    reference, tokenizer, 'The "while" statement is used for repeated execution'
+)
 weights = found.decoder  # [layers, heads, queries, keys]
 assert torch.allclose(weights.sum(dim=-1), torch.ones(weights.shape[:3]), atol=1e-4)
 
@@ -662,8 +1093,8 @@ plt.show()
 previous = weights.diagonal(offset=-1, dim1=2, dim2=3).mean(dim=-1)  # [layers, heads]
 chance = sum(1 / (position + 1) for position in range(1, len(labels))) / (len(labels) - 1)
 layer, number = divmod(previous.argmax().item(), heads)
-print(f"layer {layer + 1}, head {number + 1}: {previous.max():.0%} of its attention is on the token before", end=", ")
-print(f"{chance:.0%} would be chance")
+share = f"{previous.max():.0%} of its attention is on the token before"
+print(f"layer {layer + 1}, head {number + 1}: {share}, {chance:.0%} would be chance")
 assert previous.max() > 1.2 * chance
 
 # %% [markdown]
@@ -674,7 +1105,21 @@ assert previous.max() > 1.2 * chance
 found
 
 # %% [markdown]
-# ## 14. Change one line, and it is LLaMA
+# **Exercise.** Which head looks most at the first token of the text?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# first = weights[:, :, 1:, 0].mean(dim=-1)  # [layers, heads]
+# layer, number = divmod(first.argmax().item(), heads)
+# print(f"layer {layer + 1}, head {number + 1}: {first.max():.0%}")
+# ```
+#
+# </details>
+
+
+# %% [markdown]
+# ## 15. Change one line, and it is LLaMA
 #
 # Everything that the last years added to the GPT of 2019 fits into a handful of settings. This is all that separates our
 # model from a LLaMA of the same size:
@@ -725,13 +1170,19 @@ norm = blocks.RMSNorm(llama.d_model, llama.norm.eps)
 assert torch.allclose(rms_norm(x, norm.weight, llama.norm.eps), norm(x), atol=1e-5)
 
 gated = blocks.FeedForward(llama.feed_forward, llama.d_model)
-assert torch.allclose(gated_feed_forward(x, gated.up.weight, gated.gate.weight, gated.down.weight), gated(x), atol=1e-5)
+assert torch.allclose(
+    gated_feed_forward(x, gated.up.weight, gated.gate.weight, gated.down.weight),
+    gated(x),
+    atol=1e-5,
+)
 
 size = blocks.PositionSize(llama.d_model, heads, head_dim=32, max_length=context, causal=True)
 rotary = blocks.RotaryPosition(llama.position, size)
 q, k = torch.randn(2, 1, heads, 8, 32)  # [batch, heads, time, head_dim]
 rotation = rotary.rotation(torch.arange(8)[None], torch.tensor([[8]]))
-assert torch.allclose(rotate(q, torch.arange(8.0), llama.position.theta), rotation(q), atol=1e-5)
+assert torch.allclose(
+    rotate(q, torch.arange(8.0), llama.position.theta), rotation(q), atol=1e-5
+)
 
 # only the distance counts: 100 tokens later the scores are the same
 here = rotate(q, torch.arange(8.0)) @ rotate(k, torch.arange(8.0)).mT
@@ -765,16 +1216,33 @@ for name, losses in (("GPT-2", curve), ("LLaMA", llama_curve)):
 axes.set(xlabel="step", ylabel="nats per token", title="Same size, same data, same steps")
 axes.legend(frameon=False)
 plt.show()
-print(f"GPT-2 {curve[800]:.3f}, LLaMA {llama_curve[800]:.3f} nats per token, after the same number of steps")
+print(f"after 800 steps GPT-2 {curve[800]:.3f}, LLaMA {llama_curve[800]:.3f} nats per token")
 assert llama_curve[800] < bigram_loss - 0.5
 
 # %% [markdown]
 # One run of each proves little: another seed moves both curves. The second notebook compares architectures with equal
 # budgets and error bars.
+
+# %% [markdown]
+# **Exercise.** Which of the changes makes the difference? Build a GPT-2 with RMS norm only, and see `af.diff`.
 #
-# ## 15. Real weights
+# <details><summary>Solution</summary>
 #
-# SmolLM2 is a LLaMA with 135 million weights, trained on two trillion tokens. It is the model of section 14, only
+# ```python
+# half = gpt2.replace(norm={"kind": "rms"})
+# print(af.diff(gpt2, half))
+# print(f"{sum(weight.numel() for weight in af.build(half).parameters()):,} parameters")
+# ```
+#
+# Training it as above takes another minute: `train(Logits(af.build(half)).to(device), steps=800)`.
+#
+# </details>
+
+
+# %% [markdown]
+# ## 16. Real weights
+#
+# SmolLM2 is a LLaMA with 135 million weights, trained on two trillion tokens. It is the model of section 15, only
 # larger: 30 layers, 576 wide, and 9 query heads that share 3 heads of keys and values. So the blocks are the same, and a
 # dozen lines put them together.
 
@@ -784,11 +1252,15 @@ class LLaMA(nn.Module):
     def __init__(self, config):
         super().__init__()
         heads = config.attention.heads
-        size = blocks.PositionSize(config.d_model, heads, config.d_model // heads, config.max_length, causal=True)
+        size = blocks.PositionSize(
+            config.d_model, heads, config.d_model // heads, config.max_length, causal=True
+        )
         self.tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.positions = blocks.RotaryPosition(config.position, size)
         self.blocks = nn.ModuleList(
-            blocks.TransformerBlock(config.attention, config.feed_forward, config.norm, config.d_model)
+            blocks.TransformerBlock(
+                config.attention, config.feed_forward, config.norm, config.d_model
+            )
             for _ in range(config.decoder_layers)
         )
         self.norm = blocks.RMSNorm(config.d_model, config.norm.eps)
@@ -814,7 +1286,8 @@ prompt = torch.tensor([smollm2_tokenizer.encode("The capital of France is")])
 with torch.no_grad():
     logits, expected = ours(prompt), smollm2(prompt).logits
 assert torch.allclose(logits, expected, atol=1e-3)
-print(f"largest difference {(logits - expected).abs().max():.1e} of logits up to {expected.abs().max():.0f}")
+difference = (logits - expected).abs().max()
+print(f"largest difference {difference:.1e} of logits up to {expected.abs().max():.0f}")
 
 # %%
 best = logits[0, -1].softmax(dim=-1).topk(8)
@@ -826,21 +1299,26 @@ plt.show()
 assert "Paris" in smollm2_tokenizer.decode([best.indices[0].item()])
 
 # %% [markdown]
-# And it generates with the loop from section 12, `tokenizer` and `context` being SmolLM2's now:
+# And it generates with the loop from section 13, `tokenizer` and `context` being SmolLM2's now:
 
 # %%
 tokenizer, context, device = smollm2_tokenizer, 256, "cpu"
-written = generate(ours, "Once upon a time, in a small village by the sea, there", 40, temperature=0.6, seed=1)
+written = generate(
+    ours, "Once upon a time, in a small village by the sea, there", 40, temperature=0.6, seed=1
+)
 print(written)
 
 # %% [markdown]
 # A trained model has clearer heads than ours after a minute:
 
 # %%
-found = af.attention(smollm2, smollm2_tokenizer, 'The "while" statement is used for repeated execution')
+found = af.attention(
+    smollm2, smollm2_tokenizer, 'The "while" statement is used for repeated execution'
+)
 previous = found.decoder.diagonal(offset=-1, dim1=2, dim2=3).mean(dim=-1)  # [layers, heads]
 layer, number = divmod(previous.argmax().item(), smollm2.config.attention.heads)
-print(f"layer {layer + 1}, head {number + 1}: {previous.max():.0%} of its attention is on the token before")
+share = f"{previous.max():.0%} of its attention is on the token before"
+print(f"layer {layer + 1}, head {number + 1}: {share}")
 assert previous.max() > 0.6
 
 # %% [markdown]

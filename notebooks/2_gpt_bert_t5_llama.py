@@ -25,7 +25,9 @@ import anyformer as af
 from anyformer import blocks
 
 torch.manual_seed(0)
-plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+plt.rcParams.update(
+    {"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+)
 
 # %% [markdown]
 # ## 1. Four configs
@@ -43,7 +45,10 @@ plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.r
 # A config says it in numbers: so many layers of encoder, so many of decoder.
 
 # %%
-presets = {name: af.preset(name) for name in ("transformer-base", "gpt2", "bert-base", "t5-small", "llama-3.2-1b")}
+presets = {
+    name: af.preset(name)
+    for name in ("transformer-base", "gpt2", "bert-base", "t5-small", "llama-3.2-1b")
+}
 
 
 def show_fields(*fields):
@@ -58,8 +63,21 @@ def show_fields(*fields):
         print(f"{field:24}" + "".join(f"{value!s:>17}" for value in values))
 
 
-show_fields("encoder_layers", "decoder_layers", "d_model", "attention.heads", "attention.kv_heads", "attention.bias")
-show_fields("feed_forward.activation", "feed_forward.gated", "position.kind", "norm.kind", "norm.placement")
+show_fields(
+    "encoder_layers",
+    "decoder_layers",
+    "d_model",
+    "attention.heads",
+    "attention.kv_heads",
+    "attention.bias",
+)
+show_fields(
+    "feed_forward.activation",
+    "feed_forward.gated",
+    "position.kind",
+    "norm.kind",
+    "norm.placement",
+)
 
 # %% [markdown]
 # That table is the whole difference. In anyformer there is no class `GPT2` and no class `BERT`, only one block and one
@@ -124,7 +142,11 @@ def influence(config, length=12):
     torch.manual_seed(0)
     model = af.build(config).eval()
     tokens = torch.randint(5, config.vocab_size, (1, length))
-    inputs = {"tokens": tokens} if not config.is_encoder_decoder else {"tokens": tokens, "source": tokens}
+    inputs = (
+        {"tokens": tokens}
+        if not config.is_encoder_decoder
+        else {"tokens": tokens, "source": tokens}
+    )
     changed_input = "source" if config.is_encoder_decoder else "tokens"
     before, changes = model(**inputs).hidden, torch.zeros(length, length, dtype=torch.bool)
     for place in range(length):
@@ -138,7 +160,9 @@ def influence(config, length=12):
 small = {
     "GPT": gpt2,
     "LLaMA": af.preset("llama-nano"),
-    "LLaMA with a window of 2": af.preset("llama-nano", attention={"window": 2}, decoder_layers=2),
+    "LLaMA with a window of 2": af.preset(
+        "llama-nano", attention={"window": 2}, decoder_layers=2
+    ),
     "BERT": bert,
     "T5: target from source": af.preset("t5-nano"),
 }
@@ -162,7 +186,9 @@ assert found["T5: target from source"].all()
 # information travels `layers` $\cdot (w - 1)$ tokens.
 
 # %%
-assert torch.equal(found["LLaMA with a window of 2"], lower & ~torch.ones(12, 12).tril(-3).bool())
+assert torch.equal(
+    found["LLaMA with a window of 2"], lower & ~torch.ones(12, 12).tril(-3).bool()
+)
 
 # %% [markdown]
 # ## 3. The same text, the same budget
@@ -180,7 +206,9 @@ assert torch.equal(found["LLaMA with a window of 2"], lower & ~torch.ones(12, 12
 
 # %%
 plain = str.maketrans("’‘“”–—", "''\"\"--")
-Path("reference.txt").write_text("\n\n".join(topics.values()).translate(plain), encoding="utf-8")
+Path("reference.txt").write_text(
+    "\n\n".join(topics.values()).translate(plain), encoding="utf-8"
+)
 
 comparison = af.compare(
     ["gpt2", "llama", "bert", "t5"],
@@ -193,7 +221,8 @@ comparison = af.compare(
 )
 for contender in comparison.contenders:
     size = contender.parameters_outside_embeddings
-    print(f"{contender.name:6} {size:>9,} parameters, {contender.steps} steps of {contender.objective}")
+    run = f"{contender.steps} steps of {contender.objective}"
+    print(f"{contender.name:6} {size:>9,} parameters, {run}")
 
 sizes = [contender.parameters_outside_embeddings for contender in comparison.contenders]
 assert max(sizes) < 1.1 * min(sizes)
@@ -202,7 +231,11 @@ assert max(sizes) < 1.1 * min(sizes)
 figure, panels = plt.subplots(1, 4, figsize=(11, 2.6))
 for axes, contender in zip(panels, comparison.contenders):
     for curve in contender.curves:
-        axes.plot([p.tokens for p in curve.points], [p.validation_loss for p in curve.points], color="tab:blue")
+        axes.plot(
+            [p.tokens for p in curve.points],
+            [p.validation_loss for p in curve.points],
+            color="tab:blue",
+        )
         assert curve.points[-1].validation_loss < curve.points[0].validation_loss - 1
     axes.set(title=f"{contender.name}: {contender.objective}", xlabel="tokens")
 panels[0].set_ylabel("nats per prediction")
@@ -218,11 +251,14 @@ plt.show()
 for group in comparison.groups:
     print(f"{group.title}: {group.measure}")
     for score in group.scores:
-        print(f"    {score.contender:8} {score.value:.3f}   [{score.interval[0]:.3f}, {score.interval[1]:.3f}]")
+        low, high = score.interval
+        print(f"    {score.contender:8} {score.value:.3f}   [{low:.3f}, {high:.3f}]")
 for verdict in comparison.verdicts:
     print(f"{verdict.panel}: {verdict.a}, {verdict.b}: {verdict.verdict}")
 
-groups = {group.name: {score.contender for score in group.scores} for group in comparison.groups}
+groups = {
+    group.name: {score.contender for score in group.scores} for group in comparison.groups
+}
 assert groups["next_byte"] == {"gpt2", "llama"}
 assert not any({"bert", "gpt2"} <= members for members in groups.values())
 
@@ -237,9 +273,8 @@ assert not any({"bert", "gpt2"} <= members for members in groups.values())
 # %%
 def show(page, height=700):
     text = html.escape(Path(page).read_text(encoding="utf-8"))
-    display(
-        HTML(f'<div><iframe srcdoc="{text}" sandbox="allow-scripts" width="100%" height="{height}"></iframe></div>')
-    )
+    frame = f'<iframe srcdoc="{text}" sandbox="allow-scripts" width="100%" height="{height}">'
+    display(HTML(f"<div>{frame}</iframe></div>"))
 
 
 show("comparison/compare.html")
@@ -258,7 +293,9 @@ trained = {c.name: af.load(Path("comparison") / c.runs[0]) for c in comparison.c
 # %%
 for name in ("gpt2", "llama"):
     model, tokenizer = trained[name]
-    (text,) = af.generate(model, tokenizer, ["If the "], max_new_tokens=50, temperature=0.7, top_k=20, seed=1)
+    (text,) = af.generate(
+        model, tokenizer, ["If the "], max_new_tokens=50, temperature=0.7, top_k=20, seed=1
+    )
     print(f"{name}: If the {text}\n")
 
 # %% [markdown]
@@ -266,7 +303,11 @@ for name in ("gpt2", "llama"):
 
 # %%
 model, tokenizer = trained["bert"]
-(candidates,) = af.fill(model, tokenizer, f"The value of the{tokenizer.mask_token} is used if the name is not found.")
+(candidates,) = af.fill(
+    model,
+    tokenizer,
+    f"The value of the{tokenizer.mask_token} is used if the name is not found.",
+)
 for candidate in candidates:
     print(f"{candidate.probability:6.1%} {candidate.text!r}")
 assert len(candidates) == 5
@@ -278,7 +319,9 @@ assert len(candidates) == 5
 
 # %%
 model, tokenizer = trained["t5"]
-source = torch.tensor([tokenizer.encode("The <extra_id_0> is used for <extra_id_1> the value of an expression.")])
+source = torch.tensor(
+    [tokenizer.encode("The <extra_id_0> is used for <extra_id_1> the value of an expression.")]
+)
 target = af.generate_ids(model, source, max_new_tokens=16)
 print(tokenizer.decode(target[0].tolist(), skip_special=False))
 assert target[0, 0] == tokenizer.id("<extra_id_0>")
@@ -310,7 +353,14 @@ axes.set_yticks(range(len(sentences)), sentences)
 for row in range(len(sentences)):
     for column in range(len(sentences)):
         value = round(similarity[row, column].item(), 1) + 0.0  # no -0.0
-        axes.text(column, row, f"{value:.1f}", ha="center", va="center", color="white" if value > 0.6 else "black")
+        axes.text(
+            column,
+            row,
+            f"{value:.1f}",
+            ha="center",
+            va="center",
+            color="white" if value > 0.6 else "black",
+        )
 axes.set_title("Cosine of the sentences' vectors")
 plt.show()
 
@@ -328,8 +378,12 @@ assert similarity[5].argmax() == 6  # the password
 # %%
 models = {
     "BERT with rotary positions": af.preset("bert-tiny", position={"kind": "rotary"}),
-    "GPT-2 with a gated SiLU": af.preset("gpt2-nano", feed_forward={"gated": True, "activation": "silu"}),
-    "T5 with layer norm after the sum": af.preset("t5-nano", norm={"kind": "layer", "placement": "post"}),
+    "GPT-2 with a gated SiLU": af.preset(
+        "gpt2-nano", feed_forward={"gated": True, "activation": "silu"}
+    ),
+    "T5 with layer norm after the sum": af.preset(
+        "t5-nano", norm={"kind": "layer", "placement": "post"}
+    ),
     "LLaMA with learned positions": af.preset("llama-nano", position={"kind": "learned"}),
 }
 for name, config in models.items():
@@ -340,7 +394,15 @@ for name, config in models.items():
     print(f"{name}: {sum(weight.numel() for weight in model.parameters()):,} parameters")
 
 # %%
-display(SVG(af.diagram(af.preset("bert-tiny"), models["BERT with rotary positions"], names=["BERT", "with rotation"])))
+display(
+    SVG(
+        af.diagram(
+            af.preset("bert-tiny"),
+            models["BERT with rotary positions"],
+            names=["BERT", "with rotation"],
+        )
+    )
+)
 
 # %% [markdown]
 # `anyformer compare llama-nano --vary norm.kind=layer,rms position.kind=rotary,learned` trains all combinations and says

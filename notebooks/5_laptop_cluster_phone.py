@@ -22,10 +22,13 @@ import torch
 
 import anyformer as af
 
-plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+plt.rcParams.update(
+    {"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+)
 
 plain = str.maketrans("’‘“”–—", "''\"\"--")
-text = "\n\n".join(topics.values()).translate(plain)  # Python's language reference, which every Python brings
+# Python's language reference, which every Python brings
+text = "\n\n".join(topics.values()).translate(plain)
 Path("reference.txt").write_text(text[:250_000], encoding="utf-8")
 Path("held-out.txt").write_text(text[250_000:290_000], encoding="utf-8")
 
@@ -36,8 +39,8 @@ Path("held-out.txt").write_text(text[250_000:290_000], encoding="utf-8")
 # the same command gives the same losses, and a command that shares the work among processes must give them, too.
 
 # %% language="bash" magic_args="-e"
-# anyformer train llama-nano --data reference.txt --validation held-out.txt --tokenizer bpe:1024 --context 64 \
-#     --batch-size 16 --steps 40 --log-every 1 --dtype float32 --device cpu --name one
+# anyformer train llama-nano --data reference.txt --validation held-out.txt \
+#     --tokenizer bpe:1024 --context 64 --batch-size 16 --steps 40 --log-every 1 --dtype float32 --device cpu --name one
 
 # %% [markdown]
 # ## 2. Two processes
@@ -61,8 +64,8 @@ Path("held-out.txt").write_text(text[250_000:290_000], encoding="utf-8")
 # The flag is the only difference. Here are two processes on one machine, which talk over *gloo*; GPUs would use *nccl*.
 
 # %% language="bash" magic_args="-e"
-# train="anyformer train llama-nano --data reference.txt --validation held-out.txt --tokenizer bpe:1024 --context 64 \
-#     --batch-size 16 --steps 40 --log-every 1 --dtype float32 --device cpu"
+# train="anyformer train llama-nano --data reference.txt --validation held-out.txt \
+#     --tokenizer bpe:1024 --context 64 --batch-size 16 --steps 40 --log-every 1 --dtype float32 --device cpu"
 # $train --engine ddp --processes 2 --name ddp
 # $train --engine fsdp --processes 2 --name fsdp
 # $train --engine deepspeed --zero-stage 2 --processes 2 --name deepspeed
@@ -84,9 +87,15 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
 for run, curve in curves.items():
     left.plot(curve.keys(), curve.values(), label=run)
     if run != "one":
-        right.plot(curve.keys(), [abs(loss - curves["one"][step]) + 1e-9 for step, loss in curve.items()], label=run)
+        right.plot(
+            curve.keys(),
+            [abs(loss - curves["one"][step]) + 1e-9 for step, loss in curve.items()],
+            label=run,
+        )
 left.set(xlabel="step", ylabel="nats per token", title="Loss: four curves, one line")
-right.set(xlabel="step", yscale="log", ylim=(1e-9, 1e-2), title="Distance from that of one process")
+right.set(
+    xlabel="step", yscale="log", ylim=(1e-9, 1e-2), title="Distance from that of one process"
+)
 left.legend(frameon=False)
 right.legend(frameon=False)
 plt.show()
@@ -154,8 +163,8 @@ assert start == [24.0, 9.0, 3.0]
 # for a minute:
 
 # %% language="bash" magic_args="-e"
-# anyformer train llama-nano --data reference.txt --validation held-out.txt --tokenizer bpe:1024 --context 64 \
-#     --batch-size 16 --steps 600 --dtype float32 --device cpu --name phone
+# anyformer train llama-nano --data reference.txt --validation held-out.txt \
+#     --tokenizer bpe:1024 --context 64 --batch-size 16 --steps 600 --dtype float32 --device cpu --name phone
 
 # %% [markdown]
 # A phone has little memory, and generating a token means to read every weight once, so small weights are also fast ones.
@@ -174,7 +183,8 @@ integers = (groups / scale).round().to(torch.int8)
 restored = (integers * scale).flatten(1)
 
 error = (restored - weight).norm() / weight.norm()
-print(f"{weight.nelement() * 4:,} bytes -> {integers.nelement() + scale.nelement() * 2:,}; error {error:.2%}")
+small = integers.nelement() + scale.nelement() * 2
+print(f"{weight.nelement() * 4:,} bytes -> {small:,}; error {error:.2%}")
 assert error < 0.01
 
 # %% [markdown]
@@ -236,7 +246,12 @@ assert abs(found["q8_0"] - quality["float32"]) < 0.01
 
 # %%
 model, _ = af.load(files["q8_0"])
-print("The statement" + af.generate(model, tokenizer, ["The statement"], max_new_tokens=40, temperature=0.7, seed=1)[0])
+print(
+    "The statement"
+    + af.generate(
+        model, tokenizer, ["The statement"], max_new_tokens=40, temperature=0.7, seed=1
+    )[0]
+)
 
 # %% [markdown]
 # ## 6. The same directory elsewhere
@@ -247,12 +262,15 @@ print("The statement" + af.generate(model, tokenizer, ["The statement"], max_new
 # %%
 import transformers
 
-theirs = transformers.AutoModelForCausalLM.from_pretrained("runs/phone/model", dtype=torch.float32)
+theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    "runs/phone/model", dtype=torch.float32
+)
 with torch.no_grad():
     expected = theirs(rows[:1, :-1]).logits
     ours = trained(rows[:1, :-1]).logits
 assert torch.allclose(ours, expected, atol=1e-3)
-print(f"{type(theirs).__name__}: largest difference of a logit {(ours - expected).abs().max():.1e}")
+difference = (ours - expected).abs().max()
+print(f"{type(theirs).__name__}: largest difference of a logit {difference:.1e}")
 
 # %% [markdown]
 # And Keras, if it is installed (`pip install keras-hub tensorflow`; [Keras](../docs/keras.md) has the other families):
@@ -265,11 +283,15 @@ if importlib.util.find_spec("keras_hub") and importlib.util.find_spec("tensorflo
     import keras_hub
 
     eps = trained.config.norm.eps
-    backbone = keras_hub.models.Llama3Backbone.from_preset("runs/phone/model", layer_norm_epsilon=eps)
+    backbone = keras_hub.models.Llama3Backbone.from_preset(
+        "runs/phone/model", layer_norm_epsilon=eps
+    )
     keras_model = keras_hub.models.Llama3CausalLM(backbone=backbone)
     tokens = rows[:1, :-1].to(torch.int32).numpy()
     keras_logits = torch.tensor(
-        keras_model({"token_ids": tokens, "padding_mask": (tokens >= 0).astype("int32")}).numpy()
+        keras_model(
+            {"token_ids": tokens, "padding_mask": (tokens >= 0).astype("int32")}
+        ).numpy()
     )
     assert torch.allclose(ours, keras_logits, atol=1e-2)
     print(f"Keras: largest difference of a logit {(ours - keras_logits).abs().max():.1e}")

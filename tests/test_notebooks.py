@@ -58,14 +58,50 @@ def _code(notebook: NotebookNode, *, install: bool = False) -> list[str]:
 
 @each
 def test_a_notebook_is_what_its_source_makes(source: Path) -> None:
-    made = source.with_suffix(".ipynb").read_text(encoding="utf-8")
-    assert made == _make().text(source), "run `python notebooks/make.py`"
+    make, stored = _make(), source.with_suffix(".ipynb")
+    made = make.notebook(source)
+    assert make.keep_outputs(made, stored), "its outputs are of other code: run `python notebooks/make.py`"
+    text = stored.read_text(encoding="utf-8")
+    assert text == make.text(made), "run `python notebooks/make.py`"
+    assert len(text) <= make.LARGEST
 
 
-def test_an_edited_source_is_noticed(tmp_path: Path) -> None:
-    edited = tmp_path / SOURCES[0].name
-    edited.write_text(SOURCES[0].read_text(encoding="utf-8").replace("torch.manual_seed(0)", "torch.manual_seed(1)"))
-    assert _make().text(edited) != SOURCES[0].with_suffix(".ipynb").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("before", "after"), [("torch.manual_seed(0)", "torch.manual_seed(1)"), ("## 1.", "## 2.")])
+def test_an_edited_source_is_noticed(before: str, after: str, tmp_path: Path) -> None:
+    """Text that was edited keeps the outputs, code that was edited has none."""
+    make, edited = _make(), tmp_path / SOURCES[0].name
+    edited.write_text(SOURCES[0].read_text(encoding="utf-8").replace(before, after, 1), encoding="utf-8")
+    made, stored = make.notebook(edited), SOURCES[0].with_suffix(".ipynb")
+    assert make.keep_outputs(made, stored) == before.startswith("#")
+    assert make.text(made) != stored.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("output", "kept"),
+    [
+        ({"output_type": "stream", "name": "stderr", "text": "a warning"}, None),
+        ({"output_type": "stream", "name": "stdout", "text": "1%\r2%\rdone\n\x1b[1mbold\x1b[0m\n"}, "done\nbold\n"),
+        ({"output_type": "display_data", "metadata": {}, "data": {"text/html": "x" * 100_000, "text/plain": "x"}}, "x"),
+    ],
+)
+def test_outputs_are_stored_small(output: dict[str, Any], kept: str | None) -> None:
+    from nbformat import from_dict
+
+    stored = _make()._stored(from_dict(output), 1)
+    found = stored and (stored.text if stored.output_type == "stream" else stored.data["text/plain"])
+    assert found == kept
+    assert "text/html" not in str(stored)
+
+
+@each
+def test_outputs_are_stored(source: Path) -> None:
+    """Each cell ran once, in order, without an error; there are pictures and numbers."""
+    cells = _make().executed(_read(source))
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert all(output.output_type != "error" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert any(output.output_type == "stream" for output in outputs)
 
 
 @each
@@ -78,10 +114,6 @@ def test_the_form_of_a_notebook(source: Path) -> None:
     (install,) = _code(notebook, install=True)
     assert all(line.startswith("%pip install -q ") for line in install.splitlines())
     assert f"@ git+{REPOSITORY}" in install
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert cell.outputs == []
-            assert cell.execution_count is None
 
 
 @each
@@ -119,17 +151,38 @@ def test_the_first_part_of_the_first_notebook(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.chdir(tmp_path)
     part = SOURCES[0].read_text(encoding="utf-8").partition(FIRST_PART)[0]
     names: dict[str, Any] = {"__name__": "notebook"}
-    exec(compile(part.rpartition("# %%")[0], SOURCES[0].name, "exec"), names)
+    exec(compile(_with_solutions(part.rpartition("# %%")[0]), SOURCES[0].name, "exec"), names)
     assert len(names["merges"]) > 100
     assert names["head"].weights(names["x"]).shape == (1, 8, 8)
 
 
-def _execute(notebook: NotebookNode, folder: Path, kernel: str = "python3") -> None:
-    """Run all cells but the one that installs; an error in any of them is raised."""
-    from nbclient import NotebookClient
+def test_every_section_of_the_first_notebook_has_an_exercise() -> None:
+    text = SOURCES[0].read_text(encoding="utf-8")
+    sections = re.split(r"^# ## \d+\. ", text, flags=re.MULTILINE)[1:-1]  # after the last there is the next notebook
+    for section in sections:
+        assert section.count("**Exercise.**") == 1, section.splitlines()[0]
+        assert section.count("# <details><summary>Solution</summary>") == section.count("# </details>") == 1
 
-    notebook.cells = [cell for cell in notebook.cells if "install" not in cell.metadata.get("tags", [])]
-    NotebookClient(notebook, timeout=1200, kernel_name=kernel, resources={"metadata": {"path": str(folder)}}).execute()
+
+_SOLUTION = re.compile(r"^(?:# )?```python\n(.*?)^(?:# )?```$", re.DOTALL | re.MULTILINE)
+
+
+def _with_solutions(source: str) -> str:
+    """The source, with the code of solutions to its exercises in place of their text."""
+    return _SOLUTION.sub(lambda found: re.sub(r"^# ?", "", found[1], flags=re.MULTILINE), source)
+
+
+def _execute(notebook: NotebookNode, folder: Path, kernel: str = "python3") -> None:
+    """Run all cells but the one that installs, and the solutions; an error in any of them is raised."""
+    from nbformat.v4 import new_code_cell
+
+    cells: list[NotebookNode] = []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if cell.cell_type == "markdown":
+            cells += map(new_code_cell, _SOLUTION.findall(cell.source))
+    notebook.cells = cells
+    _make().execute(notebook, folder, kernel)
 
 
 @pytest.fixture
@@ -138,6 +191,11 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+
+
+def _kinds(cell: NotebookNode) -> set[str]:
+    """The kinds of what a cell shows, which are the same on every machine."""
+    return {kind for output in cell.outputs for kind in output.get("data", {"text/plain": ""})}
 
 
 @pytest.mark.slow
@@ -149,7 +207,12 @@ def test_a_notebook_runs_from_top_to_bottom(source: Path, environment: None, tmp
         for name in package.split():
             if importlib.util.find_spec(PACKAGES[name]) is None:
                 pytest.skip(f"the package {name} is not installed: pip install --no-deps {name}")
+    kinds = [_kinds(cell) for cell in _make().executed(notebook)]
+    cells = _make().executed(notebook)
     _execute(notebook, tmp_path)
+    assert [_kinds(cell) for cell in cells] == kinds, (
+        "what is stored is of another kind: `python notebooks/make.py --run`"
+    )
 
 
 @pytest.mark.slow

@@ -315,3 +315,52 @@ def test_the_site_in_a_browser(browse: Browse, address: str, look: Look) -> None
         page.click("label.md-header__button[for=__search]")
     page.locator(".md-search__input").press_sequentially("RMSNorm")  # not fill: the theme reads the query at keyup
     page.wait_for_selector(".md-search-result__item a[href*='reference/blocks/norm.html']")
+
+
+def test_code_is_no_wider_than_its_place(browse: Browse, site: Path, address: str) -> None:
+    """Nobody scrolls sideways to read a line of code in a window of 1280 pixels, on no page."""
+    page = browse(f"{address}/guide.html")
+    uris = sorted(str(path.relative_to(site)) for path in site.rglob("*.html") if path.name != "404.html")
+    # The page stays, with its styles, and is given the content of all others: loading each would take a minute.
+    wide = page.evaluate(
+        """async (uris) => {
+          const place = document.querySelector(".md-main__inner"), wide = [];
+          for (const uri of uris) {
+            const text = await (await fetch(uri)).text();
+            const other = new DOMParser().parseFromString(text, "text/html");
+            place.innerHTML = other.querySelector(".md-main__inner").innerHTML;
+            const blocks = [...place.querySelectorAll(".md-content pre > code")];
+            const over = blocks.filter((code) => code.scrollWidth > code.clientWidth);
+            wide.push(...over.map((code) => `${uri}: ${code.textContent.slice(0, 60)}`));
+          }
+          return wide;
+        }""",
+        uris,
+    )
+    assert not wide, "\n".join(wide)
+
+
+SEARCHES = {
+    "learning rate": "training.html#learning-rate",
+    "batch size": "training.html#batch-size",
+    "ner": "finetuning.html#tags-named-entities-ner-parts-of-speech",
+    "install": "getting-started.html#install",
+    "lora": "finetuning.html",
+    "perplexity": "evaluation.html",
+    "gguf": "gguf.html",
+    "resume": "training.html",
+}
+"""What people look for, and where they want to be led first."""
+
+
+def test_search_leads_to_the_guide_also_from_disk(browse: Browse, site: Path) -> None:
+    page = browse(f"{site.as_uri()}/index.html")
+    found: dict[str, str] = {}
+    for query in SEARCHES:
+        page.locator(".md-search__input").fill("")
+        page.locator(".md-search__input").press_sequentially(query)
+        # A link has the words that its page was found by.
+        link = page.locator(f".md-search-result__link[href*='h={query.replace(' ', '+')}']").first
+        link.wait_for(state="attached")
+        found[query] = link.evaluate("(link) => link.href")
+    print(found)

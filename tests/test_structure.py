@@ -19,7 +19,7 @@ def test_tests_mirror_the_source() -> None:
         # What no single module does.
         *(
             TESTS / f"test_{what}.py"
-            for what in ("browser", "docs", "hostile_folder", "meta_device", "notebooks", "site")
+            for what in ("browser", "docs", "hostile_folder", "messages", "meta_device", "notebooks", "outputs", "site")
         ),
         TESTS / "test_structure.py",
         TESTS / "blocks" / "test_equations.py",

@@ -24,6 +24,15 @@ import notebooks
 ROOT = Path(__file__).parents[2]
 _PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "reporting.md"}
 """Files of the repository that are pages, and their place on the site."""
+_WEIGHTS = {
+    "reference/": 0.1,
+    "decisions/": 0.1,
+    "changelog": 0.02,
+    "measurements/": 0.2,
+    "what-did-not-help": 0.1,
+    "testing": 0.2,
+    "tutorials/": 0.7,
+}
 _LANGUAGES = {".py": "python", ".sh": "sh", ".yml": "yaml", ".toml": "toml", ".cpp": "cpp", ".h": "cpp"}
 _LINK = re.compile(r"(?<=\]\()(?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?(?=\))")
 _SOURCE = re.compile(r"\]\((?:\.\./)*((?:src|benchmarks|tests)/[\w./-]+\.\w+)")
@@ -48,6 +57,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are generated."""
     for page in notebooks.pages():
         files.append(File.generated(config, page.uri, content=page.markdown))
+        for uri, content in page.pictures.items():
+            files.append(File.generated(config, uri, content=content))
     for name, uri in _PAGES.items():
         files.append(File.generated(config, uri, content=(ROOT / name).read_text(encoding="utf-8")))
     linked = {name for file in files.documentation_pages() for name in _SOURCE.findall(file.content_string)}
@@ -59,9 +70,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to files outside of docs/ lead to their pages; the front page has neither navigation nor contents."""
-    if page.file.src_uri == "index.md":
+    """Links to files outside of docs/ lead to their pages; the front page and code have the whole width."""
+    if page.file.src_uri == "index.md" or page.file.src_uri.startswith("source/"):
         page.meta["hide"] = ["navigation", "toc"]
+    page.meta.setdefault("search", {"boost": _boost(page.file.src_uri)})
     markdown = markdown.replace("<!-- pages -->", _reference_list())
     folder = posixpath.dirname(page.file.src_uri)
     origin = "" if page.file.src_uri in _PAGES.values() else f"docs/{folder}"
@@ -89,6 +101,11 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
     parts = _FENCE.split(markdown)
     return "".join(part if part.startswith("```") else _LINK.sub(moved, part) for part in parts)
+
+
+def _boost(uri: str) -> float:
+    """The weight of a page in the search: who looks for a word wants to be told how before which class it is."""
+    return next((weight for start, weight in _WEIGHTS.items() if uri.startswith(start)), 1.0)
 
 
 def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:

@@ -25,10 +25,11 @@ from anyformer.blocks.pooling import last_token
 from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
+from anyformer.one_line import OneLine
 
 
-@dataclass
-class ModelOutput:
+@dataclass(repr=False)
+class ModelOutput(OneLine):
     """The output of a model."""
 
     logits: Float[Tensor, "batch scored vocab"] | Float[Tensor, "batch labels"] | None

@@ -139,6 +139,17 @@ def test_diff(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the same architecture" in capsys.readouterr().out
 
 
+def test_vs_between_two_models(capsys: pytest.CaptureFixture[str]) -> None:
+    def out(*arguments: str) -> str:
+        assert main(list(arguments)) == 0
+        return capsys.readouterr().out
+
+    for command in (["diff"], ["diagram"], ["eject", "--diff"]):
+        assert out(*command, "gpt2", "vs", "llama") == out(*command, "gpt2", "llama")
+    assert "There is no preset 'vs'" in _fails(capsys, "diff", "gpt2", "vs")
+    assert "'llama' is one argument too many" in _fails(capsys, "diff", "gpt2", "and", "llama")
+
+
 def test_looking_wrongly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'gpt2'" in _fails(capsys, "show", "gtp2")
     assert "usage: anyformer diff A B" in _fails(capsys, "diff", "gpt2")

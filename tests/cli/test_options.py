@@ -9,11 +9,13 @@ from typing import Literal
 from unittest.mock import patch
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import anyformer
 from anyformer.cli.embed import EmbedOptions
 from anyformer.cli.main import COMMANDS
-from anyformer.cli.options import Parser, Positional, parse
+from anyformer.cli.options import Parser, Positional, parse, without_vs
 from anyformer.errors import UserError
 
 _SOURCE = Path(anyformer.__file__).parent
@@ -234,3 +236,14 @@ def test_text_that_the_locale_cannot_decode_is_utf_8() -> None:
     options = parse(EmbedOptions, [undecoded, undecoded, "\udcff"], "embed")
     assert options.texts == ("caf\u00e9", "\ufffd")
     assert options.model == undecoded  # the name of a file
+
+
+@given(st.lists(st.sampled_from(["gpt2", "llama", "vs", "VS.", "--name", "-o"])))
+def test_only_a_vs_between_two_words_is_left_out(argv: list[str]) -> None:
+    left = without_vs(argv)
+    assert [word for word in left if word.lower() not in ("vs", "vs.")] == [
+        word for word in argv if word.lower() not in ("vs", "vs.")
+    ]
+    assert left[:1] == argv[:1]
+    assert left[-1:] == argv[-1:]
+    assert without_vs(["gpt2", *argv[:1]]) == ["gpt2", *argv[:1]]

@@ -73,7 +73,7 @@ def test_other_heads_are_refused() -> None:
     model, _ = encoder({"kind": "classification", "labels": 3, "pooler": "tanh"})
     with pytest.raises(UserError, match="without a tokenizer"):
         text_logits(model, None, [("a", None)])
-    with pytest.raises(UserError, match="its head is 'classification', so use `classify`"):
+    with pytest.raises(UserError, match=r"its head is 'classification', so use `anyformer\.classify`"):
         word_logits(model, tokenizer, [])
 
 

@@ -97,6 +97,6 @@ def test_wrong_input() -> None:
     for empty in ("", [""], [[]], [["", " "]]):
         with pytest.raises(UserError, match="Text 1 of 1 is empty"):
             tag(model, tokenizer, empty)
-    with pytest.raises(UserError, match="so use `classify`"):
+    with pytest.raises(UserError, match=r"so use `anyformer\.classify`"):
         tag(*encoder({"kind": "classification", "labels": 2, "pooler": "tanh"}), "a")
     assert tag(model, tokenizer, []) == []

@@ -59,9 +59,11 @@ for directory in sys.argv[1:]:
 """
 
 
-def _blocks(language: str) -> str:
+def _blocks(title: str) -> str:
     return "\n".join(
-        re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        re.findall(
+            rf"^```python title=\"{title}\"\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        )
     )
 
 
@@ -115,7 +117,7 @@ def _save(family: str, directory: Path, chance: random.Random) -> dict[str, np.n
         answers = {"mask": mask.numpy(), "logits": model(ids, mask=mask).logits.numpy()}
         if family == "bert":
             names: dict[str, Any] = {}
-            exec(_blocks("python anyformer"), names)
+            exec(_blocks("in anyformer"), names)
             names["save_for_keras"](directory, directory / "encoder")
             out = af.load(directory / "encoder")[0](ids, mask=mask)
             answers |= {"bare sequence_output": out.hidden.numpy(), "bare pooled_output": out.pooled.numpy()}
@@ -130,7 +132,7 @@ def test_keras_hub_gives_the_same_logits(tmp_path: Path) -> None:
         for number in range(DRAWN):
             directory = tmp_path / f"{family}-{number}"
             expected[directory] = _save(family, directory, chance)
-    code = f"{_blocks('python keras')}\nUNSEEN = {UNSEEN!r}\n{_COMPARE}"
+    code = f"{_blocks('in Keras')}\nUNSEEN = {UNSEEN!r}\n{_COMPARE}"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, expected)], capture_output=True, text=True, check=False
     )

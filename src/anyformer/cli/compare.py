@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from anyformer.cli.options import Positional, parse
+from anyformer.cli.options import Positional, parse, without_vs
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class CompareOptions:
 
 def run(argv: list[str]) -> int:
     """Compare models; returns the exit status."""
-    options = parse(CompareOptions, argv, "compare")
+    options = parse(CompareOptions, without_vs(argv), "compare")
     from anyformer.compare.compare import work
     from anyformer.compare.jobs import StoppedError
     from anyformer.compare.request import Request, budget_of

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from anyformer.cli.options import Positional, parse
+from anyformer.cli.options import Positional, parse, without_vs
 from anyformer.cli.output import check_new
 from anyformer.compare.contenders import read_config
 from anyformer.terminal import write
@@ -35,7 +35,7 @@ class DiagramOptions:
 
 def run(argv: list[str]) -> int:
     """Draw the models."""
-    options = parse(DiagramOptions, argv, "diagram")
+    options = parse(DiagramOptions, without_vs(argv), "diagram")
     names = [options.model] if options.other is None else [options.model, options.other]
     contenders = [read_config(name) for name in names]
     if options.output is not None:

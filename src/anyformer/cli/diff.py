@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from anyformer.cli.options import Positional, parse
+from anyformer.cli.options import Positional, parse, without_vs
 from anyformer.cli.show import shown
 from anyformer.compare.contenders import read_config
 from anyformer.config import diff
@@ -10,7 +10,7 @@ from anyformer.config import diff
 
 @dataclass(frozen=True)
 class DiffOptions:
-    """Show the fields of the config in which two models differ.
+    """Show the fields of the config in which two models differ; a `vs` between them may be written, too.
 
     Examples:
         anyformer diff gpt2 llama
@@ -26,7 +26,7 @@ class DiffOptions:
 
 def run(argv: list[str]) -> int:
     """Print the fields in which two models differ."""
-    options = parse(DiffOptions, argv, "diff")
+    options = parse(DiffOptions, without_vs(argv), "diff")
     differences = diff(read_config(options.a).config, read_config(options.b).config)
 
     from rich.table import Table

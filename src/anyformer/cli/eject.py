@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from anyformer.cli.options import Positional, parse
+from anyformer.cli.options import Positional, parse, without_vs
 from anyformer.errors import UserError
 from anyformer.terminal import write
 
@@ -33,7 +33,7 @@ class EjectOptions:
 
 def run(argv: list[str]) -> int:
     """Write the file, or print what separates two."""
-    options = parse(EjectOptions, argv, "eject")
+    options = parse(EjectOptions, without_vs(argv), "eject")
     models = list(options.models)
     if len(models) != (2 if options.diff else 1):
         count = f"{len(models)} {'was' if len(models) == 1 else 'were'} given"

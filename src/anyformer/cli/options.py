@@ -53,6 +53,20 @@ def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
     return make(kind, parser.given(argv))
 
 
+def without_vs(argv: Sequence[str]) -> list[str]:
+    """The arguments without a `vs` between two models, as in ``gpt2 vs llama``; a file of that name is kept."""
+    between = range(1, len(argv) - 1)
+    joined = {
+        index
+        for index in between
+        if argv[index].lower() in ("vs", "vs.", "versus")
+        and not argv[index - 1].startswith("-")
+        and not argv[index + 1].startswith("-")
+        and not Path(argv[index]).exists()
+    }
+    return [argument for index, argument in enumerate(argv) if index not in joined]
+
+
 def flag(name: str) -> str:
     """The flag of a field."""
     return f"--{name.replace('_', '-')}"

@@ -9,7 +9,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from anyformer.cli.options import Positional, parse
+from anyformer.cli.options import Positional, parse, without_vs
 from anyformer.console import Console
 from anyformer.errors import UserError
 from anyformer.runs.listing import Run, differences, is_run, read_run, read_runs
@@ -49,7 +49,7 @@ class RunsOptions:
 
 def run(argv: list[str]) -> int:
     """Print a table of runs."""
-    options = parse(RunsOptions, argv, "runs")
+    options = parse(RunsOptions, without_vs(argv), "runs")
     runs, compared = _chosen(options.paths)
     if options.html is not None:
         if options.html.is_dir():

@@ -21,11 +21,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from anyformer import atomic
 from anyformer.errors import UserError
 from anyformer.limits import read_object
+from anyformer.one_line import OneLine
 from anyformer.schema import make, to_plain
 
 VERSION = 1
@@ -58,8 +59,8 @@ class Point:
     bits_per_byte: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Curve:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Curve(OneLine):
     """A run, from its first step to its last."""
 
     seed: int
@@ -104,8 +105,8 @@ class Trial:
     validation_loss: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class ContenderResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ContenderResult(OneLine):
     """One of the models that are compared.
 
     Attributes:
@@ -130,6 +131,8 @@ class ContenderResult:
         runs: run directories, by seed, relative to compare.json.
         curves: by seed.
     """
+
+    shown: ClassVar = ("name", "objective", "parameters", "steps", "learning_rate")
 
     name: str
     spec: str
@@ -176,8 +179,8 @@ class Score:
     controls: dict[str, float] = field(default_factory=dict[str, float])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Panel:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Panel(OneLine):
     """Numbers of the same thing, which compare.
 
     Attributes:
@@ -324,9 +327,11 @@ class Setup:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Comparison(OneLine):
     """All that a comparison found."""
+
+    shown: ClassVar = ("title", "contenders", "groups", "tasks", "verdicts")
 
     title: str
     repeat: str

@@ -10,14 +10,15 @@ from anyformer.checkpoint.by_name import takes_model
 from anyformer.errors import UserError
 from anyformer.evaluation.logits import is_regression, label_names, require_words, text_logits
 from anyformer.model import Transformer
+from anyformer.one_line import OneLine
 from anyformer.tokenizer import Tokenizer
 
 _LIKELY = 0.5
 """The probability above which one of several labels is taken for right, as in training and evaluation."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Classification:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Classification(OneLine):
     """What a classifier says of a text.
 
     Attributes:

@@ -102,6 +102,7 @@ def require_words(texts: Sequence[str], what: str = "Text") -> None:
 
 
 _FUNCTIONS = {"classification": "classify", "token_classification": "tag"}
+"""Of this package, by the head that they read: `anyformer classify` serves both."""
 
 
 def _require_head(model: Transformer, kind: str, what: str) -> None:
@@ -109,7 +110,9 @@ def _require_head(model: Transformer, kind: str, what: str) -> None:
     if head == kind:
         return
     if head in _FUNCTIONS:
-        raise UserError(f"This model has no head that {what}: its head is {quote(head)}, so use `{_FUNCTIONS[head]}`.")
+        raise UserError(
+            f"This model has no head that {what}: its head is {quote(head)}, so use `anyformer.{_FUNCTIONS[head]}`."
+        )
     raise UserError(
         f"This model has no head that {what} (its head is {quote(head)}): load one that was trained for that, or train "
         "it with `anyformer finetune MODEL --data FILE`."

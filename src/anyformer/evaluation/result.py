@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -9,13 +10,14 @@ import numpy.typing as npt
 from anyformer.data.examples import Task, Where
 from anyformer.evaluation.metrics import ClassScores, Interval, Metric
 from anyformer.evaluation.spans import TaggedSpans
+from anyformer.one_line import OneLine
 
 Scores = dict[str, float]
 """Metrics by name."""
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluatedRow:
+@dataclass(frozen=True, slots=True, repr=False)
+class EvaluatedRow(OneLine):
     """An example, and what a model said.
 
     Attributes:
@@ -36,8 +38,8 @@ class EvaluatedRow:
     spans: TaggedSpans | None = None
 
 
-@dataclass(frozen=True)
-class Confusion:
+@dataclass(frozen=True, repr=False)
+class Confusion(OneLine):
     """How often each label (row) was taken for each other one (column)."""
 
     labels: Sequence[str]
@@ -45,7 +47,7 @@ class Confusion:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Evaluation(dict[str, float]):
+class Evaluation(OneLine, dict[str, float]):
     """The metrics of a task by name, a dict of numbers; its attributes say more.
 
     Attributes:
@@ -55,6 +57,8 @@ class Evaluation(dict[str, float]):
         confusion: Of one label a row.
         notes: What should be known about the figures, in sentences.
     """
+
+    shown: ClassVar = ("task", "metrics")
 
     task: Task
     metrics: Mapping[str, Metric]

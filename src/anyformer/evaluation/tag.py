@@ -8,13 +8,14 @@ from anyformer.evaluation.logits import label_names, require_words, word_logits
 from anyformer.evaluation.metrics.tagging import entities, is_entity_scheme
 from anyformer.evaluation.words import Span, word_spans
 from anyformer.model import Transformer
+from anyformer.one_line import OneLine
 from anyformer.tokenizer import Tokenizer
 
 _OUTSIDE = "O"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaggedWord:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TaggedWord(OneLine):
     """A word and its tag.
 
     Attributes:
@@ -31,8 +32,8 @@ class TaggedWord:
     probability: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entity:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Entity(OneLine):
     """Words with a name, such as a person's.
 
     Attributes:
@@ -49,8 +50,8 @@ class Entity:
     probability: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaggedText:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TaggedText(OneLine):
     """What a tagger says of a text.
 
     Attributes:

@@ -149,8 +149,8 @@ class FinetuneConfig(RunConfig):
     """Put several examples into a row, which do not see each other (default: on an accelerator; elsewhere examples of
     about equal length share a batch)."""
     batch_size: int | None = None
-    """Examples in a batch, of all processes together (default: 32, or 64 from 60,000 examples on; 16 for text to be
-    generated)."""
+    """Examples in a batch, of all processes together (default: 32, or 128 from 60,000 examples on without an adapter;
+    16 for text to be generated)."""
     epochs: float | None = None
     """Passes over the data, instead of --steps or --minutes (default: 3; of tags as many as 500 batches are, from 3 to
     20; from 20,000 examples on fewer: what 60,000 examples are, but one at least)."""

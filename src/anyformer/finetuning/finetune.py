@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, ClassVar, Unpack, cast
 
 from anyformer import limits
 from anyformer.checkpoint import load
@@ -16,6 +16,7 @@ from anyformer.errors import UserError, check_keywords
 from anyformer.finetuning.config import FinetuneConfig, FinetuneOptions, resumed
 from anyformer.finetuning.recipe import finetuning
 from anyformer.model import Transformer
+from anyformer.one_line import OneLine
 from anyformer.runs.directory import METRICS
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.precision import choose_precision
@@ -23,8 +24,8 @@ from anyformer.training.run import run
 from anyformer.training.strategies.launch import needs_launch
 
 
-@dataclass(frozen=True, slots=True)
-class FinetuneResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class FinetuneResult(OneLine):
     """What fine-tuning leaves.
 
     Attributes:
@@ -34,6 +35,8 @@ class FinetuneResult:
             `validation_loss`, and the metrics of the task, see `anyformer.evaluate`.
         directory: The run directory, which holds `report.html` and, in `model/`, the model or the adapter.
     """
+
+    shown: ClassVar = ("directory", "metrics", "model")
 
     model: Transformer
     tokenizer: Tokenizer

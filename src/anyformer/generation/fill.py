@@ -8,11 +8,12 @@ from anyformer.checkpoint.by_name import takes_model
 from anyformer.errors import UserError, quote
 from anyformer.generation import inference
 from anyformer.model import Transformer
+from anyformer.one_line import OneLine
 from anyformer.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class Candidate:
+@dataclass(frozen=True, repr=False)
+class Candidate(OneLine):
     """A token for a mask."""
 
     token: int

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,16 @@ from anyformer.errors import UserError
 from anyformer.generation import inference
 from anyformer.generation.prompt import batches, decoder_start_id, encode_prompt, input_pad_id, pad
 from anyformer.model import Transformer
+from anyformer.one_line import OneLine
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.prompt import common_prefix
 
 
-@dataclass(frozen=True)
-class Score:
+@dataclass(frozen=True, repr=False)
+class Score(OneLine):
     """The log-probability of each token of a text, given all tokens before it."""
+
+    shown: ClassVar = ("logprob", "perplexity", "tokens")
 
     tokens: list[int]
     """Those that were scored; the first of a text without a prompt can't be."""

@@ -18,6 +18,7 @@ from anyformer.errors import UserError
 from anyformer.families.gguf import Architecture, rope_factors, table, to_gguf
 from anyformer.families.rows import COPY, Row
 from anyformer.model import Transformer, skeleton
+from anyformer.one_line import OneLine
 from anyformer.quantization import bits_of
 from anyformer.tokenizer import Tokenizer
 
@@ -25,8 +26,8 @@ _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "
 """llama.cpp's numbers for a file that is mostly of one type."""
 
 
-@dataclass(frozen=True)
-class Written:
+@dataclass(frozen=True, repr=False)
+class Written(OneLine):
     """What became of a model."""
 
     architecture: str

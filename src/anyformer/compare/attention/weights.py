@@ -20,14 +20,15 @@ from anyformer.generation.config import GenerationConfig
 from anyformer.generation.decode import generate_ids
 from anyformer.generation.prompt import decoder_start_id, eos_ids
 from anyformer.model import Transformer
+from anyformer.one_line import OneLine
 from anyformer.tokenizer import Tokenizer
 
 _MOST_GENERATED = 64
 """Tokens of a target that is generated, the one that starts it among them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attention:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Attention(OneLine):
     """What each token of a text attends to, in every head of every layer.
 
     ``decoder[layer, head, query, key]`` is the weight that the query's token puts on the key's; each row sums to 1.

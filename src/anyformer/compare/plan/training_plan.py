@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from anyformer.analysis import cache_bytes_per_token
 from anyformer.compare.contenders import Contender
@@ -16,10 +16,11 @@ from anyformer.compare.plan.step import StepCount, Workload, count_step
 from anyformer.compare.plan.workload import make_workload
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, check_keywords
+from anyformer.one_line import OneLine
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingPlan:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TrainingPlan(OneLine):
     """What training takes, of one process unless it says otherwise; memory in bytes, time in seconds, money in dollars.
 
     Attributes:
@@ -55,6 +56,8 @@ class TrainingPlan:
         cost: of the run, of all devices, likewise low, likely and high.
         cost_per_million: the same of a million tokens; None: there is no price.
     """
+
+    shown: ClassVar = ("model", "task", "device", "peak", "fits", "steps", "seconds", "cost")
 
     model: str
     task: str

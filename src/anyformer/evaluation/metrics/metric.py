@@ -27,7 +27,7 @@ class Interval(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Metric:
     """A metric that follows from sums over the rows of a data set.
 
@@ -44,6 +44,9 @@ class Metric:
     rows: Array
     function: Callable[[Array], Array]
     bounds: tuple[float, float] | None = None
+
+    def __repr__(self) -> str:
+        return f"{self.value:.4g}"
 
     @property
     def value(self) -> float:
