@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import anyformer as af
 from anyformer.cli.main import main
+from anyformer.compare.compare import compare
 from tests.compare.texts import text
 from tests.finetuning import toys
 
@@ -168,6 +169,17 @@ def _check(world: Path, scratch: Path, capsys: pytest.CaptureFixture[str], kind:
             if command in GOES_ON.get(kind, ()):
                 assert "symbolic link" in message, (command, message)
             assert (_contents(outside), _contents(world)) == before, command
+
+
+def test_a_folder_that_nobody_named_is_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name follows from the request, so a stranger can plant it in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("elsewhere").mkdir()
+    Path("link").symlink_to("elsewhere")
+    monkeypatch.setattr("anyformer.compare.compare.default_folder", lambda request: Path("link"))
+    with pytest.raises(af.UserError, match="link is a symbolic link"):
+        compare(["gpt2-nano", "llama-nano"])
+    assert not any(Path("elsewhere").iterdir())
 
 
 def test_a_linked_lock_truncates_nothing(tmp_path: Path) -> None:
