@@ -123,6 +123,47 @@ def test_links_and_pipes_are_not_added_to(tmp_path: Path):
         atomic.append(tmp_path / "pipe", "text")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links and named pipes as POSIX has them")
+@pytest.mark.parametrize("target", ["../outside", "../outside/file", "../gone", "/", "../../{name}/outside"])
+@pytest.mark.parametrize("place", ["a", "kind/a", "kind/entry/a", "kind/entry/deeper/a"])
+def test_a_directory_with_a_link_out_of_it_is_not_opened(tmp_path: Path, place: str, target: str):
+    directory = tmp_path / "directory"
+    (directory / "kind" / "entry" / "deeper").mkdir(parents=True)
+    (directory / "kind" / "entry" / "file").touch()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "file").touch()
+    logs = directory / "wandb" / "run-20261129_173835-x" / "logs"
+    logs.mkdir(parents=True)
+    (directory / "wandb" / "latest-run").symlink_to("run-20261129_173835-x")
+    (logs / "debug-core.log").symlink_to(tmp_path / "outside" / "file")
+    assert atomic.open_directory(directory) == directory
+    depth = place.count("/")
+    up = target if target == "/" else "../" * depth + target.format(name=tmp_path.name)
+    (directory / place).symlink_to(up)
+    with pytest.raises(UserError, match="a is a symbolic link, by which something elsewhere"):
+        atomic.open_directory(directory)
+    (tmp_path / "link").symlink_to(directory)
+    with pytest.raises(UserError, match="a is a symbolic link"):
+        atomic.open_directory(tmp_path / "link")
+    # Only what is between the root and an entry, and in the entry, is looked at.
+    parts = ("kind", "entry", "file")[: depth + 1]
+    if depth < 2:
+        assert atomic.open_directory(directory, *parts) == directory.joinpath(*parts)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and named pipes as POSIX has them")
+def test_no_part_on_the_way_is_a_link(tmp_path: Path):
+    (tmp_path / "root" / "kind" / "entry").mkdir(parents=True)
+    (tmp_path / "root" / "other").symlink_to("kind")
+    (tmp_path / "root" / "kind" / "linked").symlink_to("entry")
+    (tmp_path / "root" / "kind" / "entry" / "file").touch()
+    (tmp_path / "root" / "kind" / "entry" / "again").symlink_to("file")
+    for parts in (("other", "entry"), ("kind", "linked"), ("kind", "entry"), ("kind", "entry", "again")):
+        with pytest.raises(UserError, match=r"(other|linked|again) is a symbolic link"):
+            atomic.open_directory(tmp_path / "root", *parts)
+    assert atomic.open_directory(tmp_path / "root", "kind", "missing") == tmp_path / "root" / "kind" / "missing"
+
+
 _WRITES = """
 import sys
 from pathlib import Path

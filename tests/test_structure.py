@@ -6,8 +6,9 @@ import ast
 from pathlib import Path
 
 from anyformer import limits
+from anyformer.adapters import patterns
 from anyformer.data import input_files
-from anyformer.tokenizer import template_budget, template_sandbox
+from anyformer.tokenizer import template_budget, template_sandbox, training
 
 ROOT = Path(__file__).parents[1]
 SOURCE, TESTS = ROOT / "src" / "anyformer", ROOT / "tests"
@@ -19,7 +20,17 @@ def test_tests_mirror_the_source() -> None:
         # What no single module does.
         *(
             TESTS / f"test_{what}.py"
-            for what in ("browser", "docs", "hostile_folder", "messages", "meta_device", "notebooks", "outputs", "site")
+            for what in (
+                "browser",
+                "docs",
+                "hostile_folder",
+                "messages",
+                "meta_device",
+                "notebooks",
+                "outputs",
+                "planted_links",
+                "site",
+            )
         ),
         TESTS / "test_structure.py",
         TESTS / "blocks" / "test_equations.py",
@@ -130,5 +141,6 @@ def test_the_limits_are_those_that_the_page_names() -> None:
     page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     values = [limits.JSON_BYTES, limits.YAML_BYTES, limits.LOG_BYTES, limits.RECORD_BYTES, limits.DEPTH]
     values += [input_files._EXPANDED_BYTES, input_files._EXPANSION, template_sandbox._LONGEST]
+    values += [input_files.ROW_BYTES, input_files.VALUE_BYTES, training.LARGEST, patterns.LONGEST, patterns.MOST_PARTS]
     values += [template_budget._BUDGET, template_budget._LARGEST, template_budget._BITS]
     assert [value for value in values if f" {value:,} " not in page] == []

@@ -19,6 +19,8 @@ from platformdirs import user_cache_path
 from anyformer.errors import UserError
 
 _ABANDONED = 86400.0
+_LOG_OF_WANDB = "wandb/*/logs/debug-core.log"
+"""A link to a log in the user's cache, which wandb leaves in each run and nothing opens."""
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -78,6 +80,42 @@ def refuse_link(path: Path) -> None:
             f"{path} is a symbolic link, by which something elsewhere would be written to: put a copy in its place, or "
             "remove it."
         )
+
+
+def open_directory(root: Path, *parts: str) -> Path:
+    """Check a directory before a command goes on with it: one of a run, a comparison, a checkpoint, a cache.
+
+    It may come from anyone, and what is written to it stays in it. It is looked at once: who may still write to it can
+    plant a link later.
+
+    Args:
+        root: the directory, or one above it. Its own path may be a link, as whoever gave it chose it.
+        parts: the names that lead from there to the directory, or to a file. What is missing is left to the caller.
+
+    Returns:
+        The path of the directory.
+
+    Raises:
+        UserError: one of the parts, or something in the directory, is a symbolic link; or, deeper in it, there is one
+            that leads out of it. Or it can't be read.
+    """
+    path = root
+    for part in parts:
+        path /= part
+        refuse_link(path)
+    real = os.path.realpath(path)
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # another process has just finished with it
+            raise UserError(f"{error.filename} can't be read: {error.strerror}.") from error
+
+    for folder, folders, files in os.walk(path, onerror=refuse) if path.is_dir() else ():
+        for each in (Path(folder, name) for name in (*folders, *files)):
+            if not each.is_symlink() or each.match(_LOG_OF_WANDB):
+                continue
+            if each.parent == path or not Path(os.path.realpath(each)).is_relative_to(real):
+                refuse_link(each)
+    return path
 
 
 @contextmanager

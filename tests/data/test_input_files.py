@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from anyformer.data import input_files
+from anyformer.data.examples.rows import read_rows
 from anyformer.data.records import records
 from anyformer.data.sources import documents, text_lines
 from anyformer.errors import UserError
@@ -98,7 +99,7 @@ def test_a_file_that_grows_out_of_all_proportion(tmp_path: Path, monkeypatch: py
     path.write_bytes(_zstandard(b"abcdefg\n" * 500_000))
     assert sum(len(document.text) for document in documents(path)) == 4_000_000
     monkeypatch.setattr(input_files, "_EXPANDED_BYTES", 1_000_000)
-    with pytest.raises(UserError, match="more than 1,000 times as large when it is decompressed"):
+    with pytest.raises(UserError, match="more than 200 times as large when it is decompressed"):
         list(documents(path))
 
 
@@ -117,11 +118,36 @@ def test_rows_of_parquet_that_are_made_of_nothing(
     whole, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
     pa.set_memory_pool(pool)
     try:
-        with pytest.raises(UserError, match="more than 1,000 times as large when it is decompressed"):
+        with pytest.raises(UserError, match="more than 200 times as large when it is decompressed"):
             list(records(path, ("text",)))
     finally:
         pa.set_memory_pool(whole)
     assert pool.max_memory() < 30_000_000
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.gz", "a.csv.gz", "a.conll.gz"])
+@pytest.mark.parametrize("reads_examples", [False, True])
+def test_rows_of_nothing_count_what_they_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, reads_examples: bool
+):
+    """A few bytes of a compressed file stand for thousands of rows, and each of them takes time and memory."""
+    path, count = tmp_path / name, 40_000
+    if name == "a.parquet":
+        pa = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pa.table({"text": pa.nulls(count, pa.string())}), path, compression="zstd")
+    else:
+        row = {"a.jsonl.gz": '{"text": null}\n', "a.csv.gz": "b\n", "a.conll.gz": "a O\n\n"}[name]
+        path.write_bytes(gzip.compress((("text\n" if name == "a.csv.gz" else "") + row * count).encode()))
+    monkeypatch.setattr(input_files, "_EXPANDED_BYTES", 1_000_000)
+    if name == "a.conll.gz" and not reads_examples:
+        return  # no text to be trained on
+    read = 0
+    with pytest.raises(UserError, match="200 times as large when it is decompressed"):  # noqa: PT012
+        for _ in read_rows([str(path)]) if reads_examples else records(path, ("text",)):
+            read += 1
+    assert 1000 < read <= 1_000_000 / input_files.ROW_BYTES
 
 
 def test_a_deep_record(tmp_path: Path):

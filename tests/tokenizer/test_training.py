@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.training import SPECIAL
+from anyformer.tokenizer.training import SPECIAL, parse_spec
 from tests.tokenizer.hugging_face import (
     CORPUS,
     KINDS,
@@ -156,3 +156,12 @@ def test_wordpiece_is_the_same_in_every_process():
     )
     found = {subprocess.check_output([sys.executable, "-c", code], cwd=ROOT) for _ in range(2)}
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
+@pytest.mark.parametrize("size", ["1000001", "1000000000", "9" * 5000, "0" * 5000 + "1000001"])
+def test_a_vocabulary_has_a_limit(kind: str, size: str):
+    """The library takes the memory for all of it at once."""
+    with pytest.raises(UserError, match=f"'{kind}:.*has more than 1,000,000 tokens"):
+        Tokenizer.train(["the cat sat on the mat"], f"{kind}:{size}")
+    assert parse_spec(f"{kind}:0001000000") == (kind, 1_000_000)

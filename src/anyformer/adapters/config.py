@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
+from anyformer.adapters import patterns
 from anyformer.errors import UserError
 
 T = TypeVar("T")
@@ -17,7 +18,7 @@ class LoraConfig:
     """LoRA, DoRA and rsLoRA; names of modules are those of Hugging Face's class, as in PEFT.
 
     Raises:
-        UserError: a rank below 1, or numbers that make no adapter.
+        UserError: a rank below 1, numbers that make no adapter, or patterns that are none (see `patterns.Pattern`).
     """
 
     rank: int = 16
@@ -36,7 +37,7 @@ class LoraConfig:
     layers_pattern: Sequence[str] = ()
     """The names before those numbers, such as "layers"; empty: any."""
     rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Other ranks, by regular expressions for the ends of names."""
+    """Other ranks, by regular expressions for the ends of names, see `patterns.Pattern`."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float])
     """Other alphas."""
     use_rslora: bool = False
@@ -57,6 +58,7 @@ class LoraConfig:
                 raise UserError(f"The alpha of an adapter is a finite number, not {alpha}.")
         if not 0 <= self.dropout < 1:
             raise UserError(f"The dropout of an adapter is at least 0 and below 1, not {self.dropout}.")
+        patterns.check([*self.rank_pattern, *self.alpha_pattern])
 
     def weighted(self, weight: float) -> "LoraConfig":
         """The config of an adapter that counts so many times."""
@@ -100,14 +102,14 @@ class LoraConfig:
     def _selects_layer(self, module: str) -> bool:
         if not self.layers_to_transform:
             return True
-        patterns = self.layers_pattern or [r"[^.]*"]
+        before = self.layers_pattern or [r"[^.]*"]
         # The first number in a name is the layer's; an expert inside it would have another.
-        found = next((found for each in patterns if (found := re.match(rf"(?:^|.*?\.){each}\.(\d+)\.", module))), None)
+        found = next((found for each in before if (found := re.match(rf"(?:^|.*?\.){each}\.(\d+)\.", module))), None)
         return found is not None and int(found[1]) in self.layers_to_transform
 
 
-def _by_pattern(patterns: Mapping[str, T], module: str, default: T) -> T:
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+def _by_pattern(values: Mapping[str, T], module: str, default: T) -> T:
+    return next((value for key, value in values.items() if patterns.compiled(key).matches(module)), default)
 
 
 def _matches(names: str | Sequence[str], module: str) -> bool:

@@ -17,7 +17,7 @@ from anyformer.checkpoint import mlx, peft
 from anyformer.checkpoint.adapter_directory import HEAD, find_adapter, head_json
 from anyformer.checkpoint.gguf.adapter import save_gguf_adapter
 from anyformer.checkpoint.stored_adapter import StoredAdapter
-from anyformer.checkpoint.tensors import write_tensors
+from anyformer.checkpoint.tensors import FLOATS, write_tensors
 from anyformer.errors import UserError, cut
 from anyformer.model import Transformer
 

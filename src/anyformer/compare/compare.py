@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from anyformer import atomic
 from anyformer import processes as programs
 from anyformer.compare import jobs
 from anyformer.compare.assemble import assemble
@@ -115,7 +116,9 @@ def work(
         jobs.StoppedError: a signal ended a run.
     """
     begun = time.monotonic()
-    out = out or default_folder(request)
+    if out is None:
+        out = default_folder(request)
+        atomic.refuse_link(out)  # nobody has asked for what it leads to
     require_page(out / PAGE)  # before hours of work
     if request.classify:
         read_labeled_texts(request.classify)

@@ -106,13 +106,15 @@ def make_plan(request: Request, out: Path) -> Plan:
     Of several processes one does it, and the others wait.
 
     Raises:
-        UserError: the directory holds another comparison; anything that is wrong with contenders, data or budget.
+        UserError: the directory holds another comparison, or a symbolic link leads out of it; anything that is wrong
+            with contenders, data or budget.
     """
     files = corpus.read_files(request.data or _data_of_runs(request), request.field)
     asked = {**request.to_dict(), "files": identity(files)}
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
+        atomic.open_directory(out)
         with FileLock(out / ".lock"):
             if not (out / PLAN).exists():
                 try:

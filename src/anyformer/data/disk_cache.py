@@ -73,9 +73,10 @@ class Cache:
             read: reads it; raises UserError when it is damaged.
 
         Raises:
-            UserError: what `make` raises; the folder can't be written, or the disk is full.
+            UserError: what `make` raises; the folder can't be written, or the disk is full; a symbolic link leads out
+                of it.
         """
-        entry = self.folder / kind / name
+        entry = atomic.open_directory(self.folder, kind, name)
         if entry.is_dir():
             try:
                 return read(entry)
@@ -90,7 +91,7 @@ class Cache:
 
     def file(self, kind: str, name: str, make: Callable[[Path], None]) -> Path:
         """Return the path of a file called `name`, which `make` writes where there is none. Raises as `entry` does."""
-        file = self.folder / kind / name
+        file = atomic.open_directory(self.folder, kind, name)
         if not file.is_file():
             with self._temporary(kind) as folder:
                 make(folder / name)
@@ -107,6 +108,7 @@ class Cache:
     @contextmanager
     def _temporary(self, kind: str) -> Generator[Path]:
         """A folder to make an entry in, next to where it belongs."""
+        atomic.refuse_link(self.folder / kind)
         try:
             atomic.remove_abandoned(self.folder / kind)
             with atomic.temporary_folder(self.folder / kind / "new") as folder:

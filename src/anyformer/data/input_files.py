@@ -6,10 +6,10 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from typing_extensions import override
 
@@ -26,12 +26,15 @@ TAGGED_SUFFIXES = (".conll", ".iob", ".bio")
 """Of files of words with tags, which only fine-tuning reads."""
 COMPRESSED = (".gz", ".zst")
 
+T = TypeVar("T")
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 _BUFFER = 1 << 18
-_EXPANSION = 1000
+_EXPANSION = 200
 _EXPANDED_BYTES = 100 * limits.MEGABYTE
 """Bytes that a file may become when it is decompressed, however small it is."""
+ROW_BYTES, VALUE_BYTES = 256, 64
+"""Memory that a row takes beside its content, and each value in it: a few bytes can stand for thousands of rows."""
 
 
 def supported(suffixes: Sequence[str] = SUFFIXES) -> str:
@@ -157,6 +160,21 @@ class Expansion:
                 f"{self._path} becomes more than {_EXPANSION:,} times as large when it is decompressed, which no text "
                 "does: if it is meant to, write it without compression."
             )
+
+
+def counted(rows: Iterable[T], path: Path, size: Callable[[T], int] = lambda row: ROW_BYTES) -> Iterator[T]:
+    """The rows of a file. Raises UserError where those of a compressed one are too many for its size, see `Expansion`.
+
+    Args:
+        rows: the rows.
+        path: the file.
+        size: about how much memory a row takes.
+    """
+    expansion = Expansion(path) if path.suffix.lower() in COMPRESSED else None
+    for row in rows:
+        if expansion is not None:
+            expansion.add(size(row))
+        yield row
 
 
 class _Unpacked(io.RawIOBase):

@@ -10,8 +10,8 @@ from anyformer import limits
 from anyformer.data.formats import Kind, check_size
 from anyformer.data.formats.delimited import check_width, table_rows
 from anyformer.data.formats.json_records import json_records
-from anyformer.data.formats.parquet import ROW_BYTES, open_parquet, parquet_rows
-from anyformer.data.input_files import Expansion, opened, suffix_of
+from anyformer.data.formats.parquet import open_parquet, parquet_rows
+from anyformer.data.input_files import ROW_BYTES, Expansion, counted, opened, suffix_of
 from anyformer.errors import UserError, nearest, quote
 
 Record = tuple[int, tuple[str, ...]]
@@ -55,14 +55,14 @@ def records(path: Path, fields: Sequence[str], max_record_bytes: int = limits.RE
             rows = table_rows(file, path, limit)
             header = next(rows, (1, []))[1]
             columns = [column_of(field, header, path) for field in fields] if header else []
-            for number, row in rows:
+            for number, row in counted(rows, path):
                 if len(row) != len(header):
                     check_width(row, len(header), path, number)
                 yield number, tuple([row[column] for column in columns])
         else:
-            counted, objects = json_records(file, path, limit, kind or ".jsonl", fields[0])
-            for number, record in objects:
-                yield number, _texts(record, fields, path, counted, number)
+            unit, objects = json_records(file, path, limit, kind or ".jsonl", fields[0])
+            for number, record in counted(objects, path):
+                yield number, _texts(record, fields, path, unit, number)
 
 
 def record_limit(max_record_bytes: int) -> int:

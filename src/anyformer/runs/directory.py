@@ -63,17 +63,13 @@ def check_run_directory(path: Path) -> None:
     """Check that a run can be taken up again. Raises UserError where there is none, or one that a link is part of."""
     if not (path / CONFIG).exists():
         raise UserError(f"There is no run in {path}: it has no {CONFIG}. --resume wants a folder such as runs/gpt2-1.")
-    _check_entries(path)
+    _open(path)
 
 
-def _check_entries(path: Path) -> None:
+def _open(path: Path) -> None:
     """Raise UserError where something in the directory, which may come from anyone, would lead what a run writes
     elsewhere, or have it wait."""
-    try:
-        for each in path.iterdir():
-            atomic.refuse_link(each)
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
+    atomic.open_directory(path)
     limits.check_files(path, (CONFIG, METRICS, LOCK))
 
 
@@ -125,7 +121,7 @@ class RunDirectory:
             UserError: somebody is in, a symbolic link or a named pipe is in the directory, or it can't be written to.
         """
         try:
-            _check_entries(self.path)
+            _open(self.path)
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(f"{self.path} is being trained by another process: wait for it, or end it.") from error

@@ -47,6 +47,9 @@ SPECIAL: dict[str, dict[str, str]] = {
     },
 }
 
+LARGEST = 1_000_000
+"""Tokens of a vocabulary that is trained: four times as many as those of large models. Memory for them is taken at
+once."""
 SENTINELS = 100
 """As many as T5's vocabulary has: enough for a context of 2,000 tokens."""
 
@@ -105,9 +108,12 @@ def parse_spec(spec: str) -> tuple[str, int | None]:
             f"There is no kind of tokenizer called {quote(spec)}: {nearest(kind, ['char', *_LEAST])}. "
             "Write char, bpe:8192, wordpiece:N or unigram:N, or give the path of a tokenizer."
         )
-    if not number.isascii() or not number.isdigit() or int(number) == 0:
+    digits = number.lstrip("0")
+    if not number.isascii() or not number.isdigit() or not digits:
         raise UserError(f"The tokenizer {quote(spec)} needs the size of its vocabulary, for example {kind}:8192.")
-    return kind, int(number)
+    if len(digits) > len(str(LARGEST)) or int(digits) > LARGEST:
+        raise UserError(f"The tokenizer {quote(spec)} has more than {LARGEST:,} tokens, which no vocabulary needs.")
+    return kind, int(digits)
 
 
 class Piece(Protocol):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,17 @@ def test_classes_and_texts_alone():
         settle_embeddings([*embedded(None), *embedded(None, count=3)])
     with pytest.raises(UserError, match=r"a\.csv, line 2, has a score of a range that isn't known, .* from 0 to 100"):
         settle_embeddings(embedded(0.0, 100.0))
+
+
+@pytest.mark.parametrize("task", ["single", "multiple", "tag"])
+def test_many_different_labels_take_time_in_proportion(task: str):
+    where, count = Where(Path("a.jsonl"), 1), 20_000
+    labels = [f"label {number}" for number in range(count)]
+    begun = time.process_time()
+    if task == "tag":
+        _, found = settle_tags([TagExample(where=where, words=("word",), tags=(label,)) for label in labels])
+    else:
+        given: list[Any] = labels if task == "single" else [(label, "other") for label in labels]
+        _, found = settle_labels([ClassifyExample(where=where, text="text", label=label) for label in given])
+    assert len(found.names) == count + (task == "multiple")
+    assert time.process_time() - begun < 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -95,9 +95,9 @@ def settle_tags(
             raise fault(example.where, "has texts as tags, and the rows before numbers, or the other way round")
         found.update(map(str, tags))
     names = tuple(known) if known is not None else _ordered(found, classes)
+    name_of = _names_that_are_known(names, "tag")
     made = [
-        replace(example, tags=tuple(_known(str(tag), names, example.where, "tag") for tag in example.tags))
-        for example in examples
+        replace(example, tags=tuple(name_of(str(tag), example.where) for tag in example.tags)) for example in examples
     ]
     return made, Labels("single", names, f"{_count(names, 'tag')}: {_some(names)}")
 
@@ -184,8 +184,8 @@ def _single(
     named: Sequence[str], wheres: Sequence[Where], known: Sequence[str] | None, classes: Sequence[str]
 ) -> tuple[list[Any], Labels]:
     names = tuple(known) if known is not None else _ordered(named, classes)
-    values = [_known(name, names, where) for name, where in zip(named, wheres, strict=True)]
-    return list(values), Labels("single", names, f"{_count(names, 'label')}: {_some(names)}")
+    name_of = _names_that_are_known(names)
+    return [*map(name_of, named, wheres)], Labels("single", names, f"{_count(names, 'label')}: {_some(names)}")
 
 
 def _several(
@@ -204,9 +204,9 @@ def _several(
             raise fault(where, "has texts as labels, and the rows before numbers, or the other way round")
     found = {str(each) for row in raw for each in row}
     names = tuple(known) if known is not None else _ordered(found, classes)
+    name_of = _names_that_are_known(names)
     values = [
-        tuple(dict.fromkeys(_known(str(each), names, where) for each in row))
-        for row, where in zip(raw, wheres, strict=True)
+        tuple(dict.fromkeys(name_of(str(each), where) for each in row)) for row, where in zip(raw, wheres, strict=True)
     ]
     return list(values), Labels("multiple", names, f"several of {_count(names, 'label')}: {_some(names)}")
 
@@ -293,13 +293,19 @@ def _ordered(found: Iterable[str], classes: Sequence[str]) -> tuple[str, ...]:
     return (*classes, *others)
 
 
-def _known(name: str, names: Sequence[str], where: Where, noun: str = "label") -> str:
-    """The name of a label that there is; a whole number may stand for it."""
-    if name in names:
-        return name
-    if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(names):
-        return names[int(name)]
-    raise fault(where, f"has the {noun} {quote(name)}, which isn't among the {len(names)} that there are", _some(names))
+def _names_that_are_known(names: Sequence[str], noun: str = "label") -> Callable[[str, Where], str]:
+    """A function from what a row has to the name of a label that there is; a whole number may stand for it."""
+    known = frozenset(names)
+
+    def name_of(name: str, where: Where) -> str:
+        if name in known:
+            return name
+        if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(names):
+            return names[int(name)]
+        missing = f"has the {noun} {quote(name)}, which isn't among the {len(names)} that there are"
+        raise fault(where, missing, _some(names))
+
+    return name_of
 
 
 def _count(names: Sequence[str], noun: str) -> str:

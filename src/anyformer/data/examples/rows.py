@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from anyformer import limits
 from anyformer.data.disk_cache import Cache
@@ -14,12 +14,15 @@ from anyformer.data.formats import too_large, utf8_length
 from anyformer.data.formats.conll import sentences
 from anyformer.data.formats.delimited import check_width, table_rows
 from anyformer.data.formats.json_records import json_records
-from anyformer.data.formats.parquet import ROW_BYTES, class_names, open_parquet, parquet_rows
+from anyformer.data.formats.parquet import class_names, open_parquet, parquet_rows
 from anyformer.data.input_files import (
     RECORD_SUFFIXES,
+    ROW_BYTES,
     TAGGED_SUFFIXES,
     TEXT_SUFFIXES,
+    VALUE_BYTES,
     Expansion,
+    counted,
     find_files,
     opened,
     suffix_of,
@@ -71,6 +74,9 @@ class RowFile:
 
     def rows(self, columns: Sequence[str], limit: int) -> Iterator[Row]:
         """Read it; see `read_rows`."""
+        return counted(self._rows(columns, limit), self.path, lambda row: _memory(measure(row.values, row.where)))
+
+    def _rows(self, columns: Sequence[str], limit: int) -> Iterator[Row]:
         if self.target is not None:
             for pair in side_by_side(self.path, self.target, limit):
                 if pair.source or pair.target:
@@ -88,9 +94,9 @@ class RowFile:
             elif kind in TEXT_SUFFIXES:
                 yield from _document(file, self.shown, limit)
             else:
-                counted, objects = json_records(file, self.shown, limit, kind or ".jsonl", "text")
+                unit, objects = json_records(file, self.shown, limit, kind or ".jsonl", "text")
                 for number, values in objects:
-                    yield self._row(Where(self.shown, number, "row" if self.is_typed else counted), values)
+                    yield self._row(Where(self.shown, number, "row" if self.is_typed else unit), values)
 
     def _row(self, where: Where, values: dict[str, Any]) -> Row:
         measure(values, where)
@@ -183,9 +189,9 @@ def _parquet(file: BinaryIO, path: Path, limit: int) -> Iterator[Row]:
         for number, values in parquet_rows(table, None):
             where = Where(path, number, "row")
             size = measure(values, where)
-            if size > limit:
+            if size.content > limit:
                 raise too_large(limit, path, number, "row")
-            expansion.add(size + ROW_BYTES)
+            expansion.add(_memory(size))
             yield typed_row(where, values, classes)
 
 
@@ -203,13 +209,24 @@ def _document(file: BinaryIO, path: Path, limit: int) -> Iterator[Row]:
         yield Row(Where(path, 1), {"text": "".join(blocks)})
 
 
-def measure(values: Mapping[str, Any], where: Where) -> int:
-    """About how many bytes the values have.
+class Size(NamedTuple):
+    """The size of a row: about how many bytes its values have, and how many there are, lists and objects included."""
+
+    content: int
+    values: int
+
+
+def _memory(size: Size) -> int:
+    return size.content + VALUE_BYTES * size.values + ROW_BYTES
+
+
+def measure(values: Mapping[str, Any], where: Where) -> Size:
+    """Count the values of a row and their bytes.
 
     Raises:
         UserError: They are nested more than `limits.DEPTH` levels deep, or a text has half a character.
     """
-    size, level = 0, cast("list[object]", [values])
+    size, count, level = 0, 0, cast("list[object]", [values])
     for _ in range(limits.DEPTH):
         inner = list[object]()
         for each in level:
@@ -226,8 +243,9 @@ def measure(values: Mapping[str, Any], where: Where) -> int:
                 inner += cast("list[object]", each)
             else:
                 size += len(each) if isinstance(each, bytes) else _NUMBER_BYTES
+        count += len(inner)
         if not inner:
-            return size
+            return Size(size, count)
         level = inner
     raise UserError(f"{where}, is nested more than {limits.DEPTH} levels deep.")
 

@@ -11,8 +11,6 @@ from typing import Any, BinaryIO, cast
 from anyformer.data.input_files import Expansion
 from anyformer.errors import UserError
 
-ROW_BYTES = 16
-"""What a row counts beside its content, against files of endless rows."""
 _ROWS = 16
 """Rows that are read at a time. A few bytes can stand for megabytes in each of them, and with so few rows there is no
 time to be won any more."""

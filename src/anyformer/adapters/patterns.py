@@ -1,0 +1,148 @@
+"""Regular expressions for the names of layers, matched in time linear in the pattern and the name.
+
+Python's `re` goes back and tries again, so a pattern of a stranger's adapter may take forever: ``.?.?.? ... x``. Here
+each part of a pattern maps the positions where it may begin to those where it may end, all of them at once (Thompson
+1968, Regular Expression Search Algorithm).
+"""
+
+import re
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Set
+from functools import lru_cache, reduce
+
+from anyformer.errors import UserError
+
+LONGEST = 500
+"""Characters of a pattern."""
+MOST_PARTS = 10_000
+"""Parts that the patterns of an adapter have together: a mixture of experts may name each of its layers."""
+_PART_COST = 10
+"""What a part counts beside the first of its pattern: names that are written out are one part, and soon compared."""
+
+_Positions = Set[int]
+_Step = Callable[[str, _Positions], _Positions]
+_TOKEN = re.compile(
+    r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?:|(?:[*+?]|\{(?:[0-9]+(?:,[0-9]*)?|,[0-9]*)\})\??|.", re.DOTALL
+)
+_REFERENCE = re.compile(r"\\[0-9]")
+_QUANTIFIER = re.compile(r"([*+?]|\{([0-9]*)(,?)([0-9]*)\})\??")
+
+
+class Pattern:
+    r"""A pattern of characters, classes, groups, ``|``, ``*``, ``+``, ``?``, ``{m,n}``, ``^``, ``$`` and ``\b``.
+
+    Attributes:
+        parts: how many parts it has, to which its time is proportional.
+
+    Raises:
+        UserError: it is no regular expression, or needs more: another kind of group, a reference, a repeated group
+            with a repetition in it.
+    """
+
+    def __init__(self, text: str) -> None:
+        if len(text) > LONGEST:
+            raise UserError(f"{text[:80]!r} may take too long: a pattern has at most {LONGEST} characters.")
+        self.parts, self._text, self._tokens = 0, text, deque(_TOKEN.findall(text))
+        self._plain: re.Pattern[str] | None = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                re.compile(text)
+                self._step, _ = self._alternatives()
+                if self.parts == 1 and not re.search(r"[|(*+?{]", text):
+                    self._plain = re.compile(rf"(.*\.)?{text}$")  # in which there is nothing to try again
+        except (re.error, RecursionError, OverflowError) as error:
+            raise UserError(f"{text[:80]!r} is no regular expression: {error}.") from error
+
+    def matches(self, name: str) -> bool:
+        """Whether it matches the whole of a dotted name, or its end after a dot."""
+        if self._plain is not None:
+            return self._plain.match(name) is not None
+        starts = {0, *(place + 1 for place, character in enumerate(name) if character == ".")}
+        return len(name) in self._step(name, starts)
+
+    def _alternatives(self) -> tuple[_Step, bool]:
+        """The step of all that is between two parentheses, and whether there is a repetition in it."""
+        choices = [self._sequence()]
+        while self._tokens and self._tokens[0] == "|":
+            self._tokens.popleft()
+            choices.append(self._sequence())
+        steps, repeats = [step for step, _ in choices], any(repeats for _, repeats in choices)
+        return (lambda name, starts: {end for step in steps for end in step(name, starts)}), repeats
+
+    def _sequence(self) -> tuple[_Step, bool]:
+        steps, plain, repeats = list[_Step](), "", False
+        while self._tokens and self._tokens[0] not in ("|", ")"):
+            token = self._tokens.popleft()
+            if _QUANTIFIER.fullmatch(token) or _REFERENCE.fullmatch(token):
+                raise UserError(f"{self._text[:80]!r} has more than a pattern of names may have: write out the names.")
+            is_group, quantifier = token in ("(", "(?:"), self._quantifier()
+            if not is_group and quantifier is None:
+                plain += token
+                continue
+            if plain:
+                steps.append(self._one(plain))
+                plain = ""
+            inner = False
+            if is_group:
+                step, inner = self._alternatives()
+                self._tokens.popleft()
+                quantifier = self._quantifier()
+            else:
+                step = self._one(token)
+            if quantifier is not None:
+                self._tokens.popleft()
+                is_loop = quantifier != (0, 1)
+                if is_loop and inner:
+                    raise UserError(f"{self._text[:80]!r} may take too long: write out the names of the layers.")
+                step, inner = _repeated(step, *quantifier), inner or is_loop
+            steps.append(step)
+            repeats = repeats or inner
+        if plain:
+            steps.append(self._one(plain))
+        return (lambda name, starts: reduce(lambda places, step: step(name, places), steps, starts)), repeats
+
+    def _one(self, text: str) -> _Step:
+        """A step for characters and places between them, which fit in one way."""
+        self.parts += 1
+        match = re.compile(text).match
+        return lambda name, starts: {found.end() for start in starts if (found := match(name, start))}
+
+    def _quantifier(self) -> tuple[int, float] | None:
+        """How often what is before the next token comes; None: the next token says nothing about it."""
+        found = _QUANTIFIER.fullmatch(self._tokens[0]) if self._tokens else None
+        if found is None:
+            return None
+        usual = {"*": (0, float("inf")), "+": (1, float("inf")), "?": (0, 1)}
+        least = int(found[2] or 0)
+        most = int(found[4]) if found[4] else float("inf") if found[3] else least
+        return usual.get(found[1], (least, most))
+
+
+def _repeated(step: _Step, least: int, most: float) -> _Step:
+    def repeated(name: str, starts: _Positions) -> _Positions:
+        for _ in range(least):
+            before, starts = starts, step(name, starts)
+            if not starts or starts == before:
+                break
+        new, reached, count = starts, set(starts), least
+        while new and count < most:
+            new, count = step(name, new) - reached, count + 1
+            reached |= new
+        return reached
+
+    return repeated
+
+
+compiled = lru_cache(maxsize=2 * MOST_PARTS)(Pattern)
+"""A pattern that is made once."""
+
+
+def check(patterns: Iterable[str]) -> None:
+    """Raise UserError for patterns of which one is none, or that are too many."""
+    parts = 0
+    for pattern in patterns:
+        parts += 1 + _PART_COST * (compiled(pattern).parts - 1)
+        if parts > MOST_PARTS:
+            raise UserError(f"The patterns of an adapter have more than {MOST_PARTS:,} parts: write out the names.")
