@@ -40,10 +40,12 @@ class Pattern:
             with a repetition in it.
     """
 
+    parts: int = 0
+
     def __init__(self, text: str) -> None:
         if len(text) > LONGEST:
             raise UserError(f"{text[:80]!r} may take too long: a pattern has at most {LONGEST} characters.")
-        self.parts, self._text, self._tokens = 0, text, deque(_TOKEN.findall(text))
+        self._text, self._tokens = text, deque(_TOKEN.findall(text))
         self._plain: re.Pattern[str] | None = None
         try:
             with warnings.catch_warnings():

@@ -69,7 +69,8 @@ def find_fault(path: Path) -> Fault | None:
 
 def compressed(path: Path) -> str | None:
     """The command that decompresses a file to standard output; None: it is not compressed."""
-    return dict(zip(COMPRESSED, ("gzip -dc", "zstd -dc"), strict=True)).get(path.suffix.lower())
+    commands: dict[str, str] = dict(zip(COMPRESSED, ("gzip -dc", "zstd -dc"), strict=True))
+    return commands.get(path.suffix.lower())
 
 
 def _utf16(start: bytes) -> str | None:

@@ -107,11 +107,11 @@ class Workload:
 
     def fit(self, model: Transformer) -> Transformer:
         """The model with an adapter, where one is trained, and without gradients of what the loss does not reach."""
-        adapter = self.config.adapter if isinstance(self.config, CompleteFinetuneConfig) else None
-        if adapter is not None:
+        config = self.config
+        if isinstance(config, CompleteFinetuneConfig) and config.adapter is not None:
             for parameter in model.parameters():
-                parameter.data = parameter.data.to(getattr(torch, self.config.base_dtype))
-            add_adapter(model, adapter)
+                parameter.data = parameter.data.to(getattr(torch, config.base_dtype))
+            add_adapter(model, config.adapter)
             train_in_float32(model)
         if self.task == "embed" and model.encoder is not None and model.decoder is not None:
             model.decoder.requires_grad_(False)
@@ -335,16 +335,29 @@ def _tell_phases(stacks: Mapping[str, Any], simulation: Simulation) -> None:
         for number, block in enumerate(blocks):
             if number in forward:
                 begin = partial(simulation.begin, f"{name}'s {forward[number]}")
-                block.register_forward_pre_hook(lambda *_, begin=begin: begin())
+                block.register_forward_pre_hook(_hook(begin))
             if number in backward:
                 begin = partial(simulation.begin, f"{name}'s {backward[number]}{_BACKWARD}")
-                block.register_forward_hook(lambda *given, begin=begin: _when_back(given[-1], begin))
+                block.register_forward_hook(_backward_hook(begin))
 
 
-def _when_back(out: Tensor, function: Callable[[], None]) -> None:
-    """Call a function when the backward pass comes to this tensor."""
-    if out.requires_grad:
-        out.register_hook(lambda grad: function())
+def _hook(function: Callable[[], None]) -> Callable[..., None]:
+    """A hook that calls a function without arguments."""
+
+    def hook(*_: Any) -> None:
+        function()
+
+    return hook
+
+
+def _backward_hook(function: Callable[[], None]) -> Callable[..., None]:
+    """A hook of a module that calls a function when the backward pass comes to its output."""
+
+    def hook(*given: Any) -> None:
+        if given[-1].requires_grad:
+            given[-1].register_hook(_hook(function))
+
+    return hook
 
 
 @contextmanager
