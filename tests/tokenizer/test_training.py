@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -148,13 +149,17 @@ def test_nothing_to_train_on():
         Tokenizer.train(CORPUS, "char", special="maskd")
 
 
-def test_wordpiece_is_the_same_in_every_process():
+def test_ids_are_the_same_in_every_process():
     """Hash tables differ between processes, and here most pairs, and many letters, are equally frequent."""
     code = (
         "import sys; from tests.tokenizer.hugging_face import CORPUS; from anyformer.tokenizer import Tokenizer\n"
-        "for size in (90, 200): print(Tokenizer.train(CORPUS, f'wordpiece:{size}', special='masked').backend.to_str())"
+        "for spec in ('char', 'wordpiece:90', 'wordpiece:200', 'bpe:300', 'bpe:500'):\n"
+        "    print(Tokenizer.train(CORPUS, spec, special='masked').backend.to_str())"
     )
-    found = {subprocess.check_output([sys.executable, "-c", code], cwd=ROOT) for _ in range(2)}
+    found = {
+        subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": str(seed)})
+        for seed in range(2)
+    }
     assert len(found) == 1
 
 
@@ -165,3 +170,12 @@ def test_a_vocabulary_has_a_limit(kind: str, size: str):
     with pytest.raises(UserError, match=f"'{kind}:.*has more than 1,000,000 tokens"):
         Tokenizer.train(["the cat sat on the mat"], f"{kind}:{size}")
     assert parse_spec(f"{kind}:0001000000") == (kind, 1_000_000)
+
+
+@given(words=st.lists(st.text("abcd", min_size=1, max_size=12), min_size=20, max_size=200))
+@settings(max_examples=10)
+def test_training_twice_gives_the_same_ids(words: list[str]):
+    """Each time the library's hash tables have another order."""
+    for spec in ("wordpiece:60", "bpe:400"):
+        once, again = (Tokenizer.train([" ".join(words)], spec, special="masked").backend.to_str() for _ in range(2))
+        assert once == again
