@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
 
 from anyformer import limits, ownership
 from anyformer.config import ModelConfig
@@ -55,7 +54,7 @@ def _of_run(directory: Path) -> Iterator[str]:
     if not (run / CONFIG).is_file():
         return
     with suppress(*broken):
-        values = cast("dict[str, Any]", limits.read_object(run / EVALUATION))
+        values = limits.read_object(run / EVALUATION)
         yield from (str(row["question"]) for row in [*values["answers"], *values["worst"]][:1])
     with suppress(*broken):
         texts = (passage["before"] + passage["after"] for line in read_run(run).samples for passage in passages(line))
