@@ -122,7 +122,11 @@ def _stacks(*drawn: ModelConfig) -> list[str]:
     return [stack for stack in ("encoder", "decoder") if any(getattr(config, f"{stack}_layers") for config in drawn)]
 
 
-SAME_STACKS = {("encoder",): "bert-tiny", ("decoder",): "gpt2-nano", ("encoder", "decoder"): "t5-nano"}
+SAME_STACKS: dict[tuple[str, ...], str] = {
+    ("encoder",): "bert-tiny",
+    ("decoder",): "gpt2-nano",
+    ("encoder", "decoder"): "t5-nano",
+}
 
 
 @settings(max_examples=20)

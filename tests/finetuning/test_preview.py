@@ -109,9 +109,9 @@ def test_pairs_labels_tags_and_cuts_are_drawn(tmp_path: Path):
         assert text in page.text
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert re.findall(r'--key: var\(--c(\d)\)"(?: data-tag="(\w+)")?', text.partition("<pre>")[2]) == [
+        ("0", ""),
+        ("0", ""),
         ("0", "person"),
-        ("0", ""),
-        ("0", ""),
         ("1", "place"),
     ]
     assert "cut" in page.text

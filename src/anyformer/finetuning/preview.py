@@ -145,10 +145,10 @@ def _tokens(
     text: PreviewText, tokenizer: Tokenizer, special: frozenset[int], colors: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
     ids = list(text.tokens[:_TOKENS])
-    entity = {place: (kind, place == start) for kind, start, end in _spans(text) for place in range(start, end)}
+    entity = {place: (kind, place == end - 1) for kind, start, end in _spans(text) for place in range(start, end)}
     for place, (token, piece) in enumerate(zip(ids, pieces(tokenizer, ids), strict=True)):
         tag = None if text.tags is None else text.tags[place]
-        kind, begins = entity.get(place, ("", False)) if token not in special else ("", False)
+        kind, ends = entity.get(place, ("", False)) if token not in special else ("", False)
         kinds = {
             "learned": text.learned is not None and text.learned[place],
             "special": token in special,
@@ -160,7 +160,7 @@ def _tokens(
             "text": piece.replace("\n", "↵\n") or "·",
             "kind": " ".join(name for name, holds in kinds.items() if holds),
             "title": " ".join(filter(None, [str(token), tokenizer.token(token), tag])),
-            "tag": kind if begins else None,
+            "tag": kind if ends else None,
             "color": colors.get(kind),
         }
 

@@ -115,12 +115,13 @@ def _panel(panel: Panel, comparison: Comparison, colors: Mapping[str, int]) -> d
     verdicts = [each for each in comparison.verdicts if each.panel == panel.name]
     apart = sum(each.verdict == BETTER for each in verdicts)
     items = "held-out pieces" if panel.chance is None else "items"
+    direction = _direction(panel)
     return {
         "name": panel.name,
         "title": panel.title,
         "measure": panel.measure,
         "note": " ".join(filter(None, [panel.note, f"No verdict: {panel.no_verdict}." if panel.no_verdict else ""])),
-        "about": ", ".join([_direction(panel), *([f"{panel.pieces:,} {items}"] if panel.pieces else [])]),
+        "about": ", ".join([direction, *([f"{panel.pieces:,} {items}"] if panel.pieces else [])]),
         "chance": None if panel.chance is None else {"text": number(panel.chance), "place": place(panel.chance)},
         "rows": [_row(score, place, colors) for score in panel.scores],
         "left_out": _left_out(panel),

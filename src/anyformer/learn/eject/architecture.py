@@ -62,12 +62,16 @@ def _norms(config: ModelConfig, stacks: Sequence[Stack]) -> dict[str, Any]:
 
 def _positions(config: ModelConfig) -> dict[str, Any]:
     position = config.position
+    rows = "MAX_LENGTH + POSITION_OFFSET" if position.offset else "MAX_LENGTH"
+    table = f"{rows}, D_MODEL" + (", padding_idx=POSITION_OFFSET - 1" if position.skip_padding else "")
     return {
         "position": position.kind,
         "layout": position.layout,
         "scaling": position.scaling,
         "sharpness": sharpness(config),
-        "rows": "MAX_LENGTH + POSITION_OFFSET" if position.offset else "MAX_LENGTH",
+        "position_table": call(
+            "nn.ModuleDict", [f'{{"table": nn.Embedding({", ".join(table)})}}'], indent=8, before=16
+        ),
         "offset": position.offset,
         "skips_padding": position.skip_padding,
     }
