@@ -52,7 +52,7 @@ class Pattern:
                 warnings.simplefilter("ignore")
                 re.compile(text)
                 self._step, _ = self._alternatives()
-                if self.parts == 1 and not re.search(r"[|(*+?{]", text):
+                if not re.search(r"[|(*+?{]", text):
                     self._plain = re.compile(rf"(.*\.)?{text}$")  # in which there is nothing to try again
         except (re.error, RecursionError, OverflowError) as error:
             raise UserError(f"{text[:80]!r} is no regular expression: {error}.") from error
