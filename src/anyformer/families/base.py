@@ -116,7 +116,8 @@ def read_fields(raw: Raw, fields: Fields, tokens: Raw) -> dict[str, dict[str, An
     values: defaultdict[str, dict[str, Any]] = defaultdict(dict, special_tokens=_special_tokens(raw, tokens))
     for theirs, (ours, default) in fields.items():
         value = raw.get(theirs, default)
-        value = False if value is None and isinstance(default, bool) else value  # transformers takes null for it
+        if value is None and isinstance(default, bool):
+            value = False  # transformers takes null for it
         for name in ours.split():
             part, _, field_name = name.rpartition(".")
             values[part][field_name] = _activation(value) if field_name == "activation" else value
