@@ -115,13 +115,17 @@ def read_fields(raw: Raw, fields: Fields, tokens: Raw) -> dict[str, dict[str, An
     """
     values: defaultdict[str, dict[str, Any]] = defaultdict(dict, special_tokens=_special_tokens(raw, tokens))
     for theirs, (ours, default) in fields.items():
-        value = raw.get(theirs, default)
-        if value is None and isinstance(default, bool):
-            value = False  # transformers takes null for it
+        value = _value(raw, theirs, default)
         for name in ours.split():
             part, _, field_name = name.rpartition(".")
             values[part][field_name] = _activation(value) if field_name == "activation" else value
     return values
+
+
+def _value(raw: Raw, name: str, default: Any) -> Any:
+    """The value of a field. Null stands for false, as in transformers."""
+    value = raw.get(name, default)
+    return False if value is None and isinstance(default, bool) else value
 
 
 def write_fields(config: ModelConfig, fields: Fields) -> dict[str, Any]:
