@@ -115,15 +115,15 @@ def read_fields(raw: Raw, fields: Fields, tokens: Raw) -> dict[str, dict[str, An
     """
     values: defaultdict[str, dict[str, Any]] = defaultdict(dict, special_tokens=_special_tokens(raw, tokens))
     for theirs, (ours, default) in fields.items():
-        value = _given(raw, theirs, default)
+        value = _value(raw, theirs, default)
         for name in ours.split():
             part, _, field_name = name.rpartition(".")
             values[part][field_name] = _activation(value) if field_name == "activation" else value
     return values
 
 
-def _given(raw: Raw, name: str, default: Any) -> Any:
-    """The value of a field; transformers takes null for False."""
+def _value(raw: Raw, name: str, default: Any) -> Any:
+    """The value of a field. Null stands for false, as in transformers."""
     value = raw.get(name, default)
     return False if value is None and isinstance(default, bool) else value
 
