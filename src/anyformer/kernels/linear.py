@@ -193,7 +193,7 @@ def amx_linear_grad(grad: Tensor, input: Tensor, weight: Tensor, needed: list[bo
     if needed[0]:
         grad_input = _amx_product(grad, weight.t(), None)
     if needed[1] or needed[2]:
-        grad_weight, grad_bias = torch.empty_like(weight), weight.new_empty(len(weight))
+        grad_weight, grad_bias = (grad.new_empty(size, dtype=torch.float32) for size in (weight.shape, len(weight)))
         bf16_matmul.bf16_matmul(grad.t(), input.t(), out=grad_weight, sums=grad_bias)
     return grad_input, grad_weight, grad_bias
 

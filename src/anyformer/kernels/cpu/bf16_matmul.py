@@ -10,6 +10,7 @@ from anyformer.kernels.cpu_features import has_amx_bf16
 from anyformer.kernels.operation import constant_result
 
 KERNEL = Kernel("bf16_matmul", structs.MatmulArgs)
+_OPERANDS = (torch.float32, torch.bfloat16)
 
 
 def supports(x: Tensor, dtype: torch.dtype | None = None) -> bool:
@@ -40,6 +41,7 @@ def bf16_matmul(
             wanted.
         add: Add the product to what is there.
     """
+    left, right = (side if side.dtype in _OPERANDS else side.float() for side in (left, right))
     left, right = (side if 1 in side.stride() else side.contiguous() for side in (left, right))
     KERNEL.run(
         left=left,

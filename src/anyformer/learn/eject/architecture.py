@@ -69,9 +69,7 @@ def _positions(config: ModelConfig) -> dict[str, Any]:
         "layout": position.layout,
         "scaling": position.scaling,
         "sharpness": sharpness(config),
-        "position_table": call(
-            "nn.ModuleDict", [f'{{"table": nn.Embedding({", ".join(table)})}}'], indent=8, before=16
-        ),
+        "position_table": call("nn.ModuleDict", [f'{{"table": nn.Embedding({table})}}'], indent=8, before=16),
         "offset": position.offset,
         "skips_padding": position.skip_padding,
     }
