@@ -72,7 +72,7 @@ def _output(output: dict[str, Any], place: str) -> tuple[str, dict[str, bytes]]:
 
 
 def _plain(text: str) -> str:
-    return f'```{{ .text .output }}\n{text.rstrip()}\n```' if text.strip() else ""
+    return f"```{{ .text .output }}\n{text.rstrip()}\n```" if text.strip() else ""
 
 
 def _typeset(formula: re.Match[str]) -> str:
