@@ -940,7 +940,7 @@ def loss_with(steps=400, window=32, batch_size=32, peak=3e-3, **parts):
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    held = unseen[: 1500 * (window + 1)].view(-1, window + 1).to(device)
+    held = unseen[: len(unseen) // (window + 1) * (window + 1)].view(-1, window + 1).to(device)
     with torch.no_grad():
         return loss_of(model(held[:, :-1]), held[:, 1:]).item()
 

@@ -57,7 +57,7 @@ def _unknown_commands(text: str) -> list[str]:
             found.append(command)
             continue
         flags = re.findall(r"(?<![\w-])--[a-z][\w-]*(?![\w.-])", rest)
-        found += (f"{command} {flag}" for flag in flags if f"{flag} " not in f"{_help_of(command)} ".replace(",", " "))
+        found += (f"{command} {flag}" for flag in flags if flag not in re.findall(r"--[a-z][\w-]*", _help_of(command)))
     return found
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from anyformer.compare.diagram import Matrix, matrices, stream
 
 _SVG = "{http://www.w3.org/2000/svg}"
-_numbers = st.floats(-100, 100) | st.just(-math.inf)
+_numbers = st.integers(-1000, 1000).map(lambda number: number / 16) | st.just(-math.inf)
 
 
 @st.composite
