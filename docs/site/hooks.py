@@ -81,6 +81,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         origin = notebooks.FOLDER.name
 
     def moved(link: re.Match[str]) -> str:
+        if folder == notebooks.PLACE and files.get_file_from_path(posixpath.join(folder, link["path"])) is not None:
+            return link["path"]  # a picture that the notebook drew
         path = posixpath.normpath(posixpath.join(origin, link["path"]))
         if path in _PAGES:
             target = _PAGES[path]

@@ -191,6 +191,7 @@ _RAISED_BY: dict[str, tuple[str, ...]] = {
     "generation": ("generate",),
     "training": ("train",),
     "runs": ("train",),
+    "data/examples": ("finetune",),
     "data": ("train",),
 }
 """Commands that can raise the errors of a package."""
