@@ -38,3 +38,9 @@ def test_numbers_that_no_memory_could_hold(field: str):
 def test_a_batch_that_no_memory_could_hold():
     with pytest.raises(UserError, match="make a batch of more than 268,435,456 tokens"):
         TrainConfig(model=preset("gpt2-nano"), batch_size=10**8, context=64).complete()
+
+
+@pytest.mark.parametrize(("given", "every"), [({"steps": 15}, 1), ({"steps": 150}, 7), ({"steps": 9000}, 10), ({}, 10)])
+def test_a_short_run_has_a_curve(given: dict[str, int], every: int):
+    assert TrainConfig(model=preset("gpt2-nano"), **given).log_interval == every
+    assert TrainConfig(model=preset("gpt2-nano"), log_every=3, **given).log_interval == 3

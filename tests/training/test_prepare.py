@@ -34,7 +34,13 @@ def prepares(tmp_path: Path):
     """Prepares a run of a preset, with a cache of the test's own."""
 
     def run(name: str, **settings: Any) -> TrainingData:
-        settings = {"context": 16, "batch_size": 4, "cache": tmp_path / "cache", "tokenizer": SPECS[name], **settings}
+        settings = {
+            "context": 16,
+            "batch_size": 4,
+            "cache": tmp_path / "cache",
+            "tokenizer": SPECS.get(name),
+            **settings,
+        }
         config = TrainConfig(preset=name, model=preset(name), **settings).complete()
         return prepare(config, Console(quiet=True))
 

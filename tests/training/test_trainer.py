@@ -119,7 +119,7 @@ def test_an_accelerator_is_read_only_to_log_evaluate_or_save(trainer: Any, setti
 
 @pytest.mark.parametrize(("device", "taken"), [("cpu", 4), ("meta", 10)])
 def test_training_stops_at_the_first_nan_that_is_read(trainer: Any, device: str, taken: int):
-    run = trainer("run", device)
+    run = trainer("run", device, log_every=10)
     run.strategy.broken = 3
     with pytest.raises(Exception, match=r"after step 3 the loss is nan.*--learning-rate.*is that of step 0") as error:
         run.run(time.monotonic())

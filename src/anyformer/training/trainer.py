@@ -183,7 +183,7 @@ class Trainer:
         steps, batches = self.config.steps, self.batches.validation_batches
         if steps is None or self.config.evaluate_every is not None or steps > _SHORT:
             return False
-        every = steps // _POINTS
+        every = math.ceil(steps / _POINTS)
         return batches <= _MOST_VALIDATION * steps and self.step < steps and self.step % every == 0
 
     def _take_step(self, progress: float) -> None:
