@@ -370,4 +370,4 @@ def test_search_leads_to_the_guide_also_from_disk(browse: Browse, site: Path) ->
         link = page.locator(f".md-search-result__link[href*='h={query.replace(' ', '+')}']").first
         link.wait_for(state="attached")
         found[query] = link.evaluate("(link) => link.href")
-    print(found)
+    assert {query: found[query] for query, wanted in SEARCHES.items() if f"/{wanted}" not in found[query]} == {}
