@@ -15,10 +15,10 @@ from anyformer.errors import UserError
 
 LONGEST = 500
 """Characters of a pattern."""
-MOST_PARTS = 10_000
-"""Parts that the patterns of an adapter have together: a mixture of experts may name each of its layers."""
-_PART_COST = 10
-"""What a part counts beside the first of its pattern: names that are written out are one part, and soon compared."""
+MOST = 10_000
+"""Names that the patterns of an adapter may be: a mixture of experts has an adapter for each of its layers."""
+_COST = 10
+"""What a part of a pattern counts where a name that is written out counts 1, as it is soon compared."""
 
 _Positions = Set[int]
 _Step = Callable[[str, _Positions], _Positions]
@@ -33,14 +33,14 @@ class Pattern:
     r"""A pattern of characters, classes, groups, ``|``, ``*``, ``+``, ``?``, ``{m,n}``, ``^``, ``$`` and ``\b``.
 
     Attributes:
-        parts: how many parts it has, to which its time is proportional.
+        cost: 1 for a name that is written out, or else 10 for each of its parts; its time is proportional.
 
     Raises:
         UserError: it is no regular expression, or needs more: another kind of group, a reference, a repeated group
             with a repetition in it.
     """
 
-    parts: int = 0
+    cost: int = 0
 
     def __init__(self, text: str) -> None:
         if len(text) > LONGEST:
@@ -54,6 +54,7 @@ class Pattern:
                 self._step, _ = self._alternatives()
                 if not re.search(r"[|(*+?{]", text):
                     self._plain = re.compile(rf"(.*\.)?{text}$")  # in which there is nothing to try again
+                    self.cost = 1
         except (re.error, RecursionError, OverflowError) as error:
             raise UserError(f"{text[:80]!r} is no regular expression: {error}.") from error
 
@@ -75,6 +76,7 @@ class Pattern:
 
     def _sequence(self) -> tuple[_Step, bool]:
         steps, plain, repeats = list[_Step](), "", False
+        self.cost += _COST
         while self._tokens and self._tokens[0] not in ("|", ")"):
             token = self._tokens.popleft()
             if _QUANTIFIER.fullmatch(token) or _REFERENCE.fullmatch(token):
@@ -98,6 +100,7 @@ class Pattern:
                 is_loop = quantifier != (0, 1)
                 if is_loop and inner:
                     raise UserError(f"{self._text[:80]!r} may take too long: write out the names of the layers.")
+                self.cost += _COST
                 step, inner = _repeated(step, *quantifier), inner or is_loop
             steps.append(step)
             repeats = repeats or inner
@@ -107,7 +110,7 @@ class Pattern:
 
     def _one(self, text: str) -> _Step:
         """A step for characters and places between them, which fit in one way."""
-        self.parts += 1
+        self.cost += _COST
         match = re.compile(text).match
         return lambda name, starts: {found.end() for start in starts if (found := match(name, start))}
 
@@ -137,14 +140,16 @@ def _repeated(step: _Step, least: int, most: float) -> _Step:
     return repeated
 
 
-compiled = lru_cache(maxsize=2 * MOST_PARTS)(Pattern)
+compiled = lru_cache(maxsize=2 * MOST)(Pattern)
 """A pattern that is made once."""
 
 
 def check(patterns: Iterable[str]) -> None:
     """Raise UserError for patterns of which one is none, or that are too many."""
-    parts = 0
+    cost = 0
     for pattern in patterns:
-        parts += 1 + _PART_COST * (compiled(pattern).parts - 1)
-        if parts > MOST_PARTS:
-            raise UserError(f"The patterns of an adapter have more than {MOST_PARTS:,} parts: write out the names.")
+        cost += compiled(pattern).cost
+        if cost > MOST:
+            raise UserError(
+                f"The patterns of an adapter are more than {MOST:,} names: write them out, or leave some out."
+            )
