@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from anyformer.data.input_files import Expansion
-from anyformer.errors import UserError
+from anyformer.errors import UserError, cut
 
 ROW_BYTES = 16
 """What a row counts beside its content, against files of endless rows."""
@@ -43,7 +43,7 @@ def open_parquet(file: BinaryIO, path: Path) -> Generator[Any, None, None]:
             Expansion(path).add(sum(groups))
             yield table
     except (pa.ArrowException, ValueError) as error:  # ValueError: text that is not UTF-8
-        line = str(error).splitlines()[0]
+        line = cut(str(error).splitlines()[0])
         raise UserError(f"{path} is not a whole parquet file: {line}.") from error
 
 
