@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from anyformer.checkpoint import generation_settings, pooling
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError
+from anyformer.errors import UserError, cut
 from anyformer.families import FAMILIES, from_huggingface, own
 from anyformer.families.base import Family
 from anyformer.kernels.quantization import GROUP, QuantizedWeight
@@ -130,7 +130,7 @@ class SafetensorsSource(_ModelDirectory):
             except FileNotFoundError as error:
                 raise UserError(f"{path} is missing, though the index names it.") from error
             except (SafetensorError, OSError) as error:
-                reason = f"{path} is not a whole safetensors file ({error}); copy or download it again."
+                reason = f"{path} is not a whole safetensors file ({cut(str(error))}); copy or download it again."
                 raise UserError(reason) from error
         return self._open_files[path]
 
@@ -232,7 +232,7 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is missing, though the index names it.") from error
     except Exception as error:
         # torch.load raises whatever the pickle machine met: a damaged file, or more than tensors in it.
-        raise UserError(f"{path} can't be read as a file of tensors ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"{path} can't be read as a file of tensors ({cut(str(error).splitlines()[0])}).") from error
     if not isinstance(state, dict):
         raise UserError(f"{path} should hold a dict of tensors, not {type(state).__name__}.")
     return {name: value for name, value in cast("dict[str, Any]", state).items() if isinstance(value, Tensor)}

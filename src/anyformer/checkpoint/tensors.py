@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anyformer import limits
-from anyformer.errors import UserError
+from anyformer.errors import UserError, cut
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The dtypes that weights are stored in."""
@@ -38,4 +38,5 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again.") from error
+        reason = cut(str(error))
+        raise UserError(f"{path} is not a whole safetensors file ({reason}); copy or download it again.") from error

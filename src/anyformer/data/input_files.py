@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from typing_extensions import override
 
 from anyformer import limits
-from anyformer.errors import UserError
+from anyformer.errors import UserError, cut
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -142,7 +142,7 @@ def opened(path: Path) -> Generator[BinaryIO, None, None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"{path} can't be read: {error.strerror}.") from error
         name = {".gz": "gzip", ".zst": "zstandard"}.get(kind, "complete")
-        raise UserError(f"{path} is not a whole {name} file: {str(error).splitlines()[0]}.") from error
+        raise UserError(f"{path} is not a whole {name} file: {cut(str(error).splitlines()[0])}.") from error
 
 
 class Expansion:

@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers.pre_tokenizers import PreTokenizer
 from typing_extensions import override
 
-from anyformer.errors import UserError, quote
+from anyformer.errors import UserError, cut, quote
 from anyformer.limits import MEGABYTE, parse_object, read_bytes
 from anyformer.tokenizer.core import Tokenizer, clean_up
 from anyformer.tokenizer.library import Translated
@@ -117,7 +117,7 @@ class MarianTokenizer(Tokenizer):
             vocabulary: Any = parse_object(kept["vocab.json"], directory / "vocab.json")
             words = models.WordLevel(vocab=vocabulary, unk_token="<unk>")
         except (TypeError, OverflowError) as error:
-            raise UserError(f"{directory / 'vocab.json'} is not a vocabulary: {error}.") from error
+            raise UserError(f"{directory / 'vocab.json'} is not a vocabulary: {cut(str(error))}.") from error
         super().__init__(tokenizers.Tokenizer(words), config, {**companions, **kept})
         if self.unk is None or self.eos is None:
             raise UserError(f"{directory / 'vocab.json'} has no <unk> and </s>, so it is not a Marian vocabulary.")

@@ -215,4 +215,4 @@ def read_state(folder: Path) -> dict[str, Tensor]:
     try:
         return {current_weight(name): tensor for name, tensor in load_file(folder / STATE).items()}
     except (OSError, SafetensorError) as error:
-        raise UserError(f"The checkpoint {folder} can't be read: {error}.") from error
+        raise UserError(f"The checkpoint {folder} can't be read: {cut(str(error))}.") from error

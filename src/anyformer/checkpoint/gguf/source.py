@@ -12,7 +12,7 @@ from anyformer.checkpoint.gguf.container import Container
 from anyformer.checkpoint.gguf.tensors import dense, quantized, stored_dtype
 from anyformer.checkpoint.sources import TensorSource
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError
+from anyformer.errors import UserError, cut
 from anyformer.families.base import Family
 from anyformer.families.gguf import Contents, architecture, from_gguf
 from anyformer.families.gguf.base import Output
@@ -81,7 +81,7 @@ def read_config(container: Container, contents: Contents | None = None) -> Model
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"{path} has metadata that is missing or misshapen: {error}.") from error
+        raise UserError(f"{path} has metadata that is missing or misshapen: {cut(str(error))}.") from error
     head_dim = config.attention.head_dim or config.d_model // config.attention.heads
     if contents.rope_factors is not None and len(contents.rope_factors) != head_dim // 2:
         raise UserError(f"{path}: {_FACTORS} should have {head_dim // 2} numbers, not {len(contents.rope_factors)}.")

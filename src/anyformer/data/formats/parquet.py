@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from anyformer.data.input_files import Expansion
-from anyformer.errors import UserError
+from anyformer.errors import UserError, cut
 
 _ROWS = 16
 """Rows that are read at a time. A few bytes can stand for megabytes in each of them, and with so few rows there is no
@@ -41,7 +41,7 @@ def open_parquet(file: BinaryIO, path: Path) -> Generator[Any, None, None]:
             Expansion(path).add(sum(groups))
             yield table
     except (pa.ArrowException, ValueError) as error:  # ValueError: text that is not UTF-8
-        line = str(error).splitlines()[0]
+        line = cut(str(error).splitlines()[0])
         raise UserError(f"{path} is not a whole parquet file: {line}.") from error
 
 

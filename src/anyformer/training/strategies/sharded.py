@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from typing_extensions import override
 
 from anyformer.adapters import add_adapter
-from anyformer.errors import UserError
+from anyformer.errors import UserError, cut
 from anyformer.limits import check_files
 from anyformer.migration import current_weight
 from anyformer.model import Transformer, build
@@ -113,7 +113,7 @@ def _contents(folder: Path) -> dict[str, TensorStorageMetadata]:
 
 
 def _unreadable(folder: Path, error: BaseException) -> UserError:
-    return UserError(f"The checkpoint {folder} can't be read: {_reason(error)}.")
+    return UserError(f"The checkpoint {folder} can't be read: {cut(_reason(error))}.")
 
 
 def _namesake(name: str, parameters: Mapping[str, Tensor]) -> Tensor | None:
