@@ -97,6 +97,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"gradient_checkpointing": True, "average": "ema:0.9"},
     {"grad_accumulation": 4, "optimizer": "muon"},
     {"task": "classify", "lora": 2, "quantize": "int8"},
+    {"task": "preference", "lora": 2},
     {"engine": "ddp", "processes": 2},
     {"engine": "fsdp", "processes": 2, "gradient_checkpointing": True},
 )

@@ -1,6 +1,6 @@
 """How long a step takes: on this machine by real steps, elsewhere by a device's peak."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anyformer.compare.plan.devices import CPU_SHARES, SHARES, Device
 from anyformer.compare.plan.measure import Measured, measure
@@ -64,7 +64,7 @@ def calibrate(workload: Workload, count: StepCount, seconds: float = SECONDS) ->
         found = measure(alone, steps=STEPS, seconds=seconds)
         return _step_time(found, found.step, f"{len(found.seconds)} real steps of this model, just now")
     few, more = (alone.shorten(layers) for layers in _LAYERS)
-    flops_few, flops_more = (count_step(part, in_heap=False).flops for part in (few, more))
+    flops_few, flops_more = (count_step(replace(part, in_heap=False)).flops for part in (few, more))
     if flops_more >= count.flops or not _in_time(workload, flops_more, seconds):
         return by_peak(workload, count.flops, Device("cpu", float("inf")))
     small, large = (measure(part, steps=STEPS, seconds=seconds / 2) for part in (few, more))

@@ -1,7 +1,7 @@
 """Flags that would make a step fit, each tried by planning again."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from anyformer.compare.plan.step import StepCount, Workload, count_step
@@ -51,7 +51,7 @@ def changes_that_fit(
         if at_least * processes > room:
             return False
         say(flags)
-        peak = round(count_step(changed, in_heap=False).peak * heap)
+        peak = round(count_step(replace(changed, in_heap=False)).peak * heap)
         tried.append(Change(flags, peak, peak * processes <= room))
         return tried[-1].fits
 

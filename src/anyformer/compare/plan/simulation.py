@@ -46,6 +46,7 @@ linear: Any = import_module("anyformer.kernels.linear")  # where a function of t
 _in_chunks, _loss_and_grad_ = cross_entropy.in_chunks, cross_entropy.loss_and_grad_
 _quantized_product = linear.quantized_product
 _READS = {_aten._local_scalar_dense.default, _aten.item.default, _aten.is_nonzero.default}
+_INDEXING = {_aten.index.Tensor, _aten.index_put.default, _aten._index_put_impl_.default}
 _DRAWS = {"uniform_", "normal_", "random_", "bernoulli_"}
 
 
@@ -185,6 +186,8 @@ class Simulation(TorchDispatchMode):
             return args[0]
         if func is _aten.add.Tensor and _is_accumulation(args):
             return args[0]
+        if func in _INDEXING:
+            args = (args[0], [*self._places(args[1])], *args[2:])
         values = [_value(part) for part in tree_iter((args, kwargs)) if isinstance(part, Tensor)]
         is_known = bool(values) and all(value is not None for value in values)
         if func in _READS:
@@ -228,6 +231,18 @@ class Simulation(TorchDispatchMode):
         _quantized_product(x, weight.blocks(0, blocks), few, None if bias is None else bias[:few])
         self.flops += 2 * x.numel() * (outputs - few)
         return x.new_empty(*x.shape[:-1], outputs)
+
+    def _places(self, indices: Iterable[Tensor | None]) -> Generator[Tensor | None]:
+        """Indices, those of known masks as numbers: how many there are decides about sizes."""
+        for index in indices:
+            value = None if index is None or index.dtype != torch.bool else _value(index)
+            if value is None:
+                yield index
+                continue
+            with no_modes():
+                places = value.numpy().nonzero()
+            for numbers in places:
+                yield self.known(numbers)
 
     def _outputs(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What a function returns, without data."""

@@ -149,16 +149,14 @@ class StepCount:
         return sum(self.parts.values()) + self.allocator
 
 
-def count_step(workload: Workload, *, in_heap: bool = True) -> StepCount:
+def count_step(workload: Workload) -> StepCount:
     """Take the workload's step on tensors without memory, with three layers in the place of more.
 
     All numbers grow linearly with the layers, memory within each phase of the step.
-
-    Args:
-        in_heap: False leaves out what the C library's heap adds.
     """
     layers = {stack: getattr(workload.model, f"{stack}_layers") for stack in _STACKS}
-    few = workload.shorten(_MOST_LAYERS)
+    # FSDP gathers the next weights ahead, but for the last ones: one layer more has both sides alike.
+    few = workload.shorten(_MOST_LAYERS + (workload.config.engine == "fsdp"))
     numbers, per_layer = _trace(few)
 
     def shortened(most: int) -> StepCount:
@@ -171,7 +169,7 @@ def count_step(workload: Workload, *, in_heap: bool = True) -> StepCount:
 
     deepest = max(layers.values())
     whole = shortened(deepest)
-    if not (workload.in_heap and in_heap):
+    if not workload.in_heap:
         return whole
     if deepest <= _LAYERS_IN_HEAP[1]:
         return replace(whole, allocator=_allocator(workload, whole))
@@ -182,10 +180,10 @@ def count_step(workload: Workload, *, in_heap: bool = True) -> StepCount:
 
 
 def _trace(workload: Workload) -> tuple[_Numbers, dict[str, _Numbers]]:
-    """Take a step with three layers at most; returns its numbers, and what another layer adds to them, by stack.
+    """Take a step with all layers; returns its numbers, and what another layer adds to them, by stack.
 
-    Another layer is one more between the first and the last: it has the second one's weights and state, and what that
-    keeps from its forward to its backward pass, and gradients from there on.
+    Another layer is one more before the last but one: it has that one's weights and state, and what that keeps from its
+    forward to its backward pass, and gradients from there on.
     """
     simulation, config = Simulation(), workload.config
     takes_two = config.engine == "fsdp" or config.is_quantized
@@ -197,9 +195,13 @@ def _trace(workload: Workload) -> tuple[_Numbers, dict[str, _Numbers]]:
     }
     held = {stack: Counter[str]() for stack in per_layer}
     made = _minus(end.begin, phases[0].begin)  # by this step, and there from the beginning of all others
+    update_flops = 0
     for number, phase in enumerate(phases):
         following = simulation.phases[number + 1]
-        passed = _minus(following.begin, phase.begin)
+        passed, flops = _minus(following.begin, phase.begin), following.flops - phase.flops
+        if phase.name in (_MAKE_STATE, _UPDATE):
+            step["flops"] -= flops
+            update_flops = flops
         if phase.name == _MAKE_STATE:
             made = _minus(made, passed)
             continue
@@ -209,7 +211,7 @@ def _trace(workload: Workload) -> tuple[_Numbers, dict[str, _Numbers]]:
         for stack, added in per_layer.items():
             middle = phase.name.startswith(f"{stack}'s {_MIDDLE}")
             if middle:
-                added["step"]["flops"] += following.flops - phase.flops
+                added["step"]["flops"] += flops
             if middle and not phase.name.endswith(_BACKWARD):
                 held[stack].update(passed)
             added[name] = Counter(added["resident"])
@@ -219,6 +221,8 @@ def _trace(workload: Workload) -> tuple[_Numbers, dict[str, _Numbers]]:
     share = step["examples"] / step["counted examples"]
     for sizes in (step, *(added["step"] for added in per_layer.values())):
         sizes["flops"] = round(sizes["flops"] * share)
+        own = step["trained in layers"] if sizes is step else sizes["trained"]
+        sizes["flops"] += update_flops * own // max(1, step["trained in layers"])
     return numbers, per_layer
 
 
@@ -250,8 +254,8 @@ def _take(
         counted: numbers of the steps whose memory counts; those before it are taken as well.
 
     Returns:
-        Operations, parameters and examples of a step; and of the second layer of each stack of three its parameters,
-        and the bytes by part that stay.
+        Operations, parameters and examples of a step; and of the last layer but one of each stack its parameters, and
+        the bytes by part that stay.
     """
     config, batch = workload.config, workload.batch()
     plan = make_plan(config, workload.precision, workload.loss)
@@ -265,7 +269,8 @@ def _take(
                 if hasattr(model.head, name):
                     setattr(model.head, name, simulation.within("logits", getattr(model.head, name)))
         sizes, stacks = _sizes(model), {name: getattr(model, name) for name in _STACKS}
-        seconds = {name: stack.blocks[1] for name, stack in stacks.items() if stack and len(stack.blocks) > 2}
+        sizes["trained in layers"] = sum(_sizes(stack.blocks)["trained"] for stack in stacks.values() if stack)
+        seconds = {name: stack.blocks[-2] for name, stack in stacks.items() if stack and len(stack.blocks) > 2}
         layers = {name: _sizes(block) for name, block in seconds.items()}
         strategy = make_strategy(model, plan)
         _tell_phases(stacks, simulation)
@@ -324,14 +329,14 @@ def _two_parts(batch: Batch, count: int) -> Batch:
 
 
 def _tell_phases(stacks: Mapping[str, Any], simulation: Simulation) -> None:
-    """Have a phase of the step begin where a stack's first, second and last layer begin, forward and backward.
+    """Have a phase of the step begin where a stack's first, last and last layer but one begin, forward and backward.
 
     At the peak of each, memory depends on the number of layers in one way.
     """
     for name, stack in stacks.items():
         blocks = [*stack.blocks] if stack else []
         last = len(blocks) - 1
-        forward, backward = {1: _MIDDLE, last: _LAST, 0: _FIRST}, {last - 1: _MIDDLE, 0: _FIRST}
+        forward, backward = {last - 1: _MIDDLE, last: _LAST, 0: _FIRST}, {last - 1: _MIDDLE, last - 2: _FIRST}
         for number, block in enumerate(blocks):
             if number in forward:
                 begin = partial(simulation.begin, f"{name}'s {forward[number]}")
