@@ -38,17 +38,16 @@ def with_system_message(found: ExampleSet, text: str) -> ExampleSet:
     Raises:
         UserError: there is no conversation.
     """
-    count = 0
+    added = list[ChatExample]()
 
     def side(example: ChatExample | CompletionExample) -> ChatExample:
         if not isinstance(example, ChatExample):
             raise UserError(f"--system is for conversations, and {example.where}, is a text: leave it out.")
         if example.messages[0]["role"] == "system":
             return example
-        nonlocal count
-        count += 1
         messages = [{"role": "system", "content": text}, *example.messages]
-        return replace(example, messages=messages, learned=[False, *example.learned])
+        added.append(replace(example, messages=messages, learned=[False, *example.learned]))
+        return added[-1]
 
     examples = list[ChatExample | PreferenceExample]()
     for example in cast("Sequence[ChatExample | PreferenceExample]", found.examples):
@@ -56,7 +55,7 @@ def with_system_message(found: ExampleSet, text: str) -> ExampleSet:
         examples.append(
             replace(example, chosen=side(example.chosen), rejected=side(example.rejected)) if pair else side(example)
         )
-    note = f"--system added to {count:,} conversation{'s' * (count != 1)}"
+    note = f"--system added to {len(added):,} conversation{'s' * (len(added) != 1)}"
     return replace(found, examples=examples, notes=[*found.notes, note])
 
 
