@@ -22,7 +22,8 @@ text = st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=[
 
 def table(path: Path, rows: list[list[str]], **options: Any) -> Path:
     held = io.StringIO(newline="")
-    csv.writer(held, **{"delimiter": "\t" if ".tsv" in path.name else ",", **options}).writerows(rows)
+    delimiter: Any = options.pop("delimiter", "\t" if ".tsv" in path.name else ",")
+    csv.writer(held, delimiter=delimiter, **options).writerows(rows)
     content = held.getvalue().encode()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
@@ -40,7 +41,11 @@ def test_a_table_gives_back_what_was_written(
     tmp_path: Path, rows: list[tuple[str, str]], name: str, ends: str, bom: bool, delimiter: str
 ):
     content = [["one", "text"], *([*row] for row in rows)]
-    options = {"delimiter": "\t" if "tsv" in name else delimiter, "lineterminator": ends, "quoting": csv.QUOTE_ALL}
+    options: dict[str, Any] = {
+        "delimiter": "\t" if "tsv" in name else delimiter,
+        "lineterminator": ends,
+        "quoting": csv.QUOTE_ALL,
+    }
     path = table(tmp_path / name, content, **options)
     if bom and path.suffix != ".gz":
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())

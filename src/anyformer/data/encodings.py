@@ -69,8 +69,8 @@ def find_fault(path: Path) -> Fault | None:
 
 def compressed(path: Path) -> str | None:
     """The command that decompresses a file to standard output; None: it is not compressed."""
-    commands: dict[str, str] = dict(zip(COMPRESSED, ("gzip -dc", "zstd -dc"), strict=True))
-    return commands.get(path.suffix.lower())
+    suffix = path.suffix.lower()
+    return f"{'gzip' if suffix == '.gz' else 'zstd'} -dc" if suffix in COMPRESSED else None
 
 
 def _utf16(start: bytes) -> str | None:

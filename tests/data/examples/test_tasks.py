@@ -131,4 +131,5 @@ def test_a_missing_column_is_answered_with_the_line_to_write(
     if "NAME" not in line:  # and it is understood
         words = dict(word.split("=") for word in shlex.split(line))
         asked = re.search(r"--task (\w+)", said)
-        find_reading(sample, "a.csv", task or (asked and asked[1]), NamedColumns(**words))
+        said_task: Any = asked and asked[1]
+        find_reading(sample, "a.csv", task or said_task, NamedColumns(**words))
