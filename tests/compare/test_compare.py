@@ -1,6 +1,7 @@
 """Whole comparisons of small models."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,15 @@ def test_what_a_stranger_wrote_into_a_comparison_is_refused(
             compare(FAMILIES, data=data, out=found[1], tokens=600, seeds=1, **SMALL)
     finally:
         path.write_text(kept)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links as POSIX has them")
+def test_a_page_that_is_a_link_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "compare.html").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"compare\.html is a symbolic link"):
+        compare(["gpt2", "llama"], out=tmp_path / "out")
 
 
 def test_equal_models_under_different_names_are_not_told_apart(data: str, tmp_path: Path) -> None:

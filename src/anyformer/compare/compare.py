@@ -119,6 +119,7 @@ def work(
     if out is None:
         out = default_folder(request)
         atomic.refuse_link(out)  # nobody has asked for what it leads to
+    atomic.refuse_link(out / PAGE)
     require_page(out / PAGE)  # before hours of work
     if request.classify:
         read_labeled_texts(request.classify)
