@@ -187,7 +187,7 @@ class Simulation(TorchDispatchMode):
         if func is _aten.add.Tensor and _is_accumulation(args):
             return args[0]
         if func in _INDEXING:
-            args = (args[0], [*self._places(args[1])], *args[2:])
+            args = (args[0], [*self._replaced_indices(args[1])], *args[2:])
         values = [_value(part) for part in tree_iter((args, kwargs)) if isinstance(part, Tensor)]
         is_known = bool(values) and all(value is not None for value in values)
         if func in _READS:
@@ -232,7 +232,7 @@ class Simulation(TorchDispatchMode):
         self.flops += 2 * x.numel() * (outputs - few)
         return x.new_empty(*x.shape[:-1], outputs)
 
-    def _places(self, indices: Iterable[Tensor | None]) -> Generator[Tensor | None]:
+    def _replaced_indices(self, indices: Iterable[Tensor | None]) -> Generator[Tensor | None]:
         """Indices, those of known masks as numbers: how many there are decides about sizes."""
         for index in indices:
             value = None if index is None or index.dtype != torch.bool else _value(index)
