@@ -224,7 +224,7 @@ def test_columns_are_flags(classifier: tuple[Path, Path], capsys: pytest.Capture
     assert main([*command, "--text", "words", "--label", "verdict"]) == 0
     assert json.loads(capsys.readouterr().out)["task"] == "classify"
     assert main([*command, "--task", "classify"]) == 2
-    assert "--text NAME" in capsys.readouterr().err
+    assert "--text words --label verdict" in capsys.readouterr().err
 
 
 def test_answers_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def test_what_a_million_tokens_cost_and_why_a_formula_differs_is_printed(capsys:
     assert "A million tokens take" in out
     assert " and cost $" in out
     assert "--price-per-hour tells one" in " ".join(without.split())
-    assert "activations: " in out
+    assert " by the formula; " in out
     assert " by the formula; " in out
 
 

@@ -121,7 +121,11 @@ def test_faulty_rows(name: str, refused: Callable[..., str]) -> None:
         ("\n\n", ".jsonl", "There is no example to read: .*data.jsonl is empty"),
         ("text,label\n", ".csv", "There is no example to read: .*data.csv is empty"),
         ("{\n", ".jsonl", "data.jsonl, line 1, is not JSON"),
-        ('{"foo": 1, "bar": 2}\n', ".jsonl", r"from which no task follows: .* --columns text=NAME label=NAME"),
+        (
+            '{"foo": 1, "bar": 2}\n',
+            ".jsonl",
+            r"from which no task follows: .* --task classify --columns text=NAME label=foo",
+        ),
         ("0.5,A long text that is no name\n1,b", ".csv", "from which no task follows: if the first line is no header"),
     ],
 )
@@ -180,7 +184,7 @@ FLAGS: Iterable[tuple[str, list[str], str]] = [
     ("classify", ["--columns", "text"], "write ROLE=COLUMN"),
     ("classify", ["--columns", "text=text", "text=label"], "a role is named twice"),
     ("classify", ["--columns", "text=revew"], "data.jsonl, line 1, has no column 'revew'"),
-    ("classify", ["--task=tag"], r"tag needs tokens .* with --columns tokens=NAME tags=NAME"),
+    ("classify", ["--task=tag"], r"tag needs tokens .* with --columns tokens=NAME tags=label"),
     ("classify", ["--task=clasify"], "--task clasify is unknown .*'classify'"),
 ]
 

@@ -54,7 +54,7 @@ def test_a_file_needs_no_more_than_the_flags_leave_open(tmp_path: Path) -> None:
     assert configured(file, {"base": str(tmp_path), "lora": 8}).quantize == "int4"
     with pytest.raises(UserError, match="names no model"):
         configured(file, {"lora": 8})
-    with pytest.raises(UserError, match=r"there is no field 'lorra' \(did you mean 'lora'"):
+    with pytest.raises(UserError, match=r"lorra: no such field \(did you mean 'lora'"):
         configured(_file(tmp_path, "lorra: 3"), {})
 
 
@@ -85,7 +85,7 @@ def test_few_sentences_are_read_more_often_by_a_tagger(examples: int, batch_size
     assert label.epochs is not None
     steps = tag.epochs * examples / tag.batch_size
     assert label.epochs <= tag.epochs <= 20
-    assert steps >= 500 or tag.epochs == 20
+    assert round(steps, 6) >= 500 or tag.epochs == 20
     assert tag.epochs == label.epochs or steps == pytest.approx(min(500, 20 * examples / tag.batch_size))
     assert complete(config, model, "tag").epochs == 3  # of an unknown number of examples
     lengths: list[dict[str, Any]] = [{"steps": 7}, {"minutes": 1.0}, {"epochs": 2.0}]
@@ -116,7 +116,7 @@ def test_the_help_and_the_page_have_these_numbers(capsys: pytest.CaptureFixture[
         ("base: BASE\ndata: [chats.jsonl]\nallow_pickle: true", [], "add --allow-pickle"),
         ("base: BASE\ndata: [chats.jsonl]\nprocesses: 2\nengine: ddp", [], "add --processes 2 --engine ddp"),
         ("base: BASE\ndata: [chats.jsonl]\ntrack: [wandb]", [], "add --track wandb"),
-        ("preset: gpt2", [], "there is no field 'preset'"),
+        ("preset: gpt2", [], "preset: no such field"),
         ("base: BASE\ndata: [chats.jsonl]", ["--resume=RUN"], "leave out --config"),
     ],
 )

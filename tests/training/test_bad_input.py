@@ -62,7 +62,7 @@ def test_validation_text_of_one_character(refuses: Any, text: Path, tmp_path: Pa
 
 def test_binary_data(refuses: Any, tmp_path: Path):
     (tmp_path / "image.txt").write_bytes(b"GIF89a\x00\xff\xfe" * 100)
-    refuses("image.txt is not UTF-8 text", "gpt2-nano", "--data", str(tmp_path / "image.txt"))
+    refuses("image.txt, line 1, is not UTF-8 text", "gpt2-nano", "--data", str(tmp_path / "image.txt"))
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_every_field_of_fine_tuning_is_thought_of() -> None:
     """As above."""
     harmless = {
         *("task", "columns", "header", "labels", "label_kind", "train_on", "packing", "skip_faulty", "epochs", "lora"),
-        *("lora_alpha", "lora_dropout", "targets", "dora", "rslora", "quantize", "beta", "loss"),
+        *("lora_alpha", "lora_dropout", "targets", "dora", "rslora", "quantize", "beta", "loss", "system"),
     }
     own = set(FinetuneConfig.__dataclass_fields__) - set(TrainConfig.__dataclass_fields__)
     assert own == harmless | {"base", "allow_pickle"}

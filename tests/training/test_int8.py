@@ -341,8 +341,10 @@ def test_precision_says_what_it_is():
 
 
 def test_it_is_refused_where_it_gains_nothing(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(UserError, match="--dtype int8 is for CPUs, and this run is on meta"):
-        choose_precision("meta", "int8")
+    with monkeypatch.context() as patch:
+        patch.setattr(precision, "_device", lambda name: torch.device("meta"))
+        with pytest.raises(UserError, match="--dtype int8 is for CPUs, and this run is on meta"):
+            choose_precision("meta", "int8")
     with monkeypatch.context() as patch:
         patch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_vnni": False})
         with pytest.raises(UserError, match="needs a CPU with VNNI"):

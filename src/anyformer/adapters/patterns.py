@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Set
 from functools import lru_cache, reduce
 
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 
 LONGEST = 500
 """Characters of a pattern."""
@@ -44,7 +44,7 @@ class Pattern:
 
     def __init__(self, text: str) -> None:
         if len(text) > LONGEST:
-            raise UserError(f"{text[:80]!r} may take too long: a pattern has at most {LONGEST} characters.")
+            raise UserError(f"{quote(text)} may take too long: a pattern has at most {LONGEST} characters.")
         self._text, self._tokens = text, deque(_TOKEN.findall(text))
         self._plain: re.Pattern[str] | None = None
         try:
@@ -56,7 +56,7 @@ class Pattern:
                     self._plain = re.compile(rf"(.*\.)?{text}$")  # in which there is nothing to try again
                     self.cost = 1
         except (re.error, RecursionError, OverflowError) as error:
-            raise UserError(f"{text[:80]!r} is no regular expression: {error}.") from error
+            raise UserError(f"{quote(text)} is no regular expression: {error}.") from error
 
     def matches(self, name: str) -> bool:
         """Whether it matches the whole of a dotted name, or its end after a dot."""
@@ -80,7 +80,7 @@ class Pattern:
         while self._tokens and self._tokens[0] not in ("|", ")"):
             token = self._tokens.popleft()
             if _QUANTIFIER.fullmatch(token) or _REFERENCE.fullmatch(token):
-                raise UserError(f"{self._text[:80]!r} has more than a pattern of names may have: write out the names.")
+                raise UserError(f"{quote(self._text)} has more than a pattern of names may have: write out the names.")
             is_group, quantifier = token in ("(", "(?:"), self._quantifier()
             if not is_group and quantifier is None:
                 plain += token
@@ -99,7 +99,7 @@ class Pattern:
                 self._tokens.popleft()
                 is_loop = quantifier != (0, 1)
                 if is_loop and inner:
-                    raise UserError(f"{self._text[:80]!r} may take too long: write out the names of the layers.")
+                    raise UserError(f"{quote(self._text)} may take too long: write out the names of the layers.")
                 self.cost += _COST
                 step, inner = _repeated(step, *quantifier), inner or is_loop
             steps.append(step)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn, ones, promote_types, zeros
+from torch import Tensor, nn, ones, zeros
 
 from anyformer import kernels
 from anyformer.config import NormConfig
@@ -22,9 +22,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Normalize over the last dimension."""
-        # Hidden states can have a higher precision than weights that are not trained.
-        weight, bias = (part.to(promote_types(part.dtype, x.dtype)) for part in (self.weight, self.bias))
-        return F.layer_norm(x, weight.shape, weight, bias, self.eps)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.Module):

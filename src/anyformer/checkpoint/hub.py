@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.limits import can_be_path, path_inside
 
 GGUF = ".gguf"
@@ -21,7 +21,7 @@ def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
     """
     path = Path(path_or_hub_id).expanduser()
     if not can_be_path(path):
-        raise UserError(f"There is no directory {str(path_or_hub_id)[:80]!r}, and no file can be called so.")
+        raise UserError(f"There is no directory {quote(str(path_or_hub_id))}, and no file can be called so.")
     if path.is_dir():
         for directory in (path, path / "model"):  # where a training run keeps its model
             if (directory / "config.json").is_file():

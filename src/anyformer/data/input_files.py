@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from typing_extensions import override
 
 from anyformer import limits
-from anyformer.errors import UserError, cut
+from anyformer.errors import UserError, cut, quote
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -72,7 +72,7 @@ def find_files(paths: Paths, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     for item in given:
         path = Path(item)
         if not limits.can_be_path(path):
-            raise UserError(f"There is no data at {str(path)[:80]!r}, and no file can be called so: name a file.")
+            raise UserError(f"There is no data at {quote(str(path))}, and no file can be called so: name a file.")
         is_glob = any(character in "*?[" for character in str(path))
         found += _matching(path, suffixes) if is_glob and not path.exists() else _named(path, suffixes)
     once: dict[Path, Path] = {}

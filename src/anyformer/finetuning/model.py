@@ -60,9 +60,12 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transforme
 
 
 def train_in_float32(model: Transformer) -> None:
-    """Keep the weights that are trained in float32, whatever the others are kept in."""
+    """Keep the weights that are trained in float32, whatever the others are kept in.
+
+    So are vectors, those of norms and biases, which take next to no memory and are added to hidden states in float32.
+    """
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad or parameter.dim() < 2:
             parameter.data = parameter.data.float()
 
 

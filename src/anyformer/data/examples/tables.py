@@ -21,7 +21,7 @@ from anyformer.data.disk_cache import Cache
 from anyformer.data.examples import Where
 from anyformer.data.examples.rows import Row, measure, typed_row
 from anyformer.data.formats.parquet import class_names
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 
 KEPT = "rows"
 """Folder of the cache."""
@@ -177,7 +177,7 @@ def _row(row: object, number: int) -> dict[str, Any]:
             made[str(name)] = _plain(value)
         except (TypeError, ValueError, RecursionError) as error:
             raise UserError(
-                f"data, row {number}, is not what a .jsonl file can hold: in its column {str(name)[:40]!r} is {error}."
+                f"data, row {number}, is not what a .jsonl file can hold: in its column {quote(str(name))} is {error}."
             ) from error
     return made
 
@@ -211,4 +211,4 @@ def _check_names(columns: Sequence[object]) -> None:
     """Raise UserError for two columns of the same name, of which dicts would have the last one only."""
     for name, count in Counter(map(str, columns)).items():
         if count > 1:
-            raise UserError(f"data has {count} columns called {name[:40]!r}: give them different names.")
+            raise UserError(f"data has {count} columns called {quote(name)}: give them different names.")

@@ -185,7 +185,7 @@ def _suggestion(sample: Mapping[str, Any], task: Task | None, given: Mapping[str
         stray = not given.keys() <= shape.required.keys() | shape.optional.keys()
         unnamed = sum(part not in columns for part in shape.required)
         parts = {part: columns.get(part, "NAME") for part in (*shape.required, *given)}
-        return (stray, unnamed, shape.kind == "text", guessed, shape.kind != "classify"), shape, parts
+        return (stray, not columns, unnamed, shape.kind == "text", guessed, shape.kind != "classify"), shape, parts
 
     roles = {each.name for each in fields(Columns)}
     shapes = (shape for shape in SHAPES if shape.task == task or (task is None and not shape.asked))
