@@ -22,7 +22,7 @@ _RUN = re.compile(
 )
 
 
-_SPEED = re.compile(r"(?:, |  )[\d,]+ (?:tokens/s|s)\b|  \d+:\d\d left")
+_SPEED = re.compile(r"(?:, |  )[\d,]+ (?:tokens/s|s)\b|(?:  |, about )\d+:\d\d left")
 """What is different on each machine, and at each time: it is left out."""
 
 

@@ -92,7 +92,14 @@ def run(argv: list[str]) -> int:
     )
     console = Console()
     try:
-        comparison, out = work(request, options.out, processes=options.processes, say=lambda line: say(console, line))
+        with console.status("comparing") as status:
+            comparison, out = work(
+                request,
+                options.out,
+                processes=options.processes,
+                say=lambda line: say(console, line),
+                working=status.update,
+            )
     except StoppedError as stopped:
         say(console, "Stopped: the same command goes on with it.")
         return stopped.status

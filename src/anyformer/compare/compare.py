@@ -1,6 +1,7 @@
 """Models of several families, trained on the same text within the same budget, and judged side by side."""
 
 import os
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from anyformer.compare.tasks import read_labeled_texts
 from anyformer.data.disk_cache import Cache
 from anyformer.data.examples.tables import Data, kept_paths
 from anyformer.runs.report import require_page
+from anyformer.runs.report.formatting import clock
 
 Say = Callable[[str], None]
 _WAIT = 0.5
@@ -101,12 +103,18 @@ def compare(
 
 
 def work(
-    request: Request, out: Path | None = None, *, processes: int = 1, say: Say = lambda line: None
+    request: Request,
+    out: Path | None = None,
+    *,
+    processes: int = 1,
+    say: Say = lambda line: None,
+    working: Say = lambda line: None,
 ) -> tuple[Comparison, Path]:
     """Do all that is left to do of a comparison, beside other processes that do the same.
 
     Args:
         say: called with lines for people.
+        working: called with what is being done, for a line that is rewritten.
 
     Returns:
         The result, and the folder that it is in.
@@ -123,6 +131,7 @@ def work(
     require_page(out / PAGE)  # before hours of work
     if request.classify:
         read_labeled_texts(request.classify)
+    working("reading the data, and training a tokenizer for all")
     plan = make_plan(request, out)
     for line in introduction(plan):
         say(line)
@@ -135,20 +144,22 @@ def work(
     try:
         if helpers:
             torch.set_num_threads(max(1, threads // processes))
-        _work(plan, everything, say)
+        _work(plan, everything, processes, say, working)
     finally:
         for helper in helpers:
             helper.terminate()
         for helper in helpers:
             helper.wait()
         torch.set_num_threads(threads)
+    working("drawing the page")
     comparison = assemble(plan, time.monotonic() - begun)
     comparison.write(out / RESULT)
     write_page(comparison, out / PAGE)
     return comparison, out
 
 
-def _work(plan: Plan, everything: Sequence[Job], say: Say) -> None:
+def _work(plan: Plan, everything: Sequence[Job], processes: int, say: Say, working: Say) -> None:
+    taken: list[float] = []
     while left := [job for job in everything if not jobs.is_done(plan, job)]:
         moved = False
         for job in left:
@@ -156,20 +167,26 @@ def _work(plan: Plan, everything: Sequence[Job], say: Say) -> None:
                 continue
             with jobs.claimed(plan, job) as mine:
                 if mine and not jobs.is_done(plan, job):
-                    begun = time.monotonic()
+                    begun, done = time.monotonic(), sum(jobs.is_done(plan, each) for each in everything)
+                    working(f"{_name(job)} ({done + 1} of {len(everything)}){_rest(taken, len(left), processes)}")
                     jobs.perform(plan, job)
-                    done = sum(jobs.is_done(plan, each) for each in everything)
-                    say(_line(plan, job, time.monotonic() - begun, done, len(everything)))
+                    taken.append(time.monotonic() - begun)
+                    loss = jobs.read(plan, job).validation_loss
+                    found = "" if loss is None else f"validation loss {loss:.4f}, "
+                    rest = _rest(taken, len(everything) - done - 1, processes)
+                    say(f"{done + 1:>3}/{len(everything):<3}    {_name(job)}: {found}{taken[-1]:.0f} s{rest}")
                     moved = True
         if not moved:
             time.sleep(_WAIT)
 
 
-def _line(plan: Plan, job: Job, seconds: float, done: int, count: int) -> str:
-    outcome = jobs.read(plan, job)
-    what = f"seed {job.seed}" if job.rate is None else f"learning rate {job.rate:.2g}"
-    loss = "" if outcome.validation_loss is None else f"validation loss {outcome.validation_loss:.4f}, "
-    return f"{done:>3}/{count:<3}    {job.contender.name}, {what}: {loss}{seconds:.0f} s"
+def _name(job: Job) -> str:
+    return f"{job.contender.name}, " + (f"seed {job.seed}" if job.rate is None else f"learning rate {job.rate:.2g}")
+
+
+def _rest(taken: Sequence[float], left: int, processes: int) -> str:
+    """How long as many more jobs may take."""
+    return f", about {clock(statistics.mean(taken) * left / processes)} left" if taken and left else ""
 
 
 def _start_helpers(request: Request, out: Path, processes: int) -> list[programs.Process]:

@@ -121,7 +121,8 @@ class ContenderResult(OneLine):
         steps, tokens, flops: of one run; tokens are those of text.
         bytes: of text in UTF-8 that one run read.
         order_digest: SHA-256 of the token ids of all batches in order, by seed.
-        seconds: of training, the mean over seeds.
+        seconds: of training, the mean over seeds. Runs do not take turns, so other programs on the machine can make
+            one model look slower than another.
         tokens_per_second: likewise.
         memory_bytes: of weights, gradients and the optimizer's state.
         cache_bytes_per_token: keys and values of a token while text is generated, at two bytes a number; 0: none.

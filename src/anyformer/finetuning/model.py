@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from anyformer.adapters import add_adapter
+from anyformer.blocks.norm import LayerNorm, RMSNorm
 from anyformer.checkpoint import load, load_with_head, save, save_adapter
 from anyformer.config import HeadConfig, ModelConfig, ProblemType
 from anyformer.finetuning.config import CompleteFinetuneConfig
@@ -60,13 +61,14 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transforme
 
 
 def train_in_float32(model: Transformer) -> None:
-    """Keep the weights that are trained in float32, whatever the others are kept in.
+    """Keep the weights that are trained in float32, whatever the others are kept in, and those of norms.
 
-    So are vectors, those of norms and biases, which take next to no memory and are added to hidden states in float32.
+    Hidden states are added up in float32, and the weights of norms take next to no memory.
     """
-    for parameter in model.parameters():
-        if parameter.requires_grad or parameter.dim() < 2:
-            parameter.data = parameter.data.float()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad or isinstance(module, LayerNorm | RMSNorm):
+                parameter.data = parameter.data.float()
 
 
 def _has_head(head: HeadConfig, kind: str, labels: tuple[str, ...], problem: ProblemType | None) -> bool:

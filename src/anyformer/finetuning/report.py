@@ -110,8 +110,8 @@ class Report:
         return {"scores": measured.scores}
 
     def _autocast(self) -> AbstractContextManager[object]:
-        """The run's dtype, for labels; what is generated is computed as it will be in use."""
-        if self._task not in ("classify", "tag"):
+        """The run's dtype, for labels and beside weights that stay in it; else texts are computed as in use."""
+        if self._task not in ("classify", "tag") and self._config.base_dtype == "float32":
             return nullcontext()
         return choose_precision(self._config.device, self._config.dtype).autocast()
 

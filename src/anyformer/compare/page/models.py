@@ -18,11 +18,11 @@ _COSTS: dict[str, Callable[[ContenderResult], str]] = {
     "outside embeddings": lambda each: count(each.parameters_outside_embeddings),
     "FLOPs a token": lambda each: si(each.flops_per_token),
     "memory": lambda each: size(each.memory_bytes),
-    "tokens/s": lambda each: count(each.tokens_per_second),
+    "≈ tokens/s": lambda each: count(each.tokens_per_second),
     "KV bytes a token": lambda each: f"{each.cache_bytes_per_token:,}" if each.cache_bytes_per_token else "none",
     "FLOPs": lambda each: si(each.flops),
     "tokens": lambda each: count(each.tokens),
-    "time": lambda each: clock(each.seconds),
+    "≈ time": lambda each: clock(each.seconds),
     "steps": lambda each: whole(each.steps),
     "learning rate": lambda each: f"{each.learning_rate:.2g}",
 }
@@ -31,7 +31,8 @@ _NO_COST = ("none", "–", "0", "0:00")
 """The cells of a model that was not trained here, or that keeps no keys and values."""
 COST_NOTE = (
     "FLOPs a token are those of training. Memory is that of weights, gradients and the optimizer. Keys and values of a "
-    "token that is generated take two bytes a number."
+    "token that is generated take two bytes a number. Tokens/s and time (≈) are noisy: models are trained one after "
+    "the other, and other programs on the machine slow some of them down more than others."
 )
 
 
