@@ -168,6 +168,7 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
     arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     if "int4" in setting:
         arguments.append("--gradient-checkpointing")
+    arguments.append("--keep-optimizer")  # and the last weights, of which those that are scored are the average
     if row.task == "tag":
         arguments += ["--labels", *_tags(train, dev)]
     if main(["finetune", str(model), *arguments]):

@@ -922,8 +922,8 @@ class Parts(nn.Module):
         for part, norm in zip(self.parts, self.norms):
             added = part(norm(x))
             x = x + added if self.residual else added
-        x = self.norms[-1](x)
-        return self.output(x)  # [batch, time, vocab]
+        *_, final_norm = self.norms
+        return self.output(final_norm(x))  # [batch, time, vocab]
 
 
 def loss_with(steps=400, window=32, batch_size=32, peak=3e-3, **parts):

@@ -128,7 +128,8 @@ print(f"naive Bayes {baseline:.1%}, guessing {1 / len(labels):.1%}")
 # %% [markdown]
 # **Fine-tune.** The columns `text` and `label` say that this is a classification. MiniLM gets a new head, a matrix from
 # its vector of 384 numbers to 7 labels, and all weights are trained. What is printed is worth reading: what was
-# understood of the data, then the measure before and after, with an interval.
+# understood of the data, then the measure after training, with an interval. Of before there is none, for a new head says
+# nothing yet.
 
 # %%
 classifier = af.finetune(
@@ -138,9 +139,8 @@ classifier = af.finetune(
     epochs=4,
     name="descriptions",
 )
-before, after = (classifier.metrics[when]["accuracy"] for when in ("before", "after"))
-assert before < 0.4  # the head is new
-assert after > before + 0.25
+after = classifier.metrics["after"]["accuracy"]
+assert after > 1 / len(labels) + 0.25
 
 # %%
 figure, axes = plt.subplots(figsize=(5, 1.9))
