@@ -101,7 +101,7 @@ class LayerCache:
                 cached[:, :, slots.start : slots.end] = new
             else:
                 rows, columns = slots.index
-                new = new.transpose(1, 2)
+                new = new.transpose(1, 2).to(cached.dtype)
                 cached[rows, :, columns] = new if new.shape[:2] == rows.shape else slots.packing.pack(new)
         return KeysValues(self.keys[:, :, : slots.end], self.values[:, :, : slots.end])
 

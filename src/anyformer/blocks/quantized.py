@@ -27,10 +27,12 @@ class QuantizedMatrix(nn.Module):
     minima: Tensor | None
     activations: Tensor
     """Empty: its dtype is that of the activations, and follows `model.to(dtype)` as parameters do."""
+    cached_transpose: PackedWeight | None
+    """What `transposed` has made."""
 
     def __init__(self, weight: QuantizedWeight, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self._transposed: PackedWeight | None = None
+        self.cached_transpose = None
         rows, groups = weight.scales.shape
         self.shape = torch.Size((rows, groups * GROUP))
         for name, part in pack(weight)._asdict().items():
@@ -71,14 +73,14 @@ class QuantizedMatrix(nn.Module):
 
         None where its numbers are too large for the scales.
         """
-        if self._transposed is None:
+        if self.cached_transpose is None:
             with suppress(ValueError):
-                self._transposed = transpose(self.packed, self.shape[0])
-        return self._transposed
+                self.cached_transpose = transpose(self.packed, self.shape[0])
+        return self.cached_transpose
 
     def drop_transposed(self) -> None:
         """Free the transpose, a byte for each weight; the next gradient makes it anew."""
-        self._transposed = None
+        self.cached_transpose = None
 
     def rows(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch columns"]:
         """The rows of these indices, in the dtype of the activations."""
@@ -94,7 +96,7 @@ class QuantizedMatrix(nn.Module):
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         # The transpose would stay where it is.
-        self._transposed = None
+        self.cached_transpose = None
         # Scales keep their dtype whatever becomes of the activations: bfloat16 would round them.
         kept = self.scales, self.minima
         super()._apply(fn, recurse)

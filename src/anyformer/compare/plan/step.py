@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from anyformer.adapters import add_adapter
 from anyformer.blocks.head import Classifier, LanguageModelHead
+from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.compare.plan.batches import random_batch
 from anyformer.compare.plan.dry_run import heap_size
 from anyformer.compare.plan.simulation import PARTS, Simulation
@@ -313,10 +314,18 @@ def _resident(block: nn.Module, share: float, strategy: Strategy, simulation: Si
     parameters = [*block.parameters()]
     state = (part for each in parameters for part in strategy.optimizer.state.get(each, {}).values())
     stored = (getattr(part, "_local_tensor", part) for part in (*parameters, *block.buffers(), *state))
-    found = simulation.sizes(stored)
-    for part in ("gradients", "activations"):  # buckets and averages of what is trained, or transposes
-        found[part] += round(share * simulation.live[part])
+    found = simulation.sizes([*stored, *_transposes(block)])
+    shared = _minus(simulation.live, simulation.sizes(_transposes(strategy.model)))
+    for part in ("gradients", "activations"):  # buckets and averages of what is trained
+        found[part] += round(share * shared[part])
     return found
+
+
+def _transposes(module: nn.Module) -> Generator[Tensor]:
+    """What is kept of quantized weights for gradients of inputs."""
+    for each in module.modules():
+        if isinstance(each, QuantizedMatrix) and each.cached_transpose is not None:
+            yield from (part for part in each.cached_transpose if part is not None)
 
 
 def _two_parts(batch: Batch, count: int) -> Batch:
