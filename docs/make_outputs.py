@@ -66,7 +66,7 @@ def agrees(shown: str, printed: str) -> bool:
 
 
 def _masked(text: str) -> str:
-    return " ".join(re.sub(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?", "0", _SPEED.sub("", text)).split())
+    return " ".join(re.sub(r"[-+]?\d+(?:,\d+)*(?:\.\d+)?(?:e[-+]?\d+)?", "0", _SPEED.sub("", text)).split())
 
 
 def commands(code: str) -> list[str]:

@@ -278,7 +278,7 @@ def test_python_of_finetuning_runs(shorter: Callable[[str], str], capsys: pytest
 @pytest.mark.slow
 def test_commands_of_finetuning_run(shorter: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
     ran: set[str] = set()
-    for line in "".join(_fences(_read(FINETUNING), "sh")).splitlines():
+    for line in "".join(_fences(_read(FINETUNING), "sh")).replace("\\\n", " ").splitlines():
         words = shlex.split(shorter(line))
         assert words.pop(0) == "anyformer"
         if "--processes" not in words:

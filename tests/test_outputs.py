@@ -114,6 +114,11 @@ def test_output_agrees_with_itself_shortened_and_wrapped(lines: list[str], data:
     assert not outputs.agrees(shown + "\nanother", printed)
 
 
+def test_a_comma_behind_a_number_is_no_part_of_it() -> None:
+    assert outputs.agrees("perplexity=1,715, tokens=[324, 289]", "perplexity=739.1, tokens=[31, 2]")
+    assert not outputs.agrees("perplexity=1715, tokens", "perplexity=1715 tokens")
+
+
 def test_a_page_is_filled_with_what_its_commands_print() -> None:
     blocks = ("sh\nanyformer show x", "text\nold", "sh\npip install .", "python\nx = 1")
     page = "# A\n" + "".join(f"\n```{block}\n```\n" for block in blocks)

@@ -32,6 +32,7 @@ _WEIGHTS = {
     "what-did-not-help": 0.1,
     "testing": 0.2,
     "tutorials/": 0.7,
+    "scaling": 0.7,
 }
 _LANGUAGES = {".py": "python", ".sh": "sh", ".yml": "yaml", ".toml": "toml", ".cpp": "cpp", ".h": "cpp"}
 _LINK = re.compile(r"(?<=\]\()(?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?(?=\))")

@@ -146,8 +146,11 @@ def test_vs_between_two_models(capsys: pytest.CaptureFixture[str]) -> None:
 
     for command in (["diff"], ["diagram"], ["eject", "--diff"]):
         assert out(*command, "gpt2", "vs", "llama") == out(*command, "gpt2", "llama")
+    assert out("diff", "gpt2 vs llama") == out("diff", "gpt2", "llama")
     assert "There is no preset 'vs'" in _fails(capsys, "diff", "gpt2", "vs")
     assert "'llama' is one argument too many" in _fails(capsys, "diff", "gpt2", "and", "llama")
+    for words in (["gpt2", "vs", "llama"], ["gpt2 vs llama"]):
+        assert f"there is no command {words[0]!r} (`anyformer compare A B` trains" in _fails(capsys, *words)
 
 
 def test_looking_wrongly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -248,3 +248,4 @@ def test_only_a_vs_between_two_words_is_left_out(argv: list[str]) -> None:
     assert left[:1] == argv[:1]
     assert left[-1:] == argv[-1:]
     assert without_vs(["gpt2", *argv[:1]]) == ["gpt2", *argv[:1]]
+    assert without_vs(["--name", "a vs b"]) == ["--name", "a vs b"]

@@ -25,6 +25,7 @@ from anyformer.finetuning import measure as measuring
 from anyformer.finetuning import report
 from anyformer.finetuning.formatting import gained, general
 from anyformer.finetuning.measure import Figure, Measurement, measure
+from anyformer.finetuning.recipe import sample_answer
 from anyformer.runs.report.gains import gains
 from anyformer.training.schedule import TimeBudget
 from anyformer.training.trainer import Trainer
@@ -340,3 +341,14 @@ def test_answers_of_one_word_are_not_compared_by_rouge(tunes: Tunes) -> None:
     assert "rougeL" not in found["metrics"]
     assert "exact_match" in found["metrics"]
     assert not any("ROUGE" in note for note in found["notes"])
+
+
+def test_a_sample_of_a_tagger_names_its_entities() -> None:
+    where = Where(Path("names.conll"), 1)
+    plain, name = Piece("lives in ", ""), Piece("Rome", "LOC")
+    rows = [
+        EvaluatedRow(where, "lives in Rome", "Rome/LOC", "", 0.0, True, TaggedSpans([plain, name], said))
+        for said in ([plain, name], [Piece("lives in Rome", "")])
+    ]
+    assert [sample_answer(row) for row in rows] == ["Rome: LOC", "no entities"]
+    assert sample_answer(EvaluatedRow(where, "a text", "good", "bad", 1.0)) == "bad"

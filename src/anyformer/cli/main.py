@@ -64,7 +64,9 @@ def _run(argv: Sequence[str]) -> int:
     elif argv[0] in ("-V", "--version"):
         terminal.write(f"anyformer {__version__}")
     elif argv[0] not in COMMANDS:
-        raise UserError(f"there is no command {argv[0]!r} ({nearest(argv[0], COMMANDS)}).")
+        is_pair = "vs" in " ".join(argv).split()
+        hint = "`anyformer compare A B` trains two models, `anyformer diff A B` lists what separates them"
+        raise UserError(f"there is no command {argv[0]!r} ({hint if is_pair else nearest(argv[0], COMMANDS)}).")
     else:
         return import_module(f"anyformer.cli.{argv[0]}").run(argv[1:])
     return 0

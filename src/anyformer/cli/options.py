@@ -3,6 +3,7 @@
 import argparse
 import ast
 import inspect
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +55,11 @@ def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
 
 
 def without_vs(argv: Sequence[str]) -> list[str]:
-    """The arguments without a `vs` between two models, as in ``gpt2 vs llama``; a file of that name is kept."""
+    """The arguments without a `vs` between two models, as in ``gpt2 vs llama``; a file of that name is kept.
+
+    An argument that has all three words, such as ``'gpt2 vs llama'``, becomes two, unless it may be a flag's value.
+    """
+    argv = [word for index, argument in enumerate(argv) for word in _around_vs(argument, argv[index - 1 : index])]
     between = range(1, len(argv) - 1)
     joined = {
         index
@@ -65,6 +70,13 @@ def without_vs(argv: Sequence[str]) -> list[str]:
         and not Path(argv[index]).exists()
     }
     return [argument for index, argument in enumerate(argv) if index not in joined]
+
+
+def _around_vs(argument: str, before: Sequence[str]) -> tuple[str, ...]:
+    """The models on both sides of a `vs` in one argument, or the argument."""
+    models = re.fullmatch(r"(\S+)\s+(?:vs\.?|versus)\s+(\S+)", argument, re.IGNORECASE)
+    is_value = any(word.startswith("-") for word in before)
+    return (argument,) if models is None or is_value or Path(argument).exists() else models.groups()
 
 
 def flag(name: str) -> str:

@@ -22,6 +22,7 @@ from anyformer.data.examples.columns import as_columns
 from anyformer.data.examples.datasets import Dataset, PreferenceDataset
 from anyformer.data.examples.held_out import digest, duplicates, held_out, overlap
 from anyformer.data.examples.loading import ExampleSet, find_task, load_examples
+from anyformer.evaluation.result import EvaluatedRow
 from anyformer.finetuning.base import BaseFinetuning
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import FinetuneConfig, complete
@@ -130,7 +131,7 @@ class Finetuning(BaseFinetuning):
     @override
     def sample(self, model: Transformer) -> Sample:
         rows = self._report.rows(model)[:_SHOWN]
-        passages = [Passage(f"{row.text}\n    ", row.prediction) for row in rows]
+        passages = [Passage(f"{row.text}\n    ", sample_answer(row)) for row in rows]
         return Sample(passages, self._commands())
 
     def _commands(self) -> list[tuple[str, str]]:
@@ -227,3 +228,10 @@ def _read(config: FinetuneConfig, training: ExampleSet | None = None) -> Example
     )
     chats = config.system is not None and found.task in ("chat", "preference")
     return with_system_message(found, config.system or "") if chats else found
+
+
+def sample_answer(row: EvaluatedRow) -> str:
+    """What the model said; of a tagged sentence its entities, as the row's prediction is what is wrong with them."""
+    if row.spans is None:
+        return row.prediction
+    return ", ".join(f"{piece.text}: {piece.kind}" for piece in row.spans.said if piece.kind) or "no entities"

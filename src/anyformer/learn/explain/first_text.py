@@ -17,8 +17,8 @@ from anyformer.training.config_file import read_yaml
 _MOST_WORDS, _MOST_CHARACTERS = 14, 80
 _FEWEST_WORDS = 4
 """Of a recorded sample: a prompt of one word says little."""
-_PYTHON = "def main(self, name):\n    return"
-"""For a model without a run: what is trained without data learns from the standard library of Python."""
+_TEXTS = ("The cat could not sleep because it was", "def main(self, name):\n    return")
+"""For a model without data: prose, and Python, whose standard library is learned where no data is given."""
 
 
 def first_text(config: ModelConfig, tokenizer: Tokenizer, directory: Path | None = None) -> str:
@@ -34,7 +34,9 @@ def first_text(config: ModelConfig, tokenizer: Tokenizer, directory: Path | None
     mask = tokenizer.mask_token if fills else None
     vocabulary = sorted(tokenizer.backend.get_vocab(with_added_tokens=False))
     found = map(_beginning, _of_run(directory)) if directory is not None else iter(())
-    texts = (text if mask is None else _masked(text, mask) for text in (*found, _PYTHON, "the", *vocabulary))
+    known = [text for text in _TEXTS if _is_known(tokenizer, text)]
+    known.sort(key=lambda text: len(tokenizer.encode(text)) / len(text))  # few tokens: it was made for such a text
+    texts = (text if mask is None else _masked(text, mask) for text in (*found, *known, "the", *vocabulary))
     return next((text for text in texts if _is_known(tokenizer, text)), "")
 
 
