@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 import anyformer as af
 from anyformer.cli.main import main
 from anyformer.compare import jobs
-from anyformer.compare.compare import compare
+from anyformer.compare.compare import compare, work
+from anyformer.compare.request import Request, budget_of
 from anyformer.compare.result import Comparison
 from anyformer.errors import UserError
 from anyformer.generation import compiled_decoder
@@ -86,6 +88,30 @@ def test_what_is_finished_is_not_done_again(found: tuple[Comparison, Path], data
     assert before == {path: path.stat().st_mtime_ns for path in (out / "jobs").rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="holds another comparison"):
         compare(FAMILIES, data=data, out=out, tokens=700, seeds=1, **SMALL)
+
+
+def test_what_is_being_done_and_the_time_left_are_said(
+    found: tuple[Comparison, Path], data: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(found[1], out)
+    for name in ("1-llama-seed0.json", "2-bert-seed0.json"):
+        (out / "jobs" / name).unlink()
+    request = Request(
+        contenders=FAMILIES,
+        data=(data,),
+        budget=budget_of({"tokens": 600, "flops": None, "minutes": None}),
+        seeds=1,
+        **SMALL,
+    )
+    lines, states = list[str](), list[str]()
+    work(request, out, say=lines.append, working=states.append)
+    assert states[0] == "reading the data, and training a tokenizer for all"
+    assert states[1] == "llama, seed 0 (4 of 5)"
+    assert re.fullmatch(r"bert, seed 0 \(5 of 5\), about \d+:\d\d left", states[2])
+    done = [line for line in lines if re.match(r" +\d/5", line)]
+    assert re.fullmatch(r"  4/5      llama, seed 0: validation loss [\d.]+, \d+ s, about \d+:\d\d left", done[0])
+    assert re.fullmatch(r"  5/5      bert, seed 0: validation loss [\d.]+, \d+ s", done[1])
 
 
 _JOB = "jobs/0-gpt2-seed0.json"

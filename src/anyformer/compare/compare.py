@@ -168,7 +168,8 @@ def _work(plan: Plan, everything: Sequence[Job], processes: int, say: Say, worki
             with jobs.claimed(plan, job) as mine:
                 if mine and not jobs.is_done(plan, job):
                     begun, done = time.monotonic(), sum(jobs.is_done(plan, each) for each in everything)
-                    working(f"{_name(job)} ({done + 1} of {len(everything)}){_rest(taken, len(left), processes)}")
+                    rest = _rest(taken, len(everything) - done, processes)
+                    working(f"{_name(job)} ({done + 1} of {len(everything)}){rest}")
                     jobs.perform(plan, job)
                     taken.append(time.monotonic() - begun)
                     loss = jobs.read(plan, job).validation_loss
