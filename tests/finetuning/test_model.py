@@ -88,3 +88,17 @@ def test_a_plan_counts_the_weights_that_fine_tuning_has(tmp_path: Path) -> None:
     counted = count_step(replace(asked, in_heap=False))
 
     assert counted.resident["weights"] == pytest.approx(size, rel=0.01)
+
+
+def test_texts_are_generated_beside_weights_that_stay_in_bfloat16(tmp_path: Path) -> None:
+    """Prompts of several lengths, whose keys and values go into a cache of the base's dtype."""
+    base, tokenizer = toys.MODELS["decoder"]()
+    af.save(base, tmp_path / "base", tokenizer=tokenizer)
+    rows = toys.rows("chat")
+    for number, row in enumerate(rows):
+        row["messages"][0]["content"] += " a" * (number % 7)
+    data = toys.write(tmp_path / "data.jsonl", rows)
+    result = af.finetune(
+        tmp_path / "base", data, lora=4, steps=1, dtype="bfloat16", device="cpu", runs=tmp_path / "runs", quiet=True
+    )
+    assert 0 <= result.metrics["after"]["exact_match"] <= 1
