@@ -78,7 +78,9 @@ def as_columns(columns: Columns | Mapping[str, str] | None) -> Columns | None:
     roles = [each.name for each in fields(Columns)]
     for role, column in columns.items():
         if role not in roles:
-            raise UserError(f"--columns {role}={column}: there is no role {quote(role)} ({nearest(role, roles)}).")
+            raise UserError(
+                f"The columns have {role}={column}, and there is no role {quote(role)} ({nearest(role, roles)})."
+            )
     return NamedColumns(**columns)
 
 
@@ -87,6 +89,7 @@ Names = tuple[str, ...]
 LABELS: Names = ("label", "labels", "class", "category", "sentiment", "intent", "stars", "rating")
 SCORES: Names = ("score", "similarity_score", "similarity")
 TEXTS: Names = ("text", "sentence", "content", "review", "comment", "tweet", "question", "title", "sentence1")
+WORDS: Names = ("tokens", "words")
 PAIRS = (
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2")),
     *(("question", "sentence"), ("question", "passage"), ("question", "answer"), ("query", "passage")),
@@ -121,7 +124,7 @@ _CONVERSATION: Names = ("messages", "conversations", "conversation", "dialog")
 _COMPLETION: Mapping[str, Names] = {"prompt": ("prompt",), "completion": ("completion",)}
 
 SHAPES: tuple[Shape, ...] = (
-    Shape("tag", "tag", {"tokens": ("tokens", "words"), "tags": ("ner_tags", "tags", "pos_tags", "labels")}),
+    Shape("tag", "tag", {"tokens": WORDS, "tags": ("ner_tags", "tags", "pos_tags", "labels")}),
     Shape(
         "preference",
         "preference",
