@@ -32,7 +32,9 @@ CHECKPOINTS = "checkpoints"
 MODEL = "model"
 EVALUATION = "evaluation.json"
 LOCK = ".lock"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_LONGEST = 120
+"""Characters of a name that is made up for a run: a file's may have 255."""
 
 
 def model_directory(path: str | os.PathLike[str]) -> Path:
@@ -92,7 +94,7 @@ class RunDirectory:
         Raises:
             UserError: it exists already, or can't be made.
         """
-        names = [name] if name is not None else (f"{preset}-{number}" for number in count(1))
+        names = [name] if name is not None else (f"{preset[:_LONGEST]}-{number}" for number in count(1))
         try:
             runs.mkdir(parents=True, exist_ok=True)
             for candidate in names:

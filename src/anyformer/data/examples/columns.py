@@ -56,9 +56,9 @@ class Columns:
         named = ((each.name, getattr(self, each.name)) for each in fields(self))
         return {role: column for role, column in named if column is not None}
 
-    def ask(self, **columns: str) -> str:
-        """How a command line names the columns of roles: ``--text review --label stars``."""
-        return " ".join(f"--{role} {shlex.quote(column)}" for role, column in columns.items())
+    def ask(self, task: Task | None, **columns: str) -> str:
+        """How the columns of roles are named, and the task: ``--task classify --text review --label stars``."""
+        return " ".join([*_flag(task), *(f"--{role} {shlex.quote(column)}" for role, column in columns.items())])
 
 
 class NamedColumns(Columns):
@@ -67,12 +67,28 @@ class NamedColumns(Columns):
     __slots__ = ()
 
     @override
-    def ask(self, **columns: str) -> str:
-        return " ".join(["--columns", *(shlex.quote(f"{role}={column}") for role, column in columns.items())])
+    def ask(self, task: Task | None, **columns: str) -> str:
+        named = (shlex.quote(f"{role}={column}") for role, column in columns.items())
+        return " ".join([*_flag(task), "--columns", *named])
 
 
-def as_columns(columns: Columns | Mapping[str, str] | None) -> Columns | None:
-    """The columns that are named by role. Raises UserError for a role that there isn't."""
+class PythonColumns(Columns):
+    """Those of a function: ``columns={"text": NAME, "label": NAME}``."""
+
+    __slots__ = ()
+
+    @override
+    def ask(self, task: Task | None, **columns: str) -> str:
+        return ", ".join([f"task={task!r}"] * (task is not None) + [f"columns={columns}"])
+
+
+def _flag(task: Task | None) -> list[str]:
+    return [] if task is None else ["--task", task]
+
+
+def as_columns(columns: Columns | Mapping[str, str] | None, kind: type[Columns] = NamedColumns) -> Columns | None:
+    """The columns that are named by role, by a command or as `kind` says. Raises UserError for a role that there
+    isn't."""
     if columns is None or isinstance(columns, Columns):
         return columns
     roles = [each.name for each in fields(Columns)]
@@ -81,7 +97,7 @@ def as_columns(columns: Columns | Mapping[str, str] | None) -> Columns | None:
             raise UserError(
                 f"The columns have {role}={column}, and there is no role {quote(role)} ({nearest(role, roles)})."
             )
-    return NamedColumns(**columns)
+    return kind(**columns)
 
 
 Names = tuple[str, ...]

@@ -88,7 +88,7 @@ def find_reading(
     given = {} if columns is None else columns.given()
     for column in given.values():
         if find(sample, _inside_translation(column, sample)) is MISSING:
-            line = (columns or Columns()).ask(**_suggestion(sample, task, given)[1])
+            line = (columns or Columns()).ask(None, **_suggestion(sample, task, given)[1])
             raise UserError(f"{where} {unknown_field(column, sample, 'column')} Write {line}.")
     for shape in SHAPES:
         if task not in (None, shape.task) or (task is None and shape.asked):
@@ -167,9 +167,8 @@ def _no_task(sample: Mapping[str, Any], where: object, task: Task | None, asked:
             "it."
         )
     shape, suggested = _suggestion(sample, task, asked.given())
-    line = asked.ask(**suggested)
+    line = asked.ask(shape.task if task is None else None, **suggested)
     if task is None:
-        line = f"--task {shape.task} {line}"
         misspelt = _misspelt(columns)
         how = f"{misspelt} Or write {line}." if misspelt else f"name the task and its columns, such as {line}."
         return UserError(f"{has}, from which no task follows: {how}")
@@ -184,8 +183,9 @@ def _suggestion(sample: Mapping[str, Any], task: Task | None, given: Mapping[str
         columns, guessed = _columns_for(shape, sample, given)
         stray = not given.keys() <= shape.required.keys() | shape.optional.keys()
         unnamed = sum(part not in columns for part in shape.required)
+        known = len(columns) > (guessed if unnamed and task else 0)
         parts = {part: columns.get(part, "NAME") for part in (*shape.required, *given)}
-        return (stray, not columns, unnamed, shape.kind == "text", guessed, shape.kind != "classify"), shape, parts
+        return (stray, not known, unnamed, shape.kind == "text", guessed, shape.kind != "classify"), shape, parts
 
     roles = {each.name for each in fields(Columns)}
     shapes = (shape for shape in SHAPES if shape.task == task or (task is None and not shape.asked))
