@@ -83,6 +83,19 @@ def test_what_is_asked_for_comes_first(sample: dict[str, Any], task: Any, column
     assert reading.reason.startswith("as asked, with" if task else "because of")
 
 
+def test_a_column_is_one_part_of_an_example():
+    row = {"sentence": "a film", "passage": "a long text", "verdict": "good"}
+    for text in ("sentence", "passage"):
+        reading = find_reading(row, "a.csv, line 2,", None, Columns(text=text, label="verdict"))
+        assert reading.columns == {"text": text, "label": "verdict"}
+    pair = find_reading(row, "a.csv, line 2,", None, Columns(text="passage", second="sentence", label="verdict"))
+    assert pair.columns == {"text": "passage", "second": "sentence", "label": "verdict"}
+    pair = find_reading(
+        {"premise": "a", "hypothesis": "b", "gold": "c"}, "", None, Columns(text="premise", label="gold")
+    )
+    assert pair.columns == {"text": "premise", "second": "hypothesis", "label": "gold"}
+
+
 @pytest.mark.parametrize(
     ("sample", "task", "columns", "message"),
     [

@@ -103,12 +103,17 @@ def find_reading(
 
 
 def _fit(shape: Shape, sample: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str] | None:
-    """The columns of a shape's required parts; None where one of them is missing."""
+    """The columns of a shape's required parts, each another one; None where one of them is missing."""
     if not given.keys() <= shape.required.keys() | shape.optional.keys():
+        return None
+    # A text that was named alone is half of a pair only if it has the name of one.
+    alone = "text" in given and "second" in shape.required and "second" not in given
+    if alone and given["text"] not in shape.required["text"]:
         return None
     found = dict[str, str]()
     for part, names in shape.required.items():
-        usual = next((name for name in names if name in sample), None)
+        taken = {*given.values(), *found.values()}
+        usual = next((name for name in names if name in sample and name not in taken), None)
         column = _inside_translation(given[part], sample) if part in given else usual
         if column is None:
             return None
