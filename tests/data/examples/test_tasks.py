@@ -106,7 +106,12 @@ def test_a_column_is_one_part_of_an_example():
             "from which no task follows: did you mean 'text' instead of 'txet'?",
         ),
         ({}, None, Columns(), "has the columns none, from which no task follows: name the task and its columns"),
-        ({"A sentence that was no header.": "", "5.0": ""}, None, Columns(), "if the first line is no header, write"),
+        (
+            {"A sentence that was no header.": "", "5.0": ""},
+            None,
+            Columns(),
+            "if the first line is no header, name .* --header text label",
+        ),
         ({"text": ""}, "classify", Columns(), "classify needs .*label.*: say which they are with .*--label NAME"),
         ({"text": ""}, "clasify", Columns(), r"There is no task 'clasify': did you mean 'classify'\?$"),
         ({"review": "", "l": ""}, None, Columns(text="reviw"), "has no column 'reviw': did you mean 'review'"),

@@ -60,6 +60,10 @@ class Columns:
         """How the columns of roles are named, and the task: ``--task classify --text review --label stars``."""
         return " ".join([*_flag(task), *(f"--{role} {shlex.quote(column)}" for role, column in columns.items())])
 
+    def ask_header(self, count: int) -> str:
+        """How the columns of a file without a header are named."""
+        return f"--header {' '.join(_examples(count))}"
+
 
 class NamedColumns(Columns):
     """Those of a command that has one flag for all: ``--columns text=NAME label=NAME``."""
@@ -80,6 +84,17 @@ class PythonColumns(Columns):
     @override
     def ask(self, task: Task | None, **columns: str) -> str:
         return ", ".join([f"task={task!r}"] * (task is not None) + [f"columns={columns}"])
+
+    @override
+    def ask_header(self, count: int) -> str:
+        return f"header={_examples(count)}"
+
+
+def _examples(count: int) -> list[str]:
+    """Names for so many columns, the usual ones for two."""
+    if count == 2:
+        return ["text", "label"]
+    return [f"NAME{number}" for number in range(1, min(count, 4) + 1)] + ["..."] * (count > 4)
 
 
 def _flag(task: Task | None) -> list[str]:

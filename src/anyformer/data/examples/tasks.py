@@ -168,8 +168,8 @@ def _no_task(sample: Mapping[str, Any], where: object, task: Task | None, asked:
     has = f"{where} has the column{'s' if len(columns) != 1 else ''} {some or 'none'}"
     if task is None and not asked.given() and any(_DATA.fullmatch(column) for column in columns):
         return UserError(
-            f"{has}, from which no task follows: if the first line is no header, write the names of the columns above "
-            "it."
+            f"{has}, from which no task follows: if the first line is no header, name the columns with "
+            f"{asked.ask_header(len(columns))}."
         )
     shape, suggested = _suggestion(sample, task, asked.given())
     line = asked.ask(shape.task if task is None else None, **suggested)
