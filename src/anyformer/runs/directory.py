@@ -52,8 +52,8 @@ def base_name(base: str) -> str:
     cached = next((part for part in reversed(path.parts) if part.startswith("models--")), None)
     if cached is not None:
         return cached.removeprefix("models--").replace("--", "/", 1)
-    # The model of a run is in its folder model/.
-    return (path.parent.name if path.name == MODEL and (path.parent / CONFIG).is_file() else path.name) or "model"
+    # The model of a run is in its folder model/, and what is called so elsewhere is told apart by its folder, too.
+    return (path.parent.name if path.name == MODEL else path.name) or "model"
 
 
 def is_hub_id(base: str) -> bool:
