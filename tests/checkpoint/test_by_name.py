@@ -43,6 +43,8 @@ def test_a_directory_is_the_model_and_its_tokenizer(directories: dict[str, str])
                     same = torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
                     assert same, name
     rows = [{"text": text, "label": "a"} for text in texts]
+    assert af.classify(directories["classify"], rows) == af.classify(directories["classify"], texts)
+    assert af.tag(directories["tag"], rows) == af.tag(directories["tag"], texts)
     assert af.evaluate(directories["classify"], rows) == af.evaluate(*af.load(directories["classify"]), rows)
     assert af.evaluate(directories["classify"], data=rows, task="classify").task == "classify"
 
@@ -53,8 +55,8 @@ def test_what_is_no_model_is_one_sentence(directories: dict[str, str]) -> None:
         call(af.load(directories["classify"]), ["a text"])
     with pytest.raises(UserError, match=r"alone, and was given a list there"):
         call(af.load(directories["classify"])[0], ["a text"])
-    for function in (lambda name: af.load(name), lambda name: af.classify(name, ["a text"])):
+    for load in (af.load, partial(af.classify, texts=["a text"])):
         with pytest.raises(UserError, match="There is no directory 'xxx"):
-            function("x" * 5000)
+            load("x" * 5000)
     with pytest.raises(UserError, match="There is no data at 'xxx"):
         af.evaluate(*af.load(directories["classify"]), "x" * 5000)

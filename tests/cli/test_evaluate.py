@@ -13,6 +13,7 @@ import anyformer as af
 from anyformer.adapters import LoraConfig, add_adapter
 from anyformer.adapters.modules import adapters
 from anyformer.cli.main import main
+from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
 WORDS = "the cat sat on the mat and the dog ran after the cat because it was a dog. " * 20
@@ -225,6 +226,16 @@ def test_columns_are_flags(classifier: tuple[Path, Path], capsys: pytest.Capture
     assert json.loads(capsys.readouterr().out)["task"] == "classify"
     assert main([*command, "--task", "classify"]) == 2
     assert "--text words --label verdict" in capsys.readouterr().err
+
+
+def test_unknown_columns_are_answered_with_the_flags(
+    classifier: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dev.csv").write_text("remark,verdict\na good dog,good\n")
+    assert main(["evaluate", str(classifier[0]), "--data", str(tmp_path / "dev.csv")]) == 2
+    assert "--task classify --text remark --label verdict" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UserError, match=r"task='classify', columns=\{'text': 'remark', 'label': 'verdict'\}\.$"):
+        af.evaluate(classifier[0], tmp_path / "dev.csv")
 
 
 def test_answers_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,6 +95,7 @@ def test_a_base_is_called_by_its_name(tmp_path: Path, monkeypatch: pytest.Monkey
     cached = tmp_path / "hub" / "models--someone--small" / "snapshots" / "0123abc"
     cached.mkdir(parents=True)
     names = {"someone/model": "someone/model", "runs/good": "good", str(run): "good", str(cached): "someone/small"}
+    names[str(tmp_path / "small-model" / "model")] = "small-model"
     assert {base: base_name(base) for base in names} == names
 
 

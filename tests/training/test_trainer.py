@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 from typing_extensions import override
 
+from anyformer.console import Console
 from anyformer.data.batch import Batch
 from anyformer.families import preset
 from anyformer.runs.directory import RunDirectory
@@ -139,3 +139,19 @@ def test_an_interrupted_run_reads_before_it_saves(trainer: Any, monkeypatch: pyt
     assert [line["step"] for line in lines if "loss" in line] == [3]
     assert lines[-1]["state"] == "stopped"
     assert run.checkpoints.latest().name == "step-00000003"
+
+
+@pytest.mark.parametrize(
+    ("steps", "batches", "points"),
+    [(12, 1, [6]), (60, 1, [15, 30, 45]), (113, 13, [57]), (113, 4, [29, 58, 87]), (100, 40, [])],
+)
+def test_a_short_curve_has_as_many_points_as_take_little_time(
+    trainer: Any, steps: int, batches: int, points: list[int]
+):
+    run = trainer("run", steps=steps)
+    run.batches = replace(run.batches, validation_batches=batches)
+    found = list[int]()
+    for run.step in range(1, steps + 1):
+        if run._is_point():
+            found.append(run.step)
+    assert found == points

@@ -116,7 +116,8 @@ def run(argv: list[str]) -> int:
 
 
 def _are_examples(options: EvaluateOptions) -> bool:
-    """Whether the columns of the first file say a task. Raises nothing: what is wrong with it is said later."""
+    """Whether the columns of the first file say a task, or none is known, of which only `_run_task` says how to name
+    it. Raises nothing: what is wrong with it is said later."""
     from anyformer.data.examples.rows import read_rows
     from anyformer.data.examples.tasks import detect
     from anyformer.data.input_files import RECORD_SUFFIXES, TAGGED_SUFFIXES
@@ -126,9 +127,12 @@ def _are_examples(options: EvaluateOptions) -> bool:
         return False
     try:
         row = next(iter(read_rows([first], columns=options.header)))
-        return detect(row.values.keys(), row.values)[0] != "text"
     except (UserError, StopIteration):
         return False
+    try:
+        return detect(row.values.keys(), row.values)[0] != "text"
+    except UserError:
+        return options.field == "text" and "text" not in row.values and not options.compare
 
 
 def _run_suite(options: EvaluateOptions, suite: str) -> int:

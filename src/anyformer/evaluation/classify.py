@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from anyformer.checkpoint.by_name import takes_model
+from anyformer.data.examples.asked import Texts, asked_texts
+from anyformer.data.examples.columns import Columns
 from anyformer.errors import UserError
 from anyformer.evaluation.logits import is_regression, label_names, require_words, text_logits
 from anyformer.model import Transformer
@@ -47,16 +49,21 @@ class Classification(OneLine):
 def classify(
     model: Transformer,
     tokenizer: Tokenizer | None,
-    texts: str | Sequence[str],
+    texts: Texts,
     second: str | Sequence[str] | None = None,
+    *,
+    columns: Columns | Mapping[str, str] | None = None,
 ) -> list[Classification]:
     """Classify texts, or pairs of texts.
 
     Args:
         model, tokenizer: A model with a classification head, and its tokenizer. A text that is too long for the model
             is cut at its end, of a pair the longer one.
-        texts: One string is a list of one.
-        second: The second text of each pair; one string is that of all. None: the texts are no pairs.
+        texts: One string is a list of one. In their place may be rows, as `anyformer.evaluate` takes them: dicts, a
+            data frame of pandas or polars, a `datasets.Dataset`; their labels are not read.
+        second: The second text of each pair; one string is that of all. None: the texts are no pairs, or rows have
+            both.
+        columns: The names of columns of rows that aren't the usual ones, such as ``{"text": "review"}``.
 
     Returns:
         For each text its label and the probability of every label: the softmax of the logits, or for a model of several
@@ -64,10 +71,14 @@ def classify(
 
     Raises:
         UserError: a model without a classification head, no tokenizer, an empty text, other numbers of texts and second
-            texts, an output that is NaN.
+            texts, rows without a column of texts, an output that is NaN.
     """
-    texts = [texts] if isinstance(texts, str) else texts
-    seconds = [second] * len(texts) if second is None or isinstance(second, str) else second
+    pairs = asked_texts(texts, columns)
+    texts = [text for text, _ in pairs]
+    if second is None:
+        seconds = [own for _, own in pairs]
+    else:
+        seconds = [second] * len(texts) if isinstance(second, str) else list(second)
     if len(seconds) != len(texts):
         raise UserError(
             f"There are {len(texts)} texts and {len(seconds)} second texts: give one for each, or one for all."

@@ -17,7 +17,7 @@ from anyformer.data.examples import (
     Task,
     TextExample,
 )
-from anyformer.data.examples.columns import Columns, as_columns
+from anyformer.data.examples.columns import Columns, PythonColumns, as_columns
 from anyformer.data.examples.labels import LabelKind
 from anyformer.data.examples.loading import load_examples
 from anyformer.data.examples.tables import Data, Table, read_data
@@ -81,7 +81,7 @@ def evaluate(
     if limit is not None and limit < 1:
         raise UserError(f"limit is a number of rows, at least 1, not {limit}.")
     options = options or Options()
-    examples, found, warning = _read(model, data, task, as_columns(columns), header)
+    examples, found, warning = _read(model, data, task, as_columns(columns or {}, PythonColumns), header)
     evaluation = evaluate_examples(model, tokenizer, examples[:limit], found, options)
     return evaluation if warning is None else replace(evaluation, notes=(warning, *evaluation.notes))
 

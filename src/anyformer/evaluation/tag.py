@@ -1,9 +1,11 @@
 """What a tagger says of the words of texts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from anyformer.checkpoint.by_name import takes_model
+from anyformer.data.examples.asked import Sentences, asked_sentences
+from anyformer.data.examples.columns import Columns
 from anyformer.evaluation.logits import label_names, require_words, word_logits
 from anyformer.evaluation.metrics.tagging import entities, is_entity_scheme
 from anyformer.evaluation.words import Span, word_spans
@@ -75,7 +77,11 @@ def finds_entities(model: Transformer) -> bool:
 
 @takes_model
 def tag(
-    model: Transformer, tokenizer: Tokenizer | None, texts: str | Sequence[str | Sequence[str]]
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    texts: Sentences,
+    *,
+    columns: Columns | Mapping[str, str] | None = None,
 ) -> list[TaggedText]:
     """Tag the words of texts, and find the entities among them.
 
@@ -87,14 +93,18 @@ def tag(
             get no tag.
         texts: One string is a list of one. A text is split into words as `anyformer.evaluation.words.word_spans` does;
             in its place may be a list of words, whose characters are counted in the words with a space between them.
+            Rows, as `anyformer.evaluate` takes them, have a column of either; their tags are not read.
+        columns: The name of that column, where it isn't a usual one: ``{"tokens": "split"}`` of lists of words, or
+            ``{"text": "review"}``.
 
     Returns:
         For each text its words, each with its tag, and the entities.
 
     Raises:
-        UserError: a model without such a head, no tokenizer, an empty text, an output that is NaN.
+        UserError: a model without such a head, no tokenizer, an empty text, rows without a column of texts, an output
+            that is NaN.
     """
-    split = [_split(text) for text in ([texts] if isinstance(texts, str) else texts)]
+    split = [_split(text) for text in asked_sentences(texts, columns)]
     require_words([text for text, _ in split])
     sentences = [[text[start:end] for start, end in spans] for text, spans in split]
     names, grouped = label_names(model), finds_entities(model)

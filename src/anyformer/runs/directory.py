@@ -32,7 +32,9 @@ CHECKPOINTS = "checkpoints"
 MODEL = "model"
 EVALUATION = "evaluation.json"
 LOCK = ".lock"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_LONGEST = 120
+"""Characters of a name that is made up for a run: a file's may have 255."""
 
 
 def model_directory(path: str | os.PathLike[str]) -> Path:
@@ -50,8 +52,8 @@ def base_name(base: str) -> str:
     cached = next((part for part in reversed(path.parts) if part.startswith("models--")), None)
     if cached is not None:
         return cached.removeprefix("models--").replace("--", "/", 1)
-    # The model of a run is in its folder model/.
-    return (path.parent.name if path.name == MODEL and (path.parent / CONFIG).is_file() else path.name) or "model"
+    # The model of a run is in its folder model/, and what is called so elsewhere is told apart by its folder, too.
+    return (path.parent.name if path.name == MODEL else path.name) or "model"
 
 
 def is_hub_id(base: str) -> bool:
@@ -92,7 +94,7 @@ class RunDirectory:
         Raises:
             UserError: it exists already, or can't be made.
         """
-        names = [name] if name is not None else (f"{preset}-{number}" for number in count(1))
+        names = [name] if name is not None else (f"{preset[:_LONGEST]}-{number}" for number in count(1))
         try:
             runs.mkdir(parents=True, exist_ok=True)
             for candidate in names:

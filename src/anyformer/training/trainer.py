@@ -38,8 +38,8 @@ _SAVE_EVERY = 300.0
 """Seconds between two checkpoints, unless they are counted in steps."""
 
 _SHORT, _POINTS, _MOST_VALIDATION = 200, 4, 0.05
-"""A run of at most so many steps is evaluated so often, to have a curve, if one pass over the validation text takes at
-most this share of its batches."""
+"""A run of at most so many steps is evaluated so often, the last time at its end, to have a curve; less often where
+that, at a third of a step a batch, would take more than this share of its time."""
 
 _EVALUATION_SHARE = 0.05
 _SAMPLE_SHARE = 0.03
@@ -183,8 +183,8 @@ class Trainer:
         steps, batches = self.config.steps, self.batches.validation_batches
         if steps is None or self.config.evaluate_every is not None or steps > _SHORT:
             return False
-        every = math.ceil(steps / _POINTS)
-        return batches <= _MOST_VALIDATION * steps and self.step < steps and self.step % every == 0
+        points = min(_POINTS, 1 + int(3 * _MOST_VALIDATION * steps / max(1, batches)))
+        return self.step < steps and self.step % math.ceil(steps / points) == 0
 
     def _take_step(self, progress: float) -> None:
         """Learn from the next batch."""

@@ -83,6 +83,19 @@ def test_what_is_asked_for_comes_first(sample: dict[str, Any], task: Any, column
     assert reading.reason.startswith("as asked, with" if task else "because of")
 
 
+def test_a_column_is_one_part_of_an_example():
+    row = {"sentence": "a film", "passage": "a long text", "verdict": "good"}
+    for text in ("sentence", "passage"):
+        reading = find_reading(row, "a.csv, line 2,", None, Columns(text=text, label="verdict"))
+        assert reading.columns == {"text": text, "label": "verdict"}
+    pair = find_reading(row, "a.csv, line 2,", None, Columns(text="passage", second="sentence", label="verdict"))
+    assert pair.columns == {"text": "passage", "second": "sentence", "label": "verdict"}
+    pair = find_reading(
+        {"premise": "a", "hypothesis": "b", "gold": "c"}, "", None, Columns(text="premise", label="gold")
+    )
+    assert pair.columns == {"text": "premise", "second": "hypothesis", "label": "gold"}
+
+
 @pytest.mark.parametrize(
     ("sample", "task", "columns", "message"),
     [
@@ -93,7 +106,12 @@ def test_what_is_asked_for_comes_first(sample: dict[str, Any], task: Any, column
             "from which no task follows: did you mean 'text' instead of 'txet'?",
         ),
         ({}, None, Columns(), "has the columns none, from which no task follows: name the task and its columns"),
-        ({"A sentence that was no header.": "", "5.0": ""}, None, Columns(), "if the first line is no header, write"),
+        (
+            {"A sentence that was no header.": "", "5.0": ""},
+            None,
+            Columns(),
+            "if the first line is no header, name .* --header text label",
+        ),
         ({"text": ""}, "classify", Columns(), "classify needs .*label.*: say which they are with .*--label NAME"),
         ({"text": ""}, "clasify", Columns(), r"There is no task 'clasify': did you mean 'classify'\?$"),
         ({"review": "", "l": ""}, None, Columns(text="reviw"), "has no column 'reviw': did you mean 'review'"),

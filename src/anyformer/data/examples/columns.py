@@ -56,9 +56,13 @@ class Columns:
         named = ((each.name, getattr(self, each.name)) for each in fields(self))
         return {role: column for role, column in named if column is not None}
 
-    def ask(self, **columns: str) -> str:
-        """How a command line names the columns of roles: ``--text review --label stars``."""
-        return " ".join(f"--{role} {shlex.quote(column)}" for role, column in columns.items())
+    def ask(self, task: Task | None, **columns: str) -> str:
+        """How the columns of roles are named, and the task: ``--task classify --text review --label stars``."""
+        return " ".join([*_flag(task), *(f"--{role} {shlex.quote(column)}" for role, column in columns.items())])
+
+    def ask_header(self, count: int) -> str:
+        """How the columns of a file without a header are named."""
+        return f"--header {' '.join(_examples(count))}"
 
 
 class NamedColumns(Columns):
@@ -67,19 +71,48 @@ class NamedColumns(Columns):
     __slots__ = ()
 
     @override
-    def ask(self, **columns: str) -> str:
-        return " ".join(["--columns", *(shlex.quote(f"{role}={column}") for role, column in columns.items())])
+    def ask(self, task: Task | None, **columns: str) -> str:
+        named = (shlex.quote(f"{role}={column}") for role, column in columns.items())
+        return " ".join([*_flag(task), "--columns", *named])
 
 
-def as_columns(columns: Columns | Mapping[str, str] | None) -> Columns | None:
-    """The columns that are named by role. Raises UserError for a role that there isn't."""
+class PythonColumns(Columns):
+    """Those of a function: ``columns={"text": NAME, "label": NAME}``."""
+
+    __slots__ = ()
+
+    @override
+    def ask(self, task: Task | None, **columns: str) -> str:
+        return ", ".join([f"task={task!r}"] * (task is not None) + [f"columns={columns}"])
+
+    @override
+    def ask_header(self, count: int) -> str:
+        return f"header={_examples(count)}"
+
+
+def _examples(count: int) -> list[str]:
+    """Names for so many columns, the usual ones for two."""
+    if count == 2:
+        return ["text", "label"]
+    return [f"NAME{number}" for number in range(1, min(count, 4) + 1)] + ["..."] * (count > 4)
+
+
+def _flag(task: Task | None) -> list[str]:
+    return [] if task is None else ["--task", task]
+
+
+def as_columns(columns: Columns | Mapping[str, str] | None, kind: type[Columns] = NamedColumns) -> Columns | None:
+    """The columns that are named by role, by a command or as `kind` says. Raises UserError for a role that there
+    isn't."""
     if columns is None or isinstance(columns, Columns):
         return columns
     roles = [each.name for each in fields(Columns)]
     for role, column in columns.items():
         if role not in roles:
-            raise UserError(f"--columns {role}={column}: there is no role {quote(role)} ({nearest(role, roles)}).")
-    return NamedColumns(**columns)
+            raise UserError(
+                f"The columns have {role}={column}, and there is no role {quote(role)} ({nearest(role, roles)})."
+            )
+    return kind(**columns)
 
 
 Names = tuple[str, ...]
@@ -87,6 +120,7 @@ Names = tuple[str, ...]
 LABELS: Names = ("label", "labels", "class", "category", "sentiment", "intent", "stars", "rating")
 SCORES: Names = ("score", "similarity_score", "similarity")
 TEXTS: Names = ("text", "sentence", "content", "review", "comment", "tweet", "question", "title", "sentence1")
+WORDS: Names = ("tokens", "words")
 PAIRS = (
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2")),
     *(("question", "sentence"), ("question", "passage"), ("question", "answer"), ("query", "passage")),
@@ -121,7 +155,7 @@ _CONVERSATION: Names = ("messages", "conversations", "conversation", "dialog")
 _COMPLETION: Mapping[str, Names] = {"prompt": ("prompt",), "completion": ("completion",)}
 
 SHAPES: tuple[Shape, ...] = (
-    Shape("tag", "tag", {"tokens": ("tokens", "words"), "tags": ("ner_tags", "tags", "pos_tags", "labels")}),
+    Shape("tag", "tag", {"tokens": WORDS, "tags": ("ner_tags", "tags", "pos_tags", "labels")}),
     Shape(
         "preference",
         "preference",

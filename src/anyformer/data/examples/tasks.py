@@ -88,7 +88,7 @@ def find_reading(
     given = {} if columns is None else columns.given()
     for column in given.values():
         if find(sample, _inside_translation(column, sample)) is MISSING:
-            line = (columns or Columns()).ask(**_suggestion(sample, task, given)[1])
+            line = (columns or Columns()).ask(None, **_suggestion(sample, task, given)[1])
             raise UserError(f"{where} {unknown_field(column, sample, 'column')} Write {line}.")
     for shape in SHAPES:
         if task not in (None, shape.task) or (task is None and shape.asked):
@@ -103,12 +103,17 @@ def find_reading(
 
 
 def _fit(shape: Shape, sample: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str] | None:
-    """The columns of a shape's required parts; None where one of them is missing."""
+    """The columns of a shape's required parts, each another one; None where one of them is missing."""
     if not given.keys() <= shape.required.keys() | shape.optional.keys():
+        return None
+    # A text that was named alone is half of a pair only if it has the name of one.
+    alone = "text" in given and "second" in shape.required and "second" not in given
+    if alone and given["text"] not in shape.required["text"]:
         return None
     found = dict[str, str]()
     for part, names in shape.required.items():
-        usual = next((name for name in names if name in sample), None)
+        taken = {*given.values(), *found.values()}
+        usual = next((name for name in names if name in sample and name not in taken), None)
         column = _inside_translation(given[part], sample) if part in given else usual
         if column is None:
             return None
@@ -163,13 +168,12 @@ def _no_task(sample: Mapping[str, Any], where: object, task: Task | None, asked:
     has = f"{where} has the column{'s' if len(columns) != 1 else ''} {some or 'none'}"
     if task is None and not asked.given() and any(_DATA.fullmatch(column) for column in columns):
         return UserError(
-            f"{has}, from which no task follows: if the first line is no header, write the names of the columns above "
-            "it."
+            f"{has}, from which no task follows: if the first line is no header, name the columns with "
+            f"{asked.ask_header(len(columns))}."
         )
     shape, suggested = _suggestion(sample, task, asked.given())
-    line = asked.ask(**suggested)
+    line = asked.ask(shape.task if task is None else None, **suggested)
     if task is None:
-        line = f"--task {shape.task} {line}"
         misspelt = _misspelt(columns)
         how = f"{misspelt} Or write {line}." if misspelt else f"name the task and its columns, such as {line}."
         return UserError(f"{has}, from which no task follows: {how}")
@@ -184,8 +188,9 @@ def _suggestion(sample: Mapping[str, Any], task: Task | None, given: Mapping[str
         columns, guessed = _columns_for(shape, sample, given)
         stray = not given.keys() <= shape.required.keys() | shape.optional.keys()
         unnamed = sum(part not in columns for part in shape.required)
+        known = len(columns) > (guessed if unnamed and task else 0)
         parts = {part: columns.get(part, "NAME") for part in (*shape.required, *given)}
-        return (stray, not columns, unnamed, shape.kind == "text", guessed, shape.kind != "classify"), shape, parts
+        return (stray, not known, unnamed, shape.kind == "text", guessed, shape.kind != "classify"), shape, parts
 
     roles = {each.name for each in fields(Columns)}
     shapes = (shape for shape in SHAPES if shape.task == task or (task is None and not shape.asked))
