@@ -7,7 +7,7 @@ multiply matrices with numpy in two threads each. Training is of llama-nano's si
 tokens, float32, fused AdamW) by the command, and of nanoGPT's model of that size; decoding is that of one stream of a
 model in GGUF, which ours reads as int4. A speed is that of the second half of the time, when threads have been chosen.
 
-Needs `pip install 'anyformer[bench]'` and llama-cpp-python; peers that are not there are left out.
+Needs `pip install 'anyformer[bench]' llama-cpp-py-sync`; peers that are not there are left out.
 """
 
 from __future__ import annotations
@@ -95,14 +95,12 @@ def decoding(options: argparse.Namespace) -> float:
 
 def llama_cpp(options: argparse.Namespace) -> float:
     """The same of llama.cpp."""
-    from decoding import LlamaCpp
+    from llama_cpp_py_sync import Llama
 
-    model = LlamaCpp(options.model, threads=2)
+    model = Llama(str(options.model), n_threads=2, n_threads_batch=2)
 
     def write() -> float:
-        model.read(1, 4)
-        for _ in range(32):
-            model.step(1)
+        model.generate("Once upon a time", max_tokens=32, temperature=0.0, repeat_penalty=1.0)
         return 32
 
     return rate(write, options.seconds)
@@ -114,6 +112,7 @@ CONTENDERS = {"training": training, "nanoGPT": nanogpt, "decoding": decoding, "l
 def measured(name: str, competitors: int, arguments: list[str]) -> float | None:
     """The speed of a contender in a process of its own beside so many others; None where it can't run."""
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    environment["GOMP_SPINCOUNT"] = "20000"  # as the command has it
     crowd = environment | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "2")
     others = [subprocess.Popen([sys.executable, "-c", _COMPETITOR], env=crowd) for _ in range(competitors)]
     try:

@@ -67,6 +67,7 @@ def test_a_run_of_an_earlier_version_is_resumed(
         ('data: ["a\\0b"]', "data can't be 'a.x00b'"),
         ("steps: 1" + "0" * 30, "steps: wants a whole number below 2.63, not 1000000000000000000000000000000"),
         ("steps: 2026-11-27", "steps: wants a whole number, not '2026-11-27'"),
+        ("base: gpt2\nsteps: 3", "is for fine-tuning, since it has the field base: use `anyformer finetune`"),
     ],
 )
 def test_what_a_config_may_not_hold(content: str, message: str, tmp_path: Path):

@@ -110,6 +110,8 @@ def _mapping(path: Path, kind: type[RunConfig]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"The config file {path} should hold fields, such as `steps: 100`.")
     found = current_settings(cast("Mapping[str, Any]", values))
+    if kind is TrainConfig and "base" in found:
+        raise UserError(f"{path} is for fine-tuning, since it has the field base: use `anyformer finetune`.")
     for name in _MODEL:
         if name in found:
             raise UserError(f"{path}: {name}: no such field (did you mean 'model.{name}'?).")

@@ -6,6 +6,11 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 inline void cpu_pause() {
 #if defined(__x86_64__)
@@ -15,11 +20,27 @@ inline void cpu_pause() {
 #endif
 }
 
+// Sleep while `value` is `expected`, or for a moment.
+inline void sleep_while(const std::atomic<int>& value, int expected) {
+#if defined(__linux__)
+    syscall(SYS_futex, &value, FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0);
+#else
+    std::this_thread::yield();
+#endif
+}
+
+inline void wake_all(const std::atomic<int>& value) {
+#if defined(__linux__)
+    syscall(SYS_futex, &value, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+#endif
+}
+
 // The state that the threads of a parallel region share.
 struct Barrier {
     alignas(64) std::atomic<int64_t> next_item{0};
     alignas(64) std::atomic<int> arrived{0};
     alignas(64) std::atomic<int> generation{0};
+    std::atomic<int> sleeping{0};
 };
 
 // One thread's handle on its parallel region.
@@ -42,18 +63,31 @@ class Threads {
         if (shared.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
             shared.arrived.store(0, std::memory_order_relaxed);
             shared.next_item.store(0, std::memory_order_relaxed);
-            shared.generation.store(generation + 1, std::memory_order_release);
+            shared.generation.store(generation + 1);
+            if (shared.sleeping.load()) wake_all(shared.generation);
             return;
         }
-        // Where there are more threads than cores, a late thread may need this very core: yield after some spinning.
-        for (int spins = 0; shared.generation.load(std::memory_order_acquire) == generation; spins++)
-            if (spins < 4000)
-                cpu_pause();
-            else
-                std::this_thread::yield();
+        const int patience = spins.load(std::memory_order_relaxed);
+        for (int spin = 0; spin < patience; spin++) {
+            if (shared.generation.load(std::memory_order_acquire) != generation) {
+                if (patience < MOST_SPINS) spins.store(patience + patience / 64 + 1, std::memory_order_relaxed);
+                return;
+            }
+            cpu_pause();
+        }
+        // A thread that is so late has no core, for another program has it. One that spins meanwhile uses up its share
+        // of the time, and is without a core when the other is back; one that sleeps is not.
+        spins.store(LEAST_SPINS, std::memory_order_relaxed);
+        shared.sleeping.fetch_add(1);
+        while (shared.generation.load() == generation) sleep_while(shared.generation, generation);
+        shared.sleeping.fetch_sub(1);
     }
 
    private:
+    static constexpr int LEAST_SPINS = 100, MOST_SPINS = 4000;
+    // How often a thread looks for the others before it sleeps: few times soon after it was in vain.
+    static inline std::atomic<int> spins{MOST_SPINS};
+
     Barrier& shared;
 };
 
