@@ -4,12 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anyformer.kernels.cpu import structs
-from anyformer.kernels.cpu.library import Kernel, supports_bf16
+from anyformer.kernels.cpu.library import MatmulKernel, supports_bf16
 from anyformer.kernels.cpu_features import has_amx_bf16
 from anyformer.kernels.operation import constant_result
 
-KERNEL = Kernel("bf16_matmul", structs.MatmulArgs)
+KERNEL = MatmulKernel("bf16_matmul")
 _OPERANDS = (torch.float32, torch.bfloat16)
 
 
@@ -42,18 +41,4 @@ def bf16_matmul(
         add: Add the product to what is there.
     """
     left, right = (side if side.dtype in _OPERANDS else side.float() for side in (left, right))
-    left, right = (side if 1 in side.stride() else side.contiguous() for side in (left, right))
-    KERNEL.run(
-        left=left,
-        right=right,
-        rows=len(left),
-        columns=len(right),
-        depth=left.shape[1],
-        bias=None if bias is None else bias.float().contiguous(),
-        row_sums=sums,
-        out=out,
-        dtype=structs.DTYPES[out.dtype],
-        accumulate=add,
-        stochastic_rounding=False,
-    )
-    return out
+    return KERNEL.multiply(left, right, bias, out, sums, add=add)

@@ -5,8 +5,7 @@ import math
 from jaxtyping import Float
 from torch import Tensor
 
-from anyformer.kernels.cpu import structs
-from anyformer.kernels.cpu.library import Kernel
+from anyformer.kernels.cpu.library import MatmulKernel
 from anyformer.kernels.cpu_features import enabled
 from anyformer.kernels.operation import constant_result
 
@@ -17,7 +16,7 @@ LARGEST = 127
 _MAX_DEPTH = (1 << 31) // LARGEST**2
 """Terms of a sum that is sure to fit 32 bits."""
 
-KERNEL = Kernel("int8_matmul", structs.MatmulArgs)
+KERNEL = MatmulKernel("int8_matmul")
 
 
 @constant_result
@@ -56,18 +55,4 @@ def int8_matmul(
         stochastic: Round numbers of left up or down by chance, the nearer the likelier, so that those of less than half
             of a step count in the mean (Gupta et al. 2015, section 3). Chance depends on nothing but the numbers.
     """
-    left, right = (side if 1 in side.stride() else side.contiguous() for side in (left, right))
-    KERNEL.run(
-        left=left,
-        right=right,
-        rows=len(left),
-        columns=len(right),
-        depth=left.shape[1],
-        bias=None if bias is None else bias.float().contiguous(),
-        row_sums=sums,
-        out=out,
-        dtype=structs.DTYPES[out.dtype],
-        accumulate=add,
-        stochastic_rounding=stochastic,
-    )
-    return out
+    return KERNEL.multiply(left, right, bias, out, sums, add=add, stochastic=stochastic)

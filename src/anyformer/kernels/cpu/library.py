@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from anyformer.kernels.autocast import matmul_dtype
 from anyformer.kernels.cpu.build import Library
-from anyformer.kernels.cpu.structs import address
+from anyformer.kernels.cpu.structs import DTYPES, MatmulArgs, address
 from anyformer.kernels.cpu_features import enabled, has_avx512_bf16
 from anyformer.kernels.operation import constant_result
 
@@ -73,6 +73,41 @@ class Kernel(Library):
         workspace = torch.empty(library.workspace_size(ctypes.addressof(struct)), dtype=torch.uint8)
         if not was_intercepted(self._name, arguments):
             library.run(ctypes.addressof(struct), workspace.data_ptr())
+
+
+class MatmulKernel(Kernel):
+    """A library that computes ``left @ right.T + bias``."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, MatmulArgs)
+
+    def multiply(
+        self,
+        left: Tensor,
+        right: Tensor,
+        bias: Tensor | None,
+        out: Tensor,
+        sums: Tensor | None,
+        *,
+        add: bool,
+        stochastic: bool = False,
+    ) -> Tensor:
+        """Run it on operands of any strides; returns `out`."""
+        left, right = (side if 1 in side.stride() else side.contiguous() for side in (left, right))
+        self.run(
+            left=left,
+            right=right,
+            rows=len(left),
+            columns=len(right),
+            depth=left.shape[1],
+            bias=None if bias is None else bias.float().contiguous(),
+            row_sums=sums,
+            out=out,
+            dtype=DTYPES[out.dtype],
+            accumulate=add,
+            stochastic_rounding=stochastic,
+        )
+        return out
 
 
 def supports_bf16(x: Tensor, dtype: torch.dtype | None = None) -> bool:
