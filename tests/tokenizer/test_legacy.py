@@ -118,6 +118,9 @@ def test_an_unknown_legacy_class_is_refused(tmp_path: Path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CTRLTokenizer"}))
     with pytest.raises(UserError, match="CTRLTokenizer"):
         Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "a" * 3000}))
+    with pytest.raises(UserError, match=r"and a{197}\.\.\. can't"):
+        Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "merges.txt").write_text("a b c d\n")
     with pytest.raises(UserError, match="can't be read"):

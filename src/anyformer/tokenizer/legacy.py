@@ -8,7 +8,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from anyformer.errors import UserError
+from anyformer.errors import UserError, cut
 from anyformer.tokenizer.library import Translated
 from anyformer.tokenizer.special import roles_of, surround
 
@@ -57,10 +57,11 @@ def byte_level(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokeniz
     The two differ in what surrounds a text: RoBERTa's vocabulary has <s>, </s> and <mask> and puts the first two
     around it. Qwen2's splits words by another pattern. Any other class is refused, since its rules can't be known.
     """
-    build = _BYTE_LEVEL.get(str(config.get("tokenizer_class") or "").removesuffix("Fast"))
+    name = str(config.get("tokenizer_class") or "a tokenizer of no class")
+    build = _BYTE_LEVEL.get(name.removesuffix("Fast"))
     if build is None:
         raise UserError(
-            f"{directory} has no tokenizer.json, and {config['tokenizer_class']} can't be built from its "
+            f"{directory} has no tokenizer.json, and {cut(name)} can't be built from its "
             "vocab.json and merges.txt here: open it once with transformers' AutoTokenizer and save_pretrained it."
         )
     with Translated(f"{directory} holds a vocab.json and merges.txt that can't be read"):
