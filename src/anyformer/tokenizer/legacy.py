@@ -57,7 +57,7 @@ def byte_level(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokeniz
     The two differ in what surrounds a text: RoBERTa's vocabulary has <s>, </s> and <mask> and puts the first two
     around it. Qwen2's splits words by another pattern. Any other class is refused, since its rules can't be known.
     """
-    name = str(config.get("tokenizer_class") or "a tokenizer of no class")
+    name = str(config.get("tokenizer_class") or "")
     build = _BYTE_LEVEL.get(name.removesuffix("Fast"))
     if build is None:
         raise UserError(
