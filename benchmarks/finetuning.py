@@ -411,7 +411,8 @@ def main() -> None:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
             found.append(json.loads(done.stdout.splitlines()[-1]))
             print(f"{name}, seed {seed}: {found[-1]}", file=sys.stderr, flush=True)
-        middle = {key: statistics.median(each[key] for each in found) for key, known in found[0].items() if known}
+        known = [key for key, value in found[0].items() if value is not None]
+        middle = {key: statistics.median(each[key] for each in found) for key in known}
         seconds = f"{middle['seconds']:,.0f} | {middle['processor']:,.0f}"
         last = f"{middle['unaveraged']:.4f}" if "unaveraged" in middle else ""
         memory = f"{middle['memory'] / 2**30:.2f} GiB"
