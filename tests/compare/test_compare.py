@@ -114,6 +114,16 @@ def test_what_is_being_done_and_the_time_left_are_said(
     assert re.fullmatch(r"  5/5      bert, seed 0: validation loss [\d.]+, \d+ s", done[1])
 
 
+def test_a_run_without_losses_is_refused(found: tuple[Comparison, Path], data: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(found[1], out)
+    (out / "jobs" / "0-gpt2-seed0.json").unlink()
+    metrics = out / "jobs" / "0-gpt2-seed0" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("validation_loss", "x"))
+    with pytest.raises(UserError, match=r"0-gpt2-seed0 is damaged.* has no validation loss"):
+        compare(FAMILIES, data=data, out=out, tokens=600, seeds=1, **SMALL)
+
+
 _JOB = "jobs/0-gpt2-seed0.json"
 DAMAGE = {
     "a number of 400 digits": (_JOB, ["seconds"], 10**400, "seconds: wants a finite number, not 1"),

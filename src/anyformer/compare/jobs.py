@@ -188,6 +188,8 @@ def perform(plan: Plan, job: Job) -> None:
             _write(plan, job, outcome)
             return
         curve = _curve(plan, job, directory, allowed)
+        if not curve.points:
+            raise UserError(f"{directory} is damaged, and made anew once it is deleted: it has no validation loss.")
         last = curve.points[-1]
         outcome = replace(
             outcome, validation_loss=last.validation_loss, allowance=allowed, curve=curve, seconds=last.seconds
