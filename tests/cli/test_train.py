@@ -279,3 +279,8 @@ def test_the_lists_of_names_are_those_of_the_registries():
 def test_a_yaml_file_holds_plain_values():
     config = read_arguments(["bert"])
     assert yaml.safe_load(to_yaml(config.complete()))["model"]["special_tokens"]["eos"] == []
+
+
+def test_a_missing_file_in_the_place_of_a_preset():
+    with pytest.raises(UserError, match=r"neither a preset nor a file 'missing.txt'; text is given by --data"):
+        run(["missing.txt"])

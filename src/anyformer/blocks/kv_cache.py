@@ -101,6 +101,7 @@ class LayerCache:
                 cached[:, :, slots.start : slots.end] = new
             else:
                 rows, columns = slots.index
+                # An indexed write doesn't convert, as one of a slice does: beside an adapter they can be float32.
                 new = new.transpose(1, 2).to(cached.dtype)
                 cached[rows, :, columns] = new if new.shape[:2] == rows.shape else slots.packing.pack(new)
         return KeysValues(self.keys[:, :, : slots.end], self.values[:, :, : slots.end])

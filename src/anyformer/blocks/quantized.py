@@ -28,7 +28,7 @@ class QuantizedMatrix(nn.Module):
     activations: Tensor
     """Empty: its dtype is that of the activations, and follows `model.to(dtype)` as parameters do."""
     cached_transpose: PackedWeight | None
-    """What `transposed` has made."""
+    """The transpose, once `transposed` was called; None before, and where it can't be quantized."""
 
     def __init__(self, weight: QuantizedWeight, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from anyformer import atomic, ownership
 from anyformer.cli.options import Parser, Positional, change_model, flag
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.families import preset as find_preset
 from anyformer.runs.directory import CONFIG, check_run_directory
 from anyformer.training.config import DEFAULT_PRESET, TrainConfig
@@ -120,6 +120,10 @@ def _preset(name: str) -> ModelConfig:
         with contextlib.suppress(OSError):  # too long for the name of a file
             if Path(name).exists():
                 raise UserError(f"There is no preset {name!r}: to train on that text, give --data {name}.") from error
+        from anyformer.data.input_files import SUFFIXES
+
+        if name.endswith(SUFFIXES):
+            raise UserError(f"There is neither a preset nor a file {quote(name)}; text is given by --data.") from error
         raise
 
 

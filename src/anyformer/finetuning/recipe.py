@@ -231,7 +231,7 @@ def _read(config: FinetuneConfig, training: ExampleSet | None = None) -> Example
 
 
 def sample_answer(row: EvaluatedRow) -> str:
-    """What the model said; of a tagged sentence its entities, as the row's prediction is what is wrong with them."""
+    """The prediction of a row; of a tagged sentence its entities, since its prediction is a list of errors."""
     if row.spans is None:
         return row.prediction
     return ", ".join(f"{piece.text}: {piece.kind}" for piece in row.spans.said if piece.kind) or "no entities"

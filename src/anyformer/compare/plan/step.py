@@ -322,7 +322,7 @@ def _resident(block: nn.Module, share: float, strategy: Strategy, simulation: Si
 
 
 def _transposes(module: nn.Module) -> Generator[Tensor]:
-    """What is kept of quantized weights for gradients of inputs."""
+    """The parts of the cached transposes of quantized weights."""
     for each in module.modules():
         if isinstance(each, QuantizedMatrix) and each.cached_transpose is not None:
             yield from (part for part in each.cached_transpose if part is not None)

@@ -77,7 +77,7 @@ class NamedColumns(Columns):
 
 
 class PythonColumns(Columns):
-    """Those of a function: ``columns={"text": NAME, "label": NAME}``."""
+    """Columns that are named in Python: ``columns={"text": NAME, "label": NAME}``."""
 
     __slots__ = ()
 
@@ -102,8 +102,7 @@ def _flag(task: Task | None) -> list[str]:
 
 
 def as_columns(columns: Columns | Mapping[str, str] | None, kind: type[Columns] = NamedColumns) -> Columns | None:
-    """The columns that are named by role, by a command or as `kind` says. Raises UserError for a role that there
-    isn't."""
+    """Columns by role, of the kind in whose words messages name them. Raises UserError for an unknown role."""
     if columns is None or isinstance(columns, Columns):
         return columns
     roles = [each.name for each in fields(Columns)]
