@@ -282,5 +282,5 @@ def test_a_yaml_file_holds_plain_values():
 
 
 def test_a_missing_file_in_the_place_of_a_preset():
-    with pytest.raises(UserError, match=r"neither a preset nor a file 'missing.txt'; text is given by --data"):
+    with pytest.raises(UserError, match=r"There is no preset 'missing.txt', nor such a file; text is given by --data"):
         run(["missing.txt"])

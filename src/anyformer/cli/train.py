@@ -123,7 +123,7 @@ def _preset(name: str) -> ModelConfig:
         from anyformer.data.input_files import SUFFIXES
 
         if name.endswith(SUFFIXES):
-            raise UserError(f"There is neither a preset nor a file {quote(name)}; text is given by --data.") from error
+            raise UserError(f"There is no preset {quote(name)}, nor such a file; text is given by --data.") from error
         raise
 
 
