@@ -33,7 +33,7 @@ from anyformer.kernels import cross_entropy
 from anyformer.kernels.cpu import quantized_matmul
 from anyformer.kernels.cpu.library import intercepted
 from anyformer.kernels.operation import OPERATIONS
-from anyformer.kernels.packing import BLOCK_ROWS, PackedWeight, empty_transpose, transpose
+from anyformer.kernels.packed_weight import BLOCK_ROWS, PackedWeight, empty_transpose, transpose
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "batch")
 """What memory is for. Activations are all that a step computes on its way, temporary tensors among them."""
