@@ -22,8 +22,8 @@ from anyformer.compare.result import Comparison
 from anyformer.compare.tasks import read_labeled_texts
 from anyformer.data.disk_cache import Cache
 from anyformer.data.examples.tables import Data, kept_paths
-from anyformer.runs.report import require_page
-from anyformer.runs.report.formatting import clock
+from anyformer.pages.formatting import clock
+from anyformer.pages.render import require_page
 
 Say = Callable[[str], None]
 _WAIT = 0.5

@@ -23,7 +23,6 @@ from anyformer.analysis import part_costs
 from anyformer.checkpoint.adapter_directory import find_adapter
 from anyformer.compare import ablation, corpus, matching
 from anyformer.compare.budget import TRIAL, flops_per_token
-from anyformer.compare.contenders import read_fine_tuning
 from anyformer.compare.corpus import SharedText
 from anyformer.compare.matching import Entry
 from anyformer.compare.recipe import training_batches
@@ -33,6 +32,7 @@ from anyformer.compare.speed import seconds_per_step
 from anyformer.config import ModelConfig
 from anyformer.data.disk_cache import identity, key
 from anyformer.errors import UserError, quote
+from anyformer.finetuning.config import read_fine_tuning
 from anyformer.runs.directory import CONFIG, model_directory
 from anyformer.schema import make
 from anyformer.tokenizer import Tokenizer

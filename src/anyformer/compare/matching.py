@@ -16,12 +16,12 @@ from typing import Any
 from torch import nn
 
 from anyformer.blocks.stack import Stack
-from anyformer.compare.contenders import Contender, read_config
 from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import ALIASES, FAMILIES
 from anyformer.model import skeleton
 from anyformer.schema import differences
+from anyformer.spec import Contender, read_config
 
 D_MODEL, BLOCKS, HEADS = 128, 4, 4
 """The size of llama-nano, which learns something in minutes on two cores."""
