@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from anyformer.kernels.packing import begin_memory_block
+from anyformer.kernels.packed_weight import begin_memory_block
 from anyformer.plan.step import Workload
 from anyformer.training.memory import keep_freed_memory, return_freed_memory
 from anyformer.training.precision import start_compiler

@@ -24,7 +24,7 @@ from anyformer.kernels import cross_entropy
 from anyformer.kernels.cpu import quantized_matmul
 from anyformer.kernels.cpu.library import intercepted
 from anyformer.kernels.operation import OPERATIONS
-from anyformer.kernels.packing import BLOCK_ROWS, PackedWeight, empty_transpose, transpose
+from anyformer.kernels.packed_weight import BLOCK_ROWS, PackedWeight, empty_transpose, transpose
 from anyformer.plan.internals import (
     DynamicOutputShapeException,
     FakeTensor,
