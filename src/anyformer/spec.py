@@ -1,4 +1,4 @@
-"""What the commands about architectures are given: a preset, a file or a directory, and fields of it that are changed.
+"""Specifications of models: a preset, a file or a directory, with fields changed.
 
 ::
 

@@ -33,7 +33,7 @@ _READ = (
     *pooling.FILES,
     *TOKENIZER_FILES,
 )
-"""What is read from a directory, beside the files that an index names."""
+"""Files that are read from a directory, beside those that an index names."""
 _MAX_MAPPED = 64 * 2**20
 
 
@@ -52,7 +52,7 @@ class TensorSource(ABC):
     """
 
     described_by: ClassVar[str] = "this config.json"
-    """What the shapes of the tensors have to fit, for messages."""
+    """Origin of the shapes that the tensors have to fit, for messages."""
 
     path: Path
     config: ModelConfig

@@ -64,7 +64,7 @@ _VECTORS = {
 
 
 def loss_unit(config: Mapping[str, Any]) -> str:
-    """What the loss of a run is, and its unit, by the config of the run."""
+    """The kind of a run's loss and its unit, by its config."""
     match config.get("task"):
         case "classify":
             return _LABELS.get(str(config.get("label_kind")), "cross-entropy, nats")

@@ -57,7 +57,7 @@ _FREE = {
     *("max_record_bytes", "device", "dtype", "engine", "processes", "zero_stage", "compile", "grad_accumulation"),
     "gradient_checkpointing",
 }
-"""What decides how long a run goes on and what carries it, not what is learnt at a step."""
+"""Settings that decide how long a run goes on and on what, not what is learned at a step."""
 
 
 def _whole(value: object, smallest: int) -> bool:
@@ -73,7 +73,7 @@ _FINGERPRINTED = {
     "fingerprint": "the data or the tokenizer",
     "base_fingerprint": "the model that it fine-tunes",
 }
-"""What the fingerprints of run.json are of."""
+"""Subjects of the fingerprints in run.json."""
 _LARGEST = 1e300
 _FACTS: Sequence[tuple[str, Callable[[object], bool], str]] = [
     ("step", lambda value: _whole(value, 0), "a whole number, 0 or more"),
@@ -81,7 +81,7 @@ _FACTS: Sequence[tuple[str, Callable[[object], bool], str]] = [
     ("meter", _numbers, "an object of numbers"),
     ("config", lambda value: isinstance(value, dict), "an object"),
 ]
-"""What the fields of run.json hold."""
+"""Types of the fields of run.json."""
 
 
 class Checkpoints:
@@ -128,7 +128,7 @@ class Checkpoints:
         group.any(False)
 
     def finished(self) -> Mapping[str, Any] | None:
-        """What `finish` left; None: the run has not finished, or keeps its checkpoints.
+        """Facts that `finish` left; None: the run has not finished, or keeps its checkpoints.
 
         Raises:
             UserError: it can't be read.

@@ -33,7 +33,7 @@ from anyformer.training.trainer import Trainer
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What is left of a run.
+    """The outcome of a run.
 
     Attributes:
         status: the exit status: 0, or 128 and the signal's number where a signal ended the run early.

@@ -80,7 +80,7 @@ def _output(model: Transformer, ids: Sequence[int], source: Sequence[int] | None
 def _greedy(
     theirs: LlamaCpp, model: Transformer, ids: Sequence[int], source: Sequence[int] | None, tolerance: float
 ) -> Check:
-    """The same text, or a difference at two tokens whose logits are closer to each other than the tolerance."""
+    """Compare greedy texts: equal, or apart at two tokens whose logits are closer to each other than the tolerance."""
     new = min(NEW_TOKENS, model.config.max_length - len(ids))
     there, here = theirs.greedy(ids, new, source), list[int]()
     while len(here) < new:  # past an end-of-text, as there

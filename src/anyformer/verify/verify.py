@@ -138,7 +138,7 @@ def _model_class(transformers: Any, name: object) -> Any:
 
 @contextlib.contextmanager
 def _theirs(what: object = "this model") -> Generator[None]:
-    """What transformers does. Raises UserError where it fails, whatever it raises."""
+    """Call transformers. Raises UserError where it fails, whatever it raises."""
     try:
         yield
     except Exception as error:

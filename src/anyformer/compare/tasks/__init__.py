@@ -25,7 +25,7 @@ __all__ = ["LabeledTexts", "Objective", "Task", "TaskResult", "make_tasks", "rea
 Task = MinimalPairs | Cloze | Classification | Sorting
 
 _PASSAGES = 600
-"""Of the held-out text: as many as the tasks can use."""
+"""Passages of the held-out text that the tasks can use."""
 
 
 def make_tasks(

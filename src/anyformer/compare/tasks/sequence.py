@@ -42,7 +42,7 @@ _TEST = 200
 _STEPS, _BATCH_SIZE = 100, 32
 _LEARNING_RATE = 2e-3
 _CHARACTERS = 200_000
-"""Of the training text that are counted."""
+"""Characters of the training text that are counted."""
 
 
 @dataclass(frozen=True, slots=True)

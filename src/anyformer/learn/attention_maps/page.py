@@ -13,12 +13,12 @@ from anyformer.learn.attention_maps.weights import Attention
 from anyformer.pages.render import render, require_page
 
 _MOST_TOKENS = 64
-"""Of a text on a page: more can't be told apart on a screen."""
+"""Tokens of a text on a page: more can't be told apart on a screen."""
 _FEWEST_TOKENS = 8
 _MOST_CHARACTERS = 400
-"""Of a text in the title, of which three lines are shown."""
+"""Characters of a text in the title, of which three lines are shown."""
 _MOST_WEIGHTS = 4_000_000
-"""Of a page, a byte each."""
+"""Weights on a page, a byte each."""
 
 
 def most_tokens(config: ModelConfig) -> int:
@@ -124,7 +124,7 @@ def _hundredths(scores: Tensor) -> list[float]:
 
 
 def notes(found: Attention) -> list[str]:
-    """What is to be known of the text and the target."""
+    """Notes on the text and the target."""
     said: list[str] = []
     read = len(found.source_tokens or found.tokens)
     if found.text_tokens > read:

@@ -29,7 +29,7 @@ _MOST_GENERATED = 64
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Attention(OneLine):
-    """What each token of a text attends to, in every head of every layer.
+    """Attention from each token of a text to the others, in every head of every layer.
 
     ``decoder[layer, head, query, key]`` is the weight that the query's token puts on the key's; each row sums to 1.
     Weights are in float32 on the CPU.
@@ -38,9 +38,9 @@ class Attention(OneLine):
     text: str
     """As it was given."""
     tokens: tuple[str, ...]
-    """What the decoder reads, of an encoder what that does: its special tokens, and the text of each other token."""
+    """Tokens of the decoder, or of an encoder that is alone: special tokens, and the text of each other token."""
     source_tokens: tuple[str, ...] | None = None
-    """What the encoder of an encoder-decoder reads."""
+    """Tokens of the encoder of an encoder-decoder."""
     encoder: Float[Tensor, "layers heads keys keys"] | None = None
     decoder: Float[Tensor, "layers heads queries queries"] | None = None
     cross: Float[Tensor, "layers heads queries keys"] | None = None
@@ -48,7 +48,7 @@ class Attention(OneLine):
     text_tokens: int
     """Tokens of the text before it was cut."""
     target_tokens: int | None = None
-    """Of an encoder-decoder, those of the target before it was cut."""
+    """Tokens of an encoder-decoder's target before it was truncated."""
     generated: bool = False
     """Whether the target is the model's own, generated greedily."""
 
@@ -59,7 +59,7 @@ class Attention(OneLine):
         return self.text_tokens > len(read) or (self.target_tokens or 0) > len(target)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the page of `anyformer attention`, in a frame of its own."""
+        """The page of `anyformer attention` in a frame of its own, for notebooks."""
         from anyformer.learn.attention_maps.page import text_of_page  # which is made from this class
 
         page = html.escape(text_of_page(self))
@@ -68,7 +68,7 @@ class Attention(OneLine):
 
 @dataclass
 class Recording:
-    """What `recording` recorded of each pass: an entry for each layer, [batch, heads, queries, keys]."""
+    """Attention weights of each pass under `recording`: an entry for each layer, [batch, heads, queries, keys]."""
 
     encoder: list[Tensor] = field(default_factory=list[Tensor])
     decoder: list[Tensor] = field(default_factory=list[Tensor])
@@ -188,7 +188,7 @@ def _cut(before: Sequence[int], plain: Sequence[int], after: Sequence[int], long
 
 
 def _written(tokenizer: Tokenizer, target: str) -> list[int]:
-    """What a decoder reads of a target: the end-of-text is only predicted."""
+    """Ids of a target that a decoder reads: the end-of-text is only predicted."""
     before, plain, _ = _parts(tokenizer, target, "The target")
     return before + plain
 

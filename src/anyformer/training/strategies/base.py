@@ -173,7 +173,7 @@ class Strategy:
 
     @override
     def __str__(self) -> str:
-        """What is active, for people: `ddp, 2 processes (gloo)`."""
+        """Active parts, for people: `ddp, 2 processes (gloo)`."""
         processes = f"{self.group.world_size} processes ({self.group.backend})"
         return f"{self.engine}, {processes}" if self.engine else "one process"
 
@@ -182,7 +182,7 @@ class Strategy:
         return model if model.device == device else model.to(device)
 
     def _wrap(self) -> Any:
-        """What is called to compute the loss: the model as it is spread over the processes."""
+        """The module that computes the loss: the model as it is spread over the processes."""
         return self.plan.loss(self.model)
 
     def _last(self, last: bool) -> AbstractContextManager[object]:

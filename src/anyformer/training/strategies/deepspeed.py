@@ -220,7 +220,7 @@ class DeepSpeed(Sharded):
         return {name: self._local(parameter) for parameter, name in self._names().items()}
 
     def _local(self, parameter: Tensor) -> Tensor:
-        """What this process computes with: in stage 3 an equal share of the weights end to end, padded with zeros."""
+        """This process's share of a parameter: in stage 3 an equal part of all weights end to end, zero-padded."""
         return getattr(parameter, "ds_tensor", parameter).data
 
     def _shape(self, parameter: Tensor) -> torch.Size:
