@@ -53,7 +53,7 @@ def _apply(step: Step, place: Path, source: Path = ROOT) -> None:
         text = (file if file.exists() else source / step.title).read_text(encoding="utf-8")
         file.write_text(_patched(text, step.code), encoding="utf-8")
     else:
-        assert not file.exists() and not (source / step.title).exists(), f"{step.title} exists"
+        assert not any((folder / step.title).exists() for folder in (place, source)), f"{step.title} exists"
         file.write_text(step.code, encoding="utf-8")
 
 

@@ -281,9 +281,8 @@ def test_python_of_finetuning_runs(
 @pytest.mark.slow
 def test_commands_of_finetuning_run(shorter: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
     ran: set[str] = set()
-    for line in (
-        "".join(text for page in FINETUNING for text in _fences(_read(page), "sh")).replace("\\\n", " ").splitlines()
-    ):
+    text = "".join(fence for page in FINETUNING for fence in _fences(_read(page), "sh"))
+    for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(shorter(line))
         assert words.pop(0) == "anyformer"
         if "--processes" not in words:
