@@ -38,12 +38,19 @@ def _steps(page: Path) -> list[Step]:
 
 
 def _patched(text: str, diff: str) -> str:
-    """The text with a diff applied, whose context occurs once."""
-    lines = diff.splitlines(keepends=True)
-    old = "".join(line[1:] for line in lines if line[0] in " -")
-    new = "".join(line[1:] for line in lines if line[0] in " +")
-    assert text.count(old) == 1, f"this occurs {text.count(old)} times:\n{old}"
-    return text.replace(old, new)
+    """The text with a diff applied, whose old lines occur once; "..." is the rest of a line as it is in the text."""
+    lines, new, rest = diff.splitlines(), "", ""
+    ends = {line: "(.*)\n" if line.endswith("...") else "()\n" for line in lines}
+    pattern = "".join(re.escape(line[1:].removesuffix("...")) + ends[line] for line in lines if line[0] in " -")
+    matches = list(re.finditer(f"^{pattern}", text, re.MULTILINE))
+    assert len(matches) == 1, f"this is there {len(matches)} times:\n{diff}"
+    (match,) = matches
+    rests = iter(match.groups())
+    for line in lines:
+        rest = next(rests) if line[0] in " -" else rest
+        if line[0] in " +":
+            new += f"{line[1:].removesuffix('...')}{rest if line.endswith('...') else ''}\n"
+    return text[: match.start()] + new + text[match.end() :]
 
 
 def _apply(step: Step, place: Path, source: Path = ROOT) -> None:
