@@ -75,7 +75,6 @@ class _ModelDirectory(TensorSource):
 
     def __init__(self, path: Path, raw: Mapping[str, Any], family: Family | None = None) -> None:
         self.path = path
-        raw = own.current_config_json(raw)
         self.origin = Origin(config=raw, generation=generation_settings.read(path, raw))
         try:
             config = from_huggingface(raw)

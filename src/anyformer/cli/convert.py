@@ -12,7 +12,7 @@ from anyformer.errors import UserError
 from anyformer.terminal import write
 
 if TYPE_CHECKING:
-    from anyformer.verify.verify import Check
+    from anyformer.verify.check import Check
 
 _DTYPES = {None: None, "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 

@@ -17,7 +17,6 @@ from typing import Any, cast
 from anyformer import limits, terminal
 from anyformer.errors import UserError, nearest
 from anyformer.families import preset as find_preset
-from anyformer.migration import current_settings
 from anyformer.runs.directory import CONFIG, EVALUATION, METRICS
 
 Line = Mapping[str, Any]
@@ -348,4 +347,4 @@ def _config(path: Path) -> dict[str, Any]:
     except UserError:
         # The run can be shown without; `anyformer train --config` is what complains about this file.
         values = None
-    return current_settings({str(name): value for name, value in values.items()}) if isinstance(values, dict) else {}
+    return {str(name): value for name, value in values.items()} if isinstance(values, dict) else {}
