@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anyformer.compare.plan.training_plan import TrainingPlan, plan
     from anyformer.config import ModelConfig, diff
     from anyformer.errors import UserError
-    from anyformer.evaluation import classify, evaluate, tag
+    from anyformer.evaluation import classify, tag
     from anyformer.families import preset
     from anyformer.finetuning.finetune import FinetuneResult, finetune
     from anyformer.generation import (
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from anyformer.learn.explain import explain
     from anyformer.model import ModelOutput, Transformer, build
     from anyformer.quantization import quantize
+    from anyformer.tasks.evaluate import evaluate
     from anyformer.tokenizer import Tokenizer
 
 __version__ = "0.2.0"
@@ -52,7 +53,7 @@ _NAMES = {
     "compare.plan.training_plan": "TrainingPlan plan",
     "config": "ModelConfig diff",
     "errors": "UserError",
-    "evaluation": "classify evaluate tag",
+    "evaluation": "classify tag",
     "families": "preset",
     "finetuning.finetune": "FinetuneResult finetune",
     "generation": "BatchingEngine GenerationConfig embed fill generate generate_ids generate_samples generate_stream "
@@ -61,6 +62,7 @@ _NAMES = {
     "learn.explain": "explain",
     "model": "ModelOutput Transformer build",
     "quantization": "quantize",
+    "tasks.evaluate": "evaluate",
     "tokenizer": "Tokenizer",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}

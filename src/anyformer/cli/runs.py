@@ -12,11 +12,12 @@ from rich.text import Text
 from anyformer.cli.options import Positional, parse, without_vs
 from anyformer.console import Console
 from anyformer.errors import UserError
-from anyformer.runs.listing import Run, differences, is_run, read_run, read_runs
+from anyformer.runs.listing import Run, Terms, differences, is_run, read_run, read_runs
 from anyformer.runs.report import write_comparison, write_report
 from anyformer.runs.report.comparison import COLUMNS, TEXTS, best_scores, differing
 from anyformer.runs.report.formatting import setting
 from anyformer.runs.report.page import unreadable
+from anyformer.tasks import TASKS
 from anyformer.terminal import write
 from anyformer.training.config import TrainConfig
 from anyformer.training.run_config import defaults
@@ -51,11 +52,13 @@ def run(argv: list[str]) -> int:
     """Print a table of runs."""
     options = parse(RunsOptions, without_vs(argv), "runs")
     runs, compared = _chosen(options.paths)
+    for each in runs if compared or options.html is not None else ():
+        each.terms = _terms(each)
     if options.html is not None:
         if options.html.is_dir():
             raise UserError(f"--html {options.html} is a directory: name the file in it.")
         if len(runs) == 1:
-            write_report(runs[0].path, defaults(TrainConfig), options.html)
+            write_report(runs[0].path, defaults(TrainConfig), options.html, runs[0].terms)
         else:
             write_comparison(runs, options.html)
     if options.json:
@@ -66,6 +69,14 @@ def run(argv: list[str]) -> int:
     if options.html is not None:
         write(f"\ncurves     {options.html}")
     return 0
+
+
+def _terms(run: Run) -> Terms:
+    if str(run.config.get("task")) not in TASKS:
+        return run.terms
+    from anyformer.tasks.task import terms_of
+
+    return terms_of(run.config)
 
 
 def _chosen(paths: Sequence[str]) -> tuple[list[Run], bool]:

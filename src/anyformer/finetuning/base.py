@@ -17,6 +17,8 @@ from anyformer.finetuning.model import build_model, save_model
 from anyformer.finetuning.report import Report
 from anyformer.model import Transformer
 from anyformer.runs.directory import base_name
+from anyformer.runs.listing import Terms
+from anyformer.tasks.task import terms_of
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.recipe import Recipe
 
@@ -48,6 +50,11 @@ class BaseFinetuning(Recipe):
     @override
     def config(self) -> CompleteFinetuneConfig:
         return self._config
+
+    @property
+    @override
+    def terms(self) -> Terms:
+        return terms_of(vars(self._config))
 
     @override
     def build(self) -> Transformer:

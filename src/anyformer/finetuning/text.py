@@ -7,12 +7,12 @@ from typing_extensions import override
 
 from anyformer.console import Console
 from anyformer.data.token_files import TokenFile
-from anyformer.errors import UserError
 from anyformer.evaluation.perplexity import Text
 from anyformer.finetuning.base import BaseFinetuning
 from anyformer.finetuning.config import FinetuneConfig, complete
 from anyformer.finetuning.report import Report
 from anyformer.model import Transformer
+from anyformer.tasks import TASKS
 from anyformer.training.config import TrainConfig
 from anyformer.training.prepare import prepare
 from anyformer.training.run_config import RunConfig
@@ -35,9 +35,9 @@ class TextFinetuning(BaseFinetuning):
     def __init__(self, config: FinetuneConfig, console: Console) -> None:
         super().__init__(config)
         base, tokenizer = self.base, self.tokenizer
-        if base.head.kind != "language_model":
-            raise UserError(f"{config.base} has no language-model head, so it learns nothing from plain text.")
-        made = complete(config, base, "text")
+        task = TASKS[str(config.task)]
+        task.check_model(base, config.base)
+        made = complete(config, base, task.name)
         batch_size = config.batch_size or max(1, _BATCH_TOKENS // made.context)
         shared = {field.name: getattr(made, field.name) for field in fields(RunConfig)}
         shared |= {"batch_size": batch_size, "steps": None, "minutes": None}

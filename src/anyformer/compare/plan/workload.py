@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -10,10 +10,10 @@ from anyformer.compare.contenders import Contender
 from anyformer.compare.plan.devices import Device
 from anyformer.compare.plan.step import Workload
 from anyformer.config import ModelConfig
-from anyformer.data.examples import TASKS, Task
 from anyformer.errors import UserError, nearest
 from anyformer.families import with_head
 from anyformer.finetuning.config import FinetuneConfig, complete
+from anyformer.tasks import TASKS
 from anyformer.tokenizer.training import parse_spec
 from anyformer.training.config import TrainConfig
 from anyformer.training.precision import Precision, choose_precision
@@ -80,7 +80,7 @@ def _finetuning(contender: Contender, values: Mapping[str, Any], precision: Prec
     model = contender.config
     known = {name: value for name, value in values.items() if name in _TUNED and name != "base"}
     asked = FinetuneConfig(base=contender.name, **known)
-    task: Task = next((task for task in get_args(Task) if task == asked.task), "text")
+    task = asked.task or "text"
     _check_task(task, model)
     config = complete(asked, model, task)
     if task == "text" and asked.batch_size is None:

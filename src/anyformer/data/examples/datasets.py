@@ -7,6 +7,7 @@ it anyway.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from typing_extensions import override
@@ -144,12 +145,14 @@ class TaggingDataset(Dataset):
     """Texts with a label for some of their tokens.
 
     Attributes:
-        tags: The class of each token, IGNORED for those that are not the first of a word.
+        tags: The class of each token, or a number, IGNORED for those that are not the first of a word.
+        dtype: That of the targets: int64 for classes, float32 for numbers.
     """
 
     texts: Sequence[Ids]
-    tags: Sequence[Ids]
+    tags: Sequence[Sequence[float]]
     pad: int
+    dtype: type[np.int64] | type[np.float32] = np.int64
 
     @property
     @override
@@ -159,9 +162,8 @@ class TaggingDataset(Dataset):
     @override
     def collate(self, members: Sequence[int]) -> Batch:
         texts = [self.texts[member] for member in members]
-        return Batch(
-            _padded(texts, self.pad), _padded([self.tags[member] for member in members], IGNORED), _mask(texts)
-        )
+        targets = _padded([self.tags[member] for member in members], IGNORED, self.dtype)
+        return Batch(_padded(texts, self.pad), targets, _mask(texts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +221,9 @@ def _targets(text: LearnedTokens) -> list[int]:
     return [token if learned else IGNORED for token, learned in zip(text.tokens[1:], text.learned[1:], strict=True)]
 
 
-def _padded(rows: Sequence[Ids], value: int) -> Int64:
+def _padded(rows: Sequence[Sequence[float]], value: int, dtype: type = np.int64) -> Any:
     """[rows, longest] rows filled up on the right."""
-    filled = np.full((len(rows), max(map(len, rows))), value, np.int64)
+    filled = np.full((len(rows), max(map(len, rows))), value, dtype)
     for number, row in enumerate(rows):
         filled[number, : len(row)] = row
     return filled

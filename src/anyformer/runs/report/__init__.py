@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from anyformer import __version__, atomic, limits
 from anyformer.errors import UserError
-from anyformer.runs.listing import Run, read_run
+from anyformer.runs.listing import Run, Terms, read_run
 from anyformer.runs.report.comparison import comparison
 from anyformer.runs.report.page import page
 
@@ -32,13 +32,16 @@ _MARK = b'<meta name="generator" content="anyformer'
 """What a page of ours has in its head."""
 
 
-def write_report(directory: Path, defaults: Mapping[str, Any], file: Path | None = None) -> Path:
+def write_report(
+    directory: Path, defaults: Mapping[str, Any], file: Path | None = None, terms: Terms | None = None
+) -> Path:
     """Write a run's page anew.
 
     Args:
         directory: the run directory.
         defaults: the default of each setting of a run; the page marks settings that differ.
         file: where to; None: report.html in the run directory.
+        terms: how the page speaks of the run; None: as of one that trains on text.
 
     Returns:
         The page's path.
@@ -48,6 +51,7 @@ def write_report(directory: Path, defaults: Mapping[str, Any], file: Path | None
             there before stays as it was.
     """
     run = read_run(directory)
+    run.terms = terms or run.terms
     path = file or directory / REPORT
     if file is not None:
         require_page(file)

@@ -50,34 +50,6 @@ def loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-PER_TOKEN = "nats per token"
-_LABELS = {
-    "multiple": "binary cross-entropy of a label, nats",
-    "regression": "squared error",
-}
-_VECTORS = {
-    "cosine": "squared error of the cosine",
-    "triplet": "triplet loss",
-    "class_triplet": "triplet loss",
-    "softmax": "cross-entropy of the pair's class, nats",
-}
-
-
-def loss_unit(config: Mapping[str, Any]) -> str:
-    """What the loss of a run is, and its unit, by the config of the run."""
-    match config.get("task"):
-        case "classify":
-            return _LABELS.get(str(config.get("label_kind")), "cross-entropy, nats")
-        case "tag":
-            return "cross-entropy of a tag, nats"
-        case "embed":
-            return _VECTORS.get(str(config.get("loss")), "cross-entropy of the positive, nats")
-        case "preference":
-            return "DPO loss, nats"
-        case _:
-            return PER_TOKEN
-
-
 def perplexity(nats: float | None) -> str:
     """exp of a loss."""
     if nats is None:
