@@ -69,4 +69,48 @@ def test_the_task_of_the_page_is_learned_measured_and_planned(
 
     toys.write(data, [{**rows[0], "numbers": [1]}, *rows[1:]])
     assert main(["finetune", *flags]) == 2
-    assert "line 1, has 3 words and 1 numbers: give one for each word" in capsys.readouterr().err
+    assert f"line 1, has {len(words[0])} words and 1 numbers: give one for each word" in capsys.readouterr().err
+
+
+COMMANDS = {"cli/main.py"}
+ELSEWHERE = {
+    "chat": COMMANDS,
+    "completion": {"data/examples/columns.py"},  # a role of columns
+    "classify": COMMANDS,
+    "tag": {"finetuning/preview.py"},  # a value of the page's template
+    "embed": {*COMMANDS, "learn/diagram/facts.py"},  # an op of a diagram
+    # An objective of training from scratch.
+    "seq2seq": {
+        *("compare/measure.py", "evaluation/harness.py", "plan/batches.py", "tokenizer/training.py"),
+        *("training/config.py", "training/prepare.py"),
+    },
+}
+"""Files that look something else up by a word that is the name of a task; `text` is a column and a key of JSON."""
+
+
+def _words(tree: ast.AST) -> Iterator[ast.expr]:
+    """What is compared with something, matched, or a key."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Compare(left=left, comparators=others):
+                yield from (left, *others)
+            case ast.MatchValue(value=value):
+                yield value
+            case ast.Dict(keys=keys):
+                yield from (key for key in keys if key is not None)
+            case _:
+                pass
+
+
+def test_nothing_outside_asks_for_a_task_by_name() -> None:
+    found: dict[str, set[str]] = {}
+    quoted = set[str]()
+    for path in SOURCE.rglob("*.py"):
+        name, tree = path.relative_to(SOURCE).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+        constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        quoted |= {name} if "preference" in constants else set()
+        words = {part.value for word in _words(tree) for part in ast.walk(word) if isinstance(part, ast.Constant)}
+        for task in words & (set(tasks.TASKS) - {"text"}) if not name.startswith("tasks/") else ():
+            found.setdefault(task, set()).add(name)
+    assert found == ELSEWHERE
+    assert quoted == {"tasks/preference.py"}

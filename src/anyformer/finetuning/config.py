@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, cut, nearest
-from anyformer.limits import RECORD_BYTES
+from anyformer.limits import RECORD_BYTES, read_yaml
 from anyformer.runs.directory import CONFIG, base_name, check_run_directory
 from anyformer.tasks import CHOICES, TASKS
 from anyformer.training.config_file import read_fields
@@ -40,7 +40,7 @@ _REFUSED = ("labels", "label_kind", "loss", "packing", "system")
 
 _CONTEXT = 1024
 _BATCH_TOKENS = 4096
-"""Of a validation batch."""
+"""Of a validation batch, and about so many of a batch of plain text."""
 _QUANTIZED = ("int8", "int4")
 _LEARNED = ("answers", "all")
 _ALL_LINEAR = ("all-linear",)
@@ -286,6 +286,16 @@ def configured(file: Path, changes: Mapping[str, Any]) -> FinetuneConfig:
     return _merged(file, read_fields(file, FinetuneConfig), changes)
 
 
+def read_fine_tuning(file: Path) -> dict[str, Any] | None:
+    """The settings in the config.yaml of a fine-tuning run; None for one that trained from scratch.
+
+    Raises:
+        UserError: as `read_fields`.
+    """
+    raw: object = read_yaml(file)
+    return read_fields(file, FinetuneConfig) if isinstance(raw, dict) and "base" in raw else None
+
+
 def resumed(run: Path, changes: Mapping[str, Any]) -> FinetuneConfig:
     """The config to go on with in a run directory: its own, with changes.
 
@@ -338,14 +348,17 @@ def complete(
             raise UserError(f"--{name.replace('_', '-')} is for {' and '.join(tasks)}, and the task is {task}.")
     generates, packs = TASKS[task].generates, "packing" in TASKS[task].settings
     many = examples >= _ENOUGH and config.lora is None and not generates
+    context = config.context or longest_text(model, task)
     default_batch = 16 if generates else 128 if many else 32
+    if TASKS[task].is_stream:
+        default_batch = max(1, _BATCH_TOKENS // context)
     rate, average = default_learning_rate(model, task, adapter=config.lora is not None), config.average
     if many and config.batch_size is None:
         rate *= 2  # with the square root of the batch, as Malladi et al. 2022 find for Adam
         average = average or "ema:0.99"
     chosen: dict[str, Any] = {
         "task": task,
-        "context": config.context or longest_text(model, task),
+        "context": context,
         "batch_size": config.batch_size or default_batch,
         "batch_tokens": config.batch_tokens or _BATCH_TOKENS,
         "learning_rate": config.learning_rate or rate,

@@ -19,19 +19,8 @@ FILE = "README.md"
 
 _SETTINGS = (
     *("steps", "minutes", "batch_size", "context", "packing", "learning_rate", "schedule", "warmup", "weight_decay"),
-    *(
-        "optimizer",
-        "label_smoothing",
-        "loss",
-        "beta",
-        "train_on",
-        "system",
-        "lora",
-        "lora_alpha",
-        "lora_dropout",
-        "dora",
-    ),
-    *("rslora", "quantize", "dtype", "seed"),
+    *("optimizer", "label_smoothing", "loss", "beta", "train_on", "system", "lora", "lora_alpha", "lora_dropout"),
+    *("dora", "rslora", "quantize", "dtype", "seed"),
 )
 _EXAMPLES, _LABELS, _CHARACTERS = 5, 100, 600
 _ESCAPED = re.compile(r"[\\`*_{}\[\]|~$<>&]")

@@ -12,7 +12,7 @@ from typing import Any
 from anyformer import atomic
 from anyformer.evaluation.spans import kind_spans
 from anyformer.finetuning.check import Check
-from anyformer.runs.report import render, require_page
+from anyformer.pages.render import render, require_page
 from anyformer.tasks.task import Encoded, EncodedText
 from anyformer.tokenizer import StreamDecoder, Tokenizer
 

@@ -1,16 +1,20 @@
 """Fine-tuning on examples as a recipe of the training loop: the model, its batches, and what it gained."""
 
 import gc
+import math
 import shlex
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from typing_extensions import override
 
+from anyformer.checkpoint import inspect, weights_fingerprint
+from anyformer.config import ModelConfig
 from anyformer.console import Console
 from anyformer.data.disk_cache import Cache, key
 from anyformer.data.examples import Example
@@ -18,22 +22,32 @@ from anyformer.data.examples.batches import ExampleBatches
 from anyformer.data.examples.columns import as_columns
 from anyformer.data.examples.datasets import Dataset
 from anyformer.data.examples.held_out import digest, duplicates, held_out, overlap
+from anyformer.data.token_files import TokenFile
+from anyformer.errors import UserError
+from anyformer.evaluation.perplexity import Text
 from anyformer.evaluation.result import EvaluatedRow
-from anyformer.finetuning.base import BaseFinetuning
 from anyformer.finetuning.check import Check
-from anyformer.finetuning.config import FinetuneConfig, complete
+from anyformer.finetuning.config import CompleteFinetuneConfig, FinetuneConfig, complete
+from anyformer.finetuning.model import build_model, save_model
 from anyformer.finetuning.preview import ROWS
 from anyformer.finetuning.report import Report
-from anyformer.finetuning.text import TextFinetuning
 from anyformer.model import Transformer
+from anyformer.runs.directory import base_name
+from anyformer.runs.listing import Terms
 from anyformer.tasks import TASKS
 from anyformer.tasks.loading import ExampleSet, find_task, load_examples
-from anyformer.tasks.task import Encoded, Encoding
+from anyformer.tasks.task import Encoded, Encoding, terms_of
+from anyformer.tokenizer import Tokenizer
 from anyformer.training.batcher import Batcher
+from anyformer.training.config import TrainConfig
+from anyformer.training.prepare import prepare
 from anyformer.training.recipe import Recipe
-from anyformer.training.sample import Passage, Sample
+from anyformer.training.run_config import RunConfig
+from anyformer.training.sample import Passage, Sample, take_sample
 
 _SHOWN = 3
+_MEASURED = 1 << 14
+"""Tokens whose perplexity is measured before and after training, at most."""
 
 
 def finetuning(config: FinetuneConfig, console: Console) -> Recipe:
@@ -48,6 +62,116 @@ def finetuning(config: FinetuneConfig, console: Console) -> Recipe:
     if task is not None and TASKS[task].is_stream:
         return TextFinetuning(replace(config, task=task), console)
     return Finetuning(config, console)
+
+
+class BaseFinetuning(Recipe):
+    """A model that somebody has trained.
+
+    Raises:
+        UserError: no such model, or one without a tokenizer.
+    """
+
+    command = "finetune"
+    config_type = FinetuneConfig
+    _config: CompleteFinetuneConfig
+    _report: Report
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        base, tokenizer = inspect(config.base, allow_pickle=config.allow_pickle)
+        if tokenizer is None:
+            raise UserError(f"{config.base} has no tokenizer: put its tokenizer.json beside it.")
+        self.name = base_name(config.base)
+        self.base: ModelConfig = base
+        self.model_config = base
+        self.tokenizer: Tokenizer = tokenizer
+        weights = weights_fingerprint(config.base, allow_pickle=config.allow_pickle)
+        self.base_fingerprint = key(weights, base.to_dict())
+
+    @property
+    @override
+    def config(self) -> CompleteFinetuneConfig:
+        return self._config
+
+    @property
+    @override
+    def terms(self) -> Terms:
+        return terms_of(vars(self._config))
+
+    @override
+    def build(self) -> Transformer:
+        model = build_model(self._config, self.base)
+        self.model_config = model.config
+        self.head_is_new = any(name.startswith("head.") for name in model.origin.drawn)
+        return model
+
+    @override
+    def save(self, model: Transformer, directory: Path) -> str:
+        return save_model(model, directory, self.tokenizer, self._config)
+
+    @override
+    def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
+        if self.head_is_new and not step:
+            return {}
+        return self._report.measure(model, directory, step)
+
+    @override
+    def report(self, directory: Path) -> Sequence[str]:
+        return self._report.conclude(directory, first_loss=not self.head_is_new)
+
+    def _in_steps(self, config: CompleteFinetuneConfig) -> CompleteFinetuneConfig:
+        """The config with its length in steps, where that was given in epochs."""
+        if config.epochs is None:
+            return config
+        return replace(config, steps=max(1, math.ceil(config.epochs * self.batches.steps_per_epoch)), epochs=None)
+
+
+class TextFinetuning(BaseFinetuning):
+    """A model that somebody has trained, and text: a decoder predicts it, an encoder fills in what is masked, and an
+    encoder-decoder restores corrupted spans.
+
+    Raises:
+        UserError: no such model, one without a language-model head or a tokenizer, or text that can't be read.
+    """
+
+    def __init__(self, config: FinetuneConfig, console: Console) -> None:
+        super().__init__(config)
+        base, tokenizer = self.base, self.tokenizer
+        task = TASKS[str(config.task)]
+        task.check_model(base, config.base)
+        made = complete(config, base, task.name)
+        shared = {field.name: getattr(made, field.name) for field in fields(RunConfig)}
+        shared |= {"steps": None, "minutes": None}
+        train = TrainConfig(
+            preset=made.label,
+            model=base,
+            tokenizer=self.name,
+            field=config.roles.get("text", "text"),
+            vocab_size=base.vocab_size,
+            max_length=base.max_length,
+            document_masking=made.packing and base.is_decoder_only,
+            **shared,
+        )
+        self._data = prepare(train.complete(), console, tokenizer)
+        self.batches, self.fingerprint = self._data.batches, self._data.fingerprint
+        self._config = self._in_steps(made)
+        self._report = Report(self._config, tokenizer, text=self._held_out())
+
+    def _held_out(self) -> Text | None:
+        """The beginning of the text to validate on, for a model whose loss is that of the next token."""
+        held = self._data.held_out
+        if not (isinstance(held, TokenFile) and self.base.is_decoder_only):
+            return None
+        ids = held.ids[:_MEASURED].tolist()
+        return Text(ids, round(held.header.bytes * len(ids) / len(held)), start=None)
+
+    @override
+    def summary(self) -> Sequence[str]:
+        first, *others = self._data.summary()
+        return [first.replace("data       ", "data       text, ", 1), *others]
+
+    @override
+    def sample(self, model: Transformer) -> Sample:
+        return take_sample(model, self.tokenizer, self._config, self.batches)
 
 
 class Finetuning(BaseFinetuning):

@@ -71,10 +71,6 @@ class ExampleSet:
             names = " and ".join(str(path) if str(path).startswith(HUB) else path.name for path in self.files)
         return "; ".join([f"{self.task}, {self.reason}: {count} in {names}", *self.notes]) + "."
 
-    def with_examples(self, examples: Sequence[Example]) -> ExampleSet:
-        """The same with other examples, such as a part of them."""
-        return replace(self, examples=examples)
-
 
 def load_examples(
     paths: Sequence[str] | Table,

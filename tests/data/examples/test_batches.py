@@ -16,12 +16,11 @@ from anyformer.data.batch import IGNORED, Batch
 from anyformer.data.examples.batches import ExampleBatches
 from anyformer.data.examples.datasets import (
     CausalDataset,
-    ClassificationDataset,
     Dataset,
     EmbeddingDataset,
+    LabeledDataset,
     PreferenceDataset,
     Seq2SeqDataset,
-    TaggingDataset,
     pack,
 )
 from anyformer.data.examples.encoded import LearnedTokens
@@ -206,7 +205,7 @@ def test_preferences(pairs: list[tuple[LearnedTokens, LearnedTokens]], members: 
 def test_classified_texts(texts: list[list[int]], members: list[int], segments: bool) -> None:
     labels = np.arange(5) * 7
     kinds = [[index % 2 for index in range(len(text))] for text in texts] if segments else None
-    batch = ClassificationDataset(texts, kinds, labels, PAD).collate(members)
+    batch = LabeledDataset(texts, labels, PAD, kinds).collate(members)
     rows = [texts[member] for member in members]
     assert [unpadded(row, len(text), PAD) for row, text in zip(batch.tokens, rows, strict=True)] == rows
     assert batch.targets.tolist() == [7 * member for member in members]
@@ -220,7 +219,7 @@ def test_classified_texts(texts: list[list[int]], members: list[int], segments: 
 @given(texts=st.lists(IDS, min_size=5, max_size=5), members=MEMBERS)
 def test_tagged_texts(texts: list[list[int]], members: list[int]) -> None:
     tags = [[token % 3 if token % 2 else IGNORED for token in text] for text in texts]
-    batch = TaggingDataset(texts, tags, PAD).collate(members)
+    batch = LabeledDataset(texts, tags, PAD).collate(members)
     rows = [texts[member] for member in members]
     assert [unpadded(row, len(text), PAD) for row, text in zip(batch.tokens, rows, strict=True)] == rows
     found = [unpadded(row, len(text), IGNORED) for row, text in zip(batch.targets, rows, strict=True)]
@@ -261,8 +260,8 @@ def _dataset(kind: str, texts: list[list[int]], labels: Any) -> Dataset:
         "causal": CausalDataset([[text] for text in read], PAD),
         "packed": CausalDataset(pack(read, 20), PAD),
         "preference": PreferenceDataset(read, read[::-1], PAD),
-        "classification": ClassificationDataset(texts, None, labels, PAD),
-        "tagging": TaggingDataset(texts, texts, PAD),
+        "classification": LabeledDataset(texts, labels, PAD),
+        "tagging": LabeledDataset(texts, texts, PAD),
         "embedding": EmbeddingDataset([texts[k : k + 2] for k in range(len(texts) - 1)], labels[1:], PAD),
         "seq2seq": Seq2SeqDataset(texts, texts[::-1], PAD, start=9),
     }

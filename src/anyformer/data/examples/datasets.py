@@ -115,43 +115,20 @@ class PreferenceDataset(Dataset):
 
 
 @dataclass(frozen=True, slots=True)
-class ClassificationDataset(Dataset):
-    """Texts with a label each, several labels, or a number.
+class LabeledDataset(Dataset):
+    """Texts with something to be said about each, or about some of its tokens.
 
     Attributes:
+        labels: [examples] classes (int64) or numbers (float32), or [examples, labels] which labels each has (float32);
+            or a list for each text with the class or the number of each token, IGNORED for those that have none.
         segments: Of each token of a pair the text that it belongs to; None where the model has no segments.
-        labels: [examples] classes (int64) or numbers (float32), or [examples, labels] which labels each has (float32).
+        dtype: That of the targets of tokens: int64 for classes, float32 for numbers.
     """
 
     texts: Sequence[Ids]
-    segments: Sequence[Ids] | None
-    labels: Int64 | Float32
+    labels: Int64 | Float32 | Sequence[Sequence[float]]
     pad: int
-
-    @property
-    @override
-    def lengths(self) -> Int64:
-        return np.array([len(text) for text in self.texts], np.int64)
-
-    @override
-    def collate(self, members: Sequence[int]) -> Batch:
-        texts = [self.texts[member] for member in members]
-        segments = None if self.segments is None else _padded([self.segments[member] for member in members], 0)
-        return Batch(_padded(texts, self.pad), self.labels[list(members)], _mask(texts), segments)
-
-
-@dataclass(frozen=True, slots=True)
-class TaggingDataset(Dataset):
-    """Texts with a label for some of their tokens.
-
-    Attributes:
-        tags: The class of each token, or a number, IGNORED for those that are not the first of a word.
-        dtype: That of the targets: int64 for classes, float32 for numbers.
-    """
-
-    texts: Sequence[Ids]
-    tags: Sequence[Sequence[float]]
-    pad: int
+    segments: Sequence[Ids] | None = None
     dtype: type[np.int64] | type[np.float32] = np.int64
 
     @property
@@ -161,9 +138,13 @@ class TaggingDataset(Dataset):
 
     @override
     def collate(self, members: Sequence[int]) -> Batch:
-        texts = [self.texts[member] for member in members]
-        targets = _padded([self.tags[member] for member in members], IGNORED, self.dtype)
-        return Batch(_padded(texts, self.pad), targets, _mask(texts))
+        texts, labels = [self.texts[member] for member in members], self.labels
+        if isinstance(labels, np.ndarray):
+            targets = labels[list(members)]
+        else:
+            targets = _padded([labels[member] for member in members], IGNORED, self.dtype)
+        segments = None if self.segments is None else _padded([self.segments[member] for member in members], 0)
+        return Batch(_padded(texts, self.pad), targets, _mask(texts), segments)
 
 
 @dataclass(frozen=True, slots=True)
