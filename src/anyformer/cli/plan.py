@@ -24,7 +24,7 @@ _TUNING = ("task", "labels", "label_kind", "packing", "lora", "lora_alpha", "lor
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What training takes before it is begun: memory by part, whether it fits, operations, time and money.
+    """Plan training before it is begun: memory by part, whether it fits, operations, time and money.
 
     Put it in the place of `train` or `finetune`: it takes their flags, and reads neither weights nor data. Of a run
     directory it takes the run's settings, which flags change. Memory is counted on tensors without data, through the
@@ -46,7 +46,7 @@ class PlanOptions:
     tokens: int | None = None
     """Tokens that the run reads, instead of --steps, for its time and price."""
     price_per_hour: float | None = None
-    """What an hour of a device costs (default: a price of the table, with its date)."""
+    """Price of an hour of a device (default: a price of the table, with its date)."""
     calibrate: bool | None = None
     """Take real steps for up to a minute to tell the time on this machine (default: for two seconds; --no-calibrate
     leaves that out)."""
@@ -76,7 +76,7 @@ def run(argv: list[str]) -> int:
 
 
 def read_arguments(argv: Sequence[str]) -> "Request":
-    """What the arguments ask for. Raises UserError as `anyformer.plan`."""
+    """The request of the arguments. Raises UserError as `anyformer.plan`."""
     return _request(_parser().given(argv))
 
 

@@ -13,7 +13,7 @@ from anyformer.cli.options import Positional, parse, without_vs
 from anyformer.console import Console
 from anyformer.errors import UserError
 from anyformer.pages.formatting import setting
-from anyformer.runs.listing import Run, Terms, differences, is_run, read_run, read_runs
+from anyformer.runs.listing import Run, differences, is_run, read_run, read_runs
 from anyformer.runs.report import write_comparison, write_report
 from anyformer.runs.report.comparison import COLUMNS, TEXTS, best_scores, differing
 from anyformer.runs.report.page import unreadable
@@ -24,7 +24,7 @@ from anyformer.training.run_config import defaults
 
 _DIRECTORY = Path("runs")
 _SPARE = ("tokens", "preset", "time", "parameters", "tokens/s")
-"""What a narrow terminal does without, the least missed first."""
+"""Columns that a narrow terminal does without, the least missed first."""
 
 _STYLES = {"running": "blue", "finished": "green", "stopped": "yellow", "diverged": "red"}
 
@@ -53,7 +53,8 @@ def run(argv: list[str]) -> int:
     options = parse(RunsOptions, without_vs(argv), "runs")
     runs, compared = _chosen(options.paths)
     for each in runs if compared or options.html is not None else ():
-        each.terms = _terms(each)
+        if (task := TASKS.get(str(each.config.get("task")))) is not None:
+            each.terms = task.terms(each.config)
     if options.html is not None:
         if options.html.is_dir():
             raise UserError(f"--html {options.html} is a directory: name the file in it.")
@@ -69,14 +70,6 @@ def run(argv: list[str]) -> int:
     if options.html is not None:
         write(f"\ncurves     {options.html}")
     return 0
-
-
-def _terms(run: Run) -> Terms:
-    if str(run.config.get("task")) not in TASKS:
-        return run.terms
-    from anyformer.tasks.task import terms_of
-
-    return terms_of(run.config)
 
 
 def _chosen(paths: Sequence[str]) -> tuple[list[Run], bool]:

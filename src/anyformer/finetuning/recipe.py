@@ -36,7 +36,7 @@ from anyformer.runs.directory import base_name
 from anyformer.runs.listing import Terms
 from anyformer.tasks import TASKS
 from anyformer.tasks.loading import ExampleSet, find_task, load_examples
-from anyformer.tasks.task import Encoded, Encoding, terms_of
+from anyformer.tasks.task import Encoded, Encoding
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.batcher import Batcher
 from anyformer.training.config import TrainConfig
@@ -95,7 +95,7 @@ class BaseFinetuning(Recipe):
     @property
     @override
     def terms(self) -> Terms:
-        return terms_of(vars(self._config))
+        return TASKS[self._config.task].terms(vars(self._config))
 
     @override
     def build(self) -> Transformer:

@@ -23,7 +23,6 @@ from anyformer.evaluation.result import Evaluation
 from anyformer.families import TaskHead
 from anyformer.model import Transformer
 from anyformer.runs.listing import PER_TOKEN, Terms
-from anyformer.tasks import TASKS
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.losses import LossModule
 from anyformer.training.run_config import CompleteRunConfig
@@ -256,16 +255,14 @@ class Task:
         """Whether the model has a classifier, of texts or of tokens."""
         return self.head in ("classification", "token_classification")
 
+    def terms(self, config: Mapping[str, Any]) -> Terms:
+        """How pages speak of a run, given its config."""
+        return Terms(self.loss_unit(config), self.generates)
+
     def check_model(self, model: ModelConfig, name: str) -> None:
         """Raise UserError for a model that can't do it."""
         if (refusal := self.refusal(model, name)) is not None:
             raise UserError(refusal)
-
-
-def terms_of(config: Mapping[str, Any]) -> Terms:
-    """The terms of a run, given its config."""
-    task = TASKS.get(str(config.get("task")))
-    return Terms() if task is None else Terms(task.loss_unit(config), task.generates)
 
 
 def decoders_only(task: str) -> Callable[[ModelConfig, str], str | None]:

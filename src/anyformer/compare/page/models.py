@@ -1,4 +1,4 @@
-"""What a comparison says of its models: what they cost, where their configs differ, and what they write."""
+"""Models of a comparison: costs, differences of their configs, and texts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from anyformer.pages.formatting import clock, count, loss, setting, si, whole
 from anyformer.runs.listing import flatten
 
 _MOST_DIAGRAMS = 8
-"""Of a page: a grid of changes may have many models, which differ little."""
+"""Diagrams on a page: a grid of changes may have many models, which differ little."""
 _COSTS: dict[str, Callable[[ContenderResult], str]] = {
     "parameters": lambda each: count(each.parameters),
     "outside embeddings": lambda each: count(each.parameters_outside_embeddings),
@@ -87,7 +87,7 @@ def diagrams(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def samples(comparison: Comparison) -> list[dict[str, Any]]:
-    """What each model wrote, and what it would put into blanks."""
+    """Texts of each model, and its guesses for blanks."""
     return [
         {
             "name": each.name,

@@ -1,12 +1,11 @@
-"""Weights that are spread over processes, and their checkpoints: safetensors files with pieces of tensors.
+"""Checkpoints of weights that are spread over processes: safetensors files with pieces of tensors.
 
-Those are written and read by torch.distributed.checkpoint, so any number of processes can read what another number
+They are written and read by torch.distributed.checkpoint, so any number of processes can read what another number
 wrote. The files are named by process, and those that hold pieces say in their metadata where in the whole each belongs.
 """
 
 import warnings
-from collections.abc import Collection, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -17,40 +16,9 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from typing_extensions import override
 
-from anyformer.adapters import add_adapter
 from anyformer.errors import UserError, cut
 from anyformer.limits import check_files
-from anyformer.migration import current_weight
-from anyformer.model import Transformer, build
-from anyformer.training.strategies.base import Strategy
-
-
-class Sharded(Strategy):
-    """A strategy whose processes have a share of the weights each."""
-
-    _gathered: Transformer | None = None
-
-    @override
-    @contextmanager
-    def gathered(self) -> Generator[Transformer | None]:
-        with self.averaged():
-            if self._gathered is None and self.group.is_main:
-                self._gathered = build(self.model.config)
-                self._gathered.origin = self.model.origin
-                for name, config in self.model.adapter_configs.items():
-                    add_adapter(self._gathered, config, name)
-            targets = {} if self._gathered is None else self._gathered.state_dict()
-            with torch.no_grad():
-                for name, tensor in self._full_weights():
-                    if name in targets:
-                        targets[name].copy_(tensor)
-        yield self._gathered
-
-    def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The whole weights one by one; all processes must iterate over them."""
-        raise NotImplementedError
 
 
 def write_shards(folder: Path, state: Mapping[str, Tensor]) -> None:
@@ -88,7 +56,7 @@ def read_shards(
     for name, entry in _contents(folder).items():
         if only is not None and name not in only:
             continue
-        like = _namesake(current_weight(name), parameters or {})
+        like = _namesake(name, parameters or {})
         if like is not None and like.shape == entry.size:
             state[name] = torch.empty_like(like, dtype=entry.properties.dtype)
         else:
@@ -100,7 +68,7 @@ def read_shards(
             load(state, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=parameters is None)
     except (OSError, SafetensorError, CheckpointException) as error:
         raise _unreadable(folder, error) from error
-    return {current_weight(name): tensor for name, tensor in state.items()}
+    return state
 
 
 def _contents(folder: Path) -> dict[str, TensorStorageMetadata]:
