@@ -11,7 +11,7 @@ from anyformer.data.batch import IGNORED, Batch, Rng
 from anyformer.data.examples import ClassifyExample
 from anyformer.data.examples.classifier_input import encode_texts
 from anyformer.data.examples.columns import LABELS, PAIRS, SCORES, TEXTS, Names
-from anyformer.data.examples.datasets import LabeledDataset
+from anyformer.data.examples.datasets import Dataset, labeled
 from anyformer.data.examples.encoded import Cut
 from anyformer.data.examples.labels import settle_labels
 from anyformer.data.examples.parts import Parts, read_label
@@ -44,7 +44,7 @@ def _encode(encoding: Encoding, examples: Sequence[ClassifyExample]) -> list[Enc
     return found
 
 
-def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> LabeledDataset:
+def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
     examples, texts = [cast("ClassifyExample", each.example) for each in encoded], [each.texts[0] for each in encoded]
     numbers = encoding.numbers()
     if encoding.kind == "regression":
@@ -58,7 +58,7 @@ def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> LabeledDataset:
         targets = np.array([numbers[_names(example)[0]] for example in examples], np.int64)
     paired = encoding.model.embedding.segments > 1 and any(example.second is not None for example in examples)
     segments = [text.segments for text in texts] if paired else None
-    return LabeledDataset([text.tokens for text in texts], targets, encoding.pad, segments)
+    return labeled([text.tokens for text in texts], targets, encoding.pad, segments)
 
 
 def _number(example: ClassifyExample) -> float:

@@ -7,7 +7,7 @@ from anyformer.config import ModelConfig
 from anyformer.data.examples import CompletionExample, Seq2SeqExample
 from anyformer.data.examples.columns import COMPLETION
 from anyformer.data.examples.completion import encode_completion
-from anyformer.data.examples.datasets import CausalDataset, pack
+from anyformer.data.examples.datasets import Dataset, causal, pack
 from anyformer.data.examples.encoded import LearnedTokens
 from anyformer.data.examples.parts import Parts, as_object, as_text, fault
 from anyformer.errors import quote
@@ -67,12 +67,12 @@ def _encode(encoding: Encoding, examples: Sequence[CompletionExample]) -> list[E
     ]
 
 
-def causal_dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> CausalDataset:
+def causal_dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
     """Texts for a decoder, each in a row or several in one; those without a token to be learned are left out."""
     learned = [text.row for each in encoded for text in each.texts if any(text.row.learned[1:])]
     if not (learned and encoding.packing):
-        return CausalDataset([[text] for text in learned], encoding.pad)
-    return CausalDataset(pack(learned, max(len(text.tokens) - 1 for text in learned)), encoding.pad)
+        return causal([[text] for text in learned], encoding.pad)
+    return causal(pack(learned, max(len(text.tokens) - 1 for text in learned)), encoding.pad)
 
 
 TASK = Task(

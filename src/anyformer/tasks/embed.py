@@ -11,7 +11,7 @@ from anyformer.data.batch import EmbeddingBatch, Rng
 from anyformer.data.examples import EmbedExample
 from anyformer.data.examples.classifier_input import encode_texts
 from anyformer.data.examples.columns import LABELS, PAIRS, SCORES, TEXTS
-from anyformer.data.examples.datasets import EmbeddingDataset
+from anyformer.data.examples.datasets import Dataset, compared
 from anyformer.data.examples.encoded import Cut
 from anyformer.data.examples.labels import settle_embeddings
 from anyformer.data.examples.parts import Parts, as_list, as_text, fault, read_label
@@ -87,13 +87,13 @@ def _encode(encoding: Encoding, examples: Sequence[EmbedExample]) -> list[Encode
     return found
 
 
-def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> EmbeddingDataset:
+def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
     examples, numbers = [cast("EmbedExample", each.example) for each in encoded], encoding.numbers()
     if encoding.labels:
         targets: Any = np.array([numbers[example.label or ""] for example in examples], np.int64)
     else:
         targets = np.array([example.score or 0.0 for example in examples], np.float32)
-    return EmbeddingDataset([[text.tokens for text in each.texts] for each in encoded], targets, encoding.pad)
+    return compared([[text.tokens for text in each.texts] for each in encoded], targets, encoding.pad)
 
 
 def _choose_loss(asked: str | None, example: EmbedExample) -> str:

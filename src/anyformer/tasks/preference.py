@@ -13,7 +13,7 @@ from anyformer.data.batch import PreferenceBatch, Rng
 from anyformer.data.examples import ChatExample, CompletionExample, Message, PreferenceExample
 from anyformer.data.examples.chat import encode_chat, generation_mismatch
 from anyformer.data.examples.columns import COMPLETION, CONVERSATION, SYSTEM
-from anyformer.data.examples.datasets import PreferenceDataset
+from anyformer.data.examples.datasets import Dataset, preferences
 from anyformer.data.examples.encoded import LearnedTokens
 from anyformer.data.examples.messages import conversation, text_or_messages
 from anyformer.data.examples.parts import Parts, fault
@@ -184,7 +184,7 @@ def _row(encoding: Encoding, example: ChatExample | CompletionExample) -> Learne
     return encode_prompt(encoding, example)
 
 
-def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> PreferenceDataset:
+def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
     pairs = [[text.row for text in each.texts] for each in encoded]
     pairs = [pair for pair in pairs if all(any(row.learned[1:]) for row in pair)]
     if not pairs:
@@ -192,10 +192,10 @@ def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> PreferenceDatase
             f"No pair is left to be learned: the context of {encoding.context:,} tokens cuts off an answer of each. "
             "Give --context more, or shorten the prompts."
         )
-    return PreferenceDataset([chosen for chosen, _ in pairs], [rejected for _, rejected in pairs], encoding.pad)
+    return preferences([chosen for chosen, _ in pairs], [rejected for _, rejected in pairs], encoding.pad)
 
 
-def _prepare(model: Transformer, datasets: Sequence[PreferenceDataset], config: Any) -> None:
+def _prepare(model: Transformer, datasets: Sequence[Dataset], config: Any) -> None:
     """Compute the log-probabilities of all answers as the model gives them before training."""
     for part in model.modules():
         if isinstance(part, Dropout):  # the reference has none, and the two are compared
@@ -209,6 +209,7 @@ def _prepare(model: Transformer, datasets: Sequence[PreferenceDataset], config: 
             inputs.pop("reference")
             with torch.no_grad(), precision.autocast():
                 found = answer_log_probabilities(model, **inputs)
+            assert dataset.reference is not None
             dataset.reference[members] = found.float().cpu().numpy().reshape(-1, 2)
 
 

@@ -7,7 +7,7 @@ from anyformer.config import ModelConfig
 from anyformer.data.batch import Batch, Rng
 from anyformer.data.examples import Seq2SeqExample
 from anyformer.data.examples.completion import end_of_text
-from anyformer.data.examples.datasets import Seq2SeqDataset
+from anyformer.data.examples.datasets import Dataset, rewrites
 from anyformer.data.examples.encoded import LearnedTokens
 from anyformer.data.examples.parts import Parts, as_object, as_text, fault, from_json
 from anyformer.data.objectives import decoder_start
@@ -70,10 +70,10 @@ def _written(target: Sequence[int], eos: int) -> LearnedTokens:
     return LearnedTokens(ids, [True] * len(ids))
 
 
-def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Seq2SeqDataset:
+def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
     sources, targets = ([each.texts[side].tokens for each in encoded] for side in (0, 1))
     start = decoder_start(encoding.model.special_tokens, encoding.tokenizer)
-    return Seq2SeqDataset(sources, targets, encoding.pad, start)
+    return rewrites(sources, targets, encoding.pad, start)
 
 
 def random_pairs(model: ModelConfig, rng: Rng, rows: int, source: int, target: int) -> Batch:

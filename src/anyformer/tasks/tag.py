@@ -10,7 +10,7 @@ from anyformer.data.batch import IGNORED, Batch, Rng
 from anyformer.data.examples import TagExample
 from anyformer.data.examples.classifier_input import encode_words
 from anyformer.data.examples.columns import WORDS
-from anyformer.data.examples.datasets import LabeledDataset
+from anyformer.data.examples.datasets import Dataset, tagged
 from anyformer.data.examples.encoded import Cut
 from anyformer.data.examples.labels import settle_tags
 from anyformer.data.examples.parts import Parts, as_text, fault, kind_of
@@ -61,7 +61,7 @@ def _encode(encoding: Encoding, examples: Sequence[TagExample]) -> list[Encoded]
     return found
 
 
-def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> LabeledDataset:
+def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
     numbers: dict[str | None, int] = {None: IGNORED, **encoding.numbers()}
     texts = [each.texts[0] for each in encoded]
     targets = [[numbers[tag] for tag in text.tags or ()] for text in texts]
@@ -70,7 +70,7 @@ def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> LabeledDataset:
             f"No word is left to be tagged, as in {encoded[0].example.where}: the tokenizer makes nothing of them, or "
             f"the context of {encoding.context:,} tokens has no room for them."
         )
-    return LabeledDataset([text.tokens for text in texts], targets, encoding.pad)
+    return tagged([text.tokens for text in texts], targets, encoding.pad)
 
 
 def _evaluate(

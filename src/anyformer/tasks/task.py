@@ -219,7 +219,7 @@ class Task:
     dataset: Callable[[Encoding, Sequence[Encoded]], Dataset] | None = None
     nothing_to_learn: Callable[[Counter[str], int], str | None] = lambda labels, examples: None
     checks_ends: bool = True
-    prepare: Callable[[Transformer, Sequence[Any], Any], None] | None = None
+    prepare: Callable[[Transformer, Sequence[Dataset], Any], None] | None = None
     choose_loss: Callable[[str | None, Any], str] | None = None
     loss: Callable[[Transformer, Any], nn.Module] = lambda model, config: LossModule(model)
     loss_unit: Callable[[Mapping[str, Any]], str] = lambda config: PER_TOKEN
