@@ -1,4 +1,4 @@
-"""A task is one file: that of docs/tasks.md is added as the page says, and every command knows it."""
+"""A task is one file: that of docs/adding/task.md is added as the page says, and every command knows it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from tests.finetuning import toys
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "anyformer"
-PAGE = ROOT / "docs" / "tasks.md"
+PAGE = ROOT / "docs" / "adding" / "task.md"
 
 
 @pytest.fixture
 def _task_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The file that the page writes, beside those that there are, and the names that it lists."""
-    file, names = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    page = PAGE.read_text(encoding="utf-8")
+    (file,) = re.findall(r"```python title=.*?\n(.*?)```", page, re.DOTALL)
+    (listed,) = re.findall(r"^\+(.*)", page, re.MULTILINE)
     assert len(file.splitlines()) < 100
     folder = tmp_path / "tasks"
     folder.mkdir()
     (folder / "numbers.py").write_text(file, encoding="utf-8")
-    (assignment,) = ast.parse(names).body
-    assert isinstance(assignment, ast.Assign)
-    listed = ast.literal_eval(assignment.value)
     assert set(listed.split()) - set(tasks.TASKS) == {"numbers"}
     monkeypatch.setattr(tasks, "_FILES", listed)
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(folder)])

@@ -1,6 +1,6 @@
 """Tasks of fine-tuning, a file each: what a model learns from examples.
 
-`task.py` says what a task is. A task is added by writing its file and its name below, see docs/tasks.md; `finetune`,
+`task.py` says what a task is. A task is added by its file and its name below, see docs/adding/task.md; `finetune`,
 `evaluate`, `plan` and their pages ask its record, and know no task by name. `loading` makes examples of rows, and
 `evaluate` measures a model on them.
 """

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from anyformer.pages.formatting import clock, count, loss, setting, whole
+from anyformer.pages.formatting import clock, count, fixed, setting, whole
 from anyformer.runs.listing import Run, differences, passages
 from anyformer.runs.report.charts import comparison_data
 from anyformer.runs.report.page import unreadable
@@ -19,8 +19,8 @@ COLUMNS: dict[str, Show] = {
     "tokens": lambda run: count(run.tokens),
     "time": lambda run: clock(run.seconds),
     "tokens/s": lambda run: count(run.tokens_per_second),
-    "loss": lambda run: loss(run.validation_loss),
-    "bits/byte": lambda run: loss(run.bits_per_byte),
+    "loss": lambda run: fixed(run.validation_loss),
+    "bits/byte": lambda run: fixed(run.bits_per_byte),
 }
 """Columns of a table of runs; `loss` is that of the validation text."""
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from anyformer.checkpoint.gguf.architecture import Contents
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, quote
-from anyformer.families.gguf.base import Contents
 
 _ORIGINAL = "rope.scaling.original_context_length"
 LLAMA3 = (8192, 1.0, 4.0)

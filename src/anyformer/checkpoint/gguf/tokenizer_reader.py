@@ -15,6 +15,7 @@ from typing import Any, cast
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
+from anyformer.checkpoint.gguf.vocabulary import BYTE, CONTROL, KEY, ROLES, UNKNOWN, UNUSED, USER
 from anyformer.errors import UserError, nearest, quote
 from anyformer.tokenizer.core import Tokenizer
 from anyformer.tokenizer.legacy import WORD_PATTERN, bert_normalizer, byte_words, surround_sentences
@@ -22,18 +23,6 @@ from anyformer.tokenizer.library import Translated
 from anyformer.tokenizer.sentencepiece import SPACE, pipeline
 from anyformer.tokenizer.special import CONVENTIONS, add, surround
 
-KEY = "tokenizer.ggml."
-UNKNOWN, CONTROL, USER, UNUSED, BYTE = 2, 3, 4, 5, 6
-"""Values of token_type; 1 is an ordinary token."""
-ROLES = {
-    "bos": "bos_token_id",
-    "eos": "eos_token_id",
-    "unk": "unknown_token_id",
-    "sep": "seperator_token_id",  # so misspelt in the format
-    "pad": "padding_token_id",
-    "mask": "mask_token_id",
-    "cls": "cls_token_id",
-}
 _LONGEST = 1024
 
 _THREE_DIGITS = WORD_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")

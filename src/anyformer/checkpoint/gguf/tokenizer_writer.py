@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from anyformer.checkpoint.gguf.vocabulary import ENDS, NORMAL, Entries, roles
+from anyformer.checkpoint.gguf.tokenizer_reader import PRETOKENIZERS
+from anyformer.checkpoint.gguf.vocabulary import BYTE, CONTROL, ENDS, KEY, NORMAL, UNKNOWN, UNUSED, Entries, roles
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.gguf import BYTE, CONTROL, KEY, PRETOKENIZERS, UNKNOWN, UNUSED
 from anyformer.tokenizer.sentencepiece import SPACE
 
 _COMPOSED = ("NFC", "NFKC")

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
+from anyformer.checkpoint.gguf import tokenizer_reader
+from anyformer.checkpoint.gguf.tokenizer_reader import PRETOKENIZERS
 from anyformer.errors import UserError
-from anyformer.tokenizer import Tokenizer, gguf
-from anyformer.tokenizer.gguf import PRETOKENIZERS
+from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.sentencepiece import check_charsmap
 
 WORDS = (
@@ -37,7 +38,7 @@ def metadata(model: str, tokens: list[str], **fields: Any) -> dict[str, Any]:
 
 
 def read(fields: dict[str, Any]) -> Tokenizer:
-    tokenizer = gguf.read(fields)
+    tokenizer = tokenizer_reader.read(fields)
     assert tokenizer is not None
     return tokenizer
 
@@ -199,8 +200,8 @@ def test_word_piece(lowercase: bool, text: str) -> None:
 
 
 def test_a_file_may_have_none() -> None:
-    assert gguf.read({}) is None
-    assert gguf.read({"tokenizer.ggml.model": "none"}) is None
+    assert tokenizer_reader.read({}) is None
+    assert tokenizer_reader.read({"tokenizer.ggml.model": "none"}) is None
 
 
 DAMAGED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
@@ -223,4 +224,4 @@ DAMAGED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 def test_damaged_metadata(case: str) -> None:
     make, message = DAMAGED[case]
     with pytest.raises(UserError, match=message):
-        gguf.read(make())
+        tokenizer_reader.read(make())
