@@ -22,8 +22,8 @@ import anyformer as af
 from anyformer.analysis import part_costs
 from anyformer.cli.main import COMMANDS, main
 from anyformer.cli.options import Parser
-from anyformer.data.examples import TASKS
 from anyformer.families import ALIASES, FAMILIES, PRESETS
+from anyformer.tasks import TASKS
 from tests.finetuning.example_files import make as make_example_files
 
 ROOT = Path(__file__).parents[1]
