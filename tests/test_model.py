@@ -13,10 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import anyformer as af
-from anyformer import kernels
 from anyformer.blocks.adapter import LowRankAdapter
-from anyformer.blocks.packing import Packing
 from anyformer.config import ModelConfig
+from anyformer.kernels import Layout, layout
 from tests.parity.model_spec import ragged
 
 SMALL = {"d_model": 16, "vocab_size": 20, "attention": {"heads": 2, "head_dim": 8}, "feed_forward": {"width": 24}}
@@ -89,7 +88,7 @@ def test_leaving_padding_out_changes_nothing(name: str, side: str, monkeypatch: 
         return [out.loss, out.hidden[mask], *torch.autograd.grad(out.loss, [*model.parameters()])]
 
     packed = learned()
-    monkeypatch.setattr(kernels, "skips_tokens", _computes_everything)
+    monkeypatch.setattr(layout, "skips_tokens", _computes_everything)
     for ours, expected in zip(packed, learned(), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-12, rtol=1e-9)
 
@@ -120,7 +119,7 @@ def test_what_rows_begin_with_is_computed_once(name: str, data: st.DataObject) -
 
     packed = learned()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "skips_tokens", _computes_everything)
+        patch.setattr(layout, "skips_tokens", _computes_everything)
         expected = learned()
     for ours, each in zip(packed, expected, strict=True):
         torch.testing.assert_close(ours, each, atol=1e-12, rtol=1e-9)
@@ -136,13 +135,13 @@ def test_rows_share_nothing_where_something_is_dropped(adapted: bool, monkeypatc
         query.adapters = nn.ModuleDict({"default": LowRankAdapter(a, b, 1.0, dropout=0.5)})
     tokens = torch.zeros(3, 4, dtype=torch.long)
     shared: list[torch.Tensor] = []
-    of_prefixes = Packing.of_prefixes
+    of_prefixes = Layout.of_prefixes
 
-    def recorded(tokens: torch.Tensor, read: torch.Tensor) -> Packing:
+    def recorded(tokens: torch.Tensor, read: torch.Tensor) -> Layout:
         shared.append(tokens)
         return of_prefixes(tokens, read)
 
-    monkeypatch.setattr(Packing, "of_prefixes", recorded)
+    monkeypatch.setattr(Layout, "of_prefixes", recorded)
     model.train()(tokens, targets=tokens, return_logits=False)
     assert not shared
     model.eval()(tokens, targets=tokens, return_logits=False)

@@ -34,7 +34,7 @@ class ModelOutput(OneLine):
 
     logits: Float[Tensor, "batch scored vocab"] | Float[Tensor, "batch labels"] | None
     """The head's scores, of every position or the last alone; None without a head, or where they are left out."""
-    hidden: Float[Tensor, "batch selected d_model"]
+    hidden: Float[Tensor, "batch queries d_model"]
     """The last hidden states: after the final norm, before the head. Of every position, or of the last or the pooled
     one alone."""
     loss: Float[Tensor, ""] | None = None
@@ -140,33 +140,13 @@ class Transformer(nn.Module):
             ValueError: a text longer than the model's positions, a missing source, a full cache, documents in a
                 cache or beside a source.
         """
-        if documents is not None and (cache is not None or self.config.is_encoder_decoder):
-            raise ValueError("documents are told apart only in a single stack without a cache")
-        if source is None and self.config.is_encoder_decoder and self.config.head.kind == "classification":
+        if source is None and self._reads_text_twice:
             source, source_mask, tokens = tokens, mask, self._shift_right(tokens, mask)
-        states: list[Tensor] | None = [] if return_hidden else None
-        source_states: list[Tensor] | None = [] if return_hidden and source is not None else None
-        stack, encoder_states = self.decoder or self.encoder, None
-        if self.config.is_encoder_decoder:
-            if source is not None:
-                encoder_states = self.encode(source, source_mask, hidden_states=source_states)
-                if cache is not None:
-                    cache.source_mask = source_mask
-            elif cache is None or cache.layers[0].encoder_kv is None:
-                raise ValueError("an encoder-decoder needs a source: model(tokens, source=...)")
-        elif source is not None:
-            raise ValueError("only an encoder-decoder reads a source")
-        assert stack is not None
-        selected = None
-        if not return_hidden:
-            if last_only and self.pooler is None and tokens.shape[1] > 1:
-                selected = last_token(tokens)
-            elif pooled_only and self.pooler is not None and self.config.head.kind == "classification":
-                selected = self.pooler.token(tokens, mask)
-        head = self.head if not return_logits and isinstance(self.head, LanguageModelHead) else None
-        if head is not None and targets is not None and needed is None and not return_hidden:
-            needed = targets != IGNORED
-        hidden = stack(
+        states, source_states = ([], []) if return_hidden else (None, None)
+        encoder_states = self._encoder_states(source, source_mask, cache, source_states)
+        query_index = None if return_hidden else self._query_index(tokens, mask, last_only, pooled_only)
+        needed = needed if return_hidden or return_logits else self._needed(needed, targets)
+        hidden = self._last_stack(
             self.token_embedding(tokens),
             tokens,
             mask=mask,
@@ -176,25 +156,13 @@ class Transformer(nn.Module):
             source_mask=source_mask if cache is None else cache.source_mask,
             cache=cache,
             hidden_states=states,
-            selected=selected,
+            query_index=query_index,
             needed=needed,
         )
-        pooled = None if self.pooler is None else self.pooler(hidden, mask if selected is None else None)
-        logits = mean = None
-        if head is not None and targets is not None:
-            mean = head.loss(hidden, targets, self.token_embedding.weight, label_smoothing=label_smoothing)
-        elif return_logits or targets is not None:
-            logits = self._logits(hidden[:, -1:] if last_only else hidden, pooled)
-            if targets is not None and logits is not None:
-                mean = loss(logits, targets, label_smoothing, self.config.head.problem_type)
-        return ModelOutput(
-            logits=logits,
-            hidden=hidden,
-            loss=mean,
-            pooled=pooled,
-            hidden_states=None if states is None else tuple(states),
-            source_hidden_states=None if source_states is None else tuple(source_states),
-        )
+        pooled = None if self.pooler is None else self.pooler(hidden, mask if query_index is None else None)
+        scored = hidden[:, -1:] if last_only and return_logits else hidden
+        logits, mean = self._score(scored, pooled, targets, return_logits, label_smoothing)
+        return ModelOutput(logits, hidden, mean, pooled, _tuple(states), _tuple(source_states))
 
     def encode(
         self,
@@ -242,12 +210,72 @@ class Transformer(nn.Module):
             dtype=self.dtype,
         )
 
-    def _logits(self, hidden: Tensor, pooled: Tensor | None) -> Tensor | None:
-        if isinstance(self.head, LanguageModelHead):
-            return self.head(hidden, self.token_embedding.weight)
-        if isinstance(self.head, Classifier):
-            return self.head(hidden if self.config.head.kind == "token_classification" else pooled)
+    @property
+    def _reads_text_twice(self) -> bool:
+        """Whether both stacks read the same text: a classifier with an encoder and a decoder does."""
+        return self.config.is_encoder_decoder and self.config.head.kind == "classification"
+
+    @property
+    def _last_stack(self) -> Stack:
+        stack = self.decoder or self.encoder
+        assert stack is not None
+        return stack
+
+    def _encoder_states(
+        self,
+        source: Tensor | None,
+        source_mask: Tensor | None,
+        cache: KeyValueCache | None,
+        hidden_states: list[Tensor] | None,
+    ) -> Tensor | None:
+        """The encoder's output; None where there is none, or the cache has what the decoder needs of it."""
+        if not self.config.is_encoder_decoder:
+            if source is not None:
+                raise ValueError("only an encoder-decoder reads a source")
+            return None
+        if source is None:
+            if cache is None or cache.layers[0].encoder_kv is None:
+                raise ValueError("an encoder-decoder needs a source: model(tokens, source=...)")
+            return None
+        if cache is not None:
+            cache.source_mask = source_mask
+        return self.encode(source, source_mask, hidden_states=hidden_states)
+
+    def _query_index(self, tokens: Tensor, mask: Tensor | None, last_only: bool, pooled_only: bool) -> Tensor | None:
+        """The position of each text whose last hidden state is needed; None: those of all tokens are."""
+        if last_only and self.pooler is None and tokens.shape[1] > 1:
+            return last_token(tokens)
+        if pooled_only and self.pooler is not None and self.config.head.kind == "classification":
+            return self.pooler.token(tokens, mask)
         return None
+
+    def _needed(self, needed: Tensor | None, targets: Tensor | None) -> Tensor | None:
+        """Where the loss of a language model needs the last hidden state, if nothing else is asked for."""
+        if needed is None and targets is not None and isinstance(self.head, LanguageModelHead):
+            return targets != IGNORED
+        return needed
+
+    def _score(
+        self,
+        hidden: Tensor,
+        pooled: Tensor | None,
+        targets: Tensor | None,
+        return_logits: bool,
+        label_smoothing: float,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The head's logits and the loss, where they are asked for."""
+        weight, logits = self.token_embedding.weight, None
+        if targets is None and not return_logits:
+            return None, None
+        if isinstance(self.head, LanguageModelHead):
+            if targets is not None and not return_logits:
+                return None, self.head.loss(hidden, targets, weight, label_smoothing=label_smoothing)
+            logits = self.head(hidden, weight)
+        elif isinstance(self.head, Classifier):
+            logits = self.head(hidden if self.config.head.kind == "token_classification" else pooled)
+        if logits is None or targets is None:
+            return logits, None
+        return logits, loss(logits, targets, label_smoothing, self.config.head.problem_type)
 
     def _shift_right(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """The tokens one place later, after the decoder's start token."""
@@ -257,6 +285,10 @@ class Transformer(nn.Module):
         if mask is not None:
             tokens = tokens.where(mask, start)
         return F.pad(tokens[:, :-1], (1, 0), value=start)
+
+
+def _tuple(states: list[Tensor] | None) -> tuple[Tensor, ...] | None:
+    return tuple(states) if states else None
 
 
 def build(config: ModelConfig) -> Transformer:

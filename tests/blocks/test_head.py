@@ -70,7 +70,7 @@ def test_logits_can_be_left_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
     model = _model(kind=kind)
     tokens = torch.randint(30, (2, 5))
     whole = model(tokens)
-    monkeypatch.setattr(model, "_logits", lambda *_: pytest.fail("they are computed"))
+    monkeypatch.setattr(model.head, "forward", lambda *_: pytest.fail("they are computed"))
     without = model(tokens, return_logits=False)
     assert without.logits is None
     assert torch.equal(without.hidden, whole.hidden)

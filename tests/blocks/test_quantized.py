@@ -16,7 +16,7 @@ from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.kernels import quantized_linear
 from anyformer.kernels.cpu.quantized_matmul import LIBRARY
 from anyformer.kernels.cpu_features import SWITCH, enabled
-from anyformer.kernels.packing import BLOCK_ROWS, pack, select_rows, transpose, unpack
+from anyformer.kernels.packed_weight import BLOCK_ROWS, pack, select_rows, transpose, unpack
 from anyformer.kernels.quantization import (
     GROUP,
     QUANTIZERS,
@@ -122,7 +122,7 @@ def test_a_transpose_is_that_of_the_matrix(matrix: Tensor, kind: Quantization, c
     whole = QUANTIZERS[kind](matrix.repeat(GROUP, 1))
     rows, columns = whole.shape
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("anyformer.kernels.packing._CHUNK", chunk)
+        patch.setattr("anyformer.kernels.packed_weight._CHUNK", chunk)
         found = transpose(pack(whole), rows)
     expected = pack(quantize_int8(dequantize(whole, torch.float32).T))
     assert found.minima is None
@@ -248,7 +248,7 @@ def test_any_four_bits_multiply_like_their_matrix(
     integers = torch.randint(0, 256, (rows, groups * GROUP // 2), dtype=torch.uint8)
     matrix = QuantizedMatrix(QuantizedWeight(integers, scales, (scales * torch.randn(rows, groups) * 8).half()))
     x, numbers = torch.randn(vectors, groups * GROUP), matrix.dequantize(torch.float32)
-    off = quantized_linear(x, matrix.packed, rows) - x @ numbers.T
+    off = quantized_linear(x, matrix.packed_weight, rows) - x @ numbers.T
     assert float(off.norm()) <= (1e-2 if compiled else 1e-5) * float((x.abs() @ numbers.abs().T).norm())
 
 
@@ -287,7 +287,7 @@ def test_a_transpose_too_large_for_its_scales_is_not_made() -> None:
     matrix = QuantizedMatrix(QuantizedWeight(torch.full((32, 32), 100, dtype=torch.int8), scales, None))
     assert matrix.transposed() is None
     x = torch.randn(2, 32, requires_grad=True)
-    quantized_linear(x, matrix.packed, 32, transposed=matrix.transposed).sum().backward()
+    quantized_linear(x, matrix.packed_weight, 32, transposed=matrix.transposed).sum().backward()
     assert x.grad is not None
 
 

@@ -7,7 +7,7 @@ _REFUSED = """
 import torch
 import torch.nn.functional as F
 from anyformer import kernels
-from anyformer.kernels.packing import pack
+from anyformer.kernels.packed_weight import pack
 from anyformer.kernels.quantization import QuantizedWeight
 
 def trained(*shape, dtype=torch.float32):

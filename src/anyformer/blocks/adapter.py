@@ -58,7 +58,7 @@ class LowRankAdapter(nn.Module):
             return out + delta.to(out.dtype)
         ratio = self.magnitude / self._norms(weight)
         base = out if bias is None else out - bias
-        if self.dropout.is_active:
+        if self.dropout.rate > 0:
             base = F.linear(dropped, dense(weight, dropped.dtype))
         return out + ((ratio - 1) * base + ratio * delta).to(out.dtype)
 

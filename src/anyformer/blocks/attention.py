@@ -8,13 +8,13 @@ from anyformer import kernels
 from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.kv_cache import KeysValues, LayerCache
 from anyformer.blocks.linear import Linear
-from anyformer.blocks.mask import Mask
 from anyformer.blocks.norm import RMSNorm
-from anyformer.blocks.pooling import select
 from anyformer.blocks.rope import Rotation
 from anyformer.config import AttentionConfig
+from anyformer.kernels import AttentionMask, Mask
 
 ALL_VISIBLE = Mask()
+UNROTATED = Rotation()
 
 
 class MultiHeadAttention(nn.Module):
@@ -47,57 +47,49 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "#batch queries d_model"],
-        encoder_states: Float[Tensor, "batch keys d_model"] | KeysValues | None = None,
+        states: Float[Tensor, "#batch keys d_model"] | KeysValues | None = None,
         *,
-        mask: Mask = ALL_VISIBLE,
-        rotation: Rotation | None = None,
+        mask: AttentionMask = ALL_VISIBLE,
+        rotation: Rotation = UNROTATED,
         cache: LayerCache | None = None,
-    ) -> Float[Tensor, "#batch selected d_model"]:
-        """Attend from each token of x to x, or to other states.
+    ) -> Float[Tensor, "#batch queries d_model"]:
+        """Attend from each token of x to each of x, or of other states.
 
         Args:
-            x: Makes the queries.
-            encoder_states: Makes the keys and values of cross-attention, or is them (`keys_values`); None: x does.
-            mask: Which queries see which keys, how x is packed, and which of its tokens attend.
+            x: Hidden states that make the queries.
+            states: Hidden states that make the keys and values, or these (`keys_values`); None: x.
+            mask: Which queries see which keys.
             rotation: Rotary positions of queries and keys.
-            cache: Keys and values of earlier tokens, which those of x are added to.
+            cache: Keys and values of earlier tokens, which the new ones are added to.
         """
-        query, key, value = self.project(x, encoder_states, rotation, mask.selected)
-        dropout_p, unpack = self.dropout.p if self.training else 0.0, mask.packing.unpack_heads
+        query, key, value = self.project(x, states, rotation)
         if cache is not None:
             key, value = cache.update(key, value)
-        elif encoder_states is None:
-            key, value = unpack(key), unpack(value)
-        query = unpack(query) if mask.selected is None else query
-        out = kernels.attention(query, key, value, mask.scores, dropout_p, mask.causal, self.scale).transpose(1, 2)
-        return self.output((mask.packing.pack(out) if mask.selected is None else out).flatten(2))
+        out = kernels.masked_attention(query, key, value, mask, self.dropout.rate, self.scale)
+        return self.output(out.transpose(1, 2).flatten(2))
 
     def weights(
         self,
         x: Float[Tensor, "#batch queries d_model"],
-        encoder_states: Float[Tensor, "batch keys d_model"] | KeysValues | None = None,
+        states: Float[Tensor, "#batch keys d_model"] | KeysValues | None = None,
         *,
-        mask: Mask = ALL_VISIBLE,
-        rotation: Rotation | None = None,
+        mask: AttentionMask = ALL_VISIBLE,
+        rotation: Rotation = UNROTATED,
     ) -> Float[Tensor, "batch heads time keys"]:
         """The attention weights, which `forward` never holds as a whole, in float32 at least; every row sums to 1."""
-        query, key, _ = self.project(x, encoder_states, rotation)
-        unpack, dtype = mask.packing.unpack_heads, torch.promote_types(query.dtype, torch.float32)
-        key = unpack(key) if encoder_states is None else key
-        return kernels.attention_weights(unpack(query).to(dtype), key.to(dtype), mask.scores, mask.causal, self.scale)
+        query, key, _ = self.project(x, states, rotation)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        return kernels.masked_attention_weights(query.to(dtype), key.to(dtype), mask, self.scale)
 
     def project(
-        self, x: Tensor, states: Tensor | KeysValues | None, rotation: Rotation | None, selected: Tensor | None = None
+        self, x: Tensor, states: Tensor | KeysValues | None = None, rotation: Rotation = UNROTATED
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [batch, heads, time, head_dim]; keys, values [batch, kv_heads, keys, head_dim]; packed if x is."""
-        query = self.query(select(x, selected)).unflatten(2, (self.heads, self.head_dim))
-        query = self.query_norm(query).transpose(1, 2)
+        """Queries [batch, heads, queries, head_dim]; keys and values [batch, kv_heads, keys, head_dim]."""
+        query = self.query_norm(self.query(x).unflatten(2, (self.heads, self.head_dim))).transpose(1, 2)
         if isinstance(states, KeysValues):
             return query, states.keys, states.values
         key, value = self.keys_values(x if states is None else states)
-        if rotation is not None:
-            query, key = (rotation if selected is None else rotation.select(selected))(query), rotation(key)
-        return query, key, value
+        return *rotation(query, key), value
 
     def keys_values(self, states: Float[Tensor, "batch keys d_model"]) -> KeysValues:
         """Keys and values of hidden states."""

@@ -1,17 +1,17 @@
 """The transformer block that every family is made of."""
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anyformer.blocks.attention import ALL_VISIBLE, MultiHeadAttention
+from anyformer.blocks.attention import ALL_VISIBLE, UNROTATED, MultiHeadAttention
 from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.kv_cache import KeysValues, LayerCache
-from anyformer.blocks.mask import Mask
 from anyformer.blocks.norm import norm
 from anyformer.blocks.pooling import select
 from anyformer.blocks.rope import Rotation
 from anyformer.config import AttentionConfig, FeedForwardConfig, NormConfig
+from anyformer.kernels import AttentionMask
 
 
 class TransformerBlock(nn.Module):
@@ -61,26 +61,29 @@ class TransformerBlock(nn.Module):
         x: Float[Tensor, "#batch time d_model"],
         encoder_states: Float[Tensor, "batch source d_model"] | None = None,
         *,
-        mask: Mask = ALL_VISIBLE,
-        source_mask: Mask = ALL_VISIBLE,
-        rotation: Rotation | None = None,
+        mask: AttentionMask = ALL_VISIBLE,
+        source_mask: AttentionMask = ALL_VISIBLE,
+        rotation: Rotation = UNROTATED,
         cache: LayerCache | None = None,
-    ) -> Float[Tensor, "#batch selected d_model"]:
+        query_index: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "#batch queries d_model"]:
         """Pass a batch through the block.
 
         Args:
             x: The residual stream.
             encoder_states: What cross-attention attends to; may be left out once the cache has its keys and values.
-            mask: Which tokens see which, and how the stream is packed.
+            mask: Which tokens see which.
             source_mask: Which tokens see which of the encoder's.
             rotation: Rotary positions.
             cache: This layer's keys and values of earlier tokens.
+            query_index: The one token of each sequence whose output is needed, in `mask` and `rotation` as well: of
+                the others only keys and values are computed. None: all are needed.
         """
         cross, cross_norm = self.cross_attention, self.cross_attention_norm
         encoder_kv = None if cross is None else _encoder_kv(cross, encoder_states, cache)
         states = self.attention_norm(x) if self.pre_norm else x
-        attended = self.attention(states, mask=mask, rotation=rotation, cache=cache)
-        x = select(x, mask.selected) + self.dropout(attended)
+        attended = self.attention(select(states, query_index), states, mask=mask, rotation=rotation, cache=cache)
+        x = select(x, query_index) + self.dropout(attended)
         if self.pre_norm:
             if cross is not None and cross_norm is not None:
                 x = x + self.dropout(cross(cross_norm(x), encoder_kv, mask=source_mask))

@@ -14,9 +14,9 @@ class Dropout(nn.Module):
         self.p = p
 
     @property
-    def is_active(self) -> bool:
-        """Whether it drops anything: in training, with a rate above 0."""
-        return self.training and self.p > 0
+    def rate(self) -> float:
+        """The probability of dropping a number: p in training, otherwise 0."""
+        return self.p if self.training else 0.0
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Drop some of the numbers."""
@@ -29,4 +29,4 @@ class Dropout(nn.Module):
 
 def any_dropout(module: nn.Module) -> bool:
     """Whether any part of a module drops something."""
-    return module.training and any(part.is_active for part in module.modules() if isinstance(part, Dropout))
+    return module.training and any(part.rate > 0 for part in module.modules() if isinstance(part, Dropout))

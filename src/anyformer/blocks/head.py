@@ -80,7 +80,7 @@ class LanguageModelHead(nn.Module):
         if isinstance(weight, QuantizedMatrix):
             return kernels.quantized_linear_cross_entropy(
                 x,
-                weight.packed,
+                weight.packed_weight,
                 weight.shape[0],
                 targets,
                 bias=self.bias,

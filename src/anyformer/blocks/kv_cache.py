@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from anyformer.blocks.packing import UNPADDED, Packing
+from anyformer.kernels import DENSE, Layout
 
 _CLEARED_SLOTS = 64
 """Slots that are cleared at a time."""
@@ -36,8 +36,8 @@ class NewTokens(NamedTuple):
     """Tokens of each sequence, the new ones included."""
     padding_mask: Bool[Tensor, "batch longest"] | None
     """True for the slots that each sequence has filled; None: all sequences have filled as many."""
-    packing: Packing = UNPADDED
-    """That of the new tokens without padding."""
+    layout: Layout = DENSE
+    """The layout of the new tokens without padding."""
 
 
 @dataclass
@@ -47,13 +47,11 @@ class _WriteSlots:
     start: int = 0
     end: int = 0
     index: tuple[Tensor, Tensor] | None = None
-    """Rows and slots of the new tokens, packed."""
-    packing: Packing = UNPADDED
+    """Rows and slots of the new tokens, without padding."""
+    layout: Layout = DENSE
 
-    def set(
-        self, start: int, end: int, index: tuple[Tensor, Tensor] | None = None, packing: Packing = UNPADDED
-    ) -> None:
-        self.start, self.end, self.index, self.packing = start, end, index, packing
+    def set(self, start: int, end: int, index: tuple[Tensor, Tensor] | None = None, layout: Layout = DENSE) -> None:
+        self.start, self.end, self.index, self.layout = start, end, index, layout
 
 
 class LayerCache:
@@ -93,7 +91,7 @@ class LayerCache:
     ) -> KeysValues:
         """Write the new keys and values where the cache has made room for them, and return all of them.
 
-        Where some of the new tokens are padding, they come packed or not.
+        Where some of the new tokens are padding, they come with it or without.
         """
         slots = self._slots
         for cached, new in ((self.keys, keys), (self.values, values)):
@@ -103,7 +101,7 @@ class LayerCache:
                 rows, columns = slots.index
                 # An indexed write doesn't convert, as one of a slice does: beside an adapter they can be float32.
                 new = new.transpose(1, 2).to(cached.dtype)
-                cached[rows, :, columns] = new if new.shape[:2] == rows.shape else slots.packing.pack(new)
+                cached[rows, :, columns] = new if new.shape[:2] == rows.shape else slots.layout.gather(new)
         return KeysValues(self.keys[:, :, : slots.end], self.values[:, :, : slots.end])
 
     def select(self, rows: Int[Tensor, " kept"], length: int, *, sources: bool) -> None:
@@ -226,24 +224,24 @@ class KeyValueCache:
             self._slots.set(first, end)
             positions = torch.arange(first, end, device=self._device)[None]
             return NewTokens(positions, positions[:, -1:] + 1, None)
-        before, packing = self.lengths, UNPADDED
+        before, layout = self.lengths, DENSE
         if mask is None:
             positions = before[:, None] + torch.arange(new, device=self._device)
             after = before + new
         else:
-            packing = Packing.of(mask)
+            layout = Layout.of(mask)
             positions = (before[:, None] + mask.cumsum(dim=1) - 1).clamp(min=0)
             after = before + mask.sum(dim=1)
         rows = torch.arange(self.batch, device=self._device)[:, None]
-        slots = packing.pack(rows.expand_as(positions)), packing.pack(positions)
+        slots = layout.gather(rows.expand_as(positions)), layout.gather(positions)
         longest = int(after.max())
         self._require(longest)
         self._clear(longest, before)
-        self.tokens[slots] = packing.pack(tokens)
+        self.tokens[slots] = layout.gather(tokens)
         self._set_lengths(after)
-        self._slots.set(0, longest, slots, packing)
+        self._slots.set(0, longest, slots, layout)
         real = torch.arange(longest, device=self._device)[None] < after[:, None]
-        return NewTokens(positions, after[:, None], real, packing)
+        return NewTokens(positions, after[:, None], real, layout)
 
     def truncate(self, length: int | Int[Tensor, " batch"]) -> None:
         """Forget all tokens but the first `length` (of each sequence its own)."""

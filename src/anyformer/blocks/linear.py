@@ -21,7 +21,7 @@ def linear(
 ) -> Float[Tensor, "*batch outputs"]:
     """``x @ weight.T + bias``, of a weight in floating point or quantized (see `kernels.linear` for `matmul`)."""
     if isinstance(weight, QuantizedMatrix):
-        return kernels.quantized_linear(x, weight.packed, weight.shape[0], bias, transposed=weight.transposed)
+        return kernels.quantized_linear(x, weight.packed_weight, weight.shape[0], bias, transposed=weight.transposed)
     return kernels.linear(x, weight, bias, matmul=matmul)
 
 

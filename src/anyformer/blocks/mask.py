@@ -1,37 +1,10 @@
 """Which queries see which keys."""
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from anyformer.blocks.packing import UNPADDED, Packing
-from anyformer.blocks.pooling import select
-
-
-class Mask(NamedTuple):
-    """A mask in the form that lets attention take the fastest path.
-
-    ``Mask()`` hides nothing, ``Mask(causal=True)`` hides the future with no tensor at all; otherwise `scores` is
-    either True where a query sees a key, or what is added to its score (-inf where it doesn't).
-    """
-
-    scores: Bool[Tensor, "#batch #heads queries keys"] | Float[Tensor, "#batch #heads queries keys"] | None = None
-    causal: bool = False
-    packing: Packing = UNPADDED
-    """How the queries are packed."""
-    selected: Int[Tensor, " batch"] | None = None
-    """The one query of each sequence, by its place in what is packed; None: all of them."""
-
-    def select(self, index: Int[Tensor, " batch"], keys: int) -> "Mask":
-        """The mask of one query of each sequence between it and so many keys."""
-        scores = self.scores
-        if scores is not None:
-            scores = select(scores.transpose(1, 2), index).transpose(1, 2)
-        elif self.causal:
-            scores = (torch.arange(keys, device=index.device) <= index[:, None])[:, None, None]
-        return Mask(scores, packing=self.packing, selected=self.packing.select(index))
+from anyformer.kernels import Mask
 
 
 def attention_mask(

@@ -61,7 +61,7 @@ def last_token(
 
 def select(
     x: Shaped[Tensor, "#batch time *features"], index: Int[Tensor, " batch"] | None
-) -> Shaped[Tensor, "batch selected *features"]:
+) -> Shaped[Tensor, "batch positions *features"]:
     """One position of each sequence, [batch, 1, ...]; all of them if the index is None."""
     return x if index is None else _vectors(x, index)[:, None]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from anyformer.blocks import rope
 from anyformer.blocks.linear import Embedding
-from anyformer.blocks.rope import Rotation
+from anyformer.blocks.rope import Angles, Rotation
 from anyformer.config import PositionConfig
 from anyformer.schema import lookup
 
@@ -53,9 +53,9 @@ class PositionalEncoding(nn.Module):
         """What is added to the embeddings; position -1 marks a token that does not count."""
         return None
 
-    def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch #time"]) -> Rotation | None:
+    def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch #time"]) -> Rotation:
         """The rotation of queries and keys at these positions, in texts (or documents) of these lengths in tokens."""
-        return None
+        return Rotation()
 
     def bias(
         self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]
@@ -105,7 +105,8 @@ class RotaryPosition(PositionalEncoding):
         frequencies, sharpness = rope.frequencies(self.config, self.size.head_dim, self.size.max_length, length)
         angles = (positions.float()[..., None] * frequencies)[:, None]
         angles = torch.cat((angles, angles), dim=-1)
-        return Rotation(angles.cos() * sharpness, angles.sin() * sharpness)
+        tables = Angles(angles.cos() * sharpness, angles.sin() * sharpness)
+        return Rotation(tables, tables)
 
 
 class RelativePosition(PositionalEncoding):

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
-from anyformer.kernels.packing import PackedWeight, pack, select_rows, transpose, unpack
+from anyformer.kernels.packed_weight import PackedWeight, pack, select_rows, transpose, unpack
 from anyformer.kernels.quantization import GROUP, QuantizedWeight, dequantize
 
 
@@ -56,13 +56,13 @@ class QuantizedMatrix(nn.Module):
         return self.integers.device
 
     @property
-    def packed(self) -> PackedWeight:
+    def packed_weight(self) -> PackedWeight:
         """The integers, scales and minima as they are in memory."""
         return PackedWeight(self.integers, self.scales, self.minima)
 
     def unpacked(self) -> QuantizedWeight:
         """The integers, scales and minima as they are saved: a copy."""
-        return unpack(self.packed, self.shape[0])
+        return unpack(self.packed_weight, self.shape[0])
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows columns"]:
         """The matrix in floating point; None: in the dtype of the activations."""
@@ -75,7 +75,7 @@ class QuantizedMatrix(nn.Module):
         """
         if self.cached_transpose is None:
             with suppress(ValueError):
-                self.cached_transpose = transpose(self.packed, self.shape[0])
+                self.cached_transpose = transpose(self.packed_weight, self.shape[0])
         return self.cached_transpose
 
     def drop_transposed(self) -> None:
@@ -84,7 +84,7 @@ class QuantizedMatrix(nn.Module):
 
     def rows(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch columns"]:
         """The rows of these indices, in the dtype of the activations."""
-        return dequantize(select_rows(self.packed, ids.flatten()), self.dtype).view(*ids.shape, -1)
+        return dequantize(select_rows(self.packed_weight, ids.flatten()), self.dtype).view(*ids.shape, -1)
 
     @override
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:

@@ -11,24 +11,46 @@ from anyformer.blocks.pooling import select
 from anyformer.config import PositionConfig, RotaryScaling
 
 
-class Rotation(NamedTuple):
-    """Cosines and sines of the angles by which queries and keys rotate."""
+class Angles(NamedTuple):
+    """Cosines and sines of the angles by which vectors rotate."""
 
     cos: Float[Tensor, "#batch 1 time head_dim"]
     sin: Float[Tensor, "#batch 1 time head_dim"]
 
-    def to(self, dtype: torch.dtype) -> "Rotation":
-        """The rotation in a dtype."""
-        return Rotation(self.cos.to(dtype), self.sin.to(dtype))
-
-    def select(self, index: Int[Tensor, " batch"]) -> "Rotation":
-        """That of one position of each sequence."""
-        return Rotation(*(select(table.squeeze(1), index)[:, None] for table in self))
-
-    def __call__(self, x: Float[Tensor, "batch heads time head_dim"]) -> Float[Tensor, "batch heads time head_dim"]:
+    def rotate(self, x: Float[Tensor, "batch heads time head_dim"]) -> Float[Tensor, "batch heads time head_dim"]:
         """Rotate pair (i, i + head_dim / 2) of each vector by its angle (RoFormer, equation 34, in halves)."""
         first, second = x.chunk(2, dim=-1)
         return x * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+
+
+class Rotation(NamedTuple):
+    """The rotation of queries and keys by their positions; ``Rotation()`` leaves them as they are."""
+
+    queries: Angles | None = None
+    keys: Angles | None = None
+
+    def to(self, dtype: torch.dtype) -> "Rotation":
+        """The rotation in a dtype."""
+        if self.queries is None or self.keys is None:
+            return self
+        keys = Angles(*(table.to(dtype) for table in self.keys))
+        return Rotation(
+            keys if self.queries is self.keys else Angles(*(table.to(dtype) for table in self.queries)), keys
+        )
+
+    def select(self, index: Int[Tensor, " batch"]) -> "Rotation":
+        """The rotation of one query of each sequence, and of all keys."""
+        if self.queries is None:
+            return self
+        return self._replace(queries=Angles(*(select(table.squeeze(1), index)[:, None] for table in self.queries)))
+
+    def __call__(
+        self, query: Float[Tensor, "#batch heads queries head_dim"], key: Float[Tensor, "#batch kv_heads keys head_dim"]
+    ) -> tuple[Float[Tensor, "#batch heads queries head_dim"], Float[Tensor, "#batch kv_heads keys head_dim"]]:
+        """Rotate queries and keys."""
+        if self.queries is None or self.keys is None:
+            return query, key
+        return self.queries.rotate(query), self.keys.rotate(key)
 
 
 def frequencies(

@@ -11,37 +11,46 @@ from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.dropout import any_dropout
 from anyformer.blocks.embedding import InputEmbedding
 from anyformer.blocks.kv_cache import KeyValueCache
-from anyformer.blocks.mask import Mask, attention_mask
+from anyformer.blocks.mask import attention_mask
 from anyformer.blocks.ngrams import ngram_window
 from anyformer.blocks.norm import norm
-from anyformer.blocks.packing import UNPADDED, Packing
 from anyformer.blocks.position import (
     PositionSize,
     lengths_of_documents,
     positional_encoding,
     positions_in_documents,
 )
+from anyformer.blocks.rope import Rotation
 from anyformer.config import ModelConfig
-
-_MOST_PACKED = 0.9
-"""Share of a decoder's batch that is computed, at most, where it is packed: packing takes time as well."""
+from anyformer.kernels import DENSE, AttentionMask, Layout, Mask
 
 
 class Positions(NamedTuple):
     """Positions of the tokens that a stack reads."""
 
     queries: Int[Tensor, "#batch time"]
-    """Of each token in its sequence."""
+    """Position of each token in its sequence."""
     keys: Int[Tensor, "1 keys"]
-    """Of the tokens that it may attend to, those in the cache included."""
+    """Positions of the tokens that it may attend to, those in the cache included."""
     encoded: Int[Tensor, "#batch tokens"]
-    """What the positional encoding encodes: -1 for tokens that do not count, and anew for each document."""
+    """Positions that are encoded: -1 for tokens that do not count, and anew for each document."""
     lengths: Int[Tensor, "#batch #tokens"]
     """Tokens of each sequence, or of the document around each token."""
     padding_mask: Bool[Tensor, "batch keys"] | None
     """False for keys that are padding."""
-    packing: Packing = UNPADDED
-    """How the tokens are packed, and with them what is encoded and the lengths."""
+    layout: Layout = DENSE
+    """The layout of the tokens, of `encoded` and of `lengths`."""
+    key_layout: Layout = DENSE
+    """The layout of the keys: that of the tokens, unless they come from a cache."""
+
+
+class BlockInputs(NamedTuple):
+    """Inputs of a block beside the residual stream, the encoder's output and the cache."""
+
+    mask: AttentionMask
+    source_mask: AttentionMask
+    rotation: Rotation
+    query_index: Int[Tensor, " batch"] | None = None
 
 
 class Stack(nn.Module):
@@ -94,67 +103,50 @@ class Stack(nn.Module):
         source_mask: Bool[Tensor, "batch source"] | None = None,
         cache: KeyValueCache | None = None,
         hidden_states: list[Tensor] | None = None,
-        selected: Int[Tensor, " batch"] | None = None,
+        query_index: Int[Tensor, " batch"] | None = None,
         needed: Bool[Tensor, "batch time"] | None = None,
-    ) -> Float[Tensor, "batch selected d_model"]:
+    ) -> Float[Tensor, "batch queries d_model"]:
         """Pass a batch through all blocks, and the final norm.
 
         Args:
             vectors: The token embeddings.
             hidden_states: A list that gets the embeddings and every block's output, the last one after the final norm.
-            selected: The position of each sequence whose output is needed: in the last block nothing is computed of
-                the others but their keys and values. None: all are needed.
+            query_index: The position of each sequence whose output is needed; None: all are.
             needed: Where the output is needed; elsewhere it may be undefined. None: everywhere.
 
         The other arguments are those of `Transformer`.
         """
-        packing = self._packing(tokens, mask, segments, needed) if cache is None and documents is None else UNPADDED
-        positions = self._positions(tokens, mask, documents, cache, packing)
-        packing = positions.packing
-        extra = segments, self._ngram_window(tokens, positions, cache)
-        segments, ngrams = (None if part is None else packing.pack(part) for part in extra)
-        x = self.embedding(packing.pack(vectors), self.position.embed(positions.encoded), segments, ngrams)
-        rotation = self.position.rotation(positions.encoded, positions.lengths)
-        rotation = None if rotation is None else rotation.to(x.dtype)
-        masks = self._masks(positions, documents)
-        source = Mask(None if source_mask is None else source_mask[:, None, None, :], packing=packing)
-        for layer, (block, window) in enumerate(zip(self.blocks, self.windows, strict=True)):
+        layout = self._layout(tokens, mask, documents, segments, needed, cache)
+        positions = self._positions(tokens, mask, documents, cache, layout)
+        x = self._embed(vectors, tokens, segments, positions, cache)
+        inputs = self._block_inputs(positions, documents, source_mask, query_index, x.dtype)
+        caches = [None] * len(self.blocks) if cache is None else cache.layers
+        for block, block_inputs, layer_cache in zip(self.blocks, inputs, caches, strict=True):
             if hidden_states is not None:
-                hidden_states.append(packing.unpack(x))
-            layer_cache = None if cache is None else cache.layers[layer]
-            visible = masks[window]
-            if selected is not None and layer == len(self.blocks) - 1:
-                # From there on there is one token of each row, and no padding.
-                source = source._replace(packing=UNPADDED)
-                visible = visible.select(selected, positions.keys.shape[1])
-            x = block(
-                x,
-                encoder_states,
-                mask=visible,
-                source_mask=source,
-                rotation=rotation,
-                cache=layer_cache,
-            )
+                hidden_states.append(positions.layout.scatter(x))
+            x = block(x, encoder_states, cache=layer_cache, **block_inputs._asdict())
         x = self.final_norm(x)
-        x = packing.unpack(x) if selected is None else x
+        x = positions.layout.scatter(x) if query_index is None else x
         if hidden_states is not None:
             hidden_states.append(x)
         return x
 
-    def _packing(self, tokens: Tensor, mask: Tensor | None, segments: Tensor | None, needed: Tensor | None) -> Packing:
-        """What of a batch without documents is computed, if it is read without a cache."""
-        if not kernels.skips_tokens(tokens.device):
-            return UNPADDED
-        if mask is not None:
-            return Packing.of(mask) if 0 < int(mask.sum()) < mask.numel() else UNPADDED
-        if not self.causal:
-            return UNPADDED
-        # A decoder's output depends on no token that follows.
-        read = torch.ones_like(tokens, dtype=torch.bool) if needed is None else needed.flip(1).cummax(dim=1)[0].flip(1)
-        alike = not self.cross and segments is None and not any_dropout(self)
-        packing = Packing.of_prefixes(tokens, read) if alike else Packing.of(read)
-        count = 0 if packing.places is None else len(packing.places)
-        return packing if 0 < count < _MOST_PACKED * tokens.numel() else UNPADDED
+    def _layout(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        documents: Tensor | None,
+        segments: Tensor | None,
+        needed: Tensor | None,
+        cache: KeyValueCache | None,
+    ) -> Layout:
+        """The layout of a batch; one that continues texts has that of its cache."""
+        if documents is None and cache is None:
+            share_prefixes = not self.cross and segments is None and not any_dropout(self)
+            return kernels.choose_layout(tokens, mask, needed, causal=self.causal, share_prefixes=share_prefixes)
+        if documents is not None and (cache is not None or self.cross):
+            raise ValueError("documents are told apart only in a single stack without a cache")
+        return DENSE
 
     def _positions(
         self,
@@ -162,14 +154,14 @@ class Stack(nn.Module):
         mask: Tensor | None,
         documents: Tensor | None,
         cache: KeyValueCache | None,
-        packing: Packing,
+        layout: Layout,
     ) -> Positions:
         if cache is not None:
-            queries, lengths, padding_mask, packing = cache.extend(tokens, mask)
+            queries, lengths, padding_mask, layout = cache.extend(tokens, mask)
             self._require_length(cache.length)
             keys = torch.arange(cache.length, device=tokens.device)[None]
-            encoded, lengths = packing.pack(queries), packing.pack(lengths.expand(-1, tokens.shape[1]))
-            return Positions(queries, keys, encoded, lengths, padding_mask, packing)
+            encoded, lengths = layout.gather(queries), layout.gather(lengths.expand(-1, tokens.shape[1]))
+            return Positions(queries, keys, encoded, lengths, padding_mask, layout)
         keys = torch.arange(tokens.shape[1], device=tokens.device)[None]
         counted = mask if self.skipped is None else tokens != self.skipped
         if documents is not None:
@@ -181,34 +173,61 @@ class Stack(nn.Module):
         # Reading a tensor makes an accelerator wait, and most sequences are short enough with all their padding.
         if self.context_length is not None and encoded.shape[1] > self.context_length:
             self._require_length(int(encoded.max()) + 1)
-        if packing.places is None:
-            return Positions(keys, keys, encoded, lengths, mask)
-        encoded, lengths = packing.pack(encoded.expand_as(tokens)), packing.pack(lengths.expand_as(tokens))
-        return Positions(keys, keys, encoded, lengths, mask, packing)
+        if layout.indices is not None:
+            encoded, lengths = layout.gather(encoded.expand_as(tokens)), layout.gather(lengths.expand_as(tokens))
+        return Positions(keys, keys, encoded, lengths, mask, layout, layout)
 
-    def _masks(self, positions: Positions, documents: Tensor | None) -> dict[int | None, Mask]:
-        """The mask for each window size."""
-        bias = self.position.bias(positions.queries, positions.keys)
-        return {
+    def _embed(
+        self,
+        vectors: Tensor,
+        tokens: Tensor,
+        segments: Tensor | None,
+        positions: Positions,
+        cache: KeyValueCache | None,
+    ) -> Float[Tensor, "#batch tokens d_model"]:
+        """The residual stream before the first block."""
+        gather, ngrams = positions.layout.gather, None
+        if self.embedding.ngrams is not None:
+            encoded = positions.layout.scatter(positions.encoded) if cache is None else positions.queries
+            known = tokens if cache is None else cache.tokens
+            ngrams = ngram_window(known, positions.queries, encoded, self.embedding.ngrams.longest)
+        encoding = self.position.embed(positions.encoded)
+        return self.embedding(gather(vectors), encoding, gather(segments), gather(ngrams))
+
+    def _block_inputs(
+        self,
+        positions: Positions,
+        documents: Tensor | None,
+        source_mask: Tensor | None,
+        query_index: Tensor | None,
+        dtype: torch.dtype,
+    ) -> list[BlockInputs]:
+        """The inputs of each block: they differ by window, and in the last block if one token is needed."""
+        queries, keys, encoded, lengths, padding_mask, layout, key_layout = positions
+        bias = self.position.bias(queries, keys)
+        masks = {
             window: attention_mask(
-                positions.queries,
-                positions.keys,
+                queries,
+                keys,
                 causal=self.causal,
                 window=window,
-                padding_mask=positions.padding_mask,
+                padding_mask=padding_mask,
                 bias=bias,
                 documents=documents,
-            )._replace(packing=positions.packing)
+            )
             for window in set(self.windows)
         }
-
-    def _ngram_window(self, tokens: Tensor, positions: Positions, cache: KeyValueCache | None) -> Tensor | None:
-        if self.embedding.ngrams is None:
-            return None
-        count = self.embedding.ngrams.longest
-        if cache is None:
-            return ngram_window(tokens, positions.queries, positions.packing.unpack(positions.encoded), count)
-        return ngram_window(cache.tokens, positions.queries, positions.queries, count)
+        masks = {window: kernels.with_layouts(mask, layout, key_layout) for window, mask in masks.items()}
+        source = Mask(None if source_mask is None else source_mask[:, None, None, :])
+        rotation = self.position.rotation(encoded, lengths).to(dtype)
+        inputs = [BlockInputs(masks[window], kernels.with_layouts(source, layout), rotation) for window in self.windows]
+        if query_index is not None:
+            query_mask, row = (
+                kernels.select_query(inputs[-1].mask, query_index, keys.shape[1]),
+                layout.locate(query_index),
+            )
+            inputs[-1] = BlockInputs(query_mask, source, rotation.select(row), row)
+        return inputs
 
     def _require_length(self, length: int) -> None:
         if self.context_length is not None and length > self.context_length:

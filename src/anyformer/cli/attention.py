@@ -33,9 +33,9 @@ def run(argv: list[str]) -> int:
     """Write the page, and say what each head does."""
     options = parse(AttentionOptions, argv, "attention")
 
-    from anyformer.compare.attention import attention
-    from anyformer.compare.attention.page import most_tokens, notes, write_page
-    from anyformer.runs.report import require_page
+    from anyformer.learn.attention_maps import attention
+    from anyformer.learn.attention_maps.page import most_tokens, notes, write_page
+    from anyformer.pages.render import require_page
 
     # Before the model is loaded.
     require_page(options.output)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from anyformer.cli.options import Positional, parse, without_vs
 from anyformer.cli.show import shown
-from anyformer.compare.contenders import read_config
 from anyformer.config import diff
+from anyformer.spec import read_config
 
 
 @dataclass(frozen=True)

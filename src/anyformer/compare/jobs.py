@@ -11,6 +11,7 @@
 import json
 import math
 import shutil
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,8 +25,9 @@ from filelock import FileLock, Timeout
 from anyformer import atomic, limits
 from anyformer.checkpoint import load
 from anyformer.compare.budget import TRIAL, Allowance, allow
+from anyformer.compare.candidate import Candidate
 from anyformer.compare.corpus import prepare, tokenizer_for
-from anyformer.compare.experiment import DATA, JOBS, Plan, Planned, seeds_of
+from anyformer.compare.experiment import DATA, JOBS, Plan, seeds_of, stored_plan
 from anyformer.compare.measure import measure
 from anyformer.compare.recipe import ContenderTraining, training_batches, windows
 from anyformer.compare.result import Blank, Curve, Point, Sample
@@ -72,7 +74,7 @@ class Job:
     """
 
     number: int
-    contender: Planned
+    contender: Candidate
     seed: int
     rate: float | None = None
 
@@ -140,11 +142,6 @@ def trials_of(plan: Plan, job: Job) -> list[Job]:
     return [each for each in all_jobs(plan) if each.rate is not None and each.number == job.number]
 
 
-def is_ready(plan: Plan, job: Job) -> bool:
-    """Whether a job can be begun."""
-    return job.rate is not None or all(is_done(plan, each) for each in trials_of(plan, job))
-
-
 def is_done(plan: Plan, job: Job) -> bool:
     """Whether a job is finished."""
     return _file(plan, job).exists()
@@ -164,6 +161,26 @@ def claimed(plan: Plan, job: Job) -> Generator[bool]:
         yield True
     finally:
         lock.release()
+
+
+def run_job(out: str, name: str) -> float | None:
+    """Do a job of the comparison in a directory, in whatever process, on any machine that sees the directory.
+
+    Returns:
+        Seconds that it took, next to nothing if it was done already; None if another process works on it.
+
+    Raises:
+        UserError, StoppedError: as `perform`.
+    """
+    plan = stored_plan(Path(out))
+    job = next(each for each in all_jobs(plan) if each.name == name)
+    with claimed(plan, job) as mine:
+        if not mine:
+            return None
+        begun = time.monotonic()
+        if not is_done(plan, job):
+            perform(plan, job)
+        return time.monotonic() - begun
 
 
 def perform(plan: Plan, job: Job) -> None:

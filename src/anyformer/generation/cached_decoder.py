@@ -14,10 +14,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from anyformer.blocks.kv_cache import KeyValueCache
-from anyformer.blocks.packing import UNPADDED, Packing
 from anyformer.generation.compiled_decoder import LIBRARY, CompiledDecoder, UnsupportedModelError
 from anyformer.generation.inference import cache_is_stale, float_logits, head_logits
 from anyformer.generation.prompt import Prompt
+from anyformer.kernels import DENSE, Layout
 from anyformer.kernels.cpu_features import enabled
 from anyformer.model import Transformer
 from anyformer.tokenizer.prompt import common_prefix
@@ -64,7 +64,7 @@ class DecoderStep:
             last_only: Return the logits after the last column only, [batch, 1, vocab].
             packed: Return none after padding: where there is some, the others in one row, [1, tokens, vocab].
         """
-        compiled, packing = self._compiled, Packing.of(mask) if packed and mask is not None else UNPADDED
+        compiled, layout = self._compiled, Layout.of(mask) if packed and mask is not None else DENSE
         if compiled is None or source is not None or not compiled.supports(tokens, cache):
             out = self.model(
                 tokens,
@@ -75,12 +75,12 @@ class DecoderStep:
                 last_only=last_only,
                 return_logits=not packed,
             )
-            return head_logits(self.model, packing.pack(out.hidden)) if packed else float_logits(out)
+            return head_logits(self.model, layout.gather(out.hidden)) if packed else float_logits(out)
         if last_only and mask is None:
             *chunks, tokens = tokens.split(max(1, _CHUNK_ROWS // len(tokens)), dim=1)
             for chunk in chunks:
                 compiled(chunk, cache, None, num_logits=0)
-        return packing.pack(compiled(tokens, cache, mask, num_logits=1 if last_only else tokens.shape[1]))
+        return layout.gather(compiled(tokens, cache, mask, num_logits=1 if last_only else tokens.shape[1]))
 
 
 class CachedDecoder:

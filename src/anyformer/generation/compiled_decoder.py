@@ -119,8 +119,8 @@ class CompiledDecoder:
         weight = cast("Linear", module).weight
         outputs, inputs = weight.shape
         if isinstance(weight, QuantizedMatrix):
-            self._kept.append(weight.packed)
-            matrix = described(weight.packed, outputs, None)
+            self._kept.append(weight.packed_weight)
+            matrix = described(weight.packed_weight, outputs, None)
         else:
             if weight.dtype not in structs.DTYPES or not weight.is_contiguous():
                 raise UnsupportedModelError("weights of another dtype")
@@ -253,8 +253,8 @@ class CompiledDecoder:
         if self._tables[0] < capacity:
             positions, position = torch.arange(capacity)[None], self.decoder.position
             cos = sin = None
-            if (rotation := position.rotation(positions, torch.tensor([[1]]))) is not None:
-                cos, sin = (table.to(self.dtype).float().flatten(0, -2).contiguous() for table in rotation)
+            if (angles := position.rotation(positions, torch.tensor([[1]])).keys) is not None:
+                cos, sin = (table.to(self.dtype).float().flatten(0, -2).contiguous() for table in angles)
             if (bias := position.bias(positions[:, -1:], positions)) is not None:
                 bias = bias[0, :, 0].flip(-1).float().contiguous()
             self._tables = (capacity, cos, sin, bias)

@@ -10,17 +10,28 @@ from anyformer.kernels.autocast import in_float32
 from anyformer.kernels.cross_entropy import drop_ignored, linear_cross_entropy, quantized_linear_cross_entropy
 from anyformer.kernels.dropout import dropout
 from anyformer.kernels.in_parts import in_parts
+from anyformer.kernels.layout import DENSE, Layout, choose_layout
 from anyformer.kernels.linear import Matmul, PrepackedWeight, linear, prepacked_linear, quantized_linear
-from anyformer.kernels.padding import skips_tokens
-from anyformer.kernels.reference import attention_weights
+from anyformer.kernels.masked_attention import (
+    AttentionMask,
+    Mask,
+    masked_attention,
+    masked_attention_weights,
+    select_query,
+    with_layouts,
+)
 from anyformer.kernels.rms_norm import rms_norm
 
 __all__ = [
+    "DENSE",
+    "AttentionMask",
+    "Layout",
+    "Mask",
     "Matmul",
     "PrepackedWeight",
     "activation",
     "attention",
-    "attention_weights",
+    "choose_layout",
     "drop_ignored",
     "dropout",
     "gelu_tanh",
@@ -28,10 +39,13 @@ __all__ = [
     "in_parts",
     "linear",
     "linear_cross_entropy",
+    "masked_attention",
+    "masked_attention_weights",
     "prepacked_linear",
     "quantized_linear",
     "quantized_linear_cross_entropy",
     "relu_squared",
     "rms_norm",
-    "skips_tokens",
+    "select_query",
+    "with_layouts",
 ]

@@ -20,7 +20,7 @@ from anyformer.kernels.cpu import bf16_matmul, int8_matmul
 from anyformer.kernels.cpu import cross_entropy as cpu
 from anyformer.kernels.linear import quantized_input_grad, quantized_product
 from anyformer.kernels.operation import operation
-from anyformer.kernels.packing import PackedWeight
+from anyformer.kernels.packed_weight import PackedWeight
 
 _BYTES = 1 << 28
 """Size of the logits of a chunk of tokens: enough rows for fast products."""

@@ -14,7 +14,7 @@ from anyformer.kernels.autocast import as_rows, autocast_disabled
 from anyformer.kernels.cpu import bf16_matmul, quantized_matmul
 from anyformer.kernels.int8_linear import int8_linear, supports_int8
 from anyformer.kernels.operation import operation
-from anyformer.kernels.packing import BLOCK_ROWS, PackedWeight, unpack
+from anyformer.kernels.packed_weight import BLOCK_ROWS, PackedWeight, unpack
 from anyformer.kernels.quantization import GROUP, dequantize
 
 Matmul = Literal["float", "int8"]
@@ -65,7 +65,7 @@ def quantized_linear(
 
     Args:
         transposed: The transpose of the weight, quantized along its own rows, for compiled code to multiply the
-            gradient with (see `packing.transpose`); None: the weight is dequantized instead.
+            gradient with (see `packed_weight.transpose`); None: the weight is dequantized instead.
     """
     if torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad)):
         return _QuantizedLinear.apply(input, *weight, outputs, bias, transposed)  # pyright: ignore[reportReturnType]

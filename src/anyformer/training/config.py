@@ -10,9 +10,9 @@ from typing_extensions import override
 
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, cut, nearest, quote
+from anyformer.spec import DEFAULT_PRESET
 from anyformer.training.run_config import BATCH_TOKENS, CompleteRunConfig, RunConfig
 
-DEFAULT_PRESET = "llama-nano"
 MINUTES = 2.0
 """How long a run takes that was given neither steps nor minutes."""
 

@@ -3,8 +3,8 @@
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from anyformer.console import Console
+from anyformer.pages.formatting import clock
 from anyformer.runs.metrics import Meter
-from anyformer.runs.report.formatting import clock
 
 _LINES = 10
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.checkpoint import load
-from anyformer.compare.attention import attention
-from anyformer.compare.attention.page import stacks
 from anyformer.compare.result import Comparison, ContenderResult
 from anyformer.errors import UserError
+from anyformer.learn.attention_maps import attention
+from anyformer.learn.attention_maps.page import stacks
 
 _MOST_TOKENS, _FEWEST_WORDS, _MOST_WORDS = 24, 4, 14
 _MOST_MODELS = 8

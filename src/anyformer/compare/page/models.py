@@ -5,11 +5,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from anyformer.compare.diagram import draw, panels
 from anyformer.compare.result import Comparison, ContenderResult
 from anyformer.config import ConfigError, ModelConfig
+from anyformer.learn.diagram import draw, panels
+from anyformer.pages.formatting import clock, count, loss, setting, si, whole
 from anyformer.runs.listing import flatten
-from anyformer.runs.report.formatting import clock, count, loss, setting, si, whole
 
 _MOST_DIAGRAMS = 8
 """Of a page: a grid of changes may have many models, which differ little."""

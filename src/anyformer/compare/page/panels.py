@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anyformer.compare.result import BETTER, NO_VERDICT, WORSE, Comparison, Difference, Effect, Panel, Score, Verdict
-from anyformer.runs.report.formatting import listed, setting
+from anyformer.pages.formatting import listed, setting
 
 _MOST_VALUES = 5
 """Of a panel, beside its verdict."""

@@ -12,7 +12,7 @@ from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.build import Library
 from anyformer.kernels.cpu.library import was_intercepted
 from anyformer.kernels.cpu_features import enabled
-from anyformer.kernels.packing import PackedWeight
+from anyformer.kernels.packed_weight import PackedWeight
 from anyformer.kernels.quantization import GROUP
 
 LIBRARY = Library(

@@ -8,12 +8,12 @@ from typing import Any
 
 import jinja2
 
-from anyformer.compare.contenders import read_config
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.learn.eject.architecture import ACTIVATIONS, INITIALIZERS, NORMS, POSITIONS, architecture
 from anyformer.learn.eject.program import program
 from anyformer.learn.known_blocks import require_known
+from anyformer.spec import read_config
 
 
 def eject(spec: str) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from anyformer.pages.formatting import PER_TOKEN, clock, count, loss, loss_unit, setting, whole
 from anyformer.runs.listing import Run, differences, passages
 from anyformer.runs.report.charts import comparison_data
-from anyformer.runs.report.formatting import PER_TOKEN, clock, count, loss, loss_unit, setting, whole
 from anyformer.runs.report.page import unreadable
 
 Show = Callable[[Run], str]

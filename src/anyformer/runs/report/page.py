@@ -3,10 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anyformer.runs.directory import base_name
-from anyformer.runs.listing import Line, Run, default_settings, flatten, number, passages
-from anyformer.runs.report.charts import report_data, tokens_at
-from anyformer.runs.report.formatting import (
+from anyformer.pages.formatting import (
     PER_TOKEN,
     clock,
     count,
@@ -19,6 +16,9 @@ from anyformer.runs.report.formatting import (
     share,
     si,
 )
+from anyformer.runs.directory import base_name
+from anyformer.runs.listing import Line, Run, default_settings, flatten, number, passages
+from anyformer.runs.report.charts import report_data, tokens_at
 from anyformer.runs.report.gains import gains
 
 _SHAPE = (
