@@ -9,11 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import flag, parse
+from anyformer.cli.options import parse
 from anyformer.data.examples import Task
 from anyformer.data.examples.columns import Columns
 from anyformer.errors import UserError
 from anyformer.limits import RECORD_BYTES
+from anyformer.schema import flag
 from anyformer.terminal import write
 
 if TYPE_CHECKING:

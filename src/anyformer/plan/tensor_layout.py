@@ -51,18 +51,19 @@ def results(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], empty:
     key = func, _key(args), _key(kwargs)
     if key not in _LAYOUTS:
         _LAYOUTS[key] = _ask(func, args, kwargs, tensors)
+    return _made(_LAYOUTS[key], tensors, empty)
 
-    def made(found: Any) -> Any:
-        if isinstance(found, list | tuple):
-            return type(found)(map(made, found))
-        if not isinstance(found, Layout):
-            return found
-        if found.viewed is None:
-            return empty(found)
-        argument, offset = found.viewed
-        return tensors[argument].as_strided(found.shape, found.stride, offset)
 
-    return made(_LAYOUTS[key])
+def _made(found: Any, tensors: Sequence[Tensor], empty: Callable[[Layout], Tensor]) -> Any:
+    # No function inside the one above: one that calls itself would keep the tensors until garbage is collected.
+    if isinstance(found, list | tuple):
+        return type(found)([_made(each, tensors, empty) for each in found])
+    if not isinstance(found, Layout):
+        return found
+    if found.viewed is None:
+        return empty(found)
+    argument, offset = found.viewed
+    return tensors[argument].as_strided(found.shape, found.stride, offset)
 
 
 def _key(value: Any) -> Any:
