@@ -177,7 +177,7 @@ class _Progress:
     working: Say
     processes: int
     seconds: list[float] = field(default_factory=list[float])
-    """Of the jobs that were done."""
+    """Durations of the jobs that were done."""
 
     def begin(self, job: Job, running: int) -> None:
         number = self.done + running + 1

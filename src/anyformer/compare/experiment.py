@@ -1,4 +1,4 @@
-"""What is compared, settled once: plan.json in the comparison's directory.
+"""The plan of a comparison, resolved once: plan.json in its directory.
 
 ::
 
@@ -215,7 +215,7 @@ def _with_training(entry: Candidate) -> Candidate:
 
 
 def _objective(directory: Path) -> str | None:
-    """What a run was trained on; None where its directory does not say."""
+    """Training objective of a run; None where its directory does not say."""
     config = directory / CONFIG
     trained = config.is_file() and read_fine_tuning(config) is None
     return getattr(read_yaml(config), "objective", None) if trained else None
@@ -262,7 +262,7 @@ def _tokenizer_of_runs(found: Sequence[Candidate]) -> Tokenizer | None:
 
 
 def _pipeline(tokenizer: Tokenizer) -> object:
-    """What decides on the ids of a text, without what is put around it."""
+    """The part of a tokenizer that decides on the ids of a text, without special tokens around it."""
     pipeline = cast("dict[str, Any]", json.loads(tokenizer.backend.to_str()))
     return {name: part for name, part in pipeline.items() if name != "post_processor"}
 

@@ -46,7 +46,7 @@ RATES = (0.5, 1.0, 2.0)
 _TASK_WINDOW = 32
 """Tokens of a task's item, at most."""
 _TASK_TOKENS = 1 << 20
-"""Of the training text, and of the held-out text, that tasks are made from."""
+"""Tokens of the training text, and of the held-out text, that tasks are made from."""
 
 
 _LARGEST = 1e100
@@ -80,7 +80,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of its run directory."""
+        """Name of its run directory."""
         slug = "".join(c if c.isalnum() or c in "._=" else "-" for c in self.contender.name)[:80]
         return f"{self.number}-{slug}-" + (f"seed{self.seed}" if self.rate is None else f"rate{self.rate:.4g}")
 
@@ -100,7 +100,7 @@ class Numbers:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came out of a job.
+    """The outcome of a job.
 
     Attributes:
         learning_rate: of the run; None of one that was there already.
@@ -227,7 +227,7 @@ def learning_rate(plan: Plan, job: Job) -> float | None:
 
 
 def allow_job(plan: Plan, job: Job) -> Allowance:
-    """What a job may do: trials and runs together spend the whole budget. Raises UserError where it is too small."""
+    """Steps that a job may take: trials and runs together spend the budget. Raises UserError where it is too small."""
     tune = plan.request.tune
     budget = plan.request.budget.share(
         TRIAL if job.rate is not None else 1 - len(RATES) * TRIAL * tune / seeds_of(plan)
@@ -238,7 +238,7 @@ def allow_job(plan: Plan, job: Job) -> Allowance:
 
 
 def read(plan: Plan, job: Job) -> Outcome:
-    """What came out of a job that is done. Raises UserError where that is damaged."""
+    """The outcome of a job that is done. Raises UserError where it is damaged."""
     path = _file(plan, job)
     try:
         return make(Outcome, limits.read_json(path), nulls=True)

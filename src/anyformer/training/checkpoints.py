@@ -20,14 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from anyformer import atomic, limits
-from anyformer.checkpoint import write_tensors
 from anyformer.console import Console
 from anyformer.errors import UserError, cut
-from anyformer.migration import current_settings, current_weight
 from anyformer.runs.listing import flatten
 from anyformer.schema import fits, fits_each
 from anyformer.training.config_file import settings
@@ -40,7 +36,6 @@ if TYPE_CHECKING:
 
 FACTS = "run.json"
 FINISHED = "finished.json"
-STATE = "state.safetensors"
 
 _FREE = {
     *(
@@ -58,14 +53,14 @@ _FREE = {
     *("max_record_bytes", "device", "dtype", "engine", "processes", "zero_stage", "compile", "grad_accumulation"),
     "gradient_checkpointing",
 }
-"""What decides how long a run goes on and what carries it, not what is learnt at a step."""
+"""Settings that decide how long a run goes on and on what, not what is learned at a step."""
 
 
 _FINGERPRINTED = {
     "fingerprint": "the data or the tokenizer",
     "base_fingerprint": "the model that it fine-tunes",
 }
-"""What the fingerprints of run.json are of."""
+"""Subjects of the fingerprints in run.json."""
 _LARGEST = 1e300
 _FACTS: Sequence[tuple[str, Callable[[Any], bool], str]] = [
     ("step", lambda value: fits(value, int) and value >= 0, "a whole number, 0 or more"),
@@ -77,7 +72,7 @@ _FACTS: Sequence[tuple[str, Callable[[Any], bool], str]] = [
     ),
     ("config", lambda value: isinstance(value, dict), "an object"),
 ]
-"""What the fields of run.json hold."""
+"""Types of the fields of run.json."""
 
 
 class Checkpoints:
@@ -124,7 +119,7 @@ class Checkpoints:
         group.any(False)
 
     def finished(self) -> Mapping[str, Any] | None:
-        """What `finish` left; None: the run has not finished, or keeps its checkpoints.
+        """Facts that `finish` left; None: the run has not finished, or keeps its checkpoints.
 
         Raises:
             UserError: it can't be read.
@@ -164,7 +159,7 @@ def read_facts(
     now = flatten(json.loads(json.dumps(settings(config))))
     # A checkpoint of an earlier version lacks the fields that models have got since.
     newer = {name: value for name, value in now.items() if name.startswith("model.")}
-    before = newer | flatten(current_settings(facts["config"]))
+    before = newer | flatten(facts["config"])
     changes = {
         name: cut(f"{name.replace('_', '-')} {before.get(name)} -> {now.get(name)}")
         for name in sorted({*before, *now})
@@ -192,23 +187,3 @@ def _check_facts(facts: Mapping[str, Any], checkpoint: Path, file: str) -> None:
     for field, holds, wanted in _FACTS:
         if not holds(facts.get(field)):
             raise UserError(f"The checkpoint {checkpoint} can't be read: {field} in {file} should be {wanted}.")
-
-
-def write_state(folder: Path, state: Mapping[str, Tensor], name: str = STATE) -> None:
-    """Write tensors and wait until they are on the disk. Raises OSError or SafetensorError where it refuses."""
-    write_tensors(folder / name, {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()})
-    atomic.sync(folder / name)
-
-
-def read_state(folder: Path) -> dict[str, Tensor]:
-    """Read what `write_state` or several processes wrote. Raises UserError where it is missing or damaged."""
-    limits.check_files(folder, ("*.safetensors",))
-    if not (folder / STATE).exists() and any(folder.glob("*.safetensors")):
-        # It imports torch.distributed, which takes a second.
-        from anyformer.training.strategies.sharded import read_shards
-
-        return read_shards(folder)
-    try:
-        return {current_weight(name): tensor for name, tensor in load_file(folder / STATE).items()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"The checkpoint {folder} can't be read: {cut(str(error))}.") from error
