@@ -9,10 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import flag, parse
+from anyformer.cli.options import parse
 from anyformer.data.examples.columns import Columns
 from anyformer.errors import UserError, nearest
 from anyformer.limits import RECORD_BYTES
+from anyformer.schema import flag
 from anyformer.tasks import CHOICES, TASKS
 from anyformer.terminal import write
 

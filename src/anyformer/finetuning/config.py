@@ -14,6 +14,7 @@ from anyformer.config import ModelConfig
 from anyformer.errors import UserError, cut, nearest
 from anyformer.limits import RECORD_BYTES, read_yaml
 from anyformer.runs.directory import CONFIG, base_name, check_run_directory
+from anyformer.schema import flag
 from anyformer.tasks import CHOICES, TASKS
 from anyformer.training.config_file import read_fields
 from anyformer.training.consent import check_consent
@@ -197,7 +198,7 @@ class FinetuneConfig(RunConfig):
         for name, values in known.items():
             value: str | None = getattr(self, name)
             if value is not None and value not in values:
-                raise UserError(f"--{name.replace('_', '-')} {cut(value)} is unknown ({nearest(value, values)}).")
+                raise UserError(f"{flag(name)} {cut(value)} is unknown ({nearest(value, values)}).")
         lengths = [name for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
         if len(lengths) > 1:
             raise UserError(f"A run has one length: give --{lengths[0]} or --{lengths[1]}.")
@@ -213,7 +214,7 @@ class FinetuneConfig(RunConfig):
         if self.lora is None:
             for name in ("lora_alpha", "dora", "rslora", "lora_dropout", "targets", "quantize"):
                 if getattr(self, name) not in (None, False, 0.0, _ALL_LINEAR):
-                    raise UserError(f"--{name.replace('_', '-')} is for adapters: add --lora 16.")
+                    raise UserError(f"{flag(name)} is for adapters: add --lora 16.")
         if self.quantize is not None and self.engine in ("fsdp", "deepspeed"):
             raise UserError(f"--quantize does not work with --engine {self.engine}: use ddp, or leave it out.")
         _ = self.adapter  # refuses what makes no adapter
@@ -345,7 +346,7 @@ def complete(
         raise UserError(f"--lora {config.lora} is no low rank: the model is {model.d_model} wide.")
     for name in _REFUSED:
         if getattr(config, name) and task not in (tasks := tasks_of(name)):
-            raise UserError(f"--{name.replace('_', '-')} is for {' and '.join(tasks)}, and the task is {task}.")
+            raise UserError(f"{flag(name)} is for {' and '.join(tasks)}, and the task is {task}.")
     generates, packs = TASKS[task].generates, "packing" in TASKS[task].settings
     many = examples >= _ENOUGH and config.lora is None and not generates
     context = config.context or longest_text(model, task)

@@ -14,7 +14,7 @@ from anyformer.data.examples import Example
 from anyformer.errors import UserError
 from anyformer.evaluation.answers import Answered, answer
 from anyformer.evaluation.metrics import Interval, Metric, language_model
-from anyformer.evaluation.metrics.metric import Array, percentiles
+from anyformer.evaluation.metrics.metric import percentiles
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.perplexity import Text, join_texts, losses
 from anyformer.evaluation.result import Evaluation
@@ -41,19 +41,19 @@ class Figure:
     """A metric: its value, its interval, and the values of resamples, by which it is compared with an earlier one."""
 
     value: float
-    interval: Interval
-    resampled: Array
+    interval: tuple[float, float]
+    resampled: tuple[float, ...]
 
     @classmethod
     def of(cls, metric: Metric) -> "Figure":
-        """The figure of a metric."""
-        return cls(metric.value, metric.interval(), metric.resampled())
+        """The figure of a metric, its resamples in six digits."""
+        return cls(metric.value, metric.interval(), tuple(float(f"{each:.6g}") for each in metric.resampled().tolist()))
 
     def difference(self, before: "Figure") -> Interval | None:
         """The paired interval of what was gained since; None: the two are not of the same rows."""
-        if self.resampled.shape != before.resampled.shape:
+        if len(self.resampled) != len(before.resampled):
             return None
-        return percentiles(self.resampled - before.resampled)
+        return percentiles(np.subtract(self.resampled, before.resampled))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,32 +82,6 @@ class Measurement:
         if self.general is not None:
             found["general_perplexity"] = self.general.value
         return {name: value for name, value in found.items() if math.isfinite(value)}
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values of JSON."""
-        return {
-            "examples": self.examples,
-            "figures": {name: _plain(figure) for name, figure in self.figures.items()},
-            "predictions": list(self.predictions),
-            "general": None if self.general is None else _plain(self.general),
-            "windows": self.windows,
-            "size": self.size,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Measurement":
-        """What `to_dict` made. Raises ValueError for anything else."""
-        try:
-            return cls(
-                examples=int(values["examples"]),
-                figures={str(name): _figure(each) for name, each in values["figures"].items()},
-                predictions=[str(each) for each in values["predictions"]],
-                general=None if values["general"] is None else _figure(values["general"]),
-                windows=int(values["windows"]),
-                size=int(values["size"]),
-            )
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError("these values are not those of a measurement") from error
 
 
 def measure(
@@ -205,14 +179,3 @@ def _read(
         if limit is None and seconds is not None and time.monotonic() - begin > seconds:
             break
     return parts
-
-
-def _plain(figure: Figure) -> dict[str, Any]:
-    resampled = [None if math.isnan(value) else float(f"{value:.6g}") for value in figure.resampled.tolist()]
-    value, *interval = (each if math.isfinite(each) else None for each in (figure.value, *figure.interval))
-    return {"value": value, "interval": interval, "resampled": resampled}
-
-
-def _figure(values: Mapping[str, Any]) -> Figure:
-    value, low, high = (math.nan if each is None else float(each) for each in (values["value"], *values["interval"]))
-    return Figure(value, Interval(low, high), np.array(values["resampled"], dtype=np.float64))

@@ -27,6 +27,7 @@ from anyformer.pages.formatting import parameters
 from anyformer.quantization import quantized_weights
 from anyformer.runs.directory import EVALUATION, MODEL
 from anyformer.runs.listing import number, read_run
+from anyformer.schema import make, to_plain
 from anyformer.tasks import TASKS
 from anyformer.tasks.evaluate import evaluate_examples
 from anyformer.terminal import printable, shorten
@@ -102,7 +103,7 @@ class Report:
             text = json.dumps(self._result, indent=1, ensure_ascii=False, allow_nan=False)
             atomic.write(directory / EVALUATION, f"{text}\n")
         else:
-            atomic.write(directory / BEFORE, json.dumps(measured.to_dict(), allow_nan=False))
+            atomic.write(directory / BEFORE, json.dumps(to_plain(measured), allow_nan=False))
             self._latest = None  # a sample is taken after some training
         return {"scores": measured.scores}
 
@@ -149,8 +150,8 @@ class Report:
 def _read_before(path: Path) -> Measurement | None:
     """What was measured before training; None: nothing that can be read."""
     try:
-        return Measurement.from_dict(limits.read_object(path))
-    except (UserError, ValueError):
+        return make(Measurement, limits.read_object(path), nulls=True)
+    except UserError:
         return None
 
 

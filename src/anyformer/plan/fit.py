@@ -7,6 +7,7 @@ from typing import Any
 from anyformer.errors import UserError
 from anyformer.finetuning.config import CompleteFinetuneConfig
 from anyformer.plan.step import StepCount, Workload, count_step
+from anyformer.schema import flag
 
 _PROCESSES = (2, 4, 8)
 _LORA = 16
@@ -95,7 +96,4 @@ def _milder(workload: Workload) -> Iterator[list[dict[str, Any]]]:
 
 def _flags(fields: dict[str, Any]) -> str:
     """The flags that say so on the command line."""
-    said = {name: value for name, value in fields.items() if (name, value) != ("grad_accumulation", 1)}
-    return " ".join(
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in said.items()
-    )
+    return " ".join(flag(name, value) for name, value in fields.items() if (name, value) != ("grad_accumulation", 1))
