@@ -105,13 +105,20 @@ ALWAYS_INLINE void dot_group(const uint8_t* weights, const int8_t* x, const int3
 // Some lanes of a panel, times ROWS input rows.
 template <Dtype DTYPE, int ROWS>
 inline void int_panel_lanes(const Matrix& matrix, int64_t panel, int lane, const Inputs& x, int64_t row, FloatVec* y) {
-    constexpr int64_t GROUP_BYTES = DTYPE == INT8 ? 512 : 256;
+    // Hardware prefetches less than memory has to give: a core read 9.6 of 13 GB/s without this.
+    constexpr int64_t GROUP_BYTES = DTYPE == INT8 ? 512 : 256, AHEAD = 4096 / GROUP_BYTES;
     const int64_t groups = matrix.in_features / GROUP;
     auto weights = static_cast<const uint8_t*>(matrix.weights) + panel * groups * GROUP_BYTES + lane * 4;
     const uint16_t* scales = matrix.scales + panel * groups * LANES + lane;
     const uint16_t* minima = DTYPE == INT8 ? nullptr : matrix.minima + panel * groups * LANES + lane;
     FloatRegister total[ROWS] = {};
     for (int64_t group = 0; group < groups; group++) {
+        if (lane == 0) {
+            for (int64_t i = 0; i < GROUP_BYTES; i += 64)
+                __builtin_prefetch(weights + (group + AHEAD) * GROUP_BYTES + i);
+            __builtin_prefetch(scales + (group + AHEAD) * LANES);
+            if (DTYPE == INT4) __builtin_prefetch(minima + (group + AHEAD) * LANES);
+        }
         int64_t index = x.group_index(row, group);
         FloatRegister sums[ROWS], scale = load_float16<FloatRegister>(scales + group * LANES);
         FloatRegister minimum = DTYPE == INT8 ? FloatRegister{} : load_float16<FloatRegister>(minima + group * LANES);

@@ -220,7 +220,7 @@ inline int64_t panels_per_item(int64_t panels, int64_t rows, int num_threads) {
 template <class Body>
 inline void parallel_panels(Threads& threads, int64_t panels, int64_t rows, const Body& body) {
     int64_t length = panels_per_item(panels, rows, threads.size);
-    threads.parallel_for((panels + length - 1) / length, [&](int64_t run) {
+    threads.parallel_for_neighbors((panels + length - 1) / length, [&](int64_t run) {
         int64_t first = run * length, count = panels - first;
         body(first, count < length ? count : length);
     });
