@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Float16, Int8, UInt8
+from jaxtyping import Float, Float16, Int8, Int32, UInt8
 from torch import Tensor
 
 Quantization = Literal["int8", "int4"]
@@ -17,6 +17,8 @@ GROUP = 32
 _HALF = GROUP // 2
 _LARGEST = 32_000.0
 """The scales and minima are float16, which ends at 65,504, and the ends of a group may be this far apart twice."""
+_SMALLEST_EXPONENT = -24
+"""Of float16's numbers."""
 _CHUNK = 1 << 18
 """Weights that are quantized at a time: the search for a scale needs several times their memory."""
 
@@ -97,6 +99,9 @@ def quantize_int8(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
 def quantize_int4(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
     """To 0 ... 15 by a scale and a minimum for each group: those of the least squared error among some that are tried.
 
+    The scales of a row are multiples, up to 255, of a power of two, and so are its minima, up to 127: in memory a byte
+    holds each (see packed_weight.py).
+
     Raises:
         ValueError: numbers that are not finite, or too large for the scales.
     """
@@ -132,12 +137,18 @@ def _int4(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, Tensor, Tens
     lowest, highest = groups.aminmax(dim=-1)
     middle, span = (lowest + highest) / 2, (highest - lowest) / 15
     scales, minima, least = span, lowest, torch.full_like(span, torch.inf)
+    units = shared_exponents(span, 8), shared_exponents(torch.maximum(lowest.abs(), middle.abs()), 7)
+
+    def stored(scale: Tensor, minimum: Tensor) -> tuple[Tensor, Tensor]:
+        """As they will be stored, so that the search sees what that costs."""
+        return _round_to(scale, units[0], 0, 255), _round_to(minimum, units[1], -127, 127)
+
     for fraction in _FRACTIONS:
-        scale, minimum = _half(span * fraction), _half(middle - span * fraction * 7.5)
+        scale, minimum = stored(span * fraction, middle - span * fraction * 7.5)
         codes = _codes(groups, scale, minimum)
         for refit in range(_REFITS + 1):
             if refit:
-                scale, minimum = _fit(groups, codes, scale)
+                scale, minimum = stored(*_fit(groups, codes, scale))
                 codes = _codes(groups, scale, minimum)
             error = torch.addcmul(minimum[..., None], codes, scale[..., None]).sub_(groups).square_().sum(dim=-1)
             better = error < least
@@ -153,17 +164,23 @@ def _fit(groups: Tensor, codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]
     spread = codes - mean[..., None]
     square = spread.square().sum(dim=-1)
     slope = spread.mul_(groups).sum(dim=-1) * _inverse(square)
-    scale = _half(torch.where(square > 0, slope, scales))
-    return scale, _half(level - scale * mean)
+    scale = torch.where(square > 0, slope, scales)
+    return scale, level - scale * mean
 
 
 def _codes(groups: Tensor, scales: Tensor, minima: Tensor) -> Tensor:
     return (groups - minima[..., None]).mul_(_inverse(scales)[..., None]).round_().clamp_(0, 15)
 
 
-def _half(x: Tensor) -> Tensor:
-    """As it will be stored, so that the search sees what that costs."""
-    return x.half().float()
+def shared_exponents(parts: Float[Tensor, "rows groups"], bits: int) -> Int32[Tensor, "rows 1"]:
+    """Exponents of the powers of two that the parts of each row have fewer than ``2 ** bits`` times."""
+    exponents = torch.frexp(parts.float().abs().amax(dim=1, keepdim=True)).exponent - bits
+    return exponents.clamp(min=_SMALLEST_EXPONENT)
+
+
+def _round_to(x: Tensor, exponents: Tensor, least: int, most: int) -> Tensor:
+    """Numbers rounded to whole multiples, from the least to the most, of powers of two."""
+    return torch.ldexp(torch.ldexp(x, -exponents).round_().clamp_(least, most), exponents)
 
 
 def _inverse(x: Tensor) -> Tensor:
