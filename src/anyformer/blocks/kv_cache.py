@@ -38,7 +38,7 @@ class NewTokens(NamedTuple):
     """The layout of the new tokens without padding."""
 
     @property
-    def lengths(self) -> Int[Tensor, "#batch 1"]:
+    def lengths(self) -> Int[Tensor, "#batch #new"]:
         """Tokens of each sequence, the new ones included."""
         if self.padding_mask is None:
             return self.positions[:, -1:] + 1

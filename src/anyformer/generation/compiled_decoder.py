@@ -140,11 +140,9 @@ class CompiledDecoder:
         weight, embedding = tokens.table.weight, decoder.embedding
         parts = (tokens.table.adapters, embedding.ngrams, embedding.segments, embedding.norm)
         is_plain = tokens.scale == 1.0 and all(part is None for part in parts)
-        if decoder.position.embed(torch.zeros(1, 1, dtype=torch.long)) is not None or not is_plain:
-            return structs.Matrix()
-        return (
-            structs.Matrix() if isinstance(weight, QuantizedMatrix) and weight.bits == 4 else self._matrix(tokens.table)
-        )
+        is_plain &= decoder.position.embed(torch.zeros(1, 1, dtype=torch.long)) is None
+        is_plain &= not (isinstance(weight, QuantizedMatrix) and weight.bits == 4)
+        return self._matrix(tokens.table) if is_plain else structs.Matrix()
 
     def _norm(self, module: nn.Module | None) -> structs.Norm:
         if type(module) is LayerNorm:
@@ -201,9 +199,9 @@ class CompiledDecoder:
             return False
         if not tokens.numel():
             return False
-        if tokens.numel() > _MAX_FLOAT_ROWS and not self._quantized:
-            if self.dtype != torch.bfloat16 or not library.has_amx():
-                return False
+        is_long = tokens.numel() > _MAX_FLOAT_ROWS and not self._quantized
+        if is_long and not (self.dtype == torch.bfloat16 and library.has_amx()):
+            return False
         if self._max_length is not None and cache.length + tokens.shape[1] > self._max_length:
             return False
         layer = cache.layers[0]

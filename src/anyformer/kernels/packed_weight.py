@@ -5,8 +5,8 @@ the integer of row r in column 4k + i; of 4 bits, it has that of column 4k + i i
 16 + 4k + i in its high one. So every byte is read once, in order, and four products of each row are one instruction.
 
 Decoding reads every weight for every token, so those of 4 bits take 4.5 wherever no number changes by it: minima that
-are -8 times the scales (llama.cpp's Q4_0) are left out, and scales and minima that are small multiples of a power of two
-a row (what `quantize_int4` makes) are bytes.
+are -8 times the scales (llama.cpp's Q4_0) are left out, and scales and minima that are small multiples of a row's power
+of two (those of `quantize_int4`) are bytes.
 """
 
 import math

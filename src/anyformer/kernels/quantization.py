@@ -4,7 +4,7 @@ Sources: the groups and their order are those of llama.cpp's Q8_0 and Q4_1 (ggml
 """
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Float16, Int8, Int32, UInt8
@@ -99,14 +99,14 @@ def quantize_int8(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
 def quantize_int4(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
     """To 0 ... 15 by a scale and a minimum for each group: those of the least squared error among some that are tried.
 
-    The scales of a row are multiples, up to 255, of a power of two, and so are its minima, up to 127: in memory a byte
-    holds each (see packed_weight.py).
+    Where this costs next to nothing, the scales of a row are multiples, up to 255, of a power of two, and so are its
+    minima, up to 127: in memory a byte holds each (see packed_weight.py).
 
     Raises:
         ValueError: numbers that are not finite, or too large for the scales.
     """
-    integers, scales, minima = (torch.cat(column) for column in zip(*map(_int4, _chunks(matrix)), strict=True))
-    return QuantizedWeight(integers, scales, minima)
+    *parts, fits = (torch.cat(column) for column in zip(*map(_int4, _chunks(matrix)), strict=True))
+    return QuantizedWeight(*parts[3:] if bool(fits.all()) else parts[:3])
 
 
 QUANTIZERS: dict[Quantization, Callable[[Tensor], QuantizedWeight]] = {"int8": quantize_int8, "int4": quantize_int4}
@@ -133,29 +133,41 @@ _REFITS = 2
 """Least-squares fits of scale and minimum to the codes of each."""
 
 
-def _int4(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, Tensor, Tensor]:
+def _int4(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, ...]:
+    """Integers, scales and minima of least squared error; the same with those that fit into bytes; whether these do.
+
+    They do where no row has a larger error than from end to end, so that what is on a grid already stays on it.
+    """
     lowest, highest = groups.aminmax(dim=-1)
     middle, span = (lowest + highest) / 2, (highest - lowest) / 15
     scales, minima, least = span, lowest, torch.full_like(span, torch.inf)
-    units = shared_exponents(span, 8), shared_exponents(torch.maximum(lowest.abs(), middle.abs()), 7)
-
-    def stored(scale: Tensor, minimum: Tensor) -> tuple[Tensor, Tensor]:
-        """As they will be stored, so that the search sees what that costs."""
-        return _round_to(scale, units[0], 0, 255), _round_to(minimum, units[1], -127, 127)
-
+    plain = None
     for fraction in _FRACTIONS:
-        scale, minimum = stored(span * fraction, middle - span * fraction * 7.5)
+        scale, minimum = _half(span * fraction), _half(middle - span * fraction * 7.5)
         codes = _codes(groups, scale, minimum)
         for refit in range(_REFITS + 1):
             if refit:
-                scale, minimum = stored(*_fit(groups, codes, scale))
+                scale, minimum = _fit(groups, codes, scale)
                 codes = _codes(groups, scale, minimum)
-            error = torch.addcmul(minimum[..., None], codes, scale[..., None]).sub_(groups).square_().sum(dim=-1)
+            error = _error(groups, codes, scale, minimum)
+            plain = error if plain is None else plain
             better = error < least
             least = torch.where(better, error, least)
             scales, minima = torch.where(better, scale, scales), torch.where(better, minimum, minima)
-    codes = _codes(groups, scales, minima).to(torch.uint8)
-    return pack_int4(codes.flatten(1)), scales.half(), minima.half()
+    small_scales = _round_to(scales, shared_exponents(scales, 8), 255)
+    small_minima = _round_to(minima, shared_exponents(minima, 7), 127)
+    codes, small = _codes(groups, scales, minima), _codes(groups, small_scales, small_minima)
+    fits = _error(groups, small, small_scales, small_minima).sum(dim=1) <= cast("Tensor", plain).sum(dim=1)
+    return _packed(codes), scales.half(), minima.half(), _packed(small), small_scales.half(), small_minima.half(), fits
+
+
+def _error(groups: Tensor, codes: Tensor, scales: Tensor, minima: Tensor) -> Tensor:
+    """The squared error of each group."""
+    return torch.addcmul(minima[..., None], codes, scales[..., None]).sub_(groups).square_().sum(dim=-1)
+
+
+def _packed(codes: Tensor) -> Tensor:
+    return pack_int4(codes.to(torch.uint8).flatten(1))
 
 
 def _fit(groups: Tensor, codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,8 +176,8 @@ def _fit(groups: Tensor, codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]
     spread = codes - mean[..., None]
     square = spread.square().sum(dim=-1)
     slope = spread.mul_(groups).sum(dim=-1) * _inverse(square)
-    scale = torch.where(square > 0, slope, scales)
-    return scale, level - scale * mean
+    scale = _half(torch.where(square > 0, slope, scales))
+    return scale, _half(level - scale * mean)
 
 
 def _codes(groups: Tensor, scales: Tensor, minima: Tensor) -> Tensor:
@@ -178,9 +190,14 @@ def shared_exponents(parts: Float[Tensor, "rows groups"], bits: int) -> Int32[Te
     return exponents.clamp(min=_SMALLEST_EXPONENT)
 
 
-def _round_to(x: Tensor, exponents: Tensor, least: int, most: int) -> Tensor:
-    """Numbers rounded to whole multiples, from the least to the most, of powers of two."""
-    return torch.ldexp(torch.ldexp(x, -exponents).round_().clamp_(least, most), exponents)
+def _round_to(parts: Tensor, exponents: Tensor, most: int) -> Tensor:
+    """Parts rounded to multiples, of at most this size, of powers of two."""
+    return torch.ldexp(torch.ldexp(parts, -exponents).round_().clamp_(-most, most), exponents)
+
+
+def _half(x: Tensor) -> Tensor:
+    """As it will be stored, so that the search sees what that costs."""
+    return x.half().float()
 
 
 def _inverse(x: Tensor) -> Tensor:

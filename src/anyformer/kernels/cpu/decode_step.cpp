@@ -260,7 +260,9 @@ class DecodeStep {
             };
             const float* value = values + row * key_width + head * a.head_dim;
             T *key_to = at(cache.keys), *value_to = at(cache.values);
-            for (int64_t i = 0; i < a.head_dim; i++) store(key_to + i, key[i]), store(value_to + i, value[i]);
+            int64_t i = 0;
+            for (; i + LANES <= a.head_dim; i += LANES) store(key_to + i, load(key + i)), store(value_to + i, load(value + i));
+            for (; i < a.head_dim; i++) store(key_to + i, key[i]), store(value_to + i, value[i]);
         }
     }
 
