@@ -127,9 +127,9 @@ def _environments(several: bool) -> Iterator[dict[str, str]]:
 def child(what: str, time: str, *arguments: str) -> None:
     """Plan, or measure, one case, and print what was found as JSON."""
     from anyformer.cli.plan import read_arguments
-    from anyformer.compare.plan.calibrate import calibrate
-    from anyformer.compare.plan.measure import measure
-    from anyformer.compare.plan.step import count_step
+    from anyformer.plan.calibrate import calibrate
+    from anyformer.plan.measure import measure
+    from anyformer.plan.step import count_step
     from anyformer.training.strategies.group import join
 
     clock.perf_counter = clock.process_time

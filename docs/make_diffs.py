@@ -12,9 +12,9 @@ from typing import Any
 
 from anyformer import diff, preset
 from anyformer.analysis import cache_bytes_per_token, part_costs
-from anyformer.compare.contenders import read_config
-from anyformer.compare.diagram import draw, panels
 from anyformer.families import ALIASES, PRESETS
+from anyformer.learn.diagram import draw, panels
+from anyformer.spec import read_config
 
 DOCS = Path(__file__).parent
 FAMILIES = DOCS / "families"

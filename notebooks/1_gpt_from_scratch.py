@@ -41,7 +41,7 @@ from torch import nn
 
 import anyformer as af
 from anyformer import blocks
-from anyformer.compare.diagram import Matrix, matrices, stream
+from anyformer.learn.diagram import Matrix, matrices, stream
 
 torch.manual_seed(0)
 device = "cuda" if torch.cuda.is_available() else "cpu"

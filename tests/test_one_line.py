@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 import anyformer as af
 from anyformer.checkpoint.gguf.write import Written
-from anyformer.compare.attention import Attention
 from anyformer.compare.result import ContenderResult as Contender
 from anyformer.evaluation.classify import Classification
 from anyformer.evaluation.metrics.metric import Metric
@@ -23,6 +22,7 @@ from anyformer.evaluation.tag import Entity, TaggedText, TaggedWord
 from anyformer.finetuning.finetune import FinetuneResult
 from anyformer.generation.fill import Candidate
 from anyformer.generation.score import Score
+from anyformer.learn.attention_maps import Attention
 from anyformer.one_line import OneLine
 from tests.compare.results import make_comparison
 

@@ -15,10 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anyformer.adapters import merge
     from anyformer.checkpoint import load, load_with_head, save, save_adapter, save_gguf
-    from anyformer.compare.attention import Attention, attention
     from anyformer.compare.compare import compare
-    from anyformer.compare.diagram import diagram
-    from anyformer.compare.plan.training_plan import TrainingPlan, plan
     from anyformer.config import ModelConfig, diff
     from anyformer.errors import UserError
     from anyformer.evaluation import classify, evaluate, tag
@@ -35,9 +32,12 @@ if TYPE_CHECKING:
         generate_stream,
         score,
     )
+    from anyformer.learn.attention_maps import Attention, attention
+    from anyformer.learn.diagram import diagram
     from anyformer.learn.eject import eject
     from anyformer.learn.explain import explain
     from anyformer.model import ModelOutput, Transformer, build
+    from anyformer.plan.plan import TrainingPlan, plan
     from anyformer.quantization import quantize
     from anyformer.tokenizer import Tokenizer
 
@@ -46,10 +46,7 @@ __version__ = "0.2.0"
 _NAMES = {
     "adapters": "merge",
     "checkpoint": "load load_with_head save save_adapter save_gguf",
-    "compare.attention": "Attention attention",
     "compare.compare": "compare",
-    "compare.diagram": "diagram",
-    "compare.plan.training_plan": "TrainingPlan plan",
     "config": "ModelConfig diff",
     "errors": "UserError",
     "evaluation": "classify evaluate tag",
@@ -57,9 +54,12 @@ _NAMES = {
     "finetuning.finetune": "FinetuneResult finetune",
     "generation": "BatchingEngine GenerationConfig embed fill generate generate_ids generate_samples generate_stream "
     "score",
+    "learn.attention_maps": "Attention attention",
+    "learn.diagram": "diagram",
     "learn.eject": "eject",
     "learn.explain": "explain",
     "model": "ModelOutput Transformer build",
+    "plan.plan": "TrainingPlan plan",
     "quantization": "quantize",
     "tokenizer": "Tokenizer",
 }

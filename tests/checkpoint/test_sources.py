@@ -13,7 +13,7 @@ import torch
 
 import anyformer as af
 from anyformer.cli.main import main
-from anyformer.compare.contenders import read_config
+from anyformer.spec import read_config
 from anyformer.tokenizer.tokenizer_files import TOKENIZER_FILES
 
 pytestmark = [

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import anyformer as af
 from anyformer.cli.main import COMMANDS, main
-from anyformer.compare.verify import _model_class
 from anyformer.errors import UserError
+from anyformer.verify.verify import _model_class
 
 TEXT = ["the cat sat on the mat", "a dog and a cat", "Paris is the capital of France."]
 
@@ -307,7 +307,7 @@ def test_verify_notices_a_difference(
         return model, tokenizer
 
     original = af.load
-    monkeypatch.setattr("anyformer.compare.verify.load", bent)
+    monkeypatch.setattr("anyformer.verify.verify.load", bent)
     assert main(["verify", str(gpt)]) == 1
     assert "different logits" in capsys.readouterr().out
 

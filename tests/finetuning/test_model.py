@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 import anyformer as af
-from anyformer.compare.contenders import read_config
-from anyformer.compare.plan.devices import find_device
-from anyformer.compare.plan.step import count_step
-from anyformer.compare.plan.workload import make_workload
 from anyformer.console import Console
 from anyformer.finetuning.config import CompleteFinetuneConfig, FinetuneConfig
 from anyformer.finetuning.recipe import finetuning
 from anyformer.model import Transformer
+from anyformer.plan.devices import find_device
+from anyformer.plan.step import count_step
+from anyformer.plan.workload import make_workload
+from anyformer.spec import read_config
 from anyformer.training.precision import Precision
 from anyformer.training.recipe import Recipe
 from tests.finetuning import toys

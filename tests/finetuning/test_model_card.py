@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard
 import anyformer as af
 from anyformer.finetuning.config import CompleteFinetuneConfig
 from anyformer.finetuning.model_card import escape, write_card
+from anyformer.pages.formatting import count
 from anyformer.runs.directory import base_name
-from anyformer.runs.report.formatting import count
 from tests.finetuning import toys
 from tests.finetuning.conftest import Tunes
 from tests.finetuning.test_report import classified, evaluation

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 import anyformer as af
-from anyformer.compare.attention.weights import recording
 from anyformer.config import ModelConfig
 from anyformer.families import PRESETS
+from anyformer.learn.attention_maps.weights import recording
 from anyformer.learn.explain.description import describe
 from anyformer.learn.explain.weights import QuantizedRows, pack, page_weights
 from tests.learn.explain.javascript import needs_node, run

@@ -22,10 +22,10 @@ import anyformer as af
 from anyformer.adapters import LoraConfig, add_adapter
 from anyformer.adapters.modules import adapters
 from anyformer.checkpoint import save_adapter
-from anyformer.compare.llama_cpp import LlamaCpp
-from anyformer.compare.verify import Check
-from anyformer.compare.verify_gguf import verify_gguf
 from anyformer.tokenizer.gguf import PRETOKENIZERS
+from anyformer.verify.check import Check
+from anyformer.verify.gguf import verify_gguf
+from anyformer.verify.llama_cpp import LlamaCpp
 from tests.parity import hf_models
 from tests.parity.conversion import ours_of
 from tests.parity.gguf_models import EXPRESSIBLE, expressible
@@ -266,7 +266,7 @@ def _model_of(family: str, vocab_size: int) -> af.Transformer:
 
 @pytest.mark.parametrize("name", [name for name in TOKENIZERS if name not in _UNNAMED])
 def test_llama_cpp_cuts_texts_into_the_same_tokens(name: str, tmp_path: Path) -> None:
-    from anyformer.compare.llama_cpp import LlamaCpp
+    from anyformer.verify.llama_cpp import LlamaCpp
 
     make, family = TOKENIZERS[name]
     tokenizer = make()

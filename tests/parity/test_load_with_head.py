@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import anyformer as af
-from anyformer.compare.verify import verify
 from anyformer.families import to_huggingface
 from anyformer.quantization import bits_of
+from anyformer.verify.verify import verify
 from tests.parity import hf_models
 
 NAMES = ("bad", "good", "neither")

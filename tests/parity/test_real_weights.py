@@ -11,9 +11,9 @@ import torch
 import transformers
 
 import anyformer as af
-from anyformer.compare.llama_cpp import LlamaCpp
-from anyformer.compare.verify import verify
 from anyformer.generation import Conversation
+from anyformer.verify.llama_cpp import LlamaCpp
+from anyformer.verify.verify import verify
 from tests.parity.conversion import assert_close
 
 TEXTS = [

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.errors import UserError
+from anyformer.pages import formatting
 from anyformer.runs.listing import read_run
-from anyformer.runs.report import formatting, write_comparison, write_report
+from anyformer.runs.report import write_comparison, write_report
 from anyformer.runs.report.charts import smoothed, thin
 from anyformer.training.config import TrainConfig
 from anyformer.training.run_config import defaults

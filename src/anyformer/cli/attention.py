@@ -24,7 +24,7 @@ class AttentionOptions(ModelOptions):
     text: Positional[Text[str]]
     """The text; of an encoder-decoder what its encoder reads."""
     target: Text[str | None] = None
-    """What an encoder-decoder's decoder reads (default: what the model generates greedily)."""
+    """Text that an encoder-decoder's decoder reads (default: what the model generates greedily)."""
     output: Annotated[Path, "-o"] = Path("attention.html")
     """The page."""
 
@@ -33,9 +33,9 @@ def run(argv: list[str]) -> int:
     """Write the page, and say what each head does."""
     options = parse(AttentionOptions, argv, "attention")
 
-    from anyformer.compare.attention import attention
-    from anyformer.compare.attention.page import most_tokens, notes, write_page
-    from anyformer.runs.report import require_page
+    from anyformer.learn.attention_maps import attention
+    from anyformer.learn.attention_maps.page import most_tokens, notes, write_page
+    from anyformer.pages.render import require_page
 
     # Before the model is loaded.
     require_page(options.output)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from anyformer.cli.options import Positional, parse, without_vs
 from anyformer.cli.output import check_new
-from anyformer.compare.contenders import read_config
+from anyformer.spec import read_config
 from anyformer.terminal import write
 
 
@@ -26,7 +26,7 @@ class DiagramOptions:
     model: Positional[str]
     """A preset, a config file, a model or run directory, or a GGUF file, perhaps with fields changed."""
     other: Positional[str | None] = None
-    """What to compare it with."""
+    """Model to compare it with."""
     output: Annotated[Path | None, "-o"] = None
     """The picture, a new file (default: standard output)."""
     context: int | None = None
@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
         check_new(options.output)
 
     from anyformer import atomic
-    from anyformer.compare.diagram import draw, panels
+    from anyformer.learn.diagram import draw, panels
 
     picture = draw(panels([(each.name, each.config) for each in contenders], options.context))
     if options.output is None:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from anyformer.cli.options import Positional, parse, without_vs
 from anyformer.cli.show import shown
-from anyformer.compare.contenders import read_config
 from anyformer.config import diff
+from anyformer.spec import read_config
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class DiffOptions:
     a: Positional[str]
     """A preset, a config file, a model or run directory, or a GGUF file, perhaps with fields changed."""
     b: Positional[str]
-    """What to compare it with."""
+    """Model to compare it with."""
 
 
 def run(argv: list[str]) -> int:

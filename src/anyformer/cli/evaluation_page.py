@@ -49,7 +49,7 @@ def show(evaluation: Evaluation, worst: int) -> None:
 
 
 def to_json(evaluation: Evaluation, worst: int) -> dict[str, Any]:
-    """The same as plain values; what is not defined is None."""
+    """An evaluation as plain values; those that are not defined are None."""
     intervals = evaluation.intervals()
     confusion = evaluation.confusion
     return {

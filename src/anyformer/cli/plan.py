@@ -10,7 +10,7 @@ from anyformer.cli.options import Parser, Positional, change_model
 from anyformer.terminal import write
 
 if TYPE_CHECKING:
-    from anyformer.compare.plan.training_plan import Request, TrainingPlan
+    from anyformer.plan.plan import Request, TrainingPlan
 
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "batches and length": ("context", "batch_size", "batch_tokens", "grad_accumulation", "steps"),
@@ -24,7 +24,7 @@ _TUNING = ("task", "labels", "label_kind", "packing", "lora", "lora_alpha", "lor
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What training takes before it is begun: memory by part, whether it fits, operations, time and money.
+    """Plan training before it is begun: memory by part, whether it fits, operations, time and money.
 
     Put it in the place of `train` or `finetune`: it takes their flags, and reads neither weights nor data. Of a run
     directory it takes the run's settings, which flags change. Memory is counted on tensors without data, through the
@@ -46,7 +46,7 @@ class PlanOptions:
     tokens: int | None = None
     """Tokens that the run reads, instead of --steps, for its time and price."""
     price_per_hour: float | None = None
-    """What an hour of a device costs (default: a price of the table, with its date)."""
+    """Price of an hour of a device (default: a price of the table, with its date)."""
     calibrate: bool | None = None
     """Take real steps for up to a minute to tell the time on this machine (default: for two seconds; --no-calibrate
     leaves that out)."""
@@ -64,7 +64,7 @@ def run(argv: list[str]) -> int:
     with Console(stderr=True).status("reading the model") as status:
         asked = _request(values)
 
-        from anyformer.compare.plan.training_plan import make_plan
+        from anyformer.plan.plan import make_plan
 
         gc.freeze()  # else a seventh of the time is for looking through the objects of what was imported
         found = make_plan(asked, status.update)
@@ -76,7 +76,7 @@ def run(argv: list[str]) -> int:
 
 
 def read_arguments(argv: Sequence[str]) -> "Request":
-    """What the arguments ask for. Raises UserError as `anyformer.plan`."""
+    """The request of the arguments. Raises UserError as `anyformer.plan`."""
     return _request(_parser().given(argv))
 
 
@@ -105,9 +105,9 @@ def _parser() -> Parser:
 def _request(values: Mapping[str, Any]) -> "Request":
     from dataclasses import replace
 
-    from anyformer.compare.plan.calibrate import FEW_SECONDS, SECONDS
-    from anyformer.compare.plan.run_settings import read_run
-    from anyformer.compare.plan.training_plan import request
+    from anyformer.plan.calibrate import FEW_SECONDS, SECONDS
+    from anyformer.plan.plan import request
+    from anyformer.plan.run_settings import read_run
 
     own = {field.name for field in fields(PlanOptions)}
     given = {name: values.get(name) for name in ("device", "tokens", "price_per_hour")}
@@ -123,8 +123,8 @@ def _request(values: Mapping[str, Any]) -> "Request":
 def _print(found: "TrainingPlan") -> None:
     from rich.table import Table
 
-    from anyformer.compare.plan.devices import PRICES_OF
     from anyformer.console import Console
+    from anyformer.plan.devices import PRICES_OF
 
     console = Console()
     trained = f", {found.trained_parameters:,} of them trained" if found.trained_parameters < found.parameters else ""

@@ -12,10 +12,10 @@ from rich.text import Text
 from anyformer.cli.options import Positional, parse, without_vs
 from anyformer.console import Console
 from anyformer.errors import UserError
+from anyformer.pages.formatting import setting
 from anyformer.runs.listing import Run, differences, is_run, read_run, read_runs
 from anyformer.runs.report import write_comparison, write_report
 from anyformer.runs.report.comparison import COLUMNS, TEXTS, best_scores, differing
-from anyformer.runs.report.formatting import setting
 from anyformer.runs.report.page import unreadable
 from anyformer.terminal import write
 from anyformer.training.config import TrainConfig
@@ -23,7 +23,7 @@ from anyformer.training.run_config import defaults
 
 _DIRECTORY = Path("runs")
 _SPARE = ("tokens", "preset", "time", "parameters", "tokens/s")
-"""What a narrow terminal does without, the least missed first."""
+"""Columns that a narrow terminal does without, the least missed first."""
 
 _STYLES = {"running": "blue", "finished": "green", "stopped": "yellow", "diverged": "red"}
 

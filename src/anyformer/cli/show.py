@@ -5,9 +5,9 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 from anyformer.cli.options import Parser, Positional, change_model, make
-from anyformer.compare.contenders import read_config
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
+from anyformer.spec import read_config
 from anyformer.terminal import write
 
 

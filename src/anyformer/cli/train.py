@@ -14,7 +14,8 @@ from anyformer.config import ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families import preset as find_preset
 from anyformer.runs.directory import CONFIG, check_run_directory
-from anyformer.training.config import DEFAULT_PRESET, TrainConfig
+from anyformer.spec import DEFAULT_PRESET
+from anyformer.training.config import TrainConfig
 from anyformer.training.config_file import read_yaml
 from anyformer.training.consent import check_consent
 from anyformer.training.strategies.launch import check_engine, launch, needs_launch, one_of_many

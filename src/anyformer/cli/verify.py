@@ -11,7 +11,7 @@ from anyformer.cli.options import parse
 from anyformer.errors import UserError
 
 if TYPE_CHECKING:
-    from anyformer.compare.verify import Check
+    from anyformer.verify.check import Check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ def run(argv: list[str]) -> int:
             "--adapter ADAPTER`, and verify that."
         )
 
-    from anyformer.compare.verify import verify
+    from anyformer.verify.verify import verify
 
     return show(verify(options.pop("model"), **options))
 

@@ -21,10 +21,10 @@ from anyformer.compare.tasks import TaskResult
 from anyformer.compare.training import objective_of
 from anyformer.compare.verdicts import judge
 from anyformer.errors import UserError, cut
-from anyformer.runs.report.formatting import listed
+from anyformer.pages.formatting import listed
 
 _BYTES_A_PARAMETER = 16
-"""Of weights, gradients and AdamW's two averages in float32."""
+"""Bytes of a weight, its gradient and AdamW's two averages in float32."""
 _OBJECTIVES = {
     "causal": "predict the next token",
     "masked": "fill in masked tokens",

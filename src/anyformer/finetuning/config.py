@@ -13,7 +13,7 @@ from typing_extensions import override
 from anyformer.config import ModelConfig
 from anyformer.data.examples import TASKS, Task
 from anyformer.errors import UserError, cut, nearest
-from anyformer.limits import RECORD_BYTES
+from anyformer.limits import RECORD_BYTES, read_yaml
 from anyformer.runs.directory import CONFIG, base_name, check_run_directory
 from anyformer.training.config_file import read_fields
 from anyformer.training.consent import check_consent
@@ -295,6 +295,16 @@ def configured(file: Path, changes: Mapping[str, Any]) -> FinetuneConfig:
             `check_consent`.
     """
     return _merged(file, read_fields(file, FinetuneConfig), changes)
+
+
+def read_fine_tuning(file: Path) -> dict[str, Any] | None:
+    """The settings in the config.yaml of a fine-tuning run; None for one that trained from scratch.
+
+    Raises:
+        UserError: as `read_fields`.
+    """
+    raw: object = read_yaml(file)
+    return read_fields(file, FinetuneConfig) if isinstance(raw, dict) and "base" in raw else None
 
 
 def resumed(run: Path, changes: Mapping[str, Any]) -> FinetuneConfig:

@@ -15,7 +15,7 @@ from anyformer.data.examples import TASKS, Task, Where
 from anyformer.data.examples.encoded import Cut, LearnedTokens
 from anyformer.evaluation.spans import kind_spans
 from anyformer.finetuning.check import Check
-from anyformer.runs.report import render, require_page
+from anyformer.pages.render import render, require_page
 from anyformer.tokenizer import StreamDecoder, Tokenizer
 
 ROWS = 60

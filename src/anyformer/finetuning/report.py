@@ -24,10 +24,10 @@ from anyformer.finetuning.formatting import gained, general
 from anyformer.finetuning.measure import FEWEST_WINDOWS, Figure, Measurement, measure
 from anyformer.finetuning.model_card import write_card
 from anyformer.model import Transformer
+from anyformer.pages.formatting import parameters
 from anyformer.quantization import quantized_weights
 from anyformer.runs.directory import EVALUATION, MODEL
 from anyformer.runs.listing import number, read_run
-from anyformer.runs.report.formatting import parameters
 from anyformer.terminal import printable, shorten
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.precision import choose_precision

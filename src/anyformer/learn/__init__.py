@@ -1,1 +1,1 @@
-"""Learning how a model works: its architecture as one readable file."""
+"""Looking inside: diagrams, maps of attention, an architecture as one file, a page in which a model runs."""

@@ -60,7 +60,7 @@ class Pretokenizer:
     """How text is split into words before byte-level BPE. GGUF files carry no patterns, only a name (`pre`)."""
 
     names: str
-    """What llama.cpp calls it, with spaces between; the first is written."""
+    """Names in llama.cpp, separated by spaces; the first is written."""
     build: Callable[[], pre_tokenizers.PreTokenizer]
     ignores_merges: bool = False
     """A word that is a token stays whole, whatever the merges say."""

@@ -8,13 +8,12 @@ from typing import Any, cast, get_args, get_type_hints
 
 import yaml
 
-from anyformer import limits
-from anyformer.config import ConfigError, ModelConfig
+from anyformer import spec
+from anyformer.config import ModelConfig
 from anyformer.errors import UserError, cut, quote
-from anyformer.families import preset as find_preset
-from anyformer.migration import current_settings
-from anyformer.schema import change, typed
-from anyformer.training.config import DEFAULT_PRESET, TrainConfig
+from anyformer.schema import typed
+from anyformer.spec import read_model
+from anyformer.training.config import TrainConfig
 from anyformer.training.run_config import RunConfig
 
 _MODEL = ("vocab_size", "max_length")
@@ -65,19 +64,11 @@ def read_yaml(path: Path, preset: str | None = None) -> TrainConfig:
         UserError: no such file, not YAML, or a field that is unknown (with the nearest valid name) or misshapen.
     """
     values = _mapping(path, TrainConfig)
-    changes: Any = values.pop("model", None) or {}
-    name = preset or values.get("preset") or DEFAULT_PRESET
-    if not isinstance(changes, dict) or not isinstance(name, str):
-        raise UserError(f"{path}: model wants fields of its own, and preset a name.")
-    if preset is not None:
-        changes = {}
-    try:
-        model = change(find_preset(name), cast("dict[str, Any]", changes))
-    except ConfigError as error:
-        raise UserError(f"{path}: model.{error}") from error
-    values.pop("preset", None)
+    changes = values.get("model") if preset is None else None
+    name, model = read_model(path, values, preset)
+    values = {field: value for field, value in values.items() if field not in ("model", "preset")}
     made = _typed(path, values, TrainConfig)
-    made |= {field: getattr(model, field) for field in _MODEL if field in changes}
+    made |= {field: getattr(model, field) for field in _MODEL if changes and field in changes}
     return TrainConfig(preset=name, model=model, **made)
 
 
@@ -104,12 +95,7 @@ def _scalar(value: Any, hint: Any, name: str) -> Any:
 
 
 def _mapping(path: Path, kind: type[RunConfig]) -> dict[str, Any]:
-    if not path.exists():
-        raise UserError(f"The config file {path} can't be read: No such file or directory.")
-    values: object = limits.read_yaml(path)
-    if not isinstance(values, dict):
-        raise UserError(f"The config file {path} should hold fields, such as `steps: 100`.")
-    found = current_settings(cast("Mapping[str, Any]", values))
+    found = spec.read_fields(path)
     if kind is TrainConfig and "base" in found:
         raise UserError(f"{path} is for fine-tuning, since it has the field base: use `anyformer finetune`.")
     for name in _MODEL:

@@ -1,10 +1,10 @@
-"""What a run shows: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar on a terminal, a line now and then elsewhere."""
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from anyformer.console import Console
+from anyformer.pages.formatting import clock
 from anyformer.runs.metrics import Meter
-from anyformer.runs.report.formatting import clock
 
 _LINES = 10
 

@@ -67,7 +67,7 @@ def _byte_bpe(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, An
 
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""What `ByteLevel` splits by where it is asked to."""
+"""The pattern that `ByteLevel` splits by where it splits."""
 _INEXACT = ("tekken", "falcon", "default")
 """Names under which llama.cpp splits some texts in another way than the tokenizers that go by them."""
 

@@ -18,7 +18,7 @@ NORMAL = 1
 
 @dataclass
 class Entries:
-    """What llama.cpp knows of each token, by id.
+    """Entries of llama.cpp's vocabulary, by token id.
 
     Attributes:
         tokens: their texts; no two are alike.

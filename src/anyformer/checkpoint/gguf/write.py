@@ -28,7 +28,7 @@ _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "
 
 @dataclass(frozen=True, repr=False)
 class Written(OneLine):
-    """What became of a model."""
+    """The outcome of writing a model."""
 
     architecture: str
     formats: Mapping[str, int]
@@ -150,7 +150,7 @@ def _within_window(config: ModelConfig, notes: list[str]) -> ModelConfig:
 
 
 def _refuse(config: ModelConfig, kind: Architecture) -> None:
-    """What the format could say and llama.cpp does not compute."""
+    """Refuse models that the format could express and llama.cpp does not compute."""
     attention, scaling = config.attention, config.position.scaling
     head_dim = attention.head_dim or config.d_model // attention.heads
     if kind.name == "qwen2" and head_dim * attention.heads != config.d_model:

@@ -10,7 +10,7 @@ from typing import Any
 from anyformer.compare.result import Comparison, ContenderResult, Point
 
 _COLUMNS = {"step": "step", "tokens": "tokens", "flops": "flops", "time": "seconds"}
-"""What a curve may stand over, and the field of a point."""
+"""Horizontal axes of a curve, and the fields of a point."""
 
 
 def curves(comparison: Comparison) -> dict[str, Any]:

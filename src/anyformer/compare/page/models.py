@@ -1,18 +1,18 @@
-"""What a comparison says of its models: what they cost, where their configs differ, and what they write."""
+"""Models of a comparison: costs, differences of their configs, and texts."""
 
 from collections.abc import Callable
 from typing import Any
 
 from markupsafe import Markup
 
-from anyformer.compare.diagram import draw, panels
 from anyformer.compare.result import Comparison, ContenderResult
 from anyformer.config import ConfigError, ModelConfig
+from anyformer.learn.diagram import draw, panels
+from anyformer.pages.formatting import clock, count, loss, setting, si, whole
 from anyformer.runs.listing import flatten
-from anyformer.runs.report.formatting import clock, count, loss, setting, si, whole
 
 _MOST_DIAGRAMS = 8
-"""Of a page: a grid of changes may have many models, which differ little."""
+"""Diagrams on a page: a grid of changes may have many models, which differ little."""
 _COSTS: dict[str, Callable[[ContenderResult], str]] = {
     "parameters": lambda each: count(each.parameters),
     "outside embeddings": lambda each: count(each.parameters_outside_embeddings),
@@ -87,7 +87,7 @@ def diagrams(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def samples(comparison: Comparison) -> list[dict[str, Any]]:
-    """What each model wrote, and what it would put into blanks."""
+    """Texts of each model, and its guesses for blanks."""
     return [
         {
             "name": each.name,

@@ -1,17 +1,17 @@
-"""What compare.html says."""
+"""Contents of compare.html."""
 
 from pathlib import Path
 from typing import Any
 
 from anyformer import atomic
-from anyformer.compare import attention
 from anyformer.compare.page.curves import curves
 from anyformer.compare.page.maps import maps
 from anyformer.compare.page.models import costs, diagrams, differences, samples, trials
 from anyformer.compare.page.panels import alone, effects, findings, panels
 from anyformer.compare.result import ONE_SEED, Comparison, Setup
-from anyformer.runs.report import render, require_page
-from anyformer.runs.report.formatting import clock, count, si
+from anyformer.learn import attention_maps
+from anyformer.pages.formatting import clock, count, si
+from anyformer.pages.render import render, require_page
 
 PAGE = "compare.html"
 
@@ -34,7 +34,9 @@ def write_page(comparison: Comparison, file: Path) -> Path:
         UserError: the file is there already and is no page of anyformer's, or the disk refuses.
     """
     require_page(file)
-    atomic.write(file, render("compare.html", page(comparison, file.parent), __package__ or "", attention.__name__))
+    atomic.write(
+        file, render("compare.html", page(comparison, file.parent), __package__ or "", attention_maps.__name__)
+    )
     return file
 
 

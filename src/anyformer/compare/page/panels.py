@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anyformer.compare.result import BETTER, NO_VERDICT, WORSE, Comparison, Difference, Effect, Panel, Score, Verdict
-from anyformer.runs.report.formatting import listed, setting
+from anyformer.pages.formatting import listed, setting
 
 _MOST_VALUES = 5
-"""Of a panel, beside its verdict."""
+"""Values of a panel, beside its verdict."""
 
 
 def panels(comparison: Comparison, which: Sequence[Panel]) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def _gap(panel: Panel, verdicts: Sequence[Verdict]) -> dict[str, str]:
 
 
 def effects(comparison: Comparison) -> list[dict[str, Any]]:
-    """What each change of an ablation is worth."""
+    """Effects of the changes of an ablation."""
     titles = {panel.name: panel.title for panel in (*comparison.groups, *comparison.tasks)}
     found = comparison.ablation.effects if comparison.ablation else ()
     return [_effect(each, titles) for each in found]
@@ -134,7 +134,7 @@ def _panel(panel: Panel, comparison: Comparison, colors: Mapping[str, int]) -> d
 
 
 def _left_out(panel: Panel) -> list[dict[str, str]]:
-    """Those that are not in a panel, by reason."""
+    """Candidates that are not in a panel, by reason."""
     names: dict[str, list[str]] = {}
     for name, why in panel.left_out.items():
         names.setdefault(why, []).append(name)

@@ -68,14 +68,14 @@ def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
 
 
 def _computed(config: ModelConfig) -> ModelConfig:
-    """What llama.cpp computes by: without training's settings, token ids, and other words for the same thing."""
+    """The config that llama.cpp computes by: without training's settings, token ids, and synonyms."""
     pooling = {"kind": config.pooling.kind} if config.is_encoder_only else {}
     rates = {part: {"dropout": 0.0} for part in ("attention", "feed_forward", "embedding", "head")}
     return canonical(config).replace(dropout=0.0, special_tokens=SpecialTokens(), pooling=pooling, **rates)
 
 
 def _contents(config: ModelConfig, kind: Architecture, metadata: dict[str, Any]) -> Contents:
-    """What a file of this model would say."""
+    """Contents of a file of this model."""
     from anyformer.model import skeleton
 
     state = skeleton(config).state_dict()

@@ -1,4 +1,4 @@
-"""What an architecture of GGUF's is: a two-way table of metadata keys, and one of tensor names."""
+"""The record of a GGUF architecture: a two-way table of metadata keys, and one of tensor names."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ Output = Literal["absent", "same", "scaled", "own"]
 
 @dataclass(frozen=True)
 class Contents:
-    """What a GGUF file says about its model, without the weights."""
+    """Contents of a GGUF file without the weights."""
 
     metadata: Raw
     """Its key-value pairs."""
@@ -62,7 +62,7 @@ class Architecture:
     more: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
     """The keys, after the architecture's name and a dot, that `inferred` reads."""
     adjust: Callable[[ModelConfig, Contents], ModelConfig] = lambda config, contents: config
-    """What the file says and no config.json can."""
+    """Adjustment by contents that no config.json can express."""
     ignored: Sequence[str] = ()
     """Regular expressions of tensor names that hold no weight of the model."""
 

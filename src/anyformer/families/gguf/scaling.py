@@ -47,7 +47,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 
 def factors(config: ModelConfig) -> list[float] | None:
-    """What each rotary frequency is divided by (`rope_freqs.weight`), where the model scales as LLaMA 3 does."""
+    """Divisors of the rotary frequencies (`rope_freqs.weight`), where the model scales as LLaMA 3 does."""
     scaling = config.position.scaling
     if scaling is None or scaling.kind != "llama3":
         return None

@@ -8,12 +8,12 @@ from markupsafe import Markup
 from anyformer.checkpoint import load
 from anyformer.checkpoint.adapter_directory import find_adapter
 from anyformer.checkpoint.load import inspect
-from anyformer.compare.diagram import draw, panels
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.generation.config import GenerationConfig
 from anyformer.generation.inference import require_tokenizer
 from anyformer.generation.prompt import decoder_start_id, eos_ids
+from anyformer.learn.diagram import draw, panels
 from anyformer.learn.explain.description import describe
 from anyformer.learn.explain.first_text import first_text
 from anyformer.learn.explain.scripts import engine, page_script
@@ -21,13 +21,13 @@ from anyformer.learn.explain.tokenizer import describe_tokenizer
 from anyformer.learn.explain.weights import pack, page_weights
 from anyformer.learn.known_blocks import require_known
 from anyformer.model import Transformer, skeleton
+from anyformer.pages.formatting import count
+from anyformer.pages.render import render
 from anyformer.quantization import parameter_count
-from anyformer.runs.report import render
-from anyformer.runs.report.formatting import count
 from anyformer.tokenizer import Tokenizer
 
 MOST_PARAMETERS = 36_000_000
-"""Of a page: a byte each, a third more in base64, and a second of a browser's time for a text of 30 tokens."""
+"""Parameters on a page: a byte each, a third more in base64, and a second of a browser's time for 30 tokens."""
 _KNOWN = {
     "activation": ("relu", "relu_squared", "gelu", "gelu_tanh", "silu", "tanh"),
     "norm": ("layer", "rms"),
@@ -80,7 +80,7 @@ def explain(
     return render("explain.html", values, __package__ or "", _ATTENTION)
 
 
-_ATTENTION = "anyformer.compare.attention"
+_ATTENTION = "anyformer.learn.attention_maps"
 """Where the maps of attention are from."""
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+from anyformer.pages.formatting import loss_unit
 from anyformer.runs.listing import Line, Run, flops_per_second, number
-from anyformer.runs.report.formatting import loss_unit
 
 Values = list[float | None]
 

@@ -1,11 +1,11 @@
-"""What the page on several runs says, beside their curves."""
+"""Contents of the page on several runs, beside their curves."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from anyformer.pages.formatting import PER_TOKEN, clock, count, loss, loss_unit, setting, whole
 from anyformer.runs.listing import Run, differences, passages
 from anyformer.runs.report.charts import comparison_data
-from anyformer.runs.report.formatting import PER_TOKEN, clock, count, loss, loss_unit, setting, whole
 from anyformer.runs.report.page import unreadable
 
 Show = Callable[[Run], str]
@@ -22,7 +22,7 @@ COLUMNS: dict[str, Show] = {
     "loss": lambda run: loss(run.validation_loss),
     "bits/byte": lambda run: loss(run.bits_per_byte),
 }
-"""What a table of runs says of each; `loss` is that of the validation text."""
+"""Columns of a table of runs; `loss` is that of the validation text."""
 
 TEXTS = ("name", "preset", "state")
 """The columns that hold no number."""

@@ -1,4 +1,4 @@
-"""What the page on a run of fine-tuning says about what was gained: evaluation.json, as texts and places."""
+"""Contents of the page on a fine-tuning run about its gains: evaluation.json as texts and positions."""
 
 import contextlib
 import math

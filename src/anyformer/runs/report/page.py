@@ -1,12 +1,9 @@
-"""What the page on one run says, beside its curves."""
+"""Contents of the page on one run, beside its curves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anyformer.runs.directory import base_name
-from anyformer.runs.listing import Line, Run, default_settings, flatten, number, passages
-from anyformer.runs.report.charts import report_data, tokens_at
-from anyformer.runs.report.formatting import (
+from anyformer.pages.formatting import (
     PER_TOKEN,
     clock,
     count,
@@ -19,6 +16,9 @@ from anyformer.runs.report.formatting import (
     share,
     si,
 )
+from anyformer.runs.directory import base_name
+from anyformer.runs.listing import Line, Run, default_settings, flatten, number, passages
+from anyformer.runs.report.charts import report_data, tokens_at
 from anyformer.runs.report.gains import gains
 
 _SHAPE = (
@@ -26,7 +26,7 @@ _SHAPE = (
     *("attention.kv_heads", "feed_forward.width", "feed_forward.activation", "position.kind", "norm.kind"),
     *("norm.placement", "embedding.tied", "head.kind", "dropout"),
 )
-"""Of the model's many settings those that are shown whatever they are."""
+"""Settings of the model that are shown whatever their values."""
 
 _SELDOM = (
     *("field", "max_record_bytes", "source", "target", "document_masking", "whole_word_masking", "label_smoothing"),
@@ -75,7 +75,7 @@ def page(run: Run, defaults: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notes(run: Run) -> list[str]:
-    """What a reader should know before the numbers."""
+    """Notes to be read before the numbers."""
     said: list[str] = []
     if run.state == "diverged":
         at = "" if run.step is None else f" after step {run.step:,}"
@@ -157,7 +157,7 @@ def _evaluations(run: Run) -> list[list[str]]:
 
 
 def _samples(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Those that are shown, over the whole run, and those that are folded away."""
+    """Samples that are shown, over the whole run, and those that are folded away."""
     lines = [line for line in run.samples if passages(line)]
     shown = evenly(lines, 6)
     folded = [line for line in lines if all(line is not each for each in shown)]
@@ -204,7 +204,7 @@ def _settings(run: Run, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _changed(name: str, value: Any, standard: Mapping[str, Any]) -> str:
-    """What the setting usually is, if this differs; a setting that is chosen to suit the run is never a difference."""
+    """The default of a setting that differs from it; one that is chosen to suit the run never does."""
     of_model = name.startswith("model.")
     if name in _OWN or name.startswith("model.special_tokens.") or value == standard.get(name, value):
         return ""

@@ -1,0 +1,275 @@
+"""Statements of a drawing about a model: each has a place, which is the same for every model.
+
+::
+
+    encoder.embedding.table          50,257 × 768
+    decoder.attention                attention          a block: what has no entry is drawn as a ghost
+    decoder.attention.heads          12 heads × 64
+    decoder.attention.before         layer norm         before the block; .after: after the sum
+
+Two models are compared place by place.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from anyformer.blocks.position import POSITIONS, PositionalEncoding
+from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig
+from anyformer.terminal import shorten
+
+STACKS = ("encoder", "decoder")
+SUBLAYERS = ("attention", "cross-attention", "feed-forward")
+
+_LONGEST = 200
+"""Characters of a statement: a file may call a block anything."""
+_NORMS = {"layer": "layer norm", "rms": "RMS norm"}
+_BIASES = {
+    (True, True): "bias",
+    (True, False): "bias: q, k, v",
+    (False, True): "bias: output",
+    (False, False): "no bias",
+}
+"""By whether the projections to queries, keys and values have one, and the projection of the output."""
+_HEADS = {
+    "none": "pooled vector",
+    "language_model": "language model",
+    "classification": "classifier of texts",
+    "token_classification": "classifier of tokens",
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One statement about a model."""
+
+    text: str
+    fields: tuple[str, ...]
+    """The fields of the config that it is read from."""
+
+
+Facts = Mapping[str, Fact]
+"""Facts by their place."""
+
+
+def facts(config: ModelConfig) -> Facts:
+    """All that a drawing says of a model. What the model lacks has no entry."""
+    found: dict[str, Fact] = {}
+    for stack in STACKS:
+        if layers(config, stack):
+            found |= {f"{stack}{place and f'.{place}'}": fact for place, fact in _stack(config, stack)}
+    found |= _head(config)
+    return {place: replace(fact, text=shorten(fact.text, _LONGEST)) for place, fact in found.items()}
+
+
+def layers(config: ModelConfig, stack: str) -> int:
+    """How many blocks a stack has."""
+    return config.encoder_layers if stack == "encoder" else config.decoder_layers
+
+
+def attention_of(config: ModelConfig, stack: str) -> AttentionConfig:
+    """The attention of a stack."""
+    return (config.decoder_attention if stack == "decoder" else None) or config.attention
+
+
+def feed_forward_of(config: ModelConfig, stack: str) -> FeedForwardConfig:
+    """The feed-forward of a stack."""
+    return (config.decoder_feed_forward if stack == "decoder" else None) or config.feed_forward
+
+
+def windows(config: ModelConfig, stack: str) -> list[int | None]:
+    """The window of the stack's first layers and of the others, or of all; None: a token sees any distance."""
+    attention = attention_of(config, stack)
+    if attention.window is None or attention.window_from >= layers(config, stack):
+        return [None]
+    return [None, attention.window] if attention.window_from else [attention.window]
+
+
+def _stack(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
+    count = f"{stack}_layers"
+    yield "", Fact(stack, (count,))
+    yield "layers", Fact(f"× {_many(layers(config, stack), 'layer')}", (count,))
+    yield from _input(config, stack)
+    for block in SUBLAYERS:
+        if block != "cross-attention" or (stack == "decoder" and config.is_encoder_decoder):
+            yield from _block(config, stack, block)
+    if config.norm.has_final:
+        yield "final_norm", Fact(_norm(config), ("norm.placement", "norm.final", "norm.kind"))
+
+
+def _input(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
+    embedding, width = config.embedding, f"{config.d_model:,}"
+    own = stack == "encoder" and config.source_vocab_size is not None
+    size = config.source_vocab_size if own else config.vocab_size
+    yield "embedding", Fact("token embedding", ())
+    table = Fact(f"{size:,} × {width}", ("source_vocab_size" if own else "vocab_size", "d_model"))
+    yield "embedding.table", table
+    if stack == "decoder" and config.is_encoder_decoder and config.source_vocab_size is None:
+        yield "embedding.shared", Fact("the encoder's", ("encoder_layers", "source_vocab_size"))
+    if embedding.scaled:
+        yield "embedding.scaled", Fact(f"× √{width}", ("embedding.scaled", "d_model"))
+    if _acts(config, "embed"):
+        yield "position", _position(config, ("learned", "sinusoidal"))
+    if embedding.segments:
+        yield "segments", Fact(_many(embedding.segments, "segment"), ("embedding.segments",))
+    if embedding.ngrams > 1:
+        rows = f"{embedding.ngram_rows:,}"
+        yield (
+            "ngrams",
+            Fact(f"n-grams to {embedding.ngrams:,}, {rows}", ("embedding.ngrams", "embedding.ngram_rows")),
+        )
+    if embedding.norm:
+        yield "embedding_norm", Fact(_norm(config), ("embedding.norm", "norm.kind"))
+    yield "stream", Fact(f"batch × {time(config, stack)} × {width}", ("encoder_layers", "decoder_layers", "d_model"))
+
+
+def time(config: ModelConfig, stack: str) -> str:
+    """The dimension of a stack's tokens."""
+    return "source" if stack == "encoder" and config.is_encoder_decoder else "time"
+
+
+def _block(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[str, Fact]]:
+    stacks = ("encoder_layers", "decoder_layers")
+    yield block, Fact(block, stacks if block == "cross-attention" else (f"{stack}_layers",))
+    placement = {"pre": "before", "post": "after"}[config.norm.placement]
+    yield f"{block}.{placement}", Fact(_norm(config), ("norm.placement", "norm.kind"))
+    described = _feed_forward(config, stack) if block == "feed-forward" else _attention(config, stack, block)
+    yield from ((f"{block}.{place}", fact) for place, fact in described)
+
+
+def _attention(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[str, Fact]]:
+    attention, field = attention_of(config, stack), _Fields("attention", config.decoder_attention, stack)
+    head_dim = attention.head_dim or config.d_model // attention.heads
+    width = field("head_dim") if attention.head_dim else (*field("heads", "head_dim"), "d_model")
+    yield "heads", Fact(f"{_many(attention.heads, 'head')} × {head_dim:,}", (*field("heads"), *width))
+    kv_heads = attention.kv_heads or attention.heads
+    yield "kv_heads", Fact(_many(kv_heads, "KV head"), field("kv_heads", "heads"))
+    if block == "attention":
+        yield "mask", _mask(config, stack, field)
+        if _acts(config, "rotation", "bias"):
+            yield "position", _position(config, ("rotary", "relative"))
+        yield from _reach(config)
+    else:
+        yield "mask", Fact("full mask, of the source", ())
+    yield "bias", Fact(_BIASES[attention.bias, attention.output_bias], field("bias", "output_bias"))
+    scale = f"scale {attention.scale:g}" if attention.scale is not None else f"scale 1/√{head_dim:,}"
+    depth, scale_fields = (" / layer", ("scale", "scale_by_layer")) if attention.scale_by_layer else ("", ("scale",))
+    implied = () if attention.scale is not None else width
+    yield "scale", Fact(scale + depth, (*field(*scale_fields), *implied))
+    if attention.qk_norm:
+        yield "qk_norm", Fact("QK norm", field("qk_norm"))
+
+
+def _mask(config: ModelConfig, stack: str, field: "_Fields") -> Fact:
+    window = windows(config, stack)[-1]
+    if window is None:
+        return Fact("causal mask" if stack == "decoder" else "full mask", ())
+    first = attention_of(config, stack).window_from
+    return Fact(
+        f"window {window:,}" + (f" from layer {first:,}" if first else ""),
+        field("window", *(("window_from",) if first else ())),
+    )
+
+
+def _feed_forward(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
+    feed_forward, field = feed_forward_of(config, stack), _Fields("feed_forward", config.decoder_feed_forward, stack)
+    width = f"{config.d_model:,} → {feed_forward.width:,} → {config.d_model:,}"
+    yield "width", Fact(width, (*field("width"), "d_model"))
+    yield "activation", Fact(feed_forward.activation, field("activation"))
+    if feed_forward.gated:
+        yield "gated", Fact("gated", field("gated"))
+    yield "bias", Fact("bias" if feed_forward.bias else "no bias", field("bias"))
+
+
+def _position(config: ModelConfig, kinds: tuple[str, ...]) -> Fact:
+    """Fact on positions: parameters of a kind of ours, the name of another."""
+    position, fields, text = config.position, ["position.kind"], config.position.kind
+    if position.kind not in kinds:
+        return Fact(text, tuple(fields))
+    if position.kind == "learned":
+        text += f", {config.max_length:,}" + (f" + {position.offset:,}" if position.offset else "")
+        fields += ["max_length", "position.offset"]
+    elif position.kind == "rotary":
+        text += f", θ {position.theta:,.12g}"
+        fields.append("position.theta")
+    elif position.kind == "relative":
+        text += f", {_many(position.buckets, 'bucket')}"
+        fields.append("position.buckets")
+    return Fact(text, tuple(fields))
+
+
+def _reach(config: ModelConfig) -> Iterator[tuple[str, Fact]]:
+    """How far apart positions are told."""
+    position = config.position
+    if position.scaling is not None:
+        fields = ("position.kind", "position.scaling", "position.scaling.kind", "position.scaling.factor")
+        yield "reach", Fact(f"{position.scaling.kind} × {position.scaling.factor:g}", fields)
+    elif position.kind == "relative":
+        yield "reach", Fact(f"up to {position.max_distance:,} apart", ("position.kind", "position.max_distance"))
+
+
+def _acts(config: ModelConfig, *ways: str) -> bool:
+    """Whether positions enter in one of these ways. Of a kind that isn't known here: by the embeddings."""
+    kind: Any = POSITIONS.get(config.position.kind)
+    if kind is None:
+        return "embed" in ways
+    return any(getattr(kind, way) is not getattr(PositionalEncoding, way) for way in ways)
+
+
+def _head(config: ModelConfig) -> Iterator[tuple[str, Fact]]:
+    """The head, where there is one, and what the model gives."""
+    head, width, kind = config.head, f"{config.d_model:,}", "head.kind"
+    if head.kind != "none" or head.pooler is not None:
+        yield "head", Fact(_HEADS[head.kind], (kind, "head.pooler"))
+    if head.kind == "language_model":
+        yield "head.width", Fact(f"{width} → {config.vocab_size:,}", (kind, "d_model", "vocab_size"))
+        tied = "tied to the token embedding" if config.embedding.tied else "a matrix of its own"
+        yield "head.tied", Fact(tied, (kind, "embedding.tied"))
+        if head.transform is not None:
+            first = f"{head.transform} and {_norm(config)} first"
+            yield "head.transform", Fact(first, (kind, "head.transform", "norm.kind"))
+        if head.bias != "none":
+            yield "head.bias", Fact("bias" if head.bias == "learned" else "fixed bias", (kind, "head.bias"))
+        if head.scaled:
+            yield "head.scaled", Fact(f"÷ √{width}", (kind, "head.scaled", "d_model"))
+    elif head.kind != "none":
+        yield "head.width", Fact(f"{width} → {head.labels:,}", (kind, "d_model", "head.labels"))
+        if head.label_bias:
+            yield "head.bias", Fact("bias", (kind, "head.label_bias"))
+    if head.kind == "classification" or head.pooler is not None:
+        yield "head.pooling", Fact(f"of the {head.pooling} token", (kind, "head.pooler", "head.pooling"))
+    if head.pooler is not None:
+        yield "head.pooler", Fact(f"dense and {head.pooler}", ("head.pooler",))
+    yield "output", _output(config)
+
+
+def _output(config: ModelConfig) -> Fact:
+    """The tensor that the model gives."""
+    each = "batch" if config.head.kind == "classification" else "batch × time"
+    if config.head.kind == "none":
+        return Fact(f"hidden states: {each} × {config.d_model:,}", ("head.kind", "d_model"))
+    language = config.head.kind == "language_model"
+    size = config.vocab_size if language else config.head.labels
+    return Fact(f"logits: {each} × {size:,}", ("head.kind", "vocab_size" if language else "head.labels"))
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """The names of fields of a block that the decoder may have of its own."""
+
+    name: str
+    own: Any
+    stack: str
+
+    def __call__(self, *fields: str) -> tuple[str, ...]:
+        if self.stack == "decoder" and self.own is not None:
+            return (f"decoder_{self.name}", *(f"decoder_{self.name}.{field}" for field in fields))
+        return tuple(f"{self.name}.{field}" for field in fields)
+
+
+def _norm(config: ModelConfig) -> str:
+    return _NORMS.get(config.norm.kind, config.norm.kind)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

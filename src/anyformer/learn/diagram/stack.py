@@ -1,0 +1,185 @@
+"""A stack in a drawing: its input above, then its blocks as one card of a pile, with the residual stream at their side.
+
+::
+
+    token embedding ─────────┐
+    position, segments ──▶ (+)
+    ┌ × 12 ─────────── norm ◀─┤
+    │ attention ──────────▶ (+)
+    │                  norm ◀─┤       where the norms are after the sums, they are on the stream
+    │ feed-forward ───────▶ (+)
+    └─────────────────────────┤
+                            norm
+"""
+
+from xml.etree.ElementTree import Element
+
+from anyformer.learn.diagram import masks, svg
+from anyformer.learn.diagram.facts import SUBLAYERS, layers, time
+from anyformer.learn.diagram.style import SMALL, TITLE, Style, cost_text, write_fact, write_facts
+from anyformer.pages.formatting import count
+
+WIDTH, HEIGHT = 316.0, 712.0
+STREAM = 266.0
+"""Where the residual stream runs."""
+LEFT, RIGHT = 8.0, 222.0
+"""Where blocks begin and end."""
+
+_INPUTS = {"position": "position", "segments": "segments", "ngrams": "n-grams"}
+"""Vectors added to the token's, and their names where there are none."""
+_INPUT_ROW, _INPUT_TOP, _INPUT_SUM = 23.0, 94.0, 126.5
+_PILL = 80.0
+_FRAME = 212.0
+"""Where the pile of blocks begins."""
+_HEIGHTS = {"attention": 137.0, "cross-attention": 122.0, "feed-forward": 76.0}
+_LINES: dict[str, list[tuple[float, tuple[str, ...]]]] = {
+    "attention": [
+        (35, ("heads",)),
+        (50, ("kv_heads",)),
+        (65, ("mask",)),
+        (82, ("bias", "scale")),
+        (97, ("position",)),
+        (112, ("reach", "qk_norm")),
+    ],
+    "cross-attention": [
+        (35, ("heads",)),
+        (50, ("kv_heads",)),
+        (65, ("mask",)),
+        (82, ("bias", "scale")),
+        (97, ("qk_norm",)),
+    ],
+    "feed-forward": [(35, ("width",)), (50, ("activation", "gated", "bias"))],
+}
+"""The lines of a block: their baselines, and the facts in each."""
+_PAD, _BESIDE = 12.0, 36.0
+"""Between a block's edge and its text, and between blocks, for the norm before each."""
+
+
+def middle(name: str) -> float:
+    """How far below a stack's upper edge the middle of a block is, for what leads to it."""
+    return _top(name) + 46
+
+
+def _top(name: str) -> float:
+    before = SUBLAYERS[: SUBLAYERS.index(name)]
+    return _FRAME + 35 + sum(_HEIGHTS[each] + _BESIDE for each in before)
+
+
+def draw(parent: Element, style: Style, stack: str, x: float, y: float) -> None:
+    """Draw a stack, or the ghost of one.
+
+    Args:
+        parent: What it is drawn in.
+        style: The model.
+        stack: encoder or decoder.
+        x: Its left edge.
+        y: Its upper edge.
+    """
+    is_there = style.fact(stack) is not None
+    whole = svg.group(parent, "" if is_there else "ghost", x=x, y=y)
+    write_fact(whole, style, stack, LEFT, 12, 120, ghost=stack, size=TITLE, classes="bold")
+    svg.text(whole, STREAM, 12, "tokens", 60, size=SMALL, style="soft", anchor="middle")
+    tokens = f"batch × {time(style.panel.config, stack)}" if is_there else ""
+    svg.text(whole, STREAM - 8, 27, tokens, 110, size=SMALL, style="soft", anchor="end")
+    svg.arrow(whole, f"M{STREAM:g} 17V31", (STREAM, 36), "down", "stream")
+    svg.path(whole, f"M{STREAM:g} 82V{_FRAME:g}", "stream")
+    _embedding(whole, style, stack)
+    _inputs(whole, style, stack)
+    _pile(whole, style, stack)
+    svg.path(whole, f"M{STREAM:g} {_FRAME:g}V{HEIGHT:g}", "stream")
+    for name in SUBLAYERS:
+        _block(whole, style, f"{stack}.{name}", _top(name))
+    _norm(whole, style, f"{stack}.final_norm", STREAM, HEIGHT - 34)
+    norms = cost_text(style.cost(f"{stack} norms"))
+    svg.text(whole, LEFT, HEIGHT - 21, norms and f"norms: {norms}", 190, size=SMALL, style="soft")
+
+
+def _embedding(parent: Element, style: Style, stack: str) -> None:
+    place, x = f"{stack}.embedding", LEFT + _PAD
+    block = svg.group(parent, style.around(place), place=place, title=style.tooltip(place))
+    svg.box(block, LEFT, 36, WIDTH - 2 * LEFT - 6, 46)
+    svg.text(block, x, 54, "token embedding", 150, size=TITLE, style="bold")
+    write_facts(block, style, place, ("table", "shared", "scaled"), x, 71, 264)
+    if style.fact(place) and not style.fact(f"{place}.shared"):
+        config = style.panel.config
+        rows = (stack == "encoder" and config.source_vocab_size) or config.vocab_size
+        cost = f"{count(rows * config.d_model)} parameters"
+        svg.text(block, WIDTH - 26, 54, cost, 120, size=SMALL, style="soft", anchor="end")
+
+
+def _inputs(parent: Element, style: Style, stack: str) -> None:
+    """Draw the vectors added to the token's, and the norm of the sum."""
+    ends: list[float] = []
+    for row, (name, label) in enumerate(_INPUTS.items()):
+        place, y = f"{stack}.{name}", _INPUT_TOP + row * _INPUT_ROW
+        block = svg.group(parent, style.of(place), place=place, title=style.tooltip(place))
+        svg.box(block, LEFT, y, RIGHT - LEFT, 19, radius=9.5)
+        prefix = "position: " if name == "position" else ""
+        write_fact(block, style, place, LEFT + _PAD, y + 13.2, RIGHT - LEFT - 2 * _PAD, ghost=label, prefix=prefix)
+        if style.fact(place):
+            ends.append(y + 9.5)
+    if ends:
+        bend, y = RIGHT + 14, _INPUT_SUM
+        svg.path(parent, "".join(f"M{RIGHT:g} {end:g}H{bend:g}V{y:g}" for end in ends))
+        svg.arrow(parent, f"M{bend:g} {y:g}H{STREAM - 14:g}", (STREAM - 9, y), "right")
+    _sum(parent, _INPUT_SUM, "" if ends else "ghost")
+    cost = cost_text(style.cost(f"{stack} positions"), style.cost(f"{stack} n-grams"))
+    svg.text(parent, LEFT, 178, cost and f"added: {cost}", RIGHT - LEFT, size=SMALL, style="soft")
+    _norm(parent, style, f"{stack}.embedding_norm", STREAM, 165)
+    write_fact(parent, style, f"{stack}.stream", STREAM - 10, 201, 230, classes="soft", anchor="end")
+
+
+def _pile(parent: Element, style: Style, stack: str) -> None:
+    """The card of a layer, on those of the others."""
+    high = _top(SUBLAYERS[-1]) + _HEIGHTS[SUBLAYERS[-1]] + 13 - _FRAME
+    for shift in (8, 4, 0) if layers(style.panel.config, stack) > 1 else (0,):
+        svg.box(parent, shift, _FRAME + shift, WIDTH - 8, high, "card" if style.fact(stack) else "card ghost", 10)
+    write_fact(parent, style, f"{stack}.layers", LEFT + 10, _FRAME + 22, 116, size=TITLE, classes="bold")
+
+
+def _block(parent: Element, style: Style, place: str, top: float) -> None:
+    """A block with the norm before it, its sum with the stream, and the norm after that."""
+    stack, name = place.split(".")
+    is_there, high, x = style.fact(place) is not None, _HEIGHTS[name], LEFT + _PAD
+    outer = svg.group(parent, "" if is_there else "ghost")
+    into, before, out = RIGHT - _PILL / 2, top - 18, top + high - 44
+    svg.path(outer, f"M{STREAM:g} {before:g}H{RIGHT:g}")
+    if is_there:
+        svg.arrow(outer, f"M{into:g} {before + 9:g}V{top - 5:g}", (into, top), "down")
+        svg.arrow(outer, f"M{RIGHT:g} {out:g}H{STREAM - 14:g}", (STREAM - 9, out), "right")
+        if style.fact(f"{place}.before") is None:  # through the ghost of a norm
+            svg.path(outer, f"M{RIGHT:g} {before:g}H{into:g}V{before + 9:g}")
+    _norm(outer, style, f"{place}.before", into, before - 9)
+    block = svg.group(outer, style.around(place), place=place, title=style.tooltip(place))
+    svg.box(block, LEFT, top, RIGHT - LEFT, high)
+    svg.text(block, x, top + 18, name, 130, size=TITLE, style="bold")
+    if is_there:
+        room, beside = RIGHT - LEFT - 2 * _PAD, _masks(block, style, place, top + 10)
+        for baseline, names in _LINES[name]:
+            write_facts(block, style, place, names, x, top + baseline, room - beside * (baseline < masks.SIZE + 12))
+        cost = cost_text(style.cost(f"{stack} {name}"))
+        svg.text(block, x, top + high - 9, cost, room, size=SMALL, style="soft")
+    _sum(outer, out, "")
+    _norm(outer, style, f"{place}.after", STREAM, out + 18)
+
+
+def _masks(parent: Element, style: Style, place: str, y: float) -> float:
+    """Draw the masks of a block, that of later layers at the right. Returns the room that they take."""
+    stack, name = place.split(".")
+    kinds = {"attention": style.panel.masks(stack), "cross-attention": ["cross"]}.get(name, [])
+    holder, step = svg.group(parent, "lit" if f"{place}.mask" in style.lit else ""), masks.SIZE + 5
+    for number, kind in enumerate(reversed(kinds)):
+        masks.draw(holder, kind, RIGHT - 11 - masks.SIZE - number * step, y)
+    return step * len(kinds)
+
+
+def _norm(parent: Element, style: Style, place: str, x: float, y: float) -> None:
+    pill = svg.group(parent, style.of(place), place=place, title=style.tooltip(place))
+    svg.box(pill, x - _PILL / 2, y, _PILL, 18, radius=9)
+    write_fact(pill, style, place, x, y + 12.6, _PILL - 8, anchor="middle")
+
+
+def _sum(parent: Element, y: float, ghost: str) -> None:
+    holder = svg.group(parent, ghost)
+    svg.add(holder, "circle", {"class": "sum", "cx": f"{STREAM:g}", "cy": f"{y:g}", "r": "9"})
+    svg.path(holder, f"M{STREAM - 4.5:g} {y:g}h9M{STREAM:g} {y - 4.5:g}v9", "stream")

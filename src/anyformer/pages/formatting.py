@@ -1,0 +1,122 @@
+"""Numbers and settings, as a person would write them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def si(value: float | None, digits: int = 3, billion: str = "G") -> str:
+    """`1.12M`; "–" for what isn't known."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    for size, letter in _UNITS:
+        if abs(value) >= size * (1 - 0.5 * 10**-digits):
+            return f"{_plain(value / size, digits)}{billion if letter == 'G' else letter}"
+    return _plain(value, digits)
+
+
+def count(value: float | None, digits: int = 3) -> str:
+    """A number of tokens or weights: `124M`, `1.24B`."""
+    return si(value, digits, billion="B")
+
+
+def parameters(every: int | None, trained: int | None, noun: str = "") -> str:
+    """`22.7M parameters, 148k trained`, with this noun; nothing where it isn't known."""
+    if every is None:
+        return ""
+    return f"{count(every)}{noun}" if trained in (None, every) else f"{count(every)}{noun}, {count(trained)} trained"
+
+
+def flops(value: float | None) -> str:
+    """`1.65 TFLOP/s`."""
+    text = si(value)
+    return text if value is None else f"{text.rstrip('kMGTP')} {text[len(text.rstrip('kMGTP')) :]}FLOP/s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`gpt2, llama and t5`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def whole(value: int | None) -> str:
+    """`12,345`."""
+    return "–" if value is None else f"{value:,}"
+
+
+def loss(value: float | None) -> str:
+    """Four digits after the point, as a difference of a thousandth counts."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+PER_TOKEN = "nats per token"
+_LABELS = {
+    "multiple": "binary cross-entropy of a label, nats",
+    "regression": "squared error",
+}
+_VECTORS = {
+    "cosine": "squared error of the cosine",
+    "triplet": "triplet loss",
+    "class_triplet": "triplet loss",
+    "softmax": "cross-entropy of the pair's class, nats",
+}
+
+
+def loss_unit(config: Mapping[str, Any]) -> str:
+    """The kind of a run's loss and its unit, by its config."""
+    match config.get("task"):
+        case "classify":
+            return _LABELS.get(str(config.get("label_kind")), "cross-entropy, nats")
+        case "tag":
+            return "cross-entropy of a tag, nats"
+        case "embed":
+            return _VECTORS.get(str(config.get("loss")), "cross-entropy of the positive, nats")
+        case "preference":
+            return "DPO loss, nats"
+        case _:
+            return PER_TOKEN
+
+
+def perplexity(nats: float | None) -> str:
+    """exp of a loss."""
+    if nats is None:
+        return "–"
+    value = math.exp(min(nats, 700.0))
+    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}" if value < 1e6 else f"{value:.2g}"
+
+
+def share(value: float | None) -> str:
+    """`41%`."""
+    return "–" if value is None else f"{value:.1%}" if value < 0.1 else f"{value:.0%}"
+
+
+def clock(seconds: float | None) -> str:
+    """`4:05`, `2:04:05`, `3d 4h`."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24}d {hours % 24}h"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def setting(value: Any) -> str:
+    """A value of a config."""
+    if value is None or value == [] or value == {} or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return ", ".join(setting(each) for each in cast("list[Any]", value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {setting(each)}" for name, each in cast("Mapping[str, Any]", value).items())
+    return str(value)
+
+
+def _plain(value: float, digits: int) -> str:
+    text = f"{value:.{digits}g}"
+    return f"{float(text):g}" if "e" in text else text

@@ -1,0 +1,242 @@
+"""What the C library's heap takes for the tensors of training steps, found by allocating them.
+
+The room that a tensor leaves is not always what the next one needs, and some of it stays with small objects that
+outlive the tensor (anyformer/training/memory.py), so the heap grows beyond the tensors that are alive, by a tenth as a
+rule.
+
+No formula tells where all of them come to lie, so glibc is asked: the step is taken on real tensors, among the objects
+that torch makes in a real step. Their memory is neither written nor read, so it costs none: the system provides a page
+when it is first written.
+"""
+
+import gc
+import re
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import reduce
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils.flop_counter import flop_registry
+from typing_extensions import override
+
+from anyformer.plan.internals import FakeTensor, no_modes
+from anyformer.plan.simulation import Simulation
+from anyformer.training.memory import keep_freed_memory, return_freed_memory, trim_heap
+
+_DRY_RUNS = 2
+_DRY_RUNS_OF_SEVERAL = 4
+"""Where the objects lie is left to chance, and with it the size of the heap: the median counts. Whole weights that come
+and go leave more to it."""
+_PAGE = 4096
+_ROLLUP = Path("/proc/self/smaps_rollup")
+_MOST_FLOPS = 1 << 34
+"""Larger products are not computed to learn what their library keeps for them."""
+_GLOO_THREADS = 2
+"""Of a process group. Each has a heap of its own, which keeps the memory of what was gathered there."""
+_GLOO_SEGMENTS = 1 << 21
+"""Bytes of the two pieces in which it adds up tensors, at most."""
+_LARGEST_IN_THREAD = (1 << 26) - _GLOO_SEGMENTS
+"""Bytes: what is larger has no room in a thread's heap (glibc, HEAP_MAX_SIZE) beside those pieces, and is given back to
+the system when it is freed."""
+_aten, _c10d = torch.ops.aten, torch.ops.c10d
+_GATHER, _REDUCE_SCATTER = _c10d._allgather_base_.default, _c10d._reduce_scatter_base_.default
+_PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default}
+
+
+def heap_size(take_steps: Callable[[Simulation], object], processes: int = 1, dry_runs: int | None = None) -> int:
+    """Bytes that tensors, and what libraries keep for products, take of the heap; 0 where there is no such heap.
+
+    Args:
+        take_steps: Trains in a simulation, for some steps.
+        processes: that train together, of which it simulates one.
+        dry_runs: whose median counts; None: as many as it takes to leave little to chance.
+    """
+    _load_libraries()
+    gc.collect()
+    if not keep_freed_memory():
+        return 0
+    sizes, kept = list[int](), 0
+    for _ in range(dry_runs or (_DRY_RUNS if processes == 1 else _DRY_RUNS_OF_SEVERAL)):
+        gc.collect()
+        return_freed_memory()
+        dry_run = DryRun()
+        try:
+            take_steps(dry_run)
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):
+                raise
+            return 0  # the system promises no more memory than it has
+        sizes.append(dry_run.size())
+        kept = max(kept, dry_run.kept)  # the first one that needs it allocates it
+    return round(median(sizes)) + kept
+
+
+def _load_libraries() -> None:
+    """Have torch load what it loads when it first needs it, whose memory is not that of a step."""
+    import_module("torch._dynamo")
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(256, 256, dtype=dtype)
+        torch.addmm(matrix, matrix, matrix)
+        torch.bmm(matrix[None], matrix[None])
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has, to the page; 0 where the system does not tell."""
+    try:
+        found = re.search(r"^Rss:\s*(\d+) kB", _ROLLUP.read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a tensor is but for its numbers."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    viewed: tuple[int, int] | None = None
+    """Of what a function returns: the number of the argument that has its memory, and where in there it begins."""
+
+    def empty(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
+
+    def result(self, arguments: Sequence[Tensor]) -> Tensor:
+        if self.viewed is None:
+            return self.empty()
+        argument, offset = self.viewed
+        return arguments[argument].as_strided(self.shape, self.stride, offset)
+
+
+def _layout(tensor: Tensor) -> _Layout:
+    return _Layout(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+class DryRun(Simulation):
+    """A `Simulation` on real tensors, whose memory is not touched.
+
+    Nothing is computed but the first product of each shape, for which its library allocates what it keeps.
+
+    Attributes:
+        kept: bytes of memory that libraries keep for products.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tensors = nullcontext()
+        self._layouts: dict[tuple[Any, bytes], Any] = {}
+        self._places: set[tuple[int, int]] = set()
+        self._now: dict[int, tuple[int, int]] = {}
+        self.kept = 0
+        self._in_thread = 0
+        self._outside = 0
+
+    def size(self) -> int:
+        """Bytes of all pages in which a tensor ever lay, and of gloo's."""
+        pages = end = 0
+        for address, size in sorted(self._places):
+            first, last = max(address // _PAGE, end), -(-(address + size) // _PAGE)
+            if last > first:
+                pages, end = pages + last - first, last
+        return pages * _PAGE + _GLOO_THREADS * self._in_thread + self._outside
+
+    @override
+    def _outputs(self, func: Any, args: Any, kwargs: Any) -> Any:
+        tensors = [part for part in tree_iter((args, kwargs)) if isinstance(part, Tensor)]
+        is_abstract = str(kwargs.get("device")) == "meta" or any(
+            isinstance(part, FakeTensor) or part.is_meta for part in tensors
+        )
+        is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
+        if func.namespace == "c10d":
+            self._copy_whole(func, tensors)
+        if is_abstract or is_view or func.namespace == "c10d":  # DTensors' shapes, and processes that aren't there
+            return func(*args, **kwargs)
+        if func._schema.is_mutable:
+            return _written(func, args, kwargs)
+        told = repr(tree_map_only(Tensor, _layout, (args, kwargs)))
+        key = func, sha256(told.encode()).digest()  # a long string would lie in the heap as long as this simulation
+        if key not in self._layouts:
+            self._layouts[key] = self._layouts_of(func, args, kwargs)
+            if func in _PRODUCTS and flop_registry[func._overloadpacket](*args, **kwargs) <= _MOST_FLOPS:
+                with no_modes(), torch.no_grad():
+                    before = _resident()
+                    func(*args, **kwargs)
+                    trim_heap()  # that of the result
+                    self.kept += _resident() - before
+        with no_modes():
+            promoted = _promoted(func, tensors)
+            self._places.update((part.data_ptr(), part.nbytes) for part in promoted)
+            return tree_map_only(_Layout, lambda layout: layout.result(tensors), self._layouts[key])
+
+    def _layouts_of(self, func: Any, args: Any, kwargs: Any) -> Any:
+        with no_modes(), self._fake:
+            args, kwargs = tree_map_only(_Layout, _Layout.empty, tree_map_only(Tensor, _layout, (args, kwargs)))
+            given = [part.untyped_storage() for part in tree_iter((args, kwargs)) if isinstance(part, Tensor)]
+
+            def layout(result: Tensor) -> _Layout:
+                same = (number for number, storage in enumerate(given) if storage is result.untyped_storage())
+                argument = next(same, None)
+                viewed = None if argument is None else (argument, int(result.storage_offset()))
+                return replace(_layout(result), viewed=viewed)
+
+            return tree_map_only(Tensor, layout, func(*args, **kwargs))
+
+    def _copy_whole(self, func: Any, tensors: Sequence[Tensor]) -> None:
+        """What gloo allocates to exchange tensors: copies of the whole one, of which each process has a share."""
+        size = max(tensor.nbytes for tensor in tensors)
+        if func in (_GATHER, _REDUCE_SCATTER):
+            with no_modes():
+                self._places.add((torch.empty(size, dtype=torch.uint8).data_ptr(), size))
+        in_thread = size if func is _GATHER else min(size // 2, _GLOO_SEGMENTS)
+        if in_thread < _LARGEST_IN_THREAD:
+            self._in_thread = max(self._in_thread, in_thread)
+        else:
+            self._outside = max(self._outside, in_thread)
+
+    @override
+    def _allocate(self, storage: torch.UntypedStorage) -> None:
+        super()._allocate(storage)
+        if storage.device.type == "cpu" and storage.nbytes():
+            self._now[id(storage)] = storage.data_ptr(), storage.nbytes()
+            self._places.add(self._now[id(storage)])
+
+    @override
+    def _release(self, key: int) -> None:
+        super()._release(key)
+        self._now.pop(key, None)
+
+    @override
+    def restart(self) -> None:
+        """Forget how much memory there was before. What is freed from now on is kept, as after a run's first step."""
+        super().restart()
+        keep_freed_memory()
+        self._places = {*self._now.values()}
+
+
+def _promoted(func: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What a CPU copies operands of several dtypes to, before it allocates the result."""
+    dtypes = {part.dtype for part in tensors if part.is_floating_point() and part.dim()}
+    if len(dtypes) < 2 or torch.Tag.pointwise not in func.tags:
+        return []
+    common = reduce(torch.promote_types, dtypes)
+    return [torch.empty_like(part, dtype=common) for part in tensors if part.dtype in dtypes - {common}]
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Any:
+    """What a function that writes into its arguments returns."""
+    written = [
+        kwargs[argument.name] if argument.name in kwargs else args[place]
+        for place, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    count = len(func._schema.returns)
+    return None if not count else written[0] if count == 1 else tuple(written[:count])

@@ -1,0 +1,320 @@
+"""What training takes: counted on tensors without memory, timed by real steps or by a device's peak."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from anyformer.analysis import cache_bytes_per_token
+from anyformer.config import ModelConfig
+from anyformer.errors import UserError, check_keywords
+from anyformer.one_line import OneLine
+from anyformer.plan.calibrate import SECONDS, StepTime, by_peak, calibrate
+from anyformer.plan.devices import CUDA_CONTEXT, Device, find_device
+from anyformer.plan.fit import Change, changes_that_fit
+from anyformer.plan.measure import resident
+from anyformer.plan.run_settings import SETTINGS, read_run
+from anyformer.plan.step import StepCount, Workload, count_step
+from anyformer.plan.workload import make_workload
+from anyformer.spec import Contender
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TrainingPlan(OneLine):
+    """What training takes, of one process unless it says otherwise; memory in bytes, time in seconds, money in dollars.
+
+    Attributes:
+        model: its name.
+        task: what it learns: an objective of training, or a task of fine-tuning.
+        device: which it is planned for.
+        dtype: of the products.
+        engine: of the processes; None: a single one.
+        processes: how many.
+        batch_size: texts in a step, of all processes.
+        context: tokens of a text.
+        parameters: of the model with its adapter.
+        trained_parameters: of them.
+        memory: by part, when they are most in all: weights, gradients, optimizer, activations, logits, batch, and
+            `allocator`, what the C library's heap loses between tensors (on a CPU).
+        between_steps: by part, what stays from one step to the next.
+        peak: all of `memory` together.
+        base: what the process takes before: the interpreter and torch, or CUDA's context.
+        device_memory: what there is.
+        fits: whether that is enough; on a CPU for all processes together.
+        changes: flags that were tried because it doesn't fit: of every kind, up to the first that is enough.
+        cache: of the keys and values that generating a text as long as the context keeps, in bfloat16.
+        formula: what the usual formulas say, by part: weights, gradients and optimizer from the number of parameters,
+            activations from Korthikanti et al. 2022, equation 2.
+        differences: why what was counted is something else than the formula says, by part.
+        tokens: that a step reads, sources among them, of all processes.
+        flops: of a step, of all processes.
+        flops_formula: `6 N + 12 L d s` (Chowdhery et al. 2022, appendix B) times the tokens.
+        time: of a step.
+        steps: of the run; None: not known.
+        seconds: of the run, low, likely and high.
+        price_per_hour: of a device; None: not known.
+        cost: of the run, of all devices, likewise low, likely and high.
+        cost_per_million: the same of a million tokens; None: there is no price.
+    """
+
+    shown: ClassVar = ("model", "task", "device", "peak", "fits", "steps", "seconds", "cost")
+
+    model: str
+    task: str
+    device: str
+    dtype: str
+    engine: str | None
+    processes: int
+    batch_size: int
+    context: int
+    parameters: int
+    trained_parameters: int
+    memory: Mapping[str, int]
+    between_steps: Mapping[str, int]
+    peak: int
+    base: int
+    device_memory: float
+    fits: bool
+    changes: tuple[Change, ...]
+    cache: int
+    formula: Mapping[str, float]
+    differences: Mapping[str, str]
+    tokens: int
+    flops: int
+    flops_formula: float
+    time: StepTime
+    steps: int | None
+    seconds: tuple[float, float, float] | None
+    price_per_hour: float | None
+    cost: tuple[float, float, float] | None
+    cost_per_million: tuple[float, float, float] | None
+
+    @property
+    def flops_per_token(self) -> float:
+        """Operations of a step for each token that it reads."""
+        return self.flops / max(self.tokens, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for.
+
+    Attributes:
+        workload: one step.
+        device: where.
+        name: of the model.
+        steps: of the run; None: not known.
+        tokens: of the run, instead of steps.
+        price_per_hour: of a device; None: that of the table.
+        calibrate: seconds that real steps may take, where it is planned for this machine.
+    """
+
+    workload: Workload
+    device: Device
+    name: str
+    steps: int | None = None
+    tokens: int | None = None
+    price_per_hour: float | None = None
+    calibrate: float = SECONDS
+
+
+def plan(
+    model: ModelConfig | str | Path,
+    *,
+    device: str | None = None,
+    tokens: int | None = None,
+    price_per_hour: float | None = None,
+    calibrate: bool = False,
+    **options: Any,
+) -> TrainingPlan:
+    """What training a model takes, before it is begun, as `anyformer plan` says.
+
+    Args:
+        model: A config, a preset, or a directory; see `anyformer diff`. None of its weights is read or allocated. Of a
+            run directory the run's settings are taken, unless options change them.
+        device: One of the table, such as ``"h100"``; None: this machine's processors.
+        tokens: Of the whole run, for time and money; ``steps=1000`` is another way to say it.
+        price_per_hour: Of a device, in dollars; None: that of the table, if it has one.
+        calibrate: Take real steps for up to a minute to know the time on this machine.
+        **options: The flags of `anyformer train` and `anyformer finetune`: ``batch_size=8``, ``context=1024``,
+            ``dtype="bfloat16"``, ``lora=16``, ``gradient_checkpointing=True``, ``engine="fsdp"``, ``processes=8``.
+
+    Raises:
+        UserError: There is no such model or device, or the options contradict each other or the model.
+
+    ::
+
+        found = af.plan("llama-3.2-1b", device="h100", batch_size=8, context=2048)
+        print(found.peak / 1e9, found.fits)
+    """
+    check_keywords("plan", options, SETTINGS | {"device", "tokens", "price_per_hour", "calibrate"})
+    if isinstance(model, ModelConfig):
+        contender = Contender("model", model)
+    else:
+        away, sized = device is not None, tokens is not None
+        contender, options = read_run(str(model), options, elsewhere=away, is_sized=sized)
+    return make_plan(request(contender, options, device, tokens, price_per_hour, calibrate=SECONDS * calibrate))
+
+
+def request(
+    contender: Contender,
+    options: Mapping[str, Any],
+    device: str | None,
+    tokens: int | None = None,
+    price_per_hour: float | None = None,
+    *,
+    calibrate: float = SECONDS,
+) -> Request:
+    """What is asked for by these options. Raises UserError as `plan`."""
+    if tokens is not None and (tokens < 1 or options.get("steps") is not None):
+        raise UserError(f"--tokens {tokens} is the length of the run, at least 1: give it, or --steps.")
+    if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):
+        raise UserError(f"--price-per-hour {price_per_hour} is a sum of money, from 0 on.")
+    where = find_device(device)
+    workload = make_workload(contender, options, where)
+    return Request(
+        workload=workload,
+        device=where,
+        name=contender.name,
+        steps=options.get("steps"),
+        tokens=tokens,
+        price_per_hour=price_per_hour,
+        calibrate=calibrate,
+    )
+
+
+def make_plan(asked: Request, say: Callable[[str], None] = lambda stage: None) -> TrainingPlan:
+    """Count the step, look whether it fits, and say what it costs.
+
+    Args:
+        say: is told what is being done.
+    """
+    workload, device, config = asked.workload, asked.device, asked.workload.config
+    shared = device.name == "cpu"
+    say("counting a step")
+    count = count_step(workload)
+    base = (resident() or 0) if shared else CUDA_CONTEXT
+    room = device.memory - base * (config.processes if shared else 1)
+    fits = count.peak * (config.processes if shared else 1) <= room
+    changes = (
+        ()
+        if fits
+        else changes_that_fit(
+            workload, count, room, shared=shared, say=lambda flags: say(f"counting a step with {flags}")
+        )
+    )
+    batch = workload.batch()
+    tokens = batch.tokens.size + (0 if batch.source is None else batch.source.size)
+    if shared and asked.calibrate and fits:
+        say("taking real steps")
+        time = calibrate(workload, count, asked.calibrate)
+    else:
+        time = by_peak(workload, count.flops, device)
+    steps = asked.steps if asked.tokens is None else -(-asked.tokens // tokens)
+    seconds = None if steps is None else (time.low * steps, time.seconds * steps, time.high * steps)
+    price = device.price if asked.price_per_hour is None else asked.price_per_hour
+    dollars = 0.0 if price is None else price / 3600 * (1 if shared else config.processes)
+    usual = formula(workload, count)
+    return TrainingPlan(
+        model=asked.name,
+        task=workload.task,
+        device=device.name,
+        dtype=workload.precision.name,
+        engine=config.engine,
+        processes=config.processes,
+        batch_size=batch.examples,
+        context=config.context,
+        parameters=count.parameters[0],
+        trained_parameters=count.parameters[1],
+        memory={**count.parts, **({"allocator": count.allocator} if count.allocator else {})},
+        between_steps=count.resident,
+        peak=count.peak,
+        base=base,
+        device_memory=device.memory,
+        fits=fits,
+        changes=changes,
+        cache=cache_bytes_per_token(workload.model) * config.context,
+        formula=usual,
+        differences=differences(workload, count, usual),
+        tokens=tokens,
+        flops=count.flops,
+        flops_formula=flops_formula(workload, count) * tokens,
+        time=time,
+        steps=steps,
+        seconds=seconds,
+        price_per_hour=price,
+        cost=None if price is None or seconds is None else _times(seconds, dollars),
+        cost_per_million=None if price is None else _times((time.low, time.seconds, time.high), dollars * 1e6 / tokens),
+    )
+
+
+def _times(values: tuple[float, float, float], factor: float) -> tuple[float, float, float]:
+    low, likely, high = values
+    return low * factor, likely * factor, high * factor
+
+
+_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5}
+_ALIKE = 0.1
+"""How far what was counted may be from a formula for both to be the same to people."""
+
+
+def formula(workload: Workload, count: StepCount) -> dict[str, float]:
+    """Bytes by part of one process by the usual formulas, which explain what was counted and are not used for it.
+
+    Weights and their gradients take 4 bytes a parameter, those that stay as they are 2, 1 or a half as their dtype
+    does, AdamW's state 8, shared by the processes with fsdp.
+    Activations take ``s b h (34 + 5 a s / h)`` a layer in 16 bits, of which 34 alone where attention is fused
+    (Korthikanti et al. 2022, equation 2), and ``2 s b h`` where they are computed again.
+    """
+    model, config = workload.model, workload.config
+    share = config.processes if config.engine == "fsdp" else 1
+    everything, trained = count.parameters
+    rows = -(-config.batch_size // config.processes // config.grad_accumulation) or 1
+    layers = model.encoder_layers + model.decoder_layers
+    number = 2 if config.gradient_checkpointing else 34
+    width = 1 if workload.precision.dtype.itemsize == 2 else 2
+    kept = getattr(config, "quantize", None) or getattr(config, "base_dtype", "float32")
+    return {
+        "weights": (4 * trained + _BYTES[kept] * (everything - trained)) / share,
+        "gradients": 4 * trained / share,
+        "optimizer": (8 if config.optimizer == "adamw" else 4) * trained / share,
+        "activations": config.context * rows * model.d_model * number * layers * width,
+    }
+
+
+def differences(workload: Workload, count: StepCount, usual: Mapping[str, float]) -> dict[str, str]:
+    """Why the bytes of a part are not what its formula says, for people; parts that agree are left out."""
+    model, config = workload.model, workload.config
+    feed_forward, said = model.feed_forward, dict[str, str]()
+    kept = [
+        *(["the input of every adapter in float32"] if getattr(config, "lora", None) else []),
+        *(["three vectors of a gated feed-forward network, not two"] if feed_forward.gated else []),
+        *(["norms and sums in float32"] if workload.precision.dtype.itemsize == 2 else []),
+        "what the pass that is at work takes for a while",
+    ]
+    reasons = {
+        "weights": "beside the integers there are their scales, their transposes, and what is not quantized"
+        if config.is_quantized
+        else "buffers, and what is not shared evenly",
+        "gradients": "with ddp they stay in its buckets"
+        if count.parts.get("gradients", 0) > usual["gradients"]
+        else "memory is fullest when some of them, or all, are not there: each is freed, or not computed yet",
+        "optimizer": "its update allocates something as well"
+        if count.parts.get("optimizer", 0) > usual["optimizer"]
+        else "it has less to remember of some parameters",
+        "activations": "the formula is of the inputs of blocks alone, and one block is computed again at a time"
+        if config.gradient_checkpointing
+        else f"the formula is GPT-3's block in 16 bits; counted are also {', '.join(kept[:-1])}, and {kept[-1]}"
+        if count.parts.get("activations", 0) > usual["activations"]
+        else "the formula is GPT-3's block: memory may be fullest when few blocks' are there, and some keep less",
+    }
+    for part, reason in reasons.items():
+        if abs(count.parts.get(part, 0) - usual[part]) > _ALIKE * usual[part]:
+            said[part] = reason
+    return said
+
+
+def flops_formula(workload: Workload, count: StepCount) -> float:
+    """``6 N + 12 L d s`` a token."""
+    model, layers = workload.model, workload.model.encoder_layers + workload.model.decoder_layers
+    return 6 * count.parameters[0] + 12 * layers * model.d_model * workload.config.context

@@ -1,0 +1,193 @@
+"""Specifications of models: a preset, a file or a directory, with fields changed.
+
+::
+
+    llama                                      a preset
+    llama:norm.kind=layer,decoder_layers=4     a preset with fields changed
+    config.json, config.yaml                   of a model, of a run
+    runs/llama-nano-1                          a run, a model directory, a GGUF file
+"""
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from anyformer.config import ConfigError, ModelConfig
+from anyformer.errors import UserError, quote
+from anyformer.families import from_huggingface, preset
+from anyformer.limits import parse_json, path_inside, read_object, read_yaml
+from anyformer.schema import change
+
+DEFAULT_PRESET = "llama-nano"
+"""The preset of a run that names none."""
+
+_FIELDS = re.compile(r",(?=[^,=]+=)")
+"""The comma between two fields; a value may have commas too."""
+_WORDS: dict[str, Any] = {"None": None, "True": True, "False": False}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model that stands beside others."""
+
+    name: str
+    """As it was given."""
+    config: ModelConfig
+    directory: Path | None = None
+    """The model or run directory that has weights of this config; None: there are none."""
+
+
+def read_config(spec: str) -> Contender:
+    """The model that a specification names. Its weights are not read.
+
+    Args:
+        spec: A preset, a config.json, the config.yaml of a run, a model directory, a run directory or a GGUF file; any
+            of them with fields changed, after a colon: ``llama:norm.kind=layer,attention.kv_heads=32``. Values are
+            written as in JSON, text as it is.
+
+    Raises:
+        UserError: there is no such model, its file is misshapen, a field is unknown, or a value describes no
+            transformer.
+    """
+    # A name on disk may have a colon; one of a preset has none.
+    colons = [place for place, character in enumerate(spec) if character == ":"]
+    end = next((end for end in (len(spec), *colons) if _is_there(spec[:end])), min(colons, default=len(spec)))
+    source, colon, changes = spec[:end], spec[end : end + 1], spec[end + 1 :]
+    is_there = _is_there(source)
+    config = _stored(Path(source)) if is_there else _preset(source)
+    if colon:
+        return Contender(spec, _changed(config, changes, spec))
+    return Contender(spec, config, Path(source) if is_there and Path(source).is_dir() else None)
+
+
+def _is_there(source: str) -> bool:
+    """Whether there is a directory of this name, or a file of a kind that is read."""
+    with suppress(OSError, ValueError):  # too long for a name, or a null character
+        path = Path(source)
+        return bool(source) and (path.is_dir() or (path.suffix in _READERS and path.exists()))
+    return False
+
+
+def _preset(name: str) -> ModelConfig:
+    if "/" in name or Path(name).suffix in _READERS:
+        raise UserError(
+            f"There is no {quote(name)}: a model is a preset, a config file, a model or run directory, or a GGUF file."
+        )
+    return preset(name)
+
+
+def _stored(path: Path) -> ModelConfig:
+    if not path.is_dir():
+        return _READERS[path.suffix](path)
+    for name in ("config.json", "model/config.json"):
+        if (path / name).exists():
+            return _from_json(path_inside(path, name))
+    from anyformer.checkpoint.adapter_directory import find_adapter
+
+    if (adapter := find_adapter(path)) is not None:
+        from anyformer.checkpoint.load import inspect_adapter
+
+        return inspect_adapter(adapter)
+    if (path / "config.yaml").exists():  # a run that has saved no model yet
+        return _from_yaml(path_inside(path, "config.yaml"))
+    raise UserError(f"{path} has no config.json, so it is not a model directory.")
+
+
+def _from_json(path: Path) -> ModelConfig:
+    raw = read_object(path)
+    try:
+        return from_huggingface(raw)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _from_yaml(path: Path) -> ModelConfig:
+    values = read_fields(path)
+    if "base" not in values:
+        return read_model(path, values)[1]
+    from anyformer.checkpoint import hub
+    from anyformer.checkpoint.load import inspect
+
+    base = values["base"]
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: wants text, not {quote(base)}.")
+    # Nothing is downloaded that a file asks for, nor followed further than to a model.
+    if not (Path(base).exists() or hub.is_cached(base)):
+        raise UserError(f"{path}: the run has saved no model yet, and its base {quote(base)} is not on this machine.")
+    return inspect(base)[0]
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a run's config.yaml. Raises UserError if there is no such file, or it is not YAML of fields."""
+    if not path.exists():
+        raise UserError(f"The config file {path} can't be read: No such file or directory.")
+    values: object = read_yaml(path)
+    if not isinstance(values, dict):
+        raise UserError(f"The config file {path} should hold fields, such as `steps: 100`.")
+    return cast("dict[str, Any]", values)
+
+
+def read_model(path: Path, values: Mapping[str, Any], preset_name: str | None = None) -> tuple[str, ModelConfig]:
+    """The preset and the model of a run that trains from scratch.
+
+    Args:
+        path: Its config.yaml, for messages.
+        values: The fields of that file.
+        preset_name: A preset to take instead of the file's, and of its model.
+
+    Raises:
+        UserError: There is no such preset, or a field of the model is unknown or misshapen.
+    """
+    changes: Any = values.get("model") or {}
+    name = preset_name or values.get("preset") or DEFAULT_PRESET
+    if not isinstance(changes, dict) or not isinstance(name, str):
+        raise UserError(f"{path}: model wants fields of its own, and preset a name.")
+    try:
+        return name, change(preset(name), cast("dict[str, Any]", {} if preset_name is not None else changes))
+    except ConfigError as error:
+        raise UserError(f"{path}: model.{error}") from error
+
+
+def _from_gguf(path: Path) -> ModelConfig:
+    from anyformer.checkpoint.gguf.container import Container
+    from anyformer.checkpoint.gguf.source import read_config as read_gguf_config
+
+    return read_gguf_config(Container(path))
+
+
+_READERS = {".json": _from_json, ".yaml": _from_yaml, ".yml": _from_yaml, ".gguf": _from_gguf}
+
+
+def _changed(config: ModelConfig, changes: str, spec: str) -> ModelConfig:
+    values: dict[str, Any] = {}
+    for each in _FIELDS.split(changes):
+        field, equals, value = each.partition("=")
+        if not equals or not field.strip():
+            given = quote(each)
+            raise UserError(f"{spec}: after the colon come fields, as in llama:norm.kind=layer; {given} is none.")
+        values[field.strip()] = _value(value.strip())
+    try:
+        changed = config.replace(**values)
+        _check_kinds(changed)
+    except ConfigError as error:
+        raise ConfigError(f"{spec}: {error}") from error
+    return changed
+
+
+def _value(text: str) -> Any:
+    if text in _WORDS:
+        return _WORDS[text]
+    with suppress(UserError):
+        return parse_json(text, "")
+    return text
+
+
+def _check_kinds(config: ModelConfig) -> None:
+    """Raise ConfigError for a kind of block that does not exist, which only shows once it is made."""
+    from anyformer.model import skeleton
+
+    layers = {name: min(getattr(config, name), 1) for name in ("encoder_layers", "decoder_layers")}
+    skeleton(replace(config, **layers))

@@ -1,0 +1,1 @@
+"""Whether a model equals another implementation: Hugging Face's transformers, llama.cpp."""
