@@ -4,7 +4,7 @@ Sources: the groups and their order are those of llama.cpp's Q8_0 and Q4_1 (ggml
 """
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float16, Int8, Int32, UInt8
@@ -129,6 +129,10 @@ def _int8(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, Tensor]:
 
 _FRACTIONS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 """Scales that are tried, as fractions of that which spans the whole group."""
+_STEPS = range(-2, 3)
+"""Multiples of the smallest step by which scales that fit into bytes are tried to be larger."""
+_MOST_MORE = 1.1
+"""Squared error of a row with scales in bytes, at most, of that without; over whole matrices it is smaller."""
 _REFITS = 2
 """Least-squares fits of scale and minimum to the codes of each."""
 
@@ -136,12 +140,13 @@ _REFITS = 2
 def _int4(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, ...]:
     """Integers, scales and minima of least squared error; the same with those that fit into bytes; whether these do.
 
-    They do where no row has a larger error than from end to end, so that what is on a grid already stays on it.
+    They do where no row has a larger error than from end to end, or one much larger than without bytes: what is on a
+    grid already stays on it.
     """
     lowest, highest = groups.aminmax(dim=-1)
     middle, span = (lowest + highest) / 2, (highest - lowest) / 15
     scales, minima, least = span, lowest, torch.full_like(span, torch.inf)
-    plain = None
+    errors = list[Tensor]()
     for fraction in _FRACTIONS:
         scale, minimum = _half(span * fraction), _half(middle - span * fraction * 7.5)
         codes = _codes(groups, scale, minimum)
@@ -150,15 +155,36 @@ def _int4(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, ...]:
                 scale, minimum = _fit(groups, codes, scale)
                 codes = _codes(groups, scale, minimum)
             error = _error(groups, codes, scale, minimum)
-            plain = error if plain is None else plain
+            errors.append(error)
             better = error < least
             least = torch.where(better, error, least)
             scales, minima = torch.where(better, scale, scales), torch.where(better, minimum, minima)
-    small_scales = _round_to(scales, shared_exponents(scales, 8), 255)
-    small_minima = _round_to(minima, shared_exponents(minima, 7), 127)
+    small_scales, small_minima, error = _search_near(groups, scales, minima)
     codes, small = _codes(groups, scales, minima), _codes(groups, small_scales, small_minima)
-    fits = _error(groups, small, small_scales, small_minima).sum(dim=1) <= cast("Tensor", plain).sum(dim=1)
+    fits = error.sum(dim=1) <= torch.minimum(errors[0].sum(dim=1), _MOST_MORE * least.sum(dim=1))
     return _packed(codes), scales.half(), minima.half(), _packed(small), small_scales.half(), small_minima.half(), fits
+
+
+def _search_near(groups: Tensor, scales: Tensor, minima: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scales and minima that fit into bytes, near those given, and the squared error of each group."""
+    scale_units, minimum_units = shared_exponents(scales, 8), shared_exponents(minima, 7)
+    small_scales, small_minima, least = scales, minima, torch.full_like(scales, torch.inf)
+    for steps in _STEPS:
+        moved = scales + torch.ldexp(torch.full_like(scales[:, :1], steps), scale_units)
+        scale = _round_to(moved.clamp(min=0), scale_units, 255)
+        minimum = minima
+        for _ in range(_REFITS):
+            minimum = _round_to(minimum, minimum_units, 127)
+            codes = _codes(groups, scale, minimum)
+            error = _error(groups, codes, scale, minimum)
+            better = error < least
+            least = torch.where(better, error, least)
+            small_scales, small_minima = (
+                torch.where(better, scale, small_scales),
+                torch.where(better, minimum, small_minima),
+            )
+            minimum = groups.mean(dim=-1) - scale * codes.mean(dim=-1)
+    return small_scales, small_minima, least
 
 
 def _error(groups: Tensor, codes: Tensor, scales: Tensor, minima: Tensor) -> Tensor:
