@@ -1,6 +1,8 @@
 """What `anyformer diff`, `show`, `diagram`, `compare` and `plan` are given."""
 
 import json
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,15 @@ def test_a_file_that_is_no_config(content: Any, tmp_path: Path) -> None:
 def test_anything_is_read_or_refused(spec: str) -> None:
     with suppress(af.UserError):
         read_config(spec)
+
+
+def test_a_spec_of_yaml_imports_no_training(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(TrainConfig(preset="gpt2-nano", model=af.preset("gpt2-nano"))))
+    code = """import sys
+from anyformer.spec import read_config
+read_config("config.yaml")
+print([name for name in sys.modules if name.startswith(("anyformer.training", "anyformer.finetuning", "torch."))])"""
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, text=True) == "[]\n"
 
 
 def test_other_commands_read_them_too(capsys: pytest.CaptureFixture[str]) -> None:

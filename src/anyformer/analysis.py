@@ -1,4 +1,4 @@
-"""What a model costs: parameters, arithmetic and memory of each of its parts."""
+"""Costs of a model: parameters, arithmetic and memory of each of its parts."""
 
 from dataclasses import dataclass
 from typing import cast

@@ -501,7 +501,7 @@ class ModelConfig:
 
 
 def diff(a: ModelConfig, b: ModelConfig) -> dict[str, tuple[Any, Any]]:
-    """What separates two models: ``{"norm.kind": ("layer", "rms"), ...}``, in the config's own order.
+    """Differences of two models: ``{"norm.kind": ("layer", "rms"), ...}``, in the config's own order.
 
     A part that only one of them has is compared as a whole (against None). `model_type` names a file format,
     not an architecture, and is left out.

@@ -44,12 +44,12 @@ class ModelOutput(OneLine):
     hidden_states: tuple[Float[Tensor, "batch time d_model"], ...] | None = None
     """If asked for: the embeddings, then every block's output, the last one after the final norm."""
     source_hidden_states: tuple[Float[Tensor, "batch source d_model"], ...] | None = None
-    """The same of an encoder-decoder's encoder."""
+    """`hidden_states` of an encoder-decoder's encoder."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a loaded model came with that no block needs, kept so that it can be written back."""
+    """Contents of a loaded model that no block needs, kept so that they can be written back."""
 
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Its config.json, as it was."""

@@ -1,4 +1,4 @@
-"""What the commands about architectures are given: a preset, a file or a directory, and fields of it that are changed.
+"""Specifications of models: a preset, a file or a directory, with fields changed.
 
 ::
 
@@ -19,7 +19,6 @@ from anyformer.config import ConfigError, ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families import from_huggingface, preset
 from anyformer.limits import parse_json, path_inside, read_object, read_yaml
-from anyformer.migration import current_settings
 from anyformer.schema import change
 
 DEFAULT_PRESET = "llama-nano"
@@ -128,7 +127,7 @@ def read_fields(path: Path) -> dict[str, Any]:
     values: object = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"The config file {path} should hold fields, such as `steps: 100`.")
-    return current_settings(cast("Mapping[str, Any]", values))
+    return cast("dict[str, Any]", values)
 
 
 def read_model(path: Path, values: Mapping[str, Any], preset_name: str | None = None) -> tuple[str, ModelConfig]:

@@ -1,4 +1,4 @@
-"""What reaches the user: standard output and standard error. `anyformer.console` has tables and colors.
+"""Standard output and standard error, filtered. `anyformer.console` has tables and colors.
 
 Text of a model, a file or a template may contain escape sequences, which a terminal obeys: they rename its window,
 move the cursor over what was shown before, or write to the clipboard. So all output to a terminal is filtered here, and
@@ -200,7 +200,7 @@ _REFUSALS = {
 
 
 class _Messages(logging.Handler):
-    """What is logged, as messages."""
+    """A handler that prints log records as messages."""
 
     @override
     def emit(self, record: logging.LogRecord) -> None:

@@ -69,7 +69,7 @@ _BY_NAME = {name: ours for ours, names in _OURS.items() for name in names.split(
 
 
 def usual_name(name: str, valid: Sequence[str]) -> list[str]:
-    """Those of the valid names that mean what other libraries call `name`; all may be flags, or dotted."""
+    """Valid names with the meaning that `name` has in other libraries; all may be flags, or dotted."""
     known = {_plain(each): each for each in reversed(valid)}
     for choice in _BY_NAME.get(_plain(name).rpartition(".")[2], "").split(" / "):
         found = [_spelled(ours, known) for ours in choice.split()]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from anyformer.compare.request import Request, budget_of
 from anyformer.compare.result import Comparison
 from anyformer.errors import UserError
 from anyformer.generation import compiled_decoder
+from anyformer.process_executor import InlineExecutor
 from tests.compare.texts import text
 
 FAMILIES = ("gpt2", "llama", "bert", "t5", "transformer")
@@ -294,6 +296,21 @@ def test_several_processes_share_the_work(data: str, tmp_path: Path) -> None:
     both = compare(["gpt2", "llama"], data=data, out=tmp_path / "both", tokens=1000, seeds=2, processes=2, **SMALL)
     assert both.groups == alone.groups
     assert torch.get_num_threads() >= 1
+
+
+def test_jobs_go_to_an_executor(data: str, tmp_path: Path) -> None:
+    """Each is named by two strings, so that any machine that sees the folder can do it."""
+    calls: list[tuple[Any, ...]] = []
+
+    class Recording(InlineExecutor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+            calls.append(pickle.loads(pickle.dumps((fn, *args))))
+            return super().submit(fn, *args, **kwargs)
+
+    small = {**SMALL, "tokens": 300, "seeds": 1}
+    compare(["gpt2", "llama"], data=data, out=tmp_path / "out", executor=Recording(), **small)
+    names = ("0-gpt2-seed0", "1-llama-seed0")
+    assert calls == [(jobs.run_job, str(tmp_path / "out"), name) for name in names]
 
 
 SENTENCES = {

@@ -25,7 +25,7 @@ from anyformer.spec import read_config
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is glibc's")
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 MODEL = "llama-nano:decoder_layers=1,vocab_size=300"
 
 
@@ -51,7 +51,7 @@ print(json.dumps([sum(counted.parts.values()), counted.allocator, before, reside
 
 def test_tensors_lie_in_a_heap_that_is_larger_than_they_are_and_costs_no_memory() -> None:
     """In a process of its own, whose heap holds nothing else."""
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[2]
     live, allocator, before, after = json.loads(subprocess.check_output([sys.executable, "-c", LAYING], cwd=root))
     assert live > 100e6
     assert 0 < allocator < live

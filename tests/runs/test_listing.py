@@ -146,16 +146,6 @@ def test_the_newest_run_comes_first(tmp_path: Path):
     assert [run.name for run in read_runs(tmp_path)] == ["b", "a", "c"]
 
 
-def test_a_run_of_version_0_1_compares_with_one_of_today(tmp_path: Path):
-    settings = config(document_masking=True)
-    renamed = {"grad_clip": "clip", "document_masking": "reset_documents"}
-    before = {renamed.get(name, name): value for name, value in settings.items()}
-    old = read_run(write_run(tmp_path / "old", short_run(), before))
-    new = read_run(write_run(tmp_path / "new", short_run(), settings))
-    assert "clip" in before
-    assert differences([old, new]) == {}
-
-
 def test_only_what_differs(tmp_path: Path):
     a = read_run(write_run(tmp_path / "a", short_run()))
     b = read_run(write_run(tmp_path / "b", short_run(), config(grad_clip=0.5, model={"norm.kind": "layer"})))

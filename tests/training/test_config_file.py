@@ -1,59 +1,13 @@
-"""A run of version 0.1.0, stopped after half of its steps, goes on."""
+"""What a config.yaml may hold."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
-import anyformer as af
-from anyformer.cli import train
 from anyformer.errors import UserError
-from anyformer.kernels.cpu_features import SWITCH
 from anyformer.training.config_file import read_yaml
-from tests.training.conftest import Trains, losses, metrics, prose
-
-RUN = Path(__file__).parent / "run-0.1.0"
-FLAGS = [
-    *("gpt2-nano", "--tokenizer", "char", "--model.d-model", "8", "--model.decoder-layers", "1"),
-    *("--model.attention.heads", "2", "--model.feed-forward.width", "16", "--model.dropout", "0.1"),
-    *("--context", "8", "--batch-size", "4", "--steps", "6", "--save-every", "3", "--log-every", "1"),
-    *("--grad-accumulation", "2", "--grad-clip", "0.5", "--average", "ema:0.9", "--device", "cpu"),
-    *("--dtype", "float32"),
-]
-
-
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
-    """The run, as it would lie on this machine."""
-    (tmp_path / "text.txt").write_text(prose(400), encoding="utf-8")
-    shutil.copytree(RUN, tmp_path / "old")
-    for path in (tmp_path / "old" / "config.yaml", *(tmp_path / "old").glob("checkpoints/*/run.json")):
-        path.write_text(path.read_text().replace("/FOLDER", str(tmp_path)))
-    return tmp_path / "old"
-
-
-def test_old_names_in_config_yaml(old: Path):
-    config = read_yaml(old / "config.yaml")
-    assert (config.grad_accumulation, config.grad_clip) == (2, 0.5)
-    assert (config.gradient_checkpointing, config.document_masking, config.whole_word_masking) == (False,) * 3
-
-
-def test_a_run_of_an_earlier_version_is_resumed(
-    old: Path, trains: Trains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv(SWITCH, "0")  # compiled dropout, which that version did not have, keeps other numbers
-    new = trains(*FLAGS, "--data", str(tmp_path / "text.txt"), "--cache", str(tmp_path / "cache"), name="new")
-    assert train.run(["--resume", str(old)]) == 0
-    assert metrics(old)[-1] == {"step": 6, "state": "finished"}
-    assert losses(old) == pytest.approx(losses(new), rel=1e-5)
-    ours, theirs = (dict(af.load(run / "model")[0].named_parameters()) for run in (old, new))
-    for name, weight in ours.items():
-        # The bias of keys adds the same to all scores of a query: its gradient is 0 but for rounding, of which AdamW
-        # makes steps.
-        bound = 1e-4 if name.endswith("attention.key.bias") else 1e-5
-        assert (weight - theirs[name]).abs().max() < bound, name
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a low-rank adapter is made with."""
+"""The config of a low-rank adapter."""
 
 import math
 import re
@@ -26,12 +26,12 @@ class LoraConfig:
     alpha: float | None = None
     """The adapter counts alpha / rank times; None: twice the rank."""
     dropout: float = 0.0
-    """Of the input of A, in training."""
+    """Dropout on the input of A in training."""
     target_modules: str | Sequence[str] = "all-linear"
     """Names, or the ends of dotted names, of the layers that get an adapter; a string is a regular expression for
     whole names, or "all-linear": every linear layer but the output layer."""
     exclude_modules: str | Sequence[str] = ()
-    """Those of them that get none."""
+    """Modules among these that get none."""
     layers_to_transform: Sequence[int] = ()
     """The numbers of the layers that get adapters; empty: all."""
     layers_pattern: Sequence[str] = ()
@@ -79,7 +79,7 @@ class LoraConfig:
         return _by_pattern(self.alpha_pattern, module, 2.0 * self.rank if self.alpha is None else self.alpha)
 
     def scale_of(self, module: str, rank: int) -> float:
-        """What an adapter of this rank is multiplied by."""
+        """Factor on the output of an adapter of this rank."""
         return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
 
     def selects(self, module: str) -> bool:

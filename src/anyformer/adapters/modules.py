@@ -81,7 +81,7 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Those of them that are parameters."""
+    """Base weights that are parameters."""
     return {name: parameter for name, parameter in model.named_parameters() if _ADAPTERS not in name}
 
 
@@ -92,7 +92,7 @@ def family_of(model: Transformer) -> Family:
 
 
 def prefix_of(model: Transformer) -> str:
-    """What the family's table has before names that a bare model of Hugging Face's has without."""
+    """Prefix of the names in the family's table that a bare model of Hugging Face's lacks."""
     return family_of(model).prefix if model.config.head.kind == "none" else ""
 
 

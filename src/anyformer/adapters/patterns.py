@@ -18,7 +18,7 @@ LONGEST = 500
 MOST = 10_000
 """Names that the patterns of an adapter may be: a mixture of experts has an adapter for each of its layers."""
 _COST = 10
-"""What a part of a pattern counts where a name that is written out counts 1, as it is soon compared."""
+"""Cost of a part of a pattern, where a name that is written out costs 1, as it is soon compared."""
 
 _Positions = Set[int]
 _Step = Callable[[str, _Positions], _Positions]

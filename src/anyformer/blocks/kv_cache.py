@@ -21,7 +21,7 @@ _CLEARED_SLOTS = 64
 
 
 class KeysValues(NamedTuple):
-    """What one attention layer attends to."""
+    """Keys and values of one attention layer."""
 
     keys: Float[Tensor, "batch kv_heads time head_dim"]
     values: Float[Tensor, "batch kv_heads time head_dim"]

@@ -79,4 +79,4 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
 """From hidden states [batch, time, d_model] and mask [batch, time] to [batch, d_model]."""
 
 TOKENS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"first": first_token, "last": last_token}
-"""Of the poolings that take one token, its index: from tokens [batch, time, ...] and mask [batch, time] to [batch]."""
+"""Index of the token, for poolings that take one: from tokens [batch, time, ...] and mask [batch, time] to [batch]."""

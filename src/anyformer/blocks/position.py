@@ -50,7 +50,7 @@ class PositionalEncoding(nn.Module):
         self.size = size
 
     def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"] | None:
-        """What is added to the embeddings; position -1 marks a token that does not count."""
+        """Vectors added to the embeddings; position -1 marks a token that does not count."""
         return None
 
     def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch #time"]) -> Rotation:
@@ -60,7 +60,7 @@ class PositionalEncoding(nn.Module):
     def bias(
         self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]
     ) -> Float[Tensor, "batch heads queries keys"] | None:
-        """What is added to the scores between tokens at these positions."""
+        """Bias added to the scores between tokens at these positions."""
         return None
 
 

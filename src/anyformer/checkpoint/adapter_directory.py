@@ -42,7 +42,7 @@ def read_base(directory: Path) -> str:
 
 
 def head_json(head: HeadConfig) -> dict[str, Any]:
-    """What is written about the head of an adapter."""
+    """The head of an adapter as JSON."""
     return {"kind": head.kind, "labels": list(head.label_names) or head.labels, "problem_type": head.problem_type}
 
 

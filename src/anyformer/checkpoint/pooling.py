@@ -69,7 +69,7 @@ def _model_max_length(directory: Path) -> int | None:
 
 
 def files(pooling: PoolingConfig, d_model: int) -> dict[str, Any]:
-    """What to write for this pooling: file name -> JSON value; nothing for plain means, which need no saying."""
+    """Files for this pooling: file name -> JSON value; none for plain means, which are the default."""
     if pooling == PoolingConfig():
         return {}
     chain = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]

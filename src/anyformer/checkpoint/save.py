@@ -36,12 +36,12 @@ _FILES = {
     *(name.partition("/")[0] for name in pooling.FILES),
     *TOKENIZER_FILES,
 }
-"""What a directory of a model or of a tokenizer may hold, beside weights, to be known as one without a config.json."""
+"""Files, beside weights, by which a directory without a config.json is recognized as one of a model or tokenizer."""
 
 _LOG = logging.getLogger(__name__)
 
 _GENERATION_FIELDS = {*generation_settings.FIELDS, "max_length"} - {"do_sample", "temperature", "top_k", "top_p"}
-"""What older models say about generation in their config.json; generation_config.json is where it belongs now."""
+"""Settings of generation in the config.json of older models; they belong into generation_config.json now."""
 
 
 def save(
@@ -91,7 +91,7 @@ def save(
 
 
 def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
-    """What was loaded is written as it was; what was changed since, or is new, as the family writes it."""
+    """The config.json: loaded fields as they were, changed and new ones as the family writes them."""
     origin, config = model.origin.config, model.config
     dtype = str(model.dtype).removeprefix("torch.")
     if origin and _describes(origin, config):

@@ -33,7 +33,7 @@ _READ = (
     *pooling.FILES,
     *TOKENIZER_FILES,
 )
-"""What is read from a directory, beside the files that an index names."""
+"""Files that are read from a directory, beside those that an index names."""
 _MAX_MAPPED = 64 * 2**20
 
 
@@ -52,7 +52,7 @@ class TensorSource(ABC):
     """
 
     described_by: ClassVar[str] = "this config.json"
-    """What the shapes of the tensors have to fit, for messages."""
+    """Origin of the shapes that the tensors have to fit, for messages."""
 
     path: Path
     config: ModelConfig
@@ -75,7 +75,6 @@ class _ModelDirectory(TensorSource):
 
     def __init__(self, path: Path, raw: Mapping[str, Any], family: Family | None = None) -> None:
         self.path = path
-        raw = own.current_config_json(raw)
         self.origin = Origin(config=raw, generation=generation_settings.read(path, raw))
         try:
             config = from_huggingface(raw)

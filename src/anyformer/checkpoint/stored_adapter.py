@@ -8,12 +8,12 @@ from torch import Tensor
 from anyformer.adapters.config import LoraConfig
 
 Parts = Mapping[str, Tensor]
-"""What there is of "a" [rank, inputs], "b" [outputs, rank] and "magnitude" [outputs] of a layer."""
+"""Tensors "a" [rank, inputs], "b" [outputs, rank] and "magnitude" [outputs] of a layer, as far as they are there."""
 
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """What was read; that it is complete and fits a model is checked when it is loaded."""
+    """An adapter as it was read; loading checks that it is complete and fits the model."""
 
     config: LoraConfig
     layers: Mapping[str, Parts]

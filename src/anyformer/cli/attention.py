@@ -24,7 +24,7 @@ class AttentionOptions(ModelOptions):
     text: Positional[Text[str]]
     """The text; of an encoder-decoder what its encoder reads."""
     target: Text[str | None] = None
-    """What an encoder-decoder's decoder reads (default: what the model generates greedily)."""
+    """Text that an encoder-decoder's decoder reads (default: what the model generates greedily)."""
     output: Annotated[Path, "-o"] = Path("attention.html")
     """The page."""
 

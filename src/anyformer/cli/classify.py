@@ -67,7 +67,7 @@ class ClassifyOptions(_FileOptions, ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class _Answer:
-    """What the model says of a text: for people, for programs, and whether it has read the whole text."""
+    """The model's answer on a text: for people, for programs, and whether it has read the whole text."""
 
     title: str
     lines: Sequence[str]

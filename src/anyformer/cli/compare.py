@@ -33,13 +33,13 @@ class CompareOptions:
     tokenizer: str | None = None
     """Kind and size of the tokenizer that is trained for all, bpe:N or unigram:N (default: bpe, N to suit the text)."""
     match: Annotated[str, "{parameters,flops,none}"] = "parameters"
-    """What is made equal: parameters outside embeddings, or FLOPs of training a token."""
+    """Size that is made equal: parameters outside embeddings, or FLOPs of training a token."""
     tokens: float | None = None
     """Budget of each contender and seed: tokens of text to train on (default: half a million)."""
     flops: float | None = None
-    """The same in floating-point operations of training, such as 1e13."""
+    """Budget in floating-point operations of training, such as 1e13."""
     minutes: float | None = None
-    """The same in minutes of training on this machine."""
+    """Budget in minutes of training on this machine."""
     seeds: Annotated[int, "N"] = 3
     """How many times each is trained: the differences between them are the noise."""
     tune: bool = False

@@ -12,7 +12,7 @@ from anyformer.errors import UserError
 from anyformer.terminal import write
 
 if TYPE_CHECKING:
-    from anyformer.verify.verify import Check
+    from anyformer.verify.check import Check
 
 _DTYPES = {None: None, "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
@@ -37,7 +37,7 @@ class ConvertOptions(LoadOptions):
     source: Positional[str]
     """A model directory, a run directory, a hub id, or a file that ends in .gguf."""
     target: Positional[str]
-    """What to write: a file that ends in .gguf, or a directory."""
+    """Target: a file that ends in .gguf, or a directory."""
     type: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "int8", "int4"] | None = None
     """The format of the weights; int8 and int4 make a directory, the q types a GGUF file (default: f16 in a GGUF file,
     as stored in a directory)."""

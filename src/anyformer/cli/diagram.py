@@ -26,7 +26,7 @@ class DiagramOptions:
     model: Positional[str]
     """A preset, a config file, a model or run directory, or a GGUF file, perhaps with fields changed."""
     other: Positional[str | None] = None
-    """What to compare it with."""
+    """Model to compare it with."""
     output: Annotated[Path | None, "-o"] = None
     """The picture, a new file (default: standard output)."""
     context: int | None = None

@@ -21,7 +21,7 @@ class DiffOptions:
     a: Positional[str]
     """A preset, a config file, a model or run directory, or a GGUF file, perhaps with fields changed."""
     b: Positional[str]
-    """What to compare it with."""
+    """Model to compare it with."""
 
 
 def run(argv: list[str]) -> int:

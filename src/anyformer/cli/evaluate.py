@@ -79,7 +79,7 @@ class EvaluateOptions(_TextOptions, _AnswerOptions, _SuiteOptions, Columns, Mode
     data: Annotated[tuple[str, ...], "PATH"] = ()
     """The text or the examples: files, folders and globs, as for training."""
     task: Task | None = None
-    """What the model is to do with examples (default: what their columns say)."""
+    """Task on examples (default: the one that their columns suit)."""
     header: Annotated[tuple[str, ...], "NAME"] = ()
     """The names of the columns of .csv and .tsv files that have no header."""
     limit: int | None = None
@@ -279,7 +279,7 @@ def _run_text(options: EvaluateOptions) -> int:
 
 
 def _variants(options: EvaluateOptions) -> Iterator[tuple[str | None, Callable[[], Loaded]]]:
-    """What is evaluated: a name, or None for that of the weights, and how it is loaded."""
+    """Variants that are evaluated: a name, or None for that of the weights, and how it is loaded."""
     from anyformer.quantization import quantize
 
     def rounded(kind: str) -> Loaded:

@@ -261,7 +261,7 @@ def _check_flags(options: GenerateOptions) -> None:
 
 
 def _given_of(options: GenerateOptions, names: Sequence[str]) -> list[str]:
-    """Those of the options that aren't at their defaults."""
+    """Options that aren't at their defaults."""
     return [name for name in names if getattr(options, name) != getattr(GenerateOptions, name)]
 
 

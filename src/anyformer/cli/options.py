@@ -266,7 +266,7 @@ def _helps(kind: type[Any]) -> dict[str, str]:
 
 @cache
 def _own_helps(kind: type[Any]) -> dict[str, str]:
-    """Those of the fields that are not inherited."""
+    """Helps of the fields that are not inherited."""
     module = _syntax(inspect.getfile(kind))
     source = next(node for node in module.body if isinstance(node, ast.ClassDef) and node.name == kind.__name__)
     return {

@@ -23,7 +23,7 @@ from anyformer.training.run_config import defaults
 
 _DIRECTORY = Path("runs")
 _SPARE = ("tokens", "preset", "time", "parameters", "tokens/s")
-"""What a narrow terminal does without, the least missed first."""
+"""Columns that a narrow terminal does without, the least missed first."""
 
 _STYLES = {"running": "blue", "finished": "green", "stopped": "yellow", "diverged": "red"}
 

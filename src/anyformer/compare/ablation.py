@@ -1,4 +1,4 @@
-"""What each of several changes to one model is worth."""
+"""Ablations: the effect of each of several changes to one model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

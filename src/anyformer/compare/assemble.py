@@ -24,7 +24,7 @@ from anyformer.errors import UserError, cut
 from anyformer.pages.formatting import listed
 
 _BYTES_A_PARAMETER = 16
-"""Of weights, gradients and AdamW's two averages in float32."""
+"""Bytes of a weight, its gradient and AdamW's two averages in float32."""
 _OBJECTIVES = {
     "causal": "predict the next token",
     "masked": "fill in masked tokens",

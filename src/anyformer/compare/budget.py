@@ -1,4 +1,4 @@
-"""What a step costs, and how many of them a budget allows."""
+"""Cost of a step, and the number of steps that a budget allows."""
 
 import hashlib
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ from anyformer.errors import UserError
 
 KINDS = ("tokens", "flops", "minutes")
 TRIAL = 0.1
-"""Of the budget of one seed, for each learning rate that is tried."""
+"""Share of one seed's budget for each learning rate that is tried."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What each contender may spend on each seed.
+    """The budget of each candidate and seed.
 
     Attributes:
         kind: tokens of text, floating-point operations of training, or minutes of it.
@@ -64,7 +64,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Allowance:
-    """What a run does with its budget.
+    """Steps of a run within its budget, and their cost.
 
     Attributes:
         steps: how many.

@@ -3,17 +3,20 @@
 import os
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from anyformer import atomic
-from anyformer import processes as programs
 from anyformer.compare import jobs
 from anyformer.compare.assemble import assemble
 from anyformer.compare.budget import flops_per_token
-from anyformer.compare.experiment import RESULT, Plan, default_folder, make_plan, seeds_of
+from anyformer.compare.experiment import RESULT, Plan, default_folder, make_plan, seeds_of, stored_plan
 from anyformer.compare.jobs import Job
 from anyformer.compare.matching import parameters_outside_embeddings
 from anyformer.compare.page import PAGE, write_page
@@ -22,11 +25,16 @@ from anyformer.compare.result import Comparison
 from anyformer.compare.tasks import read_labeled_texts
 from anyformer.data.disk_cache import Cache
 from anyformer.data.examples.tables import Data, kept_paths
+from anyformer.errors import UserError
 from anyformer.pages.formatting import clock
 from anyformer.pages.render import require_page
+from anyformer.process_executor import InlineExecutor, ProcessExecutor
 
 Say = Callable[[str], None]
 _WAIT = 0.5
+"""Seconds until a job is asked for again that another command works on."""
+_INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
 
 
 def compare(
@@ -48,6 +56,7 @@ def compare(
     tasks: bool = True,
     classify: Data = (),
     processes: int = 1,
+    executor: Executor | None = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> Comparison:
@@ -73,6 +82,8 @@ def compare(
         classify: files of texts with labels for the classifier among them, as `anyformer finetune` reads them; empty:
             passages of the text itself.
         processes: that share the work.
+        executor: where jobs are done, in the place of processes here: any of `concurrent.futures`' kind, whose workers
+            see the folder under the same path.
         device, dtype: of training.
 
     Returns:
@@ -99,7 +110,7 @@ def compare(
         device=device,
         dtype=dtype,
     )
-    return work(request, None if out is None else Path(out), processes=processes)[0]
+    return work(request, None if out is None else Path(out), processes=processes, executor=executor)[0]
 
 
 def work(
@@ -107,6 +118,7 @@ def work(
     out: Path | None = None,
     *,
     processes: int = 1,
+    executor: Executor | None = None,
     say: Say = lambda line: None,
     working: Say = lambda line: None,
 ) -> tuple[Comparison, Path]:
@@ -139,18 +151,15 @@ def work(
     for job in everything:
         if job.contender.directory is None and not jobs.is_done(plan, job) and job.seed == 0:
             jobs.allow_job(plan, job)  # raises before anything is trained
-    threads = torch.get_num_threads()
-    helpers = _start_helpers(request, out, processes)
-    try:
-        if helpers:
-            torch.set_num_threads(max(1, threads // processes))
-        _work(plan, everything, processes, say, working)
-    finally:
-        for helper in helpers:
-            helper.terminate()
-        for helper in helpers:
-            helper.wait()
-        torch.set_num_threads(threads)
+    stored_plan.cache_clear()
+    threads = max(1, torch.get_num_threads() // processes)
+    own = InlineExecutor() if processes == 1 else ProcessExecutor(processes, threads)
+    with own if executor is None else nullcontext(executor) as chosen:
+        left = [job for job in everything if not jobs.is_done(plan, job)]
+        progress = _Progress(len(everything), len(everything) - len(left), say, working, processes)
+        # Learning rates are tried before the runs that take the best of them.
+        for wave in ([job for job in left if job.rate is not None], [job for job in left if job.rate is None]):
+            _work(plan, wave, chosen, len(wave) if executor else processes, progress)
     working("drawing the page")
     comparison = assemble(plan, time.monotonic() - begun)
     comparison.write(out / RESULT)
@@ -158,49 +167,61 @@ def work(
     return comparison, out
 
 
-def _work(plan: Plan, everything: Sequence[Job], processes: int, say: Say, working: Say) -> None:
-    taken: list[float] = []
-    while left := [job for job in everything if not jobs.is_done(plan, job)]:
-        moved = False
-        for job in left:
-            if jobs.is_done(plan, job) or not jobs.is_ready(plan, job):
+@dataclass
+class _Progress:
+    """Lines on the jobs of a comparison."""
+
+    total: int
+    done: int
+    say: Say
+    working: Say
+    processes: int
+    seconds: list[float] = field(default_factory=list[float])
+    """Durations of the jobs that were done."""
+
+    def begin(self, job: Job, running: int) -> None:
+        number = self.done + running + 1
+        self.working(f"{_name(job)} ({number} of {self.total}){self._rest()}")
+
+    def end(self, job: Job, seconds: float, loss: float | None) -> None:
+        self.done += 1
+        self.seconds.append(seconds)
+        found = "" if loss is None else f"validation loss {loss:.4f}, "
+        self.say(f"{self.done:>3}/{self.total:<3}    {_name(job)}: {found}{seconds:.0f} s{self._rest()}")
+
+    def _rest(self) -> str:
+        """How long the other jobs may take."""
+        left = self.total - self.done
+        if not (self.seconds and left):
+            return ""
+        return f", about {clock(statistics.mean(self.seconds) * left / self.processes)} left"
+
+
+def _work(plan: Plan, wave: Sequence[Job], executor: Executor, most: int, progress: _Progress) -> None:
+    """Have jobs done, at most so many at a time; what another command works on is asked for again."""
+    left, running = deque(wave), dict[Future[float | None], Job]()
+    try:
+        while left or running:
+            if left and len(running) < most:
+                job = left.popleft()
+                progress.begin(job, len(running))
+                running[executor.submit(jobs.run_job, str(plan.out), job.name)] = job
                 continue
-            with jobs.claimed(plan, job) as mine:
-                if mine and not jobs.is_done(plan, job):
-                    begun, done = time.monotonic(), sum(jobs.is_done(plan, each) for each in everything)
-                    rest = _rest(taken, len(everything) - done, processes)
-                    working(f"{_name(job)} ({done + 1} of {len(everything)}){rest}")
-                    jobs.perform(plan, job)
-                    taken.append(time.monotonic() - begun)
-                    loss = jobs.read(plan, job).validation_loss
-                    found = "" if loss is None else f"validation loss {loss:.4f}, "
-                    rest = _rest(taken, len(everything) - done - 1, processes)
-                    say(f"{done + 1:>3}/{len(everything):<3}    {_name(job)}: {found}{taken[-1]:.0f} s{rest}")
-                    moved = True
-        if not moved:
-            time.sleep(_WAIT)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job, seconds = running.pop(future), future.result()
+                if seconds is None:
+                    left.append(job)
+                    time.sleep(_WAIT)
+                else:
+                    progress.end(job, seconds, jobs.read(plan, job).validation_loss)
+    except KeyboardInterrupt:
+        raise jobs.StoppedError(_INTERRUPTED) from None
+    except ChildProcessError as error:
+        raise UserError(f"The comparison stopped: {error}. The same command goes on with it.") from error
 
 
 def _name(job: Job) -> str:
     return f"{job.contender.name}, " + (f"seed {job.seed}" if job.rate is None else f"learning rate {job.rate:.2g}")
-
-
-def _rest(taken: Sequence[float], left: int, processes: int) -> str:
-    """How long as many more jobs may take."""
-    return f", about {clock(statistics.mean(taken) * left / processes)} left" if taken and left else ""
-
-
-def _start_helpers(request: Request, out: Path, processes: int) -> list[programs.Process]:
-    """Start other processes that share the work; they say nothing."""
-    changes = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes))}
-    command = programs.python("-m", "anyformer", "compare", *request.arguments(str(out)))
-    null = os.open(os.devnull, os.O_RDWR)
-    try:
-        return [
-            programs.start(command, changes=changes, stdin=null, stdout=null, stderr=null) for _ in range(1, processes)
-        ]
-    finally:
-        os.close(null)
 
 
 def introduction(plan: Plan) -> list[str]:

@@ -37,7 +37,7 @@ FEWEST = 8
 
 @dataclass(frozen=True, slots=True)
 class SharedText:
-    """What all contenders are trained and judged on.
+    """The text that all candidates are trained and measured on.
 
     Attributes:
         tokenizer: of all of them; nothing is put around a text, see `tokenizer_for`.
@@ -149,7 +149,7 @@ _AROUND = {"causal": ("bos", None), "masked": ("cls", "sep"), "span_corruption":
 
 
 def tokenizer_for(tokenizer: Tokenizer, objective: str) -> Tokenizer:
-    """The same tokenizer, which puts around a text what models of an objective have seen there."""
+    """The tokenizer with the special tokens around a text that models of an objective have seen there."""
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     config: dict[str, Any] = tokenizer.complete_config()
     before, after = (None if role is None else config.get(f"{role}_token") for role in _AROUND[objective])

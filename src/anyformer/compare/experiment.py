@@ -1,4 +1,4 @@
-"""What is compared, settled once: plan.json in the comparison's directory.
+"""The plan of a comparison, resolved once: plan.json in its directory.
 
 ::
 
@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,8 +23,8 @@ from anyformer.analysis import part_costs
 from anyformer.checkpoint.adapter_directory import find_adapter
 from anyformer.compare import ablation, corpus, matching
 from anyformer.compare.budget import TRIAL, flops_per_token
+from anyformer.compare.candidate import Candidate
 from anyformer.compare.corpus import SharedText
-from anyformer.compare.matching import Entry
 from anyformer.compare.recipe import training_batches
 from anyformer.compare.request import Request
 from anyformer.compare.result import Ablation
@@ -41,46 +41,16 @@ from anyformer.training.config_file import read_yaml
 from anyformer.training.prepare import fit_model
 
 PLAN, DATA, JOBS, RESULT = "plan.json", "data", "jobs", "compare.json"
-_LEAST, _MOST = 1e-5, 1e9
-"""Seconds of a step; a learning rate is at most as large."""
 _SIZES = ("d_model", "encoder_layers", "decoder_layers", "feed_forward", "attention.heads", "attention.kv_heads")
 """Fields that are sizes themselves: where they are varied, nothing is made equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A contender, settled.
-
-    Attributes:
-        name, spec: as in `Entry`.
-        config: of the model that is trained, or was.
-        learning_rate: the one it has by default.
-        directory: of a model that is there already; None: it is trained.
-        objective: what that one was trained on; None: not known.
-        seconds: of a step on this machine, where the budget is of minutes.
-        notes: what was changed.
-    """
-
-    name: str
-    spec: str
-    config: ModelConfig
-    learning_rate: float
-    directory: Path | None = None
-    objective: str | None = None
-    seconds: float | None = None
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not (0 < self.learning_rate <= _MOST and (self.seconds is None or _LEAST < self.seconds <= _MOST)):
-            raise UserError("learning_rate and seconds want positive numbers.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Settled:
-    """The part of plan.json that the request does not say."""
+    """The part of plan.json that the request doesn't determine."""
 
     matched: dict[str, float]
-    contenders: tuple[Planned, ...]
+    contenders: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +65,7 @@ class Plan:
     out: Path
     request: Request
     text: SharedText
-    contenders: tuple[Planned, ...]
+    contenders: tuple[Candidate, ...]
     matched: dict[str, float]
     ablation: Ablation | None
 
@@ -131,12 +101,20 @@ def make_plan(request: Request, out: Path) -> Plan:
         raise UserError(f"The comparison can't be written to {out}: {error.strerror or error}.") from error
 
 
+@lru_cache(maxsize=1)
+def stored_plan(out: Path) -> Plan:
+    """The plan of a comparison that was begun in a directory. Raises UserError as `make_plan`."""
+    asked: dict[str, Any] = limits.read_object(out / PLAN).get("asked") or {}
+    request = make(Request, {name: value for name, value in asked.items() if name != "files"}, f"{out / PLAN}: ")
+    return make_plan(request, out)
+
+
 def _write(request: Request, asked: dict[str, Any], files: Sequence[Path], out: Path) -> None:
     if any(not each.name.startswith(".") for each in out.iterdir()):
         raise UserError(f"{out} holds something else: choose another folder with --out.")
     made = ablation.grid(request.contenders[0], request.vary) if request.vary else None
     names = ablation.specs(made) if made is not None else {}
-    found = matching.entries([*names.values()] if made is not None else request.contenders, request.match)
+    found = matching.candidates([*names.values()] if made is not None else request.contenders, request.match)
     if made is not None:
         found = [replace(entry, name=name) for entry, name in zip(found, names, strict=True)]
     tokenizer = _tokenizer_of_runs(found)
@@ -148,7 +126,7 @@ def _write(request: Request, asked: dict[str, Any], files: Sequence[Path], out: 
         if request.match != "none" and not sizes:
             entries = matching.matched(entries, size, what)
         entries = _check_blocks(entries, request.match)
-        planned = [_planned(entry) for entry in entries]
+        planned = [_with_training(entry) for entry in entries]
         if request.budget.kind == "minutes":
             trained = [each for each in planned if each.directory is None]
             times = seconds_per_step([each.config for each in trained], text, request)
@@ -165,7 +143,7 @@ def _write(request: Request, asked: dict[str, Any], files: Sequence[Path], out: 
     atomic.write(out / PLAN, json.dumps(content, indent=1) + "\n")
 
 
-def _check_budget(request: Request, text: SharedText, contenders: Sequence[Planned]) -> None:
+def _check_budget(request: Request, text: SharedText, contenders: Sequence[Candidate]) -> None:
     """Raises UserError where the budget of a run, or of trying a learning rate, is too small for one step."""
     budget = request.budget.share(TRIAL if request.tune else 1.0)
     for each in contenders:
@@ -193,7 +171,7 @@ def _read(request: Request, asked: dict[str, Any], files: Sequence[Path], out: P
     )
 
 
-def _check(contenders: Sequence[Planned], specs: Sequence[str], request: Request, text: SharedText) -> None:
+def _check(contenders: Sequence[Candidate], specs: Sequence[str], request: Request, text: SharedText) -> None:
     """Raise UserError for contenders that were not settled for these specifications and this text."""
     if [each.spec for each in contenders] != specs or len({each.name for each in contenders}) < len(specs):
         raise UserError("the contenders are others.")
@@ -219,9 +197,9 @@ def _size(request: Request, text: SharedText) -> tuple[matching.Size, str]:
     return matching.parameters_outside_embeddings, "parameters outside embeddings"
 
 
-def _fitted(entry: Entry, text: SharedText) -> Entry:
+def _fitted(entry: Candidate, text: SharedText) -> Candidate:
     """With the vocabulary and the special tokens of the shared tokenizer, and the context."""
-    if entry.source.directory is not None:
+    if entry.directory is not None:
         longest = entry.config.context_length
         if longest is not None and longest < text.context:
             raise UserError(f"{entry.spec} reads {longest} tokens at a time: give --context {longest} or less.")
@@ -230,29 +208,23 @@ def _fitted(entry: Entry, text: SharedText) -> Entry:
     return replace(entry, config=fit_model(config, text.tokenizer, None))
 
 
-def _planned(entry: Entry) -> Planned:
-    return Planned(
-        name=entry.name,
-        spec=entry.spec,
-        config=entry.config,
-        learning_rate=default_learning_rate(entry.config),
-        directory=entry.source.directory,
-        objective=None if entry.source.directory is None else _objective(entry.source.directory),
-        notes=entry.notes,
-    )
+def _with_training(entry: Candidate) -> Candidate:
+    """With the learning rate of a model that is trained, and the objective of one that was."""
+    objective = None if entry.directory is None else _objective(entry.directory)
+    return replace(entry, learning_rate=default_learning_rate(entry.config), objective=objective)
 
 
 def _objective(directory: Path) -> str | None:
-    """What a run was trained on; None where its directory does not say."""
+    """Training objective of a run; None where its directory does not say."""
     config = directory / CONFIG
     trained = config.is_file() and read_fine_tuning(config) is None
     return getattr(read_yaml(config), "objective", None) if trained else None
 
 
-def _check_blocks(found: Sequence[Entry], match: str) -> list[Entry]:
+def _check_blocks(found: Sequence[Candidate], match: str) -> list[Candidate]:
     """Say where depth or width differ, which decide most."""
     first = found[0]
-    made: list[Entry] = []
+    made: list[Candidate] = []
     for entry in found:
         sizes = [(each.config.d_model, matching.depth(each.config, match)) for each in (entry, first)]
         note = "" if sizes[0] == sizes[1] else "d_model {} and {} blocks, where {} has {} and {}"
@@ -261,7 +233,7 @@ def _check_blocks(found: Sequence[Entry], match: str) -> list[Entry]:
     return made
 
 
-def _tokenizer_of_runs(found: Sequence[Entry]) -> Tokenizer | None:
+def _tokenizer_of_runs(found: Sequence[Candidate]) -> Tokenizer | None:
     """The tokenizer that finished models have in common; None without such models.
 
     Raises:
@@ -269,14 +241,14 @@ def _tokenizer_of_runs(found: Sequence[Entry]) -> Tokenizer | None:
     """
     chosen: tuple[str, Tokenizer] | None = None
     for entry in found:
-        if entry.source.directory is None:
+        if entry.directory is None:
             continue
         if entry.config.head.kind != "language_model":
             raise UserError(
                 f"{entry.spec} predicts no text, by which models are compared (its head is "
                 f"{quote(entry.config.head.kind)}): `anyformer evaluate` measures it on its own task."
             )
-        directory = entry.source.directory
+        directory = entry.directory
         tokenizer = Tokenizer.find(find_adapter(directory) or model_directory(directory))
         if tokenizer is None:
             raise UserError(f"{entry.spec} has no tokenizer, so it can't be compared on a text.")
@@ -290,7 +262,7 @@ def _tokenizer_of_runs(found: Sequence[Entry]) -> Tokenizer | None:
 
 
 def _pipeline(tokenizer: Tokenizer) -> object:
-    """What decides on the ids of a text, without what is put around it."""
+    """The part of a tokenizer that decides on the ids of a text, without special tokens around it."""
     pipeline = cast("dict[str, Any]", json.loads(tokenizer.backend.to_str()))
     return {name: part for name, part in pipeline.items() if name != "post_processor"}
 
@@ -311,9 +283,9 @@ def default_folder(request: Request) -> Path:
     return Path("comparisons") / f"{slug[:60].strip('-.')}-{key(request.to_dict())[:6]}"
 
 
-def _to_dict(planned: Planned) -> dict[str, Any]:
-    directory = None if planned.directory is None else str(planned.directory)
-    return {**vars(planned), "config": planned.config.to_dict(), "directory": directory, "notes": list(planned.notes)}
+def _to_dict(each: Candidate) -> dict[str, Any]:
+    directory = None if each.directory is None else str(each.directory)
+    return {**vars(each), "config": each.config.to_dict(), "directory": directory, "notes": list(each.notes)}
 
 
 def parameters(config: ModelConfig) -> int:

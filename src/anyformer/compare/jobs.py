@@ -11,6 +11,7 @@
 import json
 import math
 import shutil
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,8 +25,9 @@ from filelock import FileLock, Timeout
 from anyformer import atomic, limits
 from anyformer.checkpoint import load
 from anyformer.compare.budget import TRIAL, Allowance, allow
+from anyformer.compare.candidate import Candidate
 from anyformer.compare.corpus import prepare, tokenizer_for
-from anyformer.compare.experiment import DATA, JOBS, Plan, Planned, seeds_of
+from anyformer.compare.experiment import DATA, JOBS, Plan, seeds_of, stored_plan
 from anyformer.compare.measure import measure
 from anyformer.compare.recipe import ContenderTraining, training_batches, windows
 from anyformer.compare.result import Blank, Curve, Point, Sample
@@ -44,7 +46,7 @@ RATES = (0.5, 1.0, 2.0)
 _TASK_WINDOW = 32
 """Tokens of a task's item, at most."""
 _TASK_TOKENS = 1 << 20
-"""Of the training text, and of the held-out text, that tasks are made from."""
+"""Tokens of the training text, and of the held-out text, that tasks are made from."""
 
 
 _LARGEST = 1e100
@@ -72,13 +74,13 @@ class Job:
     """
 
     number: int
-    contender: Planned
+    contender: Candidate
     seed: int
     rate: float | None = None
 
     @property
     def name(self) -> str:
-        """Of its run directory."""
+        """Name of its run directory."""
         slug = "".join(c if c.isalnum() or c in "._=" else "-" for c in self.contender.name)[:80]
         return f"{self.number}-{slug}-" + (f"seed{self.seed}" if self.rate is None else f"rate{self.rate:.4g}")
 
@@ -98,7 +100,7 @@ class Numbers:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came out of a job.
+    """The outcome of a job.
 
     Attributes:
         learning_rate: of the run; None of one that was there already.
@@ -140,11 +142,6 @@ def trials_of(plan: Plan, job: Job) -> list[Job]:
     return [each for each in all_jobs(plan) if each.rate is not None and each.number == job.number]
 
 
-def is_ready(plan: Plan, job: Job) -> bool:
-    """Whether a job can be begun."""
-    return job.rate is not None or all(is_done(plan, each) for each in trials_of(plan, job))
-
-
 def is_done(plan: Plan, job: Job) -> bool:
     """Whether a job is finished."""
     return _file(plan, job).exists()
@@ -164,6 +161,26 @@ def claimed(plan: Plan, job: Job) -> Generator[bool]:
         yield True
     finally:
         lock.release()
+
+
+def run_job(out: str, name: str) -> float | None:
+    """Do a job of the comparison in a directory, in whatever process, on any machine that sees the directory.
+
+    Returns:
+        Seconds that it took, next to nothing if it was done already; None if another process works on it.
+
+    Raises:
+        UserError, StoppedError: as `perform`.
+    """
+    plan = stored_plan(Path(out))
+    job = next(each for each in all_jobs(plan) if each.name == name)
+    with claimed(plan, job) as mine:
+        if not mine:
+            return None
+        begun = time.monotonic()
+        if not is_done(plan, job):
+            perform(plan, job)
+        return time.monotonic() - begun
 
 
 def perform(plan: Plan, job: Job) -> None:
@@ -210,7 +227,7 @@ def learning_rate(plan: Plan, job: Job) -> float | None:
 
 
 def allow_job(plan: Plan, job: Job) -> Allowance:
-    """What a job may do: trials and runs together spend the whole budget. Raises UserError where it is too small."""
+    """Steps that a job may take: trials and runs together spend the budget. Raises UserError where it is too small."""
     tune = plan.request.tune
     budget = plan.request.budget.share(
         TRIAL if job.rate is not None else 1 - len(RATES) * TRIAL * tune / seeds_of(plan)
@@ -221,7 +238,7 @@ def allow_job(plan: Plan, job: Job) -> Allowance:
 
 
 def read(plan: Plan, job: Job) -> Outcome:
-    """What came out of a job that is done. Raises UserError where that is damaged."""
+    """The outcome of a job that is done. Raises UserError where it is damaged."""
     path = _file(plan, job)
     try:
         return make(Outcome, limits.read_json(path), nulls=True)

@@ -10,18 +10,20 @@ the inner width of the feed-forward blocks. An encoder-decoder has two stacks:
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from anyformer.blocks.stack import Stack
+from anyformer.compare.candidate import Candidate
 from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import ALIASES, FAMILIES
 from anyformer.model import skeleton
 from anyformer.schema import differences
-from anyformer.spec import Contender, read_config
+from anyformer.spec import read_config
+from anyformer.training.config import default_learning_rate
 
 D_MODEL, BLOCKS, HEADS = 128, 4, 4
 """The size of llama-nano, which learns something in minutes on two cores."""
@@ -33,47 +35,28 @@ MEASURES = ("parameters", "flops", "none")
 Size = Callable[[ModelConfig], float]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A contender that is about to be trained, or was already.
-
-    Attributes:
-        name: as it is called in tables.
-        spec: as it was given.
-        config: of the model; vocabulary and special tokens are still those of its preset.
-        notes: what was changed, one sentence each.
-        fixed: whether it is compared as it is: a file's or a run's.
-        source: where it is from.
-    """
-
-    name: str
-    spec: str
-    config: ModelConfig
-    notes: tuple[str, ...]
-    fixed: bool
-    source: Contender
-
-
-def entries(specs: Sequence[str], match: str) -> list[Entry]:
-    """The contenders that are named. Families get the size of the first that has one, or else of `llama-nano`.
+def candidates(specs: Sequence[str], match: str) -> list[Candidate]:
+    """The models that are named. Families get the size of the first that has one, or else of `llama-nano`.
 
     Raises:
         UserError: as `read_config`; a name given twice.
     """
     found = [read_config(spec) for spec in specs]
     sized = next((each.config for each in found if not _is_family(each.name)), None)
-    made: list[Entry] = []
-    for each in found:
+    made: list[Candidate] = []
+    for each, name in zip(found, _names([each.name for each in found]), strict=True):
         config, notes = each.config, ()
         if _is_family(each.name):
-            family = each.name.partition(":")[0]
-            base = read_config(family).config
+            base = read_config(each.name.partition(":")[0]).config
             small, notes = scaled(base, sized, match)
-            changes = {name: value for name, (_, value) in differences(base, config, "")}
-            config = small.replace(**changes)
-        fixed = each.directory is not None or _is_file(each)
-        made.append(Entry(each.name, each.name, config, notes, fixed, each))
-    return [replace(entry, name=name) for entry, name in zip(made, _names([each.name for each in made]), strict=True)]
+            config = small.replace(**{field: value for field, (_, value) in differences(base, config, "")})
+        rate = default_learning_rate(config)
+        made.append(
+            Candidate(
+                name=name, spec=each.name, config=config, learning_rate=rate, directory=each.directory, notes=notes
+            )
+        )
+    return made
 
 
 def scaled(config: ModelConfig, like: ModelConfig | None, match: str) -> tuple[ModelConfig, tuple[str, ...]]:
@@ -133,7 +116,7 @@ def _attention(attention: AttentionConfig, heads: int, d_model: int) -> Attentio
     return replace(attention, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dropout=0.0, window_from=0)
 
 
-def matched(found: Sequence[Entry], size: Size, what: str) -> list[Entry]:
+def matched(found: Sequence[Candidate], size: Size, what: str) -> list[Candidate]:
     """Contenders of the same size, within 5%.
 
     The size is that of the first one that is compared as it is, or else of the first one.
@@ -145,16 +128,16 @@ def matched(found: Sequence[Entry], size: Size, what: str) -> list[Entry]:
     Raises:
         UserError: one can't be matched.
     """
-    like = next((entry for entry in found if entry.fixed), found[0])
+    like = next((entry for entry in found if _is_fixed(entry)), found[0])
     target = size(like.config)
     return [entry if entry is like else _fitted(entry, like, target, size, what) for entry in found]
 
 
-def _fitted(entry: Entry, like: Entry, target: float, size: Size, what: str) -> Entry:
+def _fitted(entry: Candidate, like: Candidate, target: float, size: Size, what: str) -> Candidate:
     own = size(entry.config)
     if abs(own / target - 1) <= 0.001:
         return entry
-    if entry.fixed:
+    if _is_fixed(entry):
         if abs(own / target - 1) <= TOLERANCE:
             return entry
         raise UserError(
@@ -221,8 +204,10 @@ def _is_family(spec: str) -> bool:
     return name in ALIASES or name in FAMILIES
 
 
-def _is_file(contender: Contender) -> bool:
-    return "/" in contender.name or contender.name.endswith((".json", ".yaml", ".yml", ".gguf"))
+def _is_fixed(candidate: Candidate) -> bool:
+    """Whether a model is compared as it is: a file's or a run's."""
+    spec = candidate.spec
+    return candidate.directory is not None or "/" in spec or spec.endswith((".json", ".yaml", ".yml", ".gguf"))
 
 
 def _names(specs: Sequence[str]) -> list[str]:

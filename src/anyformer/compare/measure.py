@@ -1,4 +1,4 @@
-"""What a trained contender is worth: the numbers of its groups, piece by piece, and texts of its own.
+"""Measurement of a trained model: the numbers of its groups, piece by piece, and texts of its own.
 
 ======================================= ============================= ==================================================
 group                                   members                       number
@@ -147,7 +147,7 @@ def _filling_in(model: Transformer, how: Filling, text: SharedText) -> Pieces:
 
 
 def _samples(model: Transformer, tokenizer: Tokenizer, text: SharedText) -> list[Sample]:
-    """What a model writes after the beginning of held-out pieces, the same for every model."""
+    """Texts of a model after the beginnings of held-out pieces, which are equal for every model."""
     found: list[Sample] = []
     for row in text.pieces(PIECES)[:: max(1, PIECES // _SAMPLES)][:_SAMPLES].tolist():
         prompt = tokenizer.decode(row[: cut(len(row), _SHARE)])

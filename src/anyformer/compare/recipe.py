@@ -25,11 +25,11 @@ from anyformer.training.sample import Sample
 
 _ROWS = 16
 _VALIDATION_WINDOWS = 64
-"""Of the half for curves: as many as are evaluated at each point of a curve."""
+"""Windows of the half for curves that are evaluated at each point of a curve."""
 
 
 def windows(config: ModelConfig, text: SharedText) -> Windows:
-    """What a model of this config reads of windows. Raises UserError where the tokenizer lacks a token for it."""
+    """Windows as a model of this config reads them. Raises UserError where the tokenizer lacks a token for it."""
     return Windows(reading(config, text.tokenizer))
 
 

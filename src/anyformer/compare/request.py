@@ -1,4 +1,4 @@
-"""What a comparison is asked to do."""
+"""The request for a comparison."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -87,7 +87,7 @@ class Request:
         return given + ["--tune"] * self.tune + ["--no-tasks"] * (not self.tasks)
 
     def command(self, out: str) -> str:
-        """The same, for a shell."""
+        """The command that asks for the comparison, for a shell."""
         return f"anyformer compare {shlex.join(self.arguments(out))}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a comparison found: compare.json, and the objects that it is read into.
+"""The result of a comparison: compare.json, and the objects that it is read into.
 
 ::
 
@@ -81,7 +81,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Guess:
-    """What a model would put into a blank."""
+    """A model's guess for a blank."""
 
     text: str
     probability: float
@@ -253,7 +253,7 @@ class Verdict(Difference):
 
 @dataclass(frozen=True, kw_only=True)
 class Effect(Difference):
-    """What a value of a field is worth, as the mean over all combinations of the other fields (a main effect).
+    """The main effect of a value of a field: the mean over all combinations of the other fields.
 
     Attributes:
         field: dotted, such as norm.kind.
@@ -285,7 +285,7 @@ class Ablation:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What all contenders have in common.
+    """Settings that all candidates have in common.
 
     Attributes:
         data: as it was given; empty: the standard library of Python.

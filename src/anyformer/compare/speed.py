@@ -13,8 +13,7 @@ from anyformer.compare.request import Request
 from anyformer.compare.training import run_config
 from anyformer.config import ModelConfig
 from anyformer.console import Console
-from anyformer.training.resolve import resolve
-from anyformer.training.strategies.base import make_strategy
+from anyformer.training.resolve import make_strategy, resolve
 from anyformer.training.strategies.group import join
 
 _WARM, _ROUNDS = 3, 12

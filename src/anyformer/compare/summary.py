@@ -59,7 +59,7 @@ def _table(*columns: str) -> Table:
 
 
 def _cells(each: Difference) -> tuple[str, str, Text]:
-    """Of the columns of a difference."""
+    """Cells of the columns of a difference."""
     return f"{each.difference:+.4f}", _interval(each.interval), Text(each.verdict, style=_STYLES.get(each.verdict, ""))
 
 

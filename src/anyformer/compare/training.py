@@ -13,7 +13,7 @@ _APART = 10
 
 
 def objective_of(config: ModelConfig) -> str:
-    """What `TrainConfig` calls the training of a model with these stacks."""
+    """Objective of `TrainConfig` for a model with these stacks."""
     if config.is_encoder_only:
         return "masked"
     return "span_corruption" if config.is_encoder_decoder else "causal"

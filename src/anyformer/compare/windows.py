@@ -1,4 +1,4 @@
-"""The same windows of text for every family: what a model reads and predicts of them.
+"""Windows of text, equal for every family: tokens that a model reads and predicts of them.
 
 A window is a stretch of the stream of tokens, two shorter than the context. Every objective takes the same windows in
 the same order, and every model reads each of them whole::
@@ -137,7 +137,7 @@ class Mixture:
 
 
 Reading = FromStart | Filling | Mixture
-"""What a model reads and predicts of windows."""
+"""The way in which a model reads windows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ class Score(OneLine):
     shown: ClassVar = ("logprob", "perplexity", "tokens")
 
     tokens: list[int]
-    """Those that were scored; the first of a text without a prompt can't be."""
+    """Ids of the scored tokens; the first of a text without a prompt can't be scored."""
     logprobs: list[float]
     """In nats."""
 

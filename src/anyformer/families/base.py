@@ -1,4 +1,4 @@
-"""What a family is: presets, a two-way translation of its config.json, and one table of weight names."""
+"""The record of a family: presets, a two-way translation of its config.json, and one table of weight names."""
 
 import re
 from collections import defaultdict
@@ -109,7 +109,7 @@ where config.json leaves it out."""
 
 
 def read_fields(raw: Raw, fields: Fields, tokens: Raw) -> dict[str, dict[str, Any]]:
-    """What a table finds in a config.json: part of ModelConfig ("" for itself) -> field -> value.
+    """Values that a table finds in a config.json: part of ModelConfig ("" for itself) -> field -> value.
 
     Special tokens, which all families write alike, are among them; `tokens` has the family's defaults.
     """

@@ -50,7 +50,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": _QWEN,
     "qwen3": {**_QWEN, "head_dim": 128},
 }
-"""What a config.json of each type means where it leaves a field out, if that is not as in `_FIELDS`."""
+"""Defaults of a config.json of each type, where they are not those of `_FIELDS`."""
 
 
 def _read(config_json: Raw, head: HeadKind, model_type: str) -> ModelConfig:

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 from anyformer.config import ModelConfig
 from anyformer.families.base import Family, Raw
-from anyformer.migration import WEIGHTS, current_model
 
 METHOD = "anyformer"
 _KEY = "quantization_config"
@@ -36,13 +35,6 @@ def unquantized_config_json(raw: Raw) -> Raw:
     return {**{key: value for key, value in raw.items() if key != _KEY}, "model_type": model_type}
 
 
-def current_config_json(raw: Raw) -> Raw:
-    """The config.json with the names of today, from one of any version; that of another family stays as it is."""
-    if raw.get("model_type") != METHOD or "config" not in raw:
-        return raw
-    return {**raw, "config": current_model(raw["config"])}
-
-
 FAMILY = Family(
     model_type="anyformer",
     architectures={
@@ -51,11 +43,9 @@ FAMILY = Family(
         "TransformerForSequenceClassification": "classification",
         "TransformerForTokenClassification": "token_classification",
     },
-    read=lambda raw, head: ModelConfig.from_dict(current_config_json(raw)["config"]),
+    read=lambda raw, head: ModelConfig.from_dict(raw["config"]),
     write=lambda config: {"config": config.to_dict()},
     rows=(),
-    # Names in directories that version 0.1 wrote.
-    renamed=((r"(?<!\.weight)\.(integers|scales|minima)$", r".weight.\1"), *WEIGHTS),
     presets={
         # What the speed runs of nanoGPT settled on (Jordan et al. 2024, modded-nanogpt), at a size for two cores and
         # ten minutes of characters.

@@ -49,7 +49,7 @@ def _attention_factor(rope: Raw, factor: float) -> float | None:
 
 
 def write(position: PositionConfig) -> dict[str, Any]:
-    """The same, in both forms, so that older readers understand it as well."""
+    """Write positions in both forms, so that older readers understand them as well."""
     scaling = position.scaling
     rope: dict[str, Any] = {"rope_type": scaling.kind if scaling else "default", "rope_theta": position.theta}
     if scaling is not None:

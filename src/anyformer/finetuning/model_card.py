@@ -11,7 +11,8 @@ from anyformer.errors import UserError
 from anyformer.families.own import FAMILY as OWN_FAMILY
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import CompleteFinetuneConfig
-from anyformer.finetuning.formatting import general, interval, number, points
+from anyformer.finetuning.formatting import general, interval, points
+from anyformer.pages.formatting import number
 from anyformer.runs.directory import base_name, is_hub_id
 from anyformer.terminal import printable, shorten
 

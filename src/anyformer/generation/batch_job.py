@@ -156,7 +156,7 @@ class BatchJob:
     path: Path
     prompts: Sequence[str]
     settings: Mapping[str, Any]
-    """What the answers depend on, by name, as JSON can hold it; the `batch_size` is one of them."""
+    """Settings that the answers depend on, by name, as JSON can hold them; `batch_size` is one."""
     model: str
     """The hash of the model, see `fingerprint`."""
     count: int = 0

@@ -57,7 +57,7 @@ weights: it reads them once for all rows, but torch's matrix products win from h
 
 
 _threads = cache(AdaptiveThreads)
-"""Of this process, by torch's number of threads."""
+"""Threads of this process, by torch's number of them."""
 
 
 class UnsupportedModelError(Exception):

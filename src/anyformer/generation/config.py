@@ -42,7 +42,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "length_penalty": (lambda value: abs(value) < math.inf, "is a finite number, not {}"),
     "early_stopping": (lambda value: value in (True, False, "never"), 'is true, false or "never", not {!r}'),
 }
-"""What each field must be, unless it is None as by default."""
+"""Conditions on each field, unless it is None as by default."""
 _SEARCH = {"beams": "num_beams", "length_penalty": "length_penalty", "early_stopping": "early_stopping"}
 """Fields that a model's generation settings decide where the caller doesn't, and their names there."""
 

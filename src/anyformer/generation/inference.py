@@ -1,4 +1,4 @@
-"""What all ways of running a model share: evaluation mode, checks, and the limits of its cache."""
+"""Evaluation mode, checks and the limits of a cache, which all ways of running a model share."""
 
 import os
 import threading
@@ -27,7 +27,7 @@ class DamagedError(UserError):
 
 
 class _Users:
-    """Those who run a model side by side, and its modules that were in training mode before the first of them."""
+    """Count of concurrent users of a model, and its modules that were in training mode before the first of them."""
 
     def __init__(self, training: Sequence[torch.nn.Module]) -> None:
         self.count = 0

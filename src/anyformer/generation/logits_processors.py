@@ -58,7 +58,7 @@ def make_processors(
 
 
 def config_processors(config: GenerationConfig, vocab_size: int) -> list[LogitsProcessor]:
-    """Those that a `GenerationConfig` asks for. Raises UserError for a bias on a token that there is not."""
+    """Processors for a `GenerationConfig`. Raises UserError for a bias on a token that does not exist."""
     processors: list[LogitsProcessor] = []
     if config.repetition_penalty != 1.0:
         processors.append(partial(repetition_penalty, penalty=config.repetition_penalty))
@@ -72,7 +72,7 @@ def config_processors(config: GenerationConfig, vocab_size: int) -> list[LogitsP
 def model_processors(
     settings: Mapping[str, Any], prompt: Prompt, eos: Sequence[int], vocab_size: int
 ) -> list[LogitsProcessor]:
-    """Those that a model's generation settings ask for, in the order in which they are applied.
+    """Processors for a model's generation settings, in the order in which they are applied.
 
     Raises UserError for a setting that names a token outside the vocabulary, or a penalty that is not positive.
     """

@@ -24,7 +24,7 @@ class Prompt:
     """A batch of prompts on the model's device."""
 
     ids: Int[Tensor, "batch start"]
-    """What the decoder begins with: the prompts with any padding on their left, or an encoder-decoder's start token."""
+    """First ids of the decoder: the prompts with any padding on their left, or an encoder-decoder's start token."""
     mask: Bool[Tensor, "batch start"] | None = None
     """False for padding; None: there is none."""
     source: Int[Tensor, "batch source"] | None = None

@@ -40,7 +40,7 @@ class StopStrings:
         return text[:certain]
 
     def flush(self) -> str:
-        """What was held back, at the end of the text."""
+        """Return the text that was held back, at its end."""
         rest, self._held = self._held, ""
         return rest
 

@@ -81,7 +81,7 @@ def recomputed_in_backward(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _identity(x: Tensor) -> tuple[object, ...]:
-    """What contiguous tensors have in common that hold the same numbers; of a storage not its address, which is null
+    """Key that contiguous tensors with the same numbers share; not the address of a storage, which is null
     for tensors without memory."""
     storage = x.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
     return storage, x.storage_offset(), x.numel(), x._version

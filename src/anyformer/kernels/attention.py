@@ -13,7 +13,7 @@ from anyformer.kernels.cpu import attention as cpu
 from anyformer.kernels.dropout import draw
 
 _FEW_QUERIES = 8
-"""Of fewer, torch's attention is faster where no gradient is recorded: compiled code computes sixteen at a time."""
+"""Queries below which torch's attention is faster without gradients: compiled code computes sixteen at a time."""
 _MAX_BIAS = 1 << 24
 """Elements that a mask may have once it is expanded to all queries, which torch does not do, without gradients."""
 
@@ -82,7 +82,7 @@ def _supports_compiled(query: Tensor, attn_mask: Tensor | None, dtype: torch.dty
 
 
 def _by_key(attn_mask: Tensor, queries: int, block: int) -> Float[Tensor, "#batch #heads keys padded_queries"]:
-    """What is added to the scores, transposed, with the queries padded to whole blocks."""
+    """The mask as numbers added to the scores, transposed, with the queries padded to whole blocks."""
     if attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros(attn_mask.shape).masked_fill_(~attn_mask, -torch.inf)
     padded = F.pad(attn_mask.float().expand(-1, -1, queries, -1).transpose(2, 3), (0, -queries % block))

@@ -1,4 +1,4 @@
-"""What the processor can do, and whether compiled code is enabled."""
+"""Features of the processor, and whether compiled code is enabled."""
 
 import os
 import platform

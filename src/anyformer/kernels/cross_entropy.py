@@ -26,7 +26,7 @@ _BYTES = 1 << 28
 """Size of the logits of a chunk of tokens: enough rows for fast products."""
 
 _QUANTIZED_BYTES = 1 << 26
-"""The same where the weight is quantized: compiled products with it are as fast with fewer rows."""
+"""Bytes of logits at a time with a quantized weight: compiled products with it are as fast with fewer rows."""
 
 _CHUNK_CPU, _CHUNK = 1 << 20, 1 << 25
 """Logits that are float32 at a time, on CPUs and on other devices."""

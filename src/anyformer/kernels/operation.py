@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Operation(Generic[P, R]):
-    """What `torch.library.custom_op` makes, with a shorter way in eager mode.
+    """A `torch.library.custom_op` with a shorter way in eager mode.
 
     torch.compile keeps it as one node of its graph. An eager call is one of the function, or of an `autograd.Function`,
     which takes a quarter of the time of a registered operation's.

@@ -79,7 +79,7 @@ def transpose(packed: PackedWeight, rows: int) -> PackedWeight:
 
 
 def empty_transpose(packed: PackedWeight, rows: int) -> PackedWeight:
-    """What `transpose` returns, without its numbers."""
+    """An uninitialized result of `transpose`."""
     groups, panels = -(-rows // GROUP), -(-packed.scales.shape[1] * GROUP // BLOCK_ROWS)
     device = packed.integers.device
     integers = _empty((panels, groups, GROUP // _QUAD, BLOCK_ROWS, _QUAD), torch.uint8, device)

@@ -49,7 +49,7 @@ class QuantizedWeight(NamedTuple):
         return QuantizedWeight(self.integers[start:end], self.scales[start:end], minima)
 
     def to(self, device: torch.device | str | None) -> "QuantizedWeight":
-        """The same on a device."""
+        """The weight on a device."""
         minima = None if self.minima is None else self.minima.to(device)
         return QuantizedWeight(self.integers.to(device), self.scales.to(device), minima)
 

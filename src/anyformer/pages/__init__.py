@@ -1,4 +1,4 @@
-"""What every offline page shares.
+"""Templates, styles, charts and formats of offline pages.
 
 render       templates into pages
 formatting   numbers and settings as text

@@ -14,7 +14,7 @@ from anyformer import __version__, limits
 from anyformer.errors import UserError
 
 _MARK = b'<meta name="generator" content="anyformer'
-"""What a page of ours has in its head."""
+"""Mark in the head of the pages that this library writes."""
 
 
 def require_page(path: Path) -> None:

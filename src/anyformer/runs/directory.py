@@ -1,4 +1,4 @@
-"""What a run leaves behind.
+"""The directory of a run.
 
 ::
 
@@ -176,7 +176,7 @@ def _step(line: str) -> float:
 
 
 def _object(line: str) -> dict[str, Any]:
-    """What a line of metrics.jsonl says; nothing where it was cut off, or is of something else."""
+    """The object in a line of metrics.jsonl; empty where the line was cut off, or is no object."""
     with suppress(UserError):
         return limits.parse_object(line, METRICS)
     return {}

@@ -17,7 +17,6 @@ from typing import Any, cast
 from anyformer import limits, terminal
 from anyformer.errors import UserError, nearest
 from anyformer.families import preset as find_preset
-from anyformer.migration import current_settings
 from anyformer.runs.directory import CONFIG, EVALUATION, METRICS
 
 Line = Mapping[str, Any]
@@ -164,7 +163,7 @@ class Run:
 
     @property
     def training_times(self) -> list[tuple[float, float, float]]:
-        """Of each line on training its step, and the tokens and seconds until then: evaluations and saves left out."""
+        """Step, tokens and seconds at each line on training, without the time of evaluations and checkpoints."""
         times: list[tuple[float, float, float]] = []
         tokens = seconds = 0.0
         for line in self.steps:
@@ -194,12 +193,12 @@ class Run:
 
     @property
     def validation_loss(self) -> float | None:
-        """Of the latest evaluation, in nats a token where tokens are predicted."""
+        """Loss of the latest evaluation, in nats per token where tokens are predicted."""
         return number(self.evaluations[-1] if self.evaluations else {}, "validation_loss")
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Of the latest evaluation."""
+        """Bits per byte of the latest evaluation."""
         return number(self.evaluations[-1] if self.evaluations else {}, "bits_per_byte")
 
     @property
@@ -227,7 +226,7 @@ def number(line: Line, name: str) -> float | None:
 
 
 def flops_per_second(header: Line, line: Line) -> float | None:
-    """Of a line on training; where it has none, its tokens per second times the header's `flops_per_token`."""
+    """FLOPs per second of a line on training, or else its tokens per second times the header's `flops_per_token`."""
     if (reached := number(line, "flops_per_second")) is not None:
         return reached
     each, speed = number(header, "flops_per_token"), number(line, "tokens_per_second")
@@ -348,4 +347,4 @@ def _config(path: Path) -> dict[str, Any]:
     except UserError:
         # The run can be shown without; `anyformer train --config` is what complains about this file.
         values = None
-    return current_settings({str(name): value for name, value in values.items()}) if isinstance(values, dict) else {}
+    return {str(name): value for name, value in values.items()} if isinstance(values, dict) else {}

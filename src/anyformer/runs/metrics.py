@@ -1,4 +1,4 @@
-"""What is written to metrics.jsonl while a model trains."""
+"""Records of metrics.jsonl."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ class Meter:
         return time.monotonic() - self._start
 
     def state(self) -> dict[str, float]:
-        """What a meter needs to go on."""
+        """The state from which a meter goes on."""
         return {
             "tokens": self.tokens,
             "line_steps": self._steps,

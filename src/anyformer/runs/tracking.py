@@ -32,11 +32,11 @@ _NAMES = {
     "validation_loss": "validation/loss",
     "bits_per_byte": "validation/bits_per_byte",
 }
-"""What a field of metrics.jsonl is called in a tracker; a field that isn't here keeps its name."""
+"""Names of the fields of metrics.jsonl in a tracker; other fields keep theirs."""
 
 
 class Tracker(Protocol):
-    """What a tracker must do. One of your own is a class with these methods, and an entry in TRACKERS."""
+    """The interface of a tracker. One of your own is a class with these methods, and an entry in TRACKERS."""
 
     def log(self, step: int, numbers: Mapping[str, float], texts: Mapping[str, str]) -> None:
         """Take the numbers and texts of a step."""

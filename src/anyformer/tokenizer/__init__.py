@@ -13,7 +13,10 @@ prompt           what a decoder reads before it goes on, in training as in gener
 template_sandbox the sandbox that they are rendered in, and template_budget, what they pay for
 """
 
+from anyformer.tokenizer import loading
 from anyformer.tokenizer.core import StreamDecoder, Tokenizer
 from anyformer.tokenizer.tokenizer_files import has_tokenizer
+
+Tokenizer.reader = loading.load
 
 __all__ = ["StreamDecoder", "Tokenizer", "has_tokenizer"]

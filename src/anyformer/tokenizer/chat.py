@@ -100,7 +100,7 @@ def render_spans(
 
 _SPEAKERS = {"system": "", "user": "User: ", "assistant": "Assistant: "}
 NEXT_TURN = "\nUser:"
-"""What a model without a chat template writes after its answer if it doesn't end the text."""
+"""Beginning of the next turn, which a model without a chat template writes if it doesn't end the text."""
 
 
 def render_plain(messages: Sequence[Message], add_generation_prompt: bool) -> str:

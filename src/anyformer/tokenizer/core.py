@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import tokenizers
 from tokenizers import models
@@ -42,6 +42,9 @@ class Tokenizer:
         chat_template: Jinja source, None where there is none.
         model_max_length: the longest text in tokens that the directory declares, None where it declares none.
     """
+
+    reader: ClassVar[Callable[[Path], Tokenizer]]
+    """Loads a directory, or one of its files. It makes Tokenizers, so the package sets it."""
 
     def __init__(
         self, backend: tokenizers.Tokenizer, config: Mapping[str, Any], companions: Mapping[str, bytes] | None = None
@@ -83,9 +86,7 @@ class Tokenizer:
         Raises:
             UserError: there is no tokenizer, or one of its files is damaged.
         """
-        from anyformer.tokenizer.loading import load  # it makes Tokenizers, so it stands above this file
-
-        return load(Path(path))
+        return cls.reader(Path(path))
 
     @classmethod
     def find(cls, directory: str | os.PathLike[str]) -> Tokenizer | None:

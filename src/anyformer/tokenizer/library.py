@@ -1,4 +1,4 @@
-"""What the library `tokenizers` raises, as UserError: bare Exceptions, and Rust's panics, which are no Exceptions."""
+"""Errors of the library `tokenizers` as UserError: bare Exceptions, and Rust's panics, which are no Exceptions."""
 
 from types import TracebackType
 

@@ -1,4 +1,4 @@
-"""What a decoder reads before it goes on, a text or a conversation, as ids. Training and generation share it."""
+"""Prompts of a decoder as ids: a text, or a conversation. Training and generation share them."""
 
 from collections.abc import Sequence
 from typing import Any

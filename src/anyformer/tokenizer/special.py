@@ -18,7 +18,7 @@ CONVENTIONS: tuple[dict[str, str], ...] = (
     {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
     {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "unk": "<|endoftext|>"},
 )
-"""What older directories leave to their tokenizer class: the first line whose tokens are all in the vocabulary."""
+"""Special tokens that older directories leave to their tokenizer class: the first line with all in the vocabulary."""
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 

@@ -1,4 +1,4 @@
-"""What the operations of a chat template cost: about the time and memory that they take, known from their operands.
+"""Cost of the operations of a chat template: an estimate of their time and memory from the operands.
 
 A rendering has a budget, and every operation is paid for before it is done. What is not named here costs the whole size
 of all its operands; filters and methods whose cost does not follow from their operands are not offered to templates.
@@ -20,11 +20,11 @@ from jinja2.utils import Namespace
 from anyformer.limits import DEPTH
 
 _BUDGET = 10**8
-"""What a rendering may cost, in characters of 4 bytes, or some 10 ns: many times what a long conversation needs."""
+"""Budget of a rendering, in characters of 4 bytes, or some 10 ns: many times what a long conversation needs."""
 _LARGEST = 2 * 10**7
-"""What one operation may cost."""
+"""Largest cost of one operation."""
 TURN, CALL, OPERATION, NODE = 50, 500, 100, 2
-"""What a turn of a loop costs, a call, a filter or test or comparison, and a node of the program that is repeated."""
+"""Cost of a loop iteration, a call, a filter (or test, or comparison), and a node of the program that is repeated."""
 _ITEM, _SHORT_TEXT, _VISIT = 2, 16, 60
 """An item of a list; a text of its own, such as a word; looking at a value that is inside another."""
 _ESCAPED = 3
@@ -101,7 +101,7 @@ def weigh(*values: object, indent: int = 0, separators: int = 0) -> int:
 
 
 def _inside(value: object) -> Sequence[Any]:
-    """What is printed, compared or hashed together with a value."""
+    """Values that are printed, compared or hashed together with a value."""
     if isinstance(value, Namespace):
         value = cast("Any", value)._Namespace__attrs
     if isinstance(value, Mapping):

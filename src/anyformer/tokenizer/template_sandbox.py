@@ -104,7 +104,7 @@ class _Formatter(SandboxedFormatter):
 
 
 class _EscapeFormatter(_Formatter, SandboxedEscapeFormatter):
-    """The same for text that is marked as HTML."""
+    """The formatter of text that is marked as HTML."""
 
 
 # What templates are compiled to. The context comes first, so that nothing is called when a template is compiled.
@@ -225,7 +225,7 @@ def _call(name: str, value: Any, *arguments: nodes.Expr) -> nodes.Filter:
 
 
 class Output:
-    """What a template has written, and where in it the blocks ``{% generation %}`` are."""
+    """The text that a template has written, with the spans of its blocks ``{% generation %}``."""
 
     def __init__(self) -> None:
         self._pieces: list[str] = []

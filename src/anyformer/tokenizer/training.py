@@ -51,7 +51,7 @@ LARGEST = 1_000_000
 """Tokens of a vocabulary that is trained: four times as many as those of large models. Memory for them is taken at
 once."""
 SENTINELS = 100
-"""As many as T5's vocabulary has: enough for a context of 2,000 tokens."""
+"""Sentinels of T5's vocabulary: enough for a context of 2,000 tokens."""
 
 
 def train(
@@ -92,7 +92,7 @@ def train(
 
 
 def input_names(*, segments: bool) -> list[str]:
-    """What transformers hands to a model: segment ids only if it has segments, for others have no use for them."""
+    """Inputs that transformers hands to a model: segment ids only if it has segments."""
     return ["input_ids", *(["token_type_ids"] if segments else []), "attention_mask"]
 
 

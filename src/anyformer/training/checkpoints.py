@@ -20,14 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from anyformer import atomic, limits
-from anyformer.checkpoint import write_tensors
 from anyformer.console import Console
 from anyformer.errors import UserError, cut
-from anyformer.migration import current_settings, current_weight
 from anyformer.runs.listing import flatten
 from anyformer.training.config_file import settings
 from anyformer.training.progress import say
@@ -39,7 +35,6 @@ if TYPE_CHECKING:
 
 FACTS = "run.json"
 FINISHED = "finished.json"
-STATE = "state.safetensors"
 
 _FREE = {
     *(
@@ -57,7 +52,7 @@ _FREE = {
     *("max_record_bytes", "device", "dtype", "engine", "processes", "zero_stage", "compile", "grad_accumulation"),
     "gradient_checkpointing",
 }
-"""What decides how long a run goes on and what carries it, not what is learnt at a step."""
+"""Settings that decide how long a run goes on and on what, not what is learned at a step."""
 
 
 def _whole(value: object, smallest: int) -> bool:
@@ -73,7 +68,7 @@ _FINGERPRINTED = {
     "fingerprint": "the data or the tokenizer",
     "base_fingerprint": "the model that it fine-tunes",
 }
-"""What the fingerprints of run.json are of."""
+"""Subjects of the fingerprints in run.json."""
 _LARGEST = 1e300
 _FACTS: Sequence[tuple[str, Callable[[object], bool], str]] = [
     ("step", lambda value: _whole(value, 0), "a whole number, 0 or more"),
@@ -81,7 +76,7 @@ _FACTS: Sequence[tuple[str, Callable[[object], bool], str]] = [
     ("meter", _numbers, "an object of numbers"),
     ("config", lambda value: isinstance(value, dict), "an object"),
 ]
-"""What the fields of run.json hold."""
+"""Types of the fields of run.json."""
 
 
 class Checkpoints:
@@ -128,7 +123,7 @@ class Checkpoints:
         group.any(False)
 
     def finished(self) -> Mapping[str, Any] | None:
-        """What `finish` left; None: the run has not finished, or keeps its checkpoints.
+        """Facts that `finish` left; None: the run has not finished, or keeps its checkpoints.
 
         Raises:
             UserError: it can't be read.
@@ -168,7 +163,7 @@ def read_facts(
     now = flatten(json.loads(json.dumps(settings(config))))
     # A checkpoint of an earlier version lacks the fields that models have got since.
     newer = {name: value for name, value in now.items() if name.startswith("model.")}
-    before = newer | flatten(current_settings(facts["config"]))
+    before = newer | flatten(facts["config"])
     changes = {
         name: cut(f"{name.replace('_', '-')} {before.get(name)} -> {now.get(name)}")
         for name in sorted({*before, *now})
@@ -196,23 +191,3 @@ def _check_facts(facts: Mapping[str, Any], checkpoint: Path, file: str) -> None:
     for field, fits, wanted in _FACTS:
         if not fits(facts.get(field)):
             raise UserError(f"The checkpoint {checkpoint} can't be read: {field} in {file} should be {wanted}.")
-
-
-def write_state(folder: Path, state: Mapping[str, Tensor], name: str = STATE) -> None:
-    """Write tensors and wait until they are on the disk. Raises OSError or SafetensorError where it refuses."""
-    write_tensors(folder / name, {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()})
-    atomic.sync(folder / name)
-
-
-def read_state(folder: Path) -> dict[str, Tensor]:
-    """Read what `write_state` or several processes wrote. Raises UserError where it is missing or damaged."""
-    limits.check_files(folder, ("*.safetensors",))
-    if not (folder / STATE).exists() and any(folder.glob("*.safetensors")):
-        # It imports torch.distributed, which takes a second.
-        from anyformer.training.strategies.sharded import read_shards
-
-        return read_shards(folder)
-    try:
-        return {current_weight(name): tensor for name, tensor in load_file(folder / STATE).items()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"The checkpoint {folder} can't be read: {cut(str(error))}.") from error

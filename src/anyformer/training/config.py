@@ -1,4 +1,4 @@
-"""What training from scratch needs to know."""
+"""Settings of training from scratch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OBJECTIVES = {
     "span_corruption": "an encoder-decoder",
     "seq2seq": "an encoder-decoder",
 }
-"""What each of them trains."""
+"""Models that each objective trains."""
 
 _CONTEXT = 256
 _PAIR_TOKENS = 4096
@@ -44,7 +44,7 @@ class TrainConfig(RunConfig):
     target: str | None = None
     """The file to write to, line by line parallel to the source; with --data the name of the field."""
     objective: Annotated[str | None, "{causal,masked,span_corruption,seq2seq}"] = None
-    """What the model learns (default: what its paper does)."""
+    """Training objective (default: that of the model's paper)."""
     document_masking: bool = False
     """Causal: attention and positions begin anew with each document of a window."""
     whole_word_masking: bool = False
@@ -107,7 +107,7 @@ class TrainConfig(RunConfig):
         return CompleteConfig(**{**vars(self), **chosen})
 
     def objective_of_model(self) -> str:
-        """What was asked for, or what suits the model: an encoder-decoder without pairs restores corrupted spans.
+        """The objective of the run, or else of the model: an encoder-decoder without pairs restores corrupted spans.
 
         Raises:
             UserError: the objective and the model contradict each other, or the objective and the data.

@@ -1,4 +1,4 @@
-"""What a config.yaml can't decide alone, as it may come from a stranger: the command line has to say it, too.
+"""Settings that a config.yaml can't decide alone, as it may come from a stranger: the command line has to repeat them.
 
 It describes a run. What starts programs, contacts a network or writes outside the run directory is asked for by the
 person who starts it.

@@ -1,4 +1,4 @@
-"""What training makes smaller: a module around the model for each kind of batch, whose output is the mean loss."""
+"""Losses: a module around the model for each kind of batch, whose output is the mean loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,7 +108,7 @@ PAIR_CLASSIFIER = "pair_classifier"
 
 @dataclass(frozen=True, slots=True)
 class WholeBatch:
-    """What a loss that compares each example with all others needs where a batch is computed in parts.
+    """Embeddings of a whole batch that is computed in parts, for losses that compare each example with all others.
 
     Attributes:
         vectors: [examples, texts, d_model] of all examples, without gradient.

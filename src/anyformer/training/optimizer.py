@@ -71,7 +71,7 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
 
 
 def flatten_state(optimizer: Optimizer, names: Mapping[Any, str]) -> dict[str, Tensor]:
-    """What an optimizer remembers, as one flat dict that doesn't depend on the order of the parameters.
+    """The state of an optimizer, as one flat dict that doesn't depend on the order of the parameters.
 
     Args:
         names: of the parameters: `{parameter: name for name, parameter in model.named_parameters()}`.

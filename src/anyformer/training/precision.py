@@ -131,7 +131,7 @@ def start_compiler(precision: Precision) -> None:
 
 
 def peak_flops_per_second(precision: Precision) -> float:
-    """What this machine's matrix products reach in the run's dtype, measured: the best of several."""
+    """Measured FLOPs per second of this machine's matrix products in the run's dtype: the best of several."""
     size = 4096 if precision.device.type == "cuda" else 1024
     x = torch.ones(size, size, dtype=torch.int8 if precision.int8 else precision.dtype, device=precision.device)
     product = torch.ops.aten._int_mm if precision.int8 else torch.mm

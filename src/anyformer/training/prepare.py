@@ -44,7 +44,7 @@ _ShowProgress: TypeAlias = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What training needs of the data.
+    """Data in the form that training needs.
 
     Attributes:
         config: the run's, with the tokenizer named and the model as it will be built.

@@ -1,4 +1,4 @@
-"""What a run shows: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar on a terminal, a line now and then elsewhere."""
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 

@@ -1,4 +1,4 @@
-"""What a run trains: where its model comes from, on which batches, and how it is saved and shown."""
+"""The recipe of a run: where its model comes from, on which batches it trains, how it is saved and shown."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -75,7 +75,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def sample(self, model: Transformer) -> Sample:
-        """What the model has learnt, in its own words."""
+        """Generate samples that show what the model has learned."""
 
     def report(self, directory: Path) -> Sequence[str]:
         """Write what is to be said when the run has finished, and return lines for people."""

@@ -16,8 +16,9 @@ from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision, choose_compilation, choose_precision, start_compiler
 from anyformer.training.recipe import Recipe
 from anyformer.training.run_config import CompleteRunConfig, RunConfig
-from anyformer.training.strategies.base import Plan
+from anyformer.training.strategies.base import Plan, Strategy
 from anyformer.training.strategies.group import Group
+from anyformer.training.strategies.launch import check_engine
 
 Prepare = Callable[[Any, Console], Recipe]
 
@@ -90,3 +91,31 @@ def make_plan(
         gradient_checkpointing=config.gradient_checkpointing,
         loss=loss,
     )
+
+
+def make_strategy(name: str | None, model: Transformer, plan: Plan, group: Group, *, zero_stage: int = 2) -> Strategy:
+    """The strategy of an engine.
+
+    Args:
+        name: one of ENGINES; None: a single process.
+        model: with its first weights, the same on all processes.
+        zero_stage: what DeepSpeed shards: 1 the optimizer's state, 2 the gradients as well, 3 the weights as well.
+
+    Raises:
+        UserError: there is no such engine, it isn't installed, or it does not fit the number of processes.
+    """
+    check_engine(name, group.world_size)
+    # Each imports a library that takes seconds to load and that the others have no use for.
+    if name == "ddp":
+        from anyformer.training.strategies.ddp import DDP
+
+        return DDP(model, plan, group)
+    if name == "fsdp":
+        from anyformer.training.strategies.fsdp import FSDP
+
+        return FSDP(model, plan, group)
+    if name == "deepspeed":
+        from anyformer.training.strategies.deepspeed import DeepSpeed
+
+        return DeepSpeed(model, plan, group, zero_stage)
+    return Strategy(model, plan, group)

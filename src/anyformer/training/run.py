@@ -24,16 +24,15 @@ from anyformer.training.config_file import settings, to_yaml
 from anyformer.training.memory import explain_out_of_memory
 from anyformer.training.pretraining import Pretraining
 from anyformer.training.progress import say
-from anyformer.training.resolve import Prepare, ResolvedRun, resolve
+from anyformer.training.resolve import Prepare, ResolvedRun, make_strategy, resolve
 from anyformer.training.run_config import RunConfig
-from anyformer.training.strategies.base import make_strategy
 from anyformer.training.strategies.group import Group, join, started_by_launcher
 from anyformer.training.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What is left of a run.
+    """The outcome of a run.
 
     Attributes:
         status: the exit status: 0, or 128 and the signal's number where a signal ended the run early.

@@ -1,4 +1,4 @@
-"""What every run needs to know, whatever it trains."""
+"""Settings of every run, whatever it trains."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class RunConfig:
     grad_clip: float = 1.0
     """Largest norm of the gradient; longer ones are scaled down to it."""
     average: Annotated[str | None, "{ema:DECAY,last:N}"] = None
-    """What is evaluated and saved instead of the latest weights: ema:0.999 for a moving average, last:5 for the mean of
+    """Weights to evaluate and save instead of the latest ones: ema:0.999 for a moving average, last:5 for the mean of
     the latest five checkpoints (Vaswani et al. 2017, section 6.1)."""
     gradient_checkpointing: bool = False
     """Compute the activations of each block again in the backward pass, instead of keeping them: less memory, more
@@ -165,7 +165,7 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """What the run's directory is named after."""
+        """The beginning of the name of the run's directory."""
         raise NotImplementedError
 
     @property

@@ -1,4 +1,4 @@
-"""What a model has learnt, in its own words."""
+"""Samples of a model in training."""
 
 import random
 import shlex

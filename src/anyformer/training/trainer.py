@@ -43,7 +43,7 @@ that, at a third of a step a batch, would take more than this share of its time.
 
 _EVALUATION_SHARE = 0.05
 _SAMPLE_SHARE = 0.03
-"""Of the time of a run that ends by the clock: what an evaluation, and the end, may take."""
+"""Largest share of an evaluation, and of the end, in a run that ends by the clock."""
 
 
 class DivergedError(UserError):
@@ -340,7 +340,7 @@ class Trainer:
             self._log({"step": self.step, **found})
 
     def _sample(self, *then: Mapping[str, Any]) -> Sample | None:
-        """What the model has learnt, and what to log after it; None on the processes that don't speak."""
+        """Sample from the model, and log; None on the processes that don't print."""
         with self.strategy.gathered() as model:
             if model is None:
                 return None

@@ -14,8 +14,8 @@ from anyformer.generation import embed
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.prompt import common_prefix
+from anyformer.verify.check import NEW_TOKENS, SAMPLES, Check, compare_tensors, compare_tokens
 from anyformer.verify.llama_cpp import LlamaCpp
-from anyformer.verify.verify import NEW_TOKENS, SAMPLES, Check, compare_tensors, compare_tokens
 
 _TOLERANCES = {"F32": 1e-3, "F16": 5e-3, "BF16": 2e-2}
 """llama.cpp rounds what it multiplies to the precision of the weights."""
@@ -80,7 +80,7 @@ def _output(model: Transformer, ids: Sequence[int], source: Sequence[int] | None
 def _greedy(
     theirs: LlamaCpp, model: Transformer, ids: Sequence[int], source: Sequence[int] | None, tolerance: float
 ) -> Check:
-    """The same text, or a difference at two tokens whose logits are closer to each other than the tolerance."""
+    """Compare greedy texts: equal, or apart at two tokens whose logits are closer to each other than the tolerance."""
     new = min(NEW_TOKENS, model.config.max_length - len(ids))
     there, here = theirs.greedy(ids, new, source), list[int]()
     while len(here) < new:  # past an end-of-text, as there

@@ -95,7 +95,7 @@ class LlamaCpp:
         return list(ids[0:count])
 
     def logits(self, ids: Sequence[int], source: Sequence[int] | None = None) -> Tensor:
-        """What follows each token, [time, vocabulary]; of a decoder that has read a source, where there is one."""
+        """Logits after each token, [time, vocabulary]; of a decoder that has read a source, where there is one."""
         self._start(source)
         return self._decode(ids, 0)
 

@@ -2,8 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator
 from typing import Any, cast
 
 import torch
@@ -18,27 +17,12 @@ from anyformer.generation import generate_ids
 from anyformer.limits import read_object
 from anyformer.model import ModelOutput, Transformer
 from anyformer.tokenizer import Tokenizer
+from anyformer.verify.check import NEW_TOKENS, SAMPLES, Check, compare_tensors, compare_tokens
+from anyformer.verify.gguf import verify_gguf
 
-SAMPLES = (
-    "The quick brown fox jumps over the lazy dog.",
-    "def add(a, b):\n    return a + b  # 1, 2, 3\n",
-    "Grüße aus Köln: 12,50 € kosten 3 Stück.",
-    "   Spaces,\ttabs and\n\nnew lines   ",
-    "日本語のテキスト 🙂",
-)
-NEW_TOKENS = 20
 _WHOLE_IN_TRANSFORMERS = ("llama", "qwen2", "qwen3")
 """Architectures of GGUF's that transformers reads as they are. It has none of BERT's, passes over the width and the
 positions of a GPT-2, and computes every T5 by one activation."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison and its outcome."""
-
-    name: str
-    equal: bool
-    detail: str
 
 
 def verify(
@@ -74,8 +58,6 @@ def verify(
         )
     model, tokenizer = load(path, dtype or torch.float32, device, quantize=quantize, allow_pickle=allow_pickle)
     if in_llama_cpp:
-        from anyformer.verify.gguf import verify_gguf  # which has parts of this file
-
         return verify_gguf(path, model, tokenizer)[:-1]  # the last compares with what the file was made from
     transformers = _transformers()
     config = to_huggingface(model.config)[1] if path.is_file() else read_object(path / "config.json")
@@ -138,7 +120,7 @@ def _model_class(transformers: Any, name: object) -> Any:
 
 @contextlib.contextmanager
 def _theirs(what: object = "this model") -> Generator[None]:
-    """What transformers does. Raises UserError where it fails, whatever it raises."""
+    """Call transformers. Raises UserError where it fails, whatever it raises."""
     try:
         yield
     except Exception as error:
@@ -149,15 +131,6 @@ def _theirs(what: object = "this model") -> Generator[None]:
             ) from error
         lines = str(error).strip().splitlines()
         raise UserError(f"transformers can't read {what}: {lines[0] if lines else type(error).__name__}") from error
-
-
-def compare_tokens(encode: Callable[[str], list[int]], ours: Tokenizer) -> Check:
-    """Whether a tokenizer gives the ids of another one's `encode`."""
-    for text in SAMPLES:
-        expected, got = encode(text), ours.encode(text)
-        if expected != got:
-            return Check("token ids", False, f"{text!r} is {expected} there and {got} here")
-    return Check("token ids", True, f"{len(SAMPLES)} texts, {ours.vocab_size} tokens")
 
 
 def _numbers(theirs: Any, model: Transformer, tokenizer: Tokenizer | None, tolerance: float) -> list[Check]:
@@ -199,14 +172,6 @@ def _inputs(model: Transformer, tokenizer: Tokenizer | None) -> tuple[Tensor, Te
             ids[:, -1] = config.special_tokens.eos[0]
         return ids, None
     return ids, ids if config.is_encoder_decoder else None
-
-
-def compare_tensors(name: str, expected: Sequence[Tensor], got: Sequence[Tensor], tolerance: float) -> Check:
-    """Whether tensors are equal up to a tolerance, relative to the largest value of each."""
-    if len(expected) != len(got):
-        return Check(name, False, f"{len(expected)} there and {len(got)} here")
-    worst = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in zip(expected, got, strict=True))
-    return Check(name, worst <= tolerance, f"largest difference {worst:.1e} of the largest value")
 
 
 def _greedy(theirs: Any, model: Transformer, tokenizer: Tokenizer | None) -> Check:

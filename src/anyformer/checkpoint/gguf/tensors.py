@@ -72,7 +72,7 @@ def package(purpose: str) -> Any:
 
 
 FORMATS = {name.lower(): NAMED[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")}
-"""What a file can be written in. K-quants are not among them: llama.cpp's own quantizer makes those from F16 or F32."""
+"""Types that a file can be written in, K-quants excepted: llama.cpp's quantizer makes those from F16 or F32."""
 
 _EXACT = ("position_embd.weight", "token_types.weight", "attn_rel_b.weight")
 """Small tables that llama.cpp adds or reads as they are."""

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from anyformer import atomic
+from anyformer.checkpoint.gguf import rope_scaling
+from anyformer.checkpoint.gguf.architecture import Architecture
+from anyformer.checkpoint.gguf.architectures import table, to_gguf
 from anyformer.checkpoint.gguf.tensors import encode, format_named, package, stored_as
-from anyformer.checkpoint.gguf.tokenizer import tokenizer_metadata
+from anyformer.checkpoint.gguf.tokenizer_writer import tokenizer_metadata
 from anyformer.config import HeadConfig, ModelConfig
 from anyformer.errors import UserError
-from anyformer.families.gguf import Architecture, rope_factors, table, to_gguf
 from anyformer.families.rows import COPY, Row
 from anyformer.model import Transformer, skeleton
 from anyformer.one_line import OneLine
@@ -28,7 +30,7 @@ _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "
 
 @dataclass(frozen=True, repr=False)
 class Written(OneLine):
-    """What became of a model."""
+    """The outcome of writing a model."""
 
     architecture: str
     formats: Mapping[str, int]
@@ -81,7 +83,7 @@ def save_gguf(
             f"{len(fallbacks)} tensors are stored as F16, because their rows are no whole number of blocks of "
             f"{wanted.block} (such as {fallbacks[0]}, of {tensors[fallbacks[0]][0][-1]})."
         )
-    factors = rope_factors(config)
+    factors = rope_scaling.factors(config)
     with atomic.replacing(path, make_parents=True) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture.name)
         try:
@@ -150,7 +152,7 @@ def _within_window(config: ModelConfig, notes: list[str]) -> ModelConfig:
 
 
 def _refuse(config: ModelConfig, kind: Architecture) -> None:
-    """What the format could say and llama.cpp does not compute."""
+    """Refuse models that the format could express and llama.cpp does not compute."""
     attention, scaling = config.attention, config.position.scaling
     head_dim = attention.head_dim or config.d_model // attention.heads
     if kind.name == "qwen2" and head_dim * attention.heads != config.d_model:

@@ -11,9 +11,9 @@ from anyformer.learn.attention_maps.page import stacks
 
 _MOST_TOKENS, _FEWEST_WORDS, _MOST_WORDS = 24, 4, 14
 _MOST_MODELS = 8
-"""Of a page: more can't be chosen from at a glance."""
+"""Models on a page: more can't be chosen from at a glance."""
 _MOST_BYTES = 400_000
-"""Of the maps of a page."""
+"""Bytes of the maps on a page."""
 
 
 def maps(comparison: Comparison, folder: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What compare.html says."""
+"""Contents of compare.html."""
 
 from pathlib import Path
 from typing import Any

@@ -15,17 +15,16 @@ from anyformer.compare.tasks.labels import TRAINING, LabeledTexts, by_document, 
 from anyformer.compare.tasks.minimal_pairs import MinimalPairs
 from anyformer.compare.tasks.passages import passages
 from anyformer.compare.tasks.result import TaskResult
-from anyformer.compare.tasks.sequence import Sorting
 from anyformer.compare.tasks.words import WordStatistics
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
 __all__ = ["LabeledTexts", "Objective", "Task", "TaskResult", "make_tasks", "read_labeled_texts", "run_tasks"]
 
-Task = MinimalPairs | Cloze | Classification | Sorting
+Task = MinimalPairs | Cloze | Classification
 
 _PASSAGES = 600
-"""Of the held-out text: as many as the tasks can use."""
+"""Passages of the held-out text that the tasks can use."""
 
 
 def make_tasks(
@@ -63,7 +62,6 @@ def make_tasks(
         MinimalPairs.make(held_out, held_out_texts, known, tokenizer, seed),
         Cloze.make(held_out, known, tokenizer, seed),
         Classification.make(labeled, tokenizer, max_tokens, seed),
-        Sorting.make(train_texts, tokenizer, seed),
     )
 
 

@@ -26,7 +26,7 @@ from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
 Objective = Literal["causal", "masked", "span_corruption", "prefix"]
-"""What a model was trained on."""
+"""Training objective of a model."""
 Ids = tuple[int, ...]
 
 

@@ -21,7 +21,7 @@ from anyformer.tokenizer import Tokenizer
 
 CANDIDATES = 4
 RATIO = 1.5
-"""Of the occurrences of two candidates, at most."""
+"""Largest ratio of the occurrences of two candidates."""
 _FEWEST, _MOST = 24, 200
 _NEAREST = 60
 """Words of about the same frequency that are tried."""

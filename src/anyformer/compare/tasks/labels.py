@@ -20,7 +20,7 @@ TRAINING, TEST = 1_000, 400
 _DOCUMENTS, _FEWEST_PASSAGES = 4, 100
 """Texts that passages are told apart by, and passages that each of them has."""
 _LARGEST_SHARE = 0.3
-"""Of a file that is held out, at most."""
+"""Largest share of a file that is held out."""
 
 Labeled = tuple[str, int]
 """A text, and the number of its class."""

@@ -120,7 +120,7 @@ def _score(difference: float) -> float:
 
 
 def _shared_out(made: dict[str, list[MinimalPair]], most: int) -> list[MinimalPair]:
-    """As many of each kind, as far as there are so many; what is left over goes to the others."""
+    """Up to `most` pairs, balanced across kinds."""
     taken = list[MinimalPair]()
     for left, kind in enumerate(sorted(made, key=lambda kind: len(made[kind]))):
         taken += made[kind][: (most - len(taken)) // (len(made) - left)]

@@ -1,4 +1,4 @@
-"""What a task says about a model."""
+"""Result of a task."""
 
 import math
 from collections.abc import Mapping

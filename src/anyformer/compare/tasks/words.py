@@ -15,7 +15,7 @@ FREQUENT = 10
 """Occurrences of a word in the training text from which on a model may know it."""
 _WORD = re.compile(r"\w+")
 _CHARACTERS = 4_000_000
-"""Of a corpus that are counted: enough for the words that are frequent in it."""
+"""Characters of a corpus that are counted: enough for its frequent words."""
 _GAP = 3
 """Characters between two words that are said to follow one another, at most."""
 

@@ -5,6 +5,7 @@ heads        how much of a head's attention follows a pattern, such as the previ
 page         attention.html
 """
 
-from anyformer.learn.attention_maps.weights import Attention, attention
+from anyformer.learn.attention_maps.page import Attention
+from anyformer.learn.attention_maps.weights import attention
 
 __all__ = ["Attention", "attention"]

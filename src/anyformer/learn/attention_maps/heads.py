@@ -1,4 +1,4 @@
-"""What a head does: how much of its attention follows a pattern.
+"""Patterns of attention heads: how much of a head's attention follows each.
 
 A pattern says which keys each query would attend to. The score of a head is the mean weight that its queries put on
 these keys, over the queries that have any. Beside it stands what attention to all visible keys alike would score: a
@@ -65,7 +65,7 @@ def patterns(
 
 
 def names(found: Sequence[Pattern]) -> list[list[str]]:
-    """What each head does, by layer and head: the pattern furthest above chance, or "spread out", or "mixed"."""
+    """Name of each head by layer and head: the pattern furthest above chance, or "spread out", or "mixed"."""
     if not found:
         return []
     layers, heads = found[0].scores.shape

@@ -1,24 +1,64 @@
-"""attention.html: the weights of all heads on one page, which needs no network."""
+"""The attention of a text, and attention.html: the weights of all heads on one page, which needs no network."""
 
 import base64
+import html
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
 from anyformer import atomic
 from anyformer.config import ModelConfig
 from anyformer.learn.attention_maps.heads import names, patterns
-from anyformer.learn.attention_maps.weights import Attention
+from anyformer.one_line import OneLine
 from anyformer.pages.render import render, require_page
 
 _MOST_TOKENS = 64
-"""Of a text on a page: more can't be told apart on a screen."""
+"""Tokens of a text on a page: more can't be told apart on a screen."""
 _FEWEST_TOKENS = 8
 _MOST_CHARACTERS = 400
-"""Of a text in the title, of which three lines are shown."""
+"""Characters of a text in the title, of which three lines are shown."""
 _MOST_WEIGHTS = 4_000_000
-"""Of a page, a byte each."""
+"""Weights on a page, a byte each."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Attention(OneLine):
+    """Attention from each token of a text to the others, in every head of every layer.
+
+    ``decoder[layer, head, query, key]`` is the weight that the query's token puts on the key's; each row sums to 1.
+    Weights are in float32 on the CPU.
+    """
+
+    text: str
+    """As it was given."""
+    tokens: tuple[str, ...]
+    """Tokens of the decoder, or of an encoder that is alone: special tokens, and the text of each other token."""
+    source_tokens: tuple[str, ...] | None = None
+    """Tokens of the encoder of an encoder-decoder."""
+    encoder: Float[Tensor, "layers heads keys keys"] | None = None
+    decoder: Float[Tensor, "layers heads queries queries"] | None = None
+    cross: Float[Tensor, "layers heads queries keys"] | None = None
+    """From the decoder's tokens to the encoder's."""
+    text_tokens: int
+    """Tokens of the text before it was cut."""
+    target_tokens: int | None = None
+    """Tokens of an encoder-decoder's target before it was truncated."""
+    generated: bool = False
+    """Whether the target is the model's own, generated greedily."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the text or the target is longer than what was read."""
+        read, target = (self.tokens, ()) if self.source_tokens is None else (self.source_tokens, self.tokens)
+        return self.text_tokens > len(read) or (self.target_tokens or 0) > len(target)
+
+    def _repr_html_(self) -> str:
+        """The page of `anyformer attention` in a frame of its own, for notebooks."""
+        page = html.escape(text_of_page(self))
+        return f'<iframe srcdoc="{page}" sandbox="allow-scripts" width="100%" height="720" style="border:0"></iframe>'
 
 
 def most_tokens(config: ModelConfig) -> int:
@@ -124,7 +164,7 @@ def _hundredths(scores: Tensor) -> list[float]:
 
 
 def notes(found: Attention) -> list[str]:
-    """What is to be known of the text and the target."""
+    """Notes on the text and the target."""
     said: list[str] = []
     read = len(found.source_tokens or found.tokens)
     if found.text_tokens > read:

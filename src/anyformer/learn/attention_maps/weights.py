@@ -1,6 +1,5 @@
 """The attention weights of a model that reads a text."""
 
-import html
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -8,7 +7,6 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.blocks.block import TransformerBlock
@@ -19,56 +17,17 @@ from anyformer.generation import inference
 from anyformer.generation.config import GenerationConfig
 from anyformer.generation.decode import generate_ids
 from anyformer.generation.prompt import decoder_start_id, eos_ids
+from anyformer.learn.attention_maps.page import Attention
 from anyformer.model import Transformer
-from anyformer.one_line import OneLine
 from anyformer.tokenizer import Tokenizer
 
 _MOST_GENERATED = 64
 """Tokens of a target that is generated, the one that starts it among them."""
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Attention(OneLine):
-    """What each token of a text attends to, in every head of every layer.
-
-    ``decoder[layer, head, query, key]`` is the weight that the query's token puts on the key's; each row sums to 1.
-    Weights are in float32 on the CPU.
-    """
-
-    text: str
-    """As it was given."""
-    tokens: tuple[str, ...]
-    """What the decoder reads, of an encoder what that does: its special tokens, and the text of each other token."""
-    source_tokens: tuple[str, ...] | None = None
-    """What the encoder of an encoder-decoder reads."""
-    encoder: Float[Tensor, "layers heads keys keys"] | None = None
-    decoder: Float[Tensor, "layers heads queries queries"] | None = None
-    cross: Float[Tensor, "layers heads queries keys"] | None = None
-    """From the decoder's tokens to the encoder's."""
-    text_tokens: int
-    """Tokens of the text before it was cut."""
-    target_tokens: int | None = None
-    """Of an encoder-decoder, those of the target before it was cut."""
-    generated: bool = False
-    """Whether the target is the model's own, generated greedily."""
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether the text or the target is longer than what was read."""
-        read, target = (self.tokens, ()) if self.source_tokens is None else (self.source_tokens, self.tokens)
-        return self.text_tokens > len(read) or (self.target_tokens or 0) > len(target)
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the page of `anyformer attention`, in a frame of its own."""
-        from anyformer.learn.attention_maps.page import text_of_page  # which is made from this class
-
-        page = html.escape(text_of_page(self))
-        return f'<iframe srcdoc="{page}" sandbox="allow-scripts" width="100%" height="720" style="border:0"></iframe>'
-
-
 @dataclass
 class Recording:
-    """What `recording` recorded of each pass: an entry for each layer, [batch, heads, queries, keys]."""
+    """Attention weights of each pass under `recording`: an entry for each layer, [batch, heads, queries, keys]."""
 
     encoder: list[Tensor] = field(default_factory=list[Tensor])
     decoder: list[Tensor] = field(default_factory=list[Tensor])
@@ -188,7 +147,7 @@ def _cut(before: Sequence[int], plain: Sequence[int], after: Sequence[int], long
 
 
 def _written(tokenizer: Tokenizer, target: str) -> list[int]:
-    """What a decoder reads of a target: the end-of-text is only predicted."""
+    """Ids of a target that a decoder reads: the end-of-text is only predicted."""
     before, plain, _ = _parts(tokenizer, target, "The target")
     return before + plain
 

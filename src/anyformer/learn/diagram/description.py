@@ -24,7 +24,7 @@ def kind(panel: Panel) -> str:
 
 
 def title(drawn: Sequence[Panel]) -> str:
-    """What a drawing is of."""
+    """Title of a drawing."""
     return "Architecture of " + " and ".join(panel.name for panel in drawn)
 
 

@@ -1,4 +1,4 @@
-"""What a drawing says of a model, and where: each statement has a place, which is the same for every model.
+"""Statements of a drawing about a model: each has a place, which is the same for every model.
 
 ::
 
@@ -182,7 +182,7 @@ def _feed_forward(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]
 
 
 def _position(config: ModelConfig, kinds: tuple[str, ...]) -> Fact:
-    """Of a kind that is ours with its parameters, of another its name."""
+    """Fact on positions: parameters of a kind of ours, the name of another."""
     position, fields, text = config.position, ["position.kind"], config.position.kind
     if position.kind not in kinds:
         return Fact(text, tuple(fields))

@@ -41,7 +41,7 @@ class Panel:
         return None if self.costs is None else sum(cost.flops for cost in self.costs.values())
 
     def masks(self, stack: str) -> list[str]:
-        """What the tokens of a stack see, of its first layers and of the others: full, causal, band or window."""
+        """Masks of the first layers of a stack, and of the others: full, causal, band or window."""
         kinds = ("causal", "window") if stack == "decoder" else ("full", "band")
         return [kinds[window is not None] for window in windows(self.config, stack)]
 
@@ -110,7 +110,7 @@ def undrawn(drawn: Sequence[Panel]) -> list[Difference]:
 
 
 def differences(drawn: Sequence[Panel]) -> dict[str, tuple[str, ...]]:
-    """What differs at each place, as it stands there; `ABSENT` where a model has nothing."""
+    """Differences at each place, as they stand there; `ABSENT` where a model has nothing."""
     places = lit(drawn)
     order = dict.fromkeys(place for panel in drawn for place in panel.facts if place in places)
     return {place: tuple(_text(panel, place) or ABSENT for panel in drawn) for place in order}

@@ -26,7 +26,7 @@ LEFT, RIGHT = 8.0, 222.0
 """Where blocks begin and end."""
 
 _INPUTS = {"position": "position", "segments": "segments", "ngrams": "n-grams"}
-"""What is added to the token's vector, and what it is called where there is none."""
+"""Vectors added to the token's, and their names where there are none."""
 _INPUT_ROW, _INPUT_TOP, _INPUT_SUM = 23.0, 94.0, 126.5
 _PILL = 80.0
 _FRAME = 212.0
@@ -108,7 +108,7 @@ def _embedding(parent: Element, style: Style, stack: str) -> None:
 
 
 def _inputs(parent: Element, style: Style, stack: str) -> None:
-    """What is added to the token's vector, and the norm of the sum."""
+    """Draw the vectors added to the token's, and the norm of the sum."""
     ends: list[float] = []
     for row, (name, label) in enumerate(_INPUTS.items()):
         place, y = f"{stack}.{name}", _INPUT_TOP + row * _INPUT_ROW

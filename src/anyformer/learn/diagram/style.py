@@ -10,7 +10,7 @@ from anyformer.learn.diagram.panel import Panel
 from anyformer.pages.formatting import count, si
 
 TITLE, SIZE, SMALL = 13.0, 11.5, 10.0
-"""Of fonts, in pixels."""
+"""Font sizes in pixels."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Style:
     """Places at which it differs from others."""
 
     def fact(self, place: str) -> Fact | None:
-        """What is said at a place."""
+        """The fact at a place."""
         return self.panel.facts.get(place)
 
     def cost(self, part: str) -> PartCost | None:
-        """What a part costs."""
+        """The cost of a part."""
         return (self.panel.costs or {}).get(part)
 
     def of(self, place: str) -> str:

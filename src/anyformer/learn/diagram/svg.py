@@ -43,7 +43,7 @@ SIZES
 
 # Of the page around it other rules may hold for every svg, so that an attribute such as font-size is not enough.
 _SIZES = (10.0, 11.5, 12.0, 13.0, 15.0, 16.0, 18.0)
-"""Of fonts, in pixels."""
+"""Font sizes in pixels."""
 
 
 def root(identifier: str, size: tuple[float, float], title: str, description: str) -> Element:

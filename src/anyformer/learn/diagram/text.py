@@ -17,7 +17,7 @@ _WIDTHS = {
     )
     for character in characters
 }
-"""Of the font's size."""
+"""Widths of characters as shares of the font size."""
 _XML = {"\t", "\n", "\r"}
 
 

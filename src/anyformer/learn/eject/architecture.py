@@ -1,4 +1,4 @@
-"""What the template of an architecture says of a config."""
+"""Values of the template of an architecture, from a config."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -93,7 +93,7 @@ def _embeddings(config: ModelConfig) -> dict[str, Any]:
 
 
 def _texts(config: ModelConfig) -> dict[str, Any]:
-    """What the model reads."""
+    """Values on the inputs of the model."""
     cross = config.is_encoder_decoder
     return {
         "cross": cross,

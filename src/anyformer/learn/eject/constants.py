@@ -8,7 +8,7 @@ from anyformer.learn.eject.rotation import sharpness, yarn_range
 from anyformer.learn.eject.stacks import Group, Stack, layers_name
 
 HASH_FACTOR, HASH_SHIFT = -7046029254386353131, 24
-"""Of n-grams, see `anyformer.blocks.ngrams`."""
+"""Constants of the hash of n-grams, see `anyformer.blocks.ngrams`."""
 
 
 def constants(

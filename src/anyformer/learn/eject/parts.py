@@ -7,7 +7,7 @@ from anyformer.config import ModelConfig
 from anyformer.learn.eject.stacks import Group, Stack, layers_name
 
 WIDTH = 120
-"""Of a line."""
+"""Characters in a line."""
 ACTIVATIONS = {
     "relu": "F.relu(%s)",
     "relu_squared": "F.relu(%s).square()",

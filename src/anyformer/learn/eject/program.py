@@ -1,4 +1,4 @@
-"""What the template of a program says of a config: how it loads, samples and trains, and where it is from."""
+"""Values of the template of a program, from a config: how it loads, samples and trains, and where it is from."""
 
 import json
 import re

@@ -37,7 +37,7 @@ def eject(spec: str) -> str:
 
 
 def architecture_diff(a: str, b: str) -> str:
-    """What separates two architectures, as a diff of their files without what loads, samples and trains.
+    """Difference of two architectures, as a diff of their files without the code that loads, samples and trains.
 
     Args:
         a, b: As of `eject`.
@@ -61,7 +61,7 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
 
 
 def _values(config: ModelConfig, name: str) -> dict[str, Any]:
-    """What the templates say of a model."""
+    """Values of the templates for a model."""
     _check(config)
     values = architecture(config)
     values["architecture"] = _render("architecture.py.jinja", values)

@@ -61,7 +61,7 @@ class Group:
 
     @property
     def prefix(self) -> str:
-        """What constants begin with."""
+        """Prefix of constants."""
         return f"{self.name.upper()}_" if self.name else ""
 
 

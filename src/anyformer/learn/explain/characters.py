@@ -12,7 +12,7 @@ _SEPARATOR = "a"
 
 @cache
 def punctuation() -> str:
-    """What splits words in BERT's pre-tokenizer, as the inside of a character class of JavaScript's."""
+    """Characters that split words in BERT's pre-tokenizer, as the inside of a character class of JavaScript's."""
     text = _SEPARATOR.join(["", *_characters("PSM"), ""])
     words = pre_tokenizers.Punctuation("isolated").pre_tokenize_str(text)
     return _ranges(ord(word) for word, _ in words if len(word) == 1 and word != _SEPARATOR)
@@ -20,14 +20,14 @@ def punctuation() -> str:
 
 @cache
 def controls() -> str:
-    """What BERT's normalizer removes when it cleans a text; as `punctuation`."""
+    """Characters that BERT's normalizer removes when it cleans a text; as `punctuation`."""
     clean = normalizers.BertNormalizer(handle_chinese_chars=False, strip_accents=False, lowercase=False)
     return _removed(clean, "CS")
 
 
 @cache
 def accents(*, bert: bool) -> str:
-    """What is removed with accents, by BERT's normalizer or by StripAccents; as `punctuation`."""
+    """Characters removed as accents, by BERT's normalizer or by StripAccents; as `punctuation`."""
     if not bert:
         return _removed(normalizers.StripAccents(), "M")
     strip = normalizers.BertNormalizer(

@@ -1,4 +1,4 @@
-"""What a page's script is to know of a model: every choice of its config, resolved, as plain numbers and names."""
+"""Description of a model for a page's script: every choice of its config, resolved, as plain numbers and names."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -14,7 +14,7 @@ from anyformer.config import ModelConfig
 from anyformer.model import Transformer
 
 MOST_TOKENS = 1024
-"""Of a text on a page: more would take a browser minutes."""
+"""Tokens of a text on a page: more would take a browser minutes."""
 
 
 def describe(model: Transformer) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from anyformer.training.config_file import read_yaml
 
 _MOST_WORDS, _MOST_CHARACTERS = 14, 80
 _FEWEST_WORDS = 4
-"""Of a recorded sample: a prompt of one word says little."""
+"""Words of a recorded sample: a prompt of one word says little."""
 _TEXTS = ("The cat could not sleep because it was", "def main(self, name):\n    return")
 """For a model without data: prose, and Python, whose standard library is learned where no data is given."""
 

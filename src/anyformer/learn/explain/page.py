@@ -27,7 +27,7 @@ from anyformer.quantization import parameter_count
 from anyformer.tokenizer import Tokenizer
 
 MOST_PARAMETERS = 36_000_000
-"""Of a page: a byte each, a third more in base64, and a second of a browser's time for a text of 30 tokens."""
+"""Parameters on a page: a byte each, a third more in base64, and a second of a browser's time for 30 tokens."""
 _KNOWN = {
     "activation": ("relu", "relu_squared", "gelu", "gelu_tanh", "silu", "tanh"),
     "norm": ("layer", "rms"),

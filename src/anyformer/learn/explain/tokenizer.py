@@ -1,4 +1,4 @@
-"""What a page's script is to know of a tokenizer: the pipeline of its tokenizer.json, checked and completed."""
+"""Description of a tokenizer for a page's script: the pipeline of its tokenizer.json, checked and completed."""
 
 import json
 from collections.abc import Callable, Mapping

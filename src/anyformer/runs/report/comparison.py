@@ -1,9 +1,9 @@
-"""What the page on several runs says, beside their curves."""
+"""Contents of the page on several runs, beside their curves."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from anyformer.pages.formatting import PER_TOKEN, clock, count, loss, loss_unit, setting, whole
+from anyformer.pages.formatting import PER_TOKEN, clock, count, fixed, loss_unit, setting, whole
 from anyformer.runs.listing import Run, differences, passages
 from anyformer.runs.report.charts import comparison_data
 from anyformer.runs.report.page import unreadable
@@ -19,10 +19,10 @@ COLUMNS: dict[str, Show] = {
     "tokens": lambda run: count(run.tokens),
     "time": lambda run: clock(run.seconds),
     "tokens/s": lambda run: count(run.tokens_per_second),
-    "loss": lambda run: loss(run.validation_loss),
-    "bits/byte": lambda run: loss(run.bits_per_byte),
+    "loss": lambda run: fixed(run.validation_loss),
+    "bits/byte": lambda run: fixed(run.bits_per_byte),
 }
-"""What a table of runs says of each; `loss` is that of the validation text."""
+"""Columns of a table of runs; `loss` is that of the validation text."""
 
 TEXTS = ("name", "preset", "state")
 """The columns that hold no number."""

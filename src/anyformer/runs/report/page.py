@@ -1,4 +1,4 @@
-"""What the page on one run says, beside its curves."""
+"""Contents of the page on one run, beside its curves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +7,8 @@ from anyformer.pages.formatting import (
     PER_TOKEN,
     clock,
     count,
+    fixed,
     flops,
-    loss,
     loss_unit,
     parameters,
     perplexity,
@@ -26,7 +26,7 @@ _SHAPE = (
     *("attention.kv_heads", "feed_forward.width", "feed_forward.activation", "position.kind", "norm.kind"),
     *("norm.placement", "embedding.tied", "head.kind", "dropout"),
 )
-"""Of the model's many settings those that are shown whatever they are."""
+"""Settings of the model that are shown whatever their values."""
 
 _SELDOM = (
     *("field", "max_record_bytes", "source", "target", "document_masking", "whole_word_masking", "label_smoothing"),
@@ -75,7 +75,7 @@ def page(run: Run, defaults: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notes(run: Run) -> list[str]:
-    """What a reader should know before the numbers."""
+    """Notes to be read before the numbers."""
     said: list[str] = []
     if run.state == "diverged":
         at = "" if run.step is None else f" after step {run.step:,}"
@@ -120,17 +120,17 @@ def _figures(run: Run) -> list[dict[str, str]]:
             figures.append({"label": label, "value": value, "note": note})
 
     first = number(run.evaluations[0], "validation_loss") if len(run.evaluations) > 1 else None
-    came = "" if first is None or run.header.get("head_is_new") is True else f"from {loss(first)}"
+    came = "" if first is None or run.header.get("head_is_new") is True else f"from {fixed(first)}"
     best = run.best
     if best is not None and run.validation_loss is not None and best["validation_loss"] < run.validation_loss - 5e-3:
-        came = f"best {loss(best['validation_loss'])} at step {best['step']:,}"
+        came = f"best {fixed(best['validation_loss'])} at step {best['step']:,}"
     unit = loss_unit(run.config)
-    add("Validation loss", loss(run.validation_loss), came or unit)
+    add("Validation loss", fixed(run.validation_loss), came or unit)
     if unit == PER_TOKEN:
         add("Perplexity", perplexity(run.validation_loss), "per token")
-    add("Bits per byte", loss(run.bits_per_byte))
+    add("Bits per byte", fixed(run.bits_per_byte))
     if not run.evaluations and run.steps:
-        add("Training loss", loss(number(run.steps[-1], "loss")), unit)
+        add("Training loss", fixed(number(run.steps[-1], "loss")), unit)
     add("Tokens", count(run.tokens), "" if run.step is None else f"{run.step:,} step{'s' * (run.step != 1)}")
     add("Time", clock(run.seconds))
     add("Tokens/s", count(run.tokens_per_second), "while training")
@@ -149,15 +149,15 @@ def _evaluations(run: Run) -> list[list[str]]:
             f"{line['step']:,}",
             clock(number(line, "elapsed")),
             count(tokens),
-            loss(number(line, "validation_loss")),
-            *((perplexity(number(line, "validation_loss")), loss(number(line, "bits_per_byte"))) if per_token else ()),
+            fixed(number(line, "validation_loss")),
+            *((perplexity(number(line, "validation_loss")), fixed(number(line, "bits_per_byte"))) if per_token else ()),
         ]
         for line, tokens in zip(lines, tokens_at(run, lines), strict=True)
     ]
 
 
 def _samples(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Those that are shown, over the whole run, and those that are folded away."""
+    """Samples that are shown, over the whole run, and those that are folded away."""
     lines = [line for line in run.samples if passages(line)]
     shown = evenly(lines, 6)
     folded = [line for line in lines if all(line is not each for each in shown)]
@@ -165,7 +165,7 @@ def _samples(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
     def told(line: Line) -> dict[str, Any]:
         score = scores.get(line["step"])
-        note = "" if score is None else f"loss {loss(score)}"
+        note = "" if score is None else f"loss {fixed(score)}"
         return {"step": f"{line['step']:,}", "note": note, "passages": passages(line)}
 
     return [told(line) for line in shown], [told(line) for line in evenly(folded, 60)]
@@ -204,7 +204,7 @@ def _settings(run: Run, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _changed(name: str, value: Any, standard: Mapping[str, Any]) -> str:
-    """What the setting usually is, if this differs; a setting that is chosen to suit the run is never a difference."""
+    """The default of a setting that differs from it; one that is chosen to suit the run never does."""
     of_model = name.startswith("model.")
     if name in _OWN or name.startswith("model.special_tokens.") or value == standard.get(name, value):
         return ""

@@ -1,6 +1,6 @@
 """How a step is taken: by one process here, by several in the subclasses of `Strategy`."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
@@ -9,27 +9,31 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
+from anyformer import atomic, limits
+from anyformer.adapters import add_adapter
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.linear import Linear
+from anyformer.checkpoint import write_tensors
 from anyformer.data.batch import Batch
 from anyformer.data.feistel_shuffle import mix_seed
 from anyformer.errors import UserError, cut
-from anyformer.model import Transformer
+from anyformer.model import Transformer, build
 from anyformer.training.averaging import Average
-from anyformer.training.checkpoints import read_state, write_state
 from anyformer.training.clipping import clip_grad_norm_
 from anyformer.training.losses import LossModule, WholeBatch
 from anyformer.training.optimizer import flatten_state, load_flat_state, set_learning_rate
 from anyformer.training.precision import Precision
 from anyformer.training.strategies.group import Group
-from anyformer.training.strategies.launch import check_engine
 
+STATE = "state.safetensors"
 _DROPOUT = 0x0D
 
 
@@ -173,7 +177,7 @@ class Strategy:
 
     @override
     def __str__(self) -> str:
-        """What is active, for people: `ddp, 2 processes (gloo)`."""
+        """Active parts, for people: `ddp, 2 processes (gloo)`."""
         processes = f"{self.group.world_size} processes ({self.group.backend})"
         return f"{self.engine}, {processes}" if self.engine else "one process"
 
@@ -182,7 +186,7 @@ class Strategy:
         return model if model.device == device else model.to(device)
 
     def _wrap(self) -> Any:
-        """What is called to compute the loss: the model as it is spread over the processes."""
+        """The module that computes the loss: the model as it is spread over the processes."""
         return self.plan.loss(self.model)
 
     def _last(self, last: bool) -> AbstractContextManager[object]:
@@ -313,38 +317,36 @@ class Strategy:
             self._scaler.load_state_dict({name: type(scaler[name])(value) for name, value in part("scaler").items()})
 
 
+class Sharded(Strategy):
+    """A strategy whose processes have a share of the weights each."""
+
+    _gathered: Transformer | None = None
+
+    @override
+    @contextmanager
+    def gathered(self) -> Generator[Transformer | None]:
+        with self.averaged():
+            if self._gathered is None and self.group.is_main:
+                self._gathered = build(self.model.config)
+                self._gathered.origin = self.model.origin
+                for name, config in self.model.adapter_configs.items():
+                    add_adapter(self._gathered, config, name)
+            targets = {} if self._gathered is None else self._gathered.state_dict()
+            with torch.no_grad():
+                for name, tensor in self._full_weights():
+                    if name in targets:
+                        targets[name].copy_(tensor)
+        yield self._gathered
+
+    def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The whole weights one by one; all processes must iterate over them."""
+        raise NotImplementedError
+
+
 def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     """The arguments of `Transformer.forward`, whose names are those of a batch's fields."""
     arrays = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items() if array is not None}
-
-
-def make_strategy(name: str | None, model: Transformer, plan: Plan, group: Group, *, zero_stage: int = 2) -> Strategy:
-    """The strategy of an engine.
-
-    Args:
-        name: one of ENGINES; None: a single process.
-        model: with its first weights, the same on all processes.
-        zero_stage: what DeepSpeed shards: 1 the optimizer's state, 2 the gradients as well, 3 the weights as well.
-
-    Raises:
-        UserError: there is no such engine, it isn't installed, or it does not fit the number of processes.
-    """
-    check_engine(name, group.world_size)
-    # Each imports a library that takes seconds to load and that the others have no use for.
-    if name == "ddp":
-        from anyformer.training.strategies.ddp import DDP
-
-        return DDP(model, plan, group)
-    if name == "fsdp":
-        from anyformer.training.strategies.fsdp import FSDP
-
-        return FSDP(model, plan, group)
-    if name == "deepspeed":
-        from anyformer.training.strategies.deepspeed import DeepSpeed
-
-        return DeepSpeed(model, plan, group, zero_stage)
-    return Strategy(model, plan, group)
 
 
 def use_int8(model: nn.Module) -> None:
@@ -356,3 +358,23 @@ def use_int8(model: nn.Module) -> None:
             for part in module.modules():
                 if isinstance(part, Linear):
                     part.matmul = "int8"
+
+
+def write_state(folder: Path, state: Mapping[str, Tensor], name: str = STATE) -> None:
+    """Write tensors and wait until they are on the disk. Raises OSError or SafetensorError where it refuses."""
+    write_tensors(folder / name, {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()})
+    atomic.sync(folder / name)
+
+
+def read_state(folder: Path) -> dict[str, Tensor]:
+    """Read what `write_state` or several processes wrote. Raises UserError where it is missing or damaged."""
+    limits.check_files(folder, ("*.safetensors",))
+    if not (folder / STATE).exists() and any(folder.glob("*.safetensors")):
+        # It imports torch.distributed, which takes a second.
+        from anyformer.training.strategies.shards import read_shards
+
+        return read_shards(folder)
+    try:
+        return load_file(folder / STATE)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The checkpoint {folder} can't be read: {cut(str(error))}.") from error

@@ -26,11 +26,10 @@ from anyformer.blocks.head import LanguageModelHead
 from anyformer.data.batch import Batch
 from anyformer.errors import UserError, quote
 from anyformer.model import Transformer
-from anyformer.training.checkpoints import write_state
 from anyformer.training.optimizer import set_learning_rate
-from anyformer.training.strategies.base import Plan
+from anyformer.training.strategies.base import Plan, Sharded, write_state
 from anyformer.training.strategies.group import Group
-from anyformer.training.strategies.sharded import Sharded, names, read_shards
+from anyformer.training.strategies.shards import names, read_shards
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KEPT_WHOLE = 100_000
@@ -220,7 +219,7 @@ class DeepSpeed(Sharded):
         return {name: self._local(parameter) for parameter, name in self._names().items()}
 
     def _local(self, parameter: Tensor) -> Tensor:
-        """What this process computes with: in stage 3 an equal share of the weights end to end, padded with zeros."""
+        """This process's share of a parameter: in stage 3 an equal part of all weights end to end, zero-padded."""
         return getattr(parameter, "ds_tensor", parameter).data
 
     def _shape(self, parameter: Tensor) -> torch.Size:

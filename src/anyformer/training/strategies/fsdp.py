@@ -16,7 +16,8 @@ from typing_extensions import override
 from anyformer.data.batch import Batch
 from anyformer.model import Transformer
 from anyformer.training.dtensor import full_tensor
-from anyformer.training.strategies.sharded import Sharded, read_shards, write_shards
+from anyformer.training.strategies.base import Sharded
+from anyformer.training.strategies.shards import read_shards, write_shards
 
 
 class FSDP(Sharded):

@@ -93,7 +93,7 @@ class Group:
         return total
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """What the work returns. Process 0 does it first, so that the others find its files."""
+        """Do work in process 0 first, so that the others find its files, and return its result."""
         made = work() if self.is_main else None
         self.any(False)
         return work() if made is None else made

@@ -103,7 +103,7 @@ def launch(argv: Sequence[str], processes: int) -> int:
 
 @contextmanager
 def one_of_many() -> Generator[None]:
-    """What a process that may be one of several does its work in: it ends when its launcher or another one does.
+    """Context of a process that may be one of several: it ends when its launcher or another one does.
 
     Raises:
         UserError: another process has ended, and whoever started this one won't say why.
@@ -203,7 +203,7 @@ class _Crew:
 
 
 def _environment(processes: int, lifeline: int) -> dict[str, str]:
-    """What torchrun would tell the processes, and how to share the machine."""
+    """Environment that torchrun would give the processes, and their shares of the machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
