@@ -2,8 +2,7 @@
 
 curves    numbers over tokens, FLOPs and seconds, those of the same objective together
 panels    groups and tasks with intervals, chance and verdicts, as texts and places
-models    costs, diagrams, configs, texts
-maps      attention of each model on the same sentence
+models    costs, diagrams, configs, texts, attention on the same sentence
 page      all of it
 """
 

@@ -5,8 +5,7 @@ from typing import Any
 
 from anyformer import atomic
 from anyformer.compare.page.curves import curves
-from anyformer.compare.page.maps import maps
-from anyformer.compare.page.models import costs, diagrams, differences, samples, trials
+from anyformer.compare.page.models import costs, diagrams, differences, maps, samples, trials
 from anyformer.compare.page.panels import alone, effects, findings, panels
 from anyformer.compare.result import ONE_SEED, Comparison, Setup
 from anyformer.learn import attention_maps

@@ -24,9 +24,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from anyformer.compare.tasks.choices import Ids, Objective
+from anyformer.compare.tasks.choices import Ids, Objective, TaskResult
 from anyformer.compare.tasks.fit import fit, seeded
-from anyformer.compare.tasks.result import TaskResult
 from anyformer.data.batch import IGNORED
 from anyformer.generation.decode import generate_ids
 from anyformer.generation.inference import evaluating, float_logits

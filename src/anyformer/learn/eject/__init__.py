@@ -2,8 +2,7 @@
 
 source         fills the templates with a config
 architecture   what one says of the blocks: their parts, the stacks that share them, rotation
-program        what the other says of loading, sampling and training
-names          the names of the weights in Hugging Face's files
+program        what the other says of loading, sampling and training, and of the names in Hugging Face's files
 """
 
 from anyformer.learn.eject.source import architecture_diff, eject
