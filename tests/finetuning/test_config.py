@@ -101,7 +101,7 @@ def test_the_help_and_the_page_have_these_numbers(capsys: pytest.CaptureFixture[
     few, many = (complete(config, model, "classify", examples=number).batch_size for number in (100, 60_000))
     assert main(["finetune", "--help"]) == 0
     assert f"default: {few}, or {many} from 60,000 examples on" in " ".join(capsys.readouterr().out.split())
-    page = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "finetuning" / "settings.md").read_text(encoding="utf-8")
     assert f"batches have {many} instead of {few}" in " ".join(page.split())
 
 

@@ -6,15 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from anyformer.compare.tasks import LabeledTexts, TaskResult, classifier, make_tasks, run_tasks, sequence
+from anyformer.compare.tasks import LabeledTexts, TaskResult, classifier, make_tasks, run_tasks
 from anyformer.compare.tasks.classifier import Classification
 from anyformer.compare.tasks.cloze import Cloze
 from anyformer.compare.tasks.minimal_pairs import MinimalPairs
-from anyformer.compare.tasks.sequence import LENGTH, Sorting
 from tests.compare.tasks.corpora import HELD_OUT, OBJECTIVES, TRAIN, Contender, tokenizer, trained, untrained
 from tests.compare.tasks.drawn import language
 
-NAMES = ["minimal_pairs", "cloze", "classifier", "sequence"]
+NAMES = ["minimal_pairs", "cloze", "classifier"]
 
 
 def _run(contender: Contender, *kinds: type[Any], seed: int = 0) -> dict[str, TaskResult]:
@@ -27,7 +26,6 @@ def _run(contender: Contender, *kinds: type[Any], seed: int = 0) -> dict[str, Ta
 def test_every_family_does_every_task(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     contender = untrained(preset)
     monkeypatch.setattr(classifier, "_STEPS", 4)
-    monkeypatch.setattr(sequence, "_STEPS", 4)
     before = {name: weight.clone() for name, weight in contender.model.state_dict().items()}
     done = list[str]()
     tasks = make_tasks(TRAIN, HELD_OUT, contender.tokenizer, max_tokens=24)
@@ -45,7 +43,6 @@ def test_every_family_does_every_task(preset: str, monkeypatch: pytest.MonkeyPat
     cloze = found["cloze"]
     assert abs(cloze.mean - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(cloze.items))
     assert set(found["minimal_pairs"].parts) == {"word_order", "agreement"}
-    assert set(found["sequence"].parts) == {"exact match"}
 
 
 @pytest.mark.parametrize("preset", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES)])
@@ -59,7 +56,6 @@ def test_who_knows_the_text_is_right(preset: str) -> None:
 def test_results_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     contender = untrained("gpt2")
     monkeypatch.setattr(classifier, "_STEPS", 4)
-    monkeypatch.setattr(sequence, "_STEPS", 4)
     assert _run(contender, object) == _run(contender, object)
 
 
@@ -72,15 +68,13 @@ def test_items_are_those_of_the_seed() -> None:
 def test_training_and_items_are_apart() -> None:
     text = language(0, 1500)
     train, held_out = [text[:60_000]], [text[60_000:]]
-    pairs, cloze, classes, sorting = make_tasks(train, held_out, tokenizer("causal"))
+    pairs, cloze, classes = make_tasks(train, held_out, tokenizer("causal"))
     assert isinstance(pairs, MinimalPairs)
     assert isinstance(cloze, Cloze)
     assert isinstance(classes, Classification)
-    assert isinstance(sorting, Sorting)
     assert not any(pair.right in train[0] for pair in pairs.pairs if pair.kind == "word_order")
     assert not any(blank.before + blank.candidates[0] + blank.after in train[0] for blank in cloze.blanks)
     assert not {each.ids for each in classes.training} & {each.ids for each in classes.test}
-    assert not {row for batch in sorting.training for row in batch} & set(sorting.test)
 
 
 @pytest.mark.slow
@@ -96,23 +90,6 @@ def test_labels_of_the_words_of_a_text_are_learned() -> None:
     assert len(result.items) == 100
     assert result.mean > 0.9
     assert sum(result.controls["random"]) > 90
-
-
-@pytest.mark.parametrize("preset", ["bert", "llama", "t5-small"])
-def test_a_perfect_answer_scores_1(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    contender = untrained(preset)
-    (task,) = (task for task in make_tasks(TRAIN, HELD_OUT, contender.tokenizer, max_tokens=24)[3:])
-    assert isinstance(task, Sorting)
-    ranks = {token: rank for rank, token in enumerate(task.tokens)}
-
-    def answer(form: Any, model: Any, source: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([sorted(row, key=ranks.__getitem__) for row in source.tolist()])
-
-    for form in ("_Decoder", "_Encoder", "_EncoderDecoder"):
-        monkeypatch.setattr(f"anyformer.compare.tasks.sequence.{form}.answer", answer)
-    monkeypatch.setattr("anyformer.compare.tasks.sequence.fit", lambda *arguments: None)
-    result = task.run(contender.model, contender.tokenizer, None)
-    assert (result.mean, result.parts, result.chance) == (1.0, {"exact match": 1.0}, 1 / LENGTH)
 
 
 def test_a_text_that_is_too_short_leaves_tasks_out() -> None:

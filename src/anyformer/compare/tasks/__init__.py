@@ -13,14 +13,13 @@ from anyformer.compare.tasks.classifier import Classification
 from anyformer.compare.tasks.cloze import Cloze
 from anyformer.compare.tasks.labels import TRAINING, LabeledTexts, by_document, by_order, read_labeled_texts
 from anyformer.compare.tasks.minimal_pairs import MinimalPairs
-from anyformer.compare.tasks.sequence import Sorting
 from anyformer.compare.tasks.words import WordStatistics, passages
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
 __all__ = ["LabeledTexts", "Objective", "Task", "TaskResult", "make_tasks", "read_labeled_texts", "run_tasks"]
 
-Task = MinimalPairs | Cloze | Classification | Sorting
+Task = MinimalPairs | Cloze | Classification
 
 _PASSAGES = 600
 """Passages of the held-out text that the tasks can use."""
@@ -61,7 +60,6 @@ def make_tasks(
         MinimalPairs.make(held_out, held_out_texts, known, tokenizer, seed),
         Cloze.make(held_out, known, tokenizer, seed),
         Classification.make(labeled, tokenizer, max_tokens, seed),
-        Sorting.make(train_texts, tokenizer, seed),
     )
 
 
