@@ -25,10 +25,9 @@ from anyformer.compare import corpus, matching, verdicts
 from anyformer.compare.budget import TRIAL, flops_per_token
 from anyformer.compare.corpus import SharedText
 from anyformer.compare.matching import Candidate
-from anyformer.compare.recipe import training_batches
 from anyformer.compare.request import Request
 from anyformer.compare.result import Ablation
-from anyformer.compare.training import seconds_per_step
+from anyformer.compare.training import seconds_per_step, training_batches
 from anyformer.config import ModelConfig
 from anyformer.data.disk_cache import identity, key
 from anyformer.errors import UserError, quote

@@ -14,8 +14,7 @@ from anyformer import atomic
 from anyformer.adapters.modules import adapter_of, base_state
 from anyformer.blocks.adapter import LowRankAdapter
 from anyformer.blocks.linear import Linear
-from anyformer.checkpoint.gguf import rope_scaling
-from anyformer.checkpoint.gguf.architecture import Architecture
+from anyformer.checkpoint.gguf.architecture import Architecture, rope_factors
 from anyformer.checkpoint.gguf.architectures import table, to_gguf
 from anyformer.checkpoint.gguf.tensors import encode, format_named, package, stored_as
 from anyformer.checkpoint.gguf.tokenizer_writer import tokenizer_metadata
@@ -86,7 +85,7 @@ def save_gguf(
             f"{len(fallbacks)} tensors are stored as F16, because their rows are no whole number of blocks of "
             f"{wanted.block} (such as {fallbacks[0]}, of {tensors[fallbacks[0]][0][-1]})."
         )
-    factors = rope_scaling.factors(config)
+    factors = rope_factors(config)
     with atomic.replacing(path, make_parents=True) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture.name)
         try:
