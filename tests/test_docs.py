@@ -22,8 +22,8 @@ import anyformer as af
 from anyformer.analysis import part_costs
 from anyformer.cli.main import COMMANDS, main
 from anyformer.cli.options import Parser
-from anyformer.data.examples import TASKS
 from anyformer.families import ALIASES, FAMILIES, PRESETS
+from anyformer.tasks import TASKS
 from tests.finetuning.example_files import make as make_example_files
 
 ROOT = Path(__file__).parents[1]
@@ -71,8 +71,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_paths_exist(page: Path) -> None:
     """Files of the repository that the prose names."""
     text = _read(page)
+    made = set(re.findall(r'^```\w+ title="(.+)"$', text, re.MULTILINE))
     for path in re.findall(r"`((?:src|tests|docs|benchmarks)/[\w./-]+\.\w+)`", text):
-        assert "NAME" in path or (ROOT / path).exists(), f"{path} does not exist"
+        assert "NAME" in path or path in made or (ROOT / path).exists(), f"{path} does not exist"
     packages = "|".join(path.parent.name for path in (ROOT / "src" / "anyformer").glob("*/__init__.py"))
     for path in re.findall(rf"`((?:{packages})/[a-z0-9_/]+\.(?:py|cpp|h))`", text):
         assert (ROOT / "src" / "anyformer" / path).exists(), f"{path} does not exist"
@@ -92,7 +93,8 @@ def test_the_map_is_true() -> None:
 @pytest.mark.parametrize("page", CURRENT_PAGES, ids=_name)
 def test_names_exist(page: Path) -> None:
     """Names of the library that the pages use: `af.NAME`, and dotted names from `anyformer` on."""
-    text = _read(page)
+    # What pages on adding add is run by tests/test_adding.py.
+    text = _prose(_read(page)) if page.parent.name == "adding" else _read(page)
     for name in re.findall(r"\baf\.(\w+)", text):
         assert hasattr(af, name), f"there is no anyformer.{name}"
     for name in re.findall(r"`anyformer((?:\.\w+)+)(?:\([^`]*\))?`", text):
@@ -253,8 +255,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-FINETUNING = DOCS / "finetuning.md"
-"""Its examples, commands too, run on files of their own."""
+FINETUNING = [DOCS / "finetuning.md", *sorted((DOCS / "finetuning").glob("*.md"))]
+"""Pages whose examples, commands too, run on files of their own."""
 
 
 @pytest.fixture
@@ -268,17 +270,21 @@ def shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return lambda text: re.sub(r"(minutes|epochs)([= ])\d+", r"steps\g<2>2", text)
 
 
-def test_python_of_finetuning_runs(shorter: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("page", [page for page in FINETUNING if _fences(_read(page), "python")], ids=_name)
+def test_python_of_finetuning_runs(
+    page: Path, shorter: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
     namespace: dict[str, Any] = {"__name__": "docs"}
-    for number, code in enumerate(_fences(_read(FINETUNING), "python")):
-        exec(compile(shorter(code), f"{_name(FINETUNING)}, block {number + 1}", "exec"), namespace)
+    for number, code in enumerate(_fences(_read(page), "python")):
+        exec(compile(shorter(code), f"{_name(page)}, block {number + 1}", "exec"), namespace)
     capsys.readouterr()
 
 
 @pytest.mark.slow
 def test_commands_of_finetuning_run(shorter: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
     ran: set[str] = set()
-    for line in "".join(_fences(_read(FINETUNING), "sh")).replace("\\\n", " ").splitlines():
+    text = "".join(fence for page in FINETUNING for fence in _fences(_read(page), "sh"))
+    for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(shorter(line))
         assert words.pop(0) == "anyformer"
         if "--processes" not in words:
@@ -289,7 +295,7 @@ def test_commands_of_finetuning_run(shorter: Callable[[str], str], capsys: pytes
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if page != FINETUNING and _fences(_read(page), "python")], ids=_name
+    "page", [page for page in PAGES if page not in FINETUNING and _fences(_read(page), "python")], ids=_name
 )
 def test_python_runs(page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from anyformer.blocks.feed_forward import ACTIVATIONS
@@ -344,6 +350,33 @@ def test_command_lines_parse(line: str, page: str, monkeypatch: pytest.MonkeyPat
 def test_command_lines_are_found() -> None:
     commands = {line.split()[0] for line, _ in _command_lines()}
     assert commands >= set(COMMANDS)
+
+
+START_PAGES = [DOCS / "training.md", DOCS / "finetuning.md"]
+
+
+@pytest.mark.parametrize("page", START_PAGES, ids=_name)
+def test_a_start_page_fits_a_screen_and_leads_to_every_topic(page: Path) -> None:
+    text = _read(page)
+    assert len(text.split()) <= 320
+    assert len(text.splitlines()) <= 60
+    assert "```text\n" in text, "it shows no output"
+    topics = set(re.findall(rf"\]\(({page.stem}/\w+\.md)\)", text))
+    assert topics == {f"{page.stem}/{path.name}" for path in (DOCS / page.stem).glob("*.md")}
+    assert len(topics) >= 4
+
+
+GUIDES = sorted({*DOCS.glob("*.md"), *(DOCS / "training").glob("*.md"), *(DOCS / "finetuning").glob("*.md")})
+_FIGURE = re.compile(
+    r"\d[\d.,]* (?:ms|us|tokens/s|sentences/s|GB/s|[GT]FLOP/s|times as (?:fast|long|much))\b|\d% more tokens/s"
+    r"|\b(?:half|quarters?|thirds?|fifths?|tenths?|0\.\d+) of (?:the|its|\w+'s) (?:time|speed)\b"
+)
+
+
+@pytest.mark.parametrize("page", [page for page in GUIDES if page.stem != "what-did-not-help"], ids=_name)
+def test_guides_have_no_measurements(page: Path) -> None:
+    """Speeds depend on a machine and a commit: docs/measurements has them, with both."""
+    assert _FIGURE.findall(_prose(_read(page))) == []
 
 
 def test_decisions_are_numbered() -> None:

@@ -39,7 +39,7 @@ _load("make_recording")  # which the other imports
 outputs = _load("make_outputs")
 SHOWN = [
     pytest.param(block, id=f"{page.stem}-{number}")
-    for page in sorted(DOCS.glob("*.md"))
+    for page in sorted(DOCS.rglob("*.md"))
     for number, block in enumerate(outputs.runs(page.read_text(encoding="utf-8")))
     if block.output is not None and block.language == "sh" and block.code.split()[1] in QUICK
 ]
@@ -57,24 +57,33 @@ def test_quick_commands_print_what_is_shown(block: Any, capsys: pytest.CaptureFi
 
 
 def test_there_are_outputs() -> None:
-    """All of the first page, and some of most guides."""
-    blocks = outputs.runs((DOCS / "getting-started.md").read_text(encoding="utf-8"))
+    """All of the first page, and some of the pages that one starts with."""
+    blocks = _blocks("getting-started")
     commands = [block for block in blocks if block.language == "sh" and block.code.startswith("anyformer ")]
     assert {block.code.split()[1] for block in commands} >= {"train", "generate", "finetune", "classify", "compare"}
     assert all(block.output and block.output.strip() for block in commands)
     assert len(SHOWN) >= 2
+    assert all(any(block.output for block in _blocks(page)) for page in STARTS)
+
+
+STARTS = ("getting-started", "training", "finetuning")
+
+
+def _blocks(page: str) -> list[Any]:
+    return outputs.runs((DOCS / f"{page}.md").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
-def test_commands_print_what_the_first_page_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("page", STARTS)
+def test_commands_print_what_the_first_pages_show(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With fewer steps and tiny models, all lines with a label are those of the page, in their order."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("anyformer.training.precision._fastest_on_cpu", lambda: (torch.float32, "as the test says"))
     make_example_files(tmp_path)
     namespace: dict[str, Any] = {}
-    for block in outputs.runs((DOCS / "getting-started.md").read_text(encoding="utf-8")):
+    for block in _blocks(page):
         if block.language == "python":
             with redirect_stdout(io.StringIO()) as shown:
                 exec(block.code, namespace)
@@ -84,6 +93,7 @@ def test_commands_print_what_the_first_page_shows(
             if command.startswith("anyformer "):
                 short = re.sub(r"--(steps|epochs|tokens) \d+", _fewer, command)
                 printed = _printed(short, capsys)
+                assert block.output
                 assert _labels(block.output) <= _labels(printed), command
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def test_tests_mirror_the_source() -> None:
         *(TESTS / "finetuning" / f"test_{what}.py" for what in ("packing", "parts", "resume")),
         TESTS / "fuzz" / "test_fuzz.py",
         TESTS / "kernels" / "test_training_kernels.py",
+        TESTS / "tasks" / "test_adding.py",
+        TESTS / "tasks" / "test_rows_of_tasks.py",
         TESTS / "training" / "test_bad_input.py",
         TESTS / "training" / "test_end_to_end.py",
         TESTS / "training" / "test_int8.py",
@@ -78,6 +81,19 @@ def test_no_circle_of_imports() -> None:
     }
     del modules["anyformer"]
     TopologicalSorter({name: _imports(path, modules) for name, path in modules.items()}).prepare()
+
+
+def test_no_function_is_written_twice() -> None:
+    """What two modules need is in one that both import."""
+    places = defaultdict[str, list[str]](list)
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                text = "\n".join(map(ast.unparse, body))
+                if len(text) > 80 and "raise NotImplementedError" not in text:
+                    places[f"{ast.unparse(node.args)}\n{text}"].append(str(path.relative_to(SOURCE)))
+    assert [paths for paths in places.values() if len(set(paths)) > 1] == []
 
 
 STARTS = {

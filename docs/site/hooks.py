@@ -33,6 +33,7 @@ _WEIGHTS = {
     "testing": 0.2,
     "tutorials/": 0.7,
     "scaling": 0.7,
+    "adding/": 0.2,
 }
 _LANGUAGES = {".py": "python", ".sh": "sh", ".yml": "yaml", ".toml": "toml", ".cpp": "cpp", ".h": "cpp"}
 _LINK = re.compile(r"(?<=\]\()(?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?(?=\))")

@@ -1,4 +1,4 @@
-"""The models and the files that docs/finetuning.md names, tiny ones."""
+"""The models and the files that the pages on fine-tuning name, tiny ones."""
 
 from pathlib import Path
 
@@ -31,6 +31,7 @@ def make(folder: Path, count: int = 24) -> None:
     )
     write(folder / "questions.jsonl", [{"anchor": text, "positive": f"{text} {label}"} for text, label in labeled])
     _table(folder / "reviews.csv", ["review,stars", *(f"{text},{label}" for text, label in labeled)])
+    _table(folder / "docstrings.csv", ["text,label", *(f"{text},{label}" for text, label in labeled)])
     _table(folder / "ratings.csv", ["text,rating", *(f"{text},{len(text) / 2}" for text, _ in labeled)])
     pairs = [f"{text},{label},{'same' if 'cat' in text else 'other'}" for text, label in labeled]
     _table(folder / "pairs.csv", ["premise,hypothesis,label", *pairs])

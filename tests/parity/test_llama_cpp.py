@@ -22,7 +22,7 @@ import anyformer as af
 from anyformer.adapters import LoraConfig, add_adapter
 from anyformer.adapters.modules import adapters
 from anyformer.checkpoint import save_adapter
-from anyformer.tokenizer.gguf import PRETOKENIZERS
+from anyformer.checkpoint.gguf.tokenizer_reader import PRETOKENIZERS
 from anyformer.verify.check import Check
 from anyformer.verify.gguf import verify_gguf
 from anyformer.verify.llama_cpp import LlamaCpp

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.errors import UserError
-from anyformer.pages import formatting
 from anyformer.runs.listing import read_run
 from anyformer.runs.report import write_comparison, write_report
 from anyformer.runs.report.charts import smoothed, thin
@@ -356,27 +355,3 @@ def test_a_smoothed_curve_stays_within_the_raw_one(values: Values, window: int):
 def test_a_straight_line_is_smooth_already():
     line: Values = [float(value) for value in range(50)]
     assert smoothed(line, 5)[:40] == pytest.approx(line[:40])
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (formatting.count(124_439_808), "124M"),
-        (formatting.count(999_999), "1M"),
-        (formatting.count(1_235_814_400), "1.24B"),
-        (formatting.count(12), "12"),
-        (formatting.flops(2.4e12), "2.4 TFLOP/s"),
-        (formatting.flops(12.0), "12 FLOP/s"),
-        (formatting.clock(59.6), "1:00"),
-        (formatting.clock(7384), "2:03:04"),
-        (formatting.clock(360_000), "4d 4h"),
-        (formatting.perplexity(1e9), "1e+304"),
-        (formatting.share(0.412), "41%"),
-        (formatting.share(0.0412), "4.1%"),
-        (formatting.setting([1, 2.50]), "1, 2.5"),
-        (formatting.setting(True), "yes"),
-        (formatting.setting(None), "–"),
-    ],
-)
-def test_formatting(text: str, said: str):
-    assert text == said

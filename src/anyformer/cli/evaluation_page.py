@@ -7,6 +7,7 @@ from rich.table import Table
 
 from anyformer.console import Console
 from anyformer.evaluation import Evaluation
+from anyformer.pages.formatting import finite
 from anyformer.terminal import printable, shorten
 
 _MOST_LABELS = 12
@@ -56,7 +57,7 @@ def to_json(evaluation: Evaluation, worst: int) -> dict[str, Any]:
         "task": evaluation.task,
         "examples": len(evaluation.rows),
         "metrics": {
-            name: {"value": _finite(value), "low": _finite(intervals[name].low), "high": _finite(intervals[name].high)}
+            name: {"value": finite(value), "low": finite(intervals[name].low), "high": finite(intervals[name].high)}
             for name, value in evaluation.items()
         },
         "classes": [
@@ -72,7 +73,7 @@ def to_json(evaluation: Evaluation, worst: int) -> dict[str, Any]:
                 "text": row.text,
                 "reference": row.reference,
                 "prediction": row.prediction,
-                "loss": _finite(row.loss),
+                "loss": finite(row.loss),
             }
             for row in evaluation.worst(worst)
         ],
@@ -94,7 +95,3 @@ def _number(value: float) -> str:
 def _line(text: str, length: int) -> str:
     """A stranger's text in one line, without what a terminal would obey."""
     return shorten(" ".join(printable(text).split()), length)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from anyformer.cli.options import Parser, Positional, change_model
+from anyformer.pages.formatting import byte_size
 from anyformer.terminal import write
 
 if TYPE_CHECKING:
@@ -141,29 +142,31 @@ def _print(found: "TrainingPlan") -> None:
     for name in dict.fromkeys((*found.memory, *found.formula)):
         size, said = found.memory.get(name, 0), found.formula.get(name)
         bar = "█" * round(24 * size / found.peak)
-        table.add_row(name, _size(size), f"{size / found.peak:.0%}", "" if said is None else _size(said), bar)
+        table.add_row(name, byte_size(size), f"{size / found.peak:.0%}", "" if said is None else byte_size(said), bar)
     each = "" if found.processes == 1 else " of each process"
-    table.add_row(f"peak{each}", _size(found.peak), "", "", "", style="bold")
+    table.add_row(f"peak{each}", byte_size(found.peak), "", "", "", style="bold")
     console.print()
     console.print(table)
     console.print()
     for name, reason in found.differences.items():
-        console.print(f"{name}: {_size(found.formula[name])} by the formula; {reason}.", style="dim", highlight=False)
+        console.print(
+            f"{name}: {byte_size(found.formula[name])} by the formula; {reason}.", style="dim", highlight=False
+        )
     verdict = "fits" if found.fits else "does not fit"
     together = f" {found.processes} times" if found.device == "cpu" and found.processes > 1 else ""
     console.print(
-        f"It {verdict}{together} into {_size(found.device_memory)} beside {_size(found.base)} for "
+        f"It {verdict}{together} into {byte_size(found.device_memory)} beside {byte_size(found.base)} for "
         f"{'Python and torch' if found.device == 'cpu' else 'CUDA'}.",
         style="green" if found.fits else "red",
         highlight=False,
     )
     for change in found.changes:
         told = "fits" if change.fits else "does not"
-        console.print(f"  {change.flags}: {_size(change.peak)}, {told}", highlight=False)
+        console.print(f"  {change.flags}: {byte_size(change.peak)}, {told}", highlight=False)
     if not found.fits and not any(change.fits for change in found.changes):
         console.print("  No flag is enough: take a shorter --context, a smaller --batch-size or model.")
     if found.cache:
-        console.print(f"Generating such a text keeps {_size(found.cache)} of keys and values.", highlight=False)
+        console.print(f"Generating such a text keeps {byte_size(found.cache)} of keys and values.", highlight=False)
     console.print(
         f"A step takes {found.flops:.3g} FLOPs, {found.flops_per_token:.3g} a token (6 N + 12 L d s: "
         f"{found.flops_formula / found.tokens:.3g}).",
@@ -195,14 +198,6 @@ def _print(found: "TrainingPlan") -> None:
             f"(prices of the table: {PRICES_OF}).",
             highlight=False,
         )
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def _time(seconds: float) -> str:

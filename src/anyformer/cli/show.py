@@ -7,6 +7,7 @@ from typing import Any
 from anyformer.cli.options import Parser, Positional, change_model, make
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
+from anyformer.pages.formatting import byte_size
 from anyformer.spec import read_config
 from anyformer.terminal import write
 
@@ -73,18 +74,10 @@ def _print(config: ModelConfig, options: ShowOptions) -> None:
     console.print(table)
     console.print()
     console.print(f"FLOPs of a forward pass, each token looking back on {context} tokens")
-    console.print(f"weights: {_size(parameters * 4)} in float32, {_size(parameters * 2)} in bfloat16")
+    console.print(f"weights: {byte_size(parameters * 4)} in float32, {byte_size(parameters * 2)} in bfloat16")
     if cache:
-        whole = _size(cache * context)
+        whole = byte_size(cache * context)
         console.print(f"key-value cache: {cache:,} bytes per token in bfloat16, {whole} for {context} tokens")
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 _ALWAYS = {"heads", "width", "activation", "kind", "placement", "eps", "tied"}

@@ -3,15 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-
-def number(value: float) -> str:
-    """Three digits after the point of a small number, fewer of a large one."""
-    size = abs(value)
-    if size < 0.0005:
-        return "0.000"  # not -0.000
-    if size < 1000:
-        return f"{value:.3f}" if size < 10 else f"{value:.1f}"
-    return f"{value:,.0f}" if size < 1e7 else f"{value:.3g}"
+from anyformer.pages.formatting import number
 
 
 def interval(bounds: Sequence[float] | None) -> str:

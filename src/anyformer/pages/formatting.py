@@ -31,8 +31,12 @@ def parameters(every: int | None, trained: int | None, noun: str = "") -> str:
 
 def flops(value: float | None) -> str:
     """`1.65 TFLOP/s`."""
-    text = si(value)
-    return text if value is None else f"{text.rstrip('kMGTP')} {text[len(text.rstrip('kMGTP')) :]}FLOP/s"
+    return si(value) if value is None else _prefixed(value, "FLOP/s")
+
+
+def byte_size(count: float) -> str:
+    """Bytes: `512 bytes`, `16.8 MB`."""
+    return _prefixed(count, "B" if si(count)[-1].isalpha() else "bytes")
 
 
 def listed(names: Sequence[str]) -> str:
@@ -45,37 +49,28 @@ def whole(value: int | None) -> str:
     return "–" if value is None else f"{value:,}"
 
 
-def loss(value: float | None) -> str:
-    """Four digits after the point, as a difference of a thousandth counts."""
-    return "–" if value is None else f"{value:.4f}"
+def fixed(value: float | None) -> str:
+    """Four digits after the point, as a difference of a thousandth counts; "–" for what isn't known."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
-PER_TOKEN = "nats per token"
-_LABELS = {
-    "multiple": "binary cross-entropy of a label, nats",
-    "regression": "squared error",
-}
-_VECTORS = {
-    "cosine": "squared error of the cosine",
-    "triplet": "triplet loss",
-    "class_triplet": "triplet loss",
-    "softmax": "cross-entropy of the pair's class, nats",
-}
+def number(value: float | None) -> str:
+    """Three digits after the point of a small number, fewer of a large one."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    if size < 0.0005:
+        return "0.000"  # not -0.000
+    if size < 1000:
+        return f"{value:.3f}" if size < 10 else f"{value:.1f}"
+    return f"{value:,.0f}" if size < 1e7 else f"{value:.3g}"
 
 
-def loss_unit(config: Mapping[str, Any]) -> str:
-    """The kind of a run's loss and its unit, by its config."""
-    match config.get("task"):
-        case "classify":
-            return _LABELS.get(str(config.get("label_kind")), "cross-entropy, nats")
-        case "tag":
-            return "cross-entropy of a tag, nats"
-        case "embed":
-            return _VECTORS.get(str(config.get("loss")), "cross-entropy of the positive, nats")
-        case "preference":
-            return "DPO loss, nats"
-        case _:
-            return PER_TOKEN
+def finite(value: float | None, digits: int | None = None) -> float | None:
+    """A number for JSON, rounded to this many significant digits; None for what is none."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(value if digits is None else f"{value:.{digits}g}")
 
 
 def perplexity(nats: float | None) -> str:
@@ -115,6 +110,12 @@ def setting(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {setting(each)}" for name, each in cast("Mapping[str, Any]", value).items())
     return str(value)
+
+
+def _prefixed(value: float, unit: str) -> str:
+    text = si(value)
+    digits = text.rstrip("kMGTP")
+    return f"{digits} {text[len(digits) :]}{unit}"
 
 
 def _plain(value: float, digits: int) -> str:

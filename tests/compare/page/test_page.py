@@ -19,7 +19,7 @@ from anyformer.compare.page import write_page
 from anyformer.compare.page.curves import curves
 from anyformer.compare.page.models import costs
 from anyformer.compare.page.page import page as values_of
-from anyformer.compare.page.panels import findings, number, panels
+from anyformer.compare.page.panels import findings, panels
 from anyformer.compare.result import BETTER, UNDECIDED, Comparison, Sample
 from anyformer.errors import UserError
 from tests.browser import Browse, Look, assert_readable, looks
@@ -155,13 +155,13 @@ def test_all_numbers_are_there(found: Comparison, file: Path, browse: Browse):
             continue
         text = page.locator(f"#panel-{panel.name}").inner_text()
         for score in panel.scores:
-            assert all(part in text for part in (score.contender, number(score.value), number(score.interval[0])))
+            assert all(part in text for part in (score.contender, fixed(score.value), fixed(score.interval[0])))
         for name, why in panel.left_out.items():
             assert any(name in line and f": {why}" in line for line in text.splitlines())
         for verdict in found.verdicts:
             assert (f"{verdict.difference:+.4f}" in text) >= (verdict.panel == panel.name)
         if panel.chance is not None:
-            assert f"chance, {number(panel.chance)}" in text
+            assert f"chance, {fixed(panel.chance)}" in text
             assert page.locator(f"#panel-{panel.name} svg .chance").count() == len(panel.scores)
     text = page.locator("main").inner_text()
     assert found.repeat in text

@@ -10,10 +10,10 @@ from anyformer import atomic
 from anyformer.adapters.modules import adapter_of, base_state
 from anyformer.blocks.adapter import LowRankAdapter
 from anyformer.blocks.linear import Linear
+from anyformer.checkpoint.gguf.architectures import table, to_gguf
 from anyformer.checkpoint.gguf.tensors import package
 from anyformer.checkpoint.gguf.write import storable
 from anyformer.errors import UserError
-from anyformer.families.gguf import table, to_gguf
 from anyformer.model import Transformer
 
 

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from anyformer.checkpoint.gguf import tokenizer_reader
+from anyformer.checkpoint.gguf.architecture import Contents, Output
+from anyformer.checkpoint.gguf.architectures import architecture, from_gguf
 from anyformer.checkpoint.gguf.container import Container
 from anyformer.checkpoint.gguf.tensors import dense, quantized, stored_dtype
 from anyformer.checkpoint.sources import TensorSource
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, cut
 from anyformer.families.base import Family
-from anyformer.families.gguf import Contents, architecture, from_gguf
-from anyformer.families.gguf.base import Output
 from anyformer.kernels.quantization import QuantizedWeight
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer import gguf as gguf_tokenizer
 
 _HEAD, _TABLE, _FACTORS = "output.weight", "token_embd.weight", "rope_freqs.weight"
 
@@ -59,7 +59,7 @@ class GGUFSource(TensorSource):
     @override
     def tokenizer(self) -> Tokenizer | None:
         try:
-            tokenizer = gguf_tokenizer.read(self.container.metadata)
+            tokenizer = tokenizer_reader.read(self.container.metadata)
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from error
         if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:

@@ -8,12 +8,21 @@ from typing import Any
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.gguf import CONTROL, ROLES, UNUSED, USER
 
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 """Ends of a text, a turn and a message; generation stops at each."""
-NORMAL = 1
-"""The type of ordinary tokens; the other types are in `anyformer.tokenizer.gguf`."""
+KEY = "tokenizer.ggml."
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""Values of token_type."""
+ROLES = {
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "unk": "unknown_token_id",
+    "sep": "seperator_token_id",  # so misspelt in the format
+    "pad": "padding_token_id",
+    "mask": "mask_token_id",
+    "cls": "cls_token_id",
+}
 
 
 @dataclass
@@ -22,8 +31,8 @@ class Entries:
 
     Attributes:
         tokens: their texts; no two are alike.
-        token_types: NORMAL, or one of the types in `anyformer.tokenizer.gguf`. llama.cpp finds control tokens in a text
-            where it is asked to, and users' tokens always.
+        token_types: their types. llama.cpp finds control tokens in a text where it is asked to, and users' tokens
+            always.
         scores: what the tokenizer goes by, where it goes by scores.
         before, after: the ids around every text.
     """

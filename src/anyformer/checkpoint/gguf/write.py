@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from anyformer import atomic
+from anyformer.checkpoint.gguf import rope_scaling
+from anyformer.checkpoint.gguf.architecture import Architecture
+from anyformer.checkpoint.gguf.architectures import table, to_gguf
 from anyformer.checkpoint.gguf.tensors import encode, format_named, package, stored_as
-from anyformer.checkpoint.gguf.tokenizer import tokenizer_metadata
+from anyformer.checkpoint.gguf.tokenizer_writer import tokenizer_metadata
 from anyformer.config import HeadConfig, ModelConfig
 from anyformer.errors import UserError
-from anyformer.families.gguf import Architecture, rope_factors, table, to_gguf
 from anyformer.families.rows import COPY, Row
 from anyformer.model import Transformer, skeleton
 from anyformer.one_line import OneLine
@@ -81,7 +83,7 @@ def save_gguf(
             f"{len(fallbacks)} tensors are stored as F16, because their rows are no whole number of blocks of "
             f"{wanted.block} (such as {fallbacks[0]}, of {tensors[fallbacks[0]][0][-1]})."
         )
-    factors = rope_factors(config)
+    factors = rope_scaling.factors(config)
     with atomic.replacing(path, make_parents=True) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture.name)
         try:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from anyformer.compare.result import Comparison, ContenderResult, Point
+from anyformer.pages.formatting import finite
 
 _COLUMNS = {"step": "step", "tokens": "tokens", "flops": "flops", "time": "seconds"}
 """Horizontal axes of a curve, and the fields of a point."""
@@ -74,10 +75,6 @@ def _mean(points: Sequence[Point]) -> Point:
 def _line(
     name: str, color: int, points: Sequence[Point], field: str, axes: list[dict[str, Any]], style: str
 ) -> dict[str, Any]:
-    axes.append({axis: [_short(getattr(point, column)) for point in points] for axis, column in _COLUMNS.items()})
-    values = [_short(getattr(point, field)) for point in points]
+    axes.append({axis: [finite(getattr(point, column), 6) for point in points] for axis, column in _COLUMNS.items()})
+    values = [finite(getattr(point, field), 6) for point in points]
     return {"name": name, "axis": len(axes) - 1, "color": color, "style": style, "y": values}
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

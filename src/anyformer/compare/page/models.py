@@ -8,7 +8,7 @@ from markupsafe import Markup
 from anyformer.compare.result import Comparison, ContenderResult
 from anyformer.config import ConfigError, ModelConfig
 from anyformer.learn.diagram import draw, panels
-from anyformer.pages.formatting import clock, count, loss, setting, si, whole
+from anyformer.pages.formatting import byte_size, clock, count, fixed, setting, si, whole
 from anyformer.runs.listing import flatten
 
 _MOST_DIAGRAMS = 8
@@ -17,7 +17,7 @@ _COSTS: dict[str, Callable[[ContenderResult], str]] = {
     "parameters": lambda each: count(each.parameters),
     "outside embeddings": lambda each: count(each.parameters_outside_embeddings),
     "FLOPs a token": lambda each: si(each.flops_per_token),
-    "memory": lambda each: size(each.memory_bytes),
+    "memory": lambda each: byte_size(each.memory_bytes) if each.memory_bytes else "–",
     "≈ tokens/s": lambda each: count(each.tokens_per_second),
     "KV bytes a token": lambda each: f"{each.cache_bytes_per_token:,}" if each.cache_bytes_per_token else "none",
     "FLOPs": lambda each: si(each.flops),
@@ -52,7 +52,7 @@ def trials(comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {
             "name": each.name,
-            "tried": ", ".join(f"{trial.learning_rate:.2g}: {loss(trial.validation_loss)}" for trial in each.trials),
+            "tried": ", ".join(f"{trial.learning_rate:.2g}: {fixed(trial.validation_loss)}" for trial in each.trials),
             "chosen": f"{each.learning_rate:.2g}",
         }
         for each in comparison.contenders
@@ -127,10 +127,3 @@ def _visible(text: str) -> str:
     """A guess in one line; of one that is nothing but space, the space."""
     text = text.replace("\n", "\u23ce").replace("\t", "\u21e5")
     return text if text.strip() else text.replace(" ", "\u2423")
-
-
-def size(number: int) -> str:
-    """Bytes, as `16.8 MB`."""
-    text = si(number)
-    letter = text[-1] if text[-1].isalpha() else ""
-    return f"{text.removesuffix(letter)} {letter}B" if number else "–"

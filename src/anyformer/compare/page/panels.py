@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anyformer.compare.result import BETTER, NO_VERDICT, WORSE, Comparison, Difference, Effect, Panel, Score, Verdict
-from anyformer.pages.formatting import listed, setting
+from anyformer.pages.formatting import fixed, listed, setting
 
 _MOST_VALUES = 5
 """Values of a panel, beside its verdict."""
@@ -23,7 +23,7 @@ def alone(comparison: Comparison) -> list[dict[str, str]]:
         {
             "name": score.contender,
             "of": f"{panel.title}, {panel.measure}",
-            "value": number(score.value),
+            "value": fixed(score.value),
             "interval": interval(score.interval),
         }
         for panel in (*comparison.groups, *comparison.tasks)
@@ -40,7 +40,7 @@ def findings(comparison: Comparison) -> list[dict[str, Any]]:
         verdicts = [each for each in comparison.verdicts if each.panel == panel.name]
         if len(panel.scores) > 1 and verdicts:
             about = [panel.measure, _direction(panel)]
-            about += [f"chance {number(panel.chance)}"] if panel.chance is not None else []
+            about += [f"chance {fixed(panel.chance)}"] if panel.chance is not None else []
             said = _finding(panel, verdicts)
             found.append(
                 {
@@ -67,11 +67,11 @@ def _direction(panel: Panel) -> str:
 def _values(panel: Panel, colors: Mapping[str, int]) -> dict[str, Any]:
     """The numbers of the best contenders, and in a few words those of the others."""
     shown = [
-        {"name": score.contender, "color": colors.get(score.contender, 0), "value": number(score.value)}
+        {"name": score.contender, "color": colors.get(score.contender, 0), "value": fixed(score.value)}
         for score in panel.scores[:_MOST_VALUES]
     ]
     rest = panel.scores[_MOST_VALUES:]
-    return {"values": shown, "rest": f"{len(rest)} more, to {number(rest[-1].value)}" if rest else ""}
+    return {"values": shown, "rest": f"{len(rest)} more, to {fixed(rest[-1].value)}" if rest else ""}
 
 
 def _gap(panel: Panel, verdicts: Sequence[Verdict]) -> dict[str, str]:
@@ -122,7 +122,7 @@ def _panel(panel: Panel, comparison: Comparison, colors: Mapping[str, int]) -> d
         "measure": panel.measure,
         "note": " ".join(filter(None, [panel.note, f"No verdict: {panel.no_verdict}." if panel.no_verdict else ""])),
         "about": ", ".join([direction, *([f"{panel.pieces:,} {items}"] if panel.pieces else [])]),
-        "chance": None if panel.chance is None else {"text": number(panel.chance), "place": place(panel.chance)},
+        "chance": None if panel.chance is None else {"text": fixed(panel.chance), "place": place(panel.chance)},
         "rows": [_row(score, place, colors) for score in panel.scores],
         "left_out": _left_out(panel),
         "parts": _parts(panel),
@@ -146,13 +146,13 @@ def _row(score: Score, place: Any, colors: Mapping[str, int]) -> dict[str, Any]:
     return {
         "name": score.contender,
         "color": colors.get(score.contender, 0),
-        "value": number(score.value),
+        "value": fixed(score.value),
         "interval": interval(score.interval),
         "places": {"value": place(score.value), "low": place(low), "high": place(high)},
         "seeds": [place(each) for each in score.seeds],
-        "each_seed": ", ".join(map(number, score.seeds)),
+        "each_seed": ", ".join(map(fixed, score.seeds)),
         "controls": [
-            {"name": name, "text": number(value), "place": place(value)} for name, value in score.controls.items()
+            {"name": name, "text": fixed(value), "place": place(value)} for name, value in score.controls.items()
         ],
     }
 
@@ -161,7 +161,7 @@ def _parts(panel: Panel) -> dict[str, Any] | None:
     """The numbers by kind of item."""
     kinds = list(dict.fromkeys(kind for score in panel.scores for kind in score.parts))
     rows = [
-        {"name": score.contender, "cells": [number(score.parts.get(kind, math.nan)) for kind in kinds]}
+        {"name": score.contender, "cells": [fixed(score.parts.get(kind, math.nan)) for kind in kinds]}
         for score in panel.scores
     ]
     return {"kinds": kinds, "rows": rows} if kinds else None
@@ -208,14 +208,9 @@ def _difference(each: Difference) -> dict[str, str]:
     }
 
 
-def number(value: float) -> str:
-    """Four digits after the point; "–" for what isn't known."""
-    return f"{value:.4f}" if math.isfinite(value) else "–"
-
-
 def interval(bounds: tuple[float, float], *, signed: bool = False) -> str:
     """`2.0100 to 2.0300`."""
-    low, high = (f"{bound:+.4f}" if signed and math.isfinite(bound) else number(bound) for bound in bounds)
+    low, high = (f"{bound:+.4f}" if signed and math.isfinite(bound) else fixed(bound) for bound in bounds)
     return f"{low} to {high}"
 
 

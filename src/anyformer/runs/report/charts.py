@@ -4,13 +4,12 @@ A chart's data is ``{"axes": [{"step", "time", "tokens"}], "charts": [{"title", 
 names the axis that its values stand over. What is not a finite number is None, and leaves a gap.
 """
 
-import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from anyformer.pages.formatting import loss_unit
+from anyformer.pages.formatting import finite
 from anyformer.runs.listing import Line, Run, flops_per_second, number
 
 Values = list[float | None]
@@ -31,10 +30,10 @@ def report_data(run: Run) -> dict[str, Any]:
     kept = thin([loss, speed, norm])
     axes = [_axis(run, [run.steps[index] for index in kept]), _axis(run, run.evaluations)]
     validation = _series("validation", 1, 1, _column(run.evaluations, "validation_loss"), "points")
-    peak = _short(number(run.header, "peak_flops_per_second"))
+    peak = finite(number(run.header, "peak_flops_per_second"), 6)
     marks = [] if peak is None else [{"y": peak, "label": "measured peak"}]
     charts = [
-        _chart("Loss", "loss", [*_curve("training", loss, kept), validation], note=loss_unit(run.config), scaled=True),
+        _chart("Loss", "loss", [*_curve("training", loss, kept), validation], note=run.terms.loss, scaled=True),
         _chart("Learning rate", "rate", [_series("rate", 0, 0, _at(rate, kept))], zero=True),
         _chart("Speed", "count", _curve("tokens/s", speed, kept), note="tokens per second", zero=True),
         _chart("Gradient norm", "number", _curve("norm", norm, kept), note="before clipping", scaled=True),
@@ -56,7 +55,7 @@ def comparison_data(runs: Sequence[Run]) -> dict[str, Any]:
         for series, name in ((training, "loss"), (speed, "tokens_per_second")):
             smooth = smoothed(_column(run.steps, name)) if len(run.steps) >= _FEW else _column(run.steps, name)
             series.append(_series(run.name, index, color, _at(smooth, kept)))
-    units = {loss_unit(run.config) for run in runs}
+    units = {run.terms.loss for run in runs}
     unit = units.pop() if len(units) == 1 else ""
     charts = [
         _chart("Validation loss", "loss", validation, note=unit, scaled=True),
@@ -118,7 +117,7 @@ def _curve(name: str, values: Values, kept: Sequence[int]) -> list[dict[str, Any
 
 
 def _series(name: str, axis: int, color: int, values: Values, style: str = "line") -> dict[str, Any]:
-    return {"name": name, "axis": axis, "color": color, "style": style, "y": [_short(value) for value in values]}
+    return {"name": name, "axis": axis, "color": color, "style": style, "y": [finite(value, 6) for value in values]}
 
 
 def _chart(title: str, form: str, series: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
@@ -133,8 +132,8 @@ def _axis(run: Run, lines: Sequence[Line]) -> dict[str, Values]:
     steps: Values = [float(line["step"]) for line in lines]
     return {
         "step": steps,
-        "time": [_short(value) for value in _column(lines, "elapsed")],
-        "tokens": [_short(value, 9) for value in tokens_at(run, lines)],
+        "time": [finite(value, 6) for value in _column(lines, "elapsed")],
+        "tokens": [finite(value, 9) for value in tokens_at(run, lines)],
     }
 
 
@@ -164,7 +163,3 @@ def _column(lines: Sequence[Line], name: str) -> Values:
 
 def _at(values: Values, kept: Sequence[int]) -> Values:
     return [values[index] for index in kept]
-
-
-def _short(value: float | None, digits: int = 6) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")

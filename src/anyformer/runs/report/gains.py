@@ -1,7 +1,6 @@
 """Contents of the page on a fine-tuning run about its gains: evaluation.json as texts and positions."""
 
 import contextlib
-import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, cast
 
 from anyformer import limits
 from anyformer.errors import UserError
+from anyformer.pages.formatting import finite, number
 from anyformer.runs.directory import EVALUATION
 
 _LABELS, _CLASSES = 12, 60
@@ -19,18 +19,23 @@ _OPEN = ("perplexity", "bits_per_byte", "mse")
 """Metrics without a largest value, which have no place on a scale."""
 
 
-def gains(directory: Path) -> dict[str, Any] | None:
-    """The values of the section; None where there is no evaluation.json that can be read."""
+def gains(directory: Path, *, generates: bool = True) -> dict[str, Any] | None:
+    """The values of the section; None where there is no evaluation.json that can be read.
+
+    Args:
+        directory: Of the run.
+        generates: Whether the model answers with texts.
+    """
     file = directory / EVALUATION
     if not file.is_file():
         return None
     # It may be of another version, or anybody's.
     with contextlib.suppress(UserError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
-        return _section(limits.read_object(file))
+        return _section(limits.read_object(file), generates)
     return None
 
 
-def _section(values: Mapping[str, Any]) -> dict[str, Any]:
+def _section(values: Mapping[str, Any], generates: bool) -> dict[str, Any]:
     count = int(values["examples"])
     rows = [_metric(str(name), each) for name, each in values["metrics"].items() if each["after"] is not None]
     if values["general"] is not None:
@@ -40,12 +45,11 @@ def _section(values: Mapping[str, Any]) -> dict[str, Any]:
     answers = [_row(each, colors) for each in values["answers"]]
     worst = [_row(each, colors) for each in values["worst"]]
     spans = any(each["spans"] for each in answers + worst)
-    generates = values["task"] not in ("classify", "tag", "embed")
     changed = int(values["changed"])
     return {
         "about": f"{values['measured_on']} that the model is not trained on, 95% intervals" if count else "",
         "metrics": rows,
-        "compared": any(row["before"] != _text(None) for row in rows),
+        "compared": any(row["before"] != number(None) for row in rows),
         "classes": [_class(each) for each in values["classes"][:_CLASSES]],
         "confusion": _confusion(values["confusion"]),
         "answers_title": "Answers before and after" if generates else f"Changed: {changed:,} of {count:,}",
@@ -65,10 +69,10 @@ def _metric(name: str, values: Mapping[str, Any], title: str | None = None) -> d
     verdict = "no verdict" if apart is None else ("better" if better else "worse") if apart else "not distinguishable"
     return {
         "name": title or name.replace("_", " "),
-        "before": _text(before),
-        "after": _text(after),
+        "before": number(before),
+        "after": number(after),
         "interval": _range(interval),
-        "gain": "" if gain is None else f"{'+' * (gain >= 0)}{_text(gain)}",
+        "gain": "" if gain is None else f"{'+' * (gain >= 0)}{number(gain)}",
         "difference": _range(difference),
         "verdict": "" if gain is None else verdict,
         "scale": None if name in _OPEN else _scale(before, after, interval, _SCALES.get(name, 1.0)),
@@ -90,7 +94,7 @@ def _scale(
 def _class(values: Mapping[str, Any]) -> list[str]:
     counts = [_number(values[name]) for name in ("training", "held_out")]
     scores = [_number(values[name]) for name in ("precision", "recall", "f1")]
-    return [str(values["label"]), *("–" if each is None else f"{each:,.0f}" for each in counts), *map(_text, scores)]
+    return [str(values["label"]), *("–" if each is None else f"{each:,.0f}" for each in counts), *map(number, scores)]
 
 
 def _confusion(values: Any) -> dict[str, Any] | None:
@@ -102,11 +106,11 @@ def _confusion(values: Any) -> dict[str, Any] | None:
         {
             "label": label,
             "cells": [
-                {"count": f"{count:,}", "share": f"{100 * count / max(1, sum(row)):.0f}", "right": number == place}
-                for place, count in enumerate(row)
+                {"count": f"{count:,}", "share": f"{100 * count / max(1, sum(counts)):.0f}", "right": row == place}
+                for place, count in enumerate(counts)
             ],
         }
-        for number, (label, row) in enumerate(zip(labels, matrix, strict=True))
+        for row, (label, counts) in enumerate(zip(labels, matrix, strict=True))
     ]
     return {"labels": labels, "rows": rows}
 
@@ -144,7 +148,7 @@ def _number(value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError("that is no number")
-    return float(value) if math.isfinite(value) else None
+    return finite(value)
 
 
 def _bounds(values: Any) -> tuple[float, float] | None:
@@ -154,14 +158,5 @@ def _bounds(values: Any) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def _text(value: float | None) -> str:
-    if value is None:
-        return "–"
-    size = abs(value)
-    if size < 1000:
-        return f"{value:.3f}" if size < 10 else f"{value:.1f}"
-    return f"{value:,.0f}" if size < 1e7 else f"{value:.3g}"
-
-
 def _range(bounds: tuple[float, float] | None) -> str:
-    return "" if bounds is None else f"{_text(bounds[0])} to {_text(bounds[1])}"
+    return "" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"

@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anyformer.pages.formatting import (
-    PER_TOKEN,
     clock,
     count,
+    fixed,
     flops,
-    loss,
-    loss_unit,
     parameters,
     perplexity,
     setting,
@@ -63,10 +61,10 @@ def page(run: Run, defaults: Mapping[str, Any]) -> dict[str, Any]:
         "facts": _facts(run),
         "notes": notes(run),
         "figures": _figures(run),
-        "gains": gains(run.path),
+        "gains": gains(run.path, generates=run.terms.generates),
         "data": report_data(run),
         "evaluations": _evaluations(run),
-        "per_token": loss_unit(run.config) == PER_TOKEN,
+        "per_token": run.terms.per_token,
         "samples": samples,
         "further": further,
         "settings": _settings(run, defaults),
@@ -120,17 +118,17 @@ def _figures(run: Run) -> list[dict[str, str]]:
             figures.append({"label": label, "value": value, "note": note})
 
     first = number(run.evaluations[0], "validation_loss") if len(run.evaluations) > 1 else None
-    came = "" if first is None or run.header.get("head_is_new") is True else f"from {loss(first)}"
+    came = "" if first is None or run.header.get("head_is_new") is True else f"from {fixed(first)}"
     best = run.best
     if best is not None and run.validation_loss is not None and best["validation_loss"] < run.validation_loss - 5e-3:
-        came = f"best {loss(best['validation_loss'])} at step {best['step']:,}"
-    unit = loss_unit(run.config)
-    add("Validation loss", loss(run.validation_loss), came or unit)
-    if unit == PER_TOKEN:
+        came = f"best {fixed(best['validation_loss'])} at step {best['step']:,}"
+    unit = run.terms.loss
+    add("Validation loss", fixed(run.validation_loss), came or unit)
+    if run.terms.per_token:
         add("Perplexity", perplexity(run.validation_loss), "per token")
-    add("Bits per byte", loss(run.bits_per_byte))
+    add("Bits per byte", fixed(run.bits_per_byte))
     if not run.evaluations and run.steps:
-        add("Training loss", loss(number(run.steps[-1], "loss")), unit)
+        add("Training loss", fixed(number(run.steps[-1], "loss")), unit)
     add("Tokens", count(run.tokens), "" if run.step is None else f"{run.step:,} step{'s' * (run.step != 1)}")
     add("Time", clock(run.seconds))
     add("Tokens/s", count(run.tokens_per_second), "while training")
@@ -143,14 +141,14 @@ def _figures(run: Run) -> list[dict[str, str]]:
 
 
 def _evaluations(run: Run) -> list[list[str]]:
-    lines, per_token = evenly(run.evaluations, 200), loss_unit(run.config) == PER_TOKEN
+    lines, per_token = evenly(run.evaluations, 200), run.terms.per_token
     return [
         [
             f"{line['step']:,}",
             clock(number(line, "elapsed")),
             count(tokens),
-            loss(number(line, "validation_loss")),
-            *((perplexity(number(line, "validation_loss")), loss(number(line, "bits_per_byte"))) if per_token else ()),
+            fixed(number(line, "validation_loss")),
+            *((perplexity(number(line, "validation_loss")), fixed(number(line, "bits_per_byte"))) if per_token else ()),
         ]
         for line, tokens in zip(lines, tokens_at(run, lines), strict=True)
     ]
@@ -165,7 +163,7 @@ def _samples(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
     def told(line: Line) -> dict[str, Any]:
         score = scores.get(line["step"])
-        note = "" if score is None else f"loss {loss(score)}"
+        note = "" if score is None else f"loss {fixed(score)}"
         return {"step": f"{line['step']:,}", "note": note, "passages": passages(line)}
 
     return [told(line) for line in shown], [told(line) for line in evenly(folded, 60)]

@@ -1,0 +1,290 @@
+"""A tokenizer as llama.cpp's metadata. It has an algorithm of its own for each kind, and reads no `tokenizer.json`:
+what its algorithms can't follow is refused, and what they do in another way is said in a sentence."""
+
+import base64
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from anyformer.checkpoint.gguf.tokenizer_reader import PRETOKENIZERS
+from anyformer.checkpoint.gguf.vocabulary import BYTE, CONTROL, ENDS, KEY, NORMAL, UNKNOWN, UNUSED, Entries, roles
+from anyformer.config import ModelConfig
+from anyformer.errors import UserError
+from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.sentencepiece import SPACE
+
+_COMPOSED = ("NFC", "NFKC")
+
+
+def tokenizer_metadata(tokenizer: Tokenizer | None, config: ModelConfig, notes: list[str]) -> dict[str, Any]:
+    """The metadata of a tokenizer. `notes` gets a sentence for everything that llama.cpp does in another way.
+
+    Raises:
+        UserError: a tokenizer that llama.cpp can't follow, and why.
+    """
+    if (ends := len(config.special_tokens.eos)) > len(ENDS):
+        notes.append(f"A GGUF file has {len(ENDS)} tokens that end a text, of the model's {ends}.")
+    # The tokenizer's keys are where llama.cpp looks for the number of segments.
+    segments = {} if config.decoder_layers else {"token_type_count": max(1, config.embedding.segments)}
+    if tokenizer is None:
+        notes.append("The model has no tokenizer, so llama.cpp can be given token ids but no text.")
+        return _prefixed({"model": "none", **roles(None, config), **segments})
+    entries = Entries.of(tokenizer, config.vocab_size, notes)
+    pipeline = json.loads(tokenizer.backend.to_str())
+    kind = pipeline["model"]["type"]
+    if kind == "BPE" and pipeline["model"].get("byte_fallback"):
+        kind = "SentencePiece"
+    if kind not in _KINDS:
+        raise UserError(f"llama.cpp has no tokenizer of the kind {kind}.")
+    metadata = _KINDS[kind](pipeline, entries, notes)
+    metadata = _prefixed({**roles(tokenizer, config), **metadata, **entries.metadata(), **segments})
+    if tokenizer.chat_template is not None:
+        metadata["tokenizer.chat_template"] = tokenizer.chat_template
+    return metadata
+
+
+def _prefixed(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {f"{KEY}{key}": value for key, value in metadata.items()}
+
+
+def _byte_bpe(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any]:
+    """BPE over bytes written in 256 printable characters, llama.cpp's `gpt2` (Radford et al. 2019)."""
+    model, normalizer = pipeline["model"], pipeline.get("normalizer")
+    if not model["merges"]:
+        raise UserError("llama.cpp has no character-level tokenizer: train with --tokenizer bpe:8192, for example.")
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise UserError("llama.cpp's BPE knows no marks at the ends of words, which this tokenizer has.")
+    composes = normalizer is not None
+    if composes and normalizer["type"] not in _COMPOSED:
+        raise UserError(f"llama.cpp does not change text before BPE, as this tokenizer does ({normalizer['type']}).")
+    if composes:
+        notes.append(_not_composed(normalizer["type"]))
+    pre = _pretokenizer_name(pipeline.get("pre_tokenizer"), bool(model.get("ignore_merges")), composes)
+    pairs = cast("list[str | list[str]]", model["merges"])
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
+    return {"model": "gpt2", "pre": pre, "merges": merges, "add_space_prefix": False, **entries.around()}
+
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""The pattern that `ByteLevel` splits by where it splits."""
+_INEXACT = ("tekken", "falcon", "default")
+"""Names under which llama.cpp splits some texts in another way than the tokenizers that go by them."""
+
+
+def _pretokenizer_name(pre_tokenizer: Any, ignores_merges: bool, composes: bool) -> str:
+    """llama.cpp's name for the pre_tokenizer of a tokenizer.json, as `PRETOKENIZERS` describe them.
+
+    It has each of them compiled in, and a file only names one (`tokenizer.ggml.pre`): another way of splitting gives
+    other tokens. It never composes text, but some names promise it, and those come first.
+
+    Raises:
+        UserError: there is no name for it.
+    """
+    steps = _steps(pre_tokenizer)
+    for composed in (True, False) if composes else (False,):
+        for known in PRETOKENIZERS:
+            fits = known.name not in _INEXACT and (known.ignores_merges, known.composes) == (ignores_merges, composed)
+            if fits and steps == _steps(json.loads(cast("Any", known.build()).__getstate__())):
+                return known.name
+    raise UserError(
+        "llama.cpp has no name for the way this tokenizer cuts words (its pre_tokenizer); it knows those of GPT-2, "
+        "SmolLM, LLaMA 3 and Qwen2, the last of which `anyformer train` makes."
+    )
+
+
+def _steps(part: Any) -> list[tuple[str, ...]]:
+    """The steps in one notation, as the same way can be written in several forms."""
+    kind = part["type"] if part else "nothing"
+    if kind == "Sequence":
+        return [step for inner in cast("list[Any]", part["pretokenizers"]) for step in _steps(inner)]
+    if kind == "Digits" and part.get("individual_digits"):
+        return [("digits",)]
+    if kind == "Split" and part["behavior"] == "Isolated" and not part.get("invert") and "Regex" in part["pattern"]:
+        return [("split", str(part["pattern"]["Regex"]))]
+    if kind == "ByteLevel" and not part.get("add_prefix_space"):
+        return [("split", _GPT2), ("bytes",)] if part.get("use_regex", True) else [("bytes",)]
+    return [("other", str(kind))]
+
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def _sentencepiece_bpe(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any]:
+    """SentencePiece's BPE with bytes for what it does not know, llama.cpp's `llama` (Kudo & Richardson 2018).
+
+    llama.cpp has scores where `tokenizer.json` has merges: it joins the two neighbors that make the token of the
+    highest score, whichever two they are.
+    """
+    model = pipeline["model"]
+    prefix = _adds_space(pipeline, notes)
+    if not {f"<0x{byte:02X}>" for byte in range(256)} <= set(entries.tokens):
+        raise UserError("llama.cpp's SentencePiece tokenizer needs a token for every byte, which this one lacks.")
+    entries.scores = _scores(model, entries)
+    for i, token in enumerate(entries.tokens):
+        if _BYTE.fullmatch(token) and entries.token_types[i] == NORMAL:
+            entries.token_types[i] = BYTE
+        elif token == model.get("unk_token"):
+            entries.token_types[i] = UNKNOWN
+    return {"model": "llama", "pre": "default", "add_space_prefix": prefix, **entries.around()}
+
+
+def _adds_space(pipeline: Any, notes: list[str]) -> bool:
+    """Whether a text gets a space at its beginning. Raises UserError for other changes to it."""
+    normalizer, pre_tokenizer = pipeline.get("normalizer"), pipeline.get("pre_tokenizer")
+    steps = [
+        (part["type"], part.get("prepend"), (part.get("pattern") or {}).get("String"))
+        for part in _steps_of(normalizer, "normalizers")
+    ]
+    replace = ("Replace", None, " ")
+    if pre_tokenizer is None and steps in ([("Prepend", SPACE, None), replace], [replace]):
+        return len(steps) > 1
+    metaspace = {} if pre_tokenizer is None or pre_tokenizer["type"] != "Metaspace" else pre_tokenizer
+    if not steps and metaspace and not metaspace.get("split", True):
+        scheme = metaspace["prepend_scheme"]
+        if scheme == "never":
+            return False
+        where = {
+            "first": "after special tokens inside a text and before one that begins with a space",
+            "always": "before a text that begins with a space",
+        }
+        notes.append(f"llama.cpp puts a space {where[scheme]}; this tokenizer puts none there.")
+        return True
+    raise UserError("llama.cpp can't prepare text as this tokenizer does (its normalizer and pre_tokenizer).")
+
+
+def _scores(model: Any, entries: Entries) -> list[float]:
+    """Minus the rank of a token's first merge. Raises UserError where scores can't stand for these merges."""
+    not_scores = UserError(
+        "llama.cpp can't follow this tokenizer: it joins any two neighbors that make a token, best score first, and "
+        "these merges are not in such an order."
+    )
+    pairs = [cast("tuple[str, str]", tuple(p.split(" ") if isinstance(p, str) else p)) for p in model["merges"]]
+    first: dict[str, int] = {}
+    last = ""
+    for rank, (left, right) in enumerate(pairs):
+        token = left + right
+        if token != last and token in first:
+            raise not_scores
+        first.setdefault(token, rank)
+        last = token
+    known, made = set(model["vocab"]), set(pairs)
+    for token in first:
+        for cut in range(1, len(token)):
+            if token[:cut] in known and token[cut:] in known and (token[:cut], token[cut:]) not in made:
+                raise not_scores
+    # A token that nothing makes is a single character, or one that is found before any merging.
+    return [float(-first[token]) if token in first else float(-len(pairs)) for token in entries.tokens]
+
+
+def _word_piece(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any]:
+    """BERT's WordPiece, llama.cpp's `bert` (Devlin et al. 2018).
+
+    llama.cpp marks the tokens that begin a word, as SentencePiece does, and not those that go on with one: `token` is
+    written `▁token`, and `##ise` is written `ise`.
+    """
+    model, normalizer = pipeline["model"], pipeline.get("normalizer") or {"type": "nothing"}
+    pre_tokenizer = pipeline.get("pre_tokenizer") or {"type": "nothing"}
+    if normalizer["type"] != "BertNormalizer" or pre_tokenizer["type"] != "BertPreTokenizer":
+        raise UserError("llama.cpp's WordPiece cleans and cuts text as BERT does, and this tokenizer does not.")
+    if not normalizer["clean_text"] or not normalizer["handle_chinese_chars"]:
+        raise UserError(
+            "llama.cpp's WordPiece always cleans text and parts Chinese characters; this tokenizer doesn't."
+        )
+    if len(entries.before) != 1 or len(entries.after) != 1:
+        raise UserError("llama.cpp's WordPiece puts one token before a text and one after it; this tokenizer doesn't.")
+    prefix = str(model["continuing_subword_prefix"])
+    entries.tokens = [
+        token
+        if kind in (CONTROL, UNUSED)
+        else token.removeprefix(prefix)
+        if token.startswith(prefix)
+        else SPACE + token
+        for token, kind in zip(entries.tokens, entries.token_types, strict=True)
+    ]
+    notes.append(
+        f"llama.cpp also cuts up words of more than {model['max_input_chars_per_word']} characters, which this "
+        "tokenizer gives up on."
+    )
+    lowercase = bool(normalizer["lowercase"])
+    accents = normalizer["strip_accents"]
+    return {
+        "model": "bert",
+        "pre": "default",
+        "bos_token_id": entries.before[0],
+        "seperator_token_id": entries.after[0],
+        "normalizer.lowercase": lowercase,
+        "normalizer.strip_accents": lowercase if accents is None else bool(accents),
+    }
+
+
+def _unigram(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any]:
+    """SentencePiece's unigram model, llama.cpp's `t5` (Kudo 2018)."""
+    model = pipeline["model"]
+    if model.get("byte_fallback"):
+        raise UserError("llama.cpp's unigram tokenizer does not write unknown characters as bytes; this one does.")
+    pieces = cast("list[tuple[str, float]]", model["vocab"])
+    entries.scores = [float(pieces[i][1]) if i < len(pieces) else 0.0 for i in range(len(entries.tokens))]
+    if model.get("unk_id") is None:
+        raise UserError("llama.cpp's unigram tokenizer needs a token for what is unknown, which this one lacks.")
+    entries.token_types[model["unk_id"]] = UNKNOWN
+    return {
+        "model": "t5",
+        "pre": "default",
+        "unknown_token_id": model["unk_id"],
+        **_spaces(pipeline.get("pre_tokenizer"), notes),
+        **_characters(pipeline.get("normalizer"), notes),
+        **entries.around(),
+    }
+
+
+def _characters(normalizer: Any, notes: list[str]) -> dict[str, Any]:
+    """SentencePiece's table of characters, where there is one. Raises UserError for other changes to the text."""
+    table: dict[str, Any] = {}
+    for part in _steps_of(normalizer, "normalizers"):
+        if part["type"] == "Precompiled" and not table:
+            table["precompiled_charsmap"] = base64.b64decode(part["precompiled_charsmap"])
+        elif part["type"] in _COMPOSED:
+            notes.append(_not_composed(part["type"]))
+        elif part["type"] not in ("Strip", "Replace") or not table:
+            raise UserError(f"llama.cpp can't prepare text as this tokenizer does ({part['type']}).")
+    return table
+
+
+def _spaces(pre_tokenizer: Any, notes: list[str]) -> dict[str, Any]:
+    """Whether runs of spaces count as one. Raises UserError for a way of cutting words that llama.cpp can't follow."""
+    parts = _steps_of(pre_tokenizer, "pretokenizers")
+    refused = UserError("llama.cpp can't cut words as this tokenizer does (its pre_tokenizer).")
+    kinds = [part["type"] for part in parts]
+    space = parts[-1] if kinds and kinds[-1] == "Metaspace" else None
+    if space is None or space["replacement"] != SPACE or space["prepend_scheme"] == "never":
+        raise refused
+    if kinds == ["WhitespaceSplit", "Metaspace"]:
+        return {"add_space_prefix": True, "remove_extra_whitespaces": True}
+    if kinds != ["Metaspace"] and not (kinds == ["Split", "Metaspace"] and parts[0]["pattern"] == {"String": "\n"}):
+        raise refused
+    notes.append(
+        "llama.cpp puts a space before a text, or the rest of one after a special token, that begins with a space; "
+        "this tokenizer puts none there."
+    )
+    return {"add_space_prefix": True, "remove_extra_whitespaces": False}
+
+
+def _steps_of(part: Any, field: str) -> list[Any]:
+    """The steps of a normalizer or pre_tokenizer, which may be a sequence of them or none."""
+    return [] if part is None else part.get(field, [part])
+
+
+def _not_composed(form: str) -> str:
+    return (
+        f"llama.cpp does not bring text into the form {form} first, as this tokenizer does: text that is in another "
+        "form gets other tokens."
+    )
+
+
+_KINDS: Mapping[str, Callable[[Any, Entries, list[str]], dict[str, Any]]] = {
+    "BPE": _byte_bpe,
+    "SentencePiece": _sentencepiece_bpe,
+    "WordPiece": _word_piece,
+    "Unigram": _unigram,
+}
