@@ -16,7 +16,7 @@ import pytest
 import anyformer as af
 from anyformer.cli import finetune
 from anyformer.data.examples import Where
-from anyformer.evaluation import Evaluation, evaluate
+from anyformer.evaluation import Evaluation
 from anyformer.evaluation.metrics import mean, share
 from anyformer.evaluation.perplexity import losses
 from anyformer.evaluation.result import EvaluatedRow
@@ -28,6 +28,7 @@ from anyformer.finetuning.measure import Figure, Measurement, measure
 from anyformer.finetuning.recipe import sample_answer
 from anyformer.runs.report.gains import gains
 from anyformer.schema import make, to_plain
+from anyformer.tasks.evaluate import evaluate
 from anyformer.training.schedule import TimeBudget
 from anyformer.training.trainer import Trainer
 from tests.evaluation.models import decoder, encoder

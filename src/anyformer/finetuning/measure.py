@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from anyformer.data.examples import Example, Task
+from anyformer.data.examples import Example
 from anyformer.errors import UserError
-from anyformer.evaluation.answers import answer
-from anyformer.evaluation.evaluate import evaluate_examples
+from anyformer.evaluation.answers import Answered, answer
 from anyformer.evaluation.metrics import Interval, Metric, language_model
 from anyformer.evaluation.metrics.metric import percentiles
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.perplexity import Text, join_texts, losses
 from anyformer.evaluation.result import Evaluation
-from anyformer.finetuning.config import GENERATIVE
 from anyformer.model import Transformer
+from anyformer.tasks import TASKS
+from anyformer.tasks.evaluate import evaluate_examples
 from anyformer.tokenizer import Tokenizer
 
 FEWEST_WINDOWS = 10
@@ -88,7 +88,7 @@ def measure(
     model: Transformer,
     tokenizer: Tokenizer,
     examples: Sequence[Any],
-    task: Task,
+    task: str,
     *,
     text: Text | None = None,
     window: int = _WINDOW,
@@ -106,14 +106,15 @@ def measure(
         before: An earlier measurement, whose examples and text are measured again; None: this is the first one.
         seconds: About how long it may take; None: as long as a few examples, or a few thousand with labels, take.
     """
+    answers = [answer(example) for example in examples if isinstance(example, Answered)]
     # Of single words ROUGE says what exact match does, and its library loads 180 MB of others.
-    rouge = task in ("chat", "completion") and any(len(answer(example).split()) > 1 for example in examples)
-    options = Options(max_new_tokens=_new_tokens(tokenizer, examples, task), rouge=rouge, skip_missing=True)
+    rouge = any(len(text.split()) > 1 for text in answers)
+    options = Options(max_new_tokens=_new_tokens(tokenizer, answers), rouge=rouge, skip_missing=True)
 
     def evaluate(rows: Sequence[Example]) -> Evaluation:
         return evaluate_examples(model, tokenizer, rows, task, options)
 
-    generates = task in GENERATIVE
+    generates = TASKS[task].generates
     count = min(len(examples), _GENERATED if generates else _EXAMPLES)
     if before is not None:
         count = min(len(examples), before.examples)
@@ -146,11 +147,10 @@ def measure(
     return measured, found
 
 
-def _new_tokens(tokenizer: Tokenizer, examples: Sequence[Any], task: Task) -> int | None:
-    if task not in ("chat", "completion", "seq2seq"):
+def _new_tokens(tokenizer: Tokenizer, answers: Sequence[str]) -> int | None:
+    if not answers:
         return None
-    texts = [answer(example) for example in examples[:_GENERATED]]
-    longest = max(map(len, tokenizer.encode_batch(texts, special=False)), default=0)
+    longest = max(map(len, tokenizer.encode_batch(answers[:_GENERATED], special=False)))
     fewest, most = _NEW_TOKENS
     return min(max(fewest, longest + longest // 2), most)
 

@@ -64,7 +64,7 @@ def changes_that_fit(
     if len(alone) > 1 and not any(alone):
         alone.append(fits(best, stays))
     best = {} if any(alone) else best
-    if not shared and workload.precision.name != "int8" and workload.task != "embed" and not config.is_quantized:
+    if not shared and workload.precision.name != "int8" and not workload.makes_vectors and not config.is_quantized:
         for processes in _PROCESSES:
             if processes > config.processes and config.batch_size % processes == 0:
                 parts = min(best.get("grad_accumulation", config.grad_accumulation), config.batch_size // processes)
@@ -87,7 +87,7 @@ def _milder(workload: Workload) -> Iterator[list[dict[str, Any]]]:
     """A batch in more parts, which costs nothing, and activations computed twice, which costs a third of the time."""
     config = workload.config
     parts = max(1, config.batch_size // config.processes)
-    if parts > config.grad_accumulation and workload.task != "embed":
+    if parts > config.grad_accumulation and not workload.makes_vectors:
         counts = sorted({min(4, parts), parts} - {*range(config.grad_accumulation + 1)})
         yield [{"grad_accumulation": count} for count in counts]
     if not config.gradient_checkpointing:
