@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from anyformer.config import ModelConfig, diff
     from anyformer.errors import UserError
     from anyformer.evaluation import classify, tag
+    from anyformer.evaluation.score import score
     from anyformer.families import preset
     from anyformer.finetuning.finetune import FinetuneResult, finetune
     from anyformer.generation import (
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
         generate_ids,
         generate_samples,
         generate_stream,
-        score,
     )
     from anyformer.learn.attention_maps import Attention, attention
     from anyformer.learn.diagram import diagram
@@ -51,10 +51,10 @@ _NAMES = {
     "config": "ModelConfig diff",
     "errors": "UserError",
     "evaluation": "classify tag",
+    "evaluation.score": "score",
     "families": "preset",
     "finetuning.finetune": "FinetuneResult finetune",
-    "generation": "BatchingEngine GenerationConfig embed fill generate generate_ids generate_samples generate_stream "
-    "score",
+    "generation": "BatchingEngine GenerationConfig embed fill generate generate_ids generate_samples generate_stream",
     "learn.attention_maps": "Attention attention",
     "learn.diagram": "diagram",
     "learn.eject": "eject",

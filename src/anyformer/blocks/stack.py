@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from anyformer import kernels
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.dropout import any_dropout
-from anyformer.blocks.embedding import InputEmbedding
+from anyformer.blocks.embedding import InputEmbedding, ngram_window
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.mask import attention_mask
-from anyformer.blocks.ngrams import ngram_window
 from anyformer.blocks.norm import norm
 from anyformer.blocks.position import (
     PositionSize,

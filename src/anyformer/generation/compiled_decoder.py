@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.block import TransformerBlock
-from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding
+from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding, ngram_window
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.linear import Embedding, Linear
-from anyformer.blocks.ngrams import ngram_window
 from anyformer.blocks.norm import LayerNorm, RMSNorm
 from anyformer.blocks.position import (
     LearnedPosition,

@@ -7,8 +7,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from anyformer.compare.tasks.passages import passages
-from anyformer.compare.tasks.words import words
+from anyformer.compare.tasks.words import passages, words
 from anyformer.data.examples import ClassifyExample
 from anyformer.data.examples.held_out import held_out
 from anyformer.errors import UserError

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.generation.models import VOCAB, WRITERS, batch, build, rows
 
 import anyformer as af
-from anyformer.blocks.ngrams import NgramEmbedding, ngram_window
+from anyformer.blocks.embedding import NgramEmbedding, ngram_window
 from anyformer.config import ConfigError, EmbeddingConfig, ModelConfig, PositionConfig
 
 LONGEST = 4
