@@ -20,8 +20,8 @@ from anyformer.data.examples import (
 from anyformer.data.examples.messages import conversation, read_messages, text_or_messages
 from anyformer.data.examples.parts import Parts, as_list, as_object, as_text, fault, from_json, kind_of
 from anyformer.data.examples.preferences import preference
-from anyformer.data.examples.rows import Row
 from anyformer.data.examples.tasks import Reading
+from anyformer.data.rows import Row
 from anyformer.errors import UserError, quote
 
 

@@ -31,12 +31,13 @@ from anyformer.data.examples.labels import (
     settle_labels,
     settle_tags,
 )
-from anyformer.data.examples.rows import Row, RowFile, row_files
+from anyformer.data.examples.rows import RowFile, row_files
 from anyformer.data.examples.tables import Table
 from anyformer.data.examples.tasks import Reading, find_reading
 from anyformer.data.examples.unpaired import pair_up
 from anyformer.data.materialize import HUB
 from anyformer.data.records import record_limit
+from anyformer.data.rows import Row
 from anyformer.errors import UserError
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from anyformer.data.examples import TASKS, Task
 from anyformer.data.examples.columns import SHAPES, Columns, Shape
-from anyformer.data.records import MISSING, find, unknown_field
+from anyformer.data.records import MISSING, find
+from anyformer.data.rows import unknown_field
 from anyformer.errors import UserError, nearest, quote
 
 _FEW = 20

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from anyformer.data.examples import PreferenceExample
 from anyformer.data.examples.parts import Parts, fault
 from anyformer.data.examples.preferences import preference
-from anyformer.data.examples.rows import Row
 from anyformer.data.examples.tasks import Reading, find_reading
+from anyformer.data.rows import Row
 from anyformer.errors import UserError
 
 _WORDS: Mapping[str, bool] = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
