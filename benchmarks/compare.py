@@ -57,8 +57,7 @@ from anyformer.generation.prompt import pad
 from anyformer.model import Transformer, build
 from anyformer.training.config import TrainConfig, default_learning_rate
 from anyformer.training.prepare import fit_model
-from anyformer.training.pretraining import Pretraining
-from anyformer.training.run import run
+from anyformer.training.run import Pretraining, run
 
 FAMILIES = ("gpt2", "llama", "bert", "t5", "transformer")
 DECODERS, ENCODER = ("gpt2", "llama"), "bert"

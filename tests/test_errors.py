@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import anyformer as af
-from anyformer import usual_names
+from anyformer import errors
 from anyformer.checkpoint import mlx, peft
 from anyformer.checkpoint.generation_settings import read as read_generation_settings
 from anyformer.checkpoint.pooling import read as read_pooling
 from anyformer.compare.result import Comparison
-from anyformer.data.examples.loading import load_examples
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.families import from_huggingface
 from anyformer.finetuning.config import FinetuneConfig
 from anyformer.generation.config import GenerationConfig
 from anyformer.schema import ConfigError, make
+from anyformer.tasks.loading import load_examples
 from anyformer.training.config import TrainConfig
 from anyformer.training.config_file import read_fields, read_yaml
 
@@ -232,9 +232,9 @@ def test_every_name_of_ours_is_one():
         field.name for kind in (TrainConfig, FinetuneConfig, GenerationConfig) for field in dataclasses.fields(kind)
     }
     config = af.preset("gpt2")
-    for names in usual_names._OURS:
+    for names in errors._OURS:
         for name in names.replace(" / ", " ").split():
             first, _, rest = name.partition(".")
             assert name in known or hasattr(getattr(config, first) if rest else config, rest or first), name
-    theirs = [name for names in usual_names._OURS.values() for name in names.split()]
+    theirs = [name for names in errors._OURS.values() for name in names.split()]
     assert len(theirs) == len(set(theirs))

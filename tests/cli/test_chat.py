@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 import anyformer as af
 from anyformer.cli.chat import ChatOptions
+from anyformer.cli.generate import generation_options
 from anyformer.cli.main import main
-from anyformer.cli.sampling import generation_options
 from anyformer.cli.terminal import Terminal
 from anyformer.errors import UserError
 from anyformer.generation import Conversation, GenerationConfig

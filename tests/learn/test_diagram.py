@@ -20,9 +20,9 @@ from anyformer.config import ModelConfig
 from anyformer.families import PRESETS
 from anyformer.learn.diagram import draw, lit, panels, undrawn
 from anyformer.learn.diagram.facts import facts
-from anyformer.learn.diagram.masks import sees
+from anyformer.learn.diagram.stack import sees
 from anyformer.learn.diagram.style import cost_text
-from anyformer.learn.diagram.text import clean, fit, width
+from anyformer.learn.diagram.svg import clean, fit, width
 from anyformer.spec import read_config
 from tests.browser import LOOKS, Browse, Look, assert_readable
 from tests.learn.diagrams import CHANGES, SVG, Drawing, changed, configs

@@ -1,14 +1,71 @@
 """From token ids to the input of the first block."""
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.linear import Embedding
-from anyformer.blocks.ngrams import NgramEmbedding
 from anyformer.blocks.norm import norm
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.config import EmbeddingConfig, NormConfig
+
+_FACTOR = -7046029254386353131
+"""2^64 divided by the golden ratio, as a signed number: multiplying by it scatters neighbors (Knuth, TAOCP 3, 6.4)."""
+_LOW_BITS = 24
+"""Low bits of a product, which depend on too little to be used."""
+
+
+class NgramEmbedding(nn.Module):
+    """The sum of a vector for each n-gram of 2, 3, ... tokens up to a token (Pagnoni et al. 2024, section 3.2.1).
+
+    There are far more n-grams than rows in the table, so a hash gives the row of an n-gram, and some share one. The
+    beginning of a sequence counts as a token. Rows start at zero: a model starts as it would without them, and an
+    n-gram that was never seen adds nothing.
+
+    Args:
+        longest: Tokens of the longest n-gram, at least 2.
+        rows: Vectors in the table, which n-grams of all lengths share.
+        d_model: Width of a vector.
+    """
+
+    def __init__(self, longest: int, rows: int, d_model: int) -> None:
+        super().__init__()
+        self.longest = longest
+        self.table = nn.Parameter(torch.zeros(rows, d_model))
+
+    def forward(self, ngram_window: Int[Tensor, "batch time longest"]) -> Float[Tensor, "batch time d_model"]:
+        """Look the n-grams up, given each token and those before it (`ngram_window`)."""
+        return F.embedding(self.rows(ngram_window), self.table).sum(dim=2)
+
+    def rows(self, ngram_window: Int[Tensor, "batch time longest"]) -> Int[Tensor, "batch time ngrams"]:
+        """The row of each n-gram, that of two tokens first."""
+        hashed, found = ngram_window[..., 0], list[Tensor]()
+        for earlier in ngram_window.unbind(dim=-1)[1:]:
+            hashed = hashed * _FACTOR + earlier
+            found.append((hashed * _FACTOR >> _LOW_BITS) % len(self.table))
+        return torch.stack(found, dim=-1)
+
+
+def ngram_window(
+    tokens: Int[Tensor, "batch slots"],
+    slots: Int[Tensor, "#batch time"],
+    positions: Int[Tensor, "#batch time"],
+    count: int,
+) -> Int[Tensor, "batch time count"]:
+    """Some tokens of a sequence and those before each, the nearest first; -1 before its beginning.
+
+    Args:
+        tokens: The sequences.
+        slots: Indices of those tokens; each comes after its predecessor.
+        positions: How many tokens of its sequence come before each.
+        count: How many to return for each, itself included.
+    """
+    back = torch.arange(count, device=tokens.device)
+    rows = torch.arange(len(tokens), device=tokens.device)[:, None, None]
+    window = tokens[rows, (slots[..., None] - back).clamp(min=0)]
+    return window.masked_fill(positions[..., None] < back, -1)
 
 
 class TokenEmbedding(nn.Module):
@@ -53,7 +110,7 @@ class InputEmbedding(nn.Module):
             vectors: The token vectors.
             positions: What a positional encoding adds.
             segments: The segment that each token belongs to; None: all to the first.
-            ngram_window: Each token and those before it (`blocks.ngrams.ngram_window`), where n-grams have vectors.
+            ngram_window: Each token and those before it (`ngram_window`), where n-grams have vectors.
         """
         if self.ngrams is not None:
             assert ngram_window is not None

@@ -15,8 +15,8 @@ from anyformer.adapters.attach import make_dense
 from anyformer.adapters.modules import Matrices, Target, attach, base_parameters, family_of, prefix_of, targets
 from anyformer.checkpoint import mlx, peft
 from anyformer.checkpoint.adapter_directory import HEAD, find_adapter, head_json
-from anyformer.checkpoint.gguf.adapter import save_gguf_adapter
-from anyformer.checkpoint.stored_adapter import StoredAdapter
+from anyformer.checkpoint.gguf.write import save_gguf_adapter
+from anyformer.checkpoint.peft import StoredAdapter
 from anyformer.checkpoint.tensors import FLOATS, write_tensors
 from anyformer.errors import UserError, cut
 from anyformer.model import Transformer

@@ -14,7 +14,7 @@ from torch import Tensor
 from anyformer import limits
 from anyformer.adapters.config import LoraConfig
 from anyformer.adapters.modules import targets
-from anyformer.checkpoint.stored_adapter import StoredAdapter
+from anyformer.checkpoint.peft import StoredAdapter
 from anyformer.checkpoint.tensors import read_tensors
 from anyformer.errors import UserError, quote
 from anyformer.model import Transformer

@@ -2,7 +2,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from anyformer.adapters.modules import (
     prefix_of,
     targets,
 )
-from anyformer.checkpoint.stored_adapter import StoredAdapter
 from anyformer.checkpoint.tensors import read_tensors
 from anyformer.errors import UserError, cut, quote
 from anyformer.families.base import CLASSIFIERS
@@ -52,6 +52,23 @@ _WITHOUT_EFFECT = {
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying"),
 }
 """Fields that say how it was made, or where: what it computes is the same."""
+
+
+Parts = Mapping[str, Tensor]
+"""Tensors "a" [rank, inputs], "b" [outputs, rank] and "magnitude" [outputs] of a layer, as far as they are there."""
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter as it was read; loading checks that it is complete and fits the model."""
+
+    config: LoraConfig
+    layers: Mapping[str, Parts]
+    """By the name of the layer in Hugging Face's class."""
+    others: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Biases, and weights of modules that were trained whole, by Hugging Face's names."""
+    base: str | None = None
+    """The model that it was trained on."""
 
 
 def read(directory: Path) -> StoredAdapter:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from anyformer.cli.generate import SamplingOptions, generation_options
 from anyformer.cli.loading import ModelOptions
 from anyformer.cli.options import Text, parse
-from anyformer.cli.sampling import SamplingOptions, generation_options
 
 
 @dataclass(frozen=True, kw_only=True)

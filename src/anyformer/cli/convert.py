@@ -122,7 +122,7 @@ def _to_gguf(options: ConvertOptions) -> list[Check]:
     write(f"{path}: {written.architecture}, tensors {formats}, {written.size / 1e6:,.1f} MB")
     if not options.verify:
         return []
-    from anyformer.verify.gguf import verify_gguf
+    from anyformer.verify.llama_cpp import verify_gguf
 
     return verify_gguf(path, model.float(), tokenizer)
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from anyformer.atomic import check_new
 from anyformer.cli.options import Positional, parse, without_vs
-from anyformer.cli.output import check_new
 from anyformer.spec import read_config
 from anyformer.terminal import write
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from anyformer.atomic import check_new
 from anyformer.cli.loading import ModelOptions
 from anyformer.cli.options import parse
-from anyformer.cli.output import check_new
 from anyformer.terminal import write
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Unpack
+from typing import TYPE_CHECKING, Annotated, Literal, Unpack, cast
 
 from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import Positional, Text, flag, parse
-from anyformer.cli.sampling import SamplingOptions, generation_options
+from anyformer.cli.options import Positional, Text, parse
 from anyformer.errors import UserError
 from anyformer.limits import RECORD_BYTES
+from anyformer.schema import flag
 from anyformer.terminal import message, write
 
 if TYPE_CHECKING:
@@ -21,6 +21,38 @@ if TYPE_CHECKING:
     from anyformer.generation.speculative_decoding import Draft
     from anyformer.model import Transformer
     from anyformer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """Sampling."""
+
+    temperature: Annotated[float | None, "T"] = None
+    """0: always the likeliest token; above: draw, the bolder the higher (default: 0; of a chat the model's own, or
+    0.7)."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens only."""
+    top_p: Annotated[float | None, "P"] = None
+    """Draw from the likeliest tokens that have this probability together."""
+    min_p: Annotated[float | None, "P"] = None
+    """Draw from tokens only that are at least this share as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1: what prompt and text have already becomes less likely."""
+    presence_penalty: float = 0.0
+    """Above 0: what the new text has already becomes less likely."""
+    frequency_penalty: float = 0.0
+    """Above 0: the more often the new text has something, the less likely it becomes."""
+    seed: int | None = None
+    """Makes drawing repeatable."""
+
+
+def generation_options(options: SamplingOptions) -> GenerationOptions:
+    """The fields of `GenerationConfig` among flags, without those that are None, which were left out."""
+    from anyformer.generation import GenerationConfig
+
+    flags = {field.name: getattr(options, field.name, None) for field in fields(GenerationConfig)}
+    return cast("GenerationOptions", {name: value for name, value in flags.items() if value is not None})
+
 
 _NOT_WITH_BEAMS = (
     *("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),

@@ -21,14 +21,13 @@ from filelock import FileLock
 from anyformer import atomic, limits
 from anyformer.analysis import part_costs
 from anyformer.checkpoint.adapter_directory import find_adapter
-from anyformer.compare import ablation, corpus, matching
+from anyformer.compare import corpus, matching, verdicts
 from anyformer.compare.budget import TRIAL, flops_per_token
-from anyformer.compare.candidate import Candidate
 from anyformer.compare.corpus import SharedText
-from anyformer.compare.recipe import training_batches
+from anyformer.compare.matching import Candidate
 from anyformer.compare.request import Request
 from anyformer.compare.result import Ablation
-from anyformer.compare.speed import seconds_per_step
+from anyformer.compare.training import seconds_per_step, training_batches
 from anyformer.config import ModelConfig
 from anyformer.data.disk_cache import identity, key
 from anyformer.errors import UserError, quote
@@ -112,8 +111,8 @@ def stored_plan(out: Path) -> Plan:
 def _write(request: Request, asked: dict[str, Any], files: Sequence[Path], out: Path) -> None:
     if any(not each.name.startswith(".") for each in out.iterdir()):
         raise UserError(f"{out} holds something else: choose another folder with --out.")
-    made = ablation.grid(request.contenders[0], request.vary) if request.vary else None
-    names = ablation.specs(made) if made is not None else {}
+    made = verdicts.grid(request.contenders[0], request.vary) if request.vary else None
+    names = verdicts.specs(made) if made is not None else {}
     found = matching.candidates([*names.values()] if made is not None else request.contenders, request.match)
     if made is not None:
         found = [replace(entry, name=name) for entry, name in zip(found, names, strict=True)]
@@ -159,8 +158,8 @@ def _read(request: Request, asked: dict[str, Any], files: Sequence[Path], out: P
             f"{out} holds another comparison, or the data has changed since: choose another folder with --out."
         )
     text = corpus.prepare(out / DATA, files, request.field, request.context, request.tokenizer, None)
-    made = ablation.grid(request.contenders[0], request.vary) if request.vary else None
-    specs = request.contenders if made is None else ablation.specs(made).values()
+    made = verdicts.grid(request.contenders[0], request.vary) if request.vary else None
+    specs = request.contenders if made is None else verdicts.specs(made).values()
     try:
         settled = make(Settled, {name: stored.get(name) for name in ("matched", "contenders")})
         _check(settled.contenders, [*specs], request, text)

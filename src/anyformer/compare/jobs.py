@@ -25,14 +25,13 @@ from filelock import FileLock, Timeout
 from anyformer import atomic, limits
 from anyformer.checkpoint import load
 from anyformer.compare.budget import TRIAL, Allowance, allow
-from anyformer.compare.candidate import Candidate
 from anyformer.compare.corpus import prepare, tokenizer_for
 from anyformer.compare.experiment import DATA, JOBS, Plan, seeds_of, stored_plan
+from anyformer.compare.matching import Candidate
 from anyformer.compare.measure import measure
-from anyformer.compare.recipe import ContenderTraining, training_batches, windows
 from anyformer.compare.result import Blank, Curve, Point, Sample
 from anyformer.compare.tasks import Task, TaskResult, make_tasks, read_labeled_texts, run_tasks
-from anyformer.compare.training import objective_of, run_config
+from anyformer.compare.training import ContenderTraining, objective_of, run_config, training_batches, windows
 from anyformer.console import Console
 from anyformer.errors import UserError
 from anyformer.runs.directory import CONFIG, model_directory

@@ -10,13 +10,13 @@ the inner width of the feed-forward blocks. An encoder-decoder has two stacks:
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from anyformer.blocks.stack import Stack
-from anyformer.compare.candidate import Candidate
 from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import ALIASES, FAMILIES
@@ -24,6 +24,39 @@ from anyformer.model import skeleton
 from anyformer.schema import differences
 from anyformer.spec import read_config
 from anyformer.training.config import default_learning_rate
+
+_LEAST, _MOST = 1e-5, 1e9
+"""Seconds of a step; a learning rate is at most as large."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A model that is to be trained for a comparison, or was trained already.
+
+    Attributes:
+        name: Short, and of no other candidate.
+        spec: Its specification, as it was given (see `anyformer.spec`).
+        config: Config of the model.
+        learning_rate: The default for it.
+        directory: Directory of a model that is there already; None: it is trained.
+        objective: Training objective of that one; None: not known.
+        seconds: Duration of a step on this machine, where the budget is in minutes.
+        notes: Changes that were made to match sizes, a sentence each.
+    """
+
+    name: str
+    spec: str
+    config: ModelConfig
+    learning_rate: float
+    directory: Path | None = None
+    objective: str | None = None
+    seconds: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (0 < self.learning_rate <= _MOST and (self.seconds is None or _LEAST < self.seconds <= _MOST)):
+            raise UserError("learning_rate and seconds want positive numbers.")
+
 
 D_MODEL, BLOCKS, HEADS = 128, 4, 4
 """The size of llama-nano, which learns something in minutes on two cores."""

@@ -5,21 +5,20 @@ One function an operation, with the arguments of torch's own. Each takes the fir
 """
 
 from anyformer.kernels.activation import activation, gelu_tanh, relu_squared
-from anyformer.kernels.attention import attention
-from anyformer.kernels.autocast import in_float32
-from anyformer.kernels.cross_entropy import drop_ignored, linear_cross_entropy, quantized_linear_cross_entropy
-from anyformer.kernels.dropout import dropout
-from anyformer.kernels.in_parts import in_parts
-from anyformer.kernels.layout import DENSE, Layout, choose_layout
-from anyformer.kernels.linear import Matmul, PrepackedWeight, linear, prepacked_linear, quantized_linear
-from anyformer.kernels.masked_attention import (
+from anyformer.kernels.attention import (
     AttentionMask,
     Mask,
+    attention,
     masked_attention,
     masked_attention_weights,
     select_query,
     with_layouts,
 )
+from anyformer.kernels.autocast import in_float32
+from anyformer.kernels.cross_entropy import drop_ignored, in_parts, linear_cross_entropy, quantized_linear_cross_entropy
+from anyformer.kernels.dropout import dropout
+from anyformer.kernels.layout import DENSE, Layout, choose_layout
+from anyformer.kernels.linear import Matmul, PrepackedWeight, linear, prepacked_linear, quantized_linear
 from anyformer.kernels.rms_norm import rms_norm
 
 __all__ = [

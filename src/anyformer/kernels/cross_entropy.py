@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from anyformer.kernels.autocast import autocast_disabled, matmul_dtype
 from anyformer.kernels.cpu import bf16_matmul, int8_matmul
@@ -338,3 +339,16 @@ def _write_grad_weight(logits: Tensor, x: Tensor, out: Tensor, *, add: bool) -> 
     for rows, columns in zip(out.split(_VOCAB_CHUNK), logits.split(_VOCAB_CHUNK, dim=1), strict=True):
         product = columns.t() @ x
         rows.add_(product) if add else rows.copy_(product)
+
+
+def in_parts(function: Callable[..., Tensor], *rows: Tensor, size: int) -> Tensor:
+    """``function(*rows)``, computed for `size` rows at a time, and in the backward pass once more.
+
+    Args:
+        function: Returns a number for each row.
+        rows: Tensors of the same length.
+    """
+    if len(rows[0]) <= size:
+        return function(*rows)
+    parts = zip(*(tensor.split(size) for tensor in rows), strict=True)
+    return torch.cat([checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])

@@ -5,7 +5,6 @@ loading          a directory of any kind -> a Tokenizer
 tokenizer_files  reading and writing the files of a tokenizer
 legacy           directories from before tokenizer.json: vocab.txt, vocab.json + merges.txt
 sentencepiece    spiece.model, and Marian's pair of SentencePiece models
-gguf             the tokenizer of a GGUF file
 training         char, byte-level BPE, WordPiece and Unigram from one's own text
 library          what the library `tokenizers` raises, as UserError
 chat             chat templates

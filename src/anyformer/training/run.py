@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,24 +10,68 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import override
 
+from anyformer.checkpoint import save
 from anyformer.checkpoint.adapter_directory import find_adapter
 from anyformer.console import Console
 from anyformer.data.materialize import STANDARD_INPUT
 from anyformer.errors import UserError
-from anyformer.model import Transformer
+from anyformer.families.own import FAMILY as OWN_FAMILY
+from anyformer.model import Transformer, build
 from anyformer.quantization import parameter_count
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.tracking import Trackers
 from anyformer.training.checkpoints import Checkpoints, read_facts
+from anyformer.training.config import CompleteConfig, TrainConfig
 from anyformer.training.config_file import settings, to_yaml
 from anyformer.training.memory import explain_out_of_memory
-from anyformer.training.pretraining import Pretraining
+from anyformer.training.prepare import TrainingData, prepare
 from anyformer.training.progress import say
+from anyformer.training.recipe import Recipe
 from anyformer.training.resolve import Prepare, ResolvedRun, make_strategy, resolve
 from anyformer.training.run_config import RunConfig
+from anyformer.training.sample import Sample, take_sample
 from anyformer.training.strategies.group import Group, join, started_by_launcher
 from anyformer.training.trainer import Trainer
+
+
+class Pretraining(Recipe):
+    """A fresh model, text, and a tokenizer that is trained on it.
+
+    Raises:
+        UserError: see `prepare`.
+    """
+
+    command = "train"
+    config_type = TrainConfig
+
+    def __init__(self, config: TrainConfig, console: Console) -> None:
+        self.data: TrainingData = prepare(config.complete(), console)
+        self.batches, self.fingerprint = self.data.batches, self.data.fingerprint
+        self.model_config, self.name = self.data.config.model, self.data.config.preset
+
+    @property
+    @override
+    def config(self) -> CompleteConfig:
+        return self.data.config
+
+    @override
+    def build(self) -> Transformer:
+        return build(self.model_config)
+
+    @override
+    def summary(self) -> Sequence[str]:
+        return self.data.summary()
+
+    @override
+    def save(self, model: Transformer, directory: Path) -> str:
+        own = save(model, directory, tokenizer=self.data.tokenizer) == OWN_FAMILY.model_type
+        return "in our own format" if own else "a Hugging Face directory"
+
+    @override
+    def sample(self, model: Transformer) -> Sample:
+        return take_sample(model, self.data.tokenizer, self.data.config, self.batches)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from anyformer.limits import read_object
 from anyformer.model import ModelOutput, Transformer
 from anyformer.tokenizer import Tokenizer
 from anyformer.verify.check import NEW_TOKENS, SAMPLES, Check, compare_tensors, compare_tokens
-from anyformer.verify.gguf import verify_gguf
+from anyformer.verify.llama_cpp import verify_gguf
 
 _WHOLE_IN_TRANSFORMERS = ("llama", "qwen2", "qwen3")
 """Architectures of GGUF's that transformers reads as they are. It has none of BERT's, passes over the width and the

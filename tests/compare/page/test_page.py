@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import anyformer as af
 from anyformer.compare.page import write_page
-from anyformer.compare.page.curves import curves
 from anyformer.compare.page.models import costs
+from anyformer.compare.page.page import curves
 from anyformer.compare.page.page import page as values_of
 from anyformer.compare.page.panels import findings, panels
 from anyformer.compare.result import BETTER, UNDECIDED, Comparison, Sample

@@ -4,8 +4,7 @@ from hypothesis import given, settings
 
 from anyformer.compare.tasks.choices import differences
 from anyformer.compare.tasks.cloze import RATIO, Cloze
-from anyformer.compare.tasks.passages import passages
-from anyformer.compare.tasks.words import WordStatistics, words
+from anyformer.compare.tasks.words import WordStatistics, passages, words
 from anyformer.tokenizer import Tokenizer
 from tests.compare.tasks.corpora import untrained
 from tests.compare.tasks.drawn import Corpus, corpora, language

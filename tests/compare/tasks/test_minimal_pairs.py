@@ -8,8 +8,7 @@ from hypothesis import given, settings
 
 import anyformer as af
 from anyformer.compare.tasks.minimal_pairs import MinimalPair, MinimalPairs
-from anyformer.compare.tasks.passages import passages
-from anyformer.compare.tasks.words import WordStatistics, words
+from anyformer.compare.tasks.words import WordStatistics, passages, words
 from anyformer.tokenizer import Tokenizer
 from tests.compare.tasks.corpora import untrained
 from tests.compare.tasks.drawn import Corpus, corpora, language

@@ -8,8 +8,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from anyformer.checkpoint.gguf import rope_scaling
-from anyformer.checkpoint.gguf.architecture import Architecture, Contents, layers
+from anyformer.checkpoint.gguf.architecture import (
+    Architecture,
+    Contents,
+    layers,
+    read_rope_scaling,
+    rope_factors,
+    same_factors,
+    write_rope_scaling,
+)
 from anyformer.config import ModelConfig, SpecialTokens, diff
 from anyformer.errors import UserError, nearest, quote
 from anyformer.families import FAMILIES, canonical, to_huggingface
@@ -82,7 +89,7 @@ def _llama_inferred(contents: Contents) -> dict[str, Any]:
         "tie_word_embeddings": contents.output in ("absent", "same"),
         "attention_bias": "blk.0.attn_q.bias" in contents.shapes,
         "mlp_bias": "blk.0.ffn_up.bias" in contents.shapes,
-        **rope_scaling.read(contents),
+        **read_rope_scaling(contents),
     }
 
 
@@ -106,7 +113,7 @@ def _llama(name: str, model_types: Sequence[str], *, neighboring: bool = False) 
         },
         rows=partial(_llama_rows, neighboring=neighboring),
         inferred=_llama_inferred,
-        more=rope_scaling.write,
+        more=write_rope_scaling,
         ignored=(r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd", r"blk\.\d+\.rope_freqs\.weight"),
     )
 
@@ -311,10 +318,10 @@ def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
     metadata = kind.write(config, FAMILIES[kind.model_types[0]].write(config))
     back = from_gguf(_contents(config, kind, metadata))
     # LLaMA 3's scaling is its factors, which different lengths and frequencies can have in common.
-    factors = rope_scaling.factors(config)
-    same_factors = factors is not None and rope_scaling.alike(rope_scaling.factors(back) or (), factors)
+    factors = rope_factors(config)
+    are_same = factors is not None and same_factors(rope_factors(back) or (), factors)
     for field, (computed, meant) in diff(_computed(back), _computed(config)).items():
-        if not (same_factors and field.startswith("position.scaling.")):
+        if not (are_same and field.startswith("position.scaling.")):
             raise UserError(
                 f"GGUF's {kind.name} architecture can't express {field} = {quote(meant)} (llama.cpp would compute with "
                 f"{quote(computed)})."
@@ -339,7 +346,7 @@ def _contents(config: ModelConfig, kind: Architecture, metadata: dict[str, Any])
     }
     tied = config.head.kind != "language_model" or config.embedding.tied
     output = "own" if not tied else "scaled" if config.head.scaled else "same"
-    return Contents(metadata, shapes, output, rope_scaling.factors(config))
+    return Contents(metadata, shapes, output, rope_factors(config))
 
 
 def table(kind: Architecture, config: ModelConfig, ours: Any) -> dict[str, Row]:

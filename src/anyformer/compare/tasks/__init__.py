@@ -8,14 +8,12 @@
 
 from collections.abc import Callable, Sequence
 
-from anyformer.compare.tasks.choices import Objective
+from anyformer.compare.tasks.choices import Objective, TaskResult
 from anyformer.compare.tasks.classifier import Classification
 from anyformer.compare.tasks.cloze import Cloze
 from anyformer.compare.tasks.labels import TRAINING, LabeledTexts, by_document, by_order, read_labeled_texts
 from anyformer.compare.tasks.minimal_pairs import MinimalPairs
-from anyformer.compare.tasks.passages import passages
-from anyformer.compare.tasks.result import TaskResult
-from anyformer.compare.tasks.words import WordStatistics
+from anyformer.compare.tasks.words import WordStatistics, passages
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 

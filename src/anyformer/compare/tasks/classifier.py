@@ -29,10 +29,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anyformer.blocks.pooling import pool_mean
-from anyformer.compare.tasks.choices import Ids, Objective
+from anyformer.compare.tasks.choices import Ids, Objective, TaskResult
 from anyformer.compare.tasks.fit import fit, seeded, shuffled_batches
 from anyformer.compare.tasks.labels import TEST, TRAINING, Labeled, LabeledTexts
-from anyformer.compare.tasks.result import TaskResult
 from anyformer.generation.inference import check_ids, check_nan, evaluating
 from anyformer.generation.prompt import batches_by_length, input_pad_id, pad
 from anyformer.model import Transformer, build

@@ -13,8 +13,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from anyformer.compare.tasks.choices import Choice, Ids, Objective, encode, log_scores
-from anyformer.compare.tasks.result import TaskResult
+from anyformer.compare.tasks.choices import Choice, Ids, Objective, TaskResult, encode, log_scores
 from anyformer.compare.tasks.words import FREQUENT, Word, WordStatistics, later_places, words
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer

@@ -24,8 +24,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from anyformer.compare.tasks.choices import Choice, Objective, differences, encode, log_scores
-from anyformer.compare.tasks.result import TaskResult
+from anyformer.compare.tasks.choices import Choice, Objective, TaskResult, differences, encode, log_scores
 from anyformer.compare.tasks.words import WordStatistics, later_places, words
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer

@@ -2,9 +2,9 @@
 
 facts    what a drawing says of a model, and at which place
 panel    models beside each other: their costs, and where they differ
-drawing  where everything is drawn (stack: the blocks of a stack; masks: thumbnails of attention masks)
+drawing  where everything is drawn, and the same in words (stack: the blocks of a stack, thumbnails of masks)
 lesson   pictures of a computation: products of matrices, the residual stream
-svg      shapes, and how they look; text: how wide a line is
+svg      shapes, how they look, and how wide a line of text is
 """
 
 from anyformer.learn.diagram.drawing import diagram, draw

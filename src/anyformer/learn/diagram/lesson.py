@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 from anyformer.learn.diagram import svg
-from anyformer.learn.diagram.text import width
+from anyformer.learn.diagram.svg import width
 
 _CELL, _SIGN, _MARGIN = (40.0, 26.0), 46.0, 18.0
 _NAME, _BELOW = 26.0, 40.0

@@ -14,10 +14,43 @@
 
 from xml.etree.ElementTree import Element
 
-from anyformer.learn.diagram import masks, svg
+from anyformer.learn.diagram import svg
 from anyformer.learn.diagram.facts import SUBLAYERS, layers, time
 from anyformer.learn.diagram.style import SMALL, TITLE, Style, cost_text, write_fact, write_facts
+from anyformer.learn.diagram.svg import add
 from anyformer.pages.formatting import count
+
+MASK_SIZE = 42.0
+"""Width and height of a mask in pixels."""
+_CELLS, _SOURCE, _WINDOW = 7, 5, 3
+
+
+def sees(kind: str, query: int, key: int) -> bool:
+    """Whether a token sees another.
+
+    Args:
+        kind: full, causal, window (causal and near), band (near, on both sides) or cross (all of another text).
+        query: The place of the token.
+        key: The place of the other.
+    """
+    near = abs(query - key) < _WINDOW
+    return {"causal": key <= query, "window": key <= query and near, "band": near}.get(kind, True)
+
+
+def draw_mask(parent: Element, kind: str, x: float, y: float) -> None:
+    """Draw a mask into a square."""
+    step = MASK_SIZE / _CELLS
+    keys = range(_CELLS - _SOURCE, _CELLS) if kind == "cross" else range(_CELLS)
+    for style in ("seen", "unseen"):
+        corners = [
+            f"M{x + key * step:g} {y + query * step:g}h{step - 1:g}v{step - 1:g}h{1 - step:g}z"
+            for query in range(_CELLS)
+            for key in keys
+            if sees(kind, query, key) == (style == "seen")
+        ]
+        if corners:
+            add(parent, "path", {"class": style, "d": "".join(corners)})
+
 
 WIDTH, HEIGHT = 316.0, 712.0
 STREAM = 266.0
@@ -156,7 +189,7 @@ def _block(parent: Element, style: Style, place: str, top: float) -> None:
     if is_there:
         room, beside = RIGHT - LEFT - 2 * _PAD, _masks(block, style, place, top + 10)
         for baseline, names in _LINES[name]:
-            write_facts(block, style, place, names, x, top + baseline, room - beside * (baseline < masks.SIZE + 12))
+            write_facts(block, style, place, names, x, top + baseline, room - beside * (baseline < MASK_SIZE + 12))
         cost = cost_text(style.cost(f"{stack} {name}"))
         svg.text(block, x, top + high - 9, cost, room, size=SMALL, style="soft")
     _sum(outer, out, "")
@@ -167,9 +200,9 @@ def _masks(parent: Element, style: Style, place: str, y: float) -> float:
     """Draw the masks of a block, that of later layers at the right. Returns the room that they take."""
     stack, name = place.split(".")
     kinds = {"attention": style.panel.masks(stack), "cross-attention": ["cross"]}.get(name, [])
-    holder, step = svg.group(parent, "lit" if f"{place}.mask" in style.lit else ""), masks.SIZE + 5
+    holder, step = svg.group(parent, "lit" if f"{place}.mask" in style.lit else ""), MASK_SIZE + 5
     for number, kind in enumerate(reversed(kinds)):
-        masks.draw(holder, kind, RIGHT - 11 - masks.SIZE - number * step, y)
+        draw_mask(holder, kind, RIGHT - 11 - MASK_SIZE - number * step, y)
     return step * len(kinds)
 
 

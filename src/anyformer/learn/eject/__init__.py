@@ -1,9 +1,7 @@
 """An architecture as one Python file that needs torch and safetensors alone.
 
-source         fills the templates with a config
+source         fills the templates with a config; what the program says of loading, sampling and training
 architecture   what one says of the blocks: their parts, the stacks that share them, rotation
-program        what the other says of loading, sampling and training
-names          the names of the weights in Hugging Face's files
 """
 
 from anyformer.learn.eject.source import architecture_diff, eject

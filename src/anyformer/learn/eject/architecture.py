@@ -6,8 +6,7 @@ from typing import Any
 from anyformer.config import ModelConfig
 from anyformer.learn.eject.constants import constants
 from anyformer.learn.eject.parts import ACTIVATIONS, attention_part, call, feed_forward_part, stack_part
-from anyformer.learn.eject.rotation import rotations, sharpness
-from anyformer.learn.eject.stacks import Group, Stack, alike, layers_name, stacks_of
+from anyformer.learn.eject.stacks import Group, Stack, alike, layers_name, rotations, sharpness, stacks_of
 
 NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
 POSITIONS = ("none", "sinusoidal", "learned", "rotary", "relative")

@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 from anyformer.config import AttentionConfig, ModelConfig
-from anyformer.learn.eject.rotation import sharpness, yarn_range
-from anyformer.learn.eject.stacks import Group, Stack, layers_name
+from anyformer.learn.eject.stacks import Group, Stack, layers_name, sharpness, yarn_range
 
 HASH_FACTOR, HASH_SHIFT = -7046029254386353131, 24
-"""Constants of the hash of n-grams, see `anyformer.blocks.ngrams`."""
+"""Constants of the hash of n-grams, see `anyformer.blocks.embedding`."""
 
 
 def constants(

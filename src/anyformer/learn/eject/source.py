@@ -1,18 +1,25 @@
 """A config, folded into the source of one file."""
 
 import difflib
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from anyformer import __version__
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
+from anyformer.families import own, to_huggingface
+from anyformer.families.rows import TRANSPOSE
 from anyformer.learn.eject.architecture import ACTIVATIONS, INITIALIZERS, NORMS, POSITIONS, architecture
-from anyformer.learn.eject.program import program
+from anyformer.learn.eject.parts import WIDTH
 from anyformer.learn.known_blocks import require_known
+from anyformer.model import skeleton
 from anyformer.spec import read_config
 
 
@@ -76,3 +83,172 @@ def _check(config: ModelConfig) -> None:
         raise UserError(
             "embedding.ngrams and position.skip_padding together have no standalone file: drop one of them."
         )
+
+
+def program(config: ModelConfig, name: str) -> dict[str, Any]:
+    """The values of program.py.jinja that those of the architecture are without."""
+    stored = stored_names(config)
+    writes = config.decoder_layers > 0 and config.head.kind == "language_model"
+    answer = {"regression": "flatten()", "multi_label_classification": "sigmoid()"}
+    problem = config.head.problem_type or ("regression" if config.head.labels == 1 else None)
+    purpose = "writes what follows" if writes else "fills in [MASK]" if config.head.kind == "language_model" else ""
+    if config.is_encoder_decoder and writes:
+        purpose = "rewrites the text"
+    purpose = purpose or ("prints hidden states" if config.head.kind == "none" else "labels the text")
+    kind = "encoder-decoder" if config.is_encoder_decoder else "decoder" if config.decoder_layers else "encoder"
+    batch = {
+        "encoder-decoder": "Stretches of a text: the first half is the source, the second is written.",
+        "decoder": "Stretches of a text, and what follows each of their tokens.",
+        "encoder": "Stretches of a text with 15% of their tokens hidden, which are to be found (Devlin et al. 2019).",
+    }
+    shapes = f"B texts of T tokens{', S in the source' if config.is_encoder_decoder else ''}; D = D_MODEL; H heads of K"
+    name = _plain(name)
+    return {
+        "title": f"{name}, {'an' if kind[0] == 'e' else 'a'} {kind}",
+        "version": __version__,
+        "name": name,
+        "config_lines": _lines([_plain(item) for item in _said(config)]),
+        "sources": _folded(_sources(config)),
+        "purpose": purpose,
+        "purpose_sentence": purpose[0].upper() + purpose[1:] + ".",
+        "shapes": f"{shapes} numbers; V tokens in the vocabulary.",
+        "names": list(stored.modules.items()),
+        "tensors": stored.tensors,
+        "prefix": stored.prefix,
+        "transposed": stored.transposed,
+        "has_layers": any("{i}" in ours for ours in stored.modules),
+        "most_layers": _most_layers(config),
+        "model_type": _plain(config.model_type),
+        "writes": writes,
+        "learns": config.head.kind == "language_model",
+        "limited": config.position.kind in ("learned", "sinusoidal"),
+        "eos": set(config.special_tokens.eos) or None,
+        "batch_docstring": batch[kind],
+        "train_length": min(config.max_length, 128),
+        "labelled": config.head.kind in ("classification", "token_classification"),
+        "label_names": _listed(config.head.label_names or [f"LABEL_{i}" for i in range(config.head.labels)]),
+        "answer": answer.get(problem or "", "softmax(dim=-1)"),
+    }
+
+
+def _most_layers(config: ModelConfig) -> str:
+    if config.is_encoder_decoder:
+        names = ["ENCODER_LAYERS", "DECODER_LAYERS"]
+        return names[0] if config.encoder_layers >= config.decoder_layers else names[1]
+    return "LAYERS"
+
+
+def _said(config: ModelConfig) -> list[str]:
+    """The fields of a config that aren't as they are by default."""
+
+    def changed(part: Any, prefix: str) -> list[str]:
+        found: list[str] = []
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if is_dataclass(value):
+                found += changed(value, f"{prefix}{field.name}.")
+            elif value != field.default and field.name != "label_names":
+                found.append(f"{prefix}{field.name}={value}")
+        return found
+
+    return changed(config, "")
+
+
+def _plain(text: str) -> str:
+    """The text without what could end the string around it: names come from files of strangers."""
+    return re.sub(r"[^ !#-\[\]-~]", "_", text)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """A list of strings as formatters write it."""
+    items = [json.dumps(name) for name in names]
+    line = f"[{', '.join(items)}]"
+    return line if len(line) <= WIDTH - len("LABELS = ") else "[\n" + "".join(f"    {item},\n" for item in items) + "]"
+
+
+def _lines(items: Sequence[str], width: int = 108) -> list[str]:
+    """Items side by side, as many as a line has room for."""
+    lines: list[str] = []
+    for item in items:
+        if lines and len(lines[-1]) + 2 + len(item) <= width:
+            lines[-1] += f", {item}"
+        else:
+            lines.append(item)
+    return lines
+
+
+def _folded(text: str) -> str:
+    words, lines = text.split(" "), [""]
+    for word in words:
+        if len(lines[-1]) + 1 + len(word) > (110 if len(lines) == 1 else 118):
+            lines.append("")
+        lines[-1] += (" " if lines[-1] else "") + word
+    return "\n".join(lines)
+
+
+def _sources(config: ModelConfig) -> str:
+    """The papers of what the config has."""
+    attention, feed_forward, head = config.attention, config.feed_forward, config.head
+    papers = {
+        "Vaswani et al. 2017 (attention)": True,
+        "Ba et al. 2016 (LayerNorm)": config.norm.kind == "layer",
+        "Zhang & Sennrich 2019 (RMSNorm)": config.norm.kind == "rms",
+        "Su et al. 2021 (rotary positions)": config.position.kind == "rotary",
+        "Raffel et al. 2020 (relative positions)": config.position.kind == "relative",
+        "Ainslie et al. 2023 (grouped queries)": attention.kv_heads not in (None, attention.heads),
+        "Jiang et al. 2023 (window)": attention.window is not None,
+        "Shazeer 2020 (gated feed-forward)": feed_forward.gated,
+        "Press & Wolf 2017 (tied head)": config.embedding.tied and head.kind == "language_model",
+        "Devlin et al. 2019 (masked language model)": config.is_encoder_only and head.kind == "language_model",
+    }
+    return ", ".join(paper for paper, applies in papers.items() if applies) + "."
+
+
+_LAYER = re.compile(r"\.blocks\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class StoredNames:
+    """How the files of a family name the weights of a model.
+
+    Attributes:
+        modules: our name of a module, and theirs; ``{i}`` stands for a layer. Empty: theirs are ours.
+        tensors: the same for weights whose last part differs.
+        prefix: before the names of models with a head.
+        transposed: whether matrices of blocks are stored as [in, out], the queries', keys' and values' side by side.
+    """
+
+    modules: dict[str, str]
+    tensors: dict[str, str]
+    prefix: str
+    transposed: bool
+
+
+def stored_names(config: ModelConfig) -> StoredNames:
+    """The names in the files that `save` writes for a model."""
+    family, _ = to_huggingface(config)
+    if family is own.FAMILY:
+        return StoredNames({}, {}, "", transposed=False)
+    names = skeleton(config).state_dict()
+    table = family.table(names)
+    modules: dict[str, str] = {}
+    tensors: dict[str, str] = {}
+    transposed = False
+    for theirs, row in table.items():
+        if row.alias:
+            continue
+        transposed = transposed or row.operation is TRANSPOSE
+        for ours in row.ours:
+            pattern, layer = _LAYER.sub(".blocks.{i}.", ours), _LAYER.search(ours)
+            # Of the numbers in their name the first is the layer's.
+            stored = theirs if layer is None else theirs.replace(f".{layer[1]}.", ".{i}.", 1)
+            stored = stored.removeprefix(family.prefix)
+            (our_module, our_end), (their_module, their_end) = pattern.rpartition(".")[::2], stored.rpartition(".")[::2]
+            if our_end == their_end:
+                modules[our_module] = their_module
+            else:
+                tensors[pattern] = stored
+    order = {name: place for place, name in enumerate(_LAYER.sub(".blocks.{i}.", name) for name in names)}
+    first = {name.rpartition(".")[0]: place for name, place in reversed(order.items())}
+    modules = dict(sorted(modules.items(), key=lambda item: first[item[0]]))
+    return StoredNames(modules, tensors, family.prefix, transposed)

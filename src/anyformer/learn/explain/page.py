@@ -1,5 +1,6 @@
 """The page: a model that runs in a browser, and what it computes."""
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,9 @@ from anyformer.generation.config import GenerationConfig
 from anyformer.generation.inference import require_tokenizer
 from anyformer.generation.prompt import decoder_start_id, eos_ids
 from anyformer.learn.diagram import draw, panels
-from anyformer.learn.explain.description import describe
+from anyformer.learn.explain.description import describe, pack, page_weights
 from anyformer.learn.explain.first_text import first_text
-from anyformer.learn.explain.scripts import engine, page_script
 from anyformer.learn.explain.tokenizer import describe_tokenizer
-from anyformer.learn.explain.weights import pack, page_weights
 from anyformer.learn.known_blocks import require_known
 from anyformer.model import Transformer, skeleton
 from anyformer.pages.formatting import count
@@ -141,3 +140,28 @@ def _writes(config: ModelConfig) -> bool:
 
 def _fills(config: ModelConfig) -> bool:
     return config.is_encoder_only and config.head.kind == "language_model"
+
+
+_ENGINE = (
+    *("tensor", "position", "attention", "block", "model", "sampling"),
+    *(
+        f"tokenizer/{name}"
+        for name in ("characters", "normalizer", "pre_tokenizer", "subwords", "decoder", "tokenizer")
+    ),
+)
+
+
+def engine() -> str:
+    """The source of what runs a model and its tokenizer, which needs neither a page nor a network."""
+    return source("engine", _ENGINE)
+
+
+def source(folder: str, names: tuple[str, ...]) -> str:
+    """The source of files of a folder beside this one, in this order."""
+    directory = files(__package__ or "") / folder
+    return "\n".join((directory / f"{name}.js").read_text(encoding="utf-8") for name in names)
+
+
+def page_script() -> str:
+    """The source of what shows a model that runs."""
+    return source("view", ("elements", "reading", "session", "overview", "details", "page"))

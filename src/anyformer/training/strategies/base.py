@@ -27,9 +27,8 @@ from anyformer.data.feistel_shuffle import mix_seed
 from anyformer.errors import UserError, cut
 from anyformer.model import Transformer, build
 from anyformer.training.averaging import Average
-from anyformer.training.clipping import clip_grad_norm_
 from anyformer.training.losses import LossModule, WholeBatch
-from anyformer.training.optimizer import flatten_state, load_flat_state, set_learning_rate
+from anyformer.training.optimizer import clip_grad_norm_, flatten_state, load_flat_state, set_learning_rate
 from anyformer.training.precision import Precision
 from anyformer.training.strategies.group import Group
 

@@ -1,0 +1,109 @@
+"""Evaluate a model on a data set."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import cast
+
+from anyformer.checkpoint.by_name import takes_model
+from anyformer.data.examples import Example
+from anyformer.data.examples.columns import Columns, PythonColumns, as_columns
+from anyformer.data.examples.labels import LabelKind
+from anyformer.data.examples.tables import Data, Table, read_data
+from anyformer.errors import UserError
+from anyformer.evaluation.logits import is_regression
+from anyformer.evaluation.options import Options
+from anyformer.evaluation.result import Evaluation
+from anyformer.evaluation.trained_on import trained_on
+from anyformer.model import Transformer
+from anyformer.tasks import TASKS
+from anyformer.tasks.loading import load_examples
+from anyformer.tokenizer import Tokenizer
+
+
+@takes_model
+def evaluate(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    data: Data | Sequence[Example],
+    task: str | None = None,
+    *,
+    columns: Columns | Mapping[str, str] | None = None,
+    header: Sequence[str] = (),
+    limit: int | None = None,
+    options: Options | None = None,
+) -> Evaluation:
+    """Evaluate a model on a data set.
+
+    ======================  ============================================================================
+    classify                accuracy, f1, mcc; several labels: f1, f1_macro, exact_match;
+                            numbers: spearman, pearson, mse
+    tag                     entity_f1, precision, recall, accuracy
+    embed                   spearman, pearson of scores; recall@1, recall@5, recall@10, mrr of pairs
+    seq2seq                 bleu, chrf, rouge1, rouge2, rougeL, rougeLsum, exact_match, perplexity,
+                            end_probability, stopped
+    chat, completion        rouge1, rouge2, rougeL, rougeLsum, exact_match, perplexity, end_probability, stopped;
+                            with choices: accuracy, f1, mcc, perplexity
+    text                    perplexity, bits_per_byte
+    ======================  ============================================================================
+
+    Args:
+        model, tokenizer: See `anyformer.load`; or in the place of both the directory to load them from.
+        data: Files, folders and globs, see docs/finetuning.md; or rows, as dicts, a data frame of pandas or polars, or
+            a `datasets.Dataset`; or examples.
+        task: One of those above; None: as the columns of the data say.
+        columns: The names of columns that aren't the usual ones, such as ``{"text": "review", "label": "stars"}``.
+        header: The names of the columns of .csv and .tsv files that have no header.
+        limit: Rows to evaluate, the first ones; None: all.
+        options: How answers are generated or chosen.
+
+    Returns:
+        The metrics by name, such as ``{"accuracy": 0.87, ...}``, whose attributes are their intervals, the scores of
+        each class, the confusion matrix and the rows.
+
+    Raises:
+        UserError: data that can't be read, a task that the model has no head for, labels that it doesn't know.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is a number of rows, at least 1, not {limit}.")
+    options = options or Options()
+    examples, found, warning = _read(model, data, task, as_columns(columns or {}, PythonColumns), header)
+    evaluation = evaluate_examples(model, tokenizer, examples[:limit], found, options)
+    return evaluation if warning is None else replace(evaluation, notes=(warning, *evaluation.notes))
+
+
+def evaluate_examples(
+    model: Transformer, tokenizer: Tokenizer | None, examples: Sequence[Example], task: str, options: Options
+) -> Evaluation:
+    """Evaluate a model on examples of a task."""
+    if not examples:
+        raise UserError("There is no example to evaluate the model on.")
+    return replace(TASKS[task].evaluate(model, tokenizer, examples, options), task=task)
+
+
+def _read(
+    model: Transformer,
+    data: Data | Sequence[Example],
+    task: str | None,
+    columns: Columns | None,
+    header: Sequence[str],
+) -> tuple[Sequence[Example], str, str | None]:
+    """The examples, their task, and a sentence if the model was trained on them."""
+    if isinstance(data, Sequence) and data and isinstance(data[0], Example):
+        examples = cast("Sequence[Example]", data)
+        return examples, task or next(name for name, each in TASKS.items() if each.example is type(data[0])), None
+    head = model.config.head
+    kind: LabelKind | None = None
+    if head.kind == "classification":
+        multiple = head.problem_type == "multi_label_classification"
+        kind = "regression" if is_regression(model) else "multiple" if multiple else None
+    rows = read_data(data)
+    found = load_examples(
+        rows,
+        task=task,
+        columns=columns,
+        header=header,
+        labels=head.label_names or None,
+        kind=kind,
+        training=False,
+    )
+    return found.examples, found.task, trained_on(model, rows if isinstance(rows, Table) else found.files)
