@@ -14,8 +14,9 @@ import pytest
 
 from anyformer.data import input_files
 from anyformer.data.examples.rows import read_rows
+from anyformer.data.formats.text import text_lines
 from anyformer.data.records import records
-from anyformer.data.sources import documents, text_lines
+from anyformer.data.sources import documents
 from anyformer.errors import UserError
 
 LIMIT = 1000

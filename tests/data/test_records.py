@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import csv
 import gzip
 import io
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import anyformer as af
 from anyformer.data.records import records
 from anyformer.data.sources import documents
 from anyformer.errors import UserError
@@ -128,6 +130,18 @@ def test_faulty_parquet_is_named(tmp_path: Path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"a\.parquet"):
         list(documents(path, "txt"))
+
+
+def test_one_module_reads_the_formats_of_records():
+    readers = {"sentences", "table_rows", "json_records", "open_parquet", "parquet_rows"}
+    root = Path(af.__file__).parent
+    found = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and readers & {each.name for each in node.names}
+    }
+    assert found == {"data/rows.py"}
 
 
 def test_nested_fields(tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 from anyformer.data.examples import Where
 from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.parts import Parts
-from anyformer.data.examples.rows import Row
+from anyformer.data.rows import Row
 from anyformer.errors import UserError
 from anyformer.tasks.detection import find_reading
 

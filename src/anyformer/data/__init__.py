@@ -3,8 +3,9 @@
 From files to text:
 
 input_files         files, folders and globs: found, opened, decompressed
-formats/            what is in a file, record by record: json, csv and tsv, parquet, conll
-records             the fields of json, jsonl, csv, tsv and parquet
+formats/            one module a format: json, csv and tsv, parquet, conll, text
+rows                files -> rows with their places: what corpora, examples, prompts and pairs are views on
+records             the fields of rows that hold text
 materialize         standard input and data sets of the Hugging Face hub, as files
 sources             files -> documents
 corpus              documents, split into training and validation
@@ -12,7 +13,7 @@ corpus              documents, split into training and validation
 From files to examples, for fine-tuning:
 
 examples/           what an example is, whatever its columns are called
-  rows              files, data sets of the hub and standard input -> rows, with their structure
+  rows              files, data sets of the hub and standard input -> rows
   columns           what columns are called, and which of them make up an example
   tasks             which task the columns are for
   parts             the parts of an example in a row, checked

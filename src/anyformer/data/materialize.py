@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, cast
 from anyformer import limits
 from anyformer.data.disk_cache import Cache, key
 from anyformer.data.formats.parquet import class_names
-from anyformer.data.records import text_of, unknown_field
+from anyformer.data.records import text_of
+from anyformer.data.rows import unknown_field
 from anyformer.errors import UserError
 
 STANDARD_INPUT = "-"

@@ -21,10 +21,11 @@ import numpy as np
 from anyformer import limits
 from anyformer.data.batch import Int64
 from anyformer.data.corpus import VALIDATION_FRACTION, Split
+from anyformer.data.formats.text import text_lines
 from anyformer.data.input_files import RECORD_SUFFIXES, Paths, find_files, suffix_of
 from anyformer.data.parallel_encoding import Ids
 from anyformer.data.records import records
-from anyformer.data.sources import Document, text_lines
+from anyformer.data.sources import Document
 from anyformer.data.token_files import TokenFile, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer

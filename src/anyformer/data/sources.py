@@ -5,16 +5,14 @@ PIECE characters comes in several pieces, so that no file is ever in memory whol
 followed by text, where tokenizers that split words never join.
 """
 
-import codecs
 import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
 
 from anyformer import limits
-from anyformer.data.formats import check_size, not_text
+from anyformer.data.formats.text import decoded
 from anyformer.data.input_files import TEXT_SUFFIXES, Paths, find_files, opened, suffix_of, walk
 from anyformer.data.records import records
 from anyformer.errors import UserError
@@ -22,7 +20,6 @@ from anyformer.errors import UserError
 PIECE = 1 << 17
 """Characters that a piece has at most; a longer line is cut anyway."""
 
-_BLOCK = 1 << 18
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "turtledemo", "__pycache__"})
 
 
@@ -76,25 +73,6 @@ def standard_library() -> list[Path]:
     return found
 
 
-def text_lines(path: Path, max_record_bytes: int = limits.RECORD_BYTES) -> Iterator[str]:
-    """Yield the lines of a text file without their ends, which are \\n or \\r\\n.
-
-    Raises:
-        UserError: as `documents`; a line has more bytes than a record may have.
-    """
-    rest, number = "", 0
-    with opened(path) as file:
-        for text in decoded(file, path):
-            *lines, rest = (rest + text).split("\n")
-            for line in lines:
-                number += 1
-                check_size(line, max_record_bytes, path, number)
-                yield line.removesuffix("\r")
-            check_size(rest, max_record_bytes, path, number + 1)
-    if rest:
-        yield rest.removesuffix("\r")
-
-
 def _is_text(path: Path) -> bool:
     try:
         path.read_bytes().decode("utf-8")
@@ -136,25 +114,3 @@ def _cut(text: str, start: int) -> int:
     while end > start and text[end].isspace():
         end = text.rfind("\n", start, end - 1) + 1
     return end if end > start else limit
-
-
-def decoded(file: BinaryIO, path: Path) -> Iterator[str]:
-    """Decode a file block by block, dropping a byte-order mark and refusing what is not text."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    read = 0
-    while True:
-        block = file.read(_BLOCK)
-        offset = read - len(decoder.getstate()[0])
-        try:
-            text = decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            raise not_text(path, offset + error.start) from error
-        if "\0" in text:
-            raise not_text(path, offset + len(text[: text.index("\0")].encode("utf-8")))
-        if offset == 0:
-            text = text.removeprefix("\ufeff")
-        if text:
-            yield text
-        if not block:
-            return
-        read += len(block)

@@ -9,7 +9,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -77,19 +76,9 @@ class _Row(NamedTuple):
     """Number of outputs that are needed, from the first on."""
 
 
-@dataclass(frozen=True)
-class _Context:
-    """The context: the source of an encoder-decoder, or the beginning of a decoder's texts.
-
-    Attributes:
-        rows: For each row the targets, and the indices of their queries.
-    """
-
-    ids: Ids
-    rows: dict[_Row, list[tuple[int, Ids]]] = field(default_factory=dict[_Row, list[tuple[int, Ids]]])
-
-
-_Item = tuple[int, _Row, list[tuple[int, Ids]]]
+_Targets = list[tuple[int, Ids]]
+"""Targets of a row: the indices of queries, and the ids."""
+_Item = tuple[int, _Row, _Targets]
 """The number of a context in its group, a row behind it, and what is scored of that."""
 
 
@@ -118,40 +107,34 @@ class Scorer:
         Raises:
             UserError: an id outside of the model's vocabulary, an output that is NaN.
         """
-        found: dict[int, LogLikelihood] = {}
+        contexts, found = self._contexts(queries), [LogLikelihood((), True)] * len(queries)
+        known, rows = [*contexts], [*contexts.values()]
+        lengths = [len(ids) + max(len(row.ids) for row in own) for ids, own in contexts.items()]
         with evaluating(self.model), torch.inference_mode():
-            for contexts in self._groups(self._contexts(queries)):
-                room = max(len(row.ids) for each in contexts for row in each.rows)
-                self._read.contexts([context.ids for context in contexts], room)
-                for batch in self._batches(contexts):
+            for group in batches_by_length(lengths, _READ_TOKENS, self.batch_size):
+                items = [(owner, *item) for owner, index in enumerate(group) for item in rows[index].items()]
+                self._read.contexts([known[index] for index in group], max(len(row.ids) for _, row, _ in items))
+                for batch in self._batches(items):
                     for start, logits in self._read.logits(batch):
                         for index, part in _pick(logits, batch, start):
-                            before = found.get(index, LogLikelihood((), True))
-                            together = (*before.logprobs, *part.logprobs), before.is_greedy and part.is_greedy
-                            found[index] = LogLikelihood(*together)
+                            logprobs, is_greedy = found[index]
+                            found[index] = LogLikelihood((*logprobs, *part.logprobs), is_greedy and part.is_greedy)
                     progress(sum(len(targets) for _, _, targets in batch))
-        return [found[index] for index in range(len(queries))]
+        return found
 
-    def _contexts(self, queries: Sequence[Query]) -> list[_Context]:
-        """The distinct contexts, with the distinct rows behind each."""
-        contexts: dict[Ids, _Context] = {}
+    def _contexts(self, queries: Sequence[Query]) -> dict[Ids, dict[_Row, _Targets]]:
+        """The distinct rows behind each distinct context: the beginning of a decoder's texts, or a source."""
+        contexts: dict[Ids, dict[_Row, _Targets]] = {}
         for index, (tokens, first, targets, source) in enumerate(queries):
             # Keys and values of a context are kept, unless longer texts change what they are.
             cut = first if self.model.config.is_decoder_only and not cache_is_stale(self.model, len(tokens)) else 0
-            context = tuple(source) or tuple(tokens[:cut])
             row = _Row(tuple(tokens[cut:]), first - cut, len(targets))
-            contexts.setdefault(context, _Context(context)).rows.setdefault(row, []).append((index, tuple(targets)))
-        return [*contexts.values()]
+            context = contexts.setdefault(tuple(source) or tuple(tokens[:cut]), {})
+            context.setdefault(row, []).append((index, tuple(targets)))
+        return contexts
 
-    def _groups(self, contexts: list[_Context]) -> Iterator[list[_Context]]:
-        """Contexts that are read together."""
-        lengths = [len(context.ids) + max(len(row.ids) for row in context.rows) for context in contexts]
-        for group in batches_by_length(lengths, _READ_TOKENS, self.batch_size):
-            yield [contexts[index] for index in group]
-
-    def _batches(self, contexts: list[_Context]) -> Iterator[list[_Item]]:
-        """The rows of contexts, the longest first."""
-        items = [(owner, row, found) for owner, each in enumerate(contexts) for row, found in each.rows.items()]
+    def _batches(self, items: Sequence[_Item]) -> Iterator[list[_Item]]:
+        """Rows that share a batch, the longest first."""
         for group in batches_by_length([len(row.ids) for _, row, _ in items], _READ_TOKENS, self.batch_size):
             batch, count = list[_Item](), 0
             for item in map(items.__getitem__, group):

@@ -10,7 +10,8 @@ from itertools import islice
 from typing import Any
 
 from anyformer.data.examples.columns import Columns
-from anyformer.data.records import MISSING, find, unknown_field
+from anyformer.data.records import MISSING, find
+from anyformer.data.rows import unknown_field
 from anyformer.errors import UserError, nearest, quote
 from anyformer.tasks import TASKS
 from anyformer.tasks.task import Shape

@@ -25,10 +25,11 @@ from anyformer.data.examples import Example
 from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.labels import LabelKind, check_learnable
 from anyformer.data.examples.parts import Parts
-from anyformer.data.examples.rows import Row, RowFile, row_files
+from anyformer.data.examples.rows import RowFile, row_files
 from anyformer.data.examples.tables import Table
 from anyformer.data.materialize import HUB
 from anyformer.data.records import record_limit
+from anyformer.data.rows import Row
 from anyformer.errors import UserError
 from anyformer.tasks import TASKS
 from anyformer.tasks.detection import Reading, find_reading

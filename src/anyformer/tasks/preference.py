@@ -17,7 +17,7 @@ from anyformer.data.examples.datasets import Dataset, preferences
 from anyformer.data.examples.encoded import LearnedTokens
 from anyformer.data.examples.messages import conversation, text_or_messages
 from anyformer.data.examples.parts import Parts, fault
-from anyformer.data.examples.rows import Row
+from anyformer.data.rows import Row
 from anyformer.errors import UserError, quote
 from anyformer.evaluation import answers
 from anyformer.evaluation.metrics import share

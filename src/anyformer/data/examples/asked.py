@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from anyformer.data.examples.columns import PAIRS, TEXTS, WORDS, Columns, as_columns
 from anyformer.data.examples.parts import Parts, as_text
-from anyformer.data.examples.rows import Row
 from anyformer.data.examples.tables import Data, Table, read_data
-from anyformer.data.records import MISSING, find, unknown_field
+from anyformer.data.records import MISSING, find
+from anyformer.data.rows import Row, unknown_field
 from anyformer.errors import UserError, quote
 
 Texts = str | Iterable[str] | Iterable[Mapping[str, Any]] | Data

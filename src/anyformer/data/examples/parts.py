@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from anyformer import limits
 from anyformer.data.examples import Where
-from anyformer.data.examples.rows import Row, measure
-from anyformer.data.records import MISSING, find, unknown_field
+from anyformer.data.records import MISSING, find
+from anyformer.data.rows import Row, measure, unknown_field
 from anyformer.errors import UserError, quote
 
 _LARGEST = 3e38

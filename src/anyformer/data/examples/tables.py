@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 from anyformer import limits
 from anyformer.data.disk_cache import Cache
 from anyformer.data.examples import Where
-from anyformer.data.examples.rows import Row, measure, typed_row
 from anyformer.data.formats.parquet import class_names
+from anyformer.data.rows import Row, measure, typed_row
 from anyformer.errors import UserError, quote
 
 KEPT = "rows"
