@@ -1,4 +1,4 @@
-"""model.html in a browser: the model's own answers, every control, by mouse, touch and keyboard; the text that it opens with."""
+"""model.html in a browser: the model's own answers, every control by mouse, touch and keyboard, and its first text."""
 
 from __future__ import annotations
 
