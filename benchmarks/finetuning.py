@@ -40,10 +40,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from anyformer.data.examples import Task
+from typing import Any, NamedTuple
 
 STARTED = time.perf_counter()
 
@@ -67,7 +64,7 @@ class Found(NamedTuple):
 class Row:
     """A task, and the recipe that all contenders share."""
 
-    task: Task
+    task: str
     metric: str
     epochs: float
     batch_size: int
@@ -152,8 +149,8 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
 
     import anyformer as af
     from anyformer.cli.main import main
-    from anyformer.evaluation.evaluate import evaluate
     from anyformer.evaluation.options import Options
+    from anyformer.tasks.evaluate import evaluate
 
     flags = {"data": train, "validation": dev, "task": row.task, "seed": seed, "runs": out, "name": "run"}
     if "own recipe" not in setting:

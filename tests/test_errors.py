@@ -19,12 +19,12 @@ from anyformer.checkpoint import mlx, peft
 from anyformer.checkpoint.generation_settings import read as read_generation_settings
 from anyformer.checkpoint.pooling import read as read_pooling
 from anyformer.compare.result import Comparison
-from anyformer.data.examples.loading import load_examples
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.families import from_huggingface
 from anyformer.finetuning.config import FinetuneConfig
 from anyformer.generation.config import GenerationConfig
 from anyformer.schema import ConfigError, make
+from anyformer.tasks.loading import load_examples
 from anyformer.training.config import TrainConfig
 from anyformer.training.config_file import read_fields, read_yaml
 

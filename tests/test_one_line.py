@@ -18,10 +18,10 @@ from anyformer.compare.result import ContenderResult as Contender
 from anyformer.evaluation.classify import Classification
 from anyformer.evaluation.metrics.metric import Metric
 from anyformer.evaluation.result import Evaluation
+from anyformer.evaluation.score import Score
 from anyformer.evaluation.tag import Entity, TaggedText, TaggedWord
 from anyformer.finetuning.finetune import FinetuneResult
 from anyformer.generation.fill import Candidate
-from anyformer.generation.score import Score
 from anyformer.learn.attention_maps import Attention
 from anyformer.one_line import OneLine
 from tests.compare.results import make_comparison

@@ -22,11 +22,13 @@ from anyformer.compare.result import Comparison
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.finetuning.config import FinetuneConfig
+from anyformer.finetuning.measure import Measurement
 from anyformer.schema import ConfigError, change, check, make, to_plain, typed
 from anyformer.training.config import TrainConfig
 
 READ_FROM_FILES: Sequence[Any] = (
     *(ModelConfig, TrainConfig, FinetuneConfig, LoraConfig, LoraParameters, Settled, Outcome, Comparison),
+    Measurement,
 )
 
 _NUMBERS = st.sampled_from(

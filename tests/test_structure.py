@@ -45,6 +45,8 @@ def test_tests_mirror_the_source() -> None:
         *(TESTS / "finetuning" / f"test_{what}.py" for what in ("packing", "parts", "resume")),
         TESTS / "fuzz" / "test_fuzz.py",
         TESTS / "kernels" / "test_training_kernels.py",
+        TESTS / "tasks" / "test_adding.py",
+        TESTS / "tasks" / "test_rows_of_tasks.py",
         TESTS / "training" / "test_bad_input.py",
         TESTS / "training" / "test_end_to_end.py",
         TESTS / "training" / "test_int8.py",

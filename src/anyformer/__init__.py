@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from anyformer.compare.compare import compare
     from anyformer.config import ModelConfig, diff
     from anyformer.errors import UserError
-    from anyformer.evaluation import classify, evaluate, tag
+    from anyformer.evaluation import classify, tag
+    from anyformer.evaluation.score import score
     from anyformer.families import preset
     from anyformer.finetuning.finetune import FinetuneResult, finetune
     from anyformer.generation import (
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
         generate_ids,
         generate_samples,
         generate_stream,
-        score,
     )
     from anyformer.learn.attention_maps import Attention, attention
     from anyformer.learn.diagram import diagram
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from anyformer.model import ModelOutput, Transformer, build
     from anyformer.plan.plan import TrainingPlan, plan
     from anyformer.quantization import quantize
+    from anyformer.tasks.evaluate import evaluate
     from anyformer.tokenizer import Tokenizer
 
 __version__ = "0.2.0"
@@ -49,11 +50,11 @@ _NAMES = {
     "compare.compare": "compare",
     "config": "ModelConfig diff",
     "errors": "UserError",
-    "evaluation": "classify evaluate tag",
+    "evaluation": "classify tag",
+    "evaluation.score": "score",
     "families": "preset",
     "finetuning.finetune": "FinetuneResult finetune",
-    "generation": "BatchingEngine GenerationConfig embed fill generate generate_ids generate_samples generate_stream "
-    "score",
+    "generation": "BatchingEngine GenerationConfig embed fill generate generate_ids generate_samples generate_stream",
     "learn.attention_maps": "Attention attention",
     "learn.diagram": "diagram",
     "learn.eject": "eject",
@@ -61,6 +62,7 @@ _NAMES = {
     "model": "ModelOutput Transformer build",
     "plan.plan": "TrainingPlan plan",
     "quantization": "quantize",
+    "tasks.evaluate": "evaluate",
     "tokenizer": "Tokenizer",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}

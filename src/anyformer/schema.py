@@ -6,6 +6,7 @@ nearest one that is. Ranges are for each dataclass to check, in its `__post_init
 
 import dataclasses
 import math
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -177,6 +178,18 @@ def fits(value: Any, kind: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
         return False
     return -_LARGEST <= value < _LARGEST if kind is int else abs(value) <= sys.float_info.max
+
+
+def fits_each(values: Any, kind: Any) -> bool:
+    """Whether all items of a list, or all values of an object, are of this type."""
+    items = cast("dict[Any, Any]", values).values() if isinstance(values, dict) else values
+    return isinstance(values, dict | list) and all(fits(each, kind) for each in items)
+
+
+def flag(name: str, value: object = True) -> str:
+    """The flag of a field on the command line, followed by its value unless that is True."""
+    words = shlex.join(map(str, cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)))
+    return f"--{name.replace('_', '-')}" + ("" if value is True else f" {words}")
 
 
 @cache

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyformer.errors import UserError
-from anyformer.evaluation import loglikelihood
+from anyformer.evaluation import scorer
 from anyformer.evaluation.loglikelihood import Continuation, log_likelihoods
 from anyformer.generation.prompt import decoder_start_id
 from anyformer.model import Transformer
@@ -42,15 +42,16 @@ def requests(draw: st.DrawFn) -> list[Continuation]:
 
 
 @given(st.sampled_from(sorted(WRITERS)), requests(), st.sampled_from([6, 20]), st.sampled_from([4, 512]), st.booleans())
-@settings(max_examples=120)
+@settings(max_examples=40)
 def test_each_is_that_of_its_text_alone(
     name: str, asked: list[Continuation], longest: int, scored: int, shares: bool
 ) -> None:
     model = MODELS[name]
     longest = min(longest, model.config.max_length)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loglikelihood, "_SCORED_TOKENS", scored)
-        patch.setattr(loglikelihood, "_WORTH_SHARING", 1 if shares else 100)
+        patch.setattr(scorer, "_SCORED_TOKENS", scored)
+        patch.setattr(scorer, "_HELD_LOGITS", scored)
+        patch.setattr(scorer, "_WORTH_SHARING", 1 if shares else 100)
         found = log_likelihoods(model, asked, max_length=longest)
     assert len(found) == len(asked)
     for each, score in zip(asked, found, strict=True):
@@ -73,12 +74,12 @@ def test_what_is_greedy_is_found() -> None:
 def test_contexts_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, read = MODELS["rotary"], list[int]()
 
-    class Step(loglikelihood.DecoderStep):
+    class Step(scorer.DecoderStep):
         def __call__(self, tokens: Any, *arguments: Any, **keywords: Any) -> Any:
             read.append(tokens.numel())
             return super().__call__(tokens, *arguments, **keywords)
 
-    monkeypatch.setattr(loglikelihood, "DecoderStep", Step)
+    monkeypatch.setattr(scorer, "DecoderStep", Step)
     context = list(range(20))
     log_likelihoods(model, [Continuation(context, [first, 2]) for first in range(8)])
     # All of the context but its last token; that one and the first of each continuation.

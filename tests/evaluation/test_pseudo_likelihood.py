@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import anyformer as af
 from anyformer.errors import UserError
-from anyformer.evaluation import pseudo_likelihood
+from anyformer.evaluation import scorer
 from anyformer.evaluation.pseudo_likelihood import MaskedText, pseudo_log_likelihoods
 from tests.evaluation.models import encoder
 from tests.parity import hf_models
@@ -42,7 +42,7 @@ def test_they_are_those_of_transformers(architecture: str, data: st.DataObject) 
     texts = data.draw(masked_texts(drawn.vocab_size))
     theirs: Any = drawn.build().eval()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pseudo_likelihood, "_BATCH_TOKENS", data.draw(st.sampled_from([1, 30, 4096])))
+        patch.setattr(scorer, "_READ_TOKENS", data.draw(st.sampled_from([1, 30, 4096])))
         found = pseudo_log_likelihoods(ours_of(theirs), texts, MASK)
     for text, scores in zip(texts, found, strict=True):
         assert len(scores) == len(text.scored)
@@ -58,12 +58,12 @@ def test_they_are_those_of_transformers(architecture: str, data: st.DataObject) 
 def test_what_texts_have_in_common_is_computed_once() -> None:
     model, tokenizer = encoder({"kind": "language_model"})
     assert tokenizer.mask is not None
-    predicted = list[int]()
+    assert model.encoder is not None
+    read = list[int]()
+    model.encoder.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
     texts = [MaskedText((7, 8, last, 9), (0, 1, 2, 3), (2,)) for last in (10, 11, 12, 10)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pseudo_likelihood, "_BATCH_TOKENS", 4)
-        found = pseudo_log_likelihoods(model, texts, tokenizer.mask, progress=predicted.append)
-    assert predicted == [3]
+    found = pseudo_log_likelihoods(model, texts, tokenizer.mask)
+    assert read == [1]
     assert found[0] == found[3] != found[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from anyformer.data.examples import (
     TextExample,
     Where,
 )
-from anyformer.data.examples.chat import added_system_prompt, encode_chat_rows, generation_mismatch
-from anyformer.data.examples.encoded import LearnedTokens, truncate
+from anyformer.data.examples.chat import encode_chat_rows
+from anyformer.data.examples.encoded import LearnedTokens
 from anyformer.data.examples.held_out import duplicates, overlap
 from anyformer.errors import UserError
+from anyformer.families import preset
 from anyformer.finetuning.check import Check
+from anyformer.tasks import TASKS
+from anyformer.tasks.task import Encoded, EncodedText, Encoding
 from anyformer.tokenizer import Tokenizer
 from tests.data.examples import templates
 from tests.data.examples.templates import tokenizer_of
@@ -44,14 +48,15 @@ def chat(number: int, question: str, answer: str | None, system: str | None = No
 
 def count(check: Check, tokenizer: Tokenizer, examples: list[ChatExample]) -> Check:
     """As fine-tuning does."""
-    prompt = added_system_prompt(tokenizer)
-    for example in examples:
-        rows = encode_chat_rows(tokenizer, example)
-        check.add_mismatch(generation_mismatch(tokenizer, example, rows))
-        kept, cuts = zip(*(truncate(row, check.context) for row in rows), strict=True)
-        check.add(example, kept, cuts)
-        check.add_system_prompt(None if example.messages[0]["role"] == "system" else prompt)
+    assert check.task.encode is not None
+    encoding = Encoding(tokenizer=tokenizer, model=preset("llama-nano"), context=check.context or 10_000)
+    for each in check.task.encode(encoding, examples):
+        check.add(each)
     return check
+
+
+def encoded(example: Example, *rows: Sequence[int], labels: Sequence[str | float] = ()) -> Encoded:
+    return Encoded(example=example, texts=[EncodedText(tokens=row) for row in rows], labels=labels)
 
 
 def test_what_there_is_and_what_is_cut_off_is_said():
@@ -65,7 +70,7 @@ def test_what_there_is_and_what_is_cut_off_is_said():
         chat(6, "Speak?", None, system="Be kind."),
         chat(7, "Speak?", "Yes."),
     ]
-    check = count(Check("chat", SMOLLM2, context=context), SMOLLM2, examples)
+    check = count(Check(TASKS["chat"], SMOLLM2, context=context), SMOLLM2, examples)
     rows = [encode_chat_rows(SMOLLM2, example)[0] for example in examples]
     assert check.examples == check.rows == 7
     assert check.tokens == sum(min(context, len(row.tokens)) for row in rows)
@@ -88,11 +93,11 @@ def test_what_there_is_and_what_is_cut_off_is_said():
 
 def test_examples_that_are_there_twice_are_said():
     training = [chat(1, "a", "b"), chat(2, "c", "d"), chat(3, "a", "b")]
-    check = count(Check("chat", SMOLLM2), SMOLLM2, training)
+    check = count(Check(TASKS["chat"], SMOLLM2), SMOLLM2, training)
     check.duplicates = duplicates(training)
     assert "duplicates 1 example there already, the first chats.jsonl, line 3 (as chats.jsonl, line 1)" in check.lines()
     held_out = [chat(9, "c", "d"), chat(8, "c", "e")]
-    check = count(Check("chat", SMOLLM2), SMOLLM2, held_out)
+    check = count(Check(TASKS["chat"], SMOLLM2), SMOLLM2, held_out)
     check.overlap = overlap(training, held_out)
     assert "overlap    1 example for training as well, the first chats.jsonl, line 9 (as chats.jsonl, line 2)" in (
         check.lines()
@@ -101,11 +106,11 @@ def test_examples_that_are_there_twice_are_said():
 
 def test_runs_that_teach_nothing_are_stopped():
     with pytest.raises(UserError, match="There is no example"):
-        Check("chat", SMOLLM2).problems()
+        Check(TASKS["chat"], SMOLLM2).problems()
     with pytest.raises(UserError, match=r"No token is to be learned, as in chats.jsonl, line 3: there is no answer"):
-        count(Check("chat", SMOLLM2), SMOLLM2, [chat(3, "a", None)]).problems()
+        count(Check(TASKS["chat"], SMOLLM2), SMOLLM2, [chat(3, "a", None)]).problems()
     with pytest.raises(UserError, match="the prompts alone are longer than the context of 10 tokens"):
-        count(Check("chat", SMOLLM2, context=10), SMOLLM2, [chat(3, "a", "b")]).problems()
+        count(Check(TASKS["chat"], SMOLLM2, context=10), SMOLLM2, [chat(3, "a", "b")]).problems()
 
 
 def test_a_template_that_generation_shows_otherwise_stops_the_run():
@@ -115,7 +120,7 @@ def test_a_template_that_generation_shows_otherwise_stops_the_run():
         "{% if add_generation_prompt %}<|assistant|>[INST]{% endif %}"
     )
     tokenizer = tokenizer_of(template, "</s>")
-    check = count(Check("chat", tokenizer), tokenizer, [chat(3, "a", "b")])
+    check = count(Check(TASKS["chat"], tokenizer), tokenizer, [chat(3, "a", "b")])
     with pytest.raises(UserError, match=r"^chats.jsonl, line 3: the chat template writes 'b</s>' before the answer"):
         check.problems()
 
@@ -123,11 +128,11 @@ def test_a_template_that_generation_shows_otherwise_stops_the_run():
 @pytest.mark.parametrize(("stops", "warned"), [((), False), ((2,), True), ((2, 4), False)])
 def test_answers_that_generation_would_not_end_are_said(stops: tuple[int, ...], warned: bool):
     assert SMOLLM2.id("<|im_end|>") == 4
-    check = count(Check("chat", SMOLLM2, stops=stops), SMOLLM2, [chat(1, "a", "b"), chat(2, "a", "c")])
+    check = count(Check(TASKS["chat"], SMOLLM2, stops=stops), SMOLLM2, [chat(1, "a", "b"), chat(2, "a", "c")])
     sentence = "ends       2 answers end with '<|im_end|>', at which generation doesn't stop: it does at '</s>'"
     assert (sentence in check.lines()) == warned
     # What was cut ends somewhere, which is said elsewhere.
-    cut = Check("chat", SMOLLM2, context=30, stops=(4,))
+    cut = Check(TASKS["chat"], SMOLLM2, context=30, stops=(4,))
     count(cut, SMOLLM2, [chat(1, "a", "b c d e f g h i j k l", system="b")])
     assert cut.cut["ends"] == 1
     assert not any(line.startswith("ends") for line in cut.lines())
@@ -136,21 +141,22 @@ def test_answers_that_generation_would_not_end_are_said(stops: tuple[int, ...], 
 def test_a_template_with_the_date_is_said():
     dated = tokenizer_of("{{ strftime_now('%Y') }}" + templates.CHATML, "<|im_end|>")
     for tokenizer, said in ((dated, True), (SMOLLM2, False)):
-        lines = Check("chat", tokenizer).lines()
+        lines = Check(TASKS["chat"], tokenizer).lines()
         assert any(line.startswith("date       the chat template writes today's") for line in lines) == said
 
 
 def test_rows_without_learned_tokens_are_no_problem_where_none_are_expected():
-    check = Check("seq2seq", SMOLLM2)
-    check.add(TextExample(where=where(1), text="a"), [[30, 31], [32]])
+    check = Check(TASKS["seq2seq"], SMOLLM2)
+    check.add(encoded(TextExample(where=where(1), text="a"), [30, 31], [32]))
     check.problems()
     assert check.lines() == ["examples   1 in 2 rows", "tokens     3"]
 
 
 def test_a_doubled_beginning_and_merged_borders_are_said():
-    check = Check("completion", SMOLLM2)
+    check = Check(TASKS["completion"], SMOLLM2)
     example = CompletionExample(where=where(1), segments=(("<s>a", False), ("b", True)))
-    check.add(example, [LearnedTokens([1, 1, 30, 31], [False, False, False, True], mismatches=1)])
+    row = LearnedTokens([1, 1, 30, 31], [False, False, False, True], mismatches=1)
+    check.add(Encoded(example=example, texts=[EncodedText.of(row)]))
     lines = check.lines()
     assert "doubled    1 row with '<s>' twice at the beginning" in lines
     assert "borders    at 1 the tokenizer would merge prompt and answer: each is encoded alone" in lines
@@ -168,14 +174,14 @@ def test_a_doubled_beginning_and_merged_borders_are_said():
     ],
 )
 def test_labels_are_counted(task: Any, labels: list[str | float], line: str, problem: str | None):
-    check = Check(task, SMOLLM2)
+    check = Check(TASKS[task], SMOLLM2)
     for number, label in enumerate(labels):
         example: Example = (
             TagExample(where=where(number), words=["a"], tags=[str(label)])
             if task == "tag"
             else ClassifyExample(where=where(number), text="a", label=label)
         )
-        check.add(example, [[30, 31]], labels=[label])
+        check.add(encoded(example, [30, 31], labels=[label]))
     assert line in check.lines()
     assert f"tokens     {2 * len(labels)}" in check.lines()
     if problem is None:
@@ -187,7 +193,7 @@ def test_labels_are_counted(task: Any, labels: list[str | float], line: str, pro
 
 
 def test_several_labels_may_be_one_that_some_texts_lack():
-    check = Check("classify", SMOLLM2)
-    check.add(ClassifyExample(where=where(1), text="a", label=("a",)), [[30]], labels=["a"])
-    check.add(ClassifyExample(where=where(2), text="b", label=()), [[31]])
+    check = Check(TASKS["classify"], SMOLLM2)
+    check.add(encoded(ClassifyExample(where=where(1), text="a", label=("a",)), [30], labels=["a"]))
+    check.add(encoded(ClassifyExample(where=where(2), text="b", label=()), [31]))
     check.problems()

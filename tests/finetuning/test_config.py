@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import anyformer as af
 from anyformer.cli.main import main
-from anyformer.data.examples import Task
 from anyformer.errors import UserError
 from anyformer.finetuning.config import FinetuneConfig, complete, configured
 from anyformer.runs.listing import read_run
@@ -58,7 +57,7 @@ def test_a_file_needs_no_more_than_the_flags_leave_open(tmp_path: Path) -> None:
         configured(_file(tmp_path, "lorra: 3"), {})
 
 
-TAG_OR_CLASSIFY: tuple[Task, Task] = ("tag", "classify")
+TAG_OR_CLASSIFY: tuple[str, str] = ("tag", "classify")
 
 
 @given(examples=st.integers(1, 1_000_000), lora=st.sampled_from([None, 8]))

@@ -14,7 +14,7 @@ from torch import Tensor
 import anyformer as af
 from anyformer.config import ConfigError, ModelConfig
 from anyformer.data.batch import IGNORED, Batch
-from anyformer.data.examples.datasets import CausalDataset, pack
+from anyformer.data.examples.datasets import causal, pack
 from anyformer.data.examples.encoded import LearnedTokens
 from anyformer.model import Transformer
 from tests.training.conftest import single
@@ -97,7 +97,7 @@ def learn(model: Transformer, batch: Batch, **changes: Any) -> tuple[Tensor, dic
 def test_packed_equals_unpacked(config: ModelConfig, read: list[LearnedTokens], spare: int, seed: int) -> None:
     model = built(config, seed)
     rows = pack(read, max(len(text.tokens) - 1 for text in read) + spare)
-    packed, apart = CausalDataset(rows, 0), CausalDataset([[text] for text in read], 0)
+    packed, apart = causal(rows, 0), causal([[text] for text in read], 0)
     loss, found = learn(model, packed.collate(range(len(rows))))
     alone, wanted = learn(model, apart.collate(range(len(read))))
     assert loss.item() == pytest.approx(alone.item(), rel=1e-6)
@@ -113,7 +113,7 @@ def test_no_text_sees_another(config: ModelConfig, read: list[LearnedTokens], se
     """The loss of one has a gradient of exactly 0 for all tokens of the others, and for padding."""
     model = built(config, seed)
     rows = pack(read, 2 * LONGEST)
-    batch = CausalDataset(rows, 0).collate(range(len(rows)))
+    batch = causal(rows, 0).collate(range(len(rows)))
     assume(batch.documents is not None)
     seen: list[Tensor] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from typing_extensions import override
 
 from anyformer.data.examples import ClassifyExample, Where
 from anyformer.data.examples.chat import encode_chat_rows
-from anyformer.data.examples.encoded import LearnedTokens, truncate
+from anyformer.data.examples.encoded import LearnedTokens
 from anyformer.errors import UserError
 from anyformer.finetuning.check import Check
-from anyformer.finetuning.preview import PreviewRow, PreviewText, pieces, write_preview
+from anyformer.finetuning.preview import pieces, write_preview
+from anyformer.tasks import TASKS
+from anyformer.tasks.task import Encoded, EncodedText
 from anyformer.tokenizer import Tokenizer
 from tests.data.examples import templates
 from tests.data.examples.templates import KINDS, tokenizer_of
@@ -24,6 +27,7 @@ from tests.tokenizer.hugging_face import CORPUS
 
 SMOLLM2 = tokenizer_of(templates.SMOLLM2, "<|im_end|>")
 WHERE = Where(Path("<chats>.jsonl"), 7)
+TEXT = ClassifyExample(where=WHERE, text="a")
 
 
 class Page(HTMLParser):
@@ -61,9 +65,9 @@ class Page(HTMLParser):
 def test_a_conversation_is_drawn_token_by_token(tmp_path: Path):
     example = example_of("Is 1 < 2 & <b>so</b>?", "Yes,\n<script>alert(1)</script> 🙂")
     (row,) = encode_chat_rows(SMOLLM2, example)
-    check = Check("chat", SMOLLM2)
-    check.add(example, [row])
-    shown = [PreviewRow(where=WHERE, texts=[PreviewText.of(row)])]
+    check = Check(TASKS["chat"], SMOLLM2)
+    shown = [Encoded(example=replace(example, where=WHERE), texts=[EncodedText.of(row)])]
+    check.add(*shown)
     page = Page(write_preview(tmp_path / "page.html", "<mine>", SMOLLM2, shown, {"training": check}))
     assert len(page.tokens) == len(row.tokens)
     text = "".join(text for _, text in page.tokens).replace("↵", "").replace("·", "")
@@ -84,17 +88,16 @@ def test_a_conversation_is_drawn_token_by_token(tmp_path: Path):
 
 def test_pairs_labels_tags_and_cuts_are_drawn(tmp_path: Path):
     row = LearnedTokens([1, 30, 31, 32], [False, True, True, True])
-    kept, cut = truncate(row, 3)
     rows = [
-        PreviewRow(where=WHERE, texts=[PreviewText.of(kept, "chosen", cut), PreviewText.of(row, "rejected")]),
-        PreviewRow(where=WHERE, texts=[PreviewText(tokens=[30, 31])], label="a & b"),
-        PreviewRow(
-            where=WHERE,
-            texts=[PreviewText(tokens=[30, 31, 32, 33, 34], tags=["B-person", None, "I-person", "O", "B-place"])],
+        Encoded(example=TEXT, texts=[EncodedText.of(row, 3, "chosen"), EncodedText.of(row, title="rejected")]),
+        Encoded(example=TEXT, texts=[EncodedText(tokens=[30, 31])], label="a & b"),
+        Encoded(
+            example=TEXT,
+            texts=[EncodedText(tokens=[30, 31, 32, 33, 34], tags=["B-person", None, "I-person", "O", "B-place"])],
         ),
     ]
-    check = Check("preference", SMOLLM2, context=3)
-    check.add(ClassifyExample(where=WHERE, text="a"), [kept, row], [cut])
+    check = Check(TASKS["preference"], SMOLLM2, context=3)
+    check.add(rows[0])
     page = Page(write_preview(tmp_path / "page.html", "x", SMOLLM2, rows, {"training": check, "validation": check}))
     assert [len(kinds & {"learned"}) for kinds, _ in page.tokens] == [0, 1, 1, 0, 1, 1, 1, *[0] * 7]
     # An entity is a span from the first token of its first word to the last of its last.
@@ -118,10 +121,10 @@ def test_pairs_labels_tags_and_cuts_are_drawn(tmp_path: Path):
 
 
 def test_long_texts_and_many_rows_are_not_drawn_to_the_end(tmp_path: Path):
-    many = [PreviewRow(where=WHERE, texts=[PreviewText(tokens=[30] * 5)])] * 100
+    many = [Encoded(example=TEXT, texts=[EncodedText(tokens=[30] * 5)])] * 100
     page = Page(write_preview(tmp_path / "page.html", "x", SMOLLM2, many, {}))
     assert len(page.tokens) == 60 * 5
-    long = [PreviewRow(where=WHERE, texts=[PreviewText(tokens=[30] * 2500)])]
+    long = [Encoded(example=TEXT, texts=[EncodedText(tokens=[30] * 2500)])]
     page = Page(write_preview(tmp_path / "page.html", "x", SMOLLM2, long, {}))
     assert len(page.tokens) == 2000
     assert "Not drawn: 500 more tokens" in page.text

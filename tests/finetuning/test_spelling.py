@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from anyformer.data.examples import ClassifyExample, Where
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.spelling import look_alikes
+from anyformer.tasks import TASKS
+from anyformer.tasks.task import Encoded, EncodedText
 from tests.data.examples import templates
 from tests.data.examples.templates import tokenizer_of
 
@@ -64,9 +66,9 @@ def test_many_labels_take_time_in_proportion():
 
 
 def test_the_check_warns_before_training():
-    check = Check("classify", tokenizer_of(templates.SMOLLM2, "<|im_end|>"))
+    check = Check(TASKS["classify"], tokenizer_of(templates.SMOLLM2, "<|im_end|>"))
     for number, label in enumerate(["good"] * 9 + ["bad"] * 8 + ["goood", "Bad"]):
         example = ClassifyExample(where=Where(Path("a.csv"), number), text="x", label=label)
-        check.add(example, [[1]], (), [label])
+        check.add(Encoded(example=example, texts=[EncodedText(tokens=[1])], labels=[label]))
     text = "'goood' (1) is nearly 'good' (9), 'Bad' (1) is nearly 'bad' (8): each counts as a label of its own"
     assert ("spelling", text) in check.warnings()

@@ -166,6 +166,17 @@ def test_a_step_of_no_texts_and_of_no_tokens() -> None:
             assert scores.shape == (texts, new, VOCAB)
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+def test_embeddings_are_rows_of_the_table_and_ids_are_checked(kind: str) -> None:
+    model = build(WRITERS["grouped"])
+    model = quantize(model, kind) if kind == "int8" else model.to(getattr(torch, kind))
+    step = DecoderStep(model, wait=True)
+    assert CompiledDecoder(model).table.embedding.weights
+    for token in (-1, VOCAB):
+        with torch.inference_mode(), pytest.raises(IndexError, match=f"vocabulary of {VOCAB}"):
+            step(torch.tensor([[0, token]]), model.make_cache(1, 4))
+
+
 def test_a_source_is_asked_for() -> None:
     model = build(WRITERS["learned both"])
     with torch.inference_mode(), pytest.raises(ValueError, match="source"):

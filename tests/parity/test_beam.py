@@ -163,7 +163,7 @@ def test_beam_search_equals_over_many_configs(architecture: str, data: st.DataOb
     assert_same_search(data, architecture)
 
 
-@pytest.mark.parametrize("architecture", [name for name in hf_models.GENERATORS if name.endswith("ForCausalLM")])
+@pytest.mark.parametrize("architecture", hf_models.ROTARY)
 @settings(max_examples=2)
 @given(data=st.data())
 def test_dynamic_scaling(architecture: str, data: st.DataObject) -> None:

@@ -100,7 +100,7 @@ def _as_transformers_4(folder: Path) -> None:
     path.write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("architecture", [name for name in hf_models.GENERATORS if name.endswith("ForCausalLM")])
+@pytest.mark.parametrize("architecture", hf_models.ROTARY)
 @given(data=st.data())
 def test_older_configs(architecture: str, data: st.DataObject) -> None:
     assert_same(data, data.draw(hf_models.models(architecture)), edit=_as_transformers_4)

@@ -88,7 +88,7 @@ def test_greedy_stops_where_theirs_stops(architecture: str, data: st.DataObject)
     assert af.generate_ids(ours, row[None], max_new_tokens=20)[0].tolist() == expected
 
 
-@pytest.mark.parametrize("architecture", [name for name in hf_models.GENERATORS if name.endswith("ForCausalLM")])
+@pytest.mark.parametrize("architecture", hf_models.ROTARY)
 @settings(max_examples=4)
 @given(data=st.data())
 def test_dynamic_scaling(architecture: str, data: st.DataObject) -> None:

@@ -32,12 +32,17 @@ class NewTokens(NamedTuple):
 
     positions: Int[Tensor, "#batch new"]
     """The position of each; of padding that of the token before it, or 0."""
-    lengths: Int[Tensor, "#batch 1"]
-    """Tokens of each sequence, the new ones included."""
-    padding_mask: Bool[Tensor, "batch longest"] | None
+    padding_mask: Bool[Tensor, "batch longest"] | None = None
     """True for the slots that each sequence has filled; None: all sequences have filled as many."""
     layout: Layout = DENSE
     """The layout of the new tokens without padding."""
+
+    @property
+    def lengths(self) -> Int[Tensor, "#batch #new"]:
+        """Tokens of each sequence, the new ones included."""
+        if self.padding_mask is None:
+            return self.positions[:, -1:] + 1
+        return self.padding_mask.sum(dim=1, keepdim=True)
 
 
 @dataclass
@@ -223,7 +228,7 @@ class KeyValueCache:
             self.length = end
             self._slots.set(first, end)
             positions = torch.arange(first, end, device=self._device)[None]
-            return NewTokens(positions, positions[:, -1:] + 1, None)
+            return NewTokens(positions)
         before, layout = self.lengths, DENSE
         if mask is None:
             positions = before[:, None] + torch.arange(new, device=self._device)
@@ -241,7 +246,7 @@ class KeyValueCache:
         self._set_lengths(after)
         self._slots.set(0, longest, slots, layout)
         real = torch.arange(longest, device=self._device)[None] < after[:, None]
-        return NewTokens(positions, after[:, None], real, layout)
+        return NewTokens(positions, real, layout)
 
     def truncate(self, length: int | Int[Tensor, " batch"]) -> None:
         """Forget all tokens but the first `length` (of each sequence its own)."""

@@ -43,7 +43,7 @@ class QuantizedMatrix(nn.Module):
     @property
     def bits(self) -> int:
         """8 or 4."""
-        return 8 if self.minima is None else 4
+        return self.packed_weight.bits
 
     @property
     def dtype(self) -> torch.dtype:

@@ -156,10 +156,11 @@ class Stack(nn.Module):
         layout: Layout,
     ) -> Positions:
         if cache is not None:
-            queries, lengths, padding_mask, layout = cache.extend(tokens, mask)
+            new = cache.extend(tokens, mask)
+            queries, padding_mask, layout = new
             self._require_length(cache.length)
             keys = torch.arange(cache.length, device=tokens.device)[None]
-            encoded, lengths = layout.gather(queries), layout.gather(lengths.expand(-1, tokens.shape[1]))
+            encoded, lengths = layout.gather(queries), layout.gather(new.lengths.expand(-1, tokens.shape[1]))
             return Positions(queries, keys, encoded, lengths, padding_mask, layout)
         keys = torch.arange(tokens.shape[1], device=tokens.device)[None]
         counted = mask if self.skipped is None else tokens != self.skipped

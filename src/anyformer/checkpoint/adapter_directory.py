@@ -8,6 +8,7 @@ from anyformer import limits
 from anyformer.checkpoint import hub, peft
 from anyformer.config import HeadConfig
 from anyformer.errors import UserError, quote
+from anyformer.schema import fits, fits_each
 
 HEAD = "head_config.json"
 """The labels of a head that was trained with an adapter: config.json's, for the base has another head, or none."""
@@ -61,11 +62,8 @@ def read_head(path: Path) -> HeadConfig | None:
         return HeadConfig(kind="none") if raw.get("task_type") == peft.FEATURE_EXTRACTION else None
     raw = limits.read_object(limits.path_inside(directory, HEAD))
     kind, labels, problem = raw.get("kind"), raw.get("labels"), raw.get("problem_type")
-    names: tuple[str, ...] = ()
-    if isinstance(labels, list) and all(isinstance(name, str) for name in cast("list[object]", labels)):
-        names = tuple(cast("list[str]", labels))
+    names: tuple[str, ...] = tuple(labels) if isinstance(labels, list) and fits_each(labels, str) else ()
     count: Any = len(names) or labels
-    fits = isinstance(count, int) and not isinstance(count, bool) and 1 <= count < 2**20
-    if kind not in ("classification", "token_classification") or not fits:
+    if kind not in ("classification", "token_classification") or not (fits(count, int) and 1 <= count < 2**20):
         raise UserError(f"{directory / HEAD} should have the kind and the labels of a classifier.")
     return HeadConfig(kind=kind, labels=count, label_names=names, problem_type=cast("Any", problem))

@@ -17,11 +17,7 @@ Test = Callable[[Any], bool]
 
 
 def _whole(smallest: int, largest: int = 2**31 - 1) -> Test:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and smallest <= value <= largest
-
-
-def _number(value: Any) -> bool:
-    return fits(value, float)
+    return lambda value: fits(value, int) and smallest <= value <= largest
 
 
 def _list_of(test: Test, most: int = _MOST_TOKENS) -> Test:
@@ -31,7 +27,7 @@ def _list_of(test: Test, most: int = _MOST_TOKENS) -> Test:
 
 
 def _biased(value: Any) -> bool:
-    return isinstance(value, list) and len(cast("list[Any]", value)) == 2 and _ids(value[0]) and _number(value[1])
+    return isinstance(value, list) and len(cast("list[Any]", value)) == 2 and _ids(value[0]) and fits(value[1], float)
 
 
 # Files write -1 for a token that does not exist.
@@ -42,8 +38,12 @@ _TYPES: Sequence[tuple[str, Test, str]] = [
     ("do_sample", lambda value: isinstance(value, bool), "true or false"),
     ("min_length min_new_tokens no_repeat_ngram_size", _whole(0), "a whole number, 0 or more"),
     ("encoder_no_repeat_ngram_size top_k", _whole(0), "a whole number, 0 or more"),
-    ("length_penalty temperature top_p", _number, "a finite number"),
-    ("repetition_penalty encoder_repetition_penalty", lambda value: _number(value) and value > 0, "a positive number"),
+    ("length_penalty temperature top_p", lambda value: fits(value, float), "a finite number"),
+    (
+        "repetition_penalty encoder_repetition_penalty",
+        lambda value: fits(value, float) and value > 0,
+        "a positive number",
+    ),
     ("num_beams", _whole(1, _MOST_BEAMS), f"a whole number from 1 to {_MOST_BEAMS}"),
     ("early_stopping", lambda value: isinstance(value, bool) or value == "never", 'true, false or "never"'),
     ("bos_token_id pad_token_id decoder_start_token_id", _id, "the id of a token"),

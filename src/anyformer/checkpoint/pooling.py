@@ -6,6 +6,7 @@ from typing import Any, cast
 from anyformer.config import PoolingConfig
 from anyformer.errors import UserError, quote
 from anyformer.limits import path_inside, read_json, read_object
+from anyformer.schema import fits
 
 _MODES = {
     "pooling_mode_mean_tokens": "mean",
@@ -64,8 +65,8 @@ def _kind(path: Path) -> Any:
 def _model_max_length(directory: Path) -> int | None:
     """The tokenizer's own limit, which holds where sentence-transformers writes no other; None: there is none."""
     path = directory / "tokenizer_config.json"
-    found = read_object(path).get("model_max_length") if path.is_file() else None
-    return found if isinstance(found, int) and not isinstance(found, bool) and 0 < found < _ENDLESS else None
+    found: Any = read_object(path).get("model_max_length") if path.is_file() else None
+    return found if fits(found, int) and 0 < found < _ENDLESS else None
 
 
 def files(pooling: PoolingConfig, d_model: int) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import flag, parse
-from anyformer.data.examples import Task
+from anyformer.cli.options import parse
 from anyformer.data.examples.columns import Columns
-from anyformer.errors import UserError
+from anyformer.errors import UserError, nearest
 from anyformer.limits import RECORD_BYTES
+from anyformer.schema import flag
+from anyformer.tasks import CHOICES, TASKS
 from anyformer.terminal import write
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class EvaluateOptions(_TextOptions, _AnswerOptions, _SuiteOptions, Columns, Mode
 
     data: Annotated[tuple[str, ...], "PATH"] = ()
     """The text or the examples: files, folders and globs, as for training."""
-    task: Task | None = None
+    task: Annotated[str | None, CHOICES] = None
     """Task on examples (default: the one that their columns suit)."""
     header: Annotated[tuple[str, ...], "NAME"] = ()
     """The names of the columns of .csv and .tsv files that have no header."""
@@ -100,6 +101,8 @@ class EvaluateOptions(_TextOptions, _AnswerOptions, _SuiteOptions, Columns, Mode
 def run(argv: list[str]) -> int:
     """Print the figures."""
     options = parse(EvaluateOptions, argv, "evaluate")
+    if options.task is not None and options.task not in TASKS:
+        raise UserError(f"--task can't be {options.task!r} ({nearest(options.task, TASKS)}).")
     for name in ("limit", "batch_size", "max_record_bytes", "max_new_tokens"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"{flag(name)} is at least 1, not {value}.")
@@ -119,8 +122,8 @@ def _are_examples(options: EvaluateOptions) -> bool:
     """Whether the columns of the first file say a task, or none is known, of which only `_run_task` says how to name
     it. Raises nothing: what is wrong with it is said later."""
     from anyformer.data.examples.rows import read_rows
-    from anyformer.data.examples.tasks import detect
     from anyformer.data.input_files import RECORD_SUFFIXES, TAGGED_SUFFIXES
+    from anyformer.tasks.detection import find_reading
 
     first = options.data[0]
     if not first.lower().partition(".gz")[0].endswith((*RECORD_SUFFIXES, *TAGGED_SUFFIXES)):
@@ -130,7 +133,7 @@ def _are_examples(options: EvaluateOptions) -> bool:
     except (UserError, StopIteration):
         return False
     try:
-        return detect(row.values.keys(), row.values)[0] != "text"
+        return not TASKS[find_reading(row.values, "The data").task].is_stream
     except UserError:
         return options.field == "text" and "text" not in row.values and not options.compare
 
@@ -180,7 +183,8 @@ def _run_task(options: EvaluateOptions) -> int:
 
     from anyformer.cli.evaluation_page import show, to_json
     from anyformer.console import Console
-    from anyformer.evaluation import Options, evaluate
+    from anyformer.evaluation import Options
+    from anyformer.tasks.evaluate import evaluate
 
     if options.compare:
         raise UserError("--compare is for texts: leave out --task, the columns and --choices.")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Unpack, cast
 
 from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import Positional, Text, flag, parse
+from anyformer.cli.options import Positional, Text, parse
 from anyformer.errors import UserError
 from anyformer.limits import RECORD_BYTES
+from anyformer.schema import flag
 from anyformer.terminal import message, write
 
 if TYPE_CHECKING:

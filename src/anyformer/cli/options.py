@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, nearest
-from anyformer.schema import NAMES
+from anyformer.schema import NAMES, flag
 from anyformer.terminal import write
 
 T = TypeVar("T")
@@ -77,11 +77,6 @@ def _around_vs(argument: str, before: Sequence[str]) -> tuple[str, ...]:
     models = re.fullmatch(r"(\S+)\s+(?:vs\.?|versus)\s+(\S+)", argument, re.IGNORECASE)
     is_value = any(word.startswith("-") for word in before)
     return (argument,) if models is None or is_value or Path(argument).exists() else models.groups()
-
-
-def flag(name: str) -> str:
-    """The flag of a field."""
-    return f"--{name.replace('_', '-')}"
 
 
 def make(kind: type[T], given: Mapping[str, Any]) -> T:

@@ -17,6 +17,7 @@ from anyformer.runs.listing import Run, differences, is_run, read_run, read_runs
 from anyformer.runs.report import write_comparison, write_report
 from anyformer.runs.report.comparison import COLUMNS, TEXTS, best_scores, differing
 from anyformer.runs.report.page import unreadable
+from anyformer.tasks import TASKS
 from anyformer.terminal import write
 from anyformer.training.config import TrainConfig
 from anyformer.training.run_config import defaults
@@ -51,11 +52,14 @@ def run(argv: list[str]) -> int:
     """Print a table of runs."""
     options = parse(RunsOptions, without_vs(argv), "runs")
     runs, compared = _chosen(options.paths)
+    for each in runs if compared or options.html is not None else ():
+        if (task := TASKS.get(str(each.config.get("task")))) is not None:
+            each.terms = task.terms(each.config)
     if options.html is not None:
         if options.html.is_dir():
             raise UserError(f"--html {options.html} is a directory: name the file in it.")
         if len(runs) == 1:
-            write_report(runs[0].path, defaults(TrainConfig), options.html)
+            write_report(runs[0].path, defaults(TrainConfig), options.html, runs[0].terms)
         else:
             write_comparison(runs, options.html)
     if options.json:

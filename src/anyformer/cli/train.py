@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from anyformer import atomic, ownership
-from anyformer.cli.options import Parser, Positional, change_model, flag
+from anyformer.cli.options import Parser, Positional, change_model
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families import preset as find_preset
 from anyformer.runs.directory import CONFIG, check_run_directory
+from anyformer.schema import flag
 from anyformer.spec import DEFAULT_PRESET
 from anyformer.training.config import TrainConfig
 from anyformer.training.config_file import read_yaml

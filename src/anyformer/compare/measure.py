@@ -18,20 +18,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from anyformer.compare.corpus import SharedText
 from anyformer.compare.result import Blank, Guess, Panel, Sample
 from anyformer.compare.statistics import Float64, Pieces
 from anyformer.compare.windows import Filling, FromStart, continuation, cut, reading
 from anyformer.config import ModelConfig
-from anyformer.data.batch import IGNORED, Batch, Int64
+from anyformer.data.batch import Batch, Int64
 from anyformer.data.masked import WordBoundaries
 from anyformer.errors import UserError
 from anyformer.evaluation.pseudo_likelihood import MaskedText, pseudo_log_likelihoods
+from anyformer.evaluation.scorer import Query, Scorer
 from anyformer.generation import fill, generate
-from anyformer.generation.inference import DamagedError, evaluating
+from anyformer.generation.inference import DamagedError
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -118,22 +117,18 @@ def _bits(nats: Float64, size: Int64) -> Pieces:
 
 
 def _token_nats(model: Transformer, read: Any, pieces: Int64) -> Float64:
-    """[pieces, time] the loss of each target, 0 where there is none."""
+    """[pieces, time] the loss of each target."""
     rng = np.random.default_rng(0)
-    return np.concatenate([_nats(model, read(pieces[at : at + _ROWS], rng)) for at in range(0, len(pieces), _ROWS)])
-
-
-def _nats(model: Transformer, batch: Batch) -> Float64:
-    device = model.device
-    with evaluating(model), torch.inference_mode():
-        tokens, targets = (torch.from_numpy(each).to(device) for each in (batch.tokens, batch.targets))
-        source = None if batch.source is None else torch.from_numpy(batch.source).to(device)
-        logits = model(tokens, source=source).logits
-        assert logits is not None
-        losses = F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
-    if not bool(losses.isfinite().all()):
+    queries = list[Query]()
+    for at in range(0, len(pieces), _ROWS):
+        batch: Batch = read(pieces[at : at + _ROWS], rng)
+        source = [[]] * len(batch.tokens) if batch.source is None else batch.source.tolist()
+        rows = zip(batch.tokens.tolist(), batch.targets.tolist(), source, strict=True)
+        queries += [Query(tokens, 0, targets, source) for tokens, targets, source in rows]
+    nats = -np.array([each.logprobs for each in Scorer(model)(queries)])
+    if not np.isfinite(nats).all():
         raise DamagedError
-    return losses.double().cpu().numpy()
+    return nats
 
 
 def _filling_in(model: Transformer, how: Filling, text: SharedText) -> Pieces:

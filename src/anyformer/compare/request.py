@@ -8,6 +8,7 @@ from typing import Any
 from anyformer.compare.budget import Budget
 from anyformer.compare.matching import MEASURES
 from anyformer.errors import UserError, nearest
+from anyformer.schema import flag
 
 CONTEXT, BATCH_SIZE, SEEDS, TOKENS = 128, 8, 3, 500_000
 BUDGET = Budget("tokens", TOKENS)
@@ -60,7 +61,7 @@ class Request:
         for name, least in (("seeds", 1), ("batch_size", 1), ("context", _LEAST_CONTEXT)):
             value = getattr(self, name)
             if not least <= value <= _MOST:
-                raise UserError(f"--{name.replace('_', '-')} {value} must lie between {least} and {_MOST:,}.")
+                raise UserError(f"{flag(name)} {value} must lie between {least} and {_MOST:,}.")
         if not self.contenders:
             raise UserError("There is nothing to compare: name two models, such as gpt2 and llama.")
         if self.classify and not self.tasks:
@@ -83,7 +84,7 @@ class Request:
         defaults = {each.name: each.default for each in fields(Request)}
         for name in ("field", "tokenizer", "match", "seeds", "context", "batch_size", "device", "dtype"):
             if (value := getattr(self, name)) != defaults[name]:
-                given += [f"--{name.replace('_', '-')}", str(value)]
+                given += [flag(name), str(value)]
         return given + ["--tune"] * self.tune + ["--no-tasks"] * (not self.tasks)
 
     def command(self, out: str) -> str:

@@ -1,19 +1,19 @@
 """How sure a difference is: paired bootstrap over held-out pieces, noise of the seeds, and Holm's correction."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from anyformer.evaluation.metrics.metric import percentiles, ratio
+
 Float64 = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
 _RESAMPLES = 10_000
-_CHUNK = 1 << 22
-"""Numbers that the counts of some resamples have together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +68,9 @@ def estimate(pieces: Pieces, *, seed: int = 0) -> Estimate:
         seed: of the resampling.
     """
     draws = _resample(pieces, seed)
-    low, high = np.quantile(draws, [ALPHA / 2, 1 - ALPHA / 2]).tolist()
     below, above = int((draws <= 0).sum()), int((draws >= 0).sum())
     p = min(1.0, 2 * (min(below, above) + 1) / (len(draws) + 1))
-    return Estimate(pieces.value, (low, high), p)
+    return Estimate(pieces.value, percentiles(draws, CONFIDENCE), p)
 
 
 def difference(a: Pieces, b: Pieces, *, seed: int = 0) -> Estimate:
@@ -99,17 +98,9 @@ def holm(p: Sequence[float]) -> list[float]:
 def _resample(pieces: Pieces, seed: int) -> Float64:
     """[resamples] what the measure could have been."""
     rng = np.random.default_rng(seed)
-    totals = pieces.totals.mean(axis=0)
-    draws = np.concatenate([(counts @ totals) / (counts @ pieces.weights) for counts in _counts(len(totals), rng)])
+    draws = ratio(pieces.totals.mean(axis=0), pieces.weights).resampled(_RESAMPLES, rng, multinomial=True)
     seeds = len(pieces.totals)
     if seeds > 1:
         spread = float(pieces.seeds.std(ddof=1)) / np.sqrt(seeds)
         draws += spread * rng.standard_t(seeds - 1, len(draws))
     return draws
-
-
-def _counts(pieces: int, rng: np.random.Generator) -> Iterator[Float64]:
-    """How often each piece is in each resample, [some resamples, pieces] at a time."""
-    rows = max(1, min(_RESAMPLES, _CHUNK // pieces))
-    for first in range(0, _RESAMPLES, rows):
-        yield rng.multinomial(pieces, np.full(pieces, 1 / pieces), min(rows, _RESAMPLES - first)).astype(np.float64)

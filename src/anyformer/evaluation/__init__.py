@@ -1,7 +1,6 @@
-"""What classifiers and taggers say, and how good a model is at a task: metrics with intervals, lm-eval's suites."""
+"""What classifiers and taggers say, metrics with intervals, lm-eval's suites; `anyformer.tasks` evaluates tasks."""
 
 from anyformer.evaluation.classify import Classification, classify
-from anyformer.evaluation.evaluate import evaluate, evaluate_examples
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, Scores
 from anyformer.evaluation.tag import Entity, TaggedText, TaggedWord, tag
@@ -16,7 +15,5 @@ __all__ = [
     "TaggedText",
     "TaggedWord",
     "classify",
-    "evaluate",
-    "evaluate_examples",
     "tag",
 ]

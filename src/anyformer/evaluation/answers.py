@@ -1,19 +1,27 @@
 """How a model that writes text answers examples: how likely it finds the right answers, and which it gives itself."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
+
+import numpy as np
 
 from anyformer.data.examples import ChatExample, CompletionExample, Seq2SeqExample
 from anyformer.data.examples.chat import encode_chat_rows
 from anyformer.data.examples.completion import encode_completion
 from anyformer.data.examples.encoded import LearnedTokens, truncate
 from anyformer.errors import UserError, quote
+from anyformer.evaluation.labels import known_label, log_softmax, single_label
 from anyformer.evaluation.logits import Progress
 from anyformer.evaluation.loglikelihood import Continuation, log_likelihoods
+from anyformer.evaluation.metrics import Metric, exact_match, language_model, ratio, share, summaries, translation
+from anyformer.evaluation.metrics.metric import UNIT
+from anyformer.evaluation.options import Options
+from anyformer.evaluation.result import EvaluatedRow, Evaluation
 from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
 from anyformer.generation.generate import generate_hypotheses
+from anyformer.generation.inference import require_tokenizer
 from anyformer.generation.prompt import eos_ids
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
@@ -212,3 +220,73 @@ def _prompt(model: Transformer, tokenizer: Tokenizer, example: Answered) -> list
             return encode_decoder_prompt(tokenizer, question(example), model.config.special_tokens)
         case Seq2SeqExample():
             return tokenizer.encode(example.source)
+
+
+def evaluate_answers(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    examples: Sequence[Answered],
+    options: Options,
+    *,
+    translated: bool = False,
+) -> Evaluation:
+    """Measure how likely the right answers are, and how near to them those are that the model gives.
+
+    Args:
+        translated: Compare answers as translations are compared, too.
+    """
+    tokenizer = require_tokenizer(tokenizer, "it can't be asked in words")
+    references = [answer(example) for example in examples]
+    shown = [question(example) for example in examples]
+    unlikely = answer_losses(model, tokenizer, examples, progress=options.counter("losses", len(examples)))
+    metrics = language_model([each.nats for each in unlikely], [each.tokens for each in unlikely])
+    if options.choices:
+        choices = [choice.strip() for choice in options.choices]
+        right = [known_label(text.strip(), choices, each) for text, each in zip(references, examples, strict=True)]
+        advance = options.counter("choices", len(examples))
+        scores = np.array(choose(model, tokenizer, examples, options.choices, progress=advance))
+        chosen = single_label(examples, right, choices, log_softmax(scores), shown)
+        return replace(chosen, metrics={**chosen.metrics, **metrics})
+    given = give_answers(
+        model,
+        tokenizer,
+        examples,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        progress=options.counter("answers", len(examples)),
+    )
+    texts = [each.text for each in given]
+    match = exact_match(references, texts)
+    comparisons = [translation, summaries] if translated else [summaries] if options.rouge else []
+    compared, notes = _compared(references, texts, comparisons, options)
+    metrics = {**compared, "exact_match": match, **metrics}
+    if any(each.ends for each in unlikely):
+        ends = [each.end_probability for each in unlikely]
+        metrics["end_probability"] = replace(ratio(ends, [each.ends for each in unlikely]), bounds=UNIT)
+    metrics["stopped"] = share([each.stopped for each in given])
+    rows = [
+        EvaluatedRow(example.where, text, reference, said, loss.nats / max(1, loss.tokens), bool(right))
+        for example, text, reference, said, loss, right in zip(
+            examples, shown, references, texts, unlikely, match.rows[:, 0], strict=True
+        )
+    ]
+    return Evaluation(metrics=metrics, rows=rows, notes=notes)
+
+
+def _compared(
+    references: Sequence[str],
+    texts: Sequence[str],
+    metrics: Sequence[Callable[[Sequence[str], Sequence[str]], dict[str, Metric]]],
+    options: Options,
+) -> tuple[dict[str, Metric], list[str]]:
+    """Metrics of texts beside references, and what is to be said about those that are left out."""
+    found: dict[str, Metric] = {}
+    notes: list[str] = []
+    for each in metrics:
+        try:
+            found |= each(references, texts)
+        except UserError as error:
+            if not options.skip_missing:
+                raise
+            notes.append(f"Left out: {error}")
+    return found, notes

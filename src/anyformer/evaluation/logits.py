@@ -11,7 +11,7 @@ from anyformer.data.examples.classifier_input import ClassifierInput, encode_tex
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.metrics.metric import Array
 from anyformer.generation.inference import check_ids, check_nan, evaluating, require_tokenizer
-from anyformer.generation.prompt import input_pad_id, pad
+from anyformer.generation.prompt import batches_by_length, input_pad_id, pad
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -143,15 +143,3 @@ def _forward(
             check_nan(logits.flatten(0, -2))
             yield rows, logits.float()
             progress(len(rows))
-
-
-def batches_by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Indices of rows that share a batch of at most so many tokens, the longest first."""
-    batch = list[int]()
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.nn.functional import kl_div
 from anyformer.data.formats import utf8_length
 from anyformer.data.sources import Paths, documents
 from anyformer.errors import UserError
+from anyformer.evaluation.scorer import Query, Scorer
 from anyformer.generation import generate_ids
 from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.inference import evaluating, require_generative, require_tokenizer
@@ -147,13 +149,12 @@ def losses(
     progress: Callable[[int], None] = lambda count: None,
 ) -> Iterator[tuple[float, int]]:
     """The summed loss in nats and the number of predictions of each batch of windows. Arguments as of `measure`."""
-    context = _window(model, context)
-    with evaluating(model), torch.inference_mode():
-        for tokens, targets in _batches(text, context, batch_size):
-            out = model(tokens.to(model.device), targets=targets.to(model.device), return_logits=False)
-            assert out.loss is not None
-            yield float(out.loss) * targets.numel(), targets.numel()
-            progress(targets.numel())
+    context, scorer = _window(model, context), Scorer(model)
+    for tokens, targets in _batches(text, context, batch_size):
+        rows = zip(cast("list[list[int]]", tokens.tolist()), cast("list[list[int]]", targets.tolist()), strict=True)
+        found = scorer([Query(row, 0, expected) for row, expected in rows])
+        yield -math.fsum(each.logprob for each in found), targets.numel()
+        progress(targets.numel())
 
 
 def divergence(

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from anyformer.data.examples import Task, Where
+from anyformer.data.examples import Where
 from anyformer.evaluation.metrics import ClassScores, Interval, Metric
 from anyformer.evaluation.spans import TaggedSpans
 from anyformer.one_line import OneLine
@@ -51,7 +51,8 @@ class Evaluation(OneLine, dict[str, float]):
     """The metrics of a task by name, a dict of numbers; its attributes say more.
 
     Attributes:
-        metrics: By name; each has a `value` and an `interval`.
+        task: That of the examples.
+        metrics: By name, the main one first; each has a `value` and an `interval`.
         rows: In the order of the data.
         classes: Of labels and entities, the scores of each.
         confusion: Of one label a row.
@@ -60,7 +61,7 @@ class Evaluation(OneLine, dict[str, float]):
 
     shown: ClassVar = ("task", "metrics")
 
-    task: Task
+    task: str = ""
     metrics: Mapping[str, Metric]
     rows: Sequence[EvaluatedRow] = ()
     classes: Sequence[ClassScores] = ()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
-from anyformer.data.examples import Example, Task, Where
-from anyformer.data.examples.encoded import Cut, LearnedTokens
+from anyformer.data.examples import Example, Where
 from anyformer.data.examples.held_out import Twice
 from anyformer.errors import UserError, quote
 from anyformer.finetuning.spelling import look_alikes
+from anyformer.tasks.task import Encoded, EncodedText, Task
 from anyformer.terminal import shorten
 from anyformer.tokenizer import Tokenizer
 
@@ -37,7 +37,7 @@ class Check:
         duplicates: Examples that say the same as one before, as `held_out.duplicates` finds them.
         overlap: Examples that ask the same as one for training, as `held_out.overlap` finds them.
         labels: How often each is there.
-        entities: Of the task tag, how often each kind of entity is there.
+        entities: How often each kind of entity is there.
         system_prompt: What the chat template adds to conversations without one; None: nothing.
         system_prompts: The number of conversations that it was added to.
     """
@@ -45,7 +45,7 @@ class Check:
     def __init__(
         self, task: Task, tokenizer: Tokenizer, *, context: int | None = None, stops: Collection[int] = ()
     ) -> None:
-        self.task: Task = task
+        self.task = task
         self.context = context
         self.examples = self.rows = self.tokens = self.learned = 0
         self.cut: Counter[str] = Counter()
@@ -63,61 +63,43 @@ class Check:
         self._mismatch: str | None = None
         self._unlearned_at: Where | None = None
 
-    def add(
-        self,
-        example: Example,
-        rows: Iterable[LearnedTokens | Sequence[int]],
-        cuts: Iterable[Cut] = (),
-        labels: Iterable[str | float] = (),
-    ) -> None:
-        """Count an example.
-
-        Args:
-            example: As it was read.
-            rows: What the model reads of it, after it was cut; plain ids where no tokens are learned.
-            cuts: What was cut off each row.
-            labels: What is to be said about it: names, or numbers.
-        """
+    def add(self, encoded: Encoded) -> None:
+        """Count an example."""
         self.examples += 1
-        for row in rows:
-            self._add_row(example, row)
-        for cut in cuts:
-            counted = {"tokens": cut.tokens, "learned": cut.learned, "ends": cut.lost_end, "all": cut.lost_all}
-            self.cut.update({"rows": int(cut.tokens > 0), **{name: int(count) for name, count in counted.items()}})
-        for label in labels:
+        for text in encoded.texts:
+            self._add_text(encoded.example, text)
+        for label in encoded.labels:
             if isinstance(label, str):
                 self.labels[label] += 1
             else:
                 self._numbers.append(label)
+        self.entities.update(encoded.entities)
+        self._mismatch = self._mismatch or encoded.mismatch
+        if encoded.system_prompt is not None:
+            self.system_prompt = encoded.system_prompt
+            self.system_prompts += 1
 
-    def _add_row(self, example: Example, row: LearnedTokens | Sequence[int]) -> None:
-        tokens = row.tokens if isinstance(row, LearnedTokens) else row
+    def _add_text(self, example: Example, text: EncodedText) -> None:
+        tokens, cut = text.tokens, text.cut
         self.rows += 1
         self.tokens += len(tokens)
+        counted = {"tokens": cut.tokens, "learned": cut.learned, "ends": cut.lost_end, "all": cut.lost_all}
+        self.cut.update({"rows": int(cut.tokens > 0), **{name: int(count) for name, count in counted.items()}})
         bos = self._tokenizer.bos
         self._doubled += bos is not None and list(tokens[:2]) == [bos, bos]
-        if not isinstance(row, LearnedTokens):
+        if text.learned is None or text.asks:
             return
         self._with_learned += 1
-        self.learned += row.count
-        self.mismatches += row.mismatches
-        if row.count == 0:
+        count = sum(text.learned)
+        self.learned += count
+        self.mismatches += text.mismatches
+        if count == 0:
             self.unlearned += 1
             self._unlearned_at = self._unlearned_at or example.where
         else:
             # The token at the end of each stretch that is learned.
-            borders = zip(row.learned, [*row.learned[1:], False], strict=True)
+            borders = zip(text.learned, [*text.learned[1:], False], strict=True)
             self._ends.update(tokens[k] for k, (here, after) in enumerate(borders) if here and not after)
-
-    def add_mismatch(self, sentence: str | None) -> None:
-        """Note what `generation_mismatch` found; the first such sentence stops the run."""
-        self._mismatch = self._mismatch or sentence
-
-    def add_system_prompt(self, text: str | None) -> None:
-        """Note a conversation that gets the template's own system prompt; None: it gets none."""
-        if text is not None:
-            self.system_prompt = text
-            self.system_prompts += 1
 
     def facts(self) -> list[tuple[str, str]]:
         """What there is, as names and texts."""
@@ -161,7 +143,7 @@ class Check:
                 _count(self.system_prompts, "conversation"),
             )
             found.append(("template", f"adds a system prompt to {where}: {quote(text)}"))
-        if self.task in ("chat", "preference") and "strftime_now" in (self._tokenizer.chat_template or ""):
+        if self.task.add_system is not None and "strftime_now" in (self._tokenizer.chat_template or ""):
             found.append(("date", "the chat template writes today's, which is another one when the model is used"))
         found += self._ends_warning()
         if self.mismatches:
@@ -198,13 +180,8 @@ class Check:
             raise UserError(self._nothing_learned())
         if not training:
             return
-        if self.task == "classify" and list(self.labels.values()) == [self.examples]:
-            (label,) = self.labels
-            count = f"{self.examples:,} examples"
-            raise UserError(f"All {count} have the label {quote(label)}: there is nothing to tell apart.")
-        if self.task == "tag" and len(self.labels) == 1:
-            (label,) = self.labels
-            raise UserError(f"All words have the tag {quote(label)}: there is nothing to find.")
+        if (sentence := self.task.nothing_to_learn(self.labels, self.examples)) is not None:
+            raise UserError(sentence)
 
     def _nothing_learned(self) -> str:
         if self.cut["all"]:
@@ -223,7 +200,7 @@ class Check:
         others = {token: count for token, count in self._ends.items() if token not in self._stops}
         # Where a row was cut, it ends somewhere.
         missing = sum(others.values()) - self.cut["ends"]
-        if not self._stops or missing <= 0 or self.task in ("text", "seq2seq"):
+        if not self._stops or missing <= 0 or not self.task.checks_ends:
             return []
         token = max(others, key=lambda token: others[token])
         stops = " or ".join(sorted(repr(self._tokenizer.token(stop)) for stop in self._stops))

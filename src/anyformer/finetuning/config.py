@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 from typing_extensions import override
 
 from anyformer.config import ModelConfig
-from anyformer.data.examples import TASKS, Task
 from anyformer.errors import UserError, cut, nearest
 from anyformer.limits import RECORD_BYTES, read_yaml
 from anyformer.runs.directory import CONFIG, base_name, check_run_directory
+from anyformer.schema import flag
+from anyformer.tasks import CHOICES, TASKS
 from anyformer.training.config_file import read_fields
 from anyformer.training.consent import check_consent
 from anyformer.training.run_config import CompleteRunConfig, RunConfig
@@ -29,29 +30,18 @@ _ENOUGH = 60_000
 """Examples, repeated ones among them, after which a pretrained model has learned most: with more of them an epoch or
 two do, in larger batches at a larger learning rate and with a mean of the last hundred steps' weights: the same
 quality in a quarter of the time (docs/measurements/finetuning.md)."""
-_TAG_STEPS, _TAG_EPOCHS = 500, 20.0
-"""Steps of a tagger at least, as far as so many epochs have them: most words are no entity, so that a rare label is in
-few batches, and is found only long after the frequent ones. Mosbach et al. 2021, section 6, find as many epochs to be
-harmless where there are few examples, and fewer to fail."""
+_MOST_EPOCHS = 20.0
+"""Epochs of a task that wants some steps at least: Mosbach et al. 2021, section 6, find as many to be harmless where
+there are few examples, and fewer to fail."""
 
 EMBEDDING_LOSSES = ("in_batch_negatives", "cosine", "triplet", "class_triplet", "softmax")
 LABEL_KINDS = ("single", "multiple", "regression")
-GENERATIVE: tuple[Task, ...] = ("text", "chat", "completion", "preference", "seq2seq")
-"""Tasks whose answers are texts."""
-_PACKED: tuple[Task, ...] = ("text", "chat", "completion")
-"""Tasks of which several examples can share a row."""
-_TASKS_OF: Mapping[str, tuple[Task, ...]] = {
-    "labels": ("classify", "tag", "embed"),
-    "label_kind": ("classify",),
-    "loss": ("embed",),
-    "packing": _PACKED,
-    "system": ("chat", "preference"),
-}
-"""The tasks that a setting is for."""
+_REFUSED = ("labels", "label_kind", "loss", "packing", "system")
+"""Settings that are refused for tasks that don't obey them."""
 
 _CONTEXT = 1024
 _BATCH_TOKENS = 4096
-"""Of a validation batch."""
+"""Of a validation batch, and about so many of a batch of plain text."""
 _QUANTIZED = ("int8", "int4")
 _LEARNED = ("answers", "all")
 _ALL_LINEAR = ("all-linear",)
@@ -122,7 +112,7 @@ class FinetuneConfig(RunConfig):
     """Go on training a model on your own examples."""
 
     base: str
-    task: Annotated[str | None, "{text,chat,completion,preference,classify,tag,embed,seq2seq}"] = None
+    task: Annotated[str | None, CHOICES] = None
     """What the model learns (default: what the columns say)."""
     columns: Annotated[tuple[str, ...], "ROLE=COLUMN"] = ()
     """Which column plays which role, such as text=review label=stars (default: by their names)."""
@@ -208,7 +198,7 @@ class FinetuneConfig(RunConfig):
         for name, values in known.items():
             value: str | None = getattr(self, name)
             if value is not None and value not in values:
-                raise UserError(f"--{name.replace('_', '-')} {cut(value)} is unknown ({nearest(value, values)}).")
+                raise UserError(f"{flag(name)} {cut(value)} is unknown ({nearest(value, values)}).")
         lengths = [name for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
         if len(lengths) > 1:
             raise UserError(f"A run has one length: give --{lengths[0]} or --{lengths[1]}.")
@@ -224,7 +214,7 @@ class FinetuneConfig(RunConfig):
         if self.lora is None:
             for name in ("lora_alpha", "dora", "rslora", "lora_dropout", "targets", "quantize"):
                 if getattr(self, name) not in (None, False, 0.0, _ALL_LINEAR):
-                    raise UserError(f"--{name.replace('_', '-')} is for adapters: add --lora 16.")
+                    raise UserError(f"{flag(name)} is for adapters: add --lora 16.")
         if self.quantize is not None and self.engine in ("fsdp", "deepspeed"):
             raise UserError(f"--quantize does not work with --engine {self.engine}: use ddp, or leave it out.")
         _ = self.adapter  # refuses what makes no adapter
@@ -335,7 +325,7 @@ def _merged(file: Path, values: dict[str, Any], changes: Mapping[str, Any], *, r
 
 
 def complete(
-    config: FinetuneConfig, model: ModelConfig, task: Task, *, examples: int = 0, **found: Any
+    config: FinetuneConfig, model: ModelConfig, task: str, *, examples: int = 0, **found: Any
 ) -> CompleteFinetuneConfig:
     """Fill in what was left open.
 
@@ -354,52 +344,60 @@ def complete(
         raise UserError(f"--context {config.context} is longer than the {longest} tokens that the model can read.")
     if config.lora is not None and config.lora > model.d_model:
         raise UserError(f"--lora {config.lora} is no low rank: the model is {model.d_model} wide.")
-    for name, tasks in _TASKS_OF.items():
-        if getattr(config, name) and task not in tasks:
-            raise UserError(f"--{name.replace('_', '-')} is for {' and '.join(tasks)}, and the task is {task}.")
-    many = examples >= _ENOUGH and config.lora is None and task not in GENERATIVE
-    default_batch = 16 if task in GENERATIVE else 128 if many else 32
+    for name in _REFUSED:
+        if getattr(config, name) and task not in (tasks := tasks_of(name)):
+            raise UserError(f"{flag(name)} is for {' and '.join(tasks)}, and the task is {task}.")
+    generates, packs = TASKS[task].generates, "packing" in TASKS[task].settings
+    many = examples >= _ENOUGH and config.lora is None and not generates
+    context = config.context or longest_text(model, task)
+    default_batch = 16 if generates else 128 if many else 32
+    if TASKS[task].is_stream:
+        default_batch = max(1, _BATCH_TOKENS // context)
     rate, average = default_learning_rate(model, task, adapter=config.lora is not None), config.average
     if many and config.batch_size is None:
         rate *= 2  # with the square root of the batch, as Malladi et al. 2022 find for Adam
         average = average or "ema:0.99"
     chosen: dict[str, Any] = {
         "task": task,
-        "context": config.context or longest_text(model, task),
+        "context": context,
         "batch_size": config.batch_size or default_batch,
         "batch_tokens": config.batch_tokens or _BATCH_TOKENS,
         "learning_rate": config.learning_rate or rate,
         "average": average,
         "label_smoothing": config.label_smoothing or 0.0,
-        "packing": bool(config.packing if config.packing is not None else config.device != "cpu" and task in _PACKED),
+        "packing": bool(config.packing if config.packing is not None else config.device != "cpu" and packs),
     }
     if not (config.epochs or config.steps or config.minutes):
         chosen["epochs"] = default_epochs(examples, task, chosen["batch_size"])
     return CompleteFinetuneConfig(**{**vars(config), **chosen, **found})
 
 
-def longest_text(model: ModelConfig, task: Task) -> int:
+def tasks_of(setting: str) -> list[str]:
+    """The tasks that a setting is for; none: it is for all."""
+    return [name for name, task in TASKS.items() if setting in task.settings]
+
+
+def longest_text(model: ModelConfig, task: str) -> int:
     """Tokens that a text has at most, if nothing else is said."""
     limits = [_CONTEXT, model.max_length, *([] if model.context_length is None else [model.context_length])]
-    if task == "embed" and model.pooling.max_tokens is not None:
+    if TASKS[task].makes_vectors and model.pooling.max_tokens is not None:
         limits.append(model.pooling.max_tokens)
     return min(limits)
 
 
-def default_epochs(examples: int, task: Task, batch_size: int) -> float:
+def default_epochs(examples: int, task: str, batch_size: int) -> float:
     """Passes over so many examples, where nothing else is said; 0 examples: their number isn't known."""
-    epochs = max(1.0, min(EPOCHS, _ENOUGH / max(examples, 1)))
-    if task != "tag" or not examples:
-        return epochs
-    return max(epochs, min(_TAG_EPOCHS, _TAG_STEPS * batch_size / examples))
+    if not examples:
+        return EPOCHS
+    epochs = max(1.0, min(EPOCHS, _ENOUGH / examples))
+    return max(epochs, min(_MOST_EPOCHS, TASKS[task].fewest_steps * batch_size / examples))
 
 
-def default_learning_rate(model: ModelConfig, task: Task, *, adapter: bool) -> float:
+def default_learning_rate(model: ModelConfig, task: str, *, adapter: bool) -> float:
     """The peak of the learning rate: smaller for wider models, ten times as large for an adapter.
 
     Devlin et al. 2019, appendix A.3, take 2e-5 to 5e-5 for a width of 768; Schulman et al. 2025, LoRA Without Regret,
-    find the best rate of an adapter to be about ten times that of the weights. Preferences are learned at a tenth, as
-    in Rafailov et al. 2023, appendix B, so that the model stays near the reference.
+    find the best rate of an adapter to be about ten times that of the weights.
     """
     rate = min(1e-4, 0.0384 / model.d_model)
-    return rate * (10 if adapter else 1) * (0.1 if task == "preference" else 1)
+    return rate * (10 if adapter else 1) * TASKS[task].learning_rate

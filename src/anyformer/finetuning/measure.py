@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from anyformer.data.examples import Example, Task
+from anyformer.data.examples import Example
 from anyformer.errors import UserError
-from anyformer.evaluation.answers import answer
-from anyformer.evaluation.evaluate import evaluate_examples
+from anyformer.evaluation.answers import Answered, answer
 from anyformer.evaluation.metrics import Interval, Metric, language_model
-from anyformer.evaluation.metrics.metric import Array, percentiles
+from anyformer.evaluation.metrics.metric import percentiles
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.perplexity import Text, join_texts, losses
 from anyformer.evaluation.result import Evaluation
-from anyformer.finetuning.config import GENERATIVE
 from anyformer.model import Transformer
+from anyformer.tasks import TASKS
+from anyformer.tasks.evaluate import evaluate_examples
 from anyformer.tokenizer import Tokenizer
 
 FEWEST_WINDOWS = 10
@@ -41,19 +41,19 @@ class Figure:
     """A metric: its value, its interval, and the values of resamples, by which it is compared with an earlier one."""
 
     value: float
-    interval: Interval
-    resampled: Array
+    interval: tuple[float, float]
+    resampled: tuple[float, ...]
 
     @classmethod
     def of(cls, metric: Metric) -> "Figure":
-        """The figure of a metric."""
-        return cls(metric.value, metric.interval(), metric.resampled())
+        """The figure of a metric, its resamples in six digits."""
+        return cls(metric.value, metric.interval(), tuple(float(f"{each:.6g}") for each in metric.resampled().tolist()))
 
     def difference(self, before: "Figure") -> Interval | None:
         """The paired interval of what was gained since; None: the two are not of the same rows."""
-        if self.resampled.shape != before.resampled.shape:
+        if len(self.resampled) != len(before.resampled):
             return None
-        return percentiles(self.resampled - before.resampled)
+        return percentiles(np.subtract(self.resampled, before.resampled))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,38 +83,12 @@ class Measurement:
             found["general_perplexity"] = self.general.value
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values of JSON."""
-        return {
-            "examples": self.examples,
-            "figures": {name: _plain(figure) for name, figure in self.figures.items()},
-            "predictions": list(self.predictions),
-            "general": None if self.general is None else _plain(self.general),
-            "windows": self.windows,
-            "size": self.size,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Measurement":
-        """What `to_dict` made. Raises ValueError for anything else."""
-        try:
-            return cls(
-                examples=int(values["examples"]),
-                figures={str(name): _figure(each) for name, each in values["figures"].items()},
-                predictions=[str(each) for each in values["predictions"]],
-                general=None if values["general"] is None else _figure(values["general"]),
-                windows=int(values["windows"]),
-                size=int(values["size"]),
-            )
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError("these values are not those of a measurement") from error
-
 
 def measure(
     model: Transformer,
     tokenizer: Tokenizer,
     examples: Sequence[Any],
-    task: Task,
+    task: str,
     *,
     text: Text | None = None,
     window: int = _WINDOW,
@@ -132,14 +106,15 @@ def measure(
         before: An earlier measurement, whose examples and text are measured again; None: this is the first one.
         seconds: About how long it may take; None: as long as a few examples, or a few thousand with labels, take.
     """
+    answers = [answer(example) for example in examples if isinstance(example, Answered)]
     # Of single words ROUGE says what exact match does, and its library loads 180 MB of others.
-    rouge = task in ("chat", "completion") and any(len(answer(example).split()) > 1 for example in examples)
-    options = Options(max_new_tokens=_new_tokens(tokenizer, examples, task), rouge=rouge, skip_missing=True)
+    rouge = any(len(text.split()) > 1 for text in answers)
+    options = Options(max_new_tokens=_new_tokens(tokenizer, answers), rouge=rouge, skip_missing=True)
 
     def evaluate(rows: Sequence[Example]) -> Evaluation:
         return evaluate_examples(model, tokenizer, rows, task, options)
 
-    generates = task in GENERATIVE
+    generates = TASKS[task].generates
     count = min(len(examples), _GENERATED if generates else _EXAMPLES)
     if before is not None:
         count = min(len(examples), before.examples)
@@ -172,11 +147,10 @@ def measure(
     return measured, found
 
 
-def _new_tokens(tokenizer: Tokenizer, examples: Sequence[Any], task: Task) -> int | None:
-    if task not in ("chat", "completion", "seq2seq"):
+def _new_tokens(tokenizer: Tokenizer, answers: Sequence[str]) -> int | None:
+    if not answers:
         return None
-    texts = [answer(example) for example in examples[:_GENERATED]]
-    longest = max(map(len, tokenizer.encode_batch(texts, special=False)), default=0)
+    longest = max(map(len, tokenizer.encode_batch(answers[:_GENERATED], special=False)))
     fewest, most = _NEW_TOKENS
     return min(max(fewest, longest + longest // 2), most)
 
@@ -205,14 +179,3 @@ def _read(
         if limit is None and seconds is not None and time.monotonic() - begin > seconds:
             break
     return parts
-
-
-def _plain(figure: Figure) -> dict[str, Any]:
-    resampled = [None if math.isnan(value) else float(f"{value:.6g}") for value in figure.resampled.tolist()]
-    value, *interval = (each if math.isfinite(each) else None for each in (figure.value, *figure.interval))
-    return {"value": value, "interval": interval, "resampled": resampled}
-
-
-def _figure(values: Mapping[str, Any]) -> Figure:
-    value, low, high = (math.nan if each is None else float(each) for each in (values["value"], *values["interval"]))
-    return Figure(value, Interval(low, high), np.array(values["resampled"], dtype=np.float64))

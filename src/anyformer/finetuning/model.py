@@ -4,7 +4,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -14,17 +14,17 @@ from anyformer.checkpoint import load, load_with_head, save, save_adapter
 from anyformer.config import HeadConfig, ModelConfig, ProblemType
 from anyformer.finetuning.config import CompleteFinetuneConfig
 from anyformer.model import Transformer
+from anyformer.tasks import TASKS
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.losses import PAIR_CLASSIFIER
 
-_HEADS: Mapping[str, Any] = {"classify": "classification", "tag": "token_classification", "embed": "none"}
-"""What each task that isn't a language model's needs."""
-_PROBLEMS: Mapping[str | None, Any] = {
+PROBLEMS: Mapping[str | None, Any] = {
     "single": "single_label_classification",
     "multiple": "multi_label_classification",
     "regression": "regression",
     None: None,
 }
+"""The head's problem type, by the kind of label."""
 
 
 def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transformer:
@@ -36,13 +36,13 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transforme
     """
     options: dict[str, Any] = {"quantize": config.quantize, "allow_pickle": config.allow_pickle}
     options["dtype"] = config.base_dtype
-    head: Any = _HEADS.get(config.task)
-    problem = _PROBLEMS[config.label_kind] if head == "classification" else None
-    if head is None or _has_head(base.head, head, config.labels, problem):
+    task = TASKS[config.task]
+    head, problem = task.head, PROBLEMS[config.label_kind]
+    if head == "language_model" or _has_head(base.head, head, config.labels, problem):
         model, _ = load(config.base, **options)
     else:
-        model, _ = load_with_head(config.base, cast("Any", head), config.labels or 1, problem_type=problem, **options)
-    if config.task == "embed":
+        model, _ = load_with_head(config.base, head, config.labels or 1, problem_type=problem, **options)
+    if task.makes_vectors:
         pooling = replace(model.config.pooling, max_tokens=config.context)
         model.config = replace(model.config, pooling=pooling)
     if config.adapter is None:
@@ -51,7 +51,7 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transforme
         add_adapter(model, config.adapter)
         train_in_float32(model)
     # What the loss doesn't reach gets no gradient, which engines of several processes would wait for.
-    if head == "none" and model.encoder is not None and model.decoder is not None:
+    if task.makes_vectors and model.encoder is not None and model.decoder is not None:
         model.decoder.requires_grad_(False)
     if model.pooler is not None and head != "classification":
         model.pooler.requires_grad_(False)

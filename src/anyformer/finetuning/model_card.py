@@ -3,56 +3,26 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from anyformer import __version__, atomic, limits
-from anyformer.data.examples import TASKS, Task
 from anyformer.errors import UserError
 from anyformer.families.own import FAMILY as OWN_FAMILY
 from anyformer.finetuning.check import Check
-from anyformer.finetuning.config import CompleteFinetuneConfig
+from anyformer.finetuning.config import CompleteFinetuneConfig, tasks_of
 from anyformer.finetuning.formatting import general, interval, points
 from anyformer.pages.formatting import number
 from anyformer.runs.directory import base_name, is_hub_id
+from anyformer.tasks import TASKS
 from anyformer.terminal import printable, shorten
 
 FILE = "README.md"
 
-_PIPELINES: Mapping[str, str] = {
-    "text": "text-generation",
-    "chat": "text-generation",
-    "completion": "text-generation",
-    "preference": "text-generation",
-    "classify": "text-classification",
-    "tag": "token-classification",
-    "embed": "sentence-similarity",
-    "seq2seq": "text2text-generation",
-}
-"""The hub's names of tasks."""
-_CLASSES: Mapping[str, str] = {
-    "classify": "AutoModelForSequenceClassification",
-    "tag": "AutoModelForTokenClassification",
-    "embed": "AutoModel",
-    "seq2seq": "AutoModelForSeq2SeqLM",
-}
 _SETTINGS = (
     *("steps", "minutes", "batch_size", "context", "packing", "learning_rate", "schedule", "warmup", "weight_decay"),
-    *(
-        "optimizer",
-        "label_smoothing",
-        "loss",
-        "beta",
-        "train_on",
-        "system",
-        "lora",
-        "lora_alpha",
-        "lora_dropout",
-        "dora",
-    ),
-    *("rslora", "quantize", "dtype", "seed"),
+    *("optimizer", "label_smoothing", "loss", "beta", "train_on", "system", "lora", "lora_alpha", "lora_dropout"),
+    *("dora", "rslora", "quantize", "dtype", "seed"),
 )
-_ONLY: Mapping[str, Sequence[str]] = {"beta": ("preference",), "train_on": ("chat", "completion")}
-"""Settings that other tasks don't obey."""
 _EXAMPLES, _LABELS, _CHARACTERS = 5, 100, 600
 _ESCAPED = re.compile(r"[\\`*_{}\[\]|~$<>&]")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
@@ -85,7 +55,7 @@ def write_card(
 def _front_matter(directory: Path, name: str, config: CompleteFinetuneConfig, result: Mapping[str, Any]) -> str:
     from huggingface_hub import EvalResult, ModelCardData  # is slow to import
 
-    pipeline, library = _PIPELINES[config.task], _library(directory, config)
+    pipeline, library = TASKS[config.task].pipeline, _library(directory, config)
     base = _hub_base(config)
     datasets = [each.removeprefix("hf:") for each in config.data if each.startswith("hf:")]
     source = datasets[0].partition(":")[0] if datasets else _file_name((*config.validation, *config.data))
@@ -125,7 +95,7 @@ def _library(directory: Path, config: CompleteFinetuneConfig) -> str:
         return "peft"
     if _is_own(directory):
         return "anyformer"
-    return "sentence-transformers" if config.task == "embed" else "transformers"
+    return "sentence-transformers" if TASKS[config.task].makes_vectors else "transformers"
 
 
 def _is_own(directory: Path) -> bool:
@@ -149,13 +119,13 @@ def _paragraphs(
     yield f"# {escape(name)}"
     what = "An adapter of" if config.adapter is not None else "A fine-tuned version of"
     count = f" It was trained on {checks['training'].examples:,} examples." if "training" in checks else ""
-    yield f"{what} {escape(base)}. It has learned {TASKS[cast(Task, config.task)]}.{count}"
+    yield f"{what} {escape(base)}. It has learned {TASKS[config.task].learns}.{count}"
     yield "## Use"
     yield from _usage(directory, config)
     yield from _measured(result)
     yield from _answers(result)
     yield "## Training"
-    values = {key: getattr(config, key) for key in _SETTINGS if config.task in _ONLY.get(key, (config.task,))}
+    values = {key: getattr(config, key) for key in _SETTINGS if config.task in (tasks_of(key) or [config.task])}
     rows = [("data", ", ".join(_file_name([each]) for each in config.data) or "Python's standard library")]
     for key, value in values.items():
         if value not in (None, False, ()):
@@ -172,15 +142,16 @@ def _usage(directory: Path, config: CompleteFinetuneConfig) -> Iterator[str]:
     if config.adapter is None and _is_own(directory):
         yield "No class of `transformers` can express this model, so only anyformer opens it."
         return
-    kind = _CLASSES.get(config.task, "AutoModelForCausalLM")
+    task = TASKS[config.task]
+    kind = task.auto_class
     if config.adapter is not None:
-        count = f", num_labels={max(1, len(config.labels))}" if config.task in ("classify", "tag") else ""
+        count = f", num_labels={max(1, len(config.labels))}" if task.labels_texts else ""
         yield _fence(
             f"from peft import PeftModel\nfrom transformers import {kind}\n\n"
             f"base = {kind}.from_pretrained({base}{count})\nmodel = PeftModel.from_pretrained(base, PATH)",
             "python",
         )
-    elif config.task == "embed":
+    elif task.makes_vectors:
         yield _fence(
             "from sentence_transformers import SentenceTransformer\n\n"
             'vectors = SentenceTransformer(PATH).encode(["a text", "another one"])',

@@ -6,62 +6,24 @@ The page is one file that asks nothing of a network and runs no script. Every te
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anyformer import atomic
-from anyformer.data.examples import TASKS, Task, Where
-from anyformer.data.examples.encoded import Cut, LearnedTokens
 from anyformer.evaluation.spans import kind_spans
 from anyformer.finetuning.check import Check
 from anyformer.pages.render import render, require_page
+from anyformer.tasks.task import Encoded, EncodedText
 from anyformer.tokenizer import StreamDecoder, Tokenizer
 
 ROWS = 60
 """Examples that a page draws."""
 _TOKENS = 2000
 """Tokens of a text that it draws."""
-_WHOLE = Cut()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreviewText:
-    """A text of an example, as the model reads it.
-
-    Attributes:
-        tokens: Its ids.
-        title: What it is among others: chosen, rejected, source, target, ...
-        learned: Which tokens are learned; None: that isn't about tokens.
-        tags: The tag of each token that begins a word; None of the others.
-        grouped: Whether tags make up entities, and are not parts of speech, say.
-        cut: What was cut off it.
-    """
-
-    tokens: Sequence[int]
-    title: str = ""
-    learned: Sequence[bool] | None = None
-    tags: Sequence[str | None] | None = None
-    grouped: bool = True
-    cut: Cut = _WHOLE
-
-    @classmethod
-    def of(cls, row: LearnedTokens, title: str = "", cut: Cut = _WHOLE) -> PreviewText:
-        """A row of a decoder."""
-        return cls(tokens=row.tokens, title=title, learned=row.learned, cut=cut)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreviewRow:
-    """An example: one text, or several side by side, and what is to be said about them, if that is a label."""
-
-    where: Where
-    texts: Sequence[PreviewText]
-    label: str | None = None
 
 
 def write_preview(
-    path: Path, name: str, tokenizer: Tokenizer, rows: Sequence[PreviewRow], checks: Mapping[str, Check]
+    path: Path, name: str, tokenizer: Tokenizer, rows: Sequence[Encoded], checks: Mapping[str, Check]
 ) -> Path:
     """Write the page.
 
@@ -79,12 +41,12 @@ def write_preview(
     texts = [text for row in rows for text in row.texts]
     shown = rows[:ROWS]
     colors = _colors(shown)
-    task: Task | None = next((check.task for check in checks.values()), None)
+    task = next((check.task for check in checks.values()), None)
     values = {
         "title": f"{name} · anyformer",
         "state": "",
         "heading": name,
-        "about": [] if task is None else [str(task), TASKS[task]],
+        "about": [] if task is None else [task.name, task.learns],
         "checks": [
             {"name": each, "facts": check.facts(), "warnings": check.warnings()} for each, check in checks.items()
         ],
@@ -97,13 +59,13 @@ def write_preview(
     return path
 
 
-def _colors(rows: Sequence[PreviewRow]) -> dict[str, int]:
+def _colors(rows: Sequence[Encoded]) -> dict[str, int]:
     """The color of each kind of entity, or of each tag of another scheme."""
     kinds = {kind for row in rows for text in row.texts for kind, _, _ in _spans(text)}
     return {kind: place % 8 for place, kind in enumerate(sorted(kinds))}
 
 
-def _spans(text: PreviewText) -> list[tuple[str, int, int]]:
+def _spans(text: EncodedText) -> list[tuple[str, int, int]]:
     """Kind, first token, and the token behind the last of each entity: a word's tokens share the tag of its first."""
     if text.tags is None:
         return []
@@ -113,7 +75,7 @@ def _spans(text: PreviewText) -> list[tuple[str, int, int]]:
     return [(kind, first[start], behind[end - 1]) for kind, start, end in kind_spans(tags, grouped=text.grouped)]
 
 
-def _row(number: int, row: PreviewRow, tokenizer: Tokenizer, colors: Mapping[str, int]) -> dict[str, Any]:
+def _row(number: int, row: Encoded, tokenizer: Tokenizer, colors: Mapping[str, int]) -> dict[str, Any]:
     special = tokenizer.special_ids
     texts = [
         {
@@ -124,15 +86,15 @@ def _row(number: int, row: PreviewRow, tokenizer: Tokenizer, colors: Mapping[str
         }
         for text in row.texts
     ]
-    return {"number": number, "where": str(row.where), "label": row.label, "texts": texts}
+    return {"number": number, "where": str(row.example.where), "label": row.label, "texts": texts}
 
 
-def _counts(text: PreviewText) -> str:
+def _counts(text: EncodedText) -> str:
     learned = "" if text.learned is None else f", {sum(text.learned):,} learned"
     return f"{len(text.tokens):,} token{'s' * (len(text.tokens) != 1)}{learned}"
 
 
-def _notes(text: PreviewText) -> Iterator[str]:
+def _notes(text: EncodedText) -> Iterator[str]:
     if len(text.tokens) > _TOKENS:
         yield f"Not drawn: {len(text.tokens) - _TOKENS:,} more tokens."
     if text.cut.tokens:
@@ -142,7 +104,7 @@ def _notes(text: PreviewText) -> Iterator[str]:
 
 
 def _tokens(
-    text: PreviewText, tokenizer: Tokenizer, special: frozenset[int], colors: Mapping[str, int]
+    text: EncodedText, tokenizer: Tokenizer, special: frozenset[int], colors: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
     ids = list(text.tokens[:_TOKENS])
     entity = {place: (kind, place == end - 1) for kind, start, end in _spans(text) for place in range(start, end)}

@@ -1,45 +1,53 @@
 """Fine-tuning on examples as a recipe of the training loop: the model, its batches, and what it gained."""
 
 import gc
+import math
 import shlex
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 from typing_extensions import override
 
-from anyformer.blocks.dropout import Dropout
+from anyformer.checkpoint import inspect, weights_fingerprint
+from anyformer.config import ModelConfig
 from anyformer.console import Console
 from anyformer.data.disk_cache import Cache, key
-from anyformer.data.examples import ClassifyExample, EmbedExample, Example, Task
+from anyformer.data.examples import Example
 from anyformer.data.examples.batches import ExampleBatches
 from anyformer.data.examples.columns import as_columns
-from anyformer.data.examples.datasets import Dataset, PreferenceDataset
+from anyformer.data.examples.datasets import Dataset
 from anyformer.data.examples.held_out import digest, duplicates, held_out, overlap
-from anyformer.data.examples.loading import ExampleSet, find_task, load_examples
+from anyformer.data.token_files import TokenFile
+from anyformer.errors import UserError
+from anyformer.evaluation.perplexity import Text
 from anyformer.evaluation.result import EvaluatedRow
-from anyformer.finetuning.base import BaseFinetuning
 from anyformer.finetuning.check import Check
-from anyformer.finetuning.config import FinetuneConfig, complete
-from anyformer.finetuning.encoding import Encoding
-from anyformer.finetuning.fit import embedding_loss, fitted, with_system_message
-from anyformer.finetuning.preview import PreviewRow
+from anyformer.finetuning.config import CompleteFinetuneConfig, FinetuneConfig, complete
+from anyformer.finetuning.model import build_model, save_model
+from anyformer.finetuning.preview import ROWS
 from anyformer.finetuning.report import Report
-from anyformer.finetuning.text import TextFinetuning
 from anyformer.model import Transformer
+from anyformer.runs.directory import base_name
+from anyformer.runs.listing import Terms
+from anyformer.tasks import TASKS
+from anyformer.tasks.loading import ExampleSet, find_task, load_examples
+from anyformer.tasks.task import Encoded, Encoding
+from anyformer.tokenizer import Tokenizer
 from anyformer.training.batcher import Batcher
-from anyformer.training.losses import EmbeddingLoss, LossModule, PreferenceLoss, answer_log_probabilities
-from anyformer.training.precision import choose_precision
+from anyformer.training.config import TrainConfig
+from anyformer.training.prepare import prepare
 from anyformer.training.recipe import Recipe
-from anyformer.training.sample import Passage, Sample
-from anyformer.training.strategies.base import model_inputs
+from anyformer.training.run_config import RunConfig
+from anyformer.training.sample import Passage, Sample, take_sample
 
 _SHOWN = 3
+_MEASURED = 1 << 14
+"""Tokens whose perplexity is measured before and after training, at most."""
 
 
 def finetuning(config: FinetuneConfig, console: Console) -> Recipe:
@@ -48,10 +56,122 @@ def finetuning(config: FinetuneConfig, console: Console) -> Recipe:
     Raises:
         UserError: as `TextFinetuning` and `Finetuning`.
     """
-    if config.task is None:
-        task = find_task(config.data, columns=as_columns(config.roles), header=config.header, cache=Cache(config.cache))
-        config = replace(config, task=task) if task == "text" else config
-    return (TextFinetuning if config.task == "text" else Finetuning)(config, console)
+    task, columns = config.task, as_columns(config.roles)
+    if task is None:
+        task = find_task(config.data, columns=columns, header=config.header, cache=Cache(config.cache))
+    if task is not None and TASKS[task].is_stream:
+        return TextFinetuning(replace(config, task=task), console)
+    return Finetuning(config, console)
+
+
+class BaseFinetuning(Recipe):
+    """A model that somebody has trained.
+
+    Raises:
+        UserError: no such model, or one without a tokenizer.
+    """
+
+    command = "finetune"
+    config_type = FinetuneConfig
+    _config: CompleteFinetuneConfig
+    _report: Report
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        base, tokenizer = inspect(config.base, allow_pickle=config.allow_pickle)
+        if tokenizer is None:
+            raise UserError(f"{config.base} has no tokenizer: put its tokenizer.json beside it.")
+        self.name = base_name(config.base)
+        self.base: ModelConfig = base
+        self.model_config = base
+        self.tokenizer: Tokenizer = tokenizer
+        weights = weights_fingerprint(config.base, allow_pickle=config.allow_pickle)
+        self.base_fingerprint = key(weights, base.to_dict())
+
+    @property
+    @override
+    def config(self) -> CompleteFinetuneConfig:
+        return self._config
+
+    @property
+    @override
+    def terms(self) -> Terms:
+        return TASKS[self._config.task].terms(vars(self._config))
+
+    @override
+    def build(self) -> Transformer:
+        model = build_model(self._config, self.base)
+        self.model_config = model.config
+        self.head_is_new = any(name.startswith("head.") for name in model.origin.drawn)
+        return model
+
+    @override
+    def save(self, model: Transformer, directory: Path) -> str:
+        return save_model(model, directory, self.tokenizer, self._config)
+
+    @override
+    def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
+        if self.head_is_new and not step:
+            return {}
+        return self._report.measure(model, directory, step)
+
+    @override
+    def report(self, directory: Path) -> Sequence[str]:
+        return self._report.conclude(directory, first_loss=not self.head_is_new)
+
+    def _in_steps(self, config: CompleteFinetuneConfig) -> CompleteFinetuneConfig:
+        """The config with its length in steps, where that was given in epochs."""
+        if config.epochs is None:
+            return config
+        return replace(config, steps=max(1, math.ceil(config.epochs * self.batches.steps_per_epoch)), epochs=None)
+
+
+class TextFinetuning(BaseFinetuning):
+    """A model that somebody has trained, and text: a decoder predicts it, an encoder fills in what is masked, and an
+    encoder-decoder restores corrupted spans.
+
+    Raises:
+        UserError: no such model, one without a language-model head or a tokenizer, or text that can't be read.
+    """
+
+    def __init__(self, config: FinetuneConfig, console: Console) -> None:
+        super().__init__(config)
+        base, tokenizer = self.base, self.tokenizer
+        task = TASKS[str(config.task)]
+        task.check_model(base, config.base)
+        made = complete(config, base, task.name)
+        shared = {field.name: getattr(made, field.name) for field in fields(RunConfig)}
+        shared |= {"steps": None, "minutes": None}
+        train = TrainConfig(
+            preset=made.label,
+            model=base,
+            tokenizer=self.name,
+            field=config.roles.get("text", "text"),
+            vocab_size=base.vocab_size,
+            max_length=base.max_length,
+            document_masking=made.packing and base.is_decoder_only,
+            **shared,
+        )
+        self._data = prepare(train.complete(), console, tokenizer)
+        self.batches, self.fingerprint = self._data.batches, self._data.fingerprint
+        self._config = self._in_steps(made)
+        self._report = Report(self._config, tokenizer, text=self._held_out())
+
+    def _held_out(self) -> Text | None:
+        """The beginning of the text to validate on, for a model whose loss is that of the next token."""
+        held = self._data.held_out
+        if not (isinstance(held, TokenFile) and self.base.is_decoder_only):
+            return None
+        ids = held.ids[:_MEASURED].tolist()
+        return Text(ids, round(held.header.bytes * len(ids) / len(held)), start=None)
+
+    @override
+    def summary(self) -> Sequence[str]:
+        first, *others = self._data.summary()
+        return [first.replace("data       ", "data       text, ", 1), *others]
+
+    @override
+    def sample(self, model: Transformer) -> Sample:
+        return take_sample(model, self.tokenizer, self._config, self.batches)
 
 
 class Finetuning(BaseFinetuning):
@@ -66,15 +186,16 @@ class Finetuning(BaseFinetuning):
         super().__init__(config)
         base, tokenizer = self.base, self.tokenizer
         with console.status("reading the examples"), _without_garbage_collection():
-            self.found = fitted(_read(config), base)
+            self.found = self._read(config)
+            self.task = TASKS[self.found.task]
+            self.task.check_model(base, self.name)
             training, validation = self._split(config)
-            self.task: Task = self.found.task
             labels = self.found.labels or ()
             settled: dict[str, Any] = {"labels": labels, "label_kind": self.found.kind}
-            if isinstance(training[0], EmbedExample):
-                settled["loss"] = embedding_loss(config.loss, training[0])
-            self._config = complete(config, base, self.task, examples=len(training), **settled)
-            self.preview: list[PreviewRow] = []
+            if self.task.choose_loss is not None:
+                settled["loss"] = self.task.choose_loss(config.loss, training[0])
+            self._config = complete(config, base, self.task.name, examples=len(training), **settled)
+            self.preview: list[Encoded] = []
             encoding = Encoding(
                 tokenizer=tokenizer,
                 model=base,
@@ -86,7 +207,7 @@ class Finetuning(BaseFinetuning):
             )
             self.checks = {name: self._check() for name in ("training", "validation")}
             self.training, held = (
-                encoding.encode(self.task, examples, check, self.preview)
+                self._encode(encoding, examples, check)
                 for examples, check in zip((training, validation), self.checks.values(), strict=True)
             )
         self.checks["training"].duplicates = duplicates(training)
@@ -98,28 +219,20 @@ class Finetuning(BaseFinetuning):
         self.batches = self._batcher(held)
         self._config = self._in_steps(self._config)
         self.fingerprint = key(
-            self.batches.digest, tokenizer.fingerprint, tokenizer.chat_template, tokenizer.eos, self.task
+            self.batches.digest, tokenizer.fingerprint, tokenizer.chat_template, tokenizer.eos, self.task.name
         )
         self._report = Report(self.config, tokenizer, self.validation, self.checks)
 
     @override
     def build(self) -> Transformer:
         model = super().build()
-        if isinstance(self.training, PreferenceDataset) and isinstance(self._held, PreferenceDataset):
-            for part in model.modules():
-                if isinstance(part, Dropout):  # the reference has none, and the two are compared
-                    part.p = 0.0
-            for dataset in (self.training, self._held):
-                self._refer(model, dataset)
+        if self.task.prepare is not None:
+            self.task.prepare(model, (self.training, self._held), self.config)
         return model
 
     @override
     def loss(self, model: Transformer) -> nn.Module:
-        if self.task == "preference":
-            return PreferenceLoss(model, self.config.beta)
-        if self.task == "embed":
-            return EmbeddingLoss(model, self.config.loss or "in_batch_negatives")
-        return LossModule(model)
+        return self.task.loss(model, self.config)
 
     @override
     def summary(self) -> Sequence[str]:
@@ -132,25 +245,7 @@ class Finetuning(BaseFinetuning):
     def sample(self, model: Transformer) -> Sample:
         rows = self._report.rows(model)[:_SHOWN]
         passages = [Passage(f"{row.text}\n    ", sample_answer(row)) for row in rows]
-        return Sample(passages, self._commands())
-
-    def _commands(self) -> list[tuple[str, str]]:
-        """What can be asked of the model, each with its arguments."""
-        match self.task:
-            case "chat":
-                system = self.config.system
-                return [("chat", "" if system is None else f"--system {shlex.quote(system)}")]
-            case "completion" | "seq2seq":
-                return [("generate", "TEXT")]
-            case "embed":
-                return [("embed", "TEXT")]
-            case "classify" | "tag":
-                example = self._examples[0]
-                pairs = isinstance(example, ClassifyExample) and example.second is not None
-                texts = '"text" --second "text"' if pairs else '"text"'
-                return [("classify", texts), ("evaluate", self._to_evaluate())]
-            case _:
-                return [("evaluate", self._to_evaluate())]
+        return Sample(passages, self.task.commands(self.config, self._examples[0], self._to_evaluate()))
 
     def _to_evaluate(self) -> str:
         """The arguments of `anyformer evaluate`; on other data than those of training."""
@@ -160,8 +255,26 @@ class Finetuning(BaseFinetuning):
     def _split(self, config: FinetuneConfig) -> tuple[Sequence[Example], Sequence[Example]]:
         if not config.validation:
             return held_out(self.found.examples, seed=config.seed)
-        other = _read(config, self.found)
-        return self.found.examples, other.examples
+        return self.found.examples, self._read(config, self.found).examples
+
+    def _read(self, config: FinetuneConfig, training: ExampleSet | None = None) -> ExampleSet:
+        """The examples of the training data, or with them given those for validation, as the model learns them."""
+        found = _load(config, training)
+        instead = TASKS[found.task].instead(self.base)
+        if instead is None:
+            return found
+        task, change = instead
+        return replace(found, task=task.name, examples=[change(example) for example in found.examples])
+
+    def _encode(self, encoding: Encoding, examples: Sequence[Example], check: Check) -> Dataset:
+        """The examples as a dataset; counts them, and keeps the first ones to be drawn."""
+        assert self.task.encode is not None
+        assert self.task.dataset is not None
+        encoded = self.task.encode(encoding, examples)
+        for each in encoded:
+            check.add(each)
+        self.preview += encoded[: max(0, ROWS - len(self.preview))]
+        return self.task.dataset(encoding, encoded)
 
     def _check(self) -> Check:
         tokens = self.model_config.special_tokens
@@ -184,18 +297,6 @@ class Finetuning(BaseFinetuning):
             summary="",
         )
 
-    def _refer(self, model: Transformer, dataset: PreferenceDataset) -> None:
-        """Compute the log-probabilities of all answers as the model gives them before training."""
-        precision = choose_precision(self.config.device, self.config.dtype)
-        model.eval().to(precision.device)
-        order = np.argsort(dataset.lengths, kind="stable")
-        for members in np.array_split(order, max(1, len(order) // self.config.batch_size)):
-            inputs = model_inputs(dataset.collate(members.tolist()), precision.device)
-            inputs.pop("reference")
-            with torch.no_grad(), precision.autocast():
-                found = answer_log_probabilities(model, **inputs)
-            dataset.reference[members] = found.float().cpu().numpy().reshape(-1, 2)
-
 
 @contextmanager
 def _without_garbage_collection() -> Generator[None]:
@@ -209,14 +310,12 @@ def _without_garbage_collection() -> Generator[None]:
             gc.enable()
 
 
-def _read(config: FinetuneConfig, training: ExampleSet | None = None) -> ExampleSet:
-    """The examples of the training data, or with them given those for validation."""
-    task: Any = config.task if training is None else training.task
+def _load(config: FinetuneConfig, training: ExampleSet | None) -> ExampleSet:
     labels = config.labels or None if training is None else training.labels
     kind: Any = config.label_kind if training is None else training.kind
     found = load_examples(
         config.data if training is None else config.validation,
-        task=task,
+        task=config.task if training is None else training.task,
         columns=as_columns(config.roles),
         header=config.header,
         labels=labels,
@@ -226,8 +325,12 @@ def _read(config: FinetuneConfig, training: ExampleSet | None = None) -> Example
         max_record_bytes=config.max_record_bytes,
         cache=Cache(config.cache),
     )
-    chats = config.system is not None and found.task in ("chat", "preference")
-    return with_system_message(found, config.system or "") if chats else found
+    add_system = TASKS[found.task].add_system
+    if config.system is None or add_system is None:
+        return found
+    examples, counts = zip(*(add_system(example, config.system) for example in found.examples), strict=True)
+    note = f"--system added to {sum(counts):,} conversation{'s' * (sum(counts) != 1)}"
+    return replace(found, examples=examples, notes=[*found.notes, note])
 
 
 def sample_answer(row: EvaluatedRow) -> str:

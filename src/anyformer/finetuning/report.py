@@ -7,19 +7,18 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from anyformer import atomic, limits
-from anyformer.data.examples import Example, Task
+from anyformer.data.examples import Example
 from anyformer.errors import UserError
-from anyformer.evaluation.evaluate import evaluate_examples
 from anyformer.evaluation.metrics import FEWEST, ClassScores
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.perplexity import Text
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, telling
 from anyformer.evaluation.spans import Piece
 from anyformer.finetuning.check import Check
-from anyformer.finetuning.config import GENERATIVE, CompleteFinetuneConfig
+from anyformer.finetuning.config import CompleteFinetuneConfig
 from anyformer.finetuning.formatting import gained, general
 from anyformer.finetuning.measure import FEWEST_WINDOWS, Figure, Measurement, measure
 from anyformer.finetuning.model_card import write_card
@@ -28,6 +27,9 @@ from anyformer.pages.formatting import parameters
 from anyformer.quantization import quantized_weights
 from anyformer.runs.directory import EVALUATION, MODEL
 from anyformer.runs.listing import number, read_run
+from anyformer.schema import make, to_plain
+from anyformer.tasks import TASKS
+from anyformer.tasks.evaluate import evaluate_examples
 from anyformer.terminal import printable, shorten
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.precision import choose_precision
@@ -75,10 +77,6 @@ class Report:
         self._latest: Evaluation | None = None
         self._result: dict[str, Any] | None = None
 
-    @property
-    def _task(self) -> Task:
-        return cast("Task", self._config.task)
-
     def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
         """Measure the model before training, at step 0, or after it; see `Recipe.measure`.
 
@@ -93,7 +91,7 @@ class Report:
                 model,
                 self._tokenizer,
                 self._examples,
-                self._task,
+                self._config.task,
                 text=self._text,
                 window=self._config.context,
                 before=before,
@@ -105,13 +103,13 @@ class Report:
             text = json.dumps(self._result, indent=1, ensure_ascii=False, allow_nan=False)
             atomic.write(directory / EVALUATION, f"{text}\n")
         else:
-            atomic.write(directory / BEFORE, json.dumps(measured.to_dict(), allow_nan=False))
+            atomic.write(directory / BEFORE, json.dumps(to_plain(measured), allow_nan=False))
             self._latest = None  # a sample is taken after some training
         return {"scores": measured.scores}
 
     def _autocast(self) -> AbstractContextManager[object]:
         """The run's dtype, for labels and beside weights that stay in it; else texts are computed as in use."""
-        if self._task not in ("classify", "tag") and self._config.base_dtype == "float32":
+        if not TASKS[self._config.task].labels_texts and self._config.base_dtype == "float32":
             return nullcontext()
         return choose_precision(self._config.device, self._config.dtype).autocast()
 
@@ -119,9 +117,12 @@ class Report:
         """What the model says to examples: those that were measured just now, or a few."""
         latest, self._latest = self._latest, None
         if latest is None and len(self._examples) > 1:
-            options = Options(max_new_tokens=_NEW_TOKENS, rouge=False, skip_missing=True)
+            options, few = (
+                Options(max_new_tokens=_NEW_TOKENS, rouge=False, skip_missing=True),
+                self._examples[:_SAMPLED],
+            )
             with self._autocast():
-                latest = evaluate_examples(model, self._tokenizer, self._examples[:_SAMPLED], self._task, options)
+                latest = evaluate_examples(model, self._tokenizer, few, self._config.task, options)
         return () if latest is None else latest.rows
 
     def conclude(self, directory: Path, *, first_loss: bool = True) -> Sequence[str]:
@@ -149,8 +150,8 @@ class Report:
 def _read_before(path: Path) -> Measurement | None:
     """What was measured before training; None: nothing that can be read."""
     try:
-        return Measurement.from_dict(limits.read_object(path))
-    except (UserError, ValueError):
+        return make(Measurement, limits.read_object(path), nulls=True)
+    except UserError:
         return None
 
 
@@ -165,13 +166,13 @@ def result(
         evaluation: The rows and tables of the latter.
         checks: Counts of the examples: "training" and "validation".
     """
-    known = before.figures if before is not None else {}
-    fewest = FEWEST_WINDOWS if evaluation.task == "text" else FEWEST
+    known, task = before.figures if before is not None else {}, TASKS[evaluation.task]
+    fewest = FEWEST_WINDOWS if task.is_stream else FEWEST
     enough = after.examples >= fewest
     said = [None] * len(evaluation.rows)
     if before is not None and len(before.predictions) == len(evaluation.rows):
-        said = [_said(evaluation, text) for text in before.predictions]
-    rows = [replace(row, prediction=_said(evaluation, row.prediction)) for row in evaluation.rows]
+        said = [text or task.nothing for text in before.predictions]
+    rows = [replace(row, prediction=row.prediction or task.nothing) for row in evaluation.rows]
     pairs = list(zip(rows, said, strict=True))
     text = None
     if after.general is not None:
@@ -183,7 +184,7 @@ def result(
             enough=after.windows >= FEWEST_WINDOWS,
         )
     plural = "s" * (after.examples != 1)
-    measured_on = f"window{plural} of text" if evaluation.task == "text" else f"example{plural}"
+    measured_on = f"window{plural} of text" if task.is_stream else f"example{plural}"
     trained = _counts(checks["training"]) if "training" in checks else {}
     confusion = evaluation.confusion
     return {
@@ -209,7 +210,7 @@ def result(
         "confusion": None
         if confusion is None
         else {"labels": list(confusion.labels), "matrix": confusion.matrix.tolist()},
-        "answers": [_row(*pair) for pair in _chosen(pairs, evaluation.task in GENERATIVE)],
+        "answers": [_row(*pair) for pair in _chosen(pairs, task.generates)],
         "changed": sum(earlier is not None and earlier != row.prediction for row, earlier in pairs),
         "worst": [_row(*pairs[index]) for index in telling([row for row, _ in pairs], _WORST)],
         "notes": [
@@ -245,7 +246,7 @@ def lines(values: Mapping[str, Any]) -> list[str]:
             continue
         count = f"; {values['measured_on']} held out" if not said else ""
         said.append(f"{name:<{width}} {gained(each)}{count}")
-    if values["task"] == "tag":
+    if TASKS[values["task"]].lists_classes:
         said += _by_class(values["classes"], width)
     if (figure := values["general"]) is not None:
         said.append(f"general text: perplexity {general(figure)}")
@@ -296,11 +297,6 @@ def _chosen(pairs: Sequence[tuple[EvaluatedRow, str | None]], generates: bool) -
     worse = [pair for pair in changed if pair[0].right is False]
     kept = max(_ROWS // 2, _ROWS - len(worse))
     return better[:kept] + worse[: _ROWS - len(better[:kept])]
-
-
-def _said(evaluation: Evaluation, prediction: str) -> str:
-    """What a model said; of words with tags, those that are wrong."""
-    return prediction or ("nothing wrong" if evaluation.task == "tag" else "")
 
 
 def _row(row: EvaluatedRow, earlier: str | None) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Generating text, filling masks, scoring and embedding texts.
+"""Generating text, filling masks, embedding texts.
 
 prompt -> cached_decoder -> logits_processors -> sampling   from a text to the next token
 decode, beam_search, speculative_decoding, batching         loops over tokens
 generate, conversation, batch_job                           texts in, texts out
-score, fill, embed                                          what else a model says of a text
+fill, embed                                                 what else a model says of a text
 """
 
 from anyformer.generation.batching import BatchingEngine, Request, TokenLogprob
@@ -15,7 +15,6 @@ from anyformer.generation.embed import embed
 from anyformer.generation.fill import Candidate, fill
 from anyformer.generation.generate import Hypothesis, generate, generate_n_best, generate_samples, generate_stream
 from anyformer.generation.prompt import encode_prompt, room
-from anyformer.generation.score import Score, score
 
 __all__ = [
     "BatchingEngine",
@@ -25,7 +24,6 @@ __all__ = [
     "Hypotheses",
     "Hypothesis",
     "Request",
-    "Score",
     "TokenLogprob",
     "beam_search_ids",
     "embed",
@@ -37,6 +35,5 @@ __all__ = [
     "generate_samples",
     "generate_stream",
     "room",
-    "score",
     "stream_ids",
 ]

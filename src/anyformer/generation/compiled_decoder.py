@@ -44,7 +44,7 @@ LIBRARY = Library(
     "decode_step",
     has_amx=(c_int64,),
     workspace_size=(c_int64, c_void_p, c_int64, c_int64, c_int64),
-    decode_step=(None, c_void_p, c_void_p, c_int64),
+    decode_step=(c_int64, c_void_p, c_void_p, c_int64),
 )
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
 _MODULES = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
@@ -89,6 +89,8 @@ class CompiledDecoder:
             num_layers=len(blocks),
             d_model=model.config.d_model,
             pre_norm=int(blocks[0].pre_norm),
+            embedding=self._embedding(model.token_embedding, decoder),
+            dtype=structs.DTYPES.get(self.dtype, structs.FLOAT32),
             final_norm=self._norm(decoder.final_norm),
             head_scale=head.scale,
             head=last,
@@ -131,6 +133,15 @@ class CompiledDecoder:
             raise UnsupportedModelError("wider layers than there is room for")
         matrix.bias = self._pointer(getattr(module, "bias", None) if bias is None else bias)
         return matrix
+
+    def _embedding(self, tokens: TokenEmbedding, decoder: Stack) -> structs.Matrix:
+        """The table of the token embeddings if they are rows of it as they are, and not in 4 bits; else no matrix."""
+        weight, embedding = tokens.table.weight, decoder.embedding
+        parts = (tokens.table.adapters, embedding.ngrams, embedding.segments, embedding.norm)
+        is_plain = tokens.scale == 1.0 and all(part is None for part in parts)
+        is_plain &= decoder.position.embed(torch.zeros(1, 1, dtype=torch.long)) is None
+        is_plain &= not (isinstance(weight, QuantizedMatrix) and weight.bits == 4)
+        return self._matrix(tokens.table) if is_plain else structs.Matrix()
 
     def _norm(self, module: nn.Module | None) -> structs.Norm:
         if type(module) is LayerNorm:
@@ -185,8 +196,10 @@ class CompiledDecoder:
         library: Any = LIBRARY.get()
         if library is None or torch.is_grad_enabled() or self.model.training or torch.is_autocast_enabled("cpu"):
             return False
-        uses_amx = self.dtype == torch.bfloat16 and library.has_amx() > 0
-        if not tokens.numel() or (tokens.numel() > _MAX_FLOAT_ROWS and not (self._quantized or uses_amx)):
+        if not tokens.numel():
+            return False
+        is_long = tokens.numel() > _MAX_FLOAT_ROWS and not self._quantized
+        if is_long and not (self.dtype == torch.bfloat16 and library.has_amx()):
             return False
         if self._max_length is not None and cache.length + tokens.shape[1] > self._max_length:
             return False
@@ -201,10 +214,16 @@ class CompiledDecoder:
         threads = _threads(torch.get_num_threads())
         # All keys are written before any is read, so the new tokens of a sequence attend to each other.
         positions = cache.extend(tokens, mask).positions.expand(batch, new).contiguous()
-        hidden_states = self._embed(tokens, positions, cache)
+        # Torch's functions take longer than the work that they do here, so none is called that isn't needed.
+        if self.table.embedding.weights:
+            tokens, hidden_states = tokens.contiguous(), torch.empty(batch * new, self.table.d_model)
+        else:
+            hidden_states = self._embed(tokens, positions, cache)
         if mask is not None:
             positions = positions.masked_fill(~mask, -1)
-        logit_rows = torch.arange(batch * new).view(batch, new)[:, new - num_logits :].contiguous()
+        logit_rows = None
+        if num_logits < new:
+            logit_rows = torch.arange(batch * new).view(batch, new)[:, new - num_logits :].contiguous()
         cos, sin, bias = self._position_tables(cache.capacity)
         layer, source_mask = cache.layers[0], cache.source_mask
         if source_mask is not None:
@@ -221,6 +240,7 @@ class CompiledDecoder:
         arguments = structs.Batch(
             rows=batch * new,
             new_tokens=new,
+            tokens=tokens.data_ptr() if self.table.embedding.weights else None,
             hidden_states=hidden_states.data_ptr(),
             positions=positions.data_ptr(),
             cos=None if cos is None else cos.data_ptr(),
@@ -232,14 +252,15 @@ class CompiledDecoder:
             source_length=source_length,
             source_index=None if layer.source_index is None else layer.source_index.data_ptr(),
             source_mask=None if source_mask is None else source_mask.data_ptr(),
-            logit_rows=logit_rows.data_ptr(),
+            logit_rows=None if logit_rows is None else logit_rows.data_ptr(),
             num_logit_rows=batch * num_logits,
             logits=logits.data_ptr(),
             workspace=self._workspace.data_ptr(),
             num_threads=num_threads,
         )
         threads.begin()
-        library.decode_step(decoder, ctypes.addressof(arguments), max_keys)
+        if not library.decode_step(decoder, ctypes.addressof(arguments), max_keys):
+            raise IndexError(f"a token id is not in the vocabulary of {self.vocab_size}")
         if new == 1:  # a prompt's tokens take less time each
             threads.end(batch)
         return logits

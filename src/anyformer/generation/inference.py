@@ -1,5 +1,6 @@
 """Evaluation mode, checks and the limits of a cache, which all ways of running a model share."""
 
+import math
 import os
 import threading
 from collections.abc import Generator, Sequence
@@ -87,7 +88,7 @@ def head_logits(model: Transformer, hidden: Float[Tensor, "*batch d_model"]) -> 
 
 def check_nan(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
     """Return the logits. Raises UserError where one is NaN."""
-    if bool(logits.amax(dim=-1).isnan().any()):  # the maximum of some numbers and a NaN is NaN
+    if logits.numel() and math.isnan(float(logits.amax())):  # the maximum of some numbers and a NaN is NaN
         raise DamagedError
     return logits
 

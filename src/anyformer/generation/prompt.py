@@ -155,6 +155,18 @@ def batches(rows: Sequence[Sequence[int]], batch_size: int | None) -> Iterator[S
     return (order[begin : begin + size] for begin in range(0, len(rows), size))
 
 
+def batches_by_length(lengths: Sequence[int], tokens: int, batch_size: int | None = None) -> Iterator[list[int]]:
+    """Indices of rows that share a batch of at most so many tokens and rows, the longest first."""
+    batch = list[int]()
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and ((len(batch) + 1) * lengths[batch[0]] > tokens or len(batch) == batch_size):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
 def eos_ids(model: Transformer, config: GenerationConfig) -> tuple[int, ...]:
     """The tokens that end a text."""
     if not config.stop_at_eos:

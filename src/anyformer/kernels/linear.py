@@ -76,7 +76,7 @@ def quantized_product(
     input: Float[Tensor, "*batch inputs"], weight: PackedWeight, outputs: int, bias: Float[Tensor, " outputs"] | None
 ) -> Float[Tensor, "*batch outputs"]:
     """`quantized_linear` of tensors that record no gradients."""
-    agree = input.shape[-1] == weight.scales.shape[1] * GROUP and (bias is None or bias.shape == (outputs,))
+    agree = input.shape[-1] == weight.columns and (bias is None or bias.shape == (outputs,))
     if agree and quantized_matmul.supports(input):
         return quantized_matmul.quantized_matmul(input, weight, outputs, bias)
     blocks = blocks_at_a_time(weight)
@@ -92,7 +92,7 @@ def quantized_product(
 
 def blocks_at_a_time(weight: PackedWeight) -> int:
     """Blocks of rows of a quantized weight that torch dequantizes at a time."""
-    return max(1, _CHUNK // (weight.scales.shape[1] * GROUP * BLOCK_ROWS))
+    return max(1, _CHUNK // (weight.columns * BLOCK_ROWS))
 
 
 def quantized_input_grad(
@@ -107,7 +107,7 @@ def quantized_input_grad(
         return grad @ dequantize(unpack(weight, outputs), grad.dtype)
     if outputs % GROUP:
         grad = torch.cat([grad, grad.new_zeros(*grad.shape[:-1], -outputs % GROUP)], dim=-1)  # as the matrix is padded
-    return quantized_matmul.quantized_matmul(grad, matrix, weight.scales.shape[1] * GROUP, None)
+    return quantized_matmul.quantized_matmul(grad, matrix, weight.columns, None)
 
 
 class _QuantizedLinear(torch.autograd.Function):

@@ -73,34 +73,6 @@ def finite(value: float | None, digits: int | None = None) -> float | None:
     return float(value if digits is None else f"{value:.{digits}g}")
 
 
-PER_TOKEN = "nats per token"
-_LABELS = {
-    "multiple": "binary cross-entropy of a label, nats",
-    "regression": "squared error",
-}
-_VECTORS = {
-    "cosine": "squared error of the cosine",
-    "triplet": "triplet loss",
-    "class_triplet": "triplet loss",
-    "softmax": "cross-entropy of the pair's class, nats",
-}
-
-
-def loss_unit(config: Mapping[str, Any]) -> str:
-    """The kind of a run's loss and its unit, by its config."""
-    match config.get("task"):
-        case "classify":
-            return _LABELS.get(str(config.get("label_kind")), "cross-entropy, nats")
-        case "tag":
-            return "cross-entropy of a tag, nats"
-        case "embed":
-            return _VECTORS.get(str(config.get("loss")), "cross-entropy of the positive, nats")
-        case "preference":
-            return "DPO loss, nats"
-        case _:
-            return PER_TOKEN
-
-
 def perplexity(nats: float | None) -> str:
     """exp of a loss."""
     if nats is None:

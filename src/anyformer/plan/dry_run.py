@@ -12,10 +12,7 @@ when it is first written.
 import gc
 import re
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from functools import reduce
-from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -23,12 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
-from anyformer.plan.internals import FakeTensor, no_modes
 from anyformer.plan.simulation import Simulation
+from anyformer.plan.tensor_layout import Layout, layout, tensors_of
 from anyformer.training.memory import keep_freed_memory, return_freed_memory, trim_heap
 
 _DRY_RUNS = 2
@@ -97,28 +93,7 @@ def _resident() -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """What a tensor is but for its numbers."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    viewed: tuple[int, int] | None = None
-    """Of what a function returns: the number of the argument that has its memory, and where in there it begins."""
-
-    def empty(self) -> Tensor:
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
-
-    def result(self, arguments: Sequence[Tensor]) -> Tensor:
-        if self.viewed is None:
-            return self.empty()
-        argument, offset = self.viewed
-        return arguments[argument].as_strided(self.shape, self.stride, offset)
-
-
-def _layout(tensor: Tensor) -> _Layout:
-    return _Layout(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+_resize = torch.UntypedStorage.resize_
 
 
 class DryRun(Simulation):
@@ -132,8 +107,7 @@ class DryRun(Simulation):
 
     def __init__(self) -> None:
         super().__init__()
-        self._tensors = nullcontext()
-        self._layouts: dict[tuple[Any, bytes], Any] = {}
+        self._multiplied: set[Any] = set()
         self._places: set[tuple[int, int]] = set()
         self._now: dict[int, tuple[int, int]] = {}
         self.kept = 0
@@ -151,51 +125,38 @@ class DryRun(Simulation):
 
     @override
     def _outputs(self, func: Any, args: Any, kwargs: Any) -> Any:
-        tensors = [part for part in tree_iter((args, kwargs)) if isinstance(part, Tensor)]
-        is_abstract = str(kwargs.get("device")) == "meta" or any(
-            isinstance(part, FakeTensor) or part.is_meta for part in tensors
-        )
-        is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
         if func.namespace == "c10d":
-            self._copy_whole(func, tensors)
-        if is_abstract or is_view or func.namespace == "c10d":  # DTensors' shapes, and processes that aren't there
-            return func(*args, **kwargs)
-        if func._schema.is_mutable:
-            return _written(func, args, kwargs)
-        told = repr(tree_map_only(Tensor, _layout, (args, kwargs)))
-        key = func, sha256(told.encode()).digest()  # a long string would lie in the heap as long as this simulation
-        if key not in self._layouts:
-            self._layouts[key] = self._layouts_of(func, args, kwargs)
-            if func in _PRODUCTS and flop_registry[func._overloadpacket](*args, **kwargs) <= _MOST_FLOPS:
-                with no_modes(), torch.no_grad():
+            self._copy_whole(func, [*tensors_of((args, kwargs))])
+        return super()._outputs(func, args, kwargs)
+
+    @override
+    def _results(self, func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
+        shapes = func, *map(layout, tensors)
+        if func in _PRODUCTS and shapes not in self._multiplied:
+            self._multiplied.add(shapes)
+            if flop_registry[func._overloadpacket](*args, **kwargs) <= _MOST_FLOPS:
+                with torch.no_grad():
                     before = _resident()
                     func(*args, **kwargs)
                     trim_heap()  # that of the result
                     self.kept += _resident() - before
-        with no_modes():
-            promoted = _promoted(func, tensors)
-            self._places.update((part.data_ptr(), part.nbytes) for part in promoted)
-            return tree_map_only(_Layout, lambda layout: layout.result(tensors), self._layouts[key])
+        promoted = _promoted(func, tensors)
+        self._places.update((part.data_ptr(), part.nbytes) for part in promoted)
+        return super()._results(func, args, kwargs, tensors)
 
-    def _layouts_of(self, func: Any, args: Any, kwargs: Any) -> Any:
-        with no_modes(), self._fake:
-            args, kwargs = tree_map_only(_Layout, _Layout.empty, tree_map_only(Tensor, _layout, (args, kwargs)))
-            given = [part.untyped_storage() for part in tree_iter((args, kwargs)) if isinstance(part, Tensor)]
+    @override
+    def _empty(self, found: Layout) -> Tensor:
+        return torch.empty_strided(found.shape, found.stride, dtype=found.dtype)
 
-            def layout(result: Tensor) -> _Layout:
-                same = (number for number, storage in enumerate(given) if storage is result.untyped_storage())
-                argument = next(same, None)
-                viewed = None if argument is None else (argument, int(result.storage_offset()))
-                return replace(_layout(result), viewed=viewed)
-
-            return tree_map_only(Tensor, layout, func(*args, **kwargs))
+    @override
+    def _resize(self, storage: torch.UntypedStorage, size: int) -> None:
+        _resize(storage, size)
 
     def _copy_whole(self, func: Any, tensors: Sequence[Tensor]) -> None:
         """What gloo allocates to exchange tensors: copies of the whole one, of which each process has a share."""
         size = max(tensor.nbytes for tensor in tensors)
         if func in (_GATHER, _REDUCE_SCATTER):
-            with no_modes():
-                self._places.add((torch.empty(size, dtype=torch.uint8).data_ptr(), size))
+            self._places.add((torch.empty(size, dtype=torch.uint8).data_ptr(), size))
         in_thread = size if func is _GATHER else min(size // 2, _GLOO_SEGMENTS)
         if in_thread < _LARGEST_IN_THREAD:
             self._in_thread = max(self._in_thread, in_thread)
@@ -229,14 +190,3 @@ def _promoted(func: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
         return []
     common = reduce(torch.promote_types, dtypes)
     return [torch.empty_like(part, dtype=common) for part in tensors if part.dtype in dtypes - {common}]
-
-
-def _written(func: Any, args: Any, kwargs: Any) -> Any:
-    """What a function that writes into its arguments returns."""
-    written = [
-        kwargs[argument.name] if argument.name in kwargs else args[place]
-        for place, argument in enumerate(func._schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-    count = len(func._schema.returns)
-    return None if not count else written[0] if count == 1 else tuple(written[:count])

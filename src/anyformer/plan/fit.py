@@ -7,6 +7,7 @@ from typing import Any
 from anyformer.errors import UserError
 from anyformer.finetuning.config import CompleteFinetuneConfig
 from anyformer.plan.step import StepCount, Workload, count_step
+from anyformer.schema import flag
 
 _PROCESSES = (2, 4, 8)
 _LORA = 16
@@ -63,7 +64,7 @@ def changes_that_fit(
     if len(alone) > 1 and not any(alone):
         alone.append(fits(best, stays))
     best = {} if any(alone) else best
-    if not shared and workload.precision.name != "int8" and workload.task != "embed" and not config.is_quantized:
+    if not shared and workload.precision.name != "int8" and not workload.makes_vectors and not config.is_quantized:
         for processes in _PROCESSES:
             if processes > config.processes and config.batch_size % processes == 0:
                 parts = min(best.get("grad_accumulation", config.grad_accumulation), config.batch_size // processes)
@@ -86,7 +87,7 @@ def _milder(workload: Workload) -> Iterator[list[dict[str, Any]]]:
     """A batch in more parts, which costs nothing, and activations computed twice, which costs a third of the time."""
     config = workload.config
     parts = max(1, config.batch_size // config.processes)
-    if parts > config.grad_accumulation and workload.task != "embed":
+    if parts > config.grad_accumulation and not workload.makes_vectors:
         counts = sorted({min(4, parts), parts} - {*range(config.grad_accumulation + 1)})
         yield [{"grad_accumulation": count} for count in counts]
     if not config.gradient_checkpointing:
@@ -95,7 +96,4 @@ def _milder(workload: Workload) -> Iterator[list[dict[str, Any]]]:
 
 def _flags(fields: dict[str, Any]) -> str:
     """The flags that say so on the command line."""
-    said = {name: value for name, value in fields.items() if (name, value) != ("grad_accumulation", 1)}
-    return " ".join(
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in said.items()
-    )
+    return " ".join(flag(name, value) for name, value in fields.items() if (name, value) != ("grad_accumulation", 1))

@@ -1,13 +1,14 @@
 """Training steps on tensors without memory, whose storages, products and kernels are counted.
 
-The real model, optimizer and engine run on torch's fake tensors, which have shapes, dtypes and lifetimes, but no data.
+The real model, optimizer and engine run on a CPU's tensors whose storages have sizes and lifetimes, but no memory:
+no kernel may run on them. What an operation returns is asked of torch's "meta" device, once for each of its layouts.
 What depends on the batch alone, such as which tokens are masked, is computed as well, for sizes follow from it.
 """
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
@@ -26,14 +27,14 @@ from anyformer.kernels.cpu.library import intercepted
 from anyformer.kernels.operation import OPERATIONS
 from anyformer.kernels.packed_weight import BLOCK_ROWS, PackedWeight, empty_transpose, transpose
 from anyformer.plan.internals import (
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
     TorchDispatchMode,
+    asks_for_shapes,
     called_by_autograd,
     has_cpu_kernel,
     no_modes,
+    storage_without_memory,
 )
+from anyformer.plan.tensor_layout import Layout, layout, results, returns_view, tensors_of, written
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "batch")
 """What memory is for. Activations are all that a step computes on its way, temporary tensors among them."""
@@ -41,7 +42,6 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "batch")
 _KNOWN_NUMBERS = 1 << 22
 """Larger tensors of the batch's making are not computed."""
 _aten = torch.ops.aten
-_DEVICE = torch.ops.prim.device.default
 linear: Any = import_module("anyformer.kernels.linear")  # where a function of the package has its name
 _in_chunks, _loss_and_grad_ = cross_entropy.in_chunks, cross_entropy.loss_and_grad_
 _quantized_product = linear.quantized_product
@@ -91,30 +91,33 @@ class Simulation(TorchDispatchMode):
         self._most = 0
         self._blocks: dict[int, _Block] = {}
         self._watched: set[int] = set()
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self._tensors: AbstractContextManager[Any] = self._fake
+        self._resized: dict[int, int] = {}
 
     @contextmanager
     def running(self) -> Generator[None]:
-        """In here all tensors are fake, and counted; no kernel runs."""
-        resize = torch.UntypedStorage.resize_
+        """In here no tensor has memory, and all are counted; no kernel runs."""
+        resize, size = torch.UntypedStorage.resize_, torch.UntypedStorage.size
 
         def counted_resize(storage: Any, size: int) -> Any:
-            found = resize(storage, size)
             self._release(id(storage))
+            self._resize(storage, size)
             self._allocate(storage)
-            return found
+            return storage
+
+        def counted_size(storage: Any) -> int:
+            return self._resized.get(id(storage), size(storage))
 
         # FSDP frees weights in this way, which is no operation that a mode would be told of.
         torch.UntypedStorage.resize_ = counted_resize  # pyright: ignore[reportAttributeAccessIssue]
+        torch.UntypedStorage.size = counted_size  # pyright: ignore[reportAttributeAccessIssue]
         cross_entropy.in_chunks, cross_entropy.loss_and_grad_ = self._in_few_chunks, _loss_and_grad_of_few
         cross_entropy.quantized_product = linear.quantized_product = self._quantized_product_of_few
         quantized.transpose = empty_transpose
         try:
-            with self._tensors, intercepted(self._kernel), self:
+            with intercepted(self._kernel), self:
                 yield
         finally:
-            torch.UntypedStorage.resize_ = resize
+            torch.UntypedStorage.resize_, torch.UntypedStorage.size = resize, size
             cross_entropy.in_chunks, cross_entropy.loss_and_grad_ = _in_chunks, _loss_and_grad_
             cross_entropy.quantized_product = linear.quantized_product = _quantized_product
             quantized.transpose = transpose
@@ -169,18 +172,18 @@ class Simulation(TorchDispatchMode):
     def known(self, array: npt.NDArray[Any]) -> Tensor:
         """A tensor like an array, whose data is remembered."""
         with no_modes():
-            tensor = torch.from_numpy(array)
-        fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-        fake._known = tensor  # pyright: ignore[reportAttributeAccessIssue]
-        return fake
+            value = torch.from_numpy(array)
+        tensor = torch.empty(value.shape, dtype=value.dtype)
+        tensor._known = value  # pyright: ignore[reportAttributeAccessIssue]
+        return tensor
 
     @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is _DEVICE and isinstance(args[0], FakeTensor):  # asked for twice as often as anything is computed
-            return args[0].fake_device
-        if not all(issubclass(kind, FakeTensor) or kind in (Tensor, nn.Parameter) for kind in types):
-            return NotImplemented  # a DTensor: the operations on what this process has of it come here as well
         kwargs = kwargs or {}
+        if asks_for_shapes():
+            return func(*args, **kwargs)
+        if not all(kind in (Tensor, nn.Parameter) for kind in types):
+            return NotImplemented  # a DTensor: the operations on what this process has of it come here as well
         name = func._schema.name.partition("::")[2]
         if name in _DRAWS:
             return args[0]
@@ -188,7 +191,7 @@ class Simulation(TorchDispatchMode):
             return args[0]
         if func in _INDEXING:
             args = (args[0], [*self._replaced_indices(args[1])], *args[2:])
-        values = [_value(part) for part in tree_iter((args, kwargs)) if isinstance(part, Tensor)]
+        values = [_value(part) for part in tensors_of((args, kwargs))]
         is_known = bool(values) and all(value is not None for value in values)
         if func in _READS:
             if not is_known:
@@ -207,9 +210,8 @@ class Simulation(TorchDispatchMode):
             out = self._outputs(func, args, kwargs)
         if func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
-        for part in tree_iter(out):
-            if isinstance(part, Tensor):
-                self._allocate(part.untyped_storage())
+        for part in tensors_of(out):
+            self._allocate(part.untyped_storage())
         return out
 
     def _in_few_chunks(self, x: Tensor, target: Tensor, *given: Any) -> Any:
@@ -246,7 +248,23 @@ class Simulation(TorchDispatchMode):
 
     def _outputs(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What a function returns, without data."""
-        return func(*args, **kwargs)
+        tensors = [*tensors_of((args, kwargs))]
+        if returns_view(func) or func.namespace == "profiler" or any(each.is_meta for each in tensors):
+            return func(*args, **kwargs)
+        if func.namespace == "c10d":  # other processes, which aren't there
+            nothing = tree_map_only(Tensor, lambda tensor: tensor.new_empty(0), (args, kwargs))
+            return args[0], *func(*nothing[0], **nothing[1])[1:]
+        if func._schema.is_mutable:
+            return written(func, args, kwargs)
+        return self._results(func, args, kwargs, tensors)
+
+    def _results(self, func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
+        """What a function that computes something returns, without data."""
+        return results(func, args, kwargs, tensors, self._empty)
+
+    def _empty(self, found: Layout) -> Tensor:
+        """A tensor of a layout, without memory."""
+        return torch.empty(0, dtype=found.dtype).set_(storage_without_memory(found.size), 0, found.shape, found.stride)
 
     def _parts_of(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What a function made of others returns, which are counted; NotImplemented: it is none."""
@@ -261,17 +279,21 @@ class Simulation(TorchDispatchMode):
             real = func(*tree_map_only(Tensor, _value, args), **tree_map_only(Tensor, _value, kwargs))
         if func._schema.is_mutable:
             return args[0]
-        try:
-            out = self._outputs(func, args, kwargs)
-        except DynamicOutputShapeException:
-            out = tree_map_only(Tensor, lambda part: torch.empty(part.shape, dtype=part.dtype), real)
-        for part, value in zip(tree_iter(out), tree_iter(real), strict=True):
-            if isinstance(part, Tensor) and value.numel() <= _KNOWN_NUMBERS:
+        out = func(*args, **kwargs) if returns_view(func) else tree_map_only(Tensor, self._like, real)
+        for part, value in zip(tensors_of(out), tensors_of(real), strict=True):
+            if value.numel() <= _KNOWN_NUMBERS:
                 part._known = value  # pyright: ignore[reportAttributeAccessIssue]
         return out
 
+    def _like(self, tensor: Tensor) -> Tensor:
+        return self._empty(layout(tensor))
+
+    def _resize(self, storage: torch.UntypedStorage, size: int) -> None:
+        self._resized[id(storage)] = size
+
     def _allocate(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
+        key = id(storage)
+        size = self._resized.get(key, storage.nbytes())
         if key not in self._watched:
             self._watched.add(key)
             weakref.finalize(storage, self._gone, key)
@@ -289,6 +311,7 @@ class Simulation(TorchDispatchMode):
 
     def _gone(self, key: int) -> None:
         self._watched.remove(key)
+        self._resized.pop(key, None)
         self._release(key)
 
     def _kernel(self, name: str, arguments: Mapping[str, Any]) -> None:

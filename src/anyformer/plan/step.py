@@ -21,12 +21,14 @@ from anyformer.finetuning.config import CompleteFinetuneConfig
 from anyformer.finetuning.model import train_in_float32
 from anyformer.kernels.quantization import GROUP, QuantizedWeight
 from anyformer.model import Transformer, build
-from anyformer.plan.batches import random_batch
+from anyformer.plan.batches import OBJECTIVES
 from anyformer.plan.dry_run import heap_size
 from anyformer.plan.simulation import PARTS, Simulation
 from anyformer.quantization import bits_per_module, parameter_count, quantizable, quantization, quantize, set_weight
+from anyformer.tasks import TASKS
+from anyformer.tasks.task import Task
 from anyformer.training.config import CompleteConfig
-from anyformer.training.losses import EmbeddingLoss, LossModule, PreferenceLoss
+from anyformer.training.losses import LossModule
 from anyformer.training.precision import Precision
 from anyformer.training.resolve import make_plan
 from anyformer.training.strategies import base
@@ -66,6 +68,16 @@ class Workload:
     precision: Precision
     in_heap: bool = True
 
+    @property
+    def tuned(self) -> Task | None:
+        """The task of fine-tuning; None: the model is trained on text."""
+        return TASKS[self.config.task] if isinstance(self.config, CompleteFinetuneConfig) else None
+
+    @property
+    def makes_vectors(self) -> bool:
+        """Whether each example is compared with all others of its batch, which can't be counted in parts then."""
+        return self.tuned is not None and self.tuned.makes_vectors
+
     def change(self, **changes: Any) -> "Workload":
         """The same with other fields of the config."""
         return replace(self, config=replace(self.config, **changes))
@@ -80,15 +92,13 @@ class Workload:
 
     def batch(self) -> Batch:
         """A batch of random tokens."""
-        return random_batch(self.task, self.config, self.model)
+        rng = np.random.default_rng(self.config.seed)
+        make = OBJECTIVES[self.task] if self.tuned is None else self.tuned.random_batch or OBJECTIVES[self.task]
+        return make(self.config, self.model, rng)
 
     def loss(self, model: Transformer) -> nn.Module:
         """The module that computes the loss."""
-        if self.task == "preference":
-            return PreferenceLoss(model)
-        if self.task == "embed":
-            return EmbeddingLoss(model, getattr(self.config, "loss", None) or "in_batch_negatives")
-        return LossModule(model)
+        return LossModule(model) if self.tuned is None else self.tuned.loss(model, self.config)
 
     def simulate(self) -> Transformer:
         """The model as it is when training begins, without numbers in its weights."""
@@ -114,7 +124,7 @@ class Workload:
                 parameter.data = parameter.data.to(getattr(torch, config.base_dtype))
             add_adapter(model, config.adapter)
             train_in_float32(model)
-        if self.task == "embed" and model.encoder is not None and model.decoder is not None:
+        if self.makes_vectors and model.encoder is not None and model.decoder is not None:
             model.decoder.requires_grad_(False)
         return model
 
@@ -260,7 +270,7 @@ def _take(
     """
     config, batch = workload.config, workload.batch()
     plan = make_plan(config, workload.precision, workload.loss)
-    alike = batch if workload.task == "embed" else _two_parts(batch, config.grad_accumulation)
+    alike = batch if workload.makes_vectors else _two_parts(batch, config.grad_accumulation)
     if alike is not batch:
         plan = replace(plan, grad_accumulation=2)
     with _processes(config, workload.precision) as make_strategy, _inputs(simulation), simulation.running():

@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from anyformer.config import ModelConfig
-from anyformer.data.examples import TASKS, Task
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError
 from anyformer.families import with_head
 from anyformer.finetuning.config import FinetuneConfig, complete
+from anyformer.finetuning.model import PROBLEMS
 from anyformer.plan.devices import Device
 from anyformer.plan.step import Workload
 from anyformer.spec import Contender
+from anyformer.tasks import TASKS
 from anyformer.tokenizer.training import parse_spec
 from anyformer.training.config import TrainConfig
 from anyformer.training.precision import Precision, choose_precision
@@ -21,11 +22,9 @@ from anyformer.training.run_config import BATCH_TOKENS
 
 __all__ = ["fine_tunes", "make_workload"]
 
-_HEADS: dict[str, Any] = {"classify": "classification", "tag": "token_classification", "embed": "none"}
 _TRAINED = {field.name for field in fields(TrainConfig)}
 _TUNED = {field.name for field in fields(FinetuneConfig)}
 _ONLY_TUNED, _ONLY_TRAINED = _TUNED - _TRAINED, _TRAINED - _TUNED
-_PROBLEMS = {"single": "single_label_classification", "multiple": "multi_label_classification"}
 
 
 def fine_tunes(values: Mapping[str, Any]) -> bool:
@@ -80,17 +79,15 @@ def _finetuning(contender: Contender, values: Mapping[str, Any], precision: Prec
     model = contender.config
     known = {name: value for name, value in values.items() if name in _TUNED and name != "base"}
     asked = FinetuneConfig(base=contender.name, **known)
-    task: Task = next((task for task in get_args(Task) if task == asked.task), "text")
-    _check_task(task, model)
-    config = complete(asked, model, task)
-    if task == "text" and asked.batch_size is None:
-        config = replace(config, batch_size=max(1, 4096 // config.context))
-    if (kind := _HEADS.get(task)) is not None and model.head.kind != kind:
-        model = with_head(model, kind, config.labels or 2, _PROBLEMS.get(config.label_kind or ""))  # pyright: ignore[reportArgumentType]
-    if task in ("completion", "chat", "text"):
-        key = "seq2seq" if task == "completion" and model.is_encoder_decoder else _objective(model)
-    else:
-        key = task
+    task = TASKS[asked.task or next(iter(TASKS))]
+    if (instead := task.instead(model)) is not None:
+        task, _ = instead
+    task.check_model(model, contender.name)
+    config = complete(asked, model, task.name)
+    if task.head != "language_model" and model.head.kind != task.head:
+        labels = config.labels or (1 if config.label_kind == "regression" else 2)
+        model = with_head(model, task.head, labels, PROBLEMS[config.label_kind])
+    key = _objective(model) if task.random_batch is None else task.name
     return Workload(model=model, config=config, task=key, precision=precision)
 
 
@@ -98,19 +95,6 @@ def _objective(model: ModelConfig) -> str:
     if model.is_encoder_decoder:
         return "span_corruption"
     return "masked" if model.is_encoder_only else "causal"
-
-
-def _check_task(task: str, model: ModelConfig) -> None:
-    if task not in TASKS:
-        raise UserError(f"--task {task} is unknown ({nearest(task, TASKS)}).")
-    if task in ("text", "chat", "completion", "preference", "seq2seq") and model.head.kind != "language_model":
-        raise UserError(f"The task {task} is for a language model, and this model's head is {model.head.kind}.")
-    if task in ("chat", "completion", "preference") and model.is_encoder_only:
-        raise UserError(f"The task {task} is for a decoder, and this model is an encoder, which writes nothing.")
-    if task in ("chat", "preference") and model.is_encoder_decoder:
-        raise UserError(f"The task {task} is for a decoder, and this model reads a source first.")
-    if task == "seq2seq" and not model.is_encoder_decoder:
-        raise UserError("The task seq2seq is for an encoder-decoder, and this model has one stack.")
 
 
 def _precision(dtype: str | None, device: Device, *, quantized: bool) -> Precision:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from anyformer import limits, terminal
 from anyformer.errors import UserError, nearest
@@ -34,6 +34,27 @@ _LOCATION = ("name", "runs", "model.model_type")
 """Settings that say where a run is, not what it does."""
 
 
+PER_TOKEN = "nats per token"
+"""The loss of a model that predicts tokens."""
+
+
+class Terms(NamedTuple):
+    """How a page speaks of a run.
+
+    Attributes:
+        loss: The quantity that its loss is, and the unit.
+        generates: Whether the model answers with texts.
+    """
+
+    loss: str = PER_TOKEN
+    generates: bool = True
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the loss is that of a token, whose exponential is the perplexity."""
+        return self.loss == PER_TOKEN
+
+
 @dataclass
 class Run:
     """The content of a run directory, as far as it can be read.
@@ -44,6 +65,7 @@ class Run:
         steps: lines of metrics.jsonl on training, by increasing step; of repeated steps the last.
         end: the line that says how it ended.
         broken_lines: number of lines that are no JSON objects: a run that was killed may leave half a line.
+        terms: those of the task that it fine-tuned for, which whoever reads it has to give.
     """
 
     path: Path
@@ -54,6 +76,7 @@ class Run:
     samples: list[Line] = field(default_factory=list[Line])
     end: Line | None = None
     broken_lines: int = 0
+    terms: Terms = field(default_factory=Terms)
 
     def add(self, line: dict[str, Any]) -> None:
         """Take in a line of metrics.jsonl. One of a step that there is already takes the place of all from it on."""

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
@@ -25,6 +25,7 @@ from anyformer import atomic, limits
 from anyformer.console import Console
 from anyformer.errors import UserError, cut
 from anyformer.runs.listing import flatten
+from anyformer.schema import fits, fits_each
 from anyformer.training.config_file import settings
 from anyformer.training.progress import say
 from anyformer.training.run_config import RunConfig
@@ -55,25 +56,20 @@ _FREE = {
 """Settings that decide how long a run goes on and on what, not what is learned at a step."""
 
 
-def _whole(value: object, smallest: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and smallest <= value < 2**63
-
-
-def _numbers(value: object) -> bool:
-    numbers = list(cast("dict[str, object]", value).values()) if isinstance(value, dict) else [None]
-    return all(isinstance(number, int | float) and abs(number) < _LARGEST for number in numbers)
-
-
 _FINGERPRINTED = {
     "fingerprint": "the data or the tokenizer",
     "base_fingerprint": "the model that it fine-tunes",
 }
 """Subjects of the fingerprints in run.json."""
 _LARGEST = 1e300
-_FACTS: Sequence[tuple[str, Callable[[object], bool], str]] = [
-    ("step", lambda value: _whole(value, 0), "a whole number, 0 or more"),
-    ("every", lambda value: _whole(value, 1), "a whole number, 1 or more"),
-    ("meter", _numbers, "an object of numbers"),
+_FACTS: Sequence[tuple[str, Callable[[Any], bool], str]] = [
+    ("step", lambda value: fits(value, int) and value >= 0, "a whole number, 0 or more"),
+    ("every", lambda value: fits(value, int) and value >= 1, "a whole number, 1 or more"),
+    (
+        "meter",
+        lambda value: fits_each(value, float) and all(abs(n) < _LARGEST for n in value.values()),
+        "an object of numbers",
+    ),
     ("config", lambda value: isinstance(value, dict), "an object"),
 ]
 """Types of the fields of run.json."""
@@ -188,6 +184,6 @@ def read_facts(
 
 def _check_facts(facts: Mapping[str, Any], checkpoint: Path, file: str) -> None:
     """Raise UserError where a field of run.json is not what it should be."""
-    for field, fits, wanted in _FACTS:
-        if not fits(facts.get(field)):
+    for field, holds, wanted in _FACTS:
+        if not holds(facts.get(field)):
             raise UserError(f"The checkpoint {checkpoint} can't be read: {field} in {file} should be {wanted}.")

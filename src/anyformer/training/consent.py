@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from anyformer.errors import UserError
 from anyformer.limits import RECORD_BYTES
+from anyformer.schema import flag
 from anyformer.training.run_config import RunConfig
 
 _READS = ("data", "validation", "source", "target", "tokenizer", "base", "cache")
@@ -38,7 +39,10 @@ def check_consent(config: T, file: Path, given: Mapping[str, Any], *, resume: bo
     """
     missing = {name: value for name, value in _asked(config, file, resume=resume) if name not in given}
     if missing:
-        flags = " ".join(_flag(name, value) for name, value in missing.items())
+        # The model has no flag.
+        flags = " ".join(
+            shlex.quote(str(value)) if name == "base" else flag(name, value) for name, value in missing.items()
+        )
         raise UserError(
             f"{file} asks for what only the command line may decide, as a config file may come from a stranger. If you "
             f"want it, add {flags}"
@@ -78,13 +82,3 @@ def _is_cached(name: str) -> bool:
     from anyformer.checkpoint.hub import is_cached  # it imports torch
 
     return is_cached(name)
-
-
-def _flag(name: str, value: Any) -> str:
-    if name == "base":  # the model has no flag
-        return _words(value)
-    return f"--{name.replace('_', '-')}" + ("" if value is True else f" {_words(value)}")
-
-
-def _words(value: Any) -> str:
-    return shlex.join(map(str, value)) if isinstance(value, tuple) else shlex.quote(str(value))

@@ -9,6 +9,7 @@ from torch import nn
 
 from anyformer.config import ModelConfig
 from anyformer.model import Transformer
+from anyformer.runs.listing import Terms
 from anyformer.training.batcher import Batcher
 from anyformer.training.losses import LossModule
 from anyformer.training.run_config import CompleteRunConfig, RunConfig
@@ -47,6 +48,11 @@ class Recipe(ABC):
     def fingerprints(self) -> dict[str, str | None]:
         """The fingerprints by name, as checkpoints have them."""
         return {"fingerprint": self.fingerprint, "base_fingerprint": self.base_fingerprint}
+
+    @property
+    def terms(self) -> Terms:
+        """How pages speak of the run."""
+        return Terms()
 
     @abstractmethod
     def build(self) -> Transformer:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.limits import RECORD_BYTES
+from anyformer.schema import flag
 from anyformer.training.schedule import check_schedule
 
 OPTIMIZERS = ("adamw", "muon")
@@ -197,4 +198,4 @@ def defaults(kind: type[RunConfig]) -> dict[str, Any]:
 
 def _require(condition: bool, name: str, value: object, reason: str) -> None:
     if not condition:
-        raise UserError(f"--{name.replace('_', '-')} {cut(str(value))} {reason}.")
+        raise UserError(f"{flag(name)} {cut(str(value))} {reason}.")

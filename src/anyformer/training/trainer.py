@@ -357,7 +357,7 @@ class Trainer:
 
     def _report(self) -> None:
         if self.group.is_main:
-            write_report(self.directory.path, defaults(self.recipe.config_type))
+            write_report(self.directory.path, defaults(self.recipe.config_type), terms=self.recipe.terms)
 
     def _interrupted(self) -> bool:
         return self.group.any(self._interrupt.signal is not None)

@@ -14,39 +14,21 @@ from hypothesis import strategies as st
 
 from anyformer.data.batch import IGNORED, Batch
 from anyformer.data.examples.batches import ExampleBatches
-from anyformer.data.examples.datasets import (
-    CausalDataset,
-    ClassificationDataset,
-    Dataset,
-    EmbeddingDataset,
-    PreferenceDataset,
-    Seq2SeqDataset,
-    TaggingDataset,
-    pack,
-)
+from anyformer.data.examples.datasets import Dataset, causal, compared, labeled, pack, preferences, rewrites, tagged
 from anyformer.data.examples.encoded import LearnedTokens
 
 PAD = 0
 IDS = st.lists(st.integers(1, 90), min_size=1, max_size=12)
 
 
-class Numbers(Dataset):
-    """Examples that are their own numbers."""
+def numbers(lengths: Sequence[int], size: int, seed: int, by_length: bool) -> ExampleBatches:
+    """Batches of examples that are their own numbers."""
 
-    def __init__(self, lengths: Sequence[int]) -> None:
-        self._lengths = np.array(lengths, np.int64)
-
-    @property
-    def lengths(self) -> Any:
-        return self._lengths
-
-    def collate(self, members: Sequence[int]) -> Batch:
+    def collate(members: Sequence[int]) -> Batch:
         tokens = np.array(members, np.int64)[:, None]
         return Batch(tokens, tokens)
 
-
-def numbers(lengths: Sequence[int], size: int, seed: int, by_length: bool) -> ExampleBatches:
-    dataset = Numbers(lengths)
+    dataset = Dataset(np.array(lengths, np.int64), collate)
     return ExampleBatches(dataset, dataset.lengths, size, seed, by_length=by_length)
 
 
@@ -160,7 +142,7 @@ MEMBERS = st.lists(st.integers(0, 4), min_size=1, max_size=7)
 
 @given(texts=st.lists(answers(), min_size=5, max_size=5), members=MEMBERS)
 def test_texts_of_a_decoder(texts: list[LearnedTokens], members: list[int]) -> None:
-    dataset = CausalDataset([[text] for text in texts], PAD)
+    dataset = causal([[text] for text in texts], PAD)
     batch = dataset.collate(members)
     assert (batch.mask, batch.documents) == (None, None)
     for row, targets, member in zip(batch.tokens, batch.targets, members, strict=True):
@@ -172,26 +154,27 @@ def test_texts_of_a_decoder(texts: list[LearnedTokens], members: list[int]) -> N
 @given(texts=st.lists(answers(), min_size=5, max_size=9), spare=st.integers(0, 30))
 def test_texts_of_a_decoder_in_rows(texts: list[LearnedTokens], spare: int) -> None:
     capacity = max(len(text.tokens) - 1 for text in texts) + spare
-    dataset = CausalDataset(pack(texts, capacity), PAD)
-    batch = dataset.collate(range(len(dataset.rows)))
+    packed = pack(texts, capacity)
+    dataset = causal(packed, PAD)
+    batch = dataset.collate(range(len(packed)))
     assert batch.tokens.shape[1] <= capacity
     documents = np.zeros_like(batch.tokens) if batch.documents is None else batch.documents
     found = []
-    for number, row in enumerate(dataset.rows):
+    for number, row in enumerate(packed):
         assert dataset.lengths[number] == sum(len(text.tokens) - 1 for text in row)
         for index in range(len(row)):
             here = documents[number] == index
             if batch.documents is None:
                 here[int(dataset.lengths[number]) :] = False
             found.append((batch.tokens[number, here].tolist(), batch.targets[number, here].tolist()))
-    wanted = [(list(text.tokens[:-1]), targets_of(text)) for row in dataset.rows for text in row]
+    wanted = [(list(text.tokens[:-1]), targets_of(text)) for row in packed for text in row]
     assert found == wanted
     assert batch.predicted == sum(sum(text.learned[1:]) for text in texts)
 
 
 @given(pairs=st.lists(st.tuples(answers(), answers()), min_size=5, max_size=5), members=MEMBERS)
 def test_preferences(pairs: list[tuple[LearnedTokens, LearnedTokens]], members: list[int]) -> None:
-    dataset = PreferenceDataset(*map(list, zip(*pairs, strict=True)), PAD)
+    dataset = preferences(*map(list, zip(*pairs, strict=True)), PAD)
     dataset.reference[:] = np.arange(10).reshape(5, 2)
     batch = dataset.collate(members)
     assert (batch.examples, batch.predicted) == (len(members), len(members))
@@ -206,7 +189,7 @@ def test_preferences(pairs: list[tuple[LearnedTokens, LearnedTokens]], members: 
 def test_classified_texts(texts: list[list[int]], members: list[int], segments: bool) -> None:
     labels = np.arange(5) * 7
     kinds = [[index % 2 for index in range(len(text))] for text in texts] if segments else None
-    batch = ClassificationDataset(texts, kinds, labels, PAD).collate(members)
+    batch = labeled(texts, labels, PAD, kinds).collate(members)
     rows = [texts[member] for member in members]
     assert [unpadded(row, len(text), PAD) for row, text in zip(batch.tokens, rows, strict=True)] == rows
     assert batch.targets.tolist() == [7 * member for member in members]
@@ -220,7 +203,7 @@ def test_classified_texts(texts: list[list[int]], members: list[int], segments: 
 @given(texts=st.lists(IDS, min_size=5, max_size=5), members=MEMBERS)
 def test_tagged_texts(texts: list[list[int]], members: list[int]) -> None:
     tags = [[token % 3 if token % 2 else IGNORED for token in text] for text in texts]
-    batch = TaggingDataset(texts, tags, PAD).collate(members)
+    batch = tagged(texts, tags, PAD).collate(members)
     rows = [texts[member] for member in members]
     assert [unpadded(row, len(text), PAD) for row, text in zip(batch.tokens, rows, strict=True)] == rows
     found = [unpadded(row, len(text), IGNORED) for row, text in zip(batch.targets, rows, strict=True)]
@@ -231,7 +214,7 @@ def test_tagged_texts(texts: list[list[int]], members: list[int]) -> None:
 @given(data=st.data(), count=st.integers(1, 4), members=MEMBERS)
 def test_texts_to_embed(data: st.DataObject, count: int, members: list[int]) -> None:
     texts = data.draw(st.lists(st.lists(IDS, min_size=count, max_size=count), min_size=5, max_size=5))
-    dataset = EmbeddingDataset(texts, np.arange(5).astype(np.float32) / 4, PAD)
+    dataset = compared(texts, np.arange(5).astype(np.float32) / 4, PAD)
     batch = dataset.collate(members)
     rows = [text for member in members for text in texts[member]]
     assert [unpadded(row, len(text), PAD) for row, text in zip(batch.tokens, rows, strict=True)] == rows
@@ -243,7 +226,7 @@ def test_texts_to_embed(data: st.DataObject, count: int, members: list[int]) -> 
 
 @given(pairs=st.lists(st.tuples(IDS, IDS), min_size=5, max_size=5), members=MEMBERS)
 def test_sources_and_targets(pairs: list[tuple[list[int], list[int]]], members: list[int]) -> None:
-    dataset = Seq2SeqDataset(*map(list, zip(*pairs, strict=True)), PAD, start=99)
+    dataset = rewrites(*map(list, zip(*pairs, strict=True)), PAD, start=99)
     batch = dataset.collate(members)
     assert batch.source is not None
     for row, target, source, member in zip(batch.tokens, batch.targets, batch.source, members, strict=True):
@@ -258,13 +241,13 @@ def test_sources_and_targets(pairs: list[tuple[list[int], list[int]]], members: 
 def _dataset(kind: str, texts: list[list[int]], labels: Any) -> Dataset:
     read = [LearnedTokens([7, *text], [False, *([True] * len(text))]) for text in texts]
     made: dict[str, Dataset] = {
-        "causal": CausalDataset([[text] for text in read], PAD),
-        "packed": CausalDataset(pack(read, 20), PAD),
-        "preference": PreferenceDataset(read, read[::-1], PAD),
-        "classification": ClassificationDataset(texts, None, labels, PAD),
-        "tagging": TaggingDataset(texts, texts, PAD),
-        "embedding": EmbeddingDataset([texts[k : k + 2] for k in range(len(texts) - 1)], labels[1:], PAD),
-        "seq2seq": Seq2SeqDataset(texts, texts[::-1], PAD, start=9),
+        "causal": causal([[text] for text in read], PAD),
+        "packed": causal(pack(read, 20), PAD),
+        "preference": preferences(read, read[::-1], PAD),
+        "classification": labeled(texts, labels, PAD),
+        "tagging": tagged(texts, texts, PAD),
+        "embedding": compared([texts[k : k + 2] for k in range(len(texts) - 1)], labels[1:], PAD),
+        "seq2seq": rewrites(texts, texts[::-1], PAD, start=9),
     }
     return made[kind]
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyformer.config import SpecialTokens
-from anyformer.data.examples import CompletionExample, TextExample, Where
-from anyformer.data.examples.completion import encode_completion, encode_text
+from anyformer.data.examples import CompletionExample, Where
+from anyformer.data.examples.completion import encode_completion
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.prompt import encode_decoder_prompt
@@ -73,10 +73,3 @@ def test_an_empty_prompt_begins_as_in_generation():
     bare.eos = None
     with pytest.raises(UserError, match=r"^pairs.jsonl, line 3: the tokenizer has no end-of-text token"):
         encode_completion(bare, example_of(("a", False), ("a", True)))
-
-
-def test_all_of_a_text_is_learned_but_what_nothing_predicts():
-    row = encode_text(tokenizer_of(None, "</s>"), TextExample(where=WHERE, text="Speak, speak."))
-    tokenizer = tokenizer_of(None, "</s>")
-    assert list(row.tokens) == [*tokenizer.encode("Speak, speak."), 2]
-    assert list(row.learned) == [False] + [True] * (len(row.tokens) - 1)

@@ -145,18 +145,18 @@ def embedded(*scores: Any, label: bool = False, count: int = 2) -> list[EmbedExa
     ],
 )
 def test_scores_are_scaled(examples: list[EmbedExample], scores: list[float], note: str):
-    found, names, said = settle_embeddings(examples)
+    found, labels = settle_embeddings(examples)
     assert [example.score for example in found] == scores
     assert {example.label for example in found} == {None}
-    assert (names, said) == ((), note)
+    assert (labels.names, labels.note) == ((), note)
 
 
 def test_classes_and_texts_alone():
-    found, names, said = settle_embeddings(embedded(1, 0, label=True))
+    found, labels = settle_embeddings(embedded(1, 0, label=True))
     assert [example.label for example in found] == ["1", "0"]
-    assert (names, said) == (("0", "1"), "2 labels: 0, 1")
-    assert settle_embeddings(embedded(None, None))[2] == "pairs"
-    assert settle_embeddings(embedded(None, count=3))[2] == "triplets"
+    assert (labels.names, labels.note) == (("0", "1"), "2 labels: 0, 1")
+    assert settle_embeddings(embedded(None, None))[1].note == "pairs"
+    assert settle_embeddings(embedded(None, count=3))[1].note == "triplets"
     with pytest.raises(UserError, match=r"a\.csv, line 1, has 3 texts, and the rows before have 2"):
         settle_embeddings([*embedded(None), *embedded(None, count=3)])
     with pytest.raises(UserError, match=r"a\.csv, line 2, has a score of a range that isn't known, .* from 0 to 100"):

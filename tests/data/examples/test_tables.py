@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.data.disk_cache import Cache
-from anyformer.data.examples.loading import load_examples
 from anyformer.data.examples.rows import read_rows
 from anyformer.data.examples.tables import Table, kept_paths, read_data
 from anyformer.errors import UserError
+from anyformer.tasks.loading import load_examples
 
 ROWS = [{"text": f"film {i}", "label": "yes" if i % 2 else "no"} for i in range(6)]
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

@@ -32,9 +32,8 @@ from anyformer.blocks.pooling import pool_mean
 from anyformer.compare.tasks.choices import Ids, Objective, TaskResult
 from anyformer.compare.tasks.fit import fit, seeded, shuffled_batches
 from anyformer.compare.tasks.labels import TEST, TRAINING, Labeled, LabeledTexts
-from anyformer.evaluation.logits import batches_by_length
 from anyformer.generation.inference import check_ids, check_nan, evaluating
-from anyformer.generation.prompt import input_pad_id, pad
+from anyformer.generation.prompt import batches_by_length, input_pad_id, pad
 from anyformer.model import Transformer, build
 from anyformer.tokenizer import Tokenizer
 

@@ -10,8 +10,9 @@ import numpy as np
 from anyformer.compare.tasks.words import passages, words
 from anyformer.data.examples import ClassifyExample
 from anyformer.data.examples.held_out import held_out
-from anyformer.data.examples.loading import load_examples
 from anyformer.errors import UserError
+from anyformer.tasks.classify import TASK
+from anyformer.tasks.loading import load_examples
 from anyformer.tokenizer import Tokenizer
 
 TRAINING, TEST = 1_000, 400
@@ -49,7 +50,7 @@ def read_labeled_texts(paths: Sequence[str], seed: int = 0) -> LabeledTexts:
         UserError: A file can't be read, a row is faulty, all labels are the same, or texts have several labels or
             numbers to be predicted.
     """
-    found = load_examples(paths, task="classify", training=True)
+    found = load_examples(paths, task=TASK.name, training=True)
     if found.kind != "single" or found.labels is None:
         what = "numbers to be predicted" if found.kind == "regression" else "several labels a text"
         raise UserError(f"{paths[0]} has {what}, and a comparison takes texts with one label each.")

@@ -1,23 +1,11 @@
 """Examples for fine-tuning and evaluation: what the rows of a data set say, whatever their columns are called."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-Task = Literal["text", "chat", "completion", "preference", "classify", "tag", "embed", "seq2seq"]
-"""What a model learns from examples."""
-
-TASKS: Mapping[Task, str] = {
-    "text": "the next token of plain text",
-    "chat": "the assistant's answers in conversations",
-    "completion": "completions of prompts",
-    "preference": "the better one of two answers (DPO)",
-    "classify": "one label, several labels or a number for a text or a pair of texts",
-    "tag": "a label for each word",
-    "embed": "vectors that are near for texts of the same meaning",
-    "seq2seq": "to rewrite a source, as in translation and summaries",
-}
+from typing_extensions import override
 
 Message = Mapping[str, Any]
 """``{"role": "user", "content": "..."}``, as chat templates read it; may have tool_calls."""
@@ -37,15 +25,32 @@ class Where:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextExample:
-    """Plain text, every token of which is learned."""
+class Example:
+    """A row of a data set, as a task reads it."""
 
     where: Where
+
+    @property
+    def content(self) -> object:
+        """All that it says, without the place that it is from."""
+        values = (getattr(self, each.name) for each in fields(self) if each.name != "where")
+        return [value.content if isinstance(value, Example) else value for value in values]
+
+    @property
+    def question(self) -> object:
+        """What is asked, without the answer: examples that ask the same are on one side of a split."""
+        return self.content
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextExample(Example):
+    """Plain text, every token of which is learned."""
+
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChatExample:
+class ChatExample(Example):
     """A conversation.
 
     Attributes:
@@ -54,57 +59,62 @@ class ChatExample:
         tools: Descriptions of functions that the template shows to the model.
     """
 
-    where: Where
     messages: Sequence[Message]
     learned: Sequence[bool]
     tools: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionExample:
+class CompletionExample(Example):
     """A text in segments, each with whether it is learned; the end of text comes after the last one.
 
     A prompt and its completion are two: ``((prompt, False), (completion, True))``.
     """
 
-    where: Where
     segments: Sequence[tuple[str, bool]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreferenceExample:
+class PreferenceExample(Example):
     """Two answers to the same prompt, the better one first; both are conversations, or both are texts."""
 
-    where: Where
     chosen: ChatExample | CompletionExample
     rejected: ChatExample | CompletionExample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassifyExample:
+class ClassifyExample(Example):
     """A text, or a pair of texts, and what is to be said about it.
 
     Attributes:
         label: A name, several names, or a number to be predicted (regression); None: unknown.
     """
 
-    where: Where
     text: str
     second: str | None = None
     label: str | tuple[str, ...] | float | None = None
 
+    @property
+    @override
+    def question(self) -> object:
+        return self.text, self.second
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TagExample:
+class TagExample(Example):
     """Words with a tag each, such as B-person, I-person and O."""
 
-    where: Where
     words: Sequence[str]
     tags: Sequence[str]
 
+    @property
+    @override
+    def question(self) -> object:
+        return tuple(self.words)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedExample:
+class EmbedExample(Example):
     """Texts whose vectors are compared.
 
     Attributes:
@@ -113,28 +123,24 @@ class EmbedExample:
         label: The class of a text, or of a pair.
     """
 
-    where: Where
     texts: Sequence[str]
     score: float | None = None
     label: str | None = None
 
+    @property
+    @override
+    def question(self) -> object:
+        return tuple(self.texts)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seq2SeqExample:
+class Seq2SeqExample(Example):
     """A source, and the target to write for it."""
 
-    where: Where
     source: str
     target: str
 
-
-Example = (
-    TextExample
-    | ChatExample
-    | CompletionExample
-    | PreferenceExample
-    | ClassifyExample
-    | TagExample
-    | EmbedExample
-    | Seq2SeqExample
-)
+    @property
+    @override
+    def question(self) -> object:
+        return self.source

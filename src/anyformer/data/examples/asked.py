@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from anyformer.data.examples.columns import PAIRS, TEXTS, WORDS, Columns, Shape, as_columns
+from anyformer.data.examples.columns import PAIRS, TEXTS, WORDS, Columns, as_columns
 from anyformer.data.examples.parts import Parts, as_text
 from anyformer.data.examples.rows import Row
 from anyformer.data.examples.tables import Data, Table, read_data
-from anyformer.data.examples.tasks import Reading
 from anyformer.data.records import MISSING, find, unknown_field
 from anyformer.errors import UserError, quote
 
@@ -37,7 +36,7 @@ def asked_texts(data: Texts, columns: Columns | Mapping[str, str] | None = None)
         return [(text, None) for text in found]
     rows = list(found.rows())
     chosen = _chosen(rows, columns, ("text", "second"), TEXTS) if rows else {}
-    made = [_parts(row, chosen) for row in rows]
+    made = [Parts(row, chosen) for row in rows]
     return [(each.text("text"), each.text("second") if "second" in chosen else None) for each in made]
 
 
@@ -57,7 +56,7 @@ def asked_sentences(data: Sentences, columns: Columns | Mapping[str, str] | None
         return found
     rows = list(found.rows())
     chosen = _chosen(rows, columns, ("tokens", "text"), (*WORDS, *TEXTS)) if rows else {}
-    return [_sentence(_parts(row, chosen), next(iter(chosen))) for row in rows]
+    return [_sentence(Parts(row, chosen), next(iter(chosen))) for row in rows]
 
 
 def _given(data: Any) -> Table | list[Any]:
@@ -111,11 +110,6 @@ def _chosen(
         )
     role = "tokens" if "tokens" in roles and not isinstance(first[column], str) else "text"
     return {role: column, **named}
-
-
-def _parts(row: Row, chosen: Mapping[str, str]) -> Parts:
-    shape = Shape("classify", "classify", {role: (column,) for role, column in chosen.items()})
-    return Parts(row, Reading(shape, chosen, {}, ""))
 
 
 def _sentence(parts: Parts, role: str) -> str | list[str]:

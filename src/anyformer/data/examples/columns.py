@@ -1,12 +1,11 @@
-"""What columns are called, and which of them make up an example."""
+"""What columns are called."""
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 from typing_extensions import override
 
-from anyformer.data.examples import Task
 from anyformer.errors import UserError, nearest, quote
 
 
@@ -56,7 +55,7 @@ class Columns:
         named = ((each.name, getattr(self, each.name)) for each in fields(self))
         return {role: column for role, column in named if column is not None}
 
-    def ask(self, task: Task | None, **columns: str) -> str:
+    def ask(self, task: str | None, **columns: str) -> str:
         """How the columns of roles are named, and the task: ``--task classify --text review --label stars``."""
         return " ".join([*_flag(task), *(f"--{role} {shlex.quote(column)}" for role, column in columns.items())])
 
@@ -71,7 +70,7 @@ class NamedColumns(Columns):
     __slots__ = ()
 
     @override
-    def ask(self, task: Task | None, **columns: str) -> str:
+    def ask(self, task: str | None, **columns: str) -> str:
         named = (shlex.quote(f"{role}={column}") for role, column in columns.items())
         return " ".join([*_flag(task), "--columns", *named])
 
@@ -82,7 +81,7 @@ class PythonColumns(Columns):
     __slots__ = ()
 
     @override
-    def ask(self, task: Task | None, **columns: str) -> str:
+    def ask(self, task: str | None, **columns: str) -> str:
         return ", ".join([f"task={task!r}"] * (task is not None) + [f"columns={columns}"])
 
     @override
@@ -97,7 +96,7 @@ def _examples(count: int) -> list[str]:
     return [f"NAME{number}" for number in range(1, min(count, 4) + 1)] + ["..."] * (count > 4)
 
 
-def _flag(task: Task | None) -> list[str]:
+def _flag(task: str | None) -> list[str]:
     return [] if task is None else ["--task", task]
 
 
@@ -124,65 +123,6 @@ PAIRS = (
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2")),
     *(("question", "sentence"), ("question", "passage"), ("question", "answer"), ("query", "passage")),
 )
-REWRITES = (
-    *(("source", "target"), ("src", "tgt"), ("document", "summary"), ("article", "highlights")),
-    *(("article", "summary"), ("dialogue", "summary"), ("text", "summary")),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Columns that make up an example.
-
-    Attributes:
-        kind: How an example is made of them, a key of `convert.BUILDERS`.
-        task: What a model learns from it.
-        required: For each part of an example the names that its column may have.
-        optional: Parts that a row may lack.
-        asked: Whether it is looked for only when its task is asked for.
-    """
-
-    kind: str
-    task: Task
-    required: Mapping[str, Names]
-    optional: Mapping[str, Names] = field(default_factory=dict[str, Names])
-    asked: bool = False
-
-
-_SYSTEM: Mapping[str, Names] = {"system": ("system", "system_prompt"), "tools": ("tools",)}
-_CONVERSATION: Names = ("messages", "conversations", "conversation", "dialog")
-_COMPLETION: Mapping[str, Names] = {"prompt": ("prompt",), "completion": ("completion",)}
-
-SHAPES: tuple[Shape, ...] = (
-    Shape("tag", "tag", {"tokens": WORDS, "tags": ("ner_tags", "tags", "pos_tags", "labels")}),
-    Shape(
-        "preference",
-        "preference",
-        {"chosen": ("chosen",), "rejected": ("rejected",)},
-        {"prompt": ("prompt", "instruction", *_CONVERSATION, "question", "input"), "input": ("input",), **_SYSTEM},
-    ),
-    Shape("unpaired", "preference", {**_COMPLETION, "label": ("label",)}),
-    Shape("chat", "chat", {"messages": _CONVERSATION}, _SYSTEM),
-    Shape("segments", "completion", {"segments": ("segments",)}),
-    Shape(
-        "alpaca",
-        "chat",
-        {"instruction": ("instruction",), "output": ("output", "response")},
-        {"input": ("input", "context"), "history": ("history",), **_SYSTEM},
-    ),
-    Shape("completion", "completion", _COMPLETION),
-    Shape("conversation", "chat", _COMPLETION, _SYSTEM),
-    Shape("translation", "seq2seq", {"translation": ("translation",)}),
-    *(Shape("rewrite", "seq2seq", {"source": (source,), "target": (target,)}) for source, target in REWRITES),
-    Shape("rewrite", "seq2seq", {"source": ("prompt",), "target": ("completion",)}, asked=True),
-    Shape("embed", "embed", {"anchor": ("anchor", "query"), "positive": ("positive",)}, {"negative": ("negative",)}),
-    *(Shape("similarity", "embed", {"text": (a,), "second": (b,), "score": SCORES}) for a, b in PAIRS),
-    *(Shape("similarity", "embed", {"text": (a,), "second": (b,), "label": LABELS}, asked=True) for a, b in PAIRS),
-    Shape("similarity", "embed", {"text": TEXTS, "label": LABELS}, asked=True),
-    *(Shape("classify", "classify", {"text": (a,), "second": (b,), "label": LABELS}) for a, b in PAIRS),
-    Shape("classify", "classify", {"text": TEXTS, "label": LABELS}),
-    *(Shape("classify", "classify", {"text": (a,), "second": (b,), "label": SCORES}, asked=True) for a, b in PAIRS),
-    Shape("classify", "classify", {"text": TEXTS, "label": SCORES}, asked=True),
-    Shape("text", "text", {"text": ("text", "content")}),
-)
-"""What is looked for, in this order."""
+SYSTEM: Mapping[str, Names] = {"system": ("system", "system_prompt"), "tools": ("tools",)}
+CONVERSATION: Names = ("messages", "conversations", "conversation", "dialog")
+COMPLETION: Mapping[str, Names] = {"prompt": ("prompt",), "completion": ("completion",)}

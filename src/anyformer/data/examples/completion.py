@@ -3,27 +3,11 @@
 from itertools import groupby
 
 from anyformer.config import SpecialTokens
-from anyformer.data.examples import CompletionExample, TextExample
+from anyformer.data.examples import CompletionExample
 from anyformer.data.examples.encoded import LearnedTokens
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.prompt import encode_continuation, encode_decoder_prompt
-
-
-def encode_text(tokenizer: Tokenizer, example: TextExample) -> LearnedTokens:
-    """The ids of a text, all of which are learned: with what the tokenizer puts before it, and the end of text behind.
-
-    Raises:
-        UserError: the tokenizer can't encode it.
-    """
-    try:
-        before, plain, _ = tokenizer.encode_parts(example.text)
-    except UserError as error:
-        raise UserError(f"{example.where}: {error}") from error
-    ids = before + plain
-    if tokenizer.separator is not None and ids[-1:] != [tokenizer.separator]:
-        ids.append(tokenizer.separator)
-    return LearnedTokens(ids, [False, *[True] * (len(ids) - 1)] if ids else [])  # nothing predicts the first token
 
 
 def encode_completion(

@@ -1,15 +1,14 @@
-"""Tokenized examples of each task: their lengths, and batches of any of them.
+"""Tokenized examples of each kind: their lengths, and batches of any of them.
 
 Rows are padded on the right to the longest one. A decoder needs no mask for that: what follows a token is hidden from
 it anyway.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from typing_extensions import override
 
 from anyformer.data.batch import IGNORED, Batch, Bool, EmbeddingBatch, Float32, Int64, PreferenceBatch
 from anyformer.data.examples.encoded import LearnedTokens
@@ -17,47 +16,36 @@ from anyformer.data.examples.encoded import LearnedTokens
 Ids = Sequence[int]
 
 
-class Dataset(ABC):
-    """Tokenized examples."""
-
-    __slots__ = ()
-
-    @property
-    @abstractmethod
-    def lengths(self) -> Int64:
-        """[examples] tokens of the longest row of each."""
-
-    @abstractmethod
-    def collate(self, members: Sequence[int]) -> Batch:
-        """A batch of the examples of these numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class CausalDataset(Dataset):
-    """Texts for a decoder, some tokens of which are learned.
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Tokenized examples.
 
     Attributes:
-        rows: Each is one or several texts, which do not see each other (see `pack`).
+        lengths: [examples] tokens of the longest row of each.
+        collate: Makes a batch of the examples of these numbers.
+        reference: [examples, 2] log-probabilities of pairs of answers under the reference model, zeros until they are
+            known; None: there are no pairs.
     """
 
-    rows: Sequence[Sequence[LearnedTokens]]
-    pad: int
+    lengths: Int64
+    collate: Callable[[Sequence[int]], Batch]
+    reference: Float32 | None = None
 
-    @property
-    @override
-    def lengths(self) -> Int64:
-        return np.array([sum(len(text.tokens) - 1 for text in row) for row in self.rows], np.int64)
 
-    @override
-    def collate(self, members: Sequence[int]) -> Batch:
-        rows = [self.rows[member] for member in members]
-        tokens = _padded([[token for text in row for token in text.tokens[:-1]] for row in rows], self.pad)
-        targets = _padded([[target for text in row for target in _targets(text)] for row in rows], IGNORED)
-        if all(len(row) == 1 for row in rows):
+def causal(rows: Sequence[Sequence[LearnedTokens]], pad: int) -> Dataset:
+    """Texts for a decoder, some tokens of which are learned; in a row one or several, which do not see each other."""
+
+    def collate(members: Sequence[int]) -> Batch:
+        chosen = [rows[member] for member in members]
+        tokens = _padded([[token for text in row for token in text.tokens[:-1]] for row in chosen], pad)
+        targets = _padded([[target for text in row for target in _targets(text)] for row in chosen], IGNORED)
+        if all(len(row) == 1 for row in chosen):
             return Batch(tokens, targets)
-        numbers = [[number for number, text in enumerate(row) for _ in text.tokens[:-1]] for row in rows]
+        numbers = [[number for number, text in enumerate(row) for _ in text.tokens[:-1]] for row in chosen]
         # Padding is a document of its own, which nothing is learned from.
-        return Batch(tokens, targets, documents=_padded(numbers, max(map(len, rows))))
+        return Batch(tokens, targets, documents=_padded(numbers, max(map(len, chosen))))
+
+    return Dataset(_lengths(sum(len(text.tokens) - 1 for text in row) for row in rows), collate)
 
 
 def pack(texts: Sequence[LearnedTokens], capacity: int) -> list[list[LearnedTokens]]:
@@ -80,138 +68,80 @@ def pack(texts: Sequence[LearnedTokens], capacity: int) -> list[list[LearnedToke
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class PreferenceDataset(Dataset):
-    """Pairs of answers to the same prompt.
+def preferences(chosen: Sequence[LearnedTokens], rejected: Sequence[LearnedTokens], pad: int) -> Dataset:
+    """Pairs of a prompt with its better and with its worse answer, of which the answers are learned."""
+    reference = np.zeros((len(chosen), 2), np.float32)
 
-    Attributes:
-        chosen, rejected: Prompt and answer, of which the answer is learned.
-        reference: [examples, 2] their log-probabilities under the reference model; zeros until they are known.
-    """
+    def collate(members: Sequence[int]) -> PreferenceBatch:
+        texts = [text for member in members for text in (chosen[member], rejected[member])]
+        tokens = _padded([text.tokens[:-1] for text in texts], pad)
+        targets = _padded([_targets(text) for text in texts], IGNORED)
+        return PreferenceBatch(tokens, targets, reference=reference[list(members)].reshape(-1))
 
-    chosen: Sequence[LearnedTokens]
-    rejected: Sequence[LearnedTokens]
-    pad: int
-    reference: Float32 = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "reference", np.zeros((len(self.chosen), 2), np.float32))
-
-    @property
-    @override
-    def lengths(self) -> Int64:
-        pairs = zip(self.chosen, self.rejected, strict=True)
-        return np.array([max(len(a.tokens), len(b.tokens)) - 1 for a, b in pairs], np.int64)
-
-    @override
-    def collate(self, members: Sequence[int]) -> PreferenceBatch:
-        texts = [text for member in members for text in (self.chosen[member], self.rejected[member])]
-        return PreferenceBatch(
-            _padded([text.tokens[:-1] for text in texts], self.pad),
-            _padded([_targets(text) for text in texts], IGNORED),
-            reference=self.reference[list(members)].reshape(-1),
-        )
+    pairs = zip(chosen, rejected, strict=True)
+    return Dataset(_lengths(max(len(a.tokens), len(b.tokens)) - 1 for a, b in pairs), collate, reference)
 
 
-@dataclass(frozen=True, slots=True)
-class ClassificationDataset(Dataset):
-    """Texts with a label each, several labels, or a number.
+def labeled(texts: Sequence[Ids], labels: Int64 | Float32, pad: int, segments: Sequence[Ids] | None = None) -> Dataset:
+    """Texts with something to be said about each.
 
-    Attributes:
-        segments: Of each token of a pair the text that it belongs to; None where the model has no segments.
+    Args:
         labels: [examples] classes (int64) or numbers (float32), or [examples, labels] which labels each has (float32).
+        segments: Of each token of a pair the text that it belongs to; None where the model has no segments.
     """
 
-    texts: Sequence[Ids]
-    segments: Sequence[Ids] | None
-    labels: Int64 | Float32
-    pad: int
+    def collate(members: Sequence[int]) -> Batch:
+        rows = [texts[member] for member in members]
+        kinds = None if segments is None else _padded([segments[member] for member in members], 0)
+        return Batch(_padded(rows, pad), labels[list(members)], _mask(rows), kinds)
 
-    @property
-    @override
-    def lengths(self) -> Int64:
-        return np.array([len(text) for text in self.texts], np.int64)
-
-    @override
-    def collate(self, members: Sequence[int]) -> Batch:
-        texts = [self.texts[member] for member in members]
-        segments = None if self.segments is None else _padded([self.segments[member] for member in members], 0)
-        return Batch(_padded(texts, self.pad), self.labels[list(members)], _mask(texts), segments)
+    return Dataset(_lengths(map(len, texts)), collate)
 
 
-@dataclass(frozen=True, slots=True)
-class TaggingDataset(Dataset):
-    """Texts with a label for some of their tokens.
+def tagged(texts: Sequence[Ids], tags: Sequence[Sequence[float]], pad: int, dtype: type = np.int64) -> Dataset:
+    """Texts with something to be said about some of their tokens.
 
-    Attributes:
-        tags: The class of each token, IGNORED for those that are not the first of a word.
+    Args:
+        tags: The class or the number of each token, IGNORED for those that are not the first of a word.
+        dtype: That of the targets: int64 for classes, float32 for numbers.
     """
 
-    texts: Sequence[Ids]
-    tags: Sequence[Ids]
-    pad: int
+    def collate(members: Sequence[int]) -> Batch:
+        rows = [texts[member] for member in members]
+        return Batch(_padded(rows, pad), _padded([tags[member] for member in members], IGNORED, dtype), _mask(rows))
 
-    @property
-    @override
-    def lengths(self) -> Int64:
-        return np.array([len(text) for text in self.texts], np.int64)
-
-    @override
-    def collate(self, members: Sequence[int]) -> Batch:
-        texts = [self.texts[member] for member in members]
-        return Batch(
-            _padded(texts, self.pad), _padded([self.tags[member] for member in members], IGNORED), _mask(texts)
-        )
+    return Dataset(_lengths(map(len, texts)), collate)
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingDataset(Dataset):
+def compared(texts: Sequence[Sequence[Ids]], labels: Int64 | Float32, pad: int) -> Dataset:
     """Texts whose vectors are compared: as many of each example.
 
-    Attributes:
+    Args:
         labels: [examples] the score of each pair (float32), or the class of each text or pair (int64).
     """
 
-    texts: Sequence[Sequence[Ids]]
-    labels: Int64 | Float32
-    pad: int
-
-    @property
-    @override
-    def lengths(self) -> Int64:
-        return np.array([max(map(len, texts)) for texts in self.texts], np.int64)
-
-    @override
-    def collate(self, members: Sequence[int]) -> EmbeddingBatch:
-        texts = [text for member in members for text in self.texts[member]]
+    def collate(members: Sequence[int]) -> EmbeddingBatch:
+        rows = [text for member in members for text in texts[member]]
         slots = np.arange(len(members), dtype=np.int64)
-        return EmbeddingBatch(_padded(texts, self.pad), self.labels[list(members)], _mask(texts), slots=slots)
+        return EmbeddingBatch(_padded(rows, pad), labels[list(members)], _mask(rows), slots=slots)
+
+    return Dataset(_lengths(max(map(len, each)) for each in texts), collate)
 
 
-@dataclass(frozen=True, slots=True)
-class Seq2SeqDataset(Dataset):
-    """Sources and targets, each with its end.
+def rewrites(sources: Sequence[Ids], targets: Sequence[Ids], pad: int, start: int) -> Dataset:
+    """Sources and targets, each with its end; `start` is the decoder's first input."""
 
-    Attributes:
-        start: The decoder's first input.
-    """
+    def collate(members: Sequence[int]) -> Batch:
+        read, written = ([side[member] for member in members] for side in (sources, targets))
+        tokens = _padded([[start, *target[:-1]] for target in written], pad)
+        return Batch(tokens, _padded(written, IGNORED), source=_padded(read, pad), source_mask=_mask(read))
 
-    sources: Sequence[Ids]
-    targets: Sequence[Ids]
-    pad: int
-    start: int
+    pairs = zip(sources, targets, strict=True)
+    return Dataset(_lengths(max(len(source), len(target)) for source, target in pairs), collate)
 
-    @property
-    @override
-    def lengths(self) -> Int64:
-        pairs = zip(self.sources, self.targets, strict=True)
-        return np.array([max(len(source), len(target)) for source, target in pairs], np.int64)
 
-    @override
-    def collate(self, members: Sequence[int]) -> Batch:
-        sources, targets = ([side[member] for member in members] for side in (self.sources, self.targets))
-        tokens = _padded([[self.start, *target[:-1]] for target in targets], self.pad)
-        return Batch(tokens, _padded(targets, IGNORED), source=_padded(sources, self.pad), source_mask=_mask(sources))
+def _lengths(values: Iterable[int]) -> Int64:
+    return np.array(list(values), np.int64)
 
 
 def _targets(text: LearnedTokens) -> list[int]:
@@ -219,9 +149,9 @@ def _targets(text: LearnedTokens) -> list[int]:
     return [token if learned else IGNORED for token, learned in zip(text.tokens[1:], text.learned[1:], strict=True)]
 
 
-def _padded(rows: Sequence[Ids], value: int) -> Int64:
+def _padded(rows: Sequence[Sequence[float]], value: int, dtype: type = np.int64) -> Any:
     """[rows, longest] rows filled up on the right."""
-    filled = np.full((len(rows), max(map(len, rows))), value, np.int64)
+    filled = np.full((len(rows), max(map(len, rows))), value, dtype)
     for number, row in enumerate(rows):
         filled[number, : len(row)] = row
     return filled

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 
-from anyformer.data.examples import (
-    ClassifyExample,
-    EmbedExample,
-    Example,
-    Seq2SeqExample,
-    TagExample,
-    Where,
-)
+from anyformer.data.examples import Example, Where
 from anyformer.errors import UserError
 
 SHARE = 0.1
@@ -67,41 +59,21 @@ def overlap(training: Iterable[Example], validation: Iterable[Example]) -> list[
     """Examples for validation that ask the same as one for training, each with the first that does."""
     first = dict[bytes, Where]()
     for example in training:
-        first.setdefault(_hash(_question(example)), example.where)
-    keys = ((_hash(_question(example)), example.where) for example in validation)
+        first.setdefault(_hash(example.question), example.where)
+    keys = ((_hash(example.question), example.where) for example in validation)
     return [(first[key], where) for key, where in keys if key in first]
 
 
 def digest(example: Example) -> bytes:
     """A hash of all that an example says."""
-    return _hash(_content(example))
+    return _hash(example.content)
 
 
 def _key(example: Example, seed: int) -> bytes:
     return hashlib.blake2b(
-        _hash(_question(example)), digest_size=16, salt=seed.to_bytes(8, "little", signed=True)
+        _hash(example.question), digest_size=16, salt=seed.to_bytes(8, "little", signed=True)
     ).digest()
 
 
 def _hash(content: object) -> bytes:
     return hashlib.blake2b(repr(content).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def _question(example: Example) -> object:
-    match example:
-        case ClassifyExample(text=text, second=second):
-            return text, second
-        case TagExample(words=words):
-            return tuple(words)
-        case EmbedExample(texts=texts):
-            return tuple(texts)
-        case Seq2SeqExample(source=source):
-            return source
-        case _:
-            return _content(example)
-
-
-def _content(example: Example) -> object:
-    """All that an example says, without where it is from."""
-    values = (getattr(example, each.name) for each in fields(example) if each.name != "where")
-    return [_content(value) if hasattr(value, "where") else value for value in values]

@@ -26,13 +26,13 @@ class Labels:
     """What labels mean.
 
     Attributes:
-        kind: One label, several labels, or a number.
+        kind: One label, several labels, or a number; None: it isn't that of a text that is classified.
         names: Of the labels, in the order of their numbers: that of the file, numbers by value, others sorted; ()
             for numbers to be predicted.
         note: What they are and why, for people.
     """
 
-    kind: LabelKind
+    kind: LabelKind | None
     names: tuple[str, ...]
     note: str
 
@@ -99,12 +99,12 @@ def settle_tags(
     made = [
         replace(example, tags=tuple(name_of(str(tag), example.where) for tag in example.tags)) for example in examples
     ]
-    return made, Labels("single", names, f"{_count(names, 'tag')}: {_some(names)}")
+    return made, Labels(None, names, f"{_count(names, 'tag')}: {_some(names)}")
 
 
 def settle_embeddings(
     examples: Sequence[EmbedExample], known: Sequence[str] | None = None
-) -> tuple[list[EmbedExample], tuple[str, ...], str]:
+) -> tuple[list[EmbedExample], Labels]:
     """Make scores, or names of classes, of scores and labels that are as the rows have them.
 
     Args:
@@ -112,7 +112,7 @@ def settle_embeddings(
         known: The names of the classes there are; None: all that occur.
 
     Returns:
-        The examples, the names of classes, and what was found, for people.
+        The examples, and the names of classes.
 
     Raises:
         UserError: Examples have different parts, unknown classes, or scores of an unknown range.
@@ -126,7 +126,8 @@ def settle_embeddings(
         return _scored(examples, [cast("float", example.score) for example in examples])
     if examples[0].label is None:
         kinds = {2: "pairs", 3: "triplets"}
-        return list(examples), (), kinds.get(count, f"anchors with one text like them and {count - 2} unlike them")
+        note = kinds.get(count, f"anchors with one text like them and {count - 2} unlike them")
+        return list(examples), Labels(None, (), note)
     raw = cast("list[Any]", [example.label for example in examples])
     _check_types(raw, wheres)
     if count == 2 and _has_decimals(raw, wheres):
@@ -135,7 +136,7 @@ def settle_embeddings(
         )
     values, labels = _single(_names_of_numbers(raw, wheres), wheres, known, ())
     made = [replace(example, label=value) for example, value in zip(examples, values, strict=True)]
-    return made, labels.names, labels.note
+    return made, replace(labels, kind=None)
 
 
 def check_learnable(labels: Sequence[object], where: Where, *, named: bool = True) -> None:
@@ -160,9 +161,7 @@ def check_learnable(labels: Sequence[object], where: Where, *, named: bool = Tru
         )
 
 
-def _scored(
-    examples: Sequence[EmbedExample], scores: Sequence[float]
-) -> tuple[list[EmbedExample], tuple[str, ...], str]:
+def _scored(examples: Sequence[EmbedExample], scores: Sequence[float]) -> tuple[list[EmbedExample], Labels]:
     low, high = min(scores), max(scores)
     note = f"scores from {low:g} to {high:g}"
     scale = 1.0
@@ -177,7 +176,7 @@ def _scored(
                 "they must be from 0 to 1, from -1 to 1, or from 0 to 5",
             )
     pairs = zip(examples, scores, strict=True)
-    return [replace(example, score=score / scale, label=None) for example, score in pairs], (), note
+    return [replace(example, score=score / scale, label=None) for example, score in pairs], Labels(None, (), note)
 
 
 def _single(

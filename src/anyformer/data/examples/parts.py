@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import MappingProxyType
 from typing import Any, cast
 
 from anyformer import limits
 from anyformer.data.examples import Where
 from anyformer.data.examples.rows import Row, measure
-from anyformer.data.examples.tasks import Reading
 from anyformer.data.records import MISSING, find, unknown_field
 from anyformer.errors import UserError, quote
 
@@ -18,15 +19,18 @@ _LARGEST = 3e38
 
 
 class Parts:
-    """The parts of an example in a row; each method raises UserError with the place of what is wrong."""
+    """The parts of an example in a row; each method raises UserError with the place of what is wrong.
 
-    def __init__(self, row: Row, reading: Reading) -> None:
-        self.where, self.row, self._reading = row.where, row, reading
+    Args:
+        row: The row.
+        required: The column of each part that every row has.
+        optional: The columns, in order of preference, that may hold an optional part.
+    """
 
-    @property
-    def required(self) -> Mapping[str, str]:
-        """The columns of the parts that each row has."""
-        return self._reading.columns
+    def __init__(
+        self, row: Row, required: Mapping[str, str], optional: Mapping[str, Sequence[str]] = MappingProxyType({})
+    ) -> None:
+        self.where, self.row, self.required, self._optional = row.where, row, required, optional
 
     def find(self, column: str) -> object:
         """The value of a column; None where there is none."""
@@ -35,14 +39,14 @@ class Parts:
 
     def column(self, part: str) -> str:
         """The column of a part: the first of the possible ones that the row has, if it is optional."""
-        if part in self._reading.columns:
-            return self._reading.columns[part]
-        names = self._reading.optional.get(part, (part,))
+        if part in self.required:
+            return self.required[part]
+        names = self._optional.get(part, (part,))
         return next((name for name in names if find(self.row.values, name) not in (MISSING, None)), names[0])
 
     def has(self, part: str) -> bool:
         """Whether the reading knows the part, and the row has it, not null."""
-        known = part in self._reading.columns or part in self._reading.optional
+        known = part in self.required or part in self._optional
         return known and self.get(part) is not None
 
     def get(self, part: str) -> Any:
@@ -74,6 +78,25 @@ class Parts:
         """A list that isn't empty, which may be written as JSON."""
         column = self.column(part)
         return as_list(self.value(part), self.where, f"its column {quote(column)}")
+
+
+def read_label(parts: Parts) -> Any:
+    """A label as the row has it: a text, a number, a boolean, or a tuple of texts or whole numbers."""
+    place = f"its column {quote(parts.column('label'))}"
+    value = parts.value("label")
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(UserError):  # a name may begin like a list, too
+            value = from_json(value, parts.where, place)
+    if isinstance(value, str):
+        return as_text(value, parts.where, place).strip()
+    if isinstance(value, list):
+        for each in cast("list[object]", value):
+            if not isinstance(each, str | int) or isinstance(each, bool) or each == "":
+                raise fault(parts.where, f"has {kind_of(each)} in the list of {place}", "labels are names or numbers")
+        return tuple(cast("list[str | int]", value))
+    if not isinstance(value, bool | int | float):
+        raise fault(parts.where, f"has no label in {place}", f"that is {kind_of(value)}")
+    return value
 
 
 def fault(where: Where, what: str, advice: str | None = None) -> UserError:

@@ -57,12 +57,21 @@ class Metric:
         """The metric of several resamples [resamples], from how often each row is in each [resamples, rows]."""
         return self.function(counts @ self.rows)
 
-    def resampled(self, resamples: int = 1000, seed: int = 0) -> Array:
+    def resampled(
+        self, resamples: int = 1000, seed: int | np.random.Generator = 0, *, multinomial: bool = False
+    ) -> Array:
         """The metric of each bootstrap resample [resamples]; nothing where there are no rows.
 
         Metrics of as many rows see the same resamples.
+
+        Args:
+            resamples: How many are drawn.
+            seed: Of the drawing, or a generator of random numbers.
+            multinomial: Draw how often each row is taken instead of rows: other numbers of the same distribution, with
+                which comparisons have always been made.
         """
-        values = [self.of_counts(counts) for counts in _counts(len(self.rows), resamples, seed)]
+        rng = np.random.default_rng(seed)
+        values = [self.of_counts(counts) for counts in _counts(len(self.rows), resamples, rng, multinomial)]
         return np.concatenate(values) if values else np.empty(0)
 
     @property
@@ -138,14 +147,16 @@ def wilson(share: float, count: int, confidence: float = 0.95) -> Interval:
     return Interval(max(0.0, float(middle - half)), min(1.0, float(middle + half)))
 
 
-def _counts(rows: int, resamples: int, seed: int) -> Iterator[Array]:
+def _counts(rows: int, resamples: int, rng: np.random.Generator, multinomial: bool) -> Iterator[Array]:
     """How often each row was drawn, [some resamples, rows]; as many rows are drawn as there are."""
-    rng = np.random.default_rng(seed)
     size = max(1, _AT_A_TIME // max(1, rows))
     for begin in range(0, resamples if rows else 0, size):
         count = min(size, resamples - begin)
-        drawn = rng.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(np.float64)
+        if multinomial:
+            yield rng.multinomial(rows, np.full(rows, 1 / rows), count).astype(np.float64)
+        else:
+            drawn = rng.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
+            yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(np.float64)
 
 
 def percentiles(values: Array, confidence: float = 0.95) -> Interval:

@@ -85,6 +85,7 @@ class DecodeStep {
 
     void run() {
         AmxTiles registers(uses_amx(rows));
+        if (batch.tokens) threads.parallel_for(rows, [&](int64_t row) { embed(batch.tokens[row], residual(row)); });
         for (int64_t i = 0; i < decoder.num_layers; i++) {
             layer(decoder.layers[i], batch.caches[i], i + 1 == decoder.num_layers);
         }
@@ -102,6 +103,25 @@ class DecodeStep {
 
     float* residual(int64_t row) const { return batch.hidden_states + row * decoder.d_model; }
     int64_t sequence(int64_t row) const { return row / new_tokens; }
+
+    // A row of the embedding.
+    void embed(int64_t token, float* to) const {
+        const Matrix& table = decoder.embedding;
+        const int64_t width = table.in_features;
+        if (table.dtype == FLOAT32) memcpy(to, static_cast<const float*>(table.weights) + token * width, width * 4);
+        for (int64_t i = 0; table.dtype == BFLOAT16 && i < width; i++)
+            to[i] = to_float32(static_cast<const BFloat16*>(table.weights)[token * width + i]);
+        for (int64_t group = 0; table.dtype == INT8 && group < width / GROUP; group++) {
+            const int64_t index = token / LANES * (width / GROUP) + group, lane = token % LANES;
+            auto quads = static_cast<const uint8_t*>(table.weights) + index * GROUP * LANES + lane * 4;
+            float scales[LANES];
+            store(scales, load_float16<FloatVec>(static_cast<const uint16_t*>(table.scales) + index * LANES));
+            for (int64_t i = 0; i < GROUP; i++) {
+                float x = float(quads[i / 4 * LANES * 4 + i % 4] - 128) * scales[lane];
+                to[group * GROUP + i] = decoder.dtype == BFLOAT16 ? to_float32(to_bfloat16(x)) : x;
+            }
+        }
+    }
 
     // The inputs of products with some matrices. `fill(row, to)` returns a pointer to a row, which it may have written
     // to `to`.
@@ -240,7 +260,9 @@ class DecodeStep {
             };
             const float* value = values + row * key_width + head * a.head_dim;
             T *key_to = at(cache.keys), *value_to = at(cache.values);
-            for (int64_t i = 0; i < a.head_dim; i++) store(key_to + i, key[i]), store(value_to + i, value[i]);
+            int64_t i = 0;
+            for (; i + LANES <= a.head_dim; i += LANES) store(key_to + i, load(key + i)), store(value_to + i, load(value + i));
+            for (; i < a.head_dim; i++) store(key_to + i, key[i]), store(value_to + i, value[i]);
         }
     }
 
@@ -430,8 +452,12 @@ EXPORTED int64_t workspace_size(const Decoder* decoder, int64_t rows, int64_t ma
 }
 
 // max_keys: the most keys that any query attends to.
-EXPORTED void decode_step(const Decoder* decoder, const Batch* batch, int64_t max_keys) {
+// Returns whether all tokens are in the vocabulary; otherwise nothing is computed.
+EXPORTED int64_t decode_step(const Decoder* decoder, const Batch* batch, int64_t max_keys) {
+    for (int64_t row = 0; batch->tokens && row < batch->rows; row++)
+        if (batch->tokens[row] < 0 || batch->tokens[row] >= decoder->embedding.out_features) return 0;
     parallel(batch->num_threads,
              [&](const Threads& threads) { DecodeStep(*decoder, *batch, max_keys, threads).run(); });
+    return 1;
 }
 }

@@ -67,7 +67,14 @@ inline FloatVec activation_grad(Activation activation, FloatVec x) {
 
 // Rotate the pairs (i, i + head_dim / 2) of a head by their angles (Su et al. 2021, equation 34, with halves).
 inline void apply_rotary(float* head, int64_t head_dim, const float* cos, const float* sin) {
-    for (int64_t i = 0, half = head_dim / 2; i < half; i++) {
+    const int64_t half = head_dim / 2;
+    int64_t i = 0;
+    for (; i + LANES <= half; i += LANES) {
+        FloatVec first = load(head + i), second = load(head + i + half);
+        store(head + i, first * load(cos + i) - second * load(sin + i));
+        store(head + i + half, second * load(cos + i + half) + first * load(sin + i + half));
+    }
+    for (; i < half; i++) {
         float first = head[i], second = head[i + half];
         head[i] = first * cos[i] - second * sin[i];
         head[i + half] = second * cos[i + half] + first * sin[i + half];

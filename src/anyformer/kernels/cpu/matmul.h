@@ -78,10 +78,9 @@ inline void float_panel(const Matrix& matrix, int64_t first, const Inputs& x, in
 
 template <int ROWS>
 inline void multiply_panel_rows(const Matrix& matrix, int64_t panel, const Inputs& x, int64_t row, FloatVec* y) {
-    if (matrix.dtype == INT4)
-        int_panel<INT4, ROWS>(matrix, panel, x, row, y);
-    else if (matrix.dtype == INT8)
-        int_panel<INT8, ROWS>(matrix, panel, x, row, y);
+    if (is_integer(matrix.dtype))
+        with_constant(matrix.dtype,
+                      [&](auto dtype) { int_panel<decltype(dtype)::value, ROWS>(matrix, panel, x, row, y); });
     else
         for (int r = 0; r < ROWS; r += ROWS < 4 ? ROWS : 4)
             if (matrix.dtype == FLOAT32)
@@ -117,17 +116,17 @@ inline void unpack_bf16(const Matrix& matrix, int64_t first, BFloat16* to) {
     }
 }
 
-// Unpack a panel to bfloat16, [in_features / 2, 16, 2], as amx_matmul expects it.
-inline void unpack_to_bf16(const Matrix& matrix, int64_t panel, BFloat16* to) {
-    if (matrix.dtype == BFLOAT16) return unpack_bf16(matrix, panel * LANES, to);
+// Unpack a panel of integers to bfloat16, [in_features / 2, 16, 2], as amx_matmul expects it.
+template <Dtype DTYPE>
+inline void unpack_integers(const Matrix& matrix, int64_t panel, BFloat16* to) {
+    const PanelScales<DTYPE, FloatVec> scales(matrix, panel);
     const int64_t groups = matrix.in_features / GROUP, first = panel * groups;
     auto pairs = [&](int64_t group, int64_t input) { return to + (group * GROUP + input) * LANES; };
     for (int64_t group = 0; group < groups; group++) {
-        FloatVec scale = load_float16<FloatVec>(matrix.scales + (first + group) * LANES);
-        FloatVec minimum =
-            matrix.dtype == INT8 ? -128.0f * scale : load_float16<FloatVec>(matrix.minima + (first + group) * LANES);
+        FloatVec scale = scales.scale(group);
+        FloatVec minimum = DTYPE == INT8 ? -128.0f * scale : scales.minimum(group, scale);
         auto dequantize = [&](IntVec codes) { return convert<FloatVec>(codes) * scale + minimum; };
-        if (matrix.dtype == INT8) {
+        if (DTYPE == INT8) {
             auto bytes = static_cast<const uint8_t*>(matrix.weights) + (first + group) * 512;
             UNROLL
             for (int k = 0; k < QUADS; k++) {
@@ -149,6 +148,12 @@ inline void unpack_to_bf16(const Matrix& matrix, int64_t panel, BFloat16* to) {
             }
         }
     }
+}
+
+inline void unpack_to_bf16(const Matrix& matrix, int64_t panel, BFloat16* to) {
+    if (matrix.dtype == BFLOAT16) return unpack_bf16(matrix, panel * LANES, to);
+    with_constant(matrix.dtype,
+                  [&](auto dtype) { unpack_integers<decltype(dtype)::value>(matrix, panel, to); });
 }
 
 // All rows times up to AMX_PANELS panels.
@@ -184,7 +189,7 @@ inline void multiply(const Matrix& matrix, int64_t panel, int64_t panels, const 
 #endif
     for (int64_t end = panel + panels; panel < end; panel++) {
 #if defined(__AVX512VNNI__)
-        if (x.unpacked_int8 && matrix.dtype == INT4) {
+        if (x.unpacked_int8 && matrix.dtype > INT8) {
             multiply_unpacked_int4(matrix, panel, x, rows, write);
             continue;
         }
@@ -220,7 +225,7 @@ inline int64_t panels_per_item(int64_t panels, int64_t rows, int num_threads) {
 template <class Body>
 inline void parallel_panels(Threads& threads, int64_t panels, int64_t rows, const Body& body) {
     int64_t length = panels_per_item(panels, rows, threads.size);
-    threads.parallel_for((panels + length - 1) / length, [&](int64_t run) {
+    threads.parallel_for_neighbors((panels + length - 1) / length, [&](int64_t run) {
         int64_t first = run * length, count = panels - first;
         body(first, count < length ? count : length);
     });

@@ -13,7 +13,6 @@ from anyformer.kernels.cpu.build import Library
 from anyformer.kernels.cpu.library import was_intercepted
 from anyformer.kernels.cpu_features import enabled
 from anyformer.kernels.packed_weight import PackedWeight
-from anyformer.kernels.quantization import GROUP
 
 LIBRARY = Library(
     "quantized_matmul",
@@ -22,6 +21,14 @@ LIBRARY = Library(
     workspace_size=(c_int64, c_void_p, c_int64, c_int64),
     quantized_matmul=(None, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64),
 )
+
+_DTYPES = {
+    (8, torch.float16, True): structs.INT8,
+    (4, torch.float16, False): structs.INT4,
+    (4, torch.float16, True): structs.INT4_CENTERED,
+    (4, torch.uint8, False): structs.INT4_SMALL,
+}
+"""By bits, the dtype of the scales and whether there are no minima."""
 
 
 def supports(x: Tensor) -> bool:
@@ -56,6 +63,6 @@ def described(weight: PackedWeight, outputs: int, bias: Float[Tensor, " outputs"
         minima=None if weight.minima is None else structs.address(weight.minima),
         bias=None if bias is None else structs.address(bias),
         out_features=outputs,
-        in_features=weight.scales.shape[1] * GROUP,
-        dtype=structs.INT8 if weight.minima is None else structs.INT4,
+        in_features=weight.columns,
+        dtype=_DTYPES[weight.bits, weight.scales.dtype, weight.minima is None],
     )

@@ -204,6 +204,8 @@ inline BFloat16 to_bfloat16(float value) {
     return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
+inline float to_float32(BFloat16 value) { return bit_cast<float>(uint32_t(value.bits) << 16); }
+
 inline void store(BFloat16* to, const FloatVec& from) {
 #if defined(__AVX512BF16__)
     auto halves = _mm512_cvtneps_pbh(bit_cast<__m512>(from));
@@ -267,6 +269,24 @@ inline V load_float16(const uint16_t* from) {
         auto bits = __builtin_convertvector(load_as<Vector<uint16_t, COUNT>>(from), Bits);
         Part size = bit_cast<Part>((bits & 0x7fff) << 13) * 0x1p112f;
         return bit_cast<Part>(bit_cast<Bits>(size) | ((bits & 0x8000) << 16));
+    });
+}
+
+// Bytes to float32.
+template <class V, class T>
+inline V load_bytes(const T* from) {
+    return map_load<V>(from, [](const T* from, auto like) {
+        typedef decltype(like) Part;
+        constexpr int COUNT = LANES_OF<Part>;
+#if defined(__AVX512F__)
+        if constexpr (COUNT == 16) {
+            auto bytes = load_as<__m128i>(from);
+            return bit_cast<Part>(
+                _mm512_cvtepi32_ps(T(-1) < 0 ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes)));
+        }
+#endif
+        auto bytes = load_as<Vector<T, COUNT>>(from);
+        return __builtin_convertvector(__builtin_convertvector(bytes, Vector<int32_t, COUNT>), Part);
     });
 }
 

@@ -6,15 +6,16 @@
 
 #define EXPORTED __attribute__((visibility("default")))  // called from Python
 
-enum Dtype : int64_t { FLOAT32, BFLOAT16, INT8, INT4 };
+enum Dtype : int64_t { FLOAT32, BFLOAT16, INT8, INT4, INT4_CENTERED, INT4_SMALL };
 enum NormKind : int64_t { NO_NORM, LAYER_NORM, RMS_NORM };
 enum Activation : int64_t { RELU, RELU_SQUARED, GELU, GELU_TANH, SILU, TANH };
 
 // y = x W^T + bias. Floating-point weights are [out_features, in_features]; integers are packed, see packing.py.
 struct Matrix {
-    const void* weights;              // null: no such matrix
-    const uint16_t *scales, *minima;  // float16, of integer weights; null: none
-    const float* bias;                // null: none
+    const void* weights;          // null: no such matrix
+    const void *scales, *minima;  // of integers: float16, or bytes (INT4_SMALL); minima null: none (INT8), or -8 times
+                                  // the scales (INT4_CENTERED)
+    const float* bias;            // null: none
     int64_t out_features, in_features;
     Dtype dtype;
 };
@@ -47,6 +48,8 @@ struct Layer {
 struct Decoder {
     const Layer* layers;
     int64_t num_layers, d_model, pre_norm;
+    Matrix embedding;  // of tokens, [vocab_size, d_model], not in 4 bits; null weights: the caller embeds them
+    Dtype dtype;       // embeddings are rounded to it
     Norm final_norm;
     double head_scale;
     Matrix head;
@@ -66,6 +69,7 @@ struct LayerCache {
 // The new tokens of a batch of sequences, one row each: row i belongs to sequence i / new_tokens.
 struct Batch {
     int64_t rows, new_tokens;  // new_tokens: of each sequence
+    const int64_t* tokens;     // [rows]; null: they are embedded already
     float* hidden_states;      // [rows, d_model]: the embeddings; overwritten
     int64_t* positions;        // [rows]: also the cache slot to write; -1: padding; overwritten
     const float *cos, *sin;    // [positions, head_dim], rotary; null: none
@@ -76,7 +80,8 @@ struct Batch {
     int64_t source_length;
     const int64_t* source_index;  // [sequences]: each sequence's row in the encoder's keys; null: its own index
     const uint8_t* source_mask;   // [sequences, source_length]: 0 masks; null: none
-    const int64_t* logit_rows;    // [num_logit_rows]: rows to compute logits for, as many of each sequence, ascending
+    const int64_t* logit_rows;    // [num_logit_rows]: rows to compute logits for, as many of each sequence, ascending;
+                                  // not read if these are all rows
     int64_t num_logit_rows;
     float* logits;  // [num_logit_rows, vocab_size]
     void* workspace;

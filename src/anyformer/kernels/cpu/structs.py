@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-FLOAT32, BFLOAT16, INT8, INT4 = range(4)
+FLOAT32, BFLOAT16, INT8, INT4, INT4_CENTERED, INT4_SMALL = range(6)
 NO_NORM, LAYER_NORM, RMS_NORM = range(3)
 DTYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 
@@ -51,6 +51,8 @@ class Decoder(Structure):
     _fields_ = [
         *_pointers("layers"),
         *_integers("num_layers d_model pre_norm"),
+        ("embedding", Matrix),
+        *_integers("dtype"),
         ("final_norm", Norm),
         ("head_scale", c_double),
         ("head", Matrix),
@@ -78,7 +80,7 @@ class LayerCache(Structure):
 class Batch(Structure):
     _fields_ = [
         *_integers("rows new_tokens"),
-        *_pointers("hidden_states positions cos sin bias"),
+        *_pointers("tokens hidden_states positions cos sin bias"),
         *_integers("num_distances"),
         *_pointers("caches"),
         *_integers("cache_dtype source_length"),

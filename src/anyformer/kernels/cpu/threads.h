@@ -37,7 +37,11 @@ inline void wake_all(const std::atomic<int>& value) {
 
 // The state that the threads of a parallel region share.
 struct Barrier {
-    alignas(64) std::atomic<int64_t> next_item{0};
+    static constexpr int MAX_PARTS = 64;
+    struct alignas(64) Counter {
+        std::atomic<int64_t> next{0};
+    };
+    Counter items, part_items[MAX_PARTS];
     alignas(64) std::atomic<int> arrived{0};
     alignas(64) std::atomic<int> generation{0};
     std::atomic<int> sleeping{0};
@@ -53,8 +57,19 @@ class Threads {
     // Call `body(item)` once for each item, scheduled dynamically, then wait for all. Every thread must call this.
     template <class Body>
     void parallel_for(int64_t items, const Body& body) {
-        auto next = [&] { return shared.next_item.fetch_add(1, std::memory_order_relaxed); };
-        for (int64_t item = next(); item < items; item = next()) body(item);
+        take(shared.items, 0, items, body);
+        barrier();
+    }
+
+    // The same, of neighboring items for each thread, which reads memory in order; a thread that is done takes items
+    // of the others.
+    template <class Body>
+    void parallel_for_neighbors(int64_t items, const Body& body) {
+        const int parts = num_parts();
+        for (int i = 0; i < parts; i++) {
+            const int part = (index + i) % parts;
+            take(shared.part_items[part], items * part / parts, items * (part + 1) / parts, body);
+        }
         barrier();
     }
 
@@ -62,7 +77,9 @@ class Threads {
         int generation = shared.generation.load(std::memory_order_relaxed);
         if (shared.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
             shared.arrived.store(0, std::memory_order_relaxed);
-            shared.next_item.store(0, std::memory_order_relaxed);
+            shared.items.next.store(0, std::memory_order_relaxed);
+            for (int part = 0; part < num_parts(); part++)
+                shared.part_items[part].next.store(0, std::memory_order_relaxed);
             shared.generation.store(generation + 1);
             if (shared.sleeping.load()) wake_all(shared.generation);
             return;
@@ -87,6 +104,15 @@ class Threads {
     static constexpr int LEAST_SPINS = 100, MOST_SPINS = 4000;
     // How often a thread looks for the others before it sleeps: few times soon after it was in vain.
     static inline std::atomic<int> spins{MOST_SPINS};
+
+    int num_parts() const { return size < Barrier::MAX_PARTS ? size : Barrier::MAX_PARTS; }
+
+    // Call `body` for items [first, end) that no thread has taken yet.
+    template <class Body>
+    static void take(Barrier::Counter& counter, int64_t first, int64_t end, const Body& body) {
+        auto next = [&] { return first + counter.next.fetch_add(1, std::memory_order_relaxed); };
+        for (int64_t item = next(); item < end; item = next()) body(item);
+    }
 
     Barrier& shared;
 };

@@ -13,20 +13,23 @@ from typing import Any
 
 from anyformer import atomic
 from anyformer.pages.render import render, require_page
-from anyformer.runs.listing import Run, read_run
+from anyformer.runs.listing import Run, Terms, read_run
 from anyformer.runs.report.comparison import comparison
 from anyformer.runs.report.page import page
 
 REPORT = "report.html"
 
 
-def write_report(directory: Path, defaults: Mapping[str, Any], file: Path | None = None) -> Path:
+def write_report(
+    directory: Path, defaults: Mapping[str, Any], file: Path | None = None, terms: Terms | None = None
+) -> Path:
     """Write a run's page anew.
 
     Args:
         directory: the run directory.
         defaults: the default of each setting of a run; the page marks settings that differ.
         file: where to; None: report.html in the run directory.
+        terms: how the page speaks of the run; None: as of one that trains on text.
 
     Returns:
         The page's path.
@@ -36,6 +39,7 @@ def write_report(directory: Path, defaults: Mapping[str, Any], file: Path | None
             there before stays as it was.
     """
     run = read_run(directory)
+    run.terms = terms or run.terms
     path = file or directory / REPORT
     if file is not None:
         require_page(file)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from anyformer.pages.formatting import finite, loss_unit
+from anyformer.pages.formatting import finite
 from anyformer.runs.listing import Line, Run, flops_per_second, number
 
 Values = list[float | None]
@@ -33,7 +33,7 @@ def report_data(run: Run) -> dict[str, Any]:
     peak = finite(number(run.header, "peak_flops_per_second"), 6)
     marks = [] if peak is None else [{"y": peak, "label": "measured peak"}]
     charts = [
-        _chart("Loss", "loss", [*_curve("training", loss, kept), validation], note=loss_unit(run.config), scaled=True),
+        _chart("Loss", "loss", [*_curve("training", loss, kept), validation], note=run.terms.loss, scaled=True),
         _chart("Learning rate", "rate", [_series("rate", 0, 0, _at(rate, kept))], zero=True),
         _chart("Speed", "count", _curve("tokens/s", speed, kept), note="tokens per second", zero=True),
         _chart("Gradient norm", "number", _curve("norm", norm, kept), note="before clipping", scaled=True),
@@ -55,7 +55,7 @@ def comparison_data(runs: Sequence[Run]) -> dict[str, Any]:
         for series, name in ((training, "loss"), (speed, "tokens_per_second")):
             smooth = smoothed(_column(run.steps, name)) if len(run.steps) >= _FEW else _column(run.steps, name)
             series.append(_series(run.name, index, color, _at(smooth, kept)))
-    units = {loss_unit(run.config) for run in runs}
+    units = {run.terms.loss for run in runs}
     unit = units.pop() if len(units) == 1 else ""
     charts = [
         _chart("Validation loss", "loss", validation, note=unit, scaled=True),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from anyformer.pages.formatting import PER_TOKEN, clock, count, fixed, loss_unit, setting, whole
+from anyformer.pages.formatting import clock, count, fixed, setting, whole
 from anyformer.runs.listing import Run, differences, passages
 from anyformer.runs.report.charts import comparison_data
 from anyformer.runs.report.page import unreadable
@@ -79,6 +79,6 @@ def differing(runs: Sequence[Run]) -> bool:
     """Whether the runs' losses are of different texts, tokens or tasks, and so can't be compared."""
     settings = {"tokenizer", "data", "validation", "field", "source", "target", "objective"}
     settings |= {"task", "columns", "train_on", "label_kind", "loss", "beta"}
-    if any(loss_unit(run.config) == PER_TOKEN for run in runs):
+    if any(run.terms.per_token for run in runs):
         settings.add("base")  # which has the tokenizer
     return bool(settings & differences(runs).keys())

@@ -19,18 +19,23 @@ _OPEN = ("perplexity", "bits_per_byte", "mse")
 """Metrics without a largest value, which have no place on a scale."""
 
 
-def gains(directory: Path) -> dict[str, Any] | None:
-    """The values of the section; None where there is no evaluation.json that can be read."""
+def gains(directory: Path, *, generates: bool = True) -> dict[str, Any] | None:
+    """The values of the section; None where there is no evaluation.json that can be read.
+
+    Args:
+        directory: Of the run.
+        generates: Whether the model answers with texts.
+    """
     file = directory / EVALUATION
     if not file.is_file():
         return None
     # It may be of another version, or anybody's.
     with contextlib.suppress(UserError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
-        return _section(limits.read_object(file))
+        return _section(limits.read_object(file), generates)
     return None
 
 
-def _section(values: Mapping[str, Any]) -> dict[str, Any]:
+def _section(values: Mapping[str, Any], generates: bool) -> dict[str, Any]:
     count = int(values["examples"])
     rows = [_metric(str(name), each) for name, each in values["metrics"].items() if each["after"] is not None]
     if values["general"] is not None:
@@ -40,7 +45,6 @@ def _section(values: Mapping[str, Any]) -> dict[str, Any]:
     answers = [_row(each, colors) for each in values["answers"]]
     worst = [_row(each, colors) for each in values["worst"]]
     spans = any(each["spans"] for each in answers + worst)
-    generates = values["task"] not in ("classify", "tag", "embed")
     changed = int(values["changed"])
     return {
         "about": f"{values['measured_on']} that the model is not trained on, 95% intervals" if count else "",

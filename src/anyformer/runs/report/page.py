@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anyformer.pages.formatting import (
-    PER_TOKEN,
     clock,
     count,
     fixed,
     flops,
-    loss_unit,
     parameters,
     perplexity,
     setting,
@@ -63,10 +61,10 @@ def page(run: Run, defaults: Mapping[str, Any]) -> dict[str, Any]:
         "facts": _facts(run),
         "notes": notes(run),
         "figures": _figures(run),
-        "gains": gains(run.path),
+        "gains": gains(run.path, generates=run.terms.generates),
         "data": report_data(run),
         "evaluations": _evaluations(run),
-        "per_token": loss_unit(run.config) == PER_TOKEN,
+        "per_token": run.terms.per_token,
         "samples": samples,
         "further": further,
         "settings": _settings(run, defaults),
@@ -124,9 +122,9 @@ def _figures(run: Run) -> list[dict[str, str]]:
     best = run.best
     if best is not None and run.validation_loss is not None and best["validation_loss"] < run.validation_loss - 5e-3:
         came = f"best {fixed(best['validation_loss'])} at step {best['step']:,}"
-    unit = loss_unit(run.config)
+    unit = run.terms.loss
     add("Validation loss", fixed(run.validation_loss), came or unit)
-    if unit == PER_TOKEN:
+    if run.terms.per_token:
         add("Perplexity", perplexity(run.validation_loss), "per token")
     add("Bits per byte", fixed(run.bits_per_byte))
     if not run.evaluations and run.steps:
@@ -143,7 +141,7 @@ def _figures(run: Run) -> list[dict[str, str]]:
 
 
 def _evaluations(run: Run) -> list[list[str]]:
-    lines, per_token = evenly(run.evaluations, 200), loss_unit(run.config) == PER_TOKEN
+    lines, per_token = evenly(run.evaluations, 200), run.terms.per_token
     return [
         [
             f"{line['step']:,}",

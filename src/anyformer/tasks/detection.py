@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches as close_matches
 from itertools import islice
 from typing import Any
 
-from anyformer.data.examples import TASKS, Task
-from anyformer.data.examples.columns import SHAPES, Columns, Shape
+from anyformer.data.examples.columns import Columns
 from anyformer.data.records import MISSING, find, unknown_field
 from anyformer.errors import UserError, nearest, quote
+from anyformer.tasks import TASKS
+from anyformer.tasks.task import Shape
 
 _FEW = 20
 _DATA = re.compile(r"-?\d+(\.\d+)?|.{40,}|.* .* .* .*", re.DOTALL)
 """What is no name of a column, but a number or a sentence."""
-_LABELS = (True, False, 0, 1, "true", "false", "True", "False", "0", "1")
-"""Of unpaired preferences."""
-_SAID = ("label", "labels", "score", "scores")
-"""Columns that aren't texts to embed."""
 _LISTS = ("messages", "tokens", "tags")
 """Parts that are no texts."""
 _NUMBERING = ("", "id", "idx", "index")
@@ -34,43 +31,22 @@ class Reading:
     """How the rows of a data set are read.
 
     Attributes:
+        task: What a model learns from them.
         shape: What an example is made of.
         columns: The column of each required part.
         optional: The columns, in order of preference, that may hold an optional part.
         reason: Why, for people: "because of the columns 'sentence' and 'label'".
     """
 
+    task: str
     shape: Shape
     columns: Mapping[str, str]
     optional: Mapping[str, tuple[str, ...]]
     reason: str
 
-    @property
-    def task(self) -> Task:
-        """What a model learns from them."""
-        return self.shape.task
-
-
-def detect(columns: Collection[str], sample: Mapping[str, Any]) -> tuple[Task, str]:
-    """Say which task a data set is for.
-
-    Args:
-        columns: Its columns.
-        sample: The values of one row.
-
-    Returns:
-        The task, and why: "because of the column 'messages'".
-
-    Raises:
-        UserError: No task follows from the columns.
-    """
-    values = {column: sample.get(column) for column in columns}
-    reading = find_reading(values, "The data")
-    return reading.task, reading.reason
-
 
 def find_reading(
-    sample: Mapping[str, Any], where: object, task: Task | None = None, columns: Columns | None = None
+    sample: Mapping[str, Any], where: object, task: str | None = None, columns: Columns | None = None
 ) -> Reading:
     """Find out how rows are to be read.
 
@@ -88,18 +64,23 @@ def find_reading(
     given = {} if columns is None else columns.given()
     for column in given.values():
         if find(sample, _inside_translation(column, sample)) is MISSING:
-            line = (columns or Columns()).ask(None, **_suggestion(sample, task, given)[1])
+            line = (columns or Columns()).ask(None, **_suggestion(sample, task, given)[2])
             raise UserError(f"{where} {unknown_field(column, sample, 'column')} Write {line}.")
-    for shape in SHAPES:
-        if task not in (None, shape.task) or (task is None and shape.asked):
-            continue
+    for name, shape in _shapes(task):
         found = _fit(shape, sample, given)
-        if found is not None and _is_meant(shape, found, sample, task):
+        if found is not None and shape.fits({part: find(sample, column) for part, column in found.items()}):
             verb = "as asked, with" if task else "because of"
-            return Reading(shape, found, _optional(shape, given), f"{verb} {_listed(found)}")
-    if task == "embed" and not given and (reading := _by_order(sample)):
-        return reading
+            return Reading(name, shape, found, _optional(shape, given), f"{verb} {_listed(found)}")
+    if task is not None and not given and (ordered := TASKS[task].by_order(sample)) is not None:
+        shape, found = ordered
+        return Reading(task, shape, found, {}, f"as asked, with {_listed(found)}, in this order")
     raise _no_task(sample, where, task, columns or Columns())
+
+
+def _shapes(task: str | None) -> list[tuple[str, Shape]]:
+    """The shapes of a task, or those of all that are looked for unasked, each with the name of its task."""
+    found = [(name, shape) for name, each in TASKS.items() if task in (None, name) for shape in each.shapes]
+    return sorted((pair for pair in found if task or not pair[1].asked), key=lambda pair: pair[1].rank)
 
 
 def _fit(shape: Shape, sample: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str] | None:
@@ -121,16 +102,6 @@ def _fit(shape: Shape, sample: Mapping[str, Any], given: Mapping[str, str]) -> d
     return found
 
 
-def _is_meant(shape: Shape, found: Mapping[str, str], sample: Mapping[str, Any], task: Task | None) -> bool:
-    """Whether the values of the columns are such as the shape has, too."""
-    values = {part: find(sample, column) for part, column in found.items()}
-    if shape.kind == "unpaired":
-        return any(values["label"] is each or values["label"] == each for each in _LABELS)
-    if shape.kind == "completion":
-        return not any(isinstance(value, list) for value in values.values())
-    return True
-
-
 def _optional(shape: Shape, given: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     return {part: (given[part],) if part in given else names for part, names in shape.optional.items()}
 
@@ -141,28 +112,12 @@ def _inside_translation(column: str, sample: Mapping[str, Any]) -> str:
     return inside if column not in sample and find(sample, inside) is not MISSING else column
 
 
-def _by_order(sample: Mapping[str, Any]) -> Reading | None:
-    """Texts to embed by the order of their columns, as sentence-transformers takes them."""
-    said = next((column for column in sample if column in _SAID), None)
-    texts = [column for column, value in sample.items() if isinstance(value, str) and column != said]
-    if said is not None and 1 <= len(texts) <= 2:
-        found = dict(zip(("text", "second"), texts, strict=False)) | {"label": said}
-        shape = Shape("similarity", "embed", {part: (column,) for part, column in found.items()})
-    elif len(texts) >= 2:
-        anchor, positive, *negatives = texts
-        found = {"anchor": anchor, "positive": positive} | {f"negative_{i}": each for i, each in enumerate(negatives)}
-        shape = Shape("embed", "embed", {part: (column,) for part, column in found.items()})
-    else:
-        return None
-    return Reading(shape, found, {}, f"as asked, with {_listed(found)}, in this order")
-
-
 def _listed(found: Mapping[str, str]) -> str:
     *first, last = [repr(column) for column in found.values()]
     return f"the columns {', '.join(first)} and {last}" if first else f"the column {last}"
 
 
-def _no_task(sample: Mapping[str, Any], where: object, task: Task | None, asked: Columns) -> UserError:
+def _no_task(sample: Mapping[str, Any], where: object, task: str | None, asked: Columns) -> UserError:
     columns = [str(column)[:60] for column in sample]
     some = ", ".join(map(repr, columns[:_FEW])) + (", ..." if len(columns) > _FEW else "")
     has = f"{where} has the column{'s' if len(columns) != 1 else ''} {some or 'none'}"
@@ -171,8 +126,8 @@ def _no_task(sample: Mapping[str, Any], where: object, task: Task | None, asked:
             f"{has}, from which no task follows: if the first line is no header, name the columns with "
             f"{asked.ask_header(len(columns))}."
         )
-    shape, suggested = _suggestion(sample, task, asked.given())
-    line = asked.ask(shape.task if task is None else None, **suggested)
+    name, shape, suggested = _suggestion(sample, task, asked.given())
+    line = asked.ask(name if task is None else None, **suggested)
     if task is None:
         misspelt = _misspelt(columns)
         how = f"{misspelt} Or write {line}." if misspelt else f"name the task and its columns, such as {line}."
@@ -181,20 +136,22 @@ def _no_task(sample: Mapping[str, Any], where: object, task: Task | None, asked:
     return UserError(f"{has}, and {task} needs {needs}: say which they are with {line}.")
 
 
-def _suggestion(sample: Mapping[str, Any], task: Task | None, given: Mapping[str, str]) -> tuple[Shape, dict[str, str]]:
-    """The shape that suits a row best, and a column for each of its parts; NAME where none is left for one."""
+def _suggestion(
+    sample: Mapping[str, Any], task: str | None, given: Mapping[str, str]
+) -> tuple[str, Shape, dict[str, str]]:
+    """The shape that suits a row best with its task, and a column for each of its parts; NAME where none is left."""
 
-    def fit(shape: Shape) -> tuple[tuple[bool | int, ...], Shape, dict[str, str]]:
+    def fit(pair: tuple[str, Shape]) -> tuple[tuple[bool | int, ...], str, Shape, dict[str, str]]:
+        name, shape = pair
         columns, guessed = _columns_for(shape, sample, given)
         stray = not given.keys() <= shape.required.keys() | shape.optional.keys()
         unnamed = sum(part not in columns for part in shape.required)
         known = len(columns) > (guessed if unnamed and task else 0)
         parts = {part: columns.get(part, "NAME") for part in (*shape.required, *given)}
-        return (stray, not known, unnamed, shape.kind == "text", guessed, shape.kind != "classify"), shape, parts
+        return (stray, not known, unnamed, shape.suggested < 0, guessed, shape.suggested <= 0), name, shape, parts
 
     roles = {each.name for each in fields(Columns)}
-    shapes = (shape for shape in SHAPES if shape.task == task or (task is None and not shape.asked))
-    suitable = (shape for shape in shapes if shape.required.keys() <= roles)
+    suitable = (pair for pair in _shapes(task) if pair[1].required.keys() <= roles)
     return min(map(fit, suitable), key=lambda found: found[0])[1:]
 
 
@@ -239,7 +196,8 @@ def _by_value(part: str, values: Mapping[str, Any]) -> str | None:
 
 def _misspelt(columns: Sequence[str]) -> str | None:
     """A question about the first column that is nearly a usual name."""
-    usual = sorted({name for shape in SHAPES for names in shape.required.values() for name in names})
+    shapes = [shape for task in TASKS.values() for shape in task.shapes]
+    usual = sorted({name for shape in shapes for names in shape.required.values() for name in names})
     for column in columns[:_FEW]:
         hint = nearest(column, usual)
         if column not in usual and hint.endswith("?"):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from anyformer.data.examples import Example, Task
+from anyformer.data.examples import Example
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.metrics import ClassScores, class_table, classification, confusion_matrix
 from anyformer.evaluation.metrics.classification import all_labels, class_counts
@@ -15,7 +15,6 @@ _SHOWN_LABELS = 5
 
 
 def single_label(
-    task: Task,
     examples: Sequence[Example],
     references: Sequence[str],
     names: Sequence[str],
@@ -30,7 +29,6 @@ def single_label(
         for example, text, reference, name, row in zip(examples, shown, references, said, log_p, strict=True)
     ]
     return Evaluation(
-        task=task,
         metrics=classification(references, said, names),
         rows=rows,
         classes=label_table(references, said, names),

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anyformer.data.disk_cache import Cache
-from anyformer.data.examples import TASKS
-from anyformer.data.examples.columns import SHAPES, Columns
+from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.held_out import duplicates
-from anyformer.data.examples.loading import load_examples
-from anyformer.data.examples.tasks import find_reading
 from anyformer.errors import UserError
+from anyformer.tasks import TASKS
+from anyformer.tasks.detection import find_reading
+from anyformer.tasks.loading import load_examples
 from tests.fuzz.mutations import mutate_value
 
 
@@ -228,6 +228,7 @@ def test_any_rows_give_examples_or_one_sentence(
 
 
 def test_every_kind_of_row_is_among_those_that_are_changed():
-    found = {find_reading(row, "a.jsonl").shape.kind for row in GOOD}
-    asked = {find_reading(row, "a.jsonl", "embed").shape.kind for row in GOOD if row.keys() == {"text", "label"}}
-    assert found | asked == {shape.kind for shape in SHAPES}
+    found = [find_reading(row, "a.jsonl").shape for row in GOOD]
+    asked = [find_reading(row, "a.jsonl", "embed").shape for row in GOOD if row.keys() == {"text", "label"}]
+    kinds = {(shape.build, shape.gather) for shape in found + asked}
+    assert kinds == {(shape.build, shape.gather) for task in TASKS.values() for shape in task.shapes}

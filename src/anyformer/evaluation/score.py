@@ -3,15 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 
 from anyformer.checkpoint.by_name import takes_model
 from anyformer.errors import UserError
+from anyformer.evaluation.scorer import Query, Scorer
 from anyformer.generation import inference
-from anyformer.generation.prompt import batches, decoder_start_id, encode_prompt, input_pad_id, pad
+from anyformer.generation.prompt import decoder_start_id, encode_prompt
 from anyformer.model import Transformer
 from anyformer.one_line import OneLine
 from anyformer.tokenizer import Tokenizer
@@ -58,8 +58,8 @@ def score(
         batch_size: Texts of a batch, those of about equal length together.
 
     Raises:
-        UserError: an empty text, one beyond the context with its prompt, other numbers of texts and prompts, a model
-            that doesn't generate text or has no tokenizer.
+        UserError: an empty text or source, one beyond the context with its prompt, other numbers of texts and prompts,
+            a model that doesn't generate text or has no tokenizer.
     """
     tokenizer = inference.require_tokenizer(tokenizer, "give the model token ids")
     inference.require_generative(model)
@@ -73,30 +73,21 @@ def score(
         raise UserError(
             f"There are {len(texts)} texts and {len(before)} prompts: give a prompt for each, or one for all."
         )
-    rows = [
-        _encode(model, tokenizer, number, text, prompt)
+    queries = [
+        _query(model, tokenizer, number, text, prompt)
         for number, (text, prompt) in enumerate(zip(texts, before, strict=True), start=1)
     ]
-    scores: dict[int, Score] = {}
-    for indices in batches([row.ids for row in rows], batch_size):
-        batch = [rows[index] for index in indices]
-        scores |= zip(indices, _score(model, batch, input_pad_id(model, tokenizer)), strict=True)
-    return [scores[index] for index in range(len(rows))]
+    found = Scorer(model, batch_size)(queries)
+    return [Score([*query.targets], [*each.logprobs]) for query, each in zip(queries, found, strict=True)]
 
 
-@dataclass(frozen=True)
-class _Row:
-    ids: list[int]
-    prompt_length: int
-    """How many of the ids are not scored."""
-    source: list[int]
-
-
-def _encode(model: Transformer, tokenizer: Tokenizer, number: int, text: str, prompt: str | None) -> _Row:
+def _query(model: Transformer, tokenizer: Tokenizer, number: int, text: str, prompt: str | None) -> Query:
     source = list[int]()
     if model.config.is_encoder_decoder:
         ids, prompt_length = [decoder_start_id(model), *tokenizer.encode(text)], 1
         source = tokenizer.encode(prompt or "")
+        if not source:
+            raise UserError(f"Source {number} is empty: an encoder-decoder scores a text as the answer to a source.")
     elif prompt is None:
         start, plain, _ = tokenizer.encode_parts(text)
         ids, prompt_length = [*start, *plain], len(start) if plain else 0
@@ -110,22 +101,4 @@ def _encode(model: Transformer, tokenizer: Tokenizer, number: int, text: str, pr
     inference.check_length(f"Text {number}", len(ids), model)
     inference.check_length(f"Source {number}", len(source), model)
     inference.check_ids(torch.tensor(ids), model.config.vocab_size)
-    return _Row(ids, prompt_length, source)
-
-
-def _score(model: Transformer, rows: Sequence[_Row], pad_id: int) -> list[Score]:
-    ids, mask = pad([row.ids for row in rows], pad_id, model.device)
-    source = source_mask = None
-    if model.config.is_encoder_decoder:
-        source, source_mask = pad([row.source for row in rows], pad_id, model.device)
-    with inference.evaluating(model), torch.inference_mode():
-        logits = inference.float_logits(model(ids[:, :-1], source, mask=mask[:, :-1], source_mask=source_mask))
-        log_p = -F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(rows), -1)
-    logprobs: list[list[float]] = cast("Any", log_p).tolist()
-    scores = [
-        Score(row.ids[row.prompt_length :], found[row.prompt_length - 1 : len(row.ids) - 1])
-        for row, found in zip(rows, logprobs, strict=True)
-    ]
-    if any(math.isnan(score.logprob) for score in scores):
-        raise UserError(inference.DAMAGED)
-    return scores
+    return Query(ids[:-1], prompt_length - 1, ids[prompt_length:], source)

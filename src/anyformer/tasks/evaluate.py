@@ -2,36 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from anyformer.checkpoint.by_name import takes_model
-from anyformer.data.examples import (
-    ChatExample,
-    ClassifyExample,
-    CompletionExample,
-    EmbedExample,
-    Example,
-    PreferenceExample,
-    Seq2SeqExample,
-    TagExample,
-    Task,
-    TextExample,
-)
+from anyformer.data.examples import Example
 from anyformer.data.examples.columns import Columns, PythonColumns, as_columns
 from anyformer.data.examples.labels import LabelKind
-from anyformer.data.examples.loading import load_examples
 from anyformer.data.examples.tables import Data, Table, read_data
 from anyformer.errors import UserError
 from anyformer.evaluation.logits import is_regression
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.result import Evaluation
-from anyformer.evaluation.tasks.answers import evaluate_answers, evaluate_preferences
-from anyformer.evaluation.tasks.classify import evaluate_classify
-from anyformer.evaluation.tasks.embed import evaluate_embed
-from anyformer.evaluation.tasks.tag import evaluate_tag
-from anyformer.evaluation.tasks.text import evaluate_text
 from anyformer.evaluation.trained_on import trained_on
 from anyformer.model import Transformer
+from anyformer.tasks import TASKS
+from anyformer.tasks.loading import load_examples
 from anyformer.tokenizer import Tokenizer
 
 
@@ -40,7 +25,7 @@ def evaluate(
     model: Transformer,
     tokenizer: Tokenizer | None,
     data: Data | Sequence[Example],
-    task: Task | None = None,
+    task: str | None = None,
     *,
     columns: Columns | Mapping[str, str] | None = None,
     header: Sequence[str] = (),
@@ -87,38 +72,25 @@ def evaluate(
 
 
 def evaluate_examples(
-    model: Transformer, tokenizer: Tokenizer | None, examples: Sequence[Example], task: Task, options: Options
+    model: Transformer, tokenizer: Tokenizer | None, examples: Sequence[Example], task: str, options: Options
 ) -> Evaluation:
     """Evaluate a model on examples of a task."""
     if not examples:
         raise UserError("There is no example to evaluate the model on.")
-    rows: Any = examples
-    match task:
-        case "classify":
-            return evaluate_classify(model, tokenizer, rows, options)
-        case "tag":
-            return evaluate_tag(model, tokenizer, rows, options)
-        case "embed":
-            return evaluate_embed(model, tokenizer, rows, options)
-        case "seq2seq" | "chat" | "completion":
-            return evaluate_answers(task, model, tokenizer, rows, options)
-        case "preference":
-            return evaluate_preferences(model, tokenizer, rows, options)
-        case "text":
-            return evaluate_text(model, tokenizer, rows, options)
+    return replace(TASKS[task].evaluate(model, tokenizer, examples, options), task=task)
 
 
 def _read(
     model: Transformer,
     data: Data | Sequence[Example],
-    task: Task | None,
+    task: str | None,
     columns: Columns | None,
     header: Sequence[str],
-) -> tuple[Sequence[Example], Task, str | None]:
+) -> tuple[Sequence[Example], str, str | None]:
     """The examples, their task, and a sentence if the model was trained on them."""
-    if isinstance(data, Sequence) and data and isinstance(data[0], tuple(_TASKS)):
+    if isinstance(data, Sequence) and data and isinstance(data[0], Example):
         examples = cast("Sequence[Example]", data)
-        return examples, task or _TASKS[type(examples[0])], None
+        return examples, task or next(name for name, each in TASKS.items() if each.example is type(data[0])), None
     head = model.config.head
     kind: LabelKind | None = None
     if head.kind == "classification":
@@ -135,15 +107,3 @@ def _read(
         training=False,
     )
     return found.examples, found.task, trained_on(model, rows if isinstance(rows, Table) else found.files)
-
-
-_TASKS: Mapping[type[Example], Task] = {
-    TextExample: "text",
-    ChatExample: "chat",
-    CompletionExample: "completion",
-    PreferenceExample: "preference",
-    ClassifyExample: "classify",
-    TagExample: "tag",
-    EmbedExample: "embed",
-    Seq2SeqExample: "seq2seq",
-}

@@ -1,20 +1,34 @@
-"""How well the next token of plain text is predicted."""
+"""The next token of plain text."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from anyformer.config import ModelConfig
 from anyformer.data.examples import TextExample
+from anyformer.data.examples.parts import Parts
 from anyformer.evaluation.metrics import language_model
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.perplexity import join_texts, losses, predictions
 from anyformer.evaluation.result import Evaluation
 from anyformer.generation.inference import require_tokenizer
 from anyformer.model import Transformer
+from anyformer.tasks.task import Shape, Task
 from anyformer.tokenizer import Tokenizer
 
 
-def evaluate_text(
+def _build(parts: Parts) -> TextExample | None:
+    text = parts.text("text", empty=True)
+    return TextExample(where=parts.where, text=text) if text.strip() else None
+
+
+def _refusal(model: ModelConfig, name: str) -> str | None:
+    if model.head.kind == "language_model":
+        return None
+    return f"{name} has no language-model head, so it learns nothing from plain text."
+
+
+def _evaluate(
     model: Transformer, tokenizer: Tokenizer | None, examples: Sequence[TextExample], options: Options
 ) -> Evaluation:
     """How well the next token is predicted, in windows over all texts, as `anyformer evaluate` does without a task."""
@@ -24,4 +38,16 @@ def evaluate_text(
     parts = list(losses(model, text, progress=lambda count: options.progress("predict", count, total)))
     nats, counts = (np.array(column, dtype=np.float64) for column in zip(*parts, strict=True))
     metrics = language_model(nats, counts, text.size * counts / total)
-    return Evaluation(task="text", metrics=metrics, notes=[f"{total:,} tokens, {text.size:,} bytes of text."])
+    return Evaluation(metrics=metrics, notes=[f"{total:,} tokens, {text.size:,} bytes of text."])
+
+
+TASK = Task(
+    name="text",
+    learns="the next token of plain text",
+    example=TextExample,
+    shapes=[Shape(build=_build, required={"text": ("text", "content")}, rank=10, suggested=-1)],
+    refusal=_refusal,
+    settings=("packing",),
+    generates=True,
+    evaluate=_evaluate,
+)

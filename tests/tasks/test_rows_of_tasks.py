@@ -8,15 +8,16 @@ import pytest
 
 from anyformer.data.examples import Where
 from anyformer.data.examples.columns import Columns
-from anyformer.data.examples.convert import to_example
+from anyformer.data.examples.parts import Parts
 from anyformer.data.examples.rows import Row
-from anyformer.data.examples.tasks import find_reading
 from anyformer.errors import UserError
+from anyformer.tasks.detection import find_reading
 
 
 def make(values: dict[str, Any], task: Any = None, columns: Columns | None = None) -> Any:
     where = Where(Path("a.jsonl"), 3)
-    return to_example(Row(where, values), find_reading(values, f"{where},", task, columns))
+    reading = find_reading(values, f"{where},", task, columns)
+    return reading.shape.build(Parts(Row(where, values), reading.columns, reading.optional))
 
 
 def turns(*messages: tuple[str, str]) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from anyformer.data.examples.columns import Columns, NamedColumns
-from anyformer.data.examples.tasks import detect, find_reading
 from anyformer.errors import UserError
+from anyformer.tasks.detection import find_reading
 
 MESSAGES = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
 FOUND: list[tuple[dict[str, Any], str, str]] = [
@@ -50,35 +50,35 @@ FOUND: list[tuple[dict[str, Any], str, str]] = [
     ("sample", "task", "reason"), FOUND, ids=[f"{task}-{' '.join(sample)}" for sample, task, _ in FOUND]
 )
 def test_the_columns_say_which_task(sample: dict[str, Any], task: str, reason: str):
-    found, why = detect(sample.keys(), sample)
-    assert found == task
-    assert why.endswith(reason)
+    reading = find_reading(sample, "The data")
+    assert reading.task == task
+    assert reading.reason.endswith(reason)
 
 
 @pytest.mark.parametrize(
-    ("sample", "task", "columns", "kind"),
+    ("sample", "task", "columns", "found"),
     [
         ({"text": "", "label": 1}, "text", Columns(), "text"),
-        ({"text": "", "label": 1}, "embed", Columns(), "similarity"),
+        ({"text": "", "label": 1}, "embed", Columns(), "embed"),
         ({"sentence1": "", "sentence2": "", "score": 1}, "classify", Columns(), "classify"),
-        ({"prompt": "", "completion": ""}, "chat", Columns(), "conversation"),
-        ({"prompt": "", "completion": ""}, "seq2seq", Columns(), "rewrite"),
+        ({"prompt": "", "completion": ""}, "chat", Columns(), "chat"),
+        ({"prompt": "", "completion": ""}, "seq2seq", Columns(), "seq2seq"),
         ({"prompt": "", "completion": "", "label": 1}, "completion", Columns(), "completion"),
         ({"body": "", "stars": 1}, None, Columns(text="body"), "classify"),
         ({"a": "", "b": "", "c": ""}, None, Columns(text="a", second="b", label="c"), "classify"),
         ({"q": "", "a": ""}, None, Columns(prompt="q", completion="a"), "completion"),
         ({"q": "", "a": ""}, None, Columns(anchor="q", positive="a"), "embed"),
-        ({"in": {"q": ""}, "a": ""}, None, Columns(source="in.q", target="a"), "rewrite"),
-        ({"translation": {"en": "", "de": "", "fr": ""}}, None, Columns(source="de", target="fr"), "rewrite"),
+        ({"in": {"q": ""}, "a": ""}, None, Columns(source="in.q", target="a"), "seq2seq"),
+        ({"translation": {"en": "", "de": "", "fr": ""}}, None, Columns(source="de", target="fr"), "seq2seq"),
         ({"words": [], "upos": []}, None, Columns(tags="upos"), "tag"),
         ({"log": []}, None, Columns(messages="log"), "chat"),
         ({"a": "", "b": ""}, "embed", Columns(), "embed"),
-        ({"a": "", "b": "", "score": "0.3"}, "embed", Columns(), "similarity"),
+        ({"a": "", "b": "", "score": "0.3"}, "embed", Columns(), "embed"),
     ],
 )
-def test_what_is_asked_for_comes_first(sample: dict[str, Any], task: Any, columns: Columns, kind: str):
+def test_what_is_asked_for_comes_first(sample: dict[str, Any], task: Any, columns: Columns, found: str):
     reading = find_reading(sample, "a.csv", task, columns)
-    assert reading.shape.kind == kind
+    assert reading.task == found
     assert set(columns.given()) <= set(reading.columns)
     assert reading.reason.startswith("as asked, with" if task else "because of")
 

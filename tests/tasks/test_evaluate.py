@@ -18,8 +18,9 @@ from sklearn import metrics as sklearn
 import anyformer as af
 from anyformer.data.examples.columns import Columns
 from anyformer.errors import UserError
-from anyformer.evaluation import Options, evaluate
+from anyformer.evaluation import Options
 from anyformer.evaluation.perplexity import measure, read_text
+from anyformer.tasks.evaluate import evaluate
 from tests.evaluation.models import WORDS, decoder, encoder, encoder_decoder, vary
 
 TEXTS = [" ".join(WORDS.split()[begin : begin + 4]) for begin in range(20)]

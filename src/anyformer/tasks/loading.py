@@ -17,27 +17,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO
 
 from anyformer import limits
 from anyformer.data.disk_cache import Cache
-from anyformer.data.examples import ClassifyExample, EmbedExample, Example, TagExample, Task, TextExample
+from anyformer.data.examples import Example
 from anyformer.data.examples.columns import Columns
-from anyformer.data.examples.convert import to_example
-from anyformer.data.examples.labels import (
-    LabelKind,
-    check_learnable,
-    settle_embeddings,
-    settle_labels,
-    settle_tags,
-)
+from anyformer.data.examples.labels import LabelKind, check_learnable
+from anyformer.data.examples.parts import Parts
 from anyformer.data.examples.rows import Row, RowFile, row_files
 from anyformer.data.examples.tables import Table
-from anyformer.data.examples.tasks import Reading, find_reading
-from anyformer.data.examples.unpaired import pair_up
 from anyformer.data.materialize import HUB
 from anyformer.data.records import record_limit
 from anyformer.errors import UserError
+from anyformer.tasks import TASKS
+from anyformer.tasks.detection import Reading, find_reading
+from anyformer.tasks.task import Shape, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +44,13 @@ class ExampleSet:
         reason: Why, for people: "because of the column 'messages'".
         examples: All of them, in the order of the files.
         labels: The names of labels, tags or classes, in the order of their numbers; None where there are none.
-        kind: For the task classify, what is said about a text.
+        kind: Of texts that are classified, what is said about one.
         files: Where they are from.
         notes: What else was found, for people: what the labels are, and what was left out.
         skipped: What was wrong with each row that was skipped.
     """
 
-    task: Task
+    task: str
     reason: str
     examples: Sequence[Example]
     labels: tuple[str, ...] | None = None
@@ -76,15 +71,11 @@ class ExampleSet:
             names = " and ".join(str(path) if str(path).startswith(HUB) else path.name for path in self.files)
         return "; ".join([f"{self.task}, {self.reason}: {count} in {names}", *self.notes]) + "."
 
-    def with_examples(self, examples: Sequence[Example]) -> ExampleSet:
-        """The same with other examples, such as a part of them."""
-        return replace(self, examples=examples)
-
 
 def load_examples(
     paths: Sequence[str] | Table,
     *,
-    task: Task | None = None,
+    task: str | None = None,
     columns: Columns | None = None,
     header: Sequence[str] = (),
     labels: Sequence[str] | None = None,
@@ -105,7 +96,7 @@ def load_examples(
         header: The names of the columns of .csv and .tsv files that have no header.
         labels: The names of labels or tags there are, such as those of the training data or of a model; None: all
             that occur.
-        kind: For the task classify, what is said about a text; None: what follows from the labels.
+        kind: Of texts that are classified, what is said about one; None: what follows from the labels.
         training: Whether they are to be learned from, so that labels which can't teach anything are refused; None: if
             no labels are given.
         skip_faulty: Leave faulty rows out instead of raising. Files that can't be read are still refused.
@@ -118,7 +109,7 @@ def load_examples(
     files = [paths] if isinstance(paths, Table) else row_files(paths, cache, stdin=stdin, progress=progress)
     skipped, classes = list[str](), dict[str, dict[str, None]]()
     first: Reading | None = None
-    examples, unpaired = list[Example](), list[tuple[Row, Reading]]()
+    examples, together = list[Example](), list[tuple[Shape, Parts]]()
     for file in files:
         rows = iter(file.rows(header, record_limit(max_record_bytes)))
         row = next(rows, None)
@@ -131,10 +122,11 @@ def load_examples(
             classes.setdefault(part, {}).update(dict.fromkeys(row.classes.get(column, ())))
         for each in _chained(row, rows):
             try:
-                if reading.shape.kind == "unpaired":
-                    unpaired.append((each, reading))
-                else:
-                    examples.append(to_example(each, reading))
+                parts = Parts(each, reading.columns, reading.optional)
+                if reading.shape.gather is not None:
+                    together.append((reading.shape, parts))
+                elif (example := reading.shape.build(parts)) is not None:
+                    examples.append(example)
             except UserError as error:
                 if not skip_faulty:
                     raise
@@ -142,12 +134,10 @@ def load_examples(
     if first is None:
         raise UserError(f"There is no example to read: {_which(files)} empty.")
     notes = [f"{len(skipped):,} faulty row{'s' if len(skipped) != 1 else ''} left out"] if skipped else list[str]()
-    if unpaired:
-        pairs, note = pair_up(unpaired)
-        examples += pairs
+    if together and (gather := together[0][0].gather) is not None:
+        found, note = gather([parts for _, parts in together])
+        examples += found
         notes += [note] if note else []
-    if first.task == "text":
-        examples = [example for example in examples if cast("TextExample", example).text.strip()]
     if not examples:
         reason = f"all {len(skipped):,} rows are faulty, {skipped[0]}" if skipped else f"{_which(files)} empty."
         raise UserError(f"There is no example to read: {reason}")
@@ -160,15 +150,15 @@ def load_examples(
         skipped=skipped,
     )
     named = {part: tuple(names) for part, names in classes.items()}
-    made = _settled(made, kind, labels, named)
+    made = _settled(TASKS[first.task], made, kind, labels, named)
     if training or (training is None and labels is None):
-        _check_learnable(made, bool(labels or named.get("label")))
+        _check_learnable(TASKS[first.task], made, bool(labels or named.get("label")))
     return made
 
 
 def find_task(
     paths: Sequence[str], *, columns: Columns | None = None, header: Sequence[str] = (), cache: Cache | None = None
-) -> Task | None:
+) -> str | None:
     """What the examples of files are for, by the columns of the first one; None where there is none.
 
     Raises:
@@ -182,38 +172,25 @@ def find_task(
 
 
 def _settled(
-    found: ExampleSet, kind: LabelKind | None, known: Sequence[str] | None, classes: Mapping[str, Sequence[str]]
+    task: Task,
+    found: ExampleSet,
+    kind: LabelKind | None,
+    known: Sequence[str] | None,
+    classes: Mapping[str, Sequence[str]],
 ) -> ExampleSet:
     """The examples with the names and numbers that their labels mean."""
-    given = cast("Sequence[Any]", found.examples)
-    if found.task == "classify":
-        examples, labels = settle_labels(
-            cast("Sequence[ClassifyExample]", given), kind, known, classes.get("label", ())
-        )
-        names = None if labels.kind == "regression" else labels.names
-        return replace(found, examples=examples, labels=names, kind=labels.kind, notes=[labels.note, *found.notes])
-    if found.task == "tag":
-        tagged, labels = settle_tags(cast("Sequence[TagExample]", given), known, classes.get("tags", ()))
-        return replace(found, examples=tagged, labels=labels.names, notes=[labels.note, *found.notes])
-    if found.task == "embed":
-        embedded, names, note = settle_embeddings(cast("Sequence[EmbedExample]", given), known)
-        return replace(found, examples=embedded, labels=names or None, notes=[note, *found.notes])
-    return found
+    if task.settle is None:
+        return found
+    examples, labels = task.settle(found.examples, kind, known, classes)
+    notes = [labels.note, *found.notes]
+    return replace(found, examples=examples, labels=labels.names or None, kind=labels.kind, notes=notes)
 
 
-def _check_learnable(found: ExampleSet, named: bool) -> None:
-    first = found.examples[0]
-    values = list[object]()
-    for example in found.examples:
-        match example:
-            case TagExample(tags=tags):
-                values += tags
-            case ClassifyExample(label=label) | EmbedExample(label=label):
-                values.append(label)
-            case _:
-                return
-    if found.task != "embed" or found.labels:
-        check_learnable(values, first.where, named=named or found.kind != "single")
+def _check_learnable(task: Task, found: ExampleSet, named: bool) -> None:
+    if task.classes is None or not (found.labels or found.kind):
+        return
+    values = [value for example in found.examples for value in task.classes(example)]
+    check_learnable(values, found.examples[0].where, named=named or found.kind != "single")
 
 
 def _chained(row: Row, rows: Iterable[Row]) -> Iterator[Row]:

@@ -1,0 +1,276 @@
+"""Log-probabilities of given tokens, of any language model. What several texts have in common is read once.
+
+::
+
+    decoder            the cat sat  ->  cat sat on      each token given those before it
+    encoder            the [M] sat  ->      cat         the tokens behind masks
+    encoder-decoder    <s> die      ->  die Katze       each token given those before it and the source
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anyformer.blocks.head import LanguageModelHead
+from anyformer.generation.cached_decoder import DecoderStep
+from anyformer.generation.inference import DamagedError, cache_is_stale, check_ids, evaluating, head_logits
+from anyformer.generation.prompt import batches_by_length, pad
+from anyformer.model import Transformer
+from anyformer.tokenizer.prompt import common_prefix
+from anyformer.training.memory import keep_freed_memory
+
+Ids = tuple[int, ...]
+Progress = Callable[[int], None]
+"""Called after each batch with the number of its queries."""
+
+_SCORED_TOKENS, _READ_TOKENS = 512, 4096
+"""Tokens of a batch: those whose logits are held, by a processor, and, with padding, those that are read."""
+_REDUCED_LOGITS, _HELD_LOGITS = 1 << 19, 1 << 27
+"""Logits that are reduced at a time, so that they stay in the cache of a core; and those of one text that are held."""
+_WORTH_SHARING = 32
+"""Tokens that all texts of a batch must begin with to be read before the others."""
+
+
+class Query(NamedTuple):
+    """Tokens to be scored.
+
+    Attributes:
+        tokens: Tokens that the decoder reads, or the encoder of a model without a decoder.
+        first: Index of the token whose output predicts the first target.
+        targets: The tokens to be scored, at least one; the output at ``first + i`` predicts ``targets[i]``.
+        source: Tokens that the encoder of an encoder-decoder reads.
+    """
+
+    tokens: Sequence[int]
+    first: int
+    targets: Sequence[int]
+    source: Sequence[int] = ()
+
+
+class LogLikelihood(NamedTuple):
+    """How likely tokens are.
+
+    Attributes:
+        logprobs: Log-probability of each token, in nats.
+        is_greedy: Whether each token is the likeliest one at its place.
+    """
+
+    logprobs: Sequence[float]
+    is_greedy: bool
+
+    @property
+    def logprob(self) -> float:
+        """The sum over all tokens, in nats."""
+        return math.fsum(self.logprobs)
+
+
+class _Row(NamedTuple):
+    ids: Ids
+    """Tokens that are read behind the context."""
+    first: int
+    count: int
+    """The outputs that are needed, from the first on."""
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What is read before: the source of an encoder-decoder, or the beginning of a decoder's texts.
+
+    Attributes:
+        rows: For each row the targets, and the indices of their queries.
+    """
+
+    ids: Ids
+    rows: dict[_Row, list[tuple[int, Ids]]] = field(default_factory=dict[_Row, list[tuple[int, Ids]]])
+
+
+_Item = tuple[int, _Row, list[tuple[int, Ids]]]
+"""The number of a context in its group, a row behind it, and what is scored of that."""
+
+
+class Scorer:
+    """Scores tokens in batches of texts of about the same length; no other logits are computed than those needed.
+
+    Args:
+        model: A language model of any family. Its weights must not change between two calls.
+        batch_size: Texts of a batch at most; None: as many as its tokens allow.
+    """
+
+    def __init__(self, model: Transformer, batch_size: int | None = None) -> None:
+        if not isinstance(model.head, LanguageModelHead):
+            raise ValueError("a model without a language-model head has no logits")
+        self.model, self.batch_size = model, batch_size
+        self.scored_tokens = _SCORED_TOKENS
+        if model.device.type == "cpu":
+            keep_freed_memory()
+        else:
+            self.scored_tokens = max(_SCORED_TOKENS, _HELD_LOGITS // model.config.vocab_size)
+        self._read = _CachedReader(model) if model.config.is_decoder_only else _Reader(model)
+
+    def __call__(self, queries: Sequence[Query], progress: Progress = lambda count: None) -> list[LogLikelihood]:
+        """Score tokens, in the order of the queries.
+
+        Raises:
+            UserError: an id outside of the model's vocabulary, an output that is NaN.
+        """
+        found: dict[int, LogLikelihood] = {}
+        with evaluating(self.model), torch.inference_mode():
+            for contexts in self._groups(self._contexts(queries)):
+                room = max(len(row.ids) for each in contexts for row in each.rows)
+                self._read.contexts([context.ids for context in contexts], room)
+                for batch in self._batches(contexts):
+                    for start, logits in self._read.logits(batch):
+                        for index, part in _pick(logits, batch, start):
+                            before = found.get(index, LogLikelihood((), True))
+                            together = (*before.logprobs, *part.logprobs), before.is_greedy and part.is_greedy
+                            found[index] = LogLikelihood(*together)
+                    progress(sum(len(targets) for _, _, targets in batch))
+        return [found[index] for index in range(len(queries))]
+
+    def _contexts(self, queries: Sequence[Query]) -> list[_Context]:
+        """The distinct contexts, with the distinct rows behind each."""
+        contexts: dict[Ids, _Context] = {}
+        for index, (tokens, first, targets, source) in enumerate(queries):
+            # Keys and values of a context are kept, unless longer texts change what they are.
+            cut = first if self.model.config.is_decoder_only and not cache_is_stale(self.model, len(tokens)) else 0
+            context = tuple(source) or tuple(tokens[:cut])
+            row = _Row(tuple(tokens[cut:]), first - cut, len(targets))
+            contexts.setdefault(context, _Context(context)).rows.setdefault(row, []).append((index, tuple(targets)))
+        return [*contexts.values()]
+
+    def _groups(self, contexts: list[_Context]) -> Iterator[list[_Context]]:
+        """Contexts that are read together."""
+        lengths = [len(context.ids) + max(len(row.ids) for row in context.rows) for context in contexts]
+        for group in batches_by_length(lengths, _READ_TOKENS, self.batch_size):
+            yield [contexts[index] for index in group]
+
+    def _batches(self, contexts: list[_Context]) -> Iterator[list[_Item]]:
+        """The rows of contexts, the longest first."""
+        items = [(owner, row, found) for owner, each in enumerate(contexts) for row, found in each.rows.items()]
+        for group in batches_by_length([len(row.ids) for _, row, _ in items], _READ_TOKENS, self.batch_size):
+            batch, count = list[_Item](), 0
+            for item in map(items.__getitem__, group):
+                if batch and count + item[1].count > self.scored_tokens:
+                    yield batch
+                    batch, count = [], 0
+                batch.append(item)
+                count += item[1].count
+            yield batch
+
+
+class _CachedReader:
+    """A decoder-only model. It reads contexts once, and each row goes on from a copy of their keys and values."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model, self.step = model, DecoderStep(model)
+
+    def contexts(self, contexts: Sequence[Ids], room: int) -> None:
+        """Read contexts, with room for so many tokens behind each."""
+        shared, longest = _common_length(contexts), max(map(len, contexts))
+        if shared >= _WORTH_SHARING and len(contexts) > 1:
+            self.cache = self.model.make_cache(1, longest + room)
+            self._prefill([contexts[0][:shared]])
+            self.cache.select(torch.zeros(len(contexts), dtype=torch.long, device=self.model.device))
+        else:
+            self.cache, shared = self.model.make_cache(len(contexts), longest + room), 0
+        if longest > shared:
+            self._prefill([ids[shared:] for ids in contexts])
+
+    def logits(self, batch: Sequence[_Item]) -> Iterator[tuple[int, Float[Tensor, "scored vocab"]]]:
+        """The logits that rows need, in order: parts, and the number of the first of each."""
+        owners, ids, mask, scored = _rows(batch, self.model)
+        cache = self.cache.copy(owners)
+        start, size = 0, ids.shape[1]
+        if len(ids) == 1 and not cache_is_stale(self.model, size):  # a long text alone is read in parts
+            size = max(_SCORED_TOKENS, _HELD_LOGITS // self.model.config.vocab_size)
+        for part, needed in zip(ids.split(size, dim=1), scored.split(size, dim=1), strict=True):
+            logits = self.step(part, cache, mask=mask, packed=True).flatten(0, 1)
+            needed = needed.flatten() if mask is None else needed[mask]
+            yield start, logits if bool(needed.all()) else logits[needed]
+            start += int(needed.sum())
+
+    def _prefill(self, rows: Sequence[Ids]) -> None:
+        ids, mask = _pad(rows, self.model)
+        self.step(ids, self.cache, mask=mask, last_only=True)
+
+
+class _Reader:
+    """A model with an encoder. It reads sources once."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+
+    def contexts(self, contexts: Sequence[Ids], room: int) -> None:
+        """Read sources, where there are any."""
+        self.states: Tensor | None = None
+        self.source_mask: Tensor | None = None
+        if self.model.config.is_encoder_decoder:
+            source, self.source_mask = _pad(contexts, self.model, self.model.config.source_vocab_size)
+            self.states = self.model.encode(source, self.source_mask)
+
+    def logits(self, batch: Sequence[_Item]) -> Iterator[tuple[int, Float[Tensor, "scored vocab"]]]:
+        """As of `_CachedReader`."""
+        model = self.model
+        owners, ids, mask, scored = _rows(batch, model)
+        stack = model.decoder or model.encoder
+        assert stack is not None
+        hidden = stack(
+            model.token_embedding(ids),
+            ids,
+            mask=mask,
+            encoder_states=None if self.states is None else self.states[owners],
+            source_mask=None if self.source_mask is None else self.source_mask[owners],
+            needed=scored,
+        )
+        for part, states in enumerate(hidden[scored].split(_SCORED_TOKENS)):
+            yield part * _SCORED_TOKENS, head_logits(model, states)
+
+
+def _pad(rows: Sequence[Ids], model: Transformer, vocab_size: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """Rows as one tensor, padded on the right, and its mask, None without padding. Raises UserError for wrong ids."""
+    padding = model.config.embedding.padding or 0
+    ids, mask = pad(rows, padding, model.device)
+    check_ids(ids, vocab_size or model.config.vocab_size)
+    return ids, None if bool(mask.all()) else mask
+
+
+def _rows(batch: Sequence[_Item], model: Transformer) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """The contexts of rows, their ids and mask, see `_pad`, and where logits are needed, [batch, time]."""
+    ids, mask = _pad([row.ids for _, row, _ in batch], model)
+    rows = torch.tensor([(owner, row.first, row.first + row.count) for owner, row, _ in batch], device=ids.device)
+    owners, first, end = rows.unbind(1)
+    places = torch.arange(ids.shape[1], device=ids.device)
+    return owners, ids, mask, (first[:, None] <= places) & (places < end[:, None])
+
+
+def _common_length(rows: Sequence[Ids]) -> int:
+    """How many tokens all rows begin with: as many as the first and the last in the order of their tokens."""
+    return common_prefix(min(rows), max(rows))
+
+
+def _pick(
+    logits: Float[Tensor, "scored vocab"], batch: Sequence[_Item], start: int
+) -> Iterator[tuple[int, LogLikelihood]]:
+    """The log-likelihoods of targets that these logits predict, from `start` on, by the index of their query."""
+    parts = logits.split(-(-_REDUCED_LOGITS // logits.shape[1]))
+    reduced = [(part.amax(dim=1), part.logsumexp(dim=1)) for part in parts]
+    highest, logsumexp = (torch.cat(each) for each in zip(*reduced, strict=True))
+    if bool(logsumexp.isnan().any()):
+        raise DamagedError
+    row_start = -start
+    for _, row, queries in batch:
+        begin, end = max(0, row_start), max(0, min(row_start + row.count, len(logits)))
+        for index, ids in queries if begin < end else ():
+            target = torch.tensor(ids[begin - row_start : end - row_start], device=logits.device)
+            check_ids(target, logits.shape[1])
+            chosen = logits[begin:end].gather(1, target[:, None]).squeeze(1)
+            # Where a maximum is takes several times as long to find, and few texts have nothing but maxima.
+            is_greedy = bool((chosen == highest[begin:end]).all())
+            is_greedy = is_greedy and bool((logits[begin:end].argmax(dim=1) == target).all())
+            yield index, LogLikelihood((chosen - logsumexp[begin:end]).tolist(), is_greedy)
+        row_start += row.count

@@ -1,0 +1,122 @@
+"""Layouts of the tensors that operations return, asked of torch's "meta" device once each."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Shape, strides and dtype of a tensor that a function returns.
+
+    Attributes:
+        viewed: number of the argument that has its memory, and where in there it begins; None: it has its own.
+    """
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    viewed: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes from the first element to the last."""
+        if 0 in self.shape:
+            return 0
+        steps = zip(self.shape, self.stride, strict=True)
+        return self.dtype.itemsize * (1 + sum((length - 1) * stride for length, stride in steps))
+
+
+_LAYOUTS: dict[Any, Any] = {}
+"""What functions return, by function and layouts of the arguments."""
+
+
+def layout(tensor: Tensor) -> Layout:
+    """The layout of a tensor."""
+    return Layout(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+def results(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], empty: Callable[[Layout], Tensor]) -> Any:
+    """What a function returns, without data.
+
+    Args:
+        tensors: all those among its arguments.
+        empty: makes a tensor.
+    """
+    key = func, _key(args), _key(kwargs)
+    if key not in _LAYOUTS:
+        _LAYOUTS[key] = _ask(func, args, kwargs, tensors)
+    return _made(_LAYOUTS[key], tensors, empty)
+
+
+def _made(found: Any, tensors: Sequence[Tensor], empty: Callable[[Layout], Tensor]) -> Any:
+    # No function inside the one above: one that calls itself would keep the tensors until garbage is collected.
+    if isinstance(found, list | tuple):
+        return type(found)([_made(each, tensors, empty) for each in found])
+    if not isinstance(found, Layout):
+        return found
+    if found.viewed is None:
+        return empty(found)
+    argument, offset = found.viewed
+    return tensors[argument].as_strided(found.shape, found.stride, offset)
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_key, value))
+    if isinstance(value, dict):
+        return tuple((name, _key(each)) for name, each in value.items())
+    return type(value), value  # 1, 1.0 and True are equal, and their results are not
+
+
+def _ask(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
+    """What a function returns, with layouts in the place of tensors."""
+    given = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="meta") for each in tensors]
+    storages = [each.untyped_storage() for each in given]
+    rest = iter(given)
+    args, kwargs = tree_map_only(Tensor, lambda _: next(rest), (args, kwargs))
+    if any(argument.name == "device" for argument in func._schema.arguments):
+        kwargs = {**kwargs, "device": "meta"}
+
+    def viewed(result: Tensor) -> Layout:
+        same = (number for number, storage in enumerate(storages) if storage is result.untyped_storage())
+        argument = next(same, None)
+        place = None if argument is None else (argument, int(result.storage_offset()))
+        return replace(layout(result), viewed=place)
+
+    return tree_map_only(Tensor, viewed, func(*args, **kwargs))
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """All tensors in a function's arguments or results."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from tensors_of(each)
+    elif isinstance(value, dict):
+        yield from tensors_of([*value.values()])
+
+
+@cache
+def returns_view(func: Any) -> bool:
+    """Whether a function returns memory of its arguments."""
+    return any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
+
+
+def written(func: Any, args: Any, kwargs: Any) -> Any:
+    """What a function that writes into its arguments returns."""
+    found = [
+        kwargs[argument.name] if argument.name in kwargs else args[place]
+        for place, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    count = len(func._schema.returns)
+    return None if not count else found[0] if count == 1 else tuple(found[:count])

@@ -1,0 +1,44 @@
+"""Tasks of fine-tuning, a file each: what a model learns from examples.
+
+`task.py` says what a task is. A task is added by its file and its name below, see docs/adding/task.md; `finetune`,
+`evaluate`, `plan` and their pages ask its record, and know no task by name. `loading` makes examples of rows, and
+`evaluate` measures a model on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from anyformer.tasks.task import Task
+
+_FILES = """
+text chat completion preference classify tag embed seq2seq
+"""
+
+
+class _Tasks(Mapping[str, "Task"]):
+    """The tasks by name. A file is imported when its task is asked for: `--help` needs their names alone."""
+
+    @override
+    def __getitem__(self, name: str) -> Task:
+        if name not in _FILES.split():
+            raise KeyError(name)
+        return cast("Task", import_module(f"{__name__}.{name}").TASK)
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(_FILES.split())
+
+    @override
+    def __len__(self) -> int:
+        return len(_FILES.split())
+
+
+TASKS: Mapping[str, Task] = _Tasks()
+CHOICES = f"{{{','.join(TASKS)}}}"
+"""The names, as a help shows them."""

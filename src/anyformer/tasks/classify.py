@@ -1,0 +1,177 @@
+"""One label, several labels or a number for a text, or a pair of texts."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from anyformer.config import ModelConfig
+from anyformer.data.batch import IGNORED, Batch, Rng
+from anyformer.data.examples import ClassifyExample
+from anyformer.data.examples.classifier_input import encode_texts
+from anyformer.data.examples.columns import LABELS, PAIRS, SCORES, TEXTS, Names
+from anyformer.data.examples.datasets import Dataset, labeled
+from anyformer.data.examples.encoded import Cut
+from anyformer.data.examples.labels import settle_labels
+from anyformer.data.examples.parts import Parts, read_label
+from anyformer.errors import UserError, quote
+from anyformer.evaluation.labels import known_label, log_softmax, single_label
+from anyformer.evaluation.logits import is_regression, label_names, text_logits
+from anyformer.evaluation.metrics import class_table, multilabel, regression
+from anyformer.evaluation.metrics.classification import class_counts
+from anyformer.evaluation.metrics.metric import Array
+from anyformer.evaluation.options import Options
+from anyformer.evaluation.result import EvaluatedRow, Evaluation
+from anyformer.model import Transformer
+from anyformer.tasks.task import Encoded, EncodedText, Encoding, Shape, Task, random_ids
+from anyformer.tokenizer import Tokenizer
+from anyformer.training.run_config import CompleteRunConfig
+
+
+def _build(parts: Parts) -> ClassifyExample:
+    second = parts.text("second") if parts.has("second") or "second" in parts.required else None
+    return ClassifyExample(where=parts.where, text=parts.text("text"), second=second, label=read_label(parts))
+
+
+def _encode(encoding: Encoding, examples: Sequence[ClassifyExample]) -> list[Encoded]:
+    inputs = encode_texts(encoding.tokenizer, [(each.text, each.second) for each in examples], encoding.context)
+    found = list[Encoded]()
+    for example, each in zip(examples, inputs, strict=True):
+        labels = [_number(example)] if encoding.kind == "regression" else _names(example)
+        text = EncodedText(tokens=each.tokens, segments=each.segments, cut=Cut(tokens=each.cut))
+        found.append(Encoded(example=example, texts=[text], label=", ".join(map(str, labels)), labels=labels))
+    return found
+
+
+def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
+    examples, texts = [cast("ClassifyExample", each.example) for each in encoded], [each.texts[0] for each in encoded]
+    numbers = encoding.numbers()
+    if encoding.kind == "regression":
+        targets: Any = np.array([_number(example) for example in examples], np.float32)
+        targets[targets == IGNORED] = np.nextafter(np.float32(IGNORED), np.float32(0))  # it is to be learned
+    elif encoding.kind == "multiple":
+        targets = np.zeros((len(examples), len(encoding.labels)), np.float32)
+        for row, example in enumerate(examples):
+            targets[row, [numbers[name] for name in _names(example)]] = 1.0
+    else:
+        targets = np.array([numbers[_names(example)[0]] for example in examples], np.int64)
+    paired = encoding.model.embedding.segments > 1 and any(example.second is not None for example in examples)
+    segments = [text.segments for text in texts] if paired else None
+    return labeled([text.tokens for text in texts], targets, encoding.pad, segments)
+
+
+def _number(example: ClassifyExample) -> float:
+    return float(example.label) if isinstance(example.label, int | float) else 0.0
+
+
+def _evaluate(
+    model: Transformer, tokenizer: Tokenizer | None, examples: Sequence[ClassifyExample], options: Options
+) -> Evaluation:
+    """One label, several labels or a number for each text."""
+    for example in examples:
+        if example.label is None:
+            raise UserError(f"{example.where}: there is no label to compare with.")
+    texts = [(example.text, example.second) for example in examples]
+    logits, _ = text_logits(model, tokenizer, texts, progress=options.counter("classify", len(examples)))
+    if is_regression(model):
+        return _regression(examples, logits)
+    for example in examples:
+        if isinstance(example.label, float):
+            raise UserError(
+                f"{example.where}: the label is the number {example.label:g}, and this model knows classes."
+            )
+    names = label_names(model)
+    several = any(isinstance(example.label, tuple) for example in examples)
+    if several or model.config.head.problem_type == "multi_label_classification":
+        return _multilabel(examples, logits, names)
+    labels = [known_label(str(example.label), names, example) for example in examples]
+    return single_label(examples, labels, names, log_softmax(logits), [_shown(each) for each in examples])
+
+
+def _multilabel(examples: Sequence[ClassifyExample], logits: Array, names: Sequence[str]) -> Evaluation:
+    references = [[known_label(name, names, example) for name in _names(example)] for example in examples]
+    said = [[name for name, logit in zip(names, row, strict=True) if logit > 0] for row in logits]
+    truth = np.array([[name in right for name in names] for right in references])
+    losses = np.logaddexp(0, np.where(truth, -logits, logits)).sum(axis=1)
+    rows = [
+        EvaluatedRow(
+            example.where, _shown(example), ", ".join(right), ", ".join(found), float(loss), set(right) == set(found)
+        )
+        for example, right, found, loss in zip(examples, references, said, losses, strict=True)
+    ]
+    classes = class_table(class_counts(references, said, names), names)
+    return Evaluation(metrics=multilabel(references, said, names), rows=rows, classes=classes)
+
+
+def _names(example: ClassifyExample) -> Sequence[str]:
+    return example.label if isinstance(example.label, tuple) else [str(example.label)]
+
+
+def _regression(examples: Sequence[ClassifyExample], logits: Array) -> Evaluation:
+    wanted: list[float] = []
+    for example in examples:
+        if isinstance(example.label, str | tuple):
+            label = quote(example.label)
+            raise UserError(f"{example.where}: the label {label} is a name, and this model predicts numbers.")
+        wanted.append(float(cast("float", example.label)))
+    found = logits[:, 0]
+    rows = [
+        EvaluatedRow(example.where, _shown(example), f"{right:g}", f"{said:.4g}", float((right - said) ** 2))
+        for example, right, said in zip(examples, wanted, found, strict=True)
+    ]
+    return Evaluation(metrics=regression(wanted, found), rows=rows)
+
+
+def _shown(example: ClassifyExample) -> str:
+    return example.text if example.second is None else f"{example.text} | {example.second}"
+
+
+def _nothing_to_learn(labels: Counter[str], examples: int) -> str | None:
+    if list(labels.values()) != [examples]:
+        return None
+    return f"All {examples:,} examples have the label {quote(*labels)}: there is nothing to tell apart."
+
+
+def _commands(config: Any, example: ClassifyExample, evaluate: str) -> list[tuple[str, str]]:
+    texts = '"text"' if example.second is None else '"text" --second "text"'
+    return [("classify", texts), ("evaluate", evaluate)]
+
+
+_LOSSES = {"multiple": "binary cross-entropy of a label, nats", "regression": "squared error"}
+
+
+def _random_batch(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Batch:
+    tokens = random_ids(config, model, rng)
+    if model.head.problem_type == "multi_label_classification":
+        return Batch(tokens, np.zeros((len(tokens), model.head.labels), np.float32))
+    if model.head.problem_type == "regression":
+        return Batch(tokens, np.zeros(len(tokens), np.float32))
+    return Batch(tokens, np.zeros(len(tokens), np.int64))
+
+
+_TEXTS: Sequence[Mapping[str, Names]] = (*({"text": (a,), "second": (b,)} for a, b in PAIRS), {"text": TEXTS})
+
+TASK = Task(
+    name="classify",
+    learns="one label, several labels or a number for a text or a pair of texts",
+    example=ClassifyExample,
+    shapes=[
+        Shape(build=_build, required={**texts, "label": said}, asked=said is SCORES, rank=9, suggested=1)
+        for said in (LABELS, SCORES)
+        for texts in _TEXTS
+    ],
+    settle=lambda examples, kind, known, classes: settle_labels(examples, kind, known, classes.get("label", ())),
+    classes=lambda example: [example.label],
+    head="classification",
+    encode=_encode,
+    dataset=_dataset,
+    nothing_to_learn=_nothing_to_learn,
+    loss_unit=lambda config: _LOSSES.get(str(config.get("label_kind")), "cross-entropy, nats"),
+    settings=("labels", "label_kind"),
+    evaluate=_evaluate,
+    pipeline="text-classification",
+    auto_class="AutoModelForSequenceClassification",
+    commands=_commands,
+    random_batch=_random_batch,
+)

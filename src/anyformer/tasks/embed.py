@@ -1,0 +1,257 @@
+"""Vectors that are near for texts of the same meaning."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from anyformer.config import ModelConfig
+from anyformer.data.batch import EmbeddingBatch, Rng
+from anyformer.data.examples import EmbedExample
+from anyformer.data.examples.classifier_input import encode_texts
+from anyformer.data.examples.columns import LABELS, PAIRS, SCORES, TEXTS
+from anyformer.data.examples.datasets import Dataset, compared
+from anyformer.data.examples.encoded import Cut
+from anyformer.data.examples.labels import settle_embeddings
+from anyformer.data.examples.parts import Parts, as_list, as_text, fault, read_label
+from anyformer.errors import UserError, quote
+from anyformer.evaluation.metrics import relevant_ranks, retrieval, share, similarity
+from anyformer.evaluation.metrics.metric import Array
+from anyformer.evaluation.metrics.retrieval import unit
+from anyformer.evaluation.options import Options
+from anyformer.evaluation.result import EvaluatedRow, Evaluation
+from anyformer.generation import embed
+from anyformer.model import Transformer
+from anyformer.tasks.task import Encoded, EncodedText, Encoding, Shape, Task, random_ids
+from anyformer.tokenizer import Tokenizer
+from anyformer.training.losses import EmbeddingLoss
+from anyformer.training.run_config import CompleteRunConfig
+
+_SAID = ("label", "labels", "score", "scores")
+"""Columns that aren't texts to embed."""
+
+
+def _build(parts: Parts) -> EmbedExample:
+    texts = [parts.text("anchor"), parts.text("positive")]
+    columns = [column for part, column in parts.required.items() if part.startswith("negative")]
+    if not columns and parts.has("negative"):
+        columns.append(parts.column("negative"))
+    numbered = [
+        name for name in parts.row.values if name.startswith("negative_") and parts.row.values[name] is not None
+    ]
+    for column in dict.fromkeys([*columns, *numbered]):
+        place = f"its column {quote(column)}"
+        value = parts.find(column)
+        several = as_list(value, parts.where, place) if isinstance(value, list) else [value]
+        texts += [as_text(each, parts.where, place) for each in several]
+    return EmbedExample(where=parts.where, texts=tuple(texts))
+
+
+def _build_pair(parts: Parts) -> EmbedExample:
+    """A pair with a score, or a pair or a text with a label; which of them it is, all labels tell."""
+    texts = tuple(parts.text(part) for part in ("text", "second") if part in parts.required)
+    if "score" in parts.required:
+        return EmbedExample(where=parts.where, texts=texts, score=parts.number("score"))
+    label = read_label(parts)
+    if isinstance(label, tuple):
+        raise fault(parts.where, f"has a list in its column {quote(parts.column('label'))}", "there must be one label")
+    return EmbedExample(where=parts.where, texts=texts, label=label)
+
+
+def _by_order(sample: Mapping[str, Any]) -> tuple[Shape, dict[str, str]] | None:
+    """Texts to embed by the order of their columns, as sentence-transformers takes them."""
+    said = next((column for column in sample if column in _SAID), None)
+    texts = [column for column, value in sample.items() if isinstance(value, str) and column != said]
+    if said is not None and 1 <= len(texts) <= 2:
+        found, build = dict(zip(("text", "second"), texts, strict=False)) | {"label": said}, _build_pair
+    elif len(texts) >= 2:
+        anchor, positive, *negatives = texts
+        found, build = {"anchor": anchor, "positive": positive}, _build
+        found |= {f"negative_{number}": each for number, each in enumerate(negatives)}
+    else:
+        return None
+    return Shape(build=build, required={part: (column,) for part, column in found.items()}), found
+
+
+def _encode(encoding: Encoding, examples: Sequence[EmbedExample]) -> list[Encoded]:
+    every = [(text, None) for each in examples for text in each.texts]
+    inputs = iter(encode_texts(encoding.tokenizer, every, encoding.context))
+    found = list[Encoded]()
+    for example in examples:
+        own = [next(inputs) for _ in example.texts]
+        texts = [EncodedText(tokens=each.tokens, cut=Cut(tokens=each.cut)) for each in own]
+        said = example.label if example.score is None else example.score
+        labels = [] if said is None else [said]
+        found.append(Encoded(example=example, texts=texts, label=None if said is None else f"{said}", labels=labels))
+    return found
+
+
+def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
+    examples, numbers = [cast("EmbedExample", each.example) for each in encoded], encoding.numbers()
+    if encoding.labels:
+        targets: Any = np.array([numbers[example.label or ""] for example in examples], np.int64)
+    else:
+        targets = np.array([example.score or 0.0 for example in examples], np.float32)
+    return compared([[text.tokens for text in each.texts] for each in encoded], targets, encoding.pad)
+
+
+def _choose_loss(asked: str | None, example: EmbedExample) -> str:
+    """The loss that compares the vectors of examples such as this one.
+
+    Args:
+        asked: One of `EMBEDDING_LOSSES`; None: what suits them.
+
+    Raises:
+        UserError: They lack what it compares.
+    """
+    count = len(example.texts)
+    if example.score is not None:
+        what, fitting = "pairs with a score", ("cosine",)
+    elif example.label is None:
+        what, fitting = f"rows of {count} texts", ("in_batch_negatives", "triplet")[: 2 if count == 3 else 1]
+    elif count == 1:
+        what, fitting = "texts with a class", ("class_triplet",)
+    else:
+        what, fitting = "pairs with a class", ("softmax",)
+    if asked is not None and asked not in fitting:
+        raise UserError(f"--loss {asked} is not for {what}: leave it out, or take {' or '.join(fitting)}.")
+    return asked or fitting[0]
+
+
+def _evaluate(
+    model: Transformer, tokenizer: Tokenizer | None, examples: Sequence[EmbedExample], options: Options
+) -> Evaluation:
+    """How alike the vectors of pairs are; whether that of a text is nearest to the one that belongs to it."""
+    texts = list(dict.fromkeys(text for example in examples for text in example.texts))
+    vectors = embed(model, tokenizer, texts).double().cpu().numpy()
+    options.progress(TASK.name, len(examples), len(examples))
+    vector = dict(zip(texts, unit(vectors), strict=True))
+    if all(example.score is not None and len(example.texts) == 2 for example in examples):
+        return _similarity(examples, vector)
+    if all(example.label is None and len(example.texts) >= 2 for example in examples):
+        return _retrieval(examples, vector)
+    if all(example.label is not None and len(example.texts) <= 2 for example in examples):
+        return _neighbors(examples, vector)
+    raise UserError(
+        "Vectors are compared by pairs with a score, by texts with another that belongs to each, or by texts or pairs "
+        "with a class."
+    )
+
+
+def _similarity(examples: Sequence[EmbedExample], vector: dict[str, Array]) -> Evaluation:
+    scores = np.array([example.score for example in examples], dtype=np.float64)
+    cosines = np.array([vector[a] @ vector[b] for a, b in (example.texts for example in examples)])
+    # Spearman's correlation is of ranks, so the worst pairs are those that are out of their place.
+    places = [np.argsort(np.argsort(values, kind="stable")) for values in (scores, cosines)]
+    rows = [
+        EvaluatedRow(example.where, " | ".join(example.texts), f"{score:g}", f"{cosine:.3f}", float(abs(a - b)))
+        for example, score, cosine, a, b in zip(examples, scores, cosines, *places, strict=True)
+    ]
+    return Evaluation(metrics=similarity(scores, cosines), rows=rows)
+
+
+def _retrieval(examples: Sequence[EmbedExample], vector: dict[str, Array]) -> Evaluation:
+    """Anchors are queries, and the texts that belong to any of them, or to none, are the documents."""
+    documents = list(dict.fromkeys(text for example in examples for text in example.texts[1:]))
+    place = {text: number for number, text in enumerate(documents)}
+    relevant = defaultdict[str, set[int]](set)
+    where = {example.texts[0]: example.where for example in reversed(examples)}
+    for example in examples:
+        relevant[example.texts[0]].add(place[example.texts[1]])
+    queries = list(relevant)
+    matrices = [np.stack([vector[text] for text in texts]) for texts in (queries, documents)]
+    ranks = relevant_ranks(matrices[0], matrices[1], [sorted(relevant[query]) for query in queries])
+    best = [int((matrices[1] @ vector[query]).argmax()) for query in queries]
+    rows = [
+        EvaluatedRow(
+            where[query],
+            query,
+            documents[min(relevant[query])],
+            documents[first],
+            float(found.min()),
+            bool(found.min() == 1),
+        )
+        for query, first, found in zip(queries, best, ranks, strict=True)
+    ]
+    notes = [f"{len(queries):,} queries, {len(documents):,} documents."]
+    return Evaluation(metrics=retrieval(ranks), rows=rows, notes=notes)
+
+
+def _neighbors(examples: Sequence[EmbedExample], vector: dict[str, Array]) -> Evaluation:
+    """Whether the nearest other text, or pair, has the same class; a pair u, v is [u, v, |u - v|]."""
+    if len(examples) < 2:
+        raise UserError("The nearest other text takes at least two texts.")
+    vectors = np.stack([_joined([vector[text] for text in example.texts]) for example in examples])
+    nearest: list[int] = []
+    for number, query in enumerate(vectors):
+        cosines = vectors @ query
+        cosines[number] = -np.inf
+        nearest.append(int(cosines.argmax()))
+    rows = [
+        EvaluatedRow(
+            example.where,
+            " | ".join(example.texts),
+            str(example.label),
+            f"{examples[other].label}: {' | '.join(examples[other].texts)}",
+            float(vectors[number] @ vectors[other]),
+            example.label == examples[other].label,
+        )
+        for number, (example, other) in enumerate(zip(examples, nearest, strict=True))
+    ]
+    notes = [f"Accuracy is that of the nearest other {'text' if len(examples[0].texts) == 1 else 'pair'}'s class."]
+    return Evaluation(metrics={"accuracy": share([bool(row.right) for row in rows])}, rows=rows, notes=notes)
+
+
+def _joined(vectors: list[Array]) -> Array:
+    """The unit vector of a text, or of a pair."""
+    if len(vectors) == 1:
+        return vectors[0]
+    first, second = vectors
+    return unit(np.concatenate((first, second, np.abs(first - second)))[None])[0]
+
+
+_LOSSES = {
+    "cosine": "squared error of the cosine",
+    "triplet": "triplet loss",
+    "class_triplet": "triplet loss",
+    "softmax": "cross-entropy of the pair's class, nats",
+}
+
+
+def _random_batch(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> EmbeddingBatch:
+    return EmbeddingBatch(random_ids(config, model, rng, 2), np.zeros(config.batch_size, np.int64))
+
+
+_ASKED = (*({"text": (a,), "second": (b,), "label": LABELS} for a, b in PAIRS), {"text": TEXTS, "label": LABELS})
+
+TASK = Task(
+    name="embed",
+    learns="vectors that are near for texts of the same meaning",
+    example=EmbedExample,
+    shapes=[
+        Shape(
+            build=_build,
+            required={"anchor": ("anchor", "query"), "positive": ("positive",)},
+            optional={"negative": ("negative",)},
+            rank=8,
+        ),
+        *(Shape(build=_build_pair, required={"text": (a,), "second": (b,), "score": SCORES}, rank=8) for a, b in PAIRS),
+        *(Shape(build=_build_pair, required=required, asked=True, rank=8) for required in _ASKED),
+    ],
+    by_order=_by_order,
+    settle=lambda examples, kind, known, classes: settle_embeddings(examples, known),
+    classes=lambda example: [example.label],
+    head="none",
+    encode=_encode,
+    dataset=_dataset,
+    choose_loss=_choose_loss,
+    loss=lambda model, config: EmbeddingLoss(model, config.loss or "in_batch_negatives"),
+    loss_unit=lambda config: _LOSSES.get(str(config.get("loss")), "cross-entropy of the positive, nats"),
+    settings=("labels", "loss"),
+    evaluate=_evaluate,
+    pipeline="sentence-similarity",
+    auto_class="AutoModel",
+    commands=lambda config, example, evaluate: [(TASK.name, "TEXT")],
+    random_batch=_random_batch,
+)

@@ -1,0 +1,279 @@
+"""The better one of two answers, in all the ways that data sets write them (DPO)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from anyformer.blocks.dropout import Dropout
+from anyformer.config import ModelConfig
+from anyformer.data.batch import PreferenceBatch, Rng
+from anyformer.data.examples import ChatExample, CompletionExample, Message, PreferenceExample
+from anyformer.data.examples.chat import encode_chat, generation_mismatch
+from anyformer.data.examples.columns import COMPLETION, CONVERSATION, SYSTEM
+from anyformer.data.examples.datasets import Dataset, preferences
+from anyformer.data.examples.encoded import LearnedTokens
+from anyformer.data.examples.messages import conversation, text_or_messages
+from anyformer.data.examples.parts import Parts, fault
+from anyformer.data.examples.rows import Row
+from anyformer.errors import UserError, quote
+from anyformer.evaluation import answers
+from anyformer.evaluation.metrics import share
+from anyformer.evaluation.options import Options
+from anyformer.evaluation.result import EvaluatedRow, Evaluation
+from anyformer.generation.inference import require_tokenizer
+from anyformer.model import Transformer
+from anyformer.tasks.chat import TEMPLATES_CHECKED, add_system
+from anyformer.tasks.completion import encode_prompt
+from anyformer.tasks.task import Encoded, EncodedText, Encoding, Shape, Task, decoders_only, random_ids
+from anyformer.tokenizer import Tokenizer
+from anyformer.training.losses import PreferenceLoss, answer_log_probabilities
+from anyformer.training.precision import choose_precision
+from anyformer.training.run_config import CompleteRunConfig
+from anyformer.training.strategies.base import model_inputs
+
+_ASKED = ("instruction", "question", "input")
+"""Columns of what a user asks an assistant; a column `prompt` of texts has texts that are continued."""
+_LABELS = (True, False, 0, 1, "true", "false", "True", "False", "0", "1")
+"""Of unpaired answers."""
+_WORDS: Mapping[str, bool] = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+def _build(parts: Parts) -> PreferenceExample:
+    """A pair of texts after a text; or of conversations, where any of its parts is one, or an instruction.
+
+    Raises:
+        UserError: A part is faulty, or the answers don't differ.
+    """
+    chosen, rejected = _messages(parts, "chosen"), _messages(parts, "rejected")
+    if chosen == rejected:
+        raise fault(parts.where, "has the same answer twice", "one of the two must be the better one")
+    prompt = _messages(parts, "prompt") if parts.has("prompt") else None
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if prompt is None:
+            return _text_preference(parts, *_shared_text(chosen, rejected))
+        if isinstance(prompt, str) and parts.column("prompt") not in _ASKED and not parts.has("system"):
+            return _text_preference(parts, prompt, chosen, rejected)
+    return _conversations(parts, prompt, chosen, rejected)
+
+
+def _text_preference(parts: Parts, prompt: str, chosen: str, rejected: str) -> PreferenceExample:
+    """A pair of texts after a text. Raises UserError where one of them is empty."""
+    if not chosen.strip() or not rejected.strip():
+        raise fault(parts.where, "has an empty answer", "fill it in, or leave the row out")
+    sides = [
+        CompletionExample(where=parts.where, segments=(((prompt, False),) if prompt else ()) + ((text, True),))
+        for text in (chosen, rejected)
+    ]
+    return PreferenceExample(where=parts.where, chosen=sides[0], rejected=sides[1])
+
+
+def _messages(parts: Parts, part: str) -> str | list[Message]:
+    found = text_or_messages(parts.value(part), parts.where, f"its column {quote(parts.column(part))}")
+    return found if isinstance(found, str) else found[0]
+
+
+def _shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """The text that both answers begin with, up to the last whole word, and what follows in each."""
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    begin = next((index for index, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))
+    # A word that one of them goes on with belongs to the answer, with the space before it.
+    while begin and not chosen[begin - 1].isspace():
+        begin -= 1
+    while begin and chosen[begin - 1] == " ":
+        begin -= 1
+    return chosen[:begin], chosen[begin:], rejected[begin:]
+
+
+def _conversations(
+    parts: Parts,
+    prompt: str | Sequence[Message] | None,
+    chosen: str | Sequence[Message],
+    rejected: str | Sequence[Message],
+) -> PreferenceExample:
+    if isinstance(prompt, str):
+        more = parts.text("input", empty=True) if parts.column("prompt") != "input" else ""
+        prompt = [{"role": "user", "content": f"{prompt}\n{more}" if more else prompt}]
+    sides: list[Sequence[Message]] = [
+        [{"role": "assistant", "content": side}] if isinstance(side, str) else side for side in (chosen, rejected)
+    ]
+    if prompt is None or all(side[0]["role"] != "assistant" for side in sides):
+        # The prompt is what both begin with.
+        pairs = enumerate(zip(*sides, strict=False))
+        count = next((index for index, (one, other) in pairs if one != other), min(map(len, sides)))
+        prompt, sides = sides[0][:count], [side[count:] for side in sides]
+    return PreferenceExample(
+        where=parts.where,
+        chosen=_side(parts, prompt, sides[0], "chosen"),
+        rejected=_side(parts, prompt, sides[1], "rejected"),
+    )
+
+
+def _side(parts: Parts, prompt: Sequence[Message], answer: Sequence[Message], name: str) -> ChatExample:
+    own = [message["role"] == "assistant" for message in answer]
+    if not any(own):
+        raise fault(parts.where, f"has no answer of the assistant in its column {quote(parts.column(name))}")
+    for message in answer:
+        if message["role"] == "assistant" and not message["content"].strip() and "tool_calls" not in message:
+            raise fault(parts.where, f"has an empty answer in its column {quote(parts.column(name))}")
+    return conversation(parts, [*prompt, *answer], [False] * len(prompt) + own)
+
+
+def _pair_up(rows: Sequence[Parts]) -> tuple[list[PreferenceExample], str | None]:
+    """Pair rows of prompt, completion and label.
+
+    Returns:
+        The pairs, and how many rows were left out, for people; None where all have a counterpart.
+
+    Raises:
+        UserError: A row is faulty, or no prompt has both a good and a bad answer.
+    """
+    answers = dict[str, dict[bool, list[Parts]]]()
+    for parts in rows:
+        good = _is_good(parts.value("label"))
+        if good is None:
+            raise fault(parts.where, "has a label that doesn't say whether the completion is good", "use true or false")
+        parts.value("completion")
+        answers.setdefault(repr(parts.value("prompt")), {True: [], False: []})[good].append(parts)
+    pairs = [_pair(good, bad) for both in answers.values() for good, bad in zip(both[True], both[False], strict=False)]
+    if not pairs:
+        raise UserError(
+            f"{rows[0].where.path} has a label for each completion, and no prompt with both a good and a bad one: "
+            "preferences are learned from pairs, as in the columns 'prompt', 'chosen' and 'rejected'."
+        )
+    left = len(rows) - 2 * len(pairs)
+    return pairs, f"{left:,} rows without a counterpart left out" if left else None
+
+
+def _pair(good: Parts, bad: Parts) -> PreferenceExample:
+    values = {
+        "prompt": good.value("prompt"),
+        "chosen": good.value("completion"),
+        "rejected": bad.value("completion"),
+    }
+    return _build(Parts(Row(good.where, values), {part: part for part in values}))
+
+
+def _is_good(value: object) -> bool | None:
+    """What the label of an answer says; None where it says nothing."""
+    return _WORDS.get(str(value).lower()) if isinstance(value, bool | int | float | str) else None
+
+
+def _add_system(example: PreferenceExample, text: str) -> tuple[PreferenceExample, int]:
+    (chosen, one), (rejected, other) = (add_system(side, text) for side in (example.chosen, example.rejected))
+    return replace(example, chosen=chosen, rejected=rejected), one + other
+
+
+def _encode(encoding: Encoding, examples: Sequence[PreferenceExample]) -> list[Encoded]:
+    found = list[Encoded]()
+    for number, example in enumerate(examples):
+        sides, mismatch = [_row(encoding, side) for side in (example.chosen, example.rejected)], None
+        if isinstance(example.chosen, ChatExample) and number < TEMPLATES_CHECKED:
+            mismatch = generation_mismatch(encoding.tokenizer, example.chosen, sides[:1])
+        titled = zip(sides, ("chosen", "rejected"), strict=True)
+        texts = [EncodedText.of(row, encoding.context, title) for row, title in titled]
+        found.append(Encoded(example=example, texts=texts, mismatch=mismatch))
+    return found
+
+
+def _row(encoding: Encoding, example: ChatExample | CompletionExample) -> LearnedTokens:
+    if isinstance(example, ChatExample):
+        return encode_chat(encoding.tokenizer, example, learn_all=encoding.learn_all)
+    return encode_prompt(encoding, example)
+
+
+def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
+    pairs = [[text.row for text in each.texts] for each in encoded]
+    pairs = [pair for pair in pairs if all(any(row.learned[1:]) for row in pair)]
+    if not pairs:
+        raise UserError(
+            f"No pair is left to be learned: the context of {encoding.context:,} tokens cuts off an answer of each. "
+            "Give --context more, or shorten the prompts."
+        )
+    return preferences([chosen for chosen, _ in pairs], [rejected for _, rejected in pairs], encoding.pad)
+
+
+def _prepare(model: Transformer, datasets: Sequence[Dataset], config: Any) -> None:
+    """Compute the log-probabilities of all answers as the model gives them before training."""
+    for part in model.modules():
+        if isinstance(part, Dropout):  # the reference has none, and the two are compared
+            part.p = 0.0
+    precision = choose_precision(config.device, config.dtype)
+    model.eval().to(precision.device)
+    for dataset in datasets:
+        order = np.argsort(dataset.lengths, kind="stable")
+        for members in np.array_split(order, max(1, len(order) // config.batch_size)):
+            inputs = model_inputs(dataset.collate(members.tolist()), precision.device)
+            inputs.pop("reference")
+            with torch.no_grad(), precision.autocast():
+                found = answer_log_probabilities(model, **inputs)
+            assert dataset.reference is not None
+            dataset.reference[members] = found.float().cpu().numpy().reshape(-1, 2)
+
+
+def _evaluate(
+    model: Transformer, tokenizer: Tokenizer | None, examples: Sequence[PreferenceExample], options: Options
+) -> Evaluation:
+    """Whether the better answer is the likelier one."""
+    tokenizer = require_tokenizer(tokenizer, "it can't be asked in words")
+    advance = options.counter("losses", 2 * len(examples))
+    both = [answer for example in examples for answer in (example.chosen, example.rejected)]
+    nats = [each.nats for each in answers.answer_losses(model, tokenizer, both, progress=advance)]
+    rows = [
+        EvaluatedRow(
+            example.where,
+            answers.question(example.chosen),
+            answers.answer(example.chosen),
+            answers.answer(example.chosen if better < worse else example.rejected),
+            better - worse,
+            better < worse,
+        )
+        for example, better, worse in zip(examples, nats[::2], nats[1::2], strict=True)
+    ]
+    metrics = {"accuracy": share([bool(row.right) for row in rows])}
+    return Evaluation(metrics=metrics, rows=rows, notes=["Accuracy: the better answer is likelier."])
+
+
+def _random_batch(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> PreferenceBatch:
+    tokens = random_ids(config, model, rng, 2)
+    return PreferenceBatch(tokens, tokens.copy(), reference=np.zeros(len(tokens), np.float32))
+
+
+TASK = Task(
+    name="preference",
+    learns="the better one of two answers (DPO)",
+    example=PreferenceExample,
+    shapes=[
+        Shape(
+            build=_build,
+            required={"chosen": ("chosen",), "rejected": ("rejected",)},
+            optional={
+                "prompt": ("prompt", "instruction", *CONVERSATION, "question", "input"),
+                "input": ("input",),
+                **SYSTEM,
+            },
+            rank=1,
+        ),
+        Shape(
+            build=_build,
+            required={**COMPLETION, "label": ("label",)},
+            fits=lambda values: any(values["label"] is each or values["label"] == each for each in _LABELS),
+            gather=_pair_up,
+            rank=1,
+        ),
+    ],
+    add_system=_add_system,
+    refusal=decoders_only("preference"),
+    encode=_encode,
+    dataset=_dataset,
+    prepare=_prepare,
+    loss=lambda model, config: PreferenceLoss(model, config.beta),
+    loss_unit=lambda config: "DPO loss, nats",
+    settings=("system", "beta"),
+    generates=True,
+    learning_rate=0.1,  # as Rafailov et al. 2023, appendix B, so that the model stays near the reference
+    evaluate=_evaluate,
+    random_batch=_random_batch,
+)

@@ -1,0 +1,154 @@
+"""A tag for each word of a sentence."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from anyformer.config import ModelConfig
+from anyformer.data.batch import IGNORED, Batch, Rng
+from anyformer.data.examples import TagExample
+from anyformer.data.examples.classifier_input import encode_words
+from anyformer.data.examples.columns import WORDS
+from anyformer.data.examples.datasets import Dataset, tagged
+from anyformer.data.examples.encoded import Cut
+from anyformer.data.examples.labels import settle_tags
+from anyformer.data.examples.parts import Parts, as_text, fault, kind_of
+from anyformer.errors import UserError, quote
+from anyformer.evaluation.labels import known_label, label_table
+from anyformer.evaluation.logits import label_names, word_logits
+from anyformer.evaluation.metrics import classification, entity_table, tagging
+from anyformer.evaluation.metrics.classification import never_right
+from anyformer.evaluation.metrics.tagging import entities, is_entity_scheme
+from anyformer.evaluation.options import Options
+from anyformer.evaluation.result import EvaluatedRow, Evaluation
+from anyformer.evaluation.spans import TaggedSpans, span_pieces
+from anyformer.model import Transformer
+from anyformer.tasks.task import Encoded, EncodedText, Encoding, Shape, Task, random_ids
+from anyformer.tokenizer import Tokenizer
+from anyformer.training.run_config import CompleteRunConfig
+
+
+def _build(parts: Parts) -> TagExample:
+    words, tags = parts.items("tokens"), parts.items("tags")
+    tokens, own = f"its column {quote(parts.column('tokens'))}", f"its column {quote(parts.column('tags'))}"
+    if len(words) != len(tags):
+        raise fault(
+            parts.where,
+            f"has {len(words)} words in {tokens} and {len(tags)} tags in {own}",
+            "there must be one for each word",
+        )
+    for word in words:
+        as_text(word, parts.where, f"the list of {tokens}", empty=True)
+    for tag in tags:
+        if not isinstance(tag, str | int) or isinstance(tag, bool) or tag == "":
+            raise fault(parts.where, f"has {kind_of(tag)} in the list of {own}", "tags are names or whole numbers")
+    return TagExample(where=parts.where, words=tuple(words), tags=tuple(tags))
+
+
+def _encode(encoding: Encoding, examples: Sequence[TagExample]) -> list[Encoded]:
+    grouped = is_entity_scheme(encoding.labels)
+    found = list[Encoded]()
+    for example in examples:
+        words = encode_words(encoding.tokenizer, example.words, encoding.context)
+        tags: list[str | None] = [None] * len(words.tokens)
+        for position, tag in zip(words.first, example.tags, strict=True):
+            if position is not None:
+                tags[position] = tag
+        text = EncodedText(tokens=words.tokens, tags=tags, grouped=grouped, cut=Cut(tokens=words.cut))
+        kinds = [entity.kind for entity in entities(example.tags)] if grouped else []
+        found.append(Encoded(example=example, texts=[text], labels=example.tags, entities=kinds))
+    return found
+
+
+def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
+    numbers: dict[str | None, int] = {None: IGNORED, **encoding.numbers()}
+    texts = [each.texts[0] for each in encoded]
+    targets = [[numbers[tag] for tag in text.tags or ()] for text in texts]
+    if all(number == IGNORED for row in targets for number in row):
+        raise UserError(
+            f"No word is left to be tagged, as in {encoded[0].example.where}: the tokenizer makes nothing of them, or "
+            f"the context of {encoding.context:,} tokens has no room for them."
+        )
+    return tagged([text.tokens for text in texts], targets, encoding.pad)
+
+
+def _evaluate(
+    model: Transformer, tokenizer: Tokenizer | None, examples: Sequence[TagExample], options: Options
+) -> Evaluation:
+    """A tag for each word; one that is beyond the context counts as O."""
+    sentences = [example.words for example in examples]
+    found = word_logits(model, tokenizer, sentences, progress=options.counter("tag", len(examples)))
+    names = label_names(model)
+    index = {name: number for number, name in enumerate(names)}
+    outside = "O" if "O" in index else names[0]
+    references, said, rows = list[list[str]](), list[list[str]](), list[EvaluatedRow]()
+    cut, grouped = 0, is_entity_scheme(names)
+    for example, logits in zip(examples, found, strict=True):
+        right = [known_label(tag, names, example) for tag in example.tags]
+        tags = [outside if each is None else names[int(each.argmax())] for each in logits]
+        cut += sum(each is None for each in logits)
+        losses = [
+            np.log(len(names)) if each is None else -float(each.log_softmax(-1)[index[tag]])
+            for each, tag in zip(logits, right, strict=True)
+        ]
+        wrong = [
+            f"{word}: {is_} for {tag}" for word, tag, is_ in zip(example.words, right, tags, strict=True) if tag != is_
+        ]
+        references.append(right)
+        said.append(tags)
+        words = " ".join(example.words)
+        shown = [f"{word}/{tag}" for word, tag in zip(example.words, right, strict=True) if tag != outside]
+        spans = TaggedSpans(*(span_pieces(example.words, each, grouped=grouped) for each in (right, tags)))
+        rows.append(
+            EvaluatedRow(
+                example.where, words, " ".join(shown), ", ".join(wrong), float(np.mean(losses)), not wrong, spans
+            )
+        )
+    notes = [f"{cut:,} words are beyond the model's context, and count as {outside}."] if cut else []
+    if grouped:
+        metrics, classes = tagging(references, said), entity_table(references, said)
+    else:
+        flat, other = ([tag for row in tags for tag in row] for tags in (references, said))
+        metrics, classes = classification(flat, other, names), label_table(flat, other, names)
+    if (missed := never_right(classes)) is not None:
+        notes.append(missed)
+    return Evaluation(metrics=metrics, rows=rows, classes=classes, notes=notes)
+
+
+def _nothing_to_learn(labels: Counter[str], examples: int) -> str | None:
+    if len(labels) != 1:
+        return None
+    return f"All words have the tag {quote(*labels)}: there is nothing to find."
+
+
+def _random_batch(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Batch:
+    tokens = random_ids(config, model, rng)
+    return Batch(tokens, np.zeros_like(tokens))
+
+
+TASK = Task(
+    name="tag",
+    learns="a label for each word",
+    example=TagExample,
+    shapes=[
+        Shape(build=_build, required={"tokens": WORDS, "tags": ("ner_tags", "tags", "pos_tags", "labels")}),
+    ],
+    settle=lambda examples, kind, known, classes: settle_tags(examples, known, classes.get("tags", ())),
+    classes=lambda example: example.tags,
+    head="token_classification",
+    encode=_encode,
+    dataset=_dataset,
+    nothing_to_learn=_nothing_to_learn,
+    loss_unit=lambda config: "cross-entropy of a tag, nats",
+    settings=("labels",),
+    # Most words are no entity, so that a rare label is in few batches, and is found only long after the frequent ones.
+    fewest_steps=500,
+    evaluate=_evaluate,
+    lists_classes=True,
+    nothing="nothing wrong",
+    pipeline="token-classification",
+    auto_class="AutoModelForTokenClassification",
+    commands=lambda config, example, evaluate: [("classify", '"text"'), ("evaluate", evaluate)],
+    random_batch=_random_batch,
+)
