@@ -19,7 +19,7 @@ from anyformer.compare.result import Comparison, ContenderResult, Panel, Score, 
 from anyformer.compare.statistics import Pieces
 from anyformer.compare.tasks import TaskResult
 from anyformer.compare.training import objective_of
-from anyformer.compare.verdicts import judge
+from anyformer.compare.verdicts import effects, judge
 from anyformer.errors import UserError, cut
 from anyformer.pages.formatting import listed
 
@@ -51,7 +51,7 @@ def assemble(plan: Plan, seconds: float) -> Comparison:
     verdicts: list[Verdict] = [verdict for _, each, _ in judged for verdict in each]
     made = plan.ablation
     if made is not None:
-        made = verdicts.effects(made, [(panel, found) for panel, _, found in judged])
+        made = effects(made, [(panel, found) for panel, _, found in judged])
     panels = [panel for panel, _, _ in judged]
     return Comparison(
         title=listed([each.name for each in plan.contenders]) if made is None else f"changes to {made.base}",

@@ -73,8 +73,8 @@ class _Row(NamedTuple):
     ids: Ids
     """Tokens that are read behind the context."""
     first: int
-    count: int
-    """The outputs that are needed, from the first on."""
+    outputs: int
+    """Number of outputs that are needed, from the first on."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,11 @@ class Scorer:
         for group in batches_by_length([len(row.ids) for _, row, _ in items], _READ_TOKENS, self.batch_size):
             batch, count = list[_Item](), 0
             for item in map(items.__getitem__, group):
-                if batch and count + item[1].count > self.scored_tokens:
+                if batch and count + item[1].outputs > self.scored_tokens:
                     yield batch
                     batch, count = [], 0
                 batch.append(item)
-                count += item[1].count
+                count += item[1].outputs
             yield batch
 
 
@@ -242,7 +242,7 @@ def _pad(rows: Sequence[Ids], model: Transformer, vocab_size: int | None = None)
 def _rows(batch: Sequence[_Item], model: Transformer) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """The contexts of rows, their ids and mask, see `_pad`, and where logits are needed, [batch, time]."""
     ids, mask = _pad([row.ids for _, row, _ in batch], model)
-    rows = torch.tensor([(owner, row.first, row.first + row.count) for owner, row, _ in batch], device=ids.device)
+    rows = torch.tensor([(owner, row.first, row.first + row.outputs) for owner, row, _ in batch], device=ids.device)
     owners, first, end = rows.unbind(1)
     places = torch.arange(ids.shape[1], device=ids.device)
     return owners, ids, mask, (first[:, None] <= places) & (places < end[:, None])
@@ -264,7 +264,7 @@ def _pick(
         raise DamagedError
     row_start = -start
     for _, row, queries in batch:
-        begin, end = max(0, row_start), max(0, min(row_start + row.count, len(logits)))
+        begin, end = max(0, row_start), max(0, min(row_start + row.outputs, len(logits)))
         for index, ids in queries if begin < end else ():
             target = torch.tensor(ids[begin - row_start : end - row_start], device=logits.device)
             check_ids(target, logits.shape[1])
@@ -273,4 +273,4 @@ def _pick(
             is_greedy = bool((chosen == highest[begin:end]).all())
             is_greedy = is_greedy and bool((logits[begin:end].argmax(dim=1) == target).all())
             yield index, LogLikelihood((chosen - logsumexp[begin:end]).tolist(), is_greedy)
-        row_start += row.count
+        row_start += row.outputs
