@@ -79,7 +79,7 @@ class _Row(NamedTuple):
 
 @dataclass(frozen=True)
 class _Context:
-    """What is read before: the source of an encoder-decoder, or the beginning of a decoder's texts.
+    """The context: the source of an encoder-decoder, or the beginning of a decoder's texts.
 
     Attributes:
         rows: For each row the targets, and the indices of their queries.

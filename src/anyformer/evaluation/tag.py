@@ -1,4 +1,4 @@
-"""What a tagger says of the words of texts."""
+"""Answers of a tagger on the words of texts."""
 
 import re
 import unicodedata
@@ -61,7 +61,7 @@ class Entity(OneLine):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TaggedText(OneLine):
-    """What a tagger says of a text.
+    """The answer of a tagger on a text.
 
     Attributes:
         words: All words, in order.

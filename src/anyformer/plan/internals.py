@@ -1,4 +1,4 @@
-"""What a plan needs of torch that torch does not document, in one place, so that a version without it is told at once.
+"""Undocumented parts of torch that a plan needs, in one place, so that a version without them is noticed at once.
 
 Storages without memory have no documented substitute: tensors of the device "meta" take other paths through a model
 than a CPU's, and torch's fake tensors take 0.3 ms for each operation, five times as long.

@@ -33,7 +33,7 @@ class Layout:
 
 
 _LAYOUTS: dict[Any, Any] = {}
-"""What functions return, by function and layouts of the arguments."""
+"""Layouts of results, by function and layouts of the arguments."""
 
 
 def layout(tensor: Tensor) -> Layout:
@@ -42,7 +42,7 @@ def layout(tensor: Tensor) -> Layout:
 
 
 def results(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], empty: Callable[[Layout], Tensor]) -> Any:
-    """What a function returns, without data.
+    """Results of a function, without data.
 
     Args:
         tensors: all those among its arguments.
@@ -77,7 +77,7 @@ def _key(value: Any) -> Any:
 
 
 def _ask(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
-    """What a function returns, with layouts in the place of tensors."""
+    """Results of a function, with layouts in the place of tensors."""
     given = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="meta") for each in tensors]
     storages = [each.untyped_storage() for each in given]
     rest = iter(given)
@@ -112,7 +112,7 @@ def returns_view(func: Any) -> bool:
 
 
 def written(func: Any, args: Any, kwargs: Any) -> Any:
-    """What a function that writes into its arguments returns."""
+    """Results of a function that writes into its arguments."""
     found = [
         kwargs[argument.name] if argument.name in kwargs else args[place]
         for place, argument in enumerate(func._schema.arguments)

@@ -36,7 +36,7 @@ from anyformer.errors import UserError, quote
 SUFFIXES = (*RECORD_SUFFIXES, *TAGGED_SUFFIXES, *TEXT_SUFFIXES)
 _NUMBER_BYTES = 8
 _COLUMNS = 2000
-"""Of a table."""
+"""Columns of a table."""
 
 
 @dataclass(frozen=True, slots=True)
