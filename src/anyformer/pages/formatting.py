@@ -1,4 +1,4 @@
-"""Numbers, settings and gains, as a person would write them."""
+"""Numbers, settings and gains, formatted for people."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
