@@ -1,7 +1,7 @@
 """Training steps on tensors without memory, whose storages, products and kernels are counted.
 
 The real model, optimizer and engine run on a CPU's tensors whose storages have sizes and lifetimes, but no memory:
-no kernel may run on them. What an operation returns is asked of torch's "meta" device, once for each of its layouts.
+no kernel may run on them. What an operation returns is asked of torch's fake tensors, once for each of its layouts.
 What depends on the batch alone, such as which tokens are masked, is computed as well, for sizes follow from it.
 """
 
@@ -279,7 +279,8 @@ class Simulation(TorchDispatchMode):
             real = func(*tree_map_only(Tensor, _value, args), **tree_map_only(Tensor, _value, kwargs))
         if func._schema.is_mutable:
             return args[0]
-        out = func(*args, **kwargs) if returns_view(func) else tree_map_only(Tensor, self._like, real)
+        sized_by_data = torch.Tag.dynamic_output_shape in func.tags
+        out = tree_map_only(Tensor, self._like, real) if sized_by_data else self._outputs(func, args, kwargs)
         for part, value in zip(tensors_of(out), tensors_of(real), strict=True):
             if value.numel() <= _KNOWN_NUMBERS:
                 part._known = value  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""Layouts of the tensors that operations return, asked of torch's "meta" device once each."""
+"""Layouts of the tensors that operations return, asked of torch's fake tensors once each."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+
+from anyformer.plan.internals import FakeTensorMode, no_modes
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +80,24 @@ def _key(value: Any) -> Any:
 
 def _ask(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
     """Results of a function, with layouts in the place of tensors."""
-    given = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="meta") for each in tensors]
-    storages = [each.untyped_storage() for each in given]
-    rest = iter(given)
-    args, kwargs = tree_map_only(Tensor, lambda _: next(rest), (args, kwargs))
-    if any(argument.name == "device" for argument in func._schema.arguments):
-        kwargs = {**kwargs, "device": "meta"}
+    with no_modes(), _fake_mode():
+        given = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype) for each in tensors]
+        storages = [each.untyped_storage() for each in given]
+        rest = iter(given)
+        args, kwargs = tree_map_only(Tensor, lambda _: next(rest), (args, kwargs))
 
-    def viewed(result: Tensor) -> Layout:
-        same = (number for number, storage in enumerate(storages) if storage is result.untyped_storage())
-        argument = next(same, None)
-        place = None if argument is None else (argument, int(result.storage_offset()))
-        return replace(layout(result), viewed=place)
+        def viewed(result: Tensor) -> Layout:
+            same = (number for number, storage in enumerate(storages) if storage is result.untyped_storage())
+            argument = next(same, None)
+            place = None if argument is None else (argument, int(result.storage_offset()))
+            return replace(layout(result), viewed=place)
 
-    return tree_map_only(Tensor, viewed, func(*args, **kwargs))
+        return tree_map_only(Tensor, viewed, func(*args, **kwargs))
+
+
+@cache
+def _fake_mode() -> FakeTensorMode:
+    return FakeTensorMode()  # it imports torch's compiler, which takes a second
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
