@@ -69,7 +69,7 @@ def test_nothing_else_scores_tokens() -> None:
     names = {"log_softmax", "logsumexp", "cross_entropy", "token_losses"}
     found = set[str]()
     root = Path(af.__file__).parent
-    for room in ("evaluation", "tasks", "compare"):
+    for room in ("evaluation", "compare", "tasks"):
         for path in (root / room).rglob("*.py"):
             calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
             if any(isinstance(call.func, ast.Attribute) and call.func.attr in names for call in calls):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from anyformer.data.examples import (
     ChatExample,
@@ -22,7 +26,7 @@ from anyformer.data.examples.encoded import LearnedTokens
 from anyformer.data.examples.held_out import duplicates, overlap
 from anyformer.errors import UserError
 from anyformer.families import preset
-from anyformer.finetuning.check import Check
+from anyformer.finetuning.check import Check, look_alikes
 from anyformer.tasks import TASKS
 from anyformer.tasks.task import Encoded, EncodedText, Encoding
 from anyformer.tokenizer import Tokenizer
@@ -197,3 +201,61 @@ def test_several_labels_may_be_one_that_some_texts_lack():
     check.add(encoded(ClassifyExample(where=where(1), text="a", label=("a",)), [30], labels=["a"]))
     check.add(encoded(ClassifyExample(where=where(2), text="b", label=()), [31]))
     check.problems()
+
+
+LETTERS = "abcdefgh"
+
+
+@pytest.mark.parametrize(
+    ("counts", "pairs"),
+    [
+        ({"good": 40, "goood": 1, "bad": 30, "Bad": 12}, [("Bad", "bad"), ("goood", "good")]),
+        ({"good": 40, "gud": 1, "mood": 39}, []),
+        ({"very good": 9, "very_good": 3, "good ": 1, "good": 1}, [("very_good", "very good"), ("good", "good ")]),
+        ({"version 1": 90, "version 2": 1, "version 11": 1}, []),
+        (
+            {"B-person": 90, "I-person": 1, "B-perso": 1, "I-Person": 1},
+            [("B-perso", "B-person"), ("I-Person", "I-person")],
+        ),
+        ({"cat": 90, "bat": 1}, []),
+        ({"positive": 300, "postive": 6, "negative": 99, "negativ": 2}, [("postive", "positive")]),
+        ({}, []),
+    ],
+)
+def test_which_labels_are_alike(counts: dict[str, int], pairs: list[tuple[str, str]]):
+    assert look_alikes(counts) == pairs
+
+
+@given(
+    label=st.text(LETTERS, min_size=4, max_size=12),
+    place=st.integers(0, 11),
+    letter=st.sampled_from(LETTERS),
+    change=st.sampled_from(["insert", "delete", "replace", "swap"]),
+)
+def test_a_slip_of_a_letter_is_found_and_nothing_else(label: str, place: int, letter: str, change: str):
+    at = place % len(label)
+    slips = {
+        "insert": label[:at] + letter + label[at:],
+        "delete": label[:at] + label[at + 1 :],
+        "replace": label[:at] + letter + label[at + 1 :],
+        "swap": label[:at] + label[at : at + 2][::-1] + label[at + 2 :],
+    }
+    slip = slips[change]
+    if slip != label and len(slip) >= 4:
+        assert look_alikes(Counter({label: 60, slip: 1, "0" * 12: 30})) == [(slip, label)]
+
+
+def test_many_labels_take_time_in_proportion():
+    counts = {f"{number:020x}": 1 for number in range(10_000)}
+    began = time.process_time()
+    look_alikes(counts)
+    assert time.process_time() - began < 5
+
+
+def test_the_check_warns_before_training():
+    check = Check(TASKS["classify"], tokenizer_of(templates.SMOLLM2, "<|im_end|>"))
+    for number, label in enumerate(["good"] * 9 + ["bad"] * 8 + ["goood", "Bad"]):
+        example = ClassifyExample(where=Where(Path("a.csv"), number), text="x", label=label)
+        check.add(Encoded(example=example, texts=[EncodedText(tokens=[1])], labels=[label]))
+    text = "'goood' (1) is nearly 'good' (9), 'Bad' (1) is nearly 'bad' (8): each counts as a label of its own"
+    assert ("spelling", text) in check.warnings()

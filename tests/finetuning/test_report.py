@@ -23,9 +23,9 @@ from anyformer.evaluation.result import EvaluatedRow
 from anyformer.evaluation.spans import Piece, TaggedSpans
 from anyformer.finetuning import measure as measuring
 from anyformer.finetuning import report
-from anyformer.finetuning.formatting import gained, general
 from anyformer.finetuning.measure import Figure, Measurement, measure
 from anyformer.finetuning.recipe import sample_answer
+from anyformer.pages.formatting import gained, general
 from anyformer.runs.report.gains import gains
 from anyformer.schema import make, to_plain
 from anyformer.tasks.evaluate import evaluate

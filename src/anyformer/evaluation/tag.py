@@ -1,6 +1,8 @@
 """Answers of a tagger on the words of texts."""
 
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from anyformer.checkpoint.by_name import takes_model
@@ -8,12 +10,17 @@ from anyformer.data.examples.asked import Sentences, asked_sentences
 from anyformer.data.examples.columns import Columns
 from anyformer.evaluation.logits import label_names, require_words, word_logits
 from anyformer.evaluation.metrics.tagging import entities, is_entity_scheme
-from anyformer.evaluation.words import Span, word_spans
 from anyformer.model import Transformer
 from anyformer.one_line import OneLine
 from anyformer.tokenizer import Tokenizer
 
 _OUTSIDE = "O"
+Span = tuple[int, int]
+"""The characters of a word: the first one, and the one behind the last."""
+
+_PIECE = re.compile(r"\S+")
+_INITIALS = re.compile(r"\W*(?:[^\W\d_]\.)+")
+_POSSESSIVE = ("'s", "\u2019s", "'S", "\u2019S")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -91,7 +98,7 @@ def tag(
     Args:
         model, tokenizer: A model with a token classification head, and its tokenizer. Words beyond the model's context
             get no tag.
-        texts: One string is a list of one. A text is split into words as `anyformer.evaluation.words.word_spans` does;
+        texts: One string is a list of one. A text is split into words as `word_spans` does;
             in its place may be a list of words, whose characters are counted in the words with a space between them.
             Rows, as `anyformer.evaluate` takes them, have a column of either; their tags are not read.
         columns: The name of that column, where it isn't a usual one: ``{"tokens": "split"}`` of lists of words, or
@@ -141,3 +148,41 @@ def _entities(text: str, words: Sequence[TaggedWord]) -> tuple[Entity, ...]:
         mean = sum(word.probability for word in members) / len(members)
         found.append(Entity(label=label, text=text[start:end], start=start, end=end, probability=mean))
     return tuple(found)
+
+
+def word_spans(text: str) -> list[Span]:
+    """Where the words of a text are.
+
+    Words are separated by space. Punctuation before and behind a word is a word of its own, the same mark several times
+    is one (`...`), and so is `'s`, as in the data sets of CoNLL 2003 and WNUT 2017. What is left whole: punctuation
+    within a word (`co-op`, `3.5`, `don't`), initials (`U.S.`), and `@` and `#` before a name.
+    """
+    return [span for piece in _PIECE.finditer(text) for span in _split_piece(text, *piece.span())]
+
+
+def _split_piece(text: str, start: int, end: int) -> Iterator[Span]:
+    """The words of a piece without space."""
+    after = list[Span]()
+    while start < end and _is_mark(text[end - 1]):
+        first = end - 1
+        while first > start and text[first - 1] == text[end - 1]:
+            first -= 1
+        after.append((first, end))
+        end = first
+    if after and _INITIALS.fullmatch(text, start, after[-1][1]):
+        end = after.pop()[1]
+    if text.endswith(_POSSESSIVE, start, end):
+        after.append((end - 2, end))
+        end -= 2
+    while start < end and _is_mark(text[start]) and not (text[start] in "@#" and not _is_mark(text[start + 1])):
+        first = start
+        while start < end and text[start] == text[first]:
+            start += 1
+        yield first, start
+    if start < end:
+        yield start, end
+    yield from reversed(after)
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character).startswith("P")

@@ -10,8 +10,7 @@ from anyformer.errors import UserError
 from anyformer.families.own import FAMILY as OWN_FAMILY
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import CompleteFinetuneConfig, tasks_of
-from anyformer.finetuning.formatting import general, interval, points
-from anyformer.pages.formatting import number
+from anyformer.pages.formatting import general, interval, number, points
 from anyformer.runs.directory import base_name, is_hub_id
 from anyformer.tasks import TASKS
 from anyformer.terminal import printable, shorten

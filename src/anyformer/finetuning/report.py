@@ -19,11 +19,10 @@ from anyformer.evaluation.result import EvaluatedRow, Evaluation, telling
 from anyformer.evaluation.spans import Piece
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import CompleteFinetuneConfig
-from anyformer.finetuning.formatting import gained, general
 from anyformer.finetuning.measure import FEWEST_WINDOWS, Figure, Measurement, measure
 from anyformer.finetuning.model_card import write_card
 from anyformer.model import Transformer
-from anyformer.pages.formatting import parameters
+from anyformer.pages.formatting import finite, gained, general, parameters
 from anyformer.quantization import quantized_weights
 from anyformer.runs.directory import EVALUATION, MODEL
 from anyformer.runs.listing import number, read_run
@@ -201,9 +200,9 @@ def result(
                 "label": row.label,
                 "training": trained.get(row.label),
                 "held_out": row.support,
-                "precision": _finite(row.precision),
-                "recall": _finite(row.recall),
-                "f1": _finite(row.f1),
+                "precision": finite(row.precision),
+                "recall": finite(row.recall),
+                "f1": finite(row.f1),
             }
             for row in _every_class(evaluation, trained)
         ],
@@ -268,9 +267,9 @@ def _by_class(classes: Sequence[Mapping[str, Any]], width: int) -> list[str]:
 def _figure(name: str, before: Figure | None, after: Figure, *, enough: bool) -> dict[str, Any]:
     difference = None if before is None else _bounds(after.difference(before))
     return {
-        "before": None if before is None else _finite(before.value),
+        "before": None if before is None else finite(before.value),
         "before_interval": None if before is None else _bounds(before.interval),
-        "after": _finite(after.value),
+        "after": finite(after.value),
         "interval": _bounds(after.interval),
         "difference": difference,
         "distinguishable": None if difference is None or not enough else not difference[0] <= 0 <= difference[1],
@@ -281,10 +280,6 @@ def _figure(name: str, before: Figure | None, after: Figure, *, enough: bool) ->
 def _bounds(interval: Sequence[float] | None) -> list[float] | None:
     """An interval's ends; None where it isn't known."""
     return None if interval is None or not all(map(math.isfinite, interval)) else [float(each) for each in interval]
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _chosen(pairs: Sequence[tuple[EvaluatedRow, str | None]], generates: bool) -> list[tuple[EvaluatedRow, str | None]]:
@@ -307,7 +302,7 @@ def _row(row: EvaluatedRow, earlier: str | None) -> dict[str, Any]:
         "before": None if earlier is None else earlier[:_CHARACTERS],
         "after": row.prediction[:_CHARACTERS],
         "right": row.right,
-        "loss": _finite(row.loss),
+        "loss": finite(row.loss),
         **({} if row.spans is None else {"spans": {"right": _cut(row.spans.right), "after": _cut(row.spans.said)}}),
     }
 

@@ -1,7 +1,7 @@
-"""Numbers and settings, as a person would write them."""
+"""Numbers, settings and gains, formatted for people."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -121,3 +121,47 @@ def _prefixed(value: float, unit: str) -> str:
 def _plain(value: float, digits: int) -> str:
     text = f"{value:.{digits}g}"
     return f"{float(text):g}" if "e" in text else text
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """` [0.85, 0.90]`; nothing where it isn't known."""
+    return "" if bounds is None else f" [{', '.join(map(_digits(bounds), bounds))}]"
+
+
+def points(figure: Mapping[str, Any]) -> str:
+    """`+0.36 [0.33, 0.40]`, and whether that may be chance; nothing where it isn't known. See `report.result`."""
+    bounds = figure["difference"]
+    if figure["before"] is None or figure["after"] is None or bounds is None:
+        return ""
+    gain = figure["after"] - figure["before"]
+    apart = ": not distinguishable" if figure["distinguishable"] is False else ""
+    return f"{'+' * (gain >= 0)}{_digits(bounds)(gain)}{interval(bounds)}{apart}"
+
+
+def gained(figure: Mapping[str, Any]) -> str:
+    """`0.512 -> 0.874 [0.85, 0.90], +0.36 [0.33, 0.40]`."""
+    after = f"{number(figure['after'])}{interval(figure['interval'])}"
+    before = "" if figure["before"] is None else f"{number(figure['before'])} -> "
+    return ", ".join(filter(None, (before + after, points(figure))))
+
+
+def general(figure: Mapping[str, Any]) -> str:
+    """`21.3 -> 23.9 (+12%)`."""
+    before, after = figure["before"], figure["after"]
+    if before is None or after is None:
+        return "unknown" if after is None else number(after)
+    change = (after - before) / before
+    shown = f"{change:+.0%}" if abs(change) >= 0.1 else f"{change:+.1%}"
+    apart = ": not distinguishable" if figure["distinguishable"] is False else ""
+    return f"{number(before)} -> {number(after)} ({shown}){apart}"
+
+
+def _digits(bounds: Sequence[float]) -> Callable[[float], str]:
+    """How to write a value that is known as exactly as its interval says."""
+    return number if bounds[1] - bounds[0] < 0.05 else _short
+
+
+def _short(value: float) -> str:
+    if round(value, 2) == 0:
+        return "0.00"  # not -0.00
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else number(value)

@@ -18,7 +18,7 @@ from anyformer.data.examples.parts import Parts, as_list, as_text, fault, read_l
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.metrics import relevant_ranks, retrieval, share, similarity
 from anyformer.evaluation.metrics.metric import Array
-from anyformer.evaluation.metrics.retrieval import unit
+from anyformer.evaluation.metrics.similarity import unit
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.result import EvaluatedRow, Evaluation
 from anyformer.generation import embed

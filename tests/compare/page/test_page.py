@@ -22,6 +22,7 @@ from anyformer.compare.page.page import page as values_of
 from anyformer.compare.page.panels import findings, panels
 from anyformer.compare.result import BETTER, UNDECIDED, Comparison, Sample
 from anyformer.errors import UserError
+from anyformer.pages.formatting import fixed
 from tests.browser import Browse, Look, assert_readable, looks
 from tests.compare.results import make_comparison, make_contender
 from tests.finetuning import toys

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import anyformer as af
 from anyformer.compare.tasks import Objective
-from anyformer.compare.tasks.fit import fit, seeded
+from anyformer.compare.tasks.classifier import fit, seeded
 from anyformer.config import SpecialTokens
 from anyformer.data.batch import Batch
 from anyformer.data.objectives import Masked, SpanCorruption

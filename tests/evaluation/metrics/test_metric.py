@@ -12,9 +12,10 @@ from anyformer.evaluation.metrics import Metric, classification, language_model,
 from anyformer.evaluation.metrics.metric import _counts
 
 
-def _resampled(rows: int, count: int, seed: int = 0) -> list[np.ndarray]:
+def _resampled(rows: int, count: int, seed: int = 0, *, multinomial: bool = False) -> list[np.ndarray]:
     """The rows of each resample, as many times as it counts them."""
-    return [np.repeat(np.arange(rows), each.astype(int)) for part in _counts(rows, count, seed) for each in part]
+    parts = _counts(rows, count, np.random.default_rng(seed), multinomial)
+    return [np.repeat(np.arange(rows), each.astype(int)) for part in parts for each in part]
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30), st.integers(0, 5))
@@ -28,8 +29,9 @@ def test_an_interval_is_that_of_the_resamples(values: list[float], seed: int) ->
     assert (low, high) == pytest.approx(tuple(np.quantile(by_hand, [0.05, 0.95])), rel=1e-9, abs=1e-9)
 
 
-def test_each_resample_has_as_many_rows_as_there_are() -> None:
-    resamples = _resampled(50, 4000)
+@pytest.mark.parametrize("multinomial", [False, True])
+def test_each_resample_has_as_many_rows_as_there_are(multinomial: bool) -> None:
+    resamples = _resampled(50, 4000, multinomial=multinomial)
     assert len(resamples) == 4000
     assert all(len(rows) == 50 for rows in resamples)
     counts = np.bincount(np.concatenate(resamples), minlength=50)
@@ -39,7 +41,7 @@ def test_each_resample_has_as_many_rows_as_there_are() -> None:
 
 
 def test_large_data_sets_are_resampled_in_parts() -> None:
-    parts = list(_counts(600_000, 3, 0))
+    parts = list(_counts(600_000, 3, np.random.default_rng(0), False))
     assert [len(part) for part in parts] == [1, 1, 1]
     assert not np.array_equal(parts[0], parts[1])
 

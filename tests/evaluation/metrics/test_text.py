@@ -1,5 +1,6 @@
 """Generated texts: BLEU, chrF and ROUGE are those of their libraries, of resamples too."""
 
+import math
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from anyformer.errors import UserError
-from anyformer.evaluation.metrics import exact_match, summaries, translation
+from anyformer.evaluation.metrics import exact_match, language_model, summaries, translation
 from anyformer.evaluation.metrics.text import normalize
 
 WORDS = st.lists(st.sampled_from(["a", "cat", "sat", "on", "the", "mat.", "Größe", "x\ny", "12"]), max_size=12)
@@ -62,3 +63,15 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(UserError, match=r"pip install 'anyformer\[eval\]'"):
             function(["a"], ["b"])
+
+
+def test_they_are_those_of_all_rows_together() -> None:
+    found = language_model([3.0, 1.0], [2, 6], [10, 30])
+    assert found["perplexity"].value == pytest.approx(math.exp(4 / 8))
+    assert found["bits_per_byte"].value == pytest.approx(4 / math.log(2) / 40)
+    assert set(language_model([3.0], [2])) == {"perplexity"}
+
+
+def test_extremes() -> None:
+    assert math.isnan(language_model([0.0], [0])["perplexity"].value)
+    assert language_model([1e9], [1])["perplexity"].value == pytest.approx(math.exp(700))

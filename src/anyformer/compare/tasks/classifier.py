@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, cast
 
@@ -30,13 +31,17 @@ from torch import Tensor, nn
 
 from anyformer.blocks.pooling import pool_mean
 from anyformer.compare.tasks.choices import Ids, Objective, TaskResult
-from anyformer.compare.tasks.fit import fit, seeded, shuffled_batches
 from anyformer.compare.tasks.labels import TEST, TRAINING, Labeled, LabeledTexts
 from anyformer.generation.inference import check_ids, check_nan, evaluating
 from anyformer.generation.prompt import batches_by_length, input_pad_id, pad
 from anyformer.model import Transformer, build
 from anyformer.tokenizer import Tokenizer
+from anyformer.training.optimizer import make_optimizer
+from anyformer.training.schedule import learning_rate_factor
 
+_WARMUP = 0.1
+_WEIGHT_DECAY = 0.01
+_GRAD_CLIP = 1.0
 _FEWEST = 40
 """Examples to be tested on that say anything."""
 _STEPS, _BATCH_SIZE = 64, 32
@@ -187,3 +192,45 @@ def _bag_of_words(
         fit(model, lambda step: F.cross_entropy(model(inputs), targets), _BAG_STEPS, _BAG_LEARNING_RATE)
     found = model(bags(test)).argmax(dim=-1).tolist()
     return [float(guess == example.label) for guess, example in zip(found, test, strict=True)]
+
+
+def fit(module: nn.Module, loss: Callable[[int], Tensor], steps: int, learning_rate: float) -> None:
+    """Minimize a loss with AdamW: the learning rate rises over a tenth of the steps and falls linearly to 0.
+
+    Args:
+        module: Whose parameters are trained.
+        loss: Of each step, counted from 0.
+        steps: How many are taken.
+        learning_rate: The highest.
+    """
+    optimizer = make_optimizer("adamw", module, learning_rate, weight_decay=_WEIGHT_DECAY, betas=(0.9, 0.999))
+    module.train()
+    for step in range(steps):
+        factor = learning_rate_factor("linear", (step + 1) / (steps + 1), warmup=_WARMUP)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * factor
+        loss(step).backward()
+        nn.utils.clip_grad_norm_(module.parameters(), _GRAD_CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+    module.eval()
+
+
+def shuffled_batches(count: int, batch_size: int, seed: int) -> Iterator[list[int]]:
+    """Endless batches of the numbers below `count`, each once in every pass."""
+    rng = np.random.default_rng(seed)
+    waiting = list[int]()
+    while True:
+        while len(waiting) < batch_size:
+            waiting += rng.permutation(count).tolist()
+        yield waiting[:batch_size]
+        del waiting[:batch_size]
+
+
+@contextmanager
+def seeded(seed: int) -> Generator[None, None, None]:
+    """Draw the same numbers each time, and leave torch's generators as they were."""
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield

@@ -13,12 +13,10 @@ from anyformer.evaluation.metrics.classification import (
     confusion_matrix,
     multilabel,
 )
-from anyformer.evaluation.metrics.language_model import language_model
 from anyformer.evaluation.metrics.metric import FEWEST, Interval, Metric, mean, ratio, share
-from anyformer.evaluation.metrics.retrieval import relevant_ranks, retrieval
-from anyformer.evaluation.metrics.similarity import regression, similarity
+from anyformer.evaluation.metrics.similarity import regression, relevant_ranks, retrieval, similarity
 from anyformer.evaluation.metrics.tagging import entities, entity_table, tagging
-from anyformer.evaluation.metrics.text import exact_match, summaries, translation
+from anyformer.evaluation.metrics.text import exact_match, language_model, summaries, translation
 
 __all__ = [
     "FEWEST",

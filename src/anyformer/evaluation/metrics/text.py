@@ -1,4 +1,4 @@
-"""Generated texts beside references: exact match, and BLEU, chrF and ROUGE by the libraries that define them."""
+"""Predicted tokens, and generated texts."""
 
 import re
 import string
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from anyformer.errors import UserError
-from anyformer.evaluation.metrics.metric import Array, Metric, share
+from anyformer.evaluation.metrics.metric import Array, Metric, Numbers, ratio, share
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -67,3 +67,22 @@ def _corpus_metric(scorer: Any, references: Sequence[str], predictions: Sequence
         return np.array([scorer._compute_score_from_stats(each).score for each in counts])
 
     return Metric(rows, scores, (0.0, 100.0))
+
+
+def language_model(nats: Numbers, tokens: Numbers, size: Numbers | None = None) -> dict[str, Metric]:
+    """Perplexity, the exponential of the mean loss of a token, and bits per byte.
+
+    Args:
+        nats: The summed loss of each row.
+        tokens: How many of its tokens were predicted.
+        size: Bytes of its text in UTF-8; None: there are no bits per byte.
+    """
+    metrics = {"perplexity": Metric(np.stack([nats, tokens], axis=-1).astype(np.float64), _perplexity)}
+    if size is not None:
+        metrics["bits_per_byte"] = ratio(np.divide(nats, np.log(2)), size)
+    return metrics
+
+
+def _perplexity(sums: Array) -> Array:
+    predicted = sums[..., 1]
+    return np.where(predicted > 0, np.exp(np.minimum(sums[..., 0] / np.maximum(predicted, 1), 700)), np.nan)
