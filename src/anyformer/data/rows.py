@@ -170,7 +170,7 @@ def measure(values: Mapping[str, Any], where: Where) -> Size:
     raise UserError(f"{where}, is nested more than {limits.DEPTH} levels deep.")
 
 
-def typed_row(where: Where, values: dict[str, Any], classes: Mapping[str, Sequence[str]]) -> Row:
+def typed_row(where: Where, values: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> Row:
     """A row of a file whose columns have types."""
     values = {name: _without_nulls(value) for name, value in values.items()}
     for column, names in classes.items():
