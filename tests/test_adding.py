@@ -96,10 +96,11 @@ def test_a_page_that_is_followed_works(page: Path, tmp_path: Path) -> None:
 
 def _run(line: str, place: Path) -> str:
     words = shlex.split(line)
-    set_here = [word.partition("=")[::2] for word in takewhile(lambda word: "=" in word, words)]
+    set_here = list(takewhile(lambda word: "=" in word, words))
     program, *arguments = words[len(set_here) :]
     command = [sys.executable, *([] if program == "python" else ["-m", program]), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(place / "src"), **dict(set_here)}
+    environment = os.environ | {"PYTHONPATH": str(place / "src")}
+    environment |= {name: value for name, _, value in (word.partition("=") for word in set_here)}
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     return done.stdout

@@ -23,6 +23,7 @@ def test_tests_mirror_the_source() -> None:
         *(
             TESTS / f"test_{what}.py"
             for what in (
+                "adding",
                 "browser",
                 "docs",
                 "hostile_folder",
@@ -183,3 +184,18 @@ def test_the_limits_are_those_that_the_page_names() -> None:
     values += [input_files.ROW_BYTES, input_files.VALUE_BYTES, training.LARGEST, patterns.LONGEST, patterns.MOST]
     values += [template_budget._BUDGET, template_budget._LARGEST, template_budget._BITS]
     assert [value for value in values if f" {value:,} " not in page] == []
+
+
+def test_the_first_line_of_a_docstring_names_its_subject() -> None:
+    """A noun phrase or an imperative that stands alone."""
+    points = ("What ", "Of ", "Those", "The same", "As many", "It is")
+    strays = [
+        f"{path.relative_to(SOURCE)}:{node.lineno}: {node.value.value.strip().splitlines()[0]}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+        and node.value.value.strip().startswith(points)
+    ]
+    assert not strays

@@ -34,6 +34,8 @@ _WEIGHTS = {
     "tutorials/": 0.7,
     "scaling": 0.7,
     "adding/": 0.2,
+    "training/": 1.5,
+    "finetuning/settings": 0.5,
 }
 _LANGUAGES = {".py": "python", ".sh": "sh", ".yml": "yaml", ".toml": "toml", ".cpp": "cpp", ".h": "cpp"}
 _LINK = re.compile(r"(?<=\]\()(?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?(?=\))")

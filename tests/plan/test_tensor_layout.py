@@ -15,7 +15,7 @@ from anyformer.model import build
 from anyformer.plan.internals import has_cpu_kernel, storage_without_memory
 from anyformer.plan.simulation import Simulation
 from anyformer.plan.step import count_step
-from anyformer.plan.tensor_layout import Layout, layout, results, returns_view, tensors_of
+from anyformer.plan.tensor_layout import Layout, results, returns_view, tensors_of
 from anyformer.training.resolve import make_plan
 from anyformer.training.strategies.base import Strategy
 from anyformer.training.strategies.group import Group
@@ -26,6 +26,12 @@ _COUNTED_BY_DATA = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_out
 
 def empty(found: Layout) -> Tensor:
     return torch.empty(0, dtype=found.dtype).set_(storage_without_memory(found.size), 0, found.shape, found.stride)
+
+
+def told(tensor: Tensor) -> tuple[Any, ...]:
+    """Shape, dtype and strides, but for those of dimensions of one element, which mean nothing."""
+    strides = [stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True) if length > 1]
+    return tuple(tensor.shape), tensor.dtype, strides if tensor.numel() else []
 
 
 class Comparison(TorchDispatchMode):
@@ -47,8 +53,9 @@ class Comparison(TorchDispatchMode):
         if computed and not by_data and func.namespace == "aten":
             found = results(func, args, kwargs, tensors, empty)
             self.compared += 1
-            if [*map(layout, tensors_of(found))] != [*map(layout, tensors_of(real))]:
-                self.wrong.append((func, [*map(layout, tensors_of(found))], [*map(layout, tensors_of(real))]))
+            both = [[*map(told, tensors_of(result))] for result in (found, real)]
+            if both[0] != both[1]:
+                self.wrong.append((func, *both))
         return real
 
 

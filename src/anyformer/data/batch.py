@@ -52,7 +52,7 @@ class Batch:
 
     @property
     def predicted(self) -> int:
-        """What the loss is the mean of: the number of targets that aren't IGNORED."""
+        """The number of targets that aren't IGNORED, over which the loss is a mean."""
         return int((self.targets != IGNORED).sum())
 
     def split(self, chunks: int) -> list[Self]:

@@ -28,7 +28,7 @@ MIN_DOCUMENTS = 20
 """From this number of documents on, the split is by document."""
 
 VALIDATION_FRACTION = 0.1
-"""Of the characters, held out for validation."""
+"""Share of the characters that is held out for validation."""
 
 Bool = npt.NDArray[np.bool_]
 

@@ -23,7 +23,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".py")
 RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SUFFIXES = (*TEXT_SUFFIXES, *RECORD_SUFFIXES)
 TAGGED_SUFFIXES = (".conll", ".iob", ".bio")
-"""Of files of words with tags, which only fine-tuning reads."""
+"""Suffixes of files of words with tags, which only fine-tuning reads."""
 COMPRESSED = (".gz", ".zst")
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""What can be read only once, or from afar, kept in the cache as a file: standard input, and data sets of the hub.
+"""Data that can be read only once, or from afar, kept in the cache as a file: standard input, and data sets of the hub.
 
 A data set is written `hf:NAME[:CONFIG][:SPLIT]`, such as `hf:roneneldan/TinyStories`, `hf:opus_books:de-en` or
 `hf:Salesforce/wikitext:wikitext-2-v1:test`. NAME may be a folder, too.
@@ -119,7 +119,7 @@ def _hub(spec: str, fields: Sequence[str], cache: Cache) -> Path:
 
 
 def _name(spec: str, *facts: object) -> str:
-    """What a data set is called in the cache."""
+    """Name of a data set in the cache."""
     name = "".join(character if character.isalnum() else "-" for character in spec.removeprefix(HUB))
     return f"{name[:80]}-{key(spec, *facts)[:12]}"
 

@@ -75,7 +75,7 @@ class Causal:
 
 
 class Objective(Protocol):
-    """What makes batches of windows: see above."""
+    """A function that makes batches of windows, see above."""
 
     overlap: ClassVar[int]
 

@@ -32,7 +32,7 @@ from anyformer.errors import UserError, nearest, quote
 SUFFIXES = (*RECORD_SUFFIXES, *TAGGED_SUFFIXES, *TEXT_SUFFIXES)
 _NUMBER_BYTES = 8
 _COLUMNS = 2000
-"""Of a table."""
+"""Columns of a table."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 """JSON can spell one without its other half, and UTF-8 cannot."""
 _FEW = 20

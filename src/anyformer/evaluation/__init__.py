@@ -1,4 +1,4 @@
-"""What classifiers and taggers say, metrics with intervals, lm-eval's suites; `anyformer.tasks` evaluates tasks."""
+"""Answers of classifiers and taggers, metrics with intervals, lm-eval's suites; `anyformer.tasks` evaluates tasks."""
 
 from anyformer.evaluation.classify import Classification, classify
 from anyformer.evaluation.options import Options

@@ -62,7 +62,7 @@ class GivenAnswer:
 
 
 def question(example: Answered) -> str:
-    """What is asked, for people."""
+    """The question of an example, for people."""
     match example:
         case ChatExample():
             before = example.messages[: _last(example)]
@@ -189,7 +189,7 @@ def _last(example: ChatExample | CompletionExample) -> int:
 def _parts(
     model: Transformer, tokenizer: Tokenizer, example: Answered, *, cut: bool = True
 ) -> list[tuple[Continuation, Sequence[bool]]]:
-    """What is scored of an example, from its first learned token to its last, and which of those tokens are learned."""
+    """The scored part of an example, from its first learned token to its last, and which of its tokens are learned."""
     if isinstance(example, Seq2SeqExample):
         target = tokenizer.encode(example.target)[: model.config.max_length]
         return [(Continuation(tokenizer.encode(example.source), target), [True] * len(target))] if target else []

@@ -1,4 +1,4 @@
-"""What a classifier says of texts."""
+"""Answers of a classifier on texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _LIKELY = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Classification(OneLine):
-    """What a classifier says of a text.
+    """The answer of a classifier on a text.
 
     Attributes:
         labels: The likeliest label; of a model for several labels those whose probability is over 0.5, the likeliest

@@ -186,7 +186,7 @@ class AnyformerLM(TemplateLM):
         return texts
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes down about the model."""
+        """Facts on the model that lm-eval writes down."""
         return {"model_num_parameters": parameter_count(self.model), "model_dtype": str(self.model.dtype)}
 
 
@@ -267,7 +267,7 @@ def _plain(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _generation_config(settings: Mapping[str, Any]) -> GenerationConfig:
-    """What a task says about generating texts. Raises UserError for settings that mean nothing here."""
+    """The generation settings of a task. Raises UserError for settings that mean nothing here."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
     known: dict[str, Any] = dict(normalize_gen_kwargs(dict(settings), _NEW_TOKENS))

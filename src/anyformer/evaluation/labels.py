@@ -1,4 +1,4 @@
-"""What the tasks with labels share: labels by their names, and one label an example."""
+"""Labels by their names, and one label an example, for the tasks with labels."""
 
 from collections.abc import Sequence
 

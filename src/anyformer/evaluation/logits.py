@@ -102,7 +102,7 @@ def require_words(texts: Sequence[str], what: str = "Text") -> None:
 
 
 _FUNCTIONS = {"classification": "classify", "token_classification": "tag"}
-"""Of this package, by the head that they read: `anyformer classify` serves both."""
+"""Functions of this package by the head that they read: `anyformer classify` serves both."""
 
 
 def _require_head(model: Transformer, kind: str, what: str) -> None:

@@ -10,7 +10,7 @@ from anyformer.model import Transformer
 
 
 class Continuation(NamedTuple):
-    """What is scored.
+    """A continuation that is scored.
 
     Attributes:
         context: Tokens that it follows, at least one; of an encoder-decoder the source.

@@ -35,7 +35,7 @@ class Options:
             raise UserError("choices are at least two answers, each different from the others.")
 
     def counter(self, what: str, total: int) -> Progress:
-        """What is to be called with the number of examples that have been done, of so many."""
+        """A function to call with the number of examples that have been done, of `total`."""
 
         def advance(count: int) -> None:
             self.progress(what, count, total)

@@ -1,4 +1,4 @@
-"""What an evaluation found out."""
+"""The result of an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

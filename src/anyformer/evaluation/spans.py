@@ -11,7 +11,7 @@ class Piece(NamedTuple):
 
     text: str
     kind: str
-    """Of the entity, or the tag of a single word; empty: nothing is said of it."""
+    """Kind of the entity, or the tag of a single word; empty if it has none."""
 
 
 class TaggedSpans(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a tagger says of the words of texts."""
+"""Answers of a tagger on the words of texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Entity(OneLine):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TaggedText(OneLine):
-    """What a tagger says of a text.
+    """The answer of a tagger on a text.
 
     Attributes:
         words: All words, in order.

@@ -102,7 +102,7 @@ class Check:
             self._ends.update(tokens[k] for k, (here, after) in enumerate(borders) if here and not after)
 
     def facts(self) -> list[tuple[str, str]]:
-        """What there is, as names and texts."""
+        """Facts on the data, as names and texts."""
         rows = "" if self.rows == self.examples else f" in {_count(self.rows, 'row')}"
         found = [("examples", f"{self.examples:,}{rows}"), ("tokens", f"{self.tokens:,}{self._share()}")]
         if self._numbers:
@@ -116,7 +116,7 @@ class Check:
         return found
 
     def warnings(self) -> list[tuple[str, str]]:
-        """What a user should know before training, as names and texts."""
+        """Warnings before training, as names and texts."""
         found: list[tuple[str, str]] = []
         if alike := look_alikes(self.labels):
             pairs = [

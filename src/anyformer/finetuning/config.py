@@ -1,4 +1,4 @@
-"""What fine-tuning needs to know."""
+"""Settings of fine-tuning."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _REFUSED = ("labels", "label_kind", "loss", "packing", "system")
 
 _CONTEXT = 1024
 _BATCH_TOKENS = 4096
-"""Of a validation batch, and about so many of a batch of plain text."""
+"""Tokens of a validation batch, and about so many of a batch of plain text."""
 _QUANTIZED = ("int8", "int4")
 _LEARNED = ("answers", "all")
 _ALL_LINEAR = ("all-linear",)
@@ -113,7 +113,7 @@ class FinetuneConfig(RunConfig):
 
     base: str
     task: Annotated[str | None, CHOICES] = None
-    """What the model learns (default: what the columns say)."""
+    """Task that the model learns (default: the one that the columns suit)."""
     columns: Annotated[tuple[str, ...], "ROLE=COLUMN"] = ()
     """Which column plays which role, such as text=review label=stars (default: by their names)."""
     header: Annotated[tuple[str, ...], "NAME"] = ()

@@ -26,7 +26,7 @@ from anyformer.training.strategies.launch import needs_launch
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FinetuneResult(OneLine):
-    """What fine-tuning leaves.
+    """The result of fine-tuning.
 
     Attributes:
         model: The fine-tuned model, in evaluation mode; an adapter is beside its weights, see `anyformer.merge`.
@@ -134,7 +134,7 @@ def _values(options: FinetuneOptions) -> dict[str, Any]:
 
 
 def _metrics(directory: Path) -> dict[str, dict[str, float]]:
-    """What the run has logged about the validation examples, first and last."""
+    """Metrics on the validation examples that the run has logged, first and last."""
     found: dict[str, dict[str, float]] = {"before": {}, "after": {}}
     path = directory / METRICS
     for text in limits.read_text(path, limits.LOG_BYTES).splitlines():

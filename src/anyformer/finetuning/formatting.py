@@ -1,4 +1,4 @@
-"""What a run gained, as a person would write it."""
+"""Gains of a run, formatted for people."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

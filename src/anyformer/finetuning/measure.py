@@ -1,4 +1,4 @@
-"""What a model can do before and after fine-tuning, on the same examples, in a form that a run directory keeps."""
+"""Measurements before and after fine-tuning, on the same examples, in a form that a run directory keeps."""
 
 import math
 import time
@@ -28,11 +28,11 @@ FEWEST_WINDOWS = 10
 _EXAMPLES, _GENERATED = 2000, 32
 """Examples that are measured at most: such with labels, and such with texts to write."""
 _FIRST, _FIRST_GENERATED = 32, 4
-"""Those that are timed first where time is short."""
+"""Examples that are timed first where time is short."""
 _NEW_TOKENS = (32, 256)
 """The fewest and the most tokens of an answer; it is given half as many again as the longest reference has."""
 _GENERAL_SHARE = 0.25
-"""Of the time for measuring, the part for general text."""
+"""Share of the time for measuring that general text takes."""
 _GENERAL_TOKENS, _WINDOW = 4096, 256
 
 
@@ -58,7 +58,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What a model could do.
+    """Measurement of a model.
 
     Attributes:
         examples: How many it was measured on; of plain text, windows.

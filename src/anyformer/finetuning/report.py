@@ -1,4 +1,4 @@
-"""What fine-tuning gained and lost: as evaluation.json in the run directory, and in lines for people."""
+"""Gains and losses of fine-tuning: as evaluation.json in the run directory, and in lines for people."""
 
 import json
 import math
@@ -35,10 +35,10 @@ from anyformer.tokenizer import Tokenizer
 from anyformer.training.precision import choose_precision
 
 BEFORE = "before.json"
-"""Of a run directory: what was measured before training, which a run that is taken up again compares with."""
+"""File of a run directory with the measurement before training, which a resumed run compares with."""
 
 _SHARE = 0.04
-"""Of the time of a run that ends by the clock, what it may take to measure the model before it, and again after it."""
+"""Share of a run that ends by the clock for measuring the model before it, and again after it."""
 _SAMPLED, _NEW_TOKENS = 3, 64
 """Examples of a sample while training goes on, and tokens of each."""
 _NO_CHECKS: Mapping[str, Check] = {}
@@ -49,7 +49,7 @@ _ROWS, _WORST = 8, 10
 _CLASSES, _LABEL = 20, 40
 """Classes whose scores the terminal has, and characters of a class's name."""
 _CHARACTERS = 2000
-"""Of a text that is kept in evaluation.json."""
+"""Characters of a text that is kept in evaluation.json."""
 
 
 class Report:
@@ -114,7 +114,7 @@ class Report:
         return choose_precision(self._config.device, self._config.dtype).autocast()
 
     def rows(self, model: Transformer) -> Sequence[EvaluatedRow]:
-        """What the model says to examples: those that were measured just now, or a few."""
+        """Answers of the model to examples: those that were measured just now, or a few."""
         latest, self._latest = self._latest, None
         if latest is None and len(self._examples) > 1:
             options, few = (
@@ -148,7 +148,7 @@ class Report:
 
 
 def _read_before(path: Path) -> Measurement | None:
-    """What was measured before training; None: nothing that can be read."""
+    """The measurement before training; None where none can be read."""
     try:
         return make(Measurement, limits.read_object(path), nulls=True)
     except UserError:
@@ -158,7 +158,7 @@ def _read_before(path: Path) -> Measurement | None:
 def result(
     before: Measurement | None, after: Measurement, evaluation: Evaluation, checks: Mapping[str, Check]
 ) -> dict[str, Any]:
-    """What is known at the end of a run, as plain values of JSON.
+    """Results at the end of a run, as plain values of JSON.
 
     Args:
         before: What was measured before training, if that is known.

@@ -18,7 +18,7 @@ _HALF = GROUP // 2
 _LARGEST = 32_000.0
 """The scales and minima are float16, which ends at 65,504, and the ends of a group may be this far apart twice."""
 _SMALLEST_EXPONENT = -24
-"""Of float16's numbers."""
+"""Exponent of the smallest of float16's numbers."""
 _CHUNK = 1 << 18
 """Weights that are quantized at a time: the search for a scale needs several times their memory."""
 

@@ -1,4 +1,4 @@
-"""What training takes before it is begun: memory by part, operations, time and money.
+"""Plans of training before it is begun: memory by part, operations, time and money.
 
 The package can be called: ``af.plan("gpt2")`` is `anyformer.plan.plan.plan`.
 """

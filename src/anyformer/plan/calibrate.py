@@ -11,11 +11,11 @@ STEPS = 20
 SECONDS = 60.0
 """Both are what calibrating takes at most, about."""
 FEW_SECONDS = 2.0
-"""The same where nobody asked for it."""
+"""Seconds of measuring where nobody asked for it."""
 _FEWEST_STEPS = 4
 """The first one, which allocates, and three that tell the time."""
 _LAYERS = (1, 3)
-"""Of the two smaller models, in each stack."""
+"""Layers of the two smaller models, in each stack."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class StepTime:
 
 
 def by_peak(workload: Workload, flops: float, device: Device) -> StepTime:
-    """What the peak of a device makes likely, of all processes together."""
+    """The step time that the peak of a device makes likely, of all processes together."""
     name = workload.precision.name
     if device.name == "cpu":
         peak, shares = peak_flops_per_second(workload.precision), CPU_SHARES

@@ -1,4 +1,4 @@
-"""What devices can do, and what an hour of them costs: the one place for these numbers, each with its source."""
+"""Peaks and prices of devices: the one place for these numbers, each with its source."""
 
 import os
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ Megatron-LM 44-52% on A100 (Narayanan et al. 2021, table 1), torchtitan about 35
 2024, table 1). Models of less than a billion parameters are nearer the low one, for their products are small."""
 
 CPU_SHARES = (0.25, 0.5, 0.8)
-"""The same of what this machine's products reach (docs/measurements/training.md), where nothing was calibrated."""
+"""Shares of the measured peak that steps reach (docs/measurements/training.md), where nothing was calibrated."""
 
 CUDA_CONTEXT = 500_000_000
 """Bytes that CUDA and its libraries take on a GPU before the first tensor, about."""

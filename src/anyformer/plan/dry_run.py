@@ -1,4 +1,4 @@
-"""What the C library's heap takes for the tensors of training steps, found by allocating them.
+"""Memory of the C library's heap for the tensors of training steps, found by allocating them.
 
 The room that a tensor leaves is not always what the next one needs, and some of it stays with small objects that
 outlive the tensor (anyformer/training/memory.py), so the heap grows beyond the tensors that are alive, by a tenth as a
@@ -36,7 +36,7 @@ _ROLLUP = Path("/proc/self/smaps_rollup")
 _MOST_FLOPS = 1 << 34
 """Larger products are not computed to learn what their library keeps for them."""
 _GLOO_THREADS = 2
-"""Of a process group. Each has a heap of its own, which keeps the memory of what was gathered there."""
+"""Threads of a process group. Each has a heap of its own, which keeps the memory of what was gathered there."""
 _GLOO_SEGMENTS = 1 << 21
 """Bytes of the two pieces in which it adds up tensors, at most."""
 _LARGEST_IN_THREAD = (1 << 26) - _GLOO_SEGMENTS
@@ -153,7 +153,7 @@ class DryRun(Simulation):
         _resize(storage, size)
 
     def _copy_whole(self, func: Any, tensors: Sequence[Tensor]) -> None:
-        """What gloo allocates to exchange tensors: copies of the whole one, of which each process has a share."""
+        """Allocate as gloo to exchange tensors: copies of the whole one, of which each process has a share."""
         size = max(tensor.nbytes for tensor in tensors)
         if func in (_GATHER, _REDUCE_SCATTER):
             self._places.add((torch.empty(size, dtype=torch.uint8).data_ptr(), size))
@@ -184,7 +184,7 @@ class DryRun(Simulation):
 
 
 def _promoted(func: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What a CPU copies operands of several dtypes to, before it allocates the result."""
+    """The dtype that a CPU copies operands of several dtypes to, before it allocates the result."""
     dtypes = {part.dtype for part in tensors if part.is_floating_point() and part.dim()}
     if len(dtypes) < 2 or torch.Tag.pointwise not in func.tags:
         return []

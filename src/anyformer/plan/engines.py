@@ -53,7 +53,7 @@ class _Sharded(FSDP):
 
 
 class _Replicated(Strategy):
-    """What DistributedDataParallel, which reads its tensors' memory, does: all gradients are views of its buckets."""
+    """DistributedDataParallel without reading its tensors' memory: all gradients are views of its buckets."""
 
     @override
     def _wrap(self) -> nn.Module:

@@ -1,7 +1,8 @@
-"""What a plan needs of torch that torch does not document, in one place, so that a version without it is told at once.
+"""Undocumented parts of torch that a plan needs, in one place, so that a version without them is noticed at once.
 
 Storages without memory have no documented substitute: tensors of the device "meta" take other paths through a model
-than a CPU's, and torch's fake tensors take 0.3 ms for each operation, five times as long.
+than a CPU's, and torch's fake tensors take 0.3 ms for each operation, five times as long: they are asked once for each
+layout of its arguments.
 """
 
 import sys
@@ -16,6 +17,7 @@ import torch
 from anyformer.errors import UserError
 
 try:
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from torch.utils._python_dispatch import (
         TorchDispatchMode,
@@ -40,6 +42,7 @@ _ADDRESSES = count(1 << 56, 64)
 
 __all__ = [
     "FakeStore",
+    "FakeTensorMode",
     "TorchDispatchMode",
     "asks_for_shapes",
     "called_by_autograd",

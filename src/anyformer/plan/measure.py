@@ -25,7 +25,7 @@ _RESET = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Measured:
-    """What real steps took.
+    """Time and memory of real steps.
 
     Attributes:
         seconds: of each step after the first.
@@ -96,7 +96,7 @@ def _steps(strategy: Strategy, workload: Workload, count: int, seconds: float) -
 
 
 def _smallest(workload: Workload) -> Workload:
-    """The same with one layer a stack and a text for each process."""
+    """The workload with one layer a stack and a text for each process."""
     rows = max(2, workload.config.processes)
     return workload.shorten(1).change(batch_size=rows, batch_tokens=rows * 16, context=16, grad_accumulation=1)
 

@@ -1,4 +1,4 @@
-"""What training takes: counted on tensors without memory, timed by real steps or by a device's peak."""
+"""Plans of training: counted on tensors without memory, timed by real steps or by a device's peak."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from anyformer.spec import Contender
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TrainingPlan(OneLine):
-    """What training takes, of one process unless it says otherwise; memory in bytes, time in seconds, money in dollars.
+    """Plan of a training run, for one process unless it says otherwise; in bytes, seconds and dollars.
 
     Attributes:
         model: its name.
@@ -97,7 +97,7 @@ class TrainingPlan(OneLine):
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What was asked for.
+    """The request for a plan.
 
     Attributes:
         workload: one step.
@@ -127,7 +127,7 @@ def plan(
     calibrate: bool = False,
     **options: Any,
 ) -> TrainingPlan:
-    """What training a model takes, before it is begun, as `anyformer plan` says.
+    """Plan the training of a model before it is begun, as `anyformer plan` does.
 
     Args:
         model: A config, a preset, or a directory; see `anyformer diff`. None of its weights is read or allocated. Of a
@@ -165,7 +165,7 @@ def request(
     *,
     calibrate: float = SECONDS,
 ) -> Request:
-    """What is asked for by these options. Raises UserError as `plan`."""
+    """The request that these options make. Raises UserError as `plan`."""
     if tokens is not None and (tokens < 1 or options.get("steps") is not None):
         raise UserError(f"--tokens {tokens} is the length of the run, at least 1: give it, or --steps.")
     if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):

@@ -1,7 +1,7 @@
 """Training steps on tensors without memory, whose storages, products and kernels are counted.
 
 The real model, optimizer and engine run on a CPU's tensors whose storages have sizes and lifetimes, but no memory:
-no kernel may run on them. What an operation returns is asked of torch's "meta" device, once for each of its layouts.
+no kernel may run on them. What an operation returns is asked of torch's fake tensors, once for each of its layouts.
 What depends on the batch alone, such as which tokens are masked, is computed as well, for sizes follow from it.
 """
 
@@ -37,7 +37,7 @@ from anyformer.plan.internals import (
 from anyformer.plan.tensor_layout import Layout, layout, results, returns_view, tensors_of, written
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "batch")
-"""What memory is for. Activations are all that a step computes on its way, temporary tensors among them."""
+"""Parts of memory. Activations are all that a step computes on its way, temporary tensors among them."""
 
 _KNOWN_NUMBERS = 1 << 22
 """Larger tensors of the batch's making are not computed."""
@@ -135,7 +135,7 @@ class Simulation(TorchDispatchMode):
 
     @contextmanager
     def part(self, name: str) -> Generator[None]:
-        """What is allocated in here is for this part."""
+        """Count allocations in this context for a part."""
         before, self._part = self._part, name
         try:
             yield
@@ -247,7 +247,7 @@ class Simulation(TorchDispatchMode):
                 yield self.known(numbers)
 
     def _outputs(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What a function returns, without data."""
+        """Results of a function, without data."""
         tensors = [*tensors_of((args, kwargs))]
         if returns_view(func) or func.namespace == "profiler" or any(each.is_meta for each in tensors):
             return func(*args, **kwargs)
@@ -259,7 +259,7 @@ class Simulation(TorchDispatchMode):
         return self._results(func, args, kwargs, tensors)
 
     def _results(self, func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
-        """What a function that computes something returns, without data."""
+        """Results of a function that computes something, without data."""
         return results(func, args, kwargs, tensors, self._empty)
 
     def _empty(self, found: Layout) -> Tensor:
@@ -267,19 +267,20 @@ class Simulation(TorchDispatchMode):
         return torch.empty(0, dtype=found.dtype).set_(storage_without_memory(found.size), 0, found.shape, found.stride)
 
     def _parts_of(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What a function made of others returns, which are counted; NotImplemented: it is none."""
+        """Results of a function made of others, which are counted; NotImplemented: it is none."""
         if func._overloadpacket in flop_registry or func.namespace == "prim" or has_cpu_kernel(func.name()):
             return NotImplemented
         with self:
             return func.decompose(*args, **kwargs)
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What a function makes of tensors that are known: known ones."""
+        """Known results of a function of known tensors."""
         with no_modes():
             real = func(*tree_map_only(Tensor, _value, args), **tree_map_only(Tensor, _value, kwargs))
         if func._schema.is_mutable:
             return args[0]
-        out = func(*args, **kwargs) if returns_view(func) else tree_map_only(Tensor, self._like, real)
+        sized_by_data = torch.Tag.dynamic_output_shape in func.tags
+        out = tree_map_only(Tensor, self._like, real) if sized_by_data else self._outputs(func, args, kwargs)
         for part, value in zip(tensors_of(out), tensors_of(real), strict=True):
             if value.numel() <= _KNOWN_NUMBERS:
                 part._known = value  # pyright: ignore[reportAttributeAccessIssue]
@@ -373,4 +374,4 @@ _KERNEL_FLOPS: dict[str, Callable[..., int]] = {
     "int8_matmul": _matmul_flops,
     "quantized_matmul": _linear_flops,
 }
-"""Of compiled code, which torch's counter can't look into."""
+"""FLOPs of compiled code, which torch's counter can't look into."""

@@ -52,7 +52,7 @@ _Numbers = dict[str, Counter[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is trained.
+    """The workload of a step.
 
     Attributes:
         model: with the head of the task.
@@ -79,11 +79,11 @@ class Workload:
         return self.tuned is not None and self.tuned.makes_vectors
 
     def change(self, **changes: Any) -> "Workload":
-        """The same with other fields of the config."""
+        """The workload with other fields of the config."""
         return replace(self, config=replace(self.config, **changes))
 
     def shorten(self, layers: int) -> "Workload":
-        """The same with at most so many layers in each stack."""
+        """The workload with at most so many layers in each stack."""
         stacks = ("encoder_layers", "decoder_layers")
         fewer: dict[str, Any] = {name: min(getattr(self.model, name), layers) for name in stacks}
         if 0 < self.model.attention.window_from < self.model.decoder_layers:
@@ -138,7 +138,7 @@ def _empty_weight(rows: int, columns: int, bits: int) -> QuantizedWeight:
 
 @dataclass(frozen=True)
 class StepCount:
-    """What a step takes, of one process.
+    """Memory and operations of a step, for one process.
 
     Attributes:
         parts: bytes by part when they are most in all.
@@ -339,7 +339,7 @@ def _transposes(module: nn.Module) -> Generator[Tensor]:
 
 
 def _two_parts(batch: Batch, count: int) -> Batch:
-    """Of a batch in more parts than two, the largest one twice: gradients are there from the second on."""
+    """Two parts in the place of more, the largest one twice: gradients are there from the second on."""
     if min(count, batch.examples) <= 2:
         return batch
     part = max(batch.split(count), key=lambda part: part.examples)

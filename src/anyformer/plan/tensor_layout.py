@@ -1,4 +1,4 @@
-"""Layouts of the tensors that operations return, asked of torch's "meta" device once each."""
+"""Layouts of the tensors that operations return, asked of torch's fake tensors once each."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+
+from anyformer.plan.internals import FakeTensorMode, no_modes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Layout:
 
 
 _LAYOUTS: dict[Any, Any] = {}
-"""What functions return, by function and layouts of the arguments."""
+"""Layouts of results, by function and layouts of the arguments."""
 
 
 def layout(tensor: Tensor) -> Layout:
@@ -42,7 +44,7 @@ def layout(tensor: Tensor) -> Layout:
 
 
 def results(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], empty: Callable[[Layout], Tensor]) -> Any:
-    """What a function returns, without data.
+    """Results of a function, without data.
 
     Args:
         tensors: all those among its arguments.
@@ -77,21 +79,25 @@ def _key(value: Any) -> Any:
 
 
 def _ask(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
-    """What a function returns, with layouts in the place of tensors."""
-    given = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="meta") for each in tensors]
-    storages = [each.untyped_storage() for each in given]
-    rest = iter(given)
-    args, kwargs = tree_map_only(Tensor, lambda _: next(rest), (args, kwargs))
-    if any(argument.name == "device" for argument in func._schema.arguments):
-        kwargs = {**kwargs, "device": "meta"}
+    """Results of a function, with layouts in the place of tensors."""
+    with no_modes(), _fake_mode():
+        given = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype) for each in tensors]
+        storages = [each.untyped_storage() for each in given]
+        rest = iter(given)
+        args, kwargs = tree_map_only(Tensor, lambda _: next(rest), (args, kwargs))
 
-    def viewed(result: Tensor) -> Layout:
-        same = (number for number, storage in enumerate(storages) if storage is result.untyped_storage())
-        argument = next(same, None)
-        place = None if argument is None else (argument, int(result.storage_offset()))
-        return replace(layout(result), viewed=place)
+        def viewed(result: Tensor) -> Layout:
+            same = (number for number, storage in enumerate(storages) if storage is result.untyped_storage())
+            argument = next(same, None)
+            place = None if argument is None else (argument, int(result.storage_offset()))
+            return replace(layout(result), viewed=place)
 
-    return tree_map_only(Tensor, viewed, func(*args, **kwargs))
+        return tree_map_only(Tensor, viewed, func(*args, **kwargs))
+
+
+@cache
+def _fake_mode() -> FakeTensorMode:
+    return FakeTensorMode()  # it imports torch's compiler, which takes a second
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
@@ -112,7 +118,7 @@ def returns_view(func: Any) -> bool:
 
 
 def written(func: Any, args: Any, kwargs: Any) -> Any:
-    """What a function that writes into its arguments returns."""
+    """Results of a function that writes into its arguments."""
     found = [
         kwargs[argument.name] if argument.name in kwargs else args[place]
         for place, argument in enumerate(func._schema.arguments)

@@ -1,4 +1,4 @@
-"""What a plan is asked for: the flags of `train` and `finetune`, and a model without its data."""
+"""Workloads of plans: the flags of `train` and `finetune`, and a model without its data."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace

@@ -18,7 +18,7 @@ from anyformer.tasks.task import Shape
 
 _FEW = 20
 _DATA = re.compile(r"-?\d+(\.\d+)?|.{40,}|.* .* .* .*", re.DOTALL)
-"""What is no name of a column, but a number or a sentence."""
+"""Values that are no name of a column, but a number or a sentence."""
 _LISTS = ("messages", "tokens", "tags")
 """Parts that are no texts."""
 _NUMBERING = ("", "id", "idx", "index")

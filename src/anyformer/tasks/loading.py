@@ -160,7 +160,7 @@ def load_examples(
 def find_task(
     paths: Sequence[str], *, columns: Columns | None = None, header: Sequence[str] = (), cache: Cache | None = None
 ) -> str | None:
-    """What the examples of files are for, by the columns of the first one; None where there is none.
+    """The task that the examples of files suit, by the columns of the first one; None where there is none.
 
     Raises:
         UserError: as `load_examples`.

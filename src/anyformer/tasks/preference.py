@@ -37,7 +37,7 @@ from anyformer.training.strategies.base import model_inputs
 _ASKED = ("instruction", "question", "input")
 """Columns of what a user asks an assistant; a column `prompt` of texts has texts that are continued."""
 _LABELS = (True, False, 0, 1, "true", "false", "True", "False", "0", "1")
-"""Of unpaired answers."""
+"""Labels of unpaired answers."""
 _WORDS: Mapping[str, bool] = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
@@ -157,7 +157,7 @@ def _pair(good: Parts, bad: Parts) -> PreferenceExample:
 
 
 def _is_good(value: object) -> bool | None:
-    """What the label of an answer says; None where it says nothing."""
+    """The truth value of the label of an answer; None where it has none."""
     return _WORDS.get(str(value).lower()) if isinstance(value, bool | int | float | str) else None
 
 

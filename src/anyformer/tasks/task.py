@@ -149,11 +149,11 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a model learns from examples. Its fields are in the order in which a run needs them.
+    """A task that a model learns from examples. Its fields are in the order in which a run needs them.
 
     Attributes:
         name: As `--task` says it; that of its file.
-        learns: What a model learns, in a line.
+        learns: Description of what a model learns, in a line.
 
         example: The class of its examples.
         shapes: The columns that it takes, and how rows become examples.

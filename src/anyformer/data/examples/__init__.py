@@ -17,7 +17,7 @@ class Where:
 
     path: Path
     number: int
-    """Of the line or row, from 1."""
+    """Number of the line or row, from 1."""
     kind: Literal["line", "row"] = "line"
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class Example:
 
     @property
     def question(self) -> object:
-        """What is asked, without the answer: examples that ask the same are on one side of a split."""
+        """The question without the answer: examples with equal questions are on one side of a split."""
         return self.content
 
 

@@ -20,7 +20,7 @@ _ORDER, _POOL = 6, 7  # other draws than those of `batches` and `pair_batches`
 _POOL_BATCHES = 32, 128
 """Batches of a pool, at least and at most."""
 _POOLS = 4
-"""Of an epoch, at least: in one alone the same examples would meet again and again."""
+"""Fewest pools of an epoch: in one alone the same examples would meet again and again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -62,7 +62,7 @@ def encode_chat_rows(tokenizer: Tokenizer, example: ChatExample, *, learn_all: b
 
 
 def generation_mismatch(tokenizer: Tokenizer, example: ChatExample, rows: Sequence[LearnedTokens]) -> str | None:
-    """What differs between what is learned and what the model will see when it is to answer.
+    """Difference between the text that is learned and the one that the model sees when it is to answer.
 
     Args:
         tokenizer: The model's.

@@ -1,4 +1,4 @@
-"""What columns are called."""
+"""Names of columns."""
 
 import shlex
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class Columns:
     source: str | None = None
     """A text to be rewritten, as in translation."""
     target: str | None = None
-    """What a source is to be rewritten as."""
+    """Text that a source is to be rewritten as."""
     tokens: str | None = None
     """A list of words."""
     tags: str | None = None
@@ -51,7 +51,7 @@ class Columns:
     """How similar the texts of a pair are."""
 
     def given(self) -> dict[str, str]:
-        """Those that are not None."""
+        """Columns that are not None."""
         named = ((each.name, getattr(self, each.name)) for each in fields(self))
         return {role: column for role, column in named if column is not None}
 
@@ -65,7 +65,7 @@ class Columns:
 
 
 class NamedColumns(Columns):
-    """Those of a command that has one flag for all: ``--columns text=NAME label=NAME``."""
+    """Columns of a command that has one flag for all: ``--columns text=NAME label=NAME``."""
 
     __slots__ = ()
 

@@ -145,7 +145,7 @@ def _lengths(values: Iterable[int]) -> Int64:
 
 
 def _targets(text: LearnedTokens) -> list[int]:
-    """What each token but the last predicts."""
+    """Targets of each token but the last."""
     return [token if learned else IGNORED for token, learned in zip(text.tokens[1:], text.learned[1:], strict=True)]
 
 

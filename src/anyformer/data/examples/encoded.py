@@ -30,7 +30,7 @@ class LearnedTokens:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What `truncate` cut off.
+    """Tokens that `truncate` cut off.
 
     Attributes:
         tokens, learned: Tokens, and how many of them were to be learned.

@@ -9,7 +9,7 @@ from anyformer.data.examples import Example, Where
 from anyformer.errors import UserError
 
 SHARE = 0.1
-"""Of the examples that are held out."""
+"""Share of the examples that is held out."""
 
 Twice = tuple[Where, Where]
 """The places of an example, and of one that says the same."""

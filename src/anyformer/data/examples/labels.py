@@ -13,7 +13,7 @@ from anyformer.data.examples.parts import as_number, fault, number_of
 from anyformer.errors import UserError, quote
 
 LabelKind = Literal["single", "multiple", "regression"]
-"""What is said about a text: one label, several labels, or a number."""
+"""Kind of labels of a text: one, several, or a number."""
 
 _MANY = 20
 """Examples from which on labels that hardly repeat are no classes."""
@@ -23,7 +23,7 @@ _SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What labels mean.
+    """Labels and their meaning.
 
     Attributes:
         kind: One label, several labels, or a number; None: it isn't that of a text that is classified.

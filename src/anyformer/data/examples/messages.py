@@ -17,7 +17,7 @@ ROLES: Mapping[str, str] = {
     **dict.fromkeys(("tool", "observation", "function", "function_response", "tool_response", "ipython"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
 }
-"""What those who write a conversation are called in data, and in chat templates."""
+"""Roles of a conversation in data, and in chat templates."""
 _CALLS = ("function_call", "tool_call")
 _CONTENT = ("content", "value", "text")
 """Keys of what is said, of which the first that is there counts."""

@@ -100,13 +100,13 @@ def read_label(parts: Parts) -> Any:
 
 
 def fault(where: Where, what: str, advice: str | None = None) -> UserError:
-    """What to raise for a row."""
+    """The error for a row."""
     end = "" if advice and advice.endswith("?") else "."
     return UserError(f"{where}, {what}" + (f": {advice}" if advice else "") + end)
 
 
 def kind_of(value: object) -> str:
-    """What people call a value of this type."""
+    """The name that people give a value of this type."""
     kinds = (
         (str, "a text"),
         (bool, "true or false"),

@@ -8,7 +8,7 @@ from anyformer.data.encodings import Fault, compressed, find_fault
 from anyformer.errors import UserError
 
 Kind = Literal["line", "row"]
-"""What the records of a file are counted by."""
+"""Unit in which the records of a file are counted."""
 
 
 def not_text(path: Path, offset: int | None = None, line: int | None = None) -> UserError:
@@ -43,7 +43,7 @@ def check_size(text: str, limit: int, path: Path, number: int, kind: Kind = "lin
 
 
 def too_large(limit: int, path: Path, number: int, kind: Kind = "line") -> UserError:
-    """What to raise for a record with more bytes than it may have."""
+    """The error for a record with more bytes than it may have."""
     return UserError(
         f"{path}, {kind} {number}, has more than {limit:,} bytes: if that is meant to be, raise --max-record-bytes."
     )

@@ -12,7 +12,7 @@ from anyformer.data.formats import not_text, too_large, utf8_length
 from anyformer.errors import UserError
 
 _DELIMITERS = ",;\t"
-"""Of .csv files: spreadsheets write semicolons where the comma is that of decimals."""
+"""Delimiters of .csv files: spreadsheets write semicolons where the comma is that of decimals."""
 
 
 def table_rows(file: BinaryIO, path: Path, limit: int, width: int | None = None) -> Iterator[tuple[int, list[str]]]:

@@ -94,7 +94,7 @@ def _lines(lines: Iterable[bytes], path: Path, limit: int, field: str) -> Iterat
 
 
 def _first_part(error: ValueError) -> str:
-    """What Python says of an integer of thousands of digits, without its advice to programmers."""
+    """Python's message on an integer of thousands of digits, without its advice to programmers."""
     return str(error).partition(";")[0]
 
 
@@ -155,7 +155,7 @@ class _Parser:
         return value
 
     def error(self, what: str) -> UserError:
-        """What to raise for a fault at this place."""
+        """The error for a fault at this place."""
         return UserError(f"{self.path} is not JSON: {what} in line {self._line}.")
 
     def _advance(self, to: int) -> None:
