@@ -59,7 +59,7 @@ def test_each_is_that_of_its_text_alone(name: str, asked: list[Query], limit: in
 def test_damaged_weights_are_said(name: str) -> None:
     model = encoder({"kind": "language_model"})[0] if name == "encoder" else build(WRITERS[name])
     source = [5] if model.config.is_encoder_decoder else []
-    torch.nn.init.constant_(model.token_embedding.weight, torch.nan)
+    model.load_state_dict({name: weight * torch.nan for name, weight in model.state_dict().items()})
     with pytest.raises(UserError, match="NaN"):
         Scorer(model)([Query([7, 8], 0, [8], source)])
 

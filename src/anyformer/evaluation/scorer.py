@@ -77,7 +77,7 @@ class _Row(NamedTuple):
 
 
 _Targets = list[tuple[int, Ids]]
-"""Targets of a row: the indices of queries, and the ids."""
+"""Scored targets of a row, each with the index of its query."""
 _Item = tuple[int, _Row, _Targets]
 """The number of a context in its group, a row behind it, and what is scored of that."""
 
