@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.errors import UserError
-from anyformer.runs.listing import read_run
+from anyformer.runs.listing import Terms, read_run
 from anyformer.runs.report import write_comparison, write_report
 from anyformer.runs.report.charts import smoothed, thin
+from anyformer.tasks import TASKS
 from anyformer.training.config import TrainConfig
 from anyformer.training.run_config import defaults
 from tests.browser import Browse, Look, assert_readable, looks
@@ -61,8 +62,8 @@ class _Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
-def _page(run: Path) -> _Page:
-    return _Page(write_report(run, DEFAULTS).read_text(encoding="utf-8"))
+def _page(run: Path, terms: Terms | None = None) -> _Page:
+    return _Page(write_report(run, DEFAULTS, terms=terms).read_text(encoding="utf-8"))
 
 
 def _chart(page: _Page, title: str) -> dict[str, Any]:
@@ -116,14 +117,18 @@ def test_the_curves_are_those_of_the_log(tmp_path: Path):
 def test_the_loss_of_a_task_has_its_unit(settings: dict[str, Any], unit: str, tmp_path: Path):
     tuned = {"base": "model", "data": ["a.jsonl"], **settings}
     lines = [HEADER, {"step": 0, "validation_loss": 0.7}, step(5), {"step": 9, "validation_loss": 0.5}]
+    task = TASKS.get(str(tuned["task"]))
+    terms = Terms() if task is None else task.terms(tuned)
     run = write_run(tmp_path / "tuned", lines[:2], tuned)
-    assert f"Validation loss 0.7000 {unit}" in _page(run).text
+    assert f"Validation loss 0.7000 {unit}" in _page(run, terms).text
     run = write_run(tmp_path / "other", lines, tuned)
-    page = _page(run)
+    page = _page(run, terms)
     assert _chart(page, "Loss")["note"] == unit
     assert ("perplexity" in page.text.lower()) == (unit == "nats per token")
     assert "anyformer finetune --config" in page.text
     runs = [read_run(run), read_run(write_run(tmp_path / "third", lines, tuned))]
+    for each in runs:
+        each.terms = terms
     page = _Page(write_comparison(runs, tmp_path / "both.html").read_text())
     assert _chart(page, "Validation loss")["note"] == unit
     assert "losses are comparable" in page.text
@@ -184,7 +189,7 @@ TAGGED: dict[str, Any] = {
 def test_entities_are_colored_spans(look: Look, browse: Browse, tmp_path: Path):
     run = write_run(tmp_path / "run", short_run())
     (run / "evaluation.json").write_text(json.dumps(TAGGED))
-    page = browse(write_report(run, DEFAULTS), look)
+    page = browse(write_report(run, DEFAULTS, terms=TASKS["tag"].terms({})), look)
     page.locator("summary", has_text="Most wrong about").click()
     sides = page.locator(".answers dd pre").all_text_contents()
     assert [side.replace("person", "").replace("<place>", "") for side in sides] == ["Ann saw Rome"] * 2

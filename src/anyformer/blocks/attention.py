@@ -75,7 +75,7 @@ class MultiHeadAttention(nn.Module):
         *,
         mask: AttentionMask = ALL_VISIBLE,
         rotation: Rotation = UNROTATED,
-    ) -> Float[Tensor, "batch heads time keys"]:
+    ) -> Float[Tensor, "rows heads time seen"]:
         """The attention weights, which `forward` never holds as a whole, in float32 at least; every row sums to 1."""
         query, key, _ = self.project(x, states, rotation)
         dtype = torch.promote_types(query.dtype, torch.float32)

@@ -23,6 +23,7 @@ from jaxtyping import Float16, Int8, UInt8
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from anyformer.kernels.cpu.library import is_intercepted
 from anyformer.kernels.quantization import GROUP, QuantizedWeight, dequantize, quantize_int8, shared_exponents
 
 BLOCK_ROWS = 16
@@ -120,7 +121,7 @@ def _compact(weight: QuantizedWeight) -> tuple[Tensor, Tensor | None]:
     scales, minima = weight.scales, weight.minima
     if minima is None:
         return scales, None
-    if scales.is_meta or isinstance(scales, FakeTensor):  # as those that `quantize_int4` makes
+    if scales.is_meta or isinstance(scales, FakeTensor) or is_intercepted():  # as those that `quantize_int4` makes
         shape = (scales.shape[0], scales.shape[1] + 1)
         return scales.new_empty(shape, dtype=torch.uint8), scales.new_empty(shape, dtype=torch.int8)
     if torch.equal(minima, -8 * scales):

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError
 
@@ -62,12 +62,18 @@ _FINGERPRINTED = {
 }
 """Subjects of the fingerprints in run.json."""
 _LARGEST = 1e300
+
+
+def _are_small(values: Mapping[str, Any]) -> bool:
+    return fits_each(values, float) and all(abs(value) < _LARGEST for value in values.values())
+
+
 _FACTS: Sequence[tuple[str, Callable[[Any], bool], str]] = [
     ("step", lambda value: fits(value, int) and value >= 0, "a whole number, 0 or more"),
     ("every", lambda value: fits(value, int) and value >= 1, "a whole number, 1 or more"),
     (
         "meter",
-        lambda value: fits_each(value, float) and all(abs(n) < _LARGEST for n in value.values()),
+        lambda value: isinstance(value, dict) and _are_small(cast("dict[str, Any]", value)),
         "an object of numbers",
     ),
     ("config", lambda value: isinstance(value, dict), "an object"),

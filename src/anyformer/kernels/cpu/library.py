@@ -30,6 +30,11 @@ def intercepted(interceptor: Callable[[str, Mapping[str, Any]], None]) -> Genera
         _interceptor.reset(token)
 
 
+def is_intercepted() -> bool:
+    """Whether no kernel runs, as tensors have no memory."""
+    return _interceptor.get() is not None
+
+
 def was_intercepted(name: str, arguments: Mapping[str, Any]) -> bool:
     """Whether a kernel must not run; then the interceptor has been told of it."""
     interceptor = _interceptor.get()
@@ -61,7 +66,7 @@ class Kernel(Library):
 
         On tensors without memory nothing is done, unless it is `intercepted`.
         """
-        if _interceptor.get() is None and any(isinstance(value, FakeTensor) for value in arguments.values()):
+        if not is_intercepted() and any(isinstance(value, FakeTensor) for value in arguments.values()):
             return
         values: dict[str, Any] = {"num_threads": torch.get_num_threads()}
         for name, value in arguments.items():
