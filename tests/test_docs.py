@@ -317,7 +317,7 @@ class _UnderstoodError(Exception):
 
 def _command_lines() -> list[tuple[str, str]]:
     found: dict[str, str] = {}
-    for page in PAGES:
+    for page in (page for page in PAGES if page.parent.name != "adding"):  # see test_adding.py
         text = _read(page)
         lines = [line for fence in _fences(text, "sh") for line in fence.replace("\\\n", " ").splitlines()]
         lines = [part for line in lines for part in line.split("&&")] + re.findall(r"`(anyformer [^`]+)`", _prose(text))

@@ -4,9 +4,8 @@ A block is 16 rows, and a group 32 neighbors in each of them. Of 8 bits, byte ``
 the integer of row r in column 4k + i; of 4 bits, it has that of column 4k + i in its low half and that of column
 16 + 4k + i in its high one. So every byte is read once, in order, and four products of each row are one instruction.
 
-Decoding reads every weight for every token, so those of 4 bits take 4.5 wherever no number changes by it: minima that
-are -8 times the scales (llama.cpp's Q4_0) are left out, and scales and minima that are small multiples of a row's power
-of two (those of `quantize_int4`) are bytes.
+Decoding reads every weight for every token, so minima of 4 bits that are -8 times the scales (llama.cpp's Q4_0) are
+left out: 4.5 bits a weight in the place of 5.
 """
 
 import math
@@ -19,18 +18,17 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float16, Int8, UInt8
+from jaxtyping import Float16, UInt8
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from anyformer.kernels.cpu.library import is_intercepted
-from anyformer.kernels.quantization import GROUP, QuantizedWeight, dequantize, quantize_int8, shared_exponents
+from anyformer.kernels.quantization import GROUP, QuantizedWeight, dequantize, quantize_int8
 
 BLOCK_ROWS = 16
 """Rows that are interleaved: as many as a vector register has float32 numbers."""
 _QUAD = 4
 _OFFSET = 128
-_EXPONENT_BIAS = 64
 _CHUNK = 1 << 18
 """Weights that are transposed at a time."""
 
@@ -47,10 +45,9 @@ class PackedWeight(NamedTuple):
 
     integers: UInt8[Tensor, "blocks groups quads 16 4"]
     """8 quads of 8 bits, 4 of 4 bits."""
-    scales: Float16[Tensor, "blocks groups 16"] | UInt8[Tensor, "blocks groups_and_one 16"]
-    """Bytes: multiples of ``2 ** (first - 64)``, where the first byte of a row comes before those of its groups."""
-    minima: Float16[Tensor, "blocks groups 16"] | Int8[Tensor, "blocks groups_and_one 16"] | None
-    """None of 8 bits, where all are 0; of 4 bits where all are -8 times the scale. Bytes as those of the scales."""
+    scales: Float16[Tensor, "blocks groups 16"]
+    minima: Float16[Tensor, "blocks groups 16"] | None
+    """None of 8 bits, where all are 0; and of 4 bits where all are -8 times the scale."""
 
     @property
     def bits(self) -> int:
@@ -112,39 +109,15 @@ def _interleaved(weight: QuantizedWeight) -> PackedWeight:
         byte = byte ^ _OFFSET
     padded = F.pad(byte, (0, 0, 0, -rows % BLOCK_ROWS))
     quads = padded.view(-1, BLOCK_ROWS, groups, padded.shape[1] // groups // _QUAD, _QUAD)
-    scales, minima = _compact(weight)
-    return PackedWeight(quads.permute(0, 2, 3, 1, 4), _blocks(scales), None if minima is None else _blocks(minima))
+    minima = None if weight.minima is None or _is_centered(weight) else _blocks(weight.minima)
+    return PackedWeight(quads.permute(0, 2, 3, 1, 4), _blocks(weight.scales), minima)
 
 
-def _compact(weight: QuantizedWeight) -> tuple[Tensor, Tensor | None]:
-    """Scales and minima in as few bytes as hold them."""
-    scales, minima = weight.scales, weight.minima
-    if minima is None:
-        return scales, None
-    if scales.is_meta or isinstance(scales, FakeTensor) or is_intercepted():  # as those that `quantize_int4` makes
-        shape = (scales.shape[0], scales.shape[1] + 1)
-        return scales.new_empty(shape, dtype=torch.uint8), scales.new_empty(shape, dtype=torch.int8)
-    if torch.equal(minima, -8 * scales):
-        return scales, None
-    small_scales, small_minima = _to_bytes(scales, torch.uint8), _to_bytes(minima, torch.int8)
-    return (scales, minima) if small_scales is None or small_minima is None else (small_scales, small_minima)
-
-
-def _to_bytes(parts: Float16[Tensor, "rows groups"], dtype: torch.dtype) -> Tensor | None:
-    """Each row as its exponent and multiples of that power of two; None where these are not whole, or too large."""
-    limits = torch.iinfo(dtype)
-    exponents = shared_exponents(parts, limits.max.bit_length())
-    multiples = torch.ldexp(parts.float(), -exponents)
-    if not bool(((multiples == multiples.round()) & (multiples >= limits.min)).all()):
-        return None
-    return torch.cat((exponents + _EXPONENT_BIAS, multiples), dim=1).to(dtype)
-
-
-def _from_bytes(parts: Tensor) -> Float16[Tensor, "rows groups"]:
-    """The inverse of `_to_bytes`; float16 as it is."""
-    if parts.dtype == torch.float16:
-        return parts
-    return torch.ldexp(parts[:, 1:].float(), parts[:, :1].int() - _EXPONENT_BIAS).half()
+def _is_centered(weight: QuantizedWeight) -> bool:
+    """Whether the minima of a 4-bit weight follow from its scales."""
+    if weight.scales.is_meta or isinstance(weight.scales, FakeTensor) or is_intercepted():
+        return False  # as of those that `quantize_int4` makes
+    return weight.minima is not None and torch.equal(weight.minima, -8 * weight.scales)
 
 
 def unpack(packed: PackedWeight, rows: int) -> QuantizedWeight:
@@ -164,10 +137,9 @@ def select_rows(packed: PackedWeight, rows: Tensor) -> QuantizedWeight:
 
 def _quantized(packed: PackedWeight, integers: Tensor, scales: Tensor, minima: Tensor | None) -> QuantizedWeight:
     """Rows of a packed weight, each by itself, as a quantized one."""
-    scales = _from_bytes(scales)
     if packed.bits == 8:
         return QuantizedWeight((integers ^ _OFFSET).view(torch.int8), scales, None)
-    return QuantizedWeight(integers, scales, -8 * scales if minima is None else _from_bytes(minima))
+    return QuantizedWeight(integers, scales, -8 * scales if minima is None else minima)
 
 
 def _blocks(part: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Float16, Int8, Int32, UInt8
+from jaxtyping import Float, Float16, Int8, UInt8
 from torch import Tensor
 
 Quantization = Literal["int8", "int4"]
@@ -17,8 +17,6 @@ GROUP = 32
 _HALF = GROUP // 2
 _LARGEST = 32_000.0
 """The scales and minima are float16, which ends at 65,504, and the ends of a group may be this far apart twice."""
-_SMALLEST_EXPONENT = -24
-"""Exponent of the smallest of float16's numbers."""
 _CHUNK = 1 << 18
 """Weights that are quantized at a time: the search for a scale needs several times their memory."""
 
@@ -99,14 +97,11 @@ def quantize_int8(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
 def quantize_int4(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
     """To 0 ... 15 by a scale and a minimum for each group: those of the least squared error among some that are tried.
 
-    Where this costs next to nothing, the scales of a row are multiples, up to 255, of a power of two, and so are its
-    minima, up to 127: in memory a byte holds each (see packed_weight.py).
-
     Raises:
         ValueError: numbers that are not finite, or too large for the scales.
     """
-    *parts, fits = (torch.cat(column) for column in zip(*map(_int4, _chunks(matrix)), strict=True))
-    return QuantizedWeight(*parts[3:] if bool(fits.all()) else parts[:3])
+    integers, scales, minima = (torch.cat(column) for column in zip(*map(_int4, _chunks(matrix)), strict=True))
+    return QuantizedWeight(integers, scales, minima)
 
 
 QUANTIZERS: dict[Quantization, Callable[[Tensor], QuantizedWeight]] = {"int8": quantize_int8, "int4": quantize_int4}
@@ -129,24 +124,14 @@ def _int8(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, Tensor]:
 
 _FRACTIONS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 """Scales that are tried, as fractions of that which spans the whole group."""
-_STEPS = range(-2, 3)
-"""Multiples of the smallest step by which scales that fit into bytes are tried to be larger."""
-_MOST_MORE = 1.1
-"""Squared error of a row with scales in bytes, at most, of that without; over whole matrices it is smaller."""
 _REFITS = 2
 """Least-squares fits of scale and minimum to the codes of each."""
 
 
-def _int4(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, ...]:
-    """Integers, scales and minima of least squared error; the same with those that fit into bytes; whether these do.
-
-    They do where no row has a larger error than from end to end, or one much larger than without bytes: what is on a
-    grid already stays on it.
-    """
+def _int4(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, Tensor, Tensor]:
     lowest, highest = groups.aminmax(dim=-1)
     middle, span = (lowest + highest) / 2, (highest - lowest) / 15
     scales, minima, least = span, lowest, torch.full_like(span, torch.inf)
-    errors = list[Tensor]()
     for fraction in _FRACTIONS:
         scale, minimum = _half(span * fraction), _half(middle - span * fraction * 7.5)
         codes = _codes(groups, scale, minimum)
@@ -154,46 +139,12 @@ def _int4(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, ...]:
             if refit:
                 scale, minimum = _fit(groups, codes, scale)
                 codes = _codes(groups, scale, minimum)
-            error = _error(groups, codes, scale, minimum)
-            errors.append(error)
+            error = torch.addcmul(minimum[..., None], codes, scale[..., None]).sub_(groups).square_().sum(dim=-1)
             better = error < least
             least = torch.where(better, error, least)
             scales, minima = torch.where(better, scale, scales), torch.where(better, minimum, minima)
-    small_scales, small_minima, error = _search_near(groups, scales, minima)
-    codes, small = _codes(groups, scales, minima), _codes(groups, small_scales, small_minima)
-    fits = error.sum(dim=1) <= torch.minimum(errors[0].sum(dim=1), _MOST_MORE * least.sum(dim=1))
-    return _packed(codes), scales.half(), minima.half(), _packed(small), small_scales.half(), small_minima.half(), fits
-
-
-def _search_near(groups: Tensor, scales: Tensor, minima: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scales and minima that fit into bytes, near those given, and the squared error of each group."""
-    scale_units, minimum_units = shared_exponents(scales, 8), shared_exponents(minima, 7)
-    small_scales, small_minima, least = scales, minima, torch.full_like(scales, torch.inf)
-    for steps in _STEPS:
-        moved = scales + torch.ldexp(torch.full_like(scales[:, :1], steps), scale_units)
-        scale = _round_to(moved.clamp(min=0), scale_units, 255)
-        minimum = minima
-        for _ in range(_REFITS):
-            minimum = _round_to(minimum, minimum_units, 127)
-            codes = _codes(groups, scale, minimum)
-            error = _error(groups, codes, scale, minimum)
-            better = error < least
-            least = torch.where(better, error, least)
-            small_scales, small_minima = (
-                torch.where(better, scale, small_scales),
-                torch.where(better, minimum, small_minima),
-            )
-            minimum = groups.mean(dim=-1) - scale * codes.mean(dim=-1)
-    return small_scales, small_minima, least
-
-
-def _error(groups: Tensor, codes: Tensor, scales: Tensor, minima: Tensor) -> Tensor:
-    """The squared error of each group."""
-    return torch.addcmul(minima[..., None], codes, scales[..., None]).sub_(groups).square_().sum(dim=-1)
-
-
-def _packed(codes: Tensor) -> Tensor:
-    return pack_int4(codes.to(torch.uint8).flatten(1))
+    codes = _codes(groups, scales, minima).to(torch.uint8)
+    return pack_int4(codes.flatten(1)), scales.half(), minima.half()
 
 
 def _fit(groups: Tensor, codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,17 +159,6 @@ def _fit(groups: Tensor, codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]
 
 def _codes(groups: Tensor, scales: Tensor, minima: Tensor) -> Tensor:
     return (groups - minima[..., None]).mul_(_inverse(scales)[..., None]).round_().clamp_(0, 15)
-
-
-def shared_exponents(parts: Float[Tensor, "rows groups"], bits: int) -> Int32[Tensor, "rows 1"]:
-    """Exponents of the powers of two that the parts of each row have fewer than ``2 ** bits`` times."""
-    exponents = torch.frexp(parts.float().abs().amax(dim=1, keepdim=True)).exponent - bits
-    return exponents.clamp(min=_SMALLEST_EXPONENT)
-
-
-def _round_to(parts: Tensor, exponents: Tensor, most: int) -> Tensor:
-    """Parts rounded to multiples, of at most this size, of powers of two."""
-    return torch.ldexp(torch.ldexp(parts, -exponents).round_().clamp_(-most, most), exponents)
 
 
 def _half(x: Tensor) -> Tensor:

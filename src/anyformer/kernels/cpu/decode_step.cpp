@@ -115,7 +115,7 @@ class DecodeStep {
             const int64_t index = token / LANES * (width / GROUP) + group, lane = token % LANES;
             auto quads = static_cast<const uint8_t*>(table.weights) + index * GROUP * LANES + lane * 4;
             float scales[LANES];
-            store(scales, load_float16<FloatVec>(static_cast<const uint16_t*>(table.scales) + index * LANES));
+            store(scales, load_float16<FloatVec>(table.scales + index * LANES));
             for (int64_t i = 0; i < GROUP; i++) {
                 float x = float(quads[i / 4 * LANES * 4 + i % 4] - 128) * scales[lane];
                 to[group * GROUP + i] = decoder.dtype == BFLOAT16 ? to_float32(to_bfloat16(x)) : x;

@@ -1,4 +1,4 @@
-// Matrix products of packed integer weights (see packing.py) and quantized inputs.
+// Matrix products of packed integer weights (see packed_weight.py) and quantized inputs.
 #pragma once
 #include <type_traits>
 
@@ -109,43 +109,26 @@ template <Dtype DTYPE, class V>
 class PanelScales {
    public:
     PanelScales(const Matrix& matrix, int64_t panel, int lane = 0) {
-        constexpr int64_t SIZE = IS_SMALL ? 1 : 2;
-        const int64_t groups = matrix.in_features / GROUP + IS_SMALL, offset = (panel * groups * LANES + lane) * SIZE;
-        scales = static_cast<const uint8_t*>(matrix.scales) + offset;
-        minima = matrix.minima ? static_cast<const uint8_t*>(matrix.minima) + offset : nullptr;
-        if (!IS_SMALL) return;
-        scale_unit = power_of_two(scales), minimum_unit = power_of_two(minima);
-        scales += LANES, minima += LANES;
+        const int64_t offset = panel * (matrix.in_features / GROUP) * LANES + lane;
+        scales = matrix.scales + offset;
+        minima = DTYPE == INT4 ? matrix.minima + offset : nullptr;
     }
 
-    V scale(int64_t group) const {
-        if constexpr (IS_SMALL) return load_bytes<V>(scales + group * LANES) * scale_unit;
-        return load_float16<V>(reinterpret_cast<const uint16_t*>(scales) + group * LANES);
-    }
+    V scale(int64_t group) const { return load_float16<V>(scales + group * LANES); }
 
     V minimum(int64_t group, V scale) const {
         if constexpr (DTYPE == INT8) return V{};
         if constexpr (DTYPE == INT4_CENTERED) return scale * -8.0f;
-        if constexpr (IS_SMALL)
-            return load_bytes<V>(reinterpret_cast<const int8_t*>(minima) + group * LANES) * minimum_unit;
-        return load_float16<V>(reinterpret_cast<const uint16_t*>(minima) + group * LANES);
+        return load_float16<V>(minima + group * LANES);
     }
 
     void prefetch(int64_t group) const {
-        __builtin_prefetch(scales + group * LANES * (IS_SMALL ? 1 : 2));
-        if (DTYPE == INT4 || IS_SMALL) __builtin_prefetch(minima + group * LANES * (IS_SMALL ? 1 : 2));
+        __builtin_prefetch(scales + group * LANES);
+        if (DTYPE == INT4) __builtin_prefetch(minima + group * LANES);
     }
 
    private:
-    static constexpr bool IS_SMALL = DTYPE == INT4_SMALL;
-    const uint8_t *scales, *minima;
-    V scale_unit{}, minimum_unit{};  // of a multiple of 1
-
-    static V power_of_two(const uint8_t* exponents) {
-        float units[LANES_OF<V>];
-        for (int i = 0; i < LANES_OF<V>; i++) units[i] = bit_cast<float>(uint32_t(exponents[i] - 64 + 127) << 23);
-        return load_as<V>(units);
-    }
+    const uint16_t *scales, *minima;
 };
 
 // Call `body` with the dtype of integers as a constant.
@@ -154,7 +137,6 @@ inline void with_constant(Dtype dtype, const Body& body) {
     if (dtype == INT8) body(std::integral_constant<Dtype, INT8>{});
     if (dtype == INT4) body(std::integral_constant<Dtype, INT4>{});
     if (dtype == INT4_CENTERED) body(std::integral_constant<Dtype, INT4_CENTERED>{});
-    if (dtype == INT4_SMALL) body(std::integral_constant<Dtype, INT4_SMALL>{});
 }
 
 // Some lanes of a panel, times ROWS input rows.

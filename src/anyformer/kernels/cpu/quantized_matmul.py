@@ -22,13 +22,8 @@ LIBRARY = Library(
     quantized_matmul=(None, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64),
 )
 
-_DTYPES = {
-    (8, torch.float16, True): structs.INT8,
-    (4, torch.float16, False): structs.INT4,
-    (4, torch.float16, True): structs.INT4_CENTERED,
-    (4, torch.uint8, False): structs.INT4_SMALL,
-}
-"""By bits, the dtype of the scales and whether there are no minima."""
+_DTYPES = {(8, True): structs.INT8, (4, False): structs.INT4, (4, True): structs.INT4_CENTERED}
+"""Dtypes of integers, by bits and whether there are no minima."""
 
 
 def supports(x: Tensor) -> bool:
@@ -64,5 +59,5 @@ def described(weight: PackedWeight, outputs: int, bias: Float[Tensor, " outputs"
         bias=None if bias is None else structs.address(bias),
         out_features=outputs,
         in_features=weight.columns,
-        dtype=_DTYPES[weight.bits, weight.scales.dtype, weight.minima is None],
+        dtype=_DTYPES[weight.bits, weight.minima is None],
     )

@@ -272,24 +272,6 @@ inline V load_float16(const uint16_t* from) {
     });
 }
 
-// Bytes to float32.
-template <class V, class T>
-inline V load_bytes(const T* from) {
-    return map_load<V>(from, [](const T* from, auto like) {
-        typedef decltype(like) Part;
-        constexpr int COUNT = LANES_OF<Part>;
-#if defined(__AVX512F__)
-        if constexpr (COUNT == 16) {
-            auto bytes = load_as<__m128i>(from);
-            return bit_cast<Part>(
-                _mm512_cvtepi32_ps(T(-1) < 0 ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes)));
-        }
-#endif
-        auto bytes = load_as<Vector<T, COUNT>>(from);
-        return __builtin_convertvector(__builtin_convertvector(bytes, Vector<int32_t, COUNT>), Part);
-    });
-}
-
 inline float max(float a, float b) { return a > b ? a : b; }
 inline int32_t max(int32_t a, int32_t b) { return a > b ? a : b; }
 template <class V>

@@ -6,16 +6,16 @@
 
 #define EXPORTED __attribute__((visibility("default")))  // called from Python
 
-enum Dtype : int64_t { FLOAT32, BFLOAT16, INT8, INT4, INT4_CENTERED, INT4_SMALL };
+enum Dtype : int64_t { FLOAT32, BFLOAT16, INT8, INT4, INT4_CENTERED };
 enum NormKind : int64_t { NO_NORM, LAYER_NORM, RMS_NORM };
 enum Activation : int64_t { RELU, RELU_SQUARED, GELU, GELU_TANH, SILU, TANH };
 
-// y = x W^T + bias. Floating-point weights are [out_features, in_features]; integers are packed, see packing.py.
+// y = x W^T + bias. Floating-point weights are [out_features, in_features]; integers are packed, see packed_weight.py.
 struct Matrix {
-    const void* weights;          // null: no such matrix
-    const void *scales, *minima;  // of integers: float16, or bytes (INT4_SMALL); minima null: none (INT8), or -8 times
-                                  // the scales (INT4_CENTERED)
-    const float* bias;            // null: none
+    const void* weights;              // null: no such matrix
+    const uint16_t *scales, *minima;  // float16, of integer weights; minima null: none (INT8), or -8 times the scales
+                                      // (INT4_CENTERED)
+    const float* bias;                // null: none
     int64_t out_features, in_features;
     Dtype dtype;
 };

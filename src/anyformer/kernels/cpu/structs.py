@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-FLOAT32, BFLOAT16, INT8, INT4, INT4_CENTERED, INT4_SMALL = range(6)
+FLOAT32, BFLOAT16, INT8, INT4, INT4_CENTERED = range(5)
 NO_NORM, LAYER_NORM, RMS_NORM = range(3)
 DTYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 
