@@ -322,6 +322,8 @@ SENTENCES = {
     "a value that is none": (["llama-nano", "--vary", "norm.kind=layer,rmsnorm"], "rmsnorm"),
     "nothing to vary": (["llama-nano", "--vary", "norm.kind"], "two or more different values"),
     "a missing run": (["gpt2", "runs/nothing-1"], "There is no 'runs/nothing-1'"),
+    "no process": (["gpt2", "llama", "--processes=0"], "--processes 0 must lie between 1 and 1024"),
+    "less than no process": (["gpt2", "llama", "--processes=-1"], "--processes -1 must lie between"),
     "two budgets": (["gpt2", "llama", "--tokens=3", "--flops=3"], "of one kind"),
     "one contender": (["gpt2"], "nothing to compare gpt2 with"),
     "an unknown measure": (["gpt2", "llama", "--match=size"], "no such measure"),

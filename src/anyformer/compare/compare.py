@@ -33,6 +33,7 @@ from anyformer.process_executor import InlineExecutor, ProcessExecutor
 Say = Callable[[str], None]
 _WAIT = 0.5
 """Seconds until a job is asked for again that another command works on."""
+_MOST_PROCESSES = 1024
 _INTERRUPTED = 130
 """The exit status after Ctrl-C."""
 
@@ -136,6 +137,8 @@ def work(
         jobs.StoppedError: a signal ended a run.
     """
     begun = time.monotonic()
+    if not 1 <= processes <= _MOST_PROCESSES:
+        raise UserError(f"--processes {processes} must lie between 1 and {_MOST_PROCESSES}.")
     if out is None:
         out = default_folder(request)
         atomic.refuse_link(out)  # nobody has asked for what it leads to

@@ -27,11 +27,11 @@ class Score(OneLine):
     tokens: list[int]
     """Ids of the scored tokens; the first of a text without a prompt can't be scored."""
     logprobs: list[float]
-    """In nats."""
+    """Log-probability of each token, in nats."""
 
     @property
     def logprob(self) -> float:
-        """That of the whole text, in nats."""
+        """Log-probability of the whole text, in nats."""
         return math.fsum(self.logprobs)
 
     @property

@@ -21,7 +21,7 @@ class Stack:
 
     @property
     def window(self) -> int | None:
-        """That of some layer; None: no layer has one."""
+        """Window of the layers that have one; None: none has."""
         return self.attention.window if self.attention.window_from < self.layers else None
 
     @property
