@@ -177,6 +177,12 @@ def test_embeddings_are_rows_of_the_table_and_ids_are_checked(kind: str) -> None
             step(torch.tensor([[0, token]]), model.make_cache(1, 4))
 
 
+def test_ids_may_have_32_bits() -> None:
+    step, ids = DecoderStep(build("llama"), wait=True), torch.tensor([[1, 2, 3]])
+    long, short = (step(each, step.model.make_cache(1, 8)) for each in (ids, ids.int()))
+    assert torch.equal(long, short)
+
+
 def test_a_source_is_asked_for() -> None:
     model = build(WRITERS["learned both"])
     with torch.inference_mode(), pytest.raises(ValueError, match="source"):

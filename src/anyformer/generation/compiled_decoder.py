@@ -216,7 +216,7 @@ class CompiledDecoder:
         positions = cache.extend(tokens, mask).positions.expand(batch, new).contiguous()
         # Torch's functions take longer than the work that they do here, so none is called that isn't needed.
         if self.table.embedding.weights:
-            tokens, hidden_states = tokens.contiguous(), torch.empty(batch * new, self.table.d_model)
+            tokens, hidden_states = tokens.long().contiguous(), torch.empty(batch * new, self.table.d_model)
         else:
             hidden_states = self._embed(tokens, positions, cache)
         if mask is not None:
