@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from hypothesis import is_hypothesis_test, settings
-from jaxtyping import install_import_hook
 
 from tests.browser import browse, chromium  # noqa: F401
 
@@ -33,7 +32,10 @@ for name in ("SIGINT", "SIGHUP"):
     if number is not None and signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, lambda *_: None)
 
-install_import_hook(["anyformer.blocks", "anyformer.model", "anyformer.generation"], "beartype.beartype")
+# torch, which it imports, reads the variables above.
+from tests import shapes  # noqa: E402
+
+shapes.install(["anyformer.blocks", "anyformer.model", "anyformer.generation"])
 
 # A busy machine is slow at times, and a first call may have to import or to compile.
 settings.register_profile("unhurried", deadline=None)
