@@ -4,6 +4,7 @@
 drawn by `pytest -m slow`, which runs these tests too, and by pytest without `-m`.
 """
 
+import gc
 import os
 import signal
 import tempfile
@@ -60,6 +61,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         test._hypothesis_internal_use_settings = settings(full, max_examples=max(2, full.max_examples // 5))
     else:
         pytest.mark.slow(test)
+
+
+def pytest_collection_finish() -> None:
+    """Called when all tests are imported: the garbage collector needs not look through them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
