@@ -8,12 +8,14 @@ import gc
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import is_hypothesis_test, settings
 
 from tests.browser import browse, chromium  # noqa: F401
+from tests.forked import Forks, forks
 
 # As the command line does: tests share their cores with whatever else runs.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -41,6 +43,15 @@ shapes.install(["anyformer.blocks", "anyformer.model", "anyformer.generation"])
 # A busy machine is slow at times, and a first call may have to import or to compile.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Forks]:
+    """What starts programs that have imported the library already."""
+    with forks(
+        "anyformer.cli.chat", "anyformer.cli.train", "anyformer.training.run", "anyformer.runs.report"
+    ) as server:
+        yield server
 
 
 @pytest.hookimpl(optionalhook=True)
