@@ -19,8 +19,10 @@ from tests.forked import Forks, forks
 
 # As the command line does: tests share their cores with whatever else runs.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-# A number of threads that is adapted to other programs would change results in their last bits.
-os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+# A number of threads that is adapted to other programs would change results in their last bits. The workers of
+# pytest-xdist, and what they start, share the cores.
+_cores = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+os.environ["OMP_NUM_THREADS"] = str(max(1, _cores // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 # And tokens are not put into the user's own cache. The workers of pytest-xdist share one: code is compiled once.
 _cache = None
 if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -48,10 +50,26 @@ settings.load_profile("unhurried")
 @pytest.fixture(scope="session")
 def programs() -> Iterator[Forks]:
     """What starts programs that have imported the library already."""
-    with forks(
-        "anyformer.cli.chat", "anyformer.cli.train", "anyformer.training.run", "anyformer.runs.report"
-    ) as server:
+    modules = ("anyformer.cli.chat", "anyformer.cli.train", "anyformer.training.run", "anyformer.runs.report")
+    with forks(*modules) as server:
         yield server
+
+
+LONG = (
+    *("training/test_strategies", "finetuning/test_resume", "training/test_checkpoints", "cli/test_every_command"),
+    *(
+        "kernels/cpu/test_build",
+        "learn/test_eject",
+        "test_docs",
+        "test_site",
+        "compare/test_compare",
+        "plan/test_dry_run",
+    ),
+    *("training/strategies/test_base", "training/test_int8", "finetuning/test_end_to_end", "compare/tasks/test_tasks"),
+    *("training/test_end_to_end", "generation/test_batch_job", "learn/test_explain", "training/test_dtensor"),
+    *("test_hostile_folder", "test_planted_links", "finetuning/test_report", "fuzz/test_fuzz"),
+)
+"""Files that take longest. They come first, so that no worker is left alone with one at the end."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -59,7 +77,15 @@ def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
     """Called by pytest-xdist: a file's tests go to one worker, for some have fixtures that take half a minute."""
     from xdist.scheduler import LoadFileScheduling
 
+    config.option.loadscopereorder = False  # else files with few tests come last
     return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Called when all tests are known."""
+    if hasattr(config, "workerinput"):
+        names = {f"tests/{name}.py" for name in LONG}
+        items.sort(key=lambda item: item.nodeid.partition("::")[0] not in names)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

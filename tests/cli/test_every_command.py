@@ -66,6 +66,8 @@ WRITERS = (*TRAINERS, "convert", "attention", "eject", "explain")
 
 
 GATE = ("diff", "convert")
+IN_GATE = (("diff", 0.0), ("convert", 0.05), ("convert", 0.2))
+"""Commands that get a signal, and when."""
 walked = pytest.mark.parametrize(
     "command", [name if name in GATE else pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS]
 )
@@ -289,9 +291,15 @@ def test_ascii(command: str, start: Start, here: Path, tmp_path: Path) -> None:
     assert_whole(here)
 
 
-@walked
+@pytest.mark.parametrize(
+    ("command", "moment"),
+    [
+        pytest.param(command, moment, marks=[] if (command, moment) in IN_GATE else pytest.mark.slow)
+        for command in COMMANDS
+        for moment in (0.0, 0.05, 0.2)
+    ],
+)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("moment", [0.0, 0.05, 0.2])
 def test_signals(command: str, number: signal.Signals, moment: float, start: Start, here: Path, tmp_path: Path) -> None:
     argv, stdin = ARGUMENTS[command], os.devnull
     if command in TRAINERS:
