@@ -1,6 +1,6 @@
 """Every shape that an annotation promises is checked while the tests run, and no test is hurried.
 
-`pytest -m "not slow"` draws a fifth of the examples of every test that hypothesis draws them for. All of them are
+`pytest -m "not slow"` draws a tenth of the examples of every test that hypothesis draws them for. All of them are
 drawn by `pytest -m slow`, which runs these tests too, and by pytest without `-m`.
 """
 
@@ -95,7 +95,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     if "not slow" in metafunc.config.getoption("markexpr"):
         full = test._hypothesis_internal_use_settings
-        test._hypothesis_internal_use_settings = settings(full, max_examples=max(2, full.max_examples // 5))
+        test._hypothesis_internal_use_settings = settings(full, max_examples=max(2, full.max_examples // 10))
     else:
         pytest.mark.slow(test)
 
