@@ -132,9 +132,7 @@ def _batch(drawn: ModelSpec, step: int) -> Inputs:
     )
 
 
-def _curves(
-    drawn: ModelSpec, rate: float, dtype: torch.dtype = torch.float32, steps: int = STEPS
-) -> tuple[list[float], list[float]]:
+def _curves(drawn: ModelSpec, rate: float, dtype: torch.dtype = torch.float32) -> tuple[list[float], list[float]]:
     """The losses of our model and theirs, trained alike from the same weights; ours without whole logits, as it is
     trained.
     """
@@ -145,7 +143,7 @@ def _curves(
     theirs.train()
     optimizers = [torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1) for model in (ours, theirs)]
     curves: tuple[list[float], list[float]] = ([], [])
-    for step in range(steps):
+    for step in range(STEPS):
         inputs = _batch(drawn, step)
         losses = (
             ours(**inputs.ours, return_logits=False).loss,
@@ -161,7 +159,7 @@ def _curves(
 
 @pytest.mark.parametrize("drawn", MODELS)
 def test_loss_curve_equals(drawn: ModelSpec) -> None:
-    ours, theirs = _curves(drawn, 5e-3, steps=30)
+    ours, theirs = _curves(drawn, 5e-3)
     assert ours == pytest.approx(theirs, rel=1e-4)
     assert ours[-1] < 0.9 * ours[0], "nothing was learnt, so nothing was proved"
 
