@@ -82,7 +82,7 @@ def test_values() -> None:
         ("apple --egg 3", "anyformer bake has no option --egg (did you mean '--eggs'?)."),
         ("apple --eggs many", "--eggs wants a whole number, not 'many'."),
         ("apple --sugar-share lots", "--sugar-share wants a number, not 'lots'."),
-        ("apple --glaze leman", "--glaze can't be 'leman' (did you mean 'lemon'?)."),
+        ("apple --glaze leman", "--glaze 'leman' is unknown (did you mean 'lemon'?)."),
         ("apple --eggs", "--eggs expected one argument."),
     ],
 )

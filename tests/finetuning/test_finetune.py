@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.cli.finetune import SECTIONS
 from anyformer.cli.main import main
+from anyformer.cli.options import flag_names
 from anyformer.errors import UserError
 from anyformer.finetuning.config import FinetuneConfig, FinetuneOptions
 from anyformer.runs.listing import read_run
@@ -38,10 +38,10 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_options_are_the_fields_of_the_config() -> None:
-    flags = [name for names in SECTIONS.values() for name in names if name != "data"]
-    assert list(FinetuneOptions.__annotations__) == flags
+    flags = {*flag_names(FinetuneConfig)} - {"data"}
+    assert set(FinetuneOptions.__annotations__) == flags
     fields = {field.name for field in dataclasses.fields(FinetuneConfig)}
-    assert fields - set(flags) == {"base", "data", "workers"}
+    assert fields - flags == {"base", "data", "workers"}
 
 
 def test_rows_are_learned_and_what_was_gained_is_returned(base: Path, capsys: pytest.CaptureFixture[str]) -> None:

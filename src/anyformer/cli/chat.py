@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from anyformer.cli.generate import SamplingOptions, generation_options
-from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import Text, parse
+from anyformer.cli.options import ModelOptions, Text, parse
 
 
 @dataclass(frozen=True, kw_only=True)

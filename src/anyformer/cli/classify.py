@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import Positional, Text, parse
+from anyformer.cli.options import ModelOptions, Positional, Text, parse
 from anyformer.errors import UserError
 from anyformer.limits import RECORD_BYTES
 from anyformer.terminal import message, shorten, write

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from anyformer.cli.loading import LoadOptions
-from anyformer.cli.options import Positional, parse
+from anyformer.cli.options import LoadOptions, Positional, parse
 from anyformer.errors import UserError
 from anyformer.terminal import write
 

@@ -3,8 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import Positional, Text, parse
+from anyformer.cli.options import ModelOptions, Positional, Text, parse
 from anyformer.terminal import write
 
 

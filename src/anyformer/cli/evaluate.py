@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import parse
+from anyformer.cli.options import ModelOptions, parse
 from anyformer.data.examples.columns import Columns
 from anyformer.errors import UserError, nearest
 from anyformer.limits import RECORD_BYTES

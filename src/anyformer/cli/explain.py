@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from anyformer.atomic import check_new
-from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import parse
+from anyformer.cli.options import ModelOptions, parse
 from anyformer.terminal import write
 
 

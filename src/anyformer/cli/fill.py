@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import Positional, Text, parse
+from anyformer.cli.options import ModelOptions, Positional, Text, parse
 from anyformer.errors import UserError
 from anyformer.terminal import write
 

@@ -13,14 +13,12 @@ from anyformer.terminal import write
 if TYPE_CHECKING:
     from anyformer.plan.plan import Request, TrainingPlan
 
-_SECTIONS: dict[str, tuple[str, ...]] = {
-    "batches and length": ("context", "batch_size", "batch_tokens", "grad_accumulation", "steps"),
-    "what is trained": ("optimizer", "average", "label_smoothing"),
-    "hardware": ("dtype", "gradient_checkpointing", "engine", "processes"),
-}
-_TRAINING = ("objective", "document_masking", "tokenizer")
-_TUNING = ("task", "labels", "label_kind", "packing", "lora", "lora_alpha", "lora_dropout", "targets", "dora", "rslora")
-"""The fields of a RunConfig, a TrainConfig and a FinetuneConfig that decide what a step takes."""
+_DECISIVE = (
+    *("context", "batch_size", "batch_tokens", "grad_accumulation", "steps", "optimizer", "average", "label_smoothing"),
+    *("dtype", "gradient_checkpointing", "engine", "processes", "objective", "document_masking", "tokenizer", "task"),
+    *("labels", "label_kind", "packing", "lora", "lora_alpha", "lora_dropout", "targets", "dora", "rslora"),
+)
+"""The settings of a run that decide what a step takes."""
 
 
 @dataclass(frozen=True)
@@ -87,18 +85,11 @@ def _parser() -> Parser:
 
     parser = Parser("plan", PlanOptions.__doc__ or "")
     parser.add_fields(PlanOptions)
-    shown: set[str] = {field.name for field in fields(PlanOptions)}
-    for section, names in _SECTIONS.items():
-        parser.add_fields(TrainConfig, names, section=section)
-        shown |= {*names}
-    parser.add_fields(TrainConfig, _TRAINING, section="training from scratch")
-    parser.add_fields(FinetuneConfig, _TUNING, section="fine-tuning")
-    shown |= {*_TRAINING, *_TUNING, "base", "preset"}
+    for kind in (TrainConfig, FinetuneConfig):
+        parser.add_fields(kind, _DECISIVE, section=None)
     # The others change nothing here: they are taken so that plan can stand in the place of another command.
     for kind in (TrainConfig, FinetuneConfig):
-        others = [field.name for field in fields(kind) if field.name not in shown]
-        parser.add_fields(kind, others, hidden=True)
-        shown |= {*others}
+        parser.add_fields(kind, section=None, hidden=True)
     parser.add_model_flags()
     return parser
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from anyformer import atomic, ownership
-from anyformer.cli.options import Parser, Positional, change_model
+from anyformer.cli.options import Parser, Positional, change_model, flag_names
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families import preset as find_preset
@@ -32,18 +32,6 @@ _SERVES: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
     "decay": (lambda config: config.schedule == "wsd", "--schedule wsd; weights decay by --weight-decay"),
 }
 """Flags that serve one kind of run, and would do nothing in another."""
-_SECTIONS: dict[str, tuple[str, ...]] = {
-    "data": ("data", "validation", "field", "max_record_bytes", "source", "target", "tokenizer", "workers", "cache"),
-    "objective": ("objective", "document_masking", "whole_word_masking", "label_smoothing"),
-    "batches and length": ("steps", "minutes", "context", "batch_size", "batch_tokens", "grad_accumulation"),
-    "optimization": (
-        *("optimizer", "learning_rate", "schedule", "warmup", "decay", "weight_decay", "beta2", "grad_clip"),
-        *("average", "seed"),
-    ),
-    "hardware": ("device", "dtype", "compile", "gradient_checkpointing", "engine", "processes", "zero_stage"),
-    "run directory": ("name", "runs", "save_every", "keep", "keep_optimizer", "evaluate_every", "log_every", "track"),
-}
-"""The fields of a TrainConfig that are flags, by section of the help."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +97,7 @@ def read_arguments(argv: list[str]) -> TrainConfig:
 def _parser() -> Parser:
     parser = Parser("train", TrainOptions.__doc__ or "")
     parser.add_fields(TrainOptions)
-    for section, names in _SECTIONS.items():
-        parser.add_fields(TrainConfig, names, section=section)
+    parser.add_fields(TrainConfig, section=None)
     parser.add_model_flags()
     return parser
 
@@ -138,7 +125,7 @@ def _read(values: Mapping[str, Any], *, resume: bool = False) -> TrainConfig:
         base = TrainConfig(preset=known, model=_preset(known))
     # A base that ends by the clock may be told to end by steps, and the other way round.
     dropped = {other: None for ends, other in _ENDS.items() if ends in values}
-    changes = {field: values[field] for fields in _SECTIONS.values() for field in fields if field in values}
+    changes = {name: values[name] for name in flag_names(TrainConfig) if name in values}
     model = change_model(base.model, values, "train")
     for field, causes in _FOLLOWING.items():
         if f"model.{field}" in values:

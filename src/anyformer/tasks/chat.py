@@ -98,6 +98,7 @@ def _commands(config: Any, example: ChatExample, evaluate: str) -> list[tuple[st
 TASK = Task(
     name="chat",
     learns="the assistant's answers in conversations",
+    finetune="HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --lora 16",
     example=ChatExample,
     shapes=[
         Shape(build=_chat, required={"messages": CONVERSATION}, optional=SYSTEM, rank=2),

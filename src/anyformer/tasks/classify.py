@@ -155,6 +155,7 @@ _TEXTS: Sequence[Mapping[str, Names]] = (*({"text": (a,), "second": (b,)} for a,
 TASK = Task(
     name="classify",
     learns="one label, several labels or a number for a text or a pair of texts",
+    finetune="bert-base-uncased --data reviews.csv --columns text=review label=stars",
     example=ClassifyExample,
     shapes=[
         Shape(build=_build, required={**texts, "label": said}, asked=said is SCORES, rank=9, suggested=1)

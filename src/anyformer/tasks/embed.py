@@ -228,6 +228,7 @@ _ASKED = (*({"text": (a,), "second": (b,), "label": LABELS} for a, b in PAIRS), 
 TASK = Task(
     name="embed",
     learns="vectors that are near for texts of the same meaning",
+    finetune="sentence-transformers/all-MiniLM-L6-v2 --data pairs.csv",
     example=EmbedExample,
     shapes=[
         Shape(

@@ -244,6 +244,7 @@ def _random_batch(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Pr
 TASK = Task(
     name="preference",
     learns="the better one of two answers (DPO)",
+    finetune="runs/SmolLM2-135M-Instruct-1 --data preferences.jsonl --beta 0.3",
     example=PreferenceExample,
     shapes=[
         Shape(
@@ -271,7 +272,7 @@ TASK = Task(
     prepare=_prepare,
     loss=lambda model, config: PreferenceLoss(model, config.beta),
     loss_unit=lambda config: "DPO loss, nats",
-    settings=("system", "beta"),
+    settings=("beta", "system", "train_on"),
     generates=True,
     learning_rate=0.1,  # as Rafailov et al. 2023, appendix B, so that the model stays near the reference
     evaluate=_evaluate,

@@ -90,6 +90,7 @@ def _random_batch(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Ba
 TASK = Task(
     name="seq2seq",
     learns="to rewrite a source, as in translation and summaries",
+    finetune="google-t5/t5-small --data pairs.jsonl --preview pairs.html",
     example=Seq2SeqExample,
     shapes=[
         Shape(build=_translation, required={"translation": ("translation",)}, rank=7),

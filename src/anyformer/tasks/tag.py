@@ -130,6 +130,7 @@ def _random_batch(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Ba
 TASK = Task(
     name="tag",
     learns="a label for each word",
+    finetune="bert-base-uncased --data names.conll",
     example=TagExample,
     shapes=[
         Shape(build=_build, required={"tokens": WORDS, "tags": ("ner_tags", "tags", "pos_tags", "labels")}),

@@ -154,6 +154,7 @@ class Task:
     Attributes:
         name: As `--task` says it; that of its file.
         learns: Description of what a model learns, in a line.
+        finetune: The arguments of a command that trains it, for the help of `finetune`: a literal.
 
         example: The class of its examples.
         shapes: The columns that it takes, and how rows become examples.
@@ -197,6 +198,7 @@ class Task:
 
     name: str
     learns: str
+    finetune: str = ""
 
     example: type[Example]
     shapes: Sequence[Shape]

@@ -44,6 +44,7 @@ def _evaluate(
 TASK = Task(
     name="text",
     learns="the next token of plain text",
+    finetune="openai-community/gpt2 --task text --data notes.txt",
     example=TextExample,
     shapes=[Shape(build=_build, required={"text": ("text", "content")}, rank=10, suggested=-1)],
     refusal=_refusal,
