@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anyformer import atomic, ownership
+from anyformer import atomic
 from anyformer.data.disk_cache import Cache
 from anyformer.errors import UserError
 
@@ -18,7 +18,7 @@ needs_root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason=
 def test_a_folder_is_made_for_this_user_alone(tmp_path: Path) -> None:
     mask = os.umask(0)
     try:
-        made = ownership.private_folder(tmp_path / "a" / "b")
+        made = atomic.private_folder(tmp_path / "a" / "b")
     finally:
         os.umask(mask)
     assert made == (tmp_path / "a" / "b").resolve()
@@ -30,32 +30,32 @@ def test_a_folder_is_made_for_this_user_alone(tmp_path: Path) -> None:
 def test_what_others_may_write_is_refused(
     shared: str, mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ownership, "_is_own_group", lambda number: False)
+    monkeypatch.setattr(atomic, "_is_own_group", lambda number: False)
     file = tmp_path / "folder" / "file"
     file.parent.mkdir()
     file.touch()
-    assert ownership.check_own(file) == file.resolve()
+    assert atomic.check_own(file) == file.resolve()
     (tmp_path / shared).chmod(mode)
     with pytest.raises(PermissionError, match=f"may write to {(tmp_path / shared).resolve()}: chmod"):
-        ownership.check_own(file)
+        atomic.check_own(file)
 
 
 def test_others_may_add_files_beside_it_where_they_can_not_replace_it(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     tmp_path.chmod(0o1777)
-    ownership.check_own(tmp_path / "folder")
+    atomic.check_own(tmp_path / "folder")
     with pytest.raises(PermissionError):  # what is in it may be theirs
-        ownership.check_own(tmp_path)
+        atomic.check_own(tmp_path)
 
 
 def test_a_link_is_followed_to_what_is_trusted(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to("open")
     (tmp_path / "open" / "file").touch()
-    assert ownership.check_own(tmp_path / "link" / "file") == (tmp_path / "open" / "file").resolve()
+    assert atomic.check_own(tmp_path / "link" / "file") == (tmp_path / "open" / "file").resolve()
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(PermissionError):
-        ownership.check_own(tmp_path / "link" / "file")
+        atomic.check_own(tmp_path / "link" / "file")
 
 
 @needs_root
@@ -66,7 +66,7 @@ def test_what_belongs_to_somebody_else_is_refused(theirs: str, tmp_path: Path) -
     file.touch()
     os.chown(tmp_path / theirs, 12345, 12345)
     with pytest.raises(PermissionError, match="belongs to another user"):
-        ownership.check_own(file)
+        atomic.check_own(file)
 
 
 def test_tokens_are_read_from_a_folder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anyformer.process_executor import InlineExecutor, ProcessExecutor
+from anyformer.processes import InlineExecutor, ProcessExecutor
 
 
 def test_calls_return_and_raise() -> None:

@@ -3,12 +3,13 @@
 New content is written to ``.NAME.RANDOM.tmp`` in the same folder and then renamed, which is atomic within a file
 system. A program that is killed leaves the old content in place, and the temporary file beside it. Permissions follow
 the umask. A symbolic link is replaced itself, and what it leads to stays as it is; a file that is added to instead
-(`append`) can't be a link.
+(`append`) can't be a link. What is loaded as code, or trusted as the user's own, is nobody else's work (`check_own`).
 """
 
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -118,6 +119,17 @@ def open_directory(root: Path, *parts: str) -> Path:
     return path
 
 
+def check_new(path: Path) -> None:
+    """Raise UserError for a file that is there already, or has no folder, before anything is computed."""
+    try:
+        if path.is_symlink() or path.exists():
+            raise UserError(f"{path} is there already: name another file, or remove it.")
+        if not path.parent.is_dir():
+            raise UserError(f"{path} can't be written: there is no folder {path.parent}.")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}.") from error
+
+
 @contextmanager
 def temporary_folder(path: Path) -> Generator[Path]:
     """Yield an empty folder beside `path`, which is removed at the end of the block unless it has been renamed.
@@ -176,11 +188,62 @@ def cache_folder() -> Path:
     Raises:
         UserError: there is neither. The platform's would then lie in the current folder.
     """
-    given = os.environ.get("ANYFORMER_CACHE")
-    folder = Path(given) if given else user_cache_path("anyformer", appauthor=False)
-    if not given and not folder.is_absolute():
+    if chosen := os.environ.get("ANYFORMER_CACHE"):
+        return Path(chosen)
+    folder = user_cache_path("anyformer", appauthor=False)
+    if not folder.is_absolute():
         raise UserError("This user has no home folder for a cache: set ANYFORMER_CACHE to a folder of your own.")
     return folder
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that this user alone may enter, where there is none, and those above it; return its real path.
+
+    Raises:
+        PermissionError: somebody else may write there, see `check_own`.
+        OSError: it can't be made.
+    """
+    for each in (*reversed(path.parents), path):
+        if not each.is_dir():
+            each.mkdir(mode=0o700, exist_ok=True)
+    return check_own(path)
+
+
+def check_own(path: Path) -> Path:
+    """The path, without symbolic links, of a file or folder that nobody but this user and root can have written.
+
+    It and all folders above it belong to one of the two, and no one else may write to them; others may add files of
+    their own to a folder above it that has the sticky bit, such as /tmp. Access control lists are not looked at, and on
+    Windows nothing is.
+
+    Raises:
+        PermissionError: it is not so; says why.
+        OSError: there is nothing at the path.
+    """
+    real = path.resolve(strict=True)
+    if os.name != "posix":
+        return real
+    for each in (real, *real.parents):
+        status = each.lstat()
+        if status.st_uid not in (0, os.geteuid()):
+            raise PermissionError(f"{each} belongs to another user")
+        shared = stat.S_IMODE(status.st_mode) & (stat.S_IWOTH | (0 if _is_own_group(status.st_gid) else stat.S_IWGRP))
+        sticky = each != real and status.st_mode & stat.S_ISVTX
+        if shared and not sticky:
+            raise PermissionError(f"other users may write to {each}: chmod go-w it")
+    return real
+
+
+def _is_own_group(number: int) -> bool:
+    """Whether it is the group that many systems make for each user, with nobody else in it: it has the user's name."""
+    import grp
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(number)
+    except KeyError:
+        return False
+    return user.pw_gid == number and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
 def _temporary(path: Path) -> Path:
@@ -196,14 +259,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def check_new(path: Path) -> None:
-    """Raise UserError for a file that is there already, or has no folder, before anything is computed."""
-    try:
-        if path.is_symlink() or path.exists():
-            raise UserError(f"{path} is there already: name another file, or remove it.")
-        if not path.parent.is_dir():
-            raise UserError(f"{path} can't be written: there is no folder {path.parent}.")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}.") from error

@@ -206,7 +206,7 @@ def _value(value: Any, hint: Any, name: str, current: Any = None, nulls: bool = 
     if origin is Annotated:
         made = _value(value, arguments[0], name, current, nulls)
         for rule in arguments[1:]:
-            if isinstance(rule, Rule) and not rule.holds(made):
+            if isinstance(rule, Rule) and made is not None and not rule.holds(made):
                 raise ConfigError(f"{name}: {rule.words}, not {quote(made)}.")
         return made
     if _is_union(hint):

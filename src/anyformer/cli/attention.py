@@ -39,9 +39,9 @@ def run(argv: list[str]) -> int:
     # Before the model is loaded.
     require_page(options.output)
     model, tokenizer = options.load_model()
-    found = attention(model, tokenizer, options.text, options.target, max_tokens=most_tokens(model.config))
-    for note in notes(found):
+    weights = attention(model, tokenizer, options.text, options.target, max_tokens=most_tokens(model.config))
+    for note in notes(weights):
         write(note)
-    write_page(found, options.output, model=Path(options.model).name)
-    write(f"{options.output}: {len(found.source_tokens or found.tokens)} tokens")
+    write_page(weights, options.output, model=Path(options.model).name)
+    write(f"{options.output}: {len(weights.source_tokens or weights.tokens)} tokens")
     return 0

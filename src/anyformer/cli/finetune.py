@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from anyformer.cli.options import Parser, Positional
+from anyformer.cli.train import keep_compiled_code_private
 from anyformer.errors import UserError
 from anyformer.finetuning.config import FinetuneConfig, configured, resumed
 from anyformer.tasks import example_commands
@@ -39,7 +40,7 @@ def run(argv: list[str]) -> int:
     parser = Parser("finetune", FinetuneOptions.__doc__ or "", examples)
     parser.add_fields(FinetuneOptions)
     parser.add_fields(FinetuneConfig, section=None)
-    values = parser.given(argv)
+    values = parser.values(argv)
     resume: Path | None = values.pop("resume", None)
     preview: Path | None = values.pop("preview", None)
     config = _read(values, resume)
@@ -49,6 +50,7 @@ def run(argv: list[str]) -> int:
     if needs_launch(config.processes):
         check_engine(config.engine, config.processes)
         return launch(["finetune", *argv], config.processes)
+    keep_compiled_code_private()
     with one_of_many():
         from anyformer.finetuning.recipe import finetuning
         from anyformer.training.run import run as train

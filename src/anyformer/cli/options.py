@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, nearest
-from anyformer.schema import Section, as_type, flag, hints
+from anyformer.schema import Rule, Section, as_type, flag, hints
 from anyformer.terminal import write
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ Positional = Annotated[T, _POSITIONAL]
 _TEXT = object()
 Text = Annotated[T, _TEXT]
 """A field whose strings are text, not names of files: bytes that the locale can't decode are taken for UTF-8."""
+
+AT_LEAST_1 = Rule(lambda number: number >= 1, "is at least 1")
+"""``Annotated[int, AT_LEAST_1]`` is refused below that."""
 
 _METAVARS = {int: "N", float: "X", Path: "FILE"}
 _WIDTH, _USAGE_WIDTH = 100, 72
@@ -56,7 +59,7 @@ def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
     for base in kind.__mro__[:-1]:
         title = "options" if base is kind else (base.__doc__ or "").partition("\n")[0].rstrip(".").lower()
         parser.add_fields(kind, inspect.get_annotations(base), section=title)
-    return make(kind, parser.given(argv))
+    return make(kind, parser.values(argv))
 
 
 def flag_names(kind: type[Any]) -> list[str]:
@@ -89,20 +92,20 @@ def _around_vs(argument: str, before: Sequence[str]) -> tuple[str, ...]:
     return (argument,) if models is None or is_value or Path(argument).exists() else models.groups()
 
 
-def make(kind: type[T], given: Mapping[str, Any]) -> T:
-    """The dataclass with those of the values of `Parser.given` that are its fields."""
-    return kind(**{name: given[name] for name in hints(kind) if name in given})
+def make(kind: type[T], values: Mapping[str, Any]) -> T:
+    """The dataclass with those of the values of `Parser.values` that are its fields."""
+    return kind(**{name: values[name] for name in hints(kind) if name in values})
 
 
-def change_model(model: ModelConfig, given: Mapping[str, Any], command: str) -> ModelConfig:
+def change_model(model: ModelConfig, values: Mapping[str, Any], command: str) -> ModelConfig:
     """The model with the fields that ``--model.FIELD`` sets; after ``--help-model`` lists them and exits."""
-    if "help_model" in given:
+    if "help_model" in values:
         parser = Parser(command, "The fields of the model, with the values that they have unless they are changed.")
         parser.usage = f"{parser.prog} ... --model.FIELD VALUE"
         parser.add_fields(ModelConfig, section="model", prefix="model.", values=model)
         parser.print_help()
         raise SystemExit(0)
-    return model.replace(**{n.removeprefix("model."): value for n, value in given.items() if n.startswith("model.")})
+    return model.replace(**{n.removeprefix("model."): value for n, value in values.items() if n.startswith("model.")})
 
 
 class Parser(argparse.ArgumentParser):
@@ -170,7 +173,7 @@ class Parser(argparse.ArgumentParser):
         add("--help-model", action="store_true", help="List the fields and their values.")
         self.add_fields(ModelConfig, section="model", prefix="model.", hidden=True)
 
-    def given(self, argv: Sequence[str]) -> dict[str, Any]:
+    def values(self, argv: Sequence[str]) -> dict[str, Any]:
         """The values that the arguments set, by name of the field, dotted for those of a model. Raises as `parse`."""
         self.usage = self._usage()
         self._section("options").add_argument("-h", "--help", action="help", help="Show this help.")
@@ -229,7 +232,7 @@ class Parser(argparse.ArgumentParser):
                 add(opposite, **switch, help=argparse.SUPPRESS)
             return
         shared["nargs"] = ("+" if required else "*") if several else "?" if is_positional and not required else None
-        shared["type"] = _as_text if _TEXT in notes else partial(_converted, kind if several else hint)
+        shared["type"] = _as_text if _TEXT in notes else partial(_converted, kind if several else annotated)
         if is_positional:
             # argparse requires an argument of any number unless its default is given, if only as it is.
             add(name, metavar=name.upper().removesuffix("S" if several else ""), default=argparse.SUPPRESS, **shared)

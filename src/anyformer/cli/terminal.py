@@ -42,9 +42,9 @@ class Terminal:
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
         self._notes = Console(stderr=True)
-        self._asks, self._shows = sys.stdin.isatty(), output_is_terminal()
+        self._is_interactive, self._shows = sys.stdin.isatty(), output_is_terminal()
         self._saved: set[Path] = set()
-        if self._asks:
+        if self._is_interactive:
             with suppress(ImportError):
                 import_module("readline")  # gives input() its editing and its history, where there is one
         elif isinstance(sys.stdin, io.TextIOWrapper):
@@ -52,23 +52,20 @@ class Terminal:
 
     def greet(self, name: str, model: Transformer) -> None:
         """Say who is there, and what the user should know of a model that wasn't tuned for chat."""
-        if self._asks:
+        if self._is_interactive:
             from anyformer.quantization import parameter_count
 
-            size = parameter_count(model)
             context = self._conversation.context
-            self._note(
-                f"{Path(name).name}  {model.config.model_type}, {size / 1e6:,.1f}M parameters, "
-                + ("a context without end" if context is None else f"a context of {context:,} tokens"),
-                style="bold",
-            )
+            shown = "a context without end" if context is None else f"a context of {context:,} tokens"
+            size = f"{parameter_count(model) / 1e6:,.1f}M parameters"
+            self._note(f"{Path(name).name}  {model.config.model_type}, {size}, {shown}", style="bold")
         if not self._conversation.has_template:
             self._note(
                 "This model has no chat template, so it is probably a base model: it continues text and was not tuned "
                 'to answer. It is shown plain lines, "User: ..." and "Assistant: ...".',
                 style="yellow",
             )
-        if self._asks:
+        if self._is_interactive:
             self._note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.\n")
 
     def talk(self) -> int:
@@ -81,7 +78,7 @@ class Terminal:
                 elif line.strip():
                     self._answer(line.strip())
             except UserError as error:
-                if not self._asks:
+                if not self._is_interactive:
                     raise
                 self._note(f"{error}\n", style="red")
             except KeyboardInterrupt:
@@ -90,7 +87,7 @@ class Terminal:
 
     def _question(self) -> str | None:
         """The user's next line, None when there are no more."""
-        if not self._asks:
+        if not self._is_interactive:
             line = sys.stdin.readline()
             return line.rstrip("\r\n") if line else None
         # The line editor counts what is between \001 and \002 as no width.
@@ -110,24 +107,20 @@ class Terminal:
                 self._note("Once more, or Ctrl-D, leaves.")
 
     def _answer(self, question: str) -> None:
-        known = self._conversation.forgotten
-        pieces = self._conversation.answer(question)
+        forgotten = self._conversation.forgotten
         try:
-            with closing(pieces):
+            with closing(self._conversation.answer(question)) as pieces:
                 for piece in pieces:
-                    self._say(piece)
+                    write(piece, end="", flush=True)
         finally:
-            self._say("\n")
-        if (lost := self._conversation.forgotten - known) > 0:
+            write(flush=True)
+        if (lost := self._conversation.forgotten - forgotten) > 0:
             turns = "the oldest turn" if lost == 2 else f"the oldest {lost // 2} turns"
             self._note(f"(the context is full: {turns} had to be forgotten)")
         if self._conversation.unfinished:
             self._note("(stopped: the answer is as long as it may be)")
-        if self._asks:
-            self._say("\n")
-
-    def _say(self, text: str) -> None:
-        write(text, end="", flush=True)
+        if self._is_interactive:
+            write(flush=True)
 
     def _note(self, text: str, style: str = "dim") -> None:
         self._notes.print(text, style=style, soft_wrap=not self._notes.is_terminal)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from anyformer import atomic, ownership
+from anyformer import atomic
 from anyformer.cli.options import Parser, Positional, change_model, flag_names
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, quote
@@ -61,7 +61,7 @@ class TrainOptions:
 def run(argv: list[str]) -> int:
     """Train a model; returns the exit status."""
     started = time.monotonic()
-    values = _parser().given(argv)
+    values = _parser().values(argv)
     resume: Path | None = values.pop("resume", None)
     if resume is not None:
         check_run_directory(resume)
@@ -74,14 +74,21 @@ def run(argv: list[str]) -> int:
     if needs_launch(config.processes):
         check_engine(config.engine, config.processes)
         return launch(["train", *argv], config.processes)
-    # torch.compile's own choice is a folder of a known name in /tmp, out of which it would load another user's code.
-    with contextlib.suppress(OSError):
-        compiled = ownership.private_folder(atomic.cache_folder() / "torchinductor")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+    keep_compiled_code_private()
     with one_of_many():
         from anyformer.training.run import run as train
 
         return train(config, resume=resume, started=started).status
+
+
+def keep_compiled_code_private() -> None:
+    """Let torch.compile keep its code in the user's own folder.
+
+    Its own choice is a folder of a known name in /tmp, out of which it would load another user's code.
+    """
+    with contextlib.suppress(OSError):
+        folder = atomic.private_folder(atomic.cache_folder() / "torchinductor")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def read_arguments(argv: list[str]) -> TrainConfig:
@@ -91,7 +98,7 @@ def read_arguments(argv: list[str]) -> TrainConfig:
         UserError: an unknown preset, a config file that can't be read or asks for too much (see `check_consent`), a
             flag that would do nothing, and as `parse`.
     """
-    return _read(_parser().given(argv))
+    return _read(_parser().values(argv))
 
 
 def _parser() -> Parser:
@@ -121,8 +128,8 @@ def _read(values: Mapping[str, Any], *, resume: bool = False) -> TrainConfig:
     if "config" in values:
         base = check_consent(read_yaml(values["config"], name), values["config"], values, resume=resume)
     else:
-        known = name or DEFAULT_PRESET
-        base = TrainConfig(preset=known, model=_preset(known))
+        preset = name or DEFAULT_PRESET
+        base = TrainConfig(preset=preset, model=_preset(preset))
     # A base that ends by the clock may be told to end by steps, and the other way round.
     dropped = {other: None for ends, other in _ENDS.items() if ends in values}
     changes = {name: values[name] for name in flag_names(TrainConfig) if name in values}

@@ -13,7 +13,7 @@ from anyformer.evaluation.perplexity import join_texts, losses, predictions
 from anyformer.evaluation.result import Evaluation
 from anyformer.generation.inference import require_tokenizer
 from anyformer.model import Transformer
-from anyformer.tasks.task import Shape, Task
+from anyformer.tasks.task import RowSchema, Task
 from anyformer.tokenizer import Tokenizer
 
 
@@ -46,7 +46,7 @@ TASK = Task(
     learns="the next token of plain text",
     finetune="openai-community/gpt2 --task text --data notes.txt",
     example=TextExample,
-    shapes=[Shape(build=_build, required={"text": ("text", "content")}, rank=10, suggested=-1)],
+    schemas=[RowSchema(build=_build, required={"text": ("text", "content")}, rank=10, suggested=-1)],
     refusal=_refusal,
     settings=("packing",),
     generates=True,
