@@ -39,7 +39,7 @@ def test_tests_mirror_the_source() -> None:
         TESTS / "blocks" / "test_equations.py",
         TESTS / "blocks" / "test_parts.py",
         TESTS / "checkpoint" / "test_foreign_files.py",
-        TESTS / "cli" / "test_every_command.py",
+        *(TESTS / "cli" / f"test_{what}.py" for what in ("every_command", "loading")),
         TESTS / "compare" / "tasks" / "test_tasks.py",
         TESTS / "families" / "test_config_json.py",
         *(TESTS / "finetuning" / f"test_{what}.py" for what in ("bad_input", "end_to_end", "interchange")),

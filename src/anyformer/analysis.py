@@ -89,19 +89,19 @@ def cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int
 
 @dataclass(frozen=True)
 class TrainingFlops:
-    """Floating-point operations of a training step for each token, by what it is read by."""
+    """Floating-point operations of a training step: for each token that an encoder-decoder's encoder reads (`source`),
+    and for any other.
+    """
 
     source: int
-    """For a token that an encoder-decoder's encoder reads."""
     token: int
-    """For any other."""
 
 
 def step_flops(config: ModelConfig, rows: int, tokens: int, source: int = 0, predicted: int | None = None) -> int:
     """Floating-point operations of a training step on a batch whose two sides may differ in length.
 
-    As `training_flops`, but an encoder-decoder's cross-attention is given what it reads, keys and values of which are
-    computed once for each token of the source, and logits are counted where there is something to predict.
+    As `training_flops`, but an encoder-decoder's cross-attention reads a source of its own length, whose keys and
+    values are computed once for each of its tokens, and logits are counted where there is something to predict.
 
     Args:
         rows: Texts in the batch.

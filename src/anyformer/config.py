@@ -93,7 +93,7 @@ class RotaryScaling(Checked, part="position.scaling"):
 
 @dataclass(frozen=True, kw_only=True)
 class PositionConfig(Checked, part="position"):
-    """How the order of the tokens enters.
+    """Positions: the order of the tokens.
 
     ========== =================================================== ==========================================
     kind       what it does                                        source
@@ -252,7 +252,7 @@ class HeadConfig(Checked, part="head"):
 
 @dataclass(frozen=True, kw_only=True)
 class PoolingConfig(Checked, part="pooling"):
-    """How `anyformer.embed` makes one vector of a text (the pooling files of sentence-transformers)."""
+    """Pooling, by which `anyformer.embed` makes one vector of a text (the pooling files of sentence-transformers)."""
 
     kind: Literal["mean", "first", "last", "max"] = "mean"
     normalize: bool = False
@@ -262,7 +262,7 @@ class PoolingConfig(Checked, part="pooling"):
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig(Checked, part="init"):
-    """How fresh weights are drawn; docs/initialization.md gives each family's source."""
+    """Initialization of fresh weights; docs/initialization.md gives each family's source."""
 
     kind: str = "normal"
     """A name in `anyformer.blocks.initialization.INITIALIZERS`: normal, truncated_normal, xavier or t5."""
@@ -285,11 +285,7 @@ class SpecialTokens(Checked, part="special_tokens"):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
-    """One transformer.
-
-    Raises:
-        ConfigError: a field, or a combination of fields, that describes no transformer; it names the field.
-    """
+    """One transformer. Raises ConfigError for a field, or a combination of fields, that describes none."""
 
     vocab_size: Count
     d_model: Count
@@ -378,8 +374,7 @@ class ModelConfig(Checked):
 
         ``config.replace(d_model=64, attention={"heads": 2}, **{"norm.eps": 1e-6})``
 
-        Raises:
-            ConfigError: an unknown field (with the nearest valid name), or a value that does not fit.
+        Raises ConfigError for an unknown field (with the nearest valid name), or a value that does not fit.
         """
         return change(self, changes)
 

@@ -43,11 +43,8 @@ def can_be_path(path: str | os.PathLike[str]) -> bool:
 
 
 def open_file(path: Path, *, buffering: int = -1) -> BinaryIO:
-    """Open a regular file for reading.
-
-    Raises:
-        UserError: it is a folder, a named pipe, a device or a socket.
-        OSError: it can't be opened.
+    """Open a regular file for reading. Raises OSError where it can't be opened, and UserError for anything else, such
+    as a named pipe.
     """
     # Without O_NONBLOCK the opening of a named pipe waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -62,11 +59,7 @@ def open_file(path: Path, *, buffering: int = -1) -> BinaryIO:
 
 
 def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
-    """The content of a regular file.
-
-    Raises:
-        UserError: it can't be read, or has more bytes than the limit.
-    """
+    """The content of a regular file. Raises UserError where it can't be read, or has more bytes than the limit."""
     try:
         with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -80,11 +73,7 @@ def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
 
 
 def read_text(path: Path, limit: int = JSON_BYTES) -> str:
-    """The content of a regular file in UTF-8.
-
-    Raises:
-        UserError: it can't be read, is too large, or is not UTF-8.
-    """
+    """The content of a regular file in UTF-8. Raises UserError as `read_bytes`, and where it is not UTF-8."""
     content = read_bytes(path, limit)
     try:
         return content.decode("utf-8")
@@ -93,14 +82,9 @@ def read_text(path: Path, limit: int = JSON_BYTES) -> str:
 
 
 def parse_json(content: str | bytes, location: object) -> Any:
-    """The value that a JSON text describes.
+    """The value that a JSON text describes; `location` is its name in messages, such as its path.
 
-    Args:
-        content: The text.
-        location: What to call it in a message, such as its path.
-
-    Raises:
-        UserError: it is not JSON, or is nested more than `DEPTH` levels deep.
+    Raises UserError where it is not JSON, or is nested more than `DEPTH` levels deep.
     """
     try:
         # json.loads takes bytes for UTF-16 where they look like it.
@@ -138,8 +122,7 @@ def read_object(path: Path, limit: int = JSON_BYTES) -> dict[str, Any]:
 def read_yaml(path: Path, limit: int = YAML_BYTES) -> Any:
     """The value in a YAML file of plain values: no aliases, which can make gigabytes of a few lines, and no dates.
 
-    Raises:
-        UserError: it can't be read, is too large, too deep, or is not such YAML.
+    Raises UserError where it can't be read, is too large, too deep, or is not such YAML.
     """
     text = read_text(path, limit)
     try:
@@ -166,9 +149,8 @@ def check_depth(value: object, location: object) -> None:
 def path_inside(directory: Path, name: str) -> Path:
     """The path of a file that another file names.
 
-    Raises:
-        UserError: it leads out of the directory, as it is written or by a symbolic link. The links of Hugging Face's
-            cache, from a snapshot to its blobs, are allowed.
+    Raises UserError where it leads out of the directory, as it is written or by a symbolic link. The links of Hugging
+    Face's cache, from a snapshot to its blobs, are allowed.
     """
     lexical = Path(name)
     if lexical.is_absolute() or ".." in lexical.parts or "\0" in name or len(name) > _LONGEST_NAME:
@@ -188,9 +170,8 @@ def path_inside(directory: Path, name: str) -> Path:
 def check_file(path: Path, limit: int | None = None) -> None:
     """Check a path before a library opens it, which would wait for a named pipe, or read a file of any size.
 
-    Raises:
-        UserError: it is a folder, a named pipe, a device or a socket, or has more bytes than the limit; one that is
-            missing is left to the library.
+    Raises UserError for anything but a regular file, and for more bytes than the limit; a missing one is left to the
+    library.
     """
     with suppress(OSError, ValueError):
         status = path.stat()
@@ -201,16 +182,7 @@ def check_file(path: Path, limit: int | None = None) -> None:
 
 
 def check_files(directory: Path, patterns: Iterable[str], limit: int | None = None) -> None:
-    """Check the files of a folder that are about to be read.
-
-    Args:
-        directory: The folder.
-        patterns: Their names, as for `Path.glob`; those that are missing are passed over.
-        limit: Bytes that each may have; None: any number.
-
-    Raises:
-        UserError: as `path_inside` and `check_file`.
-    """
+    """Check the files of a folder that match a pattern; raises UserError as `path_inside` and `check_file`."""
     for path in (path for pattern in patterns for path in directory.glob(pattern)):
         check_file(path_inside(directory, str(path.relative_to(directory))), limit)
 

@@ -46,11 +46,7 @@ def find(name: str) -> str | None:
 
 
 def start(command: Sequence[str], *, changes: Mapping[str, str] | None = None, **options: Any) -> Process:
-    """Start a program in `environment(changes)`, with other options of `subprocess.Popen`.
-
-    Raises:
-        OSError: it can't be started.
-    """
+    """Start a program in `environment(changes)`, with more options of `subprocess.Popen`. May raise OSError."""
     return Process(command, env=environment(changes), text=False, **options)
 
 

@@ -78,8 +78,7 @@ def make(kind: type[T], values: Any, prefix: str = "", *, nulls: bool = False) -
     """A dataclass from nested objects, the inverse of `to_plain`.
 
     Args:
-        kind: The dataclass.
-        values: What a file holds: any value.
+        values: The content of a file: any value.
         prefix: Begins the messages: the file's name, or that of the field around it.
         nulls: Whether null stands for a number that was not finite.
 

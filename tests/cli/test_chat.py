@@ -17,10 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anyformer as af
-from anyformer.cli.chat import ChatOptions
+from anyformer.cli.chat import ChatOptions, Terminal
 from anyformer.cli.generate import generation_options
 from anyformer.cli.main import main
-from anyformer.cli.terminal import Terminal
 from anyformer.errors import UserError
 from anyformer.generation import Conversation, GenerationConfig
 from anyformer.generation.cached_decoder import PrefixCache

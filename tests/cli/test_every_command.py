@@ -121,7 +121,7 @@ import torch
 from anyformer.cli.main import COMMANDS, script
 for name in COMMANDS:
     importlib.import_module("anyformer.cli." + name)
-import anyformer.cli.terminal, anyformer.verify.verify, anyformer.evaluation.perplexity, anyformer.training.run
+import anyformer.cli.chat, anyformer.verify.verify, anyformer.evaluation.perplexity, anyformer.training.run
 torch.set_num_threads(1)
 
 def stream(number, path, mode):

@@ -42,7 +42,7 @@ class CompareOptions:
     minutes: float | None = None
     """Budget in minutes of training on this machine."""
     seeds: Annotated[int, "N"] = 3
-    """How many times each is trained: the differences between them are the noise."""
+    """Runs of each, from different first weights: the differences between them are the noise."""
     tune: bool = False
     """Try three learning rates for each, within the budget."""
     context: Annotated[int, "N"] = 128
@@ -54,7 +54,7 @@ class CompareOptions:
     classify: Annotated[tuple[str, ...], "PATH"] = ()
     """Texts with labels for the classifier among the tasks (default: which text a passage of the data is from)."""
     processes: Annotated[int, "N"] = 1
-    """How many processes share the work."""
+    """Processes that share the work."""
     device: str | None = None
     """cpu, cuda, mps ... (default: an accelerator if there is one)."""
     dtype: Annotated[str | None, "{float32,bfloat16,float16,int8}"] = None

@@ -72,7 +72,7 @@ class _SuiteOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(_TextOptions, _AnswerOptions, _SuiteOptions, Columns, ModelOptions):
-    """How good a model is: at predicting a text, at a task with examples, or at a suite of tasks.
+    """Measure how good a model is: at predicting a text, at a task with examples, or at a suite of tasks.
 
     A text is cut into windows of --context tokens, and each token is predicted from those before it in its window.
     Examples are rows of jsonl, json, csv, tsv, parquet or conll files; their columns say which task they are for.

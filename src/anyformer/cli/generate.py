@@ -117,8 +117,8 @@ class GenerateOptions(_FileOptions, SamplingOptions, _BeamOptions, ModelOptions)
     logprobs: int | None = None
     """Show how likely each new token was, and so many of the likeliest in its place."""
     draft: str | None = None
-    """Who guesses tokens ahead, so that the model needs fewer steps for the same text: "prompt" looks for what followed
-    the same words before; or a smaller model of the same vocabulary."""
+    """Guess tokens ahead, so that the model needs fewer steps for the same text: "prompt" looks for what followed the
+    same words before; or name a smaller model of the same vocabulary."""
 
 
 def run(argv: list[str]) -> int:

@@ -72,24 +72,20 @@ def without_vs(argv: Sequence[str]) -> list[str]:
 
     An argument that has all three words, such as ``'gpt2 vs llama'``, becomes two, unless it may be a flag's value.
     """
-    argv = [word for index, argument in enumerate(argv) for word in _around_vs(argument, argv[index - 1 : index])]
-    between = range(1, len(argv) - 1)
-    joined = {
-        index
-        for index in between
-        if argv[index].lower() in ("vs", "vs.", "versus")
-        and not argv[index - 1].startswith("-")
-        and not argv[index + 1].startswith("-")
-        and not Path(argv[index]).exists()
-    }
-    return [argument for index, argument in enumerate(argv) if index not in joined]
+    words = list[str]()
+    for before, argument in pairwise(["", *argv]):
+        models = re.fullmatch(r"(\S+)\s+(?:vs\.?|versus)\s+(\S+)", argument, re.IGNORECASE)
+        if models is None or before.startswith("-") or Path(argument).exists():
+            words.append(argument)
+        else:
+            words += models.groups()
 
+    def is_joint(index: int) -> bool:
+        neighbors = words[index - 1 : index] + words[index + 1 : index + 2]
+        is_between = len(neighbors) == 2 and not any(each.startswith("-") for each in neighbors)
+        return is_between and words[index].lower() in ("vs", "vs.", "versus") and not Path(words[index]).exists()
 
-def _around_vs(argument: str, before: Sequence[str]) -> tuple[str, ...]:
-    """The models on both sides of a `vs` in one argument, or the argument."""
-    models = re.fullmatch(r"(\S+)\s+(?:vs\.?|versus)\s+(\S+)", argument, re.IGNORECASE)
-    is_value = any(word.startswith("-") for word in before)
-    return (argument,) if models is None or is_value or Path(argument).exists() else models.groups()
+    return [word for index, word in enumerate(words) if not is_joint(index)]
 
 
 def make(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -178,10 +174,10 @@ class Parser(argparse.ArgumentParser):
         self.usage = self._usage()
         self._section("options").add_argument("-h", "--help", action="help", help="Show this help.")
         space, unknown = self.parse_known_intermixed_args([_dashed(argument) for argument in argv])
-        for argument in unknown:
-            if not argument.startswith("-"):
-                raise UserError(f"{argument!r} is one argument too many; usage: {self.usage}")
-            option = argument.partition("=")[0]
+        if unknown and not unknown[0].startswith("-"):
+            raise UserError(f"{unknown[0]!r} is one argument too many; usage: {self.usage}")
+        if unknown:
+            option = unknown[0].partition("=")[0]
             hint = nearest(option, [name for action in self._actions for name in action.option_strings])
             if not hint.startswith(("did you mean", "that is")):
                 hint = f"{self.prog} --help lists them"
@@ -267,21 +263,16 @@ def _is_positional(hint: Any) -> bool:
     return _POSITIONAL in get_args(hint)
 
 
+@cache
 def _helps(kind: type[Any]) -> dict[str, str]:
     """The string below each field of a dataclass, in one line."""
-    return {name: text for base in reversed(kind.__mro__[:-1]) for name, text in _own_helps(base).items()}
-
-
-@cache
-def _own_helps(kind: type[Any]) -> dict[str, str]:
-    """Helps of the fields that are not inherited."""
-    module = _syntax(inspect.getfile(kind))
-    source = next(node for node in module.body if isinstance(node, ast.ClassDef) and node.name == kind.__name__)
-    return {
-        cast("ast.Name", field.target).id: " ".join(str(text.value.value).split())
-        for field, text in pairwise(source.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    }
+    helps = dict[str, str]()
+    for base in reversed(kind.__mro__[:-1]):
+        classes = (node for node in _syntax(inspect.getfile(base)).body if isinstance(node, ast.ClassDef))
+        for field, text in pairwise(next(each for each in classes if each.name == base.__name__).body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                helps[cast("ast.Name", field.target).id] = " ".join(str(text.value.value).split())
+    return helps
 
 
 @cache

@@ -93,12 +93,12 @@ def _print(runs: Sequence[Run], compared: bool) -> None:
     console = Console()
     best = best_scores(runs) if compared else set[tuple[str, str]]()
     columns = list(COLUMNS)
-    for spare in (*_SPARE, None):
-        listed = _table(runs, columns, best)
-        if spare is None or not console.is_terminal or _width(console, listed) <= console.width:
-            break
-        columns.remove(spare)
-    _show(console, listed)
+    shown = _table(runs, columns, best)
+    for spare in _SPARE:
+        if console.is_terminal and _width(console, shown) > console.width:
+            columns.remove(spare)
+            shown = _table(runs, columns, best)
+    _show(console, shown)
     for each in runs:
         if each.broken_lines:
             console.print(Text(f"{each.name}: {unreadable(each)}."), soft_wrap=True)

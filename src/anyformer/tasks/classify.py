@@ -137,12 +137,11 @@ _LOSSES = {"multiple": "binary cross-entropy of a label, nats", "regression": "s
 
 
 def _random_batch(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Batch:
-    tokens = random_ids(config, model, rng)
-    if model.head.problem_type == "multi_label_classification":
-        return Batch(tokens, np.zeros((len(tokens), model.head.labels), np.float32))
-    if model.head.problem_type == "regression":
-        return Batch(tokens, np.zeros(len(tokens), np.float32))
-    return Batch(tokens, np.zeros(len(tokens), np.int64))
+    tokens, kind = random_ids(config, model, rng), model.head.problem_type
+    shape = (len(tokens), model.head.labels) if kind == "multi_label_classification" else len(tokens)
+    if kind in (None, "single_label_classification"):
+        return Batch(tokens, np.zeros(shape, np.int64))
+    return Batch(tokens, np.zeros(shape, np.float32))
 
 
 _TEXTS: Sequence[Mapping[str, Names]] = (*({"text": (a,), "second": (b,)} for a, b in PAIRS), {"text": TEXTS})

@@ -32,8 +32,8 @@ class DetectedTask:
     """The task of a data set, and the columns of its rows.
 
     Attributes:
-        task: What a model learns from them.
-        schema: What an example is made of.
+        task: The name of the task.
+        schema: The parts of an example.
         columns: The column of each required part.
         optional: The columns, in order of preference, that may hold an optional part.
         reason: Why, for people: "because of the columns 'sentence' and 'label'".
@@ -53,9 +53,9 @@ def detect_task(
 
     Args:
         sample: The values of the first one.
-        location: What to call it in a message.
-        task: What they are for; None: what follows from the columns.
-        columns: Those whose names are not the usual ones.
+        location: Its name in messages.
+        task: Their task; None: the one that follows from the columns.
+        columns: The columns whose names are not the usual ones.
 
     Raises:
         UserError: There is no such task or column, or no task follows from the columns.

@@ -119,7 +119,7 @@ def _choose_loss(loss: str | None, example: EmbedExample) -> str:
 def _evaluate(
     model: Transformer, tokenizer: Tokenizer | None, examples: Sequence[EmbedExample], options: Options
 ) -> Evaluation:
-    """How alike the vectors of pairs are; whether that of a text is nearest to the one that belongs to it."""
+    """Likeness of the vectors of pairs; or whether that of a text is nearest to the one that belongs to it."""
     texts = list(dict.fromkeys(text for example in examples for text in example.texts))
     vectors = embed(model, tokenizer, texts).double().cpu().numpy()
     options.progress(TASK.name, len(examples), len(examples))

@@ -40,7 +40,7 @@ class ExampleSet:
     """The examples of some files.
 
     Attributes:
-        task: What a model learns from them.
+        task: The name of their task.
         reason: Why, for people: "because of the column 'messages'".
         examples: All of them, in the order of the files.
         labels: The names of labels, tags or classes, in the order of their numbers; None where there are none.
@@ -91,8 +91,8 @@ def load_examples(
 
     Args:
         paths: As for `read_rows`; or the rows.
-        task: What they are for; None: what follows from the columns of the first row.
-        columns: Those whose names are not the usual ones.
+        task: Their task; None: the one that follows from the columns of the first row.
+        columns: The columns whose names are not the usual ones.
         header: The names of the columns of .csv and .tsv files that have no header.
         labels: The names of labels or tags there are, such as those of the training data or of a model; None: all
             that occur.

@@ -61,7 +61,7 @@ class RowSchema:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
-    """How examples are encoded.
+    """Settings by which examples are encoded.
 
     Attributes:
         context: Tokens that a text has at most.
@@ -262,7 +262,7 @@ class Task:
         return self.head in ("classification", "token_classification")
 
     def terms(self, config: Mapping[str, Any]) -> Terms:
-        """How pages speak of a run, given its config."""
+        """The terms in which pages speak of a run, given its config."""
         return Terms(self.loss_unit(config), self.generates)
 
     def check_model(self, model: ModelConfig, name: str) -> None:

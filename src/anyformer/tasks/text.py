@@ -31,7 +31,7 @@ def _refusal(model: ModelConfig, name: str) -> str | None:
 def _evaluate(
     model: Transformer, tokenizer: Tokenizer | None, examples: Sequence[TextExample], options: Options
 ) -> Evaluation:
-    """How well the next token is predicted, in windows over all texts, as `anyformer evaluate` does without a task."""
+    """Predictions of the next token, in windows over all texts, as `anyformer evaluate` does without a task."""
     tokenizer = require_tokenizer(tokenizer, "its text can't be read")
     text = join_texts(tokenizer, ((example.text, True) for example in examples))
     total = predictions(text)
