@@ -28,7 +28,7 @@ Count = Annotated[int, Rule(lambda number: number >= 1, "must be positive")]
 Size = Annotated[int, Rule(lambda number: number >= 0, "can't be negative")]
 Layers = Annotated[int, Rule(lambda number: 0 <= number <= 10_000, "must lie in [0, 10,000]")]
 """Layers of a stack: ten times the deepest known at most (Wang et al. 2022, DeepNet)."""
-Rate = Annotated[float, Rule(lambda rate: 0 <= rate < 1, "a dropout rate is in [0, 1)")]
+Rate = Annotated[float, Rule(lambda rate: 0 <= rate < 1, "is a dropout rate, in [0, 1)")]
 Stretch = Annotated[float, Rule(lambda number: 1e-6 <= number <= 1e6, "is a positive number, from 1e-6 to 1e6")]
 """Numbers by which positions are scaled: ten thousand times those of published models, and no overflow."""
 Theta = Annotated[float, Rule(lambda theta: 1 < theta <= 1e12, "lies above 1, up to 1e12")]
@@ -117,7 +117,7 @@ class PositionConfig(Checked, part="position"):
     theta: Theta = 10_000.0
     """rotary: the base of the wavelengths."""
     scaling: RotaryScaling | None = None
-    buckets: Annotated[int, Rule(lambda n: n >= 4 and n % 2 == 0, "an even number of at least 4")] = 32
+    buckets: Annotated[int, Rule(lambda n: n >= 4 and n % 2 == 0, "is an even number of at least 4")] = 32
     """relative: number of distances told apart."""
     max_distance: int = 128
     """relative: distances from here on share one bucket."""
@@ -157,7 +157,7 @@ class AttentionConfig(Checked, part="attention"):
     """Factor on the scores; None: 1 / sqrt(head_dim). T5 uses 1 and folds it into the initialization."""
     scale_by_layer: bool = False
     """Divide the scores of layer i by i + 1 as well (the Mistral project's GPT-2s)."""
-    window: Annotated[int, Rule(lambda number: number >= 1, "a token must see itself")] | None = None
+    window: Annotated[int, Rule(lambda number: number >= 1, "is at least 1, the token itself")] | None = None
     """A token sees this many tokens, itself included (Mistral's sliding window); None: all of them."""
     window_from: Size = 0
     """The first layer that has the window (Qwen2's max_window_layers)."""
@@ -266,7 +266,7 @@ class InitConfig(Checked, part="init"):
 
     kind: str = "normal"
     """A name in `anyformer.blocks.initialization.INITIALIZERS`: normal, truncated_normal, xavier or t5."""
-    std: Annotated[float, Rule(lambda std: 0 <= std < math.inf, "a standard deviation is a number from 0 on")] = 0.02
+    std: Annotated[float, Rule(lambda std: 0 <= std < math.inf, "is a standard deviation, from 0 on")] = 0.02
     scale_residual: bool = False
     """Divide the std of the projections that write to the residual stream by sqrt(2 * layers) (GPT-2)."""
 
@@ -276,7 +276,7 @@ class SpecialTokens(Checked, part="special_tokens"):
     """Ids that generation and batching need. They describe the tokenizer that the weights were trained with."""
 
     bos: int | None = None
-    eos: Annotated[tuple[int, ...], Rule(lambda ids: len(ids) <= 1000, "at most 1000 tokens")] = ()
+    eos: Annotated[tuple[int, ...], Rule(lambda ids: len(ids) <= 1000, "has at most 1000 tokens")] = ()
     """Generation stops at any of these."""
     pad: int | None = None
     decoder_start: int | None = None

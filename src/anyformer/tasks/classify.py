@@ -156,7 +156,9 @@ TASK = Task(
         for names in (LABELS, SCORES)
         for texts in _TEXTS
     ],
-    settle=lambda examples, kind, labels, classes: settle_labels(examples, kind, labels, classes.get("label", ())),
+    resolve_labels=lambda examples, kind, labels, classes: settle_labels(
+        examples, kind, labels, classes.get("label", ())
+    ),
     classes=lambda example: [example.label],
     head="classification",
     encode=_encode,

@@ -226,7 +226,7 @@ TASK = Task(
         *(RowSchema(build=_build_pair, required=required, explicit=True, rank=8) for required in _EXPLICIT),
     ],
     by_order=_by_order,
-    settle=lambda examples, kind, labels, classes: settle_embeddings(examples, labels),
+    resolve_labels=lambda examples, kind, labels, classes: settle_embeddings(examples, labels),
     classes=lambda example: [example.label],
     head="none",
     encode=_encode,

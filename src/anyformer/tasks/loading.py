@@ -153,8 +153,8 @@ def load_examples(
         task=first.task, reason=first.reason, examples=examples, files=paths_read, notes=notes, skipped=skipped
     )
     record, named = TASKS[first.task], {part: tuple(names) for part, names in classes.items()}
-    if record.settle is not None:
-        examples, label_set = record.settle(examples, kind, labels, named)
+    if record.resolve_labels is not None:
+        examples, label_set = record.resolve_labels(examples, kind, labels, named)
         notes = [label_set.note, *notes]
         loaded = replace(loaded, examples=examples, labels=label_set.names or None, kind=label_set.kind, notes=notes)
     is_learned = training or (training is None and labels is None)

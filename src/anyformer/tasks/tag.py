@@ -125,7 +125,7 @@ TASK = Task(
     schemas=[
         RowSchema(build=_build, required={"tokens": WORDS, "tags": ("ner_tags", "tags", "pos_tags", "labels")}),
     ],
-    settle=lambda examples, kind, labels, classes: settle_tags(examples, labels, classes.get("tags", ())),
+    resolve_labels=lambda examples, kind, labels, classes: settle_tags(examples, labels, classes.get("tags", ())),
     classes=lambda example: example.tags,
     head="token_classification",
     encode=_encode,

@@ -163,8 +163,8 @@ class Task:
         example: The class of its examples.
         schemas: The columns that it takes, and how rows become examples.
         by_order: The schema of a row whose columns have no usual name, and their parts, by the order of the columns.
-        settle: Makes names and numbers of labels that are as the rows have them, given the examples, the kind of
-            answer and the labels that there are (each None where it follows from the examples), and the names that
+        resolve_labels: Makes names and numbers of labels that are as the rows have them, given the examples, the kind
+            of answer and the labels that there are (each None where it follows from the examples), and the names that
             files have for the numbers in each part's column.
         classes: The classes of an example: with one alone in all examples there is nothing to learn.
         add_system: Puts a system message into an example; returns it, and to how many conversations it was added.
@@ -207,7 +207,7 @@ class Task:
     example: type[Example]
     schemas: Sequence[RowSchema]
     by_order: Callable[[Mapping[str, Any]], tuple[RowSchema, dict[str, str]] | None] = lambda sample: None
-    settle: (
+    resolve_labels: (
         Callable[
             [Sequence[Any], LabelKind | None, Sequence[str] | None, Mapping[str, Sequence[str]]],
             tuple[Sequence[Example], Labels],
