@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from anyformer.cli.options import AT_LEAST_1, ModelOptions, parse
 from anyformer.data.examples.columns import Columns
 from anyformer.errors import UserError, nearest
 from anyformer.limits import RECORD_BYTES
-from anyformer.schema import Rule
+from anyformer.schema import Rule, hints
 from anyformer.tasks import CHOICES, TASKS
 from anyformer.terminal import printable, shorten, write
 
@@ -103,7 +103,7 @@ class EvaluateOptions(_TextOptions, _AnswerOptions, _SuiteOptions, Columns, Mode
     @property
     def columns(self) -> Columns:
         """The names of columns."""
-        return Columns(**{column.name: getattr(self, column.name) for column in fields(Columns)})
+        return Columns(**{name: getattr(self, name) for name in hints(Columns)})
 
 
 def run(argv: list[str]) -> int:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ from anyformer.cli.options import Parser, Positional
 from anyformer.cli.train import keep_compiled_code_private
 from anyformer.errors import UserError
 from anyformer.finetuning.config import FinetuneConfig, configured, resumed
+from anyformer.schema import hints
 from anyformer.tasks import example_commands
 from anyformer.training.strategies.launch import check_engine, launch, needs_launch, one_of_many
 
@@ -59,8 +60,7 @@ def run(argv: list[str]) -> int:
 
 
 def _read(values: Mapping[str, Any], resume: Path | None) -> FinetuneConfig:
-    names = {field.name for field in fields(FinetuneConfig)}
-    changes = {name: value for name, value in values.items() if name in names}
+    changes = {name: value for name, value in values.items() if name in hints(FinetuneConfig)}
     if "model" in values:
         changes["base"] = values["model"]
     if resume is not None:

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 _POSITIONAL = object()
 Positional = Annotated[T, _POSITIONAL]
-"""A field that is given by its position instead of a flag."""
+"""A field that is an argument by its position, without a flag."""
 
 _TEXT = object()
 Text = Annotated[T, _TEXT]
@@ -155,7 +155,7 @@ class Parser(argparse.ArgumentParser):
             self._names.add(full)
             default = field.default if field.default_factory is MISSING else field.default_factory()
             value = getattr(values, field.name, default)
-            parts = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and is_dataclass(kind)]
+            parts = [each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)]
             if not parts:
                 text = argparse.SUPPRESS if hidden else _with_default(helps.get(field.name, ""), value, bool(prefix))
                 self._add(full, hint, text, title, required=default is MISSING and not prefix)
@@ -302,7 +302,7 @@ def _metavar(name: str, kind: Any) -> str:
 
 
 def _with_default(text: str, default: Any, shows_all: bool) -> str:
-    """A help with the value that holds where none is given, unless it says so itself or there is nothing to say."""
+    """A help with the default value, unless it says so itself or there is nothing to say."""
     if default in (None, (), MISSING) or (default in (False, "") and not shows_all) or "default:" in text:
         return text
     shown = " ".join(map(str, cast("tuple[Any, ...]", default))) if isinstance(default, tuple) else str(default)
