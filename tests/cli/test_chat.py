@@ -278,7 +278,7 @@ def test_integers_are_greeted_with_all_their_parameters(capsys: pytest.CaptureFi
     model, tokenizer = _tuned()
     count = sum(weight.numel() for weight in model.parameters()) / 1e6
     terminal = Terminal(Conversation(af.quantize(model, "int4"), tokenizer, config=GREEDY))
-    terminal._asks = True
+    terminal._is_interactive = True
     terminal.greet("here", model)
     assert count > 0.05
     assert f"{count:.1f}M parameters" in capsys.readouterr().err

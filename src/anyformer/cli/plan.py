@@ -146,7 +146,7 @@ def _print(plan: "TrainingPlan") -> None:
     speed = f"{plan.tokens / time.seconds:,.0f} tokens/s"
     console.print(f"A step takes {_time(time.seconds)} ({_range(time.low, time.high)}: {time.reason}); {speed}.")
     million = f"A million tokens take {_time(time.seconds * 1e6 / plan.tokens)}"
-    rate = f"at ${plan.price_per_hour:g} an hour and device"
+    rate = "" if plan.price_per_hour is None else f"at ${plan.price_per_hour:g} an hour and device"
     if plan.cost_per_million is None:
         console.print(f"{million}; there is no price of it: --price-per-hour tells one.")
     else:
