@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from tests.forked import Forks
 
 import anyformer as af
-from anyformer.cli.chat import ChatOptions
+from anyformer.cli.chat import ChatOptions, Terminal
 from anyformer.cli.generate import generation_options
 from anyformer.cli.main import main
-from anyformer.cli.terminal import Terminal
 from anyformer.errors import UserError
 from anyformer.generation import Conversation, GenerationConfig
 from anyformer.generation.cached_decoder import PrefixCache
@@ -279,7 +278,7 @@ def test_integers_are_greeted_with_all_their_parameters(capsys: pytest.CaptureFi
     model, tokenizer = _tuned()
     count = sum(weight.numel() for weight in model.parameters()) / 1e6
     terminal = Terminal(Conversation(af.quantize(model, "int4"), tokenizer, config=GREEDY))
-    terminal._asks = True
+    terminal._is_interactive = True
     terminal.greet("here", model)
     assert count > 0.05
     assert f"{count:.1f}M parameters" in capsys.readouterr().err

@@ -22,11 +22,12 @@ import anyformer as af
 from anyformer.blocks.feed_forward import ACTIVATIONS
 from anyformer.blocks.norm import NORMS
 from anyformer.cli.main import main
-from anyformer.config import ConfigError, ModelConfig
+from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import PRESETS
 from anyformer.learn.eject import architecture_diff, eject
 from anyformer.learn.eject.constants import literal
+from anyformer.schema import ConfigError
 from tests.training.conftest import TINY
 
 VOCAB, SOURCE_VOCAB = 53, 41
