@@ -2,6 +2,7 @@
 
     python benchmarks/plan.py                    # every family, each in a process of its own; memory alone
     python benchmarks/plan.py --only 'llama'     # the cases whose names begin so
+    python benchmarks/plan.py --twenty           # twenty rows of all kinds
     python benchmarks/plan.py --time             # time as well
     python benchmarks/plan.py --time --batch 4   # of smaller batches
 
@@ -63,12 +64,31 @@ WAYS: dict[str, list[str]] = {
     "fsdp": ["--dtype", "float32", "--engine", "fsdp", "--processes", "2"],
 }
 
+TASKS: dict[str, list[str]] = {
+    "classify": ["--dtype", "bfloat16", "--task", "classify"],
+    "preference": ["--dtype", "bfloat16", "--task", "preference", "--lora", "16"],
+    "embed": ["--dtype", "bfloat16", "--task", "embed"],
+    "tag": ["--dtype", "float32", "--task", "tag"],
+}
+"""Ways of models that can do the task."""
+TWENTY: dict[str, list[str]] = {
+    "gpt2-nano": ["float32", "checkpointing", "LoRA", "fsdp", "preference"],
+    "llama-nano": ["bfloat16", "int8", "accumulation", "ddp", "classify"],
+    "qwen3-0.6b": ["checkpointing", "LoRA over int8"],
+    "bert-mini": ["float32", "LoRA over int8", "tag", "embed"],
+    "t5-small": ["bfloat16"],
+    "opus-mt": ["int8"],
+    "transformer-tiny": ["checkpointing", "LoRA"],
+}
+"""Ways of some models: twenty rows that have all kinds of models and all ways, and take a quarter of an hour."""
+
 
 def main() -> None:
     """Run the cases, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
     parser.add_argument("--ways", nargs="*", default=list(WAYS))
+    parser.add_argument("--twenty", action="store_true")
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--batch", help="texts, instead of each case's own number")
     parser.add_argument("--child", nargs=argparse.REMAINDER)
@@ -84,14 +104,15 @@ def main() -> None:
     for model, flags in CASES.items():
         if not model.startswith(options.only):
             continue
-        for way in options.ways:
+        ways = TWENTY.get(model.partition(":")[0], []) if options.twenty else options.ways
+        for way in ways:
             batch = ["--batch-size", options.batch] if options.batch else []
-            arguments = [model, *flags, *WAYS[way], *batch]
-            planned, found = run("plan", arguments, options.time), run("measure", arguments, options.time)
-            memory = _cells(planned["peak"] / 1e6, found["peak"] / 1e6, "MB")
+            arguments = [model, *flags, *{**WAYS, **TASKS}[way], *batch]
+            planned, measured = run("plan", arguments, options.time), run("measure", arguments, options.time)
+            memory = _cells(planned["peak"] / 1e6, measured["peak"] / 1e6, "MB")
             times = " | | |" if options.time and "--processes" in arguments else ""
             if options.time and not times:
-                times = _cells(planned["seconds"] * 1e3, found["seconds"] * 1e3, "ms")
+                times = _cells(planned["seconds"] * 1e3, measured["seconds"] * 1e3, "ms")
             print(f"| {model.partition(':')[0]} | {way} | {memory}{times}", flush=True)
 
 
@@ -127,21 +148,20 @@ def _environments(several: bool) -> Iterator[dict[str, str]]:
 def child(what: str, time: str, *arguments: str) -> None:
     """Plan, or measure, one case, and print what was found as JSON."""
     from anyformer.cli.plan import read_arguments
-    from anyformer.plan.calibrate import calibrate
-    from anyformer.plan.measure import measure
+    from anyformer.plan.calibrate import calibrate, measure
     from anyformer.plan.step import count_step
     from anyformer.training.strategies.group import join
 
     clock.perf_counter = clock.process_time
-    workload = read_arguments(list(arguments)).workload
+    workload = read_arguments(list(arguments))
     if what == "plan":
         count = count_step(workload)
         seconds = calibrate(workload, count).seconds if time == "1" else 0.0
         print(json.dumps({"peak": count.peak, "seconds": seconds}))
         return
     group = join(workload.config.engine, "cpu")
-    found = measure(workload, group, steps=40 if group.world_size > 1 else 11)
-    print(json.dumps({"peak": found.peak, "seconds": found.step}), flush=True)
+    measured = measure(workload, group, steps=40 if group.world_size > 1 else 11)
+    print(json.dumps({"peak": measured.peak, "seconds": measured.step}), flush=True)
     group.close()
 
 

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.plan import calibrate
-from anyformer.plan.calibrate import StepTime
+from anyformer.plan.calibrate import Measured, StepTime
 from anyformer.plan.devices import find_device
-from anyformer.plan.measure import Measured
-from anyformer.plan.step import StepCount, Workload, count_step
-from anyformer.plan.workload import make_workload
+from anyformer.plan.settings import make_workload
+from anyformer.plan.step import StepCount, count_step
+from anyformer.plan.workload import Workload
 from anyformer.spec import Contender, read_config
 from anyformer.training.precision import Precision
 

@@ -11,7 +11,8 @@ from anyformer.pages.formatting import byte_size
 from anyformer.terminal import write
 
 if TYPE_CHECKING:
-    from anyformer.plan.plan import Request, TrainingPlan
+    from anyformer.plan.plan import TrainingPlan
+    from anyformer.plan.workload import Workload
 
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "batches and length": ("context", "batch_size", "batch_tokens", "grad_accumulation", "steps"),
@@ -63,12 +64,12 @@ def run(argv: list[str]) -> int:
     from anyformer.console import Console
 
     with Console(stderr=True).status("reading the model") as status:
-        asked = _request(values)
+        arguments = _arguments(values)
 
         from anyformer.plan.plan import make_plan
 
         gc.freeze()  # else a seventh of the time is for looking through the objects of what was imported
-        found = make_plan(asked, status.update)
+        found = make_plan(**arguments, say=status.update)
     if as_json:
         write(json.dumps({**asdict(found), "flops_per_token": found.flops_per_token}, indent=2))
     else:
@@ -76,9 +77,13 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def read_arguments(argv: Sequence[str]) -> "Request":
-    """The request of the arguments. Raises UserError as `anyformer.plan`."""
-    return _request(_parser().given(argv))
+def read_arguments(argv: Sequence[str]) -> "Workload":
+    """The workload of the arguments. Raises UserError as `anyformer.plan`."""
+    from anyformer.plan.devices import find_device
+    from anyformer.plan.settings import make_workload
+
+    arguments = _arguments(_parser().given(argv))
+    return make_workload(arguments["model"], arguments["options"], find_device(arguments["device"]))
 
 
 def _parser() -> Parser:
@@ -103,12 +108,12 @@ def _parser() -> Parser:
     return parser
 
 
-def _request(values: Mapping[str, Any]) -> "Request":
+def _arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `make_plan`."""
     from dataclasses import replace
 
     from anyformer.plan.calibrate import FEW_SECONDS, SECONDS
-    from anyformer.plan.plan import request
-    from anyformer.plan.run_settings import read_run
+    from anyformer.plan.settings import read_run
 
     own = {field.name for field in fields(PlanOptions)}
     given = {name: values.get(name) for name in ("device", "tokens", "price_per_hour")}
@@ -118,7 +123,7 @@ def _request(values: Mapping[str, Any]) -> "Request":
     )
     contender = replace(contender, config=change_model(contender.config, values, "plan"))
     seconds = {None: FEW_SECONDS, True: SECONDS, False: 0.0}[values.get("calibrate")]
-    return request(contender, options, **given, calibrate=seconds)
+    return {"model": contender, "options": options, **given, "calibrate": seconds}
 
 
 def _print(found: "TrainingPlan") -> None:
