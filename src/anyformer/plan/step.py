@@ -28,7 +28,7 @@ _COUNTED = range(1, 2)
 """The step that is counted: it finds the optimizer's state, what DTensor learned, and transposed quantized weights."""
 _DRY_RUN = range(1, 12)
 """The heap grows for some steps."""
-_FEW_LAYERS = 3
+_FEW_LAYERS = 2
 """Layers of a stack in the smaller of two models on whose line all numbers of more layers are."""
 _LAYERS_IN_HEAP = (2, 6)
 """Layers of the two models on whose line it is what the heap adds to larger ones. Six layers take a second or two."""
@@ -61,12 +61,13 @@ class StepCount:
 
 
 def count_step(workload: Workload) -> StepCount:
-    """Take the workload's step on tensors without memory, with at most four layers of a stack.
+    """Take the workload's step on tensors without memory, with at most three layers of a stack, four with fsdp.
 
     All numbers grow linearly with the layers, memory within each phase of the step, so those of deeper models are on
-    the line through three layers and four.
+    the line through two layers and three.
     """
-    few = workload.shorten(_FEW_LAYERS)
+    # FSDP gathers the next weights ahead, but for the last ones: one layer more has both sides alike.
+    few = workload.shorten(_FEW_LAYERS + (workload.config.engine == "fsdp"))
     numbers = take_steps(few, _COUNTED, Simulation())
     per_layer: dict[str, Numbers] = {}
     for stack in STACKS:
@@ -174,18 +175,18 @@ def _two_parts(batch: Batch, count: int) -> Batch:
 
 
 def _begin_phases(model: Transformer, simulation: Simulation) -> None:
-    """Have a phase of the step begin with a stack's first and last layer, forward and backward.
+    """Have a phase of the step begin with a stack's first and last layer, and with the first one's backward pass.
 
-    At the peak of each, memory depends on the number of layers in one way.
+    At the peak of each, memory depends on the number of layers in one way: it rises or falls evenly between them.
     """
     for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
         if stack is None:
             continue
-        *others, last = stack.blocks
-        for block, phase in {last: "last", stack.blocks[0]: "first"}.items():
-            block.register_forward_pre_hook(partial(simulation.begin, f"{name}'s {phase} layer"))
-        for block, phase in {**dict.fromkeys(others[-1:], "middle"), stack.blocks[0]: "first"}.items():
-            block.register_forward_hook(partial(_begin_backward, simulation, f"{name}'s {phase} layer, backward"))
+        first, last = stack.blocks[0], stack.blocks[-1]
+        first.register_forward_pre_hook(partial(simulation.begin, f"{name}'s first layer"))
+        first.register_forward_hook(partial(_begin_backward, simulation, f"{name}'s first layer, backward"))
+        if last is not first:
+            last.register_forward_pre_hook(partial(simulation.begin, f"{name}'s last layer"))
 
 
 def _begin_backward(simulation: Simulation, phase: str, module: nn.Module, args: Any, output: Tensor) -> None:
