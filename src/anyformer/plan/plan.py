@@ -221,7 +221,7 @@ def _times(time: StepTime, *factors: float | None) -> tuple[float, float, float]
 
 _BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5}
 _ALIKE = 0.1
-"""How far what was counted may be from a formula for both to be the same to people."""
+"""Largest share by which a count differs from a formula that is the same to people."""
 
 
 def formula(workload: Workload, count: StepCount) -> dict[str, float]:

@@ -19,7 +19,7 @@ SPREAD = "spread out"
 """The score of heads that attend to many tokens: the entropy of a row, as a share of the largest that it can have."""
 MIXED = "mixed"
 _CLEAR = 0.25
-"""How far above chance a score is from which on a head is named after the pattern."""
+"""Least distance of a score from chance at which a head is named after the pattern."""
 _SPREAD_FROM = 0.85
 
 

@@ -244,7 +244,7 @@ _PHRASES = {
     "embedding_norm": "{} after the embedding",
     "final_norm": "{} after the last layer",
 }
-"""How a fact is said, by the last word of its place."""
+"""Phrases around the text of a fact, by the last word of its place."""
 
 
 def kind(panel: Panel) -> str:

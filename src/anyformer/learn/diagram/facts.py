@@ -65,7 +65,7 @@ def facts(config: ModelConfig) -> Facts:
 
 
 def layers(config: ModelConfig, stack: str) -> int:
-    """How many blocks a stack has."""
+    """Number of blocks of a stack."""
     return config.encoder_layers if stack == "encoder" else config.decoder_layers
 
 
@@ -201,7 +201,7 @@ def _position(config: ModelConfig, kinds: tuple[str, ...]) -> Fact:
 
 
 def _reach(config: ModelConfig) -> Iterator[tuple[str, Fact]]:
-    """How far apart positions are told."""
+    """Largest distance at which positions are told apart."""
     position = config.position
     if position.scaling is not None:
         fields = ("position.kind", "position.scaling", "position.scaling.kind", "position.scaling.factor")
@@ -211,7 +211,7 @@ def _reach(config: ModelConfig) -> Iterator[tuple[str, Fact]]:
 
 
 def _acts(config: ModelConfig, *ways: str) -> bool:
-    """Whether positions enter in one of these ways. Of a kind that isn't known here: by the embeddings."""
+    """Whether positions enter in one of these ways. A kind of somebody's own is taken to enter by the embeddings."""
     kind: Any = POSITIONS.get(config.position.kind)
     if kind is None:
         return "embed" in ways

@@ -24,7 +24,7 @@ class Panel:
     config: ModelConfig
     facts: Facts
     costs: dict[str, PartCost] | None
-    """The cost of each part, by its name; None: the config names a block that isn't known here."""
+    """The cost of each part, by its name; None: the config names a block of somebody's own."""
     cache_bytes: int
     """Keys and values of one token, in bfloat16."""
     context: int

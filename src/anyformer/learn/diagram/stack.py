@@ -174,7 +174,7 @@ _PAD, _BESIDE = 12.0, 36.0
 
 
 def middle(name: str) -> float:
-    """How far below a stack's upper edge the middle of a block is, for what leads to it."""
+    """Pixels from a stack's upper edge to the middle of a block, for what leads to it."""
     return _top(name) + 46
 
 

@@ -188,7 +188,7 @@ _LAYER = re.compile(r"\.blocks\.(\d+)\.")
 
 @dataclass(frozen=True)
 class StoredNames:
-    """How the files of a family name the weights of a model.
+    """Names of a model's weights in the files of its family.
 
     Attributes:
         modules: our name of a module, and theirs; ``{i}`` stands for a layer. Empty: theirs are ours.

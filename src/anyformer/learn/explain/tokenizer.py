@@ -21,7 +21,7 @@ from anyformer.tokenizer.prompt import encode_decoder_prompt
 Settings = Mapping[str, Any]
 
 _BYTE_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""How byte-level BPE splits words where nothing else is said (GPT-2's code, encoder.py)."""
+"""Words as byte-level BPE splits them by default (GPT-2's code, encoder.py)."""
 _NORMALIZERS = frozenset(
     {"Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"}
     | {"Strip", "Replace", "Prepend", "ByteLevel", "BertNormalizer", "Precompiled"}
