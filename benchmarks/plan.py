@@ -17,13 +17,12 @@ is told.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import socket
-import subprocess
-import sys
 import time as clock
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 CASES: dict[str, list[str]] = {
@@ -91,11 +90,7 @@ def main() -> None:
     parser.add_argument("--twenty", action="store_true")
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--batch", help="texts, instead of each case's own number")
-    parser.add_argument("--child", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    if options.child:
-        child(*options.child)
-        return
     columns = "| model | way | estimate | measured | of it |" + (
         " estimate | measured | of it |" if options.time else ""
     )
@@ -120,49 +115,47 @@ def _cells(estimate: float, measured: float, unit: str) -> str:
     return f" {estimate:,.0f} {unit} | {measured:,.0f} {unit} | {estimate / measured - 1:+.0%} |"
 
 
+_SERVER = get_context("forkserver")
+_SERVER.set_forkserver_preload(["anyformer.cli.plan", "anyformer.plan.plan", "anyformer.plan.engines", "torch._dynamo"])
+
+
 def run(what: str, arguments: list[str], time: bool) -> dict[str, Any]:
-    """What a process of its own finds; of several that train together, the first."""
-    command = [sys.executable, "-W", "ignore", __file__, "--child", what, str(int(time)), *arguments]
-    several = what == "measure" and "--processes" in arguments
-    processes = [
-        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for env in _environments(several)
-    ]
-    outputs = [process.communicate()[0] for process in processes]
-    if any(process.returncode for process in processes):
-        raise SystemExit(f"failed: {' '.join(command)}")
-    return json.loads(outputs[0].strip().splitlines()[-1])
+    """What a process of its own finds, which has imported what it needs; of several that train together, the first."""
+    environments = list(_environments(what == "measure" and "--processes" in arguments))
+    with ProcessPoolExecutor(len(environments), _SERVER) as pool:
+        results = [pool.submit(child, what, time, arguments, environment) for environment in environments]
+    return results[0].result()
 
 
 def _environments(several: bool) -> Iterator[dict[str, str]]:
     if not several:
-        yield dict(os.environ)
+        yield {}
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     for rank in range(2):
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        yield {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in ranks.items()}}
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+        yield {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in ranks.items()}}
 
 
-def child(what: str, time: str, *arguments: str) -> None:
-    """Plan, or measure, one case, and print what was found as JSON."""
+def child(what: str, time: bool, arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """Plan, or measure, one case."""
     from anyformer.cli.plan import read_arguments
     from anyformer.plan.calibrate import calibrate, measure
     from anyformer.plan.step import count_step
     from anyformer.training.strategies.group import join
 
+    os.environ.update(environment)
     clock.perf_counter = clock.process_time
-    workload = read_arguments(list(arguments))
+    workload = read_arguments(arguments)
     if what == "plan":
         count = count_step(workload)
-        seconds = calibrate(workload, count).seconds if time == "1" else 0.0
-        print(json.dumps({"peak": count.peak, "seconds": seconds}))
-        return
+        return {"peak": count.peak, "seconds": calibrate(workload, count).seconds if time else 0.0}
     group = join(workload.config.engine, "cpu")
     measured = measure(workload, group, steps=40 if group.world_size > 1 else 11)
-    print(json.dumps({"peak": measured.peak, "seconds": measured.step}), flush=True)
     group.close()
+    return {"peak": measured.peak, "seconds": measured.step}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A drawing: one model or several side by side, a legend, and the differences that are no part of the picture."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 from anyformer.config import ModelConfig
@@ -38,57 +37,28 @@ _BROAD = 600.0
 """The width from which the legend is a single line."""
 
 
-@dataclass(frozen=True)
 class _Layout:
     """The places in a drawing: a column for each stack that some of its models has."""
 
-    stacks: tuple[str, ...]
-    models: int
-
-    @property
-    def inner(self) -> float:
+    def __init__(self, stacks: tuple[str, ...], models: int) -> None:
+        self.stacks = stacks
+        self.inner = len(stacks) * (stack.WIDTH + _GUTTER) - _GUTTER
         """The width of the columns of a model."""
-        return len(self.stacks) * (stack.WIDTH + _GUTTER) - _GUTTER
-
-    @property
-    def panel(self) -> float:
+        self.panel = self.inner + 2 * _MARGIN
         """The width of a model."""
-        return self.inner + 2 * _MARGIN
-
-    @property
-    def wide(self) -> float:
+        self.wide = models * (self.panel + _BETWEEN) - _BETWEEN
         """The width of the drawing."""
-        return self.models * (self.panel + _BETWEEN) - _BETWEEN
-
-    @property
-    def span(self) -> float:
+        self.span = self.inner - 2 * LEFT - 6
         """The width of the head."""
-        return self.inner - 2 * LEFT - 6
-
-    @property
-    def is_narrow(self) -> bool:
+        self.is_narrow = len(stacks) == 1
         """Whether what stands side by side below two stacks is in lines of its own."""
-        return len(self.stacks) == 1
-
-    @property
-    def head_height(self) -> float:
-        """The height of the head."""
-        return 94.0 if self.is_narrow else 54.0
-
-    @property
-    def numbers(self) -> float:
+        self.head_height = 94.0 if self.is_narrow else 54.0
+        self.numbers = _HEAD + self.head_height + 40
         """The upper edge of the numbers of the whole model."""
-        return _HEAD + self.head_height + 40
-
-    @property
-    def legend(self) -> float:
+        self.legend = self.numbers + (78 if self.is_narrow else 52)
         """The upper edge of the legend."""
-        return self.numbers + (78 if self.is_narrow else 52)
-
-    @property
-    def rest(self) -> float:
+        self.rest = self.legend + (34 if self.wide >= _BROAD else 52)
         """The upper edge of the differences that are no part of the picture."""
-        return self.legend + (34 if self.wide >= _BROAD else 52)
 
     def left(self, name: str) -> float:
         """The left edge of a stack."""

@@ -140,6 +140,8 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
         "config": attention,
         "name": f"{group.name}Attention",
         "docstring": docstring,
+        "prefix": prefix,
+        "angles": f"{prefix.lower()}angles",
         "heads": f"{prefix}HEADS",
         "kv_heads": f"{prefix}KV_HEADS" if is_grouped else f"{prefix}HEADS",
         "head_dim": f"{prefix}HEAD_DIM",
@@ -247,16 +249,6 @@ def call(function: str, operands: Sequence[str], *, indent: int, before: int) ->
     if len(inner) + len(", ".join(operands)) <= WIDTH:
         return f"{function}(\n{inner}{', '.join(operands)}\n{outer})"
     return f"{function}(\n" + "".join(f"{inner}{operand},\n" for operand in operands) + f"{outer})"
-
-
-def rotations(config: ModelConfig, groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """The functions that compute angles, one for each attention."""
-    if config.position.kind != "rotary":
-        return []
-    return [
-        {"name": f"{group.prefix.lower()}angles", "head_dim": f"{group.prefix}HEAD_DIM", "prefix": group.prefix}
-        for group in groups
-    ]
 
 
 def yarn_range(config: ModelConfig, head_dim: int) -> tuple[float, float]:

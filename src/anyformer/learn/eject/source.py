@@ -4,9 +4,10 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import jinja2
@@ -80,11 +81,6 @@ def _values(config: ModelConfig, name: str) -> dict[str, Any]:
     return values | program(config, name)
 
 
-_BATCHES = {
-    "encoder-decoder": "Stretches of a text: the first half is the source, the second is written.",
-    "decoder": "Stretches of a text, and what follows each of their tokens.",
-    "encoder": "Stretches of a text with 15% of their tokens hidden, which are to be found (Devlin et al. 2019).",
-}
 _ANSWERS = {"regression": "flatten()", "multi_label_classification": "sigmoid()"}
 
 
@@ -108,23 +104,19 @@ def program(config: ModelConfig, name: str) -> dict[str, Any]:
         "title": f"{name}, {'an' if kind[0] == 'e' else 'a'} {kind}",
         "version": __version__,
         "name": name,
-        "config_lines": _wrapped(map(_plain, _changed_fields(config)), 108, ", "),
-        "sources": "\n".join(_wrapped(_sources(config).split(" "), 118, " ", indent=8)),
+        "config_lines": _side_by_side(map(_plain, _changed_fields(config))),
+        "sources": fill(_sources(config), 118, initial_indent=" " * 8, break_on_hyphens=False).lstrip(),
         "purpose": purpose,
         "purpose_sentence": purpose[0].upper() + purpose[1:] + ".",
         "shapes": f"{shapes} numbers; V tokens in the vocabulary.",
-        "names": list(stored.modules.items()),
-        "tensors": stored.tensors,
-        "prefix": stored.prefix,
-        "transposed": stored.transposed,
-        "has_layers": any("{i}" in ours for ours in stored.modules),
+        **stored,
+        "has_layers": any("{i}" in ours for ours, _ in stored["names"]),
         "most_layers": f"{larger if config.is_encoder_decoder else ''}LAYERS",
         "model_type": _plain(config.model_type),
         "writes": writes,
         "learns": models_language,
         "limited": config.position.kind in ("learned", "sinusoidal"),
         "eos": set(config.special_tokens.eos) or None,
-        "batch_docstring": _BATCHES[kind],
         "train_length": min(config.max_length, 128),
         "labelled": head.kind in ("classification", "token_classification"),
         "label_names": _listed(head.label_names or [f"LABEL_{i}" for i in range(head.labels)]),
@@ -154,12 +146,12 @@ def _listed(names: Sequence[str]) -> str:
     return line if len(line) <= WIDTH - len("LABELS = ") else "[\n" + "".join(f"    {item},\n" for item in items) + "]"
 
 
-def _wrapped(items: Iterable[str], width: int, separator: str, indent: int = 0) -> list[str]:
-    """Items side by side, as many as a line has room for, the first of which is indented."""
+def _side_by_side(items: Iterable[str], width: int = 108) -> list[str]:
+    """Items with commas between them, as many in a line as it has room for."""
     lines: list[str] = []
     for item in items:
-        if lines and indent * (len(lines) == 1) + len(lines[-1] + separator + item) <= width:
-            lines[-1] += separator + item
+        if lines and len(lines[-1]) + 2 + len(item) <= width:
+            lines[-1] += f", {item}"
         else:
             lines.append(item)
     return lines
@@ -186,28 +178,16 @@ def _sources(config: ModelConfig) -> str:
 _LAYER = re.compile(r"\.blocks\.(\d+)\.")
 
 
-@dataclass(frozen=True)
-class StoredNames:
-    """Names of a model's weights in the files of its family.
+def stored_names(config: ModelConfig) -> dict[str, Any]:
+    """Names of a model's weights in the files that `save` writes, as the template's values.
 
-    Attributes:
-        modules: our name of a module, and theirs; ``{i}`` stands for a layer. Empty: theirs are ours.
-        tensors: the same for weights whose last part differs.
-        prefix: before the names of models with a head.
-        transposed: whether matrices of blocks are stored as [in, out], the queries', keys' and values' side by side.
+    ``names`` has pairs of our name of a module and theirs, where ``{i}`` stands for a layer, or none if theirs are
+    ours; ``tensors`` the same for weights whose last part differs; ``prefix`` is before names of models with a head, and
+    ``transposed`` says whether matrices of blocks are stored as [in, out], queries, keys and values side by side.
     """
-
-    modules: dict[str, str]
-    tensors: dict[str, str]
-    prefix: str
-    transposed: bool
-
-
-def stored_names(config: ModelConfig) -> StoredNames:
-    """The names in the files that `save` writes for a model."""
     family, _ = to_huggingface(config)
     if family is own.FAMILY:
-        return StoredNames({}, {}, "", transposed=False)
+        return {"names": [], "tensors": {}, "prefix": "", "transposed": False}
     names = skeleton(config).state_dict()
     table = family.table(names)
     modules: dict[str, str] = {}
@@ -228,5 +208,5 @@ def stored_names(config: ModelConfig) -> StoredNames:
             else:
                 tensors[pattern] = stored
     order = dict.fromkeys(_LAYER.sub(".blocks.{i}.", name).rpartition(".")[0] for name in names)
-    ordered = {name: modules[name] for name in order if name in modules}
-    return StoredNames(ordered, tensors, family.prefix, transposed)
+    ordered = [(name, modules[name]) for name in order if name in modules]
+    return {"names": ordered, "tensors": tensors, "prefix": family.prefix, "transposed": transposed}

@@ -87,7 +87,7 @@ def explain(
 
 
 def check_stored(path_or_hub_id: str) -> None:
-    """`check` of what `load` would load, before its weights are read. Raises UserError as `inspect` does."""
+    """`check` what `load` would load, before its weights are read. Raises UserError as `inspect` does."""
     if find_adapter(path_or_hub_id) is None:
         config, _ = inspect(path_or_hub_id)
         check(config, parameter_count(skeleton(config)))
