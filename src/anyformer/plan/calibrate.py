@@ -56,12 +56,10 @@ class Measured:
     Attributes:
         seconds: of each step after the first.
         peak: bytes that the process grew by at most; None where the system does not tell.
-        base: bytes of the process before: the interpreter, torch, and the code that a step runs.
     """
 
     seconds: tuple[float, ...]
     peak: int | None
-    base: int | None
 
     @property
     def step(self) -> float:
@@ -145,7 +143,7 @@ def measure(workload: Workload, group: Group | None = None, *, steps: int = 20, 
     peak = proc_field("self/status", "VmHWM")
     if workload.precision.device.type == "cuda":
         peak, base = torch.cuda.max_memory_allocated(), 0
-    return Measured(tuple(times[1:] or times), None if peak is None or base is None else peak - base, base)
+    return Measured(tuple(times[1:] or times), None if peak is None or base is None else peak - base)
 
 
 @contextmanager

@@ -82,17 +82,14 @@ class Group:
 
 def stacks_of(config: ModelConfig) -> list[Stack]:
     """The encoder and the decoder, as far as a model has them."""
-    own = config.decoder_attention, config.decoder_feed_forward
-    shared = config.attention, config.feed_forward
-    attention, feed_forward = (
-        decoder or both for decoder, both in zip(own if config.encoder_layers else shared, shared, strict=True)
-    )
+    attention, feed_forward = config.attention, config.feed_forward
     relative = config.position.kind == "relative"
-    stacks = [
-        Stack("Encoder", *shared, config.encoder_layers, is_decoder=False, has_relative_positions=relative),
-        Stack("Decoder", attention, feed_forward, config.decoder_layers, True, relative),
-    ]
-    return [stack for stack in stacks if stack.layers]
+    encoder = Stack("Encoder", attention, feed_forward, config.encoder_layers, False, relative)
+    if config.encoder_layers:
+        attention = config.decoder_attention or attention
+        feed_forward = config.decoder_feed_forward or feed_forward
+    decoder = Stack("Decoder", attention, feed_forward, config.decoder_layers, True, relative)
+    return [stack for stack in (encoder, decoder) if stack.layers]
 
 
 def alike(stacks: Sequence[Stack], part: Callable[[Stack], object]) -> list[Group]:

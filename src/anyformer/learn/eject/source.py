@@ -182,8 +182,8 @@ def stored_names(config: ModelConfig) -> dict[str, Any]:
     """Names of a model's weights in the files that `save` writes, as the template's values.
 
     ``names`` has pairs of our name of a module and theirs, where ``{i}`` stands for a layer, or none if theirs are
-    ours; ``tensors`` the same for weights whose last part differs; ``prefix`` is before names of models with a head, and
-    ``transposed`` says whether matrices of blocks are stored as [in, out], queries, keys and values side by side.
+    ours; ``tensors`` the same for weights whose last part differs; ``prefix`` is before names of models with a head,
+    and ``transposed`` says whether matrices of blocks are stored as [in, out], queries, keys and values side by side.
     """
     family, _ = to_huggingface(config)
     if family is own.FAMILY:
