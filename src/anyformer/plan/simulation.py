@@ -25,7 +25,7 @@ from anyformer.kernels import cross_entropy
 from anyformer.kernels.cpu import quantized_matmul
 from anyformer.kernels.cpu.library import intercepted
 from anyformer.kernels.operation import OPERATIONS
-from anyformer.kernels.packed_weight import BLOCK_ROWS, PackedWeight, empty_transpose, transpose
+from anyformer.kernels.packed_weight import PackedWeight, empty_transpose, transpose
 from anyformer.plan.internals import (
     TorchDispatchMode,
     asks_for_shapes,
@@ -224,15 +224,14 @@ class Simulation(TorchDispatchMode):
         self.flops = before + (self.flops - before) * len(x) // rows
         return found
 
-    def _quantized_product_of_few(self, x: Tensor, weight: PackedWeight, outputs: int, bias: Tensor | None) -> Tensor:
+    def _quantized_product_of_few(self, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
         """The product with a weight, a few blocks of which tell what all take: one is dequantized after the other."""
-        blocks = 2 * linear.blocks_at_a_time(weight)
-        few = min(outputs, blocks * BLOCK_ROWS)
-        if few == outputs or quantized_matmul.supports(x):
-            return _quantized_product(x, weight, outputs, bias)
-        _quantized_product(x, weight.blocks(0, blocks), few, None if bias is None else bias[:few])
-        self.flops += 2 * x.numel() * (outputs - few)
-        return x.new_empty(*x.shape[:-1], outputs)
+        few = weight.blocks(0, 2 * linear.blocks_at_a_time(weight))
+        if few.rows == weight.rows or quantized_matmul.supports(x):
+            return _quantized_product(x, weight, bias)
+        _quantized_product(x, few, None if bias is None else bias[: few.rows])
+        self.flops += 2 * x.numel() * (weight.rows - few.rows)
+        return x.new_empty(*x.shape[:-1], weight.rows)
 
     def _replaced_indices(self, indices: Iterable[Tensor | None]) -> Generator[Tensor | None]:
         """Indices, those of known masks as numbers: how many there are decides about sizes."""

@@ -34,30 +34,27 @@ def supports(x: Tensor) -> bool:
 
 
 def quantized_matmul(
-    x: Float[Tensor, "*batch inputs"], weight: PackedWeight, outputs: int, bias: Float[Tensor, " outputs"] | None
+    x: Float[Tensor, "*batch inputs"], weight: PackedWeight, bias: Float[Tensor, " outputs"] | None
 ) -> Float[Tensor, "*batch outputs"]:
     """``x @ weight.T + bias``, where x is rounded to 8 bits with a scale for every 32 neighbors."""
     library: Any = LIBRARY.get(wait=True)
     inputs = x.reshape(-1, x.shape[-1]).float().contiguous()
-    out = torch.empty(*x.shape[:-1], outputs, dtype=torch.float32)
-    added = None if bias is None else bias.float().contiguous()
-    matrix = described(weight, outputs, added)
-    rows = inputs.shape[0]
-    threads, address = torch.get_num_threads(), ctypes.addressof(matrix)
+    out = torch.empty(*x.shape[:-1], weight.rows, dtype=torch.float32)
+    bias = None if bias is None else bias.float().contiguous()
+    matrix = described(weight, bias)
+    rows, threads, address = len(inputs), torch.get_num_threads(), ctypes.addressof(matrix)
     workspace = torch.empty(library.workspace_size(address, rows, threads), dtype=torch.uint8)
-    if not was_intercepted("quantized_matmul", {"rows": rows, "out_features": outputs, "in_features": x.shape[-1]}):
+    if not was_intercepted("quantized_matmul", {"rows": rows, "out_features": weight.rows, "in_features": x.shape[-1]}):
         library.quantized_matmul(address, inputs.data_ptr(), rows, out.data_ptr(), workspace.data_ptr(), threads)
     return out.to(x.dtype)
 
 
-def described(weight: PackedWeight, outputs: int, bias: Float[Tensor, " outputs"] | None) -> structs.Matrix:
-    """Where a matrix lies; whoever uses it keeps the tensors."""
-    return structs.Matrix(
-        weights=structs.address(weight.integers),
-        scales=structs.address(weight.scales),
-        minima=None if weight.minima is None else structs.address(weight.minima),
-        bias=None if bias is None else structs.address(bias),
-        out_features=outputs,
-        in_features=weight.columns,
-        dtype=_DTYPES[weight.bits, weight.minima is None],
-    )
+def described(weight: PackedWeight, bias: Float[Tensor, " outputs"] | None = None) -> ctypes.Structure:
+    """A matrix for compiled code; whoever uses it keeps the tensors."""
+    sizes = {
+        "out_features": weight.rows,
+        "in_features": weight.columns,
+        "dtype": _DTYPES[weight.bits, weight.minima is None],
+    }
+    tensors = {"weights": weight.integers, "scales": weight.scales, "minima": weight.minima, "bias": bias}
+    return structs.make(structs.Matrix, **tensors, **sizes)

@@ -1,0 +1,110 @@
+"""Matrix products ``left @ right.T`` for training, of operands as they lie in memory, transposed or not."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anyformer.kernels.cpu import structs
+from anyformer.kernels.cpu.library import Kernel
+from anyformer.kernels.cpu_features import has_amx_bf16
+from anyformer.kernels.operation import constant_result
+
+BF16 = Kernel("bf16_matmul", structs.MatmulArgs)
+INT8 = Kernel("int8_matmul", structs.MatmulArgs)
+
+_MIN_SIZE = 1 << 24
+"""Multiplications from which a product of int8 gains a quarter and more; much smaller ones are slower than bfloat16."""
+LARGEST = 127
+_MAX_DEPTH = (1 << 31) // LARGEST**2
+"""Terms of a sum of products of int8 that is sure to fit 32 bits."""
+
+
+def supports_bf16(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether `bf16_matmul` is there for the inputs of a linear layer, in a dtype or in that of its products."""
+    return _has_amx() and BF16.supports_bf16(x, dtype)
+
+
+@constant_result
+def _has_amx() -> bool:
+    return has_amx_bf16()
+
+
+def supports_int8() -> bool:
+    """Whether `int8_matmul` is there: on processors that sum four products of bytes at a time."""
+    return INT8.supported()
+
+
+def int8_is_faster(*sizes: int) -> bool:
+    """Whether products of these sizes gain on those in floating point, and their sums are exact."""
+    # Transposed matrices of a single row or column are misread by torch's own product.
+    return math.prod(sizes) >= _MIN_SIZE and max(sizes) <= _MAX_DEPTH and min(sizes) >= 2
+
+
+def bf16_matmul(
+    left: Float[Tensor, "rows depth"],
+    right: Float[Tensor, "outputs depth"],
+    bias: Float[Tensor, " outputs"] | None = None,
+    *,
+    out: Float[Tensor, "rows outputs"],
+    sums: Float[Tensor, " rows"] | None = None,
+    add: bool = False,
+) -> Float[Tensor, "rows outputs"]:
+    """``left @ right.T + bias``, both operands rounded to bfloat16, summed in float32 (see bf16_matmul.cpp).
+
+    Args:
+        out: Where to write it, contiguous, in float32 or bfloat16.
+        sums: Where to write the sum of each row of left in float32, such as the gradient of a bias; None: nowhere.
+        add: Add the product to what is there.
+    """
+    left, right = (side if side.dtype in structs.DTYPES else side.float() for side in (left, right))
+    return _multiply(BF16, left, right, bias, out, sums, add=add)
+
+
+def int8_matmul(
+    left: Float[Tensor, "rows depth"],
+    right: Float[Tensor, "outputs depth"],
+    bias: Float[Tensor, " outputs"] | None = None,
+    *,
+    out: Float[Tensor, "rows outputs"],
+    sums: Float[Tensor, " rows"] | None = None,
+    add: bool = False,
+    stochastic: bool = False,
+) -> Float[Tensor, "rows outputs"]:
+    """`bf16_matmul`, but each row of left and right is scaled to -127 ... 127 and rounded (see int8_matmul.cpp).
+
+    Args:
+        left, right: In float32 or bfloat16.
+        stochastic: Round numbers of left up or down by chance, the nearer the likelier, so that those of less than half
+            of a step count in the mean (Gupta et al. 2015, section 3). Chance depends on nothing but the numbers.
+    """
+    return _multiply(INT8, left, right, bias, out, sums, add=add, stochastic=stochastic)
+
+
+def _multiply(
+    kernel: Kernel,
+    left: Tensor,
+    right: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    sums: Tensor | None,
+    *,
+    add: bool,
+    stochastic: bool = False,
+) -> Tensor:
+    left, right = (side if 1 in side.stride() else side.contiguous() for side in (left, right))
+    kernel.run(
+        left=left,
+        right=right,
+        rows=len(left),
+        columns=len(right),
+        depth=left.shape[1],
+        bias=None if bias is None else bias.float().contiguous(),
+        row_sums=sums,
+        out=out,
+        dtype=structs.DTYPES[out.dtype],
+        accumulate=add,
+        stochastic_rounding=stochastic,
+    )
+    return out
