@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anyformer.blocks.linear import Embedding, Linear, replace_weight
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.kernels import quantized_linear
-from anyformer.kernels.cpu.quantized_matmul import LIBRARY
+from anyformer.kernels.cpu.matmul import QUANTIZED
 from anyformer.kernels.cpu_features import SWITCH, enabled
 from anyformer.kernels.packed_weight import BLOCK_ROWS, pack, select_rows, transpose, unpack
 from anyformer.kernels.quantization import (
@@ -163,7 +163,7 @@ def test_the_layout_is_that_of_gguf(matrix: Tensor) -> None:
 @pytest.fixture(params=["compiled", "torch"], scope="module")
 def compiled(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Whether products are those of compiled code."""
-    if request.param == "compiled" and (not enabled() or LIBRARY.get(wait=True) is None):
+    if request.param == "compiled" and (not enabled() or QUANTIZED.get(wait=True) is None):
         pytest.skip("needs a compiler")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SWITCH, str(int(request.param == "compiled")))
@@ -225,12 +225,12 @@ def test_layers_multiply_like_their_matrix(
     assert out.dtype == dtype
     assert out.shape == (*batch, rows)
     seen, matrix = x.float(), weight.dequantize(torch.float32)
-    if compiled and 0 < LIBRARY.get(wait=True).amx_min_rows() <= x[..., 0].numel():
+    if compiled and 0 < QUANTIZED.get(wait=True).amx_min_rows() <= x[..., 0].numel():
         seen, matrix = (part.bfloat16().float() for part in (seen, matrix))
     elif compiled:
         seen = _in_8_bits(x)
     bound = 1e-5 if dtype == torch.float32 else 2e-2
-    if compiled and weight.bits == 4 and 0 < LIBRARY.get(wait=True).int8_min_rows() <= x[..., 0].numel():
+    if compiled and weight.bits == 4 and 0 < QUANTIZED.get(wait=True).int8_min_rows() <= x[..., 0].numel():
         matrix, bound = _in_codes(weight.unpacked()), max(bound, 1e-3)  # where a half is met, a code may be another
     expected = nn.functional.linear(seen, matrix, ordinary.bias)
     assert float((out.float() - expected).norm()) <= bound * float(expected.norm())

@@ -68,8 +68,10 @@ class LanguageModelHead(nn.Module):
             return losses.sum() / (targets != IGNORED).sum().clamp(min=1)
         x = self._transform(x)
         if isinstance(weight, QuantizedMatrix):
-            options = {"transposed": weight.transposed, "label_smoothing": label_smoothing}
-            return kernels.quantized_linear_cross_entropy(x, weight.packed_weight, targets, bias=self.bias, **options)
+            packed_weight, transposed = weight.packed_weight, weight.transposed
+            return kernels.quantized_linear_cross_entropy(
+                x, packed_weight, targets, bias=self.bias, transposed=transposed, label_smoothing=label_smoothing
+            )
         matmul = self.matmul if self.training else "float"
         return kernels.linear_cross_entropy(
             x, weight, targets, linear_bias=self.bias, label_smoothing=label_smoothing, matmul=matmul

@@ -51,11 +51,11 @@ class NewTokens(NamedTuple):
 
 
 class WriteSlots(NamedTuple):
-    """Slots of the keys of new tokens: the same in all rows, or those of an index."""
+    """Slots of the keys of new tokens: the same in all rows, or those at some indices."""
 
     start: int = 0
     end: int = 0
-    index: tuple[Tensor, Tensor] | None = None
+    indices: tuple[Tensor, Tensor] | None = None
     """Rows and slots of the new tokens, without padding."""
     layout: Layout = DENSE
 
@@ -99,12 +99,12 @@ class LayerCache:
 
         Where some of the new tokens are padding, they come with it or without.
         """
-        start, end, index, layout = self.slots
+        start, end, indices, layout = self.slots
         for cached, new in ((self.keys, keys), (self.values, values)):
-            if index is None:
+            if indices is None:
                 cached[:, :, start:end] = new
             else:
-                rows, columns = index
+                rows, columns = indices
                 # An indexed write doesn't convert, as one of a slice does: beside an adapter they can be float32.
                 new = new.transpose(1, 2).to(cached.dtype)
                 cached[rows, :, columns] = new if new.shape[:2] == rows.shape else layout.gather(new)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, nn, ones
 
 from anyformer import kernels
 from anyformer.config import NormConfig
@@ -14,10 +14,13 @@ class LayerNorm(nn.LayerNorm):
     """``(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`` (Ba et al. 2016, equation 4)."""
 
 
-class RMSNorm(nn.RMSNorm):
+class RMSNorm(nn.Module):
     """``x / sqrt(mean(x^2) + eps) * weight`` (Zhang & Sennrich 2019, equation 4)."""
 
-    eps: float
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(ones(width))
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Normalize over the last dimension."""

@@ -47,6 +47,8 @@ class Rotation(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> "Rotation":
         """The rotation in a dtype."""
+        if self.keys is None or self.keys.cos.dtype == dtype:
+            return self
         return Rotation(*(angles and angles.map(lambda table: table.to(dtype)) for angles in self))
 
     def select(self, index: Int[Tensor, " batch"]) -> "Rotation":

@@ -31,7 +31,7 @@ class QuantizedMatrix(nn.Module):
         super().__init__()
         self.cached_transpose = None
         self.shape = weight.shape
-        for name, part in zip(("integers", "scales", "minima"), pack(weight), strict=False):
+        for name, part in zip(("integers", "scales", "minima"), pack(weight)[:3], strict=True):
             self.register_buffer(name, part, persistent=False)
         empty = torch.empty(0, dtype=dtype, device=weight.integers.device)
         self.register_buffer("activations", empty, persistent=False)

@@ -87,8 +87,14 @@ class CachedDecoder:
         self._step = DecoderStep(self.model)
         self.prompt = prompt.repeat(self.copies)
         self.cache = self.model.make_cache(len(prompt.ids), prompt.capacity)
-        source = {"source": prompt.source, "source_mask": prompt.source_mask}
-        logits = self._step(prompt.ids, self.cache, mask=prompt.mask, **source, last_only=True)[:, -1]
+        logits = self._step(
+            prompt.ids,
+            self.cache,
+            mask=prompt.mask,
+            source=prompt.source,
+            source_mask=prompt.source_mask,
+            last_only=True,
+        )[:, -1]
         if self.copies == 1:
             return logits
         rows = torch.arange(len(prompt.ids), device=logits.device).repeat_interleave(self.copies)

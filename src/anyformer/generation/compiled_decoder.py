@@ -8,7 +8,6 @@ import ctypes
 from collections.abc import Callable
 from ctypes import Structure, c_int64, c_void_p
 from functools import cache
-from itertools import chain
 from operator import is_not
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -37,7 +36,8 @@ from anyformer.generation.inference import cache_limit
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.build import Library
-from anyformer.kernels.cpu.quantized_matmul import described
+from anyformer.kernels.cpu.matmul import described
+from anyformer.kernels.cpu.structs import address
 from anyformer.kernels.threads import AdaptiveThreads
 from anyformer.model import Transformer
 from anyformer.quantization import bits_of
@@ -221,26 +221,25 @@ class CompiledDecoder:
         size: int = library.workspace_size(decoder, rows, max_keys, num_threads)
         if self._workspace.numel() < size:
             self._workspace = torch.empty(size, dtype=torch.uint8)
-        arguments = structs.make(
-            structs.Batch,
+        arguments = structs.Batch(
             rows=rows,
             new_tokens=new,
-            tokens=tokens if is_embedded else None,
-            hidden_states=hidden_states,
-            positions=positions,
-            cos=cos,
-            sin=sin,
-            bias=bias,
+            tokens=address(tokens) if is_embedded else None,
+            hidden_states=address(hidden_states),
+            positions=address(positions),
+            cos=address(cos),
+            sin=address(sin),
+            bias=address(bias),
             num_distances=0 if bias is None else bias.shape[1],
             caches=ctypes.addressof(self._layer_caches(cache)),
             cache_dtype=structs.DTYPES[layer.keys.dtype],
             source_length=source_length,
-            source_index=layer.source_index,
-            source_mask=source_mask,
-            logit_rows=logit_rows,
+            source_index=address(layer.source_index),
+            source_mask=address(source_mask),
+            logit_rows=address(logit_rows),
             num_logit_rows=batch * num_logits,
-            logits=logits,
-            workspace=self._workspace,
+            logits=address(logits),
+            workspace=address(self._workspace),
             num_threads=num_threads,
         )
         threads.begin()
@@ -274,14 +273,17 @@ class CompiledDecoder:
 
     def _layer_caches(self, cache: KeyValueCache) -> Any:
         """The addresses of a cache's keys and values, which are the same tensors at most steps."""
-        layers = [(layer.keys, layer.values, *(layer.cross or ())) for layer in cache.layers]
-        tensors = [*chain(*layers)]
+        tensors: list[Tensor] = []
+        for layer in cache.layers:
+            tensors += (layer.keys, layer.values, *(layer.cross or ()))
         latest, caches = self._addresses.get(cache, ([], None))
         if len(latest) != len(tensors) or any(map(is_not, latest, tensors)):
             if any(tensor.stride(3) != 1 and tensor.shape[3] != 1 for tensor in tensors):
                 raise UnsupportedModelError("keys that are not contiguous")
-            fields = [dict(zip(structs.LayerCache.types, layer, strict=False)) for layer in layers]
-            caches = (structs.LayerCache * len(layers))(*(structs.make(structs.LayerCache, **each) for each in fields))
+            caches = (structs.LayerCache * len(cache.layers))()
+            for views, layer in zip(caches, cache.layers, strict=True):
+                for name, tensor in zip(views.types, (layer.keys, layer.values, *(layer.cross or ())), strict=False):
+                    setattr(views, name, structs.view(tensor))
             self._addresses[cache] = tensors, caches
         return caches
 

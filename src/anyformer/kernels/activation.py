@@ -88,7 +88,7 @@ def backward(grad: Tensor, x: Tensor, multiplier: Tensor | None, kind: int) -> t
     return grad_x, grad_multiplier
 
 
-forward.register_autograd(backward, saved=lambda inputs, *_: inputs)
+forward.register_autograd(backward, saved=lambda inputs, _, __: inputs)
 
 
 def recomputed_in_backward(x: Tensor) -> AbstractContextManager[object]:

@@ -262,9 +262,11 @@ def in_chunks(
     return total / count, post_scale
 
 
-chunked_cross_entropy.register_autograd(
-    lambda grad, *grads: tuple(part * grad for part in grads), saved=lambda inputs, outputs, needed: outputs[1:]
-)
+def _scaled(grad: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
+    return tuple(part * grad for part in grads)
+
+
+chunked_cross_entropy.register_autograd(_scaled, saved=lambda _, outputs, __: outputs[1:])
 
 
 def rows_at_a_time(logits: Float[Tensor, "rows vocab"]) -> int:

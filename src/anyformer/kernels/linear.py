@@ -14,7 +14,6 @@ from torch.autograd.function import once_differentiable
 from anyformer.kernels.activation import recomputed_in_backward
 from anyformer.kernels.autocast import as_rows, autocast_disabled, matmul_dtype
 from anyformer.kernels.cpu import matmul as products
-from anyformer.kernels.cpu import quantized_matmul
 from anyformer.kernels.operation import operation
 from anyformer.kernels.packed_weight import BLOCK_ROWS, PackedWeight, unpack
 from anyformer.kernels.quantization import GROUP, dequantize
@@ -81,8 +80,8 @@ def quantized_product(
 ) -> Float[Tensor, "*batch outputs"]:
     """`quantized_linear` of tensors that record no gradients."""
     agree = input.shape[-1] == weight.columns and (bias is None or bias.shape == (weight.rows,))
-    if agree and quantized_matmul.supports(input):
-        return quantized_matmul.quantized_matmul(input, weight, bias)
+    if agree and products.supports_quantized(input):
+        return products.quantized_matmul(input, weight, bias)
     blocks = blocks_at_a_time(weight)
     if torch.compiler.is_compiling() or weight.rows <= blocks * BLOCK_ROWS:
         return F.linear(input, dequantize(unpack(weight), input.dtype), bias)
@@ -103,12 +102,12 @@ def quantized_input_grad(
     grad: Float[Tensor, "*batch outputs"], weight: PackedWeight, transposed: Callable[[], PackedWeight | None]
 ) -> Float[Tensor, "*batch inputs"]:
     """The gradient of the input of a `quantized_linear`, from that of its output."""
-    matrix = transposed() if quantized_matmul.supports(grad) else None
+    matrix = transposed() if products.supports_quantized(grad) else None
     if matrix is None:
         return grad @ dequantize(unpack(weight), grad.dtype)
     if weight.rows % GROUP:
         grad = F.pad(grad, (0, -weight.rows % GROUP))  # as the matrix is
-    return quantized_matmul.quantized_matmul(grad, matrix, None)
+    return products.quantized_matmul(grad, matrix, None)
 
 
 class _QuantizedLinear(torch.autograd.Function):

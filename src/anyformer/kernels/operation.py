@@ -14,6 +14,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {}
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
+Saved = Callable[[tuple[Any, ...], tuple[Any, ...], tuple[bool, ...]], Sequence[Any]]
 
 
 class Operation(Generic[P, R]):
@@ -39,7 +40,7 @@ class Operation(Generic[P, R]):
         self._registered.register_fake(fake or function)
         self._differentiable: Any = None
 
-    def register_autograd(self, backward: Callable[..., Any], *, saved: Callable[..., Sequence[Any]]) -> None:
+    def register_autograd(self, backward: Callable[..., Any], *, saved: Saved) -> None:
         """Let autograd differentiate it, once.
 
         Args:

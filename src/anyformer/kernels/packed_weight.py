@@ -70,8 +70,9 @@ class PackedWeight(NamedTuple):
 
 def pack(weight: QuantizedWeight) -> PackedWeight:
     """Interleave the rows of a weight: a copy."""
-    *parts, rows = _interleaved(weight)
-    return PackedWeight(*(None if part is None else _to_huge_pages(part) for part in parts), rows)
+    integers, scales, minima, rows = _interleaved(weight)
+    minima = None if minima is None else _to_huge_pages(minima)
+    return PackedWeight(_to_huge_pages(integers), _to_huge_pages(scales), minima, rows)
 
 
 def transpose(packed: PackedWeight) -> PackedWeight:

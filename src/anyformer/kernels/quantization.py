@@ -45,7 +45,8 @@ class QuantizedWeight(NamedTuple):
 
     def to(self, device: torch.device | str | None) -> "QuantizedWeight":
         """The weight on a device."""
-        return QuantizedWeight(*(None if part is None else part.to(device) for part in self))
+        minima = None if self.minima is None else self.minima.to(device)
+        return QuantizedWeight(self.integers.to(device), self.scales.to(device), minima)
 
 
 def pack_int4(codes: UInt8[Tensor, "rows columns"]) -> UInt8[Tensor, "rows half"]:
@@ -77,7 +78,8 @@ def quantize_int8(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
 
     Raises ValueError for numbers that are not finite, or too large for the scales.
     """
-    return QuantizedWeight(*map(torch.cat, zip(*map(_int8, _chunks(matrix)), strict=True)), None)
+    integers, scales = map(torch.cat, zip(*map(_int8, _chunks(matrix)), strict=True))
+    return QuantizedWeight(integers, scales, None)
 
 
 def quantize_int4(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:

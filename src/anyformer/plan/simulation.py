@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from anyformer.blocks import quantized
 from anyformer.kernels import cross_entropy
-from anyformer.kernels.cpu import quantized_matmul
+from anyformer.kernels.cpu import matmul
 from anyformer.kernels.cpu.library import intercepted
 from anyformer.kernels.operation import OPERATIONS
 from anyformer.kernels.packed_weight import PackedWeight, empty_transpose, transpose
@@ -227,7 +227,7 @@ class Simulation(TorchDispatchMode):
     def _quantized_product_of_few(self, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
         """The product with a weight, a few blocks of which tell what all take: one is dequantized after the other."""
         few = weight.blocks(0, 2 * linear.blocks_at_a_time(weight))
-        if few.rows == weight.rows or quantized_matmul.supports(x):
+        if few.rows == weight.rows or matmul.supports_quantized(x):
             return _quantized_product(x, weight, bias)
         _quantized_product(x, few, None if bias is None else bias[: few.rows])
         self.flops += 2 * x.numel() * (weight.rows - few.rows)

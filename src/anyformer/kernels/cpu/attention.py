@@ -83,12 +83,13 @@ def backward(
     bias_requires_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of query, key, value and bias; that of the bias is empty if it isn't needed."""
-    grads = {"grad_query": empty_like(query), "grad_key": empty_like(key), "grad_value": empty_like(value)}
+    grad_query, grad_key, grad_value = empty_like(query), empty_like(key), empty_like(value)
     grad_bias = torch.zeros_like(bias) if bias is not None and bias_requires_grad else None
     tensors = {"value": value, "bias": bias, "seed": seed, "out": out, "logsumexp": logsumexp}
-    tensors |= {"grad_out": grad.to(query.dtype), "grad_bias": grad_bias, **grads}
+    tensors |= {"grad_query": grad_query, "grad_key": grad_key, "grad_value": grad_value}
+    tensors |= {"grad_out": grad.to(query.dtype), "grad_bias": grad_bias}
     _run(query, key, scale, is_causal, dropout_p, **tensors)
-    return *grads.values(), grad.new_empty(0) if grad_bias is None else grad_bias
+    return grad_query, grad_key, grad_value, grad.new_empty(0) if grad_bias is None else grad_bias
 
 
 def empty_like(part: Tensor) -> Tensor:

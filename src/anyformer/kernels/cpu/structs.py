@@ -44,19 +44,29 @@ def __getattr__(name: str) -> Any:
 
 def make(structure: Any, **fields: Any) -> Structure:
     """A structure with these fields, null where they are None; whoever uses it keeps the tensors that it points to."""
-    types: dict[str, Any] = structure.types
+    made = structure()
     for name, value in fields.items():
         if isinstance(value, Tensor):
-            fields[name] = _field(value, types[name])
-    return structure(**{name: value for name, value in fields.items() if value is not None})
+            setattr(made, name, _field(value, structure.types[name]))
+        elif value is not None:
+            setattr(made, name, value)
+    return made
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """The address of a tensor; of one without memory a number that is not 0, which stands for no tensor."""
+    return None if tensor is None else 64 if isinstance(tensor, FakeTensor) else tensor.data_ptr()
+
+
+def view(tensor: Tensor) -> Structure:
+    """A tensor [batch, heads, time, head_dim]."""
+    return _DECLARED["TensorView"](address(tensor), *tensor.stride()[:3])
 
 
 def _field(tensor: Tensor, kind: Any) -> Any:
-    # An address of 0 stands for no tensor, and a tensor without memory has none.
-    address = 64 if isinstance(tensor, FakeTensor) else tensor.data_ptr()
+    if kind is c_void_p:
+        return address(tensor)
     if kind is _DECLARED["TensorView"]:
-        return kind(address, *tensor.stride()[:3])
-    if kind is _DECLARED["MatmulOperand"]:
-        transposed = tensor.stride(1) != 1
-        return kind(address, DTYPES[tensor.dtype], tensor.stride(int(transposed)), transposed)
-    return address
+        return view(tensor)
+    transposed = tensor.stride(1) != 1  # a MatmulOperand
+    return kind(address(tensor), DTYPES[tensor.dtype], tensor.stride(int(transposed)), transposed)
