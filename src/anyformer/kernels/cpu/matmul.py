@@ -3,6 +3,7 @@
 import ctypes
 import math
 from ctypes import c_int64, c_void_p
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,8 @@ def int8_is_faster(*sizes: int) -> bool:
     return math.prod(sizes) >= _MIN_SIZE and max(sizes) <= _MAX_DEPTH and min(sizes) >= 2
 
 
-def bf16_matmul(
+def multiply(
+    kernel: Kernel,
     left: Float[Tensor, "rows depth"],
     right: Float[Tensor, "outputs depth"],
     bias: Float[Tensor, " outputs"] | None = None,
@@ -65,49 +67,20 @@ def bf16_matmul(
     out: Float[Tensor, "rows outputs"],
     sums: Float[Tensor, " rows"] | None = None,
     add: bool = False,
+    stochastic: bool = False,
 ) -> Float[Tensor, "rows outputs"]:
-    """``left @ right.T + bias``, both operands rounded to bfloat16, summed in float32 (see bf16_matmul.cpp).
+    """``left @ right.T + bias`` by `BF16`, of operands rounded to bfloat16, or by `INT8`; summed in float32.
+
+    By `INT8`, each row of left and right is scaled to -127 ... 127 and rounded.
 
     Args:
         out: Where to write it, contiguous, in float32 or bfloat16.
         sums: Where to write the sum of each row of left in float32, such as the gradient of a bias; None: nowhere.
         add: Add the product to what is there.
+        stochastic: `INT8` rounds numbers of left up or down by chance, the nearer the likelier, so that those of less
+            than half of a step count in the mean (Gupta et al. 2015, section 3). Chance depends on the numbers alone.
     """
     left, right = (side if side.dtype in structs.DTYPES else side.float() for side in (left, right))
-    return _multiply(BF16, left, right, bias, out, sums, add=add)
-
-
-def int8_matmul(
-    left: Float[Tensor, "rows depth"],
-    right: Float[Tensor, "outputs depth"],
-    bias: Float[Tensor, " outputs"] | None = None,
-    *,
-    out: Float[Tensor, "rows outputs"],
-    sums: Float[Tensor, " rows"] | None = None,
-    add: bool = False,
-    stochastic: bool = False,
-) -> Float[Tensor, "rows outputs"]:
-    """`bf16_matmul`, but each row of left and right is scaled to -127 ... 127 and rounded (see int8_matmul.cpp).
-
-    Args:
-        left, right: In float32 or bfloat16.
-        stochastic: Round numbers of left up or down by chance, the nearer the likelier, so that those of less than half
-            of a step count in the mean (Gupta et al. 2015, section 3). Chance depends on nothing but the numbers.
-    """
-    return _multiply(INT8, left, right, bias, out, sums, add=add, stochastic=stochastic)
-
-
-def _multiply(
-    kernel: Kernel,
-    left: Tensor,
-    right: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-    sums: Tensor | None,
-    *,
-    add: bool,
-    stochastic: bool = False,
-) -> Tensor:
     left, right = (side if 1 in side.stride() else side.contiguous() for side in (left, right))
     kernel.run(
         left=left,
@@ -123,6 +96,9 @@ def _multiply(
         stochastic_rounding=stochastic,
     )
     return out
+
+
+bf16_matmul, int8_matmul = partial(multiply, BF16), partial(multiply, INT8)
 
 
 def supports_quantized(x: Tensor) -> bool:
