@@ -122,7 +122,7 @@ def chunked_cross_entropy(
     """The loss, and the gradients of input, weight and bias; those that aren't needed are empty."""
     vocab, device = len(weight), input.device
     matmul: Callable[..., Tensor] | None = None
-    rounding: dict[str, bool] = {}
+    rounding: dict[str, Any] = {}
     if int8:
         # Most probabilities are less than half of a quantization step, so gradients are rounded stochastically.
         matmul, rounding = products.int8_matmul, {"stochastic": True}
