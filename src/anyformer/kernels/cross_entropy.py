@@ -122,10 +122,10 @@ def chunked_cross_entropy(
     """The loss, and the gradients of input, weight and bias; those that aren't needed are empty."""
     vocab, device = len(weight), input.device
     matmul: Callable[..., Tensor] | None = None
-    rounding: dict[str, Any] = {}
+    # Most probabilities are less than half of a quantization step, so gradients are rounded stochastically.
+    rounding: dict[str, Any] = {"stochastic": True} if int8 else {}
     if int8:
-        # Most probabilities are less than half of a quantization step, so gradients are rounded stochastically.
-        matmul, rounding = products.int8_matmul, {"stochastic": True}
+        matmul = products.int8_matmul
     elif products.supports_bf16(input, dtype):
         matmul = products.bf16_matmul
     lower, lower_bias = weight, bias
