@@ -19,8 +19,7 @@ from anyformer.adapters.modules import (
     targets,
     whole_modules,
 )
-from anyformer.blocks.adapter import LowRankAdapter
-from anyformer.blocks.linear import Embedding, Linear
+from anyformer.blocks.linear import Embedding, Linear, LowRankAdapter
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.errors import UserError, nearest
 from anyformer.model import Transformer

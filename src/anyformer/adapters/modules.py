@@ -7,9 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from anyformer.blocks.adapter import LowRankAdapter, dense
 from anyformer.blocks.head import Classifier
-from anyformer.blocks.linear import Embedding, Linear
+from anyformer.blocks.linear import Embedding, Linear, LowRankAdapter, dense
 from anyformer.families import FAMILIES, own, to_huggingface
 from anyformer.families.base import Family
 from anyformer.families.rows import TRANSPOSE, Row

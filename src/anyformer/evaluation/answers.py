@@ -173,8 +173,9 @@ def give_answers(
     room = None if context is None else context - (0 if model.config.is_encoder_decoder else new)
     prompts = [_prompt(model, tokenizer, example) for example in examples]
     prompts = prompts if room is None else [ids[-room:] for ids in prompts]
-    texts = generate_hypotheses(model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=new, progress=progress)
-    return [GivenAnswer(each.text, each.stopped) for each in texts]
+    config = GenerationConfig.for_model(model, max_new_tokens=new)
+    texts = generate_hypotheses(model, tokenizer, prompts, config, batch_size, progress)
+    return [GivenAnswer(each.text, each.stopped) for (each,) in texts]
 
 
 def _last(example: ChatExample | CompletionExample) -> int:

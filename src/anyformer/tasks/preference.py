@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from anyformer.blocks.dropout import Dropout
+from anyformer.blocks.linear import Dropout
 from anyformer.config import ModelConfig
 from anyformer.data.batch import PreferenceBatch, Rng
 from anyformer.data.examples import ChatExample, CompletionExample, Message, PreferenceExample

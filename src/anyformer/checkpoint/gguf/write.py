@@ -12,8 +12,7 @@ from torch import Tensor
 
 from anyformer import atomic
 from anyformer.adapters.modules import adapter_of, base_state
-from anyformer.blocks.adapter import LowRankAdapter
-from anyformer.blocks.linear import Linear
+from anyformer.blocks.linear import Linear, LowRankAdapter
 from anyformer.checkpoint.gguf.architecture import Architecture, rope_factors
 from anyformer.checkpoint.gguf.architectures import table, to_gguf
 from anyformer.checkpoint.gguf.tensors import encode, format_named, package, stored_as

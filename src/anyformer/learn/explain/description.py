@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from anyformer.blocks import rope
 from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.embedding import NgramEmbedding, TokenEmbedding
 from anyformer.blocks.linear import Linear
-from anyformer.blocks.position import RelativePosition
+from anyformer.blocks.position import RelativePosition, frequencies
 from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
@@ -86,8 +85,8 @@ def _position(config: ModelConfig, stack: Stack, attention: MultiHeadAttention) 
             # Theta rises with the text, where that outgrows the trained length.
             return described | {"theta": position.theta, "dynamic_factor": scaling.factor}
         length = torch.zeros(1, 1, dtype=torch.long)
-        frequencies, sharpness = rope.frequencies(position, attention.head_dim, config.max_length, length)
-        described |= {"frequencies": frequencies.tolist(), "sharpness": sharpness}
+        radians, sharpness = frequencies(position, attention.head_dim, config.max_length, length)
+        described |= {"frequencies": radians.tolist(), "sharpness": sharpness}
     return described
 
 
