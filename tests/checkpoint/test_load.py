@@ -112,7 +112,7 @@ def test_a_shard_that_is_missing_is_named(model: Transformer, tmp_path: Path) ->
         ("config.json", '{"model_type": "gpt3"}', "'gpt3' is not supported.*did you mean 'gpt2'"),
         ("config.json", '{"model_type": "gpt2", "architectures": ["GPT2ForHats"]}', "GPT2ForHats is not supported"),
         ("config.json", '{"model_type": "gpt2", "n_head": 5}', "attention.heads"),
-        ("config.json", '{"model_type": "gpt2", "n_head": "many"}', "misshapen"),
+        ("config.json", '{"model_type": "gpt2", "n_head": "many"}', "attention.heads: wants a whole number"),
         ("config.json", '{"model_type": "gpt2", "activation_function": "hat"}', "'hat' is not supported"),
         ("config.json", '{"model_type": "llama", "rope_scaling": {"rope_type": "longrope"}}', "'longrope' is not"),
         ("config.json", '{"model_type": []}', r"\[\] is not supported|misshapen"),

@@ -14,8 +14,8 @@ from anyformer import atomic
 from anyformer.adapters.modules import adapter_of, base_state
 from anyformer.blocks.adapter import LowRankAdapter
 from anyformer.blocks.linear import Linear
-from anyformer.checkpoint.gguf.architecture import Architecture, rope_factors
-from anyformer.checkpoint.gguf.architectures import table, to_gguf
+from anyformer.checkpoint.gguf.architectures import Architecture, table, to_gguf
+from anyformer.checkpoint.gguf.contents import rope_factors
 from anyformer.checkpoint.gguf.tensors import encode, format_named, package, stored_as
 from anyformer.checkpoint.gguf.tokenizer_writer import tokenizer_metadata
 from anyformer.config import HeadConfig, ModelConfig
