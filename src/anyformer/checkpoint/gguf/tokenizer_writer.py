@@ -4,17 +4,110 @@ what its algorithms can't follow is refused, and what they do in another way is 
 import base64
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
-from anyformer.checkpoint.gguf.tokenizer_reader import PRETOKENIZERS
-from anyformer.checkpoint.gguf.vocabulary import BYTE, CONTROL, ENDS, KEY, NORMAL, UNKNOWN, UNUSED, Entries, roles
+from anyformer.checkpoint.gguf.tokenizer_reader import (
+    BYTE,
+    CONTROL,
+    KEY,
+    NORMAL,
+    PRETOKENIZERS,
+    ROLES,
+    UNKNOWN,
+    UNUSED,
+    USER,
+)
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.sentencepiece import SPACE
 
 _COMPOSED = ("NFC", "NFKC")
+_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+"""Ends of a text, a turn and a message; generation stops at each."""
+
+
+@dataclass
+class _Entries:
+    """_Entries of llama.cpp's vocabulary, by token id.
+
+    Attributes:
+        tokens: Their texts; no two are alike.
+        token_types: llama.cpp finds control tokens in a text where it is asked to, and users' tokens always.
+        before, after: The ids around every text.
+        scores: For tokenizers that go by scores.
+    """
+
+    tokens: list[str]
+    token_types: list[int]
+    before: list[int]
+    after: list[int]
+    scores: list[float] | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, size: int, notes: list[str]) -> "_Entries":
+        """Entries of a tokenizer, filled up to the size of the model's token table. Raises UserError if it has more."""
+        named = {id_: token for token, id_ in tokenizer.backend.get_vocab(with_added_tokens=True).items()}
+        if named and max(named) >= size:
+            sizes = f"The tokenizer has ids up to {max(named)} and the model only {size} tokens"
+            raise UserError(f"{sizes}: they do not belong together.")
+        added = tokenizer.backend.get_added_tokens_decoder()
+        tokens = [named.get(i, f"[PAD{i}]") for i in range(size)]
+        token_types = [NORMAL if i in named else UNUSED for i in range(size)]
+        for i, token in added.items():
+            token_types[i] = CONTROL if token.special else USER
+        if spaced := [token.content for token in added.values() if token.lstrip or token.rstrip or token.single_word]:
+            more = f" and {len(spaced) - 1} more" if len(spaced) > 1 else ""
+            notes.append(
+                f"llama.cpp takes special tokens as they are written, and leaves the spaces around {quote(spaced[0])}"
+                f"{more} which this tokenizer swallows, or finds it inside words where this one does not."
+            )
+        return cls(tokens, token_types, *_around(tokenizer))
+
+    def metadata(self) -> dict[str, Any]:
+        """The keys of the entries. Raises UserError for two tokens alike, of which llama.cpp would keep but one."""
+        token, count = next(iter(Counter(self.tokens).most_common(1)), ("", 0))
+        if count > 1:
+            raise UserError(f"Two tokens of this vocabulary would both be {quote(token)} to llama.cpp.")
+        scores = {} if self.scores is None else {"scores": self.scores}
+        return {"tokens": self.tokens, "token_type": self.token_types, **scores}
+
+    def around(self) -> dict[str, Any]:
+        """The keys for at most one token before every text and one after it. Raises UserError for more."""
+        if len(self.before) > 1 or len(self.after) > 1:
+            raise UserError(
+                f"This tokenizer puts {len(self.before)} tokens before a text and {len(self.after)} after it; "
+                "llama.cpp puts at most one at each end."
+            )
+        return {
+            "add_bos_token": bool(self.before),
+            "add_eos_token": bool(self.after),
+            **({"bos_token_id": self.before[0]} if self.before else {}),
+            **({"eos_token_id": self.after[0]} if self.after else {}),
+        }
+
+
+def _roles(tokenizer: Tokenizer | None, config: ModelConfig) -> dict[str, Any]:
+    """The ids of tokens with a role; the model's own word on where a text begins and ends counts first."""
+    tokens = config.special_tokens
+    ids = {} if tokenizer is None else {key: getattr(tokenizer, role) for role, key in ROLES.items()}
+    ends = dict(zip(_ENDS, tokens.eos, strict=False))
+    given = {"bos_token_id": tokens.bos, "padding_token_id": tokens.pad, **ends}
+    ids |= {key: id_ for key, id_ in given.items() if id_ is not None}
+    return {key: id_ for key, id_ in ids.items() if id_ is not None and id_ < config.vocab_size}
+
+
+def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and after a text."""
+    for text in ("a", "0", "."):
+        plain, whole = tokenizer.backend.encode(text, add_special_tokens=False).ids, tokenizer.backend.encode(text).ids
+        for start in range(len(whole) - len(plain) + 1):
+            if plain and whole[start : start + len(plain)] == plain:
+                return whole[:start], whole[start + len(plain) :]
+    raise UserError("What this tokenizer puts around a text can't be told, so llama.cpp can't be told either.")
 
 
 def tokenizer_metadata(tokenizer: Tokenizer | None, config: ModelConfig, notes: list[str]) -> dict[str, Any]:
@@ -23,14 +116,14 @@ def tokenizer_metadata(tokenizer: Tokenizer | None, config: ModelConfig, notes: 
     Raises:
         UserError: a tokenizer that llama.cpp can't follow, and why.
     """
-    if (ends := len(config.special_tokens.eos)) > len(ENDS):
-        notes.append(f"A GGUF file has {len(ENDS)} tokens that end a text, of the model's {ends}.")
+    if (ends := len(config.special_tokens.eos)) > len(_ENDS):
+        notes.append(f"A GGUF file has {len(_ENDS)} tokens that end a text, of the model's {ends}.")
     # The tokenizer's keys are where llama.cpp looks for the number of segments.
     segments = {} if config.decoder_layers else {"token_type_count": max(1, config.embedding.segments)}
     if tokenizer is None:
         notes.append("The model has no tokenizer, so llama.cpp can be given token ids but no text.")
-        return _prefixed({"model": "none", **roles(None, config), **segments})
-    entries = Entries.of(tokenizer, config.vocab_size, notes)
+        return _prefixed({"model": "none", **_roles(None, config), **segments})
+    entries = _Entries.of(tokenizer, config.vocab_size, notes)
     pipeline = json.loads(tokenizer.backend.to_str())
     kind = pipeline["model"]["type"]
     if kind == "BPE" and pipeline["model"].get("byte_fallback"):
@@ -38,17 +131,15 @@ def tokenizer_metadata(tokenizer: Tokenizer | None, config: ModelConfig, notes: 
     if kind not in _KINDS:
         raise UserError(f"llama.cpp has no tokenizer of the kind {kind}.")
     metadata = _KINDS[kind](pipeline, entries, notes)
-    metadata = _prefixed({**roles(tokenizer, config), **metadata, **entries.metadata(), **segments})
-    if tokenizer.chat_template is not None:
-        metadata["tokenizer.chat_template"] = tokenizer.chat_template
-    return metadata
+    template = {} if tokenizer.chat_template is None else {"tokenizer.chat_template": tokenizer.chat_template}
+    return _prefixed({**_roles(tokenizer, config), **metadata, **entries.metadata(), **segments}) | template
 
 
 def _prefixed(metadata: dict[str, Any]) -> dict[str, Any]:
     return {f"{KEY}{key}": value for key, value in metadata.items()}
 
 
-def _byte_bpe(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any]:
+def _byte_bpe(pipeline: Any, entries: _Entries, notes: list[str]) -> dict[str, Any]:
     """BPE over bytes written in 256 printable characters, llama.cpp's `gpt2` (Radford et al. 2019)."""
     model, normalizer = pipeline["model"], pipeline.get("normalizer")
     if not model["merges"]:
@@ -83,10 +174,10 @@ def _pretokenizer_name(pre_tokenizer: Any, ignores_merges: bool, composes: bool)
     """
     steps = _steps(pre_tokenizer)
     for composed in (True, False) if composes else (False,):
-        for known in PRETOKENIZERS:
-            fits = known.name not in _INEXACT and (known.ignores_merges, known.composes) == (ignores_merges, composed)
-            if fits and steps == _steps(json.loads(cast("Any", known.build()).__getstate__())):
-                return known.name
+        for each in PRETOKENIZERS:
+            fits = each.name not in _INEXACT and (each.ignores_merges, each.composes) == (ignores_merges, composed)
+            if fits and steps == _steps(json.loads(cast("Any", each.build()).__getstate__())):
+                return each.name
     raise UserError(
         "llama.cpp has no name for the way this tokenizer cuts words (its pre_tokenizer); it knows those of GPT-2, "
         "SmolLM, LLaMA 3 and Qwen2, the last of which `anyformer train` makes."
@@ -110,7 +201,7 @@ def _steps(part: Any) -> list[tuple[str, ...]]:
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-def _sentencepiece_bpe(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any]:
+def _sentencepiece_bpe(pipeline: Any, entries: _Entries, notes: list[str]) -> dict[str, Any]:
     """SentencePiece's BPE with bytes for what it does not know, llama.cpp's `llama` (Kudo & Richardson 2018).
 
     llama.cpp has scores where `tokenizer.json` has merges: it joins the two neighbors that make the token of the
@@ -144,16 +235,16 @@ def _adds_space(pipeline: Any, notes: list[str]) -> bool:
         scheme = metaspace["prepend_scheme"]
         if scheme == "never":
             return False
-        where = {
+        locations = {
             "first": "after special tokens inside a text and before one that begins with a space",
             "always": "before a text that begins with a space",
         }
-        notes.append(f"llama.cpp puts a space {where[scheme]}; this tokenizer puts none there.")
+        notes.append(f"llama.cpp puts a space {locations[scheme]}; this tokenizer puts none there.")
         return True
     raise UserError("llama.cpp can't prepare text as this tokenizer does (its normalizer and pre_tokenizer).")
 
 
-def _scores(model: Any, entries: Entries) -> list[float]:
+def _scores(model: Any, entries: _Entries) -> list[float]:
     """Minus the rank of a token's first merge. Raises UserError where scores can't stand for these merges."""
     not_scores = UserError(
         "llama.cpp can't follow this tokenizer: it joins any two neighbors that make a token, best score first, and "
@@ -168,16 +259,15 @@ def _scores(model: Any, entries: Entries) -> list[float]:
             raise not_scores
         first.setdefault(token, rank)
         last = token
-    known, made = set(model["vocab"]), set(pairs)
-    for token in first:
-        for cut in range(1, len(token)):
-            if token[:cut] in known and token[cut:] in known and (token[:cut], token[cut:]) not in made:
-                raise not_scores
+    vocabulary, made = set(model["vocab"]), set(pairs)
+    for pair in ((token[:cut], token[cut:]) for token in first for cut in range(1, len(token))):
+        if vocabulary.issuperset(pair) and pair not in made:
+            raise not_scores
     # A token that nothing makes is a single character, or one that is found before any merging.
     return [float(-first[token]) if token in first else float(-len(pairs)) for token in entries.tokens]
 
 
-def _word_piece(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any]:
+def _word_piece(pipeline: Any, entries: _Entries, notes: list[str]) -> dict[str, Any]:
     """BERT's WordPiece, llama.cpp's `bert` (Devlin et al. 2018).
 
     llama.cpp marks the tokens that begin a word, as SentencePiece does, and not those that go on with one: `token` is
@@ -194,14 +284,9 @@ def _word_piece(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, 
     if len(entries.before) != 1 or len(entries.after) != 1:
         raise UserError("llama.cpp's WordPiece puts one token before a text and one after it; this tokenizer doesn't.")
     prefix = str(model["continuing_subword_prefix"])
-    entries.tokens = [
-        token
-        if kind in (CONTROL, UNUSED)
-        else token.removeprefix(prefix)
-        if token.startswith(prefix)
-        else SPACE + token
-        for token, kind in zip(entries.tokens, entries.token_types, strict=True)
-    ]
+    for i, (token, kind) in enumerate(zip(entries.tokens, entries.token_types, strict=True)):
+        if kind not in (CONTROL, UNUSED):
+            entries.tokens[i] = token.removeprefix(prefix) if token.startswith(prefix) else SPACE + token
     notes.append(
         f"llama.cpp also cuts up words of more than {model['max_input_chars_per_word']} characters, which this "
         "tokenizer gives up on."
@@ -218,7 +303,7 @@ def _word_piece(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, 
     }
 
 
-def _unigram(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any]:
+def _unigram(pipeline: Any, entries: _Entries, notes: list[str]) -> dict[str, Any]:
     """SentencePiece's unigram model, llama.cpp's `t5` (Kudo 2018)."""
     model = pipeline["model"]
     if model.get("byte_fallback"):
@@ -282,7 +367,7 @@ def _not_composed(form: str) -> str:
     )
 
 
-_KINDS: Mapping[str, Callable[[Any, Entries, list[str]], dict[str, Any]]] = {
+_KINDS: Mapping[str, Callable[[Any, _Entries, list[str]], dict[str, Any]]] = {
     "BPE": _byte_bpe,
     "SentencePiece": _sentencepiece_bpe,
     "WordPiece": _word_piece,
