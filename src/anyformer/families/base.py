@@ -48,6 +48,11 @@ def classes(name: str, language_model: str, others: Sequence[str] = tuple(_SUFFI
     return {f"{name}{language_model}": "language_model"} | {f"{name}{suffix}": _SUFFIXES[suffix] for suffix in others}
 
 
+def sizes(fields: str) -> Callable[..., dict[str, Any]]:
+    """A writer of presets: the numbers of these fields of config.json, in order, and others by name."""
+    return lambda *numbers, **others: {**dict(zip(fields.split(), numbers, strict=True)), **others}
+
+
 def special_tokens(
     *, bos: int | None = None, eos: int | None = None, pad: int | None = None, decoder_start: int | None = None
 ) -> Fields:

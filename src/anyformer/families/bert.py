@@ -8,7 +8,17 @@ from typing import Any
 
 from anyformer.config import HeadConfig, HeadKind
 from anyformer.errors import UserError
-from anyformer.families.base import CLASSIFIERS, Family, Raw, Values, classes, plain_head, special_tokens, write_labels
+from anyformer.families.base import (
+    CLASSIFIERS,
+    Family,
+    Raw,
+    Values,
+    classes,
+    plain_head,
+    sizes,
+    special_tokens,
+    write_labels,
+)
 from anyformer.families.rows import Row, alias, linear, linears, row
 
 
@@ -89,11 +99,7 @@ def _masked_lm(transform: str, norm: str, bias: str, decoder: str) -> list[Row]:
     ]
 
 
-def _sizes(d_model: int, layers: int, heads: int, **more: Any) -> Raw:
-    sizes = {"hidden_size": d_model, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return {**sizes, "intermediate_size": 4 * d_model, **more}
-
-
+_sizes = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size")
 _CLS = "cls.predictions"
 _BERT = Family(
     model_type="bert",
@@ -135,9 +141,9 @@ _BERT = Family(
     renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
     published={
         "bert-base": {},
-        "bert-large": _sizes(1024, 24, 16),
-        "bert-tiny": _sizes(128, 2, 2),
-        "bert-mini": _sizes(256, 4, 4),
+        "bert-large": _sizes(1024, 24, 16, 4096),
+        "bert-tiny": _sizes(128, 2, 2, 512),
+        "bert-mini": _sizes(256, 4, 4, 1024),
     },
 )
 _ROBERTA_PRESET = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
@@ -159,7 +165,7 @@ _ROBERTA = replace(
         *linear("classifier", "head.labels"),
     ],
     prefix="roberta.",
-    published={"roberta-base": _ROBERTA_PRESET, "roberta-large": _sizes(1024, 24, 16, **_ROBERTA_PRESET)},
+    published={"roberta-base": _ROBERTA_PRESET, "roberta-large": _sizes(1024, 24, 16, 4096, **_ROBERTA_PRESET)},
 )
 _DISTILBERT = replace(
     _BERT,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
-from anyformer.families.base import Family, Raw, Values, classes, none_if_default, special_tokens
+from anyformer.families.base import Family, Raw, Values, classes, none_if_default, sizes, special_tokens
 from anyformer.families.rows import SPLIT, TRANSPOSE, alias, linear, row
 
 
@@ -26,9 +26,7 @@ _LAYER, _BLOCK = "transformer.h.{i}", "decoder.blocks.{i}"
 _QKV = [f"{_BLOCK}.attention.{part}" for part in ("query", "key", "value")]
 
 
-def _size(layers: int, d_model: int, heads: int, **more: Any) -> Raw:
-    return {"n_layer": layers, "n_embd": d_model, "n_head": heads, **more}
-
+_size = sizes("n_layer n_embd n_head")
 
 FAMILY = Family(
     model_type="gpt2",
@@ -80,12 +78,10 @@ FAMILY = Family(
         "gpt2-xl": _size(48, 1600, 25),
         # The size of nanoGPT's README recipe for a laptop. GPT-2's 0.02 suits its width of 768; a narrower model wants
         # the same share of 1 / sqrt(d_model).
-        "gpt2-nano": _size(
-            *(4, 128, 4),
-            n_positions=64,
-            initializer_range=0.05,
+        "gpt2-nano": {
+            **_size(4, 128, 4, n_positions=64, initializer_range=0.05),
             **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
             **dict.fromkeys(("bos_token_id", "eos_token_id")),
-        ),
+        },
     },
 )

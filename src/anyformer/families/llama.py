@@ -8,9 +8,9 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from anyformer.config import HeadKind, ModelConfig, PositionConfig, RotaryScaling
+from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
-from anyformer.families.base import Family, Fields, Raw, Values, classes, special_tokens
+from anyformer.families.base import Family, Fields, Raw, Values, classes, sizes, special_tokens
 from anyformer.families.rows import alias, linear, linears, row
 
 _ROPE = {
@@ -20,72 +20,58 @@ _ROPE = {
     "yarn": {"beta_fast": "beta_fast", "beta_slow": "beta_slow", "truncate": "truncate"},
 }
 """Kinds of scaling: fields of RotaryScaling and their names in a config.json."""
+_ORIGINAL = "original_max_position_embeddings"
 
 
-def _rope(raw: Raw, values: Values) -> Values:
+def _rope(raw: Raw, values: Values, head: HeadKind) -> Values:
     """Rotary positions. Raises UserError for a scaling that is not known."""
     rope: Raw = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
+    theta = float(rope.get("rope_theta") or values["position.theta"] or 10_000.0)
     if kind == "default":
         return {"position.theta": theta}
     if kind not in _ROPE:
         raise UserError(
             f"config.json: the rope scaling {quote(kind)} is not supported (linear, dynamic, llama3 and yarn are)."
         )
-    scaling: dict[str, Any] = {}
-    if kind in ("linear", "dynamic"):
-        factor = float(rope["factor"])
-    else:
-        original = "original_max_position_embeddings"
-        scaling["original_length"] = raw.get(original) or rope.get(original) or values["max_length"]
-        factor = float(rope.get("factor") or values["max_length"] / scaling["original_length"])
+    scaling: dict[str, Any] = {"kind": kind, "factor": rope.get("factor")}
+    if kind in ("llama3", "yarn"):
+        scaling["original_length"] = raw.get(_ORIGINAL) or rope.get(_ORIGINAL) or values["max_length"]
+        scaling["factor"] = scaling["factor"] or values["max_length"] / scaling["original_length"]
     if kind == "llama3":
-        scaling |= {ours: float(rope[theirs]) for ours, theirs in _ROPE[kind].items()}
+        scaling |= {ours: rope[theirs] for ours, theirs in _ROPE[kind].items()}
     elif kind == "yarn":
-        scaling["beta_fast"] = float(rope.get("beta_fast") or 32)
-        scaling["beta_slow"] = float(rope.get("beta_slow") or 1)
-        scaling["attention_factor"] = _attention_factor(rope, factor)
-        scaling["truncate"] = rope.get("truncate", True)
-    return {"position.theta": theta, "position.scaling": RotaryScaling(kind=kind, factor=factor, **scaling)}
+        scaling |= {name: rope[name] for name in _ROPE[kind] if rope.get(name) is not None}
+        scaling["attention_factor"] = _attention_factor(rope, scaling["factor"])
+    return {"position.theta": theta, "position.scaling": scaling}
 
 
 def _attention_factor(rope: Raw, factor: float) -> float | None:
     """YaRN's factor on cosines and sines where it is given, or follows from DeepSeek's two mscales."""
-    if rope.get("attention_factor") is not None:
-        return float(rope["attention_factor"])
-    if not (rope.get("mscale") and rope.get("mscale_all_dim")):
-        return None
-    if factor <= 1:
-        return 1.0
-    return (0.1 * rope["mscale"] * math.log(factor) + 1) / (0.1 * rope["mscale_all_dim"] * math.log(factor) + 1)
+    mscale, mscale_all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
+    if rope.get("attention_factor") is not None or not (mscale and mscale_all_dim):
+        return rope.get("attention_factor")
+    logarithm = 0.1 * math.log(max(factor, 1.0))
+    return (mscale * logarithm + 1) / (mscale_all_dim * logarithm + 1)
 
 
-def _write_rope(position: PositionConfig) -> dict[str, Any]:
+def _write_rope(config: ModelConfig) -> dict[str, Any]:
     """Rotary positions in both forms, so that older readers understand them as well."""
-    scaling = position.scaling
-    rope: dict[str, Any] = {"rope_type": scaling.kind if scaling else "default", "rope_theta": position.theta}
-    if scaling is not None:
-        optional = {"original_max_position_embeddings": scaling.original_length}
-        if scaling.kind == "yarn":
-            optional["attention_factor"] = scaling.attention_factor
-        rope["factor"] = scaling.factor
-        rope |= {name: value for name, value in optional.items() if value is not None}
-        rope |= {theirs: getattr(scaling, ours) for ours, theirs in _ROPE[scaling.kind].items()}
-    return {"rope_scaling": rope if scaling else None, "rope_parameters": rope}
-
-
-def _derived(raw: Raw, values: Values, head: HeadKind) -> Values:
-    return _rope(raw, values)
-
-
-def _written(config: ModelConfig) -> dict[str, Any]:
-    return _write_rope(config.position)
+    scaling, theta = config.position.scaling, config.position.theta
+    if scaling is None:
+        return {"rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+    rope: dict[str, Any] = {"rope_type": scaling.kind, "rope_theta": theta, "factor": scaling.factor}
+    optional = {_ORIGINAL: scaling.original_length}
+    if scaling.kind == "yarn":
+        optional["attention_factor"] = scaling.attention_factor
+    rope |= {name: value for name, value in optional.items() if value is not None}
+    rope |= {theirs: getattr(scaling, ours) for ours, theirs in _ROPE[scaling.kind].items()}
+    return {"rope_scaling": rope, "rope_parameters": rope}
 
 
 def _derived_qwen(raw: Raw, values: Values, head: HeadKind) -> Values:
     """Rotary positions, and the window on the upper layers, which newer files list one by one."""
-    rope, layers, window = _rope(raw, values), values["decoder_layers"], raw.get("sliding_window", 4096)
+    rope, layers, window = _rope(raw, values, head), values["decoder_layers"], raw.get("sliding_window", 4096)
     if not raw.get("use_sliding_window", False) or window is None:
         return rope
     types: list[str] | None = raw.get("layer_types")
@@ -104,7 +90,7 @@ def _written_qwen(config: ModelConfig) -> dict[str, Any]:
     window, layers = config.attention.window, config.decoder_layers
     first = layers if window is None else config.attention.window_from
     return {
-        **_written(config),
+        **_write_rope(config),
         "sliding_window": window,
         "use_sliding_window": window is not None,
         "max_window_layers": first,
@@ -135,11 +121,7 @@ def _llama3(factor: float, **fields: Any) -> Raw:
     return {**_LLAMA3, **rope, "rms_norm_eps": 1e-5, "num_key_value_heads": 8, **fields}
 
 
-def _sizes(hidden: int, layers: int, heads: int, width: int, **fields: Any) -> dict[str, Any]:
-    shape = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return {**shape, "intermediate_size": width, **fields}
-
-
+_sizes = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size")
 _TIED = {"tie_word_embeddings": True}
 _SMOLLM2 = {
     "vocab_size": 49152,
@@ -189,8 +171,8 @@ _LLAMA = Family(
     architectures=classes("Llama", "ForCausalLM"),
     fields={**_FIELDS, **_BIAS, "mlp_bias": ("feed_forward.bias", False)},
     constants={"feed_forward.gated": True, "position.kind": "rotary", "norm.kind": "rms"},
-    derived=_derived,
-    written=_written,
+    derived=_rope,
+    written=_write_rope,
     rows=[
         row("model.embed_tokens.weight", "token_embedding.table.weight"),
         *linears("model.layers.{i}.", "decoder.blocks.{i}.", _LAYER),

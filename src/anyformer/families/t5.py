@@ -16,6 +16,7 @@ from anyformer.families.base import (
     read_activation,
     refuse,
     seq2seq_head,
+    sizes,
     special_tokens,
     write_activation,
 )
@@ -82,14 +83,11 @@ _BODY = [
 ]
 
 
-def _sizes(d_model: int, layers: int, heads: int, width: int, **rest: Any) -> Raw:
-    return {"d_model": d_model, "num_layers": layers, "num_heads": heads, "d_ff": width, **rest}
-
-
 def _classes(name: str) -> dict[str, HeadKind]:
     return {**classes(name, "ForConditionalGeneration"), f"{name}WithLMHeadModel": "language_model"}
 
 
+_sizes = sizes("d_model num_layers num_heads d_ff")
 _V11 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 _T5 = Family(
     model_type="t5",

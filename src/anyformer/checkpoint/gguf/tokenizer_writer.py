@@ -32,7 +32,7 @@ _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 @dataclass
 class _Entries:
-    """_Entries of llama.cpp's vocabulary, by token id.
+    """Entries of llama.cpp's vocabulary, by token id.
 
     Attributes:
         tokens: Their texts; no two are alike.
@@ -82,12 +82,9 @@ class _Entries:
                 f"This tokenizer puts {len(self.before)} tokens before a text and {len(self.after)} after it; "
                 "llama.cpp puts at most one at each end."
             )
-        return {
-            "add_bos_token": bool(self.before),
-            "add_eos_token": bool(self.after),
-            **({"bos_token_id": self.before[0]} if self.before else {}),
-            **({"eos_token_id": self.after[0]} if self.after else {}),
-        }
+        ids = {"bos_token_id": self.before, "eos_token_id": self.after}
+        flags = {"add_bos_token": bool(self.before), "add_eos_token": bool(self.after)}
+        return flags | {key: end[0] for key, end in ids.items() if end}
 
 
 def _roles(tokenizer: Tokenizer | None, config: ModelConfig) -> dict[str, Any]:
@@ -95,8 +92,8 @@ def _roles(tokenizer: Tokenizer | None, config: ModelConfig) -> dict[str, Any]:
     tokens = config.special_tokens
     ids = {} if tokenizer is None else {key: getattr(tokenizer, role) for role, key in ROLES.items()}
     ends = dict(zip(_ENDS, tokens.eos, strict=False))
-    given = {"bos_token_id": tokens.bos, "padding_token_id": tokens.pad, **ends}
-    ids |= {key: id_ for key, id_ in given.items() if id_ is not None}
+    own = {"bos_token_id": tokens.bos, "padding_token_id": tokens.pad, **ends}
+    ids |= {key: id_ for key, id_ in own.items() if id_ is not None}
     return {key: id_ for key, id_ in ids.items() if id_ is not None and id_ < config.vocab_size}
 
 
@@ -128,11 +125,15 @@ def tokenizer_metadata(tokenizer: Tokenizer | None, config: ModelConfig, notes: 
     kind = pipeline["model"]["type"]
     if kind == "BPE" and pipeline["model"].get("byte_fallback"):
         kind = "SentencePiece"
-    if kind not in _KINDS:
-        raise UserError(f"llama.cpp has no tokenizer of the kind {kind}.")
+    _require(kind in _KINDS, f"llama.cpp has no tokenizer of the kind {kind}")
     metadata = _KINDS[kind](pipeline, entries, notes)
     template = {} if tokenizer.chat_template is None else {"tokenizer.chat_template": tokenizer.chat_template}
     return _prefixed({**_roles(tokenizer, config), **metadata, **entries.metadata(), **segments}) | template
+
+
+def _require(is_possible: object, reason: str) -> None:
+    if not is_possible:
+        raise UserError(f"{reason}.")
 
 
 def _prefixed(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -142,16 +143,16 @@ def _prefixed(metadata: dict[str, Any]) -> dict[str, Any]:
 def _byte_bpe(pipeline: Any, entries: _Entries, notes: list[str]) -> dict[str, Any]:
     """BPE over bytes written in 256 printable characters, llama.cpp's `gpt2` (Radford et al. 2019)."""
     model, normalizer = pipeline["model"], pipeline.get("normalizer")
-    if not model["merges"]:
-        raise UserError("llama.cpp has no character-level tokenizer: train with --tokenizer bpe:8192, for example.")
-    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise UserError("llama.cpp's BPE knows no marks at the ends of words, which this tokenizer has.")
-    composes = normalizer is not None
-    if composes and normalizer["type"] not in _COMPOSED:
-        raise UserError(f"llama.cpp does not change text before BPE, as this tokenizer does ({normalizer['type']}).")
-    if composes:
-        notes.append(_not_composed(normalizer["type"]))
-    pre = _pretokenizer_name(pipeline.get("pre_tokenizer"), bool(model.get("ignore_merges")), composes)
+    _require(
+        model["merges"], "llama.cpp has no character-level tokenizer: train with --tokenizer bpe:8192, for example"
+    )
+    marks = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    _require(not marks, "llama.cpp's BPE knows no marks at the ends of words, which this tokenizer has")
+    if normalizer is not None:
+        form = normalizer["type"]
+        _require(form in _COMPOSED, f"llama.cpp does not change text before BPE, as this tokenizer does ({form})")
+        notes.append(_not_composed(form))
+    pre = _pretokenizer_name(pipeline.get("pre_tokenizer"), bool(model.get("ignore_merges")), normalizer is not None)
     pairs = cast("list[str | list[str]]", model["merges"])
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
     return {"model": "gpt2", "pre": pre, "merges": merges, "add_space_prefix": False, **entries.around()}
@@ -209,8 +210,8 @@ def _sentencepiece_bpe(pipeline: Any, entries: _Entries, notes: list[str]) -> di
     """
     model = pipeline["model"]
     prefix = _adds_space(pipeline, notes)
-    if not {f"<0x{byte:02X}>" for byte in range(256)} <= set(entries.tokens):
-        raise UserError("llama.cpp's SentencePiece tokenizer needs a token for every byte, which this one lacks.")
+    has_bytes = set(entries.tokens).issuperset(f"<0x{byte:02X}>" for byte in range(256))
+    _require(has_bytes, "llama.cpp's SentencePiece tokenizer needs a token for every byte, which this one lacks")
     entries.scores = _scores(model, entries)
     for i, token in enumerate(entries.tokens):
         if _BYTE.fullmatch(token) and entries.token_types[i] == NORMAL:
@@ -267,6 +268,9 @@ def _scores(model: Any, entries: _Entries) -> list[float]:
     return [float(-first[token]) if token in first else float(-len(pairs)) for token in entries.tokens]
 
 
+_BERT = ("BertNormalizer", "BertPreTokenizer")
+
+
 def _word_piece(pipeline: Any, entries: _Entries, notes: list[str]) -> dict[str, Any]:
     """BERT's WordPiece, llama.cpp's `bert` (Devlin et al. 2018).
 
@@ -275,14 +279,12 @@ def _word_piece(pipeline: Any, entries: _Entries, notes: list[str]) -> dict[str,
     """
     model, normalizer = pipeline["model"], pipeline.get("normalizer") or {"type": "nothing"}
     pre_tokenizer = pipeline.get("pre_tokenizer") or {"type": "nothing"}
-    if normalizer["type"] != "BertNormalizer" or pre_tokenizer["type"] != "BertPreTokenizer":
-        raise UserError("llama.cpp's WordPiece cleans and cuts text as BERT does, and this tokenizer does not.")
-    if not normalizer["clean_text"] or not normalizer["handle_chinese_chars"]:
-        raise UserError(
-            "llama.cpp's WordPiece always cleans text and parts Chinese characters; this tokenizer doesn't."
-        )
-    if len(entries.before) != 1 or len(entries.after) != 1:
-        raise UserError("llama.cpp's WordPiece puts one token before a text and one after it; this tokenizer doesn't.")
+    name, is_bert = "llama.cpp's WordPiece", (normalizer["type"], pre_tokenizer["type"]) == _BERT
+    _require(is_bert, f"{name} cleans and cuts text as BERT does, and this tokenizer does not")
+    cleans = normalizer["clean_text"] and normalizer["handle_chinese_chars"]
+    _require(cleans, f"{name} always cleans text and parts Chinese characters; this tokenizer doesn't")
+    surrounds = len(entries.before) == len(entries.after) == 1
+    _require(surrounds, f"{name} puts one token before a text and one after it; this tokenizer doesn't")
     prefix = str(model["continuing_subword_prefix"])
     for i, (token, kind) in enumerate(zip(entries.tokens, entries.token_types, strict=True)):
         if kind not in (CONTROL, UNUSED):
@@ -291,27 +293,20 @@ def _word_piece(pipeline: Any, entries: _Entries, notes: list[str]) -> dict[str,
         f"llama.cpp also cuts up words of more than {model['max_input_chars_per_word']} characters, which this "
         "tokenizer gives up on."
     )
-    lowercase = bool(normalizer["lowercase"])
-    accents = normalizer["strip_accents"]
-    return {
-        "model": "bert",
-        "pre": "default",
-        "bos_token_id": entries.before[0],
-        "seperator_token_id": entries.after[0],
-        "normalizer.lowercase": lowercase,
-        "normalizer.strip_accents": lowercase if accents is None else bool(accents),
-    }
+    lowercase, accents = bool(normalizer["lowercase"]), normalizer["strip_accents"]
+    ids = {"bos_token_id": entries.before[0], "seperator_token_id": entries.after[0]}
+    folds = {"lowercase": lowercase, "strip_accents": lowercase if accents is None else bool(accents)}
+    return {"model": "bert", "pre": "default", **ids, **{f"normalizer.{key}": value for key, value in folds.items()}}
 
 
 def _unigram(pipeline: Any, entries: _Entries, notes: list[str]) -> dict[str, Any]:
     """SentencePiece's unigram model, llama.cpp's `t5` (Kudo 2018)."""
     model = pipeline["model"]
-    if model.get("byte_fallback"):
-        raise UserError("llama.cpp's unigram tokenizer does not write unknown characters as bytes; this one does.")
+    name, bytes_ = "llama.cpp's unigram tokenizer", model.get("byte_fallback")
+    _require(not bytes_, f"{name} does not write unknown characters as bytes; this one does")
+    _require(model.get("unk_id") is not None, f"{name} needs a token for what is unknown, which this one lacks")
     pieces = cast("list[tuple[str, float]]", model["vocab"])
     entries.scores = [float(pieces[i][1]) if i < len(pieces) else 0.0 for i in range(len(entries.tokens))]
-    if model.get("unk_id") is None:
-        raise UserError("llama.cpp's unigram tokenizer needs a token for what is unknown, which this one lacks.")
     entries.token_types[model["unk_id"]] = UNKNOWN
     return {
         "model": "t5",
@@ -331,28 +326,28 @@ def _characters(normalizer: Any, notes: list[str]) -> dict[str, Any]:
             table["precompiled_charsmap"] = base64.b64decode(part["precompiled_charsmap"])
         elif part["type"] in _COMPOSED:
             notes.append(_not_composed(part["type"]))
-        elif part["type"] not in ("Strip", "Replace") or not table:
-            raise UserError(f"llama.cpp can't prepare text as this tokenizer does ({part['type']}).")
+        else:
+            is_table = table and part["type"] in ("Strip", "Replace")
+            _require(is_table, f"llama.cpp can't prepare text as this tokenizer does ({part['type']})")
     return table
 
 
 def _spaces(pre_tokenizer: Any, notes: list[str]) -> dict[str, Any]:
     """Whether runs of spaces count as one. Raises UserError for a way of cutting words that llama.cpp can't follow."""
     parts = _steps_of(pre_tokenizer, "pretokenizers")
-    refused = UserError("llama.cpp can't cut words as this tokenizer does (its pre_tokenizer).")
     kinds = [part["type"] for part in parts]
-    space = parts[-1] if kinds and kinds[-1] == "Metaspace" else None
-    if space is None or space["replacement"] != SPACE or space["prepend_scheme"] == "never":
-        raise refused
-    if kinds == ["WhitespaceSplit", "Metaspace"]:
-        return {"add_space_prefix": True, "remove_extra_whitespaces": True}
-    if kinds != ["Metaspace"] and not (kinds == ["Split", "Metaspace"] and parts[0]["pattern"] == {"String": "\n"}):
-        raise refused
-    notes.append(
-        "llama.cpp puts a space before a text, or the rest of one after a special token, that begins with a space; "
-        "this tokenizer puts none there."
-    )
-    return {"add_space_prefix": True, "remove_extra_whitespaces": False}
+    prefixes = kinds[-1:] == ["Metaspace"] and parts[-1]["replacement"] == SPACE
+    prefixes = prefixes and parts[-1]["prepend_scheme"] != "never"
+    splits_lines = kinds[:-1] == ["Split"] and parts[0]["pattern"] == {"String": "\n"}
+    is_possible = prefixes and (kinds[:-1] in ([], ["WhitespaceSplit"]) or splits_lines)
+    _require(is_possible, "llama.cpp can't cut words as this tokenizer does (its pre_tokenizer)")
+    joins = len(kinds) > 1 and not splits_lines
+    if not joins:
+        notes.append(
+            "llama.cpp puts a space before a text, or the rest of one after a special token, that begins with a space; "
+            "this tokenizer puts none there."
+        )
+    return {"add_space_prefix": True, "remove_extra_whitespaces": joins}
 
 
 def _steps_of(part: Any, field: str) -> list[Any]:
