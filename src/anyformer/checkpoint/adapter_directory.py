@@ -142,7 +142,7 @@ def _fit(
     if target.is_embedding and model.config.is_encoder_decoder:
         raise UserError(f"{path}: an adapter of {module}, which encoder and decoder share, is not supported.")
     (outputs, inputs), rank = target.shape, stored.config.rank_of(module)
-    shapes = {"a": (rank, inputs), "b": (outputs, rank)}
+    shapes: dict[str, tuple[int, ...]] = {"a": (rank, inputs), "b": (outputs, rank)}
     if stored.config.use_dora and not target.is_embedding:
         shapes["magnitude"] = (outputs,)
     if parts.keys() != shapes.keys():

@@ -124,11 +124,9 @@ def files(
     tensors: dict[str, Tensor] = {}
     adapted = adapted_layers(model, name)
     for module, (target, matrices) in adapted.items():
-        pair = ("embedding_A", "embedding_B") if target.is_embedding else ("A.weight", "B.weight")
-        parts = dict(zip(pair, (matrices.a, matrices.b), strict=True))
-        if matrices.magnitude is not None:
-            parts["magnitude_vector"] = matrices.magnitude
-        tensors |= {f"{_PREFIX}{module}.lora_{end}": tensor for end, tensor in parts.items()}
+        ends = ("embedding_A", "embedding_B") if target.is_embedding else ("A.weight", "B.weight")
+        parts = zip((*ends, "magnitude_vector"), (matrices.a, matrices.b, matrices.magnitude), strict=True)
+        tensors |= {f"{_PREFIX}{module}.lora_{end}": part for end, part in parts if part is not None}
     own, prefix = base_parameters(model), prefix_of(model)
     for theirs, row in family_of(model).table(own).items():
         module, _, part = theirs.removeprefix(prefix).rpartition(".")

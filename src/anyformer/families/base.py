@@ -45,7 +45,8 @@ _SUFFIXES: dict[str, HeadKind] = {
 
 def classes(name: str, language_model: str, others: Sequence[str] = tuple(_SUFFIXES)) -> dict[str, HeadKind]:
     """Hugging Face's classes of a family and their heads: ``classes("Bert", "ForMaskedLM")``."""
-    return {f"{name}{language_model}": "language_model"} | {f"{name}{suffix}": _SUFFIXES[suffix] for suffix in others}
+    heads: dict[str, HeadKind] = {f"{name}{language_model}": "language_model"}
+    return heads | {f"{name}{suffix}": _SUFFIXES[suffix] for suffix in others}
 
 
 def sizes(fields: str) -> Callable[..., dict[str, Any]]:
@@ -229,8 +230,9 @@ def read_fields(raw: Raw, fields: Fields) -> Values:
     """The fields of ModelConfig that a table reads from a config.json. Null stands for false, as in transformers."""
     values: Values = {}
     for theirs, (ours, default) in fields.items():
-        value = raw.get(theirs, default)
-        value = False if value is None and isinstance(default, bool) else value
+        value: Any = raw.get(theirs, default)
+        if value is None and isinstance(default, bool):
+            value = False
         for name in ours.split():
             if name.endswith(".activation"):
                 values[name] = read_activation(value)

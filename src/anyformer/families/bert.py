@@ -6,7 +6,7 @@ RoBERTa is BERT with positions counted from `padding + 1`; DistilBERT is BERT wi
 from dataclasses import replace
 from typing import Any
 
-from anyformer.config import HeadConfig, HeadKind
+from anyformer.config import HeadConfig, HeadKind, ModelConfig
 from anyformer.errors import UserError
 from anyformer.families.base import (
     CLASSIFIERS,
@@ -38,6 +38,10 @@ def _derived_roberta(raw: Raw, values: Values, kind: HeadKind) -> Values:
     transform = {"head.transform": "gelu"} if kind == "language_model" else {}
     offset = {"position.offset": pad + 1, "max_length": values["max_length"] - (pad + 1)}
     return {**_derived(raw, values, kind), **transform, **offset}
+
+
+def _written_roberta(config: ModelConfig) -> dict[str, Any]:
+    return {"max_position_embeddings": config.max_length + config.position.offset}
 
 
 def _derived_distilbert(raw: Raw, values: Values, kind: HeadKind) -> Values:
@@ -154,7 +158,7 @@ _ROBERTA = replace(
     fields={**_BERT.fields, "vocab_size": ("vocab_size", 50265), **special_tokens(pad=1, bos=0, eos=2)},
     constants={**_BERT.constants, "position.skip_padding": True, "init.kind": "normal"},
     derived=_derived_roberta,
-    written=lambda config: {"max_position_embeddings": config.max_length + config.position.offset},
+    written=_written_roberta,
     rows=[
         *_body("roberta.", "encoder.layer", _LAYER),
         *_masked_lm("lm_head.dense", "lm_head.layer_norm", "lm_head", "lm_head.decoder"),

@@ -61,7 +61,7 @@ def _write_rope(config: ModelConfig) -> dict[str, Any]:
     if scaling is None:
         return {"rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
     rope: dict[str, Any] = {"rope_type": scaling.kind, "rope_theta": theta, "factor": scaling.factor}
-    optional = {_ORIGINAL: scaling.original_length}
+    optional: dict[str, float | None] = {_ORIGINAL: scaling.original_length}
     if scaling.kind == "yarn":
         optional["attention_factor"] = scaling.attention_factor
     rope |= {name: value for name, value in optional.items() if value is not None}
