@@ -33,9 +33,7 @@ from anyformer.model import Transformer, skeleton
 from anyformer.quantization import bits_of, bits_per_module, quantizable, quantization, quantize_weight, set_weight
 from anyformer.tokenizer import Tokenizer
 
-Convert = Callable[[str, Tensor | QuantizedWeight], Tensor | QuantizedWeight]
-"""From one of our names and the weight in the file to the weight in the model."""
-
+Weight = Tensor | QuantizedWeight
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -142,9 +140,7 @@ def load_with_head(
         UserError: as `load`; a family without such a head, or labels that don't fit.
     """
 
-    def change(config: ModelConfig) -> ModelConfig:
-        return with_head(config, kind, labels, problem_type)
-
+    change = partial(with_head, kind=kind, labels=labels, problem_type=problem_type)
     return _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle)
 
 
@@ -170,7 +166,7 @@ def _load(
     else:
         model = skeleton(_without_missing_pooler(change(config), source))
         table = _kept(skeleton(config), model, source)
-    assign(model, table, source, _converter(model, source, kind), dtype, device)
+    _assign(model, table, source, kind, dtype, device)
     if kind is not None and isinstance(source, QuantizedSource) and f"int{bits_of(model)}" != kind:
         raise UserError(
             f"{source.path} holds integers of {bits_of(model)} bits already: quantize the model that it was made of."
@@ -251,26 +247,22 @@ def _stored(source: TensorSource, ours: str) -> str | None:
     return next((name for name in source.family.stored_names(ours) if name in source.names), None)
 
 
-def assign(
+def _assign(
     model: Transformer,
     table: Mapping[str, Row],
     source: TensorSource,
-    convert: Convert,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    kind: Quantization | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
 ) -> None:
     """Give every weight of a model without storage (`skeleton`) its tensor from a source, converted one at a time.
 
-    Args:
-        table: The row for every name in the source, together of all weights that are not to be drawn.
-        dtype: None: that of the source.
-        device: None: the CPU.
-
-    Raises:
-        UserError: tensors that are damaged, unknown, missing or misshapen.
+    `table` has the row for every name in the source, together of all weights that are not to be drawn. Raises UserError
+    for tensors that are damaged, unknown, missing or misshapen.
     """
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     dtype, names, can_quantize = dtype or source.dtype, _match(table, source), quantizable(model)
+    bits = {} if kind is None else bits_per_module(model, kind)
     weights: dict[str, Any] = {}
     dtypes: set[torch.dtype] = set()
     for theirs, row in sorted(table.items(), key=lambda item: item[1].alias):
@@ -289,7 +281,7 @@ def assign(
                 f"{source.described_by}: {row.ours[0]} wants {list(shapes[row.ours[0]])}."
             )
         for ours, part in zip(row.ours, parts, strict=True):
-            weight = convert(ours, part)
+            weight = part if isinstance(source, QuantizedSource) else _converted(ours, part, bits)
             if row.alias and ours in weights:
                 if not _equal(weight, weights[ours]):
                     raise UserError(f"{source.path}: {theirs} should equal the weight it is tied to, and does not.")
@@ -315,21 +307,14 @@ def assign(
         model.requires_grad_(False)
 
 
-def _converter(model: Transformer, source: TensorSource, kind: Quantization | None) -> Convert:
-    """Quantizes matrices to this kind. A quantized directory stays as it is, a GGUF file's integers if they are few."""
-    if isinstance(source, QuantizedSource):
-        return lambda name, weight: weight
-    bits = {} if kind is None else bits_per_module(model, kind)
-
-    def convert(name: str, weight: Tensor | QuantizedWeight) -> Tensor | QuantizedWeight:
-        most = bits.get(name.removesuffix(".weight"))
-        if isinstance(weight, QuantizedWeight):
-            if most is not None and weight.bits <= most:
-                return weight
-            weight = dequantize(weight, torch.float32)
-        return weight if most is None else quantize_weight(name, weight, most)
-
-    return convert
+def _converted(name: str, weight: Weight, bits: Mapping[str, int]) -> Weight:
+    """A weight in the bits of its module, or in floating point; a file's own integers of as few bits are kept."""
+    most = bits.get(name.removesuffix(".weight"))
+    if isinstance(weight, QuantizedWeight):
+        if most is not None and weight.bits <= most:
+            return weight
+        weight = dequantize(weight, torch.float32)
+    return weight if most is None else quantize_weight(name, weight, most)
 
 
 def _match(table: Mapping[str, Row], source: TensorSource) -> dict[str, str]:
@@ -349,7 +334,7 @@ def _match(table: Mapping[str, Row], source: TensorSource) -> dict[str, str]:
     return {full_name: name for full_name, name in in_table.items() if full_name in table}
 
 
-def _apply(operation: Operation, stored: Tensor | QuantizedWeight, count: int) -> Sequence[Tensor | QuantizedWeight]:
+def _apply(operation: Operation, stored: Weight, count: int) -> Sequence[Weight]:
     """Our weights in one on disk; none where it has no such shape. Operations move whole rows of quantized weights."""
     try:
         if isinstance(stored, Tensor):
@@ -361,7 +346,7 @@ def _apply(operation: Operation, stored: Tensor | QuantizedWeight, count: int) -
         return []
 
 
-def _equal(a: Tensor | QuantizedWeight, b: Tensor | QuantizedWeight) -> bool:
+def _equal(a: Weight, b: Weight) -> bool:
     """Whether two weights are the same in the dtype and on the device of the second."""
     if isinstance(a, QuantizedWeight) and isinstance(b, QuantizedWeight):
         return torch.equal(a.integers.to(b.integers.device), b.integers)

@@ -10,7 +10,7 @@ from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.families.base import Family, Raw, Values, classes, none_if_default, seq2seq_head, special_tokens
-from anyformer.families.rows import ROW, Row, alias, linear, linears, row
+from anyformer.families.rows import ROW, Row, alias, linear, linears, row, tied
 
 _DECODER = (
     ("attention", "heads", "decoder_attention_heads", 16),
@@ -119,8 +119,7 @@ _BART = Family(
         *_stack("encoder"),
         *_stack("decoder"),
         row("final_logits_bias", "head.bias", ROW),
-        row("lm_head.weight", "head.projection.weight"),
-        alias("lm_head.weight", "token_embedding.table.weight"),
+        *tied("lm_head"),
         *linear("classification_head.dense", "pooler.dense"),
         *linear("classification_head.out_proj", "head.labels"),
     ],

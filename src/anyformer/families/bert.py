@@ -19,7 +19,7 @@ from anyformer.families.base import (
     special_tokens,
     write_labels,
 )
-from anyformer.families.rows import Row, alias, linear, linears, row
+from anyformer.families.rows import Row, alias, linear, linears, row, tied
 
 
 def _derived(raw: Raw, values: Values, kind: HeadKind, pooler: str | None = "tanh") -> Values:
@@ -98,8 +98,7 @@ def _masked_lm(transform: str, norm: str, bias: str, decoder: str) -> list[Row]:
         *linear(norm, "head.transform.norm"),
         row(f"{bias}.bias", "head.bias"),
         alias(f"{decoder}.bias", "head.bias"),
-        row(f"{decoder}.weight", "head.projection.weight"),
-        alias(f"{decoder}.weight", "token_embedding.table.weight"),
+        *tied(decoder),
     ]
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.families.base import Family, Raw, Values, classes, none_if_default, sizes, special_tokens
-from anyformer.families.rows import SPLIT, TRANSPOSE, alias, linear, row
+from anyformer.families.rows import SPLIT, TRANSPOSE, linear, row, tied
 
 
 def _derived(raw: Raw, values: Values, head: HeadKind) -> Values:
@@ -63,8 +63,7 @@ FAMILY = Family(
         *linear(f"{_LAYER}.mlp.c_fc", f"{_BLOCK}.feed_forward.up", TRANSPOSE),
         *linear(f"{_LAYER}.mlp.c_proj", f"{_BLOCK}.feed_forward.down", TRANSPOSE),
         *linear("transformer.ln_f", "decoder.final_norm"),
-        row("lm_head.weight", "head.projection.weight"),
-        alias("lm_head.weight", "token_embedding.table.weight"),
+        *tied("lm_head"),
         # Its classifier of tokens has a bias, and that of texts another name.
         *linear("classifier", "head.labels", requires="head.labels.bias"),
         row("score.weight", "head.labels.weight"),

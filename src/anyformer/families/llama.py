@@ -11,7 +11,7 @@ from typing import Any
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families.base import Family, Fields, Raw, Values, classes, sizes, special_tokens
-from anyformer.families.rows import alias, linear, linears, row
+from anyformer.families.rows import linear, linears, row, tied
 
 _ROPE = {
     "linear": {},
@@ -177,8 +177,7 @@ _LLAMA = Family(
         row("model.embed_tokens.weight", "token_embedding.table.weight"),
         *linears("model.layers.{i}.", "decoder.blocks.{i}.", _LAYER),
         *linear("model.norm", "decoder.final_norm"),
-        row("lm_head.weight", "head.projection.weight"),
-        alias("lm_head.weight", "token_embedding.table.weight"),
+        *tied("lm_head"),
         *linear("score", "head.labels"),
     ],
     prefix="model.",

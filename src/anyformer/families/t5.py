@@ -20,7 +20,7 @@ from anyformer.families.base import (
     special_tokens,
     write_activation,
 )
-from anyformer.families.rows import Row, alias, linear, linears, prefixed, row
+from anyformer.families.rows import Row, alias, linear, linears, prefixed, row, tied
 
 
 def _derived(raw: Raw, values: Values, head: HeadKind, *, can_scale: bool) -> Values:
@@ -78,8 +78,7 @@ _BODY = [
     *_stack("decoder", 2),
     *linears("decoder.block.{i}.layer.1.EncDecAttention.", "decoder.blocks.{i}.cross_attention.", _ATTENTION),
     *linear("decoder.block.{i}.layer.1.layer_norm", "decoder.blocks.{i}.cross_attention_norm"),
-    row("lm_head.weight", "head.projection.weight"),
-    alias("lm_head.weight", "token_embedding.table.weight"),
+    *tied("lm_head"),
 ]
 
 
