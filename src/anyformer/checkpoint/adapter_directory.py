@@ -111,7 +111,7 @@ def load_adapter(model: Transformer, directory: str | Path, name: str | None = N
     if name in model.adapter_configs:
         raise UserError(f"The model has an adapter {name!r} already.")
     raw = limits.read_object(path / peft.CONFIG)
-    stored = mlx.read(path) if mlx.is_mlx(raw) and "peft_type" not in raw else peft.read(path)
+    stored = mlx.read(path) if raw.keys() & mlx.FIELDS and "peft_type" not in raw else peft.read(path)
     config, layers = stored.config, targets(model)
     if weight != 1.0:
         if config.use_dora or stored.others:

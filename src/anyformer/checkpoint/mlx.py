@@ -3,7 +3,7 @@
 Its matrices are ours transposed, and its scale is applied as it is: alpha is scale times rank.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from anyformer.model import Transformer
 from anyformer.schema import make
 
 WEIGHTS = "adapters.safetensors"
+FIELDS = {"lora_parameters", "fine_tune_type"}
+"""Fields of the config file by which it is told from PEFT's."""
 _SUFFIXES = {".lora_a": "a", ".lora_b": "b", ".m": "magnitude"}
 
 
@@ -31,11 +33,6 @@ class LoraParameters:
     rank: int | None = None
     dropout: float = 0.0
     keys: Sequence[str] | None = None
-
-
-def is_mlx(raw: Mapping[str, Any]) -> bool:
-    """Whether an adapter_config.json is one of mlx-lm's."""
-    return "lora_parameters" in raw or "fine_tune_type" in raw
 
 
 def read(directory: Path) -> StoredAdapter:

@@ -5,7 +5,6 @@ import logging
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +15,6 @@ from anyformer import atomic, limits
 from anyformer.adapters.modules import adapters
 from anyformer.checkpoint import generation_settings, pooling
 from anyformer.checkpoint.sources import SAFETENSORS, SAFETENSORS_INDEX, write_tensors
-from anyformer.config import ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, from_huggingface, own, to_huggingface
 from anyformer.families.base import Family, write_labels
@@ -97,7 +95,9 @@ def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
     """The config.json: loaded fields as they were, changed and new ones as the family writes them."""
     origin, config = model.origin.config, model.config
     dtype = str(model.dtype).removeprefix("torch.")
-    if origin and _describes(origin, config):
+    loaded = from_huggingface(origin) if origin else None
+    # A head that is not tied shows in the weights alone, and pooling in other files.
+    if loaded and loaded == config.replace(embedding={"tied": loaded.embedding.tied}, pooling=loaded.pooling):
         # BartConfig of transformers counts three labels where it finds no names, and leaves out those of two.
         labels = {} if "id2label" in origin else write_labels(config.head)
         dtype_name = "torch_dtype" if "torch_dtype" in origin else "dtype"
@@ -105,12 +105,6 @@ def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
     family, written = to_huggingface(config)
     kept = origin if origin.get("model_type") == family.model_type else {}
     return family, {**{k: v for k, v in kept.items() if k != "torch_dtype"}, **written, "dtype": dtype}
-
-
-def _describes(raw: Mapping[str, Any], config: ModelConfig) -> bool:
-    """Whether this config.json describes this model. A head that is not tied shows in the weights alone."""
-    read = from_huggingface(raw)
-    return read == replace(config, embedding=replace(config.embedding, tied=read.embedding.tied), pooling=read.pooling)
 
 
 def _generation(model: Transformer) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Model families: what Hugging Face calls them, and the sizes that were published.
 
 `FAMILIES` maps each `model_type` to its `Family`, `PRESETS` each preset to its config, `ALIASES` a family's short name
-to the preset meant by it.
+to the preset meant by it, its first.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,7 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 ALIASES = {
-    "llama": "llama-3.2-1b",
-    "mistral": "mistral-7b",
-    "qwen2": "qwen2.5-0.5b",
-    "qwen3": "qwen3-0.6b",
-    "bert": "bert-base",
-    "roberta": "roberta-base",
-    "distilbert": "distilbert-base",
-    "t5": "t5-small",
-    "mt5": "mt5-small",
-    "marian": "opus-mt",
-    "bart": "bart-base",
-    "pegasus": "pegasus-large",
+    **{name: next(iter(family.presets)) for name, family in FAMILIES.items() if name not in (*PRESETS, own.METHOD)},
     "transformer": "transformer-base",
 }
 

@@ -1,26 +1,7 @@
 """GPT-2: "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019), section 2.3."""
 
-from typing import Any
-
-from anyformer.config import HeadKind, ModelConfig
-from anyformer.families.base import Family, Raw, Values, classes, none_if_default, sizes, special_tokens
+from anyformer.families.base import Family, classes, none_if_default, sizes, special_tokens
 from anyformer.families.rows import SPLIT, TRANSPOSE, linear, row, tied
-
-
-def _derived(raw: Raw, values: Values, head: HeadKind) -> Values:
-    return {
-        "attention.scale": None if raw.get("scale_attn_weights", True) else 1.0,
-        "feed_forward.width": raw.get("n_inner") or 4 * values["d_model"],
-    }
-
-
-def _written(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "n_ctx": config.max_length,
-        "n_inner": none_if_default(config.feed_forward.width, 4 * config.d_model),
-        "scale_attn_weights": config.attention.scale is None,
-    }
-
 
 _LAYER, _BLOCK = "transformer.h.{i}", "decoder.blocks.{i}"
 _QKV = [f"{_BLOCK}.attention.{part}" for part in ("query", "key", "value")]
@@ -50,8 +31,15 @@ FAMILY = Family(
     },
     constants={"init.scale_residual": True, "embedding.padding": None},
     refused={"add_cross_attention": True},
-    derived=_derived,
-    written=_written,
+    derived=lambda raw, values, head: {
+        "attention.scale": None if raw.get("scale_attn_weights", True) else 1.0,
+        "feed_forward.width": raw.get("n_inner") or 4 * values["d_model"],
+    },
+    written=lambda config: {
+        "n_ctx": config.max_length,
+        "n_inner": none_if_default(config.feed_forward.width, 4 * config.d_model),
+        "scale_attn_weights": config.attention.scale is None,
+    },
     rows=[
         row("transformer.wte.weight", "token_embedding.table.weight"),
         row("transformer.wpe.weight", "decoder.position.table.weight"),

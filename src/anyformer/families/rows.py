@@ -108,11 +108,9 @@ def resolve(rows: Iterable[Row], ours: Collection[str]) -> dict[str, Row]:
         for layer in map(str, range(layers) if "{i}" in line.theirs else (0,)):
             theirs, *held = (name.replace("{i}", layer) for name in (line.theirs, *line.ours))
             required = (name.replace("{i}", layer) for name in line.requires)
-            if (
-                theirs not in table
-                and names.issuperset((*held, *required))
-                and (line.alias or claimed.isdisjoint(held))
-            ):
+            if theirs in table or not names.issuperset((*held, *required)):
+                continue
+            if line.alias or claimed.isdisjoint(held):
                 table[theirs] = replace(line, theirs=theirs, ours=tuple(held), requires=())
                 claimed.update(() if line.alias else held)
     for name in ours:

@@ -231,10 +231,6 @@ _POOLING = {"mean": 1, "first": 2, "last": 3}
 """llama.cpp's numbers; 0 is none, and 4 scores pairs of texts."""
 
 
-def _bert_keys(config: ModelConfig) -> Raw:
-    return {"attention.causal": False, "pooling_type": _POOLING.get(config.pooling.kind)}
-
-
 def _bert_adjust(config: ModelConfig, contents: Contents) -> ModelConfig:
     kinds = {number: kind for kind, number in _POOLING.items()}
     return config.replace(
@@ -243,13 +239,6 @@ def _bert_adjust(config: ModelConfig, contents: Contents) -> ModelConfig:
         # Without segments it is a DistilBERT to Hugging Face.
         model_type="bert" if config.embedding.segments else "distilbert",
     )
-
-
-def _t5_inferred(contents: Contents) -> Raw:
-    return {
-        "feed_forward_proj": "gated-gelu" if "enc.blk.0.ffn_gate.weight" in contents.shapes else "relu",
-        "scale_decoder_outputs": contents.output in ("absent", "scaled"),
-    }
 
 
 _ROPE_BUFFERS = (r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd", r"blk\.\d+\.rope_freqs\.weight")
@@ -264,7 +253,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "bert",
             ("bert", "distilbert"),
             names={"attention_norm": "blk.{i}.attn_output_norm", "feed_forward_norm": "blk.{i}.layer_output_norm"},
-            more=_bert_keys,
+            more=lambda config: {"attention.causal": False, "pooling_type": _POOLING.get(config.pooling.kind)},
             adjust=_bert_adjust,
             # Poolers and heads that a converter left in: what this architecture computes ends with the hidden states.
             ignored=(r"cls(\.output)?\.(weight|bias)",),
@@ -278,7 +267,10 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "decoder_start_token_id": "special_tokens.decoder_start",
             },
             names={"attention.output": "blk.{i}.attn_o", "position.table": "blk.0.attn_rel_b"},
-            inferred=_t5_inferred,
+            inferred=lambda contents: {
+                "feed_forward_proj": "gated-gelu" if "enc.blk.0.ffn_gate.weight" in contents.shapes else "relu",
+                "scale_decoder_outputs": contents.output in ("absent", "scaled"),
+            },
             ignored=(r"dec\.blk\.\d+\.cross_attn_rel_b\.weight", r"(enc|dec)\.blk\.[1-9]\d*\.attn_rel_b\.weight"),
         ),
     )

@@ -134,22 +134,18 @@ def _tensors(model: Transformer, rows: Mapping[str, Row]) -> dict[str, _Tensor]:
 
 
 def storable(config: ModelConfig, notes: list[str]) -> ModelConfig:
-    """The config that llama.cpp will compute; notes get what differs."""
-    return _within_window(config if config.decoder_layers else _without_head(config, notes), notes)
+    """The config that llama.cpp will compute; notes get what differs.
 
-
-def _without_head(config: ModelConfig, notes: list[str]) -> ModelConfig:
-    """Encoders there end with the hidden states."""
-    if config.head.kind != "none":
-        kind = "masked-LM head" if config.head.kind == "language_model" else "classifier"
-        notes.append(f"llama.cpp has no {kind}, so it is left out: the file gives hidden states and embeddings.")
-    elif config.head.pooler is not None:
-        notes.append("The pooler, a layer over the first token that embeddings do not use, is left out.")
-    return replace(config, head=HeadConfig(kind="none"), embedding=replace(config.embedding, tied=True))
-
-
-def _within_window(config: ModelConfig, notes: list[str]) -> ModelConfig:
-    """llama.cpp lets every token of these models see all before it: the same as a window, until the window is full."""
+    Encoders there end with the hidden states, and every token of a decoder sees all before it: the same as a window,
+    until the window is full.
+    """
+    if config.is_encoder_only:
+        if config.head.kind != "none":
+            kind = "masked-LM head" if config.head.kind == "language_model" else "classifier"
+            notes.append(f"llama.cpp has no {kind}, so it is left out: the file gives hidden states and embeddings.")
+        elif config.head.pooler is not None:
+            notes.append("The pooler, a layer over the first token that embeddings do not use, is left out.")
+        config = replace(config, head=HeadConfig(kind="none"), embedding=replace(config.embedding, tied=True))
     window = config.attention.window
     if window is None or config.position.kind != "rotary":
         return config
