@@ -144,7 +144,7 @@ class Family:
     fields: Fields = field(default_factory=dict[str, tuple[str, Any]])
     """The table of config.json's fields, read in both directions."""
     constants: Raw = field(default_factory=dict[str, Any])
-    """Fields of ModelConfig that are the same for every model of the family, by dotted name."""
+    """Fields of ModelConfig that every model of the family has and that are not its defaults, as for `replace`."""
     refused: Raw = field(default_factory=dict[str, Any])
     """Switches of config.json that no model here can follow."""
     derived: Callable[[Raw, Values, HeadKind], Values] = lambda raw, values, kind: {}
