@@ -40,12 +40,12 @@ class Target:
 
     @property
     def is_embedding(self) -> bool:
-        """Whether it is a table of rows."""
+        """Whether the layer is a table of rows."""
         return isinstance(self.modules[0], Embedding)
 
     @property
     def fan_in_fan_out(self) -> bool:
-        """Whether its weight is stored as [inputs, outputs]."""
+        """Whether the weight is stored as [inputs, outputs]."""
         return self.row.operation is TRANSPOSE
 
     @property

@@ -58,7 +58,7 @@ class Pattern:
             raise UserError(f"{quote(text)} is no regular expression: {error}.") from error
 
     def matches(self, name: str) -> bool:
-        """Whether it matches the whole of a dotted name, or its end after a dot."""
+        """Whether the pattern matches the whole of a dotted name, or its end after a dot."""
         if self._name is not None:
             return self._name.match(name) is not None
         return len(name) in self._step(name, {0, *(match.end() for match in re.finditer(r"\.", name))})

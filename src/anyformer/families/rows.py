@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Operation:
-    """How one tensor on disk becomes one or several of ours, and back."""
+    """The way from one tensor on disk to one or several of ours, and back."""
 
     read: Callable[[Tensor, int], Sequence[Tensor]]
     """From the tensor on disk and the number of our tensors that it holds."""

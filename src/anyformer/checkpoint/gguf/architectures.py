@@ -1,7 +1,7 @@
 """The architectures of GGUF that models are read from and written as.
 
 Keys and tensors are called alike in all of them, so an architecture is what differs: the family's own tables, read
-through `_KEYS` and `_NAMES`, give the rest. A Mistral is a `llama` there, and its window is not said.
+through the tables below, give the rest. A Mistral is a `llama` there, and its window is not stored.
 """
 
 import math

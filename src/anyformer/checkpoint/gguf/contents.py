@@ -18,11 +18,11 @@ class Contents:
     """Contents of a GGUF file without the weights."""
 
     metadata: Raw
-    """Its key-value pairs."""
+    """The key-value pairs of the file."""
     shapes: Mapping[str, tuple[int, ...]]
-    """Its tensors, the slowest dimension first (as in torch; the file counts the other way round)."""
+    """Shapes of the tensors, the slowest dimension first (as in torch; the file counts the other way round)."""
     output: Output = "absent"
-    """How `output.weight` compares with the token table: the same, the same over sqrt(d_model), or its own."""
+    """Comparison of `output.weight` with the token table: the same, the same over sqrt(d_model), or its own."""
     rope_factors: Sequence[float] | None = None
     """`rope_freqs.weight`: what each rotary frequency is divided by."""
 
@@ -40,7 +40,7 @@ class Contents:
 
 
 def layers(contents: Contents, prefix: str = "") -> int:
-    """How many layers the file's tensors count: `blk.0`, `blk.1`, ..."""
+    """The number of layers in the names of tensors: `blk.0`, `blk.1`, ..."""
     pattern = re.compile(re.escape(prefix) + r"blk\.(\d{1,9})\.")
     return 1 + max((int(m[1]) for name in contents.shapes if (m := pattern.match(name))), default=-1)
 
@@ -115,7 +115,7 @@ def rope_factors(config: ModelConfig) -> list[float] | None:
 
 
 def _turns(length: float, theta: float, pairs: int) -> list[float]:
-    """How often each pair of a head turns over this many tokens."""
+    """Turns of each pair of a head over this many tokens."""
     return [length / (2 * math.pi * theta ** (i / pairs)) for i in range(pairs)]
 
 

@@ -86,7 +86,7 @@ def _contents(container: Container) -> Contents:
 
 
 def _output(container: Container) -> Output:
-    """How the head compares with the token table. A quantized head differs from a table in another format."""
+    """Comparison of the head with the token table. A quantized head differs from a table in another format."""
     tensors = container.tensors
     if _HEAD not in tensors or _TABLE not in tensors:
         return "absent"

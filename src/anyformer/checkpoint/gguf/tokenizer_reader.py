@@ -52,7 +52,7 @@ _gpt2 = partial(pre_tokenizers.ByteLevel, add_prefix_space=False)
 
 @dataclass(frozen=True)
 class Pretokenizer:
-    """How text is split into words before byte-level BPE. GGUF files carry no patterns, only a name (`pre`)."""
+    """The splitting of text into words before byte-level BPE. GGUF files carry no patterns, only a name (`pre`)."""
 
     names: str
     """Names in llama.cpp, separated by spaces; the first is written."""
