@@ -11,7 +11,7 @@ from typing import Any, Literal
 from anyformer.config import HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.families import bart, bert, gpt2, llama, own, t5
-from anyformer.families.base import Family, Raw, complete, write_labels
+from anyformer.families.base import Family, Raw, complete, supported, write_labels
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -52,9 +52,8 @@ def from_huggingface(raw: Raw) -> ModelConfig:
         name = raw.get("model_type")
         if name is None:
             raise UserError("config.json has no model_type, so it does not say which family the model is of.")
-        if name not in FAMILIES:
-            raise UserError(f"The model type {quote(name)} is not supported ({nearest(str(name), FAMILIES)}).")
-        return FAMILIES[name].read(raw, FAMILIES[name].head(raw))
+        family = supported(FAMILIES, name, "The model type")
+        return family.read(raw, family.head(raw))
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:

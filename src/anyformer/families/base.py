@@ -260,11 +260,16 @@ def write_fields(config: ModelConfig, fields: Fields) -> dict[str, Any]:
     return written
 
 
+def supported(table: Mapping[str, T], name: str, subject: str) -> T:
+    """The entry of a table. Raises UserError for a name that it lacks: "``subject`` 'name' is not supported"."""
+    if name not in table:
+        raise UserError(f"{subject} {quote(name)} is not supported ({nearest(str(name), table)}).")
+    return table[name]
+
+
 def read_activation(name: str) -> str:
     """Our name of an activation. Raises UserError for one that is not known."""
-    if name not in ACTIVATIONS:
-        raise UserError(f"config.json: the activation {quote(name)} is not supported ({nearest(name, ACTIVATIONS)}).")
-    return ACTIVATIONS[name]
+    return supported(ACTIVATIONS, name, "config.json: the activation")
 
 
 def write_activation(name: str) -> str:

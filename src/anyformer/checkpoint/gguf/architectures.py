@@ -22,9 +22,9 @@ from anyformer.checkpoint.gguf.contents import (
     write_rope_scaling,
 )
 from anyformer.config import HeadKind, ModelConfig, SpecialTokens, diff
-from anyformer.errors import UserError, nearest, quote
+from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, canonical, to_huggingface
-from anyformer.families.base import Family, Raw, complete
+from anyformer.families.base import Family, Raw, complete, supported
 from anyformer.families.rows import COPY, SPLIT, TRANSPOSE, Operation, Row, alias, resolve
 from anyformer.model import skeleton
 
@@ -277,16 +277,9 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def architecture(name: str) -> Architecture:
-    """The architecture of this name. Raises UserError for one that is not supported."""
-    if name not in ARCHITECTURES:
-        raise UserError(f"The GGUF architecture {quote(name)} is not supported ({nearest(name, ARCHITECTURES)}).")
-    return ARCHITECTURES[name]
-
-
 def from_gguf(contents: Contents) -> ModelConfig:
     """The model that a GGUF file describes. Raises UserError for what is not supported, missing or misshapen."""
-    kind = architecture(contents.architecture)
+    kind = supported(ARCHITECTURES, contents.architecture, "The GGUF architecture")
     config = kind.adjust(kind.family.read(kind.read(contents), kind.head), contents)
     # Before anything is built: a number of layers costs nothing to write.
     for count, prefix in ((config.encoder_layers, "enc."), (config.decoder_layers, "dec.")):

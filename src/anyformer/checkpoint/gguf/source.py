@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from anyformer.checkpoint.gguf import tokenizer_reader
-from anyformer.checkpoint.gguf.architectures import architecture, from_gguf
+from anyformer.checkpoint.gguf.architectures import ARCHITECTURES, from_gguf
 from anyformer.checkpoint.gguf.container import Container
 from anyformer.checkpoint.gguf.contents import Contents, Output
 from anyformer.checkpoint.gguf.tensors import dense, quantized, stored_dtype
@@ -37,7 +37,7 @@ class GGUFSource(TensorSource):
         self.container = Container(path)
         contents = _contents(self.container)
         self.config = read_config(self.container, contents)
-        kind = architecture(contents.architecture)
+        kind = ARCHITECTURES[contents.architecture]
         self.family = Family(f"GGUF {kind.name}", rows=kind.rows(self.config), ignored=kind.ignored)
         # A head that repeats the token embedding has been compared with it already.
         self.names = [name for name in self.container.tensors if contents.output == "own" or name != _HEAD]

@@ -15,7 +15,8 @@ from typing import Any, cast
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from anyformer.errors import UserError, nearest, quote
+from anyformer.errors import UserError, quote
+from anyformer.families.base import supported
 from anyformer.tokenizer.core import Tokenizer
 from anyformer.tokenizer.legacy import WORD_PATTERN, bert_normalizer, byte_words, surround_sentences
 from anyformer.tokenizer.library import Translated
@@ -156,11 +157,10 @@ def read(metadata: Mapping[str, Any]) -> Tokenizer | None:
     kind = str(metadata.get(KEY + "model", "none"))
     if kind in ("none", "no_vocab"):
         return None
-    if kind not in _KINDS:
-        raise UserError(f"The tokenizer model {quote(kind)} is not supported ({nearest(kind, _KINDS)}).")
+    build = supported(_KINDS, kind, "The tokenizer model")
     with Translated("The tokenizer's metadata does not fit together"):
         source = _Source(metadata)
-        backend = _KINDS[kind](source)
+        backend = build(source)
         return Tokenizer(backend, _config(source))
 
 
@@ -179,10 +179,7 @@ def _config(source: _Source) -> dict[str, Any]:
 
 
 def _byte_level(source: _Source) -> tokenizers.Tokenizer:
-    name = source.get("pre") or "default"
-    if name not in _BY_NAME:
-        raise UserError(f"The pre-tokenizer {quote(name)} is not supported ({nearest(name, _BY_NAME)}).")
-    words = _BY_NAME[name]
+    words = supported(_BY_NAME, source.get("pre") or "default", "The pre-tokenizer")
     merges = [(merge[:at], merge[at + 1 :]) for merge in source.texts("merges") if (at := merge.find(" ", 1)) > 0]
     backend = tokenizers.Tokenizer(models.BPE(source.ids, merges, ignore_merges=words.ignores_merges))
     if words.composes:
