@@ -20,7 +20,7 @@ from anyformer.adapters.modules import Matrices, Target, base_parameters, family
 from anyformer.checkpoint import hub, mlx, peft
 from anyformer.checkpoint.gguf.write import save_gguf_adapter
 from anyformer.checkpoint.peft import StoredAdapter
-from anyformer.checkpoint.sources import FLOATS, write_tensors
+from anyformer.checkpoint.sources import check_dtype, write_tensors
 from anyformer.config import HeadConfig
 from anyformer.errors import UserError, cut, quote
 from anyformer.families.base import CLASSIFIERS
@@ -148,7 +148,7 @@ def _fit(
     if parts.keys() != shapes.keys():
         raise UserError(f"{path}: the adapter of {module} has a part too few or too many: {', '.join(sorted(parts))}.")
     for part, tensor in parts.items():
-        _check_dtype(path, f"{part} of {module}", tensor)
+        check_dtype(path, f"{part} of {module}", tensor)
         if tensor.shape != shapes[part]:
             reason = f"{part} has shape {list(tensor.shape)}, and {list(shapes[part])} would fit"
             raise UserError(f"{path}: the adapter of {module} does not fit this model{of}: {reason}.")
@@ -165,17 +165,11 @@ def _replacements(model: Transformer, path: Path, stored: StoredAdapter) -> list
         if row is None:
             raise UserError(f"{path}: this model has no weight {cut(name)}: the adapter was made for another model.")
         shape = row.operation.write([own[ours].to("meta") for ours in row.ours]).shape
-        _check_dtype(path, name, tensor)
+        check_dtype(path, name, tensor)
         if tensor.shape != shape:
             raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, which does not fit {list(shape)}.")
         pairs += zip((own[ours] for ours in row.ours), row.operation.read(tensor, len(row.ours)), strict=True)
     return pairs
-
-
-def _check_dtype(path: Path, name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in FLOATS:
-        stored = str(tensor.dtype).removeprefix("torch.")
-        raise UserError(f"{path}: {name} is stored as {stored}: it should be floating point of 16 bits or more.")
 
 
 def save_adapter(

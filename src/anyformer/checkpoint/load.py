@@ -15,12 +15,12 @@ from anyformer.checkpoint import hub
 from anyformer.checkpoint.adapter_directory import find_adapter, load_adapter, path_and_weight, read_base, read_head
 from anyformer.checkpoint.gguf.source import GGUFSource
 from anyformer.checkpoint.sources import (
-    FLOATS,
     SAFETENSORS,
     PickleSource,
     QuantizedSource,
     SafetensorsSource,
     TensorSource,
+    check_dtype,
     has_weights,
     read_config_json,
 )
@@ -269,11 +269,8 @@ def _assign(
         if theirs not in names:
             continue
         stored = source.read(names[theirs])
-        if isinstance(stored, Tensor) and stored.dtype not in FLOATS:
-            raise UserError(
-                f"{source.path}: the weight {theirs} is stored as {str(stored.dtype).removeprefix('torch.')}, which is "
-                "not supported: it should be floating point of 16 bits or more."
-            )
+        if isinstance(stored, Tensor):
+            check_dtype(source.path, f"the weight {theirs}", stored)
         parts = _apply(row.operation, stored, len(row.ours))
         if [part.shape for part in parts] != [shapes[ours] for ours in row.ours]:
             raise UserError(

@@ -38,7 +38,7 @@ _READ = (
 )
 """Files that are read from a directory, beside those that an index names."""
 _MAX_MAPPED = 64 * 2**20
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The dtypes that weights are stored in."""
 BLOCK = 1 << 20
 _FOLDED = 16
@@ -247,6 +247,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise _damaged(path, error) from error
+
+
+def check_dtype(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise UserError for a tensor of integers, or of fewer than 16 bits."""
+    if tensor.dtype not in _FLOATS:
+        stored = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{path}: {name} is stored as {stored}: it should be floating point of 16 bits or more.")
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
