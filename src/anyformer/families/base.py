@@ -36,17 +36,16 @@ CLASSIFIERS = ("classification", "token_classification")
 """Kinds of heads with labels."""
 
 
-_SUFFIXES: dict[str, HeadKind] = {
+_HEADS: dict[str, HeadKind] = {
     "Model": "none",
     "ForSequenceClassification": "classification",
     "ForTokenClassification": "token_classification",
 }
 
 
-def classes(name: str, language_model: str, others: Sequence[str] = tuple(_SUFFIXES)) -> dict[str, HeadKind]:
+def classes(name: str, language_model: str, others: Sequence[str] = tuple(_HEADS)) -> dict[str, HeadKind]:
     """Hugging Face's classes of a family and their heads: ``classes("Bert", "ForMaskedLM")``."""
-    heads: dict[str, HeadKind] = {f"{name}{language_model}": "language_model"}
-    return heads | {f"{name}{suffix}": _SUFFIXES[suffix] for suffix in others}
+    return {f"{name}{end}": _HEADS.get(end, "language_model") for end in (language_model, *others)}
 
 
 def sizes(fields: str) -> Callable[..., dict[str, Any]]:
@@ -230,17 +229,15 @@ def read_fields(raw: Raw, fields: Fields) -> Values:
     """The fields of ModelConfig that a table reads from a config.json. Null stands for false, as in transformers."""
     values: Values = {}
     for theirs, (ours, default) in fields.items():
-        value: Any = raw.get(theirs, default)
-        if value is None and isinstance(default, bool):
-            value = False
         for name in ours.split():
+            value: Any = raw.get(theirs, default)
             if name.endswith(".activation"):
                 values[name] = read_activation(value)
             elif name == "special_tokens.eos":
                 several = isinstance(value, list | tuple)
                 values[name] = () if value is None else tuple(cast("list[Any]", value)) if several else (value,)
             else:
-                values[name] = value
+                values[name] = False if value is None and isinstance(default, bool) else value
     return values
 
 
