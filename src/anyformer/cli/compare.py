@@ -1,4 +1,4 @@
-"""`anyformer compare CONTENDER ...`: models of several families, trained and judged side by side."""
+"""`anyformer compare MODEL ...`: models of several families, trained and judged side by side."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ class CompareOptions:
         anyformer compare llama-nano --vary norm.kind=layer,rms position.kind=rotary,learned
     """
 
-    contenders: Positional[tuple[str, ...]]
+    models: Positional[tuple[str, ...]]
     """A preset, a family, a config file or a run; with fields changed after a colon."""
     vary: Annotated[tuple[str, ...], "FIELD=A,B"] = ()
     """Compare all combinations of these values of a single model's fields, and say what each change is worth."""
@@ -35,7 +35,7 @@ class CompareOptions:
     match: Annotated[str, "{parameters,flops,none}"] = "parameters"
     """Size that is made equal: parameters outside embeddings, or FLOPs of training a token."""
     tokens: float | None = None
-    """Budget of each contender and seed: tokens of text to train on (default: half a million)."""
+    """Budget of each model and seed: tokens of text to train on (default: half a million)."""
     flops: float | None = None
     """Budget in floating-point operations of training, such as 1e13."""
     minutes: float | None = None
@@ -74,7 +74,7 @@ def run(argv: list[str]) -> int:
 
     budget = budget_of({"tokens": options.tokens, "flops": options.flops, "minutes": options.minutes})
     request = Request(
-        contenders=options.contenders,
+        models=options.models,
         vary=options.vary,
         data=options.data,
         field=options.field,

@@ -37,14 +37,14 @@ def run(argv: list[str]) -> int:
     """Draw the models."""
     options = parse(DiagramOptions, without_vs(argv), "diagram")
     names = [options.model] if options.other is None else [options.model, options.other]
-    contenders = [read_config(name) for name in names]
+    models = [read_config(name) for name in names]
     if options.output is not None:
         check_new(options.output)
 
     from anyformer import atomic
     from anyformer.learn.diagram import draw, panels
 
-    picture = draw(panels([(each.name, each.config) for each in contenders], options.context))
+    picture = draw(panels([(each.spec, each.config) for each in models], options.context))
     if options.output is None:
         write(picture, end="")
     else:

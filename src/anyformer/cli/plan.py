@@ -113,12 +113,12 @@ def _request(values: Mapping[str, Any]) -> "Request":
     own = {field.name for field in fields(PlanOptions)}
     given = {name: values.get(name) for name in ("device", "tokens", "price_per_hour")}
     options = {name: value for name, value in values.items() if name not in own and "." not in name}
-    contender, options = read_run(
+    specified, options = read_run(
         values["model"], options, elsewhere=given["device"] is not None, is_sized=given["tokens"] is not None
     )
-    contender = replace(contender, config=change_model(contender.config, values, "plan"))
+    specified = replace(specified, config=change_model(specified.config, values, "plan"))
     seconds = {None: FEW_SECONDS, True: SECONDS, False: 0.0}[values.get("calibrate")]
-    return request(contender, options, **given, calibrate=seconds)
+    return request(specified, options, **given, calibrate=seconds)
 
 
 def _print(found: "TrainingPlan") -> None:

@@ -2,18 +2,18 @@
 
 ::
 
-    version       1
-    title         the contenders, for people
+    version       2
+    title         the models, for people
     repeat        the command that repeats it
-    setup         what all contenders have in common, see `Setup`
-    contenders    one object each, see `ContenderResult`: config, size, costs, curves, samples
+    setup         what all models have in common, see `Setup`
+    models        one object each, see `ComparedModel`: config, size, costs, curves, samples
     groups        numbers that may stand beside each other, see `Panel`
     tasks         likewise, of tasks that every family can do; `chance` is the score of guessing
     verdicts      one object for each two members of a panel, see `Verdict`; a is the one whose number is the better
     ablation      what each change is worth, see `Ablation`; null unless fields were varied
 
 Numbers of different panels do not compare. Losses are in nats, intervals cover 95%, seconds are of the training loop,
-FLOPs count a multiply-add as two. A name in `a`, `b` and `contender` is the `name` of one of the contenders.
+FLOPs count a multiply-add as two. A name in `a`, `b` and `model` is the `name` of one of the models.
 """
 
 import json
@@ -28,8 +28,9 @@ from anyformer.errors import UserError
 from anyformer.limits import read_object
 from anyformer.one_line import OneLine
 from anyformer.schema import make, to_plain
+from anyformer.spec import SpecifiedModel
 
-VERSION = 1
+VERSION = 2
 BETTER = "better"
 WORSE = "worse"
 UNDECIDED = "not distinguishable at this budget"
@@ -106,29 +107,31 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class ContenderResult(OneLine):
-    """One of the models that are compared.
+class ComparedModel(OneLine, SpecifiedModel):
+    """One of the models of a comparison: first what is planned for it, and, once it is trained, what came out.
 
     Attributes:
-        name: short, and of no other contender.
         spec: as it was given.
-        config: of the model that was trained, as `ModelConfig.to_dict` has it, tuples as lists.
-        objective: what it was trained to do, for people.
+        config: of the model that is trained.
+        directory: of a model that was there already; None: it is trained.
+        name: short, and of no other model.
+        objective: what it is trained to do, for people.
+        notes: what was changed to match sizes, and what else is to be known.
         parameters: of one model, all of them.
         parameters_outside_embeddings: without the tables of tokens and positions, and without an output matrix of the
             size of the vocabulary.
         flops_per_token: of a training step, for each token of text.
+        memory_bytes: of weights, gradients and the optimizer's state.
+        cache_bytes_per_token: keys and values of a token while text is generated, at two bytes a number; 0: none.
+        seconds_per_step: of training on this machine, where the budget is in minutes.
+        learning_rate: the peak; 0 of a model that was there already.
+        trials: the learning rates that were tried before.
         steps, tokens, flops: of one run; tokens are those of text.
         bytes: of text in UTF-8 that one run read.
         order_digest: SHA-256 of the token ids of all batches in order, by seed.
         seconds: of training, the mean over seeds. Runs do not take turns, so other programs on the machine can make
             one model look slower than another.
         tokens_per_second: likewise.
-        memory_bytes: of weights, gradients and the optimizer's state.
-        cache_bytes_per_token: keys and values of a token while text is generated, at two bytes a number; 0: none.
-        learning_rate: the peak.
-        trials: the learning rates that were tried before.
-        notes: what was changed to match sizes, and what else is to be known.
         runs: run directories, by seed, relative to compare.json.
         curves: by seed.
     """
@@ -136,24 +139,23 @@ class ContenderResult(OneLine):
     shown: ClassVar = ("name", "objective", "parameters", "steps", "learning_rate")
 
     name: str
-    spec: str
-    config: dict[str, Any]
-    objective: str
-    parameters: int
-    parameters_outside_embeddings: int
-    flops_per_token: float
-    steps: int
-    tokens: int
-    flops: float
-    bytes: int
-    order_digest: tuple[str, ...]
-    seconds: float
-    tokens_per_second: float
-    memory_bytes: int
-    cache_bytes_per_token: int
-    learning_rate: float
-    trials: tuple[Trial, ...] = ()
+    objective: str = ""
     notes: tuple[str, ...] = ()
+    parameters: int = 0
+    parameters_outside_embeddings: int = 0
+    flops_per_token: float = 0.0
+    memory_bytes: int = 0
+    cache_bytes_per_token: int = 0
+    seconds_per_step: float | None = None
+    learning_rate: float = 0.0
+    trials: tuple[Trial, ...] = ()
+    steps: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    bytes: int = 0
+    order_digest: tuple[str, ...] = ()
+    seconds: float = 0.0
+    tokens_per_second: float = 0.0
     runs: tuple[str, ...] = ()
     curves: tuple[Curve, ...] = ()
     samples: tuple[Sample, ...] = ()
@@ -162,7 +164,7 @@ class ContenderResult(OneLine):
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """The number of a contender in a panel.
+    """The number of a model in a panel.
 
     Attributes:
         value: the mean over seeds.
@@ -172,7 +174,7 @@ class Score:
         controls: what simpler models reach, by name.
     """
 
-    contender: str
+    model: str
     value: float
     interval: tuple[float, float]
     seeds: tuple[float, ...]
@@ -193,7 +195,7 @@ class Panel(OneLine):
         pieces: held-out pieces, or items, that each number is of.
         chance: what guessing reaches, of tasks.
         scores: the best first.
-        left_out: why a contender is not in it, by its name.
+        left_out: why a model is not in it, by its name.
         no_verdict: why its differences have no verdict, a clause; None: they have.
     """
 
@@ -235,7 +237,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict(Difference):
-    """Whether one contender is better than another.
+    """Whether one model is better than another.
 
     Attributes:
         a: the one whose number is the better, so that the verdict is never "worse".
@@ -271,9 +273,9 @@ class Ablation:
     """A grid of changes to one model.
 
     Attributes:
-        base: what is changed, as it was given.
+        base: the model that is changed, as it was given.
         factors: the values of each field.
-        grid: the values of each contender, by its name.
+        grid: the values of each model, by its name.
         effects: one for each value but the first of each field.
     """
 
@@ -285,7 +287,7 @@ class Ablation:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Settings that all candidates have in common.
+    """Settings that all models have in common.
 
     Attributes:
         data: as it was given; empty: the standard library of Python.
@@ -298,9 +300,9 @@ class Setup:
         window: tokens of text in a row of a batch.
         batch_size: rows of a batch.
         match: parameters, flops or none.
-        matched: what each contender has of that.
+        matched: what each model has of that.
         budget: tokens, flops or minutes.
-        amount: so many of these for each contender and seed.
+        amount: so many of these for each model and seed.
         seeds: how many.
         tuned: whether learning rates were tried.
         machine: processor, number of cores and version of torch.
@@ -330,34 +332,43 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison(OneLine):
-    """All that a comparison found."""
+    """The result of a comparison."""
 
-    shown: ClassVar = ("title", "contenders", "groups", "tasks", "verdicts")
+    shown: ClassVar = ("title", "models", "groups", "tasks", "verdicts")
 
     title: str
     repeat: str
     setup: Setup
-    contenders: tuple[ContenderResult, ...]
+    models: tuple[ComparedModel, ...]
     groups: tuple[Panel, ...]
     tasks: tuple[Panel, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     ablation: Ablation | None = None
     version: int = VERSION
 
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """Groups and tasks."""
+        return self.groups + self.tasks
+
+    def verdicts_of(self, panel: Panel) -> list[Verdict]:
+        """The verdicts on each two members of a panel."""
+        return [each for each in self.verdicts if each.panel == panel.name]
+
     def to_json(self) -> str:
         """The content of compare.json. A number that is not finite becomes null."""
-        return json.dumps(to_plain(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(to_plain(self), indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
     def write(self, path: Path) -> None:
         """Write compare.json. Raises UserError where the disk refuses."""
         atomic.write(path, self.to_json())
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: object = "compare.json") -> "Comparison":
-        """The inverse of `to_json`. Raises UserError for what is of another version, missing or misshapen."""
+    def from_dict(cls, values: Mapping[str, Any], source: object = "compare.json") -> "Comparison":
+        """The inverse of `to_json`. Raises UserError for another version, or anything missing or misshapen."""
         if values.get("version") != VERSION:
-            raise UserError(f"{where} is not of this version of anyformer: run the comparison again.")
-        return make(cls, values, f"{where}: ", nulls=True)
+            raise UserError(f"{source} is not of this version of anyformer: run the comparison again.")
+        return make(cls, values, f"{source}: ", nulls=True)
 
     @classmethod
     def read(cls, path: Path) -> "Comparison":

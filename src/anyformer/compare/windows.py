@@ -1,4 +1,4 @@
-"""Windows of text, equal for every family: tokens that a model reads and predicts of them.
+"""Windows of text, equal for every family, and the tokens that a model reads and predicts of them.
 
 A window is a stretch of the stream of tokens, two shorter than the context. Every objective takes the same windows in
 the same order, and every model reads each of them whole::
@@ -15,7 +15,7 @@ Continuation is the S-denoising of Tay et al. (2022, UL2, section 3.1.1), and a 
 to work: it makes encoder-decoders writers whose text can be measured beside that of decoders.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -66,12 +66,11 @@ class Continuation:
     share: float | None = None
 
     def __call__(self, windows: Int64, rng: Rng) -> Batch:
-        """Make a batch of sources and targets that have the length of a window together, but for `eos`."""
+        """Make a batch of [batch, window]."""
         share = rng.uniform(0.25, 0.75) if self.share is None else self.share
         source, rest = np.split(windows, [cut(windows.shape[1], share)], axis=1)
-        read = np.concatenate([source, np.full((len(source), 1), self.eos)], axis=1)
-        made = FromStart(self.start)(rest, rng)
-        return Batch(made.tokens, made.targets, source=read)
+        batch = FromStart(self.start)(rest, rng)
+        return replace(batch, source=np.concatenate([source, np.full((len(source), 1), self.eos)], axis=1))
 
     def restore(self, batch: Batch) -> Int64:
         """The windows that a batch was made of."""
@@ -86,7 +85,7 @@ class Filling:
     masked: Masked
 
     def __call__(self, windows: Int64, rng: Rng) -> Batch:
-        """Make a batch of [batch, context]."""
+        """Make a batch of [batch, window]."""
         return self.masked(windows, np.ones_like(windows, dtype=np.bool_), None, rng)
 
     def restore(self, batch: Batch) -> Int64:
@@ -103,7 +102,7 @@ class Spans:
     corruption: SpanCorruption
 
     def __call__(self, windows: Int64, rng: Rng) -> Batch:
-        """Make a batch."""
+        """Make a batch of [batch, window]."""
         return self.corruption(windows, np.ones_like(windows, dtype=np.bool_), None, rng)
 
     def restore(self, batch: Batch) -> Int64:
@@ -127,7 +126,7 @@ class Mixture:
     continuation: Continuation
 
     def __call__(self, windows: Int64, rng: Rng) -> Batch:
-        """Make a batch of either kind."""
+        """Make a batch of [batch, window]."""
         return (self.spans if rng.random() < 0.5 else self.continuation)(windows, rng)
 
     def restore(self, batch: Batch) -> Int64:
@@ -136,8 +135,8 @@ class Mixture:
         return (self.spans if corrupted else self.continuation).restore(batch)
 
 
-Reading = FromStart | Filling | Mixture
-"""The way in which a model reads windows."""
+WindowObjective = FromStart | Filling | Mixture
+"""Objective of a model that is trained on windows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +144,7 @@ class Windows:
     """An objective of `anyformer.data.Batches` whose windows are as long for every family."""
 
     overlap: ClassVar[int] = 0
-    reading: Reading
+    objective: WindowObjective
 
     def stride(self, context: int) -> int:
         """Tokens of a window."""
@@ -155,11 +154,11 @@ class Windows:
         self, windows: Int64, loss_mask: Bool, padding_mask: Bool | None, rng: Rng, stream_start: Bool | None = None
     ) -> Batch:
         """Make a batch. A token that an epoch reads twice, where its ring closes, is predicted twice."""
-        return self.reading(windows, rng)
+        return self.objective(windows, rng)
 
 
-def reading(config: ModelConfig, tokenizer: Tokenizer) -> Reading:
-    """How a model of this config is trained on windows: by its stacks alone.
+def window_objective(config: ModelConfig, tokenizer: Tokenizer) -> WindowObjective:
+    """Choose how a model of this config is trained on windows, by its stacks alone.
 
     Raises:
         UserError: the tokenizer lacks a token that it needs.
@@ -167,19 +166,14 @@ def reading(config: ModelConfig, tokenizer: Tokenizer) -> Reading:
     if config.is_encoder_only:
         return Filling(Masked.of_tokenizer(tokenizer))
     if config.is_encoder_decoder:
-        corruption = SpanCorruption.of_tokenizer(tokenizer, config.special_tokens)
-        return Mixture(Spans(corruption), continuation(config, tokenizer))
+        if tokenizer.eos is None:
+            raise UserError("A source ends with a token, and this tokenizer has none for the end of a text.")
+        spans = Spans(SpanCorruption.of_tokenizer(tokenizer, config.special_tokens))
+        return Mixture(spans, Continuation(decoder_start(config.special_tokens, tokenizer), tokenizer.eos))
     start = tokenizer.bos if tokenizer.bos is not None else tokenizer.separator
     if start is None:
         raise UserError("A decoder begins a text after a token, and this tokenizer has none that could begin one.")
     return FromStart(start)
-
-
-def continuation(config: ModelConfig, tokenizer: Tokenizer, share: float | None = None) -> Continuation:
-    """The continuation of texts by an encoder-decoder. Raises UserError where the tokenizer has no end of a text."""
-    if tokenizer.eos is None:
-        raise UserError("A source ends with a token, and this tokenizer has none for the end of a text.")
-    return Continuation(decoder_start(config.special_tokens, tokenizer), tokenizer.eos, share)
 
 
 def cut(window: int, share: float) -> int:

@@ -14,11 +14,11 @@ from anyformer.data.examples.encoded import LearnedTokens, truncate
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.labels import known_label, log_softmax, single_label
 from anyformer.evaluation.logits import Progress
-from anyformer.evaluation.loglikelihood import Continuation, log_likelihoods
 from anyformer.evaluation.metrics import Metric, exact_match, language_model, ratio, share, summaries, translation
 from anyformer.evaluation.metrics.metric import UNIT
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.result import EvaluatedRow, Evaluation
+from anyformer.evaluation.scorer import Continuation, log_likelihoods
 from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
 from anyformer.generation.generate import generate_hypotheses
 from anyformer.generation.inference import require_tokenizer

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from anyformer.checkpoint import load
 from anyformer.errors import UserError
-from anyformer.evaluation.loglikelihood import Continuation, log_likelihoods
+from anyformer.evaluation.scorer import Continuation, log_likelihoods
 from anyformer.generation.batching import BatchingEngine
 from anyformer.generation.config import GenerationConfig, GenerationOptions
 from anyformer.generation.inference import require_generative, require_tokenizer

@@ -16,7 +16,7 @@ from anyformer.plan.measure import resident
 from anyformer.plan.run_settings import SETTINGS, read_run
 from anyformer.plan.step import StepCount, Workload, count_step
 from anyformer.plan.workload import make_workload
-from anyformer.spec import Contender
+from anyformer.spec import SpecifiedModel
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -149,15 +149,15 @@ def plan(
     """
     check_keywords("plan", options, SETTINGS | {"device", "tokens", "price_per_hour", "calibrate"})
     if isinstance(model, ModelConfig):
-        contender = Contender("model", model)
+        specified = SpecifiedModel("model", model)
     else:
         away, sized = device is not None, tokens is not None
-        contender, options = read_run(str(model), options, elsewhere=away, is_sized=sized)
-    return make_plan(request(contender, options, device, tokens, price_per_hour, calibrate=SECONDS * calibrate))
+        specified, options = read_run(str(model), options, elsewhere=away, is_sized=sized)
+    return make_plan(request(specified, options, device, tokens, price_per_hour, calibrate=SECONDS * calibrate))
 
 
 def request(
-    contender: Contender,
+    specified: SpecifiedModel,
     options: Mapping[str, Any],
     device: str | None,
     tokens: int | None = None,
@@ -171,11 +171,11 @@ def request(
     if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):
         raise UserError(f"--price-per-hour {price_per_hour} is a sum of money, from 0 on.")
     where = find_device(device)
-    workload = make_workload(contender, options, where)
+    workload = make_workload(specified, options, where)
     return Request(
         workload=workload,
         device=where,
-        name=contender.name,
+        name=specified.spec,
         steps=options.get("steps"),
         tokens=tokens,
         price_per_hour=price_per_hour,

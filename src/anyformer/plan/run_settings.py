@@ -8,7 +8,7 @@ from typing import Any
 from anyformer.finetuning.config import FinetuneConfig, read_fine_tuning
 from anyformer.limits import path_inside
 from anyformer.runs.directory import CONFIG, MODEL
-from anyformer.spec import Contender, read_config
+from anyformer.spec import SpecifiedModel, read_config
 from anyformer.training.config import TrainConfig
 from anyformer.training.config_file import read_yaml
 
@@ -25,7 +25,7 @@ _ELSEWHERE = {
 
 def read_run(
     spec: str, given: Mapping[str, Any], *, elsewhere: bool = False, is_sized: bool = False
-) -> tuple[Contender, dict[str, Any]]:
+) -> tuple[SpecifiedModel, dict[str, Any]]:
     """The model of a specification, and with which settings it is planned.
 
     They are the run's own, where it names a run directory, and those that are given, which come first. Settings of
@@ -48,13 +48,13 @@ def read_run(
     tunes = tuned is not None
     settings = vars(read_yaml(file)) if tuned is None else tuned
     if tunes and not (directory / MODEL / "config.json").exists():  # an adapter, or nothing yet
-        contender = read_config(str(settings["base"]))
+        specified = read_config(str(settings["base"]))
     else:
-        contender = read_config(spec)
+        specified = read_config(spec)
     if not {*given}.isdisjoint(_TRAINED - _TUNED if tunes else _TUNED - _TRAINED):
-        return contender, dict(given)
+        return specified, dict(given)
     dropped = {*_ELSEWHERE, *(["dtype"] if elsewhere else []), *(["steps"] if is_sized else [])}
     kept = {name: value for name, value in settings.items() if name not in dropped and value is not None}
     if not tunes and "context" not in given:
-        kept["max_length"] = contender.config.max_length
-    return contender, {**kept, **given}
+        kept["max_length"] = specified.config.max_length
+    return specified, {**kept, **given}

@@ -13,7 +13,7 @@ from anyformer.finetuning.config import FinetuneConfig, complete
 from anyformer.finetuning.model import PROBLEMS
 from anyformer.plan.devices import Device
 from anyformer.plan.step import Workload
-from anyformer.spec import Contender
+from anyformer.spec import SpecifiedModel
 from anyformer.tasks import TASKS
 from anyformer.tokenizer.training import parse_spec
 from anyformer.training.config import TrainConfig
@@ -32,24 +32,24 @@ def fine_tunes(values: Mapping[str, Any]) -> bool:
     return not _ONLY_TUNED.isdisjoint(values)
 
 
-def make_workload(contender: Contender, values: Mapping[str, Any], device: Device) -> Workload:
+def make_workload(specified: SpecifiedModel, values: Mapping[str, Any], device: Device) -> Workload:
     """The step of a run with these settings.
 
     Args:
-        contender: a model with weights is fine-tuned, unless a setting is of `train` alone.
+        specified: a model with weights is fine-tuned, unless a setting is of `train` alone.
         values: fields of `TrainConfig` and `FinetuneConfig`.
 
     Raises:
         UserError: settings that contradict each other, a task that the model can't do, a context that it has no
             positions for, a batch that the processes can't share.
     """
-    tunes = fine_tunes(values) or (contender.directory is not None and _ONLY_TRAINED.isdisjoint(values))
+    tunes = fine_tunes(values) or (specified.directory is not None and _ONLY_TRAINED.isdisjoint(values))
     given = {name: value for name, value in values.items() if name not in ("device", "data", "validation")}
     if given.get("engine") == "deepspeed":
         raise UserError("plan counts ddp and fsdp; DeepSpeed's stage 3 shards what fsdp does: plan --engine fsdp.")
     precision = _precision(given.get("dtype"), device, quantized=bool(given.get("quantize")))
     given["dtype"] = precision.name
-    made = _finetuning(contender, given, precision) if tunes else _training(contender, given, precision)
+    made = _finetuning(specified, given, precision) if tunes else _training(specified, given, precision)
     config = made.config
     if config.batch_size * config.context > BATCH_TOKENS:
         raise UserError(
@@ -65,24 +65,24 @@ def make_workload(contender: Contender, values: Mapping[str, Any], device: Devic
     return replace(made, in_heap=device.name == "cpu")
 
 
-def _training(contender: Contender, values: Mapping[str, Any], precision: Precision) -> Workload:
-    model = contender.config
+def _training(specified: SpecifiedModel, values: Mapping[str, Any], precision: Precision) -> Workload:
+    model = specified.config
     if (spec := values.get("tokenizer")) is not None and (size := parse_spec(spec)[1]) is not None:
         sources = {} if model.source_vocab_size is None else {"source_vocab_size": size}
         model = model.replace(vocab_size=size, **sources)
     known = {name: value for name, value in values.items() if name in _TRAINED}
-    config = TrainConfig(preset=contender.name, model=model, **known).complete()
+    config = TrainConfig(preset=specified.spec, model=model, **known).complete()
     return Workload(model=config.model, config=config, task=config.objective, precision=precision)
 
 
-def _finetuning(contender: Contender, values: Mapping[str, Any], precision: Precision) -> Workload:
-    model = contender.config
+def _finetuning(specified: SpecifiedModel, values: Mapping[str, Any], precision: Precision) -> Workload:
+    model = specified.config
     known = {name: value for name, value in values.items() if name in _TUNED and name != "base"}
-    asked = FinetuneConfig(base=contender.name, **known)
+    asked = FinetuneConfig(base=specified.spec, **known)
     task = TASKS[asked.task or next(iter(TASKS))]
     if (instead := task.instead(model)) is not None:
         task, _ = instead
-    task.check_model(model, contender.name)
+    task.check_model(model, specified.spec)
     config = complete(asked, model, task.name)
     if task.head != "language_model" and model.head.kind != task.head:
         labels = config.labels or (1 if config.label_kind == "regression" else 2)

@@ -39,8 +39,8 @@ def eject(spec: str) -> str:
     Raises:
         UserError: there is no such model; it has a block of somebody's own, or one that a file can't show.
     """
-    contender = read_config(spec)
-    return _render("program.py.jinja", _values(contender.config, Path(contender.name).name or contender.name))
+    model = read_config(spec)
+    return _render("program.py.jinja", _values(model.config, Path(spec).name or spec))
 
 
 def architecture_diff(a: str, b: str) -> str:

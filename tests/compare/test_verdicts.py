@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from anyformer.compare.result import BETTER, NO_VERDICT, UNDECIDED, Panel
-from anyformer.compare.statistics import Pieces, difference, estimate, holm
-from anyformer.compare.verdicts import judge
+from anyformer.compare.verdicts import Pieces, difference, estimate, holm, judge
 
 _PANEL = Panel(name="next_byte", title="Next byte", measure="bits per byte", lower_is_better=True)
 
@@ -74,7 +73,7 @@ def test_equal_models_are_not_told_apart_and_a_worse_one_is_found() -> None:
         **dict.fromkeys([("a", "b"), ("a", "c"), ("b", "c")], UNDECIDED),
         **dict.fromkeys([("a", "worse"), ("b", "worse"), ("c", "worse")], BETTER),
     }
-    assert panel.scores[-1].contender == "worse"
+    assert panel.scores[-1].model == "worse"
     assert panel.pieces == 100
     assert all(each.difference <= 0 for each in verdicts)
 
@@ -96,7 +95,7 @@ def test_higher_is_better_for_tasks() -> None:
     panel, (verdict,) = judge(panel, {"weak": Pieces.of_items(wrong), "strong": Pieces.of_items(right)})
     assert (verdict.a, verdict.b, verdict.verdict) == ("strong", "weak", BETTER)
     assert verdict.difference == pytest.approx(0.6)
-    assert [each.contender for each in panel.scores] == ["strong", "weak"]
+    assert [each.model for each in panel.scores] == ["strong", "weak"]
 
 
 @pytest.mark.parametrize(
