@@ -149,7 +149,7 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
 
     import anyformer as af
     from anyformer.cli.main import main
-    from anyformer.evaluation.options import Options
+    from anyformer.evaluation.result import Options
     from anyformer.tasks.evaluate import evaluate
 
     flags = {"data": train, "validation": dev, "task": row.task, "seed": seed, "runs": out, "name": "run"}

@@ -31,13 +31,7 @@ _WORDS: dict[str, Any] = {"None": None, "True": True, "False": False}
 
 @dataclass(frozen=True)
 class SpecifiedModel:
-    """The model that a specification names.
-
-    Attributes:
-        spec: The specification, as it was given.
-        config: Config of the model.
-        directory: Model or run directory that has weights of this config; None: there are none.
-    """
+    """The model that a specification names, and the model or run directory that has its weights, if there are any."""
 
     spec: str
     config: ModelConfig
@@ -145,8 +139,7 @@ def read_model(path: Path, values: Mapping[str, Any], preset_name: str | None = 
     """Read the preset and the model of a run that trains from scratch.
 
     Args:
-        path: Its config.yaml, for messages.
-        values: The fields of that file.
+        path, values: Its config.yaml, for messages, and the fields of that file.
         preset_name: A preset to take instead of the file's, and of its model.
 
     Raises:
@@ -167,9 +160,7 @@ def _changed(config: ModelConfig, changes: str, spec: str) -> ModelConfig:
     for each in _FIELDS.split(changes):
         field, equals, value = each.partition("=")
         if not equals or not field.strip():
-            raise UserError(
-                f"{spec}: after the colon come fields, as in llama:norm.kind=layer; {quote(each)} is none."
-            )
+            raise UserError(f"{spec}: after the colon come fields, as in llama:norm.kind=layer; {quote(each)} is none.")
         values[field.strip()] = _value(value.strip())
     try:
         changed = config.replace(**values)

@@ -14,7 +14,7 @@ from anyformer.compare.jobs import Outcome, all_jobs
 from anyformer.compare.measure import PANELS, members
 from anyformer.compare.result import ComparedModel, Comparison, Panel, Setup, Trial
 from anyformer.compare.tasks import TaskResult
-from anyformer.compare.verdicts import Pieces, effects, judge
+from anyformer.compare.verdicts import Pieces, compare_members, effects
 from anyformer.errors import UserError, cut
 from anyformer.pages.formatting import listed
 
@@ -37,7 +37,7 @@ def assemble(plan: Plan, seconds: float) -> Comparison:
     groups = [_group(plan, panel, outcomes) for panel in PANELS]
     names = dict.fromkeys(name for runs in outcomes.values() for name in runs[0].tasks)
     tasks = [_task(name, outcomes) for name in names]
-    judged = [(*judge(panel, numbers), numbers) for panel, numbers in groups + tasks]
+    judged = [(*compare_members(panel, numbers), numbers) for panel, numbers in groups + tasks]
     panels = [panel for panel, _, _ in judged]
     ablation = plan.ablation and effects(plan.ablation, [(panel, numbers) for panel, _, numbers in judged])
     return Comparison(

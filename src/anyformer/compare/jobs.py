@@ -9,7 +9,6 @@
 """
 
 import json
-import math
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -43,26 +42,21 @@ _TASK_TOKENS = 1 << 20
 
 
 class StoppedError(Exception):
-    """A signal ended a run early.
+    """A signal ended a run early; the argument is the exit status."""
 
-    Attributes:
-        status: the exit status.
-    """
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        return self.args[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome(Measures):
-    """The outcome of a job; of a trial nothing is measured.
+    """The outcome of a job; a trial measures nothing, and a model that was there already was not trained.
 
     Attributes:
-        learning_rate: of the run; None of one that was there already.
-        validation_loss: after training; None of one that was there already, or that diverged.
-        allowance: what it spent; None of a model that was there already.
-        curve: of its training.
+        validation_loss: after training; None if it diverged.
+        allowance: the spent budget.
         seconds: of its training.
         directory: of its run, relative to the comparison's.
     """
@@ -117,8 +111,9 @@ class Job:
         if self.model.directory is not None or self.rate is not None:
             return self.rate
         trials = [job.read() for job in all_jobs(self.plan) if job.rate is not None and job.index == self.index]
-        losses = [math.inf if each.validation_loss is None else each.validation_loss for each in trials]
-        return trials[losses.index(min(losses))].learning_rate if trials else self.model.learning_rate
+        if not trials:
+            return self.model.learning_rate
+        return min(trials, key=lambda each: (each.validation_loss is None, each.validation_loss)).learning_rate
 
     def allowance(self) -> Allowance:
         """Steps that it may take: trials and runs together spend the budget. Raises UserError where it is too small."""

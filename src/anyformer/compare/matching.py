@@ -35,11 +35,7 @@ Size = Callable[[ModelConfig], float]
 
 
 def read_models(specs: Sequence[str], match: str) -> list[ComparedModel]:
-    """Read the models that are named. Families get the size of the first that has one, or else of `llama-nano`.
-
-    Raises:
-        UserError: as `read_config`.
-    """
+    """Read models as `read_config` does. Families get the size of the first that has one, or else of `llama-nano`."""
     read = [read_config(spec) for spec in specs]
     sized = next((each.config for each in read if not _is_family(each.spec)), None)
     models: list[ComparedModel] = []
@@ -57,7 +53,6 @@ def scaled(config: ModelConfig, like: ModelConfig | None, match: str) -> tuple[M
     """A family at the size of another model: everything but sizes, dropout and what belongs to long texts stays.
 
     Args:
-        config: a preset of the family.
         like: has d_model, heads and blocks; None: the default size.
         match: decides on the blocks of encoder-decoders, see above.
 
@@ -113,12 +108,8 @@ def _attention(attention: AttentionConfig, heads: int, d_model: int) -> Attentio
 def matched(models: Sequence[ComparedModel], size: Size, what: str) -> list[ComparedModel]:
     """Models of the same size, within 5%: that of the first one that is compared as it is, or else of the first one.
 
-    Args:
-        size: of a model.
-        what: the size's name, for people.
-
     Raises:
-        UserError: one can't be matched.
+        UserError: one can't be matched; `what` is the size's name, for people.
     """
     like = next((model for model in models if _is_fixed(model)), models[0])
     target = size(like.config)

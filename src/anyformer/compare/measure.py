@@ -1,16 +1,4 @@
-"""Measurement of a trained model: the numbers of its groups, piece by piece, and texts of its own.
-
-======================================= ============================= ==================================================
-group                                   members                       number
-======================================= ============================= ==================================================
-next_byte                               decoders                      bits per byte of the held-out pieces
-continuation                            decoders, encoder-decoders    bits per byte of the second half of each piece,
-                                                                      given the first
-filling_in                              encoders                      pseudo bits per byte (PLL-word-l2r, Kauf & Ivanova
-                                                                      2023): not the probability of a text
-spans                                   encoder-decoders              nats per predicted token of T5's span corruption
-======================================= ============================= ==================================================
-"""
+"""Measurement of a trained model: the numbers of its groups, piece by piece, and texts of its own."""
 
 import math
 from collections.abc import Callable
@@ -48,6 +36,7 @@ PANELS = (
         title="Filling in",
         measure="pseudo bits per byte",
         lower_is_better=True,
+        # PLL-word-l2r, Kauf & Ivanova 2023
         note="Each token given those on both sides of its word and the earlier ones in it: not the probability of a "
         "text, and not to be compared with bits per byte.",
     ),
@@ -87,13 +76,7 @@ class Numbers:
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """Measurements of one run.
-
-    Attributes:
-        numbers: by name of the panel.
-        samples, blanks: texts, where a model writes or fills in.
-        tasks: results by name.
-    """
+    """Measurements of one run: numbers and tasks by name, and texts where the model writes or fills in."""
 
     numbers: dict[str, Numbers] = field(default_factory=dict[str, Numbers])
     samples: tuple[Sample, ...] = ()
@@ -102,14 +85,7 @@ class Measures:
 
 
 def measure(model: Transformer, tokenizer: Tokenizer, text: SharedText) -> Measures:
-    """Measure a model on the held-out text.
-
-    Args:
-        tokenizer: the model's own, that puts around a text what it has seen there.
-
-    Raises:
-        UserError: it answers with NaN.
-    """
+    """Measure a model and its own tokenizer on the held-out text. Raises UserError where it answers with NaN."""
     objective = window_objective(model.config, text.tokenizer)
     if isinstance(objective, Filling):
         numbers = {"filling_in": _filling_in(model, objective, text)}
@@ -207,11 +183,7 @@ def _blank(model: Transformer, tokenizer: Tokenizer, ids: Int64, boundaries: Wor
 
 
 def members(config: ModelConfig, objective: str) -> set[str]:
-    """The groups that a model belongs to, by its stacks.
-
-    Args:
-        objective: the training objective of a model that was trained elsewhere.
-    """
+    """The groups that a model belongs to, by its stacks and the objective of its training elsewhere."""
     if config.is_encoder_only:
         return {"filling_in"}
     if config.is_encoder_decoder:

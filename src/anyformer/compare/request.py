@@ -14,12 +14,7 @@ _LEAST_CONTEXT, _MOST = 16, 1 << 20
 
 @dataclass(frozen=True)
 class Budget:
-    """The budget of each model and seed.
-
-    Attributes:
-        kind: tokens of text, flops (floating-point operations) of training, or minutes of it.
-        amount: so many.
-    """
+    """The budget of each model and seed: an amount of tokens of text, or of flops or minutes of training."""
 
     kind: str
     amount: float
@@ -38,21 +33,7 @@ BUDGET = Budget("tokens", 500_000)
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The models that are to be compared, and what they share.
-
-    Attributes:
-        models: as `read_config` takes them; with `vary` a single one.
-        vary: fields and their values, such as norm.kind=layer,rms.
-        data, field: the text; empty: the standard library of Python.
-        tokenizer: kind and size of the one that is trained; None: bpe, of a size that suits the text.
-        match: parameters, flops or none.
-        budget: what each model may spend on each seed.
-        seeds: how many.
-        tune: whether three learning rates are tried, within the budget.
-        context, batch_size: of each batch, in tokens and in rows.
-        tasks: whether the common tasks are done.
-        classify: texts with labels for the classifier among them; empty: the text itself.
-        device, dtype: of training; None: the fastest.
+    """The models that are to be compared, as `read_config` takes them, and what they share: see `compare`.
 
     Raises:
         UserError: a value that makes no sense.
@@ -94,22 +75,15 @@ class Request:
                 f"There is nothing to compare {self.models[0]} with: name another model, or --vary one of its fields."
             )
 
-    def arguments(self, out: str) -> list[str]:
-        """The arguments of the command that asks for the same."""
-        arguments = [*self.models, "--out", out]
-        for name in ("vary", "data", "classify"):
-            if values := getattr(self, name):
-                arguments += [f"--{name}", *values]
-        arguments += [f"--{self.budget.kind}", f"{self.budget.amount:.17g}"]
-        defaults = {each.name: each.default for each in fields(Request)}
-        for name in ("field", "tokenizer", "match", "seeds", "context", "batch_size", "device", "dtype"):
-            if (value := getattr(self, name)) != defaults[name]:
-                arguments += [flag(name), str(value)]
-        return arguments + ["--tune"] * self.tune + ["--no-tasks"] * (not self.tasks)
-
     def command(self, out: str) -> str:
         """The command that asks for the comparison, for a shell."""
-        return f"anyformer compare {shlex.join(self.arguments(out))}"
+        words = ["anyformer compare", shlex.join([*self.models, "--out", out])]
+        words.append(flag(self.budget.kind, f"{self.budget.amount:.17g}"))
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name not in ("models", "budget", "tasks") and value != each.default:
+                words.append(flag(each.name, value))
+        return " ".join([*words, *(["--no-tasks"] if not self.tasks else [])])
 
 
 def budget_of(amounts: Mapping[str, float | None]) -> Budget:

@@ -44,10 +44,9 @@ class Point:
 
     Attributes:
         tokens: of text that were read, the same for every family at the same step.
-        flops: of training until then.
-        seconds: of training until then, without evaluations and checkpoints.
+        flops, seconds: of training until then, without evaluations and checkpoints.
         training_loss: mean since the point before; None at step 0.
-        validation_loss: of its objective, in nats a prediction.
+        validation_loss: in nats a prediction.
         bits_per_byte: of the validation text; None unless the model predicts every byte.
     """
 
@@ -108,16 +107,13 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ComparedModel(OneLine, SpecifiedModel):
-    """One of the models of a comparison: first what is planned for it, and, once it is trained, what came out.
+    """One of the models of a comparison: first its plan, and, once it is trained, what came out.
 
     Attributes:
-        spec: as it was given.
-        config: of the model that is trained.
         directory: of a model that was there already; None: it is trained.
         name: short, and of no other model.
         objective: what it is trained to do, for people.
         notes: what was changed to match sizes, and what else is to be known.
-        parameters: of one model, all of them.
         parameters_outside_embeddings: without the tables of tokens and positions, and without an output matrix of the
             size of the vocabulary.
         flops_per_token: of a training step, for each token of text.
@@ -126,14 +122,11 @@ class ComparedModel(OneLine, SpecifiedModel):
         seconds_per_step: of training on this machine, where the budget is in minutes.
         learning_rate: the peak; 0 of a model that was there already.
         trials: the learning rates that were tried before.
-        steps, tokens, flops: of one run; tokens are those of text.
-        bytes: of text in UTF-8 that one run read.
+        steps, tokens, flops, bytes: of one run; tokens and bytes (in UTF-8) are those of the text that it read.
         order_digest: SHA-256 of the token ids of all batches in order, by seed.
-        seconds: of training, the mean over seeds. Runs do not take turns, so other programs on the machine can make
-            one model look slower than another.
-        tokens_per_second: likewise.
+        seconds, tokens_per_second: of training, the mean over seeds. Runs do not take turns, so other programs on the
+            machine can make one model look slower than another.
         runs: run directories, by seed, relative to compare.json.
-        curves: by seed.
     """
 
     shown: ClassVar = ("name", "objective", "parameters", "steps", "learning_rate")
@@ -187,10 +180,8 @@ class Panel(OneLine):
     """Numbers of the same thing, which compare.
 
     Attributes:
-        name: such as next_byte.
-        title: for people.
+        name, title: such as next_byte, and for people.
         measure: what the numbers are, such as bits per byte.
-        lower_is_better: whether a small number is a good one.
         note: what is to be known when it is read.
         pieces: held-out pieces, or items, that each number is of.
         chance: what guessing reaches, of tasks.
@@ -217,9 +208,8 @@ class Difference:
 
     Attributes:
         panel: the name of the group or task.
-        measure: what is compared.
         difference: the first number less the second.
-        interval: of the difference, for this one alone.
+        interval: of this difference alone.
         p: the share of resamples in which the difference has another sign, twice.
         p_corrected: the same after Holm's correction for the number of differences of the panel.
         verdict: "better" or "worse", that is the first than the second, or "not distinguishable at this budget"; "no
@@ -255,13 +245,7 @@ class Verdict(Difference):
 
 @dataclass(frozen=True, kw_only=True)
 class Effect(Difference):
-    """The main effect of a value of a field: the mean over all combinations of the other fields.
-
-    Attributes:
-        field: dotted, such as norm.kind.
-        value: the one that it is changed to, whose number is the first.
-        baseline: the first one of the field.
-    """
+    """The main effect of a change of a field from `baseline` to `value`: the mean over all values of other fields."""
 
     field: str
     value: str
@@ -274,9 +258,9 @@ class Ablation:
 
     Attributes:
         base: the model that is changed, as it was given.
-        factors: the values of each field.
+        factors: the values of each field, the baseline first.
         grid: the values of each model, by its name.
-        effects: one for each value but the first of each field.
+        effects: one for each value but the baseline.
     """
 
     base: str
@@ -292,18 +276,12 @@ class Setup:
     Attributes:
         data: as it was given; empty: the standard library of Python.
         training_bytes, held_out_bytes: of text in UTF-8.
-        training_tokens, held_out_tokens: of the same.
         data_digest: SHA-256 of the token ids of the training share.
         tokenizer: its kind and size.
-        vocab_size: its tokens.
         context: tokens that a model reads at a time, those around a text among them.
         window: tokens of text in a row of a batch.
-        batch_size: rows of a batch.
-        match: parameters, flops or none.
-        matched: what each model has of that.
-        budget: tokens, flops or minutes.
-        amount: so many of these for each model and seed.
-        seeds: how many.
+        match, matched: parameters, flops or none, and what each model has of that.
+        budget, amount: tokens, flops or minutes, and so many of these for each model and seed.
         tuned: whether learning rates were tried.
         machine: processor, number of cores and version of torch.
         seconds: of the whole comparison, so far as it was run at once.

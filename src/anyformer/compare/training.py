@@ -4,7 +4,7 @@ import hashlib
 import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from anyformer.compare.request import Budget, Request
 from anyformer.compare.windows import FromStart, Windows, cut, window_objective
 from anyformer.config import ModelConfig
 from anyformer.console import Console
-from anyformer.data.batch import Batch
+from anyformer.data.batch import Batch, Int64
 from anyformer.data.batches import Batches, count_validation_batches, validation_batches
 from anyformer.data.disk_cache import key
 from anyformer.data.masked import PROBABILITY
@@ -45,19 +45,16 @@ _WARM, _ROUNDS = 3, 12
 """Steps of a calibration that are not timed, and those that are."""
 
 
-def training_batches(config: ModelConfig, text: SharedText, batch_size: int, seed: int) -> Batches:
-    """The batches that a model is trained on: of one seed the same windows for all."""
-    windows = Windows(window_objective(config, text.tokenizer))
+def training_batches(
+    config: ModelConfig, text: SharedText, batch_size: int, seed: int, seen: Callable[[Int64], None] = lambda ids: None
+) -> Batches:
+    """The batches that a model is trained on, of one seed the same windows for all; `seen` is called with them."""
+    windows = Windows(window_objective(config, text.tokenizer), seen)
     return Batches(text.training.ids, text.context, batch_size, seed, windows)
 
 
 class WindowTraining(Recipe):
-    """The training of a fresh model on the windows that all models read.
-
-    Args:
-        config: of the run.
-        text: shared by all models.
-    """
+    """The training of a fresh model on the windows of the text that all models read."""
 
     command = "train"
     config_type = TrainConfig
@@ -134,13 +131,7 @@ def run_config(
     directory: Path | None = None,
     tokenizer: Path | None = None,
 ) -> TrainConfig:
-    """Config of the run of a model.
-
-    Args:
-        label: what the model is called.
-        directory: of the run.
-        tokenizer: where the shared one is.
-    """
+    """Config of the run of a model that is called `label`, with its directory and that of the shared tokenizer."""
     return TrainConfig(
         preset=label,
         model=config,
@@ -166,11 +157,7 @@ def run_config(
 
 
 def seconds_per_step(configs: Sequence[ModelConfig], text: SharedText, request: Request) -> list[float]:
-    """The median time of a training step of each model; they take turns, so that other work on the machine is fair.
-
-    Raises:
-        UserError: a model can't be trained.
-    """
+    """The median time of a training step of each model; they take turns, so that other work on the machine is fair."""
     group = join(None, request.device)
     strategies = []
     for config in configs:
@@ -192,14 +179,7 @@ def seconds_per_step(configs: Sequence[ModelConfig], text: SharedText, request: 
 
 @dataclass(frozen=True)
 class Allowance:
-    """Steps of a run within its budget, and their cost.
-
-    Attributes:
-        steps: how many.
-        tokens: of text in all of them.
-        flops: of all of them.
-        digest: SHA-256 of the ids of all windows in order, restored from what the model reads and predicts.
-    """
+    """Steps of a run within its budget, all their tokens of text and FLOPs, and SHA-256 of all ids in order."""
 
     steps: int
     tokens: int
@@ -210,33 +190,23 @@ class Allowance:
 def allow(
     budget: Budget, config: ModelConfig, text: SharedText, batch_size: int, seed: int, seconds: float | None = None
 ) -> Allowance:
-    """Count the steps that a budget allows, and what they read.
-
-    Of floating-point operations it is the number of steps that comes nearest: within half a step.
-
-    Args:
-        seconds: of a step, where the budget is of minutes.
-
-    Raises:
-        UserError: it is too small for one step.
-    """
+    """Count the steps that a budget allows, to the nearest, and what they read. Raises UserError as `require_step`."""
     require_step(budget, config, text, batch_size, seed, seconds)
-    objective, batches = window_objective(config, text.tokenizer), training_batches(config, text, batch_size, seed)
-    steps, tokens, flops, spent, digest = 0, 0, 0, 0.0, hashlib.sha256()
+    windows: list[Int64] = []
+    batches = training_batches(config, text, batch_size, seed, windows.append)
+    steps, flops, spent, digest = 0, 0, 0.0, hashlib.sha256()
     batch = batches.batch(0)
     while spent + (cost := _cost(budget, config, batch, text, seconds)) / 2 <= budget.amount:
-        windows = objective.restore(batch)
-        digest.update(windows.tobytes())
-        tokens, flops = tokens + windows.size, flops + _batch_flops(config, batch)
-        spent, steps = spent + cost, steps + 1
+        digest.update(windows.pop().tobytes())
+        steps, flops, spent = steps + 1, flops + _batch_flops(config, batch), spent + cost
         batch = batches.batch(steps)
-    return Allowance(steps, tokens, flops, digest.hexdigest())
+    return Allowance(steps, steps * batch_size * text.window, flops, digest.hexdigest())
 
 
 def require_step(
     budget: Budget, config: ModelConfig, text: SharedText, batch_size: int, seed: int, seconds: float | None = None
 ) -> None:
-    """Raise UserError where a budget is too small for one step; arguments as of `allow`."""
+    """Raise UserError where a budget is too small for one step, which takes `seconds`."""
     batch = training_batches(config, text, batch_size, seed).batch(0)
     cost = _cost(budget, config, batch, text, seconds)
     if cost > budget.amount:

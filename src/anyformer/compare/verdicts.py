@@ -76,18 +76,15 @@ class Estimate:
     p: float
 
 
-def estimate(pieces: Pieces, *, seed: int = 0) -> Estimate:
+def estimate(pieces: Pieces) -> Estimate:
     """Estimate the noise band of a measure.
 
     Two things could have come out differently, and are resampled together: the pieces that were held out, by a
     bootstrap (Efron & Tibshirani 1993, chapter 6; for language models Koehn 2004), and the seeds, of which there are
     few, so that their mean is taken to be off by a draw from Student's t. Of one seed the noise is not known, and only
     the pieces' is in the band.
-
-    Args:
-        seed: of the resampling.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     draws = ratio(pieces.totals.mean(axis=0), pieces.weights).resampled(_RESAMPLES, rng, multinomial=True)
     seeds = len(pieces.totals)
     if seeds > 1:
@@ -98,17 +95,14 @@ def estimate(pieces: Pieces, *, seed: int = 0) -> Estimate:
     return Estimate(pieces.value, percentiles(draws, CONFIDENCE), p)
 
 
-def difference(a: Pieces, b: Pieces, *, seed: int = 0) -> Estimate:
-    """Estimate a's measure less b's, on the same pieces and the same seeds.
+def difference(a: Pieces, b: Pieces) -> Estimate:
+    """Estimate a's measure less b's, on the same pieces and the same seeds; raises ValueError for others.
 
     It is paired: what makes a piece hard for both, or an order of the data good for both, is no noise.
-
-    Raises:
-        ValueError: they are of different pieces or of different numbers of seeds.
     """
     if a.totals.shape != b.totals.shape or not np.array_equal(a.weights, b.weights):
         raise ValueError("only numbers of the same pieces and the same seeds can be compared")
-    return estimate(Pieces(a.totals - b.totals, a.weights), seed=seed)
+    return estimate(Pieces(a.totals - b.totals, a.weights))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -120,13 +114,8 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def judge(panel: Panel, numbers: Mapping[str, Pieces]) -> tuple[Panel, list[Verdict]]:
-    """Fill a panel with the numbers of its models, the best first, and compare each two of them.
-
-    Args:
-        panel: without scores.
-        numbers: of each model on the same pieces.
-    """
+def compare_members(panel: Panel, numbers: Mapping[str, Pieces]) -> tuple[Panel, list[Verdict]]:
+    """Fill a panel with the numbers of its models on the same pieces, the best first, and compare each two of them."""
     sign = 1 if panel.lower_is_better else -1
     names = sorted(numbers, key=lambda name: sign * numbers[name].value)
     scores = [
@@ -139,7 +128,13 @@ def judge(panel: Panel, numbers: Mapping[str, Pieces]) -> tuple[Panel, list[Verd
         for name in names
     ]
     seeds, pieces = numbers[names[0]].totals.shape if names else (0, 0)
-    panel = replace(panel, scores=tuple(scores), pieces=pieces, no_verdict=_no_verdict(panel, seeds, pieces))
+    no_verdict = None
+    if seeds == 1:
+        no_verdict = "there is one seed, and another could turn it round"
+    elif pieces < FEWEST:
+        items = "held-out pieces" if panel.chance is None else "items"
+        no_verdict = f"it takes {FEWEST} {items}, and there are {pieces}"
+    panel = replace(panel, scores=tuple(scores), pieces=pieces, no_verdict=no_verdict)
     pairs = list(combinations(names, 2))
     differences = decide(panel, [difference(numbers[a], numbers[b]) for a, b in pairs])
     verdicts = [Verdict(a=a, b=b, **vars(each)) for (a, b), each in zip(pairs, differences, strict=True)]
@@ -147,40 +142,24 @@ def judge(panel: Panel, numbers: Mapping[str, Pieces]) -> tuple[Panel, list[Verd
 
 
 def decide(panel: Panel, estimates: Sequence[Estimate]) -> list[Difference]:
-    """Decide which differences of a panel are more than noise, all of them together: p is corrected for their number.
-
-    Args:
-        panel: of the numbers; where it says why there is no verdict, there is none.
-        estimates: each of a first number less a second.
-    """
-    return [
-        Difference(
-            panel=panel.name,
-            measure=panel.measure,
-            difference=each.value,
-            interval=each.interval,
-            p=each.p,
-            p_corrected=p,
-            verdict=_verdict(panel, each.value, p),
+    """Decide which differences of a panel, of a first number less a second, are more than noise, all together."""
+    differences: list[Difference] = []
+    for each, p in zip(estimates, holm([each.p for each in estimates]), strict=True):
+        verdict = BETTER if (each.value < 0) == panel.lower_is_better else WORSE
+        if panel.no_verdict is not None or p >= 1 - CONFIDENCE:
+            verdict = UNDECIDED if panel.no_verdict is None else NO_VERDICT
+        differences.append(
+            Difference(
+                panel=panel.name,
+                measure=panel.measure,
+                difference=each.value,
+                interval=each.interval,
+                p=each.p,
+                p_corrected=p,
+                verdict=verdict,
+            )
         )
-        for each, p in zip(estimates, holm([each.p for each in estimates]), strict=True)
-    ]
-
-
-def _verdict(panel: Panel, value: float, p: float) -> str:
-    if panel.no_verdict is not None:
-        return NO_VERDICT
-    return UNDECIDED if p >= 1 - CONFIDENCE else BETTER if (value < 0) == panel.lower_is_better else WORSE
-
-
-def _no_verdict(panel: Panel, seeds: int, pieces: int) -> str | None:
-    """Why nothing is said about which is better; None: it is."""
-    if seeds == 1:
-        return "there is one seed, and another could turn it round"
-    if pieces < FEWEST:
-        items = "held-out pieces" if panel.chance is None else "items"
-        return f"it takes {FEWEST} {items}, and there are {pieces}"
-    return None
+    return differences
 
 
 def _interval(pieces: Pieces, panel: Panel) -> tuple[float, float]:

@@ -15,13 +15,14 @@ Continuation is the S-denoising of Tay et al. (2022, UL2, section 3.1.1), and a 
 to work: it makes encoder-decoders writers whose text can be measured beside that of decoders.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from anyformer.config import ModelConfig
-from anyformer.data.batch import IGNORED, Batch, Bool, Int64, Rng
+from anyformer.data.batch import Batch, Bool, Int64, Rng
 from anyformer.data.masked import Masked
 from anyformer.data.objectives import SpanCorruption, decoder_start
 from anyformer.errors import UserError
@@ -33,11 +34,7 @@ AROUND = 2
 
 @dataclass(frozen=True, slots=True)
 class FromStart:
-    """Predict all tokens of a window, the first one after a token that begins a text.
-
-    Attributes:
-        start: that token.
-    """
+    """Predict all tokens of a window, the first one after `start`, a token that begins a text."""
 
     start: int
 
@@ -45,10 +42,6 @@ class FromStart:
         """Make a batch of [batch, window]."""
         tokens = np.concatenate([np.full((len(windows), 1), self.start), windows[:, :-1]], axis=1)
         return Batch(tokens, windows.copy())
-
-    def restore(self, batch: Batch) -> Int64:
-        """The windows that a batch was made of."""
-        return np.asarray(batch.targets, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +65,6 @@ class Continuation:
         batch = FromStart(self.start)(rest, rng)
         return replace(batch, source=np.concatenate([source, np.full((len(source), 1), self.eos)], axis=1))
 
-    def restore(self, batch: Batch) -> Int64:
-        """The windows that a batch was made of."""
-        assert batch.source is not None
-        return np.concatenate([batch.source[:, :-1], batch.targets], axis=1).astype(np.int64)
-
 
 @dataclass(frozen=True, slots=True)
 class Filling:
@@ -88,12 +76,6 @@ class Filling:
         """Make a batch of [batch, window]."""
         return self.masked(windows, np.ones_like(windows, dtype=np.bool_), None, rng)
 
-    def restore(self, batch: Batch) -> Int64:
-        """The windows that a batch was made of."""
-        whole = np.where(batch.targets == IGNORED, batch.tokens, batch.targets)
-        end = whole.shape[1] - (self.masked.after is not None)
-        return whole[:, int(self.masked.before is not None) : end].astype(np.int64)
-
 
 @dataclass(frozen=True, slots=True)
 class Spans:
@@ -104,18 +86,6 @@ class Spans:
     def __call__(self, windows: Int64, rng: Rng) -> Batch:
         """Make a batch of [batch, window]."""
         return self.corruption(windows, np.ones_like(windows, dtype=np.bool_), None, rng)
-
-    def restore(self, batch: Batch) -> Int64:
-        """The windows that a batch was made of."""
-        assert batch.source is not None
-        rows: list[Int64] = []
-        sentinels = np.array(self.corruption.sentinels)
-        for source, targets in zip(batch.source[:, :-1], np.asarray(batch.targets)[:, :-1], strict=True):
-            kept, hidden = (np.split(part, np.flatnonzero(np.isin(part, sentinels))) for part in (source, targets))
-            spans = zip(kept, [*hidden[1:], hidden[0]], strict=True)  # before the first sentinel nothing is hidden
-            parts = [(read[index > 0 :], span[1:]) for index, (read, span) in enumerate(spans)]
-            rows.append(np.concatenate([piece for pair in parts for piece in pair]))
-        return np.stack(rows).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +99,6 @@ class Mixture:
         """Make a batch of [batch, window]."""
         return (self.spans if rng.random() < 0.5 else self.continuation)(windows, rng)
 
-    def restore(self, batch: Batch) -> Int64:
-        """The windows that a batch was made of."""
-        corrupted = batch.tokens.shape[1] > 1 and bool(np.isin(batch.targets, self.spans.corruption.sentinels).any())
-        return (self.spans if corrupted else self.continuation).restore(batch)
-
 
 WindowObjective = FromStart | Filling | Mixture
 """Objective of a model that is trained on windows."""
@@ -141,10 +106,11 @@ WindowObjective = FromStart | Filling | Mixture
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """An objective of `anyformer.data.Batches` whose windows are as long for every family."""
+    """An objective of `anyformer.data.Batches` with windows as long for every family; `seen` is called with them."""
 
     overlap: ClassVar[int] = 0
     objective: WindowObjective
+    seen: Callable[[Int64], None] = lambda windows: None
 
     def stride(self, context: int) -> int:
         """Tokens of a window."""
@@ -154,15 +120,12 @@ class Windows:
         self, windows: Int64, loss_mask: Bool, padding_mask: Bool | None, rng: Rng, stream_start: Bool | None = None
     ) -> Batch:
         """Make a batch. A token that an epoch reads twice, where its ring closes, is predicted twice."""
+        self.seen(windows)
         return self.objective(windows, rng)
 
 
 def window_objective(config: ModelConfig, tokenizer: Tokenizer) -> WindowObjective:
-    """Choose how a model of this config is trained on windows, by its stacks alone.
-
-    Raises:
-        UserError: the tokenizer lacks a token that it needs.
-    """
+    """The objective of a model with these stacks. Raises UserError where the tokenizer lacks a token that it needs."""
     if config.is_encoder_only:
         return Filling(Masked.of_tokenizer(tokenizer))
     if config.is_encoder_decoder:

@@ -14,7 +14,7 @@ The pseudo-log-likelihood of a masked model hides the later pieces of a token's 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.errors import UserError
+from anyformer.evaluation.logits import Progress
 from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.inference import (
     DamagedError,
@@ -39,8 +40,6 @@ from anyformer.tokenizer.prompt import common_prefix
 from anyformer.training.memory import keep_freed_memory
 
 Ids = tuple[int, ...]
-Progress = Callable[[int], None]
-"""Called after each batch with the number of its queries."""
 
 _SCORED_TOKENS, _READ_TOKENS = 512, 4096
 """Tokens of a batch: those whose logits are held, by a processor, and, with padding, those that are read."""
@@ -117,11 +116,7 @@ class Scorer:
         self._read = _CachedReader(model) if model.config.is_decoder_only else _Reader(model)
 
     def __call__(self, queries: Sequence[Query], progress: Progress = lambda count: None) -> list[LogLikelihood]:
-        """Score tokens, in the order of the queries.
-
-        Raises:
-            UserError: an id outside of the model's vocabulary, an output that is NaN.
-        """
+        """Score tokens, in the order of the queries. Raises UserError for an id outside of the vocabulary, or NaN."""
         rows_of, results = self._contexts(queries), [LogLikelihood((), True)] * len(queries)
         contexts = [*rows_of]
         lengths = [len(context) + max(len(row.ids) for row in rows) for context, rows in rows_of.items()]
@@ -272,12 +267,7 @@ def _pick(
 
 
 class Continuation(NamedTuple):
-    """A continuation that is scored.
-
-    Attributes:
-        context: Tokens that it follows, at least one; of an encoder-decoder the source.
-        ids: Its tokens, at least one.
-    """
+    """A continuation that is scored, and the context that it follows or the source; at least one token each."""
 
     context: Sequence[int]
     ids: Sequence[int]
@@ -291,14 +281,11 @@ def log_likelihoods(
     batch_size: int | None = None,
     progress: Progress = lambda count: None,
 ) -> list[LogLikelihood]:
-    """Score continuations.
+    """Score continuations by a decoder-only model or an encoder-decoder.
 
     Args:
-        model: A decoder-only model or an encoder-decoder.
-        continuations: Of any lengths. What is too long with its context loses the beginning of the context.
+        continuations: Of any lengths. One that is too long with its context loses the beginning of the context.
         max_length: Tokens that the model is to see at most; None: as many as it was trained on.
-        batch_size: See `Scorer`.
-        progress: Called after each batch with the number of its continuations.
 
     Raises:
         UserError: a model that doesn't generate text, an id outside of its vocabulary, an output that is NaN.
@@ -341,11 +328,6 @@ def pseudo_log_likelihoods(model: Transformer, texts: Sequence[MaskedText], mask
     own this is the pseudo-log-likelihood of Salazar et al. (2020, section 2).
 
     The sum over a text ranks texts. It is not the logarithm of a probability.
-
-    Args:
-        model: An encoder with a masked-LM head.
-        texts: The texts. What they have in common once they are masked is computed once.
-        mask_id: The mask token.
 
     Returns:
         For each text the log-probabilities of its `scored` tokens, in nats.

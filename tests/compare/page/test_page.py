@@ -224,19 +224,19 @@ def test_a_curve_is_the_mean_of_its_seeds(values: list[list[float]]):
 
 def test_what_is_said_is_what_the_verdicts_say():
     comparison = make_comparison()
-    said = {each["title"]: each["said"] for each in findings(comparison)}
+    said = {each["title"]: each["sentence"] for each in findings(comparison)}
     assert said["Cloze"] == "bert is better than t5 and gpt2"
     undecided = tuple(replace(each, verdict=UNDECIDED) for each in comparison.verdicts)
-    said = {each["title"]: each["said"] for each in findings(replace(comparison, verdicts=undecided))}
+    said = {each["title"]: each["sentence"] for each in findings(replace(comparison, verdicts=undecided))}
     assert said["Cloze"] == "bert, t5 and gpt2 are not distinguishable at this budget"
     mixed = tuple(replace(each, verdict=BETTER if each.b == "gpt2" else UNDECIDED) for each in comparison.verdicts)
-    said = {each["title"]: each["said"] for each in findings(replace(comparison, verdicts=mixed))}
+    said = {each["title"]: each["sentence"] for each in findings(replace(comparison, verdicts=mixed))}
     assert said["Cloze"] == "bert is better than gpt2, and not distinguishable from t5"
     assert "Next byte" not in said  # one number alone says nothing
     reason = "there is one seed, and another could turn it round"
     tasks = tuple(replace(each, no_verdict=reason) for each in comparison.tasks)
     none = replace(comparison, verdicts=undecided, tasks=tasks, setup=replace(comparison.setup, seeds=1))
-    said = {each["title"]: each["said"] for each in findings(none)}
+    said = {each["title"]: each["sentence"] for each in findings(none)}
     assert said["Cloze"] == f"no verdict: {reason}"
     values = values_of(none, Path())
     assert values["tasks"][0]["note"].endswith(f"No verdict: {reason}.")
@@ -244,14 +244,14 @@ def test_what_is_said_is_what_the_verdicts_say():
     assert any("they name no winner" in note for note in values["notes"])
 
 
-def test_places_are_in_order():
+def test_positions_are_in_order():
     comparison = make_comparison()
     for panel in panels(comparison, (*comparison.groups, *comparison.tasks)):
         for row in panel["rows"]:
-            low, value, high = (float(row["places"][name]) for name in ("low", "value", "high"))
+            low, value, high = (float(row["positions"][name]) for name in ("low", "value", "high"))
             assert 0 <= low <= value <= high <= 100
     (task,) = panels(comparison, comparison.tasks)
-    assert float(task["chance"]["place"]) == pytest.approx(25)
+    assert float(task["chance"]["position"]) == pytest.approx(25)
 
 
 _WRONG = st.sampled_from([None, True, 0, -1, 10**400, 1e308, -1e308, 5e-324, "", "x" * 3000, [], {}, ["x"], [1, 2]])

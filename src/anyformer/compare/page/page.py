@@ -46,11 +46,6 @@ _COSTS: dict[str, Callable[[ComparedModel], str]] = {
 """The columns of the table of costs."""
 _NO_COST = ("none", "–", "0", "0:00")
 """The cells of a model that was not trained here, or that keeps no keys and values."""
-_COST_NOTE = (
-    "FLOPs a token are those of training. Memory is that of weights, gradients and the optimizer. Keys and values of a "
-    "token that is generated take two bytes a number. Tokens/s and time (≈) are noisy: models are trained one after "
-    "the other, and other programs on the machine slow some of them down more than others."
-)
 _MOST_TOKENS, _FEWEST_WORDS, _MOST_WORDS = 24, 4, 14
 """Tokens and words of the sentence that models attend to."""
 _MOST_MODELS = 8
@@ -84,45 +79,27 @@ def page(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "heading": comparison.title,
         "state": "",
         "facts": _facts(setup),
-        "notes": [
-            "Numbers stand only beside those of their group. Intervals cover 95%, and a difference counts where it is "
-            "beyond chance after Holm's correction for the number of pairs.",
-            *([ONE_SEED] if setup.seeds == 1 else []),
-        ],
-        "names": [{"name": each.name, "color": color % 8} for color, each in enumerate(models)],
+        "notes": [ONE_SEED] if setup.seeds == 1 else [],
+        "models": models,
         "findings": panels.findings(comparison),
-        "effects": panels.effects(comparison),
+        "effects": comparison.ablation.effects if comparison.ablation else (),
+        "titles": {panel.name: panel.title for panel in comparison.panels},
         "data": curves(comparison),
         "groups": panels.panels(comparison, comparison.groups),
         "tasks": panels.panels(comparison, comparison.tasks),
-        "alone": panels.alone(comparison),
+        "alone": [panel for panel in comparison.panels if len(panel.scores) == 1],
         "costs": costs(comparison),
-        "trials": [
-            {
-                "name": each.name,
-                "tried": ", ".join(f"{one.learning_rate:.2g}: {fixed(one.validation_loss)}" for one in each.trials),
-                "chosen": f"{each.learning_rate:.2g}",
-            }
-            for each in models
-            if each.trials
-        ],
         "matched": _matched(setup),
         "diagrams": _diagrams(models),
         "differences": _differences(models),
         "samples": [_samples(each, color) for color, each in enumerate(models) if each.samples or each.blanks],
         "maps": _maps(models, folder),
-        "read": [
-            {
-                "name": each.name,
-                "objective": each.objective,
-                "bytes": f"{each.bytes:,}",
-                "digests": ", ".join(digest[:12] for digest in each.order_digest),
-                "notes": each.notes,
-            }
-            for each in models
-        ],
         "repeat": comparison.repeat,
         "machine": ", ".join(filter(None, [setup.machine, clock(setup.seconds)])),
+        "difference": panels.difference,
+        "fixed": fixed,
+        "interval": panels.interval,
+        "setting": setting,
     }
 
 
@@ -195,7 +172,7 @@ def costs(comparison: Comparison) -> dict[str, Any]:
         {"name": each.name, "color": number % 8, "cells": [column[number] for column in cells.values()]}
         for number, each in enumerate(comparison.models)
     ]
-    return {"columns": list(cells), "rows": rows, "note": _COST_NOTE}
+    return {"columns": list(cells), "rows": rows}
 
 
 def _differences(models: Sequence[ComparedModel]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from anyformer.compare.result import BETTER, NO_VERDICT, WORSE, Comparison, Difference, Panel, Score, Verdict
-from anyformer.pages.formatting import fixed, listed, setting
+from anyformer.pages.formatting import fixed, listed
 
 _MOST_VALUES = 5
 """Values of a panel, beside its verdict."""
@@ -17,21 +17,6 @@ def panels(comparison: Comparison, which: Sequence[Panel]) -> list[dict[str, Any
     """The values of groups, or of tasks, that have something to compare."""
     colors = _colors(comparison)
     return [_panel(panel, comparison.verdicts_of(panel), colors) for panel in which if len(panel.scores) > 1]
-
-
-def alone(comparison: Comparison) -> list[dict[str, str]]:
-    """The numbers that stand beside no other: those of panels with a single model."""
-    return [
-        {
-            "name": score.model,
-            "of": f"{panel.title}, {panel.measure}",
-            "value": fixed(score.value),
-            "interval": interval(score.interval),
-        }
-        for panel in comparison.panels
-        if len(panel.scores) == 1
-        for score in panel.scores
-    ]
 
 
 def findings(comparison: Comparison) -> list[dict[str, Any]]:
@@ -50,7 +35,7 @@ def findings(comparison: Comparison) -> list[dict[str, Any]]:
                     "name": panel.name,
                     "title": panel.title,
                     "about": ", ".join(about),
-                    "said": sentence,
+                    "sentence": sentence,
                     "tone": tone,
                     "difference": _gap(panel, verdicts),
                     "values": [_named(score, colors) for score in panel.scores[:_MOST_VALUES]],
@@ -58,21 +43,6 @@ def findings(comparison: Comparison) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-def effects(comparison: Comparison) -> list[dict[str, Any]]:
-    """Effects of the changes of an ablation."""
-    titles = {panel.name: panel.title for panel in comparison.panels}
-    return [
-        {
-            "field": each.field,
-            "change": f"{setting(each.baseline)} → {setting(each.value)}",
-            "panel": titles.get(each.panel, each.panel),
-            "measure": each.measure,
-            **_difference(each),
-        }
-        for each in (comparison.ablation.effects if comparison.ablation else ())
-    ]
 
 
 def _colors(comparison: Comparison) -> dict[str, int]:
@@ -94,7 +64,7 @@ def _gap(panel: Panel, verdicts: Sequence[Verdict]) -> dict[str, str]:
     pairs = {each.b: each for each in verdicts if each.a == best}
     ranked = [pairs.pop(name) for name in others if name in pairs] + [*pairs.values()]
     shown = next((each for each in ranked if each.verdict == BETTER), None) or next(iter(ranked), None)
-    return {} if shown is None else {"pair": f"{shown.a} less {shown.b}", **_difference(shown)}
+    return {} if shown is None else {"pair": f"{shown.a} less {shown.b}", **difference(shown)}
 
 
 def _finding(panel: Panel, verdicts: Sequence[Verdict]) -> tuple[str, str]:
@@ -129,12 +99,12 @@ def _panel(panel: Panel, verdicts: Sequence[Verdict], colors: Mapping[str, int])
         "measure": panel.measure,
         "note": " ".join(filter(None, [panel.note, f"No verdict: {panel.no_verdict}." if panel.no_verdict else ""])),
         "about": ", ".join([_direction(panel), *([f"{panel.pieces:,} {items}"] if panel.pieces else [])]),
-        "chance": None if panel.chance is None else {"text": fixed(panel.chance), "place": position(panel.chance)},
+        "chance": None if panel.chance is None else {"text": fixed(panel.chance), "position": position(panel.chance)},
         "rows": [{**_named(score, colors), **_positions(score, position)} for score in panel.scores],
         "left_out": [{"names": listed(names), "why": why} for why, names in left_out.items()],
         "parts": {"kinds": kinds, "rows": parts} if kinds else None,
         "verdicts": [
-            {"pair": each.pair, **_difference(each), "verdict": each.verdict.removesuffix(" at this budget")}
+            {"pair": each.pair, **difference(each), "verdict": each.verdict.removesuffix(" at this budget")}
             for each in verdicts
         ],
         "apart": f"{apart} of {len(verdicts)} {'pairs differ' if len(verdicts) > 1 else 'pair differs'}"
@@ -147,11 +117,11 @@ def _positions(score: Score, position: _Position) -> dict[str, Any]:
     low, high = score.interval
     return {
         "interval": interval(score.interval),
-        "places": {"value": position(score.value), "low": position(low), "high": position(high)},
+        "positions": {"value": position(score.value), "low": position(low), "high": position(high)},
         "seeds": [position(each) for each in score.seeds],
         "each_seed": ", ".join(map(fixed, score.seeds)),
         "controls": [
-            {"name": name, "text": fixed(value), "place": position(value)} for name, value in score.controls.items()
+            {"name": name, "text": fixed(value), "position": position(value)} for name, value in score.controls.items()
         ],
     }
 
@@ -173,11 +143,13 @@ def _scale(panel: Panel) -> _Position:
     return position
 
 
-def _difference(each: Difference) -> dict[str, str]:
+def difference(each: Difference) -> dict[str, str]:
+    """A difference as texts, and the tone of its verdict."""
+    p = each.p_corrected
     return {
         "difference": f"{each.difference:+.4f}",
         "interval": interval(each.interval, signed=True),
-        "p": probability(each.p_corrected),
+        "p": "–" if not math.isfinite(p) else "below 0.001" if p < 0.001 else f"{p:.3f}",
         "verdict": each.verdict,
         "tone": each.verdict if each.verdict in (BETTER, WORSE) else "",
     }
@@ -187,8 +159,3 @@ def interval(bounds: tuple[float, float], *, signed: bool = False) -> str:
     """`2.0100 to 2.0300`."""
     low, high = (f"{bound:+.4f}" if signed and math.isfinite(bound) else fixed(bound) for bound in bounds)
     return f"{low} to {high}"
-
-
-def probability(value: float) -> str:
-    """A p-value: `0.012`, or `below 0.001`."""
-    return "–" if not math.isfinite(value) else "below 0.001" if value < 0.001 else f"{value:.3f}"

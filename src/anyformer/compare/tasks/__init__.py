@@ -46,8 +46,6 @@ def make_tasks(
         train_texts: Texts that models are trained on; they say which words are frequent.
         held_out_texts: Texts that models are judged on: all items are from there, and none of their passages occurs in
             the training texts.
-        tokenizer: That of all models.
-        seed: Of what is drawn.
         max_tokens: Tokens of an item; two less than the shortest context of a model leave room for those around it.
         labeled: Texts for the classifier instead of the corpus's, see `read_labeled_texts`.
 
@@ -70,10 +68,7 @@ def make_tasks(
 
 
 def run_tasks(model: Transformer, tokenizer: Tokenizer, tasks: Sequence[Task]) -> dict[str, TaskResult]:
-    """Let a language model of any family do tasks, and leave it as it was.
-
-    Returns:
-        The result of each task by its name, in order.
+    """Let a language model of any family do tasks, and leave it as it was; their results by name.
 
     Raises:
         UserError: the tokenizer lacks a token that the model needs, the model's context is shorter than an item, or an

@@ -64,25 +64,14 @@ class TaskResult:
 
 
 class Choice(NamedTuple):
-    """One of several texts that differ in a few places.
-
-    Attributes:
-        ids: Its tokens.
-        spans: The stretches in which the texts differ; the first begins after 0.
-    """
+    """The tokens of one of several texts, and the stretches in which these differ; the first begins after 0."""
 
     ids: Ids
     spans: tuple[Span, ...]
 
 
 class Item(NamedTuple):
-    """Texts of which the first is right.
-
-    Attributes:
-        kind: How the others were made; empty if there is one kind alone.
-        texts: What is chosen from.
-        choices: Their tokens.
-    """
+    """Texts of which the first is right; `kind` is how the others were made, if there are several ways."""
 
     kind: str
     texts: tuple[str, ...]

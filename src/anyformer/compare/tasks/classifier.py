@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, cast
@@ -62,12 +62,7 @@ Labeled = tuple[str, int]
 
 
 class LabeledTexts(NamedTuple):
-    """Texts with their classes.
-
-    Attributes:
-        training, test: Texts with the number of their class; none is in both.
-        labels: The names of the classes.
-    """
+    """Texts with the numbers of their classes, none of them in both parts; and the names of the classes."""
 
     training: Sequence[Labeled]
     test: Sequence[Labeled]
@@ -75,11 +70,7 @@ class LabeledTexts(NamedTuple):
 
 
 def read_labeled_texts(paths: Sequence[str], seed: int = 0) -> LabeledTexts:
-    """Read examples as `anyformer finetune --task classify` does, and hold some of them out.
-
-    Args:
-        paths: Files of texts and labels.
-        seed: Of which are held out.
+    """Read files of examples as `anyformer finetune --task classify` does, and hold some of them out.
 
     Raises:
         UserError: A file can't be read, a row is faulty, all labels are the same, or texts have several labels or
@@ -147,11 +138,9 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The task.
+    """The classification of texts by a fine-tuned model.
 
     Attributes:
-        training, test: Its examples.
-        labels: The names of the classes.
         bag_of_words: The scores of the items by that control.
         seed: Of fresh weights, and of the order of the examples.
         reason: Why it is left out; None: it isn't.
@@ -195,7 +184,7 @@ class Classification:
             controls = {"random": self._fine_tuned(fresh, pad_id), "bag of words": tuple(self.bag_of_words)}
         return TaskResult(
             name=self.name,
-            chance=_most_frequent(self.test) if self.test else 1 / max(1, len(self.labels)),
+            chance=self._most_frequent(),
             items=scores,
             controls=controls,
             reason=self.reason,
@@ -204,10 +193,11 @@ class Classification:
     def _fine_tuned(self, model: Transformer, pad_id: int) -> tuple[float, ...]:
         """The scores of a model, which is trained."""
         labels = torch.tensor([example.label for example in self.training], device=model.device)
-        batches = shuffled_batches(len(self.training), _BATCH_SIZE, self.seed)
+        rng, passes = np.random.default_rng(self.seed), -(-_STEPS * _BATCH_SIZE // len(self.training))
+        order = np.concatenate([rng.permutation(len(self.training)) for _ in range(passes)])
 
         def loss(step: int) -> Tensor:
-            rows = next(batches)
+            rows = order[step * _BATCH_SIZE : (step + 1) * _BATCH_SIZE].tolist()
             return F.cross_entropy(classifier(*_pad([self.training[row] for row in rows], pad_id, model)), labels[rows])
 
         with seeded(self.seed):
@@ -220,6 +210,11 @@ class Classification:
                 for row, label in zip(rows, logits.argmax(dim=-1).tolist(), strict=True):
                     scores[row] = float(label == self.test[row].label)
         return tuple(scores)
+
+    def _most_frequent(self) -> float:
+        """The share of the most frequent class, which is what a guess that knows it is right with."""
+        counts = Counter(example.label for example in self.test)
+        return max(counts.values()) / len(self.test) if self.test else 1 / max(1, len(self.labels))
 
 
 class _Classifier(nn.Module):
@@ -256,11 +251,6 @@ def _encode(texts: Sequence[Labeled], tokenizer: Tokenizer, max_tokens: int, rng
     return [examples[index] for index in rng.permutation(len(examples))]
 
 
-def _most_frequent(examples: Sequence[Example]) -> float:
-    """The share of the most frequent class, which is what a guess that knows it is right with."""
-    return Counter(example.label for example in examples).most_common(1)[0][1] / len(examples)
-
-
 def _bag_of_words(
     training: Sequence[Example], test: Sequence[Example], labels: int, vocab_size: int, seed: int
 ) -> list[float]:
@@ -294,17 +284,6 @@ def fit(module: nn.Module, loss: Callable[[int], Tensor], steps: int, learning_r
         optimizer.step()
         optimizer.zero_grad()
     module.eval()
-
-
-def shuffled_batches(count: int, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of the numbers below `count`, each once in every pass."""
-    rng = np.random.default_rng(seed)
-    waiting = list[int]()
-    while True:
-        while len(waiting) < batch_size:
-            waiting += rng.permutation(count).tolist()
-        yield waiting[:batch_size]
-        del waiting[:batch_size]
 
 
 @contextmanager

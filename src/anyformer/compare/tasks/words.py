@@ -45,8 +45,7 @@ class WordStatistics:
     """The words of a corpus.
 
     Attributes:
-        counts: How often each occurs in the text that models are trained on.
-        total: How many there are in it.
+        counts, total: Occurrences of each in the text that models are trained on, and of all.
         neighbors: Words that follow one another, in that text or in the one held out, with what is between them.
     """
 
@@ -107,11 +106,8 @@ def passages(
     """Draw passages from random places of texts. No two of them overlap, or are equal.
 
     Args:
-        texts: Texts that they are from.
-        tokenizer: Whose tokens are counted.
-        count: As many passages, or fewer if there are fewer.
+        count: Passages, or fewer if there are fewer.
         max_tokens: Tokens of a passage; it has at least half as many, and four words.
-        seed: Of the places.
         unlike: Texts in which none of them occurs.
     """
     chunks = [chunk for text in texts for chunk in _chunks(text, _CHUNK * max_tokens)]

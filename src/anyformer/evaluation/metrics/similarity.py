@@ -70,9 +70,9 @@ def retrieval(ranks: Sequence[Numbers], cutoffs: Sequence[int] = CUTOFFS) -> dic
     Args:
         ranks: For each query the ranks of its relevant documents, see `relevant_ranks`.
     """
-    found = [np.asarray(each) for each in ranks]
-    recalls = {f"recall@{k}": share([(each <= k).mean() for each in found]) for k in cutoffs}
-    return recalls | {"mrr": share([1 / each.min() for each in found])}
+    rows = [np.asarray(each) for each in ranks]
+    recalls = {f"recall@{k}": share([(each <= k).mean() for each in rows]) for k in cutoffs}
+    return recalls | {"mrr": share([1 / each.min() for each in rows])}
 
 
 def relevant_ranks(
@@ -92,10 +92,10 @@ def relevant_ranks(
     ranks: list[npt.NDArray[np.int64]] = []
     for begin in range(0, len(queries), batch_size):
         similarities = queries[begin : begin + batch_size] @ documents.T
-        for row, wanted in zip(similarities, relevant[begin : begin + batch_size], strict=True):
-            place = np.empty(len(row), dtype=np.int64)
-            place[np.argsort(-row, kind="stable")] = np.arange(1, len(row) + 1)
-            ranks.append(np.sort(place[list(wanted)]))
+        for row, documents_of_row in zip(similarities, relevant[begin : begin + batch_size], strict=True):
+            rank = np.empty(len(row), dtype=np.int64)
+            rank[np.argsort(-row, kind="stable")] = np.arange(1, len(row) + 1)
+            ranks.append(np.sort(rank[list(documents_of_row)]))
     return ranks
 
 

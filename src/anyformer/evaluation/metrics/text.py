@@ -18,7 +18,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 def exact_match(references: Sequence[str], predictions: Sequence[str], *, normalized: bool = False) -> Metric:
     """The share of texts that are their reference, but for whitespace around them; or as `normalize` leaves them."""
     canonical = normalize if normalized else str.strip
-    return share([canonical(text) == canonical(said) for text, said in zip(references, predictions, strict=True)])
+    return share([canonical(right) == canonical(text) for right, text in zip(references, predictions, strict=True)])
 
 
 def normalize(text: str) -> str:
@@ -54,7 +54,7 @@ def summaries(references: Sequence[str], predictions: Sequence[str]) -> dict[str
     except ImportError as error:
         raise UserError("ROUGE needs rouge-score: pip install 'anyformer[eval]'.") from error
     scorer = RougeScorer(list(ROUGE))
-    scores = [scorer.score(text, said) for text, said in zip(references, predictions, strict=True)]
+    scores = [scorer.score(right, text) for right, text in zip(references, predictions, strict=True)]
     return {name: share([score[name].fmeasure for score in scores]) for name in ROUGE}
 
 
