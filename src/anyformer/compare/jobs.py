@@ -187,11 +187,12 @@ def _train(job: Job, directory: Path, rate: float | None, allowance: Allowance) 
         job.plan.request,
         job.model.config,
         job.model.name,
-        steps=allowance.steps,
+        allowance.steps,
         seed=job.seed,
         learning_rate=rate,
-        directory=directory,
-        tokenizer=job.plan.out / DATA / "tokenizer",
+        name=directory.name,
+        runs=directory.parent,
+        tokenizer=str(job.plan.out / DATA / "tokenizer"),
     )
     begun = (directory / CONFIG).is_file()
     if directory.exists() and not begun:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from typing_extensions import override
@@ -120,39 +121,25 @@ def objective_of(config: ModelConfig) -> str:
     return "span_corruption" if config.is_encoder_decoder else "causal"
 
 
-def run_config(
-    request: Request,
-    config: ModelConfig,
-    label: str,
-    *,
-    steps: int,
-    seed: int = 0,
-    learning_rate: float | None = None,
-    directory: Path | None = None,
-    tokenizer: Path | None = None,
-) -> TrainConfig:
-    """Config of the run of a model that is called `label`, with its directory and that of the shared tokenizer."""
+def run_config(request: Request, config: ModelConfig, label: str, steps: int, **settings: Any) -> TrainConfig:
+    """Config of the run of a model that is called `label`, with more settings of `TrainConfig`."""
     return TrainConfig(
         preset=label,
         model=config,
         objective=objective_of(config),
         data=request.data,
         field=request.field,
-        tokenizer=None if tokenizer is None else str(tokenizer),
         vocab_size=config.vocab_size,
         max_length=config.max_length,
         context=request.context,
         batch_size=request.batch_size,
         steps=steps,
-        seed=seed,
-        learning_rate=learning_rate,
-        name=None if directory is None else directory.name,
-        runs=Path("runs") if directory is None else directory.parent,
         evaluate_every=max(_APART, steps // _POINTS),
         log_every=max(1, steps // _LINES),
         device=request.device,
         dtype=request.dtype,
         compile=False,
+        **settings,
     )
 
 
@@ -162,7 +149,7 @@ def seconds_per_step(configs: Sequence[ModelConfig], text: SharedText, request: 
     strategies = []
     for config in configs:
         recipe = partial(WindowTraining, text=text)
-        made = resolve(run_config(request, config, "calibration", steps=_ROUNDS), recipe, group, Console(quiet=True))
+        made = resolve(run_config(request, config, "calibration", _ROUNDS), recipe, group, Console(quiet=True))
         torch.manual_seed(0)
         strategies.append((made, make_strategy(None, made.recipe.build(), made.plan, group)))
     durations: list[list[float]] = [[] for _ in strategies]

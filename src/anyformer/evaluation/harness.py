@@ -145,7 +145,8 @@ class AnyformerLM(TemplateLM):
         # A context of spaces alone has no token: they are part of the continuation.
         parts = [Continuation(context or [self.prefix_token_id], ids) for _, context, ids in requests]
         with tqdm(total=len(requests), desc="log-likelihoods", disable=disable_tqdm) as bar:
-            scores = log_likelihoods(self.model, parts, max_length=self.max_length, progress=bar.update)
+            advance: Any = bar.update
+            scores = log_likelihoods(self.model, parts, max_length=self.max_length, progress=advance)
         answers = [(each.logprob, each.is_greedy) for each in scores]
         for (text, _, _), answer in zip(requests, answers, strict=True):
             if text is not None:

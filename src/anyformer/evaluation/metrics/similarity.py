@@ -61,17 +61,13 @@ def _correlation(sums: Array) -> Array:
     return np.clip(divide(rows * xy - x * y, np.sqrt(variances), undefined=np.nan), -1, 1)
 
 
-CUTOFFS = (1, 5, 10)
+_CUTOFFS = (1, 5, 10)
 
 
-def retrieval(ranks: Sequence[Numbers], cutoffs: Sequence[int] = CUTOFFS) -> dict[str, Metric]:
-    """Recall@k and the mean reciprocal rank.
-
-    Args:
-        ranks: For each query the ranks of its relevant documents, see `relevant_ranks`.
-    """
+def retrieval(ranks: Sequence[Numbers]) -> dict[str, Metric]:
+    """Recall@k and the mean reciprocal rank, of the ranks of each query's relevant documents, see `relevant_ranks`."""
     rows = [np.asarray(each) for each in ranks]
-    recalls = {f"recall@{k}": share([(each <= k).mean() for each in rows]) for k in cutoffs}
+    recalls = {f"recall@{k}": share([(each <= k).mean() for each in rows]) for k in _CUTOFFS}
     return recalls | {"mrr": share([1 / each.min() for each in rows])}
 
 

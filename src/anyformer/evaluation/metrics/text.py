@@ -1,7 +1,5 @@
 """Predicted tokens, and generated texts."""
 
-import re
-import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,19 +9,11 @@ from anyformer.errors import UserError
 from anyformer.evaluation.metrics.metric import Array, Metric, Numbers, ratio, share
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def exact_match(references: Sequence[str], predictions: Sequence[str], *, normalized: bool = False) -> Metric:
-    """The share of texts that are their reference, but for whitespace around them; or as `normalize` leaves them."""
-    canonical = normalize if normalized else str.strip
-    return share([canonical(right) == canonical(text) for right, text in zip(references, predictions, strict=True)])
-
-
-def normalize(text: str) -> str:
-    """In lower case, without punctuation and English articles (Rajpurkar et al. 2016, SQuAD's evaluate-v1.1.py)."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+def exact_match(references: Sequence[str], predictions: Sequence[str]) -> Metric:
+    """The share of texts that are their reference, but for whitespace around them."""
+    return share([right.strip() == text.strip() for right, text in zip(references, predictions, strict=True)])
 
 
 def translation(references: Sequence[str], predictions: Sequence[str]) -> dict[str, Metric]:
