@@ -188,7 +188,7 @@ class _Progress:
         self.say(f"{self.done:>3}/{self.total:<3}    {_name(job)}: {shown}{seconds:.0f} s{self._rest()}")
 
     def _rest(self) -> str:
-        """How long the other jobs may take."""
+        """The time that the other jobs may take."""
         left = self.total - self.done
         if not (self.seconds and left):
             return ""

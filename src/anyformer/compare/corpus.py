@@ -38,7 +38,7 @@ _FEWEST = 8
 
 @dataclass(frozen=True, slots=True)
 class SharedText:
-    """The text that all candidates are trained and measured on.
+    """The text that all models are trained and measured on.
 
     Attributes:
         tokenizer: of all of them; nothing is put around a text, see `tokenizer_for`.

@@ -66,7 +66,7 @@ class Plan:
 
     @property
     def seeds(self) -> int:
-        """How many there are: one, where a model that is there already takes part."""
+        """Number of seeds: one, where a model that is there already takes part."""
         return 1 if any(each.directory is not None for each in self.models) else self.request.seeds
 
 

@@ -180,7 +180,7 @@ def _blocks(config: ModelConfig) -> str:
 
 
 def _is_family(spec: str) -> bool:
-    """Whether it names a family without a size."""
+    """Whether a specification names a family without a size."""
     name = spec.partition(":")[0]
     return name in ALIASES or name in FAMILIES
 

@@ -109,9 +109,8 @@ def join_texts(tokenizer: Tokenizer, pieces: Iterable[tuple[str, bool]], limit: 
             break
     if len(ids) < 2:
         raise UserError("The text has fewer than two tokens: there is nothing to predict.")
-    with_special, without = tokenizer.encode_batch(["a"])[0], tokenizer.encode_batch(["a"], special=False)[0]
-    starts = len(with_special) > len(without) and with_special[: len(without)] != without
-    return Text(ids, size, with_special[0] if starts else None)
+    start, _, _ = tokenizer.encode_parts("a")
+    return Text(ids, size, start[0] if start else None)
 
 
 def measure(

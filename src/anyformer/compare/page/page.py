@@ -11,21 +11,17 @@ from markupsafe import Markup
 from anyformer import atomic
 from anyformer.checkpoint import load
 from anyformer.compare.page import panels
-from anyformer.compare.result import ONE_SEED, ComparedModel, Comparison, Point, Setup
+from anyformer.compare.result import ONE_SEED, ComparedModel, Comparison, Point
 from anyformer.errors import UserError
 from anyformer.learn import attention_maps, diagram
 from anyformer.learn.attention_maps.page import stacks
 from anyformer.pages.formatting import byte_size, clock, count, finite, fixed, setting, si, whole
 from anyformer.pages.render import render, require_page
 from anyformer.runs.listing import flatten
+from anyformer.schema import to_plain
 
 PAGE = "compare.html"
 
-_UNITS = {"flops": "FLOPs"}
-_MATCHES = {
-    "parameters": "Sizes matched by parameters outside embeddings",
-    "flops": "Sizes matched by FLOPs a token",
-}
 _COLUMNS = {"step": "step", "tokens": "tokens", "flops": "flops", "time": "seconds"}
 """Horizontal axes of a curve, and the fields of a point."""
 _MOST_DIAGRAMS = 8
@@ -78,7 +74,7 @@ def page(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "title": f"{comparison.title} · anyformer",
         "heading": comparison.title,
         "state": "",
-        "facts": _facts(setup),
+        "setup": setup,
         "notes": [ONE_SEED] if setup.seeds == 1 else [],
         "models": models,
         "findings": panels.findings(comparison),
@@ -89,35 +85,19 @@ def page(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "tasks": panels.panels(comparison, comparison.tasks),
         "alone": [panel for panel in comparison.panels if len(panel.scores) == 1],
         "costs": costs(comparison),
-        "matched": _matched(setup),
         "diagrams": _diagrams(models),
         "differences": _differences(models),
         "samples": [_samples(each, color) for color, each in enumerate(models) if each.samples or each.blanks],
         "maps": _maps(models, folder),
         "repeat": comparison.repeat,
         "machine": ", ".join(filter(None, [setup.machine, clock(setup.seconds)])),
+        "count": count,
         "difference": panels.difference,
         "fixed": fixed,
         "interval": panels.interval,
         "setting": setting,
+        "si": si,
     }
-
-
-def _facts(setup: Setup) -> list[str]:
-    seeds = f"{setup.seeds} seeds" if setup.seeds > 1 else "one seed"
-    return [
-        ", ".join(setup.data) or "the standard library of Python",
-        f"{si(setup.training_bytes)}B to train on, {si(setup.held_out_bytes)}B held out",
-        setup.tokenizer,
-        f"{setup.batch_size} × {setup.window} tokens a step",
-        f"{count(setup.amount)} {_UNITS.get(setup.budget, setup.budget)} each, {seeds}",
-    ]
-
-
-def _matched(setup: Setup) -> str:
-    if setup.match not in _MATCHES:
-        return "Sizes are not matched."
-    return f"{_MATCHES[setup.match]}: {', '.join(f'{name} {count(value)}' for name, value in setup.matched.items())}."
 
 
 def curves(comparison: Comparison) -> dict[str, Any]:
@@ -177,7 +157,7 @@ def costs(comparison: Comparison) -> dict[str, Any]:
 
 def _differences(models: Sequence[ComparedModel]) -> list[dict[str, Any]]:
     """The fields in which configs differ, with the value of each."""
-    configs = [flatten(each.config.to_dict()) for each in models]
+    configs = [flatten(to_plain(each.config)) for each in models]
     names = dict.fromkeys(name for config in configs for name in config)
     rows = {name: [config.get(name) for config in configs] for name in names}
     return [

@@ -1,4 +1,4 @@
-"""Which of several texts a model thinks the likelier, whatever it was trained on.
+"""The choice of the likelier of several texts by a model, whatever it was trained on.
 
 The texts have the same number of tokens, and differ in a few places::
 

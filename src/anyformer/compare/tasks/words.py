@@ -73,7 +73,7 @@ class WordStatistics:
         return left + gap + right in self.neighbors
 
     def expected(self, left: str, right: str) -> float:
-        """How often a word would follow another one, were words drawn one by one."""
+        """Expected number of times that a word follows another one, were words drawn one by one."""
         return self.counts[left] * self.counts[right] / max(1, self.total)
 
 

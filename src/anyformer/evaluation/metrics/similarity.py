@@ -44,7 +44,7 @@ def _ranks(values: Array, counts: Array) -> Array:
 
 
 def _standardized(values: Array) -> Array:
-    """With mean 0 and deviation 1, so that sums of squares are exact; zeros if all are the same."""
+    """Values with mean 0 and largest magnitude 1, so that sums of squares are exact; zeros if all are the same."""
     if not len(values) or (values == values[0]).all():
         return np.zeros_like(values)
     centered = values - values.mean()
