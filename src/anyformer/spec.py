@@ -26,7 +26,8 @@ DEFAULT_PRESET = "llama-nano"
 
 _FIELDS = re.compile(r",(?=[^,=]+=)")
 """The comma between two fields; a value may have commas too."""
-_WORDS: dict[str, Any] = {"None": None, "True": True, "False": False}
+_WORDS = {"None": "null", "True": "true", "False": "false"}
+"""Python's words in JSON."""
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,8 @@ def _changed(config: ModelConfig, changes: str, spec: str) -> ModelConfig:
 
 
 def _value(text: str) -> Any:
-    if text in _WORDS:
-        return _WORDS[text]
     with suppress(UserError):
-        return parse_json(text, "")
+        return parse_json(_WORDS.get(text, text), "")
     return text
 
 

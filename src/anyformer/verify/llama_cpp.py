@@ -13,6 +13,8 @@ from torch import Tensor
 from anyformer.errors import UserError
 
 Gives = Literal["logits", "hidden", "embedding"]
+_CONTEXT = 512
+"""Most tokens at once."""
 
 
 def library() -> tuple[Any, Any]:
@@ -32,15 +34,13 @@ class LlamaCpp:
     """A GGUF file opened by llama.cpp on one thread; a context manager.
 
     Args:
-        context: Most tokens at once.
         gives: logits, of a model with a decoder; each token's hidden states or one vector for a text, of an encoder.
-        adapter: A GGUF file with an adapter for the model.
 
     Raises:
         UserError: llama.cpp is not installed, or does not open the file; with its own words.
     """
 
-    def __init__(self, path: Path, *, context: int = 512, gives: Gives = "logits", adapter: Path | None = None) -> None:
+    def __init__(self, path: Path, *, gives: Gives = "logits") -> None:
         self._lib, self._ffi = library()
         self._errors: list[str] = []
         # Kept, as the library calls it for as long as it lives; it would print on standard error without.
@@ -56,7 +56,7 @@ class LlamaCpp:
             raise self._cannot_open(path)
         self._vocabulary = self._lib.llama_model_get_vocab(self._model)
         parameters = self._lib.llama_context_default_params()
-        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = context
+        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = _CONTEXT
         parameters.n_threads = parameters.n_threads_batch = 1
         parameters.type_k = parameters.type_v = 0  # F32
         parameters.flash_attn_type = 0  # none
@@ -67,16 +67,6 @@ class LlamaCpp:
             self._lib.llama_model_free(self._model)
             raise self._cannot_open(path)
         self._width = int(self._lib.llama_model_n_embd(self._model))
-        if adapter is not None:
-            loaded = self._lib.llama_adapter_lora_init(self._model, str(adapter).encode())
-            if loaded == self._ffi.NULL:
-                raise self._cannot_open(adapter)
-            self._lib.llama_set_adapters_lora(
-                self._context,
-                self._ffi.new("struct llama_adapter_lora *[]", [loaded]),
-                1,
-                self._ffi.new("float[]", [1.0]),
-            )
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,6 @@ The texts have the same number of tokens, and differ in a few places::
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,11 +55,6 @@ class TaskResult:
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
     controls: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
     reason: str | None = None
-
-    @property
-    def mean(self) -> float:
-        """The mean score; NaN without items."""
-        return math.fsum(self.items) / len(self.items) if self.items else math.nan
 
 
 class Choice(NamedTuple):
