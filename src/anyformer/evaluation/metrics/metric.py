@@ -74,14 +74,6 @@ class Metric:
         values = [self.of_counts(counts) for counts in _counts(len(self.rows), resamples, rng, multinomial)]
         return np.concatenate(values) if values else np.empty(0)
 
-    @property
-    def is_proportion(self) -> bool:
-        """Whether each row is right or wrong, and the metric the share of those that are right."""
-        if self.function is not _quotient or self.bounds != UNIT:
-            return False
-        right, weights = self.rows.T
-        return bool((weights == 1).all() and np.isin(right, (0, 1)).all())
-
     def interval(self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
         """Wilson's interval of a proportion, else that of the percentile bootstrap over rows.
 
@@ -89,8 +81,10 @@ class Metric:
         nothing: at one of its bounds a metric has Wilson's interval for as many rows, all right or all wrong, and
         elsewhere none (NaN).
         """
-        if self.is_proportion:
-            return wilson(self.value, len(self.rows), confidence)
+        if self.function is _quotient and self.bounds == UNIT:
+            right, weights = self.rows.T
+            if (weights == 1).all() and np.isin(right, (0, 1)).all():
+                return wilson(self.value, len(self.rows), confidence)
         sampled = percentiles(self.resampled(resamples, seed), confidence)
         if sampled.high - sampled.low > 1e-9 * abs(sampled.high) or np.isnan(sampled.low):
             return sampled
