@@ -227,11 +227,7 @@ def _objective_of_run(directory: Path) -> str | None:
 
 
 def _tokenizer_of_runs(models: Sequence[ComparedModel]) -> Tokenizer | None:
-    """The tokenizer that finished models have in common; None without such models.
-
-    Raises:
-        UserError: they have different ones, or one has none, or predicts no text.
-    """
+    """The tokenizer that finished models have in common, if there are any. Raises UserError if they have none."""
     chosen: tuple[str, Tokenizer] | None = None
     for model in models:
         if model.directory is None:

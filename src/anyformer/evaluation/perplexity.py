@@ -79,11 +79,7 @@ def read_text(
     limit: int | None = None,
     max_record_bytes: int = RECORD_BYTES,
 ) -> Text:
-    """Read the tokens of files, as training would see them, at most `limit` of them.
-
-    Raises:
-        UserError: no tokenizer, files that can't be read, or fewer than two tokens in them.
-    """
+    """Read the tokens of files, at most `limit` of them. Raises UserError as `join_texts`, or if they can't be read."""
     tokenizer = require_tokenizer(tokenizer, "its text can't be read")
     read = documents(paths, field, max_record_bytes=max_record_bytes)
     return join_texts(tokenizer, ((document.text, document.last) for document in read), limit)

@@ -227,12 +227,8 @@ def verify_gguf(path: Path, original: Transformer, tokenizer: Tokenizer | None) 
     """Compare a GGUF file as read here, in float32, with llama.cpp, and its output with the model it was made from.
 
     The difference that is allowed, relative to the largest value, follows from what llama.cpp rounds: 1e-3 in F32.
-
-    Args:
-        original: The model that the file was made from, in float32; the tokenizer is its own.
-
-    Raises:
-        UserError: llama.cpp is not installed, or does not open the file.
+    The original, with its tokenizer, is in float32. Raises UserError where llama.cpp is not installed or refuses the
+    file.
     """
     model, _ = load(path, dtype=torch.float32)
     formats = {info.type.name for info in Container(path).tensors.values()}

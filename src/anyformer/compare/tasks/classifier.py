@@ -170,11 +170,7 @@ class Classification:
         return cls(training, test, texts.labels, bag, seed)
 
     def run(self, model: Transformer, tokenizer: Tokenizer) -> TaskResult:
-        """Fine-tune a copy of a model and one with fresh weights, and score them.
-
-        Raises:
-            UserError: a text beyond the model's context, an id outside of its vocabulary, an output that is NaN.
-        """
+        """Fine-tune a copy of a model and one with fresh weights, and score them. Raises UserError for NaN."""
         scores, controls = tuple[float, ...](), dict[str, tuple[float, ...]]()
         if self.reason is None:
             with seeded(self.seed):
@@ -182,13 +178,8 @@ class Classification:
             pad_id = input_pad_id(model, tokenizer)
             scores = self._fine_tuned(copy.deepcopy(model), pad_id)
             controls = {"random": self._fine_tuned(fresh, pad_id), "bag of words": tuple(self.bag_of_words)}
-        return TaskResult(
-            name=self.name,
-            chance=self._most_frequent(),
-            items=scores,
-            controls=controls,
-            reason=self.reason,
-        )
+        chance = self._most_frequent()
+        return TaskResult(name=self.name, chance=chance, items=scores, controls=controls, reason=self.reason)
 
     def _fine_tuned(self, model: Transformer, pad_id: int) -> tuple[float, ...]:
         """The scores of a model, which is trained."""

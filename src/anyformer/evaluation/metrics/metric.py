@@ -96,11 +96,7 @@ class Metric:
         return Interval(*(low + (high - low) * bound for bound in bounds))
 
     def difference(self, after: "Metric", confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
-        """The interval of how much another model gains on the same rows: both see the same resamples (paired).
-
-        Raises:
-            ValueError: the numbers of rows differ.
-        """
+        """The interval of how much another model gains on the same rows (paired); raises ValueError for others."""
         if len(self.rows) != len(after.rows):
             raise ValueError(f"paired metrics are of the same rows, not of {len(self.rows)} and {len(after.rows)}")
         return percentiles(after.resampled(resamples, seed) - self.resampled(resamples, seed), confidence)

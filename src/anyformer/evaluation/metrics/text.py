@@ -17,11 +17,7 @@ def exact_match(references: Sequence[str], predictions: Sequence[str]) -> Metric
 
 
 def translation(references: Sequence[str], predictions: Sequence[str]) -> dict[str, Metric]:
-    """BLEU and chrF as sacrebleu's defaults define them, from 0 to 100.
-
-    Raises:
-        UserError: sacrebleu isn't installed.
-    """
+    """BLEU and chrF as sacrebleu's defaults define them, from 0 to 100. Raises UserError where it isn't installed."""
     try:
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
@@ -34,10 +30,8 @@ def translation(references: Sequence[str], predictions: Sequence[str]) -> dict[s
 def summaries(references: Sequence[str], predictions: Sequence[str]) -> dict[str, Metric]:
     """ROUGE-1, -2, -L and -Lsum (mean F1 of the rows, without stemming) as rouge-score defines them, from 0 to 1.
 
-    It knows only the letters a to z and digits. For ROUGE-Lsum each line is a sentence.
-
-    Raises:
-        UserError: rouge-score isn't installed.
+    Only the letters a to z and digits count. For ROUGE-Lsum each line is a sentence. Raises UserError where rouge-score
+    isn't installed.
     """
     try:
         from rouge_score.rouge_scorer import RougeScorer
