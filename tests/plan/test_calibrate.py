@@ -13,7 +13,7 @@ from anyformer.plan.devices import find_device
 from anyformer.plan.settings import make_workload
 from anyformer.plan.step import StepCount, count_step
 from anyformer.plan.workload import Workload
-from anyformer.spec import Contender, read_config
+from anyformer.spec import SpecifiedModel, read_config
 from anyformer.training.precision import Precision
 
 
@@ -23,7 +23,7 @@ def workload(name: str, layers: int, **options: Any) -> Workload:
     sources = {"source_vocab_size": 300} if config.source_vocab_size is not None else {}
     config = config.replace(**{"vocab_size": 300, **stacks, **sources})
     values = {"context": 24, "batch_size": 4, "dtype": "float32", **options}
-    return replace(make_workload(Contender(name, config), values, find_device("cpu")), in_heap=False)
+    return replace(make_workload(SpecifiedModel(name, config), values, find_device("cpu")), in_heap=False)
 
 
 def count(asked: Workload) -> StepCount:

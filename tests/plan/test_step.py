@@ -18,7 +18,7 @@ from anyformer.plan.devices import find_device
 from anyformer.plan.settings import make_workload
 from anyformer.plan.step import count_step
 from anyformer.plan.workload import Workload
-from anyformer.spec import Contender, read_config
+from anyformer.spec import SpecifiedModel, read_config
 from anyformer.training.precision import INT8, start_compiler
 from anyformer.training.resolve import make_plan, make_strategy
 from anyformer.training.strategies.group import Group
@@ -32,13 +32,13 @@ NAMES = (
 
 
 def workload(name: str, **options: Any) -> Workload:
-    contender = read_config(name)
-    config = contender.config
+    specified = read_config(name)
+    config = specified.config
     layers = {part: min(getattr(config, part), 2) for part in ("encoder_layers", "decoder_layers")}
     sources = {"source_vocab_size": 300} if config.source_vocab_size is not None else {}
     config = config.replace(**{**layers, "vocab_size": 300, **sources})
     values = {"context": 24, "batch_size": 4, "dtype": "float32", **options}
-    made = make_workload(Contender(name, config), values, find_device("cpu"))
+    made = make_workload(SpecifiedModel(name, config), values, find_device("cpu"))
     return replace(made, in_heap=False)  # test_dry_run.py tests what the heap adds
 
 
@@ -216,8 +216,8 @@ def test_each_of_many_processes_has_its_share_alone_in_memory() -> None:
 
 
 def test_nothing_is_allocated_for_a_model_that_no_machine_holds() -> None:
-    contender = read_config("llama-3.1-8b")
-    asked = make_workload(contender, {"context": 16, "batch_size": 1, "dtype": "bfloat16"}, find_device("h100"))
+    specified = read_config("llama-3.1-8b")
+    asked = make_workload(specified, {"context": 16, "batch_size": 1, "dtype": "bfloat16"}, find_device("h100"))
     counted = count_step(asked.shorten(2))
     assert counted.resident["weights"] > 5e9
 

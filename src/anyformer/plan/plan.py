@@ -17,7 +17,7 @@ from anyformer.plan.fit import Change, changes_that_fit
 from anyformer.plan.settings import SETTINGS, make_workload, read_run
 from anyformer.plan.step import StepCount, count_step
 from anyformer.plan.workload import Workload
-from anyformer.spec import Contender
+from anyformer.spec import SpecifiedModel
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -127,15 +127,15 @@ def plan(
     """
     check_keywords("plan", options, SETTINGS | {"device", "tokens", "price_per_hour", "calibrate"})
     if isinstance(model, ModelConfig):
-        contender = Contender("model", model)
+        specified = SpecifiedModel("model", model)
     else:
         away, sized = device is not None, tokens is not None
-        contender, options = read_run(str(model), options, elsewhere=away, is_sized=sized)
-    return make_plan(contender, options, device, tokens, price_per_hour, calibrate=SECONDS * calibrate)
+        specified, options = read_run(str(model), options, elsewhere=away, is_sized=sized)
+    return make_plan(specified, options, device, tokens, price_per_hour, calibrate=SECONDS * calibrate)
 
 
 def make_plan(
-    model: Contender,
+    model: SpecifiedModel,
     options: Mapping[str, Any],
     device: str | None,
     tokens: int | None = None,
@@ -180,7 +180,7 @@ def make_plan(
     dollars_per_second = None if price is None else price / 3600 * (1 if shared else config.processes)
     usual = formula(workload, count)
     return TrainingPlan(
-        model=model.name,
+        model=model.spec,
         task=workload.task,
         device=target.name,
         dtype=workload.precision.name,

@@ -15,7 +15,7 @@ from anyformer.limits import path_inside
 from anyformer.plan.devices import Device
 from anyformer.plan.workload import Workload
 from anyformer.runs.directory import CONFIG, MODEL
-from anyformer.spec import Contender, read_config
+from anyformer.spec import SpecifiedModel, read_config
 from anyformer.tasks import TASKS
 from anyformer.tokenizer.training import parse_spec
 from anyformer.training.config import TrainConfig
@@ -36,7 +36,7 @@ _ELSEWHERE = {
 
 def read_run(
     spec: str, options: Mapping[str, Any], *, elsewhere: bool = False, is_sized: bool = False
-) -> tuple[Contender, dict[str, Any]]:
+) -> tuple[SpecifiedModel, dict[str, Any]]:
     """The model of a specification, and with which settings it is planned.
 
     They are the run's own, where it names a run directory, and the options, which come first. Settings of another
@@ -71,7 +71,7 @@ def read_run(
     return model, {**kept, **options}
 
 
-def make_workload(model: Contender, options: Mapping[str, Any], device: Device) -> Workload:
+def make_workload(model: SpecifiedModel, options: Mapping[str, Any], device: Device) -> Workload:
     """The step of a run with these settings.
 
     Args:
@@ -106,24 +106,24 @@ def make_workload(model: Contender, options: Mapping[str, Any], device: Device) 
     return replace(workload, in_heap=device.name == "cpu")
 
 
-def _training(contender: Contender, settings: Mapping[str, Any], precision: Precision) -> Workload:
-    model = contender.config
+def _training(specified: SpecifiedModel, settings: Mapping[str, Any], precision: Precision) -> Workload:
+    model = specified.config
     if (spec := settings.get("tokenizer")) is not None and (size := parse_spec(spec)[1]) is not None:
         sources = {} if model.source_vocab_size is None else {"source_vocab_size": size}
         model = model.replace(vocab_size=size, **sources)
     own = {name: value for name, value in settings.items() if name in _OF_TRAIN}
-    config = TrainConfig(preset=contender.name, model=model, **own).complete()
+    config = TrainConfig(preset=specified.spec, model=model, **own).complete()
     return Workload(model=config.model, config=config, task=config.objective, precision=precision)
 
 
-def _finetuning(contender: Contender, settings: Mapping[str, Any], precision: Precision) -> Workload:
-    model = contender.config
+def _finetuning(specified: SpecifiedModel, settings: Mapping[str, Any], precision: Precision) -> Workload:
+    model = specified.config
     own = {name: value for name, value in settings.items() if name in _OF_FINETUNE and name != "base"}
-    incomplete = FinetuneConfig(base=contender.name, **own)
+    incomplete = FinetuneConfig(base=specified.spec, **own)
     task = TASKS[incomplete.task or next(iter(TASKS))]
     if (instead := task.instead(model)) is not None:
         task, _ = instead
-    task.check_model(model, contender.name)
+    task.check_model(model, specified.spec)
     config = complete(incomplete, model, task.name)
     if task.head != "language_model" and model.head.kind != task.head:
         labels = config.labels or (1 if config.label_kind == "regression" else 2)

@@ -22,8 +22,7 @@ from anyformer.data.rows import Row
 from anyformer.errors import UserError, quote
 from anyformer.evaluation import answers
 from anyformer.evaluation.metrics import share
-from anyformer.evaluation.options import Options
-from anyformer.evaluation.result import EvaluatedRow, Evaluation
+from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options
 from anyformer.generation.inference import require_tokenizer
 from anyformer.model import Transformer
 from anyformer.tasks.chat import TEMPLATES_CHECKED, add_system

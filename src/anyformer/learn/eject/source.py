@@ -41,7 +41,7 @@ def eject(spec: str) -> str:
         UserError: there is no such model; it has a block of somebody's own, or one that a file can't show.
     """
     model = read_config(spec)
-    return _render("program.py.jinja", _values(model.config, Path(model.name).name or model.name))
+    return _render("program.py.jinja", _values(model.config, Path(spec).name or spec))
 
 
 def architecture_diff(a: str, b: str) -> str:
