@@ -196,6 +196,12 @@ def roberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
 
 
 @st.composite
+def xlm_roberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """XLM-R: RoBERTa."""
+    return draw(bert(architecture, "xlm-roberta", pad=draw(st.sampled_from((1, 0, 3)))))
+
+
+@st.composite
 def distilbert(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """DistilBERT: BERT without segments and pooler."""
     heads = draw(st.integers(1, 4))
@@ -320,6 +326,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "qwen3": qwen3,
     "bert": bert,
     "roberta": roberta,
+    "xlm-roberta": xlm_roberta,
     "distilbert": distilbert,
     "t5": t5,
     "mt5": mt5,
@@ -352,6 +359,7 @@ ARCHITECTURES = {
     "BartForSequenceClassification": "bart",
     **{f"Bert{head}": "bert" for head in _ENCODER_HEADS},
     **{f"Roberta{head}": "roberta" for head in _ENCODER_HEADS},
+    **{f"XLMRoberta{head}": "xlm-roberta" for head in _ENCODER_HEADS},
     **{f"DistilBert{head}": "distilbert" for head in _ENCODER_HEADS},
     "T5ForConditionalGeneration": "t5",
     "T5Model": "t5",

@@ -21,7 +21,7 @@ CONTEXT = 64
 
 KINDS = {
     **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3"), "decoder"),
-    **dict.fromkeys(("bert", "roberta", "distilbert"), "encoder"),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "distilbert"), "encoder"),
     **dict.fromkeys(("t5", "mt5", "marian", "bart", "pegasus"), "seq2seq"),
 }
 
