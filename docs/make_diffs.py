@@ -1,6 +1,7 @@
 """Write what can be computed into the pages: `python docs/make_diffs.py [--check]`.
 
-The difference of each family to GPT-2 or to its nearest relative, the sizes of all presets, a drawing of each family, and the examples of diagrams.md.
+The difference of each family to GPT-2 or to its nearest relative, the sizes of all presets, a drawing of each family,
+and the examples of diagrams.md.
 """
 
 import argparse
