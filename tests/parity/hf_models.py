@@ -298,8 +298,8 @@ def marian(draw: st.DrawFn, architecture: str) -> ModelSpec:
 
 
 @st.composite
-def bart(draw: st.DrawFn, architecture: str) -> ModelSpec:
-    """BART."""
+def bart(draw: st.DrawFn, architecture: str, family: str = "bart") -> ModelSpec:
+    """BART and mBART."""
     options = {
         "vocab_size": draw(st.integers(20, 90)),
         **_columns(draw),
@@ -308,7 +308,13 @@ def bart(draw: st.DrawFn, architecture: str) -> ModelSpec:
         "classifier_dropout": draw(_RATES),
         **_labels(draw, architecture),
     }
-    return ModelSpec("bart", architecture, options, draw(_SEEDS))
+    return ModelSpec(family, architecture, options, draw(_SEEDS))
+
+
+@st.composite
+def mbart(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """mBART: BART with the norms first."""
+    return draw(bart(architecture, "mbart"))
 
 
 @st.composite
@@ -332,6 +338,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "mt5": mt5,
     "marian": marian,
     "bart": bart,
+    "mbart": mbart,
     "pegasus": pegasus,
 }
 """Draws a model of one of the family's architectures."""
@@ -357,6 +364,7 @@ ARCHITECTURES = {
         for head in _CLASSIFIERS
     },
     "BartForSequenceClassification": "bart",
+    "MBartForSequenceClassification": "mbart",
     **{f"Bert{head}": "bert" for head in _ENCODER_HEADS},
     **{f"Roberta{head}": "roberta" for head in _ENCODER_HEADS},
     **{f"XLMRoberta{head}": "xlm-roberta" for head in _ENCODER_HEADS},
@@ -369,6 +377,8 @@ ARCHITECTURES = {
     "MarianModel": "marian",
     "BartForConditionalGeneration": "bart",
     "BartModel": "bart",
+    "MBartForConditionalGeneration": "mbart",
+    "MBartModel": "mbart",
     "PegasusForConditionalGeneration": "pegasus",
     "PegasusModel": "pegasus",
 }
