@@ -1,8 +1,8 @@
-"""The 2017 Transformer (Vaswani et al., 1706.03762) as Marian writes it, BART (Lewis et al. 2020, 1910.13461), Pegasus
-(Zhang et al. 2020, 1912.08777).
+"""The 2017 Transformer (Vaswani et al., 1706.03762) as Marian writes it, BART (Lewis et al. 2020, 1910.13461), mBART
+(Liu et al. 2020, 2001.08210), Pegasus (Zhang et al. 2020, 1912.08777).
 
 All are the paper's encoder-decoder. Marian keeps its sinusoids, halves instead of interleaved; BART learns its
-positions and normalizes the embeddings; Pegasus is Marian with the norms first.
+positions and normalizes the embeddings; mBART is BART and Pegasus is Marian with the norms first.
 """
 
 from dataclasses import replace
@@ -129,6 +129,18 @@ _BART = Family(
     published={"bart-base": _sizes(768, 6, 12, 3072), "bart-large": {}},
 )
 
+_MBART = replace(
+    _BART,
+    model_type="mbart",
+    architectures=classes("MBart", "ForConditionalGeneration", ("Model", "ForSequenceClassification")),
+    fields={**_BART.fields, **special_tokens(pad=1, bos=0, eos=2)},
+    constants={"position.offset": 2, "embedding.norm": True},
+    refused={"is_encoder_decoder": False, "normalize_before": False, "add_final_layer_norm": False},
+    published={
+        "mbart-large-cc25": {"vocab_size": 250_027, "scale_embedding": True},
+        "mbart-large-50": {"vocab_size": 250_054, "scale_embedding": True, "activation_function": "relu"},
+    },
+)
 _RELU = {"activation_function": "relu", "scale_embedding": True}
 _PEGASUS = replace(
     _BART,
@@ -180,4 +192,4 @@ _MARIAN = replace(
     # halves (as in the paper's code) it is a Marian model to the letter.
     adjusted={f"transformer-{size}": {"position.layout": "interleaved"} for size in ("base", "big")},
 )
-FAMILIES = [_MARIAN, _BART, _PEGASUS]
+FAMILIES = [_MARIAN, _BART, _MBART, _PEGASUS]

@@ -1,6 +1,8 @@
-"""BERT (Devlin et al. 2019, 1810.04805), RoBERTa (Liu et al. 2019, 1907.11692) and DistilBERT (Sanh et al. 2019).
+"""BERT (Devlin et al. 2019, 1810.04805), RoBERTa (Liu et al. 2019, 1907.11692), XLM-R (Conneau et al. 2020, 1911.02116)
+and DistilBERT (Sanh et al. 2019).
 
-RoBERTa is BERT with positions counted from `padding + 1`; DistilBERT is BERT without segments, under other names.
+RoBERTa is BERT with positions counted from `padding + 1`, XLM-R is RoBERTa with 250,002 tokens of a hundred languages;
+DistilBERT is BERT without segments, under other names.
 """
 
 from dataclasses import replace
@@ -170,6 +172,17 @@ _ROBERTA = replace(
     prefix="roberta.",
     published={"roberta-base": _ROBERTA_PRESET, "roberta-large": _sizes(1024, 24, 16, 4096, **_ROBERTA_PRESET)},
 )
+_XLM_ROBERTA_PRESET = {**_ROBERTA_PRESET, "vocab_size": 250_002}
+_XLM_ROBERTA = replace(
+    _ROBERTA,
+    model_type="xlm-roberta",
+    architectures=classes("XLMRoberta", "ForMaskedLM"),
+    fields={**_ROBERTA.fields, "vocab_size": ("vocab_size", 30522)},
+    published={
+        "xlm-roberta-base": _XLM_ROBERTA_PRESET,
+        "xlm-roberta-large": _sizes(1024, 24, 16, 4096, **_XLM_ROBERTA_PRESET),
+    },
+)
 _DISTILBERT = replace(
     _BERT,
     model_type="distilbert",
@@ -200,4 +213,4 @@ _DISTILBERT = replace(
     prefix="distilbert.",
     published={"distilbert-base": {}},
 )
-FAMILIES = [_BERT, _ROBERTA, _DISTILBERT]
+FAMILIES = [_BERT, _ROBERTA, _XLM_ROBERTA, _DISTILBERT]
