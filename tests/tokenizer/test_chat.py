@@ -268,4 +268,4 @@ def test_what_a_template_marks_is_paid_for_and_fenced_in(template: str):
     with pytest.raises(UserError, match="refuses these messages"):
         chat.render(template, MESSAGES, False, {})
     # The next rendering is none the wiser.
-    assert chat.render_spans("{% generation %}a{% endgeneration %}", MESSAGES, False, {}) == ("a", [(0, 1)])
+    assert chat.render("{% generation %}a{% endgeneration %}", MESSAGES, False, {}) == ("a", [(0, 1)])

@@ -9,9 +9,10 @@ from typing import Any
 import jinja2
 
 from anyformer.errors import UserError, quote
+from anyformer.limits import DEPTH
 from anyformer.terminal import shorten
 from anyformer.tokenizer import template_budget as budget
-from anyformer.tokenizer.template_sandbox import Output, Sandbox
+from anyformer.tokenizer import template_sandbox
 
 Message = Mapping[str, Any]
 
@@ -36,36 +37,24 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """Jinja's own filter escapes HTML, which would change the prompt."""
-    budget.weigh(
-        budget.read(value),
-        indent=len(indent) if isinstance(indent, str) else abs(indent or 0),
-        separators=sum(map(budget.size, separators or ())),
-    )
-    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    budget.spend(len(text))
-    return text
+    budget.spend(DEPTH * (len(indent) if isinstance(indent, str) else abs(indent or 0)))
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    pieces: list[str] = []
+    for piece in encoder.iterencode(budget.listed(value)):
+        budget.spend(budget.CALL + len(piece))
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 @lru_cache(maxsize=16)
 def _compiled(template: str) -> jinja2.Template:
-    environment = Sandbox()
+    environment = template_sandbox.Sandbox()
     environment.filters["tojson"] = _to_json
     offered = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     return environment.from_string(template, globals=offered)
 
 
 def render(
-    template: str,
-    messages: Sequence[Message],
-    add_generation_prompt: bool,
-    variables: Mapping[str, Any],
-    tools: Sequence[Any] | None = None,
-) -> str:
-    """Render a conversation; raises UserError when the template is faulty, refuses the messages or doesn't end."""
-    return render_spans(template, messages, add_generation_prompt, variables, tools)[0]
-
-
-def render_spans(
     template: str,
     messages: Sequence[Message],
     add_generation_prompt: bool,
@@ -78,19 +67,13 @@ def render_spans(
         The text, and begin and end in it of each block that the template marks with ``{% generation %}``.
 
     Raises:
-        UserError: as `render`.
+        UserError: the template is faulty, refuses the messages or doesn't end.
     """
-    budget.begin()
-    output = Output()
     # As in `transformers`: what a message doesn't have may be written as null.
-    given = [{name: value for name, value in message.items() if value is not None} for message in messages]
+    messages = [{name: value for name, value in message.items() if value is not None} for message in messages]
+    offered = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
     try:
-        output.collect(
-            _compiled(template).generate(
-                messages=given, tools=tools, documents=None, add_generation_prompt=add_generation_prompt, **variables
-            )
-        )
-        return output.finish()
+        return template_sandbox.render(_compiled(template), {**offered, **variables})
     except jinja2.TemplateSyntaxError as error:
         reason = _reason(error, str(error.message))
         raise UserError(f"The chat template has a mistake in line {error.lineno}: {reason}.") from error

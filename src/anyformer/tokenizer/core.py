@@ -260,7 +260,7 @@ class Tokenizer:
                 "This tokenizer has no chat template, so its model wasn't tuned for chat: give it a plain prompt."
             )
         variables = {f"{role}_token": token.content for role, token in self._roles.items()}
-        return chat.render_spans(self.chat_template, messages, add_generation_prompt, variables, tools)
+        return chat.render(self.chat_template, messages, add_generation_prompt, variables, tools)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the tokenizer into a directory so that `AutoTokenizer.from_pretrained` gives the same ids.

@@ -3,8 +3,7 @@
 Loops, operators, slices, comparisons and text become calls that pay (`template_budget`) before anything is done.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import BuiltinMethodType
 from typing import Any, cast
 
@@ -24,8 +23,27 @@ _LONGEST = 50_000
 """Characters of a template; jinja2 compiles it in a time that can grow with the square of its length."""
 
 
+def render(template: jinja2.Template, variables: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]]:
+    """Render a template of a `Sandbox`, with a new budget.
+
+    Returns:
+        The text, and begin and end in it of each block ``{% generation %}``; none where one is not written as it is, as
+        in a macro.
+    """
+    token = budget.current.set(rendering := budget.Rendering())
+    try:
+        for piece in template.generate(**variables):
+            rendering.pieces.append(piece)
+            rendering.length += len(piece)
+    finally:
+        budget.current.reset(token)
+    text, blocks = "".join(rendering.pieces), rendering.blocks
+    is_verbatim = all(text.startswith(body, begin) for begin, body in blocks)
+    return text, [(begin, begin + len(body)) for begin, body in blocks if is_verbatim]
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
-    """An environment whose templates pay for what they do; `template_budget.begin` starts a rendering."""
+    """An environment whose templates pay for what they do."""
 
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
@@ -34,7 +52,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         extensions = [_Generation, jinja2.ext.loopcontrols]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False)
         del self.globals["lipsum"]
-        self.filters = {**budget.filters(), **_FUNCTIONS}
+        compiled = (_repeated, _iterated, _written, _sliced, _compared)
+        self.filters = {**budget.filters(), **{function.__name__: function for function in compiled}}
         self.tests = budget.tests()
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -45,33 +64,31 @@ class Sandbox(ImmutableSandboxedEnvironment):
     @override
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         sequence, times = (right, left) if isinstance(left, int) else (left, right)
+        budget.spend(budget.size(left) + budget.size(right))
         if operator == "%" and isinstance(left, str):
-            budget.percent_format(left, right)
-        elif operator == "+" and isinstance(left, str | list | tuple):
-            budget.spend(budget.size(left) + budget.size(right))
-        elif operator == "*" and isinstance(sequence, str | list | tuple):
-            budget.spend(budget.size(sequence) * max(0, times) if isinstance(times, int) else 0)
-        else:
-            budget.weigh(left, right)
-            if operator == "**" and isinstance(left, int) and isinstance(right, int):
-                budget.size(1 << max(0, min(left.bit_length() * right, 2**20)))
+            budget.formatting(left, *(cast("tuple[Any, ...]", right) if isinstance(right, tuple) else (right,)))
+        elif operator == "*" and isinstance(sequence, str | list | tuple) and isinstance(times, int):
+            budget.spend(budget.size(sequence) * max(0, times))
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            budget.size(1 << max(0, min(left.bit_length() * right, 2**20)))
         return super().call_binop(context, operator, left, right)
 
     @override
     def getitem(self, obj: Any, argument: Any) -> Any:
         if not isinstance(argument, str | int):
-            budget.weigh(argument)
+            budget.scan(argument)
         return super().getitem(obj, argument)
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function, a method or a macro of a template."""
         budget.spend(budget.CALL)
-        # A macro and a loop only pass values on.
-        if not isinstance(function, Macro | LoopContext | BlockReference):
-            builtin = isinstance(function, BuiltinMethodType) or isinstance(getattr(function, "__self__", None), Markup)
-            given = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
-            if not (builtin and budget.pay_for_method(function.__self__, function.__name__, args, given)):
-                budget.weigh(*args, *given.values())
+        if not isinstance(function, Macro | LoopContext | BlockReference):  # these only pass values on
+            options = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
+            budget.scan(*args, *options.values())
+            owner = getattr(function, "__self__", None)
+            own = isinstance(owner, str | bytes | int | float | list | tuple | dict | range)
+            if own and (isinstance(function, BuiltinMethodType) or isinstance(owner, Markup)):
+                args = budget.method_arguments(owner, function.__name__, args, options)
         result = super().call(context, function, *args, **kwargs)
         budget.spend(budget.size(result))
         return result
@@ -83,8 +100,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         text = cast("str", value.__self__)
         if value.__name__ == "format_map":
             raise jinja2.TemplateRuntimeError("it calls 'format_map', which is not offered to templates")
-        kind = _EscapeFormatter if isinstance(text, Markup) else _Formatter
-        formatter = kind(self, escape=text.escape) if isinstance(text, Markup) else _Formatter(self)
+        formatter = _EscapeFormatter(self, escape=text.escape) if isinstance(text, Markup) else _Formatter(self)
         return lambda *args, **kwargs: type(text)(formatter.vformat(text, args, kwargs))
 
 
@@ -93,12 +109,12 @@ class _Formatter(SandboxedFormatter):
 
     @override
     def convert_field(self, value: Any, conversion: Any) -> Any:
-        budget.weigh(value)
+        budget.scan(value)
         return super().convert_field(value, conversion)
 
     @override
     def format_field(self, value: Any, format_spec: str) -> Any:
-        budget.weigh(value)
+        budget.scan(value)
         budget.spend(sum(map(int, budget.DIGITS.findall(format_spec))))
         return super().format_field(value, format_spec)
 
@@ -107,7 +123,7 @@ class _EscapeFormatter(_Formatter, SandboxedEscapeFormatter):
     """The formatter of text that is marked as HTML."""
 
 
-# What templates are compiled to. The context comes first, so that nothing is called when a template is compiled.
+# Filters that templates are compiled to. The context comes first, so that none is called when a template is compiled.
 
 
 @jinja2.pass_context
@@ -123,47 +139,28 @@ def _iterated(context: object, values: Iterable[Any]) -> Iterator[Any]:
 
 @jinja2.pass_context
 def _written(context: object, value: Any) -> Any:
-    budget.weigh(value, value)  # it is copied once more when a text is put together
+    budget.scan(value, value)  # it is copied once more when a text is put together
     return value
 
 
 @jinja2.pass_context
-def _sliced(context: object, value: Any, start: Any, stop: Any, step: Any) -> Any:
-    part = slice(start, stop, step)
+def _sliced(context: object, value: Any, *bounds: Any) -> Any:
     if isinstance(value, str | list | tuple):
-        sequence = cast("Sequence[Any]", value)
-        budget.weigh(start, stop, step)
-        budget.spend(budget.size(range(*part.indices(len(sequence)))))
-    return value[part]
+        budget.spend(budget.size(range(*slice(*bounds).indices(len(cast("list[Any]", value))))))
+    return value[slice(*bounds)]
 
 
 @jinja2.pass_context
-def _compared(context: object, left: Any, *rest: Any) -> Any:
+def _compared(context: jinja2.runtime.Context, left: Any, *rest: Any) -> Any:
     """``left < b <= c``, where the names of the operators and the other operands take turns."""
-    result = True
-    budget.spend(budget.OPERATION)
-    for name, right in zip(rest[::2], map(budget.read, rest[1::2]), strict=True):
-        budget.compare(name, left, right)
-        result = _OPERATORS[name](left, right)
+    result: Any = True
+    for name, right in zip(rest[::2], map(budget.listed, rest[1::2]), strict=True):
+        test = context.environment.tests[{"gteq": "ge", "lteq": "le", "notin": "in"}.get(name, name)]
+        result = test(left, right) if name != "notin" else not test(left, right)
         if not result:
             break
         left = right
     return result
-
-
-_OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
-    "eq": lambda a, b: a == b,
-    "ne": lambda a, b: a != b,
-    "gt": lambda a, b: a > b,
-    "gteq": lambda a, b: a >= b,
-    "lt": lambda a, b: a < b,
-    "lteq": lambda a, b: a <= b,
-    "in": lambda a, b: a in b,
-    "notin": lambda a, b: a not in b,
-}
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    function.__name__: function for function in (_repeated, _iterated, _written, _sliced, _compared)
-}
 
 
 class _Meter(NodeTransformer):
@@ -224,39 +221,6 @@ def _call(name: str, value: Any, *arguments: nodes.Expr) -> nodes.Filter:
     )
 
 
-class Output:
-    """The text that a template has written, with the spans of its blocks ``{% generation %}``."""
-
-    def __init__(self) -> None:
-        self._pieces: list[str] = []
-        self._length = 0
-        self._blocks: list[tuple[int, str]] = []
-
-    def collect(self, pieces: Iterable[str]) -> None:
-        """Take the pieces of a rendering, as it makes them."""
-        token = _output.set(self)
-        try:
-            for piece in pieces:
-                self._pieces.append(piece)
-                self._length += len(piece)
-        finally:
-            _output.reset(token)
-
-    def mark(self, body: str) -> None:
-        """Note a block, which is written next."""
-        self._blocks.append((self._length, body))
-
-    def finish(self) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and begin and end of each block in it; none where one is not written as it is, as in a macro."""
-        text = "".join(self._pieces)
-        if not all(text.startswith(body, begin) for begin, body in self._blocks):
-            return text, []
-        return text, [(begin, begin + len(body)) for begin, body in self._blocks]
-
-
-_output: ContextVar[Output | None] = ContextVar("output", default=None)
-
-
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}` marks the assistant's words for training. As in `transformers`, it has a scope of its own."""
 
@@ -270,8 +234,6 @@ class _Generation(jinja2.ext.Extension):
         return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
 
     def _mark(self, caller: Callable[[], str]) -> str:
-        body = caller()
-        output = _output.get()
-        if output is not None:
-            output.mark(body)
+        rendering, body = budget.current.get(), caller()
+        rendering.blocks.append((rendering.length, body))
         return body
