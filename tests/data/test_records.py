@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import anyformer as af
-from anyformer.data.records import records
-from anyformer.data.sources import documents
+from anyformer.data.corpus import documents
+from anyformer.data.rows import records
 from anyformer.errors import UserError
 
 here = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

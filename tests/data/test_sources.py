@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anyformer.data import input_files, sources
+from anyformer.data.corpus import documents, standard_library
 from anyformer.data.formats import text as text_files
 from anyformer.data.input_files import find_files
-from anyformer.data.sources import documents, standard_library
 from anyformer.errors import UserError
 
 here = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

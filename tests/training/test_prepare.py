@@ -169,7 +169,7 @@ def test_the_fingerprint_is_the_contents(prepares: Any, text: Path, tmp_path: Pa
 
 def test_workers_change_nothing(prepares: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parallel_encoding, "CHUNK", 500)
-    monkeypatch.setattr("anyformer.data.sources.PIECE", 300)
+    monkeypatch.setattr("anyformer.data.corpus.PIECE", 300)
     found = [
         prepares("gpt2-nano", data=(str(text),), workers=workers, cache=tmp_path / str(workers)) for workers in (1, 2)
     ]

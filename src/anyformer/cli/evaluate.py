@@ -112,7 +112,7 @@ def run(argv: list[str]) -> int:
         return _run_suite(options, options.suite)
     if not options.data:
         raise UserError("Nothing was given to evaluate on: name a file with --data, or tasks of lm-eval with --suite.")
-    asked = options.task is not None or options.columns.given() or options.choices or options.header
+    asked = options.task is not None or options.columns.by_role() or options.choices or options.header
     if asked or _are_examples(options):
         return _run_task(options)
     return _run_text(options)
@@ -121,8 +121,8 @@ def run(argv: list[str]) -> int:
 def _are_examples(options: EvaluateOptions) -> bool:
     """Whether the columns of the first file say a task, or none is known, of which only `_run_task` says how to name
     it. Raises nothing: what is wrong with it is said later."""
-    from anyformer.data.examples.rows import read_rows
     from anyformer.data.input_files import RECORD_SUFFIXES, TAGGED_SUFFIXES
+    from anyformer.data.materialize import read_rows
     from anyformer.tasks.detection import find_reading
 
     first = options.data[0]
@@ -233,7 +233,7 @@ def _run_text(options: EvaluateOptions) -> int:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from anyformer.console import Console
-    from anyformer.data.sources import find_files
+    from anyformer.data.corpus import find_files
     from anyformer.evaluation.perplexity import divergence, measure, predictions, read_text, weight_dtype
     from anyformer.evaluation.trained_on import trained_on
 

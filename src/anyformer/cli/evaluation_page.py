@@ -45,7 +45,7 @@ def show(evaluation: Evaluation, worst: int) -> None:
         console.print(table)
     for number, row in enumerate(evaluation.worst(worst)):
         console.print("\nMost wrong about" if number == 0 else "")
-        console.print(f"{row.where}: {_line(row.text, _TEXT)}")
+        console.print(f"{row.location}: {_line(row.text, _TEXT)}")
         console.print(f"  right: {_line(row.reference, _TEXT)}   said: {_line(row.prediction, _TEXT)}")
 
 
@@ -69,7 +69,7 @@ def to_json(evaluation: Evaluation, worst: int) -> dict[str, Any]:
         else {"labels": list(confusion.labels), "matrix": confusion.matrix.tolist()},
         "worst": [
             {
-                "where": str(row.where),
+                "where": str(row.location),
                 "text": row.text,
                 "reference": row.reference,
                 "prediction": row.prediction,

@@ -19,10 +19,9 @@ import tokenizers
 from anyformer import atomic
 from anyformer.compare.windows import AROUND
 from anyformer.data.batch import Int64
-from anyformer.data.corpus import Corpus
+from anyformer.data.corpus import Corpus, Document, find_files, standard_library
 from anyformer.data.disk_cache import Cache
 from anyformer.data.materialize import HUB, STANDARD_INPUT, materialize
-from anyformer.data.sources import Document, find_files, standard_library
 from anyformer.data.token_files import TokenFile, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer

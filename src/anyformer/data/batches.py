@@ -19,7 +19,7 @@ from anyformer.data.objectives import Causal, Objective
 from anyformer.errors import UserError
 
 Stream = npt.NDArray[np.integer]
-_CUT, _ORDER, _NOISE, _VALIDATION = range(4)
+_OFFSET, _ORDER, _NOISE, _VALIDATION = range(4)
 
 
 class Batches:
@@ -72,8 +72,7 @@ class Batches:
             rows = epochs == epoch
             own = samples[rows] - epoch * self.windows_per_epoch
             window = feistel_shuffle(own, self.windows_per_epoch, mix_seed(self.seed, _ORDER, epoch))
-            cut = mix_seed(self.seed, _CUT, epoch) % total
-            starts[rows] = cut + window * self._stride
+            starts[rows] = mix_seed(self.seed, _OFFSET, epoch) % total + window * self._stride
             sizes[rows] = np.minimum(self._stride, total - window * self._stride)
         offsets = np.arange(self._length)
         positions = (starts[:, None] + offsets) % total

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from anyformer import processes
 from anyformer.data import encoding_worker
-from anyformer.data.sources import Document
+from anyformer.data.corpus import Document
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from anyformer.data.examples import ChatExample, CompletionExample, Seq2SeqExample
 from anyformer.data.examples.chat import encode_chat_rows
-from anyformer.data.examples.completion import encode_completion
-from anyformer.data.examples.encoded import LearnedTokens, truncate
+from anyformer.data.examples.encoded import EncodedRow, encode_completion, truncate
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.labels import known_label, log_softmax, single_label
 from anyformer.evaluation.logits import Progress
@@ -90,7 +89,7 @@ def with_answer(example: Answered, text: str) -> Answered:
         case ChatExample():
             last = _last(example)
             messages = [*example.messages[:last], {"role": "assistant", "content": text}]
-            return replace(example, messages=messages, learned=[False] * last + [True])
+            return replace(example, messages=messages, loss_mask=[False] * last + [True])
         case CompletionExample():
             before = [(part, False) for part, _ in example.segments[: _last(example)]]
             return replace(example, segments=[*before, (text, True)])
@@ -140,7 +139,9 @@ def choose(
     parts = [_parts(model, tokenizer, example, cut=False) for example in answered]
     for example, part in zip(answered, parts, strict=True):
         if not part:
-            raise UserError(f"{example.where}: the choice {quote(answer(example))} has no token that could be scored.")
+            raise UserError(
+                f"{example.location}: the choice {quote(answer(example))} has no token that could be scored."
+            )
     scored = 0
 
     def advance(count: int) -> None:
@@ -179,10 +180,10 @@ def give_answers(
 
 def _last(example: ChatExample | CompletionExample) -> int:
     """The place of the last answer to be learned."""
-    learned = example.learned if isinstance(example, ChatExample) else [each for _, each in example.segments]
+    learned = example.loss_mask if isinstance(example, ChatExample) else [each for _, each in example.segments]
     places = [index for index, each in enumerate(learned) if each]
     if not places:
-        raise UserError(f"{example.where}: there is no answer to compare with.")
+        raise UserError(f"{example.location}: there is no answer to compare with.")
     return places[-1]
 
 
@@ -197,14 +198,14 @@ def _parts(
     for row in _encode(model, tokenizer, example):
         kept = truncate(row, model.config.max_length)[0] if cut else row
         # The first token has nothing before it.
-        places = [index for index, learned in enumerate(kept.learned) if learned and index > 0]
+        places = [index for index, learned in enumerate(kept.loss_mask) if learned and index > 0]
         if places:
             begin, end = places[0], places[-1] + 1
-            parts.append((Continuation(kept.tokens[:begin], kept.tokens[begin:end]), kept.learned[begin:end]))
+            parts.append((Continuation(kept.tokens[:begin], kept.tokens[begin:end]), kept.loss_mask[begin:end]))
     return parts
 
 
-def _encode(model: Transformer, tokenizer: Tokenizer, example: ChatExample | CompletionExample) -> list[LearnedTokens]:
+def _encode(model: Transformer, tokenizer: Tokenizer, example: ChatExample | CompletionExample) -> list[EncodedRow]:
     if isinstance(example, ChatExample):
         return encode_chat_rows(tokenizer, example)
     return [encode_completion(tokenizer, example, special_tokens=model.config.special_tokens)]
@@ -265,7 +266,7 @@ def evaluate_answers(
         metrics["end_probability"] = replace(ratio(ends, [each.ends for each in unlikely]), bounds=UNIT)
     metrics["stopped"] = share([each.stopped for each in given])
     rows = [
-        EvaluatedRow(example.where, text, reference, said, loss.nats / max(1, loss.tokens), bool(right))
+        EvaluatedRow(example.location, text, reference, said, loss.nats / max(1, loss.tokens), bool(right))
         for example, text, reference, said, loss, right in zip(
             examples, shown, references, texts, unlikely, match.rows[:, 0], strict=True
         )

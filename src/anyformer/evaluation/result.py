@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from anyformer.data.examples import Where
+from anyformer.data.formats import Location
 from anyformer.evaluation.metrics import ClassScores, Interval, Metric
 from anyformer.evaluation.spans import TaggedSpans
 from anyformer.one_line import OneLine
@@ -29,7 +29,7 @@ class EvaluatedRow(OneLine):
         spans: Of a tagged sentence, its entities.
     """
 
-    where: Where
+    location: Location
     text: str
     reference: str
     prediction: str

@@ -21,7 +21,7 @@ TEMPLATES_CHECKED = 50
 
 def _chat(parts: Parts) -> ChatExample:
     place = f"its column {quote(parts.column('messages'))}"
-    messages, learned = read_messages(parts.value("messages"), parts.where, place)
+    messages, learned = read_messages(parts.value("messages"), parts.location, place)
     return conversation(parts, messages, learned)
 
 
@@ -34,13 +34,13 @@ def _alpaca(parts: Parts) -> ChatExample:
 
     if parts.has("history"):
         place = f"its column {quote(parts.column('history'))}"
-        history = from_json(parts.get("history"), parts.where, place)
-        for number, turn in enumerate(as_list(history, parts.where, place) if history != [] else [], start=1):
+        history = from_json(parts.get("history"), parts.location, place)
+        for number, turn in enumerate(as_list(history, parts.location, place) if history != [] else [], start=1):
             own = f"turn {number} of {place}"
-            both = as_list(turn, parts.where, own)
+            both = as_list(turn, parts.location, own)
             if len(both) != 2:
-                raise fault(parts.where, f"has {len(both)} texts in {own}", "a turn is a question and its answer")
-            say(as_text(both[0], parts.where, own), as_text(both[1], parts.where, own))
+                raise fault(parts.location, f"has {len(both)} texts in {own}", "a turn is a question and its answer")
+            say(as_text(both[0], parts.location, own), as_text(both[1], parts.location, own))
     more = parts.text("input", empty=True)
     instruction = parts.text("instruction", empty=bool(more.strip()))
     say("\n".join(filter(None, (instruction, more))), parts.text("output"))
@@ -52,26 +52,28 @@ def _conversation(parts: Parts) -> ChatExample:
     messages, learned = list[Message](), list[bool]()
     for part, role in (("prompt", "user"), ("completion", "assistant")):
         place = f"its column {quote(parts.column(part))}"
-        found = text_or_messages(parts.value(part), parts.where, place)
+        found = text_or_messages(parts.value(part), parts.location, place)
         if isinstance(found, str):
-            messages.append({"role": role, "content": as_text(found, parts.where, place)})
+            messages.append({"role": role, "content": as_text(found, parts.location, place)})
             learned.append(role == "assistant")
         else:
             messages += found[0]
             learned += found[1] if part == "completion" else [False] * len(found[0])
     if not any(message["role"] == "assistant" for message in messages[-1:]):
-        raise fault(parts.where, f"has no answer of the assistant at the end of its column {quote(parts.column(part))}")
+        raise fault(
+            parts.location, f"has no answer of the assistant at the end of its column {quote(parts.column(part))}"
+        )
     return conversation(parts, messages, learned)
 
 
 def add_system(example: ChatExample | CompletionExample, text: str) -> tuple[ChatExample, int]:
     """Put a system message into a conversation that has none. Raises UserError where there is no conversation."""
     if not isinstance(example, ChatExample):
-        raise UserError(f"--system is for conversations, and {example.where}, is a text: leave it out.")
+        raise UserError(f"--system is for conversations, and {example.location}, is a text: leave it out.")
     if example.messages[0]["role"] == "system":
         return example, 0
     messages = [{"role": "system", "content": text}, *example.messages]
-    return replace(example, messages=messages, learned=[False, *example.learned]), 1
+    return replace(example, messages=messages, loss_mask=[False, *example.loss_mask]), 1
 
 
 def _encode(encoding: Encoding, examples: Sequence[ChatExample]) -> list[Encoded]:

@@ -12,8 +12,8 @@ from anyformer.data.examples import ClassifyExample
 from anyformer.data.examples.classifier_input import encode_texts
 from anyformer.data.examples.columns import LABELS, PAIRS, SCORES, TEXTS, Names
 from anyformer.data.examples.datasets import Dataset, labeled
-from anyformer.data.examples.encoded import Cut
-from anyformer.data.examples.labels import settle_labels
+from anyformer.data.examples.encoded import Truncation
+from anyformer.data.examples.labels import resolve_labels
 from anyformer.data.examples.parts import Parts, read_label
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.labels import known_label, log_softmax, single_label
@@ -31,7 +31,7 @@ from anyformer.training.run_config import CompleteRunConfig
 
 def _build(parts: Parts) -> ClassifyExample:
     second = parts.text("second") if parts.has("second") or "second" in parts.required else None
-    return ClassifyExample(where=parts.where, text=parts.text("text"), second=second, label=read_label(parts))
+    return ClassifyExample(location=parts.location, text=parts.text("text"), second=second, label=read_label(parts))
 
 
 def _encode(encoding: Encoding, examples: Sequence[ClassifyExample]) -> list[Encoded]:
@@ -39,7 +39,7 @@ def _encode(encoding: Encoding, examples: Sequence[ClassifyExample]) -> list[Enc
     found = list[Encoded]()
     for example, each in zip(examples, inputs, strict=True):
         labels = [_number(example)] if encoding.kind == "regression" else _names(example)
-        text = EncodedText(tokens=each.tokens, segments=each.segments, cut=Cut(tokens=each.cut))
+        text = EncodedText(tokens=each.tokens, segments=each.segments, cut=Truncation(tokens=each.cut))
         found.append(Encoded(example=example, texts=[text], label=", ".join(map(str, labels)), labels=labels))
     return found
 
@@ -71,7 +71,7 @@ def _evaluate(
     """One label, several labels or a number for each text."""
     for example in examples:
         if example.label is None:
-            raise UserError(f"{example.where}: there is no label to compare with.")
+            raise UserError(f"{example.location}: there is no label to compare with.")
     texts = [(example.text, example.second) for example in examples]
     logits, _ = text_logits(model, tokenizer, texts, progress=options.counter("classify", len(examples)))
     if is_regression(model):
@@ -79,7 +79,7 @@ def _evaluate(
     for example in examples:
         if isinstance(example.label, float):
             raise UserError(
-                f"{example.where}: the label is the number {example.label:g}, and this model knows classes."
+                f"{example.location}: the label is the number {example.label:g}, and this model knows classes."
             )
     names = label_names(model)
     several = any(isinstance(example.label, tuple) for example in examples)
@@ -96,7 +96,7 @@ def _multilabel(examples: Sequence[ClassifyExample], logits: Array, names: Seque
     losses = np.logaddexp(0, np.where(truth, -logits, logits)).sum(axis=1)
     rows = [
         EvaluatedRow(
-            example.where, _shown(example), ", ".join(right), ", ".join(found), float(loss), set(right) == set(found)
+            example.location, _shown(example), ", ".join(right), ", ".join(found), float(loss), set(right) == set(found)
         )
         for example, right, found, loss in zip(examples, references, said, losses, strict=True)
     ]
@@ -113,11 +113,11 @@ def _regression(examples: Sequence[ClassifyExample], logits: Array) -> Evaluatio
     for example in examples:
         if isinstance(example.label, str | tuple):
             label = quote(example.label)
-            raise UserError(f"{example.where}: the label {label} is a name, and this model predicts numbers.")
+            raise UserError(f"{example.location}: the label {label} is a name, and this model predicts numbers.")
         wanted.append(float(cast("float", example.label)))
     found = logits[:, 0]
     rows = [
-        EvaluatedRow(example.where, _shown(example), f"{right:g}", f"{said:.4g}", float((right - said) ** 2))
+        EvaluatedRow(example.location, _shown(example), f"{right:g}", f"{said:.4g}", float((right - said) ** 2))
         for example, right, said in zip(examples, wanted, found, strict=True)
     ]
     return Evaluation(metrics=regression(wanted, found), rows=rows)
@@ -161,7 +161,7 @@ TASK = Task(
         for said in (LABELS, SCORES)
         for texts in _TEXTS
     ],
-    settle=lambda examples, kind, known, classes: settle_labels(examples, kind, known, classes.get("label", ())),
+    settle=lambda examples, kind, known, classes: resolve_labels(examples, kind, known, classes.get("label", ())),
     classes=lambda example: [example.label],
     head="classification",
     encode=_encode,

@@ -10,8 +10,7 @@ from itertools import islice
 from typing import Any
 
 from anyformer.data.examples.columns import Columns
-from anyformer.data.records import MISSING, find
-from anyformer.data.rows import unknown_field
+from anyformer.data.rows import MISSING, find, unknown_field
 from anyformer.errors import UserError, nearest, quote
 from anyformer.tasks import TASKS
 from anyformer.tasks.task import Shape
@@ -62,10 +61,10 @@ def find_reading(
     """
     if task is not None and task not in TASKS:
         raise UserError(f"There is no task {quote(task)}: {nearest(task, TASKS)}" + _stop(nearest(task, TASKS)))
-    given = {} if columns is None else columns.given()
+    given = {} if columns is None else columns.by_role()
     for column in given.values():
         if find(sample, _inside_translation(column, sample)) is MISSING:
-            line = (columns or Columns()).ask(None, **_suggestion(sample, task, given)[2])
+            line = (columns or Columns()).flags(None, **_suggestion(sample, task, given)[2])
             raise UserError(f"{where} {unknown_field(column, sample, 'column')} Write {line}.")
     for name, shape in _shapes(task):
         found = _fit(shape, sample, given)
@@ -122,13 +121,13 @@ def _no_task(sample: Mapping[str, Any], where: object, task: str | None, asked: 
     columns = [str(column)[:60] for column in sample]
     some = ", ".join(map(repr, columns[:_FEW])) + (", ..." if len(columns) > _FEW else "")
     has = f"{where} has the column{'s' if len(columns) != 1 else ''} {some or 'none'}"
-    if task is None and not asked.given() and any(_DATA.fullmatch(column) for column in columns):
+    if task is None and not asked.by_role() and any(_DATA.fullmatch(column) for column in columns):
         return UserError(
             f"{has}, from which no task follows: if the first line is no header, name the columns with "
-            f"{asked.ask_header(len(columns))}."
+            f"{asked.header(len(columns))}."
         )
-    name, shape, suggested = _suggestion(sample, task, asked.given())
-    line = asked.ask(name if task is None else None, **suggested)
+    name, shape, suggested = _suggestion(sample, task, asked.by_role())
+    line = asked.flags(name if task is None else None, **suggested)
     if task is None:
         misspelt = _misspelt(columns)
         how = f"{misspelt} Or write {line}." if misspelt else f"name the task and its columns, such as {line}."

@@ -12,8 +12,8 @@ from anyformer.data.examples import EmbedExample
 from anyformer.data.examples.classifier_input import encode_texts
 from anyformer.data.examples.columns import LABELS, PAIRS, SCORES, TEXTS
 from anyformer.data.examples.datasets import Dataset, compared
-from anyformer.data.examples.encoded import Cut
-from anyformer.data.examples.labels import settle_embeddings
+from anyformer.data.examples.encoded import Truncation
+from anyformer.data.examples.labels import resolve_embeddings
 from anyformer.data.examples.parts import Parts, as_list, as_text, fault, read_label
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.metrics import relevant_ranks, retrieval, share, similarity
@@ -43,20 +43,22 @@ def _build(parts: Parts) -> EmbedExample:
     for column in dict.fromkeys([*columns, *numbered]):
         place = f"its column {quote(column)}"
         value = parts.find(column)
-        several = as_list(value, parts.where, place) if isinstance(value, list) else [value]
-        texts += [as_text(each, parts.where, place) for each in several]
-    return EmbedExample(where=parts.where, texts=tuple(texts))
+        several = as_list(value, parts.location, place) if isinstance(value, list) else [value]
+        texts += [as_text(each, parts.location, place) for each in several]
+    return EmbedExample(location=parts.location, texts=tuple(texts))
 
 
 def _build_pair(parts: Parts) -> EmbedExample:
     """A pair with a score, or a pair or a text with a label; which of them it is, all labels tell."""
     texts = tuple(parts.text(part) for part in ("text", "second") if part in parts.required)
     if "score" in parts.required:
-        return EmbedExample(where=parts.where, texts=texts, score=parts.number("score"))
+        return EmbedExample(location=parts.location, texts=texts, score=parts.number("score"))
     label = read_label(parts)
     if isinstance(label, tuple):
-        raise fault(parts.where, f"has a list in its column {quote(parts.column('label'))}", "there must be one label")
-    return EmbedExample(where=parts.where, texts=texts, label=label)
+        raise fault(
+            parts.location, f"has a list in its column {quote(parts.column('label'))}", "there must be one label"
+        )
+    return EmbedExample(location=parts.location, texts=texts, label=label)
 
 
 def _by_order(sample: Mapping[str, Any]) -> tuple[Shape, dict[str, str]] | None:
@@ -80,7 +82,7 @@ def _encode(encoding: Encoding, examples: Sequence[EmbedExample]) -> list[Encode
     found = list[Encoded]()
     for example in examples:
         own = [next(inputs) for _ in example.texts]
-        texts = [EncodedText(tokens=each.tokens, cut=Cut(tokens=each.cut)) for each in own]
+        texts = [EncodedText(tokens=each.tokens, cut=Truncation(tokens=each.cut)) for each in own]
         said = example.label if example.score is None else example.score
         labels = [] if said is None else [said]
         found.append(Encoded(example=example, texts=texts, label=None if said is None else f"{said}", labels=labels))
@@ -145,7 +147,7 @@ def _similarity(examples: Sequence[EmbedExample], vector: dict[str, Array]) -> E
     # Spearman's correlation is of ranks, so the worst pairs are those that are out of their place.
     places = [np.argsort(np.argsort(values, kind="stable")) for values in (scores, cosines)]
     rows = [
-        EvaluatedRow(example.where, " | ".join(example.texts), f"{score:g}", f"{cosine:.3f}", float(abs(a - b)))
+        EvaluatedRow(example.location, " | ".join(example.texts), f"{score:g}", f"{cosine:.3f}", float(abs(a - b)))
         for example, score, cosine, a, b in zip(examples, scores, cosines, *places, strict=True)
     ]
     return Evaluation(metrics=similarity(scores, cosines), rows=rows)
@@ -156,7 +158,7 @@ def _retrieval(examples: Sequence[EmbedExample], vector: dict[str, Array]) -> Ev
     documents = list(dict.fromkeys(text for example in examples for text in example.texts[1:]))
     place = {text: number for number, text in enumerate(documents)}
     relevant = defaultdict[str, set[int]](set)
-    where = {example.texts[0]: example.where for example in reversed(examples)}
+    where = {example.texts[0]: example.location for example in reversed(examples)}
     for example in examples:
         relevant[example.texts[0]].add(place[example.texts[1]])
     queries = list(relevant)
@@ -190,7 +192,7 @@ def _neighbors(examples: Sequence[EmbedExample], vector: dict[str, Array]) -> Ev
         nearest.append(int(cosines.argmax()))
     rows = [
         EvaluatedRow(
-            example.where,
+            example.location,
             " | ".join(example.texts),
             str(example.label),
             f"{examples[other].label}: {' | '.join(examples[other].texts)}",
@@ -240,7 +242,7 @@ TASK = Task(
         *(Shape(build=_build_pair, required=required, asked=True, rank=8) for required in _ASKED),
     ],
     by_order=_by_order,
-    settle=lambda examples, kind, known, classes: settle_embeddings(examples, known),
+    settle=lambda examples, kind, known, classes: resolve_embeddings(examples, known),
     classes=lambda example: [example.label],
     head="none",
     encode=_encode,

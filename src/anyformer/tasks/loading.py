@@ -25,10 +25,8 @@ from anyformer.data.examples import Example
 from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.labels import LabelKind, check_learnable
 from anyformer.data.examples.parts import Parts
-from anyformer.data.examples.rows import RowFile, row_files
 from anyformer.data.examples.tables import Table
-from anyformer.data.materialize import HUB
-from anyformer.data.records import record_limit
+from anyformer.data.materialize import HUB, RowFile, row_files
 from anyformer.data.rows import Row
 from anyformer.errors import UserError
 from anyformer.tasks import TASKS
@@ -112,11 +110,11 @@ def load_examples(
     first: Reading | None = None
     examples, together = list[Example](), list[tuple[Shape, Parts]]()
     for file in files:
-        rows = iter(file.rows(header, record_limit(max_record_bytes)))
+        rows = iter(file.rows(header, max_record_bytes))
         row = next(rows, None)
         if row is None:
             continue
-        reading = find_reading(row.values, f"{row.where},", task, columns)
+        reading = find_reading(row.values, f"{row.location},", task, columns)
         first = first or reading
         _check_same(first, reading, row)
         for part, column in reading.columns.items():
@@ -166,9 +164,9 @@ def find_task(
         UserError: as `load_examples`.
     """
     for file in row_files(paths, cache):
-        row = next(iter(file.rows(header, record_limit(limits.RECORD_BYTES))), None)
+        row = next(iter(file.rows(header, limits.RECORD_BYTES)), None)
         if row is not None:
-            return find_reading(row.values, f"{row.where},", None, columns).task
+            return find_reading(row.values, f"{row.location},", None, columns).task
     return None
 
 
@@ -191,7 +189,7 @@ def _check_learnable(task: Task, found: ExampleSet, named: bool) -> None:
     if task.classes is None or not (found.labels or found.kind):
         return
     values = [value for example in found.examples for value in task.classes(example)]
-    check_learnable(values, found.examples[0].where, named=named or found.kind != "single")
+    check_learnable(values, found.examples[0].location, named=named or found.kind != "single")
 
 
 def _chained(row: Row, rows: Iterable[Row]) -> Iterator[Row]:
@@ -202,7 +200,7 @@ def _chained(row: Row, rows: Iterable[Row]) -> Iterator[Row]:
 def _check_same(first: Reading, reading: Reading, row: Row) -> None:
     if reading.task != first.task:
         raise UserError(
-            f"{row.where.path} is for {reading.task}, {reading.reason}, and the files before are for {first.task}, "
+            f"{row.location.path} is for {reading.task}, {reading.reason}, and the files before are for {first.task}, "
             f"{first.reason}: use them one after the other."
         )
 

@@ -14,7 +14,7 @@ from anyformer.data.examples import ChatExample, CompletionExample, Message, Pre
 from anyformer.data.examples.chat import encode_chat, generation_mismatch
 from anyformer.data.examples.columns import COMPLETION, CONVERSATION, SYSTEM
 from anyformer.data.examples.datasets import Dataset, preferences
-from anyformer.data.examples.encoded import LearnedTokens
+from anyformer.data.examples.encoded import EncodedRow
 from anyformer.data.examples.messages import conversation, text_or_messages
 from anyformer.data.examples.parts import Parts, fault
 from anyformer.data.rows import Row
@@ -49,7 +49,7 @@ def _build(parts: Parts) -> PreferenceExample:
     """
     chosen, rejected = _messages(parts, "chosen"), _messages(parts, "rejected")
     if chosen == rejected:
-        raise fault(parts.where, "has the same answer twice", "one of the two must be the better one")
+        raise fault(parts.location, "has the same answer twice", "one of the two must be the better one")
     prompt = _messages(parts, "prompt") if parts.has("prompt") else None
     if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
@@ -62,16 +62,16 @@ def _build(parts: Parts) -> PreferenceExample:
 def _text_preference(parts: Parts, prompt: str, chosen: str, rejected: str) -> PreferenceExample:
     """A pair of texts after a text. Raises UserError where one of them is empty."""
     if not chosen.strip() or not rejected.strip():
-        raise fault(parts.where, "has an empty answer", "fill it in, or leave the row out")
+        raise fault(parts.location, "has an empty answer", "fill it in, or leave the row out")
     sides = [
-        CompletionExample(where=parts.where, segments=(((prompt, False),) if prompt else ()) + ((text, True),))
+        CompletionExample(location=parts.location, segments=(((prompt, False),) if prompt else ()) + ((text, True),))
         for text in (chosen, rejected)
     ]
-    return PreferenceExample(where=parts.where, chosen=sides[0], rejected=sides[1])
+    return PreferenceExample(location=parts.location, chosen=sides[0], rejected=sides[1])
 
 
 def _messages(parts: Parts, part: str) -> str | list[Message]:
-    found = text_or_messages(parts.value(part), parts.where, f"its column {quote(parts.column(part))}")
+    found = text_or_messages(parts.value(part), parts.location, f"its column {quote(parts.column(part))}")
     return found if isinstance(found, str) else found[0]
 
 
@@ -105,7 +105,7 @@ def _conversations(
         count = next((index for index, (one, other) in pairs if one != other), min(map(len, sides)))
         prompt, sides = sides[0][:count], [side[count:] for side in sides]
     return PreferenceExample(
-        where=parts.where,
+        location=parts.location,
         chosen=_side(parts, prompt, sides[0], "chosen"),
         rejected=_side(parts, prompt, sides[1], "rejected"),
     )
@@ -114,10 +114,10 @@ def _conversations(
 def _side(parts: Parts, prompt: Sequence[Message], answer: Sequence[Message], name: str) -> ChatExample:
     own = [message["role"] == "assistant" for message in answer]
     if not any(own):
-        raise fault(parts.where, f"has no answer of the assistant in its column {quote(parts.column(name))}")
+        raise fault(parts.location, f"has no answer of the assistant in its column {quote(parts.column(name))}")
     for message in answer:
         if message["role"] == "assistant" and not message["content"].strip() and "tool_calls" not in message:
-            raise fault(parts.where, f"has an empty answer in its column {quote(parts.column(name))}")
+            raise fault(parts.location, f"has an empty answer in its column {quote(parts.column(name))}")
     return conversation(parts, [*prompt, *answer], [False] * len(prompt) + own)
 
 
@@ -134,13 +134,15 @@ def _pair_up(rows: Sequence[Parts]) -> tuple[list[PreferenceExample], str | None
     for parts in rows:
         good = _is_good(parts.value("label"))
         if good is None:
-            raise fault(parts.where, "has a label that doesn't say whether the completion is good", "use true or false")
+            raise fault(
+                parts.location, "has a label that doesn't say whether the completion is good", "use true or false"
+            )
         parts.value("completion")
         answers.setdefault(repr(parts.value("prompt")), {True: [], False: []})[good].append(parts)
     pairs = [_pair(good, bad) for both in answers.values() for good, bad in zip(both[True], both[False], strict=False)]
     if not pairs:
         raise UserError(
-            f"{rows[0].where.path} has a label for each completion, and no prompt with both a good and a bad one: "
+            f"{rows[0].location.path} has a label for each completion, and no prompt with both a good and a bad one: "
             "preferences are learned from pairs, as in the columns 'prompt', 'chosen' and 'rejected'."
         )
     left = len(rows) - 2 * len(pairs)
@@ -153,7 +155,7 @@ def _pair(good: Parts, bad: Parts) -> PreferenceExample:
         "chosen": good.value("completion"),
         "rejected": bad.value("completion"),
     }
-    return _build(Parts(Row(good.where, values), {part: part for part in values}))
+    return _build(Parts(Row(good.location, values), {part: part for part in values}))
 
 
 def _is_good(value: object) -> bool | None:
@@ -178,7 +180,7 @@ def _encode(encoding: Encoding, examples: Sequence[PreferenceExample]) -> list[E
     return found
 
 
-def _row(encoding: Encoding, example: ChatExample | CompletionExample) -> LearnedTokens:
+def _row(encoding: Encoding, example: ChatExample | CompletionExample) -> EncodedRow:
     if isinstance(example, ChatExample):
         return encode_chat(encoding.tokenizer, example, learn_all=encoding.learn_all)
     return encode_prompt(encoding, example)
@@ -186,7 +188,7 @@ def _row(encoding: Encoding, example: ChatExample | CompletionExample) -> Learne
 
 def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
     pairs = [[text.row for text in each.texts] for each in encoded]
-    pairs = [pair for pair in pairs if all(any(row.learned[1:]) for row in pair)]
+    pairs = [pair for pair in pairs if all(any(row.loss_mask[1:]) for row in pair)]
     if not pairs:
         raise UserError(
             f"No pair is left to be learned: the context of {encoding.context:,} tokens cuts off an answer of each. "
@@ -223,7 +225,7 @@ def _evaluate(
     nats = [each.nats for each in answers.answer_losses(model, tokenizer, both, progress=advance)]
     rows = [
         EvaluatedRow(
-            example.where,
+            example.location,
             answers.question(example.chosen),
             answers.answer(example.chosen),
             answers.answer(example.chosen if better < worse else example.rejected),

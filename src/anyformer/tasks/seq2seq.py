@@ -6,9 +6,8 @@ from functools import partial
 from anyformer.config import ModelConfig
 from anyformer.data.batch import Batch, Rng
 from anyformer.data.examples import Seq2SeqExample
-from anyformer.data.examples.completion import end_of_text
 from anyformer.data.examples.datasets import Dataset, rewrites
-from anyformer.data.examples.encoded import LearnedTokens
+from anyformer.data.examples.encoded import EncodedRow, end_of_text
 from anyformer.data.examples.parts import Parts, as_object, as_text, fault, from_json
 from anyformer.data.objectives import decoder_start
 from anyformer.errors import quote
@@ -23,20 +22,20 @@ _REWRITES = (
 
 
 def _build(parts: Parts) -> Seq2SeqExample:
-    return Seq2SeqExample(where=parts.where, source=parts.text("source"), target=parts.text("target"))
+    return Seq2SeqExample(location=parts.location, source=parts.text("source"), target=parts.text("target"))
 
 
 def _translation(parts: Parts) -> Seq2SeqExample:
     place = f"its column {quote(parts.column('translation'))}"
-    found = as_object(from_json(parts.value("translation"), parts.where, place), parts.where, place)
+    found = as_object(from_json(parts.value("translation"), parts.location, place), parts.location, place)
     if len(found) != 2:
         raise fault(
-            parts.where,
+            parts.location,
             f"has {len(found)} texts in {place}",
             "with others than a source and its target, name those of the source and the target",
         )
-    source, target = (as_text(each, parts.where, f"{quote(name)} of {place}") for name, each in found.items())
-    return Seq2SeqExample(where=parts.where, source=source, target=target)
+    source, target = (as_text(each, parts.location, f"{quote(name)} of {place}") for name, each in found.items())
+    return Seq2SeqExample(location=parts.location, source=source, target=target)
 
 
 def _refusal(model: ModelConfig, name: str) -> str | None:
@@ -56,7 +55,7 @@ def _encode(encoding: Encoding, examples: Sequence[Seq2SeqExample]) -> list[Enco
         Encoded(
             example=example,
             texts=[
-                EncodedText.of(LearnedTokens(source, [False] * len(source)), context, "source", asks=True),
+                EncodedText.of(EncodedRow(source, [False] * len(source)), context, "source", asks=True),
                 EncodedText.of(_written(target, eos), context, "target"),
             ],
         )
@@ -64,10 +63,10 @@ def _encode(encoding: Encoding, examples: Sequence[Seq2SeqExample]) -> list[Enco
     ]
 
 
-def _written(target: Sequence[int], eos: int) -> LearnedTokens:
+def _written(target: Sequence[int], eos: int) -> EncodedRow:
     """A target, with its end."""
     ids = list(target) if target and target[-1] == eos else [*target, eos]
-    return LearnedTokens(ids, [True] * len(ids))
+    return EncodedRow(ids, [True] * len(ids))
 
 
 def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:

@@ -11,8 +11,8 @@ from anyformer.data.examples import TagExample
 from anyformer.data.examples.classifier_input import encode_words
 from anyformer.data.examples.columns import WORDS
 from anyformer.data.examples.datasets import Dataset, tagged
-from anyformer.data.examples.encoded import Cut
-from anyformer.data.examples.labels import settle_tags
+from anyformer.data.examples.encoded import Truncation
+from anyformer.data.examples.labels import resolve_tags
 from anyformer.data.examples.parts import Parts, as_text, fault, kind_of
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.labels import known_label, label_table
@@ -34,16 +34,16 @@ def _build(parts: Parts) -> TagExample:
     tokens, own = f"its column {quote(parts.column('tokens'))}", f"its column {quote(parts.column('tags'))}"
     if len(words) != len(tags):
         raise fault(
-            parts.where,
+            parts.location,
             f"has {len(words)} words in {tokens} and {len(tags)} tags in {own}",
             "there must be one for each word",
         )
     for word in words:
-        as_text(word, parts.where, f"the list of {tokens}", empty=True)
+        as_text(word, parts.location, f"the list of {tokens}", empty=True)
     for tag in tags:
         if not isinstance(tag, str | int) or isinstance(tag, bool) or tag == "":
-            raise fault(parts.where, f"has {kind_of(tag)} in the list of {own}", "tags are names or whole numbers")
-    return TagExample(where=parts.where, words=tuple(words), tags=tuple(tags))
+            raise fault(parts.location, f"has {kind_of(tag)} in the list of {own}", "tags are names or whole numbers")
+    return TagExample(location=parts.location, words=tuple(words), tags=tuple(tags))
 
 
 def _encode(encoding: Encoding, examples: Sequence[TagExample]) -> list[Encoded]:
@@ -55,7 +55,7 @@ def _encode(encoding: Encoding, examples: Sequence[TagExample]) -> list[Encoded]
         for position, tag in zip(words.first, example.tags, strict=True):
             if position is not None:
                 tags[position] = tag
-        text = EncodedText(tokens=words.tokens, tags=tags, grouped=grouped, cut=Cut(tokens=words.cut))
+        text = EncodedText(tokens=words.tokens, tags=tags, grouped=grouped, cut=Truncation(tokens=words.cut))
         kinds = [entity.kind for entity in entities(example.tags)] if grouped else []
         found.append(Encoded(example=example, texts=[text], labels=example.tags, entities=kinds))
     return found
@@ -67,8 +67,8 @@ def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
     targets = [[numbers[tag] for tag in text.tags or ()] for text in texts]
     if all(number == IGNORED for row in targets for number in row):
         raise UserError(
-            f"No word is left to be tagged, as in {encoded[0].example.where}: the tokenizer makes nothing of them, or "
-            f"the context of {encoding.context:,} tokens has no room for them."
+            f"No word is left to be tagged, as in {encoded[0].example.location}: the tokenizer makes nothing of them, "
+            f"or the context of {encoding.context:,} tokens has no room for them."
         )
     return tagged([text.tokens for text in texts], targets, encoding.pad)
 
@@ -102,7 +102,7 @@ def _evaluate(
         spans = TaggedSpans(*(span_pieces(example.words, each, grouped=grouped) for each in (right, tags)))
         rows.append(
             EvaluatedRow(
-                example.where, words, " ".join(shown), ", ".join(wrong), float(np.mean(losses)), not wrong, spans
+                example.location, words, " ".join(shown), ", ".join(wrong), float(np.mean(losses)), not wrong, spans
             )
         )
     notes = [f"{cut:,} words are beyond the model's context, and count as {outside}."] if cut else []
@@ -134,7 +134,7 @@ TASK = Task(
     shapes=[
         Shape(build=_build, required={"tokens": WORDS, "tags": ("ner_tags", "tags", "pos_tags", "labels")}),
     ],
-    settle=lambda examples, kind, known, classes: settle_tags(examples, known, classes.get("tags", ())),
+    settle=lambda examples, kind, known, classes: resolve_tags(examples, known, classes.get("tags", ())),
     classes=lambda example: example.tags,
     head="token_classification",
     encode=_encode,

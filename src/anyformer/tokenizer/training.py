@@ -117,7 +117,7 @@ def parse_spec(spec: str) -> tuple[str, int | None]:
 
 
 class Piece(Protocol):
-    """A document or a part of one, such as `anyformer.data.sources.Document`."""
+    """A document or a part of one, such as `anyformer.data.corpus.Document`."""
 
     @property
     def text(self) -> str:

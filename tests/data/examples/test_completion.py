@@ -8,19 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyformer.config import SpecialTokens
-from anyformer.data.examples import CompletionExample, Where
-from anyformer.data.examples.completion import encode_completion
+from anyformer.data.examples import CompletionExample
+from anyformer.data.examples.encoded import encode_completion
+from anyformer.data.formats import Location
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.prompt import encode_decoder_prompt
 from tests.data.examples.templates import KINDS, tokenizer_of
 from tests.data.examples.test_chat import answers, texts
 
-WHERE = Where(Path("pairs.jsonl"), 3)
+WHERE = Location(Path("pairs.jsonl"), 3)
 
 
 def example_of(*segments: tuple[str, bool]) -> CompletionExample:
-    return CompletionExample(where=WHERE, segments=segments)
+    return CompletionExample(location=WHERE, segments=segments)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -31,7 +32,7 @@ def test_a_completion_stands_behind_the_prompt_of_generation_and_ends(kind: str,
     row = encode_completion(tokenizer, example_of((prompt, False), (completion, True)))
     ids = encode_decoder_prompt(tokenizer, prompt)
     assert list(row.tokens[: len(ids)]) == ids
-    assert list(row.learned) == [False] * len(ids) + [True] * (len(row.tokens) - len(ids))
+    assert list(row.loss_mask) == [False] * len(ids) + [True] * (len(row.tokens) - len(ids))
     assert row.tokens[-1] == tokenizer.eos
     assert row.tokens.count(tokenizer.bos or 0) == 1
     whole = tokenizer.encode(prompt + completion)
@@ -40,7 +41,7 @@ def test_a_completion_stands_behind_the_prompt_of_generation_and_ends(kind: str,
         assert tokenizer.decode(row.tokens) == prompt + completion
     everything = encode_completion(tokenizer, example_of((prompt, False), (completion, True)), learn_all=True)
     assert list(everything.tokens) == list(row.tokens)
-    assert list(everything.learned) == [False] + [True] * (len(row.tokens) - 1)
+    assert list(everything.loss_mask) == [False] + [True] * (len(row.tokens) - 1)
 
 
 @given(st.lists(st.tuples(texts, st.booleans()), min_size=1, max_size=5))
@@ -49,8 +50,8 @@ def test_segments_are_learned_as_they_say(segments: list[tuple[str, bool]]):
     tokenizer = tokenizer_of(None, "</s>")
     row = encode_completion(tokenizer, example_of(*segments))
     assert tokenizer.decode(row.tokens) == "".join(text for text, _ in segments)
-    assert (row.tokens[-1], row.learned[-1]) == (tokenizer.eos, True)
-    learned = [token for token, flag in zip(row.tokens, row.learned, strict=True) if flag]
+    assert (row.tokens[-1], row.loss_mask[-1]) == (tokenizer.eos, True)
+    learned = [token for token, flag in zip(row.tokens, row.loss_mask, strict=True) if flag]
     assert tokenizer.decode(learned) == "".join(text for text, flag in segments if flag)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from anyformer.data import input_files
 from anyformer.data.disk_cache import Cache
-from anyformer.data.examples.rows import read_rows, row_files
+from anyformer.data.materialize import read_rows, row_files
 from anyformer.errors import UserError
 
 here = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -65,7 +65,7 @@ def test_every_kind_of_file_gives_the_same_structure(tmp_path: Path, rows: list[
 
 def test_the_place_of_a_row_is_kept(tmp_path: Path):
     table, array = write(tmp_path / "a.csv", 'a,b\n1,"x\ny"\n2,z\n'), write(tmp_path / "a.json", '[{"a": 1}, {"a": 2}]')
-    found = [(str(row.where), row.values) for row in read_rows([table, array])]
+    found = [(str(row.location), row.values) for row in read_rows([table, array])]
     assert found == [
         (f"{table}, line 2", {"a": "1", "b": "x\ny"}),
         (f"{table}, line 4", {"a": "2", "b": "z"}),
@@ -129,7 +129,7 @@ def test_standard_input_is_what_it_looks_like(tmp_path: Path, content: bytes, ro
     (file,) = row_files(["-"], Cache(tmp_path), stdin=io.BytesIO(content))
     found = list(file.rows((), 1000))
     assert [row.values for row in found] == rows
-    assert str(found[0].where.path) == "standard input"
+    assert str(found[0].location.path) == "standard input"
 
 
 def test_parquet_keeps_names_of_classes_and_leaves_nulls_inside_objects_out(tmp_path: Path):
@@ -173,7 +173,7 @@ def test_a_data_set_of_the_hub_is_read_whole_and_once(tmp_path: Path, monkeypatc
     for _ in range(2):
         (file,) = row_files(["hf:some/set"], cache, progress=said.append)
         found = list(file.rows((), 1000))
-        assert [(str(row.where), row.values) for row in found] == [
+        assert [(str(row.location), row.values) for row in found] == [
             ("hf:some/set, row 1", {"text": "x", "label": "z"}),
             ("hf:some/set, row 2", {"text": "y", "label": "a"}),
         ]

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.data.disk_cache import Cache
-from anyformer.data.examples.rows import read_rows
 from anyformer.data.examples.tables import Table, kept_paths, read_data
+from anyformer.data.materialize import read_rows
 from anyformer.errors import UserError
 from anyformer.tasks.loading import load_examples
 
@@ -76,7 +76,7 @@ def test_rows_are_the_same_in_every_form(tmp_path: Path) -> None:
         assert found.labels == expected.labels, name
         texts = [(each.text, each.label) for each in found.examples]  # pyright: ignore
         assert texts == [(row["text"], row["label"]) for row in ROWS], name
-        assert str(found.examples[2].where) == "data, row 3"
+        assert str(found.examples[2].location) == "data, row 3"
 
 
 def test_names_of_classes_keep_their_order(tmp_path: Path) -> None:

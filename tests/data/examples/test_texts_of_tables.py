@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from anyformer.data.examples.asked import asked_sentences, asked_texts
+from anyformer.data.examples.tables import read_sentences, read_texts
 from anyformer.errors import UserError
 from tests.data.examples.test_tables import frames
 
@@ -16,31 +16,31 @@ ROWS = [{"id": i, "review": f"film {i}", "verdict": "yes" if i % 2 else "no"} fo
 def test_texts_are_a_column_of_rows_in_every_form() -> None:
     expected = [(f"film {i}", None) for i in range(5)]
     for name, data in frames(ROWS).items():
-        assert asked_texts(data) == expected, name
+        assert read_texts(data) == expected, name
         if name != "iterator":
-            assert asked_texts(data, {"text": "review"}) == expected, name
-            assert asked_sentences(data) == [text for text, _ in expected], name
+            assert read_texts(data, {"text": "review"}) == expected, name
+            assert read_sentences(data) == [text for text, _ in expected], name
 
 
 def test_a_series_is_a_list_of_texts() -> None:
     pandas, datasets = pytest.importorskip("pandas"), pytest.importorskip("datasets")
     texts = ["a film", "a play"]
     for data in (texts, tuple(texts), iter(texts), pandas.Series(texts), datasets.Dataset.from_dict({"a": texts})["a"]):
-        assert asked_texts(data) == [(text, None) for text in texts]
-    assert asked_texts("a film") == [("a film", None)]
-    assert asked_sentences([["a", "film"], "a play"]) == [["a", "film"], "a play"]
+        assert read_texts(data) == [(text, None) for text in texts]
+    assert read_texts("a film") == [("a film", None)]
+    assert read_sentences([["a", "film"], "a play"]) == [["a", "film"], "a play"]
 
 
 def test_pairs_and_words() -> None:
     pairs: list[dict[str, Any]] = [{"premise": "a", "hypothesis": "b", "label": 1}, {"premise": "c", "hypothesis": "d"}]
-    assert asked_texts(pairs) == [("a", "b"), ("c", "d")]
-    assert asked_texts(pairs, {"text": "hypothesis"}) == [("b", None), ("d", None)]
-    assert asked_texts(pairs, {"text": "hypothesis", "second": "premise"}) == [("b", "a"), ("d", "c")]
+    assert read_texts(pairs) == [("a", "b"), ("c", "d")]
+    assert read_texts(pairs, {"text": "hypothesis"}) == [("b", None), ("d", None)]
+    assert read_texts(pairs, {"text": "hypothesis", "second": "premise"}) == [("b", "a"), ("d", "c")]
     words = [{"text": "a film", "tokens": ["a", "film"], "tags": ["O", "O"]}]
-    assert asked_sentences(words) == [["a", "film"]]
-    assert asked_sentences(words, {"text": "text"}) == ["a film"]
-    assert asked_sentences([{"split": ["a", "film"]}], {"tokens": "split"}) == [["a", "film"]]
-    assert asked_texts([{"one": "a film", "two": 3}]) == [("a film", None)]
+    assert read_sentences(words) == [["a", "film"]]
+    assert read_sentences(words, {"text": "text"}) == ["a film"]
+    assert read_sentences([{"split": ["a", "film"]}], {"tokens": "split"}) == [["a", "film"]]
+    assert read_texts([{"one": "a film", "two": 3}]) == [("a film", None)]
 
 
 def test_what_has_no_text_is_one_sentence() -> None:
@@ -56,6 +56,6 @@ def test_what_has_no_text_is_one_sentence() -> None:
     ):
         given: Any = data
         with pytest.raises(UserError, match=reason):
-            asked_texts(given, columns)
+            read_texts(given, columns)
         with pytest.raises(UserError, match=reason):
-            asked_sentences(given, columns)
+            read_sentences(given, columns)
