@@ -25,7 +25,7 @@ from anyformer.data.materialize import HUB, STANDARD_INPUT, materialize
 from anyformer.data.token_files import TokenFile, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.special import surround
+from anyformer.tokenizer.library import surround
 from anyformer.training.config import default_tokenizer
 
 _ENOUGH = 1 << 24

@@ -64,8 +64,7 @@ class Batches:
     def _positions(self, step: int) -> tuple[Int64, Bool]:
         """The positions in the stream of a step's windows, and their loss mask, both [batch, stride + overlap]."""
         samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
-        starts = np.empty_like(samples)
-        sizes = np.empty_like(samples)
+        starts, sizes = np.empty_like(samples), np.empty_like(samples)
         epochs = samples // self.windows_per_epoch
         total = len(self._tokens)
         for epoch in np.unique(epochs).tolist():

@@ -52,8 +52,8 @@ class WordBoundaries:
                 # its tokens are written in the 256 printable characters that stand for bytes
                 tokens = [decoders.ByteLevel().decode([token]) for token in tokens]
             left, right = [_joins(token, 0) for token in tokens], [_joins(token, -1) for token in tokens]
-        special = np.isin(np.arange(len(tokens)), list(tokenizer.special_ids))
-        return cls(np.array(left) & ~special, np.array(right) & ~special)
+        ordinary = ~np.isin(np.arange(len(tokens)), list(tokenizer.special_ids))
+        return cls(np.array(left) & ordinary, np.array(right) & ordinary)
 
     def first(self, windows: Int64) -> Bool:
         """Mark the first token of each word, [batch, time]; a word that a window cuts begins at the window's edge."""

@@ -65,26 +65,24 @@ def encode_chunks(
     dtype = id_dtype(tokenizer.vocab_size)
     chunks = _chunks(documents)
     first = list(islice(chunks, _INLINE + 1))
-    chunks = chain(first, chunks)
+    chunks = ((chunk, [document.text for _, document in chunk]) for chunk in chain(first, chunks))
     # A worker has nothing but the backend, and what is derived from Tokenizer may encode in another way.
     if workers <= 1 or len(first) <= _INLINE or type(tokenizer) is not Tokenizer:
-        for chunk in chunks:
-            ids = tokenizer.encode_batch(_texts(chunk), special=False)
+        for chunk, texts in chunks:
+            ids = tokenizer.encode_batch(texts, special=False)
             lengths = np.fromiter(map(len, ids), dtype=np.uint32, count=len(ids))
             yield chunk, lengths, np.fromiter(chain.from_iterable(ids), dtype=dtype, count=int(lengths.sum()))
         return
     with _pool(tokenizer, workers, dtype) as submit:
         pending: deque[tuple[Chunk, Future[tuple[Lengths, Ids]]]] = deque()
-        for chunk in chunks:
-            texts = _texts(chunk)
+        for chunk, texts in chunks:
             tokenizer.require_encodable(texts)
             pending.append((chunk, submit(texts)))
             # One more than there are workers waits, so that none of them ever does.
             if len(pending) > 2 * workers:
                 chunk, future = pending.popleft()
                 yield chunk, *future.result()
-        while pending:
-            chunk, future = pending.popleft()
+        for chunk, future in pending:
             yield chunk, *future.result()
 
 
@@ -99,10 +97,6 @@ def _chunks(documents: Iterable[tuple[str, Document]]) -> Iterator[Chunk]:
             chunk, characters = [], 0
     if chunk:
         yield chunk
-
-
-def _texts(chunk: Chunk) -> list[str]:
-    return [document.text for _, document in chunk]
 
 
 class _Worker:

@@ -4,9 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from anyformer.config import SpecialTokens
-from anyformer.errors import UserError
-from anyformer.tokenizer.chat import Message, render_plain
+from anyformer.errors import UserError, quote
 from anyformer.tokenizer.core import Tokenizer
+from anyformer.tokenizer.template_sandbox import Message
+
+NEXT_TURN = "\nUser:"
+"""Beginning of the next turn, which a model without a chat template writes if it doesn't end the text."""
+_SPEAKERS = {"system": "", "user": "User: ", "assistant": "Assistant: "}
 
 
 def encode_decoder_prompt(tokenizer: Tokenizer, text: str, tokens: SpecialTokens | None = None) -> list[int]:
@@ -41,7 +45,26 @@ def render_conversation(
     """
     if tokenizer.chat_template is not None:
         return tokenizer.chat(messages, add_generation_prompt, tools)
-    return render_plain(messages, add_generation_prompt)
+    return _render_plain(messages, add_generation_prompt)
+
+
+def _render_plain(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    """Render a conversation for a model without a chat template, as lines that begin with ``User:`` and ``Assistant:``.
+
+    Raises:
+        UserError: a message of somebody else, or one that is no text.
+    """
+    lines: list[str] = []
+    for number, message in enumerate(messages, 1):
+        role, content = message.get("role"), message.get("content")
+        if role not in _SPEAKERS or not isinstance(content, str):
+            kind = f"of {quote(role)}" if role not in _SPEAKERS else "without text"
+            raise UserError(
+                f"Message {number} is {kind}, and without a chat template only texts of 'system', 'user' and "
+                "'assistant' can be shown to the model."
+            )
+        lines.append(f"{_SPEAKERS[role]}{content.strip()}\n")
+    return "".join(lines) + "Assistant:" * add_generation_prompt
 
 
 def encode_conversation(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -85,7 +108,7 @@ def encode_continuation(
 
 
 def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
-    """How many ids, or characters, two texts have in common at their beginnings."""
+    """The number of ids, or characters, that two texts have in common at their beginnings."""
     if second[: len(first)] == first:
         return len(first)  # the usual case, and quicker so
     pairs = enumerate(zip(first, second, strict=False))

@@ -1,9 +1,13 @@
-"""jinja2's sandbox, which keeps a template from everything but its values, with a budget for what it does with them.
+"""Chat templates: Jinja written by strangers, rendered in a sandbox with what `transformers` offers them.
 
-Loops, operators, slices, comparisons and text become calls that pay (`template_budget`) before anything is done.
+jinja2's sandbox keeps a template from everything but its values. Here it has a budget for what it does with them:
+loops, operators, slices, comparisons and text become calls that pay (`template_budget`) before anything is done.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
 from types import BuiltinMethodType
 from typing import Any, cast
 
@@ -17,24 +21,49 @@ from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 from typing_extensions import override
 
+from anyformer.errors import UserError
+from anyformer.limits import DEPTH
+from anyformer.terminal import shorten
 from anyformer.tokenizer import template_budget as budget
+
+Message = Mapping[str, Any]
+"""``{"role": "user", "content": "..."}``, as chat templates read it; may have tool_calls."""
 
 _LONGEST = 50_000
 """Characters of a template; jinja2 compiles it in a time that can grow with the square of its length."""
+_REASON = 500
+"""Characters of a template's own words that a message repeats."""
 
 
-def render(template: jinja2.Template, variables: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]]:
-    """Render a template of a `Sandbox`, with a new budget.
+def render(
+    template: str,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    variables: Mapping[str, Any],
+    tools: Sequence[Any] | None = None,
+) -> tuple[str, list[tuple[int, int]]]:
+    """Render a conversation, with a new budget.
 
     Returns:
-        The text, and begin and end in it of each block ``{% generation %}``; none where one is not written as it is, as
-        in a macro.
+        The text, and begin and end in it of each block that the template marks with ``{% generation %}``; none where
+        one is not written as it is, as in a macro.
+
+    Raises:
+        UserError: the template is faulty, refuses the messages or doesn't end.
     """
+    # As in `transformers`: what a message doesn't have may be written as null.
+    messages = [{name: value for name, value in message.items() if value is not None} for message in messages]
+    offered = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
     token = budget.current.set(rendering := budget.Rendering())
     try:
-        for piece in template.generate(**variables):
+        for piece in _compiled(template).generate({**offered, **variables}):
             rendering.pieces.append(piece)
             rendering.length += len(piece)
+    except jinja2.TemplateSyntaxError as error:
+        reason = _reason(error, str(error.message))
+        raise UserError(f"The chat template has a mistake in line {error.lineno}: {reason}.") from error
+    except Exception as error:  # a stranger's program can fail in any way
+        raise UserError(f"The chat template refuses these messages: {_reason(error, str(error))}.") from error
     finally:
         budget.current.reset(token)
     text, blocks = "".join(rendering.pieces), rendering.blocks
@@ -42,7 +71,42 @@ def render(template: jinja2.Template, variables: Mapping[str, Any]) -> tuple[str
     return text, [(begin, begin + len(body)) for begin, body in blocks if is_verbatim]
 
 
-class Sandbox(ImmutableSandboxedEnvironment):
+def _reason(error: Exception, text: str) -> str:
+    return shorten(text or type(error).__name__, _REASON).rstrip(".")
+
+
+@lru_cache(maxsize=16)
+def _compiled(template: str) -> jinja2.Template:
+    return _Sandbox().from_string(template)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    budget.spend(256 * len(pattern))  # what a conversion may grow to
+    return datetime.now().strftime(pattern)
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes HTML, which would change the prompt."""
+    budget.spend(DEPTH * (len(indent) if isinstance(indent, str) else abs(indent or 0)))
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    pieces: list[str] = []
+    for piece in encoder.iterencode(budget.listed(value)):
+        budget.spend(budget.CALL + len(piece))
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
     """An environment whose templates pay for what they do."""
 
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
@@ -52,8 +116,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         extensions = [_Generation, jinja2.ext.loopcontrols]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False)
         del self.globals["lipsum"]
+        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
         compiled = (_repeated, _iterated, _written, _sliced, _compared)
-        self.filters = {**budget.filters(), **{function.__name__: function for function in compiled}}
+        self.filters = {**budget.filters(), **{each.__name__: each for each in compiled}, "tojson": _to_json}
         self.tests = budget.tests()
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:

@@ -18,10 +18,17 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from anyformer.checkpoint.gguf.vocabulary import BYTE, CONTROL, KEY, ROLES, UNKNOWN, UNUSED, USER
 from anyformer.errors import UserError, nearest, quote
 from anyformer.tokenizer.core import Tokenizer
-from anyformer.tokenizer.legacy import WORD_PATTERN, bert_normalizer, byte_words, surround_sentences
-from anyformer.tokenizer.library import Translated
+from anyformer.tokenizer.library import (
+    WORD_PATTERN,
+    Translated,
+    add,
+    bert_normalizer,
+    byte_words,
+    surround,
+    surround_sentences,
+)
 from anyformer.tokenizer.sentencepiece import SPACE, pipeline
-from anyformer.tokenizer.special import CONVENTIONS, add, surround
+from anyformer.tokenizer.special import CONVENTIONS
 
 _LONGEST = 1024
 

@@ -1,15 +1,13 @@
 """Examples for fine-tuning and evaluation: what the rows of a data set say, whatever their columns are called."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from typing_extensions import override
 
 from anyformer.data.formats import Location
-
-Message = Mapping[str, Any]
-"""``{"role": "user", "content": "..."}``, as chat templates read it; may have tool_calls."""
+from anyformer.tokenizer.template_sandbox import Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
