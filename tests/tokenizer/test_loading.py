@@ -11,7 +11,7 @@ import pytest
 
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer, has_tokenizer
-from anyformer.tokenizer.library import Translated
+from anyformer.tokenizer.library import translated
 from tests.tokenizer.hugging_face import CORPUS
 
 
@@ -110,5 +110,5 @@ def test_what_is_not_an_id_is_a_sentence(ids: list[Any]):
 
 def test_an_interruption_is_not_taken_for_a_mistake():
     for interruption in (KeyboardInterrupt, SystemExit, GeneratorExit):
-        with pytest.raises(interruption), Translated("x"):
+        with pytest.raises(interruption), translated("x"):
             raise interruption

@@ -62,13 +62,7 @@ def find_fault(file: BinaryIO) -> Fault | None:
 
 
 def conversion(path: Path, fault: Fault, unpack: str | None) -> str:
-    """Sentence with the command that makes UTF-8 of a file.
-
-    Args:
-        path: The file.
-        fault: Its first fault, with an encoding.
-        unpack: The program that decompresses it to standard output; None: it is not compressed.
-    """
+    """Sentence with the command that makes UTF-8 of a file; `unpack`: the program that decompresses it, or None."""
     name = path.with_suffix("") if unpack else path
     source, target = shlex.quote(str(path)), shlex.quote(str(name.with_name(f"{name.stem}-utf8{name.suffix}")))
     command = f"iconv -f {fault.encoding} -t UTF-8"

@@ -59,10 +59,6 @@ def find_files(paths: Paths, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     Hidden files and folders are passed over, and so are files of other kinds inside a folder or under a glob. A .json
     file inside a folder is passed over, too, since most are settings and not data: name it, or use a glob.
 
-    Args:
-        paths: files, folders and globs.
-        suffixes: of the kinds of files that can be read.
-
     Raises:
         UserError: a path is missing, a named file is of a kind that can't be read, a folder or glob has nothing to
             read.
@@ -124,11 +120,7 @@ def walk(root: Path, leave_out: frozenset[str] = frozenset(), suffixes: Sequence
 
 @contextmanager
 def opened(path: Path, shown: Path | None = None) -> Generator[BinaryIO, None, None]:
-    """Open a file for reading, decompressed.
-
-    Args:
-        path: the file.
-        shown: what messages call it where it is not UTF-8 text; None: its path.
+    """Open a file for reading, decompressed; messages on text that is not UTF-8 call it `shown`, or by its path.
 
     Raises:
         UserError: it can't be read, now or later inside the `with`, is not whole, grows out of all proportion, or is
@@ -186,10 +178,7 @@ class Expansion:
 def counted(rows: Iterable[T], path: Path, size: Callable[[T], int] = lambda row: ROW_BYTES) -> Iterator[T]:
     """The rows of a file. Raises UserError where those of a compressed one are too many for its size, see `Expansion`.
 
-    Args:
-        rows: the rows.
-        path: the file.
-        size: about how much memory a row takes.
+    `size` is about how much memory a row takes.
     """
     expansion = Expansion(path) if path.suffix.lower() in COMPRESSED else None
     for row in rows:

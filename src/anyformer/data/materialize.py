@@ -43,12 +43,8 @@ def materialize(
 ) -> list[str]:
     """Return the paths, with a file of the cache in place of `-` and of each `hf:` data set.
 
-    A data set is read over the network once; from then on it is the file. Standard input is read at each call.
-
-    Args:
-        fields: the fields of a data set to keep.
-        stdin: what to read for `-`; None: standard input.
-        progress: called with a line on what is being read.
+    A data set is read over the network once; from then on it is the file, with the text of these fields. Standard input
+    (or `stdin`) is read at each call. `progress` is called with a line on what is being read.
 
     Raises:
         UserError: there is nothing on standard input, or a data set can't be had or lacks a field.
@@ -73,11 +69,9 @@ def _announced(path: str, progress: Callable[[str], None] | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RowFile:
-    """A file of rows.
+    """A file of rows, which messages call `shown`.
 
     Attributes:
-        path: Its path.
-        shown: What messages call it.
         target: Of parallel text, the file of the other language.
         classes: Names of classes, see `Row`.
         is_typed: Whether an object has the same keys in each row, so that null stands for one that isn't there.
@@ -116,14 +110,13 @@ def read_rows(
     Args:
         paths: Files of `SUFFIXES`, compressed or not, folders and globs of them, `-` for standard input, data sets of
             the hub as `hf:NAME[:CONFIG][:SPLIT]`, and two files of parallel lines as `SOURCE,TARGET`. A sentence of
-            CoNLL has the columns `tokens` and `ner_tags`, a text file is one row with the column `text`, parallel
-            lines have the columns `source` and `target`.
+            CoNLL has the columns `tokens` and `ner_tags`, a text file is one row with the column `text`, parallel lines
+            have the columns `source` and `target`.
         cache: For standard input and data sets of the hub; None: the user's own.
         columns: The names of the columns of .csv and .tsv files that have no header.
-        max_record_bytes: The size that a row may have.
 
     Raises:
-        UserError: What `find_files` raises; a file can't be read, or a row is faulty (with the file and its number).
+        UserError: What `find_files` raises; a file can't be read, or a row is faulty or too large (with its number).
     """
     for file in row_files(paths, cache):
         yield from file.rows(columns, max_record_bytes)
@@ -167,11 +160,7 @@ def _exists(path: str) -> bool:
 
 
 def _standard_input(cache: Cache, stdin: BinaryIO | None, sniff: bool = False) -> Path:
-    """Keep standard input as a .txt file, or with `sniff` what begins as JSON as .json.
-
-    Raises:
-        UserError: there is nothing on it, or it is a terminal.
-    """
+    """Keep standard input as a .txt file, or with `sniff` what begins as JSON as .json."""
     source = sys.stdin.buffer if stdin is None else stdin
     if source.isatty():
         raise UserError("--data - reads standard input, and that is a terminal: pipe a text into the command.")
@@ -192,14 +181,7 @@ def _standard_input(cache: Cache, stdin: BinaryIO | None, sniff: bool = False) -
 
 
 def _whole_data_set(spec: str, cache: Cache) -> tuple[Path, dict[str, tuple[str, ...]]]:
-    """Keep all fields of a data set of the hub.
-
-    Returns:
-        The rows as a .jsonl.zst file, and the names of the classes in columns of whole numbers.
-
-    Raises:
-        UserError: it can't be had.
-    """
+    """Keep all fields of a data set as a .jsonl.zst file; also the names of the classes in columns of whole numbers."""
 
     def make(folder: Path) -> None:
         names = dict[str, tuple[str, ...]]()

@@ -104,8 +104,8 @@ class PairBatches:
         tokens = np.full_like(target, self._pad)
         tokens[:, 0] = self._start
         for row, (read, written) in enumerate(zip(sources, targets, strict=True)):
-            source[row, : len(read) + 1] = [*read, self._eos]
-            target[row, : len(written) + 1] = [*written, self._eos]
+            source[row, : len(read)], source[row, len(read)] = read, self._eos
+            target[row, : len(written)], target[row, len(written)] = written, self._eos
             tokens[row, 1 : len(written) + 1] = written
         mask = np.arange(source.shape[1]) <= np.array([[len(read)] for read in sources])
         return Batch(tokens, target, source=source, source_mask=None if mask.all() else mask)

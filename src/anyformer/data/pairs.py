@@ -69,7 +69,6 @@ class PairCorpus:
         Args:
             files: of `record_files`, or the two of `parallel_files`.
             fields: the names of source and target in records; None for two parallel files.
-            max_record_bytes: the size that a record, or a line of a parallel file, may have.
 
         Raises:
             UserError: the data is faulty, the files differ in their number of lines, or there is no pair.

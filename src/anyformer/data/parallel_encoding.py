@@ -50,9 +50,7 @@ def encode_chunks(
 ) -> Iterator[tuple[Chunk, Lengths, Ids]]:
     """Encode documents in chunks, in order, without the special tokens around a text.
 
-    Args:
-        documents: read as far ahead as the workers need, and no further.
-        workers: processes; None for one per core. A short input is encoded in this process.
+    They are read as far ahead as the workers need, and no further. A short input is encoded in this process.
 
     Yields:
         A chunk of the documents, the number of ids of each of them, and all their ids.

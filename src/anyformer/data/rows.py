@@ -56,13 +56,11 @@ class Row(NamedTuple):
 def read_file(
     path: Path, limit: int, fields: Sequence[str] = (), *, columns: Sequence[str] = (), shown: Path | None = None
 ) -> Iterator[Row]:
-    """Read the rows of a file, compressed or not, in bounded memory.
+    """Read the rows of a file, compressed or not, in bounded memory; `limit` is the bytes that a row may have.
 
     A sentence of CoNLL has the columns `tokens` and `ner_tags`; a text file is one row with the column `text`.
 
     Args:
-        path: A file of `SUFFIXES`.
-        limit: Bytes that a row may have.
         fields: The columns of text to read, of which others may be left out; a field inside another is written with a
             dot, `translation.de`. Empty: all columns, whose structure is checked.
         columns: The names of the columns of a .csv or .tsv file that has no header.
@@ -146,8 +144,7 @@ class Size(NamedTuple):
 def measure(values: Mapping[str, Any], location: Location) -> Size:
     """Count the values of a row and their bytes.
 
-    Raises:
-        UserError: They are nested more than `limits.DEPTH` levels deep, or a text has half a character.
+    Raises UserError for more than `limits.DEPTH` levels of lists and objects, and for a text with half a character.
     """
     size, count, level = 0, 0, cast("list[object]", [values])
     for _ in range(limits.DEPTH):
@@ -251,20 +248,16 @@ def _require_text(schema: Any, field: str, path: Path) -> None:
 def records(
     path: Path, fields: Sequence[str], max_record_bytes: int = limits.RECORD_BYTES
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Read the text of fields of a file's records, in order.
+    """Read fields of a file's records, in order: the line or row of each, from 1, and their texts, "" for null.
 
     Args:
-        path: .jsonl, .json (an array of objects, an object a line, or {"data": [...]}), .csv or .tsv (with a header)
-            or .parquet, compressed or not.
+        path: .jsonl, .json (an array of objects, an object a line, or {"data": [...]}), .csv or .tsv (with a header) or
+            .parquet, compressed or not.
         fields: their names; a field inside another is written with a dot, `translation.de`.
         max_record_bytes: the size that a line, or these texts of a row, may have.
 
-    Yields:
-        The line or row that a record begins at, from 1, and the text of each field, "" for null.
-
     Raises:
-        UserError: the file can't be read; a line or row is faulty or too large, or a field is missing or no text (with
-            the number).
+        UserError: the file can't be read; a record is faulty or too large, or a field is missing or no text.
     """
     for row in read_file(path, max_record_bytes, fields):
         yield row.location.number, tuple(text_of(row.values, field, row.location) for field in fields)

@@ -120,10 +120,9 @@ class SpanCorruption:
         ends = sizes.cumsum()[:-1]
         stretches, masks = np.split(window, ends), np.split(loss_mask, ends)
         source, targets, is_target = list[Any](), list[Any](), list[Any]()
-        for sentinel, kept, span, mask in zip(
-            self.sentinels, stretches[::2], stretches[1::2], masks[1::2], strict=False
-        ):
-            source += [kept, [sentinel]]
+        parts = zip(self.sentinels, stretches[::2], stretches[1::2], masks[1::2], strict=False)
+        for sentinel, text, span, mask in parts:
+            source += [text, [sentinel]]
             targets += [[sentinel], span]
             is_target += [mask[:1], mask]
         return (

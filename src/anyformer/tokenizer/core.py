@@ -18,7 +18,7 @@ from tokenizers import models
 from anyformer import atomic, limits
 from anyformer.errors import UserError, quote
 from anyformer.tokenizer import files, special, template_sandbox, training
-from anyformer.tokenizer.library import Translated
+from anyformer.tokenizer.library import translated
 from anyformer.tokenizer.template_sandbox import Message
 
 _UNLIMITED = 10**9
@@ -48,12 +48,9 @@ class Tokenizer:
     def __init__(
         self, backend: tokenizers.Tokenizer, config: Mapping[str, Any], companions: Mapping[str, bytes] | None = None
     ) -> None:
-        """Wrap a backend.
+        """Wrap a backend, which is taken over: tokens that only `config`, the tokenizer_config.json, names are added to it.
 
-        Args:
-            backend: taken over, not copied: tokens that only `config` names are added to it.
-            config: tokenizer_config.json.
-            companions: the files of the directory it was read from, by name; `save` writes them back unchanged.
+        `companions` are the files of the directory it was read from, by name; `save` writes them back unchanged.
         """
         self.backend = backend
         self.config = dict(config)
@@ -170,19 +167,14 @@ class Tokenizer:
         return list(self._encoding(text, second, special).ids)
 
     def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the ids of a text, as `encode` with ``special=False``, and begin and end in it of each.
-
-        Raises:
-            UserError: as `encode`.
-        """
+        """Return the ids of a text and the (begin, end) in it of each, as `encode` with ``special=False``; raises as it."""
         encoding = self._encoding(text, None, special=False)
         return list(encoding.ids), list(encoding.offsets)
 
     def encode_parts(self, text: str) -> tuple[list[int], list[int], list[int]]:
         """Return the ids of a text, and those that the tokenizer puts before and after it: ``(before, text, after)``.
 
-        Raises:
-            UserError: as `encode`.
+        Raises UserError as `encode`.
         """
         encoding = self._encoding(text, None, special=True)
         # Only what the tokenizer adds is marked, and not special tokens written out in the text.
@@ -205,8 +197,7 @@ class Tokenizer:
     def encodings(self, texts: Sequence[str | tuple[str, str]]) -> list[tokenizers.Encoding]:
         """Return ids, segments and offsets of each text or pair of texts, with special tokens, in parallel.
 
-        Raises:
-            UserError: as `encode`.
+        Raises UserError as `encode`.
         """
         with self._encodable(part for text in texts for part in ((text,) if isinstance(text, str) else text)):
             return self.backend.encode_batch(list(texts))
@@ -214,7 +205,7 @@ class Tokenizer:
     @contextmanager
     def _encodable(self, texts: Iterable[str]) -> Generator[None]:
         self.require_encodable(texts)
-        with Translated("The text can't be encoded with this tokenizer"):
+        with translated("The text can't be encoded with this tokenizer"):
             try:
                 yield
             except TypeError as error:
@@ -223,10 +214,9 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of ids, without the special tokens unless asked for them.
 
-        Raises:
-            UserError: one of them is no whole number from 0 to 2^32 - 1.
+        Raises UserError where one of them is no whole number from 0 to 2^32 - 1.
         """
-        with Translated("These ids can't be decoded with this tokenizer"):
+        with translated("These ids can't be decoded with this tokenizer"):
             text = self.backend.decode(list(ids), skip_special_tokens=skip_special)
         return clean_up(text) if self.cleans_up else text
 
@@ -252,8 +242,7 @@ class Tokenizer:
     ) -> tuple[str, list[tuple[int, int]]]:
         """Render a conversation as `chat` does.
 
-        Returns:
-            The text, and begin and end in it of what the template marks as the assistant's, by ``{% generation %}``.
+        Also returns begin and end in the text of what the template marks as the assistant's, by ``{% generation %}``.
         """
         if self.chat_template is None:
             raise UserError(
@@ -265,10 +254,7 @@ class Tokenizer:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the tokenizer into a directory so that `AutoTokenizer.from_pretrained` gives the same ids.
 
-        Files that were read when it was loaded are written as they were read.
-
-        Raises:
-            UserError: the directory can't be written.
+        Files that were read when it was loaded are written as they were read. Raises UserError where it can't be written.
         """
         directory = Path(directory)
         try:

@@ -1,7 +1,7 @@
 """Parts of pipelines of the library `tokenizers`, and its errors as UserError."""
 
-from collections.abc import Iterable, Mapping
-from types import TracebackType
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import tokenizers
@@ -14,37 +14,30 @@ WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How text is split into words before byte-level BPE: the published pattern of Qwen2, which is that of OpenAI's
-cl100k_base with single digits. Unlike GPT-2's it keeps indentation together, which suits code."""
+"""The pattern of words before byte-level BPE: the published one of Qwen2, which is that of OpenAI's cl100k_base with
+single digits. Unlike GPT-2's it keeps indentation together, which suits code."""
 
 
 _REASON = 300
 
 
-class Translated:
-    """A context that turns what a library raises into a UserError: ``{complaint}: {its message}``.
+@contextmanager
+def translated(complaint: str) -> Generator[None]:
+    """Turn whatever a library raises into a UserError: ``{complaint}: {its message}``.
 
     That is bare Exceptions, and panics of Rust, which are no Exceptions (for example where a regular expression of a
     tokenizer.json takes too many steps).
     """
-
-    __slots__ = ("_complaint",)
-
-    def __init__(self, complaint: str) -> None:
-        self._complaint = complaint
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is None or isinstance(error, UserError):
-            return
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
         # pyo3 has no name under which its PanicException can be imported.
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            reason = shorten(" ".join(str(error).split()), _REASON).rstrip(".")
-            raise UserError(f"{self._complaint}: {reason or type(error).__name__}.") from error
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = shorten(" ".join(str(error).split()), _REASON).rstrip(".")
+        raise UserError(f"{complaint}: {reason or type(error).__name__}.") from error
 
 
 def add(backend: tokenizers.Tokenizer, tokens: Iterable[AddedToken]) -> None:

@@ -14,7 +14,7 @@ from anyformer import limits
 from anyformer.errors import UserError, cut
 from anyformer.tokenizer import files, sentencepiece, special
 from anyformer.tokenizer.core import Tokenizer
-from anyformer.tokenizer.library import Translated, bert_normalizer, byte_words, surround, surround_sentences
+from anyformer.tokenizer.library import bert_normalizer, byte_words, surround, surround_sentences, translated
 
 
 def load(path: Path) -> Tokenizer:
@@ -22,7 +22,7 @@ def load(path: Path) -> Tokenizer:
     if not path.exists():
         raise UserError(f"There is no tokenizer at {path}: no such file or directory.")
     directory = path if path.is_dir() else path.parent
-    with Translated(f"The tokenizer in {directory} has a field that is missing or misshapen"):
+    with translated(f"The tokenizer in {directory} has a field that is missing or misshapen"):
         return _read(path, directory)
 
 
@@ -41,7 +41,7 @@ def _read(path: Path, directory: Path) -> Tokenizer:
     if chosen.suffix == ".json" and chosen.is_file() and chosen.name != "vocab.json":
         content = limits.read_bytes(chosen)
         limits.parse_object(content, chosen)
-        with Translated(f"{chosen} is not a tokenizer that the tokenizers library can read"):
+        with translated(f"{chosen} is not a tokenizer that the tokenizers library can read"):
             backend = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
         is_bert = isinstance(backend.normalizer, normalizers.BertNormalizer)
         if is_bert and "do_lower_case" in config and config.get("tokenizer_class") not in special.GENERIC_CLASSES:
@@ -68,7 +68,7 @@ def _read(path: Path, directory: Path) -> Tokenizer:
 def _word_piece(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """BERT's tokenizer from `vocab.txt` (Devlin et al. 2018): clean, split on space and punctuation, WordPiece."""
     path = directory / "vocab.txt"
-    with Translated(f"{path} can't be read as a WordPiece vocabulary"):
+    with translated(f"{path} can't be read as a WordPiece vocabulary"):
         vocabulary = models.WordPiece.read_file(str(path))
     roles = special.roles_of(config, vocabulary)
     if any(role not in roles or roles[role].content not in vocabulary for role in ("unk", "cls", "sep")):
@@ -94,7 +94,7 @@ def _byte_level(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokeni
             f"{directory} has no tokenizer.json, and {cut(name)} can't be built from its "
             "vocab.json and merges.txt here: open it once with transformers' AutoTokenizer and save_pretrained it."
         )
-    with Translated(f"{directory} holds a vocab.json and merges.txt that can't be read"):
+    with translated(f"{directory} holds a vocab.json and merges.txt that can't be read"):
         vocabulary, merges = models.BPE.read_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
         model = models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False)
     backend = tokenizers.Tokenizer(model)

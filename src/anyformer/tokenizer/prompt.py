@@ -17,12 +17,7 @@ def encode_decoder_prompt(tokenizer: Tokenizer, text: str, tokens: SpecialTokens
     """The ids of a text that is to be continued.
 
     It gets only those special tokens that the tokenizer puts before it, without an end-of-text; an empty one begins
-    with the beginning-of-text token, and has no ids where there is none.
-
-    Args:
-        tokenizer: The model's.
-        text: Any text.
-        tokens: The model's own special tokens, for an empty text.
+    with the beginning-of-text token, the model's own if `tokens` has one, and has no ids where there is none.
     """
     tokens = tokens or SpecialTokens()
     before, plain, after = tokenizer.encode_parts(text)
@@ -40,8 +35,7 @@ def render_conversation(
 ) -> str:
     """The text of a conversation: by the chat template, or in plain lines where there is none.
 
-    Raises:
-        UserError: the template refuses the messages, or they can't be shown without one.
+    Raises UserError where the template refuses the messages, or they can't be shown without one.
     """
     if tokenizer.chat_template is not None:
         return tokenizer.chat(messages, add_generation_prompt, tools)
@@ -49,10 +43,9 @@ def render_conversation(
 
 
 def _render_plain(messages: Sequence[Message], add_generation_prompt: bool) -> str:
-    """Render a conversation for a model without a chat template, as lines that begin with ``User:`` and ``Assistant:``.
+    """Lines that begin with ``User:`` and ``Assistant:``.
 
-    Raises:
-        UserError: a message of somebody else, or one that is no text.
+    Raises UserError for a message of somebody else, or one that is no text.
     """
     lines: list[str] = []
     for number, message in enumerate(messages, 1):
@@ -70,8 +63,7 @@ def _render_plain(messages: Sequence[Message], add_generation_prompt: bool) -> s
 def encode_conversation(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a conversation that `render_conversation` made: a template writes its special tokens itself.
 
-    Raises:
-        UserError: the template makes nothing of the conversation.
+    Raises UserError where the template makes nothing of the conversation.
     """
     if tokenizer.chat_template is None:
         return encode_decoder_prompt(tokenizer, text)
@@ -86,14 +78,8 @@ def encode_continuation(
 ) -> tuple[list[int], bool]:
     """The ids of a text behind a prompt whose ids stay as they are, as they do in generation.
 
-    Args:
-        tokenizer: Of both.
-        prompt: The ids of the prompt.
-        whole: The ids of the prompt and the text, encoded together.
-        text: The text.
-
-    Returns:
-        The ids, and whether the tokenizer would have merged characters on both sides of the border between the two.
+    `whole` are the ids of the prompt and the text, encoded together. Also returns whether the tokenizer would have
+    merged characters on both sides of the border between the two.
     """
     if list(whole[: len(prompt)]) == list(prompt):
         return list(whole[len(prompt) :]), False

@@ -24,7 +24,7 @@ from anyformer.errors import UserError, cut, quote
 from anyformer.limits import MEGABYTE, parse_object, read_bytes
 from anyformer.tokenizer.core import Tokenizer, clean_up
 from anyformer.tokenizer.files import CONFIG, to_json
-from anyformer.tokenizer.library import Translated, add, surround
+from anyformer.tokenizer.library import add, surround, translated
 
 PAIR = ("source.spm", "target.spm", "vocab.json")
 
@@ -183,7 +183,7 @@ class MarianTokenizer(Tokenizer):
             return [part]
         start = part.find("<<") + 2 if part.startswith(">>") and "<<" in part else 0
         code = [part[:start]] if start else []
-        with Translated("The text can't be encoded with this tokenizer"):
+        with translated("The text can't be encoded with this tokenizer"):
             return code + self._segmenter.encode(part[start:], add_special_tokens=False).tokens
 
 

@@ -75,11 +75,9 @@ def add_declared(
     listed = [as_token(decoder[key], special=False) for key in sorted(decoder, key=int)]
     if not decoder and added:
         specials = {token.content for token in roles.values()}
-        listed += [
-            as_token(token, special=token in specials) for token in sorted(added, key=lambda token: added[token])
-        ]
-    unlike = {repr(token) for token in present}
-    tokens = [token for token in listed if token is not None and repr(token) not in unlike]
+        listed += [as_token(token, special=token in specials) for token in sorted(added, key=added.__getitem__)]
+    descriptions = {repr(token) for token in present}
+    tokens = [token for token in listed if token is not None and repr(token) not in descriptions]
 
     contents = {token.content for token in (*present, *tokens)}
     extra: object = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []

@@ -43,7 +43,7 @@ DIGITS = re.compile(r"\d+")
 
 @dataclass
 class Rendering:
-    """What a rendering has spent and written so far, and begin and text of each block ``{% generation %}``."""
+    """The cost and the text of a rendering so far, and begin and text of each block ``{% generation %}``."""
 
     spent: float = 0
     pieces: list[str] = field(default_factory=list[str])
@@ -77,8 +77,7 @@ def size(value: object) -> int:
 def scan(*values: object) -> int:
     """Pay for looking through values, at each as often as it is inside them, and return their size when printed.
 
-    Raises:
-        TemplateRuntimeError: the budget is too small, or they are nested more than `DEPTH` levels deep.
+    Raises TemplateRuntimeError where they are nested more than `DEPTH` levels deep.
     """
     total, level = 0, list(values)
     for depth in range(DEPTH):
@@ -251,10 +250,9 @@ def _paid(function: Callable[..., Any], cost: Cost) -> Callable[..., Any]:
 
 
 def method_arguments(value: object, name: str, arguments: Sequence[Any], more: Mapping[str, Any]) -> Sequence[Any]:
-    """Pay for a method of a value of Python's own types, and return its arguments to be looked through.
+    """Pay for a method of a value of Python's own types, and return its arguments with iterators read.
 
-    Raises:
-        TemplateRuntimeError: one that is not offered, or the budget is too small.
+    Raises TemplateRuntimeError for one that is not offered.
     """
     if name not in _METHODS:
         kind = next(kind for kind in type(value).__mro__ if kind.__module__ == "builtins").__name__

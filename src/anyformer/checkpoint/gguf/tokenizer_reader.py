@@ -20,12 +20,12 @@ from anyformer.errors import UserError, nearest, quote
 from anyformer.tokenizer.core import Tokenizer
 from anyformer.tokenizer.library import (
     WORD_PATTERN,
-    Translated,
     add,
     bert_normalizer,
     byte_words,
     surround,
     surround_sentences,
+    translated,
 )
 from anyformer.tokenizer.sentencepiece import SPACE, pipeline
 from anyformer.tokenizer.special import CONVENTIONS
@@ -156,7 +156,7 @@ def read(metadata: Mapping[str, Any]) -> Tokenizer | None:
         return None
     if not isinstance(kind, str) or kind not in _KINDS:
         raise UserError(f"The tokenizer model {quote(str(kind))} is not supported ({nearest(str(kind), _KINDS)}).")
-    with Translated("The tokenizer's metadata does not fit together"):
+    with translated("The tokenizer's metadata does not fit together"):
         source = _Source(metadata)
         backend = _KINDS[kind](source)
         return Tokenizer(backend, _config(source))

@@ -21,16 +21,7 @@ _SHOWN = 40
 
 
 def encode_chat(tokenizer: Tokenizer, example: ChatExample, *, learn_all: bool = False) -> EncodedRow:
-    """The ids of a conversation in one row.
-
-    Args:
-        tokenizer: The model's.
-        example: A conversation.
-        learn_all: Learn everything in it, and not the answers only.
-
-    Raises:
-        UserError: as `encode_chat_rows`, and where that gives several rows.
-    """
+    """The ids of a conversation in one row; raises UserError as `encode_chat_rows`, and where that gives several."""
     rows = encode_chat_rows(tokenizer, example, learn_all=learn_all)
     if len(rows) > 1:
         raise UserError(
@@ -41,15 +32,12 @@ def encode_chat(tokenizer: Tokenizer, example: ChatExample, *, learn_all: bool =
 
 
 def encode_chat_rows(tokenizer: Tokenizer, example: ChatExample, *, learn_all: bool = False) -> list[EncodedRow]:
-    """The ids of a conversation.
+    """The ids of a conversation, of which the answers are targets, or with `learn_all` everything.
 
     The tokens of an answer are targets up to the one that ends it, but not a line end that the template writes after
     that. Usually they are one row. Where the template changes an answer once another message follows, as those do that
     leave out what the model thought, there is a row for each answer, with what is before it as generation shows it; so
     it is without a template, as the end of text is behind an answer only when it is given.
-
-    Args:
-        tokenizer, example, learn_all: As for `encode_chat`.
 
     Raises:
         UserError: the conversation begins with an answer; the template refuses the messages; it doesn't write the
@@ -64,14 +52,8 @@ def encode_chat_rows(tokenizer: Tokenizer, example: ChatExample, *, learn_all: b
 def generation_mismatch(tokenizer: Tokenizer, example: ChatExample, rows: Sequence[EncodedRow]) -> str | None:
     """Difference between the text that is learned and the one that the model sees when it is to answer.
 
-    Args:
-        tokenizer: The model's.
-        example: A conversation.
-        rows: What `encode_chat_rows` makes of it.
-
-    Returns:
-        A sentence, or None where each answer is learned behind exactly the ids that generation and chat give its
-        prompt.
+    It is a sentence, or None where each answer is learned behind exactly the ids that generation and chat give its
+    prompt. `rows` are those of `encode_chat_rows`.
     """
     encoder = _Encoder(tokenizer, example)
     for index in encoder.answers:

@@ -29,7 +29,7 @@ class WordsInput(ClassifierInput):
 
     Attributes:
         first: For each word the index of its first token, whose label is the word's; None for words that were cut off,
-            and for those that the tokenizer makes nothing of.
+            or that the tokenizer makes nothing of.
     """
 
     first: Sequence[int | None] = ()
@@ -38,12 +38,9 @@ class WordsInput(ClassifierInput):
 def encode_texts(
     tokenizer: Tokenizer, texts: Sequence[tuple[str, str | None]], max_length: int | None = None
 ) -> list[ClassifierInput]:
-    """Encode texts, or pairs of texts, as `transformers` does.
+    """Encode texts, each with its second one or None, as `transformers` does.
 
-    Args:
-        tokenizer: The model's.
-        texts: Each with its second text, or None.
-        max_length: Tokens to keep. Of a pair the longer text is cut, at its end.
+    At most `max_length` tokens are kept; of a pair the longer text is cut, at its end.
 
     Raises:
         UserError: a text can't be encoded, or `max_length` has no room beside the special tokens.
@@ -53,16 +50,7 @@ def encode_texts(
 
 
 def encode_words(tokenizer: Tokenizer, words: Sequence[str], max_length: int | None = None) -> WordsInput:
-    """Encode words, as a text with spaces between them.
-
-    Args:
-        tokenizer: The model's.
-        words: Of a sentence.
-        max_length: Tokens to keep.
-
-    Raises:
-        UserError: as `encode_texts`.
-    """
+    """Encode the words of a sentence, as a text with spaces between them; otherwise as `encode_texts`."""
     ((encoding, cut),) = _encodings(tokenizer, [(" ".join(words), None)], max_length)
     # The word that each character is part of, None for the spaces between them.
     word_at = [part for index, word in enumerate(words) for part in (*[index] * len(word), None)]

@@ -56,12 +56,12 @@ class Columns:
         return {role: column for role, column in named if column is not None}
 
     def flags(self, task: str | None, **columns: str) -> str:
-        """How the columns of roles are named, and the task: ``--task classify --text review --label stars``."""
+        """Flags that name a task and the columns of roles: ``--task classify --text review --label stars``."""
         named = (f"--{role} {shlex.quote(column)}" for role, column in columns.items())
         return " ".join([*([] if task is None else ["--task", task]), *named])
 
     def header(self, count: int) -> str:
-        """How the columns of a file without a header are named."""
+        """A flag that names so many columns of a file without a header."""
         return f"--header {' '.join(_examples(count))}"
 
 

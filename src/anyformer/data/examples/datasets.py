@@ -62,9 +62,9 @@ def causal(rows: Sequence[Sequence[EncodedRow]], pad: int) -> Dataset:
 
 
 def pack(texts: Sequence[EncodedRow], capacity: int) -> list[list[EncodedRow]]:
-    """Put texts into rows of at most so many input tokens: each into the fullest row that has room for it.
+    """Put texts into rows of at most so many input tokens: each into the fullest row that has room, the longest first.
 
-    The longest first (best-fit decreasing), so that little room is left over.
+    So little room is left over (best-fit decreasing).
     """
     rows: list[list[EncodedRow]] = []
     by_room: dict[int, list[int]] = {}
@@ -112,11 +112,9 @@ def labeled(texts: Sequence[Ids], labels: Int64 | Float32, pad: int, segments: S
 
 
 def tagged(texts: Sequence[Ids], tags: Sequence[Sequence[float]], pad: int, dtype: type = np.int64) -> Dataset:
-    """Texts with something to be said about some of their tokens.
+    """Texts with the class (int64) or the number (float32) of some of their tokens.
 
-    Args:
-        tags: The class or the number of each token, IGNORED for those that are not the first of a word.
-        dtype: That of the targets: int64 for classes, float32 for numbers.
+    `tags` has one for each token, IGNORED for those that are not the first of a word.
     """
 
     def collate(members: Sequence[int]) -> Batch:
@@ -127,10 +125,9 @@ def tagged(texts: Sequence[Ids], tags: Sequence[Sequence[float]], pad: int, dtyp
 
 
 def compared(texts: Sequence[Sequence[Ids]], labels: Int64 | Float32, pad: int) -> Dataset:
-    """Texts whose vectors are compared: as many of each example.
+    """Texts whose vectors are compared, the same number of each example.
 
-    Args:
-        labels: [examples] the score of each pair (float32), or the class of each text or pair (int64).
+    `labels` are [examples] the score of each pair (float32), or the class of each text or pair (int64).
     """
 
     def collate(members: Sequence[int]) -> EmbeddingBatch:

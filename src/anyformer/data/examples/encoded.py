@@ -54,9 +54,9 @@ def truncate(row: EncodedRow, context: int | None) -> tuple[EncodedRow, Truncati
     """Keep the beginning of a row, at most `context` tokens (None: all), and say what was cut off."""
     if context is None or len(row.tokens) <= context:
         return row, Truncation()
-    kept = EncodedRow(row.tokens[:context], row.loss_mask[:context], row.mismatches)
-    lost = row.targets - kept.targets
-    return kept, Truncation(len(row.tokens) - context, lost, lost > 0, lost > 0 and kept.targets == 0)
+    beginning = EncodedRow(row.tokens[:context], row.loss_mask[:context], row.mismatches)
+    lost = row.targets - beginning.targets
+    return beginning, Truncation(len(row.tokens) - context, lost, lost > 0, lost > 0 and beginning.targets == 0)
 
 
 def encode_completion(
@@ -71,8 +71,6 @@ def encode_completion(
     The prompt has the ids that `generate` gives it, and each segment those that it has behind them.
 
     Args:
-        tokenizer: The model's.
-        example: Segments of text.
         learn_all: Learn the prompt, too.
         special_tokens: The model's, for an empty prompt.
 

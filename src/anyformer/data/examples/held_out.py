@@ -20,15 +20,7 @@ def held_out(examples: Sequence[Example], share: float = SHARE, seed: int = 0) -
     """Split examples for training and validation, by a hash of their content.
 
     Examples that say the same, or ask the same of a classifier, a tagger or a translator, are on the same side. The
-    split depends on nothing but the examples, the share and the seed, not on their order.
-
-    Args:
-        examples: All of them.
-        share: Of the different examples, how many are held out; at least one is.
-        seed: Another one gives another split.
-
-    Returns:
-        Those to train on, and those held out.
+    split depends on nothing but the examples, the share (of the different ones; at least one is held out) and the seed.
 
     Raises:
         UserError: The share is not between 0 and 1, or there are no two different examples.

@@ -49,10 +49,9 @@ def resolve_labels(
     Numbers of which one has decimals are to be predicted, others are classes; so are numbers that are written as texts.
 
     Args:
-        examples: At least one.
         kind: The kind of the labels; None: what follows from them.
-        names: The names of the labels there are, such as those of a model, which whole numbers may stand for; None:
-            all that occur.
+        names: The names of the labels there are, such as those of a model, which whole numbers may stand for; None: all
+            that occur.
         classes: The names that the files have for numbers of classes.
 
     Raises:
@@ -80,11 +79,7 @@ def resolve_labels(
 def resolve_tags(
     examples: Sequence[TagExample], names: Sequence[str] | None = None, classes: Sequence[str] = ()
 ) -> tuple[list[TagExample], Labels]:
-    """Make names of tags that are as the rows have them; the arguments are those of `resolve_labels`.
-
-    Raises:
-        UserError: Tags are texts and numbers, or unknown.
-    """
+    """Make names of tags that are as the rows have them; see `resolve_labels`."""
     raw = [_Raw(tuple(example.tags), example.location) for example in examples]
     names, name_of, note = _vocabulary(_parts(raw, "tags", raw[0].value[0]), names, classes, "tag")
     made = [
@@ -99,12 +94,7 @@ def resolve_embeddings(
 ) -> tuple[list[EmbedExample], Labels]:
     """Make scores, or names of classes, of scores and labels that are as the rows have them.
 
-    Args:
-        examples: At least one.
-        names: The names of the classes there are; None: all that occur.
-
-    Raises:
-        UserError: Examples have different parts, unknown classes, or scores of an unknown range.
+    Raises UserError for examples with different parts, unknown classes, or scores of an unknown range.
     """
     count = len(examples[0].texts)
     for example in examples:
@@ -125,15 +115,9 @@ def resolve_embeddings(
 
 
 def check_learnable(labels: Sequence[object], location: Location, *, named: bool = True) -> None:
-    """Refuse labels from which nothing can be learned.
+    """Refuse labels that are all the same, or too many to be classes; `location` is that of the first one.
 
-    Args:
-        labels: Those of all examples.
-        location: That of the first one.
-        named: Whether a list of names says which labels there are, however seldom each occurs.
-
-    Raises:
-        UserError: They are all the same, or too many to be classes.
+    They may be many where a list of names says which there are (`named`).
     """
     counts = Counter(labels)
     if len(counts) == 1:

@@ -29,8 +29,7 @@ _DROPPED = ("role", "content", "from", "value", "train", "weight", "tool_calls",
 def conversation(parts: Parts, messages: Sequence[Message], loss_mask: Sequence[bool]) -> ChatExample:
     """An example of messages that have been read, with the row's system message and tools.
 
-    Raises:
-        UserError: No message can be learned, or the order of roles makes no sense.
+    Raises UserError where no message can be learned, or the order of roles makes no sense.
     """
     if parts.has("system") and (system := parts.text("system", empty=True)) and messages[0]["role"] != "system":
         messages, loss_mask = [{"role": "system", "content": system}, *messages], [False, *loss_mask]
@@ -54,14 +53,10 @@ def conversation(parts: Parts, messages: Sequence[Message], loss_mask: Sequence[
 
 
 def read_messages(value: object, location: Location, place: str) -> tuple[list[Message], list[bool]]:
-    """Read a list of messages.
+    """Read a list of messages: as chat templates take them, and for each whether its tokens are targets.
 
-    Returns:
-        The messages as chat templates take them, and for each whether its tokens are targets: those of the assistant
-        are, unless they say `"train": false` or `"weight": 0`.
-
-    Raises:
-        UserError: One of them is faulty.
+    Those of the assistant are, unless they say `"train": false` or `"weight": 0`. Raises UserError for a faulty
+    message.
     """
     messages, loss_mask = list[Message](), list[bool]()
     for number, each in enumerate(as_list(value, location, place), start=1):

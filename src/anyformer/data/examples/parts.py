@@ -21,7 +21,6 @@ class Parts:
     """The parts of an example in a row; each method raises UserError with the location of what is wrong.
 
     Args:
-        row: The row.
         required: The column of each part that every row has.
         optional: The columns, in order of preference, that may hold an optional part.
     """

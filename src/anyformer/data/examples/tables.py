@@ -85,8 +85,7 @@ class Table:
     def file(self) -> tuple[str, bytes]:
         """The rows as a file, which is called after its content: .jsonl, or .parquet if there are classes.
 
-        Raises:
-            UserError: A text has half a character, or a row is nested too deep.
+        Raises UserError for a text with half a character, and for a row that is nested too deep.
         """
         for _ in self.rows():
             pass  # raises
@@ -109,7 +108,7 @@ class Table:
         return written.getvalue()
 
     def keep(self, cache: Cache) -> Path:
-        """Write `file` into a folder of the cache. Raises UserError as it, and where the disk refuses."""
+        """Write `file` into a folder of the cache; raises UserError as it, and where the disk refuses."""
         name, content = self.file
 
         def write(path: Path) -> str:
@@ -120,13 +119,9 @@ class Table:
 
 
 def read_data(data: object) -> tuple[str, ...] | Table:
-    """The paths of the data, or its rows.
+    """The paths of the data, or its rows; see `Data`.
 
-    Args:
-        data: See `Data`.
-
-    Raises:
-        UserError: It is something else, or a value is none that a .jsonl file could hold.
+    Raises UserError for something else, and for a value that no .jsonl file could hold.
     """
     if isinstance(data, str | Path):
         return (str(data),)
@@ -222,12 +217,8 @@ def _check_names(columns: Sequence[object]) -> None:
 def read_texts(data: Texts, columns: Columns | Mapping[str, str] | None = None) -> list[tuple[str, str | None]]:
     """Each text with its second one, or None where texts are no pairs.
 
-    Args:
-        data: Texts; or rows, whose other columns, such as a label, are left alone.
-        columns: The columns of rows, where they have no usual names: "text", and "second" for pairs.
-
-    Raises:
-        UserError: There are no such columns, or a row has no text there.
+    The columns of rows without the usual names are "text", and "second" for pairs. Other columns, such as a label, are
+    left alone. Raises UserError where there are no such columns, or a row has no text there.
     """
     parts = _texts_or_parts(data, columns, ("text", "second"), TEXTS)
     return [
@@ -241,12 +232,8 @@ def read_texts(data: Texts, columns: Columns | Mapping[str, str] | None = None) 
 def read_sentences(data: Sentences, columns: Columns | Mapping[str, str] | None = None) -> list[str | Sequence[str]]:
     """Texts, or lists of words.
 
-    Args:
-        data: They; or rows, whose other columns, such as tags, are left alone.
-        columns: The column of rows, where it has no usual name: "tokens" for lists of words, "text" for texts.
-
-    Raises:
-        UserError: There is no such column, or a row has nothing there.
+    The column of rows without the usual name is "tokens" for lists of words, "text" for texts. Other columns, such as
+    tags, are left alone. Raises UserError where there is no such column, or a row has nothing there.
     """
     parts = _texts_or_parts(data, columns, ("tokens", "text"), (*WORDS, *TEXTS))
     return [_sentence(each) if isinstance(each, Parts) else each for each in parts]

@@ -17,18 +17,10 @@ _START = "-DOCSTART-"
 
 
 def table_rows(file: BinaryIO, path: Path, limit: int, width: int | None = None) -> Iterator[tuple[int, list[str]]]:
-    """Read the rows of a .csv or .tsv file.
+    """Read the rows of a .csv or .tsv file, each with the line that it begins at; the first one may be a header.
 
-    Args:
-        file: Its content, decompressed.
-        path: Its name, for messages and the delimiter.
-        limit: Bytes that a row may have.
-        width: Number of columns, by which the delimiter of a .csv file is known; None: it is the first that the first
-            line has, of comma, semicolon and tab.
-
-    Yields:
-        The line that a row begins at, from 1, and its fields; rows without any are passed over. The first row may be
-        a header.
+    The delimiter of a .csv file is the first of comma, semicolon and tab that makes `width` columns of its first line,
+    or several where that is None. A row may have `limit` bytes; rows without fields are passed over.
 
     Raises:
         UserError: The file is faulty, or a row is too large.
@@ -80,21 +72,14 @@ def _next_row(rows: Iterator[list[str]]) -> list[str] | None:
 
 
 def sentences(file: BinaryIO, path: Path, limit: int) -> Iterator[tuple[int, list[str], list[str]]]:
-    """Read the sentences of a CoNLL file, which has a word and its tags on each line, and an empty line after each one.
+    """Read the sentences of a CoNLL file: the line that each begins at, from 1, its words and their tags.
 
-    The word is the first column and the tag the last one; columns are separated by a tab, or else by spaces.
-    `-DOCSTART-` and comments (`# ...`) are passed over.
-
-    Args:
-        file: Its content, decompressed.
-        path: Its name, for messages.
-        limit: Bytes that a sentence may have.
-
-    Yields:
-        The line that a sentence begins at, from 1, its words and their tags.
+    There is a word and its tags on each line, and an empty line after each sentence. The word is the first column and
+    the tag the last one; columns are separated by a tab, or else by spaces. `-DOCSTART-` and comments (`# ...`) are
+    passed over. A sentence may have `limit` bytes.
 
     Raises:
-        UserError: A line has a word without a tag, or not as many columns as the others.
+        UserError: A line has a word without a tag, or not as many columns as the others; a sentence is too large.
     """
     words, tags = list[str](), list[str]()
     begin = size = width = 0

@@ -23,17 +23,10 @@ _LONGEST_LITERAL = 12
 
 
 def json_records(file: BinaryIO, path: Path, limit: int, kind: str, field: str) -> tuple[Kind, Iterator[JsonRecord]]:
-    """Read records.
+    """Read records: the unit that they are counted in, and the number and object of each.
 
-    Args:
-        file: The content, decompressed.
-        path: Its name, for messages.
-        limit: Bytes that a record may have.
-        kind: ".jsonl", where each line is an object, or ".json", which may also be one JSON value.
-        field: A field that a record should have, for messages.
-
-    Returns:
-        The unit that they are counted in, and the records.
+    In a file of the kind ".jsonl" each line is an object, one of the kind ".json" may also be one JSON value. A record
+    may have `limit` bytes, and should have a `field`, which messages name.
 
     Raises:
         UserError: When reading: it is not such JSON, or a record is too large.
