@@ -48,7 +48,7 @@ class Tokenizer:
     def __init__(
         self, backend: tokenizers.Tokenizer, config: Mapping[str, Any], companions: Mapping[str, bytes] | None = None
     ) -> None:
-        """Wrap a backend, which is taken over: tokens that only `config`, the tokenizer_config.json, names are added to it.
+        """Wrap a backend, which is taken over: tokens that only `config` (tokenizer_config.json) names are added to it.
 
         `companions` are the files of the directory it was read from, by name; `save` writes them back unchanged.
         """
@@ -167,7 +167,7 @@ class Tokenizer:
         return list(self._encoding(text, second, special).ids)
 
     def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the ids of a text and the (begin, end) in it of each, as `encode` with ``special=False``; raises as it."""
+        """Return the ids of a text and the (begin, end) in it of each, as `encode` with ``special=False``."""
         encoding = self._encoding(text, None, special=False)
         return list(encoding.ids), list(encoding.offsets)
 
@@ -254,7 +254,8 @@ class Tokenizer:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the tokenizer into a directory so that `AutoTokenizer.from_pretrained` gives the same ids.
 
-        Files that were read when it was loaded are written as they were read. Raises UserError where it can't be written.
+        Files that were read when it was loaded are written as they were read. Raises UserError where it can't be
+        written.
         """
         directory = Path(directory)
         try:

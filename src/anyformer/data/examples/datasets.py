@@ -9,6 +9,7 @@ one batch of an epoch. An epoch of few batches stays as it was shuffled: a tagge
 lengths, where a token counts as much in a short text as in a long one.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -67,17 +68,16 @@ def pack(texts: Sequence[EncodedRow], capacity: int) -> list[list[EncodedRow]]:
     So little room is left over (best-fit decreasing).
     """
     rows: list[list[EncodedRow]] = []
-    by_room: dict[int, list[int]] = {}
+    by_room: defaultdict[int, list[list[EncodedRow]]] = defaultdict(list)
     for text in sorted(texts, key=lambda text: len(text.tokens), reverse=True):
         length = len(text.tokens) - 1
-        room = min((left for left, indices in by_room.items() if indices and left >= length), default=capacity)
-        if by_room.get(room):
+        room = min((left for left, fitting in by_room.items() if fitting and left >= length), default=capacity)
+        if by_room[room]:
             row = by_room[room].pop()
-            rows[row].append(text)
         else:
-            row = len(rows)
-            rows.append([text])
-        by_room.setdefault(room - length, []).append(row)
+            rows.append(row := [])
+        row.append(text)
+        by_room[room - length].append(row)
     return rows
 
 
