@@ -86,7 +86,7 @@ class Cache:
             _move(folder, entry)
         return read(entry)
 
-    def file(self, kind: str, name: str, make: Callable[[Path], None]) -> Path:
+    def file(self, kind: str, name: str, make: Callable[[Path], object]) -> Path:
         """Return the path of a file called `name`, which `make` writes where there is none. Raises as `entry` does."""
         file = atomic.open_directory(self.folder, kind, name)
         if not file.is_file():

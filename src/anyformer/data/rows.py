@@ -130,19 +130,14 @@ def memory(row: Row) -> int:
 
 
 class Size(NamedTuple):
-    """The size of a row: about how many bytes its values have, and how many there are, lists and objects included."""
+    """The size of a row: about how many bytes its values have, and how many it takes in memory."""
 
     content: int
-    values: int
-
-    @property
-    def memory(self) -> int:
-        """About how many bytes of memory the row takes."""
-        return self.content + VALUE_BYTES * self.values + ROW_BYTES
+    memory: int
 
 
 def measure(values: Mapping[str, Any], location: Location) -> Size:
-    """Count the values of a row and their bytes.
+    """Count the bytes of the values of a row, lists and objects among them.
 
     Raises UserError for more than `limits.DEPTH` levels of lists and objects, and for a text with half a character.
     """
@@ -165,7 +160,7 @@ def measure(values: Mapping[str, Any], location: Location) -> Size:
                 size += len(each) if isinstance(each, bytes) else _NUMBER_BYTES
         count += len(inner)
         if not inner:
-            return Size(size, count)
+            return Size(size, size + VALUE_BYTES * count + ROW_BYTES)
         level = inner
     raise UserError(f"{location}, is nested more than {limits.DEPTH} levels deep.")
 

@@ -110,12 +110,7 @@ class Table:
     def keep(self, cache: Cache) -> Path:
         """Write `file` into a folder of the cache; raises UserError as it, and where the disk refuses."""
         name, content = self.file
-
-        def write(path: Path) -> str:
-            path.write_bytes(content)
-            return name
-
-        return cache.keep(KEPT, write)
+        return cache.file(KEPT, name, lambda path: path.write_bytes(content))
 
 
 def read_data(data: object) -> tuple[str, ...] | Table:

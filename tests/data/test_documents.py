@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anyformer.data import input_files, sources
+from anyformer.data import corpus, input_files
 from anyformer.data.corpus import documents, standard_library
 from anyformer.data.formats import text as text_files
 from anyformer.data.input_files import find_files
@@ -100,7 +100,7 @@ def test_a_folder_leaves_json_files_to_be_named(tmp_path: Path):
 )
 def test_pieces_join_to_the_file(tmp_path: Path, text: str, suffix: str, piece: int, block: int):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "PIECE", piece)
+        patch.setattr(corpus, "PIECE", piece)
         patch.setattr(text_files, "_BLOCK", block)
         found = list(documents(write(tmp_path / f"a{suffix.lower()}", text)))
     assert "".join(d.text for d in found) == text
@@ -109,7 +109,7 @@ def test_pieces_join_to_the_file(tmp_path: Path, text: str, suffix: str, piece: 
 
 
 def test_pieces_end_at_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sources, "PIECE", 12)
+    monkeypatch.setattr(corpus, "PIECE", 12)
     path = write(tmp_path / "a.txt", "one\n\ntwo\n  three\nfour five six seven\n")
     assert [d.text for d in documents(path)] == ["one\n\n", "two\n  three\n", "four five si", "x seven\n"]
 
