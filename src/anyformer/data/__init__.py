@@ -1,6 +1,6 @@
 """From files to batches.
 
-Everything is read as rows; `batches`, `pair_batches` and `examples.datasets` give the batch of a step, a pure function::
+Everything is read as rows, and batch(step) is a pure function of (data, seed, step)::
 
     files, folders, globs           input_files -> formats/ (`encodings`) -> rows
     standard input, data sets       materialize -> rows
