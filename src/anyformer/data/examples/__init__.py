@@ -1,12 +1,14 @@
 """Examples for fine-tuning and evaluation: what the rows of a data set say, whatever their columns are called."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
 from typing_extensions import override
 
 from anyformer.data.formats import Location
+from anyformer.errors import UserError
 from anyformer.tokenizer.template_sandbox import Message
 
 
@@ -26,6 +28,14 @@ class Example:
     def question(self) -> object:
         """The question without the answer: examples with equal questions are on one side of a split."""
         return self.content
+
+    @contextmanager
+    def locating_errors(self) -> Generator[None]:
+        """Name the location in each UserError that is raised within."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self.location}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

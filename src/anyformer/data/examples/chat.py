@@ -43,10 +43,8 @@ def encode_chat_rows(tokenizer: Tokenizer, example: ChatExample, *, learn_all: b
         UserError: the conversation begins with an answer; the template refuses the messages; it doesn't write the
             prompt of an answer before the answer; without a template there is no token that ends an answer.
     """
-    try:
+    with example.locating_errors():
         return _Encoder(tokenizer, example).rows(learn_all)
-    except UserError as error:
-        raise UserError(f"{example.location}: {error}") from error
 
 
 def generation_mismatch(tokenizer: Tokenizer, example: ChatExample, rows: Sequence[EncodedRow]) -> str | None:

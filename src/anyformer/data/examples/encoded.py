@@ -77,10 +77,26 @@ def encode_completion(
     Raises:
         UserError: a text can't be encoded, there is no token that ends a text, or none to begin one with.
     """
-    try:
-        return _encode(tokenizer, example, learn_all, special_tokens)
-    except UserError as error:
-        raise UserError(f"{example.location}: {error}") from error
+    with example.locating_errors():
+        eos = end_of_text(tokenizer)
+        runs = groupby(example.segments, key=lambda segment: segment[1])
+        segments = [("".join(text for text, _ in run), is_target) for is_target, run in runs]
+        text, _ = segments.pop(0) if segments and not segments[0][1] else ("", False)
+        ids = encode_decoder_prompt(tokenizer, text, special_tokens)
+        if not ids:
+            raise UserError(
+                "the prompt is empty, and the model has no beginning-of-text token: give it a few words to start from."
+            )
+        loss_mask, mismatches = [False] + [learn_all] * (len(ids) - 1), 0  # nothing predicts the first token
+        for segment, is_target in segments:
+            # An empty prompt is a token alone, which need not be what the tokenizer puts before a text.
+            whole = encode_decoder_prompt(tokenizer, text + segment, special_tokens)
+            new, mismatch = encode_continuation(tokenizer, ids, whole, segment)
+            ids, text, mismatches = ids + new, text + segment, mismatches + mismatch
+            loss_mask += [is_target or learn_all] * len(new)
+        if ids[-1] != eos or not loss_mask[-1]:
+            ids, loss_mask = [*ids, eos], [*loss_mask, True]
+        return EncodedRow(ids, loss_mask, mismatches)
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:
@@ -91,27 +107,3 @@ def end_of_text(tokenizer: Tokenizer) -> int:
             "its tokenizer_config.json."
         )
     return tokenizer.eos
-
-
-def _encode(
-    tokenizer: Tokenizer, example: CompletionExample, learn_all: bool, special_tokens: SpecialTokens | None
-) -> EncodedRow:
-    eos = end_of_text(tokenizer)
-    runs = groupby(example.segments, key=lambda segment: segment[1])
-    segments = [("".join(text for text, _ in run), is_target) for is_target, run in runs]
-    text, _ = segments.pop(0) if segments and not segments[0][1] else ("", False)
-    ids = encode_decoder_prompt(tokenizer, text, special_tokens)
-    if not ids:
-        raise UserError(
-            "the prompt is empty, and the model has no beginning-of-text token: give it a few words to start from."
-        )
-    loss_mask, mismatches = [False] + [learn_all] * (len(ids) - 1), 0  # nothing predicts the first token
-    for segment, is_target in segments:
-        # An empty prompt is a token alone, which need not be what the tokenizer puts before a text.
-        whole = encode_decoder_prompt(tokenizer, text + segment, special_tokens)
-        new, mismatch = encode_continuation(tokenizer, ids, whole, segment)
-        ids, text, mismatches = ids + new, text + segment, mismatches + mismatch
-        loss_mask += [is_target or learn_all] * len(new)
-    if ids[-1] != eos or not loss_mask[-1]:
-        ids, loss_mask = [*ids, eos], [*loss_mask, True]
-    return EncodedRow(ids, loss_mask, mismatches)
