@@ -153,7 +153,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             owner = getattr(function, "__self__", None)
             own = isinstance(owner, str | bytes | int | float | list | tuple | dict | range)
             if own and (isinstance(function, BuiltinMethodType) or isinstance(owner, Markup)):
-                args = budget.method_arguments(owner, function.__name__, args, options)
+                args = tuple(budget.method_arguments(owner, function.__name__, args, options))
         result = super().call(context, function, *args, **kwargs)
         budget.spend(budget.size(result))
         return result
@@ -215,12 +215,16 @@ def _sliced(context: object, value: Any, *bounds: Any) -> Any:
     return value[slice(*bounds)]
 
 
+_TESTS = {"gteq": "ge", "lteq": "le", "notin": "in"}
+"""Tests by operators that have another name, or none."""
+
+
 @jinja2.pass_context
 def _compared(context: jinja2.runtime.Context, left: Any, *rest: Any) -> Any:
     """``left < b <= c``, where the names of the operators and the other operands take turns."""
     result: Any = True
-    for name, right in zip(rest[::2], map(budget.listed, rest[1::2]), strict=True):
-        test = context.environment.tests[{"gteq": "ge", "lteq": "le", "notin": "in"}.get(name, name)]
+    for name, right in zip(cast("tuple[str, ...]", rest[::2]), map(budget.listed, rest[1::2]), strict=True):
+        test: Any = context.environment.tests[_TESTS.get(name, name)]
         result = test(left, right) if name != "notin" else not test(left, right)
         if not result:
             break

@@ -73,9 +73,10 @@ def _names(feature: object) -> tuple[str, ...] | None:
     if _member(feature, "_type") in ("Sequence", "List", "LargeList"):
         inner = _member(feature, "feature")
         return _names(inner) if isinstance(inner, dict) else None
-    names = cast("list[object]", _member(feature, "names"))
+    names = _member(feature, "names")
     if _member(feature, "_type") != "ClassLabel" or not isinstance(names, list):
         return None
+    names = cast("list[object]", names)
     return tuple(cast("list[str]", names)) if all(isinstance(name, str) for name in names) else None
 
 
