@@ -40,7 +40,7 @@ def test_few_documents_are_split_by_position(tmp_path: Path, texts: list[str], p
     assert (corpus.split.count, corpus.split.characters) == (len(texts), len(whole))
     single = write(tmp_path / "b.txt", whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "PIECE", piece)
+        patch.setattr("anyformer.data.corpus.PIECE", piece)
         corpus = Corpus(single)
         training, validation = list(corpus.training()), list(corpus.validation())
     assert "".join(d.text for d in training) == whole[: int(0.9 * len(whole))]
