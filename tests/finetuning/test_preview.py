@@ -78,7 +78,7 @@ def test_a_conversation_is_drawn_token_by_token(tmp_path: Path):
     assert not {"script", "b", "img", "link", "mine"} & set(page.tags) - {"b"}
     assert "<mine>" in page.text
     assert "<chats>.jsonl, line 7" in page.text
-    assert f"{len(row.tokens)} tokens, {row.count} learned" in page.text
+    assert f"{len(row.tokens)} tokens, {row.targets} learned" in page.text
     for name, value in check.facts():
         assert name in page.text
         assert value in page.text
