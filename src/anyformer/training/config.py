@@ -11,7 +11,7 @@ from typing_extensions import override
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.spec import DEFAULT_PRESET
-from anyformer.training.run_config import BATCH_TOKENS, CompleteRunConfig, RunConfig
+from anyformer.training.run_config import BATCH_TOKENS, DATA, OBJECTIVE, CompleteRunConfig, RunConfig
 
 MINUTES = 2.0
 """How long a run takes that was given neither steps nor minutes."""
@@ -37,19 +37,19 @@ class TrainConfig(RunConfig):
     """
 
     preset: str = DEFAULT_PRESET
-    field: str = "text"
+    field: Annotated[str, DATA] = "text"
     """The field that holds the text, in records such as lines of jsonl, csv or parquet."""
-    source: str | None = None
+    source: Annotated[str | None, DATA] = None
     """For sequence to sequence: the file to read from; with --data the name of the field."""
-    target: str | None = None
+    target: Annotated[str | None, DATA] = None
     """The file to write to, line by line parallel to the source; with --data the name of the field."""
-    objective: Annotated[str | None, "{causal,masked,span_corruption,seq2seq}"] = None
+    objective: Annotated[str | None, "{causal,masked,span_corruption,seq2seq}", OBJECTIVE] = None
     """Training objective (default: that of the model's paper)."""
-    document_masking: bool = False
+    document_masking: Annotated[bool, OBJECTIVE] = False
     """Causal: attention and positions begin anew with each document of a window."""
-    whole_word_masking: bool = False
+    whole_word_masking: Annotated[bool, OBJECTIVE] = False
     """Masked: hide whole words instead of single tokens."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, DATA] = None
     """char, bpe:N, wordpiece:N or unigram:N to train one of N tokens, or the path of one (default: what the model's
     paper has, bpe, wordpiece or unigram, with N to suit the data)."""
     model: ModelConfig
