@@ -121,7 +121,7 @@ def _no_task(sample: Mapping[str, Any], location: object, task: str | None, colu
     some = ", ".join(map(repr, names[:_FEW])) + (", ..." if len(names) > _FEW else "")
     has = f"{location} has the column{'s' if len(names) != 1 else ''} {some or 'none'}"
     if task is None and not named and any(_DATA.fullmatch(name) for name in names):
-        header = columns.header(len(names))
+        header = columns.header_flag(len(names))
         return UserError(
             f"{has}, from which no task follows: if the first line is no header, name the columns with {header}."
         )

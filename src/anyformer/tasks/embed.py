@@ -166,7 +166,7 @@ def _retrieval(examples: Sequence[EmbedExample], vector_of: dict[str, Array]) ->
     for query, vector, own in zip(queries, vectors, ranks, strict=True):
         right, nearest = documents[min(relevant[query])], documents[int((matrix @ vector).argmax())]
         best = float(own.min())
-        rows.append(EvaluatedRow(first_of[query].where, query, right, nearest, best, best == 1))
+        rows.append(EvaluatedRow(first_of[query].location, query, right, nearest, best, best == 1))
     notes = [f"{len(queries):,} queries, {len(documents):,} documents."]
     return Evaluation(metrics=retrieval(ranks), rows=rows, notes=notes)
 

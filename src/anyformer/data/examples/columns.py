@@ -60,7 +60,7 @@ class Columns:
         named = (f"--{role} {shlex.quote(column)}" for role, column in columns.items())
         return " ".join([*([] if task is None else ["--task", task]), *named])
 
-    def header(self, count: int) -> str:
+    def header_flag(self, count: int) -> str:
         """A flag that names so many columns of a file without a header."""
         return f"--header {' '.join(_examples(count))}"
 
@@ -86,7 +86,7 @@ class PythonColumns(Columns):
         return ", ".join([f"task={task!r}"] * (task is not None) + [f"columns={columns}"])
 
     @override
-    def header(self, count: int) -> str:
+    def header_flag(self, count: int) -> str:
         return f"header={_examples(count)}"
 
 
