@@ -30,7 +30,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from anyformer.data.sources import documents, standard_library
+from anyformer.data.corpus import documents, standard_library
 from anyformer.data.token_files import TokenFile, tokenize
 from anyformer.tokenizer import Tokenizer
 

@@ -14,7 +14,7 @@ import torch
 import anyformer as af
 from anyformer.cli.main import main
 from anyformer.spec import read_config
-from anyformer.tokenizer.tokenizer_files import TOKENIZER_FILES
+from anyformer.tokenizer.files import TOKENIZER_FILES
 
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="links and named pipes as POSIX has them"),

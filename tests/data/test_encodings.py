@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anyformer.data.encodings import find_fault
-from anyformer.data.examples.rows import read_rows
+from anyformer.data.materialize import read_rows
 from anyformer.errors import UserError
 
 here = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -69,7 +69,8 @@ def test_the_first_line_is_named_and_the_command_mends_the_file(
     ],
 )
 def test_the_encoding_of_other_files(tmp_path: Path, content: bytes, line: int, encoding: str | None):
-    fault = find_fault(write(tmp_path / "a.txt", content))
+    with write(tmp_path / "a.txt", content).open("rb") as file:
+        fault = find_fault(file)
     assert fault is not None
     assert (fault.line, fault.encoding) == (line, encoding)
 
@@ -79,8 +80,8 @@ def test_the_encoding_of_other_files(tmp_path: Path, content: bytes, line: int, 
 def test_a_file_that_is_utf8_has_no_fault(tmp_path: Path, text: str, part: int):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("anyformer.data.encodings._PART", part)
-        assert find_fault(write(tmp_path / "a.txt", text.encode())) is None
-    assert find_fault(tmp_path / "missing.txt") is None
+        with write(tmp_path / "a.txt", text.encode()).open("rb") as file:
+            assert find_fault(file) is None
 
 
 def test_a_table_with_semicolons_is_read(tmp_path: Path):

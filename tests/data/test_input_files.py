@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from anyformer.data import input_files
-from anyformer.data.examples.rows import read_rows
+from anyformer.data.corpus import documents
 from anyformer.data.formats.text import text_lines
-from anyformer.data.records import records
-from anyformer.data.sources import documents
+from anyformer.data.materialize import read_rows
+from anyformer.data.rows import records
 from anyformer.errors import UserError
 
 LIMIT = 1000

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from anyformer.data.corpus import documents
 from anyformer.data.disk_cache import Cache
 from anyformer.data.materialize import materialize
 from anyformer.data.pairs import PairCorpus
-from anyformer.data.sources import documents
 from anyformer.errors import UserError
 
 

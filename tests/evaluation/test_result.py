@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.cli.evaluate import show
-from anyformer.data.examples import Where
+from anyformer.data.formats import Location
 from anyformer.evaluation import EvaluatedRow, Evaluation
 from anyformer.evaluation.result import telling
 
 
 def _row(number: int, length: int, loss: float, right: bool | None) -> EvaluatedRow:
-    return EvaluatedRow(Where(Path("dev.csv"), number), "x" * length, "good", "bad", loss, right)
+    return EvaluatedRow(Location(Path("dev.csv"), number), "x" * length, "good", "bad", loss, right)
 
 
 @given(
@@ -37,8 +37,8 @@ def test_the_shortest_of_what_is_most_wrong(rows: list[tuple[int, float, bool | 
 def test_rows_are_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
     text = "a film that " + "nobody who has seen it would ever " * 20 + "watch again"
     rows = [
-        EvaluatedRow(Where(Path("dev.csv"), 1), f"{text}\n{text}", text.replace("a", "b"), "bad", 9.0, False),
-        *(EvaluatedRow(Where(Path("dev.csv"), 2 + n), 999 * text, "good", "bad", 8.0, False) for n in range(3)),
+        EvaluatedRow(Location(Path("dev.csv"), 1), f"{text}\n{text}", text.replace("a", "b"), "bad", 9.0, False),
+        *(EvaluatedRow(Location(Path("dev.csv"), 2 + n), 999 * text, "good", "bad", 8.0, False) for n in range(3)),
     ]
     show(Evaluation(task="classify", metrics={}, rows=rows), worst=1)
     said = " ".join(capsys.readouterr().out.split())

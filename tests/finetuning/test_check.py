@@ -12,18 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyformer.data.examples import (
-    ChatExample,
-    ClassifyExample,
-    CompletionExample,
-    Example,
-    TagExample,
-    TextExample,
-    Where,
-)
+from anyformer.data.examples import ChatExample, ClassifyExample, CompletionExample, Example, TagExample, TextExample
 from anyformer.data.examples.chat import encode_chat_rows
-from anyformer.data.examples.encoded import LearnedTokens
+from anyformer.data.examples.encoded import EncodedRow
 from anyformer.data.examples.held_out import duplicates, overlap
+from anyformer.data.formats import Location
 from anyformer.errors import UserError
 from anyformer.families import preset
 from anyformer.finetuning.check import Check, look_alikes
@@ -36,8 +29,8 @@ from tests.data.examples.templates import tokenizer_of
 SMOLLM2 = tokenizer_of(templates.SMOLLM2, "<|im_end|>")
 
 
-def where(number: int) -> Where:
-    return Where(Path("chats.jsonl"), number)
+def where(number: int) -> Location:
+    return Location(Path("chats.jsonl"), number)
 
 
 def chat(number: int, question: str, answer: str | None, system: str | None = None) -> ChatExample:
@@ -47,7 +40,7 @@ def chat(number: int, question: str, answer: str | None, system: str | None = No
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
     learned = [message["role"] == "assistant" for message in messages]
-    return ChatExample(where=where(number), messages=messages, learned=learned)
+    return ChatExample(location=where(number), messages=messages, loss_mask=learned)
 
 
 def count(check: Check, tokenizer: Tokenizer, examples: list[ChatExample]) -> Check:
@@ -78,12 +71,12 @@ def test_what_there_is_and_what_is_cut_off_is_said():
     rows = [encode_chat_rows(SMOLLM2, example)[0] for example in examples]
     assert check.examples == check.rows == 7
     assert check.tokens == sum(min(context, len(row.tokens)) for row in rows)
-    assert check.learned == sum(sum(row.learned[:context]) for row in rows)
+    assert check.learned == sum(sum(row.loss_mask[:context]) for row in rows)
     # Lines 4 and 5, and the last, whose system prompt leaves no room.
     lost = [row for row in rows if len(row.tokens) > context]
     assert check.cut["rows"] == len(lost) == 3
     assert check.cut["tokens"] == sum(len(row.tokens) - context for row in lost)
-    assert check.cut["learned"] == sum(sum(row.learned[context:]) for row in lost)
+    assert check.cut["learned"] == sum(sum(row.loss_mask[context:]) for row in lost)
     assert (check.cut["ends"], check.cut["all"]) == (3, 2)
     assert check.unlearned == 3
     lines = "\n".join(check.lines())
@@ -151,15 +144,15 @@ def test_a_template_with_the_date_is_said():
 
 def test_rows_without_learned_tokens_are_no_problem_where_none_are_expected():
     check = Check(TASKS["seq2seq"], SMOLLM2)
-    check.add(encoded(TextExample(where=where(1), text="a"), [30, 31], [32]))
+    check.add(encoded(TextExample(location=where(1), text="a"), [30, 31], [32]))
     check.problems()
     assert check.lines() == ["examples   1 in 2 rows", "tokens     3"]
 
 
 def test_a_doubled_beginning_and_merged_borders_are_said():
     check = Check(TASKS["completion"], SMOLLM2)
-    example = CompletionExample(where=where(1), segments=(("<s>a", False), ("b", True)))
-    row = LearnedTokens([1, 1, 30, 31], [False, False, False, True], mismatches=1)
+    example = CompletionExample(location=where(1), segments=(("<s>a", False), ("b", True)))
+    row = EncodedRow([1, 1, 30, 31], [False, False, False, True], mismatches=1)
     check.add(Encoded(example=example, texts=[EncodedText.of(row)]))
     lines = check.lines()
     assert "doubled    1 row with '<s>' twice at the beginning" in lines
@@ -181,9 +174,9 @@ def test_labels_are_counted(task: Any, labels: list[str | float], line: str, pro
     check = Check(TASKS[task], SMOLLM2)
     for number, label in enumerate(labels):
         example: Example = (
-            TagExample(where=where(number), words=["a"], tags=[str(label)])
+            TagExample(location=where(number), words=["a"], tags=[str(label)])
             if task == "tag"
-            else ClassifyExample(where=where(number), text="a", label=label)
+            else ClassifyExample(location=where(number), text="a", label=label)
         )
         check.add(encoded(example, [30, 31], labels=[label]))
     assert line in check.lines()
@@ -198,8 +191,8 @@ def test_labels_are_counted(task: Any, labels: list[str | float], line: str, pro
 
 def test_several_labels_may_be_one_that_some_texts_lack():
     check = Check(TASKS["classify"], SMOLLM2)
-    check.add(encoded(ClassifyExample(where=where(1), text="a", label=("a",)), [30], labels=["a"]))
-    check.add(encoded(ClassifyExample(where=where(2), text="b", label=()), [31]))
+    check.add(encoded(ClassifyExample(location=where(1), text="a", label=("a",)), [30], labels=["a"]))
+    check.add(encoded(ClassifyExample(location=where(2), text="b", label=()), [31]))
     check.problems()
 
 
@@ -255,7 +248,7 @@ def test_many_labels_take_time_in_proportion():
 def test_the_check_warns_before_training():
     check = Check(TASKS["classify"], tokenizer_of(templates.SMOLLM2, "<|im_end|>"))
     for number, label in enumerate(["good"] * 9 + ["bad"] * 8 + ["goood", "Bad"]):
-        example = ClassifyExample(where=Where(Path("a.csv"), number), text="x", label=label)
+        example = ClassifyExample(location=Location(Path("a.csv"), number), text="x", label=label)
         check.add(Encoded(example=example, texts=[EncodedText(tokens=[1])], labels=[label]))
     text = "'goood' (1) is nearly 'good' (9), 'Bad' (1) is nearly 'bad' (8): each counts as a label of its own"
     assert ("spelling", text) in check.warnings()

@@ -15,7 +15,7 @@ import anyformer as af
 from anyformer.config import ModelConfig
 from anyformer.data.batch import IGNORED, Batch
 from anyformer.data.examples.datasets import causal, pack
-from anyformer.data.examples.encoded import LearnedTokens
+from anyformer.data.examples.encoded import EncodedRow
 from anyformer.model import Transformer
 from anyformer.schema import ConfigError
 from tests.training.conftest import single
@@ -60,14 +60,14 @@ def decoders(draw: st.DrawFn) -> ModelConfig:
 
 
 @st.composite
-def texts(draw: st.DrawFn) -> list[LearnedTokens]:
+def texts(draw: st.DrawFn) -> list[EncodedRow]:
     """Texts of any lengths, some of whose tokens are learned."""
     found = []
     for _ in range(draw(st.integers(2, 7))):
         length = draw(st.integers(2, LONGEST + 1))
         tokens = draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=length, max_size=length))
         learned = draw(st.lists(st.booleans(), min_size=length, max_size=length))
-        found.append(LearnedTokens(tokens, [False, *learned[1:-1], True]))
+        found.append(EncodedRow(tokens, [False, *learned[1:-1], True]))
     return found
 
 
@@ -95,7 +95,7 @@ def learn(model: Transformer, batch: Batch, **changes: Any) -> tuple[Tensor, dic
 
 @settings(max_examples=120)
 @given(config=decoders(), read=texts(), spare=st.integers(0, LONGEST), seed=st.integers(0, 99))
-def test_packed_equals_unpacked(config: ModelConfig, read: list[LearnedTokens], spare: int, seed: int) -> None:
+def test_packed_equals_unpacked(config: ModelConfig, read: list[EncodedRow], spare: int, seed: int) -> None:
     model = built(config, seed)
     rows = pack(read, max(len(text.tokens) - 1 for text in read) + spare)
     packed, apart = causal(rows, 0), causal([[text] for text in read], 0)
@@ -110,7 +110,7 @@ def test_packed_equals_unpacked(config: ModelConfig, read: list[LearnedTokens], 
 
 @settings(max_examples=60)
 @given(config=decoders(), read=texts(), seed=st.integers(0, 99))
-def test_no_text_sees_another(config: ModelConfig, read: list[LearnedTokens], seed: int) -> None:
+def test_no_text_sees_another(config: ModelConfig, read: list[EncodedRow], seed: int) -> None:
     """The loss of one has a gradient of exactly 0 for all tokens of the others, and for padding."""
     model = built(config, seed)
     rows = pack(read, 2 * LONGEST)

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from typing_extensions import override
 
-from anyformer.data.examples import ClassifyExample, Where
+from anyformer.data.examples import ClassifyExample
 from anyformer.data.examples.chat import encode_chat_rows
-from anyformer.data.examples.encoded import LearnedTokens
+from anyformer.data.examples.encoded import EncodedRow
+from anyformer.data.formats import Location
 from anyformer.errors import UserError
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.preview import pieces, write_preview
@@ -26,8 +27,8 @@ from tests.data.examples.test_chat import answers, example_of
 from tests.tokenizer.hugging_face import CORPUS
 
 SMOLLM2 = tokenizer_of(templates.SMOLLM2, "<|im_end|>")
-WHERE = Where(Path("<chats>.jsonl"), 7)
-TEXT = ClassifyExample(where=WHERE, text="a")
+WHERE = Location(Path("<chats>.jsonl"), 7)
+TEXT = ClassifyExample(location=WHERE, text="a")
 
 
 class Page(HTMLParser):
@@ -66,18 +67,18 @@ def test_a_conversation_is_drawn_token_by_token(tmp_path: Path):
     example = example_of("Is 1 < 2 & <b>so</b>?", "Yes,\n<script>alert(1)</script> 🙂")
     (row,) = encode_chat_rows(SMOLLM2, example)
     check = Check(TASKS["chat"], SMOLLM2)
-    shown = [Encoded(example=replace(example, where=WHERE), texts=[EncodedText.of(row)])]
+    shown = [Encoded(example=replace(example, location=WHERE), texts=[EncodedText.of(row)])]
     check.add(*shown)
     page = Page(write_preview(tmp_path / "page.html", "<mine>", SMOLLM2, shown, {"training": check}))
     assert len(page.tokens) == len(row.tokens)
     text = "".join(text for _, text in page.tokens).replace("↵", "").replace("·", "")
     assert text == SMOLLM2.decode(row.tokens, skip_special=False)
-    assert [("learned" in kinds) for kinds, _ in page.tokens] == list(row.learned)
+    assert [("learned" in kinds) for kinds, _ in page.tokens] == list(row.loss_mask)
     assert [("special" in kinds) for kinds, _ in page.tokens] == [id_ in SMOLLM2.special_ids for id_ in row.tokens]
     assert not {"script", "b", "img", "link", "mine"} & set(page.tags) - {"b"}
     assert "<mine>" in page.text
     assert "<chats>.jsonl, line 7" in page.text
-    assert f"{len(row.tokens)} tokens, {row.count} learned" in page.text
+    assert f"{len(row.tokens)} tokens, {row.targets} learned" in page.text
     for name, value in check.facts():
         assert name in page.text
         assert value in page.text
@@ -87,7 +88,7 @@ def test_a_conversation_is_drawn_token_by_token(tmp_path: Path):
 
 
 def test_pairs_labels_tags_and_cuts_are_drawn(tmp_path: Path):
-    row = LearnedTokens([1, 30, 31, 32], [False, True, True, True])
+    row = EncodedRow([1, 30, 31, 32], [False, True, True, True])
     rows = [
         Encoded(example=TEXT, texts=[EncodedText.of(row, 3, "chosen"), EncodedText.of(row, title="rejected")]),
         Encoded(example=TEXT, texts=[EncodedText(tokens=[30, 31])], label="a & b"),

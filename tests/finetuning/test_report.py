@@ -15,7 +15,7 @@ import pytest
 
 import anyformer as af
 from anyformer.cli import finetune
-from anyformer.data.examples import Where
+from anyformer.data.formats import Location
 from anyformer.evaluation import Evaluation
 from anyformer.evaluation.metrics import mean, share
 from anyformer.evaluation.metrics.tagging import Piece, TaggedSpans
@@ -327,7 +327,7 @@ def test_a_page_of_an_evaluation_that_is_damaged(tunes: Tunes) -> None:
 def test_a_tagger_has_the_spans_of_its_rows() -> None:
     right = [Piece("Ann", "person"), Piece(f" saw {'it ' * 700}", ""), Piece("Bo", "person")]
     spans = TaggedSpans(right, [Piece("Ann saw", "")])
-    where = Where(Path("dev.conll"), 1)
+    where = Location(Path("dev.conll"), 1)
     row = EvaluatedRow(where, "Ann saw", "Ann/B-person", "Ann: O for B-person", 1.0, False, spans)
     found = report.result(None, Measurement(examples=1, figures={}), Evaluation(task="tag", metrics={}, rows=[row]), {})
     (worst,) = json.loads(json.dumps(found["worst"]))
@@ -344,7 +344,7 @@ def test_answers_of_one_word_are_not_compared_by_rouge(tunes: Tunes) -> None:
 
 
 def test_a_sample_of_a_tagger_names_its_entities() -> None:
-    where = Where(Path("names.conll"), 1)
+    where = Location(Path("names.conll"), 1)
     plain, name = Piece("lives in ", ""), Piece("Rome", "LOC")
     rows = [
         EvaluatedRow(where, "lives in Rome", "Rome/LOC", "", 0.0, True, TaggedSpans([plain, name], said))

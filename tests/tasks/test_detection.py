@@ -79,7 +79,7 @@ def test_the_columns_say_which_task(sample: dict[str, Any], task: str, reason: s
 def test_what_is_asked_for_comes_first(sample: dict[str, Any], task: Any, columns: Columns, found: str):
     reading = detect_task(sample, "a.csv", task, columns)
     assert reading.task == found
-    assert set(columns.given()) <= set(reading.columns)
+    assert set(columns.by_role()) <= set(reading.columns)
     assert reading.reason.startswith("as asked, with" if task else "because of")
 
 

@@ -59,7 +59,7 @@ def test_one_label(tmp_path: Path) -> None:
     worst = found.worst(3)
     assert all(row.reference != row.prediction for row in worst)
     assert worst[0].loss == max(row.loss for row in found.rows)
-    assert str(worst[0].where).startswith(str(path))
+    assert str(worst[0].location).startswith(str(path))
     assert af.evaluate(model, tokenizer, [path], limit=5).keys() == found.keys()
 
 

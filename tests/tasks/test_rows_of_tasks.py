@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from anyformer.data.examples import Where
 from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.parts import Parts
+from anyformer.data.formats import Location
 from anyformer.data.rows import Row
 from anyformer.errors import UserError
 from anyformer.tasks.detection import detect_task
 
 
 def make(values: dict[str, Any], task: Any = None, columns: Columns | None = None) -> Any:
-    where = Where(Path("a.jsonl"), 3)
+    where = Location(Path("a.jsonl"), 3)
     reading = detect_task(values, f"{where},", task, columns)
     return reading.schema.build(Parts(Row(where, values), reading.columns, reading.optional))
 
@@ -50,7 +50,7 @@ def test_conversations_in_all_their_forms():
     ):
         found = make(values)
         assert list(found.messages) == CONVERSATION
-        assert list(found.learned) == [False, False, True, False, False]
+        assert list(found.loss_mask) == [False, False, True, False, False]
         assert found.tools is None
     parts = [{"role": "user", "content": [{"type": "text", "text": "q"}, {"text": "!"}, "?"]}, CONVERSATION[2]]
     assert make({"messages": parts}).messages[0] == {"role": "user", "content": "q!?"}
@@ -63,7 +63,7 @@ def test_conversations_in_all_their_forms():
 def test_a_prompt_of_messages_is_never_learned():
     found = make({"prompt": CONVERSATION[:4], "completion": "b"})
     assert list(found.messages) == CONVERSATION
-    assert list(found.learned) == [False] * 4 + [True]
+    assert list(found.loss_mask) == [False] * 4 + [True]
     found = make({"prompt": "q", "completion": "a"}, "chat")
     assert list(found.messages) == CONVERSATION[1:3]
 
@@ -97,7 +97,7 @@ def test_calls_of_tools_are_what_templates_take():
     for messages in (share, openai, old, answered):
         found = make({"messages": messages, "tools": json.dumps(tools)})
         assert list(found.messages) == answered
-        assert list(found.learned) == [False, True, False, True]
+        assert list(found.loss_mask) == [False, True, False, True]
         assert found.tools == tools
     kept = [answered[0], {**answered[1], "tool_calls": [{"id": "c1", **call}]}, *answered[2:]]
     assert list(make({"messages": kept, "tools": []}).messages) == kept
@@ -109,8 +109,8 @@ def test_instructions():
     assert list(found.messages) == turns(("user", "Add.\n1 2"), ("assistant", "3"))
     found = make({**row, "input": "", "system": "s", "history": [["q", "a"], ["r", "b"]]})
     assert list(found.messages) == [*CONVERSATION, *turns(("user", "Add."), ("assistant", "3"))]
-    assert list(found.learned) == [False, False, True, False, True, False, True]
-    assert make({**row, "history": [], "input": None}).learned == [False, True]
+    assert list(found.loss_mask) == [False, False, True, False, True, False, True]
+    assert make({**row, "history": [], "input": None}).loss_mask == [False, True]
 
 
 def test_texts_and_segments():
@@ -148,7 +148,7 @@ def test_preferences_of_conversations(values: dict[str, Any]):
     found = make(values)
     assert list(found.chosen.messages) == QUESTION + GOOD
     assert list(found.rejected.messages) == QUESTION + BAD
-    assert list(found.chosen.learned) == list(found.rejected.learned) == [False, True]
+    assert list(found.chosen.loss_mask) == list(found.rejected.loss_mask) == [False, True]
 
 
 def test_preferences_of_texts():
@@ -166,7 +166,7 @@ def test_preferences_of_texts():
 def test_what_is_asked_before_the_answers_is_never_learned():
     earlier = turns(("user", "q"), ("assistant", "a"), ("user", "r"))
     found = make({"chosen": earlier + GOOD, "rejected": earlier + BAD})
-    assert list(found.chosen.learned) == [False, False, False, True]
+    assert list(found.chosen.loss_mask) == [False, False, False, True]
 
 
 def test_sources_and_targets():

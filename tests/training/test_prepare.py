@@ -145,7 +145,7 @@ def test_a_second_run_reads_no_data(
     def refuses(*_: object) -> None:
         raise AssertionError("the data is read again")
 
-    for module in ("sources", "rows", "formats.text"):
+    for module in ("corpus", "rows", "formats.text"):
         monkeypatch.setattr(f"anyformer.data.{module}.opened", refuses)
     second = prepares(name, **settings, context=8, seed=3)
     assert second.fingerprint == first.fingerprint
@@ -169,7 +169,7 @@ def test_the_fingerprint_is_the_contents(prepares: Any, text: Path, tmp_path: Pa
 
 def test_workers_change_nothing(prepares: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parallel_encoding, "CHUNK", 500)
-    monkeypatch.setattr("anyformer.data.sources.PIECE", 300)
+    monkeypatch.setattr("anyformer.data.corpus.PIECE", 300)
     found = [
         prepares("gpt2-nano", data=(str(text),), workers=workers, cache=tmp_path / str(workers)) for workers in (1, 2)
     ]
@@ -218,12 +218,12 @@ _PREPARES = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from anyformer.data import parallel_encoding, sources
+from anyformer.data import corpus, parallel_encoding
 from anyformer.families import preset
 from anyformer.training.config import TrainConfig
 from anyformer.training import prepare as module
 
-parallel_encoding.CHUNK, sources.PIECE = 20_000, 10_000
+parallel_encoding.CHUNK, corpus.PIECE = 20_000, 10_000
 print("begun", flush=True)
 advance = module.Progress.advance
 module.Progress.advance = lambda self, task, n: (print(n, flush=True), advance(self, task, n))

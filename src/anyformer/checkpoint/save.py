@@ -22,7 +22,7 @@ from anyformer.kernels.quantization import GROUP
 from anyformer.model import Transformer
 from anyformer.quantization import bits_of
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.tokenizer_files import TOKENIZER_FILES
+from anyformer.tokenizer.files import TOKENIZER_FILES
 
 GIGABYTE = 10**9
 OWN = "no Hugging Face class can express this model, so only anyformer opens it."

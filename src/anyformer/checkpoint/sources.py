@@ -26,7 +26,7 @@ from anyformer.kernels.quantization import GROUP, QuantizedWeight
 from anyformer.limits import check_file, check_files, open_file, path_inside, read_object
 from anyformer.model import Origin
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.tokenizer_files import TOKENIZER_FILES
+from anyformer.tokenizer.files import TOKENIZER_FILES
 
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = f"{SAFETENSORS}.index.json"

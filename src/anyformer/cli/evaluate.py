@@ -115,7 +115,7 @@ def run(argv: list[str]) -> int:
         _run_suite(options, options.suite)
     elif not options.data:
         raise UserError("Nothing was given to evaluate on: name a file with --data, or tasks of lm-eval with --suite.")
-    elif options.task or options.columns.given() or options.choices or options.header or _are_examples(options):
+    elif options.task or options.columns.by_role() or options.choices or options.header or _are_examples(options):
         _run_task(options)
     else:
         _run_text(options)
@@ -127,8 +127,8 @@ def _are_examples(options: EvaluateOptions) -> bool:
 
     Nothing is raised: what is wrong with the file is said later.
     """
-    from anyformer.data.examples.rows import read_rows
     from anyformer.data.input_files import RECORD_SUFFIXES, TAGGED_SUFFIXES
+    from anyformer.data.materialize import read_rows
     from anyformer.tasks.detection import detect_task
 
     first = options.data[0]
@@ -242,7 +242,7 @@ def show(evaluation: Evaluation, worst: int) -> None:
         console.print("", matrix, sep="\n")
     for number, row in enumerate(evaluation.worst(worst)):
         console.print("\nMost wrong about" if number == 0 else "")
-        console.print(f"{row.where}: {_line(row.text, _ROW)}")
+        console.print(f"{row.location}: {_line(row.text, _ROW)}")
         console.print(f"  right: {_line(row.reference, _ROW)}   said: {_line(row.prediction, _ROW)}")
 
 
@@ -262,7 +262,7 @@ def to_json(evaluation: Evaluation, worst: int) -> dict[str, Any]:
         "classes": [asdict(row) for row in evaluation.classes],
         "confusion": matrix,
         "worst": [
-            {"where": str(row.where), "text": row.text, "reference": row.reference, "prediction": row.prediction}
+            {"where": str(row.location), "text": row.text, "reference": row.reference, "prediction": row.prediction}
             | {"loss": finite(row.loss)}
             for row in evaluation.worst(worst)
         ],
@@ -284,7 +284,7 @@ def _run_text(options: EvaluateOptions) -> None:
         raise UserError("--compare evaluates all of them: leave out --quantize.")
 
     from anyformer.console import progress_bar
-    from anyformer.data.sources import find_files
+    from anyformer.data.corpus import find_files
     from anyformer.evaluation.perplexity import divergence, measure, predictions, read_text, weight_dtype
     from anyformer.evaluation.trained_on import trained_on
 

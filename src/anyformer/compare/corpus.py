@@ -19,14 +19,13 @@ import tokenizers
 from anyformer import atomic
 from anyformer.compare.windows import AROUND
 from anyformer.data.batch import Int64
-from anyformer.data.corpus import Corpus
+from anyformer.data.corpus import Corpus, find_files, standard_library
 from anyformer.data.disk_cache import Cache
 from anyformer.data.materialize import HUB, STANDARD_INPUT, materialize
-from anyformer.data.sources import find_files, standard_library
 from anyformer.data.token_files import TokenFile, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.special import surround
+from anyformer.tokenizer.library import surround
 from anyformer.training.config import default_tokenizer
 
 _ENOUGH = 1 << 24

@@ -1,41 +1,13 @@
 """From files to batches.
 
-From files to text:
+Everything is read as rows, and batch(step) is a pure function of (data, seed, step)::
 
-input_files         files, folders and globs: found, opened, decompressed
-formats/            one module a format: json, csv and tsv, parquet, conll, text
-rows                files -> rows with their places: what corpora, examples, prompts and pairs are views on
-records             the fields of rows that hold text
-materialize         standard input and data sets of the Hugging Face hub, as files
-sources             files -> documents
-corpus              documents, split into training and validation
+    files, folders, globs           input_files -> formats/ (`encodings`) -> rows
+    standard input, data sets       materialize -> rows
+    training from text              rows -> corpus, pairs -> parallel_encoding -> token_files -> batches, pair_batches
+      predicts                      objectives: causal, masked, span_corruption
+    fine-tuning                     rows, or examples/tables -> columns, parts -> an Example, with its labels
+      as token ids                  encoded, chat, classifier_input -> datasets; some are held_out
 
-From files to examples, for fine-tuning:
-
-examples/           what an example is, whatever its columns are called
-  rows              files, data sets of the hub and standard input -> rows
-  columns           what columns are called, and which of them make up an example
-  tasks             which task the columns are for
-  parts             the parts of an example in a row, checked
-  convert           rows -> examples (`messages`: conversations; `preferences`, `unpaired`: pairs of answers)
-  labels            what the labels, tags and scores of a whole data set mean
-  loading           all of it: files -> a set of examples, and a sentence on what was found
-  held_out          examples for validation, duplicates and overlap
-  encoded           examples as token ids, with those that are learned
-  chat, completion  conversations, texts and completions -> token ids
-
-From text to token ids:
-
-parallel_encoding   texts -> ids, in several processes (`encoding_worker`)
-token_files         a corpus as one memory-mapped stream of ids
-pairs               two files, or two fields -> pairs of source and target -> two streams of ids
-disk_cache          what was made once and can be used again
-
-From token ids to batches:
-
-batch               the tensors of one training step
-batches             batch(step), a pure function of (data, seed, step), of a stream of ids
-pair_batches        the same of pairs, for sequence to sequence
-objectives          what a window is trained to predict: causal, masked, span_corruption
-feistel_shuffle     a random permutation of any size in constant memory
+`batch` has the tensors of a step, `feistel_shuffle` the order of samples, `disk_cache` what can be used again.
 """

@@ -59,11 +59,14 @@ class Batch:
         """Split the batch by examples, like `torch.tensor_split`, but into no more chunks than there are."""
         edges = np.linspace(0, self.examples, min(chunks, self.examples) + 1).astype(int).tolist()
         fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        given: dict[str, Any] = {name: rows for name, rows in fields if rows is not None}
-        rows_of = {name: len(rows) // self.examples for name, rows in given.items()}
+        arrays: dict[str, Any] = {name: array for name, array in fields if array is not None}
+
+        def rows(array: Any, begin: int, end: int) -> Any:
+            each = len(array) // self.examples
+            return array[begin * each : end * each]
+
         return [
-            replace(self, **{name: rows[begin * rows_of[name] : end * rows_of[name]] for name, rows in given.items()})
-            for begin, end in pairwise(edges)
+            replace(self, **{name: rows(array, *chunk) for name, array in arrays.items()}) for chunk in pairwise(edges)
         ]
 
 
@@ -95,7 +98,7 @@ class EmbeddingBatch(Batch):
 
     Attributes:
         targets: [examples] the score of each pair, the class of each text or pair, or zeros.
-        slots: [examples] the place of each in the batch that this is a part of; None: nothing compares examples.
+        slots: [examples] the index of each in the batch that this is a part of; None: nothing compares examples.
     """
 
     slots: Int64 | None = None

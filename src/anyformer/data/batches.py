@@ -19,7 +19,7 @@ from anyformer.data.objectives import Causal, Objective
 from anyformer.errors import UserError
 
 Stream = npt.NDArray[np.integer]
-_CUT, _ORDER, _NOISE, _VALIDATION = range(4)
+_OFFSET, _ORDER, _NOISE, _VALIDATION = range(4)
 
 
 class Batches:
@@ -64,16 +64,14 @@ class Batches:
     def _positions(self, step: int) -> tuple[Int64, Bool]:
         """The positions in the stream of a step's windows, and their loss mask, both [batch, stride + overlap]."""
         samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
-        starts = np.empty_like(samples)
-        sizes = np.empty_like(samples)
+        starts, sizes = np.empty_like(samples), np.empty_like(samples)
         epochs = samples // self.windows_per_epoch
         total = len(self._tokens)
         for epoch in np.unique(epochs).tolist():
             rows = epochs == epoch
             own = samples[rows] - epoch * self.windows_per_epoch
             window = feistel_shuffle(own, self.windows_per_epoch, mix_seed(self.seed, _ORDER, epoch))
-            cut = mix_seed(self.seed, _CUT, epoch) % total
-            starts[rows] = cut + window * self._stride
+            starts[rows] = mix_seed(self.seed, _OFFSET, epoch) % total + window * self._stride
             sizes[rows] = np.minimum(self._stride, total - window * self._stride)
         offsets = np.arange(self._length)
         positions = (starts[:, None] + offsets) % total

@@ -1,4 +1,8 @@
-"""The split of a corpus into training and validation, the same on every machine.
+"""Files and folders as documents, split into training and validation in the same way on every machine.
+
+A document is a text file, or a field of one record: a line of jsonl, a row of csv, tsv or parquet. A text of more than
+PIECE characters comes in several pieces, so that no file is ever in memory whole; a piece ends at a line end that is
+followed by text, where tokenizers that split words never join.
 
 A corpus of fewer than `MIN_DOCUMENTS` documents is split by position, as nanoGPT splits its one: the first 90% of the
 characters of all documents in order are for training, the rest for validation. A larger one is split by document, since
@@ -10,32 +14,132 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sysconfig
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from anyformer import limits
-from anyformer.data.input_files import Paths, find_files
-from anyformer.data.sources import Document, documents
+from anyformer.data.formats.text import decoded
+from anyformer.data.input_files import TEXT_SUFFIXES, Paths, find_files, opened, suffix_of, walk
+from anyformer.data.rows import records
 from anyformer.errors import UserError
 
+PIECE = 1 << 17
+"""Characters that a piece has at most; a longer line is cut anyway."""
 MIN_DOCUMENTS = 20
 """From this number of documents on, the split is by document."""
-
 VALIDATION_FRACTION = 0.1
 """Share of the characters that is held out for validation."""
+_NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "turtledemo", "__pycache__"})
 
 Bool = npt.NDArray[np.bool_]
+_Item = TypeVar("_Item", bound=Any)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text, or a piece of one, and its origin.
+
+    Attributes:
+        text: never empty.
+        path: its file.
+        line: the line or row of a record, from 1; None for a text file.
+        last: False when the next document continues this text.
+    """
+
+    text: str
+    path: Path
+    line: int | None = None
+    last: bool = True
+
+
+def documents(paths: Paths, field: str = "text", *, max_record_bytes: int = limits.RECORD_BYTES) -> Iterator[Document]:
+    """Read the documents of files, folders and globs (see `find_files`), in order. Empty ones are passed over.
+
+    Args:
+        field: of a record that holds the text; text files have no fields.
+        max_record_bytes: the size that a record may have; that of text files is not limited.
+
+    Raises:
+        UserError: what `find_files` and `records` raise; a file that is not UTF-8 text (with the offset of the byte),
+            or no text in any of the files.
+    """
+    files = find_files(paths)
+    each = chain.from_iterable(_read(path, field, max_record_bytes) for path in files)
+    first = next(each, None)
+    if first is None:
+        which = f"{files[0]} is" if len(files) == 1 else f"all {len(files)} files, {files[0]} the first, are"
+        raise UserError(f"There is no text to read: {which} empty.")
+    yield first
+    yield from each
+
+
+def standard_library() -> list[Path]:
+    """Return the Python source files of the running Python's standard library, without its tests, sorted.
+
+    It is the corpus that every installation has: about 10 MB of well-kept text. Files that are not UTF-8 are left out.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    files = [path for path in walk(root, _NOT_LIBRARY) if path.suffix == ".py" and _is_text(path)]
+    if not files:
+        raise UserError(f"This Python has no source of its standard library in {root}: give a file with --data.")
+    return files
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _read(path: Path, field: str, max_record_bytes: int) -> Iterator[Document]:
+    if suffix_of(path) in TEXT_SUFFIXES:
+        with opened(path) as file:
+            for piece, last in _pieces(decoded(file)):
+                yield Document(piece, path, last=last)
+    else:
+        for number, texts in records(path, (field,), max_record_bytes):
+            for piece, last in _pieces(texts):
+                yield Document(piece, path, number, last)
+
+
+def _pieces(blocks: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """Cut a text, which comes in blocks, into pieces, each with whether it is the last."""
+    rest = ""
+    for block in blocks:
+        rest += block
+        start = 0
+        while len(rest) - start > PIECE:
+            end = _end_of_piece(rest, start)
+            yield rest[start:end], False
+            start = end
+        rest = rest[start:]
+    if rest:
+        yield rest, True
+
+
+def _end_of_piece(text: str, start: int) -> int:
+    """The position after the last line end within PIECE whose next line starts with text."""
+    limit = start + PIECE
+    end = text.rfind("\n", start, limit) + 1
+    while end > start and text[end].isspace():
+        end = text.rfind("\n", start, end - 1) + 1
+    return end if end > start else limit
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How much there is, and what of it is held out.
+    """The size of a corpus, and the documents or pairs of it that are held out.
 
     Attributes:
         characters: in all.
@@ -80,6 +184,17 @@ class Split:
                 room -= characters[index]
         return cls(sum(characters), len(characters), held_out=held_out)
 
+    def labeled(self, items: Iterable[_Item]) -> Iterator[tuple[bool, _Item]]:
+        """Documents or pairs in order, each with whether it is held out; the split is not by position."""
+        assert self.held_out is not None
+        index = 0
+        for item in items:
+            if index >= len(self.held_out):
+                line = "" if item.line is None else f"line {item.line} of "
+                raise UserError(f"The data changed while it was being read: {line}{item.path} is new.")
+            yield bool(self.held_out[index]), item
+            index += item.last
+
     def save(self, path: Path) -> None:
         """Write it to a .npz file."""
         held_out = np.zeros(0, np.uint8) if self.held_out is None else np.packbits(self.held_out)
@@ -90,9 +205,9 @@ class Split:
     def load(cls, path: Path) -> Split:
         """Read what `save` wrote; raises UserError when it is missing or damaged."""
         try:
-            with np.load(path, allow_pickle=False) as kept:
-                characters, count, dropped, by_document = map(int, kept["facts"])
-                chosen = kept["chosen"]
+            with np.load(path, allow_pickle=False) as content:
+                characters, count, dropped, by_document = map(int, content["facts"])
+                chosen = content["chosen"]
                 if min(characters, count, dropped) < 0 or (by_document and not 0 <= 8 * len(chosen) - count < 8):
                     raise ValueError("its numbers contradict each other")
                 held_out = np.unpackbits(chosen, count=count).astype(np.bool_) if by_document else None
@@ -106,7 +221,7 @@ class Corpus:
 
     Attributes:
         files: the files it reads, in order.
-        split: how much there is, and what of it is held out.
+        split: its size, and the documents that are held out.
     """
 
     def __init__(
@@ -117,7 +232,7 @@ class Corpus:
         *,
         max_record_bytes: int = limits.RECORD_BYTES,
     ) -> None:
-        """Read all the data once, to find every fault in it; nothing is read where the split is known.
+        """Read all the data once, to find every fault in it; nothing is read where the split is given.
 
         Raises:
             UserError: as `documents` does.
@@ -140,24 +255,18 @@ class Corpus:
 
     def labeled(self) -> Iterator[tuple[bool, Document]]:
         """All documents in order, each with whether it is held out; one that the split cuts comes in two."""
-        held_out = self.split.held_out
-        limit = int((1 - VALIDATION_FRACTION) * self.split.characters)
-        position = index = 0
+        if self.split.held_out is not None:
+            yield from self.split.labeled(self)
+            return
+        room = int((1 - VALIDATION_FRACTION) * self.split.characters)
         for document in self:
-            if held_out is not None:
-                if index >= len(held_out):
-                    raise UserError(f"The data changed while it was being read: {document.path} is new.")
-                yield bool(held_out[index]), document
-            else:
-                start, position = position, position + len(document.text)
-                cut = min(max(limit - start, 0), len(document.text))
-                if cut:
-                    # the part before the cut ends here, although its document goes on
-                    last = document.last or start + cut == limit
-                    yield False, replace(document, text=document.text[:cut], last=last)
-                if cut < len(document.text):
-                    yield True, replace(document, text=document.text[cut:])
-            index += document.last
+            text = document.text
+            if room > 0:
+                # the part before the cut ends here, although its document goes on
+                yield False, replace(document, text=text[:room], last=document.last or room <= len(text))
+            if room < len(text):
+                yield True, replace(document, text=text[max(room, 0) :])
+            room -= len(text)
 
     def _sizes(self) -> Iterator[tuple[Path, int | None, int]]:
         size = 0

@@ -64,13 +64,10 @@ class Cache:
             ) from error
 
     def entry(self, kind: str, name: str, make: Callable[[Path], None], read: Callable[[Path], _T]) -> _T:
-        """Read an entry, which is made before where it is absent or damaged.
+        """Read an entry of a kind, which is made before where it is absent or damaged.
 
-        Args:
-            kind: the folder it belongs to.
-            name: its own, a `key` of all that decides its content.
-            make: writes its files into the folder it is given.
-            read: reads it; raises UserError when it is damaged.
+        Its name is a `key` of all that decides its content. `make` writes its files into a folder; `read` reads them,
+        and raises UserError when they are damaged.
 
         Raises:
             UserError: what `make` raises; the folder can't be written, or the disk is full; a symbolic link leads out
@@ -89,7 +86,7 @@ class Cache:
             _move(folder, entry)
         return read(entry)
 
-    def file(self, kind: str, name: str, make: Callable[[Path], None]) -> Path:
+    def file(self, kind: str, name: str, make: Callable[[Path], object]) -> Path:
         """Return the path of a file called `name`, which `make` writes where there is none. Raises as `entry` does."""
         file = atomic.open_directory(self.folder, kind, name)
         if not file.is_file():

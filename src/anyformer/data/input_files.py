@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from typing_extensions import override
 
 from anyformer import limits
+from anyformer.data.encodings import conversion, find_fault
 from anyformer.errors import UserError, cut, quote
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SUFFIXES = (*TEXT_SUFFIXES, *RECORD_SUFFIXES)
 TAGGED_SUFFIXES = (".conll", ".iob", ".bio")
 """Suffixes of files of words with tags, which only fine-tuning reads."""
-COMPRESSED = (".gz", ".zst")
+_PROGRAMS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSED = tuple(_PROGRAMS)
 
 T = TypeVar("T")
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -57,28 +59,21 @@ def find_files(paths: Paths, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     Hidden files and folders are passed over, and so are files of other kinds inside a folder or under a glob. A .json
     file inside a folder is passed over, too, since most are settings and not data: name it, or use a glob.
 
-    Args:
-        paths: files, folders and globs.
-        suffixes: of the kinds of files that can be read.
-
     Raises:
         UserError: a path is missing, a named file is of a kind that can't be read, a folder or glob has nothing to
             read.
     """
-    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    if not given:
+    paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not paths:
         raise UserError("No data was given: name a file or a folder of text.")
-    found: list[Path] = []
-    for item in given:
-        path = Path(item)
+    files = dict[Path, Path]()
+    for path in map(Path, paths):
         if not limits.can_be_path(path):
             raise UserError(f"There is no data at {quote(str(path))}, and no file can be called so: name a file.")
-        is_glob = any(character in "*?[" for character in str(path))
-        found += _matching(path, suffixes) if is_glob and not path.exists() else _named(path, suffixes)
-    once: dict[Path, Path] = {}
-    for path in found:
-        once.setdefault(path.absolute(), path)
-    return list(once.values())
+        is_glob = any(character in "*?[" for character in str(path)) and not path.exists()
+        for file in (_matching if is_glob else _named)(path, suffixes):
+            files.setdefault(file.absolute(), file)
+    return list(files.values())
 
 
 def _named(path: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -95,18 +90,18 @@ def _named(path: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def _matching(pattern: Path, suffixes: Sequence[str]) -> list[Path]:
-    found: list[Path] = []
-    named = [part for part in pattern.parts if part.startswith(".")]
+    files: list[Path] = []
+    hidden = [part for part in pattern.parts if part.startswith(".")]
     for path in sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))):
-        if any(part.startswith(".") and not any(PurePath(part).match(own) for own in named) for part in path.parts):
+        if any(part.startswith(".") and not any(PurePath(part).match(each) for each in hidden) for part in path.parts):
             continue
         if path.is_dir():
-            found += walk(path, suffixes=suffixes)
+            files += walk(path, suffixes=suffixes)
         elif suffix_of(path, suffixes) is not None:
-            found.append(path)
-    if not found:
+            files.append(path)
+    if not files:
         raise UserError(f"Nothing that can be read matches {pattern}: looked for {supported(suffixes)}.")
-    return found
+    return files
 
 
 def walk(root: Path, leave_out: frozenset[str] = frozenset(), suffixes: Sequence[str] = SUFFIXES) -> Iterator[Path]:
@@ -124,12 +119,30 @@ def walk(root: Path, leave_out: frozenset[str] = frozenset(), suffixes: Sequence
 
 
 @contextmanager
-def opened(path: Path) -> Generator[BinaryIO, None, None]:
-    """Open a file for reading, decompressed.
+def opened(path: Path, shown: Path | None = None) -> Generator[BinaryIO, None, None]:
+    """Open a file for reading, decompressed; messages on text that is not UTF-8 call it `shown`, or by its path.
 
     Raises:
-        UserError: it can't be read, now or later inside the `with`, is not whole, or grows out of all proportion.
+        UserError: it can't be read, now or later inside the `with`, is not whole, grows out of all proportion, or is
+            read as text and is none (with its first line that isn't, and the command that mends it).
     """
+    try:
+        with _decompressed(path) as file:
+            yield file
+    except UnicodeDecodeError as error:
+        with _decompressed(path) as file:
+            fault = find_fault(file)
+        if fault is None:
+            raise UserError(f"{path} changed while it was being read.") from error
+        shown = shown or path
+        reason = f"{shown}, line {fault.line}, is not UTF-8 text: byte {fault.offset} can't be part of a text."
+        if fault.encoding is not None and shown == path:
+            reason += f" {conversion(path, fault, _PROGRAMS.get(path.suffix.lower()))}"
+        raise UserError(reason) from error
+
+
+@contextmanager
+def _decompressed(path: Path) -> Generator[BinaryIO, None, None]:
     kind = path.suffix.lower()
     try:
         with limits.open_file(path, buffering=_BUFFER) as file:
@@ -165,10 +178,7 @@ class Expansion:
 def counted(rows: Iterable[T], path: Path, size: Callable[[T], int] = lambda row: ROW_BYTES) -> Iterator[T]:
     """The rows of a file. Raises UserError where those of a compressed one are too many for its size, see `Expansion`.
 
-    Args:
-        rows: the rows.
-        path: the file.
-        size: about how much memory a row takes.
+    `size` is about how much memory a row takes.
     """
     expansion = Expansion(path) if path.suffix.lower() in COMPRESSED else None
     for row in rows:

@@ -52,8 +52,8 @@ class WordBoundaries:
                 # its tokens are written in the 256 printable characters that stand for bytes
                 tokens = [decoders.ByteLevel().decode([token]) for token in tokens]
             left, right = [_joins(token, 0) for token in tokens], [_joins(token, -1) for token in tokens]
-        special = np.isin(np.arange(len(tokens)), list(tokenizer.special_ids))
-        return cls(np.array(left) & ~special, np.array(right) & ~special)
+        ordinary = ~np.isin(np.arange(len(tokens)), list(tokenizer.special_ids))
+        return cls(np.array(left) & ordinary, np.array(right) & ordinary)
 
     def first(self, windows: Int64) -> Bool:
         """Mark the first token of each word, [batch, time]; a word that a window cuts begins at the window's edge."""
@@ -126,15 +126,15 @@ class Masked:
         """Make a batch of [batch, context]."""
         candidates = loss_mask & ~np.isin(windows, self.special)
         count = candidates.sum(axis=1)
-        wanted = np.where(count > 0, np.maximum(1, np.rint(self.probability * count)), 0).astype(np.int64)
+        most = np.where(count > 0, np.maximum(1, np.rint(self.probability * count)), 0).astype(np.int64)
         if self.words is None:
             draw = np.where(candidates, rng.random(windows.shape), np.inf)
             rank = draw.argsort(axis=1).argsort(axis=1)
-            chosen = rank < wanted[:, None]
+            chosen = rank < most[:, None]
         else:
             # A word of which a part must not be predicted is predicted as far as it may be.
             number = (self.words.first(windows) | np.isin(windows, self.special)).cumsum(axis=1) - 1
-            rows = zip(number, candidates, wanted.tolist(), strict=True)
+            rows = zip(number, candidates, most.tolist(), strict=True)
             chosen = np.stack([_whole_words(*row, rng) for row in rows])
 
         fate = rng.random(windows.shape)
@@ -150,8 +150,8 @@ class Masked:
         )
 
 
-def _whole_words(number: Int64, candidates: Bool, wanted: int, rng: Rng) -> Bool:
-    """Draw words of a row until `wanted` tokens are targets, or fewer where no words add up to that, [time].
+def _whole_words(number: Int64, candidates: Bool, most: int, rng: Rng) -> Bool:
+    """Draw words of a row until `most` tokens are targets, or fewer where no words add up to that, [time].
 
     Args:
         number: [time] index of the word that each token belongs to.
@@ -160,13 +160,10 @@ def _whole_words(number: Int64, candidates: Bool, wanted: int, rng: Rng) -> Bool
     sizes = np.bincount(number[candidates], minlength=int(number[-1]) + 1)
     order = rng.permutation(np.flatnonzero(sizes))
     chosen: list[int] = []
-    room = wanted
     for word, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
-        if room == 0:
-            break
-        if size <= room:
+        if size <= most:
             chosen.append(word)
-            room -= size
+            most -= size
     if order.size and not chosen:
         chosen.append(int(order[sizes[order].argmin()]))
     return candidates & np.isin(number, chosen)

@@ -1,8 +1,11 @@
-"""Data that can be read only once, or from afar, kept in the cache as a file: standard input, and data sets of the hub.
+"""All that data may be given as: files, folders, globs, and what can be read only once or from afar.
 
-A data set is written `hf:NAME[:CONFIG][:SPLIT]`, such as `hf:roneneldan/TinyStories`, `hf:opus_books:de-en` or
+Standard input and data sets of the hub are kept in the cache as a file. A data set is written
+`hf:NAME[:CONFIG][:SPLIT]`, such as `hf:roneneldan/TinyStories`, `hf:opus_books:de-en` or
 `hf:Salesforce/wikitext:wikitext-2-v1:test`. NAME may be a folder, too.
 """
+
+from __future__ import annotations
 
 import codecs
 import hashlib
@@ -10,15 +13,18 @@ import json
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from anyformer import limits
 from anyformer.data.disk_cache import Cache, key
+from anyformer.data.formats import Location
 from anyformer.data.formats.parquet import class_names
-from anyformer.data.records import text_of
-from anyformer.data.rows import unknown_field
+from anyformer.data.input_files import counted, find_files
+from anyformer.data.pairs import parallel_files, side_by_side
+from anyformer.data.rows import SUFFIXES, Row, memory, read_file, text_of, typed_row, unknown_field
 from anyformer.errors import UserError
 
 STANDARD_INPUT = "-"
@@ -37,68 +43,132 @@ def materialize(
 ) -> list[str]:
     """Return the paths, with a file of the cache in place of `-` and of each `hf:` data set.
 
-    A data set is read over the network once; from then on it is the file. Standard input is read at each call.
-
-    Args:
-        fields: the fields of a data set that are wanted.
-        stdin: what to read for `-`; None: standard input.
-        progress: called with a line on what is being read.
+    A data set is read over the network once; from then on it is the file, with the text of these fields. Standard input
+    (or `stdin`) is read at each call. `progress` is called with a line on what is being read.
 
     Raises:
         UserError: there is nothing on standard input, or a data set can't be had or lacks a field.
     """
-    found: list[str] = []
-    for path in paths:
-        if progress is not None and (path == STANDARD_INPUT or path.startswith(HUB)):
-            progress(f"reading {'standard input' if path == STANDARD_INPUT else path}")
+
+    def file(path: str) -> str:
         if path == STANDARD_INPUT:
-            found.append(str(_standard_input(cache, sys.stdin.buffer if stdin is None else stdin)))
+            return str(_standard_input(cache, stdin))
+        name = f"{_name(path, tuple(fields))}.jsonl.zst"
+        return str(cache.file("sources", name, lambda file: _pack(file, path, _texts(path, fields))))
+
+    return [file(path) if _announced(path, progress) else path for path in paths]
+
+
+def _announced(path: str, progress: Callable[[str], None] | None) -> bool:
+    """Whether a path is one to materialize, which is then announced."""
+    is_external = path == STANDARD_INPUT or path.startswith(HUB)
+    if is_external and progress is not None:
+        progress(f"reading {'standard input' if path == STANDARD_INPUT else path}")
+    return is_external
+
+
+@dataclass(frozen=True, slots=True)
+class RowFile:
+    """A file of rows, which messages call `shown`.
+
+    Attributes:
+        target: Of parallel text, the file of the other language.
+        classes: Names of classes, see `Row`.
+        is_typed: Whether an object has the same keys in each row, so that null stands for one that isn't there.
+    """
+
+    path: Path
+    shown: Path
+    target: Path | None = None
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    is_typed: bool = False
+
+    def rows(self, columns: Sequence[str], limit: int) -> Iterator[Row]:
+        """Read it; see `read_rows`."""
+        if self.target is not None:
+            rows = (
+                Row(Location(self.path, pair.line), {"source": pair.source, "target": pair.target})
+                for pair in side_by_side(self.path, self.target, limit)
+                if pair.source or pair.target
+            )
+            return counted(rows, self.path, memory)
+        rows = read_file(self.path, limit, columns=columns, shown=self.shown)
+        if not self.is_typed:
+            return rows
+        return (typed_row(Location(self.shown, row.location.number, "row"), row.values, self.classes) for row in rows)
+
+
+def read_rows(
+    paths: Sequence[str],
+    cache: Cache | None = None,
+    *,
+    columns: Sequence[str] = (),
+    max_record_bytes: int = limits.RECORD_BYTES,
+) -> Iterator[Row]:
+    """Read the rows of files, in order.
+
+    Args:
+        paths: Files of `SUFFIXES`, compressed or not, folders and globs of them, `-` for standard input, data sets of
+            the hub as `hf:NAME[:CONFIG][:SPLIT]`, and two files of parallel lines as `SOURCE,TARGET`. A sentence of
+            CoNLL has the columns `tokens` and `ner_tags`, a text file is one row with the column `text`, parallel lines
+            have the columns `source` and `target`.
+        cache: For standard input and data sets of the hub; None: the user's own.
+        columns: The names of the columns of .csv and .tsv files that have no header.
+
+    Raises:
+        UserError: What `find_files` raises; a file can't be read, or a row is faulty or too large (with its number).
+    """
+    for file in row_files(paths, cache):
+        yield from file.rows(columns, max_record_bytes)
+
+
+def row_files(
+    paths: Sequence[str],
+    cache: Cache | None = None,
+    *,
+    stdin: BinaryIO | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[RowFile]:
+    """The files that paths name, each once; see `read_rows` and, for the arguments, `materialize`."""
+    files = list[RowFile]()
+    for path in paths:
+        if _announced(path, progress):
+            is_stdin, cache = path == STANDARD_INPUT, cache or Cache()
+            file, classes = (
+                (_standard_input(cache, stdin, sniff=True), {}) if is_stdin else _whole_data_set(path, cache)
+            )
+            shown = Path("standard input" if is_stdin else path)
+            files.append(RowFile(file, shown, classes=classes, is_typed=not is_stdin))
+        elif sides := _parallel(path):
+            files.append(RowFile(sides[0], sides[0], target=sides[1]))
         else:
-            found.append(str(_hub(path, fields, cache)) if path.startswith(HUB) else path)
-    return found
+            files += [RowFile(file, file) for file in find_files(path, SUFFIXES)]
+    if not paths:
+        find_files(paths)  # raises
+    return list({(file.path.absolute(), file.target): file for file in files}.values())
 
 
-def standard_input(cache: Cache, stdin: BinaryIO | None = None) -> Path:
-    """Keep standard input as a file: what begins as JSON as .json, and anything else as .txt.
-
-    Raises:
-        UserError: there is nothing on it, or it is a terminal.
-    """
-    return _standard_input(cache, sys.stdin.buffer if stdin is None else stdin, sniff=True)
+def _parallel(path: str) -> list[Path] | None:
+    source, _, target = path.partition(",")
+    if not source or not target or _exists(path):
+        return None
+    return parallel_files(source, target) if _exists(source) or _exists(target) else None
 
 
-def hub_rows(spec: str, cache: Cache) -> tuple[Path, dict[str, tuple[str, ...]]]:
-    """Keep all fields of a data set of the hub.
-
-    Returns:
-        The rows as a .jsonl.zst file, and the names of the classes in columns of whole numbers.
-
-    Raises:
-        UserError: it can't be had.
-    """
-
-    def make(folder: Path) -> None:
-        names = dict[str, tuple[str, ...]]()
-        _pack(folder / "rows.jsonl.zst", spec, _whole_rows(spec, names))
-        (folder / "names.json").write_text(json.dumps(names), encoding="utf-8")
-
-    def read(folder: Path) -> tuple[Path, dict[str, tuple[str, ...]]]:
-        names = limits.read_object(folder / "names.json")
-        if not (folder / "rows.jsonl.zst").is_file():
-            raise UserError(f"{folder} has lost its rows.")
-        return folder / "rows.jsonl.zst", {column: tuple(map(str, classes)) for column, classes in names.items()}
-
-    return cache.entry("sources", _name(spec, None), make, read)
+def _exists(path: str) -> bool:
+    return limits.can_be_path(path) and Path(path).exists()
 
 
-def _standard_input(cache: Cache, stdin: BinaryIO, sniff: bool = False) -> Path:
-    if stdin.isatty():
+def _standard_input(cache: Cache, stdin: BinaryIO | None, sniff: bool = False) -> Path:
+    """Keep standard input as a .txt file, or with `sniff` what begins as JSON as .json."""
+    source = sys.stdin.buffer if stdin is None else stdin
+    if source.isatty():
         raise UserError("--data - reads standard input, and that is a terminal: pipe a text into the command.")
 
     def write(path: Path) -> str:
         digest, suffix = hashlib.sha256(), ".txt"
         with path.open("wb") as file:
-            while block := stdin.read(_BLOCK):
+            while block := source.read(_BLOCK):
                 if sniff and not file.tell() and block.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"["):
                     suffix = ".json"
                 digest.update(block)
@@ -110,12 +180,21 @@ def _standard_input(cache: Cache, stdin: BinaryIO, sniff: bool = False) -> Path:
     return cache.keep("sources", write)
 
 
-def _hub(spec: str, fields: Sequence[str], cache: Cache) -> Path:
-    def write(path: Path) -> None:
-        rows = (dict(zip(fields, values, strict=True)) for values in _rows(spec, fields))
-        _pack(path, spec, rows)
+def _whole_data_set(spec: str, cache: Cache) -> tuple[Path, dict[str, tuple[str, ...]]]:
+    """Keep all fields of a data set as a .jsonl.zst file; also the names of the classes in columns of whole numbers."""
 
-    return cache.file("sources", f"{_name(spec, tuple(fields))}.jsonl.zst", write)
+    def make(folder: Path) -> None:
+        names = dict[str, tuple[str, ...]]()
+        _pack(folder / "rows.jsonl.zst", spec, _rows(spec, names))
+        (folder / "names.json").write_text(json.dumps(names), encoding="utf-8")
+
+    def read(folder: Path) -> tuple[Path, dict[str, tuple[str, ...]]]:
+        names = limits.read_object(folder / "names.json")
+        if not (folder / "rows.jsonl.zst").is_file():
+            raise UserError(f"{folder} has lost its rows.")
+        return folder / "rows.jsonl.zst", {column: tuple(map(str, classes)) for column, classes in names.items()}
+
+    return cache.entry("sources", _name(spec, None), make, read)
 
 
 def _name(spec: str, *facts: object) -> str:
@@ -140,17 +219,17 @@ def _as_text(value: object) -> str:
     return value.isoformat() if isinstance(value, date) else f"<{type(value).__name__}>"
 
 
-def _rows(spec: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    with _stream(spec) as stream:
-        for number, row in enumerate(cast("Iterable[Mapping[str, Any]]", stream), start=1):
-            if number == 1:
-                for field in fields:
-                    if field.partition(".")[0] not in row and field not in row:
-                        raise UserError(f"{spec} {unknown_field(field, row)}")
-            yield tuple(text_of(row, field, f"{spec}, row {number},") for field in fields)
+def _texts(spec: str, fields: Sequence[str]) -> Iterator[Mapping[str, str]]:
+    """The text of these fields in each row of a data set."""
+    for number, row in enumerate(_rows(spec, {}), start=1):
+        if number == 1:
+            for name in fields:
+                if name.partition(".")[0] not in row and name not in row:
+                    raise UserError(f"{spec} {unknown_field(name, row)}")
+        yield {name: text_of(row, name, f"{spec}, row {number}") for name in fields}
 
 
-def _whole_rows(spec: str, names: dict[str, tuple[str, ...]]) -> Iterator[Mapping[str, Any]]:
+def _rows(spec: str, names: dict[str, tuple[str, ...]]) -> Iterator[Mapping[str, Any]]:
     """The rows of a data set; `names` is filled with those of its classes."""
     with _stream(spec) as stream:
         if getattr(stream, "features", None) is not None:

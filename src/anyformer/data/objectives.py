@@ -1,17 +1,6 @@
-"""Training objectives: inputs and targets of windows of the token stream.
+"""Training objectives: inputs and targets of windows of the token stream; see `Objective`.
 
-An objective has a `stride(context)`, the distance between two windows in tokens, less than 1 where the context is too
-short, and an `overlap`, the number of tokens that a window shares with the next one. It is a pure function, with all
-shapes [batch, stride + overlap], of
-
-windows         ids
-loss_mask       True for tokens that may be targets in this window: each token of the stream is in one window an epoch
-padding_mask    True for tokens that aren't padding, which is on the right; None without padding
-rng             the only source of randomness
-stream_start    True for the first token of the stream, which the ring puts after the last one; None: it can only be the
-                first of a window
-
-(Sequence to sequence has pairs and no windows, see `pair_batches`.)
+Sequence to sequence has pairs and no windows, see `pair_batches`.
 """
 
 from dataclasses import dataclass
@@ -75,18 +64,28 @@ class Causal:
 
 
 class Objective(Protocol):
-    """A function that makes batches of windows, see above."""
+    """A pure function that makes batches of windows, each of which shares `overlap` tokens with the next one."""
 
     overlap: ClassVar[int]
 
     def stride(self, context: int) -> int:
-        """The distance between two windows in tokens."""
+        """The distance between two windows in tokens; less than 1 where the context is too short."""
         ...
 
     def __call__(
         self, windows: Int64, loss_mask: Bool, padding_mask: Bool | None, rng: Rng, stream_start: Bool | None = None
     ) -> Batch:
-        """Make a batch."""
+        """Make a batch.
+
+        Args:
+            windows: [batch, stride + overlap] ids.
+            loss_mask: like windows, True for tokens that may be targets in this window: each token of the stream is in
+                one window an epoch.
+            padding_mask: like windows, True for tokens that aren't padding, which is on the right; None without it.
+            rng: the only source of randomness.
+            stream_start: like windows, True for the first token of the stream, which the ring puts after the last one;
+                None: it can only be the first of a window.
+        """
         ...
 
 

@@ -68,7 +68,7 @@ class PairBatches:
         source, target = source[self._sorted], target[self._sorted]
         new = np.flatnonzero((np.diff(source) != 0) | (np.diff(target) != 0)) + 1
         self._ties = np.concatenate(([0], new, [len(source)]))
-        self._edges = _cut(np.maximum(source, target), batch_tokens)
+        self._edges = _edges(np.maximum(source, target), batch_tokens)
         self.steps_per_epoch = len(self._edges) - 1
 
     def batch(self, step: int) -> Batch:
@@ -99,20 +99,19 @@ class PairBatches:
         text = self._longest - 1
         sources = [self._pairs.source(index)[:text] for index in members.tolist()]
         targets = [self._pairs.target(index)[:text] for index in members.tolist()]
-        rows = len(members)
-        source = np.full((rows, max(map(len, sources)) + 1), self._pad, dtype=np.int64)
-        target = np.full((rows, max(map(len, targets)) + 1), IGNORED, dtype=np.int64)
+        source = np.full((len(members), max(map(len, sources)) + 1), self._pad, dtype=np.int64)
+        target = np.full((len(members), max(map(len, targets)) + 1), IGNORED, dtype=np.int64)
         tokens = np.full_like(target, self._pad)
         tokens[:, 0] = self._start
-        for row, (read, write) in enumerate(zip(sources, targets, strict=True)):
+        for row, (read, written) in enumerate(zip(sources, targets, strict=True)):
             source[row, : len(read)], source[row, len(read)] = read, self._eos
-            target[row, : len(write)], target[row, len(write)] = write, self._eos
-            tokens[row, 1 : len(write) + 1] = write
+            target[row, : len(written)], target[row, len(written)] = written, self._eos
+            tokens[row, 1 : len(written) + 1] = written
         mask = np.arange(source.shape[1]) <= np.array([[len(read)] for read in sources])
         return Batch(tokens, target, source=source, source_mask=None if mask.all() else mask)
 
 
-def _cut(lengths: Int64, batch_tokens: int) -> Int64:
+def _edges(lengths: Int64, batch_tokens: int) -> Int64:
     """Edges of the longest stretches whose number of rows times longest row is at most `batch_tokens`."""
     edges = [0]
     while edges[-1] < len(lengths):

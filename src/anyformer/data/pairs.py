@@ -14,18 +14,19 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from anyformer import limits
 from anyformer.data.batch import Int64
-from anyformer.data.corpus import VALIDATION_FRACTION, Split
+from anyformer.data.corpus import VALIDATION_FRACTION, Document, Split
 from anyformer.data.formats.text import text_lines
 from anyformer.data.input_files import RECORD_SUFFIXES, Paths, find_files, suffix_of
 from anyformer.data.parallel_encoding import Ids
-from anyformer.data.records import records
-from anyformer.data.sources import Document
+from anyformer.data.rows import records
 from anyformer.data.token_files import TokenFile, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
@@ -37,10 +38,16 @@ _SIDES = ("source", "target")
 class Pair:
     """A source, its target, and the line or row (from 1) of the file that they come from."""
 
+    last: ClassVar[bool] = True
     source: str
     target: str
     path: Path
     line: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether neither side is empty."""
+        return bool(self.source.strip() and self.target.strip())
 
 
 class PairCorpus:
@@ -57,31 +64,26 @@ class PairCorpus:
         *,
         max_record_bytes: int = limits.RECORD_BYTES,
     ) -> None:
-        """Read all the data once, unless the split is known.
+        """Read all the data once, unless the split is given.
 
         Args:
             files: of `record_files`, or the two of `parallel_files`.
             fields: the names of source and target in records; None for two parallel files.
-            max_record_bytes: the size that a record, or a line of a parallel file, may have.
 
         Raises:
             UserError: the data is faulty, the files differ in their number of lines, or there is no pair.
         """
         self.files = list(files)
         self._fields, self._max_record_bytes = fields, max_record_bytes
-        self.split = split or self._scan()
+        self.split = split or self._new_split()
 
     def __iter__(self) -> Iterator[Pair]:
         """All pairs that have two sides."""
-        return (pair for pair in self._all() if pair.source.strip() and pair.target.strip())
+        return (pair for pair in self._all() if pair.is_whole)
 
     def labeled(self) -> Iterator[tuple[bool, Pair]]:
         """All pairs in order, each with whether it is held out."""
-        held_out = self.split.held_out
-        for index, pair in enumerate(self):
-            if held_out is None or index >= len(held_out):
-                raise UserError(f"The data changed while it was being read: line {pair.line} of {pair.path} is new.")
-            yield bool(held_out[index]), pair
+        return self.split.labeled(self)
 
     def _all(self) -> Iterator[Pair]:
         if self._fields is None:
@@ -92,13 +94,13 @@ class PairCorpus:
                 for line, (source, target) in records(path, self._fields, self._max_record_bytes):
                     yield Pair(source, target, path, line)
 
-    def _scan(self) -> Split:
+    def _new_split(self) -> Split:
         dropped = 0
 
         def sizes() -> Iterator[tuple[Path, int, int]]:
             nonlocal dropped
             for pair in self._all():
-                if pair.source.strip() and pair.target.strip():
+                if pair.is_whole:
                     yield pair.path, pair.line, len(pair.source) + len(pair.target)
                 else:
                     dropped += 1
@@ -140,20 +142,16 @@ def record_files(paths: Paths) -> list[Path]:
 
 def side_by_side(source: Path, target: Path, max_record_bytes: int) -> Iterator[Pair]:
     """Yield the pairs of two parallel files. Raises UserError where they differ in their number of lines."""
-    left, right = text_lines(source, max_record_bytes), text_lines(target, max_record_bytes)
-    count = others = 0
-    for count, text in enumerate(left, start=1):
-        other = next(right, None)
-        if other is None:
-            count += sum(1 for _ in left)
-            break
-        others += 1
-        yield Pair(text, other, source, count)
-    others += sum(1 for _ in right)
-    if count != others:
+    counts = [0, 0]
+    lines = zip_longest(text_lines(source, max_record_bytes), text_lines(target, max_record_bytes))
+    for line, (text, other) in enumerate(lines, start=1):
+        counts = [counts[0] + (text is not None), counts[1] + (other is not None)]
+        if text is not None and other is not None:
+            yield Pair(text, other, source, line)
+    if counts[0] != counts[1]:
         raise UserError(
-            f"{source} has {count:,} lines and {target} has {others:,}: parallel files have a pair on each line, so "
-            "mend the one that lacks some."
+            f"{source} has {counts[0]:,} lines and {target} has {counts[1]:,}: parallel files have a pair on each "
+            "line, so mend the one that lacks some."
         )
 
 
@@ -217,9 +215,8 @@ def _offsets(path: Path, total: int) -> Int64:
         offsets: Int64 = np.load(path, allow_pickle=False)
     except Exception as error:  # numpy raises many kinds for a file of somebody else's, MemoryError among them
         raise UserError(f"{path} can't be read ({error}): delete its folder to have it made anew.") from error
-    if offsets.dtype != np.int64 or offsets.ndim != 1 or not len(offsets) or offsets[0] != 0 or offsets[-1] != total:
-        raise UserError(f"{path} is damaged: delete its folder to have it made anew.")
-    if (np.diff(offsets) < 0).any():
+    is_list = offsets.dtype == np.int64 and offsets.ndim == 1 and len(offsets) > 0
+    if not is_list or offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
         raise UserError(f"{path} is damaged: delete its folder to have it made anew.")
     return offsets
 

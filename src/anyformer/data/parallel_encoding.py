@@ -6,7 +6,6 @@ they start quickly, whatever the program has loaded, and end with it, however th
 number of workers.
 """
 
-import io
 import os
 import pickle
 import queue
@@ -15,16 +14,16 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from anyformer import processes
 from anyformer.data import encoding_worker
-from anyformer.data.sources import Document
+from anyformer.data.corpus import Document
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
@@ -50,9 +49,7 @@ def encode_chunks(
 ) -> Iterator[tuple[Chunk, Lengths, Ids]]:
     """Encode documents in chunks, in order, without the special tokens around a text.
 
-    Args:
-        documents: read as far ahead as the workers need, and no further.
-        workers: processes; None for one per core. A short input is encoded in this process.
+    They are read as far ahead as the workers need, and no further. A short input is encoded in this process.
 
     Yields:
         A chunk of the documents, the number of ids of each of them, and all their ids.
@@ -65,26 +62,24 @@ def encode_chunks(
     dtype = id_dtype(tokenizer.vocab_size)
     chunks = _chunks(documents)
     first = list(islice(chunks, _INLINE + 1))
-    chunks = chain(first, chunks)
+    chunks = ((chunk, [document.text for _, document in chunk]) for chunk in chain(first, chunks))
     # A worker has nothing but the backend, and what is derived from Tokenizer may encode in another way.
     if workers <= 1 or len(first) <= _INLINE or type(tokenizer) is not Tokenizer:
-        for chunk in chunks:
-            ids = tokenizer.encode_batch(_texts(chunk), special=False)
+        for chunk, texts in chunks:
+            ids = tokenizer.encode_batch(texts, special=False)
             lengths = np.fromiter(map(len, ids), dtype=np.uint32, count=len(ids))
             yield chunk, lengths, np.fromiter(chain.from_iterable(ids), dtype=dtype, count=int(lengths.sum()))
         return
     with _pool(tokenizer, workers, dtype) as submit:
         pending: deque[tuple[Chunk, Future[tuple[Lengths, Ids]]]] = deque()
-        for chunk in chunks:
-            texts = _texts(chunk)
+        for chunk, texts in chunks:
             tokenizer.require_encodable(texts)
             pending.append((chunk, submit(texts)))
             # One more than there are workers waits, so that none of them ever does.
             if len(pending) > 2 * workers:
                 chunk, future = pending.popleft()
                 yield chunk, *future.result()
-        while pending:
-            chunk, future = pending.popleft()
+        for chunk, future in pending:
             yield chunk, *future.result()
 
 
@@ -101,10 +96,6 @@ def _chunks(documents: Iterable[tuple[str, Document]]) -> Iterator[Chunk]:
         yield chunk
 
 
-def _texts(chunk: Chunk) -> list[str]:
-    return [document.text for _, document in chunk]
-
-
 class _Worker:
     """A process of `anyformer.data.encoding_worker`."""
 
@@ -113,8 +104,6 @@ class _Worker:
             self._process = processes.start(
                 processes.python(encoding_worker.__file__),
                 changes={"TOKENIZERS_PARALLELISM": "false"},
-                # Unbuffered, so that the pipe to a dead process can be closed: there is nothing left to write.
-                bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 # In a group of its own, so that Ctrl-C reaches only the calling program, which then ends it.
@@ -125,16 +114,14 @@ class _Worker:
             raise UserError(
                 f"A process that tokenizes can't be started: {error.strerror or error}. Try --workers 1."
             ) from error
-        self._results = io.BufferedReader(cast("io.RawIOBase", self._process.stdout))
-        self._send(greeting)
+        with self._alive():
+            self._send(greeting)
 
     def encode(self, texts: list[str]) -> tuple[bytes, bytes]:
         """Return lengths and ids of texts. Raises UserError when they can't be encoded, or the process is dead."""
-        self._send(pickle.dumps(texts, protocol=pickle.HIGHEST_PROTOCOL))
-        try:
-            result: tuple[bytes, bytes] | str = pickle.load(self._results)
-        except (EOFError, pickle.UnpicklingError):
-            raise self._died() from None
+        with self._alive():
+            self._send(pickle.dumps(texts, protocol=pickle.HIGHEST_PROTOCOL))
+            result: tuple[bytes, bytes] | str = pickle.load(cast("BinaryIO", self._process.stdout))
         if isinstance(result, str):
             raise UserError(f"The text can't be encoded: {result}.")
         return result
@@ -144,24 +131,23 @@ class _Worker:
 
     def close(self) -> None:
         """Release a process that was killed."""
-        self._results.close()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait()
+        with suppress(OSError), self._process:  # what it wasn't sent yet is lost
+            pass
 
     def _send(self, message: bytes) -> None:
-        view = memoryview(message)
-        try:
-            while view:
-                view = view[cast("Any", self._process.stdin).write(view) :]
-        except OSError:
-            raise self._died() from None
+        stdin = cast("BinaryIO", self._process.stdin)
+        stdin.write(message)
+        stdin.flush()
 
-    def _died(self) -> UserError:
-        status = self._process.wait()
-        return UserError(
-            f"A process that tokenizes ended with status {status}. If memory ran out, try fewer --workers."
-        )
+    @contextmanager
+    def _alive(self) -> Generator[None]:
+        try:
+            yield
+        except (OSError, EOFError, pickle.UnpicklingError):
+            status = self._process.wait()
+            raise UserError(
+                f"A process that tokenizes ended with status {status}. If memory ran out, try fewer --workers."
+            ) from None
 
 
 @contextmanager

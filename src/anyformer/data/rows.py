@@ -1,18 +1,17 @@
-"""Rows: what is in a file, record by record, with its place. All that reads data is a view on them."""
+"""Rows: what is in a file, record by record, with its location. All that reads data is a view on them."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from anyformer import limits
-from anyformer.data.examples import Where
-from anyformer.data.formats import too_large
-from anyformer.data.formats.conll import sentences
-from anyformer.data.formats.delimited import check_width, table_rows
+from anyformer.data.formats import Location, too_large
+from anyformer.data.formats.delimited import sentences, table_rows
 from anyformer.data.formats.json_records import json_records
 from anyformer.data.formats.parquet import class_names, open_parquet, parquet_rows
 from anyformer.data.formats.text import whole_text
@@ -30,6 +29,7 @@ from anyformer.data.input_files import (
 from anyformer.errors import UserError, nearest, quote
 
 SUFFIXES = (*RECORD_SUFFIXES, *TAGGED_SUFFIXES, *TEXT_SUFFIXES)
+MISSING = object()
 _NUMBER_BYTES = 8
 _COLUMNS = 2000
 """Columns of a table."""
@@ -43,12 +43,12 @@ class Row(NamedTuple):
     """A record of a file.
 
     Attributes:
-        where: Its place.
+        location: Its file and number.
         values: By the names of its columns: texts, numbers, booleans, None, and lists and objects of these.
         classes: Of columns that held numbers of classes, whose names are now in `values`: all names, in order.
     """
 
-    where: Where
+    location: Location
     values: Mapping[str, Any]
     classes: Mapping[str, Sequence[str]] = MappingProxyType({})
 
@@ -56,52 +56,53 @@ class Row(NamedTuple):
 def read_file(
     path: Path, limit: int, fields: Sequence[str] = (), *, columns: Sequence[str] = (), shown: Path | None = None
 ) -> Iterator[Row]:
-    """Read the rows of a file, compressed or not, in bounded memory.
+    """Read the rows of a file, compressed or not, in bounded memory; `limit` is the bytes that a row may have.
 
     A sentence of CoNLL has the columns `tokens` and `ner_tags`; a text file is one row with the column `text`.
 
     Args:
-        path: A file of `SUFFIXES`.
-        limit: Bytes that a row may have.
-        fields: The columns of text that are wanted, of which others may be left out; a field inside another is written
-            with a dot, `translation.de`. Empty: all columns, whose structure is checked.
+        fields: The columns of text to read, of which others may be left out; a field inside another is written with a
+            dot, `translation.de`. Empty: all columns, whose structure is checked.
         columns: The names of the columns of a .csv or .tsv file that has no header.
         shown: What messages call the file; None: its path.
 
     Raises:
         UserError: the file can't be read, or a row is faulty or too large (with the number of its line or row).
     """
-    shown, kind = shown or path, suffix_of(path, SUFFIXES) or ".jsonl"
-    with opened(path) as file:
+    shown, kind, limit = shown or path, suffix_of(path, SUFFIXES) or ".jsonl", min(limit, sys.maxsize - 2)
+    with opened(path, shown) as file:
         if kind == ".parquet":
             rows = _parquet(file, path, fields, limit)
         elif kind in (".csv", ".tsv"):
             rows = _table(file, path, fields, columns, limit)
         elif kind in TAGGED_SUFFIXES:
-            found = sentences(file, path, limit)
-            rows = (Row(Where(path, number), {"tokens": words, "ner_tags": tags}) for number, words, tags in found)
+            tagged = sentences(file, path, limit)
+            rows = (Row(Location(path, number), {"tokens": words, "ner_tags": tags}) for number, words, tags in tagged)
         elif kind in TEXT_SUFFIXES:
             text = whole_text(file, shown, limit)
-            rows = iter([Row(Where(shown, 1), {"text": text})] if text else [])
+            rows = iter([Row(Location(shown, 1), {"text": text})] if text else [])
         else:
             unit, objects = json_records(file, shown, limit, kind, fields[0] if fields else "text")
-            rows = (Row(Where(shown, number, unit), values) for number, values in objects)
+            rows = (Row(Location(shown, number, unit), values) for number, values in objects)
             rows = rows if fields else map(_checked, rows)
         yield from counted(rows, path) if fields else counted(rows, path, memory)
 
 
 def _table(file: BinaryIO, path: Path, fields: Sequence[str], columns: Sequence[str], limit: int) -> Iterator[Row]:
     rows = table_rows(file, path, limit, len(columns) or None)
-    header, has = (list(columns), "the columns that were named are") if columns else ([], "the header has")
-    if not header:
-        header = next(rows, (1, list[str]()))[1]
+    header = list(columns) or next(rows, (1, list[str]()))[1]
     if not fields and len(header) > _COLUMNS:
         raise UserError(f"{path} has {len(header):,} columns, more than the {_COLUMNS:,} that data may have.")
-    named = {name: column_of(name, header, path) for name in fields or filter(None, header)} if header else {}
+    indices = {name: _index(name, header, path) for name in fields or filter(None, header)} if header else {}
     for number, row in rows:
-        check_width(row, len(header), path, number, has)
-        values = {name: row[index] for name, index in named.items()} if fields else dict(zip(header, row, strict=True))
-        yield Row(Where(path, number), values)
+        if len(row) != len(header):
+            own = f"{len(row)} field{'s' if len(row) > 1 else ''}"
+            has = "the columns that were named are" if columns else "the header has"
+            raise UserError(f"{path}, line {number}, has {own}, and {has} {len(header)}.")
+        values = (
+            {name: row[index] for name, index in indices.items()} if fields else dict(zip(header, row, strict=True))
+        )
+        yield Row(Location(path, number), values)
 
 
 def _parquet(file: BinaryIO, path: Path, fields: Sequence[str], limit: int) -> Iterator[Row]:
@@ -109,42 +110,36 @@ def _parquet(file: BinaryIO, path: Path, fields: Sequence[str], limit: int) -> I
         for name in fields:
             _require_text(table.schema_arrow, name, path)
         classes, expansion = class_names(table.schema_arrow), Expansion(path)
-        for number, values in parquet_rows(table, fields or None):
-            where = Where(path, number, "row")
-            size = measure(values, where)
+        for number, values in enumerate(parquet_rows(table, fields or None), start=1):
+            location = Location(path, number, "row")
+            size = measure(values, location)
             if size.content > limit:
                 raise too_large(limit, path, number, "row")
             expansion.add(size.memory)
-            yield Row(where, values) if fields else typed_row(where, values, classes)
+            yield Row(location, values) if fields else typed_row(location, values, classes)
 
 
 def _checked(row: Row) -> Row:
-    measure(row.values, row.where)
+    measure(row.values, row.location)
     return row
 
 
 def memory(row: Row) -> int:
     """About how many bytes of memory a row takes."""
-    return measure(row.values, row.where).memory
+    return measure(row.values, row.location).memory
 
 
 class Size(NamedTuple):
-    """The size of a row: about how many bytes its values have, and how many there are, lists and objects included."""
+    """The size of a row: about how many bytes its values have, and how many it takes in memory."""
 
     content: int
-    values: int
-
-    @property
-    def memory(self) -> int:
-        """About how many bytes of memory the row takes."""
-        return self.content + VALUE_BYTES * self.values + ROW_BYTES
+    memory: int
 
 
-def measure(values: Mapping[str, Any], where: Where) -> Size:
-    """Count the values of a row and their bytes.
+def measure(values: Mapping[str, Any], location: Location) -> Size:
+    """Count the bytes of the values of a row, lists and objects among them.
 
-    Raises:
-        UserError: They are nested more than `limits.DEPTH` levels deep, or a text has half a character.
+    Raises UserError for more than `limits.DEPTH` levels of lists and objects, and for a text with half a character.
     """
     size, count, level = 0, 0, cast("list[object]", [values])
     for _ in range(limits.DEPTH):
@@ -154,7 +149,7 @@ def measure(values: Mapping[str, Any], where: Where) -> Size:
                 if each.isascii():
                     size += len(each)
                 else:
-                    check_characters(each, f"{where},")
+                    check_characters(each, location)
                     size += len(each.encode("utf-8"))
             elif isinstance(each, Mapping):
                 inner += cast("Mapping[object, object]", each).keys()
@@ -165,18 +160,18 @@ def measure(values: Mapping[str, Any], where: Where) -> Size:
                 size += len(each) if isinstance(each, bytes) else _NUMBER_BYTES
         count += len(inner)
         if not inner:
-            return Size(size, count)
+            return Size(size, size + VALUE_BYTES * count + ROW_BYTES)
         level = inner
-    raise UserError(f"{where}, is nested more than {limits.DEPTH} levels deep.")
+    raise UserError(f"{location}, is nested more than {limits.DEPTH} levels deep.")
 
 
-def typed_row(where: Where, values: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> Row:
-    """A row of a file whose columns have types."""
+def typed_row(location: Location, values: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> Row:
+    """A row of a file whose columns have types: null inside an object stands for a key that isn't there."""
     values = {name: _without_nulls(value) for name, value in values.items()}
     for column, names in classes.items():
         if column in values:
-            values[column] = _named(values[column], names, where, column)
-    return Row(where, values, classes)
+            values[column] = _named(values[column], names, location, column)
+    return Row(location, values, classes)
 
 
 def _without_nulls(value: object) -> object:
@@ -186,9 +181,9 @@ def _without_nulls(value: object) -> object:
     return [_without_nulls(each) for each in cast("list[object]", value)] if isinstance(value, list) else value
 
 
-def _named(value: object, names: Sequence[str], where: Where, column: str) -> object:
+def _named(value: object, names: Sequence[str], location: Location, column: str) -> object:
     if isinstance(value, list):
-        return [_named(each, names, where, column) for each in cast("list[object]", value)]
+        return [_named(each, names, location, column) for each in cast("list[object]", value)]
     if not isinstance(value, int) or isinstance(value, bool):
         return value
     if value == -1:  # of a split whose labels aren't known
@@ -196,13 +191,13 @@ def _named(value: object, names: Sequence[str], where: Where, column: str) -> ob
     if 0 <= value < len(names):
         return names[value]
     raise UserError(
-        f"{where}, has class {value} in its column {quote(column)}, "
+        f"{location}, has class {value} in its column {quote(column)}, "
         f"and the file has names for 0 to {len(names) - 1} only."
     )
 
 
-def column_of(field: str, header: Sequence[str], path: Path) -> int:
-    """The place of a field in a header. Raises UserError where it isn't there once."""
+def _index(field: str, header: Sequence[str], path: Path) -> int:
+    """The index of a field in a header. Raises UserError where it isn't there once."""
     if (count := header.count(field)) > 1:
         raise UserError(f"{path} has {count} fields called {quote(field)}: give them different names.")
     if not count:
@@ -210,18 +205,18 @@ def column_of(field: str, header: Sequence[str], path: Path) -> int:
     return header.index(field)
 
 
-def check_characters(text: str, where: object) -> None:
+def check_characters(text: str, location: object) -> None:
     """Raise UserError for a text that UTF-8 can't hold."""
     if not text.isascii() and _SURROGATE.search(text):
-        raise UserError(f"{where} holds half a character: a \\ud800 without its other half.")
+        raise UserError(f"{location}, holds half a character: a \\ud800 without its other half.")
 
 
 def unknown_field(field: str, names: Iterable[str], noun: str = "field") -> str:
     """Say that there is no such field, and which ones there are."""
-    known = [str(name) for name in names]
-    hint = nearest(field, known)
-    some = [repr(name) for name in known[:_FEW]] + ["..."] * (len(known) > _FEW)
-    others = "" if hint.startswith("choose") or not known else f" It has {', '.join(some)}."
+    names = [str(name) for name in names]
+    hint = nearest(field, names)
+    some = [repr(name) for name in names[:_FEW]] + ["..."] * (len(names) > _FEW)
+    others = "" if hint.startswith("choose") or not names else f" It has {', '.join(some)}."
     return f"has no {noun} {quote(field)}: {hint}{others}" + ("" if hint.endswith("?") else ".")
 
 
@@ -232,14 +227,57 @@ def _require_text(schema: Any, field: str, path: Path) -> None:
     inside: list[Any] = list(schema)
     name, kind = field, None
     while kind is None:
-        known = {each.name: each.type for each in inside}
+        kinds = {each.name: each.type for each in inside}
         first, dot, rest = name.partition(".")
-        kind = known.get(name)
+        kind = kinds.get(name)
         if kind is None:
-            if not dot or first not in known or not types.is_struct(known[first]):
+            if not dot or first not in kinds or not types.is_struct(kinds[first]):
                 raise UserError(f"{path} {unknown_field(field, schema.names)}")
-            inside, name = list(known[first]), rest
+            inside, name = list(kinds[first]), rest
     text = kind.value_type if types.is_dictionary(kind) else kind
     tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
     if not any(test(text) for test in tests):
         raise UserError(f"{path} has no text in its field {quote(field)}: that is of type {kind}. Name another field.")
+
+
+def records(
+    path: Path, fields: Sequence[str], max_record_bytes: int = limits.RECORD_BYTES
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Read fields of a file's records, in order: the line or row of each, from 1, and their texts, "" for null.
+
+    Args:
+        path: .jsonl, .json (an array of objects, an object a line, or {"data": [...]}), .csv or .tsv (with a header) or
+            .parquet, compressed or not.
+        fields: their names; a field inside another is written with a dot, `translation.de`.
+        max_record_bytes: the size that a line, or these texts of a row, may have.
+
+    Raises:
+        UserError: the file can't be read; a record is faulty or too large, or a field is missing or no text.
+    """
+    for row in read_file(path, max_record_bytes, fields):
+        yield row.location.number, tuple(text_of(row.values, field, row.location) for field in fields)
+
+
+def text_of(record: Mapping[str, Any], field: str, location: object) -> str:
+    """Return the text of a field, "" for null; raises UserError where there is none."""
+    value = find(record, field)
+    if isinstance(value, str):
+        check_characters(value, location)
+        return value
+    if value is MISSING:
+        raise UserError(f"{location}, {unknown_field(field, record)}")
+    if value is None:
+        return ""
+    kind = type(value).__name__
+    raise UserError(f"{location}, has no text in its field {quote(field)}: that is of type {kind}. Name another field.")
+
+
+def find(record: Mapping[str, Any], field: str) -> object:
+    """The value of a field, which may be inside others, `translation.de`; `MISSING` where there is none."""
+    value: Any = record
+    while isinstance(value, Mapping):
+        if field in value:
+            return value[field]
+        first, dot, field = field.partition(".")
+        value = value.get(first) if dot else None
+    return MISSING

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -94,17 +94,18 @@ class SpanCorruption:
         A sentinel is in the loss if the first token of its span is, and `eos` if the window's last token is.
         """
         rows, length = windows.shape
-        source = np.full((rows, self.lengths(length)[0]), self.pad, dtype=np.int64)
-        targets = np.full((rows, self.lengths(length)[1]), IGNORED, dtype=np.int64)
+        source_length, target_length = self.lengths(length)
+        source = np.full((rows, source_length), self.pad, dtype=np.int64)
+        targets = np.full((rows, target_length), IGNORED, dtype=np.int64)
         tokens = np.full_like(targets, self.pad)
         source_mask = np.zeros_like(source, dtype=np.bool_)
         for row in range(rows):
             size = length if padding_mask is None else int(padding_mask[row].sum())
-            read, written, counts = self._corrupt(windows[row, :size], loss_mask[row, :size], rng)
+            read, written, is_target = self._corrupt(windows[row, :size], loss_mask[row, :size], rng)
             source[row, : len(read)] = read
             source_mask[row, : len(read)] = True
-            tokens[row, : len(written)] = np.concatenate(([self.start], written[:-1]))
-            targets[row, : len(written)] = np.where(counts, written, IGNORED)
+            tokens[row, : len(written)] = np.append(self.start, written[:-1])
+            targets[row, : len(written)] = np.where(is_target, written, IGNORED)
         return Batch(tokens, targets, source=source, source_mask=None if source_mask.all() else source_mask)
 
     def _counts(self, length: int) -> tuple[int, int]:
@@ -116,21 +117,18 @@ class SpanCorruption:
         """Source and targets of one window, and the loss mask of the targets."""
         hidden, spans = self._counts(len(window))
         sizes = np.stack((_divide(len(window) - hidden, spans, rng), _divide(hidden, spans, rng)), axis=1).ravel()
-        ends = sizes.cumsum()
-        stretches, masks = np.split(window, ends[:-1]), np.split(loss_mask, ends[:-1])
-        source: list[Int64] = []
-        targets: list[Int64] = []
-        counts: list[Bool] = []
-        for index in range(spans):
-            sentinel = np.array([self.sentinels[index]])
-            source += [stretches[2 * index], sentinel]
-            targets += [sentinel, stretches[2 * index + 1]]
-            counts += [masks[2 * index + 1][:1], masks[2 * index + 1]]
-        eos = np.array([self.eos])
+        ends = sizes.cumsum()[:-1]
+        stretches, masks = np.split(window, ends), np.split(loss_mask, ends)
+        source, targets, is_target = list[Any](), list[Any](), list[Any]()
+        parts = zip(self.sentinels, stretches[::2], stretches[1::2], masks[1::2], strict=False)
+        for sentinel, text, span, mask in parts:
+            source += [text, [sentinel]]
+            targets += [[sentinel], span]
+            is_target += [mask[:1], mask]
         return (
-            np.concatenate([*source, eos]),
-            np.concatenate([*targets, eos]),
-            np.concatenate([*counts, loss_mask[-1:]]),
+            np.concatenate([*source, [self.eos]]),
+            np.concatenate([*targets, [self.eos]]),
+            np.concatenate([*is_target, loss_mask[-1:]]),
         )
 
 

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from anyformer import atomic, limits
+from anyformer.data.corpus import Document
 from anyformer.data.formats import utf8_length
 from anyformer.data.parallel_encoding import Ids, Lengths, encode_chunks, id_dtype
-from anyformer.data.sources import Document
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from anyformer.data.examples import ChatExample, CompletionExample, Seq2SeqExample
 from anyformer.data.examples.chat import encode_chat_rows
-from anyformer.data.examples.completion import encode_completion
-from anyformer.data.examples.encoded import truncate
+from anyformer.data.examples.encoded import encode_completion, truncate
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.logits import Progress, known_label, log_softmax, single_label
 from anyformer.evaluation.metrics import Metric, exact_match, language_model, ratio, share, summaries, translation
@@ -67,7 +66,7 @@ def with_answer(example: Answered, text: str) -> Answered:
         case ChatExample():
             last = _last(example)
             messages = [*example.messages[:last], {"role": "assistant", "content": text}]
-            return replace(example, messages=messages, learned=[False] * last + [True])
+            return replace(example, messages=messages, loss_mask=[False] * last + [True])
         case CompletionExample():
             before = [(part, False) for part, _ in example.segments[: _last(example)]]
             return replace(example, segments=[*before, (text, True)])
@@ -117,7 +116,9 @@ def choose(
     parts = [_parts(model, tokenizer, example, cut=False) for example in answered]
     for example, part in zip(answered, parts, strict=True):
         if not part:
-            raise UserError(f"{example.where}: the choice {quote(answer(example))} has no token that could be scored.")
+            raise UserError(
+                f"{example.location}: the choice {quote(answer(example))} has no token that could be scored."
+            )
     scored = 0
 
     def advance(count: int) -> None:
@@ -157,10 +158,10 @@ def give_answers(
 
 def _last(example: ChatExample | CompletionExample) -> int:
     """Index of the last answer to be learned."""
-    learned = example.learned if isinstance(example, ChatExample) else [each for _, each in example.segments]
-    indices = [index for index, each in enumerate(learned) if each]
+    loss_mask = example.loss_mask if isinstance(example, ChatExample) else [each for _, each in example.segments]
+    indices = [index for index, is_learned in enumerate(loss_mask) if is_learned]
     if not indices:
-        raise UserError(f"{example.where}: there is no answer to compare with.")
+        raise UserError(f"{example.location}: there is no answer to compare with.")
     return indices[-1]
 
 
@@ -180,10 +181,10 @@ def _parts(
     for row in rows:
         kept = truncate(row, model.config.max_length)[0] if cut else row
         # The first token has nothing before it.
-        indices = [index for index, learned in enumerate(kept.learned) if learned and index > 0]
+        indices = [index for index, is_learned in enumerate(kept.loss_mask) if is_learned and index > 0]
         if indices:
             begin, end = indices[0], indices[-1] + 1
-            parts.append((Continuation(kept.tokens[:begin], kept.tokens[begin:end]), kept.learned[begin:end]))
+            parts.append((Continuation(kept.tokens[:begin], kept.tokens[begin:end]), kept.loss_mask[begin:end]))
     return parts
 
 
@@ -244,7 +245,7 @@ def evaluate_answers(
         metrics["end_probability"] = replace(ends, bounds=UNIT)
     metrics["stopped"] = share([each.stopped for each in written])
     rows = [
-        EvaluatedRow(example.where, prompt, reference, text, loss.nats / max(1, loss.tokens), bool(right))
+        EvaluatedRow(example.location, prompt, reference, text, loss.nats / max(1, loss.tokens), bool(right))
         for example, prompt, reference, text, loss, right in zip(
             examples, shown, references, texts, losses, match.rows[:, 0], strict=True
         )

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from anyformer.checkpoint.by_name import takes_model
-from anyformer.data.examples.asked import Texts, asked_texts
 from anyformer.data.examples.columns import Columns
+from anyformer.data.examples.tables import Texts, read_texts
 from anyformer.errors import UserError
 from anyformer.evaluation.logits import is_regression, label_names, require_words, text_logits
 from anyformer.model import Transformer
@@ -73,7 +73,7 @@ def classify(
         UserError: a model without a classification head, no tokenizer, an empty text, other numbers of texts and second
             texts, rows without a column of texts, an output that is NaN.
     """
-    pairs = asked_texts(texts, columns)
+    pairs = read_texts(texts, columns)
     texts = [text for text, _ in pairs]
     seconds = [own for _, own in pairs]
     if second is not None:

@@ -153,7 +153,7 @@ def single_label(
     index = {name: number for number, name in enumerate(names)}
     predictions = [names[int(best)] for best in log_p.argmax(axis=1)]
     rows = [
-        EvaluatedRow(example.where, text, reference, name, -float(row[index[reference]]), name == reference)
+        EvaluatedRow(example.location, text, reference, name, -float(row[index[reference]]), name == reference)
         for example, text, reference, name, row in zip(examples, shown, references, predictions, log_p, strict=True)
     ]
     return Evaluation(
@@ -178,7 +178,7 @@ def known_label(label: str, names: Sequence[str], example: Example) -> str:
     if label.isdecimal() and int(label) < len(names):
         return names[int(label)]
     some = ", ".join(map(repr, names[:_SHOWN_LABELS])) + (" ..." if len(names) > _SHOWN_LABELS else "")
-    raise UserError(f"{example.where}: the label is {quote(label)}, and those that can be predicted are {some}.")
+    raise UserError(f"{example.location}: the label is {quote(label)}, and those that can be predicted are {some}.")
 
 
 def log_softmax(logits: Array) -> Array:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from anyformer.data.examples import Where
+from anyformer.data.formats import Location
 from anyformer.errors import UserError
 from anyformer.evaluation.metrics import ClassScores, Interval, Metric
 from anyformer.evaluation.metrics.tagging import TaggedSpans
@@ -62,7 +62,7 @@ class EvaluatedRow(OneLine):
         spans: Of a tagged sentence, its entities.
     """
 
-    where: Where
+    location: Location
     text: str
     reference: str
     prediction: str

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from anyformer.checkpoint.by_name import takes_model
-from anyformer.data.examples.asked import Sentences, asked_sentences
 from anyformer.data.examples.columns import Columns
+from anyformer.data.examples.tables import Sentences, read_sentences
 from anyformer.evaluation.logits import label_names, require_words, word_logits
 from anyformer.evaluation.metrics.tagging import entities, is_entity_scheme
 from anyformer.model import Transformer
@@ -109,7 +109,7 @@ def tag(
         UserError: a model without such a head, no tokenizer, an empty text, rows without a column of texts, an output
             that is NaN.
     """
-    split = [_split(text) for text in asked_sentences(texts, columns)]
+    split = [_split(text) for text in read_sentences(texts, columns)]
     require_words([text for text, _ in split])
     sentences = [[text[start:end] for start, end in spans] for text, spans in split]
     names, grouped = label_names(model), finds_entities(model)

@@ -6,8 +6,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from anyformer.data.examples import Example, Where
+from anyformer.data.examples import Example
 from anyformer.data.examples.held_out import Twice
+from anyformer.data.formats import Location
 from anyformer.errors import UserError, quote
 from anyformer.tasks.task import Encoded, EncodedText, Task
 from anyformer.terminal import shorten
@@ -61,7 +62,7 @@ class Check:
         self._ends: Counter[int] = Counter()
         self._doubled = self._with_learned = 0
         self._mismatch: str | None = None
-        self._unlearned_at: Where | None = None
+        self._unlearned_at: Location | None = None
 
     def add(self, encoded: Encoded) -> None:
         """Count an example."""
@@ -83,7 +84,7 @@ class Check:
         tokens, cut = text.tokens, text.cut
         self.rows += 1
         self.tokens += len(tokens)
-        counted = {"tokens": cut.tokens, "learned": cut.learned, "ends": cut.lost_end, "all": cut.lost_all}
+        counted = {"tokens": cut.tokens, "learned": cut.targets, "ends": cut.lost_end, "all": cut.lost_all}
         self.cut.update({"rows": int(cut.tokens > 0), **{name: int(count) for name, count in counted.items()}})
         bos = self._tokenizer.bos
         self._doubled += bos is not None and list(tokens[:2]) == [bos, bos]
@@ -95,7 +96,7 @@ class Check:
         self.mismatches += text.mismatches
         if count == 0:
             self.unlearned += 1
-            self._unlearned_at = self._unlearned_at or example.where
+            self._unlearned_at = self._unlearned_at or example.location
         else:
             # The token at the end of each stretch that is learned.
             borders = zip(text.learned, [*text.learned[1:], False], strict=True)
@@ -198,7 +199,7 @@ class Check:
 
     def _ends_warning(self) -> list[tuple[str, str]]:
         others = {token: count for token, count in self._ends.items() if token not in self._stops}
-        # Where a row was cut, it ends somewhere.
+        # Location a row was cut, it ends somewhere.
         missing = sum(others.values()) - self.cut["ends"]
         if not self._stops or missing <= 0 or not self.task.checks_ends:
             return []

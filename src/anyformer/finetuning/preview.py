@@ -86,7 +86,7 @@ def _row(number: int, row: Encoded, tokenizer: Tokenizer, colors: Mapping[str, i
         }
         for text in row.texts
     ]
-    return {"number": number, "where": str(row.example.where), "label": row.label, "texts": texts}
+    return {"number": number, "where": str(row.example.location), "label": row.label, "texts": texts}
 
 
 def _counts(text: EncodedText) -> str:
@@ -98,7 +98,7 @@ def _notes(text: EncodedText) -> Iterator[str]:
     if len(text.tokens) > _TOKENS:
         yield f"Not drawn: {len(text.tokens) - _TOKENS:,} more tokens."
     if text.cut.tokens:
-        lost = f", {text.cut.learned:,} of them to be learned" if text.cut.learned else ""
+        lost = f", {text.cut.targets:,} of them to be learned" if text.cut.targets else ""
         end = " The end of the answer is lost." if text.cut.lost_end else ""
         yield f"Cut off: {text.cut.tokens:,} more token{'s' * (text.cut.tokens != 1)}{lost}.{end}"
 

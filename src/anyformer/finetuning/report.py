@@ -295,7 +295,7 @@ def _chosen(pairs: Sequence[tuple[EvaluatedRow, str | None]], generates: bool) -
 
 def _row(row: EvaluatedRow, earlier: str | None) -> dict[str, Any]:
     return {
-        "where": f"{row.where.path.name}, {row.where.kind} {row.where.number}",
+        "where": f"{row.location.path.name}, {row.location.kind} {row.location.number}",
         "question": row.text[:_CHARACTERS],
         "reference": row.reference[:_CHARACTERS],
         "before": None if earlier is None else earlier[:_CHARACTERS],

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from anyformer import atomic, limits
 from anyformer.data.formats.text import text_lines
 from anyformer.data.input_files import RECORD_SUFFIXES, suffix_of
-from anyformer.data.records import records
+from anyformer.data.rows import records
 from anyformer.errors import UserError, quote
 from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig, GenerationOptions
 from anyformer.generation.generate import generate

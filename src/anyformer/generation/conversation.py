@@ -18,8 +18,7 @@ from anyformer.generation.sampling import make_sampler
 from anyformer.generation.stop_strings import Detokenizer, cut_at_stop, stream_text
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.chat import NEXT_TURN
-from anyformer.tokenizer.prompt import encode_conversation, render_conversation
+from anyformer.tokenizer.prompt import NEXT_TURN, encode_conversation, render_conversation
 
 Message = dict[str, str]
 """``{"role": "system" | "user" | "assistant", "content": "..."}``"""

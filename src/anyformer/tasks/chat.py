@@ -21,20 +21,20 @@ TEMPLATES_CHECKED = 50
 
 def _chat(parts: Parts) -> ChatExample:
     location = f"its column {quote(parts.column('messages'))}"
-    return conversation(parts, *read_messages(parts.value("messages"), parts.where, location))
+    return conversation(parts, *read_messages(parts.value("messages"), parts.location, location))
 
 
 def _alpaca(parts: Parts) -> ChatExample:
     turns = list[tuple[str, str]]()
     if parts.has("history"):
         location = f"its column {quote(parts.column('history'))}"
-        history = from_json(parts.get("history"), parts.where, location)
-        for number, turn in enumerate(as_list(history, parts.where, location) if history != [] else [], start=1):
+        history = from_json(parts.get("history"), parts.location, location)
+        for number, turn in enumerate(as_list(history, parts.location, location) if history != [] else [], start=1):
             own = f"turn {number} of {location}"
-            texts = as_list(turn, parts.where, own)
+            texts = as_list(turn, parts.location, own)
             if len(texts) != 2:
-                raise fault(parts.where, f"has {len(texts)} texts in {own}", "a turn is a question and its answer")
-            turns.append((as_text(texts[0], parts.where, own), as_text(texts[1], parts.where, own)))
+                raise fault(parts.location, f"has {len(texts)} texts in {own}", "a turn is a question and its answer")
+            turns.append((as_text(texts[0], parts.location, own), as_text(texts[1], parts.location, own)))
     more = parts.text("input", empty=True)
     instruction = parts.text("instruction", empty=bool(more.strip()))
     turns.append(("\n".join(filter(None, (instruction, more))), parts.text("output")))
@@ -50,24 +50,26 @@ def _prompt_and_completion(parts: Parts) -> ChatExample:
     messages, loss_mask = list[Message](), list[bool]()
     for part, role in (("prompt", "user"), ("completion", "assistant")):
         location, is_answer = f"its column {quote(parts.column(part))}", part == "completion"
-        value = text_or_messages(parts.value(part), parts.where, location)
+        value = text_or_messages(parts.value(part), parts.location, location)
         if isinstance(value, str):
-            value = [{"role": role, "content": as_text(value, parts.where, location)}], [True]
+            value = [{"role": role, "content": as_text(value, parts.location, location)}], [True]
         messages += value[0]
         loss_mask += [is_answer and learned for learned in value[1]]
     if messages[-1]["role"] != "assistant":
-        raise fault(parts.where, f"has no answer of the assistant at the end of its column {quote(parts.column(part))}")
+        raise fault(
+            parts.location, f"has no answer of the assistant at the end of its column {quote(parts.column(part))}"
+        )
     return conversation(parts, messages, loss_mask)
 
 
 def add_system(example: ChatExample | CompletionExample, text: str) -> tuple[ChatExample, int]:
     """Put a system message into a conversation that has none. Raises UserError where there is no conversation."""
     if not isinstance(example, ChatExample):
-        raise UserError(f"--system is for conversations, and {example.where}, is a text: leave it out.")
+        raise UserError(f"--system is for conversations, and {example.location}, is a text: leave it out.")
     if example.messages[0]["role"] == "system":
         return example, 0
     messages = [{"role": "system", "content": text}, *example.messages]
-    return replace(example, messages=messages, learned=[False, *example.learned]), 1
+    return replace(example, messages=messages, loss_mask=[False, *example.loss_mask]), 1
 
 
 def _encode(encoding: Encoding, examples: Sequence[ChatExample]) -> list[Encoded]:

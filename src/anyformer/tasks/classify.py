@@ -12,8 +12,8 @@ from anyformer.data.examples import ClassifyExample
 from anyformer.data.examples.classifier_input import encode_texts
 from anyformer.data.examples.columns import LABELS, PAIRS, SCORES, TEXTS, Names
 from anyformer.data.examples.datasets import Dataset, labeled
-from anyformer.data.examples.encoded import Cut
-from anyformer.data.examples.labels import settle_labels
+from anyformer.data.examples.encoded import Truncation
+from anyformer.data.examples.labels import resolve_labels
 from anyformer.data.examples.parts import Parts, read_label
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.logits import is_regression, known_label, label_names, log_softmax, single_label, text_logits
@@ -29,7 +29,7 @@ from anyformer.training.run_config import CompleteRunConfig
 
 def _build(parts: Parts) -> ClassifyExample:
     second = parts.text("second") if parts.has("second") or "second" in parts.required else None
-    return ClassifyExample(where=parts.where, text=parts.text("text"), second=second, label=read_label(parts))
+    return ClassifyExample(location=parts.location, text=parts.text("text"), second=second, label=read_label(parts))
 
 
 def _encode(encoding: Encoding, examples: Sequence[ClassifyExample]) -> list[Encoded]:
@@ -37,7 +37,7 @@ def _encode(encoding: Encoding, examples: Sequence[ClassifyExample]) -> list[Enc
     encoded = list[Encoded]()
     for example, each in zip(examples, inputs, strict=True):
         labels = [_number(example)] if encoding.kind == "regression" else _names(example)
-        text = EncodedText(tokens=each.tokens, segments=each.segments, cut=Cut(tokens=each.cut))
+        text = EncodedText(tokens=each.tokens, segments=each.segments, cut=Truncation(tokens=each.cut))
         encoded.append(Encoded(example=example, texts=[text], label=", ".join(map(str, labels)), labels=labels))
     return encoded
 
@@ -69,7 +69,7 @@ def _evaluate(
     """One label, several labels or a number for each text."""
     for example in examples:
         if example.label is None:
-            raise UserError(f"{example.where}: there is no label to compare with.")
+            raise UserError(f"{example.location}: there is no label to compare with.")
     texts = [(example.text, example.second) for example in examples]
     logits, _ = text_logits(model, tokenizer, texts, progress=options.counter("classify", len(examples)))
     if is_regression(model):
@@ -77,7 +77,7 @@ def _evaluate(
     for example in examples:
         if isinstance(example.label, float):
             label = f"the label is the number {example.label:g}"
-            raise UserError(f"{example.where}: {label}, and this model knows classes.")
+            raise UserError(f"{example.location}: {label}, and this model knows classes.")
     names = label_names(model)
     several = any(isinstance(example.label, tuple) for example in examples)
     if several or model.config.head.problem_type == "multi_label_classification":
@@ -94,7 +94,7 @@ def _multilabel(examples: Sequence[ClassifyExample], logits: Array, names: Seque
     rows = list[EvaluatedRow]()
     for example, right, predicted, loss in zip(examples, references, predictions, losses, strict=True):
         answers, is_right = (", ".join(right), ", ".join(predicted)), set(right) == set(predicted)
-        rows.append(EvaluatedRow(example.where, _shown(example), *answers, float(loss), is_right))
+        rows.append(EvaluatedRow(example.location, _shown(example), *answers, float(loss), is_right))
     classes = class_table(class_counts(references, predictions, names), names)
     return Evaluation(metrics=multilabel(references, predictions, names), rows=rows, classes=classes)
 
@@ -107,10 +107,10 @@ def _regression(examples: Sequence[ClassifyExample], logits: Array) -> Evaluatio
     for example in examples:
         if isinstance(example.label, str | tuple):
             label = quote(example.label)
-            raise UserError(f"{example.where}: the label {label} is a name, and this model predicts numbers.")
+            raise UserError(f"{example.location}: the label {label} is a name, and this model predicts numbers.")
     references, predictions = [_number(example) for example in examples], logits[:, 0]
     rows = [
-        EvaluatedRow(example.where, _shown(example), f"{right:g}", f"{number:.4g}", float((right - number) ** 2))
+        EvaluatedRow(example.location, _shown(example), f"{right:g}", f"{number:.4g}", float((right - number) ** 2))
         for example, right, number in zip(examples, references, predictions, strict=True)
     ]
     return Evaluation(metrics=regression(references, predictions), rows=rows)
@@ -154,7 +154,7 @@ TASK = Task(
         for names in (LABELS, SCORES)
         for texts in _TEXTS
     ],
-    resolve_labels=lambda examples, kind, labels, classes: settle_labels(
+    resolve_labels=lambda examples, kind, labels, classes: resolve_labels(
         examples, kind, labels, classes.get("label", ())
     ),
     classes=lambda example: [example.label],

@@ -10,8 +10,7 @@ from itertools import islice
 from typing import Any
 
 from anyformer.data.examples.columns import Columns
-from anyformer.data.records import MISSING, find
-from anyformer.data.rows import unknown_field
+from anyformer.data.rows import MISSING, find, unknown_field
 from anyformer.errors import UserError, nearest, quote
 from anyformer.tasks import TASKS
 from anyformer.tasks.task import RowSchema
@@ -64,10 +63,10 @@ def detect_task(
         hint = nearest(task, TASKS)
         raise UserError(f"There is no task {quote(task)}: {hint}{'' if hint.endswith('?') else '.'}")
     columns = columns or Columns()
-    named = columns.given()
+    named = columns.by_role()
     for column in named.values():
         if find(sample, _inside_translation(column, sample)) is MISSING:
-            line = columns.ask(None, **_suggestion(sample, task, named)[2])
+            line = columns.flags(None, **_suggestion(sample, task, named)[2])
             raise UserError(f"{location} {unknown_field(column, sample, 'column')} Write {line}.")
     for name, schema in _schemas(task):
         match = _match(schema, sample, named)
@@ -118,16 +117,16 @@ def _listed(match: Mapping[str, str]) -> str:
 
 
 def _no_task(sample: Mapping[str, Any], location: object, task: str | None, columns: Columns) -> UserError:
-    names, named = [str(column)[:60] for column in sample], columns.given()
+    names, named = [str(column)[:60] for column in sample], columns.by_role()
     some = ", ".join(map(repr, names[:_FEW])) + (", ..." if len(names) > _FEW else "")
     has = f"{location} has the column{'s' if len(names) != 1 else ''} {some or 'none'}"
     if task is None and not named and any(_DATA.fullmatch(name) for name in names):
-        header = columns.ask_header(len(names))
+        header = columns.header_flag(len(names))
         return UserError(
             f"{has}, from which no task follows: if the first line is no header, name the columns with {header}."
         )
     name, schema, parts = _suggestion(sample, task, named)
-    line = columns.ask(name if task is None else None, **parts)
+    line = columns.flags(name if task is None else None, **parts)
     if task is None:
         misspelt = _misspelt(names)
         advice = f"{misspelt} Or write {line}." if misspelt else f"name the task and its columns, such as {line}."

@@ -13,8 +13,8 @@ from anyformer.data.examples import EmbedExample
 from anyformer.data.examples.classifier_input import encode_texts
 from anyformer.data.examples.columns import LABELS, PAIRS, SCORES, TEXTS
 from anyformer.data.examples.datasets import Dataset, compared
-from anyformer.data.examples.encoded import Cut
-from anyformer.data.examples.labels import settle_embeddings
+from anyformer.data.examples.encoded import Truncation
+from anyformer.data.examples.labels import resolve_embeddings
 from anyformer.data.examples.parts import Parts, as_list, as_text, fault, read_label
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.metrics import relevant_ranks, retrieval, share, similarity
@@ -40,20 +40,22 @@ def _build(parts: Parts) -> EmbedExample:
     columns += [name for name, value in parts.row.values.items() if name.startswith("negative_") and value is not None]
     for column in dict.fromkeys(columns):
         location, value = f"its column {quote(column)}", parts.find(column)
-        several = as_list(value, parts.where, location) if isinstance(value, list) else [value]
-        texts += [as_text(each, parts.where, location) for each in several]
-    return EmbedExample(where=parts.where, texts=tuple(texts))
+        several = as_list(value, parts.location, location) if isinstance(value, list) else [value]
+        texts += [as_text(each, parts.location, location) for each in several]
+    return EmbedExample(location=parts.location, texts=tuple(texts))
 
 
 def _build_pair(parts: Parts) -> EmbedExample:
     """A pair with a score, or a pair or a text with a label; which of them it is, all labels tell."""
     texts = tuple(parts.text(part) for part in ("text", "second") if part in parts.required)
     if "score" in parts.required:
-        return EmbedExample(where=parts.where, texts=texts, score=parts.number("score"))
+        return EmbedExample(location=parts.location, texts=texts, score=parts.number("score"))
     label = read_label(parts)
     if isinstance(label, tuple):
-        raise fault(parts.where, f"has a list in its column {quote(parts.column('label'))}", "there must be one label")
-    return EmbedExample(where=parts.where, texts=texts, label=label)
+        raise fault(
+            parts.location, f"has a list in its column {quote(parts.column('label'))}", "there must be one label"
+        )
+    return EmbedExample(location=parts.location, texts=texts, label=label)
 
 
 def _by_order(sample: Mapping[str, Any]) -> tuple[RowSchema, dict[str, str]] | None:
@@ -75,7 +77,8 @@ def _encode(encoding: Encoding, examples: Sequence[EmbedExample]) -> list[Encode
     inputs, encoded = iter(encode_texts(encoding.tokenizer, every, encoding.context)), list[Encoded]()
     for example in examples:
         texts = [
-            EncodedText(tokens=each.tokens, cut=Cut(tokens=each.cut)) for each in islice(inputs, len(example.texts))
+            EncodedText(tokens=each.tokens, cut=Truncation(tokens=each.cut))
+            for each in islice(inputs, len(example.texts))
         ]
         answer = example.label if example.score is None else example.score
         labels = [] if answer is None else [answer]
@@ -141,7 +144,7 @@ def _similarity(examples: Sequence[EmbedExample], vector_of: dict[str, Array]) -
     # Spearman's correlation is of ranks, so the worst pairs are those whose two ranks differ most.
     ranks = [np.argsort(np.argsort(values, kind="stable")) for values in (scores, cosines)]
     rows = [
-        EvaluatedRow(example.where, " | ".join(example.texts), f"{score:g}", f"{cosine:.3f}", float(abs(a - b)))
+        EvaluatedRow(example.location, " | ".join(example.texts), f"{score:g}", f"{cosine:.3f}", float(abs(a - b)))
         for example, score, cosine, a, b in zip(examples, scores, cosines, *ranks, strict=True)
     ]
     return Evaluation(metrics=similarity(scores, cosines), rows=rows)
@@ -162,7 +165,7 @@ def _retrieval(examples: Sequence[EmbedExample], vector_of: dict[str, Array]) ->
     for query, vector, own in zip(queries, vectors, ranks, strict=True):
         right, nearest = documents[min(relevant[query])], documents[int((matrix @ vector).argmax())]
         best = float(own.min())
-        rows.append(EvaluatedRow(first_of[query].where, query, right, nearest, best, best == 1))
+        rows.append(EvaluatedRow(first_of[query].location, query, right, nearest, best, best == 1))
     notes = [f"{len(queries):,} queries, {len(documents):,} documents."]
     return Evaluation(metrics=retrieval(ranks), rows=rows, notes=notes)
 
@@ -179,7 +182,7 @@ def _neighbors(examples: Sequence[EmbedExample], vector_of: dict[str, Array]) ->
         other = examples[int(cosines.argmax())]
         prediction, right = f"{other.label}: {' | '.join(other.texts)}", example.label == other.label
         texts, label = " | ".join(example.texts), str(example.label)
-        rows.append(EvaluatedRow(example.where, texts, label, prediction, float(cosines.max()), right))
+        rows.append(EvaluatedRow(example.location, texts, label, prediction, float(cosines.max()), right))
     notes = [f"Accuracy is that of the nearest other {'text' if len(examples[0].texts) == 1 else 'pair'}'s class."]
     return Evaluation(metrics={"accuracy": share([bool(row.right) for row in rows])}, rows=rows, notes=notes)
 
@@ -225,7 +228,7 @@ TASK = Task(
         *(RowSchema(build=_build_pair, required=required, explicit=True, rank=8) for required in _EXPLICIT),
     ],
     by_order=_by_order,
-    resolve_labels=lambda examples, kind, labels, classes: settle_embeddings(examples, labels),
+    resolve_labels=lambda examples, kind, labels, classes: resolve_embeddings(examples, labels),
     classes=lambda example: [example.label],
     head="none",
     encode=_encode,

@@ -26,10 +26,8 @@ from anyformer.data.examples import Example
 from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.labels import LabelKind, check_learnable
 from anyformer.data.examples.parts import Parts
-from anyformer.data.examples.rows import row_files
 from anyformer.data.examples.tables import Table
-from anyformer.data.materialize import HUB
-from anyformer.data.records import record_limit
+from anyformer.data.materialize import HUB, row_files
 from anyformer.errors import UserError
 from anyformer.tasks import TASKS
 from anyformer.tasks.detection import DetectedTask, detect_task
@@ -112,15 +110,15 @@ def load_examples(
     gather: Callable[[Sequence[Parts]], tuple[Sequence[Example], str | None]] | None = None
     examples, together = list[Example](), list[Parts]()
     for file in files:
-        rows = iter(file.rows(header, record_limit(max_record_bytes)))
+        rows = iter(file.rows(header, max_record_bytes))
         row = next(rows, None)
         if row is None:
             continue
-        detected = detect_task(row.values, f"{row.where},", task, columns)
+        detected = detect_task(row.values, f"{row.location},", task, columns)
         first = first or detected
         if detected.task != first.task:
             raise UserError(
-                f"{row.where.path} is for {detected.task}, {detected.reason}, and the files before are for "
+                f"{row.location.path} is for {detected.task}, {detected.reason}, and the files before are for "
                 f"{first.task}, {first.reason}: use them one after the other."
             )
         for part, column in detected.columns.items():
@@ -161,7 +159,7 @@ def load_examples(
     if is_learned and record.classes is not None and (loaded.labels or loaded.kind):
         values = [value for example in loaded.examples for value in record.classes(example)]
         is_named = bool(labels or named.get("label")) or loaded.kind != "single"
-        check_learnable(values, loaded.examples[0].where, named=is_named)
+        check_learnable(values, loaded.examples[0].location, named=is_named)
     return loaded
 
 
@@ -174,7 +172,7 @@ def find_task(
         UserError: as `load_examples`.
     """
     for file in row_files(paths, cache):
-        row = next(iter(file.rows(header, record_limit(limits.RECORD_BYTES))), None)
+        row = next(iter(file.rows(header, limits.RECORD_BYTES)), None)
         if row is not None:
-            return detect_task(row.values, f"{row.where},", None, columns).task
+            return detect_task(row.values, f"{row.location},", None, columns).task
     return None

@@ -15,7 +15,7 @@ from anyformer.data.examples import ChatExample, CompletionExample, Message, Pre
 from anyformer.data.examples.chat import encode_chat, generation_mismatch
 from anyformer.data.examples.columns import COMPLETION, CONVERSATION, SYSTEM
 from anyformer.data.examples.datasets import Dataset, preferences
-from anyformer.data.examples.encoded import LearnedTokens
+from anyformer.data.examples.encoded import EncodedRow
 from anyformer.data.examples.messages import conversation, text_or_messages
 from anyformer.data.examples.parts import Parts, fault
 from anyformer.data.rows import Row
@@ -51,7 +51,7 @@ def _build(parts: Parts) -> PreferenceExample:
     """
     chosen, rejected = _messages(parts, "chosen"), _messages(parts, "rejected")
     if chosen == rejected:
-        raise fault(parts.where, "has the same answer twice", "one of the two must be the better one")
+        raise fault(parts.location, "has the same answer twice", "one of the two must be the better one")
     prompt = _messages(parts, "prompt") if parts.has("prompt") else None
     if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
@@ -64,14 +64,16 @@ def _build(parts: Parts) -> PreferenceExample:
 def _text_preference(parts: Parts, prompt: str, chosen: str, rejected: str) -> PreferenceExample:
     """A pair of texts after a text. Raises UserError where one of them is empty."""
     if not chosen.strip() or not rejected.strip():
-        raise fault(parts.where, "has an empty answer", "fill it in, or leave the row out")
+        raise fault(parts.location, "has an empty answer", "fill it in, or leave the row out")
     start = ((prompt, False),) if prompt else ()
-    one, other = (CompletionExample(where=parts.where, segments=(*start, (text, True))) for text in (chosen, rejected))
-    return PreferenceExample(where=parts.where, chosen=one, rejected=other)
+    one, other = (
+        CompletionExample(location=parts.location, segments=(*start, (text, True))) for text in (chosen, rejected)
+    )
+    return PreferenceExample(location=parts.location, chosen=one, rejected=other)
 
 
 def _messages(parts: Parts, part: str) -> str | list[Message]:
-    value = text_or_messages(parts.value(part), parts.where, f"its column {quote(parts.column(part))}")
+    value = text_or_messages(parts.value(part), parts.location, f"its column {quote(parts.column(part))}")
     return value if isinstance(value, str) else value[0]
 
 
@@ -108,16 +110,16 @@ def _conversations(
         count = _common_length(*sides)
         prompt, sides = sides[0][:count], [side[count:] for side in sides]
     one, other = (_side(parts, prompt, side, name) for side, name in zip(sides, _SIDES, strict=True))
-    return PreferenceExample(where=parts.where, chosen=one, rejected=other)
+    return PreferenceExample(location=parts.location, chosen=one, rejected=other)
 
 
 def _side(parts: Parts, prompt: Sequence[Message], answer: Sequence[Message], name: str) -> ChatExample:
     is_answer = [message["role"] == "assistant" for message in answer]
     if not any(is_answer):
-        raise fault(parts.where, f"has no answer of the assistant in its column {quote(parts.column(name))}")
+        raise fault(parts.location, f"has no answer of the assistant in its column {quote(parts.column(name))}")
     for message in answer:
         if message["role"] == "assistant" and not message["content"].strip() and "tool_calls" not in message:
-            raise fault(parts.where, f"has an empty answer in its column {quote(parts.column(name))}")
+            raise fault(parts.location, f"has an empty answer in its column {quote(parts.column(name))}")
     return conversation(parts, [*prompt, *answer], [False] * len(prompt) + is_answer)
 
 
@@ -135,13 +137,15 @@ def _pair_up(rows: Sequence[Parts]) -> tuple[list[PreferenceExample], str | None
         label = parts.value("label")
         is_good = _WORDS.get(str(label).lower()) if isinstance(label, bool | int | float | str) else None
         if is_good is None:
-            raise fault(parts.where, "has a label that doesn't say whether the completion is good", "use true or false")
+            raise fault(
+                parts.location, "has a label that doesn't say whether the completion is good", "use true or false"
+            )
         parts.value("completion")
         answers[repr(parts.value("prompt"))][is_good].append(parts)
     pairs = [_pair(good, bad) for both in answers.values() for good, bad in zip(both[True], both[False], strict=False)]
     if not pairs:
         raise UserError(
-            f"{rows[0].where.path} has a label for each completion, and no prompt with both a good and a bad one: "
+            f"{rows[0].location.path} has a label for each completion, and no prompt with both a good and a bad one: "
             "preferences are learned from pairs, as in the columns 'prompt', 'chosen' and 'rejected'."
         )
     left = len(rows) - 2 * len(pairs)
@@ -151,7 +155,7 @@ def _pair_up(rows: Sequence[Parts]) -> tuple[list[PreferenceExample], str | None
 def _pair(good: Parts, bad: Parts) -> PreferenceExample:
     values = {"prompt": good.value("prompt")}
     values |= {"chosen": good.value("completion"), "rejected": bad.value("completion")}
-    return _build(Parts(Row(good.where, values), {part: part for part in values}))
+    return _build(Parts(Row(good.location, values), {part: part for part in values}))
 
 
 def _add_system(example: PreferenceExample, text: str) -> tuple[PreferenceExample, int]:
@@ -170,7 +174,7 @@ def _encode(encoding: Encoding, examples: Sequence[PreferenceExample]) -> list[E
     return encoded
 
 
-def _row(encoding: Encoding, example: ChatExample | CompletionExample) -> LearnedTokens:
+def _row(encoding: Encoding, example: ChatExample | CompletionExample) -> EncodedRow:
     if isinstance(example, ChatExample):
         return encode_chat(encoding.tokenizer, example, learn_all=encoding.learn_all)
     return encode_prompt(encoding, example)
@@ -178,7 +182,7 @@ def _row(encoding: Encoding, example: ChatExample | CompletionExample) -> Learne
 
 def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
     pairs = [[text.row for text in each.texts] for each in encoded]
-    pairs = [pair for pair in pairs if all(any(row.learned[1:]) for row in pair)]
+    pairs = [pair for pair in pairs if all(any(row.loss_mask[1:]) for row in pair)]
     if not pairs:
         raise UserError(
             f"No pair is left to be learned: the context of {encoding.context:,} tokens cuts off an answer of each. "
@@ -217,7 +221,7 @@ def _evaluate(
     for example, better, worse in zip(examples, nats[::2], nats[1::2], strict=True):
         likelier = example.chosen if better < worse else example.rejected
         texts = answers.question(example.chosen), answers.answer(example.chosen), answers.answer(likelier)
-        rows.append(EvaluatedRow(example.where, *texts, better - worse, better < worse))
+        rows.append(EvaluatedRow(example.location, *texts, better - worse, better < worse))
     metrics = {"accuracy": share([bool(row.right) for row in rows])}
     return Evaluation(metrics=metrics, rows=rows, notes=["Accuracy: the better answer is likelier."])
 

@@ -6,9 +6,8 @@ from functools import partial
 from anyformer.config import ModelConfig
 from anyformer.data.batch import Batch, Rng
 from anyformer.data.examples import Seq2SeqExample
-from anyformer.data.examples.completion import end_of_text
 from anyformer.data.examples.datasets import Dataset, rewrites
-from anyformer.data.examples.encoded import LearnedTokens
+from anyformer.data.examples.encoded import EncodedRow, end_of_text
 from anyformer.data.examples.parts import Parts, as_object, as_text, fault, from_json
 from anyformer.data.objectives import decoder_start
 from anyformer.errors import quote
@@ -23,17 +22,17 @@ _REWRITES = (
 
 
 def _build(parts: Parts) -> Seq2SeqExample:
-    return Seq2SeqExample(where=parts.where, source=parts.text("source"), target=parts.text("target"))
+    return Seq2SeqExample(location=parts.location, source=parts.text("source"), target=parts.text("target"))
 
 
 def _translation(parts: Parts) -> Seq2SeqExample:
     location = f"its column {quote(parts.column('translation'))}"
-    texts = as_object(from_json(parts.value("translation"), parts.where, location), parts.where, location)
+    texts = as_object(from_json(parts.value("translation"), parts.location, location), parts.location, location)
     if len(texts) != 2:
         advice = "with others than a source and its target, name those of the source and the target"
-        raise fault(parts.where, f"has {len(texts)} texts in {location}", advice)
-    source, target = (as_text(text, parts.where, f"{quote(name)} of {location}") for name, text in texts.items())
-    return Seq2SeqExample(where=parts.where, source=source, target=target)
+        raise fault(parts.location, f"has {len(texts)} texts in {location}", advice)
+    source, target = (as_text(text, parts.location, f"{quote(name)} of {location}") for name, text in texts.items())
+    return Seq2SeqExample(location=parts.location, source=source, target=target)
 
 
 def _refusal(model: ModelConfig, name: str) -> str | None:
@@ -51,7 +50,7 @@ def _encode(encoding: Encoding, examples: Sequence[Seq2SeqExample]) -> list[Enco
     sides = [tokenizer.encode_batch([getattr(example, side) for example in examples]) for side in ("source", "target")]
     for example, source, target in zip(examples, *sides, strict=True):
         target = [*target] if target and target[-1] == eos else [*target, eos]
-        rows = LearnedTokens(source, [False] * len(source)), LearnedTokens(target, [True] * len(target))
+        rows = EncodedRow(source, [False] * len(source)), EncodedRow(target, [True] * len(target))
         texts = [EncodedText.of(rows[0], context, "source", asks=True), EncodedText.of(rows[1], context, "target")]
         encoded.append(Encoded(example=example, texts=texts))
     return encoded

@@ -11,8 +11,8 @@ from anyformer.data.examples import TagExample
 from anyformer.data.examples.classifier_input import encode_words
 from anyformer.data.examples.columns import WORDS
 from anyformer.data.examples.datasets import Dataset, tagged
-from anyformer.data.examples.encoded import Cut
-from anyformer.data.examples.labels import settle_tags
+from anyformer.data.examples.encoded import Truncation
+from anyformer.data.examples.labels import resolve_tags
 from anyformer.data.examples.parts import Parts, as_text, fault, kind_of
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.logits import known_label, label_names, label_table, word_logits
@@ -31,13 +31,13 @@ def _build(parts: Parts) -> TagExample:
     tokens, own = (f"its column {quote(parts.column(part))}" for part in ("tokens", "tags"))
     if len(words) != len(tags):
         counts = f"has {len(words)} words in {tokens} and {len(tags)} tags in {own}"
-        raise fault(parts.where, counts, "there must be one for each word")
+        raise fault(parts.location, counts, "there must be one for each word")
     for word in words:
-        as_text(word, parts.where, f"the list of {tokens}", empty=True)
+        as_text(word, parts.location, f"the list of {tokens}", empty=True)
     for tag in tags:
         if not isinstance(tag, str | int) or isinstance(tag, bool) or tag == "":
-            raise fault(parts.where, f"has {kind_of(tag)} in the list of {own}", "tags are names or whole numbers")
-    return TagExample(where=parts.where, words=tuple(words), tags=tuple(tags))
+            raise fault(parts.location, f"has {kind_of(tag)} in the list of {own}", "tags are names or whole numbers")
+    return TagExample(location=parts.location, words=tuple(words), tags=tuple(tags))
 
 
 def _encode(encoding: Encoding, examples: Sequence[TagExample]) -> list[Encoded]:
@@ -48,7 +48,7 @@ def _encode(encoding: Encoding, examples: Sequence[TagExample]) -> list[Encoded]
         for position, tag in zip(words.first, example.tags, strict=True):
             if position is not None:
                 tags[position] = tag
-        text = EncodedText(tokens=words.tokens, tags=tags, grouped=grouped, cut=Cut(tokens=words.cut))
+        text = EncodedText(tokens=words.tokens, tags=tags, grouped=grouped, cut=Truncation(tokens=words.cut))
         kinds = [entity.kind for entity in entities(example.tags)] if grouped else []
         encoded.append(Encoded(example=example, texts=[text], labels=example.tags, entities=kinds))
     return encoded
@@ -60,8 +60,8 @@ def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
     targets = [[numbers[tag] for tag in text.tags or ()] for text in texts]
     if all(number == IGNORED for row in targets for number in row):
         raise UserError(
-            f"No word is left to be tagged, as in {encoded[0].example.where}: the tokenizer makes nothing of them, or "
-            f"the context of {encoding.context:,} tokens has no room for them."
+            f"No word is left to be tagged, as in {encoded[0].example.location}: the tokenizer makes nothing of them, "
+            f"or the context of {encoding.context:,} tokens has no room for them."
         )
     return tagged([text.tokens for text in texts], targets, encoding.pad)
 
@@ -88,7 +88,7 @@ def _evaluate(
         wrong = ", ".join(f"{word}: {other} for {tag}" for word, tag, other in tagged_words if tag != other)
         spans = TaggedSpans(*(span_pieces(example.words, each, grouped=grouped) for each in (right, tags)))
         loss = float(np.mean(losses))
-        rows.append(EvaluatedRow(example.where, " ".join(example.words), shown, wrong, loss, not wrong, spans))
+        rows.append(EvaluatedRow(example.location, " ".join(example.words), shown, wrong, loss, not wrong, spans))
         references.append(right)
         predictions.append(tags)
     truncated = sum(each is None for logits in outputs for each in logits)
@@ -122,7 +122,7 @@ TASK = Task(
     schemas=[
         RowSchema(build=_build, required={"tokens": WORDS, "tags": ("ner_tags", "tags", "pos_tags", "labels")}),
     ],
-    resolve_labels=lambda examples, kind, labels, classes: settle_tags(examples, labels, classes.get("tags", ())),
+    resolve_labels=lambda examples, kind, labels, classes: resolve_tags(examples, labels, classes.get("tags", ())),
     classes=lambda example: example.tags,
     head="token_classification",
     encode=_encode,

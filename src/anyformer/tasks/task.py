@@ -14,7 +14,7 @@ from anyformer.data.batch import Batch, Int64, Rng
 from anyformer.data.examples import Example
 from anyformer.data.examples.columns import Names
 from anyformer.data.examples.datasets import Dataset
-from anyformer.data.examples.encoded import Cut, LearnedTokens, truncate
+from anyformer.data.examples.encoded import EncodedRow, Truncation, truncate
 from anyformer.data.examples.labels import LabelKind, Labels
 from anyformer.data.examples.parts import Parts
 from anyformer.errors import UserError
@@ -26,7 +26,7 @@ from anyformer.tokenizer import Tokenizer
 from anyformer.training.losses import LossModule
 from anyformer.training.run_config import CompleteRunConfig
 
-_WHOLE = Cut()
+_WHOLE = Truncation()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ class EncodedText:
         tokens: Its ids.
         title: Its role among the texts of the example: chosen, rejected, source, target, ...
         learned: The loss mask: whether each token is learned; None: the task is not about tokens.
-        mismatches: See `LearnedTokens`.
+        mismatches: See `EncodedRow`.
         tags: The tag of each token that begins a word; None of the others.
         grouped: Whether tags make up entities, and are not parts of speech, say.
         cut: Its truncation.
@@ -111,20 +111,20 @@ class EncodedText:
     mismatches: int = 0
     tags: Sequence[str | None] | None = None
     grouped: bool = True
-    cut: Cut = _WHOLE
+    cut: Truncation = _WHOLE
     segments: Sequence[int] = ()
     asks: bool = False
 
     @classmethod
-    def of(cls, row: LearnedTokens, context: int | None = None, title: str = "", *, asks: bool = False) -> EncodedText:
+    def of(cls, row: EncodedRow, context: int | None = None, title: str = "", *, asks: bool = False) -> EncodedText:
         """The text of a decoder's row, truncated to the context."""
         row, cut = truncate(row, context)
-        return cls(tokens=row.tokens, title=title, learned=row.learned, mismatches=row.mismatches, cut=cut, asks=asks)
+        return cls(tokens=row.tokens, title=title, learned=row.loss_mask, mismatches=row.mismatches, cut=cut, asks=asks)
 
     @property
-    def row(self) -> LearnedTokens:
+    def row(self) -> EncodedRow:
         """Its tokens, and those of them that are learned."""
-        return LearnedTokens(self.tokens, self.learned or [False] * len(self.tokens), self.mismatches)
+        return EncodedRow(self.tokens, self.learned or [False] * len(self.tokens), self.mismatches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

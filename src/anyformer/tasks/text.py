@@ -18,7 +18,7 @@ from anyformer.tokenizer import Tokenizer
 
 def _build(parts: Parts) -> TextExample | None:
     text = parts.text("text", empty=True)
-    return TextExample(where=parts.where, text=text) if text.strip() else None
+    return TextExample(location=parts.location, text=text) if text.strip() else None
 
 
 def _refusal(model: ModelConfig, name: str) -> str | None:

@@ -1,20 +1,19 @@
 """Text to token ids and back: load any Hugging Face tokenizer, train one, save it as a `tokenizer.json`.
 
 core             Tokenizer: encode, decode, chat, save; StreamDecoder: decoding one token at a time
-loading          a directory of any kind -> a Tokenizer
-tokenizer_files  reading and writing the files of a tokenizer
-legacy           directories from before tokenizer.json: vocab.txt, vocab.json + merges.txt
+loading          a directory of any kind, also from before tokenizer.json -> a Tokenizer
+files            the files of a tokenizer: names and contents
 sentencepiece    spiece.model, and Marian's pair of SentencePiece models
 training         char, byte-level BPE, WordPiece and Unigram from one's own text
-library          what the library `tokenizers` raises, as UserError
-chat             chat templates
+library          parts of pipelines of the library `tokenizers`, and its errors as UserError
+special          tokens by role, as a directory declares them
 prompt           what a decoder reads before it goes on, in training as in generation
-template_sandbox the sandbox that they are rendered in, and template_budget, what they pay for
+template_sandbox chat templates, and template_budget, the cost of what they do
 """
 
 from anyformer.tokenizer import loading
 from anyformer.tokenizer.core import StreamDecoder, Tokenizer
-from anyformer.tokenizer.tokenizer_files import has_tokenizer
+from anyformer.tokenizer.files import has_tokenizer
 
 Tokenizer.reader = loading.load
 

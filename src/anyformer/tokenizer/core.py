@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -16,20 +17,18 @@ from tokenizers import models
 
 from anyformer import atomic, limits
 from anyformer.errors import UserError, quote
-from anyformer.tokenizer import chat, legacy, special, tokenizer_files, training
-from anyformer.tokenizer.chat import Message
-from anyformer.tokenizer.library import Translated
+from anyformer.tokenizer import files, special, template_sandbox, training
+from anyformer.tokenizer.library import translated
+from anyformer.tokenizer.template_sandbox import Message
 
 _UNLIMITED = 10**9
-"""`transformers` writes 1e30 for a tokenizer that knows no longest text."""
+"""`transformers` writes 1e30 for a tokenizer without a longest text."""
 _LARGEST_ID = 2**32 - 1
 _INCOMPLETE = "\ufffd"
 _LONGEST_HELD = 16
 _LONGEST_CHARACTER = 4  # bytes of UTF-8
 _WINDOW = 32
 _KEPT = 6
-_ENCODING = Translated("The text can't be encoded with this tokenizer")
-_DECODING = Translated("These ids can't be decoded with this tokenizer")
 
 
 class Tokenizer:
@@ -49,19 +48,16 @@ class Tokenizer:
     def __init__(
         self, backend: tokenizers.Tokenizer, config: Mapping[str, Any], companions: Mapping[str, bytes] | None = None
     ) -> None:
-        """Wrap a backend.
+        """Wrap a backend, which is taken over: tokens that only `config` (tokenizer_config.json) names are added to it.
 
-        Args:
-            backend: taken over, not copied: tokens that only `config` names are added to it.
-            config: tokenizer_config.json.
-            companions: the files of the directory it was read from, by name; `save` writes them back unchanged.
+        `companions` are the files of the directory it was read from, by name; `save` writes them back unchanged.
         """
         self.backend = backend
         self.config = dict(config)
         self._files = dict(companions or {})
         special_map, added = (
             limits.parse_object(self._files[name], Path(name)) if name in self._files else None
-            for name in (tokenizer_files.SPECIAL_MAP, tokenizer_files.ADDED)
+            for name in (files.SPECIAL_MAP, files.ADDED)
         )
         declared = special.declared(config, special_map)
         padding: dict[str, Any] | None = cast("Any", backend).padding
@@ -74,8 +70,9 @@ class Tokenizer:
         self.bos, self.eos, self.unk, self.sep, self.pad, self.cls, self.mask = map(self._id, special.ROLES)
         self.chat_template = self._template()
         longest: object = config.get("model_max_length")
-        limited = isinstance(longest, int | float) and 1 <= longest < _UNLIMITED
-        self.model_max_length = int(cast("float", longest)) if limited else None
+        self.model_max_length: int | None = None
+        if isinstance(longest, int | float) and 1 <= longest < _UNLIMITED:
+            self.model_max_length = int(longest)
         self.cleans_up = bool(config.get("clean_up_tokenization_spaces")) and not isinstance(backend.model, models.BPE)
         self._alphabet = _closed_alphabet(backend)
 
@@ -91,7 +88,7 @@ class Tokenizer:
     @classmethod
     def find(cls, directory: str | os.PathLike[str]) -> Tokenizer | None:
         """Load the directory's tokenizer, None where it has none; raises UserError for a damaged one."""
-        return cls.load(directory) if tokenizer_files.has_tokenizer(directory) else None
+        return cls.load(directory) if files.has_tokenizer(directory) else None
 
     @classmethod
     def train(
@@ -170,19 +167,14 @@ class Tokenizer:
         return list(self._encoding(text, second, special).ids)
 
     def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the ids of a text, as `encode` with ``special=False``, and where in it the characters of each are.
-
-        Raises:
-            UserError: as `encode`.
-        """
+        """Return the ids of a text and the (begin, end) in it of each, as `encode` with ``special=False``."""
         encoding = self._encoding(text, None, special=False)
         return list(encoding.ids), list(encoding.offsets)
 
     def encode_parts(self, text: str) -> tuple[list[int], list[int], list[int]]:
         """Return the ids of a text, and those that the tokenizer puts before and after it: ``(before, text, after)``.
 
-        Raises:
-            UserError: as `encode`.
+        Raises UserError as `encode`.
         """
         encoding = self._encoding(text, None, special=True)
         # Only what the tokenizer adds is marked, and not special tokens written out in the text.
@@ -193,40 +185,38 @@ class Tokenizer:
         return ids[:first], ids[first:end], ids[end:]
 
     def _encoding(self, text: str, second: str | None, special: bool) -> tokenizers.Encoding:
-        self.require_encodable((text,) if second is None else (text, second))
-        with _ENCODING:
-            try:
-                return self.backend.encode(text, second, add_special_tokens=special)
-            except TypeError as error:
-                raise UserError("The text can't be encoded: it holds half of a surrogate pair.") from error
+        with self._encodable((text,) if second is None else (text, second)):
+            return self.backend.encode(text, second, add_special_tokens=special)
 
     def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Return the ids of each text, in parallel. Raises UserError as `encode` does."""
-        self.require_encodable(texts)
-        with _ENCODING:
+        with self._encodable(texts):
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special)
         return [encoding.ids for encoding in encodings]
 
     def encodings(self, texts: Sequence[str | tuple[str, str]]) -> list[tokenizers.Encoding]:
         """Return ids, segments and offsets of each text or pair of texts, with special tokens, in parallel.
 
-        Raises:
-            UserError: as `encode`.
+        Raises UserError as `encode`.
         """
-        self.require_encodable(part for text in texts for part in ((text,) if isinstance(text, str) else text))
-        with _ENCODING:
+        with self._encodable(part for text in texts for part in ((text,) if isinstance(text, str) else text)):
+            return self.backend.encode_batch(list(texts))
+
+    @contextmanager
+    def _encodable(self, texts: Iterable[str]) -> Generator[None]:
+        self.require_encodable(texts)
+        with translated("The text can't be encoded with this tokenizer"):
             try:
-                return self.backend.encode_batch(list(texts))
+                yield
             except TypeError as error:
                 raise UserError("The text can't be encoded: it holds half of a surrogate pair.") from error
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of ids, without the special tokens unless asked for them.
 
-        Raises:
-            UserError: what is not an id, that is a whole number from 0 to 2^32 - 1.
+        Raises UserError where one of them is no whole number from 0 to 2^32 - 1.
         """
-        with _DECODING:
+        with translated("These ids can't be decoded with this tokenizer"):
             text = self.backend.decode(list(ids), skip_special_tokens=skip_special)
         return clean_up(text) if self.cleans_up else text
 
@@ -252,23 +242,20 @@ class Tokenizer:
     ) -> tuple[str, list[tuple[int, int]]]:
         """Render a conversation as `chat` does.
 
-        Returns:
-            The text, and begin and end in it of what the template marks as the assistant's, by ``{% generation %}``.
+        Also returns begin and end in the text of what the template marks as the assistant's, by ``{% generation %}``.
         """
         if self.chat_template is None:
             raise UserError(
                 "This tokenizer has no chat template, so its model wasn't tuned for chat: give it a plain prompt."
             )
         variables = {f"{role}_token": token.content for role, token in self._roles.items()}
-        return chat.render_spans(self.chat_template, messages, add_generation_prompt, variables, tools)
+        return template_sandbox.render(self.chat_template, messages, add_generation_prompt, variables, tools)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the tokenizer into a directory so that `AutoTokenizer.from_pretrained` gives the same ids.
 
-        Files that were read when it was loaded are written as they were read.
-
-        Raises:
-            UserError: the directory can't be written.
+        Files that were read when it was loaded are written as they were read. Raises UserError where it can't be
+        written.
         """
         directory = Path(directory)
         try:
@@ -281,9 +268,9 @@ class Tokenizer:
     def serialized(self) -> dict[str, bytes]:
         """Return the files that `save` writes, by name."""
         pipeline = (self.backend.to_str(pretty=True) + "\n").encode("utf-8")
-        config = tokenizer_files.to_json(self.complete_config())
-        made = {tokenizer_files.TOKENIZER: pipeline, tokenizer_files.CONFIG: config}
-        return {**legacy.vocabulary_files(self.backend), **made, **self._files}
+        config = files.to_json(self.complete_config())
+        made = {files.TOKENIZER: pipeline, files.CONFIG: config}
+        return {**files.vocabulary_files(self.backend), **made, **self._files}
 
     def complete_config(self) -> dict[str, Any]:
         """Return the config with every role spelt out, for a reader that knows no conventions."""
@@ -295,8 +282,8 @@ class Tokenizer:
         return self.backend.token_to_id(token.content) if token is not None else None
 
     def _template(self) -> str | None:
-        if tokenizer_files.CHAT_TEMPLATE in self._files:
-            return self._files[tokenizer_files.CHAT_TEMPLATE].decode("utf-8")
+        if files.CHAT_TEMPLATE in self._files:
+            return self._files[files.CHAT_TEMPLATE].decode("utf-8")
         template: object = self.config.get("chat_template")
         if isinstance(template, list):
             named = {str(entry["name"]): str(entry["template"]) for entry in cast("list[dict[str, Any]]", template)}
@@ -341,16 +328,15 @@ class StreamDecoder:
         """Take the next id and return the new text, "" while a character is incomplete."""
         self._window.append(token)
         text = self._decode(self._window)
-        held = len(text) - len(text.rstrip(_INCOMPLETE))
-        if held > 1:
+        incomplete = _incomplete(text)
+        if incomplete > 1:
             # Where tokens are single bytes, a whole run of them is held while its last character is incomplete.
             shorter = (self._decode(self._window[:-missing]) for missing in range(1, _LONGEST_CHARACTER))
-            text = next((sure for sure in shorter if not sure.endswith(_INCOMPLETE)), text)
-        left = len(text) - len(text.rstrip(_INCOMPLETE))
-        end = max(self._sent, len(text) - max(min(left, _LONGEST_HELD), self._clean_up_reach))
+            text = next((each for each in shorter if not _incomplete(each)), text)
+        end = max(self._sent, len(text) - max(min(_incomplete(text), _LONGEST_HELD), self._clean_up_reach))
         new = text[self._sent : end]
-        self._sent = max(self._sent, end)
-        if len(self._window) >= _WINDOW and not held and not self._clean_up_reach:
+        self._sent = end
+        if len(self._window) >= _WINDOW and not incomplete and not self._clean_up_reach:
             # Only the last few ids are kept as context, if they decode alone to what they are in the whole.
             tail = self._window[-_KEPT:]
             alone = self._decode(tail)
@@ -366,6 +352,11 @@ class StreamDecoder:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special=self._skip_special)
+
+
+def _incomplete(text: str) -> int:
+    """The number of characters at the end of a text whose bytes are incomplete."""
+    return len(text) - len(text.rstrip(_INCOMPLETE))
 
 
 def clean_up(text: str) -> str:

@@ -1,38 +1,95 @@
-"""Errors of the library `tokenizers` as UserError: bare Exceptions, and Rust's panics, which are no Exceptions."""
+"""Parts of pipelines of the library `tokenizers`, and its errors as UserError."""
 
-from types import TracebackType
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import tokenizers
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
 
 from anyformer.errors import UserError
 from anyformer.terminal import shorten
 
+WORD_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""The pattern of words before byte-level BPE: the published one of Qwen2, which is that of OpenAI's cl100k_base with
+single digits. Unlike GPT-2's it keeps indentation together, which suits code."""
+
+
 _REASON = 300
 
 
-class Translated:
-    """A context in which whatever a library raises becomes a UserError: ``{complaint}: {what was raised}``.
+@contextmanager
+def translated(complaint: str) -> Generator[None]:
+    """Turn whatever a library raises into a UserError: ``{complaint}: {its message}``.
+
+    That is bare Exceptions, and panics of Rust, which are no Exceptions (for example where a regular expression of a
+    tokenizer.json takes too many steps).
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        # pyo3 has no name under which its PanicException can be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = shorten(" ".join(str(error).split()), _REASON).rstrip(".")
+        raise UserError(f"{complaint}: {reason or type(error).__name__}.") from error
+
+
+def add(backend: tokenizers.Tokenizer, tokens: Iterable[AddedToken]) -> None:
+    """Add tokens to a backend in order, each as the kind that it says it is."""
+    # In one call, as each makes the automaton that finds them in a text anew.
+    cast("Any", backend).add_tokens(list(tokens))  # the library's own types leave the element out
+
+
+def surround(
+    backend: tokenizers.Tokenizer,
+    before: str | None,
+    after: str | None,
+    *,
+    second_segment: int = 0,
+    before_second: bool = True,
+) -> None:
+    """Let a tokenizer put special tokens around a text, and around each of a pair of texts.
 
     Args:
-        complaint: The beginning of a sentence, such as "The text can't be encoded".
-
-    Raises:
-        UserError: any Exception, or a panic of a library in Rust (for example where a regular expression of a
-            tokenizer.json takes too many steps).
+        before, after: the tokens around a text, which are in the vocabulary; None for none.
+        second_segment: the segment id of the second text of a pair, and of the tokens around it.
+        before_second: whether `before` is put before the second text, too.
     """
+    tokens = {token: backend.token_to_id(token) for token in (before, after) if token is not None}
+    if tokens:
+        first = [part for part in (before, "$A", after) if part]
+        second = [part for part in (before if before_second else None, "$B", after) if part]
+        backend.post_processor = processors.TemplateProcessing(
+            single=first,
+            pair=[*first, *(f"{part}:{second_segment}" if second_segment else part for part in second)],
+            special_tokens=cast("Any", list(tokens.items())),
+        )
 
-    __slots__ = ("_complaint",)
 
-    def __init__(self, complaint: str) -> None:
-        self._complaint = complaint
+def surround_sentences(backend: tokenizers.Tokenizer, cls: str, sep: str) -> None:
+    """Make it `[CLS] a [SEP]`, and `[CLS] a [SEP] b [SEP]` with segment 1 for the second text."""
+    surround(backend, cls, sep, second_segment=1, before_second=False)
 
-    def __enter__(self) -> None:
-        pass
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is None or isinstance(error, UserError):
-            return
-        # pyo3 has no name under which its PanicException can be imported.
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            reason = shorten(" ".join(str(error).split()), _REASON).rstrip(".")
-            raise UserError(f"{self._complaint}: {reason or type(error).__name__}.") from error
+def byte_words(*patterns: str, add_prefix_space: bool = False) -> pre_tokenizers.PreTokenizer:
+    """Split text by one pattern after the other, else by WORD_PATTERN, and write each byte as a printable character."""
+    splits = [pre_tokenizers.Split(Regex(p), behavior="isolated", invert=False) for p in patterns or (WORD_PATTERN,)]
+    return pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False)]
+    )
+
+
+def bert_normalizer(config: Mapping[str, Any]) -> normalizers.BertNormalizer:
+    """BERT's text cleaning, as the config asks: lower case unless it says otherwise."""
+    return normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
+        strip_accents=config.get("strip_accents"),
+        lowercase=bool(config.get("do_lower_case", True)),
+    )

@@ -1,23 +1,20 @@
-"""Loading a Tokenizer from a directory, whichever files it has."""
+"""Loading a Tokenizer from a directory, whichever files it has.
 
-from collections.abc import Callable, Mapping
+Of directories from before `tokenizer.json` the pipeline is built from the vocabulary files by convention.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import normalizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from anyformer import limits
-from anyformer.errors import UserError
-from anyformer.tokenizer import legacy, sentencepiece, special, tokenizer_files
+from anyformer.errors import UserError, cut
+from anyformer.tokenizer import files, sentencepiece, special
 from anyformer.tokenizer.core import Tokenizer
-from anyformer.tokenizer.library import Translated
-
-_LEGACY: dict[tuple[str, ...], Callable[[Path, Mapping[str, Any]], tokenizers.Tokenizer]] = {
-    ("vocab.json", "merges.txt"): legacy.byte_level,
-    ("vocab.txt",): legacy.word_piece,
-    ("spiece.model",): sentencepiece.unigram,
-}
+from anyformer.tokenizer.library import bert_normalizer, byte_words, surround, surround_sentences, translated
 
 
 def load(path: Path) -> Tokenizer:
@@ -25,34 +22,35 @@ def load(path: Path) -> Tokenizer:
     if not path.exists():
         raise UserError(f"There is no tokenizer at {path}: no such file or directory.")
     directory = path if path.is_dir() else path.parent
-    with Translated(f"The tokenizer in {directory} has a field that is missing or misshapen"):
+    with translated(f"The tokenizer in {directory} has a field that is missing or misshapen"):
         return _read(path, directory)
 
 
 def _read(path: Path, directory: Path) -> Tokenizer:
-    limits.check_files(directory, tokenizer_files.TOKENIZER_FILES, limits.JSON_BYTES)
-    files = [directory / name for name in tokenizer_files.COMPANIONS]
-    companions = {file.name: limits.read_bytes(file) for file in files if file.is_file()}
+    limits.check_files(directory, files.TOKENIZER_FILES, limits.JSON_BYTES)
+    companions = {
+        name: limits.read_bytes(directory / name) for name in files.COMPANIONS if (directory / name).is_file()
+    }
     parsed = {
         name: limits.parse_object(content, directory / name)
         for name, content in companions.items()
         if name.endswith(".json")
     }
-    config = parsed.get(tokenizer_files.CONFIG, {})
-    chosen = path / tokenizer_files.TOKENIZER if path.is_dir() else path
+    config = parsed.get(files.CONFIG, {})
+    chosen = path / files.TOKENIZER if path.is_dir() else path
     if chosen.suffix == ".json" and chosen.is_file() and chosen.name != "vocab.json":
         content = limits.read_bytes(chosen)
         limits.parse_object(content, chosen)
-        with Translated(f"{chosen} is not a tokenizer that the tokenizers library can read"):
+        with translated(f"{chosen} is not a tokenizer that the tokenizers library can read"):
             backend = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
         is_bert = isinstance(backend.normalizer, normalizers.BertNormalizer)
         if is_bert and "do_lower_case" in config and config.get("tokenizer_class") not in special.GENERIC_CLASSES:
             # it and its like win over tokenizer.json, as in BERT's own class
-            backend.normalizer = legacy.bert_normalizer(config)
-        return Tokenizer(backend, config, {**companions, tokenizer_files.TOKENIZER: content})
+            backend.normalizer = bert_normalizer(config)
+        return Tokenizer(backend, config, {**companions, files.TOKENIZER: content})
     if all((directory / name).is_file() for name in sentencepiece.PAIR):
         return sentencepiece.MarianTokenizer(directory, config, companions)
-    declared = special.declared(config, parsed.get(tokenizer_files.SPECIAL_MAP))
+    declared = special.declared(config, parsed.get(files.SPECIAL_MAP))
     for names, build in _LEGACY.items():
         if all((directory / name).is_file() for name in names):
             return Tokenizer(build(directory, declared), config, companions)
@@ -65,3 +63,61 @@ def _read(path: Path, directory: Path) -> Tokenizer:
         f"There is no tokenizer in {path}: none of tokenizer.json, vocab.txt, vocab.json with "
         "merges.txt, spiece.model, or source.spm with target.spm and vocab.json."
     )
+
+
+def _word_piece(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """BERT's tokenizer from `vocab.txt` (Devlin et al. 2018): clean, split on space and punctuation, WordPiece."""
+    path = directory / "vocab.txt"
+    with translated(f"{path} can't be read as a WordPiece vocabulary"):
+        vocabulary = models.WordPiece.read_file(str(path))
+    roles = special.roles_of(config, vocabulary)
+    if any(role not in roles or roles[role].content not in vocabulary for role in ("unk", "cls", "sep")):
+        raise UserError(f"{path} has no [UNK], [CLS] and [SEP], so it is not a BERT vocabulary.")
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocabulary, unk_token=roles["unk"].content))
+    backend.normalizer = bert_normalizer(config)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    surround_sentences(backend, roles["cls"].content, roles["sep"].content)
+    return backend
+
+
+def _byte_level(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """GPT-2's or RoBERTa's byte-level BPE from `vocab.json` and `merges.txt` (Radford et al. 2019).
+
+    The two differ in what surrounds a text: RoBERTa's vocabulary has <s>, </s> and <mask> and puts the first two
+    around it. Qwen2's splits words by another pattern. Any other class is refused, since its rules can't be known.
+    """
+    name = str(config.get("tokenizer_class") or "")
+    kind = name.removesuffix("Fast")
+    if kind not in ("", "GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "Qwen2Tokenizer"):
+        raise UserError(
+            f"{directory} has no tokenizer.json, and {cut(name)} can't be built from its "
+            "vocab.json and merges.txt here: open it once with transformers' AutoTokenizer and save_pretrained it."
+        )
+    with translated(f"{directory} holds a vocab.json and merges.txt that can't be read"):
+        vocabulary, merges = models.BPE.read_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
+        model = models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False)
+    backend = tokenizers.Tokenizer(model)
+    backend.decoder = decoders.ByteLevel()
+    space = bool(config.get("add_prefix_space", False))
+    if kind == "Qwen2Tokenizer":
+        backend.normalizer = normalizers.NFC()
+        backend.pre_tokenizer = byte_words(add_prefix_space=space)
+        return backend
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    roles = {role: token.content for role, token in special.roles_of(config, vocabulary).items()}
+    if "cls" in roles and "sep" in roles:
+        sep, cls = ((roles[role], vocabulary[roles[role]]) for role in ("sep", "cls"))
+        backend.post_processor = processors.RobertaProcessing(sep, cls, bool(config.get("trim_offsets", True)), space)
+    else:
+        before = roles.get("bos") if config.get("add_bos_token") else None
+        after = roles.get("eos") if config.get("add_eos_token") else None
+        surround(backend, before, after, second_segment=1)
+    return backend
+
+
+_LEGACY = {
+    ("vocab.json", "merges.txt"): _byte_level,
+    ("vocab.txt",): _word_piece,
+    ("spiece.model",): sentencepiece.unigram,
+}

@@ -4,21 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from anyformer.config import SpecialTokens
-from anyformer.errors import UserError
-from anyformer.tokenizer.chat import Message, render_plain
+from anyformer.errors import UserError, quote
 from anyformer.tokenizer.core import Tokenizer
+from anyformer.tokenizer.template_sandbox import Message
+
+NEXT_TURN = "\nUser:"
+"""Beginning of the next turn, which a model without a chat template writes if it doesn't end the text."""
+_SPEAKERS = {"system": "", "user": "User: ", "assistant": "Assistant: "}
 
 
 def encode_decoder_prompt(tokenizer: Tokenizer, text: str, tokens: SpecialTokens | None = None) -> list[int]:
     """The ids of a text that is to be continued.
 
     It gets only those special tokens that the tokenizer puts before it, without an end-of-text; an empty one begins
-    with the beginning-of-text token, and has no ids where there is none.
-
-    Args:
-        tokenizer: The model's.
-        text: Any text.
-        tokens: The model's own special tokens, for an empty text.
+    with the beginning-of-text token, the model's own if `tokens` has one, and has no ids where there is none.
     """
     tokens = tokens or SpecialTokens()
     before, plain, after = tokenizer.encode_parts(text)
@@ -36,19 +35,35 @@ def render_conversation(
 ) -> str:
     """The text of a conversation: by the chat template, or in plain lines where there is none.
 
-    Raises:
-        UserError: the template refuses the messages, or they can't be shown without one.
+    Raises UserError where the template refuses the messages, or they can't be shown without one.
     """
     if tokenizer.chat_template is not None:
         return tokenizer.chat(messages, add_generation_prompt, tools)
-    return render_plain(messages, add_generation_prompt)
+    return _render_plain(messages, add_generation_prompt)
+
+
+def _render_plain(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    """Lines that begin with ``User:`` and ``Assistant:``.
+
+    Raises UserError for a message of somebody else, or one that is no text.
+    """
+    lines: list[str] = []
+    for number, message in enumerate(messages, 1):
+        role, content = message.get("role"), message.get("content")
+        if role not in _SPEAKERS or not isinstance(content, str):
+            kind = f"of {quote(role)}" if role not in _SPEAKERS else "without text"
+            raise UserError(
+                f"Message {number} is {kind}, and without a chat template only texts of 'system', 'user' and "
+                "'assistant' can be shown to the model."
+            )
+        lines.append(f"{_SPEAKERS[role]}{content.strip()}\n")
+    return "".join(lines) + "Assistant:" * add_generation_prompt
 
 
 def encode_conversation(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a conversation that `render_conversation` made: a template writes its special tokens itself.
 
-    Raises:
-        UserError: the template makes nothing of the conversation.
+    Raises UserError where the template makes nothing of the conversation.
     """
     if tokenizer.chat_template is None:
         return encode_decoder_prompt(tokenizer, text)
@@ -63,14 +78,8 @@ def encode_continuation(
 ) -> tuple[list[int], bool]:
     """The ids of a text behind a prompt whose ids stay as they are, as they do in generation.
 
-    Args:
-        tokenizer: Of both.
-        prompt: The ids of the prompt.
-        whole: The ids of the prompt and the text, encoded together.
-        text: The text.
-
-    Returns:
-        The ids, and whether the tokenizer would have merged characters on both sides of the border between the two.
+    `whole` are the ids of the prompt and the text, encoded together. Also returns whether the tokenizer would have
+    merged characters on both sides of the border between the two.
     """
     if list(whole[: len(prompt)]) == list(prompt):
         return list(whole[len(prompt) :]), False
@@ -85,7 +94,7 @@ def encode_continuation(
 
 
 def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
-    """How many ids, or characters, two texts have in common at their beginnings."""
+    """The number of ids, or characters, that two texts have in common at their beginnings."""
     if second[: len(first)] == first:
         return len(first)  # the usual case, and quicker so
     pairs = enumerate(zip(first, second, strict=False))

@@ -23,9 +23,8 @@ from typing_extensions import override
 from anyformer.errors import UserError, cut, quote
 from anyformer.limits import MEGABYTE, parse_object, read_bytes
 from anyformer.tokenizer.core import Tokenizer, clean_up
-from anyformer.tokenizer.library import Translated
-from anyformer.tokenizer.special import add, surround
-from anyformer.tokenizer.tokenizer_files import CONFIG, to_json
+from anyformer.tokenizer.files import CONFIG, to_json
+from anyformer.tokenizer.library import add, surround, translated
 
 PAIR = ("source.spm", "target.spm", "vocab.json")
 
@@ -85,12 +84,12 @@ def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     unknown = model.types.index(_UNKNOWN)
     backend = pipeline(model.pieces + sentinels, model.scores + [0.0] * extra, unknown, model.charsmap)
     surround(backend, None, "</s>")
-    kept = [
+    whole = [
         AddedToken(piece, normalized=False, special=kind == _CONTROL)
         for piece, kind in zip(model.pieces, model.types, strict=True)
         if kind in (_CONTROL, _USER)
     ]
-    add(backend, kept + [AddedToken(s, normalized=False, special=True) for s in reversed(sentinels)])
+    add(backend, whole + [AddedToken(s, normalized=False, special=True) for s in reversed(sentinels)])
     return backend
 
 
@@ -105,20 +104,20 @@ class MarianTokenizer(Tokenizer):
         """Read source.spm, target.spm and vocab.json; raises UserError when one is damaged."""
         if config.get("separate_vocabs"):
             raise UserError(f"{directory} has separate source and target vocabularies, which are not supported.")
-        kept = {name: read_bytes(directory / name) for name in PAIR}
+        own = {name: read_bytes(directory / name) for name in PAIR}
         source = read_model(directory / "source.spm")
-        self._known = frozenset(source.pieces)
+        self._source_pieces = frozenset(source.pieces)
         # Control pieces such as </s> are never cut out of a text, so they are renamed to what no text contains.
         names = [f"\0{p}" if t == _CONTROL else p for p, t in zip(source.pieces, source.types, strict=True)]
         # SentencePiece splits words at spaces alone, to which its table of characters turns other white space.
         spaces = pre_tokenizers.Split(Regex(" +"), "removed")
         self._segmenter = pipeline(names, source.scores, source.types.index(_UNKNOWN), source.charsmap, spaces)
         try:
-            vocabulary: Any = parse_object(kept["vocab.json"], directory / "vocab.json")
+            vocabulary: Any = parse_object(own["vocab.json"], directory / "vocab.json")
             words = models.WordLevel(vocab=vocabulary, unk_token="<unk>")
         except (TypeError, OverflowError) as error:
             raise UserError(f"{directory / 'vocab.json'} is not a vocabulary: {cut(str(error))}.") from error
-        super().__init__(tokenizers.Tokenizer(words), config, {**companions, **kept})
+        super().__init__(tokenizers.Tokenizer(words), config, {**companions, **own})
         if self.unk is None or self.eos is None:
             raise UserError(f"{directory / 'vocab.json'} has no <unk> and </s>, so it is not a Marian vocabulary.")
         self._unknown: int = self.unk
@@ -168,23 +167,23 @@ class MarianTokenizer(Tokenizer):
         return {CONFIG: to_json(config), **self._files}
 
     def _join(self, pieces: Sequence[str]) -> str:
-        """The text of pieces; each that the source model knows loses its space where nothing is before it."""
+        """The text of pieces; each of the source model's loses its space where nothing is before it."""
         text = ""
         for piece in pieces:
-            text += piece if text or piece not in self._known else piece.removeprefix(SPACE)
+            text += piece if text or piece not in self._source_pieces else piece.removeprefix(SPACE)
         return text.replace(SPACE, " ")
 
     def _encode(self, text: str) -> list[int]:
-        # a piece is looked up by its text also where the source model doesn't know it: the target's vocabulary may
-        tokens = [token for part in self._splitter.split(text) for token in self._pieces(part)]
-        return [self._unknown if (found := self.id(token)) is None else found for token in tokens]
+        # a piece is looked up by its text also where the source model hasn't got it: the target's vocabulary may
+        ids = [self.id(token) for part in self._splitter.split(text) for token in self._pieces(part)]
+        return [self._unknown if id_ is None else id_ for id_ in ids]
 
     def _pieces(self, part: str) -> list[str]:
         if self._splitter.fullmatch(part):
             return [part]
         start = part.find("<<") + 2 if part.startswith(">>") and "<<" in part else 0
         code = [part[:start]] if start else []
-        with Translated("The text can't be encoded with this tokenizer"):
+        with translated("The text can't be encoded with this tokenizer"):
             return code + self._segmenter.encode(part[start:], add_special_tokens=False).tokens
 
 
@@ -214,16 +213,17 @@ def check_charsmap(charsmap: bytes) -> None:
     point to. A unit's children are in the 256 units around its own number xor its offset.
     """
     size = int.from_bytes(charsmap[:4], "little")
-    if len(charsmap) < 4 or size % 4 or size > len(charsmap) - 4:
-        raise UserError("The vocabulary's table of characters (precompiled_charsmap) is damaged.")
-    units = np.frombuffer(charsmap, "<u4", count=size // 4, offset=4)
-    boundaries = np.append((np.frombuffer(charsmap, np.uint8, offset=4 + size) & 0xC0) != 0x80, True)
-    nodes = np.flatnonzero(units < 2**31)
-    unit = units[nodes].astype(np.int64)
-    children = nodes ^ ((unit >> 10) << ((unit & 512) >> 6))
-    inside = (children | 255) < len(units)
-    leaves = units[children[inside & (unit & 256 > 0)]].astype(np.int64) & (2**31 - 1)
-    if not inside.all() or (leaves >= len(boundaries)).any() or not boundaries[leaves].all():
+    is_whole = len(charsmap) >= 4 and size % 4 == 0 and size <= len(charsmap) - 4
+    if is_whole:
+        units = np.frombuffer(charsmap, "<u4", count=size // 4, offset=4)
+        boundaries = np.append((np.frombuffer(charsmap, np.uint8, offset=4 + size) & 0xC0) != 0x80, True)
+        nodes = np.flatnonzero(units < 2**31)
+        unit = units[nodes].astype(np.int64)
+        children = nodes ^ ((unit >> 10) << ((unit & 512) >> 6))
+        inside = (children | 255) < len(units)
+        leaves = units[children[inside & (unit & 256 > 0)]].astype(np.int64) & (2**31 - 1)
+        is_whole = inside.all() and (leaves < len(boundaries)).all() and boundaries[leaves].all()
+    if not is_whole:
         raise UserError("The vocabulary's table of characters (precompiled_charsmap) is damaged.")
 
 
@@ -233,29 +233,21 @@ def _fields(content: bytes) -> dict[int, list[Any]]:
     position = 0
     while position < len(content):
         key, position = _varint(content, position)
-        wire = key & 7
-        if wire == _VARINT:
-            value, position = _varint(content, position)
-            fields[key >> 3].append(value)
-            continue
-        if wire == _BYTES:
-            size, position = _varint(content, position)
-        else:
-            size = _FIXED_SIZES[wire]
-        if position + size > len(content):
-            raise ValueError("cut off")
-        fields[key >> 3].append(content[position : position + size])
-        position += size
+        value, position = (_FIXED_SIZES[key & 7], position) if key & 7 in _FIXED_SIZES else _varint(content, position)
+        if key & 7 != _VARINT:
+            if key & 7 not in (_BYTES, *_FIXED_SIZES) or position + value > len(content):
+                raise ValueError("cut off")
+            value, position = content[position : position + value], position + value
+        fields[key >> 3].append(value)
     return fields
 
 
 def _varint(content: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while shift < 64:
+    value = 0
+    for shift in range(0, 64, 7):
         byte = content[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-        shift += 7
     raise ValueError("a number of more than 64 bits")

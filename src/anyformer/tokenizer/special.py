@@ -1,10 +1,12 @@
-"""Which token plays which role (beginning, end, padding, mask ...), read from what a directory declares."""
+"""Tokens by role (beginning, end, padding, mask ...), read from what a directory declares."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import tokenizers
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken
+
+from anyformer.tokenizer.library import add
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
@@ -53,10 +55,9 @@ def roles_of(
     if config.get("tokenizer_class") not in GENERIC_CLASSES:
         usual = next((roles for roles in CONVENTIONS if vocabulary.keys() >= set(roles.values())), {})
     tokens = {role: as_token(config.get(f"{role}_token", usual.get(role))) for role in ROLES}
-    found = {role: token for role, token in tokens.items() if token is not None}
-    if padding is not None and "pad" not in found and "pad_token" not in config:
-        found["pad"] = AddedToken(str(padding["pad_token"]), special=True, normalized=False)
-    return found
+    if padding is not None and tokens["pad"] is None and "pad_token" not in config:
+        tokens["pad"] = AddedToken(str(padding["pad_token"]), special=True, normalized=False)
+    return {role: token for role, token in tokens.items() if token is not None}
 
 
 def add_declared(
@@ -69,53 +70,20 @@ def add_declared(
 
     `added` is the content of a legacy `added_tokens.json`: token -> id.
     """
-    known = {repr(token) for token in backend.get_added_tokens_decoder().values()}
+    present = backend.get_added_tokens_decoder().values()
     decoder = cast("Mapping[str, Any]", config.get("added_tokens_decoder") or {})
-    wanted = [as_token(decoder[key], special=False) for key in sorted(decoder, key=int)]
+    listed = [as_token(decoder[key], special=False) for key in sorted(decoder, key=int)]
     if not decoder and added:
         specials = {token.content for token in roles.values()}
-        wanted += [as_token(t, special=t in specials) for t in sorted(added, key=lambda t: added[t])]
-    tokens = [token for token in wanted if token is not None and repr(token) not in known]
+        listed += [as_token(token, special=token in specials) for token in sorted(added, key=added.__getitem__)]
+    descriptions = {repr(token) for token in present}
+    tokens = [token for token in listed if token is not None and repr(token) not in descriptions]
 
-    contents = {token.content for token in backend.get_added_tokens_decoder().values()}
-    contents |= {token.content for token in tokens}
+    contents = {token.content for token in (*present, *tokens)}
     extra: object = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     values = cast("dict[str, Any]", extra).values() if isinstance(extra, dict) else cast("list[Any]", extra)
-    named = [*roles.values(), *(as_token(value) for value in values)]
-    for token in named:
+    for token in (*roles.values(), *(as_token(value) for value in values)):
         if token is not None and token.content not in contents:
             contents.add(token.content)
             tokens.append(token)
     add(backend, tokens)
-
-
-def add(backend: tokenizers.Tokenizer, tokens: Iterable[AddedToken]) -> None:
-    """Add tokens to a backend in order, each as the kind that it says it is."""
-    # In one call, as each makes the automaton that finds them in a text anew.
-    cast("Any", backend).add_tokens(list(tokens))  # the library's own types leave the element out
-
-
-def surround(
-    backend: tokenizers.Tokenizer,
-    before: str | None,
-    after: str | None,
-    *,
-    second_segment: int = 0,
-    before_second: bool = True,
-) -> None:
-    """Let a tokenizer put special tokens around a text, and around each of a pair of texts.
-
-    Args:
-        before, after: the tokens around a text, which are in the vocabulary; None for none.
-        second_segment: the segment id of the second text of a pair, and of the tokens around it.
-        before_second: whether `before` is put before the second text, too.
-    """
-    tokens = {token: backend.token_to_id(token) for token in (before, after) if token is not None}
-    if tokens:
-        first = [part for part in (before, "$A", after) if part]
-        second = [part for part in (before if before_second else None, "$B", after) if part]
-        backend.post_processor = processors.TemplateProcessing(
-            single=first,
-            pair=[*first, *(f"{part}:{second_segment}" if second_segment else part for part in second)],
-            special_tokens=cast("Any", list(tokens.items())),
-        )

@@ -1,10 +1,13 @@
-"""jinja2's sandbox, which keeps a template from everything but its values, with a budget for what it does with them.
+"""Chat templates: Jinja written by strangers, rendered in a sandbox with what `transformers` offers them.
 
-Loops, operators, slices, comparisons and text become calls that pay (`template_budget`) before anything is done.
+jinja2's sandbox keeps a template from everything but its values. Here it has a budget for what it does with them:
+loops, operators, slices, comparisons and text become calls that pay (`template_budget`) before anything is done.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from datetime import datetime
+from functools import lru_cache
 from types import BuiltinMethodType
 from typing import Any, cast
 
@@ -18,14 +21,93 @@ from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 from typing_extensions import override
 
+from anyformer.errors import UserError
+from anyformer.limits import DEPTH
+from anyformer.terminal import shorten
 from anyformer.tokenizer import template_budget as budget
+
+Message = Mapping[str, Any]
+"""``{"role": "user", "content": "..."}``, as chat templates read it; may have tool_calls."""
 
 _LONGEST = 50_000
 """Characters of a template; jinja2 compiles it in a time that can grow with the square of its length."""
+_REASON = 500
+"""Characters of a template's own words that a message repeats."""
 
 
-class Sandbox(ImmutableSandboxedEnvironment):
-    """An environment whose templates pay for what they do; `template_budget.begin` starts a rendering."""
+def render(
+    template: str,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    variables: Mapping[str, Any],
+    tools: Sequence[Any] | None = None,
+) -> tuple[str, list[tuple[int, int]]]:
+    """Render a conversation, with a new budget.
+
+    Returns:
+        The text, and begin and end in it of each block that the template marks with ``{% generation %}``; none where
+        one is not written as it is, as in a macro.
+
+    Raises:
+        UserError: the template is faulty, refuses the messages or doesn't end.
+    """
+    # As in `transformers`: what a message doesn't have may be written as null.
+    messages = [{name: value for name, value in message.items() if value is not None} for message in messages]
+    offered = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
+    token = budget.current.set(rendering := budget.Rendering())
+    try:
+        for piece in _compiled(template).generate({**offered, **variables}):
+            rendering.pieces.append(piece)
+            rendering.length += len(piece)
+    except jinja2.TemplateSyntaxError as error:
+        reason = _reason(error, str(error.message))
+        raise UserError(f"The chat template has a mistake in line {error.lineno}: {reason}.") from error
+    except Exception as error:  # a stranger's program can fail in any way
+        raise UserError(f"The chat template refuses these messages: {_reason(error, str(error))}.") from error
+    finally:
+        budget.current.reset(token)
+    text, blocks = "".join(rendering.pieces), rendering.blocks
+    is_verbatim = all(text.startswith(body, begin) for begin, body in blocks)
+    return text, [(begin, begin + len(body)) for begin, body in blocks if is_verbatim]
+
+
+def _reason(error: Exception, text: str) -> str:
+    return shorten(text or type(error).__name__, _REASON).rstrip(".")
+
+
+@lru_cache(maxsize=16)
+def _compiled(template: str) -> jinja2.Template:
+    return _Sandbox().from_string(template)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    budget.spend(256 * len(pattern))  # what a conversion may grow to
+    return datetime.now().strftime(pattern)
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes HTML, which would change the prompt."""
+    budget.spend(DEPTH * (len(indent) if isinstance(indent, str) else abs(indent or 0)))
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    pieces: list[str] = []
+    for piece in encoder.iterencode(budget.listed(value)):
+        budget.spend(budget.CALL + len(piece))
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """An environment whose templates pay for what they do."""
 
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
@@ -34,7 +116,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         extensions = [_Generation, jinja2.ext.loopcontrols]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False)
         del self.globals["lipsum"]
-        self.filters = {**budget.filters(), **_FUNCTIONS}
+        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+        compiled = (_repeated, _iterated, _written, _sliced, _compared)
+        self.filters = {**budget.filters(), **{each.__name__: each for each in compiled}, "tojson": _to_json}
         self.tests = budget.tests()
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -45,33 +129,31 @@ class Sandbox(ImmutableSandboxedEnvironment):
     @override
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         sequence, times = (right, left) if isinstance(left, int) else (left, right)
+        budget.spend(budget.size(left) + budget.size(right))
         if operator == "%" and isinstance(left, str):
-            budget.percent_format(left, right)
-        elif operator == "+" and isinstance(left, str | list | tuple):
-            budget.spend(budget.size(left) + budget.size(right))
-        elif operator == "*" and isinstance(sequence, str | list | tuple):
-            budget.spend(budget.size(sequence) * max(0, times) if isinstance(times, int) else 0)
-        else:
-            budget.weigh(left, right)
-            if operator == "**" and isinstance(left, int) and isinstance(right, int):
-                budget.size(1 << max(0, min(left.bit_length() * right, 2**20)))
+            budget.formatting(left, *(cast("tuple[Any, ...]", right) if isinstance(right, tuple) else (right,)))
+        elif operator == "*" and isinstance(sequence, str | list | tuple) and isinstance(times, int):
+            budget.spend(budget.size(sequence) * max(0, times))
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            budget.size(1 << max(0, min(left.bit_length() * right, 2**20)))
         return super().call_binop(context, operator, left, right)
 
     @override
     def getitem(self, obj: Any, argument: Any) -> Any:
         if not isinstance(argument, str | int):
-            budget.weigh(argument)
+            budget.scan(argument)
         return super().getitem(obj, argument)
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function, a method or a macro of a template."""
         budget.spend(budget.CALL)
-        # A macro and a loop only pass values on.
-        if not isinstance(function, Macro | LoopContext | BlockReference):
-            builtin = isinstance(function, BuiltinMethodType) or isinstance(getattr(function, "__self__", None), Markup)
-            given = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
-            if not (builtin and budget.pay_for_method(function.__self__, function.__name__, args, given)):
-                budget.weigh(*args, *given.values())
+        if not isinstance(function, Macro | LoopContext | BlockReference):  # these only pass values on
+            options = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
+            budget.scan(*args, *options.values())
+            owner = getattr(function, "__self__", None)
+            own = isinstance(owner, str | bytes | int | float | list | tuple | dict | range)
+            if own and (isinstance(function, BuiltinMethodType) or isinstance(owner, Markup)):
+                args = tuple(budget.method_arguments(owner, function.__name__, args, options))
         result = super().call(context, function, *args, **kwargs)
         budget.spend(budget.size(result))
         return result
@@ -83,8 +165,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         text = cast("str", value.__self__)
         if value.__name__ == "format_map":
             raise jinja2.TemplateRuntimeError("it calls 'format_map', which is not offered to templates")
-        kind = _EscapeFormatter if isinstance(text, Markup) else _Formatter
-        formatter = kind(self, escape=text.escape) if isinstance(text, Markup) else _Formatter(self)
+        formatter = _EscapeFormatter(self, escape=text.escape) if isinstance(text, Markup) else _Formatter(self)
         return lambda *args, **kwargs: type(text)(formatter.vformat(text, args, kwargs))
 
 
@@ -93,12 +174,12 @@ class _Formatter(SandboxedFormatter):
 
     @override
     def convert_field(self, value: Any, conversion: Any) -> Any:
-        budget.weigh(value)
+        budget.scan(value)
         return super().convert_field(value, conversion)
 
     @override
     def format_field(self, value: Any, format_spec: str) -> Any:
-        budget.weigh(value)
+        budget.scan(value)
         budget.spend(sum(map(int, budget.DIGITS.findall(format_spec))))
         return super().format_field(value, format_spec)
 
@@ -107,7 +188,7 @@ class _EscapeFormatter(_Formatter, SandboxedEscapeFormatter):
     """The formatter of text that is marked as HTML."""
 
 
-# What templates are compiled to. The context comes first, so that nothing is called when a template is compiled.
+# Filters that templates are compiled to. The context comes first, so that none is called when a template is compiled.
 
 
 @jinja2.pass_context
@@ -123,47 +204,32 @@ def _iterated(context: object, values: Iterable[Any]) -> Iterator[Any]:
 
 @jinja2.pass_context
 def _written(context: object, value: Any) -> Any:
-    budget.weigh(value, value)  # it is copied once more when a text is put together
+    budget.scan(value, value)  # it is copied once more when a text is put together
     return value
 
 
 @jinja2.pass_context
-def _sliced(context: object, value: Any, start: Any, stop: Any, step: Any) -> Any:
-    part = slice(start, stop, step)
+def _sliced(context: object, value: Any, *bounds: Any) -> Any:
     if isinstance(value, str | list | tuple):
-        sequence = cast("Sequence[Any]", value)
-        budget.weigh(start, stop, step)
-        budget.spend(budget.size(range(*part.indices(len(sequence)))))
-    return value[part]
+        budget.spend(budget.size(range(*slice(*bounds).indices(len(cast("list[Any]", value))))))
+    return value[slice(*bounds)]
+
+
+_TESTS = {"gteq": "ge", "lteq": "le", "notin": "in"}
+"""Tests by operators that have another name, or none."""
 
 
 @jinja2.pass_context
-def _compared(context: object, left: Any, *rest: Any) -> Any:
+def _compared(context: jinja2.runtime.Context, left: Any, *rest: Any) -> Any:
     """``left < b <= c``, where the names of the operators and the other operands take turns."""
-    result = True
-    budget.spend(budget.OPERATION)
-    for name, right in zip(rest[::2], map(budget.read, rest[1::2]), strict=True):
-        budget.compare(name, left, right)
-        result = _OPERATORS[name](left, right)
+    result: Any = True
+    for name, right in zip(cast("tuple[str, ...]", rest[::2]), map(budget.listed, rest[1::2]), strict=True):
+        test: Any = context.environment.tests[_TESTS.get(name, name)]
+        result = test(left, right) if name != "notin" else not test(left, right)
         if not result:
             break
         left = right
     return result
-
-
-_OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
-    "eq": lambda a, b: a == b,
-    "ne": lambda a, b: a != b,
-    "gt": lambda a, b: a > b,
-    "gteq": lambda a, b: a >= b,
-    "lt": lambda a, b: a < b,
-    "lteq": lambda a, b: a <= b,
-    "in": lambda a, b: a in b,
-    "notin": lambda a, b: a not in b,
-}
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    function.__name__: function for function in (_repeated, _iterated, _written, _sliced, _compared)
-}
 
 
 class _Meter(NodeTransformer):
@@ -224,39 +290,6 @@ def _call(name: str, value: Any, *arguments: nodes.Expr) -> nodes.Filter:
     )
 
 
-class Output:
-    """The text that a template has written, with the spans of its blocks ``{% generation %}``."""
-
-    def __init__(self) -> None:
-        self._pieces: list[str] = []
-        self._length = 0
-        self._blocks: list[tuple[int, str]] = []
-
-    def collect(self, pieces: Iterable[str]) -> None:
-        """Take the pieces of a rendering, as it makes them."""
-        token = _output.set(self)
-        try:
-            for piece in pieces:
-                self._pieces.append(piece)
-                self._length += len(piece)
-        finally:
-            _output.reset(token)
-
-    def mark(self, body: str) -> None:
-        """Note a block, which is written next."""
-        self._blocks.append((self._length, body))
-
-    def finish(self) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and begin and end of each block in it; none where one is not written as it is, as in a macro."""
-        text = "".join(self._pieces)
-        if not all(text.startswith(body, begin) for begin, body in self._blocks):
-            return text, []
-        return text, [(begin, begin + len(body)) for begin, body in self._blocks]
-
-
-_output: ContextVar[Output | None] = ContextVar("output", default=None)
-
-
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}` marks the assistant's words for training. As in `transformers`, it has a scope of its own."""
 
@@ -270,8 +303,6 @@ class _Generation(jinja2.ext.Extension):
         return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
 
     def _mark(self, caller: Callable[[], str]) -> str:
-        body = caller()
-        output = _output.get()
-        if output is not None:
-            output.mark(body)
+        rendering, body = budget.current.get(), caller()
+        rendering.blocks.append((rendering.length, body))
         return body

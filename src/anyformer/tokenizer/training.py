@@ -6,8 +6,8 @@ The special tokens follow the objective:
     masked           [PAD] [UNK] [CLS] [SEP] [MASK] as the first five, and `[CLS] text [SEP]` around a text, as BERT
                      has it
     seq2seq          <pad> </s> <unk> as the first three, and </s> after a text, as T5 has it
-    span_corruption  the same, and the sentinels <extra_id_99> ... <extra_id_0> as the last hundred, as T5 has them;
-                     of a small vocabulary they are no more than a tenth
+    span_corruption  those of seq2seq, and the sentinels <extra_id_99> ... <extra_id_0> as the last hundred, as T5 has
+                     them; of a small vocabulary they are no more than a tenth
     any              <s> <pad> </s> <unk> <mask>, as RoBERTa has them, and the sentinels: for models of every kind that
                      share a tokenizer; nothing is put around a text
 WordPiece and Unigram always have an unknown token. For characters it exists only where the objective has one.
@@ -26,8 +26,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from anyformer.errors import UserError, nearest, quote
-from anyformer.tokenizer.legacy import byte_words, surround_sentences
-from anyformer.tokenizer.special import add, surround
+from anyformer.tokenizer.library import add, byte_words, surround, surround_sentences
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -82,12 +81,10 @@ def train(
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{f"{role}_token": token for role, token in roles.items()},
         "clean_up_tokenization_spaces": False,
+        **({"do_lower_case": lowercase} if kind == "wordpiece" else {}),  # KerasHub asks for it
+        **({"additional_special_tokens": sentinels[::-1]} if sentinels else {}),
+        "model_input_names": input_names(segments=special == "masked"),
     }
-    if kind == "wordpiece":
-        config["do_lower_case"] = lowercase  # KerasHub asks for it
-    if sentinels:
-        config["additional_special_tokens"] = sentinels[::-1]
-    config["model_input_names"] = input_names(segments=special == "masked")
     return backend, config
 
 
@@ -117,7 +114,7 @@ def parse_spec(spec: str) -> tuple[str, int | None]:
 
 
 class Piece(Protocol):
-    """A document or a part of one, such as `anyformer.data.sources.Document`."""
+    """A document or a part of one, such as `anyformer.data.corpus.Document`."""
 
     @property
     def text(self) -> str:
@@ -236,19 +233,18 @@ def _train_wordpiece(
 
         letters_alone: dict[str, Any] = {**options, "vocab_size": 0}
         scratch.train_from_iterator(copied(), trainers.WordPieceTrainer(**letters_alone))
-        found = scratch.get_vocab()
-        known = [letter for letter in counts if letter in found or f"##{letter}" in found]
-        alphabet = sorted(sorted(known, key=lambda letter: (-counts[letter], letter))[:letters])
-        inside = [f"##{letter}" for letter in alphabet if f"##{letter}" in found]
+        first_pass = scratch.get_vocab()
+        present = [letter for letter in counts if letter in first_pass or f"##{letter}" in first_pass]
+        alphabet = sorted(sorted(present, key=lambda letter: (-counts[letter], letter))[:letters])
+        inside = [f"##{letter}" for letter in alphabet if f"##{letter}" in first_pass]
         first = [*special, *_special_tokens(inside)]
         options = {**options, "special_tokens": first, "initial_alphabet": alphabet, "limit_alphabet": letters}
         copy.seek(0)
         scratch.train_from_iterator(map(json.loads, copy), trainers.WordPieceTrainer(**options))
-    found = scratch.get_vocab()
-    tokens = dict.fromkeys([*map(str, special), *alphabet, *inside, *sorted(found, key=found.__getitem__)])
-    backend.model = models.WordPiece(
-        dict(zip(tokens, range(len(tokens)), strict=True)), unk_token=backend.model.unk_token
-    )
+    ids = scratch.get_vocab()
+    tokens = dict.fromkeys([*map(str, special), *alphabet, *inside, *sorted(ids, key=ids.__getitem__)])
+    vocabulary = {token: id_ for id_, token in enumerate(tokens)}
+    backend.model = models.WordPiece(vocabulary, unk_token=backend.model.unk_token)
     add(backend, special)
 
 

@@ -18,12 +18,11 @@ from rich.text import Text
 
 from anyformer.config import ModelConfig, SpecialTokens
 from anyformer.console import Console
-from anyformer.data.corpus import Corpus, Split
+from anyformer.data.corpus import Corpus, Document, Split, find_files, standard_library
 from anyformer.data.disk_cache import Cache, identity, key
 from anyformer.data.materialize import STANDARD_INPUT, materialize
 from anyformer.data.objectives import decoder_start
 from anyformer.data.pairs import Pair, PairCorpus, PairFile, parallel_files, record_files, tokenize_pairs
-from anyformer.data.sources import Document, find_files, standard_library
 from anyformer.data.token_files import FORMAT, TokenFile, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.families import to_huggingface

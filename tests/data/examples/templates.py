@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.legacy import byte_words
+from anyformer.tokenizer.library import byte_words
 from tests.tokenizer.hugging_face import CORPUS
 
 _CHATML_TURN = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"

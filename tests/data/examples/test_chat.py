@@ -15,16 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyformer.checkpoint.load import open_source
-from anyformer.data.examples import ChatExample, Where
+from anyformer.data.examples import ChatExample
 from anyformer.data.examples.chat import added_system_prompt, encode_chat, encode_chat_rows, generation_mismatch
-from anyformer.data.examples.encoded import LearnedTokens
+from anyformer.data.examples.encoded import EncodedRow
+from anyformer.data.formats import Location
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 from tests.data.examples import templates
 from tests.data.examples.templates import KINDS, MARKED, TEMPLATES, tokenizer_of
 from tests.tokenizer.hugging_face import automatic
 
-WHERE = Where(Path("chats.jsonl"), 7)
+WHERE = Location(Path("chats.jsonl"), 7)
 quick = settings(max_examples=120)
 texts = st.one_of(
     st.text(st.sampled_from("abe Sk.,\n\t'1ü日🙂:<>|/[]"), max_size=30),
@@ -47,7 +48,7 @@ def conversations(draw: st.DrawFn) -> ChatExample:
     if draw(st.integers(0, 4)) == 0:
         messages.append({"role": "user", "content": draw(texts)})
     learned = [each["role"] == "assistant" and draw(st.integers(0, 3)) > 0 for each in messages]
-    return ChatExample(where=WHERE, messages=messages, learned=learned)
+    return ChatExample(location=WHERE, messages=messages, loss_mask=learned)
 
 
 def example_of(*contents: str, system: str | None = None, learned: Sequence[int] | None = None) -> ChatExample:
@@ -55,13 +56,13 @@ def example_of(*contents: str, system: str | None = None, learned: Sequence[int]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     flags = [m["role"] == "assistant" and (learned is None or i in learned) for i, m in enumerate(messages)]
-    return ChatExample(where=WHERE, messages=messages, learned=flags)
+    return ChatExample(location=WHERE, messages=messages, loss_mask=flags)
 
 
-def runs(row: LearnedTokens) -> list[tuple[int, int]]:
+def runs(row: EncodedRow) -> list[tuple[int, int]]:
     """Begin and end of each stretch of learned tokens."""
-    edges = [0, *(k for k in range(1, len(row.tokens)) if row.learned[k] != row.learned[k - 1]), len(row.tokens)]
-    return [(begin, end) for begin, end in pairwise(edges) if row.learned[begin]]
+    edges = [0, *(k for k in range(1, len(row.tokens)) if row.loss_mask[k] != row.loss_mask[k - 1]), len(row.tokens)]
+    return [(begin, end) for begin, end in pairwise(edges) if row.loss_mask[begin]]
 
 
 def plain(text: str) -> str:
@@ -69,12 +70,12 @@ def plain(text: str) -> str:
     return text.strip()
 
 
-def check(tokenizer: Tokenizer, example: ChatExample, end: int, prompts: dict[int, list[int]]) -> list[LearnedTokens]:
+def check(tokenizer: Tokenizer, example: ChatExample, end: int, prompts: dict[int, list[int]]) -> list[EncodedRow]:
     """Each answer is one run of learned tokens behind its prompt, up to the end; nothing else is learned."""
     rows = encode_chat_rows(tokenizer, example)
     found: list[int] = []
     for row in rows:
-        assert len(row.tokens) == len(row.learned)
+        assert len(row.tokens) == len(row.loss_mask)
         for begin, stop in runs(row):
             index = next(index for index, prompt in prompts.items() if list(row.tokens[:begin]) == prompt)
             found.append(index)
@@ -83,7 +84,7 @@ def check(tokenizer: Tokenizer, example: ChatExample, end: int, prompts: dict[in
             # Not every tokenizer knows every byte.
             content = tokenizer.decode(tokenizer.encode(example.messages[index]["content"], special=False))
             assert plain(answer) == plain(content)
-    assert found == [index for index, learned in enumerate(example.learned) if learned]
+    assert found == [index for index, learned in enumerate(example.loss_mask) if learned]
     assert generation_mismatch(tokenizer, example, rows) is None
     return rows
 
@@ -99,7 +100,7 @@ def test_each_answer_is_learned_to_its_end_behind_the_prompt_of_generation(name:
     assert tokenizer.eos == tokenizer.pad == tokenizer.id(end)
     prompts = {
         index: tokenizer.encode(tokenizer.chat(example.messages[:index]), special=False)
-        for index, learned in enumerate(example.learned)
+        for index, learned in enumerate(example.loss_mask)
         if learned
     }
     rows = check(tokenizer, example, tokenizer.eos or 0, prompts)
@@ -116,7 +117,7 @@ def test_without_a_template_the_lines_of_a_conversation_end_with_eos(kind: str, 
     shown = [lines[message["role"]].format(message["content"].strip()) for message in example.messages]
     prompts = {
         index: tokenizer.encode("".join(shown[:index]) + "Assistant:")
-        for index, learned in enumerate(example.learned)
+        for index, learned in enumerate(example.loss_mask)
         if learned
     }
     check(tokenizer, example, 2, prompts)
@@ -130,24 +131,24 @@ def test_marked_answers_are_those_of_transformers(
     name: str, kind: str, references: dict[tuple[str, str], Any], example: ChatExample
 ):
     tokenizer, reference = references[name, kind]
-    everything = replace(example, learned=[message["role"] == "assistant" for message in example.messages])
+    everything = replace(example, loss_mask=[message["role"] == "assistant" for message in example.messages])
     theirs = reference.apply_chat_template(
         [dict(message) for message in example.messages], return_dict=True, return_assistant_tokens_mask=True
     )
     (row,) = encode_chat_rows(tokenizer, everything)
     assert list(row.tokens) == theirs["input_ids"]
-    assert list(map(int, row.learned)) == theirs["assistant_masks"]
+    assert list(map(int, row.loss_mask)) == theirs["assistant_masks"]
     # An answer that isn't learned leaves the others as they are.
     (some,) = encode_chat_rows(tokenizer, example)
-    if any(example.learned):
+    if any(example.loss_mask):
         expected = [
             run
-            for run, index in zip(runs(row), (i for i, flag in enumerate(everything.learned) if flag), strict=True)
-            if example.learned[index]
+            for run, index in zip(runs(row), (i for i, flag in enumerate(everything.loss_mask) if flag), strict=True)
+            if example.loss_mask[index]
         ]
         assert runs(some) == expected
     else:
-        assert not any(some.learned)
+        assert not any(some.loss_mask)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_a_template_that_drops_thoughts_gives_a_row_for_each_answer():
     assert tokenizer.decode(rows[1].tokens[begin:end], skip_special=False) == "<think>\nso\n</think>\n\nNo<|im_end|>"
     with pytest.raises(UserError, match=r"chats.jsonl, line 7: .* 2 rows: let only the last answer be learned"):
         encode_chat(tokenizer, example)
-    last = replace(example, learned=[False, False, False, True])
+    last = replace(example, loss_mask=[False, False, False, True])
     assert encode_chat(tokenizer, last) == rows[1]
 
 
@@ -211,12 +212,12 @@ def test_everything_is_learned_if_asked_for():
     example = example_of("a", "b", "c")
     row = encode_chat(tokenizer, example, learn_all=True)
     assert list(row.tokens) == tokenizer.encode(tokenizer.chat(example.messages, False), special=False)
-    assert row.count == len(row.tokens) - 1  # nothing predicts the first token
+    assert row.targets == len(row.tokens) - 1  # nothing predicts the first token
     # Without a template each answer is followed by eos, and nothing is learned twice.
     rows = encode_chat_rows(tokenizer_of(None, "</s>"), example_of("a", "b", "c", "d"), learn_all=True)
     shown = [tokenizer_of(None, "</s>").decode(row.tokens, skip_special=False) for row in rows]
     assert shown == ["<s>User: a\nAssistant: b</s>", "<s>User: a\nAssistant: b\nUser: c\nAssistant: d</s>"]
-    assert [row.learned.index(True) for row in rows] == [1, len(rows[0].tokens) - 1]
+    assert [row.loss_mask.index(True) for row in rows] == [1, len(rows[0].tokens) - 1]
 
 
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
@@ -227,7 +228,7 @@ def test_tools_and_calls_are_shown_to_the_template():
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
     messages = [{"role": "user", "content": "a", "tool_calls": None}, call, {"role": "tool", "content": "b"}]
     messages.append({"role": "assistant", "content": "c"})
-    example = ChatExample(where=WHERE, messages=messages, learned=[False, True, False, True], tools=TOOLS)
+    example = ChatExample(location=WHERE, messages=messages, loss_mask=[False, True, False, True], tools=TOOLS)
     (row,) = encode_chat_rows(tokenizer, example)
     text = tokenizer.decode(row.tokens, skip_special=False)
     assert '# Tools\n\n{"type": "function"' in text
@@ -271,10 +272,10 @@ def test_templates_that_generation_shows_otherwise_are_refused(
 
 
 def test_a_conversation_that_begins_with_an_answer_is_refused():
-    example = ChatExample(where=WHERE, messages=[{"role": "assistant", "content": "a"}], learned=[True])
+    example = ChatExample(location=WHERE, messages=[{"role": "assistant", "content": "a"}], loss_mask=[True])
     with pytest.raises(UserError, match=r"line 7: the conversation begins with an answer: put a question before it"):
         encode_chat_rows(tokenizer_of(templates.MISTRAL, "</s>"), example)
-    tool = ChatExample(where=WHERE, messages=[{"role": "tool", "content": "a"}], learned=[False])
+    tool = ChatExample(location=WHERE, messages=[{"role": "tool", "content": "a"}], loss_mask=[False])
     with pytest.raises(UserError, match=r"line 7: Message 1 is of 'tool', and without a chat template"):
         encode_chat_rows(tokenizer_of(None, "</s>"), tool)
 
@@ -334,8 +335,8 @@ def test_learned_tokens_are_those_of_trl(name: str, tmp_path: Path):
             )
         (row,) = encode_chat_rows(tokenizer, example)
         assert list(row.tokens) == theirs["input_ids"]
-        assert list(map(int, row.learned)) == theirs["assistant_masks"]
-        assert any(row.learned)
+        assert list(map(int, row.loss_mask)) == theirs["assistant_masks"]
+        assert any(row.loss_mask)
 
 
 @pytest.mark.parametrize(
@@ -362,11 +363,11 @@ def test_answers_that_are_not_marked_are_those_of_trl(name: str, end: str, more:
     assert list(row.tokens) == theirs["input_ids"]
     differing = [
         tokenizer.decode([token])
-        for token, ours, mask in zip(row.tokens, row.learned, theirs["assistant_masks"], strict=True)
+        for token, ours, mask in zip(row.tokens, row.loss_mask, theirs["assistant_masks"], strict=True)
         if ours != mask
     ]
     assert set(differing) <= {"\n"}
-    assert row.count >= 4
+    assert row.targets >= 4
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +387,7 @@ def test_answers_to_smollm2_are_learned_to_their_end(smollm2: Tokenizer, example
     assert smollm2.eos == smollm2.pad == smollm2.id("<|im_end|>")
     prompts = {
         index: smollm2.encode(smollm2.chat(example.messages[:index]), special=False)
-        for index, learned in enumerate(example.learned)
+        for index, learned in enumerate(example.loss_mask)
         if learned
     }
     check(smollm2, example, smollm2.eos or 0, prompts)

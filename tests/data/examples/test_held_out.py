@@ -8,21 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyformer.data.examples import ChatExample, ClassifyExample, PreferenceExample, Where
+from anyformer.data.examples import ChatExample, ClassifyExample, PreferenceExample
 from anyformer.data.examples.held_out import duplicates, held_out, overlap
+from anyformer.data.formats import Location
 from anyformer.errors import UserError
 
 
 def classify(*texts: str, label: str = "a", start: int = 1) -> list[Any]:
     return [
-        ClassifyExample(where=Where(Path("a.csv"), number), text=text, label=label)
+        ClassifyExample(location=Location(Path("a.csv"), number), text=text, label=label)
         for number, text in enumerate(texts, start=start)
     ]
 
 
 def chat(answer: str, number: int = 1) -> ChatExample:
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
-    return ChatExample(where=Where(Path("a.csv"), number), messages=messages, learned=[False, True])
+    return ChatExample(location=Location(Path("a.csv"), number), messages=messages, loss_mask=[False, True])
 
 
 @given(
@@ -39,7 +40,7 @@ def test_the_split_depends_on_the_content_alone(texts: list[str], share: float, 
             held_out(examples, share, seed)
         return
     training, validation = held_out(examples, share, seed)
-    assert sorted(e.where.number for e in training + validation) == list(range(1, len(texts) + 1))
+    assert sorted(e.location.number for e in training + validation) == list(range(1, len(texts) + 1))
     # Whatever says the same is on one side.
     assert not {e.text for e in training} & {e.text for e in validation}
     assert not overlap(training, validation)
@@ -47,7 +48,7 @@ def test_the_split_depends_on_the_content_alone(texts: list[str], share: float, 
     assert 1 <= count < distinct
     assert count in (1, distinct - 1, round(share * distinct))
     shuffled = chance.sample(examples, len(examples))
-    assert {e.where for e in held_out(shuffled, share, seed)[1]} == {e.where for e in validation}
+    assert {e.location for e in held_out(shuffled, share, seed)[1]} == {e.location for e in validation}
 
 
 def test_another_seed_gives_another_split():
@@ -63,15 +64,17 @@ def test_another_seed_gives_another_split():
 def test_labels_are_part_of_what_is_said_and_not_of_what_is_asked():
     one, other = classify("x", "y"), classify("x", label="b", start=3)
     assert duplicates([*one, *other]) == []
-    assert overlap(one, other) == [(one[0].where, other[0].where)]
+    assert overlap(one, other) == [(one[0].location, other[0].location)]
     again = classify("x", start=9)
-    assert duplicates([*one, *again]) == [(one[0].where, again[0].where)]
+    assert duplicates([*one, *again]) == [(one[0].location, again[0].location)]
 
 
 def test_conversations_and_pairs_of_them_are_compared_whole():
-    assert duplicates([chat("a", 1), chat("b", 2), chat("a", 3)]) == [(chat("a", 1).where, chat("a", 3).where)]
+    assert duplicates([chat("a", 1), chat("b", 2), chat("a", 3)]) == [(chat("a", 1).location, chat("a", 3).location)]
     pairs = [
-        PreferenceExample(where=Where(Path("a.csv"), number), chosen=chat("a", number), rejected=chat(bad, number))
+        PreferenceExample(
+            location=Location(Path("a.csv"), number), chosen=chat("a", number), rejected=chat(bad, number)
+        )
         for number, bad in enumerate("bcb")
     ]
     assert [(one.number, two.number) for one, two in duplicates(pairs)] == [(0, 2)]

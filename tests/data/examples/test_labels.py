@@ -6,21 +6,26 @@ from typing import Any
 
 import pytest
 
-from anyformer.data.examples import ClassifyExample, EmbedExample, TagExample, Where
-from anyformer.data.examples.labels import check_learnable, settle_embeddings, settle_labels, settle_tags
+from anyformer.data.examples import ClassifyExample, EmbedExample, TagExample
+from anyformer.data.examples.labels import check_learnable, resolve_embeddings, resolve_labels, resolve_tags
+from anyformer.data.formats import Location
 from anyformer.errors import UserError
+
+
+def location(number: int) -> Location:
+    return Location(Path("a.csv"), number)
 
 
 def texts(*labels: Any, second: str | None = None) -> list[ClassifyExample]:
     return [
-        ClassifyExample(where=Where(Path("a.csv"), number), text="x", second=second, label=label)
+        ClassifyExample(location=location(number), text="x", second=second, label=label)
         for number, label in enumerate(labels, start=1)
     ]
 
 
 def settled(*labels: Any, **options: Any) -> tuple[list[Any], str, tuple[str, ...]]:
-    found, known = settle_labels(texts(*labels), **options)
-    return [example.label for example in found], known.kind, known.names
+    found, labels = resolve_labels(texts(*labels), **options)
+    return [example.label for example in found], labels.kind, labels.names
 
 
 @pytest.mark.parametrize(
@@ -42,10 +47,10 @@ def settled(*labels: Any, **options: Any) -> tuple[list[Any], str, tuple[str, ..
         ([(0, 1, 1), (0, 0, 0)], {}, [("1", "2"), ()], "multiple", ("0", "1", "2")),
         (["a", "b"], {"kind": "multiple"}, [("a",), ("b",)], "multiple", ("a", "b")),
         (["z", "a"], {"classes": ("z", "m", "a")}, ["z", "a"], "single", ("z", "m", "a")),
-        (["a", "a"], {"known": ("b", "a")}, ["a", "a"], "single", ("b", "a")),
-        ([1, 0], {"known": ("neg", "pos")}, ["pos", "neg"], "single", ("neg", "pos")),
-        (["1", "0"], {"known": ("neg", "pos")}, ["pos", "neg"], "single", ("neg", "pos")),
-        ([(1,), ("neg",)][:1], {"known": ("neg", "pos")}, [("pos",)], "multiple", ("neg", "pos")),
+        (["a", "a"], {"names": ("b", "a")}, ["a", "a"], "single", ("b", "a")),
+        ([1, 0], {"names": ("neg", "pos")}, ["pos", "neg"], "single", ("neg", "pos")),
+        (["1", "0"], {"names": ("neg", "pos")}, ["pos", "neg"], "single", ("neg", "pos")),
+        ([(1,), ("neg",)][:1], {"names": ("neg", "pos")}, [("pos",)], "multiple", ("neg", "pos")),
     ],
 )
 def test_labels_are_names_or_numbers(
@@ -55,9 +60,9 @@ def test_labels_are_names_or_numbers(
 
 
 def test_what_was_found_is_said():
-    assert settle_labels(texts("b", "a"))[1].note == "2 labels: a, b"
-    assert settle_labels(texts(0, 2.5))[1].note == "numbers from 0 to 2.5 to be predicted, as some have decimals"
-    assert settle_labels(texts(*map(str, range(9))))[1].note == "9 labels: 0, 1, 2, 3, 4, 5, 6, 7, ..."
+    assert resolve_labels(texts("b", "a"))[1].note == "2 labels: a, b"
+    assert resolve_labels(texts(0, 2.5))[1].note == "numbers from 0 to 2.5 to be predicted, as some have decimals"
+    assert resolve_labels(texts(*map(str, range(9))))[1].note == "9 labels: 0, 1, 2, 3, 4, 5, 6, 7, ..."
 
 
 @pytest.mark.parametrize(
@@ -74,13 +79,13 @@ def test_what_was_found_is_said():
         ([0.5, 10**400], {}, r"a\.csv, line 2, has inf in its label: only finite numbers"),
         (["a", "b"], {"kind": "regression"}, r"a\.csv, line 1, has no number in its label: that is 'a'"),
         ([("a",)], {"kind": "single"}, r"a\.csv, line 1, has a list of labels, and single labels were asked for"),
-        (["c"], {"known": ("a", "b")}, r"a\.csv, line 1, has the label 'c', which isn't among the 2 .*: a, b\."),
-        ([0, 2], {"known": ("a", "b")}, r"a\.csv, line 2, has the label '2', which isn't among the 2"),
+        (["c"], {"names": ("a", "b")}, r"a\.csv, line 1, has the label 'c', which isn't among the 2 .*: a, b\."),
+        ([0, 2], {"names": ("a", "b")}, r"a\.csv, line 2, has the label '2', which isn't among the 2"),
     ],
 )
 def test_labels_that_can_not_be_learned(labels: list[Any], options: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
-        settle_labels(texts(*labels), **options)
+        resolve_labels(texts(*labels), **options)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +99,7 @@ def test_labels_that_can_not_be_learned(labels: list[Any], options: dict[str, An
     ],
 )
 def test_labels_that_teach_nothing(labels: list[Any], named: bool, message: str):
-    where = Where(Path("a.csv"), 1)
+    where = Location(Path("a.csv"), 1)
     with pytest.raises(UserError, match=message):
         check_learnable(labels, where, named=named)
     check_learnable([*labels[:1], "other"], where)
@@ -104,33 +109,33 @@ def test_labels_that_teach_nothing(labels: list[Any], named: bool, message: str)
 
 def test_pairs_and_single_texts_are_not_mixed():
     with pytest.raises(UserError, match=r"line 1, has a pair of texts, and the rows before have one text"):
-        settle_labels([*texts("a"), *texts("b", second="y")])
+        resolve_labels([*texts("a"), *texts("b", second="y")])
 
 
 def tagged(*tags: tuple[Any, ...]) -> list[TagExample]:
     return [
-        TagExample(where=Where(Path("a.conll"), number), words=("x",) * len(each), tags=each)
+        TagExample(location=Location(Path("a.conll"), number), words=("x",) * len(each), tags=each)
         for number, each in enumerate(tags, start=1)
     ]
 
 
 def test_tags_are_names():
-    found, known = settle_tags(tagged(("O", "B-x"), ("O",)))
+    found, labels = resolve_tags(tagged(("O", "B-x"), ("O",)))
     assert [example.tags for example in found] == [("O", "B-x"), ("O",)]
-    assert known.names == ("B-x", "O")
-    found, known = settle_tags(tagged((10, 9)))
-    assert (found[0].tags, known.names) == (("10", "9"), ("9", "10"))
-    assert settle_tags(tagged((1, 0)), ("O", "B-x"))[0][0].tags == ("B-x", "O")
-    assert settle_tags(tagged(("O", "B-x")), None, ("O", "B-x", "I-x"))[1].names == ("O", "B-x", "I-x")
+    assert labels.names == ("B-x", "O")
+    found, labels = resolve_tags(tagged((10, 9)))
+    assert (found[0].tags, labels.names) == (("10", "9"), ("9", "10"))
+    assert resolve_tags(tagged((1, 0)), ("O", "B-x"))[0][0].tags == ("B-x", "O")
+    assert resolve_tags(tagged(("O", "B-x")), None, ("O", "B-x", "I-x"))[1].names == ("O", "B-x", "I-x")
     with pytest.raises(UserError, match=r"a\.conll, line 2, has texts as tags, and the rows before numbers"):
-        settle_tags(tagged((1, 2), ("O",)))
+        resolve_tags(tagged((1, 2), ("O",)))
     with pytest.raises(UserError, match=r"a\.conll, line 1, has the tag 'B-y', which isn't among the 2"):
-        settle_tags(tagged(("O", "B-y")), ("O", "B-x"))
+        resolve_tags(tagged(("O", "B-y")), ("O", "B-x"))
 
 
 def embedded(*scores: Any, label: bool = False, count: int = 2) -> list[EmbedExample]:
     return [
-        EmbedExample(where=Where(Path("a.csv"), number), texts=("x",) * count, **{"label" if label else "score": score})
+        EmbedExample(location=location(number), texts=("x",) * count, **{"label" if label else "score": score})
         for number, score in enumerate(scores, start=1)
     ]
 
@@ -145,33 +150,33 @@ def embedded(*scores: Any, label: bool = False, count: int = 2) -> list[EmbedExa
     ],
 )
 def test_scores_are_scaled(examples: list[EmbedExample], scores: list[float], note: str):
-    found, labels = settle_embeddings(examples)
+    found, labels = resolve_embeddings(examples)
     assert [example.score for example in found] == scores
     assert {example.label for example in found} == {None}
     assert (labels.names, labels.note) == ((), note)
 
 
 def test_classes_and_texts_alone():
-    found, labels = settle_embeddings(embedded(1, 0, label=True))
+    found, labels = resolve_embeddings(embedded(1, 0, label=True))
     assert [example.label for example in found] == ["1", "0"]
     assert (labels.names, labels.note) == (("0", "1"), "2 labels: 0, 1")
-    assert settle_embeddings(embedded(None, None))[1].note == "pairs"
-    assert settle_embeddings(embedded(None, count=3))[1].note == "triplets"
+    assert resolve_embeddings(embedded(None, None))[1].note == "pairs"
+    assert resolve_embeddings(embedded(None, count=3))[1].note == "triplets"
     with pytest.raises(UserError, match=r"a\.csv, line 1, has 3 texts, and the rows before have 2"):
-        settle_embeddings([*embedded(None), *embedded(None, count=3)])
+        resolve_embeddings([*embedded(None), *embedded(None, count=3)])
     with pytest.raises(UserError, match=r"a\.csv, line 2, has a score of a range that isn't known, .* from 0 to 100"):
-        settle_embeddings(embedded(0.0, 100.0))
+        resolve_embeddings(embedded(0.0, 100.0))
 
 
 @pytest.mark.parametrize("task", ["single", "multiple", "tag"])
 def test_many_different_labels_take_time_in_proportion(task: str):
-    where, count = Where(Path("a.jsonl"), 1), 20_000
+    where, count = Location(Path("a.jsonl"), 1), 20_000
     labels = [f"label {number}" for number in range(count)]
     begun = time.process_time()
     if task == "tag":
-        _, found = settle_tags([TagExample(where=where, words=("word",), tags=(label,)) for label in labels])
+        _, found = resolve_tags([TagExample(location=where, words=("word",), tags=(label,)) for label in labels])
     else:
         given: list[Any] = labels if task == "single" else [(label, "other") for label in labels]
-        _, found = settle_labels([ClassifyExample(where=where, text="text", label=label) for label in given])
+        _, found = resolve_labels([ClassifyExample(location=where, text="text", label=label) for label in given])
     assert len(found.names) == count + (task == "multiple")
     assert time.process_time() - begun < 4

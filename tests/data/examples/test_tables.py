@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.data.disk_cache import Cache
-from anyformer.data.examples.rows import read_rows
-from anyformer.data.examples.tables import Table, kept_paths, read_data
+from anyformer.data.examples.tables import Table, kept_paths, read_data, read_sentences, read_texts
+from anyformer.data.materialize import read_rows
 from anyformer.errors import UserError
 from anyformer.tasks.loading import load_examples
 
@@ -76,7 +76,7 @@ def test_rows_are_the_same_in_every_form(tmp_path: Path) -> None:
         assert found.labels == expected.labels, name
         texts = [(each.text, each.label) for each in found.examples]  # pyright: ignore
         assert texts == [(row["text"], row["label"]) for row in ROWS], name
-        assert str(found.examples[2].where) == "data, row 3"
+        assert str(found.examples[2].location) == "data, row 3"
 
 
 def test_names_of_classes_keep_their_order(tmp_path: Path) -> None:
@@ -162,3 +162,54 @@ def test_what_is_found_in_rows_is_one_sentence(tmp_path: Path) -> None:
 def test_paths_stay_paths() -> None:
     assert read_data("a.csv") == read_data(Path("a.csv")) == read_data(["a.csv"]) == ("a.csv",)
     assert read_data(()) == ()
+
+
+REVIEWS = [{"id": i, "review": f"film {i}", "verdict": "yes" if i % 2 else "no"} for i in range(5)]
+
+
+def test_texts_are_a_column_of_rows_in_every_form() -> None:
+    expected = [(f"film {i}", None) for i in range(5)]
+    for name, data in frames(REVIEWS).items():
+        assert read_texts(data) == expected, name
+        if name != "iterator":
+            assert read_texts(data, {"text": "review"}) == expected, name
+            assert read_sentences(data) == [text for text, _ in expected], name
+
+
+def test_a_series_is_a_list_of_texts() -> None:
+    pandas, datasets = pytest.importorskip("pandas"), pytest.importorskip("datasets")
+    texts = ["a film", "a play"]
+    for data in (texts, tuple(texts), iter(texts), pandas.Series(texts), datasets.Dataset.from_dict({"a": texts})["a"]):
+        assert read_texts(data) == [(text, None) for text in texts]
+    assert read_texts("a film") == [("a film", None)]
+    assert read_sentences([["a", "film"], "a play"]) == [["a", "film"], "a play"]
+
+
+def test_pairs_and_words() -> None:
+    pairs: list[dict[str, Any]] = [{"premise": "a", "hypothesis": "b", "label": 1}, {"premise": "c", "hypothesis": "d"}]
+    assert read_texts(pairs) == [("a", "b"), ("c", "d")]
+    assert read_texts(pairs, {"text": "hypothesis"}) == [("b", None), ("d", None)]
+    assert read_texts(pairs, {"text": "hypothesis", "second": "premise"}) == [("b", "a"), ("d", "c")]
+    words = [{"text": "a film", "tokens": ["a", "film"], "tags": ["O", "O"]}]
+    assert read_sentences(words) == [["a", "film"]]
+    assert read_sentences(words, {"text": "text"}) == ["a film"]
+    assert read_sentences([{"split": ["a", "film"]}], {"tokens": "split"}) == [["a", "film"]]
+    assert read_texts([{"one": "a film", "two": 3}]) == [("a film", None)]
+
+
+def test_what_has_no_text_is_one_sentence() -> None:
+    for data, columns, reason in (
+        ([{"a": "x y", "b": "z"}], None, r"columns 'a', 'b', none of which .* columns=\{'text': 'a'\}"),
+        (REVIEWS, {"text": "reviews"}, "data, row 1, has no column 'reviews': did you mean 'review'"),
+        ([*REVIEWS, {"review": None}], None, "data, row 6, has nothing in its column 'review'"),
+        ([*REVIEWS, {"review": 3}], None, "data, row 6, has no text in its column 'review'"),
+        (["a film"], {"text": "review"}, "leave columns out"),
+        (["a film", 3], None, "Text 2 of 2 is no text: it is of type int"),
+        (3, None, "not a int"),
+        ({"train": REVIEWS}, None, r"such as data\['train'\]"),
+    ):
+        given: Any = data
+        with pytest.raises(UserError, match=reason):
+            read_texts(given, columns)
+        with pytest.raises(UserError, match=reason):
+            read_sentences(given, columns)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from anyformer.data.formats import json_records as module
 from anyformer.data.formats.json_records import json_records
+from anyformer.data.input_files import opened
 from anyformer.errors import UserError
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -23,9 +25,12 @@ rows = st.lists(st.dictionaries(text, values, max_size=3), max_size=5)
 
 
 def read(content: str | bytes, kind: str = ".json", limit: int = 10_000) -> tuple[str, list[tuple[int, Any]]]:
-    data = content.encode() if isinstance(content, str) else content
-    counted, records = json_records(io.BufferedReader(io.BytesIO(data)), Path(f"a{kind}"), limit, kind, "text")
-    return counted, list(records)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"a{kind}")
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        with opened(path) as file:
+            counted, records = json_records(file, path, limit, kind, "text")
+            return counted, list(records)
 
 
 @settings(max_examples=150)
@@ -83,7 +88,7 @@ def test_an_object_a_line_is_read_in_both_kinds_of_files(rows: list[Any]):
         ('{\n"data": [],\n"more": "' + "x" * 60_000 + '"}', "row 1, has more than 10,000 bytes"),
         ("{\n3: 1}", "expecting a name in quotes in line 2"),
         ('{"a": 1}\n{"a": \n', r"a\.json, line 2, is not JSON"),
-        (b'[{"a": "\xff"}]', r"a\.json is not UTF-8 text: byte 8 can't"),
+        (b'[{"a": "\xff"}]', r"a\.json, line 1, is not UTF-8 text: byte 8 can't"),
         (b'{"a": 1}\n{"a": "\xff"}', r"a\.json, line 2, is not UTF-8 text: byte 16 can't"),
         ("3\n", "line 1, is no record"),
     ],

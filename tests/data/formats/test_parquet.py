@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from anyformer.data.examples.rows import read_rows
 from anyformer.data.formats.parquet import class_names
+from anyformer.data.materialize import read_rows
 from anyformer.errors import UserError
 
 pa = pytest.importorskip("pyarrow")

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.legacy import WORD_PATTERN
+from anyformer.tokenizer.library import WORD_PATTERN
 from tests.tokenizer.hugging_face import CORPUS, sentencepiece_model
 
 _LLAMA_3 = WORD_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")

@@ -18,10 +18,17 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from anyformer.errors import UserError, quote
 from anyformer.families.base import supported
 from anyformer.tokenizer.core import Tokenizer
-from anyformer.tokenizer.legacy import WORD_PATTERN, bert_normalizer, byte_words, surround_sentences
-from anyformer.tokenizer.library import Translated
+from anyformer.tokenizer.library import (
+    WORD_PATTERN,
+    add,
+    bert_normalizer,
+    byte_words,
+    surround,
+    surround_sentences,
+    translated,
+)
 from anyformer.tokenizer.sentencepiece import SPACE, pipeline
-from anyformer.tokenizer.special import CONVENTIONS, add, surround
+from anyformer.tokenizer.special import CONVENTIONS
 
 KEY = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -158,7 +165,7 @@ def read(metadata: Mapping[str, Any]) -> Tokenizer | None:
     if kind in ("none", "no_vocab"):
         return None
     build = supported(_KINDS, kind, "The tokenizer model")
-    with Translated("The tokenizer's metadata does not fit together"):
+    with translated("The tokenizer's metadata does not fit together"):
         source = _Source(metadata)
         backend = build(source)
         return Tokenizer(backend, _config(source))

@@ -1,39 +1,27 @@
 """Examples for fine-tuning and evaluation: what the rows of a data set say, whatever their columns are called."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from typing_extensions import override
 
-Message = Mapping[str, Any]
-"""``{"role": "user", "content": "..."}``, as chat templates read it; may have tool_calls."""
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """The place that an example was read from."""
-
-    path: Path
-    number: int
-    """Number of the line or row, from 1."""
-    kind: Literal["line", "row"] = "line"
-
-    def __str__(self) -> str:
-        return f"{self.path}, {self.kind} {self.number}"
+from anyformer.data.formats import Location
+from anyformer.errors import UserError
+from anyformer.tokenizer.template_sandbox import Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """A row of a data set, as a task reads it."""
 
-    where: Where
+    location: Location
 
     @property
     def content(self) -> object:
-        """All that it says, without the place that it is from."""
-        values = (getattr(self, each.name) for each in fields(self) if each.name != "where")
+        """All that it says, without its location."""
+        values = (getattr(self, each.name) for each in fields(self) if each.name != "location")
         return [value.content if isinstance(value, Example) else value for value in values]
 
     @property
@@ -41,10 +29,18 @@ class Example:
         """The question without the answer: examples with equal questions are on one side of a split."""
         return self.content
 
+    @contextmanager
+    def locating_errors(self) -> Generator[None]:
+        """Name the location in each UserError that is raised within."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self.location}: {error}") from error
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextExample(Example):
-    """Plain text, every token of which is learned."""
+    """Plain text, every token of which is a target."""
 
     text: str
 
@@ -55,18 +51,18 @@ class ChatExample(Example):
 
     Attributes:
         messages: All of them, the system message first if there is one.
-        learned: For each message whether it is learned; only messages of the assistant are.
+        loss_mask: For each message whether its tokens are targets; only messages of the assistant are.
         tools: Descriptions of functions that the template shows to the model.
     """
 
     messages: Sequence[Message]
-    learned: Sequence[bool]
+    loss_mask: Sequence[bool]
     tools: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionExample(Example):
-    """A text in segments, each with whether it is learned; the end of text comes after the last one.
+    """A text in segments, each with whether its tokens are targets; the end of text comes after the last one.
 
     A prompt and its completion are two: ``((prompt, False), (completion, True))``.
     """

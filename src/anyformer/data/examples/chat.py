@@ -1,4 +1,4 @@
-"""Conversations as token ids, with the assistant's answers to be learned.
+"""Conversations as token ids, with the assistant's answers as targets.
 
 An answer is what the chat template writes beyond the prompt: the conversation up to it, with the generation prompt. So
 the ids before an answer are those that the model will see when it is to give it. A template that marks the answers,
@@ -8,10 +8,10 @@ with ``{% generation %}``, is taken at its word instead, as `transformers` and T
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from anyformer.data.examples import ChatExample
-from anyformer.data.examples.completion import end_of_text
-from anyformer.data.examples.encoded import LearnedTokens
+from anyformer.data.examples.encoded import EncodedRow, end_of_text
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.prompt import common_prefix, encode_continuation, encode_conversation, render_conversation
@@ -20,58 +20,38 @@ _SHOWN = 40
 """Characters of a rendered conversation that a message repeats."""
 
 
-def encode_chat(tokenizer: Tokenizer, example: ChatExample, *, learn_all: bool = False) -> LearnedTokens:
-    """The ids of a conversation in one row.
-
-    Args:
-        tokenizer: The model's.
-        example: A conversation.
-        learn_all: Learn everything in it, and not the answers only.
-
-    Raises:
-        UserError: as `encode_chat_rows`, and where that gives several rows.
-    """
+def encode_chat(tokenizer: Tokenizer, example: ChatExample, *, learn_all: bool = False) -> EncodedRow:
+    """The ids of a conversation in one row; raises UserError as `encode_chat_rows`, and where that gives several."""
     rows = encode_chat_rows(tokenizer, example, learn_all=learn_all)
     if len(rows) > 1:
         raise UserError(
-            f"{example.where}: the chat template shows earlier answers otherwise than as they are given, so this "
+            f"{example.location}: the chat template shows earlier answers otherwise than as they are given, so this "
             f"conversation is {len(rows)} rows: let only the last answer be learned."
         )
     return rows[0]
 
 
-def encode_chat_rows(tokenizer: Tokenizer, example: ChatExample, *, learn_all: bool = False) -> list[LearnedTokens]:
-    """The ids of a conversation.
+def encode_chat_rows(tokenizer: Tokenizer, example: ChatExample, *, learn_all: bool = False) -> list[EncodedRow]:
+    """The ids of a conversation, of which the answers are targets, or with `learn_all` everything.
 
-    The tokens of an answer are learned up to the one that ends it, but not a line end that the template writes after
+    The tokens of an answer are targets up to the one that ends it, but not a line end that the template writes after
     that. Usually they are one row. Where the template changes an answer once another message follows, as those do that
     leave out what the model thought, there is a row for each answer, with what is before it as generation shows it; so
     it is without a template, as the end of text is behind an answer only when it is given.
-
-    Args:
-        tokenizer, example, learn_all: As for `encode_chat`.
 
     Raises:
         UserError: the conversation begins with an answer; the template refuses the messages; it doesn't write the
             prompt of an answer before the answer; without a template there is no token that ends an answer.
     """
-    try:
+    with example.locating_errors():
         return _Encoder(tokenizer, example).rows(learn_all)
-    except UserError as error:
-        raise UserError(f"{example.where}: {error}") from error
 
 
-def generation_mismatch(tokenizer: Tokenizer, example: ChatExample, rows: Sequence[LearnedTokens]) -> str | None:
+def generation_mismatch(tokenizer: Tokenizer, example: ChatExample, rows: Sequence[EncodedRow]) -> str | None:
     """Difference between the text that is learned and the one that the model sees when it is to answer.
 
-    Args:
-        tokenizer: The model's.
-        example: A conversation.
-        rows: What `encode_chat_rows` makes of it.
-
-    Returns:
-        A sentence, or None where each answer is learned behind exactly the ids that generation and chat give its
-        prompt.
+    It is a sentence, or None where each answer is learned behind exactly the ids that generation and chat give its
+    prompt. `rows` are those of `encode_chat_rows`.
     """
     encoder = _Encoder(tokenizer, example)
     for index in encoder.answers:
@@ -79,18 +59,18 @@ def generation_mismatch(tokenizer: Tokenizer, example: ChatExample, rows: Sequen
         fits = [row for row in rows if list(row.tokens[: len(prompt)]) == prompt]
         if not fits:
             row = max(rows, key=lambda row: common_prefix(row.tokens, prompt))
-            place = common_prefix(row.tokens, prompt)
+            same = common_prefix(row.tokens, prompt)
             seen, shown = (
-                tokenizer.decode(list(ids[place : place + _SHOWN]), skip_special=False) for ids in (prompt, row.tokens)
+                tokenizer.decode(list(ids[same : same + _SHOWN]), skip_special=False) for ids in (prompt, row.tokens)
             )
             return (
-                f"{example.where}: the chat template writes {_quoted(shown)} before the answer in message {index + 1}, "
-                f"and {_quoted(seen)} when the model is asked for it: correct the template."
+                f"{example.location}: the chat template writes {_quoted(shown)} before the answer in message "
+                f"{index + 1}, and {_quoted(seen)} when the model is asked for it: correct the template."
             )
-        if not any(any(row.learned[len(prompt) :][:1]) for row in fits):
+        if not any(any(row.loss_mask[len(prompt) :][:1]) for row in fits):
             return (
-                f"{example.where}: the answer in message {index + 1} begins with tokens that are not learned: correct "
-                "the blocks {% generation %} in the chat template."
+                f"{example.location}: the answer in message {index + 1} begins with tokens that are not learned: "
+                "correct the blocks {% generation %} in the chat template."
             )
     return None
 
@@ -98,13 +78,13 @@ def generation_mismatch(tokenizer: Tokenizer, example: ChatExample, rows: Sequen
 def added_system_prompt(tokenizer: Tokenizer) -> str | None:
     """The system prompt that the chat template writes into a conversation that has none; None: it writes none."""
     system, user = "SYSTEM-PROMPT", "USER-MESSAGE"
-    asked = [{"role": "user", "content": user}]
+    messages = [{"role": "user", "content": user}]
     try:
-        given = tokenizer.chat([{"role": "system", "content": system}, *asked], False)
-        alone = tokenizer.chat(asked, False)
+        explicit = tokenizer.chat([{"role": "system", "content": system}, *messages], False)
+        alone = tokenizer.chat(messages, False)
     except UserError:  # no template, or one that takes no system message
         return None
-    before, _, rest = given.partition(system)
+    before, _, rest = explicit.partition(system)
     after = rest.partition(user)[0]
     start = alone.partition(user)[0]
     if not rest or not start.startswith(before) or not start.endswith(after):
@@ -118,11 +98,12 @@ class _Encoder:
     def __init__(self, tokenizer: Tokenizer, example: ChatExample) -> None:
         self._tokenizer = tokenizer
         self._example = example
+        self._has_template = tokenizer.chat_template is not None
         self._special = tokenizer.special_ids
         added = tokenizer.backend.get_added_tokens_decoder().items()
         self._separating = {id_ for id_, token in added if token.special and not token.normalized}
-        self._known: tuple[str, list[int]] = "", []
-        self.answers = [index for index, learned in enumerate(example.learned) if learned]
+        self._encoded: tuple[str, list[int]] = "", []
+        self.answers = [index for index, is_target in enumerate(example.loss_mask) if is_target]
 
     def render(self, count: int, add_generation_prompt: bool) -> str:
         """The text of the first messages."""
@@ -135,82 +116,78 @@ class _Encoder:
         One that continues the latest one is encoded from the last special token of that on: what is before such a token
         is encoded without regard to what follows.
         """
-        if self._tokenizer.chat_template is None:
+        if not self._has_template:
             return encode_conversation(self._tokenizer, text)
-        known, before = self._known if text.startswith(self._known[0]) else ("", [])
-        new, offsets = self._tokenizer.encode_offsets(text[len(known) :])
+        start, before = self._encoded if text.startswith(self._encoded[0]) else ("", [])
+        new, offsets = self._tokenizer.encode_offsets(text[len(start) :])
         ids = before + new
         last = next((k for k in reversed(range(len(new))) if new[k] in self._separating), None)
         if last is not None:
-            self._known = text[: len(known) + offsets[last][0]], ids[: len(before) + last]
+            self._encoded = text[: len(start) + offsets[last][0]], ids[: len(before) + last]
         return ids or encode_conversation(self._tokenizer, text)
 
-    def rows(self, learn_all: bool) -> list[LearnedTokens]:
+    def rows(self, learn_all: bool) -> list[EncodedRow]:
         """The conversation as rows."""
-        has_template = self._tokenizer.chat_template is not None
-        if not self.answers or (learn_all and has_template):
+        if not self.answers or (learn_all and self._has_template):
             ids = self.ids(self.render(len(self._example.messages), False))
-            return [LearnedTokens(ids, [False] + [learn_all] * (len(ids) - 1))]  # nothing predicts the first token
+            return [EncodedRow(ids, [False] + [learn_all] * (len(ids) - 1))]  # nothing predicts the first token
         if self.answers[0] == 0:
             raise UserError(
                 'the conversation begins with an answer: put a question before it, or "train": false into it.'
             )
-        marked = self._marked() if has_template else None
-        if marked is not None:
+        if self._has_template and (marked := self._marked()) is not None:
             return [marked]
         rows: list[_Row] = []
         for index in self.answers:
-            prompt, answer, learned, mismatch = self._answer(index)
+            prompt, answer, targets, mismatch = self._answer(index)
             if not rows or not self._extend(rows[-1], prompt, learn_all):
-                # What was learned in the row before isn't learned again.
-                known = common_prefix(rows[-1].tokens, prompt) if rows else 1
-                rows.append(_Row(prompt, [False] * known + [learn_all] * (len(prompt) - known)))
-            rows[-1].add(answer, learned, mismatch)
-        return [LearnedTokens(row.tokens, row.learned, row.mismatches) for row in rows]
+                # Targets of the row before aren't targets again.
+                same = common_prefix(rows[-1].tokens, prompt) if rows else 1
+                rows.append(_Row([*prompt], [False] * same + [learn_all] * (len(prompt) - same)))
+            row = rows[-1]
+            row.answer = len(row.tokens)
+            row.tokens += answer
+            row.loss_mask += [position < targets for position in range(len(answer))]
+            row.mismatches += mismatch
+        return [EncodedRow(row.tokens, row.loss_mask, row.mismatches) for row in rows]
 
-    def _extend(self, row: _Row, prompt: list[int], learned: bool) -> bool:
+    def _extend(self, row: _Row, prompt: list[int], is_target: bool) -> bool:
         """Append what the next prompt has more than a row; False: it doesn't begin with the row.
 
         It may do without what follows the token that ends the answer, such as an end of text after the last answer.
         """
         same = common_prefix(row.tokens, prompt)
         if same < len(row.tokens):
-            ends = (k for k in range(row.answer, same) if row.learned[k] and row.tokens[k] in self._special)
+            ends = (k for k in range(row.answer, same) if row.loss_mask[k] and row.tokens[k] in self._special)
             end = max(ends, default=-1) + 1
             if not end or self._tokenizer.decode(row.tokens[end:]).strip():
                 return False
-            row.learned[end:] = [False] * (len(row.learned) - end)
-        row.tokens[same:], row.learned[same:] = prompt[same:], [learned] * (len(prompt) - same)
+            row.loss_mask[end:] = [False] * (len(row.loss_mask) - end)
+        row.tokens[same:], row.loss_mask[same:] = prompt[same:], [is_target] * (len(prompt) - same)
         return True
 
     def _answer(self, index: int) -> tuple[list[int], list[int], int, bool]:
-        """Ids of the prompt and of the answer, how many of the latter are learned, and whether they would merge."""
-        prompt = self.render(index, True)
-        whole = self.render(index + 1, False)
+        """Ids of the prompt and of the answer, how many of the latter are targets, and whether they would merge."""
+        prompt, whole = self.render(index, True), self.render(index + 1, False)
         if not whole.startswith(prompt):
-            place = common_prefix(prompt, whole)
+            same = common_prefix(prompt, whole)
             raise UserError(
-                f"the chat template writes {_quoted(whole[place:])} before the answer in message {index + 1}, where "
-                f"it writes {_quoted(prompt[place:])} when the model is asked for it: correct the template, or the "
+                f"the chat template writes {_quoted(whole[same:])} before the answer in message {index + 1}, where "
+                f"it writes {_quoted(prompt[same:])} when the model is asked for it: correct the template, or the "
                 "message."
             )
         answer = whole[len(prompt) :]
         self._check_header(index, prompt, answer)
-        prompt_ids = self.ids(prompt)
-        if self._tokenizer.chat_template is None:
-            eos = end_of_text(self._tokenizer)
-            answer = answer.removesuffix("\n")
-            ids, mismatch = self._continuation(prompt_ids, prompt, answer)
-            return prompt_ids, [*ids, eos], len(ids) + 1, mismatch
-        ids, mismatch = self._continuation(prompt_ids, prompt, answer)
-        return prompt_ids, ids, self._length(ids), mismatch
+        eos: list[int] = []
+        if not self._has_template:
+            eos, answer = [end_of_text(self._tokenizer)], answer.removesuffix("\n")
+        before = self.ids(prompt)
+        ids, mismatch = encode_continuation(self._tokenizer, before, self.ids(prompt + answer), answer)
+        return before, ids + eos, len(ids) + 1 if eos else self._end(ids), mismatch
 
-    def _continuation(self, prompt_ids: list[int], prompt: str, answer: str) -> tuple[list[int], bool]:
-        return encode_continuation(self._tokenizer, prompt_ids, self.ids(prompt + answer), answer)
-
-    def _length(self, answer: list[int]) -> int:
-        """The tokens of an answer up to the one that ends it."""
-        end = max((place for place, token in enumerate(answer) if token in self._special), default=-1) + 1
+    def _end(self, answer: list[int]) -> int:
+        """The number of tokens of an answer up to the one that ends it."""
+        end = max((position for position, token in enumerate(answer) if token in self._special), default=-1) + 1
         return end if end and not self._tokenizer.decode(answer[end:]).strip() else len(answer)
 
     def _check_header(self, index: int, prompt: str, answer: str) -> None:
@@ -225,36 +202,28 @@ class _Encoder:
                 "(add_generation_prompt), so it would have to write that itself: add it to the template."
             )
 
-    def _marked(self) -> LearnedTokens | None:
+    def _marked(self) -> EncodedRow | None:
         """The conversation with the answers that the template marks; None: it marks none."""
         example = self._example
         text, spans = self._tokenizer.chat_spans(example.messages, False, example.tools)
         if not spans:
             return None
-        for index, (message, learned) in enumerate(zip(example.messages, example.learned, strict=True)):
-            if message.get("role") == "assistant" and not learned:
+        for index, (message, is_target) in enumerate(zip(example.messages, example.loss_mask, strict=True)):
+            if message.get("role") == "assistant" and not is_target:
                 begin, end = (common_prefix(text, self.render(count, False)) for count in (index, index + 1))
                 spans = [span for span in spans if not begin <= span[0] <= end]
         ids, offsets = self._tokenizer.encode_offsets(text)
-        learned = [any(begin < last and first < end for begin, end in spans) for first, last in offsets]
-        return LearnedTokens(ids, learned)
+        return EncodedRow(ids, [any(begin < last and first < end for begin, end in spans) for first, last in offsets])
 
 
+@dataclass
 class _Row:
-    """A row that grows by answers."""
+    """A row that grows by answers, the latest of which begins at token `answer`."""
 
-    def __init__(self, tokens: list[int], learned: list[bool]) -> None:
-        self.tokens, self.learned = list(tokens), learned
-        self.mismatches = 0
-        self.answer = len(tokens)
-        """Where the latest answer begins."""
-
-    def add(self, answer: list[int], learned: int, mismatch: bool) -> None:
-        """Append an answer, the first tokens of which are learned."""
-        self.answer = len(self.tokens)
-        self.tokens += answer
-        self.learned += [place < learned for place in range(len(answer))]
-        self.mismatches += mismatch
+    tokens: list[int]
+    loss_mask: list[bool]
+    mismatches: int = 0
+    answer: int = 0
 
 
 def _quoted(text: str) -> str:

@@ -29,7 +29,7 @@ class WordsInput(ClassifierInput):
 
     Attributes:
         first: For each word the index of its first token, whose label is the word's; None for words that were cut off,
-            and for those that the tokenizer makes nothing of.
+            or that the tokenizer makes nothing of.
     """
 
     first: Sequence[int | None] = ()
@@ -38,42 +38,20 @@ class WordsInput(ClassifierInput):
 def encode_texts(
     tokenizer: Tokenizer, texts: Sequence[tuple[str, str | None]], max_length: int | None = None
 ) -> list[ClassifierInput]:
-    """Encode texts, or pairs of texts, as `transformers` does.
+    """Encode texts, each with its second one or None, as `transformers` does.
 
-    Args:
-        tokenizer: The model's.
-        texts: Each with its second text, or None.
-        max_length: Tokens to keep. Of a pair the longer text is cut, at its end.
+    At most `max_length` tokens are kept; of a pair the longer text is cut, at its end.
 
     Raises:
         UserError: a text can't be encoded, or `max_length` has no room beside the special tokens.
     """
-    encodings = tokenizer.encodings([text if second is None else (text, second) for text, second in texts])
-    inputs: list[ClassifierInput] = []
-    for (text, second), encoding in zip(texts, encodings, strict=True):
-        cut = 0 if max_length is None else max(0, len(encoding.ids) - max_length)
-        if max_length is not None and cut:
-            encoding = _truncated(tokenizer, text, second, max_length)
-        inputs.append(ClassifierInput(encoding.ids, encoding.type_ids, cut))
-    return inputs
+    encodings = _encodings(tokenizer, texts, max_length)
+    return [ClassifierInput(encoding.ids, encoding.type_ids, cut) for encoding, cut in encodings]
 
 
 def encode_words(tokenizer: Tokenizer, words: Sequence[str], max_length: int | None = None) -> WordsInput:
-    """Encode words, as a text with spaces between them.
-
-    Args:
-        tokenizer: The model's.
-        words: Of a sentence.
-        max_length: Tokens to keep.
-
-    Raises:
-        UserError: as `encode_texts`.
-    """
-    text = " ".join(words)
-    encoding: Any = tokenizer.encodings([text])[0]
-    cut = 0 if max_length is None else max(0, len(encoding.ids) - max_length)
-    if max_length is not None and cut:
-        encoding = _truncated(tokenizer, text, None, max_length)
+    """Encode the words of a sentence, as a text with spaces between them; otherwise as `encode_texts`."""
+    ((encoding, cut),) = _encodings(tokenizer, [(" ".join(words), None)], max_length)
     # The word that each character is part of, None for the spaces between them.
     word_at = [part for index, word in enumerate(words) for part in (*[index] * len(word), None)]
     first: list[int | None] = [None] * len(words)
@@ -84,6 +62,20 @@ def encode_words(tokenizer: Tokenizer, words: Sequence[str], max_length: int | N
     return WordsInput(encoding.ids, encoding.type_ids, cut, first)
 
 
+def _encodings(
+    tokenizer: Tokenizer, texts: Sequence[tuple[str, str | None]], max_length: int | None
+) -> list[tuple[Any, int]]:
+    """The encoding of each text, and how many tokens of it were cut off."""
+    encodings = tokenizer.encodings([text if second is None else (text, second) for text, second in texts])
+    result: list[tuple[Any, int]] = []
+    for (text, second), encoding in zip(texts, encodings, strict=True):
+        if max_length is None or len(encoding.ids) <= max_length:
+            result.append((encoding, 0))
+        else:
+            result.append((_truncated(tokenizer, text, second, max_length), len(encoding.ids) - max_length))
+    return result
+
+
 def _truncated(tokenizer: Tokenizer, text: str, second: str | None, max_length: int) -> Any:
     """The encoding of a text that is too long, the longer one of two being cut first."""
     backend: Any = tokenizer.backend
@@ -91,13 +83,11 @@ def _truncated(tokenizer: Tokenizer, text: str, second: str | None, max_length: 
     room = max_length - backend.num_special_tokens_to_add(second is not None)
     if room < len(parts):
         raise UserError(f"A context of {max_length} tokens has no room for a text beside the special tokens: raise it.")
-    lengths = [len(part.ids) for part in parts]
-    if len(parts) == 2 and sum(lengths) > room:
-        shorter = min(*lengths, room // 2)
-        longer = room - shorter
-        lengths = [shorter, longer] if lengths[0] <= lengths[1] else [longer, shorter]
-    else:
-        lengths = [room]
+    lengths = [room]
+    if len(parts) == 2:
+        first, other = (len(part.ids) for part in parts)
+        shorter = min(first, other, room // 2)
+        lengths = [shorter, room - shorter] if first <= other else [room - shorter, shorter]
     for part, length in zip(parts, lengths, strict=True):
         part.truncate(length)
     return backend.post_process(*parts)

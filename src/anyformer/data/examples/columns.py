@@ -50,17 +50,18 @@ class Columns:
     score: str | None = None
     """How similar the texts of a pair are."""
 
-    def given(self) -> dict[str, str]:
+    def by_role(self) -> dict[str, str]:
         """Columns that are not None."""
         named = ((each.name, getattr(self, each.name)) for each in fields(self))
         return {role: column for role, column in named if column is not None}
 
-    def ask(self, task: str | None, **columns: str) -> str:
-        """How the columns of roles are named, and the task: ``--task classify --text review --label stars``."""
-        return " ".join([*_flag(task), *(f"--{role} {shlex.quote(column)}" for role, column in columns.items())])
+    def flags(self, task: str | None, **columns: str) -> str:
+        """Flags that name a task and the columns of roles: ``--task classify --text review --label stars``."""
+        named = (f"--{role} {shlex.quote(column)}" for role, column in columns.items())
+        return " ".join([*([] if task is None else ["--task", task]), *named])
 
-    def ask_header(self, count: int) -> str:
-        """How the columns of a file without a header are named."""
+    def header_flag(self, count: int) -> str:
+        """A flag that names so many columns of a file without a header."""
         return f"--header {' '.join(_examples(count))}"
 
 
@@ -70,9 +71,9 @@ class NamedColumns(Columns):
     __slots__ = ()
 
     @override
-    def ask(self, task: str | None, **columns: str) -> str:
+    def flags(self, task: str | None, **columns: str) -> str:
         named = (shlex.quote(f"{role}={column}") for role, column in columns.items())
-        return " ".join([*_flag(task), "--columns", *named])
+        return " ".join([*([] if task is None else ["--task", task]), "--columns", *named])
 
 
 class PythonColumns(Columns):
@@ -81,11 +82,11 @@ class PythonColumns(Columns):
     __slots__ = ()
 
     @override
-    def ask(self, task: str | None, **columns: str) -> str:
+    def flags(self, task: str | None, **columns: str) -> str:
         return ", ".join([f"task={task!r}"] * (task is not None) + [f"columns={columns}"])
 
     @override
-    def ask_header(self, count: int) -> str:
+    def header_flag(self, count: int) -> str:
         return f"header={_examples(count)}"
 
 
@@ -94,10 +95,6 @@ def _examples(count: int) -> list[str]:
     if count == 2:
         return ["text", "label"]
     return [f"NAME{number}" for number in range(1, min(count, 4) + 1)] + ["..."] * (count > 4)
-
-
-def _flag(task: str | None) -> list[str]:
-    return [] if task is None else ["--task", task]
 
 
 def as_columns(columns: Columns | Mapping[str, str] | None, kind: type[Columns] = NamedColumns) -> Columns | None:

@@ -1,19 +1,33 @@
-"""Tokenized examples of each kind: their lengths, and batches of any of them.
+"""Tokenized examples of each kind, and batches of them: batch(step) is a pure function of (dataset, seed, step).
 
 Rows are padded on the right to the longest one. A decoder needs no mask for that: what follows a token is hidden from
 it anyway.
+
+An epoch is a shuffle of all examples. It is cut into pools of many batches, and examples of about equal length share a
+batch of their pool, so that little is padding; the batches of a pool come in random order. Each example is in exactly
+one batch of an epoch. An epoch of few batches stays as it was shuffled: a tagger learns more from batches of mixed
+lengths, where a token counts as much in a short text as in a long one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from anyformer.data.batch import IGNORED, Batch, Bool, EmbeddingBatch, Float32, Int64, PreferenceBatch
-from anyformer.data.examples.encoded import LearnedTokens
+from anyformer.data.examples.encoded import EncodedRow
+from anyformer.data.feistel_shuffle import feistel_shuffle, mix_seed
 
 Ids = Sequence[int]
+
+_ORDER, _POOL = 6, 7  # other draws than those of `batches` and `pair_batches`
+_POOL_BATCHES = 32, 128
+"""Batches of a pool, at least and at most."""
+_POOLS = 4
+"""Fewest pools of an epoch: in one alone the same examples would meet again and again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,8 +46,8 @@ class Dataset:
     reference: Float32 | None = None
 
 
-def causal(rows: Sequence[Sequence[LearnedTokens]], pad: int) -> Dataset:
-    """Texts for a decoder, some tokens of which are learned; in a row one or several, which do not see each other."""
+def causal(rows: Sequence[Sequence[EncodedRow]], pad: int) -> Dataset:
+    """Texts for a decoder, some tokens of which are targets; in a row one or several, which do not see each other."""
 
     def collate(members: Sequence[int]) -> Batch:
         chosen = [rows[member] for member in members]
@@ -42,34 +56,33 @@ def causal(rows: Sequence[Sequence[LearnedTokens]], pad: int) -> Dataset:
         if all(len(row) == 1 for row in chosen):
             return Batch(tokens, targets)
         numbers = [[number for number, text in enumerate(row) for _ in text.tokens[:-1]] for row in chosen]
-        # Padding is a document of its own, which nothing is learned from.
+        # Padding is a document of its own, without targets.
         return Batch(tokens, targets, documents=_padded(numbers, max(map(len, chosen))))
 
     return Dataset(_lengths(sum(len(text.tokens) - 1 for text in row) for row in rows), collate)
 
 
-def pack(texts: Sequence[LearnedTokens], capacity: int) -> list[list[LearnedTokens]]:
-    """Put texts into rows of at most so many input tokens: each into the fullest row that has room for it.
+def pack(texts: Sequence[EncodedRow], capacity: int) -> list[list[EncodedRow]]:
+    """Put texts into rows of at most so many input tokens: each into the fullest row that has room, the longest first.
 
-    The longest first (best-fit decreasing), so that little room is left over.
+    So little room is left over (best-fit decreasing).
     """
-    rows: list[list[LearnedTokens]] = []
-    by_room: dict[int, list[int]] = {}
+    rows: list[list[EncodedRow]] = []
+    by_room: defaultdict[int, list[list[EncodedRow]]] = defaultdict(list)
     for text in sorted(texts, key=lambda text: len(text.tokens), reverse=True):
         length = len(text.tokens) - 1
-        room = min((left for left, found in by_room.items() if found and left >= length), default=capacity)
-        if by_room.get(room):
+        room = min((left for left, fitting in by_room.items() if fitting and left >= length), default=capacity)
+        if by_room[room]:
             row = by_room[room].pop()
-            rows[row].append(text)
         else:
-            row = len(rows)
-            rows.append([text])
-        by_room.setdefault(room - length, []).append(row)
+            rows.append(row := [])
+        row.append(text)
+        by_room[room - length].append(row)
     return rows
 
 
-def preferences(chosen: Sequence[LearnedTokens], rejected: Sequence[LearnedTokens], pad: int) -> Dataset:
-    """Pairs of a prompt with its better and with its worse answer, of which the answers are learned."""
+def preferences(chosen: Sequence[EncodedRow], rejected: Sequence[EncodedRow], pad: int) -> Dataset:
+    """Pairs of a prompt with its better and with its worse answer; targets are the answers."""
     reference = np.zeros((len(chosen), 2), np.float32)
 
     def collate(members: Sequence[int]) -> PreferenceBatch:
@@ -99,11 +112,9 @@ def labeled(texts: Sequence[Ids], labels: Int64 | Float32, pad: int, segments: S
 
 
 def tagged(texts: Sequence[Ids], tags: Sequence[Sequence[float]], pad: int, dtype: type = np.int64) -> Dataset:
-    """Texts with something to be said about some of their tokens.
+    """Texts with the class (int64) or the number (float32) of some of their tokens.
 
-    Args:
-        tags: The class or the number of each token, IGNORED for those that are not the first of a word.
-        dtype: That of the targets: int64 for classes, float32 for numbers.
+    `tags` has one for each token, IGNORED for those that are not the first of a word.
     """
 
     def collate(members: Sequence[int]) -> Batch:
@@ -114,10 +125,9 @@ def tagged(texts: Sequence[Ids], tags: Sequence[Sequence[float]], pad: int, dtyp
 
 
 def compared(texts: Sequence[Sequence[Ids]], labels: Int64 | Float32, pad: int) -> Dataset:
-    """Texts whose vectors are compared: as many of each example.
+    """Texts whose vectors are compared, the same number of each example.
 
-    Args:
-        labels: [examples] the score of each pair (float32), or the class of each text or pair (int64).
+    `labels` are [examples] the score of each pair (float32), or the class of each text or pair (int64).
     """
 
     def collate(members: Sequence[int]) -> EmbeddingBatch:
@@ -144,9 +154,10 @@ def _lengths(values: Iterable[int]) -> Int64:
     return np.array(list(values), np.int64)
 
 
-def _targets(text: LearnedTokens) -> list[int]:
+def _targets(text: EncodedRow) -> list[int]:
     """Targets of each token but the last."""
-    return [token if learned else IGNORED for token, learned in zip(text.tokens[1:], text.learned[1:], strict=True)]
+    pairs = zip(text.tokens[1:], text.loss_mask[1:], strict=True)
+    return [token if is_target else IGNORED for token, is_target in pairs]
 
 
 def _padded(rows: Sequence[Sequence[float]], value: int, dtype: type = np.int64) -> Any:
@@ -161,3 +172,72 @@ def _mask(rows: Sequence[Ids]) -> Bool | None:
     """[rows, longest] False for padding; None where there is none."""
     lengths = np.array([len(row) for row in rows])
     return None if (lengths == lengths.max()).all() else np.arange(lengths.max()) < lengths[:, None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExampleBatches:
+    """Batches of a dataset.
+
+    Attributes:
+        batch_size: Examples of a batch; the last of an epoch may have fewer.
+        by_length: Whether examples of about equal length share a batch, where there are enough of them.
+    """
+
+    dataset: Dataset
+    lengths: Int64
+    batch_size: int
+    seed: int = 0
+    by_length: bool = True
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches after which each example was seen once."""
+        return -(-len(self.lengths) // self.batch_size)
+
+    @property
+    def pool_batches(self) -> int:
+        """Batches of a pool; the last of an epoch may have fewer. 1: too few to be grouped by length."""
+        fewest, most = _POOL_BATCHES
+        batches = min(most, self.steps_per_epoch // _POOLS)
+        return batches if batches >= fewest else 1
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, counted from 0: the same whenever and wherever it is asked for."""
+        return self.dataset.collate(self.members(step))
+
+    def members(self, step: int) -> list[int]:
+        """The numbers of the examples of a step."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        pool, index = divmod(number, self.pool_batches)
+        return _pool(self, epoch, pool)[index]
+
+    def validation(self, batch_tokens: int, every: int = 1) -> Iterator[Batch]:
+        """Every so many-th batch of the examples in order of length, the same at each call."""
+        for members in self.validation_members(batch_tokens)[::every]:
+            yield self.dataset.collate(members)
+
+    def validation_members(self, batch_tokens: int) -> list[list[int]]:
+        """The numbers of the examples of each batch of `validation`: rows times the longest are about so many tokens,
+        and at least as many examples as in training."""
+        batches: list[list[int]] = [[]]
+        for index in np.argsort(self.lengths, kind="stable").tolist():
+            members = len(batches[-1])
+            if members >= self.batch_size and (members + 1) * self.lengths[index] > batch_tokens:
+                batches.append([])
+            batches[-1].append(index)
+        return batches
+
+
+@lru_cache(maxsize=4)
+def _pool(batches: ExampleBatches, epoch: int, pool: int) -> list[list[int]]:
+    """The batches of a pool, which is the same for many steps."""
+    count, size = len(batches.lengths), batches.batch_size
+    first = pool * batches.pool_batches * size
+    indices = np.arange(first, min(first + batches.pool_batches * size, count))
+    members = feistel_shuffle(indices, count, mix_seed(batches.seed, _ORDER, epoch))
+    if batches.by_length:
+        members = members[np.argsort(batches.lengths[members], kind="stable")]
+    edges = range(0, len(members), size)
+    shuffled: list[list[int]] = [members[edge : edge + size].tolist() for edge in edges]
+    order = feistel_shuffle(np.arange(len(shuffled)), len(shuffled), mix_seed(batches.seed, _POOL, epoch, pool))
+    return [shuffled[number] for number in order.tolist()]

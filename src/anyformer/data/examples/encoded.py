@@ -1,53 +1,109 @@
-"""Examples as token ids."""
+"""Examples of a decoder as token ids; those of texts and completions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+
+from anyformer.config import SpecialTokens
+from anyformer.data.examples import CompletionExample
+from anyformer.errors import UserError
+from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.prompt import encode_continuation, encode_decoder_prompt
 
 
 @dataclass(frozen=True, slots=True)
-class LearnedTokens:
+class EncodedRow:
     """A text as a decoder reads it.
 
     Attributes:
         tokens: Its ids, with the special ones.
-        learned: For each of them whether it is a target of the loss. It is about the token itself, and not about the
-            one before it, whose prediction it is.
+        loss_mask: For each of them whether it is a target of the loss; the token before it predicts it.
         mismatches: Borders of prompts and answers across which the tokenizer would merge characters if it encoded both
             together. The ids are those of the prompt and then those of the answer, as in generation.
     """
 
     tokens: Sequence[int]
-    learned: Sequence[bool]
+    loss_mask: Sequence[bool]
     mismatches: int = 0
 
     @property
-    def count(self) -> int:
-        """The number of learned tokens."""
-        return sum(self.learned)
+    def targets(self) -> int:
+        """The number of targets."""
+        return sum(self.loss_mask)
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Truncation:
     """Tokens that `truncate` cut off.
 
     Attributes:
-        tokens, learned: Tokens, and how many of them were to be learned.
-        lost_end: Whether the last learned token is gone, from which the model learns where an answer ends.
-        lost_all: Whether there were learned tokens, and none is left.
+        tokens, targets: Tokens, and how many of them were targets.
+        lost_end: Whether the last target is gone, from which the model learns where an answer ends.
+        lost_all: Whether there were targets, and none is left.
     """
 
     tokens: int = 0
-    learned: int = 0
+    targets: int = 0
     lost_end: bool = False
     lost_all: bool = False
 
 
-def truncate(row: LearnedTokens, context: int | None) -> tuple[LearnedTokens, Cut]:
+def truncate(row: EncodedRow, context: int | None) -> tuple[EncodedRow, Truncation]:
     """Keep the beginning of a row, at most `context` tokens (None: all), and say what was cut off."""
     if context is None or len(row.tokens) <= context:
-        return row, Cut()
-    kept = LearnedTokens(row.tokens[:context], row.learned[:context], row.mismatches)
-    lost = sum(row.learned[context:])
-    return kept, Cut(len(row.tokens) - context, lost, lost_end=lost > 0, lost_all=lost > 0 and kept.count == 0)
+        return row, Truncation()
+    beginning = EncodedRow(row.tokens[:context], row.loss_mask[:context], row.mismatches)
+    lost = row.targets - beginning.targets
+    return beginning, Truncation(len(row.tokens) - context, lost, lost > 0, lost > 0 and beginning.targets == 0)
+
+
+def encode_completion(
+    tokenizer: Tokenizer,
+    example: CompletionExample,
+    *,
+    learn_all: bool = False,
+    special_tokens: SpecialTokens | None = None,
+) -> EncodedRow:
+    """The ids of a prompt and its completion, with the end of text, which is a target.
+
+    The prompt has the ids that `generate` gives it, and each segment those that it has behind them.
+
+    Args:
+        learn_all: Learn the prompt, too.
+        special_tokens: The model's, for an empty prompt.
+
+    Raises:
+        UserError: a text can't be encoded, there is no token that ends a text, or none to begin one with.
+    """
+    with example.locating_errors():
+        eos = end_of_text(tokenizer)
+        runs = groupby(example.segments, key=lambda segment: segment[1])
+        segments = [("".join(text for text, _ in run), is_target) for is_target, run in runs]
+        text, _ = segments.pop(0) if segments and not segments[0][1] else ("", False)
+        ids = encode_decoder_prompt(tokenizer, text, special_tokens)
+        if not ids:
+            raise UserError(
+                "the prompt is empty, and the model has no beginning-of-text token: give it a few words to start from."
+            )
+        loss_mask, mismatches = [False] + [learn_all] * (len(ids) - 1), 0  # nothing predicts the first token
+        for segment, is_target in segments:
+            # An empty prompt is a token alone, which need not be what the tokenizer puts before a text.
+            whole = encode_decoder_prompt(tokenizer, text + segment, special_tokens)
+            new, mismatch = encode_continuation(tokenizer, ids, whole, segment)
+            ids, text, mismatches = ids + new, text + segment, mismatches + mismatch
+            loss_mask += [is_target or learn_all] * len(new)
+        if ids[-1] != eos or not loss_mask[-1]:
+            ids, loss_mask = [*ids, eos], [*loss_mask, True]
+        return EncodedRow(ids, loss_mask, mismatches)
+
+
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """The id of the end of text. Raises UserError where there is none."""
+    if tokenizer.eos is None:
+        raise UserError(
+            "the tokenizer has no end-of-text token, so a model can't learn where an answer ends: declare eos_token in "
+            "its tokenizer_config.json."
+        )
+    return tokenizer.eos

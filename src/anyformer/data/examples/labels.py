@@ -6,10 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
-from anyformer.data.examples import ClassifyExample, EmbedExample, TagExample, Where
+from anyformer.data.examples import ClassifyExample, EmbedExample, TagExample
 from anyformer.data.examples.parts import as_number, fault, number_of
+from anyformer.data.formats import Location
 from anyformer.errors import UserError, quote
 
 LabelKind = Literal["single", "multiple", "regression"]
@@ -37,10 +38,10 @@ class Labels:
     note: str
 
 
-def settle_labels(
+def resolve_labels(
     examples: Sequence[ClassifyExample],
     kind: LabelKind | None = None,
-    known: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
     classes: Sequence[str] = (),
 ) -> tuple[list[ClassifyExample], Labels]:
     """Make names and numbers of labels that are as the rows have them.
@@ -48,188 +49,106 @@ def settle_labels(
     Numbers of which one has decimals are to be predicted, others are classes; so are numbers that are written as texts.
 
     Args:
-        examples: At least one.
-        kind: What is said about a text; None: what follows from the labels.
-        known: The names of the labels there are, such as those of a model, which whole numbers may stand for; None:
-            all that occur.
+        kind: The kind of the labels; None: what follows from them.
+        names: The names of the labels there are, such as those of a model, which whole numbers may stand for; None: all
+            that occur.
         classes: The names that the files have for numbers of classes.
 
     Raises:
         UserError: Labels are of different types, unknown, or not finite.
     """
-    raw = cast("list[Any]", [example.label for example in examples])
-    wheres = [example.where for example in examples]
-    _check_types(raw, wheres)
+    raw = _raw_labels(examples)
     _check_pairs(examples)
-    if isinstance(raw[0], tuple):
+    if isinstance(raw[0].value, tuple):
         if kind not in (None, "multiple"):
-            raise fault(wheres[0], f"has a list of labels, and {kind} labels were asked for")
-        values, labels = _several(raw, wheres, known, classes)
-    elif kind == "regression" or (kind is None and known is None and not classes and _has_decimals(raw, wheres)):
-        numbers = [as_number(label, where, "its label") for label, where in zip(raw, wheres, strict=True)]
-        note = f"numbers from {min(numbers):g} to {max(numbers):g}"
-        why = "as asked" if kind else "as some have decimals"
-        values, labels = list[Any](numbers), Labels("regression", (), f"{note} to be predicted, {why}")
+            raise fault(raw[0].location, f"has a list of labels, and {kind} labels were asked for")
+        values, labels = _several(raw, names, classes)
+    elif kind == "regression" or (kind is None and names is None and not classes and _has_decimals(raw)):
+        values = [as_number(value, location, "its label") for value, location in raw]
+        note, why = f"numbers from {min(values):g} to {max(values):g}", "as asked" if kind else "as some have decimals"
+        labels = Labels("regression", (), f"{note} to be predicted, {why}")
     else:
-        named = _names_of_numbers(raw, wheres) if not classes else [_name(label) for label in raw]
+        texts = [each._replace(value=_text(each.value)) for each in raw] if classes else _texts_of_numbers(raw)
         if kind == "multiple":
-            values, labels = _several([(name,) for name in named], wheres, known, classes)
+            values, labels = _several([each._replace(value=(each.value,)) for each in texts], names, classes)
         else:
-            values, labels = _single(named, wheres, known, classes)
+            values, labels = _single(texts, names, classes)
     return [replace(example, label=value) for example, value in zip(examples, values, strict=True)], labels
 
 
-def settle_tags(
-    examples: Sequence[TagExample], known: Sequence[str] | None = None, classes: Sequence[str] = ()
+def resolve_tags(
+    examples: Sequence[TagExample], names: Sequence[str] | None = None, classes: Sequence[str] = ()
 ) -> tuple[list[TagExample], Labels]:
-    """Make names of tags that are as the rows have them; the arguments are those of `settle_labels`.
-
-    Raises:
-        UserError: Tags are texts and numbers, or unknown.
-    """
-    given = cast("list[Sequence[object]]", [example.tags for example in examples])
-    is_text = isinstance(given[0][0], str)
-    found = set[str]()
-    for example, tags in zip(examples, given, strict=True):
-        if any(isinstance(tag, str) != is_text for tag in tags):
-            raise fault(example.where, "has texts as tags, and the rows before numbers, or the other way round")
-        found.update(map(str, tags))
-    names = tuple(known) if known is not None else _ordered(found, classes)
-    name_of = _names_that_are_known(names, "tag")
+    """Make names of tags that are as the rows have them; see `resolve_labels`."""
+    raw = [_Raw(tuple(example.tags), example.location) for example in examples]
+    names, name_of, note = _vocabulary(_parts(raw, "tags", raw[0].value[0]), names, classes, "tag")
     made = [
-        replace(example, tags=tuple(name_of(str(tag), example.where) for tag in example.tags)) for example in examples
+        replace(example, tags=tuple(name_of(str(tag), example.location) for tag in example.tags))
+        for example in examples
     ]
-    return made, Labels(None, names, f"{_count(names, 'tag')}: {_some(names)}")
+    return made, Labels(None, names, note)
 
 
-def settle_embeddings(
-    examples: Sequence[EmbedExample], known: Sequence[str] | None = None
+def resolve_embeddings(
+    examples: Sequence[EmbedExample], names: Sequence[str] | None = None
 ) -> tuple[list[EmbedExample], Labels]:
     """Make scores, or names of classes, of scores and labels that are as the rows have them.
 
-    Args:
-        examples: At least one.
-        known: The names of the classes there are; None: all that occur.
-
-    Returns:
-        The examples, and the names of classes.
-
-    Raises:
-        UserError: Examples have different parts, unknown classes, or scores of an unknown range.
+    Raises UserError for examples with different parts, unknown classes, or scores of an unknown range.
     """
     count = len(examples[0].texts)
     for example in examples:
         if len(example.texts) != count:
-            raise fault(example.where, f"has {len(example.texts)} texts, and the rows before have {count}")
-    wheres = [example.where for example in examples]
+            raise fault(example.location, f"has {len(example.texts)} texts, and the rows before have {count}")
     if examples[0].score is not None:
         return _scored(examples, [cast("float", example.score) for example in examples])
     if examples[0].label is None:
         kinds = {2: "pairs", 3: "triplets"}
         note = kinds.get(count, f"anchors with one text like them and {count - 2} unlike them")
         return list(examples), Labels(None, (), note)
-    raw = cast("list[Any]", [example.label for example in examples])
-    _check_types(raw, wheres)
-    if count == 2 and _has_decimals(raw, wheres):
-        return _scored(
-            examples, [as_number(label, where, "its label") for label, where in zip(raw, wheres, strict=True)]
-        )
-    values, labels = _single(_names_of_numbers(raw, wheres), wheres, known, ())
+    raw = _raw_labels(examples)
+    if count == 2 and _has_decimals(raw):
+        return _scored(examples, [as_number(value, location, "its label") for value, location in raw])
+    values, labels = _single(_texts_of_numbers(raw), names, ())
     made = [replace(example, label=value) for example, value in zip(examples, values, strict=True)]
     return made, replace(labels, kind=None)
 
 
-def check_learnable(labels: Sequence[object], where: Where, *, named: bool = True) -> None:
-    """Refuse labels from which nothing can be learned.
+def check_learnable(labels: Sequence[object], location: Location, *, named: bool = True) -> None:
+    """Refuse labels that are all the same, or too many to be classes; `location` is that of the first one.
 
-    Args:
-        labels: Those of all examples.
-        where: The place of the first one.
-        named: Whether a list of names says which labels there are, however seldom each occurs.
-
-    Raises:
-        UserError: They are all the same, or too many to be classes.
+    They may be many where a list of names says which there are (`named`).
     """
     counts = Counter(labels)
     if len(counts) == 1:
         only = "missing" if labels[0] == () else quote(labels[0])
-        raise UserError(f"{where.path}: all labels are {only}, so there is nothing to learn.")
+        raise UserError(f"{location.path}: all labels are {only}, so there is nothing to learn.")
     if not named and len(labels) >= _MANY and len(counts) > len(labels) / 2:
         raise UserError(
-            f"{where.path}: there are {len(counts):,} different labels in {len(labels):,} examples, which are too many "
-            "for classes: name another column, or say that numbers are to be predicted."
+            f"{location.path}: there are {len(counts):,} different labels in {len(labels):,} examples, which are too "
+            "many for classes: name another column, or say that numbers are to be predicted."
         )
 
 
-def _scored(examples: Sequence[EmbedExample], scores: Sequence[float]) -> tuple[list[EmbedExample], Labels]:
-    low, high = min(scores), max(scores)
-    note = f"scores from {low:g} to {high:g}"
-    scale = 1.0
-    if high > 1 or low < -1:
-        scale = _STARS
-        note += ", divided by 5"
-        if low < 0 or high > _STARS:
-            worst = examples[scores.index(high if high > _STARS else low)].where
-            raise fault(
-                worst,
-                f"has a score of a range that isn't known, as scores go from {low:g} to {high:g}",
-                "they must be from 0 to 1, from -1 to 1, or from 0 to 5",
-            )
-    pairs = zip(examples, scores, strict=True)
-    return [replace(example, score=score / scale, label=None) for example, score in pairs], Labels(None, (), note)
+class _Raw(NamedTuple):
+    """A label as a row has it."""
+
+    value: Any
+    location: Location
 
 
-def _single(
-    named: Sequence[str], wheres: Sequence[Where], known: Sequence[str] | None, classes: Sequence[str]
-) -> tuple[list[Any], Labels]:
-    names = tuple(known) if known is not None else _ordered(named, classes)
-    name_of = _names_that_are_known(names)
-    return [*map(name_of, named, wheres)], Labels("single", names, f"{_count(names, 'label')}: {_some(names)}")
-
-
-def _several(
-    raw: Sequence[tuple[str | int, ...]],
-    wheres: Sequence[Where],
-    known: Sequence[str] | None,
-    classes: Sequence[str],
-) -> tuple[list[Any], Labels]:
-    if _is_indicator(raw):
-        # A 1 for each label that a text has.
-        raw = [tuple(index for index, is_one in enumerate(row) if is_one) for row in raw]
-        classes = classes or tuple(map(str, range(1 + max((max(row, default=0) for row in raw), default=0))))
-    is_text = next((isinstance(row[0], str) for row in raw if row), True)
-    for row, where in zip(raw, wheres, strict=True):
-        if any(isinstance(each, str) != is_text for each in row):
-            raise fault(where, "has texts as labels, and the rows before numbers, or the other way round")
-    found = {str(each) for row in raw for each in row}
-    names = tuple(known) if known is not None else _ordered(found, classes)
-    name_of = _names_that_are_known(names)
-    values = [
-        tuple(dict.fromkeys(name_of(str(each), where) for each in row)) for row, where in zip(raw, wheres, strict=True)
-    ]
-    return list(values), Labels("multiple", names, f"several of {_count(names, 'label')}: {_some(names)}")
-
-
-def _is_indicator(raw: Sequence[tuple[str | int, ...]]) -> bool:
-    """Whether lists have a 0 or 1 for each label, and not the labels themselves."""
-    width = len(raw[0])
-    return (
-        width > 1
-        and all(len(row) == width and all(each in (0, 1) for each in row) for row in raw)
-        and any(len(set(row)) < width for row in raw)
-    )
-
-
-def _check_types(raw: Sequence[Any], wheres: Sequence[Where]) -> None:
-    """Raise UserError for the first label that is of another type than the first one."""
-    kind = _type(raw[0])
-    for label, where in zip(raw, wheres, strict=True):
+def _raw_labels(examples: Sequence[ClassifyExample | EmbedExample]) -> list[_Raw]:
+    """The labels of examples. Raises UserError for the first that is of another type than the first one."""
+    raw = [_Raw(example.label, example.location) for example in examples]
+    kind = _type(raw[0].value)
+    for label, location in raw:
         if _type(label) != kind:
             raise fault(
-                where, f"has {_type(label)} as its label, and the rows before have {kind}", "use one of the two"
+                location, f"has {_type(label)} as its label, and the rows before have {kind}", "use one of the two"
             )
         if isinstance(label, float) and not math.isfinite(label):
-            raise fault(where, f"has {label} as its label", "only finite numbers can be learned")
+            raise fault(location, f"has {label} as its label", "only finite numbers can be learned")
+    return raw
 
 
 def _type(label: object) -> str:
@@ -237,80 +156,119 @@ def _type(label: object) -> str:
     return next((name for kind, name in kinds if isinstance(label, kind)), "a list")
 
 
+def _scored(examples: Sequence[EmbedExample], scores: Sequence[float]) -> tuple[list[EmbedExample], Labels]:
+    low, high = min(scores), max(scores)
+    note, scale = f"scores from {low:g} to {high:g}", 1.0
+    if high > 1 or low < -1:
+        note, scale = f"{note}, divided by 5", _STARS
+        if low < 0 or high > _STARS:
+            raise fault(
+                examples[scores.index(high if high > _STARS else low)].location,
+                f"has a score of a range that isn't known, as scores go from {low:g} to {high:g}",
+                "they must be from 0 to 1, from -1 to 1, or from 0 to 5",
+            )
+    pairs = zip(examples, scores, strict=True)
+    return [replace(example, score=score / scale, label=None) for example, score in pairs], Labels(None, (), note)
+
+
+def _single(raw: Sequence[_Raw], names: Sequence[str] | None, classes: Sequence[str]) -> tuple[list[Any], Labels]:
+    names, name_of, note = _vocabulary((label for label, _ in raw), names, classes)
+    return [name_of(label, location) for label, location in raw], Labels("single", names, note)
+
+
+def _several(raw: Sequence[_Raw], names: Sequence[str] | None, classes: Sequence[str]) -> tuple[list[Any], Labels]:
+    if _is_indicator([row for row, _ in raw]):
+        # A 1 for each label that a text has.
+        width = 1 + max((index for row, _ in raw for index, is_one in enumerate(row) if is_one), default=0)
+        raw = [_Raw(tuple(index for index, is_one in enumerate(row) if is_one), location) for row, location in raw]
+        classes = classes or tuple(map(str, range(width)))
+    first = next((row[0] for row, _ in raw if row), "")
+    names, name_of, note = _vocabulary(_parts(raw, "labels", first), names, classes)
+    values = [tuple(dict.fromkeys(name_of(str(each), location) for each in row)) for row, location in raw]
+    return list(values), Labels("multiple", names, f"several of {note}")
+
+
+def _parts(raw: Sequence[_Raw], noun: str, first: object) -> set[str]:
+    """All texts or numbers in lists. Raises UserError where they are not all what the first one is."""
+    for row, location in raw:
+        if any(isinstance(each, str) != isinstance(first, str) for each in row):
+            raise fault(location, f"has texts as {noun}, and the rows before numbers, or the other way round")
+    return {str(each) for row, _ in raw for each in row}
+
+
+def _is_indicator(rows: Sequence[tuple[str | int, ...]]) -> bool:
+    """Whether lists have a 0 or 1 for each label, and not the labels themselves."""
+    width = len(rows[0])
+    return (
+        width > 1
+        and all(len(row) == width and all(each in (0, 1) for each in row) for row in rows)
+        and any(len(set(row)) < width for row in rows)
+    )
+
+
 def _check_pairs(examples: Sequence[ClassifyExample]) -> None:
     is_pair = examples[0].second is not None
     for example in examples:
         if (example.second is not None) != is_pair:
             own, others = ("a pair of texts", "one text") if not is_pair else ("one text", "a pair of texts")
-            raise fault(example.where, f"has {own}, and the rows before have {others}")
+            raise fault(example.location, f"has {own}, and the rows before have {others}")
 
 
-def _has_decimals(raw: Sequence[Any], wheres: Sequence[Where]) -> bool:
+def _has_decimals(raw: Sequence[_Raw]) -> bool:
     """Whether all labels are numbers, of which one is not whole.
 
     Raises:
         UserError: Most are, with decimals, and one is no number.
     """
-    numbers = [number_of(label) for label in raw]
+    numbers = [number_of(label) for label, _ in raw]
     with_decimals = sum(number is not None and not float(number).is_integer() for number in numbers)
     if None not in numbers:
         return with_decimals > 0
     if 2 * with_decimals > len(raw):
-        index = numbers.index(None)
-        raise fault(
-            wheres[index], f"has {quote(str(raw[index]))} as its label", "that is no number, as most labels are"
-        )
+        label, location = raw[numbers.index(None)]
+        raise fault(location, f"has {quote(str(label))} as its label", "that is no number, as most labels are")
     return False
 
 
-def _names_of_numbers(raw: Sequence[Any], wheres: Sequence[Where]) -> list[str]:
-    """Names of labels; where all are numbers, each with one name however it is written."""
-    numbers = [number_of(label) for label in raw]
-    if None in numbers:
-        return [_name(label) for label in raw]
-    for number, where in zip(numbers, wheres, strict=True):
-        as_number(number, where, "its label")
+def _texts_of_numbers(raw: Sequence[_Raw]) -> list[_Raw]:
+    """Labels as texts; where all are numbers, each has one text however it is written."""
+    if any(number_of(label) is None for label, _ in raw):
+        return [each._replace(value=_text(each.value)) for each in raw]
+    numbers = [as_number(label, location, "its label") for label, location in raw]
     return [
-        _name(label) if isinstance(label, int) else _number_name(cast("float", number))
-        for label, number in zip(raw, numbers, strict=True)
+        each._replace(value=_text(each.value if isinstance(each.value, int) else number))
+        for each, number in zip(raw, numbers, strict=True)
     ]
 
 
-def _name(label: object) -> str:
+def _text(label: object) -> str:
+    if isinstance(label, float):
+        return str(int(label)) if label.is_integer() else repr(label)
     return str(label).lower() if isinstance(label, bool) else str(label)
 
 
-def _number_name(number: float) -> str:
-    return str(int(number)) if number.is_integer() else repr(number)
+def _vocabulary(
+    labels: Iterable[str], names: Sequence[str] | None, classes: Sequence[str], noun: str = "label"
+) -> tuple[tuple[str, ...], Callable[[str, Location], str], str]:
+    """All names, a function from what a row has to the name that it stands for, and a note on them.
 
+    Without `names` they are those of the files in their order, and then all others: numbers by value, texts sorted.
+    """
+    if names is None:
+        others = sorted(set(labels) - set(classes))
+        if all(number_of(name) is not None for name in others):
+            others.sort(key=lambda name: cast("float", number_of(name)))
+        names = (*classes, *others)
+    ordered, members = tuple(names), frozenset(names)
+    some = ", ".join(name[:40] for name in ordered[:_SHOWN]) + (", ..." if len(ordered) > _SHOWN else "")
 
-def _ordered(found: Iterable[str], classes: Sequence[str]) -> tuple[str, ...]:
-    """The names that files have, in their order, and then all others: numbers by value, texts sorted."""
-    others = sorted(set(found) - set(classes))
-    if all(number_of(name) is not None for name in others):
-        others.sort(key=lambda name: cast("float", number_of(name)))
-    return (*classes, *others)
-
-
-def _names_that_are_known(names: Sequence[str], noun: str = "label") -> Callable[[str, Where], str]:
-    """A function from what a row has to the name of a label that there is; a whole number may stand for it."""
-    known = frozenset(names)
-
-    def name_of(name: str, where: Where) -> str:
-        if name in known:
+    def name_of(name: str, location: Location) -> str:
+        if name in members:
             return name
-        if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(names):
-            return names[int(name)]
-        missing = f"has the {noun} {quote(name)}, which isn't among the {len(names)} that there are"
-        raise fault(where, missing, _some(names))
+        if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(ordered):
+            return ordered[int(name)]
+        raise fault(
+            location, f"has the {noun} {quote(name)}, which isn't among the {len(ordered)} that there are", some
+        )
 
-    return name_of
-
-
-def _count(names: Sequence[str], noun: str) -> str:
-    return f"{len(names)} {noun}{'s' if len(names) != 1 else ''}"
-
-
-def _some(names: Sequence[str]) -> str:
-    """The names, unless there are many."""
-    return ", ".join(name[:40] for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return ordered, name_of, f"{len(ordered)} {noun}{'s' if len(ordered) != 1 else ''}: {some}"

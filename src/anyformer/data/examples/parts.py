@@ -9,9 +9,8 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from anyformer import limits
-from anyformer.data.examples import Where
-from anyformer.data.records import MISSING, find
-from anyformer.data.rows import Row, measure, unknown_field
+from anyformer.data.formats import Location
+from anyformer.data.rows import MISSING, Row, find, measure, unknown_field
 from anyformer.errors import UserError, quote
 
 _LARGEST = 3e38
@@ -19,10 +18,9 @@ _LARGEST = 3e38
 
 
 class Parts:
-    """The parts of an example in a row; each method raises UserError with the place of what is wrong.
+    """The parts of an example in a row; each method raises UserError with the location of what is wrong.
 
     Args:
-        row: The row.
         required: The column of each part that every row has.
         optional: The columns, in order of preference, that may hold an optional part.
     """
@@ -30,24 +28,23 @@ class Parts:
     def __init__(
         self, row: Row, required: Mapping[str, str], optional: Mapping[str, Sequence[str]] = MappingProxyType({})
     ) -> None:
-        self.where, self.row, self.required, self._optional = row.where, row, required, optional
+        self.location, self.row, self.required, self._optional = row.location, row, required, optional
 
     def find(self, column: str) -> object:
         """The value of a column; None where there is none."""
-        found = find(self.row.values, column)
-        return None if found is MISSING else found
+        value = find(self.row.values, column)
+        return None if value is MISSING else value
 
     def column(self, part: str) -> str:
         """The column of a part: the first of the possible ones that the row has, if it is optional."""
         if part in self.required:
             return self.required[part]
         names = self._optional.get(part, (part,))
-        return next((name for name in names if find(self.row.values, name) not in (MISSING, None)), names[0])
+        return next((name for name in names if self.find(name) is not None), names[0])
 
     def has(self, part: str) -> bool:
-        """Whether the reading knows the part, and the row has it, not null."""
-        known = part in self.required or part in self._optional
-        return known and self.get(part) is not None
+        """Whether the part is one of these, and the row has it, not null."""
+        return (part in self.required or part in self._optional) and self.get(part) is not None
 
     def get(self, part: str) -> Any:
         """The value of a part; None where there is none."""
@@ -56,53 +53,56 @@ class Parts:
     def value(self, part: str) -> Any:
         """The value of a part that must be there."""
         column = self.column(part)
-        found = find(self.row.values, column)
-        if found is MISSING:
-            raise UserError(f"{self.where}, {unknown_field(column, self.row.values, 'column')}")
-        if found is None:
-            raise fault(self.where, f"has nothing in its column {quote(column)}")
-        return found
+        value = find(self.row.values, column)
+        if value is MISSING:
+            raise UserError(f"{self.location}, {unknown_field(column, self.row.values, 'column')}")
+        if value is None:
+            raise fault(self.location, f"has nothing in its column {quote(column)}")
+        return value
+
+    def place(self, part: str) -> str:
+        """The column of a part, for messages."""
+        return f"its column {quote(self.column(part))}"
 
     def text(self, part: str, *, empty: bool = False) -> str:
         """A text; `empty`: whether it may be empty or null, or missing if it is optional."""
         if empty and self.get(part) is None and (part not in self.required or self.column(part) in self.row.values):
             return ""
-        column = self.column(part)
-        return as_text(self.value(part), self.where, f"its column {quote(column)}", empty=empty)
+        return as_text(self.value(part), self.location, self.place(part), empty=empty)
 
     def number(self, part: str) -> float:
         """A finite number, which may be written as a text."""
-        return as_number(self.value(part), self.where, f"its column {quote(self.column(part))}")
+        return as_number(self.value(part), self.location, self.place(part))
 
     def items(self, part: str) -> list[Any]:
         """A list that isn't empty, which may be written as JSON."""
-        column = self.column(part)
-        return as_list(self.value(part), self.where, f"its column {quote(column)}")
+        return as_list(self.value(part), self.location, self.place(part))
 
 
 def read_label(parts: Parts) -> Any:
     """A label as the row has it: a text, a number, a boolean, or a tuple of texts or whole numbers."""
-    place = f"its column {quote(parts.column('label'))}"
-    value = parts.value("label")
+    place, value = parts.place("label"), parts.value("label")
     if isinstance(value, str) and value.lstrip().startswith("["):
         with suppress(UserError):  # a name may begin like a list, too
-            value = from_json(value, parts.where, place)
+            value = from_json(value, parts.location, place)
     if isinstance(value, str):
-        return as_text(value, parts.where, place).strip()
+        return as_text(value, parts.location, place).strip()
     if isinstance(value, list):
         for each in cast("list[object]", value):
             if not isinstance(each, str | int) or isinstance(each, bool) or each == "":
-                raise fault(parts.where, f"has {kind_of(each)} in the list of {place}", "labels are names or numbers")
+                raise fault(
+                    parts.location, f"has {kind_of(each)} in the list of {place}", "labels are names or numbers"
+                )
         return tuple(cast("list[str | int]", value))
     if not isinstance(value, bool | int | float):
-        raise fault(parts.where, f"has no label in {place}", f"that is {kind_of(value)}")
+        raise fault(parts.location, f"has no label in {place}", f"that is {kind_of(value)}")
     return value
 
 
-def fault(where: Where, what: str, advice: str | None = None) -> UserError:
+def fault(location: Location, problem: str, advice: str | None = None) -> UserError:
     """The error for a row."""
     end = "" if advice and advice.endswith("?") else "."
-    return UserError(f"{where}, {what}" + (f": {advice}" if advice else "") + end)
+    return UserError(f"{location}, {problem}" + (f": {advice}" if advice else "") + end)
 
 
 def kind_of(value: object) -> str:
@@ -113,48 +113,45 @@ def kind_of(value: object) -> str:
         (int | float, "a number"),
         (list, "a list"),
         (Mapping, "an object"),
+        (type(None), "nothing"),
     )
-    return next((name for kind, name in kinds if isinstance(value, kind)), _other(value))
+    return next((name for kind, name in kinds if isinstance(value, kind)), f"of type {type(value).__name__}")
 
 
-def _other(value: object) -> str:
-    return "nothing" if value is None else f"of type {type(value).__name__}"
-
-
-def as_text(value: object, where: Where, place: str, *, empty: bool = False) -> str:
+def as_text(value: object, location: Location, place: str, *, empty: bool = False) -> str:
     """A text, or raise UserError."""
     if not isinstance(value, str):
-        raise fault(where, f"has no text in {place}", f"that is {kind_of(value)}")
+        raise fault(location, f"has no text in {place}", f"that is {kind_of(value)}")
     if not empty and not value.strip():
-        raise fault(where, f"has an empty text in {place}", "fill it in, or leave the row out")
+        raise fault(location, f"has an empty text in {place}", "fill it in, or leave the row out")
     return value
 
 
-def as_list(value: object, where: Where, place: str) -> list[Any]:
+def as_list(value: object, location: Location, place: str) -> list[Any]:
     """A list that isn't empty, which may be written as JSON, or raise UserError."""
-    found = from_json(value, where, place)
-    if not isinstance(found, list):
-        raise fault(where, f"has no list in {place}", f"that is {kind_of(value)}")
-    if not found:
-        raise fault(where, f"has an empty list in {place}")
-    return cast("list[Any]", found)
+    items = from_json(value, location, place)
+    if not isinstance(items, list):
+        raise fault(location, f"has no list in {place}", f"that is {kind_of(value)}")
+    if not items:
+        raise fault(location, f"has an empty list in {place}")
+    return cast("list[Any]", items)
 
 
-def as_object(value: object, where: Where, place: str) -> dict[str, Any]:
+def as_object(value: object, location: Location, place: str) -> dict[str, Any]:
     """An object, or raise UserError."""
     if not isinstance(value, dict):
-        raise fault(where, f"has no object in {place}", f"that is {kind_of(value)}")
+        raise fault(location, f"has no object in {place}", f"that is {kind_of(value)}")
     return cast("dict[str, Any]", value)
 
 
-def as_number(value: object, where: Where, place: str) -> float:
+def as_number(value: object, location: Location, place: str) -> float:
     """A number, which may be written as a text, or raise UserError."""
     number = number_of(value)
     if number is None:
-        own = repr(value[:40]) if isinstance(value, str) else kind_of(value)
-        raise fault(where, f"has no number in {place}", f"that is {own}")
+        actual = repr(value[:40]) if isinstance(value, str) else kind_of(value)
+        raise fault(location, f"has no number in {place}", f"that is {actual}")
     if not abs(number) <= _LARGEST:
-        raise fault(where, f"has {number:g} in {place}", "only finite numbers below 3e38 can be learned")
+        raise fault(location, f"has {number:g} in {place}", "only finite numbers below 3e38 can be learned")
     return number
 
 
@@ -170,10 +167,10 @@ def number_of(value: object) -> float | None:
         return None
 
 
-def from_json(value: object, where: Where, place: str) -> object:
+def from_json(value: object, location: Location, place: str) -> object:
     """The list or object that a text describes, if it begins like one; any other value as it is."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
-    found: object = limits.parse_json(value, f"{where}: {place}")
-    measure({"": found}, where)
-    return found
+    parsed: object = limits.parse_json(value, f"{location}: {place}")
+    measure({"": parsed}, location)
+    return parsed

@@ -1,4 +1,4 @@
-"""Rows that a program holds: dicts, data frames of pandas and polars, tables of pyarrow, and data sets of `datasets`.
+"""Rows and texts that a program holds: dicts, data frames of pandas and polars, tables of pyarrow, and `datasets`.
 
 None of these libraries is imported: an object is known by what it can do.
 """
@@ -18,16 +18,19 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 
 from anyformer import limits
 from anyformer.data.disk_cache import Cache
-from anyformer.data.examples import Where
+from anyformer.data.examples.columns import PAIRS, TEXTS, WORDS, Columns, as_columns
+from anyformer.data.examples.parts import Parts, as_text
+from anyformer.data.formats import Location
 from anyformer.data.formats.parquet import class_names
-from anyformer.data.rows import Row, measure, typed_row
+from anyformer.data.rows import MISSING, Row, find, measure, typed_row, unknown_field
 from anyformer.errors import UserError, quote
 
 KEPT = "rows"
 """Folder of the cache."""
 _MISSING = ("NAType", "NaTType")
 """Types that stand for no value in pandas."""
-_SHOWN = 5
+_SHOWN, _MOST_COLUMNS = 5, 20
+"""Names that a message repeats of a mapping, and of columns."""
 
 
 class PandasLike(Protocol):
@@ -49,6 +52,10 @@ class PolarsLike(Protocol):
 Data = str | Path | Iterable[str | Path] | Iterable[Mapping[str, Any]] | PandasLike | PolarsLike
 """Files, folders and globs; or rows: dicts as in a .jsonl file, a data frame of pandas or polars, a
 `datasets.Dataset`."""
+Texts = str | Iterable[str] | Iterable[Mapping[str, Any]] | Data
+"""A text, texts, or rows with a column of texts."""
+Sentences = str | Iterable[str | Sequence[str]] | Iterable[Mapping[str, Any]] | Data
+"""A text, texts, lists of words, or rows with a column of either."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +77,15 @@ class Table:
     def rows(self, columns: Sequence[str] = (), limit: int = limits.RECORD_BYTES) -> Iterator[Row]:
         """The rows, as those of a file; the arguments are for files."""
         for number, values in enumerate(self.values, start=1):
-            where = Where(self.shown, number, "row")
-            measure(values, where)
-            yield typed_row(where, values, self.classes) if self.is_typed else Row(where, values)
+            location = Location(self.shown, number, "row")
+            measure(values, location)
+            yield typed_row(location, values, self.classes) if self.is_typed else Row(location, values)
 
     @cached_property
     def file(self) -> tuple[str, bytes]:
         """The rows as a file, which is called after its content: .jsonl, or .parquet if there are classes.
 
-        Raises:
-            UserError: A text has half a character, or a row is nested too deep.
+        Raises UserError for a text with half a character, and for a row that is nested too deep.
         """
         for _ in self.rows():
             pass  # raises
@@ -96,30 +102,21 @@ class Table:
 
         arrow, file = cast("tuple[Any, Any]", (pyarrow, parquet))
         features = {name: {"names": names, "_type": "ClassLabel"} for name, names in self.classes.items()}
-        noted = {"huggingface": json.dumps({"info": {"features": features}})}
+        notes = {"huggingface": json.dumps({"info": {"features": features}})}
         written = BytesIO()
-        file.write_table(arrow.Table.from_pylist(list(self.values)).replace_schema_metadata(noted), written)
+        file.write_table(arrow.Table.from_pylist(list(self.values)).replace_schema_metadata(notes), written)
         return written.getvalue()
 
     def keep(self, cache: Cache) -> Path:
-        """Write `file` into a folder of the cache. Raises UserError as it, and where the disk refuses."""
+        """Write `file` into a folder of the cache; raises UserError as it, and where the disk refuses."""
         name, content = self.file
-
-        def write(path: Path) -> str:
-            path.write_bytes(content)
-            return name
-
-        return cache.keep(KEPT, write)
+        return cache.file(KEPT, name, lambda path: path.write_bytes(content))
 
 
 def read_data(data: object) -> tuple[str, ...] | Table:
-    """The paths that are given, or the rows.
+    """The paths of the data, or its rows; see `Data`.
 
-    Args:
-        data: See `Data`.
-
-    Raises:
-        UserError: It is something else, or a value is none that a .jsonl file could hold.
+    Raises UserError for something else, and for a value that no .jsonl file could hold.
     """
     if isinstance(data, str | Path):
         return (str(data),)
@@ -134,30 +131,28 @@ def read_data(data: object) -> tuple[str, ...] | Table:
         features: Any = source.features
         classes = {} if features is None else class_names(features.arrow_schema)
         return _table(source.with_format(None), classes, is_typed=True)
-    frames: dict[str, Callable[[], object]] = {
-        "to_dicts": lambda: source.to_dicts(),
-        "iloc": lambda: source.to_dict("records"),
-        "to_pylist": lambda: source.to_pylist(),
-    }
-    for name, read in frames.items():
-        if hasattr(source, name):
-            _check_names(list(getattr(source, "columns", ())) if name == "iloc" else [])
-            return _table(read(), is_typed=True)
+    if hasattr(source, "to_dicts"):  # polars
+        return _table(source.to_dicts(), is_typed=True)
+    if hasattr(source, "iloc"):  # pandas
+        _check_names(list(getattr(source, "columns", ())))
+        return _table(source.to_dict("records"), is_typed=True)
+    if hasattr(source, "to_pylist"):  # pyarrow
+        return _table(source.to_pylist(), is_typed=True)
     if not isinstance(data, Iterable):
         raise UserError(
             f"data is of type {type(data).__name__}: give files, or rows as a list of dicts, a DataFrame of pandas or "
             "polars, or a Dataset."
         )
-    given = list(cast("Iterable[object]", data))
-    if all(isinstance(each, str | Path) for each in given):
-        return tuple(map(str, given))
-    return _table(given)
+    items = list(cast("Iterable[object]", data))
+    if all(isinstance(each, str | Path) for each in items):
+        return tuple(map(str, items))
+    return _table(items)
 
 
 def kept_paths(data: object, cache: Callable[[], Cache]) -> tuple[str, ...]:
     """Files with the data: those that are named, or one of the cache that holds the rows. Raises as `read_data`."""
-    found = read_data(data)
-    return (str(found.keep(cache())),) if isinstance(found, Table) else found
+    content = read_data(data)
+    return (str(content.keep(cache())),) if isinstance(content, Table) else content
 
 
 def _table(rows: Any, classes: Mapping[str, tuple[str, ...]] | None = None, *, is_typed: bool = False) -> Table:
@@ -212,3 +207,87 @@ def _check_names(columns: Sequence[object]) -> None:
     for name, count in Counter(map(str, columns)).items():
         if count > 1:
             raise UserError(f"data has {count} columns called {quote(name)}: give them different names.")
+
+
+def read_texts(data: Texts, columns: Columns | Mapping[str, str] | None = None) -> list[tuple[str, str | None]]:
+    """Each text with its second one, or None where texts are no pairs.
+
+    The columns of rows without the usual names are "text", and "second" for pairs. Other columns, such as a label, are
+    left alone. Raises UserError where there are no such columns, or a row has no text there.
+    """
+    parts = _texts_or_parts(data, columns, ("text", "second"), TEXTS)
+    return [
+        (each.text("text"), each.text("second") if "second" in each.required else None)
+        if isinstance(each, Parts)
+        else (each, None)
+        for each in parts
+    ]
+
+
+def read_sentences(data: Sentences, columns: Columns | Mapping[str, str] | None = None) -> list[str | Sequence[str]]:
+    """Texts, or lists of words.
+
+    The column of rows without the usual name is "tokens" for lists of words, "text" for texts. Other columns, such as
+    tags, are left alone. Raises UserError where there is no such column, or a row has nothing there.
+    """
+    parts = _texts_or_parts(data, columns, ("tokens", "text"), (*WORDS, *TEXTS))
+    return [_sentence(each) if isinstance(each, Parts) else each for each in parts]
+
+
+def _sentence(parts: Parts) -> str | list[str]:
+    if "tokens" not in parts.required:
+        return parts.text("text")
+    place = f"the list of {parts.place('tokens')}"
+    return [as_text(word, parts.location, place, empty=True) for word in parts.items("tokens")]
+
+
+def _texts_or_parts(
+    data: Any, columns: Columns | Mapping[str, str] | None, roles: tuple[str, str], usual: Sequence[str]
+) -> Sequence[Any]:
+    """The texts, or the parts with these roles of each row; a column of a frame (a series) is texts, too."""
+    if isinstance(data, str):
+        data = [data]
+    is_frame = hasattr(data, "to_dicts") or hasattr(data, "columns") or hasattr(data, "column_names")
+    if not is_frame and not isinstance(data, Mapping):
+        if not isinstance(data, Iterable):
+            kind = type(cast("object", data)).__name__
+            raise UserError(f"Give a text, a list of texts, or rows with a column of texts, not a {kind}.")
+        data = list(cast("Iterable[object]", data))
+        if not data or not isinstance(data[0], Mapping):
+            for number, each in enumerate(cast("list[object]", data), start=1):
+                if not isinstance(each, str | list | tuple):
+                    raise UserError(f"Text {number} of {len(data)} is no text: it is of type {type(each).__name__}.")
+            if columns:
+                raise UserError("columns are those of rows, and these are texts: leave columns out.")
+            return data
+    table = read_data(data)
+    assert isinstance(table, Table)
+    rows = list(table.rows())
+    by_role = _columns_by_role(rows[0], columns, roles, usual) if rows else {}
+    return [Parts(row, by_role) for row in rows]
+
+
+def _columns_by_role(
+    row: Row, columns: Columns | Mapping[str, str] | None, roles: tuple[str, str], usual: Sequence[str]
+) -> dict[str, str]:
+    own = as_columns(columns)
+    named = {role: column for role, column in (own.by_role() if own else {}).items() if role in roles}
+    for column in named.values():
+        if find(row.values, column) is MISSING:
+            raise UserError(f"{row.location}, {unknown_field(column, row.values, 'column')}")
+    if roles[0] in named or (named and "second" not in named):
+        return {role: named[role] for role in roles if role in named}
+    pair = next((pair for pair in PAIRS if all(name in row.values for name in pair)), None)
+    if "second" in roles and pair and not named:
+        return dict(zip(roles, pair, strict=True))
+    texts = [name for name, value in row.values.items() if isinstance(value, str) and name not in named.values()]
+    column = next((name for name in usual if name in row.values), texts[0] if len(texts) == 1 else None)
+    if column is None:
+        has = ", ".join(quote(name) for name in list(row.values)[:_MOST_COLUMNS]) or "none"
+        guess = max(texts, key=lambda name: len(row.values[name]), default="NAME")
+        raise UserError(
+            f"The rows have the columns {has}, none of which is known to hold the texts: say which it is, such as "
+            f"columns={{'text': {quote(guess)}}}."
+        )
+    role = "tokens" if "tokens" in roles and not isinstance(row.values[column], str) else "text"
+    return {role: column, **named}

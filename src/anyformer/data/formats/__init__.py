@@ -1,45 +1,31 @@
-"""Formats of files of data, one module each: what is in a file, record by record, in bounded memory."""
+"""Formats of files of data, one module each: what is in a file, record by record, in bounded memory.
 
-import shlex
+Bytes that are not UTF-8 raise UnicodeDecodeError, of which `input_files.opened` makes a sentence.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
-from anyformer.data.encodings import Fault, compressed, find_fault
 from anyformer.errors import UserError
 
 Kind = Literal["line", "row"]
 """Unit in which the records of a file are counted."""
 
 
-def not_text(path: Path, offset: int | None = None, line: int | None = None) -> UserError:
-    """Exception for bytes that are not UTF-8, with the first line that has such, and the command that mends the file.
+@dataclass(frozen=True, slots=True)
+class Location:
+    """The file, and the number of the line or row in it (from 1), that something was read from."""
 
-    Args:
-        path: The file, which is read once more; without it neither its line nor its encoding are known.
-        offset: Of the first such byte; None: it is looked for.
-        line: That it is in; None: it is looked for.
-    """
-    fault = find_fault(path) or Fault(line, offset or 0)
-    where = path if fault.line is None else f"{path}, line {fault.line},"
-    at = fault.offset if offset is None else offset
-    reason = f"{where} is not UTF-8 text: byte {at} can't be part of a text."
-    return UserError(reason if fault.encoding is None else f"{reason} {_conversion(path, fault)}")
+    path: Path
+    number: int
+    kind: Kind = "line"
 
-
-def _conversion(path: Path, fault: Fault) -> str:
-    """Sentence with the command that makes UTF-8 of a file."""
-    unpack = compressed(path)
-    name = path.with_suffix("") if unpack else path
-    source, target = shlex.quote(str(path)), shlex.quote(str(name.with_name(f"{name.stem}-utf8{name.suffix}")))
-    command = f"iconv -f {fault.encoding} -t UTF-8"
-    whole = f"{unpack} {source} | {command} > {target}" if unpack else f"{command} {source} > {target}"
-    return f"It looks like {fault.name}, which this command converts: {whole}"
-
-
-def check_size(text: str, limit: int, path: Path, number: int, kind: Kind = "line") -> None:
-    """Raise UserError for a text with more bytes than a record may have."""
-    if len(text) > limit or (4 * len(text) > limit and len(text.encode("utf-8", "surrogatepass")) > limit):
-        raise too_large(limit, path, number, kind)
+    def __str__(self) -> str:
+        return f"{self.path}, {self.kind} {self.number}"
 
 
 def too_large(limit: int, path: Path, number: int, kind: Kind = "line") -> UserError:
@@ -47,6 +33,16 @@ def too_large(limit: int, path: Path, number: int, kind: Kind = "line") -> UserE
     return UserError(
         f"{path}, {kind} {number}, has more than {limit:,} bytes: if that is meant to be, raise --max-record-bytes."
     )
+
+
+def byte_lines(file: BinaryIO, limit: int) -> Iterator[bytes]:
+    """The lines of a file with their ends; one of more than `limit` bytes comes in parts that are longer than that."""
+    return iter(partial(file.readline, min(limit, sys.maxsize - 2) + 2), b"")
+
+
+def null_character() -> UnicodeDecodeError:
+    """The error for a null character, which no text has."""
+    return UnicodeDecodeError("utf-8", b"\0", 0, 1, "a null character")
 
 
 def utf8_length(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Tables in text: csv and tsv."""
+"""Tables in text: csv, tsv, and the words with tags of CoNLL."""
 
 import csv
 import io
@@ -8,26 +8,19 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from anyformer.data.formats import not_text, too_large, utf8_length
+from anyformer.data.formats import byte_lines, null_character, too_large, utf8_length
 from anyformer.errors import UserError
 
 _DELIMITERS = ",;\t"
 """Delimiters of .csv files: spreadsheets write semicolons where the comma is that of decimals."""
+_START = "-DOCSTART-"
 
 
 def table_rows(file: BinaryIO, path: Path, limit: int, width: int | None = None) -> Iterator[tuple[int, list[str]]]:
-    """Read the rows of a .csv or .tsv file.
+    """Read the rows of a .csv or .tsv file, each with the line that it begins at; the first one may be a header.
 
-    Args:
-        file: Its content, decompressed.
-        path: Its name, for messages and the delimiter.
-        limit: Bytes that a row may have.
-        width: Number of columns, by which the delimiter of a .csv file is known; None: it is the first that the first
-            line has, of comma, semicolon and tab.
-
-    Yields:
-        The line that a row begins at, from 1, and its fields; rows without any are passed over. The first row may be
-        a header.
+    The delimiter of a .csv file is the first of comma, semicolon and tab that makes `width` columns of its first line,
+    or several where that is None. A row may have `limit` bytes; rows without fields are passed over.
 
     Raises:
         UserError: The file is faulty, or a row is too large.
@@ -46,7 +39,7 @@ def table_rows(file: BinaryIO, path: Path, limit: int, width: int | None = None)
     try:
         source = lines()
         if "\0" in (first := next(source, "")):  # UTF-16 without a byte-order mark
-            raise not_text(path)
+            raise null_character()
         is_tsv = ".tsv" in [suffix.lower() for suffix in path.suffixes[-2:]]
         delimiter = "\t" if is_tsv else _delimiter(first, width)
         rows = csv.reader(chain([first], source), delimiter=delimiter, strict=True)
@@ -54,8 +47,6 @@ def table_rows(file: BinaryIO, path: Path, limit: int, width: int | None = None)
             if row:
                 yield begin, row
             begin, size = rows.line_num + 1, 0
-    except UnicodeDecodeError as error:
-        raise not_text(path) from error
     except csv.Error as error:
         raise UserError(
             f"{path}, line {begin}, can't be read: {error} (a quote inside a quoted field must be doubled)."
@@ -63,13 +54,6 @@ def table_rows(file: BinaryIO, path: Path, limit: int, width: int | None = None)
     finally:
         if not file.closed:  # as it is where its reader was left in the middle
             text.detach()
-
-
-def check_width(row: list[str], width: int, path: Path, number: int, header: str = "the header has") -> None:
-    """Raise UserError for a row that has not as many fields as the header."""
-    if len(row) != width:
-        own = f"{len(row)} field{'s' if len(row) > 1 else ''}"
-        raise UserError(f"{path}, line {number}, has {own}, and {header} {width}.")
 
 
 def _delimiter(first: str, width: int | None) -> str:
@@ -85,3 +69,42 @@ def _next_row(rows: Iterator[list[str]]) -> list[str] | None:
         return next(rows, None)
     finally:
         csv.field_size_limit(limit)
+
+
+def sentences(file: BinaryIO, path: Path, limit: int) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Read the sentences of a CoNLL file: the line that each begins at, from 1, its words and their tags.
+
+    There is a word and its tags on each line, and an empty line after each sentence. The word is the first column and
+    the tag the last one; columns are separated by a tab, or else by spaces. `-DOCSTART-` and comments (`# ...`) are
+    passed over. A sentence may have `limit` bytes.
+
+    Raises:
+        UserError: A line has a word without a tag, or not as many columns as the others; a sentence is too large.
+    """
+    words, tags = list[str](), list[str]()
+    begin = size = width = 0
+    for number, line in enumerate(byte_lines(file, limit), start=1):
+        size += len(line)
+        if size > limit:
+            raise too_large(limit, path, begin or number)
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        columns = [column.strip() for column in text.split("\t")] if "\t" in text else text.split()
+        if not any(columns) or columns[0] == _START:
+            if words:
+                yield begin, words, tags
+            words, tags, begin, size = [], [], 0, 0
+            continue
+        if len(columns) != width and text.startswith("# "):
+            continue
+        if columns[0] == "":
+            raise UserError(f"{path}, line {number}, has a tag without a word: each line is a word, a tab and its tag.")
+        if len(columns) < 2 or columns[-1] == "":
+            raise UserError(f"{path}, line {number}, has a word without a tag: each line is a word, a tab and its tag.")
+        if width and len(columns) != width:
+            raise UserError(f"{path}, line {number}, has {len(columns)} columns, and the lines before have {width}.")
+        width = len(columns)
+        begin = begin or number
+        words.append(columns[0])
+        tags.append(columns[-1])
+    if words:
+        yield begin, words, tags

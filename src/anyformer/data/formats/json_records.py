@@ -4,12 +4,11 @@ import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from anyformer.data.formats import Kind, not_text, too_large
+from anyformer.data.formats import Kind, byte_lines, null_character, too_large
 from anyformer.errors import UserError
 
 JsonRecord = tuple[int, dict[str, Any]]
@@ -24,31 +23,24 @@ _LONGEST_LITERAL = 12
 
 
 def json_records(file: BinaryIO, path: Path, limit: int, kind: str, field: str) -> tuple[Kind, Iterator[JsonRecord]]:
-    """Read records.
+    """Read records: the unit that they are counted in, and the number and object of each.
 
-    Args:
-        file: The content, decompressed.
-        path: Its name, for messages.
-        limit: Bytes that a record may have.
-        kind: ".jsonl", where each line is an object, or ".json", where what it holds is found out.
-        field: A field that a record should have, for messages.
-
-    Returns:
-        What they are counted by, and the records.
+    In a file of the kind ".jsonl" each line is an object, one of the kind ".json" may also be one JSON value. A record
+    may have `limit` bytes, and should have a `field`, which messages name.
 
     Raises:
         UserError: When reading: it is not such JSON, or a record is too large.
     """
-    lines = iter(partial(file.readline, limit + 1), b"")
-    seen = list[bytes]()
+    lines, start = byte_lines(file, limit), list[bytes]()
     if kind == ".json":
         for line in lines:
-            seen.append(line)
-            if line.removeprefix(codecs.BOM_UTF8).strip():
-                if _is_document(line.removeprefix(codecs.BOM_UTF8) if len(seen) == 1 else line, limit):
-                    return "row", _document(_Parser(file, path, limit, b"".join(seen)), field)
+            line = line if start else line.removeprefix(codecs.BOM_UTF8)
+            start.append(line)
+            if line.strip():
+                if _is_document(line, limit):
+                    return "row", _document(_Parser(file, path, limit, b"".join(start)), field)
                 break
-    return "line", _lines(chain(seen, lines), path, limit, field)
+    return "line", _lines(chain(start, lines), path, limit, field)
 
 
 def _is_document(line: bytes, limit: int) -> bool:
@@ -67,35 +59,31 @@ def _is_document(line: bytes, limit: int) -> bool:
 
 
 def _lines(lines: Iterable[bytes], path: Path, limit: int, field: str) -> Iterator[JsonRecord]:
-    end = 0
     for number, line in enumerate(lines, start=1):
         if len(line) > limit:
             raise too_large(limit, path, number)
-        content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-        end += len(line)
-        if not content.strip():
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        if not text.strip():
             continue
         try:
-            record: object = json.loads(content.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise not_text(path, end - len(content) + error.start, number) from error
+            record: object = json.loads(text)
         except json.JSONDecodeError as error:
-            if b"\0" in content:
-                raise not_text(path, end - len(content) + content.index(b"\0"), number) from error
-            where = f"{path}, line {number}, is not JSON"
-            raise UserError(f"{where}: {error.msg} at its character {error.pos + 1}.") from error
-        except RecursionError:
-            raise UserError(f"{path}, line {number}, is nested too deeply.") from None
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}, can't be read: {_first_part(error)}.") from error
+            if "\0" in text:
+                raise null_character() from error
+            location = f"{path}, line {number}, is not JSON"
+            raise UserError(f"{location}: {error.msg} at its character {error.pos + 1}.") from error
+        except (RecursionError, ValueError) as error:
+            raise _unreadable(path, "line", number, error) from None
         if not isinstance(record, dict):
             raise UserError(f'{path}, line {number}, is no record: each line must be like {{"{field}": "..."}}.')
         yield number, cast("dict[str, Any]", record)
 
 
-def _first_part(error: ValueError) -> str:
-    """Python's message on an integer of thousands of digits, without its advice to programmers."""
-    return str(error).partition(";")[0]
+def _unreadable(path: Path, kind: Kind, number: int, error: Exception) -> UserError:
+    """The error for a record with too many levels, or with an integer of thousands of digits."""
+    if isinstance(error, RecursionError):
+        return UserError(f"{path}, {kind} {number}, is nested too deeply.")
+    return UserError(f"{path}, {kind} {number}, can't be read: {str(error).partition(';')[0]}.")
 
 
 class _Parser:
@@ -103,99 +91,94 @@ class _Parser:
 
     def __init__(self, file: BinaryIO, path: Path, limit: int, start: bytes) -> None:
         self.path = path
-        self._file, self._limit, self._start = file, limit, start
-        self._decoder, self._scanner = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
-        self._text, self._at, self._line, self._read = "", 0, 1, 0
+        self._file, self._limit, self._scanner = file, limit, json.JSONDecoder()
+        self._decoded = codecs.iterdecode(chain([start], self._blocks()), "utf-8")
+        self._text, self._position, self._line = "", 0, 1
 
     def peek(self) -> str:
         """The next character that is no space; "" at the end."""
         while True:
-            space = _SPACE.match(self._text, self._at)
+            space = _SPACE.match(self._text, self._position)
             assert space is not None
             self._advance(space.end())
-            if self._at < len(self._text):
-                return self._text[self._at]
+            if self._position < len(self._text):
+                return self._text[self._position]
             if not self._more():
                 return ""
 
     def take(self, *allowed: str) -> str:
         """Read one of the allowed characters. Raises UserError for another one."""
-        found = self.peek()
-        if found not in allowed or not found:
+        character = self.peek()
+        if character not in allowed or not character:
             expected = " or ".join(repr(each) for each in allowed)
-            own = f"there is {found!r}" if found else "the file ends"
-            raise self.error(f"expecting {expected}, where {own},")
-        self._at += 1
-        return found
+            actual = f"there is {character!r}" if character else "the file ends"
+            raise self.error(f"expecting {expected}, where {actual},")
+        self._position += 1
+        return character
 
     def value(self, number: int) -> Any:
         """Read a value. Raises UserError where there is none, or where it has too many bytes for record `number`."""
         self.peek()
         while True:
             try:
-                value, end = self._scanner.raw_decode(self._text, self._at)
+                value, end = self._scanner.raw_decode(self._text, self._position)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _LONGEST_LITERAL
-                if cut and len(self._text) - self._at > self._limit:
+                if cut and len(self._text) - self._position > self._limit:
                     raise too_large(self._limit, self.path, number, "row") from None
                 if cut and self._more():
                     continue
                 self._advance(error.pos)
-                raise self.error(f"{error.msg}") from error
-            except RecursionError:
-                raise UserError(f"{self.path}, row {number}, is nested too deeply.") from None
-            except ValueError as error:
-                raise UserError(f"{self.path}, row {number}, can't be read: {_first_part(error)}.") from error
+                raise self.error(error.msg) from error
+            except (RecursionError, ValueError) as error:
+                raise _unreadable(self.path, "row", number, error) from None
             # A number goes on where the next block begins with digits.
             if end < len(self._text) or isinstance(value, dict | list | str) or not self._more():
                 break
-        if len(self._text[self._at : end].encode("utf-8", "surrogatepass")) > self._limit:
+        if len(self._text[self._position : end].encode("utf-8", "surrogatepass")) > self._limit:
             raise too_large(self._limit, self.path, number, "row")
         self._advance(end)
         return value
 
-    def error(self, what: str) -> UserError:
-        """The error for a fault at this place."""
-        return UserError(f"{self.path} is not JSON: {what} in line {self._line}.")
+    def error(self, fault: str) -> UserError:
+        """The error for a fault at the current position."""
+        return UserError(f"{self.path} is not JSON: {fault} in line {self._line}.")
 
-    def _advance(self, to: int) -> None:
-        self._line += self._text.count("\n", self._at, to)
-        self._at = to
+    def _advance(self, end: int) -> None:
+        self._line += self._text.count("\n", self._position, end)
+        self._position = end
+
+    def _blocks(self) -> Iterator[bytes]:
+        """Blocks as large as the rest of the text, so that each character is looked at a few times only."""
+        while True:
+            rest = len(self._text) - self._position
+            block = self._file.read(max(_BLOCK, min(rest, self._limit + 1 - rest)))
+            if not block:
+                return
+            yield block
 
     def _more(self) -> bool:
-        """Read a block, as large as what is held, so that each character is looked at a few times only."""
-        held = len(self._text) - self._at
-        block = self._start or self._file.read(max(_BLOCK, min(held, self._limit + 1 - held)))
-        self._start = b""
-        offset = self._read - len(self._decoder.getstate()[0])
-        try:
-            text = self._decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            raise not_text(self.path, offset + error.start) from error
-        self._read += len(block)
-        self._text, self._at = self._text[self._at :] + text, 0
-        return bool(block)
+        more = next(self._decoded, "")
+        self._text, self._position = self._text[self._position :] + more, 0
+        return bool(more)
 
 
 def _document(parser: _Parser, field: str) -> Iterator[JsonRecord]:
     if parser.peek() == "[":
         yield from _elements(parser, field)
     else:
-        found, end = False, parser.take("{")
-        if parser.peek() == "}":
-            end = parser.take("}")
-        while end != "}":
+        has_data = False
+        for _ in _items(parser, "{", "}"):
             if parser.peek() != '"':
                 raise parser.error("expecting a name in quotes")
             name: str = parser.value(1)
             parser.take(":")
-            if name == "data" and not found and parser.peek() == "[":
-                found = True
+            if name == "data" and not has_data and parser.peek() == "[":
+                has_data = True
                 yield from _elements(parser, field)
             else:
                 parser.value(1)
-            end = parser.take(",", "}")
-        if not found:
+        if not has_data:
             raise UserError(
                 f'{parser.path} holds one object: records are an array of objects, an object a line, or {{"data": '
                 "[...]}."
@@ -205,15 +188,19 @@ def _document(parser: _Parser, field: str) -> Iterator[JsonRecord]:
 
 
 def _elements(parser: _Parser, field: str) -> Iterator[JsonRecord]:
-    parser.take("[")
-    if parser.peek() == "]":
-        parser.take("]")
-        return
-    number, end = 0, ","
-    while end == ",":
-        number += 1
+    for number in _items(parser, "[", "]"):
         record = parser.value(number)
         if not isinstance(record, dict):
             raise UserError(f'{parser.path}, row {number}, is no record: each must be like {{"{field}": "..."}}.')
         yield number, cast("dict[str, Any]", record)
-        end = parser.take(",", "]")
+
+
+def _items(parser: _Parser, begin: str, end: str) -> Iterator[int]:
+    """The number, from 1, of each item of an array or object, which is read before the next one is asked for."""
+    parser.take(begin)
+    number, separator = 0, ","
+    if parser.peek() == end:
+        separator = parser.take(end)
+    while separator == ",":
+        yield (number := number + 1)
+        separator = parser.take(",", end)

@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -45,47 +45,40 @@ def open_parquet(file: BinaryIO, path: Path) -> Generator[Any, None, None]:
         raise UserError(f"{path} is not a whole parquet file: {line}.") from error
 
 
-def parquet_rows(table: Any, fields: Sequence[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number of each row, from 1, and its values; `fields`: those that are wanted, None for all."""
-    batches = table.iter_batches(_ROWS, columns=None if fields is None else list(fields), use_threads=False)
-    rows = (row for batch in batches for row in _values(batch))
-    return enumerate(rows, start=1)
-
-
-def _values(batch: Any) -> list[dict[str, Any]]:
-    try:
-        return batch.to_pylist()
-    except (ArithmeticError, LookupError, TypeError, AttributeError, ImportError) as error:
-        # Of times that Python has not, in zones that nobody knows.
-        raise ValueError(f"a value can't be read ({error})") from error
+def parquet_rows(table: Any, fields: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    """The values of each row, of these columns only; None: of all."""
+    for batch in table.iter_batches(_ROWS, columns=None if fields is None else list(fields), use_threads=False):
+        try:
+            yield from batch.to_pylist()
+        except (ArithmeticError, LookupError, TypeError, AttributeError, ImportError) as error:
+            # Of times that Python has not, in zones that nobody knows.
+            raise ValueError(f"a value can't be read ({error})") from error
 
 
 def class_names(schema: Any) -> dict[str, tuple[str, ...]]:
     """The names of the classes in columns of whole numbers, as the library `datasets` notes them in a file."""
     try:
-        noted: object = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        note: object = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     except (ValueError, RecursionError):
         return {}
-    for name in ("info", "features"):
-        noted = cast("Mapping[str, object]", noted).get(name) if isinstance(noted, dict) else None
-    if not isinstance(noted, dict):
-        return {}
-    found = {column: _names(feature) for column, feature in cast("dict[str, object]", noted).items()}
-    return {column: names for column, names in found.items() if names is not None}
+    features = _member(_member(note, "info"), "features")
+    columns = cast("dict[str, object]", features) if isinstance(features, dict) else {}
+    return {column: names for column, feature in columns.items() if (names := _names(feature)) is not None}
 
 
 def _names(feature: object) -> tuple[str, ...] | None:
     """The names of a `ClassLabel`, or of a list of them."""
     if isinstance(feature, list):
         feature = cast("list[object]", feature)[0] if feature else None
-    if not isinstance(feature, dict):
+    if _member(feature, "_type") in ("Sequence", "List", "LargeList"):
+        inner = _member(feature, "feature")
+        return _names(inner) if isinstance(inner, dict) else None
+    names = _member(feature, "names")
+    if _member(feature, "_type") != "ClassLabel" or not isinstance(names, list):
         return None
-    known = cast("dict[str, object]", feature)
-    if known.get("_type") in ("Sequence", "List", "LargeList"):
-        return _names(known.get("feature")) if isinstance(known.get("feature"), dict) else None
-    names = known.get("names")
-    if known.get("_type") != "ClassLabel" or not isinstance(names, list):
-        return None
-    if not all(isinstance(name, str) for name in cast("list[object]", names)):
-        return None
-    return tuple(cast("list[str]", names))
+    names = cast("list[object]", names)
+    return tuple(cast("list[str]", names)) if all(isinstance(name, str) for name in names) else None
+
+
+def _member(value: object, name: str) -> object:
+    return cast("dict[str, object]", value).get(name) if isinstance(value, dict) else None

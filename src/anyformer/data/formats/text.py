@@ -2,67 +2,51 @@
 
 import codecs
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from anyformer import limits
-from anyformer.data.formats import check_size, not_text, utf8_length
+from anyformer.data.formats import byte_lines, null_character, too_large, utf8_length
 from anyformer.data.input_files import opened
 from anyformer.errors import UserError
 
 _BLOCK = 1 << 18
 
 
-def decoded(file: BinaryIO, path: Path) -> Iterator[str]:
+def decoded(file: BinaryIO) -> Iterator[str]:
     """Decode a file block by block, dropping a byte-order mark and refusing what is not text."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    read = 0
-    while True:
-        block = file.read(_BLOCK)
-        offset = read - len(decoder.getstate()[0])
-        try:
-            text = decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            raise not_text(path, offset + error.start) from error
+    for text in codecs.iterdecode(iter(partial(file.read, _BLOCK), b""), "utf-8-sig"):
         if "\0" in text:
-            raise not_text(path, offset + len(text[: text.index("\0")].encode("utf-8")))
-        if offset == 0:
-            text = text.removeprefix("\ufeff")
-        if text:
-            yield text
-        if not block:
-            return
-        read += len(block)
+            raise null_character()
+        yield text
 
 
 def text_lines(path: Path, max_record_bytes: int = limits.RECORD_BYTES) -> Iterator[str]:
     """Yield the lines of a text file without their ends, which are \\n or \\r\\n.
 
     Raises:
-        UserError: as `decoded`; a line has more bytes than a record may have.
+        UserError: the file is not text, or a line has more bytes than a record may have.
     """
-    rest, number = "", 0
     with opened(path) as file:
-        for text in decoded(file, path):
-            *lines, rest = (rest + text).split("\n")
-            for line in lines:
-                number += 1
-                check_size(line, max_record_bytes, path, number)
-                yield line.removesuffix("\r")
-            check_size(rest, max_record_bytes, path, number + 1)
-    if rest:
-        yield rest.removesuffix("\r")
+        for number, line in enumerate(byte_lines(file, max_record_bytes), start=1):
+            content = line.removesuffix(b"\n")
+            if len(content) > max_record_bytes:
+                raise too_large(max_record_bytes, path, number)
+            if b"\0" in content:
+                raise null_character()
+            yield content.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
 
 
 def whole_text(file: BinaryIO, path: Path, limit: int) -> str:
     """The text of a file. Raises UserError where it has more bytes than a row may have."""
     blocks, size = list[str](), 0
-    for block in decoded(file, path):
+    for block in decoded(file):
+        blocks.append(block)
         size += utf8_length(block)
         if size > limit:
             raise UserError(
                 f"{path} has more than {limit:,} bytes, and a text file is one example: split it, or raise "
                 "--max-record-bytes."
             )
-        blocks.append(block)
     return "".join(blocks)

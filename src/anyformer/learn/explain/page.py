@@ -13,8 +13,8 @@ from anyformer.checkpoint import load
 from anyformer.checkpoint.adapter_directory import find_adapter
 from anyformer.checkpoint.load import inspect
 from anyformer.config import ModelConfig
+from anyformer.data.corpus import documents
 from anyformer.data.input_files import walk
-from anyformer.data.sources import documents
 from anyformer.errors import UserError
 from anyformer.generation.config import GenerationConfig
 from anyformer.generation.inference import require_tokenizer

@@ -13,9 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyformer.data.batch import IGNORED, Batch
-from anyformer.data.examples.batches import ExampleBatches
-from anyformer.data.examples.datasets import Dataset, causal, compared, labeled, pack, preferences, rewrites, tagged
-from anyformer.data.examples.encoded import LearnedTokens
+from anyformer.data.examples.datasets import (
+    Dataset,
+    ExampleBatches,
+    causal,
+    compared,
+    labeled,
+    pack,
+    preferences,
+    rewrites,
+    tagged,
+)
+from anyformer.data.examples.encoded import EncodedRow
 
 PAD = 0
 IDS = st.lists(st.integers(1, 90), min_size=1, max_size=12)
@@ -90,8 +99,8 @@ def test_an_epoch_of_few_batches_stays_as_it_was_shuffled(size: int, seed: int) 
 # packing
 
 
-def learned(length: int) -> LearnedTokens:
-    return LearnedTokens([1] * (length + 1), [True] * (length + 1))
+def learned(length: int) -> EncodedRow:
+    return EncodedRow([1] * (length + 1), [True] * (length + 1))
 
 
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=120), spare=st.integers(0, 20))
@@ -112,9 +121,9 @@ def test_rows_have_room_and_lose_nothing(lengths: list[int], spare: int) -> None
 
 
 @st.composite
-def answers(draw: st.DrawFn) -> LearnedTokens:
+def answers(draw: st.DrawFn) -> EncodedRow:
     tokens = draw(st.lists(st.integers(1, 90), min_size=2, max_size=12))
-    return LearnedTokens(tokens, draw(st.lists(st.booleans(), min_size=len(tokens), max_size=len(tokens))))
+    return EncodedRow(tokens, draw(st.lists(st.booleans(), min_size=len(tokens), max_size=len(tokens))))
 
 
 def unpadded(row: Any, length: int, value: int) -> list[int]:
@@ -123,8 +132,8 @@ def unpadded(row: Any, length: int, value: int) -> list[int]:
     return row[:length].tolist()
 
 
-def targets_of(text: LearnedTokens) -> list[int]:
-    pairs = zip(text.tokens, text.learned, strict=True)
+def targets_of(text: EncodedRow) -> list[int]:
+    pairs = zip(text.tokens, text.loss_mask, strict=True)
     return [token if is_learned else IGNORED for token, is_learned in pairs][1:]
 
 
@@ -141,7 +150,7 @@ MEMBERS = st.lists(st.integers(0, 4), min_size=1, max_size=7)
 
 
 @given(texts=st.lists(answers(), min_size=5, max_size=5), members=MEMBERS)
-def test_texts_of_a_decoder(texts: list[LearnedTokens], members: list[int]) -> None:
+def test_texts_of_a_decoder(texts: list[EncodedRow], members: list[int]) -> None:
     dataset = causal([[text] for text in texts], PAD)
     batch = dataset.collate(members)
     assert (batch.mask, batch.documents) == (None, None)
@@ -152,7 +161,7 @@ def test_texts_of_a_decoder(texts: list[LearnedTokens], members: list[int]) -> N
 
 
 @given(texts=st.lists(answers(), min_size=5, max_size=9), spare=st.integers(0, 30))
-def test_texts_of_a_decoder_in_rows(texts: list[LearnedTokens], spare: int) -> None:
+def test_texts_of_a_decoder_in_rows(texts: list[EncodedRow], spare: int) -> None:
     capacity = max(len(text.tokens) - 1 for text in texts) + spare
     packed = pack(texts, capacity)
     dataset = causal(packed, PAD)
@@ -169,11 +178,11 @@ def test_texts_of_a_decoder_in_rows(texts: list[LearnedTokens], spare: int) -> N
             found.append((batch.tokens[number, here].tolist(), batch.targets[number, here].tolist()))
     wanted = [(list(text.tokens[:-1]), targets_of(text)) for row in packed for text in row]
     assert found == wanted
-    assert batch.predicted == sum(sum(text.learned[1:]) for text in texts)
+    assert batch.predicted == sum(sum(text.loss_mask[1:]) for text in texts)
 
 
 @given(pairs=st.lists(st.tuples(answers(), answers()), min_size=5, max_size=5), members=MEMBERS)
-def test_preferences(pairs: list[tuple[LearnedTokens, LearnedTokens]], members: list[int]) -> None:
+def test_preferences(pairs: list[tuple[EncodedRow, EncodedRow]], members: list[int]) -> None:
     dataset = preferences(*map(list, zip(*pairs, strict=True)), PAD)
     dataset.reference[:] = np.arange(10).reshape(5, 2)
     batch = dataset.collate(members)
@@ -239,7 +248,7 @@ def test_sources_and_targets(pairs: list[tuple[list[int], list[int]]], members: 
 
 
 def _dataset(kind: str, texts: list[list[int]], labels: Any) -> Dataset:
-    read = [LearnedTokens([7, *text], [False, *([True] * len(text))]) for text in texts]
+    read = [EncodedRow([7, *text], [False, *([True] * len(text))]) for text in texts]
     made: dict[str, Dataset] = {
         "causal": causal([[text] for text in read], PAD),
         "packed": causal(pack(read, 20), PAD),

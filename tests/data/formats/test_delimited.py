@@ -1,13 +1,14 @@
 from __future__ import annotations
 
-import io
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyformer.data.formats.conll import sentences
+from anyformer.data.formats.delimited import sentences
+from anyformer.data.input_files import opened
 from anyformer.errors import UserError
 
 word = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=6).filter(lambda w: w[0] not in "#-")
@@ -15,8 +16,11 @@ tag = st.sampled_from(["O", "B-person", "I-person"])
 
 
 def read(content: str | bytes, limit: int = 1000) -> list[tuple[int, list[str], list[str]]]:
-    data = content.encode() if isinstance(content, str) else content
-    return list(sentences(io.BytesIO(data), Path("a.conll"), limit))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.conll")
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        with opened(path) as file:
+            return list(sentences(file, path, limit))
 
 
 @settings(max_examples=60)

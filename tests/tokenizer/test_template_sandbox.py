@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import models
 
 from anyformer.errors import UserError
-from anyformer.tokenizer import Tokenizer, chat
+from anyformer.tokenizer import Tokenizer, template_sandbox
 from tests.tokenizer.hugging_face import automatic, llama_like
 
 TEMPLATE = """{%- if tools %}tools{% endif %}
@@ -158,7 +158,7 @@ _END = "{% endfor %}{% endfor %}"
 )
 def test_chat_templates_pay_before_anything_is_done(template: str):
     with pytest.raises(UserError, match="it takes too long, or makes too much text"):
-        chat.render(template, MESSAGES, False, {})
+        template_sandbox.render(template, MESSAGES, False, {})
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_chat_templates_pay_before_anything_is_done(template: str):
 )
 def test_what_is_not_offered_to_chat_templates(template: str, message: str):
     with pytest.raises(UserError, match=message):
-        chat.render(template, MESSAGES, False, {})
+        template_sandbox.render(template, MESSAGES, False, {})
 
 
 def test_a_long_conversation_equals_transformers(tmp_path: Path):
@@ -266,6 +266,6 @@ def test_what_a_template_marks_is_found_in_its_text(
 )
 def test_what_a_template_marks_is_paid_for_and_fenced_in(template: str):
     with pytest.raises(UserError, match="refuses these messages"):
-        chat.render(template, MESSAGES, False, {})
+        template_sandbox.render(template, MESSAGES, False, {})
     # The next rendering is none the wiser.
-    assert chat.render_spans("{% generation %}a{% endgeneration %}", MESSAGES, False, {}) == ("a", [(0, 1)])
+    assert template_sandbox.render("{% generation %}a{% endgeneration %}", MESSAGES, False, {}) == ("a", [(0, 1)])
