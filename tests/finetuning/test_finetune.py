@@ -18,7 +18,8 @@ import anyformer as af
 from anyformer.cli.finetune import SECTIONS
 from anyformer.cli.main import main
 from anyformer.errors import UserError
-from anyformer.finetuning.config import FinetuneConfig, FinetuneOptions
+from anyformer.finetuning.config import FinetuneConfig
+from anyformer.finetuning.finetune import FinetuneOptions
 from anyformer.runs.listing import read_run
 from anyformer.training.run import Finished
 from tests.finetuning import toys

@@ -19,7 +19,7 @@ from anyformer.plan.step import Workload, count_step
 from anyformer.plan.workload import make_workload
 from anyformer.spec import Contender, read_config
 from anyformer.training.precision import INT8, start_compiler
-from anyformer.training.resolve import make_plan, make_strategy
+from anyformer.training.recipe import make_plan, make_strategy
 from anyformer.training.strategies.group import Group
 
 NAMES = (

@@ -10,7 +10,7 @@ import torch
 import anyformer as af
 from anyformer.data.batches import validation_batches
 from anyformer.data.objectives import Masked
-from anyformer.training.evaluate import evaluate
+from anyformer.runs.metrics import evaluate
 from tests.training.conftest import single
 
 VOCAB, CONTEXT = 30, 12

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from anyformer.training.interrupt import interruptible
+from anyformer.training.strategies.launch import interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -9,7 +9,7 @@ from anyformer.data.batch import IGNORED, Batch, Rng
 from anyformer.data.span_corruption import SpanCorruption
 from anyformer.tasks.seq2seq import random_pairs
 from anyformer.tasks.task import random_ids
-from anyformer.training.run_config import CompleteRunConfig
+from anyformer.training.config import CompleteRunConfig
 
 _MASKED = 0.15
 """Share of the tokens that a masked language model predicts (Devlin et al. 2019, section 3.1)."""

@@ -15,7 +15,7 @@ from anyformer.kernels.packed_weight import begin_memory_block
 from anyformer.plan.step import Workload
 from anyformer.training.memory import keep_freed_memory, return_freed_memory
 from anyformer.training.precision import start_compiler
-from anyformer.training.resolve import make_plan, make_strategy
+from anyformer.training.recipe import make_plan, make_strategy
 from anyformer.training.strategies.base import Strategy
 from anyformer.training.strategies.group import Group
 

@@ -30,7 +30,7 @@ from anyformer.tasks.task import Task
 from anyformer.training.config import CompleteConfig
 from anyformer.training.losses import LossModule
 from anyformer.training.precision import Precision
-from anyformer.training.resolve import make_plan
+from anyformer.training.recipe import make_plan
 from anyformer.training.strategies import base
 from anyformer.training.strategies.base import Strategy
 from anyformer.training.strategies.group import Group

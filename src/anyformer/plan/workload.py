@@ -16,9 +16,8 @@ from anyformer.plan.step import Workload
 from anyformer.spec import Contender
 from anyformer.tasks import TASKS
 from anyformer.tokenizer.training import parse_spec
-from anyformer.training.config import TrainConfig
+from anyformer.training.config import BATCH_TOKENS, TrainConfig
 from anyformer.training.precision import Precision, choose_precision
-from anyformer.training.run_config import BATCH_TOKENS
 
 __all__ = ["fine_tunes", "make_workload"]
 
