@@ -29,8 +29,8 @@ _EXAMPLES, _GENERATED = 2000, 32
 """Largest number of examples that are measured: those with labels, and those with texts to write."""
 _FIRST, _FIRST_GENERATED = 32, 4
 """Examples that are timed first where time is short."""
-_NEW_TOKENS = (32, 256)
-"""The fewest and the most tokens of an answer, which may be half again as long as the longest reference."""
+_FEWEST_TOKENS, _MOST_TOKENS = 32, 256
+"""Limits of the tokens of an answer, which may be half again as long as the longest reference."""
 _GENERAL_SHARE = 0.25
 """Share of the time for measuring that general text takes."""
 _GENERAL_TOKENS, _WINDOW = 4096, 256
@@ -105,7 +105,9 @@ def measure(
     answers = [answer(example) for example in examples if isinstance(example, Answered)]
     # Of single words ROUGE says what exact match does, and its library loads 180 MB of others.
     rouge = any(len(text.split()) > 1 for text in answers)
-    options = Options(max_new_tokens=_new_tokens(tokenizer, answers), rouge=rouge, skip_missing=True)
+    lengths = [len(ids) for ids in tokenizer.encode_batch(answers[:_GENERATED], special=False)]
+    new_tokens = min(max(_FEWEST_TOKENS, 3 * max(lengths) // 2), _MOST_TOKENS) if lengths else None
+    options = Options(max_new_tokens=new_tokens, rouge=rouge, skip_missing=True)
 
     def evaluate(rows: Sequence[Example]) -> Evaluation:
         return evaluate_examples(model, tokenizer, rows, task, options)
@@ -149,14 +151,6 @@ def measure(
 def _perplexity(parts: Sequence[tuple[float, int]]) -> dict[str, Metric]:
     """The metrics of a language model, of the loss in nats and the predictions of each window."""
     return language_model(*map(list, zip(*parts, strict=True)))
-
-
-def _new_tokens(tokenizer: Tokenizer, answers: Sequence[str]) -> int | None:
-    if not answers:
-        return None
-    longest = max(map(len, tokenizer.encode_batch(answers[:_GENERATED], special=False)))
-    fewest, most = _NEW_TOKENS
-    return min(max(fewest, longest + longest // 2), most)
 
 
 def _general_text(model: Transformer, tokenizer: Tokenizer) -> Text | None:

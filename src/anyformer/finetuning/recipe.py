@@ -181,7 +181,11 @@ class Finetuning(BaseFinetuning):
             self.example_set = self._read(config)
             self.task = TASKS[self.example_set.task]
             self.task.check_model(base, self.name)
-            training, validation = self._split(config)
+            training = self.example_set.examples
+            if config.validation:
+                validation = self._read(config, self.example_set).examples
+            else:
+                training, validation = held_out(training, seed=config.seed)
             labels, kind = self.example_set.labels or (), self.example_set.kind
             resolved: dict[str, Any] = {"labels": labels, "label_kind": kind}
             if self.task.choose_loss is not None:
@@ -242,11 +246,6 @@ class Finetuning(BaseFinetuning):
         columns = (word for role, column in self.config.roles.items() for word in (f"--{role}", column))
         to_evaluate = f"--data {shlex.join(self.config.validation) or 'FILE'} {shlex.join(columns)}".rstrip()
         return Sample(passages, self.task.commands(self.config, self._examples[0], to_evaluate))
-
-    def _split(self, config: FinetuneConfig) -> tuple[Sequence[Example], Sequence[Example]]:
-        if not config.validation:
-            return held_out(self.example_set.examples, seed=config.seed)
-        return self.example_set.examples, self._read(config, self.example_set).examples
 
     def _read(self, config: FinetuneConfig, training: ExampleSet | None = None) -> ExampleSet:
         """The examples of the training data, or with them given those for validation, as the model learns them."""

@@ -177,6 +177,9 @@ def result(
     training = checks.get("training")
     # Of words with tags, kinds of entities are counted.
     trained = {} if training is None else training.entities or training.labels
+    # Classes that were trained on and do not occur where they are measured are there, too.
+    absent = sorted(set(trained) - {row.label for row in evaluation.classes}) if evaluation.classes else []
+    classes = [*evaluation.classes, *(ClassScores(label, math.nan, math.nan, math.nan, 0) for label in absent)]
     confusion = evaluation.confusion
     no_verdict = f"No verdict: {measured_on} can't show what was gained, it takes {fewest} or more."
     return {
@@ -197,7 +200,7 @@ def result(
                 "recall": finite(row.recall),
                 "f1": finite(row.f1),
             }
-            for row in _every_class(evaluation, trained)
+            for row in classes
         ],
         "confusion": None
         if confusion is None
@@ -207,12 +210,6 @@ def result(
         "worst": [_row(*pairs[index]) for index in telling(rows, _WORST)],
         "notes": [*evaluation.notes, *([no_verdict] if earlier and not enough else [])],
     }
-
-
-def _every_class(evaluation: Evaluation, trained: Mapping[str, int]) -> Sequence[ClassScores]:
-    """The scores of each class, those included that were trained on and do not occur where they are measured."""
-    absent = sorted(set(trained) - {row.label for row in evaluation.classes}) if evaluation.classes else []
-    return [*evaluation.classes, *(ClassScores(label, math.nan, math.nan, math.nan, 0) for label in absent)]
 
 
 def lines(values: Mapping[str, Any]) -> list[str]:

@@ -148,7 +148,9 @@ def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tens
     """
     parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients or not all(_is_plain(gradient) for gradient in gradients):
+    # A dot product needs all of a gradient in this process's memory.
+    plain = all(type(each) is Tensor and each.device.type == "cpu" and each.is_contiguous() for each in gradients)
+    if not gradients or not plain:
         return nn.utils.clip_grad_norm_(parameters, max_norm)
     flat = [gradient.view(-1) for gradient in gradients]
     norm = torch.stack([torch.dot(gradient, gradient) for gradient in flat]).sum().sqrt()
@@ -157,11 +159,6 @@ def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tens
         for gradient in gradients:
             gradient.mul_(factor)
     return norm
-
-
-def _is_plain(gradient: Tensor) -> bool:
-    """Whether a gradient has data in this process's memory that a dot product reads in one go."""
-    return type(gradient) is Tensor and gradient.device.type == "cpu" and gradient.is_contiguous()
 
 
 class Muon(torch.optim.Optimizer):
