@@ -57,42 +57,6 @@ class AmxTiles {
 
 #if defined(USE_AMX)
 
-// out [32, 32] = or += rows [16 or 32, depth] panels^T, where `panels` are two of [depth / 2, 16, 2] one after the
-// other, each with the bfloat16 pairs of 16 columns. Strides are in elements.
-inline void amx_matmul(const BFloat16* rows, int64_t stride, bool two_row_tiles, const BFloat16* panels, int64_t depth,
-                       bool accumulate, float* out, int64_t out_stride) {
-    const BFloat16 *below = rows + LANES * stride, *right = panels + depth * LANES;
-    float* out_below = out + LANES * out_stride;
-    stride *= sizeof(BFloat16), out_stride *= sizeof(float);
-    asm volatile("" ::: "memory");  // GCC's tile loads do not declare that they read memory
-    if (accumulate) {
-        _tile_loadd(0, out, out_stride);
-        _tile_loadd(1, out + LANES, out_stride);
-        _tile_loadd(2, out_below, out_stride);
-        _tile_loadd(3, out_below + LANES, out_stride);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    for (int64_t i = 0; i < depth; i += TILE_DEPTH) {
-        _tile_loadd(4, rows + i, stride);
-        _tile_loadd(6, panels + i * LANES, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, right + i * LANES, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        if (!two_row_tiles) continue;
-        _tile_loadd(5, below + i, stride);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, out, out_stride);
-    _tile_stored(1, out + LANES, out_stride);
-    _tile_stored(2, out_below, out_stride);
-    _tile_stored(3, out_below + LANES, out_stride);
-}
-
 // out [16, 16 VECTORS] = or += rows [16, depth] columns [depth / 2, 16 VECTORS, 2]. The stride of rows is in bfloat16
 // elements, those of columns and out in 32-bit ones.
 template <int VECTORS>

@@ -3,6 +3,7 @@
 #include "packed_inputs.h"
 #include "int_matmul.h"
 #include "threads.h"
+#include "tile_matmul.h"
 
 // Dot products of a row of floating-point weights with ROWS input rows, in independent chains so that no addition waits
 // for the one before. Weights are read in order, as hardware prefetchers expect: several rows at once took up to twice
@@ -116,7 +117,7 @@ inline void unpack_bf16(const Matrix& matrix, int64_t first, BFloat16* to) {
     }
 }
 
-// Unpack a panel of integers to bfloat16, [in_features / 2, 16, 2], as amx_matmul expects it.
+// Unpack a panel of integers to bfloat16, [in_features / 2, 16, 2], as tiles of columns.
 template <Dtype DTYPE>
 inline void unpack_integers(const Matrix& matrix, int64_t panel, BFloat16* to) {
     const PanelScales<DTYPE, FloatVec> scales(matrix, panel);
@@ -162,15 +163,15 @@ inline void multiply_amx(const Matrix& matrix, int64_t panel, int64_t panels, co
                          const Write& write) {
     const int64_t depth = (matrix.in_features + TILE_DEPTH - 1) / TILE_DEPTH * TILE_DEPTH;
     for (int64_t i = 0; i < panels; i++) unpack_to_bf16(matrix, panel + i, x.unpacked_bf16 + i * depth * LANES);
-    alignas(64) float sums[AMX_ROWS * AMX_PANELS * LANES];
-    for (int64_t row = 0; row < rows; row += AMX_ROWS) {
-        int64_t block_rows = rows - row < AMX_ROWS ? rows - row : AMX_ROWS;
-        amx_matmul(x.bfloat16 + row * x.width, x.width, block_rows > LANES, x.unpacked_bf16, depth, false, sums,
-                   AMX_PANELS * LANES);
+    const TilePanels inputs{Inputs::padded_rows(rows) / LANES, x.width * 2, reinterpret_cast<const char*>(x.bfloat16)};
+    const TilePanels weights{AMX_PANELS, depth * 2, reinterpret_cast<const char*>(x.unpacked_bf16)};
+    alignas(64) TileSums sums;
+    for (int64_t row = 0; row < rows; row += TILES) {
+        multiply_panels<BFloat16>(inputs, row / LANES, weights, 0, 0, depth * 2, sums[0], TILES);
         for (int64_t i = 0; i < panels; i++) {
             OutputPanel part(matrix, panel + i);
-            for (int64_t r = 0; r < block_rows; r++)
-                write(row + r, part.first, load(sums + (r * AMX_PANELS + i) * LANES) + part.bias, part.count);
+            for (int64_t r = 0; r < TILES && row + r < rows; r++)
+                write(row + r, part.first, load_as<FloatVec>(sums[r] + i * LANES) + part.bias, part.count);
         }
     }
 }

@@ -98,6 +98,11 @@ struct Inputs {
         return (row / ROW_BLOCK * (width / GROUP) + group) * ROW_BLOCK + row % ROW_BLOCK;
     }
 
+    // The index of an element in tiles of 16 rows of 64 bytes, [row / 16, i / 32, 16, 32].
+    int64_t tile_index(int64_t row, int64_t i) const {
+        return (row / LANES * width + i / TILE_DEPTH * TILE_DEPTH) * LANES + row % LANES * TILE_DEPTH + i % TILE_DEPTH;
+    }
+
     bool needs_bf16(Dtype dtype) const {
         return (HAS_AVX512_BF16 && dtype == BFLOAT16) || (unpacked_bf16 && is_integer(dtype));
     }
@@ -107,7 +112,7 @@ struct Inputs {
     // Convert a row to bfloat16; count is a multiple of LANES.
     void to_bf16(int64_t row, const float* from, int64_t count) {
         for (int64_t i = 0; i < count; i += LANES) {
-            int64_t index = row * width + i;
+            int64_t index = unpacked_bf16 ? tile_index(row, i) : row * width + i;
             store(bfloat16 + index, load(from + i));
         }
     }
