@@ -150,15 +150,10 @@ def finetune(
     elif base is None:
         raise UserError("Which model is to be fine-tuned? Give its directory, a GGUF file or a hub id.")
     else:
-        source: object = base
-        if not isinstance(source, str | Path):
-            raise UserError(
-                f"base is a {type(source).__name__}, and a run has to name its model: give the directory that it was "
-                "loaded from, or save it with af.save(model, DIR, tokenizer=tokenizer) and give DIR."
-            )
+        name = _name_of(base)
         if not examples:
             raise UserError("What is it to learn? Give data: a file of examples, or rows.")
-        config = FinetuneConfig(base=str(source), **values)
+        config = FinetuneConfig(base=name, **values)
     if needs_launch(config.processes):
         raise UserError(
             "From Python a run has one process: start several with anyformer finetune, or this program with torchrun."
@@ -209,3 +204,13 @@ def _metrics(directory: Path) -> dict[str, dict[str, float]]:
         losses = {name: line[name] for name in ("validation_loss", "bits_per_byte") if name in line}
         metrics["before" if line.get("step") == 0 else "after"].update({**losses, **line.get("scores", {})})
     return metrics
+
+
+def _name_of(base: object) -> str:
+    """The base as a run names it. Raises UserError for anything but a path or a name, such as a model."""
+    if not isinstance(base, str | Path):
+        raise UserError(
+            f"base is a {type(base).__name__}, and a run has to name its model: give the directory that it was loaded "
+            "from, or save it with af.save(model, DIR, tokenizer=tokenizer) and give DIR."
+        )
+    return str(base)

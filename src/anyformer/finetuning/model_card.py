@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 from markupsafe import Markup
@@ -46,8 +46,7 @@ def write_card(
     environment = jinja2.Environment(
         trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined, finalize=_finalize
     )
-    filters: dict[str, Any] = {"fence": lambda code, language: _fence(code.strip(), language)}
-    environment.filters |= {**filters, "number": number, "general": general}
+    cast("dict[str, Any]", environment.filters).update(fence=_code, number=number, general=general)
     template = environment.from_string((files(__package__ or "") / "card.jinja").read_text(encoding="utf-8"))
     library = _library(directory, config)
     base = printable(base_name(config.base))  # a folder's path is nobody else's business
@@ -184,6 +183,10 @@ def escape(text: str) -> str:
 def _finalize(value: Any) -> Markup | str:
     """Escape text in the template unless it is `Markup`, as tables and blocks of code are."""
     return value if isinstance(value, Markup) else escape(str(value))
+
+
+def _code(text: str, language: str) -> Markup:
+    return _fence(text.strip(), language)
 
 
 def _fence(text: str, language: str = "") -> Markup:

@@ -36,14 +36,17 @@ def settings(config: RunConfig) -> dict[str, Any]:
     for field in sorted(dataclasses.fields(config), key=lambda field: field.name in common):
         name = field.name
         value: Any = getattr(config, name)
-        is_path = isinstance(value, Path) or (name == "base" and Path(value).exists())
         if isinstance(value, ModelConfig):
             value = value.to_dict()
         elif name in ("data", "validation"):
             value = [_absolute(source) for source in value]
         elif isinstance(value, tuple):
             value = list(cast("tuple[str, ...]", value))
-        elif is_path or (name in ("source", "target") and value and not config.data):
+        elif (
+            isinstance(value, Path)
+            or (name == "base" and Path(value).exists())
+            or (name in ("source", "target") and value and not config.data)
+        ):
             value = _absolute(value)
         if name not in ("name", *_MODEL):
             values[name] = value
